@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FileTree: the one model of files. Sources fill it, the EROFS writer reads it.
+
+Names and targets are bytes, as on disk. Nothing here knows the host's file system; contents are read only
+when someone asks, in pieces, so that a tree of gigabytes costs a few hundred bytes a file.
+Hard links are one `Inode` object under several names.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from erofs_edge.errors import SourceError
+
+ROOT_MODE = stat.S_IFDIR | 0o755
+
+
+class Content(Protocol):
+    """Bytes of a regular file: `size` in bytes, `read(offset, length)` returning exactly what is there."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes [offset, offset + length) clipped to the size. Safe to call from several threads."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BytesContent:
+    """Content held in memory (generated configuration)."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.data[offset : offset + length]
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """`size` bytes at byte `start` of a file on the host (a whole file, or a member of an unpacked archive)."""
+
+    path: Path
+    size: int
+    start: int = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Raises SourceError where the file cannot be read or has become shorter than it was."""
+        length = max(0, min(length, self.size - offset))
+        try:
+            fd = os.open(self.path, os.O_RDONLY)
+            try:
+                data = os.pread(fd, length, self.start + offset)
+                while len(data) < length and (
+                    more := os.pread(fd, length - len(data), self.start + offset + len(data))
+                ):
+                    data += more
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise SourceError(f"cannot read: {error.strerror}", where=str(self.path)) from error
+        if len(data) != length:
+            raise SourceError("file changed while it was being read", where=str(self.path))
+        return data
+
+
+@dataclass(slots=True, eq=False)
+class Inode:
+    """One file of any kind. Identity is object identity: two names with one Inode are hard links.
+
+    mode      POSIX type and permission bits
+    mtime_ns  nanoseconds since 1970, may be negative
+    rdev      (major, minor) of device nodes
+    target    of symlinks
+    content   of regular files (None means empty)
+    children  of directories
+    xattrs    full names (b"user.k") to values
+    origin    where it came from (a package, a manifest line): for messages only, never an output byte
+    """
+
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int = 0
+    rdev: tuple[int, int] = (0, 0)
+    target: bytes = b""
+    content: Content | None = None
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    children: dict[bytes, Inode] = field(default_factory=dict)
+    origin: str = ""
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+    @property
+    def size(self) -> int:
+        """Bytes of a regular file or of a symlink's target; 0 for other kinds."""
+        if self.is_symlink:
+            return len(self.target)
+        return self.content.size if self.content is not None else 0
+
+    def read(self) -> bytes:
+        """The whole content of a regular file (for small ones)."""
+        return self.content.read(0, self.content.size) if self.content is not None else b""
+
+
+def split(path: bytes | str) -> list[bytes]:
+    """Components of a path; raises SourceError on '..', NUL or a name over 255 bytes."""
+    raw = os.fsencode(path)
+    parts = [p for p in raw.split(b"/") if p not in (b"", b".")]
+    for part in parts:
+        if part == b".." or b"\0" in part or len(part) > 255:
+            raise SourceError("bad path", where=os.fsdecode(raw))
+    return parts
+
+
+class FileTree:
+    """A directory tree under `root`. Paths given may start with '/' or not."""
+
+    def __init__(self, root: Inode | None = None) -> None:
+        self.root = root if root is not None else Inode(ROOT_MODE)
+
+    def get(self, path: bytes | str, *, follow: bool = False) -> Inode | None:
+        """The inode at a path, or None. With `follow`, symlinks are resolved inside the tree (40 at most)."""
+        todo = split(path)[::-1]
+        trail = [self.root]
+        budget = 40
+        while todo:
+            name = todo.pop()
+            if name == b"..":
+                trail = trail[:-1] or trail
+                continue
+            child = trail[-1].children.get(name)
+            if child is None:
+                return None
+            if follow and child.is_symlink:
+                budget -= 1
+                if not budget:
+                    return None
+                if child.target.startswith(b"/"):
+                    trail = [self.root]
+                todo += [p for p in reversed(child.target.split(b"/")) if p not in (b"", b".")]
+                continue
+            trail.append(child)
+        return trail[-1]
+
+    def add(self, path: bytes | str, inode: Inode) -> Inode:
+        """Put an inode at a path, replacing what is there; missing parents become 0755 root directories.
+
+        A parent that is a symlink to a directory is followed (``/bin/x`` lands in ``/usr/bin``). Raises
+        SourceError where a parent is a file, or where a non-directory would replace a directory.
+        """
+        parts = split(path)
+        if not parts:
+            if not inode.is_dir:
+                raise SourceError("the root must be a directory")
+            inode.children = {**self.root.children, **inode.children}
+            self.root = inode
+            return inode
+        parent = self.directory(b"/".join(parts[:-1]), origin=inode.origin)
+        old = parent.children.get(parts[-1])
+        if old is not None and old.is_dir:
+            if not inode.is_dir:
+                raise SourceError(
+                    f"{_kind(inode)} from {inode.origin or 'a source'} would replace a directory"
+                    f" from {old.origin or 'another'}",
+                    where=os.fsdecode(b"/" + b"/".join(parts)),
+                )
+            inode.children = {**old.children, **inode.children}
+        parent.children[parts[-1]] = inode
+        return inode
+
+    def directory(self, path: bytes | str, *, origin: str = "") -> Inode:
+        """The directory at a path, made with its parents where missing (0755, root, mtime 0)."""
+        here = b""
+        node = self.root
+        for part in split(path):
+            here += b"/" + part
+            child = node.children.get(part)
+            if child is not None and child.is_symlink:
+                child = self.get(here, follow=True)
+            if child is None:
+                child = node.children[part] = Inode(ROOT_MODE, origin=origin)
+            if not child.is_dir:
+                raise SourceError(
+                    f"a {_kind(child)} stands where {origin or 'a source'} needs a directory",
+                    where=os.fsdecode(here),
+                )
+            node = child
+        return node
+
+    def remove(self, path: bytes | str) -> bool:
+        """Take a name (and what is below it) away; False if it was not there. Symlinks are not followed."""
+        parts = split(path)
+        parent = self.get(b"/".join(parts[:-1]))
+        return bool(parts) and parent is not None and parent.children.pop(parts[-1], None) is not None
+
+    def walk(self) -> Iterator[tuple[bytes, Inode]]:
+        """(path, inode) of everything, parents first, names in byte order; the root's path is b"/"."""
+        stack: list[tuple[bytes, Inode]] = [(b"/", self.root)]
+        while stack:
+            path, node = stack.pop()
+            yield path, node
+            prefix = path if path == b"/" else path + b"/"
+            stack += [(prefix + name, node.children[name]) for name in sorted(node.children, reverse=True)]
+
+    def merge(self, other: FileTree, *, at: bytes | str = b"/") -> None:
+        """Lay another tree over this one: later files win, directories join (the later one's metadata wins)."""
+        base = b"/" + b"/".join(split(at))
+        for path, inode in other.walk():
+            if path == b"/" and base == b"/":
+                continue
+            copy = inode
+            if inode.is_dir:
+                copy = Inode(inode.mode, inode.uid, inode.gid, inode.mtime_ns, xattrs=dict(inode.xattrs))
+                copy.origin = inode.origin
+            self.add(base + b"/" + path, copy)
+
+    def prune(self, drop: Callable[[bytes, Inode], bool]) -> int:
+        """Remove every name for which drop(path, inode) is true, whole directories at once; how many went."""
+        gone = 0
+        stack: list[tuple[bytes, Inode]] = [(b"", self.root)]
+        while stack:
+            prefix, node = stack.pop()
+            for name in list(node.children):
+                path, child = prefix + b"/" + name, node.children[name]
+                if drop(path, child):
+                    del node.children[name]
+                    gone += 1
+                elif child.is_dir:
+                    stack.append((path, child))
+        return gone
+
+
+def _kind(inode: Inode) -> str:
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo"}
+    return kinds.get(stat.S_IFMT(inode.mode), "device or socket")
