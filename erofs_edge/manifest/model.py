@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-
 from msgspec import Meta, Struct, field
 
 Size = Annotated[str | int, Meta(description="bytes, or with K, M, G (powers of 1024)")]
@@ -199,7 +198,7 @@ class Board(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     boot: Boot
     verity: Verity = Verity()
     sign: Sign = Sign()
-    flash: list[Literal["block"]] = ["block"]
+    flash: list[Literal["block"]] = field(default_factory=lambda: ["block"])
     qemu: Qemu | None = None
 
 
