@@ -54,6 +54,11 @@ class Apt:
             raise SourceError(f"no such package: {' '.join(missing)}", hint="check the name and the suite")
         return [found[name] for name in sorted(set(names))]
 
+    def download(self, names: Iterable[str], folder: Path) -> list[Path]:
+        """Download `names` and all that they depend on into a folder; the .deb files, sorted by name."""
+        self._run("apt-get", "install", "-y", "--download-only", "-o", f"Dir::Cache::archives={folder}", *names)
+        return sorted(folder.glob("*.deb"))
+
     def release_date(self) -> int:
         """Seconds since 1970 of the newest release file in use."""
         dates = []

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge tools`: QEMU and the reference tools, in a private prefix."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def tools() -> None:
+    """QEMU and reference tools in a private prefix (EROFS_EDGE_PREFIX); no root, the host stays as it is."""
+
+
+@tools.command()
+@click.option("--oracles", is_flag=True, help="Also what the tests compare with (mkfs.erofs, veritysetup, mkimage …).")
+@click.option("--json", "as_json", is_flag=True, help="Print a record instead of text.")
+def fetch(oracles: bool, as_json: bool) -> None:
+    """Fetch what is missing from the host's Debian mirror. What is there already costs no network."""
+    from erofs_edge.cli.output import emit_json
+    from erofs_edge.sources.debian.mirror import host_mirror
+    from erofs_edge.toolbox.fetch import ORACLE_SETS, fetch_sets
+    from erofs_edge.toolbox.prefix import prefix
+
+    names = ["qemu", *(ORACLE_SETS if oracles else [])]
+    found = fetch_sets(names, host_mirror, lambda text: click.echo(text, err=True))
+    if as_json:
+        emit_json({"prefix": str(prefix()), "sets": found})
+        return
+    for name in names:
+        for package, version in sorted(found[name].items()):
+            click.echo(f"{name:17} {package:22} {version}")
+
+
+@tools.command()
+@click.argument("name")
+def path(name: str) -> None:
+    """Print where the program NAME is."""
+    from erofs_edge.toolbox.prefix import find
+
+    click.echo(find(name))

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fills the private prefix from Debian packages, without root and without touching the host.
+
+Each program gets a wrapper that runs it under the loader and libraries of its own suite. Names without a
+suffix come from the newest release that we list for them; `mkfs.erofs-1.5`, `-1.8` and `-1.9` are the three
+generations that our reader is tested on ('1.9' is sid's: that or newer).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.errors import SourceError, ToolError
+from erofs_edge.sources.debian.apt import open_apt
+from erofs_edge.sources.debian.mirror import Mirror
+from erofs_edge.toolbox.prefix import STAMP, installed, prefix
+
+BIN_DIRS = ("usr/bin", "usr/sbin", "bin", "sbin")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSet:
+    """Packages of one suite, and the programs of theirs that get a wrapper (program → names)."""
+
+    suite: str
+    packages: tuple[str, ...]
+    programs: dict[str, tuple[str, ...]]
+
+
+def _same(*names: str) -> dict[str, tuple[str, ...]]:
+    return {name: (name,) for name in names}
+
+
+EROFS_TOOLS = ("mkfs.erofs", "fsck.erofs", "dump.erofs")
+SETS = {
+    "qemu": ToolSet("trixie", ("qemu-system-arm", "qemu-utils"), _same("qemu-system-aarch64", "qemu-img")),
+    "oracles": ToolSet(
+        "trixie",
+        (
+            "erofs-utils", "cryptsetup-bin", "u-boot-tools", "device-tree-compiler", "gdisk", "fdisk", "dosfstools",
+            "mtools", "e2fsprogs", "cpio", "openssl", "kmod",
+        ),
+        {name: (f"{name}-1.8",) for name in EROFS_TOOLS}
+        | _same(
+            "veritysetup", "mkimage", "dumpimage", "mkenvimage", "dtc", "fdtget", "fdtput", "sgdisk", "sfdisk",
+            "mcopy", "mdir", "mtype", "minfo", "e2fsck", "mke2fs", "debugfs", "cpio", "openssl", "fsck.fat", "kmod",
+        ),
+    ),
+    "oracles-sid": ToolSet("sid", ("erofs-utils",), {name: (name, f"{name}-1.9") for name in EROFS_TOOLS}),
+    "oracles-bookworm": ToolSet("bookworm", ("erofs-utils",), {name: (f"{name}-1.5",) for name in EROFS_TOOLS}),
+}  # fmt: skip
+ORACLE_SETS = [name for name in SETS if name.startswith("oracles")]
+
+
+def fetch_sets(
+    names: list[str], mirror_of: Callable[[], Mirror], say: Callable[[str], None]
+) -> dict[str, dict[str, str]]:
+    """Make sure that the named sets are there; what is there already is not touched and costs no network.
+
+    Returns package versions by set. Raises ToolError, MirrorError or SourceError; a set is there whole or not.
+    """
+    root = prefix()
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        have = installed(root)
+        for name in names:
+            if name in have and all((root / "bin" / wrapper).exists() for wrapper in _wrappers(SETS[name])):
+                continue
+            tools = SETS[name]
+            say(f"fetching {name} ({', '.join(tools.packages)} of {tools.suite}) into {root}")
+            have[name] = _install(root, name, tools, mirror_of())
+            temporary = root / f".{STAMP}"
+            temporary.write_text(json.dumps(have, indent=1, sort_keys=True) + "\n")
+            temporary.replace(root / STAMP)
+    return {name: have[name] for name in names}
+
+
+def _wrappers(tools: ToolSet) -> list[str]:
+    return [wrapper for wrappers in tools.programs.values() for wrapper in wrappers]
+
+
+def _install(root: Path, name: str, tools: ToolSet, mirror: Mirror) -> dict[str, str]:
+    for needed in ("dpkg", "dpkg-deb"):
+        if not shutil.which(needed):
+            raise ToolError(f"{needed} not found", hint="a Debian-like host is needed: Debian 12 or newer")
+    arch = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout.strip()
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as work:
+        with open_apt(mirror, tools.suite, arch) as apt:
+            chosen = apt.closure(tools.packages)
+            debs = apt.download(tools.packages, Path(work))
+        unpacked = Path(work) / "root"
+        unpacked.mkdir()
+        for deb in debs:
+            done = subprocess.run(
+                ["dpkg-deb", "-x", str(deb), str(unpacked)], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise SourceError(f"cannot unpack: {done.stderr.strip()[-200:]}", where=deb.name)
+        final = root / "roots" / name
+        shutil.rmtree(final, ignore_errors=True)
+        final.parent.mkdir(exist_ok=True)
+        unpacked.replace(final)
+    for program, wrappers in tools.programs.items():
+        for wrapper in wrappers:
+            _wrap(root, final, program, wrapper)
+    return {package.name: package.version for package in chosen if package.name in tools.packages}
+
+
+def _wrap(prefix_root: Path, root: Path, program: str, name: str) -> None:
+    """Write PREFIX/bin/NAME: the program under root's own loader, libraries, modules and data."""
+    real = next((path for d in BIN_DIRS if (path := root / d / program).exists() or path.is_symlink()), None)
+    loader = next(
+        (p for pattern in ("usr/lib/*/ld-linux*.so.*", "lib/*/ld-linux*.so.*") for p in sorted(root.glob(pattern))),
+        None,
+    )
+    if real is None or loader is None:
+        raise ToolError(f"{program} is in none of the packages fetched", where=str(root))
+    triplet = loader.parent.name
+    libraries = ":".join(
+        str(path) for path in (root / "usr/lib" / triplet, root / "lib" / triplet, root / "usr/lib") if path.is_dir()
+    )
+    extra = f"-L '{root}/usr/share/qemu' " if program.startswith("qemu-system") else ""
+    script = prefix_root / "bin" / name
+    script.parent.mkdir(exist_ok=True)
+    temporary = script.with_name(f".{name}.{os.getpid()}")
+    temporary.write_text(
+        f"""#!/bin/sh
+export OPENSSL_CONF=/dev/null OPENSSL_MODULES='{root}/usr/lib/{triplet}/ossl-modules'
+export QEMU_MODULE_DIR='{root}/usr/lib/{triplet}/qemu' MTOOLSRC=/dev/null
+exec '{loader}' --library-path '{libraries}' --argv0 '{program}' '{real}' {extra}"$@"
+"""
+    )
+    temporary.chmod(0o755)
+    temporary.replace(script)

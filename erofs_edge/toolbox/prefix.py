@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the private prefix is and what is in it. The build itself needs none of this.
+
+PREFIX/bin/NAME     wrappers: the program under its own loader and libraries, so that the host's do not matter
+PREFIX/roots/SUITE  unpacked packages
+PREFIX/tools.json   {set: {package: version}}, written last: a set that is named there is complete
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from erofs_edge.errors import ToolError
+
+VARIABLE = "EROFS_EDGE_PREFIX"
+STAMP = "tools.json"
+
+
+def prefix() -> Path:
+    """EROFS_EDGE_PREFIX, or a folder in the user's cache."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named).absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("erofs-edge")) / "tools"
+
+
+def installed(root: Path | None = None) -> dict[str, dict[str, str]]:
+    """Versions by set of what has been fetched; empty where nothing has."""
+    try:
+        found: dict[str, dict[str, str]] = json.loads(((root or prefix()) / STAMP).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def find(name: str, *, host: bool = True) -> Path:
+    """The program NAME: from the private prefix, else (with `host`) from PATH. Raises ToolError."""
+    private = prefix() / "bin" / name
+    if private.exists():
+        return private
+    on_path = shutil.which(name) if host else None
+    if on_path:
+        return Path(on_path)
+    raise ToolError(f"{name} not found", hint="erofs-edge tools fetch")
