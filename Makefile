@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+VENV ?= .venv
+OUT ?= out/qemu-aarch64
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   build the stock system and boot it in QEMU (fetches what it lacks; no root)"
+	@echo "make test   all tests, with the reference tools as oracles"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  the benchmarks against the peers; docs/benchmarks.md says what they mean"
+
+demo:
+	@tools/bootstrap $(VENV)
+	@tools/demo $(VENV) $(OUT)
+
+test:
+	@tools/bootstrap $(VENV) dev
+	@$(VENV)/bin/erofs-edge tools fetch --oracles
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+
+lint:
+	@tools/bootstrap $(VENV) dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench:
+	@tools/bootstrap $(VENV) dev
+	@$(VENV)/bin/erofs-edge tools fetch --oracles
+	$(VENV)/bin/python benchmarks/run.py
+
+clean:
+	rm -rf out build dist
