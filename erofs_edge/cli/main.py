@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: a registry of verbs, loaded when used, and the one place where errors become text and exit codes.
+
+A verb is one click command or group in its own module, named like the verb. A command that returns an int
+sets the exit code with it; everything that fails raises an `ErofsEdgeError`. Only click is imported here, so
+that ``--help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+from erofs_edge import __version__
+from erofs_edge.cli.output import emit_error
+from erofs_edge.errors import ErofsEdgeError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "build": ("erofs_edge.cli.build", "Build a board: every image, and the disk that holds them."),
+    "flash": ("erofs_edge.cli.flash", "Write a built board to a disk or a file, and prove it."),
+    "boot": ("erofs_edge.cli.boot", "Boot a built board in QEMU; --smoke checks the whole chain."),
+    "lock": ("erofs_edge.cli.lock", "Pin every input of a board or a manifest in its lock file."),
+    "explain": ("erofs_edge.cli.explain", "Print a board or a manifest fully resolved, and where each value is from."),
+    "schema": ("erofs_edge.cli.schema", "Print the JSON Schema of boards, manifests or locks."),
+    "fs": ("erofs_edge.cli.fs", "EROFS images: build, list, read, extract, check, dump."),
+    "verity": ("erofs_edge.cli.verity", "dm-verity hash trees: format and verify."),
+    "doctor": ("erofs_edge.cli.doctor", "Say what this machine has, what it lacks, and what mends it."),
+}
+"""verb → (module, its one line in ``--help``), in the order in which ``--help`` lists them"""
+
+
+class Verbs(click.Group):
+    """The root command: knows the verbs without importing them, and ends every failure in one clear message."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
+        assert isinstance(command, click.Command)  # noqa: S101  the contract of VERBS
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            raise click.UsageError(f'no verb "{args[0]}"{_suggest(args[0])}', ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            raise click.Abort from None
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise
+            if os.environ.get("EROFS_EDGE_DEBUG") == "1":
+                raise
+            known = error if isinstance(error, ErofsEdgeError) else _unexpected(error)
+            emit_error(known)
+            raise click.exceptions.Exit(known.exit_code) from None
+
+    def main(  # type: ignore[override]  # click declares one overload for each value of standalone_mode
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        run = functools.partial(super().main, args, prog_name, complete_var, standalone_mode=False, **extra)
+        if not standalone_mode:
+            return run()
+        try:
+            result = run()
+        except click.Abort:
+            click.echo("erofs-edge: interrupted", err=True)
+            sys.exit(130)
+        except click.ClickException as error:
+            result = _usage(error)
+        _close_stdout()
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="erofs-edge")
+def cli() -> None:
+    """From a board file to a verified, signed, reproducible EROFS system on an ARM board.
+
+    A board file names everything; build turns it into bytes that depend on nothing else.
+    """
+
+
+def main() -> None:
+    """Entry of the console script; ends the process."""
+    signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="surrogateescape")  # file names are bytes and leave as they came
+    cli.main(prog_name="erofs-edge")
+
+
+def _suggest(word: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, VERBS, n=1)
+    return f', did you mean "{close[0]}"?' if close else ""
+
+
+def _usage(error: click.ClickException) -> int:
+    """Show a misuse of the command line the way errors are shown, naming the help that mends it."""
+    hint = None
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"{error.ctx.command_path} --help"
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    emit_error(ErofsEdgeError(error.format_message().rstrip(".").replace("\n", " "), hint=hint))
+    return error.exit_code
+
+
+def _unexpected(error: Exception) -> ErofsEdgeError:
+    """What the user is told about an error that nobody foresaw: one line, and how to see the rest."""
+    if isinstance(error, OSError):
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+        hint = "free some space and start again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+        return ErofsEdgeError(error.strerror or str(error), where=where, hint=hint)
+    text = " ".join(str(error).split())
+    return ErofsEdgeError(
+        f"internal error: {type(error).__name__}{': ' if text else ''}{text}",
+        hint="EROFS_EDGE_DEBUG=1 shows where; this is a bug worth a report",
+    )
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds like Ctrl-C, so that half-written files and child processes go."""
+    sys.exit(128 + number)
+
+
+def _close_stdout() -> None:
+    """Flush now, so that a reader who left early (``| head``) is met with silence instead of a traceback."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
