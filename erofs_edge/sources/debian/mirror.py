@@ -21,7 +21,9 @@ KEYRINGS = (
     "usr/share/keyrings/debian-archive-keyring.pgp",
     "etc/apt/trusted.gpg.d/debian-archive-keyring.gpg",
 )
-SUITES = {"bookworm", "trixie", "forky", "duke", "sid", "stable", "testing", "unstable", "oldstable"}
+RELEASES = "bookworm|trixie|forky|duke|sid|stable|testing|unstable|oldstable"
+# exact, since other repositories are called after these: bookworm-pgdg, bookworm with a component "stable"
+SUITE = re.compile(rf"(?:{RELEASES})(?:(?P<security>-security|/updates)|-updates|-backports|-proposed-updates)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,11 @@ def host_mirror(environ: Mapping[str, str] = os.environ, root: Path = Path("/"))
         return Mirror(_named(named), _keyring(root, None), pinned=True)
     archives: dict[str, str] = {}
     signed_by = None
-    for uri, suite, key in _entries(root):
-        if re.split(r"[-/]", suite)[0] not in SUITES:
+    for uri, suite, components, key in _entries(root):
+        match = SUITE.fullmatch(suite)
+        if not match or "main" not in components:
             continue
-        archive = "debian-security" if re.search(r"-security|/updates", suite) else "debian"
+        archive = "debian-security" if match["security"] else "debian"
         if archive not in archives:
             archives[archive] = _plain(uri, root).rstrip("/")
             signed_by = signed_by or key
@@ -106,8 +109,8 @@ def _plain(uri: str, root: Path) -> str:
     raise MirrorError("the list of mirrors is empty", where=str(path))
 
 
-def _entries(root: Path) -> Iterator[tuple[str, str, str | None]]:
-    """(URI, suite, keyring path or None) of each enabled binary source, in apt's own reading order."""
+def _entries(root: Path) -> Iterator[tuple[str, str, list[str], str | None]]:
+    """(URI, suite, components, keyring path or None) of each enabled binary source, in apt's own reading order."""
     apt = root / "etc/apt"
     lists = [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*"))]
     for path in lists:
@@ -117,7 +120,7 @@ def _entries(root: Path) -> Iterator[tuple[str, str, str | None]]:
         yield from _deb822(text) if path.suffix == ".sources" else _one_line(text)
 
 
-def _deb822(text: str) -> Iterator[tuple[str, str, str | None]]:
+def _deb822(text: str) -> Iterator[tuple[str, str, list[str], str | None]]:
     for block in re.split(r"\n\s*\n", text):
         fields: dict[str, str] = {}
         key = ""
@@ -135,12 +138,12 @@ def _deb822(text: str) -> Iterator[tuple[str, str, str | None]]:
         signed = fields.get("signed-by", "")
         for uri in fields.get("uris", "").split()[:1]:
             for suite in fields.get("suites", "").split():
-                yield uri, suite, signed if signed.startswith("/") else None
+                yield uri, suite, fields.get("components", "").split(), signed if signed.startswith("/") else None
 
 
-def _one_line(text: str) -> Iterator[tuple[str, str, str | None]]:
+def _one_line(text: str) -> Iterator[tuple[str, str, list[str], str | None]]:
     for line in text.split("\n"):
-        match = re.match(r"deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)", line.split("#")[0].strip())
+        match = re.match(r"deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s*(.*)", line.split("#")[0].strip())
         if match:
             options = dict(word.split("=", 1) for word in (match[1] or "").split() if "=" in word)
-            yield match[2], match[3], options.get("signed-by")
+            yield match[2], match[3], match[4].split(), options.get("signed-by")
