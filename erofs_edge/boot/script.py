@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The U-Boot script of a board: choose a slot, count the attempt, load its FIT, start it.
+
+The algorithm and the variables are those of RAUC's U-Boot integration (BOOT_ORDER, BOOT_x_LEFT). They live in the
+slot-state partition as two U-Boot environment blocks of the kind that `env import -c` reads: crc32 of the rest,
+little endian, then NAME=VALUE strings, each ended by NUL, padded with NUL (U-Boot include/env_internal.h `env_t`
+without redundancy flag; cmd/nvedit.c).
+
+What the script trusts: nothing on the disk. Variables are imported by a list of names, a FIT is read no further than
+its partition is long, and `bootm` verifies it before a byte of it runs. The words are those of U-Boot's hush shell;
+every command is in Debian's stock builds of U-Boot 2025.01.
+"""
+
+from __future__ import annotations
+
+from erofs_edge.errors import ManifestError
+from erofs_edge.manifest.model import Board, Partition, size_bytes
+
+CONFIGURATION = "conf"
+"""the name of the configuration node in the FIT"""
+
+STAGE = "erofs-edge: stage u-boot slot "
+REFUSED = "erofs-edge: slot does not start: "
+NO_SLOT = "erofs-edge: no slot boots"
+
+ATTEMPTS = 3
+STATE_SIZE = 16 << 10
+STATE_OFFSETS = (0, 64 << 10)
+"""of the two copies in the slot-state partition, bytes; the same as in disk/slots.py"""
+
+
+def boot_script(board: Board) -> str:
+    """The script, one command a line, ASCII. For `/config/bootcmd` of the control tree or as boot.scr.
+
+    Raises ManifestError where the board has no slotted 'fit' partition or its command line cannot be quoted.
+    """
+    fit_name, fit = _partition(board, "fit")
+    state_name, _ = _partition(board, "slot-state")
+    if not fit.slots:
+        raise ManifestError(f"partition '{fit_name}' has no slots", hint="add `slots: [a, b]` to it")
+    names = {slot.upper(): slot for slot in fit.slots}
+    return "\n".join(
+        [
+            *_find_disk(board),
+            *_read_state(board, state_name, list(names)),
+            f"setenv ee_try '{_try_slot(board, fit_name, fit)}'",
+            f"setenv ee_all '{_try_all(board, names)}'",
+            "run ee_all",
+            'if test -z "${ee_tried}"; then',
+            f'echo "erofs-edge: no attempt is left on any slot, counting from {ATTEMPTS} again"',
+            f'setenv BOOT_ORDER "{" ".join(names)}"',
+            *(f"setenv BOOT_{name}_LEFT {ATTEMPTS}" for name in names),
+            "run ee_all",
+            "fi",
+            f'echo "{NO_SLOT}"',
+            "while true; do sleep 3600; done",
+            "",
+        ]
+    )
+
+
+def _partition(board: Board, content: str) -> tuple[str, Partition]:
+    for name, partition in board.disk.partitions.items():
+        if partition.content == content:
+            return name, partition
+    raise ManifestError(
+        f"board '{board.board}' has no partition with content '{content}'",
+        hint=f"the boot chain u-boot-fit needs one: `content: {content}`",
+    )
+
+
+def _find_disk(board: Board) -> list[str]:
+    return ["virtio scan"] if board.boot.storage == "virtio" else [f"mmc dev {board.boot.device}"]
+
+
+def _variables(names: list[str]) -> str:
+    return " ".join(["BOOT_ORDER", *(f"BOOT_{name}_LEFT" for name in names)])
+
+
+def _read_state(board: Board, partition: str, names: list[str]) -> list[str]:
+    """Import the first copy whose crc is right; the copy that was *not* read is written first.
+
+    So at least one of the two is whole at every moment, whichever was damaged before.
+    """
+    storage, device, sector = board.boot.storage, board.boot.device, board.disk.sector
+    first, second = (offset // sector for offset in STATE_OFFSETS)
+    count, address = STATE_SIZE // sector, board.boot.load_address
+    load = f"env import -c {address:x} {STATE_SIZE:x} {_variables(names)}"
+    save = [
+        f"env export -c -s {STATE_SIZE:x} {address:x} {_variables(names)}",
+        f"{storage} write {address:x} ${{ee_other}} {count:x}",
+        f"{storage} write {address:x} ${{ee_good}} {count:x}",
+    ]
+    return [
+        *(f"setenv {name}" for name in _variables(names).split()),
+        "setenv ee_save",
+        f"if part start {storage} {device} {partition} ee_misc; then",
+        f"setenv ee_save '{'; '.join(save)}'",
+        f"setexpr ee_good ${{ee_misc}} + {first:x}",
+        f"setexpr ee_other ${{ee_misc}} + {second:x}",
+        f"if {storage} read {address:x} ${{ee_good}} {count:x} && {load}; then true; else",
+        "setenv ee_misc ${ee_good}; setenv ee_good ${ee_other}; setenv ee_other ${ee_misc}",
+        f"if {storage} read {address:x} ${{ee_good}} {count:x} && {load}; then true; else",
+        'echo "erofs-edge: both copies of the slot state are damaged, starting from defaults"',
+        "fi; fi; fi",
+        f'test -n "${{BOOT_ORDER}}" || setenv BOOT_ORDER "{" ".join(names)}"',
+        *(f'test -n "${{BOOT_{name}_LEFT}}" || setenv BOOT_{name}_LEFT {ATTEMPTS}' for name in names),
+    ]
+
+
+def _try_slot(board: Board, name: str, partition: Partition) -> str:
+    """Load and start the FIT of ${ee_slot}; comes back only if that failed.
+
+    The FIT holds its data inside itself, so its header says how much to read. A forged header or partition table
+    must not make U-Boot read over its own memory: the board's own partition size is the limit.
+    """
+    storage, device, sector = board.boot.storage, board.boot.device, board.disk.sector
+    address, limit = board.boot.load_address, size_bytes(partition.size) // sector
+    where = f"{address:x}#{CONFIGURATION}"
+    start = f"bootm {where} {where} ${{fdtcontroladdr}}" if board.boot.fdt == "control" else f"bootm {where}"
+    steps = [
+        f"part start {storage} {device} {name}_${{ee_slot}} ee_start",
+        f"{storage} read {address:x} ${{ee_start}} 1",
+        f"fdt addr {address:x}",
+        "fdt header get ee_count totalsize",
+        f"setexpr ee_count ${{ee_count}} + {sector - 1:x}",
+        f"setexpr ee_count ${{ee_count}} / {sector:x}",
+        f"itest ${{ee_count}} -le {limit:x}",
+        f"{storage} read {address:x} ${{ee_start}} ${{ee_count}}",
+    ]
+    return f'if {" && ".join(steps)}; then {start}; fi; echo "{REFUSED}${{ee_slot}}"'
+
+
+def _try_all(board: Board, names: dict[str, str]) -> str:
+    """Each slot in BOOT_ORDER that has an attempt left: count it, then try it."""
+    branches = []
+    for name, slot in names.items():
+        arguments = _quotable(board, [*board.boot.cmdline, f"erofs_edge.slot={slot}"])
+        branches.append(
+            f'if test "${{ee_name}}" = {name} && test "${{BOOT_{name}_LEFT}}" -gt 0; then '
+            f'setexpr BOOT_{name}_LEFT "${{BOOT_{name}_LEFT}}" - 1; setenv ee_tried 1; run ee_save; '
+            f'setenv ee_slot {slot}; setenv bootargs "{arguments}"; echo "{STAGE}{slot}"; run ee_try; fi'
+        )
+    return f"setenv ee_tried; for ee_name in ${{BOOT_ORDER}}; do {'; '.join(branches)}; done"
+
+
+def _quotable(board: Board, words: list[str]) -> str:
+    """The words as they stand between double quotes inside single quotes."""
+    text = " ".join(words)
+    for character in "'\"\\$\n":
+        if character in text:
+            raise ManifestError(
+                f"boot.cmdline of board '{board.board}' holds {character!r}, which U-Boot's shell would change"
+            )
+    return text
