@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which blocks of an image are not what its root hash promises.
+
+Top down, as the kernel does it: a hash block that is wrong proves nothing about what is below, so those data
+blocks are 'unproven' rather than bad. Everything else is exact.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erofs_edge.errors import FormatError
+from erofs_edge.verity import superblock
+from erofs_edge.verity.blocks import SLICE, Progress, file_size, hashed_slices, read_exactly
+from erofs_edge.verity.superblock import Level, Superblock, VerityInfo
+
+RANGES_MAX = 10_000
+GOOD, BAD, UNPROVEN = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Ranges:
+    """Block numbers as (first, count) ranges. `total` is exact; at most RANGES_MAX ranges are kept."""
+
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    total: int = 0
+
+    def add(self, first: int, count: int = 1) -> None:
+        """Add blocks after all that were added before."""
+        self.total += count
+        if self.ranges and sum(self.ranges[-1]) == first:
+            self.ranges[-1] = (self.ranges[-1][0], self.ranges[-1][1] + count)
+        elif len(self.ranges) < RANGES_MAX:
+            self.ranges.append((first, count))
+
+    def __bool__(self) -> bool:
+        return self.total > 0
+
+    def __str__(self) -> str:
+        """'7, 12-15, …': at most eight ranges."""
+        shown = [str(first) if count == 1 else f"{first}-{first + count - 1}" for first, count in self.ranges[:8]]
+        return ", ".join(shown + ["…"] * (len(self.ranges) > 8))
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found. Numbers are data blocks in `bad_data` and `unproven`, hash blocks of the hash device (from
+    its byte 0) in `bad_hash`. `bad_superblock` is only known where the expected one is."""
+
+    superblock: Superblock
+    hash_offset: int
+    bad_data: Ranges
+    bad_hash: Ranges
+    unproven: Ranges
+    bad_superblock: bool
+
+    @property
+    def ok(self) -> bool:
+        return not (self.bad_data or self.bad_hash or self.unproven or self.bad_superblock)
+
+
+def verify(
+    path: Path,
+    expected: VerityInfo | bytes,
+    *,
+    hash_device: Path | None = None,
+    hash_offset: int | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check each block of the data and of the tree against a root hash.
+
+    With a VerityInfo nothing on the disk is believed, the superblock included. With a bare root hash the superblock
+    is read at `hash_offset` (default: 0 on a separate device; in the image itself, where `find_superblock` finds it).
+    Raises FormatError where the superblock is malformed or says more than the files hold.
+    """
+    data_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    hash_fd = -1
+    try:
+        hash_fd = os.open(hash_device or path, os.O_RDONLY | os.O_CLOEXEC)
+        if isinstance(expected, VerityInfo):
+            at, sb, root = expected.hash_offset, expected.superblock, expected.root_hash
+            padded = sb.pack().ljust(sb.start_block(at) * sb.hash_block_size - at, b"\0")
+            bad_superblock = read_exactly(hash_fd, len(padded), at) != padded
+        else:
+            if hash_offset is None:
+                hash_offset = 0 if hash_device else find_superblock(path) or 0
+            at, root, bad_superblock = hash_offset, expected, False
+            sb = superblock.parse(os.pread(hash_fd, superblock.SIZE, at), at)
+        _check_bounds(sb, at, file_size(data_fd), file_size(hash_fd), one_file=hash_device is None)
+        walk = _Walk(sb, data_fd, hash_fd, jobs, progress)
+        walk.descend(sb.levels(at), root)
+    finally:
+        os.close(data_fd)
+        if hash_fd >= 0:
+            os.close(hash_fd)
+    return Verification(sb, at, walk.bad_data, walk.bad_hash, walk.unproven, bad_superblock)
+
+
+def find_superblock(path: Path) -> int | None:
+    """Byte offset of a superblock whose tree ends exactly where the file ends, or None.
+
+    Finds trees with equal block sizes that follow their data at once. Their size follows from the count of data
+    blocks, so that the place follows from the file's size: a few dozen reads, whatever the size.
+    """
+    with path.open("rb", buffering=0) as file:
+        fd = file.fileno()
+        size = file_size(fd)
+        for bits in range(superblock.BLOCK_MIN.bit_length() - 1, superblock.BLOCK_MAX.bit_length()):
+            for algorithm in superblock.DIGEST_SIZES:
+                at = _offset_by_size(size, 1 << bits, algorithm)
+                if at is None or os.pread(fd, len(superblock.MAGIC), at) != superblock.MAGIC:
+                    continue
+                sb = superblock.parse(os.pread(fd, superblock.SIZE, at), at)
+                if sb.data_size <= at and sb.end(at) == size:
+                    return at
+    return None
+
+
+def read_superblock(path: Path, hash_offset: int) -> Superblock:
+    """The superblock at a byte offset of a file or device. Raises FormatError with the offset."""
+    with path.open("rb", buffering=0) as file:
+        fd = file.fileno()
+        return superblock.parse(os.pread(fd, superblock.SIZE, hash_offset), hash_offset)
+
+
+def _offset_by_size(size: int, block_size: int, algorithm: str) -> int | None:
+    """Where the superblock must stand if data and tree of one block size fill `size` bytes exactly."""
+    if size % block_size or size < 2 * block_size:
+        return None
+    low, high = 1, size // block_size
+    while low < high:
+        middle = (low + high) // 2
+        sb = Superblock(bytes(16), b"", middle, algorithm, block_size, block_size)
+        if sb.end(sb.data_size) < size:
+            low = middle + 1
+        else:
+            high = middle
+    sb = Superblock(bytes(16), b"", low, algorithm, block_size, block_size)
+    return sb.data_size if sb.end(sb.data_size) == size else None
+
+
+def _check_bounds(sb: Superblock, at: int, data_size: int, hash_size: int, *, one_file: bool) -> None:
+    if sb.data_size > data_size:
+        raise FormatError(
+            f"the superblock covers {sb.data_size} bytes of data, there are {data_size}", where=f"offset {at + 72:#x}"
+        )
+    if one_file and at < sb.data_size:
+        raise FormatError("the superblock stands inside the data it covers", where=f"offset {at:#x}")
+    if sb.end(at) > hash_size:
+        raise FormatError(f"the hash tree ends at byte {sb.end(at)}, the file at {hash_size}", where=f"offset {at:#x}")
+
+
+class _Walk:
+    """One verification: the tree from the top level down, then the data."""
+
+    def __init__(self, sb: Superblock, data_fd: int, hash_fd: int, jobs: int | None, progress: Progress | None) -> None:
+        self.sb, self.data_fd, self.hash_fd, self.jobs, self.progress = sb, data_fd, hash_fd, jobs, progress
+        self.bad_data, self.bad_hash, self.unproven = Ranges(), Ranges(), Ranges()
+
+    def descend(self, levels: list[Level], root: bytes) -> None:
+        parent: Level | None = None
+        state = bytearray(1)  # of the parent's blocks, one byte each; the root hash itself is GOOD
+        size = self.sb.hash_block_size
+        for level in reversed(levels):
+            below = bytearray(level.count)
+            start = level.start * size
+            slices = hashed_slices(self.sb, self.hash_fd, start, start + level.count * size, size, jobs=self.jobs)
+            for block, verdict in self._judge(slices, parent, state, root, size):
+                below[block] = verdict
+                if verdict == BAD:
+                    self.bad_hash.add(level.start + block)
+            parent, state = level, below
+        size = self.sb.data_block_size
+        slices = hashed_slices(
+            self.sb, self.data_fd, 0, self.sb.data_size, size, jobs=self.jobs, progress=self.progress
+        )  # fmt: skip
+        for block, verdict in self._judge(slices, parent, state, root, size):
+            (self.bad_data if verdict == BAD else self.unproven).add(block)
+
+    def _judge(
+        self, slices: Iterator[bytes], parent: Level | None, state: bytearray, root: bytes, block_size: int
+    ) -> Iterator[tuple[int, int]]:
+        """(block, BAD or UNPROVEN) of one level's blocks that are not GOOD, in order."""
+        slot, per_block = self.sb.slot_size, self.sb.per_block
+        doubtful = any(state)
+        for number, digests in enumerate(slices):
+            first = number * (SLICE // block_size)
+            expected = root.ljust(slot, b"\0")
+            if parent is not None:
+                expected = read_exactly(
+                    self.hash_fd, len(digests), parent.start * self.sb.hash_block_size + first * slot
+                )
+            if digests == expected and not doubtful:
+                continue
+            for index in range(len(digests) // slot):
+                block = first + index
+                if doubtful and state[block // per_block] != GOOD:
+                    yield block, UNPROVEN
+                elif digests[index * slot : (index + 1) * slot] != expected[index * slot : (index + 1) * slot]:
+                    yield block, BAD

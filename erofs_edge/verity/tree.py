@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dm-verity hash trees: append one to an image, or write one to a file of its own.
+
+Memory stays at a few slices whatever the image's size: each level is written where it belongs as it comes and
+read back for the level above. The superblock goes last, so that half a tree never looks like one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from erofs_edge.errors import CapacityError, FormatError, UsageError
+from erofs_edge.verity.blocks import (
+    SLICE,
+    Progress,
+    file_size,
+    hash_blocks,
+    hashed_slices,
+    read_exactly,
+    write_exactly,
+)
+from erofs_edge.verity.check import Verification, find_superblock, read_superblock, verify
+from erofs_edge.verity.superblock import Superblock, VerityInfo, is_block_size
+
+__all__ = [
+    "Superblock",
+    "Verification",
+    "VerityInfo",
+    "append",
+    "find_superblock",
+    "format_tree",
+    "read_superblock",
+    "root_hash",
+    "verify",
+]
+
+
+def append(
+    path: Path,
+    *,
+    uuid: bytes | None = None,
+    salt: bytes | None = None,
+    block_size: int = 4096,
+    hash_block_size: int | None = None,
+    hash_offset: int | None = None,
+    algorithm: str = "sha256",
+    image_sha256: bytes | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> VerityInfo:
+    """Append superblock and tree to the image at `path`, which is changed in place.
+
+    The image is padded with zeros to whole data blocks first, and the padding is covered. `hash_offset` (bytes)
+    may leave a gap after that. Salt and UUID that are not given derive from the image's sha256 (of its bytes
+    before this call; `image_sha256`, where it is known, saves one pass). Any failure, Ctrl-C included, leaves the
+    image as it was.
+
+    Raises UsageError where a tree is there already or an option makes no sense, CapacityError where the disk is
+    full, FormatError on an empty image.
+    """
+    if (found := find_superblock(path)) is not None:
+        raise UsageError(
+            "this image carries a verity tree already",
+            where=f"{path}: offset {found:#x}",
+            hint=f"to take it off: truncate -s {found} {path}",
+        )
+    with _opened(path, os.O_RDWR) as fd:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise UsageError("only a file can grow by its tree", where=str(path), hint="--hash-device FILE")
+        size = os.fstat(fd).st_size
+        seed = image_sha256 or _sha256(fd, size, needed=uuid is None or salt is None, progress=progress)
+        sb = _describe(
+            seed,
+            size,
+            uuid=uuid,
+            salt=salt,
+            algorithm=algorithm,
+            block_size=block_size,
+            hash_block_size=hash_block_size,
+        )
+        at = _round_up(sb.data_size, sb.hash_block_size) if hash_offset is None else hash_offset
+        _check_offset(at)
+        if at < sb.data_size:
+            raise UsageError(f"hash offset {at} lies inside the {sb.data_size} bytes of data", where=str(path))
+        try:
+            os.ftruncate(fd, sb.end(at))
+            root = _write_tree(sb, fd, fd, at, jobs=jobs, progress=progress)
+        except BaseException as error:
+            os.ftruncate(fd, size)
+            if (full := _no_space(error, path)) is not None:
+                raise full from error
+            raise
+    return _info(sb, root, at, sb.end(at))
+
+
+def format_tree(
+    data: Path,
+    hash_device: Path,
+    *,
+    uuid: bytes | None = None,
+    salt: bytes | None = None,
+    block_size: int = 4096,
+    hash_block_size: int | None = None,
+    hash_offset: int = 0,
+    algorithm: str = "sha256",
+    image_sha256: bytes | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> VerityInfo:
+    """Write superblock and tree for `data` into another file or device, at byte `hash_offset`.
+
+    What stands before `hash_offset` is kept. At offset 0 a file is made beside under a temporary name and renamed.
+    Raises as `append` does, and UsageError where the data is not a whole number of blocks: its tail would stay
+    unprotected.
+    """
+    _check_offset(hash_offset)
+    with _opened(data, os.O_RDONLY) as data_fd:
+        size = file_size(data_fd)
+        if size % block_size:
+            raise UsageError(
+                f"{size} bytes are no whole number of {block_size}-byte blocks",
+                where=str(data),
+                hint="pad it, or append the tree to the image itself, which pads",
+            )
+        seed = image_sha256 or _sha256(data_fd, size, needed=uuid is None or salt is None, progress=progress)
+        sb = _describe(
+            seed,
+            size,
+            uuid=uuid,
+            salt=salt,
+            algorithm=algorithm,
+            block_size=block_size,
+            hash_block_size=hash_block_size,
+        )
+        in_place = hash_device.exists() and (hash_offset > 0 or not hash_device.is_file())
+        if in_place and os.path.samefile(data, hash_device):
+            raise UsageError("data and tree in one file: append it", where=str(data))
+        temporary = hash_device if in_place else hash_device.with_name(f".{hash_device.name}.{os.getpid()}.tmp")
+        try:
+            with _opened(temporary, os.O_RDWR if in_place else os.O_RDWR | os.O_CREAT | os.O_TRUNC) as hash_fd:
+                if stat.S_ISREG(os.fstat(hash_fd).st_mode):
+                    os.ftruncate(hash_fd, max(sb.end(hash_offset), file_size(hash_fd)))
+                root = _write_tree(sb, data_fd, hash_fd, hash_offset, jobs=jobs, progress=progress)
+                end = file_size(hash_fd)
+            if not in_place:
+                temporary.replace(hash_device)
+        except BaseException as error:
+            if not in_place:
+                temporary.unlink(missing_ok=True)
+            if (full := _no_space(error, hash_device)) is not None:
+                raise full from error
+            raise
+    return _info(sb, root, hash_offset, end)
+
+
+def root_hash(sb: Superblock, read: Callable[[int, int], bytes]) -> bytes:
+    """The root hash of data that `read(offset, length)` hands out, with the whole tree in memory."""
+    level = bytearray()
+    step = max(SLICE, sb.data_block_size)
+    for offset in range(0, sb.data_size, step):
+        level += hash_blocks(read(offset, min(step, sb.data_size - offset)), sb.data_block_size, sb)
+    while len(level) > sb.slot_size:
+        level += bytes(-len(level) % sb.hash_block_size)
+        level = bytearray(hash_blocks(bytes(level), sb.hash_block_size, sb))
+    return bytes(level[: sb.digest_size])
+
+
+def _write_tree(
+    sb: Superblock,
+    data_fd: int,
+    hash_fd: int,
+    hash_offset: int,
+    *,
+    jobs: int | None,
+    progress: Progress | None,
+) -> bytes:
+    """Write all levels, then the superblock; returns the root hash."""
+    fd, start, end, block_size = data_fd, 0, sb.data_size, sb.data_block_size
+    for level in sb.levels(hash_offset):
+        first = position = level.start * sb.hash_block_size
+        for digests in hashed_slices(sb, fd, start, end, block_size, jobs=jobs, progress=progress):
+            write_exactly(hash_fd, digests, position)
+            position += len(digests)
+        last = first + level.count * sb.hash_block_size
+        write_exactly(hash_fd, bytes(last - position), position)
+        fd, start, end, block_size, progress = hash_fd, first, last, sb.hash_block_size, None
+    top = next(hashed_slices(sb, fd, start, end, block_size, jobs=1, progress=progress))
+    tree_start = sb.start_block(hash_offset) * sb.hash_block_size
+    write_exactly(hash_fd, sb.pack().ljust(tree_start - hash_offset, b"\0"), hash_offset)
+    return top[: sb.digest_size]
+
+
+def _describe(
+    seed: bytes,
+    size: int,
+    *,
+    uuid: bytes | None,
+    salt: bytes | None,
+    algorithm: str,
+    block_size: int,
+    hash_block_size: int | None,
+) -> Superblock:
+    """The superblock for `size` bytes; what is not given derives from `seed`, the image's sha256."""
+    if not is_block_size(block_size):
+        raise UsageError(f"block size {block_size} is not a power of two from 512 to 512K")
+    if salt is None:
+        salt = hashlib.sha256(b"erofs-edge verity salt\0" + seed).digest()
+    if uuid is None:
+        uuid = _uuid8(hashlib.sha256(b"erofs-edge verity uuid\0" + seed).digest())
+    try:
+        return Superblock(uuid, salt, -(-size // block_size), algorithm, block_size, hash_block_size or block_size)
+    except FormatError as error:
+        raise (UsageError if size else FormatError)(error.message, hint=error.hint) from None
+
+
+def _uuid8(digest: bytes) -> bytes:
+    """16 bytes of a digest as a UUID of version 8 (RFC 9562: the maker's own rule)."""
+    raw = bytearray(digest[:16])
+    raw[6] = raw[6] & 0x0F | 0x80
+    raw[8] = raw[8] & 0x3F | 0x80
+    return bytes(raw)
+
+
+def _sha256(fd: int, size: int, *, needed: bool, progress: Progress | None) -> bytes:
+    """The image's sha256, or nothing where nobody needs it."""
+    state = hashlib.sha256()
+    for offset in range(0, size if needed else 0, SLICE):
+        state.update(read_exactly(fd, min(SLICE, size - offset), offset))
+        if progress is not None:
+            progress(min(SLICE, size - offset))
+    return state.digest()
+
+
+def _check_offset(hash_offset: int) -> None:
+    if hash_offset % 512 or hash_offset < 0:
+        raise UsageError(f"hash offset {hash_offset} is not a multiple of 512")
+
+
+def _info(sb: Superblock, root: bytes, hash_offset: int, size: int) -> VerityInfo:
+    return VerityInfo(
+        root, sb.salt, sb.uuid, sb.data_block_size, sb.data_blocks, hash_offset, sb.start_block(hash_offset), size,
+        sb.hash_block_size, sb.algorithm,
+    )  # fmt: skip
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _no_space(error: BaseException, path: Path) -> CapacityError | None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return CapacityError("no room for the verity tree", where=str(path), hint="the image was left as it was")
+    return None
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
