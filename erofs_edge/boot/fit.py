@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flattened Image Trees with a signed configuration, as U-Boot's ``bootm`` verifies them.
+
+Format: U-Boot doc/usage/fit/source_file_format.rst and signature.rst; the bytes that a signature covers follow
+tools/image-host.c (fit_config_get_regions) and boot/fdt_region.c. Images lie in the tree itself, so that the
+header's `totalsize` is the length of the whole FIT and a raw partition needs no other record of it.
+
+A configuration signature covers the tags of the root, the configuration, its images and their hash nodes, without
+the images' data, which the hash nodes stand for; then all the strings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from erofs_edge.boot.fdt import (
+    BEGIN_NODE,
+    END,
+    END_NODE,
+    PROP,
+    PROP_HEAD_SIZE,
+    DeviceTree,
+    Node,
+    cells,
+    header,
+    parse,
+    string,
+    tags,
+    write,
+)
+from erofs_edge.errors import ErofsEdgeError, VerificationError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+    from erofs_edge.trust.signer import Signer
+
+CONFIGURATION = "conf"
+CONFIGURATION_PATH = f"/configurations/{CONFIGURATION}"
+SIGNATURE_PATH = f"{CONFIGURATION_PATH}/signature-1"
+NOT_SIGNED = frozenset({"data", "data-size", "data-position", "data-offset"})
+"""properties of an image node that the signature leaves out: the hash nodes cover what they point at"""
+KERNEL_ALIGN = 2 << 20
+"""arm64 kernels run at a multiple of 2 MiB (Documentation/arch/arm64/booting.rst)"""
+KEY_BITS = (2048, 3072, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image of a FIT.
+
+    kind         U-Boot's type: a `kernel_noload` runs where U-Boot finds room for it
+    compression  what U-Boot undoes; a ramdisk is always 'none' here, the kernel unpacks it itself
+    """
+
+    kind: Literal["kernel_noload", "ramdisk", "flat_dt"]
+    data: bytes
+    description: str
+    compression: Literal["none", "gzip", "lz4"] = "none"
+
+
+def build_fit(
+    images: dict[str, Image], *, description: str, epoch: int, signer: Signer | None, load_address: int | None = None
+) -> bytes:
+    """A FIT with the images 'kernel', 'ramdisk' and, where given, 'fdt', in one configuration named 'conf'.
+
+    epoch         seconds since 1970, the time stamp of the tree and of the signature
+    signer        None leaves the configuration unsigned (only tests want that)
+    load_address  where the FIT will lie in memory: places an uncompressed kernel so that it starts at a multiple of
+                  KERNEL_ALIGN there and U-Boot runs it where it is. Elsewhere U-Boot would move it over the images
+                  behind it, after their verification.
+
+    Raises ErofsEdgeError for a key that U-Boot cannot check.
+    """
+    root = Node({"timestamp": cells(epoch), "description": string(description), "#address-cells": cells(1)})
+    root.children["images"] = Node(children={name: _image_node(name, image) for name, image in images.items()})
+    conf = Node({"description": string(description)} | {name: string(name) for name in images})
+    root.children["configurations"] = Node({"default": string(CONFIGURATION)}, {CONFIGURATION: conf})
+    if signer is not None:
+        conf.children["signature-1"] = _signature_node(list(images), signer, epoch)
+    if load_address is not None and images["kernel"].compression == "none":
+        root.props["padding"] = b""
+        root.props["padding"] = bytes(-(load_address + _kernel_offset(_skeleton(root))) % KERNEL_ALIGN)
+    if signer is not None:
+        props = conf.children["signature-1"].props
+        props["hashed-strings"] = cells(0, header(_skeleton(root))[8])
+        props["value"] = signer.sign_pkcs1v15_sha256(signed_bytes(_skeleton(root), signed_nodes(list(images))))
+    return write(DeviceTree(root))
+
+
+def _kernel_offset(fit: bytes) -> int:
+    """Bytes from the start of a FIT to its kernel's data."""
+    for tag in tags(fit):
+        if tag.kind == PROP and tag.path == "/images/kernel" and tag.name == "data":
+            return tag.start + PROP_HEAD_SIZE
+    raise ErofsEdgeError("a FIT without a kernel")
+
+
+def signed_nodes(images: list[str]) -> list[str]:
+    """Paths of the nodes that a configuration signature covers, in the order in which mkimage lists them."""
+    nodes = ["/", CONFIGURATION_PATH]
+    for name in images:
+        nodes += [f"/images/{name}", f"/images/{name}/hash-1"]
+    return nodes
+
+
+def signed_bytes(fit: bytes | memoryview, nodes: list[str]) -> bytes:
+    """What the signature of a FIT is over: the tags of `nodes` without the images' data, and all the strings.
+
+    A child of a listed node that is not listed itself gives its begin and end tags only. The data of the images
+    changes nothing here, so a FIT may be signed before its data is in place. Raises FormatError.
+    """
+    listed = frozenset(nodes)
+    words = header(fit)
+    view = memoryview(fit)
+    pieces: list[memoryview] = []
+    for tag in tags(fit):
+        path = tag.path if tag.path != "/" else ""
+        if tag.kind in (BEGIN_NODE, END_NODE):
+            covered = tag.path in listed or (path.rpartition("/")[0] or "/") in listed
+        elif tag.kind == END:
+            covered = True
+        else:
+            covered = tag.path in listed and tag.name not in NOT_SIGNED
+        if covered:
+            pieces.append(view[tag.start : tag.end])
+    pieces.append(view[words[3] : words[3] + words[8]])
+    return b"".join(pieces)
+
+
+def verify_fit(fit: bytes, key: RSAPublicKey) -> None:
+    """Check a FIT of ours as U-Boot does: each image's hash, then the configuration's signature.
+
+    Raises FormatError on a malformed tree, VerificationError where a hash or the signature does not match.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    root = parse(fit).root
+    conf, signature = root.at(CONFIGURATION_PATH), root.at(SIGNATURE_PATH)
+    if conf is None or signature is None or "value" not in signature.props:
+        raise VerificationError("the FIT is not signed", where=CONFIGURATION_PATH)
+    images = [name for name in conf.props if name != "description"]
+    for name in images:
+        image, node = root.at(f"/images/{name}"), root.at(f"/images/{name}/hash-1")
+        if image is None or node is None:
+            raise VerificationError("the FIT has no such image or hash", where=f"/images/{name}")
+        if hashlib.sha256(image.props.get("data", b"")).digest() != node.props.get("value"):
+            raise VerificationError("the image does not match its hash", where=f"/images/{name}")
+    try:
+        key.verify(signature.props["value"], signed_bytes(fit, signed_nodes(images)), PKCS1v15(), SHA256())
+    except InvalidSignature as error:
+        raise VerificationError("the signature does not match", where=SIGNATURE_PATH) from error
+
+
+def public_key_node(signer: Signer) -> Node:
+    """The key as U-Boot reads it from its control device tree (lib/rsa/rsa-verify.c), required for every FIT.
+
+    Beside modulus and exponent stand the constants of Montgomery multiplication, which U-Boot does not compute:
+    R**2 mod n with R = 2**bits, and -1/n mod 2**32.
+    """
+    numbers = signer.public_key.public_numbers()
+    bits = signer.public_key.key_size
+    return Node(
+        {
+            "required": string("conf"),
+            "algo": string(algorithm(signer.public_key)),
+            "rsa,r-squared": pow(2, 2 * bits, numbers.n).to_bytes(bits // 8, "big"),
+            "rsa,modulus": numbers.n.to_bytes(bits // 8, "big"),
+            "rsa,exponent": numbers.e.to_bytes(8, "big"),
+            "rsa,n0-inverse": cells(-pow(numbers.n, -1, 1 << 32) % (1 << 32)),
+            "rsa,num-bits": cells(bits),
+            "key-name-hint": string(signer.name),
+        }
+    )
+
+
+def add_key(dtb: bytes, signer: Signer) -> bytes:
+    """A control device tree that makes U-Boot refuse a FIT not signed by `signer`. Raises FormatError."""
+    tree = parse(dtb)
+    signature = tree.root.children.setdefault("signature", Node())
+    signature.children[f"key-{signer.name}"] = public_key_node(signer)
+    return write(tree)
+
+
+def _skeleton(root: Node) -> bytes:
+    """The FIT with empty images: what is signed and where the first image starts do not depend on their data."""
+
+    def bare(node: Node) -> Node:
+        props = {name: b"" if name == "data" else value for name, value in node.props.items()}
+        return Node(props, {name: bare(child) for name, child in node.children.items()})
+
+    return write(DeviceTree(bare(root)))
+
+
+def _image_node(name: str, image: Image) -> Node:
+    node = Node(
+        {
+            "description": string(image.description),
+            "data": image.data,
+            "type": string(image.kind),
+            "arch": string("arm64"),
+            "compression": string(image.compression),
+        }
+    )
+    if image.kind != "flat_dt":
+        node.props["os"] = string("linux")
+    if image.kind == "kernel_noload":
+        # bootm wants both; for this type they count from wherever the image happens to lie
+        node.props |= {"load": cells(0), "entry": cells(0)}
+    node.children["hash-1"] = Node({"algo": string("sha256"), "value": hashlib.sha256(image.data).digest()})
+    return node
+
+
+def _signature_node(images: list[str], signer: Signer, epoch: int) -> Node:
+    return Node(
+        {
+            "algo": string(algorithm(signer.public_key)),
+            "key-name-hint": string(signer.name),
+            "sign-images": b"".join(map(string, images)),
+            "value": bytes(signer.public_key.key_size // 8),
+            "signer-name": string("erofs-edge"),
+            "timestamp": cells(epoch),
+            "hashed-nodes": b"".join(map(string, signed_nodes(images))),
+            "hashed-strings": cells(0, 0),
+        }
+    )
+
+
+def algorithm(key: RSAPublicKey) -> str:
+    """U-Boot's name of the signature algorithm. Raises ErofsEdgeError for a key size that it does not know."""
+    if key.key_size not in KEY_BITS or key.public_numbers().e != 65537:
+        raise ErofsEdgeError(
+            f"U-Boot cannot check signatures of an RSA key of {key.key_size} bits"
+            f" with exponent {key.public_numbers().e}",
+            hint="use an RSA-2048 key with exponent 65537",
+        )
+    return f"sha256,rsa{key.key_size}"
