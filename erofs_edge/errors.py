@@ -7,6 +7,8 @@ formats); `hint` is the next step. The command line prints these three and nothi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ErofsEdgeError(Exception):
     """Anything that the user can be told about and act on. Exit code 1 unless a subclass says otherwise."""
@@ -41,6 +43,19 @@ class SourceError(ErofsEdgeError):
 
 class MirrorError(SourceError):
     """A package mirror cannot be reached or no longer has what a lock names."""
+
+
+class PackagesGoneError(MirrorError):
+    """The mirror no longer has these packages: `packages` names all of them, as 'name version'."""
+
+    def __init__(self, packages: Sequence[str], *, where: str | None = None, hint: str | None = None) -> None:
+        plural = "s" if len(packages) > 1 else ""
+        super().__init__(
+            f"the mirror no longer has {len(packages)} package{plural} of the lock: {', '.join(packages)}",
+            where=where,
+            hint=hint,
+        )
+        self.packages = tuple(packages)
 
 
 class FormatError(ErofsEdgeError):

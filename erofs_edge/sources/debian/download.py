@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP and file: reads of a mirror, over connections that are kept open.
+
+Each thread has one connection to each host. Proxies come from the environment (http_proxy, https_proxy,
+no_proxy), as urllib reads them.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from erofs_edge.errors import MirrorError
+
+TIMEOUT = 30.0  # seconds without a byte
+CHUNK = 1 << 18  # bytes
+REDIRECTS = 5
+AGENT = "erofs-edge"
+
+
+class GoneError(Exception):
+    """The mirror answered that it does not have the file."""
+
+
+class Body(NamedTuple):
+    """A file from byte `start` on, in pieces."""
+
+    start: int
+    pieces: Iterator[bytes]
+
+
+class Client:
+    """The connections of a pool of threads; `close()` may be called from any thread and wakes all others."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._open: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def read(self, uri: str, start: int) -> Body:
+        """The file at `uri`, from byte `start` on if the server can do that, else from its beginning.
+
+        Raises GoneError where it is not there, MirrorError where the mirror cannot be reached or breaks off;
+        the pieces raise MirrorError, too. They must be read to their end, or the client closed.
+        """
+        scheme = urllib.parse.urlsplit(uri).scheme
+        if scheme in ("file", "copy"):
+            return Body(start, _local_pieces(uri, start))
+        if scheme not in ("http", "https"):
+            raise MirrorError(f"mirrors over {scheme!r} are not supported", where=uri)
+        for _ in range(REDIRECTS + 1):
+            response = self._ask(uri, start)
+            if response.status in (301, 302, 303, 307, 308):
+                response.read(CHUNK)
+                uri = urllib.parse.urljoin(uri, response.headers.get("Location", ""))
+                if urllib.parse.urlsplit(uri).scheme not in ("http", "https"):
+                    raise MirrorError("the mirror redirects to another scheme", where=uri)
+                continue
+            return self._body(response, uri, start)
+        raise MirrorError(f"more than {REDIRECTS} redirects", where=uri)
+
+    def close(self) -> None:
+        """End all connections; reads under way fail with MirrorError."""
+        with self._lock:
+            self._closed = True
+            connections, self._open = self._open, []
+        for connection in connections:
+            sock: socket.socket | None = connection.sock
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def _body(self, response: http.client.HTTPResponse, uri: str, start: int) -> Body:
+        if response.status in (404, 410):
+            response.read(CHUNK)
+            raise GoneError(uri)
+        if response.status == 416:
+            # what we have is longer than what is there: begin again
+            response.read(CHUNK)
+            if start:
+                return self.read(uri, 0)
+        if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            return Body(start, _pieces(response, uri))
+        if response.status == 200:
+            return Body(0, _pieces(response, uri))
+        raise MirrorError(f"the mirror answered {response.status} {response.reason}", where=_public(uri))
+
+    def _ask(self, uri: str, start: int) -> http.client.HTTPResponse:
+        parts = urllib.parse.urlsplit(uri)
+        headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        if parts.username is not None:
+            headers["Authorization"] = _basic(parts)
+        proxy = _proxy(parts)
+        target = urllib.parse.quote(parts.path or "/", safe="/%~:@!$&'()*,;=")
+        if parts.query:
+            target += "?" + parts.query
+        if proxy is not None and parts.scheme == "http":
+            target = urllib.parse.urlunsplit(("http", parts.netloc.rpartition("@")[2], target, "", ""))
+            if proxy.username is not None:
+                headers["Proxy-Authorization"] = _basic(proxy)
+        key = (parts.scheme, parts.netloc)
+        for attempt in (0, 1):
+            connection, used = self._connection(key, parts, proxy)
+            try:
+                connection.request("GET", target, headers=headers)
+                return connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                self._forget(key, connection)
+                # a server may close an idle connection at any time: that is no failure
+                if attempt or not used or self._closed:
+                    raise MirrorError(f"cannot reach the mirror: {_reason(error)}", where=_public(uri)) from error
+        raise AssertionError("unreachable")
+
+    def _connection(
+        self, key: tuple[str, str], parts: urllib.parse.SplitResult, proxy: urllib.parse.SplitResult | None
+    ) -> tuple[http.client.HTTPConnection, bool]:
+        """This thread's connection to a host, and whether it has been used before."""
+        mine: dict[tuple[str, str], http.client.HTTPConnection] = self._local.__dict__.setdefault("open", {})
+        if key in mine:
+            return mine[key], True
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        host, port = parts.hostname or "", parts.port
+        if proxy is None:
+            connection = kind(host, port, timeout=TIMEOUT)
+        else:
+            connection = kind(proxy.hostname or "", proxy.port or 80, timeout=TIMEOUT)
+            if parts.scheme == "https":
+                tunnel = {"Proxy-Authorization": _basic(proxy)} if proxy.username is not None else {}
+                connection.set_tunnel(host, port, headers=tunnel)
+        with self._lock:
+            if self._closed:
+                raise MirrorError("the download was stopped", where=host)
+            self._open.append(connection)
+        mine[key] = connection
+        return connection, False
+
+    def _forget(self, key: tuple[str, str], connection: http.client.HTTPConnection) -> None:
+        connection.close()
+        self._local.__dict__.get("open", {}).pop(key, None)
+        with self._lock:
+            if connection in self._open:
+                self._open.remove(connection)
+
+
+def _pieces(response: http.client.HTTPResponse, uri: str) -> Iterator[bytes]:
+    left = response.length
+    try:
+        while piece := response.read(CHUNK):
+            yield piece
+            if left is not None:
+                left -= len(piece)
+    except (OSError, http.client.HTTPException) as error:
+        raise MirrorError(f"the mirror broke off: {_reason(error)}", where=_public(uri)) from error
+    if left:
+        raise MirrorError(f"the mirror broke off, {left} bytes are missing", where=_public(uri))
+
+
+def _local_pieces(uri: str, start: int) -> Iterator[bytes]:
+    path = Path(urllib.parse.unquote(urllib.parse.urlsplit(uri).path))
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            while piece := file.read(CHUNK):
+                yield piece
+    except FileNotFoundError:
+        raise GoneError(uri) from None
+    except OSError as error:
+        raise MirrorError(f"cannot read: {error.strerror}", where=str(path)) from error
+
+
+def _proxy(parts: urllib.parse.SplitResult) -> urllib.parse.SplitResult | None:
+    named = urllib.request.getproxies().get(parts.scheme)
+    if not named or urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return urllib.parse.urlsplit(named if "://" in named else f"http://{named}")
+
+
+def _basic(parts: urllib.parse.SplitResult) -> str:
+    text = f"{urllib.parse.unquote(parts.username or '')}:{urllib.parse.unquote(parts.password or '')}"
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+def _public(uri: str) -> str:
+    """The URI without a password."""
+    parts = urllib.parse.urlsplit(uri)
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

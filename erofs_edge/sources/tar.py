@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tar archives (plain, gzip, xz, zstd, bzip2) as a FileTree, with contents that stay where they are.
+
+A plain archive is referenced in place; a compressed one is unpacked into the cache once, under its own hash.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from erofs_edge.errors import SourceError, VerificationError
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.decompress import codec_of, decompressed, reader
+from erofs_edge.sources.tarball import Member, read_members
+from erofs_edge.tree import Content, FileContent, FileTree, Inode
+
+INDEX = "tar-index-1"
+DATA = "tar-data"
+
+
+@dataclass(frozen=True, slots=True)
+class SparseContent:
+    """A file of `size` bytes whose `extents` (offset, length) are stored one behind the other; zeros between."""
+
+    stored: FileContent
+    size: int
+    extents: tuple[tuple[int, int], ...]
+    starts: tuple[int, ...]
+    """of each extent in what is stored, bytes"""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Raises SourceError like FileContent.read."""
+        end = min(offset + max(0, length), self.size)
+        pieces: list[bytes] = []
+        at = offset
+        first = bisect.bisect_right(self.extents, (offset, self.size + 1)) - 1
+        for (begin, span), start in zip(self.extents[max(0, first) :], self.starts[max(0, first) :], strict=True):
+            if begin >= end:
+                break
+            low, high = max(begin, at), min(begin + span, end)
+            if low < high:
+                pieces += [bytes(low - at), self.stored.read(start + low - begin, high - low)]
+                at = high
+        pieces.append(bytes(max(0, end - at)))
+        return b"".join(pieces)
+
+
+class Unpacked(msgspec.Struct, array_like=True):
+    """What the cache keeps beside an unpacked archive: its hash and its members."""
+
+    sha256: str
+    members: list[Member]
+
+
+def read_tar(path: Path, cache: Cache, *, sha256: str | None = None) -> FileTree:
+    """The tree of an archive. Owners are the numeric ids of its headers, times have nanoseconds.
+
+    With `sha256` (hex) the archive must have that hash: else VerificationError. Raises SourceError naming file
+    and member where the archive is damaged or hostile.
+    """
+    where = str(path)
+    try:
+        with path.open("rb") as file:
+            codec = codec_of(file.read(6))
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=where) from error
+    key = cache.digest(path) if sha256 is not None or codec != "none" else ""
+    if sha256 is not None and key != sha256.lower():
+        raise VerificationError(f"sha256 is {key}, the manifest says {sha256}", where=where)
+    if codec == "none":
+        return tree_of(read_members(path, where), path, where)
+    unpacked = cache.derived_path(DATA, key)
+    kept = cache.load_record(INDEX, key, Unpacked)
+    if kept is None or cache.proved(unpacked, kept.sha256) is None:
+        kept = unpack_archive(cache, unpacked, path, start=0, size=path.stat().st_size, codec=codec, where=where)
+        cache.store_record(INDEX, key, kept)
+    return tree_of(kept.members, unpacked, where)
+
+
+def tree_of(members: Iterable[Member], archive: Path, where: str, origin: str = "") -> FileTree:
+    """Members as a tree. A directory may come twice (the later one's metadata counts), nothing else may.
+
+    Raises SourceError on a member that comes twice, goes through a file or a link that leads nowhere, or is a
+    hard link to what is not there.
+    """
+    tree = FileTree()
+    seen: dict[bytes, Inode] = {}
+    for member in members:
+        try:
+            if member.mode:
+                inode = inode_of(member, archive, origin or where)
+            elif (earlier := seen.get(member.link)) is None or earlier.is_dir:
+                raise SourceError(f"hard link to {os.fsdecode(member.link)!r}, which is no earlier file")
+            else:
+                inode = earlier
+            if not member.path:
+                if not inode.is_dir:
+                    raise SourceError("the root is no directory")
+                inode.children = tree.root.children
+                tree.root = inode
+                continue
+            parent = directory_of(tree, member.path, inode.origin)
+            name = member.path.rsplit(b"/", 1)[-1]
+            before = parent.children.get(name)
+            if before is not None and not (before.is_dir and inode.is_dir):
+                raise SourceError("comes twice")
+            if before is not None:
+                inode.children = before.children
+            parent.children[name] = seen[member.path] = inode
+        except SourceError as error:
+            raise SourceError(f"member {os.fsdecode(member.path)!r}: {error}", where=where) from error
+    return tree
+
+
+def directory_of(tree: FileTree, path: bytes, origin: str) -> Inode:
+    """The directory that the last name of `path` belongs in; missing ones are made.
+
+    Symlinks on the way are followed inside the tree. Raises SourceError where one leads nowhere.
+    """
+    node = tree.root
+    here = b""
+    for part in path.split(b"/")[:-1]:
+        here += b"/" + part
+        child = node.children.get(part)
+        if child is None:
+            child = node.children[part] = Inode(0o40755, origin=origin)
+        elif not child.is_dir:
+            followed = tree.get(here, follow=True) if child.is_symlink else None
+            if followed is None or not followed.is_dir:
+                raise SourceError(f"{os.fsdecode(here)} is no directory")
+            child = followed
+        node = child
+    return node
+
+
+def inode_of(member: Member, archive: Path, origin: str) -> Inode:
+    """The inode of a member that is no hard link."""
+    content: Content | None = None
+    if member.extents is not None:
+        starts, total = [], 0
+        for _, length in member.extents:
+            starts.append(total)
+            total += length
+        stored = FileContent(archive, total, member.start)
+        content = SparseContent(stored, member.size, tuple(member.extents), tuple(starts))
+    elif member.size:
+        content = FileContent(archive, member.size, member.start)
+    return Inode(
+        member.mode,
+        member.uid,
+        member.gid,
+        member.mtime_ns,
+        member.rdev,
+        member.link,
+        content,
+        member.xattrs,
+        origin=origin,
+    )
+
+
+def unpack_archive(cache: Cache, final: Path, path: Path, *, start: int, size: int, codec: str, where: str) -> Unpacked:
+    """Unpack a compressed archive (`size` bytes at `start` of a file) to `final` in the cache; list its members."""
+    digest = hashlib.sha256()
+    with cache.writing(final) as out, path.open("rb", buffering=0) as file:
+        file.seek(start)
+        for piece in decompressed(reader(file, size), codec, where):
+            digest.update(piece)
+            out.write(piece)
+    try:
+        return Unpacked(digest.hexdigest(), read_members(final, where))
+    except SourceError:
+        cache.drop(final)
+        raise
