@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files with holes: where their data is, and copies that keep the holes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+
+CHUNK = 8 << 20
+
+Progress = Callable[[int], None]
+"""called with the bytes done since the last call"""
+
+
+def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, end) in bytes of what is not a hole; one extent over everything where the host cannot tell."""
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+            end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ESPIPE):
+                raise
+            start, end = position, size
+        if start >= size:
+            return
+        yield start, end
+        position = end
+
+
+def copy_data(source: int, target: int, size: int, at: int, progress: Progress | None = None) -> None:
+    """Copy the data of `size` bytes of one file to byte `at` of another; holes are left as the target has them.
+
+    Uses copy_file_range (which shares blocks where the file system can), else read and write.
+    Raises OSError, and EOFError where the source is shorter than `size`.
+    """
+    in_kernel = True
+    for start, end in data_extents(source, size):
+        position = start
+        while position < end:
+            length = min(CHUNK, end - position)
+            done = 0
+            if in_kernel:
+                try:
+                    done = os.copy_file_range(source, target, length, position, at + position)
+                except OSError as error:
+                    if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                        raise
+                    in_kernel = False
+            if not done:
+                data = os.pread(source, length, position)
+                done = os.pwrite(target, data, at + position) if data else 0
+            if not done:
+                raise EOFError(f"ends at byte {position} of {size}")
+            position += done
+            if progress is not None:
+                progress(done)
