@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One view of every data layout: a file is a sequence of extents.
+
+Sources: ``fs/erofs/data.c`` (erofs_map_blocks) for flat and chunk-based files; compressed ones are in zmap.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from struct import Struct
+from typing import NamedTuple
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.superblock import SuperInfo
+
+_BLOCK_NUMBER = Struct("<I")
+_TABLE_WINDOW = 1024  # chunk table entries read at once
+_CHUNK_FORMAT_KNOWN = ondisk.CHUNK_BITS_MASK | ondisk.CHUNK_INDEXES
+
+
+class Kind(Enum):
+    """What stands behind an extent."""
+
+    HOLE = "hole"  # zeros
+    RAW = "raw"  # `length` bytes at `address`
+    ROTATED = "rotated"  # raw bytes in one block, byte x of the file at x mod block size (interlaced)
+    ENCODED = "encoded"  # a pcluster of `size` bytes at `address`
+    FRAGMENT = "fragment"  # `length` bytes at `address` of the packed inode
+
+
+class Extent(NamedTuple):
+    """Bytes [start, start + length) of a file.
+
+    address    byte address in the image, or in the packed inode for fragments
+    size       bytes stored there (whole blocks, except for inline tails)
+    algorithm  codec of an encoded extent
+    partial    the pcluster decodes to more than this extent
+    inline     the bytes follow the inode, not padded
+    """
+
+    start: int
+    length: int
+    kind: Kind
+    address: int = 0
+    size: int = 0
+    algorithm: int = -1
+    partial: bool = False
+    inline: bool = False
+
+
+def flat_extents(backing: Backing, info: SuperInfo, inode: DiskInode) -> list[Extent]:
+    """Extents of a flat file: at most a run of blocks and an inline tail.
+
+    Raises ErofsFormatError where they leave the image or the tail crosses a block.
+    """
+    block = info.block_size
+    size = inode.size
+    if not size:
+        return []
+    inline = inode.layout == ondisk.LAYOUT_FLAT_INLINE
+    tail = size % block if inline else 0
+    if inline and not tail:
+        raise broken(f"inode {inode.nid}: inline data of {size} bytes has no tail", inode.offset)
+    if tail and inode.body % block + tail > block:
+        raise broken(f"inode {inode.nid}: inline tail of {tail} bytes crosses a block", inode.body)
+    extents = []
+    if size > tail:
+        length = size - tail
+        if inode.u == ondisk.NULL_ADDR:
+            extents.append(Extent(0, length, Kind.HOLE))
+        else:
+            address, stored = inode.u * block, -(-length // block) * block
+            _check_range(backing, f"inode {inode.nid}", address, stored, inode.offset)
+            extents.append(Extent(0, length, Kind.RAW, address, stored))
+    if tail:
+        _check_range(backing, f"inline tail of inode {inode.nid}", inode.body, tail, inode.offset)
+        extents.append(Extent(size - tail, tail, Kind.RAW, inode.body, tail, inline=True))
+    return extents
+
+
+def chunk_table(backing: Backing, info: SuperInfo, inode: DiskInode) -> tuple[int, int, int, int]:
+    """(byte address of the table, bytes an entry, entries, bytes a chunk). Raises ErofsFormatError."""
+    if not info.incompat(ondisk.INCOMPAT_CHUNKED_FILE):
+        raise broken(f"inode {inode.nid}: chunk-based in an image without chunk-based files", inode.offset)
+    if inode.u & ~_CHUNK_FORMAT_KNOWN:
+        raise broken(f"inode {inode.nid}: unknown bits in chunk format {inode.u:#x}", inode.offset)
+    entry = ondisk.CHUNK_INDEX.size if inode.u & ondisk.CHUNK_INDEXES else _BLOCK_NUMBER.size
+    table = -(-inode.body // entry) * entry
+    chunk = info.block_size << (inode.u & ondisk.CHUNK_BITS_MASK)
+    count = -(-inode.size // chunk)
+    _check_range(backing, f"chunk table of inode {inode.nid}", table, count * entry, inode.offset)
+    return table, entry, count, chunk
+
+
+def chunk_extents(backing: Backing, info: SuperInfo, inode: DiskInode, offset: int) -> Iterator[Extent]:
+    """Extents of a chunk-based file from the chunk of byte `offset` on, neighbours joined. Raises ErofsFormatError."""
+    pending: Extent | None = None
+    for extent in _chunks(backing, info, inode, offset):
+        if pending is not None and pending.kind is extent.kind and pending.address + pending.size == extent.address:
+            pending = pending._replace(length=pending.length + extent.length, size=pending.size + extent.size)
+            continue
+        if pending is not None:
+            yield pending
+        pending = extent
+    if pending is not None:
+        yield pending
+
+
+def _chunks(backing: Backing, info: SuperInfo, inode: DiskInode, offset: int) -> Iterator[Extent]:
+    table, entry, count, chunk = chunk_table(backing, info, inode)
+    block = info.block_size
+    for first in range(offset // chunk, count, _TABLE_WINDOW):
+        window = min(_TABLE_WINDOW, count - first)
+        at = table + first * entry
+        data = backing.read(at, window * entry, f"chunk table of inode {inode.nid}")
+        for number, fields in enumerate(
+            (ondisk.CHUNK_INDEX if entry == ondisk.CHUNK_INDEX.size else _BLOCK_NUMBER).iter_unpack(data)
+        ):
+            start = (first + number) * chunk
+            length = min(chunk, inode.size - start)
+            where = at + number * entry
+            if len(fields) > 1 and fields[1]:
+                raise broken(f"inode {inode.nid}: chunk on device {fields[1]}, which does not exist", where)
+            if fields[-1] == ondisk.NULL_ADDR:
+                yield Extent(start, length, Kind.HOLE)
+                continue
+            if len(fields) > 1 and fields[0]:
+                raise broken(f"inode {inode.nid}: 48-bit chunk address in an image without them", where)
+            stored = -(-length // block) * block
+            address = fields[-1] * block
+            _check_range(backing, f"chunk of inode {inode.nid}", address, stored, where)
+            yield Extent(start, length, Kind.RAW, address, stored)
+
+
+def _check_range(backing: Backing, what: str, address: int, size: int, where: int) -> None:
+    if address + size > backing.end:
+        raise broken(f"{what}: bytes {address:#x} to {address + size:#x} lie outside the image", where)

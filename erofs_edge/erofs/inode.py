@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read one on-disk inode.
+
+Sources: ``fs/erofs/inode.c`` (erofs_read_inode) and ``erofs_fs.h``; devices as ``new_decode_dev`` does.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import NamedTuple
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.superblock import SuperInfo
+
+LAYOUT_NAMES = {
+    ondisk.LAYOUT_FLAT_PLAIN: "flat plain",
+    ondisk.LAYOUT_COMPRESSED_FULL: "compressed full",
+    ondisk.LAYOUT_FLAT_INLINE: "flat inline",
+    ondisk.LAYOUT_COMPRESSED_COMPACT: "compressed compact",
+    ondisk.LAYOUT_CHUNK_BASED: "chunk-based",
+}
+_KNOWN_FORMAT = ondisk.FORMAT_EXTENDED | ondisk.LAYOUT_MASK << ondisk.LAYOUT_SHIFT
+_XATTR_AREA_BASE = ondisk.XATTR_HEADER.size
+_COMPRESSED = (ondisk.LAYOUT_COMPRESSED_FULL, ondisk.LAYOUT_COMPRESSED_COMPACT)
+
+
+class DiskInode(NamedTuple):
+    """An inode as stored.
+
+    offset      byte address in the image
+    xattr_size  bytes of the xattr area, 0 without one
+    size        bytes of content
+    mtime_ns    nanoseconds since 1970
+    u           the i_u field: first block, chunk format, device number, or count of compressed blocks
+    """
+
+    nid: int
+    offset: int
+    extended: bool
+    layout: int
+    xattr_size: int
+    mode: int
+    nlink: int
+    size: int
+    mtime_ns: int
+    uid: int
+    gid: int
+    u: int
+    ino: int
+
+    @property
+    def header_size(self) -> int:
+        return ondisk.EXTENDED_SIZE if self.extended else ondisk.COMPACT_SIZE
+
+    @property
+    def body(self) -> int:
+        """Byte address of what follows the xattr area: inline tail, map header or chunk table (not aligned)."""
+        return self.offset + self.header_size + self.xattr_size
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.layout in _COMPRESSED
+
+    @property
+    def rdev(self) -> tuple[int, int]:
+        """(major, minor) of device nodes, else (0, 0)."""
+        if not (stat.S_ISCHR(self.mode) or stat.S_ISBLK(self.mode)):
+            return 0, 0
+        return self.u >> 8 & 0xFFF, self.u & 0xFF | self.u >> 12 & 0xFFF00
+
+
+def inode_offset(info: SuperInfo, nid: int) -> int:
+    """Byte address of an inode; nothing says that it lies inside the image."""
+    return (info.raw.meta_blkaddr << info.raw.blkszbits) + (nid << ondisk.SLOT_BITS)
+
+
+def read_inode(backing: Backing, info: SuperInfo, nid: int) -> DiskInode:
+    """The inode `nid`, checked as far as that needs no other structure. Raises ErofsFormatError."""
+    offset = inode_offset(info, nid)
+    if nid >> 63:
+        raise broken(f"nid {nid:#x} is in a metabox, which this image does not have", offset & (1 << 63) - 1)
+    what = f"inode {nid}"
+    fields = backing.unpack(ondisk.COMPACT_INODE, offset, what)
+    i_format = fields[0]
+    if i_format & ~_KNOWN_FORMAT:
+        raise broken(f"{what}: unknown bits in i_format {i_format:#x}", offset)
+    layout = i_format >> ondisk.LAYOUT_SHIFT & ondisk.LAYOUT_MASK
+    if layout not in LAYOUT_NAMES:
+        raise broken(f"{what}: data layout {layout} is not defined", offset)
+    extended = bool(i_format & ondisk.FORMAT_EXTENDED)
+    if extended:
+        _, icount, mode, high, size, u, ino, uid, gid, seconds, nsec, nlink = backing.unpack(
+            ondisk.EXTENDED_INODE, offset, what
+        )
+        if high:
+            raise broken(f"{what}: 48-bit block address in an image without them", offset + 6)
+        if nsec >= 1_000_000_000:
+            raise broken(f"{what}: {nsec} nanoseconds are more than a second", offset + 40)
+    else:
+        _, icount, mode, nlink, size, seconds, u, ino, uid, gid, _ = fields
+        seconds, nsec = info.epoch + seconds, info.raw.fixed_nsec
+    if stat.S_IFMT(mode) not in ondisk.FILE_TYPES:
+        raise broken(f"{what}: mode {mode:#o} has no file type", offset + 4)
+    if size >> 63:
+        raise broken(f"{what}: size {size} does not fit in 63 bits", offset + 8)
+    if icount == 1:
+        raise broken(f"{what}: an xattr area of one slot is not defined", offset + 2)
+    xattr_size = _XATTR_AREA_BASE + 4 * (icount - 1) if icount else 0
+    inode = DiskInode(
+        nid, offset, extended, layout, xattr_size, mode, nlink, size, seconds * 1_000_000_000 + nsec, uid, gid, u, ino
+    )  # fmt: skip
+    if inode.body > backing.end:
+        raise broken(f"{what}: xattr area of {xattr_size} bytes ends outside the image", offset)
+    return inode

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read an EROFS image: inodes, directories, contents, attributes, or all of it as a FileTree.
+
+Everything in the image is taken for hostile: each read is bounded, and what breaks the format raises
+ErofsFormatError with the byte offset. Reads are safe from several threads.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.decode import ExtentCache, decode
+from erofs_edge.erofs.directory import Dirent, parse_block
+from erofs_edge.erofs.extents import Extent, Kind, chunk_extents, flat_extents
+from erofs_edge.erofs.inode import DiskInode, inode_offset, read_inode
+from erofs_edge.erofs.superblock import SuperInfo, read_superblock
+from erofs_edge.erofs.xattrs import XattrArea, read_prefixes, read_xattrs
+from erofs_edge.erofs.zmap import ZMap, compressed_extents, read_zmap
+from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.tree import FileTree, Inode
+
+SYMLINK_MAX = 4095
+DEPTH_MAX = 2048  # directories; a path of PATH_MAX bytes reaches no deeper
+SYMLINKS_FOLLOWED_MAX = 40
+CACHE_BYTES = 32 << 20
+PIECE = 1 << 20  # bytes handed out at once while streaming
+_ZEROS = bytes(PIECE)
+
+
+class Image:
+    """An open image. Use it as a context manager.
+
+    superblock  what the superblock says
+    root_nid    number of the root directory
+    """
+
+    def __init__(self, path: Path | str, *, verify_checksum: bool = True) -> None:
+        """Raises ErofsEdgeError where the file cannot be read, ErofsFormatError where it is no image that this
+        reader knows."""
+        self.path = Path(path)
+        self.backing = Backing(self.path)
+        try:
+            self.superblock: SuperInfo = read_superblock(self.backing, verify_checksum=verify_checksum)
+            self.root_nid = self.superblock.raw.rootnid_2b
+            if not self.inode(self.root_nid).is_dir:
+                raise broken("the root inode is not a directory", inode_offset(self.superblock, self.root_nid))
+        except BaseException:
+            self.backing.close()
+            raise
+        self._cache = ExtentCache(self.backing, self.superblock, CACHE_BYTES)
+
+    def __enter__(self) -> Image:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.backing.close()
+
+    def inode(self, nid: int) -> DiskInode:
+        """The inode of a number. Raises ErofsFormatError where no inode can be there."""
+        return read_inode(self.backing, self.superblock, nid)
+
+    # names
+
+    def directory_blocks(self, inode: DiskInode) -> Iterator[bytes]:
+        """Each block of a directory, the last one cut at the directory's size."""
+        if not inode.is_dir:
+            raise ErofsEdgeError("not a directory", where=f"inode {inode.nid}")
+        block = self.superblock.block_size
+        for at in range(0, inode.size, block):
+            yield self.read(inode, at, block)
+
+    def dirents(self, inode: DiskInode) -> Iterator[Dirent]:
+        """All entries of a directory, "." and ".." included, in the order of the bytes of their names."""
+        previous = b""
+        for data in self.directory_blocks(inode):
+            entries = parse_block(data, inode.offset)
+            if entries[0].name <= previous:
+                raise broken(f"directory entries out of order: {entries[0].name!r} after {previous!r}", inode.offset)
+            previous = entries[-1].name
+            yield from entries
+
+    def listdir(self, inode: DiskInode) -> list[Dirent]:
+        """The entries of a directory without "." and ".."."""
+        return [entry for entry in self.dirents(inode) if entry.name not in (b".", b"..")]
+
+    def lookup(self, path: bytes | str, *, follow: bool = True) -> DiskInode:
+        """The inode at a path; symlinks on the way (and at its end with `follow`) are resolved inside the image.
+
+        Raises ErofsEdgeError where there is none.
+        """
+        shown = os.fsdecode(path)
+        todo = [part for part in os.fsencode(path).split(b"/") if part not in (b"", b".")][::-1]
+        trail = [self.inode(self.root_nid)]
+        budget = SYMLINKS_FOLLOWED_MAX
+        while todo:
+            name = todo.pop()
+            if name == b"..":
+                trail = trail[:-1] or trail
+                continue
+            if not trail[-1].is_dir:
+                raise ErofsEdgeError("not a directory inside the image", where=shown)
+            entry = next((entry for entry in self.listdir(trail[-1]) if entry.name == name), None)
+            if entry is None:
+                raise ErofsEdgeError("no such file in the image", where=shown)
+            child = self.inode(entry.nid)
+            if not stat.S_ISLNK(child.mode) or not (todo or follow):
+                trail.append(child)
+                continue
+            budget -= 1
+            if not budget:
+                raise ErofsEdgeError("too many symlinks", where=shown)
+            target = self.readlink(child)
+            if target.startswith(b"/"):
+                trail = trail[:1]
+            todo += [part for part in target.split(b"/")[::-1] if part not in (b"", b".")]
+        return trail[-1]
+
+    def walk(self, top: DiskInode | None = None) -> Iterator[tuple[bytes, DiskInode]]:
+        """(path, inode) of everything below a directory, parents first, names in byte order; `top` itself is b"".
+
+        Raises ErofsFormatError on a directory that is reached twice, on a type in an entry that is not the inode's,
+        and where the directories together are larger than an image of this size can hold.
+        """
+        top = top if top is not None else self.inode(self.root_nid)
+        seen = {top.nid}
+        budget = 16 * self.backing.end + PIECE
+        stack: list[tuple[bytes, DiskInode, int]] = [(b"", top, 0)]
+        while stack:
+            path, inode, depth = stack.pop()
+            yield path, inode
+            if not inode.is_dir:
+                continue
+            budget -= inode.size
+            if budget < 0:
+                raise broken("directories are larger than the image can hold", inode.offset)
+            if depth >= DEPTH_MAX:
+                raise broken(f"directories are nested deeper than {DEPTH_MAX}", inode.offset)
+            prefix = path + b"/" if path else b""
+            children = []
+            for entry in self.listdir(inode):
+                child = self.child(entry)
+                if child.is_dir:
+                    if child.nid in seen:
+                        raise broken(f"directory {child.nid} is reached twice", inode.offset)
+                    seen.add(child.nid)
+                children.append((prefix + entry.name, child, depth + 1))
+            stack += reversed(children)
+
+    def child(self, entry: Dirent) -> DiskInode:
+        """The inode of a directory entry. Raises ErofsFormatError where its type is not the entry's."""
+        inode = self.inode(entry.nid)
+        if ondisk.FILE_TYPES[stat.S_IFMT(inode.mode)] != entry.file_type:
+            raise broken(
+                f"directory entry {entry.name!r} has type {entry.file_type}, its inode has mode {inode.mode:#o}",
+                inode.offset,
+            )
+        return inode
+
+    # contents
+
+    def zmap(self, inode: DiskInode) -> ZMap:
+        """The map header of a compressed inode that is not empty."""
+        zmap = read_zmap(self.backing, self.superblock, inode)
+        if zmap.fragment >= 0 and inode.nid == self.superblock.raw.packed_nid:
+            raise broken("the packed inode refers to itself", inode.offset)
+        return zmap
+
+    def extents(self, inode: DiskInode, offset: int = 0) -> Iterator[Extent]:
+        """What the content is made of, in order, from the extent of byte `offset` on; nothing for an empty file.
+
+        Raises ErofsFormatError where an extent leaves the image.
+        """
+        if offset >= inode.size:
+            return iter(())
+        if inode.is_compressed:
+            return compressed_extents(self.backing, self.superblock, self.zmap(inode), offset)
+        if inode.layout == ondisk.LAYOUT_CHUNK_BASED:
+            return chunk_extents(self.backing, self.superblock, inode, offset)
+        flat = flat_extents(self.backing, self.superblock, inode)
+        return iter([extent for extent in flat if extent.start + extent.length > offset])
+
+    def read(self, inode: DiskInode, offset: int, length: int) -> bytes:
+        """Bytes [offset, offset + length) of a file, symlink or directory, clipped to its size.
+
+        Decoded pclusters are kept in a bounded cache. Raises ErofsFormatError.
+        """
+        end = min(offset + length, inode.size)
+        if offset >= end:
+            return b""
+        pieces = []
+        for extent in self.extents(inode, offset):
+            if extent.start >= end:
+                break
+            first = max(offset - extent.start, 0)
+            pieces.append(self._part(extent, first, min(end - extent.start, extent.length)))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def stream(self, inode: DiskInode) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) of the content in order, decoded once, in pieces of at most EXTENT_MAX; holes are left out.
+
+        Raises ErofsFormatError.
+        """
+        for extent in self.extents(inode):
+            if extent.kind is Kind.HOLE:
+                continue
+            if extent.kind in (Kind.ENCODED, Kind.ROTATED):
+                yield extent.start, decode(self.backing, self.superblock, extent)
+                continue
+            for first in range(0, extent.length, PIECE):
+                yield extent.start + first, self._part(extent, first, min(first + PIECE, extent.length))
+
+    def _part(self, extent: Extent, first: int, end: int) -> bytes:
+        """Bytes [first, end) of an extent."""
+        if extent.kind is Kind.RAW:
+            return self.backing.read(extent.address + first, end - first, "file data")
+        if extent.kind is Kind.HOLE:
+            return _ZEROS[: end - first] if end - first <= PIECE else bytes(end - first)
+        if extent.kind is Kind.FRAGMENT:
+            if extent.address + extent.length > self.packed.size:
+                raise broken(
+                    f"fragment of {extent.length} bytes at {extent.address} lies outside the packed inode",
+                    self.packed.offset,
+                )
+            return self.read(self.packed, extent.address + first, end - first)
+        data = self._cache.decode(extent)
+        return data if first == 0 and end == extent.length else data[first:end]
+
+    @cached_property
+    def packed(self) -> DiskInode:
+        """The inode that holds fragments. Raises ErofsFormatError where there is none."""
+        nid = self.superblock.raw.packed_nid
+        if not nid or not self.superblock.incompat(ondisk.INCOMPAT_FRAGMENTS):
+            raise broken("the image uses fragments and has no packed inode", ondisk.SUPER_OFFSET + 96)
+        inode = self.inode(nid)
+        if not stat.S_ISREG(inode.mode):
+            raise broken(f"the packed inode has mode {inode.mode:#o}", inode.offset)
+        return inode
+
+    def open(self, path: bytes | str) -> io.RawIOBase:
+        """A seekable, read-only binary file object for a regular file; symlinks are followed inside the image.
+
+        Wrap it in io.BufferedReader for small reads. It lives as long as the image is open.
+        """
+        inode = self.lookup(path)
+        if not stat.S_ISREG(inode.mode):
+            raise ErofsEdgeError("not a regular file", where=os.fsdecode(path))
+        return ImageFile(self, inode)
+
+    def readlink(self, inode: DiskInode) -> bytes:
+        """Target of a symlink. Raises ErofsFormatError where it is empty, too long or has a NUL byte."""
+        if not 0 < inode.size <= SYMLINK_MAX:
+            raise broken(f"inode {inode.nid}: symlink target of {inode.size} bytes", inode.offset)
+        target = self.read(inode, 0, inode.size)
+        if b"\0" in target:
+            raise broken(f"inode {inode.nid}: symlink target with a NUL byte", inode.offset)
+        return target
+
+    # attributes
+
+    def xattr_area(self, inode: DiskInode) -> XattrArea:
+        """The extended attributes of an inode with what the image says around them. Raises ErofsFormatError."""
+        return read_xattrs(self.backing, self.superblock, inode, lambda: self.xattr_prefixes)
+
+    def xattrs(self, inode: DiskInode) -> dict[bytes, bytes]:
+        """Full name → value. Raises ErofsFormatError."""
+        return self.xattr_area(inode).items if inode.xattr_size else {}
+
+    @cached_property
+    def xattr_prefixes(self) -> list[bytes]:
+        """The long prefixes of the image, in order. Raises ErofsFormatError."""
+        raw = self.superblock.raw
+        if not self.superblock.incompat(ondisk.INCOMPAT_XATTR_PREFIXES):
+            return []
+        plain = raw.feature_compat & ondisk.COMPAT_PLAIN_XATTR_PFX
+        if plain or not raw.packed_nid:
+            return read_prefixes(self.superblock, self.backing.read)
+        return read_prefixes(self.superblock, lambda at, length, _: self.read(self.packed, at, length))
+
+    # all of it
+
+    def tree(self) -> FileTree:
+        """Everything as a FileTree: names with one inode share one object, contents are read when asked for.
+
+        The contents need this image open. Raises ErofsFormatError.
+        """
+        known: dict[int, Inode] = {}
+        by_path: dict[bytes, Inode] = {}
+        root: Inode | None = None
+        for path, disk in self.walk():
+            node = known.get(disk.nid)
+            if node is None:
+                node = known[disk.nid] = self._node(disk)
+            if disk.is_dir:
+                by_path[path] = node
+            if root is None:
+                root = node
+                continue
+            parent, _, name = path.rpartition(b"/")
+            by_path[parent].children[name] = node
+        return FileTree(root)
+
+    def _node(self, disk: DiskInode) -> Inode:
+        node = Inode(disk.mode, disk.uid, disk.gid, disk.mtime_ns, disk.rdev, xattrs=self.xattrs(disk))
+        if stat.S_ISREG(disk.mode):
+            node.content = ImageContent(self, disk) if disk.size else None
+        elif stat.S_ISLNK(disk.mode):
+            node.target = self.readlink(disk)
+        return node
+
+
+@dataclass(frozen=True, slots=True)
+class ImageContent:
+    """Content of a FileTree inode that lies in an open image."""
+
+    image: Image
+    inode: DiskInode
+
+    @property
+    def size(self) -> int:
+        return self.inode.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes [offset, offset + length) clipped to the size. Raises ErofsFormatError."""
+        return self.image.read(self.inode, offset, length)
+
+
+class ImageFile(io.RawIOBase):
+    """A regular file of an image as a seekable raw file object."""
+
+    def __init__(self, image: Image, inode: DiskInode) -> None:
+        self._image, self._inode = image, inode
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._inode.size}[whence]
+        if base + offset < 0:
+            raise ValueError("negative seek position")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        data = self._image.read(self._inode, self._position, min(len(buffer), ondisk.EXTENT_MAX))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)

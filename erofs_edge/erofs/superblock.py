@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read and judge the superblock and the compression records behind it.
+
+Sources: ``fs/erofs/super.c`` (erofs_read_superblock, z_erofs_parse_cfgs) and ``erofs_fs.h``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from struct import Struct
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.ondisk import Superblock
+from erofs_edge.errors import ErofsFormatError
+
+PAGE_SIZE = 4096
+CHECKSUM_OFFSET = ondisk.SUPER_OFFSET + 4
+_RECORD_LENGTH = Struct("<H")
+
+COMPAT_NAMES = {
+    ondisk.COMPAT_SB_CHKSUM: "sb_csum",
+    ondisk.COMPAT_MTIME: "mtime",
+    ondisk.COMPAT_XATTR_FILTER: "xattr_filter",
+    ondisk.COMPAT_SHARED_EA_IN_METABOX: "shared_ea_in_metabox",
+    ondisk.COMPAT_PLAIN_XATTR_PFX: "plain_xattr_pfx",
+    ondisk.COMPAT_ISHARE_XATTRS: "ishare_xattrs",
+}
+UNSUPPORTED = {
+    ondisk.INCOMPAT_48BIT: "48-bit addresses (48BIT)",
+    ondisk.INCOMPAT_METABOX: "metadata compression (METABOX)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SuperInfo:
+    """What the superblock says, checked.
+
+    raw             the on-disk fields
+    block_size      bytes
+    size            bytes of the image: blocks * block size
+    algorithms      bitmap of the codecs that the image may use (1 << ondisk.ALGORITHM_*)
+    max_pcluster    bytes of the largest LZ4 pcluster announced
+    checksum        the checksum that the bytes have; equal to raw.checksum where COMPAT_SB_CHKSUM is set and intact
+    """
+
+    raw: Superblock
+    algorithms: int
+    max_pcluster: int
+    checksum: int
+    records: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def block_size(self) -> int:
+        return 1 << self.raw.blkszbits
+
+    @property
+    def size(self) -> int:
+        return self.raw.blocks_lo << self.raw.blkszbits
+
+    @property
+    def super_size(self) -> int:
+        return ondisk.SUPER_SIZE + self.raw.sb_extslots * ondisk.EXTSLOT_SIZE
+
+    @property
+    def epoch(self) -> int:
+        """Seconds since 1970, may be negative."""
+        return self.raw.epoch - (1 << 64) if self.raw.epoch >> 63 else self.raw.epoch
+
+    @property
+    def volume_name(self) -> bytes:
+        return self.raw.volume_name.split(b"\0", 1)[0]
+
+    def incompat(self, bit: int) -> bool:
+        return bool(self.raw.feature_incompat & bit)
+
+    @property
+    def checksum_ok(self) -> bool:
+        """True where the image has no checksum or the right one."""
+        return not self.raw.feature_compat & ondisk.COMPAT_SB_CHKSUM or self.raw.checksum == self.checksum
+
+
+def read_superblock(backing: Backing, *, verify_checksum: bool = True) -> SuperInfo:
+    """Parse the superblock. Raises ErofsFormatError for everything that a kernel refuses to mount, and for
+    features that this reader does not know; the message names the feature."""
+    raw = Superblock(*backing.unpack(ondisk.SUPERBLOCK, ondisk.SUPER_OFFSET, "superblock"))
+    at = ondisk.SUPER_OFFSET
+    if raw.magic != ondisk.SUPER_MAGIC:
+        raise broken(f"not an EROFS image: magic is {raw.magic:#010x}, not {ondisk.SUPER_MAGIC:#010x}", at)
+    if not ondisk.BLKSZBITS_MIN <= raw.blkszbits <= ondisk.BLKSZBITS_MAX:
+        raise broken(f"block size 2**{raw.blkszbits} is not 512 to 65536", at + 12)
+    _refuse_unsupported(raw)
+    if raw.dirblkbits:
+        raise broken(f"directory blocks of 2**{raw.dirblkbits} blocks are not defined", at + 90)
+    if raw.fixed_nsec >= 1_000_000_000:
+        raise broken(f"{raw.fixed_nsec} nanoseconds are more than a second", at + 32)
+    if at + ondisk.SUPER_SIZE + raw.sb_extslots * ondisk.EXTSLOT_SIZE > PAGE_SIZE:
+        raise broken(f"{raw.sb_extslots} extension slots reach beyond the first page", at + 13)
+    size = raw.blocks_lo << raw.blkszbits
+    if size > backing.size:
+        raise ErofsFormatError(
+            f"the image is truncated: it has {backing.size} bytes, the superblock says {size}",
+            where=f"offset {backing.size:#x}",
+        )
+    block = 1 << raw.blkszbits
+    checked_end = max(block, ondisk.SUPER_OFFSET + min(block, ondisk.SUPER_OFFSET))
+    checksum = 0
+    if raw.feature_compat & ondisk.COMPAT_SB_CHKSUM:
+        checksum = ondisk.super_checksum(backing.read(0, checked_end, "first block"), raw.blkszbits)
+        if verify_checksum and checksum != raw.checksum:
+            raise broken(
+                f"superblock checksum is {raw.checksum:#010x}, the bytes have {checksum:#010x}", CHECKSUM_OFFSET
+            )
+    backing.end = size
+    algorithms, max_blocks = 1 << ondisk.ALGORITHM_LZ4, 1
+    records: dict[int, bytes] = {}
+    if raw.feature_incompat & ondisk.INCOMPAT_COMPR_CFGS:
+        algorithms = raw.u1
+        max_blocks, records = _read_records(backing, raw)
+    return SuperInfo(raw, algorithms, max_blocks << raw.blkszbits, checksum, records)
+
+
+def _refuse_unsupported(raw: Superblock) -> None:
+    at = ondisk.SUPER_OFFSET + 80
+    unknown = raw.feature_incompat & ~ondisk.INCOMPAT_KNOWN
+    if unknown:
+        raise broken(f"the image needs unknown features {unknown:#x}", at)
+    for bit, name in UNSUPPORTED.items():
+        if raw.feature_incompat & bit:
+            raise ErofsFormatError(
+                f"images with {name} are not supported",
+                where=f"offset {at:#x}",
+                hint="rebuild the image without this feature",
+            )
+    if raw.extra_devices:
+        raise ErofsFormatError(
+            f"images with data on {raw.extra_devices} other devices are not supported",
+            where=f"offset {ondisk.SUPER_OFFSET + 86:#x}",
+            hint="rebuild the image without --blobdev",
+        )
+
+
+def _read_records(backing: Backing, raw: Superblock) -> tuple[int, dict[int, bytes]]:
+    """(blocks of the largest LZ4 pcluster, algorithm → record bytes without the length)."""
+    if raw.u1 >> len(ondisk.ALGORITHM_NAMES):
+        raise broken(f"unknown compression algorithms {raw.u1:#x}", ondisk.SUPER_OFFSET + 84)
+    position = ondisk.SUPER_OFFSET + ondisk.SUPER_SIZE + raw.sb_extslots * ondisk.EXTSLOT_SIZE
+    structs = {
+        ondisk.ALGORITHM_LZ4: ondisk.LZ4_CFG,
+        ondisk.ALGORITHM_LZMA: ondisk.LZMA_CFG,
+        ondisk.ALGORITHM_DEFLATE: ondisk.DEFLATE_CFG,
+        ondisk.ALGORITHM_ZSTD: ondisk.ZSTD_CFG,
+    }
+    max_blocks = 1
+    records: dict[int, bytes] = {}
+    for algorithm, name in ondisk.ALGORITHM_NAMES.items():
+        if not raw.u1 >> algorithm & 1:
+            continue
+        position = (position + 3) & ~3
+        (length,) = backing.unpack(_RECORD_LENGTH, position, f"{name} record")
+        length = length or 65536
+        if length < structs[algorithm].size - _RECORD_LENGTH.size:
+            raise broken(f"{name} record of {length} bytes is too short", position)
+        record = backing.read(position + 2, length, f"{name} record")
+        _, *fields = structs[algorithm].unpack(bytes(2) + record[: structs[algorithm].size - 2])
+        if algorithm == ondisk.ALGORITHM_LZ4:
+            max_blocks = fields[1] or 1
+        _check_record(algorithm, fields, raw.blkszbits, position)
+        records[algorithm] = record
+        position += 2 + length
+    return max_blocks, records
+
+
+def _check_record(algorithm: int, fields: list[int], blkszbits: int, position: int) -> None:
+    if algorithm == ondisk.ALGORITHM_LZ4 and fields[1] > ondisk.PCLUSTER_MAX >> blkszbits:
+        raise broken(f"LZ4 pclusters of {fields[1]} blocks are over 1 MiB", position)
+    if algorithm == ondisk.ALGORITHM_LZMA and (not 4096 <= fields[0] <= 8 << 20 or fields[1]):
+        raise broken(f"LZMA dictionary of {fields[0]} bytes, format {fields[1]} is not defined", position)
+    if algorithm == ondisk.ALGORITHM_DEFLATE and not 8 <= fields[0] <= 15:
+        raise broken(f"deflate window of 2**{fields[0]} bytes is not defined", position)
+    if algorithm == ondisk.ALGORITHM_ZSTD and (fields[0] or fields[1] > 10):
+        raise broken(f"zstd format {fields[0]}, window 2**{fields[1] + 10} is not defined", position)
+
+
+def feature_names(info: SuperInfo) -> tuple[list[str], list[str]]:
+    """(compatible, incompatible) feature names as dump.erofs prints them.
+
+    Bits that stand for two features are named by what the image shows of each; 0x20 gives both names.
+    """
+    raw = info.raw
+    compat = [name for bit, name in COMPAT_NAMES.items() if raw.feature_compat & bit]
+    names = {
+        ondisk.INCOMPAT_LZ4_0PADDING: ["lz4_0padding"],
+        ondisk.INCOMPAT_COMPR_CFGS: ["compr_cfgs", "big_pcluster"],
+        ondisk.INCOMPAT_CHUNKED_FILE: ["chunked_file"],
+        ondisk.INCOMPAT_DEVICE_TABLE: ["device_table", "compr_head2"],
+        ondisk.INCOMPAT_ZTAILPACKING: ["ztailpacking"],
+        ondisk.INCOMPAT_FRAGMENTS: ["fragments", "dedupe"],
+        ondisk.INCOMPAT_XATTR_PREFIXES: ["xattr_prefixes"],
+    }
+    incompat = [name for bit, both in names.items() if raw.feature_incompat & bit for name in both]
+    return compat, incompat
