@@ -1,30 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
 """The typed values that board files, manifests and locks become.
 
-These classes are the whole vocabulary: the JSON Schemas are made from them, unknown keys are refused, and
-docstrings here are what an editor shows. Sizes are written as 4096, 64K, 512M, 2G (powers of 1024).
-Paths in a file are relative to that file; the loader makes them absolute.
+These classes are the whole vocabulary: the JSON Schemas and docs/manifests.md are made from them, unknown keys
+are refused, and the docstrings here are what an editor shows. Sizes are written as 4096, 64K, 512M, 2G (powers
+of 1024). Paths in a file are relative to that file; the loader makes them absolute.
+
+A type's `extra` tells the loader what the text means (``form``) and how to say it in an error (``says``).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-Size = Annotated[str | int, Meta(description="bytes, or with K, M, G (powers of 1024)")]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._+-]*$")]
-Mode = Annotated[str | int, Meta(description="permission bits, octal as in chmod: '0755'")]
+SIZE_PATTERN = "^[0-9]+([KkMmGg]([Ii]?[Bb])?)?$"
+CONTENT_WORDS = ("fit", "firmware", "slot-state")
+
+Size = Annotated[
+    str | int,
+    Meta(
+        description="bytes, or with K, M, G (powers of 1024)",
+        extra={"form": "size"},
+        extra_json_schema={"pattern": SIZE_PATTERN, "minimum": 1},
+    ),
+]
+PartitionSize = Annotated[
+    str | int,
+    Meta(
+        description="bytes, or with K, M, G (powers of 1024); 'rest' is what the disk has left",
+        extra={"form": "size", "words": ("rest",)},
+        extra_json_schema={"pattern": f"^rest$|{SIZE_PATTERN}", "minimum": 1},
+    ),
+]
+Mode = Annotated[
+    str | int,
+    Meta(
+        description="permission bits, octal as in chmod: 0755",
+        extra={"form": "mode"},
+        extra_json_schema={"pattern": "^(0o)?[0-7]{1,4}$", "minimum": 0},
+    ),
+]
+HostPath = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        description="a path on this machine, relative to the file that says it",
+        extra={"form": "path"},
+    ),
+]
+Content = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        description="'fit', 'firmware', 'slot-state', or the path of a manifest",
+        extra={"form": "path", "words": CONTENT_WORDS},
+    ),
+]
+KeyUri = Annotated[
+    str,
+    Meta(
+        pattern=r"^(dev:[A-Za-z0-9._-]+|file:.+)$",
+        extra={"form": "key", "says": "dev:NAME or file:PATH"},
+    ),
+]
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9._+-]*$",
+        extra={"says": "a name of lower-case letters, digits and . _ + -"},
+    ),
+]
+PackageName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9.+-]+$",
+        extra={"says": "the name of a Debian package (its version is the lock's)"},
+    ),
+]
+UnixName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z_][a-z0-9_-]{0,30}\$?$",
+        extra={"says": "a user or group name: lower-case letters, digits, _ and -, at most 32"},
+    ),
+]
+UnitName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9:_.\\@-]+\.(service|socket|target|timer|mount|automount|path|slice|swap)$",
+        extra={"says": "the name of a systemd unit with its type, as in ssh.service"},
+    ),
+]
+DevicePath = Annotated[
+    str,
+    Meta(
+        pattern=r"^/(?!(.*/)?\.\.(/|$))[^\x00]*$",
+        extra={"says": "an absolute path on the device, without '..'"},
+    ),
+]
+Owner = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*:[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        extra={"says": "an owner as user:group (names or numbers)"},
+    ),
+]
+Line = Annotated[
+    str,
+    Meta(pattern=r"^[^\x00-\x1f\x7f]*$", extra={"says": "text of one line"}),
+]
+PasswdField = Annotated[
+    str,
+    Meta(pattern=r"^[^:\x00-\x1f\x7f]*$", extra={"says": "text without ':' and line breaks, as passwd(5) needs"}),
+]
+Sha256 = Annotated[
+    str,
+    Meta(pattern=r"^[0-9a-f]{64}$", extra={"says": "a SHA-256: 64 lower-case hexadecimal digits"}),
+]
+Id = Annotated[int, Meta(ge=0, le=4294967294)]
 
 
 class Overlay(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Files of yours laid over the system. Owners and modes are what is said here, not the host's."""
 
-    from_: str = field(name="from")
-    to: str = "/"
-    owner: str = "root:root"
+    from_: HostPath = field(name="from")
+    """the directory on this machine, relative to this file"""
+    to: DevicePath = "/"
+    """the directory on the device that it is laid over"""
+    owner: Owner = "root:root"
+    """who owns every file and directory of it"""
     file_mode: Mode = "0644"
+    """permission bits of its files"""
     dir_mode: Mode = "0755"
+    """permission bits of its directories"""
     executable: list[str] = []
     """globs below `to` that get 0755"""
 
@@ -32,86 +142,133 @@ class Overlay(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Source(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One more source of files: exactly one of `directory` or `tar`."""
 
-    directory: str | None = None
-    tar: str | None = None
-    to: str = "/"
-    sha256: str | None = None
+    directory: HostPath | None = None
+    """a directory on this machine, relative to this file; everything in it becomes root's"""
+    tar: HostPath | None = None
+    """a tar archive, relative to this file; owners, modes and devices are the archive's"""
+    to: DevicePath = "/"
+    """where on the device it is unpacked"""
+    sha256: Sha256 | None = None
     """of the tar: the build stops on any other"""
 
 
 class User(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An account. Ids that are not given come from the lock."""
 
-    uid: int | None = None
-    gid: int | None = None
-    home: str | None = None
-    shell: str | None = None
-    gecos: str = ""
-    groups: list[str] = []
-    password: str | None = None
+    uid: Id | None = None
+    """the user's number; not given: the lock's"""
+    gid: Id | None = None
+    """the number of its own group; not given: the lock's"""
+    home: DevicePath | None = None
+    """the home directory; not given: /home/NAME, or what the packages say"""
+    shell: DevicePath | None = None
+    """the login shell; not given: what the packages say, else /bin/sh"""
+    gecos: PasswdField = ""
+    """the full name, as in passwd(5)"""
+    groups: list[UnixName] = []
+    """groups that the user is also a member of"""
+    password: PasswdField | None = None
     """as in shadow(5): a crypt(3) hash, '' for none, '*' for no login"""
-    ssh_keys: list[str] = []
+    ssh_keys: list[Line] = []
+    """public keys for ~/.ssh/authorized_keys, one an item"""
 
 
 class Units(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """systemd units: what is enabled, disabled and masked beyond what the packages say."""
 
-    enable: list[str] = []
-    disable: list[str] = []
-    mask: list[str] = []
+    enable: list[UnitName] = []
+    """units that start at boot"""
+    disable: list[UnitName] = []
+    """units that do not start by themselves, whatever the presets say"""
+    mask: list[UnitName] = []
+    """units that cannot start at all"""
 
 
 class Entry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One path made or changed by the manifest."""
 
-    path: str
+    path: DevicePath
+    """where on the device"""
     type: Literal["file", "directory", "symlink", "char", "block", "fifo"] = "file"
+    """what stands there"""
     mode: Mode | None = None
-    owner: str | None = None
+    """permission bits; not given: as it is, else 0644 for files and 0755 for directories"""
+    owner: Owner | None = None
+    """not given: as it is, else root:root"""
     text: str | None = None
+    """content of a file; not given: as it is"""
     target: str | None = None
-    rdev: Annotated[str, Meta(pattern=r"^\d+:\d+$")] | None = None
+    """where a symlink points"""
+    rdev: Annotated[str, Meta(pattern=r"^\d+:\d+$", extra={"says": "a device number as major:minor"})] | None = None
+    """number of a char or block device, as major:minor"""
     xattrs: dict[str, str] = {}
+    """extended attributes by full name (user.x, security.capability)"""
 
 
 class Erofs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the file system is written; mkfs.erofs's words."""
 
     compression: Literal["none", "lz4", "lz4hc"] = "lz4hc"
-    level: int | None = None
+    """the algorithm: mkfs.erofs -z"""
+    level: Annotated[int, Meta(ge=1, le=12)] | None = None
+    """of lz4hc, 1 to 12: the number after the comma of mkfs.erofs -z; not given: 9"""
     pcluster: Size = "64K"
+    """the most that is compressed together, a multiple of the block size: mkfs.erofs -C"""
     block_size: Size = 4096
+    """bytes of a block: mkfs.erofs -b"""
 
 
 class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is in a system partition (manifests/NAME.yaml)."""
 
     system: Name
-    extends: str | None = None
+    """the name of the system"""
+    extends: HostPath | None = None
+    """a manifest that this one builds on, relative to this file: maps join, lists are replaced, `packages+` appends"""
     description: str = ""
+    """for people"""
     suite: Name = "trixie"
+    """the Debian release that the packages come from"""
     arch: Literal["arm64"] = "arm64"
-    packages: list[str] = []
+    """the architecture, in Debian's words"""
+    packages: list[PackageName] = []
+    """Debian packages; what they depend on comes with them"""
     sources: list[Source] = []
+    """further files, laid over the packages in the order given"""
     overlay: list[Overlay] = []
+    """files of yours, laid over everything else in the order given"""
     exclude: list[str] = []
     """globs of paths left out, '**' crosses directories"""
     keep: list[str] = []
     """globs that win over `exclude`"""
-    hostname: str = "edge"
-    users: dict[str, User] = {}
-    groups: dict[str, int | None] = {}
+    hostname: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?$",
+            extra={"says": "a host name: letters, digits and -, at most 64"},
+        ),
+    ] = "edge"
+    """the machine's name in /etc/hostname"""
+    users: dict[UnixName, User] = {}
+    """accounts by name, made or changed"""
+    groups: dict[UnixName, Id | None] = {}
+    """groups by name with their number; no number: the lock's"""
     units: Units = Units()
+    """systemd units enabled, disabled, masked"""
     entries: list[Entry] = []
+    """single paths made or changed, after everything else"""
     erofs: Erofs = Erofs()
+    """how the file system is written"""
 
 
 class Partition(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One partition, or one per slot (named NAME_a, NAME_b)."""
 
-    size: Size
+    size: PartitionSize
+    """bytes, or with K, M, G; 'rest' (the last partition only) is what the disk has left"""
     slots: list[Name] = []
-    content: str | None = None
+    """two slots, as in [a, b]: the partition exists twice, one is active"""
+    content: Content | None = None
     """'fit', 'firmware', 'slot-state', or the path of a manifest; nothing leaves it empty"""
     filesystem: Literal["ext4"] | None = None
     """made by the device at first boot, never by the build"""
@@ -121,18 +278,24 @@ class Disk(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole disk. Partitions stand in the order given."""
 
     table: Literal["gpt"] = "gpt"
+    """the partition table"""
     size: Size = "2G"
+    """of the whole disk image; the image is sparse"""
     sector: Literal[512, 4096] = 512
+    """bytes of a logical sector of the device"""
     hybrid_mbr: bool = False
     """also list the first FAT partition in the MBR, for boot ROMs that read no GPT"""
     partitions: dict[Name, Partition]
+    """by name, in the order on disk"""
 
 
 class PackageFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A file of a Debian package, taken as it is (u-boot.bin, start4.elf)."""
 
-    package: Name
-    path: str
+    package: PackageName
+    """the package; the board's lock pins it"""
+    path: DevicePath
+    """of the file in the package"""
     to: str | None = None
     """its name on the firmware partition; default: the last component of path"""
 
@@ -141,79 +304,114 @@ class FirmwareText(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A small text file on the firmware partition (config.txt)."""
 
     to: str
+    """its name on the firmware partition"""
     text: str
+    """its content"""
 
 
 class Boot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """From power to kernel."""
 
     chain: Literal["u-boot-fit"] = "u-boot-fit"
-    kernel: Name = "linux-image-arm64"
+    """who loads what: U-Boot verifies and starts a signed FIT"""
+    kernel: PackageName = "linux-image-arm64"
+    """the kernel's package"""
     u_boot: PackageFile
+    """the boot loader"""
     fdt: str = "control"
     """'control' hands the kernel the tree that U-Boot was given; else a .dtb of the kernel package, put in the FIT"""
     storage: Literal["virtio", "mmc"] = "virtio"
-    device: int = 0
+    """U-Boot's kind of device that the disk is"""
+    device: Annotated[int, Meta(ge=0)] = 0
     """U-Boot's number of the device"""
-    load_address: int = 0x50000000
+    load_address: Annotated[int, Meta(ge=0)] = 0x50000000
     """where the script loads the FIT"""
     modules: list[str] = []
     """kernel modules for the initramfs, beyond those that verity and EROFS need"""
-    cmdline: list[str] = []
+    cmdline: list[Line] = []
+    """arguments of the kernel, one an item; the root and its verity mapping are not among them"""
     firmware: list[PackageFile] = []
+    """files of packages on the firmware partition"""
     firmware_texts: list[FirmwareText] = []
+    """small text files on the firmware partition"""
 
 
 class Verity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The dm-verity tree."""
 
     hash: Literal["sha256"] = "sha256"
+    """the algorithm"""
     block_size: Size = 4096
+    """bytes of a data block and of a hash block"""
 
 
 class Sign(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who signs. 'dev:NAME' is a development key made on first use; 'file:PATH' a PEM private key."""
 
-    key: str = "dev:dev"
+    key: KeyUri = "dev:dev"
+    """dev:NAME, or file:PATH relative to this file"""
 
 
 class Qemu(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The board as an emulated machine."""
 
     machine: str = "virt"
+    """QEMU's -machine"""
     cpu: str = "cortex-a72"
+    """QEMU's -cpu"""
     memory: Size = "1G"
-    smp: int = 2
+    """of the machine"""
+    smp: Annotated[int, Meta(ge=1)] = 2
+    """processors"""
 
 
 class Board(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A board (boards/NAME.yaml): hardware, disk, boot chain, transports."""
 
     board: Name
-    extends: str | None = None
+    """the name of the board"""
+    extends: HostPath | None = None
+    """a board file that this one builds on, relative to this file: maps join, lists are replaced, `cmdline+` appends"""
     description: str = ""
+    """for people"""
     arch: Literal["arm64"] = "arm64"
+    """the architecture, in Debian's words"""
     suite: Name = "trixie"
+    """the Debian release that kernel, initramfs and firmware come from"""
     disk: Disk
+    """the disk and its partitions"""
     boot: Boot
+    """from power to kernel"""
     verity: Verity = Verity()
+    """the hash tree that every block is checked with"""
     sign: Sign = Sign()
+    """who signs the FIT"""
     flash: list[Literal["block"]] = field(default_factory=lambda: ["block"])
+    """how the board can be written"""
     qemu: Qemu | None = None
+    """the board as an emulated machine, where QEMU has one that is like it"""
 
 
 class LockedPackage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One .deb, pinned."""
 
-    name: str
-    version: str
-    arch: str
-    archive: str
+    name: PackageName
+    """of the package"""
+    version: Line
+    """Debian's full version"""
+    arch: Name
+    """the architecture that the .deb names"""
+    archive: Name
     """which archive of the mirror: 'debian' or 'debian-security'"""
-    path: str
+    path: Annotated[
+        str,
+        Meta(pattern=r"^(?!(.*/)?\.\.(/|$))[A-Za-z0-9][^\x00-\x20]*$", extra={"says": "a path below the archive"}),
+    ]
     """below that archive: pool/main/…"""
-    size: int
-    sha256: str
+    size: Annotated[int, Meta(ge=0)]
+    """of the .deb in bytes"""
+    sha256: Sha256
+    """of the .deb"""
 
 
 class Lock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -224,27 +422,34 @@ class Lock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     format: Literal[1] = 1
-    name: str
-    suite: str
-    arch: str
-    date: int
+    """version of this format"""
+    name: Name
+    """of the manifest or board"""
+    suite: Name
+    """the Debian release"""
+    arch: Name
+    """the architecture, in Debian's words"""
+    date: Annotated[int, Meta(ge=0)]
     """of the archive's release file, seconds since 1970: SOURCE_DATE_EPOCH of the build"""
     requested: dict[str, list[str]]
     """what was asked for, by group: a build stops where the manifest now asks for something else"""
     packages: dict[str, list[LockedPackage]]
-    users: dict[str, int] = {}
-    groups: dict[str, int] = {}
+    """by group: every .deb, sorted by name"""
+    users: dict[str, Id] = {}
+    """pinned ids of system users, name → uid"""
+    groups: dict[str, Id] = {}
     """pinned system ids, name → id: kept by every later `lock`, so that owners on `data` never shift"""
 
 
 def size_bytes(value: str | int) -> int:
-    """4096, '64K', '512M', '2G' in bytes. Raises ValueError on anything else."""
+    """4096, '64K', '512M', '2G' in bytes (also '64KiB', '64kb'). Raises ValueError on anything else."""
     if isinstance(value, int):
         return value
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    text = value.strip().upper().removesuffix("IB").removesuffix("B")
-    factor = units.get(text[-1:], 1)
-    return int(text.rstrip("KMG")) * factor
+    if not re.fullmatch(SIZE_PATTERN, value, re.ASCII):
+        raise ValueError(f"not a size: {value!r}")
+    digits = value.rstrip("KkMmGgIiBb")
+    unit = value[len(digits) : len(digits) + 1].upper()
+    return int(digits) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
 
 
 def mode_bits(value: str | int) -> int:

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a board or a manifest must also obey, beyond the types and patterns of model.py.
+
+Each check calls `fail(pointer, message, hint)`, which raises ManifestError at the pointer's position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from erofs_edge.manifest.model import (
+    CONTENT_WORDS,
+    Board,
+    Entry,
+    Erofs,
+    Partition,
+    Size,
+    System,
+    size_bytes,
+)
+
+Fail = Callable[..., NoReturn]
+
+PARTITION_UNIT = 4096
+"""bytes: sizes of partitions are multiples of this, the larger of the two sector sizes"""
+GPT_NAME = 36
+"""UTF-16 units of a partition's name (UEFI 2.10, table 5-6)"""
+MAX_PCLUSTER = 1 << 20
+"""bytes: Z_EROFS_PCLUSTER_MAX_SIZE of the kernel"""
+BLOCK_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+def check_board(board: Board, fail: Fail) -> None:
+    """The partitions, and what they say about each other."""
+    _check_names(board, fail)
+    _check_sizes(board, fail)
+    for name, partition in board.disk.partitions.items():
+        _check_content(f"disk.partitions.{name}", partition, fail)
+    _check_roles(board, fail)
+    if size_bytes(board.verity.block_size) not in BLOCK_SIZES[: BLOCK_SIZES.index(4096) + 1]:
+        fail("verity.block_size", '"block_size" must be 512, 1024, 2048 or 4096: the kernel maps no larger ones')
+    for kind, names in (
+        ("firmware", [file.to or Path(file.path).name for file in board.boot.firmware]),
+        ("firmware_texts", [text.to for text in board.boot.firmware_texts]),
+    ):
+        for index, name in enumerate(names):
+            if not name or name.startswith("/") or ".." in name.split("/"):
+                fail(f"boot.{kind}.{index}.to", f'"{name}" is not a name on the firmware partition')
+
+
+def check_system(system: System, fail: Fail) -> None:
+    """Files that must be there, and values that depend on one another."""
+    for index, overlay in enumerate(system.overlay):
+        if not Path(overlay.from_).is_dir():
+            fail(f"overlay.{index}.from", f"no such directory: {overlay.from_}")
+    for index, source in enumerate(system.sources):
+        here = f"sources.{index}"
+        if (source.directory is None) == (source.tar is None):
+            fail(here, 'a source is either a "directory" or a "tar"')
+        if source.directory is not None and not Path(source.directory).is_dir():
+            fail(f"{here}.directory", f"no such directory: {source.directory}")
+        if source.tar is not None and not Path(source.tar).is_file():
+            fail(f"{here}.tar", f"no such file: {source.tar}")
+        if source.directory is not None and source.sha256 is not None:
+            fail(f"{here}.sha256", '"sha256" pins a tar; a directory has none')
+    for index, entry in enumerate(system.entries):
+        _check_entry(f"entries.{index}", entry, fail)
+    for unit in system.units.mask:
+        if unit in system.units.enable:
+            fail(f"units.enable.{system.units.enable.index(unit)}", f'"{unit}" is masked too: it cannot be enabled')
+    _check_erofs(system.erofs, fail)
+
+
+def _check_names(board: Board, fail: Fail) -> None:
+    """Names on disk are unique and fit the table; all slotted partitions have the same two slots."""
+    taken: dict[str, str] = {}
+    slots: list[str] = []
+    if not board.disk.partitions:
+        fail("disk.partitions", "no partitions")
+    for name, partition in board.disk.partitions.items():
+        pointer = f"disk.partitions.{name}"
+        if partition.slots and len(set(partition.slots)) != 2:
+            fail(f"{pointer}.slots", '"slots" must name two different slots, as in [a, b]')
+        slots = slots or partition.slots
+        if partition.slots and partition.slots != slots:
+            fail(f"{pointer}.slots", f'"slots" must be [{", ".join(slots)}], as in the other partitions')
+        for real in [f"{name}_{slot}" for slot in partition.slots] or [name]:
+            if len(real) > GPT_NAME:
+                fail(pointer, f'"{real}" is longer than the {GPT_NAME} characters that the partition table holds')
+            if real in taken:
+                fail(pointer, f'the disk would have two partitions "{real}"', f'the other is "{taken[real]}"')
+            taken[real] = name
+
+
+def _check_sizes(board: Board, fail: Fail) -> None:
+    """Sizes are whole blocks and fit the disk; only the last partition takes the rest."""
+    total = 0
+    last = list(board.disk.partitions)[-1]
+    for name, partition in board.disk.partitions.items():
+        pointer = f"disk.partitions.{name}.size"
+        if partition.size == "rest":
+            if name != last:
+                fail(pointer, f'"rest" is for the last partition, and "{last}" comes after this one')
+            if partition.slots:
+                fail(pointer, 'a partition with slots cannot take the "rest"', "give it a size")
+            continue
+        _multiple(pointer, partition.size, PARTITION_UNIT, fail)
+        total += size_bytes(partition.size) * (len(partition.slots) or 1)
+    _multiple("disk.size", board.disk.size, PARTITION_UNIT, fail)
+    if total >= size_bytes(board.disk.size):
+        over = total - size_bytes(board.disk.size)
+        fail(
+            "disk.size",
+            f"the partitions need {total >> 20} MiB, the disk has {size_bytes(board.disk.size) >> 20} MiB",
+            f"raise disk.size by at least {(over >> 20) + 2}M, or make partitions smaller",
+        )
+
+
+def _check_content(pointer: str, partition: Partition, fail: Fail) -> None:
+    content = partition.content
+    if content is None:
+        return
+    if partition.filesystem is not None:
+        fail(f"{pointer}.filesystem", 'a partition with "content" gets no "filesystem"')
+    if content == "slot-state" and partition.slots:
+        fail(f"{pointer}.slots", "the slot state is one for all slots")
+    if content not in CONTENT_WORDS and not Path(content).is_file():
+        fail(f"{pointer}.content", f"no such manifest: {content}", f"or one of {', '.join(CONTENT_WORDS)}")
+
+
+def _check_roles(board: Board, fail: Fail) -> None:
+    """The boot chain finds exactly what it needs."""
+    partitions = board.disk.partitions
+    by_content: dict[str, list[str]] = {word: [] for word in (*CONTENT_WORDS, "manifest")}
+    for name, partition in partitions.items():
+        if partition.content is not None:
+            by_content[partition.content if partition.content in CONTENT_WORDS else "manifest"].append(name)
+    for word in CONTENT_WORDS:
+        if len(by_content[word]) > 1:
+            fail(f"disk.partitions.{by_content[word][1]}.content", f'a second partition with "{word}"')
+    if not by_content["fit"]:
+        fail("disk.partitions", "no partition holds the kernel", 'one needs "content: fit"')
+    if not by_content["manifest"]:
+        fail("disk.partitions", "no partition holds a system", 'one needs "content: PATH" of a manifest')
+    slotted = [name for name, partition in partitions.items() if partition.slots]
+    if slotted and not by_content["slot-state"]:
+        fail(
+            f"disk.partitions.{slotted[0]}.slots",
+            "slots need a place for their state",
+            "add a partition as in: misc: {size: 1M, content: slot-state}",
+        )
+    if (board.boot.firmware or board.boot.firmware_texts) and not by_content["firmware"]:
+        fail("boot.firmware" if board.boot.firmware else "boot.firmware_texts", 'no partition has "content: firmware"')
+
+
+def _check_entry(pointer: str, entry: Entry, fail: Fail) -> None:
+    needs = {"symlink": "target", "char": "rdev", "block": "rdev"}
+    allowed = {"file": "text", **needs}.get(entry.type)
+    for key in ("text", "target", "rdev"):
+        if getattr(entry, key) is not None and key != allowed:
+            fail(f"{pointer}.{key}", f'"{key}" means nothing for a {entry.type}')
+    if entry.type in needs and getattr(entry, needs[entry.type]) is None:
+        fail(pointer, f'a {entry.type} needs "{needs[entry.type]}"')
+    if entry.type == "symlink" and entry.mode is not None:
+        fail(f"{pointer}.mode", "a symlink has no mode")
+
+
+def _check_erofs(erofs: Erofs, fail: Fail) -> None:
+    block = size_bytes(erofs.block_size)
+    if block not in BLOCK_SIZES:
+        fail("erofs.block_size", '"block_size" must be a power of two from 512 to 64K')
+    _multiple("erofs.pcluster", erofs.pcluster, block, fail)
+    if size_bytes(erofs.pcluster) > MAX_PCLUSTER:
+        fail("erofs.pcluster", '"pcluster" must be at most 1M: the kernel reads no larger ones')
+    if erofs.level is not None and erofs.compression != "lz4hc":
+        fail("erofs.level", f'"level" belongs to lz4hc; {erofs.compression} has none')
+
+
+def _multiple(pointer: str, size: Size, unit: int, fail: Fail) -> None:
+    if size_bytes(size) % unit:
+        fail(pointer, f'"{pointer.rsplit(".", 1)[-1]}" must be a multiple of {unit} bytes, not {size}')

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Board files and manifests as checked values that remember where each of them was said."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
+
+import msgspec
+
+from erofs_edge.errors import ManifestError
+from erofs_edge.manifest.check import check_board, check_system
+from erofs_edge.manifest.decode import decode
+from erofs_edge.manifest.extend import read_extended
+from erofs_edge.manifest.lockfile import load_lock, lock_path, save_lock
+from erofs_edge.manifest.model import Board, System
+from erofs_edge.manifest.nodes import Mapping, Mark, Node, Sequence
+
+__all__ = ["Loaded", "load_any", "load_board", "load_lock", "load_system", "lock_path", "save_lock"]
+
+T = TypeVar("T", Board, System)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[T]):
+    """A board or a system, resolved.
+
+    value   `extends` is applied and None; paths of the host are absolute
+    path    the file that was asked for
+    files   every file that was read, `path` first, the base of the bases last
+    digest  SHA-256 (hex) of the resolved form with paths relative to `path`: the same in every checkout
+    """
+
+    value: T
+    path: Path
+    files: tuple[Path, ...]
+    digest: str
+    root: Mapping
+
+    def position(self, pointer: str) -> str:
+        """``file:line:column`` of a pointer such as ``disk.partitions.boot`` or ``packages.0``.
+
+        Where that is a default, of the nearest thing around it that is written.
+        """
+        mark, _ = _find(self.root, pointer.split(".") if pointer else [])
+        return str(mark)
+
+    def is_written(self, pointer: str) -> bool:
+        """Whether the pointer is said in one of the files (else it is a default)."""
+        _, left = _find(self.root, pointer.split(".") if pointer else [])
+        return not left
+
+    def error(self, pointer: str, message: str, *, hint: str | None = None) -> ManifestError:
+        """An error at a pointer, to be raised."""
+        return ManifestError(message, where=self.position(pointer), hint=hint)
+
+
+def load_board(path: Path | str) -> Loaded[Board]:
+    """A board file. Raises ManifestError with the position of what is wrong."""
+    return _load(Path(path), Board, check_board)
+
+
+def load_system(path: Path | str) -> Loaded[System]:
+    """A manifest. Raises ManifestError with the position of what is wrong."""
+    return _load(Path(path), System, check_system)
+
+
+def load_any(path: Path | str) -> Loaded[Board] | Loaded[System]:
+    """A board file or a manifest, whichever it is. Raises ManifestError."""
+    root, files = read_extended(Path(path))
+    if "board" not in root.entries and "system" not in root.entries:
+        raise ManifestError(
+            "neither a board nor a manifest",
+            where=str(root.mark),
+            hint='it starts with "board: NAME" or "system: NAME"',
+        )
+    if "board" in root.entries:
+        return _resolve(Path(path), root, files, Board, check_board)
+    return _resolve(Path(path), root, files, System, check_system)
+
+
+Check = Callable[[T, Callable[..., NoReturn]], None]
+
+
+def _load(path: Path, struct: type[T], check: Check[T]) -> Loaded[T]:
+    root, files = read_extended(path)
+    if struct is Board and "system" in root.entries and "board" not in root.entries:
+        raise ManifestError("a manifest, where a board file is expected", where=str(root.entries["system"].mark))
+    if struct is System and "board" in root.entries and "system" not in root.entries:
+        raise ManifestError("a board file, where a manifest is expected", where=str(root.entries["board"].mark))
+    return _resolve(path, root, files, struct, check)
+
+
+def _resolve(path: Path, root: Mapping, files: list[Path], struct: type[T], check: Check[T]) -> Loaded[T]:
+    top = os.path.abspath(path.parent)
+    portable = decode(root, struct, lambda text, file: _portable(text, file, top))
+    digest = hashlib.sha256(msgspec.json.encode(portable)).hexdigest()
+    value: T = decode(root, struct, _absolute)
+    loaded = Loaded(value, path, tuple(files), digest, root)
+
+    def fail(pointer: str, message: str, hint: str | None = None) -> NoReturn:
+        raise loaded.error(pointer, message, hint=hint)
+
+    check(value, fail)
+    return loaded
+
+
+def _absolute(text: str, file: Path) -> str:
+    return os.path.abspath(file.parent / text)
+
+
+def _portable(text: str, file: Path, top: str) -> str:
+    """The path relative to the folder of the file that was asked for, whatever the checkout is called."""
+    return Path(os.path.relpath(_absolute(text, file), top)).as_posix()
+
+
+def _find(root: Node, parts: list[str]) -> tuple[Mark, list[str]]:
+    """The mark of the deepest node that `parts` reach, and the parts that are left over."""
+    node, mark = root, root.mark
+    while parts:
+        if isinstance(node, Sequence) and parts[0].isdecimal() and int(parts[0]) < len(node.items):
+            node = node.items[int(parts[0])]
+            mark, parts = node.mark, parts[1:]
+            continue
+        entries: dict[str, Any] = node.entries if isinstance(node, Mapping) else {}
+        # a key may hold dots itself: the longest that fits wins
+        length = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in entries), 0)
+        if not length:
+            break
+        entry = entries[".".join(parts[:length])]
+        node, mark, parts = entry.node, entry.mark, parts[length:]
+    return mark, parts
