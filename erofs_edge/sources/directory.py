@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories of the host as a FileTree.
+
+`scan` takes everything as it is (for `fs build`, like mkfs.erofs). `read_directory` is for manifests: names,
+contents and symlink targets are the host's, owners and modes are what the manifest says, so that a checkout
+under another user or umask builds the same image.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from erofs_edge.errors import SourceError
+from erofs_edge.tree import FileContent, FileTree, Inode
+
+_NO_XATTRS = (95, 61)  # ENOTSUP, ENODATA
+
+
+def scan(path: Path) -> FileTree:
+    """A directory with the host's metadata: mode, owner, ns mtime, device numbers, extended attributes (ACLs and
+    capabilities are such), hard links. Mount points are crossed.
+
+    Raises SourceError where something cannot be read or changes meanwhile.
+    """
+    root = os.fspath(path)
+    try:
+        info = os.stat(root)
+        if not stat.S_ISDIR(info.st_mode):
+            raise SourceError("not a directory", where=root)
+        tree = FileTree(_inode(root, info))
+        links: dict[tuple[int, int], Inode] = {}
+        stack = [(root, tree.root)]
+        while stack:
+            here, parent = stack.pop()
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    info = entry.stat(follow_symlinks=False)
+                    inode = _linked(entry.path, info, links)
+                    parent.children[os.fsencode(entry.name)] = inode
+                    if inode.is_dir:
+                        stack.append((entry.path, inode))
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=os.fspath(error.filename or root)) from error
+    return tree
+
+
+def read_directory(
+    path: Path,
+    *,
+    uid: int = 0,
+    gid: int = 0,
+    file_mode: int = 0o644,
+    dir_mode: int = 0o755,
+    mtime_ns: int = 0,
+    executable: Callable[[bytes], bool] = lambda _: False,
+    origin: str = "",
+) -> FileTree:
+    """A directory without the host's metadata. `executable(b"/usr/bin/x")` (path below the directory) says which
+    files get 0755; the host's own bit does not count. Raises SourceError, also on devices, sockets and fifos.
+    """
+    root = os.fspath(path)
+    tree = FileTree(Inode(stat.S_IFDIR | dir_mode, uid, gid, mtime_ns, origin=origin))
+    stack = [(root, b"", tree.root)]
+    try:
+        while stack:
+            here, prefix, parent = stack.pop()
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    below = prefix + b"/" + name
+                    inode = Inode(0, uid, gid, mtime_ns, origin=origin)
+                    if entry.is_symlink():
+                        inode.mode = stat.S_IFLNK | 0o777
+                        inode.target = os.fsencode(os.readlink(entry.path))
+                    elif entry.is_dir():
+                        inode.mode = stat.S_IFDIR | dir_mode
+                        stack.append((entry.path, below, inode))
+                    elif entry.is_file():
+                        inode.mode = stat.S_IFREG | (0o755 if executable(below) else file_mode)
+                        inode.content = FileContent(Path(entry.path), entry.stat().st_size)
+                    else:
+                        raise SourceError(
+                            "neither a file nor a directory nor a symlink",
+                            where=entry.path,
+                            hint="make devices and fifos with `entries` of the manifest",
+                        )
+                    parent.children[name] = inode
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=os.fspath(error.filename or root)) from error
+    return tree
+
+
+def _linked(path: str, info: os.stat_result, links: dict[tuple[int, int], Inode]) -> Inode:
+    """The inode of a path; the same one for all names of a file."""
+    if info.st_nlink == 1 or stat.S_ISDIR(info.st_mode):
+        return _inode(path, info)
+    key = (info.st_dev, info.st_ino)
+    inode = links.get(key)
+    if inode is None:
+        inode = links[key] = _inode(path, info)
+    return inode
+
+
+def _inode(path: str, info: os.stat_result) -> Inode:
+    mode = info.st_mode
+    inode = Inode(mode, info.st_uid, info.st_gid, info.st_mtime_ns)
+    if stat.S_ISREG(mode):
+        if info.st_size:
+            inode.content = FileContent(Path(path), info.st_size)
+    elif stat.S_ISLNK(mode):
+        inode.target = os.fsencode(os.readlink(path))
+    elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        inode.rdev = (os.major(info.st_rdev), os.minor(info.st_rdev))
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+        if names:
+            inode.xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names}
+    except OSError as error:
+        if error.errno not in _NO_XATTRS:
+            raise
+    return inode
