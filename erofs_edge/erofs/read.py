@@ -18,7 +18,7 @@ from pathlib import Path
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import Backing, broken
 from erofs_edge.erofs.decode import ExtentCache, decode
-from erofs_edge.erofs.directory import Dirent, parse_block
+from erofs_edge.erofs.dirents import Dirent, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_extents, flat_extents
 from erofs_edge.erofs.inode import DiskInode, inode_offset, read_inode
 from erofs_edge.erofs.superblock import SuperInfo, read_superblock
