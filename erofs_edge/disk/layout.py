@@ -12,7 +12,7 @@ from pathlib import Path
 
 from erofs_edge.disk import gpt
 from erofs_edge.disk.gpt import ALIGNMENT, guid_from
-from erofs_edge.disk.sparse import Progress, copy_data
+from erofs_edge.disk.sparse import Progress, copy_data, write_all
 from erofs_edge.errors import CapacityError, ManifestError, SourceError
 from erofs_edge.manifest.model import Board, Partition, size_bytes
 
@@ -119,11 +119,11 @@ def write_disk(layout: DiskLayout, out: Path, progress: Progress | None = None) 
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             os.ftruncate(fd, layout.size)
-            os.pwrite(fd, head, 0)
+            write_all(fd, head, 0)
             for placement in layout.placements:
                 if placement.content is not None:
                     _copy_content(placement, placement.content, fd, progress)
-            os.pwrite(fd, tail, layout.size - len(tail))
+            write_all(fd, tail, layout.size - len(tail))
         finally:
             os.close(fd)
         temporary.replace(out)

@@ -59,3 +59,11 @@ def copy_data(source: int, target: int, size: int, at: int, progress: Progress |
             position += done
             if progress is not None:
                 progress(done)
+
+
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """pwrite until all is written: on a full disk the first call may be short, the next one says why."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slot state in the `misc` partition: which slot starts next, and how many attempts each has left.
+
+Two copies, each a U-Boot environment block without redundancy flag: crc32 of the rest, little endian, then
+NAME=VALUE strings each ended by NUL, one more NUL, padding of NUL (U-Boot ``include/env_internal.h`` env_t; what
+``env import -c``, ``env export -c``, ``fw_printenv`` and ``mkenvimage -p 0`` read and write). The variables are
+those of RAUC's U-Boot integration: BOOT_ORDER="A B", BOOT_A_LEFT=3.
+
+The first copy with a right checksum counts. Whoever changes the state writes the other copy first and then the one
+that was read, so that a power cut leaves the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from erofs_edge.errors import CapacityError, FormatError
+
+ENV_SIZE = 16 << 10
+ENV_OFFSETS = (0, 64 << 10)
+"""bytes, of the two copies in the partition"""
+STATE_SIZE = ENV_OFFSETS[-1] + ENV_SIZE
+
+ATTEMPTS = 3
+LEFT_MAX = 9  # U-Boot's setexpr counts in hexadecimal, its test in decimal: one digit means the same to both
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """`order`: slots ("A", "B"), the first is tried first. `left`: attempts by slot, 0 to 9."""
+
+    order: tuple[str, ...]
+    left: Mapping[str, int]
+
+
+def initial(slots: Sequence[str]) -> SlotState:
+    """The state of a new disk: slots ('a', 'b') in the order of the board file, all attempts left."""
+    names = tuple(slot.upper() for slot in slots)
+    return SlotState(names, dict.fromkeys(names, ATTEMPTS))
+
+
+def activate(state: SlotState, slot: str) -> SlotState:
+    """`slot` ('b' or 'B') first and with all attempts, the others behind it as they are."""
+    name = slot.upper()
+    if name not in state.left:
+        raise FormatError(f"no slot {slot!r}", hint=f"slots: {', '.join(state.left)}")
+    order = (name, *(other for other in state.order if other != name))
+    return replace(state, order=order, left={**state.left, name: ATTEMPTS})
+
+
+def choose(state: SlotState) -> tuple[str, SlotState]:
+    """The slot that the boot script starts, and the state it writes before that.
+
+    Where no attempt is left on any slot, all get theirs back: a board that tries is better than a dead one.
+    """
+    for name in state.order:
+        if state.left.get(name, 0) > 0:
+            return name, replace(state, left={**state.left, name: state.left[name] - 1})
+    return choose(initial(tuple(state.left)))
+
+
+def encode_state(state: SlotState) -> bytes:
+    """Both copies and what is between them: STATE_SIZE bytes for the start of the partition."""
+    block = encode({"BOOT_ORDER": " ".join(state.order)} | {f"BOOT_{n}_LEFT": str(v) for n, v in state.left.items()})
+    image = bytearray(STATE_SIZE)
+    for offset in ENV_OFFSETS:
+        image[offset : offset + ENV_SIZE] = block
+    return bytes(image)
+
+
+def decode_state(raw: bytes) -> tuple[SlotState, int]:
+    """The state and the byte offset of the copy it is from. Raises FormatError where neither copy is whole."""
+    problem: FormatError | None = None
+    for offset in ENV_OFFSETS:
+        try:
+            return _state(decode(raw[offset : offset + ENV_SIZE], offset), offset), offset
+        except FormatError as error:
+            problem = problem or error
+    raise problem or FormatError("no slot state")
+
+
+def encode(variables: Mapping[str, str], size: int = ENV_SIZE) -> bytes:
+    """An environment block of `size` bytes, variables in the order given.
+
+    Raises FormatError on a name or value that U-Boot could not read back, CapacityError where they do not fit.
+    """
+    data = bytearray()
+    for name, value in variables.items():
+        if not _NAME.fullmatch(name) or "\0" in value or not value.isascii():
+            raise FormatError(f"{name}={value!r} cannot stand in a U-Boot environment")
+        data += f"{name}={value}\0".encode("ascii")
+    data += b"\0"
+    room = size - 4
+    if len(data) > room:
+        raise CapacityError(f"the environment takes {len(data)} bytes, {room} fit")
+    padded = bytes(data.ljust(room, b"\0"))
+    return zlib.crc32(padded).to_bytes(4, "little") + padded
+
+
+def decode(raw: bytes, offset: int = 0) -> dict[str, str]:
+    """The variables of a block whose size is len(raw). Raises FormatError; `offset` is where it was read, in bytes."""
+    if len(raw) < 6 or int.from_bytes(raw[:4], "little") != zlib.crc32(raw[4:]):
+        raise FormatError("the checksum of the U-Boot environment does not match", where=f"offset {offset:#x}")
+    variables = {}
+    for entry in raw[4:].partition(b"\0\0")[0].split(b"\0"):
+        if not entry:
+            continue
+        name, equals, value = entry.partition(b"=")
+        try:
+            variables[name.decode("ascii")] = value.decode("ascii")
+        except UnicodeDecodeError:
+            equals = b""
+        if not equals or not name:
+            raise FormatError(f"{entry[:40]!r} is no variable", where=f"offset {offset:#x}")
+    return variables
+
+
+def _state(variables: Mapping[str, str], offset: int) -> SlotState:
+    left = {}
+    for name, value in variables.items():
+        if match := re.fullmatch(r"BOOT_([A-Z0-9]+)_LEFT", name):
+            if not re.fullmatch(rf"[0-{LEFT_MAX}]", value):
+                raise FormatError(f"{name}={value!r} is no count of attempts", where=f"offset {offset:#x}")
+            left[match[1]] = int(value)
+    order = tuple(variables.get("BOOT_ORDER", "").split())
+    if not order or any(name not in left for name in order):
+        raise FormatError("BOOT_ORDER names no slot, or one without attempts", where=f"offset {offset:#x}")
+    return SlotState(order, left)
