@@ -35,7 +35,7 @@ from erofs_edge.errors import ErofsEdgeError, VerificationError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-    from erofs_edge.trust.signer import Signer
+    from erofs_edge.trust.signer import Signer, VerificationKey
 
 CONFIGURATION = "conf"
 CONFIGURATION_PATH = f"/configurations/{CONFIGURATION}"
@@ -156,7 +156,7 @@ def verify_fit(fit: bytes, key: RSAPublicKey) -> None:
         raise VerificationError("the signature does not match", where=SIGNATURE_PATH) from error
 
 
-def public_key_node(signer: Signer) -> Node:
+def public_key_node(signer: VerificationKey) -> Node:
     """The key as U-Boot reads it from its control device tree (lib/rsa/rsa-verify.c), required for every FIT.
 
     Beside modulus and exponent stand the constants of Montgomery multiplication, which U-Boot does not compute:
@@ -178,7 +178,7 @@ def public_key_node(signer: Signer) -> Node:
     )
 
 
-def add_key(dtb: bytes, signer: Signer) -> bytes:
+def add_key(dtb: bytes, signer: VerificationKey) -> bytes:
     """A control device tree that makes U-Boot refuse a FIT not signed by `signer`. Raises FormatError."""
     tree = parse(dtb)
     signature = tree.root.children.setdefault("signature", Node())

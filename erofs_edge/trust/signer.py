@@ -22,21 +22,24 @@ if TYPE_CHECKING:
 DEV_KEY_BITS = 2048
 
 
-class Signer(Protocol):
-    """A private RSA key that may be anywhere.
-
-    name         what verifiers know the key as (U-Boot's key-name-hint)
-    development  true for a key that was made for convenience and protects nothing
-    """
+class VerificationKey(Protocol):
+    """A public RSA key and `name`, what verifiers know it as (U-Boot's key-name-hint)."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def development(self) -> bool: ...
+    def public_key(self) -> RSAPublicKey: ...
+
+
+class Signer(VerificationKey, Protocol):
+    """A private RSA key that may be anywhere.
+
+    development  true for a key that was made for convenience and protects nothing
+    """
 
     @property
-    def public_key(self) -> RSAPublicKey: ...
+    def development(self) -> bool: ...
 
     def sign_pkcs1v15_sha256(self, data: bytes) -> bytes:
         """RSASSA-PKCS1-v1_5 with SHA-256 over data (RFC 8017 section 8.2): the same input gives the same bytes."""
@@ -62,6 +65,14 @@ class KeySigner:
         return self.key.sign(data, PKCS1v15(), SHA256())
 
 
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A public key held in memory."""
+
+    name: str
+    public_key: RSAPublicKey
+
+
 def open_signer(uri: str) -> Signer:
     """The signer that a board's ``sign.key`` names.
 
@@ -81,6 +92,23 @@ def public_key_pem(signer: Signer) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return signer.public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def read_public_key(path: Path, name: str) -> PublicKey:
+    """The public key in a SubjectPublicKeyInfo PEM file. Raises ErofsEdgeError where there is no RSA key."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except OSError as error:
+        raise ErofsEdgeError(f"cannot read the public key: {error.strerror}", where=str(path)) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ErofsEdgeError("not a public key in PEM", where=str(path)) from error
+    if not isinstance(key, RSAPublicKey):
+        raise ErofsEdgeError("not an RSA public key", where=str(path))
+    return PublicKey(name, key)
 
 
 def keys_directory() -> Path:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a console line means: the stages of a boot in their order, and the lines that end one.
+
+A table of patterns, nothing else. Lines come without line end, escape sequences and control characters
+(see console.py). Kernel time stamps and journal prefixes may stand before a line of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+_PREFIX = r"^(?:\[ *\d+\.\d+\] )?(?:[\w.@-]+\[\d+\]: )?"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A point that a good boot passes. `partial`: also matched in a line that has not ended (a prompt)."""
+
+    name: str
+    title: str
+    pattern: re.Pattern[str]
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A line that means something.
+
+    kind    'stage' (name is a stage's), 'trouble' (name is a key of TROUBLE) or 'report'
+    fields  named groups of the pattern, or the report's keys
+    """
+
+    kind: str
+    name: str
+    text: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def _line(pattern: str) -> re.Pattern[str]:
+    return re.compile(_PREFIX + pattern)
+
+
+STAGES = (
+    Stage("u-boot", "U-Boot", re.compile(r"^U-Boot 20\d\d\.")),
+    Stage("slot", "slot chosen", _line(r"erofs-edge: stage u-boot slot (?P<slot>\S+)$")),
+    Stage("fit", "FIT verified", re.compile(r"Verifying Hash Integrity \.\.\. sha256,rsa\d+:(?P<key>\S+)\+ OK")),
+    Stage("kernel", "kernel", re.compile(r"^Starting kernel \.\.\.|\] Booting Linux on physical CPU")),
+    Stage("initramfs", "initramfs", _line("erofs-edge: stage initramfs$")),
+    Stage("verity", "dm-verity active", _line("erofs-edge: stage verity$")),
+    Stage("root", "EROFS root", _line("erofs-edge: stage root$")),
+    Stage("data", "data", _line("erofs-edge: stage data$")),
+    Stage("switch-root", "switch to the root", _line("erofs-edge: stage switch-root$")),
+    Stage("report", "report of the guest", _line(r"erofs-edge: report (?P<report>(?:[a-z]+=\S+ ?)+)$")),
+    Stage("login", "login prompt", re.compile(r"^(?:\[ *\d+\.\d+\] )?(?!Last )[\w.-]+ login:(?: |$)"), partial=True),
+)
+NAMES = tuple(stage.name for stage in STAGES)
+TITLES = {stage.name: stage.title for stage in STAGES}
+
+TROUBLE = {
+    "fit-refused": re.compile(r"Failed to verify required signature|Bad Data Hash|Bad hash value for|sha256\S* error!"),
+    "slot-refused": _line(r"erofs-edge: slot does not start: (?P<slot>\S+)$"),
+    "no-slot": _line("erofs-edge: no slot boots$"),
+    "corrupt": re.compile(r"verity: \S+ (?:data|metadata) block (?P<block>\d+) is corrupted"),
+    "failed": _line(r"erofs-edge: FAILED (?P<stage>[\w-]+): (?P<reason>.*)$"),
+    "panic": re.compile(r"Kernel panic - not syncing: (?P<reason>.*)$"),
+}
+"""'corrupt' and the refusals of a FIT are evidence; the others end the boot ('slot-refused': of that slot)"""
+
+
+def match_line(line: str, *, partial: bool = False) -> Iterator[Match]:
+    """What a line means, usually nothing. Of a line that has not ended only prompts are looked for."""
+    for stage in STAGES:
+        if partial and not stage.partial:
+            continue
+        found = stage.pattern.search(line)
+        if found and stage.name == "report":
+            fields = dict(pair.split("=", 1) for pair in found["report"].split())
+            yield Match("report", stage.name, line, fields)
+        elif found:
+            yield Match("stage", stage.name, line, found.groupdict())
+    if not partial:
+        for name, pattern in TROUBLE.items():
+            if found := pattern.search(line):
+                yield Match("trouble", name, line, found.groupdict())
