@@ -9,6 +9,7 @@ which are counted without expanding them.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Scalar:
     @property
     def value(self) -> str | int | float | bool | None:
         """What YAML 1.2's core schema makes of it."""
-        return _core_value(self.text) if self.plain else self.text
+        return core_value(self.text) if self.plain else self.text
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +101,10 @@ def read_yaml(path: Path) -> Node:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"did you mean {path.with_name(near[0])}?" if near else None
+        raise ManifestError("no such file", where=str(path), hint=hint) from None
     except OSError as error:
         raise ManifestError(f"cannot read: {error.strerror}", where=str(path)) from None
     except ValueError:  # a path with a NUL
@@ -131,7 +136,8 @@ def shorten(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _core_value(text: str) -> str | int | float | bool | None:
+def core_value(text: str) -> str | int | float | bool | None:
+    """What YAML 1.2's core schema makes of a plain scalar."""
     value: str | int | float | bool | None = text
     if _DECIMAL.fullmatch(text):
         value = int(text)

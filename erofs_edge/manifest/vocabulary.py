@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What model.py says about its own words: the docstrings of structs and of their keys."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+from pathlib import Path
+
+from erofs_edge.manifest import model
+from erofs_edge.manifest.decode import describe
+
+
+@functools.cache
+def descriptions() -> dict[str, dict[str, str]]:
+    """Docstrings by struct and attribute; the struct's own is under ''. Line breaks become spaces."""
+    source = Path(inspect.getfile(model)).read_text(encoding="utf-8")
+    found: dict[str, dict[str, str]] = {}
+    for item in ast.parse(source).body:
+        if not isinstance(item, ast.ClassDef):
+            continue
+        texts = found[item.name] = {"": " ".join((ast.get_docstring(item) or "").split())}
+        for statement, following in zip(item.body, item.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+            ):
+                texts[statement.target.id] = " ".join(str(following.value.value).split())
+    return found
+
+
+def key_descriptions(struct: type) -> dict[str, str]:
+    """Docstrings of a struct's keys, by the name that a file uses, in the order of model.py."""
+    texts = descriptions()[struct.__name__]
+    return {field.encode_name: texts.get(field.name, "") for field in describe(struct).fields}
