@@ -12,7 +12,7 @@ from pathlib import Path
 
 from erofs_edge.disk import gpt
 from erofs_edge.disk.gpt import ALIGNMENT, guid_from
-from erofs_edge.disk.sparse import Progress, copy_data, write_all
+from erofs_edge.disk.sparse import Count, Progress, copy_data, data_extents, write_all
 from erofs_edge.errors import CapacityError, ManifestError, SourceError
 from erofs_edge.manifest.model import Board, Partition, size_bytes
 
@@ -114,6 +114,7 @@ def write_disk(layout: DiskLayout, out: Path, progress: Progress | None = None) 
     shrunk since it was planned. Nothing is left behind then, nor on Ctrl-C.
     """
     head, tail = gpt.encode(layout.table)
+    count = _counter(layout, progress)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -122,7 +123,7 @@ def write_disk(layout: DiskLayout, out: Path, progress: Progress | None = None) 
             write_all(fd, head, 0)
             for placement in layout.placements:
                 if placement.content is not None:
-                    _copy_content(placement, placement.content, fd, progress)
+                    _copy_content(placement, placement.content, fd, count)
             write_all(fd, tail, layout.size - len(tail))
         finally:
             os.close(fd)
@@ -136,7 +137,25 @@ def write_disk(layout: DiskLayout, out: Path, progress: Progress | None = None) 
             temporary.unlink()
 
 
-def _copy_content(placement: Placement, content: Path, target: int, progress: Progress | None) -> None:
+def _counter(layout: DiskLayout, progress: Progress | None) -> Count | None:
+    if progress is None:
+        return None
+    total, done = 0, 0
+    for placement in layout.placements:
+        if placement.content is not None:
+            with placement.content.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                total += sum(end - start for start, end in data_extents(file.fileno(), size))
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    return count
+
+
+def _copy_content(placement: Placement, content: Path, target: int, count: Count | None) -> None:
     try:
         source = os.open(content, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -145,7 +164,7 @@ def _copy_content(placement: Placement, content: Path, target: int, progress: Pr
         size = os.fstat(source).st_size
         if size > placement.size:
             raise SourceError("content has grown since it was planned", where=str(content))
-        copy_data(source, target, size, placement.start, progress)
+        copy_data(source, target, size, placement.start, count)
     except EOFError as error:
         raise SourceError("content changed while it was being read", where=str(content)) from error
     finally:

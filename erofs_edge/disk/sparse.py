@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 
 CHUNK = 8 << 20
 
-Progress = Callable[[int], None]
-"""called with the bytes done since the last call"""
+Progress = Callable[[int, int], None]
+"""progress(done, total), both in bytes"""
+
+Count = Callable[[int], None]
+"""count(bytes done since the last call)"""
 
 
 def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
@@ -32,7 +35,7 @@ def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
         position = end
 
 
-def copy_data(source: int, target: int, size: int, at: int, progress: Progress | None = None) -> None:
+def copy_data(source: int, target: int, size: int, at: int, count: Count | None = None) -> None:
     """Copy the data of `size` bytes of one file to byte `at` of another; holes are left as the target has them.
 
     Uses copy_file_range (which shares blocks where the file system can), else read and write.
@@ -57,8 +60,8 @@ def copy_data(source: int, target: int, size: int, at: int, progress: Progress |
             if not done:
                 raise EOFError(f"ends at byte {position} of {size}")
             position += done
-            if progress is not None:
-                progress(done)
+            if count is not None:
+                count(done)
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:

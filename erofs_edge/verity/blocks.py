@@ -17,8 +17,11 @@ from erofs_edge.verity.superblock import Superblock
 
 SLICE = 4 << 20  # bytes; a multiple of every block size
 
-Progress = Callable[[int], None]
-"""called with the bytes done since the last call"""
+Progress = Callable[[int, int], None]
+"""progress(done, total), both in bytes"""
+
+Count = Callable[[int], None]
+"""count(bytes done since the last call)"""
 
 
 def hash_blocks(data: bytes, block_size: int, sb: Superblock) -> bytes:
@@ -42,7 +45,7 @@ def hashed_slices(
     block_size: int,
     *,
     jobs: int | None = None,
-    progress: Progress | None = None,
+    count: Count | None = None,
 ) -> Iterator[bytes]:
     """Digest slots of the whole blocks in bytes [start, end) of a file, in order, a slice at a time.
 
@@ -61,8 +64,8 @@ def hashed_slices(
     def next_done() -> bytes:
         length, future = waiting.popleft()
         digests = future.result()
-        if progress is not None:
-            progress(length)
+        if count is not None:
+            count(length)
         return digests
 
     with ThreadPoolExecutor(workers) as pool:
@@ -77,6 +80,20 @@ def hashed_slices(
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def counter(progress: Progress | None, total: int) -> Count | None:
+    """What adds up the bytes done and tells `progress`."""
+    if progress is None:
+        return None
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    return count
 
 
 def read_exactly(fd: int, length: int, offset: int) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from erofs_edge.errors import FormatError
 from erofs_edge.verity import superblock
-from erofs_edge.verity.blocks import SLICE, Progress, file_size, hashed_slices, read_exactly
+from erofs_edge.verity.blocks import SLICE, Count, Progress, counter, file_size, hashed_slices, read_exactly
 from erofs_edge.verity.superblock import Level, Superblock, VerityInfo
 
 RANGES_MAX = 10_000
@@ -91,7 +91,7 @@ def verify(
             at, root, bad_superblock = hash_offset, expected, False
             sb = superblock.parse(os.pread(hash_fd, superblock.SIZE, at), at)
         _check_bounds(sb, at, file_size(data_fd), file_size(hash_fd), one_file=hash_device is None)
-        walk = _Walk(sb, data_fd, hash_fd, jobs, progress)
+        walk = _Walk(sb, data_fd, hash_fd, jobs, counter(progress, sb.data_size))
         walk.descend(sb.levels(at), root)
     finally:
         os.close(data_fd)
@@ -157,8 +157,8 @@ def _check_bounds(sb: Superblock, at: int, data_size: int, hash_size: int, *, on
 class _Walk:
     """One verification: the tree from the top level down, then the data."""
 
-    def __init__(self, sb: Superblock, data_fd: int, hash_fd: int, jobs: int | None, progress: Progress | None) -> None:
-        self.sb, self.data_fd, self.hash_fd, self.jobs, self.progress = sb, data_fd, hash_fd, jobs, progress
+    def __init__(self, sb: Superblock, data_fd: int, hash_fd: int, jobs: int | None, count: Count | None) -> None:
+        self.sb, self.data_fd, self.hash_fd, self.jobs, self.count = sb, data_fd, hash_fd, jobs, count
         self.bad_data, self.bad_hash, self.unproven = Ranges(), Ranges(), Ranges()
 
     def descend(self, levels: list[Level], root: bytes) -> None:
@@ -176,7 +176,7 @@ class _Walk:
             parent, state = level, below
         size = self.sb.data_block_size
         slices = hashed_slices(
-            self.sb, self.data_fd, 0, self.sb.data_size, size, jobs=self.jobs, progress=self.progress
+            self.sb, self.data_fd, 0, self.sb.data_size, size, jobs=self.jobs, count=self.count
         )  # fmt: skip
         for block, verdict in self._judge(slices, parent, state, root, size):
             (self.bad_data if verdict == BAD else self.unproven).add(block)

@@ -14,11 +14,14 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from erofs_edge.errors import CapacityError, FormatError, UsageError
 from erofs_edge.verity.blocks import (
     SLICE,
+    Count,
     Progress,
+    counter,
     file_size,
     hash_blocks,
     hashed_slices,
@@ -30,6 +33,7 @@ from erofs_edge.verity.superblock import Superblock, VerityInfo, is_block_size
 
 __all__ = [
     "Superblock",
+    "TreeOptions",
     "Verification",
     "VerityInfo",
     "append",
@@ -41,25 +45,36 @@ __all__ = [
 ]
 
 
+class TreeOptions(TypedDict, total=False):
+    """What may be chosen of a tree.
+
+    uuid, salt    derive from the image's sha256 where not given (16 bytes; at most 256 bytes)
+    block_size    bytes of a data block, 4096 by default
+    hash_block_size  bytes of a hash block, by default the same
+    algorithm     'sha256' (default) or 'sha512'
+    image_sha256  of the image's bytes; where it is known it saves one pass
+    """
+
+    uuid: bytes | None
+    salt: bytes | None
+    block_size: int
+    hash_block_size: int | None
+    algorithm: str
+    image_sha256: bytes | None
+
+
 def append(
     path: Path,
     *,
-    uuid: bytes | None = None,
-    salt: bytes | None = None,
-    block_size: int = 4096,
-    hash_block_size: int | None = None,
     hash_offset: int | None = None,
-    algorithm: str = "sha256",
-    image_sha256: bytes | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
+    **options: Unpack[TreeOptions],
 ) -> VerityInfo:
     """Append superblock and tree to the image at `path`, which is changed in place.
 
     The image is padded with zeros to whole data blocks first, and the padding is covered. `hash_offset` (bytes)
-    may leave a gap after that. Salt and UUID that are not given derive from the image's sha256 (of its bytes
-    before this call; `image_sha256`, where it is known, saves one pass). Any failure, Ctrl-C included, leaves the
-    image as it was.
+    may leave a gap after that. Any failure, Ctrl-C included, leaves the image as it was.
 
     Raises UsageError where a tree is there already or an option makes no sense, CapacityError where the disk is
     full, FormatError on an empty image.
@@ -74,23 +89,14 @@ def append(
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UsageError("only a file can grow by its tree", where=str(path), hint="--hash-device FILE")
         size = os.fstat(fd).st_size
-        seed = image_sha256 or _sha256(fd, size, needed=uuid is None or salt is None, progress=progress)
-        sb = _describe(
-            seed,
-            size,
-            uuid=uuid,
-            salt=salt,
-            algorithm=algorithm,
-            block_size=block_size,
-            hash_block_size=hash_block_size,
-        )
-        at = _round_up(sb.data_size, sb.hash_block_size) if hash_offset is None else hash_offset
+        sb, count = _describe(fd, size, options, progress)
+        at = -(-sb.data_size // sb.hash_block_size) * sb.hash_block_size if hash_offset is None else hash_offset
         _check_offset(at)
         if at < sb.data_size:
             raise UsageError(f"hash offset {at} lies inside the {sb.data_size} bytes of data", where=str(path))
         try:
             os.ftruncate(fd, sb.end(at))
-            root = _write_tree(sb, fd, fd, at, jobs=jobs, progress=progress)
+            root = _write_tree(sb, fd, fd, at, jobs=jobs, count=count)
         except BaseException as error:
             os.ftruncate(fd, size)
             if (full := _no_space(error, path)) is not None:
@@ -103,15 +109,10 @@ def format_tree(
     data: Path,
     hash_device: Path,
     *,
-    uuid: bytes | None = None,
-    salt: bytes | None = None,
-    block_size: int = 4096,
-    hash_block_size: int | None = None,
     hash_offset: int = 0,
-    algorithm: str = "sha256",
-    image_sha256: bytes | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
+    **options: Unpack[TreeOptions],
 ) -> VerityInfo:
     """Write superblock and tree for `data` into another file or device, at byte `hash_offset`.
 
@@ -122,31 +123,22 @@ def format_tree(
     _check_offset(hash_offset)
     with _opened(data, os.O_RDONLY) as data_fd:
         size = file_size(data_fd)
-        if size % block_size:
+        sb, count = _describe(data_fd, size, options, progress)
+        if size != sb.data_size:
             raise UsageError(
-                f"{size} bytes are no whole number of {block_size}-byte blocks",
+                f"{size} bytes are no whole number of {sb.data_block_size}-byte blocks",
                 where=str(data),
                 hint="pad it, or append the tree to the image itself, which pads",
             )
-        seed = image_sha256 or _sha256(data_fd, size, needed=uuid is None or salt is None, progress=progress)
-        sb = _describe(
-            seed,
-            size,
-            uuid=uuid,
-            salt=salt,
-            algorithm=algorithm,
-            block_size=block_size,
-            hash_block_size=hash_block_size,
-        )
-        in_place = hash_device.exists() and (hash_offset > 0 or not hash_device.is_file())
-        if in_place and os.path.samefile(data, hash_device):
+        if hash_device.exists() and os.path.samefile(data, hash_device):
             raise UsageError("data and tree in one file: append it", where=str(data))
+        in_place = hash_device.exists() and (hash_offset > 0 or not hash_device.is_file())
         temporary = hash_device if in_place else hash_device.with_name(f".{hash_device.name}.{os.getpid()}.tmp")
         try:
             with _opened(temporary, os.O_RDWR if in_place else os.O_RDWR | os.O_CREAT | os.O_TRUNC) as hash_fd:
                 if stat.S_ISREG(os.fstat(hash_fd).st_mode):
                     os.ftruncate(hash_fd, max(sb.end(hash_offset), file_size(hash_fd)))
-                root = _write_tree(sb, data_fd, hash_fd, hash_offset, jobs=jobs, progress=progress)
+                root = _write_tree(sb, data_fd, hash_fd, hash_offset, jobs=jobs, count=count)
                 end = file_size(hash_fd)
             if not in_place:
                 temporary.replace(hash_device)
@@ -178,43 +170,42 @@ def _write_tree(
     hash_offset: int,
     *,
     jobs: int | None,
-    progress: Progress | None,
+    count: Count | None,
 ) -> bytes:
     """Write all levels, then the superblock; returns the root hash."""
     fd, start, end, block_size = data_fd, 0, sb.data_size, sb.data_block_size
     for level in sb.levels(hash_offset):
         first = position = level.start * sb.hash_block_size
-        for digests in hashed_slices(sb, fd, start, end, block_size, jobs=jobs, progress=progress):
+        for digests in hashed_slices(sb, fd, start, end, block_size, jobs=jobs, count=count):
             write_exactly(hash_fd, digests, position)
             position += len(digests)
         last = first + level.count * sb.hash_block_size
         write_exactly(hash_fd, bytes(last - position), position)
-        fd, start, end, block_size, progress = hash_fd, first, last, sb.hash_block_size, None
-    top = next(hashed_slices(sb, fd, start, end, block_size, jobs=1, progress=progress))
+        fd, start, end, block_size, count = hash_fd, first, last, sb.hash_block_size, None
+    top = next(hashed_slices(sb, fd, start, end, block_size, jobs=1, count=count))
     tree_start = sb.start_block(hash_offset) * sb.hash_block_size
     write_exactly(hash_fd, sb.pack().ljust(tree_start - hash_offset, b"\0"), hash_offset)
     return top[: sb.digest_size]
 
 
-def _describe(
-    seed: bytes,
-    size: int,
-    *,
-    uuid: bytes | None,
-    salt: bytes | None,
-    algorithm: str,
-    block_size: int,
-    hash_block_size: int | None,
-) -> Superblock:
-    """The superblock for `size` bytes; what is not given derives from `seed`, the image's sha256."""
+def _describe(fd: int, size: int, options: TreeOptions, progress: Progress | None) -> tuple[Superblock, Count | None]:
+    """The superblock for the `size` bytes of a file, and what counts the bytes of all passes over it."""
+    block_size = options.get("block_size", 4096)
     if not is_block_size(block_size):
         raise UsageError(f"block size {block_size} is not a power of two from 512 to 512K")
+    uuid, salt, seed = options.get("uuid"), options.get("salt"), options.get("image_sha256")
+    hash_first = seed is None and (uuid is None or salt is None)
+    count = counter(progress, size * (2 if hash_first else 1))
+    if hash_first:
+        seed = _sha256(fd, size, count)
     if salt is None:
-        salt = hashlib.sha256(b"erofs-edge verity salt\0" + seed).digest()
+        salt = hashlib.sha256(b"erofs-edge verity salt\0" + (seed or b"")).digest()
     if uuid is None:
-        uuid = _uuid8(hashlib.sha256(b"erofs-edge verity uuid\0" + seed).digest())
+        uuid = _uuid8(hashlib.sha256(b"erofs-edge verity uuid\0" + (seed or b"")).digest())
     try:
-        return Superblock(uuid, salt, -(-size // block_size), algorithm, block_size, hash_block_size or block_size)
+        hash_block_size = options.get("hash_block_size") or block_size
+        algorithm = options.get("algorithm", "sha256")
+        return Superblock(uuid, salt, -(-size // block_size), algorithm, block_size, hash_block_size), count
     except FormatError as error:
         raise (UsageError if size else FormatError)(error.message, hint=error.hint) from None
 
@@ -227,13 +218,12 @@ def _uuid8(digest: bytes) -> bytes:
     return bytes(raw)
 
 
-def _sha256(fd: int, size: int, *, needed: bool, progress: Progress | None) -> bytes:
-    """The image's sha256, or nothing where nobody needs it."""
+def _sha256(fd: int, size: int, count: Count | None) -> bytes:
     state = hashlib.sha256()
-    for offset in range(0, size if needed else 0, SLICE):
+    for offset in range(0, size, SLICE):
         state.update(read_exactly(fd, min(SLICE, size - offset), offset))
-        if progress is not None:
-            progress(min(SLICE, size - offset))
+        if count is not None:
+            count(min(SLICE, size - offset))
     return state.digest()
 
 
@@ -249,13 +239,9 @@ def _info(sb: Superblock, root: bytes, hash_offset: int, size: int) -> VerityInf
     )  # fmt: skip
 
 
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
-
-
 def _no_space(error: BaseException, path: Path) -> CapacityError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return CapacityError("no room for the verity tree", where=str(path), hint="the image was left as it was")
+        return CapacityError("no room for the verity tree", where=str(path))
     return None
 
 
