@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Locks: which packages a manifest or a board means today, and whether a lock still fits.
+
+Packages come from the suite with its updates and security pockets, without recommends. Pinned ids of an old lock
+are kept for good. A new lock that would only differ in its date keeps the old date, so that locking again when
+nothing has changed changes no byte of the build.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from erofs_edge.errors import ManifestError, MirrorError, SourceError
+from erofs_edge.manifest.load import Loaded, load_lock, load_system, lock_path
+from erofs_edge.manifest.model import CONTENT_WORDS, Board, Lock, LockedPackage, System
+
+if TYPE_CHECKING:
+    from erofs_edge.sources.cache import Cache
+    from erofs_edge.sources.debian.apt import Apt
+    from erofs_edge.sources.debian.fetch import Progress
+    from erofs_edge.sources.debian.mirror import Mirror
+
+INITRAMFS = ("busybox-static", "dmsetup", "e2fsprogs")
+"""what our initramfs is made of, beside the kernel's modules"""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a new lock says otherwise than the old one; each item starts with the group.
+
+    added and removed: (group, name, version); updated: (group, name, old version, new version); ids: 'user x 998'.
+    """
+
+    added: list[tuple[str, str, str]]
+    removed: list[tuple[str, str, str]]
+    updated: list[tuple[str, str, str, str]]
+    ids: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.updated or self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Relocked:
+    """A new lock, and the one that it follows (None where there was none). `path` is beside the manifest."""
+
+    path: Path
+    old: Lock | None
+    new: Lock
+
+
+def requested(value: Board | System) -> dict[str, list[str]]:
+    """The packages that a manifest or a board asks for, by group of the lock, sorted."""
+    if isinstance(value, System):
+        return {"system": sorted(set(value.packages))}
+    firmware = {value.boot.u_boot.package, *(file.package for file in value.boot.firmware)}
+    return {"kernel": [value.boot.kernel], "initramfs": sorted(INITRAMFS), "firmware": sorted(firmware)}
+
+
+def check_lock(lock: Lock, loaded: Loaded[Board] | Loaded[System]) -> None:
+    """Raises ManifestError where the lock was made for something else than the manifest now says."""
+    value = loaded.value
+    pointer = "packages" if isinstance(value, System) else "boot"
+    wanted = requested(value)
+    hint = f"erofs-edge lock {loaded.path}"
+    for key in ("suite", "arch"):
+        if getattr(lock, key) != getattr(value, key):
+            message = f"the lock is for {key} {getattr(lock, key)}, not {getattr(value, key)}"
+            raise loaded.error(key, message, hint=hint)
+    asked, known = Counter(_flat(wanted)), Counter(_flat(lock.requested))
+    if asked != known:
+        words = [f"+{name}" for _, name in sorted(asked - known)] + [f"-{name}" for _, name in sorted(known - asked)]
+        raise loaded.error(pointer, f"the lock was made for other packages: {' '.join(words)}", hint=hint)
+    for group, names in wanted.items():
+        found = [package.name for package in lock.packages.get(group, [])]
+        missing = set(names) - set(found)
+        if (len(found) != 1) if group == "kernel" else (missing or len(set(found)) != len(found)):
+            raise loaded.error(pointer, f"the lock does not hold the packages of group {group!r}", hint=hint)
+
+
+def lock_system(
+    loaded: Loaded[System],
+    *,
+    mirror: Mirror,
+    cache: Cache,
+    old: Lock | None = None,
+    apt: Apt | None = None,
+    progress: Progress | None = None,
+) -> Lock:
+    """The lock of a manifest. The packages are fetched: system ids are pinned from what is in them.
+
+    `apt` is an open index of the suite, if there is one already. Raises ManifestError (with its position) on a
+    package that does not exist, SourceError and MirrorError as Apt and fetch do.
+    """
+    from erofs_edge.sources.debian.fetch import fetch
+
+    system = loaded.value
+    with ExitStack() as stack:
+        apt = apt or _open(stack, mirror, system)
+        packages = _resolve(loaded, apt.closure, requested(system)["system"])
+        date = apt.release_date()
+    debs = fetch(packages, mirror, cache, progress)
+    users, groups = _ids(loaded, debs, cache, old)
+    return _settled(
+        Lock(
+            name=system.system,
+            suite=system.suite,
+            arch=system.arch,
+            date=date,
+            requested=requested(system),
+            packages={"system": packages},
+            users=users,
+            groups=groups,
+        ),
+        old,
+    )
+
+
+def lock_board(loaded: Loaded[Board], *, mirror: Mirror, old: Lock | None = None, apt: Apt | None = None) -> Lock:
+    """The lock of a board's own packages: kernel, initramfs, firmware. Nothing is fetched but indexes.
+
+    Raises like lock_system.
+    """
+    board = loaded.value
+    wanted = requested(board)
+    with ExitStack() as stack:
+        apt = apt or _open(stack, mirror, board)
+        packages = {
+            "kernel": [_kernel(loaded, apt)],
+            "initramfs": apt.closure(wanted["initramfs"]),
+            "firmware": _resolve(loaded, apt.describe, wanted["firmware"]),
+        }
+        date = apt.release_date()
+    lock = Lock(name=board.board, suite=board.suite, arch=board.arch, date=date, requested=wanted, packages=packages)
+    return _settled(lock, old)
+
+
+def lock_all(
+    loaded: Loaded[Board] | Loaded[System],
+    *,
+    mirror: Mirror,
+    cache: Cache,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Relocked]:
+    """New locks for a manifest, or for a board and each manifest on its disk. Nothing is written.
+
+    The old locks are those in `folder`, where they are there, else those beside the manifests.
+    """
+    todo: list[Loaded[Board] | Loaded[System]] = [loaded]
+    if isinstance(loaded.value, Board):
+        contents = [partition.content for partition in loaded.value.disk.partitions.values()]
+        paths = dict.fromkeys(content for content in contents if content and content not in CONTENT_WORDS)
+        todo += [load_system(path) for path in paths]
+    done = []
+    with ExitStack() as stack:
+        indexes: dict[tuple[str, str], Apt] = {}
+        olds = [old_lock(one.path, folder) for one in todo]
+        for one, old in zip(todo, olds, strict=True):
+            key = (one.value.suite, one.value.arch)
+            apt = indexes.get(key)
+            if apt is None:
+                apt = indexes[key] = _open(stack, mirror, one.value)
+            if isinstance(one.value, Board):
+                new = lock_board(one, mirror=mirror, old=old, apt=apt)
+            else:
+                new = lock_system(one, mirror=mirror, cache=cache, old=old, apt=apt, progress=progress)
+            done.append(Relocked(lock_path(one.path), old, new))
+    return done
+
+
+def old_lock(manifest: Path, folder: Path | None = None) -> Lock | None:
+    """The lock that a new one follows: in `folder`, else beside the manifest; None where there is none.
+
+    Raises ManifestError on a damaged one: its pinned ids would be lost.
+    """
+    beside = lock_path(manifest)
+    for path in [beside] if folder is None else [folder / beside.name, beside]:
+        if path.exists():
+            try:
+                return load_lock(path)
+            except ManifestError as error:
+                hint = "restore the lock; without it (delete it) the ids that it pins are given out anew"
+                raise ManifestError(error.message, where=error.where, hint=hint) from error
+    return None
+
+
+def changes(old: Lock | None, new: Lock) -> Changes:
+    """What `new` changes; everything is added where there is no old lock."""
+    before = _versions(old) if old is not None else {}
+    after = _versions(new)
+    ids = []
+    for kind in ("users", "groups"):
+        known = getattr(old, kind) if old is not None else {}
+        ids += [
+            f"{kind[:-1]} {name} {value}" for name, value in sorted(getattr(new, kind).items()) if name not in known
+        ]
+    return Changes(
+        [(*key, after[key].version) for key in sorted(after.keys() - before.keys())],
+        [(*key, before[key].version) for key in sorted(before.keys() - after.keys())],
+        [
+            (*key, before[key].version, after[key].version)
+            for key in sorted(after.keys() & before.keys())
+            if after[key] != before[key]
+        ],
+        ids,
+    )
+
+
+def _flat(groups: dict[str, list[str]]) -> Iterable[tuple[str, str]]:
+    return [(group, name) for group, names in groups.items() for name in names]
+
+
+def _versions(lock: Lock) -> dict[tuple[str, str], LockedPackage]:
+    return {(group, package.name): package for group, packages in lock.packages.items() for package in packages}
+
+
+def _open(stack: ExitStack, mirror: Mirror, value: Board | System) -> Apt:
+    from erofs_edge.sources.debian.apt import open_apt
+
+    return stack.enter_context(open_apt(mirror, value.suite, value.arch))
+
+
+def _resolve(
+    loaded: Loaded[Board] | Loaded[System], ask: Callable[[list[str]], list[LockedPackage]], names: list[str]
+) -> list[LockedPackage]:
+    """Ask apt; where it names one of our packages as the culprit, say where that stands in the manifest."""
+    try:
+        return ask(names)
+    except MirrorError:
+        raise
+    except SourceError as error:
+        culprits = set(error.message.replace(",", " ").replace(";", " ").split())
+        pointer = next((p for p, name in _written(loaded.value) if name in culprits), None)
+        if pointer is None:
+            raise
+        raise loaded.error(pointer, error.message, hint=error.hint) from error
+
+
+def _written(value: Board | System) -> list[tuple[str, str]]:
+    """(pointer into the manifest, package) of every package that is named there."""
+    if isinstance(value, System):
+        return [(f"packages.{i}", name) for i, name in enumerate(value.packages)]
+    firmware = [(f"boot.firmware.{i}.package", file.package) for i, file in enumerate(value.boot.firmware)]
+    return [("boot.kernel", value.boot.kernel), ("boot.u_boot.package", value.boot.u_boot.package), *firmware]
+
+
+def _kernel(loaded: Loaded[Board], apt: Apt) -> LockedPackage:
+    """The package with the kernel itself: the one that the metapackage depends on, or the named one."""
+    name = loaded.value.boot.kernel
+    closure = _resolve(loaded, apt.closure, [name])
+    images = [package for package in closure if package.name.startswith("linux-image-") and package.name != name]
+    if len(images) > 1:
+        raise loaded.error(
+            "boot.kernel",
+            f"{name} depends on several kernels: {', '.join(package.name for package in images)}",
+            hint="name one of them",
+        )
+    return images[0] if images else next(package for package in closure if package.name == name)
+
+
+def _ids(
+    loaded: Loaded[System], debs: dict[str, Path], cache: Cache, old: Lock | None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Pinned ids: the old lock's, and new ones for what packages, sources and overlays ask for."""
+    from erofs_edge.sources.debian.configure import assign_ids
+    from erofs_edge.sources.debian.deb import read_debs
+    from erofs_edge.sources.debian.unpack import unpack
+    from erofs_edge.sources.directory import read_directory
+    from erofs_edge.sources.registry import load_source
+
+    system = loaded.value
+    packages = read_debs(debs, cache)
+    tree = unpack(packages)
+    for source in system.sources:
+        tree.merge(load_source(source, cache), at=source.to)
+    for overlay in system.overlay:
+        tree.merge(read_directory(Path(overlay.from_)), at=overlay.to)
+    users, groups = (dict(old.users), dict(old.groups)) if old is not None else ({}, {})
+    return assign_ids(packages, tree, system, users, groups, position=loaded.position)
+
+
+def _settled(new: Lock, old: Lock | None) -> Lock:
+    """The new lock, with the old date if nothing else is new."""
+    if old is not None and msgspec.structs.replace(new, date=old.date) == old:
+        return old
+    return new
