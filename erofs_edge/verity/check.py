@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from erofs_edge.errors import FormatError
+from erofs_edge.errors import FormatError, UsageError
 from erofs_edge.verity import superblock
 from erofs_edge.verity.blocks import SLICE, Count, Progress, counter, file_size, hashed_slices, read_exactly
 from erofs_edge.verity.superblock import Level, Superblock, VerityInfo
@@ -75,7 +75,8 @@ def verify(
 
     With a VerityInfo nothing on the disk is believed, the superblock included. With a bare root hash the superblock
     is read at `hash_offset` (default: 0 on a separate device; in the image itself, where `find_superblock` finds it).
-    Raises FormatError where the superblock is malformed or says more than the files hold.
+    Raises FormatError where the superblock is malformed or says more than the files hold, UsageError where the root
+    hash has another length than the algorithm's.
     """
     data_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     hash_fd = -1
@@ -90,6 +91,8 @@ def verify(
                 hash_offset = 0 if hash_device else find_superblock(path) or 0
             at, root, bad_superblock = hash_offset, expected, False
             sb = superblock.parse(os.pread(hash_fd, superblock.SIZE, at), at)
+        if len(root) != sb.digest_size:
+            raise UsageError(f"a root hash of {len(root)} bytes, {sb.algorithm} has {sb.digest_size}")
         _check_bounds(sb, at, file_size(data_fd), file_size(hash_fd), one_file=hash_device is None)
         walk = _Walk(sb, data_fd, hash_fd, jobs, counter(progress, sb.data_size))
         walk.descend(sb.levels(at), root)
