@@ -1,0 +1,119 @@
+#!/bin/busybox sh
+# SPDX-License-Identifier: Apache-2.0
+# The initramfs: from the kernel's first process to the verified system. It is inside the signed FIT, and so are the
+# values of /config; the only thing taken from outside is the slot's letter. A forged letter opens no other system:
+# both slots of one FIT answer to the same root hash.
+#
+# Each stage is one line on the console; other programs wait for these lines.
+
+PATH=/bin
+MARKER='erofs-edge: formatting'
+
+stage() { echo "erofs-edge: stage $*"; }
+
+# A restart, not a shell: the boot loader counts the attempt and the other slot gets its turn.
+fail() {
+    echo "erofs-edge: FAILED $1: $2${missing:+ (modules that did not load:$missing)}"
+    sync
+    sleep 1
+    reboot -f
+    while :; do sleep 60; done
+}
+
+# The directory in /sys of the partition labelled $1, of the disk $2 or of any. Disks appear late: wait 10 seconds.
+# Reading uevent needs no udev and no program but the shell itself.
+find_partition() {
+    tries=200
+    while [ $tries -gt 0 ]; do
+        for file in ${2:-/sys/block/*}/*/partition; do
+            partition=${file%/partition}
+            [ -r "$partition/uevent" ] || continue
+            while IFS='=' read -r key value; do
+                [ "$key=$value" = "PARTNAME=$1" ] && return 0
+            done <"$partition/uevent"
+        done
+        tries=$((tries - 1))
+        sleep 0.05
+    done
+    return 1
+}
+
+first_bytes() { head -c "$1" "$2" | tr -d '\0'; }
+
+# Called for a blank partition only. The marker stands in the 1024 bytes that ext4 leaves alone, until the file system
+# is complete: a power cut in between is seen at the next start.
+format_data() {
+    echo "$MARKER" | dd of="$1" conv=notrunc,fsync 2>/dev/null &&
+        mke2fs -q -F -t ext4 -L "$DATA" -m 1 -E lazy_itable_init=1,lazy_journal_init=1 "$1" &&
+        sync &&
+        dd if=/dev/zero of="$1" bs=512 count=1 conv=notrunc,fsync 2>/dev/null
+}
+
+mount -t devtmpfs devtmpfs /dev
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+stage initramfs
+. /config
+
+# Numbered in the order of loading. Some are for certain processors only: whether one was needed shows later.
+for module in /modules/*.ko; do
+    insmod "$module" 2>/dev/null || missing="${missing:-} ${module##*/}"
+done
+
+slot=${SLOTS%% *}
+for word in $(cat /proc/cmdline); do
+    case $word in erofs_edge.slot=*) slot=${word#*=} ;; esac
+done
+label=$SYSTEM
+if [ -n "$SLOTS" ]; then
+    case " $SLOTS " in *" $slot "*) ;; *) fail verity "there is no slot '$slot'" ;; esac
+    label=${SYSTEM}_$slot
+fi
+
+find_partition "$label" || fail verity "no partition is labelled '$label'"
+disk=${partition%/*}
+device=/dev/${partition##*/}
+table="0 $SECTORS verity 1 $device $device $BLOCK_SIZE $BLOCK_SIZE $DATA_BLOCKS $HASH_START sha256 $ROOT_HASH $SALT"
+reason=$(dmsetup create root --readonly --noudevrules --noudevsync --table "$table$VERITY_OPTIONS" 2>&1) ||
+    fail verity "no mapping of $device: $reason"
+# Reading one block proves the path from it to the root hash: a foreign or rolled-back slot ends here.
+dd if=/dev/mapper/root of=/dev/null bs="$BLOCK_SIZE" count=1 2>/dev/null ||
+    fail verity "$device does not match the root hash $ROOT_HASH"
+stage verity "$ROOT_HASH"
+
+reason=$(mount -t erofs -o ro /dev/mapper/root /newroot 2>&1) || fail root "$reason"
+stage root erofs
+
+[ -d /newroot/data ] || fail data "the system has no directory /data"
+if [ -z "$DATA" ]; then
+    mount -t tmpfs -o mode=755 tmpfs /newroot/data || fail data "no memory for /data"
+else
+    find_partition "$DATA" "$disk" || fail data "no partition of ${disk##*/} is labelled '$DATA'"
+    device=/dev/${partition##*/}
+    if [ "$(first_bytes 512 "$device")" = "$MARKER" ]; then
+        format_data "$device" || fail data "cannot make a file system on $device"
+    fi
+    if ! reason=$(mount -t ext4 -o noatime "$device" /newroot/data 2>&1); then
+        # Never over anything: what is damaged may be all that somebody has.
+        [ -z "$(first_bytes 1048576 "$device")" ] ||
+            fail data "$device is not blank and does not mount, it is left as it is: $reason"
+        format_data "$device" || fail data "cannot make a file system on $device"
+        mount -t ext4 -o noatime "$device" /newroot/data || fail data "$device does not mount"
+    fi
+fi
+mkdir -p /newroot/data/var /newroot/data/etc/upper /newroot/data/etc/work &&
+    mount -o bind /newroot/data/var /newroot/var &&
+    mount -t overlay -o lowerdir=/newroot/etc,upperdir=/newroot/data/etc/upper,workdir=/newroot/data/etc/work \
+        overlay /newroot/etc || fail data "/var and /etc cannot be laid over the system"
+stage data
+
+mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /newroot/run &&
+    mkdir /newroot/run/erofs-edge &&
+    printf 'slot=%s\nroot_hash=%s\n' "$slot" "$ROOT_HASH" >/newroot/run/erofs-edge/boot ||
+    fail switch-root "the system has no directory /run"
+[ -x /newroot/sbin/init ] || fail switch-root "the system has no /sbin/init"
+for folder in dev proc sys; do
+    mount -o move /$folder /newroot/$folder || fail switch-root "the system has no directory /$folder"
+done
+stage switch-root >/newroot/dev/console
+exec switch_root /newroot /sbin/init

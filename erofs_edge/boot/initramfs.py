@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The initramfs: busybox, dmsetup, mke2fs, a dozen kernel modules, the init script and the values it needs.
+
+It lies in the signed FIT and carries the root hash: whoever verified the FIT has verified the system.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from erofs_edge.boot.cpio import write_cpio
+from erofs_edge.boot.elf import dynamic
+from erofs_edge.boot.modules import Module
+from erofs_edge.errors import SourceError
+from erofs_edge.tree import BytesContent, FileTree, Inode
+
+PROGRAMS = ("usr/bin/busybox", "usr/sbin/dmsetup", "usr/sbin/mke2fs")
+APPLETS = (
+    "cat", "dd", "head", "insmod", "mkdir", "mount", "printf", "reboot", "sh", "sleep", "switch_root", "sync", "tr",
+)  # fmt: skip
+LIBRARY_DIRECTORIES = ("usr/lib/aarch64-linux-gnu", "usr/lib")
+VERITY_OPTIONS = {"eio": "", "restart": " 1 restart_on_corruption", "panic": " 1 panic_on_corruption"}
+LZ4_LEGACY_MAGIC = 0x184C2102
+LZ4_LEGACY_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class InitConfig:
+    """What the init script is told.
+
+    root_hash, salt   hexadecimal; '-' stands for no salt
+    data_blocks       of the file system, in units of block_size bytes
+    hash_start        block where the hash tree proper starts
+    on_corruption     what dm-verity does with a block that does not match
+    system, slots     the system partition's name and its slots ('' for none): labels are NAME_SLOT
+    data              label of the writable partition; '' keeps /data in memory
+    """
+
+    root_hash: str
+    salt: str
+    block_size: int
+    data_blocks: int
+    hash_start: int
+    system: str
+    slots: tuple[str, ...]
+    data: str
+    on_corruption: Literal["eio", "restart", "panic"] = "eio"
+
+    def text(self) -> str:
+        """As shell assignments. Every value is of a kind that needs no quoting."""
+        values = {
+            "ROOT_HASH": self.root_hash,
+            "SALT": self.salt or "-",
+            "BLOCK_SIZE": self.block_size,
+            "DATA_BLOCKS": self.data_blocks,
+            "HASH_START": self.hash_start,
+            "SECTORS": self.data_blocks * self.block_size // 512,
+            "VERITY_OPTIONS": VERITY_OPTIONS[self.on_corruption],
+            "SYSTEM": self.system,
+            "SLOTS": " ".join(self.slots),
+            "DATA": self.data,
+        }
+        return "".join(f"{name}='{value}'\n" for name, value in values.items())
+
+
+def build_initramfs(programs: FileTree, modules: Iterable[Module], config: InitConfig, *, epoch: int) -> bytes:
+    """The archive, compressed as the kernel unpacks it fastest.
+
+    programs  a tree with busybox-static, dmsetup, e2fsprogs and the libraries they need
+    modules   in the order in which they load
+
+    Raises SourceError where a program or a library is missing.
+    """
+    tree = FileTree()
+    for folder in ("dev", "proc", "sys", "newroot", "modules", "usr/lib", "bin"):
+        tree.directory(folder)
+    tree.add("lib", _symlink("usr/lib"))
+    tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
+    tree.add("init", _file(Path(__file__).with_name("init.sh").read_bytes(), 0o755))
+    tree.add("config", _file(config.text().encode(), 0o644))
+    for name in APPLETS:
+        tree.add(f"bin/{name}", _symlink("busybox"))
+    for path in PROGRAMS:
+        _add_program(tree, programs, path)
+    for index, module in enumerate(modules):
+        tree.add(f"modules/{index:02}-{module.name}.ko", _file(module.data, 0o644))
+    return compress(write_cpio(tree, epoch=epoch))
+
+
+def compress(archive: bytes) -> bytes:
+    """LZ4 in the legacy frame, the only LZ4 that the kernel reads (lib/decompress_unlz4.c).
+
+    Of what the kernel can undo, this is the fastest under emulation and on small boards, and the codec is pinned.
+    """
+    import lz4.block
+
+    pieces = [struct.pack("<I", LZ4_LEGACY_MAGIC)]
+    for start in range(0, len(archive), LZ4_LEGACY_BLOCK):
+        block = archive[start : start + LZ4_LEGACY_BLOCK]
+        packed = lz4.block.compress(block, mode="high_compression", compression=9, store_size=False)
+        pieces += [struct.pack("<I", len(packed)), packed]
+    return b"".join(pieces)
+
+
+def _add_program(tree: FileTree, source: FileTree, path: str) -> None:
+    """A program in /bin with its loader and all its libraries where the loader looks for them."""
+    data = _content(source, path)
+    tree.add(f"bin/{path.rpartition('/')[2]}", _file(data, 0o755))
+    wanted = dynamic(data)
+    todo, done = list(wanted.needed), set[str]()
+    if wanted.interpreter:
+        # the loader is named by its path in the program, and by its bare name in libc
+        done.add(wanted.interpreter.rpartition("/")[2])
+        loader = "usr" + wanted.interpreter if wanted.interpreter.startswith("/lib/") else wanted.interpreter
+        tree.add(loader, _file(_content(source, loader), 0o755))
+    while todo:
+        name = todo.pop()
+        if name in done:
+            continue
+        done.add(name)
+        found = next((f"{d}/{name}" for d in LIBRARY_DIRECTORIES if source.get(f"{d}/{name}", follow=True)), None)
+        if found is None:
+            raise SourceError(f"{path} needs the library {name}, which no package of the initramfs has")
+        data = _content(source, found)
+        tree.add(found, _file(data, 0o755))
+        todo += dynamic(data).needed
+
+
+def _content(source: FileTree, path: str) -> bytes:
+    inode = source.get(path, follow=True)
+    if inode is None or not inode.is_file:
+        raise SourceError(
+            "a program for the initramfs is missing",
+            where=path,
+            hint="the board's lock needs busybox-static, dmsetup and e2fsprogs: run 'erofs-edge lock BOARD'",
+        )
+    return inode.read()
+
+
+def _file(data: bytes, mode: int) -> Inode:
+    return Inode(stat.S_IFREG | mode, content=BytesContent(data))
+
+
+def _symlink(target: str) -> Inode:
+    return Inode(stat.S_IFLNK | 0o777, target=target.encode())

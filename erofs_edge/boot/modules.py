@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's modules: what depends on what, in which order they load, and a module directory for kmod.
+
+Everything comes from the kernel package itself: ``.modinfo`` of each module that is asked for, ``modules.builtin``
+for what is in the kernel already. No depmod is run, no other module is opened.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import lzma
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from erofs_edge.boot.elf import modinfo
+from erofs_edge.errors import SourceError
+from erofs_edge.tree import FileTree, Inode
+
+DIRECTORY = b"usr/lib/modules"
+MAX_MODULE = 64 << 20
+ALIASES = {"crc32c": "crc32c_generic", "crypto-crc32c": "crc32c_generic"}
+"""names that modules softly depend on and that are aliases. Finding them out would mean opening every module."""
+UNRECORDED = {"erofs": ("crc32c_generic",), "libcrc32c": ("crc32c_generic",), "ext4": ("crc32c_generic",)}
+"""modules that ask for another one when they start, through the crypto API, and fail without it (up to Linux 6.12)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One module.
+
+    path     below the module directory: kernel/fs/erofs/erofs.ko.xz
+    depends  names that must be loaded before
+    pre      names that had better be loaded before (softdep)
+    aliases  as the module gives them
+    softdep  its softdep lines, as they are
+    data     the module itself, uncompressed
+    """
+
+    name: str
+    path: str
+    depends: tuple[str, ...]
+    pre: tuple[str, ...]
+    aliases: tuple[str, ...]
+    softdep: tuple[str, ...]
+    data: bytes
+
+
+def module_name(path: str) -> str:
+    """The name that the kernel knows a module by: 'kernel/drivers/md/dm-mod.ko.xz' is 'dm_mod'."""
+    return path.rpartition("/")[2].partition(".ko")[0].replace("-", "_")
+
+
+class KernelModules:
+    """The modules of one kernel package (a tree with usr/lib/modules/VERSION). Raises SourceError without one."""
+
+    def __init__(self, tree: FileTree) -> None:
+        top = tree.get(DIRECTORY, follow=True)
+        versions = sorted(top.children) if top is not None else []
+        if top is None or len(versions) != 1:
+            raise SourceError(
+                f"a kernel package holds one directory in /{DIRECTORY.decode()}, this one {len(versions)}",
+                hint="name the package of one kernel (linux-image-VERSION or linux-image-ARCH)",
+            )
+        self.version = versions[0].decode()
+        self.directory = FileTree(top.children[versions[0]])
+        self._opened: dict[str, Module] = {}
+
+    @cached_property
+    def paths(self) -> dict[str, str]:
+        """Name to path of every module that is a file."""
+        return {
+            module_name(name): name
+            for name in (path.decode().lstrip("/") for path, inode in self.directory.walk() if inode.is_file)
+            if re.search(r"\.ko(\.xz)?$", name)
+        }
+
+    @cached_property
+    def builtin(self) -> frozenset[str]:
+        """Names of what is in the kernel itself."""
+        return frozenset(map(module_name, self.text("modules.builtin").split()))
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """Name to place in modules.order, the order of linking, which decides between equal matches."""
+        return {module_name(path): index for index, path in enumerate(self.text("modules.order").split())}
+
+    def text(self, name: str) -> str:
+        inode = self.directory.get(name)
+        return inode.read().decode() if inode is not None else ""
+
+    def file(self, path: str) -> Inode:
+        inode = self.directory.get(path)
+        if inode is None:
+            raise SourceError("no such file in the kernel package", where=path)
+        return inode
+
+    def open(self, name: str) -> Module:
+        """A module by name. Raises SourceError where the kernel has none of it or the file is malformed."""
+        if name not in self._opened:
+            path = self.paths.get(name)
+            if path is None:
+                raise SourceError(
+                    f"kernel {self.version} has no module '{name}'",
+                    hint="check the board's boot.modules and boot.system_modules",
+                )
+            self._opened[name] = _read_module(name, path, self.file(path).read())
+        return self._opened[name]
+
+    def select(self, patterns: Iterable[str]) -> list[str]:
+        """Names for names and globs (a pattern with '/' matches paths below kernel/), without the built-in ones.
+
+        Raises SourceError for a name or glob that matches nothing.
+        """
+        names: set[str] = set()
+        for pattern in patterns:
+            if "/" in pattern:
+                matching = re.compile(fnmatch.translate(f"kernel/{pattern}"))
+                found = {n for n, p in self.paths.items() if matching.match(p) or matching.match(p.partition(".ko")[0])}
+            else:
+                name = pattern.replace("-", "_")
+                found = {name} if name in self.paths or name in self.builtin else set()
+            if not found:
+                raise SourceError(
+                    f"kernel {self.version} has no module '{pattern}'",
+                    hint="check the board's boot.modules and boot.system_modules",
+                )
+            names |= found - self.builtin
+        return sorted(names)
+
+    def closure(self, names: Iterable[str]) -> list[Module]:
+        """The modules named and all they need, each after what it depends on: an order in which they load."""
+        done: dict[str, Module] = {}
+        active: set[str] = set()
+
+        def visit(name: str) -> None:
+            if name in done or name in self.builtin:
+                return
+            if name in active:
+                raise SourceError(f"kernel modules depend on each other in a circle at '{name}'")
+            active.add(name)
+            module = self.open(name)
+            soft = [ALIASES.get(other, other).replace("-", "_") for other in module.pre]
+            for other in [*soft, *UNRECORDED.get(name, ())]:
+                if other in self.paths and other not in active:
+                    visit(other)
+            for other in module.depends:
+                visit(other)
+            active.discard(name)
+            done[name] = module
+
+        for name in sorted(names):
+            visit(name)
+        return list(done.values())
+
+
+def _read_module(name: str, path: str, raw: bytes) -> Module:
+    data = raw
+    if path.endswith(".xz"):
+        try:
+            decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_XZ)
+            data = decompressor.decompress(raw, MAX_MODULE)
+        except lzma.LZMAError as error:
+            raise SourceError("kernel module is not valid xz", where=path) from error
+        if not decompressor.eof:
+            raise SourceError("kernel module is cut short or larger than 64 MiB", where=path)
+    fields = modinfo(data)
+    values = {key: [v for k, v in fields if k == key] for key in ("depends", "softdep", "alias")}
+    depends = [d.replace("-", "_") for line in values["depends"] for d in line.split(",") if d]
+    pre: list[str] = []
+    for line in values["softdep"]:
+        before = re.search(r"pre:(.*?)(?:post:|$)", line)
+        pre += before[1].split() if before else []
+    aliases, softdep = tuple(values["alias"]), tuple(values["softdep"])
+    return Module(name, path, tuple(depends), tuple(pre), aliases, softdep, data)
