@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LZ4 with a fixed output size, by ctypes into the shared object of the `lz4` wheel.
+
+The package's own Python interface has no fixed-output form, but its extension module exports the C library. Every
+call releases the interpreter's lock. Another LZ4 release may emit other bytes, so the version is pinned and checked
+with known answers at first use: other bytes never pass silently.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import threading
+from functools import cache
+
+from erofs_edge.errors import FormatError, ToolError
+
+WHEEL, VERSION = "4.4.5", "1.9.4"
+LEVEL_MIN, LEVEL_MAX = 1, 12
+INPUT_MAX = 0x7E000000  # LZ4_MAX_INPUT_SIZE
+
+_HINT = f"pip install lz4=={WHEEL}"
+_SYMBOLS: dict[str, tuple[type, list[type]]] = {
+    "LZ4_versionNumber": (ctypes.c_int, []),
+    "LZ4_sizeofStateHC": (ctypes.c_int, []),
+    "LZ4_compress_destSize": (
+        ctypes.c_int,
+        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int],
+    ),
+    "LZ4_initStreamHC": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t]),
+    "LZ4_resetStreamHC_fast": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int]),
+    "LZ4_compress_HC_continue_destSize": (
+        ctypes.c_int,
+        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int],
+    ),
+    "LZ4_decompress_safe": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]),
+    "LZ4_decompress_safe_partial": (
+        ctypes.c_int,
+        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int],
+    ),
+}
+
+# (level, output size): (bytes consumed, first half of the output's sha256) for `_known_input`
+_KNOWN_ANSWERS: dict[tuple[int | None, int], tuple[int, str]] = {
+    (None, 4096): (10310, "5666edba24a974320b47164b40157c99"),
+    (None, 16384): (56001, "69dfb47efc281677b041fb5e072ff562"),
+    (3, 4096): (10706, "4e8140a10bbd6be618b0affa331d8815"),
+    (3, 16384): (65620, "f0330a2c0f5d8035c484ce7eb92f8f33"),
+    (9, 4096): (10733, "05a60595e29be52b41f1d63b84fe931d"),
+    (9, 16384): (66433, "0e411845aa48026d5278b6bce4c13f0c"),
+    (12, 4096): (10734, "4b8fa666a2642208c6cd125e7c362214"),
+    (12, 16384): (66571, "eea69f276d4d81ed3d934e7bd09c509b"),
+}
+
+
+class FixedOutput:
+    """A compressor for one thread: as much input as fits `capacity` output bytes.
+
+    level     1..12 for LZ4HC, None for LZ4's fast form
+    capacity  output bytes of a call at most
+    padding   zero bytes that stand before the output, for `padded`
+    library   the C library to use instead of the checked one (the check itself needs that)
+    """
+
+    def __init__(
+        self, level: int | None, capacity: int, padding: int = 0, *, library: ctypes.CDLL | None = None
+    ) -> None:
+        library = library or _library()
+        self._capacity = capacity
+        self._padding = padding
+        self._buffer = ctypes.create_string_buffer(padding + capacity)
+        self._output = ctypes.addressof(self._buffer) + padding
+        self._consumed = ctypes.c_int()
+        self._consumed_at = ctypes.addressof(self._consumed)
+        self._level = level
+        self._fast = library.LZ4_compress_destSize
+        self._high = library.LZ4_compress_HC_continue_destSize
+        self._reset = library.LZ4_resetStreamHC_fast
+        if level is not None:
+            size = library.LZ4_sizeofStateHC()
+            self._state_buffer = ctypes.create_string_buffer(size + 16)
+            self._state = (ctypes.addressof(self._state_buffer) + 15) & ~15
+            library.LZ4_initStreamHC(self._state, size)
+
+    def fill(self, address: int, length: int) -> tuple[int, int]:
+        """Compress from the `length` bytes at `address`: (bytes consumed, bytes produced)."""
+        self._consumed.value = length
+        if self._level is None:
+            produced = self._fast(address, self._output, self._consumed_at, self._capacity)
+        else:
+            # a reset stream gives the bytes of LZ4_compress_HC_destSize without clearing 256 KiB a call
+            self._reset(self._state, self._level)
+            produced = self._high(self._state, address, self._output, self._consumed_at, self._capacity)
+        return self._consumed.value, produced
+
+    def padded(self, produced: int, size: int) -> bytes:
+        """The last call's `produced` bytes at the end of `size` bytes, zeros before them."""
+        if not produced <= size <= produced + self._padding:
+            raise ValueError(f"cannot pad {produced} bytes to {size}")
+        return ctypes.string_at(self._output + produced - size, size)
+
+
+def address_of(data: bytes) -> int:
+    """Where the bytes lie in memory; valid while `data` is referenced."""
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+
+
+class _Scratch(threading.local):
+    buffer: ctypes.Array[ctypes.c_char] | None = None
+
+
+_scratch = _Scratch()
+
+
+def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
+    """`size` bytes out of one raw LZ4 block.
+
+    The block must decode to exactly `size` bytes; with `partial` it may hold more, and decoding stops there.
+    Allocates `size` bytes and no more, whatever the block says. Raises FormatError on anything else.
+    """
+    if size <= 0 or size > INPUT_MAX or not data:
+        raise FormatError(f"LZ4 block of {len(data)} bytes cannot hold {size} bytes")
+    library = _library()
+    buffer = _scratch.buffer
+    if buffer is None or len(buffer) < size:
+        buffer = _scratch.buffer = ctypes.create_string_buffer(size)
+    address = ctypes.addressof(buffer)
+    if partial:
+        got = library.LZ4_decompress_safe_partial(address_of(data), address, len(data), size, size)
+    else:
+        got = library.LZ4_decompress_safe(address_of(data), address, len(data), size)
+    if got != size:
+        detail = f"decodes to {got} bytes, not {size}" if got >= 0 else f"is corrupt (wanted {size} bytes)"
+        raise FormatError(f"LZ4 block of {len(data)} bytes {detail}")
+    return ctypes.string_at(address, size)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The C library, checked. Raises ToolError with the pin to install when it is not the one we know."""
+    try:
+        import lz4.block._block as extension
+
+        library = ctypes.CDLL(extension.__file__)
+        for name, (result, arguments) in _SYMBOLS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (ImportError, OSError, AttributeError) as error:
+        raise ToolError(f"the lz4 package lacks what images need: {error}", hint=_HINT) from error
+    major, minor, patch = (int(part) for part in VERSION.split("."))
+    if library.LZ4_versionNumber() != major * 10000 + minor * 100 + patch:
+        raise ToolError(f"the lz4 package does not carry LZ4 {VERSION}: images would get other bytes", hint=_HINT)
+    _check_known_answers(library)
+    return library
+
+
+def _known_input() -> bytes:
+    """150,000 bytes with literals, short and long matches and far matches."""
+    words = [hashlib.sha256(b"%d" % i).digest()[: 1 + i % 23] for i in range(257)]
+    text = b"".join(words[i * i % 257] + words[i % 31] for i in range(7000))
+    return (text + bytes(5000) + text[::-1])[:150_000]
+
+
+def _answer(library: ctypes.CDLL, level: int | None, capacity: int, data: bytes) -> tuple[int, str]:
+    compressor = FixedOutput(level, capacity, library=library)
+    compressor.fill(address_of(data), len(data))  # the state of an earlier call must not show
+    consumed, produced = compressor.fill(address_of(data), len(data))
+    return consumed, hashlib.sha256(compressor.padded(produced, produced)).hexdigest()[:32]
+
+
+def _check_known_answers(library: ctypes.CDLL) -> None:
+    data = _known_input()
+    for (level, capacity), answer in _KNOWN_ANSWERS.items():
+        if _answer(library, level, capacity, data) != answer:
+            name = "lz4" if level is None else f"lz4hc,{level}"
+            raise ToolError(f"the lz4 package gives other bytes than known for {name}", hint=_HINT)

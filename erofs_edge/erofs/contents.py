@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading contents in large pieces, and telling when a file changes under our hands."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+
+from erofs_edge.errors import SourceError
+from erofs_edge.tree import Content, FileContent
+
+PIECE = 16 << 20  # bytes: also the length of a segment, across which no extent reaches
+
+
+def read_piece(content: Content, offset: int, length: int, where: str) -> bytes:
+    """Exactly the bytes [offset, offset + length). Raises SourceError, naming `where`, if they are not there."""
+    data = _read_file(content, offset, length, where) if type(content) is FileContent else content.read(offset, length)
+    if len(data) != length:
+        raise _changed(where, content)
+    return data
+
+
+def pieces(content: Content, where: str) -> Iterator[bytes]:
+    """The whole content, PIECE by PIECE."""
+    for offset in range(0, content.size, PIECE):
+        yield read_piece(content, offset, min(PIECE, content.size - offset), where)
+
+
+def digest(content: Content, where: str) -> bytes:
+    """sha256 of the whole content."""
+    state = hashlib.sha256()
+    for piece in pieces(content, where):
+        state.update(piece)
+    return state.digest()
+
+
+def _read_file(content: FileContent, offset: int, length: int, where: str) -> bytes:
+    try:
+        fd = os.open(content.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            # content at byte 0 is the whole file; elsewhere it is a member of an archive
+            if size < content.start + content.size or (size != content.size and not content.start):
+                raise _changed(where, content)
+            data = os.pread(fd, length, content.start + offset)
+            while len(data) < length and (more := os.pread(fd, length - len(data), content.start + offset + len(data))):
+                data += more
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise SourceError(f"cannot read {content.path}: {error.strerror}", where=where) from error
+    return data
+
+
+def _changed(where: str, content: Content) -> SourceError:
+    name = f" {content.path}" if isinstance(content, FileContent) else ""
+    return SourceError(f"file{name} changed its size while it was being read", where=where)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File data on its way to the image: whole blocks are appended, what stays with the inode is kept in its node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from erofs_edge.erofs.compress import Segment, gains
+from erofs_edge.erofs.contents import pieces
+from erofs_edge.erofs.index import Extent, build_index, layout_for
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.output import Chunk, Sink
+from erofs_edge.erofs.pipeline import Stored
+from erofs_edge.erofs.plan import Node, choose_flat_layout
+
+COPY = 4 << 20  # bytes
+
+
+@dataclass(slots=True)
+class _Placed:
+    """Where a file's blocks stand, and its extents if it is compressed."""
+
+    block: int
+    extents: list[Extent] | None
+
+
+class FileStore:
+    """Takes stored pieces in order. `originals` are the files that others will be copies of."""
+
+    def __init__(self, sink: Sink, options: WriteOptions, originals: Iterable[Node]) -> None:
+        self._sink = sink
+        self._block_size = options.block_size
+        self._options = options
+        self._originals: dict[Node, _Placed | None] = dict.fromkeys(originals)
+        self._first_block = 0
+        self._extents: list[Extent] = []
+        self.compressed = self.stored = self.reused = 0
+
+    def take(self, stored: Stored) -> None:
+        """Pieces of one file come one after the other, as the pipeline yields them."""
+        piece = stored.piece
+        node = piece.node
+        if piece.twin:
+            self._copy(node, piece.twin)
+            return
+        if not piece.offset:
+            self._first_block = self._sink.position // self._block_size
+            self._extents = []
+        if stored.segment is not None:
+            self._append_segment(stored.segment)
+            if piece.is_last:
+                self._finish_compressed(node)
+        elif stored.data is not None:
+            self._append_flat(node, stored.data, piece.offset)
+
+    def take_symlink(self, node: Node) -> None:
+        """A target: beside its inode where it fits."""
+        self._first_block = self._sink.position // self._block_size
+        choose_flat_layout(node, self._block_size, self._block_size - node.head_size)
+        self._append_data(node, node.inode.target, last=True)
+
+    def _append_segment(self, segment: Segment) -> None:
+        chunks: list[Chunk] = []
+        for extent, chunk in zip(segment.extents, segment.chunks, strict=True):
+            chunks.append(chunk)
+            if extent.raw and (padding := -len(chunk) % self._block_size):
+                chunks.append(bytes(padding))
+        self._sink.append(chunks)
+        self._extents += segment.extents
+
+    def _finish_compressed(self, node: Node) -> None:
+        blocks = sum(extent.blocks for extent in self._extents)
+        if not gains(node.size, blocks, self._block_size):
+            self._restart_flat(node)
+            return
+        self.compressed += 1
+        self._set_compressed(node, self._first_block, self._extents)
+        if node in self._originals:
+            self._originals[node] = _Placed(self._first_block, self._extents)
+
+    def _set_compressed(self, node: Node, first_block: int, extents: list[Extent]) -> None:
+        node.layout = layout_for(self._options.block_bits)
+        node.i_u = sum(extent.blocks for extent in extents)
+        node.index = build_index(
+            extents,
+            node.size,
+            block_bits=self._options.block_bits,
+            big=self._options.big_pclusters,
+            first_block=first_block,
+            position=node.head_size + 7 & ~7,
+        )
+
+    def _restart_flat(self, node: Node) -> None:
+        """A file of several segments turned out not to gain: only now is that known."""
+        assert node.inode.content is not None  # noqa: S101 - it was read before
+        self._sink.rewind(self._first_block * self._block_size)
+        offset = 0
+        for data in pieces(node.inode.content, node.where):
+            self._append_flat(node, data, offset)
+            offset += len(data)
+
+    def _append_flat(self, node: Node, data: bytes, offset: int) -> None:
+        if not offset:
+            room = self._block_size - node.head_size if self._options.inline_tails else 0
+            choose_flat_layout(node, self._block_size, room)
+            self.stored += node.size > node.tail_size
+            if node in self._originals:
+                self._originals[node] = _Placed(self._first_block, None)
+        self._append_data(node, data, last=offset + len(data) == node.size)
+
+    def _append_data(self, node: Node, data: bytes, *, last: bool) -> None:
+        whole = len(data)
+        if last and node.tail_size:
+            whole -= node.tail_size
+            node.tail = data[whole:]
+        if not whole:
+            return
+        node.i_u = self._first_block
+        self._sink.append([memoryview(data)[:whole]])
+        if padding := -whole % self._block_size:
+            self._sink.append([bytes(padding)])
+
+    def _copy(self, node: Node, original: Node) -> None:
+        """The bytes of an equal file, which came earlier. Only bytes: sharing blocks needs a feature bit of 6.1."""
+        placed = self._originals[original]
+        assert placed is not None  # noqa: S101 - the original comes first
+        self.reused += 1
+        self._first_block = self._sink.position // self._block_size
+        start = placed.block * self._block_size
+        if placed.extents is None:
+            size = original.size - original.tail_size
+            for offset in range(0, size, COPY):
+                data = self._sink.read(start + offset, min(COPY, size - offset))
+                if offset + COPY >= size:
+                    data += original.tail
+                self._append_flat(node, data, offset)
+            return
+        size = original.i_u * self._block_size
+        for offset in range(0, size, COPY):
+            self._sink.append([self._sink.read(start + offset, min(COPY, size - offset))])
+        self._set_compressed(node, self._first_block, placed.extents)
+        self.compressed += 1

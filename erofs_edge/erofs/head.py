@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first blocks of an image: superblock, compression record, root inode, shared attributes.
+
+The root stands right behind the superblock because its nid has only 16 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from erofs_edge.codec.registry import find_codec
+from erofs_edge.erofs.attributes import inline_area, shared_area
+from erofs_edge.erofs.ondisk import (
+    COMPAT_MTIME,
+    COMPAT_SB_CHKSUM,
+    COMPAT_XATTR_FILTER,
+    INCOMPAT_BIG_PCLUSTER,
+    INCOMPAT_COMPR_CFGS,
+    INCOMPAT_LZ4_0PADDING,
+    LZ4_CFG,
+    SLOT_BITS,
+    SLOT_SIZE,
+    SUPER_OFFSET,
+    SUPER_SIZE,
+    SUPERBLOCK,
+    Superblock,
+    super_checksum,
+)
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.plan import Plan, choose_flat_layout
+
+LZ4_DISTANCE = 65535  # bytes a match may reach back
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """blocks: its size; hole: (start, end) bytes left for other inodes, in its last block;
+    root_blocks: blocks the root directory needs elsewhere."""
+
+    blocks: int
+    hole: tuple[int, int]
+    record: bytes
+    shared_at: int
+    shared: bytes
+    root_blocks: int
+
+
+def plan_head(plan: Plan, options: WriteOptions) -> Head:
+    """Give the root its place, and every node its attribute area."""
+    block_size = options.block_size
+    record = b""
+    if options.big_pclusters:
+        record = LZ4_CFG.pack(LZ4_CFG.size - 2, LZ4_DISTANCE, options.pcluster_size // block_size)
+    root = plan.nodes[0]
+    root_at = _round_up(SUPER_OFFSET + SUPER_SIZE + len(record), SLOT_SIZE)
+    # sizes do not depend on where the shared area stands, so that can come after the root
+    _, ids = shared_area(plan.attributes, 0)
+    root.xattrs = inline_area(root.inode.xattrs, ids, root.where)
+    room = -(root_at + root.head_size) % block_size or block_size
+    root.nid = root_at >> SLOT_BITS
+    root_blocks = choose_flat_layout(root, block_size, room)
+    shared_at = _round_up(root_at + root.head_size + root.tail_size, 4)
+    shared, ids = shared_area(plan.attributes, shared_at)
+    for node in plan.nodes:
+        node.xattrs = inline_area(node.inode.xattrs, ids, node.where)
+    hole_at = _round_up(shared_at + len(shared), SLOT_SIZE)
+    end = _round_up(hole_at, block_size)
+    return Head(end // block_size, (hole_at, end), record, shared_at, shared, root_blocks)
+
+
+def finish_head(raw: bytearray, plan: Plan, options: WriteOptions, *, blocks: int, uuid: bytes) -> None:
+    """Put superblock and checksum into the first bytes of the image, everything else being there."""
+    superblock = Superblock(
+        feature_compat=COMPAT_MTIME
+        | (COMPAT_SB_CHKSUM if options.checksum else 0)
+        | (COMPAT_XATTR_FILTER if plan.attributes else 0),
+        blkszbits=options.block_bits,
+        rootnid_2b=plan.nodes[0].nid,
+        inos=len(plan.nodes),
+        epoch=plan.epoch,
+        fixed_nsec=plan.epoch_ns,
+        blocks_lo=blocks,
+        uuid=uuid,
+        volume_name=options.volume_name,
+    )
+    if options.compression != "none":
+        algorithm = find_codec(options.compression, options.level)[0].algorithm
+        superblock = superblock._replace(feature_incompat=INCOMPAT_LZ4_0PADDING, u1=LZ4_DISTANCE)
+        if options.big_pclusters:
+            features = INCOMPAT_LZ4_0PADDING | INCOMPAT_COMPR_CFGS | INCOMPAT_BIG_PCLUSTER
+            superblock = superblock._replace(feature_incompat=features, u1=1 << algorithm)
+    raw[SUPER_OFFSET : SUPER_OFFSET + SUPER_SIZE] = SUPERBLOCK.pack(*superblock)
+    if options.checksum:
+        superblock = superblock._replace(checksum=super_checksum(bytes(raw), options.block_bits))
+        raw[SUPER_OFFSET : SUPER_OFFSET + SUPER_SIZE] = SUPERBLOCK.pack(*superblock)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

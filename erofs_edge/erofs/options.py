@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the writer can be told, and what it tells when it is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from erofs_edge.codec.registry import find_codec
+from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.ondisk import BLKSZBITS_MAX, BLKSZBITS_MIN, PCLUSTER_MAX
+from erofs_edge.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOptions:
+    """How an image is written. `jobs`, `cache` and `progress` never change a byte of it.
+
+    block_size    bytes, a power of two from 512 to 64K; kernels read those up to their page size
+    compression   'none', 'lz4' or 'lz4hc'
+    level         lz4hc: 1..12, None means 9
+    pcluster      bytes that a run of input is compressed into, a multiple of block_size, at most 1 MiB;
+                  None means one block
+    epoch         seconds since 1970 stored as the image's own time; None: the tree's most frequent mtime
+    times         'keep' the tree's mtimes, 'fixed': all become `epoch`, 'clamp': those after `epoch` do
+    uuid          16 bytes; None: derived from the image's content
+    volume_name   at most 15 bytes
+    all_root      owner and group of everything become 0
+    inline_tails  keep the rest of a file beside its inode where it fits
+    inode_form    'auto', or one form of inode for everything; 'compact' fails where it cannot hold a value
+    checksum      store the superblock's checksum
+    jobs          threads that read and compress; None: one more than there are processors
+    cache         compressed data of earlier builds
+    progress      called with the bytes of content done so far
+    """
+
+    block_size: int = 4096
+    compression: str = "lz4hc"
+    level: int | None = None
+    pcluster: int | None = None
+    epoch: int | None = None
+    times: Literal["keep", "fixed", "clamp"] = "keep"
+    uuid: bytes | None = None
+    volume_name: bytes = b""
+    all_root: bool = False
+    inline_tails: bool = True
+    inode_form: Literal["auto", "compact", "extended"] = "auto"
+    checksum: bool = True
+    jobs: int | None = None
+    cache: CompressionCache | None = None
+    progress: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for values that no image can have."""
+        bits = self.block_size.bit_length() - 1
+        if self.block_size != 1 << bits or not BLKSZBITS_MIN <= bits <= BLKSZBITS_MAX:
+            raise UsageError(f"block size {self.block_size} is not a power of two from 512 to 65536")
+        if self.compression != "none":
+            find_codec(self.compression, self.level)
+        if self.pcluster is not None and (
+            self.pcluster % self.block_size or not self.block_size <= self.pcluster <= PCLUSTER_MAX
+        ):
+            raise UsageError(
+                f"pcluster size {self.pcluster} is not a multiple of the block size {self.block_size} up to 1 MiB"
+            )
+        if self.epoch is not None and not 0 <= self.epoch < 1 << 63:
+            raise UsageError(f"epoch {self.epoch} is not a number of seconds since 1970")
+        if self.times != "keep" and self.epoch is None:
+            raise UsageError(f"{self.times} times need an epoch")
+        if self.uuid is not None and len(self.uuid) != 16:
+            raise UsageError("a UUID has 16 bytes")
+        if len(self.volume_name) > 15 or b"\0" in self.volume_name:
+            raise UsageError(f"volume name {self.volume_name!r} is longer than 15 bytes or has a NUL")
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError("jobs must be at least 1")
+
+    @property
+    def block_bits(self) -> int:
+        return self.block_size.bit_length() - 1
+
+    @property
+    def pcluster_size(self) -> int:
+        """Bytes, the default filled in."""
+        return self.pcluster if self.pcluster is not None else self.block_size
+
+    @property
+    def big_pclusters(self) -> bool:
+        """More than one block a pcluster: needs Linux 5.13 and an incompatible feature bit."""
+        return self.compression != "none" and self.pcluster_size > self.block_size
+
+    @property
+    def workers(self) -> int:
+        """Threads: one more than processors, so that reading and writing hide behind compression."""
+        return self.jobs if self.jobs is not None else (os.cpu_count() or 1) + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErofsInfo:
+    """What was written.
+
+    size, uncompressed  bytes of the image, bytes of all regular files (hard links once)
+    blocks              of the whole image, of them data_blocks hold file data, metadata_blocks the rest
+    kinds               how many 'files', 'directories', 'symlinks', 'devices', 'fifos', 'sockets' there are
+    compressed          files stored compressed; `stored`: files that have blocks but gained nothing;
+                        `reused`: files whose bytes were taken from an equal one
+    cache_hits, cache_misses  segments found in the cache, and those compressed anew
+    """
+
+    path: Path
+    size: int
+    block_size: int
+    blocks: int
+    data_blocks: int
+    metadata_blocks: int
+    inodes: int
+    uuid: bytes
+    epoch: int
+    volume_name: bytes
+    uncompressed: int
+    kinds: dict[str, int] = field(default_factory=dict)
+    compressed: int = 0
+    stored: int = 0
+    reused: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image file while it is being made: written beside its final name, seen under it only when complete."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from erofs_edge.errors import CapacityError, SourceError, UsageError
+
+GATHER = 4 << 20  # bytes collected before they are written
+VECTORS = 1000  # chunks a call takes (IOV_MAX is 1024)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+Chunk = bytes | bytearray | memoryview
+
+
+class Sink:
+    """Appends chunks to a file. `position` is where the next one goes, in bytes.
+
+    `digest`, where asked for, is the running sha256 of everything that was appended, overwritten parts included.
+    """
+
+    def __init__(self, fd: int, name: Path, *, hashing: bool = False) -> None:
+        self.digest = hashlib.sha256() if hashing else None
+        self._fd = fd
+        self._name = name
+        self._chunks: list[Chunk] = []
+        self._pending = 0
+        self.position = 0
+
+    def append(self, chunks: Sequence[Chunk]) -> None:
+        """Chunks are kept until written: they must not change."""
+        for chunk in chunks:
+            self._chunks.append(chunk)
+            self._pending += len(chunk)
+            self.position += len(chunk)
+        if self._pending >= GATHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Raises CapacityError when the file system is full."""
+        chunks, self._chunks = self._chunks, []
+        start = self.position - self._pending
+        self._pending = 0
+        with _writing(self._name):
+            for at in range(0, len(chunks), VECTORS):
+                start = _write_all(self._fd, chunks[at : at + VECTORS], start)
+        if self.digest:
+            for chunk in chunks:
+                self.digest.update(chunk)
+
+    def write_at(self, offset: int, data: Chunk) -> None:
+        """Write at a place of its own; `position` stays."""
+        with _writing(self._name):
+            _write_all(self._fd, [data], offset)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """What was appended before."""
+        if offset + length > self.position - self._pending:
+            self.flush()
+        with _writing(self._name):
+            data = os.pread(self._fd, length, offset)
+        if len(data) != length:
+            raise SourceError("the image was cut short while it was being written", where=str(self._name))
+        return data
+
+    def rewind(self, position: int) -> None:
+        """Go back: what was appended from `position` on will be overwritten."""
+        self.flush()
+        self.position = position
+
+    def finish(self, size: int) -> None:
+        """Everything is written; the file has `size` bytes."""
+        self.flush()
+        with _writing(self._name):
+            os.ftruncate(self._fd, size)
+
+
+@contextmanager
+def replacing(path: Path, *, hashing: bool = False) -> Iterator[Sink]:
+    """A sink whose file takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Where the file system can, the file has no name until then, so that not even a kill leaves anything behind.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError("the output exists and is not a regular file", where=str(path))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    named = False
+    with _writing(path):
+        try:
+            fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+            fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            named = True
+    try:
+        yield Sink(fd, path, hashing=hashing)
+        with _writing(path):
+            if not named:
+                # src_dir_fd is not used with an absolute path, but makes this linkat(…, AT_SYMLINK_FOLLOW)
+                os.link(f"/proc/self/fd/{fd}", temporary, src_dir_fd=fd, follow_symlinks=True)
+                named = True
+            temporary.rename(path)
+            named = False
+    finally:
+        os.close(fd)
+        if named:
+            temporary.unlink(missing_ok=True)
+
+
+def _write_all(fd: int, chunks: Sequence[Chunk], offset: int) -> int:
+    """pwritev until everything is written; the offset after it."""
+    left = sum(map(len, chunks))
+    while left:
+        written = os.pwritev(fd, chunks, offset)
+        offset, left = offset + written, left - written
+        if left:
+            chunks = _after(chunks, written)
+    return offset
+
+
+def _after(chunks: Sequence[Chunk], written: int) -> list[Chunk]:
+    for i, chunk in enumerate(chunks):
+        if written < len(chunk):
+            return [memoryview(chunk)[written:], *chunks[i + 1 :]]
+        written -= len(chunk)
+    return []
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise CapacityError(f"no space left for the image: {error.strerror}", where=str(path)) from error
+        raise SourceError(f"cannot write the image: {error.strerror}", where=str(path)) from error

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a FileTree to a list of nodes: what each inode will be, before any content is read.
+
+Order is everything: nodes stand as they will be numbered and, as far as packing allows, placed: all entries of a
+directory together, sorted, then those of its subdirectories. It depends on names alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from erofs_edge.erofs.attributes import Attribute, count_attributes
+from erofs_edge.erofs.directory import Names, block_bytes, split_blocks
+from erofs_edge.erofs.ondisk import (
+    COMPACT_SIZE,
+    EXTENDED_SIZE,
+    FILE_TYPES,
+    LAYOUT_FLAT_INLINE,
+    LAYOUT_FLAT_PLAIN,
+    NAME_MAX,
+    NULL_ADDR,
+    epoch_parts,
+)
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.errors import SourceError
+from erofs_edge.tree import FileTree, Inode
+
+TARGET_MAX = 4095
+UINT16, UINT32 = 0xFFFF, 0xFFFFFFFF
+MAJOR_MAX, MINOR_MAX = 0xFFF, 0xFFFFF
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One inode of the image.
+
+    size         bytes: content, symlink target, or directory blocks in use
+    xattrs       the area after the inode
+    layout       data layout; files get theirs when their content has been stored
+    i_u          first block, device number or compressed blocks
+    tail_size    bytes that stand inline after the inode; `tail` holds them (directories' come at the end)
+    index        map header and index of a compressed file
+    names        a directory's names, block by block
+    nid          number = place; -1 until placed
+    """
+
+    inode: Inode
+    path: bytes
+    number: int
+    parent: Node | None
+    uid: int = 0
+    gid: int = 0
+    seconds: int = 0
+    nanoseconds: int = 0
+    links: int = 1
+    extended: bool = False
+    size: int = 0
+    xattrs: bytes = b""
+    layout: int = LAYOUT_FLAT_PLAIN
+    i_u: int = NULL_ADDR
+    tail_size: int = 0
+    tail: bytes = b""
+    index: bytes = b""
+    names: list[Names] = field(default_factory=list)
+    children: dict[bytes, Node] = field(default_factory=dict)
+    nid: int = -1
+
+    @property
+    def head_size(self) -> int:
+        """Bytes of inode and attributes."""
+        return (EXTENDED_SIZE if self.extended else COMPACT_SIZE) + len(self.xattrs)
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        origin = f" (from {self.inode.origin})" if self.inode.origin else ""
+        return self.path.decode("utf-8", "backslashreplace") + origin
+
+
+@dataclass(slots=True)
+class Plan:
+    """All nodes, root first; the image's own time; how often each attribute is used."""
+
+    nodes: list[Node]
+    epoch: int
+    epoch_ns: int
+    attributes: Counter[Attribute]
+
+    @property
+    def files(self) -> Iterator[Node]:
+        """Regular files with content, in order."""
+        return (n for n in self.nodes if n.inode.is_file and n.size)
+
+
+def make_plan(tree: FileTree, options: WriteOptions) -> Plan:
+    """Raises SourceError, naming the path, for what no EROFS image can hold."""
+    nodes = list(_collect(tree))
+    for node in nodes:
+        _check(node)
+        _describe(node, options)
+    epoch, epoch_ns = _epoch(nodes, options)
+    for node in nodes:
+        node.extended = _needs_extended(node, (epoch, epoch_ns), options)
+    attributes = count_attributes(node.inode.xattrs for node in nodes)
+    return Plan(nodes, epoch, epoch_ns, attributes)
+
+
+def choose_flat_layout(node: Node, block_size: int, room: int) -> int:
+    """Set layout and tail of an uncompressed node; the number of whole blocks that it takes elsewhere.
+
+    An inline tail must not cross a block border: `room` is what the block of the inode has left for it, in bytes.
+    """
+    blocks, rest = divmod(node.size, block_size)
+    node.i_u = NULL_ADDR
+    if rest and rest <= room:
+        node.layout, node.tail_size = LAYOUT_FLAT_INLINE, rest
+        return blocks
+    node.layout, node.tail_size = LAYOUT_FLAT_PLAIN, 0
+    return blocks + bool(rest)
+
+
+def _collect(tree: FileTree) -> Iterator[Node]:
+    """All nodes in order, links counted. Hard links are one node, at the first of their names."""
+    numbers = count(1)
+    known: dict[int, Node] = {}
+    root = Node(tree.root, b"/", next(numbers), None, links=2)
+    root.parent = root
+    known[id(tree.root)] = root
+    yield root
+    stack = [root]
+    while stack:
+        directory = stack.pop()
+        if not directory.inode.is_dir:
+            raise SourceError("the root of an image must be a directory", where=directory.where)
+        prefix = directory.path if directory.path == b"/" else directory.path + b"/"
+        below = []
+        for name in sorted(directory.inode.children):
+            inode = directory.inode.children[name]
+            path = prefix + name
+            _check_name(name, path)
+            node = known.get(id(inode))
+            if node is None:
+                node = known[id(inode)] = Node(inode, path, next(numbers), directory)
+                if inode.is_dir:
+                    node.links = 2
+                    directory.links += 1
+                    below.append(node)
+                yield node
+            elif inode.is_dir:
+                raise SourceError(f"directory also stands at {node.where}", where=_text(path))
+            else:
+                node.links += 1
+            directory.children[name] = node
+        stack += reversed(below)
+
+
+def _check_name(name: bytes, path: bytes) -> None:
+    if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
+        raise SourceError(f"bad file name {name!r}", where=_text(path))
+
+
+def _check(node: Node) -> None:
+    inode = node.inode
+    if stat.S_IFMT(inode.mode) not in FILE_TYPES or inode.mode > UINT16:
+        raise SourceError(f"unknown kind of file, mode {inode.mode:o}", where=node.where)
+    if inode.is_symlink and (not 1 <= len(inode.target) <= TARGET_MAX or b"\0" in inode.target):
+        raise SourceError(f"symlink target of {len(inode.target)} bytes, or with a NUL", where=node.where)
+    major, minor = inode.rdev
+    if not 0 <= major <= MAJOR_MAX or not 0 <= minor <= MINOR_MAX:
+        raise SourceError(f"device number {major}:{minor} out of range", where=node.where)
+    if not 0 <= inode.uid <= UINT32 or not 0 <= inode.gid <= UINT32:
+        raise SourceError(f"owner {inode.uid}:{inode.gid} out of range", where=node.where)
+    if not -(1 << 63) <= inode.mtime_ns // 1_000_000_000 < 1 << 63:
+        raise SourceError(f"mtime {inode.mtime_ns} out of range", where=node.where)
+
+
+def _describe(node: Node, options: WriteOptions) -> None:
+    inode = node.inode
+    node.uid, node.gid = (0, 0) if options.all_root else (inode.uid, inode.gid)
+    node.seconds, node.nanoseconds = epoch_parts(inode.mtime_ns)
+    if options.epoch is not None and (
+        options.times == "fixed" or (options.times == "clamp" and (node.seconds, node.nanoseconds) > (options.epoch, 0))
+    ):
+        node.seconds, node.nanoseconds = options.epoch, 0
+    if inode.is_dir:
+        node.names = split_blocks(inode.children, options.block_size)
+        node.size = options.block_size * (len(node.names) - 1) + block_bytes(node.names[-1])
+    elif stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode):
+        major, minor = inode.rdev
+        node.i_u = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+    elif stat.S_ISFIFO(inode.mode) or stat.S_ISSOCK(inode.mode):
+        node.i_u = 0
+    else:
+        node.size = inode.size
+
+
+def _epoch(nodes: list[Node], options: WriteOptions) -> tuple[int, int]:
+    """The time that compact inodes share: the one asked for, or the most frequent, the earliest of equals."""
+    if options.epoch is not None:
+        return options.epoch, 0
+    times = Counter((n.seconds, n.nanoseconds) for n in nodes if n.seconds >= 0)
+    return min(times, key=lambda t: (-times[t], t), default=(0, 0))
+
+
+def _needs_extended(node: Node, epoch: tuple[int, int], options: WriteOptions) -> bool:
+    needed = (
+        node.size > UINT32 or max(node.uid, node.gid, node.links) > UINT16 or (node.seconds, node.nanoseconds) != epoch
+    )
+    if needed and options.inode_form == "compact":
+        raise SourceError("a compact inode cannot hold its size, owner, links or time", where=node.where)
+    return needed or options.inode_form == "extended"
+
+
+def _text(path: bytes) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
