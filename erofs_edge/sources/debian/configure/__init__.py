@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Debian system configured without running anything: what the packages' scripts would do, done to a FileTree.
+
+`configure` is for the packages alone; `complete_accounts` and `finish` for what may also come from an overlay
+(sysusers.d, tmpfiles.d, units). docs/configuration.md tells what is applied, from where, and what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from erofs_edge.manifest.model import System
+from erofs_edge.sources.debian.configure import alternatives, certificates, host, ids, pam, shells, tmpfiles, units
+from erofs_edge.sources.debian.configure.accounts import Accounts, write_accounts
+from erofs_edge.sources.debian.configure.apply import apply_effect
+from erofs_edge.sources.debian.configure.effects import Enable, Generate, Known, adduser_groups, known_scripts
+from erofs_edge.sources.debian.configure.ids import Position
+from erofs_edge.sources.debian.deb import Package
+from erofs_edge.tree import FileTree
+
+__all__ = ["Report", "ScriptNote", "assign_ids", "complete_accounts", "configure", "finish"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ScriptNote:
+    """One maintainer script that somebody should look at."""
+
+    package: str
+    version: str
+    script: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}: {self.script}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What was done on whose word, and what was not done.
+
+    unknown   scripts that nobody has read: only their units and alternatives took effect
+    changed   scripts known by name whose text is new: what was recorded of the earlier text took effect
+    enabled   units that the packages enable
+    at_boot   tmpfiles.d lines about the read-only part that only the running system can try
+    """
+
+    unknown: list[ScriptNote] = field(default_factory=list)
+    changed: list[ScriptNote] = field(default_factory=list)
+    enabled: list[str] = field(default_factory=list)
+    at_boot: list[str] = field(default_factory=list)
+
+
+def assign_ids(
+    packages: Sequence[Package],
+    tree: FileTree,
+    system: System,
+    users: dict[str, int],
+    groups: dict[str, int],
+    *,
+    position: Position = str,
+) -> tuple[dict[str, int], dict[str, int]]:
+    """(users, groups) that a new lock pins, from the old lock's and what packages, tree and manifest ask for.
+
+    `tree` needs the packages' files, and the overlay's where that has sysusers.d lines. Deterministic.
+    Raises ManifestError where two names would share a number.
+    """
+    made = adduser_groups(packages)
+    return ids.assign_ids(tree, system, users, groups, adduser_groups=made, position=position)
+
+
+def configure(
+    tree: FileTree,
+    packages: Sequence[Package],
+    system: System,
+    users: dict[str, int],
+    groups: dict[str, int],
+    *,
+    epoch: int,
+    position: Position = str,
+) -> Report:
+    """Bring the unpacked packages to the state that their configuration leaves, in place.
+
+    `users` and `groups` are the lock's pinned ids, `epoch` its date in seconds since 1970.
+    Raises ManifestError for accounts that the lock lacks or that clash, SourceError for malformed input.
+    """
+    report = Report()
+    scripts = list(known_scripts(packages))
+    for known in scripts:
+        if known.entry is None:
+            report.unknown.append(_note(known))
+        elif known.changed:
+            report.changed.append(_note(known))
+    accounts = complete_accounts(tree, packages, system, users, groups, epoch=epoch, position=position)
+    effects = [(known, effect) for known in scripts if known.entry is not None for effect in known.entry.effects]
+    for known, effect in effects:
+        apply_effect(tree, effect, accounts, known.package)
+    generated = {effect.what for _, effect in effects if isinstance(effect, Generate)}
+    if "pam" in generated:
+        pam.render_stacks(tree)
+    if "shells" in generated:
+        shells.update_shells(tree)
+    if "certificates" in generated:
+        certificates.update_certificates(tree)
+    alternatives.apply_alternatives(tree, packages)
+    for _, effect in effects:
+        if isinstance(effect, Enable):
+            units.enable(tree, effect.unit)
+            report.enabled.append(effect.unit)
+    report.enabled = sorted({*report.enabled, *units.enable_packaged(tree, packages)})
+    host.name_host(tree, system.hostname)
+    host.make_mount_points(tree)
+    return report
+
+
+def complete_accounts(
+    tree: FileTree,
+    packages: Sequence[Package],
+    system: System,
+    users: dict[str, int],
+    groups: dict[str, int],
+    *,
+    epoch: int,
+    position: Position = str,
+) -> Accounts:
+    """Write passwd, group, shadow and gshadow with what the tree's sysusers.d and the manifest now ask for.
+
+    Raises ManifestError for accounts that the lock lacks or that clash.
+    """
+    made = adduser_groups(packages)
+    accounts = ids.build_accounts(tree, system, users, groups, adduser_groups=made, position=position)
+    write_accounts(tree, accounts, epoch)
+    return accounts
+
+
+def finish(tree: FileTree, system: System, accounts: Accounts, report: Report, *, position: Position = str) -> None:
+    """Apply what an overlay may have added to (tmpfiles.d, presets), then the manifest's users and units."""
+    report.at_boot = tmpfiles.apply_tmpfiles(tree, accounts)
+    host.furnish_users(tree, system, accounts)
+    units.apply_presets(tree)
+    units.apply_manifest(tree, system.units, position)
+
+
+def _note(known: Known) -> ScriptNote:
+    return ScriptNote(known.package, known.version, known.script, known.sha256)

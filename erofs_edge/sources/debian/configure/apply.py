@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One known effect of a script, applied to the tree."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Callable
+
+from erofs_edge.errors import SourceError
+from erofs_edge.sources.debian.configure import effects as fx
+from erofs_edge.sources.debian.configure.accounts import Accounts
+from erofs_edge.tree import BytesContent, FileTree, Inode
+
+
+def owner_ids(accounts: Accounts, owner: str, where: str) -> tuple[int, int]:
+    """(uid, gid) of ``user:group``; both parts may be numbers, a missing group is the user's own.
+
+    Raises SourceError on a name that nobody makes.
+    """
+    user, _, group = owner.partition(":")
+    if user.isdigit():
+        uid, own_gid = int(user), int(user)
+    elif user in accounts.users:
+        uid, own_gid = accounts.users[user].uid, accounts.users[user].gid
+    else:
+        raise SourceError(f"no user {user!r}", where=where)
+    if not group:
+        return uid, own_gid
+    if group.isdigit():
+        return uid, int(group)
+    if group in accounts.groups:
+        return uid, accounts.groups[group].gid
+    raise SourceError(f"no group {group!r}", where=where)
+
+
+def apply_effect(tree: FileTree, effect: fx.Effect, accounts: Accounts, origin: str) -> None:
+    """Apply what concerns files. Accounts, units and generated registries are the business of their own modules."""
+    handler = _HANDLERS.get(type(effect))
+    if handler is not None:
+        handler(tree, effect, accounts, origin)
+
+
+def _copy(tree: FileTree, effect: fx.Copy, accounts: Accounts, origin: str) -> None:
+    source = tree.get(effect.from_, follow=True)
+    if source is None or not source.is_file or tree.get(effect.to) is not None:
+        return
+    mode = source.mode if effect.mode is None else stat.S_IFREG | int(effect.mode, 8)
+    tree.add(effect.to, Inode(mode, source.uid, source.gid, content=source.content, origin=origin))
+
+
+def _file(tree: FileTree, effect: fx.File, accounts: Accounts, origin: str) -> None:
+    if tree.get(effect.path) is None:
+        uid, gid = owner_ids(accounts, effect.owner, origin)
+        content = BytesContent(effect.text.encode())
+        tree.add(effect.path, Inode(stat.S_IFREG | int(effect.mode, 8), uid, gid, content=content, origin=origin))
+
+
+def _directory(tree: FileTree, effect: fx.Directory, accounts: Accounts, origin: str) -> None:
+    if tree.get(effect.path) is None:
+        uid, gid = owner_ids(accounts, effect.owner, origin)
+        tree.add(effect.path, Inode(stat.S_IFDIR | int(effect.mode, 8), uid, gid, origin=origin))
+
+
+def _link(tree: FileTree, effect: fx.Link, accounts: Accounts, origin: str) -> None:
+    old = tree.get(effect.path)
+    if old is not None and old.is_dir and not old.children:
+        tree.remove(effect.path)
+        old = None
+    if old is None or not old.is_dir:
+        tree.add(effect.path, Inode(stat.S_IFLNK | 0o777, target=effect.target.encode(), origin=origin))
+
+
+def _permissions(tree: FileTree, effect: fx.Permissions, accounts: Accounts, origin: str) -> None:
+    node = tree.get(effect.path, follow=True)
+    if node is not None:
+        node.uid, node.gid = owner_ids(accounts, effect.owner, origin)
+        node.mode = stat.S_IFMT(node.mode) | int(effect.mode, 8)
+
+
+def _nss(tree: FileTree, effect: fx.Nss, accounts: Accounts, origin: str) -> None:
+    node = tree.get("etc/nsswitch.conf")
+    if node is None or not node.is_file:
+        return
+    lines = []
+    for line in node.read().decode().splitlines():
+        settings, hash_sign, comment = line.partition("#")
+        database, colon, services = settings.partition(":")
+        if colon and database.strip() in effect.databases and effect.service not in re.split(r"[\s\[\]]+", services):
+            settings = f"{settings.rstrip()} {effect.service}{' ' if hash_sign else ''}"
+        lines.append(settings + hash_sign + comment)
+    node.content = BytesContent("".join(line + "\n" for line in lines).encode())
+
+
+_HANDLERS: dict[type, Callable[..., None]] = {
+    fx.Copy: _copy,
+    fx.File: _file,
+    fx.Directory: _directory,
+    fx.Link: _link,
+    fx.Permissions: _permissions,
+    fx.Nss: _nss,
+}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dpkg's database of what is installed, below /usr/lib/sysimage/dpkg (read-only, with the system), linked from /var.
+
+Layout of dpkg's admindir: `status` holds one deb822 stanza a package, info/NAME.list and .md5sums (NAME:ARCH for
+``Multi-Arch: same``), info/format is 1. Files that the manifest leaves out are left out here too, so that `dpkg -V`
+speaks of what the image has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+
+from erofs_edge.sources.debian.deb import Package
+from erofs_edge.tree import BytesContent, FileTree, Inode
+
+ADMIN = "usr/lib/sysimage/dpkg"
+LINK = "var/lib/dpkg"
+ORDER = (
+    *("Package", "Essential", "Protected", "Status", "Priority", "Section", "Installed-Size", "Maintainer"),
+    *("Architecture", "Multi-Arch", "Source", "Version"),
+)
+"""dpkg's own order of the first fields; the others follow as the package has them"""
+
+
+def write_database(tree: FileTree, packages: Iterable[Package], arch: str) -> None:
+    """Write the database of the packages as installed and configured, and the link to it."""
+    ordered = sorted(packages, key=lambda p: (p.name, p.arch))
+    present = {b"/.", *(path for path, _ in tree.walk())}
+    stanzas = [stanza(package) for package in ordered]
+    _add(tree, "status", "".join(s + "\n" for s in stanzas).encode())
+    _add(tree, "available", b"")
+    _add(tree, "arch-native", f"{arch}\n".encode())
+    _add(tree, "info/format", b"1\n")
+    for name in ("updates", "triggers", "parts", "alternatives"):
+        tree.directory(f"{ADMIN}/{name}", origin="dpkg database")
+    for package in ordered:
+        same = package.control.get("Multi-Arch") == "same"
+        name = f"{package.name}:{package.arch}" if same else package.name
+        files = [path for path in package.files if _is_there(tree, present, os.fsencode(path))]
+        _add(tree, f"info/{name}.list", b"".join(os.fsencode(path) + b"\n" for path in files))
+        kept = set(files)
+        sums = "".join(f"{md5}  {path}\n" for path, md5 in package.md5sums.items() if "/" + path in kept)
+        _add(tree, f"info/{name}.md5sums", os.fsencode(sums))
+        if package.conffiles:
+            _add(tree, f"info/{name}.conffiles", "".join(path + "\n" for path in package.conffiles).encode())
+    old = tree.get(LINK)
+    if old is not None and old.is_dir:
+        tree.remove(LINK)
+    tree.add(LINK, Inode(stat.S_IFLNK | 0o777, target=f"../../{ADMIN}".encode(), origin="dpkg database"))
+
+
+def stanza(package: Package) -> str:
+    """The package's paragraph of the status file, with a line end."""
+    fields = dict(package.control)
+    fields["Status"] = "install ok installed"
+    if package.conffiles:
+        fields["Conffiles"] = "".join(f"\n {path} {digest}" for path, digest in _conffile_sums(package))
+    first = [key for key in ORDER if key in fields]
+    last = [key for key in ("Description", "Homepage") if key in fields]
+    middle = [key for key in fields if key not in first and key not in last]
+    return "".join(f"{key}:{_value(fields[key])}\n" for key in first + middle + last)
+
+
+def _value(text: str) -> str:
+    return text if text.startswith("\n") else f" {text}"
+
+
+def _conffile_sums(package: Package) -> list[tuple[str, str]]:
+    """The md5 of each conffile as shipped."""
+    known = package.md5sums
+    data = package.data if any(path[1:] not in known for path in package.conffiles) else FileTree()
+    sums = []
+    for path in package.conffiles:
+        node = data.get(path)
+        digest = known.get(path[1:])
+        if digest is None and node is not None:
+            digest = hashlib.md5(node.read(), usedforsecurity=False).hexdigest()
+        if digest is not None:
+            sums.append((path, digest))
+    return sums
+
+
+def _is_there(tree: FileTree, present: set[bytes], path: bytes) -> bool:
+    return path in present or path.startswith(b"/var/") or tree.get(path, follow=True) is not None
+
+
+def _add(tree: FileTree, name: str, data: bytes) -> None:
+    tree.add(f"{ADMIN}/{name}", Inode(stat.S_IFREG | 0o644, content=BytesContent(data), origin="dpkg database"))

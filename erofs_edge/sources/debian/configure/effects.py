@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What maintainer scripts are known to do, as data: effects.yaml, and how a package's scripts compare with it.
+
+A script is known by its package's name, its own name and the sha256 of its text. Nothing is ever run.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from erofs_edge.sources.debian.deb import Package
+
+ScriptName = Literal["preinst", "config", "postinst"]
+SCRIPTS: tuple[ScriptName, ...] = ("preinst", "config", "postinst")
+"""the scripts that run when a package is installed for the first time, in that order"""
+
+Path = Annotated[str, Meta(pattern=r"^[^/]")]
+"""below the root, without a slash in front"""
+
+
+class Copy(Struct, frozen=True, forbid_unknown_fields=True, tag="copy", tag_field="do"):
+    """A file of the package copied to a second place, unless something is there."""
+
+    from_: Path = field(name="from")
+    to: Path
+    mode: str | None = None
+
+
+class File(Struct, frozen=True, forbid_unknown_fields=True, tag="file", tag_field="do"):
+    """A file with this text, unless something is there."""
+
+    path: Path
+    text: str = ""
+    mode: str = "0644"
+    owner: str = "root:root"
+
+
+class Directory(Struct, frozen=True, forbid_unknown_fields=True, tag="directory", tag_field="do"):
+    """A directory, unless something is there."""
+
+    path: Path
+    mode: str = "0755"
+    owner: str = "root:root"
+
+
+class Link(Struct, frozen=True, forbid_unknown_fields=True, tag="link", tag_field="do"):
+    """A symlink; an empty directory in its place gives way."""
+
+    path: Path
+    target: str
+
+
+class Permissions(Struct, frozen=True, forbid_unknown_fields=True, tag="permissions", tag_field="do"):
+    """Owner and mode of a file that the package ships (dpkg-statoverride)."""
+
+    path: Path
+    mode: str
+    owner: str
+
+
+class AddGroup(Struct, frozen=True, forbid_unknown_fields=True, tag="group", tag_field="do"):
+    """A system group as addgroup --system makes it."""
+
+    name: str
+
+
+class Enable(Struct, frozen=True, forbid_unknown_fields=True, tag="enable", tag_field="do"):
+    """A unit that the script enables with systemctl itself, not with deb-systemd-helper."""
+
+    unit: str
+
+
+class Nss(Struct, frozen=True, forbid_unknown_fields=True, tag="nss", tag_field="do"):
+    """A service appended to databases of nsswitch.conf."""
+
+    service: str
+    databases: list[str]
+
+
+class Generate(Struct, frozen=True, forbid_unknown_fields=True, tag="generate", tag_field="do"):
+    """A registry made from what all packages together ship."""
+
+    what: Literal["accounts", "pam", "shells", "certificates"]
+
+
+Effect = Copy | File | Directory | Link | Permissions | AddGroup | Enable | Nss | Generate
+
+
+class Script(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is known of one script: the hashes of the texts that were read, what they do, why the rest is left out."""
+
+    sha256: list[str]
+    effects: list[Effect] = []
+    note: str = ""
+
+
+Table = dict[str, dict[ScriptName, Script]]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A script of a package and what the table says of it: `entry` None means nothing at all."""
+
+    package: str
+    version: str
+    script: str
+    sha256: str
+    entry: Script | None
+
+    @property
+    def changed(self) -> bool:
+        """Known by name, but its text is another one than those that were read."""
+        return self.entry is not None and self.sha256 not in self.entry.sha256
+
+
+@functools.cache
+def load_table() -> Table:
+    """The table that comes with the program."""
+    from ruamel.yaml import YAML
+
+    text = resources.files(__package__).joinpath("effects.yaml").read_text(encoding="utf-8")
+    return msgspec.convert(YAML(typ="safe").load(text), Table)
+
+
+def known_scripts(packages: Iterable[Package], table: Table | None = None) -> Iterator[Known]:
+    """Every install-time script of the packages, by package name, each with its entry in the table."""
+    entries = load_table() if table is None else table
+    for package in sorted(packages, key=lambda p: p.name):
+        for script in SCRIPTS:
+            text = package.scripts.get(script)
+            if text is None:
+                continue
+            entry = entries.get(package.name, {}).get(script)
+            yield Known(package.name, package.version, script, hashlib.sha256(text).hexdigest(), entry)
+
+
+def adduser_groups(packages: Iterable[Package], table: Table | None = None) -> list[str]:
+    """The system groups that known scripts make, in the packages' order."""
+    return [
+        effect.name
+        for known in known_scripts(packages, table)
+        for effect in (known.entry.effects if known.entry is not None else ())
+        if isinstance(effect, AddGroup)
+    ]

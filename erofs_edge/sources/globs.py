@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Globs of absolute paths: '*' and '?' stay within one name, '**' crosses directories, [a-z] is a set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from erofs_edge.errors import ManifestError
+from erofs_edge.tree import FileTree, Inode
+
+Matcher = Callable[[bytes], bool]
+TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.S)
+
+
+def matcher(patterns: Iterable[str], position: Callable[[int], str | None] = lambda _: None) -> Matcher:
+    """Whether an absolute path matches one of the patterns (a leading '/' may be missing in them).
+
+    Raises ManifestError at position(index) for a pattern that means nothing.
+    """
+    parts = []
+    for index, pattern in enumerate(patterns):
+        try:
+            part = "".join(_token(token) for token in TOKEN.findall("/" + pattern.strip("/")))
+            re.compile(part.encode())
+        except (re.error, UnicodeError) as error:
+            raise ManifestError(f"bad glob {pattern!r}: {error}", where=position(index)) from error
+        parts.append(part)
+    if not parts:
+        return lambda _: False
+    compiled = re.compile("|".join(f"(?:{part})" for part in parts).encode("utf-8", "surrogateescape"), re.S)
+    return lambda path: compiled.fullmatch(path) is not None
+
+
+def sift(tree: FileTree, exclude: Matcher, keep: Matcher) -> int:
+    """Remove what `exclude` matches, with all below it, but for what `keep` matches; how many names went.
+
+    A directory that matches stays where something below it is kept.
+    """
+    return _sift(tree.root, b"", exclude, keep, False)
+
+
+def _sift(node: Inode, prefix: bytes, exclude: Matcher, keep: Matcher, dropping: bool) -> int:
+    gone = 0
+    for name, child in list(node.children.items()):
+        path = prefix + b"/" + name
+        if keep(path):
+            continue
+        drop = dropping or exclude(path)
+        if child.is_dir:
+            gone += _sift(child, path, exclude, keep, drop)
+        if drop and not child.children:
+            del node.children[name]
+            gone += 1
+    return gone
+
+
+def _token(token: str) -> str:
+    if token == "**/":
+        return "(?:.*/)?"
+    if token == "**":
+        return ".*"
+    if token in "*?":
+        return "[^/]" + ("*" if token == "*" else "")
+    if token.startswith("[") and len(token) > 1:
+        return (
+            "[" + ("^" if token[1] == "!" else "") + re.escape(token[1:-1].removeprefix("!")).replace(r"\-", "-") + "]"
+        )
+    return re.escape(token)
