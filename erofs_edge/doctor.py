@@ -24,7 +24,7 @@ FREE_BYTES = 2 << 30
 """what a build of the stock board takes at most, packages, images and disk together"""
 
 BOOTSTRAP = "tools/bootstrap .venv"
-MODULES = ("click", "cryptography", "libfdt", "lz4.block", "msgspec", "platformdirs", "ruamel.yaml", "zstandard")
+MODULES = ("click", "cryptography", "lz4.block", "msgspec", "platformdirs", "ruamel.yaml", "zstandard")
 
 
 @dataclass(frozen=True, slots=True)
