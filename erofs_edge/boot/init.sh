@@ -6,7 +6,7 @@
 #
 # Each stage is one line on the console; other programs wait for these lines.
 
-PATH=/bin
+export PATH=/bin DM_DISABLE_UDEV=1
 MARKER='erofs-edge: formatting'
 
 stage() { echo "erofs-edge: stage $*"; }
@@ -41,10 +41,10 @@ find_partition() {
 first_bytes() { head -c "$1" "$2" | tr -d '\0'; }
 
 # Called for a blank partition only. The marker stands in the 1024 bytes that ext4 leaves alone, until the file system
-# is complete: a power cut in between is seen at the next start.
+# is complete: a power cut in between is seen at the next start. The full path: busybox has a mke2fs of its own.
 format_data() {
     echo "$MARKER" | dd of="$1" conv=notrunc,fsync 2>/dev/null &&
-        mke2fs -q -F -t ext4 -L "$DATA" -m 1 -E lazy_itable_init=1,lazy_journal_init=1 "$1" &&
+        /bin/mke2fs -q -F -t ext4 -L "$DATA" -m 1 -E lazy_itable_init=1,lazy_journal_init=1 "$1" &&
         sync &&
         dd if=/dev/zero of="$1" bs=512 count=1 conv=notrunc,fsync 2>/dev/null
 }
@@ -74,11 +74,11 @@ find_partition "$label" || fail verity "no partition is labelled '$label'"
 disk=${partition%/*}
 device=/dev/${partition##*/}
 table="0 $SECTORS verity 1 $device $device $BLOCK_SIZE $BLOCK_SIZE $DATA_BLOCKS $HASH_START sha256 $ROOT_HASH $SALT"
-reason=$(dmsetup create root --readonly --noudevrules --noudevsync --table "$table$VERITY_OPTIONS" 2>&1) ||
+reason=$(/bin/dmsetup create root --readonly --table "$table$VERITY_OPTIONS" 2>&1) ||
     fail verity "no mapping of $device: $reason"
 # Reading one block proves the path from it to the root hash: a foreign or rolled-back slot ends here.
-dd if=/dev/mapper/root of=/dev/null bs="$BLOCK_SIZE" count=1 2>/dev/null ||
-    fail verity "$device does not match the root hash $ROOT_HASH"
+reason=$(dd if=/dev/mapper/root of=/dev/null bs="$BLOCK_SIZE" count=1 2>&1) ||
+    fail verity "$device does not match the root hash $ROOT_HASH: $reason"
 stage verity "$ROOT_HASH"
 
 reason=$(mount -t erofs -o ro /dev/mapper/root /newroot 2>&1) || fail root "$reason"
