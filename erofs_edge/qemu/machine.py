@@ -17,7 +17,7 @@ from pathlib import Path
 
 from erofs_edge.boot.fdt import Node, cells, parse, string, write
 from erofs_edge.boot.fit import add_key
-from erofs_edge.errors import ErofsEdgeError, ManifestError, ToolError
+from erofs_edge.errors import ManifestError, ToolError
 from erofs_edge.manifest.model import Board, Qemu, size_bytes
 from erofs_edge.toolbox.prefix import find
 from erofs_edge.trust.signer import VerificationKey
@@ -172,10 +172,3 @@ def _run(command: list[str]) -> str:
     if done.returncode:
         raise ToolError(f"QEMU failed: {done.stdout.strip()[-400:]}", where=command[0])
     return done.stdout
-
-
-def need_file(path: Path, what: str) -> Path:
-    """The path, when there is such a file. Raises ErofsEdgeError."""
-    if not path.is_file():
-        raise ErofsEdgeError(f"{what} is not there", where=str(path), hint="erofs-edge build BOARD")
-    return path

@@ -8,7 +8,7 @@ A table of patterns, nothing else. Lines come without line end, escape sequences
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 _PREFIX = r"^(?:\[ *\d+\.\d+\] )?(?:[\w.@-]+\[\d+\]: )?"
@@ -47,11 +47,11 @@ STAGES = (
     Stage("slot", "slot chosen", _line(r"erofs-edge: stage u-boot slot (?P<slot>\S+)$")),
     Stage("fit", "FIT verified", re.compile(r"Verifying Hash Integrity \.\.\. sha256,rsa\d+:(?P<key>\S+)\+ OK")),
     Stage("kernel", "kernel", re.compile(r"^Starting kernel \.\.\.|\] Booting Linux on physical CPU")),
-    Stage("initramfs", "initramfs", _line("erofs-edge: stage initramfs$")),
-    Stage("verity", "dm-verity active", _line("erofs-edge: stage verity$")),
-    Stage("root", "EROFS root", _line("erofs-edge: stage root$")),
-    Stage("data", "data", _line("erofs-edge: stage data$")),
-    Stage("switch-root", "switch to the root", _line("erofs-edge: stage switch-root$")),
+    Stage("initramfs", "initramfs", _line(r"erofs-edge: stage initramfs(?: .*)?$")),
+    Stage("verity", "dm-verity active", _line(r"erofs-edge: stage verity(?: .*)?$")),
+    Stage("root", "EROFS root", _line(r"erofs-edge: stage root(?: .*)?$")),
+    Stage("data", "data", _line(r"erofs-edge: stage data(?: .*)?$")),
+    Stage("switch-root", "switch to the root", _line(r"erofs-edge: stage switch-root(?: .*)?$")),
     Stage("report", "report of the guest", _line(r"erofs-edge: report (?P<report>(?:[a-z]+=\S+ ?)+)$")),
     Stage("login", "login prompt", re.compile(r"^(?:\[ *\d+\.\d+\] )?(?!Last )[\w.-]+ login:(?: |$)"), partial=True),
 )
@@ -62,11 +62,17 @@ TROUBLE = {
     "fit-refused": re.compile(r"Failed to verify required signature|Bad Data Hash|Bad hash value for|sha256\S* error!"),
     "slot-refused": _line(r"erofs-edge: slot does not start: (?P<slot>\S+)$"),
     "no-slot": _line("erofs-edge: no slot boots$"),
-    "corrupt": re.compile(r"verity: \S+ (?:data|metadata) block (?P<block>\d+) is corrupted"),
+    "corrupt": re.compile(r"verity: \S+ (?:data|metadata) block \d+ is corrupted|dm-verity device corrupted"),
     "failed": _line(r"erofs-edge: FAILED (?P<stage>[\w-]+): (?P<reason>.*)$"),
     "panic": re.compile(r"Kernel panic - not syncing: (?P<reason>.*)$"),
 }
 """'corrupt' and the refusals of a FIT are evidence; the others end the boot ('slot-refused': of that slot)"""
+
+
+def next_stage(reached: Iterable[str]) -> str:
+    """The stage that follows the furthest one reached."""
+    furthest = max((NAMES.index(name) for name in reached), default=-1)
+    return NAMES[min(furthest + 1, len(NAMES) - 1)]
 
 
 def match_line(line: str, *, partial: bool = False) -> Iterator[Match]:

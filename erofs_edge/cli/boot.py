@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``erofs-edge boot``: a built board in QEMU, at the terminal or unattended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, note
+from erofs_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.qemu.smoke import SmokeRecord
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("board", type=FILE)
+@click.option("-o", "out", type=click.Path(path_type=Path, file_okay=False), help="Output folder of the build.")
+@click.option("--disk", type=FILE, help="Boot this disk image; at the terminal its changes are kept.")
+@click.option("--slot", metavar="NAME", help="Start this slot, whatever the image's slot state says.")
+@click.option("--smoke", is_flag=True, help="Unattended: prove the whole chain, then end (exit code 9 if it fails).")
+@click.option("--tamper", metavar="WHAT", help="Damage a copy of the disk: it must be stopped (implies --smoke).")
+@click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="For --smoke.  [default: 180]")
+@click.option("--log", type=FILE, help="With --smoke: write the whole console to this file.")
+@click.option("--forward", "forwards", multiple=True, metavar="HOST:GUEST", help="Forward a TCP port of this machine.")
+@json_option
+def boot(
+    board: Path,
+    out: Path | None,
+    disk: Path | None,
+    slot: str | None,
+    smoke: bool,
+    tamper: str | None,
+    timeout: float | None,
+    log: Path | None,
+    forwards: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Boot a built BOARD in QEMU.
+
+    At the terminal, Ctrl-A X quits, and what the machine writes to its disk is dropped unless --disk names one.
+    With --smoke nobody need watch: the exit code is 0 only after the guest itself has reported a verified EROFS
+    root with the expected root hash, the expected slot and a writable /var, and shows a login prompt.
+    """
+    from erofs_edge.manifest.load import load_board
+
+    smoke = smoke or tamper is not None
+    if not smoke and (timeout or log or as_json):
+        raise UsageError("--timeout, --log and --json belong to --smoke")
+    if smoke and forwards:
+        raise UsageError("--forward is for the terminal: --smoke gives the machine no network")
+    value = load_board(board).value
+    folder = out or Path("out") / value.board
+    if not smoke:
+        from erofs_edge.qemu.terminal import terminal
+
+        return terminal(value, folder, disk=disk, slot=slot, forwards=tuple(map(_ports, forwards)), say=note)
+
+    from erofs_edge.qemu.smoke import TIMEOUT
+    from erofs_edge.qemu.smoke import smoke as run_smoke
+
+    record = run_smoke(
+        value,
+        folder,
+        disk=disk,
+        slot=slot,
+        tamper=tamper,
+        timeout=timeout or TIMEOUT,
+        seen=lambda stage: note(f"{stage.seconds:8.2f} s  {stage.title}"),
+        log=log,
+    )
+    if as_json:
+        emit_json(record)
+    else:
+        click.echo(_summary(record))
+    return 0
+
+
+def _summary(record: SmokeRecord) -> str:
+    if record.tamper:
+        return (
+            f"{record.tamper}: {', '.join(record.damage)} flipped;"
+            f" stopped at stage '{record.stopped_at}': {record.evidence}"
+        )
+    told = " ".join(f"{key}={value}" for key, value in (record.report or {}).items())
+    return f"{record.board}: slot {record.slot} is up after {record.seconds:.2f} s and reports {told}"
+
+
+def _ports(text: str) -> tuple[int, int]:
+    host, _, guest = text.partition(":")
+    if not (host.isdecimal() and guest.isdecimal() and 0 < int(host) < 65536 and 0 < int(guest) < 65536):
+        raise UsageError(f"--forward {text!r} is not HOST:GUEST", hint="as in --forward 2222:22")
+    return int(host), int(guest)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a build left in its output folder, as far as a machine needs it, and the command that starts it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.boot.script import boot_script
+from erofs_edge.build.record import RELEASE, read_release
+from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.manifest.model import Board
+from erofs_edge.qemu.machine import Drive, Emulator, boot_arguments, control_tree, dump_tree, qemu_of
+from erofs_edge.trust.signer import PublicKey, read_public_key
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A board's build. `root_hash`: hex, of its system."""
+
+    disk: Path
+    u_boot: Path
+    key: PublicKey
+    root_hash: str
+
+
+def load_built(out: Path) -> Built:
+    """What is in an output folder. Raises ErofsEdgeError where something is missing or damaged."""
+    release = read_release(out)
+    try:
+        key_name, root_hash = release["sign"]["name"], release["system"]["root_hash"]
+    except (KeyError, TypeError) as error:
+        raise ErofsEdgeError(
+            f"the release record lacks {error}", where=str(out / RELEASE), hint="build again"
+        ) from None
+    for name in ("disk.img", "u-boot.bin"):
+        if not (out / name).is_file():
+            raise ErofsEdgeError(f"{name} is not there", where=str(out), hint="erofs-edge build BOARD -o OUT")
+    key = read_public_key(out / "sign.pub.pem", key_name)
+    return Built(out / "disk.img", out / "u-boot.bin", key, root_hash)
+
+
+@contextmanager
+def run_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside the build, where there is room for a disk; elsewhere if that cannot be written."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".run-", dir=out)
+    except OSError:
+        folder = tempfile.TemporaryDirectory(prefix="erofs-edge-")
+    with folder as path:
+        yield Path(path)
+
+
+def machine_command(
+    board: Board,
+    built: Built,
+    emulator: Emulator,
+    folder: Path,
+    drive: Drive,
+    *,
+    serial: str = "stdio",
+    forwards: tuple[tuple[int, int], ...] = (),
+    reboot: bool = False,
+) -> list[str]:
+    """The command that starts a built board, see `boot_arguments`; its control tree is written into `folder`."""
+    qemu = qemu_of(board)
+    control = folder / "control.dtb"
+    control.write_bytes(control_tree(dump_tree(emulator, qemu, built.u_boot), built.key, boot_script(board)))
+    arguments = boot_arguments(
+        qemu, bios=built.u_boot, control=control, drive=drive, serial=serial, forwards=forwards, reboot=reboot
+    )
+    return [str(emulator.program), *arguments]

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of QEMU with its console on a pipe: read, hand on, and always end it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from erofs_edge.errors import ToolError
+from erofs_edge.qemu.console import Console, Event
+from erofs_edge.qemu.machine import MENDS
+from erofs_edge.qemu.verdict import Verdict, Watch
+
+PIECE = 64 << 10
+COMPLAINT = 2000
+"""bytes of what QEMU itself says that are repeated in an error"""
+PR_SET_PDEATHSIG = 1
+"""include/uapi/linux/prctl.h"""
+
+
+def run(
+    command: list[str],
+    watch: Watch,
+    console: Console,
+    *,
+    timeout: float,
+    seen: Callable[[Event], None],
+    log: Path | None = None,
+) -> Verdict:
+    """Start QEMU, feed its output to `console` and the events to `watch` until they decide or `timeout` s are over.
+
+    seen  called with each event, in the order of the console, before `watch` has it
+    log   gets every byte of the console
+
+    QEMU is dead when this returns or raises, also on Ctrl-C, and dies with this process. Raises ToolError where it
+    cannot be started or ends without a word from the machine.
+    """
+
+    def decide(data: bytes, at: float) -> Verdict | None:
+        record.write(data)
+        for event in console.feed(data, at) if data else console.close(at):
+            seen(event)
+            if verdict := watch.see(event):
+                return verdict
+        return None
+
+    with tempfile.TemporaryFile() as complaints, (log or Path(os.devnull)).open("wb") as record:
+        try:
+            if verdict := _follow(command, complaints, timeout, decide):
+                return verdict
+        except TimeoutError:
+            return watch.timed_out(timeout)
+        complaints.seek(0)
+        said = complaints.read(COMPLAINT).decode(errors="replace").strip()
+    if not console.last_lines():
+        raise ToolError(f"QEMU ended without a word from the machine: {said or 'no message'}", where=command[0])
+    return watch.end(f"the machine ended{': ' + said if said else ''}")
+
+
+def _follow(
+    command: list[str], complaints: IO[bytes], timeout: float, decide: Callable[[bytes, float], Verdict | None]
+) -> Verdict | None:
+    """The verdict of `decide`; None where the output ended (it gets b"" then) without. Raises TimeoutError."""
+    start = time.monotonic()
+    machine = _start(command, complaints)
+    assert machine.stdout is not None  # noqa: S101  asked for with PIPE
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(machine.stdout, selectors.EVENT_READ)
+            while True:
+                left = start + timeout - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                if not selector.select(left):
+                    continue
+                data = machine.stdout.read(PIECE)
+                if (verdict := decide(data, time.monotonic() - start)) or not data:
+                    return verdict
+    finally:
+        machine.kill()
+        machine.wait()
+        machine.stdout.close()
+
+
+def _start(command: list[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
+    prctl = ctypes.CDLL(None).prctl
+
+    def die_with_parent() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            bufsize=0,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc, made ready before the fork
+        )
+    except OSError as error:
+        raise ToolError(f"QEMU cannot be started: {error.strerror}", where=command[0], hint=MENDS) from error

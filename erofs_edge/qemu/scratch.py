@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A disk image's sparse copy, and the changes that a scenario makes to it. The image itself is never written."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from pathlib import Path
+
+from erofs_edge.disk import gpt, slots
+from erofs_edge.disk.layout import partition_names
+from erofs_edge.disk.sparse import copy_data
+from erofs_edge.errors import CapacityError, ErofsEdgeError, FormatError, UsageError
+from erofs_edge.manifest.model import Board
+from erofs_edge.qemu.tamper import MASK, TAMPERS, partitions
+
+
+class Scratch:
+    """An open disk image with its partition table; offsets are bytes of a partition."""
+
+    def __init__(self, path: Path, board: Board, *, writable: bool = False) -> None:
+        """Raises ErofsEdgeError where it cannot be read, FormatError where it has no partition table."""
+        self.path = path
+        self.board = board
+        try:
+            self._fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        except OSError as error:
+            raise ErofsEdgeError(f"cannot open the disk image: {error.strerror}", where=str(path)) from error
+        try:
+            size = os.lseek(self._fd, 0, os.SEEK_END)
+            self._table = gpt.decode(lambda at, length: os.pread(self._fd, length, at), size, board.disk.sector)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """At most `length` bytes, none from beyond the partition."""
+        start, size = self._find(name)
+        return os.pread(self._fd, max(0, min(length, size - offset)), start + offset)
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        start, size = self._find(name)
+        if offset + len(data) > size:
+            raise FormatError(f"partition {name!r} ends before byte {offset + len(data)}", where=str(self.path))
+        os.pwrite(self._fd, data, start + offset)
+
+    def next_slot(self) -> str:
+        """The slot that U-Boot will start ('a')."""
+        return slots.choose(self._state())[0].lower()
+
+    def activate(self, slot: str) -> None:
+        """Let U-Boot start this slot next. Raises UsageError where the board has no such slot."""
+        if slot not in self._slots():
+            raise UsageError(
+                f"board '{self.board.board}' has no slot '{slot}'", hint=f"slots: {', '.join(self._slots())}"
+            )
+        self.write(self._state_name(), 0, slots.encode_state(slots.activate(self._state(), slot)))
+
+    def damage(self, scenario: str) -> list[str]:
+        """Flip the scenario's bit in every slot that is filled; says where, one phrase each."""
+        tamper = TAMPERS[scenario]
+        done = []
+        for name in partitions(tamper, self.board):
+            if not any(self.read(name, 0, 4096)):
+                continue
+            place = tamper.place(functools.partial(self.read, name))
+            old = self.read(name, place, 1)
+            self.write(name, place, bytes([old[0] ^ MASK]))
+            done.append(f"byte {place:#x} of {name}")
+        if not done:
+            raise FormatError(f"the disk has nothing that '{scenario}' could damage", where=str(self.path))
+        return done
+
+    def _state(self) -> slots.SlotState:
+        raw = self.read(self._state_name(), 0, slots.STATE_SIZE)
+        try:
+            return slots.decode_state(raw)[0]
+        except FormatError:
+            return slots.initial(self._slots())  # as the boot script does
+
+    def _slots(self) -> list[str]:
+        return next((p.slots for p in self.board.disk.partitions.values() if p.content == "fit"), [])
+
+    def _state_name(self) -> str:
+        for name, partition in self.board.disk.partitions.items():
+            if partition.content == "slot-state":
+                return partition_names(name, partition)[0]
+        raise UsageError(f"board '{self.board.board}' keeps no slot state")
+
+    def _find(self, name: str) -> tuple[int, int]:
+        """Start and size in bytes."""
+        sector = self._table.sector_size
+        for entry in self._table.partitions:
+            if entry.name == name:
+                return entry.first_lba * sector, (entry.last_lba - entry.first_lba + 1) * sector
+        raise FormatError(f"the disk has no partition {name!r}", where=str(self.path))
+
+
+def copy_sparse(source: Path, target: Path) -> Path:
+    """Copy a disk image, holes and all; the target. Raises CapacityError where there is no room for what it holds."""
+    try:
+        with source.open("rb") as old, target.open("wb") as new:
+            size = os.fstat(old.fileno()).st_size
+            new.truncate(size)
+            copy_data(old.fileno(), new.fileno(), size, 0)
+        return target
+    except EOFError as error:
+        raise ErofsEdgeError("the disk image changed while it was being copied", where=str(source)) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise CapacityError("no space left for a copy of the disk image", where=str(target)) from error
+        raise ErofsEdgeError(f"cannot copy the disk image: {error.strerror}", where=str(source)) from error

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot a built board unattended and believe only what it says on its console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erofs_edge.errors import BootCheckError, UsageError
+from erofs_edge.manifest.model import Board
+from erofs_edge.qemu.built import load_built, machine_command, run_folder
+from erofs_edge.qemu.console import Console, Event
+from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.run import run
+from erofs_edge.qemu.scratch import Scratch, copy_sparse
+from erofs_edge.qemu.stages import TITLES
+from erofs_edge.qemu.tamper import TAMPERS
+from erofs_edge.qemu.verdict import Expected, Verdict, Watch
+
+TIMEOUT = 180.0
+"""seconds; a busy machine takes up to four times as long as an idle one (10 s)"""
+
+LAST_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """A stage that was passed, seconds after QEMU was started."""
+
+    stage: str
+    title: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SmokeRecord:
+    """A boot that went as expected. `tamper`, `damage`, `stopped_at` and `evidence` belong to a damaged one."""
+
+    board: str
+    slot: str
+    root_hash: str
+    qemu: str
+    seconds: float
+    stages: list[StageTime]
+    report: dict[str, str] | None = None
+    tamper: str | None = None
+    damage: list[str] = field(default_factory=list)
+    stopped_at: str | None = None
+    evidence: str | None = None
+
+
+def smoke(
+    board: Board,
+    out: Path,
+    *,
+    disk: Path | None = None,
+    slot: str | None = None,
+    tamper: str | None = None,
+    timeout: float = TIMEOUT,
+    seen: Callable[[StageTime], None] = lambda stage: None,
+    log: Path | None = None,
+) -> SmokeRecord:
+    """Boot the build in `out` until the guest has reported and shows a login prompt; the disk image stays as it is.
+
+    disk    another image than out/disk.img
+    slot    start this slot, whatever the slot state in the image says
+    tamper  a scenario of TAMPERS: the boot must fail at that scenario's stage, for that scenario's reason
+    seen    called when a stage is first passed
+    log     a file for the whole console
+
+    Raises BootCheckError with the failed stage and the last console lines, ToolError without a usable QEMU,
+    ErofsEdgeError where `out` holds no build.
+    """
+    if tamper is not None and tamper not in TAMPERS:
+        raise UsageError(f"unknown scenario '{tamper}'", hint=f"scenarios: {', '.join(TAMPERS)}")
+    built = load_built(out)
+    emulator = find_qemu()
+    with run_folder(out) as folder:
+        disk = disk or built.disk
+        if slot or tamper:
+            disk = copy_sparse(disk, folder / "disk.img")
+        damage, chosen = _prepare(disk, board, slot, tamper)
+        command = machine_command(board, built, emulator, folder, Drive(disk))
+        expected = Expected(built.root_hash, chosen, _data_filesystem(board))
+        watch = Watch(expected, TAMPERS[tamper].stop if tamper else None)
+        console = Console()
+        passed: list[StageTime] = []
+
+        def note(event: Event) -> None:
+            name = event.match.name
+            if event.match.kind != "trouble" and name not in watch.reached:
+                passed.append(StageTime(name, TITLES[name], round(event.at, 2)))
+                seen(passed[-1])
+
+        verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
+    if not verdict.ok:
+        raise _failure(verdict, expected, tamper, console)
+    return SmokeRecord(
+        board=board.board,
+        slot=expected.slot,
+        root_hash=expected.root_hash,
+        qemu=emulator.version_text,
+        seconds=passed[-1].seconds if passed else 0.0,
+        stages=passed,
+        report=watch.report,
+        tamper=tamper,
+        damage=damage,
+        stopped_at=verdict.stage if tamper else None,
+        evidence=verdict.reason if tamper else None,
+    )
+
+
+def _prepare(disk: Path, board: Board, slot: str | None, tamper: str | None) -> tuple[list[str], str]:
+    """Change the copy of a disk as asked for. What was damaged, and the slot that U-Boot will choose."""
+    with Scratch(disk, board, writable=bool(slot or tamper)) as scratch:
+        if slot:
+            scratch.activate(slot)
+        return scratch.damage(tamper) if tamper else [], scratch.next_slot()
+
+
+def _data_filesystem(board: Board) -> str:
+    return next((p.filesystem for p in board.disk.partitions.values() if p.filesystem), "tmpfs")
+
+
+def _failure(verdict: Verdict, expected: Expected, tamper: str | None, console: Console) -> BootCheckError:
+    what = f"'{tamper}' was not stopped as it must be" if tamper else f"slot {expected.slot} did not boot"
+    lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
+    return BootCheckError(
+        f"{what}: stage '{TITLES[verdict.stage]}': {verdict.reason}\nlast lines of the console:\n{lines}",
+        hint="--log FILE keeps the whole console",
+    )

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot a built board at the terminal."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from erofs_edge.errors import ToolError
+from erofs_edge.manifest.model import Board
+from erofs_edge.qemu.built import load_built, machine_command, run_folder
+from erofs_edge.qemu.machine import MENDS, Drive, find_qemu
+from erofs_edge.qemu.scratch import Scratch, copy_sparse
+
+
+def terminal(
+    board: Board,
+    out: Path,
+    *,
+    disk: Path | None = None,
+    slot: str | None = None,
+    forwards: tuple[tuple[int, int], ...] = (),
+    say: Callable[[str], None],
+) -> int:
+    """Connect the terminal to a board until it is powered off or Ctrl-A X; QEMU's exit code.
+
+    disk      boot this image and keep what is written to it, the choice of `slot` too; None boots the build's own
+              image and drops all changes
+    forwards  (host port, guest port) of TCP connections
+
+    Raises ErofsEdgeError where `out` holds no build, ToolError without a usable QEMU.
+    """
+    built = load_built(out)
+    emulator = find_qemu()
+    with run_folder(out) as folder:
+        image = disk or built.disk
+        if slot:
+            image = image if disk else copy_sparse(image, folder / "disk.img")
+        with Scratch(image, board, writable=bool(slot)) as scratch:
+            if slot:
+                scratch.activate(slot)
+            chosen = scratch.next_slot()
+        command = machine_command(
+            board,
+            built,
+            emulator,
+            folder,
+            Drive(image, snapshot=disk is None),
+            serial="mon:stdio",
+            forwards=forwards,
+            reboot=True,
+        )
+        kept = f"changes are kept in {disk}" if disk else "changes to the disk are dropped at the end"
+        say(f"QEMU {emulator.version_text}, slot {chosen}. Ctrl-A X quits; {kept}.")
+        try:
+            return subprocess.run(command, check=False).returncode
+        except OSError as error:
+            raise ToolError(f"QEMU cannot be started: {error.strerror}", where=command[0], hint=MENDS) from error

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a boot counts as good, and when a damaged system counts as stopped. Sans-I/O: events in, a verdict out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from erofs_edge.qemu.console import Event
+from erofs_edge.qemu.stages import NAMES, TITLES, Match, next_stage
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the guest must report. `root_hash`: hex; `data`: the file system of /var."""
+
+    root_hash: str
+    slot: str
+    data: str = "ext4"
+
+    def differences(self, report: dict[str, str]) -> list[str]:
+        """What a report lacks or says otherwise, one phrase each; empty for a right one."""
+        wanted = {
+            "root": "erofs",
+            "dm": "verity",
+            "status": "V",
+            "roothash": self.root_hash,
+            "slot": self.slot,
+            "var": f"{self.data}:rw",
+        }
+        wrong = [
+            f"{key}={report[key]} where {key}={value} was expected" if key in report else f"no {key}="
+            for key, value in wanted.items()
+            if report.get(key) != value
+        ]
+        if not report.get("data", "").startswith("/dev/"):
+            wrong.append(f"data={report.get('data', '')} is no device")
+        return wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Where a damaged system must stop, and the trouble on the console that proves why."""
+
+    stage: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`stage`: the stage that failed, or at which a damaged system was stopped; 'login' after a good boot."""
+
+    ok: bool
+    stage: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Watch:
+    """Collects events until they decide. With `stop` the boot is good when it fails in just that way."""
+
+    expected: Expected
+    stop: Stop | None = None
+    reached: dict[str, float] = field(default_factory=dict)
+    troubles: list[Match] = field(default_factory=list)
+    report: dict[str, str] | None = None
+
+    def see(self, event: Event) -> Verdict | None:
+        """The verdict, once there is one. A stage counts when it is first passed."""
+        match = event.match
+        if match.kind == "trouble":
+            self.troubles.append(match)
+            return self._trouble(match)
+        if match.name == "slot" and match.fields["slot"] != self.expected.slot and self.stop is None:
+            return Verdict(False, "slot", f"U-Boot chose slot {match.fields['slot']}, not {self.expected.slot}")
+        if match.kind == "report":
+            wrong = self.expected.differences(match.fields)
+            if wrong and self.stop is None:
+                return Verdict(False, "report", "; ".join(wrong))
+            self.report = match.fields
+        self.reached.setdefault(match.name, event.at)
+        return self._passed(match.name)
+
+    def end(self, reason: str) -> Verdict:
+        """The verdict when nothing more will come: the machine ended, or time is up."""
+        return self._stopped(next_stage(self.reached), reason)
+
+    def timed_out(self, seconds: float) -> Verdict:
+        """The verdict when time is up. A machine that hangs has not been stopped by anything, damaged or not."""
+        stage = self._missing()
+        return Verdict(False, stage, f"not reached within {seconds:g} s")
+
+    def _passed(self, name: str) -> Verdict | None:
+        if self.stop is not None:
+            if NAMES.index(name) > NAMES.index(self.stop.stage):
+                return Verdict(False, name, f"the damaged system got past the stage '{TITLES[self.stop.stage]}'")
+            return None
+        if self.report is None or "login" not in self.reached:
+            return None
+        if "fit" not in self.reached:
+            return Verdict(False, "fit", "the system started, but U-Boot verified no signature")
+        return Verdict(True, "login", "")
+
+    def _trouble(self, match: Match) -> Verdict | None:
+        if match.name == "slot-refused" and self.stop is None:
+            return self._stopped("fit", f"U-Boot refused slot {match.fields['slot']}{self._why()}")
+        if match.name == "no-slot":
+            return self._stopped("fit", f"U-Boot found no slot to start{self._why()}")
+        if match.name == "failed":
+            named = match.fields["stage"]
+            return self._stopped(named if named in NAMES else next_stage(self.reached), match.fields["reason"])
+        if match.name == "panic":
+            return self._stopped(next_stage(self.reached), f"kernel panic: {match.fields['reason']}")
+        return None
+
+    def _why(self) -> str:
+        lines = [match.text.strip() for match in self.troubles if match.name == "fit-refused"]
+        return f": {lines[-1]}" if lines else ""
+
+    def _stopped(self, stage: str, reason: str) -> Verdict:
+        if self.stop is None:
+            return Verdict(False, stage, reason)
+        if stage != self.stop.stage:
+            return Verdict(False, stage, f"stopped at another stage than '{TITLES[self.stop.stage]}': {reason}")
+        proof = next((match.text.strip() for match in self.troubles if match.name == self.stop.evidence), None)
+        if proof is None:
+            return Verdict(False, stage, f"stopped at the right stage, but not for the damage: {reason}")
+        return Verdict(True, stage, proof)
+
+    def _missing(self) -> str:
+        if self.report is None and "login" in self.reached:
+            return "report"
+        return next_stage(self.reached)
