@@ -34,7 +34,7 @@ class WriteOptions:
     checksum      store the superblock's checksum
     jobs          threads that read and compress; None: one more than there are processors
     cache         compressed data of earlier builds
-    progress      called with the bytes of content done so far
+    progress      called with (done, total) bytes of content
     """
 
     block_size: int = 4096
@@ -51,7 +51,7 @@ class WriteOptions:
     checksum: bool = True
     jobs: int | None = None
     cache: CompressionCache | None = None
-    progress: Callable[[int], None] | None = None
+    progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         """Raises UsageError for values that no image can have."""

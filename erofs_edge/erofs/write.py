@@ -86,7 +86,7 @@ def _store_contents(plan: Plan, sink: Sink, options: WriteOptions) -> FileStore:
     if options.compression != "none":
         codec, level = find_codec(options.compression, options.level)
         rules = CutRules(codec, level, options.block_size, options.pcluster_size)
-    done = 0
+    done, total = 0, sum(node.size for node in plan.files)
     pool = ThreadPoolExecutor(options.workers, thread_name_prefix="erofs")
     try:
         twins = find_twins(plan.files, pool, larger_than=options.block_size)
@@ -95,7 +95,7 @@ def _store_contents(plan: Plan, sink: Sink, options: WriteOptions) -> FileStore:
             files.take(stored)
             done += stored.piece.length
             if options.progress:
-                options.progress(done)
+                options.progress(done, total)
     finally:
         pool.shutdown(cancel_futures=True)
     for node in plan.nodes:
