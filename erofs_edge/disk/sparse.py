@@ -16,9 +16,8 @@ Count = Callable[[int], None]
 """count(bytes done since the last call)"""
 
 
-def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, end) in bytes of what is not a hole; one extent over everything where the host cannot tell."""
-    position = 0
+def data_extents(fd: int, size: int, position: int = 0) -> Iterator[tuple[int, int]]:
+    """(start, end) of what is not a hole in bytes [position, size); one extent where the host cannot tell."""
     while position < size:
         try:
             start = os.lseek(fd, position, os.SEEK_DATA)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a block device is, and whether it may be overwritten: never one that this machine is using.
+
+Sources: Linux Documentation/ABI/stable/sysfs-block (partition, holders, ro, removable, queue), proc(5)
+(/proc/self/mountinfo, /proc/swaps).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.errors import DeviceError, DeviceRefusedError
+from erofs_edge.flash.target import Identity
+
+SYSTEM_MOUNTS = ("/", "/boot", "/boot/efi", "/boot/firmware", "/efi", "/usr", "/var", "/home")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where the kernel tells about itself; tests put a stage here."""
+
+    sys: Path = Path("/sys")
+    proc: Path = Path("/proc")
+
+
+def identify(path: Path, devno: tuple[int, int], host: Host = Host()) -> Identity:
+    """What the kernel knows about a block device (major, minor). Raises DeviceError where there is none."""
+    folder = _folder(devno, host, path)
+    device = folder / "device"
+    size = int(_text(folder / "size") or 0) * 512
+    if not size:
+        raise DeviceError("the device holds no medium", where=str(path), hint="put the card in")
+    model = " ".join(filter(None, (_text(device / "vendor"), _text(device / "model") or _text(device / "name"))))
+    return Identity(
+        str(path),
+        "block",
+        size,
+        int(_text(folder / "queue/logical_block_size") or 512),
+        model,
+        _text(device / "serial"),
+        _text(folder / "removable") == "1",
+    )
+
+
+def refuse_unsafe(path: Path, devno: tuple[int, int], host: Host = Host()) -> None:
+    """Raises DeviceRefusedError where the device is a partition, read-only, mounted, swap, or part of something."""
+    folder = _folder(devno, host, path)
+    if (folder / "partition").exists():
+        raise DeviceRefusedError(
+            "this is a partition, an image of a whole disk belongs on a whole disk",
+            where=str(path),
+            hint=f"--to /dev/{folder.parent.name}",
+        )
+    if _text(folder / "ro") == "1":
+        raise DeviceRefusedError("the device is read-only", where=str(path), hint="look for the card's lock switch")
+    members = dict(_members(folder))
+    for name, mount in _mounts(host, members):
+        if mount in SYSTEM_MOUNTS:
+            raise DeviceRefusedError(f"this disk holds the running system: {name} is {mount}", where=str(path))
+        raise DeviceRefusedError(f"{name} is mounted on {mount}", where=str(path), hint=f"umount {mount}")
+    for name in _swaps(host, members):
+        raise DeviceRefusedError(f"{name} is swap of the running system", where=str(path))
+    for name, above in _holders(folder):
+        raise DeviceRefusedError(f"{name} is in use by {above} (LVM, RAID or an encrypted volume)", where=str(path))
+
+
+def _folder(devno: tuple[int, int], host: Host, path: Path) -> Path:
+    folder = (host.sys / "dev/block" / f"{devno[0]}:{devno[1]}").resolve()
+    if not folder.is_dir():
+        raise DeviceError("the kernel knows no such block device", where=str(path))
+    return folder
+
+
+def _members(folder: Path) -> Iterator[tuple[str, str]]:
+    """(major:minor, name) of a disk, its partitions, and everything built upon them."""
+    seen = set()
+    todo = [folder, *_partitions(folder)]
+    while todo:
+        here = todo.pop().resolve()
+        if here not in seen:
+            seen.add(here)
+            yield _text(here / "dev"), here.name
+            todo += [*_listed(here / "holders"), *_partitions(here)]
+
+
+def _partitions(folder: Path) -> list[Path]:
+    return [child for child in _listed(folder) if (child / "partition").exists()]
+
+
+def _holders(folder: Path) -> Iterator[tuple[str, str]]:
+    for part in [folder, *_partitions(folder)]:
+        for holder in _listed(part / "holders"):
+            name = _text(holder.resolve() / "dm/name")
+            yield part.name, f"{holder.name} ({name})" if name else holder.name
+
+
+def _listed(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _mounts(host: Host, members: dict[str, str]) -> list[tuple[str, str]]:
+    """(device name, mount point) of the mounts on any member, the system's first.
+
+    The number of the device is tried and then its name: btrfs mounts under a number of its own.
+    """
+    found = []
+    for line in _text(host.proc / "self/mountinfo").splitlines():
+        fields = line.split(" ")
+        separator = fields.index("-") if "-" in fields else len(fields)
+        if separator + 2 >= len(fields):
+            continue
+        mount, source = _unescape(fields[4]), _unescape(fields[separator + 2])
+        name = members.get(fields[2]) or members.get(_devno(source))
+        if name:
+            found.append((name, mount))
+    return sorted(found, key=lambda item: item[1] not in SYSTEM_MOUNTS)
+
+
+def _swaps(host: Host, members: dict[str, str]) -> list[str]:
+    lines = _text(host.proc / "swaps").splitlines()[1:]
+    devices = [_devno(_unescape(line.split()[0])) for line in lines if line.strip()]
+    return [members[devno] for devno in devices if devno in members]
+
+
+def _devno(path: str) -> str:
+    """'8:1' for the path of a block device, '' for anything else."""
+    try:
+        info = os.stat(path) if path.startswith("/") else None
+    except OSError:
+        return ""
+    return f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}" if info is not None and info.st_rdev else ""
+
+
+def _unescape(text: str) -> str:
+    """/proc writes blanks as \\040."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a disk image asks of a target: regions in the order of writing, each with its data and its zeros.
+
+The partition table comes last: a write that stopped in between leaves a disk that nobody takes for a good one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.disk import gpt
+from erofs_edge.disk.sparse import data_extents
+from erofs_edge.errors import CapacityError, FormatError, SourceError
+from erofs_edge.flash.target import Identity
+
+STALE_TABLE = 1 << 20  # bytes at the end of a larger target, where an older table may stand
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A named stretch of the target. `data`: (start, end) ranges of bytes that the image has data for; the rest
+    must read as zeros. A region that is not `from_image` is zeros altogether."""
+
+    name: str
+    start: int
+    end: int
+    data: tuple[tuple[int, int], ...]
+    from_image: bool = True
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(end - start for start, end in self.data)
+
+    def zeros(self) -> Iterator[tuple[int, int]]:
+        """The ranges between the data."""
+        position = self.start
+        for start, end in self.data:
+            if start > position:
+                yield position, start
+            position = end
+        if position < self.end:
+            yield position, self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`contents` are written and proved first, then `table` (none where the image has no partition table)."""
+
+    image: Path
+    size: int
+    contents: tuple[Region, ...]
+    table: tuple[Region, ...]
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return self.contents + self.table
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(region.data_bytes for region in self.regions)
+
+
+def plan_flash(image: Path, target: Identity) -> Plan:
+    """What it takes to make the target hold the image.
+
+    Raises SourceError where the image cannot be read, CapacityError where a device is too small for it, FormatError
+    where its partition table is for another sector size than the device's.
+    """
+    try:
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=str(image)) from error
+    try:
+        size = os.lseek(fd, 0, os.SEEK_END)
+        if not size:
+            raise SourceError("the image is empty", where=str(image))
+        if target.kind == "block" and target.size < size:
+            raise CapacityError(
+                f"the device has {target.size} bytes, the image needs {size - target.size} more",
+                where=target.path,
+                hint="a larger device, or a smaller disk.size in the board file",
+            )
+        extents = list(data_extents(fd, size))
+        table = _read_table(fd, size)
+    finally:
+        os.close(fd)
+    if table is None:
+        contents = [_region("image", 0, size, extents)]
+        return Plan(image, size, (*contents, *_stale_table(size, target)), ())
+    if target.kind == "block" and table.sector_size != target.sector:
+        raise FormatError(
+            f"the image is made for sectors of {table.sector_size} bytes, the device has {target.sector}",
+            where=str(image),
+            hint=f"disk.sector: {target.sector} in the board file",
+        )
+    contents, head, tail = _divide(table, size, extents)
+    return Plan(image, size, (*contents, *_stale_table(size, target)), (tail, head))
+
+
+def _divide(table: gpt.Table, size: int, extents: list[tuple[int, int]]) -> tuple[list[Region], Region, Region]:
+    """The partitions and what lies between them; everything before the first; everything behind the last."""
+    sector = table.sector_size
+    partitions = sorted(table.partitions, key=lambda p: p.first_lba)
+    head_end = position = (partitions[0].first_lba if partitions else table.first_usable) * sector
+    contents = []
+    for partition in partitions:
+        start, end = partition.first_lba * sector, (partition.last_lba + 1) * sector
+        if start > position:
+            contents.append(_region("unused", position, start, extents))
+        contents.append(_region(partition.name or "unnamed", start, end, extents))
+        position = end
+    return contents, _region("gpt", 0, head_end, extents), _region("gpt backup", position, size, extents)
+
+
+def _region(name: str, start: int, end: int, extents: list[tuple[int, int]]) -> Region:
+    data = [(max(a, start), min(b, end)) for a, b in extents if a < end and b > start]
+    return Region(name, start, end, tuple(data))
+
+
+def _stale_table(size: int, target: Identity) -> list[Region]:
+    """The end of a larger target: a table left there would one day be taken for the backup of ours."""
+    if target.size <= size:
+        return []
+    return [Region("old backup", max(size, target.size - STALE_TABLE), target.size, (), from_image=False)]
+
+
+def _read_table(fd: int, size: int) -> gpt.Table | None:
+    for sector in (512, 4096):
+        try:
+            table = gpt.decode(lambda offset, length: os.pread(fd, length, offset), size, sector)
+        except FormatError:
+            continue
+        # a table for a larger disk, or with arrays of unusual size: treat the image as plain bytes
+        if table.sectors * sector == size and all(
+            table.first_usable <= p.first_lba and p.last_lba <= table.last_usable for p in table.partitions
+        ):
+            return table
+    return None

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a disk image is written to: a file or a block device.
+
+A Target only moves bytes; what goes where, and whether it may, is decided elsewhere. Methods raise OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from struct import pack
+from typing import Literal, Protocol
+
+from erofs_edge.disk.sparse import data_extents
+
+ZEROS = bytes(1 << 20)
+DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
+
+# Linux include/uapi/linux/fs.h
+_BLKRRPART = 0x125F
+_BLKFLSBUF = 0x1261
+_BLKZEROOUT = 0x127F
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a target says it is. `size` in bytes; a file that does not exist yet has 0."""
+
+    path: str
+    kind: Literal["file", "block"]
+    size: int
+    sector: int = 512
+    model: str = ""
+    serial: str = ""
+    removable: bool = False
+
+
+class Target(Protocol):
+    """Random access to what is written; offsets and lengths in bytes."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """What the medium holds; shorter only at its end. Sees everything that was flushed."""
+        ...
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        """Write some of the data, at least one byte, and return how much."""
+        ...
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros."""
+        ...
+
+    def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of what may hold anything but zeros inside a range."""
+        ...
+
+    def flush(self) -> None:
+        """Everything written is on the medium, and later reads come from there."""
+        ...
+
+    def finish(self) -> None:
+        """All went well: make the result visible under its name."""
+        ...
+
+    def close(self) -> None:
+        """Give up what is held; without `finish` a new file vanishes."""
+        ...
+
+
+class FileTarget:
+    """A regular file. A new one gets its name at `finish`; an existing one is changed in place, and grows if needed."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """`size`: bytes that it must have at least."""
+        self._path = path
+        self._temporary: Path | None = None
+        if path.exists():
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        else:
+            self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            self._size = max(size, os.fstat(self._fd).st_size)
+            os.ftruncate(self._fd, self._size)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(str(self._path), "file", self._size)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return _read(self._fd, offset, length)
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        return os.pwrite(self._fd, data, offset)
+
+    def zero(self, offset: int, length: int) -> None:
+        _write_zeros(self._fd, offset, length)
+
+    def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        yield from data_extents(self._fd, offset + length, offset)
+
+    def flush(self) -> None:
+        os.fsync(self._fd)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def finish(self) -> None:
+        if self._temporary is not None:
+            self._temporary.replace(self._path)
+            self._temporary = None
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._temporary is not None:
+            with suppress(FileNotFoundError):
+                self._temporary.unlink()
+            self._temporary = None
+
+
+class BlockTarget:
+    """A whole block device, opened exclusively: the kernel refuses with EBUSY what it has in use itself.
+
+    Reads are direct, so that they come from the medium and not from the page cache.
+    """
+
+    def __init__(self, path: Path, identity: Identity) -> None:
+        self._identity = identity
+        self._fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        self._direct = -1
+        with suppress(OSError):  # a device that cannot: buffered reads after the cache was dropped
+            self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        self._zeroout = True
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    def read(self, offset: int, length: int) -> bytes:
+        if self._direct < 0:
+            return _read(self._fd, offset, length)
+        start = offset - offset % DIRECT_ALIGN
+        span = -(-(offset + length - start) // DIRECT_ALIGN) * DIRECT_ALIGN
+        with mmap.mmap(-1, span) as buffer:
+            done = 0
+            while done < span:
+                with memoryview(buffer) as view, view[done:] as rest:
+                    got = os.preadv(self._direct, [rest], start + done)
+                done += got
+                if not got or got % DIRECT_ALIGN:
+                    break
+            return buffer[offset - start : min(done, offset - start + length)]
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        return os.pwrite(self._fd, data, offset)
+
+    def zero(self, offset: int, length: int) -> None:
+        if self._zeroout:
+            try:
+                fcntl.ioctl(self._fd, _BLKZEROOUT, pack("QQ", offset, length))
+                return
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY):
+                    raise
+                self._zeroout = False
+        _write_zeros(self._fd, offset, length)
+
+    def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        yield offset, offset + length
+
+    def flush(self) -> None:
+        os.fsync(self._fd)
+        with suppress(OSError):  # needs privileges that writing does not; direct reads do without
+            fcntl.ioctl(self._fd, _BLKFLSBUF)
+
+    def finish(self) -> None:
+        with suppress(OSError):  # the kernel reads the new table; not every device has partitions
+            fcntl.ioctl(self._fd, _BLKRRPART)
+
+    def close(self) -> None:
+        for fd in (self._fd, self._direct):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._direct = -1
+
+
+def _read(fd: int, offset: int, length: int) -> bytes:
+    data = os.pread(fd, length, offset)
+    while len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def _write_zeros(fd: int, offset: int, length: int) -> None:
+    while length:
+        done = os.pwrite(fd, memoryview(ZEROS)[: min(length, len(ZEROS))], offset)
+        offset, length = offset + done, length - done
