@@ -45,7 +45,9 @@ def _line(pattern: str) -> re.Pattern[str]:
 STAGES = (
     Stage("u-boot", "U-Boot", re.compile(r"^U-Boot 20\d\d\.")),
     Stage("slot", "slot chosen", _line(r"erofs-edge: stage u-boot slot (?P<slot>\S+)$")),
-    Stage("fit", "FIT verified", re.compile(r"Verifying Hash Integrity \.\.\. sha256,rsa\d+:(?P<key>\S+)\+ OK")),
+    Stage("signature", "FIT signed", re.compile(r"Verifying Hash Integrity \.\.\. sha256,rsa\d+:(?P<key>\S+)\+ OK")),
+    # said after the last image of the FIT has been checked (U-Boot boot/image-fdt.c)
+    Stage("fit", "FIT verified", re.compile(r"^ *(?:Loading|Using) Device Tree (?:to|in place)")),
     Stage("kernel", "kernel", re.compile(r"^Starting kernel \.\.\.|\] Booting Linux on physical CPU")),
     Stage("initramfs", "initramfs", _line(r"erofs-edge: stage initramfs(?: .*)?$")),
     Stage("verity", "dm-verity active", _line(r"erofs-edge: stage verity(?: .*)?$")),

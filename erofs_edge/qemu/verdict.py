@@ -96,8 +96,8 @@ class Watch:
             return None
         if self.report is None or "login" not in self.reached:
             return None
-        if "fit" not in self.reached:
-            return Verdict(False, "fit", "the system started, but U-Boot verified no signature")
+        if "signature" not in self.reached:
+            return Verdict(False, "signature", "the system started, but U-Boot verified no signature")
         return Verdict(True, "login", "")
 
     def _trouble(self, match: Match) -> Verdict | None:
