@@ -13,7 +13,8 @@ stage() { echo "erofs-edge: stage $*"; }
 
 # A restart, not a shell: the boot loader counts the attempt and the other slot gets its turn.
 fail() {
-    echo "erofs-edge: FAILED $1: $2${missing:+ (modules that did not load:$missing)}"
+    [ ! -s /missing ] || set -- "$1" "$2 (modules that did not load: $(tr '\n' ' ' </missing))"
+    echo "erofs-edge: FAILED $1: $2"
     sync
     sleep 1
     reboot -f
@@ -55,10 +56,18 @@ mount -t sysfs sysfs /sys
 stage initramfs
 . /config
 
-# Numbered in the order of loading. Some are for certain processors only: whether one was needed shows later.
-for module in /modules/*.ko; do
-    insmod "$module" 2>/dev/null || missing="${missing:-} ${module##*/}"
-done
+# Numbered in the order of loading. The kernel checks each module's signature, which takes longer than all the rest, so
+# what is independent loads side by side. Some modules are for certain processors only: whether one was needed shows
+# later.
+load() {
+    for module in /modules/"$1"/*.ko; do
+        insmod "$module" 2>/dev/null || echo "${module##*/}" >>/missing
+    done
+}
+load erofs &
+load disk
+wait
+load data &
 
 slot=${SLOTS%% *}
 for word in $(cat /proc/cmdline); do
@@ -84,6 +93,7 @@ stage verity "$ROOT_HASH"
 reason=$(mount -t erofs -o ro /dev/mapper/root /newroot 2>&1) || fail root "$reason"
 stage root erofs
 
+wait
 [ -d /newroot/data ] || fail data "the system has no directory /data"
 if [ -z "$DATA" ]; then
     mount -t tmpfs -o mode=755 tmpfs /newroot/data || fail data "no memory for /data"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -68,16 +68,18 @@ class InitConfig:
         return "".join(f"{name}='{value}'\n" for name, value in values.items())
 
 
-def build_initramfs(programs: FileTree, modules: Iterable[Module], config: InitConfig, *, epoch: int) -> bytes:
+def build_initramfs(
+    programs: FileTree, modules: Mapping[str, Iterable[Module]], config: InitConfig, *, epoch: int
+) -> bytes:
     """The archive, compressed as the kernel unpacks it fastest.
 
     programs  a tree with busybox-static, dmsetup, e2fsprogs and the libraries they need
-    modules   in the order in which they load
+    modules   by stream, in the order in which they load: 'disk' and 'erofs', which load at the same time, then 'data'
 
     Raises SourceError where a program or a library is missing.
     """
     tree = FileTree()
-    for folder in ("dev", "proc", "sys", "newroot", "modules", "usr/lib", "bin"):
+    for folder in ("dev", "proc", "sys", "newroot", "usr/lib", "bin"):
         tree.directory(folder)
     tree.add("lib", _symlink("usr/lib"))
     tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
@@ -87,8 +89,9 @@ def build_initramfs(programs: FileTree, modules: Iterable[Module], config: InitC
         tree.add(f"bin/{name}", _symlink("busybox"))
     for path in PROGRAMS:
         _add_program(tree, programs, path)
-    for index, module in enumerate(modules):
-        tree.add(f"modules/{index:02}-{module.name}.ko", _file(module.data, 0o644))
+    for stream, ordered in modules.items():
+        for index, module in enumerate(ordered):
+            tree.add(f"modules/{stream}/{index:02}-{module.name}.ko", _file(module.data, 0o644))
     return compress(write_cpio(tree, epoch=epoch))
 
 

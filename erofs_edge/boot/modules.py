@@ -130,7 +130,7 @@ class KernelModules:
         return sorted(names)
 
     def closure(self, names: Iterable[str]) -> list[Module]:
-        """The modules named and all they need, each after what it depends on: an order in which they load."""
+        """The modules named, in the order given, each after all that it needs: an order in which they load."""
         done: dict[str, Module] = {}
         active: set[str] = set()
 
@@ -150,9 +150,17 @@ class KernelModules:
             active.discard(name)
             done[name] = module
 
-        for name in sorted(names):
+        for name in names:
             visit(name)
         return list(done.values())
+
+    def streams(self, *groups: Iterable[str]) -> list[list[Module]]:
+        """A closure per group, without what an earlier group has."""
+        closures: list[list[Module]] = []
+        for names in groups:
+            before = {module.name for closure in closures for module in closure}
+            closures.append([module for module in self.closure(names) if module.name not in before])
+        return closures
 
 
 def _read_module(name: str, path: str, raw: bytes) -> Module:
