@@ -18,6 +18,7 @@ from erofs_edge.errors import SourceError
 PIECE = 1 << 20  # bytes of output at a time, and of input
 XZ_MEMORY = 512 << 20  # bytes; `xz -9` needs 65 MB
 ZSTD_WINDOW = 128 << 20  # bytes; what the zstd program itself takes without --long
+HEAD = 262  # bytes that tell
 MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2"}
 
 # A small input that becomes a very large output is an attack or a mistake: no file system for a board
@@ -27,7 +28,12 @@ BOMB_RATIO = 256
 
 
 def codec_of(head: bytes) -> str:
-    """'gz', 'xz', 'zst', 'bz2' or 'none' from the first six bytes of a stream."""
+    """'gz', 'xz', 'zst', 'bz2' or 'none' from the first HEAD bytes of a stream.
+
+    A tar archive begins with a name, which may look like anything: its own magic, where it has one, decides.
+    """
+    if head[257:262] == b"ustar":
+        return "none"
     return next((codec for magic, codec in MAGIC.items() if head.startswith(magic)), "none")
 
 

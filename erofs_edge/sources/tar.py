@@ -17,7 +17,7 @@ import msgspec
 
 from erofs_edge.errors import SourceError, VerificationError
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.decompress import codec_of, decompressed, reader
+from erofs_edge.sources.decompress import HEAD, codec_of, decompressed, reader
 from erofs_edge.sources.tarball import Member, read_members
 from erofs_edge.tree import Content, FileContent, FileTree, Inode
 
@@ -68,7 +68,7 @@ def read_tar(path: Path, cache: Cache, *, sha256: str | None = None) -> FileTree
     where = str(path)
     try:
         with path.open("rb") as file:
-            codec = codec_of(file.read(6))
+            codec = codec_of(file.read(HEAD))
     except OSError as error:
         raise SourceError(f"cannot read: {error.strerror}", where=where) from error
     key = cache.digest(path) if sha256 is not None or codec != "none" else ""

@@ -20,7 +20,7 @@ import msgspec
 from erofs_edge.errors import SourceError
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.ar import ArMember, ar_members
-from erofs_edge.sources.decompress import codec_of, decompressed, reader
+from erofs_edge.sources.decompress import HEAD, codec_of, decompressed, reader
 from erofs_edge.sources.tar import tree_of, unpack_archive
 from erofs_edge.sources.tarball import Member, parse_members, read_members
 from erofs_edge.tree import FileTree
@@ -207,7 +207,7 @@ def _control(path: Path, member: ArMember, where: str) -> dict[str, bytes]:
 def _codec(path: Path, member: ArMember) -> str:
     with path.open("rb") as file:
         file.seek(member.start)
-        return codec_of(file.read(min(6, member.size)))
+        return codec_of(file.read(min(HEAD, member.size)))
 
 
 def _conffiles(data: bytes) -> list[str]:
