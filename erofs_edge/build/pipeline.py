@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a board file to its bytes, in order: inputs, packages, system image, boot image, disk, record.
+
+Everything is made in a folder of its own inside the output folder and moved out when all of it is there: a build
+that dies leaves the last good outputs as they were.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.build import relock
+from erofs_edge.build.inputs import Inputs, digest, gather
+from erofs_edge.build.record import RELEASE, describe, outputs, read_release, remember, unchanged, write_json
+from erofs_edge.build.stages import Debs, Made, Step, fetch_debs, make_boot, make_disk, make_system, quiet
+from erofs_edge.errors import PackagesGoneError
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.mirror import host_mirror
+from erofs_edge.trust.signer import open_signer, public_key_pem
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """out     output folder
+    jobs      threads (never changes a byte); None: one more than there are processors
+    cache     folder of packages and compressed data; None: the user's cache
+    compression_cache  False: compress everything anew
+    force     build even where nothing has changed
+    relock    where the mirror no longer has a locked package: lock again into out/locks and go on
+    """
+
+    out: Path
+    jobs: int | None = None
+    cache: Path | None = None
+    compression_cache: bool = True
+    force: bool = False
+    relock: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """record: release.json as a value. fresh: False where everything was up to date. notes: for the user to read."""
+
+    out: Path
+    record: dict[str, Any]
+    fresh: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> BuildResult:
+    """Build a board's disk image and everything in it into options.out. Raises ErofsEdgeErrors of every kind."""
+    cache = Cache(options.cache)
+    inputs = gather(board_path, relock.valid(options.out / relock.FOLDER) if options.relock else None)
+    signer = open_signer(inputs.board.value.sign.key)
+    public_key = public_key_pem(signer)
+    inputs_digest = digest(inputs, public_key)
+    if not options.force and unchanged(options.out, inputs_digest):
+        return BuildResult(options.out, read_release(options.out), fresh=False)
+
+    inputs, debs, notes = _fetch(board_path, inputs, options, cache, step)
+    inputs_digest = digest(inputs, public_key)
+    with _workshop(options.out) as work:
+        system = make_system(inputs, debs, cache, options.jobs, options.compression_cache, work, step)
+        boot = make_boot(inputs, debs, system, signer, cache, work, step)
+        made = Made(system, boot, make_disk(inputs, system, boot, work, step))
+        (work / "sign.pub.pem").write_bytes(public_key)
+        names = sorted(path.name for path in work.iterdir())
+        record = describe(inputs, inputs_digest, signer, made, outputs(work, names))
+        write_json(work / RELEASE, record)
+        for name in [*names, RELEASE]:
+            (work / name).replace(options.out / name)
+    remember(options.out, inputs_digest, names)
+    return BuildResult(options.out, record, fresh=True, notes=[*notes, *made.notes])
+
+
+def _fetch(
+    board_path: Path, inputs: Inputs, options: BuildOptions, cache: Cache, step: Step
+) -> tuple[Inputs, Debs, list[str]]:
+    """The packages; with `relock`, those of a new lock where the mirror has dropped some."""
+    try:
+        return inputs, fetch_debs(inputs, cache, step), []
+    except PackagesGoneError as gone:
+        if not options.relock:
+            raise
+        folder = options.out / relock.FOLDER
+        with step("lock again"):
+            notes = [str(gone), *relock.lock_again(board_path, folder, host_mirror(), cache)]
+        inputs = gather(board_path, folder)
+        return inputs, fetch_debs(inputs, cache, step), notes
+
+
+@contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """A folder inside `out`; those that dead builds left are swept away."""
+    out.mkdir(parents=True, exist_ok=True)
+    for dead in out.glob(".build-*"):
+        shutil.rmtree(dead, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as work:
+        yield Path(work)

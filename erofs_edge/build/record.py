@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""release.json: what a build made, from what, and what the device must find. And the note that nothing changed.
+
+release.json is an output like the others: it holds no time of day, host path or user. The private state file
+beside it remembers sizes and times of the outputs, so that an unchanged build ends without reading them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.errors import ErofsEdgeError
+
+RELEASE = "release.json"
+STATE = ".state.json"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Sorted, indented, beside and renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_release(out: Path) -> dict[str, Any]:
+    """The record in an output folder. Raises ErofsEdgeError where there is none or it is damaged."""
+    path = out / RELEASE
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ErofsEdgeError("nothing has been built here", where=str(out), hint="erofs-edge build BOARD -o OUT") from None
+    except (OSError, ValueError) as error:
+        raise ErofsEdgeError(f"not a release record: {error}", where=str(path), hint="build again") from error
+    if not isinstance(record, dict) or record.get("format") != 1:
+        raise ErofsEdgeError("a release record of another version", where=str(path), hint="build again")
+    return record
+
+
+def outputs(out: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each output, as the record lists them."""
+    found = {}
+    for name in sorted(names):
+        with (out / name).open("rb") as handle:
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+        found[name] = {"size": (out / name).stat().st_size, "sha256": sha256}
+    return found
+
+
+def remember(out: Path, inputs_digest: str, names: list[str]) -> None:
+    """Note that the outputs belong to these inputs."""
+    files = {name: _stamp(out / name) for name in [*names, RELEASE]}
+    write_json(out / STATE, {"inputs": inputs_digest, "files": files})
+
+
+def unchanged(out: Path, inputs_digest: str) -> bool:
+    """True where every output is still the one that these inputs made."""
+    try:
+        state = json.loads((out / STATE).read_text())
+        return state["inputs"] == inputs_digest and all(
+            _stamp(out / name) == stamp for name, stamp in state["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the mirror has moved on: locks of the output folder's own, beside the checked-in ones and never over them.
+
+OUT/locks/NAME.lock stands in for the lock beside its manifest as long as that one is still the file from which it
+was made (its hash is in OUT/locks/origins.json); a lock that was checked in anew wins again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from erofs_edge.build.record import write_json
+from erofs_edge.manifest.load import load_board, save_lock
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.lock import Changes, changes, lock_all
+from erofs_edge.sources.debian.mirror import Mirror
+
+FOLDER = "locks"
+ORIGINS = "origins.json"
+
+
+def valid(folder: Path) -> Path | None:
+    """The folder, if locks are in it and each still stands in for the file that it was made from."""
+    try:
+        origins = json.loads((folder / ORIGINS).read_text())
+        if origins and all(_hash(Path(path)) == digest for path, digest in origins.items()):
+            return folder
+    except (OSError, ValueError, AttributeError):
+        pass
+    return None
+
+
+def lock_again(board_path: Path, folder: Path, mirror: Mirror, cache: Cache) -> list[str]:
+    """Lock the board and its manifests into the folder; what changed, a line a lock, for the user to read."""
+    notes = []
+    origins = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in lock_all(load_board(board_path), mirror=mirror, cache=cache):
+        path = folder / one.path.name
+        save_lock(one.new, path)
+        origins[str(one.path.absolute())] = _hash(one.path)
+        notes.append(f"locked anew into {path}: {_summary(changes(one.old, one.new))}; {one.path} stays as it is")
+    write_json(folder / ORIGINS, origins)
+    return notes
+
+
+def _summary(changed: Changes) -> str:
+    updated = [f"{name} {old} → {new}" for _, name, old, new in changed.updated]
+    updated += [f"+{name} {version}" for _, name, version in changed.added]
+    updated += [f"-{name} {version}" for _, name, version in changed.removed]
+    return ", ".join(updated) or "no other versions"
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
