@@ -38,7 +38,8 @@ def describe(struct: type) -> inspect.StructType:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """A hint that names the known word nearest to this one, if one is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    words = list(known)
+    close = difflib.get_close_matches(word, words, n=1) or [k for k in words if len(word) > 2 and k.startswith(word)]
     return f'did you mean "{close[0]}"?' if close else None
 
 

@@ -104,7 +104,8 @@ def _explained(data: bytes, path: Path, error: Exception) -> ManifestError:
             )
         decode(root, Lock, lambda text, _file: text)
     except ManifestError as found:
-        return ManifestError(found.message, where=found.where, hint=found.hint or _relock(path))
+        message = found.message.replace("not YAML", "not JSON")
+        return ManifestError(message, where=found.where, hint=found.hint or _relock(path))
     except (UnicodeDecodeError, RecursionError):
         pass
     return ManifestError(f"not a lock: {error}", where=str(path), hint=_relock(path))

@@ -28,9 +28,9 @@ Event = Any  # of ruamel.yaml, whose classes declare their attributes to no one
 _NULL = re.compile(r"~|null|Null|NULL|")
 _TRUE = re.compile(r"true|True|TRUE")
 _FALSE = re.compile(r"false|False|FALSE")
-_DECIMAL = re.compile(r"[-+]?[0-9]{1,30}", re.ASCII)
-_OCTAL = re.compile(r"0o[0-7]{1,30}")
-_HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]{1,30}")
+_DECIMAL = re.compile(r"[-+]?[0-9]{1,999}", re.ASCII)
+_OCTAL = re.compile(r"0o[0-7]{1,999}")
+_HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]{1,999}")
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", re.ASCII
 )
@@ -262,6 +262,8 @@ class _Composer:
         if parent.items is not None:
             parent.items.append(node)
         elif parent.key is not None:
+            if isinstance(node, Scalar) and node.plain and not node.text:
+                node = Scalar(parent.key.mark, "", plain=True)  # nothing stands nowhere: it is the key that lacks it
             parent.entries[parent.key.text] = Entry(parent.key.mark, node)
             parent.key = None
         elif not isinstance(node, Scalar) or not node.text:

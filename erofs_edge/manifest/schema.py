@@ -84,6 +84,8 @@ def _property(value: dict[str, Any], text: str, *, partial: bool) -> dict[str, A
     if said and said not in text and text not in said:
         text = f"{text} ({said})"
     if partial:
+        if "additionalProperties" in typed:  # a map: its members can be taken away one by one
+            typed["additionalProperties"] = {"anyOf": [typed["additionalProperties"], {"type": "null"}]}
         typed = {"anyOf": [typed, {"type": "null"}]}
     elif "$ref" in typed:
         typed = {"allOf": [typed]}

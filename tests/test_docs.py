@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documents are run, and what they take from the code is fresh.
+
+In README.md and docs/*.md
+
+    <!-- file: boards/x.yaml -->   before a fenced block writes that file
+    <!-- run -->                   before a fenced console block runs its ``$`` lines with sh; ``exit N`` may follow
+
+Blocks of one document run in order in one folder of their own, which holds copies of boards/ and manifests/.
+The lines below a command are what it must print (both streams); a line ``...`` stands for any lines.
+A command without lines below it may print anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import erofs_edge.errors
+from erofs_edge.errors import ErofsEdgeError
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.exists()]
+
+BLOCK = re.compile(
+    r"^<!-- (?P<marker>file: (?P<file>\S+)|run(?:: exit (?P<code>\d+))?) -->\n+"
+    r"^```(?P<language>\w*)\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass
+class Command:
+    """A `$` line of a console block and the lines below it."""
+
+    line: str
+    expected: list[str]
+
+
+def commands(body: str) -> list[Command]:
+    found: list[Command] = []
+    for line in body.splitlines():
+        if line.startswith("$ "):
+            found.append(Command(line[2:], []))
+        else:
+            assert found, f"output before the first command: {line}"
+            found[-1].expected.append(line)
+    return found
+
+
+def matches(expected: list[str], printed: str) -> bool:
+    pattern = "".join("(?:.*\n)*?" if line == "..." else re.escape(line) + "\n" for line in expected)
+    return re.fullmatch(pattern, printed) is not None
+
+
+def workspace(folder: Path) -> dict[str, str]:
+    """Fill the folder that a document's commands run in; their environment."""
+    for name in ("boards", "manifests"):
+        if (ROOT / name).exists():
+            shutil.copytree(ROOT / name, folder / name, dirs_exist_ok=True)
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "80"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_examples_do_what_is_printed(document: Path, tmp_path: Path) -> None:
+    environment = workspace(tmp_path)
+    for block in BLOCK.finditer(document.read_text(encoding="utf-8")):
+        if block["file"]:
+            path = tmp_path / block["file"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block["body"])
+            continue
+        assert block["language"] == "console", block[0]
+        steps = commands(block["body"])
+        for step in steps:
+            done = subprocess.run(
+                ["sh", "-c", f"exec 2>&1\n{step.line}"],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            code = int(block["code"] or 0) if step is steps[-1] else 0
+            assert done.returncode == code, f"$ {step.line}\n{done.stdout}"
+            if step.expected:
+                assert matches(step.expected, done.stdout), f"$ {step.line}\n{done.stdout}"
+
+
+def test_the_matcher_is_strict() -> None:
+    assert matches(["a", "...", "c"], "a\nb\nb\nc\n")
+    assert matches(["a", "...", "c"], "a\nc\n")
+    assert not matches(["a", "...", "c"], "a\nb\n")
+    assert not matches(["a"], "a\nb\n")
+    assert not matches(["a."], "ab\n")
+
+
+def test_generated_documents_are_fresh() -> None:
+    generated = runpy.run_path(str(ROOT / "docs/generate.py"))["generated"]()
+    stale = [path.name for path, text in generated.items() if not path.exists() or path.read_text("utf-8") != text]
+    assert not stale, "run: python docs/generate.py"
+    assert {"board.schema.json", "manifest.schema.json", "lock.schema.json", "manifests.md"} <= {
+        p.name for p in generated
+    }
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    for document in DOCUMENTS:
+        text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+        anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)}
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            path, _, anchor = target.partition("#")
+            if "://" in target:
+                continue
+            assert not path or (document.parent / path).exists(), f"{document.name}: {target}"
+            assert path or anchor in anchors, f"{document.name}: {target}"
+
+
+def test_exit_codes_are_documented() -> None:
+    rows = re.findall(r"^\| (\d+) \|[^|]*\|([^|]*)\|$", (ROOT / "docs/exit-codes.md").read_text(), re.M)
+    documented = {name: int(code) for code, names in rows for name in re.findall(r"`(\w+)`", names)}
+    actual = {
+        name: error.exit_code
+        for name, error in vars(erofs_edge.errors).items()
+        if isinstance(error, type) and issubclass(error, ErofsEdgeError)
+    }
+    assert documented == actual
+
+
+def test_dependencies_are_justified() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / "docs/dependencies.md").read_text()
+    names = [re.split(r"[<>=]", name)[0] for name in project["dependencies"]]
+    assert sorted(re.findall(r"^\| `([\w.-]+)` \|", text, re.M)) == sorted(names)
+    for name in [*names, *(re.split(r"[<>=]", item)[0] for item in project["optional-dependencies"]["dev"])]:
+        assert f"`{name}`" in text, name
