@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from erofs_edge import __version__
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.load import Loaded, load_board, load_lock, load_system, lock_path
+from erofs_edge.manifest.lockfile import lock_bytes
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, Lock, System
 from erofs_edge.sources.debian.lock import check_lock
 
@@ -37,16 +36,17 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """systems: by partition name. epoch: seconds since 1970, the one time of the build."""
+    """lock: the board's own. system: what is in the partition `partition`. epoch: seconds since 1970, the one time
+    of the build: the newest date of the locks."""
 
     board: Loaded[Board]
     lock: Lock
-    systems: dict[str, Locked]
-    epoch: int
+    partition: str
+    system: Locked
 
     @property
-    def locks(self) -> list[Lock]:
-        return [self.lock, *(locked.lock for locked in self.systems.values())]
+    def epoch(self) -> int:
+        return max(self.lock.date, self.system.lock.date)
 
 
 def gather(board_path: Path, locks: Path | None = None) -> Inputs:
@@ -55,16 +55,17 @@ def gather(board_path: Path, locks: Path | None = None) -> Inputs:
     Raises ManifestError where one is missing, wrong, or made for another list of packages.
     """
     board = load_board(board_path)
-    systems = {}
-    for name, partition in board.value.disk.partitions.items():
-        if partition.content is not None and partition.content not in CONTENT_WORDS:
-            loaded = load_system(Path(partition.content))
-            systems[name] = Locked(loaded, _lock_of(loaded, locks))
-    if not systems:
-        raise ManifestError("no partition holds a system", where=board.position("disk.partitions"))
-    lock = _lock_of(board, locks)
-    epoch = max([lock.date, *(locked.lock.date for locked in systems.values())])
-    return Inputs(board, lock, systems, epoch)
+    partitions = board.value.disk.partitions
+    named = [(name, p.content) for name, p in partitions.items() if p.content and p.content not in CONTENT_WORDS]
+    if len(named) != 1:
+        raise ManifestError(
+            f"{len(named)} partitions hold a system, one must",
+            where=board.position("disk.partitions"),
+            hint="give one partition the path of a manifest as its `content`",
+        )
+    partition, manifest = named[0]
+    system = load_system(Path(manifest))
+    return Inputs(board, _lock_of(board, locks), partition, Locked(system, _lock_of(system, locks)))
 
 
 def _lock_of(loaded: Loaded[Board] | Loaded[System], folder: Path | None) -> Lock:
@@ -78,15 +79,12 @@ def _lock_of(loaded: Loaded[Board] | Loaded[System], folder: Path | None) -> Loc
 
 def digest(inputs: Inputs, public_key: bytes) -> str:
     """SHA-256, in hex, over everything that can reach an output byte."""
-    state = hashlib.sha256()
-    parts: list[object] = [FORMAT_VERSION, __version__, inputs.board.digest, hashlib.sha256(public_key).hexdigest()]
-    parts += [hashlib.sha256(msgspec.json.encode(lock, order="sorted")).hexdigest() for lock in inputs.locks]
-    for name, locked in sorted(inputs.systems.items()):
-        parts += [name, locked.loaded.digest]
-        for folder in _host_paths(locked.loaded.value):
-            parts += [list(row) for row in _files(folder)]
-    state.update(json.dumps(parts, sort_keys=True).encode())
-    return state.hexdigest()
+    parts: list[object] = [FORMAT_VERSION, __version__, hashlib.sha256(public_key).hexdigest()]
+    parts += [inputs.board.digest, inputs.system.loaded.digest]
+    parts += [hashlib.sha256(lock_bytes(lock)).hexdigest() for lock in (inputs.lock, inputs.system.lock)]
+    for folder in _host_paths(inputs.system.loaded.value):
+        parts += [list(row) for row in _files(folder)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _host_paths(system: System) -> list[Path]:

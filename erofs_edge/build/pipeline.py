@@ -7,6 +7,7 @@ that dies leaves the last good outputs as they were.
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -97,9 +98,11 @@ def _fetch(
 
 @contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
-    """A folder inside `out`; those that dead builds left are swept away."""
+    """A folder inside `out`, one build at a time; those that dead builds left are swept away."""
     out.mkdir(parents=True, exist_ok=True)
-    for dead in out.glob(".build-*"):
-        shutil.rmtree(dead, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as work:
-        yield Path(work)
+    with (out / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for dead in out.glob(".build-*"):
+            shutil.rmtree(dead, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as work:
+            yield Path(work)

@@ -10,10 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from erofs_edge import __version__
 from erofs_edge.errors import ErofsEdgeError
+
+if TYPE_CHECKING:
+    from erofs_edge.build.inputs import Inputs
+    from erofs_edge.build.stages import Made
+    from erofs_edge.trust.signer import Signer
 
 RELEASE = "release.json"
 STATE = ".state.json"
@@ -35,12 +42,63 @@ def read_release(out: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ErofsEdgeError("nothing has been built here", where=str(out), hint="erofs-edge build BOARD -o OUT") from None
+        raise ErofsEdgeError(
+            "nothing has been built here", where=str(out), hint="erofs-edge build BOARD -o OUT"
+        ) from None
     except (OSError, ValueError) as error:
         raise ErofsEdgeError(f"not a release record: {error}", where=str(path), hint="build again") from error
     if not isinstance(record, dict) or record.get("format") != 1:
         raise ErofsEdgeError("a release record of another version", where=str(path), hint="build again")
     return record
+
+
+def describe(
+    inputs: Inputs, inputs_digest: str, signer: Signer, made: Made, files: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The value of release.json. Everything in it is a function of the inputs."""
+    from erofs_edge.build.inputs import FORMAT_VERSION
+    from erofs_edge.codec.lz4 import VERSION, WHEEL
+
+    board, system = inputs.board.value, inputs.system.loaded.value
+    erofs, verity = made.system.erofs, made.system.verity
+    return {
+        "format": 1,
+        "erofs_edge": {"version": __version__, "bytes": FORMAT_VERSION, "lz4": f"{VERSION} (wheel {WHEEL})"},
+        "board": board.board,
+        "arch": board.arch,
+        "epoch": inputs.epoch,
+        "inputs": {
+            "digest": inputs_digest,
+            "board": inputs.board.digest,
+            "system": inputs.system.loaded.digest,
+            "packages": sum(len(p) for lock in (inputs.lock, inputs.system.lock) for p in lock.packages.values()),
+        },
+        "sign": {"name": signer.name, "development": signer.development},
+        "system": {
+            "name": system.system,
+            "partition": inputs.partition,
+            "slots": board.disk.partitions[inputs.partition].slots,
+            "root_hash": verity.root_hash.hex(),
+            "salt": verity.salt.hex(),
+            "verity_uuid": str(uuid.UUID(bytes=verity.uuid)),
+            "block_size": verity.block_size,
+            "data_blocks": verity.data_blocks,
+            "hash_offset": verity.hash_offset,
+            "erofs_uuid": str(uuid.UUID(bytes=erofs.uuid)),
+            "inodes": erofs.inodes,
+            "uncompressed": erofs.uncompressed,
+        },
+        "boot": {"kernel": made.boot.kernel_version},
+        "scripts": {
+            "unknown": [f"{note.package}.{note.script}" for note in made.system.report.unknown],
+            "changed": [f"{note.package}.{note.script}" for note in made.system.report.changed],
+        },
+        "partitions": {
+            placement.name: {"start": placement.start, "size": placement.size, "guid": made.layout.guid(placement.name)}
+            for placement in made.layout.placements
+        },
+        "files": files,
+    }
 
 
 def outputs(out: Path, names: list[str]) -> dict[str, dict[str, Any]]:

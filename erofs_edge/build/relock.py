@@ -55,5 +55,3 @@ def _summary(changed: Changes) -> str:
 
 def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-
-

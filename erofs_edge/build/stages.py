@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of a build, one function each: plain values in, files in a work folder and plain values out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.boot.assemble import BootOutputs, build_boot
+from erofs_edge.boot.kernel import Kernel, read_kernel
+from erofs_edge.build.inputs import Inputs
+from erofs_edge.disk import slots
+from erofs_edge.disk.fat import build_fat
+from erofs_edge.disk.layout import DiskLayout, partition_names, plan_disk, write_disk
+from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.options import ErofsInfo, WriteOptions
+from erofs_edge.erofs.write import write_image
+from erofs_edge.manifest.model import LockedPackage, size_bytes
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.configure import Report
+from erofs_edge.sources.debian.fetch import fetch
+from erofs_edge.sources.debian.mirror import host_mirror
+from erofs_edge.sources.system import system_tree
+from erofs_edge.tree import FileTree
+from erofs_edge.trust.signer import Signer
+from erofs_edge.verity.tree import VerityInfo, append
+
+LARGEST = 5
+Progress = Callable[[int, int], None]
+Step = Callable[[str], AbstractContextManager[Progress]]
+"""step("file system") announces a stage; inside it, progress(done, total) is called with bytes"""
+
+
+def quiet(_label: str) -> AbstractContextManager[Progress]:
+    """Stages that nobody watches."""
+    return nullcontext(lambda done, total: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Debs:
+    """Package name → .deb, by what they are for."""
+
+    system: dict[str, Path]
+    kernel: dict[str, Path]
+    initramfs: dict[str, Path]
+    firmware: dict[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class SystemImage:
+    """The content of a system partition: EROFS with its hash tree behind it."""
+
+    path: Path
+    tree: FileTree
+    erofs: ErofsInfo
+    verity: VerityInfo
+    report: Report
+    kernel: Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Everything that was made."""
+
+    system: SystemImage
+    boot: BootOutputs
+    layout: DiskLayout
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should read: package scripts of unknown effect."""
+        report = self.system.report
+        notes = [
+            f"{note.package}: {note.script} has not been reviewed; its effects are missing" for note in report.unknown
+        ]
+        return notes + [
+            f"{note.package}: {note.script} has changed since it was reviewed; what was known of it took effect"
+            for note in report.changed
+        ]
+
+
+def fetch_debs(inputs: Inputs, cache: Cache, step: Step) -> Debs:
+    """Every package that the locks name, fetched where it is not cached, all hashes checked."""
+    groups = {**inputs.lock.packages, "system": inputs.system.lock.packages["system"]}
+    wanted: dict[str, LockedPackage] = {p.sha256: p for packages in groups.values() for p in packages}
+    with step("packages") as progress:
+        fetch(wanted.values(), host_mirror, cache, progress)
+    found = {name: fetch(packages, host_mirror, cache) for name, packages in groups.items()}
+    return Debs(found["system"], found["kernel"], found["initramfs"], found["firmware"])
+
+
+def make_system(
+    inputs: Inputs, debs: Debs, cache: Cache, jobs: int | None, use_cache: bool, work: Path, step: Step
+) -> SystemImage:
+    """system.img: the manifest's tree and the board's kernel modules as EROFS, dm-verity appended."""
+    locked = inputs.system
+    with step("system tree"):
+        kernel = read_kernel(inputs.board.value, debs.kernel, cache)
+        made = system_tree(locked.loaded, locked.lock, debs.system, cache)
+        made.tree.merge(kernel.modules)
+    erofs = locked.loaded.value.erofs
+    path = work / "system.img"
+    with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
+        options = WriteOptions(
+            block_size=size_bytes(erofs.block_size),
+            compression=erofs.compression,
+            level=erofs.level,
+            pcluster=size_bytes(erofs.pcluster) if erofs.compression != "none" else None,
+            epoch=inputs.epoch,
+            times="fixed",
+            jobs=jobs,
+            cache=compressed if use_cache else None,
+            progress=progress,
+        )
+        info = write_image(made.tree, path, options)
+    with step("verity"):
+        verity = append(path, block_size=size_bytes(inputs.board.value.verity.block_size))
+    return SystemImage(path, made.tree, info, verity, made.report, kernel)
+
+
+def make_boot(
+    inputs: Inputs, debs: Debs, system: SystemImage, signer: Signer, cache: Cache, work: Path, step: Step
+) -> BootOutputs:
+    """boot.fit with the root hash inside and signed; u-boot.bin; the files of the firmware partition."""
+    with step("boot image"):
+        boot = build_boot(
+            inputs.board,
+            kernel=system.kernel,
+            initramfs_debs=debs.initramfs,
+            firmware_debs=debs.firmware,
+            verity=system.verity,
+            partition=inputs.partition,
+            epoch=inputs.epoch,
+            signer=signer,
+            cache=cache,
+        )
+        (work / "boot.fit").write_bytes(boot.fit)
+        (work / "u-boot.bin").write_bytes(boot.u_boot)
+    return boot
+
+
+def make_disk(inputs: Inputs, system: SystemImage, boot: BootOutputs, work: Path, step: Step) -> DiskLayout:
+    """disk.img: every partition in its place, the same content in both slots, slot state fresh."""
+    board = inputs.board.value
+    seed = hashlib.sha256(b"erofs-edge disk" + board.board.encode() + system.verity.root_hash).digest()
+    contents = {}
+    with step("disk image") as progress:
+        for name, partition in board.disk.partitions.items():
+            if partition.content is None:
+                continue
+            path = work / ("system.img" if name == inputs.partition else "boot.fit")
+            if partition.content == "slot-state":
+                path = work / "slots.bin"
+                path.write_bytes(slots.encode_state(slots.initial(board.disk.partitions[inputs.partition].slots)))
+            elif partition.content == "firmware":
+                path = work / "firmware.img"
+                build_fat(
+                    boot.firmware_files,
+                    path,
+                    size=size_bytes(partition.size),
+                    label="FIRMWARE",
+                    serial=int.from_bytes(seed[:4], "little"),
+                    epoch=inputs.epoch,
+                    sector=board.disk.sector,
+                )
+            contents |= dict.fromkeys(partition_names(name, partition), path)
+        layout = plan_disk(
+            board, contents, seed, position=inputs.board.position, largest=lambda name: _largest(name, inputs, system)
+        )
+        write_disk(layout, work / "disk.img", progress)
+    return layout
+
+
+def _largest(name: str, inputs: Inputs, system: SystemImage) -> list[tuple[str, int]]:
+    """The largest files of a system partition, for the message that says it is too full."""
+    if name.rpartition("_")[0] != inputs.partition and name != inputs.partition:
+        return []
+    sizes = [(path.decode(errors="replace"), inode.size) for path, inode in system.tree.walk() if inode.is_file]
+    return sorted(sizes, key=lambda item: (-item[1], item[0]))[:LARGEST]

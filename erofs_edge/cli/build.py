@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge build`: from a board file to a disk image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import json_option
+
+if TYPE_CHECKING:
+    from erofs_edge.build.pipeline import BuildResult
+
+
+@click.command()
+@click.argument("board", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: out/BOARD.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Threads; never changes a byte.")
+@click.option("--no-cache", is_flag=True, help="Compress everything anew.")
+@click.option("--force", is_flag=True, help="Build even where nothing has changed.")
+@click.option(
+    "--relock-if-gone", is_flag=True,
+    help="Where the mirror has dropped a locked package: lock again into FOLDER/locks and go on.",
+)  # fmt: skip
+@json_option
+def build(
+    board: Path, output: Path | None, jobs: int | None, no_cache: bool, force: bool, relock_if_gone: bool, as_json: bool
+) -> None:
+    """Build a board: system image, signed boot image and disk image, from its files and locks alone.
+
+    Equal inputs give equal bytes, on any machine. Where nothing has changed, nothing is done.
+    """
+    from erofs_edge.build.pipeline import BuildOptions, build_board
+    from erofs_edge.cli.output import emit_json, note, step
+
+    out = output or Path("out") / board.stem
+    options = BuildOptions(out=out, jobs=jobs, compression_cache=not no_cache, force=force, relock=relock_if_gone)
+    result = build_board(board, options, step)
+    for text in result.notes:
+        note(f"note: {text}")
+    if as_json:
+        emit_json({"out": str(out), "fresh": result.fresh, "notes": result.notes, "release": result.record})
+    else:
+        _show(board, result)
+
+
+def _show(board: Path, result: BuildResult) -> None:
+    from erofs_edge.cli.output import size_text, table
+
+    record, out = result.record, result.out
+    if not result.fresh:
+        click.echo(f"{out} is up to date")
+    rows = [
+        (str(out / name), size_text(entry["size"]), entry["sha256"][:16]) for name, entry in record["files"].items()
+    ]
+    table(rows, header=("file", "size", "sha256"))
+    click.echo(f"root hash  {record['system']['root_hash']}")
+    if record["sign"]["development"]:
+        click.echo(f"signed by  {record['sign']['name']}, a development key: it protects nothing")
+    click.echo(f"boot it    erofs-edge boot {board} -o {out}")
+    click.echo(f"flash it   erofs-edge flash {board} -o {out} --to /dev/sdX --plan")
