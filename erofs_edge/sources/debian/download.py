@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from erofs_edge.errors import MirrorError
 
+CONNECT_TIMEOUT = 10.0  # seconds
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 18  # bytes
 REDIRECTS = 5
@@ -37,8 +38,15 @@ class Body(NamedTuple):
     pieces: Iterator[bytes]
 
 
+def check_scheme(uri: str) -> None:
+    """Raises MirrorError where a URI cannot be read by `Client.read`."""
+    scheme = urllib.parse.urlsplit(uri).scheme
+    if scheme not in ("http", "https", "file", "copy"):
+        raise MirrorError(f"mirrors over {scheme!r} are not supported", where=_public(uri))
+
+
 class Client:
-    """The connections of a pool of threads; `close()` may be called from any thread and wakes all others."""
+    """The connections of a pool of threads. `abort()` wakes every thread that reads; `close()` is for the end."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -52,15 +60,18 @@ class Client:
         Raises GoneError where it is not there, MirrorError where the mirror cannot be reached or breaks off;
         the pieces raise MirrorError, too. They must be read to their end, or the client closed.
         """
-        scheme = urllib.parse.urlsplit(uri).scheme
-        if scheme in ("file", "copy"):
+        if urllib.parse.urlsplit(uri).scheme in ("file", "copy"):
             return Body(start, _local_pieces(uri, start))
-        if scheme not in ("http", "https"):
-            raise MirrorError(f"mirrors over {scheme!r} are not supported", where=uri)
+        try:
+            return self._follow(uri, start)
+        except ValueError as error:
+            raise MirrorError(f"not a usable URI: {error}", where=_public(uri)) from error
+
+    def _follow(self, uri: str, start: int) -> Body:
         for _ in range(REDIRECTS + 1):
             response = self._ask(uri, start)
             if response.status in (301, 302, 303, 307, 308):
-                response.read(CHUNK)
+                _drain(response)
                 uri = urllib.parse.urljoin(uri, response.headers.get("Location", ""))
                 if urllib.parse.urlsplit(uri).scheme not in ("http", "https"):
                     raise MirrorError("the mirror redirects to another scheme", where=uri)
@@ -68,31 +79,38 @@ class Client:
             return self._body(response, uri, start)
         raise MirrorError(f"more than {REDIRECTS} redirects", where=uri)
 
-    def close(self) -> None:
-        """End all connections; reads under way fail with MirrorError."""
+    def abort(self) -> None:
+        """Let all reads under way fail, in whatever thread they are, and all later ones."""
         with self._lock:
             self._closed = True
-            connections, self._open = self._open, []
-        for connection in connections:
-            sock: socket.socket | None = connection.sock
-            if sock is not None:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-            connection.close()
+            for connection in self._open:
+                sock: socket.socket | None = connection.sock
+                if sock is not None:
+                    with contextlib.suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close all connections; no thread may be reading any more."""
+        with self._lock:
+            self._closed = True
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
 
     def _body(self, response: http.client.HTTPResponse, uri: str, start: int) -> Body:
         if response.status in (404, 410):
-            response.read(CHUNK)
+            _drain(response)
             raise GoneError(uri)
         if response.status == 416:
             # what we have is longer than what is there: begin again
-            response.read(CHUNK)
+            _drain(response)
             if start:
-                return self.read(uri, 0)
+                return self._follow(uri, 0)
         if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             return Body(start, _pieces(response, uri))
         if response.status == 200:
             return Body(0, _pieces(response, uri))
+        _drain(response)
         raise MirrorError(f"the mirror answered {response.status} {response.reason}", where=_public(uri))
 
     def _ask(self, uri: str, start: int) -> http.client.HTTPResponse:
@@ -111,31 +129,38 @@ class Client:
             if proxy.username is not None:
                 headers["Proxy-Authorization"] = _basic(proxy)
         key = (parts.scheme, parts.netloc)
-        for attempt in (0, 1):
+        while True:
             connection, used = self._connection(key, parts, proxy)
             try:
+                if not used:
+                    _connect(connection)
                 connection.request("GET", target, headers=headers)
-                return connection.getresponse()
+                response = connection.getresponse()
+                self._local.last = (key, response)
+                return response
             except (OSError, http.client.HTTPException) as error:
                 self._forget(key, connection)
                 # a server may close an idle connection at any time: that is no failure
-                if attempt or not used or self._closed:
+                if not used or self._closed:
                     raise MirrorError(f"cannot reach the mirror: {_reason(error)}", where=_public(uri)) from error
-        raise AssertionError("unreachable")
 
     def _connection(
         self, key: tuple[str, str], parts: urllib.parse.SplitResult, proxy: urllib.parse.SplitResult | None
     ) -> tuple[http.client.HTTPConnection, bool]:
         """This thread's connection to a host, and whether it has been used before."""
         mine: dict[tuple[str, str], http.client.HTTPConnection] = self._local.__dict__.setdefault("open", {})
+        last_key, last = self._local.__dict__.get("last", (None, None))
+        if last is not None and not last.isclosed() and last_key in mine:
+            # an answer that was not read to its end still stands in the way
+            self._forget(last_key, mine[last_key])
         if key in mine:
             return mine[key], True
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         host, port = parts.hostname or "", parts.port
         if proxy is None:
-            connection = kind(host, port, timeout=TIMEOUT)
+            connection = kind(host, port, timeout=CONNECT_TIMEOUT)
         else:
-            connection = kind(proxy.hostname or "", proxy.port or 80, timeout=TIMEOUT)
+            connection = kind(proxy.hostname or "", proxy.port or 80, timeout=CONNECT_TIMEOUT)
             if parts.scheme == "https":
                 tunnel = {"Proxy-Authorization": _basic(proxy)} if proxy.username is not None else {}
                 connection.set_tunnel(host, port, headers=tunnel)
@@ -152,6 +177,19 @@ class Client:
         with self._lock:
             if connection in self._open:
                 self._open.remove(connection)
+
+
+def _connect(connection: http.client.HTTPConnection) -> None:
+    connection.connect()
+    sock: socket.socket | None = connection.sock
+    if sock is not None:
+        sock.settimeout(TIMEOUT)
+
+
+def _drain(response: http.client.HTTPResponse) -> None:
+    """Read a short answer that nobody wants, so that the connection can be used again."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        response.read(CHUNK)
 
 
 def _pieces(response: http.client.HTTPResponse, uri: str) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from erofs_edge.errors import MirrorError, PackagesGoneError, VerificationError
 from erofs_edge.manifest.model import LockedPackage
 from erofs_edge.sources.cache import CHUNK, Cache, write_error
-from erofs_edge.sources.debian.download import Client, GoneError
+from erofs_edge.sources.debian.download import Client, GoneError, check_scheme
 from erofs_edge.sources.debian.mirror import VARIABLE, Mirror
 
 __all__ = ["Cache", "fetch"]
@@ -89,8 +89,9 @@ class _Downloads:
                 job.result()
         finally:
             self.stop.set()
-            self.client.close()
+            self.client.abort()
             pool.shutdown(cancel_futures=True)
+            self.client.close()
         gone = sorted(f"{package.name} {package.version}" for job, package in jobs.items() if job.result() is None)
         if gone:
             raise PackagesGoneError(
@@ -103,6 +104,7 @@ class _Downloads:
     def one(self, package: LockedPackage) -> Path | None:
         """Fetch one package; None where the mirror does not have it."""
         uri = self.mirror.uri(package.archive, package.path)
+        check_scheme(uri)
         part = self.cache.partial_path(package.sha256)
         try:
             with self._locked(part, package) as file:
