@@ -312,8 +312,9 @@ class FirmwareText(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class Boot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """From power to kernel."""
 
-    chain: Literal["u-boot-fit"] = "u-boot-fit"
-    """who loads what: U-Boot verifies and starts a signed FIT"""
+    chain: Literal["u-boot-fit", "u-boot-booti"] = "u-boot-fit"
+    """'u-boot-fit': U-Boot verifies and starts a signed FIT; 'u-boot-booti': for a U-Boot built without FIT, which takes
+    kernel, initramfs and device tree out of it unverified"""
     kernel: PackageName = "linux-image-arm64"
     """the kernel's package"""
     u_boot: PackageFile
@@ -328,6 +329,10 @@ class Boot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """where the script loads the FIT"""
     modules: list[str] = []
     """kernel modules for the initramfs, beyond those that verity and EROFS need"""
+    system_modules: list[str] = []
+    """kernel modules in the system partition: names, or globs of paths below kernel/ as in 'net/netfilter/*'"""
+    kernel_compression: Literal["none", "lz4"] = "none"
+    """of the kernel in the FIT: 'none' is run where it is loaded, 'lz4' is less to load from a slow medium"""
     cmdline: list[Line] = []
     """arguments of the kernel, one an item; the root and its verity mapping are not among them"""
     firmware: list[PackageFile] = []
@@ -343,6 +348,8 @@ class Verity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """the algorithm"""
     block_size: Size = 4096
     """bytes of a data block and of a hash block"""
+    on_corruption: Literal["eio", "restart", "panic"] = "eio"
+    """what the kernel does when a block does not match: a read error, a restart, a panic"""
 
 
 class Sign(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

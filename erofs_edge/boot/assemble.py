@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes a board start, from its packages: kernel, initramfs, signed FIT, U-Boot, firmware partition."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.boot.firmware import firmware_files, package_file
+from erofs_edge.boot.fit import Image, add_key, build_fit
+from erofs_edge.boot.initramfs import InitConfig, build_initramfs
+from erofs_edge.boot.kmod import index_files
+from erofs_edge.boot.modules import DIRECTORY, KernelModules, Module
+from erofs_edge.boot.script import boot_script
+from erofs_edge.errors import ManifestError, SourceError
+from erofs_edge.manifest.model import Board, Partition
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.tree import BytesContent, FileTree, Inode
+from erofs_edge.trust.signer import Signer
+from erofs_edge.verity.tree import VerityInfo
+
+STORAGE_MODULES = {"virtio": ("virtio_blk",), "mmc": ()}
+"""the drivers behind U-Boot's word for a disk; controllers of real boards are named in `boot.modules`"""
+HASH_MODULES = ("sha2_ce",)
+"""faster SHA-256 for dm-verity, where the kernel has it as a module and the processor the instructions"""
+VERITY_MODULES = ("dm_verity",)
+EROFS_MODULES = ("erofs",)
+DATA_MODULES = ("ext4", "overlay")
+OTHER_CONTENTS = ("fit", "firmware", "slot-state")
+
+
+@dataclass(frozen=True, slots=True)
+class BootOutputs:
+    """What a board starts from.
+
+    fit             the signed FIT, the same for every slot
+    u_boot          the boot loader
+    firmware_files  name to bytes for the firmware partition; None where the board has none
+    kernel_version  as in /usr/lib/modules/VERSION
+    """
+
+    fit: bytes
+    u_boot: bytes
+    firmware_files: dict[str, bytes] | None
+    kernel_version: str
+
+
+def system_modules(board: Board, kernel_deb: Path, cache: Cache, *, epoch: int) -> FileTree:
+    """/usr/lib/modules/VERSION for the system partition: the modules that `boot.system_modules` selects with all that
+    they need, as the package has them, and the indexes that modprobe and udev read. An empty tree for none.
+
+    Raises SourceError for a module that the kernel does not have.
+    """
+    kernel = KernelModules(read_deb(kernel_deb, cache).data)
+    modules = kernel.closure(kernel.select(board.boot.system_modules))
+    tree = FileTree()
+    if not modules:
+        return tree
+    top = f"{DIRECTORY.decode()}/{kernel.version}"
+    for module in modules:
+        tree.add(f"{top}/{module.path}", kernel.file(module.path))
+    for name, data in index_files(kernel, modules).items():
+        tree.add(f"{top}/{name}", Inode(stat.S_IFREG | 0o644, mtime_ns=epoch * 10**9, content=BytesContent(data)))
+    for _, inode in tree.walk():
+        if inode.is_dir:
+            inode.mtime_ns = epoch * 10**9
+    return tree
+
+
+def build_boot(
+    board: Board,
+    *,
+    kernel_deb: Path,
+    initramfs_debs: Mapping[str, Path],
+    firmware_debs: Mapping[str, Path],
+    verity: VerityInfo,
+    epoch: int,
+    signer: Signer,
+    cache: Cache,
+) -> BootOutputs:
+    """Everything in front of the system partition.
+
+    *_debs  package name to file
+    verity  of the system image: its root hash is what the initramfs opens, and nothing else
+    epoch   seconds since 1970, the one time in all outputs
+
+    Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
+    """
+    kernel_tree = read_deb(kernel_deb, cache).data
+    kernel = KernelModules(kernel_tree)
+    firmware = {name: read_deb(path, cache).data for name, path in firmware_debs.items()}
+    programs = FileTree()
+    for name in sorted(initramfs_debs):
+        programs.merge(read_deb(initramfs_debs[name], cache).data)
+
+    initramfs = build_initramfs(programs, _module_streams(board, kernel), _init_config(board, verity), epoch=epoch)
+    images = {
+        "kernel": _kernel_image(board, kernel_tree, kernel.version),
+        "ramdisk": Image("ramdisk", initramfs, f"initramfs for root hash {verity.root_hash.hex()}"),
+    }
+    dtb = None
+    if board.boot.fdt != "control":
+        dtb = _device_tree(kernel_tree, kernel.version, board.boot.fdt)
+        images["fdt"] = Image("flat_dt", dtb, board.boot.fdt)
+    fit = build_fit(
+        images,
+        description=f"{board.board}, Linux {kernel.version}",
+        epoch=epoch,
+        signer=signer,
+        load_address=board.boot.load_address,
+    )
+    files = None
+    if any(partition.content == "firmware" for partition in board.disk.partitions.values()):
+        keyed = add_key(dtb, signer) if dtb is not None else None
+        files = firmware_files(board, firmware, script=boot_script(board), dtb=keyed, epoch=epoch)
+    return BootOutputs(fit, package_file(firmware, board.boot.u_boot), files, kernel.version)
+
+
+def _module_streams(board: Board, kernel: KernelModules) -> dict[str, list[Module]]:
+    hashes = [name for name in HASH_MODULES if name in kernel.paths]
+    first = [*STORAGE_MODULES[board.boot.storage], *kernel.select(board.boot.modules), *hashes, *VERITY_MODULES]
+    disk, erofs, data = kernel.streams(first, EROFS_MODULES, DATA_MODULES)
+    return {"disk": disk, "erofs": erofs, "data": data}
+
+
+def _init_config(board: Board, verity: VerityInfo) -> InitConfig:
+    name, system = _system_partition(board)
+    data = [label for label, partition in board.disk.partitions.items() if partition.filesystem is not None]
+    if len(data) > 1:
+        raise ManifestError(
+            f"board '{board.board}' has more than one writable partition: {', '.join(data)}",
+            hint="leave `filesystem` on one of them",
+        )
+    return InitConfig(
+        root_hash=verity.root_hash.hex(),
+        salt=verity.salt.hex(),
+        block_size=verity.block_size,
+        data_blocks=verity.data_blocks,
+        hash_start=verity.hash_start_block,
+        system=name,
+        slots=tuple(system.slots),
+        data=data[0] if data else "",
+        on_corruption=board.verity.on_corruption,
+    )
+
+
+def _system_partition(board: Board) -> tuple[str, Partition]:
+    for name, partition in board.disk.partitions.items():
+        if partition.content is not None and partition.content not in OTHER_CONTENTS:
+            return name, partition
+    raise ManifestError(
+        f"board '{board.board}' has no system partition", hint="give one partition a manifest as its content"
+    )
+
+
+def _kernel_image(board: Board, tree: FileTree, version: str) -> Image:
+    """Debian's vmlinuz of arm64 is the Image itself, not compressed."""
+    inode = tree.get(f"boot/vmlinuz-{version}", follow=True)
+    if inode is None or not inode.is_file:
+        raise SourceError(f"the kernel package has no boot/vmlinuz-{version}")
+    data, title = inode.read(), f"Linux {version}"
+    if board.boot.kernel_compression == "none":
+        return Image("kernel_noload", data, title)
+    import lz4.frame
+
+    # the form that U-Boot's decoder reads: independent blocks (lib/lz4_wrapper.c)
+    packed = lz4.frame.compress(
+        data,
+        compression_level=9,
+        block_size=lz4.frame.BLOCKSIZE_MAX4MB,
+        block_linked=False,
+        content_checksum=False,
+        store_size=True,
+    )
+    return Image("kernel_noload", packed, title, "lz4")
+
+
+def _device_tree(tree: FileTree, version: str, name: str) -> bytes:
+    inode = tree.get(f"usr/lib/linux-image-{version}/{name}", follow=True)
+    if inode is None or not inode.is_file:
+        folder = tree.get(f"usr/lib/linux-image-{version}/{name.rpartition('/')[0]}", follow=True)
+        known = [n.decode() for n in sorted(folder.children)] if folder is not None and folder.is_dir else []
+        raise ManifestError(
+            f"kernel {version} has no device tree {name}",
+            hint=f"there are: {', '.join(known[:12])}" if known else "name it with its folder: broadcom/x.dtb",
+        )
+    return inode.read()
