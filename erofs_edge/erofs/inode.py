@@ -104,6 +104,8 @@ def read_inode(backing: Backing, info: SuperInfo, nid: int) -> DiskInode:
     else:
         _, icount, mode, nlink, size, seconds, u, ino, uid, gid, _ = fields
         seconds, nsec = info.epoch + seconds, info.raw.fixed_nsec
+    if not -(1 << 63) <= seconds < 1 << 63:
+        raise broken(f"{what}: time {seconds} does not fit in 64 bits", offset + 12)
     if stat.S_IFMT(mode) not in ondisk.FILE_TYPES:
         raise broken(f"{what}: mode {mode:#o} has no file type", offset + 4)
     if size >> 63:

@@ -77,8 +77,10 @@ class Image:
         if not inode.is_dir:
             raise ErofsEdgeError("not a directory", where=f"inode {inode.nid}")
         block = self.superblock.block_size
-        for at in range(0, inode.size, block):
-            yield self.read(inode, at, block)
+        for start in range(0, inode.size, PIECE):
+            piece = self.read(inode, start, PIECE)
+            for at in range(0, len(piece), block):
+                yield piece[at : at + block]
 
     def dirents(self, inode: DiskInode) -> Iterator[Dirent]:
         """All entries of a directory, "." and ".." included, in the order of the bytes of their names."""

@@ -122,3 +122,10 @@ def read_prefixes(info: SuperInfo, read: Read) -> list[bytes]:
         table.append(ondisk.XATTR_PREFIXES[base] + record[1:])
         position = (position + 2 + length + 3) & ~3
     return table
+
+
+def prefix_table_size(table: list[bytes]) -> int:
+    """Bytes that a table of long prefixes takes."""
+    short = ondisk.XATTR_PREFIXES.values()
+    sizes = (3 + len(prefix) - max(len(base) for base in short if prefix.startswith(base)) for prefix in table)
+    return sum(-(-size // 4) * 4 for size in sizes)

@@ -65,7 +65,7 @@ class Entry(NamedTuple):
     """One lcluster.
 
     offset  clusterofs of a head; distance back to the head for NONHEAD
-    block   first block of a head's pcluster; for NONHEAD the pcluster's count of blocks where it is given, else 0
+    block   first block of a head's pcluster; for NONHEAD the pcluster's count of blocks, -1 where it is not given
     ahead   distance forward to the next head, -1 where it is not stored
     """
 
@@ -76,7 +76,7 @@ class Entry(NamedTuple):
     ahead: int
 
 
-_NONHEAD = [Entry(ondisk.LCLUSTER_NONHEAD, distance, 0, False, -1) for distance in range(ondisk.DELTA_MAX + 1)]
+_NONHEAD = [Entry(ondisk.LCLUSTER_NONHEAD, distance, -1, False, -1) for distance in range(ondisk.DELTA_MAX + 1)]
 
 
 def read_zmap(backing: Backing, info: SuperInfo, inode: DiskInode) -> ZMap:
@@ -187,12 +187,12 @@ def _full_entries(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[Entry]:
             back, ahead = value & 0xFFFF, value >> 16
             if back & ondisk.D0_CBLKCNT:
                 blocks = back & ~ondisk.D0_CBLKCNT
-                if not big or not blocks:
+                if not big:
                     where = zmap.position + (first + number) * size
                     raise broken(f"inode {zmap.inode.nid}: pcluster of {blocks} blocks is not possible", where)
                 yield Entry(kind, 1, blocks, False, ahead)
             else:
-                yield Entry(kind, back, 0, False, ahead)
+                yield Entry(kind, back, -1, False, ahead)
 
 
 def _compact_entries(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[Entry]:
@@ -244,13 +244,13 @@ def _decode_pack(zmap: ZMap, data: bytes, count: int, address: int) -> list[Entr
             pack.append(Entry(kind, lo, block, False, -1))
         elif lo & ondisk.D0_CBLKCNT:
             blocks = lo & ~ondisk.D0_CBLKCNT
-            if not big or not 0 < blocks <= ondisk.DELTA_MAX:
+            if not big or blocks > ondisk.DELTA_MAX:
                 raise broken(f"inode {zmap.inode.nid}: pcluster of {blocks} blocks is not possible", address)
             block += blocks
             pending, distance = 0, 1
             pack.append(Entry(kind, 1, blocks, False, -1))
         elif slot == count - 1:
-            pack.append(Entry(kind, distance + 1, 0, False, lo))
+            pack.append(Entry(kind, distance + 1, -1, False, lo))
         else:
             distance = lo
             pack.append(_NONHEAD[lo & ondisk.DELTA_MAX])
@@ -266,7 +266,8 @@ def compressed_extents(backing: Backing, info: SuperInfo, zmap: ZMap, offset: in
     if zmap.whole_fragment:
         yield Extent(0, inode.size, Kind.FRAGMENT, zmap.fragment)
         return
-    for run in _runs(backing, info, zmap, _head_of(backing, info, zmap, offset)):
+    first = _head_of(backing, info, zmap, offset) if offset else 0
+    for run in _runs(backing, info, zmap, first):
         if run.start >= inode.size:  # the terminator
             break
         yield _extent(backing, info, zmap, run)
@@ -291,9 +292,11 @@ def _runs(backing: Backing, info: SuperInfo, zmap: ZMap, lcn: int) -> Iterator[_
             distance = number - head_lcn
             if head is None or (entry.offset != distance and entry.offset < ondisk.DELTA_MAX):
                 raise _wrong(zmap, number, f"says its extent starts {entry.offset} clusters before, not {distance}")
+            if distance << bits >= ondisk.EXTENT_MAX and zmap.fragment < 0:
+                raise _wrong(zmap, number, "makes its extent longer than 12 MiB")
             if distance == 1:
                 blocks = _blocks_of(zmap, head, entry, number)
-            elif entry.block:
+            elif entry.block >= 0:
                 raise _wrong(zmap, number, "gives a count of blocks out of place")
             continue
         if entry.offset >> bits or (entry.offset and not number):
@@ -332,13 +335,13 @@ def _wrong(zmap: ZMap, lcn: int, message: str) -> ErofsFormatError:
 
 
 def _blocks_of(zmap: ZMap, head: Entry, entry: Entry, lcn: int) -> int:
-    """Blocks of a pcluster whose first NONHEAD is `entry`."""
+    """Blocks of a pcluster whose first NONHEAD is `entry`; mkfs.erofs writes 0 for a tail that is a fragment."""
     big = ondisk.ADVISE_BIG_PCLUSTER_1 if head.kind == ondisk.LCLUSTER_HEAD1 else ondisk.ADVISE_BIG_PCLUSTER_2
     if not zmap.advise & big:
-        if entry.block:
+        if entry.block >= 0:
             raise _wrong(zmap, lcn, "gives a count of blocks without big pclusters")
         return 1
-    if not entry.block:
+    if entry.block < 0:
         raise _wrong(zmap, lcn, "lacks the count of blocks of its pcluster")
     return entry.block
 
@@ -377,6 +380,8 @@ def _extent(backing: Backing, info: SuperInfo, zmap: ZMap, run: _Run) -> Extent:
         address, size = zmap.position + zmap.index_size, zmap.idata_size
     else:
         address, size = head.block << info.raw.blkszbits, blocks << info.raw.blkszbits
+    if not size:
+        raise _wrong(zmap, lcn, "has a pcluster of no blocks")
     if size > ondisk.PCLUSTER_MAX:
         raise _wrong(zmap, lcn, f"has a pcluster of {size} bytes, over 1 MiB")
     if address + size > backing.end:

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge fs`: look into EROFS images, take them apart, check them, and build them (fs_build.py)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from erofs_edge.cli.output import Progress, emit_json, json_option, note, printable, size_text, table
+from erofs_edge.errors import ErofsEdgeError, UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.erofs.inode import DiskInode
+    from erofs_edge.erofs.read import Image
+
+IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_BUILD_HELP = "Write an EROFS image of a directory."
+_FLUSH_LINES = 1000
+_VALUE_BYTES = 32
+
+
+class _Commands(click.Group):
+    """The commands of this module, and `build`, which is loaded when used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["build", *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "build":
+            return super().get_command(ctx, cmd_name)
+        command = importlib.import_module("erofs_edge.cli.fs_build").build
+        assert isinstance(command, click.Command)  # noqa: S101  the contract of that module
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        lines = [("build", _BUILD_HELP)]
+        lines += [(name, self.commands[name].get_short_help_str(90)) for name in sorted(self.commands)]
+        with formatter.section("Commands"):
+            formatter.write_dl(lines)
+
+
+@click.group(cls=_Commands)
+def fs() -> None:
+    """EROFS images: build, list, read, extract, check, dump."""
+
+
+@fs.command("ls")
+@click.argument("image", metavar="IMG", type=IMAGE)
+@click.argument("path", default="/")
+@click.option("-R", "recursive", is_flag=True, help="Everything below, one path a line.")
+@click.option("-l", "long", is_flag=True, help="Mode, links, owner, size, time and target too.")
+@json_option
+def list_(*, image: Path, path: str, recursive: bool, long: bool, as_json: bool) -> None:
+    """List a directory of IMG (default: its root), or one file."""
+    from erofs_edge.erofs.read import Image
+
+    with Image(image) as opened:
+        found = _listed(opened, path, recursive)
+        if as_json:
+            emit_json([{"path": os.fsdecode(name), **_described(opened, inode)} for name, inode in found])
+        elif long:
+            table([*_long(opened, name, inode)] for name, inode in found)
+        else:
+            _print_lines(os.fsdecode(name) for name, _ in found)
+
+
+def _listed(image: Image, path: str, recursive: bool) -> Iterator[tuple[bytes, DiskInode]]:
+    top = image.lookup(path, follow=path.endswith("/"))
+    if not top.is_dir:
+        yield os.fsencode(path), top
+    elif recursive:
+        prefix = os.fsencode("/" + path.strip("/"))
+        for below, inode in image.walk(top):
+            yield prefix.rstrip(b"/") + b"/" + below if below else prefix, inode
+    else:
+        for entry in image.listdir(top):
+            yield entry.name, image.child(entry)
+
+
+def _print_lines(lines: Iterator[str]) -> None:
+    pending = []
+    for line in lines:
+        pending.append(_one_line(line))
+        if len(pending) == _FLUSH_LINES:
+            click.echo("\n".join(pending))
+            pending.clear()
+    if pending:
+        click.echo("\n".join(pending))
+
+
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
+
+
+def _long(image: Image, name: bytes, inode: DiskInode) -> Iterator[object]:
+    yield stat.filemode(inode.mode)
+    yield inode.nlink
+    yield f"{inode.uid}:{inode.gid}"
+    is_device = stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode)
+    yield ",".join(map(str, inode.rdev)) if is_device else str(inode.size)
+    yield _time_text(inode.mtime_ns)
+    shown = _one_line(os.fsdecode(name))
+    yield f"{shown} -> {_one_line(os.fsdecode(image.readlink(inode)))}" if stat.S_ISLNK(inode.mode) else shown
+
+
+def _described(image: Image, inode: DiskInode) -> dict[str, object]:
+    record: dict[str, object] = {
+        "nid": inode.nid,
+        "mode": f"{inode.mode:o}",
+        "links": inode.nlink,
+        "uid": inode.uid,
+        "gid": inode.gid,
+        "size": inode.size,
+        "mtime_ns": inode.mtime_ns,
+    }
+    if stat.S_ISLNK(inode.mode):
+        record["target"] = os.fsdecode(image.readlink(inode))
+    if stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode):
+        record["rdev"] = list(inode.rdev)
+    return record
+
+
+def _time_text(mtime_ns: int) -> str:
+    """A time in UTC, as ISO 8601 where the calendar reaches, else in seconds."""
+    from datetime import UTC, datetime, timedelta
+
+    seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
+    try:
+        return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+    except OverflowError:
+        return f"{seconds}.{nanoseconds:09d}"
+
+
+@fs.command()
+@click.argument("image", metavar="IMG", type=IMAGE)
+@click.argument("path")
+def cat(*, image: Path, path: str) -> None:
+    """Write a file of IMG to standard output."""
+    from erofs_edge.erofs.read import PIECE, Image
+
+    with Image(image) as opened:
+        inode = opened.lookup(path)
+        if not stat.S_ISREG(inode.mode):
+            raise ErofsEdgeError("not a regular file", where=path)
+        out = sys.stdout.buffer
+        position = 0
+        for offset, data in opened.stream(inode):
+            _zeros(out, offset - position, PIECE)
+            out.write(data)
+            position = offset + len(data)
+        _zeros(out, inode.size - position, PIECE)
+        out.flush()
+
+
+def _zeros(out: BinaryIO, length: int, piece: int) -> None:
+    for at in range(0, length, piece):
+        out.write(bytes(min(piece, length - at)))
+
+
+@fs.command("stat")
+@click.argument("image", metavar="IMG", type=IMAGE)
+@click.argument("path")
+@json_option
+def stat_(*, image: Path, path: str, as_json: bool) -> None:
+    """Show the inode of a file of IMG; a symlink at its end is not followed."""
+    from erofs_edge.erofs.dump import inode_fields
+    from erofs_edge.erofs.read import Image
+
+    with Image(image) as opened:
+        _print_fields(inode_fields(opened, opened.lookup(path, follow=False)), as_json)
+
+
+def _print_fields(fields: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        emit_json(fields)
+        return
+    rows: list[tuple[str, str]] = []
+    for key, value in fields.items():
+        label = key.replace("_", " ").capitalize() + ":"
+        if key == "mtime_ns" and isinstance(value, int):
+            rows.append(("Modified:", _time_text(value)))
+        elif isinstance(value, dict):
+            rows += [(label, f"{name}={_value_text(item)}") for name, item in value.items()]
+        elif isinstance(value, list):
+            rows.append((label, " ".join(map(str, value))))
+        else:
+            rows.append((label, str(value)))
+    table(rows)
+
+
+def _value_text(value: object) -> str:
+    """Text where it is printable, else hexadecimal."""
+    if not isinstance(value, bytes):
+        return str(value)
+    text = value.decode("ascii", "replace")
+    if text.isascii() and text.isprintable():
+        return text
+    more = f"… ({len(value)} bytes)" if len(value) > _VALUE_BYTES else ""
+    return "0x" + value[:_VALUE_BYTES].hex() + more
+
+
+@fs.command()
+@click.argument("image", metavar="IMG", type=IMAGE)
+@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@click.option("--path", default="/", show_default=True, help="The directory of IMG to extract.")
+@click.option("--no-owners", is_flag=True, help="Leave owners alone, also as root.")
+@click.option("--max-bytes", type=click.IntRange(0), help="Most bytes to write (default: 256 times IMG and 1 GiB).")
+@click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs, at most 4).")
+@json_option
+def extract(
+    *,
+    image: Path,
+    destination: Path,
+    path: str,
+    no_owners: bool,
+    max_bytes: int | None,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Write what IMG holds into the new or empty directory DEST.
+
+    Modes, times, attributes, hard links and holes are kept; owners and device nodes as root only. What could not be
+    kept is listed.
+    """
+    from erofs_edge.erofs.extract import extract as write_out
+    from erofs_edge.erofs.read import Image
+
+    with Image(image) as opened, Progress(f"extracting {image.name}") as progress:
+        report = write_out(
+            opened,
+            destination,
+            path=path,
+            owners=False if no_owners else None,
+            limit=max_bytes,
+            jobs=jobs,
+            progress=progress,
+        )
+    if as_json:
+        emit_json(report)
+        return
+    for name, message in report.skipped:
+        note(_one_line(f"{name}: not kept: {message}"))
+    if report.skipped_count > len(report.skipped):
+        note(f"and {report.skipped_count - len(report.skipped)} more")
+    click.echo(
+        f"{report.files} files, {report.directories} directories, {report.symlinks} symlinks, "
+        f"{report.hard_links} hard links, {report.special} special files, {size_text(report.data_bytes)}"
+    )
+
+
+@fs.command()
+@click.argument("image", metavar="IMG", type=IMAGE)
+@click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs, at most 4).")
+@json_option
+def check(*, image: Path, jobs: int | None, as_json: bool) -> int:
+    """Check all of IMG: structure, names, links, every byte of data. Exit code 1 where something is wrong."""
+    from erofs_edge.erofs.check import check as check_image
+
+    report = check_image(image, jobs=jobs)
+    if as_json:
+        emit_json(
+            {
+                "ok": report.ok,
+                "inodes": report.inodes,
+                "files": report.files,
+                "directories": report.directories,
+                "data_bytes": report.data_bytes,
+                "findings": report.findings,
+            }
+        )
+        return 0 if report.ok else 1
+    for finding in report.findings:
+        click.echo(_one_line(str(finding)))
+    verdict = "clean" if report.ok else f"{len(report.errors)} errors"
+    click.echo(
+        f"{image}: {verdict}: {report.inodes} inodes, {report.files} files, {report.directories} directories, "
+        f"{size_text(report.data_bytes)} decoded"
+    )
+    return 0 if report.ok else 1
+
+
+@fs.command()
+@click.argument("image", metavar="IMG", type=IMAGE)
+@click.option("--path", help="Show the inode at this path.")
+@click.option("--nid", type=click.IntRange(0), help="Show the inode of this number.")
+@click.option("-e", "--extents", is_flag=True, help="With an inode: its extents too.")
+@click.option("-S", "--statistics", "with_statistics", is_flag=True, help="Count files, layouts and bytes.")
+@json_option
+def dump(
+    *, image: Path, path: str | None, nid: int | None, extents: bool, with_statistics: bool, as_json: bool
+) -> None:
+    """Show the superblock of IMG, an inode and its extents, or statistics."""
+    from dataclasses import asdict
+
+    from erofs_edge.erofs import dump as dumping
+    from erofs_edge.erofs.read import Image
+
+    if path is not None and nid is not None:
+        raise UsageError("--path and --nid name one inode each", hint="use one of them")
+    if extents and path is None and nid is None:
+        raise UsageError("--extents needs an inode", hint="add --path or --nid")
+    with Image(image, verify_checksum=False) as opened:
+        record: dict[str, object] = {}
+        if path is None and nid is None:
+            record = dumping.superblock_fields(opened)
+        else:
+            inode = opened.inode(nid) if nid is not None else opened.lookup(path or "/", follow=False)
+            record = dumping.inode_fields(opened, inode)
+        rows = [dumping.extent_fields(extent) for extent in opened.extents(inode)] if extents else []
+        counted = asdict(dumping.statistics(opened)) if with_statistics else {}
+    if as_json:
+        emit_json(record | ({"extents": rows} if extents else {}) | ({"statistics": counted} if counted else {}))
+        return
+    _print_fields(record, False)
+    if extents:
+        click.echo()
+        header = ("start", "length", "kind", "address", "size")
+        table([[row[key] for key in header] for row in rows], header)
+    if counted:
+        click.echo()
+        _print_fields(counted, False)
+    sys.stdout.flush()

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check a whole image: every structure, every name, every byte of data.
+
+Stricter than ``fsck.erofs --extract`` and than the kernel, which checks lazily: here a wrong superblock checksum,
+unsorted directories, wrong "." and ".." entries, wrong link counts, overlapping data and non-zero padding are errors.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.coverage import Coverage
+from erofs_edge.erofs.decode import decode
+from erofs_edge.erofs.dirents import Dirent, padding_is_zero, parse_block
+from erofs_edge.erofs.extents import Extent, Kind, chunk_table
+from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.read import DEPTH_MAX, PIECE, Image
+from erofs_edge.erofs.superblock import CHECKSUM_OFFSET
+from erofs_edge.erofs.xattrs import prefix_table_size
+from erofs_edge.erofs.zmap import check_distances
+from erofs_edge.errors import ErofsFormatError
+
+FINDINGS_MAX = 1000
+_BATCH_BYTES, _BATCH_EXTENTS = 8 << 20, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong. `severity` is "error" (breaks the format) or "warning" (readers do not care)."""
+
+    severity: str
+    message: str
+    where: str | None = None
+    path: str | None = None
+
+    def __str__(self) -> str:
+        parts = [part for part in (self.path, self.where, self.message) if part]
+        return f"{self.severity}: " + ": ".join(parts)
+
+
+@dataclass(slots=True)
+class Report:
+    """What a check found and how much it looked at; `data_bytes` counts what was decoded."""
+
+    findings: list[Finding] = field(default_factory=list)
+    inodes: int = 0
+    files: int = 0
+    directories: int = 0
+    data_bytes: int = 0
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+    @property
+    def ok(self) -> bool:
+        return not self.errors
+
+
+def output_limit(image_size: int) -> int:
+    """Bytes that an image of this size may decode to before it is taken for a bomb (LZ4 gives at most 255:1)."""
+    return 256 * image_size + (1 << 30)
+
+
+def check(path: Path | str, *, jobs: int | None = None) -> Report:
+    """Check an image; at most FINDINGS_MAX findings. Raises ErofsEdgeError only where the file cannot be read."""
+    report = Report()
+    try:
+        image = Image(path, verify_checksum=False)
+    except ErofsFormatError as error:
+        report.findings.append(Finding("error", error.message, error.where))
+        return report
+    with image:
+        _Check(image, report, jobs or min(4, os.cpu_count() or 1)).run()
+    return report
+
+
+class _Check:
+    """The state of one check: what was seen, and which bytes belong to what."""
+
+    def __init__(self, image: Image, report: Report, jobs: int) -> None:
+        self.image, self.report, self.jobs = image, report, jobs
+        self.info = image.superblock
+        self.coverage = Coverage(self.info.size, self.info.block_size)
+        self.inodes: dict[int, tuple[DiskInode, bytes]] = {}  # with the first path
+        self.names: dict[int, int] = {}  # nid → entries that name it, without dots
+        self.subdirectories: dict[int, int] = {}
+        self.decoded: dict[int, tuple[int, bool]] = {}  # address → length and partial flag verified last
+        self.left = output_limit(self.info.size)
+
+    def error(self, message: str, where: int | str | None = None, path: bytes | None = None) -> None:
+        self._find("error", message, where, path)
+
+    def warn(self, message: str, where: int | str | None = None, path: bytes | None = None) -> None:
+        self._find("warning", message, where, path)
+
+    def _find(self, severity: str, message: str, where: int | str | None, path: bytes | None) -> None:
+        if len(self.report.findings) < FINDINGS_MAX:
+            shown = None if path is None else os.fsdecode(b"/" + path)
+            where = f"offset {where:#x}" if isinstance(where, int) else where
+            self.report.findings.append(Finding(severity, message, where, shown))
+
+    def run(self) -> None:
+        info = self.info
+        if not info.checksum_ok:
+            self.error(
+                f"superblock checksum is {info.raw.checksum:#010x}, the bytes have {info.checksum:#010x}",
+                CHECKSUM_OFFSET,
+            )
+        records = sum(2 + len(record) for record in info.records.values())
+        self.coverage.metadata(ondisk.SUPER_OFFSET, info.super_size + records, "superblock")
+        self._prefixes()
+        self._tree()
+        self._packed()
+        self._links()
+        overlaps = list(self.coverage.metadata_overlaps())
+        for message, where in overlaps:
+            self.error(message, where)
+        if not overlaps:  # a few bytes of index shared by many inodes would be endless work
+            self._all_data()
+        stray = list(self.coverage.stray_bytes(self.image.backing))
+        if stray:
+            self.warn(f"non-zero bytes that belong to nothing, in {len(stray)} places from here on", stray[0])
+
+    def _prefixes(self) -> None:
+        raw = self.info.raw
+        try:
+            table = self.image.xattr_prefixes
+        except ErofsFormatError as error:
+            self.error(error.message, error.where)
+            return
+        if table and (raw.feature_compat & ondisk.COMPAT_PLAIN_XATTR_PFX or not raw.packed_nid):
+            size = prefix_table_size(table)
+            self.coverage.metadata(4 * raw.xattr_prefix_start, size, "long xattr prefixes")
+
+    # names
+
+    def _tree(self) -> None:
+        root = self.image.root_nid
+        parents = {root: root}
+        stack = [(root, b"", 0)]
+        self._inode(root, b"")
+        budget = 16 * self.info.size + PIECE
+        while stack:
+            nid, path, depth = stack.pop()
+            inode = self.inodes[nid][0]
+            self.report.directories += 1
+            budget -= inode.size
+            if budget < 0 or depth > DEPTH_MAX:
+                self.error("directories are larger or nested deeper than the image can hold", inode.offset, path)
+                return
+            below = []
+            for entry in self._entries(inode, path, parents[nid]):
+                child_path = path + b"/" + entry.name if path else entry.name
+                child = self._inode(entry.nid, child_path)
+                if child is None:
+                    continue
+                self._type(entry, child, child_path)
+                if not child.is_dir:
+                    self.names[entry.nid] = self.names.get(entry.nid, 0) + 1
+                    continue
+                self.subdirectories[nid] = self.subdirectories.get(nid, 0) + 1
+                if entry.nid in parents:
+                    self.error(f"directory {entry.nid} is reached twice", inode.offset, child_path)
+                    continue
+                parents[entry.nid] = nid
+                below.append((entry.nid, child_path, depth + 1))
+            stack += reversed(below)
+
+    def _entries(self, inode: DiskInode, path: bytes, parent: int) -> Iterator[Dirent]:
+        """The entries of a directory without dots; what is wrong with them is reported."""
+        dots = {b".": inode.nid, b"..": parent}
+        previous = b""
+        try:
+            for data in self.image.directory_blocks(inode):
+                entries = parse_block(data, inode.offset)
+                if entries[0].name <= previous:
+                    self.error(f"directory entry {entries[0].name!r} is out of order", inode.offset, path)
+                previous = entries[-1].name
+                if not padding_is_zero(data, entries):
+                    self.error("directory block has non-zero bytes behind its names", inode.offset, path)
+                for entry in entries:
+                    if entry.name not in (b".", b".."):
+                        yield entry
+                        continue
+                    must = dots.pop(entry.name, None)
+                    if entry.nid != must or entry.file_type != ondisk.FILE_TYPES[stat.S_IFDIR]:
+                        self.error(f"entry {entry.name!r} is nid {entry.nid}, must be {must}", inode.offset, path)
+        except ErofsFormatError as error:
+            self.error(error.message, error.where, path)
+            return
+        if dots:
+            self.error(f"directory lacks {', '.join(os.fsdecode(name) for name in dots)}", inode.offset, path)
+
+    def _type(self, entry: Dirent, inode: DiskInode, path: bytes) -> None:
+        if entry.file_type != ondisk.FILE_TYPES[stat.S_IFMT(inode.mode)]:
+            self.error(f"entry has type {entry.file_type}, its inode mode {inode.mode:#o}", inode.offset, path)
+
+    # inodes
+
+    def _inode(self, nid: int, path: bytes) -> DiskInode | None:
+        """The inode, its metadata checked when it is met first; None where there is none."""
+        if nid in self.inodes:
+            return self.inodes[nid][0]
+        try:
+            inode = self.image.inode(nid)
+        except ErofsFormatError as error:
+            self.error(error.message, error.where, path)
+            return None
+        self.inodes[nid] = inode, path
+        self.report.inodes += 1
+        self.coverage.metadata(inode.offset, inode.header_size + inode.xattr_size, f"inode {nid}")
+        try:
+            self._xattrs(inode, path)
+            if stat.S_ISLNK(inode.mode):
+                self.image.readlink(inode)
+            elif not (stat.S_ISREG(inode.mode) or inode.is_dir) and inode.size:
+                self.error(f"special file with a size of {inode.size}", inode.offset, path)
+            self._map_metadata(inode)
+        except ErofsFormatError as error:
+            self.error(error.message, error.where, path)
+        return inode
+
+    def _xattrs(self, inode: DiskInode, path: bytes) -> None:
+        area = self.image.xattr_area(inode)
+        for name in area.duplicates:
+            self.error(f"xattr {os.fsdecode(name)} comes twice", inode.offset, path)
+        for address, size in area.shared:
+            self.coverage.shared_metadata(address, size, "shared xattr")
+
+    def _map_metadata(self, inode: DiskInode) -> None:
+        """Take note of the chunk table, the cluster index or the inline tail behind an inode."""
+        if not inode.size:
+            return
+        what = f"inode {inode.nid}"
+        if inode.is_compressed:
+            zmap = self.image.zmap(inode)
+            start = -(-inode.body // 8) * 8
+            self.coverage.metadata(start, zmap.position + zmap.index_size + zmap.idata_size - start, f"index of {what}")
+        elif inode.layout == ondisk.LAYOUT_CHUNK_BASED:
+            table, entry, count, _ = chunk_table(self.image.backing, self.info, inode)
+            self.coverage.metadata(table, entry * count, f"chunk table of {what}")
+        elif inode.layout == ondisk.LAYOUT_FLAT_INLINE:
+            self.coverage.metadata(inode.body, inode.size % self.info.block_size, f"inline tail of {what}")
+
+    def _packed(self) -> None:
+        nid = self.info.raw.packed_nid
+        if not nid or not self.info.incompat(ondisk.INCOMPAT_FRAGMENTS):
+            return
+        if nid in self.inodes:
+            self.error("the packed inode has a name", ondisk.SUPER_OFFSET + 96, self.inodes[nid][1])
+        try:
+            packed = self.image.packed
+        except ErofsFormatError as error:
+            self.error(error.message, error.where)
+            return
+        self.inodes.pop(nid, None)
+        self._inode(packed.nid, b"(packed inode)")
+
+    def _links(self) -> None:
+        count = len(self.inodes)
+        if self.info.raw.inos != count:
+            self.warn(f"superblock counts {self.info.raw.inos} inodes, there are {count}", ondisk.SUPER_OFFSET + 16)
+        for nid, (inode, path) in self.inodes.items():
+            if nid == self.info.raw.packed_nid:
+                continue
+            links = 2 + self.subdirectories.get(nid, 0) if inode.is_dir else self.names.get(nid, 0)
+            too_many = inode.is_dir and not inode.extended and links > 0xFFFF  # mkfs.erofs writes 1 then
+            if inode.nlink != (1 if too_many else links):
+                self.error(f"link count is {inode.nlink}, there are {links}", inode.offset, path)
+
+    # data
+
+    def _all_data(self) -> None:
+        """Map every file and decode every extent once, on several threads."""
+        pending: deque[Future[list[tuple[str, str | None, bytes]]]] = deque()
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for batch in self._batches():
+                pending.append(pool.submit(self._decode_batch, batch))
+                if len(pending) > 2 * self.jobs:
+                    self._collect([pending.popleft()])
+            self._collect(pending)
+
+    def _collect(self, futures: Iterable[Future[list[tuple[str, str | None, bytes]]]]) -> None:
+        for future in futures:
+            for message, where, path in future.result():
+                self.error(message, where, path)
+
+    def _batches(self) -> Iterator[list[tuple[Extent, bytes]]]:
+        batch: list[tuple[Extent, bytes]] = []
+        size = 0
+        for inode, path in self.inodes.values():
+            self.report.files += stat.S_ISREG(inode.mode) and inode.nid != self.info.raw.packed_nid
+            try:
+                for extent in self._mapped(inode, path):
+                    batch.append((extent, path))
+                    size += extent.length
+                    if size >= _BATCH_BYTES or len(batch) >= _BATCH_EXTENTS:
+                        yield batch
+                        batch, size = [], 0
+            except ErofsFormatError as error:
+                self.error(error.message, error.where, path)
+                if self.left < 0:
+                    break
+        yield batch
+
+    def _mapped(self, inode: DiskInode, path: bytes) -> Iterator[Extent]:
+        """Extents of an inode that have to be decoded, entered in the coverage."""
+        if inode.is_compressed and inode.size:
+            check_distances(self.image.backing, self.image.zmap(inode))
+        may_share = not inode.is_compressed or self.info.incompat(ondisk.INCOMPAT_DEDUPE)
+        position = 0
+        for extent in self.image.extents(inode):
+            if extent.start != position:
+                raise ErofsFormatError(f"extent at {extent.start} follows data up to {position}")
+            position += extent.length
+            if extent.kind is Kind.FRAGMENT:
+                if extent.address + extent.length > self.image.packed.size:
+                    raise ErofsFormatError(f"fragment at {extent.address} lies outside the packed inode")
+                continue
+            if extent.kind is Kind.HOLE:
+                continue
+            if not extent.inline:
+                overlap = self.coverage.data(extent, inode.is_compressed, may_share)
+                if overlap is not None:
+                    self.error(f"data overlaps with {overlap}", extent.address, path)
+            if self._is_new(extent):
+                self.left -= extent.length
+                if self.left < 0:
+                    raise ErofsFormatError("the image decodes to far more data than it can honestly hold")
+                self.report.data_bytes += extent.length
+                yield extent
+        if position != inode.size:
+            raise ErofsFormatError(
+                f"extents end at {position} of {inode.size} bytes", where=f"offset {inode.offset:#x}"
+            )
+
+    def _is_new(self, extent: Extent) -> bool:
+        """False where the same pcluster was decoded before, to the same length at least."""
+        length, partial = self.decoded.get(extent.address, (0, True))
+        if extent.length == length or (extent.partial and partial and extent.length < length):
+            return False
+        self.decoded[extent.address] = extent.length, extent.partial
+        return True
+
+    def _decode_batch(self, batch: list[tuple[Extent, bytes]]) -> list[tuple[str, str | None, bytes]]:
+        """(message, where, path) of what does not decode or has bytes behind its data."""
+        wrong: list[tuple[str, str | None, bytes]] = []
+        backing = self.image.backing
+        for extent, path in batch:
+            try:
+                if extent.kind is Kind.ENCODED:
+                    decode(backing, self.info, extent)
+                elif not extent.inline and extent.kind is Kind.RAW and extent.size > extent.length:
+                    rest = backing.read(extent.address + extent.length, extent.size - extent.length, "padding")
+                    if rest.count(0) != len(rest):
+                        where = f"offset {extent.address + extent.length:#x}"
+                        wrong.append(("non-zero bytes behind the data", where, path))
+            except ErofsFormatError as error:
+                wrong.append((error.message, error.where, path))
+        return wrong

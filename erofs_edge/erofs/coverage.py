@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which bytes of an image belong to what: finds overlaps and bytes that belong to nothing.
+
+Memory is a byte a block and a range an inode, whatever the image claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from erofs_edge.erofs.backing import Backing
+from erofs_edge.erofs.extents import Extent
+from erofs_edge.erofs.ondisk import SUPER_OFFSET
+
+_FREE, _METADATA, _RAW, _PCLUSTER, _PCLUSTER_REST = range(5)
+_NAMES = {_METADATA: "metadata", _RAW: "data of a file", _PCLUSTER: "a pcluster", _PCLUSTER_REST: "a pcluster"}
+
+
+class Coverage:
+    """Bytes of metadata and blocks of data seen so far."""
+
+    def __init__(self, size: int, block_size: int) -> None:
+        self._block = block_size
+        self._marks = bytearray(-(-size // block_size))
+        self._ranges: list[tuple[int, int, str]] = []  # start, end, name
+        self._shared: set[tuple[int, int]] = set()
+
+    def metadata(self, start: int, size: int, name: str) -> None:
+        """Bytes that belong to one structure."""
+        self._ranges.append((start, start + size, name))
+        self._mark_metadata(start, start + size)
+
+    def shared_metadata(self, start: int, size: int, name: str) -> None:
+        """Bytes of a structure that several others may name."""
+        if (start, size) not in self._shared:
+            self._shared.add((start, size))
+            self.metadata(start, size, name)
+
+    def _mark_metadata(self, start: int, end: int) -> None:
+        for block in range(start // self._block, min(-(-end // self._block), len(self._marks))):
+            self._marks[block] = _METADATA
+
+    def metadata_overlaps(self) -> Iterator[tuple[str, int]]:
+        """(message, byte address) of structures that share bytes."""
+        self._ranges.sort()
+        end, name = 0, ""
+        for start, stop, other in self._ranges:
+            if start < end:
+                yield f"{other} overlaps with {name}", start
+            if stop > end:
+                end, name = stop, other
+
+    def data(self, extent: Extent, is_pcluster: bool, may_share: bool) -> str | None:
+        """Enter the blocks of an extent; the name of what they overlap with against the rules, or None.
+
+        Data of uncompressed files may be shared freely, pclusters only whole and where `may_share`.
+        """
+        first = extent.address // self._block
+        count = -(-extent.size // self._block)
+        found = None
+        for block in range(first, first + count):
+            wanted = _RAW if not is_pcluster else _PCLUSTER if block == first else _PCLUSTER_REST
+            mark = self._marks[block]
+            if mark == _FREE:
+                self._marks[block] = wanted
+            elif mark != wanted or not may_share:
+                found = found or _NAMES[mark]
+        return found
+
+    def stray_bytes(self, backing: Backing) -> Iterator[int]:
+        """Byte addresses of non-zero bytes that belong to nothing, one for each gap."""
+        position = SUPER_OFFSET
+        for start, stop, _ in [*sorted(self._ranges), (backing.end, backing.end, "")]:
+            if start > position:
+                stray = self._stray(backing, position, start)
+                if stray is not None:
+                    yield stray
+            position = max(position, stop)
+
+    def _stray(self, backing: Backing, start: int, stop: int) -> int | None:
+        """Address of the first non-zero byte of [start, stop) outside data blocks."""
+        block = self._block
+        while start < stop:
+            number = start // block
+            end = min((number + 1) * block, stop)
+            if self._marks[number] in (_FREE, _METADATA):
+                data = backing.read(start, end - start, "gap")
+                if data.count(0) != len(data):
+                    return end - len(data.lstrip(b"\0"))
+            start = end
+        return None

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image consists of, as plain values: superblock, inodes, extents, statistics. Words as in dump.erofs."""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+from dataclasses import dataclass, field
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.extents import Extent, Kind
+from erofs_edge.erofs.inode import LAYOUT_NAMES, DiskInode
+from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.superblock import feature_names
+
+TYPE_NAMES = {
+    stat.S_IFREG: "regular file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFCHR: "char dev",
+    stat.S_IFBLK: "block dev",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "SOCK",
+    stat.S_IFLNK: "symlink",
+}
+
+
+def superblock_fields(image: Image) -> dict[str, object]:
+    """The superblock by name. `checksum` is "none", "ok" or "wrong"; times are seconds since 1970."""
+    info = image.superblock
+    raw = info.raw
+    compat, incompat = feature_names(info)
+    has_checksum = bool(raw.feature_compat & ondisk.COMPAT_SB_CHKSUM)
+    compressed = raw.feature_incompat & (ondisk.INCOMPAT_COMPR_CFGS | ondisk.INCOMPAT_LZ4_0PADDING)
+    algorithms = [name for bit, name in ondisk.ALGORITHM_NAMES.items() if info.algorithms >> bit & 1]
+    return {
+        "magic": f"{raw.magic:#010x}",
+        "checksum": ("ok" if info.checksum_ok else "wrong") if has_checksum else "none",
+        "block_size": info.block_size,
+        "blocks": raw.blocks_lo,
+        "size": info.size,
+        "meta_blkaddr": raw.meta_blkaddr,
+        "xattr_blkaddr": raw.xattr_blkaddr,
+        "root_nid": image.root_nid,
+        "packed_nid": raw.packed_nid,
+        "inodes": raw.inos,
+        "epoch": info.epoch,
+        "fixed_nsec": raw.fixed_nsec,
+        "uuid": str(uuid.UUID(bytes=raw.uuid)),
+        "volume_name": os.fsdecode(info.volume_name),
+        "features_compat": compat,
+        "features_incompat": incompat,
+        "algorithms": algorithms if compressed else [],
+        "max_pcluster": info.max_pcluster,
+        "xattr_prefixes": [os.fsdecode(prefix) for prefix in image.xattr_prefixes],
+    }
+
+
+def inode_fields(image: Image, inode: DiskInode) -> dict[str, object]:
+    """One inode by name. `stored` is the bytes of its content in the image; mtime is in nanoseconds."""
+    fields: dict[str, object] = {
+        "nid": inode.nid,
+        "type": TYPE_NAMES[stat.S_IFMT(inode.mode)],
+        "mode": f"{stat.S_IMODE(inode.mode):04o}",
+        "links": inode.nlink,
+        "uid": inode.uid,
+        "gid": inode.gid,
+        "size": inode.size,
+        "stored": sum(stored_size(extent) for extent in image.extents(inode)),
+        "mtime_ns": inode.mtime_ns,
+        "layout": inode.layout,
+        "layout_name": LAYOUT_NAMES[inode.layout],
+        "inode_size": inode.header_size,
+        "xattr_size": inode.xattr_size,
+        "offset": inode.offset,
+        "xattrs": {os.fsdecode(name): value for name, value in image.xattrs(inode).items()},
+    }
+    if stat.S_ISLNK(inode.mode):
+        fields["target"] = os.fsdecode(image.readlink(inode))
+    if stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode):
+        fields["rdev"] = f"{inode.rdev[0]}:{inode.rdev[1]}"
+    return fields
+
+
+def stored_size(extent: Extent) -> int:
+    """Bytes that an extent takes in the image itself; uncompressed data counts without padding, as in dump.erofs."""
+    if extent.kind in (Kind.HOLE, Kind.FRAGMENT):
+        return 0
+    return extent.size if extent.kind is Kind.ENCODED else extent.length
+
+
+def extent_fields(extent: Extent) -> dict[str, object]:
+    """One extent by name: `start` and `length` in the file, `address` and `size` in bytes of the image (of the
+    packed inode for fragments)."""
+    fields: dict[str, object] = {
+        "start": extent.start,
+        "length": extent.length,
+        "kind": extent.kind.value,
+        "address": extent.address,
+        "size": extent.size,
+    }
+    if extent.kind is Kind.ENCODED:
+        fields["algorithm"] = ondisk.ALGORITHM_NAMES[extent.algorithm]
+    if extent.partial:
+        fields["partial"] = True
+    if extent.inline:
+        fields["inline"] = True
+    return fields
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counts of files by type and of how regular files are stored; sizes in bytes."""
+
+    types: dict[str, int] = field(default_factory=dict)
+    compressed_files: int = 0
+    uncompressed_files: int = 0
+    layouts: dict[str, int] = field(default_factory=dict)
+    extents: int = 0
+    original_size: int = 0
+    stored_size: int = 0
+    packed_size: int = 0
+
+
+def statistics(image: Image) -> Statistics:
+    """Walk the whole image once; a file of several names counts once. Raises ErofsFormatError."""
+    result = Statistics()
+    seen: set[int] = set()
+    for _, inode in image.walk():
+        if inode.nid in seen:
+            continue
+        seen.add(inode.nid)
+        name = TYPE_NAMES[stat.S_IFMT(inode.mode)]
+        result.types[name] = result.types.get(name, 0) + 1
+        if not stat.S_ISREG(inode.mode):
+            continue
+        layout = LAYOUT_NAMES[inode.layout]
+        result.layouts[layout] = result.layouts.get(layout, 0) + 1
+        result.compressed_files += inode.is_compressed
+        result.uncompressed_files += not inode.is_compressed
+        result.original_size += inode.size
+        for extent in image.extents(inode):
+            result.extents += 1
+            result.stored_size += stored_size(extent)
+    if image.superblock.raw.packed_nid and image.superblock.incompat(ondisk.INCOMPAT_FRAGMENTS):
+        result.packed_size = sum(stored_size(extent) for extent in image.extents(image.packed))
+    return result

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write what an image holds into a directory, safely.
+
+Nothing in the image can reach outside the destination: every file is made through a file descriptor of its own
+directory, which is reached one name at a time without following symlinks, and must not exist before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from erofs_edge.erofs.check import output_limit
+from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.read import Image
+from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_BATCH_FILES, _BATCH_BYTES = 64, 4 << 20
+_SKIPPED_MAX = 1000
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class ExtractReport:
+    """What was written. `skipped` are (path, what could not be kept and why), at most 1000 of them."""
+
+    files: int = 0
+    directories: int = 0
+    symlinks: int = 0
+    hard_links: int = 0
+    special: int = 0
+    data_bytes: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped_count: int = 0
+
+    def add(self, other: ExtractReport) -> None:
+        """Count in what another thread wrote."""
+        self.files += other.files
+        self.directories += other.directories
+        self.symlinks += other.symlinks
+        self.hard_links += other.hard_links
+        self.special += other.special
+        self.data_bytes += other.data_bytes
+        self.skipped += other.skipped[: _SKIPPED_MAX - len(self.skipped)]
+        self.skipped_count += other.skipped_count
+
+    def skip(self, path: bytes, message: str) -> None:
+        self.skipped_count += 1
+        if len(self.skipped) < _SKIPPED_MAX:
+            self.skipped.append((os.fsdecode(b"/" + path), message))
+
+
+def extract(
+    image: Image,
+    destination: Path,
+    *,
+    path: bytes | str = b"/",
+    owners: bool | None = None,
+    limit: int | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> ExtractReport:
+    """Write the directory `path` of the image as `destination`, which must not exist or be an empty directory.
+
+    owners   keep uid and gid; None: when root
+    limit    bytes of content to write at most; None: what an image of this size can honestly hold
+    A new destination appears when it is complete; on any failure nothing of it stays. Modes, ns times, xattrs, hard
+    links and holes are kept; what cannot be kept (device nodes without root) is in the report.
+    Raises ErofsFormatError, CapacityError, ErofsEdgeError.
+    """
+    top = image.lookup(path)
+    if not top.is_dir:
+        raise ErofsEdgeError("not a directory inside the image", where=os.fsdecode(path), hint="use fs cat for a file")
+    try:
+        with _destination(destination) as root:
+            extraction = _Extraction(image, root, owners if owners is not None else os.geteuid() == 0, limit)
+            extraction.run(top, jobs or min(4, os.cpu_count() or 1), progress)
+    except OSError as error:
+        raise _writing(error, destination) from error
+    return extraction.report
+
+
+def _writing(error: OSError, destination: Path) -> ErofsEdgeError:
+    message = f"cannot write: {error.strerror or error}"
+    kind = CapacityError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ErofsEdgeError
+    return kind(message, where=str(destination))
+
+
+@contextmanager
+def _destination(destination: Path) -> Iterator[int]:
+    """A descriptor of the directory to fill: the destination itself where it exists, else one beside it, renamed."""
+    if destination.is_dir():
+        if any(destination.iterdir()):
+            raise ErofsEdgeError(
+                "the destination is not empty", where=str(destination), hint="name a directory that does not exist"
+            )
+        target = destination
+    elif destination.is_symlink() or destination.exists():
+        raise ErofsEdgeError("the destination is not a directory", where=str(destination))
+    else:
+        target = destination.parent / f".{destination.name}.{os.getpid()}.part"
+        target.mkdir(mode=0o700)
+    try:
+        root = os.open(target, _DIRECTORY)
+        try:
+            yield root
+        finally:
+            os.close(root)
+        if target != destination:
+            target.rename(destination)
+    except BaseException:
+        _clear(target, keep=target == destination)
+        raise
+
+
+def _clear(target: Path, *, keep: bool) -> None:
+    for path in target.iterdir() if target.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if not keep:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Files of one directory."""
+
+    directory: bytes
+    files: list[tuple[bytes, DiskInode]] = field(default_factory=list)
+    size: int = 0
+
+
+class _Extraction:
+    def __init__(self, image: Image, root: int, owners: bool, limit: int | None) -> None:
+        self.image, self.root, self.owners = image, root, owners
+        self.report = ExtractReport()
+        self.left = limit if limit is not None else output_limit(image.superblock.size)
+        self.lock = threading.Lock()
+
+    def run(self, top: DiskInode, jobs: int, progress: Progress | None) -> None:
+        """Directories are made by this thread as the walk meets them, files of a directory by any thread, then hard
+        links, then what belongs to the directories themselves, deepest first."""
+        directories: list[tuple[bytes, DiskInode]] = []
+        links: list[tuple[bytes, bytes]] = []
+        pending: deque[Future[ExtractReport]] = deque()
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                for batch in self._batches(top, directories, links):
+                    pending.append(pool.submit(self._write_batch, batch))
+                    if len(pending) > 4 * jobs:
+                        self._account(pending.popleft(), progress)
+                while pending:
+                    self._account(pending.popleft(), progress)
+            except BaseException:
+                for future in pending:
+                    future.cancel()
+                raise
+        for first, path in links:
+            self._link(first, path)
+        for path, inode in reversed(directories):
+            fd = self._open(path)
+            try:
+                self._metadata(fd, path, inode, self.report)
+            finally:
+                os.close(fd)
+
+    def _account(self, future: Future[ExtractReport], progress: Progress | None) -> None:
+        self.report.add(future.result())
+        if progress is not None:
+            progress(self.report.data_bytes, 0)
+
+    def _batches(
+        self, top: DiskInode, directories: list[tuple[bytes, DiskInode]], links: list[tuple[bytes, bytes]]
+    ) -> Iterator[_Batch]:
+        """Make directories, sort out hard links, and hand out the files in batches of one directory each."""
+        first_names: dict[int, bytes] = {}
+        batch = _Batch(b"")
+        for path, inode in self.image.walk(top):
+            directory, _, name = path.rpartition(b"/")
+            if inode.is_dir:
+                if path:
+                    self._make_directory(directory, name)
+                directories.append((path, inode))
+                self.report.directories += 1
+                continue
+            first = first_names.setdefault(inode.nid, path)
+            if first is not path:
+                links.append((first, path))
+                continue
+            if directory != batch.directory or len(batch.files) >= _BATCH_FILES or batch.size >= _BATCH_BYTES:
+                yield batch
+                batch = _Batch(directory)
+            batch.files.append((name, inode))
+            batch.size += inode.size
+        yield batch
+
+    def _open(self, path: bytes) -> int:
+        """A descriptor of a directory below the root, reached without following a symlink."""
+        fd = os.dup(self.root)
+        for name in path.split(b"/") if path else ():
+            try:
+                fd, old = os.open(name, _DIRECTORY, dir_fd=fd), fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(old)
+        return fd
+
+    def _make_directory(self, parent: bytes, name: bytes) -> None:
+        fd = self._open(parent)
+        try:
+            os.mkdir(name, 0o700, dir_fd=fd)
+        finally:
+            os.close(fd)
+
+    def _write_batch(self, batch: _Batch) -> ExtractReport:
+        report = ExtractReport()
+        directory = self._open(batch.directory)
+        prefix = batch.directory + b"/" if batch.directory else b""
+        try:
+            for name, inode in batch.files:
+                if stat.S_ISREG(inode.mode):
+                    self._write_file(directory, name, prefix + name, inode, report)
+                else:
+                    self._write_other(directory, name, prefix + name, inode, report)
+        finally:
+            os.close(directory)
+        return report
+
+    def _write_file(self, directory: int, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
+        fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
+        try:
+            position = 0
+            for offset, data in self.image.stream(inode):
+                self._spend(len(data), inode)
+                if data[0] == 0 and data.count(0) == len(data):
+                    continue
+                if offset != position:
+                    os.lseek(fd, offset, os.SEEK_SET)
+                _write_all(fd, data)
+                position = offset + len(data)
+                report.data_bytes += len(data)
+            if position != inode.size:
+                os.ftruncate(fd, inode.size)
+            self._metadata(fd, path, inode, report)
+        finally:
+            os.close(fd)
+        report.files += 1
+
+    def _spend(self, size: int, inode: DiskInode) -> None:
+        with self.lock:
+            self.left -= size
+        if self.left < 0:
+            raise ErofsFormatError(
+                "the image decodes to more data than the limit allows", where=f"offset {inode.offset:#x}"
+            )
+
+    def _write_other(self, directory: int, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
+        """A symlink, device, fifo or socket."""
+        if stat.S_ISLNK(inode.mode):
+            os.symlink(self.image.readlink(inode), name, dir_fd=directory)
+            report.symlinks += 1
+        else:
+            try:
+                os.mknod(name, stat.S_IFMT(inode.mode) | 0o600, os.makedev(*inode.rdev), dir_fd=directory)
+            except PermissionError:
+                report.skip(path, "device node: needs root")
+                return
+            report.special += 1
+        if self.owners:
+            _keep(
+                report, path, "owner",
+                lambda: os.chown(name, inode.uid, inode.gid, dir_fd=directory, follow_symlinks=False),
+            )  # fmt: skip
+        if not stat.S_ISLNK(inode.mode):
+            os.chmod(name, stat.S_IMODE(inode.mode), dir_fd=directory)
+        self._xattrs(b"/proc/self/fd/%d/%s" % (directory, name), path, inode, report)
+        os.utime(name, ns=(inode.mtime_ns, inode.mtime_ns), dir_fd=directory, follow_symlinks=False)
+
+    def _metadata(self, fd: int, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
+        """Owner, mode, xattrs and time of an open file or directory, in the order in which none undoes another."""
+        if self.owners:
+            _keep(report, path, "owner", lambda: os.fchown(fd, inode.uid, inode.gid))
+        os.fchmod(fd, stat.S_IMODE(inode.mode))
+        self._xattrs(fd, path, inode, report)
+        os.utime(fd, ns=(inode.mtime_ns, inode.mtime_ns))
+
+    def _xattrs(self, target: int | bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
+        for name, value in self.image.xattrs(inode).items():
+            if isinstance(target, int):
+                _keep(report, path, f"xattr {os.fsdecode(name)}", partial(os.setxattr, target, name, value))
+            else:
+                keep = partial(os.setxattr, target, name, value, follow_symlinks=False)
+                _keep(report, path, f"xattr {os.fsdecode(name)}", keep)
+
+    def _link(self, first: bytes, path: bytes) -> None:
+        """A further name of a file that was written as `first`."""
+        from_directory, _, from_name = first.rpartition(b"/")
+        to_directory, _, to_name = path.rpartition(b"/")
+        source = self._open(from_directory)
+        try:
+            target = self._open(to_directory)
+            try:
+                os.link(from_name, to_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+            finally:
+                os.close(target)
+        except FileNotFoundError:
+            self.report.skip(path, "hard link to a file that was left out")
+            return
+        finally:
+            os.close(source)
+        self.report.hard_links += 1
+
+
+def _keep(report: ExtractReport, path: bytes, what: str, keep: Callable[[], None]) -> None:
+    """Set something that the host may refuse; a refusal goes into the report."""
+    try:
+        keep()
+    except (OSError, OverflowError) as error:
+        report.skip(path, f"{what}: {getattr(error, 'strerror', None) or error}")
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    written = os.write(fd, data)
+    while written < len(data):
+        written += os.write(fd, memoryview(data)[written:])
