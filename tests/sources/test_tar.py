@@ -78,7 +78,7 @@ def test_every_kind_of_member(tmp_path: Path, codec: str, kind: int) -> None:
 
 def test_a_plain_archive_is_referenced_in_place(tmp_path: Path, cache: Cache) -> None:
     tree = read(tmp_path, tar_bytes(TREE), cache)
-    content = tree.get("usr/bin/su").content  # type: ignore[union-attr]
+    content = tree.get("usr/bin/su").content
     assert isinstance(content, FileContent)
     assert content.path == tmp_path / "archive.tar"
     assert not cache.root.exists()
@@ -200,7 +200,7 @@ def test_what_gnu_tar_writes(tmp_path: Path, options: list[str]) -> None:
     assert link_groups(tree) == link_groups(scan(top)) == [[b"/sub/file", b"/twin"]]
     if "--sparse" in options:
         assert (tmp_path / "a.tar").stat().st_size < 2_000_000
-        assert isinstance(tree.get("sparse").content, SparseContent)  # type: ignore[union-attr]
+        assert isinstance(tree.get("sparse").content, SparseContent)
 
 
 NAME = st.binary(min_size=1, max_size=255).filter(lambda name: not set(name) & {0, 0x2F} and name not in (b".", b".."))
@@ -222,7 +222,7 @@ FILE = st.fixed_dictionaries(
     st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
-def test_whatever_tarfile_writes(tmp_path: Path, files: dict[tuple[bytes, ...], dict], kind: int) -> None:  # type: ignore[type-arg]
+def test_whatever_tarfile_writes(tmp_path: Path, files: dict[tuple[bytes, ...], dict], kind: int) -> None:
     entries, expected = [], {}
     taken: set[tuple[bytes, ...]] = set()
     kinds = {
@@ -336,7 +336,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("entries", "message"), HOSTILE.values(), ids=list(HOSTILE))
-def test_hostile_members(tmp_path: Path, entries: list, message: str) -> None:  # type: ignore[type-arg]
+def test_hostile_members(tmp_path: Path, entries: list, message: str) -> None:
     with pytest.raises(SourceError, match=message) as caught:
         read(tmp_path, tar_bytes(entries))
     assert str(tmp_path / "archive.tar") in str(caught.value)

@@ -105,11 +105,13 @@ def read_deb(path: Path, cache: Cache) -> Package:
         archive = path
     elif index is not None and cache.proved(archive, index.sha256) is None:
         index = None
+    fresh = index is None
     if index is None:
         index, archive = _read(path, cache, key)
-        cache.store_record(INDEX, key, index)
-    control = parse_control(index.info["control"].decode("utf-8", "replace"), str(path))
     info = index.info
+    control = parse_control(info["control"].decode("utf-8", "replace"), str(path))
+    if fresh:
+        cache.store_record(INDEX, key, index)
     return Package(
         name=control["Package"],
         version=control["Version"],
@@ -137,7 +139,7 @@ def parse_control(text: str, where: str) -> dict[str, str]:
         else:
             raise SourceError(f"line {number} of the control file is no field: {line[:60]!r}", where=where)
     for needed, pattern in (
-        ("Package", r"[a-z0-9][a-z0-9+.-]+"),
+        ("Package", r"[a-z0-9][a-z0-9+.-]*"),
         ("Version", r"[0-9][A-Za-z0-9.+~:-]*"),
         ("Architecture", r"[a-z0-9-]+"),
     ):

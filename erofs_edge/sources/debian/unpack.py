@@ -10,6 +10,7 @@ first package. A file of two packages is an error unless one says that it replac
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 
 from erofs_edge.errors import SourceError
@@ -26,7 +27,8 @@ def unpack(packages: Iterable[Package]) -> FileTree:
     ordered = sorted(packages, key=lambda package: (package.name != "base-files", package.name))
     by_name = {package.name: package for package in ordered}
     if len(by_name) != len(ordered):
-        twice = sorted({package.name for package in ordered if ordered.count(package) > 1})
+        counts = Counter(package.name for package in ordered)
+        twice = [name for name, count in counts.items() if count > 1]
         raise SourceError(f"packages come twice: {', '.join(twice)}")
     tree = FileTree()
     for package in ordered:

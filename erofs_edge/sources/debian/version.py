@@ -32,7 +32,7 @@ def relations(field: str) -> Iterator[tuple[str, str, str]]:
     """(package, relation or '', version) of a field without alternatives, such as Replaces."""
     for item in field.replace("\n", " ").split(","):
         match = re.fullmatch(
-            r"\s*([a-z0-9][a-z0-9+.-]*)(?::\w+)?\s*(?:\(\s*(<<|<=|=|>=|>>|<|>)\s*(\S+?)\s*\))?\s*", item
+            r"\s*([a-z0-9][a-z0-9+.-]*)(?::\w+)?\s*(?:\(\s*(<<|<=|=|>=|>>|<|>)\s*([\w.+~:-]+)\s*\))?\s*", item
         )
         if match:
             # deb-control(5): the old spellings mean "or equal"

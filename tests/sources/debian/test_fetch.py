@@ -92,19 +92,19 @@ def test_a_mirror_that_goes_down_leaves_a_part_that_is_used(server: FakeMirror, 
 
     def down_after_the_first(handler: object) -> None:
         if server.requests:
-            handler.close_connection = True  # type: ignore[attr-defined]
-            handler.connection.close()  # type: ignore[attr-defined]
+            handler.close_connection = True
+            handler.connection.close()
         else:
-            real(handler)  # type: ignore[arg-type]
+            real(handler)
 
-    server.answer = down_after_the_first  # type: ignore[method-assign]
+    server.answer = down_after_the_first
     with pytest.raises(MirrorError, match=r"big 2\.0: cannot reach the mirror") as caught:
         fetch([package], server.mirror(), cache)
     assert "kept" in str(caught.value.hint)
     assert part(cache, package.sha256).read_bytes() == BIG[:450_000]
     assert not isinstance(caught.value, PackagesGoneError)
 
-    server.answer = real  # type: ignore[method-assign]
+    server.answer = real
     server.requests.clear()
     assert fetch([package], server.mirror(), Cache(cache.root))["big"].read_bytes() == BIG
     assert server.requests == [(path, "bytes=450000-")]
