@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frame of the command line: lazy verbs, errors as text and JSON, exit codes, signals, broken pipes."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import erofs_edge
+from erofs_edge.cli.main import VERBS, cli
+from erofs_edge.cli.output import emit_json, json_option
+from erofs_edge.errors import ErofsEdgeError, ManifestError, PartialWriteError
+
+PROGRAM = [sys.executable, "-c", "from erofs_edge.cli.main import main; main()"]
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(cli, list(args), prog_name="erofs-edge")
+
+
+def failing(error: BaseException, *, after_record: bool = False) -> click.Command:
+    @click.command()
+    @json_option
+    def verb(as_json: bool) -> None:
+        if after_record:
+            emit_json({"done": 1})
+        raise error
+
+    return verb
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Install a command as the only verb: `verb(command)` then ``run("verb")``."""
+
+    def install(command: click.Command) -> None:
+        monkeypatch.setattr(cli, "get_command", lambda ctx, name: command)
+        monkeypatch.setitem(VERBS, "verb", ("nowhere", "A verb."))
+
+    monkeypatch.delenv("EROFS_EDGE_DEBUG", raising=False)
+    return install
+
+
+def test_help_names_every_verb_in_the_order_of_work() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    lines = result.stdout.split("Commands:\n")[1].splitlines()
+    assert [line.split()[0] for line in lines if line[:3].strip()] == list(VERBS)
+
+
+@pytest.mark.parametrize("verb_name", VERBS)
+def test_every_verb_has_its_module_and_its_help(verb_name: str) -> None:
+    command = getattr(importlib.import_module(VERBS[verb_name][0]), verb_name)
+    assert isinstance(command, click.Command)
+    assert command.name == verb_name
+    result = run(verb_name, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: erofs-edge {verb_name} ")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from erofs_edge.cli.main import main\n"
+        "sys.argv = ['erofs-edge', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(' '.join(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    ours = {name for name in loaded if name.startswith("erofs_edge.")}
+    assert ours == {"erofs_edge.cli", "erofs_edge.cli.main", "erofs_edge.cli.output", "erofs_edge.errors"}
+    heavy = {"msgspec", "ruamel", "cryptography", "numpy", "lz4", "zstandard", "platformdirs", "json", "hashlib"}
+    heavy |= {"subprocess", "tempfile", "asyncio", "ctypes", "http", "socket", "logging", "difflib"}
+    assert not loaded & heavy
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"erofs-edge, version {erofs_edge.__version__}\n"
+
+
+def test_no_arguments_show_the_help() -> None:
+    result = run()
+    assert result.exit_code == 2
+    assert "Commands:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (["buidl"], 'no verb "buidl", did you mean "build"?', "erofs-edge --help"),
+        (["zzz"], 'no verb "zzz"', "erofs-edge --help"),
+        (["--zzz"], "No such option", "erofs-edge --help"),
+        (["schema"], "Missing argument", "erofs-edge schema --help"),
+        (["schema", "bord"], "'bord' is not one of 'board', 'manifest', 'lock'", "erofs-edge schema --help"),
+        (["explain", "a", "b"], "Got unexpected extra argument (b)", "erofs-edge explain --help"),
+    ],
+)
+def test_misuse_is_one_line_and_the_help_that_mends_it(args: list[str], message: str, hint: str) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
+    assert first.startswith("erofs-edge: error: ") and message in first
+    assert second == f"hint: {hint}"
+
+
+def test_an_error_is_where_what_and_hint(verb) -> None:  # type: ignore[no-untyped-def]
+    verb(failing(ManifestError("unknown key", where="b.yaml:1:2", hint="remove it")))
+    result = run("verb")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == "erofs-edge: error: b.yaml:1:2: unknown key\nhint: remove it\n"
+    verb(failing(ErofsEdgeError("it failed")))
+    assert run("verb").stderr == "erofs-edge: error: it failed\n"
+
+
+@pytest.mark.parametrize("error", [ErofsEdgeError, *ErofsEdgeError.__subclasses__()])
+def test_the_exit_code_is_the_errors_own(verb, error: type[ErofsEdgeError]) -> None:  # type: ignore[no-untyped-def]
+    verb(failing(error("x")))
+    assert run("verb").exit_code == error.exit_code
+
+
+def test_under_json_an_error_is_also_a_record(verb) -> None:  # type: ignore[no-untyped-def]
+    verb(failing(PartialWriteError("stopped", where="disk", hint="again")))
+    result = run("verb", "--json")
+    assert result.exit_code == 8
+    assert json.loads(result.stdout) == {
+        "error": {"kind": "PartialWriteError", "message": "stopped", "where": "disk", "hint": "again", "exit_code": 8}
+    }
+    assert result.stderr == "erofs-edge: error: disk: stopped\nhint: again\n"
+
+
+def test_a_record_that_was_printed_stays_the_only_one(verb) -> None:  # type: ignore[no-untyped-def]
+    verb(failing(ErofsEdgeError("late"), after_record=True))
+    result = run("verb", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (1, {"done": 1})
+
+
+def test_an_error_of_the_system_is_one_line(verb) -> None:  # type: ignore[no-untyped-def]
+    verb(failing(OSError(errno.ENOSPC, "No space left on device", "out/disk.img")))
+    result = run("verb")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "erofs-edge: error: out/disk.img: No space left on device\nhint: free some space and start again\n"
+    )
+
+
+def test_a_bug_is_one_line_without_a_traceback(verb, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    verb(failing(KeyError("x\ny")))
+    result = run("verb")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0] == "erofs-edge: error: internal error: KeyError: 'x\\ny'"
+    assert "EROFS_EDGE_DEBUG=1" in result.stderr and "Traceback" not in result.stderr
+    monkeypatch.setenv("EROFS_EDGE_DEBUG", "1")
+    assert isinstance(run("verb").exception, KeyError)
+
+
+def test_ctrl_c_is_a_short_line_and_130(verb) -> None:  # type: ignore[no-untyped-def]
+    verb(failing(KeyboardInterrupt()))
+    result = run("verb", "--json")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "erofs-edge: interrupted\n")
+
+
+def test_a_command_may_return_its_exit_code(verb) -> None:  # type: ignore[no-untyped-def]
+    verb(click.Command("verb", callback=lambda: 9))
+    assert run("verb").exit_code == 9
+    verb(click.Command("verb", callback=lambda: None))
+    assert run("verb").exit_code == 0
+
+
+def test_control_characters_of_a_message_do_not_reach_the_terminal(verb) -> None:  # type: ignore[no-untyped-def]
+    verb(failing(ErofsEdgeError("bad \x1b[31m\x07name\x9b", where="a\rb")))
+    assert run("verb").stderr == "erofs-edge: error: a\\x0db: bad \\x1b[31m\\x07name\\x9b\n"
+
+
+def test_a_reader_that_leaves_early_is_met_with_silence() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*PROGRAM, "schema", "board"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")])
+def test_signals_unwind(tmp_path: Path, number: signal.Signals, code: int, said: str) -> None:
+    script = (
+        "import click, sys, time\n"
+        "from erofs_edge.cli import main as frame\n"
+        "@click.command()\n"
+        "def verb():\n"
+        "    try:\n"
+        "        print('ready', flush=True); time.sleep(60)\n"
+        "    finally:\n"
+        "        print('unwound', flush=True)\n"
+        "frame.VERBS['verb'] = ('', ''); frame.cli.get_command = lambda ctx, name: verb\n"
+        "sys.argv = ['erofs-edge', 'verb']; frame.main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "unwound\n")
+    assert said in err and "Traceback" not in err
+
+
+def test_names_that_are_not_utf_8_reach_stdout_as_bytes() -> None:
+    script = (
+        "import click, os, sys\n"
+        "from erofs_edge.cli import main as frame\n"
+        "verb = click.Command('verb', callback=lambda: click.echo(os.fsdecode(b'caf\\xe9')))\n"
+        "frame.VERBS['verb'] = ('', ''); frame.cli.get_command = lambda ctx, name: verb\n"
+        "sys.argv = ['erofs-edge', 'verb']; frame.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"})
+    assert done.stdout == b"caf\xe9\n"
