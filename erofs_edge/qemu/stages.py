@@ -2,7 +2,7 @@
 """What a console line means: the stages of a boot in their order, and the lines that end one.
 
 A table of patterns, nothing else. Lines come without line end, escape sequences and control characters
-(see console.py). Kernel time stamps and journal prefixes may stand before a line of ours.
+(see console.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-_PREFIX = r"^(?:\[ *\d+\.\d+\] )?(?:[\w.@-]+\[\d+\]: )?"
+_PREFIX = r"^(?:[\w.-]+ login: ?)?(?:\[ *\d+\.\d+\] )?(?:[\w.@-]+\[\d+\]: )?"
+"""what may stand before a line of ours: a prompt that nobody answered, a kernel time stamp, a journal identifier"""
 
 
 @dataclass(frozen=True, slots=True)
