@@ -57,10 +57,12 @@ def copy_data(source: int, target: int, size: int, at: int, count: Count | None 
                 data = os.pread(source, length, position)
                 done = os.pwrite(target, data, at + position) if data else 0
             if not done:
-                raise EOFError(f"ends at byte {position} of {size}")
+                break  # it became shorter: told below
             position += done
             if count is not None:
                 count(done)
+    if os.lseek(source, 0, os.SEEK_END) < size:  # what was cut off looks like a hole
+        raise EOFError(f"shorter than {size} bytes")
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:
