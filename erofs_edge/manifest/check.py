@@ -16,7 +16,6 @@ from erofs_edge.manifest.model import (
     Entry,
     Erofs,
     Partition,
-    Size,
     System,
     size_bytes,
 )
@@ -178,6 +177,6 @@ def _check_erofs(erofs: Erofs, fail: Fail) -> None:
         fail("erofs.level", f'"level" belongs to lz4hc; {erofs.compression} has none')
 
 
-def _multiple(pointer: str, size: Size, unit: int, fail: Fail) -> None:
+def _multiple(pointer: str, size: str | int, unit: int, fail: Fail) -> None:
     if size_bytes(size) % unit:
         fail(pointer, f'"{pointer.rsplit(".", 1)[-1]}" must be a multiple of {unit} bytes, not {size}')
