@@ -49,12 +49,18 @@ def lock(manifest: Path, output: str | None, as_json: bool) -> None:
         path = one.path if output is None else Path(output) if folder is None else folder / one.path.name
         if one.new is not one.old or path != one.path:
             save_lock(one.new, path)
-        records.append((path, one, changes(one.old, one.new)))
+        records.append((_shown(path), one, changes(one.old, one.new)))
     if as_json:
         emit_json({"locks": [_record(*record) for record in records]})
         return
     for record in records:
         click.echo(_text(*record))
+
+
+def _shown(path: Path) -> Path:
+    """Relative to the working directory where it is below that."""
+    absolute = path.absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
 
 
 def _record(path: Path, one: Relocked, changed: Changes) -> dict[str, object]:

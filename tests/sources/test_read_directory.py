@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from samples import link_groups, rows
+from sources.samples import link_groups, rows
 
 from erofs_edge.errors import SourceError
 from erofs_edge.sources.directory import read_directory, scan

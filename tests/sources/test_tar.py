@@ -17,7 +17,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from samples import entry, link_groups, rows, tar_bytes
+from sources.samples import entry, link_groups, rows, tar_bytes
 
 from erofs_edge.errors import SourceError, VerificationError
 from erofs_edge.sources import tarball

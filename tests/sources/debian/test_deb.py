@@ -14,7 +14,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from samples import ar_bytes, control_text, deb_bytes, entry, link_groups, rows, tar_bytes
+from sources.samples import ar_bytes, control_text, deb_bytes, entry, link_groups, rows, tar_bytes
 
 from erofs_edge.errors import SourceError
 from erofs_edge.sources.cache import Cache

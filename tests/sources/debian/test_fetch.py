@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from mirrors import FakeMirror, locked
+from sources.debian.mirrors import FakeMirror, locked
 
 from erofs_edge.errors import MirrorError, PackagesGoneError, SourceError, VerificationError
 from erofs_edge.sources.cache import Cache

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from samples import control_text, deb_bytes, entry, link_groups, rows
+from sources.samples import control_text, deb_bytes, entry, link_groups, rows
 
 from erofs_edge.errors import SourceError
 from erofs_edge.sources.cache import Cache
