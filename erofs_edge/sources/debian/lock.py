@@ -20,6 +20,7 @@ import msgspec
 from erofs_edge.errors import ManifestError, MirrorError, SourceError
 from erofs_edge.manifest.load import Loaded, load_lock, load_system, lock_path
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, Lock, LockedPackage, System
+from erofs_edge.tree import BytesContent, FileTree, Inode
 
 if TYPE_CHECKING:
     from erofs_edge.sources.cache import Cache
@@ -269,7 +270,7 @@ def _kernel(loaded: Loaded[Board], apt: Apt) -> LockedPackage:
 def _ids(
     loaded: Loaded[System], debs: dict[str, Path], cache: Cache, old: Lock | None
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Pinned ids: the old lock's, and new ones for what packages, sources and overlays ask for."""
+    """Pinned ids: the old lock's, and new ones for what packages, sources, overlays and entries ask for."""
     from erofs_edge.sources.debian.configure import assign_ids
     from erofs_edge.sources.debian.deb import read_debs
     from erofs_edge.sources.debian.unpack import unpack
@@ -279,12 +280,26 @@ def _ids(
     system = loaded.value
     packages = read_debs(debs, cache)
     tree = unpack(packages)
-    for source in system.sources:
-        tree.merge(load_source(source, cache), at=source.to)
-    for overlay in system.overlay:
-        tree.merge(read_directory(Path(overlay.from_)), at=overlay.to)
+    for i, source in enumerate(system.sources):
+        _lay(loaded, f"sources.{i}", tree, load_source(source, cache), source.to)
+    for i, overlay in enumerate(system.overlay):
+        _lay(loaded, f"overlay.{i}", tree, read_directory(Path(overlay.from_)), overlay.to)
+    for i, entry in enumerate(system.entries):
+        if entry.text is not None:
+            file = FileTree(Inode(0o100644, content=BytesContent(entry.text.encode())))
+            _lay(loaded, f"entries.{i}", tree, file, entry.path)
     users, groups = (dict(old.users), dict(old.groups)) if old is not None else ({}, {})
     return assign_ids(packages, tree, system, users, groups, position=loaded.position)
+
+
+def _lay(loaded: Loaded[System], pointer: str, tree: FileTree, layer: FileTree, to: str) -> None:
+    """Put the files of a layer where they will be: which accounts are asked for is read from files alone."""
+    for path, inode in layer.walk():
+        if not inode.is_dir:
+            try:
+                tree.add(to.encode() + path, inode)
+            except SourceError as error:
+                raise loaded.error(pointer, error.message) from error
 
 
 def _settled(new: Lock, old: Lock | None) -> Lock:

@@ -95,9 +95,10 @@ def test_users_of_an_overlay_are_pinned(archive: FakeArchive, tmp_path: Path, ca
     (tmp_path / "more/sysusers.d").mkdir(parents=True)
     (tmp_path / "more/sysusers.d/more.conf").write_text("g more -\n")
     text = MANIFEST + "overlay: [{from: files}]\nsources: [{directory: more, to: /usr/lib}]\n"
+    text += "entries: [{path: /usr/lib/sysusers.d/e.conf, text: 'u entry -'}]\n"
     (tmp_path / "edge.yaml").write_text(text)
     lock = lock_system(load_system(tmp_path / "edge.yaml"), mirror=archive.mirror, cache=cache)
-    assert set(lock.users) == {"sshd", "app"}
+    assert set(lock.users) == {"sshd", "app", "entry"}
     assert "more" in lock.groups
 
 
