@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from erofs_edge.qemu.stages import Match, match_line
 
-LINE_MAX = 4096
+LINE_MAX = 1024
 """bytes; a longer line is cut into pieces"""
 TAIL_LINES = 40
 TAIL_WIDTH = 400

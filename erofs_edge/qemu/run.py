@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from erofs_edge.errors import ToolError
+from erofs_edge.errors import ErofsEdgeError, ToolError
 from erofs_edge.qemu.console import Console, Event
 from erofs_edge.qemu.machine import MENDS
 from erofs_edge.qemu.verdict import Verdict, Watch
@@ -52,7 +52,7 @@ def run(
                 return verdict
         return None
 
-    with tempfile.TemporaryFile() as complaints, (log or Path(os.devnull)).open("wb") as record:
+    with tempfile.TemporaryFile() as complaints, _log(log) as record:
         try:
             if verdict := _follow(command, complaints, timeout, decide):
                 return verdict
@@ -88,6 +88,13 @@ def _follow(
         machine.kill()
         machine.wait()
         machine.stdout.close()
+
+
+def _log(path: Path | None) -> IO[bytes]:
+    try:
+        return (path or Path(os.devnull)).open("wb")
+    except OSError as error:
+        raise ErofsEdgeError(f"cannot write the console's log: {error.strerror}", where=str(path)) from error
 
 
 def _start(command: list[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
