@@ -132,14 +132,10 @@ def _stale_table(size: int, target: Identity) -> list[Region]:
 
 
 def _read_table(fd: int, size: int) -> gpt.Table | None:
+    """The image's table, or None where it has none that can be believed: then it is plain bytes."""
     for sector in (512, 4096):
         try:
-            table = gpt.decode(lambda offset, length: os.pread(fd, length, offset), size, sector)
+            return gpt.decode(lambda offset, length: os.pread(fd, length, offset), size, sector)
         except FormatError:
             continue
-        # a table for a larger disk, or with arrays of unusual size: treat the image as plain bytes
-        if table.sectors * sector == size and all(
-            table.first_usable <= p.first_lba and p.last_lba <= table.last_usable for p in table.partitions
-        ):
-            return table
     return None

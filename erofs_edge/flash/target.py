@@ -106,7 +106,8 @@ class FileTarget:
         return os.pwrite(self._fd, data, offset)
 
     def zero(self, offset: int, length: int) -> None:
-        _write_zeros(self._fd, offset, length)
+        for start, end in self.data(offset, length):
+            _write_zeros(self._fd, start, end - start)
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         yield from data_extents(self._fd, offset + length, offset)

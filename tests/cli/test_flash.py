@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge flash` from the outside, on files. Block devices are in tests/flash."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from erofs_edge.cli.main import cli
+from erofs_edge.disk import gpt
+from erofs_edge.disk.sparse import write_all
+from erofs_edge.flash.target import FileTarget
+
+MIB = 1 << 20
+BOARD = """\
+board: tiny
+disk:
+  partitions:
+    boot: {size: 8M, slots: [a, b], content: fit}
+    misc: {size: 1M, content: slot-state}
+boot:
+  u_boot: {package: u-boot-qemu, path: /usr/lib/u-boot/u-boot.bin}
+"""
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["flash", *map(str, arguments)])
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with boards/tiny.yaml and its disk image under out/tiny."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "boards").mkdir()
+    (tmp_path / "boards/tiny.yaml").write_text(BOARD)
+    out = tmp_path / "out/tiny"
+    out.mkdir(parents=True)
+    part = gpt.Partition("boot_a", gpt.TYPE_LINUX, gpt.guid_from(b"t", "boot_a"), 2048, 3 * 2048 - 1)
+    head, tail = gpt.encode(gpt.Table(gpt.guid_from(b"t", ""), 4 * 2048, (part,)))
+    with (out / "disk.img").open("wb") as file:
+        file.truncate(4 * MIB)
+        write_all(file.fileno(), head, 0)
+        write_all(file.fileno(), b"content " * 1000, MIB)
+        write_all(file.fileno(), tail, 4 * MIB - len(tail))
+    return out
+
+
+@pytest.mark.parametrize("what", ["boards/tiny.yaml", "out/tiny", "out/tiny/disk.img"])
+def test_board_folder_or_image(what: str, built: Path, tmp_path: Path) -> None:
+    result = run(what, "--to", "card.img")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "card.img").read_bytes() == (built / "disk.img").read_bytes()
+
+
+def test_lines_have_fastboots_shape(built: Path) -> None:
+    result = run(built, "--to", "card.img")
+    lines = result.stderr.splitlines()
+    steps = [line for line in lines if "OKAY" in line]
+    assert all(re.fullmatch(r".{50} OKAY \[ *\d+\.\d{3}s\]", line) for line in steps)
+    assert [line[:50].rstrip() for line in steps] == [
+        "Erasing old table",
+        "Writing 'boot_a' (8 KB)",
+        "Verifying 'boot_a'",
+        "Writing 'gpt backup' (20 KB)",
+        "Writing 'gpt' (20 KB)",
+        "Verifying 'gpt backup'",
+        "Verifying 'gpt'",
+    ]
+    assert re.fullmatch(r"Finished\. Total time: \d+\.\d{3}s", lines[-1])
+    table = [line.split() for line in result.stdout.splitlines()]
+    assert table[0][0] == "region"
+    assert [row[-1] for row in table[1:]] == ["yes"] * 3
+
+
+def test_plan_touches_nothing(built: Path, tmp_path: Path) -> None:
+    result = run(built, "--to", "card.img", "--plan", "--json")
+    record = json.loads(result.stdout)
+    assert [(r["name"], r["start"], r["size"]) for r in record["regions"]] == [
+        ("boot_a", MIB, 2 * MIB),
+        ("gpt backup", 3 * MIB, MIB),
+        ("gpt", 0, MIB),
+    ]
+    assert all(r["data"] + r["zeros"] == r["size"] for r in record["regions"])
+    assert "nothing was touched" in run(built, "--to", "card.img", "--plan").stderr
+    assert not (tmp_path / "card.img").exists()
+
+
+def test_json_record(built: Path) -> None:
+    record = json.loads(run(built, "--to", "card.img", "--json").stdout)
+    assert record["target"]["kind"] == "file"
+    assert all(r["verified"] == r["size"] == r["written"] + r["zeroed"] + r["kept"] for r in record["regions"])
+    record = json.loads(run(built, "--to", "card.img", "--json", "--resume", "--no-verify").stdout)
+    assert {r["name"]: r["written"] for r in record["regions"]} == {"boot_a": 0, "gpt backup": 0, "gpt": 20480}
+    assert all(r["verified"] == 0 for r in record["regions"])
+
+
+def test_a_board_that_was_not_built(built: Path) -> None:
+    (built / "disk.img").unlink()
+    result = run("boards/tiny.yaml", "--to", "card.img")
+    assert result.exit_code == 1
+    assert "hint: erofs-edge build boards/tiny.yaml" in result.stderr
+    result = run("boards/tiny.yaml", "-o", "elsewhere", "--to", "card.img")
+    assert "elsewhere/disk.img" in result.stderr
+    assert "build boards/tiny.yaml -o elsewhere" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("out", "neither a file nor a block device"),
+        ("missing/card.img", "no such device or folder"),
+        ("/dev/does-not-exist", "no such device or folder"),
+        ("/dev/null", "neither a file nor a block device"),
+        ("out/tiny/disk.img", "the target is the image itself"),
+    ],
+)
+def test_targets_that_make_no_sense(target: str, message: str, built: Path) -> None:
+    before = (built / "disk.img").read_bytes()
+    result = run(built, "--to", target)
+    assert (result.exit_code, message in result.stderr) == (2, True)
+    assert (built / "disk.img").read_bytes() == before
+
+
+def test_failed_verification_exits_with_4(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = FileTarget.read
+    monkeypatch.setattr(FileTarget, "read", lambda self, o, n: real(self, o, n).replace(b"content", b"CONTENT"))
+    result = run(built, "--to", "card.img")
+    assert result.exit_code == 4
+    assert "FAILED" in result.stderr
+    assert "reads back differently in 2 block(s) of 4096 bytes, at byte 0x100000, 0x101000" in result.stderr
+    assert sorted(os.listdir(tmp_path)) == ["boards", "out"]
+
+
+def test_ctrl_c_leaves_no_file(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileTarget, "write", interrupt)
+    result = run(built, "--to", "card.img")
+    assert result.exit_code == 130
+    assert "--resume" in result.stderr
+    assert sorted(os.listdir(tmp_path)) == ["boards", "out"]

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real block devices: loop devices, as root."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from erofs_edge.cli.main import cli
+
+MIB = 1 << 20
+Loop = Callable[..., Path]
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def loop(needs_root: None, tmp_path: Path) -> Iterator[Loop]:
+    made = []
+
+    def attach(size: int, *options: str) -> Path:
+        backing = tmp_path / f"backing{len(made)}"
+        backing.write_bytes(b"\xa5" * size)
+        command = ["losetup", "--find", "--show", *options, str(backing)]
+        made.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+        return Path(made[-1])
+
+    yield attach
+    for device in made:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+def flash(image: Path, device: Path, *options: str) -> tuple[int, str]:
+    done = CliRunner().invoke(cli, ["flash", str(image), "--to", str(device), *options])
+    return done.exit_code, done.output
+
+
+def content(device: Path, size: int) -> bytes:
+    with device.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return file.read(size)
+
+
+@pytest.mark.parametrize("size", [12, 16])
+def test_written_and_read_back(size: int, image: Path, loop: Loop) -> None:
+    device = loop(size * MIB)
+    code, output = flash(image, device, "--yes")
+    assert code == 0, output
+    assert content(device, 12 * MIB) == image.read_bytes()
+    if size == 16:
+        assert content(device, 16 * MIB)[15 * MIB :] == bytes(MIB)
+    code, output = flash(image, device, "--yes", "--resume")
+    assert code == 0, output
+
+
+def test_sectors_of_4096_bytes(image: Path, image_4k: Path, loop: Loop) -> None:
+    device = loop(12 * MIB, "--sector-size", "4096")
+    code, output = flash(image_4k, device, "--yes")
+    assert code == 0, output
+    assert content(device, 12 * MIB) == image_4k.read_bytes()
+    code, output = flash(image, device, "--yes")
+    assert code == 1
+    assert "the device has 4096" in output
+
+
+def test_nothing_without_a_yes(image: Path, loop: Loop) -> None:
+    device = loop(12 * MIB)
+    code, output = flash(image, device)
+    assert (code, "--yes" in output) == (2, True)
+    code, output = flash(image, device, "--plan")
+    assert code == 0
+    assert content(device, 12 * MIB) == b"\xa5" * (12 * MIB)
+
+
+def test_refusals(image: Path, loop: Loop, tmp_path: Path) -> None:
+    small = loop(11 * MIB)
+    code, output = flash(image, small, "--yes")
+    assert (code, "needs 1048576 more" in output) == (1, True)
+    locked = loop(12 * MIB, "--read-only")
+    code, output = flash(image, locked, "--yes")
+    assert (code, "read-only" in output) == (7, True)
+    for device, size in ((small, 11), (locked, 12)):
+        assert content(device, size * MIB) == b"\xa5" * (size * MIB)
+
+
+def test_a_mounted_disk_is_refused(image: Path, loop: Loop, oracle: Callable[[str], str], tmp_path: Path) -> None:
+    device, mount = loop(12 * MIB), tmp_path / "mount"
+    mount.mkdir()
+    subprocess.run([oracle("mke2fs"), "-q", "-t", "ext4", device], check=True)
+    subprocess.run(["mount", device, mount], check=True)
+    try:
+        before = content(device, 12 * MIB)
+        code, output = flash(image, device, "--yes")
+        assert (code, f"mounted on {mount}" in output) == (7, True)
+        assert content(device, 12 * MIB) == before
+    finally:
+        subprocess.run(["umount", mount], check=True)
+    assert flash(image, device, "--yes")[0] == 0
+
+
+def test_the_system_disk_is_refused(image: Path, needs_root: None) -> None:
+    root = os.stat("/").st_dev
+    folder = Path(f"/sys/dev/block/{os.major(root)}:{os.minor(root)}")
+    if not folder.exists():
+        pytest.skip("the root is on no block device (a container)")
+    folder = folder.resolve()
+    disk = folder.parent if (folder / "partition").exists() else folder
+    code, output = flash(image, Path("/dev") / disk.name, "--yes")
+    assert (code, "running system" in output) == (7, True)
