@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of ARCHITECTURE.md: who may import whom, and what a format may not know."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "erofs_edge"
+
+BASE = {"errors"}
+FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "tree": BASE,
+    "codec": BASE,
+    "manifest": BASE,
+    # formats and inputs: siblings only along the way of the data
+    "sources": BASE | {"tree", "manifest"},
+    "erofs": BASE | {"tree", "codec"},
+    "verity": BASE,
+    "trust": BASE,
+    "disk": BASE | {"manifest"},
+    "boot": BASE | {"tree", "manifest", "sources", "verity", "trust", "disk"},
+    "toolbox": BASE | {"sources"},
+    # use cases
+    "build": BASE | FORMATS | {"tree", "codec", "manifest"},
+    "flash": BASE | {"disk", "manifest", "verity", "erofs"},
+    "qemu": BASE | {"build", "boot", "disk", "trust", "verity", "manifest", "toolbox"},
+    "doctor": BASE | {"sources", "trust", "codec", "toolbox", "qemu"},
+}
+MAY_IMPORT["cli"] = set(MAY_IMPORT)
+
+PURE = {"errors", "tree", "manifest", "codec", "erofs", "verity", "disk", "boot"}
+IMPURE = {"time", "datetime", "random", "secrets", "locale", "socket", "subprocess", "getpass", "platform", "click"}
+IMPURE_NAMES = {"environ", "getenv", "uuid1", "uuid4", "urandom", "getlogin", "cpu_count"}
+EXCEPTIONS = {
+    ("disk/fat.py", "time"): "gmtime, of a time that is given",
+    ("erofs/output.py", "secrets"): "a temporary name, renamed in the end",
+    ("erofs/options.py", "cpu_count"): "threads, on which no byte depends",
+    ("erofs/check.py", "cpu_count"): "threads, on which no byte depends",
+    ("erofs/extract.py", "cpu_count"): "threads, on which no byte depends",
+}
+"""(file, name) → why it may"""
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Full names of the modules that a file imports anywhere in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def name_of(path: Path) -> str:
+    parts = [PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_every_unit_has_its_place() -> None:
+    assert {unit_of(path) for path in FILES} - {"__init__"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("unit", MAY_IMPORT)
+def test_layers_point_one_way(unit: str) -> None:
+    for path in FILES:
+        if unit_of(path) != unit:
+            continue
+        for name in imported(ast.parse(path.read_text())):
+            parts = name.split(".")
+            if parts[0] == PACKAGE.name and len(parts) > 1 and parts[1] in MAY_IMPORT:
+                assert parts[1] == unit or parts[1] in MAY_IMPORT[unit], f"{path}: {name}"
+
+
+def test_units_form_no_cycle() -> None:
+    graph = {unit: allowed - {unit} for unit, allowed in MAY_IMPORT.items()}
+    assert list(graphlib.TopologicalSorter(graph).static_order())[-1] == "cli"
+
+
+def test_modules_form_no_cycle() -> None:
+    names = {name_of(path) for path in FILES}
+    graph = {}
+    for path in FILES:
+        found = set(imported(ast.parse(path.read_text()))) & names
+        # "from package import module" needs the module, not what the package's own file defines
+        graph[name_of(path)] = {n for n in found if not any(o.startswith(n + ".") for o in found)} - {name_of(path)}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(FILES)
+
+
+def test_formats_know_no_clock_no_chance_and_no_environment() -> None:
+    found = set()
+    for path in FILES:
+        if unit_of(path) not in PURE:
+            continue
+        tree = ast.parse(path.read_text())
+        here = str(path.relative_to(PACKAGE))
+        found |= {(here, name.split(".")[0]) for name in imported(tree)} & {(here, name) for name in IMPURE}
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        used |= {name.rsplit(".", 1)[-1] for name in imported(tree)}
+        found |= {(here, name) for name in used & IMPURE_NAMES}
+    assert found <= set(EXCEPTIONS)
+
+
+def test_only_the_command_line_knows_click_and_prints() -> None:
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        if unit_of(path) == "cli":
+            continue
+        assert "click" not in set(imported(tree)), path
+        calls = {
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert not calls & {"print", "exit", "input"}, path
+        exits = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in ("exit", "_exit")]
+        assert not exits, path
