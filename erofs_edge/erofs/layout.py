@@ -8,12 +8,14 @@ each other. Within a block inodes stand in order.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from erofs_edge.erofs.ondisk import SLOT_BITS, SLOT_SIZE
 from erofs_edge.erofs.plan import Node, choose_flat_layout
 
 WINDOW = 512  # inodes
+REACH = 8  # windows: older holes stay as they are, so that an inode is never far from its neighbours
 
 
 class _Holes:
@@ -43,6 +45,14 @@ class _Holes:
         self._put(start, size - slots)
         return True
 
+    def forget(self, before: int) -> None:
+        """No more use of holes that start before that byte."""
+        for slots, starts in list(self._by_size.items()):
+            kept = [start for start in starts if start >= before]
+            self._by_size[slots] = kept
+            if not kept:
+                self._sizes &= ~(1 << slots)
+
     def _put(self, start: int, slots: int) -> None:
         if slots > 0:
             self._by_size.setdefault(slots, []).append(start)
@@ -66,8 +76,12 @@ def place(nodes: Sequence[Node], *, hole: tuple[int, int], first_block: int, blo
     holes = _Holes()
     holes.add(hole[0], (hole[1] - hole[0]) // SLOT_SIZE)
     block = first_block
+    starts = deque([first_block], maxlen=REACH)
     for at in range(0, len(nodes), WINDOW):
         window = nodes[at : at + WINDOW]
+        if len(starts) == REACH:
+            holes.forget(starts[0] * block_size)
+        starts.append(block)
         block = _place_directories(window, block, block_size)
         sizes = [(footprint(node), node) for node in window]
         for size, node in sizes:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Placement of inodes: nothing overlaps, no inline tail crosses a block, almost nothing is wasted."""
+
+from __future__ import annotations
+
+import random
+import stat
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from erofs_edge.erofs.directory import block_bytes, encode_block, split_blocks
+from erofs_edge.erofs.layout import footprint, place
+from erofs_edge.erofs.ondisk import DIRENT, LAYOUT_FLAT_INLINE, LAYOUT_FLAT_PLAIN
+from erofs_edge.erofs.plan import Node, choose_flat_layout
+from erofs_edge.tree import Inode
+
+HOLE = (1152 + 64, 4096)
+
+
+def node(number: int, size: int, *, extended: bool = False, xattrs: int = 0, index: int = 0) -> Node:
+    made = Node(Inode(stat.S_IFREG | 0o644), b"/x", number, None, size=size, extended=extended, xattrs=bytes(xattrs))
+    if index:
+        made.index = bytes(index)
+    else:
+        choose_flat_layout(made, 4096, 4096 - made.head_size)
+    return made
+
+
+def check(nodes: list[Node], end: int, block_size: int = 4096) -> None:
+    spans = sorted((n.nid * 32, n.nid * 32 + footprint(n), n) for n in nodes)
+    for (_, stop, _), (start, _, _) in pairwise(spans):
+        assert stop <= start
+    for start, stop, n in spans:
+        assert HOLE[0] <= start < stop <= HOLE[1] or 10 * block_size <= start < stop <= end * block_size
+        if n.tail_size:
+            assert (stop - n.tail_size) // block_size == (stop - 1) // block_size
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda *a: a,
+            st.integers(0, 20_000),
+            st.booleans(),
+            st.integers(0, 300).map(lambda n: 4 * n),
+            st.sampled_from([0, 0, 0, 24, 400, 4000, 9000, 50_000]),
+        ),
+        max_size=80,
+    )
+)
+def test_nothing_overlaps(shapes: list[tuple[int, bool, int, int]]) -> None:
+    nodes = [node(i, s, extended=e, xattrs=x, index=k) for i, (s, e, x, k) in enumerate(shapes)]
+    end = place(nodes, hole=HOLE, first_block=10, block_size=4096)
+    check(nodes, end)
+
+
+def test_wastes_next_to_nothing() -> None:
+    rng = random.Random(4)
+    nodes = [node(i, rng.randrange(12_000), index=rng.choice([0, 0, 32, 72])) for i in range(5000)]
+    end = place(nodes, hole=HOLE, first_block=10, block_size=4096)
+    check(nodes, end)
+    slots = sum(-(-footprint(n) // 32) * 32 for n in nodes)
+    assert (end - 10) * 4096 < slots * 1.01
+
+
+def test_order_is_kept_within_a_block_and_near_it() -> None:
+    nodes = [node(i, 100 + i % 7) for i in range(20)]
+    place(nodes, hole=HOLE, first_block=10, block_size=4096)
+    assert [n.nid for n in nodes] == sorted(n.nid for n in nodes)
+    many = [node(i, 700 + i * 37 % 900) for i in range(20_000)]
+    place(many, hole=HOLE, first_block=10, block_size=4096)
+    blocks = [n.nid * 32 // 4096 for n in many]
+    assert max(abs(a - b) for a, b in pairwise(blocks)) < 8 * 512 * 1632 // 4096
+
+
+def test_a_tail_stands_inline_only_where_it_fits() -> None:
+    for size, layout, blocks in [
+        (0, LAYOUT_FLAT_PLAIN, 0),
+        (1, LAYOUT_FLAT_INLINE, 0),
+        (4064, LAYOUT_FLAT_INLINE, 0),
+        (4065, LAYOUT_FLAT_PLAIN, 1),
+        (4096, LAYOUT_FLAT_PLAIN, 1),
+        (4097, LAYOUT_FLAT_INLINE, 1),
+        (8192, LAYOUT_FLAT_PLAIN, 2),
+    ]:
+        made = node(1, size)
+        assert (choose_flat_layout(made, 4096, 4064), made.layout) == (blocks, layout)
+        assert made.tail_size == (size % 4096 if layout == LAYOUT_FLAT_INLINE else 0)
+        assert choose_flat_layout(made, 4096, 0) == -(-size // 4096)
+
+
+@given(
+    st.sets(st.binary(min_size=1, max_size=255).filter(lambda n: n not in (b".", b"..")), max_size=60),
+    st.sampled_from([512, 4096]),
+)
+def test_directory_blocks(names: set[bytes], block_size: int) -> None:
+    blocks = split_blocks(names, block_size)
+    assert [n for block in blocks for n in block] == sorted([*names, b".", b".."])
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        assert block and block_bytes(block) <= block_size
+        if following:
+            assert block_bytes([*block, following[0]]) > block_size
+        raw = encode_block(block, lambda name: (len(name), 1))
+        assert len(raw) == block_bytes(block)
+        offsets = [DIRENT.unpack_from(raw, 12 * i)[1] for i in range(len(block))]
+        assert [raw[a:b] for a, b in zip(offsets, [*offsets[1:], len(raw)], strict=True)] == block
