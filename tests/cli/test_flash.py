@@ -22,6 +22,7 @@ board: tiny
 disk:
   partitions:
     boot: {size: 8M, slots: [a, b], content: fit}
+    system: {size: 8M, slots: [a, b], content: system.yaml}
     misc: {size: 1M, content: slot-state}
 boot:
   u_boot: {package: u-boot-qemu, path: /usr/lib/u-boot/u-boot.bin}
@@ -38,6 +39,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "boards").mkdir()
     (tmp_path / "boards/tiny.yaml").write_text(BOARD)
+    (tmp_path / "boards/system.yaml").write_text("system: tiny\n")
     out = tmp_path / "out/tiny"
     out.mkdir(parents=True)
     part = gpt.Partition("boot_a", gpt.TYPE_LINUX, gpt.guid_from(b"t", "boot_a"), 2048, 3 * 2048 - 1)

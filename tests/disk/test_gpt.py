@@ -57,7 +57,10 @@ def test_golden() -> None:
     assert raw[446:462] == bytes.fromhex("00 000200 ee ffffff 01000000 ff7f0000")
     assert raw[510:520] == b"\x55\xaaEFI PART"
     assert hashlib.sha256(raw).hexdigest() == "8cbe8b0722668747707fdef7678c1944c351cdac1694e6c45e9e265011f632f9"
-    assert hashlib.sha256(disk_bytes(make_table(4096, hybrid=0))).hexdigest() == "25115e415b7548c3667a214900cf19333264edfb63764e22723738c82bc0ba87"
+    assert (
+        hashlib.sha256(disk_bytes(make_table(4096, hybrid=0))).hexdigest()
+        == "25115e415b7548c3667a214900cf19333264edfb63764e22723738c82bc0ba87"
+    )
 
 
 def test_guids_depend_on_seed_and_name_alone() -> None:
