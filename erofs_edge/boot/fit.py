@@ -69,20 +69,22 @@ def build_fit(
     epoch         seconds since 1970, the time stamp of the tree and of the signature
     signer        None leaves the configuration unsigned (only tests want that)
     load_address  where the FIT will lie in memory: places an uncompressed kernel so that it starts at a multiple of
-                  KERNEL_ALIGN there and U-Boot runs it where it is. Elsewhere U-Boot would move it over the images
-                  behind it, after their verification.
+                  KERNEL_ALIGN there and U-Boot runs it where it is. The kernel comes last, since it clears the memory
+                  behind itself.
 
     Raises ErofsEdgeError for a key that U-Boot cannot check.
     """
     root = Node({"timestamp": cells(epoch), "description": string(description), "#address-cells": cells(1)})
-    root.children["images"] = Node(children={name: _image_node(name, image) for name, image in images.items()})
+    last_is_kernel = sorted(images.items(), key=lambda item: item[0] == "kernel")
+    root.children["images"] = Node(children={name: _image_node(image) for name, image in last_is_kernel})
     conf = Node({"description": string(description)} | {name: string(name) for name in images})
     root.children["configurations"] = Node({"default": string(CONFIGURATION)}, {CONFIGURATION: conf})
     if signer is not None:
         conf.children["signature-1"] = _signature_node(list(images), signer, epoch)
     if load_address is not None and images["kernel"].compression == "none":
         root.props["padding"] = b""
-        root.props["padding"] = bytes(-(load_address + _kernel_offset(_skeleton(root))) % KERNEL_ALIGN)
+        at = _kernel_offset(_skeleton(root)) + sum(len(image.data) + 3 & ~3 for name, image in last_is_kernel[:-1])
+        root.props["padding"] = bytes(-(load_address + at) % KERNEL_ALIGN)
     if signer is not None:
         props = conf.children["signature-1"].props
         props["hashed-strings"] = cells(0, header(_skeleton(root))[8])
@@ -91,7 +93,7 @@ def build_fit(
 
 
 def _kernel_offset(fit: bytes) -> int:
-    """Bytes from the start of a FIT to its kernel's data."""
+    """Bytes from the start of a FIT to where its kernel's data is or would be."""
     for tag in tags(fit):
         if tag.kind == PROP and tag.path == "/images/kernel" and tag.name == "data":
             return tag.start + PROP_HEAD_SIZE
@@ -196,7 +198,7 @@ def _skeleton(root: Node) -> bytes:
     return write(DeviceTree(bare(root)))
 
 
-def _image_node(name: str, image: Image) -> Node:
+def _image_node(image: Image) -> Node:
     node = Node(
         {
             "description": string(image.description),

@@ -7,6 +7,7 @@ for what is in the kernel already. No depmod is run, no other module is opened.
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import lzma
 import re
@@ -101,10 +102,7 @@ class KernelModules:
         if name not in self._opened:
             path = self.paths.get(name)
             if path is None:
-                raise SourceError(
-                    f"kernel {self.version} has no module '{name}'",
-                    hint="check the board's boot.modules and boot.system_modules",
-                )
+                raise self._missing(name)
             self._opened[name] = _read_module(name, path, self.file(path).read())
         return self._opened[name]
 
@@ -122,12 +120,17 @@ class KernelModules:
                 name = pattern.replace("-", "_")
                 found = {name} if name in self.paths or name in self.builtin else set()
             if not found:
-                raise SourceError(
-                    f"kernel {self.version} has no module '{pattern}'",
-                    hint="check the board's boot.modules and boot.system_modules",
-                )
+                raise self._missing(pattern)
             names |= found - self.builtin
         return sorted(names)
+
+    def _missing(self, name: str) -> SourceError:
+        near = difflib.get_close_matches(name.rpartition("/")[2].replace("-", "_"), self.paths, 3, 0.5)
+        return SourceError(
+            f"kernel {self.version} has no module '{name}'",
+            hint=(f"did you mean {' or '.join(near)}? " if near else "")
+            + "See the board's modules and system_modules.",
+        )
 
     def closure(self, names: Iterable[str]) -> list[Module]:
         """The modules named, in the order given, each after all that it needs: an order in which they load."""
