@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import click
 
+from erofs_edge.cli.output import emit_json, json_option
+
 
 @click.group()
 def tools() -> None:
@@ -13,10 +15,9 @@ def tools() -> None:
 
 @tools.command()
 @click.option("--oracles", is_flag=True, help="Also what the tests compare with (mkfs.erofs, veritysetup, mkimage …).")
-@click.option("--json", "as_json", is_flag=True, help="Print a record instead of text.")
+@json_option
 def fetch(oracles: bool, as_json: bool) -> None:
     """Fetch what is missing from the host's Debian mirror. What is there already costs no network."""
-    from erofs_edge.cli.output import emit_json
     from erofs_edge.sources.debian.mirror import host_mirror
     from erofs_edge.toolbox.fetch import ORACLE_SETS, fetch_sets
     from erofs_edge.toolbox.prefix import prefix

@@ -94,4 +94,5 @@ def _text(value: object) -> str:
     """A scalar, quoted where YAML would read it as something else. JSON's quoted strings are YAML's."""
     if isinstance(value, str) and _PLAIN.fullmatch(value) and isinstance(core_value(value), str):
         return value
-    return json.dumps(value, ensure_ascii=True)
+    quoted = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in quoted)

@@ -15,6 +15,9 @@ from erofs_edge.manifest.model import Lock
 from erofs_edge.manifest.nodes import Mapping, Node, Scalar, parse_yaml
 
 MAX_BYTES = 16 << 20
+MAX_EXPLAINED = 1 << 20
+"""bytes of a lock whose errors are looked for with positions, which is slow"""
+
 FORMAT = 1
 
 
@@ -93,6 +96,9 @@ def _block(values: dict[str, object] | dict[str, list[str]]) -> str:
 
 def _explained(data: bytes, path: Path, error: Exception) -> ManifestError:
     """What is wrong with a lock that did not decode, with a position: JSON is YAML, whose reader knows positions."""
+    unexplained = ManifestError(f"not a lock: {error}", where=str(path), hint=_relock(path))
+    if len(data) > MAX_EXPLAINED:
+        return unexplained
     try:
         root = parse_yaml(data.decode("utf-8-sig"), path)
         format_ = _format(root)
@@ -106,9 +112,9 @@ def _explained(data: bytes, path: Path, error: Exception) -> ManifestError:
     except ManifestError as found:
         message = found.message.replace("not YAML", "not JSON")
         return ManifestError(message, where=found.where, hint=found.hint or _relock(path))
-    except (UnicodeDecodeError, RecursionError):
+    except UnicodeDecodeError:
         pass
-    return ManifestError(f"not a lock: {error}", where=str(path), hint=_relock(path))
+    return unexplained
 
 
 def _format(root: Node) -> Scalar | None:

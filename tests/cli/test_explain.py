@@ -24,7 +24,7 @@ disk:
     data: {size: rest, filesystem: ext4}
 boot:
   u_boot: {package: u-boot-qemu, path: /u-boot.bin}
-  cmdline: ["a=b c", "yes", "12:30", "0x10", "null", "", "- x", "# y", "é\\u2028"]
+  cmdline: ["a=b c", "yes", "12:30", "0x10", "null", "", "- x", "# y", "é\\u2028😀\\x85"]
 """
 
 SYSTEM = """\
