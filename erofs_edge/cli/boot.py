@@ -39,7 +39,7 @@ def boot(
     log: Path | None,
     forwards: tuple[str, ...],
     as_json: bool,
-) -> int:
+) -> None:
     """Boot a built BOARD in QEMU.
 
     At the terminal, Ctrl-A X quits, and what the machine writes to its disk is dropped unless --disk names one.
@@ -58,7 +58,8 @@ def boot(
     if not smoke:
         from erofs_edge.qemu.terminal import terminal
 
-        return terminal(value, folder, disk=disk, slot=slot, forwards=tuple(map(_ports, forwards)), say=note)
+        terminal(value, folder, disk=disk, slot=slot, forwards=tuple(map(_ports, forwards)), say=note)
+        return
 
     from erofs_edge.qemu.smoke import TIMEOUT
     from erofs_edge.qemu.smoke import smoke as run_smoke
@@ -77,7 +78,6 @@ def boot(
         emit_json(record)
     else:
         click.echo(_summary(record))
-    return 0
 
 
 def _summary(record: SmokeRecord) -> str:

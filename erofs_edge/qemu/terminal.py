@@ -22,14 +22,14 @@ def terminal(
     slot: str | None = None,
     forwards: tuple[tuple[int, int], ...] = (),
     say: Callable[[str], None],
-) -> int:
-    """Connect the terminal to a board until it is powered off or Ctrl-A X; QEMU's exit code.
+) -> None:
+    """Connect the terminal to a board until it is powered off or Ctrl-A X.
 
     disk      boot this image and keep what is written to it, the choice of `slot` too; None boots the build's own
               image and drops all changes
     forwards  (host port, guest port) of TCP connections
 
-    Raises ErofsEdgeError where `out` holds no build, ToolError without a usable QEMU.
+    Raises ErofsEdgeError where `out` holds no build, ToolError without a usable QEMU or where it fails.
     """
     built = load_built(out)
     emulator = find_qemu()
@@ -54,6 +54,8 @@ def terminal(
         kept = f"changes are kept in {disk}" if disk else "changes to the disk are dropped at the end"
         say(f"QEMU {emulator.version_text}, slot {chosen}. Ctrl-A X quits; {kept}.")
         try:
-            return subprocess.run(command, check=False).returncode
+            code = subprocess.run(command, check=False).returncode
         except OSError as error:
             raise ToolError(f"QEMU cannot be started: {error.strerror}", where=command[0], hint=MENDS) from error
+    if code:
+        raise ToolError(f"QEMU ended with exit code {code}", where=command[0])

@@ -24,7 +24,7 @@ from erofs_edge.qemu.machine import (
 from erofs_edge.trust.signer import PublicKey
 
 if TYPE_CHECKING:
-    from conftest import FakeQemu
+    from fake_machine import FakeQemu
 
 MACHINE = [
     "-no-user-config", "-nodefaults", "-display", "none", "-machine", "virt", "-cpu", "cortex-a72", "-m", "1024M",

@@ -24,7 +24,7 @@ from erofs_edge.qemu.stages import NAMES
 from erofs_edge.qemu.verdict import Expected, Watch
 
 if TYPE_CHECKING:
-    from conftest import FakeQemu
+    from fake_machine import FakeQemu
 
 Recorded = Callable[[str], str]
 ROOT_HASH = "d47b0f0a57c52bda6b5d2c548d0390cdf0f33446fa374beac7326eadb6a4f58c"
@@ -186,7 +186,7 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from conftest import BOARD
+from fake_machine import BOARD
 from erofs_edge.qemu.smoke import smoke
 smoke(BOARD, Path({out!r}))
 """

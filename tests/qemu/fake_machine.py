@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A build's output folder made by hand, and a program that pretends to be QEMU."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+from erofs_edge.boot.fdt import DeviceTree, Node, string, write
+from erofs_edge.boot.fit import Image, build_fit
+from erofs_edge.disk import slots
+from erofs_edge.disk.layout import plan_disk, write_disk
+from erofs_edge.manifest.model import Board, Boot, Disk, PackageFile, Partition, Qemu
+from erofs_edge.trust.signer import KeySigner, public_key_pem
+
+ROOT_HASH = "d47b0f0a57c52bda6b5d2c548d0390cdf0f33446fa374beac7326eadb6a4f58c"
+BOARD = Board(
+    board="lab",
+    disk=Disk(
+        size="16M",
+        partitions={
+            "boot": Partition(size="1M", slots=["a", "b"], content="fit"),
+            "system": Partition(size="1M", slots=["a", "b"], content="/lab.yaml"),
+            "misc": Partition(size="1M", content="slot-state"),
+            "data": Partition(size="rest", filesystem="ext4"),
+        },
+    ),
+    boot=Boot(u_boot=PackageFile(package="u-boot-qemu", path="/u-boot.bin"), cmdline=["console=ttyAMA0"]),
+    qemu=Qemu(),
+)
+
+BOARD_YAML = """
+board: lab
+disk:
+  size: 16M
+  partitions:
+    boot: {size: 1M, slots: [a, b], content: fit}
+    system: {size: 1M, slots: [a, b], content: lab.yaml}
+    misc: {size: 1M, content: slot-state}
+    data: {size: rest, filesystem: ext4}
+boot:
+  u_boot: {package: u-boot-qemu, path: /u-boot.bin}
+  cmdline: [console=ttyAMA0]
+qemu: {}
+"""
+
+FAKE = """#!{python} -SE
+import json, os, re, sys, time
+here = {here!r}
+plan = json.load(open(here + "/plan.json"))
+arguments = sys.argv[1:]
+with open(here + "/calls", "a") as calls:
+    calls.write(json.dumps(arguments) + "\\n")
+if arguments == ["--version"]:
+    print(plan["version"])
+    sys.exit(plan.get("version_code", 0))
+dump = re.search(r"dumpdtb=([^,\\n]+)", "\\n".join(arguments))
+if dump:
+    if plan.get("dump", True):
+        open(dump[1], "wb").write(open(here + "/machine.dtb", "rb").read())
+    sys.exit(plan.get("dump_code", 0))
+disk = re.search(r"file=([^,\\n]+)", "\\n".join(arguments))[1]
+open(here + "/disk-seen", "wb").write(open(disk, "rb").read())
+sys.stderr.write(plan.get("complaint", ""))
+sys.stderr.flush()
+for piece in plan["console"]:
+    if isinstance(piece, str):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    else:
+        time.sleep(piece)
+open(here + "/finished", "w").close()
+sys.exit(plan.get("code", 0))
+"""
+
+
+class FakeQemu:
+    """Set what it does with `plan`; `calls` are the arguments that it was started with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.program = folder / "qemu-system-aarch64"
+        self.program.write_text(FAKE.format(python=sys.executable, here=str(folder)))
+        self.program.chmod(0o755)
+        (folder / "machine.dtb").write_bytes(
+            write(DeviceTree(Node({"compatible": string("linux,dummy-virt")}, {"chosen": Node()})))
+        )
+        self.plan()
+
+    def plan(
+        self, *console: str | float, version: str = "QEMU emulator version 10.0.2 (Debian)", **more: object
+    ) -> None:
+        (self.folder / "plan.json").write_text(json.dumps({"console": console, "version": version} | more))
+
+    @property
+    def calls(self) -> list[list[str]]:
+        path = self.folder / "calls"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "finished").exists()
+
+    @property
+    def disk_seen(self) -> bytes:
+        """The disk image as the machine found it."""
+        return (self.folder / "disk-seen").read_bytes()
+
+
+def make_build(out: Path, key: RSAPrivateKey) -> Path:
+    out.mkdir()
+    signer = KeySigner("dev", key)
+    images = {
+        "kernel": Image("kernel_noload", b"k" * 5000, "kernel"),
+        "ramdisk": Image("ramdisk", b"r" * 900, "ramdisk"),
+    }
+    (out / "boot.fit").write_bytes(build_fit(images, description="lab", epoch=0, signer=signer))
+    (out / "system.img").write_bytes(bytes(1024) + struct.pack("<I", 0xE0F5E1E2) + bytes(7164))
+    (out / "state").write_bytes(slots.encode_state(slots.initial(["a", "b"])))
+    contents = {
+        f"{name}_{slot}": out / file for name, file in (("boot", "boot.fit"), ("system", "system.img")) for slot in "ab"
+    }
+    write_disk(plan_disk(BOARD, contents | {"misc": out / "state"}, b"seed"), out / "disk.img")
+    (out / "u-boot.bin").write_bytes(b"U-Boot")
+    (out / "sign.pub.pem").write_bytes(public_key_pem(signer))
+    release = {"format": 1, "sign": {"name": "dev"}, "system": {"root_hash": ROOT_HASH}}
+    (out / "release.json").write_text(json.dumps(release))
+    return out
