@@ -114,6 +114,12 @@ class _Check:
                 f"superblock checksum is {info.raw.checksum:#010x}, the bytes have {info.checksum:#010x}",
                 CHECKSUM_OFFSET,
             )
+        for number, bit, name, at in (
+            (info.raw.packed_nid, ondisk.INCOMPAT_FRAGMENTS, "a packed inode", 96),
+            (info.raw.xattr_prefix_count, ondisk.INCOMPAT_XATTR_PREFIXES, "long xattr prefixes", 91),
+        ):
+            if number and not info.incompat(bit):
+                self.error(f"the superblock names {name} without the feature", ondisk.SUPER_OFFSET + at)
         records = sum(2 + len(record) for record in info.records.values())
         self.coverage.metadata(ondisk.SUPER_OFFSET, info.super_size + records, "superblock")
         self._prefixes()

@@ -69,12 +69,9 @@ def flat_extents(backing: Backing, info: SuperInfo, inode: DiskInode) -> list[Ex
     extents = []
     if size > tail:
         length = size - tail
-        if inode.u == ondisk.NULL_ADDR:
-            extents.append(Extent(0, length, Kind.HOLE))
-        else:
-            address, stored = inode.u * block, -(-length // block) * block
-            _check_range(backing, f"inode {inode.nid}", address, stored, inode.offset)
-            extents.append(Extent(0, length, Kind.RAW, address, stored))
+        address, stored = inode.u * block, -(-length // block) * block
+        _check_range(backing, f"inode {inode.nid}", address, stored, inode.offset)
+        extents.append(Extent(0, length, Kind.RAW, address, stored))
     if tail:
         _check_range(backing, f"inline tail of inode {inode.nid}", inode.body, tail, inode.offset)
         extents.append(Extent(size - tail, tail, Kind.RAW, inode.body, tail, inline=True))

@@ -320,7 +320,7 @@ def check_distances(backing: Backing, zmap: ZMap) -> None:
             if told not in (-1, lcn):
                 raise _wrong(zmap, lcn, f"starts an extent where none was announced before cluster {told}")
             told = -1
-        elif 0 <= entry.ahead < ondisk.DELTA_MAX:
+        elif entry.ahead >= 0 and entry.ahead != ondisk.DELTA_MAX:  # that one is saturated
             here = lcn + (entry.ahead or 1)
             if told not in (-1, here):
                 raise _wrong(zmap, lcn, f"announces an extent at cluster {here}, another one at {told}")
