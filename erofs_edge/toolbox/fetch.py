@@ -52,6 +52,7 @@ SETS = {
         | _same(
             "veritysetup", "mkimage", "dumpimage", "mkenvimage", "dtc", "fdtget", "fdtput", "sgdisk", "sfdisk",
             "mcopy", "mdir", "mtype", "minfo", "e2fsck", "mke2fs", "debugfs", "cpio", "openssl", "fsck.fat", "kmod",
+            "depmod", "modprobe",
         ),
     ),
     "oracles-sid": ToolSet("sid", ("erofs-utils",), {name: (name, f"{name}-1.9") for name in EROFS_TOOLS}),
