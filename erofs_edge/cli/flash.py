@@ -63,7 +63,7 @@ def flash(
     try:
         results = execute(plan, opened, step, verify=not no_verify, resume=resume)
     except KeyboardInterrupt:
-        note("stopped in between: the disk has no partition table now; the same command with --resume goes on")
+        note("stopped in between: the target is not complete; the same command with --resume goes on")
         raise
     finally:
         opened.close()

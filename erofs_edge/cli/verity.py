@@ -72,7 +72,7 @@ def format_(
     if as_json:
         emit_json(record)
     else:
-        table((key.replace("_", " ").capitalize() + ":", str(value)) for key, value in record.items())
+        table((_title(key) + ":", str(value)) for key, value in record.items())
 
 
 @verity.command()
@@ -130,6 +130,10 @@ def _described(sb: Superblock) -> dict[str, object]:
         "hash_algorithm": sb.algorithm,
         "salt": sb.salt.hex() or "-",
     }
+
+
+def _title(key: str) -> str:
+    return "UUID" if key == "uuid" else key.replace("_", " ").capitalize()
 
 
 def _after_erofs(image: Path) -> int | None:

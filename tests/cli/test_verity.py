@@ -42,7 +42,7 @@ def test_format_prints_what_veritysetup_prints(image: Path) -> None:
     assert result.exit_code == 0, result.output
     values = dict(line.split(": ", 1) for line in result.stdout.splitlines())
     assert {key: value.strip() for key, value in values.items()} == {
-        "Uuid": UUID,
+        "UUID": UUID,
         "Data blocks": "300",
         "Data block size": "4096",
         "Hash block size": "4096",
