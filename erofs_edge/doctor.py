@@ -179,7 +179,7 @@ def _install(package: str) -> str:
 
 def _writable_folder(name: str, folder: Path, variable: str) -> Iterator[Finding]:
     there = _existing(folder)
-    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+    if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
         yield Finding(name, "build", True, str(folder))
     else:
         yield Finding(name, "build", False, f"{there} cannot be written", f"export {variable}=a-folder-of-yours")
@@ -187,7 +187,7 @@ def _writable_folder(name: str, folder: Path, variable: str) -> Iterator[Finding
 
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
-    return next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+    return next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path("/"))
 
 
 def _usage(folder: Path) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Each check calls `fail(pointer, message, hint)`, which raises ManifestError at t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -52,15 +53,15 @@ def check_board(board: Board, fail: Fail) -> None:
 def check_system(system: System, fail: Fail) -> None:
     """Files that must be there, and values that depend on one another."""
     for index, overlay in enumerate(system.overlay):
-        if not Path(overlay.from_).is_dir():
+        if not os.path.isdir(overlay.from_):
             fail(f"overlay.{index}.from", f"no such directory: {overlay.from_}")
     for index, source in enumerate(system.sources):
         here = f"sources.{index}"
         if (source.directory is None) == (source.tar is None):
             fail(here, 'a source is either a "directory" or a "tar"')
-        if source.directory is not None and not Path(source.directory).is_dir():
+        if source.directory is not None and not os.path.isdir(source.directory):
             fail(f"{here}.directory", f"no such directory: {source.directory}")
-        if source.tar is not None and not Path(source.tar).is_file():
+        if source.tar is not None and not os.path.isfile(source.tar):
             fail(f"{here}.tar", f"no such file: {source.tar}")
         if source.directory is not None and source.sha256 is not None:
             fail(f"{here}.sha256", '"sha256" pins a tar; a directory has none')
@@ -125,7 +126,7 @@ def _check_content(pointer: str, partition: Partition, fail: Fail) -> None:
         fail(f"{pointer}.filesystem", 'a partition with "content" gets no "filesystem"')
     if content == "slot-state" and partition.slots:
         fail(f"{pointer}.slots", "the slot state is one for all slots")
-    if content not in CONTENT_WORDS and not Path(content).is_file():
+    if content not in CONTENT_WORDS and not os.path.isfile(content):
         fail(f"{pointer}.content", f"no such manifest: {content}", f"or one of {', '.join(CONTENT_WORDS)}")
 
 

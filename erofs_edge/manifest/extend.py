@@ -34,7 +34,7 @@ def read_extended(path: Path) -> tuple[Mapping, list[Path]]:
             raise ManifestError(f"extends itself by way of {here}", where=named_by)
         if len(files) >= MAX_CHAIN:
             raise ManifestError(f"more than {MAX_CHAIN} files extend one another", where=named_by)
-        if named_by is not None and not here.is_file():
+        if named_by is not None and not os.path.isfile(here):
             raise ManifestError(f"extends {here}, which is not there", where=named_by)
         root = read_yaml(here)
         if not isinstance(root, Mapping):
