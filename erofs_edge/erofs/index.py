@@ -8,7 +8,7 @@ indexes store 8 bytes an entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from erofs_edge.erofs.ondisk import (
@@ -39,18 +39,14 @@ class Extent(NamedTuple):
     raw: bool
 
 
-class Entry(NamedTuple):
-    """One lcluster. A head (PLAIN, HEAD1) has `value` = offset of its extent in the lcluster, and its block.
+class Head(NamedTuple):
+    """An lcluster in which a pcluster's data starts, at byte `offset`; up to the next head nothing else starts."""
 
-    A NONHEAD has `value` = distance back to its head, `ahead` = distance to the next head, and `blocks` = size
-    of the pcluster in blocks.
-    """
-
+    lcluster: int
+    offset: int
     kind: int
-    value: int
-    ahead: int = 0
-    blocks: int = 0
-    block: int = 0
+    block: int
+    blocks: int
 
 
 def layout_for(block_bits: int) -> int:
@@ -70,125 +66,111 @@ def build_index(
 
     `position` is where the map header stands: a multiple of 8, of which only the remainder by 32 matters.
     """
-    entries = list(_entries(extents, size, block_bits, first_block))
-    assert len(entries) == _lclusters(size, block_bits), "one entry for each lcluster"  # noqa: S101
+    heads = _heads(extents, size, block_bits, first_block)
+    count = _lclusters(size, block_bits)
     if layout_for(block_bits) == LAYOUT_COMPRESSED_FULL:
-        return _full(entries, big)
+        return _full(heads, count, big)
     advise = ADVISE_COMPACTED_2B if block_bits <= COMPACT_2B_BITS_MAX else 0
     if big:
         advise |= ADVISE_BIG_PCLUSTER_1 | ADVISE_BIG_PCLUSTER_2
     header = MAP_HEADER.pack(0, advise, ALGORITHM_LZ4, 0)
-    return header + _compact(entries, max(block_bits, 12), advise, first_block, position + len(header))
+    return header + _compact(heads, count, max(block_bits, 12), advise, position + len(header))
 
 
 def _lclusters(size: int, block_bits: int) -> int:
     return -(-size >> block_bits)
 
 
-def _entries(extents: Sequence[Extent], size: int, block_bits: int, first_block: int) -> Iterable[Entry]:
-    """The entry of every lcluster. A raw extent of several blocks has a head in each."""
+def _heads(extents: Sequence[Extent], size: int, block_bits: int, first_block: int) -> list[Head]:
+    """The heads of all extents; raw ones have one in each block.
+
+    When the last extent ends inside an lcluster in which it does not start, that gets an empty one of block 0: it
+    bounds the real one.
+    """
     block_size = 1 << block_bits
-    last_lcluster = _lclusters(size, block_bits) - 1
+    heads: list[Head] = []
     start, block = 0, first_block
-    for extent in extents:
-        end = start + extent.length
-        if extent.raw:
-            for at in range(start, end, block_size):
-                yield Entry(LCLUSTER_PLAIN, at & block_size - 1, block=block)
+    for length, blocks, raw in extents:
+        if raw:
+            for at in range(start, start + length, block_size):
+                heads.append(Head(at >> block_bits, at & block_size - 1, LCLUSTER_PLAIN, block, 1))
                 block += 1
-            start = end
-            continue
-        lcluster = start >> block_bits
-        yield Entry(LCLUSTER_HEAD1, start & block_size - 1, block=block)
-        # the lcluster in which the next extent starts; the end of the file counts as one when it lies inside
-        following = last_lcluster + 1 if end == size and not end & block_size - 1 else end >> block_bits
-        for at in range(lcluster + 1, following):
-            yield Entry(LCLUSTER_NONHEAD, at - lcluster, following - at, extent.blocks)
-        block += extent.blocks
-        start = end
-    tail = size & block_size - 1
-    if tail and extents:
-        final = extents[-1]
-        head = size - final.length if not final.raw else size - ((final.length - 1) % block_size + 1)
-        if head >> block_bits != last_lcluster:
-            yield Entry(LCLUSTER_PLAIN, tail)  # an empty extent at the end: it bounds the last real one
+        else:
+            heads.append(Head(start >> block_bits, start & block_size - 1, LCLUSTER_HEAD1, block, blocks))
+            block += blocks
+        start += length
+    if size & block_size - 1 and heads[-1].lcluster != size >> block_bits:
+        heads.append(Head(size >> block_bits, size & block_size - 1, LCLUSTER_PLAIN, 0, 1))
+    return heads
 
 
-def _full(entries: Sequence[Entry], big: bool) -> bytes:
+def _full(heads: Sequence[Head], count: int, big: bool) -> bytes:
     """z_erofs_lcluster_index records."""
     advise = ADVISE_BIG_PCLUSTER_1 | ADVISE_BIG_PCLUSTER_2 if big else 0
     out = bytearray(MAP_HEADER.pack(0, advise, ALGORITHM_LZ4, 0) + bytes(8))
-    for e in entries:
-        if e.kind == LCLUSTER_NONHEAD:
-            back = D0_CBLKCNT | e.blocks if big and e.value == 1 else min(e.value, DELTA_MAX)
-            out += FULL_INDEX.pack(e.kind, 0, back | min(e.ahead, DELTA_MAX) << 16)
-        else:
-            out += FULL_INDEX.pack(e.kind, e.value, e.block)
+    for head, end in zip(heads, _ends(heads, count), strict=True):
+        out += FULL_INDEX.pack(head.kind, head.offset, head.block)
+        for back in range(1, end - head.lcluster):
+            delta = D0_CBLKCNT | head.blocks if big and back == 1 else min(back, DELTA_MAX)
+            out += FULL_INDEX.pack(LCLUSTER_NONHEAD, 0, delta | min(end - head.lcluster - back, DELTA_MAX) << 16)
     return bytes(out)
 
 
-def _compact(entries: Sequence[Entry], low_bits: int, advise: int, first_block: int, position: int) -> bytes:
+def _compact(heads: Sequence[Head], count: int, low_bits: int, advise: int, position: int) -> bytes:
     """Packs: 4-byte entries up to a 32-byte border, then 2-byte ones in sixteens, then 4-byte ones again."""
-    count = len(entries)
+    big = bool(advise & ADVISE_BIG_PCLUSTER_1)
+    usual, last = _compact_entries(heads, count, low_bits, big)
     leading = min((32 - position % 32) // 4 % 8, count)
     middle = (count - leading) // 16 * 16 if advise & ADVISE_COMPACTED_2B else 0
     packs = [(at, 2, 16) for at in range(0, leading, 2)]
     packs += [(leading + at, 16, 14) for at in range(0, middle, 16)]
     packs += [(at, 2, 16) for at in range(leading + middle, count, 2)]
-    big = bool(advise & ADVISE_BIG_PCLUSTER_1)
-    base = _BigBase(first_block) if big else _Base(first_block)
     out = bytearray()
+    before = 0  # heads that stand before the pack
     for start, slots, bits in packs:
-        pack = entries[start : start + slots]
-        base_block = base.advance(pack)
-        packed = 0
-        for slot, e in enumerate(pack):
-            low = e.value
-            if e.kind == LCLUSTER_NONHEAD:
-                if big and e.value == 1:
-                    low = D0_CBLKCNT | e.blocks
-                else:
-                    low = min(e.ahead if slot == slots - 1 else e.value, DELTA_MAX)
-            packed |= (low | e.kind << low_bits) << (slot * bits)
-        out += packed.to_bytes(slots * bits // 8, "little") + base_block.to_bytes(4, "little")
+        while before < len(heads) and heads[before].lcluster < start:
+            before += 1
+        base = _big_base(heads, before, start) if big else heads[0].block - 1 + before
+        packed = last[start + slots - 1]
+        for entry in usual[start : start + slots - 1][::-1]:
+            packed = packed << bits | entry
+        out += packed.to_bytes(slots * bits // 8, "little") + base.to_bytes(4, "little")
     return bytes(out)
 
 
-class _Base:
-    """Base blocks of packs whose pclusters are one block each: a pack's n-th head is at base + n."""
+def _compact_entries(heads: Sequence[Head], count: int, low_bits: int, big: bool) -> tuple[list[int], list[int]]:
+    """The entry of each lcluster, and what it is when it stands in the last slot of a pack; one empty one more.
 
-    def __init__(self, first_block: int) -> None:
-        self._block = first_block - 1
-
-    def advance(self, pack: Sequence[Entry]) -> int:
-        base = self._block
-        self._block += sum(e.kind != LCLUSTER_NONHEAD for e in pack)
-        return base
-
-
-class _BigBase:
-    """Base blocks of packs with big pclusters.
-
-    A head is at base + the blocks of those pclusters before it whose count shows in the pack. The count of a head
-    in the last slot shows only in the next pack, and not at all when another head follows there.
+    In the last slot a NONHEAD tells the distance ahead instead of back.
     """
+    usual: list[int] = []
+    last: list[int] = []
+    nonhead = LCLUSTER_NONHEAD << low_bits
+    for head, end in zip(heads, _ends(heads, count), strict=True):
+        entry = head.offset | head.kind << low_bits
+        run = end - head.lcluster - 1
+        assert run <= DELTA_MAX, "extents are shorter than distances can tell"  # noqa: S101
+        usual += (entry, *range(nonhead + 1, nonhead + run + 1))
+        last += (entry, *range(nonhead + run, nonhead, -1))
+        if big and run:
+            usual[head.lcluster + 1] = last[head.lcluster + 1] = nonhead | D0_CBLKCNT | head.blocks
+    assert len(usual) == count, "one entry for each lcluster"  # noqa: S101
+    return [*usual, 0], [*last, 0]
 
-    def __init__(self, first_block: int) -> None:
-        self._block = first_block
-        self._uncounted = False
 
-    def advance(self, pack: Sequence[Entry]) -> int:
-        base, heads = self._block, 0
-        for e in pack:
-            if e.kind == LCLUSTER_NONHEAD:
-                if e.value == 1:
-                    self._block += e.blocks
-                    self._uncounted = False
-                continue
-            if self._uncounted:
-                self._block += 1
-                if not heads:
-                    base = self._block
-            self._uncounted = True
-            heads += 1
-        return base
+def _big_base(heads: Sequence[Head], before: int, start: int) -> int:
+    """The base block of a pack that starts at an lcluster, `before` heads standing before it.
+
+    A head is at base + the blocks of those pclusters before it whose count shows in the pack. A head in the last
+    slot before the pack shows its count in the pack's first entry, unless that is a head itself.
+    """
+    if not before:
+        return heads[0].block
+    head = heads[before - 1]
+    counted_here = head.lcluster + 1 == start and (before == len(heads) or heads[before].lcluster != start)
+    return head.block if counted_here else head.block + head.blocks
+
+
+def _ends(heads: Sequence[Head], count: int) -> list[int]:
+    """For each head the lcluster of the next one."""
+    return [*(head.lcluster for head in heads[1:]), count]
