@@ -125,13 +125,13 @@ def _refuse_unsupported(raw: Superblock) -> None:
     unknown = raw.feature_incompat & ~ondisk.INCOMPAT_KNOWN
     if unknown:
         raise broken(f"the image needs unknown features {unknown:#x}", at)
-    for bit, name in UNSUPPORTED.items():
-        if raw.feature_incompat & bit:
-            raise ErofsFormatError(
-                f"images with {name} are not supported",
-                where=f"offset {at:#x}",
-                hint="rebuild the image without this feature",
-            )
+    names = [name for bit, name in UNSUPPORTED.items() if raw.feature_incompat & bit]
+    if names:
+        raise ErofsFormatError(
+            f"images with {' and '.join(names)} are not supported",
+            where=f"offset {at:#x}",
+            hint="rebuild the image without",
+        )
     if raw.extra_devices:
         raise ErofsFormatError(
             f"images with data on {raw.extra_devices} other devices are not supported",

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our reader on images of three generations of mkfs.erofs, compared strictly with the source tree."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from reader_trees import EPOCH, make_tree, mkfs
+from treediff import diff, scan
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.check import check
+from erofs_edge.erofs.extents import Kind
+from erofs_edge.erofs.read import Image
+from erofs_edge.errors import ErofsEdgeError, ErofsFormatError
+from erofs_edge.tree import FileTree
+
+Oracle = Callable[[str], str]
+ALL, NEW, NEWEST = ("1.5", "1.8", "1.9"), ("1.8", "1.9"), ("1.9",)
+MATRIX: list[tuple[tuple[str, ...], str]] = [
+    (ALL, ""),
+    (ALL, "-zlz4"),
+    (ALL, "-zlz4 -C65536"),
+    (ALL, "-zlz4hc,9 -C16384"),
+    (NEW, "-zlz4 -C1048576"),
+    (ALL, "-zlz4 -C32768 -Elegacy-compress"),
+    (ALL, "-zlz4 -Eztailpacking"),
+    (NEW, "-zlz4hc -C65536 -Eztailpacking"),
+    (NEW, "-zlz4 -Efragments"),
+    (NEW, "-zlz4 -C65536 -Eall-fragments"),
+    (NEW, "-zlz4 -Ededupe"),
+    (NEW, "-zlz4 -C16384 -Ededupe,all-fragments,ztailpacking"),
+    (NEW, "-zlz4 -C16384 -Efragments,ztailpacking"),
+    (ALL, "--chunksize=4096"),
+    (ALL, "--chunksize=65536 -Eforce-chunk-indexes"),
+    (NEW, "--chunksize=8192 -b512"),
+    (NEW, "-b512 -zlz4"),
+    (NEW, "-b1024 -zlz4 -C8192"),
+    (NEW, "-b2048 -zlz4 -C8192 -Eztailpacking"),
+    (NEW, "-zlz4 --xattr-prefix=user.on.a -x1"),
+    (NEWEST, "--xattr-prefix=user.sh -Eplain-xattr-prefixes -x1"),
+    (NEWEST, "--xattr-prefix=user.sh -zlz4 -Efragments -x1"),
+    (NEWEST, "-zlz4 --zD=1"),
+    (ALL, "-Eforce-inode-extended"),
+    (NEW, "-zlz4 -Enoinline_data"),
+    (NEWEST, "-zlz4 -C65536 --max-extent-bytes=65536"),
+    (ALL, "-Enosbcrc"),
+]
+CASES = [(version, options) for versions, options in MATRIX for version in versions]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tree(tmp_path_factory.mktemp("source") / "tree")
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path) -> FileTree:
+    return scan(source)
+
+
+@pytest.mark.parametrize(("version", "options"), CASES, ids=lambda value: value)
+def test_reads_what_mkfs_wrote(
+    version: str, options: str, source: Path, expected: FileTree, tmp_path: Path, oracle: Oracle
+) -> None:
+    path = mkfs(oracle(f"mkfs.erofs-{version}"), tmp_path / "image", source, options.split())
+    with Image(path) as image:
+        assert diff(image.tree(), expected) == []
+    report = check(path)
+    assert report.ok, report.findings
+    assert report.files == len({id(inode) for _, inode in expected.walk() if inode.is_file})
+
+
+def test_compact_inodes_take_the_time_of_the_image(
+    source: Path, expected: FileTree, tmp_path: Path, oracle: Oracle
+) -> None:
+    path = mkfs(oracle("mkfs.erofs-1.9"), tmp_path / "image", source, [f"-T{EPOCH}", "--all-root", "-zlz4"])
+    with Image(path) as image:
+        tree = image.tree()
+        assert not image.inode(image.root_nid).extended
+        assert {inode.mtime_ns for _, inode in tree.walk()} == {EPOCH * 1_000_000_000}
+        assert {(inode.uid, inode.gid) for _, inode in tree.walk()} == {(0, 0)}
+        assert diff(tree, expected, owners=False, times=False) == []
+
+
+@pytest.fixture(scope="module")
+def everything(source: Path, tmp_path_factory: pytest.TempPathFactory, oracle: Oracle) -> Path:
+    """An image with every kind of extent that mkfs.erofs makes in compressed files."""
+    options = ["-zlz4", "-C16384", "-Efragments,ztailpacking"]
+    return mkfs(oracle("mkfs.erofs-1.9"), tmp_path_factory.mktemp("images") / "image", source, options)
+
+
+@pytest.mark.parametrize("name", ["long", "mixed", "repeat", "twin", "sparse", "size-4097"])
+def test_reads_any_part_of_a_file(name: str, source: Path, everything: Path) -> None:
+    data = (source / name).read_bytes()
+    rng = random.Random(name)
+    with Image(everything) as image:
+        inode = image.lookup(name)
+        for _ in range(40):
+            offset = rng.randrange(len(data) + 10)
+            length = rng.choice([0, 1, 100, 4096, 100_000, len(data)])
+            assert image.read(inode, offset, length) == data[offset : offset + length]
+        assert b"".join(piece for _, piece in image.stream(inode)) == data
+
+
+def test_extents_cover_a_file_from_any_byte(everything: Path) -> None:
+    with Image(everything) as image:
+        inode = image.lookup("mixed")
+        whole = list(image.extents(inode))
+        assert {extent.kind for extent in whole} >= {Kind.ENCODED, Kind.ROTATED, Kind.FRAGMENT}
+        for index, extent in enumerate(whole):
+            for byte in (extent.start, extent.start + extent.length - 1):
+                assert list(image.extents(inode, byte)) == whole[index:]
+        assert list(image.extents(inode, inode.size)) == []
+
+
+def test_open_is_a_seekable_file(source: Path, everything: Path) -> None:
+    data = (source / "mixed").read_bytes()
+    with Image(everything) as image, image.open("/mixed") as raw, io.BufferedReader(raw) as handle:
+        assert handle.read(10) == data[:10]
+        assert handle.seek(-5, io.SEEK_END) == len(data) - 5
+        assert handle.read() == data[-5:]
+        assert handle.seek(200_000) == 200_000
+        assert handle.read(5000) == data[200_000:205_000]
+        with pytest.raises(ErofsEdgeError, match="not a regular file"):
+            image.open("/many")
+
+
+def test_lookup_follows_symlinks_inside_the_image_only(everything: Path) -> None:
+    with Image(everything) as image:
+        leaf = image.lookup("/deep/er/est/leaf")
+        assert image.lookup("link/est/leaf") == leaf
+        assert image.lookup("../../deep/er/../er/est//leaf") == leaf
+        assert image.readlink(image.lookup("link", follow=False)) == b"deep/er"
+        for path, message in [("dangling", "no such file"), ("long/x", "not a directory"), ("nope", "no such file")]:
+            with pytest.raises(ErofsEdgeError, match=message):
+                image.lookup(path)
+
+
+def test_hard_links_are_one_inode(everything: Path) -> None:
+    with Image(everything) as image:
+        tree = image.tree()
+        assert tree.get("long") is tree.get("third-name") is tree.get("deep/second-name") is not None
+        assert tree.get("mixed") is not tree.get("twin")
+
+
+def test_bytes_behind_the_image_do_not_matter(everything: Path, expected: FileTree, tmp_path: Path) -> None:
+    longer = tmp_path / "longer"
+    longer.write_bytes(everything.read_bytes() + random.Random(0).randbytes(100_000))
+    with Image(longer) as image:
+        assert diff(image.tree(), expected) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-zlz4", "-E48bit"], "48BIT"),
+        (["-zlz4", "-m4096"], "METABOX"),
+        (["--chunksize=4096", "--blobdev=BLOB"], "1 other devices"),
+    ],
+)
+def test_what_is_not_supported_is_named(
+    options: list[str], message: str, source: Path, tmp_path: Path, oracle: Oracle
+) -> None:
+    options = [option.replace("BLOB", str(tmp_path / "blob")) for option in options]
+    path = mkfs(oracle("mkfs.erofs-1.9"), tmp_path / "image", source, options)
+    with pytest.raises(ErofsFormatError, match=message):
+        Image(path)
+
+
+def test_other_codecs_fail_at_the_data_only(source: Path, expected: FileTree, tmp_path: Path, oracle: Oracle) -> None:
+    path = mkfs(oracle("mkfs.erofs-1.9"), tmp_path / "image", source, ["-zzstd"])
+    with Image(path) as image:
+        tree = image.tree()
+        assert {path for path, _ in tree.walk()} == {path for path, _ in expected.walk()}
+        with pytest.raises(ErofsFormatError, match=r"offset 0x.*zstd is not supported"):
+            image.read(image.lookup("long"), 0, 10)
+
+
+def test_a_missing_file_and_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(ErofsEdgeError, match="cannot open the image"):
+        Image(tmp_path / "nothing")
+    (tmp_path / "empty").touch()
+    with pytest.raises(ErofsFormatError, match="empty"):
+        Image(tmp_path / "empty")
+    (tmp_path / "short").write_bytes(bytes(ondisk.SUPER_OFFSET + 100))
+    with pytest.raises(ErofsFormatError, match="outside the image"):
+        Image(tmp_path / "short")
+
+
+def test_memory_does_not_grow_with_what_was_read(everything: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("erofs_edge.erofs.read.CACHE_BYTES", 300_000)
+    with Image(everything) as image:
+        for _, inode in image.walk():
+            image.read(inode, 0, inode.size)
+        cache = image._cache
+        assert 0 < cache._held <= 300_000
+        assert cache._held == sum(map(len, cache._items.values()))
