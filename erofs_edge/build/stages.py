@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from erofs_edge.boot.assemble import BootOutputs, build_boot
-from erofs_edge.boot.kernel import Kernel, read_kernel
+from erofs_edge.boot.assemble import BootOutputs, build_boot, system_modules
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.disk import slots
 from erofs_edge.disk.fat import build_fat
@@ -41,10 +40,10 @@ def quiet(_label: str) -> AbstractContextManager[Progress]:
 
 @dataclass(frozen=True, slots=True)
 class Debs:
-    """Package name → .deb, by what they are for."""
+    """The .deb of the kernel; package name → .deb of the others, by what they are for."""
 
     system: dict[str, Path]
-    kernel: dict[str, Path]
+    kernel: Path
     initramfs: dict[str, Path]
     firmware: dict[str, Path]
 
@@ -58,7 +57,6 @@ class SystemImage:
     erofs: ErofsInfo
     verity: VerityInfo
     report: Report
-    kernel: Kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,8 @@ def fetch_debs(inputs: Inputs, cache: Cache, step: Step) -> Debs:
     with step("packages") as progress:
         fetch(wanted.values(), host_mirror, cache, progress)
     found = {name: fetch(packages, host_mirror, cache) for name, packages in groups.items()}
-    return Debs(found["system"], found["kernel"], found["initramfs"], found["firmware"])
+    (kernel,) = found["kernel"].values()
+    return Debs(found["system"], kernel, found["initramfs"], found["firmware"])
 
 
 def make_system(
@@ -98,9 +97,8 @@ def make_system(
     """system.img: the manifest's tree and the board's kernel modules as EROFS, dm-verity appended."""
     locked = inputs.system
     with step("system tree"):
-        kernel = read_kernel(inputs.board.value, debs.kernel, cache)
         made = system_tree(locked.loaded, locked.lock, debs.system, cache)
-        made.tree.merge(kernel.modules)
+        made.tree.merge(system_modules(inputs.board.value, debs.kernel, cache, epoch=inputs.epoch))
     erofs = locked.loaded.value.erofs
     path = work / "system.img"
     with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
@@ -118,7 +116,7 @@ def make_system(
         info = write_image(made.tree, path, options)
     with step("verity"):
         verity = append(path, block_size=size_bytes(inputs.board.value.verity.block_size))
-    return SystemImage(path, made.tree, info, verity, made.report, kernel)
+    return SystemImage(path, made.tree, info, verity, made.report)
 
 
 def make_boot(
@@ -127,12 +125,11 @@ def make_boot(
     """boot.fit with the root hash inside and signed; u-boot.bin; the files of the firmware partition."""
     with step("boot image"):
         boot = build_boot(
-            inputs.board,
-            kernel=system.kernel,
+            inputs.board.value,
+            kernel_deb=debs.kernel,
             initramfs_debs=debs.initramfs,
             firmware_debs=debs.firmware,
             verity=system.verity,
-            partition=inputs.partition,
             epoch=inputs.epoch,
             signer=signer,
             cache=cache,
@@ -146,7 +143,7 @@ def make_disk(inputs: Inputs, system: SystemImage, boot: BootOutputs, work: Path
     """disk.img: every partition in its place, the same content in both slots, slot state fresh."""
     board = inputs.board.value
     seed = hashlib.sha256(b"erofs-edge disk" + board.board.encode() + system.verity.root_hash).digest()
-    contents = {}
+    contents: dict[str, Path] = {}
     with step("disk image") as progress:
         for name, partition in board.disk.partitions.items():
             if partition.content is None:
@@ -158,7 +155,7 @@ def make_disk(inputs: Inputs, system: SystemImage, boot: BootOutputs, work: Path
             elif partition.content == "firmware":
                 path = work / "firmware.img"
                 build_fat(
-                    boot.firmware_files,
+                    boot.firmware_files or {},
                     path,
                     size=size_bytes(partition.size),
                     label="FIRMWARE",

@@ -22,6 +22,8 @@ from erofs_edge.manifest.model import LockedPackage
 from erofs_edge.sources.debian.mirror import Mirror
 
 TIMEOUT = 900  # seconds for one apt call
+COMPONENTS = "main non-free-firmware"
+"""boards need the second for what their vendors give no source of (raspi-firmware); nothing else is in it"""
 
 
 class Apt:
@@ -114,7 +116,7 @@ def open_apt(
             archive = "debian-security" if pocket == "-security" else "debian"
             if archive in mirror.archives:
                 options = f"arch={arch} signed-by={mirror.keyring}"
-                lines.append(f"deb [{options}] {mirror.archives[archive]} {suite}{pocket} main\n")
+                lines.append(f"deb [{options}] {mirror.archives[archive]} {suite}{pocket} {COMPONENTS}\n")
         (folder / "sources.list").write_text("".join(lines))
         (folder / "apt.conf").write_text(_configuration(folder, arch, check_dates=not mirror.pinned))
         apt = Apt(folder)
