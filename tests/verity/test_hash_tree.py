@@ -228,6 +228,7 @@ def test_separate_tree_behind_something_else(tmp_path: Path) -> None:
     assert verify(image, info, hash_device=tree).ok
     assert verify(image, info.root_hash, hash_device=tree, hash_offset=8192).ok
     assert info.hash_start_block == 3
+    assert info.root_hash == reference_root(pattern(200), info.salt, 4096)  # what was there is not in it
 
 
 def test_nonsense_is_refused(tmp_path: Path) -> None:
