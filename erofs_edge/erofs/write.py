@@ -89,7 +89,9 @@ def _store_contents(plan: Plan, sink: Sink, options: WriteOptions) -> FileStore:
     done, total = 0, sum(node.size for node in plan.files)
     pool = ThreadPoolExecutor(options.workers, thread_name_prefix="erofs")
     try:
-        twins = find_twins(plan.files, pool, larger_than=options.block_size)
+        # reading files of equal size twice pays only where compression is slow
+        slow = rules is not None and rules.level is not None
+        twins = find_twins(plan.files, pool, larger_than=options.block_size) if slow else {}
         files = FileStore(sink, options, twins.values())
         for stored in store(plan.files, twins, pool, rules=rules, block_size=options.block_size, cache=options.cache):
             files.take(stored)

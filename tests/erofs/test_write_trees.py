@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from treediff import diff
 from writer_check import fsck_differences, kernel_differences, write
 from writer_trees import NS, file, rich_tree, text, trees
 
+from erofs_edge.erofs.read import Image
 from erofs_edge.tree import FileTree, Inode
 
 Oracle = Callable[[str], str]
@@ -67,6 +69,17 @@ def test_everything_at_once_through_the_kernel(
 ) -> None:
     write(rich, image := tmp_path / "i", **options)
     assert kernel_differences(image, rich) == []
+
+
+@pytest.mark.parametrize("block_size", [2048, 4096, 8192, 16384, 32768, 65536])
+@pytest.mark.parametrize("compression", ["none", "lz4hc"])
+def test_everything_at_once_through_our_reader(
+    rich: FileTree, tmp_path: Path, block_size: int, compression: str
+) -> None:
+    """The only reader here for blocks larger than a page."""
+    write(rich, tmp_path / "i", compression=compression, level=None, block_size=block_size, pcluster=4 * block_size)
+    with Image(tmp_path / "i") as image:
+        assert diff(image.tree(), rich) == []
 
 
 @pytest.mark.root
