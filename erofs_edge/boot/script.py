@@ -7,8 +7,9 @@ little endian, then NAME=VALUE strings, each ended by NUL, padded with NUL (U-Bo
 without redundancy flag; cmd/nvedit.c).
 
 What the script trusts: nothing on the disk. Variables are imported by a list of names, a FIT is read no further than
-its partition is long, and `bootm` verifies it before a byte of it runs. The words are those of U-Boot's hush shell;
-every command is in Debian's stock builds of U-Boot 2025.01.
+its partition is long, and `bootm` verifies it before a byte of it runs. The chain u-boot-booti, for a U-Boot that is
+built without FIT, cannot verify: it only takes the images out. The words are those of U-Boot's hush shell; every
+command is in Debian's stock builds of U-Boot 2025.01.
 """
 
 from __future__ import annotations
@@ -70,7 +71,15 @@ def _partition(board: Board, content: str) -> tuple[str, Partition]:
 
 
 def _find_disk(board: Board) -> list[str]:
-    return ["virtio scan"] if board.boot.storage == "virtio" else [f"mmc dev {board.boot.device}"]
+    """Sets ee_dev, U-Boot's number of the disk.
+
+    U-Boot numbers mmc controllers as it finds them; a boot.scr is told ${devnum}, the one that it was found on
+    (boot/bootmeth_script.c).
+    """
+    number = [f"setenv ee_dev {board.boot.device:x}"]
+    if board.boot.storage == "virtio":
+        return ["virtio scan", *number]
+    return [*number, 'test -n "${devnum}" && setenv ee_dev ${devnum}', "mmc dev ${ee_dev}"]
 
 
 def _variables(names: list[str]) -> str:
@@ -82,7 +91,7 @@ def _read_state(board: Board, partition: str, names: list[str]) -> list[str]:
 
     So at least one of the two is whole at every moment, whichever was damaged before.
     """
-    storage, device, sector = board.boot.storage, board.boot.device, board.disk.sector
+    storage, sector = board.boot.storage, board.disk.sector
     first, second = (offset // sector for offset in STATE_OFFSETS)
     count, address = STATE_SIZE // sector, board.boot.load_address
     load = f"env import -c {address:x} {STATE_SIZE:x} {_variables(names)}"
@@ -94,7 +103,7 @@ def _read_state(board: Board, partition: str, names: list[str]) -> list[str]:
     return [
         *(f"setenv {name}" for name in _variables(names).split()),
         "setenv ee_save",
-        f"if part start {storage} {device} {partition} ee_misc; then",
+        f"if part start {storage} ${{ee_dev}} {partition} ee_misc; then",
         f"setenv ee_save '{'; '.join(save)}'",
         f"setexpr ee_good ${{ee_misc}} + {first:x}",
         f"setexpr ee_other ${{ee_misc}} + {second:x}",
@@ -114,12 +123,11 @@ def _try_slot(board: Board, name: str, partition: Partition) -> str:
     The FIT holds its data inside itself, so its header says how much to read. A forged header or partition table
     must not make U-Boot read over its own memory: the board's own partition size is the limit.
     """
-    storage, device, sector = board.boot.storage, board.boot.device, board.disk.sector
+    storage, sector = board.boot.storage, board.disk.sector
     address, limit = board.boot.load_address, size_bytes(partition.size) // sector
-    where = f"{address:x}#{CONFIGURATION}"
-    start = f"bootm {where} {where} ${{fdtcontroladdr}}" if board.boot.fdt == "control" else f"bootm {where}"
+    start = _bootm(board) if board.boot.chain == "u-boot-fit" else _booti(board)
     steps = [
-        f"part start {storage} {device} {name}_${{ee_slot}} ee_start",
+        f"part start {storage} ${{ee_dev}} {name}_${{ee_slot}} ee_start",
         f"{storage} read {address:x} ${{ee_start}} 1",
         f"fdt addr {address:x}",
         "fdt header get ee_count totalsize",
@@ -129,6 +137,30 @@ def _try_slot(board: Board, name: str, partition: Partition) -> str:
         f"{storage} read {address:x} ${{ee_start}} ${{ee_count}}",
     ]
     return f'if {" && ".join(steps)}; then {start}; fi; echo "{REFUSED}${{ee_slot}}"'
+
+
+def _bootm(board: Board) -> str:
+    where = f"{board.boot.load_address:x}#{CONFIGURATION}"
+    return f"bootm {where} {where} ${{fdtcontroladdr}}" if board.boot.fdt == "control" else f"bootm {where}"
+
+
+def _booti(board: Board) -> str:
+    """Start the images where they lie in the FIT, the current `fdt`. The device tree is moved away first: U-Boot
+    changes it in place and would let it grow over the image behind it."""
+    steps = [
+        "fdt get addr ee_kernel /images/kernel data",
+        "fdt get addr ee_ramdisk /images/ramdisk data",
+        "fdt get size ee_size /images/ramdisk data",
+    ]
+    tree = "${fdtcontroladdr}"
+    if board.boot.fdt != "control":
+        tree = "${fdt_addr_r}"
+        steps += [
+            "fdt get addr ee_tree /images/fdt data",
+            "fdt get size ee_count /images/fdt data",
+            f"cp.b ${{ee_tree}} {tree} ${{ee_count}}",
+        ]
+    return " && ".join([*steps, f"booti ${{ee_kernel}} ${{ee_ramdisk}}:${{ee_size}} {tree}"])
 
 
 def _try_all(board: Board, names: dict[str, str]) -> str:

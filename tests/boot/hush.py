@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from erofs_edge.boot.fdt import PROP, PROP_HEAD_SIZE, tags
+
 SECTOR = 512
 
 
@@ -30,6 +32,7 @@ class Machine:
     partitions: dict[str, tuple[int, int]]
     starts: Callable[[bytes], bool]
     storage: str = "virtio"
+    device: str = "0"
     power: int | None = None
     env: dict[str, str] = field(default_factory=lambda: {"fdtcontroladdr": "7e66deb0"})
     memory: dict[int, bytes] = field(default_factory=dict)
@@ -68,7 +71,7 @@ class Machine:
 
     def command(self, words: list[str]) -> bool:
         name, *arguments = words
-        return bool(getattr(self, f"do_{name}")(*arguments))
+        return bool(getattr(self, f"do_{name.removesuffix('.b')}")(*arguments))
 
     def do_echo(self, *words: str) -> bool:
         self.said.append(" ".join(words))
@@ -106,7 +109,7 @@ class Machine:
 
     def do_part(self, action: str, storage: str, device: str, name: str, variable: str) -> bool:
         assert (action, storage) == ("start", self.storage)
-        assert device == "0"
+        assert device == self.device
         if name not in self.partitions:
             return False
         self.env[variable] = format(self.partitions[name][0], "x")
@@ -116,7 +119,9 @@ class Machine:
         return action == "scan" or self._transfer(action, *arguments)
 
     def do_mmc(self, action: str, *arguments: str) -> bool:
-        return action == "dev" or self._transfer(action, *arguments)
+        if action == "dev":
+            return arguments == (self.device,)
+        return self._transfer(action, *arguments)
 
     def _transfer(self, action: str, address: str, block: str, count: str) -> bool:
         start, length = int(block, 16) * SECTOR, int(count, 16) * SECTOR
@@ -153,11 +158,36 @@ class Machine:
 
     def do_fdt(self, action: str, *arguments: str) -> bool:
         if action == "addr":
-            self.fdt = self.memory[int(arguments[0], 16)]
-            return self.fdt[:4] == b"\xd0\x0d\xfe\xed"
-        assert (action, arguments[0], arguments[2]) == ("header", "get", "totalsize")
-        self.env[arguments[1]] = format(struct.unpack(">I", self.fdt[4:8])[0], "x")
+            self.fdt = int(arguments[0], 16)
+            return self.memory[self.fdt][:4] == b"\xd0\x0d\xfe\xed"
+        tree = self.memory[self.fdt]
+        if action == "header":
+            assert (arguments[0], arguments[2]) == ("get", "totalsize")
+            self.env[arguments[1]] = format(struct.unpack(">I", tree[4:8])[0], "x")
+            return True
+        what, variable, path, name = arguments
+        assert action == "get"
+        for tag in tags(tree):
+            if tag.kind == PROP and (tag.path, tag.name) == (path, name):
+                place = self.fdt + tag.start + PROP_HEAD_SIZE
+                self.env[variable] = format(place if what == "addr" else len(tag.value), "x")
+                return True
+        return False
+
+    def do_cp(self, source: str, target: str, count: str) -> bool:
+        self.memory[int(target, 16)] = self._memory_at(source, count)
         return True
+
+    def _memory_at(self, address: str, count: str) -> bytes:
+        offset = int(address, 16) - self.fdt
+        return self.memory[self.fdt][offset : offset + int(count, 16)]
+
+    def do_booti(self, kernel: str, ramdisk: str, tree: str) -> bool:
+        address, size = ramdisk.split(":")
+        if self._memory_at(kernel, "4") != b"GOOD":
+            return False
+        self.booted = (kernel, self._memory_at(address, size).decode(), self.memory[int(tree, 16)].decode())
+        raise Stop
 
     def do_bootm(self, *arguments: str) -> bool:
         if self.starts(self.memory[int(arguments[0].split("#")[0], 16)]):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erofs_edge.boot import script
-from erofs_edge.boot.fit import CONFIGURATION
+from erofs_edge.boot.fit import CONFIGURATION, Image, build_fit
 from erofs_edge.disk import slots
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.model import Board, Boot, Disk, PackageFile, Partition
@@ -92,10 +92,41 @@ def test_with_a_device_tree_in_the_fit_bootm_takes_it() -> None:
     assert run.booted == ("50000000#conf",)
 
 
-def test_on_mmc() -> None:
-    run = machine(FRESH, storage="mmc")
-    run.run(script.boot_script(board(storage="mmc")))
-    assert slot_of(run) == "a"
+def test_on_mmc_the_card_is_where_the_script_was_found() -> None:
+    for told in (None, "1"):
+        run = machine(FRESH, storage="mmc", device=told or "2")
+        run.env |= {"devnum": told} if told else {}
+        run.run(script.boot_script(board(storage="mmc", device=2)))
+        assert slot_of(run) == "a"
+
+
+def images(word: bytes) -> bytes:
+    """A FIT as we build it, its kernel starting with a word."""
+    parts = {
+        "fdt": Image("flat_dt", b"tree", "tree"),
+        "ramdisk": Image("ramdisk", b"ramdisk!", "ramdisk"),
+        "kernel": Image("kernel_noload", word + bytes(2000), "kernel"),
+    }
+    return build_fit(parts, description="lab", epoch=0, signer=None)
+
+
+def test_without_fit_support_the_images_are_taken_out() -> None:
+    chain = {"chain": "u-boot-booti", "fdt": "bcm2711-rpi-4-b.dtb", "storage": "mmc"}
+    run = machine(FRESH, a=images(b"EVIL"), b=images(b"GOOD"), storage="mmc")
+    run.env["fdt_addr_r"] = "2600000"
+    run.run(script.boot_script(board(**chain)))
+    assert slot_of(run) == "b"
+    assert run.booted is not None
+    assert run.booted[1:] == ("ramdisk!", "tree")
+    assert run.said[-2:] == ["erofs-edge: slot does not start: a", "erofs-edge: stage u-boot slot b"]
+
+
+def test_without_fit_support_and_with_the_control_tree() -> None:
+    run = machine(FRESH, a=images(b"GOOD"))
+    run.memory[0x7E66DEB0] = b"control"
+    run.run(script.boot_script(board(chain="u-boot-booti")))
+    assert run.booted is not None
+    assert run.booted[1:] == ("ramdisk!", "control")
 
 
 def test_the_load_address_is_the_boards() -> None:
