@@ -112,15 +112,22 @@ def find_superblock(path: Path) -> int | None:
     with path.open("rb", buffering=0) as file:
         fd = file.fileno()
         size = file_size(fd)
-        for bits in range(superblock.BLOCK_MIN.bit_length() - 1, superblock.BLOCK_MAX.bit_length()):
-            for algorithm in superblock.DIGEST_SIZES:
-                at = _offset_by_size(size, 1 << bits, algorithm)
-                if at is None or os.pread(fd, len(superblock.MAGIC), at) != superblock.MAGIC:
-                    continue
-                sb = superblock.parse(os.pread(fd, superblock.SIZE, at), at)
-                if sb.data_size <= at and sb.end(at) == size:
-                    return at
+        for at in offsets_by_size(size):
+            if os.pread(fd, len(superblock.MAGIC), at) != superblock.MAGIC:
+                continue
+            sb = superblock.parse(os.pread(fd, superblock.SIZE, at), at)
+            if sb.data_size <= at and sb.end(at) == size:
+                return at
     return None
+
+
+def offsets_by_size(size: int) -> Iterator[int]:
+    """Where the superblock of a file of `size` bytes can be, if data and tree of one block size fill it exactly."""
+    for bits in range(superblock.BLOCK_MIN.bit_length() - 1, superblock.BLOCK_MAX.bit_length()):
+        for algorithm in superblock.DIGEST_SIZES:
+            at = _offset_by_size(size, 1 << bits, algorithm)
+            if at is not None:
+                yield at
 
 
 def read_superblock(path: Path, hash_offset: int) -> Superblock:

@@ -2,7 +2,8 @@
 """dm-verity hash trees: append one to an image, or write one to a file of its own.
 
 Memory stays at a few slices whatever the image's size: each level is written where it belongs as it comes and
-read back for the level above. The superblock goes last, so that half a tree never looks like one.
+read back for the level above. The superblock goes last, so that half a tree never looks like one. Until then a
+mark stands in its place that says how long the image was: an append that was killed is undone by the next one.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from erofs_edge.verity.blocks import (
     read_exactly,
     write_exactly,
 )
-from erofs_edge.verity.check import Verification, find_superblock, read_superblock, verify
-from erofs_edge.verity.superblock import Superblock, VerityInfo, is_block_size
+from erofs_edge.verity.check import Verification, find_superblock, offsets_by_size, read_superblock, verify
+from erofs_edge.verity.superblock import BLOCK_MAX, SIZE, Superblock, VerityInfo, is_block_size
 
 __all__ = [
     "Superblock",
@@ -43,6 +44,9 @@ __all__ = [
     "root_hash",
     "verify",
 ]
+
+
+UNFINISHED = b"unverity"  # then the image's size in bytes, u64
 
 
 class TreeOptions(TypedDict, total=False):
@@ -74,7 +78,8 @@ def append(
     """Append superblock and tree to the image at `path`, which is changed in place.
 
     The image is padded with zeros to whole data blocks first, and the padding is covered. `hash_offset` (bytes)
-    may leave a gap after that. Any failure, Ctrl-C included, leaves the image as it was.
+    may leave a gap after that. Any failure, Ctrl-C included, leaves the image as it was. What an append that was
+    killed has left is taken off first, if the tree was to follow the data and had its block size.
 
     Raises UsageError where a tree is there already or an option makes no sense, CapacityError where the disk is
     full, FormatError on an empty image.
@@ -88,13 +93,14 @@ def append(
     with _opened(path, os.O_RDWR) as fd:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UsageError("only a file can grow by its tree", where=str(path), hint="--hash-device FILE")
-        size = os.fstat(fd).st_size
+        size = _undo_unfinished(fd)
         sb, count = _describe(fd, size, options, progress)
         at = -(-sb.data_size // sb.hash_block_size) * sb.hash_block_size if hash_offset is None else hash_offset
         _check_offset(at)
         if at < sb.data_size:
             raise UsageError(f"hash offset {at} lies inside the {sb.data_size} bytes of data", where=str(path))
         try:
+            write_exactly(fd, (UNFINISHED + size.to_bytes(8, "little")).ljust(SIZE, b"\0"), at)
             os.ftruncate(fd, sb.end(at))
             root = _write_tree(sb, fd, fd, at, jobs=jobs, count=count)
         except BaseException as error:
@@ -186,6 +192,21 @@ def _write_tree(
     tree_start = sb.start_block(hash_offset) * sb.hash_block_size
     write_exactly(hash_fd, sb.pack().ljust(tree_start - hash_offset, b"\0"), hash_offset)
     return top[: sb.digest_size]
+
+
+def _undo_unfinished(fd: int) -> int:
+    """Cut off what a killed append has left, if any; the image's size in bytes.
+
+    It was killed either when the mark was the file's end or when the file had its final size.
+    """
+    size = os.fstat(fd).st_size
+    for at in (size - SIZE, *offsets_by_size(size)):
+        mark = os.pread(fd, 16, at) if at > 0 else b""
+        before = int.from_bytes(mark[8:], "little")
+        if mark[:8] == UNFINISHED and at - BLOCK_MAX < before <= at:
+            os.ftruncate(fd, before)
+            return before
+    return size
 
 
 def _describe(fd: int, size: int, options: TreeOptions, progress: Progress | None) -> tuple[Superblock, Count | None]:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,6 +77,21 @@ def test_nothing_without_a_yes(image: Path, loop: Loop) -> None:
     code, output = flash(image, device, "--plan")
     assert code == 0
     assert content(device, 12 * MIB) == b"\xa5" * (12 * MIB)
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"n\n", 130), (b"y\n", 0)])
+def test_asks_at_a_terminal(answer: bytes, code: int, image: Path, loop: Loop) -> None:
+    device = loop(12 * MIB)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from erofs_edge.cli.main import main; main()", "flash", image, "--to", device]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        os.write(ours, answer)
+        _, told = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == code
+    assert f"{device} (12.0 MiB, fixed): everything on it will be lost".encode() in told
+    assert (content(device, 12 * MIB) == image.read_bytes()) == (code == 0)
 
 
 def test_refusals(image: Path, loop: Loop, tmp_path: Path) -> None:

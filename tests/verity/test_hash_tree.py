@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erofs_edge.errors import CapacityError, FormatError, UsageError
-from erofs_edge.verity import blocks
+from erofs_edge.verity import blocks, tree
 from erofs_edge.verity.tree import Superblock, VerityInfo, append, find_superblock, format_tree, root_hash, verify
 
 UUID = bytes.fromhex("123456789abc4def8123456789abcdef")
@@ -202,6 +202,45 @@ def test_failure_leaves_the_image_as_it_was(
         append(image)
     assert image.read_bytes() == pattern(3) + b"tail"
     assert os.listdir(tmp_path) == ["image"]
+
+
+@pytest.mark.parametrize("size", [4096, 12_388, 600_000])
+def test_a_killed_append_is_undone_by_the_next(size: int, tmp_path: Path) -> None:
+    image, clean = tmp_path / "image", tmp_path / "clean"
+    clean.write_bytes(pattern(150)[:size])
+    append(clean)
+    for killed_at in range(12):
+        image.write_bytes(pattern(150)[:size])
+        if (child := os.fork()) == 0:
+            _append_and_die(image, killed_at)
+        finished = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert (find_superblock(image) is not None) == finished
+        if not finished:
+            append(image)
+        assert image.read_bytes() == clean.read_bytes()
+        if finished:
+            break
+    assert killed_at >= 3
+
+
+def _append_and_die(image: Path, at_call: int) -> None:
+    """append(), as if killed before its write or truncation number `at_call`; never returns."""
+    calls = 0
+
+    def counted(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            nonlocal calls
+            if calls == at_call:
+                os._exit(9)
+            calls += 1
+            return real(*arguments)
+
+        return call
+
+    tree.write_exactly = counted(tree.write_exactly)  # type: ignore[assignment]
+    os.ftruncate = counted(os.ftruncate)
+    append(image)
+    os._exit(0)
 
 
 def test_failed_separate_tree_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
