@@ -108,8 +108,9 @@ def signed_nodes(images: list[str]) -> list[str]:
     return nodes
 
 
-def signed_bytes(fit: bytes | memoryview, nodes: list[str]) -> bytes:
-    """What the signature of a FIT is over: the tags of `nodes` without the images' data, and all the strings.
+def signed_bytes(fit: bytes | memoryview, nodes: list[str], strings_size: int | None = None) -> bytes:
+    """What the signature of a FIT is over: the tags of `nodes` without the images' data, and the strings, of which a
+    signer that adds properties afterwards covers the first `strings_size` bytes only.
 
     A child of a listed node that is not listed itself gives its begin and end tags only. The data of the images
     changes nothing here, so a FIT may be signed before its data is in place. Raises FormatError.
@@ -128,7 +129,8 @@ def signed_bytes(fit: bytes | memoryview, nodes: list[str]) -> bytes:
             covered = tag.path in listed and tag.name not in NOT_SIGNED
         if covered:
             pieces.append(view[tag.start : tag.end])
-    pieces.append(view[words[3] : words[3] + words[8]])
+    strings_size = words[8] if strings_size is None else min(strings_size, words[8])
+    pieces.append(view[words[3] : words[3] + strings_size])
     return b"".join(pieces)
 
 
@@ -152,8 +154,10 @@ def verify_fit(fit: bytes, key: RSAPublicKey) -> None:
             raise VerificationError("the FIT has no such image or hash", where=f"/images/{name}")
         if hashlib.sha256(image.props.get("data", b"")).digest() != node.props.get("value"):
             raise VerificationError("the image does not match its hash", where=f"/images/{name}")
+    strings_size = int.from_bytes(signature.props.get("hashed-strings", b"")[4:8], "big")
+    covered = signed_bytes(fit, signed_nodes(images), strings_size)
     try:
-        key.verify(signature.props["value"], signed_bytes(fit, signed_nodes(images)), PKCS1v15(), SHA256())
+        key.verify(signature.props["value"], covered, PKCS1v15(), SHA256())
     except InvalidSignature as error:
         raise VerificationError("the signature does not match", where=SIGNATURE_PATH) from error
 
