@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,3 +40,30 @@ def needs_root() -> None:
 def repository() -> Path:
     """The checkout's top folder."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def edge() -> str:
+    """The installed console script."""
+    return str(Path(sys.executable).with_name("erofs-edge"))
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory, repository: Path, edge: str) -> Callable[[str], Path]:
+    """`stock("qemu-aarch64")`: the output folder of a stock board, built once for all workers; read only.
+
+    Where the mirror has moved on, the build locks again in its own folder and goes on.
+    """
+    shared = tmp_path_factory.getbasetemp().parent / "stock"
+    shared.mkdir(exist_ok=True)
+
+    def built(board: str) -> Path:
+        out = shared / board
+        with (shared / f"{board}.lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            command = [edge, "build", f"boards/{board}.yaml", "-o", str(out), "--relock-if-gone"]
+            done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return out
+
+    return built

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole road in real QEMU: U-Boot checks the FIT, the initramfs opens verity, Debian starts from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(600)]
+BOARD = "boards/qemu-aarch64.yaml"
+Smoke = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def smoke(stock: Callable[[str], Path], edge: str, repository: Path, tmp_path: Path) -> Smoke:
+    """Boot the stock build with further options; the record that `--json` prints. The image must stay as it is."""
+    out = stock("qemu-aarch64")
+
+    def run(*options: str) -> dict[str, Any]:
+        before = (out / "disk.img").stat()
+        log = tmp_path / "console.log"
+        command = [edge, "boot", BOARD, "-o", str(out), "--smoke", "--json", "--log", str(log), *options]
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+        console = log.read_text(errors="replace")[-6000:] if log.exists() else ""
+        assert done.returncode == 0, f"{done.stderr}\n{console}"
+        after = (out / "disk.img").stat()
+        assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+        record: dict[str, Any] = json.loads(done.stdout)
+        return record
+
+    return run
+
+
+def root_hash(out: Path) -> str:
+    return str(json.loads((out / "release.json").read_text())["system"]["root_hash"])
+
+
+def test_slot_a_boots_verified_to_the_login_prompt(smoke: Smoke, stock: Callable[[str], Path]) -> None:
+    record = smoke()
+    names = [stage["stage"] for stage in record["stages"]]
+    expected = [
+        "u-boot", "slot", "signature", "fit", "kernel", "initramfs", "verity", "root", "data", "switch-root",
+    ]  # fmt: skip
+    assert [name for name in names if name in expected] == expected
+    assert {"report", "login"} <= set(names)
+    assert record["slot"] == "a"
+    report = record["report"]
+    assert report["root"] == "erofs" and report["dm"] == "verity" and report["status"] == "V"
+    assert report["roothash"] == root_hash(stock("qemu-aarch64"))
+    assert report["var"] == "ext4:rw"
+
+
+def test_slot_b_boots_when_it_is_the_active_one(smoke: Smoke) -> None:
+    record = smoke("--slot", "b")
+    assert record["slot"] == record["report"]["slot"] == "b"
+
+
+@pytest.mark.parametrize(("tamper", "stage"), [("system", "verity"), ("fit", "fit"), ("signature", "fit")])
+def test_a_flipped_byte_does_not_boot(smoke: Smoke, tamper: str, stage: str) -> None:
+    record = smoke("--tamper", tamper)
+    assert record["stopped_at"] == stage
+    assert record["damage"] and record["evidence"]
+
+
+def test_another_key_does_not_boot(
+    stock: Callable[[str], Path], edge: str, repository: Path, tmp_path: Path, oracle: Callable[[str], str]
+) -> None:
+    """The same build in front of a U-Boot that knows another key: refused, exit code 9, the stage is named."""
+    out = tmp_path / "out"
+    shutil.copytree(stock("qemu-aarch64"), out, copy_function=_link)
+    key = tmp_path / "other.pem"
+    subprocess.run([oracle("openssl"), "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
+    public = out / "sign.pub.pem"
+    public.unlink()
+    subprocess.run(
+        [oracle("openssl"), "rsa", "-in", str(key), "-pubout", "-out", str(public)], check=True, capture_output=True
+    )
+    command = [edge, "boot", BOARD, "-o", str(out), "--smoke"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    assert "Failed to verify required signature" in done.stderr
+
+
+def _link(source: str, target: str) -> None:
+    Path(target).hardlink_to(source)
