@@ -184,10 +184,20 @@ def test_control_characters_of_a_message_do_not_reach_the_terminal(verb) -> None
     assert run("verb").stderr == "erofs-edge: error: a\\x0db: bad \\x1b[31m\\x07name\\x9b\n"
 
 
-def test_a_reader_that_leaves_early_is_met_with_silence() -> None:
+@pytest.mark.parametrize("call", ["click.echo('x' * 100_000)", "sys.stdout.buffer.write(b'x')"])
+def test_a_reader_that_leaves_early_is_met_with_silence(call: str) -> None:
+    script = (
+        "import click, sys\n"
+        "from erofs_edge.cli import main as frame\n"
+        f"verb = click.Command('verb', callback=lambda: {call})\n"
+        "frame.VERBS['verb'] = ('', ''); frame.cli.get_command = lambda ctx, name: verb\n"
+        "sys.argv = ['erofs-edge', 'verb']; frame.main()\n"
+    )
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([*PROGRAM, "schema", "board"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
 
@@ -224,5 +234,7 @@ def test_names_that_are_not_utf_8_reach_stdout_as_bytes() -> None:
         "frame.VERBS['verb'] = ('', ''); frame.cli.get_command = lambda ctx, name: verb\n"
         "sys.argv = ['erofs-edge', 'verb']; frame.main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"})
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, env={"PYTHONIOENCODING": "utf-8:strict"}
+    )
     assert done.stdout == b"caf\xe9\n"

@@ -70,6 +70,7 @@ ERRORS: list[tuple[str, str, str, str, str | None]] = [
     ("demo-system.yaml", "[systemd, udev]", "[systemd=257]", "demo-system.yaml:2:12: an item of", None),
     ("demo-system.yaml", "[systemd, udev]", "[systemd, [udev]]", "demo-system.yaml:2:21: an item of", None),
     ("demo-system.yaml", "hostname: demo", "hostname: a_b", 'demo-system.yaml:3:11: "hostname" must be a host name', None),
+    ("demo-system.yaml", "hostname: demo", 'hostname: "demo\\n"', 'demo-system.yaml:3:11: "hostname" must be a host name', None),
     ("demo-system.yaml", "from: files", "from: file", "demo-system.yaml:5:5: no such directory: ", None),
     ("demo-system.yaml", "- from: files", "- to: /", 'demo-system.yaml:5:5: key "from" is missing in an item', None),
     ("demo-system.yaml", "0640", "rw-r--r--", 'demo-system.yaml:6:16: "file_mode" must be permission bits', None),

@@ -121,7 +121,7 @@ def bomb() -> str:
         ("[" * 2000, f"nested deeper than {MAX_DEPTH} levels"),
         ("- " * 20_000, f"nested deeper than {MAX_DEPTH} levels"),
         ("{a: " * 2000, f"nested deeper than {MAX_DEPTH} levels"),
-        ("- x\n" * (2 * MAX_NODES), f"more than {MAX_NODES} values"),
+        ("- x\n" * (2 * MAX_NODES), f"more than {MAX_NODES} values: not a manifest"),
         ("!" * 5000, "tags such as"),
     ],
     ids=["aliases", "alias chain", "flow", "block", "maps", "many", "tag"],
