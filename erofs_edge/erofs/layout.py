@@ -15,48 +15,53 @@ from erofs_edge.erofs.ondisk import SLOT_BITS, SLOT_SIZE
 from erofs_edge.erofs.plan import Node, choose_flat_layout
 
 WINDOW = 512  # inodes
-REACH = 8  # windows: older holes stay as they are, so that an inode is never far from its neighbours
+NEAR = 2  # windows whose holes are filled first, so that an inode is rarely far from its neighbours
+
+
+class _Hole:
+    """A piece of a block: `free` slots are left; its nodes will stand from byte `start` on, in order."""
+
+    __slots__ = ("free", "nodes", "start")
+
+    def __init__(self, start: int, free: int) -> None:
+        self.start = start
+        self.free = free
+        self.nodes: list[Node] = []
 
 
 class _Holes:
-    """Free pieces of blocks by size in slots; each lies within one block."""
+    """Holes by how many slots they have left."""
 
     def __init__(self) -> None:
-        self._by_size: dict[int, list[int]] = {}
-        self._sizes = 0  # bit n: there is a hole of n slots
-        self.members: dict[int, list[Node]] = {}
+        self._by_free: dict[int, list[_Hole]] = {}
+        self._sizes = 0  # bit n: there is a hole with n slots
 
-    def add(self, start: int, slots: int) -> None:
-        """A free piece of `slots` slots at byte `start`."""
-        self.members[start] = []
-        self._put(start, slots)
+    def add(self, hole: _Hole) -> None:
+        if hole.free:
+            self._by_free.setdefault(hole.free, []).append(hole)
+            self._sizes |= 1 << hole.free
 
-    def take(self, node: Node, slots: int) -> bool:
-        """Put a node into the smallest hole that holds it, the oldest of equals."""
+    def take(self, slots: int) -> _Hole | None:
+        """The hole with the fewest slots of those with enough, the oldest of equals. It is no longer in here."""
         fitting = self._sizes >> slots << slots
         if not fitting:
-            return False
-        size = (fitting & -fitting).bit_length() - 1
-        starts = self._by_size[size]
-        start = starts.pop(0)
-        if not starts:
-            self._sizes &= ~(1 << size)
-        self.members[start].append(node)
-        self._put(start, size - slots)
-        return True
+            return None
+        free = (fitting & -fitting).bit_length() - 1
+        holes = self._by_free[free]
+        hole = holes.pop(0)
+        if not holes:
+            self._sizes &= ~(1 << free)
+        return hole
 
-    def forget(self, before: int) -> None:
-        """No more use of holes that start before that byte."""
-        for slots, starts in list(self._by_size.items()):
-            kept = [start for start in starts if start >= before]
-            self._by_size[slots] = kept
-            if not kept:
-                self._sizes &= ~(1 << slots)
-
-    def _put(self, start: int, slots: int) -> None:
-        if slots > 0:
-            self._by_size.setdefault(slots, []).append(start)
-            self._sizes |= 1 << slots
+    def move(self, other: _Holes, before: int) -> None:
+        """Give the holes that start before that byte to `other`."""
+        for free, holes in self._by_free.items():
+            for hole in holes:
+                if hole.start < before:
+                    other.add(hole)
+            holes[:] = [hole for hole in holes if hole.start >= before]
+            if not holes:
+                self._sizes &= ~(1 << free)
 
 
 def footprint(node: Node) -> int:
@@ -73,36 +78,37 @@ def place(nodes: Sequence[Node], *, hole: tuple[int, int], first_block: int, blo
     `hole` is a free piece (start, end) in bytes, start on a slot, within one block; blocks from `first_block` on are
     free. Nids count from byte 0 of the image.
     """
-    holes = _Holes()
-    holes.add(hole[0], (hole[1] - hole[0]) // SLOT_SIZE)
+    every = [_Hole(hole[0], (hole[1] - hole[0]) // SLOT_SIZE)]
+    near, far = _Holes(), _Holes()
+    near.add(every[0])
     block = first_block
-    starts = deque([first_block], maxlen=REACH)
+    starts = deque([0], maxlen=NEAR + 1)
     for at in range(0, len(nodes), WINDOW):
         window = nodes[at : at + WINDOW]
-        if len(starts) == REACH:
-            holes.forget(starts[0] * block_size)
-        starts.append(block)
+        starts.append(block * block_size)
+        near.move(far, starts[0])
         block = _place_directories(window, block, block_size)
-        sizes = [(footprint(node), node) for node in window]
-        for size, node in sizes:
-            if size > block_size:
-                blocks = -(-size // block_size)
-                node.nid = block * block_size >> SLOT_BITS
-                end = -(-(block * block_size + size) // SLOT_SIZE) * SLOT_SIZE
+        for slots, node in sorted(((_slots(node), node) for node in window), key=lambda item: -item[0]):
+            found = near.take(slots) or far.take(slots)
+            if found is None:
+                # more than a block only where nothing follows that must not cross a border
+                blocks = -(-slots * SLOT_SIZE // block_size)
+                found = _Hole(block * block_size, blocks * block_size // SLOT_SIZE)
+                every.append(found)
                 block += blocks
-                holes.add(end, (block * block_size - end) // SLOT_SIZE)
-        small = [(-(-size // SLOT_SIZE), node) for size, node in sizes if size <= block_size]
-        for slots, node in sorted(small, key=lambda item: -item[0]):
-            if not holes.take(node, slots):
-                holes.add(block * block_size, block_size // SLOT_SIZE)
-                block += 1
-                holes.take(node, slots)
-    for start, members in holes.members.items():
-        offset = start
-        for node in sorted(members, key=lambda n: n.number):
+            found.nodes.append(node)
+            found.free -= slots
+            (near if found.start >= starts[0] else far).add(found)
+    for found in every:
+        offset = found.start
+        for node in sorted(found.nodes, key=lambda n: n.number):
             node.nid = offset >> SLOT_BITS
-            offset += -(-footprint(node) // SLOT_SIZE) * SLOT_SIZE
+            offset += _slots(node) * SLOT_SIZE
     return block
+
+
+def _slots(node: Node) -> int:
+    return -(-footprint(node) // SLOT_SIZE)
 
 
 def _place_directories(window: Sequence[Node], block: int, block_size: int) -> int:
