@@ -73,10 +73,17 @@ def test_order_is_kept_within_a_block_and_near_it() -> None:
     many = [node(i, rng.randrange(4000), index=rng.choice([0, 32])) for i in range(20_000)]
     end = place(many, hole=HOLE, first_block=10, block_size=4096)
     blocks = [n.nid * 32 // 4096 for n in many]
-    far = sum(abs(a - b) > 3 * 512 // 2 for a, b in pairwise(blocks))
-    assert far < 0.03 * len(many)
-    assert sum(abs(a - b) > 3 * 512 // 2 for a, b in pairwise(rng.sample(blocks, len(blocks)))) > 0.7 * len(many)
+    assert sum(abs(a - b) > 3 * 512 // 2 for a, b in pairwise(blocks)) < 0.01 * len(many)
     check(many, end)
+
+
+def test_near_holes_are_filled_before_far_ones_that_fit_better() -> None:
+    sizes = [3968] * 512 + [4064] * 1024 + [3808, 64] * 256
+    nodes = [node(i, size) for i, size in enumerate(sizes)]
+    place(nodes, hole=HOLE, first_block=10, block_size=4096)
+    assert min(n.nid * 32 for n in nodes[1536:]) > max(n.nid * 32 for n in nodes[:1536])
+    short = [*nodes[:512], *(node(2000 + i, 64) for i in range(512))]
+    assert place(short, hole=HOLE, first_block=10, block_size=4096) == 10 + 512
 
 
 def test_a_tail_stands_inline_only_where_it_fits() -> None:
