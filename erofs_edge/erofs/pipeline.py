@@ -24,7 +24,7 @@ from erofs_edge.erofs.plan import Node
 from erofs_edge.tree import Content
 
 BATCH = 1 << 20  # bytes of small files that make one task
-IN_FLIGHT = 96 << 20  # bytes of content being read, compressed, or waiting for their turn
+IN_FLIGHT = 64 << 20  # bytes of content being read, compressed, or waiting for their turn
 HASH_BATCH = 64  # files
 
 

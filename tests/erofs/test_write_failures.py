@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -210,3 +211,24 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
     assert time.monotonic() - start < 20
     assert [p.name for p in out.iterdir()] == ["i"]
     assert (out / "i").read_bytes() == b"old"
+
+
+def test_where_files_need_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems without O_TMPFILE: a temporary name beside, gone when it fails, mode as the umask says."""
+    real = os.open
+
+    def refuse(path: object, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "no")
+        return real(path, flags, mode)  # type: ignore[arg-type]
+
+    write(rich_tree(), tmp_path / "usual", compression="none")
+    monkeypatch.setattr(os, "open", refuse)
+    write(rich_tree(), tmp_path / "named", compression="none")
+    assert (tmp_path / "usual").read_bytes() == (tmp_path / "named").read_bytes()
+    assert (tmp_path / "usual").stat().st_mode == (tmp_path / "named").stat().st_mode
+    path = tmp_path / "shrinking"
+    path.write_bytes(noise(9000))
+    with pytest.raises(SourceError):
+        write(tree_of(x=file(FileContent(path, 9001))), tmp_path / "named")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["named", "shrinking", "usual"]
