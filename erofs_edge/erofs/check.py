@@ -334,7 +334,7 @@ class _Check:
             if extent.kind is Kind.HOLE:
                 continue
             if not extent.inline:
-                overlap = self.coverage.data(extent, inode.is_compressed, may_share)
+                overlap = self.coverage.data(extent, inode.layout, may_share)
                 if overlap is not None:
                     self.error(f"data overlaps with {overlap}", extent.address, path)
             if self._is_new(extent):

@@ -10,10 +10,15 @@ from collections.abc import Iterator
 
 from erofs_edge.erofs.backing import Backing
 from erofs_edge.erofs.extents import Extent
-from erofs_edge.erofs.ondisk import SUPER_OFFSET
+from erofs_edge.erofs.ondisk import LAYOUT_CHUNK_BASED, LAYOUT_FLAT_INLINE, LAYOUT_FLAT_PLAIN, SUPER_OFFSET
 
-_FREE, _METADATA, _RAW, _PCLUSTER, _PCLUSTER_REST = range(5)
-_NAMES = {_METADATA: "metadata", _RAW: "data of a file", _PCLUSTER: "a pcluster", _PCLUSTER_REST: "a pcluster"}
+_FREE, _METADATA, _CHUNK, _FLAT, _FLAT_REST, _PCLUSTER, _PCLUSTER_REST = range(7)
+_NAMES = ["nothing", "metadata", "a chunk", *["data of a flat file"] * 2, *["a pcluster"] * 2]
+_MARKS = {
+    LAYOUT_FLAT_PLAIN: (_FLAT, _FLAT_REST),
+    LAYOUT_FLAT_INLINE: (_FLAT, _FLAT_REST),
+    LAYOUT_CHUNK_BASED: (_CHUNK, _CHUNK),
+}
 
 
 class Coverage:
@@ -50,16 +55,16 @@ class Coverage:
             if stop > end:
                 end, name = stop, other
 
-    def data(self, extent: Extent, is_pcluster: bool, may_share: bool) -> str | None:
-        """Enter the blocks of an extent; the name of what they overlap with against the rules, or None.
+    def data(self, extent: Extent, layout: int, may_share: bool) -> str | None:
+        """Enter the blocks of an extent of a file of some layout; what they overlap with against the rules, or None.
 
-        Data of uncompressed files may be shared freely, pclusters only whole and where `may_share`.
+        Chunks may be shared freely, data of flat files and pclusters from their first block on, where `may_share`.
         """
+        head, rest = _MARKS.get(layout, (_PCLUSTER, _PCLUSTER_REST))
         first = extent.address // self._block
-        count = -(-extent.size // self._block)
         found = None
-        for block in range(first, first + count):
-            wanted = _RAW if not is_pcluster else _PCLUSTER if block == first else _PCLUSTER_REST
+        for block in range(first, first + -(-extent.size // self._block)):
+            wanted = head if block == first else rest
             mark = self._marks[block]
             if mark == _FREE:
                 self._marks[block] = wanted

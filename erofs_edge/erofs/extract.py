@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _BATCH_FILES, _BATCH_BYTES = 64, 4 << 20
+_KEPT_OPEN = 128  # directories
 _SKIPPED_MAX = 1000
 
 Progress = Callable[[int, int], None]
@@ -87,7 +87,13 @@ def extract(
     try:
         with _destination(destination) as root:
             extraction = _Extraction(image, root, owners if owners is not None else os.geteuid() == 0, limit)
-            extraction.run(top, jobs or min(4, os.cpu_count() or 1), progress)
+            try:
+                extraction.run(top, jobs or min(4, os.cpu_count() or 1), progress)
+            except BaseException:
+                extraction.undo()
+                raise
+            finally:
+                extraction.opener.close()
     except OSError as error:
         raise _writing(error, destination) from error
     return extraction.report
@@ -122,18 +128,10 @@ def _destination(destination: Path) -> Iterator[int]:
         if target != destination:
             target.rename(destination)
     except BaseException:
-        _clear(target, keep=target == destination)
+        if target != destination:
+            with suppress(OSError):
+                target.rmdir()
         raise
-
-
-def _clear(target: Path, *, keep: bool) -> None:
-    for path in target.iterdir() if target.is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    if not keep:
-        shutil.rmtree(target, ignore_errors=True)
 
 
 @dataclass(slots=True)
@@ -145,22 +143,61 @@ class _Batch:
     size: int = 0
 
 
+class _Opener:
+    """Opens directories below a root, one name at a time and never through a symlink; keeps the last ones open."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._kept: OrderedDict[bytes, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def open(self, path: bytes) -> Iterator[int]:
+        """A descriptor of the directory, for as long as the context lasts. Raises OSError."""
+        with self._lock:
+            missing = []
+            known = path
+            while known and known not in self._kept:
+                known, _, name = known.rpartition(b"/")
+                missing.append(name)
+            fd = self._kept[known] if known else self._root
+            for name in reversed(missing):
+                fd = os.open(name, _DIRECTORY, dir_fd=fd)
+                known = known + b"/" + name if known else name
+                self._kept[known] = fd
+                if len(self._kept) > _KEPT_OPEN:
+                    os.close(self._kept.popitem(last=False)[1])
+            if known:
+                self._kept.move_to_end(known)
+            fd = os.dup(fd)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        for fd in self._kept.values():
+            os.close(fd)
+        self._kept.clear()
+
+
 class _Extraction:
     def __init__(self, image: Image, root: int, owners: bool, limit: int | None) -> None:
-        self.image, self.root, self.owners = image, root, owners
+        self.image, self.owners = image, owners
+        self.opener = _Opener(root)
         self.report = ExtractReport()
+        self.directories: list[tuple[bytes, DiskInode]] = []
         self.left = limit if limit is not None else output_limit(image.superblock.size)
         self.lock = threading.Lock()
 
     def run(self, top: DiskInode, jobs: int, progress: Progress | None) -> None:
         """Directories are made by this thread as the walk meets them, files of a directory by any thread, then hard
         links, then what belongs to the directories themselves, deepest first."""
-        directories: list[tuple[bytes, DiskInode]] = []
         links: list[tuple[bytes, bytes]] = []
         pending: deque[Future[ExtractReport]] = deque()
         with ThreadPoolExecutor(jobs) as pool:
             try:
-                for batch in self._batches(top, directories, links):
+                for batch in self._batches(top, links):
                     pending.append(pool.submit(self._write_batch, batch))
                     if len(pending) > 4 * jobs:
                         self._account(pending.popleft(), progress)
@@ -172,21 +209,25 @@ class _Extraction:
                 raise
         for first, path in links:
             self._link(first, path)
-        for path, inode in reversed(directories):
-            fd = self._open(path)
-            try:
+        for path, inode in reversed(self.directories):
+            with self.opener.open(path) as fd:
                 self._metadata(fd, path, inode, self.report)
-            finally:
-                os.close(fd)
 
     def _account(self, future: Future[ExtractReport], progress: Progress | None) -> None:
         self.report.add(future.result())
         if progress is not None:
             progress(self.report.data_bytes, 0)
 
-    def _batches(
-        self, top: DiskInode, directories: list[tuple[bytes, DiskInode]], links: list[tuple[bytes, bytes]]
-    ) -> Iterator[_Batch]:
+    def undo(self) -> None:
+        """Remove what was written, as far as possible. Directories are taken one by one: no depth is too deep."""
+        for path, _ in self.directories[1:]:
+            with suppress(OSError), self.opener.open(path) as fd:
+                os.fchmod(fd, 0o700)
+        for path, _ in reversed(self.directories):
+            with suppress(OSError), self.opener.open(path) as fd:
+                _empty(fd)
+
+    def _batches(self, top: DiskInode, links: list[tuple[bytes, bytes]]) -> Iterator[_Batch]:
         """Make directories, sort out hard links, and hand out the files in batches of one directory each."""
         first_names: dict[int, bytes] = {}
         batch = _Batch(b"")
@@ -195,7 +236,7 @@ class _Extraction:
             if inode.is_dir:
                 if path:
                     self._make_directory(directory, name)
-                directories.append((path, inode))
+                self.directories.append((path, inode))
                 self.report.directories += 1
                 continue
             first = first_names.setdefault(inode.nid, path)
@@ -209,37 +250,19 @@ class _Extraction:
             batch.size += inode.size
         yield batch
 
-    def _open(self, path: bytes) -> int:
-        """A descriptor of a directory below the root, reached without following a symlink."""
-        fd = os.dup(self.root)
-        for name in path.split(b"/") if path else ():
-            try:
-                fd, old = os.open(name, _DIRECTORY, dir_fd=fd), fd
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(old)
-        return fd
-
     def _make_directory(self, parent: bytes, name: bytes) -> None:
-        fd = self._open(parent)
-        try:
+        with self.opener.open(parent) as fd:
             os.mkdir(name, 0o700, dir_fd=fd)
-        finally:
-            os.close(fd)
 
     def _write_batch(self, batch: _Batch) -> ExtractReport:
         report = ExtractReport()
-        directory = self._open(batch.directory)
         prefix = batch.directory + b"/" if batch.directory else b""
-        try:
+        with self.opener.open(batch.directory) as directory:
             for name, inode in batch.files:
                 if stat.S_ISREG(inode.mode):
                     self._write_file(directory, name, prefix + name, inode, report)
                 else:
                     self._write_other(directory, name, prefix + name, inode, report)
-        finally:
-            os.close(directory)
         return report
 
     def _write_file(self, directory: int, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
@@ -312,19 +335,23 @@ class _Extraction:
         """A further name of a file that was written as `first`."""
         from_directory, _, from_name = first.rpartition(b"/")
         to_directory, _, to_name = path.rpartition(b"/")
-        source = self._open(from_directory)
         try:
-            target = self._open(to_directory)
-            try:
+            with self.opener.open(from_directory) as source, self.opener.open(to_directory) as target:
                 os.link(from_name, to_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-            finally:
-                os.close(target)
         except FileNotFoundError:
             self.report.skip(path, "hard link to a file that was left out")
             return
-        finally:
-            os.close(source)
         self.report.hard_links += 1
+
+
+def _empty(directory: int) -> None:
+    """Remove the files and the empty directories of a directory."""
+    for name in os.listdir(directory):
+        with suppress(OSError):
+            if stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
+                os.rmdir(name, dir_fd=directory)
+            else:
+                os.unlink(name, dir_fd=directory)
 
 
 def _keep(report: ExtractReport, path: bytes, what: str, keep: Callable[[], None]) -> None:
