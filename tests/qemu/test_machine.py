@@ -78,10 +78,14 @@ def _with(board: Board, qemu: Qemu | None) -> Board:
 
 
 def test_control_tree(rsa_key: RSAPrivateKey) -> None:
-    machine = write(DeviceTree(Node({"compatible": string("linux,dummy-virt")}, {"chosen": Node({"x": b"1"})})))
+    machine = write(
+        DeviceTree(
+            Node({"compatible": string("linux,dummy-virt")}, {"chosen": Node({"rng-seed": b"1", "kaslr-seed": b"2"})})
+        )
+    )
     tree = parse(control_tree(machine, PublicKey("dev", rsa_key.public_key()), "echo 1\necho 2\n"))
     assert tree.root.props["compatible"] == b"linux,dummy-virt\0"
-    assert tree.root.children["chosen"].props == {"x": b"1"}
+    assert tree.root.children["chosen"].props == {"rng-seed": b"1"}
     assert tree.root.children["config"].props == {
         "bootcmd": b"echo 1\necho 2\n\0", "bootdelay": b"\xff\xff\xff\xfe", "load-environment": bytes(4),
     }  # fmt: skip
