@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import Entry, Lock, Overlay, System, mode_bits
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report, complete_accounts, configure, finish
-from erofs_edge.sources.debian.configure.accounts import Accounts
+from erofs_edge.sources.debian.configure.accounts import Accounts, base_accounts
 from erofs_edge.sources.debian.configure.alternatives import drop_dangling
 from erofs_edge.sources.debian.configure.apply import owner_ids
 from erofs_edge.sources.debian.configure.database import write_database
@@ -73,9 +74,10 @@ def system_tree(loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache
         _lay(loaded, f"sources.{index}", tree, load_source(source, cache), source.to)
     owned = [_lay_overlay(loaded, f"overlay.{i}", tree, overlay) for i, overlay in enumerate(system.overlay)]
     owned += [o for i, entry in enumerate(system.entries) for o in _set_entry(loaded, f"entries.{i}", tree, entry)]
-    accounts = complete_accounts(
-        tree, packages, system, lock.users, lock.groups, epoch=lock.date, position=loaded.position
-    )
+    accounts = base_accounts(tree)
+    if packages or system.users or system.groups:
+        pins = (lock.users, lock.groups)
+        accounts = complete_accounts(tree, packages, system, *pins, epoch=lock.date, position=loaded.position)
     for item in owned:
         _give(loaded, item, accounts)
     finish(tree, system, accounts, report, position=loaded.position)
@@ -97,6 +99,8 @@ def _lay(loaded: Loaded[System], pointer: str, tree: FileTree, layer: FileTree, 
         here = tree.get(place, follow=True) if inode.is_dir else None
         if not place or (here is not None and here.is_dir):
             continue
+        if here is not None:
+            raise loaded.error(pointer, f"a directory would replace the file {os.fsdecode(place)} of {here.origin}")
         copy = inode
         if inode.is_dir:
             copy = Inode(inode.mode, inode.uid, inode.gid, inode.mtime_ns, xattrs=dict(inode.xattrs))

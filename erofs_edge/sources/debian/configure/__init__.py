@@ -104,7 +104,7 @@ def configure(
         certificates.update_certificates(tree)
     alternatives.apply_alternatives(tree, packages)
     for _, effect in effects:
-        if isinstance(effect, Enable):
+        if isinstance(effect, Enable) and units.find_unit(tree, effect.unit) is not None:
             units.enable(tree, effect.unit)
             report.enabled.append(effect.unit)
     report.enabled = sorted({*report.enabled, *units.enable_packaged(tree, packages)})

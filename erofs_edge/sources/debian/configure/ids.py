@@ -78,12 +78,16 @@ class _Numbers:
             raise ManifestError(f"no free id is left for {kind} {name!r}")
         return number
 
-    def add_user(self, account: Account, key: str = "") -> None:
+    def check_uid(self, name: str, uid: int, key: str = "") -> None:
+        """Raises ManifestError where another user has that number."""
+        owner = self.accounts.uid_owner(uid)
+        owner = owner or next((n for n, number in self.users.items() if number == uid and n != name), None)
+        if owner is not None and owner != name:
+            self._clash("user", name, uid, owner, key)
+
+    def add_user(self, account: Account) -> None:
         """Add a user. Raises ManifestError where another one has its number."""
-        owner = self.accounts.uid_owner(account.uid)
-        owner = owner or next((n for n, uid in self.users.items() if uid == account.uid and n != account.name), None)
-        if owner is not None and owner != account.name:
-            self._clash("user", account.name, account.uid, owner, key)
+        self.check_uid(account.name, account.uid)
         self.accounts.users[account.name] = account
 
     def add_group(self, name: str, gid: int, key: str = "", password: str = LOCKED) -> None:
@@ -264,6 +268,7 @@ def _manifest(numbers: _Numbers, system: System) -> None:
 
 def _new_user(numbers: _Numbers, name: str, user: User, uid: int) -> None:
     key = f"users.{name}"
+    numbers.check_uid(name, uid, key)
     gid = user.gid
     if gid is None:
         if name not in numbers.accounts.groups:
@@ -276,7 +281,7 @@ def _new_user(numbers: _Numbers, name: str, user: User, uid: int) -> None:
     password = user.password if user.password is not None else ("*" if person else LOCKED)
     home = user.home or (f"/home/{name}" if person else "/nonexistent")
     shell = user.shell or ("/bin/bash" if person else NOLOGIN)
-    numbers.add_user(Account(name, uid, gid, user.gecos, home, shell, password, AGEING), key)
+    numbers.add_user(Account(name, uid, gid, user.gecos, home, shell, password, AGEING))
 
 
 def _change_user(accounts: Accounts, name: str, user: User) -> None:
