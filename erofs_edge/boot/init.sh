@@ -39,15 +39,24 @@ find_partition() {
     return 1
 }
 
-first_bytes() { head -c "$1" "$2" | tr -d '\0'; }
+# The data partition is $device. Its last MiB is left out of the file system: a marker stands there from before the
+# first write until the file system is complete, so that a power cut in between is seen at the next start.
+measure_data() {
+    read -r sectors <"$partition/size"
+    end=$((sectors / 2 - 1024))
+}
 
-# Called for a blank partition only. The marker stands in the 1024 bytes that ext4 leaves alone, until the file system
-# is complete: a power cut in between is seen at the next start. The full path: busybox has a mke2fs of its own.
+half_made() { [ "$(dd if="$device" bs=1024 skip=$end count=1 2>/dev/null | tr -d '\0')" = "$MARKER" ]; }
+
+blank() { [ -z "$(head -c 1048576 "$device" | tr -d '\0')" ]; }
+
+# The full path, as busybox has a mke2fs of its own.
 format_data() {
-    echo "$MARKER" | dd of="$1" conv=notrunc,fsync 2>/dev/null &&
-        /bin/mke2fs -q -F -t ext4 -L "$DATA" -m 1 -E lazy_itable_init=1,lazy_journal_init=1 "$1" &&
+    echo "$MARKER" | dd of="$device" bs=1024 seek=$end conv=notrunc,fsync 2>/dev/null &&
+        /bin/mke2fs -q -F -t ext4 -L "$DATA" -m 1 -E lazy_itable_init=1,lazy_journal_init=1 "$device" ${end}k &&
         sync &&
-        dd if=/dev/zero of="$1" bs=512 count=1 conv=notrunc,fsync 2>/dev/null
+        dd if=/dev/zero of="$device" bs=1024 seek=$end count=1 conv=notrunc,fsync 2>/dev/null ||
+        fail data "cannot make a file system on $device"
 }
 
 mount -t devtmpfs devtmpfs /dev
@@ -100,14 +109,12 @@ if [ -z "$DATA" ]; then
 else
     find_partition "$DATA" "$disk" || fail data "no partition of ${disk##*/} is labelled '$DATA'"
     device=/dev/${partition##*/}
-    if [ "$(first_bytes 512 "$device")" = "$MARKER" ]; then
-        format_data "$device" || fail data "cannot make a file system on $device"
-    fi
+    measure_data
+    if half_made; then format_data; fi
     if ! reason=$(mount -t ext4 -o noatime "$device" /newroot/data 2>&1); then
         # Never over anything: what is damaged may be all that somebody has.
-        [ -z "$(first_bytes 1048576 "$device")" ] ||
-            fail data "$device is not blank and does not mount, it is left as it is: $reason"
-        format_data "$device" || fail data "cannot make a file system on $device"
+        blank || fail data "$device is not blank and does not mount, it is left as it is: $reason"
+        format_data
         mount -t ext4 -o noatime "$device" /newroot/data || fail data "$device does not mount"
     fi
 fi

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in the initramfs, and that the kernel's compression is undone to it."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import lz4.block
+import pytest
+from elf_samples import file, kernel_tree, program_elf
+
+from erofs_edge.boot.initramfs import InitConfig, build_initramfs, compress
+from erofs_edge.boot.modules import KernelModules
+from erofs_edge.errors import SourceError
+from erofs_edge.tree import FileTree, Inode
+
+LIB = "usr/lib/aarch64-linux-gnu"
+LOADER = "/lib/ld-linux-aarch64.so.1"
+CONFIG = InitConfig(
+    root_hash="ab" * 32,
+    salt="",
+    block_size=4096,
+    data_blocks=1000,
+    hash_start=1001,
+    system="system",
+    slots=("a", "b"),
+    data="data",
+    on_corruption="restart",
+)
+
+
+def packages() -> FileTree:
+    """Programs as Debian has them: busybox static, the others dynamic, libraries behind symlinks."""
+    tree = FileTree()
+    tree.add("usr/bin/busybox", file(program_elf([]), 0o100755))
+    tree.add("usr/sbin/dmsetup", file(program_elf(["libdm.so.1", "libc.so.6"], LOADER), 0o100755))
+    tree.add("usr/sbin/mke2fs", file(program_elf(["libc.so.6"], LOADER), 0o100755))
+    tree.add(f"{LIB}/libdm.so.1", Inode(0o120777, target=b"libdm.so.1.02"))
+    tree.add(f"{LIB}/libdm.so.1.02", file(program_elf(["libudev.so.1", "ld-linux-aarch64.so.1"])))
+    tree.add(f"{LIB}/libudev.so.1", file(program_elf(["libc.so.6"])))
+    tree.add(f"{LIB}/libc.so.6", file(program_elf(["ld-linux-aarch64.so.1"])))
+    tree.add(f"{LIB}/ld-linux-aarch64.so.1", file(program_elf([])))
+    tree.add("usr/lib/ld-linux-aarch64.so.1", Inode(0o120777, target=b"aarch64-linux-gnu/ld-linux-aarch64.so.1"))
+    tree.add(f"{LIB}/libunused.so.1", file(b"not wanted"))
+    return tree
+
+
+def unpack(image: bytes) -> bytes:
+    """The legacy LZ4 frame, undone as lib/decompress_unlz4.c does it."""
+    assert image[:4] == struct.pack("<I", 0x184C2102)
+    position, out = 4, b""
+    while position < len(image):
+        (size,) = struct.unpack_from("<I", image, position)
+        block = image[position + 4 : position + 4 + size]
+        out += lz4.block.decompress(block, uncompressed_size=8 << 20)
+        position += 4 + size
+    return out
+
+
+def build(tree: FileTree) -> bytes:
+    kernel = KernelModules(kernel_tree())
+    disk, erofs = kernel.streams(["virtio_blk", "dm_verity"], ["erofs"])
+    return build_initramfs(tree, {"disk": disk, "erofs": erofs, "data": []}, CONFIG, epoch=1_700_000_000)
+
+
+def test_contents(tmp_path: Path, oracle: Callable[[str], str]) -> None:
+    image = build(packages())
+    assert image == build(packages())
+    run = {"input": unpack(image), "cwd": tmp_path, "capture_output": True}
+    listing = subprocess.run([oracle("cpio"), "-it", "--quiet"], check=True, **run).stdout.decode().splitlines()
+    files = {name for name in listing if name.startswith(("modules/", "usr/lib/", "bin/dm", "bin/mke", "init", "conf"))}
+    assert files == {
+        "init", "config", "bin/dmsetup", "bin/mke2fs",
+        "modules/disk", "modules/disk/00-virtio_blk.ko", "modules/disk/01-dm_mod.ko",
+        "modules/disk/02-reed_solomon.ko", "modules/disk/03-dm_bufio.ko", "modules/disk/04-dm_verity.ko",
+        "modules/erofs", "modules/erofs/00-crc32c_generic.ko", "modules/erofs/01-libcrc32c.ko",
+        "modules/erofs/02-erofs.ko",
+        "usr/lib/ld-linux-aarch64.so.1", LIB, f"{LIB}/libdm.so.1", f"{LIB}/libudev.so.1", f"{LIB}/libc.so.6",
+    }  # fmt: skip
+    subprocess.run([oracle("cpio"), "-id", "--quiet", "--no-preserve-owner", "[!d]*"], check=True, **run)
+    assert (tmp_path / "init").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / f"{LIB}/libdm.so.1").read_bytes() == program_elf(["libudev.so.1", "ld-linux-aarch64.so.1"])
+
+
+def test_config_is_what_the_shell_reads(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(CONFIG.text())
+    script = '. ./config; printf "%s|" "$ROOT_HASH" "$SALT" "$SECTORS" "$HASH_START" "$VERITY_OPTIONS" "$SLOTS" "$DATA"'
+    done = subprocess.run(["sh", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{'ab' * 32}|-|8000|1001| 1 restart_on_corruption|a b|data|"
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("usr/sbin/mke2fs", "a program for the initramfs is missing"), (f"{LIB}/libudev.so.1", "library libudev.so.1")],
+)
+def test_missing_pieces_are_named(missing: str, words: str) -> None:
+    tree = packages()
+    tree.remove(missing)
+    with pytest.raises(SourceError, match=words):
+        build(tree)
+
+
+def test_large_archives_are_cut_into_blocks() -> None:
+    archive = bytes(range(256)) * (70 << 10)
+    assert unpack(compress(archive)) == archive
