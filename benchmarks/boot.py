@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start-up in QEMU: the verified system against the least that the same chain can do.
+
+usage: python benchmarks/boot.py [--runs N] [--out FOLDER]
+
+The peer is the same U-Boot, the same signature check and the same kernel with a bare initramfs: busybox and a shell.
+Ours is measured until the EROFS root is mounted from dm-verity, and until the login prompt. Runs alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from erofs_edge.boot.cpio import write_cpio
+from erofs_edge.boot.fdt import parse
+from erofs_edge.boot.fit import Image, build_fit
+from erofs_edge.boot.initramfs import compress
+from erofs_edge.manifest.load import load_board, load_lock, lock_path
+from erofs_edge.qemu.built import load_built, machine_command
+from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.scratch import copy_sparse
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.sources.debian.fetch import fetch
+from erofs_edge.sources.debian.mirror import host_mirror
+from erofs_edge.tree import BytesContent, FileTree, Inode
+from erofs_edge.trust.signer import open_signer
+
+BOARD = Path("boards/qemu-aarch64.yaml")
+MARKS = {"bare": b"bare: shell", "root": b"erofs-edge: stage root", "login": b"login: "}
+LIMIT = 300.0
+
+
+def bare_disk(out: Path, folder: Path) -> Path:
+    """A copy of the disk whose boot partitions hold the same kernel with a bare initramfs, signed by the same key."""
+    board = load_board(BOARD).value
+    lock = load_lock(lock_path(BOARD))
+    if (relocked := out / "locks" / lock_path(BOARD).name).exists():
+        lock = load_lock(relocked)
+    cache = Cache()
+    busybox = [package for package in lock.packages["initramfs"] if package.name == "busybox-static"]
+    data = read_deb(fetch(busybox, host_mirror, cache)["busybox-static"], cache).data
+    program = data.get("usr/bin/busybox")
+    assert program is not None
+    tree = FileTree()
+    tree.directory("dev")
+    tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
+    tree.add("bin/busybox", Inode(stat.S_IFREG | 0o755, content=program.content))
+    script = b"#!/bin/busybox sh\necho 'bare: shell'\nexec /bin/busybox sh\n"
+    tree.add("init", Inode(stat.S_IFREG | 0o755, content=BytesContent(script)))
+    root = parse((out / "boot.fit").read_bytes()).root
+    kernel = root.at("/images/kernel")
+    assert kernel is not None
+    images = {
+        "kernel": Image("kernel_noload", kernel.props["data"], "Linux"),
+        "ramdisk": Image("ramdisk", compress(write_cpio(tree, epoch=0)), "a shell"),
+    }
+    fit = build_fit(
+        images,
+        description="bare",
+        epoch=0,
+        signer=open_signer(board.sign.key),
+        load_address=board.boot.load_address,
+    )
+    disk = copy_sparse(out / "disk.img", folder / "bare.img")
+    partitions = json.loads((out / "release.json").read_text())["partitions"]
+    fd = os.open(disk, os.O_WRONLY)
+    for name in ("boot_a", "boot_b"):
+        os.pwrite(fd, fit, partitions[name]["start"])
+    os.close(fd)
+    return disk
+
+
+def seconds_until(command: list[str], marks: list[str]) -> dict[str, float]:
+    """Seconds from QEMU's start until each mark is on the console; QEMU is ended at the last one."""
+    start = time.monotonic()
+    found: dict[str, float] = {}
+    console = b""
+    machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
+    assert machine.stdout is not None
+    try:
+        while len(found) < len(marks) and time.monotonic() - start < LIMIT:
+            piece = machine.stdout.read(4096)
+            if not piece:
+                raise SystemExit(f"the machine ended early:\n{console[-2000:].decode(errors='replace')}")
+            console += piece
+            for mark in marks:
+                if mark not in found and MARKS[mark] in console:
+                    found[mark] = time.monotonic() - start
+    finally:
+        machine.kill()
+        machine.wait()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("out/qemu-aarch64"))
+    options = parser.parse_args()
+    edge = str(Path(sys.executable).with_name("erofs-edge"))
+    subprocess.run([edge, "build", str(BOARD), "-o", str(options.out), "--relock-if-gone"], check=True)
+    board, built, emulator = load_board(BOARD).value, load_built(options.out), find_qemu()
+    rows: dict[str, list[float]] = {mark: [] for mark in MARKS}
+    with tempfile.TemporaryDirectory(dir=options.out) as name:
+        folder = Path(name)
+        peer = machine_command(board, built, emulator, folder, Drive(bare_disk(options.out, folder)))
+        ours = machine_command(board, built, emulator, folder, Drive(built.disk))
+        for _ in range(options.runs):
+            for found in (seconds_until(peer, ["bare"]), seconds_until(ours, ["root", "login"])):
+                for mark, value in found.items():
+                    rows[mark].append(value)
+    middle = {mark: median(values) for mark, values in rows.items()}
+    print("| QEMU start to | s | against the bare shell |")
+    print("| --- | --- | --- |")
+    titles = {
+        "bare": "bare initramfs shell (peer)",
+        "root": "EROFS root mounted from dm-verity",
+        "login": "login prompt",
+    }
+    for mark, title in titles.items():
+        print(f"| {title} | {middle[mark]:.2f} | {middle[mark] / middle['bare']:.2f}x |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All benchmarks, one after the other; `make bench` runs this. Their tables go to docs/benchmarks.md by hand."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = ("command.py", "fs_build.py", "boot.py")
+
+
+def main() -> None:
+    print(f"{platform.platform()}, {os.cpu_count()} processors, Python {platform.python_version()}\n", flush=True)
+    for script in SCRIPTS:
+        print(f"## {script}\n", flush=True)
+        subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *sys.argv[1:]], check=True)
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main()
