@@ -28,6 +28,7 @@ class Dynamic:
 
 
 def is_elf(data: bytes) -> bool:
+    """Whether a file starts as a 64-bit little-endian ELF file does."""
     return data[:6] == b"\x7fELF\x02\x01"
 
 

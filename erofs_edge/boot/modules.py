@@ -88,10 +88,12 @@ class KernelModules:
         return {module_name(path): index for index, path in enumerate(self.text("modules.order").split())}
 
     def text(self, name: str) -> str:
+        """A text file of the module directory; empty where there is none."""
         inode = self.directory.get(name)
         return inode.read().decode() if inode is not None else ""
 
     def file(self, path: str) -> Inode:
+        """A file of the module directory. Raises SourceError where there is none."""
         inode = self.directory.get(path)
         if inode is None:
             raise SourceError("no such file in the kernel package", where=path)
