@@ -82,9 +82,9 @@ class User(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gid: Id | None = None
     """the number of its own group; not given: the lock's"""
     home: DevicePath | None = None
-    """the home directory; not given: /home/NAME, or what the packages say"""
+    """the home directory; not given: what the packages say, else /home/NAME for who can log in"""
     shell: DevicePath | None = None
-    """the login shell; not given: what the packages say, else /bin/sh"""
+    """the login shell; not given: what the packages say, else /bin/bash for who has a password or a key"""
     gecos: PasswdField = ""
     """the full name, as in passwd(5)"""
     groups: list[UnixName] = []
@@ -92,7 +92,7 @@ class User(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     password: PasswdField | None = None
     """as in shadow(5): a crypt(3) hash, '' for none, '*' for no login"""
     ssh_keys: list[Line] = []
-    """public keys for ~/.ssh/authorized_keys, one an item"""
+    """public keys that let the user in by ssh, one an item"""
 
 
 class Units(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
