@@ -94,7 +94,7 @@ def test_a_compressed_archive_is_unpacked_once(tmp_path: Path, cache: Cache, mon
     for folder in ("tar-data", "tar-index-1"):
         (kept,) = (path for path in (cache.root / "derived" / folder).rglob("*") if path.is_file())
         data = bytearray(kept.read_bytes())
-        data[len(data) // 2] ^= 0xFF
+        data[data.find(b"suid")] ^= 0xFF
         kept.write_bytes(data)
         assert rows(read(tmp_path, packed, Cache(cache.root))) == first
 
@@ -123,6 +123,14 @@ def test_times_owners_and_attributes_of_pax_headers(tmp_path: Path) -> None:
     assert file[3] == -1_000_000_001
     assert file[6] == {b"user.text": b"two\nlines=x", b"user.100%": b"\0\xff"}
     assert rows(tree)[b"/next"][1:7] == (0, 0, 3 * 10**9, (0, 0), b"", {}), "a header is for one member"
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [("5", 5 * 10**9), ("1.0000000019", 10**9 + 1), ("-0.0000000001", -1), ("9e3", 9000 * 10**9), ("7.5", 75 * 10**8)],
+)
+def test_times_are_exact_and_rounded_down(tmp_path: Path, text: str, nanoseconds: int) -> None:
+    assert rows(read(tmp_path, tar_bytes([entry("x", pax_headers={"mtime": text})])))[b"/x"][3] == nanoseconds
 
 
 def test_a_global_header_is_for_all_that_follow(tmp_path: Path) -> None:

@@ -155,10 +155,7 @@ class _Downloads:
     def _append(self, file: BinaryIO, uri: str, package: LockedPackage) -> None:
         """Download what is missing at the end of a part file."""
         have = file.seek(0, os.SEEK_END)
-        if have > package.size:
-            file.truncate(0)
-            have = 0
-        if have == package.size:
+        if have >= package.size:
             return
         start, pieces = self.client.read(uri, have)
         if start != have:

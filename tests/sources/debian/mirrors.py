@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import threading
@@ -23,6 +24,8 @@ class FakeMirror:
     status   answer with this status instead
     pause    seconds before each 10,000 bytes
     ranges   whether ranges are served
+    hang_up  close the connection after each answer without having said so
+    refusal  the body of answers with a status that is no success
     """
 
     def __init__(self) -> None:
@@ -33,6 +36,8 @@ class FakeMirror:
         self.redirect: dict[str, str] = {}
         self.pause: dict[str, float] = {}
         self.ranges = True
+        self.hang_up = False
+        self.refusal = b"no"
         self.requests: list[tuple[str, str | None]] = []
         self.headers: list[dict[str, str]] = []
         self.connections = 0
@@ -93,11 +98,12 @@ class FakeMirror:
             handler.end_headers()
             return
         if status != 200 or data is None:
-            body = b"no"
+            body = self.refusal
             handler.send_response(status)
             handler.send_header("Content-Length", str(len(body)))
             handler.end_headers()
-            handler.wfile.write(body)
+            with contextlib.suppress(OSError):
+                handler.wfile.write(body)
             return
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.ranges else 0
         if start >= len(data) and start:
@@ -111,6 +117,8 @@ class FakeMirror:
         handler.send_header("Content-Length", str(len(data) - start))
         handler.end_headers()
         self._send(handler, path, data[start:])
+        if self.hang_up:
+            handler.close_connection = True
 
     def _send(self, handler: BaseHTTPRequestHandler, path: str, body: bytes) -> None:
         limit = len(body)

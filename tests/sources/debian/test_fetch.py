@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import pytest
@@ -122,9 +123,20 @@ def test_a_mirror_that_is_not_there(cache: Cache, server: FakeMirror) -> None:
 def test_a_mirror_in_trouble_is_asked_three_times(server: FakeMirror, cache: Cache, status: int) -> None:
     package = server.add("big", BIG)
     server.status["/debian/" + package.path] = status
+    server.refusal = b"a long story " * 100_000
     with pytest.raises(MirrorError, match=f"the mirror answered {status}"):
         fetch([package], server.mirror(), cache)
     assert len(server.requests) == 3
+
+
+def test_a_server_that_hangs_up_between_two_packages(
+    server: FakeMirror, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "ATTEMPTS", 1)
+    server.hang_up = True
+    packages = [server.add(f"package{i}", bytes([i]) * 100) for i in range(10)]
+    assert len(fetch(packages, server.mirror(), cache, connections=1)) == 10
+    assert len(server.requests) == 10
 
 
 def test_all_gone_packages_are_named(server: FakeMirror, cache: Cache) -> None:
@@ -158,6 +170,21 @@ def test_wrong_content_is_refused(server: FakeMirror, cache: Cache, content: byt
 def test_a_damaged_part_costs_a_second_download_only(server: FakeMirror, cache: Cache, old: bytes) -> None:
     package = server.add("big", BIG)
     cache.partial_path(package.sha256).write_bytes(old)
+    assert fetch([package], server.mirror(), cache)["big"].read_bytes() == BIG
+
+
+def test_a_part_that_goes_while_we_wait_for_its_lock(
+    server: FakeMirror, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = server.add("big", BIG)
+    lock = fetching._try_lock
+
+    def lock_late(file: BinaryIO) -> bool:
+        monkeypatch.setattr(fetching, "_try_lock", lock)
+        part(cache, package.sha256).unlink()
+        return lock(file)
+
+    monkeypatch.setattr(fetching, "_try_lock", lock_late)
     assert fetch([package], server.mirror(), cache)["big"].read_bytes() == BIG
 
 
