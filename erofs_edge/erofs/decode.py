@@ -64,7 +64,8 @@ class ExtentCache:
 
     def decode(self, extent: Extent) -> bytes:
         """As `decode`, from memory where possible."""
-        key = extent.address, extent.start, extent.length
+        turn = extent.start % self._info.block_size if extent.kind is Kind.ROTATED else 0
+        key = extent.address, turn, extent.length
         with self._lock:
             data = self._items.get(key)
             if data is not None:

@@ -21,9 +21,10 @@ from erofs_edge.erofs.decode import ExtentCache, decode
 from erofs_edge.erofs.dirents import Dirent, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_extents, flat_extents
 from erofs_edge.erofs.inode import DiskInode, inode_offset, read_inode
+from erofs_edge.erofs.mapheader import ZMap, read_zmap
 from erofs_edge.erofs.superblock import SuperInfo, read_superblock
 from erofs_edge.erofs.xattrs import XattrArea, read_prefixes, read_xattrs
-from erofs_edge.erofs.zmap import ZMap, compressed_extents, read_zmap
+from erofs_edge.erofs.zmap import compressed_extents
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.tree import FileTree, Inode
 

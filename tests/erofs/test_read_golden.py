@@ -14,9 +14,10 @@ from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import Backing
 from erofs_edge.erofs.extents import Kind
 from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.mapheader import read_zmap
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.superblock import SuperInfo
-from erofs_edge.erofs.zmap import check_distances, compressed_extents, read_zmap
+from erofs_edge.erofs.zmap import check_distances, compressed_extents
 from erofs_edge.errors import ErofsFormatError
 
 TINY = {

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode the cluster index of a compressed inode, full or compact, into one entry for each lcluster.
+
+Source: ``fs/erofs/zmap.c`` (z_erofs_load_full_lcluster, z_erofs_load_compact_lcluster). The index is read in windows,
+so that memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from struct import Struct
+from typing import NamedTuple
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.mapheader import ZMap
+from erofs_edge.errors import ErofsFormatError
+
+_WINDOW = 512  # full entries or packs read at once
+_TYPE_MASK = 0x3
+_SMALL_PACK = Struct("<HHI")
+_BIG_PACK = Struct("<28sI")
+_BIG_SHIFTS = range(0, 224, 14)
+
+
+class Entry(NamedTuple):
+    """One lcluster.
+
+    offset  clusterofs of a head; distance back to the head for NONHEAD
+    block   first block of a head's pcluster; for NONHEAD the pcluster's count of blocks, -1 where it is not given
+    ahead   distance forward to the next head, -1 where it is not stored
+    """
+
+    kind: int
+    offset: int
+    block: int
+    partial: bool
+    ahead: int
+
+
+_NONHEAD = [Entry(ondisk.LCLUSTER_NONHEAD, distance, -1, False, -1) for distance in range(ondisk.DELTA_MAX + 1)]
+
+
+class _Section(NamedTuple):
+    """A run of packs of one form: their first lcluster, how many lclusters, and where they are."""
+
+    first: int
+    lclusters: int
+    per_pack: int
+    pack_size: int
+    address: int
+
+
+def _sections(zmap: ZMap) -> list[_Section]:
+    four, two = zmap.four_byte, zmap.two_byte
+    middle = zmap.position + four * 4
+    return [
+        _Section(0, four, 2, 8, zmap.position),
+        _Section(four, two, 16, 32, middle),
+        _Section(four + two, zmap.lclusters - four - two, 2, 8, middle + two * 2),
+    ]
+
+
+def entries(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[Entry]:
+    """The entries from lcluster `lcn` to the last one. Raises ErofsFormatError."""
+    windows = _compact_windows if zmap.is_compact else _full_windows
+    return chain.from_iterable(windows(backing, zmap, lcn))
+
+
+def wrong(zmap: ZMap, lcn: int, message: str) -> ErofsFormatError:
+    """The error for an entry that cannot be."""
+    where = zmap.position + lcn * ondisk.FULL_INDEX.size
+    if zmap.is_compact:
+        section = next(section for section in reversed(_sections(zmap)) if lcn >= section.first)
+        where = section.address + (lcn - section.first) // section.per_pack * section.pack_size
+    return broken(f"inode {zmap.inode.nid}: cluster {lcn} {message}", where)
+
+
+def _full_windows(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[list[Entry]]:
+    size = ondisk.FULL_INDEX.size
+    for first in range(lcn, zmap.lclusters, _WINDOW):
+        count = min(_WINDOW, zmap.lclusters - first)
+        data = backing.read(zmap.position + first * size, count * size, "cluster index")
+        yield [
+            _full_entry(zmap, first + number, *fields)
+            for number, fields in enumerate(ondisk.FULL_INDEX.iter_unpack(data))
+        ]
+
+
+def _full_entry(zmap: ZMap, lcn: int, advise: int, offset: int, value: int) -> Entry:
+    kind = advise & _TYPE_MASK
+    if kind != ondisk.LCLUSTER_NONHEAD:
+        if advise & ~(_TYPE_MASK | ondisk.INDEX_PARTIAL_REF):
+            raise wrong(zmap, lcn, f"has unknown bits in its advise {advise:#x}")
+        return Entry(kind, offset, value, bool(advise & ondisk.INDEX_PARTIAL_REF), -1)
+    back, ahead = value & 0xFFFF, value >> 16
+    if back & ondisk.D0_CBLKCNT:
+        return Entry(kind, 1, back & ~ondisk.D0_CBLKCNT, False, ahead)
+    return Entry(kind, back, -1, False, ahead)
+
+
+def _compact_windows(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[list[Entry]]:
+    for section in _sections(zmap):
+        end = section.first + section.lclusters
+        packs = -(-section.lclusters // section.per_pack)
+        for start in range(max(lcn - section.first, 0) // section.per_pack, packs, _WINDOW):
+            count = min(_WINDOW, packs - start)
+            at = section.address + start * section.pack_size
+            data = backing.read(at, count * section.pack_size, "cluster index")
+            first = section.first + start * section.per_pack
+            for values, base in _pack_values(data, section.per_pack):
+                pack = _decode_pack(zmap, first, values, base)
+                yield pack if lcn <= first and first + len(pack) <= end else pack[max(lcn - first, 0) : end - first]
+                first += section.per_pack
+
+
+def _pack_values(data: bytes, per_pack: int) -> Iterable[tuple[Iterable[int], int]]:
+    """(values, base block) of each pack."""
+    if per_pack == 2:
+        for first, second, base in _SMALL_PACK.iter_unpack(data):
+            yield (first, second), base
+        return
+    for packed, base in _BIG_PACK.iter_unpack(data):
+        stream = int.from_bytes(packed, "little")
+        yield [stream >> shift & 0x3FFF for shift in _BIG_SHIFTS], base
+
+
+def _decode_pack(zmap: ZMap, first: int, values: Iterable[int], block: int) -> list[Entry]:
+    """The entries of one pack, which starts at lcluster `first`; `block` is its base block number.
+
+    The block of a head is the base plus the blocks of the pclusters before it that show in this pack; without big
+    pclusters it is the base plus its rank among the heads.
+    """
+    lobits = zmap.lobits
+    lo_mask = (1 << lobits) - 1
+    big = zmap.advise & ondisk.ADVISE_BIG_PCLUSTER_1
+    pack: list[Entry] = []
+    pending = 0 if big else 1  # blocks of the head before, where the pack has not told them yet
+    before = distance = 0  # back to the head, of the last two slots; 0 for a head
+    for value in values:
+        kind, lo = value >> lobits & _TYPE_MASK, value & lo_mask
+        if kind != ondisk.LCLUSTER_NONHEAD:
+            block += pending
+            pending, distance = 1, 0
+            pack.append(Entry(kind, lo, block, False, -1))
+        elif lo <= ondisk.DELTA_MAX:
+            before, distance = distance, lo
+            pack.append(_NONHEAD[lo])
+        elif lo & ondisk.D0_CBLKCNT:
+            blocks = lo & ~ondisk.D0_CBLKCNT
+            block += blocks
+            pending, distance = 0, 1
+            pack.append(Entry(kind, 1, blocks, False, -1))
+        else:
+            raise wrong(zmap, first, f"stands in a pack with a distance of {lo}")
+    if pack[-1].kind == ondisk.LCLUSTER_NONHEAD and pack[-1].block < 0:  # the last slot holds the forward distance
+        pack[-1] = Entry(ondisk.LCLUSTER_NONHEAD, before + 1, -1, False, distance)
+    return pack

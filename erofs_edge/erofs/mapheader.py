@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The map header of a compressed inode: how its cluster index is stored, and what it may use.
+
+Source: ``fs/erofs/zmap.c`` (z_erofs_fill_inode_lazy).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.superblock import SuperInfo
+from erofs_edge.errors import ErofsFormatError
+
+_COMPACT_LOBITS = 12
+_FRAGMENT_INODE = 0x80  # h_clusterbits: the whole file is a fragment
+_KNOWN_ADVISE = (
+    ondisk.ADVISE_COMPACTED_2B
+    | ondisk.ADVISE_BIG_PCLUSTER_1
+    | ondisk.ADVISE_BIG_PCLUSTER_2
+    | ondisk.ADVISE_INLINE_PCLUSTER
+    | ondisk.ADVISE_INTERLACED_PCLUSTER
+    | ondisk.ADVISE_FRAGMENT_PCLUSTER
+)
+
+
+class ZMap(NamedTuple):
+    """The map header of a compressed inode.
+
+    position    byte address of the lcluster entries
+    index_size  bytes of them
+    lclusters   how many
+    four_byte   compact: entries in 4-byte packs before the 2-byte ones
+    two_byte    compact: entries in 2-byte packs
+    lobits      compact: bits of an entry below its type
+    fragment    byte offset in the packed inode (low 32 bits, or all of it for a whole-file fragment); -1 without
+    idata_size  bytes of the inline tail, 0 without
+    """
+
+    inode: DiskInode
+    advise: int
+    algorithms: tuple[int, int]
+    position: int
+    index_size: int
+    lclusters: int
+    four_byte: int
+    two_byte: int
+    lobits: int
+    fragment: int
+    whole_fragment: bool
+    idata_size: int
+
+    @property
+    def is_compact(self) -> bool:
+        return self.inode.layout == ondisk.LAYOUT_COMPRESSED_COMPACT
+
+
+def read_zmap(backing: Backing, info: SuperInfo, inode: DiskInode) -> ZMap:
+    """Parse and check the map header of a compressed inode of size > 0. Raises ErofsFormatError."""
+    what = f"inode {inode.nid}"
+    if not (info.raw.feature_incompat & ondisk.INCOMPAT_COMPR_CFGS) and not (
+        info.incompat(ondisk.INCOMPAT_LZ4_0PADDING) or info.raw.u1
+    ):
+        raise broken(f"{what}: compressed in an image without compression", inode.offset)
+    position = -(-inode.body // 8) * 8
+    compact = inode.layout == ondisk.LAYOUT_COMPRESSED_COMPACT
+    low, advise, algorithm, clusterbits = backing.unpack(ondisk.MAP_HEADER, position, f"map header of {what}")
+    if clusterbits & _FRAGMENT_INODE:
+        if compact:
+            raise broken(f"{what}: whole-file fragment with a compact index", position)
+        _need(info, ondisk.INCOMPAT_FRAGMENTS, "fragments", what, position)
+        header = int.from_bytes(backing.read(position, 8, "map header"), "little")
+        fragment = header & (1 << 63) - 1
+        return ZMap(inode, 0, (0, 0), position + 8, 0, 0, 0, 0, 0, fragment, True, 0)
+    if clusterbits:
+        raise ErofsFormatError(
+            f"{what}: logical clusters of 2**{clusterbits & 15} blocks (bits {clusterbits:#x}) are not supported",
+            where=f"offset {position + 7:#x}",
+        )
+    _check_advise(info, advise, compact, what, position + 4)
+    algorithms = algorithm & 15, algorithm >> 4
+    if max(algorithms) not in ondisk.ALGORITHM_NAMES:
+        raise broken(f"{what}: unknown compression algorithm {max(algorithms)}", position + 6)
+    count = -(-inode.size // info.block_size)
+    four_byte = two_byte = 0
+    if compact:
+        index = position + 8
+        four_byte, two_byte = _compact_sizes(index, count, bool(advise & ondisk.ADVISE_COMPACTED_2B))
+        rest = count - four_byte - two_byte
+        index_size = four_byte * 4 + two_byte * 2 + -(-rest // 2) * 8
+    else:
+        index = position + 16
+        index_size = count * ondisk.FULL_INDEX.size
+    if index + index_size > backing.end:
+        raise broken(f"{what}: index of {count} clusters for {inode.size} bytes ends outside the image", position)
+    fragment, idata_size = -1, 0
+    if advise & ondisk.ADVISE_FRAGMENT_PCLUSTER:
+        fragment = low
+    elif advise & ondisk.ADVISE_INLINE_PCLUSTER:
+        idata_size = low >> 16
+        at = index + index_size
+        if not 0 < idata_size < info.block_size or at % info.block_size + idata_size > info.block_size:
+            raise broken(f"{what}: inline tail of {idata_size} bytes is empty or crosses a block", position)
+        backing.read(at, idata_size, f"inline tail of {what}")
+    lobits = max(info.raw.blkszbits, _COMPACT_LOBITS)
+    return ZMap(
+        inode, advise, algorithms, index, index_size, count, four_byte, two_byte, lobits, fragment, False, idata_size
+    )
+
+
+def _check_advise(info: SuperInfo, advise: int, compact: bool, what: str, where: int) -> None:
+    if advise & ~_KNOWN_ADVISE:
+        raise broken(f"{what}: unknown bits in h_advise {advise:#x}", where)
+    if not compact and advise & ondisk.ADVISE_EXTENTS:
+        raise ErofsFormatError(f"{what}: encoded extents are not supported", where=f"offset {where:#x}")
+    big = advise & (ondisk.ADVISE_BIG_PCLUSTER_1 | ondisk.ADVISE_BIG_PCLUSTER_2)
+    if big:
+        _need(info, ondisk.INCOMPAT_BIG_PCLUSTER, "big pclusters", what, where)
+    if compact and big.bit_count() == 1:
+        raise broken(f"{what}: compact index with big pclusters for one head type only", where)
+    if compact and info.raw.blkszbits > (12 if advise & ondisk.ADVISE_COMPACTED_2B else 14):
+        raise broken(f"{what}: compact index with blocks of {info.block_size} bytes", where)
+    if advise & ondisk.ADVISE_INLINE_PCLUSTER:
+        _need(info, ondisk.INCOMPAT_ZTAILPACKING, "inline tails", what, where)
+    if advise & ondisk.ADVISE_FRAGMENT_PCLUSTER:
+        _need(info, ondisk.INCOMPAT_FRAGMENTS, "fragments", what, where)
+        if advise & ondisk.ADVISE_INLINE_PCLUSTER:
+            raise broken(f"{what}: both an inline tail and a fragment", where)
+
+
+def _need(info: SuperInfo, bit: int, name: str, what: str, where: int) -> None:
+    if not info.incompat(bit):
+        raise broken(f"{what}: {name} in an image without them", where)
+
+
+def _compact_sizes(index: int, count: int, two_byte_allowed: bool) -> tuple[int, int]:
+    """(leading entries in 4-byte packs, entries in 2-byte packs)."""
+    leading = (32 - index % 32) // 4 % 8
+    if not two_byte_allowed or leading >= count:
+        return 0, 0
+    return leading, (count - leading) // 16 * 16
