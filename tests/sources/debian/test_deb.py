@@ -49,6 +49,7 @@ def build(folder: Path, name: str, compression: str = "xz") -> Path:
 def sample_root(folder: Path, name: str = "tiny", version: str = "1:2.0~rc1-3+b1") -> Path:
     root = folder / name
     (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN").chmod(0o755)  # dpkg-deb wants that, whatever the umask
     (root / "DEBIAN/control").write_text(control_text(name, version, Depends="a, b (>= 1)", Multi_Arch="same"))
     (root / "DEBIAN/postinst").write_text("#!/bin/sh\n")
     (root / "DEBIAN/postinst").chmod(0o755)

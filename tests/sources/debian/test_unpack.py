@@ -157,6 +157,7 @@ def test_the_same_as_dpkg_on_packages_that_it_built(tmp_path: Path, cache: Cache
     for number, name in enumerate(["base-files", "p1", "p2", "p3", "p4", "p5"]):
         root = tmp_path / "src" / name
         (root / "DEBIAN").mkdir(parents=True)
+        (root / "DEBIAN").chmod(0o755)  # dpkg-deb wants that, whatever the umask
         (root / "DEBIAN/control").write_text(control_text(name))
         (root / "usr/bin").mkdir(parents=True)
         (root / "usr/share/doc" / name).mkdir(parents=True)
