@@ -13,6 +13,7 @@ from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.pipeline import Stored
 from erofs_edge.erofs.plan import Node, choose_flat_layout
+from erofs_edge.errors import SourceError
 
 COPY = 4 << 20  # bytes
 
@@ -35,6 +36,7 @@ class FileStore:
         self._originals: dict[Node, _Placed | None] = dict.fromkeys(originals)
         self._first_block = 0
         self._extents: list[Extent] = []
+        self._flat = False
         self.compressed = self.stored = self.reused = 0
 
     def take(self, stored: Stored) -> None:
@@ -47,6 +49,10 @@ class FileStore:
         if not piece.offset:
             self._first_block = self._sink.position // self._block_size
             self._extents = []
+            self._flat = stored.segment is None
+        elif self._flat != (stored.segment is None):
+            # the pieces were judged by different contents
+            raise SourceError("file changed while it was being read", where=node.where)
         if stored.segment is not None:
             self._append_segment(stored.segment)
             if piece.is_last:

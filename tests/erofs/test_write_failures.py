@@ -153,6 +153,25 @@ def test_a_content_that_lies(tmp_path: Path) -> None:
         write(tree_of(x=file(Short())), tmp_path / "i")
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_large_file_that_becomes_another(tmp_path: Path, first: bool) -> None:
+    """Its pieces must not be stored in two ways."""
+    archive = b"\xfd7zXZ\0" + noise(100_000)
+
+    @dataclass
+    class Fickle:
+        size: int = (16 << 20) + 100_000
+        calls: int = 0
+
+        def read(self, offset: int, length: int) -> bytes:
+            self.calls += 1  # three for each piece: its bytes, the file's first ones, a probe from the middle
+            looks_compressed = (self.calls <= 3) == first
+            return (archive * (1 + length // len(archive)))[:length] if looks_compressed else bytes(length)
+
+    with pytest.raises(SourceError, match="changed while"):
+        write(tree_of(x=file(Fickle())), tmp_path / "i", compression="lz4", jobs=1)
+
+
 def test_outputs_that_are_no_files(tmp_path: Path) -> None:
     for target in (Path("/dev/null"), tmp_path):
         with pytest.raises(UsageError, match="not a regular file"):
