@@ -24,8 +24,6 @@ from erofs_edge.verity.tree import VerityInfo
 
 STORAGE_MODULES = {"virtio": ("virtio_blk",), "mmc": ()}
 """the drivers behind U-Boot's word for a disk; controllers of real boards are named in `boot.modules`"""
-HASH_MODULES = ("sha2_ce",)
-"""faster SHA-256 for dm-verity, where the kernel has it as a module and the processor the instructions"""
 VERITY_MODULES = ("dm_verity",)
 EROFS_MODULES = ("erofs",)
 DATA_MODULES = ("ext4", "overlay")
@@ -120,8 +118,7 @@ def build_boot(
 
 
 def _module_streams(board: Board, kernel: KernelModules) -> dict[str, list[Module]]:
-    hashes = [name for name in HASH_MODULES if name in kernel.paths]
-    first = [*STORAGE_MODULES[board.boot.storage], *kernel.select(board.boot.modules), *hashes, *VERITY_MODULES]
+    first = [*STORAGE_MODULES[board.boot.storage], *kernel.select(board.boot.modules), *VERITY_MODULES]
     disk, erofs, data = kernel.streams(first, EROFS_MODULES, DATA_MODULES)
     return {"disk": disk, "erofs": erofs, "data": data}
 

@@ -38,7 +38,7 @@ def trees(monkeypatch: pytest.MonkeyPatch) -> dict[str, FileTree]:
     """Package name to tree; read_deb takes a 'file' of the package's name."""
     kernel = kernel_tree()
     top = f"usr/lib/modules/{VERSION}/kernel"
-    for name in ("sdhci-iproc", "fixed", "gpio-regulator"):
+    for name in ("sdhci-iproc", "fixed", "gpio-regulator", "sha256-arm64"):
         kernel.add(f"{top}/drivers/{name}.ko", file(module_elf("depends=")))
     kernel.add(f"usr/lib/linux-image-{VERSION}/broadcom/bcm2711-rpi-4-b.dtb", file(DTB))
     uboot = FileTree()
