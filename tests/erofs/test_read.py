@@ -16,6 +16,7 @@ from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.check import check
 from erofs_edge.erofs.extents import Kind
 from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.write import WriteOptions, write_image
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError
 from erofs_edge.tree import FileTree
 
@@ -73,6 +74,21 @@ def test_reads_what_mkfs_wrote(
     report = check(path)
     assert report.ok, report.findings
     assert report.files == len({id(inode) for _, inode in expected.walk() if inode.is_file})
+
+
+@pytest.mark.parametrize("block_size", [512, 2048, 16384, 65536])
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_reads_blocks_that_mkfs_cannot_make_here(
+    block_size: int, compression: str, expected: FileTree, tmp_path: Path
+) -> None:
+    options = WriteOptions(
+        block_size=block_size, compression=compression, pcluster=65536 if compression != "none" else None
+    )
+    write_image(expected, tmp_path / "image", options)
+    with Image(tmp_path / "image") as image:
+        assert image.superblock.block_size == block_size
+        assert diff(image.tree(), expected) == []
+    assert check(tmp_path / "image").findings == []
 
 
 def test_compact_inodes_take_the_time_of_the_image(

@@ -75,6 +75,25 @@ def test_the_tiny_image(tmp_path: Path) -> None:
         assert link.target == b"d/f"
 
 
+def test_data_without_zero_padding(tmp_path: Path) -> None:
+    """Before Linux 5.4 the stream stood at the start of its block, and the superblock held the distance only."""
+    data = bytearray(tiny())
+    data[0x450:0x454] = bytes(4)
+    stream = bytes(data[4096:]).lstrip(b"\0")
+    data[4096:] = stream.ljust(4096, b"\0")
+    data[0x404:0x408] = ondisk.super_checksum(bytes(data), 12).to_bytes(4, "little")
+    (tmp_path / "image").write_bytes(data)
+    with Image(tmp_path / "image") as image:
+        assert image.read(image.inode(44), 0, 20000) == content()
+
+
+def test_a_pcluster_of_zeros_holds_no_stream(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(tiny()[:4096] + bytes(4096))
+    with Image(tmp_path / "image") as image, pytest.raises(ErofsFormatError, match="4096 zero bytes") as caught:
+        image.read(image.inode(44), 0, 1)
+    assert caught.value.where == "offset 0x1000"
+
+
 INDEX_2B = (
     "0010042801000000 0220032005000000 0420012005000000"
     "7d13012a000e80046001f8a611a002e000480016800620604480128005000000"
@@ -170,6 +189,22 @@ def test_indexes_that_contradict_themselves(
         list(compressed_extents(backing, info, zmap, 0))
     assert caught.value.where is not None
     assert caught.value.where.startswith("offset 0x")
+
+
+def test_a_second_head_type_and_partial_extents(tmp_path: Path) -> None:
+    entries = [(HEAD, 0, 5), (3 | 0x8000, 100, 9), (PLAIN, 200, 2)]
+    layout = ondisk.LAYOUT_COMPRESSED_FULL
+    backing, info, inode = mapped(tmp_path, full(*entries), inode_of(8192 + 300, layout), advise=0)
+    raw = info.raw._replace(feature_incompat=info.raw.feature_incompat | ondisk.INCOMPAT_COMPR_HEAD2)
+    info = SuperInfo(raw, 0b1001, 4096, 0)
+    zmap = read_zmap(backing, info, inode)._replace(algorithms=(0, 3))
+    assert [(e.start, e.length, e.kind, e.address, e.algorithm, e.partial) for e in compressed_extents(
+        backing, info, zmap, 0
+    )] == [
+        (0, 4196, Kind.ENCODED, 5 * 4096, 0, False),
+        (4196, 4196, Kind.ENCODED, 9 * 4096, 3, True),
+        (8392, 100, Kind.RAW, 2 * 4096, -1, False),
+    ]  # fmt: skip
 
 
 def test_a_walk_back_always_ends(tmp_path: Path) -> None:
