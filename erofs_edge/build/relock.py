@@ -37,7 +37,7 @@ def lock_again(board_path: Path, folder: Path, mirror: Mirror, cache: Cache) -> 
     notes = []
     origins = {}
     folder.mkdir(parents=True, exist_ok=True)
-    for one in lock_all(load_board(board_path), mirror=mirror, cache=cache):
+    for one in lock_all(load_board(board_path), mirror=mirror, cache=cache, folder=folder):
         path = folder / one.path.name
         save_lock(one.new, path)
         origins[str(one.path.absolute())] = _hash(one.path)
