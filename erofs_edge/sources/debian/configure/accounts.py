@@ -7,6 +7,7 @@ the only date in these files.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 
 from erofs_edge.errors import SourceError
@@ -102,23 +103,37 @@ def write_accounts(tree: FileTree, accounts: Accounts, epoch: int) -> None:
         ("gshadow", gshadow, 0o640, SHADOW_GID),
     ):
         text = "".join(line + "\n" for line in lines)
-        tree.add(f"etc/{name}", Inode(0o100000 | mode, 0, gid, content=BytesContent(text.encode()), origin="accounts"))
+        tree.add(
+            f"etc/{name}",
+            Inode(
+                0o100000 | mode,
+                0,
+                gid,
+                content=BytesContent(text.encode("utf-8", "surrogateescape")),
+                origin="accounts",
+            ),
+        )
     for name in ("subuid", "subgid"):
         if tree.get(f"etc/{name}") is None:
             tree.add(f"etc/{name}", Inode(0o100644, origin="accounts"))
 
 
 def _rows(tree: FileTree, path: str, columns: int) -> list[list[str]]:
-    node = tree.get(path, follow=True)
-    rows = [line.split(":") for line in node.read().decode().splitlines() if line] if node is not None else []
+    """The rows of passwd (7 columns) or group (4). Raises SourceError on a malformed one."""
+    rows = [line.split(":") for line in _lines(tree, path)]
     for row in rows:
-        if len(row) != columns or not row[2].isdigit():
+        if len(row) != columns or not all(re.fullmatch("[0-9]{1,10}", n) for n in row[2 : 4 if columns == 7 else 3]):
             raise SourceError(f"bad line {':'.join(row)!r}", where="/" + path)
     return rows
 
 
 def _shadow(tree: FileTree, path: str) -> dict[str, tuple[str, str]]:
     """name → (password, the fields after the third) of shadow and gshadow."""
-    node = tree.get(path, follow=True)
-    rows = [line.split(":", 3) for line in node.read().decode().splitlines() if line] if node is not None else []
+    rows = [line.split(":", 3) for line in _lines(tree, path)]
     return {row[0]: (row[1], row[3] if len(row) > 3 else "") for row in rows if len(row) > 1}
+
+
+def _lines(tree: FileTree, path: str) -> list[str]:
+    node = tree.get(path, follow=True)
+    text = node.read().decode("utf-8", "surrogateescape") if node is not None and node.is_file else ""
+    return [line for line in text.splitlines() if line]

@@ -12,6 +12,9 @@ from erofs_edge.sources.debian.configure import effects as fx
 from erofs_edge.sources.debian.configure.accounts import Accounts
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
+NO_ID = 0xFFFFFFFF
+"""the number that means "none" in chown(2)"""
+
 
 def owner_ids(accounts: Accounts, owner: str, where: str) -> tuple[int, int]:
     """(uid, gid) of ``user:group``; both parts may be numbers, a missing group is the user's own.
@@ -19,19 +22,26 @@ def owner_ids(accounts: Accounts, owner: str, where: str) -> tuple[int, int]:
     Raises SourceError on a name that nobody makes.
     """
     user, _, group = owner.partition(":")
-    if user.isdigit():
-        uid, own_gid = int(user), int(user)
-    elif user in accounts.users:
-        uid, own_gid = accounts.users[user].uid, accounts.users[user].gid
-    else:
-        raise SourceError(f"no user {user!r}", where=where)
-    if not group:
-        return uid, own_gid
-    if group.isdigit():
-        return uid, int(group)
-    if group in accounts.groups:
-        return uid, accounts.groups[group].gid
-    raise SourceError(f"no group {group!r}", where=where)
+    uid = _number(user, where)
+    gid = uid
+    if uid is None:
+        if user not in accounts.users:
+            raise SourceError(f"no user {user!r}", where=where)
+        uid, gid = accounts.users[user].uid, accounts.users[user].gid
+    if group:
+        gid = _number(group, where)
+        if gid is None and group not in accounts.groups:
+            raise SourceError(f"no group {group!r}", where=where)
+        gid = accounts.groups[group].gid if gid is None else gid
+    return uid, gid if gid is not None else uid
+
+
+def _number(text: str, where: str) -> int | None:
+    if not re.fullmatch("[0-9]+", text):
+        return None
+    if int(text) >= NO_ID:
+        raise SourceError(f"no such id: {text}", where=where)
+    return int(text)
 
 
 def apply_effect(tree: FileTree, effect: fx.Effect, accounts: Accounts, origin: str) -> None:

@@ -60,26 +60,32 @@ def render_stacks(tree: FileTree) -> None:
         path = f"etc/pam.d/common-{stack}"
         if template is None or tree.get(path) is not None:
             continue
-        text = template.read().decode()
+        text = template.read().decode("utf-8", "surrogateescape")
         prefix = "session_nonint" if stack == "session-noninteractive" else stack
         for block in ("primary", "additional"):
             marker = f"${prefix}_{block}"
             if marker not in text:
                 raise SourceError(f"no {marker} in the template", where=f"/{TEMPLATES}/common-{stack}")
             text = text.replace(marker + "\n", "".join(line + "\n" for line in _block(profiles, stack, block)))
-        content = BytesContent(text.encode())
+        content = BytesContent(text.encode("utf-8", "surrogateescape"))
         tree.add(path, Inode(stat.S_IFREG | 0o644, content=content, origin="libpam-runtime"))
 
 
 def _default_profiles(tree: FileTree) -> list[Profile]:
     folder = tree.get(PROFILES, follow=True)
     profiles = [
-        parse_profile(os.fsdecode(name), node.read().decode())
+        parse_profile(os.fsdecode(name), node.read().decode("utf-8", "surrogateescape"))
         for name, node in (sorted(folder.children.items()) if folder is not None else [])
         if node.is_file
     ]
     chosen = [p for p in profiles if p.one("default").lower() == "yes"]
-    return sorted(chosen, key=lambda p: (int(p.one("priority") or 0), p.name), reverse=True)
+    return sorted(chosen, key=lambda p: (_priority(p), p.name), reverse=True)
+
+
+def _priority(profile: Profile) -> int:
+    """As Perl reads it: the digits in front, else 0."""
+    match = re.match(r"-?\d+", profile.one("priority"))
+    return int(match[0]) if match else 0
 
 
 def _block(profiles: list[Profile], stack: str, block: str) -> list[str]:

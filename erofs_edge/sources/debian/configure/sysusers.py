@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,12 @@ from typing import Literal
 from erofs_edge.errors import SourceError
 from erofs_edge.sources.debian.configure.confd import Line, drop_in_lines, fields
 from erofs_edge.tree import FileTree
+
+MAX_RANGE = 0xFFFF
+"""the largest id that is ever chosen"""
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?")
+FIELD = re.compile(r"[^:\n\x00-\x1f\ud800-\udfff]*")
+"""what may stand between the colons of passwd"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +47,29 @@ def read_sysusers(tree: FileTree) -> list[Request]:
     return list(_requests(tree))
 
 
+def _number(text: str, line: Line) -> int | None:
+    """An id, None for a word that is none. Raises SourceError on one that no kernel has."""
+    if not text.isascii() or not text.isdigit():
+        return None
+    if int(text) >= 1 << 32:
+        raise SourceError(f"no such id: {text}", where=line.where)
+    return int(text)
+
+
 def _requests(tree: FileTree) -> Iterator[Request]:
     for line in drop_in_lines(tree, "sysusers.d"):
         words = fields(line, 6)
         kind, name, ident = words[:3]
+        if kind != "r" and not NAME.fullmatch(name):
+            raise SourceError(f"bad name {name!r}", where=line.where)
+        if not all(FIELD.fullmatch(word) for word in words[3:]):
+            raise SourceError("a field holds what passwd cannot", where=line.where)
         if kind in ("u", "u!"):
             yield _user(line, words)
         elif kind == "g":
-            number = int(ident) if ident.isdigit() else None
-            yield Request("g", name, line.where, gid=number, owner_of=ident if ident.startswith("/") else "")
+            yield Request(
+                "g", name, line.where, gid=_number(ident, line), owner_of=ident if ident.startswith("/") else ""
+            )
         elif kind == "m":
             yield Request("m", name, line.where, group=ident)
         elif kind == "r":
@@ -59,18 +80,16 @@ def _requests(tree: FileTree) -> Iterator[Request]:
 
 def _user(line: Line, words: list[str]) -> Request:
     kind, name, ident, gecos, home, shell = words
-    if not name:
-        raise SourceError("a user needs a name", where=line.where)
     uid, _, group = ident.partition(":") if not ident.startswith("/") else ("", "", "")
-    if uid not in ("", "-") and not uid.isdigit():
+    if uid not in ("", "-") and _number(uid, line) is None:
         raise SourceError(f"bad user id {uid!r}", where=line.where)
     return Request(
         "u",
         name,
         line.where,
-        uid=int(uid) if uid.isdigit() else None,
-        gid=int(group) if group.isdigit() else None,
-        group=group if group and not group.isdigit() else "",
+        uid=_number(uid, line),
+        gid=_number(group, line),
+        group=group if group and _number(group, line) is None else "",
         owner_of=ident if ident.startswith("/") else "",
         gecos=gecos,
         home=home,
@@ -81,6 +100,7 @@ def _user(line: Line, words: list[str]) -> Request:
 
 def _range(line: Line, text: str) -> tuple[int, int]:
     low, _, high = text.partition("-")
-    if not low.isdigit() or (high and not high.isdigit()):
+    first, last = _number(low, line), _number(high or low, line)
+    if first is None or last is None or not first <= last <= MAX_RANGE:
         raise SourceError(f"bad range {text!r}", where=line.where)
-    return int(low), int(high or low)
+    return first, last

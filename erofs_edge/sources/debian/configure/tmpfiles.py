@@ -157,7 +157,7 @@ def _special(entry: Entry, argument: str) -> Inode:
     if entry.kind == "p":
         return Inode(stat.S_IFIFO | 0o644, origin=entry.where)
     major, _, minor = argument.partition(":")
-    if not major.isdigit() or not minor.isdigit():
+    if not re.fullmatch("[0-9]{1,7}:[0-9]{1,7}", argument):
         raise SourceError(f"bad device number {argument!r}", where=entry.where)
     kind = stat.S_IFCHR if entry.kind == "c" else stat.S_IFBLK
     return Inode(kind | 0o644, rdev=(int(major), int(minor)), origin=entry.where)
@@ -189,7 +189,9 @@ def _set_permissions(node: Inode, entry: Entry, accounts: Accounts) -> None:
         node.gid = owner_ids(accounts, f"0:{group}", entry.where)[1]
     text = entry.mode.lstrip(":")
     if text:
-        mode = int(text.lstrip("~"), 8)
+        if not re.fullmatch(r"~?[0-7]{1,5}", text):
+            raise SourceError(f"bad mode {text!r}", where=entry.where)
+        mode = int(text.lstrip("~"), 8) & 0o7777
         if text.startswith("~"):
             mode = _masked(node, mode)
         node.mode = stat.S_IFMT(node.mode) | mode
