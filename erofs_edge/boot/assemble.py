@@ -161,6 +161,11 @@ def _kernel_image(board: Board, tree: FileTree, version: str) -> Image:
     data, title = inode.read(), f"Linux {version}"
     if board.boot.kernel_compression == "none":
         return Image("kernel_noload", data, title)
+    if board.boot.chain == "u-boot-booti":
+        raise ManifestError(
+            f"board '{board.board}': chain u-boot-booti starts the kernel where it lies, so it cannot be compressed",
+            hint="set `kernel_compression: none`",
+        )
     import lz4.frame
 
     # the form that U-Boot's decoder reads: independent blocks (lib/lz4_wrapper.c)

@@ -128,6 +128,7 @@ def test_modules_of_the_system(repository: Path, trees: dict[str, FileTree], tmp
     ("changes", "error", "words"),
     [
         ({"modules": ["nonsense"]}, SourceError, "no module 'nonsense'"),
+        ({"kernel_compression": "lz4"}, ManifestError, "cannot be compressed"),
         ({"fdt": "broadcom/bcm2711-rpi-5.dtb"}, ManifestError, "no device tree broadcom/bcm2711-rpi-5.dtb"),
     ],
 )
