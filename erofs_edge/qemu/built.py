@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.machine import Drive, Emulator, boot_arguments, control_tree, dump_tree, qemu_of
 from erofs_edge.trust.signer import PublicKey, read_public_key
+
+RUN_PREFIX = ".run-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +50,30 @@ def load_built(out: Path) -> Built:
 
 @contextmanager
 def run_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside the build, where there is room for a disk; elsewhere if that cannot be written."""
+    """A temporary folder beside the build, where there is room for a disk; elsewhere if that cannot be written.
+
+    Those that killed runs have left are swept away: nobody holds their lock any more.
+    """
+    for left in out.glob(f"{RUN_PREFIX}*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".run-", dir=out)
+        folder = tempfile.TemporaryDirectory(prefix=RUN_PREFIX, dir=out)
     except OSError:
         folder = tempfile.TemporaryDirectory(prefix="erofs-edge-")
-    with folder as path:
+    with folder as path, _locked(Path(path)):
         yield Path(path)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock. Raises BlockingIOError where somebody else does."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def machine_command(
