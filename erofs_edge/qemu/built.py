@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,23 +54,25 @@ def run_folder(out: Path) -> Iterator[Path]:
 
     Those that killed runs have left are swept away: nobody holds their lock any more.
     """
-    for left in out.glob(f"{RUN_PREFIX}*"):
-        with suppress(OSError), _locked(left):
-            shutil.rmtree(left, ignore_errors=True)
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=RUN_PREFIX, dir=out)
-    except OSError:
-        folder = tempfile.TemporaryDirectory(prefix="erofs-edge-")
-    with folder as path, _locked(Path(path)):
-        yield Path(path)
+    with ExitStack() as stack:
+        try:
+            with _locked(out):  # none is swept between being made and being locked
+                for left in out.glob(f"{RUN_PREFIX}*"):
+                    with suppress(OSError), _locked(left, fcntl.LOCK_NB):
+                        shutil.rmtree(left, ignore_errors=True)
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=RUN_PREFIX, dir=out))
+                stack.enter_context(_locked(Path(folder)))
+        except OSError:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="erofs-edge-"))
+        yield Path(folder)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock. Raises BlockingIOError where somebody else does."""
+def _locked(folder: Path, how: int = 0) -> Iterator[None]:
+    """Hold a folder's lock. Raises OSError: with LOCK_NB also where somebody else holds it."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | how)
         yield
     finally:
         os.close(handle)
