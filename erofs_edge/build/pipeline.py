@@ -74,6 +74,8 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         names = sorted(path.name for path in work.iterdir())
         record = describe(inputs, inputs_digest, signer, made, outputs(work, names))
         write_json(work / RELEASE, record)
+        # without its record a mixture of old and new is no build: whoever reads it is told to build again
+        (options.out / RELEASE).unlink(missing_ok=True)
         for name in [*names, RELEASE]:
             (work / name).replace(options.out / name)
     remember(options.out, inputs_digest, names)
