@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command of the README does what it says, in a checkout of one's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(600)]
+README = Path(__file__).parent.parent / "README.md"
+COMMANDS = re.findall(r"^\| `(erofs-edge [^`]+)`", README.read_text(), re.M)
+
+
+@pytest.fixture(scope="module")
+def checkout(
+    tmp_path_factory: pytest.TempPathFactory,
+    repository: Path,
+    stock: Callable[[str], Path],
+    oracle: Callable[[str], str],
+) -> Path:
+    top = tmp_path_factory.mktemp("readme")
+    for name in ("boards", "manifests", "tools"):
+        shutil.copytree(repository / name, top / name)
+    for board in ("qemu-aarch64", "rpi4"):
+        for lock in (stock(board) / "locks").glob("*.lock"):
+            shutil.copy(lock, next(top.rglob(lock.name)))
+        shutil.copytree(stock(board), top / "out" / board, copy_function=os.link)
+    (top / "DIR/sub").mkdir(parents=True)
+    (top / "DIR/sub/file").write_text("text\n" * 1000)
+    return top
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, checkout: Path, edge: str) -> None:
+    words = shlex.split(command.replace("/dev/sdX", "card.img"))[1:]
+    if words[0] == "boot":
+        words.append("--smoke")
+    if words[:2] == ["verity", "format"]:
+        image = checkout / "IMG"
+        image.write_bytes(os.urandom(3 * 4096))
+    done = subprocess.run([edge, *words], cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def test_make_demo(checkout: Path, edge: str) -> None:
+    """`make demo` is tools/bootstrap, which made the environment that runs this, and tools/demo."""
+    environment = str(Path(edge).parent.parent)
+    done = subprocess.run(
+        ["tools/demo", environment], cwd=checkout, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "slot a is up" in done.stdout
