@@ -154,7 +154,7 @@ class _Check:
         stack = [(root, b"", 0)]
         self._inode(root, b"")
         budget = 16 * self.info.size + PIECE
-        while stack:
+        while stack and len(self.report.findings) < FINDINGS_MAX:
             nid, path, depth = stack.pop()
             inode = self.inodes[nid][0]
             self.report.directories += 1

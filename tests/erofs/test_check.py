@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.check import Report, check
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.read import Image
-from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.errors import ErofsEdgeError, ErofsFormatError
 
 Oracle = Callable[[str], str]
 Patch = Callable[["Patient"], None]
@@ -60,6 +61,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory, oracle: Oracle) -> bytes:
     (source / "d/e").mkdir(parents=True)
     (source / "d/f").write_bytes(text(2000))
     (source / "d/g").hardlink_to(source / "d/f")
+    os.setxattr(source / "d/f", "user.k", b"v1")
     (source / "plain").write_bytes(noise(8192 + 3000))
     (source / "other").write_bytes(noise(12288, 5))
     (source / "more").write_bytes(text(4000, "more"))
@@ -149,6 +151,22 @@ DEFECTS: dict[str, tuple[Patch, str, str | None]] = {
     "truncated": (lambda p: p.data.__delitem__(slice(len(p.data) - 1, None)), "truncated", None),
     "root": (lambda p: p.put(ondisk.SUPER_OFFSET + 14, p.inodes["link"].nid, 2), "not a directory", None),
     "feature": (lambda p: p.put(ondisk.SUPER_OFFSET + 82, 1, 1), "unknown features", None),
+    "directory blocks": (lambda p: p.put(ondisk.SUPER_OFFSET + 90, 1, 1), "directory blocks of", None),
+    "xattr slot": (lambda p: p.put(p.inodes["d/f"].offset + 2, 1, 2), "one slot", "/d/f"),
+    "xattr shared": (lambda p: p.put(p.inodes["d/f"].offset + 36, 255, 1), "255 shared xattrs do not fit", "/d/f"),
+    "xattr value": (lambda p: p.put(p.inodes["d/f"].offset + 46, 0xFFF0, 2), "does not fit in its area", "/d/f"),
+    "xattr index": (lambda p: p.put(p.inodes["d/f"].offset + 45, 5, 1), "name index 5 is not defined", "/d/f"),
+    "xattr prefix": (lambda p: p.put(p.inodes["d/f"].offset + 45, 0x80, 1), "prefix 0, the image has 0", "/d/f"),
+    "inline tail of nothing": (
+        lambda p: p.put(p.inodes["other"].offset, 2 << 1, 1),
+        "12288 bytes has no tail",
+        "/other",
+    ),
+    "inline tail over a border": (lambda p: p.put(p.inodes["d/e"].offset + 8, 4095, 4), "crosses a block", "/d/e"),
+    "format": (lambda p: p.put(p.inodes["d/e"].offset, 0x24, 1), "unknown bits in i_format", "/d/e"),
+    "layout": (lambda p: p.put(p.inodes["d/e"].offset, 5 << 1, 1), "data layout 5", "/d/e"),
+    "mode": (lambda p: p.put(p.inodes["d/e"].offset + 4, 0o755, 2), "no file type", "/d/e"),
+    "chunks": (lambda p: p.put(p.inodes["other"].offset, 4 << 1, 1), "without chunk-based files", "/other"),
     "packed": (lambda p: p.put(ondisk.SUPER_OFFSET + 96, 40, 1), "packed inode without the feature", None),
 }
 
@@ -163,6 +181,16 @@ def test_finds_one_defect(name: str, patient: Patient) -> None:
     assert not report.ok
     if path is not None:
         assert found[0].path == path
+
+
+@pytest.mark.parametrize(
+    "name", ["type", "order", "loop", "nid", "symlink", "symlink NUL", "name", "first name", "mode", "xattr value"]
+)
+def test_a_tree_is_not_made_of_it(name: str, patient: Patient) -> None:
+    DEFECTS[name][0](patient)
+    patient.check()
+    with Image(patient.path) as image, pytest.raises(ErofsFormatError):
+        image.tree()
 
 
 def test_stray_bytes_are_a_warning_only(patient: Patient) -> None:

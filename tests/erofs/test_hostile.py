@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from handmade import BLOCK, Made, build, directory, nid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutate import Field, fields, mutate, seal
 from reader_trees import mkfs, noise, text
 
 from erofs_edge.erofs import ondisk
-from erofs_edge.erofs.check import check
+from erofs_edge.erofs.check import FINDINGS_MAX, check
 from erofs_edge.erofs.extract import extract
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError
@@ -156,32 +157,47 @@ def test_every_superblock_bit(images: dict[str, bytes], tmp_path: Path) -> None:
 
 def test_directories_nested_too_deep_end(tmp_path: Path) -> None:
     """A chain of directories that each hold the next one, 2100 deep."""
-    depth, block = 2100, 4096
-    data = bytearray(block + depth * 128)
+    depth = 2100
+    inodes = []
     for number in range(depth):
-        nid = number * 4
-        at = block + nid * 32
-        names = b"...d" if number < depth - 1 else b"..."
-        count = 3 if number < depth - 1 else 2
-        size = count * ondisk.DIRENT_SIZE + len(names)
-        links = 3 if count == 3 else 2
-        data[at : at + 32] = ondisk.COMPACT_INODE.pack(4, 0, 0o40755, links, size, 0, 0xFFFFFFFF, number + 1, 0, 0, 0)
-        entries = [(nid, 0, 2), (max(0, nid - 4), 1, 2), (nid + 4, 3, 2)][:count]
-        packed = b"".join(
-            ondisk.DIRENT.pack(target, count * ondisk.DIRENT_SIZE + offset, kind) for target, offset, kind in entries
-        )
-        data[at + 32 : at + 32 + size] = packed + names
-    blocks = -(-len(data) // block)
-    data += bytes(blocks * block - len(data))
-    raw = ondisk.Superblock(blocks_lo=blocks, meta_blkaddr=1, inos=depth, rootnid_2b=0)
-    data[ondisk.SUPER_OFFSET : ondisk.SUPER_OFFSET + ondisk.SUPER_SIZE] = ondisk.SUPERBLOCK.pack(*raw)
-    (tmp_path / "image").write_bytes(data)
-    report = check(tmp_path / "image")
-    assert any("nested deeper" in finding.message for finding in report.errors)
-    with Image(tmp_path / "image") as image:
-        assert image.lookup("d/d/d/d").nid == 16
+        entries = [(b".", number, 2), (b"..", max(0, number - 1), 2), (b"d", number + 1, 2)]
+        last = number == depth - 1
+        inodes.append(Made(0o40755, 2 if last else 3, directory(entries[:2] if last else entries)))
+    path = build(tmp_path / "image", inodes, [])
+    assert any("nested deeper" in finding.message for finding in check(path).errors)
+    with Image(path) as image:
+        assert image.lookup("d/d/d/d").nid == nid(4)
         with pytest.raises(ErofsFormatError, match="nested deeper than 2048"):
             image.tree()
         with pytest.raises(ErofsFormatError, match="nested deeper than 2048"):
             extract(image, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bomb_of_shared_directory_blocks_ends(tmp_path: Path) -> None:
+    """Ten thousand directories whose names are all in one block: a name costs a fraction of a byte."""
+    count = 10_000
+    names = [b"%03d" % number + b"n" * 240 for number in range(15)]
+    shared = directory([(b".", 0, 2), (b"..", 0, 2), *((name, count + 1, 1) for name in names)])
+    root_entries = [(b".", 0, 2), (b"..", 0, 2), *((b"%05d" % number, number + 1, 2) for number in range(count))]
+    per_block = BLOCK // (ondisk.DIRENT_SIZE + 5)
+    blocks = [directory(root_entries[at : at + per_block]) for at in range(0, len(root_entries), per_block)]
+    root = Made(0o40755, 2, block=0, size=(len(blocks) - 1) * BLOCK + len(blocks[-1]))
+    below = Made(0o40755, 2, block=len(blocks), size=len(shared))
+    inodes = [root, *[below] * count, Made(0o100644, 1)]
+    path = build(tmp_path / "image", inodes, [*blocks, shared])
+    for use in (Image.tree, lambda image: extract(image, tmp_path / "out")):
+        with Image(path) as image, pytest.raises(ErofsFormatError, match="larger than the image can hold"):
+            use(image)
+    assert len(check(path).errors) == FINDINGS_MAX
+
+
+def test_a_small_handmade_image_is_clean(tmp_path: Path) -> None:
+    """So that the two above fail for the reason they name."""
+    root = directory([(b".", 0, 2), (b"..", 0, 2), (b"d", 1, 2), (b"f", 2, 1)])
+    below = directory([(b".", 1, 2), (b"..", 0, 2)])
+    inodes = [Made(0o40755, 3, root), Made(0o40755, 2, below), Made(0o100644, 1, block=0, size=5)]
+    path = build(tmp_path / "image", inodes, [b"bytes"])
+    assert check(path).findings == []
+    with Image(path) as image:
+        assert image.read(image.lookup("f"), 0, 10) == b"bytes"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mutate import seal
 from reader_trees import EPOCH, make_tree, mkfs
 from treediff import diff, scan
 
@@ -206,6 +207,20 @@ def test_a_missing_file_and_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(bytes(ondisk.SUPER_OFFSET + 100))
     with pytest.raises(ErofsFormatError, match="outside the image"):
         Image(tmp_path / "short")
+
+
+def test_the_packed_inode_cannot_refer_to_itself(everything: Path, tmp_path: Path) -> None:
+    data = bytearray(everything.read_bytes())
+    with Image(everything) as image:
+        packed = image.packed
+    assert packed.is_compressed
+    start = -(-packed.body // 8) * 8
+    data[packed.offset] = packed.extended | ondisk.LAYOUT_COMPRESSED_FULL << ondisk.LAYOUT_SHIFT
+    data[start : start + 8] = (1 << 63).to_bytes(8, "little")  # all of it is a fragment at offset 0
+    (tmp_path / "image").write_bytes(seal(data))
+    with Image(tmp_path / "image") as image, pytest.raises(ErofsFormatError, match="refers to itself"):
+        image.read(image.lookup("mixed"), 574_000, 1000)
+    assert not check(tmp_path / "image").ok
 
 
 def test_memory_does_not_grow_with_what_was_read(everything: Path, monkeypatch: pytest.MonkeyPatch) -> None:

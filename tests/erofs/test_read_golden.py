@@ -13,7 +13,7 @@ from erofs_edge.codec.lz4 import FixedOutput, address_of
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import Backing
 from erofs_edge.erofs.extents import Kind
-from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.inode import DiskInode, read_inode
 from erofs_edge.erofs.mapheader import read_zmap
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.superblock import SuperInfo
@@ -205,6 +205,26 @@ def test_a_second_head_type_and_partial_extents(tmp_path: Path) -> None:
         (4196, 4196, Kind.ENCODED, 9 * 4096, 3, True),
         (8392, 100, Kind.RAW, 2 * 4096, -1, False),
     ]  # fmt: skip
+
+
+def test_a_fragment_behind_four_gigabytes(tmp_path: Path) -> None:
+    """Full indexes keep the upper half of the fragment's offset where other heads have their block."""
+    layout = ondisk.LAYOUT_COMPRESSED_FULL
+    backing, info, inode = mapped(tmp_path, full((HEAD, 0, 7), (HEAD, 10, 3)), inode_of(8000, layout), advise=0)
+    zmap = read_zmap(backing, info, inode)._replace(fragment=0x1234)
+    assert [(e.kind, e.address, e.length) for e in compressed_extents(backing, info, zmap, 0)] == [
+        (Kind.ENCODED, 7 * 4096, 4106),
+        (Kind.FRAGMENT, 3 << 32 | 0x1234, 3894),
+    ]
+
+
+def test_a_size_of_64_bits(tmp_path: Path) -> None:
+    data = bytearray(4096)
+    data[1152:1216] = ondisk.EXTENDED_INODE.pack(1, 0, 0o100644, 0, 1 << 63, 0, 1, 0, 0, 0, 0, 1)
+    (tmp_path / "image").write_bytes(data)
+    info = SuperInfo(ondisk.Superblock(blocks_lo=1), 1, 4096, 0)
+    with pytest.raises(ErofsFormatError, match="does not fit in 63 bits"):
+        read_inode(Backing(tmp_path / "image"), info, 36)
 
 
 def test_a_walk_back_always_ends(tmp_path: Path) -> None:
