@@ -44,7 +44,7 @@ def decode(backing: Backing, info: SuperInfo, extent: Extent) -> bytes:
     padded = info.incompat(ondisk.INCOMPAT_LZ4_0PADDING)
     if padded and not data[0]:
         stream = data.lstrip(b"\0")
-        if not stream or len(data) - len(stream) >= info.block_size:
+        if len(data) - len(stream) >= info.block_size:
             raise broken(f"pcluster starts with {len(data) - len(stream)} zero bytes", extent.address)
         data = stream
     try:

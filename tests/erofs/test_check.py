@@ -187,9 +187,11 @@ def test_finds_one_defect(name: str, patient: Patient) -> None:
     "name", ["type", "order", "loop", "nid", "symlink", "symlink NUL", "name", "first name", "mode", "xattr value"]
 )
 def test_a_tree_is_not_made_of_it(name: str, patient: Patient) -> None:
-    DEFECTS[name][0](patient)
+    patch, message, _ = DEFECTS[name]
+    patch(patient)
     patient.check()
-    with Image(patient.path) as image, pytest.raises(ErofsFormatError):
+    reason = "has type 3" if name == "type" else message
+    with Image(patient.path) as image, pytest.raises(ErofsFormatError, match=reason):
         image.tree()
 
 
@@ -222,8 +224,15 @@ def test_blocks_may_be_shared_where_the_image_says_so(tmp_path: Path, oracle: Or
     for options in (["-zlz4", "-Ededupe"], ["--chunksize=4096"]):
         image = mkfs(oracle("mkfs.erofs-1.9"), tmp_path / "image", source, options)
         assert image.stat().st_size < 200_000
-        assert check(image).findings == []
+        report = check(image)
+        assert report.findings == []
+        assert report.data_bytes < 250_000, "shared data is decoded once"
         image.unlink()
+
+
+def test_an_image_that_decodes_to_too_much(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("erofs_edge.erofs.check.output_limit", lambda size: 100_000)
+    assert any("far more data" in finding.message for finding in patient.check().errors)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

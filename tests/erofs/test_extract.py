@@ -182,6 +182,23 @@ def test_a_symlink_put_in_the_way_is_not_followed(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_put_in_the_way_is_not_written(tmp_path: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody links a file of another place to the name of a file that is about to be written."""
+    image_path = hostile(tmp_path, oracle, lambda data: None)
+    (tmp_path / "precious").write_bytes(b"precious")
+    mkdir = os.mkdir
+
+    def planted(name: bytes, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        mkdir(name, mode, dir_fd=dir_fd)
+        if name == b"aa2":
+            os.link(tmp_path / "precious", b"aa2/victim", dst_dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", planted)
+    with Image(image_path) as image, pytest.raises(ErofsEdgeError, match="cannot write"):
+        extract(image, tmp_path / "out")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
 def test_symlinks_out_of_the_tree_stay_symlinks(tmp_path: Path, oracle: Oracle) -> None:
     image_path = hostile(tmp_path, oracle, lambda data: None)
     with Image(image_path) as image:
