@@ -226,7 +226,8 @@ def test_blocks_may_be_shared_where_the_image_says_so(tmp_path: Path, oracle: Or
         assert image.stat().st_size < 200_000
         report = check(image)
         assert report.findings == []
-        assert report.data_bytes < 250_000, "shared data is decoded once"
+        if "-zlz4" in options:
+            assert report.data_bytes < 250_000, "shared data is decoded once"
         image.unlink()
 
 
