@@ -94,7 +94,7 @@ def test_no_line_names_a_server() -> None:
 
 
 def test_no_line_names_this_machine() -> None:
-    places = {str(ROOT), str(ROOT.parent) + "/", str(Path.home() / ".cache")} - {"//", "/home/"}
+    places = {str(ROOT) + "/", str(Path.home() / ".cache")}
     for path in FILES:
         text = path.read_bytes().decode("utf-8", "replace")
         for place in places:

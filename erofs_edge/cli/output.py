@@ -130,7 +130,8 @@ def emit_json(value: object) -> None:
     ctx = click.get_current_context(silent=True)
     if ctx is not None:
         ctx.meta[_JSON] = False  # one record a run: an error after it is told on stderr alone
-    click.echo(json.dumps(value, indent=2, default=_plain, ensure_ascii=False))
+    # ASCII, so that names that are not UTF-8 stay JSON (as \udcXX)
+    click.echo(json.dumps(value, indent=2, default=_plain))
 
 
 def emit_error(error: ErofsEdgeError) -> None:
