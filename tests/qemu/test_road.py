@@ -6,11 +6,18 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from erofs_edge.disk.slots import STATE_SIZE, decode_state
+from erofs_edge.manifest.load import load_board
+from erofs_edge.qemu.built import load_built, machine_command
+from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.scratch import Scratch, copy_sparse
 
 pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(600)]
 BOARD = "boards/qemu-aarch64.yaml"
@@ -85,6 +92,43 @@ def test_another_key_does_not_boot(
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 9, done.stderr
     assert "Failed to verify required signature" in done.stderr
+
+
+def test_a_system_that_came_up_gives_its_slot_the_attempts_back(
+    stock: Callable[[str], Path], repository: Path, tmp_path: Path
+) -> None:
+    """On a disk that keeps what is written: twice, so that the data partition is also found again the second time."""
+    board = load_board(repository / BOARD).value
+    built = load_built(stock("qemu-aarch64"))
+    disk = copy_sparse(built.disk, tmp_path / "disk.img")
+    for formatted in (True, False):
+        command = machine_command(board, built, find_qemu(), tmp_path, Drive(disk, snapshot=False))
+        console = console_until(command, b"erofs-edge: slot a is good")
+        assert b"erofs-edge: report root=erofs dm=verity status=V" in console
+        with Scratch(disk, board) as scratch:
+            state, copy = decode_state(scratch.read("misc", 0, STATE_SIZE))
+            blank = not any(scratch.read("data", 0, 4096))
+        assert state.left["A"] == 3 and copy == 0, "U-Boot took one, the system gave it back"
+        assert not blank, formatted
+
+
+def console_until(command: list[str], mark: bytes, seconds: float = 240) -> bytes:
+    """What the machine says up to the mark; it is ended then."""
+    machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
+    timer = threading.Timer(seconds, machine.kill)
+    timer.start()
+    console = b""
+    try:
+        assert machine.stdout is not None
+        while mark not in console:
+            piece = machine.stdout.read(4096)
+            assert piece, console[-3000:].decode(errors="replace")
+            console += piece
+        return console
+    finally:
+        timer.cancel()
+        machine.kill()
+        machine.wait()
 
 
 def _link(source: str, target: str) -> None:
