@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from erofs_edge.boot.assemble import BootOutputs, build_boot, system_modules
@@ -15,8 +15,10 @@ from erofs_edge.disk import slots
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import DiskLayout, partition_names, plan_disk, write_disk
 from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.gate import parse_kernel
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.write import write_image
+from erofs_edge.errors import ManifestError, UsageError
 from erofs_edge.manifest.model import LockedPackage, size_bytes
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report
@@ -96,27 +98,39 @@ def make_system(
 ) -> SystemImage:
     """system.img: the manifest's tree and the board's kernel modules as EROFS, dm-verity appended."""
     locked = inputs.system
+    options = erofs_options(inputs)
     with step("system tree"):
         made = system_tree(locked.loaded, locked.lock, debs.system, cache)
         made.tree.merge(system_modules(inputs.board.value, debs.kernel, cache, epoch=inputs.epoch))
-    erofs = locked.loaded.value.erofs
     path = work / "system.img"
     with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
-        options = WriteOptions(
+        options = replace(options, jobs=jobs, cache=compressed if use_cache else None, progress=progress)
+        info = write_image(made.tree, path, options)
+    with step("verity"):
+        verity = append(path, block_size=size_bytes(inputs.board.value.verity.block_size))
+    return SystemImage(path, made.tree, info, verity, made.report)
+
+
+def erofs_options(inputs: Inputs) -> WriteOptions:
+    """What the manifest says of the file system, for the board's kernel (by its package's version).
+
+    Raises ManifestError where that kernel cannot mount it, or for values that make no sense together.
+    """
+    loaded = inputs.system.loaded
+    erofs = loaded.value.erofs
+    (kernel,) = inputs.lock.packages["kernel"]
+    try:
+        return WriteOptions(
             block_size=size_bytes(erofs.block_size),
             compression=erofs.compression,
             level=erofs.level,
             pcluster=size_bytes(erofs.pcluster) if erofs.compression != "none" else None,
             epoch=inputs.epoch,
             times="fixed",
-            jobs=jobs,
-            cache=compressed if use_cache else None,
-            progress=progress,
+            kernel=parse_kernel(kernel.version),
         )
-        info = write_image(made.tree, path, options)
-    with step("verity"):
-        verity = append(path, block_size=size_bytes(inputs.board.value.verity.block_size))
-    return SystemImage(path, made.tree, info, verity, made.report)
+    except UsageError as error:
+        raise ManifestError(error.message, where=loaded.position("erofs"), hint=error.hint) from error
 
 
 def make_boot(

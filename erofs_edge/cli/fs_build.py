@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.write import ErofsInfo
 
 EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
+    "dedupe": {"dedupe": True},
     "noinline_data": {"inline_tails": False},
     "nosbcrc": {"checksum": False},
     "force-inode-compact": {"inode_form": "compact"},
     "force-inode-extended": {"inode_form": "extended"},
 }
 """-E name → fields of WriteOptions"""
-NOT_WRITTEN = ("48bit", "all-fragments", "dedupe", "fragments", "legacy-compress", "xattr-name-filter", "ztailpacking")
+NOT_WRITTEN = ("48bit", "all-fragments", "fragments", "legacy-compress", "xattr-name-filter", "ztailpacking")
 """names that mkfs.erofs knows and we do not do"""
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
@@ -41,6 +42,7 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 @click.option("-U", "uuid", metavar="UUID", help="'clear' for zeros (default: from the image's content).")
 @click.option("-L", "volume_name", metavar="NAME", default="", help="Volume name, at most 15 bytes.")
 @click.option("-E", "extended", metavar="NAME,…", multiple=True, help=f"{', '.join(EXTENDED_OPTIONS)}.")
+@click.option("--kernel", metavar="VERSION", help="Refuse what this Linux cannot mount: 5.15, android13-5.15.")
 @click.option("--all-root", is_flag=True, help="Everything belongs to user and group 0.")
 @click.option(
     "--jobs", type=click.IntRange(1), help="Threads (default: the CPUs and one more; the output is the same)."
@@ -59,6 +61,7 @@ def build(
     uuid: str | None,
     volume_name: str,
     extended: tuple[str, ...],
+    kernel: str | None,
     all_root: bool,
     jobs: int | None,
     no_cache: bool,
@@ -72,6 +75,7 @@ def build(
     same bytes.
     """
     from erofs_edge.erofs.cache import CompressionCache
+    from erofs_edge.erofs.gate import parse_kernel
     from erofs_edge.erofs.write import WriteOptions, write_image
     from erofs_edge.sources.cache import cache_root
     from erofs_edge.sources.directory import scan
@@ -86,6 +90,7 @@ def build(
             block_size=_size("-b", block_size),
             uuid=_uuid(uuid),
             volume_name=os.fsencode(volume_name),
+            kernel=parse_kernel(kernel) if kernel is not None else None,
             all_root=all_root,
             jobs=jobs,
             cache=cache,
@@ -166,6 +171,7 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         ("blocks", f"{info.blocks} of {info.block_size} bytes"),
         ("inodes", f"{info.inodes}"),
         ("uuid", str(uuids.UUID(bytes=info.uuid))),
+        ("mounts from", "Linux " + ".".join(map(str, info.minimum_kernel))),
     ]
     if not stats:
         return rows

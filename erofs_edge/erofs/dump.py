@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.extents import Extent, Kind
+from erofs_edge.erofs.gate import minimum_kernel, needs_text, superblock_features, version_text
 from erofs_edge.erofs.inode import LAYOUT_NAMES, DiskInode
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.superblock import feature_names
@@ -32,6 +33,7 @@ def superblock_fields(image: Image) -> dict[str, object]:
     compat, incompat = feature_names(info)
     has_checksum = bool(raw.feature_compat & ondisk.COMPAT_SB_CHKSUM)
     compressed = raw.feature_incompat & (ondisk.INCOMPAT_COMPR_CFGS | ondisk.INCOMPAT_LZ4_0PADDING)
+    features = superblock_features(raw, ["big_pcluster"] if info.max_pcluster > info.block_size else [])
     algorithms = [name for bit, name in ondisk.ALGORITHM_NAMES.items() if info.algorithms >> bit & 1]
     return {
         "magic": f"{raw.magic:#010x}",
@@ -52,6 +54,8 @@ def superblock_fields(image: Image) -> dict[str, object]:
         "features_incompat": incompat,
         "algorithms": algorithms if compressed else [],
         "max_pcluster": info.max_pcluster,
+        "minimum_kernel": version_text(minimum_kernel(features)),
+        "needs": needs_text(features),
         "xattr_prefixes": [os.fsdecode(prefix) for prefix in image.xattr_prefixes],
     }
 

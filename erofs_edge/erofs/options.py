@@ -11,7 +11,8 @@ from typing import Literal
 
 from erofs_edge.codec.registry import find_codec
 from erofs_edge.erofs.cache import CompressionCache
-from erofs_edge.erofs.ondisk import BLKSZBITS_MAX, BLKSZBITS_MIN, PCLUSTER_MAX
+from erofs_edge.erofs.gate import Kernel, Version, check_kernel
+from erofs_edge.erofs.ondisk import ALGORITHM_NAMES, BLKSZBITS_MAX, BLKSZBITS_MIN, PCLUSTER_MAX
 from erofs_edge.errors import UsageError
 
 
@@ -30,8 +31,10 @@ class WriteOptions:
     volume_name   at most 15 bytes
     all_root      owner and group of everything become 0
     inline_tails  keep the rest of a file beside its inode where it fits
+    dedupe        equal files share their blocks; where they are compressed that needs Linux 6.1
     inode_form    'auto', or one form of inode for everything; 'compact' fails where it cannot hold a value
     checksum      store the superblock's checksum
+    kernel        refuse what this kernel cannot mount
     jobs          threads that read and compress; None: one more than there are processors
     cache         compressed data of earlier builds
     progress      called with (done, total) bytes of content
@@ -47,8 +50,10 @@ class WriteOptions:
     volume_name: bytes = b""
     all_root: bool = False
     inline_tails: bool = True
+    dedupe: bool = False
     inode_form: Literal["auto", "compact", "extended"] = "auto"
     checksum: bool = True
+    kernel: Kernel | None = None
     jobs: int | None = None
     cache: CompressionCache | None = None
     progress: Callable[[int, int], None] | None = None
@@ -76,6 +81,7 @@ class WriteOptions:
             raise UsageError(f"volume name {self.volume_name!r} is longer than 15 bytes or has a NUL")
         if self.jobs is not None and self.jobs < 1:
             raise UsageError("jobs must be at least 1")
+        check_kernel(self.features, self.kernel)
 
     @property
     def block_bits(self) -> int:
@@ -92,6 +98,20 @@ class WriteOptions:
         return self.compression != "none" and self.pcluster_size > self.block_size
 
     @property
+    def features(self) -> list[str]:
+        """Names in gate.FEATURES of what the options ask for, whatever the tree."""
+        names = ["erofs"]
+        if self.compression != "none":
+            names.append(ALGORITHM_NAMES[find_codec(self.compression, self.level)[0].algorithm])
+        if self.block_bits < 12:
+            names.append("small_compressed_blocks" if self.compression != "none" else "small_blocks")
+        if self.big_pclusters:
+            names.append("big_pcluster")
+        if self.dedupe and self.compression != "none":
+            names.append("dedupe")
+        return names
+
+    @property
     def workers(self) -> int:
         """Threads: one more than processors, so that reading and writing hide behind compression."""
         return self.jobs if self.jobs is not None else (os.cpu_count() or 1) + 1
@@ -105,8 +125,10 @@ class ErofsInfo:
     blocks              of the whole image, of them data_blocks hold file data, metadata_blocks the rest
     kinds               how many 'files', 'directories', 'symlinks', 'devices', 'fifos', 'sockets' there are
     compressed          files stored compressed; `stored`: files that have blocks but gained nothing;
-                        `reused`: files whose bytes were taken from an equal one
+                        `reused`: files whose bytes were taken from an equal one, `shared` of them without a copy
     cache_hits, cache_misses  segments found in the cache, and those compressed anew
+    features            names in gate.FEATURES of what the image needs
+    minimum_kernel      the first Linux that mounts it, as (6, 1)
     """
 
     path: Path
@@ -124,5 +146,8 @@ class ErofsInfo:
     compressed: int = 0
     stored: int = 0
     reused: int = 0
+    shared: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    features: list[str] = field(default_factory=list)
+    minimum_kernel: Version = (5, 4)

@@ -18,9 +18,10 @@ from erofs_edge.codec.registry import find_codec
 from erofs_edge.erofs.compress import CutRules
 from erofs_edge.erofs.encode import write_nodes
 from erofs_edge.erofs.files import FileStore
+from erofs_edge.erofs.gate import check_kernel, minimum_kernel, superblock_features
 from erofs_edge.erofs.head import Head, finish_head, plan_head
 from erofs_edge.erofs.layout import place
-from erofs_edge.erofs.ondisk import NULL_ADDR, SUPER_OFFSET, SUPER_SIZE
+from erofs_edge.erofs.ondisk import NULL_ADDR, SUPER_OFFSET, SUPER_SIZE, SUPERBLOCK, Superblock
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.output import Sink, replacing
 from erofs_edge.erofs.pipeline import find_twins, store
@@ -58,6 +59,7 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
         blocks = _place(plan, head, data_end, block_size)
         uuid = _write_metadata(plan, head, sink, options, data_end=data_end, blocks=blocks)
         sink.finish(blocks * block_size)
+        features = _features(sink, options)
     cache_after = (options.cache.hits, options.cache.misses) if options.cache else (0, 0)
     return ErofsInfo(
         path=out,
@@ -75,9 +77,20 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
         compressed=files.compressed,
         stored=files.stored,
         reused=files.reused,
+        shared=files.shared,
         cache_hits=cache_after[0] - cache_before[0],
         cache_misses=cache_after[1] - cache_before[1],
+        features=features,
+        minimum_kernel=minimum_kernel(features),
     )
+
+
+def _features(sink: Sink, options: WriteOptions) -> list[str]:
+    """What the image turned out to need. Raises UsageError if the kernel asked for cannot mount it."""
+    raw = Superblock(*SUPERBLOCK.unpack(sink.read(SUPER_OFFSET, SUPER_SIZE)))
+    features = superblock_features(raw, options.features)
+    check_kernel(features, options.kernel)
+    return features
 
 
 def _store_contents(plan: Plan, sink: Sink, options: WriteOptions) -> FileStore:
@@ -91,7 +104,9 @@ def _store_contents(plan: Plan, sink: Sink, options: WriteOptions) -> FileStore:
     try:
         # reading files of equal size twice pays only where compression is slow
         slow = rules is not None and rules.level is not None
-        twins = find_twins(plan.files, pool, larger_than=options.block_size) if slow else {}
+        # a file of less than a block can have one too, if it does not fit beside its inode
+        larger_than = options.block_size // 2 if options.dedupe else options.block_size
+        twins = find_twins(plan.files, pool, larger_than=larger_than) if slow or options.dedupe else {}
         files = FileStore(sink, options, twins.values())
         for stored in store(plan.files, twins, pool, rules=rules, block_size=options.block_size, cache=options.cache):
             files.take(stored)
@@ -103,6 +118,7 @@ def _store_contents(plan: Plan, sink: Sink, options: WriteOptions) -> FileStore:
     for node in plan.nodes:
         if node.inode.is_symlink:
             files.take_symlink(node)
+    plan.incompat |= files.features
     return files
 
 
