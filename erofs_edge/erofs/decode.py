@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
-from erofs_edge.codec import lz4
+from erofs_edge.codec import deflate, lz4, lzma, zstd
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import Backing, broken
 from erofs_edge.erofs.extents import Extent, Kind
@@ -19,6 +19,9 @@ from erofs_edge.errors import ErofsFormatError, FormatError
 
 DECODERS: dict[int, Callable[..., bytes]] = {
     ondisk.ALGORITHM_LZ4: lz4.decompress,
+    ondisk.ALGORITHM_LZMA: lzma.decompress,
+    ondisk.ALGORITHM_DEFLATE: deflate.decompress,
+    ondisk.ALGORITHM_ZSTD: zstd.decompress,
 }
 """algorithm → decompress(data, size, *, partial): exactly `size` bytes, or FormatError"""
 

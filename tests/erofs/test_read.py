@@ -189,15 +189,6 @@ def test_what_is_not_supported_is_named(
         Image(path)
 
 
-def test_other_codecs_fail_at_the_data_only(source: Path, expected: FileTree, tmp_path: Path, oracle: Oracle) -> None:
-    path = mkfs(oracle("mkfs.erofs-1.9"), tmp_path / "image", source, ["-zzstd"])
-    with Image(path) as image:
-        tree = image.tree()
-        assert {path for path, _ in tree.walk()} == {path for path, _ in expected.walk()}
-        with pytest.raises(ErofsFormatError, match=r"offset 0x.*zstd is not supported"):
-            image.read(image.lookup("long"), 0, 10)
-
-
 def test_a_missing_file_and_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(ErofsEdgeError, match="cannot open the image"):
         Image(tmp_path / "nothing")
