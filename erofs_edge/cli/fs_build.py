@@ -182,6 +182,6 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         ("kinds", ", ".join(f"{count} {kind}" for kind, count in info.kinds.items())),
         ("data", f"{info.data_blocks} blocks; {info.metadata_blocks} of metadata"),
         ("compressed files", f"{info.compressed}; {info.stored} stored as they are"),
-        ("copies of equal files", str(info.reused)),
+        ("equal files", f"{info.reused}; {info.shared} of them share their blocks"),
         ("cache", f"{info.cache_hits} segments found, {info.cache_misses} compressed"),
     ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from erofs_edge.erofs.compress import Segment, gains
 from erofs_edge.erofs.contents import pieces
 from erofs_edge.erofs.index import Extent, build_index, layout_for
+from erofs_edge.erofs.ondisk import INCOMPAT_DEDUPE
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.pipeline import Stored
@@ -27,7 +28,10 @@ class _Placed:
 
 
 class FileStore:
-    """Takes stored pieces in order. `originals` are the files that others will be copies of."""
+    """Takes stored pieces in order. `originals` are the files that others will be copies of.
+
+    features  incompatible bits that what was stored needs
+    """
 
     def __init__(self, sink: Sink, options: WriteOptions, originals: Iterable[Node]) -> None:
         self._sink = sink
@@ -37,7 +41,8 @@ class FileStore:
         self._first_block = 0
         self._extents: list[Extent] = []
         self._flat = False
-        self.compressed = self.stored = self.reused = 0
+        self.compressed = self.stored = self.reused = self.shared = 0
+        self.features = 0
 
     def take(self, stored: Stored) -> None:
         """Pieces of one file come one after the other, as the pipeline yields them."""
@@ -128,10 +133,13 @@ class FileStore:
             self._sink.append([bytes(padding)])
 
     def _copy(self, node: Node, original: Node) -> None:
-        """The bytes of an equal file, which came earlier. Only bytes: sharing blocks needs a feature bit of 6.1."""
+        """The bytes of an equal file, which came earlier, or its very blocks where options allow that."""
         placed = self._originals[original]
         assert placed is not None  # noqa: S101 - the original comes first
         self.reused += 1
+        if self._options.dedupe and self._share(node, original, placed):
+            self.shared += 1
+            return
         self._first_block = self._sink.position // self._block_size
         start = placed.block * self._block_size
         if placed.extents is None:
@@ -147,3 +155,26 @@ class FileStore:
             self._sink.append([self._sink.read(start + offset, min(COPY, size - offset))])
         self._set_compressed(node, self._first_block, placed.extents)
         self.compressed += 1
+
+    def _share(self, node: Node, original: Node, placed: _Placed) -> bool:
+        """Point a file at the blocks of an equal one; False where its tail has no room where the original's had.
+
+        Flat files need no feature bit for that: each names its first block, and nothing says that it is alone there.
+        Kernels before the bit did not foresee a pcluster of two files.
+        """
+        if placed.extents is not None:
+            self._set_compressed(node, placed.block, placed.extents)
+            self.compressed += 1
+            self.features |= INCOMPAT_DEDUPE
+            return True
+        room = self._block_size - node.head_size if self._options.inline_tails else 0
+        blocks = choose_flat_layout(node, self._block_size, room)
+        if blocks > -(-(original.size - original.tail_size) // self._block_size):
+            return False
+        if node.tail_size:
+            tail_at = placed.block * self._block_size + node.size - node.tail_size
+            node.tail = original.tail or self._sink.read(tail_at, node.tail_size)
+        if blocks:
+            node.i_u = placed.block
+        self.stored += node.size > node.tail_size
+        return True

@@ -89,6 +89,7 @@ def finish_head(raw: bytearray, plan: Plan, options: WriteOptions, *, blocks: in
         if options.big_pclusters:
             features = INCOMPAT_LZ4_0PADDING | INCOMPAT_COMPR_CFGS | INCOMPAT_BIG_PCLUSTER
             superblock = superblock._replace(feature_incompat=features, u1=1 << algorithm)
+    superblock = superblock._replace(feature_incompat=superblock.feature_incompat | plan.incompat)
     raw[SUPER_OFFSET : SUPER_OFFSET + SUPER_SIZE] = SUPERBLOCK.pack(*superblock)
     if options.checksum:
         superblock = superblock._replace(checksum=super_checksum(bytes(raw), options.block_bits))

@@ -84,12 +84,14 @@ class Node:
 
 @dataclass(slots=True)
 class Plan:
-    """All nodes, root first; the image's own time; how often each attribute is used."""
+    """All nodes, root first; the image's own time; how often each attribute is used; incompatible feature bits that
+    the contents turned out to need."""
 
     nodes: list[Node]
     epoch: int
     epoch_ns: int
     attributes: Counter[Attribute]
+    incompat: int = 0
 
     @property
     def files(self) -> Iterator[Node]:
