@@ -66,7 +66,7 @@ def _definition(name: str, component: dict[str, Any], *, partial: bool) -> dict[
             properties[f"{key}+"] = appended | {"description": f"appended to what the base says: {texts[key]}"}
     made = {
         "type": "object",
-        "description": component["description"],
+        "description": descriptions()[name][""],
         "properties": properties,
         "additionalProperties": False,
     }

@@ -39,6 +39,7 @@ def record(*arguments: str | Path) -> Any:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fs") / "source"
     (root / "d/e").mkdir(parents=True)
+    (root / "d/e").chmod(0o755)
     (root / "d/f").write_bytes(b"some text, again and again\n" * 3000)
     (root / "d/g").hardlink_to(root / "d/f")
     (root / "link").symlink_to("d/f")
