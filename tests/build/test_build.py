@@ -18,8 +18,11 @@ import pytest
 
 from erofs_edge.build import relock
 from erofs_edge.build.inputs import digest, gather
+from erofs_edge.build.pipeline import BuildOptions, build_board
 from erofs_edge.build.record import read_release, remember, unchanged, write_json
-from erofs_edge.errors import ErofsEdgeError, ManifestError
+from erofs_edge.errors import ErofsEdgeError, ManifestError, PackagesGoneError
+from erofs_edge.manifest.load import load_lock
+from erofs_edge.sources.debian.lock import Relocked
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -154,6 +157,32 @@ def test_packages_that_the_mirror_dropped_are_all_named(edge: str, checkout: Pat
     assert done.returncode == 1
     assert "no longer has" in done.stderr and "systemd 257" in done.stderr and "u-boot-qemu" in done.stderr
     assert "erofs-edge lock" in done.stderr and "EROFS_EDGE_MIRROR" in done.stderr
+
+
+def test_locking_again_gives_the_build_of_the_new_lock_and_leaves_the_old_file(
+    checkout: Path, stock: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mirror has dropped a package; what `lock` would then say (here: the stock lock) is what gets built."""
+    path, board = checkout / "manifests/edge-base.lock", checkout / "boards/qemu-aarch64.yaml"
+    good = load_lock(path)
+    path.write_text(path.read_text().replace(good.packages["system"][0].sha256, "0" * 64))
+    old = path.read_bytes()
+    monkeypatch.setenv("EROFS_EDGE_MIRROR", f"file:{tmp_path}/nowhere")
+    (tmp_path / "nowhere").mkdir()
+
+    def lock_all(*_: object, **__: object) -> list[Relocked]:
+        return [Relocked(path, load_lock(path), good)]
+
+    monkeypatch.setattr(relock, "lock_all", lock_all)
+    with pytest.raises(PackagesGoneError):
+        build_board(board, BuildOptions(tmp_path / "out"))
+    result = build_board(board, BuildOptions(tmp_path / "out", relock=True))
+    name = f"{good.packages['system'][0].name} {good.packages['system'][0].version}"
+    assert name in result.notes[0] and "edge-base.lock stays as it is" in result.notes[1]
+    assert result.record["files"] == read_release(stock("qemu-aarch64"))["files"]
+    assert path.read_bytes() == old
+    assert load_lock(tmp_path / "out/locks/edge-base.lock") == good
+    assert build_board(board, BuildOptions(tmp_path / "out", relock=True)).fresh is False
 
 
 def test_missing_and_stale_locks(edge: str, checkout: Path, tmp_path: Path) -> None:
