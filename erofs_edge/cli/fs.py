@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.read import Image
 
 IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
+DEVICES = click.option(
+    "--device", "devices", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="A further device of IMG; once for each, in order.",
+)  # fmt: skip
 _BUILD_HELP = "Write an EROFS image of a directory."
 _FLUSH_LINES = 1000
 _VALUE_BYTES = 32
@@ -56,12 +60,13 @@ def fs() -> None:
 @click.argument("path", default="/")
 @click.option("-R", "recursive", is_flag=True, help="Everything below, one path a line.")
 @click.option("-l", "long", is_flag=True, help="Mode, links, owner, size, time and target too.")
+@DEVICES
 @json_option
-def list_(*, image: Path, path: str, recursive: bool, long: bool, as_json: bool) -> None:
+def list_(*, image: Path, devices: tuple[Path, ...], path: str, recursive: bool, long: bool, as_json: bool) -> None:
     """List a directory of IMG (default: its root), or one file."""
     from erofs_edge.erofs.read import Image
 
-    with Image(image) as opened:
+    with Image(image, devices=devices) as opened:
         found = _listed(opened, path, recursive)
         if as_json:
             emit_json([{"path": os.fsdecode(name), **_described(opened, inode)} for name, inode in found])
@@ -141,11 +146,12 @@ def _time_text(mtime_ns: int) -> str:
 @fs.command()
 @click.argument("image", metavar="IMG", type=IMAGE)
 @click.argument("path")
-def cat(*, image: Path, path: str) -> None:
+@DEVICES
+def cat(*, image: Path, devices: tuple[Path, ...], path: str) -> None:
     """Write a file of IMG to standard output."""
     from erofs_edge.erofs.read import PIECE, Image
 
-    with Image(image) as opened:
+    with Image(image, devices=devices) as opened:
         inode = opened.lookup(path)
         if not stat.S_ISREG(inode.mode):
             raise ErofsEdgeError("not a regular file", where=path)
@@ -167,13 +173,14 @@ def _zeros(out: BinaryIO, length: int, piece: int) -> None:
 @fs.command("stat")
 @click.argument("image", metavar="IMG", type=IMAGE)
 @click.argument("path")
+@DEVICES
 @json_option
-def stat_(*, image: Path, path: str, as_json: bool) -> None:
+def stat_(*, image: Path, devices: tuple[Path, ...], path: str, as_json: bool) -> None:
     """Show the inode of a file of IMG; a symlink at its end is not followed."""
     from erofs_edge.erofs.dump import inode_fields
     from erofs_edge.erofs.read import Image
 
-    with Image(image) as opened:
+    with Image(image, devices=devices) as opened:
         _print_fields(inode_fields(opened, opened.lookup(path, follow=False)), as_json)
 
 
@@ -213,10 +220,12 @@ def _value_text(value: object) -> str:
 @click.option("--no-owners", is_flag=True, help="Leave owners alone, also as root.")
 @click.option("--max-bytes", type=click.IntRange(0), help="Most bytes to write (default: 256 times IMG and 1 GiB).")
 @click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs, at most 4).")
+@DEVICES
 @json_option
 def extract(
     *,
     image: Path,
+    devices: tuple[Path, ...],
     destination: Path,
     path: str,
     no_owners: bool,
@@ -232,7 +241,7 @@ def extract(
     from erofs_edge.erofs.extract import extract as write_out
     from erofs_edge.erofs.read import Image
 
-    with Image(image) as opened, Progress(f"extracting {image.name}") as progress:
+    with Image(image, devices=devices) as opened, Progress(f"extracting {image.name}") as progress:
         report = write_out(
             opened,
             destination,
@@ -258,12 +267,13 @@ def extract(
 @fs.command()
 @click.argument("image", metavar="IMG", type=IMAGE)
 @click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs, at most 4).")
+@DEVICES
 @json_option
-def check(*, image: Path, jobs: int | None, as_json: bool) -> int:
+def check(*, image: Path, devices: tuple[Path, ...], jobs: int | None, as_json: bool) -> int:
     """Check all of IMG: structure, names, links, every byte of data. Exit code 1 where something is wrong."""
     from erofs_edge.erofs.check import check as check_image
 
-    report = check_image(image, jobs=jobs)
+    report = check_image(image, devices=devices, jobs=jobs)
     if as_json:
         emit_json(
             {
@@ -292,9 +302,17 @@ def check(*, image: Path, jobs: int | None, as_json: bool) -> int:
 @click.option("--nid", type=click.IntRange(0), help="Show the inode of this number.")
 @click.option("-e", "--extents", is_flag=True, help="With an inode: its extents too.")
 @click.option("-S", "--statistics", "with_statistics", is_flag=True, help="Count files, layouts and bytes.")
+@DEVICES
 @json_option
 def dump(
-    *, image: Path, path: str | None, nid: int | None, extents: bool, with_statistics: bool, as_json: bool
+    *,
+    image: Path,
+    devices: tuple[Path, ...],
+    path: str | None,
+    nid: int | None,
+    extents: bool,
+    with_statistics: bool,
+    as_json: bool,
 ) -> None:
     """Show the superblock of IMG, an inode and its extents, or statistics."""
     from dataclasses import asdict
@@ -306,7 +324,7 @@ def dump(
         raise UsageError("--path and --nid name one inode each", hint="use one of them")
     if extents and path is None and nid is None:
         raise UsageError("--extents needs an inode", hint="add --path or --nid")
-    with Image(image, verify_checksum=False) as opened:
+    with Image(image, devices=devices, verify_checksum=False) as opened:
         record: dict[str, object] = {}
         if path is None and nid is None:
             record = dumping.superblock_fields(opened)

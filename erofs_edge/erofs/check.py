@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.coverage import Coverage
 from erofs_edge.erofs.decode import decode
 from erofs_edge.erofs.dirents import Dirent, padding_is_zero, parse_block
@@ -69,11 +70,14 @@ def output_limit(image_size: int) -> int:
     return 256 * image_size + (1 << 30)
 
 
-def check(path: Path | str, *, jobs: int | None = None) -> Report:
-    """Check an image; at most FINDINGS_MAX findings. Raises ErofsEdgeError only where the file cannot be read."""
+def check(path: Path | str, *, devices: Sequence[Path | str] = (), jobs: int | None = None) -> Report:
+    """Check an image and its further devices; at most FINDINGS_MAX findings.
+
+    Raises ErofsEdgeError only where a file cannot be read.
+    """
     report = Report()
     try:
-        image = Image(path, verify_checksum=False)
+        image = Image(path, devices=devices, verify_checksum=False)
     except ErofsFormatError as error:
         report.findings.append(Finding("error", error.message, error.where))
         return report
@@ -88,12 +92,18 @@ class _Check:
     def __init__(self, image: Image, report: Report, jobs: int) -> None:
         self.image, self.report, self.jobs = image, report, jobs
         self.info = image.superblock
-        self.coverage = Coverage(self.info.size, self.info.block_size)
+        present = {
+            number: device.blocks
+            for number, device in enumerate(self.info.devices, 1)
+            if number not in image.missing_devices
+        }
+        self.coverage = Coverage(self.info.size, self.info.block_size, present)
         self.inodes: dict[int, tuple[DiskInode, bytes]] = {}  # with the first path
         self.names: dict[int, int] = {}  # nid → entries that name it, without dots
         self.subdirectories: dict[int, int] = {}
+        self.nameless: set[int] = set()
         self.decoded: dict[int, tuple[int, bool]] = {}  # address → length and partial flag verified last
-        self.left = output_limit(self.info.size)
+        self.left = output_limit(self.info.size + (sum(present.values()) << self.info.raw.blkszbits))
 
     def error(self, message: str, where: int | str | None = None, path: bytes | None = None) -> None:
         self._find("error", message, where, path)
@@ -104,7 +114,7 @@ class _Check:
     def _find(self, severity: str, message: str, where: int | str | None, path: bytes | None) -> None:
         if len(self.report.findings) < FINDINGS_MAX:
             shown = None if path is None else os.fsdecode(b"/" + path)
-            where = f"offset {where:#x}" if isinstance(where, int) else where
+            where = place(where) if isinstance(where, int) else where
             self.report.findings.append(Finding(severity, message, where, shown))
 
     def run(self) -> None:
@@ -120,17 +130,24 @@ class _Check:
         ):
             if number and not info.incompat(bit):
                 self.error(f"the superblock names {name} without the feature", ondisk.SUPER_OFFSET + at)
+        table = len(info.devices) * ondisk.DEVICE_SLOT.size
+        self.coverage.metadata(info.raw.devt_slotoff * ondisk.DEVICE_SLOT.size, table, "device table")
+        for number in self.image.missing_devices:
+            self.warn(f"device {number} is not given: its data is not checked")
         records = sum(2 + len(record) for record in info.records.values())
         self.coverage.metadata(ondisk.SUPER_OFFSET, info.super_size + records, "superblock")
         self._prefixes()
         self._tree()
-        self._packed()
+        self._nameless()
         self._links()
         overlaps = list(self.coverage.metadata_overlaps())
         for message, where in overlaps:
             self.error(message, where)
         if not overlaps:  # a few bytes of index shared by many inodes would be endless work
             self._all_data()
+            if self.coverage.has_unaligned:
+                for message, where in self.coverage.metadata_overlaps():
+                    self.error(message, where)
         stray = list(self.coverage.stray_bytes(self.image.backing))
         if stray:
             self.warn(f"non-zero bytes that belong to nothing, in {len(stray)} places from here on", stray[0])
@@ -142,7 +159,9 @@ class _Check:
         except ErofsFormatError as error:
             self.error(error.message, error.where)
             return
-        if table and (raw.feature_compat & ondisk.COMPAT_PLAIN_XATTR_PFX or not raw.packed_nid):
+        if table and (
+            raw.feature_compat & ondisk.COMPAT_PLAIN_XATTR_PFX or not (raw.packed_nid or self.info.metabox_nid)
+        ):
             size = prefix_table_size(table)
             self.coverage.metadata(4 * raw.xattr_prefix_start, size, "long xattr prefixes")
 
@@ -182,7 +201,7 @@ class _Check:
 
     def _entries(self, inode: DiskInode, path: bytes, parent: int) -> Iterator[Dirent]:
         """The entries of a directory without dots; what is wrong with them is reported."""
-        dots = {b".": inode.nid, b"..": parent}
+        dots = {b"..": parent} if inode.dot_omitted else {b".": inode.nid, b"..": parent}
         previous = b""
         try:
             for data in self.image.directory_blocks(inode):
@@ -256,26 +275,29 @@ class _Check:
         elif inode.layout == ondisk.LAYOUT_FLAT_INLINE:
             self.coverage.metadata(inode.body, inode.size % self.info.block_size, f"inline tail of {what}")
 
-    def _packed(self) -> None:
-        nid = self.info.raw.packed_nid
-        if not nid or not self.info.incompat(ondisk.INCOMPAT_FRAGMENTS):
-            return
-        if nid in self.inodes:
-            self.error("the packed inode has a name", ondisk.SUPER_OFFSET + 96, self.inodes[nid][1])
-        try:
-            packed = self.image.packed
-        except ErofsFormatError as error:
-            self.error(error.message, error.where)
-            return
-        self.inodes.pop(nid, None)
-        self._inode(packed.nid, b"(packed inode)")
+    def _nameless(self) -> None:
+        """The packed inode and the metabox inode, which have no name."""
+        raw = self.info.raw
+        packed = raw.packed_nid if self.info.incompat(ondisk.INCOMPAT_FRAGMENTS) else 0
+        for nid, what, at in ((packed, "packed", 96), (self.info.metabox_nid, "metabox", 128)):
+            if not nid:
+                continue
+            if nid in self.inodes:
+                self.error(f"the {what} inode has a name", ondisk.SUPER_OFFSET + at, self.inodes.pop(nid)[1])
+            try:
+                inode = self.image.packed if nid == packed else self.image.metabox
+            except ErofsFormatError as error:
+                self.error(error.message, error.where)
+                continue
+            self.nameless.add(nid)
+            self._inode(inode.nid, f"({what} inode)".encode())
 
     def _links(self) -> None:
         count = len(self.inodes)
         if self.info.raw.inos != count:
             self.warn(f"superblock counts {self.info.raw.inos} inodes, there are {count}", ondisk.SUPER_OFFSET + 16)
         for nid, (inode, path) in self.inodes.items():
-            if nid == self.info.raw.packed_nid:
+            if nid in self.nameless:
                 continue
             links = 2 + self.subdirectories.get(nid, 0) if inode.is_dir else self.names.get(nid, 0)
             too_many = inode.is_dir and not inode.extended and links > 0xFFFF  # mkfs.erofs writes 1 then
@@ -303,7 +325,7 @@ class _Check:
         batch: list[tuple[Extent, bytes]] = []
         size = 0
         for inode, path in self.inodes.values():
-            self.report.files += stat.S_ISREG(inode.mode) and inode.nid != self.info.raw.packed_nid
+            self.report.files += stat.S_ISREG(inode.mode) and inode.nid not in self.nameless
             try:
                 for extent in self._mapped(inode, path):
                     batch.append((extent, path))
@@ -319,8 +341,8 @@ class _Check:
 
     def _mapped(self, inode: DiskInode, path: bytes) -> Iterator[Extent]:
         """Extents of an inode that have to be decoded, entered in the coverage."""
-        if inode.is_compressed and inode.size:
-            check_distances(self.image.backing, self.image.zmap(inode))
+        if inode.is_compressed and inode.size and not (zmap := self.image.zmap(inode)).record:
+            check_distances(self.image.backing, zmap)
         may_share = not inode.is_compressed or self.info.incompat(ondisk.INCOMPAT_DEDUPE)
         position = 0
         for extent in self.image.extents(inode):
@@ -344,9 +366,7 @@ class _Check:
                 self.report.data_bytes += extent.length
                 yield extent
         if position != inode.size:
-            raise ErofsFormatError(
-                f"extents end at {position} of {inode.size} bytes", where=f"offset {inode.offset:#x}"
-            )
+            raise ErofsFormatError(f"extents end at {position} of {inode.size} bytes", where=place(inode.offset))
 
     def _is_new(self, extent: Extent) -> bool:
         """False where the same pcluster was decoded before, to the same length at least."""
@@ -367,7 +387,7 @@ class _Check:
                 elif not extent.inline and extent.kind is Kind.RAW and extent.size > extent.length:
                     rest = backing.read(extent.address + extent.length, extent.size - extent.length, "padding")
                     if rest.count(0) != len(rest):
-                        where = f"offset {extent.address + extent.length:#x}"
+                        where = place(extent.address + extent.length)
                         wrong.append(("non-zero bytes behind the data", where, path))
             except ErofsFormatError as error:
                 wrong.append((error.message, error.where, path))

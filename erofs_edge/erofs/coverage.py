@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from erofs_edge.erofs.backing import Backing
+from erofs_edge.erofs.backing import DEVICE_BITS, Backing
 from erofs_edge.erofs.extents import Extent
 from erofs_edge.erofs.ondisk import LAYOUT_CHUNK_BASED, LAYOUT_FLAT_INLINE, LAYOUT_FLAT_PLAIN, SUPER_OFFSET
 
@@ -24,9 +24,13 @@ _MARKS = {
 class Coverage:
     """Bytes of metadata and blocks of data seen so far."""
 
-    def __init__(self, size: int, block_size: int) -> None:
+    def __init__(self, size: int, block_size: int, devices: dict[int, int] | None = None) -> None:
+        """`devices`: number → blocks of the extra devices; data on others is not looked at."""
         self._block = block_size
+        self._size = size
         self._marks = bytearray(-(-size // block_size))
+        self._devices = {number: bytearray(blocks) for number, blocks in (devices or {}).items()}
+        self.has_unaligned = False
         self._ranges: list[tuple[int, int, str]] = []  # start, end, name
         self._shared: set[tuple[int, int]] = set()
 
@@ -58,16 +62,25 @@ class Coverage:
     def data(self, extent: Extent, layout: int, may_share: bool) -> str | None:
         """Enter the blocks of an extent of a file of some layout; what they overlap with against the rules, or None.
 
-        Chunks may be shared freely, data of flat files and pclusters from their first block on, where `may_share`.
+        Pclusters that are not whole blocks are entered as metadata: `metadata_overlaps` tells of them. Chunks may be
+        shared freely, data of flat files and pclusters from their first block on, where `may_share`.
         """
         head, rest = _MARKS.get(layout, (_PCLUSTER, _PCLUSTER_REST))
-        first = extent.address // self._block
+        if (extent.address | extent.size) % self._block:
+            self.has_unaligned = True
+            (self.shared_metadata if may_share else self.metadata)(extent.address, extent.size, "a pcluster")
+            return None
+        device = extent.address >> DEVICE_BITS
+        marks = self._devices.get(device) if device else self._marks
+        if marks is None:
+            return None
+        first = (extent.address - (device << DEVICE_BITS)) // self._block
         found = None
         for block in range(first, first + -(-extent.size // self._block)):
             wanted = head if block == first else rest
-            mark = self._marks[block]
+            mark = marks[block]
             if mark == _FREE:
-                self._marks[block] = wanted
+                marks[block] = wanted
             elif mark != wanted or not may_share:
                 found = found or _NAMES[mark]
         return found
@@ -75,7 +88,8 @@ class Coverage:
     def stray_bytes(self, backing: Backing) -> Iterator[int]:
         """Byte addresses of non-zero bytes that belong to nothing, one for each gap."""
         position = SUPER_OFFSET
-        for start, stop, _ in [*sorted(self._ranges), (backing.end, backing.end, "")]:
+        inside = sorted(part for part in self._ranges if part[0] < self._size)
+        for start, stop, _ in [*inside, (backing.end, backing.end, "")]:
             if start > position:
                 stray = self._stray(backing, position, start)
                 if stray is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from erofs_edge.codec import deflate, lz4, lzma, zstd
 from erofs_edge.erofs import ondisk
-from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.backing import Backing, broken, place
 from erofs_edge.erofs.extents import Extent, Kind
 from erofs_edge.erofs.superblock import SuperInfo
 from erofs_edge.errors import ErofsFormatError, FormatError
@@ -41,7 +41,7 @@ def decode(backing: Backing, info: SuperInfo, extent: Extent) -> bytes:
     if decompress is None:
         raise ErofsFormatError(
             f"data compressed with {ondisk.ALGORITHM_NAMES[extent.algorithm]} is not supported",
-            where=f"offset {extent.address:#x}",
+            where=place(extent.address),
         )
     data = backing.read(extent.address, extent.size, "pcluster")
     padded = info.incompat(ondisk.INCOMPAT_LZ4_0PADDING)

@@ -39,12 +39,17 @@ def superblock_fields(image: Image) -> dict[str, object]:
         "magic": f"{raw.magic:#010x}",
         "checksum": ("ok" if info.checksum_ok else "wrong") if has_checksum else "none",
         "block_size": info.block_size,
-        "blocks": raw.blocks_lo,
+        "blocks": info.blocks,
         "size": info.size,
         "meta_blkaddr": raw.meta_blkaddr,
         "xattr_blkaddr": raw.xattr_blkaddr,
         "root_nid": image.root_nid,
         "packed_nid": raw.packed_nid,
+        "metabox_nid": info.metabox_nid,
+        "devices": [
+            {"tag": os.fsdecode(device.tag), "blocks": device.blocks, "uniaddr": device.uniaddr}
+            for device in info.devices
+        ],
         "inodes": raw.inos,
         "epoch": info.epoch,
         "fixed_nsec": raw.fixed_nsec,

@@ -12,8 +12,8 @@ from struct import Struct
 from typing import NamedTuple
 
 from erofs_edge.erofs import ondisk
-from erofs_edge.erofs.backing import Backing, broken
-from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.backing import DEVICE_BITS, Backing, broken, place
+from erofs_edge.erofs.inode import NULL_BLOCK, DiskInode
 from erofs_edge.erofs.superblock import SuperInfo
 
 _BLOCK_NUMBER = Struct("<I")
@@ -69,11 +69,14 @@ def flat_extents(backing: Backing, info: SuperInfo, inode: DiskInode) -> list[Ex
     extents = []
     if size > tail:
         length = size - tail
-        address, stored = inode.u * block, -(-length // block) * block
-        _check_range(backing, f"inode {inode.nid}", address, stored, inode.offset)
-        extents.append(Extent(0, length, Kind.RAW, address, stored))
+        if inode.block == NULL_BLOCK:
+            extents.append(Extent(0, length, Kind.HOLE))
+        else:
+            stored = -(-length // block) * block
+            address = _checked(backing, f"inode {inode.nid}", inode.block * block, stored, inode.offset)
+            extents.append(Extent(0, length, Kind.RAW, address, stored))
     if tail:
-        _check_range(backing, f"inline tail of inode {inode.nid}", inode.body, tail, inode.offset)
+        _checked(backing, f"inline tail of inode {inode.nid}", inode.body, tail, inode.offset)
         extents.append(Extent(size - tail, tail, Kind.RAW, inode.body, tail, inline=True))
     return extents
 
@@ -82,13 +85,16 @@ def chunk_table(backing: Backing, info: SuperInfo, inode: DiskInode) -> tuple[in
     """(byte address of the table, bytes an entry, entries, bytes a chunk). Raises ErofsFormatError."""
     if not info.incompat(ondisk.INCOMPAT_CHUNKED_FILE):
         raise broken(f"inode {inode.nid}: chunk-based in an image without chunk-based files", inode.offset)
-    if inode.u & ~_CHUNK_FORMAT_KNOWN:
+    wide = inode.u & ondisk.CHUNK_48BIT
+    if inode.u & ~(_CHUNK_FORMAT_KNOWN | ondisk.CHUNK_48BIT) or (
+        wide and not (info.incompat(ondisk.INCOMPAT_48BIT) and inode.u & ondisk.CHUNK_INDEXES)
+    ):
         raise broken(f"inode {inode.nid}: unknown bits in chunk format {inode.u:#x}", inode.offset)
     entry = ondisk.CHUNK_INDEX.size if inode.u & ondisk.CHUNK_INDEXES else _BLOCK_NUMBER.size
     table = -(-inode.body // entry) * entry
     chunk = info.block_size << (inode.u & ondisk.CHUNK_BITS_MASK)
     count = -(-inode.size // chunk)
-    _check_range(backing, f"chunk table of inode {inode.nid}", table, count * entry, inode.offset)
+    _checked(backing, f"chunk table of inode {inode.nid}", table, count * entry, inode.offset)
     return table, entry, count, chunk
 
 
@@ -109,29 +115,40 @@ def chunk_extents(backing: Backing, info: SuperInfo, inode: DiskInode, offset: i
 def _chunks(backing: Backing, info: SuperInfo, inode: DiskInode, offset: int) -> Iterator[Extent]:
     table, entry, count, chunk = chunk_table(backing, info, inode)
     block = info.block_size
+    struct = ondisk.CHUNK_INDEX if inode.u & ondisk.CHUNK_INDEXES else _BLOCK_NUMBER
     for first in range(offset // chunk, count, _TABLE_WINDOW):
         window = min(_TABLE_WINDOW, count - first)
         at = table + first * entry
         data = backing.read(at, window * entry, f"chunk table of inode {inode.nid}")
-        for number, fields in enumerate(
-            (ondisk.CHUNK_INDEX if entry == ondisk.CHUNK_INDEX.size else _BLOCK_NUMBER).iter_unpack(data)
-        ):
+        for number, fields in enumerate(struct.iter_unpack(data)):
             start = (first + number) * chunk
             length = min(chunk, inode.size - start)
             where = at + number * entry
-            if len(fields) > 1 and fields[1]:
-                raise broken(f"inode {inode.nid}: chunk on device {fields[1]}, which does not exist", where)
-            if fields[-1] == ondisk.NULL_ADDR:
+            address = _chunk_address(info, inode, fields, where)
+            if address is None:
                 yield Extent(start, length, Kind.HOLE)
                 continue
-            if len(fields) > 1 and fields[0]:
-                raise broken(f"inode {inode.nid}: 48-bit chunk address in an image without them", where)
             stored = -(-length // block) * block
-            address = fields[-1] * block
-            _check_range(backing, f"chunk of inode {inode.nid}", address, stored, where)
+            address = _checked(backing, f"chunk of inode {inode.nid}", address, stored, where)
             yield Extent(start, length, Kind.RAW, address, stored)
 
 
-def _check_range(backing: Backing, what: str, address: int, size: int, where: int) -> None:
-    if address + size > backing.end:
-        raise broken(f"{what}: bytes {address:#x} to {address + size:#x} lie outside the image", where)
+def _chunk_address(info: SuperInfo, inode: DiskInode, fields: tuple[int, ...], where: int) -> int | None:
+    """The address that an entry of a chunk table names, None for a hole."""
+    block, null, device = fields[-1], ondisk.NULL_ADDR, 0
+    if inode.u & ondisk.CHUNK_INDEXES:
+        high, device, _ = fields
+        if device > len(info.devices):
+            raise broken(f"inode {inode.nid}: chunk on device {device}, which does not exist", where)
+        if inode.u & ondisk.CHUNK_48BIT:
+            block, null = block | high << 32, (1 << 48) - 1
+        elif high and block != null:
+            raise broken(f"inode {inode.nid}: 48-bit chunk address in an image without them", where)
+    return None if block == null else (block << info.raw.blkszbits) + (device << DEVICE_BITS)
+
+
+def _checked(backing: Backing, what: str, address: int, size: int, where: int) -> int:
+    """The address of data, on its device; it lies inside."""
+    if not backing.holds(address, size):
+        raise broken(f"{what}: {size} bytes at {place(address)} lie outside the image", where)
+    return backing.resolve(address)

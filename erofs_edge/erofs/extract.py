@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.check import output_limit
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.read import Image
@@ -289,9 +290,7 @@ class _Extraction:
         with self.lock:
             self.left -= size
         if self.left < 0:
-            raise ErofsFormatError(
-                "the image decodes to more data than the limit allows", where=f"offset {inode.offset:#x}"
-            )
+            raise ErofsFormatError("the image decodes to more data than the limit allows", where=place(inode.offset))
 
     def _write_other(self, directory: int, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
         """A symlink, device, fifo or socket."""

@@ -10,7 +10,7 @@ import stat
 from typing import NamedTuple
 
 from erofs_edge.erofs import ondisk
-from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.backing import METABOX, Backing, broken
 from erofs_edge.erofs.superblock import SuperInfo
 
 LAYOUT_NAMES = {
@@ -21,6 +21,7 @@ LAYOUT_NAMES = {
     ondisk.LAYOUT_CHUNK_BASED: "chunk-based",
 }
 _KNOWN_FORMAT = ondisk.FORMAT_EXTENDED | ondisk.LAYOUT_MASK << ondisk.LAYOUT_SHIFT
+NULL_BLOCK = -1
 _XATTR_AREA_BASE = ondisk.XATTR_HEADER.size
 _COMPRESSED = (ondisk.LAYOUT_COMPRESSED_FULL, ondisk.LAYOUT_COMPRESSED_COMPACT)
 
@@ -32,7 +33,9 @@ class DiskInode(NamedTuple):
     xattr_size  bytes of the xattr area, 0 without one
     size        bytes of content
     mtime_ns    nanoseconds since 1970
-    u           the i_u field: first block, chunk format, device number, or count of compressed blocks
+    u           the i_u field: chunk format or device number
+    block       first block, or count of compressed blocks: i_u with its high 16 bits; NULL_BLOCK for no data at all
+    dot_omitted a directory without a "." entry
     """
 
     nid: int
@@ -48,6 +51,8 @@ class DiskInode(NamedTuple):
     gid: int
     u: int
     ino: int
+    block: int = 0
+    dot_omitted: bool = False
 
     @property
     def header_size(self) -> int:
@@ -76,34 +81,62 @@ class DiskInode(NamedTuple):
 
 def inode_offset(info: SuperInfo, nid: int) -> int:
     """Byte address of an inode; nothing says that it lies inside the image."""
+    if nid >> 63:
+        return METABOX + ((nid & (1 << 63) - 1) << ondisk.SLOT_BITS)
     return (info.raw.meta_blkaddr << info.raw.blkszbits) + (nid << ondisk.SLOT_BITS)
 
 
 def read_inode(backing: Backing, info: SuperInfo, nid: int) -> DiskInode:
     """The inode `nid`, checked as far as that needs no other structure. Raises ErofsFormatError."""
     offset = inode_offset(info, nid)
-    if nid >> 63:
-        raise broken(f"nid {nid:#x} is in a metabox, which this image does not have", offset & (1 << 63) - 1)
+    if nid >> 63 and not info.metabox_nid:
+        raise broken(f"nid {nid:#x} is in a metabox, which this image does not have", offset - METABOX)
     what = f"inode {nid}"
     fields = backing.unpack(ondisk.COMPACT_INODE, offset, what)
-    i_format = fields[0]
-    if i_format & ~_KNOWN_FORMAT:
-        raise broken(f"{what}: unknown bits in i_format {i_format:#x}", offset)
-    layout = i_format >> ondisk.LAYOUT_SHIFT & ondisk.LAYOUT_MASK
-    if layout not in LAYOUT_NAMES:
-        raise broken(f"{what}: data layout {layout} is not defined", offset)
-    extended = bool(i_format & ondisk.FORMAT_EXTENDED)
+    wide = info.incompat(ondisk.INCOMPAT_48BIT)
+    layout, extended, flag = _parse_format(fields[0], wide, what, offset)
+    directory = stat.S_ISDIR(fields[2])
+    block_bits, high = 32, 0
     if extended:
         _, icount, mode, high, size, u, ino, uid, gid, seconds, nsec, nlink = backing.unpack(
             ondisk.EXTENDED_INODE, offset, what
         )
-        if high:
+        if wide:
+            block_bits = 48
+        elif high:
             raise broken(f"{what}: 48-bit block address in an image without them", offset + 6)
         if nsec >= 1_000_000_000:
             raise broken(f"{what}: {nsec} nanoseconds are more than a second", offset + 40)
     else:
         _, icount, mode, nlink, size, seconds, u, ino, uid, gid, _ = fields
         seconds, nsec = info.epoch + seconds, info.raw.fixed_nsec
+        if flag and not directory:
+            nlink, high, block_bits = 1, nlink, 48
+    _check_fields(what, offset, seconds, mode, size, icount)
+    xattr_size = _XATTR_AREA_BASE + 4 * (icount - 1) if icount else 0
+    block = u | high << 32
+    if block == (1 << block_bits) - 1:
+        block = NULL_BLOCK
+    inode = DiskInode(
+        nid, offset, extended, layout, xattr_size, mode, nlink, size, seconds * 1_000_000_000 + nsec, uid, gid, u, ino,
+        block, flag and directory,
+    )  # fmt: skip
+    if inode.body > backing.end_of(offset):
+        raise broken(f"{what}: xattr area of {xattr_size} bytes ends outside the image", offset)
+    return inode
+
+
+def _parse_format(i_format: int, wide: bool, what: str, offset: int) -> tuple[int, bool, bool]:
+    """(data layout, extended, the bit for one link or no dot) of i_format."""
+    if i_format & ~(_KNOWN_FORMAT | ondisk.FORMAT_NLINK_1 if wide else _KNOWN_FORMAT):
+        raise broken(f"{what}: unknown bits in i_format {i_format:#x}", offset)
+    layout = i_format >> ondisk.LAYOUT_SHIFT & ondisk.LAYOUT_MASK
+    if layout not in LAYOUT_NAMES:
+        raise broken(f"{what}: data layout {layout} is not defined", offset)
+    return layout, bool(i_format & ondisk.FORMAT_EXTENDED), bool(i_format & ondisk.FORMAT_NLINK_1)
+
+
+def _check_fields(what: str, offset: int, seconds: int, mode: int, size: int, icount: int) -> None:
     if not -(1 << 63) <= seconds < 1 << 63:
         raise broken(f"{what}: time {seconds} does not fit in 64 bits", offset + 12)
     if stat.S_IFMT(mode) not in ondisk.FILE_TYPES:
@@ -112,10 +145,3 @@ def read_inode(backing: Backing, info: SuperInfo, nid: int) -> DiskInode:
         raise broken(f"{what}: size {size} does not fit in 63 bits", offset + 8)
     if icount == 1:
         raise broken(f"{what}: an xattr area of one slot is not defined", offset + 2)
-    xattr_size = _XATTR_AREA_BASE + 4 * (icount - 1) if icount else 0
-    inode = DiskInode(
-        nid, offset, extended, layout, xattr_size, mode, nlink, size, seconds * 1_000_000_000 + nsec, uid, gid, u, ino
-    )  # fmt: skip
-    if inode.body > backing.end:
-        raise broken(f"{what}: xattr area of {xattr_size} bytes ends outside the image", offset)
-    return inode

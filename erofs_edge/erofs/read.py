@@ -10,14 +10,15 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from erofs_edge.erofs import ondisk
-from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.backing import METABOX, Backing, Window, broken
 from erofs_edge.erofs.decode import ExtentCache, decode
+from erofs_edge.erofs.device_table import attach
 from erofs_edge.erofs.dirents import Dirent, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_extents, flat_extents
 from erofs_edge.erofs.inode import DiskInode, inode_offset, read_inode
@@ -34,6 +35,8 @@ SYMLINKS_FOLLOWED_MAX = 40
 CACHE_BYTES = 32 << 20
 PIECE = 1 << 20  # bytes handed out at once while streaming
 _ZEROS = bytes(PIECE)
+_METABOX_PIECE = 64 << 10
+_METABOX_PIECES_KEPT = 64
 
 
 class Image:
@@ -41,22 +44,51 @@ class Image:
 
     superblock  what the superblock says
     root_nid    number of the root directory
+    missing_devices  numbers (from 1) of the devices whose data cannot be read
+    metabox     the inode that holds metadata, where the image has one
     """
 
-    def __init__(self, path: Path | str, *, verify_checksum: bool = True) -> None:
-        """Raises ErofsEdgeError where the file cannot be read, ErofsFormatError where it is no image that this
-        reader knows."""
+    def __init__(self, path: Path | str, *, devices: Sequence[Path | str] = (), verify_checksum: bool = True) -> None:
+        """`devices` are the image's further devices, in order; data on those that are not given cannot be read.
+
+        Raises ErofsEdgeError where a file cannot be read, ErofsFormatError where it is no image that this reader
+        knows, UsageError for another count of devices.
+        """
         self.path = Path(path)
         self.backing = Backing(self.path)
+        self._devices: list[Backing] = []
         try:
             self.superblock: SuperInfo = read_superblock(self.backing, verify_checksum=verify_checksum)
-            self.root_nid = self.superblock.raw.rootnid_2b
+            self._cache = ExtentCache(self.backing, self.superblock, CACHE_BYTES)
+            paths = [Path(device) for device in devices]
+            slots, bits = self.superblock.devices, self.superblock.raw.blkszbits
+            self._devices, self.missing_devices = attach(self.backing, slots, paths, bits)
+            if self.superblock.metabox_nid:
+                self._open_metabox()
+            self.root_nid = self.superblock.root_nid
             if not self.inode(self.root_nid).is_dir:
                 raise broken("the root inode is not a directory", inode_offset(self.superblock, self.root_nid))
         except BaseException:
-            self.backing.close()
+            self.close()
             raise
-        self._cache = ExtentCache(self.backing, self.superblock, CACHE_BYTES)
+
+    def _open_metabox(self) -> None:
+        """Make the content of the metabox inode readable; it is read in pieces that are kept, a bounded number."""
+        inode = self.metabox = self.inode(self.superblock.metabox_nid)
+        if not stat.S_ISREG(inode.mode):
+            raise broken(f"the metabox inode has mode {inode.mode:#o}", inode.offset)
+
+        @lru_cache(_METABOX_PIECES_KEPT)
+        def piece(number: int) -> bytes:
+            return self.read(inode, number * _METABOX_PIECE, _METABOX_PIECE)
+
+        def read(offset: int, length: int) -> bytes:
+            first, start = divmod(offset, _METABOX_PIECE)
+            if start + length <= _METABOX_PIECE:
+                return piece(first)[start : start + length]
+            return self.read(inode, offset, length)
+
+        self.backing.windows.append(Window(METABOX, METABOX + inode.size, read, METABOX))
 
     def __enter__(self) -> Image:
         return self
@@ -65,7 +97,8 @@ class Image:
         self.close()
 
     def close(self) -> None:
-        self.backing.close()
+        for backing in (self.backing, *self._devices):
+            backing.close()
 
     def inode(self, nid: int) -> DiskInode:
         """The inode of a number. Raises ErofsFormatError where no inode can be there."""
@@ -175,8 +208,11 @@ class Image:
     def zmap(self, inode: DiskInode) -> ZMap:
         """The map header of a compressed inode that is not empty."""
         zmap = read_zmap(self.backing, self.superblock, inode)
-        if zmap.fragment >= 0 and inode.nid == self.superblock.raw.packed_nid:
-            raise broken("the packed inode refers to itself", inode.offset)
+        if zmap.fragment >= 0:
+            if inode.nid == self.superblock.raw.packed_nid:
+                raise broken("the packed inode refers to itself", inode.offset)
+            if inode.nid == self.superblock.metabox_nid:  # the packed inode may be in the metabox
+                raise broken("the metabox inode uses fragments", inode.offset)
         return zmap
 
     def extents(self, inode: DiskInode, offset: int = 0) -> Iterator[Extent]:
@@ -286,6 +322,8 @@ class Image:
         if not self.superblock.incompat(ondisk.INCOMPAT_XATTR_PREFIXES):
             return []
         plain = raw.feature_compat & ondisk.COMPAT_PLAIN_XATTR_PFX
+        if not plain and self.superblock.metabox_nid:
+            return read_prefixes(self.superblock, lambda at, length, _: self.read(self.metabox, at, length))
         if plain or not raw.packed_nid:
             return read_prefixes(self.superblock, self.backing.read)
         return read_prefixes(self.superblock, lambda at, length, _: self.read(self.packed, at, length))

@@ -11,12 +11,14 @@ from struct import Struct
 
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.device_table import DeviceSlot, read_slots
 from erofs_edge.erofs.ondisk import Superblock
 from erofs_edge.errors import ErofsFormatError
 
 PAGE_SIZE = 4096
 CHECKSUM_OFFSET = ondisk.SUPER_OFFSET + 4
 _RECORD_LENGTH = Struct("<H")
+_METABOX_NID = Struct("<Q")
 
 COMPAT_NAMES = {
     ondisk.COMPAT_SB_CHKSUM: "sb_csum",
@@ -26,10 +28,6 @@ COMPAT_NAMES = {
     ondisk.COMPAT_PLAIN_XATTR_PFX: "plain_xattr_pfx",
     ondisk.COMPAT_ISHARE_XATTRS: "ishare_xattrs",
 }
-UNSUPPORTED = {
-    ondisk.INCOMPAT_48BIT: "48-bit addresses (48BIT)",
-    ondisk.INCOMPAT_METABOX: "metadata compression (METABOX)",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,10 @@ class SuperInfo:
 
     raw             the on-disk fields
     block_size      bytes
-    size            bytes of the image: blocks * block size
+    blocks          blocks of the image itself, without those of extra devices
+    size            bytes of them
+    devices         the extra devices
+    metabox_nid     number of the inode that holds metadata, 0 without one
     algorithms      bitmap of the codecs that the image may use (1 << ondisk.ALGORITHM_*)
     max_pcluster    bytes of the largest LZ4 pcluster announced
     checksum        the checksum that the bytes have; equal to raw.checksum where COMPAT_SB_CHKSUM is set and intact
@@ -49,6 +50,8 @@ class SuperInfo:
     max_pcluster: int
     checksum: int
     records: dict[int, bytes] = field(default_factory=dict)
+    devices: tuple[DeviceSlot, ...] = ()
+    metabox_nid: int = 0
 
     @property
     def block_size(self) -> int:
@@ -56,7 +59,19 @@ class SuperInfo:
 
     @property
     def size(self) -> int:
-        return self.raw.blocks_lo << self.raw.blkszbits
+        return self.blocks << self.raw.blkszbits
+
+    @property
+    def blocks(self) -> int:
+        return self.raw.blocks_lo | (self.raw.rootnid_2b << 32 if self._wide_root else 0)
+
+    @property
+    def root_nid(self) -> int:
+        return self.raw.rootnid_8b if self._wide_root else self.raw.rootnid_2b
+
+    @property
+    def _wide_root(self) -> bool:
+        return bool(self.raw.feature_incompat & ondisk.INCOMPAT_48BIT and self.raw.rootnid_8b)
 
     @property
     def super_size(self) -> int:
@@ -89,14 +104,15 @@ def read_superblock(backing: Backing, *, verify_checksum: bool = True) -> SuperI
         raise broken(f"not an EROFS image: magic is {raw.magic:#010x}, not {ondisk.SUPER_MAGIC:#010x}", at)
     if not ondisk.BLKSZBITS_MIN <= raw.blkszbits <= ondisk.BLKSZBITS_MAX:
         raise broken(f"block size 2**{raw.blkszbits} is not 512 to 65536", at + 12)
-    _refuse_unsupported(raw)
+    _refuse_unknown(raw)
     if raw.dirblkbits:
         raise broken(f"directory blocks of 2**{raw.dirblkbits} blocks are not defined", at + 90)
     if raw.fixed_nsec >= 1_000_000_000:
         raise broken(f"{raw.fixed_nsec} nanoseconds are more than a second", at + 32)
     if at + ondisk.SUPER_SIZE + raw.sb_extslots * ondisk.EXTSLOT_SIZE > PAGE_SIZE:
         raise broken(f"{raw.sb_extslots} extension slots reach beyond the first page", at + 13)
-    size = raw.blocks_lo << raw.blkszbits
+    parsed = SuperInfo(raw, 1 << ondisk.ALGORITHM_LZ4, 1 << raw.blkszbits, 0)
+    size = parsed.size
     if size > backing.size:
         raise ErofsFormatError(
             f"the image is truncated: it has {backing.size} bytes, the superblock says {size}",
@@ -112,32 +128,34 @@ def read_superblock(backing: Backing, *, verify_checksum: bool = True) -> SuperI
                 f"superblock checksum is {raw.checksum:#010x}, the bytes have {checksum:#010x}", CHECKSUM_OFFSET
             )
     backing.end = size
-    algorithms, max_blocks = 1 << ondisk.ALGORITHM_LZ4, 1
+    algorithms, max_blocks = parsed.algorithms, 1
     records: dict[int, bytes] = {}
     if raw.feature_incompat & ondisk.INCOMPAT_COMPR_CFGS:
         algorithms = raw.u1
         max_blocks, records = _read_records(backing, raw)
-    return SuperInfo(raw, algorithms, max_blocks << raw.blkszbits, checksum, records)
+    devices = read_slots(backing, raw, parsed.blocks)
+    metabox_nid = _read_metabox(backing, raw)
+    return SuperInfo(raw, algorithms, max_blocks << raw.blkszbits, checksum, records, devices, metabox_nid)
 
 
-def _refuse_unsupported(raw: Superblock) -> None:
+def _read_metabox(backing: Backing, raw: Superblock) -> int:
+    """The metabox inode of the first extension slot, 0 where the image has no metabox."""
+    if not raw.feature_incompat & ondisk.INCOMPAT_METABOX:
+        return 0
+    at = ondisk.SUPER_OFFSET + ondisk.SUPER_SIZE
+    if not raw.sb_extslots:
+        raise broken("a metabox without the superblock's extension slot", ondisk.SUPER_OFFSET + 13)
+    (nid,) = backing.unpack(_METABOX_NID, at, "metabox inode number")
+    if nid >> 63 or not nid:
+        raise broken(f"the metabox inode has the impossible number {nid:#x}", at)
+    return int(nid)
+
+
+def _refuse_unknown(raw: Superblock) -> None:
     at = ondisk.SUPER_OFFSET + 80
     unknown = raw.feature_incompat & ~ondisk.INCOMPAT_KNOWN
     if unknown:
         raise broken(f"the image needs unknown features {unknown:#x}", at)
-    names = [name for bit, name in UNSUPPORTED.items() if raw.feature_incompat & bit]
-    if names:
-        raise ErofsFormatError(
-            f"images with {' and '.join(names)} are not supported",
-            where=f"offset {at:#x}",
-            hint="rebuild the image without",
-        )
-    if raw.extra_devices:
-        raise ErofsFormatError(
-            f"images with data on {raw.extra_devices} other devices are not supported",
-            where=f"offset {ondisk.SUPER_OFFSET + 86:#x}",
-            hint="rebuild the image without --blobdev",
-        )
 
 
 def _read_records(backing: Backing, raw: Superblock) -> tuple[int, dict[int, bytes]]:
@@ -197,6 +215,8 @@ def feature_names(info: SuperInfo) -> tuple[list[str], list[str]]:
         ondisk.INCOMPAT_ZTAILPACKING: ["ztailpacking"],
         ondisk.INCOMPAT_FRAGMENTS: ["fragments", "dedupe"],
         ondisk.INCOMPAT_XATTR_PREFIXES: ["xattr_prefixes"],
+        ondisk.INCOMPAT_48BIT: ["48bit"],
+        ondisk.INCOMPAT_METABOX: ["metabox"],
     }
     incompat = [name for bit, both in names.items() if raw.feature_incompat & bit for name in both]
     return compat, incompat

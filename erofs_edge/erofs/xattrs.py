@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from erofs_edge.erofs import ondisk
-from erofs_edge.erofs.backing import Backing, broken
+from erofs_edge.erofs.backing import METABOX, Backing, broken
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.superblock import SuperInfo
 from erofs_edge.errors import ErofsFormatError
@@ -61,9 +61,11 @@ def read_xattrs(backing: Backing, info: SuperInfo, inode: DiskInode, prefixes: C
         found.append((name, value))
         position += size
     base = info.raw.xattr_blkaddr << info.raw.blkszbits
+    if info.metabox_nid and info.raw.feature_compat & ondisk.COMPAT_SHARED_EA_IN_METABOX:
+        base += METABOX
     for number in ids:
         at = base + 4 * number
-        name, value, size = _entry(backing.read, at, backing.end, prefixes, at)
+        name, value, size = _entry(backing.read, at, backing.end_of(at), prefixes, at)
         shared.append((at, size))
         found.append((name, value))
     for name, value in found:

@@ -15,6 +15,7 @@ from erofs_edge.erofs.extents import Extent, Kind
 from erofs_edge.erofs.lclusters import Entry, entries, wrong
 from erofs_edge.erofs.mapheader import ZMap
 from erofs_edge.erofs.superblock import SuperInfo
+from erofs_edge.erofs.zextents import encoded_extents
 
 
 def compressed_extents(backing: Backing, info: SuperInfo, zmap: ZMap, offset: int) -> Iterator[Extent]:
@@ -26,8 +27,11 @@ def compressed_extents(backing: Backing, info: SuperInfo, zmap: ZMap, offset: in
     if zmap.whole_fragment:
         yield Extent(0, inode.size, Kind.FRAGMENT, zmap.fragment)
         return
-    first = _head_of(backing, info, zmap, offset) if offset else 0
-    for run in _runs(backing, info, zmap, first):
+    if zmap.record:
+        yield from encoded_extents(backing, info, zmap, offset)
+        return
+    first = _head_of(backing, zmap, offset) if offset else 0
+    for run in _runs(backing, zmap, first):
         if run.start >= inode.size:  # the terminator
             break
         yield _extent(backing, info, zmap, run)
@@ -43,8 +47,8 @@ class _Run(NamedTuple):
     end: int
 
 
-def _runs(backing: Backing, info: SuperInfo, zmap: ZMap, lcn: int) -> Iterator[_Run]:
-    bits = info.raw.blkszbits
+def _runs(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[_Run]:
+    bits = zmap.lcluster_bits
     head: Entry | None = None
     head_lcn, blocks, start = lcn, 1, 0
     for number, entry in enumerate(entries(backing, zmap, lcn), lcn):
@@ -101,9 +105,9 @@ def _blocks_of(zmap: ZMap, head: Entry, entry: Entry, lcn: int) -> int:
     return entry.block
 
 
-def _head_of(backing: Backing, info: SuperInfo, zmap: ZMap, offset: int) -> int:
+def _head_of(backing: Backing, zmap: ZMap, offset: int) -> int:
     """The lcluster in which the extent of byte `offset` starts."""
-    bits = info.raw.blkszbits
+    bits = zmap.lcluster_bits
     lcn = offset >> bits
     entry = next(entries(backing, zmap, lcn))
     if entry.kind != ondisk.LCLUSTER_NONHEAD and entry.offset > offset & (1 << bits) - 1:
@@ -139,8 +143,9 @@ def _extent(backing: Backing, info: SuperInfo, zmap: ZMap, run: _Run) -> Extent:
         raise wrong(zmap, lcn, "has a pcluster of no blocks")
     if size > ondisk.PCLUSTER_MAX:
         raise wrong(zmap, lcn, f"has a pcluster of {size} bytes, over 1 MiB")
-    if address + size > backing.end:
+    if not backing.holds(address, size):
         raise wrong(zmap, lcn, f"has a pcluster at {address:#x} to {address + size:#x}, outside the image")
+    address = backing.resolve(address)
     if head.kind == ondisk.LCLUSTER_PLAIN:
         rotated = bool(zmap.advise & ondisk.ADVISE_INTERLACED_PCLUSTER) and not inline
         if length > size or (rotated and size > info.block_size):

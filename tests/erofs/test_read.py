@@ -172,23 +172,6 @@ def test_bytes_behind_the_image_do_not_matter(everything: Path, expected: FileTr
         assert diff(image.tree(), expected) == []
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["-zlz4", "-E48bit"], "48BIT"),
-        (["-zlz4", "-m4096"], "METABOX"),
-        (["--chunksize=4096", "--blobdev=BLOB"], "1 other devices"),
-    ],
-)
-def test_what_is_not_supported_is_named(
-    options: list[str], message: str, source: Path, tmp_path: Path, oracle: Oracle
-) -> None:
-    options = [option.replace("BLOB", str(tmp_path / "blob")) for option in options]
-    path = mkfs(oracle("mkfs.erofs-1.9"), tmp_path / "image", source, options)
-    with pytest.raises(ErofsFormatError, match=message):
-        Image(path)
-
-
 def test_a_missing_file_and_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(ErofsEdgeError, match="cannot open the image"):
         Image(tmp_path / "nothing")

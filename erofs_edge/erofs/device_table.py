@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read images whose data lies on further devices (``struct erofs_deviceslot``).
+
+Sources: ``fs/erofs/super.c`` (erofs_init_device, erofs_scan_devices) and ``data.c`` (erofs_map_dev).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.backing import DEVICE_BITS, Backing, Window, broken, place
+from erofs_edge.erofs.ondisk import Superblock
+from erofs_edge.errors import ErofsFormatError, UsageError
+
+
+class DeviceSlot(NamedTuple):
+    """One extra device: its `blocks`, and `uniaddr`, where they stand in the flat address space (0 for nowhere)."""
+
+    tag: bytes
+    blocks: int
+    uniaddr: int
+
+
+def read_slots(backing: Backing, raw: Superblock, blocks: int) -> tuple[DeviceSlot, ...]:
+    """The device table of an image of `blocks` blocks. Raises ErofsFormatError where it or an address is impossible."""
+    if not raw.extra_devices:
+        return ()
+    if not raw.feature_incompat & ondisk.INCOMPAT_DEVICE_TABLE:
+        raise broken(f"{raw.extra_devices} devices in an image without a device table", ondisk.SUPER_OFFSET + 86)
+    wide = raw.feature_incompat & ondisk.INCOMPAT_48BIT
+    size = ondisk.DEVICE_SLOT.size
+    table = backing.read(raw.devt_slotoff * size, raw.extra_devices * size, "device table")
+    slots = []
+    taken = [(0, blocks, 0)]
+    for number, (tag, *low, high, uniaddr_high) in enumerate(ondisk.DEVICE_SLOT.iter_unpack(table), 1):
+        own, uniaddr = (low[0] | high << 32, low[1] | uniaddr_high << 32) if wide else low
+        slot = DeviceSlot(tag.split(b"\0", 1)[0], own, uniaddr)
+        if slot.uniaddr:
+            taken.append((slot.uniaddr, slot.uniaddr + slot.blocks, number))
+        slots.append(slot)
+    taken.sort()
+    for (_, end, _), (start, _, number) in pairwise(taken):
+        if start < end:
+            raise broken(f"device {number} overlaps in the flat address space", (raw.devt_slotoff + number - 1) * size)
+    return tuple(slots)
+
+
+def attach(
+    backing: Backing, slots: Sequence[DeviceSlot], paths: Sequence[Path], blkszbits: int
+) -> tuple[list[Backing], list[int]]:
+    """Make the bytes of the extra devices readable: (what was opened for it, numbers of the devices not found).
+
+    Without paths, devices are looked for behind the image itself, as kernels do. Raises UsageError for another count
+    of paths, ErofsEdgeError where a device cannot be read or is too short.
+    """
+    if paths and len(paths) != len(slots):
+        raise UsageError(f"the image has {len(slots)} further devices, {len(paths)} are given")
+    opened: list[Backing] = []
+    missing: list[int] = []
+    try:
+        for number, slot in enumerate(slots, 1):
+            if not slot.blocks:
+                continue
+            size, at = slot.blocks << blkszbits, number << DEVICE_BITS
+            start = slot.uniaddr << blkszbits
+            if paths:
+                device = Backing(paths[number - 1])
+                opened.append(device)
+                if device.size < size:
+                    raise ErofsFormatError(
+                        f"device {number} is truncated: it has {device.size} bytes, the image says {size}",
+                        where=str(paths[number - 1]),
+                    )
+                read: Callable[[int, int], bytes] = device.beyond
+            elif slot.uniaddr and start + size <= backing.size:
+                read = _behind(backing, start)
+            else:
+                missing.append(number)
+                read = _missing(number, slot)
+            backing.windows.append(Window(at, at + size, read, at))
+            if slot.uniaddr:
+                backing.windows.append(Window(start, start + size, read, at))
+    except BaseException:
+        for device in opened:
+            device.close()
+        raise
+    return opened, missing
+
+
+def _behind(backing: Backing, start: int) -> Callable[[int, int], bytes]:
+    return lambda offset, length: backing.beyond(start + offset, length)
+
+
+def _missing(number: int, slot: DeviceSlot) -> Callable[[int, int], bytes]:
+    tag = slot.tag.decode("utf-8", "backslashreplace")
+
+    def read(offset: int, _length: int) -> bytes:
+        raise ErofsFormatError(
+            f"the data lies on device {number}{f' ({tag})' if tag else ''}, which is not given",
+            where=place(offset + (number << DEVICE_BITS)),
+            hint="name the devices in order: --device FILE",
+        )
+
+    return read
