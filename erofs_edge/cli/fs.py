@@ -17,6 +17,7 @@ from erofs_edge.cli.output import Progress, emit_json, json_option, note, printa
 from erofs_edge.errors import ErofsEdgeError, UsageError
 
 if TYPE_CHECKING:
+    from erofs_edge.erofs.dump import Statistics
     from erofs_edge.erofs.inode import DiskInode
     from erofs_edge.erofs.read import Image
 
@@ -28,6 +29,7 @@ DEVICES = click.option(
 _BUILD_HELP = "Write an EROFS image of a directory."
 _FLUSH_LINES = 1000
 _VALUE_BYTES = 32
+_BAR = 40
 
 
 class _Commands(click.Group):
@@ -271,6 +273,8 @@ def extract(
 @json_option
 def check(*, image: Path, devices: tuple[Path, ...], jobs: int | None, as_json: bool) -> int:
     """Check all of IMG: structure, names, links, every byte of data. Exit code 1 where something is wrong."""
+    from dataclasses import asdict
+
     from erofs_edge.erofs.check import check as check_image
 
     report = check_image(image, devices=devices, jobs=jobs)
@@ -282,6 +286,7 @@ def check(*, image: Path, devices: tuple[Path, ...], jobs: int | None, as_json: 
                 "files": report.files,
                 "directories": report.directories,
                 "data_bytes": report.data_bytes,
+                "in_place": {"share": round(report.in_place.share, 4), **asdict(report.in_place)},
                 "findings": report.findings,
             }
         )
@@ -293,6 +298,11 @@ def check(*, image: Path, devices: tuple[Path, ...], jobs: int | None, as_json: 
         f"{image}: {verdict}: {report.inodes} inodes, {report.files} files, {report.directories} directories, "
         f"{size_text(report.data_bytes)} decoded"
     )
+    if report.in_place.data_bytes:
+        why = ", ".join(f"{reason} {size_text(size)}" for reason, size in sorted(report.in_place.reasons.items()))
+        click.echo(
+            f"decompressed in place: {report.in_place.share:.1%} of the data" + (f" (not: {why})" if why else "")
+        )
     return 0 if report.ok else 1
 
 
@@ -332,7 +342,10 @@ def dump(
             inode = opened.inode(nid) if nid is not None else opened.lookup(path or "/", follow=False)
             record = dumping.inode_fields(opened, inode)
         rows = [dumping.extent_fields(extent) for extent in opened.extents(inode)] if extents else []
-        counted = asdict(dumping.statistics(opened)) if with_statistics else {}
+        counted: dict[str, object] = {}
+        if with_statistics:
+            numbers = dumping.statistics(opened)
+            counted = asdict(numbers) | {"ratio": round(numbers.ratio, 4)}
     if as_json:
         emit_json(record | ({"extents": rows} if extents else {}) | ({"statistics": counted} if counted else {}))
         return
@@ -343,5 +356,33 @@ def dump(
         table([[row[key] for key in header] for row in rows], header)
     if counted:
         click.echo()
-        _print_fields(counted, False)
+        _print_statistics(numbers)
     sys.stdout.flush()
+
+
+def _print_statistics(numbers: Statistics) -> None:
+    rows = [(f"{name} count:", str(count)) for name, count in numbers.types.items()]
+    rows += [(f"{name} layout:", str(count)) for name, count in numbers.layouts.items()]
+    rows += [
+        ("compressed files:", str(numbers.compressed_files)),
+        ("uncompressed files:", str(numbers.uncompressed_files)),
+        ("extents:", str(numbers.extents)),
+        ("total original file size:", f"{numbers.original_size} bytes"),
+        ("total stored file size:", f"{numbers.stored_size} bytes"),
+        ("fragments:", f"{numbers.packed_size} bytes"),
+        ("compress rate:", f"{numbers.ratio:.2%}"),
+    ]
+    table(rows)
+    names = ["0 .. 1 KiB", *(f"{1 << n} .. {2 << n} KiB" for n in range(len(numbers.sizes) - 2)), "32768 KiB .."]
+    _print_distribution("original size of files", dict(zip(names, numbers.sizes, strict=True)))
+    _print_distribution("stored size of files", dict(zip(names, numbers.stored_sizes, strict=True)))
+    files = {name or "(none)": count for name, count in numbers.extensions.items()}
+    others = sum(numbers.sizes) - sum(files.values())
+    _print_distribution("ends of names", files | ({"(others)": others} if others else {}))
+
+
+def _print_distribution(title: str, counts: dict[str, int]) -> None:
+    total = sum(counts.values()) or 1
+    click.echo()
+    rows = [(_one_line(name), n, f"{n / total:.2%}", "#" * round(_BAR * n / total)) for name, n in counts.items()]
+    table(rows, (title, "files", "share", ""))

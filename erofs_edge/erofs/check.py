@@ -20,15 +20,17 @@ from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.coverage import Coverage
 from erofs_edge.erofs.decode import decode
 from erofs_edge.erofs.dirents import Dirent, padding_is_zero, parse_block
-from erofs_edge.erofs.extents import Extent, Kind, chunk_table
+from erofs_edge.erofs.extents import Extent, Kind, chunk_table, stored_blocks
 from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.inplace import InPlace, obstacle
 from erofs_edge.erofs.read import DEPTH_MAX, PIECE, Image
 from erofs_edge.erofs.superblock import CHECKSUM_OFFSET
-from erofs_edge.erofs.xattrs import prefix_table_size
+from erofs_edge.erofs.xattrs import filter_bit_of, prefix_table_size
 from erofs_edge.erofs.zmap import check_distances
 from erofs_edge.errors import ErofsFormatError
 
 FINDINGS_MAX = 1000
+_UNCOUNTED = ondisk.INCOMPAT_ZTAILPACKING | ondisk.INCOMPAT_FRAGMENTS | ondisk.INCOMPAT_METABOX
 _BATCH_BYTES, _BATCH_EXTENTS = 8 << 20, 256
 
 
@@ -48,13 +50,15 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What a check found and how much it looked at; `data_bytes` counts what was decoded."""
+    """What a check found and how much it looked at; `data_bytes` counts what was decoded, `in_place` compressed data
+    by whether Linux can decompress it in place."""
 
     findings: list[Finding] = field(default_factory=list)
     inodes: int = 0
     files: int = 0
     directories: int = 0
     data_bytes: int = 0
+    in_place: InPlace = field(default_factory=InPlace)
 
     @property
     def errors(self) -> list[Finding]:
@@ -257,6 +261,11 @@ class _Check:
         area = self.image.xattr_area(inode)
         for name in area.duplicates:
             self.error(f"xattr {os.fsdecode(name)} comes twice", inode.offset, path)
+        info = self.info.raw
+        if info.feature_compat & ondisk.COMPAT_XATTR_FILTER and not info.xattr_filter_reserved:
+            hidden = [os.fsdecode(name) for name in area.items if area.filter >> filter_bit_of(name) & 1]
+            if hidden:
+                self.error(f"the name filter hides {', '.join(hidden)}", inode.offset + inode.header_size, path)
         for address, size in area.shared:
             self.coverage.shared_metadata(address, size, "shared xattr")
 
@@ -341,11 +350,13 @@ class _Check:
 
     def _mapped(self, inode: DiskInode, path: bytes) -> Iterator[Extent]:
         """Extents of an inode that have to be decoded, entered in the coverage."""
-        if inode.is_compressed and inode.size and not (zmap := self.image.zmap(inode)).record:
+        zmap = self.image.zmap(inode) if inode.is_compressed and inode.size else None
+        if zmap and not zmap.record:
             check_distances(self.image.backing, zmap)
         may_share = not inode.is_compressed or self.info.incompat(ondisk.INCOMPAT_DEDUPE)
-        position = 0
+        position = blocks = 0
         for extent in self.image.extents(inode):
+            blocks += stored_blocks(extent, self.info.block_size)
             if extent.start != position:
                 raise ErofsFormatError(f"extent at {extent.start} follows data up to {position}")
             position += extent.length
@@ -360,13 +371,27 @@ class _Check:
                 if overlap is not None:
                     self.error(f"data overlaps with {overlap}", extent.address, path)
             if self._is_new(extent):
-                self.left -= extent.length
-                if self.left < 0:
-                    raise ErofsFormatError("the image decodes to far more data than it can honestly hold")
-                self.report.data_bytes += extent.length
+                self._spend(extent)
                 yield extent
         if position != inode.size:
             raise ErofsFormatError(f"extents end at {position} of {inode.size} bytes", where=place(inode.offset))
+        if zmap and not zmap.record:
+            self._block_count(inode, blocks, path)
+
+    def _spend(self, extent: Extent) -> None:
+        """Account for an extent that will be decoded. Raises ErofsFormatError where it is too much."""
+        self.left -= extent.length
+        if self.left < 0:
+            raise ErofsFormatError("the image decodes to far more data than it can honestly hold")
+        self.report.data_bytes += extent.length
+        if extent.kind is Kind.ENCODED:
+            self.report.in_place.count(extent, obstacle(self.image.backing, self.info, extent))
+
+    def _block_count(self, inode: DiskInode, blocks: int, path: bytes) -> None:
+        """mkfs.erofs counts too few where tails, fragments or shared pclusters come in."""
+        loose = self.info.incompat(_UNCOUNTED)
+        if inode.block > blocks or (inode.block < blocks and not loose):
+            self.warn(f"the inode counts {inode.block} compressed blocks, there are {blocks}", inode.offset, path)
 
     def _is_new(self, extent: Extent) -> bool:
         """False where the same pcluster was decoded before, to the same length at least."""

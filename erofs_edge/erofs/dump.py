@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 import uuid
+from collections import Counter
 from dataclasses import dataclass, field
 
 from erofs_edge.erofs import ondisk
@@ -15,6 +16,8 @@ from erofs_edge.erofs.inode import LAYOUT_NAMES, DiskInode
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.superblock import feature_names
 
+SIZE_BUCKETS = 17
+EXTENSIONS_SHOWN = 20
 TYPE_NAMES = {
     stat.S_IFREG: "regular file",
     stat.S_IFDIR: "directory",
@@ -119,7 +122,12 @@ def extent_fields(extent: Extent) -> dict[str, object]:
 
 @dataclass(slots=True)
 class Statistics:
-    """Counts of files by type and of how regular files are stored; sizes in bytes."""
+    """Counts of files by type and of how regular files are stored; sizes in bytes.
+
+    sizes, stored_sizes  regular files by size and by bytes in the image: bucket n holds [2**(n-1), 2**n) KiB, the first
+                         one everything below 1 KiB, the last one everything from 32 MiB on (as dump.erofs)
+    extensions           regular files by the end of their name, ".so" for "libc.so.6"; the most frequent ones
+    """
 
     types: dict[str, int] = field(default_factory=dict)
     compressed_files: int = 0
@@ -129,13 +137,22 @@ class Statistics:
     original_size: int = 0
     stored_size: int = 0
     packed_size: int = 0
+    sizes: list[int] = field(default_factory=lambda: [0] * SIZE_BUCKETS)
+    stored_sizes: list[int] = field(default_factory=lambda: [0] * SIZE_BUCKETS)
+    extensions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of regular files in the image, fragments included, over their sizes; 1 without any."""
+        return (self.stored_size + self.packed_size) / self.original_size if self.original_size else 1.0
 
 
 def statistics(image: Image) -> Statistics:
     """Walk the whole image once; a file of several names counts once. Raises ErofsFormatError."""
     result = Statistics()
     seen: set[int] = set()
-    for _, inode in image.walk():
+    extensions: Counter[str] = Counter()
+    for path, inode in image.walk():
         if inode.nid in seen:
             continue
         seen.add(inode.nid)
@@ -148,9 +165,28 @@ def statistics(image: Image) -> Statistics:
         result.compressed_files += inode.is_compressed
         result.uncompressed_files += not inode.is_compressed
         result.original_size += inode.size
+        stored = 0
         for extent in image.extents(inode):
             result.extents += 1
-            result.stored_size += stored_size(extent)
+            stored += stored_size(extent)
+        result.stored_size += stored
+        result.sizes[_bucket(inode.size)] += 1
+        result.stored_sizes[_bucket(stored)] += 1
+        extensions[_extension(path)] += 1
+    result.extensions = dict(sorted(extensions.items(), key=lambda item: (-item[1], item[0]))[:EXTENSIONS_SHOWN])
     if image.superblock.raw.packed_nid and image.superblock.incompat(ondisk.INCOMPAT_FRAGMENTS):
         result.packed_size = sum(stored_size(extent) for extent in image.extents(image.packed))
     return result
+
+
+def _bucket(size: int) -> int:
+    return min((size >> 10).bit_length(), SIZE_BUCKETS - 1)
+
+
+def _extension(path: bytes) -> str:
+    """The end of a name from its last dot on, version numbers left out; "" without one."""
+    name = path.rpartition(b"/")[2]
+    parts = name.split(b".")[1:] if name[:1] != b"." else name[1:].split(b".")[1:]
+    while len(parts) > 1 and parts[-1].isdigit():
+        parts.pop()
+    return "." + os.fsdecode(parts[-1]) if parts and parts[-1] and not parts[-1].isdigit() else ""

@@ -51,6 +51,11 @@ class Extent(NamedTuple):
     inline: bool = False
 
 
+def stored_blocks(extent: Extent, block_size: int) -> int:
+    """Blocks that an extent takes as i_u of compressed inodes counts them: one for an inline tail."""
+    return 0 if extent.kind in (Kind.HOLE, Kind.FRAGMENT) else -(-extent.size // block_size)
+
+
 def flat_extents(backing: Backing, info: SuperInfo, inode: DiskInode) -> list[Extent]:
     """Extents of a flat file: at most a run of blocks and an inline tail.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.attributes import xxh32
 from erofs_edge.erofs.backing import METABOX, Backing, broken
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.superblock import SuperInfo
@@ -131,3 +132,9 @@ def prefix_table_size(table: list[bytes]) -> int:
     short = ondisk.XATTR_PREFIXES.values()
     sizes = (3 + len(prefix) - max(len(base) for base in short if prefix.startswith(base)) for prefix in table)
     return sum(-(-size // 4) * 4 for size in sizes)
+
+
+def filter_bit_of(name: bytes) -> int:
+    """The bit of the name filter that is clear in inodes with this attribute; whole names, long prefixes resolved."""
+    index, prefix = next((item for item in ondisk.XATTR_PREFIXES.items() if name.startswith(item[1])), (0, b""))
+    return xxh32(name[len(prefix) :], ondisk.XATTR_FILTER_SEED + index) & 31

@@ -96,3 +96,28 @@ def test_statistics(path: Path, dumped: Callable[..., str]) -> None:
     assert ours.layouts["compressed full"] > 100
     assert 0 < ours.stored_size < ours.original_size
     assert ours.packed_size > 0
+
+
+def test_size_distributions_are_those_of_dump_erofs(path: Path, dumped: Callable[..., str]) -> None:
+    """It counts "long" and its two further names as three files, and the packed inode by what it stores."""
+    theirs = dumped("-S").split("distribution:\n")
+    with Image(path) as image:
+        ours = statistics(image)
+        long = image.lookup("long")
+    rows = [[int(n) for n in re.findall(r"^ *\d+ \.\. *\d* +\t(\d+) ", part, re.MULTILINE)] for part in theirs[1:3]]
+    again = (long.size >> 10).bit_length()
+    assert rows[0][again] - 2 == ours.sizes[again]
+    rows[0][again] -= 2
+    assert rows[0] == ours.sizes
+    assert sum(ours.stored_sizes) == sum(rows[1]) - 3 == ours.types["regular file"]
+    assert 0 < ours.ratio < 0.5
+
+
+def test_ends_of_names(tmp_path: Path, oracle: Oracle) -> None:
+    names = ["a.so", "libc.so.6.1", "b.txt", "README", ".profile", "1.5", ".x.conf"]
+    source = tmp_path / "tree"
+    source.mkdir()
+    for name in names:
+        (source / name).touch()
+    with Image(mkfs(oracle("mkfs.erofs-1.9"), tmp_path / "image", source, [])) as image:
+        assert statistics(image).extensions == {"": 3, ".so": 2, ".conf": 1, ".txt": 1}

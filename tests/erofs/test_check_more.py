@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the check adds to fsck.erofs: name filters, block counts, and the share of data that decompresses in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mutate import seal
+from reader_trees import mkfs, noise, text
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.check import check
+from erofs_edge.erofs.extents import Kind
+from erofs_edge.erofs.inplace import InPlace, obstacle
+from erofs_edge.erofs.read import Image
+
+Oracle = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("more") / "tree"
+    root.mkdir()
+    (root / "text").write_bytes(text(30_000))
+    (root / "mixed").write_bytes(text(3000) + noise(9000) + text(3000))
+    os.setxattr(root / "text", "user.k", b"v")
+    return root
+
+
+def made(source: Path, path: Path, oracle: Oracle, options: str) -> Path:
+    return mkfs(oracle("mkfs.erofs-1.9"), path, source, options.split())
+
+
+def test_a_filter_that_hides_an_attribute(source: Path, tmp_path: Path, oracle: Oracle) -> None:
+    path = made(source, tmp_path / "image", oracle, "-T0")
+    with Image(path) as image:
+        inode = image.lookup("text")
+    at = inode.offset + inode.header_size
+    data = bytearray(path.read_bytes())
+    assert data[at : at + 4] == b"\xff\xbf\xff\xff"
+    data[at + 1] |= 0x40
+    path.write_bytes(seal(data))
+    (finding,) = check(path).findings
+    assert (finding.message, finding.where, finding.path) == (
+        "the name filter hides user.k", f"offset {at:#x}", "/text"
+    )  # fmt: skip
+    data[at : at + 4] = bytes(4)  # nothing is hidden, everything may be there
+    path.write_bytes(seal(data))
+    assert check(path).findings == []
+    data[at : at + 4] = b"\xff" * 4
+    data[1024 + 8] &= ~ondisk.COMPAT_XATTR_FILTER  # kernels do not look
+    path.write_bytes(seal(data))
+    assert check(path).findings == []
+
+
+def test_a_count_of_blocks_that_is_wrong(source: Path, tmp_path: Path, oracle: Oracle) -> None:
+    path = made(source, tmp_path / "image", oracle, "-zlz4 -T0")
+    with Image(path) as image:
+        inode = image.lookup("mixed")
+    data = bytearray(path.read_bytes())
+    data[inode.offset + 16] += 1
+    path.write_bytes(seal(data))
+    (finding,) = check(path).findings
+    assert (finding.severity, finding.path) == ("warning", "/mixed")
+    assert f"counts {inode.block + 1} compressed blocks, there are {inode.block}" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("options", "reasons"),
+    [
+        ("-zlz4 -C16384", {"margin"}),
+        ("-zlz4 -Eztailpacking", {"inline", "margin"}),
+        ("-zzstd -C16384", {"algorithm"}),
+        ("-zlz4 -C16384 --max-extent-bytes=16384", {"margin"}),
+        ("", set()),
+    ],
+)
+def test_in_place_reasons(options: str, reasons: set[str], source: Path, tmp_path: Path, oracle: Oracle) -> None:
+    report = check(made(source, tmp_path / "image", oracle, options))
+    found = report.in_place
+    assert set(found.reasons) <= reasons
+    assert found.data_bytes == found.eligible_bytes + sum(found.reasons.values())
+    assert (found.data_bytes > 0) == bool(options)
+    if "max-extent" in options:  # extents end where pages do: no room for the margin
+        assert found.share < 0.2
+    elif options == "-zlz4 -C16384":
+        assert found.share > 0.5
+
+
+def test_each_obstacle(source: Path, tmp_path: Path, oracle: Oracle) -> None:
+    with Image(made(source, tmp_path / "image", oracle, "-zlz4 -C16384")) as image:
+        first = next(e for e in image.extents(image.lookup("text")) if e.kind is Kind.ENCODED)
+        backing, info = image.backing, image.superblock
+        stream = len(backing.read(first.address, first.size, "").lstrip(b"\0"))
+        margin = (stream >> 8) + 32
+        # where the extent ends decides: exactly the margin before the end of a page is enough
+        end = -(-(first.start + first.length) // 4096) * 4096 - margin
+        assert obstacle(backing, info, first._replace(length=end - first.start)) is None
+        assert obstacle(backing, info, first._replace(length=end + 1 - first.start)) == "margin"
+        assert obstacle(backing, info, first._replace(length=3 * 4096)) == "size"
+        assert obstacle(backing, info, first._replace(partial=True)) == "partial"
+        assert obstacle(backing, info, first._replace(inline=True)) == "inline"
+        assert obstacle(backing, info, first._replace(algorithm=ondisk.ALGORITHM_ZSTD)) == "algorithm"
+        assert InPlace().share == 1.0
