@@ -6,26 +6,35 @@ from __future__ import annotations
 import os
 import re
 import uuid as uuids
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_text, table
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from erofs_edge.erofs.write import ErofsInfo
+    from erofs_edge.erofs.write import ErofsInfo, WriteOptions
 
 EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
     "dedupe": {"dedupe": True},
+    "ztailpacking": {"ztailpacking": True},
+    "fragments": {"fragments": "tails"},
+    "all-fragments": {"fragments": "all"},
+    "inline_data": {"inline_tails": True},
     "noinline_data": {"inline_tails": False},
+    "xattr-name-filter": {"xattr_filter": True},
+    "^xattr-name-filter": {"xattr_filter": False},
+    "plain-xattr-prefixes": {},
     "nosbcrc": {"checksum": False},
     "force-inode-compact": {"inode_form": "compact"},
     "force-inode-extended": {"inode_form": "extended"},
 }
 """-E name → fields of WriteOptions"""
-NOT_WRITTEN = ("48bit", "all-fragments", "fragments", "legacy-compress", "xattr-name-filter", "ztailpacking")
+NOT_WRITTEN = ("48bit", "legacy-compress")
 """names that mkfs.erofs knows and we do not do"""
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
@@ -39,9 +48,17 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 )
 @click.option("-b", "block_size", metavar="SIZE", default="4096", show_default=True, help="Bytes of a block.")
 @click.option("-T", "epoch", type=click.IntRange(0), metavar="SECONDS", help="Set every time to this.")
+@click.option("--mkfs-time", is_flag=True, help="-T is the image's own time only; files keep theirs.")
+@click.option("--ignore-mtime", is_flag=True, help="All files have the image's own time (-T, SOURCE_DATE_EPOCH).")
 @click.option("-U", "uuid", metavar="UUID", help="'clear' for zeros (default: from the image's content).")
 @click.option("-L", "volume_name", metavar="NAME", default="", help="Volume name, at most 15 bytes.")
 @click.option("-E", "extended", metavar="NAME,…", multiple=True, help=f"{', '.join(EXTENDED_OPTIONS)}.")
+@click.option(
+    "-x", "xattr_tolerance", type=int, default=2, show_default=True, metavar="N",
+    help="Attributes of more files than this are shared; negative: none are stored.",
+)  # fmt: skip
+@click.option("--xattr-prefix", multiple=True, metavar="PREFIX", help="A long prefix of attributes' names (6.4).")
+@tree_options
 @click.option("--kernel", metavar="VERSION", help="Refuse what this Linux cannot mount: 5.15, android13-5.15.")
 @click.option("--all-root", is_flag=True, help="Everything belongs to user and group 0.")
 @click.option(
@@ -54,19 +71,10 @@ def build(
     *,
     source: Path,
     output: Path,
-    compression: str,
-    pcluster: str | None,
-    block_size: str,
-    epoch: int | None,
-    uuid: str | None,
-    volume_name: str,
-    extended: tuple[str, ...],
-    kernel: str | None,
-    all_root: bool,
-    jobs: int | None,
     no_cache: bool,
     stats: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Write an EROFS image of the directory SRC.
 
@@ -75,31 +83,18 @@ def build(
     same bytes.
     """
     from erofs_edge.erofs.cache import CompressionCache
-    from erofs_edge.erofs.gate import parse_kernel
-    from erofs_edge.erofs.write import WriteOptions, write_image
+    from erofs_edge.erofs.write import write_image
     from erofs_edge.sources.cache import cache_root
     from erofs_edge.sources.directory import scan
 
-    name, level = _compression(compression)
-    cache = None if no_cache or name == "none" else CompressionCache(cache_root() / "compressed")
+    tree = {name: given.pop(name) for name in TREE_NAMES}
+    options = _options(**given)
+    cached = not no_cache and options.compression != "none"
+    cache = CompressionCache(cache_root() / "compressed") if cached else None
     with Progress(f"writing {output.name}") as progress:
-        options = WriteOptions(
-            compression=name,
-            level=level,
-            pcluster=_size("-C", pcluster) if pcluster is not None else None,
-            block_size=_size("-b", block_size),
-            uuid=_uuid(uuid),
-            volume_name=os.fsencode(volume_name),
-            kernel=parse_kernel(kernel) if kernel is not None else None,
-            all_root=all_root,
-            jobs=jobs,
-            cache=cache,
-            progress=progress,
-            **_times(epoch),
-            **_extended(extended),
-        )
         try:
-            info = write_image(scan(source), output, options)
+            options = replace(options, cache=cache, progress=progress)
+            info = write_image(changed(scan(source), **tree), output, options)
         finally:
             if cache is not None:
                 cache.close()
@@ -109,6 +104,44 @@ def build(
         emit_json(info)
     else:
         table(_rows(info, stats=stats))
+
+
+def _options(
+    *,
+    compression: str,
+    pcluster: str | None,
+    block_size: str,
+    epoch: int | None,
+    mkfs_time: bool,
+    ignore_mtime: bool,
+    uuid: str | None,
+    volume_name: str,
+    extended: tuple[str, ...],
+    xattr_tolerance: int,
+    xattr_prefix: tuple[str, ...],
+    kernel: str | None,
+    all_root: bool,
+    jobs: int | None,
+) -> WriteOptions:
+    from erofs_edge.erofs.gate import parse_kernel
+    from erofs_edge.erofs.write import WriteOptions
+
+    name, level = _compression(compression)
+    return WriteOptions(
+        compression=name,
+        level=level,
+        pcluster=_size("-C", pcluster) if pcluster is not None else None,
+        block_size=_size("-b", block_size),
+        uuid=_uuid(uuid),
+        volume_name=os.fsencode(volume_name),
+        xattr_tolerance=xattr_tolerance,
+        xattr_prefixes=tuple(map(os.fsencode, xattr_prefix)),
+        kernel=parse_kernel(kernel) if kernel is not None else None,
+        all_root=all_root,
+        jobs=jobs,
+        **_times(epoch, mkfs_time=mkfs_time, ignore_mtime=ignore_mtime),
+        **_extended(extended),
+    )
 
 
 def _compression(text: str) -> tuple[str, int | None]:
@@ -136,21 +169,30 @@ def _uuid(text: str | None) -> bytes | None:
         raise UsageError(f"-U {text}: not a UUID") from error
 
 
-def _times(epoch: int | None) -> dict[str, Any]:
+def _times(epoch: int | None, *, mkfs_time: bool, ignore_mtime: bool) -> dict[str, Any]:
     """-T sets every time; SOURCE_DATE_EPOCH only those that are later."""
+    if mkfs_time and ignore_mtime:
+        raise UsageError("--mkfs-time keeps the files' times and --ignore-mtime drops them", hint="use one of them")
     if epoch is not None:
-        return {"epoch": epoch, "times": "fixed"}
+        return {"epoch": epoch, "times": "keep" if mkfs_time else "fixed"}
     latest = os.environ.get("SOURCE_DATE_EPOCH")
+    if not latest and (ignore_mtime or mkfs_time):
+        raise UsageError("--ignore-mtime and --mkfs-time need a time", hint="add -T, or set SOURCE_DATE_EPOCH")
     if not latest:
         return {}
     if not latest.isdecimal():
         raise UsageError(f"SOURCE_DATE_EPOCH={latest} is not a number of seconds")
-    return {"epoch": int(latest), "times": "clamp"}
+    return {"epoch": int(latest), "times": "fixed" if ignore_mtime else "keep" if mkfs_time else "clamp"}
 
 
 def _extended(groups: tuple[str, ...]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name in (name for group in groups for name in group.split(",") if name):
+        name, equals, value = name.partition("=")
+        if equals and name in ("fragments", "all-fragments"):
+            fields["packed_pcluster"] = _size(f"-E {name}", value)
+        elif equals:
+            raise UsageError(f"-E {name} takes no value")
         if name not in EXTENDED_OPTIONS:
             known = name.lstrip("^").partition("=")[0] in NOT_WRITTEN
             raise UsageError(
@@ -164,6 +206,8 @@ def _extended(groups: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
+    from erofs_edge.erofs.gate import version_text
+
     share = f", {100 * info.size / info.uncompressed:.1f} % of the files' {size_text(info.uncompressed)}"
     rows = [
         ("image", str(info.path)),
@@ -171,7 +215,7 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         ("blocks", f"{info.blocks} of {info.block_size} bytes"),
         ("inodes", f"{info.inodes}"),
         ("uuid", str(uuids.UUID(bytes=info.uuid))),
-        ("mounts from", "Linux " + ".".join(map(str, info.minimum_kernel))),
+        ("needs", f"Linux {version_text(info.minimum_kernel)}"),
     ]
     if not stats:
         return rows

@@ -3,22 +3,75 @@
 
 An attribute that more than two inodes carry is stored once in the shared area and referred to by its offset; SELinux
 labels are what makes that pay. Everything else stands right after the inode. The name filter tells the kernel which
-names an inode certainly lacks.
+names an inode certainly lacks. Long prefixes, where the image has a table of them, save the beginning of long names.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 
-from erofs_edge.erofs.ondisk import XATTR_ENTRY, XATTR_FILTER_SEED, XATTR_HEADER, XATTR_PREFIXES
-from erofs_edge.errors import SourceError
+from erofs_edge.erofs.ondisk import (
+    XATTR_ENTRY,
+    XATTR_FILTER_SEED,
+    XATTR_HEADER,
+    XATTR_LONG_PREFIX,
+    XATTR_PREFIXES,
+)
+from erofs_edge.errors import SourceError, UsageError
 
-SHARED_ABOVE = 2  # users of an attribute from which on it is shared, as mkfs.erofs -x2
 SHARED_MAX = 255  # shared attributes of one inode: an 8-bit count
 ICOUNT_MAX = 0xFFFF
+PREFIXES_MAX = 128
+INFIX_MAX = 255
 Attribute = tuple[bytes, bytes]  # full name, value
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeRules:
+    """tolerance: users of an attribute above which it is shared; filter: store which names an inode lacks;
+    prefixes: long prefixes, each with one of the short ones before it."""
+
+    tolerance: int = 2
+    filter: bool = True
+    prefixes: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for prefixes that the format cannot hold."""
+        if len(self.prefixes) > PREFIXES_MAX or len(set(self.prefixes)) < len(self.prefixes):
+            raise UsageError(f"more than {PREFIXES_MAX} long attribute prefixes, or one twice")
+        for prefix in self.prefixes:
+            base = _short_prefix(prefix)
+            if base is None or b"\0" in prefix or len(prefix) - len(XATTR_PREFIXES[base]) > INFIX_MAX:
+                raise UsageError(
+                    f"long attribute prefix {_shown(prefix)} cannot be stored in EROFS",
+                    hint="one of user., trusted., security., and at most 255 bytes more",
+                )
+
+    def split(self, name: bytes) -> tuple[int, bytes]:
+        """(name index, suffix), by the longest prefix. Raises SourceError for a name that no prefix fits."""
+        short = split_name(name)
+        fitting = [p for p in self.prefixes if name.startswith(p) and len(name) > len(p)]
+        if not fitting:
+            return short
+        longest = max(fitting, key=len)
+        return XATTR_LONG_PREFIX | self.prefixes.index(longest), name[len(longest) :]
+
+    def prefix_table(self) -> bytes:
+        """A record of each long prefix: 16 bits of length, index of the short one, the rest; padded to 4 bytes."""
+        table = b""
+        for prefix in self.prefixes:
+            base = _short_prefix(prefix)
+            assert base is not None  # noqa: S101 - checked when the rules were made
+            infix = prefix[len(XATTR_PREFIXES[base]) :]
+            record = (1 + len(infix)).to_bytes(2, "little") + bytes([base]) + infix
+            table += record + bytes(-len(record) % 4)
+        return table
+
+
+DEFAULT_RULES = AttributeRules()
 
 
 def count_attributes(sets: Iterable[dict[bytes, bytes]]) -> Counter[Attribute]:
@@ -26,20 +79,24 @@ def count_attributes(sets: Iterable[dict[bytes, bytes]]) -> Counter[Attribute]:
     return Counter(attribute for xattrs in sets for attribute in xattrs.items())
 
 
-def shared_area(uses: Counter[Attribute], offset: int) -> tuple[bytes, dict[Attribute, int]]:
+def shared_area(
+    uses: Counter[Attribute], offset: int, rules: AttributeRules = DEFAULT_RULES
+) -> tuple[bytes, dict[Attribute, int]]:
     """The shared entries in the order of (name, value), and the id of each.
 
     `offset` is where the area starts, in bytes from xattr_blkaddr, a multiple of 4; an id is such an offset / 4.
     """
     area = bytearray()
     ids = {}
-    for attribute in sorted(a for a, users in uses.items() if users > SHARED_ABOVE):
+    for attribute in sorted(a for a, users in uses.items() if users > rules.tolerance):
         ids[attribute] = (offset + len(area)) // 4
-        area += entry(*attribute)
+        area += entry(*attribute, rules)
     return bytes(area), ids
 
 
-def inline_area(xattrs: dict[bytes, bytes], shared: dict[Attribute, int], where: str) -> bytes:
+def inline_area(
+    xattrs: dict[bytes, bytes], shared: dict[Attribute, int], where: str, rules: AttributeRules = DEFAULT_RULES
+) -> bytes:
     """What follows the inode: header, shared ids, entries; empty without attributes.
 
     Raises SourceError, naming `where`, for attributes that the format cannot hold.
@@ -50,13 +107,13 @@ def inline_area(xattrs: dict[bytes, bytes], shared: dict[Attribute, int], where:
     ids = [shared[a] for a in attributes if a in shared][:SHARED_MAX]
     chosen = set(ids)
     try:
-        own = b"".join(entry(*a) for a in attributes if shared.get(a, -1) not in chosen)
+        own = b"".join(entry(*a, rules) for a in attributes if shared.get(a, -1) not in chosen)
         bits = 0
         for name, _ in attributes:
             bits |= 1 << filter_bit(*split_name(name))
     except SourceError as error:
         raise SourceError(error.message, where=where) from None
-    header = XATTR_HEADER.pack(~bits & 0xFFFFFFFF, len(ids))
+    header = XATTR_HEADER.pack(~bits & 0xFFFFFFFF if rules.filter else 0, len(ids))
     area = header + b"".join(i.to_bytes(4, "little") for i in ids) + own
     if icount(area) > ICOUNT_MAX:
         raise SourceError("extended attributes of more than 256 KiB", where=where)
@@ -68,9 +125,9 @@ def icount(area: bytes) -> int:
     return (len(area) - XATTR_HEADER.size) // 4 + 1 if area else 0
 
 
-def entry(name: bytes, value: bytes) -> bytes:
+def entry(name: bytes, value: bytes, rules: AttributeRules = DEFAULT_RULES) -> bytes:
     """struct erofs_xattr_entry with name suffix and value, padded to 4 bytes."""
-    index, suffix = split_name(name)
+    index, suffix = rules.split(name)
     if len(value) > 0xFFFF:
         raise SourceError(f"attribute {_shown(name)} has {len(value)} bytes, more than 65535")
     raw = XATTR_ENTRY.pack(len(suffix), index, len(value)) + suffix + value
@@ -126,6 +183,11 @@ def xxh32(data: bytes, seed: int) -> int:
     state = (state ^ state >> 15) * p2 & mask
     state = (state ^ state >> 13) * p3 & mask
     return state ^ state >> 16
+
+
+def _short_prefix(name: bytes) -> int | None:
+    """The index of the short prefix that a long one starts with; ACLs' are whole names and have none."""
+    return next((i for i, p in XATTR_PREFIXES.items() if p.endswith(b".") and name.startswith(p)), None)
 
 
 def _shown(name: bytes) -> str:

@@ -161,4 +161,5 @@ def needs_text(features: Iterable[str]) -> list[str]:
 
 
 def version_text(version: Version) -> str:
+    """'6.1' of (6, 1)."""
     return f"{version[0]}.{version[1]}"

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from erofs_edge.codec.registry import find_codec
 from erofs_edge.erofs.attributes import inline_area, shared_area
+from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.ondisk import (
     COMPAT_MTIME,
+    COMPAT_PLAIN_XATTR_PFX,
     COMPAT_SB_CHKSUM,
     COMPAT_XATTR_FILTER,
-    INCOMPAT_BIG_PCLUSTER,
-    INCOMPAT_COMPR_CFGS,
-    INCOMPAT_LZ4_0PADDING,
-    LZ4_CFG,
+    INCOMPAT_XATTR_PREFIXES,
     SLOT_BITS,
     SLOT_SIZE,
     SUPER_OFFSET,
@@ -29,13 +27,11 @@ from erofs_edge.erofs.ondisk import (
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.plan import Plan, choose_flat_layout
 
-LZ4_DISTANCE = 65535  # bytes a match may reach back
-
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """blocks: its size; hole: (start, end) bytes left for other inodes, in its last block;
-    root_blocks: blocks the root directory needs elsewhere."""
+    """blocks: its size; hole: (start, end) bytes left for other inodes, in its last block; shared: the shared
+    attributes with the table of long prefixes behind; root_blocks: blocks the root directory needs elsewhere."""
 
     blocks: int
     hole: tuple[int, int]
@@ -43,37 +39,40 @@ class Head:
     shared_at: int
     shared: bytes
     root_blocks: int
+    codings: Codings
 
 
-def plan_head(plan: Plan, options: WriteOptions) -> Head:
+def plan_head(plan: Plan, codings: Codings, options: WriteOptions) -> Head:
     """Give the root its place, and every node its attribute area."""
     block_size = options.block_size
-    record = b""
-    if options.big_pclusters:
-        record = LZ4_CFG.pack(LZ4_CFG.size - 2, LZ4_DISTANCE, options.pcluster_size // block_size)
+    record = codings.records(block_size)
     root = plan.nodes[0]
     root_at = _round_up(SUPER_OFFSET + SUPER_SIZE + len(record), SLOT_SIZE)
     # sizes do not depend on where the shared area stands, so that can come after the root
-    _, ids = shared_area(plan.attributes, 0)
-    root.xattrs = inline_area(root.inode.xattrs, ids, root.where)
+    rules = options.attributes
+    _, ids = shared_area(plan.attributes, 0, rules)
+    root.xattrs = inline_area(root.inode.xattrs if plan.attributes else {}, ids, root.where, rules)
     room = -(root_at + root.head_size) % block_size or block_size
     root.nid = root_at >> SLOT_BITS
     root_blocks = choose_flat_layout(root, block_size, room)
     shared_at = _round_up(root_at + root.head_size + root.tail_size, 4)
-    shared, ids = shared_area(plan.attributes, shared_at)
+    shared, ids = shared_area(plan.attributes, shared_at, rules)
     for node in plan.nodes:
-        node.xattrs = inline_area(node.inode.xattrs, ids, node.where)
+        node.xattrs = inline_area(node.inode.xattrs if plan.attributes else {}, ids, node.where, rules)
+    plan.prefixes_at = shared_at + len(shared)
+    shared += rules.prefix_table()
     hole_at = _round_up(shared_at + len(shared), SLOT_SIZE)
     end = _round_up(hole_at, block_size)
-    return Head(end // block_size, (hole_at, end), record, shared_at, shared, root_blocks)
+    return Head(end // block_size, (hole_at, end), record, shared_at, shared, root_blocks, codings)
 
 
-def finish_head(raw: bytearray, plan: Plan, options: WriteOptions, *, blocks: int, uuid: bytes) -> None:
+def finish_head(raw: bytearray, plan: Plan, head: Head, options: WriteOptions, *, blocks: int, uuid: bytes) -> None:
     """Put superblock and checksum into the first bytes of the image, everything else being there."""
+    incompat, u1 = head.codings.features()
     superblock = Superblock(
         feature_compat=COMPAT_MTIME
         | (COMPAT_SB_CHKSUM if options.checksum else 0)
-        | (COMPAT_XATTR_FILTER if plan.attributes else 0),
+        | (COMPAT_XATTR_FILTER if plan.attributes and options.xattr_filter else 0),
         blkszbits=options.block_bits,
         rootnid_2b=plan.nodes[0].nid,
         inos=len(plan.nodes),
@@ -82,14 +81,18 @@ def finish_head(raw: bytearray, plan: Plan, options: WriteOptions, *, blocks: in
         blocks_lo=blocks,
         uuid=uuid,
         volume_name=options.volume_name,
+        feature_incompat=incompat | plan.incompat,
+        u1=u1,
     )
-    if options.compression != "none":
-        algorithm = find_codec(options.compression, options.level)[0].algorithm
-        superblock = superblock._replace(feature_incompat=INCOMPAT_LZ4_0PADDING, u1=LZ4_DISTANCE)
-        if options.big_pclusters:
-            features = INCOMPAT_LZ4_0PADDING | INCOMPAT_COMPR_CFGS | INCOMPAT_BIG_PCLUSTER
-            superblock = superblock._replace(feature_incompat=features, u1=1 << algorithm)
-    superblock = superblock._replace(feature_incompat=superblock.feature_incompat | plan.incompat)
+    if plan.packed is not None:
+        superblock = superblock._replace(packed_nid=plan.packed.nid)
+    if options.xattr_prefixes:
+        superblock = superblock._replace(
+            feature_compat=superblock.feature_compat | COMPAT_PLAIN_XATTR_PFX,
+            feature_incompat=superblock.feature_incompat | INCOMPAT_XATTR_PREFIXES,
+            xattr_prefix_count=len(options.xattr_prefixes),
+            xattr_prefix_start=plan.prefixes_at // 4,
+        )
     raw[SUPER_OFFSET : SUPER_OFFSET + SUPER_SIZE] = SUPERBLOCK.pack(*superblock)
     if options.checksum:
         superblock = superblock._replace(checksum=super_checksum(bytes(raw), options.block_bits))

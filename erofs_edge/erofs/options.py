@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from erofs_edge.codec.registry import find_codec
+from erofs_edge.codec.registry import dictionary_for, find_codec
+from erofs_edge.erofs.attributes import AttributeRules
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.gate import Kernel, Version, check_kernel
 from erofs_edge.erofs.ondisk import ALGORITHM_NAMES, BLKSZBITS_MAX, BLKSZBITS_MIN, PCLUSTER_MAX
+from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.errors import UsageError
 
 
@@ -21,8 +23,11 @@ class WriteOptions:
     """How an image is written. `jobs`, `cache` and `progress` never change a byte of it.
 
     block_size    bytes, a power of two from 512 to 64K; kernels read those up to their page size
-    compression   'none', 'lz4' or 'lz4hc'
-    level         lz4hc: 1..12, None means 9
+    compression   'none', 'lz4', 'lz4hc', 'zstd', 'deflate' or 'lzma'; needs Linux 6.10, 6.6 and 5.16 from zstd on
+    level         lz4hc: 1..12, None means 9; zstd 1..22, 3; deflate 1..12, 6; lzma 0..9 and 100..109, 6
+    dictionary    bytes that matches may reach back, for zstd (at most 1 MiB) and lzma (at most 8 MiB); None: what
+                  suits the pcluster size, as mkfs.erofs has it
+    rules         how files are compressed that match a path; the first that matches wins
     pcluster      bytes that a run of input is compressed into, a multiple of block_size, at most 1 MiB;
                   None means one block
     epoch         seconds since 1970 stored as the image's own time; None: the tree's most frequent mtime
@@ -32,8 +37,16 @@ class WriteOptions:
     all_root      owner and group of everything become 0
     inline_tails  keep the rest of a file beside its inode where it fits
     dedupe        equal files share their blocks; where they are compressed that needs Linux 6.1
+    ztailpacking  the last compressed bytes of a file stand beside its inode where they are less than a block;
+                  needs Linux 5.17
+    fragments     'tails': what does not fill a pcluster is compressed together, in one packed inode; 'all': every file
+                  is. Equal files and equal tails share their bytes. Needs Linux 6.1
+    packed_pcluster  as `pcluster`, for the packed inode; None: the same
     inode_form    'auto', or one form of inode for everything; 'compact' fails where it cannot hold a value
     checksum      store the superblock's checksum
+    xattr_tolerance  attributes of more inodes than this are shared; negative: none are stored
+    xattr_filter  store which names an inode lacks
+    xattr_prefixes  long prefixes of attributes' names, kept in a table; needs Linux 6.4
     kernel        refuse what this kernel cannot mount
     jobs          threads that read and compress; None: one more than there are processors
     cache         compressed data of earlier builds
@@ -44,6 +57,8 @@ class WriteOptions:
     compression: str = "lz4hc"
     level: int | None = None
     pcluster: int | None = None
+    dictionary: int | None = None
+    rules: tuple[CompressionRule, ...] = ()
     epoch: int | None = None
     times: Literal["keep", "fixed", "clamp"] = "keep"
     uuid: bytes | None = None
@@ -51,8 +66,14 @@ class WriteOptions:
     all_root: bool = False
     inline_tails: bool = True
     dedupe: bool = False
+    ztailpacking: bool = False
+    fragments: Literal["none", "tails", "all"] = "none"
+    packed_pcluster: int | None = None
     inode_form: Literal["auto", "compact", "extended"] = "auto"
     checksum: bool = True
+    xattr_tolerance: int = 2
+    xattr_filter: bool = True
+    xattr_prefixes: tuple[bytes, ...] = ()
     kernel: Kernel | None = None
     jobs: int | None = None
     cache: CompressionCache | None = None
@@ -64,13 +85,15 @@ class WriteOptions:
         if self.block_size != 1 << bits or not BLKSZBITS_MIN <= bits <= BLKSZBITS_MAX:
             raise UsageError(f"block size {self.block_size} is not a power of two from 512 to 65536")
         if self.compression != "none":
-            find_codec(self.compression, self.level)
-        if self.pcluster is not None and (
-            self.pcluster % self.block_size or not self.block_size <= self.pcluster <= PCLUSTER_MAX
-        ):
-            raise UsageError(
-                f"pcluster size {self.pcluster} is not a multiple of the block size {self.block_size} up to 1 MiB"
-            )
+            dictionary_for(find_codec(self.compression, self.level)[0], self.dictionary, self.block_size)
+        for rule in self.rules:
+            rule.check(self.block_size)
+        for size in (self.pcluster, self.packed_pcluster):
+            if size is not None and (size % self.block_size or not self.block_size <= size <= PCLUSTER_MAX):
+                raise UsageError(
+                    f"pcluster size {size} is not a multiple of the block size {self.block_size} up to 1 MiB"
+                )
+        _check_packing(self)
         if self.epoch is not None and not 0 <= self.epoch < 1 << 63:
             raise UsageError(f"epoch {self.epoch} is not a number of seconds since 1970")
         if self.times != "keep" and self.epoch is None:
@@ -81,6 +104,7 @@ class WriteOptions:
             raise UsageError(f"volume name {self.volume_name!r} is longer than 15 bytes or has a NUL")
         if self.jobs is not None and self.jobs < 1:
             raise UsageError("jobs must be at least 1")
+        _ = self.attributes
         check_kernel(self.features, self.kernel)
 
     @property
@@ -93,28 +117,62 @@ class WriteOptions:
         return self.pcluster if self.pcluster is not None else self.block_size
 
     @property
+    def packed_pcluster_size(self) -> int:
+        """Bytes, the default filled in."""
+        return self.packed_pcluster if self.packed_pcluster is not None else self.pcluster_size
+
+    @property
+    def pcluster_largest(self) -> int:
+        """Bytes of the largest pcluster that the image may have."""
+        return max(self.pcluster_size, self.packed_pcluster_size if self.fragments != "none" else 0)
+
+    @property
+    def shares(self) -> bool:
+        """Whether equal files may share their blocks."""
+        return self.dedupe or self.fragments != "none"
+
+    @property
     def big_pclusters(self) -> bool:
         """More than one block a pcluster: needs Linux 5.13 and an incompatible feature bit."""
-        return self.compression != "none" and self.pcluster_size > self.block_size
+        return self.compression != "none" and self.pcluster_largest > self.block_size
+
+    @property
+    def attributes(self) -> AttributeRules:
+        """Raises UsageError for prefixes that the format cannot hold."""
+        return AttributeRules(self.xattr_tolerance, self.xattr_filter, self.xattr_prefixes)
 
     @property
     def features(self) -> list[str]:
         """Names in gate.FEATURES of what the options ask for, whatever the tree."""
         names = ["erofs"]
-        if self.compression != "none":
-            names.append(ALGORITHM_NAMES[find_codec(self.compression, self.level)[0].algorithm])
+        codecs = [self.compression, *(rule.compression for rule in self.rules)]
+        names += sorted({ALGORITHM_NAMES[find_codec(name)[0].algorithm] for name in codecs if name != "none"})
         if self.block_bits < 12:
             names.append("small_compressed_blocks" if self.compression != "none" else "small_blocks")
         if self.big_pclusters:
             names.append("big_pcluster")
+        if self.xattr_prefixes:
+            names.append("xattr_prefixes")
         if self.dedupe and self.compression != "none":
             names.append("dedupe")
+        if self.ztailpacking:
+            names.append("ztailpacking")
+        if self.fragments != "none":
+            names.append("fragments")
         return names
 
     @property
     def workers(self) -> int:
         """Threads: one more than processors, so that reading and writing hide behind compression."""
         return self.jobs if self.jobs is not None else (os.cpu_count() or 1) + 1
+
+
+def _check_packing(options: WriteOptions) -> None:
+    if options.compression == "none" and (options.ztailpacking or options.fragments != "none"):
+        name = "ztailpacking" if options.ztailpacking else "fragments"
+        raise UsageError(f"{name} works on compressed files only", hint="choose a compression")
+    if options.packed_pcluster is not None and options.fragments == "none":
+        raise UsageError("a pcluster size of the packed inode needs fragments")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +184,7 @@ class ErofsInfo:
     kinds               how many 'files', 'directories', 'symlinks', 'devices', 'fifos', 'sockets' there are
     compressed          files stored compressed; `stored`: files that have blocks but gained nothing;
                         `reused`: files whose bytes were taken from an equal one, `shared` of them without a copy
+    fragments           files that lie, or end, in the packed inode, of `packed` bytes before compression
     cache_hits, cache_misses  segments found in the cache, and those compressed anew
     features            names in gate.FEATURES of what the image needs
     minimum_kernel      the first Linux that mounts it, as (6, 1)
@@ -147,6 +206,8 @@ class ErofsInfo:
     stored: int = 0
     reused: int = 0
     shared: int = 0
+    fragments: int = 0
+    packed: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
     features: list[str] = field(default_factory=list)

@@ -22,8 +22,10 @@ from erofs_edge.erofs.ondisk import (
     FILE_TYPES,
     LAYOUT_FLAT_INLINE,
     LAYOUT_FLAT_PLAIN,
+    MAP_HEADER,
     NAME_MAX,
     NULL_ADDR,
+    SLOT_SIZE,
     epoch_parts,
 )
 from erofs_edge.erofs.options import WriteOptions
@@ -85,18 +87,21 @@ class Node:
 @dataclass(slots=True)
 class Plan:
     """All nodes, root first; the image's own time; how often each attribute is used; incompatible feature bits that
-    the contents turned out to need."""
+    the contents turned out to need; the packed inode, the last node if there is one; the byte of the image where the
+    table of long attribute prefixes starts."""
 
     nodes: list[Node]
     epoch: int
     epoch_ns: int
     attributes: Counter[Attribute]
     incompat: int = 0
+    packed: Node | None = None
+    prefixes_at: int = 0
 
     @property
     def files(self) -> Iterator[Node]:
         """Regular files with content, in order."""
-        return (n for n in self.nodes if n.inode.is_file and n.size)
+        return (n for n in self.nodes if n.inode.is_file and n.size and n is not self.packed)
 
 
 def make_plan(tree: FileTree, options: WriteOptions) -> Plan:
@@ -108,8 +113,18 @@ def make_plan(tree: FileTree, options: WriteOptions) -> Plan:
     epoch, epoch_ns = _epoch(nodes, options)
     for node in nodes:
         node.extended = _needs_extended(node, (epoch, epoch_ns), options)
-    attributes = count_attributes(node.inode.xattrs for node in nodes)
+    attributes = count_attributes(node.inode.xattrs for node in nodes if options.xattr_tolerance >= 0)
     return Plan(nodes, epoch, epoch_ns, attributes)
+
+
+def is_tiny(node: Node, room: int) -> bool:
+    """Whether the content fits into slots that the inode would fill with the header of a fragment anyway.
+
+    `room` is what they may take together.
+    """
+    header = (node.head_size + 7 & ~7) + MAP_HEADER.size
+    beside = node.head_size + node.size
+    return beside <= room and -(-beside // SLOT_SIZE) <= -(-header // SLOT_SIZE)
 
 
 def choose_flat_layout(node: Node, block_size: int, room: int) -> int:

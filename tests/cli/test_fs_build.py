@@ -68,7 +68,7 @@ def test_the_same_bytes_as_mkfs(oracle: Callable[[str], str], source: Path, argu
 
 def test_text_tells_what_was_made(source: Path) -> None:
     done = build(source, "-z", "lz4", "-L", "edge", "-U", UUID)
-    assert f"uuid         {UUID}" in done.stdout
+    assert f"uuid    {UUID}" in done.stdout
     assert "inodes  4" in done.stdout
     stats = build(source, "-z", "lz4", "-L", "edge", "-U", "clear", "--stats").stdout
     assert "edge" in stats and "2 directories, 1 files, 1 symlinks" in stats

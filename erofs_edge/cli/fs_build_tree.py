@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `fs build` that change the tree before it is written: labels, owners, what is left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from erofs_edge.tree import FileTree
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OPTIONS = [
+    click.option("--file-contexts", type=FILE, metavar="FILE", help="SELinux labels by selabel's rules."),
+    click.option("--fs-config-file", type=FILE, metavar="FILE", help="Owners, modes, capabilities: AOSP's fs_config."),
+    click.option("--mount-point", default="/", metavar="DIR", help="Where the image will be, for these two files."),
+    click.option("--exclude-path", multiple=True, metavar="PATH", help="Leave this path out."),
+    click.option("--exclude-regex", multiple=True, metavar="REGEX", help="Leave out paths with a match in them."),
+    click.option("--force-uid", type=int, metavar="UID", help="The owner of everything."),
+    click.option("--force-gid", type=int, metavar="GID", help="The group of everything."),
+    click.option("--uid-offset", type=int, default=0, metavar="N", help="Added to every user."),
+    click.option("--gid-offset", type=int, default=0, metavar="N", help="Added to every group."),
+    click.option("--hard-dereference", is_flag=True, help="Every name of a file becomes a file of its own."),
+]
+TREE_NAMES = (
+    "file_contexts", "fs_config_file", "mount_point", "exclude_path", "exclude_regex", "force_uid", "force_gid",
+    "uid_offset", "gid_offset", "hard_dereference",
+)  # fmt: skip
+"""the keywords of `changed`"""
+
+
+def tree_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options to a command; their values are the keywords of `changed`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def changed(
+    tree: FileTree,
+    *,
+    file_contexts: Path | None,
+    fs_config_file: Path | None,
+    mount_point: str,
+    exclude_path: tuple[str, ...],
+    exclude_regex: tuple[str, ...],
+    force_uid: int | None,
+    force_gid: int | None,
+    uid_offset: int,
+    gid_offset: int,
+    hard_dereference: bool,
+) -> FileTree:
+    """The tree as the options say, changed in place: left out first, labelled last."""
+    from erofs_edge.sources import file_contexts as contexts
+    from erofs_edge.sources import fs_config, rewrite
+
+    if exclude_path or exclude_regex:
+        rewrite.exclude(tree, map(os.fsencode, exclude_path), exclude_regex)
+    if hard_dereference:
+        rewrite.split_hard_links(tree)
+    if fs_config_file is not None:
+        config = fs_config.read_fs_config(fs_config_file)
+        fs_config.apply_fs_config(tree, config, mount_point, str(fs_config_file))
+    owners: dict[str, Any] = {"uid": force_uid, "gid": force_gid, "uid_offset": uid_offset, "gid_offset": gid_offset}
+    if force_uid is not None or force_gid is not None or uid_offset or gid_offset:
+        rewrite.set_owners(tree, **owners)
+    if file_contexts is not None:
+        contexts.apply_file_contexts(tree, contexts.read_file_contexts(file_contexts), mount_point)
+    return tree

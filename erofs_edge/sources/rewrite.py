@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scanned tree changed as mkfs.erofs's options change it: what is left out, owners, hard links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from erofs_edge.errors import UsageError
+from erofs_edge.sources.regex import compile_regex
+from erofs_edge.tree import FileTree, Inode, split
+
+_ID_MAX = 0xFFFFFFFE
+
+
+def first_names(tree: FileTree) -> Iterator[tuple[bytes, Inode]]:
+    """(path, inode) of each inode once, by its first name: the root, all names of a directory, then those below."""
+    yield b"/", tree.root
+    seen = {id(tree.root)}
+    stack = [(b"", tree.root)]
+    while stack:
+        prefix, directory = stack.pop()
+        below = []
+        for name in sorted(directory.children):
+            inode = directory.children[name]
+            if id(inode) in seen:
+                continue
+            seen.add(id(inode))
+            yield prefix + b"/" + name, inode
+            if inode.is_dir:
+                below.append((prefix + b"/" + name, inode))
+        stack += reversed(below)
+
+
+def exclude(tree: FileTree, paths: Iterable[bytes] = (), regexes: Iterable[str] = ()) -> int:
+    """Leave out paths, and what matches a POSIX extended expression somewhere in its path (which has no leading
+    slash); directories go with all below them. How many names went. Raises UsageError for a bad expression."""
+    exact = {b"/" + b"/".join(split(path)) for path in paths}
+    patterns = []
+    for regex in regexes:
+        try:
+            patterns.append(compile_regex(regex))
+        except ValueError as error:
+            raise UsageError(f"--exclude-regex {regex}: {error}") from error
+    return tree.prune(lambda path, _: path in exact or any(pattern.search(path[1:]) for pattern in patterns))
+
+
+def set_owners(
+    tree: FileTree, *, uid: int | None = None, gid: int | None = None, uid_offset: int = 0, gid_offset: int = 0
+) -> None:
+    """Owners of everything: first replaced, then shifted. Raises UsageError where one leaves 32 bits."""
+    for path, inode in first_names(tree):
+        inode.uid = (inode.uid if uid is None else uid) + uid_offset
+        inode.gid = (inode.gid if gid is None else gid) + gid_offset
+        if not 0 <= inode.uid <= _ID_MAX or not 0 <= inode.gid <= _ID_MAX:
+            raise UsageError(
+                f"owner {inode.uid}:{inode.gid} is out of range", where=path.decode("utf-8", "backslashreplace")
+            )
+
+
+def split_hard_links(tree: FileTree) -> None:
+    """Every name of a file becomes a file of its own."""
+    seen: set[int] = set()
+    for _, directory in list(tree.walk()):
+        for name in sorted(directory.children):
+            inode = directory.children[name]
+            if inode.is_dir:
+                continue
+            if id(inode) in seen:
+                inode = directory.children[name] = _copy(inode)
+            seen.add(id(inode))
+
+
+def _copy(inode: Inode) -> Inode:
+    return replace(inode, xattrs=dict(inode.xattrs))
