@@ -26,27 +26,31 @@ DEVICES = click.option(
     "--device", "devices", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
     help="A further device of IMG; once for each, in order.",
 )  # fmt: skip
-_BUILD_HELP = "Write an EROFS image of a directory."
+_LAZY = {  # name: module, command, help
+    "build": ("erofs_edge.cli.fs_build", "build", "Write an EROFS image of a directory."),
+    "map": ("erofs_edge.cli.fs_map", "map_", "Show what lies where in an image, as a table or a picture."),
+}
 _FLUSH_LINES = 1000
 _VALUE_BYTES = 32
 _BAR = 40
 
 
 class _Commands(click.Group):
-    """The commands of this module, and `build`, which is loaded when used."""
+    """The commands of this module, and those that are loaded when used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["build", *super().list_commands(ctx)]
+        return [*_LAZY, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "build":
+        if cmd_name not in _LAZY:
             return super().get_command(ctx, cmd_name)
-        command = importlib.import_module("erofs_edge.cli.fs_build").build
+        module, name, _ = _LAZY[cmd_name]
+        command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)  # noqa: S101  the contract of that module
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        lines = [("build", _BUILD_HELP)]
+        lines = [(name, text) for name, (_, _, text) in _LAZY.items()]
         lines += [(name, self.commands[name].get_short_help_str(90)) for name in sorted(self.commands)]
         with formatter.section("Commands"):
             formatter.write_dl(lines)
@@ -54,7 +58,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 def fs() -> None:
-    """EROFS images: build, list, read, extract, check, dump."""
+    """EROFS images: build, list, read, extract, check, dump, map."""
 
 
 @fs.command("ls")
