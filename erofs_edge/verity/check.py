@@ -93,25 +93,30 @@ def verify(
             sb = superblock.parse(os.pread(hash_fd, superblock.SIZE, at), at)
         if len(root) != sb.digest_size:
             raise UsageError(f"a root hash of {len(root)} bytes, {sb.algorithm} has {sb.digest_size}")
-        _check_bounds(sb, at, file_size(data_fd), file_size(hash_fd), one_file=hash_device is None)
-        walk = _Walk(sb, data_fd, hash_fd, jobs, counter(progress, sb.data_size))
-        walk.descend(sb.levels(at), root)
+        check_bounds(sb, at, file_size(data_fd), file_size(hash_fd), one_file=hash_device is None)
+        bad_data, bad_hash, unproven = Ranges(), Ranges(), Ranges()
+        walk = Walk(sb, data_fd, hash_fd, jobs, counter(progress, sb.data_size))
+        for level, block, verdict in walk.findings(sb.levels(at), root):
+            if level is None:
+                (bad_data if verdict == BAD else unproven).add(block)
+            elif verdict == BAD:
+                bad_hash.add(level.start + block)
     finally:
         os.close(data_fd)
         if hash_fd >= 0:
             os.close(hash_fd)
-    return Verification(sb, at, walk.bad_data, walk.bad_hash, walk.unproven, bad_superblock)
+    return Verification(sb, at, bad_data, bad_hash, unproven, bad_superblock)
 
 
-def find_superblock(path: Path) -> int | None:
-    """Byte offset of a superblock whose tree ends exactly where the file ends, or None.
+def find_superblock(path: Path, size: int | None = None) -> int | None:
+    """Byte offset of a superblock whose tree ends exactly where the file ends, or at byte `size` of it; or None.
 
     Finds trees with equal block sizes that follow their data at once. Their size follows from the count of data
     blocks, so that the place follows from the file's size: a few dozen reads, whatever the size.
     """
     with path.open("rb", buffering=0) as file:
         fd = file.fileno()
-        size = file_size(fd)
+        size = file_size(fd) if size is None else size
         for at in offsets_by_size(size):
             if os.pread(fd, len(superblock.MAGIC), at) != superblock.MAGIC:
                 continue
@@ -153,7 +158,8 @@ def _offset_by_size(size: int, block_size: int, algorithm: str) -> int | None:
     return sb.data_size if sb.end(sb.data_size) == size else None
 
 
-def _check_bounds(sb: Superblock, at: int, data_size: int, hash_size: int, *, one_file: bool) -> None:
+def check_bounds(sb: Superblock, at: int, data_size: int, hash_size: int, *, one_file: bool) -> None:
+    """Raises FormatError where a superblock at byte `at` says more than the files hold."""
     if sb.data_size > data_size:
         raise FormatError(
             f"the superblock covers {sb.data_size} bytes of data, there are {data_size}", where=f"offset {at + 72:#x}"
@@ -164,14 +170,14 @@ def _check_bounds(sb: Superblock, at: int, data_size: int, hash_size: int, *, on
         raise FormatError(f"the hash tree ends at byte {sb.end(at)}, the file at {hash_size}", where=f"offset {at:#x}")
 
 
-class _Walk:
+class Walk:
     """One verification: the tree from the top level down, then the data."""
 
     def __init__(self, sb: Superblock, data_fd: int, hash_fd: int, jobs: int | None, count: Count | None) -> None:
         self.sb, self.data_fd, self.hash_fd, self.jobs, self.count = sb, data_fd, hash_fd, jobs, count
-        self.bad_data, self.bad_hash, self.unproven = Ranges(), Ranges(), Ranges()
 
-    def descend(self, levels: list[Level], root: bytes) -> None:
+    def findings(self, levels: list[Level], root: bytes) -> Iterator[tuple[Level | None, int, int]]:
+        """(level, number in it, BAD or UNPROVEN) of each block that is not GOOD; the level of data is None."""
         parent: Level | None = None
         state = bytearray(1)  # of the parent's blocks, one byte each; the root hash itself is GOOD
         size = self.sb.hash_block_size
@@ -181,15 +187,14 @@ class _Walk:
             slices = hashed_slices(self.sb, self.hash_fd, start, start + level.count * size, size, jobs=self.jobs)
             for block, verdict in self._judge(slices, parent, state, root, size):
                 below[block] = verdict
-                if verdict == BAD:
-                    self.bad_hash.add(level.start + block)
+                yield level, block, verdict
             parent, state = level, below
         size = self.sb.data_block_size
         slices = hashed_slices(
             self.sb, self.data_fd, 0, self.sb.data_size, size, jobs=self.jobs, count=self.count
         )  # fmt: skip
         for block, verdict in self._judge(slices, parent, state, root, size):
-            (self.bad_data if verdict == BAD else self.unproven).add(block)
+            yield None, block, verdict
 
     def _judge(
         self, slices: Iterator[bytes], parent: Level | None, state: bytearray, root: bytes, block_size: int

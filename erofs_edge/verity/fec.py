@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forward error correction for dm-verity: where the parity of which blocks lies, and how it is made.
+
+Sources: Linux ``drivers/md/dm-verity-fec.c``; cryptsetup ``lib/verity/verity_fec.c``. The covered area is the data
+blocks, then the hash device from the first block of the tree on (the superblock is not covered). It is cut into
+255 - roots strips of `rounds` blocks, zeros after its end: byte j of all strips is one code word, whose parity is
+bytes [j * roots, (j + 1) * roots) of the parity area. So a run of lost blocks costs each word one symbol at most,
+as long as it is shorter than a strip, and one round is what repairing a block reads.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erofs_edge.errors import FormatError, UsageError
+from erofs_edge.verity import superblock
+from erofs_edge.verity.blocks import Progress, counter, file_size, read_exactly, write_exactly
+from erofs_edge.verity.check import check_bounds, find_superblock
+from erofs_edge.verity.superblock import Superblock
+
+if TYPE_CHECKING:
+    from erofs_edge.verity.rs import Bytes
+
+ROOTS_MIN, ROOTS_MAX, WORD = 2, 24, 255
+COLUMNS = 32 << 10  # words that one task computes; megabytes of input
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What is covered, and by how much. Blocks of the covered area are numbered: the data's, then the hash area's.
+
+    roots        parity bytes for each 255 - roots bytes
+    block_size   bytes, of data and hash blocks
+    data_blocks  covered blocks of the data device, from its byte 0
+    hash_start   first covered block of the hash device
+    hash_blocks  covered blocks from there on
+    offset       byte of the parity area in its file
+    """
+
+    roots: int
+    block_size: int
+    data_blocks: int
+    hash_start: int
+    hash_blocks: int
+    offset: int
+
+    def __post_init__(self) -> None:
+        """Raises UsageError on values that the kernel does not take."""
+        if not ROOTS_MIN <= self.roots <= ROOTS_MAX:
+            raise UsageError(f"{self.roots} FEC roots, possible are {ROOTS_MIN} to {ROOTS_MAX}")
+        if self.offset < 0 or self.offset % 512:
+            raise UsageError(f"FEC offset {self.offset} is not a multiple of 512")
+
+    @property
+    def blocks(self) -> int:
+        """All that is covered: `fec_blocks` of a dm-verity table."""
+        return self.data_blocks + self.hash_blocks
+
+    @property
+    def strips(self) -> int:
+        """Data symbols of a code word."""
+        return WORD - self.roots
+
+    @property
+    def rounds(self) -> int:
+        """Blocks of a strip: blocks b, b + rounds, b + 2 rounds, … are coded together."""
+        return -(-self.blocks // self.strips)
+
+    @property
+    def parity_size(self) -> int:
+        """Bytes of the parity area."""
+        return self.rounds * self.roots * self.block_size
+
+    def place(self, block: int) -> tuple[bool, int]:
+        """Whether a covered block lies on the hash device, and the byte where."""
+        if block < self.data_blocks:
+            return False, block * self.block_size
+        return True, (self.hash_start + block - self.data_blocks) * self.block_size
+
+
+def new_layout(sb: Superblock, hash_offset: int, hash_end: int, roots: int, offset: int) -> Layout:
+    """The layout of parity over data, tree, and what else stands up to byte `hash_end` of the hash device.
+
+    Raises UsageError where data and hash blocks differ in size: the kernel has no code for those.
+    """
+    if sb.data_block_size != sb.hash_block_size:
+        raise UsageError(
+            f"error correction wants data and hash blocks of one size, not {sb.data_block_size} and "
+            f"{sb.hash_block_size}",
+            hint="--hash-block-size as --data-block-size",
+        )
+    start, size = sb.start_block(hash_offset), sb.hash_block_size
+    return Layout(roots, size, sb.data_blocks, start, max(hash_end // size - start, 0), offset)
+
+
+def find_layout(
+    sb: Superblock, hash_offset: int, hash_size: int, fec_size: int, *, roots: int | None, offset: int, inside: bool
+) -> Layout:
+    """The layout of a parity area that is there already: the one whose size fits.
+
+    `inside` says that the parity stands in the hash device itself, `fec_size` is the size of its file. The hash area
+    ends where its device does, as veritysetup has it, or with the tree, where the image was copied to a larger
+    partition. Raises FormatError where no number of roots fits, UsageError where several do.
+    """
+    if inside and offset < sb.end(hash_offset):
+        raise UsageError(f"FEC offset {offset} lies inside the tree, which ends at {sb.end(hash_offset)}")
+    available = fec_size - offset
+    for end in (offset if inside else hash_size, sb.end(hash_offset)):
+        candidates = [
+            layout
+            for n in ([roots] if roots is not None else range(ROOTS_MIN, ROOTS_MAX + 1))
+            if (layout := new_layout(sb, hash_offset, end, n, offset)).parity_size == available
+        ]
+        if len(candidates) > 1:
+            several = ", ".join(str(layout.roots) for layout in candidates)
+            raise UsageError(f"parity of this size can have {several} roots", hint="say which with --fec-roots")
+        if candidates:
+            return candidates[0]
+    if roots is not None:
+        layout = new_layout(sb, hash_offset, offset if inside else hash_size, roots, offset)
+        if layout.parity_size <= available:
+            return layout
+    of_roots = "" if roots is None else f" of {roots} roots"
+    raise FormatError(
+        f"{max(available, 0)} bytes from FEC offset {offset} on are no parity{of_roots} of this image",
+        hint="--fec-offset and --fec-roots as they were when it was made",
+    )
+
+
+class Covered:
+    """Reads of the covered area."""
+
+    def __init__(self, layout: Layout, data_fd: int, hash_fd: int) -> None:
+        self.layout, self.data_fd, self.hash_fd = layout, data_fd, hash_fd
+
+    def fill(self, row: memoryview, offset: int) -> None:
+        """Read len(row) bytes from byte `offset` of the covered area; zeros after its end.
+
+        Raises FormatError where a file is shorter than the layout says.
+        """
+        layout = self.layout
+        split, end = layout.data_blocks * layout.block_size, layout.blocks * layout.block_size
+        first = layout.hash_start * layout.block_size
+        for fd, low, high, shift in ((self.data_fd, 0, split, 0), (self.hash_fd, split, end, first - split)):
+            start, stop = max(offset, low), min(offset + len(row), high)
+            if start < stop:
+                _read_into(fd, row[start - offset : stop - offset], start + shift)
+        if (beyond := max(offset, end) - offset) < len(row):
+            row[beyond:] = bytes(len(row) - beyond)
+
+    def columns(self, start: int, width: int) -> Bytes:
+        """(strips, width): the words of bytes [start, start + width) of the strips, those of zeros alone left out."""
+        import numpy as np
+
+        stride = self.layout.rounds * self.layout.block_size
+        used = -(-self.layout.blocks // self.layout.rounds)
+        rows = np.empty((used, width), np.uint8)
+        for number in range(used):
+            self.fill(memoryview(rows[number]), number * stride + start)
+        return rows
+
+    def parity(self, start: int, width: int) -> bytes:
+        """The parity of these words, in the order of the parity area."""
+        from erofs_edge.verity import rs
+
+        return rs.parity(list(self.columns(start, width)), self.layout.roots).T.tobytes()
+
+
+def parities(covered: Covered, *, jobs: int | None = None, progress: Progress | None = None) -> Iterator[bytes]:
+    """The whole parity area in pieces, in order; a few pieces are in memory at a time."""
+    layout = covered.layout
+    total = layout.rounds * layout.block_size
+    count = counter(progress, layout.blocks * layout.block_size)
+    workers = jobs or len(os.sched_getaffinity(0))
+    waiting: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            starts = iter(range(0, total, COLUMNS))
+            while True:
+                for start in islice(starts, workers + 1 - len(waiting)):
+                    waiting.append(pool.submit(covered.parity, start, min(COLUMNS, total - start)))
+                if not waiting:
+                    break
+                piece = waiting.popleft().result()
+                if count is not None:
+                    count(len(piece) // layout.roots * layout.strips)
+                yield piece
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def write_parity(
+    image: Path,
+    sb: Superblock,
+    hash_offset: int,
+    fec_device: Path,
+    *,
+    hash_device: Path | None = None,
+    roots: int = 2,
+    fec_offset: int | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Layout:
+    """Write the parity of an image and its tree, as `veritysetup format --fec-device` does.
+
+    `fec_offset` is 0, or the end of the hash device if the parity goes there. A file is made beside under a temporary
+    name and renamed; devices, and files that hold something before `fec_offset`, are written in place, and a file
+    that grew is cut back after a failure. Raises UsageError where areas would overlap or the roots are impossible.
+    """
+    holder = hash_device or image
+    exists = fec_device.exists()
+    inside = exists and os.path.samefile(holder, fec_device)
+    hash_size = _size(holder)
+    if fec_offset is None:
+        fec_offset = hash_size if inside else 0
+    layout = new_layout(sb, hash_offset, fec_offset if inside else hash_size, roots, fec_offset)
+    with_data = exists and os.path.samefile(image, fec_device)
+    if (inside and fec_offset < sb.end(hash_offset)) or (with_data and fec_offset < sb.data_size):
+        raise UsageError(f"FEC offset {fec_offset} lies inside what it protects", where=str(fec_device))
+    in_place = exists and (fec_offset > 0 or not fec_device.is_file())
+    target = fec_device if in_place else fec_device.with_name(f".{fec_device.name}.{os.getpid()}.tmp")
+    before = _size(fec_device) if in_place else 0
+    fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (image, holder)]
+    try:
+        fds.append(os.open(target, os.O_RDWR | os.O_CLOEXEC | (0 if in_place else os.O_CREAT | os.O_TRUNC), 0o666))
+        position = fec_offset
+        for piece in parities(Covered(layout, fds[0], fds[1]), jobs=jobs, progress=progress):
+            write_exactly(fds[2], piece, position)
+            position += len(piece)
+        if not in_place:
+            target.replace(fec_device)
+    except BaseException:
+        if not in_place:
+            target.unlink(missing_ok=True)
+        elif len(fds) > 2 and stat.S_ISREG(os.fstat(fds[2]).st_mode):
+            os.ftruncate(fds[2], before)
+        raise
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return layout
+
+
+@contextmanager
+def opened(
+    image: Path,
+    fec_device: Path,
+    *,
+    hash_device: Path | None = None,
+    hash_offset: int | None = None,
+    roots: int | None = None,
+    fec_offset: int = 0,
+    writable: bool = False,
+) -> Iterator[tuple[Superblock, int, Covered, int]]:
+    """The superblock of an image with parity, its byte offset, the covered area, and the parity's file descriptor.
+
+    The superblock is looked for as `verify` does, and before `fec_offset` where all is in one file. The number of
+    roots follows from the size of the parity unless it is given. `writable` opens data and tree for writing.
+    Raises FormatError and UsageError as `verify` and `find_layout`.
+    """
+    holder = hash_device or image
+    inside = os.path.samefile(holder, fec_device)
+    if hash_offset is None:
+        hash_offset = 0 if hash_device else find_superblock(image, fec_offset if inside else None) or 0
+    with ExitStack() as stack:
+        fds = []
+        for path, mode in ((image, writable), (holder, writable), (fec_device, False)):
+            fd = os.open(path, (os.O_RDWR if mode else os.O_RDONLY) | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            fds.append(fd)
+        data_fd, hash_fd, fec_fd = fds
+        sb = superblock.parse(os.pread(hash_fd, superblock.SIZE, hash_offset), hash_offset)
+        sizes = file_size(data_fd), file_size(hash_fd)
+        check_bounds(sb, hash_offset, *sizes, one_file=hash_device is None)
+        layout = find_layout(
+            sb, hash_offset, sizes[1], file_size(fec_fd), roots=roots, offset=fec_offset, inside=inside
+        )  # fmt: skip
+        yield sb, hash_offset, Covered(layout, data_fd, hash_fd), fec_fd
+
+
+def damaged_parity(covered: Covered, fec_fd: int, *, jobs: int | None = None, progress: Progress | None = None) -> int:
+    """Bytes of the parity area that are not what an intact image's parity is."""
+    import numpy as np
+
+    position, differing = covered.layout.offset, 0
+    for piece in parities(covered, jobs=jobs, progress=progress):
+        stored = read_exactly(fec_fd, len(piece), position).ljust(len(piece), b"\0")
+        position += len(piece)
+        if stored != piece:
+            differing += int(np.count_nonzero(np.frombuffer(piece, np.uint8) != np.frombuffer(stored, np.uint8)))
+    return differing
+
+
+def _size(path: Path) -> int:
+    with path.open("rb", buffering=0) as file:
+        return file_size(file.fileno())
+
+
+def _read_into(fd: int, row: memoryview, offset: int) -> None:
+    while len(row):
+        done = os.preadv(fd, [row], offset)
+        if not done:
+            raise FormatError("the file ends inside the blocks that the parity covers", where=f"offset {offset:#x}")
+        row, offset = row[done:], offset + done

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repair of an image in place, from its parity: what the kernel does on each read, once and for good.
+
+The tree says which blocks are wrong, so that their symbols are erasures, of which parity corrects twice as many as
+of errors at unknown places. The tree also has the last word: only a block whose hash then matches is written. A
+hash block that was repaired brings the verdict on what is below it. What cannot be repaired is not touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erofs_edge.errors import UsageError
+from erofs_edge.verity.blocks import Progress, counter, hash_blocks, read_exactly, write_exactly
+from erofs_edge.verity.check import BAD, GOOD, UNPROVEN, Ranges, Walk
+from erofs_edge.verity.fec import COLUMNS, Covered, Layout, opened
+from erofs_edge.verity.superblock import Superblock
+
+if TYPE_CHECKING:
+    from erofs_edge.verity.rs import Bytes
+
+FOREIGN = 3  # covered by parity, not by the tree
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What was repaired, or could be, and what is lost. Numbers are data blocks, or blocks of the hash device.
+
+    `corrected` counts bytes. `unproven` data stands below a lost hash block: it may be right.
+    """
+
+    superblock: Superblock
+    hash_offset: int
+    layout: Layout
+    repaired_data: Ranges
+    repaired_hash: Ranges
+    lost_data: Ranges
+    lost_hash: Ranges
+    unproven: Ranges
+    corrected: int
+
+    @property
+    def ok(self) -> bool:
+        """Every block is now what the root hash promises."""
+        return not (self.lost_data or self.lost_hash or self.unproven)
+
+
+def repair(
+    image: Path,
+    root_hash: bytes,
+    fec_device: Path,
+    *,
+    hash_device: Path | None = None,
+    hash_offset: int | None = None,
+    roots: int | None = None,
+    fec_offset: int = 0,
+    dry_run: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Repair:
+    """Correct all blocks of an image and its tree that can be corrected; a dry run keeps them in memory instead.
+
+    A repair that is interrupted leaves each block wrong or right as it was, or right. Memory is one code round (255
+    blocks, or COLUMNS words of them) and one byte for each block. Raises as `fec.opened` does, and UsageError where
+    the root hash has another length than the algorithm's.
+    """
+    with opened(
+        image, fec_device, hash_device=hash_device, hash_offset=hash_offset, roots=roots, fec_offset=fec_offset,
+        writable=not dry_run,
+    ) as (sb, at, covered, fec_fd):  # fmt: skip
+        if len(root_hash) != sb.digest_size:
+            raise UsageError(f"a root hash of {len(root_hash)} bytes, {sb.algorithm} has {sb.digest_size}")
+        work = _Repair(sb, at, root_hash, covered, fec_fd, dry_run=dry_run)
+        work.judge(Walk(sb, covered.data_fd, covered.hash_fd, jobs, counter(progress, sb.data_size)))
+        work.run()
+        if work.fixed and not dry_run:
+            os.fsync(covered.data_fd)
+            os.fsync(covered.hash_fd)
+    return work.report()
+
+
+class _Repair:
+    """The verdict on each covered block, and the rounds that wait for correction."""
+
+    def __init__(
+        self, sb: Superblock, at: int, root: bytes, covered: Covered, fec_fd: int, *, dry_run: bool
+    ) -> None:  # fmt: skip
+        self.sb, self.at, self.root, self.covered, self.fec_fd = sb, at, root, covered, fec_fd
+        self.layout = covered.layout
+        self.levels = sb.levels(at)
+        self.status = bytearray(self.layout.blocks)
+        tree_end = self.layout.data_blocks + sb.end(at) // sb.hash_block_size - self.layout.hash_start
+        self.status[tree_end:] = bytes([FOREIGN]) * (self.layout.blocks - tree_end)
+        self.waiting: deque[int] = deque()
+        self.queued: set[int] = set()
+        self.fixed: list[int] = []
+        self.corrected = 0
+        self.unwritten: dict[int, bytes] | None = {} if dry_run else None
+
+    def judge(self, walk: Walk) -> None:
+        """Take over what a verification finds."""
+        for level, number, verdict in walk.findings(self.levels, self.root):
+            block = self._block(-1 if level is None else self.levels.index(level), number)
+            self._set(block, verdict)
+
+    def run(self) -> None:
+        """Correct round by round, until no verdict changes any more."""
+        while self.waiting:
+            number = self.waiting.popleft()
+            self.queued.remove(number)
+            if any(self.status[block] == BAD for block in self._members(number)):
+                self._mend(number)
+
+    def report(self) -> Repair:
+        layout, status = self.layout, self.status
+        shift = layout.hash_start - layout.data_blocks
+
+        def ranges(blocks: Iterator[int], shift: int = 0) -> Ranges:
+            found = Ranges()
+            for block in blocks:
+                found.add(block + shift)
+            return found
+
+        split, fixed = layout.data_blocks, sorted(self.fixed)
+        return Repair(
+            self.sb, self.at, layout,
+            repaired_data=ranges(b for b in fixed if b < split),
+            repaired_hash=ranges((b for b in fixed if b >= split), shift),
+            lost_data=ranges(_find(status, BAD, 0, split)),
+            lost_hash=ranges(_find(status, BAD, split, len(status)), shift),
+            unproven=ranges(_find(status, UNPROVEN, 0, split)),
+            corrected=self.corrected,
+        )  # fmt: skip
+
+    def _mend(self, number: int) -> None:
+        """Correct what can be corrected in one round; each block that is right again helps the others."""
+        from erofs_edge.verity import rs
+
+        members = self._members(number)
+        found = self._syndromes(number)
+        progress = True
+        while progress:
+            progress = False
+            for corrections in self._attempts(found, [self.status[block] for block in members]):
+                for symbol, correction in corrections.items():
+                    block = number + symbol * self.layout.rounds
+                    if symbol < len(members) and self.status[block] == BAD and self._accept(block, correction):
+                        found = rs.shifted(found, symbol, correction)
+                        progress = True
+                if progress:
+                    break
+
+    def _attempts(self, found: Bytes, verdicts: list[int]) -> Iterator[dict[int, Bytes]]:
+        """Guesses at what is wrong with the words of a round, the likely first: symbol → what to add to it."""
+        import numpy as np
+
+        from erofs_edge.verity import rs
+
+        columns = np.flatnonzero(found.any(axis=0))
+        if not len(columns) or BAD not in verdicts:
+            return
+        wrong = found[:, columns]
+
+        def spread(values: dict[int, Bytes]) -> dict[int, Bytes]:
+            whole = {symbol: np.zeros(found.shape[1], np.uint8) for symbol in values}
+            for symbol, value in values.items():
+                whole[symbol][columns] = value
+            return whole
+
+        bad = [symbol for symbol, verdict in enumerate(verdicts) if verdict == BAD]
+        doubtful = [symbol for symbol, verdict in enumerate(verdicts) if verdict in (BAD, UNPROVEN)]
+        erased: dict[int, Bytes] = {}
+        if len(bad) <= len(found):
+            erased, _ = rs.decode(wrong, bad)
+            yield spread(erased)
+        # word by word: errors at unknown places, but none in a block that is known to be right
+        errors, sure = rs.decode(wrong, [])
+        right = {s for s in range(self.layout.strips) if s >= len(verdicts) or verdicts[s] == GOOD}
+        for symbol in right & errors.keys():
+            sure &= errors[symbol] == 0
+        nothing = np.zeros(len(columns), np.uint8)
+        yield spread({s: np.where(sure, errors.get(s, nothing), erased.get(s, nothing)) for s in bad})
+        if len(bad) < len(doubtful) <= len(found):
+            yield spread(rs.decode(wrong, doubtful)[0])
+
+    def _accept(self, block: int, correction: Bytes) -> bool:
+        """Write the corrected block if its hash is right now, and judge what is below it."""
+        import numpy as np
+
+        data = (np.frombuffer(self._read(block), np.uint8) ^ correction).tobytes()
+        level, number = self._locate(block)
+        if not self._matches(data, level, number):
+            return False
+        if self.unwritten is None:
+            on_hash_device, offset = self.layout.place(block)
+            write_exactly(self.covered.hash_fd if on_hash_device else self.covered.data_fd, data, offset)
+        else:
+            self.unwritten[block] = data
+        self.fixed.append(block)
+        self.corrected += int(np.count_nonzero(correction))
+        self.status[block] = GOOD
+        self._judge_below(level, number)
+        return True
+
+    def _judge_below(self, level: int, number: int) -> None:
+        """The verdict on all blocks below a hash block that is right now."""
+        right = [(level, number)] if level >= 0 else []
+        while right:
+            level, number = right.pop()
+            count = self.levels[level - 1].count if level else self.sb.data_blocks
+            first = number * self.sb.per_block
+            for child in range(first, min(first + self.sb.per_block, count)):
+                block = self._block(level - 1, child)
+                good = self._matches(self._read(block), level - 1, child)
+                self._set(block, GOOD if good else BAD)
+                if good and level:
+                    right.append((level - 1, child))
+
+    def _syndromes(self, number: int) -> Bytes:
+        """(roots, block size): of the words of a round, as they stand on the disk."""
+        import numpy as np
+
+        from erofs_edge.verity import rs
+
+        layout, pieces = self.layout, []
+        for start in range(0, layout.block_size, COLUMNS):
+            width = min(COLUMNS, layout.block_size - start)
+            first = number * layout.block_size + start
+            rows = self.covered.columns(first, width)
+            for symbol, block in enumerate(self._members(number)):
+                if self.unwritten and block in self.unwritten:
+                    rows[symbol] = np.frombuffer(self.unwritten[block], np.uint8)[start : start + width]
+            size = width * layout.roots
+            stored = read_exactly(self.fec_fd, size, layout.offset + first * layout.roots).ljust(size, b"\0")
+            parity = np.frombuffer(stored, np.uint8).reshape(width, layout.roots).T
+            pieces.append(rs.syndromes(rs.parity(list(rows), layout.roots) ^ parity))
+        return np.concatenate(pieces, axis=1)
+
+    def _matches(self, data: bytes, level: int, number: int) -> bool:
+        """Whether this is block `number` of a level; the block above it must be right."""
+        digest = hash_blocks(data, len(data), self.sb)[: self.sb.digest_size]
+        if level + 1 == len(self.levels):
+            return digest == self.root
+        above = self._read(self._block(level + 1, number // self.sb.per_block))
+        offset = number % self.sb.per_block * self.sb.slot_size
+        return digest == above[offset : offset + len(digest)]
+
+    def _read(self, block: int) -> bytes:
+        if self.unwritten and block in self.unwritten:
+            return self.unwritten[block]
+        on_hash_device, offset = self.layout.place(block)
+        fd = self.covered.hash_fd if on_hash_device else self.covered.data_fd
+        return read_exactly(fd, self.layout.block_size, offset)
+
+    def _set(self, block: int, verdict: int) -> None:
+        """Note a verdict; where it is news to a round, the round is tried (again)."""
+        if self.status[block] != verdict:
+            self.status[block] = verdict
+            number = block % self.layout.rounds
+            if verdict != UNPROVEN and number not in self.queued:
+                self.queued.add(number)
+                self.waiting.append(number)
+
+    def _members(self, number: int) -> range:
+        """The covered blocks of a round, in the order of their symbols."""
+        return range(number, self.layout.blocks, self.layout.rounds)
+
+    def _block(self, level: int, number: int) -> int:
+        """The covered block that is block `number` of a level; -1 is the data."""
+        if level < 0:
+            return number
+        return self.layout.data_blocks + self.levels[level].start + number - self.layout.hash_start
+
+    def _locate(self, block: int) -> tuple[int, int]:
+        """The level of a covered block, and its number there."""
+        if block < self.layout.data_blocks:
+            return -1, block
+        at = block - self.layout.data_blocks + self.layout.hash_start
+        return next((i, at - lv.start) for i, lv in enumerate(self.levels) if lv.start <= at < lv.start + lv.count)
+
+
+def _find(status: bytearray, verdict: int, start: int, end: int) -> Iterator[int]:
+    """Blocks with this verdict in [start, end)."""
+    block = status.find(verdict, start, end)
+    while block >= 0:
+        yield block
+        block = status.find(verdict, block + 1, end)
