@@ -128,12 +128,13 @@ class FakeMirror:
         for at in range(0, limit, 10_000):
             time.sleep(self.pause.get(path, 0))
             piece = body[at : min(at + 10_000, limit)]
+            self.sent[path] += len(piece)  # before the client can have it: it may look at once
             try:
                 handler.wfile.write(piece)
             except OSError:
+                self.sent[path] -= len(piece)
                 handler.close_connection = True
                 return
-            self.sent[path] += len(piece)
         if limit < len(body):
             handler.close_connection = True
             handler.connection.shutdown(socket.SHUT_RDWR)
