@@ -377,7 +377,7 @@ class ImageContent:
 
 
 class ImageFile(io.RawIOBase):
-    """A regular file of an image as a seekable raw file object."""
+    """A regular file of an image as a seekable raw file object; it lives as long as the image is open."""
 
     def __init__(self, image: Image, inode: DiskInode) -> None:
         self._image, self._inode = image, inode
@@ -390,14 +390,34 @@ class ImageFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._inode.size}[whence]
-        if base + offset < 0:
+        self._check_open()
+        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._inode.size}
+        if whence not in bases:
+            raise ValueError(f"unknown whence {whence}")
+        if bases[whence] + offset < 0:
             raise ValueError("negative seek position")
-        self._position = base + offset
+        self._position = bases[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        self._check_open()
         return self._position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        self._check_open()
         data = self._image.read(self._inode, self._position, min(len(buffer), ondisk.EXTENT_MAX))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def readall(self) -> bytes:
+        self._check_open()
+        pieces = []
+        while data := self._image.read(self._inode, self._position, ondisk.EXTENT_MAX):
+            pieces.append(data)
+            self._position += len(data)
+        return b"".join(pieces)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")

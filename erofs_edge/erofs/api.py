@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documented Python interface: two functions, `erofs_edge.erofs.open` and `erofs_edge.erofs.build`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.write import ErofsInfo, write_image
+from erofs_edge.errors import UsageError
+from erofs_edge.sources.directory import scan
+from erofs_edge.tree import FileTree
+
+
+def open(  # noqa: A001  the name that users know
+    path: str | os.PathLike[str], *, devices: Sequence[str | os.PathLike[str]] = ()
+) -> Image:
+    """An image to read from; use it as a context manager. `devices` are its further devices, in order.
+
+    Raises ErofsEdgeError where a file cannot be read, ErofsFormatError where it is no EROFS image.
+    """
+    return Image(Path(path), devices=[Path(device) for device in devices])
+
+
+def build(source: FileTree | str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> ErofsInfo:
+    """Write an image of a tree, or of a directory on the host, to `out`; what was made.
+
+    `options` are the fields of `WriteOptions`. The same source and options give the same bytes, on any machine.
+    Raises UsageError for options that do not exist or do not fit together, SourceError for what cannot be read or
+    stored, CapacityError where there is no space.
+    """
+    known = {field.name for field in fields(WriteOptions)}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise UsageError(f"unknown options: {', '.join(unknown)}", hint=f"known are {', '.join(sorted(known))}")
+    tree = source if isinstance(source, FileTree) else scan(Path(source))
+    return write_image(tree, Path(out), WriteOptions(**options))
