@@ -25,6 +25,7 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
     "fragments": {"fragments": "tails"},
     "all-fragments": {"fragments": "all"},
     "inline_data": {"inline_tails": True},
+    "force-chunk-indexes": {"chunk_indexes": True},
     "noinline_data": {"inline_tails": False},
     "xattr-name-filter": {"xattr_filter": True},
     "^xattr-name-filter": {"xattr_filter": False},
@@ -57,6 +58,8 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
     "-x", "xattr_tolerance", type=int, default=2, show_default=True, metavar="N",
     help="Attributes of more files than this are shared; negative: none are stored.",
 )  # fmt: skip
+@click.option("--chunksize", metavar="SIZE", help="Chunks of files that are not compressed; equal ones are shared.")
+@click.option("--blobdev", type=click.Path(path_type=Path), metavar="FILE", help="Chunks go here (5.16).")
 @click.option("--xattr-prefix", multiple=True, metavar="PREFIX", help="A long prefix of attributes' names (6.4).")
 @tree_options
 @click.option("--kernel", metavar="VERSION", help="Refuse what this Linux cannot mount: 5.15, android13-5.15.")
@@ -117,6 +120,8 @@ def _options(
     uuid: str | None,
     volume_name: str,
     extended: tuple[str, ...],
+    chunksize: str | None,
+    blobdev: Path | None,
     xattr_tolerance: int,
     xattr_prefix: tuple[str, ...],
     kernel: str | None,
@@ -134,6 +139,8 @@ def _options(
         block_size=_size("-b", block_size),
         uuid=_uuid(uuid),
         volume_name=os.fsencode(volume_name),
+        chunk_size=_size("--chunksize", chunksize) if chunksize is not None else None,
+        blob=blobdev,
         xattr_tolerance=xattr_tolerance,
         xattr_prefixes=tuple(map(os.fsencode, xattr_prefix)),
         kernel=parse_kernel(kernel) if kernel is not None else None,

@@ -34,7 +34,7 @@ def write_nodes(nodes: Iterable[Node], block_size: int, write: Write) -> None:
                 write((node.i_u + i) * block_size, block)
         body = encode_inode(node) + node.xattrs
         if node.index:
-            body += bytes(-len(body) % 8) + node.index
+            body += bytes(-len(body) % node.index_align) + node.index
         write(node.nid * SLOT_SIZE, body + tail)
 
 

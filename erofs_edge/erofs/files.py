@@ -4,14 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from erofs_edge.erofs.chunks import ChunkStore
+from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.compress import Segment, gains
 from erofs_edge.erofs.contents import pieces
 from erofs_edge.erofs.index import Extent, build_index, layout_for
-from erofs_edge.erofs.ondisk import INCOMPAT_DEDUPE
+from erofs_edge.erofs.ondisk import (
+    INCOMPAT_CHUNKED_FILE,
+    INCOMPAT_DEDUPE,
+    INCOMPAT_FRAGMENTS,
+    INCOMPAT_ZTAILPACKING,
+    LAYOUT_CHUNK_BASED,
+)
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.output import Chunk, Sink
+from erofs_edge.erofs.packed import Packer, Part
 from erofs_edge.erofs.pipeline import Stored
 from erofs_edge.erofs.plan import Node, choose_flat_layout
 from erofs_edge.errors import SourceError
@@ -21,10 +30,12 @@ COPY = 4 << 20  # bytes
 
 @dataclass(slots=True)
 class _Placed:
-    """Where a file's blocks stand, and its extents if it is compressed."""
+    """Where a file's blocks stand; its extents, inline tail and number in the packed inode if it is compressed."""
 
     block: int
     extents: list[Extent] | None
+    tail: bytes = b""
+    part: int = -1
 
 
 class FileStore:
@@ -33,14 +44,26 @@ class FileStore:
     features  incompatible bits that what was stored needs
     """
 
-    def __init__(self, sink: Sink, options: WriteOptions, originals: Iterable[Node]) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        codings: Codings,
+        options: WriteOptions,
+        originals: Iterable[Node],
+        chunks: ChunkStore | None = None,
+    ) -> None:
         self._sink = sink
+        self._chunks = chunks
+        self._codings = codings
         self._block_size = options.block_size
         self._options = options
         self._originals: dict[Node, _Placed | None] = dict.fromkeys(originals)
         self._first_block = 0
         self._extents: list[Extent] = []
         self._flat = False
+        self._tail = b""
+        self._unplaced: list[tuple[Node, _Placed]] = []
+        self.packer = Packer(options.block_size)
         self.compressed = self.stored = self.reused = self.shared = 0
         self.features = 0
 
@@ -61,7 +84,7 @@ class FileStore:
         if stored.segment is not None:
             self._append_segment(stored.segment)
             if piece.is_last:
-                self._finish_compressed(node)
+                self._finish_compressed(node, stored)
         elif stored.data is not None:
             self._append_flat(node, stored.data, piece.offset)
 
@@ -71,35 +94,76 @@ class FileStore:
         choose_flat_layout(node, self._block_size, self._block_size - node.head_size)
         self._append_data(node, node.inode.target, last=True)
 
+    def place_fragments(self) -> None:
+        """Every file is stored and the packed inode complete: make the indexes that name places in it."""
+        self.packer.close()
+        for node, placed in self._unplaced:
+            self._set_index(node, placed, self.packer.offsets[placed.part])
+
+    @property
+    def fragments(self) -> int:
+        """Files that lie, or end, in the packed inode."""
+        return len(self._unplaced)
+
     def _append_segment(self, segment: Segment) -> None:
         chunks: list[Chunk] = []
-        for extent, chunk in zip(segment.extents, segment.chunks, strict=True):
+        self._tail = b""
+        for extent, chunk in zip(segment.extents, segment.chunks, strict=False):  # fragments have no chunk
+            if not extent.blocks:
+                self._tail = bytes(chunk)
+                continue
             chunks.append(chunk)
             if extent.raw and (padding := -len(chunk) % self._block_size):
                 chunks.append(bytes(padding))
         self._sink.append(chunks)
         self._extents += segment.extents
 
-    def _finish_compressed(self, node: Node) -> None:
-        blocks = sum(extent.blocks for extent in self._extents)
-        if not gains(node.size, blocks, self._block_size):
+    def _finish_compressed(self, node: Node, stored: Stored) -> None:
+        assert stored.segment is not None  # noqa: S101 - it is compressed
+        blocks, elsewhere = sum(extent.blocks for extent in self._extents), len(self._tail) + stored.segment.fragment
+        if elsewhere < node.size and not gains(node.size, blocks, self._block_size, elsewhere):
             self._restart_flat(node)
             return
-        self.compressed += 1
-        self._set_compressed(node, self._first_block, self._extents)
+        placed = _Placed(self._first_block, self._extents, self._tail)
+        if length := stored.segment.fragment:
+            assert node.inode.content is not None  # noqa: S101 - it was read before
+            part = Part(node.inode.content, node.size - length, length, node.where, stored.digest)
+            placed.part = self.packer.add(part, dense=stored.dense)
+            self.features |= INCOMPAT_FRAGMENTS
+        self._set_compressed(node, placed)
         if node in self._originals:
-            self._originals[node] = _Placed(self._first_block, self._extents)
+            self._originals[node] = placed
 
-    def _set_compressed(self, node: Node, first_block: int, extents: list[Extent]) -> None:
-        node.layout = layout_for(self._options.block_bits)
-        node.i_u = sum(extent.blocks for extent in extents)
+    def _set_compressed(self, node: Node, placed: _Placed) -> None:
+        assert placed.extents is not None  # noqa: S101 - it is compressed
+        self.compressed += 1
+        if placed.part >= 0:
+            self._unplaced.append((node, placed))
+            return
+        node.tail, node.tail_size = placed.tail, len(placed.tail)
+        if placed.tail:
+            self.features |= INCOMPAT_ZTAILPACKING
+        self._set_index(node, placed, -1)
+
+    def _set_index(self, node: Node, placed: _Placed, fragment: int) -> None:
+        extents = placed.extents
+        assert extents is not None  # noqa: S101 - it is compressed
+        options, rules = self._options, self._codings.of(node)
+        assert rules is not None  # noqa: S101 - it is compressed
+        whole = fragment >= 0 and len(extents) == 1
+        node.layout = layout_for(options.block_bits, fragment, whole=whole)
+        # what is inline counts as a block in st_blocks, as with mkfs.erofs
+        node.i_u = sum(extent.blocks for extent in extents) + bool(node.tail_size)
         node.index = build_index(
             extents,
             node.size,
-            block_bits=self._options.block_bits,
-            big=self._options.big_pclusters,
-            first_block=first_block,
+            block_bits=options.block_bits,
+            big=self._codings.big,
+            first_block=placed.block,
             position=node.head_size + 7 & ~7,
+            inline=node.tail_size,
+            fragment=fragment,
+            algorithm=rules.codec.algorithm,
         )
 
     def _restart_flat(self, node: Node) -> None:
@@ -112,8 +176,15 @@ class FileStore:
             offset += len(data)
 
     def _append_flat(self, node: Node, data: bytes, offset: int) -> None:
+        room = self._block_size - node.head_size if self._options.inline_tails else 0
+        if self._chunks is not None and node.size > min(room, self._block_size - 1):
+            self._chunks.take(node, data, offset)
+            self.stored += not offset
+            self.features |= INCOMPAT_CHUNKED_FILE
+            if node in self._originals:
+                self._originals[node] = _Placed(self._first_block, None)
+            return
         if not offset:
-            room = self._block_size - node.head_size if self._options.inline_tails else 0
             choose_flat_layout(node, self._block_size, room)
             self.stored += node.size > node.tail_size
             if node in self._originals:
@@ -137,7 +208,13 @@ class FileStore:
         placed = self._originals[original]
         assert placed is not None  # noqa: S101 - the original comes first
         self.reused += 1
-        if self._options.dedupe and self._share(node, original, placed):
+        if original.layout == LAYOUT_CHUNK_BASED:
+            node.layout, node.i_u = original.layout, original.i_u
+            node.index, node.index_align = original.index, original.index_align
+            self.stored += 1
+            self.shared += 1
+            return
+        if self._options.shares and self._share(node, original, placed):
             self.shared += 1
             return
         self._first_block = self._sink.position // self._block_size
@@ -150,11 +227,10 @@ class FileStore:
                     data += original.tail
                 self._append_flat(node, data, offset)
             return
-        size = original.i_u * self._block_size
+        size = sum(extent.blocks for extent in placed.extents) * self._block_size
         for offset in range(0, size, COPY):
             self._sink.append([self._sink.read(start + offset, min(COPY, size - offset))])
-        self._set_compressed(node, self._first_block, placed.extents)
-        self.compressed += 1
+        self._set_compressed(node, replace(placed, block=self._first_block))
 
     def _share(self, node: Node, original: Node, placed: _Placed) -> bool:
         """Point a file at the blocks of an equal one; False where its tail has no room where the original's had.
@@ -163,9 +239,9 @@ class FileStore:
         Kernels before the bit did not foresee a pcluster of two files.
         """
         if placed.extents is not None:
-            self._set_compressed(node, placed.block, placed.extents)
-            self.compressed += 1
-            self.features |= INCOMPAT_DEDUPE
+            self._set_compressed(node, placed)
+            if any(extent.blocks for extent in placed.extents):
+                self.features |= INCOMPAT_DEDUPE
             return True
         room = self._block_size - node.head_size if self._options.inline_tails else 0
         blocks = choose_flat_layout(node, self._block_size, room)

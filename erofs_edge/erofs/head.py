@@ -15,6 +15,8 @@ from erofs_edge.erofs.ondisk import (
     COMPAT_PLAIN_XATTR_PFX,
     COMPAT_SB_CHKSUM,
     COMPAT_XATTR_FILTER,
+    DEVICE_SLOT,
+    INCOMPAT_DEVICE_TABLE,
     INCOMPAT_XATTR_PREFIXES,
     SLOT_BITS,
     SLOT_SIZE,
@@ -31,7 +33,8 @@ from erofs_edge.erofs.plan import Plan, choose_flat_layout
 @dataclass(frozen=True, slots=True)
 class Head:
     """blocks: its size; hole: (start, end) bytes left for other inodes, in its last block; shared: the shared
-    attributes with the table of long prefixes behind; root_blocks: blocks the root directory needs elsewhere."""
+    attributes with the tables of long prefixes and of devices behind; root_blocks: blocks the root directory needs
+    elsewhere."""
 
     blocks: int
     hole: tuple[int, int]
@@ -61,6 +64,9 @@ def plan_head(plan: Plan, codings: Codings, options: WriteOptions) -> Head:
         node.xattrs = inline_area(node.inode.xattrs if plan.attributes else {}, ids, node.where, rules)
     plan.prefixes_at = shared_at + len(shared)
     shared += rules.prefix_table()
+    if options.blob is not None:
+        plan.devices_at = _round_up(shared_at + len(shared), DEVICE_SLOT.size)
+        shared += bytes(plan.devices_at + DEVICE_SLOT.size - shared_at - len(shared))
     hole_at = _round_up(shared_at + len(shared), SLOT_SIZE)
     end = _round_up(hole_at, block_size)
     return Head(end // block_size, (hole_at, end), record, shared_at, shared, root_blocks, codings)
@@ -86,6 +92,12 @@ def finish_head(raw: bytearray, plan: Plan, head: Head, options: WriteOptions, *
     )
     if plan.packed is not None:
         superblock = superblock._replace(packed_nid=plan.packed.nid)
+    if options.blob is not None:
+        superblock = superblock._replace(
+            feature_incompat=superblock.feature_incompat | INCOMPAT_DEVICE_TABLE,
+            extra_devices=1,
+            devt_slotoff=plan.devices_at // DEVICE_SLOT.size,
+        )
     if options.xattr_prefixes:
         superblock = superblock._replace(
             feature_compat=superblock.feature_compat | COMPAT_PLAIN_XATTR_PFX,

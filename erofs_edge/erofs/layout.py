@@ -68,7 +68,7 @@ def footprint(node: Node) -> int:
     """Bytes of an inode with all that must follow it without a gap."""
     size = node.head_size
     if node.index:
-        return (size + 7 & ~7) + len(node.index)
+        size += -size % node.index_align + len(node.index)
     return size + node.tail_size
 
 
@@ -91,6 +91,12 @@ def place(nodes: Sequence[Node], *, hole: tuple[int, int], first_block: int, blo
         for slots, node in sorted(((_slots(node), node) for node in window), key=lambda item: -item[0]):
             found = near.take(slots) or far.take(slots)
             if found is None:
+                if slots * SLOT_SIZE > block_size and node.tail_size:
+                    made, block = _place_across(node, slots, block, block_size)
+                    every += made
+                    near.add(made[0])
+                    near.add(made[-1])
+                    continue
                 # more than a block only where nothing follows that must not cross a border
                 blocks = -(-slots * SLOT_SIZE // block_size)
                 found = _Hole(block * block_size, blocks * block_size // SLOT_SIZE)
@@ -105,6 +111,28 @@ def place(nodes: Sequence[Node], *, hole: tuple[int, int], first_block: int, blo
             node.nid = offset >> SLOT_BITS
             offset += _slots(node) * SLOT_SIZE
     return block
+
+
+def _place_across(node: Node, slots: int, block: int, block_size: int) -> tuple[list[_Hole], int]:
+    """A node longer than a block, with an inline tail: holes before it, of it, and behind it; the block after them.
+
+    It starts so that its tail neither crosses a border (tails leave room for the few bytes that slots round up) nor
+    starts at one: kernels whose pages are larger than the blocks take the second block of a page for empty then
+    (fs/erofs/decompressor.c, z_erofs_lz4_decompress_mem up to 6.18 at least).
+    """
+    tail_at = (footprint(node) - node.tail_size) % block_size
+    before = 0
+    if tail_at + node.tail_size > block_size:
+        before = -(-(-tail_at % block_size) // SLOT_SIZE)
+    if not (tail_at + before * SLOT_SIZE) % block_size:
+        before += 1
+    blocks = -(-(before + slots) * SLOT_SIZE // block_size)
+    start = block * block_size
+    own = _Hole(start + before * SLOT_SIZE, 0)
+    own.nodes.append(node)
+    behind = before + slots
+    rest = _Hole(start + behind * SLOT_SIZE, blocks * block_size // SLOT_SIZE - behind)
+    return [_Hole(start, before), own, rest], block + blocks
 
 
 def _slots(node: Node) -> int:

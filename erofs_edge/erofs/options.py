@@ -12,6 +12,7 @@ from typing import Literal
 from erofs_edge.codec.registry import dictionary_for, find_codec
 from erofs_edge.erofs.attributes import AttributeRules
 from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.gate import Kernel, Version, check_kernel
 from erofs_edge.erofs.ondisk import ALGORITHM_NAMES, BLKSZBITS_MAX, BLKSZBITS_MIN, PCLUSTER_MAX
 from erofs_edge.erofs.rules import CompressionRule
@@ -44,6 +45,10 @@ class WriteOptions:
     packed_pcluster  as `pcluster`, for the packed inode; None: the same
     inode_form    'auto', or one form of inode for everything; 'compact' fails where it cannot hold a value
     checksum      store the superblock's checksum
+    chunk_size    bytes, a power of two from block_size to 16 MiB: files that are not compressed become chunk-based,
+                  equal chunks are stored once; needs Linux 5.15
+    chunk_indexes  the longer form of their tables
+    blob          chunks go to this file, which is to be mounted with the image; needs Linux 5.16
     xattr_tolerance  attributes of more inodes than this are shared; negative: none are stored
     xattr_filter  store which names an inode lacks
     xattr_prefixes  long prefixes of attributes' names, kept in a table; needs Linux 6.4
@@ -71,6 +76,9 @@ class WriteOptions:
     packed_pcluster: int | None = None
     inode_form: Literal["auto", "compact", "extended"] = "auto"
     checksum: bool = True
+    chunk_size: int | None = None
+    chunk_indexes: bool = False
+    blob: Path | None = None
     xattr_tolerance: int = 2
     xattr_filter: bool = True
     xattr_prefixes: tuple[bytes, ...] = ()
@@ -104,6 +112,7 @@ class WriteOptions:
             raise UsageError(f"volume name {self.volume_name!r} is longer than 15 bytes or has a NUL")
         if self.jobs is not None and self.jobs < 1:
             raise UsageError("jobs must be at least 1")
+        _check_chunks(self)
         _ = self.attributes
         check_kernel(self.features, self.kernel)
 
@@ -151,6 +160,10 @@ class WriteOptions:
             names.append("small_compressed_blocks" if self.compression != "none" else "small_blocks")
         if self.big_pclusters:
             names.append("big_pcluster")
+        if self.chunk_size is not None:
+            names.append("chunked_file")
+        if self.blob is not None:
+            names.append("device_table")
         if self.xattr_prefixes:
             names.append("xattr_prefixes")
         if self.dedupe and self.compression != "none":
@@ -165,6 +178,18 @@ class WriteOptions:
     def workers(self) -> int:
         """Threads: one more than processors, so that reading and writing hide behind compression."""
         return self.jobs if self.jobs is not None else (os.cpu_count() or 1) + 1
+
+
+def _check_chunks(options: WriteOptions) -> None:
+    if options.chunk_size is None:
+        if options.chunk_indexes or options.blob is not None:
+            raise UsageError("chunk indexes and a blob need chunks", hint="give a chunk size: --chunksize")
+        return
+    size = options.chunk_size
+    if size & (size - 1) or not options.block_size <= size <= PIECE:
+        raise UsageError(f"chunk size {size} is not a power of two from the block size {options.block_size} to 16 MiB")
+    if options.fragments != "none":
+        raise UsageError("chunks and fragments exclude each other", hint="use one of --chunksize and -E fragments")
 
 
 def _check_packing(options: WriteOptions) -> None:
@@ -186,6 +211,8 @@ class ErofsInfo:
                         `reused`: files whose bytes were taken from an equal one, `shared` of them without a copy
     fragments           files that lie, or end, in the packed inode, of `packed` bytes before compression
     cache_hits, cache_misses  segments found in the cache, and those compressed anew
+    chunked             chunk-based files; `equal_chunks`, `holes`: their chunks that needed no blocks
+    device_blocks       on the further device
     features            names in gate.FEATURES of what the image needs
     minimum_kernel      the first Linux that mounts it, as (6, 1)
     """
@@ -210,5 +237,9 @@ class ErofsInfo:
     packed: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    chunked: int = 0
+    equal_chunks: int = 0
+    holes: int = 0
+    device_blocks: int = 0
     features: list[str] = field(default_factory=list)
     minimum_kernel: Version = (5, 4)

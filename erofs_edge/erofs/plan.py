@@ -46,7 +46,8 @@ class Node:
     layout       data layout; files get theirs when their content has been stored
     i_u          first block, device number or compressed blocks
     tail_size    bytes that stand inline after the inode; `tail` holds them (directories' come at the end)
-    index        map header and index of a compressed file
+    index        map header and index of a compressed file, or the table of a chunk-based one; it starts at a
+                 multiple of `index_align` bytes
     names        a directory's names, block by block
     nid          number = place; -1 until placed
     """
@@ -68,6 +69,7 @@ class Node:
     tail_size: int = 0
     tail: bytes = b""
     index: bytes = b""
+    index_align: int = 8
     names: list[Names] = field(default_factory=list)
     children: dict[bytes, Node] = field(default_factory=dict)
     nid: int = -1
@@ -88,7 +90,7 @@ class Node:
 class Plan:
     """All nodes, root first; the image's own time; how often each attribute is used; incompatible feature bits that
     the contents turned out to need; the packed inode, the last node if there is one; the byte of the image where the
-    table of long attribute prefixes starts."""
+    table of long attribute prefixes starts, and the table of devices."""
 
     nodes: list[Node]
     epoch: int
@@ -97,6 +99,7 @@ class Plan:
     incompat: int = 0
     packed: Node | None = None
     prefixes_at: int = 0
+    devices_at: int = 0
 
     @property
     def files(self) -> Iterator[Node]:

@@ -12,10 +12,14 @@ import hashlib
 import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from erofs_edge.codec.registry import find_codec
-from erofs_edge.erofs.compress import CutRules
+from erofs_edge.erofs.chunks import ChunkStore, finish_device
+from erofs_edge.erofs.codings import Codings, choose_codings
+from erofs_edge.erofs.compress import Tails
 from erofs_edge.erofs.encode import write_nodes
 from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.gate import check_kernel, minimum_kernel, superblock_features
@@ -24,9 +28,10 @@ from erofs_edge.erofs.layout import place
 from erofs_edge.erofs.ondisk import NULL_ADDR, SUPER_OFFSET, SUPER_SIZE, SUPERBLOCK, Superblock
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.output import Sink, replacing
-from erofs_edge.erofs.pipeline import find_twins, store
+from erofs_edge.erofs.packed import add_packed_node
+from erofs_edge.erofs.pipeline import find_twins, pieces_of, store
 from erofs_edge.erofs.plan import Node, Plan, make_plan
-from erofs_edge.errors import CapacityError
+from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.tree import FileTree
 
 __all__ = ["ErofsInfo", "WriteOptions", "write_image"]
@@ -41,6 +46,16 @@ KINDS = {
     stat.S_IFSOCK: "sockets",
 }
 
+TAILS = {
+    ("none", False): Tails.BLOCK,
+    ("none", True): Tails.INLINE,
+    ("tails", False): Tails.FRAGMENT,
+    ("tails", True): Tails.FRAGMENT,  # then only the packed inode's own tail is inline
+    ("all", False): Tails.ALL,
+    ("all", True): Tails.ALL,
+}
+"""(WriteOptions.fragments, .ztailpacking) → what becomes of the ends of files"""
+
 
 def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
     """Write the image of a tree to `out`, which is replaced only when everything went well.
@@ -49,15 +64,21 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
     the format can number), UsageError (`out` is not a regular file).
     """
     plan = make_plan(tree, options)
-    head = plan_head(plan, options)
+    codings = choose_codings(plan, options)
+    head = plan_head(plan, codings, options)
     block_size = options.block_size
     cache_before = (options.cache.hits, options.cache.misses) if options.cache else (0, 0)
-    with replacing(out, hashing=options.uuid is None) as sink:
+    if options.blob is not None and options.blob.absolute() == out.absolute():
+        raise UsageError("the image and its further device are the same file", where=str(out))
+    other = replacing(options.blob, hashing=True) if options.blob is not None else nullcontext(None)
+    with replacing(out, hashing=options.uuid is None) as sink, other as blob:
         sink.append([bytes(head.blocks * block_size)])
-        files = _store_contents(plan, sink, options)
+        chunks = _chunks(options, sink, blob)
+        files = _store_contents(plan, codings, sink, options, chunks)
         data_end = sink.position // block_size
         blocks = _place(plan, head, data_end, block_size)
-        uuid = _write_metadata(plan, head, sink, options, data_end=data_end, blocks=blocks)
+        slot = finish_device(blob, block_size, blocks) if blob is not None else b""
+        uuid = _write_metadata(plan, head, sink, options, data_end=data_end, blocks=blocks, slot=slot)
         sink.finish(blocks * block_size)
         features = _features(sink, options)
     cache_after = (options.cache.hits, options.cache.misses) if options.cache else (0, 0)
@@ -69,20 +90,31 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
         data_blocks=data_end - head.blocks,
         metadata_blocks=blocks - data_end + head.blocks,
         inodes=len(plan.nodes),
+        fragments=files.fragments,
+        packed=plan.packed.size if plan.packed is not None else 0,
         uuid=uuid,
         epoch=plan.epoch,
         volume_name=options.volume_name,
         uncompressed=sum(node.size for node in plan.files),
-        kinds=dict(sorted(Counter(KINDS[stat.S_IFMT(node.inode.mode)] for node in plan.nodes).items())),
+        kinds=_kinds(plan),
         compressed=files.compressed,
         stored=files.stored,
         reused=files.reused,
         shared=files.shared,
         cache_hits=cache_after[0] - cache_before[0],
         cache_misses=cache_after[1] - cache_before[1],
+        chunked=chunks.files if chunks else 0,
+        equal_chunks=chunks.equal if chunks else 0,
+        holes=chunks.holes if chunks else 0,
+        device_blocks=blob.position // block_size if blob else 0,
         features=features,
         minimum_kernel=minimum_kernel(features),
     )
+
+
+def _kinds(plan: Plan) -> dict[str, int]:
+    named = (node for node in plan.nodes if node is not plan.packed)
+    return dict(sorted(Counter(KINDS[stat.S_IFMT(node.inode.mode)] for node in named).items()))
 
 
 def _features(sink: Sink, options: WriteOptions) -> list[str]:
@@ -93,26 +125,55 @@ def _features(sink: Sink, options: WriteOptions) -> list[str]:
     return features
 
 
-def _store_contents(plan: Plan, sink: Sink, options: WriteOptions) -> FileStore:
+def _chunks(options: WriteOptions, sink: Sink, blob: Sink | None) -> ChunkStore | None:
+    if options.chunk_size is None:
+        return None
+    return ChunkStore(
+        sink if blob is None else blob,
+        options.block_bits,
+        options.chunk_size,
+        indexes=options.chunk_indexes,
+        device=int(blob is not None),
+    )
+
+
+def _store_contents(
+    plan: Plan, codings: Codings, sink: Sink, options: WriteOptions, chunks: ChunkStore | None
+) -> FileStore:
     """All file data, through threads; then what symlink targets need beyond their inodes."""
-    rules = None
-    if options.compression != "none":
-        codec, level = find_codec(options.compression, options.level)
-        rules = CutRules(codec, level, options.block_size, options.pcluster_size)
+    rules = codings.default
+    tails = TAILS[options.fragments, options.ztailpacking]
+    beside = options.block_size if options.inline_tails else 0
     done, total = 0, sum(node.size for node in plan.files)
     pool = ThreadPoolExecutor(options.workers, thread_name_prefix="erofs")
+    run = partial(store, pool=pool, special=codings.special, block_size=options.block_size, cache=options.cache)
     try:
         # reading files of equal size twice pays only where compression is slow
-        slow = rules is not None and rules.level is not None
+        slow = any(one is not None and one.level is not None for one in (rules, *codings.special.values()))
         # a file of less than a block can have one too, if it does not fit beside its inode
         larger_than = options.block_size // 2 if options.dedupe else options.block_size
-        twins = find_twins(plan.files, pool, larger_than=larger_than) if slow or options.dedupe else {}
-        files = FileStore(sink, options, twins.values())
-        for stored in store(plan.files, twins, pool, rules=rules, block_size=options.block_size, cache=options.cache):
+        if tails is Tails.ALL:
+            larger_than = 0
+        twins = find_twins(plan.files, codings, pool, larger_than=larger_than) if slow or options.shares else {}
+        files = FileStore(sink, codings, options, twins.values(), chunks)
+        for stored in run(pieces_of(plan.files, twins, tails=tails), rules=rules, tails=tails, beside=beside):
             files.take(stored)
-            done += stored.piece.length
+            done += stored.piece.length - (stored.segment.fragment if stored.segment else 0)
             if options.progress:
                 options.progress(done, total)
+        files.place_fragments()
+        if rules is not None and files.packer.content.size:
+            node = add_packed_node(plan, files.packer)
+            rules = replace(rules, pcluster=options.packed_pcluster_size)
+            tails = TAILS["none", options.ztailpacking]
+            for stored in run(files.packer.pieces(node), rules=rules, tails=tails):
+                files.take(stored)
+                # equal parts are there once, so this may be less than what is left
+                done = min(total, done + stored.piece.length)
+                if options.progress:
+                    options.progress(done, total)
+        if options.progress and done < total:
+            options.progress(total, total)
     finally:
         pool.shutdown(cancel_futures=True)
     for node in plan.nodes:
@@ -133,7 +194,9 @@ def _place(plan: Plan, head: Head, data_end: int, block_size: int) -> int:
     return blocks
 
 
-def _write_metadata(plan: Plan, head: Head, sink: Sink, options: WriteOptions, *, data_end: int, blocks: int) -> bytes:
+def _write_metadata(
+    plan: Plan, head: Head, sink: Sink, options: WriteOptions, *, data_end: int, blocks: int, slot: bytes
+) -> bytes:
     """Append inodes and directories, write the head; the image's UUID."""
     first = bytearray(head.blocks * options.block_size)
     body_at = data_end * options.block_size
@@ -147,6 +210,7 @@ def _write_metadata(plan: Plan, head: Head, sink: Sink, options: WriteOptions, *
 
     write(SUPER_OFFSET + SUPER_SIZE, head.record)
     write(head.shared_at, head.shared)
+    write(plan.devices_at, slot)
     write_nodes(plan.nodes, options.block_size, write)
     sink.append([body])
     sink.flush()
@@ -154,7 +218,7 @@ def _write_metadata(plan: Plan, head: Head, sink: Sink, options: WriteOptions, *
     if uuid is None:
         assert sink.digest is not None  # noqa: S101 - asked for when there is no UUID
         uuid = _uuid_from(hashlib.sha256(sink.digest.digest() + first).digest())
-    finish_head(first, plan, options, blocks=blocks, uuid=uuid)
+    finish_head(first, plan, head, options, blocks=blocks, uuid=uuid)
     sink.write_at(0, first)
     return uuid
 

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chunk-based files: equal chunks are stored once, chunks of zeros not at all, on this device or on another.
+
+Source: ``fs/erofs/erofs_fs.h`` (struct erofs_inode_chunk_info, erofs_inode_chunk_index). A table behind the inode
+names the first block of each chunk. Where neighbours follow each other on the device, the file gets larger chunks and
+so a shorter table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+
+from erofs_edge.erofs.ondisk import CHUNK_INDEX, CHUNK_INDEXES, DEVICE_SLOT, LAYOUT_CHUNK_BASED, NULL_ADDR
+from erofs_edge.erofs.output import Sink
+from erofs_edge.erofs.plan import Node
+
+CHUNK_BITS_MAX = 30  # of bytes: kernels of 32 bits shift a long by it
+
+
+class ChunkStore:
+    """Takes files piece by piece. `device` is the number of the one that `sink` becomes, 0 for the image itself.
+
+    files   how many were stored; `equal` and `holes`: chunks that needed no blocks
+    """
+
+    def __init__(self, sink: Sink, block_bits: int, chunk_size: int, *, indexes: bool, device: int) -> None:
+        self._sink = sink
+        self._block_bits = block_bits
+        self._chunk_size = chunk_size
+        self._indexes = indexes or bool(device)
+        self._device = device
+        self._known: dict[bytes, int] = {}
+        self._zeros = bytes(chunk_size)
+        self._table: list[int] = []
+        self.files = self.equal = self.holes = 0
+
+    def take(self, node: Node, data: bytes, offset: int) -> None:
+        """Bytes of a file from `offset` on, a multiple of the chunk size; the last ones complete the node."""
+        if not offset:
+            self._table = []
+        view = memoryview(data)
+        self._table += [self._store(view[at : at + self._chunk_size]) for at in range(0, len(data), self._chunk_size)]
+        if offset + len(data) == node.size:
+            self._finish(node)
+
+    def _store(self, chunk: memoryview) -> int:
+        """The first block of a chunk, NULL_ADDR for zeros."""
+        if chunk == self._zeros[: len(chunk)]:
+            self.holes += 1
+            return NULL_ADDR
+        key = hashlib.sha256(chunk).digest()
+        block = self._known.get(key)
+        if block is not None:
+            self.equal += 1
+            return block
+        block = self._known[key] = self._sink.position >> self._block_bits
+        self._sink.append([chunk])
+        if padding := -len(chunk) % (1 << self._block_bits):
+            self._sink.append([bytes(padding)])
+        return block
+
+    def _finish(self, node: Node) -> None:
+        chunk_bits = self._chunk_size.bit_length() - 1
+        table, more = merge(self._table, self._chunk_size >> self._block_bits, CHUNK_BITS_MAX - chunk_bits)
+        node.layout = LAYOUT_CHUNK_BASED
+        node.i_u = chunk_bits + more - self._block_bits
+        if self._indexes:
+            node.i_u |= CHUNK_INDEXES
+            node.index = b"".join(
+                CHUNK_INDEX.pack(0, 0 if block == NULL_ADDR else self._device, block) for block in table
+            )
+        else:
+            node.index = struct.pack(f"<{len(table)}I", *table)
+            node.index_align = 4
+        self.files += 1
+
+
+def finish_device(sink: Sink, block_size: int, image_blocks: int) -> bytes:
+    """End the further device; its slot in the table (struct erofs_deviceslot), tagged with its sha256.
+
+    Its blocks are numbered from behind the image's, so that both in one file mount as they are.
+    """
+    if not sink.position:
+        sink.append([bytes(block_size)])  # an empty device cannot be mounted
+    sink.finish(sink.position)
+    assert sink.digest is not None  # noqa: S101 - it was opened with one
+    tag = sink.digest.hexdigest().encode()
+    return DEVICE_SLOT.pack(tag, sink.position // block_size, image_blocks, 0, 0)
+
+
+def merge(table: Sequence[int], blocks: int, most: int) -> tuple[Sequence[int], int]:
+    """(a table of chunks of 2**n times the size, n) for the largest n up to `most` that says the same.
+
+    `blocks` are those of a chunk.
+    """
+    doublings = 0
+    while len(table) > 1 and doublings < most:
+        pairs = zip(table[::2], table[1::2], strict=False)
+        if not all(b == (a if a == NULL_ADDR else a + blocks) for a, b in pairs):
+            break
+        table, blocks = table[::2], blocks * 2
+        doublings += 1
+    return table, doublings
