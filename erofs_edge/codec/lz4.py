@@ -13,6 +13,7 @@ import hashlib
 import threading
 from functools import cache
 
+from erofs_edge.codec.known import known_input
 from erofs_edge.errors import FormatError, ToolError
 
 WHEEL, VERSION = "4.4.5", "1.9.4"
@@ -40,7 +41,7 @@ _SYMBOLS: dict[str, tuple[type, list[type]]] = {
     ),
 }
 
-# (level, output size): (bytes consumed, first half of the output's sha256) for `_known_input`
+# (level, output size): (bytes consumed, first half of the output's sha256) for `known_input`
 _KNOWN_ANSWERS: dict[tuple[int | None, int], tuple[int, str]] = {
     (None, 4096): (10310, "5666edba24a974320b47164b40157c99"),
     (None, 16384): (56001, "69dfb47efc281677b041fb5e072ff562"),
@@ -82,15 +83,19 @@ class FixedOutput:
             self._state = (ctypes.addressof(self._state_buffer) + 15) & ~15
             library.LZ4_initStreamHC(self._state, size)
 
-    def fill(self, address: int, length: int) -> tuple[int, int]:
-        """Compress from the `length` bytes at `address`: (bytes consumed, bytes produced)."""
+    def fill(self, address: int, length: int, capacity: int | None = None) -> tuple[int, int]:
+        """Compress from the `length` bytes at `address`: (bytes consumed, bytes produced).
+
+        `capacity` is a smaller limit of output bytes for this call.
+        """
         self._consumed.value = length
+        capacity = self._capacity if capacity is None else min(capacity, self._capacity)
         if self._level is None:
-            produced = self._fast(address, self._output, self._consumed_at, self._capacity)
+            produced = self._fast(address, self._output, self._consumed_at, capacity)
         else:
             # a reset stream gives the bytes of LZ4_compress_HC_destSize without clearing 256 KiB a call
             self._reset(self._state, self._level)
-            produced = self._high(self._state, address, self._output, self._consumed_at, self._capacity)
+            produced = self._high(self._state, address, self._output, self._consumed_at, capacity)
         return self._consumed.value, produced
 
     def padded(self, produced: int, size: int) -> bytes:
@@ -154,13 +159,6 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _known_input() -> bytes:
-    """150,000 bytes with literals, short and long matches and far matches."""
-    words = [hashlib.sha256(b"%d" % i).digest()[: 1 + i % 23] for i in range(257)]
-    text = b"".join(words[i * i % 257] + words[i % 31] for i in range(7000))
-    return (text + bytes(5000) + text[::-1])[:150_000]
-
-
 def _answer(library: ctypes.CDLL, level: int | None, capacity: int, data: bytes) -> tuple[int, str]:
     compressor = FixedOutput(level, capacity, library=library)
     compressor.fill(address_of(data), len(data))  # the state of an earlier call must not show
@@ -169,7 +167,7 @@ def _answer(library: ctypes.CDLL, level: int | None, capacity: int, data: bytes)
 
 
 def _check_known_answers(library: ctypes.CDLL) -> None:
-    data = _known_input()
+    data = known_input()
     for (level, capacity), answer in _KNOWN_ANSWERS.items():
         if _answer(library, level, capacity, data) != answer:
             name = "lz4" if level is None else f"lz4hc,{level}"

@@ -2,20 +2,157 @@
 """MicroLZMA: LZMA1 without header and end marker (``linux/xz.h``, ``lzma/container.h`` of liblzma).
 
 The first byte of an LZMA1 stream is always 0; MicroLZMA puts the properties there instead, their bits inverted.
+Python's module decodes it; only the C library makes it (since liblzma 5.4), so that is reached by ctypes: the one that
+the module is linked with, or else the host's. No wheel carries it, so another liblzma is refused by known answers.
 """
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
+import hashlib
+import weakref
+from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
+from erofs_edge.codec.known import known_input
+from erofs_edge.codec.lz4 import address_of
 from erofs_edge.errors import FormatError, ToolError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+VERSION = "liblzma 5.4"
+LEVEL_MIN, LEVEL_PLAIN_MAX, LEVEL_MAX, LEVEL_DEFAULT = 0, 9, 109, 6
+EXTREME = 100  # added to a level: the same, slower (xz -e), as mkfs.erofs has it
 DICTIONARY_MIN, DICTIONARY_MAX = 4096, 8 << 20  # bytes; kernels refuse others (fs/erofs/decompressor_lzma.c)
 _SIZE_UNKNOWN = (1 << 64) - 1
 _MEMORY_MAX = 32 << 20  # of a decoder: the largest dictionary and its tables
+
+_FINISH, _OK, _STREAM_END = 3, 0, 1
+_PRESET_EXTREME = 1 << 31
+_HINT = "use a Python that is linked with liblzma 5.4 or later, or another compression"
+
+
+class _Stream(ctypes.Structure):
+    """lzma_stream of ``lzma/base.h``."""
+
+    _fields_ = (
+        ("next_in", ctypes.c_void_p),
+        ("avail_in", ctypes.c_size_t),
+        ("total_in", ctypes.c_uint64),
+        ("next_out", ctypes.c_void_p),
+        ("avail_out", ctypes.c_size_t),
+        ("total_out", ctypes.c_uint64),
+        ("allocator", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+        ("reserved", ctypes.c_uint64 * 12),
+    )
+
+
+_SYMBOLS: dict[str, tuple[type | None, list[type]]] = {
+    "lzma_lzma_preset": (ctypes.c_ubyte, [ctypes.c_void_p, ctypes.c_uint32]),
+    "lzma_microlzma_encoder": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p]),
+    "lzma_code": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int]),
+    "lzma_end": (None, [ctypes.c_void_p]),
+}
+
+# (level, output size): (bytes consumed, first half of the output's sha256) for `known_input`
+_KNOWN_ANSWERS: dict[tuple[int, int], tuple[int, str]] = {
+    (0, 4096): (14561, "8463f4f72516c1241cc3dd60e96e0226"),
+    (0, 16384): (85225, "6d44aed71660ede2e9e750e9b9d48a21"),
+    (6, 4096): (14760, "ac731816d62fbf092d46f34d2c0811f3"),
+    (6, 16384): (98602, "9c095651b32c55ef24a7716cf12112ef"),
+    (109, 4096): (14747, "14a3a9b8af31c107ed5a046bd0b56605"),
+    (109, 16384): (98548, "72d2d39b0c8aacb0e6eb532283c2a600"),
+}
+
+
+class FixedOutput:
+    """A compressor for one thread, as `lz4.FixedOutput`. `dictionary` is how far matches reach back, in bytes.
+
+    Raises ToolError where no known liblzma can be reached.
+    """
+
+    def __init__(
+        self, level: int, capacity: int, padding: int, dictionary: int, *, library: ctypes.CDLL | None = None
+    ) -> None:
+        self._library = library or _library()
+        self._capacity = capacity
+        self._padding = padding
+        self._buffer = ctypes.create_string_buffer(padding + capacity)
+        self._output = ctypes.addressof(self._buffer) + padding
+        # lzma_options_lzma: the size of the dictionary comes first
+        self._options = ctypes.create_string_buffer(512)
+        preset = level - EXTREME | _PRESET_EXTREME if level >= EXTREME else level
+        if self._library.lzma_lzma_preset(self._options, preset):
+            raise ToolError(f"liblzma has no level {level}")
+        ctypes.c_uint32.from_buffer(self._options).value = dictionary
+        self._stream = _Stream()
+        # the finalizer holds the stream, not the compressor
+        weakref.finalize(self, self._library.lzma_end, ctypes.pointer(self._stream)).atexit = False
+
+    def fill(self, address: int, length: int, capacity: int | None = None) -> tuple[int, int]:
+        """Compress from the `length` bytes at `address`: (bytes consumed, bytes produced). Needs no search."""
+        stream = self._stream
+        status = self._library.lzma_microlzma_encoder(ctypes.byref(stream), self._options)
+        if status != _OK:
+            raise ToolError(f"liblzma cannot compress: error {status}")
+        stream.next_in, stream.avail_in = address, length
+        stream.next_out, stream.avail_out = self._output, self._capacity if capacity is None else capacity
+        status = self._library.lzma_code(ctypes.byref(stream), _FINISH)
+        if status != _STREAM_END:
+            raise ToolError(f"liblzma cannot compress: error {status}")
+        return stream.total_in, stream.total_out
+
+    def padded(self, produced: int, size: int) -> bytes:
+        """The last call's `produced` bytes at the end of `size` bytes, zeros before them."""
+        if not produced <= size <= produced + self._padding:
+            raise ValueError(f"cannot pad {produced} bytes to {size}")
+        return ctypes.string_at(self._output + produced - size, size)
+
+
+def dictionary_size(pcluster: int) -> int:
+    """What mkfs.erofs takes for the largest pcluster of an image: 4 times that, 32 KiB to 8 MiB."""
+    return min(max(4 * pcluster, 32768), DICTIONARY_MAX)
+
+
+def _candidates() -> Iterator[str | None]:
+    try:
+        import _lzma
+
+        yield getattr(_lzma, "__file__", None)
+    except ImportError:
+        pass
+    yield ctypes.util.find_library("lzma")
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    problem = "it is linked with none that can be reached"
+    for candidate in _candidates():
+        if candidate is None:
+            continue
+        try:
+            library = ctypes.CDLL(candidate)
+            for name, (result, arguments) in _SYMBOLS.items():
+                function = getattr(library, name)
+                function.restype, function.argtypes = result, arguments
+        except (OSError, AttributeError) as error:
+            problem = str(error)
+            continue
+        if all(_answer(library, *key) == answer for key, answer in _KNOWN_ANSWERS.items()):
+            return library
+        problem = f"{candidate} gives other bytes than known"
+    raise ToolError(f"this Python has no liblzma that can write MicroLZMA: {problem}", hint=_HINT)
+
+
+def _answer(library: ctypes.CDLL, level: int, capacity: int) -> tuple[int, str]:
+    data = known_input()
+    one = FixedOutput(level, capacity, 0, dictionary_size(capacity), library=library)
+    consumed, produced = one.fill(address_of(data), len(data))
+    return consumed, hashlib.sha256(one.padded(produced, produced)).hexdigest()[:32]
 
 
 def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from erofs_edge.codec import lz4
+from erofs_edge.codec import deflate, lz4, lzma, zstd
 from erofs_edge.errors import UsageError
 
 
 class Codec(NamedTuple):
-    """One compression as mkfs.erofs names it. `algorithm` is the number in the image; levels are inclusive."""
+    """One compression as mkfs.erofs names it. `algorithm` is the number in the image; levels are inclusive.
+
+    dictionary  (least, most) bytes that matches may reach back, where that can be chosen
+    """
 
     name: str
     algorithm: int
@@ -18,11 +21,39 @@ class Codec(NamedTuple):
     default_level: int | None = None
     level_min: int = 0
     level_max: int = 0
+    dictionary: tuple[int, int] | None = None
+
+
+class Compressor(Protocol):
+    """As much input as fits a fixed output size; for one thread. See `lz4.FixedOutput`."""
+
+    def fill(self, address: int, length: int, capacity: int | None = None) -> tuple[int, int]: ...
+
+    def padded(self, produced: int, size: int) -> bytes: ...
 
 
 CODECS = {
     "lz4": Codec("lz4", 0, lz4.VERSION),
     "lz4hc": Codec("lz4hc", 0, lz4.VERSION, 9, lz4.LEVEL_MIN, lz4.LEVEL_MAX),
+    "lzma": Codec(
+        "lzma",
+        1,
+        lzma.VERSION,
+        lzma.LEVEL_DEFAULT,
+        lzma.LEVEL_MIN,
+        lzma.LEVEL_MAX,
+        (lzma.DICTIONARY_MIN, lzma.DICTIONARY_MAX),
+    ),
+    "deflate": Codec("deflate", 2, deflate.VERSION, deflate.LEVEL_DEFAULT, deflate.LEVEL_MIN, deflate.LEVEL_MAX),
+    "zstd": Codec(
+        "zstd",
+        3,
+        zstd.VERSION,
+        zstd.LEVEL_DEFAULT,
+        zstd.LEVEL_MIN,
+        zstd.LEVEL_MAX,
+        (1 << zstd.WINDOW_LOG_MIN, 1 << zstd.WINDOW_LOG_MAX),
+    ),
 }
 
 
@@ -36,11 +67,41 @@ def find_codec(name: str, level: int | None = None) -> tuple[Codec, int | None]:
             raise UsageError(f"{name} has no levels", hint=f"use {name} alone, or lz4hc,{level}")
         return codec, None
     level = codec.default_level if level is None else level
-    if not codec.level_min <= level <= codec.level_max:
-        raise UsageError(f"{name} has no level {level}", hint=f"{codec.level_min} to {codec.level_max}")
+    between = name == "lzma" and lzma.LEVEL_PLAIN_MAX < level < lzma.EXTREME
+    if between or not codec.level_min <= level <= codec.level_max:
+        hint = f"{codec.level_min} to {codec.level_max}" if name != "lzma" else "0 to 9, or 100 to 109 (as xz -e)"
+        raise UsageError(f"{name} has no level {level}", hint=hint)
     return codec, level
 
 
-def open_compressor(codec: Codec, level: int | None, capacity: int, padding: int) -> lz4.FixedOutput:
-    """A compressor for one thread; see `lz4.FixedOutput`."""
-    return lz4.FixedOutput(level if codec.name == "lz4hc" else None, capacity, padding)
+def dictionary_for(codec: Codec, asked: int | None, pcluster: int) -> int:
+    """Bytes that matches may reach back: what was asked for, or what suits the largest pcluster (also in bytes).
+
+    0 where a codec leaves no choice. Raises UsageError for sizes that kernels refuse.
+    """
+    if codec.dictionary is None:
+        if asked is not None:
+            raise UsageError(f"{codec.name} has no dictionary size to choose")
+        return 0
+    if asked is None:
+        return lzma.dictionary_size(pcluster) if codec.name == "lzma" else 1 << zstd.window_log(pcluster)
+    least, most = codec.dictionary
+    if not least <= asked <= most or (codec.name == "zstd" and asked & asked - 1):
+        kind = "powers of two from " if codec.name == "zstd" else ""
+        raise UsageError(f"{codec.name} has no dictionary of {asked} bytes", hint=f"{kind}{least} to {most}")
+    return asked
+
+
+def open_compressor(codec: Codec, level: int | None, capacity: int, padding: int, dictionary: int = 0) -> Compressor:
+    """A compressor for one thread: `capacity` output bytes of a call at most, `padding` zeros before them.
+
+    Raises ToolError where the codec is not here, or not as its known answers say.
+    """
+    if codec.name in ("lz4", "lz4hc"):
+        return lz4.FixedOutput(level if codec.name == "lz4hc" else None, capacity, padding)
+    assert level is not None  # noqa: S101 - find_codec fills it in
+    if codec.name == "lzma":
+        return lzma.FixedOutput(level, capacity, padding, dictionary)
+    if codec.name == "deflate":
+        return deflate.compressor(level, capacity, padding)
+    return zstd.compressor(level, capacity, padding, dictionary.bit_length() - 1)

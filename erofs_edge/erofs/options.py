@@ -45,6 +45,7 @@ class WriteOptions:
     packed_pcluster  as `pcluster`, for the packed inode; None: the same
     inode_form    'auto', or one form of inode for everything; 'compact' fails where it cannot hold a value
     checksum      store the superblock's checksum
+    full_index    compressed files have full indexes: 8 bytes a block, readable without knowing the compact forms
     chunk_size    bytes, a power of two from block_size to 16 MiB: files that are not compressed become chunk-based,
                   equal chunks are stored once; needs Linux 5.15
     chunk_indexes  the longer form of their tables
@@ -76,6 +77,7 @@ class WriteOptions:
     packed_pcluster: int | None = None
     inode_form: Literal["auto", "compact", "extended"] = "auto"
     checksum: bool = True
+    full_index: bool = False
     chunk_size: int | None = None
     chunk_indexes: bool = False
     blob: Path | None = None

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erofs_edge.codec import deflate, lzma, zstd
@@ -109,6 +109,7 @@ def test_zstd_windows_are_bounded() -> None:
 
 
 @codecs
+@settings(deadline=None)
 @given(block=st.binary(min_size=1, max_size=300), size=st.integers(1, 5000), partial=st.booleans())
 def test_survives_anything(
     compress: Callable[[bytes], bytes], decompress: Decompress, block: bytes, size: int, partial: bool
@@ -120,6 +121,7 @@ def test_survives_anything(
 
 
 @codecs
+@settings(deadline=None)
 @given(data=st.binary(min_size=1, max_size=3000))
 def test_round_trip(compress: Callable[[bytes], bytes], decompress: Decompress, data: bytes) -> None:
     assert decompress(compress(data), len(data)) == data

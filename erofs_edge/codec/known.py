@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The input of known answers: what codecs are checked with before their bytes go into images."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+
+@cache
+def known_input() -> bytes:
+    """150,000 bytes with literals, short and long matches and far matches."""
+    words = [hashlib.sha256(b"%d" % i).digest()[: 1 + i % 23] for i in range(257)]
+    text = b"".join(words[i * i % 257] + words[i % 31] for i in range(7000))
+    return (text + bytes(5000) + text[::-1])[:150_000]

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which file is compressed how, and what the image must tell about the codecs used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from erofs_edge.codec.deflate import WINDOW_BITS
+from erofs_edge.codec.registry import Codec, dictionary_for, find_codec
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.compress import CutRules
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.plan import Node, Plan
+from erofs_edge.erofs.rules import CompressionRule
+
+LZ4_DISTANCE = 65535  # bytes a match may reach back
+
+
+@dataclass(frozen=True, slots=True)
+class Codings:
+    """default      how files are compressed, None: not at all
+    special         those that a rule says otherwise of
+    algorithms      numbers of all that may be used, with the size of their dictionaries in bytes (0: no choice)
+    largest         bytes of the largest LZ4 pcluster
+    big             whether any pcluster has more than a block: then every index is of the form for that
+    """
+
+    default: CutRules | None
+    special: dict[Node, CutRules | None] = field(default_factory=dict)
+    algorithms: dict[int, int] = field(default_factory=dict)
+    largest: int = 0
+    big: bool = False
+
+    def of(self, node: Node) -> CutRules | None:
+        return self.special.get(node, self.default)
+
+    @property
+    def has_records(self) -> bool:
+        """Whether the image needs compression records: LZ4 with pclusters of a block alone does not."""
+        return self.big or bool(self.algorithms.keys() - {ondisk.ALGORITHM_LZ4})
+
+    def records(self, block_size: int) -> bytes:
+        """The records behind the superblock, each at a multiple of 4 bytes."""
+        if not self.has_records:
+            return b""
+        out = bytearray()
+        for algorithm, dictionary in sorted(self.algorithms.items()):
+            out += bytes(-len(out) % 4)
+            if algorithm == ondisk.ALGORITHM_LZ4:
+                out += ondisk.LZ4_CFG.pack(ondisk.LZ4_CFG.size - 2, LZ4_DISTANCE, self.largest // block_size)
+            elif algorithm == ondisk.ALGORITHM_LZMA:
+                out += ondisk.LZMA_CFG.pack(ondisk.LZMA_CFG.size - 2, dictionary, 0)
+            elif algorithm == ondisk.ALGORITHM_DEFLATE:
+                out += ondisk.DEFLATE_CFG.pack(ondisk.DEFLATE_CFG.size - 2, WINDOW_BITS)
+            else:
+                out += ondisk.ZSTD_CFG.pack(ondisk.ZSTD_CFG.size - 2, 0, dictionary.bit_length() - 11)
+        return bytes(out)
+
+    def features(self) -> tuple[int, int]:
+        """(feature_incompat, u1) of the superblock."""
+        if not self.algorithms:
+            return 0, 0
+        if not self.has_records:
+            return ondisk.INCOMPAT_LZ4_0PADDING, LZ4_DISTANCE
+        bits = ondisk.INCOMPAT_LZ4_0PADDING | ondisk.INCOMPAT_COMPR_CFGS
+        if self.big:
+            bits |= ondisk.INCOMPAT_BIG_PCLUSTER
+        return bits, sum(1 << algorithm for algorithm in self.algorithms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A codec and a pcluster size in bytes, before the size of the dictionary is known."""
+
+    codec: Codec
+    level: int | None
+    pcluster: int
+    dictionary: int | None
+
+
+def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
+    """Apply the options' rules to the files of a plan: the first that matches wins.
+
+    Only algorithms that can be used count: a kernel without one of those that an image lists does not mount it. All
+    users of an algorithm share the size of the dictionary, which the image tells once.
+    """
+    default = None
+    if options.compression != "none":
+        codec, level = find_codec(options.compression, options.level)
+        default = _Choice(codec, level, options.pcluster_size, options.dictionary)
+    matched = {}
+    for node in plan.files if options.rules else ():
+        for rule in options.rules:
+            if rule.matches(node.path):
+                matched[node] = _choice(rule, options)
+                break
+    used = {choice for choice in matched.values() if choice} | ({default} if default else set())
+    # the packed inode is compressed like most files, in pclusters of another size
+    sizes = [(choice, choice.pcluster) for choice in used] + ([(default, options.pcluster_largest)] if default else [])
+    largest = {number: max(s for c, s in sizes if c.codec.algorithm == number) for number in _algorithms(used)}
+    algorithms = {
+        number: max(dictionary_for(c.codec, c.dictionary, largest[number]) for c in used if c.codec.algorithm == number)
+        for number in largest
+    }
+    cut = {c: CutRules(c.codec, c.level, options.block_size, c.pcluster, algorithms[c.codec.algorithm]) for c in used}
+    return Codings(
+        cut[default] if default else None,
+        {node: cut[choice] if choice else None for node, choice in matched.items()},
+        algorithms,
+        largest.get(ondisk.ALGORITHM_LZ4, 0),
+        max(largest.values(), default=0) > options.block_size,
+    )
+
+
+def _algorithms(choices: Iterable[_Choice]) -> set[int]:
+    return {choice.codec.algorithm for choice in choices}
+
+
+def _choice(rule: CompressionRule, options: WriteOptions) -> _Choice | None:
+    if rule.compression == "none":
+        return None
+    codec, level = find_codec(rule.compression, rule.level)
+    return _Choice(codec, level, rule.pcluster or options.pcluster_size, rule.dictionary)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules by path: how single files are compressed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from erofs_edge.codec.registry import dictionary_for, find_codec
+from erofs_edge.erofs.ondisk import PCLUSTER_MAX
+from erofs_edge.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionRule:
+    """How files are compressed whose path matches; of several rules the first that matches wins.
+
+    match        a glob: '*' and '?' stop at '/', '**' does not; without '/' it is about the name, else about the
+                 whole path. With `is_regex` an expression that is found anywhere in the path (no leading '/')
+    compression  as in WriteOptions; 'none': the file stays as it is
+    level        None: the codec's default
+    pcluster     bytes; None: the image's
+    dictionary   bytes that matches may reach back (zstd, lzma); None: what suits the pcluster size
+    """
+
+    match: str | re.Pattern[bytes]
+    compression: str
+    level: int | None = None
+    pcluster: int | None = None
+    dictionary: int | None = None
+
+    def check(self, block_size: int) -> None:
+        """Raises UsageError for what no image can have."""
+        if self.compression == "none":
+            if self.level is not None or self.pcluster is not None or self.dictionary is not None:
+                raise UsageError(f"files that match {self.text} are not compressed: there is nothing to set for them")
+            return
+        codec, _ = find_codec(self.compression, self.level)
+        if self.pcluster is not None and (self.pcluster % block_size or not 0 < self.pcluster <= PCLUSTER_MAX):
+            raise UsageError(
+                f"pcluster size {self.pcluster} of {self.text} is not a multiple of the block size {block_size}"
+                " up to 1 MiB"
+            )
+        dictionary_for(codec, self.dictionary, self.pcluster or block_size)
+
+    @property
+    def text(self) -> str:
+        """The pattern, for messages."""
+        return self.match if isinstance(self.match, str) else self.match.pattern.decode("utf-8", "backslashreplace")
+
+    def matches(self, path: bytes) -> bool:
+        """Whether this is about the file at `path`, which starts with '/'."""
+        if not isinstance(self.match, str):
+            return self.match.search(path[1:]) is not None
+        anchored, glob = _glob(self.match)
+        return glob.fullmatch(path[1:] if anchored else path.rpartition(b"/")[2]) is not None
+
+
+@lru_cache(maxsize=256)
+def _glob(pattern: str) -> tuple[bool, re.Pattern[bytes]]:
+    """Whether it is about the whole path, and its expression."""
+    out = []
+    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern.removeprefix("/"), re.S):
+        if token == "**/":
+            out.append("(?:.*/)?")
+        elif token == "**":
+            out.append(".*")
+        elif token == "*":
+            out.append("[^/]*")
+        elif token == "?":
+            out.append("[^/]")
+        elif len(token) > 1:
+            inside = token[1:-1].replace("\\", r"\\").replace("[", r"\[")
+            out.append(f"[{'^' + inside[1:] if inside.startswith('!') else inside}]")
+        else:
+            out.append(re.escape(token))
+    return "/" in pattern, re.compile("".join(out).encode("utf-8", "surrogateescape"), re.S)
