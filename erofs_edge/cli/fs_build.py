@@ -25,6 +25,7 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
     "fragments": {"fragments": "tails"},
     "all-fragments": {"fragments": "all"},
     "inline_data": {"inline_tails": True},
+    "legacy-compress": {"full_index": True},
     "force-chunk-indexes": {"chunk_indexes": True},
     "noinline_data": {"inline_tails": False},
     "xattr-name-filter": {"xattr_filter": True},
@@ -35,7 +36,7 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
     "force-inode-extended": {"inode_form": "extended"},
 }
 """-E name → fields of WriteOptions"""
-NOT_WRITTEN = ("48bit", "legacy-compress")
+NOT_WRITTEN = ("48bit",)
 """names that mkfs.erofs knows and we do not do"""
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
@@ -194,8 +195,8 @@ def _times(epoch: int | None, *, mkfs_time: bool, ignore_mtime: bool) -> dict[st
 
 def _extended(groups: tuple[str, ...]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for name in (name for group in groups for name in group.split(",") if name):
-        name, equals, value = name.partition("=")
+    for text in (text for group in groups for text in group.split(",") if text):
+        name, equals, value = text.partition("=")
         if equals and name in ("fragments", "all-fragments"):
             fields["packed_pcluster"] = _size(f"-E {name}", value)
         elif equals:

@@ -9,11 +9,14 @@ Changing any of them changes images: raise RULES then, since cached data is file
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from erofs_edge.codec.lz4 import FixedOutput, address_of
 from erofs_edge.codec.registry import Codec, open_compressor
+from erofs_edge.codec.search import SearchedOutput
 from erofs_edge.erofs.index import Extent, full_index_size
+from erofs_edge.erofs.ondisk import SLOT_SIZE
 
 RULES = 1
 EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in an index saturates
@@ -34,6 +37,7 @@ COMPRESSED_MAGIC = (
     b"OggS",
     b"wOF2",
 )
+FAST_RATIO_MAX = 4  # pclusters of input that the fast codec is tried with
 PROBE_MAX = 65536
 PROBE_KEPT = 0.99  # of the probe's bytes: a smaller result means that there is something to gain
 
@@ -46,19 +50,41 @@ class CutRules:
     level: int | None
     block_size: int
     pcluster: int
+    dictionary: int = 0
 
     @property
     def extent_max(self) -> int:
         return min(EXTENT_LENGTH_MAX, EXTENT_LCLUSTERS_MAX * self.block_size)
 
     @property
+    def inline_max(self) -> int:
+        """Bytes of an inline tail: one that long finds a place wherever the index ends (a multiple of 8 bytes)."""
+        return self.block_size - SLOT_SIZE
+
+    @property
     def identity(self) -> str:
         """Names everything that the bytes depend on besides content."""
-        return f"{RULES} {self.codec.name} {self.codec.version} {self.level} {self.block_size} {self.pcluster}"
+        fixed = f"{RULES} {self.codec.name} {self.codec.version} {self.level} {self.block_size} {self.pcluster}"
+        return f"{fixed} {self.dictionary}" if self.dictionary else fixed
+
+
+class Tails(Enum):
+    """What becomes of the end of a file: blocks like any, bytes behind the index, or a part of the packed inode.
+
+    ALL puts whole files there. The values tell cached data apart.
+    """
+
+    BLOCK = ""
+    INLINE = " inline"
+    FRAGMENT = " fragment"
+    ALL = " all"
 
 
 class Segment(NamedTuple):
-    """A compressed piece of a file: its extents, and for each a chunk, whole blocks unless it is raw."""
+    """A compressed piece of a file: its extents, and for each a chunk, whole blocks unless it is raw.
+
+    An inline tail has 0 blocks and its bytes as chunk; a fragment has 0 blocks and no chunk.
+    """
 
     extents: list[Extent]
     chunks: list[bytes | memoryview]
@@ -67,17 +93,29 @@ class Segment(NamedTuple):
     def blocks(self) -> int:
         return sum(extent.blocks for extent in self.extents)
 
+    @property
+    def inline(self) -> int:
+        """Bytes of the inline tail."""
+        is_inline = bool(self.extents) and not self.extents[-1].blocks and len(self.chunks) == len(self.extents)
+        return len(self.chunks[-1]) if is_inline else 0
+
+    @property
+    def fragment(self) -> int:
+        """Bytes of content that go to the packed inode."""
+        return self.extents[-1].length if len(self.chunks) < len(self.extents) else 0
+
 
 class Cutter:
     """Cuts segments with one thread's compressors."""
 
     def __init__(self, rules: CutRules) -> None:
         self.rules = rules
-        self._compressor = open_compressor(rules.codec, rules.level, rules.pcluster, rules.block_size)
+        self._compressor = open_compressor(rules.codec, rules.level, rules.pcluster, rules.block_size, rules.dictionary)
         self._probe = FixedOutput(None, PROBE_MAX)
+        self._fast = FixedOutput(None, rules.pcluster)
 
-    def cut(self, data: bytes) -> Segment:
-        """The extents of one segment (at most 16 MiB)."""
+    def cut(self, data: bytes, tails: Tails = Tails.BLOCK) -> Segment:
+        """The extents of one segment (at most 16 MiB); `tails` if it is the last one of its file."""
         block_size, pcluster = self.rules.block_size, self.rules.pcluster
         view = memoryview(data)
         base, size = address_of(data), len(data)
@@ -85,10 +123,23 @@ class Cutter:
         at = consumed = 0
         while at < size:
             left = size - at
+            if tails is Tails.FRAGMENT and self._leaves_room(base + at, left):
+                segment.extents.append(Extent(left, 0, False))
+                break
+            if tails is Tails.INLINE and left < block_size and self._store_inline(segment, view[at:], base + at):
+                break
             if left <= block_size:
                 _store_raw(segment, view[at:], block_size)
                 break
             consumed, produced = self._fill(base + at, left, consumed)
+            if consumed == left:
+                if tails is Tails.FRAGMENT and produced < pcluster:
+                    segment.extents.append(Extent(left, 0, False))
+                    break
+                if tails is Tails.INLINE:
+                    if self._split_tail(segment, view[at:], base + at, produced):
+                        break
+                    self._compressor.fill(base + at, left)  # once more: its buffer was used for other calls
             blocks = -(-produced // block_size)
             if blocks * block_size < consumed:
                 segment.extents.append(Extent(consumed, blocks, False))
@@ -100,6 +151,51 @@ class Cutter:
                 at += run
         return segment
 
+    def _leaves_room(self, address: int, left: int) -> bool:
+        """Whether the end of a file is known not to fill a pcluster. The fast codec tells in most cases, cheaply."""
+        pcluster = self.rules.pcluster
+        if left <= pcluster:
+            return True
+        if self.rules.level is None or left > FAST_RATIO_MAX * pcluster:
+            return False
+        return self._fast.fill(address, left, pcluster - 1)[0] == left
+
+    def _store_inline(self, segment: Segment, data: memoryview, address: int) -> bool:
+        """The end of a file behind its index, compressed or as it is, if it is short enough."""
+        limit = self.rules.inline_max
+        consumed, produced = self._compressor.fill(address, len(data))
+        if consumed == len(data) and produced < min(len(data), limit + 1):
+            segment.extents.append(Extent(len(data), 0, False))
+            segment.chunks.append(self._compressor.padded(produced, produced))
+            return True
+        if len(data) <= min(limit, self.rules.block_size):
+            segment.extents.append(Extent(len(data), 0, True))
+            segment.chunks.append(data)
+            return True
+        return False
+
+    def _split_tail(self, segment: Segment, data: memoryview, address: int, produced: int) -> bool:
+        """The last pcluster in whole blocks, what they do not hold inline; it would take one block more else.
+
+        `produced` bytes are what the compressor gave for all of `data` just now; when this is False it has been used
+        for other calls.
+        """
+        block_size = self.rules.block_size
+        whole = produced // block_size * block_size
+        if not whole:
+            return self._store_inline(segment, data, address)
+        consumed, produced = self._compressor.fill(address, len(data), whole)
+        if consumed == len(data) or consumed <= whole or produced <= whole - block_size:
+            return False
+        chunk = self._compressor.padded(produced, whole)
+        segment.extents.append(Extent(consumed, whole // block_size, False))
+        segment.chunks.append(chunk)
+        if self._store_inline(segment, data[consumed:], address + consumed):
+            return True
+        segment.extents.pop()
+        segment.chunks.pop()
+        return False
+
     def _fill(self, address: int, left: int, last: int) -> tuple[int, int]:
         """One pcluster: (bytes consumed, bytes produced). `last` is what the call before consumed.
 
@@ -108,7 +204,9 @@ class Cutter:
         the call is repeated with more.
         """
         limit = min(left, self.rules.extent_max)
-        if self.rules.level is None:
+        if isinstance(self._compressor, SearchedOutput):
+            return self._compressor.fill(address, limit, guess=last)
+        if self.rules.codec.name != "lz4hc":
             return self._compressor.fill(address, limit)
         cap = min(limit, max(4 * self.rules.pcluster, 2 * last))
         done = self._compressor.fill(address, cap)
@@ -131,11 +229,30 @@ class Cutter:
         return (size - length) // 2, length
 
 
-def gains(size: int, blocks: int, block_size: int) -> bool:
-    """Whether `blocks` blocks and an index are less than a file's own `size` bytes."""
-    return blocks * block_size + full_index_size(size, block_size.bit_length() - 1) < size
+def gains(size: int, blocks: int, block_size: int, inline: int = 0) -> bool:
+    """Whether `blocks` blocks, an index and an inline tail are less than a file's own `size` bytes."""
+    return blocks * block_size + inline + full_index_size(size, block_size.bit_length() - 1) < size
 
 
 def _store_raw(segment: Segment, data: memoryview, block_size: int) -> None:
     segment.extents.append(Extent(len(data), -(-len(data) // block_size), True))
     segment.chunks.append(data)
+
+
+def raw_segment(data: bytes, block_size: int) -> Segment:
+    """A segment that is stored as it is."""
+    segment = Segment([], [])
+    _store_raw(segment, memoryview(data), block_size)
+    return segment
+
+
+def whole_fragment(size: int) -> Segment:
+    """A file of which everything lies in the packed inode."""
+    return Segment([Extent(size, 0, False)], [])
+
+
+def segment_gains(segment: Segment, size: int, block_size: int) -> bool:
+    """Whether a file that is one segment is better off compressed. A fragment counts with the bytes it has there."""
+    if segment.fragment == size:
+        return True
+    return gains(size, segment.blocks, block_size, segment.inline + segment.fragment)

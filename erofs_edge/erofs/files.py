@@ -151,7 +151,7 @@ class FileStore:
         options, rules = self._options, self._codings.of(node)
         assert rules is not None  # noqa: S101 - it is compressed
         whole = fragment >= 0 and len(extents) == 1
-        node.layout = layout_for(options.block_bits, fragment, whole=whole)
+        node.layout = layout_for(options.block_bits, fragment, whole=whole, full=options.full_index)
         # what is inline counts as a block in st_blocks, as with mkfs.erofs
         node.i_u = sum(extent.blocks for extent in extents) + bool(node.tail_size)
         node.index = build_index(
@@ -162,6 +162,7 @@ class FileStore:
             first_block=placed.block,
             position=node.head_size + 7 & ~7,
             inline=node.tail_size,
+            full=options.full_index,
             fragment=fragment,
             algorithm=rules.codec.algorithm,
         )

@@ -15,6 +15,8 @@ from erofs_edge.erofs.ondisk import (
     ADVISE_BIG_PCLUSTER_1,
     ADVISE_BIG_PCLUSTER_2,
     ADVISE_COMPACTED_2B,
+    ADVISE_FRAGMENT_PCLUSTER,
+    ADVISE_INLINE_PCLUSTER,
     ALGORITHM_LZ4,
     D0_CBLKCNT,
     DELTA_MAX,
@@ -25,14 +27,19 @@ from erofs_edge.erofs.ondisk import (
     LCLUSTER_NONHEAD,
     LCLUSTER_PLAIN,
     MAP_HEADER,
+    NULL_ADDR,
 )
 
 COMPACT_BITS_MAX = 14  # larger lclusters have offsets that no compact entry holds
 COMPACT_2B_BITS_MAX = 12
+WHOLE_FRAGMENT = 1 << 63
 
 
 class Extent(NamedTuple):
-    """`length` bytes of a file held by `blocks` blocks: one pcluster, or (raw) one pcluster a block."""
+    """`length` bytes of a file held by `blocks` blocks: one pcluster, or (raw) one pcluster a block.
+
+    A last extent of 0 blocks lies elsewhere: behind the index, or in the packed inode.
+    """
 
     length: int
     blocks: int
@@ -49,9 +56,14 @@ class Head(NamedTuple):
     blocks: int
 
 
-def layout_for(block_bits: int) -> int:
-    """The data layout of compressed files for a block size."""
-    return LAYOUT_COMPRESSED_COMPACT if block_bits <= COMPACT_BITS_MAX else LAYOUT_COMPRESSED_FULL
+def layout_for(block_bits: int, fragment: int = -1, *, whole: bool = False, full: bool = False) -> int:
+    """The data layout of compressed files for a block size; `fragment` is where the tail stands in the packed inode.
+
+    Only full indexes have room for the upper bits of that, and a `whole` file there has no index at all. `full` asks
+    for the full form in any case.
+    """
+    compact = block_bits <= COMPACT_BITS_MAX and fragment < 1 << 32 and not whole and not full
+    return LAYOUT_COMPRESSED_COMPACT if compact else LAYOUT_COMPRESSED_FULL
 
 
 def full_index_size(size: int, block_bits: int) -> int:
@@ -60,20 +72,43 @@ def full_index_size(size: int, block_bits: int) -> int:
 
 
 def build_index(
-    extents: Sequence[Extent], size: int, *, block_bits: int, big: bool, first_block: int, position: int
+    extents: Sequence[Extent],
+    size: int,
+    *,
+    block_bits: int,
+    big: bool,
+    first_block: int,
+    position: int,
+    inline: int = 0,
+    full: bool = False,
+    fragment: int = -1,
+    algorithm: int = ALGORITHM_LZ4,
 ) -> bytes:
     """Map header and index of a file of `size` bytes whose data starts at block `first_block`.
 
-    `position` is where the map header stands: a multiple of 8, of which only the remainder by 32 matters.
+    `position` is where the map header stands: a multiple of 8, of which only the remainder by 32 matters. The last
+    extent may be `inline` bytes behind the index, or stand at byte `fragment` of the packed inode.
     """
+    advise = ADVISE_BIG_PCLUSTER_1 | ADVISE_BIG_PCLUSTER_2 if big else 0
+    low = 0
+    if fragment >= 0:
+        if len(extents) == 1:  # the header alone tells all
+            return (fragment | WHOLE_FRAGMENT).to_bytes(8, "little")
+        advise |= ADVISE_FRAGMENT_PCLUSTER
+        low = fragment & NULL_ADDR
+    elif inline:
+        advise |= ADVISE_INLINE_PCLUSTER
+        low = inline << 16
     heads = _heads(extents, size, block_bits, first_block)
     count = _lclusters(size, block_bits)
-    if layout_for(block_bits) == LAYOUT_COMPRESSED_FULL:
-        return _full(heads, count, big)
-    advise = ADVISE_COMPACTED_2B if block_bits <= COMPACT_2B_BITS_MAX else 0
-    if big:
-        advise |= ADVISE_BIG_PCLUSTER_1 | ADVISE_BIG_PCLUSTER_2
-    header = MAP_HEADER.pack(0, advise, ALGORITHM_LZ4, 0)
+    if layout_for(block_bits, fragment, full=full) == LAYOUT_COMPRESSED_FULL:
+        if fragment >= 0:  # the terminator, if there is one, is no HEAD1
+            tail = -1 if heads[-1].kind == LCLUSTER_HEAD1 else -2
+            heads[tail] = heads[tail]._replace(block=fragment >> 32)
+        return MAP_HEADER.pack(low, advise, algorithm, 0) + _full(heads, count, big)
+    if block_bits <= COMPACT_2B_BITS_MAX:
+        advise |= ADVISE_COMPACTED_2B
+    header = MAP_HEADER.pack(low, advise, algorithm, 0)
     return header + _compact(heads, count, max(block_bits, 12), advise, position + len(header))
 
 
@@ -91,12 +126,13 @@ def _heads(extents: Sequence[Extent], size: int, block_bits: int, first_block: i
     heads: list[Head] = []
     start, block = 0, first_block
     for length, blocks, raw in extents:
-        if raw:
+        if raw and blocks:
             for at in range(start, start + length, block_size):
                 heads.append(Head(at >> block_bits, at & block_size - 1, LCLUSTER_PLAIN, block, 1))
                 block += 1
         else:
-            heads.append(Head(start >> block_bits, start & block_size - 1, LCLUSTER_HEAD1, block, blocks))
+            kind = LCLUSTER_PLAIN if raw else LCLUSTER_HEAD1
+            heads.append(Head(start >> block_bits, start & block_size - 1, kind, block, blocks))
             block += blocks
         start += length
     if size & block_size - 1 and heads[-1].lcluster != size >> block_bits:
@@ -105,9 +141,8 @@ def _heads(extents: Sequence[Extent], size: int, block_bits: int, first_block: i
 
 
 def _full(heads: Sequence[Head], count: int, big: bool) -> bytes:
-    """z_erofs_lcluster_index records."""
-    advise = ADVISE_BIG_PCLUSTER_1 | ADVISE_BIG_PCLUSTER_2 if big else 0
-    out = bytearray(MAP_HEADER.pack(0, advise, ALGORITHM_LZ4, 0) + bytes(8))
+    """z_erofs_lcluster_index records behind 8 unused bytes."""
+    out = bytearray(8)
     for head, end in zip(heads, _ends(heads, count), strict=True):
         out += FULL_INDEX.pack(head.kind, head.offset, head.block)
         for back in range(1, end - head.lcluster):

@@ -11,16 +11,18 @@ import hashlib
 import struct
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from erofs_edge.erofs.cache import CompressionCache, cache_key
-from erofs_edge.erofs.compress import CutRules, Cutter, Segment, gains
+from erofs_edge.erofs.codings import Codings
+from erofs_edge.erofs.compress import CutRules, Cutter, Segment, Tails, raw_segment, segment_gains, whole_fragment
 from erofs_edge.erofs.contents import PIECE, digest, read_piece
 from erofs_edge.erofs.index import Extent
-from erofs_edge.erofs.plan import Node
+from erofs_edge.erofs.plan import Node, is_tiny
 from erofs_edge.tree import Content
 
 BATCH = 1 << 20  # bytes of small files that make one task
@@ -30,12 +32,16 @@ HASH_BATCH = 64  # files
 
 @dataclass(slots=True)
 class Piece:
-    """Bytes [offset, offset + length) of a file, or (twin) a file that has the content of an earlier one."""
+    """Bytes [offset, offset + length) of a file, or (twin) a file that has the content of an earlier one.
+
+    packed  None for files; of the packed inode, whether this is what compresses
+    """
 
     node: Node
     offset: int
     length: int
     twin: Node | None = None
+    packed: bool | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -47,53 +53,75 @@ class Piece:
 
 
 class Stored(NamedTuple):
-    """What became of a piece: `segment` when it was compressed, else `data` as it is (None for twins)."""
+    """What became of a piece: `segment` when it was compressed, else `data` as it is (None for twins).
+
+    Of a fragment, `digest` is the sha256 (empty when it was not read), `dense` tells that it does not compress.
+    """
 
     piece: Piece
     segment: Segment | None
     data: bytes | None
+    digest: bytes = b""
+    dense: bool = False
 
 
 class _Worker(threading.local):
-    cutter: Cutter | None = None
+    def __init__(self) -> None:
+        self.cutters: dict[CutRules, Cutter] = {}
+
+    def cutter(self, rules: CutRules) -> Cutter:
+        if rules not in self.cutters:
+            self.cutters[rules] = Cutter(rules)
+        return self.cutters[rules]
 
 
-def find_twins(files: Iterable[Node], pool: ThreadPoolExecutor, *, larger_than: int) -> dict[Node, Node]:
-    """Files with the content of an earlier one → the first of them. Only files of equal size are read."""
+def find_twins(
+    files: Iterable[Node], codings: Codings, pool: ThreadPoolExecutor, *, larger_than: int
+) -> dict[Node, Node]:
+    """Files with content and compression of an earlier one → the first of them. Only files of equal size are read."""
     candidates = [n for n in files if n.size > larger_than]
     sizes = Counter(n.size for n in candidates)
     candidates = [n for n in candidates if sizes[n.size] > 1]
     batches = [candidates[at : at + HASH_BATCH] for at in range(0, len(candidates), HASH_BATCH)]
     hashes = pool.map(lambda batch: [digest(_content(n), n.where) for n in batch], batches)
     twins = {}
-    first: dict[bytes, Node] = {}
+    first: dict[tuple[bytes, CutRules | None], Node] = {}
     for node, content_hash in zip(candidates, (h for batch in hashes for h in batch), strict=True):
-        original = first.setdefault(content_hash, node)
+        original = first.setdefault((content_hash, codings.of(node)), node)
         if original is not node:
             twins[node] = original
     return twins
 
 
 def store(
-    files: Iterable[Node],
-    twins: dict[Node, Node],
+    pieces: Iterable[Piece],
     pool: ThreadPoolExecutor,
     *,
     rules: CutRules | None,
     block_size: int,
     cache: CompressionCache | None,
+    tails: Tails = Tails.BLOCK,
+    special: Mapping[Node, CutRules | None] = MappingProxyType({}),
+    beside: int = 0,
 ) -> Iterator[Stored]:
-    """Every piece of every file, in order. Without rules nothing is compressed."""
+    """Every piece, in order. Without rules nothing is compressed but the files that have `special` ones.
+
+    `beside` is what a block has for an inode and its data, 0 if they are kept apart.
+    """
     local = _Worker()
 
     def work(batch: list[Piece]) -> list[Stored]:
-        if local.cutter is None and rules is not None:
-            local.cutter = Cutter(rules)
-        return [_store_piece(piece, local.cutter, cache, block_size) for piece in batch]
+        return [store_one(piece) for piece in batch]
+
+    def store_one(piece: Piece) -> Stored:
+        own = special.get(piece.node, rules)
+        # a file that is not to be compressed does not end in the packed inode either
+        cutter = local.cutter(own) if own else None
+        return _store_piece(piece, cutter, cache, block_size, tails if own else Tails.BLOCK, beside)
 
     running: deque[tuple[int, Future[list[Stored]]]] = deque()
     in_flight = 0
-    for size, batch in _batches(_pieces(files, twins)):
+    for size, batch in _batches(pieces):
         while running and in_flight + size > IN_FLIGHT:
             done, future = running.popleft()
             yield from future.result()
@@ -109,10 +137,11 @@ def _content(node: Node) -> Content:
     return node.inode.content
 
 
-def _pieces(files: Iterable[Node], twins: dict[Node, Node]) -> Iterator[Piece]:
+def pieces_of(files: Iterable[Node], twins: dict[Node, Node], *, tails: Tails = Tails.BLOCK) -> Iterator[Piece]:
+    """Each file's pieces, in order; those of twins, and with ALL of every file, are whole."""
     for node in files:
-        if node in twins:
-            yield Piece(node, 0, node.size, twins[node])
+        if node in twins or tails is Tails.ALL:
+            yield Piece(node, 0, node.size, twins.get(node))
             continue
         for offset in range(0, node.size, PIECE):
             yield Piece(node, offset, min(PIECE, node.size - offset))
@@ -132,37 +161,62 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[tuple[int, list[Piece]]]:
         yield size, batch
 
 
-def _store_piece(piece: Piece, cutter: Cutter | None, cache: CompressionCache | None, block_size: int) -> Stored:
+def _store_piece(
+    piece: Piece, cutter: Cutter | None, cache: CompressionCache | None, block_size: int, tails: Tails, beside: int
+) -> Stored:
     if piece.twin:
         return Stored(piece, None, None)
+    if cutter is not None and tails in (Tails.FRAGMENT, Tails.ALL) and not is_tiny(piece.node, beside):
+        fragment = _whole_fragment(piece, cutter, tails)
+        if fragment is not None:
+            return fragment
+    elif tails is not Tails.INLINE and piece.node.size <= block_size:
+        cutter = None
+    data = read_piece(_content(piece.node), piece.offset, piece.length, piece.node.where)
+    if piece.packed is False:
+        return Stored(piece, raw_segment(data, block_size), None)
+    if cutter is None or (piece.packed is None and _is_incompressible(piece, data, cutter)):
+        return Stored(piece, None, data)
+    segment = _cut(data, cutter, cache, tails if piece.is_last else Tails.BLOCK)
+    if piece.is_whole and not segment_gains(segment, piece.node.size, block_size):
+        return Stored(piece, None, data)
+    digest = hashlib.sha256(memoryview(data)[-segment.fragment :]).digest() if segment.fragment else b""
+    return Stored(piece, segment, None, digest)
+
+
+def _whole_fragment(piece: Piece, cutter: Cutter, tails: Tails) -> Stored | None:
+    """A file that goes to the packed inode whole, without being compressed before; None for one that has to be cut.
+
+    It is read only where its sha256 is of use: with ALL, twins have found equal files already.
+    """
     node = piece.node
-    content = _content(node)
-    data = read_piece(content, piece.offset, piece.length, node.where)
-    if cutter is None or node.size <= block_size or _is_incompressible(piece, data, cutter):
-        return Stored(piece, None, data)
-    segment = _cut(data, cutter, cache)
-    if piece.is_whole and not gains(node.size, segment.blocks, block_size):
-        return Stored(piece, None, data)
-    return Stored(piece, segment, None)
+    if tails is Tails.ALL:
+        return Stored(piece, whole_fragment(node.size), None, dense=_is_incompressible(piece, None, cutter))
+    if node.size > cutter.rules.pcluster:
+        return None
+    data = read_piece(_content(node), 0, node.size, node.where)
+    dense = _is_incompressible(piece, data, cutter)
+    return Stored(piece, whole_fragment(node.size), None, hashlib.sha256(data).digest(), dense)
 
 
-def _is_incompressible(piece: Piece, data: bytes, cutter: Cutter) -> bool:
+def _is_incompressible(piece: Piece, data: bytes | None, cutter: Cutter) -> bool:
     """The same answer for every piece of a file."""
     offset, length = cutter.probe_range(piece.node.size)
-    if piece.is_whole:
+    if piece.is_whole and data is not None:
         return cutter.is_incompressible(data[:16], data[offset : offset + length])
     content, where = _content(piece.node), piece.node.where
-    return cutter.is_incompressible(read_piece(content, 0, 16, where), read_piece(content, offset, length, where))
+    start = read_piece(content, 0, min(16, piece.node.size), where)
+    return cutter.is_incompressible(start, read_piece(content, offset, length, where))
 
 
-def _cut(data: bytes, cutter: Cutter, cache: CompressionCache | None) -> Segment:
+def _cut(data: bytes, cutter: Cutter, cache: CompressionCache | None, tails: Tails) -> Segment:
     if cache is None:
-        return cutter.cut(data)
-    key = cache_key(hashlib.sha256(data).digest(), cutter.rules.identity)
+        return cutter.cut(data, tails)
+    key = cache_key(hashlib.sha256(data).digest(), cutter.rules.identity + tails.value)
     payload = cache.get(key)
     segment = _unpack(payload, data, cutter.rules.block_size) if payload is not None else None
     if segment is None:
-        segment = cutter.cut(data)
+        segment = cutter.cut(data, tails)
         cache.put(key, _pack(segment))
     return segment
 
@@ -172,7 +226,8 @@ def _pack(segment: Segment) -> list[bytes | memoryview]:
     numbers = [len(segment.extents)]
     for extent in segment.extents:
         numbers += (extent.length, extent.blocks | extent.raw << 31)
-    compressed = [c for e, c in zip(segment.extents, segment.chunks, strict=True) if not e.raw]
+    # a fragment, the last extent, has no chunk
+    compressed = [c for e, c in zip(segment.extents, segment.chunks, strict=False) if not e.raw]
     return [struct.pack(f"<{len(numbers)}I", *numbers), *compressed]
 
 
@@ -193,6 +248,10 @@ def _unpack(payload: bytes, data: bytes, block_size: int) -> Segment | None:
         segment.extents.append(Extent(length, blocks, raw))
         if raw:
             segment.chunks.append(source[start : start + length])
+        elif not blocks:  # the end of the file: an inline tail is the rest of the payload, a fragment nothing
+            if at < len(payload):
+                segment.chunks.append(blob[at:])
+            at = len(payload)
         else:
             segment.chunks.append(blob[at : at + blocks * block_size])
             at += blocks * block_size
