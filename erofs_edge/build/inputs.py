@@ -90,6 +90,8 @@ def digest(inputs: Inputs, public_key: bytes) -> str:
 def _host_paths(system: System) -> list[Path]:
     named = [overlay.from_ for overlay in system.overlay]
     named += [path for source in system.sources if (path := source.directory or source.tar)]
+    if system.selinux is not None:
+        named.append(system.selinux.file_contexts)
     return [Path(path) for path in named]
 
 

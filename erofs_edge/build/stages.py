@@ -24,6 +24,7 @@ from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
+from erofs_edge.sources.file_contexts import apply_file_contexts, read_file_contexts
 from erofs_edge.sources.system import system_tree
 from erofs_edge.tree import FileTree
 from erofs_edge.trust.signer import Signer
@@ -102,6 +103,8 @@ def make_system(
     with step("system tree"):
         made = system_tree(locked.loaded, locked.lock, debs.system, cache)
         made.tree.merge(system_modules(inputs.board.value, debs.kernel, cache, epoch=inputs.epoch))
+        if (selinux := locked.loaded.value.selinux) is not None:
+            apply_file_contexts(made.tree, read_file_contexts(Path(selinux.file_contexts)))
     path = work / "system.img"
     with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
         options = replace(options, jobs=jobs, cache=compressed if use_cache else None, progress=progress)

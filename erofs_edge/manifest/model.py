@@ -140,6 +140,13 @@ class Erofs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """bytes of a block: mkfs.erofs -b"""
 
 
+class Selinux(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Labels of files; mkfs.erofs's words."""
+
+    file_contexts: HostPath
+    """a file_contexts file, relative to this one, that says the label of each path: mkfs.erofs --file-contexts"""
+
+
 class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is in a system partition (manifests/NAME.yaml)."""
 
@@ -179,6 +186,8 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """systemd units enabled, disabled, masked"""
     entries: list[Entry] = []
     """single paths made or changed, after everything else"""
+    selinux: Selinux | None = None
+    """labels of everything in the partition, kernel modules included"""
     erofs: Erofs = Erofs()
     """how the file system is written"""
 
