@@ -114,3 +114,18 @@ def test_images_of_mkfs(
     subprocess.run(argv, check=True, capture_output=True)
     with Image(tmp_path / "i") as image:
         assert gate.minimum_kernel(gate.superblock_features(image.superblock.raw)) == least
+
+
+def test_the_table_in_the_documentation_is_this_one(repository: Path) -> None:
+    rows = [line.strip("| ").split(" | ") for line in (repository / "docs/kernels.md").read_text().splitlines()]
+    table = [row for row in rows if len(row) == 4][1:]
+    suffix = " (older ones mount it without)"
+    assert table == [
+        [
+            name,
+            feature.option,
+            gate.version_text(feature.linux) + ("" if feature.stops else suffix),
+            gate.version_text(feature.android) if feature.android else "—",
+        ]
+        for name, feature in gate.FEATURES.items()
+    ]
