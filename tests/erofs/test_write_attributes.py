@@ -18,6 +18,7 @@ from writer_check import fsck_differences, kernel_differences, write
 from writer_trees import file, text
 
 from erofs_edge.erofs.check import check
+from erofs_edge.erofs.gate import parse_kernel
 from erofs_edge.erofs.ondisk import COMPAT_PLAIN_XATTR_PFX, COMPAT_XATTR_FILTER, INCOMPAT_XATTR_PREFIXES
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.read import Image
@@ -52,6 +53,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"xattr_prefixes": PREFIXES, "xattr_tolerance": 100, "xattr_filter": False},
     {"xattr_tolerance": 1, "block_size": 1024},
     {"xattr_filter": False},
+    {"xattr_prefixes": PREFIXES, "fragments": "tails", "pcluster": 65536},
+    {"xattr_prefixes": PREFIXES, "chunk_size": 4096, "dedupe": True},
 ]
 
 
@@ -80,6 +83,16 @@ def test_the_filter_and_the_prefixes_are_announced(tmp_path: Path) -> None:
         assert image.xattr_area(image.lookup("d1/1")).filter == 0
     assert raw.feature_incompat & INCOMPAT_XATTR_PREFIXES
     assert raw.feature_compat & (COMPAT_PLAIN_XATTR_PFX | COMPAT_XATTR_FILTER) == COMPAT_PLAIN_XATTR_PFX
+
+
+def test_long_prefixes_beside_a_packed_inode_need_a_newer_kernel(tmp_path: Path) -> None:
+    """Before 6.17 kernels look for the table in the packed inode where there is one."""
+    options: dict[str, Any] = {"xattr_prefixes": PREFIXES, "fragments": "all", "pcluster": 65536}
+    assert write(tree(), tmp_path / "i", **options).minimum_kernel == (6, 17)
+    assert write(tree(), tmp_path / "i", xattr_prefixes=PREFIXES).minimum_kernel == (6, 4)
+    with pytest.raises(UsageError, match=r"Linux 6\.6 cannot mount this image: -E plain-xattr-prefixes needs 6\.17"):
+        write(tree(), tmp_path / "none", kernel=parse_kernel("6.6"), **options)
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_tolerance_decides_what_is_shared(tmp_path: Path) -> None:
