@@ -252,7 +252,6 @@ def whole_fragment(size: int) -> Segment:
 
 
 def segment_gains(segment: Segment, size: int, block_size: int) -> bool:
-    """Whether a file that is one segment is better off compressed. A fragment counts with the bytes it has there."""
-    if segment.fragment == size:
-        return True
-    return gains(size, segment.blocks, block_size, segment.inline + segment.fragment)
+    """Whether a file that is one segment is better off compressed. A fragment counts for nothing, as in mkfs.erofs:
+    what it costs is known later, and is less than the block or the inline tail that it would need else."""
+    return segment.fragment == size or gains(size, segment.blocks, block_size, segment.inline)

@@ -120,8 +120,9 @@ class FileStore:
 
     def _finish_compressed(self, node: Node, stored: Stored) -> None:
         assert stored.segment is not None  # noqa: S101 - it is compressed
-        blocks, elsewhere = sum(extent.blocks for extent in self._extents), len(self._tail) + stored.segment.fragment
-        if elsewhere < node.size and not gains(node.size, blocks, self._block_size, elsewhere):
+        blocks = sum(extent.blocks for extent in self._extents)
+        is_fragment = stored.segment.fragment == node.size
+        if not is_fragment and not gains(node.size, blocks, self._block_size, len(self._tail)):
             self._restart_flat(node)
             return
         placed = _Placed(self._first_block, self._extents, self._tail)
