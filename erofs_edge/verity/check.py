@@ -18,7 +18,7 @@ from erofs_edge.verity.blocks import SLICE, Count, Progress, counter, file_size,
 from erofs_edge.verity.superblock import Level, Superblock, VerityInfo
 
 RANGES_MAX = 10_000
-GOOD, BAD, UNPROVEN = 0, 1, 2
+GOOD, BAD, UNPROVEN, SUSPECT = range(4)
 
 
 @dataclass(slots=True)
@@ -177,7 +177,10 @@ class Walk:
         self.sb, self.data_fd, self.hash_fd, self.jobs, self.count = sb, data_fd, hash_fd, jobs, count
 
     def findings(self, levels: list[Level], root: bytes) -> Iterator[tuple[Level | None, int, int]]:
-        """(level, number in it, BAD or UNPROVEN) of each block that is not GOOD; the level of data is None."""
+        """(level, number in it, verdict) of each block that is not GOOD; the level of data is None.
+
+        Below a hash block that is not GOOD, a block that fits it is UNPROVEN and one that does not is SUSPECT.
+        """
         parent: Level | None = None
         state = bytearray(1)  # of the parent's blocks, one byte each; the root hash itself is GOOD
         size = self.sb.hash_block_size
@@ -199,7 +202,7 @@ class Walk:
     def _judge(
         self, slices: Iterator[bytes], parent: Level | None, state: bytearray, root: bytes, block_size: int
     ) -> Iterator[tuple[int, int]]:
-        """(block, BAD or UNPROVEN) of one level's blocks that are not GOOD, in order."""
+        """(block, verdict) of one level's blocks that are not GOOD, in order."""
         slot, per_block = self.sb.slot_size, self.sb.per_block
         doubtful = any(state)
         for number, digests in enumerate(slices):
@@ -213,7 +216,8 @@ class Walk:
                 continue
             for index in range(len(digests) // slot):
                 block = first + index
+                fits = digests[index * slot : (index + 1) * slot] == expected[index * slot : (index + 1) * slot]
                 if doubtful and state[block // per_block] != GOOD:
-                    yield block, UNPROVEN
-                elif digests[index * slot : (index + 1) * slot] != expected[index * slot : (index + 1) * slot]:
+                    yield block, UNPROVEN if fits else SUSPECT
+                elif not fits:
                     yield block, BAD

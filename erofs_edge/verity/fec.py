@@ -265,7 +265,7 @@ def opened(
     """The superblock of an image with parity, its byte offset, the covered area, and the parity's file descriptor.
 
     The superblock is looked for as `verify` does, and before `fec_offset` where all is in one file. The number of
-    roots follows from the size of the parity unless it is given. `writable` opens data and tree for writing.
+    roots follows from the size of the parity unless it is given. `writable` opens all of them for writing.
     Raises FormatError and UsageError as `verify` and `find_layout`.
     """
     holder = hash_device or image
@@ -274,8 +274,8 @@ def opened(
         hash_offset = 0 if hash_device else find_superblock(image, fec_offset if inside else None) or 0
     with ExitStack() as stack:
         fds = []
-        for path, mode in ((image, writable), (holder, writable), (fec_device, False)):
-            fd = os.open(path, (os.O_RDWR if mode else os.O_RDONLY) | os.O_CLOEXEC)
+        for path in (image, holder, fec_device):
+            fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
             stack.callback(os.close, fd)
             fds.append(fd)
         data_fd, hash_fd, fec_fd = fds
@@ -288,16 +288,20 @@ def opened(
         yield sb, hash_offset, Covered(layout, data_fd, hash_fd), fec_fd
 
 
-def damaged_parity(covered: Covered, fec_fd: int, *, jobs: int | None = None, progress: Progress | None = None) -> int:
-    """Bytes of the parity area that are not what an intact image's parity is."""
+def wrong_parity(
+    covered: Covered, fec_fd: int, *, mend: bool = False, jobs: int | None = None, progress: Progress | None = None
+) -> int:
+    """Bytes of the parity area that are not what the covered area asks for; with `mend` they are rewritten."""
     import numpy as np
 
     position, differing = covered.layout.offset, 0
     for piece in parities(covered, jobs=jobs, progress=progress):
         stored = read_exactly(fec_fd, len(piece), position).ljust(len(piece), b"\0")
-        position += len(piece)
         if stored != piece:
             differing += int(np.count_nonzero(np.frombuffer(piece, np.uint8) != np.frombuffer(stored, np.uint8)))
+            if mend:
+                write_exactly(fec_fd, piece, position)
+        position += len(piece)
     return differing
 
 

@@ -9,29 +9,32 @@ hash block that was repaired brings the verdict on what is below it. What cannot
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erofs_edge.errors import UsageError
 from erofs_edge.verity.blocks import Progress, counter, hash_blocks, read_exactly, write_exactly
-from erofs_edge.verity.check import BAD, GOOD, UNPROVEN, Ranges, Walk
-from erofs_edge.verity.fec import COLUMNS, Covered, Layout, opened
+from erofs_edge.verity.check import BAD, GOOD, SUSPECT, UNPROVEN, Ranges, Walk
+from erofs_edge.verity.fec import COLUMNS, Covered, Layout, opened, wrong_parity
 from erofs_edge.verity.superblock import Superblock
 
 if TYPE_CHECKING:
     from erofs_edge.verity.rs import Bytes
 
-FOREIGN = 3  # covered by parity, not by the tree
+FOREIGN = 4  # covered by parity, not by the tree
+UNKNOWN = 5  # nothing that could speak for or against the block is left
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
     """What was repaired, or could be, and what is lost. Numbers are data blocks, or blocks of the hash device.
 
-    `corrected` counts bytes. `unproven` data stands below a lost hash block: it may be right.
+    `corrected` counts bytes. `unproven` data stands below a lost hash block: it may be right. `parity` counts bytes of
+    the parity that were made anew, which only a whole image allows.
     """
 
     superblock: Superblock
@@ -43,6 +46,7 @@ class Repair:
     lost_hash: Ranges
     unproven: Ranges
     corrected: int
+    parity: int = 0
 
     @property
     def ok(self) -> bool:
@@ -65,6 +69,8 @@ def repair(
 ) -> Repair:
     """Correct all blocks of an image and its tree that can be corrected; a dry run keeps them in memory instead.
 
+    If that makes the image whole, parity that is wrong is made anew.
+
     A repair that is interrupted leaves each block wrong or right as it was, or right. Memory is one code round (255
     blocks, or COLUMNS words of them) and one byte for each block. Raises as `fec.opened` does, and UsageError where
     the root hash has another length than the algorithm's.
@@ -78,10 +84,14 @@ def repair(
         work = _Repair(sb, at, root_hash, covered, fec_fd, dry_run=dry_run)
         work.judge(Walk(sb, covered.data_fd, covered.hash_fd, jobs, counter(progress, sb.data_size)))
         work.run()
-        if work.fixed and not dry_run:
-            os.fsync(covered.data_fd)
-            os.fsync(covered.hash_fd)
-    return work.report()
+        found = work.report()
+        if dry_run:
+            return found
+        if found.ok and FOREIGN not in work.status:
+            found = replace(found, parity=wrong_parity(covered, fec_fd, mend=True, jobs=jobs))
+        for fd in (covered.data_fd, covered.hash_fd, fec_fd):
+            os.fsync(fd)
+    return found
 
 
 class _Repair:
@@ -107,6 +117,7 @@ class _Repair:
         for level, number, verdict in walk.findings(self.levels, self.root):
             block = self._block(-1 if level is None else self.levels.index(level), number)
             self._set(block, verdict)
+        self._weigh()
 
     def run(self) -> None:
         """Correct round by round, until no verdict changes any more."""
@@ -131,11 +142,30 @@ class _Repair:
             self.sb, self.at, layout,
             repaired_data=ranges(b for b in fixed if b < split),
             repaired_hash=ranges((b for b in fixed if b >= split), shift),
-            lost_data=ranges(_find(status, BAD, 0, split)),
-            lost_hash=ranges(_find(status, BAD, split, len(status)), shift),
-            unproven=ranges(_find(status, UNPROVEN, 0, split)),
+            lost_data=ranges(_find(status, bytes([BAD]), 0, split)),
+            lost_hash=ranges(_find(status, bytes([BAD]), split, len(status)), shift),
+            unproven=ranges(_find(status, bytes([UNPROVEN, SUSPECT, UNKNOWN]), 0, split)),
             corrected=self.corrected,
         )  # fmt: skip
+
+    def _weigh(self) -> None:
+        """Find out whom to suspect below a hash block that is not right: itself, if it fits nothing below it.
+
+        Chance makes no block fit a wrong digest, so that one which fits is right, although nothing proves it yet.
+        """
+        destroyed, unknown = [], []
+        for level, extent in enumerate(self.levels):
+            for number in range(extent.count):
+                block = self._block(level, number)
+                below = self._below(level, number)
+                if self.status[block] != GOOD and UNPROVEN not in self.status[below.start : below.stop]:
+                    destroyed.append(block)
+                    unknown.append(below)
+        for below in unknown:
+            self.status[below.start : below.stop] = bytes([UNKNOWN]) * len(below)
+        for block in destroyed:
+            if self.status[block] != BAD:
+                self.status[block] = SUSPECT
 
     def _mend(self, number: int) -> None:
         """Correct what can be corrected in one round; each block that is right again helps the others."""
@@ -172,21 +202,24 @@ class _Repair:
                 whole[symbol][columns] = value
             return whole
 
-        bad = [symbol for symbol, verdict in enumerate(verdicts) if verdict == BAD]
-        doubtful = [symbol for symbol, verdict in enumerate(verdicts) if verdict in (BAD, UNPROVEN)]
+        bad, suspect, doubtful = (
+            [symbol for symbol, verdict in enumerate(verdicts) if verdict in verdicts_taken]
+            for verdicts_taken in ((BAD,), (BAD, SUSPECT), (BAD, SUSPECT, UNKNOWN))
+        )
         erased: dict[int, Bytes] = {}
         if len(bad) <= len(found):
             erased, _ = rs.decode(wrong, bad)
             yield spread(erased)
         # word by word: errors at unknown places, but none in a block that is known to be right
         errors, sure = rs.decode(wrong, [])
-        right = {s for s in range(self.layout.strips) if s >= len(verdicts) or verdicts[s] == GOOD}
+        right = {s for s in range(self.layout.strips) if s >= len(verdicts) or verdicts[s] in (GOOD, UNPROVEN)}
         for symbol in right & errors.keys():
             sure &= errors[symbol] == 0
         nothing = np.zeros(len(columns), np.uint8)
         yield spread({s: np.where(sure, errors.get(s, nothing), erased.get(s, nothing)) for s in bad})
-        if len(bad) < len(doubtful) <= len(found):
-            yield spread(rs.decode(wrong, doubtful)[0])
+        for symbols, fewer in ((suspect, bad), (doubtful, suspect)):
+            if len(fewer) < len(symbols) <= len(found):
+                yield spread(rs.decode(wrong, symbols)[0])
 
     def _accept(self, block: int, correction: Bytes) -> bool:
         """Write the corrected block if its hash is right now, and judge what is below it."""
@@ -212,10 +245,7 @@ class _Repair:
         right = [(level, number)] if level >= 0 else []
         while right:
             level, number = right.pop()
-            count = self.levels[level - 1].count if level else self.sb.data_blocks
-            first = number * self.sb.per_block
-            for child in range(first, min(first + self.sb.per_block, count)):
-                block = self._block(level - 1, child)
+            for child, block in enumerate(self._below(level, number), number * self.sb.per_block):
                 good = self._matches(self._read(block), level - 1, child)
                 self._set(block, GOOD if good else BAD)
                 if good and level:
@@ -262,7 +292,7 @@ class _Repair:
         if self.status[block] != verdict:
             self.status[block] = verdict
             number = block % self.layout.rounds
-            if verdict != UNPROVEN and number not in self.queued:
+            if verdict in (GOOD, BAD) and number not in self.queued:
                 self.queued.add(number)
                 self.waiting.append(number)
 
@@ -276,6 +306,13 @@ class _Repair:
             return number
         return self.layout.data_blocks + self.levels[level].start + number - self.layout.hash_start
 
+    def _below(self, level: int, number: int) -> range:
+        """The covered blocks whose digests are in block `number` of a level of the tree."""
+        count = self.levels[level - 1].count if level else self.sb.data_blocks
+        first = number * self.sb.per_block
+        start = self._block(level - 1, first)
+        return range(start, start + min(self.sb.per_block, count - first))
+
     def _locate(self, block: int) -> tuple[int, int]:
         """The level of a covered block, and its number there."""
         if block < self.layout.data_blocks:
@@ -284,9 +321,7 @@ class _Repair:
         return next((i, at - lv.start) for i, lv in enumerate(self.levels) if lv.start <= at < lv.start + lv.count)
 
 
-def _find(status: bytearray, verdict: int, start: int, end: int) -> Iterator[int]:
-    """Blocks with this verdict in [start, end)."""
-    block = status.find(verdict, start, end)
-    while block >= 0:
-        yield block
-        block = status.find(verdict, block + 1, end)
+def _find(status: bytearray, verdicts: bytes, start: int, end: int) -> Iterator[int]:
+    """Blocks with one of these verdicts in [start, end)."""
+    for match in re.compile(b"[" + re.escape(verdicts) + b"]").finditer(status, start, end):
+        yield match.start()
