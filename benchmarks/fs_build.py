@@ -32,19 +32,34 @@ PIECE = 4 << 20
 
 
 class Mode(NamedTuple):
-    """A row: arguments for both, and whether we may use our cache (filled by a run before)."""
+    """A row: arguments for both, and whether we may use our cache (filled by a run before); ours, where they differ."""
 
     name: str
     arguments: list[str]
     warm: bool = False
+    ours: list[str] | None = None
 
 
+HC = ["-z", "lz4hc,9", "-C", "65536"]
 MODES = [
     Mode("lz4hc,9 64K", ["-z", "lz4hc,9", "-C", "65536"]),
     Mode("lz4hc,9 64K, warm cache", ["-z", "lz4hc,9", "-C", "65536"], warm=True),
     Mode("lz4hc,9 4K", ["-z", "lz4hc,9", "-C", "4096"]),
+    Mode("lz4hc,9 64K, ztailpacking", [*HC, "-E", "ztailpacking"]),
+    Mode("lz4hc,9 64K, dedupe", [*HC, "-E", "dedupe"]),
+    Mode("lz4hc,9 64K, fragments", [*HC, "-E", "fragments"]),
+    Mode("lz4hc,9 64K, fragments (ours: =256K)", [*HC, "-E", "fragments"], ours=[*HC, "-E", "fragments=256K"]),
+    Mode("lz4hc,9 64K, all-fragments,dedupe", [*HC, "-E", "all-fragments,dedupe"]),
+    Mode(
+        "lz4hc,9 64K, all-fragments,dedupe (ours: =256K)",
+        [*HC, "-E", "all-fragments,dedupe"],
+        ours=[*HC, "-E", "all-fragments=256K,dedupe"],
+    ),
     Mode("lz4 64K", ["-z", "lz4", "-C", "65536"]),
     Mode("lz4 4K", ["-z", "lz4", "-C", "4096"]),
+    Mode("zstd,3 64K", ["-z", "zstd,3", "-C", "65536"]),
+    Mode("deflate,6 64K", ["-z", "deflate,6", "-C", "65536"]),
+    Mode("lzma,6 64K", ["-z", "lzma,6", "-C", "65536"]),
     Mode("none", []),
 ]
 
@@ -99,7 +114,7 @@ def run_mode(mode: Mode, tree: Path, mkfs: str, runs: int, scratch: Path) -> str
     """The table's row of a mode."""
     ours, theirs = scratch / "ours.erofs", scratch / "theirs.erofs"
     env = {**os.environ, "EROFS_EDGE_CACHE": str(scratch / "cache")}
-    our_argv = [*OURS, str(tree), "-o", str(ours), *mode.arguments, *COMMON]
+    our_argv = [*OURS, str(tree), "-o", str(ours), *(mode.ours or mode.arguments), *COMMON]
     our_argv += [] if mode.warm else ["--no-cache"]
     # "-z NAME" as one word, the way mkfs.erofs wants optional arguments
     joined = [a + b for a, b in zip(mode.arguments[::2], mode.arguments[1::2], strict=True)]

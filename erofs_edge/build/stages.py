@@ -17,8 +17,10 @@ from erofs_edge.disk.layout import DiskLayout, partition_names, plan_disk, write
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.gate import parse_kernel
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
+from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import ManifestError, UsageError
+from erofs_edge.manifest.model import CompressionRule as ManifestRule
 from erofs_edge.manifest.model import LockedPackage, size_bytes
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report
@@ -114,6 +116,16 @@ def make_system(
     return SystemImage(path, made.tree, info, verity, made.report)
 
 
+def _rule(rule: ManifestRule) -> CompressionRule:
+    return CompressionRule(
+        match=rule.match,
+        compression=rule.compression,
+        level=rule.level,
+        pcluster=size_bytes(rule.pcluster) if rule.pcluster is not None else None,
+        dictionary=size_bytes(rule.dictionary) if rule.dictionary is not None else None,
+    )
+
+
 def erofs_options(inputs: Inputs) -> WriteOptions:
     """What the manifest says of the file system, for the board's kernel (by its package's version).
 
@@ -127,7 +139,14 @@ def erofs_options(inputs: Inputs) -> WriteOptions:
             block_size=size_bytes(erofs.block_size),
             compression=erofs.compression,
             level=erofs.level,
-            pcluster=size_bytes(erofs.pcluster) if erofs.compression != "none" else None,
+            pcluster=size_bytes(erofs.pcluster) if erofs.compression != "none" or erofs.rules else None,
+            dictionary=size_bytes(erofs.dictionary) if erofs.dictionary is not None else None,
+            rules=tuple(map(_rule, erofs.rules)),
+            dedupe=erofs.dedupe,
+            ztailpacking=erofs.ztailpacking,
+            fragments=erofs.fragments,
+            packed_pcluster=size_bytes(erofs.packed_pcluster) if erofs.packed_pcluster is not None else None,
+            chunk_size=size_bytes(erofs.chunksize) if erofs.chunksize is not None else None,
             epoch=inputs.epoch,
             times="fixed",
             kernel=parse_kernel(kernel.version),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from erofs_edge.cli.fs_build_compression import parse_algorithms, read_hints
 from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_text, table
 from erofs_edge.errors import UsageError
@@ -44,7 +45,14 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 @click.command()
 @click.argument("source", metavar="SRC", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "output", metavar="IMG", required=True, type=click.Path(path_type=Path), help="The image to write.")
-@click.option("-z", "compression", metavar="NAME[,LEVEL]", default="none", show_default=True, help="lz4, lz4hc[,1-12].")
+@click.option(
+    "-z", "compression", metavar="NAME[,LEVEL]", default="none", show_default=True,
+    help="lz4, lz4hc[,1-12], zstd[,1-22], deflate[,1-12], lzma[,0-9]; also level=N, dictsize=BYTES; more after ':'.",
+)  # fmt: skip
+@click.option(
+    "--compress-hints", metavar="FILE", type=click.Path(path_type=Path),
+    help="How single files are compressed, by lines '<cluster bytes> [<number of a -z name>] <regex>'.",
+)  # fmt: skip
 @click.option(
     "-C", "pcluster", metavar="SIZE", help="Bytes of a compressed cluster, as 65536 or 64K (default: a block)."
 )
@@ -113,6 +121,7 @@ def build(
 def _options(
     *,
     compression: str,
+    compress_hints: Path | None,
     pcluster: str | None,
     block_size: str,
     epoch: int | None,
@@ -132,10 +141,13 @@ def _options(
     from erofs_edge.erofs.gate import parse_kernel
     from erofs_edge.erofs.write import WriteOptions
 
-    name, level = _compression(compression)
+    algorithms = parse_algorithms(compression)
+    rules = read_hints(compress_hints, algorithms, _size("-b", block_size)) if compress_hints is not None else ()
     return WriteOptions(
-        compression=name,
-        level=level,
+        compression=algorithms[0].name,
+        level=algorithms[0].level,
+        dictionary=algorithms[0].dictionary,
+        rules=rules,
         pcluster=_size("-C", pcluster) if pcluster is not None else None,
         block_size=_size("-b", block_size),
         uuid=_uuid(uuid),
@@ -150,15 +162,6 @@ def _options(
         **_times(epoch, mkfs_time=mkfs_time, ignore_mtime=ignore_mtime),
         **_extended(extended),
     )
-
-
-def _compression(text: str) -> tuple[str, int | None]:
-    name, comma, level = text.partition(",")
-    if comma and not level.isdecimal():
-        raise UsageError(f"-z {text}: the level {level!r} is not a number", hint="for example -z lz4hc,9")
-    if name == "none" and comma:
-        raise UsageError("-z none has no levels")
-    return name, int(level) if comma else None
 
 
 def _size(option: str, text: str) -> int:
@@ -234,6 +237,7 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         ("kinds", ", ".join(f"{count} {kind}" for kind, count in info.kinds.items())),
         ("data", f"{info.data_blocks} blocks; {info.metadata_blocks} of metadata"),
         ("compressed files", f"{info.compressed}; {info.stored} stored as they are"),
+        ("fragments", f"{info.fragments} files, {size_text(info.packed)} in the packed inode"),
         ("equal files", f"{info.reused}; {info.shared} of them share their blocks"),
         ("cache", f"{info.cache_hits} segments found, {info.cache_misses} compressed"),
     ]

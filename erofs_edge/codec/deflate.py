@@ -25,7 +25,7 @@ LEVEL_MIN, LEVEL_MAX, LEVEL_DEFAULT = 1, 12, 6
 WINDOW_BITS = 15
 # a stored block that is not the last starts with a byte 0, which readers of images take for padding before the
 # stream; its five upper bits mean nothing (RFC 1951, 3.2.4)
-_STORED = 0x40
+_STORED = b"\x40"
 
 _HINT = f"pip install deflate=={WHEEL}"
 _SYMBOLS: dict[str, tuple[type | None, list[type]]] = {

@@ -110,7 +110,7 @@ BROKEN = [
     ("demo-system.yaml", "uid: 1000", 'gecos: "a:b"'),
     ("demo-system.yaml", "ssh.service", "ssh"),
     ("demo-system.yaml", "text: hello", "type: dir"),
-    ("demo-system.yaml", "level: 12", "level: 13"),
+    ("demo-system.yaml", "level: 12", "level: 110"),
     ("demo-system.yaml", "{level: 12}", "[]"),
 ]
 

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fs build -z` and `--compress-hints`: mkfs.erofs's spellings of how files are compressed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erofs_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.erofs.rules import CompressionRule
+
+SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """One of the algorithms of -z; `dictionary` in bytes, None where not given."""
+
+    name: str
+    level: int | None = None
+    dictionary: int | None = None
+
+
+def parse_algorithms(text: str) -> list[Algorithm]:
+    """'zstd,3', 'lzma,level=6,dictsize=65536', 'lz4hc,9:zstd': the first is for all files that no hint is about.
+
+    Raises UsageError.
+    """
+    found = [_algorithm(one, text) for one in text.split(":")]
+    if len(found) > 1 and any(one.name == "none" for one in found):
+        raise UsageError(f"-z {text}: 'none' stands alone", hint="a hint with cluster size 0 leaves files uncompressed")
+    return found
+
+
+def _algorithm(text: str, whole: str) -> Algorithm:
+    name, *words = text.split(",")
+    values: dict[str, int] = {}
+    for word in words:
+        key, equals, value = word.rpartition("=")
+        key = key if equals else "level"
+        number = re.fullmatch(r"(\d+)([KM]?)", value.upper() if key == "dictsize" else value, re.ASCII)
+        if key not in ("level", "dictsize"):
+            raise UsageError(f"-z {whole}: unknown option {key!r}", hint="level=N and dictsize=BYTES there are")
+        if not number:
+            raise UsageError(f"-z {whole}: the {key} {value!r} is not a number", hint="for example -z lz4hc,9")
+        if values.setdefault(key, int(number[1]) * SUFFIXES[number[2]]) and words.count(word) > 1:
+            raise UsageError(f"-z {whole}: {key} stands twice")
+    if name == "none" and words:
+        raise UsageError("-z none has no levels")
+    return Algorithm(name, values.get("level"), values.get("dictsize"))
+
+
+def read_hints(path: Path, algorithms: list[Algorithm], block_size: int) -> tuple[CompressionRule, ...]:
+    """The rules of a hints file: lines '<cluster bytes> [<algorithm number of -z>] <regex>', '#' for comments.
+
+    A cluster of 0 bytes leaves files uncompressed. The expressions are found anywhere in a path without its leading
+    '/'; of several lines that match the first one counts. Raises UsageError, with the line.
+    """
+    from erofs_edge.erofs.rules import CompressionRule
+    from erofs_edge.sources.regex import compile_regex
+
+    rules = []
+    try:
+        lines = path.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError as error:
+        raise UsageError(f"cannot read the hints: {error.strerror}", where=str(path)) from error
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        words = line.split(None, 2)
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) == 3:
+            size, index, pattern = words[0], words[1], words[2].rstrip()
+        elif len(words) == 2:
+            size, index, pattern = words[0], "0", words[1]
+        else:
+            raise UsageError("a hint has a cluster size and an expression", where=where, hint=r"as 65536 1 \.so$")
+        if not re.fullmatch(r"\d+", size, re.ASCII) or not re.fullmatch(r"\d+", index, re.ASCII):
+            raise UsageError(f"'{size} {index}' is not a cluster size in bytes and an algorithm's number", where=where)
+        if int(index) >= len(algorithms):
+            raise UsageError(
+                f"-z names no algorithm {index}", where=where, hint="they are numbered from 0: -z lz4hc:zstd"
+            )
+        try:
+            expression = compile_regex(pattern)
+        except ValueError as error:
+            raise UsageError(f"bad expression {pattern!r}: {error}", where=where) from error
+        one = algorithms[int(index)]
+        rule = CompressionRule(match=expression, compression="none")
+        if int(size) and one.name != "none":
+            rule = CompressionRule(
+                match=expression,
+                compression=one.name,
+                level=one.level,
+                pcluster=int(size),
+                dictionary=one.dictionary,
+            )
+        try:
+            rule.check(block_size)
+        except UsageError as error:
+            raise UsageError(error.message, where=where, hint=error.hint) from error
+        rules.append(rule)
+    return tuple(rules)
