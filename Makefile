@@ -2,12 +2,13 @@
 VENV ?= .venv
 OUT ?= out/qemu-aarch64
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench fuzz clean
 
 help:
 	@echo "make demo   build the stock system and boot it in QEMU (fetches what it lacks; no root)"
 	@echo "make test   all tests, with the reference tools as oracles"
 	@echo "make lint   ruff and mypy"
+	@echo "make fuzz   hostile EROFS images against the reader; FUZZ=\"--cases 1000000\""
 	@echo "make bench  the benchmarks against the peers; docs/benchmarks.md says what they mean"
 
 demo:
@@ -29,6 +30,11 @@ bench:
 	@tools/bootstrap $(VENV) dev
 	@$(VENV)/bin/erofs-edge tools fetch --oracles
 	$(VENV)/bin/python benchmarks/run.py
+
+fuzz:
+	@tools/bootstrap $(VENV) dev
+	@$(VENV)/bin/erofs-edge tools fetch --oracles
+	$(VENV)/bin/python tools/fuzz-erofs $(FUZZ)
 
 clean:
 	rm -rf out build dist

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.backing import METABOX
+from erofs_edge.erofs.extents import Kind
 from erofs_edge.erofs.read import Image
 
 _SUPER = {
@@ -16,7 +18,8 @@ _SUPER = {
     "xattr_blkaddr": (44, 4), "feature_incompat": (80, 4), "u1": (84, 2), "extra_devices": (86, 2),
     "devt_slotoff": (88, 2), "dirblkbits": (90, 1), "xattr_prefix_count": (91, 1), "xattr_prefix_start": (92, 4),
     "packed_nid": (96, 8), "xattr_filter_reserved": (104, 1), "rootnid_8b": (112, 8),
-    "record_length": (128, 2), "lz4_distance": (130, 2), "lz4_blocks": (132, 2),
+    "record_length": (128, 2), "lz4_distance": (130, 2), "lz4_blocks": (132, 2), "metabox_nid": (128, 8),
+    "blocks_hi": (14, 2), "build_time": (108, 4), "record_more": (134, 4), "ishare_xattr_prefix_id": (105, 1),
 }  # fmt: skip
 _COMPACT = {
     "i_format": (0, 2), "i_xattr_icount": (2, 2), "i_mode": (4, 2), "i_nlink": (6, 2), "i_size": (8, 4),
@@ -41,8 +44,16 @@ def fields(image: Image) -> list[Field]:
     """Every field of the superblock, and of each inode, dirent, xattr area, map header, index and chunk table."""
     found = [Field(f"super.{name}", ondisk.SUPER_OFFSET + at, size) for name, (at, size) in _SUPER.items()]
     inodes = [inode for _, inode in image.walk()]
-    if image.superblock.raw.packed_nid:
+    info = image.superblock
+    if info.raw.packed_nid:
         inodes.append(image.packed)
+    if info.metabox_nid:
+        inodes.append(image.metabox)
+    for number in range(len(info.devices)):
+        slot = info.raw.devt_slotoff * 128 + number * 128
+        found += [Field(f"device {number}+{at}", slot + at, size) for at, size in ((64, 4), (68, 4), (72, 2), (74, 2))]
+    if info.raw.xattr_prefix_count and info.raw.feature_compat & ondisk.COMPAT_PLAIN_XATTR_PFX:
+        found += [Field(f"prefixes+{at}", 4 * info.raw.xattr_prefix_start + at, 1) for at in range(8)]
     for inode in inodes:
         layout = _EXTENDED if inode.extended else _COMPACT
         prefix = f"inode {inode.nid}"
@@ -56,19 +67,36 @@ def fields(image: Image) -> list[Field]:
             found += [Field(f"{prefix}.{name}", start + at, size) for name, (at, size) in _MAP_HEADER.items()]
             zmap = image.zmap(inode)
             step = 2 if zmap.is_compact else 4
+            if zmap.record:
+                found.append(Field(f"{prefix}.h_extents", start, 4))
             found += [Field(f"{prefix}.index+{at}", zmap.position + at, step) for at in range(0, zmap.index_size, step)]
         elif inode.layout == ondisk.LAYOUT_CHUNK_BASED:
             found += [Field(f"{prefix}.chunks+{at}", inode.body + at, 4) for at in range(0, 32, 4)]
+            found += [Field(f"{prefix}.device+{at}", inode.body + at, 2) for at in range(2, 32, 8)]
         if inode.is_dir:
             found += _dirents(image, inode.nid)
         elif inode.layout == ondisk.LAYOUT_FLAT_INLINE:
             found.append(Field(f"{prefix}.inline", inode.body, 1))
-    return found
+    return [field for one in found if (field := _in_file(image, one)) is not None]
+
+
+def _in_file(image: Image, field: Field) -> Field | None:
+    """The field at its offset in the file; None where it is inside compressed metadata."""
+    if field.offset < METABOX:
+        return field if field.offset + field.size <= image.backing.end else None
+    at = field.offset - METABOX
+    for extent in image.extents(image.metabox, at):
+        if extent.kind is Kind.RAW and at + field.size <= extent.start + extent.length:
+            return field._replace(offset=extent.address + at - extent.start)
+        return None
+    return None
 
 
 def _dirents(image: Image, nid: int) -> Iterator[Field]:
     inode = image.inode(nid)
     for extent in image.extents(inode):
+        if extent.kind is not Kind.RAW:
+            return
         entries = list(image.dirents(inode))[:12]
         for number in range(len(entries)):
             at = extent.address + number * ondisk.DIRENT_SIZE
@@ -91,20 +119,6 @@ def value(rng: random.Random, old: int, size: int, nids: list[int]) -> int:
         new = rng.choice(choices) & top
         if new != old:
             return new
-
-
-def mutate(data: bytes, found: list[Field], nids: list[int], seed: int) -> tuple[bytes, str]:
-    """(image with one to three fields changed and its checksum right again, what was changed)."""
-    rng = random.Random(seed)
-    out = bytearray(data)
-    told = []
-    for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        field = rng.choice(found)
-        old = int.from_bytes(out[field.offset : field.offset + field.size], "little")
-        new = value(rng, old, field.size, nids)
-        out[field.offset : field.offset + field.size] = new.to_bytes(field.size, "little")
-        told.append(f"{field.name}: {old:#x} -> {new:#x}")
-    return seal(out), ", ".join(told)
 
 
 def seal(data: bytes | bytearray) -> bytes:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one hostile case is, and what it must not do; for the suite and for tools/fuzz-erofs."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mutate import Field, fields, seal, value
+from reader_trees import mkfs, noise, text
+
+from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.check import check
+from erofs_edge.erofs.extract import extract
+from erofs_edge.erofs.picture import svg
+from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.regions import map_image
+from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
+
+KINDS = [
+    "-zlz4 -C16384 -T1",
+    "-T1",
+    "-zlz4 -Elegacy-compress -C16384",
+    "--chunksize=4096 -Eforce-chunk-indexes",
+    "-zlz4 -Eztailpacking -T1",
+    "-zlz4 -Eall-fragments",
+    "-zlz4 -Ededupe,fragments -C8192",
+    "-b512 -zlz4 -C4096 -T1",
+    "-zlz4 -E48bit,ztailpacking",
+    "-zlz4hc -C16384 -E48bit,fragments",
+    "-zlz4 -m4096",
+    "-zlz4 -m4096 -E48bit,all-fragments --zD=1 --xattr-prefix=user.s -x1",
+    "--chunksize=4096 --blobdev=BLOB -E48bit",
+    "-zzstd -C16384 -Eztailpacking",
+    "-zlzma -C16384",
+    "-zdeflate -C8192 -Efragments",
+]
+EXTRACT_BYTES = 50 << 20
+
+
+class Patch(NamedTuple):
+    """Bytes that replace those at an offset."""
+
+    offset: int
+    data: bytes
+    told: str
+
+
+class Base(NamedTuple):
+    """A sound image, its fields and inode numbers, and its further device, if any."""
+
+    kind: str
+    data: bytes
+    fields: list[Field]
+    nids: list[int]
+    device: Path | None
+
+
+def make_source(source: Path) -> Path:
+    """A small tree with every kind of content."""
+    (source / "d").mkdir(parents=True)
+    (source / "d/f").write_bytes(text(700))
+    (source / "mix").write_bytes(text(300) + noise(9000) + text(900))
+    (source / "d/g").hardlink_to(source / "mix")
+    (source / "twin").write_bytes(text(500) + b"x")
+    (source / "link").symlink_to("d/f")
+    os.mkfifo(source / "pipe")
+    for name in "abc":
+        (source / name).write_bytes(name.encode())
+        os.setxattr(source / name, "user.s", b"shared value")
+    os.setxattr(source / "d", "user.k", b"v1")
+    for number, path in enumerate(sorted(source.rglob("*"))):
+        os.utime(path, ns=(0, 10**18 + number * 1001), follow_symlinks=False)
+    os.utime(source, ns=(0, 10**18))
+    return source
+
+
+def make_base(kind: str, tool: str, source: Path, folder: Path) -> Base:
+    """The image that mkfs.erofs makes with the options `kind`."""
+    number = KINDS.index(kind)
+    device = folder / f"blob{number}" if "BLOB" in kind else None
+    if device:
+        device.touch()
+    path = folder / f"base{number}"
+    times = [] if "-T1" in kind else ["-T1", "--mkfs-time"]
+    options = ["--quiet", *times, *kind.replace("BLOB", str(device)).split()]
+    mkfs(tool, path, source, options)
+    with Image(path, devices=[device] if device else []) as image:
+        nids = sorted({inode.nid for _, inode in image.walk()})
+        return Base(kind, path.read_bytes(), fields(image), nids, device)
+
+
+def patches(base: Base, seed: int) -> list[Patch]:
+    """What a case changes: mostly one to three fields, sometimes bytes anywhere."""
+    rng = random.Random(f"{base.kind} {seed}")
+    found = []
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        if rng.random() < 0.1:
+            at = rng.randrange(ondisk.SUPER_OFFSET, len(base.data) - 8)
+            found.append(Patch(at, rng.randbytes(rng.randrange(1, 8)), f"bytes at {at:#x}"))
+            continue
+        field = rng.choice(base.fields)
+        old = int.from_bytes(base.data[field.offset : field.offset + field.size], "little")
+        new = value(rng, old, field.size, base.nids)
+        told = f"{field.name}: {old:#x} -> {new:#x}"
+        found.append(Patch(field.offset, new.to_bytes(field.size, "little"), told))
+    return found
+
+
+def patched(base: Base, found: Sequence[Patch]) -> bytes:
+    """The image of a case, its checksum right."""
+    out = bytearray(base.data)
+    for patch in found:
+        out[patch.offset : patch.offset + len(patch.data)] = patch.data
+    return seal(out)
+
+
+def judge(path: Path, device: Path | None, *, write: bool) -> bool:
+    """Use an image in every way; whether the check accepts it.
+
+    Raises AssertionError, or whatever it was, where anything but a result or the format's error comes of it, where an
+    image that the check accepts cannot be read, and where a file appears outside the destination.
+    """
+    devices = [device] if device else []
+    try:
+        report = check(path, devices=devices, jobs=1)
+    except UsageError as error:  # the image says how many devices it has
+        assert "further devices" in error.message, error
+        return False
+    _read(lambda: _walk(path, devices), report.ok)
+    if write:
+        with tempfile.TemporaryDirectory(dir=path.parent) as inside:
+            before = set(os.listdir(path.parent))
+            try:
+                _read(lambda: _extract(path, devices, Path(inside) / "out"), report.ok)
+            finally:
+                assert set(os.listdir(path.parent)) == before
+                assert set(os.listdir(inside)) <= {"out"}
+                shutil.rmtree(Path(inside) / "out", ignore_errors=True)
+    return report.ok
+
+
+def _read(use: Callable[[], None], accepted: bool) -> None:
+    try:
+        use()
+    except ErofsFormatError as error:
+        assert error.where is not None, error
+        assert not accepted or "limit" in error.message or "regions" in error.message, error
+    except ErofsEdgeError as error:  # the host refuses, say, a file of 2**62 bytes
+        assert "cannot write" in error.message, error
+
+
+def _walk(path: Path, devices: list[Path]) -> None:
+    with Image(path, devices=devices) as image:
+        tree = image.tree()
+        for _, inode in tree.walk():
+            if inode.is_file and inode.content is not None:
+                inode.content.read(max(0, inode.size - 10_000), 10_000)
+        svg(map_image(image), "x")
+
+
+def _extract(path: Path, devices: list[Path], out: Path) -> None:
+    with Image(path, devices=devices) as image:
+        extract(image, out, limit=EXTRACT_BYTES, jobs=1)
