@@ -174,6 +174,15 @@ def _check_erofs(erofs: Erofs, fail: Fail) -> None:
     _multiple("erofs.pcluster", erofs.pcluster, block, fail)
     if size_bytes(erofs.pcluster) > MAX_PCLUSTER:
         fail("erofs.pcluster", '"pcluster" must be at most 1M: the kernel reads no larger ones')
+    if erofs.packed_pcluster is not None:
+        _multiple("erofs.packed_pcluster", erofs.packed_pcluster, block, fail)
+        if size_bytes(erofs.packed_pcluster) > MAX_PCLUSTER:
+            fail("erofs.packed_pcluster", '"packed_pcluster" must be at most 1M: the kernel reads no larger ones')
+        if erofs.fragments == "none":
+            fail("erofs.packed_pcluster", '"packed_pcluster" needs fragments')
+    if erofs.compression == "none" and (erofs.ztailpacking or erofs.fragments != "none"):
+        name = "ztailpacking" if erofs.ztailpacking else "fragments"
+        fail(f"erofs.{name}", f'"{name}" works on compressed files only')
     if erofs.level is not None and erofs.compression != "lz4hc":
         fail("erofs.level", f'"level" belongs to lz4hc; {erofs.compression} has none')
 

@@ -33,6 +33,24 @@ def test_the_kernel_of_the_lock_decides(repository: Path, tmp_path: Path) -> Non
     assert caught.value.where.endswith("m.yaml:2:1")
 
 
+def test_chunks(repository: Path, tmp_path: Path) -> None:
+    options = erofs_options(with_manifest(repository, tmp_path, "  compression: none\n  chunksize: 16K\n"))
+    assert (options.chunk_size, options.pcluster) == (16384, None)
+    with pytest.raises(ManifestError, match="chunk size 20480 is not a power of two"):
+        erofs_options(with_manifest(repository, tmp_path, "  chunksize: 20K\n"))
+
+
+def test_packing(repository: Path, tmp_path: Path) -> None:
+    text = "  fragments: all\n  packed_pcluster: 256K\n  dedupe: true\n  ztailpacking: true\n"
+    options = erofs_options(with_manifest(repository, tmp_path, text))
+    assert (options.fragments, options.packed_pcluster, options.dedupe, options.ztailpacking) == (
+        "all",
+        262144,
+        True,
+        True,
+    )
+
+
 def test_values_that_make_no_sense_together(repository: Path, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="multiple"):
         erofs_options(with_manifest(repository, tmp_path, "  pcluster: 12345\n"))

@@ -98,6 +98,11 @@ def test_times(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("-E 48bit", "-E 48bit is not supported"),
         ("-E nonsense", "-E nonsense: unknown option"),
         ("-E nosbcrc,force-inode-compact,force-inode-extended", "contradicts"),
+        ("-z none -E fragments", "fragments works on compressed files only"),
+        ("-z lz4 -E fragments=5000", "not a multiple of the block size"),
+        ("-z lz4 -E fragments=16K,all-fragments", "contradicts"),
+        ("-z lz4 -E dedupe=1", "-E dedupe takes no value"),
+        ("-z lz4 -E ztailpacking --kernel 5.16", "-E ztailpacking needs 5.17"),
         ("-z lz4hc,x", "'x' is not a number"),
         ("-z lz4hc,13", "no level 13"),
         ("-z xz", "unknown compression 'xz'"),
@@ -125,6 +130,20 @@ def test_extended_options(source: Path) -> None:
     assert (compact[1032] & 1, extended[1032] & 1) == (1, 0)
     root = 1152  # the root inode stands behind the superblock; bit 0 of its first byte is the form
     assert (compact[root] & 1, extended[root] & 1) == (0, 1)
+
+
+def test_packing(source: Path) -> None:
+    (source / "other").write_bytes(b"more text " * 9000)
+    (source / "equal").write_bytes(b"more text " * 9000)
+    done = build(source, "-z", "lz4", "-E", "all-fragments=16K,dedupe,ztailpacking", "--json")
+    told = json.loads(done.stdout)
+    assert told["fragments"] == 3
+    assert "fragments" in told["features"]
+    with Image(source.parent / "i") as image:
+        assert image.packed.size == told["packed"]
+        assert image.superblock.raw.feature_incompat & 0x22 == 0x22  # packed, in pclusters of more than a block
+    stats = build(source, "-z", "lz4", "-E", "dedupe,fragments", "--stats").stdout
+    assert "3 files, " in stats
 
 
 def test_a_cache_that_cannot_be_used_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

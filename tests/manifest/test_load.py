@@ -99,9 +99,9 @@ ERRORS: list[tuple[str, str, str, str, str | None]] = [
     ("demo-system.yaml", "level: 12", "pcluster: 2M", 'demo-system.yaml:16:9: "pcluster" must be at most 1M', None),
     ("demo-system.yaml", "level: 12", "pcluster: 5000", 'demo-system.yaml:16:9: "pcluster" must be a multiple of', None),
     ("demo-system.yaml", "level: 12", "packed_pcluster: 64K", 'demo-system.yaml:16:9: "packed_pcluster" needs', None),
-    ("demo-system.yaml", "level: 12", "fragments: all, packed_pcluster: 2M", '"packed_pcluster" must be at most 1M', None),
-    ("demo-system.yaml", "level: 12", "compression: none, fragments: all", '"fragments" works on compressed', None),
-    ("demo-system.yaml", "level: 12", "compression: none, ztailpacking: true", '"ztailpacking" works on', None),
+    ("demo-system.yaml", "level: 12", "fragments: all, packed_pcluster: 2M", 'demo-system.yaml:16:25: "packed_pcluster" must be at', None),
+    ("demo-system.yaml", "level: 12", "compression: none, fragments: all", 'demo-system.yaml:16:28: "fragments" works on', None),
+    ("demo-system.yaml", "level: 12", "compression: none, ztailpacking: true", 'demo-system.yaml:16:28: "ztailpacking" works', None),
     ("demo-system.yaml", "level: 12", "block_size: 3K", 'demo-system.yaml:16:9: "block_size" must be a power', None),
     ("demo-system.yaml", "{level: 12}", "[]", 'demo-system.yaml:16:8: "erofs" must be a map of keys', None),
 ]  # fmt: skip
