@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FOREIGN = 4  # covered by parity, not by the tree
 UNKNOWN = 5  # nothing that could speak for or against the block is left
+NEIGHBOURS = 64  # words that are likely to share their fate
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +216,9 @@ class _Repair:
         right = {s for s in range(self.layout.strips) if s >= len(verdicts) or verdicts[s] in (GOOD, UNPROVEN)}
         for symbol in right & errors.keys():
             sure &= errors[symbol] == 0
+        # two errors may look like one elsewhere, but seldom do: damage is wide, so words believe their neighbours
+        area = columns // NEIGHBOURS
+        sure &= np.bincount(area, sure)[area] * 2 > np.bincount(area)[area]
         nothing = np.zeros(len(columns), np.uint8)
         yield spread({s: np.where(sure, errors.get(s, nothing), erased.get(s, nothing)) for s in bad})
         for symbols, fewer in ((suspect, bad), (doubtful, suspect)):

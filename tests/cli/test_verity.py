@@ -143,3 +143,104 @@ def test_nonsense_exits_with_2(arguments: tuple[str, ...], image: Path) -> None:
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     assert image.read_bytes() == before
+
+
+def spoil(path: Path, *places: int) -> None:
+    raw = bytearray(path.read_bytes())
+    for place in places:
+        raw[place] ^= 0x10
+    path.write_bytes(raw)
+
+
+def test_parity_from_format_to_repair(image: Path, tmp_path: Path) -> None:
+    parity = tmp_path / "parity"
+    made = formatted(image, "--fec-device", parity, "--fec-roots", "4")
+    good, intact = image.read_bytes(), parity.read_bytes()
+    assert (made["fec_roots"], made["fec_offset"], made["fec_blocks"]) == (4, 0, 304)
+    assert made["fec_size"] == len(intact) == 2 * 4 * 4096
+    options = ["--root-hash", made["root_hash"], "--fec-device", str(parity)]
+    assert run("verify", image, *options).exit_code == 0
+    spoil(image, 0, 7 * 4096, 8 * 4096 + 5, 302 * 4096)
+    damaged = image.read_bytes()
+    result = run("verify", image, *options)
+    assert (result.exit_code, "all of it can be repaired" in result.stderr) == (4, True)
+    result = run("repair", image, *options, "--dry-run")
+    assert result.stdout == f"{image}: can repair 3 data block(s): 0, 7-8; 1 hash block(s): 302 (4 bytes)\n"
+    assert image.read_bytes() == damaged
+    record = json.loads(run("repair", image, *options, "--json").stdout)
+    assert (record["ok"], record["dry_run"], record["corrected_bytes"]) == (True, False, 4)
+    assert record["repaired_hash_blocks"] == {"ranges": [[302, 1]], "total": 1}
+    assert image.read_bytes() == good
+    assert run("repair", image, *options).stdout == f"{image}: nothing repaired\n"
+
+
+def test_wrong_parity_is_told_and_made_anew(image: Path, tmp_path: Path) -> None:
+    parity = tmp_path / "parity"
+    root = formatted(image, "--fec-device", parity)["root_hash"]
+    intact = parity.read_bytes()
+    spoil(parity, 1, 77)
+    options = ["--root-hash", root, "--fec-device", str(parity)]
+    result = run("verify", image, *options)
+    assert (result.exit_code, "2 byte(s) of parity are wrong" in result.stderr) == (4, True)
+    assert run("verify", image, "--root-hash", root).exit_code == 0
+    assert run("repair", image, *options).stdout == f"{image}: made 2 bytes of parity anew\n"
+    assert parity.read_bytes() == intact
+
+
+def test_repair_names_what_is_lost(image: Path, tmp_path: Path) -> None:
+    parity = tmp_path / "parity"
+    root = formatted(image, "--fec-device", parity)["root_hash"]
+    spoil(image, 0, 10 * 4096, 20 * 4096)  # two rounds: three bad blocks in one word, two roots
+    before = image.read_bytes()
+    options = ["--root-hash", root, "--fec-device", str(parity)]
+    result = run("repair", image, *options)
+    assert (result.exit_code, "beyond repair: 3 bad data block(s): 0, 10, 20" in result.stderr) == (4, True)
+    assert image.read_bytes() == before
+    result = run("verify", image, *options)
+    assert (result.exit_code, "would leave 3 bad data block(s)" in result.stderr) == (4, True)
+
+
+def test_everything_in_one_file(image: Path) -> None:
+    made = formatted(image, "--fec-device", image)
+    good = image.read_bytes()
+    assert made["fec_offset"] + made["fec_size"] == len(good)
+    spoil(image, 5)
+    options = ["--root-hash", made["root_hash"], "--fec-device", image, "--fec-offset", str(made["fec_offset"])]
+    assert run("repair", image, *options).exit_code == 0
+    assert image.read_bytes() == good
+    assert run("verify", image, *options).exit_code == 0
+
+
+def test_a_failed_parity_leaves_the_image_as_it_was(image: Path, tmp_path: Path) -> None:
+    before = image.read_bytes()
+    for options in (
+        ["--fec-device", tmp_path / "parity", "--fec-offset", "100"],
+        ["--fec-device", tmp_path / "parity", "--fec-roots", "25"],
+        ["--fec-device", tmp_path / "parity", "--hash-block-size", "1024"],
+        ["--fec-device", image, "--fec-offset", "4096"],
+        ["--fec-device", tmp_path / "missing" / "parity"],
+    ):
+        result = run("format", image, *options)
+        assert result.exit_code != 0
+        assert "Traceback" not in result.output
+        assert image.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image"]
+
+
+def test_dump(image: Path, tmp_path: Path) -> None:
+    made = formatted(image, "--salt", SALT, "--uuid", UUID)
+    record = json.loads(run("dump", image, "--json").stdout)
+    assert {key: record[key] for key in record.keys() & made.keys()} == {
+        key: made[key] for key in record.keys() & made.keys()
+    }
+    assert (record["hash_blocks"], record["hash_levels"], record["tree_end"]) == (4, 2, image.stat().st_size)
+    assert f"Salt:              {SALT}" in run("dump", image).stdout
+    result = run("dump", image, "--hash-offset", "4096")
+    assert (result.exit_code, "offset 0x1000" in result.stderr) == (1, True)
+    (tmp_path / "other").write_bytes(bytes(10_000))
+    assert run("dump", tmp_path / "other").exit_code == 1
+
+
+def test_dump_of_a_hash_device(image: Path, tmp_path: Path) -> None:
+    formatted(image, "--hash-device", tmp_path / "tree", "--uuid", UUID)
+    assert json.loads(run("dump", tmp_path / "tree", "--json").stdout)["uuid"] == UUID
