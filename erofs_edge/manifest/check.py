@@ -28,6 +28,7 @@ PARTITION_UNIT = 4096
 GPT_NAME = 36
 """UTF-16 units of a partition's name (UEFI 2.10, table 5-6)"""
 MAX_PCLUSTER = 1 << 20
+LEVELS = {"lz4hc": range(1, 13), "zstd": range(1, 23), "deflate": range(1, 13), "lzma": {*range(10), *range(100, 110)}}
 """bytes: Z_EROFS_PCLUSTER_MAX_SIZE of the kernel"""
 BLOCK_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
@@ -183,8 +184,20 @@ def _check_erofs(erofs: Erofs, fail: Fail) -> None:
     if erofs.compression == "none" and (erofs.ztailpacking or erofs.fragments != "none"):
         name = "ztailpacking" if erofs.ztailpacking else "fragments"
         fail(f"erofs.{name}", f'"{name}" works on compressed files only')
-    if erofs.level is not None and erofs.compression != "lz4hc":
-        fail("erofs.level", f'"level" belongs to lz4hc; {erofs.compression} has none')
+    _level("erofs", erofs.compression, erofs.level, fail)
+    for i, rule in enumerate(erofs.rules):
+        _level(f"erofs.rules.{i}", rule.compression, rule.level, fail)
+        if rule.pcluster is not None:
+            _multiple(f"erofs.rules.{i}.pcluster", rule.pcluster, block, fail)
+
+
+def _level(pointer: str, compression: str, level: int | None, fail: Fail) -> None:
+    if level is None or level in LEVELS.get(compression, ()):
+        return
+    if compression not in LEVELS:
+        fail(f"{pointer}.level", f'"level" belongs to {", ".join(LEVELS)}; {compression} has none')
+    else:
+        fail(f"{pointer}.level", f'"level" {level} is none of {compression}')
 
 
 def _multiple(pointer: str, size: str | int, unit: int, fail: Fail) -> None:

@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import random
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from treediff import diff
 from writer_check import Oracle, fsck_differences, kernel_differences, write, written
-from writer_trees import file, mixed, noise, text
+from writer_trees import file, mixed, noise, text, trees
 
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.check import check
 from erofs_edge.erofs.ondisk import ALGORITHM_NAMES
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.rules import CompressionRule
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import ErofsFormatError, UsageError
 from erofs_edge.tree import FileTree
 
 MODES: dict[str, dict[str, Any]] = {
@@ -38,6 +42,9 @@ RULES = (
     CompressionRule(match="deep/*/x*", compression="lzma", level=1, pcluster=65536),
     CompressionRule(match=re.compile(rb"f[0-3]$"), compression="deflate"),
 )
+ANY = [
+    CompressionRule(match=m, compression=c) for m, c in (("?*[0-7]", "zstd"), ("**", "deflate"), ("*[a-z]*", "none"))
+]
 modes = pytest.mark.parametrize("options", MODES.values(), ids=MODES)
 
 
@@ -66,6 +73,37 @@ def test_everyone_reads_them(options: dict[str, Any], tmp_path: Path, oracle: Or
     with Image(image) as ours:
         assert diff(ours.tree(), tree) == []
     assert not check(image).findings
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=trees(), rules=st.permutations(ANY), blocks=st.sampled_from([1, 4]))
+def test_any_tree_comes_back(tmp_path: Path, tree: FileTree, rules: list[CompressionRule], blocks: int) -> None:
+    image = tmp_path / "image"
+    write(tree, image, compression="lz4", pcluster=4096 * blocks, rules=tuple(rules))
+    with Image(image) as ours:
+        assert diff(ours.tree(), tree) == []
+    assert not check(image).findings
+
+
+@pytest.mark.parametrize("name", ["zstd", "deflate", "lzma"])
+def test_hostile_data(name: str, tmp_path: Path) -> None:
+    tree, path = FileTree(), tmp_path / "image"
+    tree.add("f", file(text(300_000)))
+    write(tree, path, compression=name, level=1, pcluster=16384)
+    with Image(path) as image:
+        extent = list(image.extents(image.lookup("f")))[1]
+    sound = path.read_bytes()
+    rng = random.Random(1)
+    for _ in range(60):
+        raw = bytearray(sound)
+        at = extent.address + rng.choice([rng.randrange(extent.size), rng.randrange(40)])
+        raw[at : at + 4] = rng.randbytes(4)
+        path.write_bytes(raw)
+        with Image(path) as image, suppress(ErofsFormatError):
+            assert len(image.read(image.lookup("f"), 0, 300_000)) == 300_000
+    path.write_bytes(sound[: extent.address] + bytes(extent.size) + sound[extent.address + extent.size :])
+    with Image(path) as image, pytest.raises(ErofsFormatError, match=f"offset {extent.address:#x}"):
+        image.read(image.lookup("f"), 0, 300_000)
 
 
 @pytest.mark.parametrize("name", ["zstd", "deflate", "lzma"])
