@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
@@ -66,7 +67,14 @@ class Backing:
         finally:
             os.close(fd)
         self.end = self.size
-        self.windows: list[Window] = []
+        self._starts: list[int] = []
+        self._windows: list[Window] = []
+
+    def attach(self, window: Window) -> None:
+        """Make a window readable; windows do not overlap. There may be 65535 devices, hence the order."""
+        at = bisect_right(self._starts, window.start)
+        self._starts.insert(at, window.start)
+        self._windows.insert(at, window)
 
     def close(self) -> None:
         self._map.close()
@@ -106,10 +114,11 @@ class Backing:
 
     def resolve(self, address: int) -> int:
         """The address of data: an address on an extra device where that device is mapped there."""
-        if address < self.end or not self.windows:
+        if address < self.end or not self._windows:
             return address
         window = self._window(address)
         return address - window.start + window.at if window is not None else address
 
     def _window(self, offset: int) -> Window | None:
-        return next((window for window in self.windows if window.start <= offset < window.end), None)
+        at = bisect_right(self._starts, offset) - 1
+        return self._windows[at] if at >= 0 and offset < self._windows[at].end else None

@@ -81,9 +81,9 @@ def attach(
             else:
                 missing.append(number)
                 read = _missing(number, slot)
-            backing.windows.append(Window(at, at + size, read, at))
+            backing.attach(Window(at, at + size, read, at))
             if slot.uniaddr:
-                backing.windows.append(Window(start, start + size, read, at))
+                backing.attach(Window(start, start + size, read, at))
     except BaseException:
         for device in opened:
             device.close()

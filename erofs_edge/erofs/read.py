@@ -88,7 +88,7 @@ class Image:
                 return piece(first)[start : start + length]
             return self.read(inode, offset, length)
 
-        self.backing.windows.append(Window(METABOX, METABOX + inode.size, read, METABOX))
+        self.backing.attach(Window(METABOX, METABOX + inode.size, read, METABOX))
 
     def __enter__(self) -> Image:
         return self

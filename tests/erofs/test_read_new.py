@@ -16,6 +16,7 @@ from erofs_edge.codec import lz4
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import METABOX, Backing
 from erofs_edge.erofs.check import check
+from erofs_edge.erofs.device_table import attach
 from erofs_edge.erofs.extents import Extent, Kind
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.mapheader import read_zmap
@@ -279,3 +280,31 @@ def test_sizes_of_48_bits(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(data)
     info = read_superblock(Backing(tmp_path / "image"))
     assert (info.root_nid, info.blocks) == (1, 1)
+
+
+def test_very_many_devices_are_found_fast(tmp_path: Path) -> None:
+    """65535 devices that are not there: a read must not look at each of them."""
+    count = 65535
+    slot = [(ondisk.DEVICE_SLOT.pack(b"", 1, 1000 + 2 * number, 0, 0)) for number in range(count)]
+    table = b"".join(slot)
+    blocks = -(-(4096 + len(table)) // 4096)
+    raw = ondisk.Superblock(
+        feature_incompat=ondisk.INCOMPAT_DEVICE_TABLE, extra_devices=count, devt_slotoff=32, blocks_lo=100
+    )
+    data = bytearray(blocks * 4096)
+    data[1024 : 1024 + 128] = ondisk.SUPERBLOCK.pack(*raw)
+    data[4096 : 4096 + len(table)] = table
+    (tmp_path / "image").write_bytes(data)
+    with pytest.raises(ErofsFormatError, match=r"device table.*outside the image"):
+        read_superblock(Backing(tmp_path / "image"))
+    data[1024 + 36 : 1024 + 40] = (999).to_bytes(4, "little")
+    data = data.ljust(999 * 4096, b"\0")[: 999 * 4096]
+    small = 999 * 4096 // 128 - 32
+    data[1024 + 86 : 1024 + 88] = small.to_bytes(2, "little")
+    (tmp_path / "image").write_bytes(data)
+    backing = Backing(tmp_path / "image")
+    info = read_superblock(backing)
+    opened, missing = attach(backing, info.devices, [], 12)
+    assert (len(info.devices), opened, len(missing)) == (small, [], small)
+    assert all(backing.resolve((1000 + 2 * n) << 12) == (n + 1) << 72 for n in range(small))  # 30,000 times
+    assert all(backing.resolve((1001 + 2 * n) << 12) == (1001 + 2 * n) << 12 for n in range(100))
