@@ -58,6 +58,12 @@ def _products() -> Bytes:
     return table
 
 
+@lru_cache
+def _inverses() -> Bytes:
+    """(256,): 1 / a, and 0 for 0."""
+    return np.array([0] + [inverse(v) for v in range(1, 256)], np.uint8)
+
+
 def generator(roots: int) -> list[int]:
     """Coefficients of the generator polynomial, of x^0 first; that of x^roots is 1."""
     g = [1]
@@ -180,7 +186,7 @@ def _errors(found: Bytes, erasures: Sequence[int]) -> tuple[dict[int, Bytes], Fl
     slope = locator.copy()
     slope[0::2] = 0
     corrections: dict[int, Bytes] = {}
-    rest = found
+    rest = found.copy()
     for position in range(WORD):
         x = EXP[(WORD - 1 - position) % 255]
         columns = np.flatnonzero(_at(locator, inverse(x)) == 0)
@@ -188,10 +194,10 @@ def _errors(found: Bytes, erasures: Sequence[int]) -> tuple[dict[int, Bytes], Fl
             continue
         top, bottom = _at(evaluator[:, columns], inverse(x)), _at(slope[:, columns], inverse(x))
         # Forney's formula for roots that begin with 2^0 has a factor x: the slope, not divided by it, holds it already
-        quotient = np.array([0] + [inverse(v) for v in range(1, 256)], np.uint8)[bottom]
+        values = products[top, _inverses()[bottom]]
         corrections[position] = np.zeros(width, np.uint8)
-        corrections[position][columns] = products[top, quotient]
-        rest = shifted(rest, position, corrections[position])
+        corrections[position][columns] = values
+        rest[:, columns] = shifted(rest[:, columns], position, values)
     ok: Flags = np.all(rest == 0, axis=0)
     for values in corrections.values():
         values[~ok] = 0
@@ -209,7 +215,6 @@ def _locator(found: Bytes, erasures: Sequence[int]) -> Bytes:
     locator = np.zeros((roots + 1, width), np.uint8)
     locator[: len(start)] = np.array(start, np.uint8)[:, None]
     before, length = locator.copy(), np.full(width, len(erasures))
-    inverses = np.array([0] + [inverse(v) for v in range(1, 256)], np.uint8)
     for i in range(len(erasures), roots):
         gap = np.zeros(width, np.uint8)
         for k in range(i + 1):
@@ -218,7 +223,7 @@ def _locator(found: Bytes, erasures: Sequence[int]) -> Bytes:
         before[0] = 0
         grown = (gap != 0) & (2 * length <= i + len(erasures))
         following = locator ^ products[gap[None, :], before]
-        before[:, grown] = products[inverses[gap[grown]][None, :], locator[:, grown]]
+        before[:, grown] = products[_inverses()[gap[grown]][None, :], locator[:, grown]]
         length[grown] = i + 1 + len(erasures) - length[grown]
         locator = following
     return locator
