@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,11 @@ def test_pieces_and_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.M
     )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert seen[-1][0] >= seen[-1][1] == (info.size - 4096)
+
+
+def test_numpy_is_loaded_only_to_compute() -> None:
+    modules = "erofs_edge.cli.verity, erofs_edge.verity.fec, erofs_edge.verity.repair, sys"
+    subprocess.run([sys.executable, "-c", f"import {modules}; assert 'numpy' not in sys.modules"], check=True)
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

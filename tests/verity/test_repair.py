@@ -138,6 +138,17 @@ def test_a_word_with_two_bad_blocks_waits_for_the_third(tmp_path: Path) -> None:
     assert found.repaired_data.total == 3
 
 
+def test_two_errors_that_look_like_one_elsewhere_mislead_nobody(tmp_path: Path) -> None:
+    """Sectors: two share 128 words, some of which could pass for one error in the third block, which is elsewhere."""
+    case = made(tmp_path, 900, 2)
+    first, second, third = (n * case.layout.rounds for n in (3, 50, 99))
+    for seed in range(5):
+        chance = random.Random(seed)
+        other = case.good[third * BLOCK :][:256] + chance.randbytes(200)
+        case.spoil({first: chance.randbytes(128), second: chance.randbytes(128), third: other})
+        assert case.repair().ok
+
+
 def test_a_repaired_hash_block_brings_what_is_below(tmp_path: Path) -> None:
     """The whole tree and a data block: the way down is found again level by level."""
     case = made(tmp_path, 900, 24)
