@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 from shutil import which
@@ -65,6 +66,7 @@ def test_files_that_the_image_lacks_are_not_listed(packages: list[Package]) -> N
 def test_dpkg_reads_it(packages: list[Package], tmp_path: Path) -> None:
     program = which("dpkg-query")
     if program is None:
+        assert "CI" not in os.environ, "in CI a missing reference tool is a failure"
         pytest.skip("the host has no dpkg-query to ask")
     tree = unpack(packages)
     write_database(tree, packages, "arm64")
