@@ -8,9 +8,7 @@ environment on flash (U-Boot doc/develop/devicetree/control.rst, common/cli.c `c
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,28 +17,23 @@ from erofs_edge.boot.fdt import Node, cells, parse, string, write
 from erofs_edge.boot.fit import add_key
 from erofs_edge.errors import ManifestError, ToolError
 from erofs_edge.manifest.model import Board, Qemu, size_bytes
-from erofs_edge.toolbox.prefix import find
+from erofs_edge.toolbox.emulator import MENDS, Emulator, find_qemu, short_run
 from erofs_edge.trust.signer import VerificationKey
 
-PROGRAM = "qemu-system-aarch64"
-VARIABLE = "EROFS_EDGE_QEMU"
-OLDEST = (7, 2)
-MENDS = "erofs-edge tools fetch"
+__all__ = [
+    "MENDS",
+    "Drive",
+    "Emulator",
+    "boot_arguments",
+    "control_tree",
+    "dump_tree",
+    "find_qemu",
+    "machine_arguments",
+    "qemu_of",
+]
 
 AUTOBOOT_WITHOUT_PROMPT = 0xFFFFFFFE
 """-2: U-Boot runs the boot command at once and looks at no key (doc/usage/cmd/bootdelay)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Emulator:
-    """A QEMU program and its version."""
-
-    program: Path
-    version: tuple[int, int, int]
-
-    @property
-    def version_text(self) -> str:
-        return ".".join(map(str, self.version))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +42,6 @@ class Drive:
 
     path: Path
     snapshot: bool = True
-
-
-def find_qemu() -> Emulator:
-    """EROFS_EDGE_QEMU, else the private prefix, else PATH. Raises ToolError where it is missing or too old."""
-    named = os.environ.get(VARIABLE)
-    program = Path(named) if named else find(PROGRAM)
-    said = _run([str(program), "--version"])
-    found = re.search(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", said)
-    if not found:
-        raise ToolError("this is no QEMU: it does not tell its version", where=str(program), hint=MENDS)
-    emulator = Emulator(program, (int(found[1]), int(found[2]), int(found[3])))
-    if emulator.version < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise ToolError(
-            f"QEMU {emulator.version_text} is too old, {oldest} is needed", where=str(program), hint=_mend(named)
-        )
-    return emulator
-
-
-def _mend(named: str | None) -> str:
-    return f"unset {VARIABLE}, then: {MENDS}" if named else MENDS
 
 
 def qemu_of(board: Board) -> Qemu:
@@ -136,7 +108,7 @@ def dump_tree(emulator: Emulator, qemu: Qemu, bios: Path) -> bytes:
     """
     with tempfile.TemporaryDirectory(prefix="erofs-edge-") as folder:
         dump = Path(folder) / "machine.dtb"
-        said = _run([str(emulator.program), *machine_arguments(qemu, bios, dump=dump)])
+        said = short_run([str(emulator.program), *machine_arguments(qemu, bios, dump=dump)])
         if not dump.exists():
             raise ToolError(f"QEMU wrote no device tree: {said[-200:]}", where=str(emulator.program))
         return dump.read_bytes()
@@ -156,25 +128,3 @@ def control_tree(machine: bytes, key: VerificationKey, script: str) -> bytes:
     config.props["bootdelay"] = cells(AUTOBOOT_WITHOUT_PROMPT)
     config.props["load-environment"] = cells(0)
     return write(tree)
-
-
-def _run(command: list[str]) -> str:
-    """What a short run of QEMU says. Raises ToolError where it cannot be started or fails."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=60,
-            check=False,
-            text=True,
-            errors="replace",
-        )
-    except OSError as error:
-        raise ToolError(f"QEMU cannot be started: {error.strerror}", where=command[0], hint=MENDS) from error
-    except subprocess.TimeoutExpired as error:
-        raise ToolError("QEMU does not answer", where=command[0], hint=MENDS) from error
-    if done.returncode:
-        raise ToolError(f"QEMU failed: {done.stdout.strip()[-400:]}", where=command[0])
-    return done.stdout

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The QEMU that this machine has: which program, which version, and short runs of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.errors import ToolError
+from erofs_edge.toolbox.prefix import find
+
+PROGRAM = "qemu-system-aarch64"
+VARIABLE = "EROFS_EDGE_QEMU"
+OLDEST = (7, 2)
+MENDS = "erofs-edge tools fetch"
+
+
+@dataclass(frozen=True, slots=True)
+class Emulator:
+    """A QEMU program and its version."""
+
+    program: Path
+    version: tuple[int, int, int]
+
+    @property
+    def version_text(self) -> str:
+        return ".".join(map(str, self.version))
+
+
+def find_qemu() -> Emulator:
+    """EROFS_EDGE_QEMU, else the private prefix, else PATH. Raises ToolError where it is missing or too old."""
+    named = os.environ.get(VARIABLE)
+    program = Path(named) if named else find(PROGRAM)
+    said = short_run([str(program), "--version"])
+    found = re.search(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", said)
+    if not found:
+        raise ToolError("this is no QEMU: it does not tell its version", where=str(program), hint=MENDS)
+    emulator = Emulator(program, (int(found[1]), int(found[2]), int(found[3])))
+    if emulator.version < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise ToolError(
+            f"QEMU {emulator.version_text} is too old, {oldest} is needed", where=str(program), hint=_mend(named)
+        )
+    return emulator
+
+
+def _mend(named: str | None) -> str:
+    return f"unset {VARIABLE}, then: {MENDS}" if named else MENDS
+
+
+def short_run(command: list[str]) -> str:
+    """What a short run of QEMU says. Raises ToolError where it cannot be started or fails."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+            check=False,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise ToolError(f"QEMU cannot be started: {error.strerror}", where=command[0], hint=MENDS) from error
+    except subprocess.TimeoutExpired as error:
+        raise ToolError("QEMU does not answer", where=command[0], hint=MENDS) from error
+    if done.returncode:
+        raise ToolError(f"QEMU failed: {done.stdout.strip()[-400:]}", where=command[0])
+    return done.stdout
