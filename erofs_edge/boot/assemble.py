@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,14 +46,14 @@ class BootOutputs:
     kernel_version: str
 
 
-def system_modules(board: Board, kernel_deb: Path, cache: Cache, *, epoch: int) -> FileTree:
-    """/usr/lib/modules/VERSION for the system partition: the modules that `boot.system_modules` selects with all that
+def system_modules(names: Iterable[str], kernel_deb: Path, cache: Cache, *, epoch: int) -> FileTree:
+    """/usr/lib/modules/VERSION for the system partition: the modules that names and globs select with all that
     they need, as the package has them, and the indexes that modprobe and udev read. An empty tree for none.
 
     Raises SourceError for a module that the kernel does not have.
     """
     kernel = KernelModules(read_deb(kernel_deb, cache).data)
-    modules = kernel.closure(kernel.select(board.boot.system_modules))
+    modules = kernel.closure(kernel.select(names))
     tree = FileTree()
     if not modules:
         return tree

@@ -22,6 +22,7 @@ from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import ManifestError, UsageError
 from erofs_edge.manifest.model import CompressionRule as ManifestRule
 from erofs_edge.manifest.model import LockedPackage, size_bytes
+from erofs_edge.sources.budget import check_image, check_paths
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report
 from erofs_edge.sources.debian.fetch import fetch
@@ -104,15 +105,18 @@ def make_system(
     options = erofs_options(inputs)
     with step("system tree"):
         made = system_tree(locked.loaded, locked.lock, debs.system, cache)
-        made.tree.merge(system_modules(inputs.board.value, debs.kernel, cache, epoch=inputs.epoch))
+        modules = [*inputs.board.value.boot.system_modules, *locked.loaded.value.modules]
+        made.tree.merge(system_modules(modules, debs.kernel, cache, epoch=inputs.epoch))
         if (selinux := locked.loaded.value.selinux) is not None:
             apply_file_contexts(made.tree, read_file_contexts(Path(selinux.file_contexts)))
+    check_paths(locked.loaded, made.tree)
     path = work / "system.img"
     with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
         options = replace(options, jobs=jobs, cache=compressed if use_cache else None, progress=progress)
         info = write_image(made.tree, path, options)
     with step("verity"):
         verity = append(path, block_size=size_bytes(inputs.board.value.verity.block_size))
+    check_image(locked.loaded, made.tree, verity.size)
     return SystemImage(path, made.tree, info, verity, made.report)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from erofs_edge.manifest.shaping import BudgetKey, Droppable, Network, OverlayRule, Smoke, VariableName
 from erofs_edge.manifest.words import (
     SIZE_PATTERN,
     DevicePath,
@@ -59,6 +60,10 @@ class Overlay(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """permission bits of its directories"""
     executable: list[str] = []
     """globs below `to` that get 0755"""
+    rules: list[OverlayRule] = []
+    """owner, mode and attributes of single paths; of several rules that match, the last one that says it counts"""
+    templates: list[str] = []
+    """globs below `to` of files in which @NAME@ is replaced by the variable NAME"""
 
 
 class Source(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -153,7 +158,7 @@ class Erofs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """the algorithm: mkfs.erofs -z. Kernels read zstd from 6.10 on, deflate 6.6, lzma 5.16, if built with it"""
     level: Level | None = None
     """lz4hc 1 to 12, zstd 1 to 22, deflate 1 to 12, lzma 0 to 9 and (slower) 100 to 109: the number after the comma of
-    mkfs.erofs -z; not given: 9, 3, 6, 6"""
+    mkfs.erofs -z; not given: 8 (7 for device trees), 3, 6, 6"""
     dictionary: Size | None = None
     """how far matches reach back, for zstd (at most 1M) and lzma (at most 8M): dictsize of mkfs.erofs -z"""
     rules: list[CompressionRule] = []
@@ -172,7 +177,7 @@ class Erofs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """'tails': ends of files, and small files, are compressed together: mkfs.erofs -Efragments; 'all': whole files
     are: -Eall-fragments (Linux 6.1)"""
     packed_pcluster: Size | None = None
-    """as `pcluster`, of what `fragments` puts together; not given: the same. Larger is smaller, and slower to read"""
+    """as `pcluster`, of what `fragments` puts together; not given: 4 times that. Larger is smaller, and slower to read"""
 
 
 class Selinux(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -205,6 +210,16 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """globs of paths left out, '**' crosses directories"""
     keep: list[str] = []
     """globs that win over `exclude`"""
+    drop: list[Droppable] = []
+    """kinds of files left out: man and info pages, translations, lintian's; of 'doc' the copyright files stay"""
+    locales: list[Line] = []
+    """languages whose translations stay, as in de, pt_BR, where `drop` names 'locale'"""
+    firmware: list[str] | None = None
+    """globs below /usr/lib/firmware: of the files there only these stay, and what links among them lead to"""
+    modules: list[str] = []
+    """kernel modules that this system needs of any board, beyond its `system_modules`: names or globs like there"""
+    variables: dict[VariableName, Line] = {}
+    """for `templates` of overlays, beside HOSTNAME, SYSTEM, SUITE and ARCH"""
     hostname: Annotated[
         str,
         Meta(
@@ -213,6 +228,8 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         ),
     ] = "edge"
     """the machine's name in /etc/hostname"""
+    network: Network | None = None
+    """addresses of the interfaces, for networkd or NetworkManager; nothing: what packages and overlay say"""
     users: dict[UnixName, User] = {}
     """accounts by name, made or changed"""
     groups: dict[UnixName, Id | None] = {}
@@ -225,6 +242,10 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """labels of everything in the partition, kernel modules included"""
     erofs: Erofs = Erofs()
     """how the file system is written"""
+    size_budget: dict[BudgetKey, Size] = {}
+    """the most that may be: 'partition' is the image with its hash tree, a path the files below it, uncompressed"""
+    smoke: Smoke = Smoke()
+    """what a test boot must see of this system"""
 
 
 class Partition(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

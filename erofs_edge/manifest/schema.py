@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from erofs_edge.manifest import model
+from erofs_edge.manifest import model, shaping
 from erofs_edge.manifest.vocabulary import descriptions, key_descriptions
 
 KINDS: dict[str, type] = {"board": model.Board, "manifest": model.System, "lock": model.Lock}
@@ -57,7 +57,7 @@ def schema_text(kind: str) -> str:
 
 
 def _definition(name: str, component: dict[str, Any], *, partial: bool) -> dict[str, Any]:
-    texts = key_descriptions(getattr(model, name))
+    texts = key_descriptions(getattr(model, name, None) or getattr(shaping, name))
     properties: dict[str, Any] = {}
     for key, value in component["properties"].items():
         properties[key] = _property(value, texts[key], partial=partial)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What model.py says about its own words: the docstrings of structs and of their keys."""
+"""What model.py and shaping.py say about its own words: the docstrings of structs and of their keys."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import functools
 import inspect
 from pathlib import Path
 
-from erofs_edge.manifest import model
+from erofs_edge.manifest import model, shaping
 from erofs_edge.manifest.decode import describe
 
 
 @functools.cache
 def descriptions() -> dict[str, dict[str, str]]:
     """Docstrings by struct and attribute; the struct's own is under ''. Line breaks become spaces."""
-    source = Path(inspect.getfile(model)).read_text(encoding="utf-8")
+    sources = [Path(inspect.getfile(module)).read_text(encoding="utf-8") for module in (model, shaping)]
     found: dict[str, dict[str, str]] = {}
-    for item in ast.parse(source).body:
+    for item in [item for source in sources for item in ast.parse(source).body]:
         if not isinstance(item, ast.ClassDef):
             continue
         texts = found[item.name] = {"": " ".join((ast.get_docstring(item) or "").split())}

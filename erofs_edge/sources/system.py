@@ -7,9 +7,6 @@ manifest leaves out goes. Directories that are there already keep their owner an
 
 from __future__ import annotations
 
-import base64
-import binascii
-import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from pathlib import Path
 
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.load import Loaded
-from erofs_edge.manifest.model import Entry, Lock, Overlay, System, mode_bits
+from erofs_edge.manifest.model import Entry, Lock, System, mode_bits
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report, complete_accounts, configure, finish
 from erofs_edge.sources.debian.configure.accounts import Accounts, base_accounts
@@ -27,8 +24,10 @@ from erofs_edge.sources.debian.configure.database import write_database
 from erofs_edge.sources.debian.configure.var import move_var
 from erofs_edge.sources.debian.deb import read_debs
 from erofs_edge.sources.debian.unpack import unpack
-from erofs_edge.sources.directory import read_directory
+from erofs_edge.sources.dropped import drop_globs, select_firmware
 from erofs_edge.sources.globs import matcher, sift
+from erofs_edge.sources.network import apply_network
+from erofs_edge.sources.overlay import Owned, lay, lay_overlay, xattr_value
 from erofs_edge.sources.registry import load_source
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
@@ -50,15 +49,6 @@ class SystemTree:
     report: Report
 
 
-@dataclass(frozen=True, slots=True)
-class _Owned:
-    """Inodes that wait for their owner: names have numbers only when all accounts are known."""
-
-    inodes: list[Inode]
-    owner: str
-    pointer: str
-
-
 def system_tree(loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache: Cache) -> SystemTree:
     """The content of a system partition. `debs` are the lock's packages, name → file.
 
@@ -71,8 +61,8 @@ def system_tree(loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache
     if packages:
         report = configure(tree, packages, system, lock.users, lock.groups, epoch=lock.date, position=loaded.position)
     for index, source in enumerate(system.sources):
-        _lay(loaded, f"sources.{index}", tree, load_source(source, cache), source.to)
-    owned = [_lay_overlay(loaded, f"overlay.{i}", tree, overlay) for i, overlay in enumerate(system.overlay)]
+        lay(loaded, f"sources.{index}", tree, load_source(source, cache), source.to)
+    owned = [item for i, overlay in enumerate(system.overlay) for item in lay_overlay(loaded, i, tree, overlay)]
     owned += [o for i, entry in enumerate(system.entries) for o in _set_entry(loaded, f"entries.{i}", tree, entry)]
     accounts = base_accounts(tree)
     if packages or system.users or system.groups:
@@ -81,8 +71,9 @@ def system_tree(loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache
     for item in owned:
         _give(loaded, item, accounts)
     finish(tree, system, accounts, report, position=loaded.position)
-    exclude = matcher(system.exclude, lambda i: loaded.position(f"exclude.{i}"))
-    sift(tree, exclude, matcher(system.keep, lambda i: loaded.position(f"keep.{i}")))
+    if system.network is not None:
+        apply_network(tree, system.network, loaded.position)
+    _leave_out(loaded, tree)
     if packages:
         drop_dangling(tree)
         write_database(tree, packages, system.arch)
@@ -90,41 +81,19 @@ def system_tree(loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache
     return SystemTree(tree, report)
 
 
-def _lay(loaded: Loaded[System], pointer: str, tree: FileTree, layer: FileTree, to: str) -> list[Inode]:
-    """Put a layer over the tree, below `to`; the layer's inodes that are new there."""
-    laid = []
-    base = to.rstrip("/").encode()
-    for path, inode in layer.walk():
-        place = base + (path if path != b"/" else b"")
-        here = tree.get(place, follow=True) if inode.is_dir else None
-        if not place or (here is not None and here.is_dir):
-            continue
-        if here is not None:
-            raise loaded.error(pointer, f"a directory would replace the file {os.fsdecode(place)} of {here.origin}")
-        copy = inode
-        if inode.is_dir:
-            copy = Inode(inode.mode, inode.uid, inode.gid, inode.mtime_ns, xattrs=dict(inode.xattrs))
-        copy.origin = copy.origin or loaded.position(pointer)
-        try:
-            laid.append(tree.add(place, copy))
-        except SourceError as error:
-            raise loaded.error(pointer, f"{error.message} ({error.where})") from error
-    return laid
+def _leave_out(loaded: Loaded[System], tree: FileTree) -> None:
+    """`drop`, `exclude`, `keep` and `firmware` of the manifest."""
+    system = loaded.value
+    dropped, kept = map(matcher, drop_globs(system))
+    exclude = matcher(system.exclude, lambda i: loaded.position(f"exclude.{i}"))
+    keep = matcher(system.keep, lambda i: loaded.position(f"keep.{i}"))
+    sift(tree, exclude, keep)
+    sift(tree, dropped, lambda path: kept(path) or keep(path))
+    if system.firmware is not None:
+        select_firmware(tree, system.firmware, loaded.position)
 
 
-def _lay_overlay(loaded: Loaded[System], pointer: str, tree: FileTree, overlay: Overlay) -> _Owned:
-    where = loaded.position(pointer)
-    layer = read_directory(
-        Path(overlay.from_),
-        file_mode=mode_bits(overlay.file_mode),
-        dir_mode=mode_bits(overlay.dir_mode),
-        executable=matcher(overlay.executable, lambda i: loaded.position(f"{pointer}.executable.{i}")),
-        origin=where,
-    )
-    return _Owned(_lay(loaded, pointer, tree, layer, overlay.to), overlay.owner, f"{pointer}.owner")
-
-
-def _set_entry(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> Iterator[_Owned]:
+def _set_entry(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> Iterator[Owned]:
     """Make or change one path."""
     old = tree.get(entry.path)
     kind = KINDS[entry.type]
@@ -144,9 +113,9 @@ def _set_entry(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entr
     if entry.mode is not None:
         node.mode = stat.S_IFMT(node.mode) | mode_bits(entry.mode)
     for name, value in entry.xattrs.items():
-        node.xattrs[name.encode()] = _xattr(loaded, f"{pointer}.xattrs.{name}", value)
+        node.xattrs[name.encode()] = xattr_value(loaded, f"{pointer}.xattrs.{name}", value)
     if entry.owner is not None:
-        yield _Owned([node], entry.owner, f"{pointer}.owner")
+        yield Owned([node], entry.owner, f"{pointer}.owner")
 
 
 def _new(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> Inode:
@@ -163,19 +132,7 @@ def _new(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> 
         raise loaded.error(f"{pointer}.path", f"{error.message} ({error.where})") from error
 
 
-def _xattr(loaded: Loaded[System], pointer: str, value: str) -> bytes:
-    """Text, or as getfattr writes it: 0x… hexadecimal, 0s… base64."""
-    try:
-        if value.startswith("0x"):
-            return bytes.fromhex(value[2:])
-        if value.startswith("0s"):
-            return base64.b64decode(value[2:], validate=True)
-    except (ValueError, binascii.Error) as error:
-        raise loaded.error(pointer, f"bad value {value!r}: {error}") from error
-    return value.encode()
-
-
-def _give(loaded: Loaded[System], item: _Owned, accounts: Accounts) -> None:
+def _give(loaded: Loaded[System], item: Owned, accounts: Accounts) -> None:
     try:
         uid, gid = owner_ids(accounts, item.owner, "")
     except SourceError as error:

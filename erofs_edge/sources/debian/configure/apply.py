@@ -37,6 +37,8 @@ def owner_ids(accounts: Accounts, owner: str, where: str) -> tuple[int, int]:
 
 
 def _number(text: str, where: str) -> int | None:
+    if text == "root":
+        return 0  # also where nothing has made accounts
     if not re.fullmatch("[0-9]+", text):
         return None
     if int(text) >= NO_ID:

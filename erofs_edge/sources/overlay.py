@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of a manifest's own laid over a tree: rules for single paths, templates filled in."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.errors import SourceError
+from erofs_edge.manifest.load import Loaded
+from erofs_edge.manifest.model import Overlay, System, mode_bits
+from erofs_edge.sources.directory import read_directory
+from erofs_edge.sources.globs import matcher
+from erofs_edge.sources.templates import expand, variables
+from erofs_edge.tree import BytesContent, FileTree, Inode
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """Inodes that wait for their owner: names have numbers only when all accounts are known."""
+
+    inodes: list[Inode]
+    owner: str
+    pointer: str
+
+
+def lay(loaded: Loaded[System], pointer: str, tree: FileTree, layer: FileTree, to: str) -> list[Inode]:
+    """Put a layer over the tree, below `to`; the layer's inodes that are new there."""
+    return [inode for _, inode in _lay(loaded, pointer, tree, layer, to)]
+
+
+def lay_overlay(loaded: Loaded[System], index: int, tree: FileTree, overlay: Overlay) -> list[Owned]:
+    """Put an overlay over the tree; who will own what. Later rules win.
+
+    Raises ManifestError with its position for globs that mean nothing, rules that match nothing, attributes that
+    cannot be read, and (with the file's) templates that name an unknown variable.
+    """
+    pointer = f"overlay.{index}"
+    layer = read_directory(
+        Path(overlay.from_),
+        file_mode=mode_bits(overlay.file_mode),
+        dir_mode=mode_bits(overlay.dir_mode),
+        executable=matcher(overlay.executable, lambda i: loaded.position(f"{pointer}.executable.{i}")),
+        origin=loaded.position(pointer),
+    )
+    _fill_in(loaded, pointer, overlay, layer)
+    laid = _lay(loaded, pointer, tree, layer, overlay.to)
+    owners = {id(inode): (overlay.owner, f"{pointer}.owner") for _, inode in laid}
+    for i, rule in enumerate(overlay.rules):
+        here = f"{pointer}.rules.{i}"
+        matches = matcher([rule.match], lambda _, here=here: loaded.position(f"{here}.match"))  # type: ignore[misc]
+        chosen = [inode for path, inode in laid if matches(path)]
+        if not chosen:
+            raise loaded.error(f"{here}.match", f"no path of the overlay is like {rule.match!r}")
+        for inode in chosen:
+            if rule.owner is not None:
+                owners[id(inode)] = (rule.owner, f"{here}.owner")
+            if rule.mode is not None and not inode.is_symlink:
+                inode.mode = stat.S_IFMT(inode.mode) | mode_bits(rule.mode)
+            for name, value in rule.xattrs.items():
+                inode.xattrs[name.encode()] = xattr_value(loaded, f"{here}.xattrs.{name}", value)
+    groups: dict[tuple[str, str], list[Inode]] = {}
+    for _, inode in laid:
+        groups.setdefault(owners[id(inode)], []).append(inode)
+    return [Owned(inodes, *key) for key, inodes in groups.items()]
+
+
+def xattr_value(loaded: Loaded[System], pointer: str, value: str) -> bytes:
+    """Text, or as getfattr writes it: 0x… hexadecimal, 0s… base64."""
+    try:
+        if value.startswith("0x"):
+            return bytes.fromhex(value[2:])
+        if value.startswith("0s"):
+            return base64.b64decode(value[2:], validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise loaded.error(pointer, f"bad value {value!r}: {error}") from error
+    return value.encode()
+
+
+def _fill_in(loaded: Loaded[System], pointer: str, overlay: Overlay, layer: FileTree) -> None:
+    """The content of the layer's templates."""
+    if not overlay.templates:
+        return
+    values = variables(loaded.value)
+    template = matcher(overlay.templates, lambda i: loaded.position(f"{pointer}.templates.{i}"))
+    for path, inode in layer.walk():
+        if inode.is_file and template(path):
+            file = os.path.join(os.path.relpath(overlay.from_), os.fsdecode(path[1:]))
+            inode.content = BytesContent(expand(inode.read(), values, file))
+
+
+def _lay(loaded: Loaded[System], pointer: str, tree: FileTree, layer: FileTree, to: str) -> list[tuple[bytes, Inode]]:
+    """As `lay`, with the path in the layer of each."""
+    laid = []
+    base = to.rstrip("/").encode()
+    for path, inode in layer.walk():
+        place = base + (path if path != b"/" else b"")
+        here = tree.get(place, follow=True) if inode.is_dir else None
+        if not place or (here is not None and here.is_dir):
+            continue
+        if here is not None:
+            raise loaded.error(pointer, f"a directory would replace the file {os.fsdecode(place)} of {here.origin}")
+        copy = inode
+        if inode.is_dir:
+            copy = Inode(inode.mode, inode.uid, inode.gid, inode.mtime_ns, xattrs=dict(inode.xattrs))
+        copy.origin = copy.origin or loaded.position(pointer)
+        try:
+            laid.append((path, tree.add(place, copy)))
+        except SourceError as error:
+            raise loaded.error(pointer, f"{error.message} ({error.where})") from error
+    return laid
