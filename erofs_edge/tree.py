@@ -49,7 +49,7 @@ class BytesContent:
 class FileContent:
     """`size` bytes at byte `start` of a file on the host (a whole file, or a member of an unpacked archive)."""
 
-    path: Path
+    path: str | Path
     size: int
     start: int = 0
 

@@ -85,8 +85,8 @@ def finish_device(sink: Sink, block_size: int, image_blocks: int) -> bytes:
     if not sink.position:
         sink.append([bytes(block_size)])  # an empty device cannot be mounted
     sink.finish(sink.position)
-    assert sink.digest is not None  # noqa: S101 - it was opened with one
-    tag = sink.digest.hexdigest().encode()
+    assert sink.hashing is not None  # noqa: S101 - it was opened with one
+    tag = sink.hashing.digest().hex().encode()
     return DEVICE_SLOT.pack(tag, sink.position // block_size, image_blocks, 0, 0)
 
 

@@ -9,6 +9,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,14 +21,44 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Chunk = bytes | bytearray | memoryview
 
 
+class Hashing:
+    """sha256 of chunks in a thread of its own: only a single batch waits, so that memory stays bounded."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="erofs-hash")
+        self._running: Future[None] | None = None
+
+    def update(self, chunks: Sequence[Chunk]) -> None:
+        """The chunks must not change."""
+        self._wait()
+        self._running = self._pool.submit(self._update, chunks)
+
+    def digest(self) -> bytes:
+        """Of all chunks so far."""
+        self._wait()
+        return self._state.digest()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _update(self, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            self._state.update(chunk)
+
+    def _wait(self) -> None:
+        if self._running:
+            self._running.result()
+
+
 class Sink:
     """Appends chunks to a file. `position` is where the next one goes, in bytes.
 
-    `digest`, where asked for, is the running sha256 of everything that was appended, overwritten parts included.
+    `hashing`, where asked for, sees everything that is appended, overwritten parts included.
     """
 
-    def __init__(self, fd: int, name: Path, *, hashing: bool = False) -> None:
-        self.digest = hashlib.sha256() if hashing else None
+    def __init__(self, fd: int, name: Path, hashing: Hashing | None = None) -> None:
+        self.hashing = hashing
         self._fd = fd
         self._name = name
         self._chunks: list[Chunk] = []
@@ -51,9 +82,8 @@ class Sink:
         with _writing(self._name):
             for at in range(0, len(chunks), VECTORS):
                 start = _write_all(self._fd, chunks[at : at + VECTORS], start)
-        if self.digest:
-            for chunk in chunks:
-                self.digest.update(chunk)
+        if self.hashing:
+            self.hashing.update(chunks)
 
     def write_at(self, offset: int, data: Chunk) -> None:
         """Write at a place of its own; `position` stays."""
@@ -101,8 +131,9 @@ def replacing(path: Path, *, hashing: bool = False) -> Iterator[Sink]:
                 raise
             fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
             named = True
+    state = Hashing() if hashing else None
     try:
-        yield Sink(fd, path, hashing=hashing)
+        yield Sink(fd, path, state)
         with _writing(path):
             if not named:
                 # src_dir_fd is not used with an absolute path, but makes this linkat(…, AT_SYMLINK_FOLLOW)
@@ -111,6 +142,8 @@ def replacing(path: Path, *, hashing: bool = False) -> Iterator[Sink]:
             temporary.rename(path)
             named = False
     finally:
+        if state:
+            state.close()
         os.close(fd)
         if named:
             temporary.unlink(missing_ok=True)

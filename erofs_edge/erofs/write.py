@@ -24,7 +24,7 @@ from erofs_edge.erofs.encode import write_nodes
 from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.gate import check_kernel, minimum_kernel, superblock_features
 from erofs_edge.erofs.head import Head, finish_head, plan_head
-from erofs_edge.erofs.layout import place
+from erofs_edge.erofs.layout import directory_blocks, place
 from erofs_edge.erofs.ondisk import NULL_ADDR, SUPER_OFFSET, SUPER_SIZE, SUPERBLOCK, Superblock
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.output import Sink, replacing
@@ -185,10 +185,18 @@ def _store_contents(
 
 def _place(plan: Plan, head: Head, data_end: int, block_size: int) -> int:
     """Everything gets its place; the number of blocks of the image."""
-    root: Node = plan.nodes[0]
+    root, *others = plan.nodes
     if head.root_blocks:
         root.i_u = data_end
-    blocks = place(plan.nodes[1:], hole=head.hole, first_block=data_end + head.root_blocks, block_size=block_size)
+    blocks = data_end + head.root_blocks
+
+    def allocate(count: int) -> int:
+        nonlocal blocks
+        blocks += count
+        return blocks - count
+
+    directories = directory_blocks(others, block_size)
+    place(others, directories, holes=[head.hole], allocate=allocate, block_size=block_size)
     if blocks > NULL_ADDR:
         raise CapacityError(f"{blocks} blocks of {block_size} bytes are more than an EROFS image can have")
     return blocks
@@ -216,8 +224,8 @@ def _write_metadata(
     sink.flush()
     uuid = options.uuid
     if uuid is None:
-        assert sink.digest is not None  # noqa: S101 - asked for when there is no UUID
-        uuid = _uuid_from(hashlib.sha256(sink.digest.digest() + first).digest())
+        assert sink.hashing is not None  # noqa: S101 - asked for when there is no UUID
+        uuid = _uuid_from(hashlib.sha256(sink.hashing.digest() + first).digest())
     finish_head(first, plan, head, options, blocks=blocks, uuid=uuid)
     sink.write_at(0, first)
     return uuid

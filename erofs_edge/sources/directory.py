@@ -80,7 +80,7 @@ def read_directory(
                         stack.append((entry.path, below, inode))
                     elif entry.is_file():
                         inode.mode = stat.S_IFREG | (0o755 if executable(below) else file_mode)
-                        inode.content = FileContent(Path(entry.path), entry.stat().st_size)
+                        inode.content = FileContent(entry.path, entry.stat().st_size)
                     else:
                         raise SourceError(
                             "neither a file nor a directory nor a symlink",
@@ -109,7 +109,7 @@ def _inode(path: str, info: os.stat_result) -> Inode:
     inode = Inode(mode, info.st_uid, info.st_gid, info.st_mtime_ns)
     if stat.S_ISREG(mode):
         if info.st_size:
-            inode.content = FileContent(Path(path), info.st_size)
+            inode.content = FileContent(path, info.st_size)
     elif stat.S_ISLNK(mode):
         inode.target = os.fsencode(os.readlink(path))
     elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
