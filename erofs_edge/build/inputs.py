@@ -22,7 +22,7 @@ from erofs_edge.manifest.lockfile import lock_bytes
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, Lock, System
 from erofs_edge.sources.debian.lock import check_lock
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """of the bytes that a build makes: any change to them in this project raises it (codec pins included)"""
 
 

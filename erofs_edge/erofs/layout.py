@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each inode stands: best fit of inodes with what follows them into blocks.
+"""Where each inode stands: best fit of inodes with what follows them into blocks, blocks in the order of a walk.
 
 An inline tail must not cross a block border, so packing in plain order would leave a hole in most blocks. Best fit,
 largest first, over a window of a few hundred inodes leaves almost none and keeps the inodes of a directory close to
-each other. Within a block inodes stand in order.
+each other. What is packed together becomes a block, and only then do blocks get their places: in the order in which a
+walk over the tree, directory by directory, first needs them. Within a block inodes stand in order.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from erofs_edge.erofs.ondisk import SLOT_BITS, SLOT_SIZE
 from erofs_edge.erofs.plan import Node, choose_flat_layout
@@ -18,23 +18,49 @@ WINDOW = 512  # inodes
 NEAR = 2  # windows whose holes are filled first, so that an inode is rarely far from its neighbours
 
 
+class _Area:
+    """Blocks that lie together: one with inodes, or several with one long inode or with entries of `directory`."""
+
+    __slots__ = ("blocks", "directory", "holes")
+
+    def __init__(self, blocks: int, directory: Node | None = None) -> None:
+        self.blocks = blocks
+        self.directory = directory
+        self.holes: list[_Hole] = []
+
+    def hole(self, offset: int, free: int, age: int) -> _Hole:
+        """A hole of this area; `offset` bytes from its start."""
+        self.holes.append(_Hole(offset, free, age))
+        return self.holes[-1]
+
+
 class _Hole:
     """A piece of a block: `free` slots are left; its nodes will stand from byte `start` on, in order."""
 
-    __slots__ = ("free", "nodes", "start")
+    __slots__ = ("age", "free", "nodes", "start")
 
-    def __init__(self, start: int, free: int) -> None:
+    def __init__(self, start: int, free: int, age: int) -> None:
         self.start = start
         self.free = free
+        self.age = age
         self.nodes: list[Node] = []
+
+    def number(self, block_start: int) -> None:
+        """Give the nodes their nids."""
+        offset = block_start + self.start
+        for node in sorted(self.nodes, key=lambda n: n.number):
+            node.nid = offset >> SLOT_BITS
+            offset += slots_of(node) * SLOT_SIZE
 
 
 class _Holes:
     """Holes by how many slots they have left."""
 
-    def __init__(self) -> None:
+    def __init__(self, holes: Iterable[_Hole] = ()) -> None:
         self._by_free: dict[int, list[_Hole]] = {}
         self._sizes = 0  # bit n: there is a hole with n slots
+        for hole in holes:
+            self.add(hole)
 
     def add(self, hole: _Hole) -> None:
         if hole.free:
@@ -54,12 +80,12 @@ class _Holes:
         return hole
 
     def move(self, other: _Holes, before: int) -> None:
-        """Give the holes that start before that byte to `other`."""
+        """Give the holes that are older to `other`."""
         for free, holes in self._by_free.items():
             for hole in holes:
-                if hole.start < before:
+                if hole.age < before:
                     other.add(hole)
-            holes[:] = [hole for hole in holes if hole.start >= before]
+            holes[:] = [hole for hole in holes if hole.age >= before]
             if not holes:
                 self._sizes &= ~(1 << free)
 
@@ -72,49 +98,72 @@ def footprint(node: Node) -> int:
     return size + node.tail_size
 
 
-def place(nodes: Sequence[Node], *, hole: tuple[int, int], first_block: int, block_size: int) -> int:
-    """Give each node its nid, and each directory its blocks; the block after the last one used.
+def slots_of(node: Node) -> int:
+    """The same in slots."""
+    return -(-footprint(node) // SLOT_SIZE)
 
-    `hole` is a free piece (start, end) in bytes, start on a slot, within one block; blocks from `first_block` on are
-    free. Nids count from byte 0 of the image.
+
+def directory_blocks(nodes: Iterable[Node], block_size: int) -> dict[Node, int]:
+    """How many blocks of their own the entries of each directory need; those that need some. Sets their layout."""
+    needs = {n: choose_flat_layout(n, block_size, block_size - n.head_size) for n in nodes if n.inode.is_dir}
+    return {node: blocks for node, blocks in needs.items() if blocks}
+
+
+def place(
+    nodes: Sequence[Node],
+    directories: Mapping[Node, int],
+    *,
+    holes: Sequence[tuple[int, int]],
+    spare: Sequence[tuple[int, int]] = (),
+    allocate: Callable[[int], int],
+    block_size: int,
+) -> None:
+    """Give each node its nid, and each of the directories its number of blocks.
+
+    `holes` are free pieces (start, end) in bytes, start on a slot, each within one block; `spare` those that are used
+    only where nothing else fits. `allocate` gives the first of a number of free blocks. Nids count from byte 0 of the
+    image.
     """
-    every = [_Hole(hole[0], (hole[1] - hole[0]) // SLOT_SIZE)]
-    near, far = _Holes(), _Holes()
-    near.add(every[0])
-    block = first_block
-    starts = deque([0], maxlen=NEAR + 1)
-    for at in range(0, len(nodes), WINDOW):
-        window = nodes[at : at + WINDOW]
-        starts.append(block * block_size)
-        near.move(far, starts[0])
-        block = _place_directories(window, block, block_size)
-        for slots, node in sorted(((_slots(node), node) for node in window), key=lambda item: -item[0]):
+    old = [_Hole(start, (end - start) // SLOT_SIZE, NEAR + len(nodes)) for start, end in holes]
+    last = [_Hole(start, (end - start) // SLOT_SIZE, -1) for start, end in spare]
+    areas = _pack(nodes, _Holes(old), _Holes(last), block_size)
+    areas += [_Area(blocks, directory) for directory, blocks in directories.items()]
+    for hole in (*old, *last):
+        hole.number(0)
+    firsts = _first_children(nodes)
+    for area in sorted(areas, key=lambda area: _first_need(area, firsts)):
+        block = allocate(area.blocks)
+        if area.directory is not None:
+            area.directory.i_u = block
+        for hole in area.holes:
+            hole.number(block * block_size)
+
+
+def _pack(nodes: Sequence[Node], near: _Holes, far: _Holes, block_size: int) -> list[_Area]:
+    """Every node into a hole, or a block of the areas that this returns."""
+    areas: list[_Area] = []
+    for age, at in enumerate(range(0, len(nodes), WINDOW)):
+        near.move(far, age - NEAR)
+        window = [(slots_of(node), node) for node in nodes[at : at + WINDOW]]
+        for slots, node in sorted(window, key=lambda item: -item[0]):
             found = near.take(slots) or far.take(slots)
+            if found is None and slots * SLOT_SIZE > block_size and node.tail_size:
+                areas.append(_across(node, slots, age, block_size))
+                near.add(areas[-1].holes[0])
+                near.add(areas[-1].holes[-1])
+                continue
             if found is None:
-                if slots * SLOT_SIZE > block_size and node.tail_size:
-                    made, block = _place_across(node, slots, block, block_size)
-                    every += made
-                    near.add(made[0])
-                    near.add(made[-1])
-                    continue
                 # more than a block only where nothing follows that must not cross a border
-                blocks = -(-slots * SLOT_SIZE // block_size)
-                found = _Hole(block * block_size, blocks * block_size // SLOT_SIZE)
-                every.append(found)
-                block += blocks
+                areas.append(_Area(-(-slots * SLOT_SIZE // block_size)))
+                found = areas[-1].hole(0, areas[-1].blocks * block_size // SLOT_SIZE, age)
             found.nodes.append(node)
             found.free -= slots
-            (near if found.start >= starts[0] else far).add(found)
-    for found in every:
-        offset = found.start
-        for node in sorted(found.nodes, key=lambda n: n.number):
-            node.nid = offset >> SLOT_BITS
-            offset += _slots(node) * SLOT_SIZE
-    return block
+            (near if found.age >= age - NEAR else far).add(found)
+    return areas
 
 
-def _place_across(node: Node, slots: int, block: int, block_size: int) -> tuple[list[_Hole], int]:
-    """A node longer than a block, with an inline tail: holes before it, of it, and behind it; the block after them.
+def _across(node: Node, slots: int, age: int, block_size: int) -> _Area:
+    """A node longer than a block, with an inline tail: holes before it, of it, and behind it.
 
     It starts so that its tail neither crosses a border (tails leave room for the few bytes that slots round up) nor
     starts at one: kernels whose pages are larger than the blocks take the second block of a page for empty then
@@ -126,24 +175,25 @@ def _place_across(node: Node, slots: int, block: int, block_size: int) -> tuple[
         before = -(-(-tail_at % block_size) // SLOT_SIZE)
     if not (tail_at + before * SLOT_SIZE) % block_size:
         before += 1
-    blocks = -(-(before + slots) * SLOT_SIZE // block_size)
-    start = block * block_size
-    own = _Hole(start + before * SLOT_SIZE, 0)
-    own.nodes.append(node)
     behind = before + slots
-    rest = _Hole(start + behind * SLOT_SIZE, blocks * block_size // SLOT_SIZE - behind)
-    return [_Hole(start, before), own, rest], block + blocks
+    area = _Area(-(-behind * SLOT_SIZE // block_size))
+    area.hole(0, before, age)
+    area.hole(before * SLOT_SIZE, 0, age).nodes.append(node)
+    area.hole(behind * SLOT_SIZE, area.blocks * block_size // SLOT_SIZE - behind, age)
+    return area
 
 
-def _slots(node: Node) -> int:
-    return -(-footprint(node) // SLOT_SIZE)
+def _first_children(nodes: Iterable[Node]) -> dict[Node, int]:
+    """Directory → number of the first of its entries: before that one a walk reads the entries."""
+    firsts: dict[Node, int] = {}
+    for node in nodes:
+        if node.parent is not None:
+            firsts.setdefault(node.parent, node.number)
+    return firsts
 
 
-def _place_directories(window: Sequence[Node], block: int, block_size: int) -> int:
-    for node in window:
-        if node.inode.is_dir:
-            blocks = choose_flat_layout(node, block_size, block_size - node.head_size)
-            if blocks:
-                node.i_u = block
-                block += blocks
-    return block
+def _first_need(area: _Area, firsts: Mapping[Node, int]) -> tuple[int, bool]:
+    """When a walk needs the area: before the inode with this number (False), or for it."""
+    if area.directory is not None:
+        return firsts.get(area.directory, area.directory.number), False
+    return min(node.number for hole in area.holes for node in hole.nodes), True

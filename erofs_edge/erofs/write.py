@@ -30,7 +30,7 @@ from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.output import Sink, replacing
 from erofs_edge.erofs.packed import add_packed_node
 from erofs_edge.erofs.pipeline import find_twins, pieces_of, store
-from erofs_edge.erofs.plan import Node, Plan, make_plan
+from erofs_edge.erofs.plan import Plan, make_plan
 from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.tree import FileTree
 

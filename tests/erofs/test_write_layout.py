@@ -6,15 +6,19 @@ from __future__ import annotations
 import random
 import stat
 from itertools import pairwise
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from writer_check import write
+from writer_trees import file
 
 from erofs_edge.erofs.directory import block_bytes, encode_block, split_blocks
-from erofs_edge.erofs.layout import footprint, place
+from erofs_edge.erofs.layout import directory_blocks, footprint, place
 from erofs_edge.erofs.ondisk import DIRENT, LAYOUT_FLAT_INLINE, LAYOUT_FLAT_PLAIN
 from erofs_edge.erofs.plan import Node, choose_flat_layout
-from erofs_edge.tree import Inode
+from erofs_edge.erofs.read import Image
+from erofs_edge.tree import FileTree, Inode
 
 HOLE = (1152 + 64, 4096)
 
@@ -26,6 +30,20 @@ def node(number: int, size: int, *, extended: bool = False, xattrs: int = 0, ind
     else:
         choose_flat_layout(made, 4096, 4096 - made.head_size)
     return made
+
+
+def placed(nodes: list[Node], block_size: int = 4096) -> int:
+    """Place nodes into HOLE and into blocks from 10 on; the block after the last one."""
+    block = 10
+
+    def allocate(count: int) -> int:
+        nonlocal block
+        block += count
+        return block - count
+
+    directories = directory_blocks(nodes, block_size)
+    place(nodes, directories, holes=[HOLE], allocate=allocate, block_size=block_size)
+    return block
 
 
 def check(nodes: list[Node], end: int, block_size: int = 4096) -> None:
@@ -52,14 +70,14 @@ def check(nodes: list[Node], end: int, block_size: int = 4096) -> None:
 )
 def test_nothing_overlaps(shapes: list[tuple[int, bool, int, int]]) -> None:
     nodes = [node(i, s, extended=e, xattrs=x, index=k) for i, (s, e, x, k) in enumerate(shapes)]
-    end = place(nodes, hole=HOLE, first_block=10, block_size=4096)
+    end = placed(nodes)
     check(nodes, end)
 
 
 def test_wastes_next_to_nothing() -> None:
     rng = random.Random(4)
     nodes = [node(i, rng.randrange(12_000), index=rng.choice([0, 0, 32, 72])) for i in range(5000)]
-    end = place(nodes, hole=HOLE, first_block=10, block_size=4096)
+    end = placed(nodes)
     check(nodes, end)
     slots = sum(-(-footprint(n) // 32) * 32 for n in nodes)
     assert (end - 10) * 4096 < slots * 1.01
@@ -67,11 +85,11 @@ def test_wastes_next_to_nothing() -> None:
 
 def test_order_is_kept_within_a_block_and_near_it() -> None:
     nodes = [node(i, 100 + i % 7) for i in range(20)]
-    place(nodes, hole=HOLE, first_block=10, block_size=4096)
+    placed(nodes)
     assert [n.nid for n in nodes] == sorted(n.nid for n in nodes)
     rng = random.Random(5)
     many = [node(i, rng.randrange(4000), index=rng.choice([0, 32])) for i in range(20_000)]
-    end = place(many, hole=HOLE, first_block=10, block_size=4096)
+    end = placed(many)
     blocks = [n.nid * 32 // 4096 for n in many]
     assert sum(abs(a - b) > 3 * 512 // 2 for a, b in pairwise(blocks)) < 0.01 * len(many)
     check(many, end)
@@ -80,10 +98,10 @@ def test_order_is_kept_within_a_block_and_near_it() -> None:
 def test_near_holes_are_filled_before_far_ones_that_fit_better() -> None:
     sizes = [3968] * 512 + [4064] * 1024 + [3808, 64] * 256
     nodes = [node(i, size) for i, size in enumerate(sizes)]
-    place(nodes, hole=HOLE, first_block=10, block_size=4096)
+    placed(nodes)
     assert min(n.nid * 32 for n in nodes[1536:]) > max(n.nid * 32 for n in nodes[:1536])
     short = [*nodes[:512], *(node(2000 + i, 64) for i in range(512))]
-    assert place(short, hole=HOLE, first_block=10, block_size=4096) == 10 + 512
+    assert placed(short) == 10 + 512
 
 
 def test_a_tail_stands_inline_only_where_it_fits() -> None:
@@ -117,3 +135,41 @@ def test_directory_blocks(names: set[bytes], block_size: int) -> None:
         assert len(raw) == block_bytes(block)
         offsets = [DIRENT.unpack_from(raw, 12 * i)[1] for i in range(len(block))]
         assert [raw[a:b] for a, b in zip(offsets, [*offsets[1:], len(raw)], strict=True)] == block
+
+
+def first_reads(path: Path) -> list[int]:
+    """The blocks of metadata in the order in which a walk first needs them: a directory, then all inodes in it."""
+    with Image(path) as image:
+        size = image.superblock.block_size
+        stack = [image.inode(image.root_nid)]
+        blocks = [stack[0].offset // size]
+        while stack:
+            directory = stack.pop()
+            for extent in image.extents(directory):
+                blocks += range(extent.address // size, (extent.address + extent.length - 1) // size + 1)
+            inodes = [image.inode(entry.nid) for entry in image.listdir(directory)]
+            blocks += [inode.offset // size for inode in inodes]
+            stack += [inode for inode in reversed(inodes) if inode.is_dir]
+        return list(dict.fromkeys(blocks))
+
+
+def test_a_walk_reads_one_block_after_the_other(tmp_path: Path) -> None:
+    rng = random.Random(6)
+    tree = FileTree()
+    folders = [b""]
+    for i in range(150):
+        folders.append(rng.choice(folders) + b"/folder %d" % i)
+        # some directories have blocks of their own
+        for k in range(rng.choice([3, 10, 200])):
+            tree.add(folders[-1] + b"/file %d" % k, file(bytes(rng.randrange(3000)), xattrs={b"user.k": b"%d" % k}))
+    write(tree, tmp_path / "walk.img", compression="none")
+    blocks = first_reads(tmp_path / "walk.img")
+    assert len(blocks) > 1000
+    assert sum(b == a + 1 for a, b in pairwise(blocks)) > 0.98 * len(blocks)
+
+
+def test_spare_holes_come_last() -> None:
+    nodes = [node(i, 32) for i in range(3)]
+    spare = [(8192, 8192 + 64), (12288, 12288 + 128)]
+    place(nodes, {}, holes=[(4096, 4096 + 128)], spare=spare, allocate=lambda _: 99, block_size=4096)
+    assert [n.nid * 32 for n in nodes] == [4096, 4096 + 64, 8192]
