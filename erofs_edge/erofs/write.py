@@ -24,13 +24,13 @@ from erofs_edge.erofs.encode import write_nodes
 from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.gate import check_kernel, minimum_kernel, superblock_features
 from erofs_edge.erofs.head import Head, finish_head, plan_head
-from erofs_edge.erofs.layout import place
+from erofs_edge.erofs.layout import directory_blocks, place
 from erofs_edge.erofs.ondisk import NULL_ADDR, SUPER_OFFSET, SUPER_SIZE, SUPERBLOCK, Superblock
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.output import Sink, replacing
 from erofs_edge.erofs.packed import add_packed_node
 from erofs_edge.erofs.pipeline import find_twins, pieces_of, store
-from erofs_edge.erofs.plan import Node, Plan, make_plan
+from erofs_edge.erofs.plan import Plan, make_plan
 from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.tree import FileTree
 
@@ -185,10 +185,18 @@ def _store_contents(
 
 def _place(plan: Plan, head: Head, data_end: int, block_size: int) -> int:
     """Everything gets its place; the number of blocks of the image."""
-    root: Node = plan.nodes[0]
+    root, *others = plan.nodes
     if head.root_blocks:
         root.i_u = data_end
-    blocks = place(plan.nodes[1:], hole=head.hole, first_block=data_end + head.root_blocks, block_size=block_size)
+    blocks = data_end + head.root_blocks
+
+    def allocate(count: int) -> int:
+        nonlocal blocks
+        blocks += count
+        return blocks - count
+
+    directories = directory_blocks(others, block_size)
+    place(others, directories, holes=[head.hole], allocate=allocate, block_size=block_size)
     if blocks > NULL_ADDR:
         raise CapacityError(f"{blocks} blocks of {block_size} bytes are more than an EROFS image can have")
     return blocks
