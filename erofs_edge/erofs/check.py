@@ -317,6 +317,10 @@ class _Check:
 
     def _all_data(self) -> None:
         """Map every file and decode every extent once, on several threads."""
+        if self.jobs == 1:
+            for batch in self._batches():
+                self._report(self._decode_batch(batch))
+            return
         pending: deque[Future[list[tuple[str, str | None, bytes]]]] = deque()
         with ThreadPoolExecutor(self.jobs) as pool:
             for batch in self._batches():
@@ -327,8 +331,11 @@ class _Check:
 
     def _collect(self, futures: Iterable[Future[list[tuple[str, str | None, bytes]]]]) -> None:
         for future in futures:
-            for message, where, path in future.result():
-                self.error(message, where, path)
+            self._report(future.result())
+
+    def _report(self, found: list[tuple[str, str | None, bytes]]) -> None:
+        for message, where, path in found:
+            self.error(message, where, path)
 
     def _batches(self) -> Iterator[list[tuple[Extent, bytes]]]:
         batch: list[tuple[Extent, bytes]] = []

@@ -195,27 +195,35 @@ class _Extraction:
         """Directories are made by this thread as the walk meets them, files of a directory by any thread, then hard
         links, then what belongs to the directories themselves, deepest first."""
         links: list[tuple[bytes, bytes]] = []
-        pending: deque[Future[ExtractReport]] = deque()
-        with ThreadPoolExecutor(jobs) as pool:
-            try:
-                for batch in self._batches(top, links):
-                    pending.append(pool.submit(self._write_batch, batch))
-                    if len(pending) > 4 * jobs:
-                        self._account(pending.popleft(), progress)
-                while pending:
-                    self._account(pending.popleft(), progress)
-            except BaseException:
-                for future in pending:
-                    future.cancel()
-                raise
+        batches = self._batches(top, links)
+        if jobs == 1:
+            for batch in batches:
+                self._account(self._write_batch(batch), progress)
+        else:
+            self._on_threads(batches, jobs, progress)
         for first, path in links:
             self._link(first, path)
         for path, inode in reversed(self.directories):
             with self.opener.open(path) as fd:
                 self._metadata(fd, path, inode, self.report)
 
-    def _account(self, future: Future[ExtractReport], progress: Progress | None) -> None:
-        self.report.add(future.result())
+    def _on_threads(self, batches: Iterator[_Batch], jobs: int, progress: Progress | None) -> None:
+        pending: deque[Future[ExtractReport]] = deque()
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                for batch in batches:
+                    pending.append(pool.submit(self._write_batch, batch))
+                    if len(pending) > 4 * jobs:
+                        self._account(pending.popleft().result(), progress)
+                while pending:
+                    self._account(pending.popleft().result(), progress)
+            except BaseException:
+                for future in pending:
+                    future.cancel()
+                raise
+
+    def _account(self, done: ExtractReport, progress: Progress | None) -> None:
+        self.report.add(done)
         if progress is not None:
             progress(self.report.data_bytes, 0)
 

@@ -73,42 +73,52 @@ def svg(drawn: Map, title: str) -> str:
 def _runs(drawn: Map, cell: int) -> Iterator[_Run]:
     """Neighbouring cells of one kind, joined; small regions may not win a cell."""
     current: _Run | None = None
-    for number, region, count in _cells(drawn.regions, cell):
-        if current is not None and current.kind == region.kind and current.end == number:
-            larger = max(current.region, region, key=lambda item: item.end - item.start)
-            current = _Run(current.first, number + 1, region.kind, larger, current.regions + count)
+    for run in _cells(drawn.regions, cell):
+        if current is not None and current.kind == run.kind and current.end == run.first:
+            larger = max(current.region, run.region, key=lambda item: item.end - item.start)
+            current = _Run(current.first, run.end, run.kind, larger, current.regions + run.regions)
             continue
         if current is not None:
             yield current
-        current = _Run(number, number + 1, region.kind, region, count)
+        current = run
     if current is not None:
         yield current
 
 
-def _cells(regions: list[Region], cell: int) -> Iterator[tuple[int, Region, int]]:
-    """(number, largest region of the winning kind, regions of that kind that start here) of each cell."""
+def _cells(regions: list[Region], cell: int) -> Iterator[_Run]:
+    """Cells with the largest region of the winning kind and how many of that kind start here; those that one region
+    fills come together."""
     sums: dict[str, int] = {}
     best: dict[str, tuple[int, Region]] = {}
     started: dict[str, int] = {}
     number = 0
     for region in regions:
         position = region.start
-        started[region.kind] = started.get(region.kind, 0) + 1
         while position < region.end:
             if position // cell != number:
                 if sums:
-                    kind = max(sums, key=lambda kind: (sums[kind], kind))
-                    yield number, best[kind][1], started.get(kind, 0)
-                    sums, best, started = {}, {}, {region.kind: int(position == region.start)}
+                    yield _winner(number, sums, best, started)
+                    sums, best, started = {}, {}, {}
                 number = position // cell
+            starts = int(position == region.start)
+            whole = 0 if position % cell else (region.end - position) // cell
+            if whole:
+                yield _Run(number, number + whole, region.kind, region, starts)
+                position += whole * cell
+                continue
             size = min(region.end, (number + 1) * cell) - position
+            started[region.kind] = started.get(region.kind, 0) + starts
             sums[region.kind] = sums.get(region.kind, 0) + size
             if size > best.get(region.kind, (0, region))[0]:
                 best[region.kind] = size, region
             position += size
     if sums:
-        kind = max(sums, key=lambda kind: (sums[kind], kind))
-        yield number, best[kind][1], started.get(kind, 0)
+        yield _winner(number, sums, best, started)
+
+
+def _winner(number: int, sums: dict[str, int], best: dict[str, tuple[int, Region]], started: dict[str, int]) -> _Run:
+    kind = max(sums, key=lambda kind: (sums[kind], kind))
+    return _Run(number, number + 1, kind, best[kind][1], started[kind])
 
 
 def _by_row(run: _Run) -> Iterator[_Run]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from mutate import Field, fields, seal, value
 from reader_trees import mkfs, noise, text
+from reseal import Checksum
 
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.check import check
@@ -39,8 +40,14 @@ KINDS = [
     "-zzstd -C16384 -Eztailpacking",
     "-zlzma -C16384",
     "-zdeflate -C8192 -Efragments",
+    "-zlz4 -Elegacy-compress HEAD2",
+    "--chunksize=8192",
+    "-zzstd -C65536 -E48bit",
+    "-zlz4 -b1024 -C8192 -Eztailpacking,dedupe",
 ]
+"""Options of mkfs.erofs; HEAD2: afterwards every compressed file uses the second head type, which it never writes."""
 EXTRACT_BYTES = 50 << 20
+_CHECKSUM, _BLKSZBITS = ondisk.SUPER_OFFSET + 4, ondisk.SUPER_OFFSET + 12
 
 
 class Patch(NamedTuple):
@@ -59,6 +66,7 @@ class Base(NamedTuple):
     fields: list[Field]
     nids: list[int]
     device: Path | None
+    checksum: Checksum
 
 
 def make_source(source: Path) -> Path:
@@ -74,6 +82,9 @@ def make_source(source: Path) -> Path:
         (source / name).write_bytes(name.encode())
         os.setxattr(source / name, "user.s", b"shared value")
     os.setxattr(source / "d", "user.k", b"v1")
+    (source / "many").mkdir()
+    for number in range(17):  # more than a block of names
+        (source / "many" / f"{number:0255d}").hardlink_to(source / "c")
     for number, path in enumerate(sorted(source.rglob("*"))):
         os.utime(path, ns=(0, 10**18 + number * 1001), follow_symlinks=False)
     os.utime(source, ns=(0, 10**18))
@@ -88,21 +99,44 @@ def make_base(kind: str, tool: str, source: Path, folder: Path) -> Base:
         device.touch()
     path = folder / f"base{number}"
     times = [] if "-T1" in kind else ["-T1", "--mkfs-time"]
-    options = ["--quiet", *times, *kind.replace("BLOB", str(device)).split()]
+    options = ["--quiet", *times, *kind.replace("BLOB", str(device)).replace("HEAD2", "").split()]
     mkfs(tool, path, source, options)
+    if "HEAD2" in kind:
+        use_second_heads(path)
     with Image(path, devices=[device] if device else []) as image:
         nids = sorted({inode.nid for _, inode in image.walk()})
-        return Base(kind, path.read_bytes(), fields(image), nids, device)
+        data = path.read_bytes()
+        checksum = Checksum(data, image.superblock.raw.blkszbits)
+        return Base(kind, data, fields(image), nids, device, checksum)
+
+
+def use_second_heads(path: Path) -> None:
+    """Make every head of an image of full indexes one of the second type."""
+    data = bytearray(path.read_bytes())
+    data[ondisk.SUPER_OFFSET + 80] |= ondisk.INCOMPAT_COMPR_HEAD2
+    with Image(path) as image:
+        for inode in {inode for _, inode in image.walk() if inode.is_compressed}:
+            zmap = image.zmap(inode)
+            for at in range(zmap.position, zmap.position + zmap.index_size, ondisk.FULL_INDEX.size):
+                if data[at] & 3 == ondisk.LCLUSTER_HEAD1:
+                    data[at] |= ondisk.LCLUSTER_HEAD2
+    path.write_bytes(seal(data))
 
 
 def patches(base: Base, seed: int) -> list[Patch]:
-    """What a case changes: mostly one to three fields, sometimes bytes anywhere."""
+    """What a case changes: mostly one to three fields, sometimes bytes anywhere or a copy of what is elsewhere."""
     rng = random.Random(f"{base.kind} {seed}")
     found = []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        if rng.random() < 0.1:
+        way = rng.random()
+        if way < 0.1:
             at = rng.randrange(ondisk.SUPER_OFFSET, len(base.data) - 8)
             found.append(Patch(at, rng.randbytes(rng.randrange(1, 8)), f"bytes at {at:#x}"))
+            continue
+        if way < 0.15:
+            size = rng.choice([4, 8, 12, 32, 64, 512])
+            at, start = (rng.randrange(ondisk.SUPER_OFFSET, len(base.data) - size + 1, 4) for _ in range(2))
+            found.append(Patch(at, base.data[start : start + size], f"{size} bytes of {start:#x} at {at:#x}"))
             continue
         field = rng.choice(base.fields)
         old = int.from_bytes(base.data[field.offset : field.offset + field.size], "little")
@@ -115,9 +149,15 @@ def patches(base: Base, seed: int) -> list[Patch]:
 def patched(base: Base, found: Sequence[Patch]) -> bytes:
     """The image of a case, its checksum right."""
     out = bytearray(base.data)
+    changed: list[int] = []
     for patch in found:
-        out[patch.offset : patch.offset + len(patch.data)] = patch.data
-    return seal(out)
+        end = patch.offset + len(patch.data)
+        out[patch.offset : end] = patch.data
+        changed += range(patch.offset, end)
+    if out[_BLKSZBITS] != base.data[_BLKSZBITS]:
+        return seal(out)
+    out[_CHECKSUM : _CHECKSUM + 4] = base.checksum.after(out, changed).to_bytes(4, "little")
+    return bytes(out)
 
 
 def judge(path: Path, device: Path | None, *, write: bool) -> bool:
