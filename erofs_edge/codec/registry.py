@@ -13,6 +13,7 @@ class Codec(NamedTuple):
     """One compression as mkfs.erofs names it. `algorithm` is the number in the image; levels are inclusive.
 
     dictionary  (least, most) bytes that matches may reach back, where that can be chosen
+    kinds       (first bytes of a file, level) where another level than the default one pays
     """
 
     name: str
@@ -22,6 +23,17 @@ class Codec(NamedTuple):
     level_min: int = 0
     level_max: int = 0
     dictionary: tuple[int, int] | None = None
+    kinds: tuple[tuple[bytes, int], ...] = ()
+
+    def level_for(self, start: bytes) -> int | None:
+        """The level for a file with these first bytes, when none was asked for."""
+        for magic, level in self.kinds:
+            if start.startswith(magic):
+                return level
+        return self.default_level
+
+
+DEVICE_TREE = b"\xd0\x0d\xfe\xed"
 
 
 class Compressor(Protocol):
@@ -34,7 +46,9 @@ class Compressor(Protocol):
 
 CODECS = {
     "lz4": Codec("lz4", 0, lz4.VERSION),
-    "lz4hc": Codec("lz4hc", 0, lz4.VERSION, 9, lz4.LEVEL_MIN, lz4.LEVEL_MAX),
+    # a level pays where it saves 0.1 MB for a second more (docs/benchmarks.md): 9 does so for nothing, and binary
+    # device trees, with their many short matches far apart, are best off with 7
+    "lz4hc": Codec("lz4hc", 0, lz4.VERSION, 8, lz4.LEVEL_MIN, lz4.LEVEL_MAX, kinds=((DEVICE_TREE, 7),)),
     "lzma": Codec(
         "lzma",
         1,

@@ -71,12 +71,14 @@ class Codings:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """A codec and a pcluster size in bytes, before the size of the dictionary is known."""
+    """A codec and a pcluster size in bytes, before the size of the dictionary is known. `by_kind`: no level is given,
+    and which one is best depends on the content."""
 
     codec: Codec
     level: int | None
     pcluster: int
     dictionary: int | None
+    by_kind: bool
 
 
 def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
@@ -88,7 +90,8 @@ def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
     default = None
     if options.compression != "none":
         codec, level = find_codec(options.compression, options.level)
-        default = _Choice(codec, level, options.pcluster_size, options.dictionary)
+        by_kind = options.level is None and bool(codec.kinds)
+        default = _Choice(codec, level, options.pcluster_size, options.dictionary, by_kind)
     matched = {}
     for node in plan.files if options.rules else ():
         for rule in options.rules:
@@ -103,7 +106,10 @@ def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
         number: max(dictionary_for(c.codec, c.dictionary, largest[number]) for c in used if c.codec.algorithm == number)
         for number in largest
     }
-    cut = {c: CutRules(c.codec, c.level, options.block_size, c.pcluster, algorithms[c.codec.algorithm]) for c in used}
+    cut = {
+        c: CutRules(c.codec, c.level, options.block_size, c.pcluster, algorithms[c.codec.algorithm], c.by_kind)
+        for c in used
+    }
     return Codings(
         cut[default] if default else None,
         {node: cut[choice] if choice else None for node, choice in matched.items()},
@@ -121,4 +127,5 @@ def _choice(rule: CompressionRule, options: WriteOptions) -> _Choice | None:
     if rule.compression == "none":
         return None
     codec, level = find_codec(rule.compression, rule.level)
-    return _Choice(codec, level, rule.pcluster or options.pcluster_size, rule.dictionary)
+    by_kind = rule.level is None and bool(codec.kinds)
+    return _Choice(codec, level, rule.pcluster or options.pcluster_size, rule.dictionary, by_kind)

@@ -8,7 +8,7 @@ Changing any of them changes images: raise RULES then, since cached data is file
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -44,13 +44,14 @@ PROBE_KEPT = 0.99  # of the probe's bytes: a smaller result means that there is 
 
 @dataclass(frozen=True, slots=True)
 class CutRules:
-    """What cutting depends on besides the content; sizes in bytes."""
+    """What cutting depends on besides the content; sizes in bytes. `by_kind`: the level was left to us."""
 
     codec: Codec
     level: int | None
     block_size: int
     pcluster: int
     dictionary: int = 0
+    by_kind: bool = False
 
     @property
     def extent_max(self) -> int:
@@ -113,6 +114,14 @@ class Cutter:
         self._compressor = open_compressor(rules.codec, rules.level, rules.pcluster, rules.block_size, rules.dictionary)
         self._probe = FixedOutput(None, PROBE_MAX)
         self._fast = FixedOutput(None, rules.pcluster)
+        self._kinds: dict[int | None, Cutter] = {rules.level: self}
+
+    def for_start(self, start: bytes) -> Cutter:
+        """The cutter for a file with these first bytes: of another level where the rules leave that open."""
+        level = self.rules.codec.level_for(start) if self.rules.by_kind else self.rules.level
+        if level not in self._kinds:
+            self._kinds[level] = Cutter(replace(self.rules, level=level))
+        return self._kinds[level]
 
     def cut(self, data: bytes, tails: Tails = Tails.BLOCK) -> Segment:
         """The extents of one segment (at most 16 MiB); `tails` if it is the last one of its file."""

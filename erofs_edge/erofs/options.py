@@ -18,6 +18,8 @@ from erofs_edge.erofs.ondisk import ALGORITHM_NAMES, BLKSZBITS_MAX, BLKSZBITS_MI
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.errors import UsageError
 
+PACKED_FACTOR = 4  # of the pcluster size: what makes the packed inode smaller than mkfs.erofs's by 0.4 %
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteOptions:
@@ -25,7 +27,8 @@ class WriteOptions:
 
     block_size    bytes, a power of two from 512 to 64K; kernels read those up to their page size
     compression   'none', 'lz4', 'lz4hc', 'zstd', 'deflate' or 'lzma'; needs Linux 6.10, 6.6 and 5.16 from zstd on
-    level         lz4hc: 1..12, None means 9; zstd 1..22, 3; deflate 1..12, 6; lzma 0..9 and 100..109, 6
+    level         lz4hc: 1..12, None means 8 (7 for device trees, told by content); zstd 1..22, 3; deflate 1..12, 6;
+                  lzma 0..9 and 100..109, 6
     dictionary    bytes that matches may reach back, for zstd (at most 1 MiB) and lzma (at most 8 MiB); None: what
                   suits the pcluster size, as mkfs.erofs has it
     rules         how files are compressed that match a path; the first that matches wins
@@ -42,7 +45,7 @@ class WriteOptions:
                   needs Linux 5.17
     fragments     'tails': what does not fill a pcluster is compressed together, in one packed inode; 'all': every file
                   is. Equal files and equal tails share their bytes. Needs Linux 6.1
-    packed_pcluster  as `pcluster`, for the packed inode; None: the same
+    packed_pcluster  as `pcluster`, for the packed inode; None: PACKED_FACTOR times that, at most 1 MiB
     inode_form    'auto', or one form of inode for everything; 'compact' fails where it cannot hold a value
     checksum      store the superblock's checksum
     full_index    compressed files have full indexes: 8 bytes a block, readable without knowing the compact forms
@@ -130,7 +133,9 @@ class WriteOptions:
     @property
     def packed_pcluster_size(self) -> int:
         """Bytes, the default filled in."""
-        return self.packed_pcluster if self.packed_pcluster is not None else self.pcluster_size
+        if self.packed_pcluster is not None:
+            return self.packed_pcluster
+        return min(PACKED_FACTOR * self.pcluster_size, PCLUSTER_MAX)
 
     @property
     def pcluster_largest(self) -> int:

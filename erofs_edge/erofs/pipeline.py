@@ -28,6 +28,7 @@ from erofs_edge.tree import Content
 BATCH = 1 << 20  # bytes of small files that make one task
 IN_FLIGHT = 64 << 20  # bytes of content being read, compressed, or waiting for their turn
 HASH_BATCH = 64  # files
+MAGIC = 16  # bytes at the start of a file that tell its kind
 
 
 @dataclass(slots=True)
@@ -177,6 +178,8 @@ def _store_piece(
         return Stored(piece, raw_segment(data, block_size), None)
     if cutter is None or (piece.packed is None and _is_incompressible(piece, data, cutter)):
         return Stored(piece, None, data)
+    if cutter.rules.by_kind and piece.packed is None:
+        cutter = cutter.for_start(data[:MAGIC] if not piece.offset else _start(piece))
     segment = _cut(data, cutter, cache, tails if piece.is_last else Tails.BLOCK)
     if piece.is_whole and not segment_gains(segment, piece.node.size, block_size):
         return Stored(piece, None, data)
@@ -203,10 +206,13 @@ def _is_incompressible(piece: Piece, data: bytes | None, cutter: Cutter) -> bool
     """The same answer for every piece of a file."""
     offset, length = cutter.probe_range(piece.node.size)
     if piece.is_whole and data is not None:
-        return cutter.is_incompressible(data[:16], data[offset : offset + length])
+        return cutter.is_incompressible(data[:MAGIC], data[offset : offset + length])
     content, where = _content(piece.node), piece.node.where
-    start = read_piece(content, 0, min(16, piece.node.size), where)
-    return cutter.is_incompressible(start, read_piece(content, offset, length, where))
+    return cutter.is_incompressible(_start(piece), read_piece(content, offset, length, where))
+
+
+def _start(piece: Piece) -> bytes:
+    return read_piece(_content(piece.node), 0, min(MAGIC, piece.node.size), piece.node.where)
 
 
 def _cut(data: bytes, cutter: Cutter, cache: CompressionCache | None, tails: Tails) -> Segment:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Levels and pcluster sizes that nobody asked for: chosen by what a file is, whatever it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from writer_check import write, written
+from writer_trees import Repeated, file, mixed, noise
+
+from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.rules import CompressionRule
+from erofs_edge.tree import FileTree
+
+DTB, ELF = b"\xd0\x0d\xfe\xed", b"\x7fELF"
+HC: dict[str, Any] = {"compression": "lz4hc", "pcluster": 16384}
+
+
+def records(seed: int) -> bytes:
+    """Bytes that levels 6 to 9 compress differently: many matches of many lengths at many distances."""
+    words = [noise(3 + i % 13, seed * 1000 + i) for i in range(97)]
+    return b"".join(words[i * i % 97] + words[(i * 7 + i // 50) % 89] for i in range(20_000))
+
+
+@pytest.fixture(scope="module")
+def tree() -> FileTree:
+    tree = FileTree()
+    tree.add("board.dtb", file(DTB + records(1)))
+    tree.add("no-suffix", file(DTB + records(2)))
+    tree.add("only-named.dtb", file(records(3)))
+    tree.add("program", file(ELF + records(4)))
+    tree.add("text", file(mixed(90_000)))
+    tree.add("tiny", file(DTB))
+    return tree
+
+
+def rule(match: str, level: int) -> CompressionRule:
+    return CompressionRule(match=match, compression="lz4hc", level=level)
+
+
+def test_content_decides(tree: FileTree, tmp_path: Path) -> None:
+    rules = (rule("board.dtb", 7), rule("no-suffix", 7), rule("tiny", 7))
+    chosen = written(tree, tmp_path, **HC)
+    assert chosen == written(tree, tmp_path, level=8, rules=rules, **HC)
+    others = [written(tree, tmp_path, level=level, **HC) for level in (7, 8, 9)]
+    assert len({chosen, *others}) == 4
+
+
+def test_a_rule_without_a_level_leaves_it_open_too(tree: FileTree, tmp_path: Path) -> None:
+    rules = (CompressionRule(match="*", compression="lz4hc"),)
+    by_rule = written(tree, tmp_path, compression="lz4", pcluster=16384, rules=rules)
+    assert by_rule == written(tree, tmp_path, **HC)
+
+
+def test_later_pieces_know_how_the_file_starts(tmp_path: Path) -> None:
+    tree, unit = FileTree(), records(5)
+    size = (16 << 20) + 200_000
+
+    class Started(Repeated):
+        def read(self, offset: int, length: int) -> bytes:
+            data = super().read(offset, length)
+            return DTB[offset:] + data[max(0, 4 - offset) :] if offset < 4 else data
+
+    tree.add("large", file(Started(size, unit)))
+    chosen = written(tree, tmp_path, **HC)
+    assert chosen == written(tree, tmp_path, level=7, **HC)
+    assert chosen != written(tree, tmp_path, level=8, **HC)
+
+
+def test_jobs_and_cache_change_nothing(tree: FileTree, tmp_path: Path) -> None:
+    with CompressionCache(tmp_path / "cache") as cache:
+        images = [written(tree, tmp_path, cache=cache, jobs=jobs, **HC) for jobs in (1, 8)]
+    assert images == [written(tree, tmp_path, **HC)] * 2
+
+
+@pytest.mark.parametrize(("pcluster", "packed"), [(4096, 16384), (65536, 262144), (1 << 20, 1 << 20)])
+def test_packed_pclusters_are_larger(tmp_path: Path, pcluster: int, packed: int) -> None:
+    """Four times, as far as kernels read them."""
+    tree = FileTree()
+    for i in range(40):
+        tree.add(f"{i}", file(noise(60_000, i) + bytes(100_000)))
+    write(tree, tmp_path / "i", compression="lz4", pcluster=pcluster, fragments="all")
+    with Image(tmp_path / "i") as image:
+        sizes = {e.size for e in image.extents(image.inode(image.superblock.raw.packed_nid))}
+    assert max(sizes) == packed
