@@ -55,6 +55,11 @@ SETS = {
             "depmod", "modprobe",
         ),
     ),
+    "oracles-sources": ToolSet(
+        "trixie",
+        ("docker-registry", "libarchive-tools", "sqop", "tar"),
+        {"docker-registry": ("docker-registry",)} | _same("bsdtar", "sqop") | {"tar": ("gnu-tar",)},
+    ),
     "oracles-sid": ToolSet("sid", ("erofs-utils",), {name: (name, f"{name}-1.9") for name in EROFS_TOOLS}),
     "oracles-bookworm": ToolSet("bookworm", ("erofs-utils",), {name: (f"{name}-1.5",) for name in EROFS_TOOLS}),
 }  # fmt: skip

@@ -21,9 +21,9 @@ import pytest
 from sources.debian.mirrors import FakeMirror, locked
 
 from erofs_edge.errors import MirrorError, PackagesGoneError, SourceError, VerificationError
+from erofs_edge.sources import http as download
+from erofs_edge.sources import transfer as fetching
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.debian import download
-from erofs_edge.sources.debian import fetch as fetching
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import Mirror
 

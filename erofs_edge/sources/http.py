@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP and file: reads of a mirror, over connections that are kept open.
+"""HTTP and file: reads of a mirror or a registry, over connections that are kept open.
 
 Each thread has one connection to each host. Proxies come from the environment (http_proxy, https_proxy,
 no_proxy), as urllib reads them.
@@ -14,7 +14,7 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ AGENT = "erofs-edge"
 
 
 class GoneError(Exception):
-    """The mirror answered that it does not have the file."""
+    """The peer answered that it does not have the file."""
 
 
 class Body(NamedTuple):
@@ -42,13 +42,17 @@ def check_scheme(uri: str) -> None:
     """Raises MirrorError where a URI cannot be read by `Client.read`."""
     scheme = urllib.parse.urlsplit(uri).scheme
     if scheme not in ("http", "https", "file", "copy"):
-        raise MirrorError(f"mirrors over {scheme!r} are not supported", where=_public(uri))
+        raise MirrorError(f"mirrors over {scheme!r} are not supported", where=public(uri))
 
 
 class Client:
-    """The connections of a pool of threads. `abort()` wakes every thread that reads; `close()` is for the end."""
+    """The connections of a pool of threads. `abort()` wakes every thread that reads; `close()` is for the end.
 
-    def __init__(self) -> None:
+    `peer` is what errors call the other side.
+    """
+
+    def __init__(self, peer: str = "the mirror") -> None:
+        self.peer = peer
         self._local = threading.local()
         self._open: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
@@ -65,19 +69,17 @@ class Client:
         try:
             return self._follow(uri, start)
         except ValueError as error:
-            raise MirrorError(f"not a usable URI: {error}", where=_public(uri)) from error
+            raise MirrorError(f"not a usable URI: {error}", where=public(uri)) from error
 
     def _follow(self, uri: str, start: int) -> Body:
         for _ in range(REDIRECTS + 1):
             response = self._ask(uri, start)
             if response.status in (301, 302, 303, 307, 308):
-                _drain(response)
-                uri = urllib.parse.urljoin(uri, response.headers.get("Location", ""))
-                if urllib.parse.urlsplit(uri).scheme not in ("http", "https"):
-                    raise MirrorError("the mirror redirects to another scheme", where=uri)
+                drain(response)
+                uri = redirected(uri, response, self.peer)
                 continue
             return self._body(response, uri, start)
-        raise MirrorError(f"more than {REDIRECTS} redirects", where=uri)
+        raise MirrorError(f"more than {REDIRECTS} redirects", where=public(uri))
 
     def abort(self) -> None:
         """Let all reads under way fail, in whatever thread they are, and all later ones."""
@@ -99,25 +101,26 @@ class Client:
 
     def _body(self, response: http.client.HTTPResponse, uri: str, start: int) -> Body:
         if response.status in (404, 410):
-            _drain(response)
+            drain(response)
             raise GoneError(uri)
         if response.status == 416:
             # what we have is longer than what is there: begin again
-            _drain(response)
+            drain(response)
             if start:
                 return self._follow(uri, 0)
-        if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            return Body(start, _pieces(response, uri))
-        if response.status == 200:
-            return Body(0, _pieces(response, uri))
-        _drain(response)
-        raise MirrorError(f"the mirror answered {response.status} {response.reason}", where=_public(uri))
+        return body_of(response, uri, start, self.peer)
 
     def _ask(self, uri: str, start: int) -> http.client.HTTPResponse:
+        return self.ask(uri, {"Range": f"bytes={start}-"} if start else {})
+
+    def ask(self, uri: str, headers: Mapping[str, str], *, body: bytes | None = None) -> http.client.HTTPResponse:
+        """The answer to a GET, or with `body` a POST, whatever its status; redirects are not followed.
+
+        It must be read to its end (see `drain`), or its connection is closed by the next request. Raises
+        MirrorError where the peer cannot be reached, ValueError for an unusable URI.
+        """
         parts = urllib.parse.urlsplit(uri)
-        headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
+        headers = {"User-Agent": AGENT, "Accept-Encoding": "identity", **headers}
         if parts.username is not None:
             headers["Authorization"] = _basic(parts)
         proxy = _proxy(parts)
@@ -134,7 +137,7 @@ class Client:
             try:
                 if not used:
                     _connect(connection)
-                connection.request("GET", target, headers=headers)
+                connection.request("GET" if body is None else "POST", target, body, headers)
                 response = connection.getresponse()
                 self._local.last = (key, response)
                 return response
@@ -142,7 +145,7 @@ class Client:
                 self._forget(key, connection)
                 # a server may close an idle connection at any time: that is no failure
                 if not used or self._closed:
-                    raise MirrorError(f"cannot reach the mirror: {_reason(error)}", where=_public(uri)) from error
+                    raise MirrorError(f"cannot reach {self.peer}: {_reason(error)}", where=public(uri)) from error
 
     def _connection(
         self, key: tuple[str, str], parts: urllib.parse.SplitResult, proxy: urllib.parse.SplitResult | None
@@ -186,13 +189,31 @@ def _connect(connection: http.client.HTTPConnection) -> None:
         sock.settimeout(TIMEOUT)
 
 
-def _drain(response: http.client.HTTPResponse) -> None:
+def body_of(response: http.client.HTTPResponse, uri: str, start: int, peer: str) -> Body:
+    """The content of a good answer. Raises MirrorError where it is none."""
+    if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        return Body(start, _pieces(response, uri, peer))
+    if response.status == 200:
+        return Body(0, _pieces(response, uri, peer))
+    drain(response)
+    raise MirrorError(f"{peer} answered {response.status} {response.reason}", where=public(uri))
+
+
+def redirected(uri: str, response: http.client.HTTPResponse, peer: str) -> str:
+    """Where an answer of 301, 302, 303, 307 or 308 sends to. Raises MirrorError where that is not HTTP."""
+    target = urllib.parse.urljoin(uri, response.headers.get("Location", ""))
+    if urllib.parse.urlsplit(target).scheme not in ("http", "https"):
+        raise MirrorError(f"{peer} redirects to another scheme", where=public(target))
+    return target
+
+
+def drain(response: http.client.HTTPResponse) -> None:
     """Read a short answer that nobody wants, so that the connection can be used again."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         response.read(CHUNK)
 
 
-def _pieces(response: http.client.HTTPResponse, uri: str) -> Iterator[bytes]:
+def _pieces(response: http.client.HTTPResponse, uri: str, peer: str) -> Iterator[bytes]:
     left = response.length
     try:
         while piece := response.read(CHUNK):
@@ -200,9 +221,9 @@ def _pieces(response: http.client.HTTPResponse, uri: str) -> Iterator[bytes]:
             if left is not None:
                 left -= len(piece)
     except (OSError, http.client.HTTPException) as error:
-        raise MirrorError(f"the mirror broke off: {_reason(error)}", where=_public(uri)) from error
+        raise MirrorError(f"{peer} broke off: {_reason(error)}", where=public(uri)) from error
     if left:
-        raise MirrorError(f"the mirror broke off, {left} bytes are missing", where=_public(uri))
+        raise MirrorError(f"{peer} broke off, {left} bytes are missing", where=public(uri))
 
 
 def _local_pieces(uri: str, start: int) -> Iterator[bytes]:
@@ -230,7 +251,7 @@ def _basic(parts: urllib.parse.SplitResult) -> str:
     return "Basic " + base64.b64encode(text.encode()).decode()
 
 
-def _public(uri: str) -> str:
+def public(uri: str) -> str:
     """The URI without a password."""
     parts = urllib.parse.urlsplit(uri)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
