@@ -31,11 +31,12 @@ from erofs_edge.boot.fdt import (
     write,
 )
 from erofs_edge.errors import ErofsEdgeError, VerificationError
+from erofs_edge.trust.key import rsa_key, sign
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-    from erofs_edge.trust.signer import Signer, VerificationKey
+    from erofs_edge.trust.key import Signer, VerificationKey
 
 CONFIGURATION = "conf"
 CONFIGURATION_PATH = f"/configurations/{CONFIGURATION}"
@@ -45,6 +46,8 @@ NOT_SIGNED = frozenset({"data", "data-size", "data-position", "data-offset"})
 KERNEL_ALIGN = 2 << 20
 """arm64 kernels run at a multiple of 2 MiB (Documentation/arch/arm64/booting.rst)"""
 KEY_BITS = (2048, 3072, 4096)
+ROLLBACK_INDEX = "rollback-index"
+"""property of the root, in decimal"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,13 @@ class Image:
 
 
 def build_fit(
-    images: dict[str, Image], *, description: str, epoch: int, signer: Signer | None, load_address: int | None = None
+    images: dict[str, Image],
+    *,
+    description: str,
+    epoch: int,
+    signer: Signer | None,
+    load_address: int | None = None,
+    rollback_index: int = 0,
 ) -> bytes:
     """A FIT with the images 'kernel', 'ramdisk' and, where given, 'fdt', in one configuration named 'conf'.
 
@@ -71,10 +80,12 @@ def build_fit(
     load_address  where the FIT will lie in memory: places an uncompressed kernel so that it starts at a multiple of
                   KERNEL_ALIGN there and U-Boot runs it where it is. The kernel comes last, since it clears the memory
                   behind itself.
+    rollback_index  the version that the boot script compares with the recorded minimum; signed with the rest
 
     Raises ErofsEdgeError for a key that U-Boot cannot check.
     """
     root = Node({"timestamp": cells(epoch), "description": string(description), "#address-cells": cells(1)})
+    root.props[ROLLBACK_INDEX] = string(str(rollback_index))
     last_is_kernel = sorted(images.items(), key=lambda item: item[0] == "kernel")
     root.children["images"] = Node(children={name: _image_node(image) for name, image in last_is_kernel})
     conf = Node({"description": string(description)} | {name: string(name) for name in images})
@@ -88,7 +99,7 @@ def build_fit(
     if signer is not None:
         props = conf.children["signature-1"].props
         props["hashed-strings"] = cells(0, header(_skeleton(root))[8])
-        props["value"] = signer.sign_pkcs1v15_sha256(signed_bytes(_skeleton(root), signed_nodes(list(images))))
+        props["value"] = sign(signer, signed_bytes(_skeleton(root), signed_nodes(list(images))))
     return write(DeviceTree(root))
 
 
@@ -168,12 +179,12 @@ def public_key_node(signer: VerificationKey) -> Node:
     Beside modulus and exponent stand the constants of Montgomery multiplication, which U-Boot does not compute:
     R**2 mod n with R = 2**bits, and -1/n mod 2**32.
     """
-    numbers = signer.public_key.public_numbers()
-    bits = signer.public_key.key_size
+    key = rsa_key(signer, "a FIT")
+    numbers, bits = key.public_numbers(), key.key_size
     return Node(
         {
             "required": string("conf"),
-            "algo": string(algorithm(signer.public_key)),
+            "algo": string(algorithm(key)),
             "rsa,r-squared": pow(2, 2 * bits, numbers.n).to_bytes(bits // 8, "big"),
             "rsa,modulus": numbers.n.to_bytes(bits // 8, "big"),
             "rsa,exponent": numbers.e.to_bytes(8, "big"),
@@ -222,12 +233,13 @@ def _image_node(image: Image) -> Node:
 
 
 def _signature_node(images: list[str], signer: Signer, epoch: int) -> Node:
+    key = rsa_key(signer, "a FIT")
     return Node(
         {
-            "algo": string(algorithm(signer.public_key)),
+            "algo": string(algorithm(key)),
             "key-name-hint": string(signer.name),
             "sign-images": b"".join(map(string, images)),
-            "value": bytes(signer.public_key.key_size // 8),
+            "value": bytes(key.key_size // 8),
             "signer-name": string("erofs-edge"),
             "timestamp": cells(epoch),
             "hashed-nodes": b"".join(map(string, signed_nodes(images))),

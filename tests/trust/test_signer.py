@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
     Encoding,
     KeySerializationEncryption,
     NoEncryption,
@@ -20,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from erofs_edge.errors import ErofsEdgeError, UsageError
-from erofs_edge.trust.signer import open_signer, public_key_pem, read_public_key
+from erofs_edge.trust.signer import open_signer, public_key_pem, read_public_key, sign
 
 
 @pytest.fixture
@@ -31,7 +30,8 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pem_of(
-    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, encryption: KeySerializationEncryption | None = None
+    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey,
+    encryption: KeySerializationEncryption | None = None,
 ) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption())
 
@@ -58,7 +58,7 @@ def test_openssl_makes_and_checks_the_same_signature(keys: Path, tmp_path: Path,
     data, pub, sig = tmp_path / "data", tmp_path / "pub.pem", tmp_path / "sig"
     data.write_bytes(b"what is signed" * 100)
     pub.write_bytes(public_key_pem(signer))
-    sig.write_bytes(signer.sign_pkcs1v15_sha256(data.read_bytes()))
+    sig.write_bytes(sign(signer, data.read_bytes()))
     command = [oracle("openssl"), "dgst", "-sha256"]
     subprocess.run([*command, "-verify", pub, "-signature", sig, data], check=True, capture_output=True)
     theirs = subprocess.run([*command, "-sign", keys / "board.pem", data], check=True, capture_output=True).stdout
@@ -73,7 +73,10 @@ def test_file_key_is_named_after_its_file(tmp_path: Path) -> None:
     assert (signer.name, signer.development) == ("product-2031", False)
 
 
-@pytest.mark.parametrize("uri", ["", "dev", "pkcs11:token=x", "/path/key.pem", "dev:", "dev:../x", "dev:A B"])
+@pytest.mark.parametrize(
+    "uri",
+    ["", "dev", "kms:x", "/path/key.pem", "dev:", "dev:../x", "dev:A B", "file:k.pem?pass=1", "command:", "offline:x"],
+)
 def test_bad_uri_is_a_usage_error(uri: str, keys: Path) -> None:
     with pytest.raises(UsageError) as caught:
         open_signer(uri)
@@ -83,8 +86,10 @@ def test_bad_uri_is_a_usage_error(uri: str, keys: Path) -> None:
 
 def test_unusable_key_files_are_told_apart(tmp_path: Path) -> None:
     samples = {
-        "encrypted": pem_of(rsa.generate_private_key(65537, 2048), BestAvailableEncryption(b"secret")),
-        "not RSA": pem_of(ec.generate_private_key(ec.SECP256R1())),
+        "Ed25519, not RSA": pem_of(ed25519.Ed25519PrivateKey.generate()),
+        "on secp384r1": pem_of(ec.generate_private_key(ec.SECP384R1())),
+        "RSA key of 1024 bits": pem_of(rsa.generate_private_key(65537, 1024)),
+        "RSA key of 2048 bits with exponent 3": pem_of(rsa.generate_private_key(3, 2048)),
         "not a PEM": b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
         "not a PEM private": b"",
     }

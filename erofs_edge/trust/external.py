@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`command:`: any program that takes a digest on its standard input and gives a signature on its standard output.
+
+Input: the 32 bytes of a SHA-256 digest. Output: for RSA the PKCS#1 v1.5 signature, as long as the modulus; for ECDSA
+the DER form. EROFS_EDGE_ALGORITHM tells the program which ('rsa2048', …). What it returns is checked with the public
+key before it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erofs_edge.errors import ErofsEdgeError, ToolError, UsageError
+from erofs_edge.trust.key import algorithm, read_public_key
+from erofs_edge.trust.uri import parameters
+
+if TYPE_CHECKING:
+    from erofs_edge.trust.key import AnyPublicKey
+
+SECONDS = 300  # a person may have to touch a token
+LONGEST = 8192  # bytes of output that are looked at
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSigner:
+    """A key that a program signs with."""
+
+    name: str
+    public_key: AnyPublicKey
+    command: tuple[str, ...]
+    development: bool = False
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        shown = self.command[0]
+        environment = {**os.environ, "EROFS_EDGE_ALGORITHM": algorithm(self.public_key)}
+        try:
+            done = subprocess.run(
+                self.command, input=digest, capture_output=True, timeout=SECONDS, env=environment, check=False
+            )
+        except OSError as error:
+            raise ToolError(f"cannot run the signer: {error.strerror}", where=shown) from error
+        except subprocess.TimeoutExpired:
+            raise ToolError(f"the signer gave no signature within {SECONDS} s", where=shown) from None
+        if done.returncode:
+            said = done.stderr[-LONGEST:].decode(errors="replace").strip().splitlines()
+            raise ToolError(
+                f"the signer failed with exit code {done.returncode}",
+                where=shown,
+                hint=said[-1][:200] if said else None,
+            )
+        if not 0 < len(done.stdout) <= LONGEST:
+            raise ErofsEdgeError(f"the signer returned {len(done.stdout)} bytes, which is no signature", where=shown)
+        return done.stdout
+
+
+def open_command(rest: str) -> CommandSigner:
+    """The signer of `command:PROGRAM ARGUMENTS?public-key=FILE&name=NAME`. Raises UsageError, ErofsEdgeError."""
+    text, query = parameters("command", rest, {"public-key", "name"})
+    try:
+        command = tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"command: {error}") from None
+    if not command or "public-key" not in query:
+        raise UsageError(
+            "a command: key names a program and its public key",
+            hint="command:PROGRAM ARGUMENTS?public-key=PUB.pem",
+        )
+    path = Path(query["public-key"])
+    name = query.get("name", path.name.removesuffix(".pem").removesuffix(".pub"))
+    return CommandSigner(name, read_public_key(path, name).public_key, command)

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Private keys in PEM files: made, read, listed, replaced. Readable by their owner only from the first byte on."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erofs_edge.errors import ErofsEdgeError, UsageError
+from erofs_edge.trust.key import CURVE, KeySigner, fingerprint, supported
+from erofs_edge.trust.passphrase import passphrase
+
+if TYPE_CHECKING:
+    from erofs_edge.trust.key import AnyPrivateKey
+
+DEVELOPMENT_MARK = b"erofs-edge development key: it protects nothing\n"
+"""in front of the PEM of keys that were made on first use; readers of PEM skip it"""
+KINDS = ("rsa2048", "rsa3072", "rsa4096", "ecdsa-p256")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+HELD = re.compile(rb"-----BEGIN (RSA |EC |ENCRYPTED )?PRIVATE KEY-----")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """A key file as it is listed. kind and fingerprint are None where it is encrypted."""
+
+    path: Path
+    name: str
+    development: bool
+    encrypted: bool
+    kind: str | None
+    fingerprint: str | None
+    private: bool
+    """nobody but its owner can read it"""
+
+
+def keys_directory() -> Path:
+    """Where development keys and those of `keys new` live: EROFS_EDGE_KEYS, else the user's data directory."""
+    if override := os.environ.get("EROFS_EDGE_KEYS"):
+        return Path(override)
+    from platformdirs import user_data_dir
+
+    return Path(user_data_dir("erofs-edge")) / "keys"
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises UsageError where it is none for a key."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"bad key name {name!r}", hint="use lower-case letters, digits, '.', '_' and '-'")
+    return name
+
+
+def development_key(name: str) -> KeySigner:
+    """The development key of a name, made on first use. Raises UsageError, ErofsEdgeError."""
+    path = keys_directory() / f"{check_name(name)}.pem"
+    if not path.exists():
+        make_key(path, "rsa2048", development=True)
+    return KeySigner(name, load_key(path)[0], development=True)
+
+
+def file_key(path: Path, source: str | None = None) -> KeySigner:
+    """The key in a PEM file; a passphrase comes from `source`, see `passphrase`. Raises ErofsEdgeError."""
+    key, development = load_key(path, source)
+    return KeySigner(path.stem, key, development)
+
+
+def load_key(path: Path, source: str | None = None) -> tuple[AnyPrivateKey, bool]:
+    """The private key in a PEM file, and whether it is marked as a development key. Raises ErofsEdgeError."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        pem = path.read_bytes()
+    except OSError as error:
+        raise ErofsEdgeError(
+            f"cannot read the signing key: {error.strerror}",
+            where=str(path),
+            hint="name an existing PEM private key, or dev:dev for a development key",
+        ) from error
+    secret = None
+    if _encrypted(pem):
+        secret = passphrase(source, path.name).encode()
+    try:
+        key = load_pem_private_key(pem, password=secret)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # the cause is left out: a library's message may quote what it read
+        raise _unreadable(path, secret is not None) from None
+    if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey):
+        kind = type(key).__name__.removesuffix("PrivateKey").strip("_")
+        raise ErofsEdgeError(
+            f"the signing key is {kind}, not RSA or ECDSA P-256",
+            where=str(path),
+            hint="U-Boot checks RSA: use RSA-2048",
+        )
+    supported(key.public_key(), str(path))
+    return key, pem.startswith(DEVELOPMENT_MARK)
+
+
+def make_key(
+    path: Path, kind: str, *, secret: str | None = None, development: bool = False, replace: bool = False
+) -> None:
+    """Make a key at a path, readable by its owner only. Of several makers at once one wins, all go on with its key.
+
+    secret   the passphrase that encrypts it
+    replace  put it in place of what is there
+
+    Raises ErofsEdgeError where the folder cannot be written.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
+    from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as generate_ec
+    from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+    from cryptography.hazmat.primitives.serialization import (
+        BestAvailableEncryption,
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
+
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind of key {kind!r}", hint=f"one of {', '.join(KINDS)}")
+    key: AnyPrivateKey = (
+        generate_private_key(65537, int(kind[3:])) if kind != "ecdsa-p256" else generate_ec(SECP256R1())
+    )
+    encryption = BestAvailableEncryption(secret.encode()) if secret else NoEncryption()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", dir=path.parent)  # with mode 0600
+        try:
+            with os.fdopen(fd, "wb") as handle:
+                handle.write((DEVELOPMENT_MARK if development else b"") + pem)
+                handle.flush()
+                os.fsync(fd)
+            if replace:
+                os.replace(temporary, path)
+            else:
+                # a link, unlike a rename, never replaces the key that another process has already signed with
+                os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise ErofsEdgeError(
+            f"cannot make a {'development ' if development else ''}key: {error.strerror}",
+            where=str(path),
+            hint="set EROFS_EDGE_KEYS to a directory you can write, or name a key with file:PATH",
+        ) from error
+
+
+def rotate_key(path: Path, *, kind: str | None = None, secret: str | None = None, source: str | None = None) -> Path:
+    """Put a new key of the same kind in the place of the one at `path`; where the old one went.
+
+    The old key keeps its file, under a name with its fingerprint: devices that know only it still need releases
+    signed by it. Raises ErofsEdgeError.
+    """
+    key, development = load_key(path, source)
+    old = KeySigner(path.stem, key)
+    kept = path.with_name(f"{path.stem}.{fingerprint(old)[:12]}{path.suffix}")
+    if kept.exists():
+        raise ErofsEdgeError("the old key's place is taken", where=str(kept))
+    os.link(path, kept)
+    try:
+        make_key(path, kind or kind_of(key), secret=secret, development=development, replace=True)
+    except BaseException:
+        kept.unlink()
+        raise
+    return kept
+
+
+def list_keys(folder: Path) -> list[KeyFile]:
+    """The private keys in a folder, by name; what is no key is passed over."""
+    found = []
+    for path in sorted(folder.glob("*.pem")) if folder.is_dir() else []:
+        pem = path.read_bytes()
+        if not HELD.search(pem):
+            continue
+        encrypted, kind, digest = _encrypted(pem), None, None
+        if not encrypted:
+            try:
+                signer = KeySigner(path.stem, load_key(path)[0])
+            except ErofsEdgeError:
+                continue
+            kind, digest = kind_of(signer.key), fingerprint(signer)
+        private = not stat.S_IMODE(path.stat().st_mode) & 0o077
+        found.append(
+            KeyFile(path, path.stem, pem.startswith(DEVELOPMENT_MARK), encrypted, kind, digest, private)
+        )  # fmt: skip
+    return found
+
+
+def kind_of(key: AnyPrivateKey) -> str:
+    """'rsa2048', …: as in KINDS."""
+    return "ecdsa-p256" if getattr(getattr(key, "curve", None), "name", "") == CURVE else f"rsa{key.key_size}"
+
+
+def _encrypted(pem: bytes) -> bool:
+    return b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in pem or b"Proc-Type: 4,ENCRYPTED" in pem
+
+
+def _unreadable(path: Path, had_passphrase: bool) -> ErofsEdgeError:
+    if had_passphrase:
+        return ErofsEdgeError("the passphrase does not open the signing key", where=str(path), hint="try it again")
+    return ErofsEdgeError(
+        "not a PEM private key",
+        where=str(path),
+        hint="make one: erofs-edge keys new NAME, or openssl genpkey -algorithm RSA -out KEY.pem",
+    )

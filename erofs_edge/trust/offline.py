@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`offline:`: a key on a machine without a network. Digests go out in a folder, signatures come back in it.
+
+For each digest that is to be signed the folder has `DIGEST.digest` (32 bytes, SHA-256) and, once it is signed,
+`DIGEST.sig`. What is signed and its digest depend on the inputs alone: the same command, given again, finds its
+signatures and goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erofs_edge.errors import ErofsEdgeError, UsageError, VerificationError
+from erofs_edge.trust.key import VerificationKey, algorithm, read_public_key, verifies
+from erofs_edge.trust.uri import parameters
+
+if TYPE_CHECKING:
+    from erofs_edge.trust.key import AnyPublicKey
+
+DIGEST, SIGNATURE = ".digest", ".sig"
+
+
+class SignaturesMissingError(ErofsEdgeError):
+    """Digests wait in a folder for their signatures."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineSigner:
+    """A key that signs elsewhere. `missing` gets the digests, in hex, that had no signature."""
+
+    name: str
+    public_key: AnyPublicKey
+    folder: Path
+    development: bool = False
+    missing: list[str] = field(default_factory=list)
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        """Raises SignaturesMissingError, after the digest was left in the folder, where the signature is not there."""
+        path = self.folder / f"{digest.hex()}{SIGNATURE}"
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            pass
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.folder / f"{digest.hex()}{DIGEST}", digest)
+        self.missing.append(digest.hex())
+        raise SignaturesMissingError(
+            f"a digest waits for its signature by '{self.name}' ({algorithm(self.public_key)})",
+            where=str(self.folder / f"{digest.hex()}{DIGEST}"),
+            hint=f"sign it, then: erofs-edge sign --attach {self.folder} SIGNATURE, and give the command again",
+        )
+
+
+def open_offline(rest: str) -> OfflineSigner:
+    """The signer of `offline:FOLDER?public-key=FILE&name=NAME`. Raises UsageError, ErofsEdgeError."""
+    folder, query = parameters("offline", rest, {"public-key", "name"})
+    if not folder or "public-key" not in query:
+        raise UsageError("an offline: key names a folder and its public key", hint="offline:FOLDER?public-key=PUB.pem")
+    path = Path(query["public-key"])
+    name = query.get("name", path.name.removesuffix(".pem").removesuffix(".pub"))
+    return OfflineSigner(name, read_public_key(path, name).public_key, Path(folder))
+
+
+def waiting(folder: Path) -> list[str]:
+    """The digests of a folder, in hex, that have no signature yet."""
+    return sorted(p.stem for p in folder.glob(f"*{DIGEST}") if not p.with_suffix(SIGNATURE).exists())
+
+
+def attach(folder: Path, key: VerificationKey, signatures: list[bytes]) -> list[str]:
+    """Put signatures beside their digests, whichever those are; the digests signed, in hex.
+
+    Nothing is written unless each signature fits. Raises VerificationError for one that fits no waiting digest.
+    """
+    open_digests = [bytes.fromhex(text) for text in waiting(folder)]
+    matched: dict[bytes, bytes] = {}
+    for number, signature in enumerate(signatures, 1):
+        digest = next((d for d in open_digests if verifies(key.public_key, signature, d)), None)
+        if digest is None:
+            raise VerificationError(
+                f"signature {number} of {len(signatures)} is of none of the {len(open_digests)} waiting digest(s)",
+                where=str(folder),
+                hint=f"it must be made with the private key of '{key.name}' over a digest of this folder",
+            )
+        matched[digest] = signature
+    for digest, signature in matched.items():
+        _write(folder / f"{digest.hex()}{SIGNATURE}", signature)
+    return [digest.hex() for digest in matched]
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signed root hashes: what the kernel and systemd take, and a check of it that believes nothing.
+
+The signature is a detached PKCS#7 SignedData (RFC 2315, RFC 5652) in DER, without attributes and certificates; its
+content is the root hash as lower-case hexadecimal text without a newline (Linux ``drivers/md/dm-verity-verify-sig.c``,
+cryptsetup ``veritysetup --root-hash-signature``). A verity-signature partition of the Discoverable Partitions
+Specification holds it in JSON, filled up with zeros (systemd ``src/shared/dissect-image.c``, ``src/repart/repart.c``).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+
+from erofs_edge.errors import FormatError, VerificationError
+from erofs_edge.trust import der
+from erofs_edge.trust.certificate import OID_SHA256, Certificate, signature_algorithm
+from erofs_edge.trust.key import Signer, VerificationKey, sign, verifies
+
+OID_SIGNED_DATA = "1.2.840.113549.1.7.2"
+OID_DATA = "1.2.840.113549.1.7.1"
+PARTITION_SIZE = 16 << 10
+"""bytes of a verity-signature partition, as systemd-repart makes it"""
+PARTITION_MAX = 4 << 20
+"""bytes: systemd reads no larger one"""
+
+
+def sign_root_hash(root_hash: bytes, signer: Signer, certificate: Certificate) -> bytes:
+    """The PKCS#7 signature of a root hash, as the kernel takes it. Raises ErofsEdgeError where the signer fails."""
+    return sign_detached(root_hash.hex().encode(), signer, certificate)
+
+
+def verity_signature_json(root_hash: bytes, signer: Signer, certificate: Certificate) -> bytes:
+    """The content of a verity-signature partition: PARTITION_SIZE bytes. Raises ErofsEdgeError where the signer fails.
+
+    rootHash and signature are what systemd checks; certificateFingerprint says which certificate to look for.
+    """
+    record = {
+        "rootHash": root_hash.hex(),
+        "certificateFingerprint": certificate.fingerprint,
+        "signature": base64.b64encode(sign_root_hash(root_hash, signer, certificate)).decode(),
+    }
+    return json.dumps(record, separators=(",", ":")).encode().ljust(PARTITION_SIZE, b"\0")
+
+
+def sign_detached(content: bytes, signer: Signer, certificate: Certificate) -> bytes:
+    """A detached PKCS#7 signature in DER, SHA-256, without attributes and certificates.
+
+    What ``openssl smime -sign -binary -noattr -nocerts -outform der`` makes of the same content.
+    """
+    sha256 = der.element(der.SEQUENCE, der.oid(OID_SHA256), der.element(der.NULL))
+    signer_info = der.element(
+        der.SEQUENCE,
+        der.integer(1),
+        der.element(der.SEQUENCE, certificate.issuer, der.integer(certificate.serial)),
+        sha256,
+        signature_algorithm(signer.public_key),
+        der.element(der.OCTET_STRING, sign(signer, content)),
+    )
+    signed_data = der.element(
+        der.SEQUENCE,
+        der.integer(1),
+        der.element(der.SET, sha256),
+        der.element(der.SEQUENCE, der.oid(OID_DATA)),
+        der.element(der.SET, signer_info),
+    )
+    return der.element(der.SEQUENCE, der.oid(OID_SIGNED_DATA), der.element(der.CONTEXT, signed_data))
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """A parsed signature: who made it, and its bytes."""
+
+    issuer: bytes
+    serial: int
+    signature: bytes
+
+
+def parse_detached(raw: bytes) -> Detached:
+    """A detached PKCS#7 signature of one signer. Raises FormatError for any other form than `sign_detached` makes.
+
+    Certificates beside it are skipped; attributes are refused: the kernel's check of a root hash takes none.
+    """
+    outer = der.Reader(raw)
+    info = outer.enter(der.SEQUENCE)
+    outer.finish()
+    _expect_oid(info, OID_SIGNED_DATA, "not a PKCS#7 SignedData")
+    wrapper = info.enter(der.CONTEXT)
+    info.finish()
+    data = wrapper.enter(der.SEQUENCE)
+    wrapper.finish()
+    if data.number() != 1:
+        raise FormatError("PKCS#7 of an unknown version")
+    digests = data.enter(der.SET)
+    _expect_sha256(digests)
+    digests.finish()
+    content = data.enter(der.SEQUENCE)
+    _expect_oid(content, OID_DATA, "the PKCS#7 content is not plain data")
+    if content.position != content.end:
+        raise FormatError("the PKCS#7 signature is not detached")
+    if data.position < data.end and data.data[data.position] == der.CONTEXT:
+        data.take(der.CONTEXT)
+    signers = data.enter(der.SET)
+    data.finish()
+    one = signers.enter(der.SEQUENCE)
+    signers.finish()
+    if one.number() != 1:
+        raise FormatError("a PKCS#7 signer of an unknown version")
+    names = one.enter(der.SEQUENCE)
+    issuer, serial = names.whole(der.SEQUENCE), names.number()
+    names.finish()
+    _expect_sha256(one)
+    one.take(der.SEQUENCE)
+    signature = one.content(der.OCTET_STRING)
+    one.finish()
+    return Detached(issuer, serial, signature)
+
+
+def verify_detached(raw: bytes, content: bytes, key: VerificationKey) -> None:
+    """Raises FormatError on a malformed signature, VerificationError where it is not this key's over the content."""
+    if not verifies(key.public_key, parse_detached(raw).signature, hashlib.sha256(content).digest()):
+        raise VerificationError(f"the signature does not match key '{key.name}'")
+
+
+def verify_root_hash(raw: bytes, root_hash: bytes, key: VerificationKey) -> None:
+    """As `verify_detached`, of a root hash."""
+    verify_detached(raw, root_hash.hex().encode(), key)
+
+
+def parse_verity_signature(raw: bytes) -> tuple[bytes, str, bytes]:
+    """(root hash, certificate fingerprint, PKCS#7) of a verity-signature partition. Raises FormatError."""
+    if len(raw) > PARTITION_MAX:
+        raise FormatError(f"a verity-signature partition of {len(raw)} bytes, at most {PARTITION_MAX} are read")
+    text, _, rest = raw.partition(b"\0")
+    if any(rest):
+        raise FormatError("bytes after the verity signature", where=f"offset {len(text):#x}")
+    try:
+        record = json.loads(text)
+        root_hash, signature = bytes.fromhex(record["rootHash"]), base64.b64decode(record["signature"], validate=True)
+        fingerprint = record.get("certificateFingerprint", "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError("not a verity signature in JSON") from error
+    if not isinstance(fingerprint, str) or not root_hash:
+        raise FormatError("not a verity signature in JSON")
+    return root_hash, fingerprint, signature
+
+
+def verify_verity_signature(raw: bytes, root_hash: bytes, key: VerificationKey) -> None:
+    """Raises FormatError on a malformed partition, VerificationError for another root hash or another key."""
+    found, _, signature = parse_verity_signature(raw)
+    if found != root_hash:
+        raise VerificationError(f"the signature is of root hash {found.hex()}, not {root_hash.hex()}")
+    verify_root_hash(signature, root_hash, key)
+
+
+def _expect_oid(reader: der.Reader, dotted: str, message: str) -> None:
+    at = reader.position
+    if reader.whole(der.OID) != der.oid(dotted):
+        raise FormatError(message, where=f"offset {at:#x}")
+
+
+def _expect_sha256(reader: der.Reader) -> None:
+    algorithm = reader.enter(der.SEQUENCE)
+    _expect_oid(algorithm, OID_SHA256, "the PKCS#7 digest is not SHA-256")
+    if algorithm.position < algorithm.end:
+        algorithm.take(der.NULL)
+    algorithm.finish()
