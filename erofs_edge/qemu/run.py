@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
-import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,14 +13,12 @@ from typing import IO
 
 from erofs_edge.errors import ErofsEdgeError, ToolError
 from erofs_edge.qemu.console import Console, Event
-from erofs_edge.qemu.machine import MENDS
 from erofs_edge.qemu.verdict import Verdict, Watch
+from erofs_edge.toolbox.emulator import start
 
 PIECE = 64 << 10
 COMPLAINT = 2000
 """bytes of what QEMU itself says that are repeated in an error"""
-PR_SET_PDEATHSIG = 1
-"""include/uapi/linux/prctl.h"""
 
 
 def run(
@@ -69,20 +64,20 @@ def _follow(
     command: list[str], complaints: IO[bytes], timeout: float, decide: Callable[[bytes, float], Verdict | None]
 ) -> Verdict | None:
     """The verdict of `decide`; None where the output ended (it gets b"" then) without. Raises TimeoutError."""
-    start = time.monotonic()
-    machine = _start(command, complaints)
+    began = time.monotonic()
+    machine = start(command, complaints)
     assert machine.stdout is not None  # noqa: S101  asked for with PIPE
     try:
         with selectors.DefaultSelector() as selector:
             selector.register(machine.stdout, selectors.EVENT_READ)
             while True:
-                left = start + timeout - time.monotonic()
+                left = began + timeout - time.monotonic()
                 if left <= 0:
                     raise TimeoutError
                 if not selector.select(left):
                     continue
                 data = machine.stdout.read(PIECE)
-                if (verdict := decide(data, time.monotonic() - start)) or not data:
+                if (verdict := decide(data, time.monotonic() - began)) or not data:
                     return verdict
     finally:
         machine.kill()
@@ -95,22 +90,3 @@ def _log(path: Path | None) -> IO[bytes]:
         return (path or Path(os.devnull)).open("wb")
     except OSError as error:
         raise ErofsEdgeError(f"cannot write the console's log: {error.strerror}", where=str(path)) from error
-
-
-def _start(command: list[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
-    prctl = ctypes.CDLL(None).prctl
-
-    def die_with_parent() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            bufsize=0,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc, made ready before the fork
-        )
-    except OSError as error:
-        raise ToolError(f"QEMU cannot be started: {error.strerror}", where=command[0], hint=MENDS) from error

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from erofs_edge.errors import ToolError
 from erofs_edge.toolbox.prefix import find
@@ -16,6 +19,8 @@ PROGRAM = "qemu-system-aarch64"
 VARIABLE = "EROFS_EDGE_QEMU"
 OLDEST = (7, 2)
 MENDS = "erofs-edge tools fetch"
+PR_SET_PDEATHSIG = 1
+"""include/uapi/linux/prctl.h"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +76,26 @@ def short_run(command: list[str]) -> str:
     if done.returncode:
         raise ToolError(f"QEMU failed: {done.stdout.strip()[-400:]}", where=command[0])
     return done.stdout
+
+
+def start(command: list[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
+    """QEMU with its console on a pipe and its own messages in `complaints`; it dies with this process.
+
+    Raises ToolError where it cannot be started.
+    """
+    prctl = ctypes.CDLL(None).prctl
+
+    def die_with_parent() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            bufsize=0,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc, made ready before the fork
+        )
+    except OSError as error:
+        raise ToolError(f"QEMU cannot be started: {error.strerror}", where=command[0], hint=MENDS) from error
