@@ -137,8 +137,9 @@ class Cache:
             folder.mkdir(parents=True, exist_ok=True)
             self._sweep(folder)
             descriptor, name = tempfile.mkstemp(dir=folder)
+            os.close(descriptor)
             try:
-                with open(descriptor, "wb") as file:
+                with Path(name).open("wb") as file:  # by name, so that the file knows its own
                     yield file
                 final.parent.mkdir(parents=True, exist_ok=True)
                 Path(name).replace(final)
