@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from erofs_edge.manifest.check_supply import check_supply
 from erofs_edge.manifest.model import (
     CONTENT_WORDS,
     Board,
@@ -56,16 +57,7 @@ def check_system(system: System, fail: Fail) -> None:
     for index, overlay in enumerate(system.overlay):
         if not os.path.isdir(overlay.from_):
             fail(f"overlay.{index}.from", f"no such directory: {overlay.from_}")
-    for index, source in enumerate(system.sources):
-        here = f"sources.{index}"
-        if (source.directory is None) == (source.tar is None):
-            fail(here, 'a source is either a "directory" or a "tar"')
-        if source.directory is not None and not os.path.isdir(source.directory):
-            fail(f"{here}.directory", f"no such directory: {source.directory}")
-        if source.tar is not None and not os.path.isfile(source.tar):
-            fail(f"{here}.tar", f"no such file: {source.tar}")
-        if source.directory is not None and source.sha256 is not None:
-            fail(f"{here}.sha256", '"sha256" pins a tar; a directory has none')
+    check_supply(system, fail)
     for index, entry in enumerate(system.entries):
         _check_entry(f"entries.{index}", entry, fail)
     for unit in system.units.mask:

@@ -79,7 +79,11 @@ def lock_bytes(lock: Lock) -> bytes:
         body = "\n" + ",\n".join(rows) + "\n    " if rows else ""
         groups.append(f"    {_json(group)}: [{body}]")
     lines.append(",\n".join(groups))
-    lines += ["  },", f'  "users": {_block(ids["users"])},', f'  "groups": {_block(ids["groups"])}', "}", ""]
+    lines.append("  },")
+    if lock.sources:
+        rows = [f"    {_json(msgspec.to_builtins(source))}" for source in lock.sources]
+        lines += ['  "sources": [', ",\n".join(rows), "  ],"]
+    lines += [f'  "users": {_block(ids["users"])},', f'  "groups": {_block(ids["groups"])}', "}", ""]
     return "\n".join(line for line in lines if line or line is lines[-1]).encode()
 
 

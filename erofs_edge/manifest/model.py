@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from erofs_edge.manifest.shaping import BudgetKey, Droppable, Network, OverlayRule, Smoke, VariableName
+from erofs_edge.manifest.supply import Arch, Archive, LockedSource, Oci
 from erofs_edge.manifest.words import (
     SIZE_PATTERN,
     DevicePath,
@@ -67,16 +68,22 @@ class Overlay(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Source(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One more source of files: exactly one of `directory` or `tar`."""
+    """One more source of files: exactly one of `directory`, `tar` or `oci`. The lock pins its content."""
 
     directory: HostPath | None = None
-    """a directory on this machine, relative to this file; everything in it becomes root's"""
+    """a directory on this machine, relative to this file; owners and modes are what `rules` say, else root's"""
     tar: HostPath | None = None
     """a tar archive, relative to this file; owners, modes and devices are the archive's"""
+    oci: Oci | None = None
+    """a container image: its layers, one over the other"""
     to: DevicePath = "/"
     """where on the device it is unpacked"""
     sha256: Sha256 | None = None
     """of the tar: the build stops on any other"""
+    rules: list[OverlayRule] = []
+    """owner, mode and attributes of single paths; of several rules that match, the last one that says it counts"""
+    clash: Literal["error", "replace", "keep"] = "error"
+    """where packages or an earlier source have another file: stop, let this source win, or let the earlier one"""
 
 
 class User(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -198,10 +205,18 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """for people"""
     suite: Name = "trixie"
     """the Debian release that the packages come from"""
-    arch: Literal["arm64"] = "arm64"
+    components: list[Name] = field(default_factory=lambda: ["main", "non-free-firmware"])
+    """of that release"""
+    arch: Arch = "arm64"
     """the architecture, in Debian's words"""
+    base: HostPath | None = None
+    """an image that all else is laid over: an EROFS file, or the output folder of a build"""
     packages: list[PackageName] = []
     """Debian packages; what they depend on comes with them"""
+    debs: list[HostPath] = []
+    """package files (.deb) on this machine, relative to this file; what they depend on comes with them"""
+    archives: dict[Name, Archive] = {}
+    """further archives that packages come from, by a name of yours"""
     sources: list[Source] = []
     """further files, laid over the packages in the order given"""
     overlay: list[Overlay] = []
@@ -337,6 +352,9 @@ class Verity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """bytes of a data block and of a hash block"""
     on_corruption: Literal["eio", "restart", "panic"] = "eio"
     """what the kernel does when a block does not match: a read error, a restart, a panic"""
+    fec_roots: Annotated[int, Meta(ge=0, le=24)] = 0
+    """parity bytes for each 255 bytes of image and tree, with which the kernel repairs blocks as it reads them: 2 to 24;
+    0 for none"""
 
 
 class Sign(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -344,6 +362,8 @@ class Sign(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     key: KeyUri = "dev:dev"
     """dev:NAME, or file:PATH relative to this file"""
+    rollback_index: Annotated[int, Meta(ge=0, le=999_999_999)] = 0
+    """the version of the build: once a device has run one and found it good, it starts none with a lower number"""
 
 
 class Qemu(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -396,7 +416,7 @@ class LockedPackage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     arch: Name
     """the architecture that the .deb names"""
     archive: Name
-    """which archive of the mirror: 'debian' or 'debian-security'"""
+    """'debian' or 'debian-security' of the mirror, 'local' for a file of `debs`, else a name of `archives`"""
     path: Annotated[
         str,
         Meta(pattern=r"^(?!(.*/)?\.\.(/|$))[A-Za-z0-9][^\x00-\x20]*$", extra={"says": "a path below the archive"}),
@@ -429,6 +449,8 @@ class Lock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """what was asked for, by group: a build stops where the manifest now asks for something else"""
     packages: dict[str, list[LockedPackage]]
     """by group: every .deb, sorted by name"""
+    sources: list[LockedSource] = []
+    """base and sources in the manifest's order"""
     users: dict[str, Id] = {}
     """pinned ids of system users, name → uid"""
     groups: dict[str, Id] = {}

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from erofs_edge.manifest import model, shaping
-from erofs_edge.manifest.vocabulary import descriptions, key_descriptions
+from erofs_edge.manifest import model
+from erofs_edge.manifest.vocabulary import descriptions, key_descriptions, struct_named
 
 KINDS: dict[str, type] = {"board": model.Board, "manifest": model.System, "lock": model.Lock}
 """what `schema` knows, and the struct that each is"""
@@ -25,7 +25,8 @@ PART = "Part"
 """suffix of the definitions for files that extend another"""
 
 RULES: dict[str, dict[str, Any]] = {
-    "Source": {"oneOf": [{"required": ["directory"]}, {"required": ["tar"]}]},
+    "Source": {"oneOf": [{"required": ["directory"]}, {"required": ["tar"]}, {"required": ["oci"]}]},
+    "Oci": {"oneOf": [{"required": ["image"]}, {"required": ["layout"]}]},
 }
 """what a struct also demands, in schema words"""
 
@@ -57,7 +58,7 @@ def schema_text(kind: str) -> str:
 
 
 def _definition(name: str, component: dict[str, Any], *, partial: bool) -> dict[str, Any]:
-    texts = key_descriptions(getattr(model, name, None) or getattr(shaping, name))
+    texts = key_descriptions(struct_named(name))
     properties: dict[str, Any] = {}
     for key, value in component["properties"].items():
         properties[key] = _property(value, texts[key], partial=partial)

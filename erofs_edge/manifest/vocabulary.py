@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What model.py and shaping.py say about its own words: the docstrings of structs and of their keys."""
+"""What model.py and its parts say about their own words: the docstrings of structs and of their keys."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import functools
 import inspect
 from pathlib import Path
 
-from erofs_edge.manifest import model, shaping
+from erofs_edge.manifest import model, shaping, supply
 from erofs_edge.manifest.decode import describe
+
+MODULES = (model, shaping, supply)
 
 
 @functools.cache
 def descriptions() -> dict[str, dict[str, str]]:
     """Docstrings by struct and attribute; the struct's own is under ''. Line breaks become spaces."""
-    sources = [Path(inspect.getfile(module)).read_text(encoding="utf-8") for module in (model, shaping)]
+    sources = [Path(inspect.getfile(module)).read_text(encoding="utf-8") for module in MODULES]
     found: dict[str, dict[str, str]] = {}
     for item in [item for source in sources for item in ast.parse(source).body]:
         if not isinstance(item, ast.ClassDef):
@@ -36,3 +38,10 @@ def key_descriptions(struct: type) -> dict[str, str]:
     """Docstrings of a struct's keys, by the name that a file uses, in the order of model.py."""
     texts = descriptions()[struct.__name__]
     return {field.encode_name: texts.get(field.name, "") for field in describe(struct).fields}
+
+
+def struct_named(name: str) -> type:
+    """The struct of that name in one of `MODULES`."""
+    (found,) = {getattr(module, name) for module in MODULES if hasattr(module, name)}
+    assert isinstance(found, type)  # noqa: S101  callers name structs
+    return found

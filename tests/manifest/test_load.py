@@ -77,7 +77,7 @@ ERRORS: list[tuple[str, str, str, str, str | None]] = [
     ("demo-system.yaml", "0640", "0888", 'demo-system.yaml:6:16: "file_mode" must be permission bits', None),
     ("demo-system.yaml", "directory: files", "directory: nope", "demo-system.yaml:8:5: no such directory", None),
     ("demo-system.yaml", "directory: files", "tar: nope.tar", "demo-system.yaml:8:5: no such file", None),
-    ("demo-system.yaml", "directory: files", "directory: files\n    tar: x", "demo-system.yaml:8:5: a source is either", None),
+    ("demo-system.yaml", "directory: files", "directory: files\n    tar: x", "demo-system.yaml:8:5: a source is exactly one", None),
     ("demo-system.yaml", "  - directory: files\n", "  -\n", "demo-system.yaml:9:", None),
     ("demo-system.yaml", "to: /opt", "sha256: abc", 'demo-system.yaml:9:13: "sha256" must be a SHA-256', None),
     ("demo-system.yaml", "to: /opt", f"sha256: {'a' * 64}", 'demo-system.yaml:9:5: "sha256" pins a tar', None),

@@ -33,7 +33,7 @@ def test_a_tar_keeps_its_owners_and_must_have_its_hash(tmp_path: Path, cache: Ca
 
 @pytest.mark.parametrize("source", [Source(), Source(directory="a", tar="b")])
 def test_exactly_one_kind(source: Source, cache: Cache) -> None:
-    with pytest.raises(ManifestError, match="exactly one of directory, tar"):
+    with pytest.raises(ManifestError, match="exactly one of directory, tar, oci"):
         load_source(source, cache)
 
 
