@@ -19,7 +19,7 @@ from erofs_edge.sources.debian.configure.ids import Position
 from erofs_edge.sources.debian.deb import Package
 from erofs_edge.tree import FileTree
 
-__all__ = ["Report", "ScriptNote", "assign_ids", "complete_accounts", "configure", "finish"]
+__all__ = ["Report", "ScriptNote", "adopt", "assign_ids", "complete_accounts", "configure", "finish"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -113,6 +113,12 @@ def configure(
     return report
 
 
+def adopt(tree: FileTree, system: System) -> None:
+    """Make a system that its packages' own scripts have configured one machine's read-only root, in place."""
+    host.name_host(tree, system.hostname)
+    host.make_mount_points(tree)
+
+
 def complete_accounts(
     tree: FileTree,
     packages: Sequence[Package],
@@ -121,14 +127,18 @@ def complete_accounts(
     groups: dict[str, int],
     *,
     epoch: int,
+    configured: bool = False,
     position: Position = str,
 ) -> Accounts:
-    """Write passwd, group, shadow and gshadow with what the tree's sysusers.d and the manifest now ask for.
+    """Write passwd, group, shadow and gshadow with what the tree's sysusers.d and the manifest now ask for, beside what
+    they have where the system is `configured` already.
 
     Raises ManifestError for accounts that the lock lacks or that clash.
     """
-    made = adduser_groups(packages)
-    accounts = ids.build_accounts(tree, system, users, groups, adduser_groups=made, position=position)
+    made = [] if configured else adduser_groups(packages)
+    accounts = ids.build_accounts(
+        tree, system, users, groups, adduser_groups=made, configured=configured, position=position
+    )
     write_accounts(tree, accounts, epoch)
     return accounts
 

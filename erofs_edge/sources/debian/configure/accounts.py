@@ -70,10 +70,11 @@ class Accounts:
         self.users[name] = replace(self.users[name], **changes)  # type: ignore[arg-type]
 
 
-def base_accounts(tree: FileTree) -> Accounts:
-    """Debian's fixed users and groups, from base-passwd's master files; without that package, what /etc has."""
+def base_accounts(tree: FileTree, *, configured: bool = False) -> Accounts:
+    """Debian's fixed users and groups, from base-passwd's master files; without that package, or where the system is
+    `configured` already, what /etc has."""
     accounts = Accounts()
-    master = tree.get("usr/share/base-passwd/passwd.master") is not None
+    master = tree.get("usr/share/base-passwd/passwd.master") is not None and not configured
     folder, suffix = ("usr/share/base-passwd", ".master") if master else ("etc", "")
     shadow = {} if master else _shadow(tree, "etc/shadow")
     gshadow = {} if master else _shadow(tree, "etc/gshadow")

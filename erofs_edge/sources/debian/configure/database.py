@@ -52,12 +52,16 @@ def write_database(tree: FileTree, packages: Iterable[Package], arch: str) -> No
     tree.add(LINK, Inode(stat.S_IFLNK | 0o777, target=f"../../{ADMIN}".encode(), origin="dpkg database"))
 
 
-def stanza(package: Package) -> str:
-    """The package's paragraph of the status file, with a line end."""
+def stanza(
+    package: Package, status: str = "install ok installed", conffiles: list[tuple[str, str]] | None = None
+) -> str:
+    """The package's paragraph of the status file, with a line end; `conffiles` with the hashes as shipped unless others
+    are given."""
     fields = dict(package.control)
-    fields["Status"] = "install ok installed"
+    fields["Status"] = status
     if package.conffiles:
-        fields["Conffiles"] = "".join(f"\n {path} {digest}" for path, digest in _conffile_sums(package))
+        sums = _conffile_sums(package) if conffiles is None else conffiles
+        fields["Conffiles"] = "".join(f"\n {path} {digest}" for path, digest in sums)
     first = [key for key in ORDER if key in fields]
     last = [key for key in ("Description", "Homepage") if key in fields]
     middle = [key for key in fields if key not in first and key not in last]

@@ -132,10 +132,12 @@ def build_accounts(
     groups: dict[str, int],
     *,
     adduser_groups: Sequence[str] = (),
+    configured: bool = False,
     position: Position = str,
 ) -> Accounts:
-    """All accounts of a system, with the numbers of the lock. Raises ManifestError on a name that it lacks."""
-    numbers = _Numbers(base_accounts(tree), dict(users), dict(groups), False, position)
+    """All accounts of a system, with the numbers of the lock; of a `configured` one, those in its /etc and what is
+    missing there. Raises ManifestError on a name that the lock lacks."""
+    numbers = _Numbers(base_accounts(tree, configured=configured), dict(users), dict(groups), False, position)
     _build(numbers, tree, system, adduser_groups)
     return numbers.accounts
 

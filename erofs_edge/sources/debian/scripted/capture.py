@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes back from the machine, as a tree: the archive's files with all their metadata, minus what varies."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.errors import SourceError
+from erofs_edge.sources.debian.deb import Package
+from erofs_edge.sources.debian.scripted.renumber import renumber
+from erofs_edge.sources.debian.scripted.scrub import scrub
+from erofs_edge.sources.debian.unpack import unpack
+from erofs_edge.sources.tar import tree_of
+from erofs_edge.sources.tarball import Member
+from erofs_edge.tree import FileTree
+
+SCRIPTS = "maintainer scripts"
+"""the origin of what no single package can be named for"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scripted:
+    """A configured system: its files, and the accounts that scripts made and no lock pins ('user x')."""
+
+    tree: FileTree
+    unpinned: list[str]
+
+
+def configured_tree(
+    members: Sequence[Member],
+    archive: Path,
+    makers: dict[str, str],
+    packages: Sequence[Package],
+    users: dict[str, int],
+    groups: dict[str, int],
+) -> Scripted:
+    """The tree of a captured archive: scrubbed, its accounts with the lock's numbers, each inode with the package that
+    it is of as its origin. `makers`: see `attribute`. Raises SourceError where the archive is damaged."""
+    tree = tree_of(members, archive, str(archive), origin=SCRIPTS)
+    shipped = unpack(packages)
+    scrub(tree, shipped)
+    unpinned = renumber(tree, users, groups)
+    for path, inode in tree.walk():
+        old = shipped.get(path)
+        inode.origin = old.origin if old is not None else makers.get(os.fsdecode(path), SCRIPTS)
+    return Scripted(tree, unpinned)
+
+
+def attribute(archive: Path, moments: Sequence[tuple[float, str]]) -> dict[str, str]:
+    """Absolute path → the package during whose configuration the file was last changed, by the ctime in the archive.
+
+    `moments`: (seconds since 1970 on the machine's clock, package), in order: from then on that package's scripts ran.
+    Raises SourceError where the archive is none.
+    """
+    starts = [at for at, _ in moments]
+    found = {}
+    try:
+        with tarfile.open(archive, errors="surrogateescape") as tar:
+            for member in tar:
+                index = bisect.bisect_right(starts, float(member.pax_headers.get("ctime", "0"))) - 1
+                if index >= 0:
+                    found["/" + re.sub(r"^\./?", "", member.name)] = moments[index][1]
+    except (tarfile.TarError, ValueError) as error:
+        raise SourceError(f"not the archive of a configured system: {error}", where=str(archive)) from error
+    return found

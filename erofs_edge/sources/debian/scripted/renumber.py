@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System accounts get the numbers that the lock pins.
+
+Scripts take the next free number, so that one package more shifts those of all others; what the device keeps on its
+data partition would then belong to somebody else. Names stand in passwd and group, numbers everywhere else: owners of
+files and entries of access control lists (include/uapi/linux/posix_acl_xattr.h) are translated.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+
+from erofs_edge.errors import SourceError
+from erofs_edge.sources.debian.configure.accounts import base_accounts
+from erofs_edge.tree import BytesContent, FileTree
+
+SYSTEM_IDS = range(999, 99, -1)
+ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+ACL_VERSION = 2
+ACL_USER, ACL_GROUP = 0x02, 0x08
+
+
+def renumber(tree: FileTree, users: Mapping[str, int], groups: Mapping[str, int]) -> list[str]:
+    """Give accounts their pinned numbers, in place; the accounts of scripts alone that nothing pins ('user x').
+
+    A number that is pinned for another name is taken from whoever has it: that one gets the next free number. Raises
+    SourceError where the files of accounts or a list are malformed.
+    """
+    accounts = base_accounts(tree, configured=True)
+    uids = _translation({u.name: u.uid for u in accounts.users.values()}, users)
+    gids = _translation({g.name: g.gid for g in accounts.groups.values()}, groups)
+    for path, inode in tree.walk():
+        inode.uid, inode.gid = uids.get(inode.uid, inode.uid), gids.get(inode.gid, inode.gid)
+        for name in ACLS:
+            if name in inode.xattrs:
+                inode.xattrs[name] = _acl(inode.xattrs[name], uids, gids, path)
+    _rewrite(tree, "etc/passwd", (uids, gids))
+    _rewrite(tree, "etc/group", (gids,))
+    masters = base_accounts(tree)
+    return [
+        *(f"user {n}" for n, u in accounts.users.items() if _loose(n, u.uid, users, masters.users)),
+        *(f"group {n}" for n, g in accounts.groups.items() if _loose(n, g.gid, groups, masters.groups)),
+    ]
+
+
+def _loose(name: str, number: int, pinned: Mapping[str, int], fixed: Mapping[str, object]) -> bool:
+    return number in SYSTEM_IDS and name not in pinned and name not in fixed
+
+
+def _translation(have: Mapping[str, int], pinned: Mapping[str, int]) -> dict[int, int]:
+    """Number as it is → number as it shall be, for those that change."""
+    wanted = {number: pinned[name] for name, number in have.items() if name in pinned}
+    taken = {*wanted.values(), *(number for number in have.values() if number not in wanted), *pinned.values()}
+    free = (number for number in SYSTEM_IDS if number not in taken)
+    for number in sorted(set(have.values()) - wanted.keys()):
+        if number in pinned.values():
+            wanted[number] = _next(free)
+    return {old: new for old, new in wanted.items() if old != new}
+
+
+def _next(free: Iterator[int]) -> int:
+    number = next(free, None)
+    if number is None:
+        raise SourceError("no free id is left for an account that a maintainer script made")
+    return number
+
+
+def _rewrite(tree: FileTree, path: str, translations: tuple[dict[int, int], ...]) -> None:
+    """Translate the numbers of passwd(5) or group(5), which stand from the third field on."""
+    node = tree.get(path)
+    if node is None or not node.is_file:
+        return
+    lines = []
+    for line in node.read().split(b"\n"):
+        fields = line.split(b":")
+        for at, numbers in enumerate(translations, 2):
+            if len(fields) > at and fields[at].isdigit():
+                fields[at] = b"%d" % numbers.get(int(fields[at]), int(fields[at]))
+        lines.append(b":".join(fields))
+    node.content = BytesContent(b"\n".join(lines))
+
+
+def _acl(value: bytes, uids: Mapping[int, int], gids: Mapping[int, int], path: bytes) -> bytes:
+    if len(value) < 4 or len(value) % 8 != 4 or struct.unpack_from("<I", value)[0] != ACL_VERSION:
+        raise SourceError("malformed access control list", where=path.decode(errors="replace"))
+    out = [value[:4]]
+    for tag, rights, number in struct.iter_unpack("<HHI", value[4:]):
+        numbers = uids if tag == ACL_USER else gids if tag == ACL_GROUP else {}
+        out.append(struct.pack("<HHI", tag, rights, numbers.get(number, number)))
+    return b"".join(out)
