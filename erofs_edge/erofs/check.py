@@ -401,9 +401,9 @@ class _Check:
             self.warn(f"the inode counts {inode.block} compressed blocks, there are {blocks}", inode.offset, path)
 
     def _is_new(self, extent: Extent) -> bool:
-        """False where the same pcluster was decoded before, to the same length at least."""
+        """False where the same pcluster was decoded before: to this length at least, and to its end where it must."""
         length, partial = self.decoded.get(extent.address, (0, True))
-        if extent.length == length or (extent.partial and partial and extent.length < length):
+        if extent.length <= length if extent.partial else extent.length == length and not partial:
             return False
         self.decoded[extent.address] = extent.length, extent.partial
         return True

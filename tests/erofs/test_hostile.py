@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from fuzzing import KINDS, Base, judge, make_base, make_source, patched, patches
+from fuzzing import KINDS, Base, Patch, judge, make_base, make_source, patched, patches
 from handmade import BLOCK, Made, build, directory, nid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -83,6 +83,19 @@ def fsck_rejects(tool: str, path: Path) -> bool:
         return bool(subprocess.run([tool, "--extract", path], capture_output=True, timeout=2, check=False).returncode)
     except subprocess.TimeoutExpired:
         return False
+
+
+def test_a_pcluster_must_end_where_one_extent_says_so(bases: Callable[[str], Base], tmp_path: Path) -> None:
+    """Of two extents of one pcluster and one length, only the first may leave out its end (found by the campaign)."""
+    base = bases("-zlz4 -b1024 -C8192 -Eztailpacking,dedupe")
+    entries = [field.offset for field in base.fields if ".index+" in field.name]
+    partial = [at for at in entries if base.data[at : at + 2] == b"\x01\x80"]
+    path = tmp_path / "image"
+    verdicts = []
+    for at in partial:
+        path.write_bytes(patched(base, [Patch(at, b"\x01\x00", "partial")]))
+        verdicts.append(survives(path))
+    assert False in verdicts
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
