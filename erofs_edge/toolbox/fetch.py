@@ -61,6 +61,8 @@ SETS = {
         {"docker-registry": ("docker-registry",)} | _same("bsdtar", "sqop") | {"tar": ("gnu-tar",)},
     ),
     "oracles-sid": ToolSet("sid", ("erofs-utils",), {name: (name, f"{name}-1.9") for name in EROFS_TOOLS}),
+    # the module is loaded into the host's own Python: of the oldest release, so that its libc is new enough
+    "oracles-token": ToolSet("bookworm", ("softhsm2", "libsofthsm2"), _same("softhsm2-util")),
     "oracles-bookworm": ToolSet("bookworm", ("erofs-utils",), {name: (f"{name}-1.5",) for name in EROFS_TOOLS}),
 }  # fmt: skip
 ORACLE_SETS = [name for name in SETS if name.startswith("oracles")]

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from erofs_edge import doctor
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import MirrorError, ToolError
+from erofs_edge.toolbox.fetch import ORACLE_SETS
 
 DISK = shutil.disk_usage("/")
 
@@ -37,7 +38,7 @@ def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{tools}:/bin")
     monkeypatch.setenv("EROFS_EDGE_QEMU", str(qemu))
     (tmp_path / "prefix").mkdir()
-    sets = {name: {"x": "1"} for name in ("oracles", "oracles-sources", "oracles-sid", "oracles-bookworm")}
+    sets = {name: {"x": "1"} for name in ORACLE_SETS}
     (tmp_path / "prefix/tools.json").write_text(json.dumps(sets))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: DISK._replace(free=doctor.FREE_BYTES))
     return tmp_path

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge keys`: make, list, show and rotate signing keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, note, table
+from erofs_edge.errors import ErofsEdgeError
+
+KINDS = click.Choice(["rsa2048", "rsa3072", "rsa4096", "ecdsa-p256"])
+
+
+@click.group()
+def keys() -> None:
+    """Signing keys: make, list, show, rotate.
+
+    Keys are named by URI: dev:NAME, file:PATH, pkcs11:…, command:…, offline:…; docs/signing.md has them all.
+    """
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--type", "kind", type=KINDS, default="rsa2048", show_default=True, help="What the boot loader takes.")
+@click.option("--encrypt", is_flag=True, help="Encrypt it with a passphrase (asked, or EROFS_EDGE_PASSPHRASE[_FD]).")
+@click.option("--development", is_flag=True, help="Mark it as a development key, which releases refuse.")
+@json_option
+def new(name: str, kind: str, encrypt: bool, development: bool, as_json: bool) -> None:
+    """Make a private key, which only you can read, and its public half beside it.
+
+    NAME is a name in the folder of keys, or a path that ends with .pem.
+    """
+    from erofs_edge.trust.files import make_key
+    from erofs_edge.trust.passphrase import passphrase
+
+    path = _path(name)
+    if path.exists():
+        raise ErofsEdgeError("a key is there already", where=str(path), hint="erofs-edge keys rotate")
+    secret = passphrase(None, path.name, confirm=True) if encrypt else None
+    if encrypt and not secret:
+        raise ErofsEdgeError("an empty passphrase encrypts nothing")
+    make_key(path, kind, secret=secret, development=development)
+    _report(_written(path), as_json)
+
+
+@keys.command("list")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Default: the folder of keys.")
+@json_option
+def list_(folder: Path | None, as_json: bool) -> None:
+    """List the private keys in a folder."""
+    from erofs_edge.trust.files import keys_directory, list_keys
+
+    found = list_keys(folder or keys_directory())
+    if as_json:
+        emit_json(found)
+        return
+    rows = [
+        (
+            key.name,
+            key.kind or "encrypted",
+            (key.fingerprint or "")[:16],
+            "development" if key.development else "",
+            "" if key.private else "OTHERS CAN READ IT",
+        )
+        for key in found
+    ]
+    if rows:
+        table(rows, header=("name", "type", "sha256", "", ""))
+    for key in found:
+        if not key.private:
+            note(f"note: chmod 600 {key.path}")
+
+
+@keys.command()
+@click.argument("uri")
+@click.option("--certificate", is_flag=True, help="Print its self-signed certificate, as builds embed it.")
+@click.option("--epoch", type=int, default=0, show_default=True, help="First second of the certificate, since 1970.")
+@json_option
+def show(uri: str, certificate: bool, epoch: int, as_json: bool) -> None:
+    """Print the public half of a key, whichever way it is named. A plain NAME or PATH is a file's."""
+    from erofs_edge.trust.certificate import self_signed
+    from erofs_edge.trust.key import algorithm, fingerprint, public_key_pem
+    from erofs_edge.trust.signer import open_signer
+
+    signer = open_signer(uri if ":" in uri else f"file:{_path(uri)}")
+    record = {
+        "name": signer.name,
+        "type": algorithm(signer.public_key),
+        "sha256": fingerprint(signer),
+        "development": signer.development,
+        "public_key": public_key_pem(signer).decode(),
+    }
+    if certificate:
+        record["certificate"] = self_signed(signer, epoch).pem.decode()
+    if as_json:
+        emit_json(record)
+        return
+    click.echo(record["certificate" if certificate else "public_key"], nl=False)
+    note(f"{record['name']}: {record['type']}, sha256 {record['sha256']}")
+    if signer.development:
+        note("note: a development key: it protects nothing")
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--type", "kind", type=KINDS, help="Of the new key (default: as before).")
+@click.option("--encrypt", is_flag=True, help="Encrypt the new key with a passphrase.")
+@json_option
+def rotate(name: str, kind: str | None, encrypt: bool, as_json: bool) -> None:
+    """Put a new key in the place of an old one, which keeps its file under a name with its fingerprint.
+
+    Devices trust the key that they were made with: build one release with the old key that brings the new public
+    half to them, and only then sign with the new one.
+    """
+    from erofs_edge.trust.files import rotate_key
+    from erofs_edge.trust.passphrase import passphrase
+
+    path = _path(name)
+    secret = passphrase(None, f"the new {path.name}", confirm=True) if encrypt else None
+    kept = rotate_key(path, kind=kind, secret=secret)
+    _report(_written(path) | {"kept": str(kept)}, as_json)
+
+
+def _path(name: str) -> Path:
+    """The file of a key: a path that ends with .pem, or a name in the folder of keys."""
+    from erofs_edge.trust.files import check_name, keys_directory
+
+    return Path(name) if name.endswith(".pem") else keys_directory() / f"{check_name(name)}.pem"
+
+
+def _written(path: Path) -> dict[str, object]:
+    """What is told of a new key, after its public half was written beside it; encrypted ones keep it to themselves."""
+    from erofs_edge.trust.files import file_key
+    from erofs_edge.trust.key import algorithm, fingerprint, public_key_pem
+
+    signer = file_key(path)
+    public = path.with_suffix(".pub")
+    temporary = public.with_name(f".{public.name}.tmp")
+    temporary.write_bytes(public_key_pem(signer))
+    temporary.replace(public)
+    return {
+        "uri": f"file:{path}",
+        "public_key": str(public),
+        "type": algorithm(signer.public_key),
+        "sha256": fingerprint(signer),
+        "development": signer.development,
+    }
+
+
+def _report(record: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        emit_json(record)
+    else:
+        table(record.items())

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge sign`: sign what a build or another tool made, here or in two steps without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, note, table
+from erofs_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.trust.key import Signer
+
+FORMS = click.Choice(["pkcs7", "verity-signature"])
+
+
+@click.command()
+@click.argument("targets", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--key", help="URI of the key; with --prepare and --attach FILE of the public key (PEM).")
+@click.option(
+    "--certificate", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Default: made from the key."
+)
+@click.option(
+    "--epoch",
+    type=int,
+    help="Seconds since 1970: first of the certificate made (default: 0), or when FILE must be valid (default: now).",
+)
+@click.option("--form", type=FORMS, default="pkcs7", show_default=True, help="verity-signature: JSON for systemd.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: IMAGE.p7s or .json.")
+@click.option("--root-hash", help="Sign this root hash, hexadecimal, instead of an image's.")
+@click.option("--prepare", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+              help="Only put the digest to sign into FOLDER.")  # fmt: skip
+@click.option("--attach", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+              help="Take TARGETS as signatures of the digests in FOLDER, or use those that are there.")  # fmt: skip
+@json_option
+def sign(
+    targets: tuple[Path, ...],
+    key: str | None,
+    certificate: Path | None,
+    epoch: int | None,
+    form: str,
+    output: Path | None,
+    root_hash: str | None,
+    prepare: Path | None,
+    attach: Path | None,
+    as_json: bool,
+) -> None:
+    """Sign the root hash of a verity image (detached PKCS#7, as kernel and systemd take it), or a release.json.
+
+    Two steps, for a key on a machine without a network: `sign IMAGE --key PUB --prepare FOLDER` puts digests into
+    FOLDER, one 32-byte file each; sign them (PKCS#1 v1.5 or ECDSA over the digest);
+    `sign --attach FOLDER --key PUB SIGNATURE…` checks and stores the signatures; the first command with
+    --attach in place of --prepare, or a build with --key offline:FOLDER?public-key=PUB, then uses them.
+    """
+    if key is None:
+        raise UsageError("--key is missing", hint="dev:NAME, file:PATH, pkcs11:…, or a public key for --prepare")
+    if prepare and attach:
+        raise UsageError("--prepare and --attach are two steps")
+    if attach and targets and not _is_content(targets[0]):
+        record = _store(attach, key, targets)
+    else:
+        record = _sign(
+            targets, key, certificate, epoch, form, output, root_hash, prepare or attach, prepare is not None
+        )
+    if as_json:
+        emit_json(record)
+    else:
+        table((name.replace("_", " "), value) for name, value in record.items() if not isinstance(value, list))
+        for digest in record.get("waiting", []):  # type: ignore[attr-defined]
+            click.echo(digest)
+
+
+def _store(folder: Path, key: str, signatures: tuple[Path, ...]) -> dict[str, object]:
+    from erofs_edge.trust.key import read_public_key
+    from erofs_edge.trust.offline import attach, waiting
+
+    signed = attach(folder, read_public_key(Path(key), Path(key).stem), [path.read_bytes() for path in signatures])
+    note(f"{len(signed)} signature(s) taken")
+    return {"folder": str(folder), "signed": signed, "waiting": waiting(folder)}
+
+
+def _sign(
+    targets: tuple[Path, ...],
+    key: str,
+    certificate: Path | None,
+    epoch: int | None,
+    form: str,
+    output: Path | None,
+    root_hash: str | None,
+    folder: Path | None,
+    preparing: bool,
+) -> dict[str, object]:
+    from erofs_edge.trust.offline import SignaturesMissingError, waiting
+    from erofs_edge.trust.signer import open_signer
+
+    if len(targets) + (root_hash is not None) != 1:
+        raise UsageError("one IMAGE, release.json or --root-hash is signed")
+    signer = open_signer(f"offline:{folder}?public-key={key}" if folder else key)
+    target = targets[0] if targets else None
+    if target is not None and target.suffix != ".json":
+        root_hash = _root_hash_of(target)
+    content = root_hash.lower().encode() if root_hash else (target or Path()).read_bytes()
+    if output is None:
+        if target is None:
+            raise UsageError("--root-hash wants --output")
+        output = target.with_name(target.name + (".p7s" if form == "pkcs7" else ".verity-sig.json"))
+    try:
+        data, fingerprint = _signed(signer, content, certificate, epoch, form, root_hash)
+    except SignaturesMissingError:
+        if not preparing or folder is None:
+            raise
+        return {"folder": str(folder), "waiting": waiting(folder)}
+    temporary = output.with_name(f".{output.name}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(output)
+    record: dict[str, object] = {"signature": str(output), "key": signer.name, "certificate_sha256": fingerprint}
+    return record | ({"root_hash": root_hash.lower()} if root_hash else {}) | {"development": signer.development}
+
+
+def _signed(
+    signer: Signer, content: bytes, certificate: Path | None, epoch: int | None, form: str, root_hash: str | None
+) -> tuple[bytes, str]:
+    import time
+
+    from erofs_edge.trust.certificate import read_certificate, self_signed
+    from erofs_edge.trust.key import sign as sign_data
+    from erofs_edge.trust.offline import SignaturesMissingError
+    from erofs_edge.trust.root_hash import sign_detached, verity_signature_json
+
+    try:
+        if certificate:
+            known = read_certificate(certificate, signer, int(time.time()) if epoch is None else epoch)
+        else:
+            known = self_signed(signer, epoch or 0)
+    except SignaturesMissingError:
+        sign_data(signer, content)  # so that both digests wait in one round
+        raise
+    if form == "pkcs7":
+        return sign_detached(content, signer, known), known.fingerprint
+    if root_hash is None:
+        raise UsageError("a verity signature is of a root hash", hint="--form pkcs7")
+    return verity_signature_json(bytes.fromhex(root_hash), signer, known), known.fingerprint
+
+
+def _root_hash_of(image: Path) -> str:
+    """The root hash of an image with its tree behind it, computed from the data: a tree may be lying."""
+    import os
+
+    from erofs_edge.verity.tree import find_superblock, read_superblock, root_hash
+
+    at = find_superblock(image)
+    if at is None:
+        raise UsageError("no hash tree found", where=str(image), hint="erofs-edge verity format")
+    with image.open("rb") as file:
+        fd = file.fileno()
+        return root_hash(read_superblock(image, at), lambda offset, length: os.pread(fd, length, offset)).hex()
+
+
+def _is_content(path: Path) -> bool:
+    """Whether a target is something to sign; a signature is short and no JSON."""
+    return path.suffix == ".json" or path.stat().st_size > 16384
