@@ -56,15 +56,16 @@ read_table() {
     [ "$(checksum </entries)" = "$(echo "$header" | cut -c177-184)" ]
 }
 
-# A header that stands in sector $1, its twin in $2, its entries from $3 on.
+# /header, which stands in sector $1, its twin in $2, its entries from $3 on.
 table_header() {
-    sealed "$(echo "$header" | cut -c1-48)$(number "$1" 8)$(number "$2" 8)$(echo "$header" | cut -c81-96)$(
+    raw "$(sealed "$(echo "$header" | cut -c1-48)$(number "$1" 8)$(number "$2" 8)$(echo "$header" | cut -c81-96)$(
         number "$last_usable" 8)$(echo "$header" | cut -c113-144)$(number "$3" 8)$(echo "$header" | cut -c161-176)$(
-        checksum </entries)"
+        checksum </entries)")" >/header
+    head -c $((sector - 92)) /dev/zero >>/header
 }
 
-# The input, padded to whole sectors, from sector $1 on.
-put() { dd bs="$sector" conv=sync 2>/dev/null | dd of="$node" bs="$sector" seek="$1" conv=notrunc 2>/dev/null; }
+# The file $2 from sector $1 on.
+put() { dd if="$2" of="$node" bs="$sector" seek="$1" conv=notrunc 2>/dev/null; }
 
 # Lay the table out for the whole disk $1 (in /sys/block); the partition labelled $2 gets the rest. True if so.
 grow_disk() {
@@ -88,16 +89,18 @@ grow_disk() {
         read -r first <"$other"
         [ "$first" -le "$start" ] || return 1
     done
-    end=$(((last_usable + 1) * sector / MIB * MIB / sector - 1))
-    raw "$(number $end 8)" | dd of=/entries bs=1 seek=$(((index - 1) * 128 + 40)) conv=notrunc 2>/dev/null
-    put $((last - ENTRIES_SIZE / sector)) </entries
-    raw "$(table_header "$last" 1 $((last - ENTRIES_SIZE / sector)))" | put "$last"
+    new_end=$(((last_usable + 1) * sector / MIB * MIB / sector - 1))
+    raw "$(number $new_end 8)" | dd of=/entries bs=1 seek=$(((index - 1) * 128 + 40)) conv=notrunc 2>/dev/null
+    put $((last - ENTRIES_SIZE / sector)) /entries
+    table_header "$last" 1 $((last - ENTRIES_SIZE / sector))
+    put "$last" /header
     sync
     if [ -n "$old" ]; then protect "$old" "$last"; fi
-    put 2 </entries
-    raw "$(table_header 1 "$last" 2)" | put 1
+    put 2 /entries
+    table_header 1 "$last" 2
+    put 1 /header
     sync
-    rm -f /entries
+    rm -f /entries /header
     blockdev --rereadpt "$node"
 }
 
