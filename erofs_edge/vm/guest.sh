@@ -78,8 +78,9 @@ finish() {
     exec 3>&-
 }
 
+now=$(date +%s.%N)
 read -r up rest </proc/uptime
-echo "erofs-edge: clock $(date +%s) $up"
+echo "erofs-edge: clock $now $up"
 
 while read -r package name version arch; do
     echo "processing: preinst: $package" >&3
@@ -104,5 +105,5 @@ for place in dev/pts dev/shm dev proc sys run tmp; do
     umount /newroot/$place || umount -l /newroot/$place
 done
 /bin/chroot /newroot /usr/bin/tar --numeric-owner --sort=name --format=pax --pax-option=delete=atime --xattrs \
-    '--xattrs-include=*' -C / -cf - . >"$output" || end "failed tar cannot pack the result"
+    '--xattrs-include=*' --blocking-factor=2048 -C / -cf - . >"$output" || end "failed tar cannot pack the result"
 end ok

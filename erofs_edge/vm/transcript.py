@@ -19,7 +19,7 @@ LONGEST = 400
 """characters of a line that are kept"""
 SAID = re.compile(r"(\d+\.\d+) (.*)")
 PROCESSING = re.compile(r"processing: (preinst|configure|trigproc): ([a-z0-9][a-z0-9+.-]*)")
-CLOCK = re.compile(r"erofs-edge: clock (\d+) (\d+\.\d+)")
+CLOCK = re.compile(r"erofs-edge: clock (\d+(?:\.\d+)?) (\d+\.\d+)")
 RESULT = re.compile(r"erofs-edge: result (.*)")
 KERNEL = re.compile(r"\[ *\d+\.\d+\] ")
 STATUS = re.compile(r"dpkg: error processing package ([a-z0-9][a-z0-9+.-]*)")
@@ -48,7 +48,7 @@ class Transcript:
     def see(self, line: str) -> bool:
         """Take a line of the console; whether it says that the work went on."""
         if clock := CLOCK.match(line):
-            self._offset = int(clock[1]) - float(clock[2])
+            self._offset = float(clock[1]) - float(clock[2])
             return True
         if result := RESULT.match(line):
             self.result = result[1]

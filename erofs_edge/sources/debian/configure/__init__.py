@@ -43,12 +43,14 @@ class Report:
     changed   scripts known by name whose text is new: what was recorded of the earlier text took effect
     enabled   units that the packages enable
     at_boot   tmpfiles.d lines about the read-only part that only the running system can try
+    unpinned  accounts that scripts made and no lock pins, as 'user x': their numbers may shift with the packages
     """
 
     unknown: list[ScriptNote] = field(default_factory=list)
     changed: list[ScriptNote] = field(default_factory=list)
     enabled: list[str] = field(default_factory=list)
     at_boot: list[str] = field(default_factory=list)
+    unpinned: list[str] = field(default_factory=list)
 
 
 def assign_ids(

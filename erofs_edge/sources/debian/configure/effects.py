@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +22,19 @@ from erofs_edge.sources.debian.deb import Package
 ScriptName = Literal["preinst", "config", "postinst"]
 SCRIPTS: tuple[ScriptName, ...] = ("preinst", "config", "postinst")
 """the scripts that run when a package is installed for the first time, in that order"""
+
+ADDED = re.compile(r"^# Automatically added by (dh_\w+)[^\n]*\n.*?^# End automatically added section\n?", re.M | re.S)
+"""what debhelper's autoscript() puts into maintainer scripts"""
+READ = {
+    "dh_installalternatives", "dh_installdeb", "dh_installinit", "dh_installsystemd", "dh_installsystemduser",
+    "dh_installsysusers", "dh_installtmpfiles", "dh_makeshlibs", "dh_python3", "dh_systemd_enable", "dh_systemd_start",
+}  # fmt: skip
+PLAIN = re.compile(
+    r"\s*(#.*|set -e[ux]*|exit 0|:|case \"?\$1\"? in|(?:\w+(?:-\w+)*|\*)(?: ?\| ?\w+(?:-\w+)*)*\)|;;|esac"
+    r"|if \[ \"?\$1\"? = \"?configure\"? \]; ?then|then|fi|update-alternatives (?:--quiet )?--install [^$`;&|<>()]*"
+    r"|ldconfig|activate-noawait \S+)?\s*"
+)
+"""lines of a script that have no effect, or one that is read"""
 
 Path = Annotated[str, Meta(pattern=r"^[^/]")]
 """below the root, without a slash in front"""
@@ -138,8 +152,20 @@ def known_scripts(packages: Iterable[Package], table: Table | None = None) -> It
             text = package.scripts.get(script)
             if text is None:
                 continue
+            digest = hashlib.sha256(text).hexdigest()
             entry = entries.get(package.name, {}).get(script)
-            yield Known(package.name, package.version, script, hashlib.sha256(text).hexdigest(), entry)
+            if entry is None and is_plain(text.decode("utf-8", "replace")):
+                entry = Script([digest], note="only calls that are read without running the script")
+            yield Known(package.name, package.version, script, digest, entry)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a shell script does nothing but what is read from packages anyway: parts that debhelper adds for units,
+    sysusers.d, tmpfiles.d, libraries, conffiles and Python's bytecode, and alternatives with literal names."""
+    if not re.match(r"#! ?/bin/(ba|da)?sh\b", text):
+        return False
+    rest = ADDED.sub(lambda match: "" if match[1] in READ else "\0", text).replace("\\\n", " ")
+    return all(PLAIN.fullmatch(line) for line in rest.split("\n"))
 
 
 def adduser_groups(packages: Iterable[Package], table: Table | None = None) -> list[str]:

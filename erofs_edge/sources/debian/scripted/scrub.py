@@ -29,11 +29,10 @@ USELESS = (
     "/usr/**/__pycache__",
     "/usr/sbin/policy-rc.d",
     "/var/cache/**",
-    "/var/lib/dpkg",
-    "/var/lib/pam", "/var/lib/ucf", "/var/lib/shells.state",
-    "/var/lib/systemd/deb-systemd-helper-enabled", "/var/lib/systemd/deb-systemd-helper-masked",
-    "/var/lib/systemd/deb-systemd-user-helper-enabled", "/var/lib/systemd/deb-systemd-user-helper-masked",
-    "/var/log/**.log", "/var/log/apt",
+    "/var/lib/dpkg/**",
+    "/var/lib/pam/**", "/var/lib/ucf/**", "/var/lib/shells.state",
+    "/var/lib/systemd/deb-systemd-helper-*", "/var/lib/systemd/deb-systemd-user-helper-*",
+    "/var/log/**.log", "/var/log/apt/**",
 )  # fmt: skip
 
 
