@@ -77,13 +77,16 @@ class Superblock:
 
     def levels(self, hash_offset: int) -> list[Level]:
         """Levels from 0 (over the data) up; none for one data block. On disk the topmost comes first."""
+        return self.levels_from(self.start_block(hash_offset))
+
+    def levels_from(self, start: int) -> list[Level]:
+        """As `levels`, of a tree whose first hash block is `start`: AVB's has no superblock in front."""
         counts = []
         count = self.data_blocks
         while count > 1:
             count = -(-count // self.per_block)
             counts.append(count)
         levels = []
-        start = self.start_block(hash_offset)
         for count in reversed(counts):
             levels.append(Level(start, count))
             start += count

@@ -30,7 +30,7 @@ from erofs_edge.verity.blocks import (
     write_exactly,
 )
 from erofs_edge.verity.check import Verification, find_superblock, offsets_by_size, read_superblock, verify
-from erofs_edge.verity.superblock import BLOCK_MAX, SIZE, Superblock, VerityInfo, is_block_size
+from erofs_edge.verity.superblock import BLOCK_MAX, SIZE, Level, Superblock, VerityInfo, is_block_size
 
 __all__ = [
     "Superblock",
@@ -43,6 +43,7 @@ __all__ = [
     "read_superblock",
     "root_hash",
     "verify",
+    "write_levels",
 ]
 
 
@@ -179,8 +180,24 @@ def _write_tree(
     count: Count | None,
 ) -> bytes:
     """Write all levels, then the superblock; returns the root hash."""
+    root = write_levels(sb, data_fd, hash_fd, sb.levels(hash_offset), jobs=jobs, count=count)
+    tree_start = sb.start_block(hash_offset) * sb.hash_block_size
+    write_exactly(hash_fd, sb.pack().ljust(tree_start - hash_offset, b"\0"), hash_offset)
+    return root
+
+
+def write_levels(
+    sb: Superblock,
+    data_fd: int,
+    hash_fd: int,
+    levels: list[Level],
+    *,
+    jobs: int | None = None,
+    count: Count | None = None,
+) -> bytes:
+    """Write the levels of a tree, those over the data first; returns the root hash."""
     fd, start, end, block_size = data_fd, 0, sb.data_size, sb.data_block_size
-    for level in sb.levels(hash_offset):
+    for level in levels:
         first = position = level.start * sb.hash_block_size
         for digests in hashed_slices(sb, fd, start, end, block_size, jobs=jobs, count=count):
             write_exactly(hash_fd, digests, position)
@@ -189,8 +206,6 @@ def _write_tree(
         write_exactly(hash_fd, bytes(last - position), position)
         fd, start, end, block_size, count = hash_fd, first, last, sb.hash_block_size, None
     top = next(hashed_slices(sb, fd, start, end, block_size, jobs=1, count=count))
-    tree_start = sb.start_block(hash_offset) * sb.hash_block_size
-    write_exactly(hash_fd, sb.pack().ljust(tree_start - hash_offset, b"\0"), hash_offset)
     return top[: sb.digest_size]
 
 

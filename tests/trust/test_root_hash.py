@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from fixed_key import fixed_key
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,24 +53,6 @@ def signer(request: pytest.FixtureRequest) -> KeySigner:
 @pytest.fixture(scope="module")
 def certificate(signer: KeySigner) -> Certificate:
     return self_signed(signer, EPOCH)
-
-
-def fixed_key() -> KeySigner:
-    """RSA-2048 from two fixed primes: those above 2^1023 times 1.5 and 1.75, by the standard library alone."""
-    p, q = (next_prime((3 << 1022) + seed) for seed in (1, 1 << 900))
-    d = pow(65537, -1, (p - 1) * (q - 1))
-    public = rsa.RSAPublicNumbers(65537, p * q)
-    numbers = rsa.RSAPrivateNumbers(
-        p, q, d, rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q), public
-    )
-    return KeySigner("fixed", numbers.private_key())
-
-
-def next_prime(start: int) -> int:
-    number = start | 1
-    while pow(2, number - 1, number) != 1 or pow(3, number - 1, number) != 1:
-        number += 2
-    return number
 
 
 def write(folder: Path, signer: KeySigner, certificate: Certificate) -> None:
