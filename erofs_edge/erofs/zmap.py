@@ -54,7 +54,7 @@ def _runs(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[_Run]:
     for number, entry in enumerate(entries(backing, zmap, lcn), lcn):
         if entry.kind == ondisk.LCLUSTER_NONHEAD:
             distance = number - head_lcn
-            if head is None or (entry.offset != distance and entry.offset < ondisk.DELTA_MAX):
+            if head is None or (entry.offset != distance and not entry.offset == ondisk.DELTA_MAX < distance):
                 raise wrong(zmap, number, f"says its extent starts {entry.offset} clusters before, not {distance}")
             if distance << bits >= ondisk.EXTENT_MAX and zmap.fragment < 0:
                 raise wrong(zmap, number, "makes its extent longer than 12 MiB")
@@ -117,7 +117,7 @@ def _head_of(backing: Backing, zmap: ZMap, offset: int) -> int:
         lcn -= entry.offset
         jump = entry.offset
         entry = next(entries(backing, zmap, lcn))
-        if entry.kind == ondisk.LCLUSTER_NONHEAD and jump < ondisk.DELTA_MAX:
+        if entry.kind == ondisk.LCLUSTER_NONHEAD and jump != ondisk.DELTA_MAX:
             raise wrong(zmap, lcn, "should start an extent")
     if entry.kind == ondisk.LCLUSTER_NONHEAD or lcn < 0:
         raise wrong(zmap, max(lcn, 0), "belongs to an extent that starts before the file")

@@ -98,6 +98,20 @@ def test_a_pcluster_must_end_where_one_extent_says_so(bases: Callable[[str], Bas
     assert False in verdicts
 
 
+@pytest.mark.parametrize("distance", [ondisk.DELTA_MAX, 0x2008, 0x8002])
+def test_a_distance_that_only_looks_saturated(distance: int, bases: Callable[[str], Base], tmp_path: Path) -> None:
+    """Back to before the file, in a cluster that reading from the start does not need (found by the campaign)."""
+    base = bases("-zlz4 -Elegacy-compress -C16384")
+    path = tmp_path / "image"
+    entries = [field.offset for field in base.fields if ".index+" in field.name]
+    told = {at: ondisk.FULL_INDEX.unpack_from(base.data, at) for at in entries if not at % 8}
+    behind = [at + 4 for at, (kind, _, deltas) in told.items() if kind == 2 and 1 < deltas & 0xFFFF < 0x800]
+    assert behind
+    for at in behind:
+        path.write_bytes(patched(base, [Patch(at, distance.to_bytes(2, "little"), "distance")]))
+        assert not survives(path)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_bytes(data: st.DataObject, bases: Callable[[str], Base], tmp_path: Path) -> None:
