@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,12 @@ from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.load import Loaded, load_board, load_lock, load_system, lock_path
 from erofs_edge.manifest.lockfile import lock_bytes
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, Lock, System
+from erofs_edge.sources.base import image_of
+from erofs_edge.sources.cache import file_digest
 from erofs_edge.sources.debian.lock import check_lock
+from erofs_edge.sources.directory import entries
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """of the bytes that a build makes: any change to them in this project raises it (codec pins included)"""
 
 
@@ -90,6 +91,8 @@ def digest(inputs: Inputs, public_key: bytes) -> str:
 def _host_paths(system: System) -> list[Path]:
     named = [overlay.from_ for overlay in system.overlay]
     named += [path for source in system.sources if (path := source.directory or source.tar)]
+    named += [path for source in system.sources if source.oci is not None and (path := source.oci.layout)]
+    named += [*system.debs, *([str(image_of(Path(system.base)))] if system.base is not None else [])]
     if system.selinux is not None:
         named.append(system.selinux.file_contexts)
     return [Path(path) for path in named]
@@ -97,27 +100,10 @@ def _host_paths(system: System) -> list[Path]:
 
 def _files(top: Path) -> Iterator[tuple[str, str, str]]:
     """(path below top in hex, kind, digest or target) of what a source on the host holds, in byte order."""
-    if not top.is_dir():
-        yield "", "file", _sha256(top)
+    if top.is_dir():
+        yield from ((path.hex(), kind, value.hex()) for path, kind, value, _ in entries(top))
         return
-    for folder, folders, names in os.walk(os.fsencode(top)):
-        folders.sort()
-        for name in sorted(names + [d for d in folders if os.path.islink(os.path.join(folder, d))]):
-            path = os.path.join(folder, name)
-            shown = os.path.relpath(path, os.fsencode(top)).hex()
-            mode = os.lstat(path).st_mode
-            if stat.S_ISLNK(mode):
-                yield shown, "symlink", os.readlink(path).hex()
-            elif stat.S_ISREG(mode):
-                yield shown, "file", _sha256(Path(os.fsdecode(path)))
-            else:
-                yield shown, "other", str(stat.S_IFMT(mode))
-        yield os.path.relpath(folder, os.fsencode(top)).hex(), "directory", ""
-
-
-def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        yield "", "file", file_digest(top)
     except OSError as error:
-        raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
+        raise SourceError(f"cannot read: {error.strerror}", where=str(top)) from error

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from erofs_edge.manifest.shaping import BudgetKey, Droppable, Network, OverlayRule, Smoke, VariableName
+from erofs_edge.manifest.shaping import BudgetKey, Droppable, EtcPath, Network, OverlayRule, Smoke, VariableName
 from erofs_edge.manifest.supply import Arch, Archive, LockedSource, Oci
 from erofs_edge.manifest.words import (
     SIZE_PATTERN,
@@ -213,6 +213,10 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """an image that all else is laid over: an EROFS file, or the output folder of a build"""
     packages: list[PackageName] = []
     """Debian packages; what they depend on comes with them"""
+    configure: Literal["declarative", "scripts"] = "declarative"
+    """how packages are configured: by what is known of their maintainer scripts, or by running these in QEMU"""
+    harmless_scripts: list[PackageName] = []
+    """packages whose maintainer scripts are not known and may be left out, where `configure` is 'declarative'"""
     debs: list[HostPath] = []
     """package files (.deb) on this machine, relative to this file; what they depend on comes with them"""
     archives: dict[Name, Archive] = {}
@@ -245,6 +249,8 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """the machine's name in /etc/hostname"""
     network: Network | None = None
     """addresses of the interfaces, for networkd or NetworkManager; nothing: what packages and overlay say"""
+    writable_etc: list[EtcPath] = []
+    """files and directories of /etc that the device may change and keeps; nothing: all of /etc has a writable layer"""
     users: dict[UnixName, User] = {}
     """accounts by name, made or changed"""
     groups: dict[UnixName, Id | None] = {}
@@ -358,10 +364,11 @@ class Verity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Sign(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Who signs. 'dev:NAME' is a development key made on first use; 'file:PATH' a PEM private key."""
+    """Who signs: 'dev:NAME' is a development key made on first use, 'file:PATH' a PEM private key, 'pkcs11:…' a key in
+    a token, 'command:…' a program, 'offline:…' a key elsewhere."""
 
     key: KeyUri = "dev:dev"
-    """dev:NAME, or file:PATH relative to this file"""
+    """dev:NAME, file:PATH relative to this file, pkcs11:…, command:… or offline:…"""
     rollback_index: Annotated[int, Meta(ge=0, le=999_999_999)] = 0
     """the version of the build: once a device has run one and found it good, it starts none with a lower number"""
 

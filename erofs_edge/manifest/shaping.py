@@ -42,6 +42,14 @@ Gateway = Annotated[
     Meta(pattern=r"^[0-9A-Fa-f:.]+$", extra={"says": "an address, as in 192.0.2.1"}),
 ]
 
+EtcPath = Annotated[
+    str,
+    Meta(
+        pattern=r"^/etc(/(?!\.\.?(/|$))[A-Za-z0-9._@+-]+)+$",
+        extra={"says": "a path below /etc, of letters, digits and . _ @ + -"},
+    ),
+]
+
 Droppable = Literal["doc", "info", "lintian", "locale", "man"]
 
 

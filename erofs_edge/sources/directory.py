@@ -8,9 +8,10 @@ under another user or umask builds the same image.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from erofs_edge.errors import SourceError
@@ -91,6 +92,46 @@ def read_directory(
     except OSError as error:
         raise SourceError(f"cannot read: {error.strerror}", where=os.fspath(error.filename or root)) from error
     return tree
+
+
+def fingerprint(path: Path) -> tuple[str, int]:
+    """SHA-256 (hex) over the names, kinds, contents and symlink targets below a directory, and bytes of all files.
+
+    Owners, modes and times of the host do not count, as in `read_directory`. Raises SourceError.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    for shown, kind, value, length in entries(path):
+        size += length
+        for part in (shown, kind.encode(), value):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest(), size
+
+
+def entries(top: Path) -> Iterator[tuple[bytes, str, bytes, int]]:
+    """(path below top, kind, sha256 or target, bytes) of everything below a directory, in byte order of folders."""
+    root = os.fsencode(top)
+    try:
+        for folder, folders, names in os.walk(root, onerror=_raise):
+            folders.sort()
+            for name in sorted(names + [d for d in folders if os.path.islink(os.path.join(folder, d))]):
+                path = os.path.join(folder, name)
+                info = os.lstat(path)
+                if stat.S_ISLNK(info.st_mode):
+                    yield os.path.relpath(path, root), "symlink", os.readlink(path), 0
+                elif stat.S_ISREG(info.st_mode):
+                    with open(path, "rb", buffering=0) as file:
+                        value = hashlib.file_digest(file, "sha256").digest()
+                    yield os.path.relpath(path, root), "file", value, info.st_size
+                else:
+                    yield os.path.relpath(path, root), "other", str(stat.S_IFMT(info.st_mode)).encode(), 0
+            yield os.path.relpath(folder, root), "directory", b"", 0
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=os.fsdecode(error.filename or root)) from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _linked(path: str, info: os.stat_result, links: dict[tuple[int, int], Inode]) -> Inode:

@@ -13,6 +13,7 @@ from pathlib import Path
 from erofs_edge.errors import SourceError
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import Overlay, System, mode_bits
+from erofs_edge.manifest.shaping import OverlayRule
 from erofs_edge.sources.directory import read_directory
 from erofs_edge.sources.globs import matcher
 from erofs_edge.sources.templates import expand, variables
@@ -26,11 +27,6 @@ class Owned:
     inodes: list[Inode]
     owner: str
     pointer: str
-
-
-def lay(loaded: Loaded[System], pointer: str, tree: FileTree, layer: FileTree, to: str) -> list[Inode]:
-    """Put a layer over the tree, below `to`; the layer's inodes that are new there."""
-    return [inode for _, inode in _lay(loaded, pointer, tree, layer, to)]
 
 
 def lay_overlay(loaded: Loaded[System], index: int, tree: FileTree, overlay: Overlay) -> list[Owned]:
@@ -49,13 +45,28 @@ def lay_overlay(loaded: Loaded[System], index: int, tree: FileTree, overlay: Ove
     )
     _fill_in(loaded, pointer, overlay, layer)
     laid = _lay(loaded, pointer, tree, layer, overlay.to)
-    owners = {id(inode): (overlay.owner, f"{pointer}.owner") for _, inode in laid}
-    for i, rule in enumerate(overlay.rules):
+    return apply_rules(loaded, pointer, overlay.rules, laid, overlay.owner)
+
+
+def apply_rules(
+    loaded: Loaded[System],
+    pointer: str,
+    rules: list[OverlayRule],
+    laid: list[tuple[bytes, Inode]],
+    owner: str | None,
+) -> list[Owned]:
+    """Modes and attributes that rules give to what was laid (path in the layer, inode); who will own what.
+
+    `owner` is for what no rule gives an owner; None leaves it as it is. Raises ManifestError.
+    """
+    owners = {id(inode): (owner, f"{pointer}.owner") for _, inode in laid}
+    for i, rule in enumerate(rules):
         here = f"{pointer}.rules.{i}"
         matches = matcher([rule.match], lambda _, here=here: loaded.position(f"{here}.match"))  # type: ignore[misc]
         chosen = [inode for path, inode in laid if matches(path)]
         if not chosen:
-            raise loaded.error(f"{here}.match", f"no path of the overlay is like {rule.match!r}")
+            kind = pointer.partition(".")[0].removesuffix("s")
+            raise loaded.error(f"{here}.match", f"no path of the {kind} is like {rule.match!r}")
         for inode in chosen:
             if rule.owner is not None:
                 owners[id(inode)] = (rule.owner, f"{here}.owner")
@@ -65,7 +76,9 @@ def lay_overlay(loaded: Loaded[System], index: int, tree: FileTree, overlay: Ove
                 inode.xattrs[name.encode()] = xattr_value(loaded, f"{here}.xattrs.{name}", value)
     groups: dict[tuple[str, str], list[Inode]] = {}
     for _, inode in laid:
-        groups.setdefault(owners[id(inode)], []).append(inode)
+        said, where = owners[id(inode)]
+        if said is not None:
+            groups.setdefault((said, where), []).append(inode)
     return [Owned(inodes, *key) for key, inodes in groups.items()]
 
 

@@ -15,20 +15,23 @@ from pathlib import Path
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import Entry, Lock, System, mode_bits
+from erofs_edge.sources.base import has_accounts, installed, keep_installed, lay_over, load_base
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.debian.configure import Report, complete_accounts, configure, finish
+from erofs_edge.sources.debian.configure import Report, adopt, complete_accounts, configure, finish
 from erofs_edge.sources.debian.configure.accounts import Accounts, base_accounts
 from erofs_edge.sources.debian.configure.alternatives import drop_dangling
 from erofs_edge.sources.debian.configure.apply import owner_ids
 from erofs_edge.sources.debian.configure.database import write_database
 from erofs_edge.sources.debian.configure.var import move_var
-from erofs_edge.sources.debian.deb import read_debs
+from erofs_edge.sources.debian.deb import Package, read_debs
+from erofs_edge.sources.debian.scripted.capture import Scripted
 from erofs_edge.sources.debian.unpack import unpack
 from erofs_edge.sources.dropped import drop_globs, select_firmware
 from erofs_edge.sources.globs import matcher, sift
+from erofs_edge.sources.layers import lay_sources, pins_of
 from erofs_edge.sources.network import apply_network
-from erofs_edge.sources.overlay import Owned, lay, lay_overlay, xattr_value
-from erofs_edge.sources.registry import load_source
+from erofs_edge.sources.overlay import Owned, lay_overlay, xattr_value
+from erofs_edge.sources.smoke import apply_smoke
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
 KINDS = {
@@ -49,36 +52,81 @@ class SystemTree:
     report: Report
 
 
-def system_tree(loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache: Cache) -> SystemTree:
-    """The content of a system partition. `debs` are the lock's packages, name → file.
+def system_tree(
+    loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache: Cache, scripted: Scripted | None = None
+) -> SystemTree:
+    """The content of a system partition. `debs` are the lock's packages, name → file; `scripted` is what their own
+    scripts have made of them, where the manifest says `configure: scripts`.
 
     Raises ManifestError with a position for what the manifest says wrongly, SourceError for damaged inputs.
     """
     system = loaded.value
     packages = read_debs(debs, cache)
-    tree = unpack(packages)
-    report = Report()
-    if packages:
-        report = configure(tree, packages, system, lock.users, lock.groups, epoch=lock.date, position=loaded.position)
-    for index, source in enumerate(system.sources):
-        lay(loaded, f"sources.{index}", tree, load_source(source, cache), source.to)
-    owned = [item for i, overlay in enumerate(system.overlay) for item in lay_overlay(loaded, i, tree, overlay)]
+    tree, report = configured(loaded, lock, packages, scripted)
+    base_pin, source_pins = pins_of(loaded, lock.sources)
+    lower, was_installed = frozenset[int](), ""
+    if system.base is not None:
+        base = load_base(Path(system.base), cache, base_pin)
+        lower, was_installed = frozenset(id(inode) for _, inode in base.walk()), installed(base)
+        tree = lay_over(base, tree)
+    owned = lay_sources(loaded, source_pins, tree, cache, lower)
+    # whose accounts are complete already, with the numbers that its files have
+    settled = scripted is not None or ((bool(lower) or not packages) and has_accounts(tree))
+    owned += [item for i, overlay in enumerate(system.overlay) for item in lay_overlay(loaded, i, tree, overlay)]
     owned += [o for i, entry in enumerate(system.entries) for o in _set_entry(loaded, f"entries.{i}", tree, entry)]
-    accounts = base_accounts(tree)
+    accounts = base_accounts(tree, configured=settled)
     if packages or system.users or system.groups:
         pins = (lock.users, lock.groups)
-        accounts = complete_accounts(tree, packages, system, *pins, epoch=lock.date, position=loaded.position)
+        accounts = complete_accounts(
+            tree, packages, system, *pins,
+            epoch=lock.date, configured=settled, position=loaded.position,
+        )  # fmt: skip
     for item in owned:
         _give(loaded, item, accounts)
     finish(tree, system, accounts, report, position=loaded.position)
     if system.network is not None:
         apply_network(tree, system.network, loaded.position)
+    apply_smoke(tree, system.smoke)
     _leave_out(loaded, tree)
     if packages:
         drop_dangling(tree)
         write_database(tree, packages, system.arch)
+        keep_installed(tree, was_installed)
         move_var(tree)
+    for index, path in enumerate(system.writable_etc):
+        if tree.get(path) is None:
+            raise loaded.error(
+                f"writable_etc.{index}",
+                f"nothing at {path} that could be made writable",
+                hint='make it with `entries`: a directory, or a file with `text: ""`',
+            )
     return SystemTree(tree, report)
+
+
+def configured(
+    loaded: Loaded[System], lock: Lock, packages: list[Package], scripted: Scripted | None
+) -> tuple[FileTree, Report]:
+    """The packages configured, by what is known of their scripts or by these themselves; nothing else of the manifest.
+
+    Raises ManifestError where a script's effects are not known and nobody says that they do not matter.
+    """
+    system = loaded.value
+    if scripted is not None:
+        adopt(scripted.tree, system)
+        return scripted.tree, Report(unpinned=scripted.unpinned)
+    tree = unpack(packages)
+    if not packages:
+        return tree, Report()
+    report = configure(tree, packages, system, lock.users, lock.groups, epoch=lock.date, position=loaded.position)
+    unknown = [note for note in report.unknown if note.package not in system.harmless_scripts]
+    if unknown:
+        raise loaded.error(
+            "packages",
+            f"it is not known what these maintainer scripts do: {', '.join(map(str, unknown))}",
+            hint="`configure: scripts` runs them in a machine of their own; `harmless_scripts` names packages whose"
+            " scripts may be left out",
+        )
+    return tree, report
 
 
 def _leave_out(loaded: Loaded[System], tree: FileTree) -> None:

@@ -66,22 +66,33 @@ def read_tar(path: Path, cache: Cache, *, sha256: str | None = None) -> FileTree
     and member where the archive is damaged or hostile.
     """
     where = str(path)
+    key = cache.digest(path) if sha256 is not None else ""
+    if sha256 is not None and key != sha256.lower():
+        raise VerificationError(f"sha256 is {key}, the manifest says {sha256}", where=where)
+    archive, kept = open_archive(path, cache, where, key)
+    return tree_of(kept.members, archive, where)
+
+
+def open_archive(path: Path, cache: Cache, where: str, key: str = "") -> tuple[Path, Unpacked]:
+    """The uncompressed form of an archive (in place, or in the cache) and its members.
+
+    `key` is the file's sha256 where it is known. The hash of an archive that is not compressed is left empty.
+    Raises SourceError.
+    """
     try:
         with path.open("rb") as file:
             codec = codec_of(file.read(HEAD))
     except OSError as error:
         raise SourceError(f"cannot read: {error.strerror}", where=where) from error
-    key = cache.digest(path) if sha256 is not None or codec != "none" else ""
-    if sha256 is not None and key != sha256.lower():
-        raise VerificationError(f"sha256 is {key}, the manifest says {sha256}", where=where)
     if codec == "none":
-        return tree_of(read_members(path, where), path, where)
+        return path, Unpacked("", read_members(path, where))
+    key = key or cache.digest(path)
     unpacked = cache.derived_path(DATA, key)
     kept = cache.load_record(INDEX, key, Unpacked)
     if kept is None or cache.proved(unpacked, kept.sha256) is None:
         kept = unpack_archive(cache, unpacked, path, start=0, size=path.stat().st_size, codec=codec, where=where)
         cache.store_record(INDEX, key, kept)
-    return tree_of(kept.members, unpacked, where)
+    return unpacked, kept
 
 
 def tree_of(members: Iterable[Member], archive: Path, where: str, origin: str = "") -> FileTree:

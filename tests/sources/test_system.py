@@ -16,6 +16,7 @@ from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.load import load_system
 from erofs_edge.manifest.model import Lock
 from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.layers import pin_sources
 from erofs_edge.sources.system import SystemTree, system_tree
 
 DIR, LINK = tarfile.DIRTYPE, tarfile.SYMTYPE
@@ -61,8 +62,10 @@ def build(tmp_path: Path, cache: Cache) -> Build:
         path = tmp_path / "m.yaml"
         path.write_text("system: m\n" + text)
         pins = {"users": {"tool": 950}, "groups": {"tool": 950}} | lock
+        loaded = load_system(path)
+        pins["sources"] = pin_sources(loaded, cache)
         made = Lock(name="m", suite="trixie", arch="arm64", date=86400, requested={}, packages={}, **pins)
-        return system_tree(load_system(path), made, debs if packages else {}, cache)
+        return system_tree(loaded, made, debs if packages else {}, cache)
 
     return build
 
@@ -78,7 +81,7 @@ def test_packages_are_configured_and_var_moves(build: Build) -> None:
     tree = built.tree
     assert text_of(tree, "etc/profile") == "profile\n"
     assert [note.package for note in built.report.changed] == ["base-files"]
-    assert [note.package for note in built.report.unknown] == ["tool"]
+    assert built.report.unknown == []
     assert text_of(tree, "usr/share/doc/tool/copyright") == "free"
     assert tree.get("usr/share/doc/tool/changelog") is None
     assert link_of(tree, "etc/alternatives/t") == "/usr/bin/tool" and tree.get("etc/alternatives/t.1") is None
@@ -120,7 +123,7 @@ def test_sources_lie_between_packages_and_overlay(build: Build, tmp_path: Path) 
     (tmp_path / "over/opt/app").mkdir(parents=True)
     (tmp_path / "over/opt/app/three").write_text("overlay")
     built = build(
-        "sources:\n  - {directory: dir, to: /opt/app}\n  - {tar: x.tar, to: /opt/app}\noverlay: [{from: over}]\n"
+        "sources:\n  - {directory: dir, to: /opt/app}\n  - {tar: x.tar, to: /opt/app, clash: replace}\noverlay: [{from: over}]\n"
     )
     assert {n: text_of(built.tree, f"opt/app/{n}") for n in ("one", "two", "three")} == {
         "one": "directory", "two": "tar", "three": "overlay",
@@ -210,3 +213,17 @@ def test_the_stock_manifest_loads(repository: Path) -> None:
     loaded = load_system(repository / "manifests/edge-base.yaml")
     assert "systemd" in loaded.value.packages and "dmsetup" in loaded.value.packages
     assert loaded.value.users["root"].password.startswith("$6$")
+
+
+def test_a_script_that_nobody_knows_is_refused(tmp_path: Path, cache: Cache) -> None:
+    deb, path = tmp_path / "odd.deb", tmp_path / "m.yaml"
+    deb.write_bytes(deb_bytes(control=control_text("odd"), info={"postinst": b"#!/bin/sh\nmkdir /srv/odd\n"}))
+    lock = Lock(name="m", suite="trixie", arch="arm64", date=86400, requested={}, packages={})
+    path.write_text("system: m\npackages: [odd]\n")
+    with pytest.raises(ManifestError, match=r"what these maintainer scripts do: odd 1\.0: postinst$") as failure:
+        system_tree(load_system(path), lock, {"odd": deb}, cache)
+    assert failure.value.where == f"{path}:2:1"
+    assert "configure: scripts" in str(failure.value.hint) and "harmless_scripts" in str(failure.value.hint)
+    path.write_text("system: m\npackages: [odd]\nharmless_scripts: [odd]\n")
+    built = system_tree(load_system(path), lock, {"odd": deb}, cache)
+    assert [note.package for note in built.report.unknown] == ["odd"], "it is still named"

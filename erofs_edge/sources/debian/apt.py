@@ -8,36 +8,58 @@ credentials only. Package indexes are verified against Debian's archive key by a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import email.utils
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from erofs_edge.errors import MirrorError, SourceError, ToolError
+from erofs_edge.errors import ErofsEdgeError, MirrorError, SourceError, ToolError
 from erofs_edge.manifest.model import LockedPackage
+from erofs_edge.sources.cache import file_digest
 from erofs_edge.sources.debian.mirror import Mirror
+from erofs_edge.sources.debian.supply import LOCAL, Supply
 
 TIMEOUT = 900  # seconds for one apt call
-COMPONENTS = "main non-free-firmware"
+HELPER = "/usr/lib/apt/apt-helper"
+UNKNOWN = r"Unable to locate package (\S+)|Package '?([^'\s]+)'? has no installation candidate"
+REASONS = 4  # that an error tells
+COMPONENTS = ("main", "non-free-firmware")
 """boards need the second for what their vendors give no source of (raspi-firmware); nothing else is in it"""
 
 
 class Apt:
     """An open, up-to-date package index of one suite and architecture. Use `open_apt` to get one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        suite: str,
+        arch: str,
+        supply: Supply | None = None,
+        elsewhere: Callable[[list[str]], dict[str, str]] = lambda names: {},
+    ) -> None:
         self._folder = folder
+        self._suite, self._arch = suite, arch
+        self._elsewhere = elsewhere
+        self._archives = supply.archives if supply is not None else {}
+        debs = supply.debs if supply is not None else ()
+        self._local = {file_digest(path): path.name for path, _ in debs}
+        self.local_names = sorted(fields["Package"] for _, fields in debs)
+        """packages that are files on this machine"""
+        self._versions = {fields["Package"]: fields["Version"] for _, fields in debs}
 
     def closure(self, names: Iterable[str]) -> list[LockedPackage]:
         """The packages asked for and all that they depend on (no recommends), sorted by name.
 
         Raises SourceError with apt's reason, shortened, where a name is unknown or dependencies conflict.
         """
-        text = self._run("apt-get", "install", "-s", "-y", *names)
+        specs = [f"{name}={self._versions[name]}" if name in self._versions else name for name in names]
+        text = self._run("apt-get", "install", "-s", "-y", *specs)
         chosen = re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+)", text, re.M)
         return self.describe(f"{name}={version}" for name, version in chosen)
 
@@ -47,14 +69,21 @@ class Apt:
         if not wanted:
             return []
         found: dict[str, LockedPackage] = {}
+        strangers = self._strangers()
         for stanza in self._run("apt-cache", "show", "--no-all-versions", *wanted).split("\n\n"):
             fields = dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", stanza, re.M))
             if "Filename" in fields:
-                found.setdefault(fields["Package"], _locked(fields))
+                known = strangers.get(fields["SHA256"])
+                if known == LOCAL or fields["Package"] not in found:
+                    found[fields["Package"]] = self._locked(fields, known)
         names = [spec.split("=")[0].split(":")[0] for spec in wanted]
         if missing := [name for name in names if name not in found]:
-            raise SourceError(f"no such package: {' '.join(missing)}", hint="check the name and the suite")
+            raise self._no_such(missing)
         return [found[name] for name in sorted(set(names))]
+
+    def has(self, name: str) -> bool:
+        """Whether a package of that name can be installed."""
+        return re.search(r"^  Candidate: [^(\s]", self._run("apt-cache", "policy", name), re.M) is not None
 
     def download(self, names: Iterable[str], folder: Path) -> list[Path]:
         """Download `names` and all that they depend on into a folder; the .deb files, sorted by name."""
@@ -83,8 +112,51 @@ class Apt:
         except subprocess.TimeoutExpired as error:
             raise MirrorError(f"{program} {args[0]} gave no answer within {TIMEOUT} s") from error
         if done.returncode:
-            raise _failure(args[0], done.stderr + "\n" + done.stdout)
+            text = done.stderr + "\n" + done.stdout
+            if unknown := re.findall(UNKNOWN, text):
+                raise self._no_such(sorted({name for pair in unknown for name in pair if name}))
+            raise _failure(args[0], text)
         return done.stdout
+
+    def _no_such(self, names: list[str]) -> SourceError:
+        """What is known about packages that the index lacks: perhaps another architecture has them."""
+        others = {name.split(":")[0].split("=")[0] for name in names} - set(self.local_names)
+        with contextlib.suppress(ErofsEdgeError):
+            if elsewhere := self._elsewhere(sorted(others)):
+                words = ", ".join(f"{name} (there is one for {arch})" for name, arch in sorted(elsewhere.items()))
+                return SourceError(f"no package for {self._arch} in {self._suite}: {words}", hint="leave it out")
+        return SourceError(
+            f"no such package: {' '.join(names)} (for {self._arch} in {self._suite})",
+            hint="check the name and the suite",
+        )
+
+    def _strangers(self) -> dict[str, str]:
+        """sha256 → archive of every package that is not the mirror's."""
+        found: dict[str, str] = {}
+        uris = {one.uri.rstrip("/"): name for name, one in self._archives.items() if one.uri is not None}
+        if uris:
+            form = ["--format", "$(REPO_URI) $(FILENAME)", "Created-By: Packages"]
+            for line in self._run("apt-get", "indextargets", *form).splitlines():
+                uri, _, file = line.partition(" ")
+                if name := uris.get(uri.rstrip("/")):
+                    text = self._run(HELPER, "cat-file", file)
+                    found |= dict.fromkeys(re.findall(r"^SHA256: (\w{64})$", text, re.M), name)
+        return found | dict.fromkeys(self._local, LOCAL)
+
+    def _locked(self, fields: dict[str, str], archive: str | None) -> LockedPackage:
+        # Debian keeps security updates under their own pool, so the path tells the archive
+        path = fields["Filename"].removeprefix("./")
+        if archive == LOCAL:
+            path = self._local[fields["SHA256"]]
+        return LockedPackage(
+            name=fields["Package"],
+            version=fields["Version"],
+            arch=fields["Architecture"],
+            archive=archive or ("debian-security" if path.startswith("pool/updates/") else "debian"),
+            path=path,
+            size=int(fields["Size"]),
+            sha256=fields["SHA256"],
+        )
 
     def _update(self) -> None:
         self._run("apt-get", "update")
@@ -94,62 +166,102 @@ class Apt:
 
 @contextlib.contextmanager
 def open_apt(
-    mirror: Mirror, suite: str, arch: str, *, pockets: Iterable[str] = ("", "-updates", "-security")
+    mirror: Mirror,
+    suite: str,
+    arch: str,
+    *,
+    pockets: Iterable[str] = ("", "-updates", "-security"),
+    supply: Supply | None = None,
+    other: str | None = "amd64",
 ) -> Iterator[Apt]:
     """An `Apt` with fresh indexes of suite + pockets; its folder goes when the block ends.
 
-    `arch` is a Debian architecture. A pocket whose archive the mirror lacks is left out; sid has none.
+    `arch` is a Debian architecture; `other` one whose index is read to tell why a package is not there. A pocket
+    whose archive the mirror lacks is left out; sid has none. `supply` adds archives and package files.
     Raises ToolError where the host has no apt, MirrorError where nothing can be reached or verified.
     """
     for tool in ("apt-get", "apt-cache"):
         if not shutil.which(tool):
             raise ToolError(f"{tool} not found", hint="package resolution needs a Debian-like host: Debian 12 or newer")
-    if suite in ("sid", "unstable"):
-        pockets = ("",)
+    pockets = ("",) if suite in ("sid", "unstable") else tuple(pockets)
+
+    def elsewhere(names: list[str]) -> dict[str, str]:
+        if other is None or other == arch:
+            return {}
+        remote = dataclasses.replace(supply, debs=()) if supply is not None else None
+        with open_apt(mirror, suite, other, pockets=pockets, supply=remote, other=None) as apt:
+            return {name: other for name in names if apt.has(name)}
+
     with tempfile.TemporaryDirectory(prefix="erofs-edge-apt-") as name:
         folder = Path(name)
-        for sub in ("lists/partial", "archives/partial", "none", "log"):
+        for sub in ("lists/partial", "archives/partial", "none", "log", "local"):
             (folder / sub).mkdir(parents=True)
         (folder / "status").touch()
         lines = []
+        components = " ".join(supply.components if supply is not None else COMPONENTS)
         for pocket in pockets:
             archive = "debian-security" if pocket == "-security" else "debian"
             if archive in mirror.archives:
                 options = f"arch={arch} signed-by={mirror.keyring}"
-                lines.append(f"deb [{options}] {mirror.archives[archive]} {suite}{pocket} {COMPONENTS}\n")
+                lines.append(f"deb [{options}] {mirror.archives[archive]} {suite}{pocket} {components}\n")
+        if supply is not None:
+            lines += _further(folder, mirror, arch, supply)
         (folder / "sources.list").write_text("".join(lines))
         (folder / "apt.conf").write_text(_configuration(folder, arch, check_dates=not mirror.pinned))
-        apt = Apt(folder)
+        apt = Apt(folder, suite, arch, supply, elsewhere)
         apt._update()
         yield apt
 
 
-def _locked(fields: dict[str, str]) -> LockedPackage:
-    # Debian keeps security updates under their own pool, so the path tells the archive
-    path = fields["Filename"].removeprefix("./")
-    return LockedPackage(
-        name=fields["Package"],
-        version=fields["Version"],
-        arch=fields["Architecture"],
-        archive="debian-security" if path.startswith("pool/updates/") else "debian",
-        path=path,
-        size=int(fields["Size"]),
-        sha256=fields["SHA256"],
-    )
+def _further(folder: Path, mirror: Mirror, arch: str, supply: Supply) -> list[str]:
+    """Lines of sources.list for a supply; what they need is put into the folder."""
+    lines = []
+    preferences = []
+    for name, one in supply.archives.items():
+        key = mirror.keyring
+        if one.key is not None:
+            data = Path(one.key).read_bytes()
+            # apt tells the two forms apart by the file's name
+            key = folder / f"{name}.{'asc' if data.lstrip().startswith(b'-----BEGIN') else 'gpg'}"
+            key.write_bytes(data)
+        uri = one.uri or mirror.uri("debian", "").rstrip("/")
+        lines.append(f"deb [arch={arch} signed-by={key}] {uri} {' '.join((one.suite, *one.components))}\n")
+        if one.uri is None:
+            # backports say of themselves that they are not taken unless somebody asks
+            preferences.append(f"Package: *\nPin: release n={one.suite}\nPin-Priority: 500\n")
+    (folder / "preferences").write_text("\n".join(preferences))
+    stanzas = []
+    for number, (path, fields) in enumerate(supply.debs):
+        copy = folder / "local" / f"{number}.deb"
+        copy.symlink_to(path)
+        text = "".join(f"{key}: {value.lstrip()}\n" for key, value in fields.items() if key != "Filename")
+        digest = f"Size: {path.stat().st_size}\nSHA256: {file_digest(path)}\n"
+        stanzas.append(f"{text}Filename: ./{copy.name}\n{digest}")
+    if stanzas:
+        (folder / "local/Packages").write_text("\n".join(stanzas))
+        lines.append(f"deb [arch={arch} trusted=yes] file:{folder}/local ./\n")
+    return lines
 
 
 def _failure(verb: str, text: str) -> SourceError:
     """apt's own words, shortened to what explains the failure."""
-    lines = [line.strip() for line in text.split("\n") if re.match(r"\s*(E:|W: GPG|Err:|\S+ : )", line)]
-    unknown = re.findall(r"Unable to locate package (\S+)", text)
-    if unknown:
-        return SourceError(f"no such package: {' '.join(unknown)}", hint="check the name and the suite")
-    reason = "; ".join(line.removeprefix("E: ") for line in lines[:4]) or text.strip()[-300:]
     if verb == "update":
+        lines = [line.strip() for line in text.split("\n") if re.match(r"\s*(E:|W: GPG|Err:)", line)]
+        reason = "; ".join(line.removeprefix("E: ") for line in lines[:4]) or text.strip()[-300:]
         return MirrorError(
             f"the package index cannot be fetched or verified: {reason}",
             hint="check the network, the host's apt sources, or set EROFS_EDGE_MIRROR",
         )
+    # apt up to 2.9: " app : Depends: lib (>= 4) but 3 is to be installed", more reasons on lines below it;
+    # apt 3: numbered steps that lead to a contradiction
+    head = r"^ (\S+) : (.*(?:\n {3,}.*)*)$"
+    reasons = [
+        f"{name}: {' '.join(line.split())}" for name, body in re.findall(head, text, re.M) for line in body.split("\n")
+    ]
+    reasons = reasons or [" ".join(line.split()) for line in re.findall(r"^ +\d+\. (.*)$", text, re.M)]
+    reasons = reasons or [line.strip() for line in re.findall(r"^E: (.*)$", text, re.M)]
+    more = f"; and {len(reasons) - REASONS} more" if len(reasons) > REASONS else ""
+    reason = "; ".join(one[:200] for one in reasons[:REASONS]) + more or text.strip()[-300:]
     return SourceError(f"apt cannot resolve the packages: {reason}")
 
 
@@ -158,7 +270,7 @@ def _configuration(folder: Path, arch: str, *, check_dates: bool) -> str:
     return f"""
 Dir::Etc::sourcelist "{folder}/sources.list";
 Dir::Etc::sourceparts "{folder}/none";
-Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferences "{folder}/preferences";
 Dir::Etc::preferencesparts "{folder}/none";
 Dir::State "{folder}";
 Dir::State::lists "{folder}/lists";

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 
 from erofs_edge.errors import ManifestError, MirrorError, SourceError
 from erofs_edge.manifest.load import Loaded, load_lock, load_system, lock_path
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, Lock, LockedPackage, System
+from erofs_edge.manifest.supply import Archive, LockedSource
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 INITRAMFS = ("busybox-static", "dmsetup", "e2fsprogs")
 """what our initramfs is made of, beside the kernel's modules"""
+GROUPS = ("system", "kernel", "initramfs", "firmware")
+"""what is asked for in packages; the rest says where they come from"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,11 @@ class Changes:
         return bool(self.added or self.removed or self.updated or self.ids)
 
 
+class _Item(NamedTuple):
+    version: str
+    whole: LockedPackage | LockedSource
+
+
 @dataclass(frozen=True, slots=True)
 class Relocked:
     """A new lock, and the one that it follows (None where there was none). `path` is beside the manifest."""
@@ -60,7 +68,14 @@ class Relocked:
 def requested(value: Board | System) -> dict[str, list[str]]:
     """The packages that a manifest or a board asks for, by group of the lock, sorted."""
     if isinstance(value, System):
-        return {"system": sorted(set(value.packages))}
+        asked = {"system": sorted(set(value.packages))}
+        if value.debs:
+            asked["debs"] = sorted(Path(path).name for path in value.debs)
+        if archives := sorted(_archive_line(name, one) for name, one in value.archives.items()):
+            asked["archives"] = archives
+        if value.components != System(system="x").components:
+            asked["components"] = sorted(value.components)
+        return asked
     firmware = {value.boot.u_boot.package, *(file.package for file in value.boot.firmware)}
     return {"kernel": [value.boot.kernel], "initramfs": sorted(INITRAMFS), "firmware": sorted(firmware)}
 
@@ -79,7 +94,13 @@ def check_lock(lock: Lock, loaded: Loaded[Board] | Loaded[System]) -> None:
     if asked != known:
         words = [f"+{name}" for _, name in sorted(asked - known)] + [f"-{name}" for _, name in sorted(known - asked)]
         raise loaded.error(pointer, f"the lock was made for other packages: {' '.join(words)}", hint=hint)
+    if isinstance(value, System):
+        from erofs_edge.sources.layers import pins_of
+
+        pins_of(cast("Loaded[System]", loaded), lock.sources)
     for group, names in wanted.items():
+        if group not in lock.packages and group not in GROUPS:
+            continue
         found = [package.name for package in lock.packages.get(group, [])]
         missing = set(names) - set(found)
         if (len(found) != 1) if group == "kernel" else (missing or len(set(found)) != len(found)):
@@ -100,15 +121,20 @@ def lock_system(
     `apt` is an open index of the suite, if there is one already. Raises ManifestError (with its position) on a
     package that does not exist, SourceError and MirrorError as Apt and fetch do.
     """
-    from erofs_edge.sources.debian.fetch import fetch
+    from erofs_edge.sources.debian.supply import fetch_locked
+    from erofs_edge.sources.layers import pin_sources
 
     system = loaded.value
-    with ExitStack() as stack:
-        apt = apt or _open(stack, mirror, system)
-        packages = _resolve(loaded, apt.closure, requested(system)["system"])
-        date = apt.release_date()
-    debs = fetch(packages, mirror, cache, progress)
-    users, groups = _ids(loaded, debs, cache, old)
+    packages: list[LockedPackage] = []
+    date = old.date if old is not None else 0
+    if system.packages or system.debs:
+        with ExitStack() as stack:
+            apt = apt or _open(stack, mirror, loaded, cache)
+            packages = _resolve(loaded, apt.closure, requested(system)["system"] + apt.local_names)
+            date = apt.release_date()
+    debs = fetch_locked(packages, loaded, mirror, cache, progress)
+    pins = pin_sources(loaded, cache)
+    users, groups = _ids(loaded, debs, pins, cache, old)
     return _settled(
         Lock(
             name=system.system,
@@ -117,6 +143,7 @@ def lock_system(
             date=date,
             requested=requested(system),
             packages={"system": packages},
+            sources=pins,
             users=users,
             groups=groups,
         ),
@@ -132,7 +159,7 @@ def lock_board(loaded: Loaded[Board], *, mirror: Mirror, old: Lock | None = None
     board = loaded.value
     wanted = requested(board)
     with ExitStack() as stack:
-        apt = apt or _open(stack, mirror, board)
+        apt = apt or _open(stack, mirror, loaded, None)
         packages = {
             "kernel": [_kernel(loaded, apt)],
             "initramfs": apt.closure(wanted["initramfs"]),
@@ -166,13 +193,13 @@ def lock_all(
         olds = [old_lock(one.path, folder) for one in todo]
         for one, old in zip(todo, olds, strict=True):
             key = (one.value.suite, one.value.arch)
-            apt = indexes.get(key)
-            if apt is None:
-                apt = indexes[key] = _open(stack, mirror, one.value)
+            shared = None
+            if not isinstance(one.value, System) or _is_plain(one.value):
+                shared = indexes[key] = indexes.get(key) or _open(stack, mirror, one, cache)
             if isinstance(one.value, Board):
-                new = lock_board(one, mirror=mirror, old=old, apt=apt)
+                new = lock_board(one, mirror=mirror, old=old, apt=shared)
             else:
-                new = lock_system(one, mirror=mirror, cache=cache, old=old, apt=apt, progress=progress)
+                new = lock_system(one, mirror=mirror, cache=cache, old=old, apt=shared, progress=progress)
             done.append(Relocked(lock_path(one.path), old, new))
     return done
 
@@ -219,14 +246,31 @@ def _flat(groups: dict[str, list[str]]) -> Iterable[tuple[str, str]]:
     return [(group, name) for group, names in groups.items() for name in names]
 
 
-def _versions(lock: Lock) -> dict[tuple[str, str], LockedPackage]:
-    return {(group, package.name): package for group, packages in lock.packages.items() for package in packages}
+def _versions(lock: Lock) -> dict[tuple[str, str], _Item]:
+    """(group, name) → version and the rest."""
+    items: dict[tuple[str, str], _Item] = {}
+    for group, packages in lock.packages.items():
+        items |= {(group, package.name): _Item(package.version, package) for package in packages}
+    return items | {("sources", one.name): _Item(f"sha256:{one.sha256[:12]}", one) for one in lock.sources}
 
 
-def _open(stack: ExitStack, mirror: Mirror, value: Board | System) -> Apt:
+def _archive_line(name: str, one: Archive) -> str:
+    return " ".join((f"{name}:", one.uri or "debian", one.suite, *one.components))
+
+
+def _is_plain(system: System) -> bool:
+    """Whether the index of a board will do for it. One without packages needs none at all."""
+    return bool(system.packages) and not requested(system).keys() - {"system"}
+
+
+def _open(stack: ExitStack, mirror: Mirror, loaded: Loaded[Board] | Loaded[System], cache: Cache | None) -> Apt:
     from erofs_edge.sources.debian.apt import open_apt
+    from erofs_edge.sources.debian.supply import supply_of
 
-    return stack.enter_context(open_apt(mirror, value.suite, value.arch))
+    value = loaded.value
+    if isinstance(value, Board) or cache is None or _is_plain(value):
+        return stack.enter_context(open_apt(mirror, value.suite, value.arch))
+    return stack.enter_context(open_apt(mirror, value.suite, value.arch, supply=supply_of(value, cache)))
 
 
 def _resolve(
@@ -268,9 +312,10 @@ def _kernel(loaded: Loaded[Board], apt: Apt) -> LockedPackage:
 
 
 def _ids(
-    loaded: Loaded[System], debs: dict[str, Path], cache: Cache, old: Lock | None
+    loaded: Loaded[System], debs: dict[str, Path], pins: list[LockedSource], cache: Cache, old: Lock | None
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Pinned ids: the old lock's, and new ones for what packages, sources, overlays and entries ask for."""
+    from erofs_edge.sources.base import accounts_of, load_base
     from erofs_edge.sources.debian.configure import assign_ids
     from erofs_edge.sources.debian.deb import read_debs
     from erofs_edge.sources.debian.unpack import unpack
@@ -280,15 +325,20 @@ def _ids(
     system = loaded.value
     packages = read_debs(debs, cache)
     tree = unpack(packages)
+    users, groups = (dict(old.users), dict(old.groups)) if old is not None else ({}, {})
+    if system.base is not None:
+        of_base = accounts_of(base := load_base(Path(system.base), cache, pins[0]))
+        users, groups = of_base[0] | users, of_base[1] | groups
+        base.merge(tree)
+        tree, pins = base, pins[1:]
     for i, source in enumerate(system.sources):
-        _lay(loaded, f"sources.{i}", tree, load_source(source, cache), source.to)
+        _lay(loaded, f"sources.{i}", tree, load_source(source, cache, pin=pins[i], arch=system.arch), source.to)
     for i, overlay in enumerate(system.overlay):
         _lay(loaded, f"overlay.{i}", tree, read_directory(Path(overlay.from_)), overlay.to)
     for i, entry in enumerate(system.entries):
         if entry.text is not None:
             file = FileTree(Inode(0o100644, content=BytesContent(entry.text.encode())))
             _lay(loaded, f"entries.{i}", tree, file, entry.path)
-    users, groups = (dict(old.users), dict(old.groups)) if old is not None else ({}, {})
     return assign_ids(packages, tree, system, users, groups, position=loaded.position)
 
 

@@ -49,6 +49,7 @@ class FakeArchive:
     date: int = 1_700_000_000
     opened: list[tuple[str, str]] = field(default_factory=list)
     packages: dict[str, LockedPackage] = field(default_factory=dict)
+    local_names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -89,7 +90,7 @@ class FakeArchive:
         """Stand in for apt and for the host's mirror."""
 
         @contextlib.contextmanager
-        def open_apt(mirror: Mirror, suite: str, arch: str) -> Iterator[FakeArchive]:
+        def open_apt(mirror: Mirror, suite: str, arch: str, **_: object) -> Iterator[FakeArchive]:
             if suite == "down":
                 raise MirrorError("the package index cannot be fetched")
             self.opened.append((suite, arch))

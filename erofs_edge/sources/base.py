@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another image as what everything else is laid over: its files, accounts and list of packages stay unless replaced."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from erofs_edge.errors import SourceError, VerificationError
+from erofs_edge.manifest.supply import LockedSource
+from erofs_edge.sources.cache import Cache
+from erofs_edge.tree import BytesContent, FileTree
+
+BUILT = "system.img"
+"""the image in the output folder of a build"""
+ACCOUNTS = ("etc/passwd", "etc/group", "etc/shadow", "etc/gshadow", "etc/subuid", "etc/subgid")
+STATUS = "usr/lib/sysimage/dpkg/status"
+
+
+def image_of(path: Path) -> Path:
+    """The image that `base` means. Raises SourceError where an output folder holds none."""
+    if not path.is_dir():
+        return path
+    if not (path / BUILT).is_file():
+        raise SourceError(f"no {BUILT} in it", where=str(path), hint="name an EROFS file, or build it first")
+    return path / BUILT
+
+
+def pin_base(path: Path, name: str, cache: Cache) -> LockedSource:
+    """What the image is now. Raises SourceError."""
+    image = image_of(path)
+    return LockedSource(kind="base", name=name, sha256=cache.digest(image), size=image.stat().st_size)
+
+
+def load_base(path: Path, cache: Cache, pin: LockedSource | None = None) -> FileTree:
+    """The tree of an image, which must be the one that the lock pins. Its contents are read when asked for.
+
+    Raises VerificationError where it is another one, SourceError where it cannot be read, ErofsFormatError where it
+    is no sound image.
+    """
+    from erofs_edge.erofs.read import Image
+
+    name = pin.name if pin is not None else str(path)
+    now = pin_base(path, name, cache)
+    if pin is not None and now.sha256 != pin.sha256:
+        raise VerificationError(
+            f"the base is not what the lock pins: sha256 is {now.sha256}, the lock says {pin.sha256}",
+            where=name,
+            hint="restore it, or accept it with `erofs-edge lock`",
+        )
+    # it stays open as long as the contents of its files are wanted
+    tree = Image(image_of(path)).tree()
+    for _, inode in tree.walk():
+        inode.origin = f"base {name}"
+    return tree
+
+
+def lay_over(base: FileTree, upper: FileTree) -> FileTree:
+    """The base with a tree of configured packages over it: files of the packages win, accounts of the base stay.
+
+    Raises SourceError where a file would replace a directory or the other way round.
+    """
+    if has_accounts(base):
+        for path in ACCOUNTS:
+            upper.remove(path)
+    base.merge(upper)
+    return base
+
+
+def has_accounts(tree: FileTree) -> bool:
+    """Whether an image brings accounts of its own."""
+    return tree.get("etc/passwd") is not None
+
+
+def accounts_of(tree: FileTree) -> tuple[dict[str, int], dict[str, int]]:
+    """(users, groups) of an image, name → number: what a lock pins. Malformed lines are left out."""
+    found: list[dict[str, int]] = []
+    for path in ("etc/passwd", "etc/group"):
+        inode = tree.get(path, follow=True)
+        rows = [line.split(":") for line in inode.read().decode(errors="replace").split("\n")] if inode else []
+        found.append({row[0]: int(row[2]) for row in rows if len(row) > 3 and re.fullmatch("[0-9]{1,10}", row[2])})
+    return found[0], found[1]
+
+
+def installed(tree: FileTree) -> str:
+    """dpkg's list of the packages of an image, "" where it has none."""
+    inode = tree.get(STATUS)
+    return inode.read().decode(errors="surrogateescape") if inode is not None and inode.is_file else ""
+
+
+def keep_installed(tree: FileTree, before: str) -> None:
+    """Add to dpkg's list in the tree what was in the base's and has not been replaced."""
+    now = installed(tree)
+    stanzas = {stanza.split("\n", 1)[0]: stanza for text in (before, now) for stanza in text.split("\n\n") if stanza}
+    text = "".join(stanzas[key].rstrip("\n") + "\n\n" for key in sorted(stanzas))
+    inode = tree.get(STATUS)
+    if inode is not None and before:
+        inode.content = BytesContent(text.encode(errors="surrogateescape"))

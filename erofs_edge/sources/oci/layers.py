@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of an image laid over each other: OCI image-spec, layer.md ("Applying Changesets", "Whiteouts").
+
+A layer's whiteouts take away what is below that layer only; a file replaces what it meets, whatever that is; a
+directory that meets a directory changes its metadata. Symlinks on the way are followed inside the image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from erofs_edge.errors import SourceError
+from erofs_edge.sources.tar import directory_of, inode_of
+from erofs_edge.sources.tarball import Member
+from erofs_edge.tree import FileTree, Inode
+
+WHITEOUT = b".wh."
+OPAQUE = b".wh..wh..opq"
+META = b".wh..wh."
+"""names that AUFS kept for itself; those but the opaque mark mean nothing"""
+
+
+def apply_layer(tree: FileTree, members: Iterable[Member], archive: Path, where: str) -> None:
+    """Lay the members of one layer over the tree; their contents are in the file `archive`.
+
+    Raises SourceError naming the member that comes twice, is no possible whiteout, goes through a file, or is a
+    hard link to what is not there.
+    """
+    files = []
+    for member in members:
+        name = member.path.rpartition(b"/")[2]
+        if not name.startswith(WHITEOUT):
+            files.append(member)
+            continue
+        try:
+            _white_out(tree, member.path, name)
+        except SourceError as error:
+            raise _at(member, error, where) from error
+    made: set[bytes] = set()
+    for member in files:
+        try:
+            _put(tree, member, archive, where, made)
+        except SourceError as error:
+            raise _at(member, error, where) from error
+
+
+def _white_out(tree: FileTree, path: bytes, name: bytes) -> None:
+    parent = tree.get(path.rpartition(b"/")[0], follow=True)
+    if parent is None or not parent.is_dir:
+        return
+    if name == OPAQUE:
+        parent.children.clear()
+    elif not name.startswith(META):
+        hidden = name.removeprefix(WHITEOUT)
+        if hidden in (b"", b".", b".."):
+            raise SourceError("a whiteout of nothing")
+        parent.children.pop(hidden, None)
+
+
+def _put(tree: FileTree, member: Member, archive: Path, where: str, made: set[bytes]) -> None:
+    inode = inode_of(member, archive, where) if member.mode else _target(tree, member.link)
+    if not member.path:
+        if not inode.is_dir:
+            raise SourceError("the root is no directory")
+        inode.children = tree.root.children
+        tree.root = inode
+        return
+    parent = directory_of(tree, member.path, where)
+    name = member.path.rpartition(b"/")[2]
+    before = parent.children.get(name)
+    both = before is not None and before.is_dir and inode.is_dir
+    if member.path in made and not both:
+        raise SourceError("comes twice")
+    made.add(member.path)
+    if both and before is not None:
+        inode.children = before.children
+    parent.children[name] = inode
+
+
+def _target(tree: FileTree, link: bytes) -> Inode:
+    """The file that a hard link means, of this layer or of one below. The last name may be a symlink itself."""
+    folder, _, name = link.rpartition(b"/")
+    parent = tree.get(folder, follow=True)
+    found = parent.children.get(name) if parent is not None else None
+    if found is None or found.is_dir:
+        raise SourceError(f"hard link to {os.fsdecode(link)!r}, which is no earlier file")
+    return found
+
+
+def _at(member: Member, error: SourceError, where: str) -> SourceError:
+    return SourceError(f"member {os.fsdecode(member.path)!r}: {error}", where=where)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""References to images in registries: registry[:port]/name[:tag][@sha256:…], as docker and podman write them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from erofs_edge.errors import SourceError
+
+_SHAPE = re.compile(
+    r"(?P<registry>[A-Za-z0-9.-]+(:[0-9]{1,5})?)/(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@sha256:(?P<digest>[0-9a-f]{64}))?"
+)
+DOCKER_HUB = "docker.io"
+DOCKER_HUB_HOST = "registry-1.docker.io"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """digest  sha256 in hex, None where only a tag is known; it wins over the tag."""
+
+    registry: str
+    name: str
+    tag: str = "latest"
+    digest: str | None = None
+
+    @property
+    def host(self) -> str:
+        """Where the registry answers, with its port."""
+        return DOCKER_HUB_HOST if self.registry == DOCKER_HUB else self.registry
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the registry is on this machine."""
+        host = self.registry.rpartition(":")[0] or self.registry
+        return host in ("localhost", "127.0.0.1")
+
+    def __str__(self) -> str:
+        return f"{self.registry}/{self.name}" + (f"@sha256:{self.digest}" if self.digest else f":{self.tag}")
+
+
+def parse_reference(text: str) -> Reference:
+    """Raises SourceError where the text is no reference, or names no registry."""
+    match = _SHAPE.fullmatch(text)
+    registry = match["registry"] if match else ""
+    # as in docker: a first part without dot or port is no host
+    if not match or not ("." in registry or ":" in registry or registry == "localhost"):
+        raise SourceError(
+            f"not a reference to an image: {text}", hint="name the registry too, as in docker.io/library/debian:13"
+        )
+    return Reference(registry, match["name"], match["tag"] or "latest", match["digest"])

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A registry as a client sees it: OCI distribution-spec 1.1, "Pull"; tokens as in Docker's "Token Authentication".
+
+Nothing that comes from here is believed: manifests and blobs are checked against digests by who asks for them.
+Credentials go to the registry and to the token service that it names, over TLS unless plain HTTP was chosen, and
+never along a redirect to another host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import re
+import threading
+import urllib.parse
+from collections.abc import Callable
+
+import msgspec
+
+from erofs_edge.errors import MirrorError, SourceError
+from erofs_edge.sources.http import REDIRECTS, Body, Client, GoneError, body_of, drain, public, redirected
+from erofs_edge.sources.oci.credentials import Login
+from erofs_edge.sources.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, check_bytes
+from erofs_edge.sources.oci.reference import Reference
+
+PEER = "the registry"
+_PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+
+
+class _Token(msgspec.Struct, frozen=True):
+    token: str = ""
+    access_token: str = ""
+
+
+class _Errors(msgspec.Struct, frozen=True):
+    errors: list[dict[str, object]] = []
+
+
+class Registry:
+    """One repository of a registry. `login` is called when the registry asks who we are."""
+
+    def __init__(
+        self, reference: Reference, *, plain_http: bool = False, login: Callable[[], Login | None] = lambda: None
+    ) -> None:
+        self.reference = reference
+        scheme = "http" if plain_http or reference.is_local else "https"
+        self.base = f"{scheme}://{reference.host}/v2/{reference.name}"
+        self._client = Client(PEER)
+        self._login = login
+        self._lock = threading.Lock()
+        self._authorization = ""
+
+    def manifest(self, name: str) -> bytes:
+        """The index or manifest of a tag, or of a digest ('sha256:…'), whose content is then checked.
+
+        Raises SourceError where there is none, MirrorError where the registry cannot be reached or refuses,
+        VerificationError for other content than the digest's.
+        """
+        uri = f"{self.base}/manifests/{name}"
+        try:
+            body = self._read(uri, 0, {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))})
+        except GoneError:
+            raise SourceError(
+                f"the registry has no {self.reference.name} {name}", where=public(uri), hint="check name and tag"
+            ) from None
+        data = b""
+        for piece in body.pieces:
+            data += piece
+            if len(data) > MAX_DOCUMENT:
+                self.abort()
+                raise SourceError(f"a manifest of more than {MAX_DOCUMENT} bytes", where=public(uri))
+        if name.startswith("sha256:"):
+            check_bytes(data, name.removeprefix("sha256:"), hashlib.sha256(data).hexdigest(), public(uri))
+        return data
+
+    def blob_uri(self, digest: str) -> str:
+        """Where a blob ('sha256:…') is, for `read`."""
+        return f"{self.base}/blobs/{digest}"
+
+    def read(self, uri: str, start: int) -> Body:
+        """A blob from byte `start` on, if the registry can do that, else from its beginning; see Client.read."""
+        return self._read(uri, start, {"Range": f"bytes={start}-"} if start else {})
+
+    def abort(self) -> None:
+        """Let all reads under way fail, and all later ones."""
+        self._client.abort()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def _read(self, uri: str, start: int, headers: dict[str, str]) -> Body:
+        try:
+            response = self._answer(uri, headers)
+        except ValueError as error:
+            raise MirrorError(f"not a usable URI: {error}", where=public(uri)) from error
+        if response.status == 416 and start:
+            drain(response)
+            return self._read(uri, 0, {})
+        if response.status in (404, 410):
+            drain(response)
+            raise GoneError(uri)
+        if response.status not in (200, 206):
+            raise self._refused(uri, response)
+        return body_of(response, uri, start, PEER)
+
+    def _answer(self, uri: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        """The answer after authentication and redirects."""
+        sent = self._authorization
+        response = self._client.ask(uri, {**headers, **({"Authorization": sent} if sent else {})})
+        if response.status == 401:
+            challenge = response.headers.get_all("WWW-Authenticate") or []
+            drain(response)
+            with self._lock:
+                if self._authorization == sent:
+                    self._authorization = self._authorize(challenge, uri)
+            response = self._client.ask(uri, {**headers, "Authorization": self._authorization})
+        here = uri
+        for _ in range(REDIRECTS):
+            if response.status not in (301, 302, 303, 307, 308):
+                return response
+            drain(response)
+            there = redirected(here, response, PEER)
+            if here.startswith("https:") and not there.startswith("https:"):
+                raise MirrorError(f"{PEER} redirects from TLS to plain HTTP", where=public(there))
+            same = urllib.parse.urlsplit(there)[:2] == urllib.parse.urlsplit(uri)[:2]
+            extra = {"Authorization": self._authorization} if same and self._authorization else {}
+            response, here = self._client.ask(there, {**headers, **extra}), there
+        if response.status in (301, 302, 303, 307, 308):
+            raise MirrorError(f"more than {REDIRECTS} redirects", where=public(uri))
+        return response
+
+    def _authorize(self, challenges: list[str], uri: str) -> str:
+        """What to send as Authorization, from what the registry asks for. Raises MirrorError where we have nothing."""
+        login = self._login()
+        for challenge in challenges:
+            scheme, _, rest = challenge.strip().partition(" ")
+            if scheme.lower() == "bearer":
+                parameters = {key.lower(): quoted or bare for key, quoted, bare in _PARAMETER.findall(rest)}
+                return "Bearer " + self._token(parameters, login)
+            if scheme.lower() == "basic" and login is not None and login.user:
+                return login.basic
+        hint = "log in: docker login or podman login, or name another file in REGISTRY_AUTH_FILE"
+        raise MirrorError(f"{PEER} wants a login", where=public(uri), hint=hint)
+
+    def _token(self, parameters: dict[str, str], login: Login | None) -> str:
+        realm = parameters.get("realm", "")
+        plain = self.base.startswith("http:")
+        if not realm.startswith("https://") and not (plain and realm.startswith("http://")):
+            raise MirrorError(f"{PEER} names no usable token service: {realm[:200]!r}", where=self.reference.registry)
+        query = {
+            "service": parameters.get("service", ""),
+            "scope": parameters.get("scope") or f"repository:{self.reference.name}:pull",
+        }
+        if login is not None and login.identity_token:
+            form = {**query, "grant_type": "refresh_token", "client_id": "erofs-edge"}
+            form["refresh_token"] = login.identity_token
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            response = self._client.ask(realm, headers, body=urllib.parse.urlencode(form).encode())
+        else:
+            uri = f"{realm}{'&' if '?' in realm else '?'}{urllib.parse.urlencode(query)}"
+            response = self._client.ask(uri, {"Authorization": login.basic} if login is not None else {})
+        if response.status != 200:
+            raise self._refused(realm, response)
+        try:
+            answer = msgspec.json.decode(_short(response), type=_Token)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise MirrorError("the token service gave no usable answer", where=public(realm)) from error
+        token = answer.token or answer.access_token
+        if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", token):
+            raise MirrorError("the token service gave no token", where=public(realm))
+        return token
+
+    def _refused(self, uri: str, response: http.client.HTTPResponse) -> MirrorError:
+        """What the registry said, in its own words where it has some."""
+        words = ""
+        try:
+            for error in msgspec.json.decode(_short(response), type=_Errors).errors[:1]:
+                words = f": {str(error.get('message') or error.get('code') or '')[:200]}"
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            pass
+        hint = None
+        if response.status in (401, 403):
+            hint = "check the login in docker's configuration, and that it may read this repository"
+        elif response.status == 429:
+            hint = "the registry limits requests: wait, or log in"
+        return MirrorError(f"{PEER} answered {response.status} {response.reason}{words}", where=public(uri), hint=hint)
+
+
+def _short(response: http.client.HTTPResponse) -> bytes:
+    try:
+        data = response.read(1 << 20)
+        drain(response)
+        return data
+    except (OSError, http.client.HTTPException):
+        return b""
