@@ -162,7 +162,7 @@ def known_scripts(packages: Iterable[Package], table: Table | None = None) -> It
 def is_plain(text: str) -> bool:
     """Whether a shell script does nothing but what is read from packages anyway: parts that debhelper adds for units,
     sysusers.d, tmpfiles.d, libraries, conffiles and Python's bytecode, and alternatives with literal names."""
-    if not re.match(r"#! ?/bin/(ba|da)?sh\b", text):
+    if text.startswith("#!") and not re.match(r"#! ?/bin/(ba|da)?sh\b", text):
         return False
     rest = ADDED.sub(lambda match: "" if match[1] in READ else "\0", text).replace("\\\n", " ")
     return all(PLAIN.fullmatch(line) for line in rest.split("\n"))

@@ -71,7 +71,8 @@ def explain(found: Sequence[Difference], explanations: Sequence[Explanation]) ->
 
 def read_explanations(path: Path | None = None) -> list[Explanation]:
     """A list of explanations; without a path the one for the two ways to configure. Raises ManifestError."""
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         text = _stock() if path is None else path.read_text(encoding="utf-8")

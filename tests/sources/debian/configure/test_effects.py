@@ -15,7 +15,7 @@ from erofs_edge.sources.debian.configure.apply import apply_effect, owner_ids
 from erofs_edge.sources.debian.configure.shells import update_shells
 from erofs_edge.tree import FileTree
 
-TEXT = "#!/bin/sh\nexit 0\n"
+TEXT = "#!/bin/sh\nmkdir -p /srv/x\n"
 DIGEST = hashlib.sha256(TEXT.encode()).hexdigest()
 
 
@@ -51,6 +51,37 @@ def test_scripts_are_known_changed_or_unknown() -> None:
         ("partly", "postinst", True, False),
         ("unknown", "postinst", True, False),
     ]
+
+
+ADDED = """# Automatically added by {tool}/13.24.2
+if [ "$1" = "configure" ]; then
+\tanything at all
+fi
+# End automatically added section
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("#!/bin/sh\nset -e\n\nexit 0\n", True),
+        ("#!/bin/sh\n# words\n" + ADDED.format(tool="dh_installsystemd"), True),
+        ("#!/bin/sh\n" + ADDED.format(tool="dh_python3") + ADDED.format(tool="dh_makeshlibs"), True),
+        ('case "$1" in\n  configure|triggered)\n  ;;\n  *)\n ;;\nesac\n', True),
+        ("#!/bin/bash\nupdate-alternatives --install /usr/bin/t \\\n  t /usr/bin/tool 10\n", True),
+        ("#!/bin/sh\n" + ADDED.format(tool="dh_ucf"), False),
+        ("#!/bin/sh\n" + ADDED.format(tool="dh_installsystemd") + "adduser --system x\n", False),
+        ("#!/bin/sh\nupdate-alternatives --install /usr/bin/t t $(which tool) 10\n", False),
+        ("#!/bin/sh\nupdate-alternatives --install /usr/bin/t t /usr/bin/tool 10; rm -r /etc\n", False),
+        ("#!/bin/sh\nexit 0; rm /etc/x\n", False),
+        ("#!/usr/bin/perl\n", False),
+        ("# Automatically added by dh_installsystemd/13\nrm /etc/x\n", False),
+    ],
+)
+def test_scripts_that_only_do_what_is_read_anyway(text: str, plain: bool) -> None:
+    assert fx.is_plain(text) is plain
+    (known,) = fx.known_scripts([package("p", postinst=text)], {})
+    assert (known.entry is not None, known.changed) == (plain, False)
 
 
 def test_files_are_made_only_where_nothing_is() -> None:
