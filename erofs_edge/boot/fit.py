@@ -240,7 +240,7 @@ def _signature_node(images: list[str], signer: Signer, epoch: int) -> Node:
             "key-name-hint": string(signer.name),
             "sign-images": b"".join(map(string, images)),
             "value": bytes(key.key_size // 8),
-            "signer-name": string("erofs-edge"),
+            "signer-name": string("erofs-edge, development key" if signer.development else "erofs-edge"),
             "timestamp": cells(epoch),
             "hashed-nodes": b"".join(map(string, signed_nodes(images))),
             "hashed-strings": cells(0, 0),

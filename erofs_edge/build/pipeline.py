@@ -19,6 +19,14 @@ from typing import Any
 from erofs_edge.build import relock
 from erofs_edge.build.inputs import Inputs, digest, gather
 from erofs_edge.build.record import RELEASE, describe, outputs, read_release, remember, unchanged, write_json
+from erofs_edge.build.signing import (
+    RELEASE_SIGNATURE,
+    Collector,
+    refuse_development,
+    sign_release,
+    sign_system,
+    signer_record,
+)
 from erofs_edge.build.stages import Debs, Made, Step, fetch_debs, make_boot, make_disk, make_system, quiet
 from erofs_edge.errors import PackagesGoneError
 from erofs_edge.sources.cache import Cache
@@ -34,6 +42,8 @@ class BuildOptions:
     compression_cache  False: compress everything anew
     force     build even where nothing has changed
     relock    where the mirror no longer has a locked package: lock again into out/locks and go on
+    key       URI of the signing key; None: the board's
+    release   refuse what is only good for development
     """
 
     out: Path
@@ -42,6 +52,8 @@ class BuildOptions:
     compression_cache: bool = True
     force: bool = False
     relock: bool = False
+    key: str | None = None
+    release: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +70,9 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
     """Build a board's disk image and everything in it into options.out. Raises ErofsEdgeErrors of every kind."""
     cache = Cache(options.cache)
     inputs = gather(board_path, relock.valid(options.out / relock.FOLDER) if options.relock else None)
-    signer = open_signer(inputs.board.value.sign.key)
+    signer = open_signer(options.key or inputs.board.value.sign.key)
+    if options.release:
+        refuse_development(signer)
     public_key = public_key_pem(signer)
     inputs_digest = digest(inputs, public_key)
     if not options.force and unchanged(options.out, inputs_digest):
@@ -68,14 +82,21 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
     inputs_digest = digest(inputs, public_key)
     with _workshop(options.out) as work:
         system = make_system(inputs, debs, cache, options.jobs, options.compression_cache, work, step)
-        boot = make_boot(inputs, debs, system, signer, cache, work, step)
+        signed = Collector()
+        certificate = sign_system(signer, system.verity.root_hash, inputs.epoch, work, signed)
+        with signed.one():
+            boot = make_boot(inputs, debs, system, signer, cache, work, step)
+        signed.finish()
+        assert certificate is not None  # noqa: S101  else a signature is missing
         made = Made(system, boot, make_disk(inputs, system, boot, work, step))
-        (work / "sign.pub.pem").write_bytes(public_key)
         names = sorted(path.name for path in work.iterdir())
         record = describe(inputs, inputs_digest, signer, made, outputs(work, names))
+        record["sign"] |= signer_record(signer, certificate)
         write_json(work / RELEASE, record)
+        sign_release(signer, certificate, work / RELEASE)
         # without its record a mixture of old and new is no build: whoever reads it is told to build again
         (options.out / RELEASE).unlink(missing_ok=True)
+        names.append(RELEASE_SIGNATURE)
         for name in [*names, RELEASE]:
             (work / name).replace(options.out / name)
     remember(options.out, inputs_digest, names)

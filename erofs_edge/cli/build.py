@@ -24,9 +24,19 @@ if TYPE_CHECKING:
     "--relock-if-gone", is_flag=True,
     help="Where the mirror has dropped a locked package: lock again into FOLDER/locks and go on.",
 )  # fmt: skip
+@click.option("--key", metavar="URI", help="Sign with this key instead of the board's sign.key.")
+@click.option("--release", is_flag=True, help="Refuse a development key.")
 @json_option
 def build(
-    board: Path, output: Path | None, jobs: int | None, no_cache: bool, force: bool, relock_if_gone: bool, as_json: bool
+    board: Path,
+    output: Path | None,
+    jobs: int | None,
+    no_cache: bool,
+    force: bool,
+    relock_if_gone: bool,
+    key: str | None,
+    release: bool,
+    as_json: bool,
 ) -> None:
     """Build a board: system image, signed boot image and disk image, from its files and locks alone.
 
@@ -36,7 +46,9 @@ def build(
     from erofs_edge.cli.output import emit_json, note, step
 
     out = output or Path("out") / board.stem
-    options = BuildOptions(out=out, jobs=jobs, compression_cache=not no_cache, force=force, relock=relock_if_gone)
+    options = BuildOptions(
+        out=out, jobs=jobs, compression_cache=not no_cache, force=force, relock=relock_if_gone, key=key, release=release
+    )
     result = build_board(board, options, step)
     for text in result.notes:
         note(f"note: {text}")

@@ -47,8 +47,8 @@ HostPath = Annotated[
 KeyUri = Annotated[
     str,
     Meta(
-        pattern=r"^(dev:[A-Za-z0-9._-]+|file:.+)$",
-        extra={"form": "key", "says": "dev:NAME or file:PATH"},
+        pattern=r"^(dev:[A-Za-z0-9._-]+|(file|pkcs11|command|offline):.+)$",
+        extra={"form": "key", "says": "dev:NAME, file:PATH, pkcs11:…, command:… or offline:…"},
     ),
 ]
 Name = Annotated[

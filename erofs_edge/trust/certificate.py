@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 NEVER = "99991231235959Z"  # "no well-defined expiration date", RFC 5280 section 4.1.2.5
 OID_COMMON_NAME = "2.5.4.3"
+OID_ORGANIZATION = "2.5.4.10"
+DEVELOPMENT = "development key, protects nothing"
+"""organization in the certificates of development keys, and so in every PKCS#7 signature made with one"""
 OID_SHA256 = "2.16.840.1.101.3.4.2.1"
 OID_RSA = "1.2.840.113549.1.1.1"
 OID_RSA_SHA256 = "1.2.840.113549.1.1.11"
@@ -65,13 +68,8 @@ def self_signed(signer: Signer, epoch: int) -> Certificate:
     """
     spki = public_key_der(signer)
     key_id = hashlib.sha256(spki).digest()[:20]  # any unique value will do (RFC 5280 section 4.2.1.2)
-    name = der.element(
-        der.SEQUENCE,
-        der.element(
-            der.SET,
-            der.element(der.SEQUENCE, der.oid(OID_COMMON_NAME), der.element(der.UTF8, signer.name.encode())),
-        ),
-    )
+    marks = [(OID_ORGANIZATION, DEVELOPMENT)] if signer.development else []
+    name = der.element(der.SEQUENCE, *(_attribute(oid, text) for oid, text in [*marks, (OID_COMMON_NAME, signer.name)]))
     serial = int.from_bytes(hashlib.sha256(b"erofs-edge certificate\0" + spki).digest()[:16], "big") >> 1 | 1 << 126
     algorithm = signature_algorithm(signer.public_key, certificate=True)
     body = der.element(
@@ -156,6 +154,11 @@ def signature_algorithm(key: AnyPublicKey, *, certificate: bool = False) -> byte
         name = OID_RSA_SHA256 if certificate else OID_RSA
         return der.element(der.SEQUENCE, der.oid(name), der.element(der.NULL))
     return der.element(der.SEQUENCE, der.oid(OID_ECDSA_SHA256))
+
+
+def _attribute(oid: str, text: str) -> bytes:
+    """A relative distinguished name of one attribute."""
+    return der.element(der.SET, der.element(der.SEQUENCE, der.oid(oid), der.element(der.UTF8, text.encode())))
 
 
 def _extensions(key_id: bytes) -> list[bytes]:

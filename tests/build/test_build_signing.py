@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a build signs, what a release refuses, and what a key on another machine waits for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from erofs_edge.boot.fdt import parse
+from erofs_edge.boot.fit import SIGNATURE_PATH
+from erofs_edge.build.record import read_release
+from erofs_edge.build.signing import (
+    CERTIFICATE,
+    RELEASE_SIGNATURE,
+    ROOT_HASH_SIGNATURE,
+    VERITY_SIGNATURE,
+    Collector,
+    refuse_development,
+    sign_system,
+)
+from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.trust.certificate import DEVELOPMENT, self_signed
+from erofs_edge.trust.key import KeySigner, public_key_pem, read_public_key
+from erofs_edge.trust.offline import SignaturesMissingError, attach, waiting
+from erofs_edge.trust.root_hash import verify_detached, verify_root_hash, verify_verity_signature
+from erofs_edge.trust.signer import open_signer
+
+ROOT = bytes(range(32))
+
+
+def test_the_stock_build_is_signed_and_openssl_agrees(
+    stock: Callable[[str], Path], tmp_path: Path, oracle: Callable[[str], str]
+) -> None:
+    out = stock("qemu-aarch64")
+    record = read_release(out)
+    key, root_hash = read_public_key(out / "sign.pub.pem", "dev"), bytes.fromhex(record["system"]["root_hash"])
+    verify_root_hash((out / ROOT_HASH_SIGNATURE).read_bytes(), root_hash, key)
+    verify_verity_signature((out / VERITY_SIGNATURE).read_bytes(), root_hash, key)
+    verify_detached((out / RELEASE_SIGNATURE).read_bytes(), (out / "release.json").read_bytes(), key)
+    command = [
+        oracle("openssl"), "cms", "-verify", "-binary", "-inform", "der", "-in", out / RELEASE_SIGNATURE, "-content",
+        out / "release.json", "-certfile", out / CERTIFICATE, "-CAfile", out / CERTIFICATE, "-purpose", "any",
+        "-attime", str(record["epoch"]),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == record
+    certificate = x509.load_pem_x509_certificate((out / CERTIFICATE).read_bytes())
+    assert int(certificate.not_valid_before_utc.timestamp()) == record["epoch"]
+
+
+def test_a_development_key_shows_in_every_artifact(stock: Callable[[str], Path]) -> None:
+    out = stock("qemu-aarch64")
+    assert read_release(out)["sign"]["development"] is True
+    for name in (ROOT_HASH_SIGNATURE, RELEASE_SIGNATURE):
+        assert DEVELOPMENT.encode() in (out / name).read_bytes()
+    assert DEVELOPMENT in x509.load_pem_x509_certificate(
+        (out / CERTIFICATE).read_bytes()
+    ).subject.rfc4514_string().replace("\\", "")
+    node = parse((out / "boot.fit").read_bytes()).root.at(SIGNATURE_PATH)
+    assert node is not None and b"development" in node.props["signer-name"]
+
+
+def test_no_private_byte_is_in_an_output(stock: Callable[[str], Path]) -> None:
+    """Of the key itself: d, p, q and the PEM body."""
+    out = stock("qemu-aarch64")
+    signer = open_signer("dev:dev")
+    assert isinstance(signer, KeySigner) and isinstance(signer.key, rsa.RSAPrivateKey)
+    numbers = signer.key.private_numbers()
+    needles = [n.to_bytes(256, "big").lstrip(b"\0")[:24] for n in (numbers.d, numbers.p, numbers.q)]
+    for path in out.iterdir():
+        if path.is_file() and path.stat().st_size < 1 << 28:
+            data = path.read_bytes()
+            assert not any(needle in data for needle in needles), path
+            assert b"PRIVATE KEY" not in data or path.name in ("system.img", "boot.fit"), path
+
+
+def test_a_release_refuses_development_keys(
+    edge: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [edge, "build", "boards/qemu-aarch64.yaml", "--release", "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "'dev' is a development key" in done.stderr and "erofs-edge keys new" in done.stderr
+    assert not (tmp_path / "out" / "release.json").exists()
+    monkeypatch.setenv("EROFS_EDGE_KEYS", str(tmp_path / "keys"))
+    open_signer("dev:dev")
+    (tmp_path / "product.pem").write_bytes((tmp_path / "keys/dev.pem").read_bytes())
+    with pytest.raises(ErofsEdgeError, match="development key"):
+        refuse_development(open_signer(f"file:{tmp_path / 'product.pem'}"))
+    refuse_development(KeySigner("product", rsa.generate_private_key(65537, 2048)))
+
+
+def test_all_digests_of_a_build_wait_at_once(tmp_path: Path) -> None:
+    signer = KeySigner("product", rsa.generate_private_key(65537, 2048))
+    public, folder, work = tmp_path / "product.pem", tmp_path / "requests", tmp_path / "work"
+    public.write_bytes(public_key_pem(signer))
+    work.mkdir()
+    offline = open_signer(f"offline:{folder}?public-key={public}")
+    collect = Collector()
+    assert sign_system(offline, ROOT, 5, work, collect) is None
+    with pytest.raises(SignaturesMissingError, match="2 digests wait"):
+        collect.finish()
+    digests = [bytes.fromhex(text) for text in waiting(folder)]
+    assert hashlib.sha256(ROOT.hex().encode()).digest() in digests
+    attach(folder, read_public_key(public, "product"), [signer.sign_digest(d) for d in digests])
+    collect = Collector()
+    certificate = sign_system(offline, ROOT, 5, work, collect)
+    collect.finish()
+    assert certificate == self_signed(signer, 5)
+    verify_verity_signature((work / VERITY_SIGNATURE).read_bytes(), ROOT, signer)
