@@ -41,7 +41,11 @@ def _same(*names: str) -> dict[str, tuple[str, ...]]:
 
 EROFS_TOOLS = ("mkfs.erofs", "fsck.erofs", "dump.erofs")
 SETS = {
-    "qemu": ToolSet("trixie", ("qemu-system-arm", "qemu-utils"), _same("qemu-system-aarch64", "qemu-img")),
+    "qemu": ToolSet(
+        "trixie",
+        ("qemu-system-arm", "qemu-utils"),
+        _same("qemu-system-aarch64", "qemu-img", "qemu-io", "qemu-nbd"),
+    ),
     "oracles": ToolSet(
         "trixie",
         (
@@ -57,8 +61,13 @@ SETS = {
     ),
     "oracles-sources": ToolSet(
         "trixie",
-        ("docker-registry", "libarchive-tools", "sqop", "tar"),
-        {"docker-registry": ("docker-registry",)} | _same("bsdtar", "sqop") | {"tar": ("gnu-tar",)},
+        ("docker-registry", "libarchive-tools", "sqop", "tar", "umoci"),
+        {"docker-registry": ("docker-registry",)} | _same("bsdtar", "sqop", "umoci") | {"tar": ("gnu-tar",)},
+    ),
+    "oracles-nbd": ToolSet(
+        "trixie",
+        ("nbdkit", "libnbd-bin", "nbd-server"),
+        _same("nbdkit", "nbdcopy", "nbdinfo", "nbd-server"),
     ),
     "oracles-sid": ToolSet("sid", ("erofs-utils",), {name: (name, f"{name}-1.9") for name in EROFS_TOOLS}),
     # the module is loaded into the host's own Python: of the oldest release, so that its libc is new enough

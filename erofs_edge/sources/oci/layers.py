@@ -47,15 +47,15 @@ def apply_layer(tree: FileTree, members: Iterable[Member], archive: Path, where:
 
 
 def _white_out(tree: FileTree, path: bytes, name: bytes) -> None:
+    hidden = name.removeprefix(WHITEOUT)
+    if hidden in (b"", b".", b".."):
+        raise SourceError("a whiteout of nothing")
     parent = tree.get(path.rpartition(b"/")[0], follow=True)
     if parent is None or not parent.is_dir:
         return
     if name == OPAQUE:
         parent.children.clear()
     elif not name.startswith(META):
-        hidden = name.removeprefix(WHITEOUT)
-        if hidden in (b"", b".", b".."):
-            raise SourceError("a whiteout of nothing")
         parent.children.pop(hidden, None)
 
 

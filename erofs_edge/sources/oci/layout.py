@@ -93,7 +93,7 @@ def choose_named(data: bytes, name: str | None, where: str) -> Index:
         raise SourceError("index.json is no index", where=where)
     names = {label for one in document.manifests for label in _names(one)}
     if name is None:
-        if len({_names(one)[:1] and _names(one)[0] for one in document.manifests}) > 1:
+        if len({next(iter(_names(one)), "") for one in document.manifests}) > 1:
             raise SourceError(
                 f"holds several images: {', '.join(sorted(names))}", where=where, hint="say which one by its `name`"
             )
