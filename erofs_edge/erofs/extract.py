@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,12 +22,15 @@ from pathlib import Path
 from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.check import output_limit
 from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.processes import forked, may_fork
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _BATCH_FILES, _BATCH_BYTES = 64, 4 << 20
+_FILE_WEIGHT, _WORTH_FORKING = 32 << 10, 64 << 20
+_STEPS = 16  # in which a process does its part: each one costs a message
 _KEPT_OPEN = 128  # directories
 _SKIPPED_MAX = 1000
 
@@ -72,12 +75,14 @@ def extract(
     owners: bool | None = None,
     limit: int | None = None,
     jobs: int | None = None,
+    processes: bool | None = None,
     progress: Progress | None = None,
 ) -> ExtractReport:
     """Write the directory `path` of the image as `destination`, which must not exist or be an empty directory.
 
     owners   keep uid and gid; None: when root
     limit    bytes of content to write at most; None: what an image of this size can honestly hold
+    processes  False: threads only; None: forked processes where that is safe and pays (the result is the same)
     A new destination appears when it is complete; on any failure nothing of it stays. Modes, ns times, xattrs, hard
     links and holes are kept; what cannot be kept (device nodes without root) is in the report.
     Raises ErofsFormatError, CapacityError, ErofsEdgeError.
@@ -89,7 +94,7 @@ def extract(
         with _destination(destination) as root:
             extraction = _Extraction(image, root, owners if owners is not None else os.geteuid() == 0, limit)
             try:
-                extraction.run(top, jobs or min(4, os.cpu_count() or 1), progress)
+                extraction.run(top, jobs or min(4, os.cpu_count() or 1), processes, progress)
             except BaseException:
                 extraction.undo()
                 raise
@@ -143,6 +148,22 @@ class _Batch:
     files: list[tuple[bytes, DiskInode]] = field(default_factory=list)
     size: int = 0
 
+    @property
+    def weight(self) -> int:
+        """Work, in bytes of content: a file by itself costs as much as these many."""
+        return self.size + _FILE_WEIGHT * len(self.files)
+
+
+def _shares(batches: Iterable[_Batch], jobs: int) -> list[list[list[_Batch]]]:
+    """The batches in `jobs` parts of about equal weight, each in _STEPS steps."""
+    shares: list[list[_Batch]] = [[] for _ in range(jobs)]
+    weights = [0] * jobs
+    for batch in sorted(batches, key=lambda batch: batch.weight, reverse=True):
+        least = weights.index(min(weights))
+        shares[least].append(batch)
+        weights[least] += batch.weight
+    return [[share[step::_STEPS] for step in range(_STEPS)] for share in shares]
+
 
 class _Opener:
     """Opens directories below a root, one name at a time and never through a symlink; keeps the last ones open."""
@@ -191,41 +212,44 @@ class _Extraction:
         self.left = limit if limit is not None else output_limit(image.superblock.size)
         self.lock = threading.Lock()
 
-    def run(self, top: DiskInode, jobs: int, progress: Progress | None) -> None:
-        """Directories are made by this thread as the walk meets them, files of a directory by any thread, then hard
+    def run(self, top: DiskInode, jobs: int, processes: bool | None, progress: Progress | None) -> None:
+        """Directories are made here as the walk meets them, files of a directory by any process or thread, then hard
         links, then what belongs to the directories themselves, deepest first."""
         links: list[tuple[bytes, bytes]] = []
-        batches = self._batches(top, links)
-        if jobs == 1:
-            for batch in batches:
-                self._account(self._write_batch(batch), progress)
-        else:
-            self._on_threads(batches, jobs, progress)
+        for report in self._written(self._batches(top, links), jobs, processes is not False):
+            self.report.add(report)
+            if progress is not None:
+                progress(self.report.data_bytes, 0)
         for first, path in links:
             self._link(first, path)
         for path, inode in reversed(self.directories):
             with self.opener.open(path) as fd:
                 self._metadata(fd, path, inode, self.report)
 
-    def _on_threads(self, batches: Iterator[_Batch], jobs: int, progress: Progress | None) -> None:
+    def _written(self, batches: Iterable[_Batch], jobs: int, processes: bool) -> Iterable[ExtractReport]:
+        """Write all batches. Processes do not share the account of bytes: they work where no sum can exceed it."""
+        if jobs == 1:
+            return map(self._write_batch, batches)
+        if processes and may_fork():
+            batches = list(batches)
+            enough = sum(batch.weight for batch in batches) >= _WORTH_FORKING
+            if enough and sum(batch.size for batch in batches) <= self.left:
+                return forked(_shares(batches, jobs), self._write_batches)
+        return self._on_threads(batches, jobs)
+
+    def _on_threads(self, batches: Iterable[_Batch], jobs: int) -> Iterator[ExtractReport]:
         pending: deque[Future[ExtractReport]] = deque()
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 for batch in batches:
                     pending.append(pool.submit(self._write_batch, batch))
                     if len(pending) > 4 * jobs:
-                        self._account(pending.popleft().result(), progress)
+                        yield pending.popleft().result()
                 while pending:
-                    self._account(pending.popleft().result(), progress)
-            except BaseException:
+                    yield pending.popleft().result()
+            finally:
                 for future in pending:
                     future.cancel()
-                raise
-
-    def _account(self, done: ExtractReport, progress: Progress | None) -> None:
-        self.report.add(done)
-        if progress is not None:
-            progress(self.report.data_bytes, 0)
 
     def undo(self) -> None:
         """Remove what was written, as far as possible. Directories are taken one by one: no depth is too deep."""
@@ -262,6 +286,12 @@ class _Extraction:
     def _make_directory(self, parent: bytes, name: bytes) -> None:
         with self.opener.open(parent) as fd:
             os.mkdir(name, 0o700, dir_fd=fd)
+
+    def _write_batches(self, batches: list[_Batch]) -> ExtractReport:
+        report = ExtractReport()
+        for batch in batches:
+            report.add(self._write_batch(batch))
+        return report
 
     def _write_batch(self, batch: _Batch) -> ExtractReport:
         report = ExtractReport()

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work of many small Python steps on several processors: forked processes, which share nothing but what was read.
+
+Threads take turns at such work and lose time doing so.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from erofs_edge.errors import ErofsEdgeError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def may_fork() -> bool:
+    """Whether processes can be forked from here safely: on Linux, from the only thread."""
+    return sys.platform == "linux" and threading.active_count() == 1
+
+
+def forked(shares: Sequence[Sequence[Task]], work: Callable[[Task], Result]) -> Iterator[Result]:
+    """The results of `work` on every task, in any order, each share in a process of its own.
+
+    Raises what `work` raised first, and ErofsEdgeError where a process was killed. Processes end with the iterator.
+    """
+    from multiprocessing import get_context
+    from multiprocessing.connection import Connection, wait
+
+    context = get_context("fork")
+    running: dict[Connection, object] = {}
+    processes = []
+    try:
+        for share in shares:
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=_child, args=(there, share, work), daemon=True)
+            process.start()
+            processes.append(process)
+            there.close()
+            running[here] = process
+        while running:
+            for ready in wait(list(running)):
+                pipe = cast(Connection, ready)
+                try:
+                    kind, value = pipe.recv()
+                except EOFError:
+                    raise ErofsEdgeError("a process of the extraction was killed") from None
+                if kind == "failed":
+                    raise value
+                if kind == "done":
+                    del running[pipe]
+                else:
+                    yield value
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _child(pipe: Connection, share: Sequence[Task], work: Callable[[Task], Result]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+    with suppress(BrokenPipeError):
+        try:
+            for task in share:
+                pipe.send(("result", work(task)))
+        except Exception as error:
+            pipe.send(("failed", error))
+        else:
+            pipe.send(("done", None))
