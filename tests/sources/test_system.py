@@ -123,7 +123,8 @@ def test_sources_lie_between_packages_and_overlay(build: Build, tmp_path: Path) 
     (tmp_path / "over/opt/app").mkdir(parents=True)
     (tmp_path / "over/opt/app/three").write_text("overlay")
     built = build(
-        "sources:\n  - {directory: dir, to: /opt/app}\n  - {tar: x.tar, to: /opt/app, clash: replace}\noverlay: [{from: over}]\n"
+        "sources:\n  - {directory: dir, to: /opt/app}\n  - {tar: x.tar, to: /opt/app, clash: replace}\n"
+        "overlay: [{from: over}]\n"
     )
     assert {n: text_of(built.tree, f"opt/app/{n}") for n in ("one", "two", "three")} == {
         "one": "directory", "two": "tar", "three": "overlay",

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import os
 import random
 import signal
@@ -18,6 +16,7 @@ from typing import BinaryIO
 
 import msgspec
 import pytest
+from sources.certificates import make_certificate
 from sources.debian.mirrors import FakeMirror, locked
 
 from erofs_edge.errors import MirrorError, PackagesGoneError, SourceError, VerificationError
@@ -350,28 +349,6 @@ def test_tls_with_a_certificate_that_is_checked(
         fetch([package], server.mirror("https"), cache)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert fetch([package], server.mirror("https"), cache)["big"].read_bytes() == BIG
-
-
-def make_certificate(folder: Path) -> Path:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "server.pem"
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
 
 
 def test_a_cache_that_cannot_be_written(server: FakeMirror, tmp_path: Path) -> None:
