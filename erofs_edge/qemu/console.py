@@ -33,8 +33,12 @@ class Event:
 
 @dataclass(slots=True)
 class Console:
-    """Feed it what the console says; it keeps the last lines for error messages."""
+    """Feed it what the console says; it keeps the last lines for error messages.
 
+    wanted  regular expressions: each line that one matches is an event of the kind 'line', named by the expression
+    """
+
+    wanted: tuple[str, ...] = ()
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     _pending: bytes = b""
     _prompts: set[str] = field(default_factory=set)
@@ -73,6 +77,7 @@ class Console:
         for match in match_line(line):
             if match.name not in self._prompts:
                 events.append(Event(at, match))
+        events += [Event(at, Match("line", text, line)) for text in self.wanted if re.search(text, line)]
         self._prompts.clear()
 
 

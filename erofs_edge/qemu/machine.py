@@ -32,6 +32,14 @@ __all__ = [
     "qemu_of",
 ]
 
+CHECKS_SERIAL = "erofs-edge-smoke"
+CHECKS_DRIVE = (
+    "-blockdev", "driver=null-co,node-name=checks,size=512,read-zeroes=on",
+    "-device", f"virtio-blk-pci,drive=checks,serial={CHECKS_SERIAL}",
+)  # fmt: skip
+"""an empty disk whose serial number asks the system to check itself: arguments of the kernel are the build's alone"""
+GRAPHICS = ("-device", "virtio-gpu-pci")
+
 AUTOBOOT_WITHOUT_PROMPT = 0xFFFFFFFE
 """-2: U-Boot runs the boot command at once and looks at no key (doc/usage/cmd/bootdelay)"""
 
@@ -76,12 +84,14 @@ def boot_arguments(
     serial: str = "stdio",
     forwards: tuple[tuple[int, int], ...] = (),
     reboot: bool = False,
+    extra: tuple[str, ...] = (),
 ) -> list[str]:
     """QEMU's arguments, without the program.
 
     serial    QEMU's word for the console: 'stdio', 'mon:stdio' (Ctrl-A X quits), 'unix:PATH,server=on,wait=off'
     forwards  (host port, guest port): gives the machine user networking, reachable from the host alone
     reboot    False ends QEMU where the machine would reset
+    extra     further arguments (CHECKS_DRIVE, GRAPHICS)
     """
     snapshot = ",snapshot=on" if drive.snapshot else ""
     network = []
@@ -91,7 +101,7 @@ def boot_arguments(
     return [
         *machine_arguments(qemu, bios), "-dtb", str(control),
         "-drive", f"if=none,id=disk0,format=raw,file={_escaped(drive.path)}{snapshot}",
-        "-device", "virtio-blk-pci,drive=disk0", *network,
+        "-device", "virtio-blk-pci,drive=disk0", *network, *extra,
         "-serial", serial, "-monitor", "none", *([] if reboot else ["-no-reboot"]),
     ]  # fmt: skip
 
