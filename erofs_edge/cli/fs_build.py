@@ -239,5 +239,6 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         ("compressed files", f"{info.compressed}; {info.stored} stored as they are"),
         ("fragments", f"{info.fragments} files, {size_text(info.packed)} in the packed inode"),
         ("equal files", f"{info.reused}; {info.shared} of them share their blocks"),
+        ("equal parts", f"{info.repeats} extents, {size_text(info.repeated)}, use other files' blocks"),
         ("cache", f"{info.cache_hits} segments found, {info.cache_misses} compressed"),
     ]

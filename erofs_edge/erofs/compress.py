@@ -84,7 +84,8 @@ class Tails(Enum):
 class Segment(NamedTuple):
     """A compressed piece of a file: its extents, and for each a chunk, whole blocks unless it is raw.
 
-    An inline tail has 0 blocks and its bytes as chunk; a fragment has 0 blocks and no chunk.
+    An inline tail has 0 blocks and its bytes as chunk; a fragment has 0 blocks and no chunk; an extent of another file
+    has an empty one.
     """
 
     extents: list[Extent]
@@ -92,7 +93,8 @@ class Segment(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        return sum(extent.blocks for extent in self.extents)
+        """Of its own."""
+        return sum(extent.own for extent in self.extents)
 
     @property
     def inline(self) -> int:
@@ -125,6 +127,18 @@ class Cutter:
 
     def cut(self, data: bytes, tails: Tails = Tails.BLOCK) -> Segment:
         """The extents of one segment (at most 16 MiB); `tails` if it is the last one of its file."""
+        segment = self._cut(data, tails, -1)
+        assert segment is not None  # noqa: S101 - only what another extent follows can fail
+        return segment
+
+    def cut_before(self, data: bytes, phase: int) -> Segment | None:
+        """The extents of bytes that another extent follows, of which the first lies at `phase` in its lcluster.
+
+        No two extents may start in one lcluster: None where the end cannot be cut so.
+        """
+        return self._cut(data, Tails.BLOCK, phase)
+
+    def _cut(self, data: bytes, tails: Tails, phase: int) -> Segment | None:
         block_size, pcluster = self.rules.block_size, self.rules.pcluster
         view = memoryview(data)
         base, size = address_of(data), len(data)
@@ -149,6 +163,9 @@ class Cutter:
                     if self._split_tail(segment, view[at:], base + at, produced):
                         break
                     self._compressor.fill(base + at, left)  # once more: its buffer was used for other calls
+            if self._is_crowded(phase, at + consumed, size):
+                # what is left would start in the lcluster of its end, where the next extent starts
+                consumed, produced = self._compressor.fill(base + at, left - block_size)
             blocks = -(-produced // block_size)
             if blocks * block_size < consumed:
                 segment.extents.append(Extent(consumed, blocks, False))
@@ -156,9 +173,16 @@ class Cutter:
                 at += consumed
             else:
                 run = max(1, min(consumed, pcluster) // block_size) * block_size
+                run -= block_size * self._is_crowded(phase, at + run, size)
+                if not run:
+                    return None
                 _store_raw(segment, view[at : at + run], block_size)
                 at += run
         return segment
+
+    def _is_crowded(self, phase: int, at: int, size: int) -> bool:
+        """Whether an extent from byte `at` to `size`, which another one follows, would begin and end in an lcluster."""
+        return phase >= 0 and at < size and (phase + at) % self.rules.block_size + size - at < self.rules.block_size
 
     def _leaves_room(self, address: int, left: int) -> bool:
         """Whether the end of a file is known not to fill a pcluster. The fast codec tells in most cases, cheaply."""

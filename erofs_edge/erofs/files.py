@@ -23,6 +23,8 @@ from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.packed import Packer, Part
 from erofs_edge.erofs.pipeline import Stored
 from erofs_edge.erofs.plan import Node, choose_flat_layout
+from erofs_edge.erofs.repeats import Key, Repeats
+from erofs_edge.erofs.sharing import place_extent
 from erofs_edge.errors import SourceError
 
 COPY = 4 << 20  # bytes
@@ -42,6 +44,7 @@ class FileStore:
     """Takes stored pieces in order. `originals` are the files that others will be copies of.
 
     features  incompatible bits that what was stored needs
+    repeats   extents that are parts of other files, of `repeated` bytes
     """
 
     def __init__(
@@ -51,8 +54,11 @@ class FileStore:
         options: WriteOptions,
         originals: Iterable[Node],
         chunks: ChunkStore | None = None,
+        repeats: Repeats | None = None,
     ) -> None:
         self._sink = sink
+        self._repeats = repeats or Repeats()
+        self._bases: dict[int, int] = {}
         self._chunks = chunks
         self._codings = codings
         self._block_size = options.block_size
@@ -64,7 +70,7 @@ class FileStore:
         self._tail = b""
         self._unplaced: list[tuple[Node, _Placed]] = []
         self.packer = Packer(options.block_size)
-        self.compressed = self.stored = self.reused = self.shared = 0
+        self.compressed = self.stored = self.reused = self.shared = self.repeats = self.repeated = 0
         self.features = 0
 
     def take(self, stored: Stored) -> None:
@@ -82,7 +88,7 @@ class FileStore:
             # the pieces were judged by different contents
             raise SourceError("file changed while it was being read", where=node.where)
         if stored.segment is not None:
-            self._append_segment(stored.segment)
+            self._append_segment(stored.segment, piece.key)
             if piece.is_last:
                 self._finish_compressed(node, stored)
         elif stored.data is not None:
@@ -105,10 +111,17 @@ class FileStore:
         """Files that lie, or end, in the packed inode."""
         return len(self._unplaced)
 
-    def _append_segment(self, segment: Segment) -> None:
+    def _append_segment(self, segment: Segment, key: Key) -> None:
         chunks: list[Chunk] = []
         self._tail = b""
+        number = self._repeats.numbers.get(key)
+        if number is not None:
+            self._bases[number] = self._sink.position // self._block_size
         for extent, chunk in zip(segment.extents, segment.chunks, strict=False):  # fragments have no chunk
+            if extent.place >= 0:
+                self.repeats += 1
+                self.repeated += extent.length
+                continue
             if not extent.blocks:
                 self._tail = bytes(chunk)
                 continue
@@ -116,12 +129,12 @@ class FileStore:
             if extent.raw and (padding := -len(chunk) % self._block_size):
                 chunks.append(bytes(padding))
         self._sink.append(chunks)
-        self._extents += segment.extents
+        self._extents += [place_extent(extent, self._bases) for extent in segment.extents]
 
     def _finish_compressed(self, node: Node, stored: Stored) -> None:
         assert stored.segment is not None  # noqa: S101 - it is compressed
-        blocks = sum(extent.blocks for extent in self._extents)
-        is_fragment = stored.segment.fragment == node.size
+        blocks = sum(extent.own for extent in self._extents)
+        is_fragment = stored.segment.fragment == node.size or node in self._repeats.sources
         if not is_fragment and not gains(node.size, blocks, self._block_size, len(self._tail)):
             self._restart_flat(node)
             return
@@ -152,7 +165,11 @@ class FileStore:
         options, rules = self._options, self._codings.of(node)
         assert rules is not None  # noqa: S101 - it is compressed
         whole = fragment >= 0 and len(extents) == 1
-        node.layout = layout_for(options.block_bits, fragment, whole=whole, full=options.full_index)
+        refers = any(extent.place >= 0 for extent in extents)  # compact indexes say where the first pcluster is only
+        if refers:
+            self.features |= INCOMPAT_DEDUPE
+        full = options.full_index or refers
+        node.layout = layout_for(options.block_bits, fragment, whole=whole, full=full)
         # what is inline counts as a block in st_blocks, as with mkfs.erofs
         node.i_u = sum(extent.blocks for extent in extents) + bool(node.tail_size)
         node.index = build_index(
@@ -163,7 +180,7 @@ class FileStore:
             first_block=placed.block,
             position=node.head_size + 7 & ~7,
             inline=node.tail_size,
-            full=options.full_index,
+            full=full,
             fragment=fragment,
             algorithm=rules.codec.algorithm,
         )

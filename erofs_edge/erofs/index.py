@@ -21,6 +21,7 @@ from erofs_edge.erofs.ondisk import (
     D0_CBLKCNT,
     DELTA_MAX,
     FULL_INDEX,
+    INDEX_PARTIAL_REF,
     LAYOUT_COMPRESSED_COMPACT,
     LAYOUT_COMPRESSED_FULL,
     LCLUSTER_HEAD1,
@@ -38,12 +39,20 @@ WHOLE_FRAGMENT = 1 << 63
 class Extent(NamedTuple):
     """`length` bytes of a file held by `blocks` blocks: one pcluster, or (raw) one pcluster a block.
 
-    A last extent of 0 blocks lies elsewhere: behind the index, or in the packed inode.
+    A last extent of 0 blocks lies elsewhere: behind the index, or in the packed inode. `place` is the first block of
+    one that other files have too, -1 for those that follow each other; `partial`: its pcluster decodes to more.
     """
 
     length: int
     blocks: int
     raw: bool
+    place: int = -1
+    partial: bool = False
+
+    @property
+    def own(self) -> int:
+        """Blocks that only this file has."""
+        return self.blocks if self.place < 0 else 0
 
 
 class Head(NamedTuple):
@@ -54,6 +63,7 @@ class Head(NamedTuple):
     kind: int
     block: int
     blocks: int
+    partial: bool = False
 
 
 def layout_for(block_bits: int, fragment: int = -1, *, whole: bool = False, full: bool = False) -> int:
@@ -125,15 +135,16 @@ def _heads(extents: Sequence[Extent], size: int, block_bits: int, first_block: i
     block_size = 1 << block_bits
     heads: list[Head] = []
     start, block = 0, first_block
-    for length, blocks, raw in extents:
+    for extent in extents:
+        length, blocks, raw = extent.length, extent.blocks, extent.raw
+        place = block if extent.place < 0 else extent.place
         if raw and blocks:
-            for at in range(start, start + length, block_size):
-                heads.append(Head(at >> block_bits, at & block_size - 1, LCLUSTER_PLAIN, block, 1))
-                block += 1
+            for i, at in enumerate(range(start, start + length, block_size)):
+                heads.append(Head(at >> block_bits, at & block_size - 1, LCLUSTER_PLAIN, place + i, 1))
         else:
             kind = LCLUSTER_PLAIN if raw else LCLUSTER_HEAD1
-            heads.append(Head(start >> block_bits, start & block_size - 1, kind, block, blocks))
-            block += blocks
+            heads.append(Head(start >> block_bits, start & block_size - 1, kind, place, blocks, extent.partial))
+        block += extent.own
         start += length
     if size & block_size - 1 and heads[-1].lcluster != size >> block_bits:
         heads.append(Head(size >> block_bits, size & block_size - 1, LCLUSTER_PLAIN, 0, 1))
@@ -144,7 +155,8 @@ def _full(heads: Sequence[Head], count: int, big: bool) -> bytes:
     """z_erofs_lcluster_index records behind 8 unused bytes."""
     out = bytearray(8)
     for head, end in zip(heads, _ends(heads, count), strict=True):
-        out += FULL_INDEX.pack(head.kind, head.offset, head.block)
+        advise = head.kind | INDEX_PARTIAL_REF if head.partial else head.kind
+        out += FULL_INDEX.pack(advise, head.offset, head.block)
         for back in range(1, end - head.lcluster):
             delta = D0_CBLKCNT | head.blocks if big and back == 1 else min(back, DELTA_MAX)
             out += FULL_INDEX.pack(LCLUSTER_NONHEAD, 0, delta | min(end - head.lcluster - back, DELTA_MAX) << 16)

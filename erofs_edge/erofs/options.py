@@ -40,7 +40,8 @@ class WriteOptions:
     volume_name   at most 15 bytes
     all_root      owner and group of everything become 0
     inline_tails  keep the rest of a file beside its inode where it fits
-    dedupe        equal files share their blocks; where they are compressed that needs Linux 6.1
+    dedupe        equal files share their blocks, and files refer to compressed data of earlier ones where they have the
+                  same bytes, at any offset; where they are compressed that needs Linux 6.1
     ztailpacking  the last compressed bytes of a file stand beside its inode where they are less than a block;
                   needs Linux 5.17
     fragments     'tails': what does not fill a pcluster is compressed together, in one packed inode; 'all': every file
@@ -216,6 +217,7 @@ class ErofsInfo:
     kinds               how many 'files', 'directories', 'symlinks', 'devices', 'fifos', 'sockets' there are
     compressed          files stored compressed; `stored`: files that have blocks but gained nothing;
                         `reused`: files whose bytes were taken from an equal one, `shared` of them without a copy
+    repeats             extents that are parts of earlier files' pclusters, of `repeated` bytes before compression
     fragments           files that lie, or end, in the packed inode, of `packed` bytes before compression
     cache_hits, cache_misses  segments found in the cache, and those compressed anew
     chunked             chunk-based files; `equal_chunks`, `holes`: their chunks that needed no blocks
@@ -240,6 +242,8 @@ class ErofsInfo:
     stored: int = 0
     reused: int = 0
     shared: int = 0
+    repeats: int = 0
+    repeated: int = 0
     fragments: int = 0
     packed: int = 0
     cache_hits: int = 0

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from erofs_edge.erofs.compress import CutRules, Cutter, Segment, Tails, raw_segm
 from erofs_edge.erofs.contents import PIECE, digest, read_piece
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.plan import Node, is_tiny
+from erofs_edge.erofs.repeats import Key
+from erofs_edge.erofs.sharing import Shares
 from erofs_edge.tree import Content
 
 BATCH = 1 << 20  # bytes of small files that make one task
@@ -43,6 +46,10 @@ class Piece:
     length: int
     twin: Node | None = None
     packed: bool | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.node, self.offset
 
     @property
     def is_whole(self) -> bool:
@@ -104,10 +111,12 @@ def store(
     tails: Tails = Tails.BLOCK,
     special: Mapping[Node, CutRules | None] = MappingProxyType({}),
     beside: int = 0,
+    shares: Shares | None = None,
 ) -> Iterator[Stored]:
     """Every piece, in order. Without rules nothing is compressed but the files that have `special` ones.
 
-    `beside` is what a block has for an inode and its data, 0 if they are kept apart.
+    `beside` is what a block has for an inode and its data, 0 if they are kept apart. With `shares` pieces may wait for
+    earlier ones: they must be started in order.
     """
     local = _Worker()
 
@@ -118,7 +127,15 @@ def store(
         own = special.get(piece.node, rules)
         # a file that is not to be compressed does not end in the packed inode either
         cutter = local.cutter(own) if own else None
-        return _store_piece(piece, cutter, cache, block_size, tails if own else Tails.BLOCK, beside)
+        if shares is None or not shares.touches(piece.key):
+            return _store_piece(piece, cutter, cache, block_size, tails if own else Tails.BLOCK, beside)
+        compressed = False
+        try:
+            stored = _store_piece(piece, cutter, cache, block_size, tails if own else Tails.BLOCK, beside, shares)
+            compressed = stored.segment is not None
+        finally:
+            shares.finish(piece.key, compressed=compressed)
+        return stored
 
     running: deque[tuple[int, Future[list[Stored]]]] = deque()
     in_flight = 0
@@ -163,7 +180,13 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[tuple[int, list[Piece]]]:
 
 
 def _store_piece(
-    piece: Piece, cutter: Cutter | None, cache: CompressionCache | None, block_size: int, tails: Tails, beside: int
+    piece: Piece,
+    cutter: Cutter | None,
+    cache: CompressionCache | None,
+    block_size: int,
+    tails: Tails,
+    beside: int,
+    shares: Shares | None = None,
 ) -> Stored:
     if piece.twin:
         return Stored(piece, None, None)
@@ -180,7 +203,12 @@ def _store_piece(
         return Stored(piece, None, data)
     if cutter.rules.by_kind and piece.packed is None:
         cutter = cutter.for_start(data[:MAGIC] if not piece.offset else _start(piece))
-    segment = _cut(data, cutter, cache, tails if piece.is_last else Tails.BLOCK)
+    end = tails if piece.is_last else Tails.BLOCK
+    if shares is None:
+        segment = _cut(data, cutter, cache, end)
+    else:
+        before = partial(_cut_before, cutter=cutter, cache=cache)
+        segment = shares.cut(piece.key, data, before, partial(_cut, cutter=cutter, cache=cache, tails=end))
     if piece.is_whole and not segment_gains(segment, piece.node.size, block_size):
         return Stored(piece, None, data)
     digest = hashlib.sha256(memoryview(data)[-segment.fragment :]).digest() if segment.fragment else b""
@@ -224,6 +252,20 @@ def _cut(data: bytes, cutter: Cutter, cache: CompressionCache | None, tails: Tai
     if segment is None:
         segment = cutter.cut(data, tails)
         cache.put(key, _pack(segment))
+    return segment
+
+
+def _cut_before(data: bytes, phase: int, cutter: Cutter, cache: CompressionCache | None) -> Segment | None:
+    """As Cutter.cut_before."""
+    if cache is None:
+        return cutter.cut_before(data, phase)
+    key = cache_key(hashlib.sha256(data).digest(), f"{cutter.rules.identity} before {phase}")
+    payload = cache.get(key)
+    segment = _unpack(payload, data, cutter.rules.block_size) if payload is not None else None
+    if segment is None:
+        segment = cutter.cut_before(data, phase)
+        if segment is not None:
+            cache.put(key, _pack(segment))
     return segment
 
 

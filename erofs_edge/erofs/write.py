@@ -31,6 +31,8 @@ from erofs_edge.erofs.output import Sink, replacing
 from erofs_edge.erofs.packed import add_packed_node
 from erofs_edge.erofs.pipeline import find_twins, pieces_of, store
 from erofs_edge.erofs.plan import Plan, make_plan
+from erofs_edge.erofs.repeats import Repeats, find_repeats
+from erofs_edge.erofs.sharing import Shares
 from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.tree import FileTree
 
@@ -101,6 +103,8 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
         stored=files.stored,
         reused=files.reused,
         shared=files.shared,
+        repeats=files.repeats,
+        repeated=files.repeated,
         cache_hits=cache_after[0] - cache_before[0],
         cache_misses=cache_after[1] - cache_before[1],
         chunked=chunks.files if chunks else 0,
@@ -155,8 +159,15 @@ def _store_contents(
         if tails is Tails.ALL:
             larger_than = 0
         twins = find_twins(plan.files, codings, pool, larger_than=larger_than) if slow or options.shares else {}
-        files = FileStore(sink, codings, options, twins.values(), chunks)
-        for stored in run(pieces_of(plan.files, twins, tails=tails), rules=rules, tails=tails, beside=beside):
+        repeats = Repeats()
+        if options.dedupe and tails is not Tails.ALL:
+            originals = (node for node in plan.files if node not in twins)
+            whole = options.pcluster_size if tails is Tails.FRAGMENT else 0
+            repeats = find_repeats(originals, codings, pool, block_size=options.block_size, larger_than=whole)
+        shares = Shares(repeats, options.block_size) if repeats.numbers else None
+        files = FileStore(sink, codings, options, twins.values(), chunks, repeats)
+        pieces = pieces_of(plan.files, twins, tails=tails)
+        for stored in run(pieces, rules=rules, tails=tails, beside=beside, shares=shares):
             files.take(stored)
             done += stored.piece.length - (stored.segment.fragment if stored.segment else 0)
             if options.progress:
