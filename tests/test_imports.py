@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # use cases
     "build": BASE | FORMATS | {"tree", "codec", "manifest", "vm"},
     "flash": BASE | {"disk", "manifest", "verity", "erofs"},
+    "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
     "qemu": BASE | {"build", "boot", "disk", "trust", "verity", "manifest", "toolbox"},
     "doctor": BASE | {"sources", "trust", "codec", "toolbox", "qemu"},
 }

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a FIT of ours holds: the values that its initramfs boots with, for those who check from outside."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from erofs_edge.boot.fdt import parse
+from erofs_edge.boot.initramfs import LZ4_LEGACY_BLOCK, LZ4_LEGACY_MAGIC
+from erofs_edge.errors import FormatError
+
+ARCHIVE_MAX = 512 << 20
+"""bytes that an initramfs may unpack to"""
+_HEAD = 110  # bytes of a "newc" header
+_ASSIGNMENT = re.compile(r"([A-Z_]+)='([^']*)'")
+
+
+def init_values(fit: bytes) -> dict[str, str]:
+    """The shell assignments of /config in a FIT's initramfs (ROOT_HASH, SALT, …). Raises FormatError.
+
+    Verify the FIT first: nothing is checked here but the form.
+    """
+    node = parse(fit).root.at("/images/ramdisk")
+    if node is None or "data" not in node.props:
+        raise FormatError("the FIT has no initramfs", where="/images/ramdisk")
+    text = _member(_unpack(node.props["data"]), b"config").decode("utf-8", "replace")
+    values = {}
+    for line in text.splitlines():
+        found = _ASSIGNMENT.fullmatch(line)
+        if found is None or found[1] in values:
+            raise FormatError(f"the initramfs' config has the line {line[:80]!r}", where="/images/ramdisk")
+        values[found[1]] = found[2]
+    return values
+
+
+def _unpack(packed: bytes) -> bytes:
+    """LZ4's legacy frame, as `initramfs.compress` makes it."""
+    import lz4.block
+
+    if len(packed) < 4 or struct.unpack_from("<I", packed)[0] != LZ4_LEGACY_MAGIC:
+        raise FormatError("the initramfs is not in LZ4's legacy frame", where="/images/ramdisk")
+    pieces, position, size = [], 4, 0
+    while position + 4 <= len(packed) and size <= ARCHIVE_MAX:
+        (length,) = struct.unpack_from("<I", packed, position)
+        block = packed[position + 4 : position + 4 + length]
+        try:
+            pieces.append(lz4.block.decompress(block, uncompressed_size=LZ4_LEGACY_BLOCK))
+        except (lz4.block.LZ4BlockError, ValueError) as error:
+            raise FormatError("the initramfs is damaged", where=f"offset {position:#x} of /images/ramdisk") from error
+        size += len(pieces[-1])
+        position += 4 + length
+    if size > ARCHIVE_MAX:
+        raise FormatError(f"the initramfs unpacks to more than {ARCHIVE_MAX} bytes", where="/images/ramdisk")
+    return b"".join(pieces)
+
+
+def _member(archive: bytes, wanted: bytes) -> bytes:
+    """The content of one file of a cpio archive."""
+    position = 0
+    while position + _HEAD <= len(archive):
+        head = archive[position : position + _HEAD]
+        try:
+            size, name_size = (int(head[at : at + 8], 16) for at in (54, 94))
+        except ValueError:
+            size = name_size = -1
+        if head[:6] != b"070701" or size < 0 or name_size < 1:
+            break
+        start = position + _HEAD + name_size
+        name = archive[position + _HEAD : start - 1]
+        start += -start % 4
+        if name == wanted and start + size <= len(archive):
+            return archive[start : start + size]
+        position = start + size + -size % 4
+    raise FormatError(f"the initramfs has no {wanted.decode()}", where="/images/ramdisk")

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge verify`: from a public key to the last block, one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, note, table
+from erofs_edge.errors import VerificationError
+
+if TYPE_CHECKING:
+    from erofs_edge.verify.checks import Verdict
+
+
+@click.command()
+@click.argument("target", metavar="OUT|IMAGE|DEVICE", type=click.Path(exists=True, path_type=Path))
+@click.option("--key", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="PUB",
+              help="The public key, or a certificate of it, in PEM: from a place that you trust.")  # fmt: skip
+@click.option("--signature", type=click.Path(exists=True, path_type=Path, dir_okay=False), metavar="FILE",
+              help="Of a system image's root hash, PKCS#7 or JSON (default: what lies beside it).")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs).")
+@json_option
+def verify(target: Path, key: Path, signature: Path | None, jobs: int | None, as_json: bool) -> None:
+    """Check everything that a key vouches for: partition table, vbmeta or FIT, root hash, tree, file system.
+
+    TARGET is the folder of a build, a disk or its image, a FIT, a vbmeta, a partition with AVB's footer, a system
+    image with its hash tree, or a release.json. Exit code 4 where anything does not match or is not signed.
+    """
+    from erofs_edge.trust.key import algorithm, fingerprint, read_public_key
+    from erofs_edge.verify.path import verify_path
+
+    public = read_public_key(key, key.name.removesuffix(".pem").removesuffix(".pub"))
+    verdict = verify_path(target, public, signature=signature, jobs=jobs)
+    if as_json:
+        emit_json(
+            {
+                "target": str(target),
+                "key": {"name": public.name, "type": algorithm(public.public_key), "sha256": fingerprint(public)},
+                "ok": verdict.ok,
+                "checks": [
+                    {
+                        "what": check.what,
+                        "against": check.against,
+                        "digest": check.digest,
+                        "ok": check.ok,
+                        "error": check.error,
+                        "hint": check.hint,
+                    }
+                    for check in verdict.checks
+                ],
+            }
+        )
+    else:
+        _show(verdict)
+    if not verdict.ok:
+        first = verdict.failed[0] if verdict.failed else None
+        raise VerificationError(
+            f"{len(verdict.failed)} of {len(verdict.checks)} checks failed: {first.what}: {first.error}"
+            if first
+            else "nothing was checked",
+            where=str(target),
+            hint=first.hint if first else None,
+        )
+
+
+def _show(verdict: Verdict) -> None:
+    rows = [
+        ("ok" if check.ok else "FAILED", check.what, check.against, (check.digest or "")[:32])
+        for check in verdict.checks
+    ]
+    table(rows, header=("", "what", "against", "digest"))
+    for check in verdict.failed:
+        note(f"{check.what}: {check.error}")

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole disk, or an image of one: partition table → FIT or vbmeta → root hash → tree → file system."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+
+from erofs_edge.boot.contents import init_values
+from erofs_edge.boot.fdt import HEADER as FDT_HEADER
+from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
+from erofs_edge.boot.fit import verify_fit
+from erofs_edge.disk import gpt, slots
+from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
+from erofs_edge.trust import avb
+from erofs_edge.trust.key import PublicKey, VerificationKey, rsa_key
+from erofs_edge.verify.checks import Check, Verdict
+from erofs_edge.verify.system import check_file_system, check_tree
+from erofs_edge.verity.blocks import read_exactly
+from erofs_edge.verity.superblock import Superblock
+
+BLANK = 1 << 20
+"""bytes at the start of a partition that are zero where nothing was ever written to it"""
+FIT_MAX = 1 << 30
+SECTOR_SIZES = (512, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A partition, or what stands for one: bytes [start, start + size) of the disk."""
+
+    name: str
+    start: int
+    size: int
+
+    @property
+    def slot(self) -> str:
+        """'a' of 'boot_a', '' of 'misc'."""
+        base, mark, slot = self.name.rpartition("_")
+        return slot if mark and base and len(slot) == 1 else ""
+
+
+@dataclass(slots=True)
+class Walk:
+    """One walk over a disk. `covered`: names of partitions that a signature reaches; `proved`: root hashes whose file
+    system was checked already, since equal root hashes are equal bytes."""
+
+    fd: int
+    key: VerificationKey
+    verdict: Verdict
+    jobs: int | None = None
+    covered: set[str] = field(default_factory=set)
+    proved: set[bytes] = field(default_factory=set)
+    data: set[str] = field(default_factory=set)
+
+    def read(self, part: Part, offset: int, length: int) -> bytes:
+        """Bytes of a partition; less at its end."""
+        return read_exactly(self.fd, max(min(length, part.size - offset), 0), part.start + offset)
+
+
+def find_table(fd: int, size: int) -> gpt.Table | None:
+    """The GUID partition table of a disk; None where neither copy is there. Raises FormatError for a damaged one."""
+    damaged: FormatError | None = None
+    for sector in SECTOR_SIZES:
+        try:
+            return gpt.decode(lambda offset, length: os.pread(fd, length, offset), size, sector)
+        except FormatError as error:
+            if "no GUID" not in error.message and "too small" not in error.message:
+                damaged = damaged or error
+    if damaged is not None:
+        raise damaged
+    return None
+
+
+def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
+    """Check every partition of a disk; what no signature reaches fails, but for blank ones and state."""
+    with walk.verdict.check("partition table", "its checksums, both copies"):
+        head, tail = gpt.encode(table)
+        size = table.sectors * table.sector_size
+        if os.pread(fd, len(head), 0) != head or os.pread(fd, len(tail), size - len(tail)) != tail:
+            raise FormatError("the two copies of the partition table differ, or hold more than a table")
+    parts = [
+        Part(p.name, p.first_lba * table.sector_size, (p.last_lba - p.first_lba + 1) * table.sector_size)
+        for p in table.partitions
+    ]
+    for part in parts:
+        magic = walk.read(part, 0, 4)
+        if magic == FDT_MAGIC.to_bytes(4, "big"):
+            walk.covered.add(part.name)
+            verify_fit_slot(walk, part, parts)
+        elif magic == avb.MAGIC and part.name.startswith("vbmeta"):
+            walk.covered.add(part.name)
+            verify_vbmeta_slot(walk, part, parts, walk.read(part, 0, avb.SIZE_MAX))
+    for part in parts:
+        if part.name not in walk.covered:
+            _uncovered(walk, part)
+
+
+def verify_fit_slot(walk: Walk, part: Part, parts: list[Part]) -> None:
+    """A FIT, and the system partition that its initramfs opens."""
+    values = verify_fit_alone(walk, part)
+    if not values:
+        return
+    walk.data.add(values.get("DATA", ""))
+    sb, first, root_hash = verity_of(values)
+    name = values.get("SYSTEM", "") + (f"_{part.slot}" if values.get("SLOTS") else "")
+    system = next((p for p in parts if p.name == name), None)
+    if system is None:
+        with walk.verdict.check(name, "the partition table"):
+            raise FormatError(f"the initramfs of {part.name} opens '{name}', which is not there")
+        return
+    _check_system(walk, system, sb, first, root_hash, f"root hash of {part.name}")
+
+
+def verify_fit_alone(walk: Walk, part: Part) -> dict[str, str]:
+    """A FIT; the values that its initramfs boots with, none where something is wrong."""
+    values: dict[str, str] = {}
+    with walk.verdict.check(f"{part.name}: FIT", f"key '{walk.key.name}'") as row:
+        fit = read_fit(walk, part)
+        row.digest = hashlib.sha256(fit).hexdigest()
+        verify_fit(fit, rsa_key(walk.key, "a FIT"))
+        values = init_values(fit)
+    if not row.ok:
+        return {}
+    with walk.verdict.check(f"{part.name}: root hash", "its initramfs", values.get("ROOT_HASH")) as row:
+        verity_of(values)
+    return values if row.ok else {}
+
+
+def verity_of(values: dict[str, str]) -> tuple[Superblock, int, bytes]:
+    """(tree, its first block, root hash) that an initramfs opens. Raises FormatError."""
+    try:
+        salt = "" if values["SALT"] == "-" else values["SALT"]
+        size = int(values["BLOCK_SIZE"])
+        sb = Superblock(bytes(16), bytes.fromhex(salt), int(values["DATA_BLOCKS"]), "sha256", size, size)
+        first, root_hash = int(values["HASH_START"]), bytes.fromhex(values["ROOT_HASH"])
+    except (KeyError, ValueError) as error:
+        raise FormatError(f"the initramfs' values make no sense: {error}") from error
+    if len(root_hash) != sb.digest_size or first < sb.data_blocks:
+        raise FormatError("the initramfs' values make no sense")
+    return sb, first, root_hash
+
+
+def read_fit(walk: Walk, part: Part) -> bytes:
+    """The whole FIT at the start of a partition. Raises FormatError where it is longer than that."""
+    size = int.from_bytes(walk.read(part, 4, 4), "big")
+    if not FDT_HEADER.size <= size <= min(part.size, FIT_MAX):
+        raise FormatError(f"a FIT of {size} bytes in {part.size}", where=part.name)
+    return walk.read(part, 0, size)
+
+
+def verify_vbmeta_slot(walk: Walk, part: Part, parts: list[Part], raw: bytes) -> None:
+    """A vbmeta image, and each partition that it describes."""
+    meta = avb.VBMeta()
+    with walk.verdict.check(f"{part.name}: vbmeta", f"key '{walk.key.name}'", hashlib.sha256(raw).hexdigest()):
+        meta = avb.verify_vbmeta(raw, walk.key)
+    for descriptor in meta.descriptors:
+        if not isinstance(descriptor, avb.Hashtree | avb.Hash | avb.Chain):
+            continue
+        names = (descriptor.partition, f"{descriptor.partition}_{part.slot}")
+        target = next((p for p in parts if p.name in names), None)
+        if target is None:
+            with walk.verdict.check(descriptor.partition, f"vbmeta of {part.name}"):
+                raise FormatError(f"there is no partition '{descriptor.partition}'")
+            continue
+        walk.covered.add(target.name)
+        if isinstance(descriptor, avb.Hashtree):
+            _check_hashtree(walk, target, descriptor, part.name)
+        elif isinstance(descriptor, avb.Hash):
+            _check_hash(walk, target, descriptor, part.name)
+        else:
+            verify_chained(walk, target, parts, descriptor)
+
+
+def verify_chained(walk: Walk, part: Part, parts: list[Part], chain: avb.Chain) -> None:
+    """A partition with a vbmeta of its own, by the key that the chain names."""
+    key, raw = walk.key, b""
+    with walk.verdict.check(f"{part.name}: chain", "the public key in vbmeta"):
+        key = avb.decode_key(chain.public_key, part.name)
+        raw = footer_vbmeta(walk, part)
+    if raw and isinstance(key, PublicKey):
+        outer, walk.key = walk.key, key
+        verify_vbmeta_slot(walk, part, parts, raw)
+        walk.key = outer
+
+
+def footer_vbmeta(walk: Walk, part: Part) -> bytes:
+    """The vbmeta that a partition's footer points to. Raises FormatError where there is none."""
+    footer = avb.parse_footer(walk.read(part, part.size - avb.FOOTER_SIZE, avb.FOOTER_SIZE), part.size)
+    if footer is None:
+        raise FormatError("no AVB footer", where=part.name)
+    return walk.read(part, footer.vbmeta_offset, footer.vbmeta_size)
+
+
+def _check_hashtree(walk: Walk, part: Part, tree: avb.Hashtree, holder: str) -> None:
+    with walk.verdict.check(f"{part.name}: tree", f"vbmeta of {holder}", tree.root_digest.hex()):
+        size = tree.data_block_size
+        if tree.image_size % max(size, 1) or tree.tree_offset % max(tree.hash_block_size, 1):
+            raise FormatError("the hashtree descriptor is not aligned to its blocks")
+        sb = Superblock(bytes(16), tree.salt, tree.image_size // size, tree.algorithm, size, tree.hash_block_size)
+        if max(tree.image_size, tree.tree_offset + tree.tree_size) > part.size:
+            raise FormatError("the hashtree descriptor leaves the partition")
+        levels = sb.levels_from(tree.tree_offset // tree.hash_block_size)
+        check_tree(walk.fd, part.start, sb, levels, tree.root_digest, jobs=walk.jobs)
+    _check_fs_once(walk, part, tree.image_size, tree.root_digest)
+
+
+def _check_hash(walk: Walk, part: Part, hashed: avb.Hash, holder: str) -> None:
+    with walk.verdict.check(f"{part.name}: digest", f"vbmeta of {holder}", hashed.digest.hex()):
+        if hashed.image_size > min(part.size, FIT_MAX):
+            raise FormatError("the hash descriptor leaves the partition")
+        data = hashed.salt + walk.read(part, 0, hashed.image_size)
+        if hashlib.new(hashed.algorithm, data).digest() != hashed.digest:
+            raise VerificationError("the content does not match its digest")
+
+
+def _check_system(walk: Walk, part: Part, sb: Superblock, first: int, root_hash: bytes, against: str) -> None:
+    walk.covered.add(part.name)
+    with walk.verdict.check(f"{part.name}: tree", against, root_hash.hex()) as row:
+        levels = sb.levels_from(first)
+        if max([sb.data_size, *((level.start + level.count) * sb.hash_block_size for level in levels)]) > part.size:
+            raise FormatError("data and tree do not fit into the partition")
+        check_tree(walk.fd, part.start, sb, levels, root_hash, jobs=walk.jobs)
+    if row.ok:
+        _check_fs_once(walk, part, sb.data_size, root_hash)
+
+
+def _check_fs_once(walk: Walk, part: Part, size: int, root_hash: bytes) -> None:
+    if walk.verdict.checks[-1].ok and root_hash not in walk.proved:
+        walk.proved.add(root_hash)
+        check_file_system(walk.fd, part.start, size, walk.verdict, f"{part.name}: file system", jobs=walk.jobs)
+
+
+def _uncovered(walk: Walk, part: Part) -> None:
+    """What no signature reaches: state and blank partitions are told, anything else fails."""
+    start = walk.read(part, 0, BLANK)
+    if not any(start):
+        walk.verdict.checks.append(Check(part.name, "blank: nothing to check"))
+    elif part.name in walk.data:
+        walk.verdict.checks.append(Check(part.name, "writable data: never trusted, not checked"))
+    else:
+        try:
+            slots.decode_state(start)
+        except ErofsEdgeError:
+            with walk.verdict.check(part.name, f"key '{walk.key.name}'"):
+                raise VerificationError("nothing signs this partition") from None
+        else:
+            walk.verdict.checks.append(Check(part.name, "slot state: chooses between signed slots, not signed"))

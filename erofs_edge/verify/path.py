@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verify whatever a path names: an output folder, a disk or its image, a FIT, a vbmeta, a system image, a record."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
+from erofs_edge.build.signing import ROOT_HASH_SIGNATURE, VERITY_SIGNATURE
+from erofs_edge.errors import ErofsEdgeError, VerificationError
+from erofs_edge.trust import avb
+from erofs_edge.trust.key import VerificationKey
+from erofs_edge.trust.root_hash import parse_verity_signature, verify_detached, verify_root_hash
+from erofs_edge.verify.checks import Verdict
+from erofs_edge.verify.disk import (
+    Part,
+    Walk,
+    find_table,
+    footer_vbmeta,
+    verify_disk,
+    verify_fit_alone,
+    verify_vbmeta_slot,
+)
+from erofs_edge.verify.output import verify_output
+from erofs_edge.verify.system import check_file_system, check_tree
+from erofs_edge.verity.blocks import file_size
+from erofs_edge.verity.check import find_superblock, read_superblock
+from erofs_edge.verity.tree import root_hash as compute
+
+SIGNATURE_MAX = 4 << 20
+
+
+def verify_path(path: Path, key: VerificationKey, *, signature: Path | None = None, jobs: int | None = None) -> Verdict:
+    """Everything at a path, checked against a public key.
+
+    signature  of a system image's root hash, PKCS#7 or JSON; by default what lies beside it
+
+    Raises ErofsEdgeError only where the path cannot be read; anything that is wrong is in the verdict.
+    """
+    verdict = Verdict()
+    if path.is_dir():
+        verify_output(path, key, verdict, jobs=jobs)
+        return verdict
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _verify_file(fd, path, key, verdict, signature, jobs)
+    finally:
+        os.close(fd)
+    return verdict
+
+
+def _verify_file(
+    fd: int, path: Path, key: VerificationKey, verdict: Verdict, signature: Path | None, jobs: int | None
+) -> None:
+    walk = Walk(fd, key, verdict, jobs)
+    whole = Part(path.name, 0, file_size(fd))
+    magic = os.pread(fd, 4, 0)
+    if magic == FDT_MAGIC.to_bytes(4, "big"):
+        verify_fit_alone(walk, whole)
+    elif magic == avb.MAGIC:
+        verify_vbmeta_slot(walk, whole, [], os.pread(fd, avb.SIZE_MAX, 0))
+    elif path.name.endswith(".json"):
+        with verdict.check(path.name, f"key '{key.name}'") as row:
+            raw = path.read_bytes()
+            row.digest = hashlib.sha256(raw).hexdigest()
+            found = _beside(path, path.name + ".p7s")
+            if found is None:
+                raise VerificationError("no signature beside it", hint=f"{path.name}.p7s")
+            verify_detached(found.read_bytes(), raw, key)
+    else:
+        with verdict.check(path.name, "a partition table") as row:
+            table = find_table(fd, whole.size)
+            if table is not None:
+                row.against = f"a partition table of {len(table.partitions)} partitions"
+        if row.ok and table is None:
+            verdict.checks.clear()
+            _verify_partition(walk, path, whole, signature)
+        elif row.ok and table is not None:
+            verify_disk(fd, table, walk)
+
+
+def _verify_partition(walk: Walk, path: Path, whole: Part, signature: Path | None) -> None:
+    """A single image: with AVB's footer, or with a hash tree whose root hash is signed."""
+    verdict, key = walk.verdict, walk.key
+    if walk.read(whole, whole.size - avb.FOOTER_SIZE, 4) == avb.FOOTER_MAGIC:
+        raw = b""
+        with verdict.check(f"{whole.name}: footer", "AVB's rules"):
+            raw = footer_vbmeta(walk, whole)
+        if raw:
+            names = [d.partition for d in _described(raw) if isinstance(d, avb.Hashtree | avb.Hash)]
+            parts = [Part(name, 0, whole.size) for name in names]
+            verify_vbmeta_slot(walk, whole, parts, raw)
+        return
+    at = find_superblock(path)
+    with verdict.check(f"{whole.name}: root hash", f"key '{key.name}'") as row:
+        if at is None:
+            raise VerificationError(
+                "nothing here that a signature could vouch for: no partition table, FIT, vbmeta or hash tree",
+                hint="erofs-edge verify OUT, or an image that `verity format` made",
+            )
+        found = signature or _first(
+            path, path.name + ".p7s", path.name + ".verity-sig.json", ROOT_HASH_SIGNATURE, VERITY_SIGNATURE
+        )
+        if found is None:
+            raise VerificationError("the root hash is not signed", hint="--signature FILE, or erofs-edge sign IMAGE")
+        sb = read_superblock(path, at)
+        row.against += f", {found.name}"
+        if (raw := _read(found))[:1] == b"{":
+            root, _, raw = parse_verity_signature(raw)
+        else:
+            # PKCS#7 does not hold what it signs: the data does
+            root = compute(sb, lambda offset, length: walk.read(whole, offset, length))
+        row.digest = root.hex()
+        verify_root_hash(raw, root, key)
+    if not row.ok or at is None:
+        return
+    with verdict.check(f"{whole.name}: tree", "the signed root hash", root.hex()) as row:
+        check_tree(walk.fd, 0, sb, sb.levels(at), root, jobs=walk.jobs)
+    if row.ok:
+        check_file_system(walk.fd, 0, sb.data_size, verdict, f"{whole.name}: file system", jobs=walk.jobs)
+
+
+def _described(raw: bytes) -> list[avb.Descriptor]:
+    try:
+        return avb.parse_vbmeta(raw)[0].descriptors
+    except ErofsEdgeError:
+        return []  # verifying it will say so
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as handle:
+        return handle.read(SIGNATURE_MAX)
+
+
+def _first(path: Path, *names: str) -> Path | None:
+    return next((found for name in names if (found := _beside(path, name)) is not None), None)
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    found = path.with_name(name)
+    return found if found.is_file() else None
