@@ -26,7 +26,6 @@ from erofs_edge.erofs.inplace import InPlace, obstacle
 from erofs_edge.erofs.read import DEPTH_MAX, PIECE, Image
 from erofs_edge.erofs.superblock import CHECKSUM_OFFSET
 from erofs_edge.erofs.xattrs import filter_bit_of, prefix_table_size
-from erofs_edge.erofs.zmap import check_distances
 from erofs_edge.errors import ErofsFormatError
 
 FINDINGS_MAX = 1000
@@ -358,11 +357,9 @@ class _Check:
     def _mapped(self, inode: DiskInode, path: bytes) -> Iterator[Extent]:
         """Extents of an inode that have to be decoded, entered in the coverage."""
         zmap = self.image.zmap(inode) if inode.is_compressed and inode.size else None
-        if zmap and not zmap.record:
-            check_distances(self.image.backing, zmap)
         may_share = not inode.is_compressed or self.info.incompat(ondisk.INCOMPAT_DEDUPE)
         position = blocks = 0
-        for extent in self.image.extents(inode):
+        for extent in self.image.extents(inode, strict=True):
             blocks += stored_blocks(extent, self.info.block_size)
             if extent.start != position:
                 raise ErofsFormatError(f"extent at {extent.start} follows data up to {position}")

@@ -6,24 +6,25 @@ Source: ``fs/erofs/decompressor.c`` (leading zeros of a pcluster, interlaced dat
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
+from typing import cast
 
-from erofs_edge.codec import deflate, lz4, lzma, zstd
 from erofs_edge.erofs import ondisk
-from erofs_edge.erofs.backing import Backing, broken, place
+from erofs_edge.erofs.backing import Backing, broken
 from erofs_edge.erofs.extents import Extent, Kind
 from erofs_edge.erofs.superblock import SuperInfo
-from erofs_edge.errors import ErofsFormatError, FormatError
+from erofs_edge.errors import FormatError
 
-DECODERS: dict[int, Callable[..., bytes]] = {
-    ondisk.ALGORITHM_LZ4: lz4.decompress,
-    ondisk.ALGORITHM_LZMA: lzma.decompress,
-    ondisk.ALGORITHM_DEFLATE: deflate.decompress,
-    ondisk.ALGORITHM_ZSTD: zstd.decompress,
-}
-"""algorithm → decompress(data, size, *, partial): exactly `size` bytes, or FormatError"""
+
+@cache
+def _decompress(algorithm: int) -> Callable[..., bytes]:
+    """decompress(data, size, *, partial): exactly `size` bytes, or FormatError. Codecs are loaded when met."""
+    module = importlib.import_module(f"erofs_edge.codec.{ondisk.ALGORITHM_NAMES[algorithm]}")
+    return cast(Callable[..., bytes], module.decompress)
 
 
 def decode(backing: Backing, info: SuperInfo, extent: Extent) -> bytes:
@@ -37,12 +38,7 @@ def decode(backing: Backing, info: SuperInfo, extent: Extent) -> bytes:
         block = backing.read(extent.address, extent.size, "file data")
         turn = extent.start % info.block_size
         return (block[turn:] + block[:turn])[: extent.length]
-    decompress = DECODERS.get(extent.algorithm)
-    if decompress is None:
-        raise ErofsFormatError(
-            f"data compressed with {ondisk.ALGORITHM_NAMES[extent.algorithm]} is not supported",
-            where=place(extent.address),
-        )
+    decompress = _decompress(extent.algorithm)
     data = backing.read(extent.address, extent.size, "pcluster")
     padded = info.incompat(ondisk.INCOMPAT_LZ4_0PADDING)
     if padded and not data[0]:

@@ -215,15 +215,15 @@ class Image:
                 raise broken("the metabox inode uses fragments", inode.offset)
         return zmap
 
-    def extents(self, inode: DiskInode, offset: int = 0) -> Iterator[Extent]:
+    def extents(self, inode: DiskInode, offset: int = 0, *, strict: bool = False) -> Iterator[Extent]:
         """What the content is made of, in order, from the extent of byte `offset` on; nothing for an empty file.
 
-        Raises ErofsFormatError where an extent leaves the image.
+        `strict` judges what only read-ahead uses, too. Raises ErofsFormatError where an extent leaves the image.
         """
         if offset >= inode.size:
             return iter(())
         if inode.is_compressed:
-            return compressed_extents(self.backing, self.superblock, self.zmap(inode), offset)
+            return compressed_extents(self.backing, self.superblock, self.zmap(inode), offset, strict=strict)
         if inode.layout == ondisk.LAYOUT_CHUNK_BASED:
             return chunk_extents(self.backing, self.superblock, inode, offset)
         flat = flat_extents(self.backing, self.superblock, inode)

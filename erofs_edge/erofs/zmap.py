@@ -18,10 +18,13 @@ from erofs_edge.erofs.superblock import SuperInfo
 from erofs_edge.erofs.zextents import encoded_extents
 
 
-def compressed_extents(backing: Backing, info: SuperInfo, zmap: ZMap, offset: int) -> Iterator[Extent]:
+def compressed_extents(
+    backing: Backing, info: SuperInfo, zmap: ZMap, offset: int, *, strict: bool = False
+) -> Iterator[Extent]:
     """Extents from the one that holds byte `offset` on, in order, covering the rest of the file.
 
-    Raises ErofsFormatError where the index contradicts itself or an extent leaves the image.
+    `strict` judges the forward distances too, which only read-ahead uses. Raises ErofsFormatError where the index
+    contradicts itself or an extent leaves the image.
     """
     inode = zmap.inode
     if zmap.whole_fragment:
@@ -31,7 +34,8 @@ def compressed_extents(backing: Backing, info: SuperInfo, zmap: ZMap, offset: in
         yield from encoded_extents(backing, info, zmap, offset)
         return
     first = _head_of(backing, zmap, offset) if offset else 0
-    for run in _runs(backing, zmap, first):
+    found = entries(backing, zmap, first)
+    for run in _runs(zmap, _announced(zmap, found) if strict else found, first):
         if run.start >= inode.size:  # the terminator
             break
         yield _extent(backing, info, zmap, run)
@@ -47,11 +51,12 @@ class _Run(NamedTuple):
     end: int
 
 
-def _runs(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[_Run]:
+def _runs(zmap: ZMap, found: Iterator[Entry], lcn: int) -> Iterator[_Run]:
+    """The extents that entries from lcluster `lcn` on tell, a head first."""
     bits = zmap.lcluster_bits
     head: Entry | None = None
     head_lcn, blocks, start = lcn, 1, 0
-    for number, entry in enumerate(entries(backing, zmap, lcn), lcn):
+    for number, entry in enumerate(found, lcn):
         if entry.kind == ondisk.LCLUSTER_NONHEAD:
             distance = number - head_lcn
             if head is None or (entry.offset != distance and not entry.offset == ondisk.DELTA_MAX < distance):
@@ -73,13 +78,13 @@ def _runs(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[_Run]:
         yield _Run(head_lcn, head, blocks, start, zmap.inode.size)
 
 
-def check_distances(backing: Backing, zmap: ZMap) -> None:
-    """Check the forward distances, which only read-ahead uses. Raises ErofsFormatError.
+def _announced(zmap: ZMap, found: Iterator[Entry]) -> Iterator[Entry]:
+    """The entries of a file as they are, their forward distances judged.
 
     A distance of 0 stands for 1: mkfs before 1.0 wrote it.
     """
     told = -1  # where the next head is announced
-    for lcn, entry in enumerate(entries(backing, zmap, 0)):
+    for lcn, entry in enumerate(found):
         if entry.kind != ondisk.LCLUSTER_NONHEAD:
             if told not in (-1, lcn):
                 raise wrong(zmap, lcn, f"starts an extent where none was announced before cluster {told}")
@@ -89,6 +94,7 @@ def check_distances(backing: Backing, zmap: ZMap) -> None:
             if told not in (-1, here):
                 raise wrong(zmap, lcn, f"announces an extent at cluster {here}, another one at {told}")
             told = here
+        yield entry
     if told > zmap.lclusters:
         raise wrong(zmap, zmap.lclusters - 1, f"announces an extent at cluster {told} behind the end")
 
