@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid as uuids
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_t
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from erofs_edge.erofs.meter import Meter
     from erofs_edge.erofs.write import ErofsInfo, WriteOptions
 
 EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
@@ -77,7 +79,7 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
     "--jobs", type=click.IntRange(1), help="Threads (default: the CPUs and one more; the output is the same)."
 )
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep compressed data of other builds.")
-@click.option("--stats", is_flag=True, help="Also print what the image consists of.")
+@click.option("--stats", is_flag=True, help="Also print what the image consists of, and what the codecs took.")
 @json_option
 def build(
     *,
@@ -95,6 +97,7 @@ def build(
     same bytes.
     """
     from erofs_edge.erofs.cache import CompressionCache
+    from erofs_edge.erofs.meter import Meter
     from erofs_edge.erofs.write import write_image
     from erofs_edge.sources.cache import cache_root
     from erofs_edge.sources.directory import scan
@@ -103,19 +106,44 @@ def build(
     options = _options(**given)
     cached = not no_cache and options.compression != "none"
     cache = CompressionCache(cache_root() / "compressed") if cached else None
+    meter = Meter(time.thread_time) if stats else None
+    start = time.perf_counter()
     with Progress(f"writing {output.name}") as progress:
         try:
-            options = replace(options, cache=cache, progress=progress)
+            options = replace(options, cache=cache, meter=meter, progress=progress)
             info = write_image(changed(scan(source), **tree), output, options)
         finally:
             if cache is not None:
                 cache.close()
     if cache is not None and cache.problem is not None:
         note(f"the compression cache could not be used: {cache.problem}")
+    spent = _time_spent(time.perf_counter() - start, meter, options) if meter is not None else None
     if as_json:
-        emit_json(info)
+        emit_json(info if spent is None else {**{f.name: getattr(info, f.name) for f in fields(info)}, "time": spent})
     else:
-        table(_rows(info, stats=stats))
+        table([*_rows(info, stats=stats), *([("time", _time_text(spent))] if spent else [])])
+
+
+def _time_spent(wall: float, meter: Meter, options: WriteOptions) -> dict[str, float | int | None]:
+    """Seconds: of the build, and of the codecs alone on the processors that it had; `overhead` is their ratio."""
+    processors = min(options.workers, os.cpu_count() or 1)
+    alone = meter.seconds / processors
+    return {
+        "wall": round(wall, 3),
+        "codec_cpu": round(meter.seconds, 3),
+        "codec_calls": meter.calls,
+        "processors": processors,
+        "codec_wall": round(alone, 3),
+        "overhead": round(wall / alone, 3) if alone else None,
+    }
+
+
+def _time_text(spent: dict[str, float | int | None]) -> str:
+    share = f" ({spent['overhead']:.2f}x)" if spent["overhead"] else ""
+    return (
+        f"{spent['wall']:.2f} s; the codecs alone {spent['codec_wall']:.2f} s"
+        f" on {spent['processors']} processors{share}, {spent['codec_calls']} calls"
+    )
 
 
 def _options(

@@ -8,6 +8,7 @@ Changing any of them changes images: raise RULES then, since cached data is file
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from erofs_edge.codec.lz4 import FixedOutput, address_of
 from erofs_edge.codec.registry import Codec, open_compressor
 from erofs_edge.codec.search import SearchedOutput
 from erofs_edge.erofs.index import Extent, full_index_size
+from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.ondisk import SLOT_SIZE
 
 RULES = 1
@@ -111,18 +113,23 @@ class Segment(NamedTuple):
 class Cutter:
     """Cuts segments with one thread's compressors."""
 
-    def __init__(self, rules: CutRules) -> None:
+    def __init__(self, rules: CutRules, meter: Meter | None = None) -> None:
         self.rules = rules
+        self._meter = meter
         self._compressor = open_compressor(rules.codec, rules.level, rules.pcluster, rules.block_size, rules.dictionary)
         self._probe = FixedOutput(None, PROBE_MAX)
         self._fast = FixedOutput(None, rules.pcluster)
+        self._run: Callable[..., tuple[int, int]] = self._compressor.fill
+        self._run_fast = self._fast.fill
+        if meter is not None:
+            self._run, self._run_fast = meter.watch(self._run), meter.watch(self._run_fast)
         self._kinds: dict[int | None, Cutter] = {rules.level: self}
 
     def for_start(self, start: bytes) -> Cutter:
         """The cutter for a file with these first bytes: of another level where the rules leave that open."""
         level = self.rules.codec.level_for(start) if self.rules.by_kind else self.rules.level
         if level not in self._kinds:
-            self._kinds[level] = Cutter(replace(self.rules, level=level))
+            self._kinds[level] = Cutter(replace(self.rules, level=level), self._meter)
         return self._kinds[level]
 
     def cut(self, data: bytes, tails: Tails = Tails.BLOCK) -> Segment:
@@ -162,10 +169,10 @@ class Cutter:
                 if tails is Tails.INLINE:
                     if self._split_tail(segment, view[at:], base + at, produced):
                         break
-                    self._compressor.fill(base + at, left)  # once more: its buffer was used for other calls
+                    self._run(base + at, left)  # once more: its buffer was used for other calls
             if self._is_crowded(phase, at + consumed, size):
                 # what is left would start in the lcluster of its end, where the next extent starts
-                consumed, produced = self._compressor.fill(base + at, left - block_size)
+                consumed, produced = self._run(base + at, left - block_size)
             blocks = -(-produced // block_size)
             if blocks * block_size < consumed:
                 segment.extents.append(Extent(consumed, blocks, False))
@@ -191,12 +198,12 @@ class Cutter:
             return True
         if self.rules.level is None or left > FAST_RATIO_MAX * pcluster:
             return False
-        return self._fast.fill(address, left, pcluster - 1)[0] == left
+        return self._run_fast(address, left, pcluster - 1)[0] == left
 
     def _store_inline(self, segment: Segment, data: memoryview, address: int) -> bool:
         """The end of a file behind its index, compressed or as it is, if it is short enough."""
         limit = self.rules.inline_max
-        consumed, produced = self._compressor.fill(address, len(data))
+        consumed, produced = self._run(address, len(data))
         if consumed == len(data) and produced < min(len(data), limit + 1):
             segment.extents.append(Extent(len(data), 0, False))
             segment.chunks.append(self._compressor.padded(produced, produced))
@@ -217,7 +224,7 @@ class Cutter:
         whole = produced // block_size * block_size
         if not whole:
             return self._store_inline(segment, data, address)
-        consumed, produced = self._compressor.fill(address, len(data), whole)
+        consumed, produced = self._run(address, len(data), whole)
         if consumed == len(data) or consumed <= whole or produced <= whole - block_size:
             return False
         chunk = self._compressor.padded(produced, whole)
@@ -238,14 +245,14 @@ class Cutter:
         """
         limit = min(left, self.rules.extent_max)
         if isinstance(self._compressor, SearchedOutput):
-            return self._compressor.fill(address, limit, guess=last)
+            return self._run(address, limit, guess=last)
         if self.rules.codec.name != "lz4hc":
-            return self._compressor.fill(address, limit)
+            return self._run(address, limit)
         cap = min(limit, max(4 * self.rules.pcluster, 2 * last))
-        done = self._compressor.fill(address, cap)
+        done = self._run(address, cap)
         while cap < limit and done[0] > cap - CAP_SLACK:
             cap = min(limit, 4 * cap)
-            done = self._compressor.fill(address, cap)
+            done = self._run(address, cap)
         return done
 
     def is_incompressible(self, start: bytes, middle: bytes) -> bool:

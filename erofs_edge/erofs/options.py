@@ -14,6 +14,7 @@ from erofs_edge.erofs.attributes import AttributeRules
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.gate import Kernel, Version, check_kernel
+from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.ondisk import ALGORITHM_NAMES, BLKSZBITS_MAX, BLKSZBITS_MIN, PCLUSTER_MAX
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.errors import UsageError
@@ -23,7 +24,7 @@ PACKED_FACTOR = 4  # of the pcluster size: what makes the packed inode smaller t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteOptions:
-    """How an image is written. `jobs`, `cache` and `progress` never change a byte of it.
+    """How an image is written. `jobs`, `cache`, `meter` and `progress` never change a byte of it.
 
     block_size    bytes, a power of two from 512 to 64K; kernels read those up to their page size
     compression   'none', 'lz4', 'lz4hc', 'zstd', 'deflate' or 'lzma'; needs Linux 6.10, 6.6 and 5.16 from zstd on
@@ -60,6 +61,7 @@ class WriteOptions:
     kernel        refuse what this kernel cannot mount
     jobs          threads that read and compress; None: one more than there are processors
     cache         compressed data of earlier builds
+    meter         measures what the codecs take
     progress      called with (done, total) bytes of content
     """
 
@@ -91,6 +93,7 @@ class WriteOptions:
     kernel: Kernel | None = None
     jobs: int | None = None
     cache: CompressionCache | None = None
+    meter: Meter | None = None
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:

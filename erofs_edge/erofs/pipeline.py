@@ -23,6 +23,7 @@ from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.compress import CutRules, Cutter, Segment, Tails, raw_segment, segment_gains, whole_fragment
 from erofs_edge.erofs.contents import PIECE, digest, read_piece
 from erofs_edge.erofs.index import Extent
+from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.plan import Node, is_tiny
 from erofs_edge.erofs.repeats import Key
 from erofs_edge.erofs.sharing import Shares
@@ -74,12 +75,13 @@ class Stored(NamedTuple):
 
 
 class _Worker(threading.local):
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter | None) -> None:
+        self.meter = meter
         self.cutters: dict[CutRules, Cutter] = {}
 
     def cutter(self, rules: CutRules) -> Cutter:
         if rules not in self.cutters:
-            self.cutters[rules] = Cutter(rules)
+            self.cutters[rules] = Cutter(rules, self.meter)
         return self.cutters[rules]
 
 
@@ -112,13 +114,14 @@ def store(
     special: Mapping[Node, CutRules | None] = MappingProxyType({}),
     beside: int = 0,
     shares: Shares | None = None,
+    meter: Meter | None = None,
 ) -> Iterator[Stored]:
     """Every piece, in order. Without rules nothing is compressed but the files that have `special` ones.
 
     `beside` is what a block has for an inode and its data, 0 if they are kept apart. With `shares` pieces may wait for
-    earlier ones: they must be started in order.
+    earlier ones: they must be started in order. `meter` measures the codecs.
     """
-    local = _Worker()
+    local = _Worker(meter)
 
     def work(batch: list[Piece]) -> list[Stored]:
         return [store_one(piece) for piece in batch]

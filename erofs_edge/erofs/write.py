@@ -150,7 +150,8 @@ def _store_contents(
     beside = options.block_size if options.inline_tails else 0
     done, total = 0, sum(node.size for node in plan.files)
     pool = ThreadPoolExecutor(options.workers, thread_name_prefix="erofs")
-    run = partial(store, pool=pool, special=codings.special, block_size=options.block_size, cache=options.cache)
+    how = partial(store, pool=pool, special=codings.special, block_size=options.block_size)
+    run = partial(how, cache=options.cache, meter=options.meter)
     try:
         # reading files of equal size twice pays only where compression is slow
         slow = any(one is not None and one.level is not None for one in (rules, *codings.special.values()))
