@@ -88,6 +88,10 @@ class DeviceError(ErofsEdgeError):
     exit_code = 6
 
 
+class ProtocolError(DeviceError):
+    """The other side of a connection breaks the rules of its protocol."""
+
+
 class DeviceRefusedError(ErofsEdgeError):
     """A device (or we, on its behalf: mounted, system disk) refuses the operation."""
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 import time
 from pathlib import Path
@@ -13,29 +11,31 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, size_text, step, table
-from erofs_edge.errors import DeviceRefusedError, SourceError, UsageError
+from erofs_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.flash.execute import RegionResult
     from erofs_edge.flash.plan import Plan
-    from erofs_edge.flash.target import Identity, Target
+    from erofs_edge.flash.target import Identity
 
 DISK = "disk.img"
 
 
 @click.command()
-@click.argument("what", metavar="BOARD|OUTDIR|IMAGE", type=click.Path(exists=True, path_type=Path))
-@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="Block device or file.")
+@click.argument("what", metavar="BOARD|OUTDIR|IMAGE", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Write this one image.")
+@click.option("--to", "to", required=True, metavar="TARGET", help="Block device, file, or nbd://HOST[:PORT]/EXPORT.")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be written where, and touch nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask before a block device is overwritten.")
+@click.option("--yes", is_flag=True, help="Do not ask before a device is overwritten.")
 @click.option("--resume", is_flag=True, help="Read first and keep what is right: after a cut, or to write less.")
 @click.option("--no-verify", is_flag=True, help="Do not read back what was written.")
 @json_option
 def flash(
     *,
-    what: Path,
-    target: Path,
+    what: Path | None,
+    image: Path | None,
+    to: str,
     out: Path | None,
     plan_only: bool,
     yes: bool,
@@ -49,27 +49,32 @@ def flash(
     """
     from erofs_edge.flash.execute import flash as execute
     from erofs_edge.flash.plan import plan_flash
+    from erofs_edge.flash.targets import find_target
 
-    image = _image(what, out)
-    identity = _identify(target, image)
-    plan = plan_flash(image, identity)
-    if plan_only:
-        _show_plan(plan, identity, as_json=as_json)
-        return
-    if identity.kind == "block" and not yes:
-        _confirm(identity)
-    started = time.monotonic()
-    opened = _open(target, identity, plan.size)
-    try:
-        results = execute(plan, opened, step, verify=not no_verify, resume=resume)
-    except KeyboardInterrupt:
-        note("stopped in between: the target is not complete; the same command with --resume goes on")
-        raise
-    finally:
-        opened.close()
+    if (what is None) == (image is None):
+        raise UsageError("what is to be written: BOARD, OUTDIR, IMAGE or --image, one of them")
+    image = image or _image(what or Path(), out)
+    with find_target(to, image) as target:
+        identity = target.identity
+        plan = plan_flash(image, identity)
+        if plan_only:
+            _show_plan(plan, identity, as_json=as_json)
+            return
+        if identity.kind != "file" and not yes:
+            _confirm(identity)
+        started = time.monotonic()
+        opened = target.open(plan.size)
+        try:
+            results = execute(plan, opened, step, verify=not no_verify, resume=resume)
+            on_wire = opened.bytes_on_wire
+        except KeyboardInterrupt:
+            note("stopped in between: the target is not complete; the same command with --resume goes on")
+            raise
+        finally:
+            opened.close()
     seconds = time.monotonic() - started
     note(f"Finished. Total time: {seconds:.3f}s")
-    _show_results(plan, identity, results, seconds, as_json=as_json)
+    _show_results(plan, identity, results, seconds, on_wire, as_json=as_json)
 
 
 def _image(what: Path, out: Path | None) -> Path:
@@ -86,46 +91,6 @@ def _image(what: Path, out: Path | None) -> Path:
     if not image.exists():
         raise SourceError("there is no disk image", where=str(image), hint=hint or "erofs-edge build BOARD")
     return image
-
-
-def _identify(target: Path, image: Path) -> Identity:
-    """What the target is; refused where it must not be written."""
-    from erofs_edge.flash import guard
-    from erofs_edge.flash.target import Identity
-
-    try:
-        info = target.stat()
-    except FileNotFoundError:
-        if not target.parent.is_dir() or str(target).startswith("/dev/"):
-            raise UsageError("no such device or folder", where=str(target), hint="lsblk lists devices") from None
-        return Identity(str(target), "file", 0)
-    if stat.S_ISBLK(info.st_mode):
-        device = target.resolve()
-        devno = (os.major(info.st_rdev), os.minor(info.st_rdev))
-        guard.refuse_unsafe(device, devno)
-        return guard.identify(device, devno)
-    if not stat.S_ISREG(info.st_mode):
-        raise UsageError("neither a file nor a block device", where=str(target))
-    if target.samefile(image):
-        raise UsageError("the target is the image itself", where=str(target))
-    return Identity(str(target), "file", info.st_size)
-
-
-def _open(target: Path, identity: Identity, size: int) -> Target:
-    from erofs_edge.flash.target import BlockTarget, FileTarget
-
-    if identity.kind == "file":
-        return FileTarget(target, size)
-    try:
-        return BlockTarget(Path(identity.path), identity)
-    except PermissionError:
-        raise DeviceRefusedError(
-            "no permission to write to the device",
-            where=identity.path,
-            hint="run as root, or as a member of the group that owns it (disk)",
-        ) from None
-    except OSError as error:
-        raise DeviceRefusedError(f"cannot open: {error.strerror}", where=identity.path) from error
 
 
 def _confirm(identity: Identity) -> None:
@@ -159,12 +124,29 @@ def _show_plan(plan: Plan, identity: Identity, *, as_json: bool) -> None:
 
 
 def _show_results(
-    plan: Plan, identity: Identity, results: list[RegionResult], seconds: float, *, as_json: bool
+    plan: Plan,
+    identity: Identity,
+    results: list[RegionResult],
+    seconds: float,
+    on_wire: int | None,
+    *,
+    as_json: bool,
 ) -> None:
     if as_json:
         keys = ("name", "start", "size", "written", "zeroed", "kept", "verified", "write_seconds", "verify_seconds")
         regions = [{key: getattr(result, key) for key in keys} for result in results]
-        emit_json({"image": plan.image, "target": identity, "seconds": seconds, "regions": regions})
+        written = sum(result.written + result.zeroed for result in results)
+        emit_json(
+            {
+                "image": plan.image,
+                "target": identity,
+                "seconds": seconds,
+                "bytes_total": plan.size,
+                "bytes_written": written,
+                "bytes_on_wire": written if on_wire is None else on_wire,
+                "regions": regions,
+            }
+        )
         return
     table(
         [

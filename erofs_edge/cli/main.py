@@ -29,12 +29,15 @@ from erofs_edge.errors import ErofsEdgeError
 GC_THRESHOLD = (200_000, 20, 100)
 
 VERBS: dict[str, tuple[str, str]] = {
+    "new": ("erofs_edge.cli.new", "Make a product of your own from a stock board."),
     "build": ("erofs_edge.cli.build", "Build a board: every image, and the disk that holds them."),
     "flash": ("erofs_edge.cli.flash", "Write a built board to a disk or a file, and prove it."),
     "boot": ("erofs_edge.cli.boot", "Boot a built board in QEMU; --smoke checks the whole chain."),
+    "serve": ("erofs_edge.cli.serve", "Export a built board's images over NBD, the network block device."),
     "lock": ("erofs_edge.cli.lock", "Pin every input of a board or a manifest in its lock file."),
     "explain": ("erofs_edge.cli.explain", "Print a board or a manifest fully resolved, and where each value is from."),
     "schema": ("erofs_edge.cli.schema", "Print the JSON Schema of boards, manifests or locks."),
+    "system": ("erofs_edge.cli.system", "A manifest's packages: run their own scripts, compare with what is declared."),
     "fs": ("erofs_edge.cli.fs", "EROFS images: build, list, read, extract, check, dump."),
     "verity": ("erofs_edge.cli.verity", "dm-verity hash trees: format and verify."),
     "verify": ("erofs_edge.cli.verify", "Check all that a key vouches for, from the partition table to the last block."),

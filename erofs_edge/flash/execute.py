@@ -133,7 +133,7 @@ class _Job:
         zeroed = 0
         for offset, length in _chunks(self.target.data(start, end - start)):
             at.offset = offset
-            if self.target.read(offset, length) != NOWHERE[:length]:
+            if self.target.cheap_zeros or self.target.read(offset, length) != NOWHERE[:length]:
                 self.target.zero(offset, length)
                 zeroed += length
         result.zeroed += zeroed

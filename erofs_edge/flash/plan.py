@@ -81,7 +81,7 @@ def plan_flash(image: Path, target: Identity) -> Plan:
         size = os.lseek(fd, 0, os.SEEK_END)
         if not size:
             raise SourceError("the image is empty", where=str(image))
-        if target.kind == "block" and target.size < size:
+        if target.kind != "file" and target.size < size:
             raise CapacityError(
                 f"the device has {target.size} bytes, the image needs {size - target.size} more",
                 where=target.path,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a disk image is written to: a file or a block device.
+"""What a disk image is written to: a file or a block device (and, in a file of its own, an NBD export).
 
 A Target only moves bytes; what goes where, and whether it may, is decided elsewhere. Methods raise OSError.
 """
@@ -33,7 +33,7 @@ class Identity:
     """What a target says it is. `size` in bytes; a file that does not exist yet has 0."""
 
     path: str
-    kind: Literal["file", "block"]
+    kind: Literal["file", "block", "nbd"]
     size: int
     sector: int = 512
     model: str = ""
@@ -46,6 +46,16 @@ class Target(Protocol):
 
     @property
     def identity(self) -> Identity: ...
+
+    @property
+    def cheap_zeros(self) -> bool:
+        """Whether making zeros costs less than reading what is there."""
+        ...
+
+    @property
+    def bytes_on_wire(self) -> int | None:
+        """Bytes that went to and from a remote target; None for one that is here."""
+        ...
 
     def read(self, offset: int, length: int) -> bytes:
         """What the medium holds; shorter only at its end. Sees everything that was flushed."""
@@ -99,6 +109,14 @@ class FileTarget:
     def identity(self) -> Identity:
         return Identity(str(self._path), "file", self._size)
 
+    @property
+    def cheap_zeros(self) -> bool:
+        return False
+
+    @property
+    def bytes_on_wire(self) -> int | None:
+        return None
+
     def read(self, offset: int, length: int) -> bytes:
         return _read(self._fd, offset, length)
 
@@ -148,6 +166,14 @@ class BlockTarget:
     @property
     def identity(self) -> Identity:
         return self._identity
+
+    @property
+    def cheap_zeros(self) -> bool:
+        return False
+
+    @property
+    def bytes_on_wire(self) -> int | None:
+        return None
 
     def read(self, offset: int, length: int) -> bytes:
         if self._direct < 0:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``erofs-edge serve``: a built board's images, or any files, over NBD."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, note, size_text, table
+from erofs_edge.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from erofs_edge.serve.export import FileExport
+
+IMAGES = {"disk": "disk.img", "system": "system.img"}
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("what", metavar="BOARD|OUTDIR|IMAGE", type=click.Path(exists=True, path_type=Path))
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
+@click.option("--bind", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where clients may connect.")
+@click.option("--port", type=click.IntRange(0, 65535), default=10809, show_default=True, help="0: any free one.")
+@click.option("--socket", type=click.Path(path_type=Path), help="A socket file instead of TCP.")
+@click.option("--tls-certificate", "certificate", type=FILE, help="PEM; with it, only encrypted clients are served.")
+@click.option("--tls-key", "key", type=FILE, help="PEM of the certificate's private key.")
+@click.option("--writable", is_flag=True, help="Let clients write, into the files themselves.")
+@json_option
+def serve(
+    *,
+    what: Path,
+    out: Path | None,
+    bind: str,
+    port: int,
+    socket: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+    writable: bool,
+    as_json: bool,
+) -> None:
+    """Export images over NBD (the network block device) until interrupted.
+
+    A build is exported as "disk" and "system", a single IMAGE under the empty name. Read-only, unless --writable.
+    At the end it says what was read.
+    """
+    from erofs_edge.serve.export import FileExport
+    from erofs_edge.serve.server import Server
+
+    if key and not certificate:
+        raise UsageError("--tls-key without --tls-certificate")
+    exports = {name: FileExport(path, writable=writable) for name, path in _files(what, out).items()}
+    server = Server(exports, tls=_tls(certificate, key) if certificate else None, say=note)
+    scheme = "nbds" if certificate else "nbd"
+    if socket:
+        server.listen_unix(socket)
+    else:
+        port = server.listen(bind, port)
+    for name in exports:
+        note(f"{scheme}+unix:///{name}?socket={socket}" if socket else f"{scheme}://{bind}:{port}/{name}")
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.stop()
+        if socket:
+            socket.unlink(missing_ok=True)
+        _report(exports, as_json=as_json)
+
+
+def _files(what: Path, out: Path | None) -> dict[str, Path]:
+    """Export name → file."""
+    if what.is_file() and what.suffix not in {".yaml", ".yml"}:
+        return {"": what}
+    folder, hint = what, None
+    if not what.is_dir():
+        from erofs_edge.manifest.load import load_board
+
+        folder = out or Path("out") / load_board(what).value.board
+        hint = f"erofs-edge build {what}" + (f" -o {out}" if out else "")
+    files = {name: folder / file for name, file in IMAGES.items() if (folder / file).is_file()}
+    if not files:
+        raise SourceError("no build is there", where=str(folder), hint=hint or "erofs-edge build BOARD")
+    return files
+
+
+def _tls(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (ssl.SSLError, OSError) as error:
+        raise SourceError("not a certificate with its private key", where=str(certificate)) from error
+    return context
+
+
+def _report(exports: dict[str, FileExport], *, as_json: bool) -> None:
+    if as_json:
+        records = [
+            {
+                "name": name,
+                "path": export.path,
+                "image_bytes": export.offer.size,
+                "requests": export.activity.requests,
+                "bytes_read": export.activity.bytes_read,
+                "bytes_touched": export.activity.bytes_touched,
+            }
+            for name, export in exports.items()
+        ]
+        emit_json({"exports": records})
+        return
+    table(
+        [
+            (
+                name or "(unnamed)",
+                size_text(export.offer.size),
+                export.activity.requests,
+                size_text(export.activity.bytes_read),
+                size_text(export.activity.bytes_touched),
+            )
+            for name, export in exports.items()
+        ],
+        header=("export", "size", "requests", "read", "touched"),
+    )

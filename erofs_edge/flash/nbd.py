@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A disk behind an NBD server as a target: a board's provisioning system, or any server that exports one."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from erofs_edge.errors import CapacityError, DeviceError, DeviceRefusedError
+from erofs_edge.flash.target import Identity
+from erofs_edge.transport.nbd.connect import Connection
+from erofs_edge.transport.nbd.wire import Transmission
+
+
+class NbdTarget:
+    """Writes go through the server; `flush` asks it to make them last. Raises DeviceRefusedError if it is read-only."""
+
+    def __init__(self, connection: Connection) -> None:
+        if connection.export.can(Transmission.READ_ONLY):
+            connection.close()
+            raise DeviceRefusedError("the export is read-only", where=connection.address.uri)
+        self._connection = connection
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self._connection.address.uri, "nbd", self._connection.size)
+
+    @property
+    def cheap_zeros(self) -> bool:
+        return self._connection.export.can(Transmission.SEND_WRITE_ZEROES)
+
+    @property
+    def bytes_on_wire(self) -> int:
+        return self._connection.sent + self._connection.received
+
+    def read(self, offset: int, length: int) -> bytes:
+        with _as_os_error():
+            return self._connection.read(offset, min(length, self._connection.size - offset))
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        with _as_os_error():
+            self._connection.write(offset, data)
+        return len(data)
+
+    def zero(self, offset: int, length: int) -> None:
+        with _as_os_error():
+            self._connection.zero(offset, length)
+
+    def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        with _as_os_error():
+            yield from self._connection.data(offset, length)
+
+    def flush(self) -> None:
+        with _as_os_error():
+            self._connection.flush()
+
+    def finish(self) -> None:
+        """Nothing is left to do: the export has had its name all along."""
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What a Target raises."""
+    try:
+        yield
+    except CapacityError as error:
+        raise OSError(errno.ENOSPC, error.message) from error
+    except DeviceError as error:
+        raise OSError(errno.EIO, error.message) from error

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `--to` means: a registry of address schemes; anything without one is a path of this machine."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.errors import DeviceRefusedError, UsageError
+from erofs_edge.flash import guard
+from erofs_edge.flash.target import BlockTarget, FileTarget, Identity, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A target that may be written, before anything of it was. `open(bytes needed)` gives it."""
+
+    identity: Identity
+    open: Callable[[int], Target]
+
+
+def _nbd(address: str) -> Iterator[Candidate]:
+    from erofs_edge.flash.nbd import NbdTarget
+    from erofs_edge.transport.nbd.connect import Connection, parse_address
+
+    target = NbdTarget(Connection(parse_address(address)))
+    try:
+        yield Candidate(target.identity, lambda _: target)
+    finally:
+        target.close()
+
+
+SCHEMES: dict[str, Callable[[str], Iterator[Candidate]]] = {
+    "nbd": _nbd,
+    "nbds": _nbd,
+    "nbd+unix": _nbd,
+    "nbds+unix": _nbd,
+}
+
+
+@contextmanager
+def find_target(to: str, image: Path) -> Iterator[Candidate]:
+    """The target of an address or path, as long as the block lasts.
+
+    Raises UsageError where there is none, DeviceRefusedError where it must not be written, DeviceError where it
+    cannot be reached.
+    """
+    scheme, found, _ = to.partition("://")
+    if not found:
+        yield _local(Path(to), image)
+    elif scheme in SCHEMES:
+        yield from SCHEMES[scheme](to)
+    else:
+        raise UsageError(f'no transport "{scheme}"', hint=f"known: {', '.join(SCHEMES)}, or a path")
+
+
+def _local(path: Path, image: Path) -> Candidate:
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        if not path.parent.is_dir() or str(path).startswith("/dev/"):
+            raise UsageError("no such device or folder", where=str(path), hint="lsblk lists devices") from None
+        return Candidate(Identity(str(path), "file", 0), lambda size: FileTarget(path, size))
+    if stat.S_ISBLK(info.st_mode):
+        device = path.resolve()
+        devno = (os.major(info.st_rdev), os.minor(info.st_rdev))
+        guard.refuse_unsafe(device, devno)
+        identity = guard.identify(device, devno)
+        return Candidate(identity, lambda _: _open_block(identity))
+    if not stat.S_ISREG(info.st_mode):
+        raise UsageError("neither a file nor a block device", where=str(path))
+    if path.samefile(image):
+        raise UsageError("the target is the image itself", where=str(path))
+    return Candidate(Identity(str(path), "file", info.st_size), lambda size: FileTarget(path, size))
+
+
+def _open_block(identity: Identity) -> Target:
+    try:
+        return BlockTarget(Path(identity.path), identity)
+    except PermissionError:
+        raise DeviceRefusedError(
+            "no permission to write to the device",
+            where=identity.path,
+            hint="run as root, or as a member of the group that owns it (disk)",
+        ) from None
+    except OSError as error:
+        raise DeviceRefusedError(f"cannot open: {error.strerror}", where=identity.path) from error

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server gives out: a file under a name, and what of it has been read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from pathlib import Path
+
+from erofs_edge.disk.sparse import data_extents
+from erofs_edge.errors import SourceError
+from erofs_edge.transport.nbd import wire
+from erofs_edge.transport.nbd.server import Offer
+
+BLOCK = 4096  # bytes: the unit in which reads are counted
+EXTENTS_MAX = 4096  # of one block status answer
+ZEROS = bytes(1 << 20)
+
+
+class Activity:
+    """Who read what: requests, bytes sent, and which blocks were touched at all. Safe to use from several threads."""
+
+    def __init__(self, size: int) -> None:
+        self._lock = threading.Lock()
+        self._touched = bytearray(-(-size // BLOCK))
+        self._size = size
+        self.requests = 0
+        self.bytes_read = 0
+
+    def note(self, offset: int, length: int) -> None:
+        first, last = offset // BLOCK, -(-(offset + length) // BLOCK)
+        with self._lock:
+            self.requests += 1
+            self.bytes_read += length
+            self._touched[first:last] = b"\1" * (last - first)
+
+    @property
+    def bytes_touched(self) -> int:
+        """Bytes of all blocks of which anything was read."""
+        with self._lock:
+            count = self._touched.count(1)
+            tail = self._size % BLOCK
+            return count * BLOCK - (BLOCK - tail if tail and self._touched[-1:] == b"\1" else 0)
+
+
+class FileExport:
+    """A regular file or block device.
+
+    Raises SourceError where it cannot be opened. Its methods raise OSError.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False, description: str = "") -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+            size = os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as error:
+            raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
+        self.offer = Offer(size, read_only=not writable, description=description)
+        self.activity = Activity(size)
+
+    def send(self, to: socket.socket, header: bytes, offset: int, length: int) -> None:
+        """The header, then the bytes of the file, straight from the page cache."""
+        _send_all(to, header, socket.MSG_MORE)
+        end = offset + length
+        while offset < end:
+            count = os.sendfile(to.fileno(), self._fd, offset, end - offset)
+            if not count:
+                raise OSError(errno.EIO, "the file became shorter while it was served")
+            offset += count
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._fd, length, offset)
+        while len(data) < length:
+            more = os.pread(self._fd, length - len(data), offset + len(data))
+            if not more:
+                raise OSError(errno.EIO, "the file became shorter while it was served")
+            data += more
+        return data
+
+    def write(self, offset: int, data: bytes | bytearray) -> None:
+        rest = memoryview(data)
+        while rest:
+            count = os.pwrite(self._fd, rest, offset)
+            offset, rest = offset + count, rest[count:]
+
+    def zero(self, offset: int, length: int) -> None:
+        """Zeros where there are none yet: holes of a sparse file stay holes."""
+        for start, end in data_extents(self._fd, offset + length, offset):
+            for at in range(start, end, len(ZEROS)):
+                self.write(at, ZEROS[: end - at])
+
+    def flush(self) -> None:
+        os.fdatasync(self._fd)
+
+    def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """(length, flags of base:allocation) of what is data and what is a hole."""
+        end, at = offset + length, offset
+        extents: list[tuple[int, int]] = []
+        for start, stop in data_extents(self._fd, end, offset):
+            if start > at:
+                extents.append((start - at, wire.STATE_HOLE | wire.STATE_ZERO))
+            extents.append((stop - start, 0))
+            at = stop
+            if len(extents) >= EXTENTS_MAX:
+                return extents
+        if at < end:
+            extents.append((end - at, wire.STATE_HOLE | wire.STATE_ZERO))
+        return extents
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _send_all(to: socket.socket, data: bytes, flags: int) -> None:
+    while data:
+        data = data[to.send(data, flags) :]

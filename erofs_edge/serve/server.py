@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An NBD server for many clients: a thread for each, so that one that is slow or silent holds up nobody.
+
+A client costs a thread and one request's memory. Data goes from the page cache to the socket without being copied
+here, except under TLS. A client that does not take what it asked for is dropped after STALL seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from erofs_edge.errors import DeviceError, ProtocolError
+from erofs_edge.serve.export import FileExport
+from erofs_edge.transport.nbd import wire
+from erofs_edge.transport.nbd.server import Request, Session, Tls
+from erofs_edge.transport.nbd.wire import Command, CommandFlag
+
+CLIENTS_MAX = 1000
+NEGOTIATION = 30  # seconds until an export must be chosen
+STALL = 120  # seconds for which a client may not take what it asked for
+BACKLOG = 128
+
+Say = Callable[[str], None]
+
+
+class Server:
+    """Serves `exports` on its sockets until it is stopped.
+
+    tls  the context with our certificate; with it, clients in the clear are turned away
+    say  is told one line for what an operator may want to know
+    """
+
+    def __init__(
+        self, exports: Mapping[str, FileExport], *, tls: ssl.SSLContext | None = None, say: Say = lambda _: None
+    ) -> None:
+        self._exports = exports
+        self._offers = {name: export.offer for name, export in exports.items()}
+        self._tls = tls
+        self._say = say
+        self._lock = threading.Lock()
+        self._clients: set[socket.socket] = set()
+        self._listeners: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._stopping = False
+
+    def listen(self, host: str, port: int) -> int:
+        """Take connections on TCP from now on; the port (chosen by the system for 0). Raises DeviceError."""
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            raise DeviceError(f"cannot listen: {error.strerror or error}", where=f"{host}:{port}") from error
+        self._accept_from(listener)
+        chosen: int = listener.getsockname()[1]
+        return chosen
+
+    def listen_unix(self, path: Path) -> None:
+        """Take connections on a socket file. Raises DeviceError."""
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            listener.bind(str(path))
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise DeviceError(f"cannot listen: {error.strerror or error}", where=str(path)) from error
+        self._accept_from(listener)
+
+    def stop(self) -> None:
+        """Close everything; returns when no client is left."""
+        with self._lock:
+            self._stopping = True
+            sockets = [*self._listeners, *self._clients]
+        for one in sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for listener in self._listeners:
+            listener.close()
+        while True:
+            with self._lock:
+                if not self._clients:
+                    return
+            time.sleep(0.01)
+
+    def _accept_from(self, listener: socket.socket) -> None:
+        self._listeners.append(listener)
+        thread = threading.Thread(target=self._accept, args=(listener,), name="nbd-accept", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._stopping:
+            try:
+                client, _ = listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                    time.sleep(0.1)
+                    continue
+                return
+            with self._lock:
+                welcome = not self._stopping and len(self._clients) < CLIENTS_MAX
+                if welcome:
+                    self._clients.add(client)
+            if not welcome:
+                client.close()
+                continue
+            threading.Thread(target=self._serve, args=(client,), name="nbd-client", daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        peer = _peer(client)
+        try:
+            _Client(client, Session(self._offers, tls=Tls.REQUIRED if self._tls else Tls.OFF), self).run()
+        except ProtocolError as error:
+            self._say(f"{peer}: {error.message}; disconnected")
+        except (TimeoutError, BlockingIOError):  # the latter is what SO_SNDTIMEO ends in
+            self._say(f"{peer}: silent for too long; disconnected")
+        except OSError as error:
+            if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.EBADF, errno.ENOTCONN):
+                self._say(f"{peer}: {error.strerror or error}")
+        finally:
+            with self._lock:
+                self._clients.discard(client)
+            client.close()
+
+    def export(self, name: str) -> FileExport:
+        return self._exports[name]
+
+    def encrypt(self, client: socket.socket) -> ssl.SSLSocket:
+        assert self._tls is not None  # noqa: S101 - sessions upgrade only where there is a context
+        return self._tls.wrap_socket(client, server_side=True, do_handshake_on_connect=True)
+
+
+class _Client:
+    """One connection: moves bytes between its socket and its session."""
+
+    def __init__(self, client: socket.socket, session: Session, server: Server) -> None:
+        self._socket = client
+        self._session = session
+        self._server = server
+        self._encrypted = False
+
+    def run(self) -> None:
+        _prepare(self._socket)
+        session, feed = self._session, self._session.feed
+        self._socket.settimeout(NEGOTIATION)
+        while True:
+            for data in session.outbox:
+                self._socket.sendall(data)
+            session.outbox.clear()
+            if session.upgrade:
+                session.upgrade = False
+                self._socket = self._server.encrypt(self._socket)
+                self._encrypted = True
+            if feed.done:
+                return
+            count = self._socket.recv_into(feed.buffer)
+            if not count:
+                return
+            feed.filled(count)
+            if session.name is not None and self._socket.gettimeout() is not None:
+                # from here on idle clients are welcome; those that do not read are not: SO_SNDTIMEO
+                self._socket.settimeout(None)
+            if session.request is not None:
+                request, session.request = session.request, None
+                self._answer(request, self._server.export(session.name or ""))
+
+    def _answer(self, request: Request, export: FileExport) -> None:
+        session = self._session
+        if request.command is Command.READ:
+            export.activity.note(request.offset, request.length)
+            header = session.data_header(request)
+            if not self._encrypted:
+                export.send(self._socket, header, request.offset, request.length)
+                return
+            try:
+                data = export.read(request.offset, request.length)
+            except OSError as error:
+                session.outbox.append(_failed(session, request, error))
+                return
+            self._socket.sendall(header)
+            self._socket.sendall(data)
+            return
+        if request.command is Command.BLOCK_STATUS:
+            session.outbox.append(session.status(request, export.extents(request.offset, request.length)))
+            return
+        try:
+            _change(request, export)
+        except OSError as error:
+            session.outbox.append(_failed(session, request, error))
+        else:
+            session.outbox.append(session.done(request))
+
+
+def _change(request: Request, export: FileExport) -> None:
+    if request.command is Command.WRITE:
+        export.write(request.offset, request.data or b"")
+    elif request.command is Command.WRITE_ZEROES:
+        export.zero(request.offset, request.length)
+    elif request.command is Command.FLUSH and not export.offer.read_only:
+        export.flush()
+    if request.flags & CommandFlag.FUA:
+        export.flush()
+
+
+def _failed(session: Session, request: Request, error: OSError) -> bytes:
+    number = wire.ERRORS.get(error.errno or errno.EIO, wire.EIO)
+    return session.done(request, number, error.strerror or "")
+
+
+def _prepare(client: socket.socket) -> None:
+    stall = struct.pack("ll", STALL, 0)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stall)
+    if client.family != socket.AF_UNIX:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _peer(client: socket.socket) -> str:
+    try:
+        name = client.getpeername()
+    except OSError:
+        return "a client"
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "a local client"

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's side of one NBD connection, without a socket.
+
+What is to be sent gathers in `outbox`; what is received goes through `feed`. Requests may be submitted before earlier
+ones are answered; answers come in any order. Nothing that a server says makes this allocate more than was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from struct import Struct
+
+from erofs_edge.errors import CapacityError, DeviceError, DeviceRefusedError, ErofsEdgeError, ProtocolError
+from erofs_edge.transport.nbd import wire
+from erofs_edge.transport.nbd.wire import (
+    Chunk,
+    Command,
+    Handshake,
+    Info,
+    Option,
+    OptionReply,
+    Transmission,
+)
+from erofs_edge.transport.stream import Feed, Machine, take
+
+REPLIES_MAX = 64  # to one option
+STATUS_MAX = 4 + 8 * 65536  # bytes of a block status chunk
+_DESCRIPTOR = Struct(">II")
+_OFFSET = Struct(">Q")
+
+_REFUSALS: dict[int, str] = {
+    OptionReply.ERR_UNKNOWN: "the server has no such export",
+    OptionReply.ERR_POLICY: "the server's policy forbids it",
+    OptionReply.ERR_TLS_REQD: "the server wants TLS",
+    OptionReply.ERR_SHUTDOWN: "the server is shutting down",
+    OptionReply.ERR_BLOCK_SIZE_REQD: "the export needs block sizes that we do not ask for",
+}
+
+
+@dataclass(slots=True)
+class Export:
+    """What the server says of the export. Sizes in bytes; `status` is the id of base:allocation if it was granted."""
+
+    size: int
+    flags: Transmission
+    block_min: int = wire.BLOCK_MIN
+    preferred: int = wire.BLOCK_PREFERRED
+    payload_max: int = wire.PAYLOAD_MAX
+    structured: bool = False
+    status: int | None = None
+
+    def can(self, flag: Transmission) -> bool:
+        return bool(self.flags & flag)
+
+
+@dataclass(slots=True)
+class Pending:
+    """A request under way, and its result in the end.
+
+    error    number of the specification, 0 for success; `message` is the server's
+    extents  (length in bytes, flags) of a block status request
+    """
+
+    command: Command
+    offset: int
+    length: int
+    target: memoryview | None = None
+    error: int = 0
+    message: str = ""
+    extents: list[tuple[int, int]] = field(default_factory=list)
+    done: bool = False
+    _covered: list[tuple[int, int]] = field(default_factory=list)
+
+    def check(self, where: str) -> None:
+        """Raises DeviceError, or CapacityError where space ran out, when the server reported a failure."""
+        if self.error:
+            name = wire.ERROR_NAMES.get(self.error, f"error {self.error}")
+            detail = f": {self.message}" if self.message else ""
+            kind = CapacityError if self.error == wire.ENOSPC else DeviceError
+            raise kind(
+                f"the server failed to {self.command.name.lower().replace('_', ' ')} "
+                f"{self.length} bytes at {self.offset:#x} ({name}){detail}",
+                where=where,
+            )
+
+    def cover(self, start: int, length: int) -> None:
+        if length <= 0 or start < self.offset or start + length > self.offset + self.length:
+            raise ProtocolError(f"answer for {length} bytes at {start:#x}, which were not asked for")
+        if sum(end - begin for begin, end in self._covered) + length > self.length:
+            raise ProtocolError(f"more data than asked for at {self.offset:#x}")
+        self._covered.append((start, start + length))
+
+    def is_complete(self) -> bool:
+        """Whether the parts that came are the whole, each byte once."""
+        at = self.offset
+        for start, end in sorted(self._covered):
+            if start != at:
+                return False
+            at = end
+        return at == self.offset + self.length
+
+
+class Client:
+    """One connection to one export.
+
+    `export` is None until the negotiation is over. `upgrade` is set when the connection must be wrapped in TLS before
+    anything more is sent or received; the owner clears it.
+    """
+
+    def __init__(self, name: str, *, tls: bool = False) -> None:
+        self.outbox: list[bytes | memoryview] = []
+        self.upgrade = False
+        self.export: Export | None = None
+        self._name = name
+        self._tls = tls
+        self._closing = False
+        self._pending: dict[int, Pending] = {}
+        self._cookie = 0
+        self.feed = Feed(self._converse())
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._pending)
+
+    def read(self, offset: int, target: memoryview) -> Pending:
+        """Ask for as many bytes as `target` has; they are put there."""
+        return self._submit(Command.READ, offset, len(target), target=target)
+
+    def write(self, offset: int, data: bytes | memoryview) -> Pending:
+        """`data` must not change before the answer."""
+        return self._submit(Command.WRITE, offset, len(data), payload=data)
+
+    def write_zeroes(self, offset: int, length: int) -> Pending:
+        return self._submit(Command.WRITE_ZEROES, offset, length)
+
+    def flush(self) -> Pending:
+        return self._submit(Command.FLUSH, 0, 0)
+
+    def block_status(self, offset: int, length: int) -> Pending:
+        return self._submit(Command.BLOCK_STATUS, offset, length)
+
+    def disconnect(self) -> None:
+        """The last request; it has no answer."""
+        self._closing = True
+        self.outbox.append(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, Command.DISC, 0, 0, 0))
+
+    def _submit(
+        self,
+        command: Command,
+        offset: int,
+        length: int,
+        *,
+        target: memoryview | None = None,
+        payload: bytes | memoryview | None = None,
+    ) -> Pending:
+        if self.export is None:
+            raise ProtocolError("a request before the negotiation is over")
+        self._cookie += 1
+        pending = self._pending[self._cookie] = Pending(command, offset, length, target)
+        self.outbox.append(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, command, self._cookie, offset, length))
+        if payload is not None:
+            self.outbox.append(payload)
+        return pending
+
+    def _converse(self) -> Machine:
+        yield from self._greet()
+        if self._tls:
+            yield from self._start_tls()
+        self.export = yield from self._negotiate()
+        while not self._closing:
+            yield from self._answer(self.export)
+
+    def _greet(self) -> Machine:
+        magic, option_magic, flags = wire.GREETING.unpack((yield from take(wire.GREETING.size)))
+        if magic != wire.MAGIC or option_magic != wire.OPTION_MAGIC:
+            raise ProtocolError("the peer is not an NBD server of the newstyle negotiation")
+        if not flags & Handshake.FIXED_NEWSTYLE:
+            raise ProtocolError("the server does not know the fixed newstyle negotiation")
+        self._zeroes = not flags & Handshake.NO_ZEROES
+        self.outbox.append(wire.CLIENT_FLAGS.pack(Handshake.FIXED_NEWSTYLE | flags & Handshake.NO_ZEROES))
+
+    def _start_tls(self) -> Machine:
+        self.outbox.append(wire.option(Option.STARTTLS))
+        kind, data = yield from _option_reply(Option.STARTTLS)
+        if kind != OptionReply.ACK:
+            raise DeviceRefusedError(f"the server does not speak TLS{_said(data)}", hint="nbd:// instead of nbds://")
+        self.upgrade = True
+
+    def _negotiate(self) -> Generator[memoryview, None, Export]:
+        self.outbox.append(wire.option(Option.STRUCTURED_REPLY))
+        kind, _ = yield from _option_reply(Option.STRUCTURED_REPLY)
+        structured = kind == OptionReply.ACK
+        status = (yield from self._ask_allocation()) if structured else None
+        request = wire.string(self._name) + b"\0\1" + Info.BLOCK_SIZE.to_bytes(2, "big")
+        self.outbox.append(wire.option(Option.GO, request))
+        export = Export(-1, Transmission(0), structured=structured, status=status)
+        for _ in range(REPLIES_MAX):
+            kind, data = yield from _option_reply(Option.GO)
+            if kind == OptionReply.ACK:
+                break
+            if kind == OptionReply.ERR_UNSUP:
+                yield from self._export_name(export)
+                break
+            if kind != OptionReply.INFO:
+                raise _refused(kind, data, self._name)
+            _take_info(export, data)
+        if export.size < 0 or not export.flags & Transmission.HAS_FLAGS:
+            raise ProtocolError("the server did not say what the export is")
+        return export
+
+    def _ask_allocation(self) -> Generator[memoryview, None, int | None]:
+        request = wire.string(self._name) + b"\0\0\0\1" + wire.string(wire.ALLOCATION)
+        self.outbox.append(wire.option(Option.SET_META_CONTEXT, request))
+        status = None
+        for _ in range(REPLIES_MAX):
+            kind, data = yield from _option_reply(Option.SET_META_CONTEXT)
+            if kind != OptionReply.META_CONTEXT:
+                return status if kind == OptionReply.ACK else None
+            if data[4:] == wire.ALLOCATION.encode():
+                status = int.from_bytes(data[:4], "big")
+        raise ProtocolError("the server offers metadata without end")
+
+    def _export_name(self, export: Export) -> Machine:
+        """The way of servers that do not know GO: no refusal but a closed connection."""
+        self.outbox.append(wire.option(Option.EXPORT_NAME, self._name.encode()))
+        raw = yield from take(wire.EXPORT_NAME_REPLY.size + (124 if self._zeroes else 0))
+        size, flags = wire.EXPORT_NAME_REPLY.unpack_from(raw)
+        export.size, export.flags = size, Transmission(flags)
+
+    def _answer(self, export: Export) -> Machine:
+        magic = int.from_bytes((yield from take(4)), "big")
+        if magic == wire.SIMPLE_MAGIC:
+            yield from self._simple()
+        elif magic == wire.STRUCTURED_MAGIC and export.structured:
+            yield from self._structured(export)
+        else:
+            raise ProtocolError(f"an answer starts with {magic:#010x}")
+
+    def _simple(self) -> Machine:
+        raw = yield from take(wire.SIMPLE.size - 4)
+        error, cookie = int.from_bytes(raw[:4], "big"), int.from_bytes(raw[4:], "big")
+        pending = self._find(cookie)
+        if pending.command is Command.BLOCK_STATUS and not error:
+            raise ProtocolError("a simple answer to a block status request")
+        if pending.target is not None and not error:
+            if self.export and self.export.structured:
+                raise ProtocolError("a simple answer to a read, after structured ones were agreed")
+            yield pending.target
+        pending.error = error
+        self._finish(cookie)
+
+    def _structured(self, export: Export) -> Machine:
+        raw = yield from take(wire.STRUCTURED.size - 4)
+        flags, kind, cookie, length = Struct(">HHQI").unpack(raw)
+        pending = self._find(cookie)
+        if kind & wire.IS_ERROR:
+            yield from _take_error(pending, kind, length)
+        elif kind == Chunk.OFFSET_DATA and pending.target is not None and length > _OFFSET.size:
+            (start,) = _OFFSET.unpack((yield from take(_OFFSET.size)))
+            pending.cover(start, length - _OFFSET.size)
+            at = start - pending.offset
+            yield pending.target[at : at + length - _OFFSET.size]
+        elif kind == Chunk.OFFSET_HOLE and pending.target is not None and length == 12:
+            start, size = Struct(">QI").unpack((yield from take(12)))
+            pending.cover(start, size)
+            at = start - pending.offset
+            pending.target[at : at + size] = bytes(size)
+        elif kind == Chunk.BLOCK_STATUS and pending.command is Command.BLOCK_STATUS:
+            yield from _take_status(pending, length, export.status)
+        elif kind != Chunk.NONE or length:
+            raise ProtocolError(f"a chunk of type {kind:#x} and {length} bytes for a {pending.command.name}")
+        if flags & wire.CHUNK_DONE:
+            self._check_done(pending)
+            self._finish(cookie)
+
+    def _check_done(self, pending: Pending) -> None:
+        if pending.error:
+            return
+        if pending.command is Command.READ and not pending.is_complete():
+            raise ProtocolError(f"a read of {pending.length} bytes at {pending.offset:#x} ended with parts missing")
+        if pending.command is Command.BLOCK_STATUS and not pending.extents:
+            raise ProtocolError("a block status request ended without an answer")
+
+    def _find(self, cookie: int) -> Pending:
+        pending = self._pending.get(cookie)
+        if pending is None:
+            raise ProtocolError(f"an answer to a request that was not made (cookie {cookie:#x})")
+        return pending
+
+    def _finish(self, cookie: int) -> None:
+        self._pending.pop(cookie).done = True
+
+
+def _option_reply(expected: Option) -> Generator[memoryview, None, tuple[int, bytes]]:
+    magic, number, kind, length = wire.OPTION_REPLY.unpack((yield from take(wire.OPTION_REPLY.size)))
+    if magic != wire.OPTION_REPLY_MAGIC or number != expected:
+        raise ProtocolError("the server answers another option than asked")
+    if length > wire.OPTION_MAX:
+        raise ProtocolError(f"an option reply of {length} bytes")
+    return kind, (yield from take(length))
+
+
+def _take_info(export: Export, data: bytes) -> None:
+    kind = int.from_bytes(data[:2], "big")
+    if kind == Info.EXPORT:
+        if len(data) != wire.INFO_EXPORT.size:
+            raise ProtocolError(f"information on the export in {len(data)} bytes")
+        _, export.size, flags = wire.INFO_EXPORT.unpack(data)
+        export.flags = Transmission(flags)
+    elif kind == Info.BLOCK_SIZE:
+        if len(data) != wire.INFO_BLOCK_SIZE.size:
+            raise ProtocolError(f"block sizes in {len(data)} bytes")
+        _, export.block_min, export.preferred, export.payload_max = wire.INFO_BLOCK_SIZE.unpack(data)
+        minimum, preferred = export.block_min, export.preferred
+        powers = all(size and not size & (size - 1) for size in (minimum, preferred))
+        if not powers or minimum > 65536 or not minimum <= preferred <= export.payload_max:
+            raise ProtocolError(f"block sizes {minimum}, {preferred}, {export.payload_max}")
+        export.payload_max = min(export.payload_max, wire.PAYLOAD_MAX)
+
+
+def _take_error(pending: Pending, kind: int, length: int) -> Machine:
+    if not 6 <= length <= wire.NAME_MAX + 14:
+        raise ProtocolError(f"an error of {length} bytes")
+    raw = yield from take(length)
+    size = int.from_bytes(raw[4:6], "big")
+    if 6 + size + (8 if kind == Chunk.ERROR_OFFSET else 0) > length:
+        raise ProtocolError("an error message that is longer than its chunk")
+    pending.error = int.from_bytes(raw[:4], "big") or wire.EIO
+    pending.message = raw[6 : 6 + size].decode("utf-8", "replace")
+
+
+def _take_status(pending: Pending, length: int, context: int | None) -> Machine:
+    if not 12 <= length <= STATUS_MAX or (length - 4) % _DESCRIPTOR.size:
+        raise ProtocolError(f"a block status of {length} bytes")
+    raw = yield from take(length)
+    if int.from_bytes(raw[:4], "big") != context:
+        raise ProtocolError("the block status of something that was not asked for")
+    covered = sum(size for size, _ in pending.extents)
+    for size, flags in _DESCRIPTOR.iter_unpack(raw[4:]):
+        if not size or covered >= pending.length:
+            raise ProtocolError("a block status that is longer than the request")
+        pending.extents.append((size, flags))
+        covered += size
+
+
+def _refused(kind: int, data: bytes, name: str) -> ErofsEdgeError:
+    reason = _REFUSALS.get(kind, f"the server refuses (reply {kind:#x})")
+    hint = "nbds:// asks for TLS" if kind == OptionReply.ERR_TLS_REQD else None
+    error = DeviceError if kind == OptionReply.ERR_UNKNOWN else DeviceRefusedError
+    return error(f"{reason}{_said(data)}", where=f"export {name!r}", hint=hint)
+
+
+def _said(data: bytes) -> str:
+    return f": {data.decode('utf-8', 'replace')}" if data else ""

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An NBD export over a real connection: nbd://, nbds:// (TLS) and nbd+unix:// addresses.
+
+The only file of the client that knows sockets. Large ranges go in pieces, several under way at a time. A peer that is
+silent for TIMEOUT seconds is given up.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from erofs_edge.errors import DeviceError, UsageError
+from erofs_edge.transport.nbd import wire
+from erofs_edge.transport.nbd.client import Client, Export, Pending
+from erofs_edge.transport.nbd.wire import Transmission
+
+TIMEOUT = 30.0  # seconds without a byte from, or to, the peer
+PIECE = 1 << 20  # bytes of a request
+WINDOW = 8  # requests under way
+STATUS_SPAN = 1 << 30  # bytes that one block status request asks for
+ZERO_SPAN = 1 << 30
+
+SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
+Trust = Callable[[], ssl.SSLContext]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an export is: `socket` a path, or `host` and `port`."""
+
+    uri: str
+    export: str
+    host: str = ""
+    port: int = wire.PORT
+    socket: Path | None = None
+    tls: bool = False
+
+
+def parse_address(uri: str) -> Address:
+    """An address in the form of the NBD project's URI specification. Raises UsageError."""
+    try:
+        parts = urlsplit(uri)
+        port = parts.port or wire.PORT
+    except ValueError as error:
+        raise UsageError(f"not an NBD address: {error}", where=uri) from None
+    if parts.scheme not in SCHEMES:
+        raise UsageError(f"not an NBD address: {uri!r}", hint="nbd://HOST[:PORT]/EXPORT or nbds://…")
+    tls, export = parts.scheme.startswith("nbds"), unquote(parts.path.removeprefix("/"))
+    if parts.scheme.endswith("+unix"):
+        names = parse_qs(parts.query).get("socket")
+        if not names:
+            raise UsageError("no socket in the address", where=uri, hint="nbd+unix:///EXPORT?socket=PATH")
+        return Address(uri, export, parts.hostname or "localhost", socket=Path(names[0]), tls=tls)
+    if not parts.hostname:
+        raise UsageError("no host in the address", where=uri)
+    return Address(uri, export, parts.hostname, port, tls=tls)
+
+
+class Connection:
+    """One export, opened. Methods raise DeviceError where the connection or the server fails, CapacityError where the
+    server ran out of space, ProtocolError where it breaks the rules."""
+
+    def __init__(
+        self, address: Address, *, trust: Trust = ssl.create_default_context, timeout: float = TIMEOUT
+    ) -> None:
+        self.address = address
+        self.sent = self.received = 0  # bytes
+        self._trust = trust
+        self._client = Client(address.export, tls=address.tls)
+        try:
+            self._socket = _dial(address, timeout)
+        except OSError as error:
+            raise DeviceError(f"cannot connect: {error.strerror or error}", where=address.uri) from error
+        try:
+            while self._client.export is None:
+                self._step()
+        except BaseException:
+            self._socket.close()
+            raise
+        self.export: Export = self._client.export
+
+    @property
+    def size(self) -> int:
+        """Bytes of the export."""
+        return self.export.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill `target` from the export."""
+        piece = min(PIECE, self.export.payload_max)
+        self._run(self._client.read(offset + at, target[at : at + piece]) for at in range(0, len(target), piece))
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Returns when the server has taken all of it; `flush` makes it last."""
+        piece = min(PIECE, self.export.payload_max)
+        source = memoryview(data)
+        self._run(self._client.write(offset + at, source[at : at + piece]) for at in range(0, len(data), piece))
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, as cheaply as the server can."""
+        if not self.export.can(Transmission.SEND_WRITE_ZEROES):
+            zeros = bytes(min(length, PIECE))
+            for at in range(0, length, PIECE):
+                self.write(offset + at, memoryview(zeros)[: length - at])
+            return
+        self._run(
+            self._client.write_zeroes(offset + at, min(ZERO_SPAN, length - at)) for at in range(0, length, ZERO_SPAN)
+        )
+
+    def flush(self) -> None:
+        """What was written lasts (a server that cannot flush writes through)."""
+        if self.export.can(Transmission.SEND_FLUSH):
+            self._run(iter([self._client.flush()]))
+
+    def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of what may hold anything but zeros. Without the server's help that is the whole range."""
+        end = offset + length
+        if self.export.status is None:
+            yield offset, end
+            return
+        while offset < end:
+            pending = self._client.block_status(offset, min(STATUS_SPAN, end - offset))
+            self._run(iter([pending]))
+            for size, flags in pending.extents:
+                if not flags & wire.STATE_ZERO:
+                    yield offset, min(end, offset + size)
+                offset += size
+
+    def close(self) -> None:
+        """Say good-bye, if that can be done."""
+        try:
+            self._client.disconnect()
+            self._send()
+        except OSError:
+            pass
+        finally:
+            self._socket.close()
+
+    def _run(self, requests: Iterator[Pending]) -> None:
+        """Have all requests answered, WINDOW at a time. The first failure is raised when nothing is under way."""
+        running: deque[Pending] = deque()
+        finished: list[Pending] = []
+        for pending in requests:
+            running.append(pending)
+            self._try(self._send)
+            while len(running) >= WINDOW:
+                self._wait(running.popleft(), finished)
+        while running:
+            self._wait(running.popleft(), finished)
+        for pending in finished:
+            pending.check(self.address.uri)
+
+    def _wait(self, pending: Pending, failed: list[Pending]) -> None:
+        while not pending.done:
+            self._step()
+        if pending.error:
+            failed.append(pending)
+
+    def _step(self) -> None:
+        """Send what is to be sent, receive once."""
+        self._try(self._send)
+        self._try(self._receive)
+        if self._client.upgrade:
+            self._client.upgrade = False
+            self._try(self._encrypt)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except TimeoutError as error:
+            raise DeviceError(
+                f"no answer for {self._socket.gettimeout():g} s", where=self.address.uri, hint="is the link alive?"
+            ) from error
+        except OSError as error:
+            raise DeviceError(f"connection lost: {error.strerror or error}", where=self.address.uri) from error
+
+    def _send(self) -> None:
+        for chunk in self._client.outbox:
+            self._socket.sendall(chunk)
+            self.sent += len(chunk)
+        self._client.outbox.clear()
+
+    def _receive(self) -> None:
+        count = self._socket.recv_into(self._client.feed.buffer)
+        if not count:
+            raise DeviceError("the server closed the connection", where=self.address.uri)
+        self.received += count
+        self._client.feed.filled(count)
+
+    def _encrypt(self) -> None:
+        try:
+            self._socket = self._trust().wrap_socket(self._socket, server_hostname=self.address.host)
+        except ssl.SSLError as error:
+            raise DeviceError(f"TLS failed: {error.reason or error}", where=self.address.uri) from error
+
+
+def _dial(address: Address, timeout: float) -> socket.socket:
+    if address.socket is not None:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(str(address.socket))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+    connection = socket.create_connection((address.host, address.port), timeout)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
