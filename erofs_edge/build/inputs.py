@@ -50,9 +50,10 @@ class Inputs:
         return max(self.lock.date, self.system.lock.date)
 
 
-def gather(board_path: Path, locks: Path | None = None) -> Inputs:
+def gather(board_path: Path, locks: Path | None = None, system_path: Path | None = None) -> Inputs:
     """Load a board, its manifests and their locks; a lock in the folder `locks` wins over the one beside its file.
 
+    `system_path` is a manifest that takes the place of the board's own.
     Raises ManifestError where one is missing, wrong, or made for another list of packages.
     """
     board = load_board(board_path)
@@ -65,11 +66,14 @@ def gather(board_path: Path, locks: Path | None = None) -> Inputs:
             hint="give one partition the path of a manifest as its `content`",
         )
     partition, manifest = named[0]
-    system = load_system(Path(manifest))
-    return Inputs(board, _lock_of(board, locks), partition, Locked(system, _lock_of(system, locks)))
+    system = load_system(system_path if system_path is not None else Path(manifest))
+    if system.value.arch != board.value.arch:
+        raise system.error("arch", f"the system is for {system.value.arch}, the board for {board.value.arch}")
+    return Inputs(board, lock_of(board, locks), partition, Locked(system, lock_of(system, locks)))
 
 
-def _lock_of(loaded: Loaded[Board] | Loaded[System], folder: Path | None) -> Lock:
+def lock_of(loaded: Loaded[Board] | Loaded[System], folder: Path | None = None) -> Lock:
+    """The lock of a board or a manifest: in `folder`, else beside it. Raises ManifestError where it does not fit."""
     path = lock_path(loaded.path)
     if folder is not None and (folder / path.name).exists():
         path = folder / path.name
@@ -83,9 +87,13 @@ def digest(inputs: Inputs, public_key: bytes) -> str:
     parts: list[object] = [FORMAT_VERSION, __version__, hashlib.sha256(public_key).hexdigest()]
     parts += [inputs.board.digest, inputs.system.loaded.digest]
     parts += [hashlib.sha256(lock_bytes(lock)).hexdigest() for lock in (inputs.lock, inputs.system.lock)]
-    for folder in _host_paths(inputs.system.loaded.value):
-        parts += [list(row) for row in _files(folder)]
+    parts += system_files(inputs.system.loaded.value)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def system_files(system: System) -> list[list[str]]:
+    """A row for everything on this machine that a manifest takes content from, in a fixed order."""
+    return [list(row) for folder in _host_paths(system) for row in _files(folder)]
 
 
 def _host_paths(system: System) -> list[Path]:

@@ -40,7 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "system": ("erofs_edge.cli.system", "A manifest's packages: run their own scripts, compare with what is declared."),
     "fs": ("erofs_edge.cli.fs", "EROFS images: build, list, read, extract, check, dump."),
     "verity": ("erofs_edge.cli.verity", "dm-verity hash trees: format and verify."),
-    "verify": ("erofs_edge.cli.verify", "Check all that a key vouches for, from the partition table to the last block."),
+    "verify": ("erofs_edge.cli.verify", "Check all that a key vouches for, from partition table to last block."),
     "keys": ("erofs_edge.cli.keys", "Signing keys: make, list, show, rotate."),
     "sign": ("erofs_edge.cli.sign", "Sign root hashes and release records, here or without a network."),
     "tools": ("erofs_edge.cli.tools", "QEMU and the reference tools, in a private prefix."),

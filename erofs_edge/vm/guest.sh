@@ -78,7 +78,8 @@ finish() {
     exec 3>&-
 }
 
-now=$(date +%s.%N)
+# busybox knows whole seconds only
+now=$(/bin/chroot /newroot /usr/bin/date +%s.%N 2>/dev/null) || now=$(date +%s)
 read -r up rest </proc/uptime
 echo "erofs-edge: clock $now $up"
 
