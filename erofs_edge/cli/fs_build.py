@@ -72,6 +72,11 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 @click.option("--chunksize", metavar="SIZE", help="Chunks of files that are not compressed; equal ones are shared.")
 @click.option("--blobdev", type=click.Path(path_type=Path), metavar="FILE", help="Chunks go here (5.16).")
 @click.option("--xattr-prefix", multiple=True, metavar="PREFIX", help="A long prefix of attributes' names (6.4).")
+@click.option(
+    "--baseline", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="OLD",
+    help="Keep everything that has not changed where it is in this image.",
+)  # fmt: skip
+@click.option("--compact", is_flag=True, help="With --baseline: leave no free blocks.")
 @tree_options
 @click.option("--kernel", metavar="VERSION", help="Refuse what this Linux cannot mount: 5.15, android13-5.15.")
 @click.option("--all-root", is_flag=True, help="Everything belongs to user and group 0.")
@@ -160,6 +165,8 @@ def _options(
     extended: tuple[str, ...],
     chunksize: str | None,
     blobdev: Path | None,
+    baseline: Path | None,
+    compact: bool,
     xattr_tolerance: int,
     xattr_prefix: tuple[str, ...],
     kernel: str | None,
@@ -182,6 +189,8 @@ def _options(
         volume_name=os.fsencode(volume_name),
         chunk_size=_size("--chunksize", chunksize) if chunksize is not None else None,
         blob=blobdev,
+        baseline=baseline,
+        compact=compact,
         xattr_tolerance=xattr_tolerance,
         xattr_prefixes=tuple(map(os.fsencode, xattr_prefix)),
         kernel=parse_kernel(kernel) if kernel is not None else None,
@@ -244,6 +253,10 @@ def _extended(groups: tuple[str, ...]) -> dict[str, Any]:
     return fields
 
 
+def _share(blocks: int, info: ErofsInfo) -> str:
+    return f"{blocks} blocks ({100 * blocks / info.blocks:.2f} %)"
+
+
 def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
     from erofs_edge.erofs.gate import version_text
 
@@ -256,6 +269,16 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         ("uuid", str(uuids.UUID(bytes=info.uuid))),
         ("needs", f"Linux {version_text(info.minimum_kernel)}"),
     ]
+    if info.changed_blocks is not None:
+        rows += [
+            (
+                "changed",
+                f"{_share(info.changed_blocks, info)} are not as in the baseline; all others are where they were",
+            ),
+            ("free", f"{_share(info.free_blocks, info)}, for later images"),
+        ]
+    if info.placed_anew is not None:
+        rows.append(("placed anew", f"everything from block {info.placed_anew} on, so that fewer blocks are free"))
     if not stats:
         return rows
     return [

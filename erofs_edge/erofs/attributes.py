@@ -9,9 +9,10 @@ names an inode certainly lacks. Long prefixes, where the image has a table of th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 from erofs_edge.erofs.ondisk import (
     XATTR_ENTRY,
@@ -26,6 +27,7 @@ SHARED_MAX = 255  # shared attributes of one inode: an 8-bit count
 ICOUNT_MAX = 0xFFFF
 PREFIXES_MAX = 128
 INFIX_MAX = 255
+GAP_MAX = 4096  # bytes that an entry may leave free before it to keep its old place
 Attribute = tuple[bytes, bytes]  # full name, value
 
 
@@ -80,17 +82,29 @@ def count_attributes(sets: Iterable[dict[bytes, bytes]]) -> Counter[Attribute]:
 
 
 def shared_area(
-    uses: Counter[Attribute], offset: int, rules: AttributeRules = DEFAULT_RULES
+    uses: Counter[Attribute],
+    offset: int,
+    rules: AttributeRules = DEFAULT_RULES,
+    old: Mapping[Attribute, int] = MappingProxyType({}),
 ) -> tuple[bytes, dict[Attribute, int]]:
     """The shared entries in the order of (name, value), and the id of each.
 
-    `offset` is where the area starts, in bytes from xattr_blkaddr, a multiple of 4; an id is such an offset / 4.
+    `offset` is where the area starts, in bytes from xattr_blkaddr, a multiple of 4; an id is such an offset / 4. The
+    entries that have an `old` offset keep it as far as they can; the others follow behind them.
     """
     area = bytearray()
     ids = {}
-    for attribute in sorted(a for a, users in uses.items() if users > rules.tolerance):
-        ids[attribute] = (offset + len(area)) // 4
-        area += entry(*attribute, rules)
+    shared = sorted(a for a, users in uses.items() if users > rules.tolerance)
+    for attribute in sorted((a for a in shared if a in old), key=lambda a: old[a]):
+        gap = old[attribute] - offset - len(area)
+        if 0 <= gap <= GAP_MAX and not old[attribute] % 4:
+            area += bytes(gap)
+            ids[attribute] = old[attribute] // 4
+            area += entry(*attribute, rules)
+    for attribute in shared:
+        if attribute not in ids:
+            ids[attribute] = (offset + len(area)) // 4
+            area += entry(*attribute, rules)
     return bytes(area), ids
 
 

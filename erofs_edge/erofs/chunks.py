@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from erofs_edge.erofs.ondisk import CHUNK_INDEX, CHUNK_INDEXES, DEVICE_SLOT, LAYOUT_CHUNK_BASED, NULL_ADDR
 from erofs_edge.erofs.output import Sink
 from erofs_edge.erofs.plan import Node
+from erofs_edge.erofs.spool import Spool
 
 CHUNK_BITS_MAX = 30  # of bytes: kernels of 32 bits shift a long by it
 
@@ -25,7 +26,7 @@ class ChunkStore:
     files   how many were stored; `equal` and `holes`: chunks that needed no blocks
     """
 
-    def __init__(self, sink: Sink, block_bits: int, chunk_size: int, *, indexes: bool, device: int) -> None:
+    def __init__(self, sink: Sink | Spool, block_bits: int, chunk_size: int, *, indexes: bool, device: int) -> None:
         self._sink = sink
         self._block_bits = block_bits
         self._chunk_size = chunk_size
@@ -34,6 +35,8 @@ class ChunkStore:
         self._known: dict[bytes, int] = {}
         self._zeros = bytes(chunk_size)
         self._table: list[int] = []
+        self._copies: list[tuple[Node, Node]] = []
+        self._unsettled: list[tuple[Node, list[int]]] = []
         self.files = self.equal = self.holes = 0
 
     def take(self, node: Node, data: bytes, offset: int) -> None:
@@ -41,12 +44,26 @@ class ChunkStore:
         if not offset:
             self._table = []
         view = memoryview(data)
-        self._table += [self._store(view[at : at + self._chunk_size]) for at in range(0, len(data), self._chunk_size)]
+        for at in range(0, len(data), self._chunk_size):
+            self._table.append(self._store(view[at : at + self._chunk_size], node.path, offset + at))
         if offset + len(data) == node.size:
             self._finish(node)
 
-    def _store(self, chunk: memoryview) -> int:
-        """The first block of a chunk, NULL_ADDR for zeros."""
+    def copy(self, node: Node, original: Node) -> None:
+        """A file that has the chunks of another one."""
+        node.layout, node.i_u = original.layout, original.i_u
+        node.index, node.index_align = original.index, original.index_align
+        self._copies.append((node, original))
+
+    def settle(self, where: Callable[[int], int]) -> None:
+        """Give chunks the blocks of the image that theirs turned out to be; as often as that changes."""
+        for node, table in self._unsettled:
+            self._set_table(node, [block if block == NULL_ADDR else where(block) for block in table])
+        for node, original in self._copies:
+            node.i_u, node.index = original.i_u, original.index
+
+    def _store(self, chunk: memoryview, path: bytes, offset: int) -> int:
+        """The first block of a chunk of that file, NULL_ADDR for zeros."""
         if chunk == self._zeros[: len(chunk)]:
             self.holes += 1
             return NULL_ADDR
@@ -55,6 +72,8 @@ class ChunkStore:
         if block is not None:
             self.equal += 1
             return block
+        if isinstance(self._sink, Spool):
+            self._sink.start(path, offset)
         block = self._known[key] = self._sink.position >> self._block_bits
         self._sink.append([chunk])
         if padding := -len(chunk) % (1 << self._block_bits):
@@ -62,8 +81,14 @@ class ChunkStore:
         return block
 
     def _finish(self, node: Node) -> None:
+        self.files += 1
+        if isinstance(self._sink, Spool):
+            self._unsettled.append((node, self._table))
+        self._set_table(node, self._table)
+
+    def _set_table(self, node: Node, table: Sequence[int]) -> None:
         chunk_bits = self._chunk_size.bit_length() - 1
-        table, more = merge(self._table, self._chunk_size >> self._block_bits, CHUNK_BITS_MAX - chunk_bits)
+        table, more = merge(table, self._chunk_size >> self._block_bits, CHUNK_BITS_MAX - chunk_bits)
         node.layout = LAYOUT_CHUNK_BASED
         node.i_u = chunk_bits + more - self._block_bits
         if self._indexes:
@@ -74,7 +99,6 @@ class ChunkStore:
         else:
             node.index = struct.pack(f"<{len(table)}I", *table)
             node.index_align = 4
-        self.files += 1
 
 
 def finish_device(sink: Sink, block_size: int, image_blocks: int) -> bytes:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from erofs_edge.erofs.chunks import ChunkStore
@@ -25,6 +25,7 @@ from erofs_edge.erofs.pipeline import Stored
 from erofs_edge.erofs.plan import Node, choose_flat_layout
 from erofs_edge.erofs.repeats import Key, Repeats
 from erofs_edge.erofs.sharing import place_extent
+from erofs_edge.erofs.spool import Spool
 from erofs_edge.errors import SourceError
 
 COPY = 4 << 20  # bytes
@@ -43,13 +44,15 @@ class _Placed:
 class FileStore:
     """Takes stored pieces in order. `originals` are the files that others will be copies of.
 
+    With a Spool as sink the blocks get their numbers in the image only by `settle`.
+
     features  incompatible bits that what was stored needs
     repeats   extents that are parts of other files, of `repeated` bytes
     """
 
     def __init__(
         self,
-        sink: Sink,
+        sink: Sink | Spool,
         codings: Codings,
         options: WriteOptions,
         originals: Iterable[Node],
@@ -69,6 +72,7 @@ class FileStore:
         self._flat = False
         self._tail = b""
         self._unplaced: list[tuple[Node, _Placed]] = []
+        self._unsettled: dict[Node, _Placed] = {}
         self.packer = Packer(options.block_size)
         self.compressed = self.stored = self.reused = self.shared = self.repeats = self.repeated = 0
         self.features = 0
@@ -81,7 +85,7 @@ class FileStore:
             self._copy(node, piece.twin)
             return
         if not piece.offset:
-            self._first_block = self._sink.position // self._block_size
+            self._begin(node)
             self._extents = []
             self._flat = stored.segment is None
         elif self._flat != (stored.segment is None):
@@ -96,9 +100,19 @@ class FileStore:
 
     def take_symlink(self, node: Node) -> None:
         """A target: beside its inode where it fits."""
-        self._first_block = self._sink.position // self._block_size
+        self._begin(node)
         choose_flat_layout(node, self._block_size, self._block_size - node.head_size)
         self._append_data(node, node.inode.target, last=True)
+
+    def settle(self, where: Callable[[int], int]) -> None:
+        """Give files the blocks of the image that theirs turned out to be; as often as that changes."""
+        for node, stored in self._unsettled.items():
+            if stored.extents is None:
+                node.i_u = where(stored.block)
+            else:
+                self._set_index(node, stored, -1, where)
+        if self._chunks is not None:
+            self._chunks.settle(where)
 
     def place_fragments(self) -> None:
         """Every file is stored and the packed inode complete: make the indexes that name places in it."""
@@ -110,6 +124,17 @@ class FileStore:
     def fragments(self) -> int:
         """Files that lie, or end, in the packed inode."""
         return len(self._unplaced)
+
+    def _begin(self, node: Node) -> None:
+        """The blocks of a file follow."""
+        if isinstance(self._sink, Spool):
+            self._sink.start(node.path)
+        self._first_block = self._sink.position // self._block_size
+
+    def _set_block(self, node: Node, block: int) -> None:
+        node.i_u = block
+        if isinstance(self._sink, Spool):
+            self._unsettled[node] = _Placed(block, None)
 
     def _append_segment(self, segment: Segment, key: Key) -> None:
         chunks: list[Chunk] = []
@@ -157,14 +182,21 @@ class FileStore:
         node.tail, node.tail_size = placed.tail, len(placed.tail)
         if placed.tail:
             self.features |= INCOMPAT_ZTAILPACKING
-        self._set_index(node, placed, -1)
+        if isinstance(self._sink, Spool):
+            self._unsettled[node] = placed
+        else:
+            self._set_index(node, placed, -1)
 
-    def _set_index(self, node: Node, placed: _Placed, fragment: int) -> None:
+    def _set_index(
+        self, node: Node, placed: _Placed, fragment: int, where: Callable[[int], int] = lambda block: block
+    ) -> None:
         extents = placed.extents
         assert extents is not None  # noqa: S101 - it is compressed
+        has_blocks = any(extent.own for extent in extents)
         options, rules = self._options, self._codings.of(node)
         assert rules is not None  # noqa: S101 - it is compressed
         whole = fragment >= 0 and len(extents) == 1
+        extents = [e if e.place < 0 else e._replace(place=where(e.place)) for e in extents]
         refers = any(extent.place >= 0 for extent in extents)  # compact indexes say where the first pcluster is only
         if refers:
             self.features |= INCOMPAT_DEDUPE
@@ -177,7 +209,7 @@ class FileStore:
             node.size,
             block_bits=options.block_bits,
             big=self._codings.big,
-            first_block=placed.block,
+            first_block=where(placed.block) if has_blocks else 1,  # which says nothing then
             position=node.head_size + 7 & ~7,
             inline=node.tail_size,
             full=full,
@@ -217,7 +249,7 @@ class FileStore:
             node.tail = data[whole:]
         if not whole:
             return
-        node.i_u = self._first_block
+        self._set_block(node, self._first_block)
         self._sink.append([memoryview(data)[:whole]])
         if padding := -whole % self._block_size:
             self._sink.append([bytes(padding)])
@@ -228,15 +260,15 @@ class FileStore:
         assert placed is not None  # noqa: S101 - the original comes first
         self.reused += 1
         if original.layout == LAYOUT_CHUNK_BASED:
-            node.layout, node.i_u = original.layout, original.i_u
-            node.index, node.index_align = original.index, original.index_align
+            assert self._chunks is not None  # noqa: S101 - it made the original
+            self._chunks.copy(node, original)
             self.stored += 1
             self.shared += 1
             return
         if self._options.shares and self._share(node, original, placed):
             self.shared += 1
             return
-        self._first_block = self._sink.position // self._block_size
+        self._begin(node)
         start = placed.block * self._block_size
         if placed.extents is None:
             size = original.size - original.tail_size
@@ -270,6 +302,6 @@ class FileStore:
             tail_at = placed.block * self._block_size + node.size - node.tail_size
             node.tail = original.tail or self._sink.read(tail_at, node.tail_size)
         if blocks:
-            node.i_u = placed.block
+            self._set_block(node, placed.block)
         self.stored += node.size > node.tail_size
         return True

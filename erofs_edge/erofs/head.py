@@ -6,9 +6,11 @@ The root stands right behind the superblock because its nid has only 16 bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from erofs_edge.erofs.attributes import inline_area, shared_area
+from erofs_edge.erofs.attributes import Attribute, inline_area, shared_area
 from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.ondisk import (
     COMPAT_MTIME,
@@ -45,8 +47,10 @@ class Head:
     codings: Codings
 
 
-def plan_head(plan: Plan, codings: Codings, options: WriteOptions) -> Head:
-    """Give the root its place, and every node its attribute area."""
+def plan_head(
+    plan: Plan, codings: Codings, options: WriteOptions, old: Mapping[Attribute, int] = MappingProxyType({})
+) -> Head:
+    """Give the root its place, and every node its attribute area. `old` says where shared attributes were, in bytes."""
     block_size = options.block_size
     record = codings.records(block_size)
     root = plan.nodes[0]
@@ -59,7 +63,7 @@ def plan_head(plan: Plan, codings: Codings, options: WriteOptions) -> Head:
     root.nid = root_at >> SLOT_BITS
     root_blocks = choose_flat_layout(root, block_size, room)
     shared_at = _round_up(root_at + root.head_size + root.tail_size, 4)
-    shared, ids = shared_area(plan.attributes, shared_at, rules)
+    shared, ids = shared_area(plan.attributes, shared_at, rules, old)
     for node in plan.nodes:
         node.xattrs = inline_area(node.inode.xattrs if plan.attributes else {}, ids, node.where, rules)
     plan.prefixes_at = shared_at + len(shared)

@@ -55,6 +55,8 @@ class WriteOptions:
                   equal chunks are stored once; needs Linux 5.15
     chunk_indexes  the longer form of their tables
     blob          chunks go to this file, which is to be mounted with the image; needs Linux 5.16
+    baseline      an image that this one takes the place of: what has not changed stays where it was
+    compact       with a baseline: leave no free blocks, whatever has to move for that
     xattr_tolerance  attributes of more inodes than this are shared; negative: none are stored
     xattr_filter  store which names an inode lacks
     xattr_prefixes  long prefixes of attributes' names, kept in a table; needs Linux 6.4
@@ -87,6 +89,8 @@ class WriteOptions:
     chunk_size: int | None = None
     chunk_indexes: bool = False
     blob: Path | None = None
+    baseline: Path | None = None
+    compact: bool = False
     xattr_tolerance: int = 2
     xattr_filter: bool = True
     xattr_prefixes: tuple[bytes, ...] = ()
@@ -122,6 +126,7 @@ class WriteOptions:
         if self.jobs is not None and self.jobs < 1:
             raise UsageError("jobs must be at least 1")
         _check_chunks(self)
+        _check_baseline(self)
         _ = self.attributes
         check_kernel(self.features, self.kernel)
 
@@ -203,6 +208,17 @@ def _check_chunks(options: WriteOptions) -> None:
         raise UsageError("chunks and fragments exclude each other", hint="use one of --chunksize and -E fragments")
 
 
+def _check_baseline(options: WriteOptions) -> None:
+    if options.compact and options.baseline is None:
+        raise UsageError("compact needs a baseline", hint="an image without one has no free blocks; or add --baseline")
+    if options.baseline is None:
+        return
+    if options.fragments != "none":
+        raise UsageError("fragments cannot keep their places", hint="use one of --baseline and -E fragments")
+    if options.blob is not None:
+        raise UsageError("data on a further device cannot keep its place", hint="use one of --baseline and --blobdev")
+
+
 def _check_packing(options: WriteOptions) -> None:
     if options.compression == "none" and (options.ztailpacking or options.fragments != "none"):
         name = "ztailpacking" if options.ztailpacking else "fragments"
@@ -225,6 +241,10 @@ class ErofsInfo:
     cache_hits, cache_misses  segments found in the cache, and those compressed anew
     chunked             chunk-based files; `equal_chunks`, `holes`: their chunks that needed no blocks
     device_blocks       on the further device
+    free_blocks         of the image, that belong to nothing
+    kept_blocks         of data, that are where the baseline has them; `changed_blocks`: those of the image that differ
+                        from the baseline's at the same place; None without a baseline
+    placed_anew         the block from which on everything was placed anew, to keep the image small; None: nothing was
     features            names in gate.FEATURES of what the image needs
     minimum_kernel      the first Linux that mounts it, as (6, 1)
     """
@@ -255,5 +275,9 @@ class ErofsInfo:
     equal_chunks: int = 0
     holes: int = 0
     device_blocks: int = 0
+    free_blocks: int = 0
+    kept_blocks: int | None = None
+    changed_blocks: int | None = None
+    placed_anew: int | None = None
     features: list[str] = field(default_factory=list)
     minimum_kernel: Version = (5, 4)

@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -54,7 +55,7 @@ class Hashing:
 class Sink:
     """Appends chunks to a file. `position` is where the next one goes, in bytes.
 
-    `hashing`, where asked for, sees everything that is appended, overwritten parts included.
+    `hashing`, where asked for, sees everything that is appended, also what is overwritten after `was_rewound`.
     """
 
     def __init__(self, fd: int, name: Path, hashing: Hashing | None = None) -> None:
@@ -64,6 +65,7 @@ class Sink:
         self._chunks: list[Chunk] = []
         self._pending = 0
         self.position = 0
+        self.was_rewound = False
 
     def append(self, chunks: Sequence[Chunk]) -> None:
         """Chunks are kept until written: they must not change."""
@@ -104,6 +106,7 @@ class Sink:
         """Go back: what was appended from `position` on will be overwritten."""
         self.flush()
         self.position = position
+        self.was_rewound = True
 
     def finish(self, size: int) -> None:
         """Everything is written; the file has `size` bytes."""
@@ -147,6 +150,15 @@ def replacing(path: Path, *, hashing: bool = False) -> Iterator[Sink]:
         os.close(fd)
         if named:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(beside: Path) -> Iterator[Sink]:
+    """A sink whose file has no name and is gone when the block ends, on the file system of `beside`."""
+    with _writing(beside):
+        file = tempfile.TemporaryFile(dir=beside.parent)  # noqa: SIM115 - an error within the block is not one of this
+    with file:
+        yield Sink(file.fileno(), beside)
 
 
 def _write_all(fd: int, chunks: Sequence[Chunk], offset: int) -> int:

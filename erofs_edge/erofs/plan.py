@@ -50,6 +50,7 @@ class Node:
                  multiple of `index_align` bytes
     names        a directory's names, block by block
     nid          number = place; -1 until placed
+    ino          i_ino, which no kernel looks at; 0: the same as `number`
     """
 
     inode: Inode
@@ -73,6 +74,7 @@ class Node:
     names: list[Names] = field(default_factory=list)
     children: dict[bytes, Node] = field(default_factory=dict)
     nid: int = -1
+    ino: int = 0
 
     @property
     def head_size(self) -> int:
@@ -107,17 +109,19 @@ class Plan:
         return (n for n in self.nodes if n.inode.is_file and n.size and n is not self.packed)
 
 
-def make_plan(tree: FileTree, options: WriteOptions) -> Plan:
-    """Raises SourceError, naming the path, for what no EROFS image can hold."""
+def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | None = None) -> Plan:
+    """`epoch` is the image's own time, seconds and nanoseconds, where options and tree are not to say it.
+
+    Raises SourceError, naming the path, for what no EROFS image can hold."""
     nodes = list(_collect(tree))
     for node in nodes:
         _check(node)
         _describe(node, options)
-    epoch, epoch_ns = _epoch(nodes, options)
+    seconds, nanoseconds = epoch if epoch is not None and options.epoch is None else _epoch(nodes, options)
     for node in nodes:
-        node.extended = _needs_extended(node, (epoch, epoch_ns), options)
+        node.extended = _needs_extended(node, (seconds, nanoseconds), options)
     attributes = count_attributes(node.inode.xattrs for node in nodes if options.xattr_tolerance >= 0)
-    return Plan(nodes, epoch, epoch_ns, attributes)
+    return Plan(nodes, seconds, nanoseconds, attributes)
 
 
 def is_tiny(node: Node, room: int) -> bool:

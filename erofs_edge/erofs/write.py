@@ -3,20 +3,21 @@
 
 Order on disk: superblock, root inode and shared attributes in the head; file data in order of the plan; then all
 other inodes and directory blocks. So contents stream through once, and only the head is written out of turn. Small
-images need nothing beyond the head's own block for their inodes. Nids count from byte 0.
+images need nothing beyond the head's own block for their inodes. With a baseline the order is that one's, see
+stable.py. Nids count from byte 0.
 """
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from erofs_edge.erofs.baseline import Baseline, open_baseline
 from erofs_edge.erofs.chunks import ChunkStore, finish_device
 from erofs_edge.erofs.codings import Codings, choose_codings
 from erofs_edge.erofs.compress import Tails
@@ -24,15 +25,18 @@ from erofs_edge.erofs.encode import write_nodes
 from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.gate import check_kernel, minimum_kernel, superblock_features
 from erofs_edge.erofs.head import Head, finish_head, plan_head
+from erofs_edge.erofs.identity import content_digest, uuid_from
 from erofs_edge.erofs.layout import directory_blocks, place
 from erofs_edge.erofs.ondisk import NULL_ADDR, SUPER_OFFSET, SUPER_SIZE, SUPERBLOCK, Superblock
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
-from erofs_edge.erofs.output import Sink, replacing
+from erofs_edge.erofs.output import Sink, replacing, scratch
 from erofs_edge.erofs.packed import add_packed_node
 from erofs_edge.erofs.pipeline import find_twins, pieces_of, store
 from erofs_edge.erofs.plan import Plan, make_plan
 from erofs_edge.erofs.repeats import Repeats, find_repeats
 from erofs_edge.erofs.sharing import Shares
+from erofs_edge.erofs.spool import Spool
+from erofs_edge.erofs.stable import Stable, arrange, check_options, claim, keep_numbers
 from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.tree import FileTree
 
@@ -63,38 +67,61 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
     """Write the image of a tree to `out`, which is replaced only when everything went well.
 
     Raises SourceError (something in the tree cannot be stored or read), CapacityError (no space, or more blocks than
-    the format can number), UsageError (`out` is not a regular file).
+    the format can number), UsageError (`out` is not a regular file, the baseline was built with other options),
+    ErofsFormatError (the baseline is no image).
     """
-    plan = make_plan(tree, options)
+    with ExitStack() as stack:
+        baseline = None
+        if options.baseline is not None:
+            baseline = stack.enter_context(open_baseline(options.baseline, options.block_size))
+        return _write(tree, out, options, baseline)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """blocks: of the image; data_blocks: of them, those of files; stable: with a baseline, what became of the layout;
+    changed: the blocks that differ from it."""
+
+    files: FileStore
+    chunks: ChunkStore | None
+    blocks: int
+    data_blocks: int
+    uuid: bytes
+    stable: Stable | None = None
+    changed: int | None = None
+
+
+def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline | None) -> ErofsInfo:
+    plan = make_plan(tree, options, baseline.epoch if baseline else None)
     codings = choose_codings(plan, options)
-    head = plan_head(plan, codings, options)
+    head = plan_head(plan, codings, options, baseline.shared if baseline else {})
     block_size = options.block_size
     cache_before = (options.cache.hits, options.cache.misses) if options.cache else (0, 0)
     if options.blob is not None and options.blob.absolute() == out.absolute():
         raise UsageError("the image and its further device are the same file", where=str(out))
-    other = replacing(options.blob, hashing=True) if options.blob is not None else nullcontext(None)
-    with replacing(out, hashing=options.uuid is None) as sink, other as blob:
-        sink.append([bytes(head.blocks * block_size)])
-        chunks = _chunks(options, sink, blob)
-        files = _store_contents(plan, codings, sink, options, chunks)
-        data_end = sink.position // block_size
-        blocks = _place(plan, head, data_end, block_size)
-        slot = finish_device(blob, block_size, blocks) if blob is not None else b""
-        uuid = _write_metadata(plan, head, sink, options, data_end=data_end, blocks=blocks, slot=slot)
-        sink.finish(blocks * block_size)
+    with ExitStack() as stack:
+        sink = stack.enter_context(replacing(out, hashing=options.uuid is None and baseline is None))
+        if baseline is not None:
+            waiting = stack.enter_context(scratch(out))
+            written = _write_stable(plan, codings, head, sink, waiting, options, baseline)
+            blob = None
+        else:
+            blob = stack.enter_context(replacing(options.blob, hashing=True)) if options.blob is not None else None
+            written = _write_new(plan, codings, head, sink, options, blob)
         features = _features(sink, options)
+    files, chunks, stable = written.files, written.chunks, written.stable
     cache_after = (options.cache.hits, options.cache.misses) if options.cache else (0, 0)
     return ErofsInfo(
         path=out,
-        size=blocks * block_size,
+        size=written.blocks * block_size,
         block_size=block_size,
-        blocks=blocks,
-        data_blocks=data_end - head.blocks,
-        metadata_blocks=blocks - data_end + head.blocks,
+        blocks=written.blocks,
+        data_blocks=written.data_blocks,
+        metadata_blocks=written.blocks - written.data_blocks - (stable.free if stable else 0),
         inodes=len(plan.nodes),
         fragments=files.fragments,
         packed=plan.packed.size if plan.packed is not None else 0,
-        uuid=uuid,
+        uuid=written.uuid,
         epoch=plan.epoch,
         volume_name=options.volume_name,
         uncompressed=sum(node.size for node in plan.files),
@@ -111,9 +138,48 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
         equal_chunks=chunks.equal if chunks else 0,
         holes=chunks.holes if chunks else 0,
         device_blocks=blob.position // block_size if blob else 0,
+        free_blocks=stable.free if stable else 0,
+        kept_blocks=stable.kept if stable else None,
+        changed_blocks=written.changed,
+        placed_anew=stable.anew if stable else None,
         features=features,
         minimum_kernel=minimum_kernel(features),
     )
+
+
+def _write_new(
+    plan: Plan, codings: Codings, head: Head, sink: Sink, options: WriteOptions, blob: Sink | None
+) -> _Written:
+    block_size = options.block_size
+    sink.append([bytes(head.blocks * block_size)])
+    chunks = _chunks(options, sink, blob)
+    files = _store_contents(plan, codings, sink, options, chunks)
+    data_end = sink.position // block_size
+    blocks = _place(plan, head, data_end, block_size)
+    slot = finish_device(blob, block_size, blocks) if blob is not None else b""
+    uuid = _write_metadata(plan, head, sink, options, data_end=data_end, blocks=blocks, slot=slot)
+    sink.finish(blocks * block_size)
+    return _Written(files, chunks, blocks, data_end - head.blocks, uuid)
+
+
+def _write_stable(
+    plan: Plan, codings: Codings, head: Head, sink: Sink, waiting: Sink, options: WriteOptions, baseline: Baseline
+) -> _Written:
+    """The same where a baseline has a say in where things are."""
+    block_size = options.block_size
+    if not options.rules:
+        check_options(baseline, codings, block_size)
+    keep_numbers(plan, baseline)
+    spool = Spool(sink, waiting, baseline, claim(head, baseline), block_size)
+    chunks = _chunks(options, spool, None)
+    files = _store_contents(plan, codings, spool, options, chunks)
+    spool.finish(options.chunk_size)
+    stable = arrange(plan, head, files, spool, baseline, block_size, compact=options.compact)
+    plan.incompat |= files.features
+    _check_blocks(stable.blocks, block_size)
+    spool.write(stable.blocks)
+    uuid, changed = _patch_metadata(plan, head, sink, options, baseline, stable.blocks)
+    return _Written(files, chunks, stable.blocks, stable.data, uuid, stable, changed)
 
 
 def _kinds(plan: Plan) -> dict[str, int]:
@@ -129,7 +195,7 @@ def _features(sink: Sink, options: WriteOptions) -> list[str]:
     return features
 
 
-def _chunks(options: WriteOptions, sink: Sink, blob: Sink | None) -> ChunkStore | None:
+def _chunks(options: WriteOptions, sink: Sink | Spool, blob: Sink | None) -> ChunkStore | None:
     if options.chunk_size is None:
         return None
     return ChunkStore(
@@ -142,7 +208,7 @@ def _chunks(options: WriteOptions, sink: Sink, blob: Sink | None) -> ChunkStore 
 
 
 def _store_contents(
-    plan: Plan, codings: Codings, sink: Sink, options: WriteOptions, chunks: ChunkStore | None
+    plan: Plan, codings: Codings, sink: Sink | Spool, options: WriteOptions, chunks: ChunkStore | None
 ) -> FileStore:
     """All file data, through threads; then what symlink targets need beyond their inodes."""
     rules = codings.default
@@ -209,9 +275,13 @@ def _place(plan: Plan, head: Head, data_end: int, block_size: int) -> int:
 
     directories = directory_blocks(others, block_size)
     place(others, directories, holes=[head.hole], allocate=allocate, block_size=block_size)
+    _check_blocks(blocks, block_size)
+    return blocks
+
+
+def _check_blocks(blocks: int, block_size: int) -> None:
     if blocks > NULL_ADDR:
         raise CapacityError(f"{blocks} blocks of {block_size} bytes are more than an EROFS image can have")
-    return blocks
 
 
 def _write_metadata(
@@ -237,15 +307,47 @@ def _write_metadata(
     uuid = options.uuid
     if uuid is None:
         assert sink.hashing is not None  # noqa: S101 - asked for when there is no UUID
-        uuid = _uuid_from(hashlib.sha256(sink.hashing.digest() + first).digest())
+        content = content_digest(sink, sink.position) if sink.was_rewound else sink.hashing.digest()
+        uuid = uuid_from(content, first)
     finish_head(first, plan, head, options, blocks=blocks, uuid=uuid)
     sink.write_at(0, first)
     return uuid
 
 
-def _uuid_from(digest: bytes) -> bytes:
-    """A UUID of version 8 (RFC 9562: the maker's own scheme)."""
-    raw = bytearray(digest[:16])
-    raw[6] = raw[6] & 0x0F | 0x80
-    raw[8] = raw[8] & 0x3F | 0x80
-    return bytes(raw)
+def _patch_metadata(
+    plan: Plan, head: Head, sink: Sink, options: WriteOptions, baseline: Baseline, blocks: int
+) -> tuple[bytes, int]:
+    """Write inodes and directories to their places, and the head; the image's UUID, and the blocks that changed."""
+    block_size = options.block_size
+    start, end = head.blocks * block_size, blocks * block_size
+    parts: dict[int, bytearray] = {}
+
+    def write(offset: int, data: bytes) -> None:
+        while data:
+            block, at = divmod(offset, block_size)
+            part = parts.setdefault(block, bytearray(block_size))
+            length = min(len(data), block_size - at)
+            part[at : at + length] = data[:length]
+            offset, data = offset + length, data[length:]
+
+    write(0, bytes(start))
+    write(SUPER_OFFSET + SUPER_SIZE, head.record)
+    write(head.shared_at, head.shared)
+    write_nodes(plan.nodes, block_size, write)
+    first = b"".join(parts.pop(block) for block in range(head.blocks))
+    for block, part in sorted(parts.items()):
+        sink.write_at(block * block_size, part)
+    sink.finish(end)
+    changed = 0
+
+    def compare(offset: int, data: bytes) -> None:
+        nonlocal changed
+        changed += baseline.differing(offset, data)
+
+    content = content_digest(sink, end, compare, start)
+    uuid = options.uuid if options.uuid is not None else uuid_from(content, first)
+    raw = bytearray(first)
+    finish_head(raw, plan, head, options, blocks=blocks, uuid=uuid)
+    sink.write_at(0, raw)
+    compare(0, bytes(raw))
+    return uuid, changed

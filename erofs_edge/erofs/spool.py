@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File data on its way to an image whose layout is not known yet, because a baseline has a say in it.
+
+Data comes as runs of blocks that must stay together, in a space of addresses of its own, as if the image had nothing
+else in it. What is byte for byte where the baseline has the file of that path is written to its old place at once; the
+rest waits in a temporary file. Memory holds a few words a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from erofs_edge.erofs.baseline import Baseline
+from erofs_edge.erofs.output import Chunk, Sink
+from erofs_edge.erofs.space import Space
+
+COPY = 4 << 20  # bytes
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """Blocks that must stay together.
+
+    start    the first block, in the spool's own addresses
+    size     bytes
+    old      the block where the baseline has the data of this path, or, once `kept`, the same data; -1 for none
+    same     bytes from the start that are equal to what is there
+    kept     all of it is equal, and nothing else claims the place
+    spooled  where it is in the temporary file; -1 if it is in the image already, at `old`
+    place    the first block in the image
+    """
+
+    start: int
+    old: int
+    size: int = 0
+    same: int = 0
+    kept: bool = False
+    spooled: int = -1
+    place: int = -1
+
+    def blocks(self, block_size: int) -> int:
+        return -(-self.size // block_size)
+
+
+class Spool:
+    """Takes the place of a Sink for file data.
+
+    `claimed` are the blocks of the image that cannot be used for data, or are kept; runs that find their old place
+    join them.
+    """
+
+    def __init__(self, image: Sink, waiting: Sink, baseline: Baseline, claimed: Space, block_size: int) -> None:
+        self.runs: list[Run] = []
+        self.position = 0
+        self._image = image
+        self._waiting = waiting
+        self._baseline = baseline
+        self._claimed = claimed
+        self._block_size = block_size
+        self._dirty: list[tuple[int, int]] = []  # (first, blocks) written in the image and then given up
+
+    def start(self, path: bytes, offset: int = 0) -> None:
+        """A run begins: bytes from `offset` on of the file at a path."""
+        self._end_run()
+        self.runs.append(Run(self.position // self._block_size, self._baseline.data_block(path, offset)))
+
+    def append(self, chunks: Sequence[Chunk]) -> None:
+        run = self.runs[-1]
+        size = sum(map(len, chunks))
+        if run.spooled < 0:
+            data = b"".join(chunks)
+            if self._fits(run, data):
+                self._image.write_at(run.old * self._block_size + run.size, data)
+                run.same += size
+            else:
+                self._unkeep(run)
+                chunks = [data]
+        if run.spooled >= 0:
+            self._waiting.append(chunks)
+        run.size += size
+        self.position += size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """What was appended, by its position; within one run."""
+        block = offset // self._block_size
+        run = self.runs[bisect_right(self.runs, block, key=lambda run: run.start) - 1]
+        return self._read(run, offset - run.start * self._block_size, length)
+
+    def rewind(self, position: int) -> None:
+        """Forget the run that began at a position; it begins again."""
+        run = self.runs[-1]
+        assert run.start * self._block_size == position, "only the last run can be taken back"  # noqa: S101
+        if run.spooled < 0 and run.size:
+            self._dirty.append((run.old, run.blocks(self._block_size)))
+        self.position = position
+        run.size = run.same = 0
+        run.spooled = -1
+
+    def finish(self, chunk_size: int | None) -> None:
+        """All runs are there. Those that are nowhere yet, but elsewhere in the baseline, get that place."""
+        self._end_run()
+        waiting = [run for run in self.runs if run.size and not run.kept]
+        starts = self._baseline.starts(chunk_size) if waiting else {}
+        for run in waiting:
+            first = hashlib.sha256(self._read(run, 0, self._block_size)).digest()
+            for old in starts.get(first, ()):
+                if self._claimed.is_free(old, run.blocks(self._block_size)) and self._equal(run, old):
+                    run.kept = self._claimed.take(old, run.blocks(self._block_size))
+                    run.old, run.same = old, run.size
+                    break
+
+    def write(self, end: int) -> None:
+        """Every run to its place; nothing of what was written elsewhere stays. `end` is the image's, in blocks."""
+        for run in self.runs:
+            if run.spooled < 0 and run.place != run.old:
+                self._unkeep(run)
+        self._waiting.flush()
+        used = Space()
+        for run in self.runs:
+            used.take(run.place, run.blocks(self._block_size))
+        for first, blocks in self._dirty:
+            for block in range(first, min(first + blocks, end)):
+                if used.is_free(block, 1):
+                    self._image.write_at(block * self._block_size, bytes(self._block_size))
+        for run in self.runs:
+            if run.spooled >= 0:
+                for at, data in self._pieces(run):
+                    self._image.write_at(run.place * self._block_size + at, data)
+
+    def _fits(self, run: Run, data: bytes) -> bool:
+        """Whether the baseline has these bytes, too, as the next ones of the run."""
+        at = run.old * self._block_size + run.size
+        blocks = -(-(run.size + len(data)) // self._block_size)
+        if not self._baseline.holds(run.old, blocks) or not self._claimed.is_free(run.old, blocks):
+            return False
+        old = self._baseline.read(at, len(data))
+        if old == data:
+            return True
+        step = self._block_size
+        run.same += next(b for b in range(0, len(data), step) if old[b : b + step] != data[b : b + step])
+        return False
+
+    def _unkeep(self, run: Run) -> None:
+        """Move a run from the image to the temporary file."""
+        at = self._waiting.position
+        for _, data in self._pieces(run):
+            self._waiting.append([data])
+        if run.size:
+            self._dirty.append((run.old, run.blocks(self._block_size)))
+        run.spooled, run.kept = at, False
+
+    def _end_run(self) -> None:
+        if not self.runs:
+            return
+        run = self.runs[-1]
+        if run.size and run.spooled < 0:
+            run.kept = self._claimed.take(run.old, run.blocks(self._block_size))
+
+    def _equal(self, run: Run, old: int) -> bool:
+        """Whether the baseline has the bytes of a run at a block."""
+        at = old * self._block_size
+        return self._baseline.holds(old, run.blocks(self._block_size)) and all(
+            self._baseline.read(at + offset, len(data)) == data for offset, data in self._pieces(run)
+        )
+
+    def _pieces(self, run: Run) -> Iterator[tuple[int, bytes]]:
+        for at in range(0, run.size, COPY):
+            yield at, self._read(run, at, min(COPY, run.size - at))
+
+    def _read(self, run: Run, offset: int, length: int) -> bytes:
+        if run.spooled >= 0:
+            return self._waiting.read(run.spooled + offset, length)
+        return self._image.read(run.old * self._block_size + offset, length)

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layout of an image that takes the place of an older one: what has not changed stays where it was.
+
+Data that is the same keeps its blocks, an inode its number and place where what belongs to it still fits, a directory
+its blocks where they suffice. What is new fills the holes, best fit, largest first; what fits into none comes behind
+the end, in order. That can leave holes, so there is a limit: where an image would be larger than GROWTH allows, what
+lies at its end is placed anew, as if it were new, in steps from 1/64 of the image to all of it. With all of it the
+layout is that of an image without a baseline.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from erofs_edge.erofs.baseline import Baseline
+from erofs_edge.erofs.codings import Codings
+from erofs_edge.erofs.files import FileStore
+from erofs_edge.erofs.head import Head
+from erofs_edge.erofs.layout import directory_blocks, footprint, place, slots_of
+from erofs_edge.erofs.ondisk import (
+    INCOMPAT_COMPR_CFGS,
+    INCOMPAT_LZ4_0PADDING,
+    SLOT_BITS,
+    SLOT_SIZE,
+    SUPER_OFFSET,
+    SUPER_SIZE,
+)
+from erofs_edge.erofs.plan import Node, Plan
+from erofs_edge.erofs.space import Space
+from erofs_edge.erofs.spool import Run, Spool
+from erofs_edge.errors import UsageError
+
+GROWTH = 40  # an image is at most 1/40 larger than one that is packed without gaps
+GROWTH_MIN = 4  # blocks that it may be larger in any case
+METADATA_GROWTH = 64  # what best fit of inodes needs beyond the sum of their sizes, at most
+CUTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # how many 64ths of the image, from its end, are placed anew
+
+
+@dataclass(frozen=True, slots=True)
+class Stable:
+    """blocks: of the image; free: those that belong to nothing; data: those of files; kept: the data that did not
+    move, in blocks; anew: the block from which on everything was placed anew, None if nothing was."""
+
+    blocks: int
+    free: int
+    data: int
+    kept: int
+    anew: int | None
+
+
+def check_options(baseline: Baseline, codings: Codings, block_size: int) -> None:
+    """Raises UsageError where the baseline was compressed in another way, as far as it tells."""
+    bits = INCOMPAT_LZ4_0PADDING | INCOMPAT_COMPR_CFGS
+    incompat, u1 = codings.features()
+    records = codings.records(block_size)
+    same = baseline.raw.feature_incompat & bits == incompat & bits and (not incompat or baseline.raw.u1 == u1)
+    if not same or baseline.read(SUPER_OFFSET + SUPER_SIZE, len(records)) != records:
+        raise UsageError(
+            "the baseline was built with another compression, size of clusters or of dictionaries",
+            where=str(baseline.path),
+            hint="build with the options that the baseline was built with, or without a baseline",
+        )
+
+
+def claim(head: Head, baseline: Baseline) -> Space:
+    """The blocks that data cannot have: the first ones, and those with inodes."""
+    space = Space()
+    space.take(0, head.blocks)
+    for block in baseline.inode_blocks():
+        space.take(block, 1)
+    return space
+
+
+def keep_numbers(plan: Plan, baseline: Baseline) -> None:
+    """Give each node the i_ino of its path; new ones get the lowest that are left."""
+    used: set[int] = set()
+    new = []
+    for node in plan.nodes:
+        old = baseline.inodes.get(node.path)
+        if old is None or not old.number or old.number in used:
+            new.append(node)
+            continue
+        node.ino = old.number
+        used.add(old.number)
+    left = (number for number in count(1) if number not in used)
+    for node, number in zip(new, left, strict=False):
+        node.ino = number
+
+
+def arrange(
+    plan: Plan, head: Head, files: FileStore, spool: Spool, baseline: Baseline, block_size: int, *, compact: bool
+) -> Stable:
+    """Give everything its place; nothing is written yet. With `compact` no free block is left."""
+    arrangement = _Arrangement(plan, head, files, spool.runs, baseline, block_size)
+    for part in CUTS:
+        made = arrangement.make(baseline.blocks * (64 - part) // 64 if part else None)
+        if arrangement.is_small_enough(made, compact=compact):
+            break
+    return made
+
+
+class _Arrangement:
+    """One try after the other to place everything."""
+
+    def __init__(
+        self, plan: Plan, head: Head, files: FileStore, runs: Sequence[Run], baseline: Baseline, block_size: int
+    ) -> None:
+        self._nodes = plan.nodes
+        self._head = head
+        self._files = files
+        self._runs = [run for run in runs if run.size]
+        self._moving: dict[Node, int] = {}  # directories that get new blocks, and how many
+        self._baseline = baseline
+        self._block_size = block_size
+        self._data = sum(run.blocks(block_size) for run in self._runs)
+        self._space = Space()
+
+    def make(self, cut: int | None) -> Stable:
+        """Place everything; nothing that lies behind block `cut` of the baseline counts as being there."""
+        space = self._space = Space()
+        space.take(0, self._head.blocks)
+        limit = self._baseline.blocks if cut is None else cut
+        inode_blocks = {block for block in self._baseline.inode_blocks() if block < limit and space.take(block, 1)}
+        kept = self._place_runs(limit)
+        self._files.settle(self._where)
+        self._place_inodes(inode_blocks, limit)
+        return Stable(space.end, space.free, self._data, kept, cut)
+
+    def is_small_enough(self, made: Stable, *, compact: bool) -> bool:
+        slots = sum(slots_of(node) for node in self._nodes)
+        metadata = -(-slots * SLOT_SIZE // self._block_size)
+        metadata += metadata // METADATA_GROWTH + 1
+        directories = sum(len(node.names) - bool(node.tail_size) for node in self._nodes if node.inode.is_dir)
+        needed = self._head.blocks + self._data + metadata + directories
+        if compact:
+            return not made.free and made.blocks <= needed
+        return made.blocks <= needed + max(needed // GROWTH, GROWTH_MIN)
+
+    def _where(self, block: int) -> int:
+        """The block of the image for one of the spool."""
+        run = self._runs[bisect_right(self._runs, block, key=lambda run: run.start) - 1]
+        return run.place + block - run.start
+
+    def _place_runs(self, limit: int) -> int:
+        """Data that is there already, then what begins like what is there, then the rest; the blocks that stay."""
+        space, size = self._space, self._block_size
+        self._moving = self._keep_directories(limit)
+        rest, kept = [], 0
+        for run in self._runs:
+            if run.kept and run.old + run.blocks(size) <= limit and space.take(run.old, run.blocks(size)):
+                run.place = run.old
+                kept += run.blocks(size)
+            else:
+                rest.append(run)
+        new = []
+        for run in rest:
+            if run.same and run.old + run.blocks(size) <= limit and space.take(run.old, run.blocks(size)):
+                run.place = run.old
+            else:
+                new.append(run)
+        behind = set()
+        for run in sorted(new, key=lambda run: -run.size):
+            first = space.fill(run.blocks(size))
+            if first is None:
+                behind.add(run)
+            else:
+                run.place = first
+        for run in new:
+            if run in behind:
+                run.place = space.append(run.blocks(size))
+        return kept
+
+    def _keep_directories(self, limit: int) -> dict[Node, int]:
+        """Directories whose old blocks suffice keep them; the others, with how many blocks they need."""
+        root = self._nodes[0]
+        needs = directory_blocks(self._nodes[1:], self._block_size)
+        if self._head.root_blocks:
+            needs = {root: self._head.root_blocks} | needs
+        moving = {}
+        for node, blocks in needs.items():
+            old = self._baseline.inodes.get(node.path)
+            suffice = old is not None and old.blocks >= blocks and old.block + blocks <= limit
+            if old is not None and suffice and self._space.take(old.block, blocks):
+                node.i_u = old.block
+            else:
+                moving[node] = blocks
+        return moving
+
+    def _place_inodes(self, inode_blocks: set[int], limit: int) -> None:
+        root, *others = self._nodes
+        if root in self._moving:
+            root.i_u = self._space.allocate(self._moving.pop(root))
+        slots = _Slots(self._block_size, inode_blocks, self._head)
+        for node in others:
+            node.nid = -1
+        old = self._baseline.inodes
+        end = limit * self._block_size >> SLOT_BITS
+        known = [(node, old[node.path]) for node in others if node.path in old and old[node.path].nid < end]
+        for node, inode in known:
+            if slots_of(node) <= inode.slots and slots.fits(node, inode.nid):
+                slots.take(node, inode.nid)
+        for node, inode in known:
+            if node.nid < 0 and slots.fits(node, inode.nid):
+                slots.take(node, inode.nid)
+        gone = set(old.values()) - {inode for node, inode in known if node.nid >= 0}
+        changed = {inode.nid * SLOT_SIZE // self._block_size for inode in gone}
+        holes = list(slots.holes())
+        place(
+            [node for node in others if node.nid < 0],
+            self._moving,
+            holes=[hole for hole in holes if hole[0] // self._block_size in changed],
+            spare=[hole for hole in holes if hole[0] // self._block_size not in changed],
+            allocate=self._space.allocate,
+            block_size=self._block_size,
+        )
+        filled = {block for node in others for block in _blocks_of(node, self._block_size)}
+        for block in inode_blocks - filled:
+            self._space.release(block, 1)
+
+
+class _Slots:
+    """Which slots of the blocks with inodes are used."""
+
+    def __init__(self, block_size: int, blocks: set[int], head: Head) -> None:
+        self._block_size = block_size
+        self._per_block = block_size // SLOT_SIZE
+        self._used = dict.fromkeys(sorted(blocks), 0)
+        start, end = head.hole
+        if start < end:
+            block = start // block_size
+            self._used[block] = (1 << (start - block * block_size) // SLOT_SIZE) - 1
+
+    def fits(self, node: Node, nid: int) -> bool:
+        """Whether a node can stand there: its slots are free, and its inline tail crosses no border of blocks."""
+        slots = slots_of(node)
+        start = nid << SLOT_BITS
+        end = start + footprint(node)
+        if node.tail_size:
+            tail = end - node.tail_size
+            if tail // self._block_size != (end - 1) // self._block_size or not tail % self._block_size:
+                return False
+        elif slots <= self._per_block and start // self._block_size != (end - 1) // self._block_size:
+            return False
+        return all(not self._used.get(block, -1) & mask for block, mask in self._masks(nid, slots))
+
+    def take(self, node: Node, nid: int) -> None:
+        for block, mask in self._masks(nid, slots_of(node)):
+            self._used[block] |= mask
+        node.nid = nid
+
+    def holes(self) -> Iterator[tuple[int, int]]:
+        """(start, end) in bytes of every run of free slots within a block."""
+        for block, used in self._used.items():
+            at = 0
+            while at < self._per_block:
+                if used >> at & 1:
+                    at += 1
+                    continue
+                rest = used >> at
+                free = (rest & -rest).bit_length() - 1 if rest else self._per_block - at
+                start = block * self._block_size + at * SLOT_SIZE
+                yield start, start + free * SLOT_SIZE
+                at += free
+
+    def _masks(self, nid: int, slots: int) -> Iterator[tuple[int, int]]:
+        """(block, bits of slots) of a range of slots."""
+        while slots:
+            block, at = divmod(nid, self._per_block)
+            part = min(slots, self._per_block - at)
+            yield block, ((1 << part) - 1) << at
+            nid, slots = nid + part, slots - part
+
+
+def _blocks_of(node: Node, block_size: int) -> range:
+    start = node.nid << SLOT_BITS
+    return range(start // block_size, (start + footprint(node) - 1) // block_size + 1)
