@@ -28,7 +28,8 @@ class Entry(NamedTuple):
     """One lcluster.
 
     offset  clusterofs of a head; distance back to the head for NONHEAD
-    block   first block of a head's pcluster; for NONHEAD the pcluster's count of blocks, -1 where it is not given
+    block   first block of a head's pcluster, -1 for a hole; for NONHEAD the pcluster's count of blocks, -1 where it
+            is not given
     ahead   distance forward to the next head, -1 where it is not stored
     """
 
@@ -91,8 +92,10 @@ def _full_windows(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[list[Entry
 def _full_entry(zmap: ZMap, lcn: int, advise: int, offset: int, value: int) -> Entry:
     kind = advise & _TYPE_MASK
     if kind != ondisk.LCLUSTER_NONHEAD:
-        if advise & ~(_TYPE_MASK | ondisk.INDEX_PARTIAL_REF):
+        if advise & ~(_TYPE_MASK | ondisk.INDEX_PARTIAL_REF | ondisk.INDEX_HOLE):
             raise wrong(zmap, lcn, f"has unknown bits in its advise {advise:#x}")
+        if advise & ondisk.INDEX_HOLE:  # kernels before 7 decode the zeros that its block holds
+            value = -1
         return Entry(kind, offset, value, bool(advise & ondisk.INDEX_PARTIAL_REF), -1)
     back, ahead = value & 0xFFFF, value >> 16
     if back & ondisk.D0_CBLKCNT:

@@ -61,12 +61,13 @@ def _runs(zmap: ZMap, found: Iterator[Entry], lcn: int) -> Iterator[_Run]:
             distance = number - head_lcn
             if head is None or (entry.offset != distance and not entry.offset == ondisk.DELTA_MAX < distance):
                 raise wrong(zmap, number, f"says its extent starts {entry.offset} clusters before, not {distance}")
-            if distance << bits >= ondisk.EXTENT_MAX and zmap.fragment < 0:
-                raise wrong(zmap, number, "makes its extent longer than 12 MiB")
             if distance == 1:
                 blocks = _blocks_of(zmap, head, entry, number)
             elif entry.block >= 0:
                 raise wrong(zmap, number, "gives a count of blocks out of place")
+            is_hole = head.block < 0 or not blocks
+            if distance << bits >= ondisk.EXTENT_MAX and zmap.fragment < 0 and not is_hole:
+                raise wrong(zmap, number, "makes its extent longer than 12 MiB")
             continue
         if entry.offset >> bits or (entry.offset and not number):
             raise wrong(zmap, number, f"starts an extent at offset {entry.offset}")
@@ -100,7 +101,7 @@ def _announced(zmap: ZMap, found: Iterator[Entry]) -> Iterator[Entry]:
 
 
 def _blocks_of(zmap: ZMap, head: Entry, entry: Entry, lcn: int) -> int:
-    """Blocks of a pcluster whose first NONHEAD is `entry`; mkfs.erofs writes 0 for a tail that is a fragment."""
+    """Blocks of a pcluster whose first NONHEAD is `entry`; 0 for a hole, and for a tail that is a fragment."""
     big = ondisk.ADVISE_BIG_PCLUSTER_1 if head.kind == ondisk.LCLUSTER_HEAD1 else ondisk.ADVISE_BIG_PCLUSTER_2
     if not zmap.advise & big:
         if entry.block >= 0:
@@ -138,15 +139,17 @@ def _extent(backing: Backing, info: SuperInfo, zmap: ZMap, run: _Run) -> Extent:
     length = end - start
     is_tail = end == inode.size
     if is_tail and zmap.fragment >= 0:
+        if head.block < 0:
+            raise wrong(zmap, lcn, "is both a hole and a fragment")
         high = 0 if zmap.is_compact else head.block << 32
         return Extent(start, length, Kind.FRAGMENT, zmap.fragment | high)
     inline = is_tail and bool(zmap.idata_size)
     if inline:
         address, size = zmap.position + zmap.index_size, zmap.idata_size
+    elif head.block < 0 or not blocks:
+        return Extent(start, length, Kind.HOLE)
     else:
         address, size = head.block << info.raw.blkszbits, blocks << info.raw.blkszbits
-    if not size:
-        raise wrong(zmap, lcn, "has a pcluster of no blocks")
     if size > ondisk.PCLUSTER_MAX:
         raise wrong(zmap, lcn, f"has a pcluster of {size} bytes, over 1 MiB")
     if not backing.holds(address, size):

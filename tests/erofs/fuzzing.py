@@ -41,11 +41,13 @@ KINDS = [
     "-zlzma -C16384",
     "-zdeflate -C8192 -Efragments",
     "-zlz4 -Elegacy-compress HEAD2",
+    "-zlz4 -Elegacy-compress -C8192 HOLE",
     "--chunksize=8192",
     "-zzstd -C65536 -E48bit",
     "-zlz4 -b1024 -C8192 -Eztailpacking,dedupe",
 ]
-"""Options of mkfs.erofs; HEAD2: afterwards every compressed file uses the second head type, which it never writes."""
+"""Options of mkfs.erofs, and what it never writes: HEAD2: all heads are of the second type; HOLE: the first extents
+of files are holes."""
 EXTRACT_BYTES = 50 << 20
 _CHECKSUM, _BLKSZBITS = ondisk.SUPER_OFFSET + 4, ondisk.SUPER_OFFSET + 12
 _crc32c = ondisk.crc32c
@@ -100,10 +102,10 @@ def make_base(kind: str, tool: str, source: Path, folder: Path) -> Base:
         device.touch()
     path = folder / f"base{number}"
     times = [] if "-T1" in kind else ["-T1", "--mkfs-time"]
-    options = ["--quiet", *times, *kind.replace("BLOB", str(device)).replace("HEAD2", "").split()]
-    mkfs(tool, path, source, options)
-    if "HEAD2" in kind:
-        use_second_heads(path)
+    options = ["--quiet", *times, *kind.replace("BLOB", str(device)).split()]
+    mkfs(tool, path, source, [option for option in options if option not in ("HEAD2", "HOLE")])
+    if "H" in kind:
+        change_heads(path, kind.rsplit(maxsplit=1)[-1])
     with Image(path, devices=[device] if device else []) as image:
         nids = sorted({inode.nid for _, inode in image.walk()})
         data = path.read_bytes()
@@ -111,16 +113,20 @@ def make_base(kind: str, tool: str, source: Path, folder: Path) -> Base:
         return Base(kind, data, fields(image), nids, device, checksum)
 
 
-def use_second_heads(path: Path) -> None:
-    """Make every head of an image of full indexes one of the second type."""
+def change_heads(path: Path, how: str) -> None:
+    """HEAD2, HOLE as in KINDS, in an image of full indexes."""
     data = bytearray(path.read_bytes())
-    data[ondisk.SUPER_OFFSET + 80] |= ondisk.INCOMPAT_COMPR_HEAD2
+    data[ondisk.SUPER_OFFSET + 80] |= ondisk.INCOMPAT_COMPR_HEAD2 if how == "HEAD2" else 0
     with Image(path) as image:
         for inode in {inode for _, inode in image.walk() if inode.is_compressed}:
             zmap = image.zmap(inode)
             for at in range(zmap.position, zmap.position + zmap.index_size, ondisk.FULL_INDEX.size):
-                if data[at] & 3 == ondisk.LCLUSTER_HEAD1:
+                if data[at] & 3 != ondisk.LCLUSTER_HEAD1:
+                    continue
+                if how == "HEAD2":
                     data[at] |= ondisk.LCLUSTER_HEAD2
+                elif at == zmap.position:
+                    data[at + 1] |= ondisk.INDEX_HOLE >> 8
     path.write_bytes(seal(data))
 
 

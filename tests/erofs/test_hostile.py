@@ -24,7 +24,7 @@ from erofs_edge.erofs.read import Image
 from erofs_edge.errors import ErofsFormatError
 
 Oracle = Callable[[str], str]
-CASES = 500  # for each kind: 10,000
+CASES = 480  # for each kind: 10,000
 WRITE_EVERY = 10  # cases are extracted too
 AGREED = 12  # of which fsck.erofs is asked
 SECONDS = 1.0  # of CPU, for one case
@@ -59,7 +59,7 @@ def test_fields_that_lie(kind: str, bases: Callable[[str], Base], tmp_path: Path
         path.write_bytes(patched(base, found))
         try:
             ok = survives(path, base.device, write=seed % WRITE_EVERY == 0)
-            if seed < AGREED and ok and not base.device:
+            if seed < AGREED and ok and not base.device and "HOLE" not in kind:  # fsck.erofs decodes them
                 assert not fsck_rejects(oracle("fsck.erofs-1.9"), path), "fsck.erofs rejects it"
         except BaseException as error:
             error.add_note(f"seed {seed}: {', '.join(patch.told for patch in found)}")

@@ -165,7 +165,6 @@ HEAD, NONHEAD, PLAIN = 1, 2, 0
         ([(HEAD, 0, 1), (NONHEAD, 0, 0)], 8192, "cluster 1 says its extent starts 0"),
         ([(HEAD, 0, 1), (NONHEAD, 0, 2)], 8192, "cluster 1 says its extent starts 2"),
         ([(HEAD, 0, 1), (NONHEAD, 0, 1)], 8192, "lacks the count"),
-        ([(HEAD, 0, 1), (NONHEAD, 0, 0x800)], 8192, "pcluster of no blocks"),
         ([(HEAD, 0, 1), (NONHEAD, 0, 0x801), (NONHEAD, 0, 0x801)], 12288, "cluster 2 says its extent starts 1"),
         ([(HEAD, 0, 1), (NONHEAD, 0, 0x800 | 257)], 8192, "over 1 MiB"),
         ([(HEAD, 0, 256)], 4096, "outside the image"),
@@ -177,7 +176,7 @@ HEAD, NONHEAD, PLAIN = 1, 2, 0
             "12 MiB",
         ),
         ([(3, 0, 1)], 4096, "second head type"),
-        ([(HEAD | 0x4000, 0, 1)], 4096, "unknown bits"),
+        ([(HEAD | 0x2000, 0, 1)], 4096, "unknown bits"),
     ],
 )
 def test_indexes_that_contradict_themselves(
@@ -205,6 +204,26 @@ def test_a_second_head_type_and_partial_extents(tmp_path: Path) -> None:
         (4196, 4196, Kind.ENCODED, 9 * 4096, 3, True),
         (8392, 100, Kind.RAW, 2 * 4096, -1, False),
     ]  # fmt: skip
+
+
+def test_holes_of_either_form(tmp_path: Path) -> None:
+    """The bit in the head (Linux 7), whatever block and count follow it, and a pcluster of no blocks."""
+    layout = ondisk.LAYOUT_COMPRESSED_FULL
+    long = 4000  # clusters: more than an extent of data may have
+    first = [(HEAD | 0x4000, 0, 0xFFFFFFFF), (NONHEAD, 0, 0x801)]
+    second = [(PLAIN, 8, 0), (NONHEAD, 0, 0x800), *((NONHEAD, 0, min(back, 0x7FF)) for back in range(2, long))]
+    entries = [*first, *second, (HEAD, 16, 3)]
+    size = (2 + long) * 4096 + 500
+    backing, info, inode = mapped(tmp_path, full(*entries), inode_of(size, layout), advise=6)
+    zmap = read_zmap(backing, info, inode)
+    expected = [
+        (0, 8200, Kind.HOLE, 0),
+        (8200, long * 4096 + 8, Kind.HOLE, 0),
+        ((2 + long) * 4096 + 16, 484, Kind.ENCODED, 3 * 4096),
+    ]
+    assert [(e.start, e.length, e.kind, e.address) for e in compressed_extents(backing, info, zmap, 0)] == expected
+    with pytest.raises(ErofsFormatError, match="both a hole and a fragment"):
+        list(compressed_extents(backing, info, zmap._replace(inode=inode_of(8192, layout), fragment=1), 0))
 
 
 def test_a_fragment_behind_four_gigabytes(tmp_path: Path) -> None:
