@@ -36,8 +36,8 @@ def verity() -> None:
 @click.option("--data-block-size", type=int, default=4096, show_default=True, help="Bytes, a power of two.")
 @click.option("--hash-block-size", type=int, help="Bytes (default: as the data block size).")
 @click.option("--hash", "algorithm", type=click.Choice(["sha256", "sha512"]), default="sha256", show_default=True)
-@click.option("--salt", help="Hexadecimal, or '-' for none (default: from the image's sha256).")
-@click.option("--uuid", help="Of the superblock (default: from the image's sha256).")
+@click.option("--salt", help="Hexadecimal, or '-' for none (default: from the image).")
+@click.option("--uuid", help="Of the superblock (default: from the image).")
 @click.option("--fec-device", type=FILE, help="Write parity there: it lets the kernel, and 'verity repair', correct.")
 @click.option("--fec-roots", type=ROOTS, default=2, show_default=True, help="Parity bytes for 255 minus as many bytes.")
 @click.option("--fec-offset", type=int, help="Byte where parity goes (default: 0, or after the tree in its own file).")
@@ -135,6 +135,7 @@ def verify(
         found = tree.verify(
             image, expected, hash_device=hash_device, hash_offset=hash_offset, jobs=jobs, progress=progress
         )  # fmt: skip
+    files = _files(image, found)
     record = _described(found.superblock) | {
         "hash_offset": found.hash_offset,
         "root_hash": expected.hex(),
@@ -142,6 +143,7 @@ def verify(
         "bad_data_blocks": found.bad_data,
         "bad_hash_blocks": found.bad_hash,
         "unproven_data_blocks": found.unproven,
+        "files": files,
     }
     wrong, repairable = 0, None
     if fec_device and found.ok:
@@ -161,7 +163,8 @@ def verify(
     elif found.ok and not wrong:
         click.echo(f"{image}: all {found.superblock.data_blocks} data blocks match root hash {expected.hex()}")
     if not found.ok:
-        raise VerificationError(_complaint(found), where=str(image), hint=_advice(found, repairable))
+        hit = f"; files hit: {', '.join(files)}" if files else ""
+        raise VerificationError(_complaint(found) + hit, where=str(image), hint=_advice(found, repairable))
     if wrong:
         raise VerificationError(
             f"{wrong} byte(s) of parity are wrong; the image is as it should be",
@@ -264,6 +267,16 @@ def _complaint(found: Verification) -> str:
 def _listed(data: Ranges, hashes: Ranges, unproven: Ranges) -> str:
     kinds = {"bad data": data, "bad hash": hashes, "unproven data": unproven}
     return "; ".join(f"{blocks.total} {kind} block(s): {blocks}" for kind, blocks in kinds.items() if blocks)
+
+
+def _files(image: Path, found: Verification) -> list[str]:
+    """The files of an EROFS image that its bad blocks hit."""
+    from erofs_edge.verify.system import files_of
+
+    if not found.bad_data:
+        return []
+    with image.open("rb") as file:
+        return files_of(file.fileno(), 0, found.superblock, found.bad_data)
 
 
 def _advice(found: Verification, repairable: Repair | None) -> str | None:

@@ -47,17 +47,17 @@ __all__ = [
 ]
 
 
+ENDS = 1 << 20  # bytes of either end of an image that salt and UUID derive from
 UNFINISHED = b"unverity"  # then the image's size in bytes, u64
 
 
 class TreeOptions(TypedDict, total=False):
     """What may be chosen of a tree.
 
-    uuid, salt    derive from the image's sha256 where not given (16 bytes; at most 256 bytes)
+    uuid, salt    derive from the image's size, first and last MiB where not given (16 bytes; at most 256 bytes)
     block_size    bytes of a data block, 4096 by default
     hash_block_size  bytes of a hash block, by default the same
     algorithm     'sha256' (default) or 'sha512'
-    image_sha256  of the image's bytes; where it is known it saves one pass
     """
 
     uuid: bytes | None
@@ -65,7 +65,6 @@ class TreeOptions(TypedDict, total=False):
     block_size: int
     hash_block_size: int | None
     algorithm: str
-    image_sha256: bytes | None
 
 
 def append(
@@ -225,19 +224,23 @@ def _undo_unfinished(fd: int) -> int:
 
 
 def _describe(fd: int, size: int, options: TreeOptions, progress: Progress | None) -> tuple[Superblock, Count | None]:
-    """The superblock for the `size` bytes of a file, and what counts the bytes of all passes over it."""
+    """The superblock for the `size` bytes of a file, and what counts the bytes of the pass over it.
+
+    A salt keeps digests of one image from being of use against another, which takes no more than being another one;
+    the root hash still depends on every byte. The ends of an EROFS image of ours hold its UUID, which derives from
+    its whole content.
+    """
     block_size = options.get("block_size", 4096)
     if not is_block_size(block_size):
         raise UsageError(f"block size {block_size} is not a power of two from 512 to 512K")
-    uuid, salt, seed = options.get("uuid"), options.get("salt"), options.get("image_sha256")
-    hash_first = seed is None and (uuid is None or salt is None)
-    count = counter(progress, size * (2 if hash_first else 1))
-    if hash_first:
-        seed = _sha256(fd, size, count)
+    uuid, salt = options.get("uuid"), options.get("salt")
+    count = counter(progress, size)
+    ends = read_exactly(fd, min(ENDS, size), 0) + read_exactly(fd, min(ENDS, size), max(size - ENDS, 0))
+    seed = hashlib.sha256(size.to_bytes(8, "little") + ends).digest()
     if salt is None:
-        salt = hashlib.sha256(b"erofs-edge verity salt\0" + (seed or b"")).digest()
+        salt = hashlib.sha256(b"erofs-edge verity salt\0" + seed).digest()
     if uuid is None:
-        uuid = _uuid8(hashlib.sha256(b"erofs-edge verity uuid\0" + (seed or b"")).digest())
+        uuid = _uuid8(hashlib.sha256(b"erofs-edge verity uuid\0" + seed).digest())
     try:
         hash_block_size = options.get("hash_block_size") or block_size
         algorithm = options.get("algorithm", "sha256")
@@ -252,15 +255,6 @@ def _uuid8(digest: bytes) -> bytes:
     raw[6] = raw[6] & 0x0F | 0x80
     raw[8] = raw[8] & 0x3F | 0x80
     return bytes(raw)
-
-
-def _sha256(fd: int, size: int, count: Count | None) -> bytes:
-    state = hashlib.sha256()
-    for offset in range(0, size, SLICE):
-        state.update(read_exactly(fd, min(SLICE, size - offset), offset))
-        if count is not None:
-            count(min(SLICE, size - offset))
-    return state.digest()
 
 
 def _check_offset(hash_offset: int) -> None:

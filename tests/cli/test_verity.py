@@ -244,3 +244,25 @@ def test_dump(image: Path, tmp_path: Path) -> None:
 def test_dump_of_a_hash_device(image: Path, tmp_path: Path) -> None:
     formatted(image, "--hash-device", tmp_path / "tree", "--uuid", UUID)
     assert json.loads(run("dump", tmp_path / "tree", "--json").stdout)["uuid"] == UUID
+
+
+def test_files_that_are_hit_are_named(tmp_path: Path) -> None:
+    """Block → path, where the image is an EROFS; a damaged superblock names what it can."""
+    from erofs_edge.erofs import build
+    from erofs_edge.verity.tree import append
+
+    (tmp_path / "tree").mkdir()
+    for name in ("first", "second"):
+        (tmp_path / "tree" / name).write_bytes(name.encode() * 3000)
+    image = tmp_path / "system.img"
+    build(tmp_path / "tree", image, compression="none")
+    data = image.read_bytes()
+    root = append(image).root_hash.hex()
+    raw = bytearray(image.read_bytes())
+    raw[data.index(b"second" * 100) + 5000] ^= 1
+    image.write_bytes(raw)
+    result = CliRunner().invoke(cli, ["verity", "verify", str(image), "--root-hash", root])
+    assert result.exit_code == 4
+    assert "files hit: /second" in result.stderr
+    record = CliRunner().invoke(cli, ["verity", "verify", str(image), "--root-hash", root, "--json"])
+    assert json.JSONDecoder().raw_decode(record.stdout)[0]["files"] == ["/second"]
