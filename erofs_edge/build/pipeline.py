@@ -44,6 +44,7 @@ class BuildOptions:
     relock    where the mirror no longer has a locked package: lock again into out/locks and go on
     key       URI of the signing key; None: the board's
     release   refuse what is only good for development
+    system    a manifest that takes the place of the board's own
     """
 
     out: Path
@@ -54,6 +55,7 @@ class BuildOptions:
     relock: bool = False
     key: str | None = None
     release: bool = False
+    system: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class BuildResult:
 def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> BuildResult:
     """Build a board's disk image and everything in it into options.out. Raises ErofsEdgeErrors of every kind."""
     cache = Cache(options.cache)
-    inputs = gather(board_path, relock.valid(options.out / relock.FOLDER) if options.relock else None)
+    relocked = relock.valid(options.out / relock.FOLDER) if options.relock else None
+    inputs = gather(board_path, relocked, options.system)
     signer = open_signer(options.key or inputs.board.value.sign.key)
     if options.release:
         refuse_development(signer)
@@ -80,7 +83,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
 
     inputs, debs, notes = _fetch(board_path, inputs, options, cache, step)
     inputs_digest = digest(inputs, public_key)
-    with _workshop(options.out) as work:
+    with workshop(options.out) as work:
         system = make_system(inputs, debs, cache, options.jobs, options.compression_cache, work, step)
         signed = Collector()
         certificate = sign_system(signer, system.verity.root_hash, inputs.epoch, work, signed)
@@ -114,13 +117,13 @@ def _fetch(
             raise
         folder = options.out / relock.FOLDER
         with step("lock again"):
-            notes = [str(gone), *relock.lock_again(board_path, folder, host_mirror(), cache)]
-        inputs = gather(board_path, folder)
+            notes = [str(gone), *relock.lock_again(board_path, folder, host_mirror(), cache, options.system)]
+        inputs = gather(board_path, folder, options.system)
         return inputs, fetch_debs(inputs, cache, step), notes
 
 
 @contextmanager
-def _workshop(out: Path) -> Iterator[Path]:
+def workshop(out: Path) -> Iterator[Path]:
     """A folder inside `out`, one build at a time; those that dead builds left are swept away."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as handle:

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from erofs_edge.build.record import write_json
-from erofs_edge.manifest.load import load_board, save_lock
+from erofs_edge.manifest.load import load_board, load_system, save_lock
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.lock import Changes, changes, lock_all
 from erofs_edge.sources.debian.mirror import Mirror
@@ -32,12 +32,18 @@ def valid(folder: Path) -> Path | None:
     return None
 
 
-def lock_again(board_path: Path, folder: Path, mirror: Mirror, cache: Cache) -> list[str]:
-    """Lock the board and its manifests into the folder; what changed, a line a lock, for the user to read."""
+def lock_again(board_path: Path, folder: Path, mirror: Mirror, cache: Cache, system: Path | None = None) -> list[str]:
+    """Lock the board and its manifests into the folder; what changed, a line a lock, for the user to read.
+
+    `system` is a manifest that takes the place of the board's own.
+    """
     notes = []
     origins = {}
     folder.mkdir(parents=True, exist_ok=True)
-    for one in lock_all(load_board(board_path), mirror=mirror, cache=cache, folder=folder):
+    done = lock_all(load_board(board_path), mirror=mirror, cache=cache, folder=folder)
+    if system is not None:
+        done += lock_all(load_system(system), mirror=mirror, cache=cache, folder=folder)
+    for one in done:
         path = folder / one.path.name
         save_lock(one.new, path)
         origins[str(one.path.absolute())] = _hash(one.path)

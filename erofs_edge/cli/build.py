@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("board", type=click.Path(path_type=Path))
+@click.option(
+    "--system", type=click.Path(path_type=Path), metavar="MANIFEST",
+    help="Put this system in the place of the board's own: a manifest, or a stock one's name.",
+)  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: out/BOARD.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Threads; never changes a byte.")
 @click.option("--no-cache", is_flag=True, help="Compress everything anew.")
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 @json_option
 def build(
     board: Path,
+    system: Path | None,
     output: Path | None,
     jobs: int | None,
     no_cache: bool,
@@ -38,27 +43,43 @@ def build(
     release: bool,
     as_json: bool,
 ) -> None:
-    """Build a board: system image, signed boot image and disk image, from its files and locks alone.
+    """Build BOARD (a file, or a stock board's name): system image, signed boot image and disk image, from its files
+    and locks alone.
+
+    BOARD may also be a manifest of another kind than a system (an extension, a portable service): NAME.raw is made of
+    it, a disk image with hash tree and signature, which systemd takes.
 
     Equal inputs give equal bytes, on any machine. Where nothing has changed, nothing is done.
     """
+    from erofs_edge.build.extension import build_extension
     from erofs_edge.build.pipeline import BuildOptions, build_board
     from erofs_edge.cli.output import emit_json, note, step
+    from erofs_edge.manifest.load import load_any
+    from erofs_edge.manifest.model import Board
 
     out = output or Path("out") / board.stem
     options = BuildOptions(
-        out=out, jobs=jobs, compression_cache=not no_cache, force=force, relock=relock_if_gone, key=key, release=release
+        out=out,
+        jobs=jobs,
+        compression_cache=not no_cache,
+        force=force,
+        relock=relock_if_gone,
+        key=key,
+        release=release,
+        system=system,
     )
-    result = build_board(board, options, step)
+    loaded = load_any(board)
+    extension = not isinstance(loaded.value, Board)
+    result = build_extension(board, options, step) if extension else build_board(board, options, step)
     for text in result.notes:
         note(f"note: {text}")
     if as_json:
         emit_json({"out": str(out), "fresh": result.fresh, "notes": result.notes, "release": result.record})
     else:
-        _show(board, result)
+        _show(board, result, bootable=not extension)
 
 
-def _show(board: Path, result: BuildResult) -> None:
+def _show(board: Path, result: BuildResult, *, bootable: bool) -> None:
     from erofs_edge.cli.output import size_text, table
 
     record, out = result.record, result.out

@@ -18,6 +18,7 @@ from msgspec import NODEFAULT, inspect
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.model import size_bytes
 from erofs_edge.manifest.nodes import Mapping, Mark, Node, Scalar, Sequence, shorten
+from erofs_edge.manifest.stock import stock_file
 
 HostPath = Callable[[str, Path], str]
 """what a path becomes, from its text and the file that says it"""
@@ -130,6 +131,9 @@ class _Decoder:
         if form in ("path", "key") and "\0" in text:
             _mismatch(node, name, "a path")
         if form == "path" and text not in extra.get("words", ()):
+            stock = stock_file(text, extra["stock"]) if "stock" in extra else None
+            if stock is not None and not (node.mark.file.parent / text).exists():
+                return self._host_path(str(stock), node.mark.file)
             return self._host_path(text, node.mark.file)
         if form == "key" and text.startswith("file:"):
             return "file:" + self._host_path(text.removeprefix("file:"), node.mark.file)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.nodes import Entry, Mapping, Node, Scalar, Sequence, read_yaml
+from erofs_edge.manifest.stock import FOLDERS, is_name, stock_file, stock_names
 
 MAX_CHAIN = 16
 
@@ -35,7 +36,7 @@ def read_extended(path: Path) -> tuple[Mapping, list[Path]]:
         if len(files) >= MAX_CHAIN:
             raise ManifestError(f"more than {MAX_CHAIN} files extend one another", where=named_by)
         if named_by is not None and not os.path.isfile(here):
-            raise ManifestError(f"extends {here}, which is not there", where=named_by)
+            raise ManifestError(f"extends {here}, which is not there", where=named_by, hint=_known(here))
         root = read_yaml(here)
         if not isinstance(root, Mapping):
             raise ManifestError("a map of keys and values is expected", where=str(root.mark))
@@ -43,7 +44,7 @@ def read_extended(path: Path) -> tuple[Mapping, list[Path]]:
         files.append(here)
         base = root.entries.get("extends")
         named_by = str(base.node.mark) if base is not None else None
-        here = _base_path(base.node, here) if base is not None else None
+        here = _base_path(base.node, here, root) if base is not None else None
         chain.append(Mapping(root.mark, {k: e for k, e in root.entries.items() if k != "extends"}))
     merged = chain.pop()
     while chain:
@@ -51,12 +52,20 @@ def read_extended(path: Path) -> tuple[Mapping, list[Path]]:
     return merged, files
 
 
-def _base_path(node: Node, file: Path) -> Path | None:
+def _known(path: Path) -> str | None:
+    if not is_name(path.name):
+        return None
+    return "; ".join(f"stock {kind}: {', '.join(stock_names(kind))}" for kind in FOLDERS)
+
+
+def _base_path(node: Node, file: Path, root: Mapping) -> Path | None:
     if isinstance(node, Scalar) and node.value is None:
         return None
     if not isinstance(node, Scalar) or not isinstance(node.value, str) or not node.text or "\0" in node.text:
         raise ManifestError('"extends" must be the path of a file', where=str(node.mark))
-    return Path(os.path.normpath(file.parent / node.text))
+    path = Path(os.path.normpath(file.parent / node.text))
+    kinds = tuple(kind for key, kind in (("board", "boards"), ("system", "manifests")) if key in root.entries)
+    return path if path.exists() else stock_file(node.text, kinds or FOLDERS) or path
 
 
 def merge(base: Mapping, over: Mapping) -> Mapping:

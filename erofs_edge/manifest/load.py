@@ -19,6 +19,7 @@ from erofs_edge.manifest.extend import read_extended
 from erofs_edge.manifest.lockfile import load_lock, lock_path, save_lock
 from erofs_edge.manifest.model import Board, System
 from erofs_edge.manifest.nodes import Mapping, Mark, Node, Sequence
+from erofs_edge.manifest.stock import locate, portable
 
 __all__ = ["Loaded", "load_any", "load_board", "load_lock", "load_system", "lock_path", "save_lock"]
 
@@ -60,18 +61,19 @@ class Loaded(Generic[T]):
 
 
 def load_board(path: Path | str) -> Loaded[Board]:
-    """A board file. Raises ManifestError with the position of what is wrong."""
-    return _load(Path(path), Board, check_board)
+    """A board file, or a stock board by its name. Raises ManifestError with the position of what is wrong."""
+    return _load(locate(Path(path), ("boards",)), Board, check_board)
 
 
 def load_system(path: Path | str) -> Loaded[System]:
-    """A manifest. Raises ManifestError with the position of what is wrong."""
-    return _load(Path(path), System, check_system)
+    """A manifest, or a stock one by its name. Raises ManifestError with the position of what is wrong."""
+    return _load(locate(Path(path), ("manifests",)), System, check_system)
 
 
 def load_any(path: Path | str) -> Loaded[Board] | Loaded[System]:
     """A board file or a manifest, whichever it is. Raises ManifestError."""
-    root, files = read_extended(Path(path))
+    path = locate(Path(path))
+    root, files = read_extended(path)
     if "board" not in root.entries and "system" not in root.entries:
         raise ManifestError(
             "neither a board nor a manifest",
@@ -79,8 +81,8 @@ def load_any(path: Path | str) -> Loaded[Board] | Loaded[System]:
             hint='it starts with "board: NAME" or "system: NAME"',
         )
     if "board" in root.entries:
-        return _resolve(Path(path), root, files, Board, check_board)
-    return _resolve(Path(path), root, files, System, check_system)
+        return _resolve(path, root, files, Board, check_board)
+    return _resolve(path, root, files, System, check_system)
 
 
 Check = Callable[[T, Callable[..., NoReturn]], None]
@@ -115,7 +117,8 @@ def _absolute(text: str, file: Path) -> str:
 
 def _portable(text: str, file: Path, top: str) -> str:
     """The path relative to the folder of the file that was asked for, whatever the checkout is called."""
-    return Path(os.path.relpath(_absolute(text, file), top)).as_posix()
+    path = _absolute(text, file)
+    return portable(path, top) or Path(os.path.relpath(path, top)).as_posix()
 
 
 def _find(root: Node, parts: list[str]) -> tuple[Mark, list[str]]:

@@ -20,6 +20,7 @@ import msgspec
 from erofs_edge.errors import ManifestError, MirrorError, SourceError
 from erofs_edge.manifest.load import Loaded, load_lock, load_system, lock_path
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, Lock, LockedPackage, System
+from erofs_edge.manifest.stock import is_shipped
 from erofs_edge.manifest.supply import Archive, LockedSource
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
@@ -180,13 +181,15 @@ def lock_all(
 ) -> list[Relocked]:
     """New locks for a manifest, or for a board and each manifest on its disk. Nothing is written.
 
+    Without `folder` the locks of manifests that came with this package stay as they are.
     The old locks are those in `folder`, where they are there, else those beside the manifests.
     """
     todo: list[Loaded[Board] | Loaded[System]] = [loaded]
     if isinstance(loaded.value, Board):
         contents = [partition.content for partition in loaded.value.disk.partitions.values()]
         paths = dict.fromkeys(content for content in contents if content and content not in CONTENT_WORDS)
-        todo += [load_system(path) for path in paths]
+        systems = [load_system(path) for path in paths]
+        todo += [one for one in systems if folder is not None or not is_shipped(one.path)]
     done = []
     with ExitStack() as stack:
         indexes: dict[tuple[str, str], Apt] = {}

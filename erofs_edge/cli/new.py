@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge new`: a product of one's own, outside of this repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option
+
+
+@click.command()
+@click.argument("name", type=click.Path(path_type=Path))
+@click.option("--board", required=True, metavar="BOARD", help="The stock board that it builds on.")
+@click.option("--system", metavar="MANIFEST", help="The stock system that it builds on.  [default: the board's]")
+@json_option
+def new(name: Path, board: str, system: str | None, as_json: bool) -> None:
+    """Make a product in a new folder NAME: a board file that extends a stock one, a manifest, a folder of files, locks.
+
+    It can be built at once; its README says how to go on.
+    """
+    from erofs_edge.product import make_product
+
+    made = make_product(name, board=board, system=system)
+    if as_json:
+        record = {"folder": made.folder, "board": made.board, "system": made.system, "files": made.files}
+        emit_json(record)
+        return
+    click.echo("\n".join(str(made.folder / path) for path in made.files))
+    click.echo(f"go on      cd {made.folder} && erofs-edge build {made.board.stem}")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The boards and manifests that come with this package, by name: `extends: rpi4`, `build rpi4`.
+
+An installed package has them in a folder of its own, a checkout at its top. A name is taken as a file first, then as
+boards/NAME.yaml or manifests/NAME.yaml below the working directory, then as a stock one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+SHIPPED = PACKAGE / "stock"
+FOLDERS = ("boards", "manifests")
+PREFIX = "stock:"
+"""what stands for the stock folder where a digest must not depend on the place of the installation"""
+
+
+def stock_folder() -> Path:
+    """The folder that holds `boards` and `manifests`."""
+    return SHIPPED if SHIPPED.is_dir() else PACKAGE.parent
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a stock file."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9._+-]{0,63}", text) is not None and not text.endswith((".yaml", ".yml"))
+
+
+def stock_names(kind: str) -> list[str]:
+    """Of the boards or manifests (a word of `FOLDERS`) that there are."""
+    return sorted(path.stem for path in (stock_folder() / kind).glob("*.yaml"))
+
+
+def stock_file(text: str, kinds: tuple[str, ...] = FOLDERS) -> Path | None:
+    """The stock file of that name, or None."""
+    if not is_name(text):
+        return None
+    paths = [stock_folder() / kind / f"{text}.yaml" for kind in kinds]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def locate(path: Path, kinds: tuple[str, ...] = FOLDERS) -> Path:
+    """The file that a path or a name on the command line means; the path itself where there is none."""
+    text = str(path)
+    if path.is_file() or not is_name(text):
+        return path
+    here = [Path(kind) / f"{text}.yaml" for kind in kinds]
+    return next((one for one in here if one.is_file()), None) or stock_file(text, kinds) or path
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a file belongs to the installed package: nobody but its installer writes there."""
+    return path.absolute().is_relative_to(SHIPPED)
+
+
+def portable(path: str, top: str) -> str | None:
+    """How a stock file is named in digests of files outside of the stock folders; None for any other file."""
+    folder = str(stock_folder())
+    stock = [os.path.join(folder, kind) for kind in FOLDERS]
+    if any(_is_below(top, one) for one in stock) or not any(_is_below(path, one) for one in stock):
+        return None
+    return PREFIX + Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder + os.sep)
