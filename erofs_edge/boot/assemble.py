@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from erofs_edge.boot.firmware import firmware_files, package_file
@@ -75,6 +75,7 @@ def build_boot(
     initramfs_debs: Mapping[str, Path],
     firmware_debs: Mapping[str, Path],
     verity: VerityInfo,
+    etc: Sequence[str] = (),
     epoch: int,
     signer: Signer,
     cache: Cache,
@@ -83,6 +84,7 @@ def build_boot(
 
     *_debs  package name to file
     verity  of the system image: its root hash is what the initramfs opens, and nothing else
+    etc     what the device keeps of /etc; empty for all of it
     epoch   seconds since 1970, the one time in all outputs
 
     Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
@@ -94,7 +96,8 @@ def build_boot(
     for name in sorted(initramfs_debs):
         programs.merge(read_deb(initramfs_debs[name], cache).data)
 
-    initramfs = build_initramfs(programs, _module_streams(board, kernel), _init_config(board, verity), epoch=epoch)
+    config = replace(_init_config(board, verity), etc=tuple(etc))
+    initramfs = build_initramfs(programs, _module_streams(board, kernel), config, epoch=epoch)
     images = {
         "kernel": _kernel_image(board, kernel_tree, kernel.version),
         "ramdisk": Image("ramdisk", initramfs, f"initramfs for root hash {verity.root_hash.hex()}"),

@@ -59,6 +59,20 @@ format_data() {
         fail data "cannot make a file system on $device"
 }
 
+# What the manifest names of /etc, bound one by one; the first time it is a copy of what the system has there.
+bind_etc() {
+    for path in $ETC; do
+        kept=/newroot/data/etc/bound$path
+        if [ ! -e "$kept" ]; then
+            rm -rf "$kept.new"
+            mkdir -p "${kept%/*}" && cp -a "/newroot$path" "$kept.new" && sync && mv "$kept.new" "$kept" || return 1
+        fi
+        mount -o bind "$kept" "/newroot$path" || return 1
+    done
+}
+
+mount_data() { mount -t ext4 -o noatime "$device" /newroot/data; }
+
 mount -t devtmpfs devtmpfs /dev
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -90,6 +104,13 @@ fi
 
 find_partition "$label" || fail verity "no partition is labelled '$label'"
 disk=${partition%/*}
+if [ -n "$DATA" ]; then
+    . /grow
+    if grow_disk "$disk" "$DATA"; then
+        echo "erofs-edge: the partition table covers the whole disk now"
+    fi
+    find_partition "$label" "$disk" || fail verity "no partition is labelled '$label'"
+fi
 device=/dev/${partition##*/}
 table="0 $SECTORS verity 1 $device $device $BLOCK_SIZE $BLOCK_SIZE $DATA_BLOCKS $HASH_START sha256 $ROOT_HASH $SALT"
 reason=$(/bin/dmsetup create root --readonly --table "$table$VERITY_OPTIONS" 2>&1) ||
@@ -111,17 +132,29 @@ else
     device=/dev/${partition##*/}
     measure_data
     if half_made; then format_data; fi
-    if ! reason=$(mount -t ext4 -o noatime "$device" /newroot/data 2>&1); then
+    if ! reason=$(mount_data 2>&1); then
         # Never over anything: what is damaged may be all that somebody has.
         blank || fail data "$device is not blank and does not mount, it is left as it is: $reason"
         format_data
-        mount -t ext4 -o noatime "$device" /newroot/data || fail data "$device does not mount"
+        mount_data || fail data "$device does not mount"
+    fi
+    # What asks for the reset goes last: a power cut in between, and the next start does it again.
+    if [ -e /newroot/data/.factory-reset ]; then
+        echo "erofs-edge: factory reset"
+        umount /newroot/data && format_data && mount_data || fail data "$device cannot be made anew"
+    elif small; then
+        /bin/resize2fs "$device" ${end}k >/dev/null 2>&1 || echo "erofs-edge: $device keeps its old size"
     fi
 fi
-mkdir -p /newroot/data/var /newroot/data/etc/upper /newroot/data/etc/work &&
-    mount -o bind /newroot/data/var /newroot/var &&
-    mount -t overlay -o lowerdir=/newroot/etc,upperdir=/newroot/data/etc/upper,workdir=/newroot/data/etc/work \
-        overlay /newroot/etc || fail data "/var and /etc cannot be laid over the system"
+mkdir -p /newroot/data/var && mount -o bind /newroot/data/var /newroot/var ||
+    fail data "/var cannot be laid over the system"
+if [ -n "$ETC" ]; then
+    bind_etc || fail data "$path cannot be kept on the data partition"
+else
+    mkdir -p /newroot/data/etc/upper /newroot/data/etc/work &&
+        mount -t overlay -o lowerdir=/newroot/etc,upperdir=/newroot/data/etc/upper,workdir=/newroot/data/etc/work \
+            overlay /newroot/etc || fail data "/etc cannot be laid over the system"
+fi
 stage data
 
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /newroot/run &&

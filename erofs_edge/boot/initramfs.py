@@ -19,9 +19,10 @@ from erofs_edge.boot.modules import Module
 from erofs_edge.errors import SourceError
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
-PROGRAMS = ("usr/bin/busybox", "usr/sbin/dmsetup", "usr/sbin/mke2fs")
+PROGRAMS = ("usr/bin/busybox", "usr/sbin/dmsetup", "usr/sbin/mke2fs", "usr/sbin/resize2fs")
 APPLETS = (
-    "cat", "dd", "head", "insmod", "mkdir", "mount", "printf", "reboot", "sh", "sleep", "switch_root", "sync", "tr",
+    "blockdev", "cat", "cp", "cut", "dd", "gzip", "head", "insmod", "mkdir", "mount", "mv", "od", "printf", "reboot",
+    "rm", "sh", "sleep", "switch_root", "sync", "tail", "tr", "umount",
 )  # fmt: skip
 LIBRARY_DIRECTORIES = ("usr/lib/aarch64-linux-gnu", "usr/lib")
 VERITY_OPTIONS = {"eio": "", "restart": " 1 restart_on_corruption", "panic": " 1 panic_on_corruption"}
@@ -39,6 +40,7 @@ class InitConfig:
     on_corruption     what dm-verity does with a block that does not match
     system, slots     the system partition's name and its slots ('' for none): labels are NAME_SLOT
     data              label of the writable partition; '' keeps /data in memory
+    etc               paths of /etc that are kept on it; () is all of /etc, by a writable layer over it
     """
 
     root_hash: str
@@ -50,6 +52,7 @@ class InitConfig:
     slots: tuple[str, ...]
     data: str
     on_corruption: Literal["eio", "restart", "panic"] = "eio"
+    etc: tuple[str, ...] = ()
 
     def text(self) -> str:
         """As shell assignments. Every value is of a kind that needs no quoting."""
@@ -64,6 +67,7 @@ class InitConfig:
             "SYSTEM": self.system,
             "SLOTS": " ".join(self.slots),
             "DATA": self.data,
+            "ETC": " ".join(self.etc),
         }
         return "".join(f"{name}='{value}'\n" for name, value in values.items())
 
@@ -84,6 +88,7 @@ def build_initramfs(
     tree.add("lib", _symlink("usr/lib"))
     tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
     tree.add("init", _file(Path(__file__).with_name("init.sh").read_bytes(), 0o755))
+    tree.add("grow", _file(Path(__file__).with_name("grow.sh").read_bytes(), 0o644))
     tree.add("config", _file(config.text().encode(), 0o644))
     for name in APPLETS:
         tree.add(f"bin/{name}", _symlink("busybox"))

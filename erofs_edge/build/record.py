@@ -14,6 +14,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from erofs_edge import __version__
 from erofs_edge.errors import ErofsEdgeError
 
@@ -87,6 +89,7 @@ def describe(
             "erofs_uuid": str(uuid.UUID(bytes=erofs.uuid)),
             "inodes": erofs.inodes,
             "uncompressed": erofs.uncompressed,
+            "smoke": msgspec.to_builtins(system.smoke),
         },
         "boot": {"kernel": made.boot.kernel_version},
         "scripts": {

@@ -20,8 +20,9 @@ from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import ManifestError, UsageError
-from erofs_edge.manifest.model import CompressionRule as ManifestRule
-from erofs_edge.manifest.model import LockedPackage, size_bytes
+from erofs_edge.manifest.filesystem import CompressionRule as ManifestRule
+from erofs_edge.manifest.load import Loaded
+from erofs_edge.manifest.model import LockedPackage, System, size_bytes
 from erofs_edge.sources.budget import check_image, check_paths
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report
@@ -135,9 +136,13 @@ def erofs_options(inputs: Inputs) -> WriteOptions:
 
     Raises ManifestError where that kernel cannot mount it, or for values that make no sense together.
     """
-    loaded = inputs.system.loaded
-    erofs = loaded.value.erofs
     (kernel,) = inputs.lock.packages["kernel"]
+    return write_options(inputs.system.loaded, inputs.epoch, kernel.version)
+
+
+def write_options(loaded: Loaded[System], epoch: int, kernel: str | None) -> WriteOptions:
+    """As `erofs_options`; `kernel` is a version, None for any."""
+    erofs = loaded.value.erofs
     try:
         return WriteOptions(
             block_size=size_bytes(erofs.block_size),
@@ -151,9 +156,9 @@ def erofs_options(inputs: Inputs) -> WriteOptions:
             fragments=erofs.fragments,
             packed_pcluster=size_bytes(erofs.packed_pcluster) if erofs.packed_pcluster is not None else None,
             chunk_size=size_bytes(erofs.chunksize) if erofs.chunksize is not None else None,
-            epoch=inputs.epoch,
+            epoch=epoch,
             times="fixed",
-            kernel=parse_kernel(kernel.version),
+            kernel=parse_kernel(kernel) if kernel is not None else None,
         )
     except UsageError as error:
         raise ManifestError(error.message, where=loaded.position("erofs"), hint=error.hint) from error
@@ -170,6 +175,7 @@ def make_boot(
             initramfs_debs=debs.initramfs,
             firmware_debs=debs.firmware,
             verity=system.verity,
+            etc=inputs.system.loaded.value.writable_etc,
             epoch=inputs.epoch,
             signer=signer,
             cache=cache,

@@ -89,8 +89,10 @@ def _show(board: Path, result: BuildResult, *, bootable: bool) -> None:
         (str(out / name), size_text(entry["size"]), entry["sha256"][:16]) for name, entry in record["files"].items()
     ]
     table(rows, header=("file", "size", "sha256"))
-    click.echo(f"root hash  {record['system']['root_hash']}")
+    click.echo(f"root hash  {record['system']['root_hash'] if bootable else record['root_hash']}")
     if record["sign"]["development"]:
         click.echo(f"signed by  {record['sign']['name']}, a development key: it protects nothing")
+    if not bootable:
+        return
     click.echo(f"boot it    erofs-edge boot {board} -o {out}")
     click.echo(f"flash it   erofs-edge flash {board} -o {out} --to /dev/sdX --plan")

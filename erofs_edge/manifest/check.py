@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from erofs_edge.manifest.check_supply import check_supply
+from erofs_edge.manifest.filesystem import Erofs
 from erofs_edge.manifest.model import (
     CONTENT_WORDS,
     Board,
     Entry,
-    Erofs,
     Partition,
     System,
     size_bytes,

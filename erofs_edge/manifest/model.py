@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from erofs_edge.manifest.filesystem import Erofs, Selinux
 from erofs_edge.manifest.shaping import BudgetKey, Droppable, EtcPath, Network, OverlayRule, Smoke, VariableName
 from erofs_edge.manifest.supply import Arch, Archive, LockedSource, Oci
 from erofs_edge.manifest.words import (
@@ -40,8 +41,8 @@ Content = Annotated[
     str,
     Meta(
         min_length=1,
-        description="'fit', 'firmware', 'slot-state', or the path of a manifest",
-        extra={"form": "path", "words": CONTENT_WORDS},
+        description="'fit', 'firmware', 'slot-state', or the path of a manifest or a stock one's name",
+        extra={"form": "path", "words": CONTENT_WORDS, "stock": ("manifests",)},
     ),
 ]
 
@@ -139,68 +140,19 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """extended attributes by full name (user.x, security.capability)"""
 
 
-Compression = Literal["none", "lz4", "lz4hc", "zstd", "deflate", "lzma"]
-Level = Annotated[int, Meta(ge=0, le=109)]
-
-
-class CompressionRule(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How files are compressed whose path matches."""
-
-    match: Annotated[str, Meta(min_length=1)]
-    """a glob: of the name, or (with '/') of the whole path; '**' crosses directories"""
-    compression: Compression
-    """the algorithm; 'none' leaves files as they are"""
-    level: Level | None = None
-    """as in `erofs`"""
-    pcluster: Size | None = None
-    """as in `erofs`, and not given: that one"""
-    dictionary: Size | None = None
-    """as in `erofs`"""
-
-
-class Erofs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the file system is written; mkfs.erofs's words."""
-
-    compression: Compression = "lz4hc"
-    """the algorithm: mkfs.erofs -z. Kernels read zstd from 6.10 on, deflate 6.6, lzma 5.16, if built with it"""
-    level: Level | None = None
-    """lz4hc 1 to 12, zstd 1 to 22, deflate 1 to 12, lzma 0 to 9 and (slower) 100 to 109: the number after the comma of
-    mkfs.erofs -z; not given: 8 (7 for device trees), 3, 6, 6"""
-    dictionary: Size | None = None
-    """how far matches reach back, for zstd (at most 1M) and lzma (at most 8M): dictsize of mkfs.erofs -z"""
-    rules: list[CompressionRule] = []
-    """how single files are compressed; the first rule that matches wins"""
-    pcluster: Size = "64K"
-    """the most that is compressed together, a multiple of the block size: mkfs.erofs -C"""
-    block_size: Size = 4096
-    """bytes of a block: mkfs.erofs -b"""
-    chunksize: Size | None = None
-    """bytes: files that are not compressed are stored in chunks, equal ones once: mkfs.erofs --chunksize"""
-    dedupe: bool = False
-    """equal files share their blocks: mkfs.erofs -Ededupe. Where they are compressed kernels read that from 6.1 on"""
-    ztailpacking: bool = False
-    """the last compressed bytes of a file stand beside its inode: mkfs.erofs -Eztailpacking (Linux 5.17)"""
-    fragments: Literal["none", "tails", "all"] = "none"
-    """'tails': ends of files, and small files, are compressed together: mkfs.erofs -Efragments; 'all': whole files
-    are: -Eall-fragments (Linux 6.1)"""
-    packed_pcluster: Size | None = None
-    """as `pcluster`, of what `fragments` puts together; not given: 4 times that. Larger is smaller, and slower to read"""
-
-
-class Selinux(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Labels of files; mkfs.erofs's words."""
-
-    file_contexts: HostPath
-    """a file_contexts file, relative to this one, that says the label of each path: mkfs.erofs --file-contexts"""
-
-
 class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is in a system partition (manifests/NAME.yaml)."""
 
     system: Name
     """the name of the system"""
+    kind: Literal["system", "sysext", "confext", "portable", "app"] = "system"
+    """'system' is for a partition of a board. The others are images of their own with hash tree and signature: 'sysext'
+    and 'confext' add to /usr, /opt and /etc of a running system, 'portable' and 'app' bring a root of their own"""
+    host: HostPath | None = None
+    """of a sysext or confext: the manifest of the system that it goes over, whose packages it leaves out"""
     extends: HostPath | None = None
-    """a manifest that this one builds on, relative to this file: maps join, lists are replaced, `packages+` appends"""
+    """a manifest that this one builds on, relative to this file, or a stock one's name: maps join, lists are replaced,
+    `packages+` appends"""
     description: str = ""
     """for people"""
     suite: Name = "trixie"
@@ -277,7 +229,7 @@ class Partition(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     slots: list[Name] = []
     """two slots, as in [a, b]: the partition exists twice, one is active"""
     content: Content | None = None
-    """'fit', 'firmware', 'slot-state', or the path of a manifest; nothing leaves it empty"""
+    """'fit', 'firmware', 'slot-state', or the path of a manifest or a stock one's name; nothing leaves it empty"""
     filesystem: Literal["ext4"] | None = None
     """made by the device at first boot, never by the build"""
 
@@ -359,8 +311,8 @@ class Verity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     on_corruption: Literal["eio", "restart", "panic"] = "eio"
     """what the kernel does when a block does not match: a read error, a restart, a panic"""
     fec_roots: Annotated[int, Meta(ge=0, le=24)] = 0
-    """parity bytes for each 255 bytes of image and tree, with which the kernel repairs blocks as it reads them: 2 to 24;
-    0 for none"""
+    """parity bytes for each 255 bytes of image and tree, with which the kernel repairs blocks as it reads them: 2 to
+    24; 0 for none"""
 
 
 class Sign(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -392,7 +344,8 @@ class Board(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     board: Name
     """the name of the board"""
     extends: HostPath | None = None
-    """a board file that this one builds on, relative to this file: maps join, lists are replaced, `cmdline+` appends"""
+    """a board file that this one builds on, relative to this file, or a stock one's name: maps join, lists are
+    replaced, `cmdline+` appends"""
     description: str = ""
     """for people"""
     arch: Literal["arm64"] = "arm64"

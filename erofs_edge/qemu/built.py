@@ -12,10 +12,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from erofs_edge.boot.script import boot_script
 from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.manifest.model import Board
+from erofs_edge.manifest.shaping import Smoke
 from erofs_edge.qemu.machine import Drive, Emulator, boot_arguments, control_tree, dump_tree, qemu_of
 from erofs_edge.trust.signer import PublicKey, read_public_key
 
@@ -24,12 +27,17 @@ RUN_PREFIX = ".run-"
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A board's build. `root_hash`: hex, of its system."""
+    """A board's build.
+
+    root_hash  hex, of its system
+    smoke      what a test boot must see of its system (manifest's `smoke`)
+    """
 
     disk: Path
     u_boot: Path
     key: PublicKey
     root_hash: str
+    smoke: Smoke
 
 
 def load_built(out: Path) -> Built:
@@ -37,7 +45,8 @@ def load_built(out: Path) -> Built:
     release = read_release(out)
     try:
         key_name, root_hash = release["sign"]["name"], release["system"]["root_hash"]
-    except (KeyError, TypeError) as error:
+        smoke = msgspec.convert(release["system"].get("smoke", {}), Smoke)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise ErofsEdgeError(
             f"the release record lacks {error}", where=str(out / RELEASE), hint="build again"
         ) from None
@@ -45,7 +54,7 @@ def load_built(out: Path) -> Built:
         if not (out / name).is_file():
             raise ErofsEdgeError(f"{name} is not there", where=str(out), hint="erofs-edge build BOARD -o OUT")
     key = read_public_key(out / "sign.pub.pem", key_name)
-    return Built(out / "disk.img", out / "u-boot.bin", key, root_hash)
+    return Built(out / "disk.img", out / "u-boot.bin", key, root_hash, smoke)
 
 
 @contextmanager
@@ -88,12 +97,14 @@ def machine_command(
     serial: str = "stdio",
     forwards: tuple[tuple[int, int], ...] = (),
     reboot: bool = False,
+    extra: tuple[str, ...] = (),
 ) -> list[str]:
     """The command that starts a built board, see `boot_arguments`; its control tree is written into `folder`."""
     qemu = qemu_of(board)
     control = folder / "control.dtb"
     control.write_bytes(control_tree(dump_tree(emulator, qemu, built.u_boot), built.key, boot_script(board)))
     arguments = boot_arguments(
-        qemu, bios=built.u_boot, control=control, drive=drive, serial=serial, forwards=forwards, reboot=reboot
+        qemu, bios=built.u_boot, control=control, drive=drive, serial=serial, forwards=forwards, reboot=reboot,
+        extra=extra,
     )
     return [str(emulator.program), *arguments]

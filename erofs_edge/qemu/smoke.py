@@ -9,9 +9,10 @@ from pathlib import Path
 
 from erofs_edge.errors import BootCheckError, UsageError
 from erofs_edge.manifest.model import Board
+from erofs_edge.manifest.shaping import Smoke
 from erofs_edge.qemu.built import load_built, machine_command, run_folder
 from erofs_edge.qemu.console import Console, Event
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import CHECKS_DRIVE, GRAPHICS, Drive, find_qemu
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.stages import TITLES
@@ -61,7 +62,8 @@ def smoke(
     seen: Callable[[StageTime], None] = lambda stage: None,
     log: Path | None = None,
 ) -> SmokeRecord:
-    """Boot the build in `out` until the guest has reported and shows a login prompt; the disk image stays as it is.
+    """Boot the build in `out` until the guest has reported, shows a login prompt and has passed the checks of its
+    manifest; the disk image stays as it is.
 
     disk    another image than out/disk.img
     slot    start this slot, whatever the slot state in the image says
@@ -81,15 +83,18 @@ def smoke(
         if slot or tamper:
             disk = copy_sparse(disk, folder / "disk.img")
         damage, chosen = _prepare(disk, board, slot, tamper)
-        command = machine_command(board, built, emulator, folder, Drive(disk))
+        wanted = built.smoke if tamper is None else Smoke()
+        checks = bool(wanted.units or wanted.commands)
+        extra = (*(CHECKS_DRIVE if checks else ()), *(GRAPHICS if built.smoke.graphics else ()))
+        command = machine_command(board, built, emulator, folder, Drive(disk), extra=extra)
         expected = Expected(built.root_hash, chosen, _data_filesystem(board))
-        watch = Watch(expected, TAMPERS[tamper].stop if tamper else None)
-        console = Console()
+        watch = Watch(expected, TAMPERS[tamper].stop if tamper else None, checks, set(wanted.console))
+        console = Console(tuple(wanted.console))
         passed: list[StageTime] = []
 
         def note(event: Event) -> None:
             name = event.match.name
-            if event.match.kind != "trouble" and name not in watch.reached:
+            if event.match.kind in ("stage", "report") and name not in watch.reached:
                 passed.append(StageTime(name, TITLES[name], round(event.at, 2)))
                 seen(passed[-1])
 
@@ -101,7 +106,7 @@ def smoke(
         slot=expected.slot,
         root_hash=expected.root_hash,
         qemu=emulator.version_text,
-        seconds=passed[-1].seconds if passed else 0.0,
+        seconds=max((stage.seconds for stage in passed if stage.stage != "checks"), default=0.0),
         stages=passed,
         report=watch.report,
         tamper=tamper,

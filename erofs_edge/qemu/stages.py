@@ -57,6 +57,7 @@ STAGES = (
     Stage("switch-root", "switch to the root", _line(r"erofs-edge: stage switch-root(?: .*)?$")),
     Stage("report", "report of the guest", _line(r"erofs-edge: report (?P<report>(?:[a-z]+=\S+ ?)+)$")),
     Stage("login", "login prompt", re.compile(r"^(?:\[ *\d+\.\d+\] )?(?!Last )[\w.-]+ login:(?: |$)"), partial=True),
+    Stage("checks", "checks of the system", _line("erofs-edge: smoke passed$")),
 )
 NAMES = tuple(stage.name for stage in STAGES)
 TITLES = {stage.name: stage.title for stage in STAGES}
@@ -66,6 +67,7 @@ TROUBLE = {
     "slot-refused": _line(r"erofs-edge: slot does not start: (?P<slot>\S+)$"),
     "no-slot": _line("erofs-edge: no slot boots$"),
     "corrupt": re.compile(r"verity: \S+ (?:data|metadata) block \d+ is corrupted|dm-verity device corrupted"),
+    "check": _line(r"erofs-edge: smoke FAILED (?P<name>\S+): (?P<reason>.*)$"),
     "failed": _line(r"erofs-edge: FAILED (?P<stage>[\w-]+): (?P<reason>.*)$"),
     "panic": re.compile(r"Kernel panic - not syncing: (?P<reason>.*)$"),
 }
@@ -73,9 +75,9 @@ TROUBLE = {
 
 
 def next_stage(reached: Iterable[str]) -> str:
-    """The stage that follows the furthest one reached."""
+    """The stage that follows the furthest one reached; none needs to follow the login prompt."""
     furthest = max((NAMES.index(name) for name in reached), default=-1)
-    return NAMES[min(furthest + 1, len(NAMES) - 1)]
+    return NAMES[min(furthest + 1, NAMES.index("login"))]
 
 
 def match_line(line: str, *, partial: bool = False) -> Iterator[Match]:

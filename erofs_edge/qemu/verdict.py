@@ -56,10 +56,15 @@ class Verdict:
 
 @dataclass(slots=True)
 class Watch:
-    """Collects events until they decide. With `stop` the boot is good when it fails in just that way."""
+    """Collects events until they decide. With `stop` the boot is good when it fails in just that way.
+
+    `checks`: whether the system's own checks must pass; `lines`: expressions of which each must have matched a line.
+    """
 
     expected: Expected
     stop: Stop | None = None
+    checks: bool = False
+    lines: set[str] = field(default_factory=set)
     reached: dict[str, float] = field(default_factory=dict)
     troubles: list[Match] = field(default_factory=list)
     report: dict[str, str] | None = None
@@ -67,6 +72,9 @@ class Watch:
     def see(self, event: Event) -> Verdict | None:
         """The verdict, once there is one. A stage counts when it is first passed."""
         match = event.match
+        if match.kind == "line":
+            self.lines.discard(match.name)
+            return self._passed("u-boot")
         if match.kind == "trouble":
             self.troubles.append(match)
             return self._trouble(match)
@@ -94,17 +102,23 @@ class Watch:
             if NAMES.index(name) > NAMES.index(self.stop.stage):
                 return Verdict(False, name, f"the damaged system got past the stage '{TITLES[self.stop.stage]}'")
             return None
-        if self.report is None or "login" not in self.reached:
+        if self.report is None or "login" not in self.reached or self._pending():
             return None
         if "signature" not in self.reached:
             return Verdict(False, "signature", "the system started, but U-Boot verified no signature")
-        return Verdict(True, "login", "")
+        return Verdict(True, "checks" if self.checks else "login", "")
+
+    def _pending(self) -> bool:
+        """Whether something of what the manifest wants to see is still to come."""
+        return (self.checks and "checks" not in self.reached) or bool(self.lines)
 
     def _trouble(self, match: Match) -> Verdict | None:
         if match.name == "slot-refused" and self.stop is None:
             return self._stopped("fit", f"U-Boot refused slot {match.fields['slot']}{self._why()}")
         if match.name == "no-slot":
             return self._stopped("fit", f"U-Boot found no slot to start{self._why()}")
+        if match.name == "check" and self.stop is None:
+            return Verdict(False, "checks", f"{match.fields['name']}: {match.fields['reason']}")
         if match.name == "failed":
             named = match.fields["stage"]
             return self._stopped(named if named in NAMES else next_stage(self.reached), match.fields["reason"])
@@ -129,4 +143,6 @@ class Watch:
     def _missing(self) -> str:
         if self.report is None and "login" in self.reached:
             return "report"
+        if "login" in self.reached and self._pending():
+            return "checks"
         return next_stage(self.reached)

@@ -73,7 +73,7 @@ def system_tree(
     # whose accounts are complete already, with the numbers that its files have
     settled = scripted is not None or ((bool(lower) or not packages) and has_accounts(tree))
     owned += [item for i, overlay in enumerate(system.overlay) for item in lay_overlay(loaded, i, tree, overlay)]
-    owned += [o for i, entry in enumerate(system.entries) for o in _set_entry(loaded, f"entries.{i}", tree, entry)]
+    owned += [o for i, entry in enumerate(system.entries) for o in set_entry(loaded, f"entries.{i}", tree, entry)]
     accounts = base_accounts(tree, configured=settled)
     if packages or system.users or system.groups:
         pins = (lock.users, lock.groups)
@@ -82,12 +82,12 @@ def system_tree(
             epoch=lock.date, configured=settled, position=loaded.position,
         )  # fmt: skip
     for item in owned:
-        _give(loaded, item, accounts)
+        give(loaded, item, accounts)
     finish(tree, system, accounts, report, position=loaded.position)
     if system.network is not None:
         apply_network(tree, system.network, loaded.position)
     apply_smoke(tree, system.smoke)
-    _leave_out(loaded, tree)
+    leave_out(loaded, tree)
     if packages:
         drop_dangling(tree)
         write_database(tree, packages, system.arch)
@@ -129,7 +129,7 @@ def configured(
     return tree, report
 
 
-def _leave_out(loaded: Loaded[System], tree: FileTree) -> None:
+def leave_out(loaded: Loaded[System], tree: FileTree) -> None:
     """`drop`, `exclude`, `keep` and `firmware` of the manifest."""
     system = loaded.value
     dropped, kept = map(matcher, drop_globs(system))
@@ -141,7 +141,7 @@ def _leave_out(loaded: Loaded[System], tree: FileTree) -> None:
         select_firmware(tree, system.firmware, loaded.position)
 
 
-def _set_entry(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> Iterator[Owned]:
+def set_entry(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> Iterator[Owned]:
     """Make or change one path."""
     old = tree.get(entry.path)
     kind = KINDS[entry.type]
@@ -180,7 +180,7 @@ def _new(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> 
         raise loaded.error(f"{pointer}.path", f"{error.message} ({error.where})") from error
 
 
-def _give(loaded: Loaded[System], item: Owned, accounts: Accounts) -> None:
+def give(loaded: Loaded[System], item: Owned, accounts: Accounts) -> None:
     try:
         uid, gid = owner_ids(accounts, item.owner, "")
     except SourceError as error:

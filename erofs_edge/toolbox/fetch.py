@@ -59,6 +59,7 @@ SETS = {
             "depmod", "modprobe",
         ),
     ),
+    "oracles-systemd": ToolSet("trixie", ("systemd-container", "libcryptsetup12"), _same("systemd-dissect")),
     "oracles-sources": ToolSet(
         "trixie",
         ("docker-registry", "libarchive-tools", "sqop", "tar", "umoci"),
@@ -69,6 +70,7 @@ SETS = {
         ("nbdkit", "libnbd-bin", "nbd-server"),
         _same("nbdkit", "nbdcopy", "nbdinfo", "nbd-server"),
     ),
+    "oracles-fastboot": ToolSet("trixie", ("fastboot",), _same("fastboot")),
     "oracles-sid": ToolSet("sid", ("erofs-utils",), {name: (name, f"{name}-1.9") for name in EROFS_TOOLS}),
     # the module is loaded into the host's own Python: of the oldest release, so that its libc is new enough
     "oracles-token": ToolSet("bookworm", ("softhsm2", "libsofthsm2"), _same("softhsm2-util")),
@@ -142,9 +144,9 @@ def _wrap(prefix_root: Path, root: Path, program: str, name: str) -> None:
     if real is None or loader is None:
         raise ToolError(f"{program} is in none of the packages fetched", where=str(root))
     triplet = loader.parent.name
-    libraries = ":".join(
-        str(path) for path in (root / "usr/lib" / triplet, root / "lib" / triplet, root / "usr/lib") if path.is_dir()
-    )
+    library = root / "usr/lib" / triplet
+    folders = (library, library / "systemd", root / "lib" / triplet, root / "usr/lib")
+    libraries = ":".join(str(path) for path in folders if path.is_dir())
     extra = f"-L '{root}/usr/share/qemu' " if program.startswith("qemu-system") else ""
     script = prefix_root / "bin" / name
     script.parent.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ import erofs_edge.boot.initramfs
 from erofs_edge.boot.initramfs import InitConfig
 
 SCRIPT = Path(erofs_edge.boot.initramfs.__file__).with_name("init.sh")
+GROW = SCRIPT.with_name("grow.sh")
 MARKER = b"erofs-edge: formatting\n"
 HASH = "12" * 32
 SIZE = 2 << 20
@@ -29,6 +30,9 @@ STUBS = {
     "reboot": "exit 0",
     "switch_root": "exit 0",
     "sync": ":",
+    "umount": ":",
+    "blockdev": ":",
+    "resize2fs": ":",
 }
 
 
@@ -78,12 +82,19 @@ def machine(tmp_path: Path) -> Machine:
         (folder / "size").write_text("4096\n")
         (folder / "uevent").write_text(f"MAJOR=254\nDEVTYPE=partition\nPARTNAME={label}\n")
         (root / "dev" / name).write_bytes(bytes(SIZE))
-    (root / "proc/cmdline").write_text("console=ttyAMA0 erofs_edge.slot=b quiet\n")
+    # a table that ends where the disk ends
+    (root / "sys/block/vda/queue").mkdir()
+    (root / "sys/block/vda/queue/logical_block_size").write_text("512\n")
+    (root / "sys/block/vda/size").write_text("65536\n")
+    (root / "dev/vda").write_bytes(bytes(512) + b"EFI PART".ljust(32, b"\0") + (65535).to_bytes(8, "little"))
+    (root / "grow").write_text(GROW.read_text().replace("/dev/", "$ROOT/dev/"))
+    (root / "proc/cmdline").write_text("erofs_edge.slot=b\n")
     config = InitConfig(HASH, "aa", 4096, 100, 101, "system", ("a", "b"), "data")
     (root / "config").write_text(config.text())
     machine = Machine(root)
     machine.script = SCRIPT.read_text()
-    absolute = r"(?<![\w$}*/])/(?=(sys|proc|dev|newroot|config|modules|missing|bin/dmsetup|bin/mke2fs)\b)"
+    ours = "sys|proc|dev|newroot|config|modules|missing|bin/dmsetup|bin/mke2fs|bin/resize2fs|grow"
+    absolute = rf"(?<![\w$}}*/])/(?=({ours})\b)"
     machine.script = re.sub(absolute, "$ROOT/", machine.script)
     machine.script = machine.script.replace("PATH=/bin ", "PATH=$ROOT/bin:/usr/bin:/bin ").replace("sleep 0.05", ":")
     machine.script = machine.script.replace("sleep 60", "exit 1").replace("sleep 1", ":")
@@ -158,7 +169,7 @@ def broken(machine: Machine, change: str) -> None:
         ("erofs", "root", "mount: bad"),
         ("no-data-folder", "data", "no directory /data"),
         ("data-elsewhere", "data", "no partition of vda is labelled 'data'"),
-        ("overlay", "data", "/var and /etc cannot be laid over"),
+        ("overlay", "data", "/etc cannot be laid over"),
         ("no-init", "switch-root", "no /sbin/init"),
         ("no-proc", "switch-root", "no directory /dev"),
     ],
@@ -212,6 +223,40 @@ def test_what_does_not_mount_is_never_overwritten(machine: Machine, content: byt
     ]
     assert device.read_bytes() == content
     assert not [call for call in machine.calls if call.startswith("mke2fs")]
+
+
+def test_factory_reset_makes_the_partition_anew(machine: Machine) -> None:
+    (machine.root / "newroot/data/.factory-reset").touch()
+    assert "erofs-edge: factory reset" in machine.run()
+    order = [call.split()[0] for call in machine.calls if "/newroot/data" in call or "mke2fs" in call]
+    assert order[:4] == ["mount", "umount", "mke2fs", "mount"]
+
+
+@pytest.mark.parametrize(("blocks", "resized"), [(1024, False), (512, True)])
+def test_a_file_system_smaller_than_its_partition_grows(machine: Machine, blocks: int, resized: bool) -> None:
+    superblock = (
+        blocks.to_bytes(4, "little").rjust(8, b"\0").ljust(24, b"\0") + (0).to_bytes(32, "little") + b"\x53\xef"
+    )
+    (machine.root / "dev/vda4").write_bytes((bytes(1024) + superblock).ljust(SIZE, b"\0"))
+    (machine.root / "sys/block/vda/vda4/size").write_text("6144\n" if resized else "4096\n")
+    machine.run()
+    assert ("resize2fs /dev/vda4 2048k" in machine.calls) == resized
+
+
+def test_named_paths_of_etc_are_kept_and_start_as_the_system_has_them(machine: Machine) -> None:
+    config = InitConfig(HASH, "aa", 4096, 100, 101, "system", ("a", "b"), "data", etc=("/etc/ssh", "/etc/id"))
+    (machine.root / "config").write_text(config.text())
+    (machine.root / "newroot/etc/ssh").mkdir()
+    (machine.root / "newroot/etc/ssh/key").write_text("stock")
+    (machine.root / "newroot/etc/id").write_text("")
+    assert machine.run()[-1] == "erofs-edge: stage data"
+    kept = machine.root / "newroot/data/etc/bound/etc"
+    assert (kept / "ssh/key").read_text() == "stock"
+    assert "mount -o bind /newroot/data/etc/bound/etc/id /newroot/etc/id" in machine.calls
+    assert not [call for call in machine.calls if "overlay" in call]
+    (kept / "ssh/key").write_text("changed")
+    machine.run()
+    assert (kept / "ssh/key").read_text() == "changed"
 
 
 def test_board_without_slots_and_data(machine: Machine) -> None:

@@ -27,7 +27,7 @@ def names(data: bytes, *cuts: int) -> list[str]:
 
 
 def test_a_recorded_boot_passes_every_stage_in_order() -> None:
-    assert names(GOOD) == list(NAMES)
+    assert names(GOOD) == [name for name in NAMES if name != "checks"]
 
 
 def test_a_recorded_boot_of_a_damaged_system() -> None:

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a manifest of a kind that is no system to its image: a file system, its hash tree and its signature as one disk
+image that systemd takes, which ships and updates apart from every board.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from erofs_edge import __version__
+from erofs_edge.build.inputs import FORMAT_VERSION, Locked, lock_of, system_files
+from erofs_edge.build.pipeline import BuildOptions, BuildResult, workshop
+from erofs_edge.build.record import RELEASE, outputs, read_release, remember, unchanged, write_json
+from erofs_edge.build.signing import refuse_development
+from erofs_edge.build.stages import Step, quiet, write_options
+from erofs_edge.disk.ddi import write_ddi
+from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.write import write_image
+from erofs_edge.manifest.load import load_system
+from erofs_edge.manifest.lockfile import lock_bytes
+from erofs_edge.sources.budget import check_image, check_paths
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.mirror import host_mirror
+from erofs_edge.sources.debian.supply import fetch_locked
+from erofs_edge.sources.extension import extension_tree
+from erofs_edge.trust.certificate import self_signed
+from erofs_edge.trust.key import Signer, public_key_pem
+from erofs_edge.trust.root_hash import verity_signature_json
+from erofs_edge.trust.signer import open_signer
+from erofs_edge.verity.tree import format_tree
+
+KEY = "dev:dev"
+"""who signs where nobody says otherwise: there is no board that would"""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionInputs:
+    """own: the manifest with its lock. host: the system that it goes over, with its lock, if it names one."""
+
+    own: Locked
+    host: Locked | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, over everything that can reach an output byte, but for the key."""
+        parts: list[object] = [FORMAT_VERSION, __version__, self.own.loaded.digest]
+        parts += [hashlib.sha256(lock_bytes(one.lock)).hexdigest() for one in (self.own, self.host) if one is not None]
+        parts += system_files(self.own.loaded.value)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def host_packages(self) -> list[str]:
+        """What the host has already."""
+        return [package.name for package in self.host.lock.packages["system"]] if self.host is not None else []
+
+
+def gather_extension(manifest: Path) -> ExtensionInputs:
+    """Load a manifest, its host and their locks. Raises ManifestError where one is missing, wrong, or does not fit."""
+    loaded = load_system(manifest)
+    if loaded.value.kind == "system":
+        raise loaded.error(
+            "kind",
+            "a system is built as part of a board",
+            hint=f"erofs-edge build BOARD --system {manifest}, or `kind: sysext`",
+        )
+    host = None
+    if loaded.value.host is not None:
+        system = load_system(Path(loaded.value.host))
+        if (system.value.suite, system.value.arch) != (loaded.value.suite, loaded.value.arch):
+            raise loaded.error("host", f"the host is {system.value.suite} for {system.value.arch}")
+        host = Locked(system, lock_of(system))
+    return ExtensionInputs(Locked(loaded, lock_of(loaded)), host)
+
+
+def build_extension(manifest: Path, options: BuildOptions, step: Step = quiet) -> BuildResult:
+    """Build NAME.raw into options.out. Raises ErofsEdgeErrors of every kind."""
+    cache = Cache(options.cache)
+    inputs = gather_extension(manifest)
+    signer = open_signer(options.key or KEY)
+    if options.release:
+        refuse_development(signer)
+    inputs_digest = hashlib.sha256(inputs.digest.encode() + public_key_pem(signer)).hexdigest()
+    if not options.force and unchanged(options.out, inputs_digest):
+        return BuildResult(options.out, read_release(options.out), fresh=False)
+    with workshop(options.out) as work:
+        image, record, notes = make_extension(inputs, signer, cache, work, options, step)
+        names = [image.name]
+        (options.out / RELEASE).unlink(missing_ok=True)
+        record |= {"inputs": inputs_digest, "files": outputs(work, names)}
+        write_json(work / RELEASE, record)
+        for name in [*names, RELEASE]:
+            (work / name).replace(options.out / name)
+    remember(options.out, inputs_digest, names)
+    return BuildResult(options.out, record, fresh=True, notes=notes)
+
+
+def make_extension(
+    inputs: ExtensionInputs, signer: Signer, cache: Cache, work: Path, options: BuildOptions, step: Step
+) -> tuple[Path, dict[str, Any], list[str]]:
+    """NAME.raw in `work`, what is to be recorded of it, and notes for the user."""
+    loaded, lock = inputs.own.loaded, inputs.own.lock
+    system = loaded.value
+    with step("packages") as progress:
+        debs = fetch_locked(lock.packages["system"], loaded, host_mirror, cache, progress)
+    with step("files"):
+        made = extension_tree(loaded, lock, debs, cache, inputs.host_packages)
+    check_paths(loaded, made.tree)
+    data, tree, image = work / "data", work / "tree", work / f"{system.system}.raw"
+    with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
+        writing = write_options(loaded, lock.date, None)
+        used = compressed if options.compression_cache else None
+        info = write_image(made.tree, data, replace(writing, jobs=options.jobs, cache=used, progress=progress))
+    with step("verity"):
+        verity = format_tree(data, tree)
+    with step("disk image"):
+        certificate = self_signed(signer, lock.date)
+        signature = verity_signature_json(verity.root_hash, signer, certificate)
+        write_ddi(
+            image, name=system.system, arch=system.arch, data=data, tree=tree,
+            root_hash=verity.root_hash, signature=signature,
+        )  # fmt: skip
+    data.unlink()
+    tree.unlink()
+    check_image(loaded, made.tree, image.stat().st_size)
+    record: dict[str, Any] = {
+        "format": 1,
+        "erofs_edge": {"version": __version__, "bytes": FORMAT_VERSION},
+        "kind": system.kind,
+        "name": system.system,
+        "arch": system.arch,
+        "epoch": lock.date,
+        "root_hash": verity.root_hash.hex(),
+        "inodes": info.inodes,
+        "certificate": certificate.pem.decode(),
+        "sign": {"name": signer.name, "development": signer.development},
+    }
+    return image, record, made.notes

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file system with its hash tree and signature as a discoverable disk image, which systemd takes for extensions and
+portable services.
+
+Discoverable Partitions Specification: the partitions' types say what they are, the identifiers of data and hash tree
+are the first and the last 16 bytes of the root hash. The signature partition holds JSON, filled up with zeros (systemd
+``src/shared/dissect-image.c``).
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.disk import gpt
+from erofs_edge.disk.sparse import copy_data, write_all
+from erofs_edge.errors import SourceError
+
+UNIT = 4096
+"""bytes: partitions start and end on blocks of the file system, as systemd-repart lays them"""
+SECTOR = 512
+TYPE_VERITY = {"arm64": uuid.UUID("df3300ce-d69f-4c92-978c-9bfb0f38d820")}
+TYPE_SIGNATURE = {"arm64": uuid.UUID("6db69de6-29f4-4758-a7a5-962190f00ce3")}
+TYPE_ROOT = {"arm64": gpt.TYPE_ROOT_ARM64}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a partition holds: a file, or bytes."""
+
+    label: str
+    type_guid: uuid.UUID
+    guid: uuid.UUID
+    size: int
+    content: Path | bytes
+
+
+def write_ddi(
+    out: Path, *, name: str, arch: str, data: Path, tree: Path, root_hash: bytes, signature: bytes | None
+) -> None:
+    """Write the image beside `out` and rename it.
+
+    data, tree  the file system, and the hash tree with its superblock, in files of their own
+    signature   the content of the signature partition; None leaves it out
+
+    Raises SourceError where a file cannot be read or changes meanwhile, OSError where `out` cannot be written.
+    """
+    parts = [
+        _part(name, TYPE_ROOT[arch], root_hash[:16], data),
+        _part(f"{name}-verity", TYPE_VERITY[arch], root_hash[-16:], tree),
+    ]
+    if signature is not None:
+        guid = gpt.guid_from(root_hash, "signature").bytes
+        parts.append(_part(f"{name}-verity-sig", TYPE_SIGNATURE[arch], guid, signature))
+    table, starts = _table(parts, root_hash)
+    head, tail = gpt.encode(table)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            os.ftruncate(fd, table.sectors * SECTOR)
+            write_all(fd, head, 0)
+            for part, start in zip(parts, starts, strict=True):
+                _write(fd, part, start)
+            write_all(fd, tail, table.sectors * SECTOR - len(tail))
+        finally:
+            os.close(fd)
+        temporary.replace(out)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _part(label: str, type_guid: uuid.UUID, guid: bytes, content: Path | bytes) -> Part:
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    return Part(label[: gpt.NAME_UNITS], type_guid, uuid.UUID(bytes=guid), size, content)
+
+
+def _table(parts: list[Part], seed: bytes) -> tuple[gpt.Table, list[int]]:
+    """The partition table, and where each part starts in bytes."""
+    starts, entries = [], []
+    at = gpt.ALIGNMENT
+    for part in parts:
+        end = at + -(-part.size // UNIT) * UNIT
+        starts.append(at)
+        entries.append(
+            gpt.Partition(
+                part.label, part.type_guid, part.guid, at // SECTOR, end // SECTOR - 1, gpt.ATTRIBUTE_READ_ONLY
+            )
+        )
+        at = end
+    sectors = (at + gpt.ALIGNMENT) // SECTOR
+    return gpt.Table(gpt.guid_from(seed, ""), sectors, tuple(entries), SECTOR), starts
+
+
+def _write(fd: int, part: Part, start: int) -> None:
+    if isinstance(part.content, bytes):
+        write_all(fd, part.content, start)
+        return
+    source = os.open(part.content, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        copy_data(source, fd, part.size, start)
+    except EOFError as error:
+        raise SourceError("content changed while it was being read", where=str(part.content)) from error
+    finally:
+        os.close(source)
