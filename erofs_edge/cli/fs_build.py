@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from erofs_edge.cli.fs_build_auto import choice_record, choice_rows, choose_automatically
 from erofs_edge.cli.fs_build_compression import parse_algorithms, read_hints
 from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_text, table
@@ -49,7 +50,12 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 @click.option("-o", "output", metavar="IMG", required=True, type=click.Path(path_type=Path), help="The image to write.")
 @click.option(
     "-z", "compression", metavar="NAME[,LEVEL]", default="none", show_default=True,
-    help="lz4, lz4hc[,1-12], zstd[,1-22], deflate[,1-12], lzma[,0-9]; also level=N, dictsize=BYTES; more after ':'.",
+    help="lz4, lz4hc[,1-12], zstd[,1-22], deflate[,1-12], lzma[,0-9]; also level=N, dictsize=BYTES; more after ':'. "
+    "auto: what makes the smallest image.",
+)  # fmt: skip
+@click.option(
+    "--time-budget", type=float, metavar="SECONDS",
+    help="What -z auto may take, on two usual cores, by a table of costs (default: 60).",
 )  # fmt: skip
 @click.option(
     "--compress-hints", metavar="FILE", type=click.Path(path_type=Path),
@@ -93,6 +99,7 @@ def build(
     no_cache: bool,
     stats: bool,
     as_json: bool,
+    time_budget: float | None,
     **given: Any,
 ) -> None:
     """Write an EROFS image of the directory SRC.
@@ -108,6 +115,9 @@ def build(
     from erofs_edge.sources.directory import scan
 
     tree = {name: given.pop(name) for name in TREE_NAMES}
+    automatic = given["compression"] == "auto"
+    if time_budget is not None and not automatic:
+        raise UsageError("--time-budget is for -z auto")
     options = _options(**given)
     cached = not no_cache and options.compression != "none"
     cache = CompressionCache(cache_root() / "compressed") if cached else None
@@ -116,7 +126,12 @@ def build(
     with Progress(f"writing {output.name}") as progress:
         try:
             options = replace(options, cache=cache, meter=meter, progress=progress)
-            info = write_image(changed(scan(source), **tree), output, options)
+            content = changed(scan(source), **tree)
+            choice = None
+            if automatic:
+                choice = choose_automatically(content, options, output, time_budget, pcluster=given["pcluster"])
+                options = replace(choice.options, cache=cache, meter=meter, progress=progress)
+            info = write_image(content, output, options)
         finally:
             if cache is not None:
                 cache.close()
@@ -124,8 +139,13 @@ def build(
         note(f"the compression cache could not be used: {cache.problem}")
     spent = _time_spent(time.perf_counter() - start, meter, options) if meter is not None else None
     if as_json:
-        emit_json(info if spent is None else {**{f.name: getattr(info, f.name) for f in fields(info)}, "time": spent})
+        more: dict[str, Any] = {} if spent is None else {"time": spent}
+        if choice is not None:
+            more["auto"] = choice_record(choice)
+        emit_json({**{f.name: getattr(info, f.name) for f in fields(info)}, **more} if more else info)
     else:
+        if choice is not None:
+            table(*choice_rows(choice))
         table([*_rows(info, stats=stats), *([("time", _time_text(spent))] if spent else [])])
 
 
@@ -176,6 +196,10 @@ def _options(
     from erofs_edge.erofs.gate import parse_kernel
     from erofs_edge.erofs.write import WriteOptions
 
+    if compression == "auto":
+        if compress_hints is not None:
+            raise UsageError("-z auto chooses for all files, hints for single ones", hint="use one of them")
+        compression = "lz4"  # until it is chosen
     algorithms = parse_algorithms(compression)
     rules = read_hints(compress_hints, algorithms, _size("-b", block_size)) if compress_hints is not None else ()
     return WriteOptions(

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fs build -z auto`: choose how to compress, and tell why."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from erofs_edge.erofs.auto import Candidate, Choice
+    from erofs_edge.erofs.options import WriteOptions
+    from erofs_edge.tree import FileTree
+
+
+def choose_automatically(
+    tree: FileTree, options: WriteOptions, output: Path, budget: float | None, *, pcluster: str | None
+) -> Choice:
+    """The smallest within the budget; samples are written beside the output."""
+    from erofs_edge.erofs.auto import BUDGET, choose
+
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        return choose(
+            tree,
+            options,
+            Path(folder) / "sample",
+            budget=BUDGET if budget is None else budget,
+            pcluster=options.pcluster if pcluster is not None else None,
+        )
+
+
+def choice_record(choice: Choice) -> dict[str, Any]:
+    """For --json: seconds and bytes are estimates."""
+    return {
+        "budget": choice.budget,
+        "sample": choice.sample,
+        "chosen": asdict(choice.chosen),
+        "candidates": [asdict(candidate) for candidate in choice.candidates],
+    }
+
+
+def choice_rows(choice: Choice) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """(rows, header) of a table."""
+    rows: list[tuple[str, ...]] = [
+        (
+            _name(candidate),
+            candidate.packing or "-",
+            f"{candidate.seconds:.1f}",
+            "-" if candidate.bytes is None else f"{candidate.bytes / 1e6:.1f}",
+            candidate.why,
+        )
+        for candidate in choice.candidates
+    ]
+    return rows, ("candidate", "packing", "s", "MB", "")
+
+
+def _name(candidate: Candidate) -> str:
+    level = "" if candidate.level is None else f",{candidate.level}"
+    return f"{candidate.compression}{level} -C {candidate.pcluster}"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`-z auto`: the smallest image that the kernel mounts and the budget allows, the same everywhere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from packing_check import ours_agree
+from writer_trees import Repeated, file, mixed, noise, text
+
+from erofs_edge.cli.fs_build import build
+from erofs_edge.erofs import auto
+from erofs_edge.erofs.gate import parse_kernel
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.write import write_image
+from erofs_edge.errors import UsageError
+from erofs_edge.tree import FileTree
+
+OPTIONS = WriteOptions(compression="lz4", epoch=0, times="fixed", jobs=2)
+
+
+@pytest.fixture(scope="module")
+def tree() -> FileTree:
+    tree = FileTree()
+    for i in range(60):
+        tree.add(f"{i % 7}/{i}", file(mixed(150 * i + 300, i)))
+    tree.add("large", file(mixed(300_000, 3)))
+    tree.add("noise", file(noise(100_000)))
+    return tree
+
+
+def choose(tree: FileTree, folder: Path, kernel: str | None = None, budget: float = 0.01, **how: int) -> auto.Choice:
+    options = replace(OPTIONS, kernel=parse_kernel(kernel) if kernel else None)
+    return auto.choose(tree, options, folder / "sample", budget=budget, **how)
+
+
+def test_the_smallest_is_taken_and_everything_told(tree: FileTree, tmp_path: Path) -> None:
+    choice = choose(tree, tmp_path)
+    tried = [c for c in choice.candidates if c.bytes is not None]
+    assert len(tried) >= 8 and choice.chosen.bytes == min(c.bytes or 0 for c in tried)
+    assert [c for c in choice.candidates if c.why.startswith("chosen")] == [choice.chosen]
+    assert all(c.why for c in choice.candidates)
+    assert choice.options.compression in ("zstd", "deflate")
+    # the tree is small, so that the sample is all of it
+    assert write_image(tree, tmp_path / "i", replace(choice.options, uuid=bytes(16))).size == choice.chosen.bytes
+    assert ours_agree(tmp_path / "i", tree) == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "codec", "packed"),
+    [("5.10", "lz4hc", False), ("5.15", "lz4hc", False), ("6.1", "lz4hc", True), ("6.6", "deflate", True)],
+)
+def test_kernels_bound_it(tree: FileTree, tmp_path: Path, kernel: str, codec: str, packed: bool) -> None:
+    choice = choose(tree, tmp_path, kernel)
+    info = write_image(tree, tmp_path / "i", choice.options)
+    assert info.minimum_kernel <= choice.options.kernel.version  # type: ignore[union-attr]
+    assert (choice.options.compression, choice.chosen.packing != "") == (codec, packed)
+    assert (choice.options.pcluster == 4096) == (kernel == "5.10")
+    assert any("zstd needs 6.10" in c.why for c in choice.candidates)
+
+
+def test_budgets_bound_it(tree: FileTree, tmp_path: Path) -> None:
+    """By the table, and with no time at all the fastest codec is left."""
+    size = sum(inode.size for _, inode in tree.walk() if inode.is_file)
+    taken = {}
+    for ns in (0.1, 10, 20, 45):
+        choice = choose(tree, tmp_path, budget=ns * size / auto.THREADS / 1e9)
+        assert choice.chosen.seconds <= choice.budget or choice.options.compression == "lz4"
+        taken[ns] = {c.compression: c.level for c in choice.candidates if c.bytes is not None}
+        assert len([c for c in choice.candidates if "over the budget" in c.why]) == (12, 10, 8, 5)[len(taken) - 1]
+    assert taken == {
+        0.1: {"lz4": None},
+        10: {"lz4": None, "zstd": 3},
+        20: {"lz4": None, "lz4hc": None, "deflate": 1, "zstd": 3},
+        45: {"lz4": None, "lz4hc": 9, "deflate": 6, "zstd": 9},
+    }
+
+
+def test_a_pcluster_size_is_kept(tree: FileTree, tmp_path: Path) -> None:
+    choice = choose(tree, tmp_path, pcluster=16384)
+    assert {c.pcluster for c in choice.candidates} == {16384}
+
+
+def test_samples_of_large_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than asked for, the same each time, and near enough to compare by."""
+    monkeypatch.setattr(auto, "SAMPLE", 2 << 20)
+    tree = FileTree()
+    for i in range(300):
+        tree.add(f"{i}", file(text(4000 + 37 * i, i)))
+    tree.add("large", file(Repeated(20 << 20, mixed(700_001))))
+    first, again = choose(tree, tmp_path, "6.1"), choose(tree, tmp_path, "6.1")
+    assert first.options == again.options and first.candidates == again.candidates
+    assert 2 << 20 <= first.sample <= (2 << 20) + auto.SLICE
+    info = write_image(tree, tmp_path / "i", replace(first.options, fragments="none", dedupe=False))
+    plain = next(c for c in first.candidates if not c.packing and c.bytes and c.pcluster == first.options.pcluster)
+    assert 0.6 < (plain.bytes or 0) / info.size < 1.6
+
+
+def test_what_cannot_be(tree: FileTree, tmp_path: Path) -> None:
+    for budget in (0, -1, float("nan")):
+        with pytest.raises(UsageError, match="time budget"):
+            choose(tree, tmp_path, budget=budget)
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EROFS_EDGE_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "tree"
+    source.mkdir()
+    for i in range(9):
+        (source / f"{i}").write_bytes(mixed(40_000, i))
+    arguments = [str(source), "-o", str(tmp_path / "i"), "-T", "0", "-z", "auto", "--kernel", "6.6"]
+    done = CliRunner().invoke(build, [*arguments, "--time-budget", "0.02", "--json"])
+    record = json.loads(done.stdout)
+    assert record["auto"]["budget"] == 0.02 and record["auto"]["chosen"]["why"].startswith("chosen")
+    assert record["size"] == (tmp_path / "i").stat().st_size
+    image = (tmp_path / "i").read_bytes()
+    said = CliRunner().invoke(build, [*arguments, "--time-budget", "0.02", "--jobs", "1"])
+    assert "chosen: the smallest" in said.stdout and "zstd needs 6.10" in said.stdout
+    assert (tmp_path / "i").read_bytes() == image
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "i", "tree"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-z", "lz4", "--time-budget", "5"], "--time-budget is for -z auto"),
+        (["-z", "auto", "--time-budget", "0"], "time budget"),
+        (["-z", "auto", "--compress-hints", __file__], "auto chooses for all"),
+    ],
+)
+def test_bad_commands(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(build, [str(tmp_path), "-o", str(tmp_path / "i"), *arguments])
+    assert isinstance(done.exception, UsageError) and message in str(done.exception)
