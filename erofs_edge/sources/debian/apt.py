@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from erofs_edge.errors import ErofsEdgeError, MirrorError, SourceError, ToolError
@@ -48,17 +48,16 @@ class Apt:
         self._elsewhere = elsewhere
         self._archives = supply.archives if supply is not None else {}
         debs = supply.debs if supply is not None else ()
-        self._local = {file_digest(path): path.name for path, _ in debs}
-        self.local_names = sorted(fields["Package"] for _, fields in debs)
+        self._own = {fields["Package"]: _local_package(path, fields) for path, fields in debs}
+        self.local_names = sorted(self._own)
         """packages that are files on this machine"""
-        self._versions = {fields["Package"]: fields["Version"] for _, fields in debs}
 
     def closure(self, names: Iterable[str]) -> list[LockedPackage]:
         """The packages asked for and all that they depend on (no recommends), sorted by name.
 
         Raises SourceError with apt's reason, shortened, where a name is unknown or dependencies conflict.
         """
-        specs = [f"{name}={self._versions[name]}" if name in self._versions else name for name in names]
+        specs = [f"{name}={self._own[name].version}" if name in self._own else name for name in names]
         text = self._run("apt-get", "install", "-s", "-y", *specs)
         chosen = re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+)", text, re.M)
         return self.describe(f"{name}={version}" for name, version in chosen)
@@ -74,8 +73,9 @@ class Apt:
             fields = dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", stanza, re.M))
             if "Filename" in fields:
                 known = strangers.get(fields["SHA256"])
-                if known == LOCAL or fields["Package"] not in found:
-                    found[fields["Package"]] = self._locked(fields, known)
+                found.setdefault(fields["Package"], self._locked(fields, known))
+        # apt tells only one of two packages of equal name and version: the file counts
+        found |= {name: own for name, own in self._own.items() if name in found and found[name].version == own.version}
         names = [spec.split("=")[0].split(":")[0] for spec in wanted]
         if missing := [name for name in names if name not in found]:
             raise self._no_such(missing)
@@ -141,13 +141,11 @@ class Apt:
                 if name := uris.get(uri.rstrip("/")):
                     text = self._run(HELPER, "cat-file", file)
                     found |= dict.fromkeys(re.findall(r"^SHA256: (\w{64})$", text, re.M), name)
-        return found | dict.fromkeys(self._local, LOCAL)
+        return found
 
     def _locked(self, fields: dict[str, str], archive: str | None) -> LockedPackage:
         # Debian keeps security updates under their own pool, so the path tells the archive
         path = fields["Filename"].removeprefix("./")
-        if archive == LOCAL:
-            path = self._local[fields["SHA256"]]
         return LockedPackage(
             name=fields["Package"],
             version=fields["Version"],
@@ -241,6 +239,18 @@ def _further(folder: Path, mirror: Mirror, arch: str, supply: Supply) -> list[st
         (folder / "local/Packages").write_text("\n".join(stanzas))
         lines.append(f"deb [arch={arch} trusted=yes] file:{folder}/local ./\n")
     return lines
+
+
+def _local_package(path: Path, fields: Mapping[str, str]) -> LockedPackage:
+    return LockedPackage(
+        name=fields["Package"],
+        version=fields["Version"],
+        arch=fields["Architecture"],
+        archive=LOCAL,
+        path=path.name,
+        size=path.stat().st_size,
+        sha256=file_digest(path),
+    )
 
 
 def _failure(verb: str, text: str) -> SourceError:

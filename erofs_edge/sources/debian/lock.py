@@ -8,6 +8,7 @@ nothing has changed changes no byte of the build.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -285,7 +286,7 @@ def _resolve(
     except MirrorError:
         raise
     except SourceError as error:
-        culprits = set(error.message.replace(",", " ").replace(";", " ").split())
+        culprits = set(re.split(r"[\s,;:]+", error.message))
         pointer = next((p for p, name in _written(loaded.value) if name in culprits), None)
         if pointer is None:
             raise
