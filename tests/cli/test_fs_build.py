@@ -152,3 +152,27 @@ def test_a_cache_that_cannot_be_used_is_told(source: Path, monkeypatch: pytest.M
     done = build(source, "-z", "lz4")
     assert done.exit_code == 0
     assert "compression cache could not be used" in done.stderr
+
+
+def test_a_baseline_keeps_blocks_and_says_so(source: Path) -> None:
+    old = source.parent / "i"
+    args = ("-z", "lz4hc,9", "-C", "64K", "-T", "0")
+    assert build(source, *args).exit_code == 0
+    before = old.read_bytes()
+    done = build(source, *args, "--baseline", str(old))
+    assert done.exit_code == 0, done.output
+    assert "0 blocks" in done.stdout and "free" in done.stdout
+    assert old.read_bytes() == before
+    (source / "new").write_bytes(b"new")
+    done = build(source, *args, "--baseline", str(old), "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["kept_blocks"] == said["data_blocks"]
+    assert said["changed_blocks"] == 1
+    assert (said["free_blocks"], said["placed_anew"]) == (0, None)
+    done = build(source, *args, "--compact")
+    assert done.exit_code == 2
+    assert "compact needs a baseline" in done.stderr
+    done = build(source, *args, "--baseline", str(source / "d/text"))
+    assert done.exit_code == 1
+    assert "cannot be used: not an EROFS image" in done.stderr

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a baseline keeps in place: `fs build --baseline` over real and over generated updates.
+
+usage: python benchmarks/stable_layout.py [--tree DIR] [--update DIR] [--updates N] [--scratch DIR]
+
+First the tree (default: benchmarks/corpus.py's) to its newer version, where there is one (default: `update` beside it),
+then N (20) generated updates in a row, each of which changes, grows, removes and adds some hundredths of the files.
+'in place' are the blocks that differ from the old image's at the same place, 'floor' those of a fresh image of the new
+tree whose content the old image has nowhere: what would have to be sent if blocks could be anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.options import ErofsInfo, WriteOptions
+from erofs_edge.erofs.write import write_image
+from erofs_edge.sources.directory import scan
+from erofs_edge.tree import BytesContent, FileTree, Inode
+
+SHARE = 50  # of the files are changed, one in so many; half as many grow, go and come
+LARGEST = 4 << 20  # bytes of a file that generated updates touch
+
+
+def blocks(image: Path, size: int = 4096) -> list[bytes]:
+    """A digest of each block."""
+    found = []
+    with image.open("rb") as file:
+        while data := file.read(size):
+            found.append(hashlib.blake2b(data, digest_size=16).digest())
+    return found
+
+
+def row(name: str, old: Path, new: Path, fresh: Path, info: ErofsInfo, seconds: float) -> str:
+    before, after = blocks(old), blocks(fresh)
+    floor = len(set(after) - set(before))
+    changed = info.changed_blocks or 0
+    cells = [
+        name,
+        f"{changed} ({100 * changed / info.blocks:.2f} %)",
+        f"{floor} ({100 * floor / len(after):.2f} %)",
+        f"{changed / max(1, floor):.2f}x",
+        f"{new.stat().st_size / fresh.stat().st_size:.4f}x",
+        f"{100 * info.free_blocks / info.blocks:.2f} %",
+        f"{seconds:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def updated(tree: FileTree, seed: int) -> FileTree:
+    """The tree with some files changed in place, grown, gone, or new; directories stay."""
+    rng = random.Random(seed)
+    found = [(path, node) for path, node in tree.walk() if node.is_file and 0 < node.size <= LARGEST]
+    few = len(found) // SHARE
+
+    def content(node: Inode) -> bytearray:
+        assert node.content is not None
+        return bytearray(node.content.read(0, node.size))
+
+    for path, node in rng.sample(found, few):
+        data = content(node)
+        for _ in range(1 + len(data) // 20_000):
+            data[rng.randrange(len(data))] ^= 1 + rng.randrange(255)
+        tree.add(path, replace(node, content=BytesContent(bytes(data))))
+    for path, node in rng.sample(found, few // 2):
+        tree.add(path, replace(node, content=BytesContent(bytes(content(node)) + rng.randbytes(node.size // 8 + 1))))
+    for number, (path, node) in enumerate(rng.sample(found, few // 2)):
+        tree.add(path + b".new-%d-%d" % (seed, number), replace(node, content=BytesContent(bytes(content(node))[::-1])))
+    for path, _ in rng.sample(found, few // 2):
+        tree.remove(path)
+    return tree
+
+
+def generated(tree: FileTree, first: Path, count: int, folder: Path, options: WriteOptions) -> Iterator[str]:
+    old = first
+    for number in range(1, count + 1):
+        tree = updated(tree, number)
+        new, fresh = folder / f"update-{number}", folder / "fresh"
+        start = time.monotonic()
+        info = write_image(tree, new, replace(options, baseline=old))
+        seconds = time.monotonic() - start
+        write_image(tree, fresh, options)
+        yield row(f"generated {number}", old, new, fresh, info, seconds)
+        if old != first:
+            old.unlink()
+        old = new
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=Path)
+    parser.add_argument("--update", type=Path)
+    parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
+    given = parser.parse_args()
+    tree = given.tree or _corpus()
+    newer = given.update or tree.with_name("update")
+    print("| update | in place | floor | ratio | image to a fresh one | free | s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory(dir=given.scratch) as name:
+        folder = Path(name)
+        with CompressionCache(folder / "cache") as cache:
+            options = WriteOptions(
+                compression="lz4hc", level=9, pcluster=65536, epoch=0, times="fixed", all_root=True, cache=cache
+            )
+            first = folder / "first"
+            write_image(scan(tree), first, options)
+            again = folder / "again"
+            write_image(scan(tree), again, replace(options, baseline=first))
+            subprocess.run(["cmp", str(first), str(again)], check=True)
+            if newer.is_dir():
+                new, fresh = folder / "new", folder / "fresh"
+                start = time.monotonic()
+                info = write_image(scan(newer), new, replace(options, baseline=first))
+                seconds = time.monotonic() - start
+                write_image(scan(newer), fresh, options)
+                print(row(f"{tree.name} → {newer.name}", first, new, fresh, info, seconds), flush=True)
+            for line in generated(scan(tree), first, given.updates, folder, options):
+                print(line, flush=True)
+
+
+def _corpus() -> Path:
+    sys.path.insert(0, str(Path(__file__).parent))
+    from corpus import corpus
+
+    return corpus()
+
+
+if __name__ == "__main__":
+    main()
