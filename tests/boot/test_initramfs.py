@@ -37,7 +37,8 @@ def packages() -> FileTree:
     tree = FileTree()
     tree.add("usr/bin/busybox", file(program_elf([]), 0o100755))
     tree.add("usr/sbin/dmsetup", file(program_elf(["libdm.so.1", "libc.so.6"], LOADER), 0o100755))
-    tree.add("usr/sbin/mke2fs", file(program_elf(["libc.so.6"], LOADER), 0o100755))
+    for name in ("mke2fs", "resize2fs"):
+        tree.add(f"usr/sbin/{name}", file(program_elf(["libc.so.6"], LOADER), 0o100755))
     tree.add(f"{LIB}/libdm.so.1", Inode(0o120777, target=b"libdm.so.1.02"))
     tree.add(f"{LIB}/libdm.so.1.02", file(program_elf(["libudev.so.1", "ld-linux-aarch64.so.1"])))
     tree.add(f"{LIB}/libudev.so.1", file(program_elf(["libc.so.6"])))
@@ -71,9 +72,13 @@ def test_contents(tmp_path: Path, oracle: Callable[[str], str]) -> None:
     assert image == build(packages())
     run = {"input": unpack(image), "cwd": tmp_path, "capture_output": True}
     listing = subprocess.run([oracle("cpio"), "-it", "--quiet"], check=True, **run).stdout.decode().splitlines()
-    files = {name for name in listing if name.startswith(("modules/", "usr/lib/", "bin/dm", "bin/mke", "init", "conf"))}
+    files = {
+        name
+        for name in listing
+        if name.startswith(("modules/", "usr/lib/", "bin/dm", "bin/mke", "bin/res", "init", "conf", "grow"))
+    }
     assert files == {
-        "init", "config", "bin/dmsetup", "bin/mke2fs",
+        "init", "config", "grow", "bin/dmsetup", "bin/mke2fs", "bin/resize2fs",
         "modules/disk", "modules/disk/00-virtio_blk.ko", "modules/disk/01-dm_mod.ko",
         "modules/disk/02-reed_solomon.ko", "modules/disk/03-dm_bufio.ko", "modules/disk/04-dm_verity.ko",
         "modules/erofs", "modules/erofs/00-crc32c_generic.ko", "modules/erofs/01-libcrc32c.ko",

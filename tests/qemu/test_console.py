@@ -27,7 +27,7 @@ def names(data: bytes, *cuts: int) -> list[str]:
 
 
 def test_a_recorded_boot_passes_every_stage_in_order() -> None:
-    assert names(GOOD) == [name for name in NAMES if name != "checks"]
+    assert names(GOOD) == list(NAMES)[:-1]
 
 
 def test_a_recorded_boot_of_a_damaged_system() -> None:
@@ -42,7 +42,7 @@ def test_a_recorded_boot_of_a_damaged_fit() -> None:
 
 @given(st.lists(st.integers(0, len(GOOD)), max_size=8).map(sorted))
 def test_cuts_change_nothing(cuts: list[int]) -> None:
-    assert names(GOOD, *cuts) == list(NAMES)
+    assert names(GOOD, *cuts) == list(NAMES)[:-1]
 
 
 @given(st.binary(max_size=300))
