@@ -16,6 +16,7 @@ from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import DiskLayout, partition_names, plan_disk, write_disk
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.gate import parse_kernel
+from erofs_edge.erofs.kernel_config import check_config, parse_config
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import write_image
@@ -26,6 +27,7 @@ from erofs_edge.manifest.model import LockedPackage, System, size_bytes
 from erofs_edge.sources.budget import check_image, check_paths
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report
+from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.sources.file_contexts import apply_file_contexts, read_file_contexts
@@ -111,6 +113,7 @@ def make_system(
         if (selinux := locked.loaded.value.selinux) is not None:
             apply_file_contexts(made.tree, read_file_contexts(Path(selinux.file_contexts)))
     check_paths(locked.loaded, made.tree)
+    check_kernel_config(inputs, options, made.tree, read_deb(debs.kernel, cache).data)
     path = work / "system.img"
     with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
         options = replace(options, jobs=jobs, cache=compressed if use_cache else None, progress=progress)
@@ -138,6 +141,22 @@ def erofs_options(inputs: Inputs) -> WriteOptions:
     """
     (kernel,) = inputs.lock.packages["kernel"]
     return write_options(inputs.system.loaded, inputs.epoch, kernel.version)
+
+
+def check_kernel_config(inputs: Inputs, options: WriteOptions, tree: FileTree, kernel: FileTree) -> None:
+    """Raises ManifestError where the configuration that lies in the kernel's package leaves out what the image needs.
+
+    Nothing is known of kernels whose packages have no /boot/config-VERSION.
+    """
+    boot = kernel.get("boot")
+    texts = [node.content for name, node in (boot.children.items() if boot else ()) if name.startswith(b"config-")]
+    attributes = {name for _, inode in tree.walk() for name in inode.xattrs}
+    for content in texts:
+        config = parse_config(content.read(0, content.size).decode("utf-8", "replace")) if content else {}
+        try:
+            check_config(options.features, attributes, config, inputs.board.value.board)
+        except UsageError as error:
+            raise ManifestError(error.message, where=inputs.system.loaded.position("erofs"), hint=error.hint) from error
 
 
 def write_options(loaded: Loaded[System], epoch: int, kernel: str | None) -> WriteOptions:

@@ -9,9 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from erofs_edge.build.inputs import Inputs, Locked, gather
-from erofs_edge.build.stages import erofs_options
+from erofs_edge.build.stages import check_kernel_config, erofs_options
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.load import load_system
+from erofs_edge.tree import BytesContent, FileTree, Inode
 
 
 def with_manifest(repository: Path, folder: Path, erofs: str) -> Inputs:
@@ -31,6 +32,26 @@ def test_the_kernel_of_the_lock_decides(repository: Path, tmp_path: Path) -> Non
         erofs_options(Inputs(inputs.board, replace(inputs.lock, packages=old), inputs.partition, inputs.system))
     assert caught.value.where is not None
     assert caught.value.where.endswith("m.yaml:2:1")
+
+
+def test_the_configuration_in_the_kernel_package_decides(repository: Path, tmp_path: Path) -> None:
+    inputs = with_manifest(repository, tmp_path, "  compression: zstd\n")
+    options = erofs_options(inputs)
+    system, kernel = FileTree(), FileTree()
+    system.add("bin/ping", Inode(0o100755, xattrs={b"security.capability": b"x"}))
+    check_kernel_config(inputs, options, system, kernel)
+    known = "CONFIG_EROFS_FS=m\nCONFIG_EROFS_FS_XATTR=y\nCONFIG_EROFS_FS_SECURITY=y\nCONFIG_EROFS_FS_ZIP=y\n"
+    kernel.add("boot/config-6.12", Inode(0o100644, content=BytesContent(known.encode())))
+    with pytest.raises(
+        ManifestError, match=r"kernel of qemu-aarch64 .*: -z zstd needs CONFIG_EROFS_FS_ZIP_ZSTD$"
+    ) as caught:
+        check_kernel_config(inputs, options, system, kernel)
+    assert caught.value.where is not None
+    assert caught.value.where.endswith("m.yaml:2:1")
+    known = known.replace("CONFIG_EROFS_FS_SECURITY", "CONFIG_EROFS_FS_ZIP_ZSTD")
+    kernel.add("boot/config-6.12", Inode(0o100644, content=BytesContent(known.encode())))
+    with pytest.raises(ManifestError, match=r"labels and capabilities needs CONFIG_EROFS_FS_SECURITY$"):
+        check_kernel_config(inputs, options, system, kernel)
 
 
 def test_chunks(repository: Path, tmp_path: Path) -> None:
