@@ -60,27 +60,36 @@ def enabled_by_script(text: str) -> list[tuple[Manager, str]]:
 
 
 def enable_packaged(tree: FileTree, packages: Iterable[Package]) -> list[str]:
-    """Enable what the packages' scripts enable; the names, sorted. Units that are not there are passed over."""
+    """Enable what the packages' scripts enable; the names, sorted. Units that are not there are passed over, and those
+    that a preset disables: deb-systemd-helper enables by `systemctl preset --preset-mode=enable-only`."""
     done = []
+    rules = {manager: _preset_rules(tree, manager) for manager in ("system", "user")}
     for package in sorted(packages, key=lambda p: p.name):
         for manager, unit in enabled_by_script(package.scripts.get("postinst", b"").decode("utf-8", "replace")):
-            if find_unit(tree, unit, manager) is not None:
+            if find_unit(tree, unit, manager) is not None and _rule(rules[manager], unit)[0] != "disable":
                 enable(tree, unit, manager)
                 done.append(unit if manager == "system" else f"{unit} (user)")
     return sorted(done)
 
 
+def _preset_rules(tree: FileTree, manager: Manager, below: str = "/") -> list[list[str]]:
+    """The lines of systemd.preset(5) files in a directory, split into words, in the order that counts."""
+    lines = drop_in_lines(tree, f"systemd/{manager}-preset", ".preset")
+    return [line.text.split() for line in lines if line.where.startswith(below)]
+
+
+def _rule(rules: list[list[str]], unit: str) -> list[str]:
+    """The first line that matches."""
+    return next((r for r in rules if len(r) >= 2 and fnmatch.fnmatchcase(unit, r[1])), ["ignore"])
+
+
 def apply_presets(tree: FileTree) -> None:
     """Lines of /etc/systemd/system-preset/*.preset; the first line that matches a unit decides."""
-    rules = [
-        line.text.split()
-        for line in drop_in_lines(tree, "systemd/system-preset", ".preset")
-        if line.where.startswith("/etc/")
-    ]
+    rules = _preset_rules(tree, "system", "/etc/")
     if not rules:
         return
     for unit in unit_names(tree, "system"):
-        rule = next((r for r in rules if len(r) >= 2 and fnmatch.fnmatchcase(unit, r[1])), ["ignore"])
+        rule = _rule(rules, unit)
         if rule[0] == "disable":
             disable(tree, unit)
         elif rule[0] == "enable":

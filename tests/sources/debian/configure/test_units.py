@@ -117,6 +117,14 @@ def test_packages_enable_system_and_user_units() -> None:
     assert find_unit(tree, "dbus.service") == f"{SYSTEM}/broker.service"
 
 
+def test_packages_do_not_enable_what_a_preset_disables() -> None:
+    tree = units(a__service=install(WantedBy="m.target"), b__service=install(WantedBy="m.target"))
+    tree.merge(tree_with({"usr/lib/systemd/system-preset/90-systemd.preset": "enable b.*\ndisable *.service\n"}))
+    text = script(ENABLED, "a.service") + script(ENABLED, "b.service")
+    assert enable_packaged(tree, [package("p", postinst=text)]) == ["b.service"]
+    assert list(links(tree)) == ["m.target.wants/b.service"]
+
+
 def test_manifest_units() -> None:
     tree = units(
         a__service=install(WantedBy="multi-user.target", Alias="alias.service"),
