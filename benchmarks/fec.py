@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity of an image against veritysetup, and repair of damage.
+"""Parity of an image against veritysetup. `repair.py` is about what parity is good for.
 
 usage: python benchmarks/fec.py [--image FILE] [--roots N …] [--runs N] [--scratch DIR]
 
 Prints markdown tables for docs/benchmarks.md. Encoding: both make tree and parity of a copy of the same image, in turn;
-the row 'tree' is what both take without parity. The parities must be equal. Repair: whole 512-byte sectors, scattered
-or in one burst, are overwritten; what is shown is the share of bad blocks that `verity repair` corrected.
+the row 'tree' is what both take without parity. The parities must be equal.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -28,7 +26,6 @@ from erofs_edge.toolbox.prefix import find
 EDGE = [sys.executable, "-c", "from erofs_edge.cli.main import main; main()", "verity"]
 SALT = "--salt=00112233445566778899aabbccddeeff"
 UUID = "--uuid=12345678-9abc-4def-8123-456789abcdef"
-SECTOR = 512
 
 
 class Run(NamedTuple):
@@ -84,42 +81,11 @@ def encode(image: Path, roots: int | None, runs: int, folder: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def damage(image: Path, sectors: int, burst: bool, size: int) -> None:
-    """Overwrite sectors of the first `size` bytes: one run of them, or each somewhere else."""
-    chance = random.Random(sectors)
-    count = size // SECTOR
-    first = chance.randrange(max(count - sectors, 1))
-    places = range(first, first + sectors) if burst else chance.sample(range(count), min(sectors, count))
-    with image.open("r+b") as file:
-        for place in places:
-            file.seek(place * SECTOR)
-            file.write(chance.randbytes(SECTOR))
-
-
-def repair(image: Path, roots: int, folder: Path) -> None:
-    """Print the table of repairs of an image, its tree appended."""
-    good, broken, parity = folder / "good", folder / "broken", folder / "parity"
-    shutil.copyfile(image, good)
-    fec = [f"--fec-device={parity}", f"--fec-roots={roots}"]
-    root = json.loads(measure([*EDGE, "format", str(good), *fec, "--json"]).said)["root_hash"]
-    for burst in (False, True):
-        for sectors in (1, 10, 100, 1000, 2048, 10_000):
-            shutil.copyfile(good, broken)
-            damage(broken, sectors, burst, good.stat().st_size)
-            run = measure([*EDGE, "repair", str(broken), f"--root-hash={root}", *fec, "--json"], codes=(0, 4))
-            record = json.loads(run.said)
-            repaired = record["repaired_data_blocks"]["total"] + record["repaired_hash_blocks"]["total"]
-            lost = record["lost_data_blocks"]["total"] + record["lost_hash_blocks"]["total"]
-            whole = subprocess.run(["cmp", "-s", good, broken], check=False).returncode == 0
-            if whole != record["ok"]:
-                raise SystemExit("repair said what is not so")
-            unproven = record["unproven_data_blocks"]["total"]
-            cells = [
-                f"{sectors} sectors, {'one burst' if burst else 'scattered'}", str(roots),
-                f"{repaired} of {repaired + lost} ({repaired / (repaired + lost):.1%})", str(unproven),
-                f"{run.wall:.2f}", f"{run.memory / 1e6:.0f}",
-            ]  # fmt: skip
-            print(f"| {' | '.join(cells)} |", flush=True)
+def noise(image: Path) -> None:
+    """296 MB, the same ones each time."""
+    with image.open("wb") as file:
+        for seed in range(296):
+            file.write(random.Random(seed).randbytes(1_000_448 // 4096 * 4096))
 
 
 def main() -> None:
@@ -136,18 +102,12 @@ def main() -> None:
             shutil.copyfile(options.image, image)
             os.truncate(image, -(-image.stat().st_size // 4096) * 4096)
         else:
-            with image.open("wb") as file:
-                for seed in range(296):
-                    file.write(random.Random(seed).randbytes(1_000_448 // 4096 * 4096))
+            noise(image)
         roots = options.roots or [2, 8, 24]
         print("| what | wall s, ours / veritysetup | CPU s | peak memory MB |")
         print("| --- | --- | --- | --- |")
         for count in (None, *roots):
             print(encode(image, count, options.runs, folder), flush=True)
-        print("\n| damage | roots | blocks repaired | unproven data | wall s | peak memory MB |")
-        print("| --- | --- | --- | --- | --- | --- |")
-        for count in roots:
-            repair(image, count, folder)
 
 
 if __name__ == "__main__":
