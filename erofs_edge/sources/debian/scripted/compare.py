@@ -90,15 +90,18 @@ def _stock() -> str:
 
 def _compare(first: FileTree, second: FileTree) -> Iterator[Difference]:
     stack = [(b"", first.root, second.root)]
-    pairs: dict[int, int] = {}
+    first_names: dict[int, str] = {}
+    second_names: dict[int, str] = {}
     while stack:
         path, one, two = stack.pop()
         shown, package = os.fsdecode(path or b"/"), two.origin or one.origin
         for kind, old, new in _facts(one, two):
             yield Difference(shown, kind, old, new, package)
-        if not one.is_dir and pairs.setdefault(id(one), id(two)) != id(two):
-            yield Difference(shown, "links", "one file with another name", "a file of its own", package)
-        for name in one.children.keys() | two.children.keys():
+        if not one.is_dir and not two.is_dir:
+            names = first_names.setdefault(id(one), shown), second_names.setdefault(id(two), shown)
+            if names[0] != names[1]:
+                yield Difference(shown, "links", f"the file {names[0]}", f"the file {names[1]}", package)
+        for name in sorted(one.children.keys() | two.children.keys(), reverse=True):
             below = path + b"/" + name
             left, right = one.children.get(name), two.children.get(name)
             if left is not None and right is not None:
