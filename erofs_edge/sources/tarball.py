@@ -2,8 +2,9 @@
 """The tar format: headers of an uncompressed archive to `Member` values. Nothing is extracted.
 
 ustar and pax: POSIX.1-2017 pax(1), "ustar Interchange Format" and "pax Extended Header"; long names, base-256
-numbers and sparse files: GNU tar manual, "Basic Tar Format" and "Storing Sparse Files"; extended attributes:
-SCHILY.xattr.NAME of star(5) and LIBARCHIVE.xattr.NAME of libarchive-formats(5).
+numbers, sparse files and dumps of directories: GNU tar manual, "Basic Tar Format", "Storing Sparse Files" and
+"Dumpdir"; extended attributes: SCHILY.xattr.NAME and SCHILY.acl.KIND of star(5), LIBARCHIVE.xattr.NAME of
+libarchive-formats(5), RHT.security.selinux of GNU tar.
 
 Strict where a mistake could pass unseen: a name that is absolute or climbs out, an archive without its end
 marker, a sum that is off, a kind that is not known are errors.
@@ -24,6 +25,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from erofs_edge.errors import SourceError
+from erofs_edge.sources.posix_acl import acl_attribute
 
 BLOCK = 512
 MAX_HEADER = 1 << 20  # bytes of one extended header or long name
@@ -33,9 +35,14 @@ MAX_TOTAL = 64 << 30  # bytes of all files together, holes counted
 
 KINDS = {
     b"0": stat.S_IFREG, b"\0": stat.S_IFREG, b"7": stat.S_IFREG, b"S": stat.S_IFREG, b"2": stat.S_IFLNK,
-    b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"5": stat.S_IFDIR, b"6": stat.S_IFIFO,
+    b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"5": stat.S_IFDIR, b"D": stat.S_IFDIR, b"6": stat.S_IFIFO,
 }  # fmt: skip
 _ZERO = bytes(BLOCK)
+_ACLS = {
+    b"SCHILY.acl.access": b"system.posix_acl_access",
+    b"SCHILY.acl.default": b"system.posix_acl_default",
+}
+"""lists as text (star(5), GNU tar --acls) → the attribute that Linux keeps them in"""
 
 
 class Member(Struct, array_like=True):
@@ -184,6 +191,8 @@ class _Reader:
             member.rdev = (_number(header[329:337]), _number(header[337:345]))
             if not (0 <= member.rdev[0] < 1 << 12 and 0 <= member.rdev[1] < 1 << 20):
                 raise _BadMemberError(f"device number {member.rdev[0]}:{member.rdev[1]}")
+        elif kind == b"D":
+            self._skip(size)  # the names that GNU tar --listed-incremental saw in a directory
         elif kind in b"0\x007S":
             self._content(member, kind, size, header, extra)
         if extra:
@@ -363,11 +372,24 @@ def _xattrs(extra: dict[bytes, bytes]) -> dict[bytes, bytes]:
     for key, value in extra.items():
         if key.startswith(b"SCHILY.xattr."):
             found[key.removeprefix(b"SCHILY.xattr.")] = value
+        elif key == b"RHT.security.selinux":
+            found.setdefault(b"security.selinux", value.rstrip(b"\0") + b"\0")
+        elif key in _ACLS:
+            _add_acl(found, key, value)
         elif key.startswith(b"SCHILY.acl."):
-            raise _BadMemberError("an access control list as text (write the archive with --xattrs instead of --acls)")
+            raise _BadMemberError("an access control list of a kind that Linux does not have")
     if not all(0 < len(name) <= 255 and b"\0" not in name and len(value) <= 65536 for name, value in found.items()):
         raise _BadMemberError("an extended attribute that Linux cannot hold")
     return found
+
+
+def _add_acl(found: dict[bytes, bytes], key: bytes, text: bytes) -> None:
+    try:
+        value = acl_attribute(text.decode("utf-8", "replace"), default=key.endswith(b"default"))
+    except ValueError as error:
+        raise _BadMemberError(f"{error} (write the archive with --xattrs, or --acls and --numeric-owner)") from None
+    if value is not None:
+        found.setdefault(_ACLS[key], value)
 
 
 def _pairs(values: list[int]) -> list[tuple[int, int]]:

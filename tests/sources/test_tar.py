@@ -318,7 +318,14 @@ HOSTILE = {
     "infinite time": ([entry("a", pax_headers={"mtime": "inf"})], "is no time"),
     "attribute": ([entry("a", pax_headers={"LIBARCHIVE.xattr.user.a": "%%%"})], "user.a is not base64"),
     "attribute name": ([entry("a", pax_headers={"SCHILY.xattr." + "n" * 300: "1"})], "that Linux cannot hold"),
-    "access control list": ([entry("a", pax_headers={"SCHILY.acl.access": "user::rwx"})], "access control list"),
+    "access control list": (
+        [entry("a", pax_headers={"SCHILY.acl.access": "user::rwx"})], "access control list without all of its parts",
+    ),
+    "access control list of NFS": ([entry("a", pax_headers={"SCHILY.acl.ace": "owner@:r"})], "Linux does not have"),
+    "access of a name": (
+        [entry("a", pax_headers={"SCHILY.acl.access": "user::rwx,user:joe:r--,group::r--,mask::r--,other::r--"})],
+        "has a name and no number",
+    ),
     "sparse map out of order": (
         [entry("a", b"xy", pax_headers={"GNU.sparse.size": "9", "GNU.sparse.map": "5,1,3,1"})], "not in order",
     ),
