@@ -2,11 +2,12 @@
 VENV ?= .venv
 OUT ?= out/qemu-aarch64
 
-.PHONY: help demo test lint bench fuzz clean
+.PHONY: help demo test test-boot lint bench fuzz clean
 
 help:
 	@echo "make demo   build the stock system and boot it in QEMU (fetches what it lacks; no root)"
 	@echo "make test   all tests, with the reference tools as oracles"
+	@echo "make test-boot  every tamper scenario, boot chain and bypass in QEMU"
 	@echo "make lint   ruff and mypy"
 	@echo "make fuzz   hostile EROFS images against the reader; FUZZ=\"--cases 1000000\""
 	@echo "make bench  the benchmarks against the peers; docs/benchmarks.md says what they mean"
@@ -19,6 +20,11 @@ test:
 	@tools/bootstrap $(VENV) dev
 	@$(VENV)/bin/erofs-edge tools fetch --oracles
 	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+
+test-boot:
+	@tools/bootstrap $(VENV) dev
+	@$(VENV)/bin/erofs-edge tools fetch --oracles
+	$(VENV)/bin/python -m pytest -m long $(PYTEST)
 
 lint:
 	@tools/bootstrap $(VENV) dev

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flash": BASE | {"disk", "manifest", "verity", "erofs", "transport"},
     "serve": BASE | {"disk", "transport"},
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
-    "qemu": BASE | {"build", "boot", "disk", "trust", "verity", "manifest", "toolbox"},
+    "qemu": BASE | {"build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"},
     "doctor": BASE | {"sources", "trust", "codec", "toolbox", "qemu"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from erofs_edge.boot.firmware import firmware_files, package_file
 from erofs_edge.boot.fit import Image, add_key, build_fit
-from erofs_edge.boot.initramfs import InitConfig, build_initramfs
+from erofs_edge.boot.initramfs import Fec, InitConfig, build_initramfs
 from erofs_edge.boot.kmod import index_files
 from erofs_edge.boot.modules import DIRECTORY, KernelModules, Module
 from erofs_edge.boot.script import boot_script
@@ -20,6 +20,7 @@ from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.trust.signer import Signer
+from erofs_edge.verity.fec import Layout
 from erofs_edge.verity.tree import VerityInfo
 
 STORAGE_MODULES = {"virtio": ("virtio_blk",), "mmc": ()}
@@ -76,6 +77,7 @@ def build_boot(
     firmware_debs: Mapping[str, Path],
     verity: VerityInfo,
     etc: Sequence[str] = (),
+    fec: Layout | None = None,
     epoch: int,
     signer: Signer,
     cache: Cache,
@@ -85,6 +87,7 @@ def build_boot(
     *_debs  package name to file
     verity  of the system image: its root hash is what the initramfs opens, and nothing else
     etc     what the device keeps of /etc; empty for all of it
+    fec     where the system image has its parity, if it has any
     epoch   seconds since 1970, the one time in all outputs
 
     Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
@@ -96,7 +99,7 @@ def build_boot(
     for name in sorted(initramfs_debs):
         programs.merge(read_deb(initramfs_debs[name], cache).data)
 
-    config = replace(_init_config(board, verity), etc=tuple(etc))
+    config = replace(_init_config(board, verity, fec), etc=tuple(etc))
     initramfs = build_initramfs(programs, _module_streams(board, kernel), config, epoch=epoch)
     images = {
         "kernel": _kernel_image(board, kernel_tree, kernel.version),
@@ -112,6 +115,7 @@ def build_boot(
         epoch=epoch,
         signer=signer,
         load_address=board.boot.load_address,
+        rollback_index=board.sign.rollback_index,
     )
     files = None
     if any(partition.content == "firmware" for partition in board.disk.partitions.values()):
@@ -126,7 +130,7 @@ def _module_streams(board: Board, kernel: KernelModules) -> dict[str, list[Modul
     return {"disk": disk, "erofs": erofs, "data": data}
 
 
-def _init_config(board: Board, verity: VerityInfo) -> InitConfig:
+def _init_config(board: Board, verity: VerityInfo, fec: Layout | None) -> InitConfig:
     name, system = _system_partition(board)
     data = [label for label, partition in board.disk.partitions.items() if partition.filesystem is not None]
     if len(data) > 1:
@@ -144,6 +148,9 @@ def _init_config(board: Board, verity: VerityInfo) -> InitConfig:
         slots=tuple(system.slots),
         data=data[0] if data else "",
         on_corruption=board.verity.on_corruption,
+        cmdline=" ".join(word for argument in board.boot.cmdline for word in argument.split()),
+        fec=Fec(fec.roots, fec.blocks, fec.offset // fec.block_size) if fec else None,
+        rollback_index=board.sign.rollback_index,
     )
 
 

@@ -92,10 +92,15 @@ load disk
 wait
 load data &
 
-slot=${SLOTS%% *}
+slot=${SLOTS%% *} arguments=
 for word in $(cat /proc/cmdline); do
-    case $word in erofs_edge.slot=*) slot=${word#*=} ;; esac
+    case $word in
+    erofs_edge.slot=*) slot=${word#*=} ;;
+    *) arguments="${arguments:+$arguments }$word" ;;
+    esac
 done
+# The arguments come from the boot loader, for which nothing here can vouch: they must be those of the build.
+[ "$arguments" = "$CMDLINE" ] || fail initramfs "the kernel's arguments are not those of this build: $arguments"
 label=$SYSTEM
 if [ -n "$SLOTS" ]; then
     case " $SLOTS " in *" $slot "*) ;; *) fail verity "there is no slot '$slot'" ;; esac
@@ -113,7 +118,10 @@ if [ -n "$DATA" ]; then
 fi
 device=/dev/${partition##*/}
 table="0 $SECTORS verity 1 $device $device $BLOCK_SIZE $BLOCK_SIZE $DATA_BLOCKS $HASH_START sha256 $ROOT_HASH $SALT"
-reason=$(/bin/dmsetup create root --readonly --table "$table$VERITY_OPTIONS" 2>&1) ||
+# Error correction comes first: only what it cannot repair restarts the machine or makes it panic.
+set -- $VERITY_OPTIONS ${FEC:+use_fec_from_device "$device" $FEC}
+[ $# = 0 ] || table="$table $# $*"
+reason=$(/bin/dmsetup create root --readonly --table "$table" 2>&1) ||
     fail verity "no mapping of $device: $reason"
 # Reading one block proves the path from it to the root hash: a foreign or rolled-back slot ends here.
 reason=$(dd if=/dev/mapper/root of=/dev/null bs="$BLOCK_SIZE" count=1 2>&1) ||
@@ -159,7 +167,8 @@ stage data
 
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /newroot/run &&
     mkdir /newroot/run/erofs-edge &&
-    printf 'slot=%s\nroot_hash=%s\n' "$slot" "$ROOT_HASH" >/newroot/run/erofs-edge/boot ||
+    printf 'slot=%s\nroot_hash=%s\nrollback_index=%s\n' "$slot" "$ROOT_HASH" "$ROLLBACK_INDEX" \
+        >/newroot/run/erofs-edge/boot ||
     fail switch-root "the system has no directory /run"
 [ -x /newroot/sbin/init ] || fail switch-root "the system has no /sbin/init"
 for folder in dev proc sys; do

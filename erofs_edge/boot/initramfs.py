@@ -25,9 +25,23 @@ APPLETS = (
     "rm", "sh", "sleep", "switch_root", "sync", "tail", "tr", "umount",
 )  # fmt: skip
 LIBRARY_DIRECTORIES = ("usr/lib/aarch64-linux-gnu", "usr/lib")
-VERITY_OPTIONS = {"eio": "", "restart": " 1 restart_on_corruption", "panic": " 1 panic_on_corruption"}
+VERITY_OPTIONS = {"eio": "", "restart": "restart_on_corruption", "panic": "panic_on_corruption"}
 LZ4_LEGACY_MAGIC = 0x184C2102
 LZ4_LEGACY_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fec:
+    """Where the parity is, for the verity table (kernel Documentation/admin-guide/device-mapper/verity.rst).
+
+    roots   parity bytes of a code word
+    blocks  blocks that are covered: those of the data, then those of the tree
+    start   block where the parity starts
+    """
+
+    roots: int
+    blocks: int
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,9 @@ class InitConfig:
     system, slots     the system partition's name and its slots ('' for none): labels are NAME_SLOT
     data              label of the writable partition; '' keeps /data in memory
     etc               paths of /etc that are kept on it; () is all of /etc, by a writable layer over it
+    cmdline           the kernel's arguments without the slot's; with others the start is refused
+    fec               None without error correction
+    rollback_index    the version of this build
     """
 
     root_hash: str
@@ -53,6 +70,9 @@ class InitConfig:
     data: str
     on_corruption: Literal["eio", "restart", "panic"] = "eio"
     etc: tuple[str, ...] = ()
+    cmdline: str = ""
+    fec: Fec | None = None
+    rollback_index: int = 0
 
     def text(self) -> str:
         """As shell assignments. Every value is of a kind that needs no quoting."""
@@ -64,6 +84,11 @@ class InitConfig:
             "HASH_START": self.hash_start,
             "SECTORS": self.data_blocks * self.block_size // 512,
             "VERITY_OPTIONS": VERITY_OPTIONS[self.on_corruption],
+            "FEC": f"fec_roots {self.fec.roots} fec_blocks {self.fec.blocks} fec_start {self.fec.start}"
+            if self.fec
+            else "",
+            "CMDLINE": self.cmdline,
+            "ROLLBACK_INDEX": self.rollback_index,
             "SYSTEM": self.system,
             "SLOTS": " ".join(self.slots),
             "DATA": self.data,

@@ -22,12 +22,19 @@ CONFIGURATION = "conf"
 
 STAGE = "erofs-edge: stage u-boot slot "
 REFUSED = "erofs-edge: slot does not start: "
+TOO_OLD = "erofs-edge: slot is too old: "
 NO_SLOT = "erofs-edge: no slot boots"
 
 ATTEMPTS = 3
 STATE_SIZE = 16 << 10
 STATE_OFFSETS = (0, 64 << 10)
 """of the two copies in the slot-state partition, bytes; the same as in disk/slots.py"""
+MINIMUM = "MIN_VERSION"
+MINIMUM_SIZE = 4 << 10
+MINIMUM_OFFSETS = (128 << 10, 192 << 10)
+"""of the two records of the minimum version; the same as in disk/rollback.py"""
+ROLLBACK_INDEX = "rollback-index"
+"""the FIT's version, as in boot/fit.py"""
 
 
 def boot_script(board: Board) -> str:
@@ -43,6 +50,7 @@ def boot_script(board: Board) -> str:
     return "\n".join(
         [
             *_find_disk(board),
+            *_read_minimum(board, state_name),
             *_read_state(board, state_name, list(names)),
             f"setenv ee_try '{_try_slot(board, fit_name, fit)}'",
             f"setenv ee_all '{_try_all(board, names)}'",
@@ -117,11 +125,29 @@ def _read_state(board: Board, partition: str, names: list[str]) -> list[str]:
     ]
 
 
+def _read_minimum(board: Board, partition: str) -> list[str]:
+    """Sets ee_min, the version that a FIT must have at least: the higher of the two records, 0 without any."""
+    storage, sector, address = board.boot.storage, board.disk.sector, board.boot.load_address
+    places = " ".join(f"{offset // sector:x}" for offset in MINIMUM_OFFSETS)
+    return [
+        "setenv ee_min 0",
+        f"if part start {storage} ${{ee_dev}} {partition} ee_misc; then",
+        f"for ee_at in {places}; do",
+        f"setenv {MINIMUM}",
+        "setexpr ee_block ${ee_misc} + ${ee_at}",
+        f"if {storage} read {address:x} ${{ee_block}} {MINIMUM_SIZE // sector:x} && "
+        f"env import -c {address:x} {MINIMUM_SIZE:x} {MINIMUM}; then",
+        f'if test "${{{MINIMUM}}}" -gt "${{ee_min}}"; then setenv ee_min ${{{MINIMUM}}}; fi',
+        "fi; done; fi",
+    ]
+
+
 def _try_slot(board: Board, name: str, partition: Partition) -> str:
     """Load and start the FIT of ${ee_slot}; comes back only if that failed.
 
     The FIT holds its data inside itself, so its header says how much to read. A forged header or partition table
-    must not make U-Boot read over its own memory: the board's own partition size is the limit.
+    must not make U-Boot read over its own memory: the board's own partition size is the limit. A FIT without a
+    version counts as version 0; what `bootm` verifies afterwards is what was read here.
     """
     storage, sector = board.boot.storage, board.disk.sector
     address, limit = board.boot.load_address, size_bytes(partition.size) // sector
@@ -136,7 +162,10 @@ def _try_slot(board: Board, name: str, partition: Partition) -> str:
         f"itest ${{ee_count}} -le {limit:x}",
         f"{storage} read {address:x} ${{ee_start}} ${{ee_count}}",
     ]
-    return f'if {" && ".join(steps)}; then {start}; fi; echo "{REFUSED}${{ee_slot}}"'
+    version = f"setenv ee_version 0; fdt get value ee_version / {ROLLBACK_INDEX}"
+    old = f'echo "{TOO_OLD}${{ee_slot}} has version ${{ee_version}}, the minimum is ${{ee_min}}"'
+    checked = f'if test "${{ee_version}}" -ge "${{ee_min}}"; then {start}; else {old}; fi'
+    return f'if {" && ".join(steps)}; then {version}; {checked}; fi; echo "{REFUSED}${{ee_slot}}"'
 
 
 def _bootm(board: Board) -> str:

@@ -62,7 +62,7 @@ def describe(
     from erofs_edge.codec.lz4 import VERSION, WHEEL
 
     board, system = inputs.board.value, inputs.system.loaded.value
-    erofs, verity = made.system.erofs, made.system.verity
+    erofs, verity, fec = made.system.erofs, made.system.verity, made.system.fec
     return {
         "format": 1,
         "erofs_edge": {"version": __version__, "bytes": FORMAT_VERSION, "lz4": f"{VERSION} (wheel {WHEEL})"},
@@ -75,7 +75,11 @@ def describe(
             "system": inputs.system.loaded.digest,
             "packages": sum(len(p) for lock in (inputs.lock, inputs.system.lock) for p in lock.packages.values()),
         },
-        "sign": {"name": signer.name, "development": signer.development},
+        "sign": {
+            "name": signer.name,
+            "development": signer.development,
+            "rollback_index": board.sign.rollback_index,
+        },
         "system": {
             "name": system.system,
             "partition": inputs.partition,
@@ -86,6 +90,7 @@ def describe(
             "block_size": verity.block_size,
             "data_blocks": verity.data_blocks,
             "hash_offset": verity.hash_offset,
+            "fec": {"roots": fec.roots, "blocks": fec.blocks, "offset": fec.offset} if fec else None,
             "erofs_uuid": str(uuid.UUID(bytes=erofs.uuid)),
             "inodes": erofs.inodes,
             "uncompressed": erofs.uncompressed,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from erofs_edge.boot.assemble import BootOutputs, build_boot, system_modules
 from erofs_edge.build.inputs import Inputs
-from erofs_edge.disk import slots
+from erofs_edge.disk import rollback, slots
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import DiskLayout, partition_names, plan_disk, write_disk
 from erofs_edge.erofs.cache import CompressionCache
@@ -34,6 +34,7 @@ from erofs_edge.sources.file_contexts import apply_file_contexts, read_file_cont
 from erofs_edge.sources.system import system_tree
 from erofs_edge.tree import FileTree
 from erofs_edge.trust.signer import Signer
+from erofs_edge.verity.fec import Layout, write_parity
 from erofs_edge.verity.tree import VerityInfo, append
 
 LARGEST = 5
@@ -59,12 +60,13 @@ class Debs:
 
 @dataclass(frozen=True, slots=True)
 class SystemImage:
-    """The content of a system partition: EROFS with its hash tree behind it."""
+    """The content of a system partition: EROFS, its hash tree behind it, and the parity of both where there is any."""
 
     path: Path
     tree: FileTree
     erofs: ErofsInfo
     verity: VerityInfo
+    fec: Layout | None
     report: Report
 
 
@@ -103,7 +105,7 @@ def fetch_debs(inputs: Inputs, cache: Cache, step: Step) -> Debs:
 def make_system(
     inputs: Inputs, debs: Debs, cache: Cache, jobs: int | None, use_cache: bool, work: Path, step: Step
 ) -> SystemImage:
-    """system.img: the manifest's tree and the board's kernel modules as EROFS, dm-verity appended."""
+    """system.img: the manifest's tree and the board's kernel modules as EROFS, dm-verity and parity appended."""
     locked = inputs.system
     options = erofs_options(inputs)
     with step("system tree"):
@@ -120,8 +122,16 @@ def make_system(
         info = write_image(made.tree, path, options)
     with step("verity"):
         verity = append(path, block_size=size_bytes(inputs.board.value.verity.block_size))
-    check_image(locked.loaded, made.tree, verity.size)
-    return SystemImage(path, made.tree, info, verity, made.report)
+    fec = None
+    if roots := inputs.board.value.verity.fec_roots:
+        with step("error correction") as progress:
+            size = verity.size
+            fec = write_parity(
+                path, verity.superblock, verity.hash_offset, path,
+                roots=roots, fec_offset=size, jobs=jobs, progress=progress,
+            )  # fmt: skip
+    check_image(locked.loaded, made.tree, path.stat().st_size)
+    return SystemImage(path, made.tree, info, verity, fec, made.report)
 
 
 def _rule(rule: ManifestRule) -> CompressionRule:
@@ -195,6 +205,7 @@ def make_boot(
             firmware_debs=debs.firmware,
             verity=system.verity,
             etc=inputs.system.loaded.value.writable_etc,
+            fec=system.fec,
             epoch=inputs.epoch,
             signer=signer,
             cache=cache,
@@ -216,7 +227,8 @@ def make_disk(inputs: Inputs, system: SystemImage, boot: BootOutputs, work: Path
             path = work / ("system.img" if name == inputs.partition else "boot.fit")
             if partition.content == "slot-state":
                 path = work / "slots.bin"
-                path.write_bytes(slots.encode_state(slots.initial(board.disk.partitions[inputs.partition].slots)))
+                state = slots.encode_state(slots.initial(board.disk.partitions[inputs.partition].slots))
+                path.write_bytes(rollback.with_minimum(state, 0))
             elif partition.content == "firmware":
                 path = work / "firmware.img"
                 build_fat(

@@ -23,7 +23,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--disk", type=FILE, help="Boot this disk image; at the terminal its changes are kept.")
 @click.option("--slot", metavar="NAME", help="Start this slot, whatever the image's slot state says.")
 @click.option("--smoke", is_flag=True, help="Unattended: prove the whole chain, then end (exit code 9 if it fails).")
-@click.option("--tamper", metavar="WHAT", help="Damage a copy of the disk: it must be stopped (implies --smoke).")
+@click.option(
+    "--tamper", metavar="WHAT", help="Damage or forge a copy of the disk: it must be stopped (implies --smoke)."
+)
 @click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="For --smoke.  [default: 180]")
 @click.option("--log", type=FILE, help="With --smoke: write the whole console to this file.")
 @click.option("--forward", "forwards", multiple=True, metavar="HOST:GUEST", help="Forward a TCP port of this machine.")
@@ -82,10 +84,8 @@ def boot(
 
 def _summary(record: SmokeRecord) -> str:
     if record.tamper:
-        return (
-            f"{record.tamper}: {', '.join(record.damage)} flipped;"
-            f" stopped at stage '{record.stopped_at}': {record.evidence}"
-        )
+        ended = f"stopped at stage '{record.stopped_at}'" if record.stopped_at else "repaired"
+        return f"{record.tamper}: changed {', '.join(record.damage)}; {ended}: {record.evidence}"
     told = " ".join(f"{key}={value}" for key, value in (record.report or {}).items())
     return f"{record.board}: slot {record.slot} is up after {record.seconds:.2f} s and reports {told}"
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +98,24 @@ def machine_command(
     forwards: tuple[tuple[int, int], ...] = (),
     reboot: bool = False,
     extra: tuple[str, ...] = (),
+    script: Callable[[str], str] | None = None,
 ) -> list[str]:
-    """The command that starts a built board, see `boot_arguments`; its control tree is written into `folder`."""
+    """The command that starts a built board, see `boot_arguments`; its control tree is written into `folder`.
+
+    script  changes the boot script, for tests
+    """
     qemu = qemu_of(board)
+    text = script(boot_script(board)) if script else boot_script(board)
     control = folder / "control.dtb"
-    control.write_bytes(control_tree(dump_tree(emulator, qemu, built.u_boot), built.key, boot_script(board)))
+    control.write_bytes(control_tree(dump_tree(emulator, qemu, built.u_boot), built.key, text))
     arguments = boot_arguments(
-        qemu, bios=built.u_boot, control=control, drive=drive, serial=serial, forwards=forwards, reboot=reboot,
+        qemu,
+        bios=built.u_boot,
+        control=control,
+        drive=drive,
+        serial=serial,
+        forwards=forwards,
+        reboot=reboot,
         extra=extra,
     )
     return [str(emulator.program), *arguments]

@@ -13,7 +13,8 @@ from erofs_edge.disk.layout import partition_names
 from erofs_edge.disk.sparse import copy_data
 from erofs_edge.errors import CapacityError, ErofsEdgeError, FormatError, UsageError
 from erofs_edge.manifest.model import Board
-from erofs_edge.qemu.tamper import MASK, TAMPERS, partitions
+from erofs_edge.qemu.forge import Target
+from erofs_edge.qemu.tamper import Tamper, partitions
 
 
 class Scratch:
@@ -63,19 +64,20 @@ class Scratch:
             )
         self.write(self._state_name(), 0, slots.encode_state(slots.activate(self._state(), slot)))
 
-    def damage(self, scenario: str) -> list[str]:
-        """Flip the scenario's bit in every slot that is filled; says where, one phrase each."""
-        tamper = TAMPERS[scenario]
+    def damage(self, tamper: Tamper) -> list[str]:
+        """Write the scenario's changes to every slot that is filled; says what and where, one phrase each.
+
+        Raises FormatError where none is filled or what is there is not what a build makes.
+        """
         done = []
         for name in partitions(tamper, self.board):
             if not any(self.read(name, 0, 4096)):
                 continue
-            place = tamper.place(functools.partial(self.read, name))
-            old = self.read(name, place, 1)
-            self.write(name, place, bytes([old[0] ^ MASK]))
-            done.append(f"byte {place:#x} of {name}")
-        if not done:
-            raise FormatError(f"the disk has nothing that '{scenario}' could damage", where=str(self.path))
+            for change in tamper.changes(Target(self.board, functools.partial(self.read, name))):
+                self.write(name, change.offset, change.data)
+                done.append(f"{change.what} of {name}")
+        if tamper.content and not done:
+            raise FormatError(f"the disk has nothing to show this with: {tamper.title}", where=str(self.path))
         return done
 
     def _state(self) -> slots.SlotState:

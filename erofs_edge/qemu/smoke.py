@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from erofs_edge.errors import BootCheckError, UsageError
+from erofs_edge.errors import BootCheckError
 from erofs_edge.manifest.model import Board
 from erofs_edge.manifest.shaping import Smoke
 from erofs_edge.qemu.built import load_built, machine_command, run_folder
@@ -16,7 +16,7 @@ from erofs_edge.qemu.machine import CHECKS_DRIVE, GRAPHICS, Drive, find_qemu
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.stages import TITLES
-from erofs_edge.qemu.tamper import TAMPERS
+from erofs_edge.qemu.tamper import Tamper, scenario
 from erofs_edge.qemu.verdict import Expected, Verdict, Watch
 
 TIMEOUT = 180.0
@@ -36,7 +36,8 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class SmokeRecord:
-    """A boot that went as expected. `tamper`, `damage`, `stopped_at` and `evidence` belong to a damaged one."""
+    """A boot that went as expected. `tamper`, `damage` and `evidence` belong to a damaged one, `stopped_at` to one that
+    was stopped."""
 
     board: str
     slot: str
@@ -67,28 +68,30 @@ def smoke(
 
     disk    another image than out/disk.img
     slot    start this slot, whatever the slot state in the image says
-    tamper  a scenario of TAMPERS: the boot must fail at that scenario's stage, for that scenario's reason
+    tamper  a scenario of TAMPERS: the boot must fail at that scenario's stage, for that scenario's reason; where the
+            scenario is one of repair, it must be good and show that something was repaired
     seen    called when a stage is first passed
     log     a file for the whole console
 
     Raises BootCheckError with the failed stage and the last console lines, ToolError without a usable QEMU,
-    ErofsEdgeError where `out` holds no build.
+    ErofsEdgeError where `out` holds no build, UsageError for a scenario that the board cannot show.
     """
-    if tamper is not None and tamper not in TAMPERS:
-        raise UsageError(f"unknown scenario '{tamper}'", hint=f"scenarios: {', '.join(TAMPERS)}")
+    change = scenario(tamper, board) if tamper is not None else None
     built = load_built(out)
     emulator = find_qemu()
     with run_folder(out) as folder:
         disk = disk or built.disk
         if slot or tamper:
             disk = copy_sparse(disk, folder / "disk.img")
-        damage, chosen = _prepare(disk, board, slot, tamper)
-        wanted = built.smoke if tamper is None else Smoke()
+        damage, chosen = _prepare(disk, board, slot, change)
+        wanted = built.smoke if change is None else Smoke()
         checks = bool(wanted.units or wanted.commands)
         extra = (*(CHECKS_DRIVE if checks else ()), *(GRAPHICS if built.smoke.graphics else ()))
-        command = machine_command(board, built, emulator, folder, Drive(disk), extra=extra)
+        script = change.script if change else None
+        command = machine_command(board, built, emulator, folder, Drive(disk), extra=extra, script=script)
         expected = Expected(built.root_hash, chosen, _data_filesystem(board))
-        watch = Watch(expected, TAMPERS[tamper].stop if tamper else None, checks, set(wanted.console))
+        repaired = change is not None and change.stop is None
+        watch = Watch(expected, change.stop if change else None, checks, set(wanted.console), repaired)
         console = Console(tuple(wanted.console))
         passed: list[StageTime] = []
 
@@ -111,17 +114,20 @@ def smoke(
         report=watch.report,
         tamper=tamper,
         damage=damage,
-        stopped_at=verdict.stage if tamper else None,
-        evidence=verdict.reason if tamper else None,
+        stopped_at=verdict.stage if change and change.stop else None,
+        evidence=verdict.reason if change else None,
     )
 
 
-def _prepare(disk: Path, board: Board, slot: str | None, tamper: str | None) -> tuple[list[str], str]:
+def _prepare(disk: Path, board: Board, slot: str | None, change: Tamper | None) -> tuple[list[str], str]:
     """Change the copy of a disk as asked for. What was damaged, and the slot that U-Boot will choose."""
-    with Scratch(disk, board, writable=bool(slot or tamper)) as scratch:
+    with Scratch(disk, board, writable=bool(slot or change)) as scratch:
         if slot:
             scratch.activate(slot)
-        return scratch.damage(tamper) if tamper else [], scratch.next_slot()
+        damage = scratch.damage(change) if change else []
+        if change and change.script:
+            damage.append("the boot script")
+        return damage, scratch.next_slot()
 
 
 def _data_filesystem(board: Board) -> str:
@@ -129,7 +135,7 @@ def _data_filesystem(board: Board) -> str:
 
 
 def _failure(verdict: Verdict, expected: Expected, tamper: str | None, console: Console) -> BootCheckError:
-    what = f"'{tamper}' was not stopped as it must be" if tamper else f"slot {expected.slot} did not boot"
+    what = f"'{tamper}' did not end as it must" if tamper else f"slot {expected.slot} did not boot"
     lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
     return BootCheckError(
         f"{what}: stage '{TITLES[verdict.stage]}': {verdict.reason}\nlast lines of the console:\n{lines}",

@@ -63,7 +63,13 @@ NAMES = tuple(stage.name for stage in STAGES)
 TITLES = {stage.name: stage.title for stage in STAGES}
 
 TROUBLE = {
-    "fit-refused": re.compile(r"Failed to verify required signature|Bad Data Hash|Bad hash value for|sha256\S* error!"),
+    "fit-signature": re.compile(r"Failed to verify required signature"),
+    "fit-hash": re.compile(r"Bad hash value for|Bad Data Hash"),
+    "fit-malformed": re.compile(
+        r"Bad FIT .*image format|Can't get kernel image|can't get kernel FIT|Wrong Image (?:Type|Format)"
+    ),
+    "too-old": _line(r"erofs-edge: (?:slot is too old: .*|FAILED rollback: .*)$"),
+    "cmdline": _line(r"erofs-edge: FAILED initramfs: the kernel's arguments are not those of this build"),
     "slot-refused": _line(r"erofs-edge: slot does not start: (?P<slot>\S+)$"),
     "no-slot": _line("erofs-edge: no slot boots$"),
     "corrupt": re.compile(r"verity: \S+ (?:data|metadata) block \d+ is corrupted|dm-verity device corrupted"),
@@ -71,7 +77,7 @@ TROUBLE = {
     "failed": _line(r"erofs-edge: FAILED (?P<stage>[\w-]+): (?P<reason>.*)$"),
     "panic": re.compile(r"Kernel panic - not syncing: (?P<reason>.*)$"),
 }
-"""'corrupt' and the refusals of a FIT are evidence; the others end the boot ('slot-refused': of that slot)"""
+"""'slot-refused' ends the boot of that slot, 'no-slot', 'failed' and 'panic' all of it; the others are evidence"""
 
 
 def next_stage(reached: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damage that a system must not survive: one byte of a disk image's copy, chosen so that the boot must read it.
+"""Damage and forgeries that a board must not start, and damage that it must repair: one scenario each.
 
-Every slot is damaged alike, so that starting another slot cannot hide that the damage was found.
+A scenario says which bytes of a disk's copy change (`forge.py` makes them), and where and for what reason the boot must
+stop then. Every slot is changed alike, so that starting another slot cannot hide that the change was found.
 """
 
 from __future__ import annotations
@@ -9,69 +10,86 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from erofs_edge.boot.fdt import HEADER, PROP, PROP_HEAD_SIZE, tags
-from erofs_edge.boot.fit import SIGNATURE_PATH
-from erofs_edge.errors import FormatError
+from erofs_edge.errors import UsageError
 from erofs_edge.manifest.model import CONTENT_WORDS, Board
+from erofs_edge.qemu import forge
+from erofs_edge.qemu.forge import Change, Target
 from erofs_edge.qemu.verdict import Stop
-
-Read = Callable[[int, int], bytes]
-"""read(offset, length) in bytes of a partition"""
-
-MASK = 0x20
-"""the bit that is flipped"""
 
 
 @dataclass(frozen=True, slots=True)
 class Tamper:
     """A scenario.
 
-    content  which partitions: 'fit', or 'system' for those that hold a manifest's tree
-    place    the byte of the partition to damage
-    stop     where that must stop the boot
+    content   which partitions change: 'fit', 'slot-state', or 'system' for those that hold a manifest's tree;
+              '' for none
+    changes   what is written to one of these partitions
+    stop      where that must stop the boot; None where error correction must repair it
+    script    changes the boot script, as if U-Boot itself had been changed
     """
 
     title: str
     content: str
-    place: Callable[[Read], int]
-    stop: Stop
+    changes: Callable[[Target], list[Change]]
+    stop: Stop | None
+    script: Callable[[str], str] | None = None
 
 
-def _system_byte(read: Read) -> int:
-    """Byte 0. The superblock at 1024 is in the same verity block, so every boot reads it; EROFS itself neither uses
-    nor checks the first 1024 bytes (kernel fs/erofs/super.c), so that only dm-verity can object."""
-    del read
-    return 0
-
-
-def _kernel_byte(read: Read) -> int:
-    start, length = _property(read, "/images/kernel", "data")
-    return start + length // 2
-
-
-def _signature_byte(read: Read) -> int:
-    start, length = _property(read, SIGNATURE_PATH, "value")
-    return start + length // 2
-
-
-def _property(read: Read, path: str, name: str) -> tuple[int, int]:
-    """Offset and length in bytes of a property's value in a FIT. Raises FormatError where it is not there."""
-    fit = read(0, HEADER.unpack(read(0, HEADER.size))[1])
-    for tag in tags(fit):
-        if tag.kind == PROP and tag.path == path and tag.name == name:
-            return tag.start + PROP_HEAD_SIZE, len(tag.value)
-    raise FormatError(f"the FIT has no {path}/{name}")
-
+HASH, SIGNATURE = Stop("fit", "fit-hash"), Stop("fit", "fit-signature")
+BLOCK = Stop("verity", "corrupt")
 
 TAMPERS = {
-    "system": Tamper("a flipped bit in the system image", "system", _system_byte, Stop("verity", "corrupt")),
-    "fit": Tamper("a flipped bit in the kernel", "fit", _kernel_byte, Stop("fit", "fit-refused")),
-    "signature": Tamper("a flipped bit in the FIT's signature", "fit", _signature_byte, Stop("fit", "fit-refused")),
+    "system": Tamper("a flipped bit that only dm-verity minds", "system", forge.in_first_block, BLOCK),
+    "fit": Tamper("a flipped bit in the kernel", "fit", forge.in_image("kernel"), HASH),
+    "kernel": Tamper("a flipped bit in the kernel", "fit", forge.in_image("kernel"), HASH),
+    "initramfs": Tamper("a flipped bit in the initramfs", "fit", forge.in_image("ramdisk"), HASH),
+    "dtb": Tamper("another device tree, hashed but not signed", "fit", forge.device_tree, SIGNATURE),
+    "signature": Tamper("a flipped bit in the FIT's signature", "fit", forge.in_signature, SIGNATURE),
+    "cmdline": Tamper(
+        "one more argument for the kernel", "", forge.nothing, Stop("initramfs", "cmdline"), script=forge.add_argument
+    ),
+    "roothash": Tamper("another root hash in the initramfs, hashed but not signed", "fit", forge.root_hash, SIGNATURE),
+    "wrong-key": Tamper("the FIT signed by another key of the same name", "fit", forge.other_key, SIGNATURE),
+    "unsigned": Tamper("the FIT without its signature", "fit", forge.unsigned, SIGNATURE),
+    "truncated": Tamper("the FIT cut off in the middle", "fit", forge.truncated, Stop("fit", "fit-malformed")),
+    "downgrade": Tamper(
+        "a FIT older than the minimum that the disk has recorded", "slot-state", forge.raise_minimum,
+        Stop("fit", "too-old"),
+    ),
+    "superblock": Tamper("a flipped bit in the EROFS superblock", "system", forge.in_superblock, BLOCK),
+    "tree": Tamper("a flipped bit at the top of the hash tree", "system", forge.in_hash_tree, BLOCK),
+    "data": Tamper(
+        "a flipped bit in the first block of /sbin/init", "system", forge.in_init, Stop("report", "corrupt")
+    ),
+    "mix-and-match": Tamper("a whole system of another build", "system", forge.other_system, BLOCK),
+    "fec": Tamper("damage that error correction repairs", "system", forge.repairable, None),
+}  # fmt: skip
+
+NOT_BOOTED = {
+    "vbmeta": "none of our boot chains reads a vbmeta, so damage to one stops no boot; `erofs-edge verify` checks it",
 }
+"""scenarios that no machine can show, and why"""
+
+
+def scenario(name: str, board: Board) -> Tamper:
+    """The scenario of that name. Raises UsageError where there is none or the board has nothing to show it with."""
+    if name in NOT_BOOTED:
+        raise UsageError(f"'{name}' cannot be shown by a boot", hint=NOT_BOOTED[name])
+    tamper = TAMPERS.get(name)
+    if tamper is None:
+        raise UsageError(f"unknown scenario '{name}'", hint=f"scenarios: {', '.join(TAMPERS)}")
+    if tamper.stop is None and not board.verity.fec_roots:
+        raise UsageError(
+            f"board '{board.board}' has no error correction, so '{name}' has nothing to show",
+            hint="give its `verity` section fec_roots",
+        )
+    if tamper.content and not partitions(tamper, board):
+        raise UsageError(f"board '{board.board}' has no partition that '{name}' could change")
+    return tamper
 
 
 def partitions(tamper: Tamper, board: Board) -> list[str]:
-    """Names of the partitions that a scenario damages: every slot ('system_a', 'system_b')."""
+    """Names of the partitions that a scenario changes: every slot ('system_a', 'system_b')."""
     names = []
     for name, partition in board.disk.partitions.items():
         word = partition.content if partition.content in CONTENT_WORDS else "system" if partition.content else None

@@ -58,13 +58,15 @@ class Verdict:
 class Watch:
     """Collects events until they decide. With `stop` the boot is good when it fails in just that way.
 
-    `checks`: whether the system's own checks must pass; `lines`: expressions of which each must have matched a line.
+    `checks`: whether the system's own checks must pass; `lines`: expressions of which each must have matched a line;
+    `repaired`: whether the guest must have found errors that were corrected.
     """
 
     expected: Expected
     stop: Stop | None = None
     checks: bool = False
     lines: set[str] = field(default_factory=set)
+    repaired: bool = False
     reached: dict[str, float] = field(default_factory=dict)
     troubles: list[Match] = field(default_factory=list)
     report: dict[str, str] | None = None
@@ -106,7 +108,10 @@ class Watch:
             return None
         if "signature" not in self.reached:
             return Verdict(False, "signature", "the system started, but U-Boot verified no signature")
-        return Verdict(True, "checks" if self.checks else "login", "")
+        if not self.repaired:
+            return Verdict(True, "checks" if self.checks else "login", "")
+        corrected = self.report.get("fec", "0")
+        return Verdict(corrected not in ("0", "none"), "login", f"the guest's kernel has corrected {corrected} blocks")
 
     def _pending(self) -> bool:
         """Whether something of what the manifest wants to see is still to come."""
@@ -127,7 +132,7 @@ class Watch:
         return None
 
     def _why(self) -> str:
-        lines = [match.text.strip() for match in self.troubles if match.name == "fit-refused"]
+        lines = [match.text.strip() for match in self.troubles if match.name.startswith(("fit-", "too-old"))]
         return f": {lines[-1]}" if lines else ""
 
     def _stopped(self, stage: str, reason: str) -> Verdict:
@@ -135,10 +140,14 @@ class Watch:
             return Verdict(False, stage, reason)
         if stage != self.stop.stage:
             return Verdict(False, stage, f"stopped at another stage than '{TITLES[self.stop.stage]}': {reason}")
-        proof = next((match.text.strip() for match in self.troubles if match.name == self.stop.evidence), None)
+        proof = self._line_of(self.stop.evidence)
         if proof is None:
             return Verdict(False, stage, f"stopped at the right stage, but not for the damage: {reason}")
         return Verdict(True, stage, proof)
+
+    def _line_of(self, trouble: str) -> str | None:
+        """The first line that showed that trouble."""
+        return next((match.text.strip() for match in self.troubles if match.name == trouble), None)
 
     def _missing(self) -> str:
         if self.report is None and "login" in self.reached:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from erofs_edge.boot.fdt import PROP, PROP_HEAD_SIZE, tags
+from erofs_edge.errors import FormatError
 
 SECTOR = 512
 
@@ -96,7 +97,9 @@ class Machine:
         if words[0] in ("-n", "-z"):
             return (words[1:] not in ((), ("",))) == (words[0] == "-n")
         left, operator, right = words
-        return left == right if operator == "=" else _decimal(left) > _decimal(right)
+        if operator == "=":
+            return left == right
+        return _decimal(left) > _decimal(right) if operator == "-gt" else _decimal(left) >= _decimal(right)
 
     def do_setexpr(self, name: str, left: str, operator: str, right: str) -> bool:
         work = {"+": int.__add__, "-": int.__sub__, "/": int.__floordiv__}[operator]
@@ -167,11 +170,13 @@ class Machine:
             return True
         what, variable, path, name = arguments
         assert action == "get"
-        for tag in tags(tree):
-            if tag.kind == PROP and (tag.path, tag.name) == (path, name):
-                place = self.fdt + tag.start + PROP_HEAD_SIZE
-                self.env[variable] = format(place if what == "addr" else len(tag.value), "x")
-                return True
+        with contextlib.suppress(FormatError):
+            for tag in tags(tree):
+                if tag.kind == PROP and (tag.path, tag.name) == (path, name):
+                    place = self.fdt + tag.start + PROP_HEAD_SIZE
+                    values = {"addr": format(place, "x"), "size": format(len(tag.value), "x")}
+                    self.env[variable] = values[what] if what in values else bytes(tag.value).rstrip(b"\0").decode()
+                    return True
         return False
 
     def do_cp(self, source: str, target: str, count: str) -> bool:

@@ -9,11 +9,12 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import erofs_edge.boot.initramfs
-from erofs_edge.boot.initramfs import InitConfig
+from erofs_edge.boot.initramfs import Fec, InitConfig
 
 SCRIPT = Path(erofs_edge.boot.initramfs.__file__).with_name("init.sh")
 GROW = SCRIPT.with_name("grow.sh")
@@ -88,8 +89,8 @@ def machine(tmp_path: Path) -> Machine:
     (root / "sys/block/vda/size").write_text("65536\n")
     (root / "dev/vda").write_bytes(bytes(512) + b"EFI PART".ljust(32, b"\0") + (65535).to_bytes(8, "little"))
     (root / "grow").write_text(GROW.read_text().replace("/dev/", "$ROOT/dev/"))
-    (root / "proc/cmdline").write_text("erofs_edge.slot=b\n")
-    config = InitConfig(HASH, "aa", 4096, 100, 101, "system", ("a", "b"), "data")
+    (root / "proc/cmdline").write_text("console=ttyAMA0 erofs_edge.slot=b quiet\n")
+    config = InitConfig(HASH, "aa", 4096, 100, 101, "system", ("a", "b"), "data", cmdline="console=ttyAMA0 quiet")
     (root / "config").write_text(config.text())
     machine = Machine(root)
     machine.script = SCRIPT.read_text()
@@ -128,23 +129,63 @@ def test_stages_in_order(machine: Machine) -> None:
         " overlay /newroot/etc",
     ]
     assert "mke2fs" not in order
-    assert (machine.root / "newroot/run/erofs-edge/boot").read_text() == f"slot=b\nroot_hash={HASH}\n"
+    assert (machine.root / "newroot/run/erofs-edge/boot").read_text() == (
+        f"slot=b\nroot_hash={HASH}\nrollback_index=0\n"
+    )
 
 
 @pytest.mark.parametrize(
-    ("cmdline", "device"), [("", "vda2"), ("erofs_edge.slot=a", "vda2"), ("erofs_edge.slot=b x", "vda3")]
+    ("cmdline", "device"), [("", "vda2"), ("erofs_edge.slot=a", "vda2"), ("  erofs_edge.slot=b  ", "vda3")]
 )
 def test_slot_of_the_command_line(machine: Machine, cmdline: str, device: str) -> None:
-    (machine.root / "proc/cmdline").write_text(f"{cmdline}\n")
+    (machine.root / "proc/cmdline").write_text(f"console=ttyAMA0 {cmdline} quiet\n")
     machine.run()
     assert any(f"verity 1 /dev/{device} " in call for call in machine.calls)
+
+
+@pytest.mark.parametrize(
+    ("policy", "fec", "options"),
+    [
+        ("eio", None, ""),
+        ("restart", None, " 1 restart_on_corruption"),
+        ("panic", None, " 1 panic_on_corruption"),
+        (
+            "restart",
+            Fec(2, 102, 103),
+            " 9 restart_on_corruption use_fec_from_device /dev/vda3 fec_roots 2 fec_blocks 102 fec_start 103",
+        ),
+        ("eio", Fec(24, 1, 2), " 8 use_fec_from_device /dev/vda3 fec_roots 24 fec_blocks 1 fec_start 2"),
+    ],
+)
+def test_what_verity_does_with_bad_blocks(machine: Machine, policy: Any, fec: Fec | None, options: str) -> None:
+    config = InitConfig(
+        HASH,
+        "aa",
+        4096,
+        100,
+        101,
+        "system",
+        ("a", "b"),
+        "data",
+        policy,
+        cmdline="console=ttyAMA0 quiet",
+        fec=fec,
+        rollback_index=7,
+    )
+    (machine.root / "config").write_text(config.text())
+    assert machine.run()[-1] == "erofs-edge: stage data"
+    (created,) = [call for call in machine.calls if call.startswith("dmsetup")]
+    assert created.endswith(f"sha256 {HASH} aa{options}")
+    assert (machine.root / "newroot/run/erofs-edge/boot").read_text().endswith("\nrollback_index=7\n")
 
 
 def broken(machine: Machine, change: str) -> None:
     root = machine.root
     changes: dict[str, Callable[[], object]] = {
-        "slot": lambda: (root / "proc/cmdline").write_text("erofs_edge.slot=c\n"),
-        "slot-shell": lambda: (root / "proc/cmdline").write_text("erofs_edge.slot=$(reboot)\n"),
+        "slot": lambda: (root / "proc/cmdline").write_text("console=ttyAMA0 quiet erofs_edge.slot=c\n"),
+        "slot-shell": lambda: (root / "proc/cmdline").write_text("console=ttyAMA0 quiet erofs_edge.slot=$(reboot)\n"),
+        "more": lambda: (root / "proc/cmdline").write_text("console=ttyAMA0 quiet erofs_edge.slot=b init=/bin/sh\n"),
+        "less": lambda: (root / "proc/cmdline").write_text("console=ttyAMA0 erofs_edge.slot=b\n"),
         "no-system": lambda: (root / "sys/block/vda/vda3/uevent").write_text("PARTNAME=other\n"),
         "dmsetup": lambda: (root / "bin/dmsetup").write_text("#!/bin/sh\necho no target; exit 1\n"),
         "corrupt": lambda: (root / "bin/dmsetup").write_text("#!/bin/sh\n"),
@@ -161,6 +202,8 @@ def broken(machine: Machine, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "stage", "words"),
     [
+        ("more", "initramfs", "not those of this build: console=ttyAMA0 quiet init=/bin/sh"),
+        ("less", "initramfs", "not those of this build: console=ttyAMA0"),
         ("slot", "verity", "there is no slot 'c'"),
         ("slot-shell", "verity", "there is no slot '$(reboot)'"),
         ("no-system", "verity", "no partition is labelled 'system_b'"),
@@ -244,7 +287,18 @@ def test_a_file_system_smaller_than_its_partition_grows(machine: Machine, blocks
 
 
 def test_named_paths_of_etc_are_kept_and_start_as_the_system_has_them(machine: Machine) -> None:
-    config = InitConfig(HASH, "aa", 4096, 100, 101, "system", ("a", "b"), "data", etc=("/etc/ssh", "/etc/id"))
+    config = InitConfig(
+        HASH,
+        "aa",
+        4096,
+        100,
+        101,
+        "system",
+        ("a", "b"),
+        "data",
+        etc=("/etc/ssh", "/etc/id"),
+        cmdline="console=ttyAMA0 quiet",
+    )
     (machine.root / "config").write_text(config.text())
     (machine.root / "newroot/etc/ssh").mkdir()
     (machine.root / "newroot/etc/ssh/key").write_text("stock")
@@ -260,7 +314,7 @@ def test_named_paths_of_etc_are_kept_and_start_as_the_system_has_them(machine: M
 
 
 def test_board_without_slots_and_data(machine: Machine) -> None:
-    config = InitConfig(HASH, "", 4096, 100, 101, "boot_a", (), "")
+    config = InitConfig(HASH, "", 4096, 100, 101, "boot_a", (), "", cmdline="console=ttyAMA0 quiet")
     (machine.root / "config").write_text(config.text())
     assert machine.run()[-1] == "erofs-edge: stage data"
     assert any("verity 1 /dev/vda1 " in call and call.endswith(f"{HASH} -") for call in machine.calls)

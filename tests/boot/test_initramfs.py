@@ -94,7 +94,7 @@ def test_config_is_what_the_shell_reads(tmp_path: Path) -> None:
     (tmp_path / "config").write_text(CONFIG.text())
     script = '. ./config; printf "%s|" "$ROOT_HASH" "$SALT" "$SECTORS" "$HASH_START" "$VERITY_OPTIONS" "$SLOTS" "$DATA"'
     done = subprocess.run(["sh", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{'ab' * 32}|-|8000|1001| 1 restart_on_corruption|a b|data|"
+    assert done.stdout == f"{'ab' * 32}|-|8000|1001|restart_on_corruption|a b|data|"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erofs_edge.boot import script
-from erofs_edge.boot.fit import CONFIGURATION, Image, build_fit
-from erofs_edge.disk import slots
+from erofs_edge.boot.fit import CONFIGURATION, ROLLBACK_INDEX, Image, build_fit
+from erofs_edge.disk import rollback, slots
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.model import Board, Boot, Disk, PackageFile, Partition
 
@@ -168,6 +168,65 @@ def test_a_disk_without_slot_state_still_boots() -> None:
     assert slot_of(run) == "a"
 
 
+def versioned(version: int) -> bytes:
+    parts = {
+        "ramdisk": Image("ramdisk", b"ramdisk!", "ramdisk"),
+        "kernel": Image("kernel_noload", b"GOOD", "kernel"),
+    }
+    return build_fit(parts, description="lab", epoch=0, signer=None, rollback_index=version)
+
+
+def start(a: int, b: int, state: bytes) -> Machine:
+    """A machine that starts every FIT, with these versions in its slots, after it has run."""
+    run = machine(state, a=versioned(a), b=versioned(b))
+    run.starts = lambda loaded: True
+    run.run(script.boot_script(board()))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "minimum", "slot"),
+    [(3, 3, 0, "a"), (3, 3, 3, "a"), (3, 3, 4, None), (2, 3, 3, "b"), (10, 9, 9, "a"), (9, 10, 10, "b")],
+)
+def test_what_is_older_than_the_minimum_does_not_start(a: int, b: int, minimum: int, slot: str | None) -> None:
+    run = start(a, b, rollback.with_minimum(FRESH, minimum))
+    assert slot_of(run) == slot
+    if a < minimum:
+        assert f"erofs-edge: slot is too old: a has version {a}, the minimum is {minimum}" in run.said
+
+
+def test_the_higher_of_two_records_counts_and_a_damaged_one_does_not() -> None:
+    state = bytearray(rollback.with_minimum(FRESH, 5))
+    first, second = (slice(at, at + rollback.SIZE) for at in rollback.OFFSETS)
+    state[first] = rollback.encode(4)
+    for damaged, expected in ((None, None), (second, "a"), (first, None)):
+        raw = bytearray(state)
+        if damaged is not None:
+            raw[damaged.start + 9] ^= 0xFF
+        assert slot_of(start(4, 4, bytes(raw))) == expected
+    for at in (first, second):
+        state[at.start] ^= 0xFF
+    assert slot_of(start(0, 0, bytes(state))) == "a", "no record, no minimum"
+
+
+def test_a_fit_without_a_version_is_version_0() -> None:
+    run = machine(rollback.with_minimum(FRESH, 1))
+    run.env["ee_version"] = "9"
+    run.run(script.boot_script(board()))
+    assert slot_of(run) is None
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30))
+def test_foreign_values_of_the_minimum_run_nothing(value: str) -> None:
+    state = bytearray(rollback.with_minimum(FRESH, 0))
+    state[rollback.OFFSETS[0] : rollback.OFFSETS[0] + rollback.SIZE] = slots.encode(
+        {rollback.NAME: value, "bootargs": "init=/bin/sh", "ee_min": "0"}, rollback.SIZE
+    )
+    run = start(999_999_999, 0, bytes(state))
+    assert slot_of(run) in ("a", None)
+    assert run.env.get("bootargs", "console").startswith("console")
+
+
 STATES = st.builds(
     lambda order, a, b: slots.SlotState(tuple(order), {"A": a, "B": b}),
     st.sampled_from([("A", "B"), ("B", "A"), ("A",), ("B",)]),
@@ -229,6 +288,8 @@ def test_the_board_must_have_slots_and_slot_state() -> None:
 def test_what_the_parts_agree_on() -> None:
     assert script.CONFIGURATION == CONFIGURATION
     assert (script.STATE_SIZE, script.STATE_OFFSETS) == (slots.ENV_SIZE, slots.ENV_OFFSETS)
+    assert (script.MINIMUM_SIZE, script.MINIMUM_OFFSETS) == (rollback.SIZE, rollback.OFFSETS)
+    assert (script.MINIMUM, script.ROLLBACK_INDEX) == (rollback.NAME, ROLLBACK_INDEX)
     assert script.ATTEMPTS == slots.ATTEMPTS
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-import struct
+import stat
 import sys
 from pathlib import Path
 
@@ -12,10 +12,16 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from erofs_edge.boot.fdt import DeviceTree, Node, string, write
 from erofs_edge.boot.fit import Image, build_fit
-from erofs_edge.disk import slots
+from erofs_edge.boot.initramfs import compress
+from erofs_edge.disk import rollback, slots
 from erofs_edge.disk.layout import plan_disk, write_disk
-from erofs_edge.manifest.model import Board, Boot, Disk, PackageFile, Partition, Qemu
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.write import write_image
+from erofs_edge.manifest.model import Board, Boot, Disk, PackageFile, Partition, Qemu, Verity
+from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.trust.signer import KeySigner, public_key_pem
+from erofs_edge.verity.fec import write_parity
+from erofs_edge.verity.tree import append
 
 ROOT_HASH = "d47b0f0a57c52bda6b5d2c548d0390cdf0f33446fa374beac7326eadb6a4f58c"
 BOARD = Board(
@@ -30,6 +36,7 @@ BOARD = Board(
         },
     ),
     boot=Boot(u_boot=PackageFile(package="u-boot-qemu", path="/u-boot.bin"), cmdline=["console=ttyAMA0"]),
+    verity=Verity(fec_roots=2),
     qemu=Qemu(),
 )
 
@@ -111,16 +118,30 @@ class FakeQemu:
         return (self.folder / "disk-seen").read_bytes()
 
 
+def make_system(path: Path) -> bytes:
+    """A small system with /sbin/init, its hash tree of two levels and its parity; the root hash."""
+    tree = FileTree()
+    for folder in ("usr", "usr/sbin"):
+        tree.directory(folder)
+    tree.add("sbin", Inode(stat.S_IFLNK | 0o777, target=b"usr/sbin"))
+    content = b"".join(b"%07d\n" % number for number in range(1 << 16))
+    tree.add("usr/sbin/init", Inode(stat.S_IFREG | 0o755, content=BytesContent(content)))
+    write_image(tree, path, WriteOptions(compression="none", epoch=0))
+    info = append(path)
+    write_parity(path, info.superblock, info.hash_offset, path, roots=2, fec_offset=info.size)
+    return info.root_hash
+
+
 def make_build(out: Path, key: RSAPrivateKey) -> Path:
     out.mkdir()
     signer = KeySigner("dev", key)
     images = {
         "kernel": Image("kernel_noload", b"k" * 5000, "kernel"),
-        "ramdisk": Image("ramdisk", b"r" * 900, "ramdisk"),
+        "ramdisk": Image("ramdisk", compress(f"ROOT_HASH='{ROOT_HASH}'\n".encode() * 20), "ramdisk"),
     }
     (out / "boot.fit").write_bytes(build_fit(images, description="lab", epoch=0, signer=signer))
-    (out / "system.img").write_bytes(bytes(1024) + struct.pack("<I", 0xE0F5E1E2) + bytes(7164))
-    (out / "state").write_bytes(slots.encode_state(slots.initial(["a", "b"])))
+    (out / "system.root").write_bytes(make_system(out / "system.img"))
+    (out / "state").write_bytes(rollback.with_minimum(slots.encode_state(slots.initial(["a", "b"])), 0))
     contents = {
         f"{name}_{slot}": out / file for name, file in (("boot", "boot.fit"), ("system", "system.img")) for slot in "ab"
     }

@@ -13,15 +13,47 @@ from typing import Any
 
 import pytest
 
+from erofs_edge.disk import rollback
 from erofs_edge.disk.slots import STATE_SIZE, decode_state
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.built import load_built, machine_command
 from erofs_edge.qemu.machine import Drive, find_qemu
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
+from erofs_edge.qemu.stages import TROUBLE
+from erofs_edge.qemu.tamper import TAMPERS
 
 pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(600)]
 BOARD = "boards/qemu-aarch64.yaml"
 Smoke = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.long
+def test_a_good_boot_raises_the_minimum_and_an_older_build_is_refused_from_then_on(
+    stock: Callable[[str], Path], edge: str, repository: Path, tmp_path: Path
+) -> None:
+    """Version 2 runs and is found good; version 1, signed by the same key, is written to both slots and refused."""
+    outs = {}
+    for version in (2, 1):
+        file = tmp_path / f"v{version}.yaml"
+        file.write_text(f"board: qemu-aarch64\nextends: {repository / BOARD}\nsign: {{rollback_index: {version}}}\n")
+        shutil.copy(repository / "boards/qemu-aarch64.lock", file.with_suffix(".lock"))
+        outs[version] = tmp_path / f"out{version}"
+        command = [edge, "build", str(file), "-o", str(outs[version]), "--relock-if-gone"]
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    board = load_board(tmp_path / "v2.yaml").value
+    built = load_built(outs[2])
+    disk = copy_sparse(built.disk, tmp_path / "disk.img")
+    command = machine_command(board, built, find_qemu(), tmp_path, Drive(disk, snapshot=False))
+    console_until(command, b"erofs-edge: slot a is good")
+    old = (outs[1] / "boot.fit").read_bytes()
+    with Scratch(disk, board, writable=True) as scratch:
+        assert rollback.decode(scratch.read("misc", 0, 256 << 10)) == 2
+        for slot in "ab":
+            scratch.write(f"boot_{slot}", 0, old)
+    console = console_until(command, b"erofs-edge: no slot boots")
+    assert b"erofs-edge: slot is too old: a has version 1, the minimum is 2" in console
+    assert b"Starting kernel" not in console
 
 
 @pytest.fixture
@@ -68,11 +100,26 @@ def test_slot_b_boots_when_it_is_the_active_one(smoke: Smoke) -> None:
     assert record["slot"] == record["report"]["slot"] == "b"
 
 
-@pytest.mark.parametrize(("tamper", "stage"), [("system", "verity"), ("fit", "fit"), ("signature", "fit")])
-def test_a_flipped_byte_does_not_boot(smoke: Smoke, tamper: str, stage: str) -> None:
+# One each of what U-Boot, the boot script and the kernel must refuse; the others run with `make test-boot`.
+USUAL = ("wrong-key", "downgrade", "superblock")
+STOPPED = [name for name, tamper in TAMPERS.items() if tamper.stop is not None]
+
+
+@pytest.mark.parametrize(
+    "tamper", [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.long]) for name in STOPPED]
+)
+def test_what_was_damaged_or_forged_does_not_boot(smoke: Smoke, tamper: str) -> None:
     record = smoke("--tamper", tamper)
-    assert record["stopped_at"] == stage
-    assert record["damage"] and record["evidence"]
+    stop = TAMPERS[tamper].stop
+    assert stop is not None
+    assert record["stopped_at"] == stop.stage
+    assert record["damage"] and TROUBLE[stop.evidence].search(record["evidence"])
+
+
+def test_what_error_correction_repairs_does_boot(smoke: Smoke) -> None:
+    record = smoke("--tamper", "fec")
+    assert int(record["report"]["fec"]) >= 2
+    assert record["report"]["status"] == "V"
 
 
 def test_another_key_does_not_boot(

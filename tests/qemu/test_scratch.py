@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from erofs_edge.boot.fit import verify_fit
 from erofs_edge.disk import slots
 from erofs_edge.errors import ErofsEdgeError, FormatError, UsageError, VerificationError
-from erofs_edge.manifest.model import Board
+from erofs_edge.manifest.model import Board, Verity
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.tamper import TAMPERS
 
@@ -59,10 +60,20 @@ def test_no_such_slot(built: Path, board: Board) -> None:
 
 
 def test_damage_to_the_system(built: Path, board: Board) -> None:
+    plain = msgspec.structs.replace(board, verity=Verity())
     old = (built / "disk.img").read_bytes()
-    with Scratch(built / "disk.img", board, writable=True) as disk:
-        assert disk.damage("system") == ["byte 0x0 of system_a", "byte 0x0 of system_b"]
+    with Scratch(built / "disk.img", plain, writable=True) as disk:
+        assert disk.damage(TAMPERS["system"]) == ["byte 0x0 of system_a", "byte 0x0 of system_b"]
     assert differences(old, (built / "disk.img").read_bytes()) == [PLACES["system_a"], PLACES["system_b"]]
+
+
+def test_damage_to_a_system_with_parity_takes_the_parity_too(built: Path, board: Board) -> None:
+    size = (built / "system.img").stat().st_size
+    with Scratch(built / "disk.img", board, writable=True) as disk:
+        done = disk.damage(TAMPERS["system"])
+        assert [word.partition(" ")[0] for word in done] == ["byte", "parity", "byte", "parity"]
+        assert not any(disk.read("system_a", size - 4096, 4096))
+        assert any(disk.read("system_a", size - 3 * 4096, 4096))
 
 
 @pytest.mark.parametrize(("scenario", "message"), [("fit", "hash"), ("signature", "signature")])
@@ -70,7 +81,7 @@ def test_damage_to_the_fit(built: Path, board: Board, rsa_key: RSAPrivateKey, sc
     old = (built / "disk.img").read_bytes()
     verify_fit((built / "boot.fit").read_bytes(), rsa_key.public_key())
     with Scratch(built / "disk.img", board, writable=True) as disk:
-        disk.damage(scenario)
+        disk.damage(TAMPERS[scenario])
         size = (built / "boot.fit").stat().st_size
         for name in ("boot_a", "boot_b"):
             with pytest.raises(VerificationError, match=message):
@@ -82,10 +93,10 @@ def test_damage_to_the_fit(built: Path, board: Board, rsa_key: RSAPrivateKey, sc
 def test_an_empty_slot_needs_no_damage(built: Path, board: Board) -> None:
     with Scratch(built / "disk.img", board, writable=True) as disk:
         disk.write("boot_b", 0, bytes(MIB))
-        assert len(disk.damage("fit")) == 1
+        assert len(disk.damage(TAMPERS["fit"])) == 1
         disk.write("boot_a", 0, bytes(MIB))
-        with pytest.raises(FormatError, match="nothing that 'fit' could damage"):
-            disk.damage("fit")
+        with pytest.raises(FormatError, match="nothing to show this with: a flipped bit in the kernel"):
+            disk.damage(TAMPERS["fit"])
 
 
 def test_a_disk_without_a_partition_table(tmp_path: Path, board: Board) -> None:
@@ -106,7 +117,17 @@ def test_nothing_is_read_or_written_beyond_a_partition(built: Path, board: Board
             disk.read("nowhere", 0, 1)
 
 
-def test_every_scenario_applies_to_a_whole_build(built: Path, board: Board) -> None:
-    for scenario in TAMPERS:
+def test_every_scenario_changes_a_whole_build_and_every_slot_alike(built: Path, board: Board) -> None:
+    image = (built / "disk.img").read_bytes()
+    for name, tamper in TAMPERS.items():
+        (built / "disk.img").write_bytes(image)
         with Scratch(built / "disk.img", board, writable=True) as disk:
-            assert len(disk.damage(scenario)) == 2
+            done = disk.damage(tamper)
+        changed = {at // MIB * MIB for at in differences(image, (built / "disk.img").read_bytes())}
+        if not tamper.content:
+            assert (done, changed, tamper.script is not None) == ([], set(), True)
+        elif tamper.content == "slot-state":
+            assert changed == {PLACES["misc"]}
+        else:
+            prefix = {"fit": "boot", "system": "system"}[tamper.content]
+            assert changed == {PLACES[f"{prefix}_a"], PLACES[f"{prefix}_b"]}, name

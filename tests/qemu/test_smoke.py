@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from erofs_edge.disk import slots
 from erofs_edge.errors import BootCheckError, ErofsEdgeError, ToolError, UsageError
-from erofs_edge.manifest.model import Board
+from erofs_edge.manifest.model import Board, Verity
 from erofs_edge.qemu.built import run_folder
 from erofs_edge.qemu.console import Console
 from erofs_edge.qemu.run import run
@@ -91,16 +92,38 @@ def test_damage_that_is_stopped(fake_qemu: FakeQemu, built: Path, board: Board, 
     fake_qemu.plan(recorded("tampered-system"))
     record = smoke(board, built, tamper="system")
     assert (record.tamper, record.stopped_at) == ("system", "verity")
-    assert record.damage == ["byte 0x0 of system_a", "byte 0x0 of system_b"]
+    assert record.damage[::2] == ["byte 0x0 of system_a", "byte 0x0 of system_b"]
     assert record.evidence is not None
     assert "corrupted" in record.evidence
     assert (built / "disk.img").read_bytes() == before
     assert fake_qemu.disk_seen[3 << 20] != before[3 << 20]
 
 
+def test_damage_that_is_repaired(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
+    fake_qemu.plan(recorded("good").replace("data=/dev/vda6", "data=/dev/vda6 fec=3"))
+    record = smoke(board, built, tamper="fec")
+    assert (record.stopped_at, record.evidence) == (None, "the guest's kernel has corrected 3 blocks")
+    assert record.report is not None
+    for corrected in ("fec=0", "fec=none"):
+        fake_qemu.plan(recorded("good").replace("data=/dev/vda6", f"data=/dev/vda6 {corrected}"))
+        with pytest.raises(BootCheckError, match="'fec' did not end as it must"):
+            smoke(board, built, tamper="fec")
+
+
+def test_another_command_line(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
+    head = recorded("good").partition("erofs-edge: stage verity")[0]
+    refusal = "erofs-edge: FAILED initramfs: the kernel's arguments are not those of this build: x"
+    fake_qemu.plan(f"{head}{refusal}\r\n")
+    record = smoke(board, built, tamper="cmdline")
+    assert (record.damage, record.stopped_at, record.evidence) == (["the boot script"], "initramfs", refusal)
+    fake_qemu.plan(recorded("good"))
+    with pytest.raises(BootCheckError, match="got past"):
+        smoke(board, built, tamper="cmdline")
+
+
 def test_damage_that_nobody_notices(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
     fake_qemu.plan(recorded("good"))
-    with pytest.raises(BootCheckError, match="'system' was not stopped as it must be"):
+    with pytest.raises(BootCheckError, match="'system' did not end as it must"):
         smoke(board, built, tamper="system")
 
 
@@ -164,7 +187,12 @@ def test_a_log_that_cannot_be_written(fake_qemu: FakeQemu, built: Path, board: B
 def test_an_unknown_scenario_or_slot(fake_qemu: FakeQemu, built: Path, board: Board) -> None:
     with pytest.raises(UsageError) as failure:
         smoke(board, built, tamper="nothing")
-    assert failure.value.hint == "scenarios: system, fit, signature"
+    assert (failure.value.hint or "").startswith("scenarios: system, fit, kernel, initramfs, ")
+    with pytest.raises(UsageError) as failure:
+        smoke(board, built, tamper="vbmeta")
+    assert "no boot" in (failure.value.hint or "")
+    with pytest.raises(UsageError, match="no error correction"):
+        smoke(msgspec.structs.replace(board, verity=Verity()), built, tamper="fec")
     with pytest.raises(UsageError, match="no slot 'c'"):
         smoke(board, built, slot="c")
 

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bytes of damage and forgeries: what an attacker, a cut cable or worn flash writes to a disk.
+
+Each function gets a partition and returns what to write to it. Forgeries are as good as they can be without the
+private key: hashes and hash trees are made to fit again, only what a key has signed cannot be.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erofs_edge.boot.fdt import HEADER, PROP, PROP_HEAD_SIZE, DeviceTree, Node, parse, string, tags, write
+from erofs_edge.boot.fit import CONFIGURATION_PATH, SIGNATURE_PATH, signed_bytes, signed_nodes
+from erofs_edge.boot.initramfs import LZ4_LEGACY_MAGIC, compress
+from erofs_edge.disk import rollback
+from erofs_edge.erofs.extents import Kind
+from erofs_edge.erofs.ondisk import SUPER_OFFSET
+from erofs_edge.erofs.read import Image
+from erofs_edge.errors import FormatError
+from erofs_edge.manifest.model import Board
+from erofs_edge.verity import superblock
+from erofs_edge.verity.fec import new_layout
+from erofs_edge.verity.superblock import Superblock
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+MASK = 0x20
+"""the bit that is flipped"""
+BLOCKS_OFFSET, BITS_OFFSET = SUPER_OFFSET + 36, SUPER_OFFSET + 12
+"""of the EROFS superblock's number of blocks (u32) and logarithm of the block size (u8)"""
+EXTRA = "systemd.mask=edge-report.service"
+ARCHIVE_MAX = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`data` is written at byte `offset` of the partition; `what` says it in a phrase."""
+
+    offset: int
+    data: bytes
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A partition: read(offset, length) in bytes gives what is there, none from beyond its end."""
+
+    board: Board
+    read: Callable[[int, int], bytes]
+
+
+def nothing(target: Target) -> list[Change]:
+    """The disk stays as it is."""
+    del target
+    return []
+
+
+def flipped(target: Target, place: int) -> list[Change]:
+    """One bit of the byte at `place`."""
+    return [Change(place, bytes([target.read(place, 1)[0] ^ MASK]), f"byte {place:#x}")]
+
+
+# The FIT
+
+
+def in_image(name: str) -> Callable[[Target], list[Change]]:
+    """A bit in the middle of an image's data."""
+
+    def change(target: Target) -> list[Change]:
+        return flipped(target, _middle(target, f"/images/{name}", "data"))
+
+    return change
+
+
+def in_signature(target: Target) -> list[Change]:
+    """A bit in the middle of the signature."""
+    return flipped(target, _middle(target, SIGNATURE_PATH, "value"))
+
+
+def unsigned(target: Target) -> list[Change]:
+    """The signature node taken out."""
+    tree = parse(_fit(target))
+    _node(tree, CONFIGURATION_PATH).children.pop("signature-1", None)
+    return [Change(0, write(tree), "the signature")]
+
+
+def other_key(target: Target) -> list[Change]:
+    """Signed properly, by a key that calls itself as the right one does."""
+    from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+
+    size = len(_node(parse(_fit(target)), SIGNATURE_PATH).props["value"])
+    return resigned(target, generate_private_key(65537, 8 * size))
+
+
+def resigned(target: Target, key: RSAPrivateKey) -> list[Change]:
+    """The FIT as it is with a signature by `key`, which must have the size of the right one."""
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    tree = parse(_fit(target))
+    props = _node(tree, SIGNATURE_PATH).props
+    images = [name for name in _node(tree, CONFIGURATION_PATH).props if name != "description"]
+    covered = signed_bytes(write(tree), signed_nodes(images), int.from_bytes(props["hashed-strings"][4:8], "big"))
+    props["value"] = key.sign(covered, PKCS1v15(), SHA256())
+    return [Change(0, write(tree), "the signature")]
+
+
+def root_hash(target: Target) -> list[Change]:
+    """The initramfs accepts another system; its hash in the FIT is right again."""
+    tree = parse(_fit(target))
+    archive = unpack_lz4(_node(tree, "/images/ramdisk").props["data"])
+    found = re.search(rb"ROOT_HASH='([0-9a-f]{64})'", archive)
+    if found is None:
+        raise FormatError("the initramfs names no root hash")
+    forged = archive.replace(found[1], sha256(found[1]).hexdigest().encode())
+    _replace_image(tree, "ramdisk", compress(forged))
+    return [Change(0, write(tree), "the root hash in the initramfs")]
+
+
+def device_tree(target: Target) -> list[Change]:
+    """The device tree of the FIT changed; where there is none, one of the attacker's."""
+    tree = parse(_fit(target))
+    images = _node(tree, "/images").children
+    if "fdt" in images:
+        data = bytearray(images["fdt"].props["data"])
+        data[len(data) // 2] ^= MASK
+        _replace_image(tree, "fdt", bytes(data))
+        return [Change(0, write(tree), "the device tree")]
+    data = bytearray(write(DeviceTree(Node({"model": string("forged")}))))
+    ramdisk = images["ramdisk"]
+    # in front of the kernel, which runs where it lies and is the last
+    kernel = images.pop("kernel")
+    images["fdt"] = Node(
+        {**ramdisk.props, "type": string("flat_dt"), "description": string("forged")},
+        {"hash-1": Node(dict(ramdisk.children["hash-1"].props))},
+    )
+    images["kernel"] = kernel
+    _replace_image(tree, "fdt", bytes(data))
+    _node(tree, CONFIGURATION_PATH).props["fdt"] = string("fdt")
+    return [Change(0, write(tree), "a device tree slipped in")]
+
+
+def truncated(target: Target) -> list[Change]:
+    """Zeros from the middle on, as on a disk that was blank before a write broke off."""
+    size = len(_fit(target))
+    return [Change(size // 2, bytes(size - size // 2), f"from byte {size // 2:#x} on")]
+
+
+def add_argument(script: str) -> str:
+    """The boot script with one more argument for the kernel."""
+    return script.replace('setenv bootargs "', f'setenv bootargs "{EXTRA} ')
+
+
+def _fit(target: Target) -> bytes:
+    return target.read(0, HEADER.unpack(target.read(0, HEADER.size))[1])
+
+
+def _middle(target: Target, path: str, name: str) -> int:
+    """The byte in the middle of a property's value. Raises FormatError where it is not there."""
+    for tag in tags(_fit(target)):
+        if tag.kind == PROP and tag.path == path and tag.name == name:
+            return tag.start + PROP_HEAD_SIZE + len(tag.value) // 2
+    raise FormatError(f"the FIT has no {path}/{name}")
+
+
+def _node(tree: DeviceTree, path: str) -> Node:
+    node = tree.root.at(path)
+    if node is None:
+        raise FormatError(f"the FIT has no {path}")
+    return node
+
+
+def _replace_image(tree: DeviceTree, name: str, data: bytes) -> None:
+    node = _node(tree, f"/images/{name}")
+    node.props["data"] = data
+    node.children["hash-1"].props["value"] = sha256(data).digest()
+
+
+def unpack_lz4(packed: bytes) -> bytes:
+    """What `boot.initramfs.compress` made. Raises FormatError on anything else."""
+    import lz4.block
+
+    if len(packed) < 4 or struct.unpack_from("<I", packed)[0] != LZ4_LEGACY_MAGIC:
+        raise FormatError("the initramfs is not in LZ4's legacy frame")
+    pieces, at = [], 4
+    while at + 4 <= len(packed):
+        (size,) = struct.unpack_from("<I", packed, at)
+        try:
+            pieces.append(lz4.block.decompress(packed[at + 4 : at + 4 + size], uncompressed_size=8 << 20))
+        except lz4.block.LZ4BlockError as error:
+            raise FormatError("the initramfs is damaged", where=f"offset {at:#x}") from error
+        at += 4 + size
+    return b"".join(pieces)
+
+
+# The slot state
+
+
+def raise_minimum(target: Target) -> list[Change]:
+    """As if a newer version had been running and had been found good."""
+    minimum = target.board.sign.rollback_index + 1
+    record = rollback.encode(minimum)
+    return [Change(at, record, f"minimum version {minimum} at byte {at:#x}") for at in rollback.OFFSETS]
+
+
+# The system
+
+
+def in_first_block(target: Target) -> list[Change]:
+    """Byte 0. The superblock at 1024 is in the same verity block, so every boot reads it; EROFS itself neither uses
+    nor checks the first 1024 bytes (kernel fs/erofs/super.c), so that only dm-verity can object."""
+    return [*flipped(target, 0), *_no_parity(target)]
+
+
+def in_superblock(target: Target) -> list[Change]:
+    """A bit of EROFS's magic number."""
+    return [*flipped(target, SUPER_OFFSET), *_no_parity(target)]
+
+
+def in_hash_tree(target: Target) -> list[Change]:
+    """A bit in the topmost block of the tree, which every read goes through."""
+    sb, at = verity_area(target)
+    return [*flipped(target, sb.start_block(at) * sb.hash_block_size), *_no_parity(target)]
+
+
+def in_init(target: Target) -> list[Change]:
+    """A bit in the first block of /sbin/init."""
+    return [*flipped(target, _init_place(target)), *_no_parity(target)]
+
+
+def repairable(target: Target) -> list[Change]:
+    """A bit in the first block, and the whole first block of /sbin/init: every boot reads both. Not the hash tree: to
+    mend a block of it the kernel needs the others checked, and meets the same block again (see docs/verity.md)."""
+    sb, _ = verity_area(target)
+    init, size = _init_place(target), sb.data_block_size
+    return [*flipped(target, 0), Change(init // size * size, bytes(size), f"the block at byte {init:#x}")]
+
+
+def other_system(target: Target) -> list[Change]:
+    """A system that is whole in itself, tree and all, but not the one that the FIT was built for."""
+    sb, at = verity_area(target)
+    block = bytearray(target.read(0, sb.data_block_size))
+    block[0] ^= MASK
+    changes = [Change(0, bytes(block), "another system")]
+    for level in sb.levels(at):
+        state = sb.salted()
+        state.update(block)
+        place = level.start * sb.hash_block_size
+        block = bytearray(target.read(place, sb.hash_block_size))
+        block[: sb.digest_size] = state.digest()
+        changes.append(Change(place, bytes(block), f"its hash tree at byte {place:#x}"))
+    return [*changes, *_no_parity(target)]
+
+
+def verity_area(target: Target) -> tuple[Superblock, int]:
+    """The verity superblock behind the EROFS image, and its byte. Raises FormatError where there is none."""
+    (blocks,) = struct.unpack("<I", target.read(BLOCKS_OFFSET, 4))
+    end = blocks << target.read(BITS_OFFSET, 1)[0]
+    return superblock.parse(target.read(end, superblock.SIZE), end), end
+
+
+def _no_parity(target: Target) -> list[Change]:
+    """Error correction would undo damage: an attacker wipes the parity too."""
+    if not (roots := target.board.verity.fec_roots):
+        return []
+    sb, at = verity_area(target)
+    layout = new_layout(sb, at, sb.end(at), roots, sb.end(at))
+    return [Change(layout.offset, bytes(layout.parity_size), f"parity at byte {layout.offset:#x}")]
+
+
+def _init_place(target: Target) -> int:
+    """The byte of the partition where the content of /sbin/init starts. Raises FormatError where it has none."""
+    _, end = verity_area(target)
+    with tempfile.TemporaryDirectory(prefix="erofs-edge-") as folder:
+        path = Path(folder) / "system.img"
+        path.write_bytes(target.read(0, end))
+        with Image(path) as image:
+            for extent in image.extents(image.lookup("/sbin/init")):
+                if extent.kind not in (Kind.HOLE, Kind.FRAGMENT):
+                    return extent.address
+    raise FormatError("the system has no /sbin/init with a content of its own")
