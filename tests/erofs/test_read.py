@@ -51,7 +51,14 @@ MATRIX: list[tuple[tuple[str, ...], str]] = [
     (NEW, "-zlz4 -Enoinline_data"),
     (NEWEST, "-zlz4 -C65536 --max-extent-bytes=65536"),
     (ALL, "-Enosbcrc"),
+    (NEW, "-x1 -zlz4 -Lname"),
+    (NEW, "-x1 -E^xattr-name-filter"),
+    (NEW, "-zlzma,level=1,dictsize=65536 -C65536"),
+    (NEW, "-zdeflate,1 -C8192 -Eztailpacking"),
+    (NEW, "-zzstd,level=3,dictsize=65536 -C16384 -Efragments"),
+    (("1.8",), "-zlz4hc,9:zstd:deflate --compress-hints=HINTS -C65536"),  # 1.9.4 crashes
 ]
+HINTS = "4096 0 ^mixed$\n16384 1 long\n65536 2 repeat\n0 zeros\n"
 CASES = [(version, options) for versions, options in MATRIX for version in versions]
 
 
@@ -69,6 +76,8 @@ def expected(source: Path) -> FileTree:
 def test_reads_what_mkfs_wrote(
     version: str, options: str, source: Path, expected: FileTree, tmp_path: Path, oracle: Oracle
 ) -> None:
+    (tmp_path / "hints").write_text(HINTS)
+    options = options.replace("HINTS", str(tmp_path / "hints"))
     path = mkfs(oracle(f"mkfs.erofs-{version}"), tmp_path / "image", source, options.split())
     with Image(path) as image:
         assert diff(image.tree(), expected) == []
