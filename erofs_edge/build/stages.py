@@ -30,6 +30,7 @@ from erofs_edge.sources.debian.configure import Report
 from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
+from erofs_edge.sources.debian.supply import fetch_locked
 from erofs_edge.sources.file_contexts import apply_file_contexts, read_file_contexts
 from erofs_edge.sources.system import system_tree
 from erofs_edge.tree import FileTree
@@ -93,13 +94,15 @@ class Made:
 
 def fetch_debs(inputs: Inputs, cache: Cache, step: Step) -> Debs:
     """Every package that the locks name, fetched where it is not cached, all hashes checked."""
-    groups = {**inputs.lock.packages, "system": inputs.system.lock.packages["system"]}
-    wanted: dict[str, LockedPackage] = {p.sha256: p for packages in groups.values() for p in packages}
+    system, loaded = inputs.system.lock.packages["system"], inputs.system.loaded
+    wanted: dict[str, LockedPackage] = {p.sha256: p for group in inputs.lock.packages.values() for p in group}
+    wanted |= {p.sha256: p for p in system}
     with step("packages") as progress:
-        fetch(wanted.values(), host_mirror, cache, progress)
-    found = {name: fetch(packages, host_mirror, cache) for name, packages in groups.items()}
+        fetch_locked(wanted.values(), loaded, host_mirror, cache, progress)
+    found = {name: fetch(packages, host_mirror, cache) for name, packages in inputs.lock.packages.items()}
     (kernel,) = found["kernel"].values()
-    return Debs(found["system"], kernel, found["initramfs"], found["firmware"])
+    of_system = fetch_locked(system, loaded, host_mirror, cache)
+    return Debs(of_system, kernel, found["initramfs"], found["firmware"])
 
 
 def make_system(
