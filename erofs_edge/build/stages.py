@@ -11,6 +11,7 @@ from pathlib import Path
 
 from erofs_edge.boot.assemble import BootOutputs, build_boot, system_modules
 from erofs_edge.build.inputs import Inputs
+from erofs_edge.build.scripted import machine_debs, run_scripts
 from erofs_edge.disk import rollback, slots
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import DiskLayout, partition_names, plan_disk, write_disk
@@ -81,14 +82,19 @@ class Made:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should read: package scripts of unknown effect."""
+        """What the user should read: package scripts of unknown effect, accounts whose numbers may shift."""
         report = self.system.report
         notes = [
             f"{note.package}: {note.script} has not been reviewed; its effects are missing" for note in report.unknown
         ]
-        return notes + [
+        notes += [
             f"{note.package}: {note.script} has changed since it was reviewed; what was known of it took effect"
             for note in report.changed
+        ]
+        return notes + [
+            f"{account}: a maintainer script made it, and its number may be another one in a later image; name it under"
+            " `users:` or `groups:` and lock again to pin it"
+            for account in report.unpinned
         ]
 
 
@@ -111,8 +117,13 @@ def make_system(
     """system.img: the manifest's tree and the board's kernel modules as EROFS, dm-verity and parity appended."""
     locked = inputs.system
     options = erofs_options(inputs)
+    scripted = None
+    if locked.loaded.value.configure == "scripts" and debs.system:
+        machine = machine_debs(debs.kernel, debs.initramfs, str(inputs.board.path))
+        with step("maintainer scripts"):
+            scripted = run_scripts(locked, debs.system, machine, cache)
     with step("system tree"):
-        made = system_tree(locked.loaded, locked.lock, debs.system, cache)
+        made = system_tree(locked.loaded, locked.lock, debs.system, cache, scripted)
         modules = [*inputs.board.value.boot.system_modules, *locked.loaded.value.modules]
         made.tree.merge(system_modules(modules, debs.kernel, cache, epoch=inputs.epoch))
         if (selinux := locked.loaded.value.selinux) is not None:

@@ -52,7 +52,7 @@ def test_a_postinst_that_fails() -> None:
         "[    9.9] reboot: Power down",
     )
     with pytest.raises(
-        SourceError, match="^the postinst script of odd failed with exit status 3; its last lines:"
+        SourceError, match=r"^the postinst script of odd failed with exit status 3; its last lines:"
     ) as e:
         transcript.check()
     assert "; its last lines:\n    odd: cannot find the moon\n" in e.value.message
