@@ -21,6 +21,7 @@ NULL_ADDR = 0xFFFFFFFF
 NAME_MAX = 255
 BLKSZBITS_MIN, BLKSZBITS_MAX = 9, 16
 PCLUSTER_MAX = 1 << 20  # encoded bytes of one pcluster
+LZ4_PCLUSTER_BLOCKS_MAX = 256  # fs/erofs/decompressor.c, z_erofs_load_lz4_config
 EXTENT_MAX = 12 << 20  # decoded bytes of one extent; kernels refuse more
 ROOT_NID_MAX = 0xFFFF
 

@@ -15,7 +15,7 @@ from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.gate import Kernel, Version, check_kernel
 from erofs_edge.erofs.meter import Meter
-from erofs_edge.erofs.ondisk import ALGORITHM_NAMES, BLKSZBITS_MAX, BLKSZBITS_MIN, PCLUSTER_MAX
+from erofs_edge.erofs.ondisk import ALGORITHM_NAMES, BLKSZBITS_MAX, BLKSZBITS_MIN, LZ4_PCLUSTER_BLOCKS_MAX, PCLUSTER_MAX
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.errors import UsageError
 
@@ -47,7 +47,7 @@ class WriteOptions:
                   needs Linux 5.17
     fragments     'tails': what does not fill a pcluster is compressed together, in one packed inode; 'all': every file
                   is. Equal files and equal tails share their bytes. Needs Linux 6.1
-    packed_pcluster  as `pcluster`, for the packed inode; None: PACKED_FACTOR times that, at most 1 MiB
+    packed_pcluster  as `pcluster`, for the packed inode; None: PACKED_FACTOR times that, at most 1 MiB or 256 blocks
     inode_form    'auto', or one form of inode for everything; 'compact' fails where it cannot hold a value
     checksum      store the superblock's checksum
     full_index    compressed files have full indexes: 8 bytes a block, readable without knowing the compact forms
@@ -115,6 +115,7 @@ class WriteOptions:
                     f"pcluster size {size} is not a multiple of the block size {self.block_size} up to 1 MiB"
                 )
         _check_packing(self)
+        _check_lz4(self)
         if self.epoch is not None and not 0 <= self.epoch < 1 << 63:
             raise UsageError(f"epoch {self.epoch} is not a number of seconds since 1970")
         if self.times != "keep" and self.epoch is None:
@@ -144,7 +145,8 @@ class WriteOptions:
         """Bytes, the default filled in."""
         if self.packed_pcluster is not None:
             return self.packed_pcluster
-        return min(PACKED_FACTOR * self.pcluster_size, PCLUSTER_MAX)
+        most = min(PCLUSTER_MAX, LZ4_PCLUSTER_BLOCKS_MAX * self.block_size)
+        return max(self.pcluster_size, min(PACKED_FACTOR * self.pcluster_size, most))
 
     @property
     def pcluster_largest(self) -> int:
@@ -217,6 +219,18 @@ def _check_baseline(options: WriteOptions) -> None:
         raise UsageError("fragments cannot keep their places", hint="use one of --baseline and -E fragments")
     if options.blob is not None:
         raise UsageError("data on a further device cannot keep its place", hint="use one of --baseline and --blobdev")
+
+
+def _check_lz4(options: WriteOptions) -> None:
+    """Kernels refuse an image that tells of larger ones, whatever the block size."""
+    sizes = [rule.pcluster or options.pcluster_size for rule in options.rules if rule.compression in ("lz4", "lz4hc")]
+    if options.compression in ("lz4", "lz4hc"):
+        sizes.append(options.pcluster_largest)
+    most = LZ4_PCLUSTER_BLOCKS_MAX * options.block_size
+    if max(sizes, default=0) > most:
+        raise UsageError(
+            f"LZ4 has pclusters of at most {LZ4_PCLUSTER_BLOCKS_MAX} blocks, {most} bytes: kernels read no larger ones"
+        )
 
 
 def _check_packing(options: WriteOptions) -> None:

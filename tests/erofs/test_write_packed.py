@@ -193,6 +193,8 @@ def test_packer_pads_only_between_its_areas() -> None:
         ({"compression": "none", "fragments": "tails"}, "compressed"),
         ({"compression": "none", "ztailpacking": True}, "compressed"),
         ({"packed_pcluster": 65536}, "needs fragments"),
+        ({"block_size": 512, "pcluster": 257 * 512}, "at most 256 blocks"),
+        ({"block_size": 512, "pcluster": 512, "fragments": "all", "packed_pcluster": 1 << 18}, "at most 256 blocks"),
         ({"fragments": "all", "packed_pcluster": 5000}, "multiple of the block size"),
         ({"fragments": "all", "packed_pcluster": 2 << 20}, "up to 1 MiB"),
     ],
