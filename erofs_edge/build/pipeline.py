@@ -19,6 +19,7 @@ from typing import Any
 from erofs_edge.build import relock
 from erofs_edge.build.inputs import Inputs, digest, gather
 from erofs_edge.build.record import RELEASE, describe, outputs, read_release, remember, unchanged, write_json
+from erofs_edge.build.reference import reference_values
 from erofs_edge.build.signing import (
     RELEASE_SIGNATURE,
     Collector,
@@ -95,6 +96,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         names = sorted(path.name for path in work.iterdir())
         record = describe(inputs, inputs_digest, signer, made, outputs(work, names))
         record["sign"] |= signer_record(signer, certificate)
+        record["reference"] = reference_values(work, system.verity.root_hash)
         write_json(work / RELEASE, record)
         sign_release(signer, certificate, work / RELEASE)
         # without its record a mixture of old and new is no build: whoever reads it is told to build again
