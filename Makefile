@@ -2,7 +2,7 @@
 VENV ?= .venv
 OUT ?= out/qemu-aarch64
 
-.PHONY: help demo test test-boot lint bench fuzz clean
+.PHONY: help demo test test-boot lint compare bench fuzz clean
 
 help:
 	@echo "make demo   build the stock system and boot it in QEMU (fetches what it lacks; no root)"
@@ -10,6 +10,7 @@ help:
 	@echo "make test-boot  every tamper scenario, boot chain and bypass in QEMU"
 	@echo "make lint   ruff and mypy"
 	@echo "make fuzz   hostile EROFS images against the reader; FUZZ=\"--cases 1000000\""
+	@echo "make compare  the stock system configured by its packages' own scripts in QEMU, against the declarative way"
 	@echo "make bench  the benchmarks against the peers; docs/benchmarks.md says what they mean"
 
 demo:
@@ -31,6 +32,12 @@ lint:
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+compare:
+	@tools/bootstrap $(VENV)
+	@$(VENV)/bin/erofs-edge tools fetch
+	$(VENV)/bin/erofs-edge system compare manifests/edge-base.yaml
+	$(VENV)/bin/erofs-edge system configure manifests/edge-base.yaml --check-reproducible
 
 bench:
 	@tools/bootstrap $(VENV) dev
