@@ -47,7 +47,8 @@ class Erofs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     chunksize: Size | None = None
     """bytes: files that are not compressed are stored in chunks, equal ones once: mkfs.erofs --chunksize"""
     dedupe: bool = False
-    """equal files share their blocks: mkfs.erofs -Ededupe. Where they are compressed kernels read that from 6.1 on"""
+    """equal files, and equal parts of files, share their blocks: mkfs.erofs -Ededupe. Where they are compressed kernels
+    read that from 6.1 on"""
     ztailpacking: bool = False
     """the last compressed bytes of a file stand beside its inode: mkfs.erofs -Eztailpacking (Linux 5.17)"""
     fragments: Literal["none", "tails", "all"] = "none"
