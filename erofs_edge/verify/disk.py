@@ -11,7 +11,7 @@ from erofs_edge.boot.contents import init_values
 from erofs_edge.boot.fdt import HEADER as FDT_HEADER
 from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
 from erofs_edge.boot.fit import verify_fit
-from erofs_edge.disk import gpt, slots
+from erofs_edge.disk import gpt, rollback, slots
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.trust import avb
 from erofs_edge.trust.key import PublicKey, VerificationKey, rsa_key
@@ -44,7 +44,7 @@ class Part:
 @dataclass(slots=True)
 class Walk:
     """One walk over a disk. `covered`: names of partitions that a signature reaches; `proved`: root hashes whose file
-    system was checked already, since equal root hashes are equal bytes."""
+    system was checked already, since equal root hashes are equal bytes; `minimum`: the lowest version that starts."""
 
     fd: int
     key: VerificationKey
@@ -53,6 +53,7 @@ class Walk:
     covered: set[str] = field(default_factory=set)
     proved: set[bytes] = field(default_factory=set)
     data: set[str] = field(default_factory=set)
+    minimum: int | None = None
 
     def read(self, part: Part, offset: int, length: int) -> bytes:
         """Bytes of a partition; less at its end."""
@@ -84,6 +85,7 @@ def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
         Part(p.name, p.first_lba * table.sector_size, (p.last_lba - p.first_lba + 1) * table.sector_size)
         for p in table.partitions
     ]
+    walk.minimum = max((found for part in parts if (found := _minimum(walk, part)) is not None), default=None)
     for part in parts:
         magic = walk.read(part, 0, 4)
         if magic == FDT_MAGIC.to_bytes(4, "big"):
@@ -103,6 +105,11 @@ def verify_fit_slot(walk: Walk, part: Part, parts: list[Part]) -> None:
     if not values:
         return
     walk.data.add(values.get("DATA", ""))
+    if walk.minimum is not None:
+        with walk.verdict.check(f"{part.name}: version", f"minimum {walk.minimum} of this disk"):
+            version = values.get("ROLLBACK_INDEX", "0")
+            if not version.isdecimal() or int(version) < walk.minimum:
+                raise VerificationError(f"version {version[:20]} is older than the minimum of {walk.minimum}")
     sb, first, root_hash = verity_of(values)
     name = values.get("SYSTEM", "") + (f"_{part.slot}" if values.get("SLOTS") else "")
     system = next((p for p in parts if p.name == name), None)
@@ -154,7 +161,7 @@ def verify_vbmeta_slot(walk: Walk, part: Part, parts: list[Part], raw: bytes) ->
     """A vbmeta image, and each partition that it describes."""
     meta = avb.VBMeta()
     with walk.verdict.check(f"{part.name}: vbmeta", f"key '{walk.key.name}'", hashlib.sha256(raw).hexdigest()):
-        meta = avb.verify_vbmeta(raw, walk.key)
+        meta = avb.verify_vbmeta(raw, walk.key, walk.minimum or 0)
     for descriptor in meta.descriptors:
         if not isinstance(descriptor, avb.Hashtree | avb.Hash | avb.Chain):
             continue
@@ -180,9 +187,11 @@ def verify_chained(walk: Walk, part: Part, parts: list[Part], chain: avb.Chain) 
         key = avb.decode_key(chain.public_key, part.name)
         raw = footer_vbmeta(walk, part)
     if raw and isinstance(key, PublicKey):
-        outer, walk.key = walk.key, key
+        # a chained partition counts its versions by itself, at a place of its own
+        outer = walk.key, walk.minimum
+        walk.key, walk.minimum = key, None
         verify_vbmeta_slot(walk, part, parts, raw)
-        walk.key = outer
+        walk.key, walk.minimum = outer
 
 
 def footer_vbmeta(walk: Walk, part: Part) -> bytes:
@@ -230,6 +239,16 @@ def _check_fs_once(walk: Walk, part: Part, size: int, root_hash: bytes) -> None:
     if walk.verdict.checks[-1].ok and root_hash not in walk.proved:
         walk.proved.add(root_hash)
         check_file_system(walk.fd, part.start, size, walk.verdict, f"{part.name}: file system", jobs=walk.jobs)
+
+
+def _minimum(walk: Walk, part: Part) -> int | None:
+    """The minimum version that the slot state in a partition records; None where there is no state or no record."""
+    raw = walk.read(part, 0, rollback.OFFSETS[-1] + rollback.SIZE)
+    try:
+        slots.decode_state(raw)
+    except ErofsEdgeError:
+        return None
+    return rollback.decode(raw)
 
 
 def _uncovered(walk: Walk, part: Part) -> None:

@@ -17,7 +17,7 @@ from erofs_edge.boot.contents import init_values
 from erofs_edge.build.avb import add_hashtree_footer, hash_descriptor
 from erofs_edge.build.signing import RELEASE_SIGNATURE, ROOT_HASH_SIGNATURE, VERITY_SIGNATURE
 from erofs_edge.cli.main import cli
-from erofs_edge.disk import gpt
+from erofs_edge.disk import gpt, rollback
 from erofs_edge.errors import FormatError
 from erofs_edge.trust.avb import Chain, Descriptor, VBMeta, encode_key, write_vbmeta
 from erofs_edge.trust.key import KeySigner, public_key_pem
@@ -162,6 +162,18 @@ def test_an_unsigned_partition_fails(made: Made) -> None:
         disk.write(bytes(100))
     found = failed(verify_path(made.out / "disk.img", KEY))
     assert found["boot_b"] == found["system_b"] == "nothing signs this partition"
+
+
+def test_what_is_older_than_the_minimum_fails(made: Made) -> None:
+    with (made.out / "disk.img").open("r+b") as disk:
+        for minimum, passes in ((0, True), (1, False)):
+            for offset in rollback.OFFSETS:
+                disk.seek(at("misc", offset))
+                disk.write(rollback.encode(minimum))
+            disk.flush()
+            verdict = verify_path(made.out / "disk.img", KEY)
+            assert verdict.ok is passes, failed(verdict)
+    assert set(failed(verdict)) == {"boot_a: version", "boot_b: version"}
 
 
 def test_systems_of_two_builds_do_not_mix(made: Made, tmp_path: Path) -> None:
