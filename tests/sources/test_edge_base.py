@@ -23,7 +23,7 @@ TABLE = "0 109768 verity 1 254:4 254:4 4096 4096 13721 13722 sha256 8ce6f1 d6c92
 
 @pytest.fixture
 def overlay(repository: Path) -> Path:
-    return repository / "manifests/files/edge-base"
+    return repository / "manifests/files/edge-minimal"
 
 
 def report(overlay: Path, tmp_path: Path, *, status: str = "0 109768 verity V", table: str = TABLE, var: str = "var",
@@ -52,7 +52,7 @@ def report(overlay: Path, tmp_path: Path, *, status: str = "0 109768 verity V", 
 
 def test_a_good_system(overlay: Path, tmp_path: Path) -> None:
     assert report(overlay, tmp_path) == (
-        "\nerofs-edge: report root=erofs dm=verity status=V roothash=8ce6f1 slot=b var=ext4:rw data=/dev/vda6\n"
+        "\nerofs-edge: report root=erofs dm=verity status=V roothash=8ce6f1 slot=b var=ext4:rw data=/dev/vda6 fec=none\n"
     )
     assert list((tmp_path / "var").iterdir()) == []
 
@@ -62,7 +62,7 @@ def test_what_is_wrong_or_missing_shows(overlay: Path, tmp_path: Path) -> None:
     bare = report(overlay, tmp_path, status="", table="", var="none", cmdline="quiet\n")
     assert (
         bare
-        == "\nerofs-edge: report root=erofs dm=none status=none roothash=none slot=none var=ext4:ro data=/dev/vda6\n"
+        == "\nerofs-edge: report root=erofs dm=none status=none roothash=none slot=none var=ext4:ro data=/dev/vda6 fec=none\n"
     )
 
 
