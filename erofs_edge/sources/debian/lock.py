@@ -324,19 +324,20 @@ def _ids(
     from erofs_edge.sources.debian.deb import read_debs
     from erofs_edge.sources.debian.unpack import unpack
     from erofs_edge.sources.directory import read_directory
-    from erofs_edge.sources.registry import load_source
+    from erofs_edge.sources.layers import lay_sources
 
     system = loaded.value
     packages = read_debs(debs, cache)
     tree = unpack(packages)
     users, groups = (dict(old.users), dict(old.groups)) if old is not None else ({}, {})
+    lower = frozenset[int]()
     if system.base is not None:
         of_base = accounts_of(base := load_base(Path(system.base), cache, pins[0]))
         users, groups = of_base[0] | users, of_base[1] | groups
+        lower = frozenset(id(inode) for _, inode in base.walk())
         base.merge(tree)
         tree, pins = base, pins[1:]
-    for i, source in enumerate(system.sources):
-        _lay(loaded, f"sources.{i}", tree, load_source(source, cache, pin=pins[i], arch=system.arch), source.to)
+    lay_sources(loaded, pins, tree, cache, lower)
     for i, overlay in enumerate(system.overlay):
         _lay(loaded, f"overlay.{i}", tree, read_directory(Path(overlay.from_)), overlay.to)
     for i, entry in enumerate(system.entries):
