@@ -2,12 +2,13 @@
 VENV ?= .venv
 OUT ?= out/qemu-aarch64
 
-.PHONY: help demo test test-boot lint compare bench fuzz clean
+.PHONY: help demo test test systems-boot lint compare bench fuzz clean
 
 help:
 	@echo "make demo   build the stock system and boot it in QEMU (fetches what it lacks; no root)"
 	@echo "make test   all tests, with the reference tools as oracles"
 	@echo "make test-boot  every tamper scenario, boot chain and bypass in QEMU"
+	@echo "make systems  builds every stock system and boots it until its checks pass (about 15 minutes)"
 	@echo "make lint   ruff and mypy"
 	@echo "make fuzz   hostile EROFS images against the reader; FUZZ=\"--cases 1000000\""
 	@echo "make compare  the stock system configured by its packages' own scripts in QEMU, against the declarative way"
@@ -26,6 +27,15 @@ test-boot:
 	@tools/bootstrap $(VENV) dev
 	@$(VENV)/bin/erofs-edge tools fetch --oracles
 	$(VENV)/bin/python -m pytest -m long $(PYTEST)
+
+systems:
+	@tools/bootstrap $(VENV)
+	@$(VENV)/bin/erofs-edge tools fetch
+	@for name in edge-minimal edge-base edge-container kiosk; do \
+	    $(VENV)/bin/erofs-edge build boards/qemu-aarch64.yaml --system manifests/$$name.yaml -o out/systems/$$name \
+	        --relock-if-gone && \
+	    $(VENV)/bin/erofs-edge boot boards/qemu-aarch64.yaml -o out/systems/$$name --smoke --timeout 600 || exit 1; \
+	done
 
 lint:
 	@tools/bootstrap $(VENV) dev
