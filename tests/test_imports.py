@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "build": BASE | FORMATS | {"tree", "codec", "manifest", "vm"},
     "flash": BASE | {"disk", "manifest", "verity", "erofs", "transport"},
     "serve": BASE | {"disk", "transport"},
+    "simulator": BASE | {"disk"},
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
     "qemu": BASE | {"build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"},
     "doctor": BASE | {"sources", "trust", "codec", "toolbox", "qemu"},
@@ -44,6 +45,8 @@ PURE = {"errors", "tree", "manifest", "codec", "erofs", "verity", "disk", "boot"
 IMPURE = {"time", "datetime", "random", "secrets", "locale", "socket", "subprocess", "getpass", "platform", "click"}
 IMPURE_NAMES = {"environ", "getenv", "uuid1", "uuid4", "urandom", "getlogin", "cpu_count"}
 EXCEPTIONS = {
+    ("transport/fastboot/link.py", "socket"): "the thin part that owns the connection",
+    ("transport/fastboot/link.py", "time"): "deadlines of a connection",
     ("transport/nbd/connect.py", "socket"): "the thin part that owns the connection",
     ("disk/fat.py", "time"): "gmtime, of a time that is given",
     ("erofs/output.py", "secrets"): "a temporary name, renamed in the end",

@@ -70,7 +70,9 @@ SETS = {
         ("nbdkit", "libnbd-bin", "nbd-server"),
         _same("nbdkit", "nbdcopy", "nbdinfo", "nbd-server"),
     ),
-    "oracles-fastboot": ToolSet("trixie", ("fastboot",), _same("fastboot")),
+    "oracles-fastboot": ToolSet(
+        "trixie", ("fastboot", "android-sdk-libsparse-utils"), _same("fastboot", "simg2img", "img2simg")
+    ),
     "oracles-sid": ToolSet("sid", ("erofs-utils",), {name: (name, f"{name}-1.9") for name in EROFS_TOOLS}),
     # the module is loaded into the host's own Python: of the oldest release, so that its libc is new enough
     "oracles-token": ToolSet("bookworm", ("softhsm2", "libsofthsm2"), _same("softhsm2-util")),
@@ -145,7 +147,7 @@ def _wrap(prefix_root: Path, root: Path, program: str, name: str) -> None:
         raise ToolError(f"{program} is in none of the packages fetched", where=str(root))
     triplet = loader.parent.name
     library = root / "usr/lib" / triplet
-    folders = (library, library / "systemd", root / "lib" / triplet, root / "usr/lib")
+    folders = (library, library / "systemd", library / "android", root / "lib" / triplet, root / "usr/lib")
     libraries = ":".join(str(path) for path in folders if path.is_dir())
     extra = f"-L '{root}/usr/share/qemu' " if program.startswith("qemu-system") else ""
     script = prefix_root / "bin" / name

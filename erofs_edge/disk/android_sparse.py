@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Android sparse images: how fastboot is sent an image without its zeros, in pieces that the device's memory holds.
+
+Source: system/core/libsparse/sparse_format.h of AOSP. A range without data becomes a fill with zeros and not a
+"don't care": a hash tree promises zeros there. "Don't care" is used only for what other pieces write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from struct import Struct
+
+from erofs_edge.errors import CapacityError, FormatError
+
+MAGIC = 0xED26FF3A
+HEADER = Struct("<IHHHHIIII")  # magic, major, minor, sizes of both headers, block size, blocks, chunks, checksum
+CHUNK = Struct("<HHII")  # type, reserved, blocks, bytes of the chunk with its header
+RAW, FILL, DONT_CARE, CRC32 = 0xCAC1, 0xCAC2, 0xCAC3, 0xCAC4
+BLOCK = 4096  # bytes
+FILL_SIZE = 4
+
+Extents = Sequence[tuple[int, int]]
+Read = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Blocks [first, first + count) of an image: data, or zeros."""
+
+    first: int
+    count: int
+    has_data: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A sparse image on its own that writes some runs of an image of `blocks` blocks, and leaves the rest."""
+
+    runs: tuple[Run, ...]
+    blocks: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the encoded piece."""
+        return HEADER.size + sum(_cost(run) for run in self.runs) + CHUNK.size * len(self._gaps())
+
+    def encode(self, read: Read) -> Iterator[bytes]:
+        """The piece in parts of at most a MiB; `read(offset, length)` gives the image's bytes, fewer at its end."""
+        gaps = self._gaps()
+        yield HEADER.pack(MAGIC, 1, 0, HEADER.size, CHUNK.size, BLOCK, self.blocks, len(self.runs) + len(gaps), 0)
+        for run in sorted([*self.runs, *gaps], key=lambda one: one.first):
+            if run in gaps:
+                yield CHUNK.pack(DONT_CARE, 0, run.count, CHUNK.size)
+            elif not run.has_data:
+                yield CHUNK.pack(FILL, 0, run.count, CHUNK.size + FILL_SIZE) + bytes(FILL_SIZE)
+            else:
+                yield CHUNK.pack(RAW, 0, run.count, CHUNK.size + run.count * BLOCK)
+                for first in range(run.first, run.first + run.count, PART):
+                    length = min(PART, run.first + run.count - first) * BLOCK
+                    data = read(first * BLOCK, length)
+                    yield data + bytes(length - len(data))
+
+    def _gaps(self) -> list[Run]:
+        gaps, at = [], 0
+        for run in self.runs:
+            if run.first > at:
+                gaps.append(Run(at, run.first - at, has_data=False))
+            at = run.first + run.count
+        if at < self.blocks:
+            gaps.append(Run(at, self.blocks - at, has_data=False))
+        return gaps
+
+
+PART = 256  # blocks
+
+
+def plan_pieces(size: int, data: Extents, limit: int) -> list[Piece]:
+    """Cut an image of `size` bytes, with data in `data` and zeros elsewhere, into pieces of at most `limit` bytes.
+
+    Raises CapacityError where the limit is too small for anything.
+    """
+    # the header, a gap on both sides, and one block with its own header
+    if limit < HEADER.size + 3 * CHUNK.size + BLOCK:
+        raise CapacityError(f"the device takes {limit} bytes at a time: too few for any image")
+    blocks = -(-size // BLOCK)
+    room = limit - HEADER.size - 2 * CHUNK.size
+    pieces: list[Piece] = []
+    runs: list[Run] = []
+    left = room
+    for run in _runs(blocks, data):
+        first, count = run.first, run.count
+        while count:
+            fits = count if not run.has_data else min(count, (left - CHUNK.size) // BLOCK)
+            if fits <= 0 or left < CHUNK.size + FILL_SIZE:
+                pieces.append(Piece(tuple(runs), blocks))
+                runs, left = [], room
+                continue
+            part = Run(first, fits, run.has_data)
+            runs.append(part)
+            left -= _cost(part)
+            first, count = first + fits, count - fits
+    if runs:
+        pieces.append(Piece(tuple(runs), blocks))
+    return pieces
+
+
+def _runs(blocks: int, data: Extents) -> Iterator[Run]:
+    at = 0
+    for start, end in data:
+        first, last = max(at, start // BLOCK), -(-end // BLOCK)
+        if first > at:
+            yield Run(at, first - at, has_data=False)
+        if last > first:
+            yield Run(first, last - first, has_data=True)
+        at = max(at, last)
+    if at < blocks:
+        yield Run(at, blocks - at, has_data=False)
+
+
+def _cost(run: Run) -> int:
+    return CHUNK.size + (run.count * BLOCK if run.has_data else FILL_SIZE)
+
+
+def is_sparse(start: bytes) -> bool:
+    return start[:4] == MAGIC.to_bytes(4, "little")
+
+
+def decode(data: memoryview, write: Callable[[int, bytes | memoryview], None], capacity: int) -> int:
+    """Carry out a sparse image: `write(offset, bytes)` for all that it sets; the bytes of the whole image.
+
+    Raises FormatError naming the offset where it breaks the format or goes past `capacity` bytes.
+    """
+    if len(data) < HEADER.size:
+        raise FormatError("a sparse image shorter than its header", where="offset 0x0")
+    magic, major, _, header, chunk_header, block, blocks, chunks, _ = HEADER.unpack_from(data)
+    if magic != MAGIC or major != 1 or header < HEADER.size or chunk_header < CHUNK.size or not block or block % 4:
+        raise FormatError("not a sparse image of version 1", where="offset 0x0")
+    if blocks * block > capacity:
+        raise FormatError(f"a sparse image of {blocks * block} bytes, for {capacity}", where="offset 0x0")
+    at, done = header, 0
+    for _ in range(chunks):
+        if at + chunk_header > len(data):
+            raise FormatError("a chunk is cut short", where=f"offset {at:#x}")
+        kind, _, count, total = CHUNK.unpack_from(data, at)
+        body = total - chunk_header
+        expected = {RAW: count * block, FILL: FILL_SIZE, DONT_CARE: 0, CRC32: 4}.get(kind)
+        if expected is None or body != expected or at + total > len(data) or done + count > blocks:
+            raise FormatError(f"a bad chunk of type {kind:#x}, {count} blocks, {total} bytes", where=f"offset {at:#x}")
+        payload = data[at + chunk_header : at + total]
+        if kind == RAW:
+            write(done * block, payload)
+        elif kind == FILL:
+            pattern = bytes(payload) * (block // FILL_SIZE)
+            for number in range(done, done + count):
+                write(number * block, pattern)
+        at, done = at + total, done + count
+    if done != blocks:
+        raise FormatError(f"chunks for {done} blocks of {blocks}", where=f"offset {at:#x}")
+    return int(blocks) * int(block)

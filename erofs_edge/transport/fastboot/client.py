@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host says to a fastboot device and hears from it, without a wire.
+
+Each command is a generator. It yields a message to send, or None where it waits for one; the next message is then
+sent into it. A link (`link.py`) drives it. Messages are packets of the device: nothing here waits or counts time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from erofs_edge.errors import DeviceError, DeviceRefusedError, ProtocolError, UsageError
+
+COMMAND_MAX = 4096  # bytes; the first version had 64, as has the device that says no
+RESPONSE_MAX = 256  # bytes
+LINES_MAX = 10_000  # INFO and TEXT messages of one command
+DOWNLOAD_MAX = 0xFFFFFFFF
+
+Exchange = Generator[bytes | memoryview | None, bytes, "Outcome"]
+Say = Callable[[str], None]
+
+
+class Status(StrEnum):
+    """How a response begins."""
+
+    OKAY = "OKAY"
+    FAIL = "FAIL"
+    DATA = "DATA"
+    INFO = "INFO"
+    TEXT = "TEXT"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a command came to: the device's last words, the lines before, and bytes that it sent."""
+
+    value: str = ""
+    lines: list[str] = field(default_factory=list)
+    data: bytes = b""
+
+
+def command(text: str, say: Say | None = None) -> Exchange:
+    """Send a command and wait until the device is through.
+
+    Raises DeviceRefusedError with the device's reason when it says FAIL, ProtocolError when it breaks the rules.
+    """
+    outcome = Outcome()
+    yield _encoded(text)
+    status, rest = yield from _final(outcome, text, say)
+    if status is Status.DATA:
+        raise ProtocolError(f"the device wants data for {text!r}")
+    outcome.value = rest
+    return outcome
+
+
+def download(size: int, parts: Iterable[bytes | memoryview], say: Say | None = None) -> Exchange:
+    """Put `size` bytes into the device's memory."""
+    if not 0 < size <= DOWNLOAD_MAX:
+        raise UsageError(f"{size} bytes cannot be sent at once")
+    text = f"download:{size:08x}"
+    outcome = Outcome()
+    yield text.encode()
+    status, rest = yield from _final(outcome, text, say)
+    if status is not Status.DATA:
+        raise ProtocolError("the device wants no data after a download command")
+    if _length(rest) != size:
+        raise DeviceRefusedError(f"the device takes {_length(rest)} bytes where {size} were offered")
+    sent = 0
+    for part in parts:
+        sent += len(part)
+        if sent > size:
+            raise ValueError(f"more than the {size} bytes that were announced")
+        if len(part):
+            yield part
+    if sent != size:
+        raise ValueError(f"{sent} bytes where {size} were announced")
+    status, outcome.value = yield from _final(outcome, text, say)
+    if status is not Status.OKAY:
+        raise ProtocolError("the device wants data after the data")
+    return outcome
+
+
+def upload(text: str, limit: int, say: Say | None = None) -> Exchange:
+    """A command that makes the device send bytes (`upload`, `fetch:…`), at most `limit`."""
+    outcome = Outcome()
+    yield _encoded(text)
+    status, rest = yield from _final(outcome, text, say)
+    if status is not Status.DATA:
+        raise ProtocolError(f"the device sends no data for {text!r}")
+    size = _length(rest)
+    if size > limit:
+        raise ProtocolError(f"the device wants to send {size} bytes, more than {limit}")
+    buffer = bytearray()
+    while len(buffer) < size:
+        part = yield None
+        if not part:
+            raise ProtocolError("the device sent an empty packet in its data")
+        buffer += part
+    if len(buffer) > size:
+        raise ProtocolError(f"the device sent {len(buffer)} bytes where it announced {size}")
+    outcome.data = bytes(buffer)
+    status, outcome.value = yield from _final(outcome, text, say)
+    if status is not Status.OKAY:
+        raise ProtocolError("the device has more data than it announced")
+    return outcome
+
+
+def variable(name: str) -> Exchange:
+    """`getvar`: the value; raises DeviceRefusedError for what the device does not know."""
+    return command(f"getvar:{name}")
+
+
+def parse_variables(lines: Iterable[str]) -> dict[str, str]:
+    """What `getvar all` lists, by name. Names may have colons (``partition-size:boot``), values begin at the last
+    ``: `` or, without one, at the last colon."""
+    variables = {}
+    for line in lines:
+        name, found, value = line.rpartition(": ")
+        if not found:
+            name, _, value = line.rpartition(":")
+        if name:
+            variables[name.strip()] = value.strip()
+    return variables
+
+
+def parse_number(text: str) -> int:
+    """A number as devices write them: 0x… or decimal, or hexadecimal without a prefix. Raises ProtocolError."""
+    text = text.strip()
+    for base in (0, 16):
+        try:
+            number = int(text, base)
+        except ValueError:
+            continue
+        if 0 <= number < 1 << 64:
+            return number
+    raise ProtocolError(f"the device says {text!r} where a number belongs")
+
+
+def _final(outcome: Outcome, text: str, say: Say | None) -> Generator[None, bytes, tuple[Status, str]]:
+    """The first response that is not INFO or TEXT."""
+    for _ in range(LINES_MAX):
+        status, rest = _parse((yield None))
+        if status is Status.FAIL:
+            raise DeviceRefusedError(f"{text.partition(':')[0]}: {rest or 'the device gives no reason'}", hint=None)
+        if status not in (Status.INFO, Status.TEXT):
+            return status, rest
+        outcome.lines.append(rest)
+        if say:
+            say(rest)
+    raise DeviceError(f"the device talks without end after {text!r}")
+
+
+def _parse(message: bytes) -> tuple[Status, str]:
+    if not 4 <= len(message) <= RESPONSE_MAX:
+        raise ProtocolError(f"a response of {len(message)} bytes")
+    try:
+        return Status(message[:4].decode("latin-1")), message[4:].decode("utf-8", "replace").rstrip("\0\n")
+    except ValueError:
+        raise ProtocolError(f"a response that begins with {message[:4]!r}") from None
+
+
+def _length(text: str) -> int:
+    try:
+        if len(text) != 8:
+            raise ValueError
+        return int(text, 16)
+    except ValueError:
+        raise ProtocolError(f"the device announces {text!r} bytes") from None
+
+
+def _encoded(text: str) -> bytes:
+    raw = text.encode()
+    if not raw or len(raw) > COMMAND_MAX:
+        raise UsageError(f"a command of {len(raw)} bytes", hint=f"at most {COMMAND_MAX}")
+    return raw

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Google's fastboot with our device, our client with it, and links that lose, repeat and delay packets."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.errors import CapacityError, DeviceRefusedError
+from erofs_edge.flash.fastboot import Fastboot
+from erofs_edge.simulator.fastboot import FastbootDevice, serve_tcp, serve_udp
+from erofs_edge.transport.fastboot.link import open_device
+
+MIB = 1 << 20
+Oracle = Callable[[str], str]
+SERVERS = {"tcp": serve_tcp, "udp": serve_udp}
+
+
+@pytest.fixture
+def device() -> FastbootDevice:
+    parts = {"boot_a": bytearray(MIB), "boot_b": bytearray(MIB), "system": bytearray(b"\xee" * (4 * MIB))}
+    return FastbootDevice(parts, {"serialno": "S1"}, memory=MIB)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    rng = random.Random(9)
+    with path.open("wb") as file:
+        file.write(rng.randbytes(MIB + 5000))
+        file.seek(2 * MIB + 4096 * 3)
+        file.write(rng.randbytes(MIB + 77))
+    return path
+
+
+def google(oracle: Oracle, address: str, *words: str) -> str:
+    done = subprocess.run(
+        [oracle("fastboot"), "-s", address, *words], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("wire", SERVERS)
+def test_googles_client_with_our_device(wire: str, device: FastbootDevice, image: Path, oracle: Oracle) -> None:
+    content = image.read_bytes()
+    with image.open("ab") as file:
+        file.truncate(4 * MIB)  # in pieces it sends whole blocks only
+    with SERVERS[wire](device) as address:
+        assert "serialno: S1" in google(oracle, address, "getvar", "serialno")
+        assert "partition-size:system: 0x400000" in google(oracle, address, "getvar", "all")
+        google(oracle, address, "flash", "system", str(image))
+        google(oracle, address, "erase", "boot_a")
+        google(oracle, address, "set_active", "b")
+    # its own sparse pieces leave holes as they are: only the data is sure
+    assert device.partitions["system"][: MIB + 5000] == content[: MIB + 5000]
+    assert sum(word.startswith("flash") for word in device.log) >= 3
+    assert device.partitions["boot_a"] == b"\xff" * MIB
+    assert device.slot == "b"
+
+
+@pytest.mark.parametrize("wire", SERVERS)
+def test_our_client_with_our_device(wire: str, device: FastbootDevice, image: Path) -> None:
+    content = image.read_bytes()
+    with SERVERS[wire](device) as address, open_device(address) as opened:
+        fastboot = Fastboot(opened)
+        assert fastboot.variables()["max-download-size"] == "0x100000"
+        sent = fastboot.flash("system", image)
+        assert sent < len(content) - 4096 * 200
+        padded = content + bytes(-len(content) % 4096)
+        assert device.partitions["system"][: len(padded)] == padded
+        assert device.partitions["system"][len(padded) :] == b"\xee" * (4 * MIB - len(padded))
+        assert fastboot.fetch("fetch:system") == device.partitions["system"]
+        with pytest.raises(CapacityError, match="needs"):
+            fastboot.flash("boot_a", image)
+        with pytest.raises(DeviceRefusedError, match="no such slot"):
+            fastboot.command("set_active:c")
+    assert all(len(word) <= 64 for word in device.log)
+
+
+def test_a_device_that_is_silent_about_slots(device: FastbootDevice) -> None:
+    device.quirks = frozenset({"no-slots"})
+    with serve_tcp(device) as address, open_device(address) as opened:
+        fastboot = Fastboot(opened)
+        assert "slot-count" not in fastboot.variables()
+        with pytest.raises(DeviceRefusedError, match="not implemented"):
+            fastboot.variable("slot-count")
+
+
+FAULTS = ["drop", "duplicate", "late"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_udp_over_a_bad_link(fault: str, device: FastbootDevice, tmp_path: Path) -> None:
+    """Every packet may be lost, doubled or come after its successor: the image arrives, each command runs once."""
+    rng = random.Random(4)
+    held: list[bytes] = []
+
+    def spoil(packet: bytes) -> list[bytes]:
+        if rng.random() > 0.02:
+            late = held[:]
+            held.clear()
+            return [packet, *late]
+        if fault == "late":
+            held.append(packet)
+        return {"drop": [], "duplicate": [packet, packet], "late": []}[fault]
+
+    small = tmp_path / "small"
+    small.write_bytes(random.Random(2).randbytes(150_000))
+    with serve_udp(device, spoil) as address, open_device(address) as opened:
+        Fastboot(opened).flash("boot_b", small)
+    assert device.partitions["boot_b"][:150_000] == small.read_bytes()
+    assert device.log.count("flash:boot_b") == 1
+
+
+def test_a_cut_connection_ends_in_an_error_in_time(device: FastbootDevice, image: Path, edge: str) -> None:
+    started = time.monotonic()
+    with serve_tcp(device) as address:
+        pass
+    done = subprocess.run(
+        [edge, "fastboot", "-s", address, "flash", "system", str(image)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 6
+    assert "cannot connect" in done.stderr
+    assert time.monotonic() - started < 20
+
+
+def test_the_command(device: FastbootDevice, image: Path, tmp_path: Path, edge: str) -> None:
+    def run(*words: str) -> str:
+        return subprocess.run(
+            [edge, "fastboot", "-s", address, *words], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+
+    with serve_tcp(device) as address:
+        assert run("getvar", "product") == "product: simulated\n"
+        assert json.loads(run("getvar", "all", "--json"))["variables"]["version"] == "0.4"
+        record = json.loads(run("flash", "system", str(image), "--json"))
+        run("fetch", "system", str(tmp_path / "back"))
+        run("set_active", "b")
+        run("erase", "boot_a")
+        run("continue")
+    assert record["bytes_total"] == image.stat().st_size > record["bytes_sent"]
+    assert (tmp_path / "back").read_bytes()[: image.stat().st_size] == image.read_bytes()
+    assert device.log[-3:] == ["set_active:b", "erase:boot_a", "continue"]
