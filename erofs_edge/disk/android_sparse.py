@@ -123,6 +123,7 @@ def _cost(run: Run) -> int:
 
 
 def is_sparse(start: bytes) -> bool:
+    """Whether a file that begins so is a sparse image."""
     return start[:4] == MAGIC.to_bytes(4, "little")
 
 
