@@ -2,7 +2,7 @@
 VENV ?= .venv
 OUT ?= out/qemu-aarch64
 
-.PHONY: help demo test test test-boot systems lint compare bench fuzz clean
+.PHONY: help demo test test-boot systems lint compare bench fuzz clean
 
 help:
 	@echo "make demo   build the stock system and boot it in QEMU (fetches what it lacks; no root)"
