@@ -83,6 +83,10 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
     help="Keep everything that has not changed where it is in this image.",
 )  # fmt: skip
 @click.option("--compact", is_flag=True, help="With --baseline: leave no free blocks.")
+@click.option(
+    "--profile", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="Paths in the order of their first use: these files and their metadata come first.",
+)  # fmt: skip
 @tree_options
 @click.option("--kernel", metavar="VERSION", help="Refuse what this Linux cannot mount: 5.15, android13-5.15.")
 @click.option("--all-root", is_flag=True, help="Everything belongs to user and group 0.")
@@ -135,6 +139,8 @@ def build(
         finally:
             if cache is not None:
                 cache.close()
+    if info.unmatched:
+        note(f"warning: {info.unmatched} of the profile's paths do not exist in {source}")
     if cache is not None and cache.problem is not None:
         note(f"the compression cache could not be used: {cache.problem}")
     spent = _time_spent(time.perf_counter() - start, meter, options) if meter is not None else None
@@ -187,6 +193,7 @@ def _options(
     blobdev: Path | None,
     baseline: Path | None,
     compact: bool,
+    profile: Path | None,
     xattr_tolerance: int,
     xattr_prefix: tuple[str, ...],
     kernel: str | None,
@@ -194,6 +201,7 @@ def _options(
     jobs: int | None,
 ) -> WriteOptions:
     from erofs_edge.erofs.gate import parse_kernel
+    from erofs_edge.erofs.profile import read_profile
     from erofs_edge.erofs.write import WriteOptions
 
     if compression == "auto":
@@ -215,6 +223,7 @@ def _options(
         blob=blobdev,
         baseline=baseline,
         compact=compact,
+        profile=read_profile(profile) if profile is not None else (),
         xattr_tolerance=xattr_tolerance,
         xattr_prefixes=tuple(map(os.fsencode, xattr_prefix)),
         kernel=parse_kernel(kernel) if kernel is not None else None,
@@ -301,6 +310,8 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
             ),
             ("free", f"{_share(info.free_blocks, info)}, for later images"),
         ]
+    if info.hot_blocks:
+        rows.append(("profile", f"{_share(info.hot_blocks, info)} at the front"))
     if info.placed_anew is not None:
         rows.append(("placed anew", f"everything from block {info.placed_anew} on, so that fewer blocks are free"))
     if not stats:

@@ -45,12 +45,13 @@ class _Hole:
         self.age = age
         self.nodes: list[Node] = []
 
-    def number(self, block_start: int) -> None:
-        """Give the nodes their nids."""
+    def number(self, block_start: int) -> tuple[int, int]:
+        """Give the nodes their nids; the bytes of the image that are left."""
         offset = block_start + self.start
         for node in sorted(self.nodes, key=lambda n: n.number):
             node.nid = offset >> SLOT_BITS
             offset += slots_of(node) * SLOT_SIZE
+        return offset, offset + self.free * SLOT_SIZE
 
 
 class _Holes:
@@ -117,8 +118,8 @@ def place(
     spare: Sequence[tuple[int, int]] = (),
     allocate: Callable[[int], int],
     block_size: int,
-) -> None:
-    """Give each node its nid, and each of the directories its number of blocks.
+) -> list[tuple[int, int]]:
+    """Give each node its nid, and each of the directories its number of blocks; the pieces that are left, as `holes`.
 
     `holes` are free pieces (start, end) in bytes, start on a slot, each within one block; `spare` those that are used
     only where nothing else fits. `allocate` gives the first of a number of free blocks. Nids count from byte 0 of the
@@ -128,15 +129,14 @@ def place(
     last = [_Hole(start, (end - start) // SLOT_SIZE, -1) for start, end in spare]
     areas = _pack(nodes, _Holes(old), _Holes(last), block_size)
     areas += [_Area(blocks, directory) for directory, blocks in directories.items()]
-    for hole in (*old, *last):
-        hole.number(0)
+    left = [hole.number(0) for hole in (*old, *last)]
     firsts = _first_children(nodes)
     for area in sorted(areas, key=lambda area: _first_need(area, firsts)):
         block = allocate(area.blocks)
         if area.directory is not None:
             area.directory.i_u = block
-        for hole in area.holes:
-            hole.number(block * block_size)
+        left += [hole.number(block * block_size) for hole in area.holes]
+    return [(start, end) for start, end in left if start < end]
 
 
 def _pack(nodes: Sequence[Node], near: _Holes, far: _Holes, block_size: int) -> list[_Area]:

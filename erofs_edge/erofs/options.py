@@ -57,6 +57,7 @@ class WriteOptions:
     blob          chunks go to this file, which is to be mounted with the image; needs Linux 5.16
     baseline      an image that this one takes the place of: what has not changed stays where it was
     compact       with a baseline: leave no free blocks, whatever has to move for that
+    profile       paths from the root, in the order of their first use: they and their metadata stand at the front
     xattr_tolerance  attributes of more inodes than this are shared; negative: none are stored
     xattr_filter  store which names an inode lacks
     xattr_prefixes  long prefixes of attributes' names, kept in a table; needs Linux 6.4
@@ -91,6 +92,7 @@ class WriteOptions:
     blob: Path | None = None
     baseline: Path | None = None
     compact: bool = False
+    profile: tuple[bytes, ...] = ()
     xattr_tolerance: int = 2
     xattr_filter: bool = True
     xattr_prefixes: tuple[bytes, ...] = ()
@@ -128,6 +130,8 @@ class WriteOptions:
             raise UsageError("jobs must be at least 1")
         _check_chunks(self)
         _check_baseline(self)
+        if self.profile and self.fragments != "none":
+            raise UsageError("a profile orders files, and fragments mix them", hint="use one of them")
         _ = self.attributes
         check_kernel(self.features, self.kernel)
 
@@ -258,6 +262,7 @@ class ErofsInfo:
     free_blocks         of the image, that belong to nothing
     kept_blocks         of data, that are where the baseline has them; `changed_blocks`: those of the image that differ
                         from the baseline's at the same place; None without a baseline
+    hot_blocks          behind the first ones, with what the profile names; `unmatched`: its paths that do not exist
     placed_anew         the block from which on everything was placed anew, to keep the image small; None: nothing was
     features            names in gate.FEATURES of what the image needs
     minimum_kernel      the first Linux that mounts it, as (6, 1)
@@ -292,6 +297,8 @@ class ErofsInfo:
     free_blocks: int = 0
     kept_blocks: int | None = None
     changed_blocks: int | None = None
+    hot_blocks: int = 0
+    unmatched: int = 0
     placed_anew: int | None = None
     features: list[str] = field(default_factory=list)
     minimum_kernel: Version = (5, 4)

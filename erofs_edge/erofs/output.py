@@ -88,7 +88,7 @@ class Sink:
             self.hashing.update(chunks)
 
     def write_at(self, offset: int, data: Chunk) -> None:
-        """Write at a place of its own; `position` stays."""
+        """Write at a place of its own; `position` stays, and `hashing` does not see it."""
         with _writing(self._name):
             _write_all(self._fd, [data], offset)
 

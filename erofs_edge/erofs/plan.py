@@ -12,7 +12,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 
 from erofs_edge.erofs.attributes import Attribute, count_attributes
 from erofs_edge.erofs.directory import Names, block_bytes, split_blocks
@@ -102,11 +102,15 @@ class Plan:
     packed: Node | None = None
     prefixes_at: int = 0
     devices_at: int = 0
+    hot: list[Node] = field(default_factory=list)
+    """nodes that are used first, by a profile"""
 
     @property
     def files(self) -> Iterator[Node]:
-        """Regular files with content, in order."""
-        return (n for n in self.nodes if n.inode.is_file and n.size and n is not self.packed)
+        """Regular files with content, in the order in which they are stored."""
+        first = dict.fromkeys(self.hot)
+        every = chain(first, (node for node in self.nodes if node not in first))
+        return (n for n in every if n.inode.is_file and n.size and n is not self.packed)
 
 
 def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | None = None) -> Plan:

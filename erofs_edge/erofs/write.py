@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,8 +32,9 @@ from erofs_edge.erofs.ondisk import NULL_ADDR, SUPER_OFFSET, SUPER_SIZE, SUPERBL
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.output import Sink, replacing, scratch
 from erofs_edge.erofs.packed import add_packed_node
-from erofs_edge.erofs.pipeline import find_twins, pieces_of, store
-from erofs_edge.erofs.plan import Plan, make_plan
+from erofs_edge.erofs.pipeline import Stored, find_twins, pieces_of, store
+from erofs_edge.erofs.plan import Node, Plan, make_plan
+from erofs_edge.erofs.profile import hot_nodes
 from erofs_edge.erofs.repeats import Repeats, find_repeats
 from erofs_edge.erofs.sharing import Shares
 from erofs_edge.erofs.spool import Spool
@@ -79,20 +81,22 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """blocks: of the image; data_blocks: of them, those of files; stable: with a baseline, what became of the layout;
-    changed: the blocks that differ from it."""
+    """blocks: of the image; data_blocks: of them, those of files; hot_blocks: from the head on, with what the profile
+    names; stable: with a baseline, what became of the layout; changed: the blocks that differ from it."""
 
     files: FileStore
     chunks: ChunkStore | None
     blocks: int
     data_blocks: int
     uuid: bytes
+    hot_blocks: int = 0
     stable: Stable | None = None
     changed: int | None = None
 
 
 def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline | None) -> ErofsInfo:
     plan = make_plan(tree, options, baseline.epoch if baseline else None)
+    plan.hot, unmatched = hot_nodes(tree, plan.nodes, options.profile)
     codings = choose_codings(plan, options)
     head = plan_head(plan, codings, options, baseline.shared if baseline else {})
     block_size = options.block_size
@@ -141,6 +145,8 @@ def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline 
         free_blocks=stable.free if stable else 0,
         kept_blocks=stable.kept if stable else None,
         changed_blocks=written.changed,
+        hot_blocks=written.hot_blocks,
+        unmatched=unmatched,
         placed_anew=stable.anew if stable else None,
         features=features,
         minimum_kernel=minimum_kernel(features),
@@ -153,13 +159,15 @@ def _write_new(
     block_size = options.block_size
     sink.append([bytes(head.blocks * block_size)])
     chunks = _chunks(options, sink, blob)
-    files = _store_contents(plan, codings, sink, options, chunks)
+    hot = _Hot([head.hole])
+    files = _store_contents(plan, codings, sink, options, chunks, lambda: _place_hot(plan, head, hot, sink, block_size))
     data_end = sink.position // block_size
-    blocks = _place(plan, head, data_end, block_size)
+    blocks = _place(plan, head, hot, data_end, block_size)
     slot = finish_device(blob, block_size, blocks) if blob is not None else b""
-    uuid = _write_metadata(plan, head, sink, options, data_end=data_end, blocks=blocks, slot=slot)
+    uuid = _write_metadata(plan, head, sink, options, hot=hot, data_end=data_end, blocks=blocks, slot=slot)
     sink.finish(blocks * block_size)
-    return _Written(files, chunks, blocks, data_end - head.blocks, uuid)
+    data = data_end - head.blocks - hot.blocks
+    return _Written(files, chunks, blocks, data, uuid, max(0, hot.block + hot.blocks - head.blocks))
 
 
 def _write_stable(
@@ -179,7 +187,7 @@ def _write_stable(
     _check_blocks(stable.blocks, block_size)
     spool.write(stable.blocks)
     uuid, changed = _patch_metadata(plan, head, sink, options, baseline, stable.blocks)
-    return _Written(files, chunks, stable.blocks, stable.data, uuid, stable, changed)
+    return _Written(files, chunks, stable.blocks, stable.data, uuid, stable=stable, changed=changed)
 
 
 def _kinds(plan: Plan) -> dict[str, int]:
@@ -208,9 +216,17 @@ def _chunks(options: WriteOptions, sink: Sink | Spool, blob: Sink | None) -> Chu
 
 
 def _store_contents(
-    plan: Plan, codings: Codings, sink: Sink | Spool, options: WriteOptions, chunks: ChunkStore | None
+    plan: Plan,
+    codings: Codings,
+    sink: Sink | Spool,
+    options: WriteOptions,
+    chunks: ChunkStore | None,
+    after_hot: Callable[[], None] = lambda: None,
 ) -> FileStore:
-    """All file data, through threads; then what symlink targets need beyond their inodes."""
+    """All file data, through threads; then what symlink targets need beyond their inodes.
+
+    `after_hot` is called when everything that the profile names is stored, and nothing else is.
+    """
     rules = codings.default
     tails = TAILS[options.fragments, options.ztailpacking]
     beside = options.block_size if options.inline_tails else 0
@@ -234,7 +250,8 @@ def _store_contents(
         shares = Shares(repeats, options.block_size) if repeats.numbers else None
         files = FileStore(sink, codings, options, twins.values(), chunks, repeats)
         pieces = pieces_of(plan.files, twins, tails=tails)
-        for stored in run(pieces, rules=rules, tails=tails, beside=beside, shares=shares):
+        stream = run(pieces, rules=rules, tails=tails, beside=beside, shares=shares)
+        for stored in _after(plan.hot, stream, partial(_end_hot, plan.hot, files, after_hot)):
             files.take(stored)
             done += stored.piece.length - (stored.segment.fragment if stored.segment else 0)
             if options.progress:
@@ -254,29 +271,75 @@ def _store_contents(
             options.progress(total, total)
     finally:
         pool.shutdown(cancel_futures=True)
-    for node in plan.nodes:
-        if node.inode.is_symlink:
-            files.take_symlink(node)
+    hot = set(plan.hot)
+    _take_symlinks((node for node in plan.nodes if node not in hot), files)
     plan.incompat |= files.features
     return files
 
 
-def _place(plan: Plan, head: Head, data_end: int, block_size: int) -> int:
-    """Everything gets its place; the number of blocks of the image."""
-    root, *others = plan.nodes
-    if head.root_blocks:
-        root.i_u = data_end
-    blocks = data_end + head.root_blocks
+def _after(nodes: Iterable[Node], stream: Iterable[Stored], call: Callable[[], object]) -> Iterator[Stored]:
+    """The stream; `call` is called when the nodes, with which it begins, are through."""
+    left = set(nodes)
+    for stored in stream:
+        if left and stored.piece.node not in left:
+            left.clear()
+            call()
+        yield stored
+    if left:
+        call()
 
-    def allocate(count: int) -> int:
-        nonlocal blocks
-        blocks += count
-        return blocks - count
 
-    directories = directory_blocks(others, block_size)
-    place(others, directories, holes=[head.hole], allocate=allocate, block_size=block_size)
+def _end_hot(nodes: Iterable[Node], files: FileStore, after: Callable[[], None]) -> None:
+    _take_symlinks(nodes, files)
+    after()
+
+
+def _take_symlinks(nodes: Iterable[Node], files: FileStore) -> None:
+    for node in nodes:
+        if node.inode.is_symlink:
+            files.take_symlink(node)
+
+
+@dataclass(slots=True)
+class _Hot:
+    """Where the metadata is that the profile names: blocks between its data and the rest; the free pieces of these
+    and of the first blocks."""
+
+    holes: list[tuple[int, int]]
+    block: int = 0
+    blocks: int = 0
+
+
+def _place_hot(plan: Plan, head: Head, hot: _Hot, sink: Sink, block_size: int) -> None:
+    """The inodes and directories that the profile names get their places; their blocks are left open in the image."""
+    hot.block = sink.position // block_size
+    hot.blocks = _place_nodes(plan.nodes[0], plan.hot, head, hot, hot.block, block_size) - hot.block
+    sink.append([bytes(hot.blocks * block_size)])
+
+
+def _place(plan: Plan, head: Head, hot: _Hot, data_end: int, block_size: int) -> int:
+    """Everything else gets its place; the number of blocks of the image."""
+    others = [node for node in plan.nodes if node.nid < 0]
+    blocks = _place_nodes(plan.nodes[0], others, head, hot, data_end, block_size)
     _check_blocks(blocks, block_size)
     return blocks
+
+
+def _place_nodes(root: Node, nodes: list[Node], head: Head, hot: _Hot, block: int, block_size: int) -> int:
+    """Nodes get places in the holes and in blocks from `block` on; the block behind them."""
+    if head.root_blocks and root.i_u == NULL_ADDR:
+        root.i_u = block
+        block += head.root_blocks
+
+    def allocate(count: int) -> int:
+        nonlocal block
+        block += count
+        return block - count
+
+    nodes = sorted((node for node in nodes if node is not root), key=lambda node: node.number)
+    directories = directory_blocks(nodes, block_size)
+    hot.holes = place(nodes, directories, holes=hot.holes, allocate=allocate, block_size=block_size)
+    return block
 
 
 def _check_blocks(blocks: int, block_size: int) -> None:
@@ -285,16 +348,20 @@ def _check_blocks(blocks: int, block_size: int) -> None:
 
 
 def _write_metadata(
-    plan: Plan, head: Head, sink: Sink, options: WriteOptions, *, data_end: int, blocks: int, slot: bytes
+    plan: Plan, head: Head, sink: Sink, options: WriteOptions, *, hot: _Hot, data_end: int, blocks: int, slot: bytes
 ) -> bytes:
     """Append inodes and directories, write the head; the image's UUID."""
     first = bytearray(head.blocks * options.block_size)
     body_at = data_end * options.block_size
     body = bytearray((blocks - data_end) * options.block_size)
+    hot_at = hot.block * options.block_size
+    front = bytearray(hot.blocks * options.block_size)
 
     def write(offset: int, data: bytes) -> None:
         if offset < len(first):
             first[offset : offset + len(data)] = data
+        elif offset < body_at:
+            front[offset - hot_at : offset - hot_at + len(data)] = data
         else:
             body[offset - body_at : offset - body_at + len(data)] = data
 
@@ -304,10 +371,11 @@ def _write_metadata(
     write_nodes(plan.nodes, options.block_size, write)
     sink.append([body])
     sink.flush()
+    sink.write_at(hot_at, front)
     uuid = options.uuid
     if uuid is None:
         assert sink.hashing is not None  # noqa: S101 - asked for when there is no UUID
-        content = content_digest(sink, sink.position) if sink.was_rewound else sink.hashing.digest()
+        content = content_digest(sink, sink.position) if sink.was_rewound or front else sink.hashing.digest()
         uuid = uuid_from(content, first)
     finish_head(first, plan, head, options, blocks=blocks, uuid=uuid)
     sink.write_at(0, first)

@@ -176,3 +176,17 @@ def test_a_baseline_keeps_blocks_and_says_so(source: Path) -> None:
     done = build(source, *args, "--baseline", str(source / "d/text"))
     assert done.exit_code == 1
     assert "cannot be used: not an EROFS image" in done.stderr
+
+
+def test_a_profile_of_another_version_is_a_warning(source: Path) -> None:
+    profile = source.parent / "profile"
+    profile.write_text("0-100 /link\n/gone\n/gone/too\n")
+    done = build(source, "-z", "lz4", "--profile", str(profile), "--json")
+    assert done.exit_code == 0, done.output
+    assert "2 of the profile's paths do not exist" in done.stderr
+    said = json.loads(done.stdout)
+    assert said["unmatched"] == 2 and said["hot_blocks"] > 0
+    profile.write_text("what is this\n")
+    done = build(source, "--profile", str(profile))
+    assert done.exit_code == 1
+    assert f"{profile}:1: not a line of a profile" in done.stderr

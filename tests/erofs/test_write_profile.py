@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Profiles: what is used first stands at the front, with its metadata."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from updates import first_files, tree_of, update
+from writer_check import Oracle, fsck_differences, kernel_differences, write
+from writer_trees import file, rich_tree, text
+
+from erofs_edge.erofs.check import check
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.profile import read_profile
+from erofs_edge.erofs.read import Image
+from erofs_edge.errors import SourceError, UsageError
+from erofs_edge.tree import FileTree, Inode
+
+LZ4: dict[str, Any] = {"compression": "lz4", "pcluster": 16384, "epoch": 0, "times": "fixed"}
+
+
+def spans(path: Path, names: list[str]) -> tuple[list[int], list[int]]:
+    """Blocks of the inodes and entries that a lookup of each name reads, and of the data, in order."""
+    metadata, data = [], []
+    with Image(path) as image:
+        for name in names:
+            way = name.split("/")
+            for depth in range(len(way) + 1):
+                inode = image.lookup("/".join(way[:depth]))
+                metadata.append(inode.offset // 4096)
+                extents = [e for e in image.extents(inode) if inode.is_dir or not e.inline]
+                blocks = [e.address // 4096 + n for e in extents for n in range(-(-e.size // 4096))]
+                (metadata if inode.is_dir else data).extend(blocks)
+    return metadata, data
+
+
+@pytest.mark.parametrize(
+    "way", [LZ4, LZ4 | {"ztailpacking": True, "dedupe": True}, {"compression": "none", "chunk_size": 4096}], ids=str
+)
+def test_hot_files_and_their_metadata_come_first(way: dict[str, Any], tmp_path: Path) -> None:
+    files = first_files(21, 300)
+    tree = tree_of(files)
+    hot = sorted(name for name, one in files.items() if one.size > 5000)[::-9]
+    plain = write(tree, tmp_path / "plain", **way)
+    info = write(tree, tmp_path / "hot", profile=tuple(name.encode() for name in hot), **way)
+    with Image(tmp_path / "hot") as image:
+        assert not check(tmp_path / "hot").findings
+        assert image.superblock.blocks == info.blocks
+    assert info.blocks <= plain.blocks + 2
+    metadata, data = spans(tmp_path / "hot", hot)
+    assert max(metadata + data) <= info.hot_blocks + max(1, min(metadata))
+    assert len(set(metadata + data)) >= info.hot_blocks - 2  # nothing else is there
+    if "ztailpacking" not in way:
+        assert data == sorted(data)
+    assert max(spans(tmp_path / "plain", hot)[1]) > 2 * info.hot_blocks
+
+
+def test_everything_else_is_as_it_was(oracle: Oracle, tmp_path: Path) -> None:
+    tree = rich_tree()
+    tree.add("way/loop", Inode(stat.S_IFLNK | 0o777, target=b"loop"))
+    tree.add("way/there", Inode(stat.S_IFLNK | 0o777, target=b"../large/words"))
+    profile = (b"/way/there", b"/kinds/long", b"/way/loop", b"/links/3/name", b"/empty", b"/kinds/fifo", b"/", b"/gone")
+    info = write(tree, tmp_path / "hot", compression="lz4", pcluster=16384, profile=profile)
+    assert info.unmatched == 1
+    assert not fsck_differences(oracle, tmp_path / "hot", tree)
+    assert not check(tmp_path / "hot").findings
+    with Image(tmp_path / "hot") as image:
+        words = image.lookup("large/words")
+        assert next(image.extents(words)).address // 4096 <= 2
+
+
+@pytest.mark.root
+def test_the_kernel_reads_it(needs_root: None, tmp_path: Path) -> None:
+    files = first_files(22, 200)
+    tree = tree_of(files)
+    profile = tuple(name.encode() for name in sorted(files)[::7])
+    write(tree, tmp_path / "hot", profile=profile, **LZ4)
+    assert not kernel_differences(tmp_path / "hot", tree, mtime_ns=0)
+
+
+def test_no_profile_and_an_empty_one_give_the_same_bytes(tmp_path: Path) -> None:
+    tree = tree_of(first_files(23, 60))
+    images = [tmp_path / name for name in ("without", "empty", "unknown")]
+    for image, profile in zip(images, ((), (), (b"/not/here",)), strict=True):
+        info = write(tree, image, profile=profile, **LZ4)
+        assert info.hot_blocks == 0
+    assert len({image.read_bytes() for image in images}) == 1
+
+
+def test_with_a_baseline(tmp_path: Path) -> None:
+    files = first_files(24, 150)
+    profile = tuple(name.encode() for name in sorted(files)[::5])
+    write(tree_of(files), tmp_path / "old", profile=profile, **LZ4)
+    write(tree_of(files), tmp_path / "same", profile=profile, baseline=tmp_path / "old", jobs=1, **LZ4)
+    assert (tmp_path / "same").read_bytes() == (tmp_path / "old").read_bytes()
+    tree = tree_of(update(files, 1))
+    write(tree, tmp_path / "new", profile=profile, baseline=tmp_path / "old", **LZ4)
+    assert not check(tmp_path / "new").findings
+
+
+def test_the_format(tmp_path: Path) -> None:
+    profile = tmp_path / "boot.profile"
+    profile.write_bytes(
+        b"# first use at boot\r\n\n/sbin/init\n0-65536 /usr/lib/a b\n70000-80000\t/usr/lib/a b\n/x\\012y\\\\\n"
+    )
+    assert read_profile(profile) == (b"/sbin/init", b"/usr/lib/a b", b"/x\ny\\")
+    for line in (b"relative", b"5-5 /x", b"a-b /x", b" /x"):
+        profile.write_bytes(b"/fine\n" + line + b"\n")
+        with pytest.raises(SourceError) as caught:
+            read_profile(profile)
+        assert caught.value.where == f"{profile}:2"
+        assert caught.value.hint
+    with pytest.raises(SourceError, match="cannot read the profile"):
+        read_profile(tmp_path / "none")
+
+
+def test_fragments_have_no_order() -> None:
+    with pytest.raises(UsageError, match="a profile orders files"):
+        WriteOptions(compression="lz4", fragments="tails", profile=(b"/x",))
+
+
+def test_hot_directories_have_their_blocks_there(tmp_path: Path) -> None:
+    tree = FileTree()
+    tree.add("a", file(text(300_000)))
+    for number in range(300):
+        tree.add(f"many/{number}-{'n' * 60}", file(b"%d" % number))
+    info = write(tree, tmp_path / "hot", profile=(b"/many",), **LZ4)
+    metadata, _ = spans(tmp_path / "hot", ["many"])
+    assert max(metadata) <= info.hot_blocks
+    assert not check(tmp_path / "hot").findings
