@@ -225,7 +225,7 @@ def _value_text(value: object) -> str:
 @click.option("--path", default="/", show_default=True, help="The directory of IMG to extract.")
 @click.option("--no-owners", is_flag=True, help="Leave owners alone, also as root.")
 @click.option("--max-bytes", type=click.IntRange(0), help="Most bytes to write (default: 256 times IMG and 1 GiB).")
-@click.option("--jobs", type=click.IntRange(1), help="Threads, or processes where that pays (default: the CPUs, at most 4).")
+@click.option("--jobs", type=click.IntRange(1), help="Threads or processes (default: the CPUs, at most 4).")
 @DEVICES
 @json_option
 def extract(
