@@ -21,7 +21,7 @@ import msgspec
 from erofs_edge.errors import SourceError, ToolError
 
 HELPER_SECONDS = 60
-HUB_KEY = "https://index.docker.io/v1/"
+OLD_INDEX = "index"
 TOKEN_USER = "<token>"
 """the user name by which a helper says that the secret is an identity token"""
 
@@ -77,7 +77,9 @@ def find_login(registry: str, environ: Mapping[str, str] = os.environ) -> Login 
         raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise SourceError(f"not a configuration of docker: {error}", where=str(path)) from error
-    keys = [HUB_KEY, "docker.io"] if registry == "docker.io" else [registry, f"https://{registry}"]
+    # docker keeps the login of registry-1.R, where the images of R are, under the address of R's old index
+    site = registry.removeprefix("registry-1.")
+    keys = [registry, f"https://{registry}", site, f"https://{OLD_INDEX}.{site}/v1/"]
     for key in keys:
         if helper := config.helpers.get(key):
             return _ask_helper(helper, key)

@@ -12,8 +12,6 @@ _SHAPE = re.compile(
     r"(?P<registry>[A-Za-z0-9.-]+(:[0-9]{1,5})?)/(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@sha256:(?P<digest>[0-9a-f]{64}))?"
 )
-DOCKER_HUB = "docker.io"
-DOCKER_HUB_HOST = "registry-1.docker.io"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +22,6 @@ class Reference:
     name: str
     tag: str = "latest"
     digest: str | None = None
-
-    @property
-    def host(self) -> str:
-        """Where the registry answers, with its port."""
-        return DOCKER_HUB_HOST if self.registry == DOCKER_HUB else self.registry
 
     @property
     def is_local(self) -> bool:
@@ -47,6 +40,7 @@ def parse_reference(text: str) -> Reference:
     # as in docker: a first part without dot or port is no host
     if not match or not ("." in registry or ":" in registry or registry == "localhost"):
         raise SourceError(
-            f"not a reference to an image: {text}", hint="name the registry too, as in docker.io/library/debian:13"
+            f"not a reference to an image: {text}",
+            hint="name the registry too, as in registry.example/library/debian:13",
         )
     return Reference(registry, match["name"], match["tag"] or "latest", match["digest"])

@@ -44,7 +44,7 @@ class Registry:
     ) -> None:
         self.reference = reference
         scheme = "http" if plain_http or reference.is_local else "https"
-        self.base = f"{scheme}://{reference.host}/v2/{reference.name}"
+        self.base = f"{scheme}://{reference.registry}/v2/{reference.name}"
         self._client = Client(PEER)
         self._login = login
         self._lock = threading.Lock()

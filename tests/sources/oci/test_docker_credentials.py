@@ -29,9 +29,10 @@ def test_auths_by_any_spelling(tmp_path: Path, key: str) -> None:
     assert "word" not in repr(find_login("r.test:5000", environ))
 
 
-def test_the_hub_has_a_name_of_its_own(tmp_path: Path) -> None:
-    environ = configured(tmp_path, auths={"https://index.docker.io/v1/": {"auth": AUTH}})
-    assert find_login("docker.io", environ) == Login("me", "pass:word")
+@pytest.mark.parametrize("key", ["https://index.hub.test/v1/", "hub.test", "registry-1.hub.test"])
+def test_a_hub_has_several_names(tmp_path: Path, key: str) -> None:
+    environ = configured(tmp_path, auths={key: {"auth": AUTH}})
+    assert find_login("registry-1.hub.test", environ) == Login("me", "pass:word")
 
 
 def test_where_the_configuration_is(tmp_path: Path) -> None:
@@ -95,16 +96,16 @@ def test_a_helper_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "whole", "host"),
+    ("text", "whole", "registry"),
     [
         ("r.test/app", "r.test/app:latest", "r.test"),
         ("r.test:5000/a/b-c:v1", "r.test:5000/a/b-c:v1", "r.test:5000"),
         (f"localhost/app:v1@sha256:{'a' * 64}", f"localhost/app@sha256:{'a' * 64}", "localhost"),
-        ("docker.io/library/debian:13", "docker.io/library/debian:13", "registry-1.docker.io"),
+        ("hub.test/library/debian:13", "hub.test/library/debian:13", "hub.test"),
     ],
 )
-def test_references(text: str, whole: str, host: str) -> None:
-    assert (str(parse_reference(text)), parse_reference(text).host) == (whole, host)
+def test_references(text: str, whole: str, registry: str) -> None:
+    assert (str(parse_reference(text)), parse_reference(text).registry) == (whole, registry)
 
 
 @pytest.mark.parametrize(
