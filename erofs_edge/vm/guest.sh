@@ -13,8 +13,9 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 
 end() {
-    echo "erofs-edge: result $*"
     sync
+    echo "erofs-edge: result $*"
+    sleep 0.3 # until the console has it
     poweroff -f
     while :; do sleep 60; done
 }
@@ -78,9 +79,11 @@ finish() {
     exec 3>&-
 }
 
-# busybox knows whole seconds only
-now=$(/bin/chroot /newroot /usr/bin/date +%s.%N 2>/dev/null) || now=$(date +%s)
+# the machine's clock against the time since it started, by a file made at a known moment; busybox knows whole seconds
 read -r up rest </proc/uptime
+: >/newroot/.clock
+now=$(/bin/chroot /newroot /usr/bin/stat -c %.9Z /.clock 2>/dev/null) || now=$(date +%s)
+rm /newroot/.clock
 echo "erofs-edge: clock $now $up"
 
 while read -r package name version arch; do

@@ -80,7 +80,7 @@ def arguments(
         "-no-user-config", "-nodefaults", "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot",
         "-machine", kind.machine, *cpu, "-smp", "2", "-m", f"{-(-memory >> 20)}M",
         "-rtc", f"base={time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(epoch))},clock=vm",
-        "-kernel", str(kernel), "-initrd", str(initramfs), "-append", f"console={kind.console} panic=-1 loglevel=1",
+        "-kernel", str(kernel), "-initrd", str(initramfs), "-append", f"console={kind.console} panic=-1 loglevel=0",
         *drives, "-serial", "stdio",
     ]  # fmt: skip
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from erofs_edge.errors import SourceError, ToolError
@@ -43,6 +42,7 @@ class Transcript:
     package: str = ""
     _offset: float = 0.0
     _failed: str = ""
+    _code: str = ""
     _lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     def see(self, line: str) -> bool:
@@ -55,15 +55,20 @@ class Transcript:
             return True
         said = SAID.fullmatch(line)
         at, text = (float(said[1]), said[2]) if said else (0.0, line)
-        if processing := PROCESSING.match(text):
+        processing = PROCESSING.match(text)
+        if processing and not self._failed:
             self.stage, self.package = processing[1], processing[2]
             self.moments.append((at + self._offset, self.package))
             if self.stage == "configure":
                 self.seen.add(self.package)
             self._lines.clear()
             return True
+        if self._failed:  # what dpkg goes on to do is no word of the script
+            self._code = self._code or ((code := EXIT.match(text)) is not None and code[1]) or ""
+            return False
         if status := STATUS.match(text):
             self._failed = status[1]
+            return False
         if text.strip() and not text.startswith("status: ") and not KERNEL.match(line):
             self._lines.append(text.rstrip()[:LONGEST])
         return False
@@ -82,8 +87,8 @@ class Transcript:
             _, package, status = rest.split(" ")
             raise self.failure(package, f"failed with exit status {status}")
         if word == "dpkg":
-            if self._failed and (code := next((m[1] for line in self._lines if (m := EXIT.match(line))), None)):
-                raise self.failure(self._failed, f"failed with exit status {code}")
+            if self._code:
+                raise self.failure(self._failed, f"failed with exit status {self._code}")
             raise SourceError(f"dpkg cannot configure {self._failed or 'the packages'}{self._said()}")
         raise ToolError(f"the machine for maintainer scripts {rest if rest else 'ended too early'}{self._said()}")
 
@@ -102,5 +107,5 @@ class Transcript:
         )
 
     def _said(self) -> str:
-        lines: Sequence[str] = [line for line in self._lines if not line.startswith("Errors were encountered")]
-        return "; its last lines:\n" + "\n".join(f"    {line}" for line in lines) if lines else " without a word"
+        lines = "\n".join(f"    {line}" for line in self._lines)
+        return f"; its last lines:\n{lines}" if lines else " without a word"

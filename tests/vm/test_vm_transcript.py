@@ -47,6 +47,8 @@ def test_a_postinst_that_fails() -> None:
         "2.1 odd: cannot find the moon",
         "2.2 dpkg: error processing package odd (--configure):",
         "2.3  installed odd package post-installation script subprocess returned error exit status 3",
+        "2.35 processing: trigproc: libc-bin",
+        "2.36 Processing triggers for libc-bin",
         "2.4 Errors were encountered while processing:",
         "erofs-edge: result dpkg 1",
         "[    9.9] reboot: Power down",
