@@ -57,7 +57,7 @@ def test_a_postinst_that_fails() -> None:
         SourceError, match=r"^the postinst script of odd failed with exit status 3; its last lines:"
     ) as e:
         transcript.check()
-    assert "; its last lines:\n    odd: cannot find the moon\n" in e.value.message
+    assert "; its last lines:\n    odd: cannot find the moon" in e.value.message
     assert "good" not in e.value.message and "nothing to do" not in e.value.message and "reboot" not in e.value.message
 
 
