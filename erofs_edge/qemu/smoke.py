@@ -68,8 +68,7 @@ def smoke(
 
     disk    another image than out/disk.img
     slot    start this slot, whatever the slot state in the image says
-    tamper  a scenario of TAMPERS: the boot must fail at that scenario's stage, for that scenario's reason; where the
-            scenario is one of repair, it must be good and show that something was repaired
+    tamper  a scenario of TAMPERS: the boot must fail at its stage and for its reason, or show that it was repaired
     seen    called when a stage is first passed
     log     a file for the whole console
 
@@ -77,23 +76,19 @@ def smoke(
     ErofsEdgeError where `out` holds no build, UsageError for a scenario that the board cannot show.
     """
     change = scenario(tamper, board) if tamper is not None else None
-    built = load_built(out)
-    emulator = find_qemu()
+    built, emulator = load_built(out), find_qemu()
     with run_folder(out) as folder:
         disk = disk or built.disk
         if slot or tamper:
             disk = copy_sparse(disk, folder / "disk.img")
         damage, chosen = _prepare(disk, board, slot, change)
         wanted = built.smoke if change is None else Smoke()
-        checks = bool(wanted.units or wanted.commands)
-        extra = (*(CHECKS_DRIVE if checks else ()), *(GRAPHICS if built.smoke.graphics else ()))
-        script = change.script if change else None
+        extra = (*(CHECKS_DRIVE if _checks(wanted) else ()), *(GRAPHICS if built.smoke.graphics else ()))
+        script = change and change.script
         command = machine_command(board, built, emulator, folder, Drive(disk), extra=extra, script=script)
         expected = Expected(built.root_hash, chosen, _data_filesystem(board))
-        repaired = change is not None and change.stop is None
-        watch = Watch(expected, change.stop if change else None, checks, set(wanted.console), repaired)
-        console = Console(tuple(wanted.console))
-        passed: list[StageTime] = []
+        watch = _watch(expected, change, wanted)
+        console, passed = Console(tuple(wanted.console)), list[StageTime]()
 
         def note(event: Event) -> None:
             name = event.match.name
@@ -117,6 +112,17 @@ def smoke(
         stopped_at=verdict.stage if change and change.stop else None,
         evidence=verdict.reason if change else None,
     )
+
+
+def _checks(wanted: Smoke) -> bool:
+    """Whether the system is to check itself."""
+    return bool(wanted.units or wanted.commands)
+
+
+def _watch(expected: Expected, change: Tamper | None, wanted: Smoke) -> Watch:
+    """What a boot must show: where it is stopped, or what it has repaired, or what the manifest wants to see."""
+    repaired = change is not None and change.stop is None
+    return Watch(expected, change.stop if change else None, _checks(wanted), set(wanted.console), repaired)
 
 
 def _prepare(disk: Path, board: Board, slot: str | None, change: Tamper | None) -> tuple[list[str], str]:
