@@ -84,7 +84,7 @@ def smoke(
         damage, chosen = _prepare(disk, board, slot, change)
         wanted = built.smoke if change is None else Smoke()
         extra = (*(CHECKS_DRIVE if _checks(wanted) else ()), *(GRAPHICS if built.smoke.graphics else ()))
-        script = change and change.script
+        script = change.script if change else None
         command = machine_command(board, built, emulator, folder, Drive(disk), extra=extra, script=script)
         expected = Expected(built.root_hash, chosen, _data_filesystem(board))
         watch = _watch(expected, change, wanted)
