@@ -52,7 +52,8 @@ def report(overlay: Path, tmp_path: Path, *, status: str = "0 109768 verity V", 
 
 def test_a_good_system(overlay: Path, tmp_path: Path) -> None:
     assert report(overlay, tmp_path) == (
-        "\nerofs-edge: report root=erofs dm=verity status=V roothash=8ce6f1 slot=b var=ext4:rw data=/dev/vda6 fec=none\n"
+        "\nerofs-edge: report root=erofs dm=verity status=V roothash=8ce6f1 slot=b"
+        " var=ext4:rw data=/dev/vda6 fec=none\n"
     )
     assert list((tmp_path / "var").iterdir()) == []
 
@@ -60,9 +61,9 @@ def test_a_good_system(overlay: Path, tmp_path: Path) -> None:
 def test_what_is_wrong_or_missing_shows(overlay: Path, tmp_path: Path) -> None:
     assert " status=C " in report(overlay, tmp_path, status="0 109768 verity C")
     bare = report(overlay, tmp_path, status="", table="", var="none", cmdline="quiet\n")
-    assert (
-        bare
-        == "\nerofs-edge: report root=erofs dm=none status=none roothash=none slot=none var=ext4:ro data=/dev/vda6 fec=none\n"
+    assert bare == (
+        "\nerofs-edge: report root=erofs dm=none status=none roothash=none slot=none"
+        " var=ext4:ro data=/dev/vda6 fec=none\n"
     )
 
 
