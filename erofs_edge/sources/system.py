@@ -181,6 +181,7 @@ def _new(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> 
 
 
 def give(loaded: Loaded[System], item: Owned, accounts: Accounts) -> None:
+    """Set the owner of what the manifest says has one. Raises ManifestError at its place for a name nobody has."""
     try:
         uid, gid = owner_ids(accounts, item.owner, "")
     except SourceError as error:
