@@ -27,12 +27,15 @@ MIB = 1 << 20
 RANDOM_READS = 20_000
 SERVE = "from erofs_edge.cli.main import main; main()"
 COPY = """
-import os, sys
+import sys
 from erofs_edge.transport.nbd.connect import Connection, parse_address
 connection = Connection(parse_address(sys.argv[1]))
-with open(sys.argv[2], "wb") as out:
-    for at in range(0, connection.size, 16 << 20):
-        out.write(connection.read(at, min(16 << 20, connection.size - at)))
+buffer = memoryview(bytearray(8 << 20))
+with open(sys.argv[2], "wb", buffering=0) as out:
+    for at in range(0, connection.size, len(buffer)):
+        part = buffer[: connection.size - at]
+        connection.read_into(at, part)
+        out.write(part)
 """
 
 

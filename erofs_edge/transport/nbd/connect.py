@@ -8,17 +8,20 @@ silent for TIMEOUT seconds is given up.
 from __future__ import annotations
 
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from erofs_edge.errors import DeviceError, UsageError
 from erofs_edge.transport.nbd import wire
 from erofs_edge.transport.nbd.client import Client, Export, Pending
 from erofs_edge.transport.nbd.wire import Transmission
+
+if TYPE_CHECKING:
+    import ssl
 
 TIMEOUT = 30.0  # seconds without a byte from, or to, the peer
 PIECE = 1 << 20  # bytes of a request
@@ -27,7 +30,7 @@ STATUS_SPAN = 1 << 30  # bytes that one block status request asks for
 ZERO_SPAN = 1 << 30
 
 SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
-Trust = Callable[[], ssl.SSLContext]
+Trust = Callable[[], "ssl.SSLContext"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,7 @@ class Connection:
     """One export, opened. Methods raise DeviceError where the connection or the server fails, CapacityError where the
     server ran out of space, ProtocolError where it breaks the rules."""
 
-    def __init__(
-        self, address: Address, *, trust: Trust = ssl.create_default_context, timeout: float = TIMEOUT
-    ) -> None:
+    def __init__(self, address: Address, *, trust: Trust | None = None, timeout: float = TIMEOUT) -> None:
         self.address = address
         self.sent = self.received = 0  # bytes
         self._trust = trust
@@ -198,8 +199,11 @@ class Connection:
         self._client.feed.filled(count)
 
     def _encrypt(self) -> None:
+        import ssl
+
+        trust = self._trust or ssl.create_default_context
         try:
-            self._socket = self._trust().wrap_socket(self._socket, server_hostname=self.address.host)
+            self._socket = trust().wrap_socket(self._socket, server_hostname=self.address.host)
         except ssl.SSLError as error:
             raise DeviceError(f"TLS failed: {error.reason or error}", where=self.address.uri) from error
 
