@@ -24,6 +24,8 @@ CONTINUES = 1
 
 
 class Kind(IntEnum):
+    """What a packet is."""
+
     ERROR = 0
     QUERY = 1
     INIT = 2

@@ -32,11 +32,15 @@ ALLOCATION = "base:allocation"
 
 
 class Handshake(IntFlag):
+    """Of a server's greeting, and of the client's answer."""
+
     FIXED_NEWSTYLE = 1
     NO_ZEROES = 2
 
 
 class Option(IntEnum):
+    """What a client asks for before it has an export."""
+
     EXPORT_NAME = 1
     ABORT = 2
     LIST = 3
@@ -49,6 +53,8 @@ class Option(IntEnum):
 
 
 class OptionReply(IntEnum):
+    """What a server answers to that."""
+
     ACK = 1
     SERVER = 2
     INFO = 3
@@ -65,6 +71,8 @@ class OptionReply(IntEnum):
 
 
 class Info(IntEnum):
+    """Kinds of information on an export."""
+
     EXPORT = 0
     NAME = 1
     DESCRIPTION = 2
@@ -86,6 +94,8 @@ class Transmission(IntFlag):
 
 
 class Command(IntEnum):
+    """What a client asks of its export."""
+
     READ = 0
     WRITE = 1
     DISC = 2
@@ -97,6 +107,8 @@ class Command(IntEnum):
 
 
 class CommandFlag(IntFlag):
+    """How a command is to be carried out."""
+
     FUA = 1
     NO_HOLE = 2
     DF = 4
