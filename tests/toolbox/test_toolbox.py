@@ -22,7 +22,7 @@ def no_network() -> Mirror:
 def test_complete_set_needs_no_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(prefix.VARIABLE, str(tmp_path))
     (tmp_path / "bin").mkdir()
-    for name in ("qemu-system-aarch64", "qemu-img"):
+    for name in fetch.SETS["qemu"].programs:
         (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
     (tmp_path / prefix.STAMP).write_text(json.dumps({"qemu": {"qemu-system-arm": "1"}}))
     assert fetch.fetch_sets(["qemu"], no_network, print) == {"qemu": {"qemu-system-arm": "1"}}
