@@ -49,11 +49,24 @@ def test_command(command: str, checkout: Path, edge: str) -> None:
     if words[:2] == ["verity", "format"]:
         image = checkout / "IMG"
         image.write_bytes(os.urandom(3 * 4096))
+    if words[0] == "serve":
+        _serve([edge, *words, "--port", "0"], checkout)
+        return
     done = subprocess.run([edge, *words], cwd=checkout, capture_output=True, text=True, check=False)
     if words[0] == "lock" and done.returncode:  # no mirror in reach: everything else works without one
         assert "the package index cannot be fetched or verified" in done.stderr and "hint:" in done.stderr
         return
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def _serve(command: list[str], folder: Path) -> None:
+    """It runs until it is told to end, and then says what was read."""
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        assert server.stderr.readline().startswith("nbd://127.0.0.1:")
+        server.terminate()
+        out, _ = server.communicate(timeout=30)
+    assert "touched" in out
 
 
 def test_make_demo(checkout: Path, edge: str) -> None:
