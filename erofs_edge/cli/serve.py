@@ -60,9 +60,9 @@ def serve(
         server.listen_unix(socket)
     else:
         port = server.listen(bind, port)
-    for name in exports:
-        note(f"{scheme}+unix:///{name}?socket={socket}" if socket else f"{scheme}://{bind}:{port}/{name}")
     try:
+        for name in exports:
+            note(f"{scheme}+unix:///{name}?socket={socket}" if socket else f"{scheme}://{bind}:{port}/{name}")
         signal.pause()
     except KeyboardInterrupt:
         pass
