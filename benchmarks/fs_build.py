@@ -50,6 +50,7 @@ MODES = [
     Mode("lz4hc,9 64K, dedupe", [*HC, "-E", "dedupe"]),
     Mode("lz4hc,9 64K, fragments", [*HC, "-E", "fragments"]),
     Mode("lz4hc,9 64K, all-fragments,dedupe", [*HC, "-E", "all-fragments,dedupe"]),
+    Mode("lz4hc,12 64K", ["-z", "lz4hc,12", "-C", "65536"]),
     Mode("lz4 64K", ["-z", "lz4", "-C", "65536"]),
     Mode("lz4 4K", ["-z", "lz4", "-C", "4096"]),
     Mode("zstd,3 64K", ["-z", "zstd,3", "-C", "65536"]),
