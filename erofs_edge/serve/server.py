@@ -117,8 +117,9 @@ class Server:
 
     def _serve(self, client: socket.socket) -> None:
         peer = _peer(client)
+        served = _Client(client, Session(self._offers, tls=Tls.REQUIRED if self._tls else Tls.OFF), self)
         try:
-            _Client(client, Session(self._offers, tls=Tls.REQUIRED if self._tls else Tls.OFF), self).run()
+            served.run()
         except ProtocolError as error:
             self._say(f"{peer}: {error.message}; disconnected")
         except (TimeoutError, BlockingIOError):  # the latter is what SO_SNDTIMEO ends in
@@ -128,47 +129,51 @@ class Server:
                 self._say(f"{peer}: {error.strerror or error}")
         finally:
             with self._lock:
-                self._clients.discard(client)
-            client.close()
+                self._clients.discard(served.socket)
+            served.socket.close()
 
     def export(self, name: str) -> FileExport:
         return self._exports[name]
 
     def encrypt(self, client: socket.socket) -> ssl.SSLSocket:
         assert self._tls is not None  # noqa: S101 - sessions upgrade only where there is a context
-        return self._tls.wrap_socket(client, server_side=True, do_handshake_on_connect=True)
+        encrypted = self._tls.wrap_socket(client, server_side=True, do_handshake_on_connect=True)
+        with self._lock:  # the old socket is an empty shell now: `stop` must find the new one
+            self._clients.discard(client)
+            self._clients.add(encrypted)
+        return encrypted
 
 
 class _Client:
     """One connection: moves bytes between its socket and its session."""
 
     def __init__(self, client: socket.socket, session: Session, server: Server) -> None:
-        self._socket = client
+        self.socket = client
         self._session = session
         self._server = server
         self._encrypted = False
 
     def run(self) -> None:
-        _prepare(self._socket)
+        _prepare(self.socket)
         session, feed = self._session, self._session.feed
-        self._socket.settimeout(NEGOTIATION)
+        self.socket.settimeout(NEGOTIATION)
         while True:
             for data in session.outbox:
-                self._socket.sendall(data)
+                self.socket.sendall(data)
             session.outbox.clear()
             if session.upgrade:
                 session.upgrade = False
-                self._socket = self._server.encrypt(self._socket)
+                self.socket = self._server.encrypt(self.socket)
                 self._encrypted = True
             if feed.done:
                 return
-            count = self._socket.recv_into(feed.buffer)
+            count = self.socket.recv_into(feed.buffer)
             if not count:
                 return
             feed.filled(count)
-            if session.name is not None and self._socket.gettimeout() is not None:
+            if session.name is not None and self.socket.gettimeout() is not None:
                 # from here on idle clients are welcome; those that do not read are not: SO_SNDTIMEO
-                self._socket.settimeout(None)
+                self.socket.settimeout(None)
             if session.request is not None:
                 request, session.request = session.request, None
                 self._answer(request, self._server.export(session.name or ""))
@@ -179,15 +184,15 @@ class _Client:
             export.activity.note(request.offset, request.length)
             header = session.data_header(request)
             if not self._encrypted:
-                export.send(self._socket, header, request.offset, request.length)
+                export.send(self.socket, header, request.offset, request.length)
                 return
             try:
                 data = export.read(request.offset, request.length)
             except OSError as error:
                 session.outbox.append(_failed(session, request, error))
                 return
-            self._socket.sendall(header)
-            self._socket.sendall(data)
+            self.socket.sendall(header)
+            self.socket.sendall(data)
             return
         if request.command is Command.BLOCK_STATUS:
             session.outbox.append(session.status(request, export.extents(request.offset, request.length)))

@@ -253,8 +253,13 @@ def test_tls_both_ways(image: Path, tmp_path: Path, oracle: Oracle) -> None:
         (authority / "ca-cert.pem").write_bytes(pem.read_bytes())
         uri = f"nbds://localhost:{port}/?tls-certificates={authority}"
         run(oracle("nbdcopy"), uri, str(tmp_path / "copy"))
+        idle = Connection(address, trust=lambda: ssl.create_default_context(cafile=str(pem)))
     finally:
-        server.stop()
+        stopping = threading.Thread(target=server.stop, daemon=True)
+        stopping.start()
+        stopping.join(20)
+    assert not stopping.is_alive()
+    idle.close()
     assert (tmp_path / "copy").read_bytes() == image.read_bytes()
 
 
