@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from erofs_edge.errors import CapacityError, DeviceError, DeviceRefusedError
-from erofs_edge.flash.target import Identity
+from erofs_edge.flash.target import Identity, PlainTarget
 from erofs_edge.transport.nbd.connect import Connection
 from erofs_edge.transport.nbd.wire import Transmission
 
 
-class NbdTarget:
+class NbdTarget(PlainTarget):
     """Writes go through the server; `flush` asks it to make them last. Raises DeviceRefusedError if it is read-only."""
 
     def __init__(self, connection: Connection) -> None:

@@ -2,15 +2,20 @@
 """What a disk image is written to: a file or a block device (and, in a file of its own, an NBD export).
 
 A Target only moves bytes; what goes where, and whether it may, is decided elsewhere. Methods raise OSError.
+
+What every target can do is write, make zeros and flush. The rest it states in `abilities`, and the planner uses what
+there is: a target that hashes by itself is asked for digests instead of data, one that copies is given no block that
+another place of its disk has already.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +38,7 @@ class Identity:
     """What a target says it is. `size` in bytes; a file that does not exist yet has 0."""
 
     path: str
-    kind: Literal["file", "block", "nbd"]
+    kind: Literal["file", "block", "nbd", "fastboot", "serial"]
     size: int
     sector: int = 512
     model: str = ""
@@ -41,11 +46,40 @@ class Identity:
     removable: bool = False
 
 
+class Ability(enum.Flag):
+    """What a target can do besides writing.
+
+    READ    `read` gives what the medium holds
+    HASH    `digests` are made where the data is, and cost the wire a digest for each range
+    COPY    `copy` moves data inside the target
+    PATCH   `patch` makes data from a reference inside the target and a delta
+    ACTIVATE  `activate` chooses the slot, where the target keeps that state in its own way (fastboot)
+    REBOOT  `reboot` starts what was written
+    """
+
+    NONE = 0
+    READ = enum.auto()
+    HASH = enum.auto()
+    COPY = enum.auto()
+    PATCH = enum.auto()
+    ACTIVATE = enum.auto()
+    REBOOT = enum.auto()
+
+
 class Target(Protocol):
-    """Random access to what is written; offsets and lengths in bytes."""
+    """Random access to what is written; offsets and lengths in bytes. A method without its ability raises
+    OSError(EOPNOTSUPP)."""
 
     @property
     def identity(self) -> Identity: ...
+
+    @property
+    def abilities(self) -> Ability: ...
+
+    @property
+    def hash_name(self) -> str:
+        """What `digests` are: 'sha256', or 'crc32' (four bytes, big endian) where the device has nothing better."""
+        ...
 
     @property
     def cheap_zeros(self) -> bool:
@@ -73,6 +107,28 @@ class Target(Protocol):
         """(start, end) of what may hold anything but zeros inside a range."""
         ...
 
+    def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """HASH: one digest for each (offset, length), in order, of what the medium holds. One call may have thousands
+        of ranges; the target divides them as its wire needs."""
+        ...
+
+    def copy(self, source: int, offset: int, length: int) -> None:
+        """COPY: make bytes [offset, offset + length) what [source, source + length) is. The two do not overlap."""
+        ...
+
+    def patch(self, source: int, source_length: int, offset: int, length: int, delta: bytes) -> None:
+        """PATCH: unpack a zstd frame whose dictionary is the content of [source, source + source_length), which
+        gives `length` bytes (`zstd --patch-from`), and write them at `offset`. The two do not overlap."""
+        ...
+
+    def activate(self, slot: str) -> None:
+        """ACTIVATE: start this slot ('a') next."""
+        ...
+
+    def reboot(self) -> None:
+        """REBOOT: leave, and start what is there now. The target is of no use afterwards but for `close`."""
+        ...
+
     def flush(self) -> None:
         """Everything written is on the medium, and later reads come from there."""
         ...
@@ -86,7 +142,34 @@ class Target(Protocol):
         ...
 
 
-class FileTarget:
+class PlainTarget:
+    """What a target that can read and nothing else besides answers."""
+
+    @property
+    def abilities(self) -> Ability:
+        return Ability.READ
+
+    @property
+    def hash_name(self) -> str:
+        return "sha256"
+
+    def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        raise _unable("hash")
+
+    def copy(self, source: int, offset: int, length: int) -> None:
+        raise _unable("copy")
+
+    def patch(self, source: int, source_length: int, offset: int, length: int, delta: bytes) -> None:
+        raise _unable("patch")
+
+    def activate(self, slot: str) -> None:
+        raise _unable("choose a slot")
+
+    def reboot(self) -> None:
+        raise _unable("restart")
+
+
+class FileTarget(PlainTarget):
     """A regular file. A new one gets its name at `finish`; an existing one is changed in place, and grows if needed."""
 
     def __init__(self, path: Path, size: int) -> None:
@@ -149,7 +232,7 @@ class FileTarget:
             self._temporary = None
 
 
-class BlockTarget:
+class BlockTarget(PlainTarget):
     """A whole block device, opened exclusively: the kernel refuses with EBUSY what it has in use itself.
 
     Reads are direct, so that they come from the medium and not from the page cache.
@@ -221,6 +304,10 @@ class BlockTarget:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._direct = -1
+
+
+def _unable(what: str) -> OSError:
+    return OSError(errno.EOPNOTSUPP, f"the target cannot {what}")
 
 
 def _read(fd: int, offset: int, length: int) -> bytes:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from erofs_edge.flash.target import Identity
+from erofs_edge.flash.target import Identity, PlainTarget
 
 
-class FaultyTarget:
+class FaultyTarget(PlainTarget):
     """A disk full of 0xA5.
 
     short    writes take at most so many bytes
