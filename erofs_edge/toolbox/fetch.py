@@ -23,7 +23,7 @@ from erofs_edge.sources.debian.apt import open_apt
 from erofs_edge.sources.debian.mirror import Mirror
 from erofs_edge.toolbox.prefix import STAMP, installed, prefix
 
-BIN_DIRS = ("usr/bin", "usr/sbin", "bin", "sbin")
+BIN_DIRS = ("usr/bin", "usr/sbin", "bin", "sbin", "usr/lib/systemd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,11 @@ SETS = {
     ),
     "oracles-fastboot": ToolSet(
         "trixie", ("fastboot", "android-sdk-libsparse-utils"), _same("fastboot", "simg2img", "img2simg")
+    ),
+    "oracles-uefi": ToolSet(
+        "trixie",
+        ("sbsigntool", "osslsigncode", "pesign", "swtpm", "systemd-ukify", "systemd"),
+        _same("sbverify", "sbsign", "osslsigncode", "pesign", "swtpm", "systemd-measure"),
     ),
     "oracles-sid": ToolSet("sid", ("erofs-utils",), {name: (name, f"{name}-1.9") for name in EROFS_TOOLS}),
     # the module is loaded into the host's own Python: of the oldest release, so that its libc is new enough
