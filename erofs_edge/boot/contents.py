@@ -6,13 +6,13 @@ from __future__ import annotations
 import re
 import struct
 
+from erofs_edge.boot.cpio import read_cpio
 from erofs_edge.boot.fdt import parse
 from erofs_edge.boot.initramfs import LZ4_LEGACY_BLOCK, LZ4_LEGACY_MAGIC
 from erofs_edge.errors import FormatError
 
 ARCHIVE_MAX = 512 << 20
 """bytes that an initramfs may unpack to"""
-_HEAD = 110  # bytes of a "newc" header
 _ASSIGNMENT = re.compile(r"([A-Z_]+)='([^']*)'")
 
 
@@ -24,7 +24,13 @@ def init_values(fit: bytes) -> dict[str, str]:
     node = parse(fit).root.at("/images/ramdisk")
     if node is None or "data" not in node.props:
         raise FormatError("the FIT has no initramfs", where="/images/ramdisk")
-    text = _member(_unpack(node.props["data"]), b"config").decode("utf-8", "replace")
+    for member in read_cpio(unpack_initramfs(node.props["data"])):
+        if member.name == b"config":
+            return _values(member.data.decode("utf-8", "replace"))
+    raise FormatError("the initramfs has no config", where="/images/ramdisk")
+
+
+def _values(text: str) -> dict[str, str]:
     values = {}
     for line in text.splitlines():
         found = _ASSIGNMENT.fullmatch(line)
@@ -34,8 +40,8 @@ def init_values(fit: bytes) -> dict[str, str]:
     return values
 
 
-def _unpack(packed: bytes) -> bytes:
-    """LZ4's legacy frame, as `initramfs.compress` makes it."""
+def unpack_initramfs(packed: bytes) -> bytes:
+    """The archive in LZ4's legacy frame, as `initramfs.compress` makes it. Raises FormatError."""
     import lz4.block
 
     if len(packed) < 4 or struct.unpack_from("<I", packed)[0] != LZ4_LEGACY_MAGIC:
@@ -53,23 +59,3 @@ def _unpack(packed: bytes) -> bytes:
     if size > ARCHIVE_MAX:
         raise FormatError(f"the initramfs unpacks to more than {ARCHIVE_MAX} bytes", where="/images/ramdisk")
     return b"".join(pieces)
-
-
-def _member(archive: bytes, wanted: bytes) -> bytes:
-    """The content of one file of a cpio archive."""
-    position = 0
-    while position + _HEAD <= len(archive):
-        head = archive[position : position + _HEAD]
-        try:
-            size, name_size = (int(head[at : at + 8], 16) for at in (54, 94))
-        except ValueError:
-            size = name_size = -1
-        if head[:6] != b"070701" or size < 0 or name_size < 1:
-            break
-        start = position + _HEAD + name_size
-        name = archive[position + _HEAD : start - 1]
-        start += -start % 4
-        if name == wanted and start + size <= len(archive):
-            return archive[start : start + size]
-        position = start + size + -size % 4
-    raise FormatError(f"the initramfs has no {wanted.decode()}", where="/images/ramdisk")

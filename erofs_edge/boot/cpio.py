@@ -5,11 +5,53 @@
 
 from __future__ import annotations
 
-from erofs_edge.errors import CapacityError
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from erofs_edge.errors import CapacityError, FormatError
 from erofs_edge.tree import FileTree, Inode
 
 TRAILER = b"TRAILER!!!"
 LIMIT = 0xFFFFFFFF
+MAGICS = (b"070701", b"070702")
+_HEAD = 110  # bytes of a header
+
+
+class Member(NamedTuple):
+    """One entry of an archive; `rdev` is (major, minor)."""
+
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    rdev: tuple[int, int]
+    data: bytes
+
+
+def read_cpio(archive: bytes) -> Iterator[Member]:
+    """The entries of an archive, up to its trailer; of several archives in a row, of all. Raises FormatError."""
+    position = 0
+    while position < len(archive):
+        if not archive[position]:
+            position += 4 - position % 4  # zeros between archives
+            continue
+        head = archive[position : position + _HEAD]
+        if head[:6] not in MAGICS or len(head) < _HEAD:
+            raise FormatError("not a cpio archive", where=f"offset {position:#x}")
+        try:
+            fields = [int(head[at : at + 8], 16) for at in range(6, _HEAD, 8)]
+        except ValueError:
+            raise FormatError("a header of a cpio archive is damaged", where=f"offset {position:#x}") from None
+        _, mode, uid, gid, _, mtime, size, _, _, major, minor, name_size, _ = fields
+        start = position + _HEAD + name_size
+        name = archive[position + _HEAD : start - 1]
+        start += -start % 4
+        if name_size < 1 or start + size > len(archive):
+            raise FormatError("a cpio archive is cut short", where=f"offset {position:#x}")
+        if name != TRAILER:
+            yield Member(name, mode, uid, gid, mtime, (major, minor), archive[start : start + size])
+        position = start + size + -size % 4
 
 
 def write_cpio(tree: FileTree, *, epoch: int) -> bytes:

@@ -15,6 +15,7 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
 _DYNAMIC = struct.Struct("<qQ")
 PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
+SHT_NOBITS = 8
 DT_NULL, DT_NEEDED, DT_STRTAB, DT_STRSZ = 0, 1, 5, 10
 MAX_ENTRIES = 4096
 
@@ -67,6 +68,21 @@ def dynamic(data: bytes) -> Dynamic:
             strings_size = value
     strings = _slice(data, _file_offset(loads, strings_at), strings_size) if names else b""
     return Dynamic(interpreter, [_string(strings, name) for name in names[:MAX_ENTRIES]])
+
+
+def sections(data: bytes) -> list[tuple[str, bytes]]:
+    """(name, bytes) of every section, in order; one without bytes in the file (.bss) is empty. Raises FormatError."""
+    header = _header(data)
+    table = _table(data, _SECTION, header[6], header[11], header[12])
+    if not table:
+        return []
+    if header[13] >= len(table):
+        raise FormatError("ELF file has no section names")
+    names = _slice(data, table[header[13]][4], table[header[13]][5])
+    return [
+        (_string(names, section[0]), b"" if section[1] == SHT_NOBITS else _slice(data, section[4], section[5]))
+        for section in table
+    ]
 
 
 def _section(data: bytes, wanted: str) -> bytes | None:
