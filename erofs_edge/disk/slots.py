@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from erofs_edge.errors import CapacityError, FormatError
 
@@ -25,6 +26,11 @@ ENV_OFFSETS = (0, 64 << 10)
 STATE_SIZE = ENV_OFFSETS[-1] + ENV_SIZE
 
 ATTEMPTS = 3
+"""of a slot that has yet to show that it works"""
+GOOD_ATTEMPTS = 4
+"""of one that has: as the boot script takes one before each start, a slot that never confirms it is on trial again"""
+RECOVERY = "RECOVERY"
+"""the slot that updates leave alone unless it is named"""
 LEFT_MAX = 9  # U-Boot's setexpr counts in hexadecimal, its test in decimal: one digit means the same to both
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -46,11 +52,55 @@ def initial(slots: Sequence[str]) -> SlotState:
 
 def activate(state: SlotState, slot: str) -> SlotState:
     """`slot` ('b' or 'B') first and with all attempts, the others behind it as they are."""
-    name = slot.upper()
-    if name not in state.left:
-        raise FormatError(f"no slot {slot!r}", hint=f"slots: {', '.join(state.left)}")
+    name = _known(state, slot)
     order = (name, *(other for other in state.order if other != name))
     return replace(state, order=order, left={**state.left, name: ATTEMPTS})
+
+
+Standing = Literal["good", "pending", "bad"]
+
+
+def standing(state: SlotState, slot: str) -> Standing:
+    """What is known of a slot: it has shown that it works, has attempts left to show it, or is not started any more.
+
+    RAUC's two words follow from it: what is not 'bad' is good to RAUC.
+    """
+    left = state.left.get(_known(state, slot), 0)
+    if not left or slot.upper() not in state.order:
+        return "bad"
+    return "good" if left >= GOOD_ATTEMPTS else "pending"
+
+
+def mark(state: SlotState, slot: str, standing: Standing) -> SlotState:
+    """The state with a slot 'good', 'bad', or 'pending' with all attempts of a trial. The order stays."""
+    name = _known(state, slot)
+    order = state.order if name in state.order else (*state.order, name)
+    left = {"good": GOOD_ATTEMPTS, "pending": ATTEMPTS, "bad": 0}[standing]
+    return replace(state, order=order, left={**state.left, name: left})
+
+
+def retire(state: SlotState, slot: str) -> SlotState:
+    """The state before a slot is written: last, and without attempts, so that nothing starts it half written."""
+    name = _known(state, slot)
+    order = (*(other for other in state.order if other != name), name)
+    return replace(state, order=order, left={**state.left, name: 0})
+
+
+def active(state: SlotState) -> str:
+    """The slot that starts next."""
+    return choose(state)[0]
+
+
+def spare(state: SlotState) -> str:
+    """The slot that an update may overwrite: never the one that would be missed most.
+
+    Kept is the first good one, else the one that starts next. Of the others the last in the order is taken, the
+    recovery slot only if there is no other; a board with one slot has only that.
+    """
+    kept = next((name for name in state.order if standing(state, name) == "good"), active(state))
+    names = [*state.order, *(name for name in state.left if name not in state.order)]
+    others = [name for name in names if name not in (kept, RECOVERY)]
+    return others[-1] if others else kept
 
 
 def choose(state: SlotState) -> tuple[str, SlotState]:
@@ -64,9 +114,27 @@ def choose(state: SlotState) -> tuple[str, SlotState]:
     return choose(initial(tuple(state.left)))
 
 
+def encode_copy(state: SlotState) -> bytes:
+    """One copy, ENV_SIZE bytes."""
+    return encode({"BOOT_ORDER": " ".join(state.order)} | {f"BOOT_{n}_LEFT": str(v) for n, v in state.left.items()})
+
+
+def writes(raw: bytes, state: SlotState) -> list[tuple[int, bytes]]:
+    """How to change the state of a partition that starts with `raw`: (byte offset, copy), to be flushed one by one.
+
+    The copy that does not count goes first, so that one is whole at each moment.
+    """
+    try:
+        _, counts = decode_state(raw)
+    except FormatError:
+        counts = ENV_OFFSETS[0]
+    block = encode_copy(state)
+    return [(offset, block) for offset in sorted(ENV_OFFSETS, key=lambda offset: offset == counts)]
+
+
 def encode_state(state: SlotState) -> bytes:
     """Both copies and what is between them: STATE_SIZE bytes for the start of the partition."""
-    block = encode({"BOOT_ORDER": " ".join(state.order)} | {f"BOOT_{n}_LEFT": str(v) for n, v in state.left.items()})
+    block = encode_copy(state)
     image = bytearray(STATE_SIZE)
     for offset in ENV_OFFSETS:
         image[offset : offset + ENV_SIZE] = block
@@ -131,3 +199,11 @@ def _state(variables: Mapping[str, str], offset: int) -> SlotState:
     if not order or any(name not in left for name in order):
         raise FormatError("BOOT_ORDER names no slot, or one without attempts", where=f"offset {offset:#x}")
     return SlotState(order, left)
+
+
+def _known(state: SlotState, slot: str) -> str:
+    """'B' for 'b' or 'B'. Raises FormatError for a slot that is not there."""
+    name = slot.upper()
+    if name not in state.left:
+        raise FormatError(f"no slot {slot!r}", hint=f"slots: {', '.join(state.left)}")
+    return name
