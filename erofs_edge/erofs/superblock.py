@@ -190,8 +190,11 @@ def _read_records(backing: Backing, raw: Superblock) -> tuple[int, dict[int, byt
 
 
 def _check_record(algorithm: int, fields: list[int], blkszbits: int, position: int) -> None:
-    if algorithm == ondisk.ALGORITHM_LZ4 and fields[1] > ondisk.PCLUSTER_MAX >> blkszbits:
-        raise broken(f"LZ4 pclusters of {fields[1]} blocks are over 1 MiB", position)
+    if algorithm == ondisk.ALGORITHM_LZ4:
+        # fs/erofs/decompressor.c and zutil.c: 1 MiB, and a buffer of so many pages, whatever the block size
+        most = min(ondisk.PCLUSTER_MAX >> blkszbits, ondisk.LZ4_PCLUSTER_BLOCKS_MAX)
+        if fields[1] > most:
+            raise broken(f"LZ4 pclusters of {fields[1]} blocks are over the {most} that kernels read", position)
     if algorithm == ondisk.ALGORITHM_LZMA and (not 4096 <= fields[0] <= 8 << 20 or fields[1]):
         raise broken(f"LZMA dictionary of {fields[0]} bytes, format {fields[1]} is not defined", position)
     if algorithm == ondisk.ALGORITHM_DEFLATE and not 8 <= fields[0] <= 15:

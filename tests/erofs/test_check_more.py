@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 from mutate import seal
 from reader_trees import mkfs, noise, text
+from writer_check import write
+from writer_trees import file
 
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.check import check
 from erofs_edge.erofs.extents import Kind
 from erofs_edge.erofs.inplace import InPlace, obstacle
 from erofs_edge.erofs.read import Image
+from erofs_edge.errors import ErofsFormatError
+from erofs_edge.tree import FileTree
 
 Oracle = Callable[[str], str]
 
@@ -105,3 +109,26 @@ def test_each_obstacle(source: Path, tmp_path: Path, oracle: Oracle) -> None:
         assert obstacle(backing, info, first._replace(inline=True)) == "inline"
         assert obstacle(backing, info, first._replace(algorithm=ondisk.ALGORITHM_ZSTD)) == "algorithm"
         assert InPlace().share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("block_size", "most"), [(512, 256), (1024, 256), (4096, 256), (16384, 64), (65536, 16)], ids=str
+)
+def test_lz4_pclusters_that_no_kernel_reads(block_size: int, most: int, tmp_path: Path) -> None:
+    """At most 1 MiB, and at most the 256 pages of the kernel's buffer, counted in blocks."""
+    tree = FileTree()
+    tree.add("f", file(text(40_000)))
+    path = tmp_path / "image"
+    write(tree, path, compression="lz4", block_size=block_size, pcluster=2 * block_size)
+    at = ondisk.SUPER_OFFSET + ondisk.SUPER_SIZE + 4  # behind the record's length and its distance
+    for blocks in (most, most + 1):
+        data = bytearray(path.read_bytes())
+        assert data[at - 4 : at - 2] == b"\x0e\0"
+        data[at : at + 2] = blocks.to_bytes(2, "little")
+        path.write_bytes(seal(data))
+        if blocks == most:
+            assert check(path).findings == []
+            continue
+        with pytest.raises(ErofsFormatError, match=f"LZ4 pclusters of {blocks} blocks are over the {most}") as caught:
+            Image(path)
+        assert caught.value.where == f"offset {at - 4:#x}"
