@@ -152,7 +152,14 @@ def _wrap(prefix_root: Path, root: Path, program: str, name: str) -> None:
         raise ToolError(f"{program} is in none of the packages fetched", where=str(root))
     triplet = loader.parent.name
     library = root / "usr/lib" / triplet
-    folders = (library, library / "systemd", library / "android", root / "lib" / triplet, root / "usr/lib")
+    folders = (
+        library,
+        library / "systemd",
+        library / "android",
+        library / "swtpm",
+        root / "lib" / triplet,
+        root / "usr/lib",
+    )
     libraries = ":".join(str(path) for path in folders if path.is_dir())
     extra = f"-L '{root}/usr/share/qemu' " if program.startswith("qemu-system") else ""
     script = prefix_root / "bin" / name
