@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge flash`: write a built board to a disk or a file, and prove it by reading it back."""
+"""`erofs-edge flash`: make a disk, a file or a board hold a built system, write only what differs, and prove it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from erofs_edge.cli.output import emit_json, json_option, note, size_text, step, table
+from erofs_edge.cli.flash_show import device_text, show_plan, show_results
+from erofs_edge.cli.output import json_option, note, step
 from erofs_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.flash.execute import RegionResult
-    from erofs_edge.flash.plan import Plan
-    from erofs_edge.flash.target import Identity
+    from erofs_edge.flash.prepare import Prepared, Wish
+    from erofs_edge.flash.target import Identity, Target
+    from erofs_edge.flash.targets import Candidate
 
 DISK = "disk.img"
 
@@ -27,8 +29,13 @@ DISK = "disk.img"
 @click.option("--to", "to", required=True, metavar="TARGET", help="Block device, file, or nbd://HOST[:PORT]/EXPORT.")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be written where, and touch nothing.")
+@click.option("--verify-only", is_flag=True, help="Compare the target with the image, and touch nothing.")
+@click.option("--repair", is_flag=True, help="Write only blocks that are wrong, in each slot that holds this image.")
+@click.option("--slot", metavar="SLOT", help="Write this slot. Default: the one that would be missed least.")
+@click.option("--whole", is_flag=True, help="Take the target for blank: partition table, all slots, empty data.")
+@click.option("--full", is_flag=True, help="Write all blocks, whatever the target holds.")
 @click.option("--yes", is_flag=True, help="Do not ask before a device is overwritten.")
-@click.option("--resume", is_flag=True, help="Read first and keep what is right: after a cut, or to write less.")
+@click.option("--resume", is_flag=True, help="On a whole disk too, read first and keep what is right.")
 @click.option("--no-verify", is_flag=True, help="Do not read back what was written.")
 @json_option
 def flash(
@@ -38,43 +45,92 @@ def flash(
     to: str,
     out: Path | None,
     plan_only: bool,
+    verify_only: bool,
+    repair: bool,
+    slot: str | None,
+    whole: bool,
+    full: bool,
     yes: bool,
     resume: bool,
     no_verify: bool,
     as_json: bool,
 ) -> None:
-    """Make a disk hold exactly the image of a built board, and read it back.
+    """Make a target hold exactly the system of a built board, and prove it.
+
+    A disk that has the board's partitions keeps them: the slot that does not run gets the new system, only blocks that
+    differ are written, and the slot is started next once all is proved. Any other disk is written whole.
 
     Refuses disks that are mounted or in use. A new file gets its name only when all is well.
     """
-    from erofs_edge.flash.execute import flash as execute
-    from erofs_edge.flash.plan import plan_flash
+    from erofs_edge.flash.prepare import Wish
     from erofs_edge.flash.targets import find_target
 
     if (what is None) == (image is None):
         raise UsageError("what is to be written: BOARD, OUTDIR, IMAGE or --image, one of them")
+    if plan_only + verify_only + repair > 1 or (repair and (whole or full)) or (whole and slot):
+        raise UsageError("these options exclude each other")
     image = image or _image(what or Path(), out)
-    with find_target(to, image) as target:
-        identity = target.identity
-        plan = plan_flash(image, identity)
-        if plan_only:
-            _show_plan(plan, identity, as_json=as_json)
-            return
-        if identity.kind != "file" and not yes:
-            _confirm(identity)
-        started = time.monotonic()
-        opened = target.open(plan.size)
-        try:
-            results = execute(plan, opened, step, verify=not no_verify, resume=resume)
-            on_wire = opened.bytes_on_wire
-        except KeyboardInterrupt:
-            note("stopped in between: the target is not complete; the same command with --resume goes on")
-            raise
-        finally:
-            opened.close()
+    wish = Wish(slot, whole, full, resume)
+    with find_target(to, image) as candidate:
+        if plan_only or verify_only:
+            _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
+        else:
+            _write(candidate, image, wish, repair=repair, yes=yes, verify=not no_verify, as_json=as_json)
+
+
+def _look(candidate: Candidate, image: Path, wish: Wish, *, verify_only: bool, as_json: bool) -> None:
+    """--plan and --verify-only: nothing is touched."""
+    from erofs_edge.flash.estimate import estimate
+    from erofs_edge.flash.plan import plan_flash
+    from erofs_edge.flash.prepare import Prepared, prepare, prepare_check, refuse_differences
+
+    identity = candidate.identity
+    if not identity.size:
+        if verify_only:
+            raise SourceError("there is nothing to compare", where=identity.path)
+        show_plan(Prepared(plan_flash(image, identity), None), identity, None, as_json=as_json)
+        return
+    target = candidate.open(identity.size)
+    try:
+        if verify_only:
+            prepared = prepare_check(image, target, wish.slot, step)
+            refuse_differences(prepared, target)
+            note(f"{identity.path} holds {image}")
+        else:
+            prepared = prepare(image, target, wish, step)
+        show_plan(prepared, identity, estimate(prepared, target), as_json=as_json)
+    finally:
+        target.close()
+
+
+def _write(
+    candidate: Candidate, image: Path, wish: Wish, *, repair: bool, yes: bool, verify: bool, as_json: bool
+) -> None:
+    from erofs_edge.flash.prepare import prepare, prepare_repair
+
+    identity = candidate.identity
+    started = time.monotonic()
+    target = candidate.open(max(identity.size, image.stat().st_size))
+    try:
+        todo = prepare_repair(image, target, wish.slot, step) if repair else [prepare(image, target, wish, step)]
+        if identity.kind != "file" and not yes and not all(prepared.nothing_to_do for prepared in todo):
+            _confirm(identity, todo)
+        results = [result for prepared in todo for result in _carry_out(prepared, target, verify=verify)]
+        on_wire = target.bytes_on_wire
+    except KeyboardInterrupt:
+        note("stopped in between: the target is not complete; the same command with --resume goes on")
+        raise
+    finally:
+        target.close()
     seconds = time.monotonic() - started
     note(f"Finished. Total time: {seconds:.3f}s")
-    _show_results(plan, identity, results, seconds, on_wire, as_json=as_json)
+    show_results(todo, identity, results, seconds, on_wire, as_json=as_json)
+
+
+def _carry_out(prepared: Prepared, target: Target, *, verify: bool) -> list[RegionResult]:
+    from erofs_edge.flash.execute import flash as execute
+
+    return execute(prepared.plan, target, step, verify=verify, found=prepared.found)
 
 
 def _image(what: Path, out: Path | None) -> Path:
@@ -93,77 +149,12 @@ def _image(what: Path, out: Path | None) -> Path:
     return image
 
 
-def _confirm(identity: Identity) -> None:
+def _confirm(identity: Identity, todo: list[Prepared]) -> None:
     if not sys.stdin.isatty():
         raise UsageError(f"{identity.path} would be overwritten", hint="--yes if that is meant")
-    note(f"{_device_text(identity)}: everything on it will be lost")
+    updates = [prepared.plan.update for prepared in todo if prepared.plan.update is not None]
+    lost = f"slot {updates[0].slot.lower()} will be overwritten" if updates else "everything on it will be lost"
+    if not updates and all(prepared.state is not None for prepared in todo):
+        lost = "blocks that are wrong will be overwritten"
+    note(f"{device_text(identity)}: {lost}")
     click.confirm("Go on?", abort=True, err=True)
-
-
-def _device_text(identity: Identity) -> str:
-    facts = [identity.model, identity.serial, size_text(identity.size), "removable" if identity.removable else "fixed"]
-    if identity.kind == "file":
-        facts = [f"file, {size_text(identity.size)}" if identity.size else "new file"]
-    return f"{identity.path} ({', '.join(filter(None, facts))})"
-
-
-def _show_plan(plan: Plan, identity: Identity, *, as_json: bool) -> None:
-    if as_json:
-        regions = [
-            {"name": r.name, "start": r.start, "size": r.size, "data": r.data_bytes, "zeros": r.size - r.data_bytes}
-            for r in plan.regions
-        ]
-        emit_json({"image": plan.image, "size": plan.size, "target": identity, "regions": regions})
-        return
-    note(f"{plan.image} ({size_text(plan.size)}) to {_device_text(identity)}")
-    table(
-        [(r.name, f"{r.start:#x}", size_text(r.size), size_text(r.data_bytes)) for r in plan.regions],
-        header=("region", "at", "size", "data"),
-    )
-    note(f"{size_text(plan.data_bytes)} would be written, the rest made zeros; nothing was touched")
-
-
-def _show_results(
-    plan: Plan,
-    identity: Identity,
-    results: list[RegionResult],
-    seconds: float,
-    on_wire: int | None,
-    *,
-    as_json: bool,
-) -> None:
-    if as_json:
-        keys = ("name", "start", "size", "written", "zeroed", "kept", "verified", "write_seconds", "verify_seconds")
-        regions = [{key: getattr(result, key) for key in keys} for result in results]
-        written = sum(result.written + result.zeroed for result in results)
-        emit_json(
-            {
-                "image": plan.image,
-                "target": identity,
-                "seconds": seconds,
-                "bytes_total": plan.size,
-                "bytes_written": written,
-                "bytes_on_wire": written if on_wire is None else on_wire,
-                "regions": regions,
-            }
-        )
-        return
-    table(
-        [
-            (
-                r.name,
-                f"{r.start:#x}",
-                size_text(r.written),
-                size_text(r.zeroed),
-                size_text(r.kept),
-                _rate(r.written + r.zeroed, r.write_seconds),
-                "yes" if r.verified == r.size else "no",
-            )
-            for r in results
-        ],
-        header=("region", "at", "written", "zeroed", "right already", "rate", "verified"),
-    )
-
-
-def _rate(size: int, seconds: float) -> str:
-    return f"{size_text(int(size / seconds))}/s" if size and seconds > 0 else ""

@@ -152,6 +152,14 @@ def decode_state(raw: bytes) -> tuple[SlotState, int]:
     raise problem or FormatError("no slot state")
 
 
+def decode_state_or(raw: bytes, default: SlotState | None = None) -> SlotState | None:
+    """As decode_state, and the default where neither copy is whole."""
+    try:
+        return decode_state(raw)[0]
+    except FormatError:
+        return default
+
+
 def encode(variables: Mapping[str, str], size: int = ENV_SIZE) -> bytes:
     """An environment block of `size` bytes, variables in the order given.
 

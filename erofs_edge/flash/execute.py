@@ -1,36 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carry out a plan on a target: write, read back, and only then make the partition table valid.
+"""Carry out a plan on a target: compare, write what differs, read back, and only then let anybody start from it.
 
-Each region's holes are made zeros, for a hash tree promises zeros there. The proof is a second reading of the
-medium, compared with the hashes of what was read from the image.
+For a whole disk what comes last is the partition table; for a slot of a disk that has its table, it is the slot state.
+Each region's holes are made zeros, for a hash tree promises zeros there. The proof is a reading of the medium, or a
+digest that the target makes of it, compared with what was read from the image.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from erofs_edge.errors import CapacityError, DeviceError, PartialWriteError, SourceError, VerificationError
+from erofs_edge.flash import slot_state
+from erofs_edge.flash.guarded import Guarded
+from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
+from erofs_edge.flash.readback import Expected, check
+from erofs_edge.flash.survey import NOWHERE, Findings, Step, chunks, compare, everything
 from erofs_edge.flash.target import Target
-
-CHUNK = 4 << 20
-NOWHERE = bytes(CHUNK)
-BLOCK = 4096  # what a bad place is narrowed down to
-
-Progress = Callable[[int, int], None]
-Step = Callable[[str], AbstractContextManager[Progress]]
-"""step("Writing 'boot_a'") around each piece of work; what it yields is told (done, total) in bytes"""
-
-RESUME_HINT = "the same command with --resume goes on: what is right already is kept"
 
 
 @dataclass(slots=True)
@@ -46,38 +35,42 @@ class RegionResult:
     verified: int = 0
     write_seconds: float = 0.0
     verify_seconds: float = 0.0
-    digests: dict[int, bytes] = field(default_factory=dict, repr=False)
-    """sha256 of each chunk of data, by its offset"""
+    expected: Expected = field(default_factory=Expected, repr=False)
 
 
-def flash(plan: Plan, target: Target, step: Step, *, verify: bool = True, resume: bool = False) -> list[RegionResult]:
+def flash(
+    plan: Plan,
+    target: Target,
+    step: Step,
+    *,
+    verify: bool = True,
+    resume: bool = False,
+    found: dict[Region, Findings] | None = None,
+) -> list[RegionResult]:
     """Make the target hold the image.
 
-    With `resume`, data that the target holds already is read and kept; holes are always treated that way.
+    `found` is what was seen of the target before: what is right is kept, and where nothing differs, nothing at all is
+    written. `resume` looks at the target here. Without either, everything is written that is no hole.
 
     Raises PartialWriteError (or CapacityError, where the disk under a file is full) when a write fails, SourceError
     when the image does, VerificationError when what is read back is not what was written.
     """
     results = {region: RegionResult(region.name, region.start, region.size) for region in plan.regions}
-    image = os.open(plan.image, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            job = _Job(image, plan.image, target, pool, resume)
-            if plan.table:
-                with step("Erasing old table"):
-                    job.erase(plan.table[-1])
+    with Image(plan.image) as image, ThreadPoolExecutor(2) as pool:
+        job = _Job(image, target, pool, step)
+        if resume and found is None:
+            found = compare(plan.regions, image, target, step)
+        for region, findings in (found or {}).items():
+            if findings.right:  # seen a moment ago: that is its proof
+                results[region].kept = results[region].verified = region.size
+        if found is None or not all(findings.right for findings in found.values()):
+            job.begin(plan)
             for stage in (plan.contents, plan.table):
                 for region in stage:
-                    label = f"Writing '{region.name}' ({region.data_bytes >> 10} KB)"
-                    if not region.data:
-                        label = f"Zeroing '{region.name}' ({region.size >> 10} KB)"
-                    with step(label) as progress:
-                        job.write(region, results[region], progress)
+                    job.write(region, results[region], None if found is None or stage is plan.table else found[region])
                 for region in stage if verify else ():
-                    with step(f"Verifying '{region.name}'") as progress:
-                        job.verify(region, results[region], progress)
-    finally:
-        os.close(image)
+                    job.verify(region, results[region])
+        job.confirm(plan)
     target.finish()
     return list(results.values())
 
@@ -85,41 +78,74 @@ def flash(plan: Plan, target: Target, step: Step, *, verify: bool = True, resume
 class _Job:
     """One image on its way to one target."""
 
-    def __init__(self, image: int, path: Path, target: Target, pool: ThreadPoolExecutor, resume: bool) -> None:
-        self.image, self.path, self.target, self.pool, self.resume = image, path, target, pool, resume
+    def __init__(self, image: Image, target: Target, pool: ThreadPoolExecutor, step: Step) -> None:
+        self.image, self.target, self.pool, self.step = image, target, pool, step
 
-    def erase(self, table: Region) -> None:
-        """Invalidate the old partition table, on the medium, before anything else changes."""
-        with _Guarded(self.target, table.name) as at:
-            at.offset = table.start
-            self.target.zero(table.start, table.size)
-            self.target.flush()
+    def begin(self, plan: Plan) -> None:
+        """Before anything else changes, nobody may start from what is about to change: that is on the medium first."""
+        if plan.update is not None:
+            with self.step(f"Closing slot {plan.update.slot.lower()}"), Guarded(self.target, "slot state"):
+                slot_state.begin(self.target, plan.update)
+        elif plan.table:
+            head = plan.table[-1]
+            with self.step("Erasing old table"), Guarded(self.target, head.name) as at:
+                at.offset = head.start
+                self.target.zero(head.start, head.size)
+                self.target.flush()
 
-    def write(self, region: Region, result: RegionResult, progress: Progress) -> None:
+    def confirm(self, plan: Plan) -> None:
+        """All is proved: the slot is the next to be started."""
+        if plan.update is not None and slot_state.is_due(self.target, plan.update):
+            with self.step(f"Opening slot {plan.update.slot.lower()}"), Guarded(self.target, "slot state"):
+                slot_state.end(self.target, plan.update)
+
+    def write(self, region: Region, result: RegionResult, found: Findings | None) -> None:
+        """Write what differs, or everything where that is not known."""
+        if found is not None and found.right:
+            return
+        todo = found or everything(region)
+        label = f"Writing '{region.name}' ({todo.write_bytes >> 10} KB)"
+        if not todo.write:
+            label = f"Zeroing '{region.name}' ({todo.zero_bytes >> 10} KB)"
         started = time.monotonic()
-        hashes: deque[tuple[int, Future[bytes]]] = deque()
-        with _Guarded(self.target, region.name) as at:
-            for start, end in region.zeros():
-                self._zero(start, end, result, at)
-                progress(result.zeroed + result.kept, region.size)
-            for start, length in _chunks(region.data):
-                at.offset = start
-                data = self._source(start, length)
-                hashes.append((start, self.pool.submit(_digest, data)))
-                if self.resume and self.target.read(start, length) == data:
-                    result.kept += length
-                else:
-                    self._write_all(start, data, at)
-                    result.written += length
+        with self.step(label) as progress, Guarded(self.target, region.name) as at:
+            result.kept = todo.kept
+
+            def told() -> None:
                 progress(result.written + result.zeroed + result.kept, region.size)
-                while len(hashes) > 3:
-                    _take(hashes, result)
+
+            for start, end in todo.zero:
+                self._zero(start, end, result, at)
+                told()
+            for start, length in chunks(todo.write):
+                at.offset = start
+                data = self.image.read(start - region.shift, length)
+                result.expected.remember(self.pool, start, data)
+                self._write_all(start, data, at)
+                result.written += length
+                told()
             self.target.flush()
-        while hashes:
-            _take(hashes, result)
         result.write_seconds = time.monotonic() - started
 
-    def _write_all(self, offset: int, data: bytes, at: _Guarded) -> None:
+    def verify(self, region: Region, result: RegionResult) -> None:
+        """Read back a region of which anything was written."""
+        if result.verified == region.size and not (result.written or result.zeroed):
+            return
+        started = time.monotonic()
+        with (
+            self.step(f"Verifying '{region.name}'") as progress,
+            Guarded(self.target, region.name, "reading back") as at,
+        ):
+
+            def told(done: int, place: int) -> None:
+                at.offset = place
+                progress(done, region.size)
+
+            check(region, self.image, self.target, result.expected, self.pool, told)
+        result.verified = region.size
+        result.verify_seconds = time.monotonic() - started
+
+    def _write_all(self, offset: int, data: bytes, at: Guarded) -> None:
         view = memoryview(data)
         while view:
             done = self.target.write(offset, view)
@@ -128,113 +154,13 @@ class _Job:
             view, offset = view[done:], offset + done
             at.offset = offset
 
-    def _zero(self, start: int, end: int, result: RegionResult, at: _Guarded) -> None:
+    def _zero(self, start: int, end: int, result: RegionResult, at: Guarded) -> None:
         """Make a range zeros; pieces that are zeros already are only read."""
         zeroed = 0
-        for offset, length in _chunks(self.target.data(start, end - start)):
+        for offset, length in chunks(self.target.data(start, end - start)):
             at.offset = offset
             if self.target.cheap_zeros or self.target.read(offset, length) != NOWHERE[:length]:
                 self.target.zero(offset, length)
                 zeroed += length
         result.zeroed += zeroed
         result.kept += end - start - zeroed
-
-    def verify(self, region: Region, result: RegionResult, progress: Progress) -> None:
-        started = time.monotonic()
-        bad: list[int] = []
-        waiting: deque[tuple[int, int, Future[bytes]]] = deque()
-
-        def judge() -> None:
-            start, length, digest = waiting.popleft()
-            if digest.result() != result.digests[start]:
-                bad.extend(self._differences(start, length))
-            result.verified += length
-            progress(result.verified, region.size)
-
-        with _Guarded(self.target, region.name, "reading back") as at:
-            for start, length in _chunks(region.data):
-                at.offset = start
-                waiting.append((start, length, self.pool.submit(_digest, self.target.read(start, length))))
-                if len(waiting) > 3:
-                    judge()
-            while waiting:
-                judge()
-            for start, end in region.zeros():
-                for offset, length in _chunks(self.target.data(start, end - start)):
-                    at.offset = offset
-                    data = self.target.read(offset, length)
-                    if data != NOWHERE[:length]:
-                        bad.extend(_differing(data, NOWHERE[:length], offset))
-                result.verified += end - start
-                progress(result.verified, region.size)
-        result.verify_seconds = time.monotonic() - started
-        if bad:
-            shown = ", ".join(f"{offset:#x}" for offset in bad[:5]) + (", …" if len(bad) > 5 else "")
-            raise VerificationError(
-                f"'{region.name}' reads back differently in {len(bad)} block(s) of {BLOCK} bytes, at byte {shown}",
-                where=self.target.identity.path,
-                hint="the medium loses data (worn out, or smaller than it says): use another one",
-            )
-
-    def _differences(self, start: int, length: int) -> list[int]:
-        """Where the target differs from the image; the chunk itself where a second reading shows no difference."""
-        places = list(_differing(self.target.read(start, length), self._source(start, length), start))
-        return places or [start]
-
-    def _source(self, offset: int, length: int) -> bytes:
-        try:
-            data = os.pread(self.image, length, offset)
-        except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror}", where=f"{self.path}: offset {offset:#x}") from error
-        if len(data) != length:
-            raise SourceError("the image became shorter while it was being read", where=str(self.path))
-        return data
-
-
-class _Guarded:
-    """Turns an OSError of the target into what the user is told; `offset` is how far things went."""
-
-    def __init__(self, target: Target, region: str, doing: str = "writing") -> None:
-        self.target, self.region, self.doing = target, region, doing
-        self.offset = 0
-
-    def __enter__(self) -> _Guarded:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError):
-            return
-        where = f"{self.target.identity.path}: offset {self.offset:#x}"
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and self.target.identity.kind == "file":
-            raise CapacityError(f"{self.doing} '{self.region}': {reason}", where=where) from error
-        if error.errno in (errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM):
-            raise DeviceError(
-                f"{self.doing} '{self.region}': the device is gone", where=where, hint=RESUME_HINT
-            ) from error
-        raise PartialWriteError(
-            f"{self.doing} '{self.region}' failed: {reason}", where=where, hint=RESUME_HINT
-        ) from error
-
-
-def _chunks(ranges: Iterator[tuple[int, int]] | tuple[tuple[int, int], ...]) -> Iterator[tuple[int, int]]:
-    """(offset, length) pieces of at most CHUNK bytes."""
-    for start, end in ranges:
-        for offset in range(start, end, CHUNK):
-            yield offset, min(CHUNK, end - offset)
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-def _take(hashes: deque[tuple[int, Future[bytes]]], result: RegionResult) -> None:
-    start, future = hashes.popleft()
-    result.digests[start] = future.result()
-
-
-def _differing(data: bytes, expected: bytes, offset: int) -> Iterator[int]:
-    """Offsets of the blocks that differ; bytes that are missing differ."""
-    for at in range(0, len(expected), BLOCK):
-        if data[at : at + BLOCK] != expected[at : at + BLOCK]:
-            yield offset + at

@@ -6,14 +6,14 @@ The partition table comes last: a write that stopped in between leaves a disk th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_edge.disk import gpt
-from erofs_edge.disk.sparse import data_extents
-from erofs_edge.errors import CapacityError, FormatError, SourceError
+from erofs_edge.errors import CapacityError, FormatError
+from erofs_edge.flash.image import Image
+from erofs_edge.flash.slot_state import SlotUpdate
 from erofs_edge.flash.target import Identity
 
 STALE_TABLE = 1 << 20  # bytes at the end of a larger target, where an older table may stand
@@ -22,13 +22,15 @@ STALE_TABLE = 1 << 20  # bytes at the end of a larger target, where an older tab
 @dataclass(frozen=True, slots=True)
 class Region:
     """A named stretch of the target. `data`: (start, end) ranges of bytes that the image has data for; the rest
-    must read as zeros. A region that is not `from_image` is zeros altogether."""
+    must read as zeros. A region that is not `from_image` is zeros altogether. Byte X of the target is byte
+    X - `shift` of the image."""
 
     name: str
     start: int
     end: int
     data: tuple[tuple[int, int], ...]
     from_image: bool = True
+    shift: int = 0
 
     @property
     def size(self) -> int:
@@ -51,12 +53,14 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`contents` are written and proved first, then `table` (none where the image has no partition table)."""
+    """`contents` are written and proved first, then `table` (none where the image has no partition table).
+    With an `update` the target keeps its table, and one slot of it is written."""
 
     image: Path
     size: int
     contents: tuple[Region, ...]
     table: tuple[Region, ...]
+    update: SlotUpdate | None = None
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -73,24 +77,16 @@ def plan_flash(image: Path, target: Identity) -> Plan:
     Raises SourceError where the image cannot be read, CapacityError where a device is too small for it, FormatError
     where its partition table is for another sector size than the device's.
     """
-    try:
-        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SourceError(f"cannot read: {error.strerror}", where=str(image)) from error
-    try:
-        size = os.lseek(fd, 0, os.SEEK_END)
-        if not size:
-            raise SourceError("the image is empty", where=str(image))
+    with Image(image) as source:
+        size = source.size
         if target.kind != "file" and target.size < size:
             raise CapacityError(
                 f"the device has {target.size} bytes, the image needs {size - target.size} more",
                 where=target.path,
                 hint="a larger device, or a smaller disk.size in the board file",
             )
-        extents = list(data_extents(fd, size))
-        table = _read_table(fd, size)
-    finally:
-        os.close(fd)
+        extents = source.extents()
+        table = source.table()
     if table is None:
         contents = [_region("image", 0, size, extents)]
         return Plan(image, size, (*contents, *_stale_table(size, target)), ())
@@ -129,13 +125,3 @@ def _stale_table(size: int, target: Identity) -> list[Region]:
     if target.size <= size:
         return []
     return [Region("old backup", max(size, target.size - STALE_TABLE), target.size, (), from_image=False)]
-
-
-def _read_table(fd: int, size: int) -> gpt.Table | None:
-    """The image's table, or None where it has none that can be believed: then it is plain bytes."""
-    for sector in (512, 4096):
-        try:
-            return gpt.decode(lambda offset, length: os.pread(fd, length, offset), size, sector)
-        except FormatError:
-            continue
-    return None

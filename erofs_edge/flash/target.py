@@ -182,8 +182,10 @@ class FileTarget(PlainTarget):
             self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
-            self._size = max(size, os.fstat(self._fd).st_size)
-            os.ftruncate(self._fd, self._size)
+            now = os.fstat(self._fd).st_size
+            self._size = max(size, now)
+            if self._size > now:
+                os.ftruncate(self._fd, self._size)
         except BaseException:
             self.close()
             raise

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erofs_edge.errors import CapacityError, DeviceError, PartialWriteError, SourceError, VerificationError
-from erofs_edge.flash import execute
-from erofs_edge.flash.execute import Progress, RegionResult, flash
+from erofs_edge.flash import survey
+from erofs_edge.flash.execute import RegionResult, flash
 from erofs_edge.flash.plan import plan_flash
+from erofs_edge.flash.survey import Progress
 from erofs_edge.flash.target import FileTarget
 
 MIB = 1 << 20
@@ -101,15 +102,14 @@ def test_exit_codes() -> None:
     assert (PartialWriteError.exit_code, VerificationError.exit_code, DeviceError.exit_code) == (8, 4, 6)
 
 
-def test_resume_writes_only_what_is_wrong(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute, "CHUNK", 65536)
+def test_resume_writes_only_what_is_wrong(image: Path) -> None:
     target = FaultyTarget(12 * MIB)
     run(image, target)
     target.log.clear()
     target.memory[4 * MIB + 70_000] ^= 1
     target.memory[9 * MIB] = 1
     results = {result.name: result for result in run(image, target, resume=True)}
-    assert (results["system"].written, results["data"].zeroed, results["boot"].written) == (65536, 65536, 0)
+    assert (results["system"].written, results["data"].zeroed, results["boot"].written) == (4096, 4096, 0)
     assert target.memory == image.read_bytes()
 
 
@@ -174,7 +174,7 @@ def test_any_image(extents: list[tuple[int, int]], chunk: int, short: int, size:
         file.truncate(size)
     target = FaultyTarget(2 * MIB, short=short)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute, "CHUNK", chunk)
+        patch.setattr(survey, "CHUNK", chunk)
         run(path, target)
     assert target.memory[:size] == path.read_bytes()
     assert not any(target.memory[MIB:])

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `flash` prints: the plan before, and what was done after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from erofs_edge.cli.output import emit_json, note, size_text, table
+
+if TYPE_CHECKING:
+    from erofs_edge.flash.estimate import Estimate
+    from erofs_edge.flash.execute import RegionResult
+    from erofs_edge.flash.prepare import Prepared
+    from erofs_edge.flash.target import Identity
+
+
+def device_text(identity: Identity) -> str:
+    """A target for people: path, model, serial number, size."""
+    facts = [identity.model, identity.serial, size_text(identity.size), "removable" if identity.removable else "fixed"]
+    if identity.kind == "file":
+        facts = [f"file, {size_text(identity.size)}" if identity.size else "new file"]
+    return f"{identity.path} ({', '.join(filter(None, facts))})"
+
+
+def show_plan(prepared: Prepared, identity: Identity, cost: Estimate | None, *, as_json: bool) -> None:
+    """What would be written where."""
+    plan, todo = prepared.plan, prepared.todo
+    written = sum(found.write_bytes + found.zero_bytes for found in todo.values())
+    slot = plan.update.slot.lower() if plan.update is not None else None
+    if as_json:
+        regions = [
+            {
+                "name": r.name, "start": r.start, "size": r.size, "data": r.data_bytes, "zeros": r.size - r.data_bytes,
+                "write": found.write_bytes, "zero": found.zero_bytes, "kept": found.kept,
+            }
+            for r, found in todo.items()
+        ]  # fmt: skip
+        record: dict[str, object] = {"image": plan.image, "size": plan.size, "target": identity, "regions": regions}
+        record |= {"slot": slot, "bytes_written": written, "bytes_total": plan.size}
+        if cost is not None:
+            record |= {"bytes_on_wire": cost.on_wire, "seconds": cost.seconds}
+        emit_json(record)
+        return
+    note(f"{plan.image} ({size_text(plan.size)}) to {device_text(identity)}" + (f", slot {slot}" if slot else ""))
+    if prepared.found is None:
+        table(
+            [(r.name, f"{r.start:#x}", size_text(r.size), size_text(r.data_bytes)) for r in plan.regions],
+            header=("region", "at", "size", "data"),
+        )
+        note(f"{size_text(plan.data_bytes)} would be written, the rest made zeros; nothing was touched")
+    else:
+        rows = [
+            (r.name, f"{r.start:#x}", size_text(r.size), size_text(f.write_bytes), size_text(f.zero_bytes))
+            for r, f in todo.items()
+        ]
+        table(rows, header=("region", "at", "size", "write", "make zero"))
+        note(f"{size_text(written)} would be written, the rest is right already; nothing was touched")
+    if cost is not None and cost.seconds is not None and written:
+        note(f"{size_text(cost.on_wire)} to be moved, about {cost.seconds:.1f} s at the rate of this link")
+
+
+def show_results(
+    todo: list[Prepared],
+    identity: Identity,
+    results: list[RegionResult],
+    seconds: float,
+    on_wire: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """What was done, by region."""
+    plan = todo[0].plan
+    if as_json:
+        keys = ("name", "start", "size", "written", "zeroed", "kept", "verified", "write_seconds", "verify_seconds")
+        regions = [{key: getattr(result, key) for key in keys} for result in results]
+        written = sum(result.written + result.zeroed for result in results)
+        emit_json(
+            {
+                "image": plan.image,
+                "target": identity,
+                "slot": plan.update.slot.lower() if plan.update is not None else None,
+                "seconds": seconds,
+                "bytes_total": plan.size,
+                "bytes_written": written,
+                "bytes_on_wire": written if on_wire is None else on_wire,
+                "regions": regions,
+            }
+        )
+        return
+    table(
+        [
+            (
+                r.name,
+                f"{r.start:#x}",
+                size_text(r.written),
+                size_text(r.zeroed),
+                size_text(r.kept),
+                _rate(r.written + r.zeroed, r.write_seconds),
+                "yes" if r.verified == r.size else "no",
+            )
+            for r in results
+        ],
+        header=("region", "at", "written", "zeroed", "right already", "rate", "verified"),
+    )
+
+
+def _rate(size: int, seconds: float) -> str:
+    return f"{size_text(int(size / seconds))}/s" if size and seconds > 0 else ""

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user is told when a target fails: how far things went, and how to go on."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from erofs_edge.errors import CapacityError, DeviceError, PartialWriteError
+from erofs_edge.flash.target import Target
+
+RESUME_HINT = "the same command with --resume goes on: what is right already is kept"
+
+
+class Guarded:
+    """Turns an OSError of the target into what the user is told; `offset` is how far things went."""
+
+    def __init__(self, target: Target, region: str, doing: str = "writing") -> None:
+        self.target, self.region, self.doing = target, region, doing
+        self.offset = 0
+
+    def __enter__(self) -> Guarded:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        where = f"{self.target.identity.path}: offset {self.offset:#x}"
+        reason = error.strerror or os.strerror(error.errno or errno.EIO)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and self.target.identity.kind == "file":
+            raise CapacityError(f"{self.doing} '{self.region}': {reason}", where=where) from error
+        if error.errno in (errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM):
+            raise DeviceError(
+                f"{self.doing} '{self.region}': the device is gone", where=where, hint=RESUME_HINT
+            ) from error
+        raise PartialWriteError(
+            f"{self.doing} '{self.region}' failed: {reason}", where=where, hint=RESUME_HINT
+        ) from error

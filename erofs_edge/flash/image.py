@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image that a target shall hold: a file, its holes, and its partition table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+from erofs_edge.disk import gpt
+from erofs_edge.disk.sparse import data_extents
+from erofs_edge.errors import FormatError, SourceError
+
+
+class Image:
+    """An image opened for reading. `size` in bytes. Raises SourceError where it cannot be read or is empty."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
+        self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        if not self.size:
+            self.close()
+            raise SourceError("the image is empty", where=str(path))
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly these bytes."""
+        try:
+            data = os.pread(self._fd, length, offset)
+            while len(data) < length and (more := os.pread(self._fd, length - len(data), offset + len(data))):
+                data += more
+        except OSError as error:
+            raise SourceError(f"cannot read: {error.strerror}", where=f"{self.path}: offset {offset:#x}") from error
+        if len(data) != length:
+            raise SourceError("the image became shorter while it was being read", where=str(self.path))
+        return data
+
+    def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+        """(start, end) of what is not a hole."""
+        return list(data_extents(self._fd, self.size if end is None else min(end, self.size), start))
+
+    def table(self) -> gpt.Table | None:
+        """Its partition table, or None where it has none that can be believed: then it is plain bytes."""
+        return read_table(lambda offset, length: os.pread(self._fd, length, offset), self.size)
+
+    def close(self) -> None:
+        """Give the file up."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Image:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_table(read: gpt.Read, size: int) -> gpt.Table | None:
+    """The partition table of a disk of `size` bytes, of either sector size; None where there is none to believe."""
+    for sector in (512, 4096):
+        try:
+            return gpt.decode(read, size, sector)
+        except FormatError:
+            continue
+    return None

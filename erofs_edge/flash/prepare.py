@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what is wanted and what the target is to what will be done: a whole disk, one slot, a repair, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from erofs_edge.disk import slots
+from erofs_edge.errors import UsageError, VerificationError
+from erofs_edge.flash.guarded import Guarded
+from erofs_edge.flash.image import Image
+from erofs_edge.flash.plan import Plan, Region, plan_flash
+from erofs_edge.flash.slot_state import Record, SlotUpdate
+from erofs_edge.flash.survey import Findings, Step, compare, everything, holds
+from erofs_edge.flash.target import Ability, Target
+from erofs_edge.flash.update import Layout, plan_slot, plan_update, read_layout, read_record
+
+REPAIRABLE = 0.5  # of a slot's data may be wrong for it to count as a damaged copy of the image
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asks for.
+
+    slot    write this slot, and no other
+    whole   take the target for a blank disk: table, all slots, empty data
+    full    write all of it, whatever the target holds
+    resume  compare first, on a whole disk too
+    """
+
+    slot: str | None = None
+    whole: bool = False
+    full: bool = False
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What will be done. `found`: what the target lacks, by region; None where all of it is written unseen.
+    `state`: the target's slot state, None where it has none of the image's layout."""
+
+    plan: Plan
+    found: dict[Region, Findings] | None
+    state: Record | None = None
+
+    @property
+    def todo(self) -> dict[Region, Findings]:
+        """What is to be written and made zeros, by region."""
+        return {r: everything(r) if self.found is None else self.found[r] for r in self.plan.regions}
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return self.plan.update is None and self.found is not None and all(f.right for f in self.found.values())
+
+
+def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
+    """Look at the target and decide. Nothing is written.
+
+    Raises as `plan_flash` and `plan_update` do, PartialWriteError where the target cannot be read, UsageError where a
+    slot is asked of an image or a target without slots.
+    """
+    with Image(image) as source, Guarded(target, "target", "reading"):
+        layout = None if wish.whole else read_layout(source)
+        record = None if layout is None else read_record(layout, target)
+        if layout is None or record is None:
+            if wish.slot is not None:
+                raise UsageError("the image, or the target, has no slots of this layout", where=target.identity.path)
+            plan = plan_flash(image, target.identity)
+            compared = wish.resume and not wish.full and Ability.READ in target.abilities
+            return Prepared(plan, compare(plan.regions, source, target, step) if compared else None)
+        if wish.slot is None and not wish.full:
+            running = slots.active(record.state).lower()
+            plan = plan_slot(source, layout, running)
+            with step(f"Comparing slot {running}"):
+                right = all(holds(region, source, target) for region in plan.contents)
+            if right:
+                return Prepared(plan, {region: Findings(kept=region.size) for region in plan.contents}, record)
+        plan = plan_update(source, layout, record, wish.slot)
+        return Prepared(plan, None if wish.full else compare(plan.regions, source, target, step), record)
+
+
+def prepare_check(image: Path, target: Target, slot: str | None, step: Step) -> Prepared:
+    """What differs from the image: in a slot (by default the one that starts next), or on a disk without slots.
+
+    Raises as `prepare` does."""
+    with Image(image) as source, Guarded(target, "target", "reading"):
+        layout = read_layout(source)
+        record = None if layout is None else read_record(layout, target)
+        if layout is None or record is None:
+            plan = plan_flash(image, target.identity)
+        else:
+            name = (slot or slots.active(record.state)).lower()
+            if name not in layout.slots:
+                raise UsageError(f"no slot {name!r}", hint=f"slots: {', '.join(layout.slots)}")
+            plan = plan_slot(source, layout, name)
+        return Prepared(plan, compare(plan.regions, source, target, step), record)
+
+
+def prepare_repair(image: Path, target: Target, slot: str | None, step: Step) -> list[Prepared]:
+    """What is wrong in each slot that holds this image, or in a disk without slots; a slot in use is mended in place.
+
+    Raises VerificationError where nothing on the target is a copy of the image.
+    """
+    with Image(image) as source, Guarded(target, "target", "reading"):
+        layout = read_layout(source)
+        record = None if layout is None else read_record(layout, target)
+        if layout is None or record is None:
+            plan = plan_flash(image, target.identity)
+            return [Prepared(plan, compare(plan.regions, source, target, step))]
+        wanted = layout.slots if slot is None else (slot.lower(),)
+        found = [_repair_of(source, layout, record, name, target, step) for name in wanted if name in layout.slots]
+    copies = [prepared for prepared in found if prepared is not None]
+    if not copies:
+        raise VerificationError(
+            "no slot holds this image: more than half of each is different",
+            where=target.identity.path,
+            hint="flash it without --repair",
+        )
+    return copies
+
+
+def refuse_differences(prepared: Prepared, target: Target) -> None:
+    """Raises VerificationError, with the first places, where the target differs from the image."""
+    wrong = {region: found for region, found in prepared.todo.items() if not found.right}
+    if not wrong:
+        return
+    bytes_wrong = sum(found.write_bytes + found.zero_bytes for found in wrong.values())
+    first = ", ".join(f"'{region.name}' at {min(found.write + found.zero)[0]:#x}" for region, found in wrong.items())
+    raise VerificationError(
+        f"{bytes_wrong} bytes differ from the image, the first in {first}",
+        where=target.identity.path,
+        hint="the same command without --verify-only writes them",
+    )
+
+
+def _repair_of(
+    image: Image, layout: Layout, record: Record, slot: str, target: Target, step: Step
+) -> Prepared | None:  # fmt: skip
+    plan = plan_slot(image, layout, slot)
+    found = compare(plan.regions, image, target, step)
+    data = sum(region.data_bytes for region in plan.contents)
+    if sum(findings.write_bytes for findings in found.values()) > data * REPAIRABLE:
+        return None
+    if slots.standing(record.state, slot) == "bad" and not all(findings.right for findings in found.values()):
+        # what is whole again may show so; until then nothing changes for who is running
+        update = SlotUpdate(record, slot.upper(), record.state, slots.mark(record.state, slot, "pending"), "0" * 64)
+        plan = replace(plan, update=update)
+    return Prepared(plan, found, record)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proof after writing: all of a region once more, from the medium, against what was read from the image.
+
+All of it and not only what was written: a counterfeit card that folds high addresses onto low ones spoils what was
+right before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from erofs_edge.errors import VerificationError
+from erofs_edge.flash.image import Image
+from erofs_edge.flash.plan import Region
+from erofs_edge.flash.survey import BLOCK, NOWHERE, chunks, differences, differing, digest
+from erofs_edge.flash.target import Ability, Target
+
+Told = Callable[[int, int], None]
+"""told(bytes looked at, byte of the target)"""
+
+
+class Expected:
+    """Digests of what was written, by offset: made on other threads, while the target is busy."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int], Future[bytes]] = {}
+        self._busy: deque[Future[bytes]] = deque()
+
+    def remember(self, pool: ThreadPoolExecutor, offset: int, data: bytes) -> None:
+        """What was read from the image for this place."""
+        future = pool.submit(digest, "sha256", data)
+        self._found[offset, len(data)] = future
+        self._busy.append(future)
+        if len(self._busy) > 3:
+            self._busy.popleft().result()  # no more than a few pieces stay in memory
+
+    def get(self, offset: int, length: int) -> bytes | None:
+        """The digest of a piece that was written as such."""
+        found = self._found.get((offset, length))
+        return None if found is None else found.result()
+
+
+def check(
+    region: Region, image: Image, target: Target, expected: Expected, pool: ThreadPoolExecutor, told: Told
+) -> None:
+    """Raises VerificationError, with the blocks, where the target does not hold the region; OSError, SourceError."""
+    if Ability.HASH in target.abilities:
+        bad = [start for _, start, _ in differences(region, image, target, lambda done: told(done, region.start))]
+    else:
+        bad = _read(region, image, target, expected, pool, told)
+    if bad:
+        shown = ", ".join(f"{offset:#x}" for offset in bad[:5]) + (", …" if len(bad) > 5 else "")
+        raise VerificationError(
+            f"'{region.name}' reads back differently in {len(bad)} block(s) of {BLOCK} bytes, at byte {shown}",
+            where=target.identity.path,
+            hint="the medium loses data (worn out, or smaller than it says): use another one",
+        )
+
+
+def _read(
+    region: Region, image: Image, target: Target, expected: Expected, pool: ThreadPoolExecutor, told: Told
+) -> list[int]:
+    """Offsets of the blocks that differ."""
+    bad: list[int] = []
+    done = 0
+    waiting: deque[tuple[int, int, bytes, Future[bytes]]] = deque()
+
+    def judge() -> None:
+        nonlocal done
+        start, length, want, found = waiting.popleft()
+        if found.result() != want:
+            places = list(_places(target.read(start, length), image.read(start - region.shift, length), start))
+            bad.extend(places or [start])  # a second reading may show no difference
+        done += length
+        told(done, start)
+
+    for start, length in chunks(region.data):
+        data = target.read(start, length)
+        want = expected.get(start, length) or digest("sha256", image.read(start - region.shift, length))
+        waiting.append((start, length, want, pool.submit(digest, "sha256", data)))
+        if len(waiting) > 3:
+            judge()
+    while waiting:
+        judge()
+    for start, end in region.zeros():
+        for offset, length in chunks(target.data(start, end - start)):
+            told(done, offset)
+            bad.extend(_places(target.read(offset, length), NOWHERE[:length], offset))
+        done += end - start
+        told(done, start)
+    return bad
+
+
+def _places(have: bytes, want: bytes, offset: int) -> list[int]:
+    return [start for start, _ in differing(have, want, offset)]

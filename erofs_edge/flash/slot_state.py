@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slot state on a target: read it, and change it so that a power cut at any moment leaves the old or the new one.
+
+The two copies (disk/slots.py) are written one after the other, each flushed, the one that does not count first. The
+journal (disk/journal.py) is written between: after a slot is closed, before it is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from erofs_edge.disk import journal, slots
+from erofs_edge.disk.journal import Journal
+from erofs_edge.disk.slots import SlotState
+from erofs_edge.errors import FormatError
+from erofs_edge.flash.target import Target
+
+MISC = "misc"
+"""the name that the partition has on the stock boards, and in fw_env.config"""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The slot-state partition of a target, as read: `start` and `size` in bytes. `damaged`: neither copy is whole, the
+    boot loader starts from defaults and `state` is these."""
+
+    start: int
+    size: int
+    raw: bytes
+    state: SlotState
+    damaged: bool = False
+
+    @property
+    def under_way(self) -> Journal | None:
+        """What was being written when it stopped."""
+        return journal.decode(self.raw)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotUpdate:
+    """A slot that is written while another one stays as it is.
+
+    before   the state while it is half written
+    after    the state once it is proved
+    image    sha256 of the boot image, hexadecimal
+    """
+
+    record: Record
+    slot: str
+    before: SlotState
+    after: SlotState
+    image: str
+
+
+def read(target: Target, start: int, size: int, names: Iterable[str]) -> Record:
+    """The record in bytes [start, start + size) of a target. `names`: the slots that a damaged one falls back to."""
+    raw = target.read(start, min(size, max(journal.END, slots.STATE_SIZE)))
+    try:
+        return Record(start, size, raw, slots.decode_state(raw)[0])
+    except FormatError:
+        return Record(start, size, raw, slots.initial([name.lower() for name in names]), damaged=True)
+
+
+def write(target: Target, record: Record, state: SlotState) -> None:
+    """Change the state. Raises OSError, with the old or the new one in effect."""
+    raw = target.read(record.start, slots.STATE_SIZE)
+    _write(target, record.start, slots.writes(raw, state))
+
+
+def begin(target: Target, update: SlotUpdate) -> None:
+    """Take the slot's attempts away and note what will be written there."""
+    if slots.decode_state_or(target.read(update.record.start, slots.STATE_SIZE)) != update.before:
+        write(target, update.record, update.before)
+    _note(target, update, Journal(update.slot, update.image))
+
+
+def end(target: Target, update: SlotUpdate) -> None:
+    """Empty the journal, and have the slot started next."""
+    _note(target, update, None)
+    write(target, update.record, update.after)
+
+
+def is_due(target: Target, update: SlotUpdate) -> bool:
+    """Whether the state on the target is another than that after the update."""
+    raw = target.read(update.record.start, min(update.record.size, journal.END))
+    return slots.decode_state_or(raw) != update.after or journal.decode(raw) is not None
+
+
+def _note(target: Target, update: SlotUpdate, entry: Journal | None) -> None:
+    if update.record.size < journal.END:
+        return
+    if journal.decode(target.read(update.record.start, journal.END)) != entry:
+        _write(target, update.record.start, journal.writes(entry))
+
+
+def _write(target: Target, start: int, pieces: list[tuple[int, bytes]]) -> None:
+    for offset, data in pieces:
+        view, place = memoryview(data), start + offset
+        while view:
+            done = target.write(place, view)
+            if done <= 0:
+                raise OSError("the device takes no more data")
+            view, place = view[done:], place + done
+        target.flush()

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a target holds of a region already, proved: by reading it, or by digests that the target makes itself.
+
+Nobody's memory of earlier writes counts, and no hash tree that the target stores: a tree says what ought to be there.
+Where the target hashes, the proof goes top down: a digest for each MiB, and only where that differs for smaller pieces,
+so that the wire carries about 32 bytes for each MiB that is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from erofs_edge.flash.guarded import Guarded
+from erofs_edge.flash.image import Image
+from erofs_edge.flash.plan import Region
+from erofs_edge.flash.target import Ability, Target
+
+CHUNK = 4 << 20  # bytes that are compared at once
+BLOCK = 4096  # bytes: what is written or left alone
+STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
+WINDOW = 32 << 20  # bytes that one exchange of digests is about
+NOWHERE = bytes(CHUNK)
+
+Progress = Callable[[int, int], None]
+Step = Callable[[str], AbstractContextManager[Progress]]
+"""step("Writing 'boot_a'") around each piece of work; what it yields is told (done, total) in bytes"""
+Told = Callable[[int], None]
+"""told(bytes looked at so far)"""
+Range = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Findings:
+    """Ranges (start, end) of the target in which it differs from the image: `write` data there, make `zero` zeros.
+    `kept`: bytes that are right."""
+
+    write: list[Range] = field(default_factory=list)
+    zero: list[Range] = field(default_factory=list)
+    kept: int = 0
+
+    @property
+    def right(self) -> bool:
+        """The target holds the whole region."""
+        return not (self.write or self.zero)
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(end - start for start, end in self.write)
+
+    @property
+    def zero_bytes(self) -> int:
+        return sum(end - start for start, end in self.zero)
+
+
+def everything(region: Region) -> Findings:
+    """What there is to do where nothing is known: all of the data, and all of the holes."""
+    return Findings(list(region.data), list(region.zeros()))
+
+
+def survey(region: Region, image: Image, target: Target, told: Told = lambda done: None) -> Findings:
+    """Compare a region with the image. Raises OSError where the target fails, SourceError where the image does."""
+    found = Findings()
+    for is_data, start, end in differences(region, image, target, told):
+        ranges = found.write if is_data else found.zero
+        if ranges and ranges[-1][1] == start:
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((start, end))
+    found.kept = region.size - found.write_bytes - found.zero_bytes
+    return found
+
+
+def compare(regions: Sequence[Region], image: Image, target: Target, step: Step) -> dict[Region, Findings]:
+    """What the target lacks of each region. Raises PartialWriteError or DeviceError where it fails."""
+    found = {}
+    for region in regions:
+        with step(f"Comparing '{region.name}'") as progress, Guarded(target, region.name, "reading"):
+
+            def told(done: int, size: int = region.size, progress: Progress = progress) -> None:
+                progress(done, size)
+
+            found[region] = survey(region, image, target, told)
+    return found
+
+
+def holds(region: Region, image: Image, target: Target) -> bool:
+    """Whether the target holds the whole region; ends at the first difference."""
+    return next(differences(region, image, target), None) is None
+
+
+def differences(
+    region: Region, image: Image, target: Target, told: Told = lambda done: None
+) -> Iterator[tuple[bool, int, int]]:
+    """(whether the image has data there, start, end) of all that differs: first in the data, then in the holes."""
+    done, name = 0, target.hash_name
+    by_hash = Ability.HASH in target.abilities
+    for start, length in chunks(region.data, WINDOW if by_hash else CHUNK):
+        want = image.read(start - region.shift, length)
+        found = (
+            _by_digest(target, start, length, _Digests(name, want)) if by_hash else _by_reading(target, want, start)
+        )  # fmt: skip
+        for first, last in found:
+            yield True, first, last
+        done += length
+        told(done)
+    if by_hash:
+        for start, length in chunks(region.zeros(), WINDOW):
+            for first, last in _by_digest(target, start, length, lambda at, length: zero_digest(name, length)):
+                yield False, first, last
+    else:
+        holes = (piece for start, end in region.zeros() for piece in target.data(start, end - start))
+        for start, length in chunks(holes):
+            for first, last in _by_reading(target, NOWHERE[:length], start):
+                yield False, first, last
+    told(region.size)
+
+
+def chunks(ranges: Iterable[Range], size: int = 0) -> Iterator[tuple[int, int]]:
+    """(offset, length) pieces of at most `size` bytes, by default CHUNK."""
+    size = size or CHUNK
+    for start, end in ranges:
+        for offset in range(start, end, size):
+            yield offset, min(size, end - offset)
+
+
+def digest(name: str, data: bytes | memoryview) -> bytes:
+    """As `Target.digests` makes them: 'sha256', or 'crc32' in four bytes, big endian."""
+    return hashlib.sha256(data).digest() if name == "sha256" else zlib.crc32(data).to_bytes(4, "big")
+
+
+def differing(have: bytes, want: bytes, offset: int) -> Iterator[Range]:
+    """(start, end) of the blocks that differ, `offset` added; bytes that are missing differ."""
+    if have == want:
+        return
+    for at in range(0, len(want), BLOCK):
+        if have[at : at + BLOCK] != want[at : at + BLOCK]:
+            yield offset + at, offset + min(at + BLOCK, len(want))
+
+
+def _by_reading(target: Target, want: bytes, offset: int) -> Iterator[Range]:
+    return differing(target.read(offset, len(want)), want, offset)
+
+
+def _by_digest(target: Target, offset: int, length: int, want: Callable[[int, int], bytes]) -> Iterator[Range]:
+    """Pieces in which the target differs: each level of `STEPS` is one question about what differs on the one above.
+    want(at, length): the digest that a piece `at` bytes behind the offset must have."""
+    wrong = [(0, length)]
+    for step in STEPS:
+        pieces = list(chunks(wrong, step))
+        answers = target.digests([(offset + at, size) for at, size in pieces])
+        if len(answers) != len(pieces):
+            answers = [b""] * len(pieces)  # an answer that makes no sense proves nothing
+        wrong = [
+            (at, at + size) for (at, size), answer in zip(pieces, answers, strict=True) if answer != want(at, size)
+        ]
+        if not wrong:
+            return
+    for start, end in wrong:
+        yield offset + start, offset + end
+
+
+class _Digests:
+    """Of pieces of some bytes."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self._name, self._data = name, memoryview(data)
+
+    def __call__(self, at: int, length: int) -> bytes:
+        return digest(self._name, self._data[at : at + length])
+
+
+@lru_cache(64)
+def zero_digest(name: str, length: int) -> bytes:
+    """Of a hole."""
+    return digest(name, bytes(length))

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A slot of a disk that has the image's layout already: which slot, and which regions of the image go where.
+
+The running system, the other slots, the data partition and the partition table stay as they are. Whether a disk has
+the layout is read from its own table: every partition with slots, and the one with the slot state, must have the same
+name and place as in the image. GUIDs may differ (they derive from the build), and so may the end of the data partition
+(a device makes it larger at its first start).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from erofs_edge.disk import gpt, slots
+from erofs_edge.disk.slots import SlotState
+from erofs_edge.errors import DeviceRefusedError, FormatError
+from erofs_edge.flash import slot_state
+from erofs_edge.flash.image import Image, read_table
+from erofs_edge.flash.plan import Plan, Region
+from erofs_edge.flash.slot_state import Record, SlotUpdate
+from erofs_edge.flash.target import Ability, Target
+
+IMAGE_HASHED = 64 << 20  # bytes of the first partition that tell images apart in the journal
+Place = tuple[int, int]
+"""(start, end) in bytes"""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """An image with slots. `slots`: lower case, in the order of its slot state; `source`: the one whose content is
+    taken; `bases`: names without slot ('boot', 'system'); `places`: partition → where it is."""
+
+    slots: tuple[str, ...]
+    source: str
+    bases: tuple[str, ...]
+    misc: str
+    places: dict[str, Place]
+
+
+def read_layout(image: Image) -> Layout | None:
+    """The slots of an image; None for one without partitions with slots or without slot state."""
+    table = image.table()
+    if table is None:
+        return None
+    places = _places(table)
+    found = find_state(table, image.read)
+    if found is None:
+        return None
+    misc, state = found
+    names = tuple(name.lower() for name in state.left)
+    bases = tuple(
+        partition.name.removesuffix(f"_{names[0]}")
+        for partition in table.partitions
+        if partition.name.endswith(f"_{names[0]}")
+        and all(f"{partition.name.removesuffix(f'_{names[0]}')}_{slot}" in places for slot in names)
+    )
+    return Layout(names, slots.active(state).lower(), bases, misc, places) if bases else None
+
+
+def find_state(table: gpt.Table, read: gpt.Read) -> tuple[str, SlotState] | None:
+    """The name of the partition that holds a slot state, and the state: 'misc' first, then any that does."""
+    for partition in sorted(table.partitions, key=lambda p: p.name != slot_state.MISC):
+        start = partition.first_lba * table.sector_size
+        end = (partition.last_lba + 1) * table.sector_size
+        if end - start >= slots.STATE_SIZE and (
+            state := slots.decode_state_or(read(start, slots.STATE_SIZE))
+        ):  # fmt: skip
+            return partition.name, state
+    return None
+
+
+def read_record(layout: Layout, target: Target) -> Record | None:
+    """The slot state of a target that has this layout; None for any other target."""
+    if Ability.READ not in target.abilities:
+        return None
+    size = target.identity.size
+    table = read_table(target.read, size) if size else None
+    if table is None:
+        return None
+    there = _places(table)
+    needed = [layout.misc, *(f"{base}_{slot}" for base in layout.bases for slot in layout.slots)]
+    if any(there.get(name) != layout.places[name] for name in needed):
+        return None
+    start, end = layout.places[layout.misc]
+    record = slot_state.read(target, start, end - start, layout.slots)
+    return record if {name.lower() for name in record.state.left} == set(layout.slots) else None
+
+
+def plan_slot(image: Image, layout: Layout, slot: str) -> Plan:
+    """The regions of one slot, without any change of the slot state."""
+    return Plan(image.path, image.size, tuple(_regions(image, layout, slot)), ())
+
+
+def plan_update(image: Image, layout: Layout, record: Record, slot: str | None = None) -> Plan:
+    """What it takes to make a slot hold the image and be started next; without `slot` the one that is missed least.
+
+    Raises DeviceRefusedError for a slot that is not there, and for the one that starts next if there is another.
+    """
+    state = record.state
+    name = (slot or slots.spare(state)).upper()
+    if name not in state.left:
+        known = ", ".join(layout.slots)
+        raise DeviceRefusedError(f"the device has no slot {slot!r}", where=layout.misc, hint=f"slots: {known}")
+    if len(state.left) > 1 and name == slots.active(state):
+        raise DeviceRefusedError(
+            f"slot {name.lower()} is the one that starts next: while it is written the device could not start",
+            where=layout.misc,
+            hint="--repair mends it in place; `slots activate` makes another one the next",
+        )
+    before = slots.retire(state, name)
+    update = SlotUpdate(record, name, before, slots.activate(before, name), _identity(image, layout))
+    plan = plan_slot(image, layout, name.lower())
+    return Plan(plan.image, plan.size, plan.contents, (), update)
+
+
+def _regions(image: Image, layout: Layout, slot: str) -> Iterator[Region]:
+    for base in layout.bases:
+        source, target = layout.places[f"{base}_{layout.source}"], layout.places[f"{base}_{slot}"]
+        if source[1] - source[0] != target[1] - target[0]:
+            raise FormatError(f"the slots of '{base}' have different sizes", where=str(image.path))
+        shift = target[0] - source[0]
+        data = tuple((start + shift, end + shift) for start, end in image.extents(*source))
+        yield Region(f"{base}_{slot}", *target, data, shift=shift)
+
+
+def _identity(image: Image, layout: Layout) -> str:
+    """sha256 of the first partition's data: the boot image, which names the system by its root hash."""
+    start, end = layout.places[f"{layout.bases[0]}_{layout.source}"]
+    state = hashlib.sha256()
+    for first, last in image.extents(start, min(end, start + IMAGE_HASHED)):
+        state.update(image.read(first, last - first))
+    return state.hexdigest()
+
+
+def _places(table: gpt.Table) -> dict[str, Place]:
+    size = table.sector_size
+    return {p.name: (p.first_lba * size, (p.last_lba + 1) * size) for p in table.partitions}

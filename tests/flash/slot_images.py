@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small disk images with slots: a boot image that names its system by root hash, a system with a real hash tree."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.disk import gpt, slots
+from erofs_edge.disk.rollback import with_minimum
+from erofs_edge.verity import tree
+
+SECTOR = 512
+KIB = 1 << 10
+BOOT, SYSTEM, MISC, DATA = 12 * KIB, 48 * KIB, 384 * KIB, 8 * KIB
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the partitions, multiples of 4096; `slots` in the order of the board."""
+
+    boot: int = BOOT
+    system: int = SYSTEM
+    misc: int = MISC
+    data: int = DATA
+    slots: tuple[str, ...] = ("a", "b")
+
+    def partitions(self) -> list[tuple[str, int]]:
+        return [
+            *((f"boot_{slot}", self.boot) for slot in self.slots),
+            *((f"system_{slot}", self.system) for slot in self.slots),
+            ("misc", self.misc),
+            ("data", self.data),
+        ]
+
+
+def system_image(path: Path, version: int, size: int, blocks: int, changed: int = 3) -> bytes:
+    """Data of `blocks` blocks, of which a few differ between versions, with a hash tree; its root hash."""
+    common, own = random.Random(1), random.Random(version)
+    data = [common.randbytes(4096) for _ in range(blocks)]
+    for index in own.sample(range(blocks), min(changed, blocks)) if version > 1 else ():
+        data[index] = own.randbytes(4096)
+    path.write_bytes(b"".join(data))
+    info = tree.append(path)
+    assert path.stat().st_size <= size
+    return info.root_hash
+
+
+def boot_image(root_hash: bytes, version: int, size: int) -> bytes:
+    """Magic, length, root hash, filling, and the sha256 of all that: what a signature would cover."""
+    body = b"BOOT" + size.to_bytes(4, "little") + root_hash + random.Random(-version).randbytes(size - 72)
+    return body + hashlib.sha256(body).digest()
+
+
+def disk_image(path: Path, version: int, sizes: Sizes = Sizes(), blocks: int = 9) -> Path:
+    """The disk image of a build: both slots the same, fresh slot state."""
+    system = path.with_suffix(".system")
+    root = system_image(system, version, sizes.system, blocks)
+    boot = boot_image(root, version, sizes.boot - 4096 - 100)
+    state = with_minimum(slots.encode_state(slots.initial(sizes.slots)), 0)
+    contents = {"misc": state}
+    for slot in sizes.slots:
+        contents |= {f"boot_{slot}": boot, f"system_{slot}": system.read_bytes()}
+    start, parts, places = 40 * SECTOR, [], {}
+    start = -(-start // 4096) * 4096
+    for name, size in sizes.partitions():
+        guid = gpt.guid_from(root, name)
+        parts.append(gpt.Partition(name, gpt.TYPE_LINUX, guid, start // SECTOR, (start + size) // SECTOR - 1))
+        places[name] = start
+        start += size
+    total = -(-(start + 40 * SECTOR) // 4096) * 4096
+    head, tail = gpt.encode(gpt.Table(gpt.guid_from(root, ""), total // SECTOR, tuple(parts)))
+    with path.open("wb") as file:
+        file.truncate(total)
+        for at, data in [(0, head), (total - len(tail), tail), *((places[n], d) for n, d in contents.items())]:
+            file.seek(at)
+            file.write(data)
+    system.unlink()
+    return path

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One slot of a disk that has the layout already: which one, only what differs, and the state before and after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from slot_images import Sizes, disk_image
+
+from erofs_edge.cli.main import cli
+from erofs_edge.disk import journal, slots
+from erofs_edge.disk.slots import SlotState
+from erofs_edge.flash import slot_state
+from erofs_edge.flash.image import Image
+from erofs_edge.flash.target import FileTarget
+from erofs_edge.flash.update import Layout, read_layout
+
+
+def run(image: Path, card: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["flash", str(image), "--to", str(card), *arguments])
+
+
+def flash(image: Path, card: Path, *arguments: str) -> dict[str, object]:
+    result = run(image, card, "--json", *arguments)
+    assert result.exit_code == 0, result.output
+    record: dict[str, object] = json.loads(result.stdout)
+    return record
+
+
+def layout_of(path: Path) -> Layout:
+    with Image(path) as image:
+        found = read_layout(image)
+    assert found is not None
+    return found
+
+
+def part(path: Path, name: str) -> bytes:
+    start, end = layout_of(path).places[name]
+    return path.read_bytes()[start:end]
+
+
+def state(path: Path) -> SlotState:
+    return slots.decode_state(part(path, "misc"))[0]
+
+
+def poke(path: Path, name: str, offset: int, data: bytes) -> None:
+    start, _ = layout_of(path).places[name]
+    with path.open("r+b") as file:
+        file.seek(start + offset)
+        file.write(data)
+
+
+def set_state(path: Path, new: SlotState) -> None:
+    poke(path, "misc", 0, slots.encode_state(new))
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Path:
+    return disk_image(tmp_path / "v1.img", 1)
+
+
+@pytest.fixture
+def v2(tmp_path: Path) -> Path:
+    return disk_image(tmp_path / "v2.img", 2)
+
+
+@pytest.fixture
+def card(v1: Path, tmp_path: Path) -> Path:
+    """A card with v1 whose slot a runs well, and something on the data partition."""
+    card = tmp_path / "card.img"
+    flash(v1, card)
+    set_state(card, slots.mark(state(card), "a", "good"))
+    poke(card, "data", 0, b"what the user keeps")
+    return card
+
+
+def test_the_other_slot_is_written_and_started_next(card: Path, v1: Path, v2: Path) -> None:
+    before = card.read_bytes()
+    record = flash(v2, card)
+    assert record["slot"] == "b"
+    for base in ("boot", "system"):
+        assert part(card, f"{base}_b") == part(v2, f"{base}_a")
+        assert part(card, f"{base}_a") == part(v1, f"{base}_a")
+    assert part(card, "data").startswith(b"what the user keeps")
+    assert state(card) == SlotState(("B", "A"), {"A": 4, "B": 3})
+    assert journal.decode(part(card, "misc")) is None
+    start = layout_of(card).places["boot_a"][0]
+    assert card.read_bytes()[:start] == before[:start]  # the table
+
+
+def test_only_blocks_that_differ_are_written(card: Path, v1: Path, v2: Path) -> None:
+    record = flash(v2, card)
+    wanted = 0
+    for name in ("boot_a", "system_a"):
+        old, new = part(v1, name), part(v2, name)
+        wanted += sum(4096 for at in range(0, len(new), 4096) if old[at : at + 4096] != new[at : at + 4096])
+    assert record["bytes_written"] == wanted
+    assert record["bytes_total"] == v2.stat().st_size
+    assert isinstance(record["seconds"], float)
+
+
+def test_what_is_right_is_left_alone(card: Path, v1: Path, v2: Path) -> None:
+    for image in (v1, v2):
+        flash(image, card)
+        before = (card.read_bytes(), card.stat().st_mtime_ns)
+        record = flash(image, card)
+        assert record["bytes_written"] == 0
+        assert record["slot"] is None
+        assert (card.read_bytes(), card.stat().st_mtime_ns) == before
+
+
+def test_full_writes_all_of_the_slot(card: Path, v1: Path) -> None:
+    record = flash(v1, card, "--full")
+    assert record["slot"] == "b"
+    assert record["bytes_written"] >= len(part(v1, "boot_a").rstrip(b"\0")) + 9 * 4096
+    assert state(card).order == ("B", "A")
+
+
+def test_whole_takes_everything(card: Path, v2: Path) -> None:
+    flash(v2, card, "--whole")
+    assert card.read_bytes() == v2.read_bytes()
+
+
+def test_back_and_forth(card: Path, v1: Path, v2: Path) -> None:
+    flash(v2, card)
+    set_state(card, slots.mark(state(card), "b", "good"))
+    record = flash(v1, card)
+    assert record["slot"] == "a"
+    assert record["bytes_written"] == 0  # v1 is still there: only the state changes
+    assert state(card) == SlotState(("A", "B"), {"A": 3, "B": 4})
+
+
+def test_a_new_slot_that_failed_is_the_one_to_write(card: Path, v2: Path) -> None:
+    flash(v2, card)
+    set_state(card, slots.mark(state(card), "b", "bad"))  # it fell back to a
+    record = flash(v2, card)
+    assert record["slot"] == "b"
+    assert state(card) == SlotState(("B", "A"), {"A": 4, "B": 3})
+
+
+def test_the_plan_touches_nothing(card: Path, v2: Path) -> None:
+    before = (card.read_bytes(), card.stat().st_mtime_ns)
+    plan = flash(v2, card, "--plan")
+    assert plan["slot"] == "b"
+    text = run(v2, card, "--plan")
+    assert "), slot b\n" in text.stderr
+    assert "the rest is right already; nothing was touched" in text.stderr
+    assert (card.read_bytes(), card.stat().st_mtime_ns) == before
+    assert plan["bytes_written"] == flash(v2, card)["bytes_written"]
+
+
+def test_the_slot_that_starts_next_is_refused(card: Path, v2: Path) -> None:
+    before = card.read_bytes()
+    result = run(v2, card, "--slot", "a")
+    assert (result.exit_code, "is the one that starts next" in result.stderr) == (7, True)
+    assert run(v2, card, "--slot", "c").exit_code == 7
+    assert card.read_bytes() == before
+    assert flash(v2, card, "--slot", "b")["slot"] == "b"
+
+
+def test_a_slot_of_a_disk_without_slots(v2: Path, tmp_path: Path) -> None:
+    blank = tmp_path / "blank.img"
+    blank.write_bytes(bytes(1 << 20))
+    result = run(v2, blank, "--slot", "b")
+    assert (result.exit_code, "has no slots" in result.stderr) == (2, True)
+
+
+def test_another_layout_is_written_whole(card: Path, tmp_path: Path) -> None:
+    other = disk_image(tmp_path / "other.img", 3, Sizes(system=56 << 10))
+    assert flash(other, card)["slot"] is None
+    assert card.read_bytes()[: other.stat().st_size - 40 * 512] == other.read_bytes()[: -40 * 512]
+
+
+def test_a_larger_data_partition_is_the_same_layout(card: Path, v2: Path) -> None:
+    """A device gives its data partition the rest of the disk at the first start."""
+    from dataclasses import replace
+
+    from erofs_edge.disk import gpt
+
+    with Image(card) as image:
+        table = image.table()
+    assert table is not None
+    grown = table.sectors + 2048
+    parts = (*table.partitions[:-1], replace(table.partitions[-1], last_lba=grown - 80))
+    head, tail = gpt.encode(replace(table, sectors=grown, partitions=parts))
+    with card.open("r+b") as file:
+        file.truncate(grown * 512)
+        file.write(head)
+        file.seek(grown * 512 - len(tail))
+        file.write(tail)
+    assert flash(v2, card)["slot"] == "b"
+
+
+def test_damaged_slot_state_is_made_anew(card: Path, v2: Path) -> None:
+    poke(card, "misc", 0, bytes(slots.STATE_SIZE))
+    record = flash(v2, card)
+    assert record["slot"] == "b"
+    assert state(card) == SlotState(("B", "A"), {"A": 3, "B": 3})
+
+
+def test_a_single_slot_is_written_in_place(tmp_path: Path) -> None:
+    one = Sizes(slots=("a",))
+    v1, v2 = disk_image(tmp_path / "v1.img", 1, one), disk_image(tmp_path / "v2.img", 2, one)
+    card = tmp_path / "card.img"
+    flash(v1, card)
+    record = flash(v2, card)
+    assert record["slot"] == "a"
+    assert part(card, "system_a") == part(v2, "system_a")
+    assert state(card) == SlotState(("A",), {"A": 3})
+
+
+def test_the_recovery_slot_is_left_alone(tmp_path: Path) -> None:
+    three = Sizes(slots=("a", "b", "recovery"))
+    v1, v2, v3 = (disk_image(tmp_path / f"v{n}.img", n, three) for n in (1, 2, 3))
+    card = tmp_path / "card.img"
+    flash(v1, card)
+    assert flash(v2, card)["slot"] == "b"
+    assert flash(v3, card)["slot"] == "a"
+    assert part(card, "system_recovery") == part(v1, "system_a")
+    assert state(card).order == ("A", "B", "RECOVERY")
+    assert flash(v3, card, "--slot", "recovery")["slot"] == "recovery"
+
+
+def test_verify_only(card: Path, v1: Path, v2: Path) -> None:
+    before = card.read_bytes()
+    assert run(v1, card, "--verify-only").exit_code == 0
+    result = run(v2, card, "--verify-only")
+    assert result.exit_code == 4
+    assert "bytes differ from the image, the first in 'boot_a' at 0x" in result.stderr
+    poke(card, "system_b", 5000, b"rot")
+    assert run(v1, card, "--verify-only").exit_code == 0
+    assert run(v1, card, "--verify-only", "--slot", "b").exit_code == 4
+    assert card.read_bytes()[:4096] == before[:4096]
+
+
+def test_repair_writes_what_is_wrong_and_nothing_else(card: Path, v1: Path, v2: Path) -> None:
+    flash(v2, card)
+    whole, before = card.read_bytes(), state(card)
+    poke(card, "system_a", 5000, b"rot")
+    poke(card, "system_b", 4096 * 3, b"rot")
+    poke(card, "boot_a", 0, b"rot")
+    for image, blocks in ((v1, 2), (v2, 1)):
+        record = flash(image, card, "--repair")
+        assert record["bytes_written"] == blocks * 4096
+    assert card.read_bytes() == whole
+    assert state(card) == before
+    assert flash(v2, card, "--repair")["bytes_written"] == 0
+
+
+def test_repair_of_a_slot_that_was_given_up(card: Path, v1: Path) -> None:
+    poke(card, "system_b", 5000, b"rot")
+    set_state(card, slots.mark(state(card), "b", "bad"))
+    flash(v1, card, "--repair")
+    assert state(card) == SlotState(("A", "B"), {"A": 4, "B": 3})
+
+
+def test_repair_needs_the_image_of_a_slot(card: Path, tmp_path: Path) -> None:
+    before = card.read_bytes()
+    other = disk_image(tmp_path / "other.img", 7)
+    poke(other, "system_a", 0, bytes(range(256)) * 16 * 9)
+    result = run(other, card, "--repair")
+    assert (result.exit_code, "no slot holds this image" in result.stderr) == (4, True)
+    assert card.read_bytes() == before
+
+
+def test_the_slot_is_closed_before_its_first_byte_changes(
+    card: Path, v2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a device would see at the first write to a slot: a alone, and a journal that names b and the image."""
+    seen: list[tuple[SlotState, str]] = []
+    start, end = layout_of(card).places["boot_b"]
+    real = FileTarget.write
+
+    def write(self: FileTarget, offset: int, data: bytes | memoryview) -> int:
+        if start <= offset < end and not seen:
+            entry = journal.decode(part(card, "misc"))
+            assert entry is not None
+            seen.append((state(card), entry.slot))
+        return real(self, offset, data)
+
+    monkeypatch.setattr(FileTarget, "write", write)
+    flash(v2, card)
+    assert seen == [(SlotState(("A", "B"), {"A": 4, "B": 0}), "B")]
+
+
+def test_a_journal_needs_room(tmp_path: Path) -> None:
+    small = Sizes(misc=208 << 10)
+    v1, v2 = disk_image(tmp_path / "v1.img", 1, small), disk_image(tmp_path / "v2.img", 2, small)
+    card = tmp_path / "card.img"
+    flash(v1, card)
+    assert flash(v2, card)["slot"] == "b"
+    assert part(card, "data") == bytes(8192)
+
+
+def test_options_that_exclude_each_other(card: Path, v2: Path) -> None:
+    for options in (["--plan", "--repair"], ["--repair", "--full"], ["--whole", "--slot", "b"]):
+        assert run(v2, card, *options).exit_code == 2
+
+
+def test_state_is_written_with_one_copy_whole_at_each_moment(card: Path) -> None:
+    layout = layout_of(card)
+    target = FileTarget(card, 0)
+    start, end = layout.places["misc"]
+    record = slot_state.read(target, start, end - start, layout.slots)
+    new = slots.activate(record.state, "b")
+    (first, _), (second, _) = slots.writes(record.raw, new)
+    assert (first, second) == (slots.ENV_OFFSETS[1], 0)
+    torn = bytearray(record.raw)
+    torn[0] ^= 1
+    assert [offset for offset, _ in slots.writes(bytes(torn), new)] == list(slots.ENV_OFFSETS)
+    slot_state.write(target, record, new)
+    assert state(card) == new
+    target.close()
