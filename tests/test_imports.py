@@ -49,6 +49,7 @@ EXCEPTIONS = {
     ("transport/fastboot/link.py", "time"): "deadlines of a connection",
     ("transport/nbd/connect.py", "socket"): "the thin part that owns the connection",
     ("disk/fat.py", "time"): "gmtime, of a time that is given",
+    ("boot/uefi_vars.py", "time"): "gmtime, of a time that is given",
     ("erofs/output.py", "secrets"): "a temporary name, renamed in the end",
     ("erofs/options.py", "cpu_count"): "threads, on which no byte depends",
     ("erofs/check.py", "cpu_count"): "threads, on which no byte depends",
