@@ -69,13 +69,21 @@ class Connection:
     """One export, opened. Methods raise DeviceError where the connection or the server fails, CapacityError where the
     server ran out of space, ProtocolError where it breaks the rules."""
 
-    def __init__(self, address: Address, *, trust: Trust | None = None, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        trust: Trust | None = None,
+        timeout: float = TIMEOUT,
+        wire: socket.socket | None = None,
+    ) -> None:
+        """`wire`: a connection to the server that stands already."""
         self.address = address
         self.sent = self.received = 0  # bytes
         self._trust = trust
         self._client = Client(address.export, tls=address.tls)
         try:
-            self._socket = _dial(address, timeout)
+            self._socket = _dial(address, timeout) if wire is None else wire
         except OSError as error:
             raise DeviceError(f"cannot connect: {error.strerror or error}", where=address.uri) from error
         try:
