@@ -12,10 +12,11 @@ from erofs_edge.boot.firmware import firmware_files, package_file
 from erofs_edge.boot.fit import Image, add_key, build_fit
 from erofs_edge.boot.initramfs import Fec, InitConfig, build_initramfs
 from erofs_edge.boot.kmod import index_files
+from erofs_edge.boot.loader import control_tree, join, machine_tree
 from erofs_edge.boot.modules import DIRECTORY, KernelModules, Module
 from erofs_edge.boot.script import boot_script
 from erofs_edge.errors import ManifestError, SourceError
-from erofs_edge.manifest.model import Board, Partition
+from erofs_edge.manifest.model import Board, PackageFile, Partition
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.tree import BytesContent, FileTree, Inode
@@ -81,6 +82,7 @@ def build_boot(
     epoch: int,
     signer: Signer,
     cache: Cache,
+    program: bytes | None = None,
 ) -> BootOutputs:
     """Everything in front of the system partition.
 
@@ -89,6 +91,7 @@ def build_boot(
     etc     what the device keeps of /etc; empty for all of it
     fec     where the system image has its parity, if it has any
     epoch   seconds since 1970, the one time in all outputs
+    program the compiled U-Boot where the board has one built: it gets its device tree, key and script here
 
     Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
     """
@@ -117,11 +120,26 @@ def build_boot(
         load_address=board.boot.load_address,
         rollback_index=board.sign.rollback_index,
     )
+    u_boot, script, keyed = _loader(board, firmware, program, signer, dtb)
     files = None
     if any(partition.content == "firmware" for partition in board.disk.partitions.values()):
-        keyed = add_key(dtb, signer) if dtb is not None else None
-        files = firmware_files(board, firmware, script=boot_script(board), dtb=keyed, epoch=epoch)
-    return BootOutputs(fit, package_file(firmware, board.boot.u_boot), files, kernel.version)
+        files = firmware_files(board, firmware, u_boot=u_boot, script=script, dtb=keyed, epoch=epoch)
+    return BootOutputs(fit, u_boot, files, kernel.version)
+
+
+def _loader(
+    board: Board, firmware: Mapping[str, FileTree], program: bytes | None, signer: Signer, dtb: bytes | None
+) -> tuple[bytes, str | None, bytes | None]:
+    """U-Boot; the script and the device tree that go beside it. A package's U-Boot gets the key from that tree, ours
+    has key and script inside, and the tree beside it is only read for the size of the memory."""
+    if program is not None:
+        tree = control_tree(machine_tree(board, dtb), signer, boot_script(board))
+        return join(program, tree), None, dtb
+    named = board.boot.u_boot
+    if named.package is None or named.path is None:
+        raise ManifestError(f"board '{board.board}' names no boot loader")
+    u_boot = package_file(firmware, PackageFile(package=named.package, path=named.path))
+    return u_boot, boot_script(board), add_key(dtb, signer) if dtb is not None else None
 
 
 def _module_streams(board: Board, kernel: KernelModules) -> dict[str, list[Module]]:

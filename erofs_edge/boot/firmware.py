@@ -46,21 +46,24 @@ def package_file(packages: Mapping[str, FileTree], wanted: PackageFile) -> bytes
 
 
 def firmware_files(
-    board: Board, packages: Mapping[str, FileTree], *, script: str, dtb: bytes | None, epoch: int
+    board: Board, packages: Mapping[str, FileTree], *, u_boot: bytes, script: str | None, dtb: bytes | None, epoch: int
 ) -> dict[str, bytes]:
     """Name to bytes of what the board's firmware partition holds, sorted by name.
 
-    script  the boot script, which becomes boot.scr
+    u_boot  the boot loader
+    script  the boot script, which becomes boot.scr; None where the loader has it inside
     dtb     U-Boot's device tree with our key, put under the name that `boot.fdt` has; None where U-Boot has its own
 
     Raises ManifestError where two files would have one name (FAT knows no upper and lower case).
     """
     boot = board.boot
-    files = [(_name(file), package_file(packages, file)) for file in [boot.u_boot, *boot.firmware]]
+    loader = boot.u_boot.to or (boot.u_boot.path or "u-boot.bin").rpartition("/")[2]
+    files = [(loader, u_boot), *((_name(file), package_file(packages, file)) for file in boot.firmware)]
     files += [(text.to, text.text.encode()) for text in boot.firmware_texts]
     if dtb is not None:
         files.append((boot.fdt.rpartition("/")[2], dtb))
-    files.append((SCRIPT_NAME, script_image(script, name=board.board, epoch=epoch)))
+    if script is not None:
+        files.append((SCRIPT_NAME, script_image(script, name=board.board, epoch=epoch)))
     seen: set[str] = set()
     for name, _ in files:
         if name.casefold() in seen:

@@ -59,6 +59,7 @@ def describe(
 ) -> dict[str, Any]:
     """The value of release.json. Everything in it is a function of the inputs."""
     from erofs_edge.build.inputs import FORMAT_VERSION
+    from erofs_edge.build.loader import loader_record
     from erofs_edge.codec.lz4 import VERSION, WHEEL
 
     board, system = inputs.board.value, inputs.system.loaded.value
@@ -96,7 +97,7 @@ def describe(
             "uncompressed": erofs.uncompressed,
             "smoke": msgspec.to_builtins(system.smoke),
         },
-        "boot": {"kernel": made.boot.kernel_version},
+        "boot": {"kernel": made.boot.kernel_version, "u_boot": loader_record(board)},
         "scripts": {
             "unknown": [f"{note.package}.{note.script}" for note in made.system.report.unknown],
             "changed": [f"{note.package}.{note.script}" for note in made.system.report.changed],

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from erofs_edge.manifest.check_supply import check_supply
+from erofs_edge.manifest.check_supply import check_layers, check_supply
 from erofs_edge.manifest.filesystem import Erofs
 from erofs_edge.manifest.model import (
     CONTENT_WORDS,
     Board,
+    Boot,
     Entry,
     Partition,
     System,
@@ -43,6 +44,7 @@ def check_board(board: Board, fail: Fail) -> None:
     _check_roles(board, fail)
     if size_bytes(board.verity.block_size) not in BLOCK_SIZES[: BLOCK_SIZES.index(4096) + 1]:
         fail("verity.block_size", '"block_size" must be 512, 1024, 2048 or 4096: the kernel maps no larger ones')
+    _check_u_boot(board.boot, fail)
     for kind, names in (
         ("firmware", [file.to or Path(file.path).name for file in board.boot.firmware]),
         ("firmware_texts", [text.to for text in board.boot.firmware_texts]),
@@ -58,12 +60,28 @@ def check_system(system: System, fail: Fail) -> None:
         if not os.path.isdir(overlay.from_):
             fail(f"overlay.{index}.from", f"no such directory: {overlay.from_}")
     check_supply(system, fail)
+    check_layers(system, fail)
     for index, entry in enumerate(system.entries):
         _check_entry(f"entries.{index}", entry, fail)
     for unit in system.units.mask:
         if unit in system.units.enable:
             fail(f"units.enable.{system.units.enable.index(unit)}", f'"{unit}" is masked too: it cannot be enabled')
     _check_erofs(system.erofs, fail)
+
+
+def _check_u_boot(boot: Boot, fail: Fail) -> None:
+    """A file of a package or a build of ours; ours verifies FITs and does nothing else."""
+    u_boot = boot.u_boot
+    if u_boot.build is None and (u_boot.package is None or u_boot.path is None):
+        fail("boot.u_boot", '"u_boot" needs a package and a path in it, or "build"')
+    if u_boot.build is not None and (u_boot.package is not None or u_boot.path is not None):
+        fail(
+            "boot.u_boot",
+            '"u_boot" is either a file of a package or a "build", not both',
+            "where the base names a package, take it away: {build: …, package: null, path: null}",
+        )
+    if u_boot.build is not None and boot.chain != "u-boot-fit":
+        fail("boot.chain", f'a U-Boot that we build starts signed FITs only, not "{boot.chain}"', "chain: u-boot-fit")
 
 
 def _check_names(board: Board, fail: Fail) -> None:

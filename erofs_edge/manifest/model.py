@@ -163,6 +163,9 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """the architecture, in Debian's words"""
     base: HostPath | None = None
     """an image that all else is laid over: an EROFS file, or the output folder of a build"""
+    layers: list[HostPath] = []
+    """manifests of other kinds whose images come with this system, relative to this file: a sysext or confext is merged
+    at each start, a newer image of that name and signer on the device goes first"""
     packages: list[PackageName] = []
     """Debian packages; what they depend on comes with them"""
     configure: Literal["declarative", "scripts"] = "declarative"
@@ -260,6 +263,20 @@ class PackageFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """its name on the firmware partition; default: the last component of path"""
 
 
+class UBoot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The boot loader: a file of a Debian package (`package` and `path`), or a locked one that we compile (`build`)."""
+
+    build: Literal["qemu_arm64", "rpi_arm64"] | None = None
+    """compile a locked U-Boot for this kind of board from Debian's source: the key and the boot script are inside, no
+    prompt, nothing that starts what is not signed; the only one that `build --release` takes"""
+    package: PackageName | None = None
+    """the package; the board's lock pins it"""
+    path: DevicePath | None = None
+    """of the file in the package"""
+    to: str | None = None
+    """its name on the firmware partition; default: the last component of path, or u-boot.bin"""
+
+
 class FirmwareText(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A small text file on the firmware partition (config.txt)."""
 
@@ -277,7 +294,7 @@ class Boot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     takes kernel, initramfs and device tree out of it unverified"""
     kernel: PackageName = "linux-image-arm64"
     """the kernel's package"""
-    u_boot: PackageFile
+    u_boot: UBoot
     """the boot loader"""
     fdt: str = "control"
     """'control' hands the kernel the tree that U-Boot was given; else a .dtb of the kernel package, put in the FIT"""

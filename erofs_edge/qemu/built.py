@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from erofs_edge.boot.loader import replace_script
 from erofs_edge.boot.script import boot_script
 from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.errors import ErofsEdgeError
@@ -100,17 +101,24 @@ def machine_command(
     extra: tuple[str, ...] = (),
     script: Callable[[str], str] | None = None,
 ) -> list[str]:
-    """The command that starts a built board, see `boot_arguments`; its control tree is written into `folder`.
+    """The command that starts a built board, see `boot_arguments`; what it needs is written into `folder`.
+
+    Debian's U-Boot is handed a control tree with the key and the script; ours has them inside.
 
     script  changes the boot script, for tests
     """
     qemu = qemu_of(board)
     text = script(boot_script(board)) if script else boot_script(board)
-    control = folder / "control.dtb"
-    control.write_bytes(control_tree(dump_tree(emulator, qemu, built.u_boot), built.key, text))
+    bios, control = built.u_boot, None
+    if board.boot.u_boot.build is None:
+        control = folder / "control.dtb"
+        control.write_bytes(control_tree(dump_tree(emulator, qemu, bios), built.key, text))
+    elif script:
+        bios = folder / "u-boot.bin"
+        bios.write_bytes(replace_script(built.u_boot.read_bytes(), text))
     arguments = boot_arguments(
         qemu,
-        bios=built.u_boot,
+        bios=bios,
         control=control,
         drive=drive,
         serial=serial,

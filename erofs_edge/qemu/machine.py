@@ -13,8 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from erofs_edge.boot.fdt import Node, cells, parse, string, write
-from erofs_edge.boot.fit import add_key
+from erofs_edge.boot import loader
+from erofs_edge.boot.fdt import parse, write
 from erofs_edge.errors import ManifestError, ToolError
 from erofs_edge.manifest.model import Board, Qemu, size_bytes
 from erofs_edge.toolbox.emulator import MENDS, Emulator, find_qemu, short_run
@@ -39,9 +39,6 @@ CHECKS_DRIVE = (
 )  # fmt: skip
 """an empty disk whose serial number asks the system to check itself: arguments of the kernel are the build's alone"""
 GRAPHICS = ("-device", "virtio-gpu-pci")
-
-AUTOBOOT_WITHOUT_PROMPT = 0xFFFFFFFE
-"""-2: U-Boot runs the boot command at once and looks at no key (doc/usage/cmd/bootdelay)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ def boot_arguments(
     qemu: Qemu,
     *,
     bios: Path,
-    control: Path,
+    control: Path | None,
     drive: Drive,
     serial: str = "stdio",
     forwards: tuple[tuple[int, int], ...] = (),
@@ -88,6 +85,7 @@ def boot_arguments(
 ) -> list[str]:
     """QEMU's arguments, without the program.
 
+    control   the device tree that U-Boot is handed; None where it has its own
     serial    QEMU's word for the console: 'stdio', 'mon:stdio' (Ctrl-A X quits), 'unix:PATH,server=on,wait=off'
     forwards  (host port, guest port): gives the machine user networking, reachable from the host alone
     reboot    False ends QEMU where the machine would reset
@@ -99,7 +97,7 @@ def boot_arguments(
         rules = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in forwards)
         network = ["-netdev", f"user,id=net0{rules}", "-device", "virtio-net-pci,netdev=net0,romfile="]
     return [
-        *machine_arguments(qemu, bios), "-dtb", str(control),
+        *machine_arguments(qemu, bios), *(["-dtb", str(control)] if control else []),
         "-drive", f"if=none,id=disk0,format=raw,file={_escaped(drive.path)}{snapshot}",
         "-device", "virtio-blk-pci,drive=disk0", *network, *extra,
         "-serial", serial, "-monitor", "none", *([] if reboot else ["-no-reboot"]),
@@ -130,11 +128,7 @@ def control_tree(machine: bytes, key: VerificationKey, script: str) -> bytes:
     The seed of KASLR is left out: with it the kernel separates its page tables from user space's, which costs a tenth
     of the emulator's time and protects nothing here. The seed of the random number generator stays.
     """
-    tree = parse(add_key(machine, key))
+    tree = parse(loader.control_tree(machine, key, script))
     if chosen := tree.root.at("/chosen"):
         chosen.props.pop("kaslr-seed", None)
-    config = tree.root.children.setdefault("config", Node())
-    config.props["bootcmd"] = string(script)
-    config.props["bootdelay"] = cells(AUTOBOOT_WITHOUT_PROMPT)
-    config.props["load-environment"] = cells(0)
     return write(tree)

@@ -19,9 +19,11 @@ from erofs_edge.boot import assemble
 from erofs_edge.boot.assemble import BootOutputs, build_boot, system_modules
 from erofs_edge.boot.fdt import DeviceTree, Node, parse, string, write
 from erofs_edge.boot.fit import verify_fit
+from erofs_edge.boot.loader import split
+from erofs_edge.boot.script import boot_script
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.load import load_board
-from erofs_edge.manifest.model import Board
+from erofs_edge.manifest.model import Board, UBoot
 from erofs_edge.sources.cache import Cache
 from erofs_edge.tree import FileTree
 from erofs_edge.trust.signer import KeySigner
@@ -53,7 +55,7 @@ def board_of(repository: Path, name: str, **boot: Any) -> Board:
     return msgspec.structs.replace(board, boot=msgspec.structs.replace(board.boot, **boot))
 
 
-def build(board: Board, trees: dict[str, FileTree], tmp_path: Path) -> BootOutputs:
+def build(board: Board, trees: dict[str, FileTree], tmp_path: Path, program: bytes | None = None) -> BootOutputs:
     firmware = {name: Path(name) for name in trees if name not in ("kernel", "programs")}
     return build_boot(
         board,
@@ -64,6 +66,7 @@ def build(board: Board, trees: dict[str, FileTree], tmp_path: Path) -> BootOutpu
         epoch=EPOCH,
         signer=KEY,
         cache=Cache(tmp_path),
+        program=program,
     )
 
 
@@ -100,6 +103,23 @@ def test_raspberry_pi(repository: Path, trees: dict[str, FileTree], tmp_path: Pa
     assert key.props["required"] == b"conf\0"
     assert b"booti" in out.firmware_files["boot.scr"]
     assert b"modules/disk/00-fixed.ko" in unpack(image_of(out.fit, "ramdisk"))
+
+
+def test_a_loader_of_ours_has_key_and_script_inside(
+    repository: Path, trees: dict[str, FileTree], tmp_path: Path
+) -> None:
+    board = load_board(repository / "boards/qemu-aarch64-locked.yaml").value
+    out = build(board, trees, tmp_path, b"compiled")
+    program, tree = split(out.u_boot)
+    assert program == b"compiled" and out.firmware_files is None
+    key, config = tree.root.at("/signature/key-dev"), tree.root.at("/config")
+    assert key is not None and key.props["required"] == b"conf\0"
+    assert config is not None and config.props["bootcmd"] == boot_script(board).encode() + b"\0"
+    rpi = board_of(repository, "rpi4", chain="u-boot-fit", u_boot=UBoot(build="rpi_arm64"))
+    files = build(rpi, trees, tmp_path, b"compiled for a Pi").firmware_files
+    assert files is not None
+    assert "boot.scr" not in files and files["bcm2711-rpi-4-b.dtb"] == DTB, "no key outside of the loader"
+    assert split(files["u-boot.bin"])[1].root.at("/signature/key-dev") is not None
 
 
 def test_compressed_kernel(repository: Path, trees: dict[str, FileTree], tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ def rpi4(repository: Path) -> Board:
 
 
 def test_files_of_the_raspberry_pi(rpi4: Board) -> None:
-    files = firmware_files(rpi4, packages(), script="bootm\n", dtb=b"tree with key", epoch=EPOCH)
+    files = firmware_files(rpi4, packages(), u_boot=b"loader", script="bootm\n", dtb=b"tree with key", epoch=EPOCH)
     assert list(files) == ["bcm2711-rpi-4-b.dtb", "boot.scr", "config.txt", "fixup4.dat", "start4.elf", "u-boot.bin"]
     assert files["bcm2711-rpi-4-b.dtb"] == b"tree with key"
-    assert files["u-boot.bin"] == b"/usr/lib/u-boot/rpi_arm64/u-boot.bin"
+    assert files["u-boot.bin"] == b"loader"
     assert b"arm_64bit=1\n" in files["config.txt"]
     assert b"kernel=u-boot.bin\n" in files["config.txt"]
     assert files["boot.scr"] == script_image("bootm\n", name="rpi4", epoch=EPOCH)
@@ -63,7 +63,7 @@ def test_two_files_of_one_name_are_refused(rpi4: Board) -> None:
     boot = msgspec.structs.replace(rpi4.boot, firmware=[clash])
     board = msgspec.structs.replace(rpi4, boot=boot)
     with pytest.raises(ManifestError, match=r"two files named config\.txt"):
-        firmware_files(board, packages(), script="", dtb=None, epoch=EPOCH)
+        firmware_files(board, packages(), u_boot=b"", script="", dtb=None, epoch=EPOCH)
 
 
 def test_missing_package_and_file_are_named() -> None:

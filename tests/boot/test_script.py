@@ -15,7 +15,7 @@ from erofs_edge.boot import script
 from erofs_edge.boot.fit import CONFIGURATION, ROLLBACK_INDEX, Image, build_fit
 from erofs_edge.disk import rollback, slots
 from erofs_edge.errors import ManifestError
-from erofs_edge.manifest.model import Board, Boot, Disk, PackageFile, Partition
+from erofs_edge.manifest.model import Board, Boot, Disk, Partition, UBoot
 
 MISC, BOOT_A, BOOT_B = 64, 512, 640
 PARTITIONS = {"misc": (MISC, 320), "boot_a": (BOOT_A, 128), "boot_b": (BOOT_B, 128)}
@@ -26,7 +26,7 @@ def board(**boot: object) -> Board:
         "boot": Partition(size="64K", slots=["a", "b"], content="fit"),
         "misc": Partition(size="160K", content="slot-state"),
     }
-    u_boot = PackageFile(package="u-boot-qemu", path="/u-boot.bin")
+    u_boot = UBoot(package="u-boot-qemu", path="/u-boot.bin")
     values: dict[str, object] = {"u_boot": u_boot, "cmdline": ["console=ttyAMA0", "quiet"]} | boot
     return Board(board="lab", disk=Disk(partitions=partitions), boot=Boot(**values))  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from erofs_edge.disk import gpt, sparse
 from erofs_edge.disk.layout import DiskLayout, plan_disk, write_disk
 from erofs_edge.errors import CapacityError, ManifestError, SourceError
-from erofs_edge.manifest.model import Board, Boot, Disk, PackageFile, Partition
+from erofs_edge.manifest.model import Board, Boot, Disk, Partition, UBoot
 
 MIB = 1 << 20
 SEED = b"seed"
@@ -32,7 +32,7 @@ def make_board(size: str = "96M", sector: int = 512, *, hybrid: bool = False, **
         "data": Partition(size="rest", filesystem="ext4"),
     }
     disk = Disk(size=size, sector=sector, hybrid_mbr=hybrid, partitions=partitions or standard)  # type: ignore[arg-type]
-    return Board(board="test", disk=disk, boot=Boot(u_boot=PackageFile(package="u-boot", path="u-boot.bin")))
+    return Board(board="test", disk=disk, boot=Boot(u_boot=UBoot(package="u-boot", path="u-boot.bin")))
 
 
 def test_places() -> None:

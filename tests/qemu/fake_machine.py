@@ -17,7 +17,7 @@ from erofs_edge.disk import rollback, slots
 from erofs_edge.disk.layout import plan_disk, write_disk
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.write import write_image
-from erofs_edge.manifest.model import Board, Boot, Disk, PackageFile, Partition, Qemu, Verity
+from erofs_edge.manifest.model import Board, Boot, Disk, Partition, Qemu, UBoot, Verity
 from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.trust.signer import KeySigner, public_key_pem
 from erofs_edge.verity.fec import write_parity
@@ -35,7 +35,7 @@ BOARD = Board(
             "data": Partition(size="rest", filesystem="ext4"),
         },
     ),
-    boot=Boot(u_boot=PackageFile(package="u-boot-qemu", path="/u-boot.bin"), cmdline=["console=ttyAMA0"]),
+    boot=Boot(u_boot=UBoot(package="u-boot-qemu", path="/u-boot.bin"), cmdline=["console=ttyAMA0"]),
     verity=Verity(fec_roots=2),
     qemu=Qemu(),
 )

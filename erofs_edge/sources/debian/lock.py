@@ -78,7 +78,9 @@ def requested(value: Board | System) -> dict[str, list[str]]:
         if value.components != System(system="x").components:
             asked["components"] = sorted(value.components)
         return asked
-    firmware = {value.boot.u_boot.package, *(file.package for file in value.boot.firmware)}
+    firmware = {file.package for file in value.boot.firmware}
+    if value.boot.u_boot.package is not None:
+        firmware.add(value.boot.u_boot.package)
     return {"kernel": [value.boot.kernel], "initramfs": sorted(INITRAMFS), "firmware": sorted(firmware)}
 
 
@@ -180,7 +182,7 @@ def lock_all(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Relocked]:
-    """New locks for a manifest, or for a board and each manifest on its disk. Nothing is written.
+    """New locks for a manifest, or for a board and each manifest on its disk, and for their layers. Nothing is written.
 
     Without `folder` the locks of manifests that came with this package stay as they are.
     The old locks are those in `folder`, where they are there, else those beside the manifests.
@@ -191,6 +193,8 @@ def lock_all(
         paths = dict.fromkeys(content for content in contents if content and content not in CONTENT_WORDS)
         systems = [load_system(path) for path in paths]
         todo += [one for one in systems if folder is not None or not is_shipped(one.path)]
+    named = [path for one in todo if isinstance(one.value, System) for path in one.value.layers]
+    todo += [load_system(path) for path in dict.fromkeys(named)]
     done = []
     with ExitStack() as stack:
         indexes: dict[tuple[str, str], Apt] = {}
@@ -298,7 +302,8 @@ def _written(value: Board | System) -> list[tuple[str, str]]:
     if isinstance(value, System):
         return [(f"packages.{i}", name) for i, name in enumerate(value.packages)]
     firmware = [(f"boot.firmware.{i}.package", file.package) for i, file in enumerate(value.boot.firmware)]
-    return [("boot.kernel", value.boot.kernel), ("boot.u_boot.package", value.boot.u_boot.package), *firmware]
+    u_boot = [("boot.u_boot.package", value.boot.u_boot.package)] if value.boot.u_boot.package is not None else []
+    return [("boot.kernel", value.boot.kernel), *u_boot, *firmware]
 
 
 def _kernel(loaded: Loaded[Board], apt: Apt) -> LockedPackage:

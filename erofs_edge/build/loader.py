@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The boot loader of a build: none of ours, or a locked U-Boot compiled from Debian's source."""
+
+from __future__ import annotations
+
+from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.manifest.model import Board
+from erofs_edge.sources.cache import Cache
+from erofs_edge.u_boot.compile import Compiled, compiled, input_digest
+from erofs_edge.u_boot.source import REVISION
+from erofs_edge.u_boot.toolchain import pinned
+
+
+def loader_digest(board: Board) -> str:
+    """What the compiled boot loader depends on, as SHA-256 in hex; '' for one that comes in a package."""
+    kind = board.boot.u_boot.build
+    return input_digest(kind, pinned()) if kind is not None else ""
+
+
+def compiled_loader(board: Board, cache: Cache) -> Compiled | None:
+    """The compiled boot loader, without key and script; None for one that comes in a package."""
+    kind = board.boot.u_boot.build
+    return compiled(kind, cache) if kind is not None else None
+
+
+def refuse_open_loader(board: Board) -> None:
+    """Raises ErofsEdgeError for a boot loader that also starts what nobody has signed: no release is built with it."""
+    if board.boot.u_boot.build is None:
+        raise ErofsEdgeError(
+            f"board '{board.board}' boots with {board.boot.u_boot.package}, which leaves ways round the signature open:"
+            " a release is not built with it",
+            hint="boot: {chain: u-boot-fit, u_boot: {build: qemu_arm64 or rpi_arm64}}, see docs/boot-chain.md",
+        )
+
+
+def loader_record(board: Board) -> dict[str, str | None]:
+    """What release.json says of the boot loader."""
+    u_boot = board.boot.u_boot
+    if u_boot.build is None:
+        return {"package": u_boot.package, "path": u_boot.path}
+    return {"build": u_boot.build, "source": REVISION, "inputs": loader_digest(board)}

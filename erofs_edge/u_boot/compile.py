@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile a locked U-Boot, once for each set of inputs; what comes out holds no key and no boot script.
+
+Those are in the device tree behind it (`boot/loader.py`), so that one compilation serves every key. The inputs are
+Debian's source and patches, our configuration and patches, the compiler's packages and how they are called: their
+hash is the name under which the result is cached. The same inputs give the same bytes in any folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from erofs_edge.errors import ManifestError, ToolError
+from erofs_edge.manifest.model import Lock
+from erofs_edge.sources.cache import Cache
+from erofs_edge.u_boot.source import ARCHIVES, unpack
+from erofs_edge.u_boot.toolchain import libraries, lock_digest, pinned, toolchain
+
+HERE = Path(__file__).parent
+RECIPE = 1
+"""of what this file does: raised where it would give other bytes"""
+EPOCH = 1_700_000_000
+"""seconds since 1970, the time that U-Boot says it was compiled at"""
+KINDS = ("qemu_arm64", "rpi_arm64")
+"""U-Boot's own names of the boards: configs/NAME_defconfig"""
+COMMON = "locked.config"
+_RECORD = "u-boot-1"
+_SAID = 3000
+
+
+class Compiled(msgspec.Struct, array_like=True):
+    """image: u-boot-nodtb.bin; config: U-Boot's whole .config; key: the hash of the inputs."""
+
+    image: bytes
+    config: str
+    key: str
+
+
+def fragments(kind: str) -> tuple[Path, ...]:
+    """Configuration laid over U-Boot's own for that kind of board. Raises ManifestError for an unknown one."""
+    if kind not in KINDS:
+        raise ManifestError(f"U-Boot cannot be built for '{kind}'", hint=f"there are: {', '.join(KINDS)}")
+    return HERE / COMMON, HERE / f"{kind}.config"
+
+
+def patches(kind: str) -> list[Path]:
+    """Our patches for that kind of board, in order."""
+    return sorted(HERE.glob(f"{kind}-*.patch"))
+
+
+def input_digest(kind: str, lock: Lock) -> str:
+    """SHA-256, in hex, of everything that the bytes depend on."""
+    parts = [str(RECIPE), str(EPOCH), kind, lock_digest(lock), *(archive.sha256 for archive in ARCHIVES)]
+    parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*fragments(kind), *patches(kind))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def compiled(kind: str, cache: Cache, *, lock: Lock | None = None, fresh: bool = False) -> Compiled:
+    """The locked U-Boot of a kind of board, from the cache or compiled now (about two minutes on two processors).
+
+    lock   of the compiler's packages; None: the pinned one
+    fresh  compile even where the result is known, and leave the cache as it is
+
+    Raises ToolError where it does not compile, MirrorError where something cannot be fetched.
+    """
+    lock = lock if lock is not None else pinned()
+    key = input_digest(kind, lock)
+    known = None if fresh else cache.load_record(_RECORD, key, Compiled)
+    if known is not None:
+        return known
+    root = toolchain(lock, cache)
+    with tempfile.TemporaryDirectory(prefix="u-boot-") as folder:
+        source = unpack(Path(folder), cache, root / "usr/bin/patch", patches(kind))
+        objects = build(source, root, f"{kind}_defconfig", fragments(kind))
+        config = (objects / ".config").read_text()
+        made = Compiled((objects / "u-boot-nodtb.bin").read_bytes(), config, key)
+    if not fresh:
+        cache.store_record(_RECORD, key, made)
+    return made
+
+
+def build(source: Path, root: Path, defconfig: str, laid_over: tuple[Path, ...]) -> Path:
+    """Configure and compile; the folder of the objects. Raises ToolError with what was said last."""
+    where = libraries(root)
+    loader = next(iter(where.glob("ld-linux*.so.*")))
+    host = f"gcc --sysroot={root} -Wl,--dynamic-linker={loader} -Wl,-rpath={where}"
+    environment = {
+        "PATH": f"{root}/usr/bin:{os.environ.get('PATH', '/usr/bin:/bin')}", "LC_ALL": "C", "TZ": "UTC", "ARCH": "arm",
+        "CROSS_COMPILE": "aarch64-linux-gnu-", "SOURCE_DATE_EPOCH": str(EPOCH), "KBUILD_BUILD_USER": "u-boot",
+        "KBUILD_BUILD_HOST": "u-boot", "M4": f"{root}/usr/bin/m4", "BISON_PKGDATADIR": f"{root}/usr/share/bison",
+    }  # fmt: skip
+    objects = source.parent / "objects"
+    program = str(root / "usr/bin/make")
+    make = [program, f"O={objects}", f"HOSTCC={host}", f"PYTHON3={sys.executable}", "-s", f"-j{os.cpu_count() or 1}"]
+    merge = ["scripts/kconfig/merge_config.sh", "-m", "-O", str(objects), str(objects / ".config")]
+    merge += map(str, laid_over)
+    for command in ([*make, defconfig], merge, [*make, "olddefconfig"], [*make, "u-boot-nodtb.bin"]):
+        try:
+            done = subprocess.run(
+                command, cwd=source, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+            )  # fmt: skip
+        except OSError as error:
+            raise ToolError(f"U-Boot cannot be compiled: {error.strerror}", where=command[0]) from error
+        if done.returncode:
+            raise ToolError(f"U-Boot does not compile:\n{done.stdout[-_SAID:]}", where=command[-1])
+    dropped = not_taken((objects / ".config").read_text(), [path.read_text() for path in laid_over])
+    if dropped:
+        raise ToolError(f"U-Boot's configuration does not take: {', '.join(dropped)}", where=defconfig)
+    return objects
+
+
+def not_taken(config: str, laid_over: list[str]) -> list[str]:
+    """Lines of fragments that a .config does not hold: Kconfig drops silently what it does not like. Of two lines for
+    one option the last counts."""
+    wanted: dict[str, str] = {}
+    for text in laid_over:
+        for line in text.splitlines():
+            if line.startswith("CONFIG_"):
+                wanted[line.split("=")[0]] = line
+            elif line.startswith("# CONFIG_") and line.endswith(" is not set"):
+                wanted[line.split()[1]] = line
+    lines = set(config.splitlines())
+    names = {line.split("=")[0] for line in lines if line.startswith("CONFIG_")}
+    return [line for name, line in wanted.items() if (name in names if line.startswith("#") else line not in lines)]
