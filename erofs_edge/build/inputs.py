@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_edge import __version__
+from erofs_edge.build.loader import loader_digest
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.load import Loaded, load_board, load_lock, load_system, lock_path
 from erofs_edge.manifest.lockfile import lock_bytes
@@ -85,7 +86,7 @@ def lock_of(loaded: Loaded[Board] | Loaded[System], folder: Path | None = None) 
 def digest(inputs: Inputs, public_key: bytes) -> str:
     """SHA-256, in hex, over everything that can reach an output byte."""
     parts: list[object] = [FORMAT_VERSION, __version__, hashlib.sha256(public_key).hexdigest()]
-    parts += [inputs.board.digest, inputs.system.loaded.digest]
+    parts += [inputs.board.digest, inputs.system.loaded.digest, loader_digest(inputs.board.value)]
     parts += [hashlib.sha256(lock_bytes(lock)).hexdigest() for lock in (inputs.lock, inputs.system.lock)]
     parts += system_files(inputs.system.loaded.value)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
