@@ -18,6 +18,7 @@ from typing import Any
 
 from erofs_edge.build import relock
 from erofs_edge.build.inputs import Inputs, digest, gather
+from erofs_edge.build.loader import refuse_open_loader
 from erofs_edge.build.record import RELEASE, describe, outputs, read_release, remember, unchanged, write_json
 from erofs_edge.build.reference import reference_values
 from erofs_edge.build.signing import (
@@ -77,6 +78,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
     signer = open_signer(options.key or inputs.board.value.sign.key)
     if options.release:
         refuse_development(signer)
+        refuse_open_loader(inputs.board.value)
     public_key = public_key_pem(signer)
     inputs_digest = digest(inputs, public_key)
     if not options.force and unchanged(options.out, inputs_digest):
