@@ -11,6 +11,7 @@ from pathlib import Path
 
 from erofs_edge.boot.assemble import BootOutputs, build_boot, system_modules
 from erofs_edge.build.inputs import Inputs
+from erofs_edge.build.loader import compiled_loader
 from erofs_edge.build.scripted import machine_debs, run_scripts
 from erofs_edge.disk import rollback, slots
 from erofs_edge.disk.fat import build_fat
@@ -211,6 +212,10 @@ def make_boot(
     inputs: Inputs, debs: Debs, system: SystemImage, signer: Signer, cache: Cache, work: Path, step: Step
 ) -> BootOutputs:
     """boot.fit with the root hash inside and signed; u-boot.bin; the files of the firmware partition."""
+    u_boot = None
+    if inputs.board.value.boot.u_boot.build is not None:
+        with step("boot loader"):
+            u_boot = compiled_loader(inputs.board.value, cache)
     with step("boot image"):
         boot = build_boot(
             inputs.board.value,
@@ -223,6 +228,7 @@ def make_boot(
             epoch=inputs.epoch,
             signer=signer,
             cache=cache,
+            program=u_boot.image if u_boot else None,
         )
         (work / "boot.fit").write_bytes(boot.fit)
         (work / "u-boot.bin").write_bytes(boot.u_boot)
