@@ -29,9 +29,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "boot": BASE | {"tree", "manifest", "sources", "verity", "trust", "disk"},
     "toolbox": BASE | {"sources"},
     "product": BASE | {"manifest"},
+    "u_boot": BASE | {"manifest", "sources", "toolbox"},
     "vm": BASE | {"tree", "sources", "boot", "toolbox"},
     # use cases
-    "build": BASE | FORMATS | {"tree", "codec", "manifest", "vm"},
+    "build": BASE | FORMATS | {"tree", "codec", "manifest", "u_boot", "vm"},
     "flash": BASE | {"disk", "manifest", "verity", "erofs", "transport"},
     "serve": BASE | {"disk", "transport"},
     "simulator": BASE | {"disk"},
