@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "fs": ("erofs_edge.cli.fs", "EROFS images: build, list, read, extract, check, dump."),
     "verity": ("erofs_edge.cli.verity", "dm-verity hash trees: format and verify."),
     "verify": ("erofs_edge.cli.verify", "Check all that a key vouches for, from partition table to last block."),
+    "diff": ("erofs_edge.cli.diff", "Explain how two builds, disks, images or files differ."),
     "avb": ("erofs_edge.cli.avb", "Android Verified Boot 2: vbmeta images and footers."),
     "keys": ("erofs_edge.cli.keys", "Signing keys: make, list, show, rotate."),
     "sign": ("erofs_edge.cli.sign", "Sign root hashes and release records, here or without a network."),

@@ -55,8 +55,8 @@ SETS = {
         {name: (f"{name}-1.8",) for name in EROFS_TOOLS}
         | _same(
             "veritysetup", "mkimage", "dumpimage", "mkenvimage", "dtc", "fdtget", "fdtput", "sgdisk", "sfdisk",
-            "mcopy", "mdir", "mtype", "minfo", "e2fsck", "mke2fs", "debugfs", "cpio", "openssl", "fsck.fat", "kmod",
-            "depmod", "modprobe",
+            "mcopy", "mdir", "mmd", "mtype", "minfo", "e2fsck", "mke2fs", "debugfs", "cpio", "openssl", "fsck.fat",
+            "mkfs.fat", "kmod", "depmod", "modprobe",
         ),
     ),
     "oracles-systemd": ToolSet("trixie", ("systemd-container", "libcryptsetup12"), _same("systemd-dissect")),

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two EROFS images: superblock, every inode, every content, and where the data lies."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erofs_edge.diff.blocks import Blocks
+from erofs_edge.diff.content import EXPLAINED_MAX, explain
+from erofs_edge.diff.packages import Installed, installed
+from erofs_edge.diff.report import Change, PackageChange, Report, shown
+from erofs_edge.erofs.dump import superblock_fields
+from erofs_edge.erofs.extents import Extent, Kind
+from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.regions import map_image
+from erofs_edge.errors import ErofsFormatError
+
+PATHS_SHOWN = 20
+WINDOW = 4 << 20
+"""bytes of a content that are decoded and compared at once"""
+_ADDRESS, _INLINE = Extent._fields.index("address"), Extent._fields.index("inline")
+_FOLLOWS = {
+    "checksum": "follows from the fields",
+    "size": "follows from what the image holds",
+    "blocks": "follows from what the image holds",
+    "inodes": "follows from what the image holds",
+    "uuid": "derived from content and options",
+    "epoch": "timestamp",
+    "fixed_nsec": "timestamp",
+    "root_nid": "placement",
+    "packed_nid": "placement",
+    "meta_blkaddr": "placement",
+    "xattr_blkaddr": "placement",
+}
+
+
+@dataclass(slots=True)
+class Side:
+    """One of the two images, read once: path → inode, and the extents of an inode when asked for."""
+
+    image: Image
+    entries: dict[bytes, DiskInode]
+    installed: Installed
+    first_names: dict[int, bytes] = field(default_factory=dict)
+    _extents: dict[int, list[Extent]] = field(default_factory=dict)
+
+    def extents(self, inode: DiskInode) -> list[Extent]:
+        """All extents of an inode. Raises ErofsFormatError."""
+        found = self._extents.get(inode.nid)
+        if found is None:
+            found = self._extents[inode.nid] = list(self.image.extents(inode))
+        return found
+
+    def first_name(self, path: bytes, inode: DiskInode) -> bytes:
+        """The first path of the same inode: hard links are equal where these are."""
+        return self.first_names.get(inode.nid, path)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Files whose content is equal and whose bytes in the image are elsewhere (`moved`) or others (`recoded`); blocks
+    are those of the new image that differ in place for it."""
+
+    moved: list[bytes] = field(default_factory=list)
+    moved_blocks: int = 0
+    recoded: list[bytes] = field(default_factory=list)
+    recoded_blocks: int = 0
+
+
+def compare_images(old: Path, new: Path, report: Report) -> None:
+    """Add what differs between two EROFS images. Raises ErofsFormatError where one breaks the format."""
+    with Image(old, verify_checksum=False) as one, Image(new, verify_checksum=False) as other:
+        sides = _side(one), _side(other)
+        blocks = Blocks(old, new, one.superblock.size, other.superblock.size, other.superblock.block_size)
+        comparison = Comparison(sides[0], sides[1], blocks, report)
+        before, after = superblock_fields(one), superblock_fields(other)
+        for name, value in before.items():
+            report.field("superblock", "superblock", name, value, after.get(name), _FOLLOWS.get(name, ""))
+        comparison.run()
+
+
+def _side(image: Image) -> Side:
+    entries = dict(image.walk())
+    side = Side(image, entries, installed(image, entries))
+    for path, inode in entries.items():
+        if inode.nlink > 1 and not inode.is_dir:
+            side.first_names.setdefault(inode.nid, path)
+    return side
+
+
+class Comparison:
+    """One walk over two images. Contents that are damaged are told as changes; damaged metadata ends it."""
+
+    def __init__(self, old: Side, new: Side, blocks: Blocks, report: Report) -> None:
+        self.old, self.new, self.blocks, self.report = old, new, blocks, report
+        self.tally = Tally()
+        self._before = len(report.changes)
+        self._equal: dict[tuple[int, int], bool] = {}
+        self._files: dict[str, set[bytes]] = {}
+        self._blocks: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Compare everything, then say it in sentences."""
+        one, other = self.old.entries, self.new.entries
+        for path in sorted(one.keys() | other.keys()):
+            before, after = one.get(path), other.get(path)
+            if before is None or after is None:
+                self._one_sided(path, before, after)
+            else:
+                self._both(path, before, after)
+        self._placement()
+        self._packages()
+        self._sentences()
+
+    def _owner(self, path: bytes) -> str:
+        return self.new.installed.owner(path) or self.old.installed.owner(path)
+
+    def _add(self, path: bytes, inode: DiskInode | None, change: Change) -> None:
+        change.where, change.package = "/" + os.fsdecode(path), self._owner(path)
+        self._files.setdefault(change.package, set()).add(path)
+        if inode is not None and change.what in ("content", "added"):
+            change.blocks = self._differing(inode)
+            self._blocks[change.package] = self._blocks.get(change.package, 0) + change.blocks
+        self.report.add(change)
+
+    def _one_sided(self, path: bytes, before: DiskInode | None, after: DiskInode | None) -> None:
+        inode = after or before
+        assert inode is not None  # noqa: S101  the union of both
+        text = f"{stat.filemode(inode.mode)} {inode.uid}:{inode.gid} {inode.size} bytes"
+        what = "removed" if after is None else "added"
+        self._add(path, after, Change("file", "", what, text if before else None, text if after else None))
+
+    def _both(self, path: bytes, before: DiskInode, after: DiskInode) -> None:
+        if stat.S_IFMT(before.mode) != stat.S_IFMT(after.mode):
+            kinds = [stat.filemode(inode.mode)[0] for inode in (before, after)]
+            self._add(path, after, Change("inode", "", "type", kinds[0], kinds[1]))
+            return
+        fields: list[tuple[str, object, object, str]] = [
+            ("mode", f"{stat.S_IMODE(before.mode):04o}", f"{stat.S_IMODE(after.mode):04o}", ""),
+            ("owner", f"{before.uid}:{before.gid}", f"{after.uid}:{after.gid}", ""),
+            ("mtime", _time(before), _time(after), "timestamp"),
+            ("device", before.rdev, after.rdev, ""),
+        ]
+        if not before.is_dir:
+            fields.append(("links", before.nlink, after.nlink, "hard links"))
+            if 1 < before.nlink == after.nlink:
+                names = self.old.first_name(path, before), self.new.first_name(path, after)
+                fields.append(("link of", os.fsdecode(names[0]), os.fsdecode(names[1]), "hard links"))
+        for name, one, other, why in fields:
+            if one != other:
+                self._add(path, None, Change("inode", "", name, str(one), str(other), why))
+        if before.xattr_size or after.xattr_size:
+            self._xattrs(path, before, after)
+        if stat.S_ISLNK(before.mode):
+            targets = [
+                os.fsdecode(side.image.readlink(inode)) for side, inode in ((self.old, before), (self.new, after))
+            ]
+            if targets[0] != targets[1]:
+                self._add(path, None, Change("inode", "", "target", targets[0], targets[1]))
+        elif stat.S_ISREG(before.mode):
+            self._content(path, before, after)
+
+    def _xattrs(self, path: bytes, before: DiskInode, after: DiskInode) -> None:
+        one, other = self.old.image.xattrs(before), self.new.image.xattrs(after)
+        for name in sorted(one.keys() | other.keys()):
+            if one.get(name) != other.get(name):
+                what = f"xattr {os.fsdecode(name)}"
+                self._add(path, None, Change("inode", "", what, shown(one.get(name)), shown(other.get(name))))
+
+    def _content(self, path: bytes, before: DiskInode, after: DiskInode) -> None:
+        pair = before.nid, after.nid
+        change = Change("content", "", "content", f"{before.size} bytes", f"{after.size} bytes")
+        try:
+            known = self._equal.get(pair)
+            if known is None:
+                known = self._equal[pair] = before.size == after.size and self._same(path, before, after)
+            if known:
+                return
+            if max(before.size, after.size) <= EXPLAINED_MAX:
+                contents = [
+                    side.image.read(inode, 0, inode.size) for side, inode in ((self.old, before), (self.new, after))
+                ]
+                change.why, change.detail = explain(contents[0], contents[1])
+        except ErofsFormatError as error:
+            change.why = f"damaged: {error}"
+            self._equal[pair] = False
+        self._add(path, after, change)
+
+    def _same(self, path: bytes, before: DiskInode, after: DiskInode) -> bool:
+        """Equal contents of equal size; what the bytes in the image say is taken where it decides."""
+        one, other = self.old.extents(before), self.new.extents(after)
+        if len(one) == len(other) and all(self._same_stored(a, b) for a, b in zip(one, other, strict=True)):
+            if any(a.address != b.address for a, b in zip(one, other, strict=True)):
+                self.tally.moved.append(path)
+                self.tally.moved_blocks += self._differing(after)
+            return True
+        for offset in range(0, before.size, WINDOW):
+            if self.old.image.read(before, offset, WINDOW) != self.new.image.read(after, offset, WINDOW):
+                return False
+        self.tally.recoded.append(path)
+        self.tally.recoded_blocks += self._differing(after)
+        return True
+
+    def _same_stored(self, one: Extent, other: Extent) -> bool:
+        """Whether the stored bytes of two extents prove the contents equal."""
+        if one[:_ADDRESS] != other[:_ADDRESS] or one[_ADDRESS + 1 : _INLINE] != other[_ADDRESS + 1 : _INLINE]:
+            return False
+        if one.kind is Kind.HOLE:
+            return True
+        if one.kind in (Kind.FRAGMENT, Kind.ROTATED):
+            return False  # decoding decides
+        size = one.size if one.kind is Kind.ENCODED else one.length
+        return self.old.image.backing.read(one.address, size, "file data") == self.new.image.backing.read(
+            other.address, size, "file data"
+        )
+
+    def _differing(self, inode: DiskInode) -> int:
+        """Blocks of the new image that hold data of the inode and differ in place."""
+        return sum(
+            self.blocks.differing(extent.address, extent.size)
+            for extent in self.new.extents(inode)
+            if extent.kind not in (Kind.HOLE, Kind.FRAGMENT)
+        )
+
+    def _packages(self) -> None:
+        """Packages whose version changed or whose files did, those with the most blocks first."""
+        one, other = self.old.installed, self.new.installed
+        names = {name for name in self._files if name}
+        names |= {
+            n for n in one.versions.keys() | other.versions.keys() if one.versions.get(n) != other.versions.get(n)
+        }
+        found = [
+            PackageChange(
+                self.report.place(), name, one.versions.get(name), other.versions.get(name),
+                len(self._files.get(name, ())), self._blocks.get(name, 0),
+            )
+            for name in names
+        ]  # fmt: skip
+        self.report.packages += sorted(found, key=lambda p: (-p.blocks, -p.files, p.name))
+
+    def _placement(self) -> None:
+        """What differs although contents do not: one change for each reason."""
+        tally, found = self.tally, self.report.changes
+        for what, why, paths, count in (
+            ("placement", "the same bytes lie elsewhere", tally.moved, tally.moved_blocks),
+            ("encoding", "codec, level, pcluster or fragment", tally.recoded, tally.recoded_blocks),
+        ):
+            if paths:
+                names = ["/" + os.fsdecode(path) for path in paths[:PATHS_SHOWN]]
+                names += [f"… {len(paths) - PATHS_SHOWN} files more"] if len(paths) > PATHS_SHOWN else []
+                text = f"{len(paths)} files with the same content"
+                self.report.add(Change(what, "", what, text, text, why, blocks=count, detail=names))
+        if self.blocks.total and len(found) == self._before:
+            self.report.add(
+                Change("metadata", "", "bytes", None, None, "no field and no content differs", blocks=self.blocks.total,
+                       detail=self._regions())
+            )  # fmt: skip
+
+    def _regions(self) -> list[str]:
+        """What the first blocks that differ belong to."""
+        lines: dict[str, None] = {}
+        size = self.blocks.block_size
+        for region in map_image(self.new.image).regions:
+            if self.blocks.differing(region.start, region.end - region.start):
+                lines[f"{region.kind} {region.label}".rstrip() + f" at {region.start // size * size:#x}"] = None
+            if len(lines) > PATHS_SHOWN:
+                break
+        return list(lines)
+
+    def _sentences(self) -> None:
+        tally, blocks, say = self.tally, self.blocks, self.report.say
+        changed = len(set().union(*self._files.values())) if self._files else 0
+        say(f"{changed} of {len(self.new.entries)} paths differ; {blocks.total} of {blocks.count} blocks differ")
+        if self._files.get(""):
+            say(f"{len(self._files[''])} of the paths belong to no package, {self._blocks.get('', 0)} blocks")
+        stamps = [change for change in self.report.changes[self._before :] if change.what == "mtime"]
+        if stamps:
+            say(f"{len(stamps)} paths have another time")
+        if tally.moved:
+            say(
+                f"{len(tally.moved)} files with the same content lie elsewhere: {tally.moved_blocks} blocks differ by"
+                " placement alone"
+            )
+        if tally.recoded:
+            say(
+                f"{len(tally.recoded)} files with the same content are stored otherwise (codec, level, pcluster,"
+                f" fragment): {tally.recoded_blocks} blocks"
+            )
+
+
+def _time(inode: DiskInode) -> str:
+    seconds, rest = divmod(inode.mtime_ns, 1_000_000_000)
+    return f"{seconds}.{rest:09d}" if rest else str(seconds)
