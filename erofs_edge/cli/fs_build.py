@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import time
-import uuid as uuids
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,10 +243,17 @@ def _size(option: str, text: str) -> int:
 def _uuid(text: str | None) -> bytes | None:
     if text is None:
         return None
+    from uuid import UUID
+
     try:
-        return bytes(16) if text == "clear" else uuids.UUID(text).bytes
+        return bytes(16) if text == "clear" else UUID(text).bytes
     except ValueError as error:
         raise UsageError(f"-U {text}: not a UUID") from error
+
+
+def _uuid_text(raw: bytes) -> str:
+    text = raw.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 def _times(epoch: int | None, *, mkfs_time: bool, ignore_mtime: bool) -> dict[str, Any]:
@@ -299,7 +305,7 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         ("size", f"{info.size} bytes ({size_text(info.size)}{share if info.uncompressed else ''})"),
         ("blocks", f"{info.blocks} of {info.block_size} bytes"),
         ("inodes", f"{info.inodes}"),
-        ("uuid", str(uuids.UUID(bytes=info.uuid))),
+        ("uuid", _uuid_text(info.uuid)),
         ("needs", f"Linux {version_text(info.minimum_kernel)}"),
     ]
     if info.changed_blocks is not None:

@@ -26,7 +26,7 @@ from erofs_edge.cli.output import emit_error
 from erofs_edge.errors import ErofsEdgeError
 
 # trees of files are many objects that live to the end: looking for garbage among them costs more than it frees
-GC_THRESHOLD = (200_000, 20, 100)
+GC_THRESHOLD = (1_000_000, 20, 100)
 
 VERBS: dict[str, tuple[str, str]] = {
     "new": ("erofs_edge.cli.new", "Make a product of your own from a stock board."),
@@ -133,7 +133,10 @@ def main() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="surrogateescape")  # file names are bytes and leave as they came
-    cli.main(prog_name="erofs-edge")
+    try:
+        cli.main(prog_name="erofs-edge")
+    finally:
+        gc.freeze()  # the process ends and all goes with it: no search for garbage in hundreds of thousands of objects
 
 
 def _suggest(word: str) -> str:

@@ -9,7 +9,6 @@ the module is linked with, or else the host's. No wheel carries it, so another l
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import hashlib
 import weakref
 from collections.abc import Iterator
@@ -125,7 +124,9 @@ def _candidates() -> Iterator[str | None]:
         yield getattr(_lzma, "__file__", None)
     except ImportError:
         pass
-    yield ctypes.util.find_library("lzma")
+    from ctypes.util import find_library
+
+    yield find_library("lzma")
 
 
 @cache

@@ -12,10 +12,13 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from erofs_edge.erofs.baseline import Baseline
 from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.space import Space
+
+if TYPE_CHECKING:
+    from erofs_edge.erofs.baseline import Baseline
 
 COPY = 4 << 20  # bytes
 

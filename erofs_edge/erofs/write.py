@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from erofs_edge.erofs.baseline import Baseline, open_baseline
 from erofs_edge.erofs.chunks import ChunkStore, finish_device
 from erofs_edge.erofs.codings import Codings, choose_codings
 from erofs_edge.erofs.compress import Tails
@@ -38,9 +38,12 @@ from erofs_edge.erofs.profile import hot_nodes
 from erofs_edge.erofs.repeats import Repeats, find_repeats
 from erofs_edge.erofs.sharing import Shares
 from erofs_edge.erofs.spool import Spool
-from erofs_edge.erofs.stable import Stable, arrange, check_options, claim, keep_numbers
 from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.tree import FileTree
+
+if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
+    from erofs_edge.erofs.baseline import Baseline
+    from erofs_edge.erofs.stable import Stable
 
 __all__ = ["ErofsInfo", "WriteOptions", "write_image"]
 
@@ -75,6 +78,8 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
     with ExitStack() as stack:
         baseline = None
         if options.baseline is not None:
+            from erofs_edge.erofs.baseline import open_baseline
+
             baseline = stack.enter_context(open_baseline(options.baseline, options.block_size))
         return _write(tree, out, options, baseline)
 
@@ -174,6 +179,8 @@ def _write_stable(
     plan: Plan, codings: Codings, head: Head, sink: Sink, waiting: Sink, options: WriteOptions, baseline: Baseline
 ) -> _Written:
     """The same where a baseline has a say in where things are."""
+    from erofs_edge.erofs.stable import arrange, check_options, claim, keep_numbers
+
     block_size = options.block_size
     if not options.rules:
         check_options(baseline, codings, block_size)
