@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "build": BASE | FORMATS | {"tree", "codec", "manifest", "u_boot", "vm"},
     "flash": BASE | {"disk", "manifest", "verity", "erofs", "transport"},
     "serve": BASE | {"disk", "transport"},
-    "simulator": BASE | {"disk"},
+    "simulator": BASE | {"disk", "flash", "transport", "verity"},
     "diff": BASE | {"boot", "disk", "trust", "verity", "erofs"},
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
     "qemu": BASE | {"build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"},
