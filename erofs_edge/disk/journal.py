@@ -11,6 +11,7 @@ boot loader reads neither, so that no damage to them keeps a board from starting
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from erofs_edge.disk import slots
@@ -42,11 +43,11 @@ def writes(journal: Journal | None) -> list[tuple[int, bytes]]:
     return [(offset, encode(journal)) for offset in reversed(OFFSETS)]
 
 
-def decode(raw: bytes) -> Journal | None:
-    """What the start of a partition says is under way; None for nothing, and where neither record is whole."""
+def decode(read: Callable[[int, int], bytes]) -> Journal | None:
+    """What a partition says is under way, by `read(offset, length)`; None for nothing, and where no record is whole."""
     for offset in OFFSETS:
         try:
-            found = slots.decode(raw[offset : offset + SIZE], offset)
+            found = slots.decode(read(offset, SIZE), offset)
         except FormatError:
             continue
         slot, image = found.get("UPDATE_SLOT", ""), found.get("UPDATE_IMAGE", "")

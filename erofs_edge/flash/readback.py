@@ -17,6 +17,7 @@ from erofs_edge.flash.plan import Region
 from erofs_edge.flash.survey import BLOCK, NOWHERE, chunks, differences, differing, digest
 from erofs_edge.flash.target import Ability, Target
 
+SMALL = 256 << 10  # bytes
 Told = Callable[[int, int], None]
 """told(bytes looked at, byte of the target)"""
 
@@ -26,10 +27,14 @@ class Expected:
 
     def __init__(self) -> None:
         self._found: dict[tuple[int, int], Future[bytes]] = {}
+        self._known: dict[tuple[int, int], bytes] = {}
         self._busy: deque[Future[bytes]] = deque()
 
     def remember(self, pool: ThreadPoolExecutor, offset: int, data: bytes) -> None:
         """What was read from the image for this place."""
+        if len(data) < SMALL:
+            self._known[offset, len(data)] = digest("sha256", data)
+            return
         future = pool.submit(digest, "sha256", data)
         self._found[offset, len(data)] = future
         self._busy.append(future)
@@ -39,7 +44,7 @@ class Expected:
     def get(self, offset: int, length: int) -> bytes | None:
         """The digest of a piece that was written as such."""
         found = self._found.get((offset, length))
-        return None if found is None else found.result()
+        return self._known.get((offset, length)) if found is None else found.result()
 
 
 def check(
@@ -65,21 +70,22 @@ def _read(
     """Offsets of the blocks that differ."""
     bad: list[int] = []
     done = 0
-    waiting: deque[tuple[int, int, bytes, Future[bytes]]] = deque()
+    waiting: deque[tuple[int, int, bytes, Callable[[], bytes]]] = deque()
 
     def judge() -> None:
         nonlocal done
         start, length, want, found = waiting.popleft()
-        if found.result() != want:
+        if found() != want:
             places = list(_places(target.read(start, length), image.read(start - region.shift, length), start))
             bad.extend(places or [start])  # a second reading may show no difference
         done += length
         told(done, start)
 
     for start, length in chunks(region.data):
+        told(done, start)
         data = target.read(start, length)
         want = expected.get(start, length) or digest("sha256", image.read(start - region.shift, length))
-        waiting.append((start, length, want, pool.submit(digest, "sha256", data)))
+        waiting.append((start, length, want, _hashed(pool, data)))
         if len(waiting) > 3:
             judge()
     while waiting:
@@ -91,6 +97,14 @@ def _read(
         done += end - start
         told(done, start)
     return bad
+
+
+def _hashed(pool: ThreadPoolExecutor, data: bytes) -> Callable[[], bytes]:
+    """What gives the digest: of a small piece at once, for a thread costs more."""
+    if len(data) < SMALL:
+        found = digest("sha256", data)
+        return lambda: found
+    return pool.submit(digest, "sha256", data).result
 
 
 def _places(have: bytes, want: bytes, offset: int) -> list[int]:

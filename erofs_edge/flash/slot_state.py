@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from erofs_edge.disk import journal, slots
 from erofs_edge.disk.journal import Journal
 from erofs_edge.disk.slots import SlotState
-from erofs_edge.errors import FormatError
 from erofs_edge.flash.target import Target
 
 MISC = "misc"
@@ -23,18 +22,13 @@ MISC = "misc"
 @dataclass(frozen=True, slots=True)
 class Record:
     """The slot-state partition of a target, as read: `start` and `size` in bytes. `damaged`: neither copy is whole, the
-    boot loader starts from defaults and `state` is these."""
+    boot loader starts from defaults and `state` is these. `under_way`: what was being written when it stopped."""
 
     start: int
     size: int
-    raw: bytes
     state: SlotState
     damaged: bool = False
-
-    @property
-    def under_way(self) -> Journal | None:
-        """What was being written when it stopped."""
-        return journal.decode(self.raw)
+    under_way: Journal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +49,10 @@ class SlotUpdate:
 
 def read(target: Target, start: int, size: int, names: Iterable[str]) -> Record:
     """The record in bytes [start, start + size) of a target. `names`: the slots that a damaged one falls back to."""
-    raw = target.read(start, min(size, max(journal.END, slots.STATE_SIZE)))
-    try:
-        return Record(start, size, raw, slots.decode_state(raw)[0])
-    except FormatError:
-        return Record(start, size, raw, slots.initial([name.lower() for name in names]), damaged=True)
+    found = slots.decode_state_or(target.read(start, slots.STATE_SIZE))
+    entry = _journal(target, start, size)
+    state = found or slots.initial([name.lower() for name in names])
+    return Record(start, size, state, damaged=found is None, under_way=entry)
 
 
 def write(target: Target, record: Record, state: SlotState) -> None:
@@ -83,15 +76,21 @@ def end(target: Target, update: SlotUpdate) -> None:
 
 def is_due(target: Target, update: SlotUpdate) -> bool:
     """Whether the state on the target is another than that after the update."""
-    raw = target.read(update.record.start, min(update.record.size, journal.END))
-    return slots.decode_state_or(raw) != update.after or journal.decode(raw) is not None
+    record = update.record
+    found = slots.decode_state_or(target.read(record.start, slots.STATE_SIZE))
+    return found != update.after or _journal(target, record.start, record.size) is not None
 
 
 def _note(target: Target, update: SlotUpdate, entry: Journal | None) -> None:
-    if update.record.size < journal.END:
-        return
-    if journal.decode(target.read(update.record.start, journal.END)) != entry:
-        _write(target, update.record.start, journal.writes(entry))
+    record = update.record
+    if record.size >= journal.END and _journal(target, record.start, record.size) != entry:
+        _write(target, record.start, journal.writes(entry))
+
+
+def _journal(target: Target, start: int, size: int) -> Journal | None:
+    if size < journal.END:
+        return None
+    return journal.decode(lambda offset, length: target.read(start + offset, length))
 
 
 def _write(target: Target, start: int, pieces: list[tuple[int, bytes]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from erofs_edge.disk import gpt, slots
 from erofs_edge.disk.rollback import with_minimum
+from erofs_edge.simulator.boot import Read, System
 from erofs_edge.verity import tree
 
 SECTOR = 512
@@ -36,8 +37,8 @@ class Sizes:
         ]
 
 
-def system_image(path: Path, version: int, size: int, blocks: int, changed: int = 3) -> bytes:
-    """Data of `blocks` blocks, of which a few differ between versions, with a hash tree; its root hash."""
+def system_image(path: Path, version: int, size: int, blocks: int, changed: int = 3) -> System:
+    """Data of `blocks` blocks, of which a few differ between versions, with a hash tree."""
     common, own = random.Random(1), random.Random(version)
     data = [common.randbytes(4096) for _ in range(blocks)]
     for index in own.sample(range(blocks), min(changed, blocks)) if version > 1 else ():
@@ -45,20 +46,34 @@ def system_image(path: Path, version: int, size: int, blocks: int, changed: int 
     path.write_bytes(b"".join(data))
     info = tree.append(path)
     assert path.stat().st_size <= size
-    return info.root_hash
+    return System(info.root_hash, info.hash_offset)
 
 
-def boot_image(root_hash: bytes, version: int, size: int) -> bytes:
-    """Magic, length, root hash, filling, and the sha256 of all that: what a signature would cover."""
-    body = b"BOOT" + size.to_bytes(4, "little") + root_hash + random.Random(-version).randbytes(size - 72)
+def boot_image(system: System, version: int, size: int) -> bytes:
+    """Magic, length, root hash, offset of its tree, filling, and the sha256 of all that: what a signature covers."""
+    body = b"BOOT" + size.to_bytes(4, "little") + system.root_hash + system.hash_offset.to_bytes(8, "little")
+    body += random.Random(-version).randbytes(size - len(body) - 32)
     return body + hashlib.sha256(body).digest()
+
+
+def opened(read: Read, size: int) -> System | None:
+    """What a boot image says, if it is whole."""
+    head = read(0, 48)
+    length = int.from_bytes(head[4:8], "little")
+    if head[:4] != b"BOOT" or not 80 <= length <= size:
+        return None
+    body = read(0, length)
+    if hashlib.sha256(body[:-32]).digest() != body[-32:]:
+        return None
+    return System(head[8:40], int.from_bytes(head[40:48], "little"))
 
 
 def disk_image(path: Path, version: int, sizes: Sizes = Sizes(), blocks: int = 9) -> Path:
     """The disk image of a build: both slots the same, fresh slot state."""
     system = path.with_suffix(".system")
-    root = system_image(system, version, sizes.system, blocks)
-    boot = boot_image(root, version, sizes.boot - 4096 - 100)
+    described = system_image(system, version, sizes.system, blocks)
+    root = described.root_hash
+    boot = boot_image(described, version, sizes.boot - 4096 - 100)
     state = with_minimum(slots.encode_state(slots.initial(sizes.slots)), 0)
     contents = {"misc": state}
     for slot in sizes.slots:
