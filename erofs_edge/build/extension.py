@@ -7,31 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from erofs_edge import __version__
+from erofs_edge.build.extension_image import write_extension
 from erofs_edge.build.inputs import FORMAT_VERSION, Locked, lock_of, system_files
 from erofs_edge.build.pipeline import BuildOptions, BuildResult, workshop
 from erofs_edge.build.record import RELEASE, outputs, read_release, remember, unchanged, write_json
 from erofs_edge.build.signing import refuse_development
-from erofs_edge.build.stages import Step, quiet, write_options
-from erofs_edge.disk.ddi import write_ddi
-from erofs_edge.erofs.cache import CompressionCache
-from erofs_edge.erofs.write import write_image
+from erofs_edge.build.stages import Step, quiet
 from erofs_edge.manifest.load import load_system
 from erofs_edge.manifest.lockfile import lock_bytes
-from erofs_edge.sources.budget import check_image, check_paths
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.debian.mirror import host_mirror
-from erofs_edge.sources.debian.supply import fetch_locked
-from erofs_edge.sources.extension import extension_tree
-from erofs_edge.trust.certificate import self_signed
 from erofs_edge.trust.key import Signer, public_key_pem
-from erofs_edge.trust.root_hash import verity_signature_json
 from erofs_edge.trust.signer import open_signer
-from erofs_edge.verity.tree import format_tree
 
 KEY = "dev:dev"
 """who signs where nobody says otherwise: there is no board that would"""
@@ -102,30 +93,8 @@ def make_extension(
     inputs: ExtensionInputs, signer: Signer, cache: Cache, work: Path, options: BuildOptions, step: Step
 ) -> tuple[Path, dict[str, Any], list[str]]:
     """NAME.raw in `work`, what is to be recorded of it, and notes for the user."""
-    loaded, lock = inputs.own.loaded, inputs.own.lock
-    system = loaded.value
-    with step("packages") as progress:
-        debs = fetch_locked(lock.packages["system"], loaded, host_mirror, cache, progress)
-    with step("files"):
-        made = extension_tree(loaded, lock, debs, cache, inputs.host_packages)
-    check_paths(loaded, made.tree)
-    data, tree, image = work / "data", work / "tree", work / f"{system.system}.raw"
-    with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
-        writing = write_options(loaded, lock.date, None)
-        used = compressed if options.compression_cache else None
-        info = write_image(made.tree, data, replace(writing, jobs=options.jobs, cache=used, progress=progress))
-    with step("verity"):
-        verity = format_tree(data, tree)
-    with step("disk image"):
-        certificate = self_signed(signer, lock.date)
-        signature = verity_signature_json(verity.root_hash, signer, certificate)
-        write_ddi(
-            image, name=system.system, arch=system.arch, data=data, tree=tree,
-            root_hash=verity.root_hash, signature=signature,
-        )  # fmt: skip
-    data.unlink()
-    tree.unlink()
-    check_image(loaded, made.tree, image.stat().st_size)
+    system, lock = inputs.own.loaded.value, inputs.own.lock
+    made = write_extension(inputs.own, inputs.host_packages, lock.date, signer, cache, work, options, step)
     record: dict[str, Any] = {
         "format": 1,
         "erofs_edge": {"version": __version__, "bytes": FORMAT_VERSION},
@@ -133,9 +102,9 @@ def make_extension(
         "name": system.system,
         "arch": system.arch,
         "epoch": lock.date,
-        "root_hash": verity.root_hash.hex(),
-        "inodes": info.inodes,
-        "certificate": certificate.pem.decode(),
+        "root_hash": made.root_hash.hex(),
+        "inodes": made.inodes,
+        "certificate": made.certificate.pem.decode(),
         "sign": {"name": signer.name, "development": signer.development},
     }
-    return image, record, made.notes
+    return made.path, record, made.notes

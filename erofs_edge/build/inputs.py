@@ -38,17 +38,18 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """lock: the board's own. system: what is in the partition `partition`. epoch: seconds since 1970, the one time
-    of the build: the newest date of the locks."""
+    """lock: the board's own. system: what is in the partition `partition`, with the `layers` that come with it. epoch:
+    seconds since 1970, the one time of the build: the newest date of the locks."""
 
     board: Loaded[Board]
     lock: Lock
     partition: str
     system: Locked
+    layers: tuple[Locked, ...] = ()
 
     @property
     def epoch(self) -> int:
-        return max(self.lock.date, self.system.lock.date)
+        return max(self.lock.date, self.system.lock.date, *(layer.lock.date for layer in self.layers))
 
 
 def gather(board_path: Path, locks: Path | None = None, system_path: Path | None = None) -> Inputs:
@@ -70,7 +71,24 @@ def gather(board_path: Path, locks: Path | None = None, system_path: Path | None
     system = load_system(system_path if system_path is not None else Path(manifest))
     if system.value.arch != board.value.arch:
         raise system.error("arch", f"the system is for {system.value.arch}, the board for {board.value.arch}")
-    return Inputs(board, lock_of(board, locks), partition, Locked(system, lock_of(system, locks)))
+    locked = Locked(system, lock_of(system, locks))
+    return Inputs(board, lock_of(board, locks), partition, locked, gather_layers(system, locks))
+
+
+def gather_layers(system: Loaded[System], locks: Path | None = None) -> tuple[Locked, ...]:
+    """The manifests of a system's `layers` with their locks. Raises ManifestError where one does not fit the system."""
+    found: dict[str, Locked] = {}
+    for index, path in enumerate(system.value.layers):
+        layer, pointer = load_system(path), f"layers.{index}"
+        value = layer.value
+        if value.kind == "system":
+            raise system.error(pointer, f"{value.system} is a whole system", hint="say its `kind`: sysext, app, …")
+        if (value.suite, value.arch) != (system.value.suite, system.value.arch):
+            raise system.error(pointer, f"{value.system} is {value.suite} for {value.arch}")
+        if value.system in found:
+            raise system.error(pointer, f"a second layer is called {value.system}")
+        found[value.system] = Locked(layer, lock_of(layer, locks))
+    return tuple(found.values())
 
 
 def lock_of(loaded: Loaded[Board] | Loaded[System], folder: Path | None = None) -> Lock:
@@ -89,6 +107,9 @@ def digest(inputs: Inputs, public_key: bytes) -> str:
     parts += [inputs.board.digest, inputs.system.loaded.digest, loader_digest(inputs.board.value)]
     parts += [hashlib.sha256(lock_bytes(lock)).hexdigest() for lock in (inputs.lock, inputs.system.lock)]
     parts += system_files(inputs.system.loaded.value)
+    for layer in inputs.layers:
+        parts += [layer.loaded.digest, hashlib.sha256(lock_bytes(layer.lock)).hexdigest()]
+        parts += system_files(layer.loaded.value)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from erofs_edge.build import relock
+from erofs_edge.build.compose import make_layers
 from erofs_edge.build.inputs import Inputs, digest, gather
 from erofs_edge.build.loader import refuse_open_loader
 from erofs_edge.build.record import RELEASE, describe, outputs, read_release, remember, unchanged, write_json
@@ -87,7 +88,9 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
     inputs, debs, notes = _fetch(board_path, inputs, options, cache, step)
     inputs_digest = digest(inputs, public_key)
     with workshop(options.out) as work:
-        system = make_system(inputs, debs, cache, options.jobs, options.compression_cache, work, step)
+        layers, lay, layer_notes = make_layers(inputs, signer, cache, work, options, step)
+        system = make_system(inputs, debs, cache, options.jobs, options.compression_cache, work, step, lay)
+        notes = [*notes, *layer_notes]
         signed = Collector()
         certificate = sign_system(signer, system.verity.root_hash, inputs.epoch, work, signed)
         with signed.one():
@@ -98,6 +101,8 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         names = sorted(path.name for path in work.iterdir())
         record = describe(inputs, inputs_digest, signer, made, outputs(work, names))
         record["sign"] |= signer_record(signer, certificate)
+        if layers:
+            record["layers"] = {one.name: {"kind": one.kind, "root_hash": one.root_hash.hex()} for one in layers}
         record["reference"] = reference_values(work, system.verity.root_hash)
         write_json(work / RELEASE, record)
         sign_release(signer, certificate, work / RELEASE)

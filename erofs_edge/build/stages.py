@@ -42,6 +42,7 @@ from erofs_edge.verity.tree import VerityInfo, append
 
 LARGEST = 5
 Progress = Callable[[int, int], None]
+Compose = Callable[[FileTree], None]
 Step = Callable[[str], AbstractContextManager[Progress]]
 """step("file system") announces a stage; inside it, progress(done, total) is called with bytes"""
 
@@ -113,9 +114,19 @@ def fetch_debs(inputs: Inputs, cache: Cache, step: Step) -> Debs:
 
 
 def make_system(
-    inputs: Inputs, debs: Debs, cache: Cache, jobs: int | None, use_cache: bool, work: Path, step: Step
+    inputs: Inputs,
+    debs: Debs,
+    cache: Cache,
+    jobs: int | None,
+    use_cache: bool,
+    work: Path,
+    step: Step,
+    compose: Compose = lambda tree: None,
 ) -> SystemImage:
-    """system.img: the manifest's tree and the board's kernel modules as EROFS, dm-verity and parity appended."""
+    """system.img: the manifest's tree and the board's kernel modules as EROFS, dm-verity and parity appended.
+
+    compose  puts the images of the manifest's layers into the tree
+    """
     locked = inputs.system
     options = erofs_options(inputs)
     scripted = None
@@ -126,6 +137,8 @@ def make_system(
     with step("system tree"):
         made = system_tree(locked.loaded, locked.lock, debs.system, cache, scripted)
         modules = [*inputs.board.value.boot.system_modules, *locked.loaded.value.modules]
+        modules += ["loop"] if locked.loaded.value.layers else []
+        compose(made.tree)
         made.tree.merge(system_modules(modules, debs.kernel, cache, epoch=inputs.epoch))
         if (selinux := locked.loaded.value.selinux) is not None:
             apply_file_contexts(made.tree, read_file_contexts(Path(selinux.file_contexts)))

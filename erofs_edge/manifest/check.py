@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from erofs_edge.manifest.check_supply import check_supply
+from erofs_edge.manifest.check_supply import check_layers, check_supply
 from erofs_edge.manifest.filesystem import Erofs
 from erofs_edge.manifest.model import (
     CONTENT_WORDS,
@@ -60,6 +60,7 @@ def check_system(system: System, fail: Fail) -> None:
         if not os.path.isdir(overlay.from_):
             fail(f"overlay.{index}.from", f"no such directory: {overlay.from_}")
     check_supply(system, fail)
+    check_layers(system, fail)
     for index, entry in enumerate(system.entries):
         _check_entry(f"entries.{index}", entry, fail)
     for unit in system.units.mask:

@@ -47,6 +47,18 @@ def check_supply(system: System, fail: Fail) -> None:
             fail(pointer, 'a suite needs "components", as in [main]')
 
 
+def check_layers(system: System, fail: Fail) -> None:
+    """Images that come with a system: their manifests are there, each once, and the one over them is a system."""
+    for index, path in enumerate(system.layers):
+        pointer = f"layers.{index}"
+        if system.kind != "system":
+            fail(pointer, f"a {system.kind} has no layers of its own", "name them in the manifest of the system")
+        if not os.path.isfile(path):
+            fail(pointer, f"no such manifest: {path}")
+        if path in system.layers[:index]:
+            fail(pointer, f"a second layer of the manifest {os.path.basename(path)}")
+
+
 def _check_source(here: str, source: Source, fail: Fail) -> None:
     named = [kind for kind in SOURCE_KINDS if getattr(source, kind) is not None]
     if len(named) != 1:

@@ -163,6 +163,9 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """the architecture, in Debian's words"""
     base: HostPath | None = None
     """an image that all else is laid over: an EROFS file, or the output folder of a build"""
+    layers: list[HostPath] = []
+    """manifests of other kinds whose images come with this system, relative to this file: a sysext or confext is merged
+    at each start, a newer image of that name and signer on the device goes first"""
     packages: list[PackageName] = []
     """Debian packages; what they depend on comes with them"""
     configure: Literal["declarative", "scripts"] = "declarative"

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of a system: an image each, signed with the system's key, carried in the system's own image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from erofs_edge.build.extension_image import Effort, write_extension
+from erofs_edge.build.inputs import Inputs
+from erofs_edge.build.signing import Collector
+from erofs_edge.build.stages import Compose, Step
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.compose import Layer, lay_layers, refuse_clashes
+from erofs_edge.tree import FileTree
+from erofs_edge.trust.certificate import self_signed
+from erofs_edge.trust.key import Signer
+
+
+def make_layers(
+    inputs: Inputs, signer: Signer, cache: Cache, work: Path, options: Effort, step: Step
+) -> tuple[list[Layer], Compose, list[str]]:
+    """NAME.raw in `work` for each layer; what lays them into the system's tree; notes for the user, to which that adds.
+
+    The packages of the system are left out of them. Raises ManifestError where two lay different files at one path,
+    SignaturesMissingError where signatures are made elsewhere: once, for all of them.
+    """
+    layers: list[Layer] = []
+    notes: list[str] = []
+    loaded = inputs.system.loaded
+    host = [package.name for package in inputs.system.lock.packages["system"]]
+    signed = Collector()
+    for locked in inputs.layers:
+        with signed.one():
+            made = write_extension(locked, host, inputs.epoch, signer, cache, work, options, step)
+            value = locked.loaded.value
+            layers.append(Layer(value.system, value.kind, made.path, made.tree, made.root_hash))
+            notes += [f"layer {value.system}: {note}" for note in made.notes]
+    signed.finish()
+    refuse_clashes(loaded, layers)
+
+    def lay(tree: FileTree) -> None:
+        if layers:
+            notes.extend(lay_layers(loaded, layers, self_signed(signer, inputs.epoch).pem, tree))
+
+    return layers, lay, notes
