@@ -12,32 +12,45 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 
-from erofs_edge.erofs.ondisk import CHUNK_INDEX, CHUNK_INDEXES, DEVICE_SLOT, LAYOUT_CHUNK_BASED, NULL_ADDR
+from erofs_edge.erofs.ondisk import (
+    CHUNK_48BIT,
+    CHUNK_INDEX,
+    CHUNK_INDEXES,
+    DEVICE_SLOT,
+    INCOMPAT_48BIT,
+    INCOMPAT_CHUNKED_FILE,
+    LAYOUT_CHUNK_BASED,
+    NULL_ADDR,
+)
 from erofs_edge.erofs.output import Sink
 from erofs_edge.erofs.plan import Node
 from erofs_edge.erofs.spool import Spool
 
 CHUNK_BITS_MAX = 30  # of bytes: kernels of 32 bits shift a long by it
+HOLE = -1
+DEVICE_SHIFT = 48  # the address of a chunk: its device's number, then its block there
+_BLOCK_MASK = (1 << DEVICE_SHIFT) - 1
 
 
 class ChunkStore:
     """Takes files piece by piece. `device` is the number of the one that `sink` becomes, 0 for the image itself.
 
-    files   how many were stored; `equal` and `holes`: chunks that needed no blocks
+    files     how many were stored; `equal` and `holes`: chunks that needed no blocks
+    features  incompatible bits that their tables need
     """
 
     def __init__(self, sink: Sink | Spool, block_bits: int, chunk_size: int, *, indexes: bool, device: int) -> None:
         self._sink = sink
         self._block_bits = block_bits
         self._chunk_size = chunk_size
-        self._indexes = indexes or bool(device)
-        self._device = device
+        self._indexes = indexes
+        self._device = device << DEVICE_SHIFT
         self._known: dict[bytes, int] = {}
         self._zeros = bytes(chunk_size)
         self._table: list[int] = []
         self._copies: list[tuple[Node, Node]] = []
         self._unsettled: list[tuple[Node, list[int]]] = []
-        self.files = self.equal = self.holes = 0
+        self.files = self.equal = self.holes = self.features = 0
 
     def take(self, node: Node, data: bytes, offset: int) -> None:
         """Bytes of a file from `offset` on, a multiple of the chunk size; the last ones complete the node."""
@@ -58,15 +71,15 @@ class ChunkStore:
     def settle(self, where: Callable[[int], int]) -> None:
         """Give chunks the blocks of the image that theirs turned out to be; as often as that changes."""
         for node, table in self._unsettled:
-            self._set_table(node, [block if block == NULL_ADDR else where(block) for block in table])
+            self._set_table(node, [block if block == HOLE else where(block) for block in table])
         for node, original in self._copies:
             node.i_u, node.index = original.i_u, original.index
 
     def _store(self, chunk: memoryview, path: bytes, offset: int) -> int:
-        """The first block of a chunk of that file, NULL_ADDR for zeros."""
+        """The address of a chunk of that file, HOLE for zeros."""
         if chunk == self._zeros[: len(chunk)]:
             self.holes += 1
-            return NULL_ADDR
+            return HOLE
         key = hashlib.sha256(chunk).digest()
         block = self._known.get(key)
         if block is not None:
@@ -74,7 +87,7 @@ class ChunkStore:
             return block
         if isinstance(self._sink, Spool):
             self._sink.start(path, offset)
-        block = self._known[key] = self._sink.position >> self._block_bits
+        block = self._known[key] = self._device | self._sink.position >> self._block_bits
         self._sink.append([chunk])
         if padding := -len(chunk) % (1 << self._block_bits):
             self._sink.append([bytes(padding)])
@@ -87,18 +100,34 @@ class ChunkStore:
         self._set_table(node, self._table)
 
     def _set_table(self, node: Node, table: Sequence[int]) -> None:
-        chunk_bits = self._chunk_size.bit_length() - 1
-        table, more = merge(table, self._chunk_size >> self._block_bits, CHUNK_BITS_MAX - chunk_bits)
-        node.layout = LAYOUT_CHUNK_BASED
-        node.i_u = chunk_bits + more - self._block_bits
-        if self._indexes:
-            node.i_u |= CHUNK_INDEXES
-            node.index = b"".join(
-                CHUNK_INDEX.pack(0, 0 if block == NULL_ADDR else self._device, block) for block in table
-            )
-        else:
-            node.index = struct.pack(f"<{len(table)}I", *table)
-            node.index_align = 4
+        self.features |= set_table(node, table, self._chunk_size, self._block_bits, indexes=self._indexes)
+
+
+def set_table(node: Node, table: Sequence[int], chunk_size: int, block_bits: int, *, indexes: bool = False) -> int:
+    """Make a node chunk-based; the incompatible bits that this needs.
+
+    `table` has an address (see DEVICE_SHIFT), or HOLE, for each chunk of `chunk_size` bytes. `indexes` asks for the
+    longer form of entries, which devices and blocks beyond 32 bits need in any case.
+    """
+    chunk_bits = chunk_size.bit_length() - 1
+    table, more = merge(table, chunk_size >> block_bits, CHUNK_BITS_MAX - chunk_bits)
+    node.layout = LAYOUT_CHUNK_BASED
+    node.i_u = chunk_bits + more - block_bits
+    far = any(address & _BLOCK_MASK >= NULL_ADDR for address in table if address != HOLE)
+    if not far and not indexes and max(table, default=HOLE) < NULL_ADDR:
+        node.index = struct.pack(f"<{len(table)}I", *(NULL_ADDR if address == HOLE else address for address in table))
+        node.index_align = 4
+        return INCOMPAT_CHUNKED_FILE
+    node.index_align = 8
+    node.i_u |= CHUNK_INDEXES | (CHUNK_48BIT if far else 0)
+    hole = CHUNK_INDEX.pack(0xFFFF if far else 0, 0, NULL_ADDR)
+    node.index = b"".join(hole if address == HOLE else _entry(address) for address in table)
+    return INCOMPAT_CHUNKED_FILE | (INCOMPAT_48BIT if far else 0)
+
+
+def _entry(address: int) -> bytes:
+    block = address & _BLOCK_MASK
+    return CHUNK_INDEX.pack(block >> 32, address >> DEVICE_SHIFT, block & NULL_ADDR)
 
 
 def finish_device(sink: Sink, block_size: int, image_blocks: int) -> bytes:
@@ -111,7 +140,12 @@ def finish_device(sink: Sink, block_size: int, image_blocks: int) -> bytes:
     sink.finish(sink.position)
     assert sink.hashing is not None  # noqa: S101 - it was opened with one
     tag = sink.hashing.digest().hex().encode()
-    return DEVICE_SLOT.pack(tag, sink.position // block_size, image_blocks, 0, 0)
+    return device_slot(tag, sink.position // block_size, image_blocks)
+
+
+def device_slot(tag: bytes, blocks: int, first: int) -> bytes:
+    """The table's record of a device of `blocks` blocks, which are numbered from `first` on."""
+    return DEVICE_SLOT.pack(tag, blocks & NULL_ADDR, first & NULL_ADDR, blocks >> 32, first >> 32)
 
 
 def merge(table: Sequence[int], blocks: int, most: int) -> tuple[Sequence[int], int]:
@@ -122,7 +156,7 @@ def merge(table: Sequence[int], blocks: int, most: int) -> tuple[Sequence[int], 
     doublings = 0
     while len(table) > 1 and doublings < most:
         pairs = zip(table[::2], table[1::2], strict=False)
-        if not all(b == (a if a == NULL_ADDR else a + blocks) for a, b in pairs):
+        if not all(b == (a if a == HOLE else a + blocks) for a, b in pairs):
             break
         table, blocks = table[::2], blocks * 2
         doublings += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from erofs_edge.erofs.backing import DEVICE_BITS, Backing
-from erofs_edge.erofs.extents import Extent
+from erofs_edge.erofs.extents import Extent, Kind
 from erofs_edge.erofs.ondisk import LAYOUT_CHUNK_BASED, LAYOUT_FLAT_INLINE, LAYOUT_FLAT_PLAIN, SUPER_OFFSET
 
 _FREE, _METADATA, _CHUNK, _FLAT, _FLAT_REST, _PCLUSTER, _PCLUSTER_REST = range(7)
@@ -63,9 +63,14 @@ class Coverage:
         """Enter the blocks of an extent of a file of some layout; what they overlap with against the rules, or None.
 
         Pclusters that are not whole blocks are entered as metadata: `metadata_overlaps` tells of them. Chunks may be
-        shared freely, data of flat files and pclusters from their first block on, where `may_share`.
+        shared freely, data of flat files and pclusters from their first block on, where `may_share`; each block of raw
+        bytes in compressed files is a pcluster. On further devices flat data is shared as chunks are.
         """
         head, rest = _MARKS.get(layout, (_PCLUSTER, _PCLUSTER_REST))
+        if head is _PCLUSTER and extent.kind is Kind.RAW:
+            rest = head
+        elif head is _FLAT and extent.address >> DEVICE_BITS:
+            head = rest = _CHUNK
         if (extent.address | extent.size) % self._block:
             self.has_unaligned = True
             (self.shared_metadata if may_share else self.metadata)(extent.address, extent.size, "a pcluster")

@@ -13,13 +13,17 @@ from erofs_edge.erofs.ondisk import (
     EXTENDED_INODE,
     FILE_TYPES,
     FORMAT_EXTENDED,
+    FORMAT_NLINK_1,
+    LAYOUT_FLAT_INLINE,
+    LAYOUT_FLAT_PLAIN,
     LAYOUT_SHIFT,
     NULL_ADDR,
     SLOT_SIZE,
 )
-from erofs_edge.erofs.plan import Node
+from erofs_edge.erofs.plan import NO_BLOCK, Node
 
 Write = Callable[[int, bytes], None]
+_FLAT = (LAYOUT_FLAT_PLAIN, LAYOUT_FLAT_INLINE)
 
 
 def write_nodes(nodes: Iterable[Node], block_size: int, write: Write) -> None:
@@ -39,7 +43,12 @@ def write_nodes(nodes: Iterable[Node], block_size: int, write: Write) -> None:
 
 
 def encode_inode(node: Node) -> bytes:
-    """struct erofs_inode_compact or erofs_inode_extended. A compact one shows the image's own time."""
+    """struct erofs_inode_compact or erofs_inode_extended.
+
+    A compact one shows the image's own time, in 48-bit images seconds after it. The upper bits of a block number stand
+    in a field of extended inodes, and in place of the links of compact ones that have one.
+    """
+    low, high, far = _address(node)
     form = node.layout << LAYOUT_SHIFT
     mode = node.inode.mode
     if node.extended:
@@ -47,9 +56,9 @@ def encode_inode(node: Node) -> bytes:
             form | FORMAT_EXTENDED,
             icount(node.xattrs),
             mode,
-            0,
+            high,
             node.size,
-            node.i_u,
+            low,
             (node.ino or node.number) & NULL_ADDR,
             node.uid,
             node.gid,
@@ -58,18 +67,27 @@ def encode_inode(node: Node) -> bytes:
             node.links,
         )
     return COMPACT_INODE.pack(
-        form,
+        form | (FORMAT_NLINK_1 if far else 0),
         icount(node.xattrs),
         mode,
-        node.links,
+        high if far else node.links,
         node.size,
-        0,
-        node.i_u,
+        node.since,
+        low,
         (node.ino or node.number) & NULL_ADDR,
         node.uid,
         node.gid,
         0,
     )
+
+
+def _address(node: Node) -> tuple[int, int, bool]:
+    """i_u, the field above it, and whether that counts: 32 ones are no block without it."""
+    if node.i_u == NO_BLOCK:
+        return NULL_ADDR, 0, False
+    inode = node.inode
+    is_block = node.layout in _FLAT and (inode.is_file or inode.is_dir or inode.is_symlink)
+    return node.i_u & NULL_ADDR, node.i_u >> 32, is_block and node.i_u >= NULL_ADDR
 
 
 def _directory_block(node: Node, names: list[bytes]) -> bytes:

@@ -5,28 +5,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from erofs_edge.erofs.chunks import ChunkStore
 from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.compress import Segment, gains
 from erofs_edge.erofs.contents import pieces
+from erofs_edge.erofs.extent_table import build_table
 from erofs_edge.erofs.index import Extent, build_index, layout_for
 from erofs_edge.erofs.ondisk import (
+    INCOMPAT_48BIT,
     INCOMPAT_CHUNKED_FILE,
     INCOMPAT_DEDUPE,
     INCOMPAT_FRAGMENTS,
     INCOMPAT_ZTAILPACKING,
     LAYOUT_CHUNK_BASED,
+    LAYOUT_COMPRESSED_FULL,
+    NULL_ADDR,
 )
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.packed import Packer, Part
 from erofs_edge.erofs.pipeline import Stored
-from erofs_edge.erofs.plan import Node, choose_flat_layout
+from erofs_edge.erofs.plan import Node, choose_flat_layout, reach
 from erofs_edge.erofs.repeats import Key, Repeats
 from erofs_edge.erofs.sharing import place_extent
 from erofs_edge.erofs.spool import Spool
-from erofs_edge.errors import SourceError
+from erofs_edge.errors import CapacityError, SourceError
 
 COPY = 4 << 20  # bytes
 
@@ -130,6 +135,7 @@ class FileStore:
         if isinstance(self._sink, Spool):
             self._sink.start(node.path)
         self._first_block = self._sink.position // self._block_size
+        reach(node, self._first_block, self._options)
 
     def _set_block(self, node: Node, block: int) -> None:
         node.i_u = block
@@ -204,18 +210,31 @@ class FileStore:
         node.layout = layout_for(options.block_bits, fragment, whole=whole, full=full)
         # what is inline counts as a block in st_blocks, as with mkfs.erofs
         node.i_u = sum(extent.blocks for extent in extents) + bool(node.tail_size)
-        node.index = build_index(
-            extents,
-            node.size,
-            block_bits=options.block_bits,
-            big=self._codings.big,
-            first_block=where(placed.block) if has_blocks else 1,  # which says nothing then
-            position=node.head_size + 7 & ~7,
-            inline=node.tail_size,
-            full=full,
-            fragment=fragment,
-            algorithm=rules.codec.algorithm,
-        )
+        first = where(placed.block) if has_blocks else 1  # which says nothing then
+        common: dict[str, Any] = {
+            "block_bits": options.block_bits,
+            "first_block": first,
+            "position": node.head_size + 7 & ~7,
+            "fragment": fragment,
+            "algorithm": rules.codec.algorithm,
+        }
+        far = max(first + sum(e.own for e in extents), *(e.place + e.blocks for e in extents)) > NULL_ADDR
+        node.index = b""
+        if not far:
+            big = self._codings.big
+            node.index = build_index(extents, node.size, big=big, inline=node.tail_size, full=full, **common)
+        if far or (options.wide and not whole and not node.tail_size):
+            self._set_table(node, build_table(extents, node.size, **common))
+
+    def _set_table(self, node: Node, table: bytes) -> None:
+        """The index that came with 48-bit addresses, where it is the shorter or the only one."""
+        if not node.index and node.tail_size:
+            raise CapacityError(
+                "an inline tail cannot go with data behind block 2**32", where=node.where, hint="omit -E ztailpacking"
+            )
+        if not node.index or len(table) < len(node.index):
+            node.index, node.layout = table, LAYOUT_COMPRESSED_FULL
+            self.features |= INCOMPAT_48BIT
 
     def _restart_flat(self, node: Node) -> None:
         """A file of several segments turned out not to gain: only now is that known."""
@@ -294,6 +313,7 @@ class FileStore:
             if any(extent.blocks for extent in placed.extents):
                 self.features |= INCOMPAT_DEDUPE
             return True
+        reach(node, placed.block, self._options)
         room = self._block_size - node.head_size if self._options.inline_tails else 0
         blocks = choose_flat_layout(node, self._block_size, room)
         if blocks > -(-(original.size - original.tail_size) // self._block_size):

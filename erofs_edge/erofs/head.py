@@ -20,6 +20,7 @@ from erofs_edge.erofs.ondisk import (
     DEVICE_SLOT,
     INCOMPAT_DEVICE_TABLE,
     INCOMPAT_XATTR_PREFIXES,
+    NULL_ADDR,
     SLOT_BITS,
     SLOT_SIZE,
     SUPER_OFFSET,
@@ -88,12 +89,15 @@ def finish_head(raw: bytearray, plan: Plan, head: Head, options: WriteOptions, *
         inos=len(plan.nodes),
         epoch=plan.epoch,
         fixed_nsec=plan.epoch_ns,
-        blocks_lo=blocks,
+        blocks_lo=blocks & NULL_ADDR,
         uuid=uuid,
         volume_name=options.volume_name,
         feature_incompat=incompat | plan.incompat,
         u1=u1,
+        build_time=plan.built_after,
     )
+    if blocks > NULL_ADDR:
+        superblock = superblock._replace(rootnid_2b=blocks >> 32, rootnid_8b=plan.nodes[0].nid)
     if plan.packed is not None:
         superblock = superblock._replace(packed_nid=plan.packed.nid)
     if options.blob is not None:

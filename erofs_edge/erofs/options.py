@@ -50,6 +50,8 @@ class WriteOptions:
     packed_pcluster  as `pcluster`, for the packed inode; None: PACKED_FACTOR times that, at most 1 MiB or 256 blocks
     inode_form    'auto', or one form of inode for everything; 'compact' fails where it cannot hold a value
     checksum      store the superblock's checksum
+    wide          the forms that came with 48-bit addresses, in Linux 6.15, also where no address needs them: compact
+                  inodes keep the seconds of their times, and compressed files whatever index is the shortest
     full_index    compressed files have full indexes: 8 bytes a block, readable without knowing the compact forms
     chunk_size    bytes, a power of two from block_size to 16 MiB: files that are not compressed become chunk-based,
                   equal chunks are stored once; needs Linux 5.15
@@ -86,6 +88,7 @@ class WriteOptions:
     packed_pcluster: int | None = None
     inode_form: Literal["auto", "compact", "extended"] = "auto"
     checksum: bool = True
+    wide: bool = False
     full_index: bool = False
     chunk_size: int | None = None
     chunk_indexes: bool = False
@@ -130,6 +133,8 @@ class WriteOptions:
             raise UsageError("jobs must be at least 1")
         _check_chunks(self)
         _check_baseline(self)
+        if self.wide and self.baseline is not None:
+            raise UsageError("48-bit forms cannot keep their places", hint="use one of --baseline and -E 48bit")
         if self.profile and self.fragments != "none":
             raise UsageError("a profile orders files, and fragments mix them", hint="use one of them")
         _ = self.attributes
@@ -188,6 +193,8 @@ class WriteOptions:
             names.append("device_table")
         if self.xattr_prefixes:
             names.append("xattr_prefixes")
+        if self.wide:
+            names.append("48bit")
         if self.dedupe and self.compression != "none":
             names.append("dedupe")
         if self.ztailpacking:

@@ -32,6 +32,7 @@ from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.errors import SourceError
 from erofs_edge.tree import FileTree, Inode
 
+NO_BLOCK = -1
 TARGET_MAX = 4095
 UINT16, UINT32 = 0xFFFF, 0xFFFFFFFF
 MAJOR_MAX, MINOR_MAX = 0xFFF, 0xFFFFF
@@ -44,7 +45,8 @@ class Node:
     size         bytes: content, symlink target, or directory blocks in use
     xattrs       the area after the inode
     layout       data layout; files get theirs when their content has been stored
-    i_u          first block, device number or compressed blocks
+    since        seconds after the image's own time, which compact inodes of 48-bit images have
+    i_u          first block (NO_BLOCK for none), device number or compressed blocks
     tail_size    bytes that stand inline after the inode; `tail` holds them (directories' come at the end)
     index        map header and index of a compressed file, or the table of a chunk-based one; it starts at a
                  multiple of `index_align` bytes
@@ -66,7 +68,8 @@ class Node:
     size: int = 0
     xattrs: bytes = b""
     layout: int = LAYOUT_FLAT_PLAIN
-    i_u: int = NULL_ADDR
+    since: int = 0
+    i_u: int = NO_BLOCK
     tail_size: int = 0
     tail: bytes = b""
     index: bytes = b""
@@ -90,9 +93,10 @@ class Node:
 
 @dataclass(slots=True)
 class Plan:
-    """All nodes, root first; the image's own time; how often each attribute is used; incompatible feature bits that
-    the contents turned out to need; the packed inode, the last node if there is one; the byte of the image where the
-    table of long attribute prefixes starts, and the table of devices."""
+    """All nodes, root first; the image's own time (`built_after`: seconds from there to when it was made); how often
+    each attribute is used; incompatible feature bits that the contents turned out to need; the packed inode, the last
+    node if there is one; the byte of the image where the table of long attribute prefixes starts, and the table of
+    devices."""
 
     nodes: list[Node]
     epoch: int
@@ -102,6 +106,7 @@ class Plan:
     packed: Node | None = None
     prefixes_at: int = 0
     devices_at: int = 0
+    built_after: int = 0
     hot: list[Node] = field(default_factory=list)
     """nodes that are used first, by a profile"""
 
@@ -122,10 +127,30 @@ def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | No
         _check(node)
         _describe(node, options)
     seconds, nanoseconds = epoch if epoch is not None and options.epoch is None else _epoch(nodes, options)
+    made = seconds
+    if options.wide:
+        seconds = _earliest(nodes, made, nanoseconds)
     for node in nodes:
         node.extended = _needs_extended(node, (seconds, nanoseconds), options)
+        if options.wide and not node.extended:
+            node.since = node.seconds - seconds
+    root, *others = nodes
+    if root.names[1:] and sum(-(-n.size // options.block_size) + 1 for n in others) > NULL_ADDR:
+        root.extended = True  # its entries may come behind all data, and its place is given first
     attributes = count_attributes(node.inode.xattrs for node in nodes if options.xattr_tolerance >= 0)
-    return Plan(nodes, seconds, nanoseconds, attributes)
+    return Plan(nodes, seconds, nanoseconds, attributes, built_after=made - seconds)
+
+
+def reach(node: Node, block: int, options: WriteOptions) -> None:
+    """Make an inode of a form that can name a block: beyond 32 bits, compact ones can where they have one link.
+
+    Raises SourceError if that is not allowed.
+    """
+    if block < NULL_ADDR or node.extended or (node.links == 1 and not node.inode.is_dir):
+        return
+    if options.inode_form == "compact":
+        raise SourceError(f"a compact inode cannot name block {block} and its links", where=node.where)
+    node.extended = True
 
 
 def is_tiny(node: Node, room: int) -> bool:
@@ -144,7 +169,7 @@ def choose_flat_layout(node: Node, block_size: int, room: int) -> int:
     An inline tail must not cross a block border: `room` is what the block of the inode has left for it, in bytes.
     """
     blocks, rest = divmod(node.size, block_size)
-    node.i_u = NULL_ADDR
+    node.i_u = NO_BLOCK
     if rest and rest <= room:
         node.layout, node.tail_size = LAYOUT_FLAT_INLINE, rest
         return blocks
@@ -235,10 +260,18 @@ def _epoch(nodes: list[Node], options: WriteOptions) -> tuple[int, int]:
     return min(times, key=lambda t: (-times[t], t), default=(0, 0))
 
 
+def _earliest(nodes: list[Node], made: int, nanoseconds: int) -> int:
+    """The time in seconds from which compact inodes of 48-bit images count theirs: that of the earliest node, or the
+    image's own, if it is earlier, but not so early that this could not be told."""
+    first = max(0, made - UINT32)
+    return min([made, *(n.seconds for n in nodes if n.nanoseconds == nanoseconds and n.seconds >= first)])
+
+
 def _needs_extended(node: Node, epoch: tuple[int, int], options: WriteOptions) -> bool:
-    needed = (
-        node.size > UINT32 or max(node.uid, node.gid, node.links) > UINT16 or (node.seconds, node.nanoseconds) != epoch
-    )
+    own_time = (node.seconds, node.nanoseconds) != epoch
+    if options.wide and node.nanoseconds == epoch[1]:
+        own_time = not 0 <= node.seconds - epoch[0] <= UINT32
+    needed = node.size > UINT32 or max(node.uid, node.gid, node.links) > UINT16 or own_time
     if needed and options.inode_form == "compact":
         raise SourceError("a compact inode cannot hold its size, owner, links or time", where=node.where)
     return needed or options.inode_form == "extended"

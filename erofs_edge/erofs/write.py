@@ -27,13 +27,21 @@ from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.gate import check_kernel, minimum_kernel, superblock_features
 from erofs_edge.erofs.head import Head, finish_head, plan_head
 from erofs_edge.erofs.identity import content_digest, uuid_from
-from erofs_edge.erofs.layout import directory_blocks, place
-from erofs_edge.erofs.ondisk import NULL_ADDR, SUPER_OFFSET, SUPER_SIZE, SUPERBLOCK, Superblock
+from erofs_edge.erofs.layout import directory_blocks, footprint, place
+from erofs_edge.erofs.ondisk import (
+    BLOCKS_MAX,
+    INCOMPAT_48BIT,
+    NULL_ADDR,
+    SUPER_OFFSET,
+    SUPER_SIZE,
+    SUPERBLOCK,
+    Superblock,
+)
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.output import Sink, replacing, scratch
 from erofs_edge.erofs.packed import add_packed_node
 from erofs_edge.erofs.pipeline import Stored, find_twins, pieces_of, store
-from erofs_edge.erofs.plan import Node, Plan, make_plan
+from erofs_edge.erofs.plan import NO_BLOCK, Node, Plan, make_plan, reach
 from erofs_edge.erofs.profile import hot_nodes
 from erofs_edge.erofs.repeats import Repeats, find_repeats
 from erofs_edge.erofs.sharing import Shares
@@ -165,9 +173,9 @@ def _write_new(
     sink.append([bytes(head.blocks * block_size)])
     chunks = _chunks(options, sink, blob)
     hot = _Hot([head.hole])
-    files = _store_contents(plan, codings, sink, options, chunks, lambda: _place_hot(plan, head, hot, sink, block_size))
+    files = _store_contents(plan, codings, sink, options, chunks, lambda: _place_hot(plan, head, hot, sink, options))
     data_end = sink.position // block_size
-    blocks = _place(plan, head, hot, data_end, block_size)
+    blocks = _place(plan, head, hot, data_end, options)
     slot = finish_device(blob, block_size, blocks) if blob is not None else b""
     uuid = _write_metadata(plan, head, sink, options, hot=hot, data_end=data_end, blocks=blocks, slot=slot)
     sink.finish(blocks * block_size)
@@ -191,7 +199,7 @@ def _write_stable(
     spool.finish(options.chunk_size)
     stable = arrange(plan, head, files, spool, baseline, block_size, compact=options.compact)
     plan.incompat |= files.features
-    _check_blocks(stable.blocks, block_size)
+    _check_blocks(stable.blocks, block_size, NULL_ADDR)
     spool.write(stable.blocks)
     uuid, changed = _patch_metadata(plan, head, sink, options, baseline, stable.blocks)
     return _Written(files, chunks, stable.blocks, stable.data, uuid, stable=stable, changed=changed)
@@ -280,7 +288,7 @@ def _store_contents(
         pool.shutdown(cancel_futures=True)
     hot = set(plan.hot)
     _take_symlinks((node for node in plan.nodes if node not in hot), files)
-    plan.incompat |= files.features
+    plan.incompat |= files.features | (chunks.features if chunks else 0)
     return files
 
 
@@ -317,24 +325,28 @@ class _Hot:
     blocks: int = 0
 
 
-def _place_hot(plan: Plan, head: Head, hot: _Hot, sink: Sink, block_size: int) -> None:
+def _place_hot(plan: Plan, head: Head, hot: _Hot, sink: Sink, options: WriteOptions) -> None:
     """The inodes and directories that the profile names get their places; their blocks are left open in the image."""
+    block_size = options.block_size
     hot.block = sink.position // block_size
-    hot.blocks = _place_nodes(plan.nodes[0], plan.hot, head, hot, hot.block, block_size) - hot.block
+    hot.blocks = _place_nodes(plan.nodes[0], plan.hot, head, hot, hot.block, options) - hot.block
     sink.append([bytes(hot.blocks * block_size)])
 
 
-def _place(plan: Plan, head: Head, hot: _Hot, data_end: int, block_size: int) -> int:
+def _place(plan: Plan, head: Head, hot: _Hot, data_end: int, options: WriteOptions) -> int:
     """Everything else gets its place; the number of blocks of the image."""
     others = [node for node in plan.nodes if node.nid < 0]
-    blocks = _place_nodes(plan.nodes[0], others, head, hot, data_end, block_size)
-    _check_blocks(blocks, block_size)
+    blocks = _place_nodes(plan.nodes[0], others, head, hot, data_end, options)
+    _check_blocks(blocks, options.block_size, BLOCKS_MAX)
+    if options.wide or blocks > NULL_ADDR:
+        plan.incompat |= INCOMPAT_48BIT
     return blocks
 
 
-def _place_nodes(root: Node, nodes: list[Node], head: Head, hot: _Hot, block: int, block_size: int) -> int:
+def _place_nodes(root: Node, nodes: list[Node], head: Head, hot: _Hot, block: int, options: WriteOptions) -> int:
     """Nodes get places in the holes and in blocks from `block` on; the block behind them."""
-    if head.root_blocks and root.i_u == NULL_ADDR:
+    block_size = options.block_size
+    if head.root_blocks and root.i_u == NO_BLOCK:
         root.i_u = block
         block += head.root_blocks
 
@@ -344,13 +356,18 @@ def _place_nodes(root: Node, nodes: list[Node], head: Head, hot: _Hot, block: in
         return block - count
 
     nodes = sorted((node for node in nodes if node is not root), key=lambda node: node.number)
+    # behind all data and, at worst, a block for each inode
+    last = block + sum(-(-footprint(node) // block_size) + len(node.names) for node in nodes)
+    for node in nodes:
+        if last >= NULL_ADDR and node.inode.is_dir:
+            reach(node, last, options)
     directories = directory_blocks(nodes, block_size)
     hot.holes = place(nodes, directories, holes=hot.holes, allocate=allocate, block_size=block_size)
     return block
 
 
-def _check_blocks(blocks: int, block_size: int) -> None:
-    if blocks > NULL_ADDR:
+def _check_blocks(blocks: int, block_size: int, most: int) -> None:
+    if blocks > most:
         raise CapacityError(f"{blocks} blocks of {block_size} bytes are more than an EROFS image can have")
 
 

@@ -95,7 +95,7 @@ def test_times(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("-E 48bit", "-E 48bit is not supported"),
+        ("-E 48bit --kernel 6.12", "-E 48bit needs 6.15"),
         ("-E nonsense", "-E nonsense: unknown option"),
         ("-E nosbcrc,force-inode-compact,force-inode-extended", "contradicts"),
         ("-z none -E fragments", "fragments works on compressed files only"),

@@ -20,9 +20,8 @@ from writer_check import fsck_differences, kernel_differences, write
 from writer_trees import file, noise, text
 
 from erofs_edge.erofs.check import check
-from erofs_edge.erofs.chunks import merge
+from erofs_edge.erofs.chunks import HOLE, merge
 from erofs_edge.erofs.inode import LAYOUT_NAMES
-from erofs_edge.erofs.ondisk import NULL_ADDR
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import UsageError
@@ -181,13 +180,13 @@ def test_a_file_in_one_piece_has_a_table_of_one_entry(tmp_path: Path) -> None:
         assert inode.u == 6  # 64 blocks
 
 
-@given(st.lists(st.one_of(st.just(NULL_ADDR), st.integers(0, 8).map(lambda n: 4 * n)), min_size=1, max_size=20))
+@given(st.lists(st.one_of(st.just(HOLE), st.integers(0, 8).map(lambda n: 4 * n)), min_size=1, max_size=20))
 def test_merged_tables_say_the_same(table: list[int]) -> None:
     shorter, doublings = merge(table, 4, 3)
     assert doublings <= 3
     step = 1 << doublings
     entries = [shorter[i // step] for i in range(len(table))]
-    assert [e if e == NULL_ADDR else e + 4 * (i % step) for i, e in enumerate(entries)] == table
+    assert [e if e == HOLE else e + 4 * (i % step) for i, e in enumerate(entries)] == table
 
 
 @pytest.mark.parametrize(
