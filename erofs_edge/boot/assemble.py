@@ -63,7 +63,8 @@ def system_modules(names: Iterable[str], kernel_deb: Path, cache: Cache, *, epoc
     for module in modules:
         tree.add(f"{top}/{module.path}", kernel.file(module.path))
     for name, data in index_files(kernel, modules).items():
-        tree.add(f"{top}/{name}", Inode(stat.S_IFREG | 0o644, mtime_ns=epoch * 10**9, content=BytesContent(data)))
+        index = Inode(stat.S_IFREG | 0o644, mtime_ns=epoch * 10**9, content=BytesContent(data), origin="module indexes")
+        tree.add(f"{top}/{name}", index)
     for _, inode in tree.walk():
         if inode.is_dir:
             inode.mtime_ns = epoch * 10**9
