@@ -2,7 +2,7 @@
 VENV ?= .venv
 OUT ?= out/qemu-aarch64
 
-.PHONY: help demo test test-boot systems lint compare bench fuzz clean
+.PHONY: help demo test test-boot systems lint compare bench power-cuts fuzz clean
 
 help:
 	@echo "make demo   build the stock system and boot it in QEMU (fetches what it lacks; no root)"
@@ -11,6 +11,7 @@ help:
 	@echo "make systems  builds every stock system and boots it until its checks pass (about 15 minutes)"
 	@echo "make lint   ruff and mypy"
 	@echo "make fuzz   hostile EROFS images against the reader; FUZZ=\"--cases 1000000\""
+	@echo "make power-cuts  a million power cuts while simulated boards are flashed; CUTS=\"--cuts 10000\""
 	@echo "make compare  the stock system configured by its packages' own scripts in QEMU, against the declarative way"
 	@echo "make bench  the benchmarks against the peers; docs/benchmarks.md says what they mean"
 
@@ -58,6 +59,10 @@ fuzz:
 	@tools/bootstrap $(VENV) dev
 	@$(VENV)/bin/erofs-edge tools fetch --oracles
 	$(VENV)/bin/python tools/fuzz-erofs $(FUZZ)
+
+power-cuts:
+	@tools/bootstrap $(VENV) dev
+	$(VENV)/bin/python tools/power-cuts $(CUTS)
 
 clean:
 	rm -rf out build dist

@@ -66,6 +66,11 @@ class Table:
     hybrid: int | None = None
     backup_used: bool = False
 
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Name → (start, end) of each partition, in bytes."""
+        size = self.sector_size
+        return {p.name: (p.first_lba * size, (p.last_lba + 1) * size) for p in self.partitions}
+
     @property
     def entry_sectors(self) -> int:
         """Sectors of the array of entries."""

@@ -91,13 +91,17 @@ def active(state: SlotState) -> str:
     return choose(state)[0]
 
 
-def spare(state: SlotState) -> str:
-    """The slot that an update may overwrite: never the one that would be missed most.
+def mainstay(state: SlotState) -> str:
+    """The slot that would be missed most: the first good one, else the one that starts next."""
+    return next((name for name in state.order if standing(state, name) == "good"), active(state))
 
-    Kept is the first good one, else the one that starts next. Of the others the last in the order is taken, the
-    recovery slot only if there is no other; a board with one slot has only that.
+
+def spare(state: SlotState) -> str:
+    """The slot that an update may overwrite: never the mainstay, if there is another.
+
+    Of the others the last in the order is taken, the recovery slot only if there is no other.
     """
-    kept = next((name for name in state.order if standing(state, name) == "good"), active(state))
+    kept = mainstay(state)
     names = [*state.order, *(name for name in state.left if name not in state.order)]
     others = [name for name in names if name not in (kept, RECOVERY)]
     return others[-1] if others else kept

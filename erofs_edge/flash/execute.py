@@ -19,7 +19,7 @@ from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
 from erofs_edge.flash.readback import Expected, check
 from erofs_edge.flash.survey import NOWHERE, Findings, Step, chunks, compare, everything
-from erofs_edge.flash.target import Target
+from erofs_edge.flash.target import Ability, Target
 
 
 @dataclass(slots=True)
@@ -58,6 +58,8 @@ def flash(
     results = {region: RegionResult(region.name, region.start, region.size) for region in plan.regions}
     with Image(plan.image) as image, ThreadPoolExecutor(2) as pool:
         job = _Job(image, target, pool, step)
+        by_name = Ability.TABLE in target.abilities
+        verify = verify and bool((Ability.READ | Ability.HASH) & target.abilities)
         if resume and found is None:
             found = compare(plan.regions, image, target, step)
         for region, findings in (found or {}).items():
@@ -65,7 +67,7 @@ def flash(
                 results[region].kept = results[region].verified = region.size
         if found is None or not all(findings.right for findings in found.values()):
             job.begin(plan)
-            for stage in (plan.contents, plan.table):
+            for stage in (plan.contents, () if by_name else plan.table):
                 for region in stage:
                     job.write(region, results[region], None if found is None or stage is plan.table else found[region])
                 for region in stage if verify else ():
@@ -86,6 +88,9 @@ class _Job:
         if plan.update is not None:
             with self.step(f"Closing slot {plan.update.slot.lower()}"), Guarded(self.target, "slot state"):
                 slot_state.begin(self.target, plan.update)
+        elif plan.table and Ability.TABLE in self.target.abilities:
+            with self.step("Making the table"), Guarded(self.target, "gpt"):
+                self.target.make_table(self.image.read(0, plan.table[-1].size))
         elif plan.table:
             head = plan.table[-1]
             with self.step("Erasing old table"), Guarded(self.target, head.name) as at:

@@ -7,7 +7,7 @@ The partition table comes last: a write that stopped in between leaves a disk th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from erofs_edge.disk import gpt
@@ -31,6 +31,7 @@ class Region:
     data: tuple[tuple[int, int], ...]
     from_image: bool = True
     shift: int = 0
+    in_partition: bool = True
 
     @property
     def size(self) -> int:
@@ -109,7 +110,7 @@ def _divide(table: gpt.Table, size: int, extents: list[tuple[int, int]]) -> tupl
     for partition in partitions:
         start, end = partition.first_lba * sector, (partition.last_lba + 1) * sector
         if start > position:
-            contents.append(_region("unused", position, start, extents))
+            contents.append(replace(_region("unused", position, start, extents), in_partition=False))
         contents.append(_region(partition.name or "unnamed", start, end, extents))
         position = end
     return contents, _region("gpt", 0, head_end, extents), _region("gpt backup", position, size, extents)
@@ -124,4 +125,8 @@ def _stale_table(size: int, target: Identity) -> list[Region]:
     """The end of a larger target: a table left there would one day be taken for the backup of ours."""
     if target.size <= size:
         return []
-    return [Region("old backup", max(size, target.size - STALE_TABLE), target.size, (), from_image=False)]
+    return [
+        Region(
+            "old backup", max(size, target.size - STALE_TABLE), target.size, (), from_image=False, in_partition=False
+        )
+    ]

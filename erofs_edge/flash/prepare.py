@@ -66,18 +66,20 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
         if layout is None or record is None:
             if wish.slot is not None:
                 raise UsageError("the image, or the target, has no slots of this layout", where=target.identity.path)
-            plan = plan_flash(image, target.identity)
-            compared = wish.resume and not wish.full and Ability.READ in target.abilities
+            plan = _whole(image, target)
+            compared = wish.resume and not wish.full and Ability.TABLE not in target.abilities
             return Prepared(plan, compare(plan.regions, source, target, step) if compared else None)
-        if wish.slot is None and not wish.full:
+        can_read = Ability.READ in target.abilities
+        if wish.slot is None and not wish.full and can_read:
             running = slots.active(record.state).lower()
             plan = plan_slot(source, layout, running)
             with step(f"Comparing slot {running}"):
                 right = all(holds(region, source, target) for region in plan.contents)
             if right:
                 return Prepared(plan, {region: Findings(kept=region.size) for region in plan.contents}, record)
-        plan = plan_update(source, layout, record, wish.slot)
-        return Prepared(plan, None if wish.full else compare(plan.regions, source, target, step), record)
+        plan = plan_update(source, layout, record, wish.slot, target.abilities)
+        unseen = wish.full or not can_read
+        return Prepared(plan, None if unseen else compare(plan.regions, source, target, step), record)
 
 
 def prepare_check(image: Path, target: Target, slot: str | None, step: Step) -> Prepared:
@@ -132,6 +134,14 @@ def refuse_differences(prepared: Prepared, target: Target) -> None:
         where=target.identity.path,
         hint="the same command without --verify-only writes them",
     )
+
+
+def _whole(image: Path, target: Target) -> Plan:
+    """A whole disk; of a target that makes the table itself, all that lies in partitions."""
+    plan = plan_flash(image, target.identity)
+    if Ability.TABLE not in target.abilities:
+        return plan
+    return replace(plan, contents=tuple(region for region in plan.contents if region.in_partition))
 
 
 def _repair_of(

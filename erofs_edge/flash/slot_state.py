@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from erofs_edge.disk import journal, slots
 from erofs_edge.disk.journal import Journal
 from erofs_edge.disk.slots import SlotState
-from erofs_edge.flash.target import Target
+from erofs_edge.flash.target import Ability, Target
 
 MISC = "misc"
 """the name that the partition has on the stock boards, and in fw_env.config"""
@@ -57,13 +57,13 @@ def read(target: Target, start: int, size: int, names: Iterable[str]) -> Record:
 
 def write(target: Target, record: Record, state: SlotState) -> None:
     """Change the state. Raises OSError, with the old or the new one in effect."""
-    raw = target.read(record.start, slots.STATE_SIZE)
+    raw = target.read(record.start, slots.STATE_SIZE) if Ability.READ in target.abilities else b""
     _write(target, record.start, slots.writes(raw, state))
 
 
 def begin(target: Target, update: SlotUpdate) -> None:
     """Take the slot's attempts away and note what will be written there."""
-    if slots.decode_state_or(target.read(update.record.start, slots.STATE_SIZE)) != update.before:
+    if _state(target, update) != update.before:
         write(target, update.record, update.before)
     _note(target, update, Journal(update.slot, update.image))
 
@@ -77,18 +77,24 @@ def end(target: Target, update: SlotUpdate) -> None:
 def is_due(target: Target, update: SlotUpdate) -> bool:
     """Whether the state on the target is another than that after the update."""
     record = update.record
-    found = slots.decode_state_or(target.read(record.start, slots.STATE_SIZE))
-    return found != update.after or _journal(target, record.start, record.size) is not None
+    return _state(target, update) != update.after or _journal(target, record.start, record.size) is not None
+
+
+def _state(target: Target, update: SlotUpdate) -> SlotState | None:
+    if Ability.READ not in target.abilities:
+        return None
+    return slots.decode_state_or(target.read(update.record.start, slots.STATE_SIZE))
 
 
 def _note(target: Target, update: SlotUpdate, entry: Journal | None) -> None:
     record = update.record
-    if record.size >= journal.END and _journal(target, record.start, record.size) != entry:
+    known = Ability.READ in target.abilities
+    if record.size >= journal.END and (not known or _journal(target, record.start, record.size) != entry):
         _write(target, record.start, journal.writes(entry))
 
 
 def _journal(target: Target, start: int, size: int) -> Journal | None:
-    if size < journal.END:
+    if size < journal.END or Ability.READ not in target.abilities:
         return None
     return journal.decode(lambda offset, length: target.read(start + offset, length))
 

@@ -23,6 +23,7 @@ from struct import pack
 from typing import Literal, Protocol
 
 from erofs_edge.disk.sparse import data_extents
+from erofs_edge.flash.image import read_table
 
 ZEROS = bytes(1 << 20)
 DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
@@ -53,8 +54,10 @@ class Ability(enum.Flag):
     HASH    `digests` are made where the data is, and cost the wire a digest for each range
     COPY    `copy` moves data inside the target
     PATCH   `patch` makes data from a reference inside the target and a delta
-    ACTIVATE  `activate` chooses the slot, where the target keeps that state in its own way (fastboot)
+    ACTIVATE  `activate` chooses the slot, where the target keeps that state in its own way
     REBOOT  `reboot` starts what was written
+    TABLE   partitions have names and the target makes the table itself, by `make_table`; what lies outside of all
+            partitions cannot be reached
     """
 
     NONE = 0
@@ -64,6 +67,7 @@ class Ability(enum.Flag):
     PATCH = enum.auto()
     ACTIVATE = enum.auto()
     REBOOT = enum.auto()
+    TABLE = enum.auto()
 
 
 class Target(Protocol):
@@ -129,6 +133,14 @@ class Target(Protocol):
         """REBOOT: leave, and start what is there now. The target is of no use afterwards but for `close`."""
         ...
 
+    def partitions(self) -> dict[str, tuple[int, int]]:
+        """Name → (start, end) in bytes, as the target has them now; none where there is no table to believe."""
+        ...
+
+    def make_table(self, raw: bytes) -> None:
+        """TABLE: have these partitions from now on: the start of a disk, a protective MBR and a GPT."""
+        ...
+
     def flush(self) -> None:
         """Everything written is on the medium, and later reads come from there."""
         ...
@@ -144,6 +156,13 @@ class Target(Protocol):
 
 class PlainTarget:
     """What a target that can read and nothing else besides answers."""
+
+    @property
+    def identity(self) -> Identity:
+        raise NotImplementedError
+
+    def read(self, offset: int, length: int) -> bytes:
+        raise _unable("be read")
 
     @property
     def abilities(self) -> Ability:
@@ -167,6 +186,14 @@ class PlainTarget:
 
     def reboot(self) -> None:
         raise _unable("restart")
+
+    def partitions(self) -> dict[str, tuple[int, int]]:
+        size = self.identity.size
+        table = read_table(self.read, size) if size and Ability.READ in self.abilities else None
+        return {} if table is None else table.places()
+
+    def make_table(self, raw: bytes) -> None:
+        raise _unable("make a table")
 
 
 class FileTarget(PlainTarget):

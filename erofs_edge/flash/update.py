@@ -17,7 +17,7 @@ from erofs_edge.disk import gpt, slots
 from erofs_edge.disk.slots import SlotState
 from erofs_edge.errors import DeviceRefusedError, FormatError
 from erofs_edge.flash import slot_state
-from erofs_edge.flash.image import Image, read_table
+from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
 from erofs_edge.flash.slot_state import Record, SlotUpdate
 from erofs_edge.flash.target import Ability, Target
@@ -44,7 +44,7 @@ def read_layout(image: Image) -> Layout | None:
     table = image.table()
     if table is None:
         return None
-    places = _places(table)
+    places = table.places()
     found = find_state(table, image.read)
     if found is None:
         return None
@@ -72,18 +72,17 @@ def find_state(table: gpt.Table, read: gpt.Read) -> tuple[str, SlotState] | None
 
 
 def read_record(layout: Layout, target: Target) -> Record | None:
-    """The slot state of a target that has this layout; None for any other target."""
-    if Ability.READ not in target.abilities:
-        return None
-    size = target.identity.size
-    table = read_table(target.read, size) if size else None
-    if table is None:
-        return None
-    there = _places(table)
+    """The slot state of a target that has this layout; None for any other target.
+
+    Of a target that cannot be read the state is unknown: it counts as damaged.
+    """
+    there = target.partitions()
     needed = [layout.misc, *(f"{base}_{slot}" for base in layout.bases for slot in layout.slots)]
     if any(there.get(name) != layout.places[name] for name in needed):
         return None
     start, end = layout.places[layout.misc]
+    if Ability.READ not in target.abilities:
+        return Record(start, end - start, slots.initial(layout.slots), damaged=True)
     record = slot_state.read(target, start, end - start, layout.slots)
     return record if {name.lower() for name in record.state.left} == set(layout.slots) else None
 
@@ -93,19 +92,26 @@ def plan_slot(image: Image, layout: Layout, slot: str) -> Plan:
     return Plan(image.path, image.size, tuple(_regions(image, layout, slot)), ())
 
 
-def plan_update(image: Image, layout: Layout, record: Record, slot: str | None = None) -> Plan:
+def plan_update(
+    image: Image, layout: Layout, record: Record, slot: str | None = None, abilities: Ability = Ability.READ
+) -> Plan:
     """What it takes to make a slot hold the image and be started next; without `slot` the one that is missed least.
 
-    Raises DeviceRefusedError for a slot that is not there, and for the one that starts next if there is another.
+    Raises DeviceRefusedError for a slot that is not there, for the one that the device relies on if there is another,
+    and where the target has to be told which one to take.
     """
     state = record.state
+    if slot is None and Ability.READ not in abilities:
+        raise DeviceRefusedError(
+            "the device cannot tell which of its slots runs", where=layout.misc, hint="--slot SLOT, or --whole"
+        )
     name = (slot or slots.spare(state)).upper()
     if name not in state.left:
         known = ", ".join(layout.slots)
         raise DeviceRefusedError(f"the device has no slot {slot!r}", where=layout.misc, hint=f"slots: {known}")
-    if len(state.left) > 1 and name == slots.active(state):
+    if len(state.left) > 1 and name == slots.mainstay(state) and Ability.READ in abilities:
         raise DeviceRefusedError(
-            f"slot {name.lower()} is the one that starts next: while it is written the device could not start",
+            f"slot {name.lower()} is the one that the device relies on: half written, nothing else could start",
             where=layout.misc,
             hint="--repair mends it in place; `slots activate` makes another one the next",
         )
@@ -132,8 +138,3 @@ def _identity(image: Image, layout: Layout) -> str:
     for first, last in image.extents(start, min(end, start + IMAGE_HASHED)):
         state.update(image.read(first, last - first))
     return state.hexdigest()
-
-
-def _places(table: gpt.Table) -> dict[str, Place]:
-    size = table.sector_size
-    return {p.name: (p.first_lba * size, (p.last_lba + 1) * size) for p in table.partitions}

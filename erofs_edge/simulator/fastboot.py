@@ -7,6 +7,7 @@ machine, where Google's `fastboot -s tcp:…`, or our own client, finds it.
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +17,10 @@ from struct import Struct
 
 from erofs_edge.disk import android_sparse
 from erofs_edge.errors import FormatError
+from erofs_edge.simulator.partitions import DiskPartitions
 
 SLOTS = ("a", "b")
+FETCH_MAX = 1 << 20  # bytes that are given back at once
 PACKET = 64 << 10  # bytes of data sent at once
 _HEADER = Struct(">BBH")
 _QUERY, _INIT, _FASTBOOT, _ERROR = 1, 2, 3, 0
@@ -25,14 +28,14 @@ _QUERY, _INIT, _FASTBOOT, _ERROR = 1, 2, 3, 0
 
 @dataclass(slots=True)
 class FastbootDevice:
-    """partitions  contents by name; a flash changes them in place
+    """partitions  contents by name; a flash changes them in place. Those of a simulated disk change with its table
     variables   what `getvar` answers besides what follows from the partitions
     memory      bytes of its download buffer
-    quirks      "no-slots": knows no slot variables, as U-Boot 2025.01
+    quirks      "no-slots": knows no slot variables, as U-Boot 2025.01; "no-fetch": gives nothing back, as that too
     log         commands, as they came
     """
 
-    partitions: dict[str, bytearray]
+    partitions: Mapping[str, bytearray] | DiskPartitions
     variables: dict[str, str] = field(default_factory=dict)
     memory: int = 64 << 20
     quirks: frozenset[str] = frozenset()
@@ -56,7 +59,7 @@ class FastbootDevice:
         action = self._actions().get(verb)
         try:
             return action(argument) if action else [b"FAILunknown command"]
-        except (KeyError, ValueError, FormatError) as error:
+        except (KeyError, ValueError, FormatError, OSError) as error:
             return [f"FAIL{error}".encode()[:250]]
 
     def _actions(self) -> Mapping[str, Callable[[str], list[bytes]]]:
@@ -76,6 +79,8 @@ class FastbootDevice:
 
     def _known(self) -> dict[str, str]:
         known = {"version": "0.4", "product": "simulated", "max-download-size": f"{self.memory:#x}"}
+        if "no-fetch" not in self.quirks:
+            known["max-fetch-size"] = f"{FETCH_MAX:#x}"
         if "no-slots" not in self.quirks:
             known |= {"slot-count": str(len(SLOTS)), "current-slot": self.slot}
         for name, content in self.partitions.items():
@@ -100,6 +105,9 @@ class FastbootDevice:
         return [f"DATA{size:08x}".encode()]
 
     def _flash(self, name: str) -> list[bytes]:
+        if name == "gpt" and isinstance(self.partitions, DiskPartitions):
+            self.partitions.write_table(bytes(self._buffer))
+            return [b"OKAY"]
         content = self.partitions[name]
         if android_sparse.is_sparse(bytes(self._buffer[:4])):
 
@@ -111,10 +119,16 @@ class FastbootDevice:
             return [b"FAILtoo large for partition"]
         else:
             content[: len(self._buffer)] = self._buffer
-        return [b"OKAY"]
+        return self._written()
 
     def _erase(self, name: str) -> list[bytes]:
-        self.partitions[name][:] = b"\xff" * len(self.partitions[name])
+        content = self.partitions[name]
+        content[:] = b"\xff" * len(content)
+        return self._written()
+
+    def _written(self) -> list[bytes]:
+        if isinstance(self.partitions, DiskPartitions):
+            self.partitions.disk.flush()
         return [b"OKAY"]
 
     def _set_active(self, slot: str) -> list[bytes]:
@@ -124,6 +138,8 @@ class FastbootDevice:
         return [b"OKAY"]
 
     def _fetch(self, argument: str) -> list[bytes]:
+        if "no-fetch" in self.quirks:
+            return [b"FAILunknown command"]
         name, _, rest = argument.partition(":")
         start, _, size = rest.partition(":")
         first = int(start or "0", 16)
@@ -260,3 +276,23 @@ def serve_udp(device: FastbootDevice, fault: Fault = lambda packet: [packet]) ->
         stopping.set()
         thread.join()
         server.close()
+
+
+class MemoryLink:
+    """A link to a simulated device without a wire, for `transport.fastboot.link.Device`."""
+
+    def __init__(self, device: FastbootDevice) -> None:
+        self.name = "simulated"
+        self._device = device
+        self._answers: list[bytes] = []
+
+    def send(self, message: bytes | memoryview) -> None:
+        self._answers += self._device.hear(bytes(message))
+
+    def receive(self) -> bytes:
+        if not self._answers:
+            raise OSError(errno.EPIPE, "the device says nothing")
+        return self._answers.pop(0)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import write_all
+
+sys.path.append(str(Path(__file__).parent.parent / "boot"))  # the model of U-Boot's shell
 
 MIB = 1 << 20
 

@@ -14,6 +14,7 @@ from erofs_edge.simulator.boot import Read, System
 from erofs_edge.verity import tree
 
 SECTOR = 512
+MAGIC = bytes.fromhex("d00dfeed")
 KIB = 1 << 10
 BOOT, SYSTEM, MISC, DATA = 12 * KIB, 48 * KIB, 384 * KIB, 8 * KIB
 
@@ -50,8 +51,9 @@ def system_image(path: Path, version: int, size: int, blocks: int, changed: int 
 
 
 def boot_image(system: System, version: int, size: int) -> bytes:
-    """Magic, length, root hash, offset of its tree, filling, and the sha256 of all that: what a signature covers."""
-    body = b"BOOT" + size.to_bytes(4, "little") + system.root_hash + system.hash_offset.to_bytes(8, "little")
+    """The head of a flattened tree (magic and length), root hash, offset of its tree, filling, and the sha256 of all
+    that for a signature."""
+    body = MAGIC + size.to_bytes(4, "big") + system.root_hash + system.hash_offset.to_bytes(8, "little")
     body += random.Random(-version).randbytes(size - len(body) - 32)
     return body + hashlib.sha256(body).digest()
 
@@ -59,8 +61,8 @@ def boot_image(system: System, version: int, size: int) -> bytes:
 def opened(read: Read, size: int) -> System | None:
     """What a boot image says, if it is whole."""
     head = read(0, 48)
-    length = int.from_bytes(head[4:8], "little")
-    if head[:4] != b"BOOT" or not 80 <= length <= size:
+    length = int.from_bytes(head[4:8], "big")
+    if head[:4] != MAGIC or not 80 <= length <= size:
         return None
     body = read(0, length)
     if hashlib.sha256(body[:-32]).digest() != body[-32:]:

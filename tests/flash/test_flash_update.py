@@ -146,6 +146,13 @@ def test_a_new_slot_that_failed_is_the_one_to_write(card: Path, v2: Path) -> Non
     assert state(card) == SlotState(("B", "A"), {"A": 4, "B": 3})
 
 
+def test_a_new_slot_that_never_ran_is_written_again(card: Path, v2: Path, tmp_path: Path) -> None:
+    v3 = disk_image(tmp_path / "v3.img", 3)
+    flash(v2, card)
+    assert flash(v3, card)["slot"] == "b"
+    assert state(card) == SlotState(("B", "A"), {"A": 4, "B": 3})
+
+
 def test_the_plan_touches_nothing(card: Path, v2: Path) -> None:
     before = (card.read_bytes(), card.stat().st_mtime_ns)
     plan = flash(v2, card, "--plan")
@@ -157,10 +164,10 @@ def test_the_plan_touches_nothing(card: Path, v2: Path) -> None:
     assert plan["bytes_written"] == flash(v2, card)["bytes_written"]
 
 
-def test_the_slot_that_starts_next_is_refused(card: Path, v2: Path) -> None:
+def test_the_slot_that_the_device_relies_on_is_refused(card: Path, v2: Path) -> None:
     before = card.read_bytes()
     result = run(v2, card, "--slot", "a")
-    assert (result.exit_code, "is the one that starts next" in result.stderr) == (7, True)
+    assert (result.exit_code, "is the one that the device relies on" in result.stderr) == (7, True)
     assert run(v2, card, "--slot", "c").exit_code == 7
     assert card.read_bytes() == before
     assert flash(v2, card, "--slot", "b")["slot"] == "b"

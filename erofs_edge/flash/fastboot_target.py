@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fastboot device as a target: addresses are those of the image, the device is asked for partitions by name.
+
+What is written gathers until a flush and goes to each partition as a sparse image that leaves everything else alone
+("don't care"), so that single blocks can be written. Devices with `fetch` can be read; others can only be written.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from erofs_edge.disk.android_sparse import BLOCK, CHUNK, FILL_SIZE, HEADER, Piece, Run
+from erofs_edge.errors import DeviceRefusedError
+from erofs_edge.flash.survey import chunks
+from erofs_edge.flash.target import Ability, Identity, PlainTarget
+from erofs_edge.transport.fastboot import client
+from erofs_edge.transport.fastboot.link import Device
+
+BUFFER_MAX = 64 << 20  # bytes that gather here at most
+BUFFER_DEFAULT = 16 << 20  # bytes, of a device that does not say what it can hold
+TABLE_SECTORS = 34  # protective MBR, header and 128 entries: what devices take as a table
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Bytes for [offset, offset + length) of a partition; None are zeros."""
+
+    offset: int
+    length: int
+    data: bytes | None
+
+
+class FastbootTarget(PlainTarget):
+    """places: name → (start, end) of the partitions of the image, in bytes. `size`: bytes of the image.
+
+    Methods raise OSError where an address is in no partition, DeviceError where the device is lost,
+    DeviceRefusedError with its reason where it says no.
+    """
+
+    def __init__(self, device: Device, places: Mapping[str, tuple[int, int]], size: int) -> None:
+        self._device, self._places = device, dict(places)
+        self._identity = Identity(
+            device.link.name, "fastboot", size, model=self._variable("product"), serial=self._variable("serialno")
+        )
+        fetch = self._variable("max-fetch-size")
+        self._fetch = min(client.parse_number(fetch), BUFFER_MAX) if fetch else 0
+        limit = self._variable("max-download-size") or self._variable("downloadsize")
+        self._limit = min(client.parse_number(limit) if limit else BUFFER_DEFAULT, BUFFER_MAX)
+        self._waiting: dict[str, list[_Waiting]] = {}
+        self._held = self._received = 0
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    @property
+    def abilities(self) -> Ability:
+        return Ability.TABLE | Ability.REBOOT | Ability.ACTIVATE | (Ability.READ if self._fetch else Ability.NONE)
+
+    @property
+    def cheap_zeros(self) -> bool:
+        return True
+
+    @property
+    def bytes_on_wire(self) -> int:
+        return self._device.sent + self._received
+
+    def partitions(self) -> dict[str, tuple[int, int]]:
+        """Those of the image that the device has with the same size: where they lie is the device's business."""
+        found = {}
+        for name, (start, end) in self._places.items():
+            size = self._variable(f"partition-size:{name}")
+            if size and client.parse_number(size) == end - start:
+                found[name] = (start, end)
+        return found
+
+    def make_table(self, raw: bytes) -> None:
+        table = raw[: TABLE_SECTORS * 512]
+        self._device.run(client.download(len(table), [table]))
+        self._device.run(client.command("flash:gpt"))
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._send()
+        data = bytearray()
+        for name, start, count in self._pieces(offset, length):
+            for at, part in chunks([(start, start + count)], self._fetch):
+                got = self._device.run(client.upload(f"fetch:{name}:{at:#x}:{part:#x}", part)).data
+                self._received += len(got)
+                data += got
+                if len(got) < part:
+                    return bytes(data)
+        return bytes(data)
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        view, done = memoryview(data), 0
+        for name, at, count in self._pieces(offset, len(view)):
+            self._hold(name, _Waiting(at, count, bytes(view[done : done + count])))
+            done += count
+        return len(view)
+
+    def zero(self, offset: int, length: int) -> None:
+        for name, at, count in self._pieces(offset, length):
+            self._hold(name, _Waiting(at, count, None))
+
+    def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        yield offset, offset + length
+
+    def activate(self, slot: str) -> None:
+        self._device.run(client.command(f"set_active:{slot}"))
+
+    def reboot(self) -> None:
+        self._device.run(client.command("reboot"))
+
+    def flush(self) -> None:
+        """A device that says OKAY has written; there is no command for more."""
+        self._send()
+
+    def finish(self) -> None:
+        """The table is the device's own."""
+
+    def close(self) -> None:
+        self._device.link.close()
+
+    def _variable(self, name: str) -> str:
+        try:
+            return self._device.run(client.variable(name)).value
+        except DeviceRefusedError:
+            return ""
+
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[str, int, int]]:
+        """(partition, offset in it, bytes) of a range."""
+        while length:
+            found = [(n, start, end) for n, (start, end) in self._places.items() if start <= offset < end]
+            if not found:
+                raise OSError(errno.ENXIO, f"byte {offset:#x} is in no partition of the device")
+            name, start, end = found[0]
+            count = min(length, end - offset)
+            yield name, offset - start, count
+            offset, length = offset + count, length - count
+
+    def _hold(self, name: str, piece: _Waiting) -> None:
+        if piece.offset % BLOCK:
+            raise OSError(errno.EINVAL, f"byte {piece.offset:#x} of {name} is not the start of a block")
+        waiting = self._waiting.setdefault(name, [])
+        end = piece.offset + -(-piece.length // BLOCK) * BLOCK
+        if any(other.offset < end and piece.offset < other.offset + other.length for other in waiting):
+            self._send()
+            waiting = self._waiting.setdefault(name, [])
+        waiting.append(piece)
+        self._held += piece.length if piece.data is not None else 0
+        if self._held >= self._limit:
+            self._send()
+
+    def _send(self) -> None:
+        """Give the device all that waits, in the order in which partitions were first written to."""
+        waiting, self._waiting, self._held = self._waiting, {}, 0
+        for name, pieces in waiting.items():
+            start, end = self._places[name]
+            for batch in _batches(sorted(pieces, key=lambda one: one.offset), self._limit):
+                runs = tuple(
+                    Run(one.offset // BLOCK, -(-one.length // BLOCK), has_data=one.data is not None) for one in batch
+                )
+                sparse = Piece(runs, -(-(end - start) // BLOCK))
+                raw = b"".join(sparse.encode(_Reader(batch)))
+                self._device.run(client.download(len(raw), [raw]))
+                self._device.run(client.command(f"flash:{name}"))
+
+
+class _Reader:
+    """read(offset, length) over what waits, for the encoder."""
+
+    def __init__(self, batch: list[_Waiting]) -> None:
+        self._batch = batch
+
+    def __call__(self, offset: int, length: int) -> bytes:
+        for one in self._batch:
+            if one.data is not None and one.offset <= offset < one.offset + one.length:
+                return one.data[offset - one.offset : offset - one.offset + length]
+        return b""
+
+
+def _batches(pieces: list[_Waiting], limit: int) -> Iterator[list[_Waiting]]:
+    """What one download can hold, in turn."""
+    room = limit - HEADER.size - 2 * CHUNK.size
+    batch: list[_Waiting] = []
+    used = 0
+    for piece in pieces:
+        at = 0
+        while at < piece.length:
+            fits = max(0, (room - used - 2 * CHUNK.size) // BLOCK * BLOCK)
+            count = piece.length - at if piece.data is None else min(piece.length - at, fits)
+            if count <= 0 or room - used < 2 * CHUNK.size + FILL_SIZE:
+                if not batch:
+                    raise OSError(errno.ENOBUFS, f"the device takes {limit} bytes at a time: too few for anything")
+                yield batch
+                batch, used = [], 0
+                continue
+            data = None if piece.data is None else piece.data[at : at + count]
+            batch.append(_Waiting(piece.offset + at, count, data))
+            used += 2 * CHUNK.size + (FILL_SIZE if data is None else -(-count // BLOCK) * BLOCK)
+            at += count
+    if batch:
+        yield batch
