@@ -82,6 +82,8 @@ class FastbootTarget(PlainTarget):
         self._device.run(client.command("flash:gpt"))
 
     def read(self, offset: int, length: int) -> bytes:
+        if not self._fetch:
+            raise OSError(errno.EOPNOTSUPP, "the device has nothing to fetch with")
         self._send()
         data = bytearray()
         for name, start, count in self._pieces(offset, length):

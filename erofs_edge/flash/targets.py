@@ -23,7 +23,7 @@ class Candidate:
     open: Callable[[int], Target]
 
 
-def _nbd(address: str) -> Iterator[Candidate]:
+def _nbd(address: str, image: Path) -> Iterator[Candidate]:
     from erofs_edge.flash.nbd import NbdTarget
     from erofs_edge.transport.nbd.connect import Connection, parse_address
 
@@ -34,7 +34,28 @@ def _nbd(address: str) -> Iterator[Candidate]:
         target.close()
 
 
-SCHEMES: dict[str, Callable[[str], Iterator[Candidate]]] = {
+def _fastboot(address: str, image: Path) -> Iterator[Candidate]:
+    """fastboot://HOST[:PORT] or fastboot+udp://HOST[:PORT]: partitions by name, where the image has them."""
+    from erofs_edge.flash.fastboot_target import FastbootTarget
+    from erofs_edge.flash.image import Image
+    from erofs_edge.transport.fastboot.link import open_device
+
+    with Image(image) as source:
+        table, size = source.table(), source.size
+    if table is None:
+        raise UsageError("an image without partitions", where=str(image), hint="erofs-edge fastboot flash PARTITION")
+    scheme, _, host = address.partition("://")
+    device = open_device(f"{'udp' if scheme.endswith('udp') else 'tcp'}:{host.rstrip('/')}")
+    try:
+        target = FastbootTarget(device, table.places(), size)
+        yield Candidate(target.identity, lambda _: target)
+    finally:
+        device.link.close()
+
+
+SCHEMES: dict[str, Callable[[str, Path], Iterator[Candidate]]] = {
+    "fastboot": _fastboot,
+    "fastboot+udp": _fastboot,
     "nbd": _nbd,
     "nbds": _nbd,
     "nbd+unix": _nbd,
@@ -53,7 +74,7 @@ def find_target(to: str, image: Path) -> Iterator[Candidate]:
     if not found:
         yield _local(Path(to), image)
     elif scheme in SCHEMES:
-        yield from SCHEMES[scheme](to)
+        yield from SCHEMES[scheme](to, image)
     else:
         raise UsageError(f'no transport "{scheme}"', hint=f"known: {', '.join(SCHEMES)}, or a path")
 
