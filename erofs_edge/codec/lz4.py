@@ -66,10 +66,13 @@ class FixedOutput:
     def __init__(
         self, level: int | None, capacity: int, padding: int = 0, *, library: ctypes.CDLL | None = None
     ) -> None:
-        library = library or _library()
+        if library is None:
+            with _loading:  # one thread checks it, others wait
+                library = _library()
         self._capacity = capacity
         self._padding = padding
         self._buffer = ctypes.create_string_buffer(padding + capacity)
+        self._view = memoryview(self._buffer)
         self._output = ctypes.addressof(self._buffer) + padding
         self._consumed = ctypes.c_int()
         self._consumed_at = ctypes.addressof(self._consumed)
@@ -102,7 +105,8 @@ class FixedOutput:
         """The last call's `produced` bytes at the end of `size` bytes, zeros before them."""
         if not produced <= size <= produced + self._padding:
             raise ValueError(f"cannot pad {produced} bytes to {size}")
-        return ctypes.string_at(self._output + produced - size, size)
+        end = self._padding + produced
+        return self._view[end - size : end].tobytes()
 
 
 def address_of(data: bytes) -> int:
@@ -115,6 +119,7 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+_loading = threading.Lock()
 
 
 def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
@@ -150,6 +155,10 @@ def _library() -> ctypes.CDLL:
         for name, (result, arguments) in _SYMBOLS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
+        # a few stores, once a call: not worth giving up the interpreter's lock, which is then to be got again
+        reset = ctypes.PyDLL(extension.__file__).LZ4_resetStreamHC_fast
+        reset.restype, reset.argtypes = _SYMBOLS["LZ4_resetStreamHC_fast"]
+        library.__dict__["LZ4_resetStreamHC_fast"] = reset
     except (ImportError, OSError, AttributeError) as error:
         raise ToolError(f"the lz4 package lacks what images need: {error}", hint=_HINT) from error
     major, minor, patch = (int(part) for part in VERSION.split("."))

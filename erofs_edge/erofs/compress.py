@@ -123,6 +123,8 @@ class Cutter:
         self._run_fast = self._fast.fill
         if meter is not None:
             self._run, self._run_fast = meter.watch(self._run), meter.watch(self._run_fast)
+        self._extent_max = rules.extent_max
+        self._cap_least = 4 * rules.pcluster
         self._kinds: dict[int | None, Cutter] = {rules.level: self}
 
     def for_start(self, start: bytes) -> Cutter:
@@ -146,46 +148,58 @@ class Cutter:
         return self._cut(data, Tails.BLOCK, phase)
 
     def _cut(self, data: bytes, tails: Tails, phase: int) -> Segment | None:
-        block_size, pcluster = self.rules.block_size, self.rules.pcluster
+        block_size = self.rules.block_size
+        fill, padded = self._filler(), self._compressor.padded
         view = memoryview(data)
         base, size = address_of(data), len(data)
-        segment = Segment([], [])
+        extents: list[Extent] = []
+        chunks: list[bytes | memoryview] = []
+        segment = Segment(extents, chunks)
         at = consumed = 0
         while at < size:
             left = size - at
-            if tails is Tails.FRAGMENT and self._leaves_room(base + at, left):
-                segment.extents.append(Extent(left, 0, False))
-                break
-            if tails is Tails.INLINE and left < block_size and self._store_inline(segment, view[at:], base + at):
+            if tails is not Tails.BLOCK and self._keep_tail(segment, view[at:], base + at, tails):
                 break
             if left <= block_size:
                 _store_raw(segment, view[at:], block_size)
                 break
-            consumed, produced = self._fill(base + at, left, consumed)
-            if consumed == left:
-                if tails is Tails.FRAGMENT and produced < pcluster:
-                    segment.extents.append(Extent(left, 0, False))
+            consumed, produced = fill(base + at, left, consumed)
+            if consumed == left and tails is not Tails.BLOCK:
+                if self._keep_last(segment, view[at:], base + at, produced, tails):
                     break
                 if tails is Tails.INLINE:
-                    if self._split_tail(segment, view[at:], base + at, produced):
-                        break
                     self._run(base + at, left)  # once more: its buffer was used for other calls
-            if self._is_crowded(phase, at + consumed, size):
+            if phase >= 0 and self._is_crowded(phase, at + consumed, size):
                 # what is left would start in the lcluster of its end, where the next extent starts
                 consumed, produced = self._run(base + at, left - block_size)
             blocks = -(-produced // block_size)
             if blocks * block_size < consumed:
-                segment.extents.append(Extent(consumed, blocks, False))
-                segment.chunks.append(self._compressor.padded(produced, blocks * block_size))
+                extents.append(Extent(consumed, blocks, False))
+                chunks.append(padded(produced, blocks * block_size))
                 at += consumed
             else:
-                run = max(1, min(consumed, pcluster) // block_size) * block_size
+                run = max(1, min(consumed, self.rules.pcluster) // block_size) * block_size
                 run -= block_size * self._is_crowded(phase, at + run, size)
                 if not run:
                     return None
                 _store_raw(segment, view[at : at + run], block_size)
                 at += run
         return segment
+
+    def _keep_tail(self, segment: Segment, data: memoryview, address: int, tails: Tails) -> bool:
+        """Whether what is left of a file is known, before it is compressed, to become its fragment or inline tail."""
+        left = len(data)
+        if tails is Tails.FRAGMENT and self._leaves_room(address, left):
+            segment.extents.append(Extent(left, 0, False))
+            return True
+        return tails is Tails.INLINE and left < self.rules.block_size and self._store_inline(segment, data, address)
+
+    def _keep_last(self, segment: Segment, data: memoryview, address: int, produced: int, tails: Tails) -> bool:
+        """The same when it turned out to fit one pcluster, in `produced` bytes."""
+        if tails is Tails.FRAGMENT and produced < self.rules.pcluster:
+            segment.extents.append(Extent(len(data), 0, False))
+            return True
+        return tails is Tails.INLINE and self._split_tail(segment, data, address, produced)
 
     def _is_crowded(self, phase: int, at: int, size: int) -> bool:
         """Whether an extent from byte `at` to `size`, which another one follows, would begin and end in an lcluster."""
@@ -236,31 +250,34 @@ class Cutter:
         segment.chunks.pop()
         return False
 
-    def _fill(self, address: int, left: int, last: int) -> tuple[int, int]:
-        """One pcluster: (bytes consumed, bytes produced). `last` is what the call before consumed.
+    def _filler(self) -> Callable[[int, int, int], tuple[int, int]]:
+        """What makes one pcluster: (address, bytes left, bytes that the call before consumed) → (bytes consumed, bytes
+        produced)."""
+        run, most = self._run, self._extent_max
+        if isinstance(self._compressor, SearchedOutput):
+            return lambda address, left, last: run(address, min(left, most), guess=last)
+        if self.rules.codec.name == "lz4hc":
+            return self._fill_capped
+        return lambda address, left, last: run(address, min(left, most))
 
-        LZ4HC looks at its output limit only when it has found a match, so with few matches every call scans far
+    def _fill_capped(self, address: int, left: int, last: int) -> tuple[int, int]:
+        """LZ4HC looks at its output limit only when it has found a match, so with few matches every call scans far
         ahead, in vain. An input not much longer than what the call will consume saves that; when it was too short
         the call is repeated with more.
         """
-        limit = min(left, self.rules.extent_max)
-        if isinstance(self._compressor, SearchedOutput):
-            return self._run(address, limit, guess=last)
-        if self.rules.codec.name != "lz4hc":
-            return self._run(address, limit)
-        cap = min(limit, max(4 * self.rules.pcluster, 2 * last))
+        limit = min(left, self._extent_max)
+        cap = min(limit, max(self._cap_least, 2 * last))
         done = self._run(address, cap)
         while cap < limit and done[0] > cap - CAP_SLACK:
             cap = min(limit, 4 * cap)
             done = self._run(address, cap)
         return done
 
-    def is_incompressible(self, start: bytes, middle: bytes) -> bool:
-        """Whether a file that starts so, with this probe from its middle, is not worth compressing."""
-        if not start.startswith(COMPRESSED_MAGIC):
-            return False
-        probe = FixedOutput(None, int(len(middle) * PROBE_KEPT)) if len(middle) < PROBE_MAX else self._probe
-        consumed, produced = probe.fill(address_of(middle), len(middle))
+    def is_incompressible(self, middle: bytes) -> bool:
+        """Whether a file that starts with one of COMPRESSED_MAGIC, and has this probe in its middle, is not worth
+        compressing."""
+        capacity = int(len(middle) * PROBE_KEPT) if len(middle) < PROBE_MAX else None
+        consumed, produced = self._probe.fill(address_of(middle), len(middle), capacity)
         return consumed < len(middle) or produced >= PROBE_KEPT * len(middle)
 
     def probe_range(self, size: int) -> tuple[int, int]:

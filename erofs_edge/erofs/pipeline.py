@@ -20,7 +20,16 @@ from typing import NamedTuple
 
 from erofs_edge.erofs.cache import CompressionCache, cache_key
 from erofs_edge.erofs.codings import Codings
-from erofs_edge.erofs.compress import CutRules, Cutter, Segment, Tails, raw_segment, segment_gains, whole_fragment
+from erofs_edge.erofs.compress import (
+    COMPRESSED_MAGIC,
+    CutRules,
+    Cutter,
+    Segment,
+    Tails,
+    raw_segment,
+    segment_gains,
+    whole_fragment,
+)
 from erofs_edge.erofs.contents import PIECE, digest, read_piece
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.meter import Meter
@@ -75,14 +84,17 @@ class Stored(NamedTuple):
 
 
 class _Worker(threading.local):
+    """A thread's cutters, by the identity of their rules: comparing all values takes longer than small files do."""
+
     def __init__(self, meter: Meter | None) -> None:
         self.meter = meter
-        self.cutters: dict[CutRules, Cutter] = {}
+        self.cutters: dict[int, Cutter] = {}
 
     def cutter(self, rules: CutRules) -> Cutter:
-        if rules not in self.cutters:
-            self.cutters[rules] = Cutter(rules, self.meter)
-        return self.cutters[rules]
+        cutter = self.cutters.get(id(rules))
+        if cutter is None or cutter.rules is not rules:
+            cutter = self.cutters[id(rules)] = Cutter(rules, self.meter)
+        return cutter
 
 
 def find_twins(
@@ -235,11 +247,13 @@ def _whole_fragment(piece: Piece, cutter: Cutter, tails: Tails) -> Stored | None
 
 def _is_incompressible(piece: Piece, data: bytes | None, cutter: Cutter) -> bool:
     """The same answer for every piece of a file."""
+    start = data if data is not None and not piece.offset else _start(piece)
+    if not start.startswith(COMPRESSED_MAGIC):
+        return False
     offset, length = cutter.probe_range(piece.node.size)
     if piece.is_whole and data is not None:
-        return cutter.is_incompressible(data[:MAGIC], data[offset : offset + length])
-    content, where = _content(piece.node), piece.node.where
-    return cutter.is_incompressible(_start(piece), read_piece(content, offset, length, where))
+        return cutter.is_incompressible(data[offset : offset + length])
+    return cutter.is_incompressible(read_piece(_content(piece.node), offset, length, piece.node.where))
 
 
 def _start(piece: Piece) -> bytes:
