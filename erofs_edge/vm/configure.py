@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A set of packages configured by its own scripts, once: what came of it is cached under the packages' hashes.
 
-The key covers every package, the kernel and busybox of the machine, and the time that its clock shows. What the host
-is, how fast, and whether it emulates, does not reach the files.
+The key covers every package, the machine's kernel, busybox and first process, and the time that its clock shows. What
+the host is, how fast, and whether it emulates, does not reach the files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from erofs_edge.sources.debian.scripted.capture import attribute
 from erofs_edge.sources.debian.scripted.stage import preinst_order, stage, write_tar
 from erofs_edge.sources.tarball import Member, read_members
 from erofs_edge.toolbox.emulator import find_qemu, start
-from erofs_edge.vm.machine import arguments, initramfs, kind_of, memory_for
+from erofs_edge.vm.machine import GUEST, arguments, initramfs, kind_of, memory_for
 from erofs_edge.vm.transcript import Transcript
 
 INDEX, DATA = "configured-index-1", "configured-data"
@@ -77,6 +77,7 @@ def patience() -> float:
 def cache_key(debs: Mapping[str, Path], machine: Machine, cache: Cache) -> str:
     """SHA-256, in hex, of everything that the result depends on."""
     parts = [INDEX, machine.arch, machine.epoch, cache.digest(machine.kernel), cache.digest(machine.busybox)]
+    parts += [hashlib.sha256(GUEST.read_bytes()).hexdigest()]
     parts += [[name, cache.digest(path)] for name, path in sorted(debs.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

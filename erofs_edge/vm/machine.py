@@ -20,6 +20,8 @@ from erofs_edge.sources.debian.scripted.stage import info_name
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
 MODULES = ("virtio_blk",)
+GUEST = Path(__file__).with_name("guest.sh")
+"""the first process of the machine: what it does is part of what the result depends on"""
 KVM = Path("/dev/kvm")
 BASE_MEMORY = 768 << 20
 """bytes for kernel, initramfs, programs and caches"""
@@ -101,7 +103,7 @@ def initramfs(kernel: KernelModules, busybox: FileTree, preinsts: Sequence[Packa
         tree.directory(folder)
     tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
     tree.add("bin/busybox", Inode(stat.S_IFREG | 0o755, content=program.content))
-    _add(tree, "init", Path(__file__).with_name("guest.sh").read_bytes(), 0o755)
+    _add(tree, "init", GUEST.read_bytes(), 0o755)
     _add(tree, "plan", f"EPOCH={epoch}\n".encode())
     lines = [f"{p.name} {info_name(p)} {p.version} {p.arch}\n" for p in preinsts]
     _add(tree, "preinst", "".join(lines).encode())

@@ -124,11 +124,17 @@ def test_no_qemu(parts: Parts, cache: Cache, tmp_path: Path, monkeypatch: pytest
     assert failure.value.hint == "erofs-edge tools fetch"
 
 
-def test_the_key_covers_packages_machine_and_clock(parts: Parts, cache: Cache, tmp_path: Path) -> None:
+def test_the_key_covers_packages_machine_and_clock(
+    parts: Parts, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     debs, _, made = parts
     keys = {cache_key(debs, made, cache)}
     assert cache_key(dict(reversed(debs.items())), made, cache) in keys
     keys.add(cache_key(debs, Machine("arm64", made.kernel, made.busybox, 1700000001), cache))
     keys.add(cache_key(debs, Machine("arm64", made.busybox, made.kernel, 1700000000), cache))
     keys.add(cache_key({"tar": debs["tar"]}, made, cache))
-    assert len(keys) == 4
+    other = tmp_path / "guest.sh"
+    other.write_bytes(machine.GUEST.read_bytes() + b"# a comment\n")
+    monkeypatch.setattr("erofs_edge.vm.configure.GUEST", other)
+    keys.add(cache_key(debs, made, cache))
+    assert len(keys) == 5
