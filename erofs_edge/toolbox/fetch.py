@@ -65,6 +65,7 @@ SETS = {
         ("docker-registry", "libarchive-tools", "sqop", "tar", "umoci"),
         {"docker-registry": ("docker-registry",)} | _same("bsdtar", "sqop", "umoci") | {"tar": ("gnu-tar",)},
     ),
+    "oracles-slots": ToolSet("trixie", ("libubootenv-tool",), _same("fw_printenv", "fw_setenv")),
     "oracles-nbd": ToolSet(
         "trixie",
         ("nbdkit", "libnbd-bin", "nbd-server"),
