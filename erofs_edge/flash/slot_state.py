@@ -74,6 +74,11 @@ def end(target: Target, update: SlotUpdate) -> None:
     write(target, update.record, update.after)
 
 
+def forget(target: Target, record: Record) -> None:
+    """Empty the journal."""
+    _write(target, record.start, journal.writes(None))
+
+
 def is_due(target: Target, update: SlotUpdate) -> bool:
     """Whether the state on the target is another than that after the update."""
     record = update.record

@@ -23,7 +23,7 @@ class Candidate:
     open: Callable[[int], Target]
 
 
-def _nbd(address: str, image: Path) -> Iterator[Candidate]:
+def _nbd(address: str, image: Path | None) -> Iterator[Candidate]:
     from erofs_edge.flash.nbd import NbdTarget
     from erofs_edge.transport.nbd.connect import Connection, parse_address
 
@@ -34,12 +34,14 @@ def _nbd(address: str, image: Path) -> Iterator[Candidate]:
         target.close()
 
 
-def _fastboot(address: str, image: Path) -> Iterator[Candidate]:
+def _fastboot(address: str, image: Path | None) -> Iterator[Candidate]:
     """fastboot://HOST[:PORT] or fastboot+udp://HOST[:PORT]: partitions by name, where the image has them."""
     from erofs_edge.flash.fastboot_target import FastbootTarget
     from erofs_edge.flash.image import Image
     from erofs_edge.transport.fastboot.link import open_device
 
+    if image is None:
+        raise UsageError("a fastboot device does not say where its partitions are", hint="--image IMAGE")
     with Image(image) as source:
         table, size = source.table(), source.size
     if table is None:
@@ -53,7 +55,7 @@ def _fastboot(address: str, image: Path) -> Iterator[Candidate]:
         device.link.close()
 
 
-SCHEMES: dict[str, Callable[[str, Path], Iterator[Candidate]]] = {
+SCHEMES: dict[str, Callable[[str, Path | None], Iterator[Candidate]]] = {
     "fastboot": _fastboot,
     "fastboot+udp": _fastboot,
     "nbd": _nbd,
@@ -64,8 +66,8 @@ SCHEMES: dict[str, Callable[[str, Path], Iterator[Candidate]]] = {
 
 
 @contextmanager
-def find_target(to: str, image: Path) -> Iterator[Candidate]:
-    """The target of an address or path, as long as the block lasts.
+def find_target(to: str, image: Path | None) -> Iterator[Candidate]:
+    """The target of an address or path, as long as the block lasts. `image`: what is to be written, if anything is.
 
     Raises UsageError where there is none, DeviceRefusedError where it must not be written, DeviceError where it
     cannot be reached.
@@ -79,7 +81,7 @@ def find_target(to: str, image: Path) -> Iterator[Candidate]:
         raise UsageError(f'no transport "{scheme}"', hint=f"known: {', '.join(SCHEMES)}, or a path")
 
 
-def _local(path: Path, image: Path) -> Candidate:
+def _local(path: Path, image: Path | None) -> Candidate:
     try:
         info = path.stat()
     except FileNotFoundError:
@@ -94,7 +96,7 @@ def _local(path: Path, image: Path) -> Candidate:
         return Candidate(identity, lambda _: _open_block(identity))
     if not stat.S_ISREG(info.st_mode):
         raise UsageError("neither a file nor a block device", where=str(path))
-    if path.samefile(image):
+    if image is not None and path.samefile(image):
         raise UsageError("the target is the image itself", where=str(path))
     return Candidate(Identity(str(path), "file", info.st_size), lambda size: FileTarget(path, size))
 

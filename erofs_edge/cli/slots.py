@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge slots`: which slot of a disk, image or device starts next, and what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, note, table
+
+if TYPE_CHECKING:
+    from erofs_edge.flash.slot_state import Record
+    from erofs_edge.flash.target import Target
+
+IMAGE = click.option(
+    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Tells a fastboot device's layout."
+)
+
+
+@click.group()
+def slots() -> None:
+    """Slots of a disk image, a disk, or a board: show them, choose the next, say what is good."""
+
+
+@slots.command()
+@click.argument("target")
+@IMAGE
+@json_option
+def show(target: str, image: Path | None, as_json: bool) -> None:
+    """What is known of each slot of TARGET: a file, a block device, nbd://… or fastboot://…."""
+    with _opened(target, image) as (_, record):
+        _show(record, as_json=as_json)
+
+
+@slots.command()
+@click.argument("target")
+@click.argument("slot")
+@click.option("--force", is_flag=True, help="Even if the slot was left half written.")
+@IMAGE
+@json_option
+def activate(target: str, slot: str, force: bool, image: Path | None, as_json: bool) -> None:
+    """Have SLOT of TARGET started next."""
+    from erofs_edge.flash.slot_disk import activate as change
+
+    with _opened(target, image) as (there, record):
+        change(there, record, slot, force=force)
+    with _opened(target, image) as (_, record):
+        _show(record, as_json=as_json)
+
+
+@slots.command()
+@click.argument("target")
+@click.argument("slot")
+@click.argument("standing", type=click.Choice(["good", "pending", "bad"]))
+@IMAGE
+@json_option
+def mark(target: str, slot: str, standing: str, image: Path | None, as_json: bool) -> None:
+    """Say that SLOT of TARGET is good, bad, or on trial again."""
+    from erofs_edge.flash.slot_disk import mark as change
+
+    with _opened(target, image) as (there, record):
+        change(there, record, slot, standing)  # type: ignore[arg-type]
+    with _opened(target, image) as (_, record):
+        _show(record, as_json=as_json)
+
+
+@contextmanager
+def _opened(address: str, image: Path | None) -> Iterator[tuple[Target, Record]]:
+    from erofs_edge.errors import UsageError
+    from erofs_edge.flash.slot_disk import read_slots
+    from erofs_edge.flash.targets import find_target
+
+    with find_target(address, image) as candidate:
+        if not candidate.identity.size:
+            raise UsageError("no such file or device", where=address)
+        target = candidate.open(candidate.identity.size)
+        try:
+            yield target, read_slots(target)
+        finally:
+            target.close()
+
+
+def _show(record: Record, *, as_json: bool) -> None:
+    from erofs_edge.flash.slot_disk import listed
+
+    found = listed(record)
+    if as_json:
+        emit_json({"slots": found, "damaged": record.damaged, "under_way": record.under_way})
+        return
+    if record.damaged:
+        note("both copies of the slot state are damaged: the board starts from these defaults")
+    rows = [
+        (
+            slot.name,
+            "bad" if slot.standing == "bad" else f"{slot.standing} ({slot.left} starts left)",
+            "next" if slot.next else "",
+            "half written" if slot.incomplete else "",
+        )
+        for slot in found
+    ]
+    table(rows, header=("slot", "state", "", ""))

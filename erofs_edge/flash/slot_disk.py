@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slots of a disk, image or device as they are: for looking, and for changing which one starts next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from erofs_edge.disk import journal, slots
+from erofs_edge.disk.slots import SlotState, Standing
+from erofs_edge.errors import DeviceRefusedError, UsageError, VerificationError
+from erofs_edge.flash import slot_state
+from erofs_edge.flash.guarded import Guarded
+from erofs_edge.flash.slot_state import Record
+from erofs_edge.flash.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One slot. `left`: starts that it has until it must have shown that it works; `next`: the one that starts next;
+    `incomplete`: what was being written into it has stopped in between."""
+
+    name: str
+    standing: Standing
+    left: int
+    next: bool
+    incomplete: bool
+
+
+def read_slots(target: Target) -> Record:
+    """The slot state of a target with a partition table.
+
+    Raises UsageError where there is none with slots, VerificationError where both copies of the state are damaged and
+    the partitions do not tell the slots, PartialWriteError where the target cannot be read.
+    """
+    with Guarded(target, "slot state", "reading"):
+        places = target.partitions()
+        for name in sorted(places, key=lambda name: name != slot_state.MISC):
+            start, end = places[name]
+            if end - start < slots.STATE_SIZE:
+                continue
+            if name == slot_state.MISC or slots.decode_state_or(target.read(start, slots.STATE_SIZE)):
+                record = slot_state.read(target, start, end - start, _suffixes(list(places)))
+                if record.damaged and not _suffixes(list(places)):
+                    raise VerificationError("both copies of the slot state are damaged", where=target.identity.path)
+                return record
+    raise UsageError("no partition with a slot state", where=target.identity.path)
+
+
+def listed(record: Record) -> list[Slot]:
+    """The slots in the order in which they are tried, those that are in no order behind."""
+    state = record.state
+    names = [*state.order, *(name for name in state.left if name not in state.order)]
+    chosen = slots.active(state)
+    unfinished = record.under_way.slot if record.under_way is not None else None
+    return [
+        Slot(name.lower(), slots.standing(state, name), state.left[name], name == chosen, name == unfinished)
+        for name in names
+    ]
+
+
+def activate(target: Target, record: Record, slot: str, *, force: bool = False) -> SlotState:
+    """Have a slot started next, with all attempts of a trial if it has not shown that it works.
+
+    Raises DeviceRefusedError where it was left half written, unless forced.
+    """
+    name = _known(record, slot, target)
+    if record.under_way is not None and record.under_way.slot == name and not force:
+        raise DeviceRefusedError(
+            f"slot {slot.lower()} was left half written",
+            where=target.identity.path,
+            hint="flash it again; --force starts it all the same, and what does not verify falls back",
+        )
+    state = slots.activate(record.state, name)
+    if slots.standing(record.state, name) == "good":
+        state = slots.mark(state, name, "good")
+    return _write(target, record, state)
+
+
+def mark(target: Target, record: Record, slot: str, standing: Standing) -> SlotState:
+    """Say that a slot is good, bad, or on trial again."""
+    return _write(target, record, slots.mark(record.state, _known(record, slot, target), standing))
+
+
+def _write(target: Target, record: Record, state: SlotState) -> SlotState:
+    with Guarded(target, "slot state"):
+        slot_state.write(target, record, state)
+        if record.under_way is not None and record.size >= journal.END and slots.active(state) == record.under_way.slot:
+            slot_state.forget(target, record)
+        target.finish()
+    return state
+
+
+def _known(record: Record, slot: str, target: Target) -> str:
+    if slot.upper() not in record.state.left:
+        known = ", ".join(name.lower() for name in record.state.left)
+        raise UsageError(f"no slot {slot!r}", where=target.identity.path, hint=f"slots: {known}")
+    return slot.upper()
+
+
+def _suffixes(names: list[str]) -> list[str]:
+    """Slots by the names of partitions: 'a' and 'b' of boot_a, boot_b, system_a, system_b."""
+    bases: dict[str, list[str]] = {}
+    for name in names:
+        base, found, suffix = name.rpartition("_")
+        if found and base and suffix:
+            bases.setdefault(base, []).append(suffix)
+    return max(bases.values(), key=len, default=[])
