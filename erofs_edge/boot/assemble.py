@@ -29,7 +29,7 @@ STORAGE_MODULES = {"virtio": ("virtio_blk",), "mmc": ()}
 VERITY_MODULES = ("dm_verity",)
 EROFS_MODULES = ("erofs",)
 DATA_MODULES = ("ext4", "overlay")
-OTHER_CONTENTS = ("fit", "firmware", "slot-state")
+OTHER_CONTENTS = ("fit", "esp", "firmware", "slot-state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,19 @@ class BootOutputs:
     u_boot: bytes
     firmware_files: dict[str, bytes] | None
     kernel_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Kernel and initramfs, whatever they are packed into.
+
+    tree     of the kernel's package
+    version  as in /usr/lib/modules/VERSION
+    """
+
+    tree: FileTree
+    version: str
+    initramfs: bytes
 
 
 def system_modules(names: Iterable[str], kernel_deb: Path, cache: Cache, *, epoch: int) -> FileTree:
@@ -69,6 +82,34 @@ def system_modules(names: Iterable[str], kernel_deb: Path, cache: Cache, *, epoc
         if inode.is_dir:
             inode.mtime_ns = epoch * 10**9
     return tree
+
+
+def build_start(
+    board: Board,
+    *,
+    kernel_deb: Path,
+    initramfs_debs: Mapping[str, Path],
+    verity: VerityInfo,
+    etc: Sequence[str],
+    fec: Layout | None,
+    epoch: int,
+    cache: Cache,
+    signature: bytes = b"",
+) -> Start:
+    """Kernel and initramfs, arguments as in `build_boot`.
+
+    signature  PKCS#7 of the root hash, for a kernel that has the key from its firmware; with it the kernel is told to
+               map nothing that is not signed
+    """
+    tree = read_deb(kernel_deb, cache).data
+    kernel = KernelModules(tree)
+    programs = FileTree()
+    for name in sorted(initramfs_debs):
+        programs.merge(read_deb(initramfs_debs[name], cache).data)
+    config = replace(_init_config(board, verity, fec), etc=tuple(etc), signature=signature)
+    return Start(
+        tree, kernel.version, build_initramfs(programs, _module_streams(board, kernel), config, epoch=epoch)
+    )  # fmt: skip
 
 
 def build_boot(
@@ -96,26 +137,28 @@ def build_boot(
 
     Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
     """
-    kernel_tree = read_deb(kernel_deb, cache).data
-    kernel = KernelModules(kernel_tree)
+    start = build_start(
+        board,
+        kernel_deb=kernel_deb,
+        initramfs_debs=initramfs_debs,
+        verity=verity,
+        etc=etc,
+        fec=fec,
+        epoch=epoch,
+        cache=cache,
+    )
     firmware = {name: read_deb(path, cache).data for name, path in firmware_debs.items()}
-    programs = FileTree()
-    for name in sorted(initramfs_debs):
-        programs.merge(read_deb(initramfs_debs[name], cache).data)
-
-    config = replace(_init_config(board, verity, fec), etc=tuple(etc))
-    initramfs = build_initramfs(programs, _module_streams(board, kernel), config, epoch=epoch)
     images = {
-        "kernel": _kernel_image(board, kernel_tree, kernel.version),
-        "ramdisk": Image("ramdisk", initramfs, f"initramfs for root hash {verity.root_hash.hex()}"),
+        "kernel": _kernel_image(board, start.tree, start.version),
+        "ramdisk": Image("ramdisk", start.initramfs, f"initramfs for root hash {verity.root_hash.hex()}"),
     }
     dtb = None
     if board.boot.fdt != "control":
-        dtb = _device_tree(kernel_tree, kernel.version, board.boot.fdt)
+        dtb = _device_tree(start.tree, start.version, board.boot.fdt)
         images["fdt"] = Image("flat_dt", dtb, board.boot.fdt)
     fit = build_fit(
         images,
-        description=f"{board.board}, Linux {kernel.version}",
+        description=f"{board.board}, Linux {start.version}",
         epoch=epoch,
         signer=signer,
         load_address=board.boot.load_address,
@@ -125,7 +168,7 @@ def build_boot(
     files = None
     if any(partition.content == "firmware" for partition in board.disk.partitions.values()):
         files = firmware_files(board, firmware, u_boot=u_boot, script=script, dtb=keyed, epoch=epoch)
-    return BootOutputs(fit, u_boot, files, kernel.version)
+    return BootOutputs(fit, u_boot, files, start.version)
 
 
 def _loader(
@@ -182,12 +225,16 @@ def _system_partition(board: Board) -> tuple[str, Partition]:
     )
 
 
-def _kernel_image(board: Board, tree: FileTree, version: str) -> Image:
-    """Debian's vmlinuz of arm64 is the Image itself, not compressed."""
+def vmlinuz(tree: FileTree, version: str) -> bytes:
+    """The kernel in its package; of arm64 it is the Image itself, not compressed. Raises SourceError without one."""
     inode = tree.get(f"boot/vmlinuz-{version}", follow=True)
     if inode is None or not inode.is_file:
         raise SourceError(f"the kernel package has no boot/vmlinuz-{version}")
-    data, title = inode.read(), f"Linux {version}"
+    return inode.read()
+
+
+def _kernel_image(board: Board, tree: FileTree, version: str) -> Image:
+    data, title = vmlinuz(tree, version), f"Linux {version}"
     if board.boot.kernel_compression == "none":
         return Image("kernel_noload", data, title)
     if board.boot.chain == "u-boot-booti":

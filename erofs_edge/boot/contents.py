@@ -24,7 +24,12 @@ def init_values(fit: bytes) -> dict[str, str]:
     node = parse(fit).root.at("/images/ramdisk")
     if node is None or "data" not in node.props:
         raise FormatError("the FIT has no initramfs", where="/images/ramdisk")
-    for member in read_cpio(unpack_initramfs(node.props["data"])):
+    return init_values_of(node.props["data"])
+
+
+def init_values_of(initramfs: bytes) -> dict[str, str]:
+    """As `init_values`, of the initramfs itself."""
+    for member in read_cpio(unpack_initramfs(initramfs)):
         if member.name == b"config":
             return _values(member.data.decode("utf-8", "replace"))
     raise FormatError("the initramfs has no config", where="/images/ramdisk")
@@ -49,6 +54,8 @@ def unpack_initramfs(packed: bytes) -> bytes:
     pieces, position, size = [], 4, 0
     while position + 4 <= len(packed) and size <= ARCHIVE_MAX:
         (length,) = struct.unpack_from("<I", packed, position)
+        if not length and not any(packed[position:]):
+            break  # zeros that fill up its place
         block = packed[position + 4 : position + 4 + length]
         try:
             pieces.append(lz4.block.decompress(block, uncompressed_size=LZ4_LEGACY_BLOCK))

@@ -56,6 +56,7 @@ class InitConfig:
     data              label of the writable partition; '' keeps /data in memory
     etc               paths of /etc that are kept on it; () is all of /etc, by a writable layer over it
     cmdline           the kernel's arguments without the slot's; with others the start is refused
+    signature         PKCS#7 of the root hash, which the kernel checks then; b"" where it has no key to do so
     fec               None without error correction
     rollback_index    the version of this build
     """
@@ -73,6 +74,7 @@ class InitConfig:
     cmdline: str = ""
     fec: Fec | None = None
     rollback_index: int = 0
+    signature: bytes = b""
 
     def text(self) -> str:
         """As shell assignments. Every value is of a kind that needs no quoting."""
@@ -94,6 +96,8 @@ class InitConfig:
             "DATA": self.data,
             "ETC": " ".join(self.etc),
         }
+        if self.signature:
+            values["VERITY_MODULE"] = "require_signatures=1"
         return "".join(f"{name}='{value}'\n" for name, value in values.items())
 
 
@@ -119,6 +123,9 @@ def build_initramfs(
         tree.add(f"bin/{name}", _symlink("busybox"))
     for path in PROGRAMS:
         _add_program(tree, programs, path)
+    if config.signature:
+        _add_program(tree, programs, "usr/bin/keyctl")
+        tree.add("root-hash.p7s", _file(config.signature, 0o644))
     for stream, ordered in modules.items():
         for index, module in enumerate(ordered):
             tree.add(f"modules/{stream}/{index:02}-{module.name}.ko", _file(module.data, 0o644))

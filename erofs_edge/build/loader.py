@@ -25,7 +25,7 @@ def compiled_loader(board: Board, cache: Cache) -> Compiled | None:
 
 def refuse_open_loader(board: Board) -> None:
     """Raises ErofsEdgeError for a boot loader that also starts what nobody has signed: no release is built with it."""
-    if board.boot.u_boot.build is None:
+    if board.boot.u_boot.build is None and board.boot.uefi is None:
         raise ErofsEdgeError(
             f"board '{board.board}' boots with {board.boot.u_boot.package}, which leaves ways round the signature open:"
             " a release is not built with it",

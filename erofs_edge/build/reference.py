@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from erofs_edge.boot.fdt import parse
-from erofs_edge.trust.measure import expected_pcr11, uki_sections
+from erofs_edge.boot.uefi import LOADER, VARIABLES
+from erofs_edge.boot.uefi_vars import read_store
+from erofs_edge.trust.authenticode import digest
+from erofs_edge.trust.measure import expected_pcr4, expected_pcr7, expected_pcr11, uki_sections
 
 UKI_SUFFIX = ".efi"
 
 
 def reference_values(work: Path, root_hash: bytes) -> dict[str, Any]:
-    """SHA-256, in hex, of what boots: the root hash as the kernel reports it, each image in the FIT, and PCR 11 of each
-    unified kernel image in the folder by phase. Raises FormatError where one of them is malformed.
+    """SHA-256, in hex, of what boots: the root hash as the kernel reports it, each image in the FIT; of each unified
+    kernel image in the folder PCR 4 and, by phase, PCR 11; PCR 7 by the keys in the folder's firmware variables.
+
+    Raises FormatError where one of them is malformed.
     """
     found: dict[str, Any] = {"root_hash": root_hash.hex()}
     fit = work / "boot.fit"
@@ -28,7 +33,14 @@ def reference_values(work: Path, root_hash: bytes) -> dict[str, Any]:
             name: hashlib.sha256(node.props.get("data", b"")).hexdigest()
             for name, node in (images.children.items() if images else ())
         }
-    ukis = {path.name: expected_pcr11(uki_sections(path.read_bytes())) for path in sorted(work.glob(f"*{UKI_SUFFIX}"))}
+    loader = work / LOADER
+    ukis = {path.name: path.read_bytes() for path in sorted(work.glob(f"*{UKI_SUFFIX}")) if path != loader}
     if ukis:
-        found["pcr11_sha256"] = ukis
+        found["pcr11_sha256"] = {name: expected_pcr11(uki_sections(image)) for name, image in ukis.items()}
+    if ukis and loader.exists():
+        first = digest(loader.read_bytes())
+        found["pcr4_sha256"] = {name: expected_pcr4([first, digest(image)]) for name, image in ukis.items()}
+    if (work / VARIABLES).exists():
+        keys = {variable.name: variable.data for variable in read_store((work / VARIABLES).read_bytes())}
+        found["pcr7_sha256"] = expected_pcr7(keys)
     return found

@@ -9,10 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from erofs_edge.boot.assemble import BootOutputs, build_boot, system_modules
+from erofs_edge.boot.assemble import BootOutputs, build_boot, build_start, system_modules, vmlinuz
+from erofs_edge.boot.uefi import UefiOutputs, UefiParts, build_uefi
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.loader import compiled_loader
 from erofs_edge.build.scripted import machine_debs, run_scripts
+from erofs_edge.build.signing import CERTIFICATE, ROOT_HASH_SIGNATURE
 from erofs_edge.disk import rollback, slots
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import DiskLayout, partition_names, plan_disk, write_disk
@@ -36,6 +38,8 @@ from erofs_edge.sources.debian.supply import fetch_locked
 from erofs_edge.sources.file_contexts import apply_file_contexts, read_file_contexts
 from erofs_edge.sources.system import system_tree
 from erofs_edge.tree import FileTree
+from erofs_edge.trust.certificate import load_certificate
+from erofs_edge.trust.offline import SignaturesMissingError
 from erofs_edge.trust.signer import Signer
 from erofs_edge.verity.fec import Layout, write_parity
 from erofs_edge.verity.tree import VerityInfo, append
@@ -79,7 +83,7 @@ class Made:
     """Everything that was made."""
 
     system: SystemImage
-    boot: BootOutputs
+    boot: BootOutputs | UefiOutputs
     layout: DiskLayout
 
     @property
@@ -223,8 +227,12 @@ def write_options(loaded: Loaded[System], epoch: int, kernel: str | None) -> Wri
 
 def make_boot(
     inputs: Inputs, debs: Debs, system: SystemImage, signer: Signer, cache: Cache, work: Path, step: Step
-) -> BootOutputs:
-    """boot.fit with the root hash inside and signed; u-boot.bin; the files of the firmware partition."""
+) -> BootOutputs | UefiOutputs:
+    """boot.fit with the root hash inside and signed; u-boot.bin; the files of the firmware partition. Or, with UEFI
+    firmware, systemd-boot and a kernel image for each slot, and the emulated machine's firmware."""
+    if inputs.board.value.boot.uefi is not None:
+        with step("boot images"):
+            return _make_uefi(inputs, debs, system, signer, cache, work)
     u_boot = None
     if inputs.board.value.boot.u_boot.build is not None:
         with step("boot loader"):
@@ -248,7 +256,47 @@ def make_boot(
     return boot
 
 
-def make_disk(inputs: Inputs, system: SystemImage, boot: BootOutputs, work: Path, step: Step) -> DiskLayout:
+def _make_uefi(
+    inputs: Inputs, debs: Debs, system: SystemImage, signer: Signer, cache: Cache, work: Path
+) -> UefiOutputs:
+    board, signature = inputs.board.value, work / ROOT_HASH_SIGNATURE
+    if not signature.exists():
+        raise SignaturesMissingError(
+            "the kernel images hold the signature of the root hash, which is missing", where=signature.name
+        )
+    start = build_start(
+        board,
+        kernel_deb=debs.kernel,
+        initramfs_debs=debs.initramfs,
+        verity=system.verity,
+        etc=inputs.system.loaded.value.writable_etc,
+        fec=system.fec,
+        epoch=inputs.epoch,
+        cache=cache,
+        signature=signature.read_bytes(),
+    )
+    boot = build_uefi(
+        board,
+        {name: read_deb(path, cache).data for name, path in debs.firmware.items()},
+        UefiParts(
+            vmlinuz(start.tree, start.version),
+            start.version,
+            start.initramfs,
+            inputs.system.loaded.value.system,
+            board.disk.partitions[inputs.partition].slots,
+        ),
+        signer=signer,
+        certificate=load_certificate((work / CERTIFICATE).read_bytes(), signer.name),
+        epoch=inputs.epoch,
+    )
+    for name, data in boot.outputs().items():
+        (work / name).write_bytes(data)
+    return boot
+
+
+def make_disk(
+    inputs: Inputs, system: SystemImage, boot: BootOutputs | UefiOutputs, work: Path, step: Step
+) -> DiskLayout:
     """disk.img: every partition in its place, the same content in both slots, slot state fresh."""
     board = inputs.board.value
     seed = hashlib.sha256(b"erofs-edge disk" + board.board.encode() + system.verity.root_hash).digest()
@@ -262,13 +310,13 @@ def make_disk(inputs: Inputs, system: SystemImage, boot: BootOutputs, work: Path
                 path = work / "slots.bin"
                 state = slots.encode_state(slots.initial(board.disk.partitions[inputs.partition].slots))
                 path.write_bytes(rollback.with_minimum(state, 0))
-            elif partition.content == "firmware":
-                path = work / "firmware.img"
+            elif partition.content in ("firmware", "esp"):
+                path = work / f"{partition.content}.img"
                 build_fat(
                     boot.firmware_files or {},
                     path,
                     size=size_bytes(partition.size),
-                    label="FIRMWARE",
+                    label=partition.content.upper(),
                     serial=int.from_bytes(seed[:4], "little"),
                     epoch=inputs.epoch,
                     sector=board.disk.sector,

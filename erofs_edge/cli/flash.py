@@ -26,7 +26,9 @@ DISK = "disk.img"
 @click.command()
 @click.argument("what", metavar="BOARD|OUTDIR|IMAGE", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Write this one image.")
-@click.option("--to", "to", required=True, metavar="TARGET", help="Block device, file, nbd://HOST[:PORT]/EXPORT, fastboot://HOST.")
+@click.option(
+    "--to", "to", required=True, metavar="TARGET", help="Block device, file, nbd://HOST[:PORT]/EXPORT, fastboot://HOST."
+)
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be written where, and touch nothing.")
 @click.option("--verify-only", is_flag=True, help="Compare the target with the image, and touch nothing.")

@@ -50,11 +50,11 @@ class Volume:
             raise FormatError("not a FAT volume: its geometry makes no sense", where="offset 0xb")
         fat32, _, _, first = _BPB32.unpack_from(head, 36)
         fat_sectors = fat16 or fat32
-        self.cluster = self.sector * spc
+        self.cluster: int = self.sector * spc
         self._fat_start = reserved * self.sector
         self._root_start = self._fat_start + fats * fat_sectors * self.sector
         self._root_size = -(-roots * ENTRY // self.sector) * self.sector
-        self._data = self._root_start + self._root_size
+        self._data: int = self._root_start + self._root_size
         total = (few or many) * self.sector
         if not reserved or not fat_sectors or not self._data < total <= size:
             raise FormatError("not a FAT volume: it is larger than its place", where="offset 0x13")
@@ -101,8 +101,12 @@ class Volume:
 
     def content(self, chain: tuple[int, ...], size: int | None = None) -> bytes:
         """The bytes of a chain of clusters, at most `size`."""
-        data = b"".join(self._read(self._data + (number - 2) * self.cluster, self.cluster) for number in chain)
+        data = b"".join(self._read(self.offset(number), self.cluster) for number in chain)
         return data if size is None else data[:size]
+
+    def offset(self, number: int) -> int:
+        """Where in the volume a cluster starts."""
+        return self._data + (number - 2) * self.cluster
 
     def _chain(self, first: int, what: str) -> tuple[int, ...]:
         found: list[int] = []

@@ -19,6 +19,7 @@ from erofs_edge.manifest.model import Board, Partition, size_bytes
 REST = "rest"
 CONTENT_TYPES = {
     "firmware": (gpt.TYPE_ESP, 0),
+    "esp": (gpt.TYPE_ESP, 0),
     "fit": (gpt.TYPE_LINUX, 0),
     "slot-state": (gpt.TYPE_LINUX, 0),
     None: (gpt.TYPE_LINUX, 0),

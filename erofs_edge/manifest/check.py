@@ -72,6 +72,14 @@ def check_system(system: System, fail: Fail) -> None:
 def _check_u_boot(boot: Boot, fail: Fail) -> None:
     """A file of a package or a build of ours; ours verifies FITs and does nothing else."""
     u_boot = boot.u_boot
+    if boot.chain == "uefi-uki":
+        if boot.uefi is None:
+            fail("boot.chain", '"uefi-uki" needs a "uefi" section', "boards/generic-uefi-arm64.yaml has one")
+        if boot.kernel_compression != "none":
+            fail("boot.kernel_compression", "UEFI firmware starts no compressed kernel", "kernel_compression: none")
+        return
+    if boot.uefi is not None:
+        fail("boot.uefi", f'"uefi" means nothing for the chain "{boot.chain}"')
     if u_boot.build is None and (u_boot.package is None or u_boot.path is None):
         fail("boot.u_boot", '"u_boot" needs a package and a path in it, or "build"')
     if u_boot.build is not None and (u_boot.package is not None or u_boot.path is not None):
@@ -151,8 +159,14 @@ def _check_roles(board: Board, fail: Fail) -> None:
     for word in CONTENT_WORDS:
         if len(by_content[word]) > 1:
             fail(f"disk.partitions.{by_content[word][1]}.content", f'a second partition with "{word}"')
-    if not by_content["fit"]:
-        fail("disk.partitions", "no partition holds the kernel", 'one needs "content: fit"')
+    kernel = "esp" if board.boot.chain == "uefi-uki" else "fit"
+    if not by_content[kernel]:
+        fail("disk.partitions", "no partition holds the kernel", f'one needs "content: {kernel}"')
+    for name in by_content["esp"]:
+        if kernel != "esp" or partitions[name].slots:
+            fail(f"disk.partitions.{name}", "an EFI system partition holds both slots, and needs the chain uefi-uki")
+    if kernel == "esp" and by_content["fit"]:
+        fail(f"disk.partitions.{by_content['fit'][0]}.content", "the chain uefi-uki reads no FIT")
     if not by_content["manifest"]:
         fail("disk.partitions", "no partition holds a system", 'one needs "content: PATH" of a manifest')
     slotted = [name for name, partition in partitions.items() if partition.slots]

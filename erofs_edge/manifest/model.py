@@ -35,13 +35,13 @@ from erofs_edge.manifest.words import (
     UnixName,
 )
 
-CONTENT_WORDS = ("fit", "firmware", "slot-state")
+CONTENT_WORDS = ("fit", "esp", "firmware", "slot-state")
 
 Content = Annotated[
     str,
     Meta(
         min_length=1,
-        description="'fit', 'firmware', 'slot-state', or the path of a manifest or a stock one's name",
+        description="'fit', 'esp', 'firmware', 'slot-state', or the path of a manifest or a stock one's name",
         extra={"form": "path", "words": CONTENT_WORDS, "stock": ("manifests",)},
     ),
 ]
@@ -232,7 +232,7 @@ class Partition(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     slots: list[Name] = []
     """two slots, as in [a, b]: the partition exists twice, one is active"""
     content: Content | None = None
-    """'fit', 'firmware', 'slot-state', or the path of a manifest or a stock one's name; nothing leaves it empty"""
+    """'fit', 'esp', 'firmware', 'slot-state', or a manifest's path or a stock one's name; nothing leaves it empty"""
     filesystem: Literal["ext4"] | None = None
     """made by the device at first boot, never by the build"""
 
@@ -277,6 +277,19 @@ class UBoot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """its name on the firmware partition; default: the last component of path, or u-boot.bin"""
 
 
+class Uefi(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a board with UEFI firmware starts from, all from Debian packages; the lock pins them."""
+
+    loader: PackageFile
+    """systemd-boot, which is signed and chooses between the slots"""
+    stub: PackageFile
+    """systemd's stub, which kernel, initramfs and arguments are joined with to one signed file"""
+    code: PackageFile
+    """firmware of the emulated machine, with secure boot"""
+    variables: PackageFile
+    """its blank variables, which get the key"""
+
+
 class FirmwareText(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A small text file on the firmware partition (config.txt)."""
 
@@ -289,13 +302,16 @@ class FirmwareText(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class Boot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """From power to kernel."""
 
-    chain: Literal["u-boot-fit", "u-boot-booti"] = "u-boot-fit"
+    chain: Literal["u-boot-fit", "u-boot-booti", "uefi-uki"] = "u-boot-fit"
     """'u-boot-fit': U-Boot verifies and starts a signed FIT; 'u-boot-booti': for a U-Boot built without FIT, which
-    takes kernel, initramfs and device tree out of it unverified"""
+    takes kernel, initramfs and device tree out of it unverified; 'uefi-uki': UEFI firmware verifies and starts
+    systemd-boot and a signed unified kernel image for each slot"""
     kernel: PackageName = "linux-image-arm64"
     """the kernel's package"""
-    u_boot: UBoot
-    """the boot loader"""
+    u_boot: UBoot = UBoot()
+    """the boot loader, where it is U-Boot"""
+    uefi: Uefi | None = None
+    """what UEFI firmware starts, of the chain uefi-uki"""
     fdt: str = "control"
     """'control' hands the kernel the tree that U-Boot was given; else a .dtb of the kernel package, put in the FIT"""
     storage: Literal["virtio", "mmc"] = "virtio"

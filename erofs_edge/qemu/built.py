@@ -16,11 +16,13 @@ import msgspec
 
 from erofs_edge.boot.loader import replace_script
 from erofs_edge.boot.script import boot_script
+from erofs_edge.boot.uefi import CODE
 from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.manifest.model import Board
 from erofs_edge.manifest.shaping import Smoke
 from erofs_edge.qemu.machine import Drive, Emulator, boot_arguments, control_tree, dump_tree, qemu_of
+from erofs_edge.qemu.uefi import flash_images, uefi_arguments
 from erofs_edge.trust.signer import PublicKey, read_public_key
 
 RUN_PREFIX = ".run-"
@@ -30,6 +32,7 @@ RUN_PREFIX = ".run-"
 class Built:
     """A board's build.
 
+    u_boot     the machine's firmware: U-Boot, or UEFI's code
     root_hash  hex, of its system
     smoke      what a test boot must see of its system (manifest's `smoke`)
     """
@@ -51,11 +54,12 @@ def load_built(out: Path) -> Built:
         raise ErofsEdgeError(
             f"the release record lacks {error}", where=str(out / RELEASE), hint="build again"
         ) from None
-    for name in ("disk.img", "u-boot.bin"):
+    loader = CODE if (out / CODE).exists() else "u-boot.bin"
+    for name in ("disk.img", loader):
         if not (out / name).is_file():
             raise ErofsEdgeError(f"{name} is not there", where=str(out), hint="erofs-edge build BOARD -o OUT")
     key = read_public_key(out / "sign.pub.pem", key_name)
-    return Built(out / "disk.img", out / "u-boot.bin", key, root_hash, smoke)
+    return Built(out / "disk.img", out / loader, key, root_hash, smoke)
 
 
 @contextmanager
@@ -108,6 +112,12 @@ def machine_command(
     script  changes the boot script, for tests
     """
     qemu = qemu_of(board)
+    if board.boot.uefi is not None:
+        code, variables = flash_images(built.u_boot, folder)
+        arguments = uefi_arguments(
+            qemu, code, variables, drive=drive, serial=serial, forwards=forwards, reboot=reboot, extra=extra
+        )
+        return [str(emulator.program), *arguments]
     text = script(boot_script(board)) if script else boot_script(board)
     bios, control = built.u_boot, None
     if board.boot.u_boot.build is None:

@@ -91,13 +91,22 @@ def boot_arguments(
     reboot    False ends QEMU where the machine would reset
     extra     further arguments (CHECKS_DRIVE, GRAPHICS)
     """
+    return [
+        *machine_arguments(qemu, bios), *(["-dtb", str(control)] if control else []),
+        *common_arguments(drive, serial, forwards, reboot, extra),
+    ]  # fmt: skip
+
+
+def common_arguments(
+    drive: Drive, serial: str, forwards: tuple[tuple[int, int], ...], reboot: bool, extra: tuple[str, ...]
+) -> list[str]:
+    """Disk, network and console, arguments as in `boot_arguments`: the same whatever firmware starts the machine."""
     snapshot = ",snapshot=on" if drive.snapshot else ""
     network = []
     if forwards:
         rules = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in forwards)
         network = ["-netdev", f"user,id=net0{rules}", "-device", "virtio-net-pci,netdev=net0,romfile="]
     return [
-        *machine_arguments(qemu, bios), *(["-dtb", str(control)] if control else []),
         "-drive", f"if=none,id=disk0,format=raw,file={_escaped(drive.path)}{snapshot}",
         "-device", "virtio-blk-pci,drive=disk0", *network, *extra,
         "-serial", serial, "-monitor", "none", *([] if reboot else ["-no-reboot"]),

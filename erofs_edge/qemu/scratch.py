@@ -6,15 +6,22 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import tempfile
 from pathlib import Path
 
 from erofs_edge.disk import gpt, slots
+from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import partition_names
 from erofs_edge.disk.sparse import copy_data
 from erofs_edge.errors import CapacityError, ErofsEdgeError, FormatError, UsageError
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.forge import Target
 from erofs_edge.qemu.tamper import Tamper, partitions
+from erofs_edge.qemu.uefi import Esp
+
+PIECE = 4 << 20
+FAT_EPOCH = 315_532_800
+"""the first moment that FAT knows, seconds since 1970"""
 
 
 class Scratch:
@@ -53,16 +60,21 @@ class Scratch:
         os.pwrite(self._fd, data, start + offset)
 
     def next_slot(self) -> str:
-        """The slot that U-Boot will start ('a')."""
+        """The slot that the boot loader will start ('a')."""
+        if self.board.boot.uefi is not None:
+            return self._esp().next_slot()
         return slots.choose(self._state())[0].lower()
 
     def activate(self, slot: str) -> None:
-        """Let U-Boot start this slot next. Raises UsageError where the board has no such slot."""
+        """Let the boot loader start this slot next. Raises UsageError where the board has no such slot."""
         if slot not in self._slots():
             raise UsageError(
                 f"board '{self.board.board}' has no slot '{slot}'", hint=f"slots: {', '.join(self._slots())}"
             )
-        self.write(self._state_name(), 0, slots.encode_state(slots.activate(self._state(), slot)))
+        if self.board.boot.uefi is not None:
+            self._write_esp(self._esp().with_slot(slot))
+        else:
+            self.write(self._state_name(), 0, slots.encode_state(slots.activate(self._state(), slot)))
 
     def damage(self, tamper: Tamper) -> list[str]:
         """Write the scenario's changes to every slot that is filled; says what and where, one phrase each.
@@ -88,7 +100,32 @@ class Scratch:
             return slots.initial(self._slots())  # as the boot script does
 
     def _slots(self) -> list[str]:
-        return next((p.slots for p in self.board.disk.partitions.values() if p.content == "fit"), [])
+        return next((p.slots for p in self.board.disk.partitions.values() if p.slots), [])
+
+    def _esp(self) -> Esp:
+        return Esp(functools.partial(self.read, self._name_of("esp")))
+
+    def _write_esp(self, files: dict[str, bytes]) -> None:
+        """A new EFI system partition with these files, in the place of the old one."""
+        name = self._name_of("esp")
+        with tempfile.TemporaryDirectory(prefix="erofs-edge-") as folder:
+            image = Path(folder) / "esp.img"
+            build_fat(
+                files, image, size=self._find(name)[1], label="ESP", serial=0, epoch=FAT_EPOCH,
+                sector=self.board.disk.sector,
+            )  # fmt: skip
+            with image.open("rb") as file:
+                while data := file.read(PIECE):
+                    at = file.tell() - len(data)
+                    if data != self.read(name, at, len(data)):
+                        self.write(name, at, data)
+
+    def _name_of(self, content: str) -> str:
+        """The partition with that content, one for all slots. Raises UsageError where there is none."""
+        for name, partition in self.board.disk.partitions.items():
+            if partition.content == content:
+                return partition_names(name, partition)[0]
+        raise UsageError(f"board '{self.board.board}' has no partition with content '{content}'")
 
     def _state_name(self) -> str:
         for name, partition in self.board.disk.partitions.items():

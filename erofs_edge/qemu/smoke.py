@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from erofs_edge.qemu.console import Console, Event
 from erofs_edge.qemu.machine import CHECKS_DRIVE, GRAPHICS, Drive, find_qemu
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
-from erofs_edge.qemu.stages import TITLES
+from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
 from erofs_edge.qemu.tamper import Tamper, scenario
 from erofs_edge.qemu.verdict import Expected, Verdict, Watch
 
@@ -87,18 +87,19 @@ def smoke(
         script = change.script if change else None
         command = machine_command(board, built, emulator, folder, Drive(disk), extra=extra, script=script)
         expected = Expected(built.root_hash, chosen, _data_filesystem(board))
-        watch = _watch(expected, change, wanted)
+        titles = TITLES if board.boot.uefi is None else UEFI_TITLES
+        watch = _watch(expected, change, wanted, titles)
         console, passed = Console(tuple(wanted.console)), list[StageTime]()
 
         def note(event: Event) -> None:
             name = event.match.name
             if event.match.kind in ("stage", "report") and name not in watch.reached:
-                passed.append(StageTime(name, TITLES[name], round(event.at, 2)))
+                passed.append(StageTime(name, titles[name], round(event.at, 2)))
                 seen(passed[-1])
 
         verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
     if not verdict.ok:
-        raise _failure(verdict, expected, tamper, console)
+        raise _failure(verdict, expected, tamper, console, titles)
     return SmokeRecord(
         board=board.board,
         slot=expected.slot,
@@ -119,10 +120,11 @@ def _checks(wanted: Smoke) -> bool:
     return bool(wanted.units or wanted.commands)
 
 
-def _watch(expected: Expected, change: Tamper | None, wanted: Smoke) -> Watch:
+def _watch(expected: Expected, change: Tamper | None, wanted: Smoke, titles: Mapping[str, str]) -> Watch:
     """What a boot must show: where it is stopped, or what it has repaired, or what the manifest wants to see."""
     repaired = change is not None and change.stop is None
-    return Watch(expected, change.stop if change else None, _checks(wanted), set(wanted.console), repaired)
+    stop = change.stop if change else None
+    return Watch(expected, stop, _checks(wanted), set(wanted.console), repaired, titles=titles)
 
 
 def _prepare(disk: Path, board: Board, slot: str | None, change: Tamper | None) -> tuple[list[str], str]:
@@ -140,10 +142,12 @@ def _data_filesystem(board: Board) -> str:
     return next((p.filesystem for p in board.disk.partitions.values() if p.filesystem), "tmpfs")
 
 
-def _failure(verdict: Verdict, expected: Expected, tamper: str | None, console: Console) -> BootCheckError:
+def _failure(
+    verdict: Verdict, expected: Expected, tamper: str | None, console: Console, titles: Mapping[str, str]
+) -> BootCheckError:
     what = f"'{tamper}' did not end as it must" if tamper else f"slot {expected.slot} did not boot"
     lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
     return BootCheckError(
-        f"{what}: stage '{TITLES[verdict.stage]}': {verdict.reason}\nlast lines of the console:\n{lines}",
+        f"{what}: stage '{titles[verdict.stage]}': {verdict.reason}\nlast lines of the console:\n{lines}",
         hint="--log FILE keeps the whole console",
     )

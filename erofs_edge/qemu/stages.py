@@ -44,12 +44,20 @@ def _line(pattern: str) -> re.Pattern[str]:
 
 
 STAGES = (
-    Stage("u-boot", "U-Boot", re.compile(r"^U-Boot 20\d\d\.")),
+    Stage("u-boot", "U-Boot", re.compile(r"^U-Boot 20\d\d\.|UEFI firmware \(version ")),
     Stage("slot", "slot chosen", _line(r"erofs-edge: stage u-boot slot (?P<slot>\S+)$")),
-    Stage("signature", "FIT signed", re.compile(r"Verifying Hash Integrity \.\.\. sha256,rsa\d+:(?P<key>\S+)\+ OK")),
+    Stage(
+        "signature",
+        "FIT signed",
+        re.compile(
+            r"Verifying Hash Integrity \.\.\. sha256,rsa\d+:(?P<key>\S+)\+ OK|^EFI stub: UEFI Secure Boot is enabled\."
+        ),
+    ),
     # said after the last image of the FIT has been checked (U-Boot boot/image-fdt.c)
     Stage("fit", "FIT verified", re.compile(r"^ *(?:Loading|Using) Device Tree (?:to|in place)")),
-    Stage("kernel", "kernel", re.compile(r"^Starting kernel \.\.\.|\] Booting Linux on physical CPU")),
+    Stage(
+        "kernel", "kernel", re.compile(r"^Starting kernel \.\.\.|\] Booting Linux on physical CPU|^EFI stub: Booting")
+    ),
     Stage("initramfs", "initramfs", _line(r"erofs-edge: stage initramfs(?: .*)?$")),
     Stage("verity", "dm-verity active", _line(r"erofs-edge: stage verity(?: .*)?$")),
     Stage("root", "EROFS root", _line(r"erofs-edge: stage root(?: .*)?$")),
@@ -61,6 +69,7 @@ STAGES = (
 )
 NAMES = tuple(stage.name for stage in STAGES)
 TITLES = {stage.name: stage.title for stage in STAGES}
+UEFI_TITLES = {**TITLES, "u-boot": "UEFI firmware", "signature": "secure boot on", "fit": "kernel image verified"}
 
 TROUBLE = {
     "fit-signature": re.compile(r"Failed to verify required signature"),
@@ -68,6 +77,8 @@ TROUBLE = {
     "fit-malformed": re.compile(
         r"Bad FIT .*image format|Can't get kernel image|can't get kernel FIT|Wrong Image (?:Type|Format)"
     ),
+    "efi-refused": re.compile(r"Error loading .*\.efi: (?:Access denied|Security violation|.*)"),
+    "efi-stopped": re.compile(r"BdsDxe: (?:failed to load .*|No bootable option .*)"),
     "too-old": _line(r"erofs-edge: (?:slot is too old: .*|FAILED rollback: .*)$"),
     "cmdline": _line(r"erofs-edge: FAILED initramfs: the kernel's arguments are not those of this build"),
     "slot-refused": _line(r"erofs-edge: slot does not start: (?P<slot>\S+)$"),

@@ -8,11 +8,11 @@ stop then. Every slot is changed alike, so that starting another slot cannot hid
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from erofs_edge.errors import UsageError
 from erofs_edge.manifest.model import CONTENT_WORDS, Board
-from erofs_edge.qemu import forge
+from erofs_edge.qemu import forge, uefi_forge
 from erofs_edge.qemu.forge import Change, Target
 from erofs_edge.qemu.verdict import Stop
 
@@ -65,6 +65,50 @@ TAMPERS = {
     "fec": Tamper("damage that error correction repairs", "system", forge.repairable, None),
 }  # fmt: skip
 
+REFUSED = Stop("fit", "efi-refused")
+UEFI_TAMPERS = {
+    **{name: tamper for name, tamper in TAMPERS.items() if tamper.content in ("system", "slot-state")},
+    "kernel": Tamper(
+        "a flipped bit in the kernel", "esp", uefi_forge.images(uefi_forge.in_section(".linux"), "the kernel"), REFUSED
+    ),
+    "initramfs": Tamper(
+        "a flipped bit in the initramfs",
+        "esp",
+        uefi_forge.images(uefi_forge.in_section(".initrd"), "the initramfs"),
+        REFUSED,
+    ),
+    "cmdline": Tamper(
+        "one more argument for the kernel", "esp", uefi_forge.images(uefi_forge.add_argument, "the arguments"), REFUSED
+    ),
+    "roothash": Tamper(
+        "another root hash in the initramfs", "esp", uefi_forge.images(uefi_forge.root_hash, "the root hash"), REFUSED
+    ),
+    "signature": Tamper(
+        "a flipped bit in the signature", "esp", uefi_forge.images(uefi_forge.in_signature, "the signature"), REFUSED
+    ),
+    "wrong-key": Tamper(
+        "the kernel images signed by another key of the same name",
+        "esp",
+        uefi_forge.images(uefi_forge.other_key, "the signature"),
+        REFUSED,
+    ),
+    "unsigned": Tamper(
+        "the kernel images without their signature",
+        "esp",
+        uefi_forge.images(uefi_forge.without_signature, "the signature"),
+        REFUSED,
+    ),
+    "truncated": Tamper(
+        "the kernel images cut off in the middle",
+        "esp",
+        uefi_forge.images(uefi_forge.cut_off, "the second half"),
+        REFUSED,
+    ),
+    "loader": Tamper("a flipped bit in systemd-boot", "esp", uefi_forge.loader, Stop("slot", "efi-stopped")),
+}
+"""of boards with UEFI firmware, which gives the kernel its device tree itself"""
+UEFI_TAMPERS["downgrade"] = replace(UEFI_TAMPERS["downgrade"], stop=Stop("initramfs", "too-old"))
+
 NOT_BOOTED = {
     "vbmeta": "none of our boot chains reads a vbmeta, so damage to one stops no boot; `erofs-edge verify` checks it",
 }
@@ -75,9 +119,14 @@ def scenario(name: str, board: Board) -> Tamper:
     """The scenario of that name. Raises UsageError where there is none or the board has nothing to show it with."""
     if name in NOT_BOOTED:
         raise UsageError(f"'{name}' cannot be shown by a boot", hint=NOT_BOOTED[name])
-    tamper = TAMPERS.get(name)
+    known = TAMPERS if board.boot.uefi is None else UEFI_TAMPERS
+    tamper = known.get(name)
+    if tamper is None and name in (*TAMPERS, *UEFI_TAMPERS):
+        raise UsageError(
+            f"board '{board.board}' has nothing that '{name}' could change", hint=f"scenarios: {', '.join(known)}"
+        )
     if tamper is None:
-        raise UsageError(f"unknown scenario '{name}'", hint=f"scenarios: {', '.join(TAMPERS)}")
+        raise UsageError(f"unknown scenario '{name}'", hint=f"scenarios: {', '.join(known)}")
     if tamper.stop is None and not board.verity.fec_roots:
         raise UsageError(
             f"board '{board.board}' has no error correction, so '{name}' has nothing to show",

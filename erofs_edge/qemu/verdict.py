@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from erofs_edge.qemu.console import Event
@@ -58,6 +59,7 @@ class Verdict:
 class Watch:
     """Collects events until they decide. With `stop` the boot is good when it fails in just that way.
 
+    `titles` are what the stages are called in messages.
     `checks`: whether the system's own checks must pass; `lines`: expressions of which each must have matched a line;
     `repaired`: whether the guest must have found errors that were corrected.
     """
@@ -70,6 +72,7 @@ class Watch:
     reached: dict[str, float] = field(default_factory=dict)
     troubles: list[Match] = field(default_factory=list)
     report: dict[str, str] | None = None
+    titles: Mapping[str, str] = field(default_factory=lambda: TITLES)
 
     def see(self, event: Event) -> Verdict | None:
         """The verdict, once there is one. A stage counts when it is first passed."""
@@ -102,12 +105,12 @@ class Watch:
     def _passed(self, name: str) -> Verdict | None:
         if self.stop is not None:
             if NAMES.index(name) > NAMES.index(self.stop.stage):
-                return Verdict(False, name, f"the damaged system got past the stage '{TITLES[self.stop.stage]}'")
+                return Verdict(False, name, f"the damaged system got past the stage '{self.titles[self.stop.stage]}'")
             return None
         if self.report is None or "login" not in self.reached or self._pending():
             return None
         if "signature" not in self.reached:
-            return Verdict(False, "signature", "the system started, but U-Boot verified no signature")
+            return Verdict(False, "signature", "the system started, but its boot loader verified no signature")
         if not self.repaired:
             return Verdict(True, "checks" if self.checks else "login", "")
         corrected = self.report.get("fec", "0")
@@ -118,10 +121,8 @@ class Watch:
         return (self.checks and "checks" not in self.reached) or bool(self.lines)
 
     def _trouble(self, match: Match) -> Verdict | None:
-        if match.name == "slot-refused" and self.stop is None:
-            return self._stopped("fit", f"U-Boot refused slot {match.fields['slot']}{self._why()}")
-        if match.name == "no-slot":
-            return self._stopped("fit", f"U-Boot found no slot to start{self._why()}")
+        if match.name in ("slot-refused", "no-slot", "efi-stopped"):
+            return self._refused(match)
         if match.name == "check" and self.stop is None:
             return Verdict(False, "checks", f"{match.fields['name']}: {match.fields['reason']}")
         if match.name == "failed":
@@ -129,6 +130,17 @@ class Watch:
             return self._stopped(named if named in NAMES else next_stage(self.reached), match.fields["reason"])
         if match.name == "panic":
             return self._stopped(next_stage(self.reached), f"kernel panic: {match.fields['reason']}")
+        return None
+
+    def _refused(self, match: Match) -> Verdict | None:
+        """What firmware and boot loader say when they start nothing."""
+        if match.name == "efi-stopped":
+            refused = self._line_of("efi-refused")
+            return self._stopped("fit" if refused else "slot", refused or match.text.strip())
+        if match.name == "no-slot":
+            return self._stopped("fit", f"U-Boot found no slot to start{self._why()}")
+        if self.stop is None:
+            return self._stopped("fit", f"U-Boot refused slot {match.fields['slot']}{self._why()}")
         return None
 
     def _why(self) -> str:
@@ -139,7 +151,7 @@ class Watch:
         if self.stop is None:
             return Verdict(False, stage, reason)
         if stage != self.stop.stage:
-            return Verdict(False, stage, f"stopped at another stage than '{TITLES[self.stop.stage]}': {reason}")
+            return Verdict(False, stage, f"stopped at another stage than '{self.titles[self.stop.stage]}': {reason}")
         proof = self._line_of(self.stop.evidence)
         if proof is None:
             return Verdict(False, stage, f"stopped at the right stage, but not for the damage: {reason}")

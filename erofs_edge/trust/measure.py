@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a TPM will hold after a unified kernel image has booted: reference values for attestation.
 
+PCR 4: the programs that were started; PCR 7: the keys that firmware checks them with; PCR 11: what is in the image.
+
 Source: systemd ``src/boot/efi/stub.c`` and ``src/boot/measure.c``: PCR 11 is extended with the name (NUL included) and
 the content of each known section, in a fixed order, and later with a word for each phase of the boot.
 """
@@ -8,12 +10,19 @@ the content of each known section, in a fixed order, and later with a word for e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import struct
+import uuid
+from collections.abc import Mapping, Sequence
 
 from erofs_edge.trust import pe
 
 SECTIONS = (".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey")
 """in the order in which systemd-stub measures them"""
+BOOT_OPTION, SEPARATOR = b"Calling EFI Application from Boot Option", bytes(4)
+GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
+IMAGE_SECURITY = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
+LIST_HEADER = 28
+"""bytes of an EFI_SIGNATURE_LIST before its entry"""
 PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready")
 
 
@@ -32,6 +41,38 @@ def expected_pcr11(sections: Mapping[str, bytes]) -> dict[str, str]:
         path = f"{path}:{phase}" if path else phase
         found[path] = value.hex()
     return found
+
+
+def expected_pcr4(images: Sequence[bytes]) -> str:
+    """PCR 4 in hex, SHA-256 bank, after firmware's first boot option has started these programs, one the next.
+
+    images  their Authenticode digests in that order: boot loader, kernel image
+
+    Source: TCG PC Client Platform Firmware Profile 1.06 section 3.3.4.5; as EDK2 measures it.
+    """
+    value = _extend(_extend(bytes(32), BOOT_OPTION), SEPARATOR)
+    for digest in images:
+        value = hashlib.sha256(value + digest).digest()
+    return value.hex()
+
+
+def expected_pcr7(keys: Mapping[str, bytes]) -> str:
+    """PCR 7 in hex, SHA-256 bank, where secure boot is on and one certificate has vouched for all that was started.
+
+    keys  the contents of the variables PK, KEK and db; db holds one certificate, dbx is not there
+
+    Source: TCG PC Client Platform Firmware Profile 1.06 section 3.3.4.8 (what is measured), 10.4.1 (in which form).
+    """
+    value = _extend(bytes(32), _variable(GLOBAL, "SecureBoot", b"\x01"))
+    for vendor, name in ((GLOBAL, "PK"), (GLOBAL, "KEK"), (IMAGE_SECURITY, "db"), (IMAGE_SECURITY, "dbx")):
+        value = _extend(value, _variable(vendor, name, keys.get(name, b"")))
+    value = _extend(value, SEPARATOR)
+    # whose certificate it was: the entry without the head of its list
+    return _extend(value, _variable(IMAGE_SECURITY, "db", keys["db"][LIST_HEADER:])).hex()
+
+
+def _variable(vendor: uuid.UUID, name: str, data: bytes) -> bytes:
+    return vendor.bytes_le + struct.pack("<QQ", len(name), len(data)) + name.encode("utf-16-le") + data
 
 
 def uki_sections(image: bytes) -> dict[str, bytes]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole disk, or an image of one: partition table → FIT or vbmeta → root hash → tree → file system."""
+"""A whole disk, or an image of one: partition table → FIT, EFI programs or vbmeta → root hash → tree → file system."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.trust import avb
 from erofs_edge.trust.key import PublicKey, VerificationKey, rsa_key
 from erofs_edge.verify.checks import Check, Verdict
+from erofs_edge.verify.esp import is_esp, verify_esp
 from erofs_edge.verify.system import check_file_system, check_tree
 from erofs_edge.verity.blocks import read_exactly
 from erofs_edge.verity.superblock import Superblock
@@ -94,6 +96,10 @@ def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
         elif magic == avb.MAGIC and part.name.startswith("vbmeta"):
             walk.covered.add(part.name)
             verify_vbmeta_slot(walk, part, parts, walk.read(part, 0, avb.SIZE_MAX))
+        elif is_esp(functools.partial(walk.read, part), part.size):
+            walk.covered.add(part.name)
+            for one in verify_esp(functools.partial(walk.read, part), part.size, part.name, walk.key, walk.verdict):
+                _verify_started(walk, one.what, one.slot, one.values, parts)
     for part in parts:
         if part.name not in walk.covered:
             _uncovered(walk, part)
@@ -102,22 +108,26 @@ def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
 def verify_fit_slot(walk: Walk, part: Part, parts: list[Part]) -> None:
     """A FIT, and the system partition that its initramfs opens."""
     values = verify_fit_alone(walk, part)
-    if not values:
-        return
+    if values:
+        _verify_started(walk, part.name, part.slot, values, parts)
+
+
+def _verify_started(walk: Walk, holder: str, slot: str, values: dict[str, str], parts: list[Part]) -> None:
+    """The version of what starts a slot, and the system partition that its initramfs opens."""
     walk.data.add(values.get("DATA", ""))
     if walk.minimum is not None:
-        with walk.verdict.check(f"{part.name}: version", f"minimum {walk.minimum} of this disk"):
+        with walk.verdict.check(f"{holder}: version", f"minimum {walk.minimum} of this disk"):
             version = values.get("ROLLBACK_INDEX", "0")
             if not version.isdecimal() or int(version) < walk.minimum:
                 raise VerificationError(f"version {version[:20]} is older than the minimum of {walk.minimum}")
     sb, first, root_hash = verity_of(values)
-    name = values.get("SYSTEM", "") + (f"_{part.slot}" if values.get("SLOTS") else "")
+    name = values.get("SYSTEM", "") + (f"_{slot}" if values.get("SLOTS") else "")
     system = next((p for p in parts if p.name == name), None)
     if system is None:
         with walk.verdict.check(name, "the partition table"):
-            raise FormatError(f"the initramfs of {part.name} opens '{name}', which is not there")
+            raise FormatError(f"the initramfs of {holder} opens '{name}', which is not there")
         return
-    _check_system(walk, system, sb, first, root_hash, f"root hash of {part.name}")
+    _check_system(walk, system, sb, first, root_hash, f"root hash of {holder}")
 
 
 def verify_fit_alone(walk: Walk, part: Part) -> dict[str, str]:

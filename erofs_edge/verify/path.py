@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verify whatever a path names: an output folder, a disk or its image, a FIT, a vbmeta, a system image, a record."""
+"""Verify whatever a path names: an output folder, a disk, a FIT, an EFI program, a vbmeta, a system image, a record."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
 from erofs_edge.build.signing import ROOT_HASH_SIGNATURE, VERITY_SIGNATURE
 from erofs_edge.errors import ErofsEdgeError, VerificationError
 from erofs_edge.trust import avb
+from erofs_edge.trust.authenticode import verify_image
 from erofs_edge.trust.key import VerificationKey
 from erofs_edge.trust.root_hash import parse_verity_signature, verify_detached, verify_root_hash
 from erofs_edge.verify.checks import Verdict
@@ -23,6 +24,7 @@ from erofs_edge.verify.disk import (
     verify_fit_alone,
     verify_vbmeta_slot,
 )
+from erofs_edge.verify.esp import FILE_MAX
 from erofs_edge.verify.output import verify_output
 from erofs_edge.verify.system import check_file_system, check_tree
 from erofs_edge.verity.blocks import file_size
@@ -59,6 +61,9 @@ def _verify_file(
     magic = os.pread(fd, 4, 0)
     if magic == FDT_MAGIC.to_bytes(4, "big"):
         verify_fit_alone(walk, whole)
+    elif magic[:2] == b"MZ":
+        with verdict.check(path.name, f"key '{key.name}'") as row:
+            row.digest = verify_image(walk.read(whole, 0, FILE_MAX), key).hex()
     elif magic == avb.MAGIC:
         verify_vbmeta_slot(walk, whole, [], os.pread(fd, avb.SIZE_MAX, 0))
     elif path.name.endswith(".json"):

@@ -48,7 +48,7 @@ ERRORS: list[tuple[str, str, str, str, str | None]] = [
     ("demo.yaml", "64M, slots: [a, b]", "64M, slots: [a, a]", 'demo.yaml:5:25: "slots" must name two different', None),
     ("demo.yaml", "512M, slots: [a, b]", "512M, slots: [x, y]", 'demo.yaml:6:26: "slots" must be [a, b]', None),
     ("demo.yaml", "size: rest", "size: rest, slots: [a, b]", "demo.yaml:8:14: a partition with slots cannot", "give it"),
-    ("demo.yaml", "content: fit", "content: fitt", "demo.yaml:5:40: no such manifest: ", "or one of fit, firmware, slot"),
+    ("demo.yaml", "content: fit", "content: fitt", "demo.yaml:5:40: no such manifest: ", "or one of fit, esp, firmware, slot"),
     ("demo.yaml", "content: fit", f"content: {'x' * 5000}", "demo.yaml:5:40: no such manifest: ", None),
     ("demo.yaml", ", content: fit", "", "demo.yaml:4:3: no partition holds the kernel", 'one needs "content: fit"'),
     ("demo.yaml", ", content: demo-system.yaml", "", "demo.yaml:4:3: no partition holds a system", "one needs"),

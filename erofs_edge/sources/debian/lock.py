@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from erofs_edge.sources.debian.mirror import Mirror
 
 INITRAMFS = ("busybox-static", "dmsetup", "e2fsprogs")
+INITRAMFS_UEFI = ("keyutils",)
+"""hands the kernel the signature that it checks with the keys of its firmware"""
 """what our initramfs is made of, beside the kernel's modules"""
 GROUPS = ("system", "kernel", "initramfs", "firmware")
 """what is asked for in packages; the rest says where they come from"""
@@ -81,7 +83,9 @@ def requested(value: Board | System) -> dict[str, list[str]]:
     firmware = {file.package for file in value.boot.firmware}
     if value.boot.u_boot.package is not None:
         firmware.add(value.boot.u_boot.package)
-    return {"kernel": [value.boot.kernel], "initramfs": sorted(INITRAMFS), "firmware": sorted(firmware)}
+    firmware |= {name for _, name in _uefi_packages(value)}
+    initramfs = [*INITRAMFS, *(INITRAMFS_UEFI if value.boot.uefi is not None else ())]
+    return {"kernel": [value.boot.kernel], "initramfs": sorted(initramfs), "firmware": sorted(firmware)}
 
 
 def check_lock(lock: Lock, loaded: Loaded[Board] | Loaded[System]) -> None:
@@ -303,7 +307,16 @@ def _written(value: Board | System) -> list[tuple[str, str]]:
         return [(f"packages.{i}", name) for i, name in enumerate(value.packages)]
     firmware = [(f"boot.firmware.{i}.package", file.package) for i, file in enumerate(value.boot.firmware)]
     u_boot = [("boot.u_boot.package", value.boot.u_boot.package)] if value.boot.u_boot.package is not None else []
-    return [("boot.kernel", value.boot.kernel), *u_boot, *firmware]
+    return [("boot.kernel", value.boot.kernel), *u_boot, *_uefi_packages(value), *firmware]
+
+
+def _uefi_packages(board: Board) -> list[tuple[str, str]]:
+    """(where it is written, package) of each file that UEFI firmware needs."""
+    uefi = board.boot.uefi
+    if uefi is None:
+        return []
+    files = {"loader": uefi.loader, "stub": uefi.stub, "code": uefi.code, "variables": uefi.variables}
+    return [(f"boot.uefi.{key}.package", file.package) for key, file in files.items()]
 
 
 def _kernel(loaded: Loaded[Board], apt: Apt) -> LockedPackage:

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a board with UEFI firmware starts from: systemd-boot and one unified kernel image for each slot, all signed.
+
+Firmware starts only what a certificate in its `db` has signed: systemd-boot, the kernel image that it chooses, and the
+kernel in there. Each image holds the initramfs with the root hash and its PKCS#7 signature, which the kernel checks
+with the same certificate. Which slot starts is in the names: systemd-boot takes the highest number that has attempts
+left ('+3' in the name; systemd ``src/boot/boot.c``, the UAPI group's "Boot Loader Specification", boot counting).
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from erofs_edge.boot.firmware import package_file
+from erofs_edge.boot.uefi_vars import fill_store, secure_boot
+from erofs_edge.boot.uki import build_uki
+from erofs_edge.errors import FormatError, ManifestError, UsageError
+from erofs_edge.manifest.model import Board
+from erofs_edge.tree import FileTree
+from erofs_edge.trust.authenticode import sign_image
+from erofs_edge.trust.certificate import Certificate
+from erofs_edge.trust.key import Signer
+
+LOADER_PATH = "EFI/BOOT/BOOTAA64.EFI"
+"""where firmware looks on a disk that it was told nothing about (UEFI 2.10 section 3.5.1.1)"""
+IMAGES = "EFI/Linux"
+LOADER, CODE, VARIABLES = "systemd-boot.efi", "uefi-code.fd", "uefi-vars.fd"
+"""names of a build's outputs, beside boot_SLOT.efi"""
+FLASH_SIZE = 64 << 20
+"""bytes of each flash of the emulated machine (QEMU hw/arm/virt.c)"""
+ATTEMPTS = 3
+SLOT_ARGUMENT = "erofs_edge.slot="
+_NAME = re.compile(r"erofs-edge-(?P<rank>\d{1,9})-(?P<slot>[a-z0-9]+)(?:\+(?P<left>\d+)(?:-(?P<done>\d+))?)?\.efi")
+
+
+@dataclass(frozen=True, slots=True)
+class UefiOutputs:
+    """What a board starts from.
+
+    firmware_files  path to bytes for the EFI system partition
+    code, variables  the emulated machine's firmware and its variables with our keys, without the zeros at their end
+    kernel_version  as in /usr/lib/modules/VERSION
+    """
+
+    firmware_files: dict[str, bytes]
+    code: bytes
+    variables: bytes
+    kernel_version: str
+
+    def outputs(self) -> dict[str, bytes]:
+        """What a build leaves beside the disk: each signed file under a name of its own, and the machine's firmware."""
+        found = {CODE: self.code, VARIABLES: self.variables}
+        for path, data in self.firmware_files.items():
+            name = parse_name(path.rpartition("/")[2])
+            found[LOADER if name is None else f"boot_{name.slot}.efi"] = data
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """The name of a slot's kernel image. `rank`: the highest starts first. `left`: attempts, None for a good slot."""
+
+    slot: str
+    rank: int
+    left: int | None = None
+    done: int = 0
+
+    def __str__(self) -> str:
+        counter = "" if self.left is None else f"+{self.left}" + (f"-{self.done}" if self.done else "")
+        return f"erofs-edge-{self.rank}-{self.slot}{counter}.efi"
+
+
+def parse_name(name: str) -> ImageName | None:
+    """The parts of a name that `ImageName` makes, FAT's upper case too; None for any other."""
+    found = _NAME.fullmatch(name.lower())
+    if found is None:
+        return None
+    left = int(found["left"]) if found["left"] else None
+    return ImageName(found["slot"], int(found["rank"]), left, int(found["done"] or 0))
+
+
+def choose(names: Sequence[ImageName]) -> ImageName:
+    """The image that systemd-boot starts. Raises FormatError where there is none."""
+    if not names:
+        raise FormatError(f"no kernel image of ours in {IMAGES}")
+    return max(names, key=lambda name: (name.left != 0, name.rank))
+
+
+def activated(names: Sequence[ImageName], slot: str) -> dict[ImageName, ImageName]:
+    """Old name → new one, so that a slot starts next and has all its attempts. Raises UsageError where it has none."""
+    found = next((name for name in names if name.slot == slot), None)
+    if found is None:
+        raise UsageError(f"no kernel image of slot '{slot}'", hint=f"slots: {', '.join(n.slot for n in names)}")
+    highest = max(name.rank for name in names)
+    rank = found.rank if found.rank == highest else highest + 1
+    return {found: ImageName(slot, rank, ATTEMPTS)}
+
+
+@dataclass(frozen=True, slots=True)
+class UefiParts:
+    """What the images are made of: programs of packages, and what was made for this build.
+
+    kernel     Debian's vmlinuz, a PE file itself
+    initramfs  the archive, which holds root hash and signature
+    """
+
+    kernel: bytes
+    kernel_version: str
+    initramfs: bytes
+    system: str
+    slots: Sequence[str]
+
+
+def build_uefi(
+    board: Board,
+    packages: Mapping[str, FileTree],
+    parts: UefiParts,
+    *,
+    signer: Signer,
+    certificate: Certificate,
+    epoch: int,
+) -> UefiOutputs:
+    """Everything in front of the system partition, signed.
+
+    Raises ManifestError where the board has no `uefi` section, SourceError where a package lacks a file, FormatError
+    where one is no PE file or store, ErofsEdgeError where the signer fails.
+    """
+    uefi = board.boot.uefi
+    if uefi is None:
+        raise ManifestError(f"board '{board.board}' has no boot.uefi section", hint="chain uefi-uki needs one")
+    stub = package_file(packages, uefi.stub)
+    # firmware of U-Boot's kind asks for the inner kernel's signature too
+    kernel = sign_image(parts.kernel, signer, certificate)
+    files = {LOADER_PATH: sign_image(package_file(packages, uefi.loader), signer, certificate)}
+    for number, slot in enumerate(parts.slots):
+        sections = {
+            ".osrel": _os_release(board, parts, slot),
+            ".cmdline": " ".join([*arguments(board), SLOT_ARGUMENT + slot]).encode(),
+            ".uname": parts.kernel_version.encode(),
+            # LZ4's legacy frame has no end but a length of zero, and the stub puts more behind it
+            ".initrd": parts.initramfs + bytes(4 + -len(parts.initramfs) % 4),
+            ".linux": kernel,
+        }
+        name = ImageName(slot, len(parts.slots) - number, ATTEMPTS)
+        files[f"{IMAGES}/{name}"] = sign_image(build_uki(stub, sections), signer, certificate)
+    owner = uuid.UUID(bytes=bytes.fromhex(certificate.fingerprint)[:16])
+    blank = package_file(packages, uefi.variables)
+    variables = fill_store(blank, secure_boot(owner, certificate.der, [certificate.der]), epoch=epoch)
+    return UefiOutputs(
+        files, package_file(packages, uefi.code).rstrip(b"\0"), variables.rstrip(b"\0"), parts.kernel_version
+    )  # fmt: skip
+
+
+def arguments(board: Board) -> list[str]:
+    """The kernel's arguments, one a word, without the slot's."""
+    return [word for argument in board.boot.cmdline for word in argument.split()]
+
+
+def _os_release(board: Board, parts: UefiParts, slot: str) -> bytes:
+    """What systemd-boot shows; without a version, as the names alone say which slot goes first."""
+    return (f'ID=erofs-edge\nIMAGE_ID=erofs-edge\nPRETTY_NAME="{board.board}, {parts.system}, slot {slot}"\n').encode()
