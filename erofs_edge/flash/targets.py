@@ -55,6 +55,17 @@ def _fastboot(address: str, image: Path | None) -> Iterator[Candidate]:
         device.link.close()
 
 
+def _serial(address: str, image: Path | None) -> Iterator[Candidate]:
+    """serial:///dev/ttyUSB0?baud=921600&disk=mmc1: a board at its U-Boot prompt."""
+    from erofs_edge.flash.serial import open_serial
+
+    target = open_serial(address)
+    try:
+        yield Candidate(target.identity, lambda _: target)
+    finally:
+        target.close()
+
+
 SCHEMES: dict[str, Callable[[str, Path | None], Iterator[Candidate]]] = {
     "fastboot": _fastboot,
     "fastboot+udp": _fastboot,
@@ -62,6 +73,8 @@ SCHEMES: dict[str, Callable[[str, Path | None], Iterator[Candidate]]] = {
     "nbds": _nbd,
     "nbd+unix": _nbd,
     "nbds+unix": _nbd,
+    "serial": _serial,
+    "serial+unix": _serial,
 }
 
 

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A board's disk behind a U-Boot console as a target: hashed, copied and checked on the board, so that the line carries
+what differs and little else.
+
+`serial:///dev/ttyUSB0?disk=mmc1&baud=921600`: the disk is the first that the board has, the rate the one that its
+console has at first (`console=115200`) unless another is asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from erofs_edge.errors import DeviceError, UsageError
+from erofs_edge.flash.target import Ability, Identity, PlainTarget
+from erofs_edge.transport.serial import uboot
+from erofs_edge.transport.serial.console import Console
+from erofs_edge.transport.serial.line import BITS_PER_BYTE, Exchange, T
+from erofs_edge.transport.serial.port import Counted, Port, SerialPort, SocketPort, drive
+
+CONSOLE = 115200
+LATENCY = 0.25  # seconds, a port of this machine
+EMULATED = 2.0  # seconds, of an emulator that shares this machine with others
+_DISK = re.compile(r"([a-z]+)(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a console is. baud: the rate to raise it to; disk: ('mmc', 1), None for the first."""
+
+    path: Path
+    console: int
+    baud: int
+    disk: tuple[str, int] | None
+    emulated: bool
+
+
+def parse_address(text: str) -> Address:
+    """serial:///dev/ttyUSB0[?baud=RATE&console=RATE&disk=KIND+NUMBER], serial+unix:///SOCKET. Raises UsageError."""
+    parts = urlsplit(text)
+    asked = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+    rates = [asked.get("console", str(CONSOLE)), asked.get("baud", asked.get("console", str(CONSOLE)))]
+    disk = _DISK.fullmatch(asked["disk"]) if "disk" in asked else None
+    unknown = set(asked) - {"console", "baud", "disk"}
+    if (
+        parts.netloc
+        or not parts.path.strip("/")
+        or unknown
+        or not all(rate.isdecimal() and int(rate) for rate in rates)
+    ):
+        raise UsageError("not a serial address", where=text, hint="serial:///dev/ttyUSB0?baud=921600&disk=mmc1")
+    if "disk" in asked and (not disk or disk[1] not in uboot.KINDS):
+        raise UsageError(f"no disk '{asked['disk']}'", where=text, hint=f"one of {', '.join(uboot.KINDS)} and a number")
+    where = (disk[1], int(disk[2])) if disk else None
+    return Address(Path(unquote(parts.path)), int(rates[0]), int(rates[1]), where, parts.scheme == "serial+unix")
+
+
+def open_serial(text: str) -> SerialTarget:
+    """The target of an address: its autoboot stopped, its disk chosen. Raises UsageError, DeviceError,
+    DeviceRefusedError where the console is not one that we can use."""
+    address = parse_address(text)
+    port: Port = SocketPort(address.path) if address.emulated else SerialPort(str(address.path), address.console)
+    try:
+        return SerialTarget(port, address, EMULATED if address.emulated else LATENCY)
+    except BaseException:
+        port.close()
+        raise
+
+
+class SerialTarget(PlainTarget):
+    """One disk of a board. Methods raise OSError where the line or the disk fails."""
+
+    def __init__(self, port: Port, address: Address, latency: float) -> None:
+        self._port, self._console = Counted(port), Console(address.console, latency)
+        self._run(self._console.open())
+        board = self._run(uboot.learn(self._console))
+        found = self._run(uboot.disks(self._console, board))
+        wanted = [s for s in found if address.disk is None or (s.kind, s.number) == address.disk]
+        if not wanted:
+            named = ", ".join(f"{storage.kind}{storage.number}" for storage in found) or "none"
+            raise DeviceError("the board has no such disk", where=port.name, hint=f"it has: {named}")
+        self._disk = uboot.Disk(self._console, board, wanted[0])
+        self._slow = address.console
+        if address.baud != address.console:
+            self._run(uboot.set_baud(self._console, address.baud))
+        self._identity = Identity(
+            port.name, "serial", wanted[0].size, model=f"{board.board} {wanted[0].name}".strip(), serial=board.serial
+        )
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    @property
+    def abilities(self) -> Ability:
+        return Ability.READ | Ability.HASH | Ability.COPY | Ability.REBOOT
+
+    @property
+    def hash_name(self) -> str:
+        return "crc32"
+
+    @property
+    def cheap_zeros(self) -> bool:
+        return True
+
+    @property
+    def bytes_on_wire(self) -> int:
+        return self._port.moved
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second of the line."""
+        return self._console.baud / BITS_PER_BYTE
+
+    def read(self, offset: int, length: int) -> bytes:
+        first = offset // uboot.SECTOR * uboot.SECTOR
+        last = min(-(-(offset + length) // uboot.SECTOR) * uboot.SECTOR, self._identity.size)
+        with _as_os_error():
+            raw = self._run(self._disk.read(first, max(0, last - first)))
+        return raw[offset - first : offset - first + length]
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        piece = bytes(data[: min(uboot.window_size(self._console.baud), self._disk.room)])
+        with _as_os_error():
+            self._run(self._disk.write(offset, piece))
+        return len(piece)
+
+    def zero(self, offset: int, length: int) -> None:
+        with _as_os_error():
+            self._run(self._disk.zero(offset, length))
+
+    def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        yield offset, offset + length
+
+    def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        with _as_os_error():
+            return [value.to_bytes(4, "big") for value in self._run(self._disk.checksums(list(ranges)))]
+
+    def copy(self, source: int, offset: int, length: int) -> None:
+        with _as_os_error():
+            self._run(self._disk.copy(source, offset, length))
+
+    def reboot(self) -> None:
+        with _as_os_error():
+            self._restore()
+            self._run(self._console.start("reset"))
+
+    def flush(self) -> None:
+        """Nothing is left to do: U-Boot writes through, and each write was read back."""
+
+    def finish(self) -> None:
+        """Nothing is left to do: the disk has had its name all along."""
+
+    def close(self) -> None:
+        try:
+            self._restore()
+        except DeviceError:
+            pass  # the line is gone; a reset gives the board its rate back
+        finally:
+            self._port.close()
+
+    def _restore(self) -> None:
+        if self._console.baud != self._slow:
+            self._run(uboot.set_baud(self._console, self._slow))
+
+    def _run(self, exchange: Exchange[T]) -> T:
+        return drive(exchange, self._port)
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What a Target raises."""
+    try:
+        yield
+    except DeviceError as error:
+        raise OSError(errno.EIO, error.message) from error

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A serial line in a time of its own: bytes take their ten bits, and faults happen where they are wanted.
+
+`SerialLine` is a port for the host's side (`transport.serial.port.Port`), so the same code that drives a real port
+drives this one; an hour on the line passes in seconds, and no test depends on the machine it runs on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Protocol
+
+BITS = 10
+BUFFER = 4096  # bytes that a port takes before a write waits
+FIFO = 32  # bytes that a UART holds while nobody reads it
+
+Fault = Callable[[str, int, int], bytes]
+"""fault("to device" or "to host", number of the byte, the byte): what comes out at the other end"""
+Program = Generator[float | None, int | None, None]
+"""A device: it yields for how long it waits for a byte (None: forever) and is sent that byte, or None"""
+
+
+class Device(Protocol):
+    """What is at the other end."""
+
+    baud: int
+
+    def boot(self, line: SerialLine) -> Program:
+        """The program; it says things with `line.emit` and spends time with `line.busy`."""
+        ...
+
+
+def no_fault(_way: str, _number: int, byte: int) -> bytes:
+    """A line that keeps every byte as it is."""
+    return bytes([byte])
+
+
+class SerialLine:
+    """The host's end. `now` is the host's time, seconds; `delivered` counts bytes that came out at the device."""
+
+    def __init__(self, device: Device, baud: int, *, fault: Fault = no_fault, latency: float = 0.0) -> None:
+        self.name = "line"
+        self.now = 0.0
+        self.baud = baud
+        self.delivered = 0
+        self._device = device
+        self._fault = fault
+        self._latency = latency
+        self._count = {"to device": 0, "to host": 0}
+        self._down: deque[tuple[float, int]] = deque()
+        self._up: deque[tuple[float, int]] = deque()
+        self._down_free = self._up_free = 0.0
+        self._clock = 0.0  # the device's time
+        self._was_busy = False
+        self._program = device.boot(self)
+        self._wait = next(self._program)
+
+    # the host's side
+
+    def write(self, data: bytes) -> None:
+        """Takes as long as the line where more than BUFFER bytes are waiting already."""
+        step = BITS / self.baud
+        if self._fault is no_fault and self.baud == self._device.baud:
+            free = max(self._down_free, self.now)
+            arrivals = (free + step * number + self._latency for number in range(1, len(data) + 1))
+            self._down.extend(zip(arrivals, data, strict=True))
+            self._down_free = free + step * len(data)
+            data = b""
+        for byte in data:
+            self._down_free = max(self._down_free, self.now) + step
+            arrived = self._fault("to device", self._count["to device"], byte)
+            self._count["to device"] += 1
+            if self.baud != self._device.baud:
+                arrived = bytes(byte ^ 0xA5 for byte in arrived)
+            self._down.extend((self._down_free + self._latency, byte) for byte in arrived)
+        self.now = max(self.now, self._down_free - BUFFER * step)
+
+    def read(self, wait: float) -> bytes:
+        """What has come; waits for the first byte of it for `wait` seconds."""
+        deadline = self.now + wait
+        while not self._up or self._up[0][0] > self.now:
+            if self._up and self._up[0][0] <= deadline:
+                self.now = max(self.now, self._up[0][0])
+                break
+            if not self._step(deadline):
+                self.now = deadline
+                break
+        heard = bytearray()
+        while self._up and self._up[0][0] <= self.now:
+            heard.append(self._up.popleft()[1])
+        return bytes(heard)
+
+    def set_baud(self, baud: int) -> None:
+        self.now = max(self.now, self._down_free)
+        self.baud = baud
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    # the device's side
+
+    def emit(self, data: bytes) -> None:
+        """The device says something; it waits where its FIFO is full."""
+        step = BITS / self._device.baud
+        for byte in data:
+            self._up_free = max(self._up_free, self._clock) + step
+            arrived = self._fault("to host", self._count["to host"], byte)
+            self._count["to host"] += 1
+            if self.baud != self._device.baud:
+                arrived = bytes(byte ^ 0xA5 for byte in arrived)
+            self._up.extend((self._up_free + self._latency, byte) for byte in arrived)
+        self._clock = max(self._clock, self._up_free - FIFO * step)
+
+    def busy(self, seconds: float) -> None:
+        """The device does something else; what its FIFO does not hold is lost."""
+        self._clock += seconds
+        self._was_busy = True
+
+    def _step(self, until: float) -> bool:
+        """Let the device have its next byte, or run into its deadline. False where neither happens by `until`."""
+        if self._was_busy:
+            self._was_busy = False
+            while len(self._down) > FIFO and self._down[FIFO][0] <= self._clock:
+                del self._down[FIFO]
+        limit = until if self._wait is None else min(until, self._clock + self._wait)
+        if self._down and self._down[0][0] <= limit:
+            arrival, byte = self._down.popleft()
+            self._clock = max(self._clock, arrival)
+            self.delivered += 1
+            self._resume(byte)
+        elif self._wait is not None and self._clock + self._wait <= until:
+            self._clock += self._wait
+            self._resume(None)
+        else:
+            return False
+        return True
+
+    def _resume(self, byte: int | None) -> None:
+        try:
+            self._wait = self._program.send(byte)
+        except StopIteration:
+            self._wait = None

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stock U-Boot can do for us over its console: look at its disks, take data, write, read back, checksum.
+
+Everything that was written is read back from the disk on the device and its CRC-32 compared with ours. The commands
+may be repeated, so that a line that loses or spoils bytes costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from erofs_edge.errors import DeviceError, DeviceRefusedError, VerificationError
+from erofs_edge.transport.serial import ymodem
+from erofs_edge.transport.serial.console import CTRL_C, ENTER, LINE_MAX, Console, LostError
+from erofs_edge.transport.serial.line import BITS_PER_BYTE, Exchange, Io
+from erofs_edge.transport.serial.pack import pack
+from erofs_edge.transport.serial.ymodem import TransferError
+
+SECTOR = 512
+WINDOW_SECONDS = 20  # of the line, that one window takes: what a start of the receiver costs is a fiftieth of it
+WINDOW_MIN, WINDOW_MAX = 64 << 10, 4 << 20  # bytes
+SLOWEST_DISK = 256 << 10  # bytes a second, for deadlines
+TRANSFERS = 6  # attempts to bring one window across
+RESERVE = 32 << 20
+"""bytes below U-Boot itself that are left alone: stack, heap, video"""
+NEEDED = ("crc32", "loady")
+VARIABLES = ("board", "board_name", "serial#", "stdin", "loadaddr", "kernel_addr_r")
+KINDS = ("virtio", "mmc", "scsi", "nvme", "usb")
+OF_INTEREST = {*NEEDED, *KINDS, "bdinfo", "blkcache", "lzmadec", "reset", "unlz4", "unzip"}
+_CAPACITY = re.compile(r"Device (\d+):.*?\((\d+) x (\d+)\)", re.DOTALL)
+_CRC = re.compile(r"crc32 for ([0-9a-f]+) \.\.\. ([0-9a-f]+) ==> ([0-9a-f]{8})")
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A disk of the device: U-Boot's command for it, its number, bytes. A size of 0 is unknown."""
+
+    kind: str
+    number: int
+    size: int
+
+    @property
+    def select(self) -> str:
+        return f"{self.kind} dev {self.number}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a console told of its board.
+
+    commands  names of U-Boot's commands
+    staging   (start, end) of memory that may be used, bytes
+    """
+
+    version: str
+    commands: frozenset[str]
+    variables: dict[str, str]
+    staging: tuple[int, int]
+
+    @property
+    def board(self) -> str:
+        return self.variables.get("board_name") or self.variables.get("board", "")
+
+    @property
+    def serial(self) -> str:
+        return self.variables.get("serial#", "")
+
+
+def learn(console: Console) -> Exchange[Device]:
+    """Ask an opened console what it has. Raises DeviceRefusedError where a command that we need is missing."""
+    commands = yield from _commands(console)
+    if missing := [name for name in NEEDED if name not in commands]:
+        raise DeviceRefusedError(
+            f"this U-Boot has no {' and no '.join(missing)}", hint="CONFIG_CMD_LOADB and CONFIG_CMD_CRC32 make them"
+        )
+    version = (yield from console.run("version")).output.splitlines()
+    said = yield from console.agreed(f"printenv {' '.join(VARIABLES)}")
+    variables = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    bank = (yield from console.agreed("bdinfo")) if "bdinfo" in commands else ""
+    if "," in variables.get("stdin", ""):
+        yield from console.run("setenv stdin serial")  # to ask a keyboard too takes longer than a byte does
+    if "blkcache" in commands:
+        yield from console.run("blkcache configure 0 0")
+    return Device(next(iter(version), ""), commands, variables, _staging(bank, variables))
+
+
+def _commands(console: Console) -> Exchange[frozenset[str]]:
+    """Those of interest that `help` lists. What noise spoils in one list is in another; it makes up none of these."""
+    found: set[str] = set()
+    for _ in range(3):
+        said = (yield from console.run("help")).output
+        found |= set(re.findall(r"^(\S+)\s+- ", said, re.MULTILINE)) & OF_INTEREST
+        if found >= {*NEEDED, "bdinfo"}:
+            break
+    return frozenset(found)
+
+
+def _staging(bdinfo: str, variables: dict[str, str]) -> tuple[int, int]:
+    """Free memory: from where images are loaded to below U-Boot, which lies at the end of a bank."""
+    try:
+        start = int(variables.get("loadaddr") or variables["kernel_addr_r"], 16)
+    except (KeyError, ValueError):
+        raise DeviceRefusedError("U-Boot names no address to load to", hint="setenv loadaddr ADDRESS") from None
+    end = start + 3 * WINDOW_MAX
+    banks = re.findall(r"-> start\s*= 0x([0-9a-f]+)\s*-> size\s*= 0x([0-9a-f]+)", bdinfo)
+    for begin, size in ((int(a, 16), int(b, 16)) for a, b in banks):
+        if begin <= start < begin + size:
+            top = [begin + size, *(int(a, 16) for a in re.findall(r"sp start\s*= 0x([0-9a-f]+)", bdinfo))]
+            end = min(x for x in top if x > start) - RESERVE
+    return start, end
+
+
+def disks(console: Console, device: Device, kinds: Iterable[str] = KINDS) -> Exchange[list[Storage]]:
+    """The device's disks, those of the first kind first."""
+    found = []
+    for kind in kinds:
+        if kind not in device.commands:
+            continue
+        if kind == "virtio":
+            yield from console.run("virtio scan")
+        if kind == "mmc":
+            found += yield from _cards(console)
+            continue
+        said = yield from console.agreed(f"{kind} info")
+        found += [Storage(kind, int(n), int(count) * int(size)) for n, count, size in _CAPACITY.findall(said)]
+    return found
+
+
+def _cards(console: Console) -> Exchange[list[Storage]]:
+    """SD cards and eMMC: a number is there if it can be chosen; the last sector that can be read is their size."""
+    found = []
+    for number in re.findall(r": (\d+)", (yield from console.agreed("mmc list"))):
+        if not (yield from console.run(f"mmc dev {number}")).ok:
+            continue
+        said = yield from console.agreed("mmc info")
+        size = re.search(r"Capacity: ([\d.]+) ([KMG])iB", said)
+        unit = {"K": 10, "M": 20, "G": 30}
+        found.append(Storage("mmc", int(number), int(float(size[1]) * (1 << unit[size[2]])) if size else 0))
+    return found
+
+
+def window_size(baud: int) -> int:
+    """Bytes that are sent, written and proved at once."""
+    size = WINDOW_MIN
+    while size < baud // BITS_PER_BYTE * WINDOW_SECONDS and size < WINDOW_MAX:
+        size *= 2
+    return size
+
+
+class Disk:
+    """One disk of one device. Offsets and lengths in bytes, whole sectors."""
+
+    def __init__(self, console: Console, device: Device, storage: Storage) -> None:
+        self.console, self.device, self.storage = console, device, storage
+        self._window = 0
+        self.sent = 0  # bytes of packets
+        room = (device.staging[1] - device.staging[0]) // 3 // 4096 * 4096
+        if room < WINDOW_MIN:
+            raise DeviceRefusedError("the device has no memory to take data", where=storage.name)
+        self.room = min(room, WINDOW_MAX)
+        self._data = device.staging[0]
+        self._packed = self._data + self.room
+        self._back = self._packed + self.room
+        self._zeros = 0  # bytes at _packed that are known to be zeros
+
+    def checksums(self, ranges: list[tuple[int, int]]) -> Exchange[list[int]]:
+        """CRC-32 of each (offset, length) of the disk, at most `room` bytes each."""
+        sums: list[int] = []
+        while len(sums) < len(ranges):
+            steps, taken, total = [self.storage.select], 0, 0
+            for offset, length in ranges[len(sums) :]:
+                step = f"{self._move('read', self._back, offset, length)} && crc32 {self._back:x} {length:x}"
+                if taken and (len(" && ".join([*steps, step])) > LINE_MAX - 30 or total + length > WINDOW_MAX):
+                    break
+                steps.append(step)
+                taken, total = taken + 1, total + length
+            result = yield from self.console.run(" && ".join(steps), wait=_deadline(2 * total))
+            found = [int(value, 16) for _, _, value in _CRC.findall(result.output)]
+            if result.ok and len(found) == taken:
+                sums += found
+                continue
+            if not result.ok:
+                raise DeviceError(f"cannot read the disk: {_reason(result.output)}", where=self.storage.name)
+        return sums
+
+    def read(self, offset: int, length: int) -> Exchange[bytes]:
+        """Bytes of the disk, as text over the line: for tables and records. Sectors of zeros cost a checksum each."""
+        sectors = [(at, SECTOR) for at in range(offset, offset + length, SECTOR)]
+        sums = yield from self.checksums(sectors)
+        pieces = []
+        for (at, size), check in zip(sectors, sums, strict=True):
+            data = bytes(size)
+            if check != zlib.crc32(data):
+                data = yield from self._dump(at, check)
+            pieces.append(data)
+        return b"".join(pieces)
+
+    def _dump(self, offset: int, check: int) -> Exchange[bytes]:
+        """One sector by `md`; again, where it does not have the checksum that the device says."""
+        line = f"{self.storage.select} && {self._move('read', self._back, offset, SECTOR)} && md.b {self._back:x} 200"
+        for _ in range(TRANSFERS):
+            said = yield from self._must(line, _deadline(SECTOR))
+            rows = re.findall(r"^[0-9a-f]{8,16}: ((?:[0-9a-f]{2} ){16})", said, re.MULTILINE)
+            data = bytes.fromhex("".join(rows))
+            if zlib.crc32(data) == check:
+                return data
+        raise DeviceError(f"the sector at {offset:#x} reads differently each time", where=self.storage.name)
+
+    def write(self, offset: int, data: bytes) -> Exchange[int]:
+        """Make the disk hold `data` (at most `room` bytes) at `offset`; the bytes that were sent for it.
+
+        What is there already is not sent. Raises VerificationError where the disk gives back something else.
+        """
+        check = zlib.crc32(data)
+        if (yield from self.checksums([(offset, len(data))])) == [check]:
+            return 0
+        before = self.sent
+        yield from self._bring(data, check)
+        yield from self._store(self._data, offset, len(data), check)
+        return self.sent - before
+
+    def zero(self, offset: int, length: int) -> Exchange[None]:
+        """Make a range zeros; nothing but the command is sent."""
+        while length:
+            span = min(length, self.room)
+            check = zlib.crc32(bytes(span))
+            if (yield from self.checksums([(offset, span)])) != [check]:
+                if self._zeros < span:
+                    yield from self._must(f"mw.b {self._packed:x} 0 {span:x}", _deadline(span))
+                    self._zeros = span
+                yield from self._store(self._packed, offset, span, check)
+            offset, length = offset + span, length - span
+
+    def copy(self, source: int, offset: int, length: int) -> Exchange[None]:
+        """Make [offset, offset + length) what [source, source + length) is, on the device."""
+        while length:
+            span = min(length, self.room)
+            load = self._move("read", self._data, source, span)
+            line = f"{self.storage.select} && {load} && crc32 {self._data:x} {span:x}"
+            found = _CRC.search((yield from self._must(line, _deadline(2 * span))))
+            if not found:
+                continue
+            yield from self._store(self._data, offset, span, int(found[3], 16))
+            source, offset, length = source + span, offset + span, length - span
+
+    def _store(self, source: int, offset: int, length: int, check: int) -> Exchange[None]:
+        """From memory to the disk, and back for the proof."""
+        line = (
+            f"{self.storage.select} && {self._move('write', source, offset, length)}"
+            f" && {self._move('read', self._back, offset, length)} && crc32 {self._back:x} {length:x}"
+        )
+        for _ in range(3):
+            said = yield from self._must(line, _deadline(3 * length))
+            found = _CRC.search(said)
+            if found and int(found[3], 16) == check:
+                return
+        raise VerificationError(
+            f"the disk does not keep what was written at {offset:#x}", where=self.storage.name, hint="another card?"
+        )
+
+    def _bring(self, data: bytes, check: int) -> Exchange[None]:
+        """Data to memory at `_data`, by as few bytes as the device can unpack."""
+        packed = pack(data, self.device.commands)
+        target = self._packed if packed.command else self._data
+        if packed.command:
+            self._zeros = 0
+        expect = zlib.crc32(packed.data)
+        yield from self._receive(packed.data, target, expect)
+        if packed.command:
+            line = f"{packed.line(target, self._data, len(data))} && crc32 {self._data:x} {len(data):x}"
+            found = _CRC.search((yield from self._must(line, _deadline(8 * len(data)))))
+            if not found or int(found[3], 16) != check:
+                yield from self._receive(data, self._data, check)
+
+    def _receive(self, data: bytes, target: int, check: int) -> Exchange[None]:
+        """Bring bytes across until their checksum is right; what arrived of a transfer that ended early is kept."""
+        done = 0
+        for attempt in range(TRANSFERS):
+            try:
+                yield from self._transfer(data[done:], target + done)
+                done = len(data)
+            except TransferError as error:
+                done += error.taken
+                self._window = 1
+                last = error.message
+            except LostError as error:
+                last = str(error)
+            if done < len(data) or attempt:
+                yield from self.console.interrupt(2)
+            said = yield from self.console.run(f"crc32 {target:x} {len(data):x}", wait=_deadline(len(data)))
+            found = _CRC.search(said.output)
+            if found and int(found[3], 16) == check:
+                return
+            if done == len(data):
+                done, last = 0, "the checksum in memory differs"
+        raise DeviceError(f"the line brings no data across: {last}", where=self.storage.name, hint="a lower baud rate?")
+
+    def _transfer(self, data: bytes, target: int) -> Exchange[None]:
+        yield from self.console.start(f"loady {target:x}", mark=True)
+        self.sent += yield from ymodem.send(
+            data, baud=self.console.baud, window=self._window, latency=self.console.latency
+        )
+        yield from self.console.finish()
+
+    def _move(self, verb: str, memory: int, offset: int, length: int) -> str:
+        if offset % SECTOR or length % SECTOR:
+            raise ValueError(f"{length} bytes at {offset:#x} are not whole sectors")
+        return f"{self.storage.kind} {verb} {memory:x} {offset // SECTOR:x} {length // SECTOR:x}"
+
+    def _must(self, line: str, wait: float) -> Exchange[str]:
+        result = yield from self.console.run(line, wait=wait)
+        if not result.ok:
+            raise DeviceError(f"the device fails: {_reason(result.output)}", where=self.storage.name)
+        return result.output
+
+
+def set_baud(console: Console, baud: int) -> Exchange[bool]:
+    """Change the rate of both ends; False where the device does not know it. Nothing is saved on the device.
+
+    Raises DeviceError where the two do not find each other again.
+    """
+    before = console.baud
+    heard = yield from _ask_baud(console, baud)
+    if b"Switch baudrate" not in heard:
+        return False
+    yield Io(baud=baud)
+    console.baud = baud
+    for _ in range(5):
+        said = yield from console.quiet(ENTER)
+        if console.prompt.strip() and console.prompt.strip() in said:
+            return True
+    yield Io(baud=before)  # its end may have stayed as it was
+    console.baud = before
+    said = yield from console.quiet(CTRL_C + ENTER)
+    if console.prompt.strip() in said:
+        return False
+    raise DeviceError(f"the line is dead after the change to {baud} baud", hint="reset the board")
+
+
+def _ask_baud(console: Console, baud: int) -> Exchange[bytes]:
+    for _ in range(4):
+        try:
+            heard = yield from console.start(f"setenv baudrate {baud}")
+        except LostError:
+            yield from console.interrupt()
+            continue
+        return heard + (yield from console.quiet())
+    return b""
+
+
+def _deadline(size: int) -> float:
+    return 10.0 + size / SLOWEST_DISK
+
+
+def _reason(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1][:120] if lines else "it gives no reason"
