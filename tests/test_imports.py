@@ -50,6 +50,7 @@ EXCEPTIONS = {
     ("transport/fastboot/link.py", "socket"): "the thin part that owns the connection",
     ("transport/fastboot/link.py", "time"): "deadlines of a connection",
     ("transport/nbd/connect.py", "socket"): "the thin part that owns the connection",
+    ("transport/serial/port.py", "socket"): "the thin part that owns the line",
     ("disk/fat.py", "time"): "gmtime, of a time that is given",
     ("boot/uefi_vars.py", "time"): "gmtime, of a time that is given",
     ("erofs/output.py", "secrets"): "a temporary name, renamed in the end",
