@@ -65,6 +65,12 @@ class Debs:
     initramfs: dict[str, Path]
     firmware: dict[str, Path]
 
+    def by_group(self, inputs: Inputs) -> dict[str, dict[str, Path]]:
+        """Group of the locks → package name → .deb."""
+        (kernel,) = inputs.lock.packages["kernel"]
+        groups = {"system": self.system, "kernel": {kernel.name: self.kernel}}
+        return groups | {"initramfs": self.initramfs, "firmware": self.firmware}
+
 
 @dataclass(frozen=True, slots=True)
 class SystemImage:

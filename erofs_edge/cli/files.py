@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge files`: which part of a system a path is from, and why that part is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, printable, table
+
+_OUT = click.option("-o", "--out", required=True, type=click.Path(exists=True, path_type=Path, file_okay=False),
+                    metavar="OUT", help="The folder of a build or a release.")  # fmt: skip
+
+
+@click.group()
+def files() -> None:
+    """Which package, overlay or step a file of a system is from, and why."""
+
+
+@files.command()
+@click.argument("path")
+@_OUT
+@json_option
+def which(path: str, out: Path, as_json: bool) -> None:
+    """What put PATH (or a pattern like '*.so.3') into the system."""
+    from erofs_edge.build.contents import read_contents
+    from erofs_edge.sbom.query import which as find
+
+    found = find(read_contents(out), path)
+    if as_json:
+        emit_json([{"path": a.path, "origin": a.origin, "version": a.version} for a in found])
+    else:
+        table([(a.path, a.origin, a.version) for a in found])
+
+
+@files.command()
+@click.argument("path")
+@_OUT
+@json_option
+def why(path: str, out: Path, as_json: bool) -> None:
+    """Why PATH is in the system: the dependencies from what a manifest asks for down to the file."""
+    from erofs_edge.build.contents import read_contents
+    from erofs_edge.sbom.query import which as find
+
+    found = find(read_contents(out), path)
+    if as_json:
+        emit_json([{"path": a.path, "origin": a.origin, "chain": a.chain} for a in found])
+        return
+    for answer in found:
+        steps = [*answer.chain[:1], *(f"needs {name}" for name in answer.chain[1:])]
+        asked = [f"the manifest or board asks for {steps[0]}", *steps[1:]] if steps else [f"from {answer.origin}"]
+        click.echo(printable(f"{answer.path}: {', which '.join(asked)}"))

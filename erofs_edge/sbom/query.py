@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which part of a system a path is from, and why that part is there."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from erofs_edge.errors import ErofsEdgeError
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """path  as the system has it; origin  'package NAME', 'manifest FILE:LINE', 'step WORDS'
+    version  of the package, '' for others
+    chain  package names from one that a manifest asks for down to the owner; [] for others
+    """
+
+    path: str
+    origin: str
+    version: str = ""
+    chain: tuple[str, ...] = ()
+
+
+def which(contents: dict[str, Any], path: str) -> list[Answer]:
+    """What put a path there; `path` may be a pattern ('*.so.3') or lack its leading '/'.
+
+    Raises ErofsEdgeError where nothing matches.
+    """
+    wanted = path if path.startswith(("/", "*")) else "/" + path
+    pattern = any(mark in wanted for mark in "*?[")
+    found = [
+        _answer(contents, one, origin)
+        for origin, paths in contents["paths"].items()
+        for one in paths
+        if (fnmatchcase(one, wanted) if pattern else one == wanted)
+    ]
+    if not found:
+        near = next((one for paths in contents["paths"].values() for one in paths if one.endswith(wanted)), None)
+        raise ErofsEdgeError(f"{wanted} is not in the system", hint=f"there is {near}" if near else None)
+    return sorted(found, key=lambda answer: answer.path)
+
+
+def _answer(contents: dict[str, Any], path: str, origin: str) -> Answer:
+    name = origin.removeprefix("package ")
+    package = contents["packages"].get(name) if name != origin else None
+    if package is None:
+        return Answer(path, origin)
+    return Answer(path, origin, package["version"], tuple(chain_to(contents, name)))
+
+
+def chain_to(contents: dict[str, Any], name: str) -> list[str]:
+    """The shortest way of dependencies from a package that is asked for to `name`; just `name` where it is asked for,
+    or where no dependency leads to it."""
+    packages: dict[str, dict[str, Any]] = contents["packages"]
+    starts = sorted(one for one, package in packages.items() if package["requested"])
+    before: dict[str, str | None] = dict.fromkeys(starts)
+    queue = deque(starts)
+    while queue and name not in before:
+        here = queue.popleft()
+        for other in packages[here]["depends"]:
+            if other in packages and other not in before:
+                before[other] = here
+                queue.append(other)
+    chain = [name]
+    while (previous := before.get(chain[-1])) is not None:
+        chain.append(previous)
+    return chain[::-1]

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Known vulnerabilities that concern the packages of a system, by a database that the user supplies.
+
+Sources: the Debian security tracker's JSON export (source package → CVE → releases), OSV schema 1.6 (`affected`,
+`ranges` of type ECOSYSTEM, ecosystems 'Debian' and 'Debian:N').
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.errors import SourceError
+from erofs_edge.sources.debian.version import satisfies
+
+DATABASE_MAX = 1 << 30
+SUITES = {"bullseye": "11", "bookworm": "12", "trixie": "13", "forky": "14", "duke": "15"}
+"""suite → Debian's number"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One vulnerability of one source package.
+
+    packages  the binary packages of it in the system
+    fixed     version of the source package that mends it, '' where none is known
+    urgency   as the database has it
+    note      what the manifest says of it ('not_affected: …'), '' where it says nothing
+    """
+
+    id: str
+    source: str
+    version: str
+    packages: tuple[str, ...]
+    fixed: str = ""
+    urgency: str = ""
+    description: str = ""
+    note: str = ""
+
+
+def find_vulnerabilities(
+    contents: dict[str, Any], database: Path, notes: dict[str, str] | None = None
+) -> list[Finding]:
+    """Findings in the order of packages and ids. `notes`: id → what the manifest says of it.
+
+    Raises SourceError where the database cannot be read or is neither of the two kinds.
+    """
+    sources: dict[tuple[str, str], list[str]] = {}
+    for name, package in contents["packages"].items():
+        sources.setdefault((package["source"], package["source_version"]), []).append(name)
+    records = list(_load(database))
+    found: list[Finding] = []
+    for (source, version), names in sorted(sources.items()):
+        for record in records:
+            found += _concerned(record, source, version, tuple(sorted(names)), contents["suite"])
+    unique = {(one.source, one.version, one.id): one for one in found}
+    said = notes or {}
+    return [
+        Finding(
+            one.id, one.source, one.version, one.packages, one.fixed, one.urgency, one.description, said.get(one.id, "")
+        )
+        for _, one in sorted(unique.items())
+    ]
+
+
+def _load(path: Path) -> Iterator[dict[str, Any]]:
+    """Records: the tracker's whole table as one, or each OSV entry. A folder holds OSV files."""
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise SourceError("no *.json in the folder", where=str(path))
+    for file in files:
+        try:
+            if file.stat().st_size > DATABASE_MAX:
+                raise ValueError("larger than 1 GiB")
+            value = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise SourceError(f"not a vulnerability database: {error}", where=str(file)) from error
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, dict) for one in values):
+            raise SourceError("neither Debian's security tracker nor OSV", where=str(file))
+        yield from values
+
+
+def _concerned(
+    record: dict[str, Any], source: str, version: str, names: tuple[str, ...], suite: str
+) -> Iterator[Finding]:
+    if "affected" in record and "id" in record:
+        yield from _osv(record, source, version, names, suite)
+        return
+    entries = record.get(source)
+    for cve, entry in entries.items() if isinstance(entries, dict) else ():
+        releases = entry.get("releases") if isinstance(entry, dict) else None
+        release = releases.get(suite) if isinstance(releases, dict) else None
+        if not isinstance(release, dict):
+            continue
+        fixed = str(release.get("fixed_version", ""))
+        # the tracker writes version 0 where a release was never affected
+        if fixed == "0" or (fixed and satisfies(version, ">=", fixed)):
+            continue
+        if release.get("status") in ("open", "resolved", "undetermined"):
+            about = str(entry.get("description", ""))
+            yield Finding(cve, source, version, names, fixed, str(release.get("urgency", "")), about)
+
+
+def _osv(record: dict[str, Any], source: str, version: str, names: tuple[str, ...], suite: str) -> Iterator[Finding]:
+    ecosystems = {"Debian", f"Debian:{SUITES.get(suite, suite)}"}
+    for affected in _dicts(record.get("affected")):
+        package = affected.get("package")
+        if not isinstance(package, dict) or package.get("name") != source or package.get("ecosystem") not in ecosystems:
+            continue
+        fixed = ""
+        hit = version in (affected.get("versions") or [])
+        for span in _dicts(affected.get("ranges")):
+            inside, end = _inside(_dicts(span.get("events")), version)
+            if span.get("type") == "ECOSYSTEM" and inside:
+                hit, fixed = True, end
+        if hit:
+            severity = affected.get("ecosystem_specific")
+            urgency = str(severity.get("urgency", "")) if isinstance(severity, dict) else ""
+            about = str(record.get("summary") or record.get("details") or "")
+            yield Finding(str(record["id"]), source, version, names, fixed, urgency, about)
+
+
+def _inside(events: Iterable[dict[str, Any]], version: str) -> tuple[bool, str]:
+    """Whether a version lies in a range of OSV events, and the version that ends the range."""
+    inside, end = False, ""
+    for event in events:
+        if "introduced" in event:
+            start = str(event["introduced"])
+            inside, end = inside or start == "0" or satisfies(version, ">=", start), ""
+        for key, relation in (("fixed", ">="), ("last_affected", ">>")):
+            if key in event and inside:
+                end = str(event[key]) if key == "fixed" else ""
+                inside = not satisfies(version, relation, str(event[key]))
+    return inside, end
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vulnerabilities by the two kinds of database, and databases that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erofs_edge.build.record import write_json
+from erofs_edge.cli.sbom import sbom
+from erofs_edge.errors import SourceError
+from erofs_edge.sbom.vulnerabilities import Finding, find_vulnerabilities
+
+CONTENTS: dict[str, Any] = {
+    "format": 1,
+    "suite": "trixie",
+    "paths": {},
+    "packages": {
+        "libssl3": {"source": "openssl", "source_version": "3.5.1-1"},
+        "openssl": {"source": "openssl", "source_version": "3.5.1-1"},
+        "bash": {"source": "bash", "source_version": "5.2-1"},
+    },
+}
+
+
+def tracker(**release: str) -> dict[str, Any]:
+    return {
+        "openssl": {"CVE-2026-1": {"description": "text", "releases": {"trixie": release, "sid": {"status": "open"}}}}
+    }
+
+
+def osv(events: list[dict[str, str]], ecosystem: str = "Debian:13", **more: object) -> dict[str, Any]:
+    affected = {
+        "package": {"name": "openssl", "ecosystem": ecosystem},
+        "ranges": [{"type": "ECOSYSTEM", "events": events}],
+    }
+    return {"id": "DSA-1", "summary": "words", "affected": [{**affected, **more}]}
+
+
+def found(folder: Path, value: object, notes: dict[str, str] | None = None) -> list[Finding]:
+    (folder / "db.json").write_text(json.dumps(value))
+    return find_vulnerabilities(CONTENTS, folder / "db.json", notes)
+
+
+@pytest.mark.parametrize(
+    ("release", "fixed"),
+    [
+        ({"status": "open", "urgency": "high"}, ""),
+        ({"status": "resolved", "fixed_version": "3.5.2-1"}, "3.5.2-1"),
+        ({"status": "resolved", "fixed_version": "3.5.1-1"}, None),
+        ({"status": "resolved", "fixed_version": "0"}, None),
+        ({"status": "open", "fixed_version": "3.5.10-1"}, "3.5.10-1"),
+    ],
+)
+def test_the_security_tracker(tmp_path: Path, release: dict[str, str], fixed: str | None) -> None:
+    findings = found(tmp_path, tracker(**release), {"CVE-2026-1": "not_affected: not compiled in"})
+    assert [one.fixed for one in findings] == ([] if fixed is None else [fixed])
+    for one in findings:
+        assert one.packages == ("libssl3", "openssl") and one.note == "not_affected: not compiled in"
+
+
+@pytest.mark.parametrize(
+    ("events", "hit"),
+    [
+        ([{"introduced": "0"}], True),
+        ([{"introduced": "0"}, {"fixed": "3.5.2-1"}], True),
+        ([{"introduced": "0"}, {"fixed": "3.5.1-1"}], False),
+        ([{"introduced": "3.5.2"}], False),
+        ([{"introduced": "0"}, {"last_affected": "3.5.1-1"}], True),
+        ([{"introduced": "0"}, {"last_affected": "3.5.0"}], False),
+        ([{"introduced": "0"}, {"fixed": "1.1"}, {"introduced": "3.5"}, {"fixed": "3.6"}], True),
+    ],
+)
+def test_osv(tmp_path: Path, events: list[dict[str, str]], hit: bool) -> None:
+    assert bool(found(tmp_path, osv(events))) == hit
+    assert not found(tmp_path, osv(events, "Debian:12")) and not found(tmp_path, osv(events, "PyPI"))
+
+
+def test_osv_by_version_and_in_a_folder(tmp_path: Path) -> None:
+    assert found(tmp_path, [osv([], versions=["3.5.1-1"])])[0].id == "DSA-1"
+    assert not found(tmp_path, osv([], versions=["3.5.1-2"]))
+    (tmp_path / "osv").mkdir()
+    (tmp_path / "osv/1.json").write_text(json.dumps(osv([{"introduced": "0"}])))
+    assert len(find_vulnerabilities(CONTENTS, tmp_path / "osv")) == 1
+
+
+def test_no_database(tmp_path: Path) -> None:
+    for text in ("", "[1]", "3", '{"a"'):
+        (tmp_path / "db.json").write_text(text)
+        with pytest.raises(SourceError) as caught:
+            find_vulnerabilities(CONTENTS, tmp_path / "db.json")
+        assert caught.value.where == str(tmp_path / "db.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match=r"no \*\.json"):
+        find_vulnerabilities(CONTENTS, tmp_path / "empty")
+
+
+KEYS = st.sampled_from(["openssl", "releases", "trixie", "affected", "id", "ranges", "events", "x"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=15,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=st.dictionaries(st.sampled_from(["openssl", "affected", "id", "x"]), JSON, max_size=4))
+def test_any_json_is_answered(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    found(tmp_path_factory.mktemp("db"), value)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    write_json(tmp_path / "contents.json", CONTENTS)
+    (tmp_path / "db.json").write_text(json.dumps(tracker(status="open", urgency="low")))
+    arguments = ["vulnerabilities", str(tmp_path), "--database", str(tmp_path / "db.json")]
+    result = CliRunner().invoke(sbom, [*arguments, "--json"])
+    assert json.loads(result.stdout)["findings"][0]["id"] == "CVE-2026-1"
+    assert "CVE-2026-1  openssl  3.5.1-1  no fix    low" in CliRunner().invoke(sbom, arguments).stdout
