@@ -213,6 +213,7 @@ def _init_config(board: Board, verity: VerityInfo, fec: Layout | None) -> InitCo
         cmdline=" ".join(word for argument in board.boot.cmdline for word in argument.split()),
         fec=Fec(fec.roots, fec.blocks, fec.offset // fec.block_size) if fec else None,
         rollback_index=board.sign.rollback_index,
+        state=next((name for name, one in board.disk.partitions.items() if one.content == "slot-state"), ""),
     )
 
 

@@ -59,6 +59,7 @@ class InitConfig:
     signature         PKCS#7 of the root hash, which the kernel checks then; b"" where it has no key to do so
     fec               None without error correction
     rollback_index    the version of this build
+    state             label of the partition that holds the minimum version; '' where there is none
     """
 
     root_hash: str
@@ -74,6 +75,7 @@ class InitConfig:
     cmdline: str = ""
     fec: Fec | None = None
     rollback_index: int = 0
+    state: str = ""
     signature: bytes = b""
 
     def text(self) -> str:
@@ -91,6 +93,7 @@ class InitConfig:
             else "",
             "CMDLINE": self.cmdline,
             "ROLLBACK_INDEX": self.rollback_index,
+            "STATE": self.state,
             "SYSTEM": self.system,
             "SLOTS": " ".join(self.slots),
             "DATA": self.data,
@@ -118,6 +121,7 @@ def build_initramfs(
     tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
     tree.add("init", _file(Path(__file__).with_name("init.sh").read_bytes(), 0o755))
     tree.add("grow", _file(Path(__file__).with_name("grow.sh").read_bytes(), 0o644))
+    tree.add("rollback", _file(Path(__file__).with_name("rollback.sh").read_bytes(), 0o644))
     tree.add("config", _file(config.text().encode(), 0o644))
     for name in APPLETS:
         tree.add(f"bin/{name}", _symlink("busybox"))

@@ -56,6 +56,10 @@ TAMPERS = {
         "a FIT older than the minimum that the disk has recorded", "slot-state", forge.raise_minimum,
         Stop("fit", "too-old"),
     ),
+    "downgrade-unseen": Tamper(
+        "the same, and a boot script that compares no versions", "slot-state", forge.raise_minimum,
+        Stop("verity", "too-old"), script=forge.trust_any_version,
+    ),
     "superblock": Tamper("a flipped bit in the EROFS superblock", "system", forge.in_superblock, BLOCK),
     "tree": Tamper("a flipped bit at the top of the hash tree", "system", forge.in_hash_tree, BLOCK),
     "data": Tamper(

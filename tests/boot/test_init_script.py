@@ -15,6 +15,7 @@ import pytest
 
 import erofs_edge.boot.initramfs
 from erofs_edge.boot.initramfs import Fec, InitConfig
+from erofs_edge.disk import rollback, slots
 
 SCRIPT = Path(erofs_edge.boot.initramfs.__file__).with_name("init.sh")
 GROW = SCRIPT.with_name("grow.sh")
@@ -89,12 +90,13 @@ def machine(tmp_path: Path) -> Machine:
     (root / "sys/block/vda/size").write_text("65536\n")
     (root / "dev/vda").write_bytes(bytes(512) + b"EFI PART".ljust(32, b"\0") + (65535).to_bytes(8, "little"))
     (root / "grow").write_text(GROW.read_text().replace("/dev/", "$ROOT/dev/"))
+    (root / "rollback").write_text(SCRIPT.with_name("rollback.sh").read_text())
     (root / "proc/cmdline").write_text("console=ttyAMA0 erofs_edge.slot=b quiet\n")
     config = InitConfig(HASH, "aa", 4096, 100, 101, "system", ("a", "b"), "data", cmdline="console=ttyAMA0 quiet")
     (root / "config").write_text(config.text())
     machine = Machine(root)
     machine.script = SCRIPT.read_text()
-    ours = "sys|proc|dev|newroot|config|modules|missing|bin/dmsetup|bin/mke2fs|bin/resize2fs|grow"
+    ours = "sys|proc|dev|newroot|config|modules|missing|bin/dmsetup|bin/mke2fs|bin/resize2fs|grow|rollback"
     absolute = rf"(?<![\w$}}*/])/(?=({ours})\b)"
     machine.script = re.sub(absolute, "$ROOT/", machine.script)
     machine.script = machine.script.replace("PATH=/bin ", "PATH=$ROOT/bin:/usr/bin:/bin ").replace("sleep 0.05", ":")
@@ -132,6 +134,23 @@ def test_stages_in_order(machine: Machine) -> None:
     assert (machine.root / "newroot/run/erofs-edge/boot").read_text() == (
         f"slot=b\nroot_hash={HASH}\nrollback_index=0\n"
     )
+
+
+def test_an_older_build_than_the_minimum_does_not_start(machine: Machine) -> None:
+    """Whatever the boot script has let through; equal and newer ones do start."""
+    (machine.root / "sys/block/vda/vda1/uevent").write_text("PARTNAME=misc\n")
+    (machine.root / "dev/vda4").write_bytes(b"\0" * 1080 + b"\x53\xef" + b"x" * 4096)
+    for version, starts in ((3, False), (4, True), (5, True)):
+        config = InitConfig(
+            HASH, "aa", 4096, 100, 101, "system", ("a", "b"), "data", cmdline="console=ttyAMA0 quiet",
+            rollback_index=version, state="misc",
+        )  # fmt: skip
+        (machine.root / "config").write_text(config.text())
+        (machine.root / "dev/vda1").write_bytes(rollback.with_minimum(bytes(slots.STATE_SIZE), 4))
+        lines = machine.run()
+        assert (f"erofs-edge: stage verity {HASH}" in lines) == starts
+        assert ("erofs-edge: FAILED rollback: this build has version 3, the minimum is 4" in lines) != starts
+        assert any(call.startswith("dmsetup") for call in machine.calls) == starts
 
 
 @pytest.mark.parametrize(
