@@ -119,6 +119,12 @@ if [ -n "$DATA" ]; then
     find_partition "$label" "$disk" || fail verity "no partition is labelled '$label'"
 fi
 device=/dev/${partition##*/}
+if [ -n "$STATE" ] && find_partition "$STATE" "$disk"; then
+    . /rollback
+    read_minimum "/dev/${partition##*/}"
+    [ "$ROLLBACK_INDEX" -ge "$minimum" ] ||
+        fail rollback "this build has version $ROLLBACK_INDEX, the minimum is $minimum"
+fi
 table="0 $SECTORS verity 1 $device $device $BLOCK_SIZE $BLOCK_SIZE $DATA_BLOCKS $HASH_START sha256 $ROOT_HASH $SALT"
 # Error correction comes first: only what it cannot repair restarts the machine or makes it panic.
 set -- $VERITY_OPTIONS ${FEC:+use_fec_from_device "$device" $FEC}
