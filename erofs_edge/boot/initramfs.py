@@ -126,9 +126,9 @@ def build_initramfs(
     for name in APPLETS:
         tree.add(f"bin/{name}", _symlink("busybox"))
     for path in PROGRAMS:
-        _add_program(tree, programs, path)
+        add_program(tree, programs, path)
     if config.signature:
-        _add_program(tree, programs, "usr/bin/keyctl")
+        add_program(tree, programs, "usr/bin/keyctl")
         tree.add("root-hash.p7s", _file(config.signature, 0o644))
     for stream, ordered in modules.items():
         for index, module in enumerate(ordered):
@@ -151,7 +151,7 @@ def compress(archive: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def _add_program(tree: FileTree, source: FileTree, path: str) -> None:
+def add_program(tree: FileTree, source: FileTree, path: str) -> None:
     """A program in /bin with its loader and all its libraries where the loader looks for them."""
     data = _content(source, path)
     tree.add(f"bin/{path.rpartition('/')[2]}", _file(data, 0o755))
