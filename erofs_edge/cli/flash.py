@@ -34,6 +34,9 @@ DISK = "disk.img"
 @click.option("--verify-only", is_flag=True, help="Compare the target with the image, and touch nothing.")
 @click.option("--repair", is_flag=True, help="Write only blocks that are wrong, in each slot that holds this image.")
 @click.option("--slot", metavar="SLOT", help="Write this slot. Default: the one that would be missed least.")
+@click.option(
+    "--from", "old", type=click.Path(exists=True, path_type=Path), help="What another slot may hold: IMAGE or OUTDIR."
+)
 @click.option("--whole", is_flag=True, help="Take the target for blank: partition table, all slots, empty data.")
 @click.option("--full", is_flag=True, help="Write all blocks, whatever the target holds.")
 @click.option("--yes", is_flag=True, help="Do not ask before a device is overwritten.")
@@ -50,6 +53,7 @@ def flash(
     verify_only: bool,
     repair: bool,
     slot: str | None,
+    old: Path | None,
     whole: bool,
     full: bool,
     yes: bool,
@@ -72,7 +76,7 @@ def flash(
     if plan_only + verify_only + repair > 1 or (repair and (whole or full)) or (whole and slot):
         raise UsageError("these options exclude each other")
     image = image or _image(what or Path(), out)
-    wish = Wish(slot, whole, full, resume)
+    wish = Wish(slot, whole, full, resume, None if old is None else _image(old, None))
     with find_target(to, image) as candidate:
         if plan_only or verify_only:
             _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
@@ -132,7 +136,7 @@ def _write(
 def _carry_out(prepared: Prepared, target: Target, *, verify: bool) -> list[RegionResult]:
     from erofs_edge.flash.execute import flash as execute
 
-    return execute(prepared.plan, target, step, verify=verify, found=prepared.found)
+    return execute(prepared.plan, target, step, verify=verify, found=prepared.found, known=prepared.known)
 
 
 def _image(what: Path, out: Path | None) -> Path:

@@ -28,7 +28,7 @@ def estimate(prepared: Prepared, target: Target) -> Estimate:
     """What carrying out a plan would cost, the reading back included. Raises OSError where the target fails."""
     todo = prepared.todo
     sent = sum(found.write_bytes for found in todo.values())
-    written = sent + sum(found.zero_bytes for found in todo.values())
+    written = sent + sum(found.zero_bytes + found.copy_bytes for found in todo.values())
     proved = sum(region.data_bytes for region, found in todo.items() if not found.right)
     read_back = int(proved * HASH_OVERHEAD) if Ability.HASH in target.abilities else proved
     rate = link_rate(target)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from erofs_edge.flash import slot_state
+from erofs_edge.flash.delta import Frame, Reference, frames
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
@@ -31,6 +32,7 @@ class RegionResult:
     size: int
     written: int = 0
     zeroed: int = 0
+    copied: int = 0
     kept: int = 0
     verified: int = 0
     write_seconds: float = 0.0
@@ -46,11 +48,13 @@ def flash(
     verify: bool = True,
     resume: bool = False,
     found: dict[Region, Findings] | None = None,
+    known: dict[Region, Reference] | None = None,
 ) -> list[RegionResult]:
     """Make the target hold the image.
 
     `found` is what was seen of the target before: what is right is kept, and where nothing differs, nothing at all is
-    written. `resume` looks at the target here. Without either, everything is written that is no hole.
+    written. `known` is what another slot holds: a target that can unpack is given deltas. `resume` looks at the target
+    here. With neither `found` nor `resume`, everything is written that is no hole.
 
     Raises PartialWriteError (or CapacityError, where the disk under a file is full) when a write fails, SourceError
     when the image does, VerificationError when what is read back is not what was written.
@@ -69,7 +73,8 @@ def flash(
             job.begin(plan)
             for stage in (plan.contents, () if by_name else plan.table):
                 for region in stage:
-                    job.write(region, results[region], None if found is None or stage is plan.table else found[region])
+                    seen = None if found is None or stage is plan.table else found[region]
+                    job.write(region, results[region], seen, (known or {}).get(region))
                 for region in stage if verify else ():
                     job.verify(region, results[region])
         job.confirm(plan)
@@ -104,7 +109,9 @@ class _Job:
             with self.step(f"Opening slot {plan.update.slot.lower()}"), Guarded(self.target, "slot state"):
                 slot_state.end(self.target, plan.update)
 
-    def write(self, region: Region, result: RegionResult, found: Findings | None) -> None:
+    def write(
+        self, region: Region, result: RegionResult, found: Findings | None, reference: Reference | None
+    ) -> None:  # fmt: skip
         """Write what differs, or everything where that is not known."""
         if found is not None and found.right:
             return
@@ -117,11 +124,18 @@ class _Job:
             result.kept = todo.kept
 
             def told() -> None:
-                progress(result.written + result.zeroed + result.kept, region.size)
+                progress(result.written + result.zeroed + result.copied + result.kept, region.size)
 
             for start, end in todo.zero:
                 self._zero(start, end, result, at)
                 told()
+            for start, end, source in todo.copy:
+                at.offset = start
+                self.target.copy(source, start, end - start)
+                result.copied += end - start
+                told()
+            if Ability.PATCH in self.target.abilities:
+                todo = self._unpacked(region, todo, result, reference, at)
             for start, length in chunks(todo.write):
                 at.offset = start
                 data = self.image.read(start - region.shift, length)
@@ -132,9 +146,25 @@ class _Job:
             self.target.flush()
         result.write_seconds = time.monotonic() - started
 
+    def _unpacked(
+        self, region: Region, todo: Findings, result: RegionResult, reference: Reference | None, at: Guarded
+    ) -> Findings:
+        """Give the target what is smaller packed; the rest."""
+        rest = Findings()
+        for piece in frames(region, todo, self.image, reference):
+            if not isinstance(piece, Frame):
+                rest.write.append(piece)
+                continue
+            at.offset, source = piece.start, piece.reference
+            self.target.patch(
+                source.start if source else 0, source.length if source else 0, piece.start, piece.length, piece.data
+            )
+            result.written += piece.wrong
+        return rest
+
     def verify(self, region: Region, result: RegionResult) -> None:
         """Read back a region of which anything was written."""
-        if result.verified == region.size and not (result.written or result.zeroed):
+        if result.verified == region.size and not (result.written or result.zeroed or result.copied):
             return
         started = time.monotonic()
         with (

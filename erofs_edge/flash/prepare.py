@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from erofs_edge.disk import slots
 from erofs_edge.errors import UsageError, VerificationError
+from erofs_edge.flash.copies import find_copies, references
+from erofs_edge.flash.delta import Reference
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region, plan_flash
@@ -27,22 +29,26 @@ class Wish:
     whole   take the target for a blank disk: table, all slots, empty data
     full    write all of it, whatever the target holds
     resume  compare first, on a whole disk too
+    baseline  an older image that another slot may hold: the target makes the new one from that, if it can
     """
 
     slot: str | None = None
     whole: bool = False
     full: bool = False
     resume: bool = False
+    baseline: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What will be done. `found`: what the target lacks, by region; None where all of it is written unseen.
-    `state`: the target's slot state, None where it has none of the image's layout."""
+    `state`: the target's slot state, None where it has none of the image's layout. `known`: what another slot is proved
+    to hold, by the region that can be made from it."""
 
     plan: Plan
     found: dict[Region, Findings] | None
     state: Record | None = None
+    known: dict[Region, Reference] = field(default_factory=dict)
 
     @property
     def todo(self) -> dict[Region, Findings]:
@@ -78,8 +84,13 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
             if right:
                 return Prepared(plan, {region: Findings(kept=region.size) for region in plan.contents}, record)
         plan = plan_update(source, layout, record, wish.slot, target.abilities)
-        unseen = wish.full or not can_read
-        return Prepared(plan, None if unseen else compare(plan.regions, source, target, step), record)
+        if wish.full or not can_read:
+            return Prepared(plan, None, record)
+        found = compare(plan.regions, source, target, step)
+        known = _known(wish, layout, plan, target, step) if any(f.write for f in found.values()) else {}
+        if Ability.PATCH not in target.abilities or not known:
+            found = find_copies(found, source, layout, plan, target, known)
+        return Prepared(plan, found, record, known)
 
 
 def prepare_check(image: Path, target: Target, slot: str | None, step: Step) -> Prepared:
@@ -134,6 +145,14 @@ def refuse_differences(prepared: Prepared, target: Target) -> None:
         where=target.identity.path,
         hint="the same command without --verify-only writes them",
     )
+
+
+def _known(wish: Wish, layout: Layout, plan: Plan, target: Target, step: Step) -> dict[Region, Reference]:
+    """What another slot holds, where that is of use."""
+    if wish.baseline is None or not (Ability.COPY | Ability.PATCH) & target.abilities:
+        return {}
+    with step(f"Comparing the other slots with {wish.baseline.name}"):
+        return references(wish.baseline, layout, plan, target)
 
 
 def _whole(image: Path, target: Target) -> Plan:

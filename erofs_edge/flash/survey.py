@@ -36,21 +36,26 @@ Range = tuple[int, int]
 
 @dataclass(slots=True)
 class Findings:
-    """Ranges (start, end) of the target in which it differs from the image: `write` data there, make `zero` zeros.
-    `kept`: bytes that are right."""
+    """Ranges (start, end) of the target in which it differs from the image: `write` data there, make `zero` zeros,
+    `copy` (start, end, source) from another place of the target. `kept`: bytes that are right."""
 
     write: list[Range] = field(default_factory=list)
     zero: list[Range] = field(default_factory=list)
     kept: int = 0
+    copy: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def right(self) -> bool:
         """The target holds the whole region."""
-        return not (self.write or self.zero)
+        return not (self.write or self.zero or self.copy)
 
     @property
     def write_bytes(self) -> int:
         return sum(end - start for start, end in self.write)
+
+    @property
+    def copy_bytes(self) -> int:
+        return sum(end - start for start, end, _ in self.copy)
 
     @property
     def zero_bytes(self) -> int:

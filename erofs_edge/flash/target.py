@@ -122,7 +122,8 @@ class Target(Protocol):
 
     def patch(self, source: int, source_length: int, offset: int, length: int, delta: bytes) -> None:
         """PATCH: unpack a zstd frame whose dictionary is the content of [source, source + source_length), which
-        gives `length` bytes (`zstd --patch-from`), and write them at `offset`. The two do not overlap."""
+        gives `length` bytes (`zstd --patch-from`), and make bytes from `offset` on these. Blocks of 4096 bytes that are
+        right already are not written again. The two ranges do not overlap; a length of 0 stands for no dictionary."""
         ...
 
     def activate(self, slot: str) -> None:

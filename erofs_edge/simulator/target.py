@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from erofs_edge.flash.target import Ability, Identity, PlainTarget
 from erofs_edge.simulator.disk import SimulatedDisk
 
+BLOCK = 4096
+
 
 class SimulatedTarget(PlainTarget):
     """abilities  what it can do; `hash_name` 'sha256' or 'crc32'
@@ -92,9 +94,10 @@ class SimulatedTarget(PlainTarget):
         import zstandard
 
         self._need(Ability.PATCH)
-        reference = zstandard.ZstdCompressionDict(
-            self.disk.read(source, source_length), dict_type=zstandard.DICT_TYPE_RAWCONTENT
-        )
+        reference = None
+        if source_length:
+            content = self.disk.read(source, source_length)
+            reference = zstandard.ZstdCompressionDict(content, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         try:
             decoder = zstandard.ZstdDecompressor(dict_data=reference, max_window_size=1 << 31)
             data = decoder.decompress(delta, max_output_size=length)
@@ -102,9 +105,12 @@ class SimulatedTarget(PlainTarget):
             raise OSError(errno.EBADMSG, f"the delta does not unpack: {error}") from error
         if len(data) != length:
             raise OSError(errno.EBADMSG, f"the delta gives {len(data)} bytes where {length} were announced")
-        self.disk.write(offset, data)
         self.sent += len(delta)
-        self.patched += length
+        for at in range(0, length, BLOCK):
+            block = data[at : at + BLOCK]
+            if self.disk.read(offset + at, len(block)) != block:
+                self.disk.write(offset + at, block)
+                self.patched += len(block)
 
     def activate(self, slot: str) -> None:
         raise OSError(errno.EOPNOTSUPP, "the slot state is on the disk")

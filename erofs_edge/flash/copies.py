@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a target has already, only elsewhere: in a slot that stays as it is.
+
+Two ways to know: digests of that slot's blocks, which a target that hashes gives for 32 bytes a block; or an image that
+is here, if the target is proved to hold it. Neither believes a hash tree that the target stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from erofs_edge.flash.delta import Reference
+from erofs_edge.flash.image import Image
+from erofs_edge.flash.plan import Plan, Region
+from erofs_edge.flash.survey import BLOCK, WINDOW, Findings, chunks, digest, holds
+from erofs_edge.flash.target import Ability, Target
+from erofs_edge.flash.update import Layout, plan_slot, read_layout
+
+DIGEST = 32  # bytes
+WORTH = 4  # digests may cost a quarter of what there is to send
+
+Blocks = dict[bytes, int]
+"""sha256 of a block → the byte of the target where one stands"""
+
+
+def references(baseline: Path, layout: Layout, plan: Plan, target: Target) -> dict[Region, Reference]:
+    """For the regions of a slot, what another slot is proved to hold: the content of an older image of the same layout.
+    Empty where no slot holds that. Raises OSError, SourceError."""
+    if plan.update is None:
+        return {}
+    with Image(baseline) as old:
+        there = read_layout(old)
+        if there is None or any(there.places.get(name) != place for name, place in _slotted(layout).items()):
+            return {}
+        for slot in layout.slots:
+            regions = plan_slot(old, there, slot).contents
+            if slot != plan.update.slot.lower() and all(holds(region, old, target) for region in regions):
+                return dict(zip(plan.contents, (_content(region, old) for region in regions), strict=True))
+    return {}
+
+
+def find_copies(
+    found: dict[Region, Findings],
+    image: Image,
+    layout: Layout,
+    plan: Plan,
+    target: Target,
+    known: dict[Region, Reference],
+) -> dict[Region, Findings]:
+    """The same with all that another slot has as copies instead of writes, where the target can copy."""
+    if Ability.COPY not in target.abilities or plan.update is None or target.hash_name != "sha256":
+        return found
+    result = {}
+    for region, findings in found.items():
+        reference = known.get(region)
+        if reference is not None:
+            blocks = _of_bytes(reference)
+        elif Ability.HASH in target.abilities and region.data_bytes // BLOCK * DIGEST * WORTH < findings.write_bytes:
+            blocks = _of_target(region, layout, plan.update.slot.lower(), target)
+        else:
+            blocks = {}
+        result[region] = _copied(region, findings, image, blocks) if blocks else findings
+    return result
+
+
+def _copied(region: Region, found: Findings, image: Image, blocks: Blocks) -> Findings:
+    """Divide what is to be written into what can be copied and the rest."""
+    result = Findings([], found.zero, found.kept)
+    for start, length in chunks(found.write):
+        data = memoryview(image.read(start - region.shift, length))
+        for at in range(0, length, BLOCK):
+            begin, end = start + at, start + min(at + BLOCK, length)
+            source = blocks.get(digest("sha256", data[at : at + BLOCK])) if end - begin == BLOCK else None
+            if source is None:
+                _append(result.write, begin, end)
+            elif (
+                result.copy
+                and result.copy[-1][1] == begin
+                and result.copy[-1][2] + begin - result.copy[-1][0] == source
+            ):
+                first, _, origin = result.copy[-1]
+                result.copy[-1] = (first, end, origin)
+            else:
+                result.copy.append((begin, end, source))
+    return result
+
+
+def _append(ranges: list[tuple[int, int]], start: int, end: int) -> None:
+    if ranges and ranges[-1][1] == start:
+        ranges[-1] = (ranges[-1][0], end)
+    else:
+        ranges.append((start, end))
+
+
+def _of_bytes(reference: Reference) -> Blocks:
+    view = memoryview(reference.data)
+    ends = len(view) // BLOCK * BLOCK
+    return {digest("sha256", view[at : at + BLOCK]): reference.start + at for at in range(0, ends, BLOCK)}
+
+
+def _of_target(region: Region, layout: Layout, slot: str, target: Target) -> Blocks:
+    """Of the other slots, as far as this image has data: systems of one layout lie alike."""
+    base = region.name.removesuffix(f"_{slot}")
+    blocks: Blocks = {}
+    for other in layout.slots:
+        if other == slot:
+            continue
+        start = layout.places[f"{base}_{other}"][0]
+        for offset, length in chunks(((a - region.start, b - region.start) for a, b in region.data), WINDOW):
+            pieces = [(start + offset + at, BLOCK) for at in range(0, length - BLOCK + 1, BLOCK)]
+            for (place, _), answer in zip(pieces, target.digests(pieces), strict=False):
+                blocks.setdefault(answer, place)
+    return blocks
+
+
+def _content(region: Region, image: Image) -> Reference:
+    """All of a region up to its last data, holes as zeros."""
+    end = max((end for _, end in region.data), default=region.start)
+    return Reference(region.start, b"".join(_pieces(region, image, end)))
+
+
+def _pieces(region: Region, image: Image, end: int) -> Iterator[bytes]:
+    for start, length in chunks([(region.start, end)]):
+        yield image.read(start - region.shift, length)
+
+
+def _slotted(layout: Layout) -> dict[str, tuple[int, int]]:
+    names = [f"{base}_{slot}" for base in layout.bases for slot in layout.slots]
+    return {name: layout.places[name] for name in names}

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a clever target spares the wire: digests instead of data, copies from another slot, deltas against it."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+from slot_images import Sizes, disk_image
+from sweep import quiet, started
+
+from erofs_edge.errors import VerificationError
+from erofs_edge.flash.delta import Frame, Reference, frames
+from erofs_edge.flash.execute import RegionResult, flash
+from erofs_edge.flash.image import Image
+from erofs_edge.flash.plan import Region
+from erofs_edge.flash.prepare import Prepared, Wish, prepare
+from erofs_edge.flash.survey import Findings, survey
+from erofs_edge.flash.target import Ability
+from erofs_edge.simulator.disk import SimulatedDisk
+from erofs_edge.simulator.target import SimulatedTarget
+
+CLEVER = Ability.READ | Ability.HASH | Ability.COPY | Ability.PATCH
+LARGE = Sizes(boot=64 << 10, system=4 << 20)
+BLOCKS = 900
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    folder = tmp_path_factory.mktemp("images")
+    return {version: disk_image(folder / f"v{version}.img", version, LARGE, BLOCKS) for version in (1, 2)}
+
+
+def run(
+    disk: SimulatedDisk, image: Path, abilities: Ability, **more: object
+) -> tuple[SimulatedTarget, Prepared, list[RegionResult]]:
+    hash_name = str(more.pop("hash_name", "sha256"))
+    there = SimulatedTarget(disk, abilities, hash_name=hash_name)
+    prepared = prepare(image, there, Wish(**more), quiet)  # type: ignore[arg-type]
+    done = flash(prepared.plan, there, quiet, found=prepared.found, known=prepared.known)
+    return there, prepared, done
+
+
+def holed(images: dict[int, Path]) -> SimulatedDisk:
+    """v1 in slot a, nothing in slot b."""
+    raw = bytearray(images[1].read_bytes())
+    with Image(images[1]) as image:
+        table = image.table()
+    assert table is not None
+    for name in ("boot_b", "system_b"):
+        start, end = table.places()[name]
+        raw[start:end] = bytes(end - start)
+    return SimulatedDisk(raw)
+
+
+@pytest.mark.parametrize("hash_name", ["sha256", "crc32"])
+def test_a_target_that_hashes_is_asked_for_digests(hash_name: str, images: dict[int, Path]) -> None:
+    disk = SimulatedDisk(bytearray(images[1].read_bytes()))
+    there, _, _ = run(disk, images[1], Ability.READ | Ability.HASH, hash_name=hash_name)
+    assert there.sent == 0
+    assert there.answered < 160_000  # the slot state and the table, and a digest for each MiB
+    disk.rot(Random(1), [5 << 20])
+    found = run(disk, images[2], Ability.READ | Ability.HASH, hash_name=hash_name)[0]
+    begun = started(disk.memory)
+    assert begun is not None and begun.slot == "B"
+    assert found.sent < 260_000
+
+
+def test_the_first_question_is_for_whole_mebibytes(images: dict[int, Path]) -> None:
+    asked: list[list[tuple[int, int]]] = []
+
+    class Asked(SimulatedTarget):
+        def digests(self, ranges: object) -> list[bytes]:
+            asked.append(list(ranges))  # type: ignore[call-overload]
+            return super().digests(ranges)  # type: ignore[arg-type]
+
+    disk = SimulatedDisk(bytearray(images[1].read_bytes()))
+    there = Asked(disk, Ability.READ | Ability.HASH)
+    with Image(images[1]) as image:
+        table = image.table()
+        assert table is not None
+        start, end = table.places()["system_b"]
+        region = Region("system_b", start, end, ((start, start + (3 << 20)),))
+        disk.memory[start + 70_000] ^= 1
+        found = survey(region, image, there)
+    assert found.write == [(start + 69632, start + 73728)]
+    assert [len(ranges) for ranges in asked[:3]] == [3, 16, 16]
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_blocks_of_another_slot_are_copied(baseline: bool, images: dict[int, Path]) -> None:
+    disk = holed(images)
+    more = {"baseline": images[1]} if baseline else {}
+    there, prepared, done = run(disk, images[2], Ability.READ | Ability.HASH | Ability.COPY, **more)
+    new = sum(found.write_bytes for found in prepared.todo.values())
+    assert there.copied == sum(result.copied for result in done) > BLOCKS * 4096 * 0.9
+    assert there.sent < new + 100_000
+    begun = started(disk.memory)
+    assert begun is not None and begun.slot == "B"
+
+
+def test_copies_are_found_wherever_they_are(images: dict[int, Path], tmp_path: Path) -> None:
+    """An image whose blocks have all moved by one."""
+    disk = holed(images)
+    moved = tmp_path / "moved.img"
+    raw = bytearray(images[1].read_bytes())
+    with Image(images[1]) as image:
+        table = image.table()
+    assert table is not None
+    start, _ = table.places()["system_a"]
+    raw[start : start + BLOCKS * 4096] = raw[start + 4096 : start + BLOCKS * 4096] + b"\x01" * 4096
+    moved.write_bytes(raw)
+    there, _, _ = run(disk, moved, Ability.READ | Ability.HASH | Ability.COPY)
+    assert there.copied >= (BLOCKS - 1) * 4096
+
+
+def test_deltas_against_another_slot(images: dict[int, Path]) -> None:
+    disk = holed(images)
+    there, prepared, done = run(disk, images[2], CLEVER, baseline=images[1])
+    assert prepared.known
+    new = 3 * 4096 + (60 << 10)  # blocks that exist nowhere, and the boot image
+    assert there.sent < new + 4 * (16 << 10) + 4 * (4 << 10) + 40_000
+    assert sum(result.written for result in done) >= BLOCKS * 4096
+    begun = started(disk.memory)
+    assert begun is not None and begun.slot == "B"
+
+
+def test_a_delta_writes_only_blocks_that_differ(images: dict[int, Path]) -> None:
+    disk = SimulatedDisk(bytearray(images[1].read_bytes()))
+    there, prepared, done = run(disk, images[2], CLEVER, baseline=images[1])
+    wrong = sum(found.write_bytes for found in prepared.todo.values())
+    assert there.patched <= wrong == sum(result.written for result in done)
+
+
+def test_a_baseline_that_no_slot_holds(images: dict[int, Path]) -> None:
+    disk = holed(images)
+    disk.rot(Random(1), [2 << 20])
+    _, prepared, _ = run(disk, images[2], CLEVER, baseline=images[1])
+    assert not prepared.known
+    begun = started(disk.memory)
+    assert begun is not None and begun.slot == "B"
+
+
+def test_without_a_baseline_what_is_sent_is_packed(tmp_path: Path) -> None:
+    """A target that unpacks is spared what compresses."""
+    images = [disk_image(tmp_path / f"v{n}.img", n, LARGE, BLOCKS) for n in (1, 2)]
+    with Image(images[1]) as image:
+        table = image.table()
+    assert table is not None
+    start, _ = table.places()["system_a"]
+    with images[1].open("r+b") as file:
+        file.seek(start)
+        file.write(b"the same again " * 100_000)
+    there, _, done = run(SimulatedDisk(bytearray(images[0].read_bytes())), images[1], CLEVER)
+    assert sum(result.written for result in done) > 1_400_000
+    assert there.sent < 300_000
+
+
+def test_what_a_lying_target_makes_is_found_out(images: dict[int, Path]) -> None:
+    """A copy or delta that goes wrong on the device is seen in the digests, and the slot stays closed."""
+
+    class Sloppy(SimulatedTarget):
+        def copy(self, source: int, offset: int, length: int) -> None:
+            super().copy(source, offset, length - 1)
+
+        def patch(self, source: int, source_length: int, offset: int, length: int, delta: bytes) -> None:
+            super().patch(source, source_length, offset, length, delta)
+            self.disk.memory[offset] ^= 1
+
+    for abilities in (CLEVER, CLEVER & ~Ability.PATCH):
+        there = Sloppy(holed(images), abilities)
+        prepared = prepare(images[2], there, Wish(baseline=images[1]), quiet)
+        with pytest.raises(VerificationError):
+            flash(prepared.plan, there, quiet, found=prepared.found, known=prepared.known)
+        begun = started(there.disk.memory)
+        assert begun is not None and begun.slot == "A"
+
+
+def test_a_target_that_answers_nonsense_keeps_nothing(images: dict[int, Path]) -> None:
+    """Digests of the wrong number or size prove nothing: everything is sent, and then the proof fails."""
+
+    class Mad(SimulatedTarget):
+        def digests(self, ranges: object) -> list[bytes]:
+            return [b"x"] * 7
+
+    there = Mad(holed(images), Ability.READ | Ability.HASH | Ability.COPY)
+    prepared = prepare(images[2], there, Wish(slot="b"), quiet)
+    assert sum(found.write_bytes for found in prepared.todo.values()) == sum(
+        region.data_bytes for region in prepared.plan.contents
+    )
+    with pytest.raises(VerificationError):
+        flash(prepared.plan, there, quiet, found=prepared.found, known=prepared.known)
+
+
+def test_a_delta_that_does_not_unpack() -> None:
+    there = SimulatedTarget(SimulatedDisk.of_size(1 << 20), CLEVER)
+    for delta in (b"", b"nonsense", bytes(100)):
+        with pytest.raises(OSError) as caught:
+            there.patch(0, 4096, 8192, 4096, delta)
+        assert caught.value.errno == errno.EBADMSG
+
+
+@pytest.mark.oracle
+def test_a_frame_is_what_zstd_makes(tmp_path: Path, oracle: Callable[[str], str]) -> None:
+    """`zstd -d --patch-from` of Debian unpacks it: what a device needs is in every distribution."""
+    random = Random(4)
+    old = random.randbytes(3 << 20)
+    new = old[1_000_001:] + random.randbytes(5000) + old[:1_000_001]
+    path = tmp_path / "new"
+    path.write_bytes(new)
+    with Image(path) as image:
+        region = Region("r", 0, len(new), ((0, len(new)),))
+        (frame,) = frames(region, Findings([(0, len(new))]), image, Reference(0, old))
+    assert isinstance(frame, Frame)
+    assert len(frame.data) < 12_000
+    (tmp_path / "old").write_bytes(old)
+    (tmp_path / "delta.zst").write_bytes(frame.data)
+    command = [oracle("zstd"), "-d", "--long=31", f"--patch-from={tmp_path / 'old'}", "-o", tmp_path / "out"]
+    subprocess.run([*map(str, command), str(tmp_path / "delta.zst")], check=True, capture_output=True)
+    assert (tmp_path / "out").read_bytes() == new
