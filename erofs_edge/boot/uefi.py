@@ -94,8 +94,8 @@ def activated(names: Sequence[ImageName], slot: str) -> dict[ImageName, ImageNam
     found = next((name for name in names if name.slot == slot), None)
     if found is None:
         raise UsageError(f"no kernel image of slot '{slot}'", hint=f"slots: {', '.join(n.slot for n in names)}")
-    highest = max(name.rank for name in names)
-    rank = found.rank if found.rank == highest else highest + 1
+    highest = max((name.rank for name in names if name is not found), default=-1)
+    rank = max(found.rank, highest + 1)
     return {found: ImageName(slot, rank, ATTEMPTS)}
 
 

@@ -10,6 +10,7 @@ import uuid
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from uefi_sample import blank_store
 
 from erofs_edge.boot.uefi_vars import (
     CERT_X509,
@@ -28,26 +29,22 @@ EPOCH = 1_700_000_000
 OWNER = uuid.UUID("01234567-89ab-cdef-0123-456789abcdef")
 
 
-def blank(size: int = 4096) -> bytes:
-    """A store as EDK2 lays a blank one out (ArmVirtPkg/VarStore.fdf.inc): volume header, store header, 0xff."""
-    volume = bytes(16) + bytes(16) + struct.pack("<Q4sIHHHxB", 72 + size, b"_FVH", 0x4FEFF, 72, 0, 0, 2)
-    volume = volume.ljust(72, b"\0")
-    return volume + STORE.bytes_le + struct.pack("<IBB6x", size, 0x5A, 0xFE) + b"\xff" * (size - 28) + bytes(512)
-
-
 def test_what_is_written_is_read_back() -> None:
     wanted = secure_boot(OWNER, b"platform certificate", [b"one", b"another certificate"])
-    store = fill_store(blank(), wanted, epoch=EPOCH)
-    assert len(store) == len(blank())
+    store = fill_store(blank_store(4096), wanted, epoch=EPOCH)
+    assert len(store) == len(blank_store(4096))
     assert read_store(store) == wanted
     assert {v.name: v.vendor for v in wanted}["db"] == IMAGE_SECURITY
     assert {v.name: v.vendor for v in wanted}["PK"] == GLOBAL
     assert {v.name: v.attributes for v in wanted} == {"PK": 0x27, "KEK": 0x27, "db": 0x27, "SecureBootEnable": 3}
-    assert hashlib.sha256(store).hexdigest() == hashlib.sha256(fill_store(blank(), wanted, epoch=EPOCH)).hexdigest()
+    assert (
+        hashlib.sha256(store).hexdigest()
+        == hashlib.sha256(fill_store(blank_store(4096), wanted, epoch=EPOCH)).hexdigest()
+    )
 
 
 def test_a_record_byte_for_byte() -> None:
-    store = fill_store(blank(), [Variable("PK", GLOBAL, 0x27, b"\x01\x02\x03")], epoch=EPOCH)
+    store = fill_store(blank_store(4096), [Variable("PK", GLOBAL, 0x27, b"\x01\x02\x03")], epoch=EPOCH)
     moment = bytes.fromhex("e7070b0e160d1400") + bytes(8)  # 2023-11-14 22:13:20
     assert store[100:171] == (
         b"\xaa\x55\x3f\x00" + struct.pack("<IQ", 0x27, 0) + moment + struct.pack("<III", 0, 6, 3)
@@ -62,19 +59,19 @@ def test_a_signature_list_byte_for_byte() -> None:
 
 
 def test_what_is_no_blank_store() -> None:
-    full = fill_store(blank(), secure_boot(OWNER, b"c", [b"c"]), epoch=EPOCH)
+    full = fill_store(blank_store(4096), secure_boot(OWNER, b"c", [b"c"]), epoch=EPOCH)
     with pytest.raises(FormatError, match="has variables already"):
         fill_store(full, [], epoch=EPOCH)
     with pytest.raises(CapacityError, match="4068 fit"):
-        fill_store(blank(), [Variable("x", GLOBAL, 3, bytes(5000))], epoch=EPOCH)
-    for raw in (b"", bytes(200), blank()[:90], blank().replace(STORE.bytes_le, bytes(16))):
+        fill_store(blank_store(4096), [Variable("x", GLOBAL, 3, bytes(5000))], epoch=EPOCH)
+    for raw in (b"", bytes(200), blank_store(4096)[:90], blank_store(4096).replace(STORE.bytes_le, bytes(16))):
         with pytest.raises(FormatError):
             read_store(raw)
 
 
 @given(st.data())
 def test_hostile_stores(data: st.DataObject) -> None:
-    raw = bytearray(fill_store(blank(), secure_boot(OWNER, b"c" * 700, [b"d" * 800]), epoch=EPOCH))
+    raw = bytearray(fill_store(blank_store(4096), secure_boot(OWNER, b"c" * 700, [b"d" * 800]), epoch=EPOCH))
     for _ in range(data.draw(st.integers(1, 8))):
         raw[data.draw(st.integers(0, 600))] = data.draw(st.integers(0, 255))
     try:
