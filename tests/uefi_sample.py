@@ -16,8 +16,8 @@ from erofs_edge.boot.uefi_vars import STORE
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.manifest.model import Board, Boot, Disk, PackageFile, Partition, Qemu, Sign, Uefi
 from erofs_edge.tree import BytesContent, FileTree, Inode
-from erofs_edge.trust.certificate import self_signed
-from erofs_edge.trust.key import KeySigner
+from erofs_edge.trust.certificate import Certificate, self_signed
+from erofs_edge.trust.key import Signer
 
 EPOCH = 1_700_000_000
 ROOT_HASH = "d47b0f0a57c52bda6b5d2c548d0390cdf0f33446fa374beac7326eadb6a4f58c"
@@ -73,7 +73,7 @@ def initramfs(**changes: str) -> bytes:
     return compress(write_cpio(tree(config=config), epoch=0))
 
 
-def outputs(signer: KeySigner, archive: bytes | None = None) -> UefiOutputs:
+def outputs(signer: Signer, archive: bytes | None = None, *, certificate: Certificate | None = None) -> UefiOutputs:
     """What a build makes of stand-ins."""
     packages = {
         "boot": tree(loader_efi=pe_file({".text": b"loader" * 900}), stub_efi=pe_file({".text": b"stub" * 900})),
@@ -81,7 +81,9 @@ def outputs(signer: KeySigner, archive: bytes | None = None) -> UefiOutputs:
     }
     kernel = pe_file({".text": bytes(range(256)) * 300})
     parts = UefiParts(kernel, "6.12", archive or initramfs(), "edge", ["a", "b"])
-    return build_uefi(BOARD, packages, parts, signer=signer, certificate=self_signed(signer, EPOCH), epoch=EPOCH)
+    return build_uefi(
+        BOARD, packages, parts, signer=signer, certificate=certificate or self_signed(signer, EPOCH), epoch=EPOCH
+    )
 
 
 def write_esp(path: Path, files: dict[str, bytes]) -> bytes:

@@ -9,6 +9,7 @@ left ('+3' in the name; systemd ``src/boot/boot.c``, the UAPI group's "Boot Load
 
 from __future__ import annotations
 
+import functools
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from erofs_edge.tree import FileTree
 from erofs_edge.trust.authenticode import sign_image
 from erofs_edge.trust.certificate import Certificate
 from erofs_edge.trust.key import Signer
+from erofs_edge.trust.offline import SignaturesMissingError
 
 LOADER_PATH = "EFI/BOOT/BOOTAA64.EFI"
 """where firmware looks on a disk that it was told nothing about (UEFI 2.10 section 3.5.1.1)"""
@@ -132,9 +134,10 @@ def build_uefi(
     if uefi is None:
         raise ManifestError(f"board '{board.board}' has no boot.uefi section", hint="chain uefi-uki needs one")
     stub = package_file(packages, uefi.stub)
+    sign = functools.partial(_sign_all, signer=signer, certificate=certificate)
     # firmware of U-Boot's kind asks for the inner kernel's signature too
-    kernel = sign_image(parts.kernel, signer, certificate)
-    files = {LOADER_PATH: sign_image(package_file(packages, uefi.loader), signer, certificate)}
+    kernel, loader = sign([parts.kernel, package_file(packages, uefi.loader)])
+    images = {}
     for number, slot in enumerate(parts.slots):
         sections = {
             ".osrel": _os_release(board, parts, slot),
@@ -145,13 +148,27 @@ def build_uefi(
             ".linux": kernel,
         }
         name = ImageName(slot, len(parts.slots) - number, ATTEMPTS)
-        files[f"{IMAGES}/{name}"] = sign_image(build_uki(stub, sections), signer, certificate)
+        images[f"{IMAGES}/{name}"] = build_uki(stub, sections)
+    files = {LOADER_PATH: loader} | dict(zip(images, sign(list(images.values())), strict=True))
     owner = uuid.UUID(bytes=bytes.fromhex(certificate.fingerprint)[:16])
     blank = package_file(packages, uefi.variables)
     variables = fill_store(blank, secure_boot(owner, certificate.der, [certificate.der]), epoch=epoch)
     return UefiOutputs(
         files, package_file(packages, uefi.code).rstrip(b"\0"), variables.rstrip(b"\0"), parts.kernel_version
     )  # fmt: skip
+
+
+def _sign_all(images: Sequence[bytes], *, signer: Signer, certificate: Certificate) -> list[bytes]:
+    """Each PE file signed. Where a key is elsewhere, all digests go out before the first that is missing is told."""
+    done, missing = [], list[SignaturesMissingError]()
+    for image in images:
+        try:
+            done.append(sign_image(image, signer, certificate))
+        except SignaturesMissingError as error:
+            missing.append(error)
+    if missing:
+        raise missing[0]
+    return done
 
 
 def arguments(board: Board) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -28,7 +29,9 @@ from erofs_edge.errors import FormatError, ManifestError, UsageError
 from erofs_edge.trust import pe
 from erofs_edge.trust.authenticode import verify_image
 from erofs_edge.trust.certificate import self_signed
-from erofs_edge.trust.key import KeySigner
+from erofs_edge.trust.key import KeySigner, public_key_pem, read_public_key
+from erofs_edge.trust.offline import SignaturesMissingError, attach, waiting
+from erofs_edge.trust.signer import open_signer
 
 KEY = KeySigner("product", generate_private_key(65537, 2048))
 NAMES = st.builds(
@@ -83,6 +86,21 @@ def test_a_board_without_its_section() -> None:
         build_uefi(
             bare, {}, UefiParts(b"", "", b"", "", []), signer=KEY, certificate=self_signed(KEY, EPOCH), epoch=EPOCH
         )
+
+
+def test_a_key_elsewhere_gets_its_digests_a_layer_at_a_time(tmp_path: Path) -> None:
+    public, folder = tmp_path / "product.pem", tmp_path / "requests"
+    public.write_bytes(public_key_pem(KEY))
+    offline = open_signer(f"offline:{folder}?public-key={public}")
+    certificate = self_signed(KEY, EPOCH)
+    # kernel and boot loader, then the images that hold the signed kernel
+    for _ in range(2):
+        with pytest.raises(SignaturesMissingError):
+            outputs(offline, certificate=certificate)
+        digests = [bytes.fromhex(text) for text in waiting(folder)]
+        assert len(digests) == 2
+        attach(folder, read_public_key(public, "product"), [KEY.sign_digest(digest) for digest in digests])
+    assert outputs(offline, certificate=certificate) == outputs(KEY)
 
 
 @given(NAMES)

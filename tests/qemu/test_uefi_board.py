@@ -97,6 +97,20 @@ def test_a_tpm_holds_the_reference_values(
 
 
 @pytest.mark.long
+def test_a_system_that_came_up_is_counted_no_more(board: Board, stock: Callable[[str], Path], tmp_path: Path) -> None:
+    out, line = stock(NAME), "erofs-edge: slot a is good"
+    disk = copy_sparse(out / "disk.img", tmp_path / "disk.img")
+    built = load_built(out)
+    command = machine_command(board, built, find_qemu(), tmp_path, Drive(disk, snapshot=False))
+    watch = Watch(Expected(built.root_hash, "a"), lines={line})
+    verdict = run(command, watch, Console((line,)), timeout=TIMEOUT, seen=lambda event: None)
+    assert verdict.ok, verdict
+    with Scratch(disk, board) as scratch:
+        names = Esp(lambda offset, length: scratch.read("esp", offset, length)).images()
+    assert set(names) == {ImageName("a", 2), ImageName("b", 1, 3)}
+
+
+@pytest.mark.long
 def test_the_kernel_itself_refuses_a_root_whose_signature_is_wrong(
     board: Board, stock: Callable[[str], Path], tmp_path: Path
 ) -> None:
