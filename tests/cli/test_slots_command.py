@@ -5,16 +5,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-
-sys.path.append(str(Path(__file__).parent.parent / "flash"))
-
-from slot_images import disk_image
 
 from erofs_edge.cli.main import cli
 from erofs_edge.disk import journal, slots
@@ -22,6 +17,7 @@ from erofs_edge.disk.slots import SlotState
 from erofs_edge.flash.image import Image
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.fastboot import FastbootDevice, serve_tcp
+from erofs_edge.simulator.images import disk_image
 from erofs_edge.simulator.partitions import DiskPartitions
 
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from slot_images import disk_image, opened
-
 from erofs_edge.disk import slots
 from erofs_edge.flash.execute import flash
 from erofs_edge.flash.fastboot_target import FastbootTarget
@@ -28,6 +26,7 @@ from erofs_edge.simulator import nbd
 from erofs_edge.simulator.boot import Started, start
 from erofs_edge.simulator.disk import Cache, SimulatedDisk
 from erofs_edge.simulator.fastboot import FastbootDevice, MemoryLink
+from erofs_edge.simulator.images import disk_image, opened
 from erofs_edge.simulator.partitions import DiskPartitions
 from erofs_edge.simulator.power import cut
 from erofs_edge.simulator.target import SimulatedTarget

@@ -10,7 +10,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from slot_images import Sizes, disk_image
 from sweep import quiet, started
 
 from erofs_edge.errors import VerificationError
@@ -22,6 +21,7 @@ from erofs_edge.flash.prepare import Prepared, Wish, prepare
 from erofs_edge.flash.survey import Findings, survey
 from erofs_edge.flash.target import Ability
 from erofs_edge.simulator.disk import SimulatedDisk
+from erofs_edge.simulator.images import Sizes, disk_image
 from erofs_edge.simulator.target import SimulatedTarget
 
 CLEVER = Ability.READ | Ability.HASH | Ability.COPY | Ability.PATCH

@@ -10,7 +10,6 @@ from random import Random
 
 import pytest
 from click.testing import CliRunner, Result
-from slot_images import disk_image, opened
 from sweep import quiet, started
 
 from erofs_edge.cli.main import cli
@@ -22,6 +21,7 @@ from erofs_edge.flash.prepare import Wish, prepare
 from erofs_edge.flash.target import Ability
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.fastboot import FastbootDevice, MemoryLink, serve_tcp, serve_udp
+from erofs_edge.simulator.images import disk_image, opened
 from erofs_edge.simulator.links import BadPackets
 from erofs_edge.simulator.partitions import DiskPartitions
 from erofs_edge.transport.fastboot.link import Device

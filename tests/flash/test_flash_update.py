@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from slot_images import Sizes, disk_image
 
 from erofs_edge.cli.main import cli
 from erofs_edge.disk import journal, slots
@@ -17,6 +16,7 @@ from erofs_edge.flash import slot_state
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.target import FileTarget
 from erofs_edge.flash.update import Layout, read_layout
+from erofs_edge.simulator.images import Sizes, disk_image
 
 
 def run(image: Path, card: Path, *arguments: str) -> Result:

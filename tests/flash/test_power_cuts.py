@@ -12,7 +12,6 @@ from random import Random
 
 import pytest
 from hush import Machine
-from slot_images import Sizes, disk_image, opened
 from sweep import KINDS, TRANSPORTS, Board, Outcome, quiet, started, sweep
 
 from erofs_edge.boot import script
@@ -24,6 +23,7 @@ from erofs_edge.manifest.model import Board as BoardFile
 from erofs_edge.manifest.model import Boot, Disk, PackageFile, Partition
 from erofs_edge.simulator.boot import System, whole
 from erofs_edge.simulator.disk import CACHES, SimulatedDisk, Write
+from erofs_edge.simulator.images import Sizes, disk_image, opened
 from erofs_edge.simulator.power import cut, cuts
 from erofs_edge.simulator.target import SimulatedTarget
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small disk images with slots: a boot image that names its system by root hash, a system with a real hash tree."""
+"""Small disk images of a board with slots, for tests: nothing in them runs, but all that a flash or a boot chain checks
+is there. A boot image names its system by root hash, a system has a real hash tree, and versions differ in few blocks.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from erofs_edge.disk import gpt, slots
 from erofs_edge.disk.rollback import with_minimum
+from erofs_edge.errors import CapacityError
 from erofs_edge.simulator.boot import Read, System
 from erofs_edge.verity import tree
 
@@ -46,7 +49,8 @@ def system_image(path: Path, version: int, size: int, blocks: int, changed: int 
         data[index] = own.randbytes(4096)
     path.write_bytes(b"".join(data))
     info = tree.append(path)
-    assert path.stat().st_size <= size
+    if path.stat().st_size > size:
+        raise CapacityError(f"{blocks} blocks and their tree do not fit {size} bytes")
     return System(info.root_hash, info.hash_offset)
 
 
@@ -71,7 +75,7 @@ def opened(read: Read, size: int) -> System | None:
 
 
 def disk_image(path: Path, version: int, sizes: Sizes = Sizes(), blocks: int = 9) -> Path:
-    """The disk image of a build: both slots the same, fresh slot state."""
+    """The disk image of a build: all slots the same, fresh slot state. The same arguments give the same bytes."""
     system = path.with_suffix(".system")
     described = system_image(system, version, sizes.system, blocks)
     root = described.root_hash
