@@ -87,19 +87,18 @@ def smoke(
         script = change.script if change else None
         command = machine_command(board, built, emulator, folder, Drive(disk), extra=extra, script=script)
         expected = Expected(built.root_hash, chosen, _data_filesystem(board))
-        titles = TITLES if board.boot.uefi is None else UEFI_TITLES
-        watch = _watch(expected, change, wanted, titles)
+        watch = _watch(expected, change, wanted, TITLES if board.boot.uefi is None else UEFI_TITLES)
         console, passed = Console(tuple(wanted.console)), list[StageTime]()
 
         def note(event: Event) -> None:
             name = event.match.name
             if event.match.kind in ("stage", "report") and name not in watch.reached:
-                passed.append(StageTime(name, titles[name], round(event.at, 2)))
+                passed.append(StageTime(name, watch.titles[name], round(event.at, 2)))
                 seen(passed[-1])
 
         verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
     if not verdict.ok:
-        raise _failure(verdict, expected, tamper, console, titles)
+        raise _failure(verdict, expected, tamper, console, watch.titles)
     return SmokeRecord(
         board=board.board,
         slot=expected.slot,

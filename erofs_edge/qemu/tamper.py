@@ -111,7 +111,7 @@ UEFI_TAMPERS = {
     "loader": Tamper("a flipped bit in systemd-boot", "esp", uefi_forge.loader, Stop("slot", "efi-stopped")),
 }
 """of boards with UEFI firmware, which gives the kernel its device tree itself"""
-UEFI_TAMPERS["downgrade"] = replace(UEFI_TAMPERS["downgrade"], stop=Stop("initramfs", "too-old"))
+UEFI_TAMPERS["downgrade"] = replace(UEFI_TAMPERS["downgrade"], stop=Stop("verity", "too-old"))
 
 NOT_BOOTED = {
     "vbmeta": "none of our boot chains reads a vbmeta, so damage to one stops no boot; `erofs-edge verify` checks it",
