@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "product": BASE | {"manifest"},
     "u_boot": BASE | {"manifest", "sources", "toolbox"},
     "vm": BASE | {"tree", "sources", "boot", "toolbox"},
+    "provision": BASE | {"tree", "manifest", "sources", "boot"},
     # use cases
     "build": BASE | FORMATS | {"tree", "codec", "manifest", "u_boot", "vm"},
     "flash": BASE | {"disk", "manifest", "verity", "erofs", "transport"},
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sbom": BASE | {"build", "erofs", "sources"},
     "diff": BASE | {"boot", "disk", "trust", "verity", "erofs"},
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
-    "qemu": BASE | {"build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"},
+    "qemu": BASE | {"provision", "sources", "build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"},
     "doctor": BASE | {"sources", "trust", "codec", "toolbox", "qemu"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
