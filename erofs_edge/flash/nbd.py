@@ -35,24 +35,24 @@ class NbdTarget(PlainTarget):
         return self._connection.sent + self._connection.received
 
     def read(self, offset: int, length: int) -> bytes:
-        with _as_os_error():
+        with as_os_error():
             return self._connection.read(offset, min(length, self._connection.size - offset))
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        with _as_os_error():
+        with as_os_error():
             self._connection.write(offset, data)
         return len(data)
 
     def zero(self, offset: int, length: int) -> None:
-        with _as_os_error():
+        with as_os_error():
             self._connection.zero(offset, length)
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        with _as_os_error():
+        with as_os_error():
             yield from self._connection.data(offset, length)
 
     def flush(self) -> None:
-        with _as_os_error():
+        with as_os_error():
             self._connection.flush()
 
     def finish(self) -> None:
@@ -63,7 +63,7 @@ class NbdTarget(PlainTarget):
 
 
 @contextmanager
-def _as_os_error() -> Iterator[None]:
+def as_os_error() -> Iterator[None]:
     """What a Target raises."""
     try:
         yield

@@ -55,6 +55,17 @@ def _fastboot(address: str, image: Path | None) -> Iterator[Candidate]:
         device.link.close()
 
 
+def _provision(address: str, image: Path | None) -> Iterator[Candidate]:
+    """provision://HOST[:PORT]: a board that runs our provisioning system."""
+    from erofs_edge.flash.provision import open_provisioned
+
+    target = open_provisioned(address)
+    try:
+        yield Candidate(target.identity, lambda _: target)
+    finally:
+        target.close()
+
+
 def _serial(address: str, image: Path | None) -> Iterator[Candidate]:
     """serial:///dev/ttyUSB0?baud=921600&disk=mmc1: a board at its U-Boot prompt."""
     from erofs_edge.flash.serial import open_serial
@@ -73,6 +84,9 @@ SCHEMES: dict[str, Callable[[str, Path | None], Iterator[Candidate]]] = {
     "nbds": _nbd,
     "nbd+unix": _nbd,
     "nbds+unix": _nbd,
+    "provision": _provision,
+    "provision+unix": _provision,
+    "provisions": _provision,
     "serial": _serial,
     "serial+unix": _serial,
 }

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A board that runs the provisioning system as a target: its disk is an NBD export, and it hashes, copies and patches
+by itself, so that the wire carries differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from erofs_edge.errors import DeviceError, ProtocolError
+from erofs_edge.flash.nbd import NbdTarget, as_os_error
+from erofs_edge.flash.target import Ability
+from erofs_edge.transport.nbd import control
+from erofs_edge.transport.nbd.connect import Address, Connection, parse_address
+
+DIGEST = control.DIGEST
+FEW = 4
+"""ranges that are asked for one by one: a process each on the device, where `blocks` is three"""
+
+
+def open_provisioned(address: str) -> ProvisionTarget:
+    """provision://HOST[:PORT]: the disk at PORT, the control export behind it; provisions:// with TLS. In place of the
+    host a folder with the sockets `disk` and `control`: provision+unix:///FOLDER.
+
+    Raises UsageError, DeviceError.
+    """
+    disk, commands = _addresses(address)
+    connection = Connection(disk)
+    try:
+        return ProvisionTarget(connection, Connection(commands))
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _addresses(address: str) -> tuple[Address, Address]:
+    scheme, _, rest = address.partition("://")
+    if scheme == "provision+unix":
+        folder = Path(rest)
+        disk, commands = (parse_address(f"nbd+unix:///?socket={folder / name}") for name in ("disk", "control"))
+        return disk, commands
+    disk = parse_address(f"{'nbds' if scheme == 'provisions' else 'nbd'}://{rest}")
+    return disk, replace(disk, uri=f"{disk.uri} (control)", port=disk.port + 1)
+
+
+class ProvisionTarget(NbdTarget):
+    """Raises OSError as every target, DeviceError where the other side is no provisioning system."""
+
+    def __init__(self, disk: Connection, commands: Connection) -> None:
+        super().__init__(disk)
+        self._control = commands
+        if commands.size != control.SIZE:
+            raise ProtocolError("the second export is no control export", where=commands.address.uri)
+
+    @property
+    def abilities(self) -> Ability:
+        return Ability.READ | Ability.HASH | Ability.COPY | Ability.PATCH | Ability.REBOOT
+
+    @property
+    def hash_name(self) -> str:
+        return "sha256"
+
+    @property
+    def bytes_on_wire(self) -> int:
+        return super().bytes_on_wire + self._control.sent + self._control.received
+
+    def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        found: dict[tuple[int, int], bytes] = {}
+        single: list[tuple[int, int]] = []
+        for size, start, count in runs(ranges):
+            if count < FEW:
+                single += [(start + index * size, size) for index in range(count)]
+                continue
+            self._ask([f"blocks {size} {start} {size * count}"])
+            with as_os_error():
+                raw = self._control.read(*control.leaves(count))
+            for index in range(count):
+                found[start + index * size, size] = raw[index * DIGEST : (index + 1) * DIGEST]
+        for at in range(0, len(single), control.ITEMS_MAX):
+            part = single[at : at + control.ITEMS_MAX]
+            lines = self._ask([f"hash {offset} {length}" for offset, length in part])
+            found |= dict(zip(part, map(_digest, lines), strict=True))
+        return [found[offset, length] for offset, length in ranges]
+
+    def copy(self, source: int, offset: int, length: int) -> None:
+        self._ask([f"copy {source} {offset} {length}"])
+
+    def patch(self, source: int, source_length: int, offset: int, length: int, delta: bytes) -> None:
+        with as_os_error():
+            if len(delta) > control.DELTA_MAX:
+                raise DeviceError(f"a delta of {len(delta)} bytes is too large")
+            self._control.write(control.DELTAS, delta)
+        self._ask([f"patch {source} {source_length} {offset} {length} {len(delta)}"])
+
+    def flush(self) -> None:
+        super().flush()
+        self._ask(["medium"])
+
+    def reboot(self) -> None:
+        self._last("reboot")
+
+    def power_off(self) -> None:
+        """The board is off, or about to be."""
+        self._last("poweroff")
+
+    def _last(self, item: str) -> None:
+        """What ends the other side, which may be faster than its answer."""
+        with suppress(OSError):
+            self._ask([item])
+
+    def close(self) -> None:
+        self._control.close()
+        super().close()
+
+    def _ask(self, items: Sequence[str]) -> list[str]:
+        with as_os_error():
+            self._control.write(0, control.request(items))
+            self._control.flush()
+            return control.answers(self._control.read(control.ANSWERS, control.answer_bytes(items)), items)
+
+
+def runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """(size, start, count) of ranges that follow each other and have one size that `blocks` takes; any other range is
+    a run of one. No run is longer than a request may be."""
+    found: list[tuple[int, int, int]] = []
+    for offset, length in ranges:
+        if found and length in control.BLOCKS:
+            size, start, count = found[-1]
+            if size == length and start + size * count == offset and size * (count + 1) <= control.SPAN_MAX:
+                found[-1] = (size, start, count + 1)
+                continue
+        found.append((length, offset, 1))
+    return found
+
+
+def _digest(line: str) -> bytes:
+    """What makes no sense proves nothing: it equals no digest."""
+    try:
+        raw = bytes.fromhex(line)
+    except ValueError:
+        return b""
+    return raw if len(raw) == DIGEST else b""

@@ -1,0 +1,15 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# The control export, as nbdkit's sh plugin calls it: see transport/nbd/control.py for the layout. A request that was
+# written is carried out by a flush; its answers are read then.
+export PATH=/bin
+control=/run/control
+case $1 in
+    get_size) echo 1073741824 ;;
+    thread_model) echo serialize_all_requests ;;
+    can_write | can_flush) exit 0 ;;
+    pread) exec dd if=$control bs=1M iflag=skip_bytes,count_bytes,fullblock skip="$4" count="$3" 2> /dev/null ;;
+    pwrite) exec dd of=$control bs=1M iflag=fullblock oflag=seek_bytes seek="$4" conv=notrunc 2> /dev/null ;;
+    flush) exec /bin/work ;;
+    *) exit 2 ;;
+esac

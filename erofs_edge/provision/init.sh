@@ -1,0 +1,48 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# First process of the provisioning system: network, then the board's disk on NBD's port and its control export on the
+# port behind. Arguments of the kernel: edge.disk=NAME (default: the first disk), edge.ip=ADDRESS/BITS (default: DHCP).
+export PATH=/bin
+fail() { echo "erofs-edge: provisioning failed: $1"; sync; sleep 2; poweroff -f; }
+
+mount -t proc proc /proc && mount -t sysfs sysfs /sys && mount -t devtmpfs dev /dev || fail "no /dev"
+mkdir -p /run /dev/shm && mount -t tmpfs -o size=90% tmpfs /run
+for module in /modules/*.ko; do insmod "$module" || echo "erofs-edge: $module does not load"; done
+
+disk='' address=''
+read -r arguments < /proc/cmdline
+for argument in $arguments; do
+    case $argument in
+        edge.disk=*) disk=/dev/${argument#*=} ;;
+        edge.ip=*) address=${argument#*=} ;;
+    esac
+done
+turns=0
+until [ -b "${disk:-/none}" ]; do
+    for name in vda mmcblk0 sda nvme0n1; do [ -n "$disk" ] || [ ! -b "/dev/$name" ] || disk=/dev/$name; done
+    turns=$((turns + 1))
+    [ $turns -lt 100 ] || fail "no disk ${disk:-of any kind}"
+    sleep 0.1
+done
+ip link set lo up
+link=''
+for path in /sys/class/net/*; do [ "${path##*/}" = lo ] || link=${path##*/}; done
+[ -n "$link" ] || fail "no network interface"
+ip link set "$link" up
+if [ -n "$address" ]; then ip addr add "$address" dev "$link"; else udhcpc -n -q -i "$link" -s /bin/leased || fail "no DHCP"; fi
+
+echo "$disk" > /run/disk
+blockdev --getsize64 "$disk" > /run/size
+dd if=/dev/null of=/run/control bs=1 seek=1G 2> /dev/null
+nbdkit -f -p 10810 --no-fork -t 1 sh /bin/control &
+nbdkit -f -p 10809 -t 8 file "$disk" &
+turns=0
+listening() { cat /proc/net/tcp /proc/net/tcp6 | grep -q ":$1 0*:0000 0A"; }
+until listening 2A39 && listening 2A3A; do # the two ports
+    turns=$((turns + 1))
+    [ $turns -lt 200 ] || fail "the exports do not start"
+    sleep 0.05
+done
+echo "erofs-edge: provisioning ready: $disk, $(cat /run/size) bytes, on $(ip -4 -o addr show "$link" | tr -s ' ' | cut -d' ' -f4)"
+wait
+fail "the exports ended"

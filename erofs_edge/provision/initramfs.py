@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The provisioning initramfs: busybox, nbdkit, zstd, modules for a board's storage and network, and what starts them.
+
+Its packages are pinned by a lock of its own beside this file; the kernel is the board's.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.boot.assemble import STORAGE_MODULES, vmlinuz
+from erofs_edge.boot.cpio import write_cpio
+from erofs_edge.boot.initramfs import add_program, compress
+from erofs_edge.boot.modules import KernelModules
+from erofs_edge.errors import SourceError
+from erofs_edge.manifest.load import load_system
+from erofs_edge.manifest.lockfile import load_lock, lock_path
+from erofs_edge.manifest.model import Board, Lock
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.sources.debian.fetch import fetch
+from erofs_edge.sources.debian.mirror import host_mirror
+from erofs_edge.tree import BytesContent, FileTree, Inode
+
+FOLDER = Path(__file__).parent
+MANIFEST = FOLDER / "provisioning.yaml"
+PROGRAMS = ("usr/bin/busybox", "usr/bin/zstd", "usr/bin/nbdkit", "usr/sbin/veritysetup")
+PLUGINS = ("file", "sh")
+APPLETS = (
+    "blockdev", "cat", "cut", "dd", "grep", "insmod", "ip", "mkdir", "mount", "poweroff", "reboot", "rm", "sh",
+    "sha256sum", "sleep", "stat", "sync", "tr", "udhcpc",
+)  # fmt: skip
+SCRIPTS = {"init": "init.sh", "bin/control": "control.sh", "bin/work": "work.sh", "bin/leased": "leased.sh"}
+NETWORK = ("virtio_net",)
+NETWORK_PATH = "drivers/net/"
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioning:
+    """A kernel (an arm64 Image) and its initramfs."""
+
+    kernel: bytes
+    initramfs: bytes
+
+
+def build_provisioning(board: Board, board_lock: Lock, cache: Cache) -> Provisioning:
+    """For one board: the same lock files give the same bytes.
+
+    Raises as `fetch` does, SourceError where a package lacks a program or a module.
+    """
+    load_system(MANIFEST)  # a lock without its manifest would be of nobody knows what
+    lock = load_lock(lock_path(MANIFEST))
+    debs = fetch(lock.packages["system"], host_mirror, cache)
+    (kernel_deb,) = fetch(board_lock.packages["kernel"], host_mirror, cache).values()
+    kernel = read_deb(kernel_deb, cache).data
+    epoch = max(lock.date, board_lock.date)
+    return Provisioning(
+        vmlinuz(kernel, KernelModules(kernel).version), _initramfs(board, KernelModules(kernel), debs, cache, epoch)
+    )
+
+
+def _initramfs(board: Board, kernel: KernelModules, debs: Mapping[str, Path], cache: Cache, epoch: int) -> bytes:
+    programs = FileTree()
+    for name in sorted(debs):
+        programs.merge(read_deb(debs[name], cache).data)
+    tree = FileTree()
+    for folder in ("bin", "dev", "modules", "proc", "run", "sys", "tmp", "usr/lib"):
+        tree.directory(folder)
+    tree.add("lib", Inode(stat.S_IFLNK | 0o777, target=b"usr/lib"))
+    tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
+    for place, name in SCRIPTS.items():
+        tree.add(place, _file((FOLDER / name).read_bytes()))
+    for path in PROGRAMS:
+        add_program(tree, programs, path)
+    for applet in APPLETS:
+        tree.add(f"bin/{applet}", Inode(stat.S_IFLNK | 0o777, target=b"busybox"))
+    for plugin in PLUGINS:
+        tree.add(*_plugin(programs, plugin))
+    for index, module in enumerate(kernel.closure(_modules(board, kernel))):
+        tree.add(f"modules/{index:03}-{module.name}.ko", _file(module.data))
+    return compress(write_cpio(tree, epoch=epoch))
+
+
+def _modules(board: Board, kernel: KernelModules) -> list[str]:
+    """Storage, and every network driver that the board's system has."""
+    of_system = kernel.select(board.boot.system_modules)
+    network = [name for name in of_system if f"kernel/{NETWORK_PATH}" in kernel.paths[name]]
+    return kernel.select([*STORAGE_MODULES[board.boot.storage], *board.boot.modules, *network, *NETWORK])
+
+
+def _plugin(programs: FileTree, name: str) -> tuple[str, Inode]:
+    place = f"usr/lib/aarch64-linux-gnu/nbdkit/plugins/nbdkit-{name}-plugin.so"
+    inode = programs.get(place, follow=True)
+    if inode is None or not inode.is_file:
+        raise SourceError(f"nbdkit has no plugin '{name}'", where=place)
+    return place, _file(inode.read())
+
+
+def _file(data: bytes) -> Inode:
+    return Inode(stat.S_IFREG | 0o755, content=BytesContent(data))

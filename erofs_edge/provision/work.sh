@@ -1,0 +1,56 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Carries out the request of the control export: a line each, an answer each, '.' at the end of both.
+export PATH=/bin
+control=/run/control answers=33554432 deltas=67108864 trees=536870912
+disk=$(cat /run/disk) size=$(cat /run/size)
+
+# bytes of a file or the disk: FILE OFFSET LENGTH
+cut_out() { dd if="$1" bs=1M iflag=skip_bytes,count_bytes,fullblock skip="$2" count="$3" 2> /dev/null; }
+put() { dd of="$disk" bs=1M iflag=fullblock oflag=seek_bytes seek="$1" conv=notrunc,fsync 2> /run/said; }
+inside() { [ "$1" -ge 0 ] && [ "$2" -ge 0 ] && [ $(($1 + $2)) -le "$size" ]; }
+
+one() {
+    case $1 in
+        hash) # OFFSET LENGTH
+            inside "$2" "$3" || { echo "error outside"; return; }
+            sum=$(cut_out "$disk" "$2" "$3" | sha256sum) && echo "${sum%% *}" ;;
+        blocks) # SIZE OFFSET LENGTH: a hash tree without salt or superblock is a list of digests
+            inside "$3" "$4" || { echo "error outside"; return; }
+            rm -f /run/tree
+            if cut_out "$disk" "$3" "$4" > /run/data && veritysetup format --no-superblock --salt=- --hash=sha256 \
+                --data-block-size="$2" --hash-block-size=4096 /run/data /run/tree > /run/said 2>&1 \
+                && dd if=/run/tree of=$control bs=1M oflag=seek_bytes seek=$trees conv=notrunc 2> /dev/null; then
+                echo ok
+            else
+                echo "error memory"
+            fi
+            rm -f /run/data /run/tree ;;
+        copy) # SOURCE OFFSET LENGTH
+            inside "$2" "$4" && inside "$3" "$4" || { echo "error outside"; return; }
+            cut_out "$disk" "$2" "$4" | put "$3" && echo ok || echo "error copy" ;;
+        patch) # SOURCE LENGTH OFFSET LENGTH DELTA-LENGTH
+            inside "$2" "$3" && inside "$4" "$5" || { echo "error outside"; return; }
+            cut_out "$disk" "$2" "$3" > /run/reference && cut_out $control $deltas "$6" > /run/delta || { echo "error memory"; return; }
+            if zstd -q -d -c --long=31 -M2048 --patch-from=/run/reference /run/delta > /run/patched 2> /run/said \
+                && [ "$(stat -c %s /run/patched)" = "$5" ]; then
+                put "$4" < /run/patched && echo ok || echo "error write"
+            else
+                echo "error delta"
+            fi
+            rm -f /run/reference /run/delta /run/patched ;;
+        medium) # what is read from now on comes from the medium
+            sync && echo 1 > /proc/sys/vm/drop_caches && echo ok ;;
+        reboot) echo ok; (sleep 1; sync; reboot -f) > /dev/null 2>&1 & ;;
+        poweroff) echo ok; (sleep 1; sync; poweroff -f) > /dev/null 2>&1 & ;;
+        *) echo "error unknown" ;;
+    esac
+}
+
+while read -r line; do
+    [ "$line" != . ] || break
+    # shellcheck disable=SC2086  # words of numbers
+    one $line
+done < $control > /run/answers
+echo . >> /run/answers
+dd if=/run/answers of=$control bs=1M oflag=seek_bytes seek=$answers conv=notrunc 2> /dev/null

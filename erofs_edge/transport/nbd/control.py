@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host asks of the provisioning system besides reading and writing, as bytes of its control export.
+
+The control export is a second NBD export. A request is text at its start, a line for each item and '.' at the end; a
+flush carries it out; the answers are text at ANSWERS, a line for each item and '.' again. Deltas are put at DELTAS
+first. So everything goes through one protocol, and TLS covers it where the exports have it. The other side is
+provision/work.sh.
+
+    hash OFFSET LENGTH                        → sha256 in hexadecimal
+    blocks SIZE OFFSET LENGTH                 → ok: sha256 of each SIZE bytes, as leaves of a tree at TREES
+    copy SOURCE OFFSET LENGTH                 → ok
+    patch SOURCE LENGTH OFFSET LENGTH DELTA   → ok: a zstd frame of DELTA bytes with the source as its dictionary
+    medium                                    → ok: later reads come from the medium and not from memory
+    reboot, poweroff                          → ok
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from erofs_edge.errors import DeviceError, ProtocolError
+
+SIZE = 1 << 30
+ANSWERS, DELTAS, TREES = 32 << 20, 64 << 20, 512 << 20  # bytes
+DELTA_MAX = TREES - DELTAS
+BLOCKS = (4096, 65536)
+"""sizes that `blocks` is asked for, bytes: powers of two, veritysetup takes 512 to 512 KiB"""
+TREE_BLOCK, DIGEST = 4096, 32  # bytes
+SPAN_MAX = 64 << 20  # bytes of a `blocks` request: they are in the device's memory for a moment
+REQUEST_MAX = ANSWERS
+ANSWER_LINE = 80
+"""bytes of an answer at most, its end included"""
+ITEMS_MAX = 20_000  # of one request
+
+
+def request(items: Sequence[str]) -> bytes:
+    """The bytes that ask for all items, for offset 0."""
+    if not 0 < len(items) <= ITEMS_MAX or any("\n" in item or item == "." for item in items):
+        raise ValueError("items of a request are lines")
+    return "".join(f"{item}\n" for item in [*items, "."]).encode("ascii")
+
+
+def answers(raw: bytes, items: Sequence[str]) -> list[str]:
+    """The answers that stand at ANSWERS; `raw` is what was read there, of any length that holds them.
+
+    Raises DeviceError where the other side says so, ProtocolError where the answers do not fit the request.
+    """
+    text, end, _ = raw.partition(b"\n.\n")
+    lines = text.decode("ascii", "replace").split("\n")
+    if not end or len(lines) != len(items):
+        raise ProtocolError(f"{len(lines)} answers to {len(items)} requests")
+    for item, line in zip(items, lines, strict=True):
+        if line.startswith("error"):
+            raise DeviceError(f"the provisioning system cannot {item.split()[0]}: {line[6:] or 'no reason'}")
+    return lines
+
+
+def answer_bytes(items: Sequence[str]) -> int:
+    """How much has to be read at ANSWERS."""
+    return ANSWER_LINE * len(items) + 2
+
+
+def leaves(count: int) -> tuple[int, int]:
+    """Where the digests of `count` blocks, two at least, are in the export: offset and length in bytes.
+
+    The tree has its levels from the top down, each in whole blocks (kernel, admin-guide/device-mapper/verity.rst).
+    """
+    if count < 2:
+        raise ValueError("a tree of one block has no leaves")
+    level, above = -(-count * DIGEST // TREE_BLOCK), 0
+    upper = level
+    while upper > 1:
+        upper = -(-upper * DIGEST // TREE_BLOCK)
+        above += upper
+    return TREES + above * TREE_BLOCK, count * DIGEST
