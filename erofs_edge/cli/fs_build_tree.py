@@ -55,19 +55,22 @@ def changed(
     hard_dereference: bool,
 ) -> FileTree:
     """The tree as the options say, changed in place: left out first, labelled last."""
-    from erofs_edge.sources import file_contexts as contexts
-    from erofs_edge.sources import fs_config, rewrite
+    from erofs_edge.sources import rewrite
 
     if exclude_path or exclude_regex:
         rewrite.exclude(tree, map(os.fsencode, exclude_path), exclude_regex)
     if hard_dereference:
         rewrite.split_hard_links(tree)
     if fs_config_file is not None:
+        from erofs_edge.sources import fs_config
+
         config = fs_config.read_fs_config(fs_config_file)
         fs_config.apply_fs_config(tree, config, mount_point, str(fs_config_file))
     owners: dict[str, Any] = {"uid": force_uid, "gid": force_gid, "uid_offset": uid_offset, "gid_offset": gid_offset}
     if force_uid is not None or force_gid is not None or uid_offset or gid_offset:
         rewrite.set_owners(tree, **owners)
     if file_contexts is not None:
+        from erofs_edge.sources import file_contexts as contexts
+
         contexts.apply_file_contexts(tree, contexts.read_file_contexts(file_contexts), mount_point)
     return tree

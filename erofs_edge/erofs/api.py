@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from erofs_edge.erofs.ahead import HeadStart
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.write import ErofsInfo, write_image
@@ -38,5 +39,8 @@ def build(source: FileTree | str | os.PathLike[str], out: str | os.PathLike[str]
     unknown = sorted(options.keys() - known)
     if unknown:
         raise UsageError(f"unknown options: {', '.join(unknown)}", hint=f"known are {', '.join(sorted(known))}")
-    tree = source if isinstance(source, FileTree) else scan(Path(source))
-    return write_image(tree, Path(out), WriteOptions(**options))
+    chosen = WriteOptions(**options)
+    if isinstance(source, FileTree):
+        return write_image(source, Path(out), chosen)
+    with HeadStart(chosen) as ahead:
+        return write_image(scan(Path(source), ahead.offer), Path(out), replace(chosen, ahead=ahead))

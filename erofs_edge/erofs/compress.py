@@ -83,6 +83,17 @@ class Tails(Enum):
     ALL = " all"
 
 
+TAILS = {
+    ("none", False): Tails.BLOCK,
+    ("none", True): Tails.INLINE,
+    ("tails", False): Tails.FRAGMENT,
+    ("tails", True): Tails.FRAGMENT,  # then only the packed inode's own tail is inline
+    ("all", False): Tails.ALL,
+    ("all", True): Tails.ALL,
+}
+"""(WriteOptions.fragments, .ztailpacking) → what becomes of the ends of files"""
+
+
 class Segment(NamedTuple):
     """A compressed piece of a file: its extents, and for each a chunk, whole blocks unless it is raw.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from erofs_edge.codec.registry import dictionary_for, find_codec
 from erofs_edge.erofs.attributes import AttributeRules
@@ -22,9 +23,18 @@ from erofs_edge.errors import UsageError
 PACKED_FACTOR = 4  # of the pcluster size: what makes the packed inode smaller than mkfs.erofs's by 0.4 %
 
 
+class Ahead(Protocol):
+    """What the writer uses of an ahead.HeadStart: its threads, and what became of a pipeline.Piece, if it has that."""
+
+    @property
+    def pool(self) -> ThreadPoolExecutor: ...
+
+    def take(self, piece: Any) -> Any: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteOptions:
-    """How an image is written. `jobs`, `cache`, `meter` and `progress` never change a byte of it.
+    """How an image is written. `jobs`, `cache`, `ahead`, `meter` and `progress` never change a byte.
 
     block_size    bytes, a power of two from 512 to 64K; kernels read those up to their page size
     compression   'none', 'lz4', 'lz4hc', 'zstd', 'deflate' or 'lzma'; needs Linux 6.10, 6.6 and 5.16 from zstd on
@@ -66,6 +76,7 @@ class WriteOptions:
     kernel        refuse what this kernel cannot mount
     jobs          threads that read and compress; None: one more than there are processors
     cache         compressed data of earlier builds
+    ahead         files of the tree that are being compressed already, under the same options
     meter         measures what the codecs take
     progress      called with (done, total) bytes of content
     """
@@ -102,6 +113,7 @@ class WriteOptions:
     kernel: Kernel | None = None
     jobs: int | None = None
     cache: CompressionCache | None = None
+    ahead: Ahead | None = None
     meter: Meter | None = None
     progress: Callable[[int, int], None] | None = None
 

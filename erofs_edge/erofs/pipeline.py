@@ -33,6 +33,7 @@ from erofs_edge.erofs.compress import (
 from erofs_edge.erofs.contents import PIECE, digest, read_piece
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.meter import Meter
+from erofs_edge.erofs.options import Ahead
 from erofs_edge.erofs.plan import Node, is_tiny
 from erofs_edge.erofs.repeats import Key
 from erofs_edge.erofs.sharing import Shares
@@ -83,7 +84,7 @@ class Stored(NamedTuple):
     dense: bool = False
 
 
-class _Worker(threading.local):
+class Worker(threading.local):
     """A thread's cutters, by the identity of their rules: comparing all values takes longer than small files do."""
 
     def __init__(self, meter: Meter | None) -> None:
@@ -126,14 +127,16 @@ def store(
     special: Mapping[Node, CutRules | None] = MappingProxyType({}),
     beside: int = 0,
     shares: Shares | None = None,
+    ahead: Ahead | None = None,
     meter: Meter | None = None,
 ) -> Iterator[Stored]:
     """Every piece, in order. Without rules nothing is compressed but the files that have `special` ones.
 
     `beside` is what a block has for an inode and its data, 0 if they are kept apart. With `shares` pieces may wait for
-    earlier ones: they must be started in order. `meter` measures the codecs.
+    earlier ones: they must be started in order. What `ahead` has started is taken from there. `meter` measures the
+    codecs.
     """
-    local = _Worker(meter)
+    local = Worker(meter)
 
     def work(batch: list[Piece]) -> list[Stored]:
         return [store_one(piece) for piece in batch]
@@ -143,10 +146,13 @@ def store(
         # a file that is not to be compressed does not end in the packed inode either
         cutter = local.cutter(own) if own else None
         if shares is None or not shares.touches(piece.key):
-            return _store_piece(piece, cutter, cache, block_size, tails if own else Tails.BLOCK, beside)
+            started: Stored | None = ahead.take(piece) if ahead is not None and piece.twin is None else None
+            if started is not None:
+                return started
+            return store_piece(piece, cutter, cache, block_size, tails if own else Tails.BLOCK, beside)
         compressed = False
         try:
-            stored = _store_piece(piece, cutter, cache, block_size, tails if own else Tails.BLOCK, beside, shares)
+            stored = store_piece(piece, cutter, cache, block_size, tails if own else Tails.BLOCK, beside, shares)
             compressed = stored.segment is not None
         finally:
             shares.finish(piece.key, compressed=compressed)
@@ -194,7 +200,7 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[tuple[int, list[Piece]]]:
         yield size, batch
 
 
-def _store_piece(
+def store_piece(
     piece: Piece,
     cutter: Cutter | None,
     cache: CompressionCache | None,
@@ -203,6 +209,8 @@ def _store_piece(
     beside: int,
     shares: Shares | None = None,
 ) -> Stored:
+    """What becomes of one piece. `cutter` is None for what is not to be compressed; `shares` only of pieces that have
+    to do with others. Raises SourceError where it cannot be read."""
     if piece.twin:
         return Stored(piece, None, None)
     if cutter is not None and tails in (Tails.FRAGMENT, Tails.ALL) and not is_tiny(piece.node, beside):

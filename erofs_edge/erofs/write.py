@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from erofs_edge.erofs.chunks import ChunkStore, finish_device
 from erofs_edge.erofs.codings import Codings, choose_codings
-from erofs_edge.erofs.compress import Tails
+from erofs_edge.erofs.compress import TAILS, Tails
 from erofs_edge.erofs.encode import write_nodes
 from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.gate import check_kernel, minimum_kernel, superblock_features
@@ -64,16 +64,6 @@ KINDS = {
     stat.S_IFIFO: "fifos",
     stat.S_IFSOCK: "sockets",
 }
-
-TAILS = {
-    ("none", False): Tails.BLOCK,
-    ("none", True): Tails.INLINE,
-    ("tails", False): Tails.FRAGMENT,
-    ("tails", True): Tails.FRAGMENT,  # then only the packed inode's own tail is inline
-    ("all", False): Tails.ALL,
-    ("all", True): Tails.ALL,
-}
-"""(WriteOptions.fragments, .ztailpacking) → what becomes of the ends of files"""
 
 
 def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
@@ -246,7 +236,7 @@ def _store_contents(
     tails = TAILS[options.fragments, options.ztailpacking]
     beside = options.block_size if options.inline_tails else 0
     done, total = 0, sum(node.size for node in plan.files)
-    pool = ThreadPoolExecutor(options.workers, thread_name_prefix="erofs")
+    pool = options.ahead.pool if options.ahead else ThreadPoolExecutor(options.workers, thread_name_prefix="erofs")
     how = partial(store, pool=pool, special=codings.special, block_size=options.block_size)
     run = partial(how, cache=options.cache, meter=options.meter)
     try:
@@ -265,7 +255,7 @@ def _store_contents(
         shares = Shares(repeats, options.block_size) if repeats.numbers else None
         files = FileStore(sink, codings, options, twins.values(), chunks, repeats)
         pieces = pieces_of(plan.files, twins, tails=tails)
-        stream = run(pieces, rules=rules, tails=tails, beside=beside, shares=shares)
+        stream = run(pieces, rules=rules, tails=tails, beside=beside, shares=shares, ahead=options.ahead)
         for stored in _after(plan.hot, stream, partial(_end_hot, plan.hot, files, after_hot)):
             files.take(stored)
             done += stored.piece.length - (stored.segment.fragment if stored.segment else 0)

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from erofs_edge.errors import SourceError
-from erofs_edge.tree import FileContent, FileTree, Inode
+from erofs_edge.tree import Content, FileContent, FileTree, Inode
 
 _NO_XATTRS = (95, 61)  # ENOTSUP, ENODATA
 
 
-def scan(path: Path) -> FileTree:
+def scan(path: Path, found: Callable[[Content], None] | None = None) -> FileTree:
     """A directory with the host's metadata: mode, owner, ns mtime, device numbers, extended attributes (ACLs and
-    capabilities are such), hard links. Mount points are crossed.
+    capabilities are such), hard links. Mount points are crossed. `found` is called with the content of each name
+    of a file, as soon as it is met.
 
     Raises SourceError where something cannot be read or changes meanwhile.
     """
@@ -43,6 +44,8 @@ def scan(path: Path) -> FileTree:
                     parent.children[os.fsencode(entry.name)] = inode
                     if inode.is_dir:
                         stack.append((entry.path, inode))
+                    elif found is not None and inode.content is not None:
+                        found(inode.content)
     except OSError as error:
         raise SourceError(f"cannot read: {error.strerror}", where=os.fspath(error.filename or root)) from error
     return tree

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A head start: large files are compressed while the rest of a tree is still being looked for.
+
+Finding fourteen thousand files and planning their inodes keeps one processor busy for a few tenths of a second, and the
+others have nothing to do meanwhile. What a piece of a file becomes depends on its bytes and the options alone, so it
+may be made before anybody knows where it will stand. How far the head start gets changes no byte of the image.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from erofs_edge.erofs.codings import choose_codings
+from erofs_edge.erofs.compress import TAILS, Tails
+from erofs_edge.erofs.pipeline import Piece, Stored, Worker, pieces_of, store_piece
+from erofs_edge.erofs.plan import Node, Plan
+from erofs_edge.errors import SourceError
+from erofs_edge.tree import Content, FileContent, Inode
+
+if TYPE_CHECKING:
+    from erofs_edge.erofs.options import WriteOptions
+
+LARGE = 256 << 10  # bytes: smaller files are not worth a task of their own
+SLOW_MOST, FAST_MOST = 32 << 20, 96 << 20  # bytes that are started; a codec without levels gets through more
+
+
+class HeadStart:
+    """Starts on the files that it is offered, with the threads that go on with everything else then.
+
+    Only what is certain is started: with rules by path, or where everything goes to the packed inode, nothing is.
+    Raises UsageError as `choose_codings`.
+    """
+
+    def __init__(self, options: WriteOptions) -> None:
+        self.pool = ThreadPoolExecutor(options.workers, thread_name_prefix="erofs")
+        rules = choose_codings(Plan([], 0, 0, Counter()), options).default
+        self._rules = None if options.rules else rules
+        self._tails = TAILS[options.fragments, options.ztailpacking]
+        self._options = options
+        self._local = Worker(options.meter)
+        self._left = SLOW_MOST if rules is not None and rules.level is not None else FAST_MOST
+        if self._tails is Tails.ALL:
+            self._rules = None
+        self._sizes: set[int] = set()
+        self._started: dict[int, tuple[Content, dict[int, Future[Stored]]]] = {}
+
+    def __enter__(self) -> HeadStart:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def offer(self, content: Content) -> None:
+        """A file of the host has this content. One that has the size of another is left: it may be equal to it."""
+        size = content.size
+        if self._rules is None or not LARGE <= size <= self._left or size in self._sizes:
+            return
+        if not isinstance(content, FileContent) or content.start:
+            return
+        self._sizes.add(size)
+        self._left -= size
+        node = Node(Inode(stat.S_IFREG, content=content), os.fsencode(content.path), 0, None, size=size)
+        futures = {piece.offset: self.pool.submit(self._store, piece) for piece in pieces_of([node], {})}
+        self._started[id(content)] = content, futures  # the object is kept, so that no other gets its identity
+
+    def take(self, piece: Piece) -> Stored | None:
+        """What became of a piece, if it was started; waits for it. None also where that failed: then it is to be tried
+        again, so that whoever asks meets the error."""
+        started = self._started.get(id(piece.node.inode.content))
+        future = started[1].pop(piece.offset, None) if started is not None else None
+        if future is None:
+            return None
+        try:
+            return future.result()._replace(piece=piece)
+        except SourceError:
+            return None
+
+    def _store(self, piece: Piece) -> Stored:
+        options = self._options
+        assert self._rules is not None  # noqa: S101 - nothing is started without
+        beside = options.block_size if options.inline_tails else 0
+        cutter = self._local.cutter(self._rules)
+        return store_piece(piece, cutter, options.cache, options.block_size, self._tails, beside)
