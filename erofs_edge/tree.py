@@ -8,6 +8,7 @@ Hard links are one `Inode` object under several names.
 
 from __future__ import annotations
 
+import bisect
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -71,6 +72,33 @@ class FileContent:
         if len(data) != length:
             raise SourceError("file changed while it was being read", where=str(self.path))
         return data
+
+
+@dataclass(frozen=True, slots=True)
+class SparseContent:
+    """A file of `size` bytes whose `extents` (offset, length) are stored one behind the other; zeros between."""
+
+    stored: FileContent
+    size: int
+    extents: tuple[tuple[int, int], ...]
+    starts: tuple[int, ...]
+    """of each extent in what is stored, bytes"""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Raises SourceError like FileContent.read."""
+        end = min(offset + max(0, length), self.size)
+        pieces: list[bytes] = []
+        at = offset
+        first = bisect.bisect_right(self.extents, (offset, self.size + 1)) - 1
+        for (begin, span), start in zip(self.extents[max(0, first) :], self.starts[max(0, first) :], strict=True):
+            if begin >= end:
+                break
+            low, high = max(begin, at), min(begin + span, end)
+            if low < high:
+                pieces += [bytes(low - at), self.stored.read(start + low - begin, high - low)]
+                at = high
+        pieces.append(bytes(max(0, end - at)))
+        return b"".join(pieces)
 
 
 @dataclass(slots=True, eq=False)

@@ -14,6 +14,7 @@ import click
 
 from erofs_edge.cli.fs_build_auto import choice_record, choice_rows, choose_automatically
 from erofs_edge.cli.fs_build_compression import parse_algorithms, read_hints
+from erofs_edge.cli.fs_build_layers import TAR_BLOCK, layer_options, layer_rows, source_tree
 from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_text, table
 from erofs_edge.errors import UsageError
@@ -44,7 +45,9 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
 
 @click.command()
-@click.argument("source", metavar="SRC", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "source", metavar="[SRC]", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 @click.option("-o", "output", metavar="IMG", required=True, type=click.Path(path_type=Path), help="The image to write.")
 @click.option(
     "-z", "compression", metavar="NAME[,LEVEL]", default="none", show_default=True,
@@ -62,7 +65,7 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 @click.option(
     "-C", "pcluster", metavar="SIZE", help="Bytes of a compressed cluster, as 65536 or 64K (default: a block)."
 )
-@click.option("-b", "block_size", metavar="SIZE", default="4096", show_default=True, help="Bytes of a block.")
+@click.option("-b", "block_size", metavar="SIZE", help="Bytes of a block (default: 4096; 512 with --tar-index).")
 @click.option("-T", "epoch", type=click.IntRange(0), metavar="SECONDS", help="Set every time to this.")
 @click.option("--mkfs-time", is_flag=True, help="-T is the image's own time only; files keep theirs.")
 @click.option("--ignore-mtime", is_flag=True, help="All files have the image's own time (-T, SOURCE_DATE_EPOCH).")
@@ -74,7 +77,7 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
     help="Attributes of more files than this are shared; negative: none are stored.",
 )  # fmt: skip
 @click.option("--chunksize", metavar="SIZE", help="Chunks of files that are not compressed; equal ones are shared.")
-@click.option("--blobdev", type=click.Path(path_type=Path), metavar="FILE", help="Chunks go here (5.16).")
+@layer_options
 @click.option("--xattr-prefix", multiple=True, metavar="PREFIX", help="A long prefix of attributes' names (6.4).")
 @click.option(
     "--baseline", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="OLD",
@@ -96,7 +99,7 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 @json_option
 def build(
     *,
-    source: Path,
+    source: Path | None,
     output: Path,
     no_cache: bool,
     stats: bool,
@@ -114,7 +117,6 @@ def build(
     from erofs_edge.erofs.meter import Meter
     from erofs_edge.erofs.write import write_image
     from erofs_edge.sources.cache import cache_root
-    from erofs_edge.sources.directory import scan
 
     tree = {name: given.pop(name) for name in TREE_NAMES}
     automatic = given["compression"] == "auto"
@@ -128,7 +130,7 @@ def build(
     with Progress(f"writing {output.name}") as progress:
         try:
             options = replace(options, cache=cache, meter=meter, progress=progress)
-            content = changed(scan(source), **tree)
+            content = changed(source_tree(source, options.archives), **tree)
             choice = None
             if automatic:
                 choice = choose_automatically(content, options, output, time_budget, pcluster=given["pcluster"])
@@ -138,7 +140,7 @@ def build(
             if cache is not None:
                 cache.close()
     if info.unmatched:
-        note(f"warning: {info.unmatched} of the profile's paths do not exist in {source}")
+        note(f"warning: {info.unmatched} of the profile's paths do not exist in {source or 'the archives'}")
     if cache is not None and cache.problem is not None:
         note(f"the compression cache could not be used: {cache.problem}")
     spent = _time_spent(time.perf_counter() - start, meter, options) if meter is not None else None
@@ -180,7 +182,7 @@ def _options(
     compression: str,
     compress_hints: Path | None,
     pcluster: str | None,
-    block_size: str,
+    block_size: str | None,
     epoch: int | None,
     mkfs_time: bool,
     ignore_mtime: bool,
@@ -189,6 +191,9 @@ def _options(
     extended: tuple[str, ...],
     chunksize: str | None,
     blobdev: Path | None,
+    bases: tuple[Path, ...],
+    base_devices: tuple[Path, ...],
+    archives: tuple[Path, ...],
     baseline: Path | None,
     compact: bool,
     profile: Path | None,
@@ -207,18 +212,22 @@ def _options(
             raise UsageError("-z auto chooses for all files, hints for single ones", hint="use one of them")
         compression = "lz4"  # until it is chosen
     algorithms = parse_algorithms(compression)
-    rules = read_hints(compress_hints, algorithms, _size("-b", block_size)) if compress_hints is not None else ()
+    block = _size("-b", block_size or (TAR_BLOCK if archives else "4096"))
+    rules = read_hints(compress_hints, algorithms, block) if compress_hints is not None else ()
     return WriteOptions(
         compression=algorithms[0].name,
         level=algorithms[0].level,
         dictionary=algorithms[0].dictionary,
         rules=rules,
         pcluster=_size("-C", pcluster) if pcluster is not None else None,
-        block_size=_size("-b", block_size),
+        block_size=block,
         uuid=_uuid(uuid),
         volume_name=os.fsencode(volume_name),
         chunk_size=_size("--chunksize", chunksize) if chunksize is not None else None,
         blob=blobdev,
+        bases=bases,
+        base_devices=base_devices,
+        archives=archives,
         baseline=baseline,
         compact=compact,
         profile=read_profile(profile) if profile is not None else (),
@@ -315,6 +324,7 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         rows.append(("profile", f"{_share(info.hot_blocks, info)} at the front"))
     if info.placed_anew is not None:
         rows.append(("placed anew", f"everything from block {info.placed_anew} on, so that fewer blocks are free"))
+    rows += layer_rows(info)
     if not stats:
         return rows
     return [

@@ -12,6 +12,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 
+from erofs_edge.erofs.identity import content_digest
 from erofs_edge.erofs.ondisk import (
     CHUNK_48BIT,
     CHUNK_INDEX,
@@ -35,17 +36,31 @@ _BLOCK_MASK = (1 << DEVICE_SHIFT) - 1
 class ChunkStore:
     """Takes files piece by piece. `device` is the number of the one that `sink` becomes, 0 for the image itself.
 
+    `known` are addresses of chunks that are somewhere already, by their sha256; with `moves` addresses get their values
+    only by `settle`.
+
     files     how many were stored; `equal` and `holes`: chunks that needed no blocks
     features  incompatible bits that their tables need
     """
 
-    def __init__(self, sink: Sink | Spool, block_bits: int, chunk_size: int, *, indexes: bool, device: int) -> None:
+    def __init__(
+        self,
+        sink: Sink | Spool,
+        block_bits: int,
+        chunk_size: int,
+        *,
+        indexes: bool,
+        device: int,
+        known: dict[bytes, int] | None = None,
+        moves: bool = False,
+    ) -> None:
         self._sink = sink
         self._block_bits = block_bits
         self._chunk_size = chunk_size
         self._indexes = indexes
         self._device = device << DEVICE_SHIFT
-        self._known: dict[bytes, int] = {}
+        self._known = known or {}
+        self._moves = moves or isinstance(sink, Spool)
         self._zeros = bytes(chunk_size)
         self._table: list[int] = []
         self._copies: list[tuple[Node, Node]] = []
@@ -75,6 +90,11 @@ class ChunkStore:
         for node, original in self._copies:
             node.i_u, node.index = original.i_u, original.index
 
+    @property
+    def addresses(self) -> set[int]:
+        """Of all chunks, until they are settled."""
+        return {address for _, table in self._unsettled for address in table}
+
     def _store(self, chunk: memoryview, path: bytes, offset: int) -> int:
         """The address of a chunk of that file, HOLE for zeros."""
         if chunk == self._zeros[: len(chunk)]:
@@ -95,7 +115,7 @@ class ChunkStore:
 
     def _finish(self, node: Node) -> None:
         self.files += 1
-        if isinstance(self._sink, Spool):
+        if self._moves:
             self._unsettled.append((node, self._table))
         self._set_table(node, self._table)
 
@@ -130,21 +150,21 @@ def _entry(address: int) -> bytes:
     return CHUNK_INDEX.pack(block >> 32, address >> DEVICE_SHIFT, block & NULL_ADDR)
 
 
-def finish_device(sink: Sink, block_size: int, image_blocks: int) -> bytes:
-    """End the further device; its slot in the table (struct erofs_deviceslot), tagged with its sha256.
-
-    Its blocks are numbered from behind the image's, so that both in one file mount as they are.
-    """
+def finish_device(sink: Sink, block_size: int) -> tuple[bytes, int]:
+    """End the further device: (its tag, the sha256 in hexadecimal; its blocks)."""
     if not sink.position:
         sink.append([bytes(block_size)])  # an empty device cannot be mounted
     sink.finish(sink.position)
     assert sink.hashing is not None  # noqa: S101 - it was opened with one
-    tag = sink.hashing.digest().hex().encode()
-    return device_slot(tag, sink.position // block_size, image_blocks)
+    content = content_digest(sink, sink.position) if sink.was_rewound else sink.hashing.digest()
+    return content.hex().encode(), sink.position // block_size
 
 
 def device_slot(tag: bytes, blocks: int, first: int) -> bytes:
-    """The table's record of a device of `blocks` blocks, which are numbered from `first` on."""
+    """The table's record of a device of `blocks` blocks (struct erofs_deviceslot).
+
+    They are numbered from `first` on, behind the image's, so that both in one file mount as they are.
+    """
     return DEVICE_SLOT.pack(tag, blocks & NULL_ADDR, first & NULL_ADDR, blocks >> 32, first >> 32)
 
 

@@ -6,6 +6,8 @@ Sources: ``fs/erofs/super.c`` (erofs_init_device, erofs_scan_devices) and ``data
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +16,10 @@ from typing import NamedTuple
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.backing import DEVICE_BITS, Backing, Window, broken, place
 from erofs_edge.erofs.ondisk import Superblock
-from erofs_edge.errors import ErofsFormatError, UsageError
+from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
+
+_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_HASH = re.compile(rb"[0-9a-f]{64}")
 
 
 class DeviceSlot(NamedTuple):
@@ -49,6 +54,30 @@ def read_slots(backing: Backing, raw: Superblock, blocks: int) -> tuple[DeviceSl
     return tuple(slots)
 
 
+def is_uuid(tag: bytes) -> bool:
+    """Whether a tag is the UUID of an image that serves as device, as mkfs.erofs and we write it."""
+    return _UUID.fullmatch(tag) is not None
+
+
+def is_hash(tag: bytes) -> bool:
+    """Whether a tag is the sha256 of a device's blocks, as we write it."""
+    return _HASH.fullmatch(tag) is not None
+
+
+def image_uuid(path: Path) -> str | None:
+    """The UUID of an image, as text; None of a file that is none. Raises ErofsEdgeError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(ondisk.SUPER_OFFSET)
+            data = file.read(ondisk.SUPER_SIZE)
+    except OSError as error:
+        raise ErofsEdgeError(f"cannot read the device: {error.strerror}", where=str(path)) from error
+    if len(data) < ondisk.SUPER_SIZE:
+        return None
+    raw = Superblock(*ondisk.SUPERBLOCK.unpack(data))
+    return str(uuid.UUID(bytes=raw.uuid)) if raw.magic == ondisk.SUPER_MAGIC else None
+
+
 def attach(
     backing: Backing, slots: Sequence[DeviceSlot], paths: Sequence[Path], blkszbits: int
 ) -> tuple[list[Backing], list[int]]:
@@ -75,6 +104,7 @@ def attach(
                         f"device {number} is truncated: it has {device.size} bytes, the image says {size}",
                         where=str(paths[number - 1]),
                     )
+                _check_tag(slot, number, paths[number - 1])
                 read: Callable[[int, int], bytes] = device.beyond
             elif slot.uniaddr and start + size <= backing.size:
                 read = _behind(backing, start)
@@ -89,6 +119,17 @@ def attach(
             device.close()
         raise
     return opened, missing
+
+
+def _check_tag(slot: DeviceSlot, number: int, path: Path) -> None:
+    """An image that serves as device is the one that the tag names. What a sha256 says `fs check` finds out."""
+    if is_uuid(slot.tag) and (found := image_uuid(path)) != slot.tag.decode():
+        raise ErofsFormatError(
+            f"device {number} is another: the image says {slot.tag.decode()}, the file "
+            + (f"is image {found}" if found else "is no image"),
+            where=str(path),
+            hint="name the devices in order, each of the build that the image was made with: --device FILE",
+        )
 
 
 def _behind(backing: Backing, start: int) -> Callable[[int, int], bytes]:

@@ -49,7 +49,7 @@ class _Placed:
 class FileStore:
     """Takes stored pieces in order. `originals` are the files that others will be copies of.
 
-    With a Spool as sink the blocks get their numbers in the image only by `settle`.
+    With a Spool or a further device as sink the blocks get their numbers in the image only by `settle`.
 
     features  incompatible bits that what was stored needs
     repeats   extents that are parts of other files, of `repeated` bytes
@@ -65,6 +65,7 @@ class FileStore:
         repeats: Repeats | None = None,
     ) -> None:
         self._sink = sink
+        self._moves = isinstance(sink, Spool) or (options.blob is not None and chunks is None)
         self._repeats = repeats or Repeats()
         self._bases: dict[int, int] = {}
         self._chunks = chunks
@@ -116,6 +117,9 @@ class FileStore:
                 node.i_u = where(stored.block)
             else:
                 self._set_index(node, stored, -1, where)
+        if not isinstance(self._sink, Spool):
+            for node, placed in self._unplaced:
+                self._set_index(node, placed, self.packer.offsets[placed.part], where)
         if self._chunks is not None:
             self._chunks.settle(where)
 
@@ -139,7 +143,7 @@ class FileStore:
 
     def _set_block(self, node: Node, block: int) -> None:
         node.i_u = block
-        if isinstance(self._sink, Spool):
+        if self._moves:
             self._unsettled[node] = _Placed(block, None)
 
     def _append_segment(self, segment: Segment, key: Key) -> None:
@@ -188,9 +192,9 @@ class FileStore:
         node.tail, node.tail_size = placed.tail, len(placed.tail)
         if placed.tail:
             self.features |= INCOMPAT_ZTAILPACKING
-        if isinstance(self._sink, Spool):
+        if self._moves:
             self._unsettled[node] = placed
-        else:
+        if not isinstance(self._sink, Spool):
             self._set_index(node, placed, -1)
 
     def _set_index(

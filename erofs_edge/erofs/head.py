@@ -69,9 +69,9 @@ def plan_head(
         node.xattrs = inline_area(node.inode.xattrs if plan.attributes else {}, ids, node.where, rules)
     plan.prefixes_at = shared_at + len(shared)
     shared += rules.prefix_table()
-    if options.blob is not None:
+    if plan.slots:
         plan.devices_at = _round_up(shared_at + len(shared), DEVICE_SLOT.size)
-        shared += bytes(plan.devices_at + DEVICE_SLOT.size - shared_at - len(shared))
+        shared += bytes(plan.devices_at + plan.slots * DEVICE_SLOT.size - shared_at - len(shared))
     hole_at = _round_up(shared_at + len(shared), SLOT_SIZE)
     end = _round_up(hole_at, block_size)
     return Head(end // block_size, (hole_at, end), record, shared_at, shared, root_blocks, codings)
@@ -100,10 +100,10 @@ def finish_head(raw: bytearray, plan: Plan, head: Head, options: WriteOptions, *
         superblock = superblock._replace(rootnid_2b=blocks >> 32, rootnid_8b=plan.nodes[0].nid)
     if plan.packed is not None:
         superblock = superblock._replace(packed_nid=plan.packed.nid)
-    if options.blob is not None:
+    if plan.devices:
         superblock = superblock._replace(
             feature_incompat=superblock.feature_incompat | INCOMPAT_DEVICE_TABLE,
-            extra_devices=1,
+            extra_devices=plan.devices,
             devt_slotoff=plan.devices_at // DEVICE_SLOT.size,
         )
     if options.xattr_prefixes:

@@ -66,7 +66,10 @@ class WriteOptions:
     chunk_size    bytes, a power of two from block_size to 16 MiB: files that are not compressed become chunk-based,
                   equal chunks are stored once; needs Linux 5.15
     chunk_indexes  the longer form of their tables
-    blob          chunks go to this file, which is to be mounted with the image; needs Linux 5.16
+    blob          data, or with chunks these, go to this file, which is to be mounted with the image; needs Linux 5.16
+    bases         images that are further devices: what they hold is not stored again; needs Linux 5.16
+    base_devices  the bases' own devices, in any order
+    archives      tar files that are further devices: members are used where they lie, if the tree's contents are theirs
     baseline      an image that this one takes the place of: what has not changed stays where it was
     compact       with a baseline: leave no free blocks, whatever has to move for that
     profile       paths from the root, in the order of their first use: they and their metadata stand at the front
@@ -104,6 +107,9 @@ class WriteOptions:
     chunk_size: int | None = None
     chunk_indexes: bool = False
     blob: Path | None = None
+    bases: tuple[Path, ...] = ()
+    base_devices: tuple[Path, ...] = ()
+    archives: tuple[Path, ...] = ()
     baseline: Path | None = None
     compact: bool = False
     profile: tuple[bytes, ...] = ()
@@ -145,12 +151,15 @@ class WriteOptions:
             raise UsageError("jobs must be at least 1")
         _check_chunks(self)
         _check_baseline(self)
-        if self.wide and self.baseline is not None:
-            raise UsageError("48-bit forms cannot keep their places", hint="use one of --baseline and -E 48bit")
         if self.profile and self.fragments != "none":
             raise UsageError("a profile orders files, and fragments mix them", hint="use one of them")
         _ = self.attributes
         check_kernel(self.features, self.kernel)
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether there may be further devices."""
+        return self.blob is not None or bool(self.bases or self.archives)
 
     @property
     def block_bits(self) -> int:
@@ -201,7 +210,7 @@ class WriteOptions:
             names.append("big_pcluster")
         if self.chunk_size is not None:
             names.append("chunked_file")
-        if self.blob is not None:
+        if self.has_layers:
             names.append("device_table")
         if self.xattr_prefixes:
             names.append("xattr_prefixes")
@@ -223,8 +232,8 @@ class WriteOptions:
 
 def _check_chunks(options: WriteOptions) -> None:
     if options.chunk_size is None:
-        if options.chunk_indexes or options.blob is not None:
-            raise UsageError("chunk indexes and a blob need chunks", hint="give a chunk size: --chunksize")
+        if options.chunk_indexes:
+            raise UsageError("chunk indexes need chunks", hint="give a chunk size: --chunksize")
         return
     size = options.chunk_size
     if size & (size - 1) or not options.block_size <= size <= PIECE:
@@ -234,14 +243,22 @@ def _check_chunks(options: WriteOptions) -> None:
 
 
 def _check_baseline(options: WriteOptions) -> None:
+    if options.archives and options.block_size > 512:
+        raise UsageError("members of archives start at multiples of 512 bytes", hint="use blocks of 512 bytes: -b 512")
+    if options.base_devices and not options.bases:
+        raise UsageError("devices of bases need a base", hint="add --base")
+    if options.wide and options.baseline is not None:
+        raise UsageError("48-bit forms cannot keep their places", hint="use one of --baseline and -E 48bit")
     if options.compact and options.baseline is None:
         raise UsageError("compact needs a baseline", hint="an image without one has no free blocks; or add --baseline")
     if options.baseline is None:
         return
     if options.fragments != "none":
         raise UsageError("fragments cannot keep their places", hint="use one of --baseline and -E fragments")
-    if options.blob is not None:
-        raise UsageError("data on a further device cannot keep its place", hint="use one of --baseline and --blobdev")
+    if options.has_layers:
+        raise UsageError(
+            "data on a further device cannot keep its place", hint="leave out one of --baseline and the further devices"
+        )
 
 
 def _check_lz4(options: WriteOptions) -> None:
@@ -283,6 +300,7 @@ class ErofsInfo:
                         from the baseline's at the same place; None without a baseline
     hot_blocks          behind the first ones, with what the profile names; `unmatched`: its paths that do not exist
     placed_anew         the block from which on everything was placed anew, to keep the image small; None: nothing was
+    lent                files that lie on further devices already, of `lent_bytes`; `devices`: all of these, in order
     features            names in gate.FEATURES of what the image needs
     minimum_kernel      the first Linux that mounts it, as (6, 1)
     """
@@ -313,6 +331,9 @@ class ErofsInfo:
     equal_chunks: int = 0
     holes: int = 0
     device_blocks: int = 0
+    lent: int = 0
+    lent_bytes: int = 0
+    devices: tuple[Path, ...] = ()
     free_blocks: int = 0
     kept_blocks: int | None = None
     changed_blocks: int | None = None

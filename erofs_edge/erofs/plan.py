@@ -53,6 +53,7 @@ class Node:
     names        a directory's names, block by block
     nid          number = place; -1 until placed
     ino          i_ino, which no kernel looks at; 0: the same as `number`
+    lent         its data stands on a further device already, see loans.py
     """
 
     inode: Inode
@@ -78,6 +79,7 @@ class Node:
     children: dict[bytes, Node] = field(default_factory=dict)
     nid: int = -1
     ino: int = 0
+    lent: bool = False
 
     @property
     def head_size(self) -> int:
@@ -96,7 +98,7 @@ class Plan:
     """All nodes, root first; the image's own time (`built_after`: seconds from there to when it was made); how often
     each attribute is used; incompatible feature bits that the contents turned out to need; the packed inode, the last
     node if there is one; the byte of the image where the table of long attribute prefixes starts, and the table of
-    devices."""
+    `devices` devices, with room for `slots`."""
 
     nodes: list[Node]
     epoch: int
@@ -106,6 +108,8 @@ class Plan:
     packed: Node | None = None
     prefixes_at: int = 0
     devices_at: int = 0
+    devices: int = 0
+    slots: int = 0
     built_after: int = 0
     hot: list[Node] = field(default_factory=list)
     """nodes that are used first, by a profile"""
@@ -115,7 +119,7 @@ class Plan:
         """Regular files with content, in the order in which they are stored."""
         first = dict.fromkeys(self.hot)
         every = chain(first, (node for node in self.nodes if node not in first))
-        return (n for n in every if n.inode.is_file and n.size and n is not self.packed)
+        return (n for n in every if n.inode.is_file and n.size and n is not self.packed and not n.lent)
 
 
 def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | None = None) -> Plan:

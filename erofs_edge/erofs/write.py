@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from erofs_edge.erofs.chunks import ChunkStore, finish_device
+from erofs_edge.erofs.chunks import ChunkStore
 from erofs_edge.erofs.codings import Codings, choose_codings
 from erofs_edge.erofs.compress import TAILS, Tails
 from erofs_edge.erofs.encode import write_nodes
@@ -49,8 +49,9 @@ from erofs_edge.erofs.spool import Spool
 from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.tree import FileTree
 
-if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
+if TYPE_CHECKING:  # what only a build with a baseline, or of layers, needs is loaded there
     from erofs_edge.erofs.baseline import Baseline
+    from erofs_edge.erofs.layers import Layers
     from erofs_edge.erofs.stable import Stable
 
 __all__ = ["ErofsInfo", "WriteOptions", "write_image"]
@@ -100,13 +101,22 @@ class _Written:
 def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline | None) -> ErofsInfo:
     plan = make_plan(tree, options, baseline.epoch if baseline else None)
     plan.hot, unmatched = hot_nodes(tree, plan.nodes, options.profile)
-    codings = choose_codings(plan, options)
-    head = plan_head(plan, codings, options, baseline.shared if baseline else {})
-    block_size = options.block_size
     cache_before = (options.cache.hits, options.cache.misses) if options.cache else (0, 0)
-    if options.blob is not None and options.blob.absolute() == out.absolute():
-        raise UsageError("the image and its further device are the same file", where=str(out))
+    for device in (options.blob, *options.bases, *options.base_devices, *options.archives):
+        if device is not None and device.absolute() == out.absolute():
+            raise UsageError("the image and its further device are the same file", where=str(out))
     with ExitStack() as stack:
+        layers = None
+        if options.has_layers:
+            from erofs_edge.erofs.layers import open_layers
+
+            layers = stack.enter_context(open_layers(plan, options))
+        codings = choose_codings(plan, options)
+        codings = layers.codings(codings) if layers else codings
+        head = plan_head(plan, codings, options, baseline.shared if baseline else {})
+        if layers:
+            layers.loans.big = codings.big
+            layers.lend(plan)
         sink = stack.enter_context(replacing(out, hashing=options.uuid is None and baseline is None))
         if baseline is not None:
             waiting = stack.enter_context(scratch(out))
@@ -114,8 +124,22 @@ def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline 
             blob = None
         else:
             blob = stack.enter_context(replacing(options.blob, hashing=True)) if options.blob is not None else None
-            written = _write_new(plan, codings, head, sink, options, blob)
+            written = _write_new(plan, codings, head, sink, options, blob, layers)
         features = _features(sink, options)
+    return _info(plan, out, options, written, layers, features, cache_before, unmatched)
+
+
+def _info(
+    plan: Plan,
+    out: Path,
+    options: WriteOptions,
+    written: _Written,
+    layers: Layers | None,
+    features: list[str],
+    cache_before: tuple[int, int],
+    unmatched: int,
+) -> ErofsInfo:
+    block_size = options.block_size
     files, chunks, stable = written.files, written.chunks, written.stable
     cache_after = (options.cache.hits, options.cache.misses) if options.cache else (0, 0)
     return ErofsInfo(
@@ -131,7 +155,7 @@ def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline 
         uuid=written.uuid,
         epoch=plan.epoch,
         volume_name=options.volume_name,
-        uncompressed=sum(node.size for node in plan.files),
+        uncompressed=sum(node.size for node in plan.files) + (layers.loans.size if layers else 0),
         kinds=_kinds(plan),
         compressed=files.compressed,
         stored=files.stored,
@@ -144,7 +168,10 @@ def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline 
         chunked=chunks.files if chunks else 0,
         equal_chunks=chunks.equal if chunks else 0,
         holes=chunks.holes if chunks else 0,
-        device_blocks=blob.position // block_size if blob else 0,
+        device_blocks=layers.own_blocks if layers else 0,
+        lent=layers.loans.files if layers else 0,
+        lent_bytes=layers.loans.size if layers else 0,
+        devices=tuple(device.path for device in layers.loans.used) if layers else (),
         free_blocks=stable.free if stable else 0,
         kept_blocks=stable.kept if stable else None,
         changed_blocks=written.changed,
@@ -157,20 +184,27 @@ def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline 
 
 
 def _write_new(
-    plan: Plan, codings: Codings, head: Head, sink: Sink, options: WriteOptions, blob: Sink | None
+    plan: Plan,
+    codings: Codings,
+    head: Head,
+    sink: Sink,
+    options: WriteOptions,
+    blob: Sink | None,
+    layers: Layers | None,
 ) -> _Written:
     block_size = options.block_size
     sink.append([bytes(head.blocks * block_size)])
-    chunks = _chunks(options, sink, blob)
+    chunks = _chunks(options, sink, blob, layers)
     hot = _Hot([head.hole])
-    files = _store_contents(plan, codings, sink, options, chunks, lambda: _place_hot(plan, head, hot, sink, options))
+    data = blob if blob is not None and chunks is None else sink
+    files = _store_contents(plan, codings, data, options, chunks, lambda: _place_hot(plan, head, hot, sink, options))
     data_end = sink.position // block_size
     blocks = _place(plan, head, hot, data_end, options)
-    slot = finish_device(blob, block_size, blocks) if blob is not None else b""
-    uuid = _write_metadata(plan, head, sink, options, hot=hot, data_end=data_end, blocks=blocks, slot=slot)
+    table = layers.finish(plan, files, chunks, blob, blocks) if layers else b""
+    uuid = _write_metadata(plan, head, sink, options, hot=hot, data_end=data_end, blocks=blocks, table=table)
     sink.finish(blocks * block_size)
-    data = data_end - head.blocks - hot.blocks
-    return _Written(files, chunks, blocks, data, uuid, max(0, hot.block + hot.blocks - head.blocks))
+    data_blocks = data_end - head.blocks - hot.blocks
+    return _Written(files, chunks, blocks, data_blocks, uuid, max(0, hot.block + hot.blocks - head.blocks))
 
 
 def _write_stable(
@@ -184,7 +218,7 @@ def _write_stable(
         check_options(baseline, codings, block_size)
     keep_numbers(plan, baseline)
     spool = Spool(sink, waiting, baseline, claim(head, baseline), block_size)
-    chunks = _chunks(options, spool, None)
+    chunks = _chunks(options, spool, None, None)
     files = _store_contents(plan, codings, spool, options, chunks)
     spool.finish(options.chunk_size)
     stable = arrange(plan, head, files, spool, baseline, block_size, compact=options.compact)
@@ -208,7 +242,7 @@ def _features(sink: Sink, options: WriteOptions) -> list[str]:
     return features
 
 
-def _chunks(options: WriteOptions, sink: Sink | Spool, blob: Sink | None) -> ChunkStore | None:
+def _chunks(options: WriteOptions, sink: Sink | Spool, blob: Sink | None, layers: Layers | None) -> ChunkStore | None:
     if options.chunk_size is None:
         return None
     return ChunkStore(
@@ -217,6 +251,8 @@ def _chunks(options: WriteOptions, sink: Sink | Spool, blob: Sink | None) -> Chu
         options.chunk_size,
         indexes=options.chunk_indexes,
         device=int(blob is not None),
+        known=layers.known_chunks() if layers else None,
+        moves=layers is not None,
     )
 
 
@@ -362,7 +398,7 @@ def _check_blocks(blocks: int, block_size: int, most: int) -> None:
 
 
 def _write_metadata(
-    plan: Plan, head: Head, sink: Sink, options: WriteOptions, *, hot: _Hot, data_end: int, blocks: int, slot: bytes
+    plan: Plan, head: Head, sink: Sink, options: WriteOptions, *, hot: _Hot, data_end: int, blocks: int, table: bytes
 ) -> bytes:
     """Append inodes and directories, write the head; the image's UUID."""
     first = bytearray(head.blocks * options.block_size)
@@ -381,7 +417,7 @@ def _write_metadata(
 
     write(SUPER_OFFSET + SUPER_SIZE, head.record)
     write(head.shared_at, head.shared)
-    write(plan.devices_at, slot)
+    write(plan.devices_at, table)
     write_nodes(plan.nodes, options.block_size, write)
     sink.append([body])
     sink.flush()

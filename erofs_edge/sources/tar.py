@@ -6,11 +6,9 @@ A plain archive is referenced in place; a compressed one is unpacked into the ca
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -19,37 +17,10 @@ from erofs_edge.errors import SourceError, VerificationError
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.decompress import HEAD, codec_of, decompressed, reader
 from erofs_edge.sources.tarball import Member, read_members
-from erofs_edge.tree import Content, FileContent, FileTree, Inode
+from erofs_edge.tree import Content, FileContent, FileTree, Inode, SparseContent
 
 INDEX = "tar-index-1"
 DATA = "tar-data"
-
-
-@dataclass(frozen=True, slots=True)
-class SparseContent:
-    """A file of `size` bytes whose `extents` (offset, length) are stored one behind the other; zeros between."""
-
-    stored: FileContent
-    size: int
-    extents: tuple[tuple[int, int], ...]
-    starts: tuple[int, ...]
-    """of each extent in what is stored, bytes"""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Raises SourceError like FileContent.read."""
-        end = min(offset + max(0, length), self.size)
-        pieces: list[bytes] = []
-        at = offset
-        first = bisect.bisect_right(self.extents, (offset, self.size + 1)) - 1
-        for (begin, span), start in zip(self.extents[max(0, first) :], self.starts[max(0, first) :], strict=True):
-            if begin >= end:
-                break
-            low, high = max(begin, at), min(begin + span, end)
-            if low < high:
-                pieces += [bytes(low - at), self.stored.read(start + low - begin, high - low)]
-                at = high
-        pieces.append(bytes(max(0, end - at)))
-        return b"".join(pieces)
 
 
 class Unpacked(msgspec.Struct, array_like=True):

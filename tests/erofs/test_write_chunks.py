@@ -195,7 +195,6 @@ def test_merged_tables_say_the_same(table: list[int]) -> None:
         ({"chunk_size": 2048}, "chunk size 2048"),
         ({"chunk_size": 12288}, "chunk size 12288"),
         ({"chunk_size": 1 << 25}, "chunk size"),
-        ({"blob": Path("x")}, "need chunks"),
         ({"chunk_indexes": True}, "need chunks"),
         ({"chunk_size": 4096, "fragments": "tails"}, "exclude each other"),
     ],

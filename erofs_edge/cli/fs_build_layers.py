@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `fs build` for images of several devices, and the trees of archives that are indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.erofs.write import ErofsInfo
+    from erofs_edge.tree import FileTree
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+TAR_BLOCK = "512"  # bytes, to which the members of an archive are aligned
+_OPTIONS = [
+    click.option("--blobdev", type=click.Path(path_type=Path), metavar="FILE", help="Data goes here (5.16)."),
+    click.option(
+        "--base", "bases", multiple=True, type=FILE, metavar="IMG",
+        help="What this image has is not stored again: it becomes a further device (5.16).",
+    ),
+    click.option("--base-device", "base_devices", multiple=True, type=FILE, metavar="FILE", help="A device of a base."),
+    click.option(
+        "--tar-index", "archives", multiple=True, type=FILE, metavar="TAR",
+        help="Instead of SRC: an image of metadata whose data is TAR; several are OCI layers, the lowest first.",
+    ),
+]  # fmt: skip
+
+
+def layer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def source_tree(source: Path | None, archives: tuple[Path, ...]) -> FileTree:
+    """The tree of the directory, or of the archives.
+
+    Raises UsageError unless it is one of them, SourceError for what cannot be read.
+    """
+    if archives and source is None:
+        from erofs_edge.sources.tar_index import index_tars
+
+        return index_tars(archives)
+    if archives or source is None:
+        raise UsageError("an image is of a directory or of archives", hint="give SRC, or --tar-index")
+    from erofs_edge.sources.directory import scan
+
+    return scan(source)
+
+
+def layer_rows(info: ErofsInfo) -> list[tuple[str, str]]:
+    """What the table of `fs build` says about devices."""
+    from erofs_edge.cli.output import size_text
+
+    rows = []
+    if info.lent:
+        rows.append(("lent", f"{info.lent} files, {size_text(info.lent_bytes)}, are on other devices already"))
+    if info.devices:
+        rows.append(("devices", " ".join(map(str, info.devices))))
+        rows.append(("mount", "-o " + ",".join(f"device={path}" for path in info.devices)))
+    return rows
