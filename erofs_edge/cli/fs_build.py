@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,7 @@ def build(
     SOURCE_DATE_EPOCH in the environment is the latest time that a file may have. The same SRC and options give the
     same bytes.
     """
+    from erofs_edge.erofs.ahead import HeadStart
     from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.erofs.meter import Meter
     from erofs_edge.erofs.write import write_image
@@ -127,10 +129,12 @@ def build(
     cache = CompressionCache(cache_root() / "compressed") if cached else None
     meter = Meter(time.thread_time) if stats else None
     start = time.perf_counter()
-    with Progress(f"writing {output.name}") as progress:
+    with Progress(f"writing {output.name}") as progress, ExitStack() as stack:
         try:
             options = replace(options, cache=cache, meter=meter, progress=progress)
-            content = changed(source_tree(source, options.archives), **tree)
+            ahead = None if automatic else stack.enter_context(HeadStart(options))
+            content = changed(source_tree(source, options.archives, ahead.offer if ahead else None), **tree)
+            options = replace(options, ahead=ahead)
             choice = None
             if automatic:
                 choice = choose_automatically(content, options, output, time_budget, pcluster=given["pcluster"])

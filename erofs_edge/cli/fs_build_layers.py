@@ -13,7 +13,7 @@ from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.erofs.write import ErofsInfo
-    from erofs_edge.tree import FileTree
+    from erofs_edge.tree import Content, FileTree
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 TAR_BLOCK = "512"  # bytes, to which the members of an archive are aligned
@@ -38,8 +38,8 @@ def layer_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def source_tree(source: Path | None, archives: tuple[Path, ...]) -> FileTree:
-    """The tree of the directory, or of the archives.
+def source_tree(source: Path | None, archives: tuple[Path, ...], found: Callable[[Content], None] | None) -> FileTree:
+    """The tree of the directory, or of the archives. `found` is called with the content of each file of a directory.
 
     Raises UsageError unless it is one of them, SourceError for what cannot be read.
     """
@@ -51,7 +51,7 @@ def source_tree(source: Path | None, archives: tuple[Path, ...]) -> FileTree:
         raise UsageError("an image is of a directory or of archives", hint="give SRC, or --tar-index")
     from erofs_edge.sources.directory import scan
 
-    return scan(source)
+    return scan(source, found)
 
 
 def layer_rows(info: ErofsInfo) -> list[tuple[str, str]]:
