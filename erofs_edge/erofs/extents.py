@@ -88,7 +88,8 @@ def flat_extents(backing: Backing, info: SuperInfo, inode: DiskInode) -> list[Ex
 
 def chunk_table(backing: Backing, info: SuperInfo, inode: DiskInode) -> tuple[int, int, int, int]:
     """(byte address of the table, bytes an entry, entries, bytes a chunk). Raises ErofsFormatError."""
-    if not info.incompat(ondisk.INCOMPAT_CHUNKED_FILE):
+    # mkfs.erofs --tar=i sets the bit for devices alone, and no kernel looks at this one here
+    if not info.incompat(ondisk.INCOMPAT_CHUNKED_FILE | ondisk.INCOMPAT_DEVICE_TABLE):
         raise broken(f"inode {inode.nid}: chunk-based in an image without chunk-based files", inode.offset)
     wide = inode.u & ondisk.CHUNK_48BIT
     if inode.u & ~(_CHUNK_FORMAT_KNOWN | ondisk.CHUNK_48BIT) or (

@@ -52,6 +52,8 @@ class Layers:
         if self.archives:
             first = len(self.loans.devices) - len(self.archives) + 1
             numbers = {os.fspath(path): first + i for i, path in enumerate(self.archives)}
+            for number in numbers.values():
+                self.loans.use(number << DEVICE_SHIFT)  # also where nothing is in it: it will be given with the image
             for node in plan.files:
                 self._lend_member(node, numbers)
         if self.bases is not None:
