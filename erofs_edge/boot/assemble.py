@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from erofs_edge.boot.crypt import MODULES as CRYPT_MODULES
+from erofs_edge.boot.crypt import crypt_of
 from erofs_edge.boot.firmware import firmware_files, package_file
 from erofs_edge.boot.fit import Image, add_key, build_fit
 from erofs_edge.boot.initramfs import Fec, InitConfig, build_initramfs
@@ -188,7 +190,8 @@ def _loader(
 
 def _module_streams(board: Board, kernel: KernelModules) -> dict[str, list[Module]]:
     first = [*STORAGE_MODULES[board.boot.storage], *kernel.select(board.boot.modules), *VERITY_MODULES]
-    disk, erofs, data = kernel.streams(first, EROFS_MODULES, DATA_MODULES)
+    crypt = CRYPT_MODULES if any(p.encrypt for p in board.disk.partitions.values()) else ()
+    disk, erofs, data = kernel.streams(first, EROFS_MODULES, (*DATA_MODULES, *crypt))
     return {"disk": disk, "erofs": erofs, "data": data}
 
 
@@ -213,6 +216,7 @@ def _init_config(board: Board, verity: VerityInfo, fec: Layout | None) -> InitCo
         cmdline=" ".join(word for argument in board.boot.cmdline for word in argument.split()),
         fec=Fec(fec.roots, fec.blocks, fec.offset // fec.block_size) if fec else None,
         rollback_index=board.sign.rollback_index,
+        crypt=crypt_of(next((p.encrypt for p in board.disk.partitions.values() if p.encrypt), None)),
         state=next((name for name, one in board.disk.partitions.items() if one.content == "slot-state"), ""),
     )
 

@@ -43,19 +43,24 @@ find_partition() {
 # first write until the file system is complete, so that a power cut in between is seen at the next start.
 measure_data() {
     read -r sectors <"$partition/size"
-    end=$((sectors / 2 - 1024))
+    end=$((sectors / 2 - 1024)) mark=$end place=$device
 }
 
-half_made() { [ "$(dd if="$device" bs=1024 skip=$end count=1 2>/dev/null | tr -d '\0')" = "$MARKER" ]; }
+half_made() { [ "$(dd if="$place" bs=1024 skip=$mark count=1 2>/dev/null | tr -d '\0')" = "$MARKER" ]; }
 
-blank() { [ -z "$(head -c 1048576 "$device" | tr -d '\0')" ]; }
+blank() { [ -z "$(head -c 1048576 "$place" | tr -d '\0')" ]; }
+
+# Where the board encrypts, /crypt has others of these: the file system lies in a container in the partition $place.
+open_container() { :; }
+new_container() { :; }
 
 # The full path, as busybox has a mke2fs of its own.
 format_data() {
-    echo "$MARKER" | dd of="$device" bs=1024 seek=$end conv=notrunc,fsync 2>/dev/null &&
+    echo "$MARKER" | dd of="$place" bs=1024 seek=$mark conv=notrunc,fsync 2>/dev/null &&
+        new_container &&
         /bin/mke2fs -q -F -t ext4 -L "$DATA" -m 1 -E lazy_itable_init=1,lazy_journal_init=1 "$device" ${end}k &&
         sync &&
-        dd if=/dev/zero of="$device" bs=1024 seek=$end count=1 conv=notrunc,fsync 2>/dev/null ||
+        dd if=/dev/zero of="$place" bs=1024 seek=$mark count=1 conv=notrunc,fsync 2>/dev/null ||
         fail data "cannot make a file system on $device"
 }
 
@@ -154,10 +159,11 @@ else
     find_partition "$DATA" "$disk" || fail data "no partition of ${disk##*/} is labelled '$DATA'"
     device=/dev/${partition##*/}
     measure_data
-    if half_made; then format_data; fi
+    [ ! -e /crypt ] || . /crypt
+    if half_made; then format_data; else open_container; fi
     if ! reason=$(mount_data 2>&1); then
         # Never over anything: what is damaged may be all that somebody has.
-        blank || fail data "$device is not blank and does not mount, it is left as it is: $reason"
+        blank || fail data "$place is not blank and does not mount, it is left as it is: $reason"
         format_data
         mount_data || fail data "$device does not mount"
     fi

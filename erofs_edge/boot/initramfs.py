@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from erofs_edge.boot.cpio import write_cpio
+from erofs_edge.boot.crypt import PROGRAM as CRYPT_PROGRAM
+from erofs_edge.boot.crypt import Crypt, scripts
 from erofs_edge.boot.elf import dynamic
 from erofs_edge.boot.modules import Module
 from erofs_edge.errors import SourceError
@@ -59,6 +61,7 @@ class InitConfig:
     signature         PKCS#7 of the root hash, which the kernel checks then; b"" where it has no key to do so
     fec               None without error correction
     rollback_index    the version of this build
+    crypt             None where the data partition is not encrypted
     state             label of the partition that holds the minimum version; '' where there is none
     """
 
@@ -77,6 +80,7 @@ class InitConfig:
     rollback_index: int = 0
     state: str = ""
     signature: bytes = b""
+    crypt: Crypt | None = None
 
     def text(self) -> str:
         """As shell assignments. Every value is of a kind that needs no quoting."""
@@ -101,6 +105,8 @@ class InitConfig:
         }
         if self.signature:
             values["VERITY_MODULE"] = "require_signatures=1"
+        if self.crypt is not None:
+            values |= self.crypt.values()
         return "".join(f"{name}='{value}'\n" for name, value in values.items())
 
 
@@ -130,6 +136,10 @@ def build_initramfs(
     if config.signature:
         add_program(tree, programs, "usr/bin/keyctl")
         tree.add("root-hash.p7s", _file(config.signature, 0o644))
+    if config.crypt is not None:
+        add_program(tree, programs, CRYPT_PROGRAM)
+        for name, text in scripts().items():
+            tree.add(name, _file(text, 0o644))
     for stream, ordered in modules.items():
         for index, module in enumerate(ordered):
             tree.add(f"modules/{stream}/{index:02}-{module.name}.ko", _file(module.data, 0o644))

@@ -10,7 +10,7 @@ from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.signing import Collector
 from erofs_edge.build.stages import Compose, Step
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.compose import Layer, lay_layers, refuse_clashes
+from erofs_edge.sources.compose import Layer, lay_certificate, lay_layers, refuse_clashes
 from erofs_edge.tree import FileTree
 from erofs_edge.trust.certificate import self_signed
 from erofs_edge.trust.key import Signer
@@ -21,8 +21,9 @@ def make_layers(
 ) -> tuple[list[Layer], Compose, list[str]]:
     """NAME.raw in `work` for each layer; what lays them into the system's tree; notes for the user, to which that adds.
 
-    The packages of the system are left out of them. Raises ManifestError where two lay different files at one path,
-    SignaturesMissingError where signatures are made elsewhere: once, for all of them.
+    What lays them also writes the manifest's `signer_certificate`. The packages of the system are left out of the
+    images. Raises ManifestError where two lay different files at one path, SignaturesMissingError where signatures are
+    made elsewhere: once, for all of them.
     """
     layers: list[Layer] = []
     notes: list[str] = []
@@ -39,7 +40,9 @@ def make_layers(
     refuse_clashes(loaded, layers)
 
     def lay(tree: FileTree) -> None:
-        if layers:
-            notes.extend(lay_layers(loaded, layers, self_signed(signer, inputs.epoch).pem, tree))
+        if layers or loaded.value.signer_certificate:
+            certificate = self_signed(signer, inputs.epoch).pem
+            lay_certificate(loaded, certificate, tree)
+            notes.extend(lay_layers(loaded, layers, certificate, tree) if layers else [])
 
     return layers, lay, notes

@@ -45,6 +45,8 @@ def check_board(board: Board, fail: Fail) -> None:
     if size_bytes(board.verity.block_size) not in BLOCK_SIZES[: BLOCK_SIZES.index(4096) + 1]:
         fail("verity.block_size", '"block_size" must be 512, 1024, 2048 or 4096: the kernel maps no larger ones')
     _check_u_boot(board.boot, fail)
+    if board.boot.signed_image and not any(one.content == "firmware" for one in board.disk.partitions.values()):
+        fail("boot.signed_image", '"signed_image" needs a partition with the content "firmware"')
     for kind, names in (
         ("firmware", [file.to or Path(file.path).name for file in board.boot.firmware]),
         ("firmware_texts", [text.to for text in board.boot.firmware_texts]),
@@ -137,7 +139,20 @@ def _check_sizes(board: Board, fail: Fail) -> None:
         )
 
 
+def _check_encrypt(pointer: str, partition: Partition, fail: Fail) -> None:
+    encrypt = partition.encrypt
+    if encrypt is None:
+        return
+    if partition.filesystem is None:
+        fail(pointer, "only a partition with a `filesystem` is encrypted")
+    if (encrypt.key == "file") != (encrypt.partition is not None):
+        fail(f"{pointer}.key", "the key 'file' needs the `partition` that has it, 'tpm2' has none")
+    if encrypt.pcrs and encrypt.key != "tpm2":
+        fail(f"{pointer}.pcrs", "a TPM has PCRs, a file has none")
+
+
 def _check_content(pointer: str, partition: Partition, fail: Fail) -> None:
+    _check_encrypt(f"{pointer}.encrypt", partition, fail)
     content = partition.content
     if content is None:
         return

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from erofs_edge.manifest.encryption import Encrypt
 from erofs_edge.manifest.filesystem import Erofs, Selinux
 from erofs_edge.manifest.shaping import BudgetKey, Droppable, EtcPath, Network, OverlayRule, Smoke, VariableName
 from erofs_edge.manifest.supply import Arch, Archive, LockedSource, Oci
@@ -204,6 +205,8 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """the machine's name in /etc/hostname"""
     network: Network | None = None
     """addresses of the interfaces, for networkd or NetworkManager; nothing: what packages and overlay say"""
+    signer_certificate: list[DevicePath] = []
+    """files that get the certificate (PEM) of the key that signs the build, for programs that take updates by it"""
     writable_etc: list[EtcPath] = []
     """files and directories of /etc that the device may change and keeps; nothing: all of /etc has a writable layer"""
     users: dict[UnixName, User] = {}
@@ -235,6 +238,8 @@ class Partition(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """'fit', 'esp', 'firmware', 'slot-state', or a manifest's path or a stock one's name; nothing leaves it empty"""
     filesystem: Literal["ext4"] | None = None
     """made by the device at first boot, never by the build"""
+    encrypt: Encrypt | None = None
+    """the partition is encrypted, where it has a `filesystem`"""
 
 
 class Disk(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

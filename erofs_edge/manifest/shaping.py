@@ -103,3 +103,5 @@ class Smoke(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """how long units and commands are waited for, after the system has started them"""
     graphics: bool = False
     """the emulated machine gets a graphics card"""
+    watchdog: bool = False
+    """the emulated machine gets a watchdog"""

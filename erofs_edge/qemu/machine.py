@@ -39,6 +39,8 @@ CHECKS_DRIVE = (
 )  # fmt: skip
 """an empty disk whose serial number asks the system to check itself: arguments of the kernel are the build's alone"""
 GRAPHICS = ("-device", "virtio-gpu-pci")
+WATCHDOG = ("-device", "i6300esb", "-action", "watchdog=none")
+"""it counts and must be fed, but what a test sees must not hang on how busy the host is: nothing happens at the end"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def boot_arguments(
     serial    QEMU's word for the console: 'stdio', 'mon:stdio' (Ctrl-A X quits), 'unix:PATH,server=on,wait=off'
     forwards  (host port, guest port): gives the machine user networking, reachable from the host alone
     reboot    False ends QEMU where the machine would reset
-    extra     further arguments (CHECKS_DRIVE, GRAPHICS)
+    extra     further arguments (CHECKS_DRIVE, GRAPHICS, WATCHDOG)
     """
     return [
         *machine_arguments(qemu, bios), *(["-dtb", str(control)] if control else []),

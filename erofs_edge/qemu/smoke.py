@@ -12,7 +12,7 @@ from erofs_edge.manifest.model import Board
 from erofs_edge.manifest.shaping import Smoke
 from erofs_edge.qemu.built import load_built, machine_command, run_folder
 from erofs_edge.qemu.console import Console, Event
-from erofs_edge.qemu.machine import CHECKS_DRIVE, GRAPHICS, Drive, find_qemu
+from erofs_edge.qemu.machine import CHECKS_DRIVE, GRAPHICS, WATCHDOG, Drive, find_qemu
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
@@ -83,7 +83,7 @@ def smoke(
             disk = copy_sparse(disk, folder / "disk.img")
         damage, chosen = _prepare(disk, board, slot, change)
         wanted = built.smoke if change is None else Smoke()
-        extra = (*(CHECKS_DRIVE if _checks(wanted) else ()), *(GRAPHICS if built.smoke.graphics else ()))
+        extra = (*(CHECKS_DRIVE if _checks(wanted) else ()), *_devices(built.smoke))
         script = change.script if change else None
         command = machine_command(board, built, emulator, folder, Drive(disk), extra=extra, script=script)
         expected = Expected(built.root_hash, chosen, _data_filesystem(board))
@@ -117,6 +117,11 @@ def smoke(
 def _checks(wanted: Smoke) -> bool:
     """Whether the system is to check itself."""
     return bool(wanted.units or wanted.commands)
+
+
+def _devices(wanted: Smoke) -> tuple[str, ...]:
+    """What the manifest wants the machine to have beside the board's own."""
+    return (*(GRAPHICS if wanted.graphics else ()), *(WATCHDOG if wanted.watchdog else ()))
 
 
 def _watch(expected: Expected, change: Tamper | None, wanted: Smoke, titles: Mapping[str, str]) -> Watch:

@@ -90,6 +90,18 @@ def refuse_clashes(loaded: Loaded[System], layers: Sequence[Layer]) -> None:
                 )
 
 
+def lay_certificate(loaded: Loaded[System], certificate: bytes, tree: FileTree) -> None:
+    """The certificate (PEM) of the build's signer at the manifest's `signer_certificate`.
+
+    Raises ManifestError where something else than a file stands there.
+    """
+    for index, path in enumerate(loaded.value.signer_certificate):
+        here = tree.get(path)
+        if here is not None and not here.is_file:
+            raise loaded.error(f"signer_certificate.{index}", f"{path} is no file that could be replaced")
+        _add(tree, path, BytesContent(certificate))
+
+
 def lay_layers(loaded: Loaded[System], layers: Sequence[Layer], certificate: bytes, tree: FileTree) -> list[str]:
     """Put the images into a system's tree, with what makes it merge them; notes for the user.
 

@@ -65,6 +65,7 @@ SETS = {
         ("docker-registry", "libarchive-tools", "sqop", "tar", "umoci"),
         {"docker-registry": ("docker-registry",)} | _same("bsdtar", "sqop", "umoci") | {"tar": ("gnu-tar",)},
     ),
+    "oracles-updates": ToolSet("trixie", ("rauc", "squashfs-tools"), _same("rauc", "mksquashfs", "unsquashfs")),
     "oracles-slots": ToolSet("trixie", ("libubootenv-tool", "zstd"), _same("fw_printenv", "fw_setenv", "zstd")),
     "oracles-nbd": ToolSet(
         "trixie",

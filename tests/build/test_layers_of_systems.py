@@ -167,7 +167,7 @@ def test_two_layers_with_different_files_at_one_path_are_both_named(
 ) -> None:
     with pytest.raises(ManifestError, match="/usr/bin/tool is in layer tool and in layer other") as caught:
         compose(gather(TOOL, OTHER), tmp_path, system_tree())
-    assert caught.value.where.endswith("top.yaml:2:21")
+    assert str(caught.value.where).endswith("top.yaml:2:21")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_signatures_that_are_made_elsewhere_wait_together(gather: Callable[..., 
     public = tmp_path / "public.pem"
     public.write_bytes(public_key_pem(open_signer("dev:dev")))
     offline = open_signer(f"offline:{tmp_path / 'waiting'}?public-key={public}")
-    waiting = set()
+    waiting = set[Path]()
     for _ in range(3):
         with pytest.raises(SignaturesMissingError):
             make_layers(inputs, offline, Cache(tmp_path / "cache"), tmp_path, Effort(), quiet)

@@ -159,15 +159,15 @@ def test_a_system_that_came_up_gives_its_slot_the_attempts_back(
         assert not blank, formatted
 
 
-def console_until(command: list[str], mark: bytes, seconds: float = 240) -> bytes:
-    """What the machine says up to the mark; it is ended then."""
+def console_until(command: list[str], mark: bytes, seconds: float = 240, count: int = 1) -> bytes:
+    """What the machine says until the mark has come `count` times; it is ended then."""
     machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
     timer = threading.Timer(seconds, machine.kill)
     timer.start()
     console = b""
     try:
         assert machine.stdout is not None
-        while mark not in console:
+        while console.count(mark) < count:
             piece = machine.stdout.read(4096)
             assert piece, console[-3000:].decode(errors="replace")
             console += piece

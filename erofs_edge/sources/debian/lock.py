@@ -35,6 +35,8 @@ INITRAMFS = ("busybox-static", "dmsetup", "e2fsprogs")
 INITRAMFS_UEFI = ("keyutils",)
 """hands the kernel the signature that it checks with the keys of its firmware"""
 """what our initramfs is made of, beside the kernel's modules"""
+INITRAMFS_CRYPT = ("cryptsetup-bin",)
+"""and where a partition is encrypted"""
 GROUPS = ("system", "kernel", "initramfs", "firmware")
 """what is asked for in packages; the rest says where they come from"""
 
@@ -85,6 +87,7 @@ def requested(value: Board | System) -> dict[str, list[str]]:
         firmware.add(value.boot.u_boot.package)
     firmware |= {name for _, name in _uefi_packages(value)}
     initramfs = [*INITRAMFS, *(INITRAMFS_UEFI if value.boot.uefi is not None else ())]
+    initramfs += INITRAMFS_CRYPT if any(p.encrypt for p in value.disk.partitions.values()) else ()
     return {"kernel": [value.boot.kernel], "initramfs": sorted(initramfs), "firmware": sorted(firmware)}
 
 

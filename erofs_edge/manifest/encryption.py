@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed values that say how a writable partition is encrypted: part of the vocabulary of model.py."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from erofs_edge.manifest.words import DevicePath, Name
+
+PcrNumber = Annotated[int, Meta(ge=0, le=23)]
+
+
+class Encrypt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """LUKS2 below the file system, made by the device at first boot with a volume key of its own."""
+
+    key: Literal["tpm2", "file"]
+    """what opens it: a random key that the device's TPM 2.0 keeps, or a file of at least 32 random bytes"""
+    partition: Name | None = None
+    """of 'file': the label of the partition, on any disk, whose file system has it; ext4, or what `boot.modules` can
+    mount"""
+    path: DevicePath = "/data.key"
+    """of 'file': its path there"""
+    pcrs: list[PcrNumber] = []
+    """of 'tpm2': measured values (SHA-256) that must be the same as when the partition was made"""

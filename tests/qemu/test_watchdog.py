@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watchdog of edge-base: a machine whose process 1 hangs starts again by itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_road import console_until
+
+from erofs_edge.manifest.load import load_board
+from erofs_edge.qemu.built import load_built, machine_command
+from erofs_edge.qemu.machine import CHECKS_DRIVE, Drive, find_qemu
+
+pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(900)]
+BOARD = "boards/qemu-aarch64.yaml"
+# systemd that has crashed stands still (systemd-system.conf(5), CrashAction), and nobody feeds the watchdog
+SMOKE = "smoke: {commands: {crash: kill -SEGV 1; sleep 1000}}\n"
+
+
+def test_a_hanging_process_1_ends_in_a_restart(edge: str, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "hang.yaml").write_text(f"system: hang\nextends: {repository}/manifests/edge-base.yaml\n{SMOKE}")
+    shutil.copy(repository / "manifests/edge-base.lock", tmp_path / "hang.lock")
+    system, out = str(tmp_path / "hang.yaml"), tmp_path / "out"
+    command = [edge, "build", BOARD, "--system", system, "-o", str(out), "--relock-if-gone"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    board, built = load_board(repository / BOARD).value, load_built(out)
+    devices = (*CHECKS_DRIVE, "-device", "i6300esb", "-action", "watchdog=reset")
+    command = machine_command(board, built, find_qemu(), tmp_path, Drive(built.disk), reboot=True, extra=devices)
+    console = console_until(command, b"Starting kernel", count=2, seconds=800)
+    _, _, second = console.partition(b"smoke ok watchdog")
+    assert b"Freezing execution" in second and b"U-Boot" in second
+    assert b"Kernel panic" not in console
