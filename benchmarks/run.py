@@ -9,7 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("command.py", "fs_build.py", "stable_layout.py", "nbd.py", "fec.py", "repair.py", "unpack.py", "boot.py")
+SCRIPTS = (
+    "command.py",
+    "fs_build.py",
+    "stable_layout.py",
+    "nbd.py",
+    "fec.py",
+    "repair.py",
+    "verity.py",
+    "unpack.py",
+    "boot.py",
+)
 
 
 def main() -> None:

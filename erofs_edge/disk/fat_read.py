@@ -101,7 +101,12 @@ class Volume:
 
     def content(self, chain: tuple[int, ...], size: int | None = None) -> bytes:
         """The bytes of a chain of clusters, at most `size`."""
-        data = b"".join(self._read(self.offset(number), self.cluster) for number in chain)
+        pieces, first = [], 0
+        for end in range(1, len(chain) + 1):  # neighbours are read at once
+            if end == len(chain) or chain[end] != chain[end - 1] + 1:
+                pieces.append(self._read(self.offset(chain[first]), (end - first) * self.cluster))
+                first = end
+        data = b"".join(pieces)
         return data if size is None else data[:size]
 
     def offset(self, number: int) -> int:
