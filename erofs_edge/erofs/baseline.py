@@ -20,6 +20,9 @@ from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.attributes import Attribute
 from erofs_edge.erofs.extents import Kind, chunk_table
 from erofs_edge.erofs.inode import NULL_BLOCK, DiskInode
+from erofs_edge.erofs.old_packed import read_old_packed
+from erofs_edge.erofs.places import OldPacked
+from erofs_edge.erofs.plan import PACKED_PATH
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import ErofsFormatError, SourceError, UsageError
 
@@ -63,6 +66,11 @@ class Baseline:
                 self._files[b"/" + path] = inode
         self.raw = image.superblock.raw
         self.blocks = image.superblock.blocks
+        self.packed: OldPacked | None = None
+        if self.raw.packed_nid and image.superblock.incompat(ondisk.INCOMPAT_FRAGMENTS):
+            self.packed = read_old_packed(image, self._files)
+            self.inodes[PACKED_PATH] = self._old(image.packed)
+            self._files[PACKED_PATH] = image.packed
 
     @property
     def epoch(self) -> tuple[int, int]:
@@ -133,12 +141,13 @@ class Baseline:
             raw = [extent for extent in self._image.extents(inode) if extent.kind is Kind.RAW]
             step = chunk_size or max(1, inode.size)
             return {(e.address + at) >> self._bits for e in raw for at in range(0, e.length, step)}
-        # only full indexes can name pclusters that do not follow each other
-        whole = inode.layout == ondisk.LAYOUT_COMPRESSED_FULL
+        # only full indexes can name pclusters that do not follow each other; those of the packed inode stay one by one
+        single = inode.nid == self.raw.packed_nid
+        whole = single or inode.layout == ondisk.LAYOUT_COMPRESSED_FULL
         found, end = set(), -1
         for extent in self._image.extents(inode):
             if not extent.inline and extent.kind not in (Kind.HOLE, Kind.FRAGMENT):
-                if extent.address != end:
+                if single or extent.address != end:
                     found.add(extent.address >> self._bits)
                 end = extent.address + extent.size
             if not whole:
@@ -190,8 +199,6 @@ def _check(image: Image, path: Path, block_size: int) -> None:
     found = [name for bit, name in _NOT_KEPT.items() if info.incompat(bit)]
     if info.devices:
         found.append("further devices")
-    if info.raw.packed_nid and info.incompat(ondisk.INCOMPAT_FRAGMENTS):
-        found.append("fragments")
     if found:
         raise UsageError(
             f"the baseline has {found[0]}, which cannot keep their places",

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from erofs_edge.codec.lz4 import FixedOutput, address_of
 from erofs_edge.codec.registry import Codec, open_compressor
 from erofs_edge.codec.search import SearchedOutput
+from erofs_edge.erofs.anchors import Anchors
 from erofs_edge.erofs.index import Extent, full_index_size
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.ondisk import SLOT_SIZE
@@ -158,6 +159,71 @@ class Cutter:
         """
         return self._cut(data, Tails.BLOCK, phase)
 
+    def recut(self, data: bytes, tails: Tails, old: Anchors) -> Segment:
+        """As `cut`, for content that an older image holds in part: cut where that one is, as far as possible.
+
+        From an old extent's start on the content decides alone where the next pcluster ends, so that the same comes
+        out; where an extent would reach beyond a known point it ends there. With all of it unchanged the extents are
+        the old ones.
+        """
+        block_size, pcluster = self.rules.block_size, self.rules.pcluster
+        view = memoryview(data)
+        base, size = address_of(data), len(data)
+        segment = Segment([], [])
+        at = consumed = 0
+        aimed = False  # whether an extent was to end at `at`; what is inline never starts at such a point
+        while at < size:
+            left, target = size - at, old.target(at, 2 * block_size)
+            if left <= block_size:
+                inline = tails is Tails.INLINE and not aimed and left < block_size
+                if not inline or not self._store_inline(segment, view[at:], base + at):
+                    _store_raw(segment, view[at:], block_size)
+                break
+            if old.is_raw(at) and (target == size or _may_end_raw(at, target, block_size)):
+                _store_raw(segment, view[at:target], block_size)
+                at, aimed = target, True
+                continue
+            known = old.known_end(at) is not None
+            consumed, produced = self._fill_to(base + at, left, consumed, target - at, known=known)
+            if consumed == left and tails is Tails.INLINE and not (aimed and produced < block_size):
+                if self._split_tail(segment, view[at:], base + at, produced):
+                    break
+                self._run(base + at, left)
+            blocks = -(-produced // block_size)
+            if blocks * block_size < consumed:
+                segment.extents.append(Extent(consumed, blocks, False))
+                segment.chunks.append(self._compressor.padded(produced, blocks * block_size))
+                at += consumed
+            else:
+                run = max(1, min(consumed, pcluster) // block_size) * block_size
+                if at + run > target and _may_end_raw(at, target, block_size):
+                    run = target - at
+                _store_raw(segment, view[at : at + run], block_size)
+                at += run
+            aimed = at == target
+        return segment
+
+    def _fill_to(self, address: int, left: int, last: int, wanted: int, *, known: bool) -> tuple[int, int]:
+        """As `_fill`, for not more than `wanted` bytes where these gain, too. `known`: so many are what the call took
+        when the older image was made."""
+        # the result of a search depends on its first guess: this is the one that gives the same again
+        guess = {"guess": wanted} if isinstance(self._compressor, SearchedOutput) else {}
+        if known and guess and wanted < left:
+            done = self._run(address, wanted, **guess)
+            if done[0] == wanted:
+                return done
+        done = self._filler()(address, left, last)
+        if done[0] <= wanted or not self._gains(done):
+            return done
+        shorter = self._run(address, wanted, **guess)
+        if shorter[0] == wanted and self._gains(shorter):
+            return shorter
+        return self._filler()(address, left, last)  # once more: its buffer was used
+
+    def _gains(self, filled: tuple[int, int]) -> bool:
+        block_size = self.rules.block_size
+        return -(-filled[1] // block_size) * block_size < filled[0]
+
     def _cut(self, data: bytes, tails: Tails, phase: int) -> Segment | None:
         block_size = self.rules.block_size
         fill, padded = self._filler(), self._compressor.padded
@@ -295,6 +361,12 @@ class Cutter:
         """(offset, length) of the probe in the middle of a file."""
         length = min(size, self.rules.pcluster, PROBE_MAX)
         return (size - length) // 2, length
+
+
+def _may_end_raw(start: int, end: int, block_size: int) -> bool:
+    """Whether raw blocks of [start, end) leave the lcluster of `end` to the next extent."""
+    rest = (end - start) % block_size
+    return not rest or end % block_size < rest
 
 
 def gains(size: int, blocks: int, block_size: int, inline: int = 0) -> bool:

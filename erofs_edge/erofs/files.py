@@ -13,6 +13,7 @@ from erofs_edge.erofs.compress import Segment, gains
 from erofs_edge.erofs.contents import pieces
 from erofs_edge.erofs.extent_table import build_table
 from erofs_edge.erofs.index import Extent, build_index, layout_for
+from erofs_edge.erofs.looseness import weigh
 from erofs_edge.erofs.ondisk import (
     INCOMPAT_48BIT,
     INCOMPAT_CHUNKED_FILE,
@@ -27,6 +28,7 @@ from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.packed import Packer, Part
 from erofs_edge.erofs.pipeline import Stored
+from erofs_edge.erofs.places import OldPacked
 from erofs_edge.erofs.plan import Node, choose_flat_layout, reach
 from erofs_edge.erofs.repeats import Key, Repeats
 from erofs_edge.erofs.sharing import place_extent
@@ -38,12 +40,14 @@ COPY = 4 << 20  # bytes
 
 @dataclass(slots=True)
 class _Placed:
-    """Where a file's blocks stand; its extents, inline tail and number in the packed inode if it is compressed."""
+    """Where a file's blocks stand; its extents, inline tail and number in the packed inode if it is compressed.
+    `apart`: each extent has a place of its own."""
 
     block: int
     extents: list[Extent] | None
     tail: bytes = b""
     part: int = -1
+    apart: bool = False
 
 
 class FileStore:
@@ -53,6 +57,7 @@ class FileStore:
 
     features  incompatible bits that what was stored needs
     repeats   extents that are parts of other files, of `repeated` bytes
+    excess    blocks that the packed inode would not need if it had no gaps
     """
 
     def __init__(
@@ -74,14 +79,16 @@ class FileStore:
         self._options = options
         self._originals: dict[Node, _Placed | None] = dict.fromkeys(originals)
         self._first_block = 0
+        self._first_run = 0
         self._extents: list[Extent] = []
+        self._unused: list[int] = []
         self._flat = False
         self._tail = b""
         self._unplaced: list[tuple[Node, _Placed]] = []
         self._unsettled: dict[Node, _Placed] = {}
         self.packer = Packer(options.block_size)
         self.compressed = self.stored = self.reused = self.shared = self.repeats = self.repeated = 0
-        self.features = 0
+        self.features = self.excess = 0
 
     def take(self, stored: Stored) -> None:
         """Pieces of one file come one after the other, as the pipeline yields them."""
@@ -92,13 +99,16 @@ class FileStore:
             return
         if not piece.offset:
             self._begin(node)
-            self._extents = []
+            self._extents, self._unused = [], []
             self._flat = stored.segment is None
         elif self._flat != (stored.segment is None):
             # the pieces were judged by different contents
             raise SourceError("file changed while it was being read", where=node.where)
         if stored.segment is not None:
-            self._append_segment(stored.segment, piece.key)
+            if piece.packed is not None and isinstance(self._sink, Spool):
+                self._append_apart(node, stored.segment, self._sink)
+            else:
+                self._append_segment(stored.segment, piece.key)
             if piece.is_last:
                 self._finish_compressed(node, stored)
         elif stored.data is not None:
@@ -116,18 +126,33 @@ class FileStore:
             if stored.extents is None:
                 node.i_u = where(stored.block)
             else:
-                self._set_index(node, stored, -1, where)
-        if not isinstance(self._sink, Spool):
-            for node, placed in self._unplaced:
-                self._set_index(node, placed, self.packer.offsets[placed.part], where)
+                fragment = self.packer.offsets[stored.part] if stored.part >= 0 else -1
+                self._set_index(node, stored, fragment, where)
         if self._chunks is not None:
             self._chunks.settle(where)
 
-    def place_fragments(self) -> None:
-        """Every file is stored and the packed inode complete: make the indexes that name places in it."""
-        self.packer.close()
+    def place_fragments(self, old: OldPacked | None = None) -> None:
+        """Every file is stored and the packed inode complete: make the indexes that name places in it. With `old`
+        what is there stays there."""
+        self.packer.close(old)
         for node, placed in self._unplaced:
-            self._set_index(node, placed, self.packer.offsets[placed.part])
+            if self._moves:
+                self._unsettled[node] = placed
+            if not isinstance(self._sink, Spool):
+                self._set_index(node, placed, self.packer.offsets[placed.part])
+
+    def is_loose(self) -> bool:
+        """Whether the packed inode, which was stored last, should be put together anew. Sets `excess`."""
+        size = self._options.packed_pcluster_size
+        packed = weigh(self._extents, self._unused, self.packer.used, size, self._block_size)
+        self.excess = packed.excess // self._block_size
+        return packed.is_loose
+
+    def drop_packed(self) -> None:
+        """Forget the packed inode, which was stored last: it will be stored in another way."""
+        assert isinstance(self._sink, Spool)  # noqa: S101 - only then there is another way
+        self._sink.rewind(self._first_run)
+        self.excess = 0
 
     @property
     def fragments(self) -> int:
@@ -137,7 +162,7 @@ class FileStore:
     def _begin(self, node: Node) -> None:
         """The blocks of a file follow."""
         if isinstance(self._sink, Spool):
-            self._sink.start(node.path)
+            self._first_run = self._sink.start(node.path)
         self._first_block = self._sink.position // self._block_size
         reach(node, self._first_block, self._options)
 
@@ -166,17 +191,35 @@ class FileStore:
         self._sink.append(chunks)
         self._extents += [place_extent(extent, self._bases) for extent in segment.extents]
 
+    def _append_apart(self, node: Node, segment: Segment, spool: Spool) -> None:
+        """A piece of the packed inode, of which each extent is free to have a place of its own."""
+        at = sum(extent.length for extent in self._extents)
+        self._tail = b""
+        for extent, chunk in zip(segment.extents, segment.chunks, strict=True):
+            if not extent.blocks:
+                self._tail = bytes(chunk)
+                self._extents.append(extent)
+                break
+            spool.start(node.path, at)
+            block = spool.position // self._block_size
+            spool.append([chunk, bytes(-len(chunk) % self._block_size)])
+            first = bytes(memoryview(chunk)[: self._block_size])
+            self._unused.append(len(first) - len(first.lstrip(b"\0")))
+            self._extents.append(extent._replace(place=block))
+            at += extent.length
+
     def _finish_compressed(self, node: Node, stored: Stored) -> None:
         assert stored.segment is not None  # noqa: S101 - it is compressed
-        blocks = sum(extent.own for extent in self._extents)
+        apart = stored.piece.packed is not None and isinstance(self._sink, Spool)
+        blocks = sum(extent.blocks if apart else extent.own for extent in self._extents)
         is_fragment = stored.segment.fragment == node.size or node in self._repeats.sources
         if not is_fragment and not gains(node.size, blocks, self._block_size, len(self._tail)):
             self._restart_flat(node)
             return
-        placed = _Placed(self._first_block, self._extents, self._tail)
+        placed = _Placed(self._first_block, self._extents, self._tail, apart=apart)
         if length := stored.segment.fragment:
             assert node.inode.content is not None  # noqa: S101 - it was read before
-            part = Part(node.inode.content, node.size - length, length, node.where, stored.digest)
+            part = Part(node.inode.content, node.size - length, length, node.where, stored.digest, node.path)
             placed.part = self.packer.add(part, dense=stored.dense)
             self.features |= INCOMPAT_FRAGMENTS
         self._set_compressed(node, placed)
@@ -202,19 +245,20 @@ class FileStore:
     ) -> None:
         extents = placed.extents
         assert extents is not None  # noqa: S101 - it is compressed
-        has_blocks = any(extent.own for extent in extents)
         options, rules = self._options, self._codings.of(node)
         assert rules is not None  # noqa: S101 - it is compressed
         whole = fragment >= 0 and len(extents) == 1
         extents = [e if e.place < 0 else e._replace(place=where(e.place)) for e in extents]
+        first = where(placed.block) if any(extent.own for extent in extents) else 1  # which says nothing then
+        if placed.apart and (together := _joined(extents)) is not None:
+            first, extents = together
         refers = any(extent.place >= 0 for extent in extents)  # compact indexes say where the first pcluster is only
-        if refers:
+        if refers and not placed.apart:
             self.features |= INCOMPAT_DEDUPE
         full = options.full_index or refers
         node.layout = layout_for(options.block_bits, fragment, whole=whole, full=full)
         # what is inline counts as a block in st_blocks, as with mkfs.erofs
         node.i_u = sum(extent.blocks for extent in extents) + bool(node.tail_size)
-        first = where(placed.block) if has_blocks else 1  # which says nothing then
         common: dict[str, Any] = {
             "block_bits": options.block_bits,
             "first_block": first,
@@ -242,8 +286,12 @@ class FileStore:
 
     def _restart_flat(self, node: Node) -> None:
         """A file of several segments turned out not to gain: only now is that known."""
+        self._extents, self._unused = [], []
         assert node.inode.content is not None  # noqa: S101 - it was read before
-        self._sink.rewind(self._first_block * self._block_size)
+        if isinstance(self._sink, Spool):
+            self._sink.rewind(self._first_run)
+        else:
+            self._sink.rewind(self._first_block * self._block_size)
         offset = 0
         for data in pieces(node.inode.content, node.where):
             self._append_flat(node, data, offset)
@@ -329,3 +377,13 @@ class FileStore:
             self._set_block(node, placed.block)
         self.stored += node.size > node.tail_size
         return True
+
+
+def _joined(extents: list[Extent]) -> tuple[int, list[Extent]] | None:
+    """(the first block, extents without places of their own) where these follow each other; else None."""
+    block = first = extents[0].place
+    for extent in extents:
+        if extent.blocks and extent.place != block:
+            return None
+        block += extent.blocks
+    return max(first, 1), [extent._replace(place=-1) for extent in extents]

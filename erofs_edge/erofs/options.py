@@ -253,8 +253,6 @@ def _check_baseline(options: WriteOptions) -> None:
         raise UsageError("compact needs a baseline", hint="an image without one has no free blocks; or add --baseline")
     if options.baseline is None:
         return
-    if options.fragments != "none":
-        raise UsageError("fragments cannot keep their places", hint="use one of --baseline and -E fragments")
     if options.has_layers:
         raise UsageError(
             "data on a further device cannot keep its place", hint="leave out one of --baseline and the further devices"

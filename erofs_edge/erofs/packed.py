@@ -2,60 +2,69 @@
 """The packed inode: the ends of files, and whole ones, put together as one file that is compressed as such.
 
 What compresses comes first, in the order of the tree; what does not stands behind it as it is, so that it neither
-costs time nor interrupts the compression of its neighbours. Equal parts are there once. Content is not kept: parts
-are read again when the packed inode is compressed, like any file, piece by piece.
+costs time nor interrupts the compression of its neighbours (places.py, also for images that take the place of older
+ones). Equal parts are there once. Content is not kept: parts are read again when the packed inode is compressed, like
+any file, piece by piece.
 """
 
 from __future__ import annotations
 
 import hashlib
 import stat
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Container, Iterable, Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 from erofs_edge.erofs.contents import PIECE, read_piece
 from erofs_edge.erofs.pipeline import Piece
-from erofs_edge.erofs.plan import UINT32, Node, Plan
+from erofs_edge.erofs.places import OldPacked, Ranges, Region, Wanted, place_as_before, place_in_order, regions
+from erofs_edge.erofs.plan import PACKED_PATH, UINT32, Node, Plan
 from erofs_edge.errors import SourceError
-from erofs_edge.tree import BytesContent, Content, Inode
+from erofs_edge.tree import Content, Inode
 
 MODE = stat.S_IFREG
+DENSE_PIECE = 64 << 10  # bytes of what does not compress that keep or lose their place together
 
 
 class Part(NamedTuple):
-    """Bytes [offset, offset + length) of a content; `digest` is their sha256, or empty if they were not read yet."""
+    """Bytes [offset, offset + length) of a content; `digest` is their sha256, or empty if they were not read yet.
+    `path` is that of the file."""
 
     content: Content
     offset: int
     length: int
     where: str
     digest: bytes = b""
+    path: bytes = b""
 
 
 class PackedContent:
-    """Parts one after the other."""
+    """Parts at their places, in a content of `size` bytes; zeros where there is none."""
 
-    def __init__(self, parts: list[Part]) -> None:
-        self._parts = parts
-        self._ends = []
-        self.size = 0
-        for part in parts:
-            self.size += part.length
-            self._ends.append(self.size)
+    def __init__(self, placed: Iterable[tuple[int, Part]] = (), size: int = 0) -> None:
+        """`placed` are (offset, part). Parts may overlap where their bytes are equal."""
+        self._placed = sorted(placed, key=lambda one: one[0])
+        self._reach = list(accumulate((at + part.length for at, part in self._placed), max))
+        self.size = size
 
     def read(self, offset: int, length: int) -> bytes:
         """Raises SourceError where a part is not what it was when it was chosen."""
         end = min(offset + length, self.size)
-        found = []
-        number = bisect_right(self._ends, offset)
-        while offset < end:
-            part = self._parts[number]
-            start = self._ends[number] - part.length
-            first, last = offset - start, min(end - start, part.length)
-            found.append(_read(part, first, last))
-            offset = start + last
-            number += 1
+        found: list[bytes] = []
+        for number in range(bisect_right(self._reach, offset), len(self._placed)):
+            start, part = self._placed[number]
+            if start >= end or offset >= end:
+                break
+            if start > offset:
+                found.append(bytes(start - offset))
+                offset = start
+            last = min(end, start + part.length)
+            if last > offset:
+                found.append(_read(part, offset - start, last - start))
+                offset = last
+        if offset < end:
+            found.append(bytes(end - offset))
         return b"".join(found)
 
 
@@ -67,9 +76,11 @@ class Packer:
         self._parts: list[Part] = []
         self._dense: list[bool] = []
         self._known: dict[tuple[bytes, int], int] = {}
+        self._regions: list[Region] = []
+        self._old: OldPacked | None = None
+        self.used = Ranges()
         self.offsets: list[int] = []
-        self._dense_at = 0
-        self.content = PackedContent([])
+        self.content = PackedContent()
 
     def add(self, part: Part, *, dense: bool) -> int:
         """The number of a part, or of an equal one. `dense` ones do not compress."""
@@ -81,45 +92,70 @@ class Packer:
             self._dense.append(dense)
         return number
 
-    def close(self) -> None:
-        """All parts are known: set `content` and `offsets`."""
-        soft = [n for n, dense in enumerate(self._dense) if not dense]
-        hard = [n for n, dense in enumerate(self._dense) if dense]
-        parts = [self._parts[n] for n in soft]
-        end = sum(part.length for part in parts)
-        # no extent may start in the cluster in which the last one of the compressed area does
-        padding = -end % self._block_size if hard else 0
-        if padding:
-            parts.append(Part(BytesContent(bytes(padding)), 0, padding, ""))
-        self._dense_at = end + padding
-        parts += [self._parts[n] for n in hard]
-        self.offsets = [0] * len(self._parts)
-        offset = 0
-        for number in soft:
-            self.offsets[number] = offset
-            offset += self._parts[number].length
-        offset = self._dense_at
-        for number in hard:
-            self.offsets[number] = offset
-            offset += self._parts[number].length
-        self.content = PackedContent(parts)
+    def close(self, old: OldPacked | None = None) -> None:
+        """All parts are known: set `content`, `offsets` and `used`, the bytes that belong to parts. With `old`, what
+        is there keeps its place. May be called again."""
+        self._old = old
+        if old is None:
+            wanted = self._wanted(frozenset())
+            self.offsets, size = place_in_order(wanted, self._block_size)
+        else:
+            wanted = self._wanted({length for _, length in old.parts})
+            self.offsets, size = place_as_before(wanted, old, self._block_size)
+        self.content = PackedContent(zip(self.offsets, self._parts, strict=True), size)
+        self.used = Ranges([(at, at + part.length) for at, part in zip(self.offsets, self._parts, strict=True)])
+        self._regions = regions(wanted, self.offsets, size, self._block_size)
+
+    @property
+    def gaps(self) -> int:
+        """Bytes that belong to no part, but for those between what compresses and what does not."""
+        return sum(
+            end - start for start, end in self.used.gaps() if end % self._block_size or end - start > self._block_size
+        )
 
     def pieces(self, node: Node) -> Iterator[Piece]:
         """The pieces of the packed inode, no extent of which reaches from what compresses into what does not."""
-        for start, end, soft in ((0, self._dense_at, True), (self._dense_at, self.content.size, False)):
-            for offset in range(start, end, PIECE):
-                yield Piece(node, offset, min(PIECE, end - offset), packed=soft)
+        old = self._old.extents if self._old is not None else ()
+        for region in self._regions:
+            step = DENSE_PIECE if self._old is not None and region.dense else PIECE
+            at = region.start
+            while at < region.end:
+                stop = min(region.end, (at // step + 1) * step)
+                first = bisect_left(old, at, key=lambda one: one.start)
+                last = bisect_left(old, stop, key=lambda one: one.start)
+                yield Piece(node, at, stop - at, packed=not region.dense, old=old[first:last])
+                at = stop
+
+    def _wanted(self, hashed: Container[int]) -> list[Wanted]:
+        """What decides about places; parts of these lengths are read where their sha256 is not known yet."""
+        return [
+            Wanted(part.length, dense, part.digest or (_digest(part) if part.length in hashed else b""), part.path)
+            for part, dense in zip(self._parts, self._dense, strict=True)
+        ]
 
 
-def add_packed_node(plan: Plan, packer: Packer) -> Node:
-    """The packed inode, with the image's own time; it has no name."""
+def add_packed_node(plan: Plan, packer: Packer, ino: int = 0) -> Node:
+    """The packed inode, with the image's own time; it has no name. Its i_ino is `ino`, or the next number."""
     inode = Inode(MODE, content=packer.content)
-    node = Node(inode, b"(packed inode)", len(plan.nodes) + 1, None, seconds=plan.epoch, nanoseconds=plan.epoch_ns)
-    node.size = packer.content.size
-    node.extended = node.size > UINT32
+    node = Node(inode, PACKED_PATH, len(plan.nodes) + 1, None, seconds=plan.epoch, nanoseconds=plan.epoch_ns, ino=ino)
     plan.nodes.append(node)
     plan.packed = node
+    set_packed_content(node, packer)
     return node
+
+
+def set_packed_content(node: Node, packer: Packer) -> None:
+    """The packer was closed again: its content is the node's."""
+    node.inode.content = packer.content
+    node.size = packer.content.size
+    node.extended = node.size > UINT32
+
+
+def _digest(part: Part) -> bytes:
+    state = hashlib.sha256()
+    for at in range(part.offset, part.offset + part.length, PIECE):
+        state.update(read_piece(part.content, at, min(PIECE, part.offset + part.length - at), part.where))
+    return state.digest()
 
 
 def _read(part: Part, first: int, last: int) -> bytes:

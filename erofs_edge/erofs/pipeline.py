@@ -11,13 +11,14 @@ import hashlib
 import struct
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
+from erofs_edge.erofs.anchors import Anchors, OldExtent, unchanged
 from erofs_edge.erofs.cache import CompressionCache, cache_key
 from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.compress import (
@@ -50,6 +51,7 @@ class Piece:
     """Bytes [offset, offset + length) of a file, or (twin) a file that has the content of an earlier one.
 
     packed  None for files; of the packed inode, whether this is what compresses
+    old     of that: the extents that an older image has there
     """
 
     node: Node
@@ -57,6 +59,7 @@ class Piece:
     length: int
     twin: Node | None = None
     packed: bool | None = None
+    old: Sequence[OldExtent] = ()
 
     @property
     def key(self) -> Key:
@@ -228,7 +231,7 @@ def store_piece(
         cutter = cutter.for_start(data[:MAGIC] if not piece.offset else _start(piece))
     end = tails if piece.is_last else Tails.BLOCK
     if shares is None:
-        segment = _cut(data, cutter, cache, end)
+        segment = _cut(data, cutter, cache, end, unchanged(piece.old, data, piece.offset) if piece.old else None)
     else:
         before = partial(_cut_before, cutter=cutter, cache=cache)
         segment = shares.cut(piece.key, data, before, partial(_cut, cutter=cutter, cache=cache, tails=end))
@@ -268,14 +271,17 @@ def _start(piece: Piece) -> bytes:
     return read_piece(_content(piece.node), 0, min(MAGIC, piece.node.size), piece.node.where)
 
 
-def _cut(data: bytes, cutter: Cutter, cache: CompressionCache | None, tails: Tails) -> Segment:
+def _cut(
+    data: bytes, cutter: Cutter, cache: CompressionCache | None, tails: Tails, old: Anchors | None = None
+) -> Segment:
+    cut = partial(cutter.recut, old=old) if old else cutter.cut
     if cache is None:
-        return cutter.cut(data, tails)
-    key = cache_key(hashlib.sha256(data).digest(), cutter.rules.identity + tails.value)
+        return cut(data, tails)
+    key = cache_key(hashlib.sha256(data).digest(), cutter.rules.identity + tails.value + (old.identity if old else ""))
     payload = cache.get(key)
     segment = _unpack(payload, data, cutter.rules.block_size) if payload is not None else None
     if segment is None:
-        segment = cutter.cut(data, tails)
+        segment = cut(data, tails)
         cache.put(key, _pack(segment))
     return segment
 

@@ -36,6 +36,7 @@ NO_BLOCK = -1
 TARGET_MAX = 4095
 UINT16, UINT32 = 0xFFFF, 0xFFFFFFFF
 MAJOR_MAX, MINOR_MAX = 0xFFF, 0xFFFFF
+PACKED_PATH = b"(packed inode)"  # no path of a tree is like this: those start with '/'
 
 
 @dataclass(slots=True, eq=False)

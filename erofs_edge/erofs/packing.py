@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packed inode on its way to the image, once or, where a baseline's places cost too much, twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from erofs_edge.erofs.codings import Codings
+from erofs_edge.erofs.compress import Tails
+from erofs_edge.erofs.files import FileStore
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.packed import add_packed_node, set_packed_content
+from erofs_edge.erofs.pipeline import Stored
+from erofs_edge.erofs.plan import PACKED_PATH, Plan
+
+if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
+    from erofs_edge.erofs.baseline import Baseline
+
+
+def store_packed(
+    plan: Plan,
+    files: FileStore,
+    codings: Codings,
+    options: WriteOptions,
+    run: Callable[..., Iterator[Stored]],
+    baseline: Baseline | None,
+) -> Iterator[Stored]:
+    """Store the packed inode, if there is something in it: as the baseline has it, unless that takes too much room.
+
+    `run` compresses pieces. Yields what was stored, for whoever counts it; what is dropped again counts twice.
+    """
+    old, ino = None, 0
+    if baseline is not None:
+        from erofs_edge.erofs.stable import number_for
+
+        old, ino = baseline.packed, number_for(PACKED_PATH, plan, baseline)
+    files.place_fragments(old)
+    if codings.default is None or not files.packer.content.size:
+        return
+    rules = replace(codings.default, pcluster=options.packed_pcluster_size)
+    tails = Tails.INLINE if options.ztailpacking else Tails.BLOCK
+    node = add_packed_node(plan, files.packer, ino)
+    for stored in run(files.packer.pieces(node), rules=rules, tails=tails):
+        files.take(stored)
+        yield stored
+    if old is None or not (files.is_loose() or (options.compact and files.packer.gaps)):
+        return
+    files.drop_packed()
+    files.place_fragments()
+    set_packed_content(node, files.packer)
+    for stored in run(files.packer.pieces(node), rules=rules, tails=tails):
+        files.take(stored)
+        yield stored
