@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from erofs_edge.cli.flash_qemu import SCHEME, reached
 from erofs_edge.cli.flash_show import device_text, show_plan, show_results
 from erofs_edge.cli.output import json_option, note, step
 from erofs_edge.errors import SourceError, UsageError
@@ -26,10 +27,9 @@ DISK = "disk.img"
 @click.command()
 @click.argument("what", metavar="BOARD|OUTDIR|IMAGE", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Write this one image.")
-@click.option(
-    "--to", "to", required=True, metavar="TARGET", help="Block device, file, nbd://HOST[:PORT]/EXPORT, fastboot://HOST."
-)
+@click.option("--to", "to", required=True, metavar="TARGET", help="Block device, file, or an address: docs/flash.md.")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
+@click.option("--disk", type=click.Path(dir_okay=False, path_type=Path), help="For --to qemu:…: the board's disk.")
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be written where, and touch nothing.")
 @click.option("--verify-only", is_flag=True, help="Compare the target with the image, and touch nothing.")
 @click.option("--repair", is_flag=True, help="Write only blocks that are wrong, in each slot that holds this image.")
@@ -49,6 +49,7 @@ def flash(
     image: Path | None,
     to: str,
     out: Path | None,
+    disk: Path | None,
     plan_only: bool,
     verify_only: bool,
     repair: bool,
@@ -71,17 +72,25 @@ def flash(
     from erofs_edge.flash.prepare import Wish
     from erofs_edge.flash.targets import find_target
 
-    if (what is None) == (image is None):
+    if (what is None) == (image is None) and not (what and to.startswith(SCHEME)):
         raise UsageError("what is to be written: BOARD, OUTDIR, IMAGE or --image, one of them")
     if plan_only + verify_only + repair > 1 or (repair and (whole or full)) or (whole and slot):
         raise UsageError("these options exclude each other")
     image = image or _image(what or Path(), out)
     wish = Wish(slot, whole, full, resume, None if old is None else _image(old, None))
-    with find_target(to, image) as candidate:
+    with reached(to, what, out, disk) as address, find_target(address, image) as candidate:
         if plan_only or verify_only:
             _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
         else:
-            _write(candidate, image, wish, repair=repair, yes=yes, verify=not no_verify, as_json=as_json)
+            _write(
+                candidate,
+                image,
+                wish,
+                repair=repair,
+                yes=yes or disk is not None,
+                verify=not no_verify,
+                as_json=as_json,
+            )
 
 
 def _look(candidate: Candidate, image: Path, wish: Wish, *, verify_only: bool, as_json: bool) -> None:

@@ -29,10 +29,16 @@ one() {
         copy) # SOURCE OFFSET LENGTH
             inside "$2" "$4" && inside "$3" "$4" || { echo "error outside"; return; }
             cut_out "$disk" "$2" "$4" | put "$3" && echo ok || echo "error copy" ;;
-        patch) # SOURCE LENGTH OFFSET LENGTH DELTA-LENGTH
+        patch) # SOURCE LENGTH OFFSET LENGTH DELTA-LENGTH; a source without a length is none
             inside "$2" "$3" && inside "$4" "$5" || { echo "error outside"; return; }
-            cut_out "$disk" "$2" "$3" > /run/reference && cut_out $control $deltas "$6" > /run/delta || { echo "error memory"; return; }
-            if zstd -q -d -c --long=31 -M2048 --patch-from=/run/reference /run/delta > /run/patched 2> /run/said \
+            reference=''
+            if [ "$3" -gt 0 ]; then
+                reference=--patch-from=/run/reference
+                cut_out "$disk" "$2" "$3" > /run/reference || { echo "error memory"; return; }
+            fi
+            cut_out $control $deltas "$6" > /run/delta || { echo "error memory"; return; }
+            # shellcheck disable=SC2086  # none, or one word
+            if zstd -q -d -c --long=31 -M2048 $reference /run/delta > /run/patched 2> /run/said \
                 && [ "$(stat -c %s /run/patched)" = "$5" ]; then
                 put "$4" < /run/patched && echo ok || echo "error write"
             else

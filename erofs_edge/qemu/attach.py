@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A board in QEMU that is about to be flashed: started with a blank or used disk, reachable at an address, ended after.
+
+serial  Debian's U-Boot at its prompt, the console on a Unix socket
+nbd     the provisioning system, its two exports forwarded to two ports of this machine
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from erofs_edge.errors import BootCheckError, CapacityError, ToolError, UsageError
+from erofs_edge.manifest.load import Loaded
+from erofs_edge.manifest.lockfile import load_lock, lock_path
+from erofs_edge.manifest.model import Board, size_bytes
+from erofs_edge.provision.initramfs import build_provisioning
+from erofs_edge.qemu.built import load_built
+from erofs_edge.qemu.console import clean
+from erofs_edge.qemu.machine import find_qemu, machine_arguments, qemu_of
+from erofs_edge.sources.cache import Cache
+from erofs_edge.toolbox.emulator import Emulator, start
+
+TRANSPORTS = ("serial", "nbd")
+READY, FAILED = b"erofs-edge: provisioning ready", b"erofs-edge: provisioning failed"
+PORT = 10809
+"""of the disk inside the machine, the control export is behind it: provision/init.sh"""
+START = 300.0  # seconds until a machine can be reached; a busy host takes many times as long as an idle one
+LOOK = 0.05  # seconds between two looks at it
+END = 20.0  # seconds that QEMU has to end by itself
+GUEST = "10.0.2.15/24"
+"""the address that QEMU's user network gives the guest"""
+
+
+@contextmanager
+def attached(
+    board: Loaded[Board], out: Path, transport: str, disk: Path, say: Callable[[str], None] = lambda text: None
+) -> Iterator[str]:
+    """Start the board in QEMU; the address for `find_target`. The machine is off when the block ends.
+
+    out   where the board was built
+    disk  a file; where there is none yet it is made, empty and as large as the board's disk
+
+    Raises UsageError for a board or a transport that cannot, ToolError without a usable QEMU or where it ends early,
+    BootCheckError where the machine does not come up.
+    """
+    if transport not in TRANSPORTS:
+        raise UsageError(f"no transport 'qemu:{transport}'", hint=f"known: {', '.join(TRANSPORTS)}")
+    emulator = find_qemu()
+    _make_disk(disk, size_bytes(board.value.disk.size))
+    with tempfile.TemporaryDirectory(prefix="erofs-edge-") as name:
+        folder = Path(name)
+        begin = _serial if transport == "serial" else _nbd
+        with begin(board, out, emulator, disk, folder) as address:
+            say(f"QEMU {emulator.version_text} has {disk}; the board is at {address}")
+            yield address
+
+
+@contextmanager
+def _serial(board: Loaded[Board], out: Path, emulator: Emulator, disk: Path, folder: Path) -> Iterator[str]:
+    """Debian's U-Boot with QEMU's own device tree: nothing keeps its prompt shut."""
+    boot = board.value.boot
+    if boot.uefi is not None or boot.u_boot.build is not None:
+        raise UsageError(
+            f"board '{board.value.board}' has no U-Boot prompt", hint="qemu:nbd needs none; or a board without a lock"
+        )
+    console = folder / "console"
+    command = [
+        str(emulator.program), *machine_arguments(qemu_of(board.value), load_built(out).u_boot), *_drive(disk),
+        "-serial", f"unix:{_escaped(console)},server=on,wait=on", "-monitor", "none",
+    ]  # fmt: skip
+    with _running(command, folder) as machine:
+        _wait(machine, console.exists, lambda: "")
+        yield f"serial+unix://{console}"
+
+
+@contextmanager
+def _nbd(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, folder: Path) -> Iterator[str]:
+    """The kernel and the provisioning initramfs, loaded as a boot over the network would."""
+    qemu = qemu_of(board.value)
+    parts = build_provisioning(board.value, load_lock(lock_path(board.path)), Cache())
+    (folder / "kernel").write_bytes(parts.kernel)
+    (folder / "initramfs").write_bytes(parts.initramfs)
+    port, log = _two_ports(), folder / "console.txt"
+    rules = "".join(f",hostfwd=tcp:127.0.0.1:{port + n}-:{PORT + n}" for n in (0, 1))
+    command = [
+        str(emulator.program), "-no-user-config", "-nodefaults", "-display", "none", "-machine", qemu.machine,
+        "-cpu", qemu.cpu, "-m", f"{size_bytes(qemu.memory) >> 20}M", "-smp", str(qemu.smp),
+        "-kernel", str(folder / "kernel"), "-initrd", str(folder / "initramfs"),
+        "-append", f"console=ttyAMA0 quiet panic=-1 edge.disk=vda edge.ip={GUEST}", *_drive(disk),
+        "-netdev", f"user,id=net0{rules}", "-device", "virtio-net-pci,netdev=net0,romfile=",
+        "-serial", f"file:{_escaped(log)}", "-monitor", "none", "-no-reboot",
+    ]  # fmt: skip
+
+    def said() -> bytes:
+        return log.read_bytes() if log.exists() else b""
+
+    def last() -> str:
+        return clean(said()[-400:])
+
+    with _running(command, folder) as machine:
+        _wait(machine, lambda: READY in said() or FAILED in said(), last)
+        if FAILED in said():
+            raise BootCheckError(f"the provisioning system did not start: {last()}")
+        yield f"provision://127.0.0.1:{port}"
+
+
+def _drive(disk: Path) -> list[str]:
+    return ["-drive", f"if=none,id=disk0,format=raw,file={_escaped(disk)}", "-device", "virtio-blk-pci,drive=disk0"]
+
+
+@contextmanager
+def _running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """QEMU while the block lasts. It dies with this process; what it says goes to a file."""
+    with (folder / "qemu.txt").open("w+b") as complaints:
+        machine = start(command, complaints)
+        try:
+            yield machine
+        finally:
+            machine.terminate()  # QEMU writes out what it holds
+            try:
+                machine.wait(END)
+            except subprocess.TimeoutExpired:
+                machine.kill()
+                machine.wait()
+            if machine.stdout:
+                machine.stdout.close()
+
+
+def _wait(machine: subprocess.Popen[bytes], ready: Callable[[], bool], last: Callable[[], str]) -> None:
+    deadline = time.monotonic() + START
+    while not ready():
+        if machine.poll() is not None:
+            raise ToolError(
+                f"QEMU ended with code {machine.returncode}: {last() or 'no message'}", hint="is it this disk?"
+            )
+        if time.monotonic() > deadline:
+            raise BootCheckError(f"the machine is not there after {START:g} s; it said: {last() or 'nothing'}")
+        time.sleep(LOOK)
+
+
+def _two_ports() -> int:
+    """A port of this machine that is free, as is the one behind it."""
+    for _ in range(100):
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+    raise ToolError("no two ports of this machine are free")
+
+
+def _make_disk(disk: Path, size: int) -> None:
+    if disk.exists():
+        return
+    try:
+        with disk.open("xb") as file:
+            file.truncate(size)
+    except OSError as error:
+        raise CapacityError(f"cannot make a disk of {size} bytes: {error.strerror}", where=str(disk)) from error
+
+
+def _escaped(path: Path) -> str:
+    """A path inside a list of options, where QEMU wants commas doubled."""
+    return str(path).replace(",", ",,")
