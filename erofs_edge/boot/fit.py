@@ -48,6 +48,8 @@ KERNEL_ALIGN = 2 << 20
 KEY_BITS = (2048, 3072, 4096)
 ROLLBACK_INDEX = "rollback-index"
 """property of the root, in decimal"""
+FIRMWARE_DIGEST = "firmware-sha256"
+"""property of the root, in hex: `signed_boot.files_digest` of the firmware partition that goes with this build"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def build_fit(
     signer: Signer | None,
     load_address: int | None = None,
     rollback_index: int = 0,
+    firmware: str = "",
 ) -> bytes:
     """A FIT with the images 'kernel', 'ramdisk' and, where given, 'fdt', in one configuration named 'conf'.
 
@@ -81,11 +84,14 @@ def build_fit(
                   KERNEL_ALIGN there and U-Boot runs it where it is. The kernel comes last, since it clears the memory
                   behind itself.
     rollback_index  the version that the boot script compares with the recorded minimum; signed with the rest
+    firmware      digest of the firmware partition's files; '' where there is none
 
     Raises ErofsEdgeError for a key that U-Boot cannot check.
     """
     root = Node({"timestamp": cells(epoch), "description": string(description), "#address-cells": cells(1)})
     root.props[ROLLBACK_INDEX] = string(str(rollback_index))
+    if firmware:
+        root.props[FIRMWARE_DIGEST] = string(firmware)
     last_is_kernel = sorted(images.items(), key=lambda item: item[0] == "kernel")
     root.children["images"] = Node(children={name: _image_node(image) for name, image in last_is_kernel})
     conf = Node({"description": string(description)} | {name: string(name) for name in images})

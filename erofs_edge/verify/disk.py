@@ -7,17 +7,20 @@ import functools
 import hashlib
 import os
 from dataclasses import dataclass, field
+from functools import partial
 
 from erofs_edge.boot.contents import init_values
 from erofs_edge.boot.fdt import HEADER as FDT_HEADER
 from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
-from erofs_edge.boot.fit import verify_fit
+from erofs_edge.boot.fdt import parse
+from erofs_edge.boot.fit import FIRMWARE_DIGEST, verify_fit
 from erofs_edge.disk import gpt, rollback, slots
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.trust import avb
 from erofs_edge.trust.key import PublicKey, VerificationKey, rsa_key
 from erofs_edge.verify.checks import Check, Verdict
 from erofs_edge.verify.esp import is_esp, verify_esp
+from erofs_edge.verify.firmware import fat_volume, verify_firmware
 from erofs_edge.verify.system import check_file_system, check_tree
 from erofs_edge.verity.blocks import read_exactly
 from erofs_edge.verity.superblock import Superblock
@@ -46,7 +49,8 @@ class Part:
 @dataclass(slots=True)
 class Walk:
     """One walk over a disk. `covered`: names of partitions that a signature reaches; `proved`: root hashes whose file
-    system was checked already, since equal root hashes are equal bytes; `minimum`: the lowest version that starts."""
+    system was checked already, since equal root hashes are equal bytes; `minimum`: the lowest version that starts;
+    `firmware`: digests of firmware partitions, each with the signed FIT that names it."""
 
     fd: int
     key: VerificationKey
@@ -56,6 +60,7 @@ class Walk:
     proved: set[bytes] = field(default_factory=set)
     data: set[str] = field(default_factory=set)
     minimum: int | None = None
+    firmware: dict[str, str] = field(default_factory=dict)
 
     def read(self, part: Part, offset: int, length: int) -> bytes:
         """Bytes of a partition; less at its end."""
@@ -140,6 +145,8 @@ def verify_fit_alone(walk: Walk, part: Part) -> dict[str, str]:
         values = init_values(fit)
     if not row.ok:
         return {}
+    if named := parse(fit).root.props.get(FIRMWARE_DIGEST):
+        walk.firmware[named.rstrip(b"\0").decode("ascii", "replace")] = part.name
     with walk.verdict.check(f"{part.name}: root hash", "its initramfs", values.get("ROOT_HASH")) as row:
         verity_of(values)
     return values if row.ok else {}
@@ -266,6 +273,8 @@ def _uncovered(walk: Walk, part: Part) -> None:
     start = walk.read(part, 0, BLANK)
     if not any(start):
         walk.verdict.checks.append(Check(part.name, "blank: nothing to check"))
+    elif walk.firmware and (volume := fat_volume(partial(walk.read, part), part.size)) is not None:
+        verify_firmware(part.name, volume, walk.firmware, walk.key, walk.verdict)
     elif part.name in walk.data:
         walk.verdict.checks.append(Check(part.name, "writable data: never trusted, not checked"))
     else:
