@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from erofs_edge.boot.kmod import index_files
 from erofs_edge.boot.loader import control_tree, join, machine_tree
 from erofs_edge.boot.modules import DIRECTORY, KernelModules, Module
 from erofs_edge.boot.script import boot_script
+from erofs_edge.boot.signed_boot import files_digest
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.model import Board, PackageFile, Partition
 from erofs_edge.sources.cache import Cache
@@ -127,6 +128,7 @@ def build_boot(
     signer: Signer,
     cache: Cache,
     program: bytes | None = None,
+    pack: Callable[[dict[str, bytes]], dict[str, bytes]] = dict,
 ) -> BootOutputs:
     """Everything in front of the system partition.
 
@@ -136,6 +138,7 @@ def build_boot(
     fec     where the system image has its parity, if it has any
     epoch   seconds since 1970, the one time in all outputs
     program the compiled U-Boot where the board has one built: it gets its device tree, key and script here
+    pack    what becomes of the firmware partition's files before they are put there
 
     Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
     """
@@ -158,6 +161,10 @@ def build_boot(
     if board.boot.fdt != "control":
         dtb = _device_tree(start.tree, start.version, board.boot.fdt)
         images["fdt"] = Image("flat_dt", dtb, board.boot.fdt)
+    u_boot, script, keyed = _loader(board, firmware, program, signer, dtb)
+    files = None
+    if any(partition.content == "firmware" for partition in board.disk.partitions.values()):
+        files = pack(firmware_files(board, firmware, u_boot=u_boot, script=script, dtb=keyed, epoch=epoch))
     fit = build_fit(
         images,
         description=f"{board.board}, Linux {start.version}",
@@ -165,11 +172,8 @@ def build_boot(
         signer=signer,
         load_address=board.boot.load_address,
         rollback_index=board.sign.rollback_index,
+        firmware=files_digest(files) if files is not None else "",
     )
-    u_boot, script, keyed = _loader(board, firmware, program, signer, dtb)
-    files = None
-    if any(partition.content == "firmware" for partition in board.disk.partitions.values()):
-        files = firmware_files(board, firmware, u_boot=u_boot, script=script, dtb=keyed, epoch=epoch)
     return BootOutputs(fit, u_boot, files, start.version)
 
 
