@@ -337,6 +337,9 @@ class Boot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """files of packages on the firmware partition"""
     firmware_texts: list[FirmwareText] = []
     """small text files on the firmware partition"""
+    signed_image: bool = False
+    """Raspberry Pi 4: put the firmware's files into boot.img and its signature into boot.sig, for an EEPROM with
+    SIGNED_BOOT=1; the key must be RSA-2048"""
 
 
 class Verity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
