@@ -7,12 +7,13 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from erofs_edge.boot.assemble import BootOutputs, build_boot, build_start, system_modules, vmlinuz
 from erofs_edge.boot.uefi import UefiOutputs, UefiParts, build_uefi
 from erofs_edge.build.inputs import Inputs
-from erofs_edge.build.loader import compiled_loader
+from erofs_edge.build.loader import compiled_loader, signed_image
 from erofs_edge.build.scripted import machine_debs, run_scripts
 from erofs_edge.build.signing import CERTIFICATE, ROOT_HASH_SIGNATURE
 from erofs_edge.disk import rollback, slots
@@ -256,6 +257,9 @@ def make_boot(
             signer=signer,
             cache=cache,
             program=u_boot.image if u_boot else None,
+            pack=partial(signed_image, work=work, signer=signer, epoch=inputs.epoch)
+            if inputs.board.value.boot.signed_image
+            else dict,
         )
         (work / "boot.fit").write_bytes(boot.fit)
         (work / "u-boot.bin").write_bytes(boot.u_boot)
