@@ -9,22 +9,19 @@ Where a window compresses worse than its blocks that differ, these are sent as t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
 from erofs_edge.flash.survey import Findings, Range, chunks
 
-if TYPE_CHECKING:
-    import zstandard
-
-WINDOW = 32 << 20  # bytes of a frame's content
+WINDOW = 64 << 20  # bytes of a frame's content
 PACKED = 1 << 20  # bytes of a frame that has nothing to refer to
 LEVEL = 3
-WINDOW_LOG_MAX = 30  # what `zstd -d --long=30`, and a 32-bit device, can do
-TABLE_LOG_MIN, TABLE_LOG_MAX = 17, 26  # entries of the two tables, of four bytes each
+WINDOW_LOG_MIN, WINDOW_LOG_MAX = 20, 30  # 30 is what `zstd -d --long=30`, and a 32-bit device, can do
+LDM_HASH_LOG_MAX = 24  # matches are found anywhere in a reference of hundreds of megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,28 +68,25 @@ def frames(region: Region, found: Findings, image: Image, reference: Reference |
 
 
 class _Encoder:
-    """Compresses against one reference, whose index is made once.
-
-    The library indexes a dictionary in tables that it sizes for small ones, so that of a large one only the end would
-    be found: the tables are made as large as the reference needs.
-    """
+    """Compresses against one reference."""
 
     def __init__(self, reference: Reference | None) -> None:
-        import zstandard
-
-        self._dictionary: zstandard.ZstdCompressionDict | None = None
-        if reference is None or not reference.length:
-            self._parameters = zstandard.ZstdCompressionParameters.from_level(LEVEL)
-            return
-        window_log = min(WINDOW_LOG_MAX, (reference.length + WINDOW).bit_length())
-        table_log = max(TABLE_LOG_MIN, min(TABLE_LOG_MAX, (reference.length // 4).bit_length()))
-        self._parameters = zstandard.ZstdCompressionParameters.from_level(
-            LEVEL, window_log=window_log, hash_log=table_log, chain_log=table_log
-        )
-        self._dictionary = zstandard.ZstdCompressionDict(reference.data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        self._dictionary.precompute_compress(compression_params=self._parameters)
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+        parameter = zstd.CompressionParameter
+        self._compress = zstd.compress
+        self._options: dict[int, int] = {parameter.compression_level: LEVEL}
+        self._prefix = None
+        if reference is not None and reference.length:
+            window_log = min(WINDOW_LOG_MAX, max(WINDOW_LOG_MIN, (reference.length + WINDOW).bit_length()))
+            self._options |= {
+                parameter.window_log: window_log,
+                parameter.enable_long_distance_matching: 1,
+                parameter.ldm_hash_log: min(LDM_HASH_LOG_MAX, window_log - 4),
+            }
+            self._prefix = zstd.ZstdDict(reference.data, is_raw=True).as_prefix
 
     def encode(self, data: bytes) -> bytes:
-        import zstandard
-
-        return zstandard.ZstdCompressor(dict_data=self._dictionary, compression_params=self._parameters).compress(data)
+        return self._compress(data, options=self._options, zstd_dict=self._prefix)
