@@ -36,15 +36,15 @@ one() {
                 reference=--patch-from=/run/reference
                 cut_out "$disk" "$2" "$3" > /run/reference || { echo "error memory"; return; }
             fi
-            cut_out $control $deltas "$6" > /run/delta || { echo "error memory"; return; }
+            cut_out $control $deltas "$6" > /run/delta.zst || { echo "error memory"; return; }
             # shellcheck disable=SC2086  # none, or one word
-            if zstd -q -d -c --long=31 -M2048 $reference /run/delta > /run/patched 2> /run/said \
+            if zstd -q -d -c --long=31 --memory=2048MB $reference /run/delta.zst > /run/patched 2> /run/said \
                 && [ "$(stat -c %s /run/patched)" = "$5" ]; then
                 put "$4" < /run/patched && echo ok || echo "error write"
             else
                 echo "error delta"
             fi
-            rm -f /run/reference /run/delta /run/patched ;;
+            rm -f /run/reference /run/delta.zst /run/patched ;;
         medium) # what is read from now on comes from the medium
             sync && echo 1 > /proc/sys/vm/drop_caches && echo ok ;;
         reboot) echo ok; (sleep 1; sync; reboot -f) > /dev/null 2>&1 & ;;

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The provisioning target against a control export in memory; the scripts of the provisioning system on this host."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.errors import DeviceError, ProtocolError
+from erofs_edge.flash.provision import runs
+from erofs_edge.provision.initramfs import FOLDER
+from erofs_edge.transport.nbd import control
+
+Asked = Callable[..., str]
+
+
+@pytest.fixture
+def work(tmp_path: Path, oracle: Callable[[str], str]) -> Asked:
+    """work(items…): work.sh carries out a request here, on a file in place of the disk; its answers, and 'tree'."""
+    script = (FOLDER / "work.sh").read_text()
+    (tmp_path / "bin").mkdir()
+    for name in ("dd", "sha256sum", "stat", "rm", "cat", "sync", "zstd", "sh"):
+        found = subprocess.run(["sh", "-c", f"command -v {name}"], capture_output=True, text=True, check=True)
+        (tmp_path / "bin" / name).symlink_to(found.stdout.strip())
+    (tmp_path / "bin/veritysetup").symlink_to(oracle("veritysetup"))
+    # only places change
+    script = script.replace("PATH=/bin", f"PATH={tmp_path}/bin").replace("/run/", f"{tmp_path}/")
+    (tmp_path / "work.sh").write_text(script)
+    (tmp_path / "image").write_bytes(random.Random(5).randbytes(1 << 20))
+    (tmp_path / "disk").write_text(f"{tmp_path}/image\n")
+    (tmp_path / "size").write_text(f"{1 << 20}\n")
+
+    def asked(*items: str, delta: bytes = b"") -> str:
+        with (tmp_path / "control").open("w+b") as file:
+            file.truncate(control.SIZE)
+            os.pwrite(file.fileno(), control.request(items), 0)
+            os.pwrite(file.fileno(), delta, control.DELTAS)
+            subprocess.run(["/bin/sh", str(tmp_path / "work.sh")], check=True, stderr=subprocess.DEVNULL)
+            raw = os.pread(file.fileno(), control.answer_bytes(items), control.ANSWERS)
+            return "\n".join(control.answers(raw, items))
+
+    return asked
+
+
+def test_the_device_hashes_ranges(work: Asked, tmp_path: Path) -> None:
+    data = (tmp_path / "image").read_bytes()
+    assert work("hash 0 1048576", "hash 512 1024").split() == [
+        hashlib.sha256(data).hexdigest(),
+        hashlib.sha256(data[512:1536]).hexdigest(),
+    ]
+
+
+@pytest.mark.parametrize(("size", "count"), [(4096, 256), (4096, 5), (4096, 129), (65536, 16)])
+def test_the_device_hashes_many_blocks_at_once(work: Asked, tmp_path: Path, size: int, count: int) -> None:
+    data = (tmp_path / "image").read_bytes()
+    assert work(f"blocks {size} 0 {size * count}") == "ok"
+    start, length = control.leaves(count)
+    with (tmp_path / "control").open("rb") as file:
+        raw = os.pread(file.fileno(), length, start)
+    assert [raw[at : at + 32] for at in range(0, length, 32)] == [
+        hashlib.sha256(data[at : at + size]).digest() for at in range(0, size * count, size)
+    ]
+
+
+def test_the_device_copies_and_patches(work: Asked, tmp_path: Path) -> None:
+    before = (tmp_path / "image").read_bytes()
+    assert work("copy 0 524288 4096") == "ok"
+    new = before[:100_000] + b"something else" + before[100_000:200_000]
+    (tmp_path / "old").write_bytes(before[: 256 << 10])
+    (tmp_path / "new").write_bytes(new)
+    for reference in ([f"--patch-from={tmp_path}/old"], []):
+        command = ["zstd", "-q", "-f", "-3", *reference, str(tmp_path / "new"), "-o", str(tmp_path / "made")]
+        subprocess.run(command, check=True)
+        length = 256 << 10 if reference else 0
+        delta = (tmp_path / "made").read_bytes()
+        assert work(f"patch 0 {length} 600000 {len(new)} {len(delta)}", delta=delta) == "ok"
+        after = (tmp_path / "image").read_bytes()
+        assert after[600_000 : 600_000 + len(new)] == new
+    assert after[524_288 : 524_288 + 4096] == before[:4096]
+    assert after[:524_288] == before[:524_288] and len(after) == len(before)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("hash 1048576 1", "outside"),
+        ("hash -1 1", "outside"),
+        ("copy 0 1048000 4096", "outside"),
+        ("blocks 4096 0 2097152", "outside"),
+        ("patch 0 4096 0 4096 9", "delta"),
+        ("erase everything", "unknown"),
+    ],
+)
+def test_the_device_refuses(work: Asked, tmp_path: Path, item: str, message: str) -> None:
+    before = (tmp_path / "image").read_bytes()
+    with pytest.raises(DeviceError, match=message):
+        work(item, delta=b"no delta!")
+    assert (tmp_path / "image").read_bytes() == before
+
+
+def test_answers_that_do_not_fit_are_a_breach() -> None:
+    for raw in (b"", b"ok\n", b"ok\nok\n.\n", b"\n.\n" * 3, bytes(100)):
+        with pytest.raises(ProtocolError):
+            control.answers(raw, ["copy 0 0 0", "copy 0 0 0", "copy 0 0 0"])
+    with pytest.raises(ValueError, match="lines"):
+        control.request(["hash 0 1\nreboot"])
+
+
+def test_runs_of_ranges_are_asked_for_together() -> None:
+    blocks = [(at, 4096) for at in range(0, 40960, 4096)]
+    assert runs(blocks) == [(4096, 0, 10)]
+    assert runs([*blocks[:3], *blocks[5:7], (1 << 20, 1 << 20), (2 << 20, 1 << 20)]) == [
+        (4096, 0, 3), (4096, 20480, 2), (1 << 20, 1 << 20, 1), (1 << 20, 2 << 20, 1),
+    ]  # fmt: skip
+    long = [(at, 65536) for at in range(0, 3 * control.SPAN_MAX, 65536)]
+    assert [count for _, _, count in runs(long)] == [control.SPAN_MAX // 65536] * 3
