@@ -21,7 +21,16 @@ from erofs_edge.build.compose import make_layers
 from erofs_edge.build.contents import write_contents
 from erofs_edge.build.inputs import Inputs, digest, gather
 from erofs_edge.build.loader import refuse_open_loader
-from erofs_edge.build.record import RELEASE, describe, outputs, read_release, remember, unchanged, write_json
+from erofs_edge.build.record import (
+    RELEASE,
+    describe,
+    outputs,
+    outputs_meanwhile,
+    read_release,
+    remember,
+    unchanged,
+    write_json,
+)
 from erofs_edge.build.reference import reference_values
 from erofs_edge.build.signing import (
     RELEASE_SIGNATURE,
@@ -99,10 +108,10 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         signed.finish()
         assert certificate is not None  # noqa: S101  else a signature is missing
         made = Made(system, boot, make_disk(inputs, system, boot, work, step))
-        with step("contents"):
+        with outputs_meanwhile(work) as hashed, step("contents"):
             write_contents(work, inputs, debs.by_group(inputs), system.tree, cache)
         names = sorted(path.name for path in work.iterdir())
-        record = describe(inputs, inputs_digest, signer, made, outputs(work, names))
+        record = describe(inputs, inputs_digest, signer, made, outputs(work, names, hashed()))
         record["sign"] |= signer_record(signer, certificate)
         if layers:
             record["layers"] = {one.name: {"kind": one.kind, "root_hash": one.root_hash.hex()} for one in layers}

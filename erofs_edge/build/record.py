@@ -7,16 +7,19 @@ beside it remembers sizes and times of the outputs, so that an unchanged build e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from erofs_edge import __version__
+from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import ErofsEdgeError
 
 if TYPE_CHECKING:
@@ -110,14 +113,26 @@ def describe(
     }
 
 
-def outputs(out: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of each output, as the record lists them."""
-    found = {}
-    for name in sorted(names):
-        with (out / name).open("rb") as handle:
-            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-        found[name] = {"size": (out / name).stat().st_size, "sha256": sha256}
-    return found
+Files = dict[str, dict[str, Any]]
+"""name → size and SHA-256, as the record lists outputs"""
+
+
+def outputs(out: Path, names: Iterable[str], known: Files | None = None) -> Files:
+    """Size and SHA-256 of each output; those that are `known` are not read."""
+    known = known or {}
+    todo = sorted((name for name in names if name not in known), key=lambda name: -(out / name).stat().st_size)
+    with ThreadPoolExecutor(2) as pool:
+        hashes = dict(zip(todo, pool.map(lambda name: sparse_sha256(out / name), todo), strict=True))
+    found = {name: {"size": (out / name).stat().st_size, "sha256": hashes[name]} for name in todo}
+    return dict(sorted((known | found).items()))
+
+
+@contextmanager
+def outputs_meanwhile(out: Path) -> Iterator[Callable[[], Files]]:
+    """Hash what is in the folder now while something else goes on; the value yielded waits for the result."""
+    names = [path.name for path in out.iterdir() if path.is_file()]
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(outputs, out, names).result
 
 
 def remember(out: Path, inputs_digest: str, names: list[str]) -> None:
