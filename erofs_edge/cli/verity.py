@@ -176,7 +176,8 @@ def verify(
 @verity.command("repair")
 @click.argument("image", type=IMAGE)
 @click.option("--root-hash", required=True, help="Hexadecimal, or @FILE that holds it.")
-@click.option("--fec-device", type=IMAGE, required=True, help="Where the parity is; it may be IMAGE.")
+@click.option("--from", "sources", type=IMAGE, multiple=True, help="A file that has blocks of IMAGE, anywhere in it.")
+@click.option("--fec-device", type=IMAGE, help="Where the parity is; it may be IMAGE.")
 @click.option("--fec-roots", type=ROOTS, help="Of the parity (default: from its size).")
 @click.option("--fec-offset", type=int, default=0, show_default=True, help="Byte where the parity begins.")
 @click.option("--hash-device", type=IMAGE, help="Where the tree is (default: in IMAGE).")
@@ -188,7 +189,8 @@ def repair_(
     *,
     image: Path,
     root_hash: str,
-    fec_device: Path,
+    sources: tuple[Path, ...],
+    fec_device: Path | None,
     fec_roots: int | None,
     fec_offset: int,
     hash_device: Path | None,
@@ -199,11 +201,19 @@ def repair_(
 ) -> None:
     """Correct the damaged blocks of IMAGE and of its tree in place; exit with 4 if some cannot be.
 
-    Only blocks that match the root hash afterwards are written. Damaged parity of a whole image is made anew.
+    From --from files that have the blocks, or from parity. Only blocks that match the root hash afterwards are
+    written. Damaged parity of a whole image is made anew.
     """
+    from erofs_edge.cli.verity_from import borrow
     from erofs_edge.verity.repair import repair as correct
 
     expected = _root_hash(root_hash)
+    if (fec_device is None) == (not sources):
+        raise UsageError("from where? --from FILE or --fec-device FILE, one of them")
+    if fec_device is None:
+        at = _hash_offset(sources[0] if hash_offset is None else image, hash_device, hash_offset, None, 0)
+        borrow(image, expected, sources, hash_device, at, dry_run=dry_run, jobs=jobs, as_json=as_json)
+        return
     hash_offset = _hash_offset(image, hash_device, hash_offset, fec_device, fec_offset)
     with Progress(f"verifying {image.name}") as progress:
         found = correct(

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge verity repair --from`: blocks of other files for those that are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from erofs_edge.cli.output import Progress, emit_json
+from erofs_edge.errors import VerificationError
+
+
+def borrow(
+    image: Path,
+    root_hash: bytes,
+    sources: Sequence[Path],
+    hash_device: Path | None,
+    hash_offset: int,
+    *,
+    dry_run: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Repair, say what was done, and raise VerificationError where that was not enough."""
+    from erofs_edge.verity.borrow import repair_from
+
+    with Progress(f"verifying {image.name}") as progress:
+        found = repair_from(
+            image, root_hash, sources, hash_offset=hash_offset, hash_device=hash_device, dry_run=dry_run, jobs=jobs,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        emit_json({
+            "root_hash": root_hash.hex(),
+            "ok": found.ok,
+            "dry_run": dry_run,
+            "repaired_data_blocks": found.repaired_data,
+            "repaired_hash_blocks": found.repaired_hash,
+            "lost_data_blocks": found.lost_data,
+            "lost_hash_blocks": found.lost_hash,
+            "unproven_data_blocks": found.unproven,
+            "superblock": found.superblock,
+        })  # fmt: skip
+    else:
+        parts = [
+            f"{blocks.total} {kind} block(s): {blocks}"
+            for kind, blocks in (("data", found.repaired_data), ("hash", found.repaired_hash))
+            if blocks
+        ] + ["the superblock"] * (found.superblock and found.ok)
+        verb = "can repair" if dry_run else "repaired"
+        click.echo(f"{image}: {verb} {'; '.join(parts)}" if parts else f"{image}: nothing repaired")
+    if not found.ok:
+        lost = {"data": found.lost_data, "hash": found.lost_hash, "unproven data": found.unproven}
+        raise VerificationError(
+            "no source has "
+            + "; ".join(f"{blocks.total} {kind} block(s): {blocks}" for kind, blocks in lost.items() if blocks),
+            where=str(image),
+            hint="another --from, which may be given more than once",
+        )
