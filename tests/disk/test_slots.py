@@ -116,3 +116,47 @@ def test_activate() -> None:
     assert slots.choose(slots.activate(state, "B"))[0] == "B"
     with pytest.raises(FormatError, match="no slot"):
         slots.activate(state, "c")
+
+
+def test_standing_and_marks() -> None:
+    state = slots.initial(["a", "b"])
+    assert [slots.standing(state, slot) for slot in "ab"] == ["pending", "pending"]
+    good = slots.mark(state, "a", "good")
+    assert (good.left["A"], slots.standing(good, "a")) == (4, "good")
+    chosen, started = slots.choose(good)  # the boot script takes an attempt: on trial until it says that it is well
+    assert (chosen, slots.standing(started, "a")) == ("A", "pending")
+    bad = slots.mark(good, "B", "bad")
+    assert (bad.order, slots.standing(bad, "b")) == (("A", "B"), "bad")
+    assert slots.mark(SlotState(("A",), {"A": 3, "B": 0}), "b", "pending").order == ("A", "B")
+    assert slots.standing(SlotState(("A",), {"A": 3, "B": 3}), "b") == "bad"
+    with pytest.raises(FormatError, match="no slot"):
+        slots.mark(state, "c", "good")
+
+
+def test_the_mainstay_and_the_spare() -> None:
+    def state(order: str, **left: int) -> SlotState:
+        return SlotState(tuple(order.split()), {name.upper(): value for name, value in left.items()})
+
+    cases = {
+        ("A B", 3, 3): ("A", "B"),
+        ("B A", 3, 4): ("B", "A"),
+        ("B A", 4, 3): ("A", "B"),  # b is new and has yet to show that it works
+        ("B A", 4, 0): ("A", "B"),
+        ("A B", 4, 4): ("A", "B"),
+        ("A", 2, 0): ("A", "B"),
+        ("A B", 0, 0): ("A", "B"),
+    }
+    for (order, a, b), (mainstay, spare) in cases.items():
+        assert (slots.mainstay(state(order, a=a, b=b)), slots.spare(state(order, a=a, b=b))) == (mainstay, spare)
+    three = state("A B RECOVERY", a=4, b=3, recovery=3)
+    assert slots.spare(three) == "B"
+    assert slots.spare(state("A RECOVERY", a=4, recovery=3)) == "A"
+    assert slots.spare(state("A", a=4)) == "A"
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.sampled_from([("A", "B"), ("B", "A"), ("A",), ("B",)]))
+def test_an_update_never_takes_the_mainstay(a: int, b: int, order: tuple[str, ...]) -> None:
+    state = SlotState(order, {"A": a, "B": b})
+    assert slots.spare(state) != slots.mainstay(state)
+    retired = slots.retire(state, slots.spare(state))
+    assert slots.active(retired) == slots.mainstay(state) or not retired.left[slots.mainstay(state)]

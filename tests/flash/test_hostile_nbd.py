@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An NBD server that lies or breaks off while a board is flashed: an error of ours, nothing outside of the plan."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from sweep import Board, quiet, started
+
+from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.flash.execute import flash
+from erofs_edge.flash.nbd import NbdTarget
+from erofs_edge.flash.prepare import Wish, prepare
+from erofs_edge.simulator.disk import SimulatedDisk
+from erofs_edge.simulator.nbd import EXPORT, NbdWire
+from erofs_edge.transport.nbd.connect import Address, Connection
+
+if TYPE_CHECKING:
+    import socket
+
+
+class BadWire(NbdWire):
+    """Changes, cuts or repeats what the server says, once it has been chosen."""
+
+    def __init__(self, disk: SimulatedDisk, random: Random, after: int) -> None:
+        self.random, self.left = random, after
+        super().__init__(disk)
+
+    def recv_into(self, buffer: memoryview) -> int:
+        count = super().recv_into(buffer)
+        self.left -= 1
+        if self.left > 0 or not count:
+            return count
+        kind = self.random.randrange(4)
+        if kind == 0:
+            return 0  # the server is gone
+        if kind == 1:
+            buffer[self.random.randrange(count)] ^= 1 << self.random.randrange(8)
+        if kind == 2:
+            buffer[:count] = self.random.randbytes(count)
+        return count
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+    return Board(tmp_path_factory.mktemp("board"))
+
+
+def run(board: Board, disk: SimulatedDisk, wire: NbdWire) -> None:
+    address = Address("nbd://hostile/disk", EXPORT, "hostile")
+    target = NbdTarget(Connection(address, wire=cast("socket.socket", wire)))
+    prepared = prepare(board.images[2], target, Wish(), quiet)
+    flash(prepared.plan, target, quiet, found=prepared.found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_fails_and_the_board_starts(seed: int, board: Board) -> None:
+    """Wherever the answers go wrong: an error that says so or a flash that is right, and a board that starts."""
+    failed = 0
+    for number in range(60):
+        random = Random(f"{seed} {number}")
+        disk = SimulatedDisk(board.before("update", random))
+        try:
+            run(board, disk, BadWire(disk, random, after=random.randrange(1, 120)))
+        except ErofsEdgeError:
+            failed += 1
+        found = started(disk.memory)
+        assert found is not None and found.root_hash in board.roots.values()
+    assert failed > 20
+
+
+def test_what_is_kept_is_untouched(board: Board, tmp_path: Path) -> None:
+    """Data and the slot that the board relies on, whatever a server says of them."""
+    for number in range(80):
+        random = Random(number)
+        before = board.before("update", random)
+        disk = SimulatedDisk(bytearray(before), log=[])
+        with contextlib.suppress(ErofsEdgeError):
+            run(board, disk, BadWire(disk, random, after=random.randrange(60, 120)))
+        places = [board.places[name] for name in ("boot_b", "system_b", "misc")]
+        for write in disk.log or []:
+            if write.is_flush:
+                continue
+            inside = any(start <= write.offset and write.offset + len(write.data) <= end for start, end in places)
+            assert inside or _whole_disk(disk), write.offset
+
+
+def _whole_disk(disk: SimulatedDisk) -> bool:
+    """A table that reads as nothing makes it a blank disk; its first write is the erased table then."""
+    first = next(write for write in disk.log or [] if not write.is_flush)
+    return first.offset == 0
