@@ -13,7 +13,7 @@ import click
 from erofs_edge.cli.flash_qemu import SCHEME, reached
 from erofs_edge.cli.flash_show import device_text, show_plan, show_results
 from erofs_edge.cli.output import json_option, note, step
-from erofs_edge.errors import SourceError, UsageError
+from erofs_edge.errors import SourceError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from erofs_edge.flash.execute import RegionResult
@@ -39,6 +39,8 @@ DISK = "disk.img"
 )
 @click.option("--whole", is_flag=True, help="Take the target for blank: partition table, all slots, empty data.")
 @click.option("--full", is_flag=True, help="Write all blocks, whatever the target holds.")
+@click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PUB",
+              help="Refuse an image that this public key, or certificate, does not vouch for.")  # fmt: skip
 @click.option("--yes", is_flag=True, help="Do not ask before a device is overwritten.")
 @click.option("--resume", is_flag=True, help="On a whole disk too, read first and keep what is right.")
 @click.option("--no-verify", is_flag=True, help="Do not read back what was written.")
@@ -57,6 +59,7 @@ def flash(
     old: Path | None,
     whole: bool,
     full: bool,
+    key: Path | None,
     yes: bool,
     resume: bool,
     no_verify: bool,
@@ -77,6 +80,8 @@ def flash(
     if plan_only + verify_only + repair > 1 or (repair and (whole or full)) or (whole and slot):
         raise UsageError("these options exclude each other")
     image = image or _image(what or Path(), out)
+    if key is not None:
+        _refuse_unsigned(image, key)
     wish = Wish(slot, whole, full, resume, None if old is None else _image(old, None))
     with reached(to, what, out, disk) as address, find_target(address, image) as candidate:
         if plan_only or verify_only:
@@ -90,6 +95,22 @@ def flash(
                 yes=yes or disk is not None,
                 verify=not no_verify,
                 as_json=as_json,
+            )
+
+
+def _refuse_unsigned(image: Path, key: Path) -> None:
+    """Raises VerificationError where the key does not vouch for all of the image."""
+    from erofs_edge.trust.key import read_public_key
+    from erofs_edge.verify.path import verify_path
+
+    with step("Verifying the image's signatures"):
+        verdict = verify_path(image, read_public_key(key, key.name.removesuffix(".pem").removesuffix(".pub")))
+        if not verdict.ok:
+            first = verdict.failed[0] if verdict.failed else None
+            raise VerificationError(
+                f"not flashed: {first.what}: {first.error}" if first else "not flashed: nothing in it is signed",
+                where=str(image),
+                hint=first.hint if first else None,
             )
 
 
