@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import Progress, emit_json, json_option, table
+from erofs_edge.cli.verity_discoverable import discoverable
 from erofs_edge.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ ROOTS = click.IntRange(2, 24)
 @click.group()
 def verity() -> None:
     """dm-verity hash trees and parity, as veritysetup and the kernel read them."""
+
+
+verity.add_command(discoverable)
 
 
 @verity.command("format")
