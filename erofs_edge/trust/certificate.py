@@ -142,7 +142,7 @@ def load_certificate(data: bytes, name: str) -> Certificate:
             int(found.not_valid_before_utc.timestamp()),
             int(found.not_valid_after_utc.timestamp()),
         )
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise FormatError("not an X.509 certificate", hint="PEM or DER, as openssl x509 prints it") from error
 
 

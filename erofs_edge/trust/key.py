@@ -195,7 +195,7 @@ def read_public_key(path: Path, name: str) -> PublicKey:
             key: object = x509.load_pem_x509_certificate(pem).public_key()
         else:
             key = load_pem_public_key(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ErofsEdgeError(
             "not a public key in PEM", where=str(path), hint="openssl pkey -in KEY.pem -pubout -out PUB.pem"
         ) from error
