@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole images over a serial line: the simulated U-Boot, and Debian's own in QEMU."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.errors import DeviceError, PartialWriteError, UsageError
+from erofs_edge.flash.execute import flash
+from erofs_edge.flash.plan import plan_flash
+from erofs_edge.flash.serial import Address, SerialTarget, parse_address
+from erofs_edge.flash.target import Ability
+from erofs_edge.simulator.serial_line import SerialLine
+from erofs_edge.simulator.uboot import UBoot
+
+BOARD = "boards/qemu-aarch64.yaml"
+
+
+class PulledError(DeviceError):
+    """The cable is out."""
+
+
+class Cable(SerialLine):
+    """A line that is pulled after so many bytes."""
+
+    left = 1 << 40
+
+    def write(self, data: bytes) -> None:
+        self.left -= len(data)
+        if self.left < 0:
+            raise PulledError("the port is gone")
+        super().write(data)
+
+
+def target(device: UBoot, baud: int = 115200) -> tuple[SerialTarget, Cable]:
+    line = Cable(device, 115200)
+    return SerialTarget(line, Address(Path("line"), 115200, baud, None, False), 0.1), line
+
+
+def put(image: Path, to: SerialTarget, *, resume: bool = False) -> int:
+    """Flash as the command does; bytes written."""
+    results = flash(plan_flash(image, to.identity), to, lambda label: nullcontext(lambda a, b: None), resume=resume)
+    return sum(result.written + result.zeroed for result in results)
+
+
+def test_an_image_gets_onto_the_disk_and_is_proved_there(image: Path) -> None:
+    device = UBoot(bytearray(random.Random(1).randbytes(12 << 20)))
+    to, _ = target(device, 921600)
+    assert to.abilities == Ability.READ | Ability.HASH | Ability.COPY | Ability.REBOOT
+    assert put(image, to) > 0
+    assert device.disk == image.read_bytes()
+    assert to.bytes_on_wire < 400_000  # of 1.3 MB of data, and 10 MiB of zeros
+    again = to.bytes_on_wire
+    assert put(image, to, resume=True) == 0
+    assert to.bytes_on_wire - again < 40_000
+    to.close()
+    assert device.baud == 115200
+
+
+@pytest.mark.parametrize("cut", [2_000, 5_000, 8_000, 11_000])
+def test_a_pulled_cable_costs_at_most_a_window(image: Path, cut: int) -> None:
+    device = UBoot(bytearray(12 << 20))
+    to, line = target(device)
+    line.left = cut
+    with pytest.raises((PartialWriteError, DeviceError)):
+        put(image, to)
+    to.close()
+    line.left = 1 << 40
+    device.log.clear()
+    again = SerialTarget(line, Address(Path("line"), 115200, 115200, None, False), 0.1)
+    put(image, again, resume=True)
+    assert device.disk == image.read_bytes()
+
+
+def test_addresses() -> None:
+    assert parse_address("serial:///dev/ttyUSB0") == Address(Path("/dev/ttyUSB0"), 115200, 115200, None, False)
+    found = parse_address("serial:///dev/ttyACM1?baud=921600&console=9600&disk=mmc1")
+    assert found == Address(Path("/dev/ttyACM1"), 9600, 921600, ("mmc", 1), False)
+    for text in (
+        "serial://host/x",
+        "serial:///",
+        "serial:///dev/x?baud=fast",
+        "serial:///dev/x?disk=floppy0",
+        "serial:///d?x=1",
+    ):
+        with pytest.raises(UsageError):
+            parse_address(text)
+
+
+def edge_flash(edge: str, out: Path, disk: Path, transport: str, *more: str) -> list[str]:
+    return [edge, "flash", BOARD, "-o", str(out), "--to", f"qemu:{transport}", "--disk", str(disk), "--json", *more]
+
+
+@pytest.mark.qemu
+@pytest.mark.oracle
+@pytest.mark.xdist_group("qemu")
+def test_debians_u_boot_takes_an_image_over_its_console(
+    edge: str, tmp_path: Path, repository: Path, stock: object
+) -> None:
+    assert callable(stock)
+    out = stock("qemu-aarch64")
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    image.write_bytes(random.Random(3).randbytes(20 << 10) + b"text that packs well\n" * 3000 + bytes(4096 - 4056))
+    os.truncate(image, 128 << 10)
+    disk.write_bytes(random.Random(4).randbytes(1 << 20))
+    command = edge_flash(edge, out, disk, "serial", "--image", str(image))
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert disk.read_bytes()[: 128 << 10] == image.read_bytes()
+    record = json.loads(done.stdout)
+    assert record["bytes_total"] == 128 << 10
+    assert 20 << 10 < record["bytes_on_wire"] < 64 << 10
+
+
+def kill_qemu_of(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for the machine that this command started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        if "qemu" in Path(f"/proc/{child}/cmdline").read_bytes().decode():
+            os.kill(int(child), signal.SIGKILL)
+
+
+@pytest.mark.long
+@pytest.mark.qemu
+@pytest.mark.timeout(3600)
+def test_a_board_is_provisioned_survives_a_kill_and_boots(
+    edge: str, tmp_path: Path, repository: Path, stock: object
+) -> None:
+    assert callable(stock)
+    out, disk = stock("qemu-aarch64"), tmp_path / "disk.img"
+    command = edge_flash(edge, out, disk, "nbd")
+    with subprocess.Popen(
+        command, cwd=repository, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "Writing 'boot_a'" in line:  # done with that, and about to write the next
+                with suppress(ProcessLookupError):
+                    kill_qemu_of(process)
+                break
+        process.stderr.read()
+        assert process.wait() in (6, 8)
+    done = subprocess.run([*command, "--resume"], cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["bytes_written"] < 2 << 30
+    smoke = [edge, "boot", BOARD, "-o", str(out), "--disk", str(disk), "--smoke", "--timeout", "600"]
+    booted = subprocess.run(smoke, cwd=repository, capture_output=True, text=True, check=False)
+    assert booted.returncode == 0, booted.stderr
