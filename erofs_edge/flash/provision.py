@@ -16,6 +16,7 @@ from erofs_edge.transport.nbd import control
 from erofs_edge.transport.nbd.connect import Address, Connection, parse_address
 
 DIGEST = control.DIGEST
+WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
 FEW = 4
 """ranges that are asked for one by one: a process each on the device, where `blocks` is three"""
 
@@ -29,7 +30,7 @@ def open_provisioned(address: str) -> ProvisionTarget:
     disk, commands = _addresses(address)
     connection = Connection(disk)
     try:
-        return ProvisionTarget(connection, Connection(commands))
+        return ProvisionTarget(connection, Connection(commands, timeout=WORK))
     except BaseException:
         connection.close()
         raise
