@@ -114,7 +114,8 @@ UEFI_TAMPERS = {
 UEFI_TAMPERS["downgrade"] = replace(UEFI_TAMPERS["downgrade"], stop=Stop("verity", "too-old"))
 
 NOT_BOOTED = {
-    "vbmeta": "none of our boot chains reads a vbmeta, so damage to one stops no boot; `erofs-edge verify` checks it",
+    "vbmeta": "none of our boot chains reads a vbmeta, so damage to one stops no boot; `erofs-edge verify` checks it, and"
+    " docs/boot-chain.md says why U-Boot's `avb verify` is not used",
 }
 """scenarios that no machine can show, and why"""
 
