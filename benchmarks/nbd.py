@@ -28,8 +28,9 @@ RANDOM_READS = 20_000
 SERVE = "from erofs_edge.cli.main import main; main()"
 COPY = """
 import sys
-from erofs_edge.transport.nbd.connect import Connection, parse_address
-connection = Connection(parse_address(sys.argv[1]))
+from erofs_edge.transport.nbd.connect import parse_address
+from erofs_edge.transport.nbd.parallel import Connections
+connection = Connections(parse_address(sys.argv[1]))
 buffer = memoryview(bytearray(8 << 20))
 with open(sys.argv[2], "wb", buffering=0) as out:
     for at in range(0, connection.size, len(buffer)):

@@ -14,6 +14,7 @@ from erofs_edge.flash.nbd import NbdTarget, as_os_error
 from erofs_edge.flash.target import Ability
 from erofs_edge.transport.nbd import control
 from erofs_edge.transport.nbd.connect import Address, Connection, parse_address
+from erofs_edge.transport.nbd.parallel import Connections
 
 DIGEST = control.DIGEST
 WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
@@ -28,7 +29,7 @@ def open_provisioned(address: str) -> ProvisionTarget:
     Raises UsageError, DeviceError.
     """
     disk, commands = _addresses(address)
-    connection = Connection(disk)
+    connection = Connections(disk)
     try:
         return ProvisionTarget(connection, Connection(commands, timeout=WORK))
     except BaseException:

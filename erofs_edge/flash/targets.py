@@ -25,9 +25,10 @@ class Candidate:
 
 def _nbd(address: str, image: Path | None) -> Iterator[Candidate]:
     from erofs_edge.flash.nbd import NbdTarget
-    from erofs_edge.transport.nbd.connect import Connection, parse_address
+    from erofs_edge.transport.nbd.connect import parse_address
+    from erofs_edge.transport.nbd.parallel import Connections
 
-    target = NbdTarget(Connection(parse_address(address)))
+    target = NbdTarget(Connections(parse_address(address)))
     try:
         yield Candidate(target.identity, lambda _: target)
     finally:

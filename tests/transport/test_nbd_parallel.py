@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several connections to nbdkit: the same bytes as over one, counted, and failures of any of them told."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.errors import DeviceError
+from erofs_edge.toolbox.prefix import prefix
+from erofs_edge.transport.nbd.connect import Address, Connection
+from erofs_edge.transport.nbd.parallel import Connections
+
+SIZE = 24 << 20
+Serve = Callable[..., Address]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, oracle: Callable[[str], str]) -> Iterator[Serve]:
+    """serve(filters…): nbdkit on a file of random bytes."""
+    (tmp_path / "image").write_bytes(random.Random(1).randbytes(SIZE))
+    root = prefix() / "roots/oracles-nbd"
+    (plugin,) = root.glob("usr/lib/*/nbdkit/plugins/nbdkit-file-plugin.so")
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(*filters: str, **values: str) -> Address:
+        path = tmp_path / f"socket{len(running)}"
+        pid = tmp_path / f"pid{len(running)}"
+        chosen = [f"--filter={plugin.parent.parent}/filters/nbdkit-{name}-filter.so" for name in filters]
+        words = [f"{key.replace('_', '-')}={value}" for key, value in values.items()]
+        command = [oracle("nbdkit"), "-f", "-U", str(path), "-P", str(pid), *chosen, str(plugin)]
+        running.append(subprocess.Popen([*command, f"file={tmp_path / 'image'}", *words]))
+        while not pid.exists():  # written when it listens
+            assert running[-1].poll() is None
+        return Address(f"nbd+unix:///?socket={path}", "", "localhost", socket=path)
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.oracle
+def test_the_same_bytes_come_and_go_over_four_connections(serve: Serve, tmp_path: Path) -> None:
+    link = Connections(serve())
+    assert link.count == 4
+    want = (tmp_path / "image").read_bytes()
+    for offset, length in ((0, SIZE), (12345, 7 << 20), (SIZE - 100, 100), (1, (512 << 10) + 1), (0, 0)):
+        assert link.read(offset, length) == want[offset : offset + length]
+    assert link.received > SIZE + (7 << 20)
+    data = random.Random(2).randbytes((5 << 20) + 77)
+    sent = link.sent
+    link.write(3 << 20, data)
+    assert link.sent - sent >= len(data)
+    link.flush()
+    link.close()
+    assert (tmp_path / "image").read_bytes() == want[: 3 << 20] + data + want[(3 << 20) + len(data) :]
+
+
+@pytest.mark.oracle
+def test_a_server_that_takes_no_second_connection_gets_none(serve: Serve, tmp_path: Path) -> None:
+    link = Connections(serve("multi-conn", multi_conn_mode="disable"))
+    assert link.count == 1
+    assert link.read(0, SIZE) == (tmp_path / "image").read_bytes()
+    link.close()
+
+
+@pytest.mark.oracle
+def test_a_failure_on_any_connection_is_told(serve: Serve) -> None:
+    address = serve("error", error_pread="EIO", error_pread_rate="50%")
+    link = Connections(address)
+    with pytest.raises(DeviceError, match="EIO"):
+        for _ in range(20):
+            link.read(0, SIZE)
+    link.close()
+    Connection(address).close()  # and the server is still there
