@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from erofs_edge.disk import gpt, slots
+from erofs_edge.disk.fat_read import Volume
 from erofs_edge.disk.slots import SlotState
 from erofs_edge.errors import DeviceRefusedError, FormatError
 from erofs_edge.flash import slot_state
@@ -40,9 +41,10 @@ class Layout:
 
 
 def read_layout(image: Image) -> Layout | None:
-    """The slots of an image; None for one without partitions with slots or without slot state."""
+    """The slots of an image; None for one without partitions with slots or without slot state, and where one EFI
+    system partition holds what starts all of them: no slot can be written alone then."""
     table = image.table()
-    if table is None:
+    if table is None or any(_starts_slots(partition, table, image) for partition in table.partitions):
         return None
     places = table.places()
     found = find_state(table, image.read)
@@ -57,6 +59,18 @@ def read_layout(image: Image) -> Layout | None:
         and all(f"{partition.name.removesuffix(f'_{names[0]}')}_{slot}" in places for slot in names)
     )
     return Layout(names, slots.active(state).lower(), bases, misc, places) if bases else None
+
+
+def _starts_slots(partition: gpt.Partition, table: gpt.Table, image: Image) -> bool:
+    """Whether a partition is an EFI system partition with kernel images that systemd-boot chooses from."""
+    if partition.type_guid != gpt.TYPE_ESP:
+        return False
+    start, size = partition.first_lba * table.sector_size, partition.last_lba - partition.first_lba + 1
+    try:
+        volume = Volume(lambda at, length: image.read(start + at, length), size * table.sector_size)
+        return any(entry.path.upper().startswith("EFI/LINUX/") for entry in volume.files())
+    except FormatError:
+        return False
 
 
 def find_state(table: gpt.Table, read: gpt.Read) -> tuple[str, SlotState] | None:

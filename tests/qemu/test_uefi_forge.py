@@ -10,8 +10,11 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from uefi_sample import BOARD, ESP_SIZE, ROOT_HASH, outputs, write_esp
 
 from erofs_edge.boot.contents import init_values_of
+from erofs_edge.disk import slots
 from erofs_edge.disk.layout import plan_disk, write_disk
 from erofs_edge.errors import ErofsEdgeError, FormatError, UsageError
+from erofs_edge.flash.image import Image
+from erofs_edge.flash.update import read_layout
 from erofs_edge.qemu.forge import Target
 from erofs_edge.qemu.scratch import Scratch
 from erofs_edge.qemu.tamper import TAMPERS, UEFI_TAMPERS, scenario
@@ -122,6 +125,19 @@ def test_another_slot_goes_first(tmp_path: Path, volume: bytes) -> None:
         assert checked(raw).ok
         with pytest.raises(UsageError, match="no slot 'c'"):
             scratch.activate("c")
+
+
+def test_flash_takes_such_a_disk_as_a_whole(tmp_path: Path, volume: bytes) -> None:
+    del volume
+    state = tmp_path / "slots.bin"
+    state.write_bytes(slots.encode_state(slots.initial(["a", "b"])))
+    for esp, expected in (("esp.img", None), ("other.img", ("a", "b"))):
+        write_esp(tmp_path / "other.img", {"config.txt": b"x"})
+        disk = tmp_path / "disk.img"
+        write_disk(plan_disk(BOARD, {"esp": tmp_path / esp, "misc": state}, b"seed"), disk)
+        with Image(disk) as image:
+            layout = read_layout(image)
+        assert (layout.slots if layout else None) == expected
 
 
 def test_what_is_no_esp(tmp_path: Path) -> None:

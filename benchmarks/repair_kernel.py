@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of a damaged image Linux itself gives back as it reads: a real kernel with FEC, in QEMU.
+
+usage: python benchmarks/repair_kernel.py [--mib N] [--roots N] [--sectors N …] [--timeout S] [--scratch DIR]
+
+Prints a markdown table for docs/benchmarks.md. Each image is damaged as in repair.py, in its data alone, and read once
+from end to end in blocks, without read-ahead; the blocks that could not be read are counted. Beside them stands what
+`repair.by_the_kernel` computes for the same damage: equal columns mean that the computed table of repair.py holds.
+The kernel and the programs are those of the stock board, the machine is QEMU's without KVM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+from repair import SECTORS, by_the_kernel, damage
+
+from erofs_edge.boot.cpio import write_cpio
+from erofs_edge.boot.initramfs import InitConfig, build_initramfs, compress
+from erofs_edge.boot.modules import KernelModules
+from erofs_edge.build.inputs import gather
+from erofs_edge.build.stages import fetch_debs, quiet
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.toolbox.emulator import find_qemu
+from erofs_edge.tree import BytesContent, FileTree, Inode
+from erofs_edge.verity.fec import write_parity
+from erofs_edge.verity.tree import append
+from erofs_edge.vm.machine import arguments, kind_of
+
+BOARD = Path(__file__).parent.parent / "boards/qemu-aarch64.yaml"
+INIT = """#!/bin/busybox sh
+export PATH=/bin DM_DISABLE_UDEV=1
+mount -t devtmpfs devtmpfs /dev
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+for module in /modules/disk/*.ko; do insmod $module; done
+while read -r serial sectors table; do
+    for disk in /sys/block/vd*; do
+        [ "$(cat $disk/serial)" = "$serial" ] && device=/dev/${disk##*/}
+    done
+    table="0 $sectors verity 1 $device $device $table use_fec_from_device $device $(cat /fec-$serial)"
+    /bin/dmsetup create $serial --readonly --table "$table"
+    blockdev --setra 0 /dev/mapper/$serial
+    errors=$(dd if=/dev/mapper/$serial of=/dev/null bs=4096 conv=noerror 2>&1 | /bin/busybox grep -c 'rror')
+    corrected=$(/bin/busybox dmesg -c | /bin/busybox grep -c 'verity-fec.*corrected')
+    echo "repair: $serial unreadable $errors corrected $corrected"
+done </jobs
+echo "repair: done"
+reboot -f
+"""
+
+
+class Job:
+    """An image, what was done to it, and how a kernel opens it."""
+
+    def __init__(self, image: Path, serial: str, mib: int, roots: int) -> None:
+        with image.open("wb") as file:
+            for seed in range(mib):
+                file.write(random.Random(seed).randbytes(1 << 20))
+        self.image, self.serial, self.roots = image, serial, roots
+        self.verity = append(image)
+        size = self.verity.size
+        self.layout = write_parity(
+            image, self.verity.superblock, self.verity.hash_offset, image, roots=roots, fec_offset=size
+        )
+        self.places: list[int] = []
+
+    def table(self) -> str:
+        """A line of /jobs: the mapping without its parity."""
+        v = self.verity
+        words = f"4096 4096 {v.data_blocks} {v.hash_start_block} sha256 {v.root_hash.hex()} {v.salt.hex()} 8"
+        return f"{self.serial} {v.data_blocks * 8} {words}\n"
+
+    def fec(self) -> str:
+        """The rest of the mapping."""
+        return f"fec_roots {self.roots} fec_blocks {self.layout.blocks} fec_start {self.layout.offset // 4096}\n"
+
+
+def machine(jobs: list[Job], folder: Path, timeout: float) -> dict[str, tuple[int, int]]:
+    """Serial → (blocks that could not be read, lines about corrections) by the kernel of the stock board."""
+    cache, inputs = Cache(None), gather(BOARD)
+    debs = fetch_debs(inputs, cache, quiet)
+    kernel = KernelModules(read_deb(debs.kernel, cache).data)
+    programs = FileTree()
+    for name in sorted(debs.initramfs):
+        programs.merge(read_deb(debs.initramfs[name], cache).data)
+    (modules,) = kernel.streams(["virtio_blk", "dm_verity"])
+    config = InitConfig("", "", 4096, 0, 0, "", (), "")
+    extra = FileTree()
+    extra.add("init", Inode(stat.S_IFREG | 0o755, content=BytesContent(INIT.encode())))
+    extra.add("jobs", Inode(stat.S_IFREG | 0o644, content=BytesContent("".join(j.table() for j in jobs).encode())))
+    for job in jobs:
+        extra.add(f"fec-{job.serial}", Inode(stat.S_IFREG | 0o644, content=BytesContent(job.fec().encode())))
+    initramfs = folder / "initramfs"
+    initramfs.write_bytes(
+        build_initramfs(programs, {"disk": modules}, config, epoch=0) + compress(write_cpio(extra, epoch=0))
+    )
+    (folder / "vmlinuz").write_bytes(
+        next(node for path, node in read_deb(debs.kernel, cache).data.walk() if b"/vmlinuz-" in path).read()
+    )
+    command = [str(find_qemu().program), *arguments(
+        kind_of("arm64"), kernel=folder / "vmlinuz", initramfs=initramfs,
+        disks={job.serial: job.image for job in jobs}, memory=1 << 30, epoch=0,
+    )]  # fmt: skip
+    said = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
+    if "repair: done" not in said.stdout:
+        raise SystemExit(f"the machine did not come to its end:\n{said.stdout[-2000:]}{said.stderr[-500:]}")
+    found = re.findall(r"repair: (\w+) unreadable (\d+) corrected (\d+)", said.stdout)
+    return {serial: (int(errors), int(corrected)) for serial, errors, corrected in found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=32, help="size of each image")
+    parser.add_argument("--roots", type=int, default=2)
+    parser.add_argument("--sectors", type=int, action="append", help="default: 1, 10, 100 and 1000")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for the machine")
+    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        folder, jobs = Path(name), list[Job]()
+        for burst in (False, True):
+            for sectors in options.sectors or SECTORS[:-1]:
+                serial = f"{'burst' if burst else 'spread'}{sectors}"
+                job = Job(folder / serial, serial, options.mib, options.roots)
+                job.places = damage(job.image, sectors, burst, job.verity.superblock.data_size)
+                jobs.append(job)
+        found = machine(jobs, folder, options.timeout)
+        print(f"| damage, {options.mib} MiB, {options.roots} roots | bad blocks | read by the kernel | computed |")
+        print("| --- | --- | --- | --- |")
+        for job in jobs:
+            computed, bad = by_the_kernel(
+                job.places, job.roots, job.layout.blocks, job.verity.hash_start_block, job.verity.data_blocks
+            )  # fmt: skip
+            measured = bad - found[job.serial][0]
+            cells = [job.serial, str(bad), f"{measured} ({measured / bad:.1%})", f"{computed} ({computed / bad:.1%})"]
+            print(f"| {' | '.join(cells)} |")
+        print(f"\n<!-- {json.dumps(found)} -->")
+
+
+if __name__ == "__main__":
+    main()
