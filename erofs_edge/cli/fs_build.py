@@ -132,7 +132,8 @@ def build(
     with Progress(f"writing {output.name}") as progress, ExitStack() as stack:
         try:
             options = replace(options, cache=cache, meter=meter, progress=progress)
-            ahead = None if automatic else stack.enter_context(HeadStart(options))
+            # with a base it is not known what will be stored
+            ahead = None if automatic or options.bases else stack.enter_context(HeadStart(options))
             content = changed(source_tree(source, options.archives, ahead.offer if ahead else None), **tree)
             options = replace(options, ahead=ahead)
             choice = None
@@ -307,10 +308,12 @@ def _share(blocks: int, info: ErofsInfo) -> str:
 def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
     from erofs_edge.erofs.gate import version_text
 
-    share = f", {100 * info.size / info.uncompressed:.1f} % of the files' {size_text(info.uncompressed)}"
+    share = ""
+    if info.uncompressed:
+        share = f", {100 * info.size / info.uncompressed:.1f} % of the files' {size_text(info.uncompressed)}"
     rows = [
         ("image", str(info.path)),
-        ("size", f"{info.size} bytes ({size_text(info.size)}{share if info.uncompressed else ''})"),
+        ("size", f"{info.size} bytes ({size_text(info.size)}{share})"),
         ("blocks", f"{info.blocks} of {info.block_size} bytes"),
         ("inodes", f"{info.inodes}"),
         ("uuid", _uuid_text(info.uuid)),

@@ -99,12 +99,12 @@ def attach(
             if paths:
                 device = Backing(paths[number - 1])
                 opened.append(device)
+                _check_tag(slot, number, paths[number - 1])
                 if device.size < size:
                     raise ErofsFormatError(
                         f"device {number} is truncated: it has {device.size} bytes, the image says {size}",
                         where=str(paths[number - 1]),
                     )
-                _check_tag(slot, number, paths[number - 1])
                 read: Callable[[int, int], bytes] = device.beyond
             elif slot.uniaddr and start + size <= backing.size:
                 read = _behind(backing, start)

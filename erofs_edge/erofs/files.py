@@ -139,7 +139,7 @@ class FileStore:
             if self._moves:
                 self._unsettled[node] = placed
             if not isinstance(self._sink, Spool):
-                self._set_index(node, placed, self.packer.offsets[placed.part])
+                self._set_index(node, placed, self.packer.offsets[placed.part], self._until_settled)
 
     def is_loose(self) -> bool:
         """Whether the packed inode, which was stored last, should be put together anew. Sets `excess`."""
@@ -238,7 +238,11 @@ class FileStore:
         if self._moves:
             self._unsettled[node] = placed
         if not isinstance(self._sink, Spool):
-            self._set_index(node, placed, -1)
+            self._set_index(node, placed, -1, self._until_settled)
+
+    def _until_settled(self, block: int) -> int:
+        """The number of a block of the sink, as far as known: what is on a device is behind the image."""
+        return block + self._moves
 
     def _set_index(
         self, node: Node, placed: _Placed, fragment: int, where: Callable[[int], int] = lambda block: block

@@ -188,7 +188,7 @@ class Loans:
     def _block(self, address: int) -> int:
         """The number of a block in the common address space; until that is known, one of its device."""
         first = self.devices[(address >> DEVICE_SHIFT) - 1].first
-        return max(first, 0) + (address & _BLOCK_MASK)
+        return max(first, 1) + (address & _BLOCK_MASK)
 
     def _lend(self, node: Node) -> None:
         node.lent = True

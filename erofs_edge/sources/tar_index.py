@@ -30,6 +30,8 @@ def index_tars(paths: Sequence[Path]) -> FileTree:
         if codec != "none":
             raise SourceError(f"the archive is compressed ({codec})", where=where, hint="unpack it first")
         members = read_members(path, where)
+        if not members:  # an archive begins with its end, and so does much that is none
+            raise SourceError("not a tar archive, or an empty one", where=where)
         if len(paths) == 1:
             return tree_of(members, path, where)
         apply_layer(tree, members, path, where)
