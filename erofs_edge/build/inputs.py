@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from erofs_edge import __version__
 from erofs_edge.build.loader import loader_digest
@@ -52,10 +54,18 @@ class Inputs:
         return max(self.lock.date, self.system.lock.date, *(layer.lock.date for layer in self.layers))
 
 
-def gather(board_path: Path, locks: Path | None = None, system_path: Path | None = None) -> Inputs:
+def gather(
+    board_path: Path,
+    locks: Path | None = None,
+    system_path: Path | None = None,
+    *,
+    baseline: Path | None = None,
+    profile: Path | None = None,
+) -> Inputs:
     """Load a board, its manifests and their locks; a lock in the folder `locks` wins over the one beside its file.
 
-    `system_path` is a manifest that takes the place of the board's own.
+    `system_path` is a manifest that takes the place of the board's own; `baseline` and `profile` take that of the
+    system's `erofs.baseline` and `erofs.profile`.
     Raises ManifestError where one is missing, wrong, or made for another list of packages.
     """
     board = load_board(board_path)
@@ -71,8 +81,15 @@ def gather(board_path: Path, locks: Path | None = None, system_path: Path | None
     system = load_system(system_path if system_path is not None else Path(manifest))
     if system.value.arch != board.value.arch:
         raise system.error("arch", f"the system is for {system.value.arch}, the board for {board.value.arch}")
-    locked = Locked(system, lock_of(system, locks))
+    locked = Locked(_lay_out(system, baseline=baseline, profile=profile), lock_of(system, locks))
     return Inputs(board, lock_of(board, locks), partition, locked, gather_layers(system, locks))
+
+
+def _lay_out(system: Loaded[System], **paths: Path | None) -> Loaded[System]:
+    """The system with other files that its layout follows. Only their content, not their name, is in the digest."""
+    given = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
+    erofs = msgspec.structs.replace(system.value.erofs, **given)
+    return replace(system, value=msgspec.structs.replace(system.value, erofs=erofs))
 
 
 def gather_layers(system: Loaded[System], locks: Path | None = None) -> tuple[Locked, ...]:
@@ -125,6 +142,10 @@ def _host_paths(system: System) -> list[Path]:
     named += [*system.debs, *([str(image_of(Path(system.base)))] if system.base is not None else [])]
     if system.selinux is not None:
         named.append(system.selinux.file_contexts)
+    if system.erofs.baseline is not None:
+        named.append(str(image_of(Path(system.erofs.baseline))))
+    if system.erofs.profile is not None:
+        named.append(system.erofs.profile)
     return [Path(path) for path in named]
 
 

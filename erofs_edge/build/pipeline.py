@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from erofs_edge.build import relock
+from erofs_edge.build.baseline import check_baseline, layout_notes, layout_record
 from erofs_edge.build.compose import make_layers
 from erofs_edge.build.contents import write_contents
 from erofs_edge.build.inputs import Inputs, digest, gather
@@ -58,6 +59,8 @@ class BuildOptions:
     key       URI of the signing key; None: the board's
     release   refuse what is only good for development
     system    a manifest that takes the place of the board's own
+    baseline  an image, or the output folder of a build, that the system image takes the place of
+    profile   a file that says what of the system is used first
     """
 
     out: Path
@@ -69,6 +72,14 @@ class BuildOptions:
     key: str | None = None
     release: bool = False
     system: Path | None = None
+    baseline: Path | None = None
+    profile: Path | None = None
+
+    def gather(self, board: Path, locks: Path | None) -> Inputs:
+        """As inputs.gather, with what these options replace; a baseline is one of this board."""
+        inputs = gather(board, locks, self.system, baseline=self.baseline, profile=self.profile)
+        check_baseline(inputs)
+        return inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +96,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
     """Build a board's disk image and everything in it into options.out. Raises ErofsEdgeErrors of every kind."""
     cache = Cache(options.cache)
     relocked = relock.valid(options.out / relock.FOLDER) if options.relock else None
-    inputs = gather(board_path, relocked, options.system)
+    inputs = options.gather(board_path, relocked)
     signer = open_signer(options.key or inputs.board.value.sign.key)
     if options.release:
         refuse_development(signer)
@@ -112,6 +123,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
             write_contents(work, inputs, debs.by_group(inputs), system.tree, cache)
         names = sorted(path.name for path in work.iterdir())
         record = describe(inputs, inputs_digest, signer, made, outputs(work, names, hashed()))
+        record["system"] |= layout_record(inputs, system.erofs)
         record["sign"] |= signer_record(signer, certificate)
         if layers:
             record["layers"] = {one.name: {"kind": one.kind, "root_hash": one.root_hash.hex()} for one in layers}
@@ -124,7 +136,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         for name in [*names, RELEASE]:
             (work / name).replace(options.out / name)
     remember(options.out, inputs_digest, names)
-    return BuildResult(options.out, record, fresh=True, notes=[*notes, *made.notes])
+    return BuildResult(options.out, record, fresh=True, notes=[*notes, *made.notes, *layout_notes(system.erofs)])
 
 
 def _fetch(
@@ -139,7 +151,7 @@ def _fetch(
         folder = options.out / relock.FOLDER
         with step("lock again"):
             notes = [str(gone), *relock.lock_again(board_path, folder, host_mirror(), cache, options.system)]
-        inputs = gather(board_path, folder, options.system)
+        inputs = options.gather(board_path, folder)
         return inputs, fetch_debs(inputs, cache, step), notes
 
 

@@ -23,12 +23,14 @@ from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.gate import parse_kernel
 from erofs_edge.erofs.kernel_config import check_config, parse_config
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
+from erofs_edge.erofs.profile import read_profile
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import ManifestError, UsageError
 from erofs_edge.manifest.filesystem import CompressionRule as ManifestRule
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import LockedPackage, System, size_bytes
+from erofs_edge.sources.base import image_of
 from erofs_edge.sources.budget import check_image, check_paths
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report
@@ -226,6 +228,8 @@ def write_options(loaded: Loaded[System], epoch: int, kernel: str | None) -> Wri
             chunk_size=size_bytes(erofs.chunksize) if erofs.chunksize is not None else None,
             epoch=epoch,
             times="fixed",
+            baseline=image_of(Path(erofs.baseline)) if erofs.baseline is not None else None,
+            profile=read_profile(Path(erofs.profile)) if erofs.profile is not None else (),
             kernel=parse_kernel(kernel) if kernel is not None else None,
         )
     except UsageError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import json_option
+from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.build.pipeline import BuildResult
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     help="Where the mirror has dropped a locked package: lock again into FOLDER/locks and go on.",
 )  # fmt: skip
 @click.option("--key", metavar="URI", help="Sign with this key instead of the board's sign.key.")
+@click.option(
+    "--baseline", type=click.Path(exists=True, path_type=Path), metavar="OUT|IMG",
+    help="Keep what has not changed where it is in this image, or in that of this output folder: a smaller update.",
+)  # fmt: skip
+@click.option(
+    "--profile", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="What the system uses first, in order: it comes to the front of the image.",
+)  # fmt: skip
 @click.option("--release", is_flag=True, help="Refuse a development key.")
 @json_option
 def build(
@@ -40,6 +49,8 @@ def build(
     force: bool,
     relock_if_gone: bool,
     key: str | None,
+    baseline: Path | None,
+    profile: Path | None,
     release: bool,
     as_json: bool,
 ) -> None:
@@ -67,9 +78,15 @@ def build(
         key=key,
         release=release,
         system=system,
+        baseline=baseline,
+        profile=profile,
     )
     loaded = load_any(board)
     extension = not isinstance(loaded.value, Board)
+    if extension and (baseline or profile):
+        raise UsageError(
+            "--baseline and --profile are for boards", hint="`erofs:` of a manifest has words of that name"
+        )
     result = build_extension(board, options, step) if extension else build_board(board, options, step)
     for text in result.notes:
         note(f"note: {text}")

@@ -57,6 +57,11 @@ class Erofs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     packed_pcluster: Size | None = None
     """as `pcluster`, of what `fragments` puts together; not given: 4 times that. Larger is smaller, and slower to
     read"""
+    baseline: HostPath | None = None
+    """an image, or the output folder of a build, that this one takes the place of: what has not changed stays where it
+    was (docs/layout.md)"""
+    profile: HostPath | None = None
+    """a file that lists what is used first, in order: that comes to the front (docs/layout.md)"""
 
 
 class Selinux(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds whose system image is laid out by an older one, or by what is used first: what fits, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.build.inputs import Inputs
+from erofs_edge.build.record import RELEASE, read_release
+from erofs_edge.erofs.options import ErofsInfo
+from erofs_edge.errors import ManifestError
+from erofs_edge.sources.base import image_of
+from erofs_edge.sources.cache import file_digest
+
+
+def check_baseline(inputs: Inputs) -> None:
+    """Raises ManifestError where the baseline lies in the output folder of a build for another board."""
+    loaded = inputs.system.loaded
+    if loaded.value.erofs.baseline is None:
+        return
+    folder = image_of(Path(loaded.value.erofs.baseline)).parent
+    if not (folder / RELEASE).is_file():
+        return  # an image alone, which the writer looks at
+    board = read_release(folder).get("board")
+    if board != inputs.board.value.board:
+        raise ManifestError(
+            f"the baseline {folder} was built for the board {board}, this build is for {inputs.board.value.board}",
+            where=loaded.position("erofs.baseline"),
+            hint="name what that board runs now, or build without a baseline",
+        )
+
+
+def layout_record(inputs: Inputs, made: ErofsInfo) -> dict[str, Any]:
+    """For release.json: SHA-256 of baseline and profile, as far as there are any, and what came of them in blocks."""
+    asked = inputs.system.loaded.value.erofs
+    record: dict[str, Any] = {}
+    if asked.baseline is not None:
+        sha256 = file_digest(image_of(Path(asked.baseline)))
+        counts = {"blocks": made.blocks, "changed": made.changed_blocks, "free": made.free_blocks}
+        record["baseline"] = {"sha256": sha256, **counts}
+    if asked.profile is not None:
+        sha256 = hashlib.sha256(Path(asked.profile).read_bytes()).hexdigest()
+        record["profile"] = {"sha256": sha256, "blocks": made.hot_blocks, "unmatched": made.unmatched}
+    return record
+
+
+def layout_notes(made: ErofsInfo) -> list[str]:
+    """What a user who asked for a layout wants to know of it."""
+    notes = []
+    if made.changed_blocks is not None:
+        notes.append(
+            f"{made.changed_blocks} of the {made.blocks} blocks of the file system are not as in the baseline,"
+            f" {made.free_blocks} are free for later images"
+        )
+    if made.unmatched:
+        notes.append(f"{made.unmatched} of the profile's paths do not exist in this system")
+    return notes

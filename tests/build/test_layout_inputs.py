@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A baseline and a profile as inputs of a board's build."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_kernel_gate import with_manifest
+
+from erofs_edge.build.inputs import digest, gather
+from erofs_edge.build.pipeline import BuildOptions, build_board
+from erofs_edge.build.stages import erofs_options
+from erofs_edge.erofs.profile import read_profile
+from erofs_edge.errors import ManifestError, SourceError, UsageError
+
+
+def test_words_of_the_manifest(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.img").write_bytes(b"old")
+    (tmp_path / "boot.profile").write_text("/usr/lib/systemd/systemd\n")
+    options = erofs_options(with_manifest(repository, tmp_path, "  baseline: old.img\n  profile: boot.profile\n"))
+    assert options.baseline == tmp_path / "old.img"
+    assert options.profile == read_profile(tmp_path / "boot.profile")
+
+
+def test_options_win_and_contents_are_in_the_digest(repository: Path, tmp_path: Path) -> None:
+    board = repository / "boards/qemu-aarch64.yaml"
+    without = digest(gather(board), b"key")
+    image, profile = tmp_path / "a.img", tmp_path / "a.profile"
+    image.write_bytes(b"1")
+    profile.write_text("/x\n")
+    first = gather(board, baseline=image, profile=profile)
+    assert first.system.loaded.value.erofs.baseline == str(image)
+    found = {without, digest(first, b"key"), digest(gather(board, baseline=image), b"key")}
+    moved = tmp_path / "b.img"
+    shutil.copy(image, moved)
+    assert digest(gather(board, baseline=moved), b"key") in found
+    image.write_bytes(b"2")
+    found.add(digest(gather(board, baseline=image, profile=profile), b"key"))
+    profile.write_text("/y\n")
+    found.add(digest(gather(board, baseline=image, profile=profile), b"key"))
+    assert len(found) == 5
+
+
+def test_baselines_that_cannot_be(repository: Path, tmp_path: Path) -> None:
+    board = repository / "boards/qemu-aarch64.yaml"
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(SourceError, match=r"no system\.img in it"):
+        erofs_options(gather(board, baseline=folder))
+    (folder / "system.img").write_bytes(b"image")
+    (folder / "release.json").write_text(json.dumps({"format": 1, "board": "rpi4"}))
+    for given in (folder, folder / "system.img"):
+        with pytest.raises(ManifestError, match="built for the board rpi4, this build is for qemu-aarch64") as caught:
+            build_board(board, BuildOptions(tmp_path / "new", baseline=given))
+        assert caught.value.hint
+    with pytest.raises(SourceError, match="cannot read"):
+        digest(gather(board, profile=tmp_path / "none"), b"key")
+
+
+def test_an_unchanged_system_keeps_every_block(stock: Callable[[str], Path], repository: Path, tmp_path: Path) -> None:
+    old = stock("qemu-aarch64")
+    profile = tmp_path / "boot.profile"
+    profile.write_text("/etc/hostname\n/not/here\n")
+    board = repository / "boards/qemu-aarch64.yaml"
+    options = BuildOptions(tmp_path / "out", relock=True, baseline=old, profile=profile)
+    made = build_board(board, options)
+    assert (tmp_path / "out/system.img").read_bytes() == (old / "system.img").read_bytes()
+    layout = made.record["system"]
+    assert (layout["baseline"]["changed"], layout["profile"]["unmatched"]) == (0, 1)
+    record = json.loads((old / "release.json").read_text())
+    assert layout["baseline"]["sha256"] == record["files"]["system.img"]["sha256"]
+    assert any("0 of the" in note for note in made.notes)
+    again = build_board(board, options)
+    assert not again.fresh
+
+
+def test_another_compression_is_refused(stock: Callable[[str], Path], repository: Path, tmp_path: Path) -> None:
+    from erofs_edge.erofs.write import write_image
+    from erofs_edge.tree import FileTree
+
+    inputs = with_manifest(
+        repository, tmp_path, "  compression: zstd\n  baseline: " + str(stock("qemu-aarch64")) + "\n"
+    )
+    with pytest.raises(UsageError, match="another compression") as caught:
+        write_image(FileTree(), tmp_path / "new.img", erofs_options(inputs))
+    assert caught.value.hint
