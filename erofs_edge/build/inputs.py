@@ -132,10 +132,11 @@ def digest(inputs: Inputs, public_key: bytes) -> str:
 
 def system_files(system: System) -> list[list[str]]:
     """A row for everything on this machine that a manifest takes content from, in a fixed order."""
-    return [list(row) for folder in _host_paths(system) for row in _files(folder)]
+    return [list(row) for folder in host_paths(system) for row in _files(folder)]
 
 
-def _host_paths(system: System) -> list[Path]:
+def host_paths(system: System) -> list[Path]:
+    """Files and folders of this machine that a manifest takes content from, absolute."""
     named = [overlay.from_ for overlay in system.overlay]
     named += [path for source in system.sources if (path := source.directory or source.tar)]
     named += [path for source in system.sources if source.oci is not None and (path := source.oci.layout)]

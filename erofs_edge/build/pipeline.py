@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,9 @@ from erofs_edge.build.stages import Debs, Made, Step, fetch_debs, make_boot, mak
 from erofs_edge.errors import PackagesGoneError
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.mirror import host_mirror
-from erofs_edge.trust.signer import open_signer, public_key_pem
+from erofs_edge.trust.signer import Signer, open_signer, public_key_pem
+
+Papers = Callable[[Path, Inputs, Signer], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class BuildOptions:
     key       URI of the signing key; None: the board's
     release   refuse what is only good for development
     system    a manifest that takes the place of the board's own
+    signer    takes the place of `key`
+    papers    writes further files into the folder, which has all others and a provisional record by then
     baseline  an image, or the output folder of a build, that the system image takes the place of
     profile   a file that says what of the system is used first
     """
@@ -72,6 +76,8 @@ class BuildOptions:
     key: str | None = None
     release: bool = False
     system: Path | None = None
+    signer: Signer | None = None
+    papers: Papers | None = None
     baseline: Path | None = None
     profile: Path | None = None
 
@@ -97,7 +103,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
     cache = Cache(options.cache)
     relocked = relock.valid(options.out / relock.FOLDER) if options.relock else None
     inputs = options.gather(board_path, relocked)
-    signer = open_signer(options.key or inputs.board.value.sign.key)
+    signer = options.signer or open_signer(options.key or inputs.board.value.sign.key)
     if options.release:
         refuse_development(signer)
         refuse_open_loader(inputs.board.value)
@@ -129,6 +135,12 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
             record["layers"] = {one.name: {"kind": one.kind, "root_hash": one.root_hash.hex()} for one in layers}
         record["reference"] = reference_values(work, system.verity.root_hash)
         write_json(work / RELEASE, record)
+        if options.papers is not None:
+            with step("papers"):
+                options.papers(work, inputs, signer)
+            names = sorted(path.name for path in work.iterdir() if path.name != RELEASE)
+            record["files"] = outputs(work, names, record["files"])
+            write_json(work / RELEASE, record)
         sign_release(signer, certificate, work / RELEASE)
         # without its record a mixture of old and new is no build: whoever reads it is told to build again
         (options.out / RELEASE).unlink(missing_ok=True)

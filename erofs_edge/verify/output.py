@@ -15,6 +15,7 @@ from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.trust.certificate import load_certificate
+from erofs_edge.trust.dsse import SIZE_MAX, unseal
 from erofs_edge.trust.key import VerificationKey, public_key_der, read_public_key
 from erofs_edge.trust.root_hash import verify_detached, verify_root_hash, verify_verity_signature
 from erofs_edge.verify.checks import Verdict
@@ -25,6 +26,8 @@ from erofs_edge.verity.superblock import Superblock
 
 DISK = "disk.img"
 SYSTEM = "system.img"
+PROVENANCE = "provenance.intoto.jsonl"
+"""in releases, in-toto in a DSSE envelope"""
 LISTED_MAX = 1000
 HEAD = 4096  # bytes by which the file in a partition is recognized
 
@@ -56,6 +59,8 @@ def verify_output(out: Path, key: VerificationKey, verdict: Verdict, *, jobs: in
             raise FormatError(f"the release record lacks or garbles {error}") from None
         return
     _check_files(out, files, verdict, jobs)
+    if PROVENANCE in files:
+        _check_release(out, files, verdict, key)
     with verdict.check(ROOT_HASH_SIGNATURE, f"key '{key.name}'", root_hash.hex()):
         verify_root_hash((out / ROOT_HASH_SIGNATURE).read_bytes(), root_hash, key)
     with verdict.check(VERITY_SIGNATURE, f"key '{key.name}'", root_hash.hex()):
@@ -87,6 +92,22 @@ def _check_files(out: Path, files: dict[str, tuple[int, str]], verdict: Verdict,
                     raise found
                 if found != files[name]:
                     raise VerificationError(f"{found[0]} bytes with sha256 {found[1][:16]}…, not what the record lists")
+
+
+def _check_release(out: Path, files: dict[str, tuple[int, str]], verdict: Verdict, key: VerificationKey) -> None:
+    """A release's provenance speaks of the files that are there, and nothing was put beside them."""
+    with verdict.check(f"{PROVENANCE}: statement", f"key '{key.name}'") as row:
+        with (out / PROVENANCE).open("rb") as handle:
+            statement = unseal(handle.read(SIZE_MAX + 1), key)
+        row.against += f", {len(statement.subjects)} subjects"
+        for name, sha256 in statement.subjects.items():
+            if name not in files or files[name][1] != sha256:
+                raise VerificationError(f"it speaks of another {name} than {RELEASE} lists")
+    known = {*files, RELEASE, RELEASE_SIGNATURE}
+    for path in sorted(out.iterdir()):
+        if path.name not in known and not path.name.startswith("."):
+            with verdict.check(path.name, RELEASE):
+                raise VerificationError("not part of the release", hint="keep a release's folder as it was made")
 
 
 def _check_system(

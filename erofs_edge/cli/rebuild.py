@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge rebuild`: make a release again and compare."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, note, step, table
+from erofs_edge.errors import ReproducibilityError, UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.release.rebuild import Rebuilt
+
+
+@click.command()
+@click.argument("release", type=click.Path(exists=True, path_type=Path, file_okay=False))
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep what is built here.")
+@click.option("--packages", type=click.Path(exists=True, path_type=Path, file_okay=False), metavar="FOLDER",
+              help="Take .deb files from here before the mirror is asked.")  # fmt: skip
+@click.option("--variations", is_flag=True, help="Build once more for each way in which a machine can be different.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Threads; never changes a byte.")
+@click.option("--attest", metavar="URI", help="Say that it is identical, signed with this key of your own.")
+@click.option("--attestation", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Where the attestation goes; one that is there gets a further signature.")  # fmt: skip
+@json_option
+def rebuild(
+    release: Path,
+    output: Path | None,
+    packages: Path | None,
+    variations: bool,
+    jobs: int | None,
+    attest: str | None,
+    attestation: Path | None,
+    as_json: bool,
+) -> None:
+    """Make RELEASE again from the inputs that it pins, and compare every file. Exit code 5 where one differs.
+
+    No private key is needed: signatures are taken from the release, where they fit what was built.
+    """
+    from erofs_edge.build.pipeline import BuildOptions
+    from erofs_edge.release.rebuild import rebuild as again
+    from erofs_edge.release.variations import VARIATIONS, rebuild_varied
+
+    if (attest is None) != (attestation is None):
+        raise UsageError("--attest and --attestation go together")
+    with TemporaryDirectory(prefix="erofs-edge-rebuild-") as folder:
+        out = output or Path(folder) / "out"
+        results = {"": again(release, out, packages=packages, options=BuildOptions(out=out, jobs=jobs), step=step)}
+        for name in VARIATIONS if variations else ():
+            with step(f"variation: {name}"):
+                results[name] = rebuild_varied(release, Path(folder) / name, name)
+        _show(release, results, as_json=as_json)
+        if attest is not None and attestation is not None:
+            _attest(release, results[""], attest, attestation)
+
+
+def _show(release: Path, results: dict[str, Rebuilt], *, as_json: bool) -> None:
+    same = all(result.same for result in results.values())
+    if as_json:
+        emit_json({
+            "release": str(release),
+            "identical": same,
+            "builds": [
+                {"variation": name or None, "identical": one.same, "error": one.error or None, "files": [
+                    {"name": v.name, "identical": v.same, "released": v.released, "rebuilt": v.rebuilt}
+                    for v in one.verdicts
+                ]}
+                for name, one in results.items()
+            ],
+        })  # fmt: skip
+    else:
+        table(
+            [("same" if v.same else "DIFFERS", v.name, v.released[:16], v.rebuilt[:16]) for v in results[""].verdicts],
+            header=("", "file", "released", "rebuilt"),
+        )
+        for name, result in results.items():
+            if name:
+                note(f"variation {name}: {'the same' if result.same else 'DIFFERS'}")
+            if result.error:
+                note(result.error)
+    if not same:
+        wrong = [v.name for result in results.values() for v in result.verdicts if not v.same]
+        raise ReproducibilityError(
+            f"{len(set(wrong))} file(s) differ: {', '.join(sorted(set(wrong))[:5])}",
+            where=str(release),
+            hint="erofs-edge diff RELEASE FOLDER/made says where and why (-o FOLDER keeps the build)",
+        )
+
+
+def _attest(release: Path, result: Rebuilt, uri: str, path: Path) -> None:
+    from erofs_edge.build.record import read_release
+    from erofs_edge.release.rebuild import attestation
+    from erofs_edge.trust.dsse import add_signature, seal
+    from erofs_edge.trust.signer import open_signer
+
+    signer, statement = open_signer(uri), attestation(result, read_release(release))
+    envelope = add_signature(path.read_bytes(), signer) if path.exists() else seal(statement, signer)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(envelope)
+    temporary.replace(path)
+    note(f"attested by '{signer.name}': {path}")

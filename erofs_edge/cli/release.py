@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge release`: a build with bills of materials, provenance, checksums and inputs, all signed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, note, size_text, step, table
+
+
+@click.command()
+@click.argument("board", type=click.Path(path_type=Path))
+@click.option("--key", metavar="URI", required=True, help="The signing key: file:PATH, pkcs11:…, command:…, offline:….")
+@click.option("--system", type=click.Path(path_type=Path), metavar="MANIFEST", help="Put this system in.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", required=True)
+@click.option("--jobs", type=click.IntRange(min=1), help="Threads; never changes a byte.")
+@click.option("--allow-dirty", is_flag=True, help="Take inputs that differ from what is committed in Git.")
+@json_option
+def release(
+    board: Path, key: str, system: Path | None, output: Path, jobs: int | None, allow_dirty: bool, as_json: bool
+) -> None:
+    """Build BOARD into FOLDER and write everything that others need to trust it and to make it again.
+
+    Refused: development keys, inputs without a lock, inputs that differ from what is committed in Git.
+    """
+    from erofs_edge.build.pipeline import BuildOptions
+    from erofs_edge.release.make import make_release
+
+    options = BuildOptions(out=output, jobs=jobs, key=key, system=system)
+    result = make_release(board, options, step, allow_dirty=allow_dirty)
+    for text in result.notes:
+        note(f"note: {text}")
+    if as_json:
+        emit_json({"out": str(output), "notes": result.notes, "release": result.record})
+        return
+    rows = [(name, size_text(one["size"]), one["sha256"][:16]) for name, one in result.record["files"].items()]
+    table(rows, header=("file", "size", "sha256"))
+    click.echo(f"root hash  {result.record['system']['root_hash']}")
+    click.echo(f"check it   erofs-edge verify {output} --key {output}/sign.pub.pem")
+    click.echo(f"remake it  erofs-edge rebuild {output}")

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""inputs.tar: the board, its manifests, their locks, and everything else that they take from the machine.
+
+Files that ship inside erofs-edge stay out: the version in the record names them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from erofs_edge.build.inputs import Inputs, host_paths
+from erofs_edge.errors import FormatError, SourceError
+from erofs_edge.manifest.load import lock_path
+
+ARCHIVE = "inputs.tar"
+INDEX = "inputs.json"
+SIZE_MAX = 16 << 30
+FILES_MAX = 1_000_000
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def input_files(inputs: Inputs) -> list[Path]:
+    """Files and folders of this machine that a build reads, absolute, sorted, without what ships with erofs-edge."""
+    systems = [inputs.system.loaded, *(layer.loaded for layer in inputs.layers)]
+    named = [*inputs.board.files, lock_path(inputs.board.path)]
+    named += [path for one in systems for path in (*one.files, lock_path(one.path), *host_paths(one.value))]
+    found = {path.absolute() for path in named}
+    return sorted(path for path in found if not path.resolve().is_relative_to(_PACKAGE))
+
+
+def write_archive(inputs: Inputs, out: Path) -> None:
+    """Write them as a tar whose bytes depend on their names, contents and permissions alone.
+
+    Raises SourceError where one cannot be read.
+    """
+    paths = input_files(inputs)
+    if not paths:
+        raise SourceError("nothing of this product is outside erofs-edge", where=str(inputs.board.path))
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    index = {
+        "board": _relative(inputs.board.path.absolute(), root),
+        "system": _relative(inputs.system.loaded.path.absolute(), root),
+        "epoch": inputs.epoch,
+    }
+    try:
+        with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as tar:
+            data = json.dumps(index, sort_keys=True).encode()
+            _add(tar, INDEX, data, 0o644)
+            for path in _expanded(paths):
+                name = path.relative_to(root).as_posix()
+                if path.is_symlink():
+                    info = tarfile.TarInfo(name)
+                    info.type, info.linkname, info.mode = tarfile.SYMTYPE, os.readlink(path), 0o777
+                    tar.addfile(info)
+                elif path.is_dir():
+                    info = tarfile.TarInfo(name)
+                    info.type, info.mode = tarfile.DIRTYPE, path.stat().st_mode & 0o7777
+                    tar.addfile(info)
+                else:
+                    info = tarfile.TarInfo(name)
+                    info.size, info.mode = path.stat().st_size, path.stat().st_mode & 0o7777
+                    with path.open("rb") as handle:
+                        tar.addfile(info, handle)
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=str(error.filename or out)) from error
+
+
+def _relative(path: Path, root: Path) -> str:
+    """Below the root, or the name of what ships with erofs-edge."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.stem
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), mode
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _expanded(paths: Iterable[Path]) -> list[Path]:
+    """Folders with everything below them, each path once, sorted."""
+    found: set[Path] = set()
+    for path in paths:
+        found.add(path)
+        if path.is_dir() and not path.is_symlink():
+            for folder, folders, names in os.walk(path):
+                found |= {Path(folder) / name for name in (*folders, *names)}
+    return sorted(found)
+
+
+def unpack_archive(archive: Path, to: Path) -> tuple[Path, Path]:
+    """Unpack into an empty folder; (board, system) to build from. Raises FormatError for a damaged or hostile one."""
+    try:
+        with tarfile.open(archive) as tar:
+            size = count = 0
+            for member in tar:
+                size, count = size + member.size, count + 1
+                if size > SIZE_MAX or count > FILES_MAX:
+                    raise FormatError("more than a product can be", where=str(archive))
+                tar.extract(member, to, filter="data", set_attrs=True)
+        index = json.loads((to / INDEX).read_text())
+        places = [str(index["board"]), str(index["system"])]
+    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"not an archive of inputs: {error}", where=str(archive)) from error
+    found = []
+    for place in places:
+        pure = PurePosixPath(place)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise FormatError(f"{place!r} leads out of the archive", where=str(archive))
+        found.append(to / place if (to / place).exists() else Path(place))
+    return found[0], found[1]

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a release: only of committed inputs, only with a key that protects something."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+from erofs_edge.build.inputs import gather
+from erofs_edge.build.pipeline import BuildOptions, BuildResult, build_board
+from erofs_edge.build.stages import Step, quiet
+from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.release.archive import input_files
+from erofs_edge.release.papers import write_papers
+
+SHOWN = 5
+_SECONDS = 60
+
+
+def make_release(board: Path, options: BuildOptions, step: Step = quiet, *, allow_dirty: bool = False) -> BuildResult:
+    """Build a board into options.out with all papers of a release; everything is made anew.
+
+    Raises ErofsEdgeError for a development key or inputs that are not committed, ManifestError for unlocked ones.
+    """
+    inputs = gather(board, None, options.system)
+    if not allow_dirty:
+        refuse_dirty(input_files(inputs))
+    return build_board(board, replace(options, release=True, force=True, relock=False, papers=write_papers), step)
+
+
+def refuse_dirty(paths: list[Path]) -> None:
+    """Raises ErofsEdgeError where a file lies in a Git work tree and differs from what is committed there.
+
+    Files in no work tree are nobody's to judge.
+    """
+    changed: list[str] = []
+    for path in paths:
+        folder = path if path.is_dir() else path.parent
+        command = ["git", "-C", str(folder), "status", "--porcelain", "-z", "--untracked-files=all", "--", str(path)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
+        except FileNotFoundError:
+            return
+        except subprocess.TimeoutExpired as error:
+            raise ErofsEdgeError(f"git takes longer than {_SECONDS} s", where=str(path)) from error
+        if done.returncode == 0:
+            changed += [entry[3:] for entry in done.stdout.split("\0") if len(entry) > 3]
+    if changed:
+        names = sorted(set(changed))
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise ErofsEdgeError(
+            f"inputs differ from what is committed: {', '.join(names[:SHOWN])}{more}",
+            hint="commit or remove them: others must be able to get what a release is made of",
+        )

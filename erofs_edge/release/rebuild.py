@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a release again from its pinned inputs, and compare file by file."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.build.pipeline import BuildOptions, build_board
+from erofs_edge.build.record import RELEASE, read_release
+from erofs_edge.build.signing import PUBLIC_KEY, RELEASE_SIGNATURE
+from erofs_edge.build.stages import Step, quiet
+from erofs_edge.errors import ErofsEdgeError, SourceError
+from erofs_edge.release.archive import ARCHIVE, unpack_archive
+from erofs_edge.release.papers import write_papers
+from erofs_edge.release.replay import replay_signer
+from erofs_edge.sources.cache import Cache, file_digest
+from erofs_edge.trust.dsse import Statement
+from erofs_edge.trust.key import read_public_key
+
+ATTESTATION = "urn:erofs-edge:rebuild:1"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One file: SHA-256 of the release's and of the new one, '' where it is missing."""
+
+    name: str
+    released: str
+    rebuilt: str
+
+    @property
+    def same(self) -> bool:
+        return bool(self.released) and self.released == self.rebuilt
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A comparison. `out` holds what was built; `error` says why nothing or not all of it could be."""
+
+    out: Path
+    verdicts: list[Verdict] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def same(self) -> bool:
+        return bool(self.verdicts) and not self.error and all(one.same for one in self.verdicts)
+
+
+def rebuild(
+    release: Path, out: Path, *, packages: Path | None = None, options: BuildOptions | None = None, step: Step = quiet
+) -> Rebuilt:
+    """Make a release again into `out`, an empty or new folder.
+
+    packages  a folder of .deb files that need not be fetched then
+
+    Content that differs is in the verdicts. Raises ErofsEdgeError where the release or an input is not there.
+    """
+    record = read_release(release)
+    key = read_public_key(release / PUBLIC_KEY, "release").public_key
+    if not (release / ARCHIVE).is_file():
+        raise ErofsEdgeError(
+            f"no {ARCHIVE} here: a build, not a release", where=str(release), hint="erofs-edge release"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise ErofsEdgeError("the folder is not empty", where=str(out), hint="name a new one")
+    given = options or BuildOptions(out=out)
+    if packages is not None:
+        add_packages(packages, Cache(given.cache))
+    board, system = unpack_archive(release / ARCHIVE, out / "inputs")
+    signer = replay_signer(release, record, key)
+    made = out / "made"
+    try:
+        build_board(
+            board,
+            BuildOptions(
+                out=made, jobs=given.jobs, cache=given.cache, compression_cache=given.compression_cache, force=True,
+                system=system, signer=signer, papers=write_papers,
+            ),
+            step,
+        )  # fmt: skip
+        error = ""
+    except ErofsEdgeError as failure:
+        if failure.exit_code != 4:
+            raise
+        error = str(failure)  # a signature that fits nothing: the content differs
+    return Rebuilt(out, compare(release, record, made), error)
+
+
+def add_packages(folder: Path, cache: Cache) -> None:
+    """Put the .deb files of a folder into the cache, where locks find them by hash. Raises SourceError."""
+    files = sorted(folder.glob("*.deb"))
+    if not files:
+        raise SourceError("no .deb files in the folder", where=str(folder))
+    for path in files:
+        target = cache.blob_path(file_digest(path))
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.new")
+            shutil.copyfile(path, temporary)
+            temporary.replace(target)
+
+
+def compare(release: Path, record: dict[str, Any], made: Path) -> list[Verdict]:
+    """Every file of the release, its record, and what only the new build has."""
+    names = {*record["files"], RELEASE, RELEASE_SIGNATURE}
+    names |= {path.name for path in made.glob("*") if path.is_file() and not path.name.startswith(".")}
+    return [Verdict(name, _digest(release / name), _digest(made / name)) for name in sorted(names)]
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def attestation(result: Rebuilt, record: dict[str, Any]) -> Statement:
+    """What a rebuilder says of it, to be signed with the rebuilder's key. Raises ErofsEdgeError where it differs."""
+    if not result.same:
+        raise ErofsEdgeError("the rebuild differs: there is nothing to attest", where=str(result.out))
+    return Statement(
+        ATTESTATION,
+        {one.name: one.released for one in result.verdicts},
+        {
+            "verdict": "identical",
+            "board": record["board"],
+            "root_hash": record["system"]["root_hash"],
+            "inputs": record["inputs"]["digest"],
+            "environment": {
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+                "system": platform.system(),
+            },
+        },
+    )

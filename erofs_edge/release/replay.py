@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A signer without a key: it gives back the signatures that a release already has, where they fit.
+
+So everything that is signed can be made again, bit for bit, by those who only have the public key. A digest that the
+release never signed has no signature: the content differs.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
+from erofs_edge.boot.fdt import PROP, tags
+from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
+from erofs_edge.trust.key import verifies
+
+if TYPE_CHECKING:
+    from erofs_edge.trust.key import AnyPublicKey
+
+SCANNED_MAX = 64 << 20
+"""bytes of a file that may hold signatures in a container other than a FIT"""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySigner:
+    """`name` and `development` as the release has them; `signatures` are candidates, each is tried."""
+
+    name: str
+    public_key: AnyPublicKey
+    development: bool
+    signatures: tuple[bytes, ...]
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        """Raises VerificationError where none of the signatures is over the digest."""
+        for signature in self.signatures:
+            if verifies(self.public_key, signature, digest):
+                return signature
+        raise VerificationError(
+            f"the release has no signature over {digest.hex()[:16]}…: what it signed differs",
+            hint="erofs-edge diff RELEASE OTHER shows where",
+        )
+
+
+def signatures_in(folder: Path, key: AnyPublicKey) -> Iterator[bytes]:
+    """Whatever may be a signature in the files of a release: the property `value` of FITs, the signature fields of
+    DSSE envelopes, and in small binary files each run of bytes as long as the key's signatures behind a DER length."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        with path.open("rb") as handle:
+            head = handle.read(4)
+            if head == FDT_MAGIC.to_bytes(4, "big"):
+                yield from _of_fit(head + handle.read())
+            elif path.suffix == ".jsonl":
+                yield from _of_envelope(head + handle.read(SCANNED_MAX))
+            elif path.stat().st_size <= SCANNED_MAX and path.suffix in (
+                ".p7s",
+                ".crt",
+                ".json",
+                ".efi",
+                ".esl",
+                ".auth",
+            ):
+                yield from _of_der(_unwrapped(head + handle.read()), key)
+
+
+def _of_fit(data: bytes) -> Iterator[bytes]:
+    try:
+        yield from (bytes(tag.value) for tag in tags(data) if tag.kind == PROP and tag.name == "value")
+    except FormatError:
+        return
+
+
+def _of_envelope(data: bytes) -> Iterator[bytes]:
+    try:
+        for line in data.splitlines():
+            yield from (base64.b64decode(one["sig"]) for one in json.loads(line)["signatures"])
+    except (ValueError, KeyError, TypeError):
+        return
+
+
+def _unwrapped(data: bytes) -> bytes:
+    """PEM and base64 in JSON as the bytes that they stand for, behind the text itself."""
+    pieces = [data]
+    if data.startswith(b"-----BEGIN"):
+        pieces.append(base64.b64decode(b"".join(line for line in data.splitlines() if not line.startswith(b"-----"))))
+    elif data[:1] == b"{":
+        try:
+            values = json.loads(data.rstrip(b"\0")).values()
+            pieces += [base64.b64decode(value) for value in values if isinstance(value, str) and len(value) > 200]
+        except (ValueError, AttributeError):
+            pass
+    return b"".join(pieces)
+
+
+def _of_der(data: bytes, key: AnyPublicKey) -> Iterator[bytes]:
+    """OCTET STRING and BIT STRING values that are as long as a signature of the key; ECDSA's vary."""
+    size = -(-key.key_size // 8)
+    if hasattr(key, "curve"):
+        for length in range(2 * size - 4, 2 * size + 9):
+            for lead in (b"\x04" + bytes([length]), b"\x03" + bytes([length + 1, 0])):
+                yield from _behind(data, lead, length)
+        return
+    for lead in (b"\x04\x82" + size.to_bytes(2, "big"), b"\x03\x82" + (size + 1).to_bytes(2, "big") + b"\0"):
+        yield from _behind(data, lead, size)
+
+
+def _behind(data: bytes, lead: bytes, length: int) -> Iterator[bytes]:
+    at = data.find(lead)
+    while at >= 0:
+        yield data[at + len(lead) : at + len(lead) + length]
+        at = data.find(lead, at + 1)
+
+
+def replay_signer(folder: Path, record: dict[str, object], key: AnyPublicKey) -> ReplaySigner:
+    """The signer of a release that `record` describes. Raises ErofsEdgeError where the record names no key."""
+    said = record.get("sign")
+    if not isinstance(said, dict) or not isinstance(said.get("name"), str):
+        raise ErofsEdgeError("the record does not say who signed", where=str(folder))
+    unique = dict.fromkeys(signatures_in(folder, key))
+    return ReplaySigner(said["name"], key, bool(said.get("development")), tuple(unique))

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Releases: made, remade by others without the key, and every kind of sabotage found and named."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from erofs_edge.build.inputs import gather
+from erofs_edge.build.pipeline import BuildOptions, build_board
+from erofs_edge.build.record import outputs, read_release, write_json
+from erofs_edge.cli.rebuild import rebuild as rebuild_command
+from erofs_edge.errors import ErofsEdgeError, FormatError, ReproducibilityError, SourceError, VerificationError
+from erofs_edge.release.archive import ARCHIVE, input_files, unpack_archive, write_archive
+from erofs_edge.release.make import make_release, refuse_dirty
+from erofs_edge.release.papers import CHECKSUMS, PROVENANCE, write_papers
+from erofs_edge.release.rebuild import Rebuilt, add_packages, attestation, compare, rebuild
+from erofs_edge.release.replay import ReplaySigner, replay_signer
+from erofs_edge.release.variations import VARIATIONS, rebuild_varied
+from erofs_edge.sources.cache import Cache
+from erofs_edge.trust.dsse import unseal
+from erofs_edge.trust.key import KeySigner
+from erofs_edge.verify.path import verify_path
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("release")]
+
+
+@dataclass
+class Released:
+    folder: Path
+    signer: KeySigner
+
+
+@pytest.fixture(scope="module")
+def product(stock: Callable[[str], Path], repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A board and its manifests in a folder of their own, with the locks that the stock build used."""
+    top = tmp_path_factory.mktemp("product")
+    for name in ("boards", "manifests"):
+        shutil.copytree(repository / name, top / name)
+    for lock in (stock("qemu-aarch64") / "locks").glob("*.lock"):
+        shutil.copy(lock, next(top.rglob(lock.name)))
+    return top
+
+
+@pytest.fixture(scope="module")
+def released(product: Path, tmp_path_factory: pytest.TempPathFactory) -> Released:
+    """A release of the stock board. `make_release` refuses its open boot loader; everything else is the same."""
+    signer = KeySigner("owner", rsa.generate_private_key(65537, 2048))
+    out = tmp_path_factory.mktemp("release") / "out"
+    build_board(product / "boards/qemu-aarch64.yaml", BuildOptions(out=out, signer=signer, papers=write_papers))
+    return Released(out, signer)
+
+
+def failed(released: Released) -> list[str]:
+    return [check.what for check in verify_path(released.folder, released.signer).failed]
+
+
+def test_a_release_holds_what_it_lists(released: Released) -> None:
+    record = read_release(released.folder)
+    assert {"bom.cdx.json", "bom.spdx.json", PROVENANCE, CHECKSUMS, ARCHIVE, "REBUILD.md"} <= set(record["files"])
+    done = subprocess.run(["sha256sum", "-c", "--quiet", CHECKSUMS], cwd=released.folder, check=False)
+    assert done.returncode == 0
+    assert failed(released) == []
+    statement = unseal((released.folder / PROVENANCE).read_bytes(), released.signer)
+    assert statement.subjects["system.img"] == record["files"]["system.img"]["sha256"]
+    dependencies = statement.predicate["buildDefinition"]["resolvedDependencies"]
+    assert len(dependencies) >= 150 and all(len(one["digest"]["sha256"]) == 64 for one in dependencies)
+    text = json.dumps(statement.predicate)
+    assert str(released.folder.parent) not in text and "/root" not in text, "no folder of the machine that builds"
+
+
+def test_others_make_the_same_without_the_key(released: Released, tmp_path: Path) -> None:
+    result = rebuild(released.folder, tmp_path / "again")
+    assert result.same, [one.name for one in result.verdicts if not one.same]
+    assert {one.name for one in result.verdicts} >= {"release.json", "release.json.p7s", "disk.img", "boot.fit"}
+    statement = attestation(result, read_release(released.folder))
+    assert statement.predicate["verdict"] == "identical" and statement.subjects["disk.img"] == result.verdicts[
+        [one.name for one in result.verdicts].index("disk.img")
+    ].released  # fmt: skip
+    with pytest.raises(ErofsEdgeError, match="not empty"):
+        rebuild(released.folder, tmp_path / "again")
+
+
+def test_a_machine_that_is_different(released: Released, tmp_path: Path) -> None:
+    """One of the variations; the long run has all of them."""
+    result = rebuild_varied(released.folder, tmp_path / "varied", "order")
+    assert result.same, result.error or [one.name for one in result.verdicts if not one.same]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variation", VARIATIONS)
+def test_every_machine_that_is_different(released: Released, tmp_path: Path, variation: str) -> None:
+    result = rebuild_varied(released.folder, tmp_path / "varied", variation)
+    assert result.same, result.error or [one.name for one in result.verdicts if not one.same]
+
+
+@pytest.fixture
+def mine(released: Released, tmp_path: Path) -> Released:
+    """A copy to spoil; the disk image, which no sabotage here touches, is a link."""
+    shutil.copytree(released.folder, tmp_path / "mine", ignore=shutil.ignore_patterns("disk.img"))
+    (tmp_path / "mine/disk.img").hardlink_to(released.folder / "disk.img")
+    return Released(tmp_path / "mine", released.signer)
+
+
+@pytest.mark.parametrize("name", ["system.img", "bom.spdx.json", ARCHIVE, PROVENANCE, CHECKSUMS, "contents.json"])
+def test_a_flipped_byte_is_found_and_named(mine: Released, name: str) -> None:
+    data = bytearray((mine.folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (mine.folder / name).write_bytes(data)
+    assert name in failed(mine)
+    wrong = [one.name for one in compare(mine.folder, read_release(mine.folder), mine.folder) if not one.same]
+    assert wrong == [], "it is compared with itself"
+    listed = read_release(mine.folder)["files"][name]["sha256"]
+    assert {one.name: one.released for one in compare(mine.folder, read_release(mine.folder), mine.folder)}[
+        name
+    ] != listed
+
+
+def test_a_swapped_signature(mine: Released) -> None:
+    shutil.copy(mine.folder / "system.root-hash.p7s", mine.folder / "release.json.p7s")
+    assert failed(mine)[0] == "release.json"
+
+
+def test_files_missing_and_added(mine: Released) -> None:
+    (mine.folder / "bom.cdx.json").unlink()
+    (mine.folder / "notes.txt").write_text("x")
+    assert failed(mine)[:2] == ["bom.cdx.json", "notes.txt"]
+
+
+def test_a_truncated_statement(mine: Released) -> None:
+    """Sealed again by the owner: the record is right, the statement is not."""
+    path = mine.folder / PROVENANCE
+    path.write_bytes(path.read_bytes()[:-300])
+    assert f"{PROVENANCE}: statement" in failed(mine)
+
+
+def test_another_input_has_no_signature(released: Released) -> None:
+    record = read_release(released.folder)
+    signer = replay_signer(released.folder, record, released.signer.public_key)
+    assert isinstance(signer, ReplaySigner) and len(signer.signatures) >= 4
+    with pytest.raises(VerificationError, match="no signature over"):
+        signer.sign_digest(bytes(32))
+    assert signer.name == "owner" and not signer.development
+
+
+def test_the_archive_of_inputs(product: Path, tmp_path: Path) -> None:
+    inputs = gather(product / "boards/qemu-aarch64.yaml")
+    for name in ("one", "two"):
+        write_archive(inputs, tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    board, system = unpack_archive(tmp_path / "one", tmp_path / "out")
+    again = gather(board, None, system)
+    assert (again.board.digest, again.system.loaded.digest) == (inputs.board.digest, inputs.system.loaded.digest)
+    assert len(input_files(again)) == len(input_files(inputs))
+    with tarfile.open(tmp_path / "one") as tar:
+        assert all(m.mtime == 0 and m.uid == m.gid == 0 and not m.uname for m in tar)
+        assert str(product.parent).lstrip("/") not in "".join(m.name for m in tar)
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/x", "a/../../b"])
+def test_hostile_archives(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / "t", "w") as tar:
+        info = tarfile.TarInfo(name)
+        tar.addfile(info)
+    with pytest.raises(FormatError, match="not an archive of inputs"):
+        unpack_archive(tmp_path / "t", tmp_path / "out")
+    with tarfile.open(tmp_path / "t", "w") as tar:
+        data = json.dumps({"board": name, "system": "x"}).encode()
+        info = tarfile.TarInfo("inputs.json")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(FormatError, match="leads out"):
+        unpack_archive(tmp_path / "t", tmp_path / "out2")
+
+
+def test_dirty_inputs_and_development_keys(product: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "product"
+    shutil.copytree(product, copy)
+    git = ["git", "-C", str(copy), "-c", "user.name=x", "-c", "user.email=x@y"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *arguments], check=True)
+    board = copy / "boards/qemu-aarch64.yaml"
+    paths = input_files(gather(board))
+    refuse_dirty(paths)
+    with pytest.raises(ErofsEdgeError, match="development key"):
+        make_release(board, BuildOptions(out=tmp_path / "out"))
+    board.write_text(board.read_text() + "\n")
+    with pytest.raises(ErofsEdgeError, match=r"differ from what is committed: boards/qemu-aarch64\.yaml"):
+        make_release(board, BuildOptions(out=tmp_path / "out"))
+    assert not (tmp_path / "out/release.json").exists()
+
+
+def test_packages_from_a_folder(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    with pytest.raises(SourceError, match=r"no \.deb files"):
+        add_packages(tmp_path, cache)
+    (tmp_path / "x.deb").write_bytes(b"deb")
+    add_packages(tmp_path, cache)
+    assert [path.read_bytes() for path in (tmp_path / "cache/blobs").rglob("*") if path.is_file()] == [b"deb"]
+
+
+def test_a_build_is_no_release(stock: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(ErofsEdgeError, match="a build, not a release"):
+        rebuild(stock("qemu-aarch64"), tmp_path / "out")
+
+
+def test_the_command_says_what_differs(released: Released, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that gives another disk: the verdict names it, nothing is attested."""
+    made = tmp_path / "made"
+    shutil.copytree(released.folder, made, ignore=shutil.ignore_patterns("disk.img"))
+    write_json(made / "contents.json", {})
+    record = read_release(released.folder)
+    result = Rebuilt(tmp_path, compare(released.folder, record, made))
+    monkeypatch.setattr("erofs_edge.release.rebuild.rebuild", lambda *args, **kwargs: result)
+    done = CliRunner().invoke(rebuild_command, [str(released.folder), "--json"])
+    assert isinstance(done.exception, ReproducibilityError) and done.exception.exit_code == 5
+    assert "contents.json, disk.img" in str(done.exception)
+    assert json.loads(done.stdout)["identical"] is False
+    with pytest.raises(ErofsEdgeError, match="nothing to attest"):
+        attestation(result, record)
+    assert outputs(released.folder, ["sign.crt"])["sign.crt"] == record["files"]["sign.crt"]
