@@ -41,6 +41,7 @@ DISK = "disk.img"
 @click.option("--full", is_flag=True, help="Write all blocks, whatever the target holds.")
 @click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PUB",
               help="Refuse an image that this public key, or certificate, does not vouch for.")  # fmt: skip
+@click.option("--serial", metavar="NUMBER", help="Refuse a device that has another serial number.")
 @click.option("--yes", is_flag=True, help="Do not ask before a device is overwritten.")
 @click.option("--resume", is_flag=True, help="On a whole disk too, read first and keep what is right.")
 @click.option("--no-verify", is_flag=True, help="Do not read back what was written.")
@@ -60,6 +61,7 @@ def flash(
     whole: bool,
     full: bool,
     key: Path | None,
+    serial: str | None,
     yes: bool,
     resume: bool,
     no_verify: bool,
@@ -72,6 +74,7 @@ def flash(
 
     Refuses disks that are mounted or in use. A new file gets its name only when all is well.
     """
+    from erofs_edge.flash.guard import refuse_other
     from erofs_edge.flash.prepare import Wish
     from erofs_edge.flash.targets import find_target
 
@@ -84,6 +87,7 @@ def flash(
         _refuse_unsigned(image, key)
     wish = Wish(slot, whole, full, resume, None if old is None else _image(old, None))
     with reached(to, what, out, disk) as address, find_target(address, image) as candidate:
+        refuse_other(candidate.identity, serial)
         if plan_only or verify_only:
             _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
         else:

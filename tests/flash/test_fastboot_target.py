@@ -154,6 +154,16 @@ def test_over_a_socket(v1: Path, v2: Path) -> None:
     assert begun is not None and begun.slot == "B"
 
 
+def test_another_board_is_refused(v1: Path) -> None:
+    disk = SimulatedDisk.of_size(v1.stat().st_size)
+    with serve_tcp(device(disk, variables={"serialno": "S7"})) as address:
+        to = "fastboot://" + address.removeprefix("tcp:")
+        result = cli_flash(v1, to, "--serial", "S8")
+        assert (result.exit_code, "has the serial number S7, not S8" in result.stderr) == (7, True)
+        assert not any(disk.memory)
+        assert cli_flash(v1, to, "--serial", "S7").exit_code == 0
+
+
 def test_over_a_bad_link(v1: Path) -> None:
     """Packets that are lost, doubled, late: it takes longer, and is right."""
     disk = SimulatedDisk(bytearray(v1.read_bytes()))
