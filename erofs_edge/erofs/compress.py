@@ -108,7 +108,7 @@ class Segment(NamedTuple):
     @property
     def blocks(self) -> int:
         """Of its own."""
-        return sum(extent.own for extent in self.extents)
+        return sum([extent.blocks for extent in self.extents if extent.place < 0])
 
     @property
     def inline(self) -> int:

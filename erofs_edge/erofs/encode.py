@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterable
 
 from erofs_edge.erofs.attributes import icount
@@ -91,15 +90,11 @@ def _address(node: Node) -> tuple[int, int, bool]:
 
 
 def _directory_block(node: Node, names: list[bytes]) -> bytes:
+    children, parent = node.children, node.parent
+    assert parent is not None  # noqa: S101 - only the root's could be missing, and it is its own
+
     def entry(name: bytes) -> tuple[int, int]:
-        target: Node | None
-        if name == b".":
-            target = node
-        elif name == b"..":
-            target = node.parent
-        else:
-            target = node.children[name]
-        assert target is not None  # noqa: S101 - only the root's parent could be missing, and it is its own
-        return target.nid, FILE_TYPES[stat.S_IFMT(target.inode.mode)]
+        target = children.get(name) or (node if name == b"." else parent)
+        return target.nid, FILE_TYPES[target.inode.mode & 0o170000]
 
     return encode_block(names, entry)

@@ -252,17 +252,19 @@ class FileStore:
         options, rules = self._options, self._codings.of(node)
         assert rules is not None  # noqa: S101 - it is compressed
         whole = fragment >= 0 and len(extents) == 1
-        extents = [e if e.place < 0 else e._replace(place=where(e.place)) for e in extents]
-        first = where(placed.block) if any(extent.own for extent in extents) else 1  # which says nothing then
+        if any(e.place >= 0 for e in extents):
+            extents = [e if e.place < 0 else e._replace(place=where(e.place)) for e in extents]
+        first = where(placed.block) if any(e.blocks for e in extents if e.place < 0) else 1  # which says nothing then
         if placed.apart and (together := _joined(extents)) is not None:
             first, extents = together
-        refers = any(extent.place >= 0 for extent in extents)  # compact indexes say where the first pcluster is only
+        ends = [e.place + e.blocks for e in extents if e.place >= 0]
+        refers = bool(ends)  # compact indexes say where the first pcluster is only
         if refers and not placed.apart:
             self.features |= INCOMPAT_DEDUPE
         full = options.full_index or refers
         node.layout = layout_for(options.block_bits, fragment, whole=whole, full=full)
         # what is inline counts as a block in st_blocks, as with mkfs.erofs
-        node.i_u = sum(extent.blocks for extent in extents) + bool(node.tail_size)
+        node.i_u = sum([e.blocks for e in extents]) + bool(node.tail_size)
         common: dict[str, Any] = {
             "block_bits": options.block_bits,
             "first_block": first,
@@ -270,7 +272,7 @@ class FileStore:
             "fragment": fragment,
             "algorithm": rules.codec.algorithm,
         }
-        far = max(first + sum(e.own for e in extents), *(e.place + e.blocks for e in extents)) > NULL_ADDR
+        far = max(first + sum([e.blocks for e in extents if e.place < 0]), *ends, 0) > NULL_ADDR
         node.index = b""
         if not far:
             big = self._codings.big

@@ -10,6 +10,7 @@ walk over the tree, directory by directory, first needs them. Within a block ino
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 
 from erofs_edge.erofs.ondisk import SLOT_BITS, SLOT_SIZE
 from erofs_edge.erofs.plan import Node, choose_flat_layout
@@ -35,7 +36,8 @@ class _Area:
 
 
 class _Hole:
-    """A piece of a block: `free` slots are left; its nodes will stand from byte `start` on, in order."""
+    """A piece of a block: `free` slots are left; its nodes (number, slots, node) will stand from byte `start` on, in
+    order."""
 
     __slots__ = ("age", "free", "nodes", "start")
 
@@ -43,14 +45,14 @@ class _Hole:
         self.start = start
         self.free = free
         self.age = age
-        self.nodes: list[Node] = []
+        self.nodes: list[tuple[int, int, Node]] = []
 
     def number(self, block_start: int) -> tuple[int, int]:
         """Give the nodes their nids; the bytes of the image that are left."""
         offset = block_start + self.start
-        for node in sorted(self.nodes, key=lambda n: n.number):
+        for _, slots, node in sorted(self.nodes, key=itemgetter(0)):
             node.nid = offset >> SLOT_BITS
-            offset += slots_of(node) * SLOT_SIZE
+            offset += slots * SLOT_SIZE
         return offset, offset + self.free * SLOT_SIZE
 
 
@@ -145,7 +147,7 @@ def _pack(nodes: Sequence[Node], near: _Holes, far: _Holes, block_size: int) -> 
     for age, at in enumerate(range(0, len(nodes), WINDOW)):
         near.move(far, age - NEAR)
         window = [(slots_of(node), node) for node in nodes[at : at + WINDOW]]
-        for slots, node in sorted(window, key=lambda item: -item[0]):
+        for slots, node in sorted(window, key=itemgetter(0), reverse=True):
             found = near.take(slots) or far.take(slots)
             if found is None and slots * SLOT_SIZE > block_size and node.tail_size:
                 areas.append(_across(node, slots, age, block_size))
@@ -156,7 +158,7 @@ def _pack(nodes: Sequence[Node], near: _Holes, far: _Holes, block_size: int) -> 
                 # more than a block only where nothing follows that must not cross a border
                 areas.append(_Area(-(-slots * SLOT_SIZE // block_size)))
                 found = areas[-1].hole(0, areas[-1].blocks * block_size // SLOT_SIZE, age)
-            found.nodes.append(node)
+            found.nodes.append((node.number, slots, node))
             found.free -= slots
             (near if found.age >= age - NEAR else far).add(found)
     return areas
@@ -178,7 +180,7 @@ def _across(node: Node, slots: int, age: int, block_size: int) -> _Area:
     behind = before + slots
     area = _Area(-(-behind * SLOT_SIZE // block_size))
     area.hole(0, before, age)
-    area.hole(before * SLOT_SIZE, 0, age).nodes.append(node)
+    area.hole(before * SLOT_SIZE, 0, age).nodes.append((node.number, slots, node))
     area.hole(behind * SLOT_SIZE, area.blocks * block_size // SLOT_SIZE - behind, age)
     return area
 
@@ -196,4 +198,4 @@ def _first_need(area: _Area, firsts: Mapping[Node, int]) -> tuple[int, bool]:
     """When a walk needs the area: before the inode with this number (False), or for it."""
     if area.directory is not None:
         return firsts.get(area.directory, area.directory.number), False
-    return min(node.number for hole in area.holes for node in hole.nodes), True
+    return min(number for hole in area.holes for number, _, _ in hole.nodes), True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count
 
@@ -35,7 +35,9 @@ from erofs_edge.tree import FileTree, Inode
 NO_BLOCK = -1
 TARGET_MAX = 4095
 UINT16, UINT32 = 0xFFFF, 0xFFFFFFFF
+_NO_NAMES = (b".", b"..")
 MAJOR_MAX, MINOR_MAX = 0xFFF, 0xFFFFF
+MTIME_MIN, MTIME_END = -(10**9 << 63), 10**9 << 63  # nanoseconds: seconds have 64 bits and a sign
 PACKED_PATH = b"(packed inode)"  # no path of a tree is like this: those start with '/'
 
 
@@ -118,9 +120,12 @@ class Plan:
     @property
     def files(self) -> Iterator[Node]:
         """Regular files with content, in the order in which they are stored."""
-        first = dict.fromkeys(self.hot)
-        every = chain(first, (node for node in self.nodes if node not in first))
-        return (n for n in every if n.inode.is_file and n.size and n is not self.packed and not n.lent)
+        every: Iterable[Node] = self.nodes
+        if self.hot:
+            first = dict.fromkeys(self.hot)
+            every = chain(first, (node for node in self.nodes if node not in first))
+        packed = self.packed
+        return (n for n in every if n.size and n.inode.is_file and n is not packed and not n.lent)
 
 
 def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | None = None) -> Plan:
@@ -197,10 +202,10 @@ def _collect(tree: FileTree) -> Iterator[Node]:
             raise SourceError("the root of an image must be a directory", where=directory.where)
         prefix = directory.path if directory.path == b"/" else directory.path + b"/"
         below = []
-        for name in sorted(directory.inode.children):
-            inode = directory.inode.children[name]
+        for name, inode in sorted(directory.inode.children.items()):
             path = prefix + name
-            _check_name(name, path)
+            if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in _NO_NAMES:
+                raise SourceError(f"bad file name {name!r}", where=_text(path))
             node = known.get(id(inode))
             if node is None:
                 node = known[id(inode)] = Node(inode, path, next(numbers), directory)
@@ -217,15 +222,11 @@ def _collect(tree: FileTree) -> Iterator[Node]:
         stack += reversed(below)
 
 
-def _check_name(name: bytes, path: bytes) -> None:
-    if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
-        raise SourceError(f"bad file name {name!r}", where=_text(path))
-
-
 def _check(node: Node) -> None:
     inode = node.inode
-    if stat.S_IFMT(inode.mode) not in FILE_TYPES or inode.mode > UINT16:
-        raise SourceError(f"unknown kind of file, mode {inode.mode:o}", where=node.where)
+    mode = inode.mode
+    if mode & 0o170000 not in FILE_TYPES or mode > UINT16:
+        raise SourceError(f"unknown kind of file, mode {mode:o}", where=node.where)
     if inode.is_symlink and (not 1 <= len(inode.target) <= TARGET_MAX or b"\0" in inode.target):
         raise SourceError(f"symlink target of {len(inode.target)} bytes, or with a NUL", where=node.where)
     major, minor = inode.rdev
@@ -233,28 +234,29 @@ def _check(node: Node) -> None:
         raise SourceError(f"device number {major}:{minor} out of range", where=node.where)
     if not 0 <= inode.uid <= UINT32 or not 0 <= inode.gid <= UINT32:
         raise SourceError(f"owner {inode.uid}:{inode.gid} out of range", where=node.where)
-    if not -(1 << 63) <= inode.mtime_ns // 1_000_000_000 < 1 << 63:
+    if not MTIME_MIN <= inode.mtime_ns < MTIME_END:
         raise SourceError(f"mtime {inode.mtime_ns} out of range", where=node.where)
 
 
 def _describe(node: Node, options: WriteOptions) -> None:
     inode = node.inode
     node.uid, node.gid = (0, 0) if options.all_root else (inode.uid, inode.gid)
-    node.seconds, node.nanoseconds = epoch_parts(inode.mtime_ns)
-    if options.epoch is not None and (
-        options.times == "fixed" or (options.times == "clamp" and (node.seconds, node.nanoseconds) > (options.epoch, 0))
-    ):
-        node.seconds, node.nanoseconds = options.epoch, 0
-    if inode.is_dir:
+    seconds, nanoseconds = epoch_parts(inode.mtime_ns)
+    epoch = options.epoch
+    if epoch is not None and options.times != "keep" and (options.times == "fixed" or inode.mtime_ns > epoch * 10**9):
+        seconds, nanoseconds = epoch, 0
+    node.seconds, node.nanoseconds = seconds, nanoseconds
+    kind = inode.mode & 0o170000
+    if kind in (stat.S_IFREG, stat.S_IFLNK):
+        node.size = inode.size
+    elif kind == stat.S_IFDIR:
         node.names = split_blocks(inode.children, options.block_size)
         node.size = options.block_size * (len(node.names) - 1) + block_bytes(node.names[-1])
-    elif stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode):
+    elif kind in (stat.S_IFCHR, stat.S_IFBLK):
         major, minor = inode.rdev
         node.i_u = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
-    elif stat.S_ISFIFO(inode.mode) or stat.S_ISSOCK(inode.mode):
-        node.i_u = 0
     else:
-        node.size = inode.size
+        node.i_u = 0
 
 
 def _epoch(nodes: list[Node], options: WriteOptions) -> tuple[int, int]:

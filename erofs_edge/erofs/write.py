@@ -230,8 +230,11 @@ def _write_stable(
 
 
 def _kinds(plan: Plan) -> dict[str, int]:
-    named = (node for node in plan.nodes if node is not plan.packed)
-    return dict(sorted(Counter(KINDS[stat.S_IFMT(node.inode.mode)] for node in named).items()))
+    modes = Counter(node.inode.mode & 0o170000 for node in plan.nodes if node is not plan.packed)
+    kinds: Counter[str] = Counter()
+    for mode, count in modes.items():
+        kinds[KINDS[mode]] += count
+    return dict(sorted(kinds.items()))
 
 
 def _features(sink: Sink, options: WriteOptions) -> list[str]:
