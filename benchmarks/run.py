@@ -13,6 +13,7 @@ SCRIPTS = (
     "command.py",
     "fs_build.py",
     "stable_layout.py",
+    "update.py",
     "nbd.py",
     "fec.py",
     "repair.py",

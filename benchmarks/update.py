@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An update of a slot: bytes written and sent, against the block floor and `zstd --patch-from`; what a plan costs.
+
+usage: python benchmarks/update.py [--tree DIR] [--update DIR] [--scratch DIR]
+
+The tree (default: benchmarks/corpus.py's) is a board's system in both slots, its newer version (default: `update`
+beside it), built with `--baseline` and without, is flashed to slot b of a simulated target, by what that can do. The
+boot images are a block each, so that all numbers are of the system and its hash tree. 'floor' are the blocks of the
+system that exist nowhere in the old one. Each flash is proved by what the board would start. Prints markdown tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.write import write_image
+from erofs_edge.flash.execute import flash
+from erofs_edge.flash.prepare import Wish, prepare
+from erofs_edge.flash.target import Ability
+from erofs_edge.simulator import images
+from erofs_edge.simulator.boot import System, start
+from erofs_edge.simulator.disk import SimulatedDisk
+from erofs_edge.simulator.target import SimulatedTarget
+from erofs_edge.sources.directory import scan
+from erofs_edge.toolbox.prefix import find
+from erofs_edge.verity.tree import append
+
+BLOCK = 4096
+KINDS = {
+    "read": Ability.READ,
+    "hash": Ability.READ | Ability.HASH,
+    "hash, copy": Ability.READ | Ability.HASH | Ability.COPY,
+    "hash, unpack, --from": Ability.READ | Ability.HASH | Ability.PATCH,
+}
+
+
+def quiet(_label: str) -> nullcontext[object]:
+    return nullcontext(lambda done, total: None)
+
+
+def disk(system: Path, out: Path, room: int, version: int) -> Path:
+    """A board's disk with this system in both slots, its hash tree behind it."""
+    with_tree = out.with_suffix(".tree")
+    shutil.copyfile(system, with_tree)
+    info = append(with_tree)
+
+    def made(path: Path, *_: object) -> System:
+        shutil.move(with_tree, path)
+        return System(info.root_hash, info.hash_offset)
+
+    original, images.system_image = images.system_image, made  # type: ignore[assignment]
+    try:
+        return images.disk_image(out, version, images.Sizes(boot=2 * BLOCK, system=room, misc=1 << 20))
+    finally:
+        images.system_image = original
+
+
+def blocks(path: Path) -> list[bytes]:
+    raw = memoryview(path.read_bytes())
+    return [hashlib.blake2b(raw[at : at + BLOCK], digest_size=16).digest() for at in range(0, len(raw), BLOCK)]
+
+
+def patch_size(old: Path, new: Path, out: Path) -> int:
+    command = [find("zstd", host=False), "-q", "-f", "-3", "--long=30", f"--patch-from={old}", new, "-o", out]
+    subprocess.run([str(word) for word in command], check=True)
+    return out.stat().st_size
+
+
+def flashed(old: Path, new: Path, kind: str, memory: bytes) -> list[str]:
+    """One row: what a target with these abilities is sent."""
+    there = SimulatedTarget(SimulatedDisk(bytearray(memory)), KINDS[kind])
+    wish = Wish(baseline=old if "--from" in kind else None)
+    begun = time.process_time()
+    todo = prepare(new, there, wish, quiet)  # type: ignore[arg-type]
+    results = flash(todo.plan, there, quiet, found=todo.found, known=todo.known)  # type: ignore[arg-type]
+    seconds = time.process_time() - begun
+    view = memoryview(there.disk.memory)
+    started = start(lambda offset, length: bytes(view[offset : offset + length]), len(view), images.opened)
+    assert started is not None and started.slot == "B"
+    written = sum(result.written + result.copied for result in results)
+    return [kind, f"{written / 1e6:.1f}", f"{there.sent / 1e6:.1f}", f"{there.answered / 1e6:.1f}", f"{seconds:.1f}"]
+
+
+def command(*words: object) -> tuple[float, float, dict[str, object]]:
+    """Seconds of the clock and of processors that a flash takes, and its record."""
+    begun, before = time.monotonic(), _children()
+    done = subprocess.run(
+        [sys.executable, "-m", "erofs_edge.cli.main", "flash", *map(str, words), "--json"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return time.monotonic() - begun, _children() - before, json.loads(done.stdout)
+
+
+def _children() -> float:
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=Path)
+    parser.add_argument("--update", type=Path)
+    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
+    given, _ = parser.parse_known_args()
+    tree = given.tree or _corpus()
+    newer = given.update or tree.with_name("update")
+    with tempfile.TemporaryDirectory(dir=given.scratch) as name:
+        folder = Path(name)
+        old, stable, fresh = (folder / word for word in ("old", "baseline", "fresh"))
+        with CompressionCache(folder / "cache") as cache:
+            options = WriteOptions(
+                compression="lz4hc", level=9, pcluster=65536, epoch=0, times="fixed", all_root=True, cache=cache
+            )
+            from dataclasses import replace
+
+            write_image(scan(tree), old, options)
+            write_image(scan(newer), stable, replace(options, baseline=old))
+            write_image(scan(newer), fresh, options)
+        room = -(-max(path.stat().st_size for path in (old, stable, fresh)) * 102 // 100 >> 20) << 20
+        first = disk(old, folder / "old.img", room, 1)
+        memory, had = first.read_bytes(), set(blocks(old))
+        print("| update | target | written MB | sent MB | answered MB | CPU s | floor MB | zstd -3 --patch-from MB |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        for version, system in ((2, stable), (3, fresh)):
+            new = disk(system, folder / f"{system.name}.img", room, version)
+            floor = len(set(blocks(system)) - had) * BLOCK / 1e6
+            delta = patch_size(old, system, folder / "delta") / 1e6
+            for kind in KINDS:
+                row = [system.name, *flashed(first, new, kind, memory), f"{floor:.1f}", f"{delta:.1f}"]
+                print(f"| {' | '.join(row)} |", flush=True)
+        card = folder / "card.img"
+        shutil.copyfile(first, card)
+        new = folder / "baseline.img"
+        print("\n| command | clock s | CPU s | bytes written |\n| --- | --- | --- | --- |")
+        for label, words in (
+            ("flash --plan", ["--plan"]),
+            ("flash --full", ["--full"]),
+            ("flash of what is there", []),
+        ):
+            clock, processors, record = command(new, "--to", card, *words)
+            print(f"| {label} | {clock:.2f} | {processors:.2f} | {record['bytes_written']} |", flush=True)
+
+
+def _corpus() -> Path:
+    sys.path.insert(0, str(Path(__file__).parent))
+    from corpus import corpus
+
+    return corpus()
+
+
+if __name__ == "__main__":
+    main()
