@@ -71,7 +71,7 @@ TAMPERS = {
 
 REFUSED = Stop("fit", "efi-refused")
 UEFI_TAMPERS = {
-    **{name: tamper for name, tamper in TAMPERS.items() if tamper.content in ("system", "slot-state")},
+    **{name: one for name, one in TAMPERS.items() if one.content in ("system", "slot-state") and one.script is None},
     "kernel": Tamper(
         "a flipped bit in the kernel", "esp", uefi_forge.images(uefi_forge.in_section(".linux"), "the kernel"), REFUSED
     ),
@@ -114,8 +114,8 @@ UEFI_TAMPERS = {
 UEFI_TAMPERS["downgrade"] = replace(UEFI_TAMPERS["downgrade"], stop=Stop("verity", "too-old"))
 
 NOT_BOOTED = {
-    "vbmeta": "none of our boot chains reads a vbmeta, so damage to one stops no boot; `erofs-edge verify` checks it, and"
-    " docs/boot-chain.md says why U-Boot's `avb verify` is not used",
+    "vbmeta": "none of our boot chains reads a vbmeta, so damage to one stops no boot; `erofs-edge verify` checks it,"
+    " and docs/boot-chain.md says why U-Boot's `avb verify` is not used",
 }
 """scenarios that no machine can show, and why"""
 

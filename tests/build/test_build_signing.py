@@ -107,6 +107,19 @@ def test_a_release_refuses_development_keys(
     refuse_development(KeySigner("product", rsa.generate_private_key(65537, 2048)))
 
 
+def test_a_release_refuses_a_boot_loader_with_ways_round_the_signature(
+    edge: str, repository: Path, tmp_path: Path
+) -> None:
+    subprocess.run([edge, "keys", "new", "product.pem"], cwd=tmp_path, check=True, capture_output=True)
+    command = [edge, "build", "boards/qemu-aarch64.yaml", "--release", "--key", f"file:{tmp_path / 'product.pem'}"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "out")], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "u-boot-qemu, which leaves ways round the signature open" in done.stderr
+    assert "u_boot: {build:" in done.stderr and not (tmp_path / "out" / "release.json").exists()
+
+
 def test_all_digests_of_a_build_wait_at_once(tmp_path: Path) -> None:
     signer = KeySigner("product", rsa.generate_private_key(65537, 2048))
     public, folder, work = tmp_path / "product.pem", tmp_path / "requests", tmp_path / "work"
