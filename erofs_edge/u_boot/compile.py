@@ -17,9 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from erofs_edge.errors import ManifestError, ToolError
+from erofs_edge.errors import ManifestError, PackagesGoneError, ToolError
 from erofs_edge.manifest.model import Lock
 from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.mirror import VARIABLE
 from erofs_edge.u_boot.source import ARCHIVES, unpack
 from erofs_edge.u_boot.toolchain import libraries, lock_digest, pinned, toolchain
 
@@ -75,9 +76,14 @@ def compiled(kind: str, cache: Cache, *, lock: Lock | None = None, fresh: bool =
     known = None if fresh else cache.load_record(_RECORD, key, Compiled)
     if known is not None:
         return known
-    root = toolchain(lock, cache)
     with tempfile.TemporaryDirectory(prefix="u-boot-") as folder:
-        source = unpack(Path(folder), cache, root / "usr/bin/patch", patches(kind))
+        try:
+            root = toolchain(lock, cache)
+            source = unpack(Path(folder), cache, root / "usr/bin/patch", patches(kind))
+        except PackagesGoneError as error:
+            # no lock of the user's says which they are, so that locking again would not help
+            error.hint = f"U-Boot is compiled from pinned packages: name an archive that keeps them in {VARIABLE}"
+            raise
         objects = build(source, root, f"{kind}_defconfig", fragments(kind))
         config = (objects / ".config").read_text()
         made = Compiled((objects / "u-boot-nodtb.bin").read_bytes(), config, key)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from erofs_edge.boot.fdt import DeviceTree, Node, parse, string, write
 from erofs_edge.boot.loader import ALIGN, control_tree, join, replace_script, split
 from erofs_edge.build.loader import loader_digest, loader_record, refuse_open_loader
-from erofs_edge.errors import ErofsEdgeError, FormatError, ManifestError
+from erofs_edge.errors import ErofsEdgeError, FormatError, ManifestError, PackagesGoneError
 from erofs_edge.manifest.load import load_board
 from erofs_edge.sources.cache import Cache
 from erofs_edge.trust.key import KeySigner
@@ -114,6 +114,16 @@ def test_it_is_compiled_once_for_each_set_of_inputs(tmp_path: Path, monkeypatch:
     path = cache.derived_path("u-boot-1", first.key)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert recipe.compiled("qemu_arm64", cache).image == b"program 4"
+
+
+def test_pinned_packages_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(lock: object, cache: object) -> Path:
+        raise PackagesGoneError(["gcc-14 14.2.0-19"], hint="lock again")
+
+    monkeypatch.setattr(recipe, "toolchain", gone)
+    with pytest.raises(PackagesGoneError, match="gcc-14") as caught:
+        recipe.compiled("qemu_arm64", Cache(tmp_path))
+    assert "EROFS_EDGE_MIRROR" in (caught.value.hint or "") and "lock again" not in (caught.value.hint or "")
 
 
 def test_the_digest_covers_compiler_configuration_and_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
