@@ -75,7 +75,8 @@ BYPASSES = (
     "CMD_SAVEENV", "CMD_EDITENV", "ENV_IS_IN_FLASH", "ENV_IS_IN_FAT", "FASTBOOT_OEM_RUN", "OF_BOARD", "CMD_XIMG",
 )  # fmt: skip
 NEEDED = (
-    "OF_SEPARATE=y", "FIT_SIGNATURE=y", "FIT_FULL_CHECK=y", "RSA=y", "RSA_VERIFY=y", "BOOTDELAY=-2", "ENV_IS_NOWHERE=y", "CMD_MMC=y",
+    "OF_SEPARATE=y", "FIT_SIGNATURE=y", "FIT_FULL_CHECK=y", "RSA=y", "RSA_VERIFY=y", "BOOTDELAY=-2",
+    "ENV_IS_NOWHERE=y", "CMD_MMC=y",
     "FS_EROFS=y", "UDP_FUNCTION_FASTBOOT=y", 'PREBOOT="setenv stdin nulldev"',
 )  # fmt: skip
 
