@@ -10,12 +10,14 @@ from pathlib import Path
 
 from erofs_edge.boot.crypt import MODULES as CRYPT_MODULES
 from erofs_edge.boot.crypt import crypt_of
+from erofs_edge.boot.elf import modinfo
 from erofs_edge.boot.firmware import firmware_files, package_file
 from erofs_edge.boot.fit import Image, add_key, build_fit
 from erofs_edge.boot.initramfs import Fec, InitConfig, build_initramfs
 from erofs_edge.boot.kmod import index_files
 from erofs_edge.boot.loader import control_tree, join, machine_tree
 from erofs_edge.boot.modules import DIRECTORY, KernelModules, Module
+from erofs_edge.boot.packed import cached_pack
 from erofs_edge.boot.script import boot_script
 from erofs_edge.boot.signed_boot import files_digest
 from erofs_edge.errors import ManifestError, SourceError
@@ -87,6 +89,13 @@ def system_modules(names: Iterable[str], kernel_deb: Path, cache: Cache, *, epoc
     return tree
 
 
+def wanted_firmware(names: Iterable[str], kernel_deb: Path, cache: Cache) -> list[str]:
+    """What the modules that names and globs select call the firmware that they load, with those that they need."""
+    kernel = KernelModules(read_deb(kernel_deb, cache).data)
+    modules = kernel.closure(kernel.select(names))
+    return sorted({value for module in modules for key, value in modinfo(module.data) if key == "firmware"})
+
+
 def build_start(
     board: Board,
     *,
@@ -110,8 +119,9 @@ def build_start(
     for name in sorted(initramfs_debs):
         programs.merge(read_deb(initramfs_debs[name], cache).data)
     config = replace(_init_config(board, verity, fec), etc=tuple(etc), signature=signature)
+    streams = _module_streams(board, kernel)
     return Start(
-        tree, kernel.version, build_initramfs(programs, _module_streams(board, kernel), config, epoch=epoch)
+        tree, kernel.version, build_initramfs(programs, streams, config, epoch=epoch, pack=cached_pack(cache))
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ LIBRARY_DIRECTORIES = ("usr/lib/aarch64-linux-gnu", "usr/lib")
 VERITY_OPTIONS = {"eio": "", "restart": "restart_on_corruption", "panic": "panic_on_corruption"}
 LZ4_LEGACY_MAGIC = 0x184C2102
 LZ4_LEGACY_BLOCK = 8 << 20
+Pack = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +112,23 @@ class InitConfig:
 
 
 def build_initramfs(
-    programs: FileTree, modules: Mapping[str, Iterable[Module]], config: InitConfig, *, epoch: int
+    programs: FileTree,
+    modules: Mapping[str, Iterable[Module]],
+    config: InitConfig,
+    *,
+    epoch: int,
+    pack: Pack | None = None,
 ) -> bytes:
-    """The archive, compressed as the kernel unpacks it fastest.
+    """The archive, compressed as the kernel unpacks it fastest. What is another in each build comes last, in an archive
+    of its own, so that everything before can be taken from a cache.
 
     programs  a tree with busybox-static, dmsetup, e2fsprogs and the libraries they need
     modules   by stream, in the order in which they load: 'disk' and 'erofs', which load at the same time, then 'data'
+    pack      what compresses a block, see `compress`
 
     Raises SourceError where a program or a library is missing.
     """
-    tree = FileTree()
+    tree, late = FileTree(), FileTree()
     for folder in ("dev", "proc", "sys", "newroot", "usr/lib", "bin"):
         tree.directory(folder)
     tree.add("lib", _symlink("usr/lib"))
@@ -128,14 +136,14 @@ def build_initramfs(
     tree.add("init", _file(Path(__file__).with_name("init.sh").read_bytes(), 0o755))
     tree.add("grow", _file(Path(__file__).with_name("grow.sh").read_bytes(), 0o644))
     tree.add("rollback", _file(Path(__file__).with_name("rollback.sh").read_bytes(), 0o644))
-    tree.add("config", _file(config.text().encode(), 0o644))
+    late.add("config", _file(config.text().encode(), 0o644))
     for name in APPLETS:
         tree.add(f"bin/{name}", _symlink("busybox"))
     for path in PROGRAMS:
         add_program(tree, programs, path)
     if config.signature:
         add_program(tree, programs, "usr/bin/keyctl")
-        tree.add("root-hash.p7s", _file(config.signature, 0o644))
+        late.add("root-hash.p7s", _file(config.signature, 0o644))
     if config.crypt is not None:
         add_program(tree, programs, CRYPT_PROGRAM)
         for name, text in scripts().items():
@@ -143,21 +151,29 @@ def build_initramfs(
     for stream, ordered in modules.items():
         for index, module in enumerate(ordered):
             tree.add(f"modules/{stream}/{index:02}-{module.name}.ko", _file(module.data, 0o644))
-    return compress(write_cpio(tree, epoch=epoch))
+    return compress(write_cpio(tree, epoch=epoch), write_cpio(late, epoch=epoch), pack=pack)
 
 
-def compress(archive: bytes) -> bytes:
-    """LZ4 in the legacy frame, the only LZ4 that the kernel reads (lib/decompress_unlz4.c).
-
-    Of what the kernel can undo, this is the fastest under emulation and on small boards, and the codec is pinned.
-    """
+def pack_block(block: bytes) -> bytes:
+    """A block of at most LZ4_LEGACY_BLOCK bytes, without its length."""
     import lz4.block
 
+    packed: bytes = lz4.block.compress(block, mode="high_compression", compression=9, store_size=False)
+    return packed
+
+
+def compress(*archives: bytes, pack: Pack | None = None) -> bytes:
+    """Archives in a row as LZ4 in the legacy frame, the only LZ4 that the kernel reads (lib/decompress_unlz4.c).
+
+    Of what the kernel can undo, this is the fastest under emulation and on small boards, and the codec is pinned.
+
+    pack  does what `pack_block` does, perhaps from a cache
+    """
     pieces = [struct.pack("<I", LZ4_LEGACY_MAGIC)]
-    for start in range(0, len(archive), LZ4_LEGACY_BLOCK):
-        block = archive[start : start + LZ4_LEGACY_BLOCK]
-        packed = lz4.block.compress(block, mode="high_compression", compression=9, store_size=False)
-        pieces += [struct.pack("<I", len(packed)), packed]
+    for archive in archives:
+        for start in range(0, len(archive), LZ4_LEGACY_BLOCK):
+            packed = (pack or pack_block)(archive[start : start + LZ4_LEGACY_BLOCK])
+            pieces += [struct.pack("<I", len(packed)), packed]
     return b"".join(pieces)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from erofs_edge.boot.assemble import BootOutputs, build_boot, build_start, system_modules, vmlinuz
+from erofs_edge.boot.assemble import BootOutputs, build_boot, build_start, system_modules, vmlinuz, wanted_firmware
 from erofs_edge.boot.uefi import UefiOutputs, UefiParts, build_uefi
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.loader import compiled_loader, signed_image
@@ -38,6 +38,7 @@ from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.sources.debian.supply import fetch_locked
+from erofs_edge.sources.dropped import firmware_of_modules
 from erofs_edge.sources.file_contexts import apply_file_contexts, read_file_contexts
 from erofs_edge.sources.system import system_tree
 from erofs_edge.tree import FileTree
@@ -153,6 +154,9 @@ def make_system(
         modules += ["loop"] if locked.loaded.value.layers else []
         compose(made.tree)
         made.tree.merge(system_modules(modules, debs.kernel, cache, epoch=inputs.epoch))
+        if inputs.board.value.boot.system_firmware == "modules":
+            wanted = wanted_firmware(modules, debs.kernel, cache)
+            firmware_of_modules(made.tree, wanted, locked.loaded.value.firmware or ())
         if (selinux := locked.loaded.value.selinux) is not None:
             apply_file_contexts(made.tree, read_file_contexts(Path(selinux.file_contexts)))
     check_paths(locked.loaded, made.tree)

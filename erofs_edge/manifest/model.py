@@ -329,6 +329,9 @@ class Boot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """kernel modules for the initramfs, beyond those that verity and EROFS need"""
     system_modules: list[str] = []
     """kernel modules in the system partition: names, or globs of paths below kernel/ as in 'net/netfilter/*'"""
+    system_firmware: Literal["all", "modules"] = "all"
+    """of the firmware in the system partition: 'modules' leaves what the modules there name, and what the manifest's
+    `firmware` names"""
     kernel_compression: Literal["none", "lz4"] = "none"
     """of the kernel in the FIT: 'none' is run where it is loaded, 'lz4' is less to load from a slow medium"""
     cmdline: list[Line] = []

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import posixpath
+from collections.abc import Iterable
 
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.model import System
 from erofs_edge.sources.debian.configure.ids import Position
 from erofs_edge.sources.globs import matcher
-from erofs_edge.tree import FileTree
+from erofs_edge.tree import FileTree, Inode
 
 KINDS: dict[str, tuple[str, ...]] = {
     "doc": ("/usr/share/doc/*/**", "/usr/share/doc-base/**"),
@@ -43,7 +45,7 @@ def select_firmware(tree: FileTree, globs: list[str], position: Position = str) 
         if globs:
             raise ManifestError("no package brings firmware", where=position("firmware"), hint="name one in `packages`")
         return
-    names = [path for path, inode in FileTree(top).walk() if not inode.is_dir]
+    names = _firmware_files(top)
     keep: set[bytes] = set()
     for index, glob in enumerate(globs):
         matches = matcher([glob], lambda _, index=index: position(f"firmware.{index}"))  # type: ignore[misc]
@@ -51,6 +53,40 @@ def select_firmware(tree: FileTree, globs: list[str], position: Position = str) 
         if not found:
             raise ManifestError(f"no firmware is called {glob!r}", where=position(f"firmware.{index}"))
         keep |= found
+    _keep_firmware(tree, top, names, keep)
+
+
+def firmware_of_modules(tree: FileTree, wanted: Iterable[str], also: Iterable[str]) -> list[str]:
+    """Leave in /usr/lib/firmware what modules want, by their own names for it (modinfo -F firmware; some are globs),
+    what the globs of a manifest name, and what links among that lead to. The names that nothing has, sorted.
+
+    Firmware may be compressed, as in NAME.xz (drivers/base/firmware_loader of the kernel).
+    """
+    top = tree.get(FIRMWARE)
+    if top is None or not top.is_dir:
+        return sorted(set(wanted))
+    names, keep, missing = _firmware_files(top), set[bytes](), []
+    for name in sorted(set(wanted)):
+        pattern = name if name.startswith("/") else f"/{name}"
+        found = {path for path in names if _is_firmware(os.fsdecode(path), pattern)}
+        keep |= found
+        if not found:
+            missing.append(name)
+    matches = matcher(list(also), str)
+    _keep_firmware(tree, top, names, keep | {path for path in names if matches(path)})
+    return missing
+
+
+def _is_firmware(path: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern + suffix) for suffix in ("", ".xz", ".zst"))
+
+
+def _firmware_files(top: Inode) -> list[bytes]:
+    return [path for path, inode in FileTree(top).walk() if not inode.is_dir]
+
+
+def _keep_firmware(tree: FileTree, top: Inode, names: list[bytes], keep: set[bytes]) -> None:
+    """Drop everything but `keep` and what its links lead to."""
     todo = list(keep)
     while todo:
         path = todo.pop()

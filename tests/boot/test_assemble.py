@@ -16,7 +16,7 @@ from test_initramfs import packages as initramfs_packages
 from test_initramfs import unpack
 
 from erofs_edge.boot import assemble
-from erofs_edge.boot.assemble import BootOutputs, build_boot, system_modules
+from erofs_edge.boot.assemble import BootOutputs, build_boot, system_modules, wanted_firmware
 from erofs_edge.boot.fdt import DeviceTree, Node, parse, string, write
 from erofs_edge.boot.fit import verify_fit
 from erofs_edge.boot.loader import split
@@ -141,6 +141,16 @@ def test_modules_of_the_system(repository: Path, trees: dict[str, FileTree], tmp
     assert not [name for name in names if "dm-" in name]
     assert {inode.mtime_ns for path, inode in tree.walk() if path.endswith(b".bin")} == {EPOCH * 10**9}
     assert len(list(system_modules([], Path("kernel"), Cache(tmp_path), epoch=EPOCH).walk())) == 1
+
+
+def test_firmware_that_modules_name_with_those_that_they_need(trees: dict[str, FileTree], tmp_path: Path) -> None:
+    top = f"usr/lib/modules/{VERSION}/kernel/net/a"
+    trees["kernel"].add(f"{top}/one.ko", file(module_elf("firmware=acme/one.bin", "depends=two")))
+    trees["kernel"].add(
+        f"{top}/two.ko", file(module_elf("firmware=acme/two*.bin", "firmware=acme/one.bin", "depends="))
+    )
+    assert wanted_firmware(["one"], Path("kernel"), Cache(tmp_path)) == ["acme/one.bin", "acme/two*.bin"]
+    assert wanted_firmware(["erofs"], Path("kernel"), Cache(tmp_path)) == []
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import lz4.block
@@ -14,7 +15,9 @@ from elf_samples import file, kernel_tree, program_elf
 
 from erofs_edge.boot.initramfs import InitConfig, build_initramfs, compress
 from erofs_edge.boot.modules import KernelModules
+from erofs_edge.boot.packed import cached_pack
 from erofs_edge.errors import SourceError
+from erofs_edge.sources.cache import Cache
 from erofs_edge.tree import FileTree, Inode
 
 LIB = "usr/lib/aarch64-linux-gnu"
@@ -49,16 +52,20 @@ def packages() -> FileTree:
     return tree
 
 
-def unpack(image: bytes) -> bytes:
-    """The legacy LZ4 frame, undone as lib/decompress_unlz4.c does it."""
+def blocks(image: bytes) -> list[bytes]:
+    """The blocks of a legacy LZ4 frame, undone as lib/decompress_unlz4.c does it."""
     assert image[:4] == struct.pack("<I", 0x184C2102)
-    position, out = 4, b""
+    position, out = 4, []
     while position < len(image):
         (size,) = struct.unpack_from("<I", image, position)
         block = image[position + 4 : position + 4 + size]
-        out += lz4.block.decompress(block, uncompressed_size=8 << 20)
+        out.append(lz4.block.decompress(block, uncompressed_size=8 << 20))
         position += 4 + size
     return out
+
+
+def unpack(image: bytes) -> bytes:
+    return b"".join(blocks(image))
 
 
 def build(tree: FileTree) -> bytes:
@@ -70,7 +77,11 @@ def build(tree: FileTree) -> bytes:
 def test_contents(tmp_path: Path, oracle: Callable[[str], str]) -> None:
     image = build(packages())
     assert image == build(packages())
-    run = {"input": unpack(image), "cwd": tmp_path, "capture_output": True}
+    # the tool reads one archive of several in a row; the kernel reads all
+    *early, late = blocks(image)
+    run = {"input": b"".join(early), "cwd": tmp_path, "capture_output": True}
+    config = subprocess.run([oracle("cpio"), "-it", "--quiet"], input=late, check=True, capture_output=True).stdout
+    assert config == b"config\n"
     listing = subprocess.run([oracle("cpio"), "-it", "--quiet"], check=True, **run).stdout.decode().splitlines()
     files = {
         name
@@ -78,7 +89,7 @@ def test_contents(tmp_path: Path, oracle: Callable[[str], str]) -> None:
         if name.startswith(("modules/", "usr/lib/", "bin/dm", "bin/mke", "bin/res", "init", "conf", "grow"))
     }
     assert files == {
-        "init", "config", "grow", "bin/dmsetup", "bin/mke2fs", "bin/resize2fs",
+        "init", "grow", "bin/dmsetup", "bin/mke2fs", "bin/resize2fs",
         "modules/disk", "modules/disk/00-virtio_blk.ko", "modules/disk/01-dm_mod.ko",
         "modules/disk/02-reed_solomon.ko", "modules/disk/03-dm_bufio.ko", "modules/disk/04-dm_verity.ko",
         "modules/erofs", "modules/erofs/00-crc32c_generic.ko", "modules/erofs/01-libcrc32c.ko",
@@ -106,6 +117,22 @@ def test_missing_pieces_are_named(missing: str, words: str) -> None:
     tree.remove(missing)
     with pytest.raises(SourceError, match=words):
         build(tree)
+
+
+def test_only_the_last_block_is_another_for_another_system(tmp_path: Path) -> None:
+    """So that a build finds the others in its cache, which gives the same bytes."""
+    cache = Cache(tmp_path)
+    kernel = KernelModules(kernel_tree())
+    streams = dict(zip(("disk", "erofs"), kernel.streams(["virtio_blk"], ["erofs"]), strict=True)) | {"data": []}
+    packed: list[bytes] = []
+    for root_hash in ("ab" * 32, "cd" * 32, "ab" * 32):
+        config = replace(CONFIG, root_hash=root_hash)
+        image = build_initramfs(packages(), streams, config, epoch=5, pack=cached_pack(cache))
+        assert image == build_initramfs(packages(), streams, config, epoch=5)
+        packed.append(image)
+    one, two, three = map(blocks, packed)
+    assert one == three and one[:-1] == two[:-1] and one[-1] != two[-1]
+    assert sum(1 for _ in (tmp_path / "derived/initramfs-block-1").rglob("*") if _.is_file()) == 3
 
 
 def test_large_archives_are_cut_into_blocks() -> None:
