@@ -13,6 +13,7 @@ from pathlib import Path
 
 from erofs_edge.boot.assemble import STORAGE_MODULES, vmlinuz
 from erofs_edge.boot.cpio import write_cpio
+from erofs_edge.boot.fit import Image, build_fit
 from erofs_edge.boot.initramfs import add_program, compress
 from erofs_edge.boot.modules import KernelModules
 from erofs_edge.errors import SourceError
@@ -24,6 +25,7 @@ from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.tree import BytesContent, FileTree, Inode
+from erofs_edge.trust.signer import Signer
 
 FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "provisioning.yaml"
@@ -40,10 +42,29 @@ NETWORK_PATH = "drivers/net/"
 
 @dataclass(frozen=True, slots=True)
 class Provisioning:
-    """A kernel (an arm64 Image) and its initramfs."""
+    """A kernel (an arm64 Image) and its initramfs; the board's device tree, None where the firmware has it.
+    `epoch`: seconds since 1970, the newest date of the locks."""
 
+    version: str
     kernel: bytes
     initramfs: bytes
+    device_tree: bytes | None
+    epoch: int
+
+    def fit(self, signer: Signer, address: int) -> bytes:
+        """All of it in one FIT, signed as the board's own: `bootm` starts it where the key is known.
+
+        address  where it will lie in memory
+        """
+        images = {
+            "kernel": Image("kernel_noload", self.kernel, f"Linux {self.version}"),
+            "ramdisk": Image("ramdisk", self.initramfs, "provisioning"),
+        }
+        if self.device_tree is not None:
+            images["fdt"] = Image("flat_dt", self.device_tree, "device tree")
+        return build_fit(
+            images, description="provisioning", epoch=self.epoch, signer=signer, load_address=address
+        )  # fmt: skip
 
 
 def build_provisioning(board: Board, board_lock: Lock, cache: Cache) -> Provisioning:
@@ -55,11 +76,19 @@ def build_provisioning(board: Board, board_lock: Lock, cache: Cache) -> Provisio
     lock = load_lock(lock_path(MANIFEST))
     debs = fetch(lock.packages["system"], host_mirror, cache)
     (kernel_deb,) = fetch(board_lock.packages["kernel"], host_mirror, cache).values()
-    kernel = read_deb(kernel_deb, cache).data
+    tree = read_deb(kernel_deb, cache).data
+    kernel = KernelModules(tree)
     epoch = max(lock.date, board_lock.date)
-    return Provisioning(
-        vmlinuz(kernel, KernelModules(kernel).version), _initramfs(board, KernelModules(kernel), debs, cache, epoch)
-    )
+    initramfs = _initramfs(board, kernel, debs, cache, epoch)
+    dtb = None if board.boot.fdt == "control" else _device_tree(tree, kernel.version, board.boot.fdt)
+    return Provisioning(kernel.version, vmlinuz(tree, kernel.version), initramfs, dtb, epoch)
+
+
+def _device_tree(tree: FileTree, version: str, name: str) -> bytes:
+    inode = tree.get(f"usr/lib/linux-image-{version}/{name}", follow=True)
+    if inode is None or not inode.is_file:
+        raise SourceError("the kernel package has no such device tree", where=name)
+    return inode.read()
 
 
 def _initramfs(board: Board, kernel: KernelModules, debs: Mapping[str, Path], cache: Cache, epoch: int) -> bytes:

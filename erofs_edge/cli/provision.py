@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``erofs-edge provision``: the system that a board starts to be flashed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, size_text, step
+from erofs_edge.errors import ErofsEdgeError
+
+
+@click.command()
+@click.argument("board", metavar="BOARD", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Default: out/BOARD/provision.")
+@click.option("--key", metavar="URI", help="Sign with this key instead of the board's.")
+@json_option
+def provision(board: Path, out: Path | None, key: str | None, as_json: bool) -> None:
+    """Make the provisioning system of BOARD: vmlinuz and initramfs, and both in a signed FIT.
+
+    A board that runs it gives its disk to `erofs-edge flash --to provision://ADDRESS`.
+    """
+    from erofs_edge.manifest.load import load_board
+    from erofs_edge.manifest.lockfile import load_lock, lock_path
+    from erofs_edge.provision.initramfs import build_provisioning
+    from erofs_edge.sources.cache import Cache
+    from erofs_edge.trust.signer import open_signer
+
+    loaded = load_board(board)
+    value = loaded.value
+    folder = out or Path("out") / value.board / "provision"
+    with step("provisioning system"):
+        made = build_provisioning(value, load_lock(lock_path(loaded.path)), Cache())
+        fit = made.fit(open_signer(key or value.sign.key), value.boot.load_address)
+    files = {"vmlinuz": made.kernel, "initramfs": made.initramfs, "provision.fit": fit}
+    for name, data in files.items():
+        _write(folder / name, data)
+    if as_json:
+        emit_json({"folder": folder, "files": {name: len(data) for name, data in files.items()}})
+        return
+    click.echo("\n".join(f"{folder / name}  {size_text(len(data))}" for name, data in files.items()))
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(path)) from error
