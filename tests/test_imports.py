@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "product": BASE | {"manifest"},
     "u_boot": BASE | {"manifest", "sources", "toolbox"},
     "vm": BASE | {"tree", "sources", "boot", "toolbox"},
-    "provision": BASE | {"tree", "manifest", "sources", "boot"},
+    "provision": BASE | {"tree", "manifest", "sources", "boot", "trust"},
     # use cases
     "build": BASE | FORMATS | {"tree", "codec", "manifest", "u_boot", "vm"},
     "flash": BASE | {"disk", "manifest", "verity", "erofs", "transport"},
