@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "new": ("erofs_edge.cli.new", "Make a product of your own from a stock board."),
     "build": ("erofs_edge.cli.build", "Build a board: every image, and the disk that holds them."),
     "flash": ("erofs_edge.cli.flash", "Write a built board to a disk or a file, and prove it."),
+    "provision": ("erofs_edge.cli.provision", "Make the system that a board starts to be flashed over the network."),
     "slots": ("erofs_edge.cli.slots", "Which slot of a disk or board starts next, and which are good."),
     "fastboot": ("erofs_edge.cli.fastboot", "Talk to a device in fastboot mode."),
     "boot": ("erofs_edge.cli.boot", "Boot a built board in QEMU; --smoke checks the whole chain."),
