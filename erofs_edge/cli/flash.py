@@ -153,6 +153,9 @@ def _write(
     target = candidate.open(max(identity.size, image.stat().st_size))
     try:
         todo = prepare_repair(image, target, wish.slot, step) if repair else [prepare(image, target, wish, step)]
+        unfinished = todo[0].state.under_way if todo[0].state is not None else None
+        if unfinished is not None:
+            note(f"slot {unfinished.slot.lower()} was left half written: what of it is right is kept")
         if identity.kind != "file" and not yes and not all(prepared.nothing_to_do for prepared in todo):
             _confirm(identity, todo)
         results = [result for prepared in todo for result in _carry_out(prepared, target, verify=verify)]

@@ -71,9 +71,12 @@ def show_results(
     """What was done, by region."""
     plan = todo[0].plan
     if as_json:
-        keys = ("name", "start", "size", "written", "zeroed", "kept", "verified", "write_seconds", "verify_seconds")
+        keys = (
+            "name", "start", "size", "written", "zeroed", "copied", "kept", "verified", "write_seconds",
+            "verify_seconds",
+        )  # fmt: skip
         regions = [{key: getattr(result, key) for key in keys} for result in results]
-        written = sum(result.written + result.zeroed for result in results)
+        written = sum(result.written + result.zeroed + result.copied for result in results)
         emit_json(
             {
                 "image": plan.image,
@@ -92,10 +95,10 @@ def show_results(
             (
                 r.name,
                 f"{r.start:#x}",
-                size_text(r.written),
+                size_text(r.written + r.copied),
                 size_text(r.zeroed),
                 size_text(r.kept),
-                _rate(r.written + r.zeroed, r.write_seconds),
+                _rate(r.written + r.copied + r.zeroed, r.write_seconds),
                 "yes" if r.verified == r.size else "no",
             )
             for r in results

@@ -49,14 +49,15 @@ def find_copies(
     known: dict[Region, Reference],
 ) -> dict[Region, Findings]:
     """The same with all that another slot has as copies instead of writes, where the target can copy."""
-    if Ability.COPY not in target.abilities or plan.update is None or target.hash_name != "sha256":
+    if Ability.COPY not in target.abilities or plan.update is None:
         return found
+    tells = Ability.HASH in target.abilities and target.hash_name == "sha256"  # what a checksum says, chance may say
     result = {}
     for region, findings in found.items():
         reference = known.get(region)
         if reference is not None:
             blocks = _of_bytes(reference)
-        elif Ability.HASH in target.abilities and region.data_bytes // BLOCK * DIGEST * WORTH < findings.write_bytes:
+        elif tells and region.data_bytes // BLOCK * DIGEST * WORTH < findings.write_bytes:
             blocks = _of_target(region, layout, plan.update.slot.lower(), target)
         else:
             blocks = {}

@@ -103,6 +103,16 @@ def test_blocks_of_another_slot_are_copied(baseline: bool, images: dict[int, Pat
     assert begun is not None and begun.slot == "B"
 
 
+def test_a_target_with_checksums_alone_copies_what_an_image_here_proves(images: dict[int, Path]) -> None:
+    """As a U-Boot console: crc32 tells no two blocks apart for sure, but that a slot holds an image."""
+    abilities = Ability.READ | Ability.HASH | Ability.COPY
+    assert run(holed(images), images[2], abilities, hash_name="crc32")[0].copied == 0
+    there, _, _ = run(holed(images), images[2], abilities, hash_name="crc32", baseline=images[1])
+    assert there.copied > BLOCKS * 4096 * 0.9
+    begun = started(there.disk.memory)
+    assert begun is not None and begun.slot == "B"
+
+
 def test_copies_are_found_wherever_they_are(images: dict[int, Path], tmp_path: Path) -> None:
     """An image whose blocks have all moved by one."""
     disk = holed(images)

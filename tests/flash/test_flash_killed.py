@@ -45,6 +45,7 @@ def test_the_same_command_completes(writes: int, tmp_path: Path, edge: str) -> N
     shown = subprocess.run([edge, "slots", "show", str(card), "--json"], capture_output=True, check=True, text=True)
     unfinished = json.loads(shown.stdout)["under_way"]
     assert unfinished is None or unfinished["slot"] == "B"
-    subprocess.run([edge, *words], capture_output=True, check=True)
+    again = subprocess.run([edge, *words], capture_output=True, check=True, text=True)
+    assert ("was left half written" in again.stderr) == (unfinished is not None)
     found = started(bytearray(card.read_bytes()))
     assert found is not None and (found.slot, found.root_hash) == ("B", roots[2])
