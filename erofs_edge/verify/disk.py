@@ -104,7 +104,8 @@ def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
         elif is_esp(functools.partial(walk.read, part), part.size):
             walk.covered.add(part.name)
             for one in verify_esp(functools.partial(walk.read, part), part.size, part.name, walk.key, walk.verdict):
-                _verify_started(walk, one.what, one.slot, one.values, parts)
+                if _root_hash_named(walk, one.what, one.values):
+                    _verify_started(walk, one.what, one.slot, one.values, parts)
     for part in parts:
         if part.name not in walk.covered:
             _uncovered(walk, part)
@@ -147,9 +148,14 @@ def verify_fit_alone(walk: Walk, part: Part) -> dict[str, str]:
         return {}
     if named := parse(fit).root.props.get(FIRMWARE_DIGEST):
         walk.firmware[named.rstrip(b"\0").decode("ascii", "replace")] = part.name
-    with walk.verdict.check(f"{part.name}: root hash", "its initramfs", values.get("ROOT_HASH")) as row:
+    return values if _root_hash_named(walk, part.name, values) else {}
+
+
+def _root_hash_named(walk: Walk, holder: str, values: dict[str, str]) -> bool:
+    """Whether an initramfs says which tree it opens, in a row of its own."""
+    with walk.verdict.check(f"{holder}: root hash", "its initramfs", values.get("ROOT_HASH")) as row:
         verity_of(values)
-    return values if row.ok else {}
+    return row.ok
 
 
 def verity_of(values: dict[str, str]) -> tuple[Superblock, int, bytes]:
