@@ -15,7 +15,7 @@ import click
 
 from erofs_edge.cli.fs_build_auto import choice_record, choice_rows, choose_automatically
 from erofs_edge.cli.fs_build_compression import parse_algorithms, read_hints
-from erofs_edge.cli.fs_build_layers import TAR_BLOCK, layer_options, layer_rows, source_tree
+from erofs_edge.cli.fs_build_layers import TAR_BLOCK, layer_options, layer_rows, source_tree, take_layers
 from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_text, table
 from erofs_edge.errors import UsageError
@@ -110,9 +110,8 @@ def build(
 ) -> None:
     """Write an EROFS image of the directory SRC.
 
-    Owners, modes, ns times, device nodes, hard links and extended attributes are SRC's. Without -T,
-    SOURCE_DATE_EPOCH in the environment is the latest time that a file may have. The same SRC and options give the
-    same bytes.
+    Owners, modes, ns times, device nodes, hard links and extended attributes are SRC's. Without -T, no file is later
+    than SOURCE_DATE_EPOCH in the environment. The same SRC and options give the same bytes.
     """
     from erofs_edge.erofs.ahead import HeadStart
     from erofs_edge.erofs.cache import CompressionCache
@@ -124,17 +123,18 @@ def build(
     automatic = given["compression"] == "auto"
     if time_budget is not None and not automatic:
         raise UsageError("--time-budget is for -z auto")
+    layers = take_layers(given)
     options = _options(**given)
-    cached = not no_cache and options.compression != "none"
-    cache = CompressionCache(cache_root() / "compressed") if cached else None
+    uncached = no_cache or options.compression == "none"
+    cache = None if uncached else CompressionCache(cache_root() / "compressed")
     meter = Meter(time.thread_time) if stats else None
     start = time.perf_counter()
     with Progress(f"writing {output.name}") as progress, ExitStack() as stack:
         try:
             options = replace(options, cache=cache, meter=meter, progress=progress)
-            # with a base it is not known what will be stored
             ahead = None if automatic or options.bases else stack.enter_context(HeadStart(options))
-            content = changed(source_tree(source, options.archives, ahead.offer if ahead else None), **tree)
+            offer = ahead.offer if ahead else None
+            content = changed(source_tree(source, layers or options.archives, offer, layers=bool(layers)), **tree)
             options = replace(options, ahead=ahead)
             choice = None
             if automatic:
@@ -196,9 +196,6 @@ def _options(
     extended: tuple[str, ...],
     chunksize: str | None,
     blobdev: Path | None,
-    bases: tuple[Path, ...],
-    base_devices: tuple[Path, ...],
-    archives: tuple[Path, ...],
     baseline: Path | None,
     compact: bool,
     profile: Path | None,
@@ -207,6 +204,7 @@ def _options(
     kernel: str | None,
     all_root: bool,
     jobs: int | None,
+    **further: tuple[Path, ...],
 ) -> WriteOptions:
     from erofs_edge.erofs.gate import parse_kernel
     from erofs_edge.erofs.profile import read_profile
@@ -217,7 +215,7 @@ def _options(
             raise UsageError("-z auto chooses for all files, hints for single ones", hint="use one of them")
         compression = "lz4"  # until it is chosen
     algorithms = parse_algorithms(compression)
-    block = _size("-b", block_size or (TAR_BLOCK if archives else "4096"))
+    block = _size("-b", block_size or (TAR_BLOCK if further["archives"] else "4096"))
     rules = read_hints(compress_hints, algorithms, block) if compress_hints is not None else ()
     return WriteOptions(
         compression=algorithms[0].name,
@@ -230,9 +228,6 @@ def _options(
         volume_name=os.fsencode(volume_name),
         chunk_size=_size("--chunksize", chunksize) if chunksize is not None else None,
         blob=blobdev,
-        bases=bases,
-        base_devices=base_devices,
-        archives=archives,
         baseline=baseline,
         compact=compact,
         profile=read_profile(profile) if profile is not None else (),
@@ -243,6 +238,7 @@ def _options(
         jobs=jobs,
         **_times(epoch, mkfs_time=mkfs_time, ignore_mtime=ignore_mtime),
         **_extended(extended),
+        **further,
     )
 
 

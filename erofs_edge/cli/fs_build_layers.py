@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,12 @@ _OPTIONS = [
         "--tar-index", "archives", multiple=True, type=FILE, metavar="TAR",
         help="Instead of SRC: an image of metadata whose data is TAR; several are OCI layers, the lowest first.",
     ),
+    click.option(
+        "--oci-layout", type=click.Path(exists=True, path_type=Path), metavar="PATH",
+        help="Instead of SRC: the same for the layers of a container image, which go to --layer-dir.",
+    ),
+    click.option("--layer-dir", type=click.Path(path_type=Path), metavar="DIR", help="Unpacked layers, by sha256."),
+    click.option("--arch", metavar="ARCH", default="arm64", show_default=True, help="Which image of --oci-layout."),
 ]  # fmt: skip
 
 
@@ -38,7 +44,32 @@ def layer_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def source_tree(source: Path | None, archives: tuple[Path, ...], found: Callable[[Content], None] | None) -> FileTree:
+def take_layers(given: dict[str, Any]) -> tuple[Path, ...]:
+    """The archives of a container image's layers, none without an image. Its options are taken from `given`, whose
+    archives become these, each once.
+
+    Raises UsageError without a folder for them, or with other archives; SourceError and VerificationError where the
+    image cannot be read.
+    """
+    oci_layout, layer_dir, arch = (given.pop(name) for name in ("oci_layout", "layer_dir", "arch"))
+    if (oci_layout is None) != (layer_dir is None):
+        raise UsageError("--oci-layout needs a folder for its layers", hint="add --layer-dir, or leave both out")
+    if oci_layout is None or layer_dir is None:
+        return ()
+    from erofs_edge.manifest.supply import Oci
+    from erofs_edge.sources.cache import Cache
+    from erofs_edge.sources.tar_index import unpack_layers
+
+    if given["archives"]:
+        raise UsageError("--tar-index and --oci-layout are both instead of SRC", hint="use one of them")
+    layers = tuple(unpack_layers(Oci(layout=str(oci_layout)), arch, layer_dir, Cache()))
+    given["archives"] = tuple(dict.fromkeys(layers))
+    return layers
+
+
+def source_tree(
+    source: Path | None, archives: tuple[Path, ...], found: Callable[[Content], None] | None, *, layers: bool
+) -> FileTree:
     """The tree of the directory, or of the archives. `found` is called with the content of each file of a directory.
 
     Raises UsageError unless it is one of them, SourceError for what cannot be read.
@@ -46,7 +77,7 @@ def source_tree(source: Path | None, archives: tuple[Path, ...], found: Callable
     if archives and source is None:
         from erofs_edge.sources.tar_index import index_tars
 
-        return index_tars(archives)
+        return index_tars(archives, layers=layers)
     if archives or source is None:
         raise UsageError("an image is of a directory or of archives", hint="give SRC, or --tar-index")
     from erofs_edge.sources.directory import scan

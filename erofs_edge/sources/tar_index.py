@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from erofs_edge.errors import SourceError
+from erofs_edge.manifest.supply import Oci
+from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.decompress import HEAD, codec_of
+from erofs_edge.sources.oci.image import load_layers, pin_image
 from erofs_edge.sources.oci.layers import apply_layer
 from erofs_edge.sources.tar import tree_of
 from erofs_edge.sources.tarball import read_members
 from erofs_edge.tree import FileTree
 
 
-def index_tars(paths: Sequence[Path]) -> FileTree:
+def index_tars(paths: Sequence[Path], *, layers: bool = False) -> FileTree:
     """The tree of uncompressed archives, with contents that lie in them; several are OCI layers, the lowest first.
+
+    With `layers` one is a layer, too: then it may be empty, and names of whiteouts are none of files.
 
     Raises SourceError where one is compressed, damaged or hostile.
     """
@@ -30,9 +36,31 @@ def index_tars(paths: Sequence[Path]) -> FileTree:
         if codec != "none":
             raise SourceError(f"the archive is compressed ({codec})", where=where, hint="unpack it first")
         members = read_members(path, where)
-        if not members:  # an archive begins with its end, and so does much that is none
+        if not members and not layers:  # an archive begins with its end, and so does much that is none
             raise SourceError("not a tar archive, or an empty one", where=where)
-        if len(paths) == 1:
+        if len(paths) == 1 and not layers:
             return tree_of(members, path, where)
         apply_layer(tree, members, path, where)
     return tree
+
+
+def unpack_layers(oci: Oci, arch: str, folder: Path, cache: Cache) -> list[Path]:
+    """The layers of a container image in an OCI layout, for a Debian architecture, as uncompressed archives.
+
+    Each is a file of `folder` named by its sha256, which image configurations call its diff ID; those that are there
+    stay. A layer may come twice. Raises SourceError and VerificationError for an image that is none, or damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for layer in load_layers(oci, pin_image(oci, arch, cache).sha256, arch, cache):
+        path = folder / layer.diff_id
+        if not path.exists() or cache.digest(path) != layer.diff_id:
+            temporary = path.with_name(f".{path.name}.tmp")
+            try:
+                shutil.copyfile(layer.archive, temporary)
+                temporary.rename(path)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                raise SourceError(f"cannot write: {error.strerror}", where=str(path)) from error
+        found.append(path)
+    return found

@@ -15,12 +15,13 @@ from erofs_edge.errors import SourceError, VerificationError
 from erofs_edge.manifest.supply import Oci
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.oci.credentials import find_login
-from erofs_edge.sources.oci.documents import Descriptor, Index, Manifest, choose, descend, diff_ids, parse_document
+from erofs_edge.sources.oci.documents import Descriptor, Index, choose, descend, diff_ids, parse_document
 from erofs_edge.sources.oci.layers import apply_layer
 from erofs_edge.sources.oci.layout import Layout, choose_named
 from erofs_edge.sources.oci.reference import Reference, parse_reference
 from erofs_edge.sources.oci.registry import PEER, Registry
 from erofs_edge.sources.tar import open_archive
+from erofs_edge.sources.tarball import Member
 from erofs_edge.sources.transfer import Item, Progress, transfer
 from erofs_edge.tree import FileTree
 
@@ -31,6 +32,16 @@ class Pinned:
 
     sha256: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer: the sha256 (hex) of its uncompressed archive, that file, its members, and what messages call it."""
+
+    diff_id: str
+    archive: Path
+    members: list[Member]
+    where: str
 
 
 class _Store(Protocol):
@@ -65,6 +76,14 @@ def pin_image(oci: Oci, arch: str, cache: Cache) -> Pinned:
 
 def load_image(oci: Oci, sha256: str, arch: str, cache: Cache, progress: Progress | None = None) -> FileTree:
     """The tree of a pinned image. Raises like pin_image, and SourceError for hostile layers."""
+    tree = FileTree()
+    for layer in load_layers(oci, sha256, arch, cache, progress):
+        apply_layer(tree, layer.members, layer.archive, layer.where)
+    return tree
+
+
+def load_layers(oci: Oci, sha256: str, arch: str, cache: Cache, progress: Progress | None = None) -> Iterator[Layer]:
+    """The layers of a pinned image, the lowest first, unpacked and checked. Raises like load_image."""
     store: _Store
     if oci.layout is not None:
         store = Layout(Path(oci.layout), cache)
@@ -76,20 +95,14 @@ def load_image(oci: Oci, sha256: str, arch: str, cache: Cache, progress: Progres
         raise SourceError("the lock pins an index, not an image", where=store.where, hint="make the lock again")
     (config,) = store.blobs([manifest.config]).values()
     unpacked = diff_ids(config.read_bytes(), manifest, arch, store.where)
-    return _tree(manifest, unpacked, store, cache)
-
-
-def _tree(manifest: Manifest, unpacked: list[str], store: _Store, cache: Cache) -> FileTree:
     paths = store.blobs(manifest.layers)
-    tree = FileTree()
     for number, (layer, wanted) in enumerate(zip(manifest.layers, unpacked, strict=True), 1):
         where = f"{store.where}: layer {number}"
         archive, kept = open_archive(paths[layer.sha256], cache, where, layer.sha256)
         found = kept.sha256 or layer.sha256
         if found != wanted:
             raise VerificationError(f"unpacked, its sha256 is {found}, the image says {wanted}", where=where)
-        apply_layer(tree, kept.members, archive, where)
-    return tree
+        yield Layer(wanted, archive, kept.members, where)
 
 
 class _Remote:
