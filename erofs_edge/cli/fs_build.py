@@ -204,7 +204,7 @@ def _options(
     kernel: str | None,
     all_root: bool,
     jobs: int | None,
-    **further: tuple[Path, ...],
+    **further: Any,
 ) -> WriteOptions:
     from erofs_edge.erofs.gate import parse_kernel
     from erofs_edge.erofs.profile import read_profile
