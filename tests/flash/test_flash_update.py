@@ -206,6 +206,15 @@ def test_a_larger_data_partition_is_the_same_layout(card: Path, v2: Path) -> Non
     assert flash(v2, card)["slot"] == "b"
 
 
+def test_a_larger_card(v1: Path, v2: Path, tmp_path: Path) -> None:
+    """Its backup table is at the image's end until the device has started once."""
+    card = tmp_path / "larger.img"
+    card.write_bytes(b"\xa5" * (4 << 20))
+    assert flash(v1, card)["slot"] is None
+    assert flash(v2, card)["slot"] == "b"
+    assert card.stat().st_size == 4 << 20
+
+
 def test_damaged_slot_state_is_made_anew(card: Path, v2: Path) -> None:
     poke(card, "misc", 0, bytes(slots.STATE_SIZE))
     record = flash(v2, card)
