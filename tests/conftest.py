@@ -11,9 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from erofs_edge.errors import ToolError
 from erofs_edge.toolbox.prefix import find
+
+# how long an example takes says how busy the machine is, and nothing about the code
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 
 @pytest.fixture(scope="session")

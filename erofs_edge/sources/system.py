@@ -22,6 +22,7 @@ from erofs_edge.sources.debian.configure.accounts import Accounts, base_accounts
 from erofs_edge.sources.debian.configure.alternatives import drop_dangling
 from erofs_edge.sources.debian.configure.apply import owner_ids
 from erofs_edge.sources.debian.configure.database import write_database
+from erofs_edge.sources.debian.configure.effects import recall_table
 from erofs_edge.sources.debian.configure.var import move_var
 from erofs_edge.sources.debian.deb import Package, read_debs
 from erofs_edge.sources.debian.scripted.capture import Scripted
@@ -62,6 +63,8 @@ def system_tree(
     """
     system = loaded.value
     packages = read_debs(debs, cache)
+    if packages:
+        recall_table(cache)
     tree, report = configured(loaded, lock, packages, scripted)
     base_pin, source_pins = pins_of(loaded, lock.sources)
     lower, was_installed = frozenset[int](), ""

@@ -17,7 +17,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import Package
+
+KIND = "effects-1"
+"""of the table in the cache"""
 
 ScriptName = Literal["preinst", "config", "postinst"]
 SCRIPTS: tuple[ScriptName, ...] = ("preinst", "config", "postinst")
@@ -135,13 +139,45 @@ class Known:
         return self.entry is not None and self.sha256 not in self.entry.sha256
 
 
+class Kept(msgspec.Struct, array_like=True):
+    """A table as the cache keeps it."""
+
+    table: Table
+
+
+_KEPT: dict[str, Table] = {}
+"""tables from the cache, by the hash of their text"""
+
+
 @functools.cache
 def load_table() -> Table:
     """The table that comes with the program."""
+    text = _text()
+    if (kept := _KEPT.get(_digest(text))) is not None:
+        return kept
     from ruamel.yaml import YAML
 
-    text = resources.files(__package__).joinpath("effects.yaml").read_text(encoding="utf-8")
     return msgspec.convert(YAML(typ="safe").load(text), Table)
+
+
+def recall_table(cache: Cache) -> None:
+    """Let `load_table` find the table read by an earlier run, which takes a hundredth of the time; keep it there."""
+    digest = _digest(_text())
+    if digest in _KEPT:
+        return
+    kept = cache.load_record(KIND, digest, Kept)
+    if kept is None:
+        kept = Kept(load_table())
+        cache.store_record(KIND, digest, kept)
+    _KEPT[digest] = kept.table
+
+
+def _text() -> str:
+    return resources.files(__package__).joinpath("effects.yaml").read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def known_scripts(packages: Iterable[Package], table: Table | None = None) -> Iterator[Known]:

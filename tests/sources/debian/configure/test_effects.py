@@ -10,6 +10,7 @@ import pytest
 from sources.debian.configure.made import link_of, package, some_accounts, text_of, tree_with
 
 from erofs_edge.errors import SourceError
+from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import effects as fx
 from erofs_edge.sources.debian.configure.apply import apply_effect, owner_ids
 from erofs_edge.sources.debian.configure.shells import update_shells
@@ -150,3 +151,23 @@ def test_shells_as_update_shells_merges_them() -> None:
     assert text_of(tree, "etc/shells") == (
         "# /etc/shells: valid login shells\n/bin/sh\n/usr/bin/sh\n/bin/bash\n/usr/bin/bash\n/usr/bin/dash\n"
     )
+
+
+def test_a_table_from_the_cache_is_the_one_of_the_text(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fx, "_KEPT", {})
+    fx.load_table.cache_clear()
+    fresh = fx.load_table()
+    fx.recall_table(cache)
+    fx.load_table.cache_clear()
+    monkeypatch.setattr(fx, "_KEPT", {})
+    fx.recall_table(Cache(cache.root))
+    fx.load_table.cache_clear()
+    monkeypatch.setattr("ruamel.yaml.YAML", None)
+    assert fx.load_table() == fresh
+    # a table of another text is not taken
+    monkeypatch.setattr(fx, "_text", lambda: "{}")
+    fx.load_table.cache_clear()
+    with pytest.raises(TypeError, match="not callable"):
+        fx.load_table()
+    monkeypatch.undo()
+    fx.load_table.cache_clear()
