@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ports: a pseudo terminal in place of a serial device, and a socket in place of an emulator."""
+
+from __future__ import annotations
+
+import os
+import pty
+import socket
+import tty
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.errors import DeviceError, DeviceRefusedError
+from erofs_edge.transport.serial.line import Io
+from erofs_edge.transport.serial.port import Counted, SerialPort, SocketPort, drive
+
+PATIENCE = 60.0
+"""seconds that a byte on this machine may take; none of these tests waits for them to pass"""
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, str]]:
+    """The other end's descriptor, and the path of the port."""
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    yield master, os.ttyname(slave)
+    os.close(slave)
+
+
+def test_bytes_go_both_ways_over_a_port(terminal: tuple[int, str]) -> None:
+    master, path = terminal
+    port = Counted(SerialPort(path, 115200))
+    everything = bytes(range(256))
+    port.write(everything)
+    heard = b""
+    while len(heard) < 256:
+        heard += os.read(master, 256)
+    assert heard == everything
+    os.write(master, everything)
+    heard = b""
+    while len(heard) < 256:
+        heard += port.read(PATIENCE)
+    assert heard == everything
+    assert port.read(0) == b""
+    assert port.moved == 512
+    port.set_baud(921600)
+    port.close()
+    os.close(master)
+
+
+def test_two_programs_do_not_share_a_port(terminal: tuple[int, str]) -> None:
+    master, path = terminal
+    port = SerialPort(path, 115200)
+    with pytest.raises(DeviceRefusedError, match="another program"):
+        SerialPort(path, 115200)
+    port.close()
+    SerialPort(path, 115200).close()
+    os.close(master)
+
+
+def test_what_is_no_port_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="cannot open the port"):
+        SerialPort(str(tmp_path / "none"), 115200)
+    with pytest.raises(DeviceError, match="cannot connect"):
+        SocketPort(tmp_path / "none")
+
+
+def test_a_line_that_is_cut_is_told_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        port = SocketPort(path)
+        other, _ = server.accept()
+        other.sendall(b"=> ")
+        assert port.read(PATIENCE) == b"=> "
+        other.close()
+
+        def talk() -> Generator[Io, bytes, None]:
+            yield Io(b"", PATIENCE)
+
+        with pytest.raises(DeviceError, match="closed the line") as error:
+            drive(talk(), port)
+        assert error.value.where == str(path)
+        port.close()
