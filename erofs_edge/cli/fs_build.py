@@ -210,11 +210,10 @@ def _options(
     from erofs_edge.erofs.profile import read_profile
     from erofs_edge.erofs.write import WriteOptions
 
-    if compression == "auto":
-        if compress_hints is not None:
-            raise UsageError("-z auto chooses for all files, hints for single ones", hint="use one of them")
-        compression = "lz4"  # until it is chosen
-    algorithms = parse_algorithms(compression)
+    if compression == "auto" and compress_hints is not None:
+        raise UsageError("-z auto chooses for all files, hints for single ones", hint="use one of them")
+    # lz4 until it is chosen
+    algorithms = parse_algorithms("lz4" if compression == "auto" else compression)
     block = _size("-b", block_size or (TAR_BLOCK if further["archives"] else "4096"))
     rules = read_hints(compress_hints, algorithms, block) if compress_hints is not None else ()
     return WriteOptions(
