@@ -15,7 +15,17 @@ ROOT = Path(__file__).parent.parent
 MAX_LINES = 480
 MAX_FUNCTION_LINES = 60
 HASH_COMMENTS = {".py", ".sh", ".yaml", ".yml", ".toml"}
-HOSTS = {"slsa.dev", "in-toto.io", "www.w3.org", "json-schema.org", "www.apache.org", "127.0.0.1", "localhost", "[::1]"}
+HOSTS = {
+    "slsa.dev",
+    "in-toto.io",
+    "example.com",
+    "www.w3.org",
+    "json-schema.org",
+    "www.apache.org",
+    "127.0.0.1",
+    "localhost",
+    "[::1]",
+}
 """what a URL in this project may name; also *.test and *.example (RFC 2606)"""
 
 
