@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.options import WriteOptions
 
 LARGE = 256 << 10  # bytes: smaller files are not worth a task of their own
-SLOW_MOST, FAST_MOST = 32 << 20, 96 << 20  # bytes that are started; a codec without levels gets through more
+# bytes that are started; a codec without levels gets through more, and so does a cache
+SLOW_MOST, FAST_MOST = 32 << 20, 96 << 20
 
 
 class HeadStart:
@@ -43,7 +44,8 @@ class HeadStart:
         self._tails = TAILS[options.fragments, options.ztailpacking]
         self._options = options
         self._local = Worker(options.meter)
-        self._left = SLOW_MOST if rules is not None and rules.level is not None else FAST_MOST
+        slow = rules is not None and rules.level is not None and options.cache is None
+        self._left = SLOW_MOST if slow else FAST_MOST
         if self._tails is Tails.ALL:
             self._rules = None
         self._sizes: set[int] = set()

@@ -61,7 +61,8 @@ class CompressionCache:
 
     def get(self, key: bytes) -> bytes | None:
         """The payload stored under a key, or None."""
-        place = self._known().get(key)
+        places = self._places
+        place = (places if places is not None else self._known()).get(key)
         data = self._read(place) if place is not None else None
         with self._lock:
             if data is None:
@@ -98,13 +99,14 @@ class CompressionCache:
     def _known(self) -> dict[bytes, _Place]:
         with self._lock:
             if self._places is None:
-                self._places = {}
+                places: dict[bytes, _Place] = {}
                 try:
                     for pack in self._numbers():
                         with suppress(FileNotFoundError):
-                            self._places.update(_records(pack, self._path(pack, "index").read_bytes()))
+                            places.update(_records(pack, self._path(pack, "index").read_bytes()))
                 except OSError as error:
                     self.problem = error
+                self._places = places  # whole from the start: others look without the lock
             return self._places
 
     def _numbers(self) -> list[int]:
@@ -114,17 +116,24 @@ class CompressionCache:
 
     def _read(self, place: _Place) -> bytes | None:
         try:
-            with self._lock:
-                if place.pack not in self._packs:
-                    self._packs[place.pack] = None
-                    self._packs[place.pack] = os.open(self._path(place.pack, "pack"), os.O_RDONLY | os.O_CLOEXEC)
-                self._used.add(place.pack)
-                fd = self._packs[place.pack]
+            fd = self._packs[place.pack] if place.pack in self._packs else self._open(place.pack)
             data = os.pread(fd, place.length, place.offset) if fd is not None else b""
         except OSError as error:
             self.problem = error
             return None
         return data if len(data) == place.length and zlib.crc32(data) == place.crc else None
+
+    def _open(self, pack: int) -> int | None:
+        """The descriptor of a pack, which is of use then. Where it cannot be opened, that is tried once."""
+        with self._lock:
+            if pack not in self._packs:
+                fd = None
+                try:
+                    fd = os.open(self._path(pack, "pack"), os.O_RDONLY | os.O_CLOEXEC)
+                finally:
+                    self._packs[pack] = fd
+                    self._used.add(pack)
+            return self._packs[pack]
 
     def _store(self) -> None:
         """Append all that is pending to the newest pack. The caller holds the lock."""

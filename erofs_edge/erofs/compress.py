@@ -127,6 +127,7 @@ class Cutter:
 
     def __init__(self, rules: CutRules, meter: Meter | None = None) -> None:
         self.rules = rules
+        self.identity = rules.identity
         self._meter = meter
         self._compressor = open_compressor(rules.codec, rules.level, rules.pcluster, rules.block_size, rules.dictionary)
         self._probe = FixedOutput(None, PROBE_MAX)

@@ -277,7 +277,7 @@ def _cut(
     cut = partial(cutter.recut, old=old) if old else cutter.cut
     if cache is None:
         return cut(data, tails)
-    key = cache_key(hashlib.sha256(data).digest(), cutter.rules.identity + tails.value + (old.identity if old else ""))
+    key = cache_key(hashlib.sha256(data).digest(), cutter.identity + tails.value + (old.identity if old else ""))
     payload = cache.get(key)
     segment = _unpack(payload, data, cutter.rules.block_size) if payload is not None else None
     if segment is None:
@@ -290,7 +290,7 @@ def _cut_before(data: bytes, phase: int, cutter: Cutter, cache: CompressionCache
     """As Cutter.cut_before."""
     if cache is None:
         return cutter.cut_before(data, phase)
-    key = cache_key(hashlib.sha256(data).digest(), f"{cutter.rules.identity} before {phase}")
+    key = cache_key(hashlib.sha256(data).digest(), f"{cutter.identity} before {phase}")
     payload = cache.get(key)
     segment = _unpack(payload, data, cutter.rules.block_size) if payload is not None else None
     if segment is None:
