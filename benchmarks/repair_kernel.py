@@ -17,7 +17,9 @@ import random
 import re
 import stat
 import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from repair import SECTORS, by_the_kernel, damage
@@ -110,19 +112,23 @@ def machine(jobs: list[Job], folder: Path, timeout: float) -> dict[str, tuple[in
         kind_of("arm64"), kernel=folder / "vmlinuz", initramfs=initramfs,
         disks={job.serial: job.image for job in jobs}, memory=1 << 30, epoch=0,
     )]  # fmt: skip
-    said = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-        check=False,
+    found: dict[str, tuple[int, int]] = {}
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
-    if "repair: done" not in said.stdout:
-        raise SystemExit(f"the machine did not come to its end:\n{said.stdout[-2000:]}{said.stderr[-500:]}")
-    found = re.findall(r"repair: (\w+) unreadable (\d+) corrected (\d+)", said.stdout)
-    return {serial: (int(errors), int(corrected)) for serial, errors, corrected in found}
+    assert process.stdout is not None
+    ending = threading.Timer(timeout, process.kill)
+    ending.start()
+    try:
+        for line in process.stdout:
+            print(line.rstrip(), file=sys.stderr, flush=True)
+            if told := re.search(r"repair: (\w+) unreadable (\d+) corrected (\d+)", line):
+                found[told[1]] = int(told[2]), int(told[3])
+    finally:
+        ending.cancel()
+        process.kill()
+        process.wait()
+    return found
 
 
 def main() -> None:
@@ -135,8 +141,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder, jobs = Path(name), list[Job]()
-        for burst in (False, True):
-            for sectors in options.sectors or SECTORS[:-1]:
+        for sectors in options.sectors or SECTORS[:-1]:
+            for burst in (False, True):
                 serial = f"{'burst' if burst else 'spread'}{sectors}"
                 job = Job(folder / serial, serial, options.mib, options.roots)
                 job.places = damage(job.image, sectors, burst, job.verity.superblock.data_size)
@@ -145,6 +151,9 @@ def main() -> None:
         print(f"| damage, {options.mib} MiB, {options.roots} roots | bad blocks | read by the kernel | computed |")
         print("| --- | --- | --- | --- |")
         for job in jobs:
+            if job.serial not in found:
+                print(f"| {job.serial} | | not read within {options.timeout:g} s | |")
+                continue
             computed, bad = by_the_kernel(
                 job.places, job.roots, job.layout.blocks, job.verity.hash_start_block, job.verity.data_blocks
             )  # fmt: skip
