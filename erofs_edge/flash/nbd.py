@@ -12,6 +12,10 @@ from erofs_edge.flash.target import Identity, PlainTarget
 from erofs_edge.transport.nbd.connect import Connection
 from erofs_edge.transport.nbd.wire import Transmission
 
+SMALL = 256 << 10  # bytes: what is smaller waits for others
+GATHERED = 4 << 20  # bytes that wait at most
+PIECES = 256
+
 
 class NbdTarget(PlainTarget):
     """Writes go through the server; `flush` asks it to make them last. Raises DeviceRefusedError if it is read-only."""
@@ -21,6 +25,8 @@ class NbdTarget(PlainTarget):
             connection.close()
             raise DeviceRefusedError("the export is read-only", where=connection.address.uri)
         self._connection = connection
+        self._waiting: list[tuple[int, bytes]] = []
+        self._held = 0
 
     @property
     def identity(self) -> Identity:
@@ -35,15 +41,33 @@ class NbdTarget(PlainTarget):
         return self._connection.sent + self._connection.received
 
     def read(self, offset: int, length: int) -> bytes:
+        self.settle()
         with as_os_error():
             return self._connection.read(offset, min(length, self._connection.size - offset))
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        with as_os_error():
-            self._connection.write(offset, data)
+        if len(data) >= SMALL:
+            self.settle()
+            with as_os_error():
+                self._connection.write(offset, data)
+            return len(data)
+        if any(offset < at + len(held) and at < offset + len(data) for at, held in self._waiting):
+            self.settle()
+        self._waiting.append((offset, bytes(data)))
+        self._held += len(data)
+        if self._held >= GATHERED or len(self._waiting) >= PIECES:
+            self.settle()
         return len(data)
 
+    def settle(self) -> None:
+        """Send the small writes that have gathered: scattered blocks must not cost a round trip each."""
+        waiting, self._waiting, self._held = self._waiting, [], 0
+        if waiting:
+            with as_os_error():
+                self._connection.write_all(waiting)
+
     def zero(self, offset: int, length: int) -> None:
+        self.settle()
         with as_os_error():
             self._connection.zero(offset, length)
 
@@ -52,6 +76,7 @@ class NbdTarget(PlainTarget):
             yield from self._connection.data(offset, length)
 
     def flush(self) -> None:
+        self.settle()
         with as_os_error():
             self._connection.flush()
 

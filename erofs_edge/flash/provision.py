@@ -117,6 +117,7 @@ class ProvisionTarget(NbdTarget):
         super().close()
 
     def _ask(self, items: Sequence[str]) -> list[str]:
+        self.settle()
         with as_os_error():
             self._control.write(0, control.request(items))
             self._control.flush()

@@ -93,3 +93,32 @@ def _whole_disk(disk: SimulatedDisk) -> bool:
     """A table that reads as nothing makes it a blank disk; its first write is the erased table then."""
     first = next(write for write in disk.log or [] if not write.is_flush)
     return first.offset == 0
+
+
+def connected(disk: SimulatedDisk) -> NbdTarget:
+    address = Address("nbd://simulated/disk", EXPORT, "simulated")
+    return NbdTarget(Connection(address, wire=cast("socket.socket", NbdWire(disk))))
+
+
+def test_scattered_blocks_gather_and_arrive() -> None:
+    """Small writes wait for others until something depends on them; in the end the disk holds them all."""
+    disk = SimulatedDisk.of_size(4 << 20)
+    target, random, wanted = connected(disk), Random(1), bytearray(disk.memory)
+    for number in range(500):
+        at = random.randrange((4 << 20) // 4096) * 4096
+        data = random.randbytes(4096)
+        assert target.write(at, data) == 4096
+        wanted[at : at + 4096] = data
+        if number % 97 == 0:
+            assert target.read(at, 4096) == data
+    target.flush()
+    assert disk.memory == wanted
+
+
+def test_an_error_of_a_gathered_write_is_told() -> None:
+    disk = SimulatedDisk.of_size(1 << 20)
+    target = connected(disk)
+    target.write(0, b"x" * 4096)
+    disk.power = 0
+    with pytest.raises(OSError, match="power"):
+        target.flush()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,9 +111,16 @@ class Connection:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Returns when the server has taken all of it; `flush` makes it last."""
+        self.write_all([(offset, data)])
+
+    def write_all(self, places: Iterable[tuple[int, bytes | memoryview]]) -> None:
+        """As `write`, of many (offset, data): one does not wait for the other. They must not overlap."""
         piece = min(PIECE, self.export.payload_max)
-        source = memoryview(data)
-        self._run(self._client.write(offset + at, source[at : at + piece]) for at in range(0, len(data), piece))
+        self._run(
+            self._client.write(offset + at, memoryview(data)[at : at + piece])
+            for offset, data in places
+            for at in range(0, len(data), piece)
+        )
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, as cheaply as the server can."""
