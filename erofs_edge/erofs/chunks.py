@@ -104,9 +104,11 @@ class ChunkStore:
         block = self._known.get(key)
         if block is not None:
             self.equal += 1
+            if isinstance(self._sink, Spool):
+                self._sink.use(block, path, offset, offset + len(chunk))
             return block
         if isinstance(self._sink, Spool):
-            self._sink.start(path, offset)
+            self._sink.start(path, offset, offset + len(chunk))
         block = self._known[key] = self._device | self._sink.position >> self._block_bits
         self._sink.append([chunk])
         if padding := -len(chunk) % (1 << self._block_bits):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,9 +27,10 @@ from erofs_edge.erofs.ondisk import (
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.packed import Packer, Part
-from erofs_edge.erofs.pipeline import Stored
+from erofs_edge.erofs.pipeline import Piece, Stored
 from erofs_edge.erofs.places import OldPacked
 from erofs_edge.erofs.plan import Node, choose_flat_layout, reach
+from erofs_edge.erofs.ranged import use_extents
 from erofs_edge.erofs.repeats import Key, Repeats
 from erofs_edge.erofs.sharing import place_extent
 from erofs_edge.erofs.spool import Spool
@@ -68,10 +69,13 @@ class FileStore:
         originals: Iterable[Node],
         chunks: ChunkStore | None = None,
         repeats: Repeats | None = None,
+        apart: Container[bytes] = (),
     ) -> None:
+        """`apart`: paths of files whose extents need not stay together, with a Spool."""
         self._sink = sink
         self._moves = isinstance(sink, Spool) or (options.blob is not None and chunks is None)
         self._repeats = repeats or Repeats()
+        self._apart = apart
         self._bases: dict[int, int] = {}
         self._chunks = chunks
         self._codings = codings
@@ -82,6 +86,7 @@ class FileStore:
         self._first_run = 0
         self._extents: list[Extent] = []
         self._unused: list[int] = []
+        self._own = 0
         self._flat = False
         self._tail = b""
         self._unplaced: list[tuple[Node, _Placed]] = []
@@ -100,13 +105,14 @@ class FileStore:
         if not piece.offset:
             self._begin(node)
             self._extents, self._unused = [], []
+            self._own = 0
             self._flat = stored.segment is None
         elif self._flat != (stored.segment is None):
             # the pieces were judged by different contents
             raise SourceError("file changed while it was being read", where=node.where)
         if stored.segment is not None:
-            if piece.packed is not None and isinstance(self._sink, Spool):
-                self._append_apart(node, stored.segment, self._sink)
+            if self._is_apart(piece) and isinstance(self._sink, Spool):
+                self._append_apart(node, stored.segment, piece.key, self._sink)
             else:
                 self._append_segment(stored.segment, piece.key)
             if piece.is_last:
@@ -191,27 +197,40 @@ class FileStore:
         self._sink.append(chunks)
         self._extents += [place_extent(extent, self._bases) for extent in segment.extents]
 
-    def _append_apart(self, node: Node, segment: Segment, spool: Spool) -> None:
-        """A piece of the packed inode, of which each extent is free to have a place of its own."""
+    def _is_apart(self, piece: Piece) -> bool:
+        """Whether each extent is free to have a place of its own."""
+        return isinstance(self._sink, Spool) and (piece.packed is not None or piece.node.path in self._apart)
+
+    def _append_apart(self, node: Node, segment: Segment, key: Key, spool: Spool) -> None:
+        """A piece of which each extent may come to stand elsewhere."""
         at = sum(extent.length for extent in self._extents)
         self._tail = b""
+        number = self._repeats.numbers.get(key)
+        if number is not None:
+            self._bases[number] = spool.position // self._block_size
         for extent, chunk in zip(segment.extents, segment.chunks, strict=True):
-            if not extent.blocks:
+            if extent.place >= 0:
+                self.repeats += 1
+                self.repeated += extent.length
+                self.features |= INCOMPAT_DEDUPE
+                self._extents.append(place_extent(extent, self._bases))
+                spool.use(self._extents[-1].place, node.path, at, at + extent.length)
+            elif not extent.blocks:
                 self._tail = bytes(chunk)
                 self._extents.append(extent)
-                break
-            spool.start(node.path, at)
-            block = spool.position // self._block_size
-            spool.append([chunk, bytes(-len(chunk) % self._block_size)])
+            else:
+                spool.start(node.path, at, at + extent.length)
+                self._extents.append(extent._replace(place=spool.position // self._block_size))
+                spool.append([chunk, bytes(-len(chunk) % self._block_size)])
+                self._own += extent.blocks
             first = bytes(memoryview(chunk)[: self._block_size])
             self._unused.append(len(first) - len(first.lstrip(b"\0")))
-            self._extents.append(extent._replace(place=block))
             at += extent.length
 
     def _finish_compressed(self, node: Node, stored: Stored) -> None:
         assert stored.segment is not None  # noqa: S101 - it is compressed
-        apart = stored.piece.packed is not None and isinstance(self._sink, Spool)
-        blocks = sum(extent.blocks if apart else extent.own for extent in self._extents)
+        apart = self._is_apart(stored.piece)
+        blocks = self._own if apart else sum(extent.own for extent in self._extents)
         is_fragment = stored.segment.fragment == node.size or node in self._repeats.sources
         if not is_fragment and not gains(node.size, blocks, self._block_size, len(self._tail)):
             self._restart_flat(node)
@@ -356,6 +375,13 @@ class FileStore:
                 self._append_flat(node, data, offset)
             return
         size = sum(extent.blocks for extent in placed.extents) * self._block_size
+        if placed.apart:  # the extents are runs of their own
+            for extent in (extent for extent in placed.extents if extent.blocks):
+                place, length = extent.place * self._block_size, extent.blocks * self._block_size
+                self._sink.append([self._sink.read(place, length)])
+            alone = [extent._replace(place=-1) for extent in placed.extents]
+            self._set_compressed(node, replace(placed, block=self._first_block, extents=alone, apart=False))
+            return
         for offset in range(0, size, COPY):
             self._sink.append([self._sink.read(start + offset, min(COPY, size - offset))])
         self._set_compressed(node, replace(placed, block=self._first_block))
@@ -368,6 +394,8 @@ class FileStore:
         """
         if placed.extents is not None:
             self._set_compressed(node, placed)
+            if isinstance(self._sink, Spool):
+                use_extents(self._sink, node.path, placed.block, placed.extents)
             if any(extent.blocks for extent in placed.extents):
                 self.features |= INCOMPAT_DEDUPE
             return True

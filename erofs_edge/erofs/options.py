@@ -17,6 +17,7 @@ from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.gate import Kernel, Version, check_kernel
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.ondisk import ALGORITHM_NAMES, BLKSZBITS_MAX, BLKSZBITS_MIN, LZ4_PCLUSTER_BLOCKS_MAX, PCLUSTER_MAX
+from erofs_edge.erofs.profile import Use
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.errors import UsageError
 
@@ -72,7 +73,8 @@ class WriteOptions:
     archives      tar files that are further devices: members are used where they lie, if the tree's contents are theirs
     baseline      an image that this one takes the place of: what has not changed stays where it was
     compact       with a baseline: leave no free blocks, whatever has to move for that
-    profile       paths from the root, in the order of their first use: they and their metadata stand at the front
+    profile       paths from the root, or profile.Use, in the order of their first use: what they name and its metadata
+                  stand at the front
     xattr_tolerance  attributes of more inodes than this are shared; negative: none are stored
     xattr_filter  store which names an inode lacks
     xattr_prefixes  long prefixes of attributes' names, kept in a table; needs Linux 6.4
@@ -112,7 +114,7 @@ class WriteOptions:
     archives: tuple[Path, ...] = ()
     baseline: Path | None = None
     compact: bool = False
-    profile: tuple[bytes, ...] = ()
+    profile: tuple[Use | bytes, ...] = ()
     xattr_tolerance: int = 2
     xattr_filter: bool = True
     xattr_prefixes: tuple[bytes, ...] = ()
@@ -160,6 +162,11 @@ class WriteOptions:
     def has_layers(self) -> bool:
         """Whether there may be further devices."""
         return self.blob is not None or bool(self.bases or self.archives)
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The profile, whole files spelled out."""
+        return tuple(Use(one) if isinstance(one, bytes) else one for one in self.profile)
 
     @property
     def block_bits(self) -> int:

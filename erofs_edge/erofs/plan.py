@@ -116,6 +116,8 @@ class Plan:
     built_after: int = 0
     hot: list[Node] = field(default_factory=list)
     """nodes that are used first, by a profile"""
+    apart: frozenset[bytes] = frozenset()
+    """paths of files of which a profile names parts"""
 
     @property
     def files(self) -> Iterator[Node]:

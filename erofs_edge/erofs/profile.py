@@ -1,59 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Profiles of access: which files of a tree are used first, and in which order. docs/layout.md describes the format."""
+"""Profiles of access: which files, or parts of them, are used first, and in which order (docs/layout.md)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from erofs_edge.erofs.plan import Node
 from erofs_edge.errors import SourceError
-from erofs_edge.tree import FileTree
 
-_LINE = re.compile(rb"(?:(\d+)-(\d+)[ \t]+)?(/.*)", re.DOTALL)
+_LINE = re.compile(rb"(/.*?)(?:[ \t]+(\d+)[ \t]+(\d+))?[ \t]*", re.DOTALL)
+_DIGITS_MAX = 38  # of offset and length together: what two numbers of 64 bits have
 _ESCAPE = re.compile(rb"\\([0-7]{3}|\\)")
 
 
-def read_profile(file: Path) -> tuple[bytes, ...]:
-    """Its paths in order of first use, each once. Raises SourceError with file and line for what is none."""
+class Use(NamedTuple):
+    """Bytes [start, end) of the file at `path` are used; `end` None: all of it."""
+
+    path: bytes
+    start: int = 0
+    end: int | None = None
+
+
+def read_profile(file: Path) -> tuple[Use, ...]:
+    """Its lines in order, each once. Raises SourceError with file and line for what is none."""
     try:
         data = file.read_bytes()
     except OSError as error:
         raise SourceError(f"cannot read the profile: {error.strerror}", where=str(file)) from error
-    paths: dict[bytes, None] = {}
+    uses: dict[Use, None] = {}
     for number, line in enumerate(data.replace(b"\r\n", b"\n").split(b"\n"), 1):
         if not line.strip() or line.startswith(b"#"):
             continue
         match = _LINE.fullmatch(line)
-        if match is None or (match[1] and int(match[1]) >= int(match[2])):
+        if match is None or match[3] == b"0" or len(match[2] or b"") + len(match[3] or b"") > _DIGITS_MAX:
             raise SourceError(
                 "not a line of a profile",
                 where=f"{file}:{number}",
-                hint="a path from the root as in /usr/bin/x, or a range of its bytes as in 0-65536 /usr/bin/x",
+                hint="a path from the root as in /usr/bin/x, or with a range of bytes, offset and length, as in"
+                " /usr/bin/x 0 65536",
             )
-        paths.setdefault(_ESCAPE.sub(_unescape, match[3]))
-    return tuple(paths)
+        path = _ESCAPE.sub(_unescape, match[1])
+        start, length = int(match[2] or 0), int(match[3] or 0)
+        uses.setdefault(Use(path, start, start + length if length else None))
+    return tuple(uses)
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:
     return b"\\" if match[1] == b"\\" else bytes([int(match[1], 8) & 0xFF])
-
-
-def hot_nodes(tree: FileTree, nodes: Iterable[Node], paths: Iterable[bytes]) -> tuple[list[Node], int]:
-    """(the nodes that paths need, in order: directories on the way, symlinks, the file; paths that do not exist)."""
-    by_inode = {id(node.inode): node for node in nodes}
-    found: dict[Node, None] = {}
-    missing = 0
-    for path in paths:
-        ends = (tree.get(path), tree.get(path, follow=True))
-        missing += ends == (None, None)
-        for inode in ends:
-            if inode is None:
-                continue
-            node = by_inode[id(inode)]
-            way = [node]
-            while way[-1].parent is not None and way[-1].parent is not way[-1]:
-                way.append(way[-1].parent)
-            found |= dict.fromkeys(reversed(way))
-    return list(found), missing

@@ -19,8 +19,11 @@ from erofs_edge.erofs.space import Space
 
 if TYPE_CHECKING:
     from erofs_edge.erofs.baseline import Baseline
+    from erofs_edge.erofs.hot import Hot
 
 COPY = 4 << 20  # bytes
+END = 1 << 63  # of a whole file
+COLD = 1 << 62
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +37,7 @@ class Run:
     kept     all of it is equal, and nothing else claims the place
     spooled  where it is in the temporary file; -1 if it is in the image already, at `old`
     place    the first block in the image
+    rank     where a profile names parts of files: when it is used, COLD if never
     """
 
     start: int
@@ -43,9 +47,26 @@ class Run:
     kept: bool = False
     spooled: int = -1
     place: int = -1
+    rank: int = 0
 
     def blocks(self, block_size: int) -> int:
         return -(-self.size // block_size)
+
+
+class NoBaseline:
+    """What takes the place of a baseline where there is none: everything waits for its place."""
+
+    def data_block(self, path: bytes, offset: int) -> int:
+        return -1
+
+    def holds(self, first: int, blocks: int) -> bool:
+        return False
+
+    def starts(self, chunk_size: int | None) -> dict[bytes, list[int]]:
+        return {}
+
+    def read(self, offset: int, length: int) -> bytes:
+        return b""
 
 
 class Spool:
@@ -55,21 +76,47 @@ class Spool:
     join them.
     """
 
-    def __init__(self, image: Sink, waiting: Sink, baseline: Baseline, claimed: Space, block_size: int) -> None:
+    def __init__(
+        self,
+        image: Sink,
+        waiting: Sink,
+        baseline: Baseline | NoBaseline,
+        claimed: Space,
+        block_size: int,
+        hot: Hot | None = None,
+    ) -> None:
         self.runs: list[Run] = []
         self.position = 0
         self._image = image
         self._waiting = waiting
         self._baseline = baseline
+        self._hot = hot
         self._claimed = claimed
         self._block_size = block_size
         self._dirty: list[tuple[int, int]] = []  # (first, blocks) written in the image and then given up
 
-    def start(self, path: bytes, offset: int = 0) -> int:
-        """A run begins: bytes from `offset` on of the file at a path. Its number."""
+    def start(self, path: bytes, offset: int = 0, end: int | None = None) -> int:
+        """A run begins: bytes [offset, end) of the file at a path. Its number."""
         self._end_run()
-        self.runs.append(Run(self.position // self._block_size, self._baseline.data_block(path, offset)))
+        old = self._baseline.data_block(path, offset)
+        self.runs.append(Run(self.position // self._block_size, old))
+        if self._hot is not None:
+            self.runs[-1].rank = COLD
+            self._rank(self.runs[-1], path, offset, END if end is None else end)
         return len(self.runs) - 1
+
+    def use(self, block: int, path: bytes, offset: int, end: int) -> None:
+        """The run with that block also holds bytes [offset, end) of the file at a path."""
+        if self._hot is not None:
+            self._rank(self._run_of(block), path, offset, end)
+
+    def _rank(self, run: Run, path: bytes, offset: int, end: int) -> None:
+        assert self._hot is not None  # noqa: S101 - its callers have looked
+        rank = self._hot.rank(path, offset, end)
+        run.rank = min(run.rank, COLD if rank is None else rank)
+
+    def _run_of(self, block: int) -> Run:
+        return self.runs[bisect_right(self.runs, block, key=lambda run: run.start) - 1]
 
     def append(self, chunks: Sequence[Chunk]) -> None:
         run = self.runs[-1]
@@ -90,7 +137,7 @@ class Spool:
     def read(self, offset: int, length: int) -> bytes:
         """What was appended, by its position; within one run."""
         block = offset // self._block_size
-        run = self.runs[bisect_right(self.runs, block, key=lambda run: run.start) - 1]
+        run = self._run_of(block)
         return self._read(run, offset - run.start * self._block_size, length)
 
     def rewind(self, number: int) -> None:
@@ -134,7 +181,7 @@ class Spool:
                     self._image.write_at(block * self._block_size, bytes(self._block_size))
         for run in self.runs:
             if run.spooled >= 0:
-                for at, data in self._pieces(run):
+                for at, data in self.pieces(run):
                     self._image.write_at(run.place * self._block_size + at, data)
 
     def _fits(self, run: Run, data: bytes) -> bool:
@@ -153,7 +200,7 @@ class Spool:
     def _unkeep(self, run: Run) -> None:
         """Move a run from the image to the temporary file."""
         at = self._waiting.position
-        for _, data in self._pieces(run):
+        for _, data in self.pieces(run):
             self._waiting.append([data])
         if run.size:
             self._dirty.append((run.old, run.blocks(self._block_size)))
@@ -170,10 +217,11 @@ class Spool:
         """Whether the baseline has the bytes of a run at a block."""
         at = old * self._block_size
         return self._baseline.holds(old, run.blocks(self._block_size)) and all(
-            self._baseline.read(at + offset, len(data)) == data for offset, data in self._pieces(run)
+            self._baseline.read(at + offset, len(data)) == data for offset, data in self.pieces(run)
         )
 
-    def _pieces(self, run: Run) -> Iterator[tuple[int, bytes]]:
+    def pieces(self, run: Run) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) of a run, in order."""
         for at in range(0, run.size, COPY):
             yield at, self._read(run, at, min(COPY, run.size - at))
 

@@ -178,7 +178,7 @@ class _Arrangement:
                 behind.add(run)
             else:
                 run.place = first
-        for run in new:
+        for run in sorted(new, key=lambda run: run.rank):
             if run in behind:
                 run.place = space.append(run.blocks(size))
         return kept

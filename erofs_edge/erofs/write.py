@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 from erofs_edge.erofs.chunks import ChunkStore
 from erofs_edge.erofs.codings import Codings, choose_codings
 from erofs_edge.erofs.compress import TAILS, Tails
-from erofs_edge.erofs.encode import write_nodes
 from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.gate import check_kernel, minimum_kernel, superblock_features
-from erofs_edge.erofs.head import Head, finish_head, plan_head
-from erofs_edge.erofs.identity import content_digest, uuid_from
+from erofs_edge.erofs.head import Head, plan_head
+from erofs_edge.erofs.hot import Hot, find_hot
 from erofs_edge.erofs.layout import directory_blocks, footprint, place
+from erofs_edge.erofs.metadata import HotBlocks, patch_metadata, write_metadata
 from erofs_edge.erofs.ondisk import (
     BLOCKS_MAX,
     INCOMPAT_48BIT,
@@ -42,10 +42,11 @@ from erofs_edge.erofs.output import Sink, replacing, scratch
 from erofs_edge.erofs.packing import store_packed
 from erofs_edge.erofs.pipeline import Stored, find_twins, pieces_of, store
 from erofs_edge.erofs.plan import NO_BLOCK, Node, Plan, make_plan, reach
-from erofs_edge.erofs.profile import hot_nodes
+from erofs_edge.erofs.ranged import Order
 from erofs_edge.erofs.repeats import Repeats, find_repeats
 from erofs_edge.erofs.sharing import Shares
-from erofs_edge.erofs.spool import Spool
+from erofs_edge.erofs.space import Space
+from erofs_edge.erofs.spool import NoBaseline, Spool
 from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.tree import FileTree
 
@@ -100,7 +101,9 @@ class _Written:
 
 def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline | None) -> ErofsInfo:
     plan = make_plan(tree, options, baseline.epoch if baseline else None)
-    plan.hot, unmatched = hot_nodes(tree, plan.nodes, options.profile)
+    hot = find_hot(tree, plan.nodes, options.uses)
+    plan.hot = hot.nodes
+    plan.apart = frozenset(hot.ranges) if not options.has_layers else frozenset()
     cache_before = (options.cache.hits, options.cache.misses) if options.cache else (0, 0)
     for device in (options.blob, *options.bases, *options.base_devices, *options.archives):
         if device is not None and device.absolute() == out.absolute():
@@ -120,13 +123,15 @@ def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline 
         sink = stack.enter_context(replacing(out, hashing=options.uuid is None and baseline is None))
         if baseline is not None:
             waiting = stack.enter_context(scratch(out))
-            written = _write_stable(plan, codings, head, sink, waiting, options, baseline)
-            blob = None
+            written = _write_stable(plan, codings, head, sink, waiting, options, hot, baseline)
+        elif plan.apart:
+            waiting = stack.enter_context(scratch(out))
+            written = _write_ranged(plan, codings, head, sink, waiting, options, hot)
         else:
             blob = stack.enter_context(replacing(options.blob, hashing=True)) if options.blob is not None else None
             written = _write_new(plan, codings, head, sink, options, blob, layers)
         features = _features(sink, options)
-    return _info(plan, out, options, written, layers, features, cache_before, unmatched)
+    return _info(plan, out, options, written, layers, features, cache_before, hot.missing)
 
 
 def _info(
@@ -195,20 +200,53 @@ def _write_new(
     block_size = options.block_size
     sink.append([bytes(head.blocks * block_size)])
     chunks = _chunks(options, sink, blob, layers)
-    hot = _Hot([head.hole])
+    hot = HotBlocks([head.hole])
     data = blob if blob is not None and chunks is None else sink
     files = _store_contents(plan, codings, data, options, chunks, lambda: _place_hot(plan, head, hot, sink, options))
     data_end = sink.position // block_size
     blocks = _place(plan, head, hot, data_end, options)
     table = layers.finish(plan, files, chunks, blob, blocks) if layers else b""
-    uuid = _write_metadata(plan, head, sink, options, hot=hot, data_end=data_end, blocks=blocks, table=table)
+    uuid = write_metadata(plan, head, sink, options, hot=hot, data_end=data_end, blocks=blocks, table=table)
     sink.finish(blocks * block_size)
     data_blocks = data_end - head.blocks - hot.blocks
     return _Written(files, chunks, blocks, data_blocks, uuid, max(0, hot.block + hot.blocks - head.blocks))
 
 
+def _write_ranged(
+    plan: Plan, codings: Codings, head: Head, sink: Sink, waiting: Sink, options: WriteOptions, hot: Hot
+) -> _Written:
+    """The same where a profile names parts of files: data waits until it is known which extents have them."""
+    block_size = options.block_size
+    spool = Spool(sink, waiting, NoBaseline(), Space(), block_size, hot)
+    chunks = _chunks(options, spool, None, None)
+    files = _store_contents(plan, codings, spool, options, chunks)
+    spool.finish(options.chunk_size)
+    order = Order(spool, head.blocks, block_size)
+    order.leave(1)
+    files.settle(order.where)  # now it is known how long each index is
+    front = HotBlocks([head.hole], order.behind_hot)
+    front.blocks = _place_nodes(plan.nodes[0], plan.hot, head, front, front.block, options) - front.block
+    order.leave(front.blocks)
+    files.settle(order.where)
+    sink.append([bytes(head.blocks * block_size)])
+    order.write(sink)
+    data_end = sink.position // block_size
+    blocks = _place(plan, head, front, data_end, options)
+    uuid = write_metadata(plan, head, sink, options, hot=front, data_end=data_end, blocks=blocks, table=b"")
+    sink.finish(blocks * block_size)
+    data_blocks = data_end - head.blocks - front.blocks
+    return _Written(files, chunks, blocks, data_blocks, uuid, front.block + front.blocks - head.blocks)
+
+
 def _write_stable(
-    plan: Plan, codings: Codings, head: Head, sink: Sink, waiting: Sink, options: WriteOptions, baseline: Baseline
+    plan: Plan,
+    codings: Codings,
+    head: Head,
+    sink: Sink,
+    waiting: Sink,
+    options: WriteOptions,
+    hot: Hot,
+    baseline: Baseline,
 ) -> _Written:
     """The same where a baseline has a say in where things are."""
     from erofs_edge.erofs.stable import arrange, check_options, claim, keep_numbers
@@ -217,7 +255,7 @@ def _write_stable(
     if not options.rules:
         check_options(baseline, codings, block_size)
     keep_numbers(plan, baseline)
-    spool = Spool(sink, waiting, baseline, claim(head, baseline), block_size)
+    spool = Spool(sink, waiting, baseline, claim(head, baseline), block_size, hot if plan.apart else None)
     chunks = _chunks(options, spool, None, None)
     files = _store_contents(plan, codings, spool, options, chunks, baseline=baseline)
     spool.finish(options.chunk_size)
@@ -225,7 +263,7 @@ def _write_stable(
     plan.incompat |= files.features
     _check_blocks(stable.blocks, block_size, NULL_ADDR)
     spool.write(stable.blocks)
-    uuid, changed = _patch_metadata(plan, head, sink, options, baseline, stable.blocks)
+    uuid, changed = patch_metadata(plan, head, sink, options, baseline, stable.blocks)
     return _Written(files, chunks, stable.blocks, stable.data, uuid, stable=stable, changed=changed)
 
 
@@ -293,7 +331,7 @@ def _store_contents(
             whole = options.pcluster_size if tails is Tails.FRAGMENT else 0
             repeats = find_repeats(originals, codings, pool, block_size=options.block_size, larger_than=whole)
         shares = Shares(repeats, options.block_size) if repeats.numbers else None
-        files = FileStore(sink, codings, options, twins.values(), chunks, repeats)
+        files = FileStore(sink, codings, options, twins.values(), chunks, repeats, plan.apart)
         pieces = pieces_of(plan.files, twins, tails=tails)
         stream = run(pieces, rules=rules, tails=tails, beside=beside, shares=shares, ahead=options.ahead)
         for stored in _after(plan.hot, stream, partial(_end_hot, plan.hot, files, after_hot)):
@@ -339,17 +377,7 @@ def _take_symlinks(nodes: Iterable[Node], files: FileStore) -> None:
             files.take_symlink(node)
 
 
-@dataclass(slots=True)
-class _Hot:
-    """Where the metadata is that the profile names: blocks between its data and the rest; the free pieces of these
-    and of the first blocks."""
-
-    holes: list[tuple[int, int]]
-    block: int = 0
-    blocks: int = 0
-
-
-def _place_hot(plan: Plan, head: Head, hot: _Hot, sink: Sink, options: WriteOptions) -> None:
+def _place_hot(plan: Plan, head: Head, hot: HotBlocks, sink: Sink, options: WriteOptions) -> None:
     """The inodes and directories that the profile names get their places; their blocks are left open in the image."""
     block_size = options.block_size
     hot.block = sink.position // block_size
@@ -357,7 +385,7 @@ def _place_hot(plan: Plan, head: Head, hot: _Hot, sink: Sink, options: WriteOpti
     sink.append([bytes(hot.blocks * block_size)])
 
 
-def _place(plan: Plan, head: Head, hot: _Hot, data_end: int, options: WriteOptions) -> int:
+def _place(plan: Plan, head: Head, hot: HotBlocks, data_end: int, options: WriteOptions) -> int:
     """Everything else gets its place; the number of blocks of the image."""
     others = [node for node in plan.nodes if node.nid < 0]
     blocks = _place_nodes(plan.nodes[0], others, head, hot, data_end, options)
@@ -367,7 +395,7 @@ def _place(plan: Plan, head: Head, hot: _Hot, data_end: int, options: WriteOptio
     return blocks
 
 
-def _place_nodes(root: Node, nodes: list[Node], head: Head, hot: _Hot, block: int, options: WriteOptions) -> int:
+def _place_nodes(root: Node, nodes: list[Node], head: Head, hot: HotBlocks, block: int, options: WriteOptions) -> int:
     """Nodes get places in the holes and in blocks from `block` on; the block behind them."""
     block_size = options.block_size
     if head.root_blocks and root.i_u == NO_BLOCK:
@@ -393,77 +421,3 @@ def _place_nodes(root: Node, nodes: list[Node], head: Head, hot: _Hot, block: in
 def _check_blocks(blocks: int, block_size: int, most: int) -> None:
     if blocks > most:
         raise CapacityError(f"{blocks} blocks of {block_size} bytes are more than an EROFS image can have")
-
-
-def _write_metadata(
-    plan: Plan, head: Head, sink: Sink, options: WriteOptions, *, hot: _Hot, data_end: int, blocks: int, table: bytes
-) -> bytes:
-    """Append inodes and directories, write the head; the image's UUID."""
-    first = bytearray(head.blocks * options.block_size)
-    body_at = data_end * options.block_size
-    body = bytearray((blocks - data_end) * options.block_size)
-    hot_at = hot.block * options.block_size
-    front = bytearray(hot.blocks * options.block_size)
-
-    def write(offset: int, data: bytes) -> None:
-        if offset < len(first):
-            first[offset : offset + len(data)] = data
-        elif offset < body_at:
-            front[offset - hot_at : offset - hot_at + len(data)] = data
-        else:
-            body[offset - body_at : offset - body_at + len(data)] = data
-
-    write(SUPER_OFFSET + SUPER_SIZE, head.record)
-    write(head.shared_at, head.shared)
-    write(plan.devices_at, table)
-    write_nodes(plan.nodes, options.block_size, write)
-    sink.append([body])
-    sink.flush()
-    sink.write_at(hot_at, front)
-    uuid = options.uuid
-    if uuid is None:
-        assert sink.hashing is not None  # noqa: S101 - asked for when there is no UUID
-        content = content_digest(sink, sink.position) if sink.was_rewound or front else sink.hashing.digest()
-        uuid = uuid_from(content, first)
-    finish_head(first, plan, head, options, blocks=blocks, uuid=uuid)
-    sink.write_at(0, first)
-    return uuid
-
-
-def _patch_metadata(
-    plan: Plan, head: Head, sink: Sink, options: WriteOptions, baseline: Baseline, blocks: int
-) -> tuple[bytes, int]:
-    """Write inodes and directories to their places, and the head; the image's UUID, and the blocks that changed."""
-    block_size = options.block_size
-    start, end = head.blocks * block_size, blocks * block_size
-    parts: dict[int, bytearray] = {}
-
-    def write(offset: int, data: bytes) -> None:
-        while data:
-            block, at = divmod(offset, block_size)
-            part = parts.setdefault(block, bytearray(block_size))
-            length = min(len(data), block_size - at)
-            part[at : at + length] = data[:length]
-            offset, data = offset + length, data[length:]
-
-    write(0, bytes(start))
-    write(SUPER_OFFSET + SUPER_SIZE, head.record)
-    write(head.shared_at, head.shared)
-    write_nodes(plan.nodes, block_size, write)
-    first = b"".join(parts.pop(block) for block in range(head.blocks))
-    for block, part in sorted(parts.items()):
-        sink.write_at(block * block_size, part)
-    sink.finish(end)
-    changed = 0
-
-    def compare(offset: int, data: bytes) -> None:
-        nonlocal changed
-        changed += baseline.differing(offset, data)
-
-    content = content_digest(sink, end, compare, start)
-    uuid = options.uuid if options.uuid is not None else uuid_from(content, first)
-    raw = bytearray(first)
-    finish_head(raw, plan, head, options, blocks=blocks, uuid=uuid)
-    sink.write_at(0, raw)
-    compare(0, bytes(raw))
-    return uuid, changed

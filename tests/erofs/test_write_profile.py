@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from treediff import diff
 from updates import first_files, tree_of, update
 from writer_check import Oracle, fsck_differences, kernel_differences, write
-from writer_trees import file, rich_tree, text
+from writer_trees import Repeated, file, mixed, noise, rich_tree, text
 
 from erofs_edge.erofs.check import check
+from erofs_edge.erofs.extents import Kind
 from erofs_edge.erofs.options import WriteOptions
-from erofs_edge.erofs.profile import read_profile
+from erofs_edge.erofs.profile import Use, read_profile
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import SourceError, UsageError
 from erofs_edge.tree import FileTree, Inode
@@ -104,10 +106,14 @@ def test_with_a_baseline(tmp_path: Path) -> None:
 def test_the_format(tmp_path: Path) -> None:
     profile = tmp_path / "boot.profile"
     profile.write_bytes(
-        b"# first use at boot\r\n\n/sbin/init\n0-65536 /usr/lib/a b\n70000-80000\t/usr/lib/a b\n/x\\012y\\\\\n"
+        b"# first use at boot\r\n\n/sbin/init\n/usr/lib/a b 0 65536\n/usr/lib/a b\t70000 10000\n/x\\012y\\\\\n"
+        b"/sbin/init\n/version\\0401 2\n"
     )
-    assert read_profile(profile) == (b"/sbin/init", b"/usr/lib/a b", b"/x\ny\\")
-    for line in (b"relative", b"5-5 /x", b"a-b /x", b" /x"):
+    assert read_profile(profile) == (
+        Use(b"/sbin/init"), Use(b"/usr/lib/a b", 0, 65536), Use(b"/usr/lib/a b", 70000, 80000), Use(b"/x\ny\\"),
+        Use(b"/version 1 2"),
+    )  # fmt: skip
+    for line in (b"relative", b"relative 0 5", b"/x 5 0", b" /x", b"5-6 /x", b"/x 1 " + b"9" * 40):
         profile.write_bytes(b"/fine\n" + line + b"\n")
         with pytest.raises(SourceError) as caught:
             read_profile(profile)
@@ -115,6 +121,104 @@ def test_the_format(tmp_path: Path) -> None:
         assert caught.value.hint
     with pytest.raises(SourceError, match="cannot read the profile"):
         read_profile(tmp_path / "none")
+
+
+RANGED: list[dict[str, Any]] = [
+    LZ4,
+    LZ4 | {"dedupe": True, "ztailpacking": True},
+    {"compression": "none", "chunk_size": 4096},
+    {"compression": "none"},
+    {"compression": "zstd", "pcluster": 65536, "full_index": True},
+    LZ4 | {"block_size": 1024, "inline_tails": False},
+]
+
+
+def ranged_tree() -> tuple[FileTree, tuple[Use, ...]]:
+    tree = FileTree()
+    for number in range(6):
+        tree.add(f"lib/{number}", file(mixed(400_000 + number, number)))
+        tree.add(f"lib/again-{number}", file(mixed(400_000 + number, number)))
+        tree.add(f"raw/{number}", file(noise(150_000, number)))
+        tree.add(f"text/{number}", file(text(20_000, number)))
+    tree.add("huge", file(Repeated((17 << 20) + 5, b"z" * 4095 + b"y", noise=1_000_003)))
+    tree.add("link", Inode(stat.S_IFLNK | 0o777, target=b"lib/2"))
+    uses = [
+        Use(b"/lib/3", 200_000, 260_000),
+        Use(b"/text/4"),
+        Use(b"/lib/1", 0, 10_000),
+        Use(b"/raw/2", 50_000, 60_000),
+    ]
+    uses += [Use(b"/link", 399_000, 500_000), Use(b"/lib/3", 0, 4096), Use(b"/huge", 16 << 20, (16 << 20) + 9)]
+    return tree, (*uses, Use(b"/gone", 0, 5), Use(b"/lib/5", 900_000, 900_001))
+
+
+def hot_span(path: Path, uses: tuple[Use, ...], block_size: int) -> list[int]:
+    """The first block of what each use reads, in order; what is inline is left out."""
+    found = []
+    with Image(path) as image:
+        for use in uses:
+            inode = image.lookup(use.path)
+            end = inode.size if use.end is None else min(use.end, inode.size)
+            for extent in image.extents(inode, use.start):
+                if extent.start >= end:
+                    break
+                if not extent.inline and extent.kind is not Kind.HOLE:
+                    skipped = max(0, use.start - extent.start) if extent.kind is Kind.RAW else 0
+                    found.append((extent.address + skipped) // block_size)
+    return found
+
+
+@pytest.mark.parametrize("way", RANGED, ids=str)
+def test_parts_of_files_come_first(way: dict[str, Any], oracle: Oracle, tmp_path: Path) -> None:
+    tree, uses = ranged_tree()
+    info = write(tree, tmp_path / "hot", profile=uses, **way)
+    with Image(tmp_path / "hot") as image:
+        assert not diff(image.tree(), tree, times="epoch" not in way)
+    assert not check(tmp_path / "hot").findings
+    assert not fsck_differences(oracle, tmp_path / "hot", tree) or way.get("block_size")
+    blocks = hot_span(tmp_path / "hot", uses[:-2], way.get("block_size", 4096))
+    assert max(blocks) <= info.hot_blocks
+    assert info.unmatched == 1
+    if "ztailpacking" not in way and way != {"compression": "none"}:
+        # parts that come later in the order may lie in an extent that is there already
+        first = hot_span(tmp_path / "hot", uses[:4], way.get("block_size", 4096))
+        assert first == sorted(first)
+    if way != {"compression": "none"}:  # flat files stay in one piece
+        whole = write(tree, tmp_path / "whole", profile=tuple(use.path for use in uses), **way)
+        assert info.hot_blocks < whole.hot_blocks // 2
+    again = write(tree, tmp_path / "again", profile=uses, jobs=1, **way)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "hot").read_bytes()
+    assert again.uuid == info.uuid
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("way", RANGED[:5], ids=str)
+def test_the_kernel_reads_parts_that_come_first(way: dict[str, Any], needs_root: None, tmp_path: Path) -> None:
+    tree, uses = ranged_tree()
+    write(tree, tmp_path / "hot", profile=uses, **way)
+    assert not kernel_differences(tmp_path / "hot", tree, **({"mtime_ns": 0} if "epoch" in way else {}))
+
+
+@pytest.mark.parametrize("way", RANGED, ids=str)
+def test_parts_of_files_with_a_baseline(way: dict[str, Any], tmp_path: Path) -> None:
+    tree, uses = ranged_tree()
+    write(tree, tmp_path / "old", profile=uses, **way)
+    info = write(tree, tmp_path / "same", profile=uses, baseline=tmp_path / "old", **way)
+    assert (tmp_path / "same").read_bytes() == (tmp_path / "old").read_bytes()
+    assert info.changed_blocks == 0
+    tree.add("lib/3", file(mixed(500_000, 33)))
+    tree.remove("text/4")
+    write(tree, tmp_path / "new", profile=uses, baseline=tmp_path / "old", **way)
+    with Image(tmp_path / "new") as image:
+        assert not diff(image.tree(), tree, times="epoch" not in way)
+    assert not check(tmp_path / "new").findings
+
+
+def test_ranges_of_whole_files_are_whole_files(tmp_path: Path) -> None:
+    tree, _ = ranged_tree()
+    write(tree, tmp_path / "a", profile=(b"/lib/1", b"/text/2"), **LZ4)
+    write(tree, tmp_path / "b", profile=(Use(b"/lib/1", 0, 1 << 40), Use(b"/text/2")), **LZ4)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_fragments_have_no_order() -> None:

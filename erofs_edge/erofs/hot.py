@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a tree a profile names: the nodes that stand at the front, and which bytes of files do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from erofs_edge.erofs.plan import Node
+from erofs_edge.erofs.profile import Use
+from erofs_edge.tree import FileTree
+
+
+@dataclass(frozen=True, slots=True)
+class Hot:
+    """nodes    what the uses need, in order: directories on the way, symlinks, the file
+    missing  paths that do not exist
+    ranges   where a use is a part of a file: path of each file used → (start, end, place in the order); else empty
+    """
+
+    nodes: list[Node]
+    missing: int
+    ranges: dict[bytes, list[tuple[int, int, int]]] = field(default_factory=dict)
+
+    def rank(self, path: bytes, start: int, end: int) -> int | None:
+        """The first place in the order of what overlaps these bytes of a file, None where nothing does."""
+        return min((rank for a, b, rank in self.ranges.get(path, ()) if a < end and start < b), default=None)
+
+
+def find_hot(tree: FileTree, nodes: Iterable[Node], uses: Sequence[Use]) -> Hot:
+    """Look the uses up in the tree."""
+    by_inode = {id(node.inode): node for node in nodes} if uses else {}
+    found: dict[Node, None] = {}
+    ends: dict[bytes, Node | None] = {}
+    missing = 0
+    for path in dict.fromkeys(use.path for use in uses):
+        last, target = tree.get(path), tree.get(path, follow=True)
+        missing += last is None and target is None
+        ends[path] = by_inode[id(target)] if target is not None else None
+        for inode in (last, target):
+            if inode is None:
+                continue
+            node = by_inode[id(inode)]
+            way = [node]
+            while way[-1].parent is not None and way[-1].parent is not way[-1]:
+                way.append(way[-1].parent)
+            found |= dict.fromkeys(reversed(way))
+    ranges: dict[bytes, list[tuple[int, int, int]]] = {}
+    partial = False
+    for rank, use in enumerate(uses):
+        end = ends[use.path]
+        if end is not None and end.inode.is_file and end.size:
+            stop = end.size if use.end is None else min(use.end, end.size)
+            partial |= use.start > 0 or stop < end.size
+            ranges.setdefault(end.path, []).append((use.start, stop, rank))
+    return Hot(list(found), missing, ranges if partial else {})

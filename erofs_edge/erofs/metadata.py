@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inodes, directories and the head of an image: written when everything has its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from erofs_edge.erofs.encode import write_nodes
+from erofs_edge.erofs.head import Head, finish_head
+from erofs_edge.erofs.identity import content_digest, uuid_from
+from erofs_edge.erofs.ondisk import SUPER_OFFSET, SUPER_SIZE
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.output import Sink
+from erofs_edge.erofs.plan import Plan
+
+if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
+    from erofs_edge.erofs.baseline import Baseline
+
+
+@dataclass(slots=True)
+class HotBlocks:
+    """Where the metadata is that the profile names: blocks between its data and the rest; the free pieces of these
+    and of the first blocks."""
+
+    holes: list[tuple[int, int]]
+    block: int = 0
+    blocks: int = 0
+
+
+def write_metadata(
+    plan: Plan,
+    head: Head,
+    sink: Sink,
+    options: WriteOptions,
+    *,
+    hot: HotBlocks,
+    data_end: int,
+    blocks: int,
+    table: bytes,
+) -> bytes:
+    """Append inodes and directories, write the head; the image's UUID."""
+    first = bytearray(head.blocks * options.block_size)
+    body_at = data_end * options.block_size
+    body = bytearray((blocks - data_end) * options.block_size)
+    hot_at = hot.block * options.block_size
+    front = bytearray(hot.blocks * options.block_size)
+
+    def write(offset: int, data: bytes) -> None:
+        if offset < len(first):
+            first[offset : offset + len(data)] = data
+        elif offset < body_at:
+            front[offset - hot_at : offset - hot_at + len(data)] = data
+        else:
+            body[offset - body_at : offset - body_at + len(data)] = data
+
+    write(SUPER_OFFSET + SUPER_SIZE, head.record)
+    write(head.shared_at, head.shared)
+    write(plan.devices_at, table)
+    write_nodes(plan.nodes, options.block_size, write)
+    sink.append([body])
+    sink.flush()
+    sink.write_at(hot_at, front)
+    uuid = options.uuid
+    if uuid is None:
+        assert sink.hashing is not None  # noqa: S101 - asked for when there is no UUID
+        content = content_digest(sink, sink.position) if sink.was_rewound or front else sink.hashing.digest()
+        uuid = uuid_from(content, first)
+    finish_head(first, plan, head, options, blocks=blocks, uuid=uuid)
+    sink.write_at(0, first)
+    return uuid
+
+
+def patch_metadata(
+    plan: Plan, head: Head, sink: Sink, options: WriteOptions, baseline: Baseline, blocks: int
+) -> tuple[bytes, int]:
+    """Write inodes and directories to their places, and the head; the image's UUID, and the blocks that changed."""
+    block_size = options.block_size
+    start, end = head.blocks * block_size, blocks * block_size
+    parts: dict[int, bytearray] = {}
+
+    def write(offset: int, data: bytes) -> None:
+        while data:
+            block, at = divmod(offset, block_size)
+            part = parts.setdefault(block, bytearray(block_size))
+            length = min(len(data), block_size - at)
+            part[at : at + length] = data[:length]
+            offset, data = offset + length, data[length:]
+
+    write(0, bytes(start))
+    write(SUPER_OFFSET + SUPER_SIZE, head.record)
+    write(head.shared_at, head.shared)
+    write_nodes(plan.nodes, block_size, write)
+    first = b"".join(parts.pop(block) for block in range(head.blocks))
+    for block, part in sorted(parts.items()):
+        sink.write_at(block * block_size, part)
+    sink.finish(end)
+    changed = 0
+
+    def compare(offset: int, data: bytes) -> None:
+        nonlocal changed
+        changed += baseline.differing(offset, data)
+
+    content = content_digest(sink, end, compare, start)
+    uuid = options.uuid if options.uuid is not None else uuid_from(content, first)
+    raw = bytearray(first)
+    finish_head(raw, plan, head, options, blocks=blocks, uuid=uuid)
+    sink.write_at(0, raw)
+    compare(0, bytes(raw))
+    return uuid, changed
