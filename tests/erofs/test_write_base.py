@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from compare import differences
 from devices import extracted_differences, mounted_differences, own_differences
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -139,6 +144,24 @@ def test_versions_as_chunks_store_what_changed(needs_root: None, tmp_path: Path)
         made += [image, blob]
     # images of metadata alone are no device of those that come after
     assert [path.name for path in info.devices] == ["2.blob", "1.blob", "0.blob"]
+
+
+@pytest.mark.root
+def test_a_file_is_device_enough_for_newer_kernels(needs_root: None, tmp_path: Path) -> None:
+    """Mounted by the system call; mount(8) would make a loop device of the image, which wants others beside it."""
+    base, image = tmp_path / "base", tmp_path / "i"
+    write(old_tree(), base, compression="lz4")
+    write(new_tree(), image, compression="lz4", bases=(base,))
+    (target := tmp_path / "mnt").mkdir()
+    library = ctypes.CDLL(None, use_errno=True)
+    given = [os.fsencode(image), os.fsencode(target), b"erofs", 1, b"device=" + os.fsencode(base)]
+    if library.mount(*given):
+        assert ctypes.get_errno() == errno.ENOTBLK, "a kernel that mounts block devices alone says so"
+        return
+    try:
+        assert differences(new_tree(), target) == []
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
 
 
 def test_the_same_whatever_the_jobs(tmp_path: Path) -> None:
