@@ -97,10 +97,15 @@ def choose(
 
     `options` tell everything else, and what must be there in any case; with `pcluster` that size is kept. First the
     codecs are compared, then sizes of pclusters, then ways of packing. Raises UsageError for a budget that is not
-    positive, and where nothing fits the kernel.
+    positive, where nothing fits the kernel, and with a baseline.
     """
     if not budget > 0:
         raise UsageError(f"a time budget of {budget:g} seconds is none")
+    if options.baseline is not None:
+        raise UsageError(
+            "-z auto chooses anew, and a baseline keeps what it was built with",
+            hint="give the -z, -C and -E that -z auto chose for the baseline",
+        )
     sample, sampled, total = _sample(tree)
     search = _Search(sample, total / max(1, sampled), total, options, scratch, budget)
     sizes = (pcluster,) if pcluster is not None else PCLUSTERS
@@ -191,7 +196,7 @@ class _Search:
         if known is not None and known.bytes is not None:
             return known.bytes
         options = self.options(candidate)
-        trial = replace(options, uuid=bytes(16), cache=None, progress=None, meter=None, blob=None, baseline=None)
+        trial = replace(options, uuid=bytes(16), cache=None, progress=None, meter=None, blob=None, profile=())
         size = int(write_image(self._sample, self._scratch, trial).size * self._scale)
         codec, level, pcluster = candidate["compression"], candidate["level"], candidate["pcluster"]
         words = [options.fragments.replace("all", "all-fragments").replace("tails", "fragments")]

@@ -34,6 +34,7 @@ from erofs_edge.tree import FileTree, Inode
 
 NO_BLOCK = -1
 TARGET_MAX = 4095
+SIZE_END = 1 << 63  # kernels refuse larger ones: i_size is signed there
 UINT16, UINT32 = 0xFFFF, 0xFFFFFFFF
 _NO_NAMES = (b".", b"..")
 MAJOR_MAX, MINOR_MAX = 0xFFF, 0xFFFFF
@@ -231,6 +232,8 @@ def _check(node: Node) -> None:
         raise SourceError(f"unknown kind of file, mode {mode:o}", where=node.where)
     if inode.is_symlink and (not 1 <= len(inode.target) <= TARGET_MAX or b"\0" in inode.target):
         raise SourceError(f"symlink target of {len(inode.target)} bytes, or with a NUL", where=node.where)
+    if inode.is_file and inode.size >= SIZE_END:
+        raise SourceError(f"file of {inode.size} bytes, which is more than an inode can tell", where=node.where)
     major, minor = inode.rdev
     if not 0 <= major <= MAJOR_MAX or not 0 <= minor <= MINOR_MAX:
         raise SourceError(f"device number {major}:{minor} out of range", where=node.where)

@@ -135,3 +135,12 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_commands(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = CliRunner().invoke(build, [str(tmp_path), "-o", str(tmp_path / "i"), *arguments])
     assert isinstance(done.exception, UsageError) and message in str(done.exception)
+
+
+def test_with_a_baseline_it_is_known_what_to_take(tree: FileTree, tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"")
+    options = WriteOptions(compression="lz4", baseline=tmp_path / "old")
+    with pytest.raises(UsageError, match="a baseline keeps what it was built with") as caught:
+        auto.choose(tree, options, tmp_path / "sample")
+    assert caught.value.hint
+    assert not (tmp_path / "sample").exists()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from treediff import scan
 from writer_check import write
 from writer_trees import Repeated, file, noise, rich_tree
 
@@ -63,6 +64,7 @@ SHARED_DIRECTORY = Inode(stat.S_IFDIR | 0o755)
         (tree_of(x=file(b"", xattrs={b"user.v": bytes(65536)})), "more than 65535"),
         (tree_of(x=file(b"", xattrs={b"user.%d" % i: bytes(65535) for i in range(5)})), "256 KiB"),
         (FileTree(file(b"")), "must be a directory"),
+        (tree_of(x=Inode(stat.S_IFREG | 0o644, content=Repeated(1 << 63))), "more than an inode can tell"),
     ],
 )
 def test_what_no_image_can_hold(tmp_path: Path, tree: FileTree, message: str) -> None:
@@ -133,6 +135,19 @@ def test_a_file_that_changes_its_size(tmp_path: Path, change: int | None, compre
     assert (tmp_path / "i").read_bytes() == before
 
 
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_a_file_that_cannot_be_read(tmp_path: Path, compression: str) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("a", "gone", "z"):
+        (tmp_path / "source" / name).write_bytes(b"x" * 10_000)
+    tree = scan(tmp_path / "source")
+    (tmp_path / "source/gone").unlink()
+    with pytest.raises(SourceError, match=r"cannot read .*gone: No such file") as caught:
+        write(tree, tmp_path / "i", compression=compression)
+    assert caught.value.where is not None and caught.value.where.startswith("/gone")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_members_of_archives_are_not_whole_files(tmp_path: Path) -> None:
     path = tmp_path / "archive"
     path.write_bytes(noise(9000))
@@ -200,6 +215,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from treediff import scan
 from writer_check import write
 from writer_trees import Repeated, file
 from erofs_edge.erofs.cache import CompressionCache
