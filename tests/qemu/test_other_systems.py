@@ -23,6 +23,7 @@ sources: [{oci: {layout: app.oci}, to: /opt/app}]
 overlay: [{from: files}]
 modules: [loop]
 smoke:
+  seconds: 600
   units: [ssh.service]
   commands:
     base: grep -qx 'PRETTY_NAME="Debian.*' /etc/os-release && id sshd
@@ -38,6 +39,7 @@ harmless_scripts: [libnewt0.52, libreadline8t64, network-manager, readline-commo
 network: {manager: NetworkManager, links: {lan: {match: [en*, eth*]}}}
 units: {enable: [edge-mark-good.service, edge-report.service]}
 smoke:
+  seconds: 600
   units: [ssh.service, NetworkManager.service]
   commands:
     profile: nmcli -t -f NAME connection show | grep -x lan
@@ -60,7 +62,9 @@ def boot(edge: str, tmp_path: Path) -> Boot:
         (tmp_path / f"{name}.yaml").write_text(text)
         run("lock", f"{name}.yaml")
         run("build", "qemu-aarch64", "--system", f"{name}.yaml", "-o", "out", "--relock-if-gone")
-        said = run("boot", "qemu-aarch64", "-o", "out", "--smoke", "--json", "--timeout", "600", "--log", "console.log")
+        said = run(
+            "boot", "qemu-aarch64", "-o", "out", "--smoke", "--json", "--timeout", "1200", "--log", "console.log"
+        )
         assert json.loads(said)["stages"][-1]["stage"] == "checks"
         return (tmp_path / "console.log").read_text(errors="replace")
 

@@ -17,7 +17,7 @@ from erofs_edge.qemu.machine import CHECKS_DRIVE, Drive, find_qemu
 pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(900)]
 BOARD = "boards/qemu-aarch64.yaml"
 # systemd that has crashed stands still (systemd-system.conf(5), CrashAction), and nobody feeds the watchdog
-SMOKE = "smoke: {commands: {crash: kill -SEGV 1; sleep 1000}}\n"
+SMOKE = "smoke: {seconds: 900, units: [], commands: {rauc: null, crash: kill -SEGV 1; sleep 1000}}\n"
 
 
 def test_a_hanging_process_1_ends_in_a_restart(edge: str, repository: Path, tmp_path: Path) -> None:
