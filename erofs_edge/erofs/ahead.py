@@ -78,9 +78,10 @@ class HeadStart:
         if future is None:
             return None
         try:
-            return future.result()._replace(piece=piece)
+            stored = future.result()
         except SourceError:
             return None
+        return stored._replace(piece=piece) if stored.piece.length == piece.length else None
 
     def _store(self, piece: Piece) -> Stored:
         options = self._options
