@@ -47,8 +47,6 @@ def check_board(board: Board, fail: Fail) -> None:
     _check_u_boot(board.boot, fail)
     if board.boot.signed_image and not any(one.content == "firmware" for one in board.disk.partitions.values()):
         fail("boot.signed_image", '"signed_image" needs a partition with the content "firmware"')
-    if board.boot.signed_image and not any(one.content == "firmware" for one in board.disk.partitions.values()):
-        fail("boot.signed_image", '"signed_image" needs a partition with the content "firmware"')
     for kind, names in (
         ("firmware", [file.to or Path(file.path).name for file in board.boot.firmware]),
         ("firmware_texts", [text.to for text in board.boot.firmware_texts]),
