@@ -130,6 +130,31 @@ def kill_qemu_of(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.long
 @pytest.mark.qemu
+@pytest.mark.timeout(1200)
+def test_a_machine_that_is_killed_in_the_middle_is_flashed_by_the_next_try(
+    edge: str, tmp_path: Path, repository: Path, stock: object
+) -> None:
+    assert callable(stock)
+    out, image, disk = stock("qemu-aarch64"), tmp_path / "image", tmp_path / "disk"
+    image.write_bytes(random.Random(6).randbytes(24 << 20))
+    disk.write_bytes(bytes(32 << 20))
+    command = edge_flash(edge, out, disk, "nbd", "--image", str(image))
+    with subprocess.Popen(
+        command, cwd=repository, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        while not any(disk.read_bytes()[: 8 << 20]):  # the machine writes; its own memory has more
+            assert process.poll() is None
+        kill_qemu_of(process)
+        process.communicate()
+        assert process.returncode in (6, 8)
+    done = subprocess.run([*command, "--resume"], cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert disk.read_bytes()[: 24 << 20] == image.read_bytes()
+    assert json.loads(done.stdout)["bytes_total"] == 24 << 20
+
+
+@pytest.mark.long
+@pytest.mark.qemu
 @pytest.mark.timeout(3600)
 def test_a_board_is_provisioned_survives_a_kill_and_boots(
     edge: str, tmp_path: Path, repository: Path, stock: object
