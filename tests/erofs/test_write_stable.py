@@ -119,8 +119,9 @@ def test_twenty_updates(way: dict[str, Any], count: int, oracle: Oracle, tmp_pat
         image = tmp_path / str(number)
         info = write(tree, image, baseline=tmp_path / str(number - 1), **way)
         fresh = write(tree, tmp_path / "fresh", **way)
-        # the smaller trees may grow by GROWTH_MIN, and a pcluster of the packed inode
-        assert info.blocks <= max(1.03 * fresh.blocks, fresh.blocks + 8)
+        # in trees as small as these GROWTH_MIN counts, and so does one pcluster of the packed inode
+        bound = 1.04 if "fragments" in way and number < 20 else 1.03
+        assert info.blocks <= max(bound * fresh.blocks, fresh.blocks + 8)
         assert not problems(image, tree)
         assert number % 5 or not fsck_differences(oracle, image, tree)
         old, new = blocks_of(tmp_path / str(number - 1)), blocks_of(image)
