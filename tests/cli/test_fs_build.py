@@ -180,7 +180,7 @@ def test_a_baseline_keeps_blocks_and_says_so(source: Path) -> None:
 
 def test_a_profile_of_another_version_is_a_warning(source: Path) -> None:
     profile = source.parent / "profile"
-    profile.write_text("0-100 /link\n/gone\n/gone/too\n")
+    profile.write_text("/link 0 100\n/gone\n/gone/too\n")
     done = build(source, "-z", "lz4", "--profile", str(profile), "--json")
     assert done.exit_code == 0, done.output
     assert "2 of the profile's paths do not exist" in done.stderr
