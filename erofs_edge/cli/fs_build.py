@@ -148,6 +148,8 @@ def build(
         note(f"warning: {info.unmatched} of the profile's paths do not exist in {source or 'the archives'}")
     if cache is not None and cache.problem is not None:
         note(f"the compression cache could not be used: {cache.problem}")
+    if cache is not None and cache.damaged:
+        note(f"{cache.damaged} damaged entries of the compression cache were dropped and made anew")
     spent = _time_spent(time.perf_counter() - start, meter, options) if meter is not None else None
     if as_json:
         more: dict[str, Any] = {} if spent is None else {"time": spent}

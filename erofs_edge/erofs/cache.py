@@ -38,13 +38,14 @@ class _Place(NamedTuple):
 class CompressionCache:
     """`folder` is made when something is stored. `limit` in bytes. Safe to use from threads and by many processes.
 
-    `hits` and `misses` count since opening; `problem` is the last error of the operating system, if any.
+    `hits`, `misses` and `damaged` (misses whose bytes are not what was stored; the next build stores them anew) count
+    since opening; `problem` is the last error of the operating system, if any.
     """
 
     def __init__(self, folder: Path, *, limit: int = LIMIT) -> None:
         self.folder = folder
         self.limit = limit
-        self.hits = self.misses = 0
+        self.hits = self.misses = self.damaged = 0
         self.problem: OSError | None = None
         self._lock = threading.Lock()
         self._places: dict[bytes, _Place] | None = None
@@ -67,6 +68,7 @@ class CompressionCache:
         with self._lock:
             if data is None:
                 self.misses += 1
+                self.damaged += place is not None
             else:
                 self.hits += 1
         return data

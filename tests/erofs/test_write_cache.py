@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from writer_check import write
 from writer_trees import rich_tree
 
+from erofs_edge.cli.fs_build import build
 from erofs_edge.erofs import cache as module
 from erofs_edge.erofs.cache import RECORD, CompressionCache, cache_key
 
@@ -75,6 +77,22 @@ def test_any_damage_is_a_miss(tmp_path: Path) -> None:
             assert found(tmp_path, range(20)) == []
         path.write_bytes(data)
     assert found(tmp_path, range(20)) == list(range(20))
+
+
+def test_damage_is_counted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EROFS_EDGE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_bytes(b"".join(b"line %d\n" % i for i in range(50_000)))
+    arguments = [str(tmp_path / "tree"), "-o", str(tmp_path / "image"), "-z", "lz4hc"]
+    assert "damaged" not in CliRunner().invoke(build, arguments).output
+    image = (tmp_path / "image").read_bytes()
+    (pack,) = (tmp_path / "cache").rglob("*.pack")
+    raw = bytearray(pack.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    pack.write_bytes(raw)
+    assert "1 damaged entries of the compression cache were dropped" in CliRunner().invoke(build, arguments).output
+    assert (tmp_path / "image").read_bytes() == image
+    assert "damaged" not in CliRunner().invoke(build, arguments).output, "it was stored anew"
 
 
 def test_a_torn_index_is_mended(tmp_path: Path) -> None:
