@@ -155,7 +155,7 @@ def test_a_system_that_came_up_gives_its_slot_the_attempts_back(
         with Scratch(disk, board) as scratch:
             state, copy = decode_state(scratch.read("misc", 0, STATE_SIZE))
             blank = not any(scratch.read("data", 0, 4096))
-        assert state.left["A"] == 3 and copy == 0, "U-Boot took one, the system gave it back"
+        assert state.left["A"] == 4 and copy == 0, "U-Boot took one, the system says that the slot is good"
         assert not blank, formatted
 
 

@@ -94,7 +94,7 @@ def test_forgeries_are_as_good_as_can_be(volume: bytes) -> None:
 
 def test_scenarios_of_a_board(volume: bytes) -> None:
     del volume
-    assert set(TAMPERS) - set(UEFI_TAMPERS) == {"fit", "dtb"}
+    assert set(TAMPERS) - set(UEFI_TAMPERS) == {"fit", "dtb", "downgrade-unseen"}
     assert scenario("loader", BOARD) is UEFI_TAMPERS["loader"]
     with pytest.raises(UsageError, match="nothing that 'dtb' could change"):
         scenario("dtb", BOARD)
