@@ -87,7 +87,7 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 @click.option("--compact", is_flag=True, help="With --baseline: leave no free blocks.")
 @click.option(
     "--profile", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-    help="Paths in the order of their first use: these files and their metadata come first.",
+    help="Paths, or parts of files as lines 'PATH OFFSET LENGTH', in the order of first use: they come first.",
 )  # fmt: skip
 @tree_options
 @click.option("--kernel", metavar="VERSION", help="Refuse what this Linux cannot mount: 5.15, android13-5.15.")
