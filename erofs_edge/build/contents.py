@@ -55,6 +55,7 @@ def write_contents(
             "suite": inputs.system.loaded.value.suite,
             "epoch": inputs.epoch,
             "packages": packages,
+            "vulnerabilities": {name: one.text for name, one in inputs.system.loaded.value.vulnerabilities.items()},
             "paths": paths_by_origin(tree, packages),
         },
     )

@@ -17,6 +17,7 @@ from erofs_edge.manifest.encryption import Encrypt
 from erofs_edge.manifest.filesystem import Erofs, Selinux
 from erofs_edge.manifest.shaping import BudgetKey, Droppable, EtcPath, Network, OverlayRule, Smoke, VariableName
 from erofs_edge.manifest.supply import Arch, Archive, LockedSource, Oci
+from erofs_edge.manifest.vulnerabilities import Vulnerability, VulnerabilityId
 from erofs_edge.manifest.words import (
     SIZE_PATTERN,
     DevicePath,
@@ -221,6 +222,8 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """labels of everything in the partition, kernel modules included"""
     erofs: Erofs = Erofs()
     """how the file system is written"""
+    vulnerabilities: dict[VulnerabilityId, Vulnerability] = {}
+    """what you say of known vulnerabilities (VEX), by their names; reports repeat it"""
     size_budget: dict[BudgetKey, Size] = {}
     """the most that may be: 'partition' is the image with its hash tree, a path the files below it, uncompressed"""
     smoke: Smoke = Smoke()

@@ -41,10 +41,8 @@ class Finding:
     note: str = ""
 
 
-def find_vulnerabilities(
-    contents: dict[str, Any], database: Path, notes: dict[str, str] | None = None
-) -> list[Finding]:
-    """Findings in the order of packages and ids. `notes`: id → what the manifest says of it.
+def find_vulnerabilities(contents: dict[str, Any], database: Path) -> list[Finding]:
+    """Findings in the order of packages and ids, each with what the manifest says of it.
 
     Raises SourceError where the database cannot be read or is neither of the two kinds.
     """
@@ -57,7 +55,8 @@ def find_vulnerabilities(
         for record in records:
             found += _concerned(record, source, version, tuple(sorted(names)), contents["suite"])
     unique = {(one.source, one.version, one.id): one for one in found}
-    said = notes or {}
+    said = contents.get("vulnerabilities")
+    said = said if isinstance(said, dict) else {}
     return [
         Finding(
             one.id, one.source, one.version, one.packages, one.fixed, one.urgency, one.description, said.get(one.id, "")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from erofs_edge.build.record import write_json
 from erofs_edge.cli.sbom import sbom
 from erofs_edge.errors import SourceError
+from erofs_edge.manifest.model import System
 from erofs_edge.sbom.vulnerabilities import Finding, find_vulnerabilities
 
 CONTENTS: dict[str, Any] = {
@@ -45,7 +47,7 @@ def osv(events: list[dict[str, str]], ecosystem: str = "Debian:13", **more: obje
 
 def found(folder: Path, value: object, notes: dict[str, str] | None = None) -> list[Finding]:
     (folder / "db.json").write_text(json.dumps(value))
-    return find_vulnerabilities(CONTENTS, folder / "db.json", notes)
+    return find_vulnerabilities(CONTENTS | ({"vulnerabilities": notes} if notes else {}), folder / "db.json")
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,16 @@ JSON = st.recursive(
 @given(value=st.dictionaries(st.sampled_from(["openssl", "affected", "id", "x"]), JSON, max_size=4))
 def test_any_json_is_answered(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     found(tmp_path_factory.mktemp("db"), value)
+
+
+def test_what_a_manifest_says() -> None:
+    raw = b"""{"system": "s", "vulnerabilities": {"CVE-2026-1": {"status": "not_affected",
+        "justification": "vulnerable_code_not_present", "note": "built without it"},
+        "DSA-5-1": {"status": "fixed"}}}"""
+    said = {name: one.text for name, one in msgspec.json.decode(raw, type=System).vulnerabilities.items()}
+    assert said == {"CVE-2026-1": "not_affected: vulnerable_code_not_present, built without it", "DSA-5-1": "fixed"}
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(raw.replace(b"CVE-2026-1", b"cve"), type=System)
 
 
 def test_the_command(tmp_path: Path) -> None:
