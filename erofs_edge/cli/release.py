@@ -16,10 +16,19 @@ from erofs_edge.cli.output import emit_json, json_option, note, size_text, step,
 @click.option("--system", type=click.Path(path_type=Path), metavar="MANIFEST", help="Put this system in.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", required=True)
 @click.option("--jobs", type=click.IntRange(min=1), help="Threads; never changes a byte.")
+@click.option("--from", "earlier", type=click.Path(exists=True, path_type=Path, file_okay=False), multiple=True,
+              metavar="FOLDER", help="An earlier release: its update is forecast; may be repeated.")  # fmt: skip
 @click.option("--allow-dirty", is_flag=True, help="Take inputs that differ from what is committed in Git.")
 @json_option
 def release(
-    board: Path, key: str, system: Path | None, output: Path, jobs: int | None, allow_dirty: bool, as_json: bool
+    board: Path,
+    key: str,
+    system: Path | None,
+    output: Path,
+    jobs: int | None,
+    earlier: tuple[Path, ...],
+    allow_dirty: bool,
+    as_json: bool,
 ) -> None:
     """Build BOARD into FOLDER and write everything that others need to trust it and to make it again.
 
@@ -29,7 +38,7 @@ def release(
     from erofs_edge.release.make import make_release
 
     options = BuildOptions(out=output, jobs=jobs, key=key, system=system)
-    result = make_release(board, options, step, allow_dirty=allow_dirty)
+    result = make_release(board, options, step, allow_dirty=allow_dirty, earlier=earlier)
     for text in result.notes:
         note(f"note: {text}")
     if as_json:

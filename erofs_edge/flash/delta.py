@@ -67,6 +67,12 @@ def frames(region: Region, found: Findings, image: Image, reference: Reference |
             yield from wrong
 
 
+def patch_bytes(old: bytes, new: bytes) -> int:
+    """Bytes of the frames that make `new` of `old`, as `frames` cuts them where everything differs."""
+    encoder = _Encoder(Reference(0, old))
+    return sum(len(encoder.encode(new[at : at + WINDOW])) for at in range(0, len(new), WINDOW))
+
+
 class _Encoder:
     """Compresses against one reference."""
 

@@ -4,29 +4,48 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from erofs_edge.build.inputs import gather
+from erofs_edge.build.inputs import Inputs, gather
 from erofs_edge.build.pipeline import BuildOptions, BuildResult, build_board
+from erofs_edge.build.record import write_json
 from erofs_edge.build.stages import Step, quiet
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.release.archive import input_files
+from erofs_edge.release.forecast import FORECAST, forecast, forecast_record
 from erofs_edge.release.papers import write_papers
+from erofs_edge.trust.signer import Signer
 
 SHOWN = 5
 _SECONDS = 60
 
 
-def make_release(board: Path, options: BuildOptions, step: Step = quiet, *, allow_dirty: bool = False) -> BuildResult:
+def make_release(
+    board: Path,
+    options: BuildOptions,
+    step: Step = quiet,
+    *,
+    allow_dirty: bool = False,
+    earlier: Sequence[Path] = (),
+) -> BuildResult:
     """Build a board into options.out with all papers of a release; everything is made anew.
+
+    earlier  folders of releases that are in the field: the update from each is forecast
 
     Raises ErofsEdgeError for a development key or inputs that are not committed, ManifestError for unlocked ones.
     """
     inputs = gather(board, None, options.system)
     if not allow_dirty:
         refuse_dirty(input_files(inputs))
-    return build_board(board, replace(options, release=True, force=True, relock=False, papers=write_papers), step)
+
+    def papers(work: Path, inputs: Inputs, signer: Signer) -> None:
+        if earlier:
+            write_json(work / FORECAST, forecast_record([forecast(old, work) for old in earlier]))
+        write_papers(work, inputs, signer)
+
+    return build_board(board, replace(options, release=True, force=True, relock=False, papers=papers), step)
 
 
 def refuse_dirty(paths: list[Path]) -> None:

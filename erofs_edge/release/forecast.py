@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an update will cost those who have an earlier release: blocks to write, bytes to send, minutes by link."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.build.record import read_release
+from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.flash.delta import patch_bytes
+
+FORECAST = "forecast.json"
+SYSTEM = "system.img"
+BLOCK = 4096
+LINKS = {"serial 115200": 11_520, "1 Mbit/s": 125_000, "20 Mbit/s": 2_500_000, "USB 2": 35_000_000}
+"""link → bytes a second"""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """One earlier release against the new one. Sizes in bytes of system.img with its hash tree and parity.
+
+    blocks   blocks of 4096 bytes of the new image
+    written  those that differ at their place
+    novel    those whose content is nowhere in the old image: sent where the device copies the others
+    patch    frames against the old image: sent where the device unpacks them
+    """
+
+    root_hash: str
+    version: int
+    size: int
+    blocks: int
+    written: int
+    novel: int
+    patch: int
+
+    @property
+    def methods(self) -> dict[str, int]:
+        """Way of sending → bytes on the wire."""
+        return {
+            "whole image": self.size,
+            "blocks that differ": self.written * BLOCK,
+            "blocks that are new": self.novel * BLOCK,
+            "patch": self.patch,
+        }
+
+
+def forecast(old: Path, new: Path) -> Forecast:
+    """The update of the slot of a device that has the release (or build) in the folder `old`.
+
+    Raises ErofsEdgeError where a folder has no release or another board's.
+    """
+    before, after = read_release(old), read_release(new)
+    if before["board"] != after["board"]:
+        raise ErofsEdgeError(f"a release of the board '{before['board']}', not '{after['board']}'", where=str(old))
+    try:
+        one, other = (old / SYSTEM).read_bytes(), (new / SYSTEM).read_bytes()
+    except OSError as error:
+        raise ErofsEdgeError(f"cannot read: {error.strerror}", where=str(error.filename)) from error
+    had, has = _blocks(one), _blocks(other)
+    known = set(had)
+    return Forecast(
+        root_hash=before["system"]["root_hash"],
+        version=before["sign"]["rollback_index"],
+        size=len(other),
+        blocks=len(has),
+        written=sum(index >= len(had) or block != had[index] for index, block in enumerate(has)),
+        novel=sum(block not in known for block in has),
+        patch=patch_bytes(one, other),
+    )
+
+
+def _blocks(data: bytes) -> list[bytes]:
+    """A digest of each block, the last one short or not."""
+    view = memoryview(data)
+    return [hashlib.blake2b(view[at : at + BLOCK], digest_size=16).digest() for at in range(0, len(data), BLOCK)]
+
+
+def forecast_record(found: list[Forecast]) -> list[dict[str, Any]]:
+    """The value of forecast.json."""
+    return [
+        {
+            "root_hash": one.root_hash,
+            "rollback_index": one.version,
+            "blocks": one.blocks,
+            "blocks_written": one.written,
+            "bytes_on_wire": one.methods,
+            "seconds": {
+                link: {way: round(size / rate, 1) for way, size in one.methods.items()} for link, rate in LINKS.items()
+            },
+        }
+        for one in found
+    ]
