@@ -21,6 +21,7 @@ from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_t
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.erofs.meter import Meter
     from erofs_edge.erofs.write import ErofsInfo, WriteOptions
 
@@ -146,10 +147,8 @@ def build(
                 cache.close()
     if info.unmatched:
         note(f"warning: {info.unmatched} of the profile's paths do not exist in {source or 'the archives'}")
-    if cache is not None and cache.problem is not None:
-        note(f"the compression cache could not be used: {cache.problem}")
-    if cache is not None and cache.damaged:
-        note(f"{cache.damaged} damaged entries of the compression cache were dropped and made anew")
+    if cache is not None:
+        _say_of(cache)
     spent = _time_spent(time.perf_counter() - start, meter, options) if meter is not None else None
     if as_json:
         more: dict[str, Any] = {} if spent is None else {"time": spent}
@@ -160,6 +159,13 @@ def build(
         if choice is not None:
             table(*choice_rows(choice))
         table([*_rows(info, stats=stats), *([("time", _time_text(spent))] if spent else [])])
+
+
+def _say_of(cache: CompressionCache) -> None:
+    if cache.problem is not None:
+        note(f"the compression cache could not be used: {cache.problem}")
+    if cache.damaged:
+        note(f"{cache.damaged} damaged entries of the compression cache were dropped and made anew")
 
 
 def _time_spent(wall: float, meter: Meter, options: WriteOptions) -> dict[str, float | int | None]:

@@ -120,7 +120,9 @@ def test_scripts_run_and_everything_that_they_make_comes_back(
 
 
 def test_what_differs_in_each_run_is_named_with_its_package(subject: Callable[..., Subject], cache: Cache) -> None:
-    one = subject("dice", b"#!/bin/sh\ncat /proc/sys/kernel/random/uuid >/etc/dice\necho same >/etc/same\n")
+    # a package's turn is told a moment after it began, on a busy machine: its file comes well after that
+    script = b"#!/bin/sh\nsleep 2\ncat /proc/sys/kernel/random/uuid >/etc/dice\necho same >/etc/same\n"
+    one = subject("dice", script)
     with pytest.raises(ReproducibilityError) as failure:
         check_reproducible(one, cache)
     assert failure.value.message.splitlines()[1:] == ["    /etc/dice (content), made by dice"]
