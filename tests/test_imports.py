@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flash": BASE | {"disk", "manifest", "verity", "erofs", "transport"},
     "serve": BASE | {"disk", "transport"},
     "simulator": BASE | {"disk", "flash", "transport", "verity"},
-    "release": BASE | {"build", "boot", "flash", "manifest", "sbom", "sources", "trust"},
+    "release": BASE | {"build", "boot", "disk", "flash", "manifest", "sbom", "sources", "trust"},
     "sbom": BASE | {"build", "erofs", "sources"},
     "diff": BASE | {"boot", "disk", "trust", "verity", "erofs"},
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shutil
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from erofs_edge.build.pipeline import BuildOptions, build_board
 from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.build.signing import PUBLIC_KEY, RELEASE_SIGNATURE
 from erofs_edge.build.stages import Step, quiet
+from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import ErofsEdgeError, SourceError
 from erofs_edge.release.archive import ARCHIVE, unpack_archive
 from erofs_edge.release.papers import write_papers
@@ -114,11 +114,7 @@ def compare(release: Path, record: dict[str, Any], made: Path) -> list[Verdict]:
 
 
 def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except FileNotFoundError:
-        return ""
+    return sparse_sha256(path) if path.exists() else ""
 
 
 def attestation(result: Rebuilt, record: dict[str, Any]) -> Statement:

@@ -112,18 +112,12 @@ def mine(released: Released, tmp_path: Path) -> Released:
     return Released(tmp_path / "mine", released.signer)
 
 
-@pytest.mark.parametrize("name", ["system.img", "bom.spdx.json", ARCHIVE, PROVENANCE, CHECKSUMS, "contents.json"])
+@pytest.mark.parametrize("name", ["system.img", ARCHIVE, PROVENANCE, "contents.json"])
 def test_a_flipped_byte_is_found_and_named(mine: Released, name: str) -> None:
     data = bytearray((mine.folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (mine.folder / name).write_bytes(data)
     assert name in failed(mine)
-    wrong = [one.name for one in compare(mine.folder, read_release(mine.folder), mine.folder) if not one.same]
-    assert wrong == [], "it is compared with itself"
-    listed = read_release(mine.folder)["files"][name]["sha256"]
-    assert {one.name: one.released for one in compare(mine.folder, read_release(mine.folder), mine.folder)}[
-        name
-    ] != listed
 
 
 def test_a_swapped_signature(mine: Released) -> None:
