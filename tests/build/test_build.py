@@ -201,7 +201,7 @@ def test_a_lock_for_other_packages_is_refused(checkout: Path) -> None:
 def test_digest_follows_contents_and_nothing_else(checkout: Path) -> None:
     board = checkout / "boards/qemu-aarch64.yaml"
     first = digest(gather(board), b"key")
-    overlay = next(path for path in sorted((checkout / "manifests/files").rglob("*")) if path.is_file())
+    overlay = next(path for path in sorted((checkout / "manifests/files/edge-minimal").rglob("*")) if path.is_file())
     overlay.chmod(0o600)
     os.utime(overlay, ns=(5, 5))
     assert digest(gather(board), b"key") == first
