@@ -132,7 +132,7 @@ def test_files_missing_and_added(mine: Released) -> None:
 
 
 def test_a_truncated_statement(mine: Released) -> None:
-    """Sealed again by the owner: the record is right, the statement is not."""
+    """Both the file and the statement in it are told."""
     path = mine.folder / PROVENANCE
     path.write_bytes(path.read_bytes()[:-300])
     assert f"{PROVENANCE}: statement" in failed(mine)
