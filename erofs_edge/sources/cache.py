@@ -17,10 +17,11 @@ import errno
 import hashlib
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 import msgspec
 
@@ -31,6 +32,9 @@ CHUNK = 1 << 20  # bytes per read where whole files are hashed or copied
 STALE = 3600  # seconds after which a temporary file has no owner any more
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+
+_decoders: dict[type[msgspec.Struct], msgspec.msgpack.Decoder[msgspec.Struct]] = {}
+_describing = threading.Lock()
 
 
 def cache_root() -> Path:
@@ -116,7 +120,7 @@ class Cache:
             raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
         if hashlib.sha256(data[32:]).digest() == data[:32]:
             with contextlib.suppress(msgspec.MsgspecError):
-                return msgspec.msgpack.decode(data[32:], type=shape)
+                return _decoder(shape).decode(data[32:])
         self.drop(path)
         return None
 
@@ -178,3 +182,16 @@ def write_error(error: OSError, path: Path) -> ErofsEdgeError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CapacityError("no space left for the cache", where=str(path), hint=hint)
     return SourceError(f"cannot write: {error.strerror or error}", where=str(path), hint=hint)
+
+
+def _decoder(shape: type[Record]) -> msgspec.msgpack.Decoder[Record]:
+    """The decoder of a shape, made by one thread while others wait.
+
+    msgspec 0.22 hangs its description of a shape on the class before it is complete, and runs Python code meanwhile: a
+    thread that decodes the same shape then follows a null pointer (signal 11).
+    """
+    with _describing:
+        decoder = _decoders.get(shape)
+        if decoder is None:
+            decoder = _decoders[shape] = msgspec.msgpack.Decoder(shape)
+    return cast("msgspec.msgpack.Decoder[Record]", decoder)
