@@ -19,6 +19,8 @@ from erofs_edge.toolbox.prefix import find
 # how long an example takes says how busy the machine is, and nothing about the code
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
+# a process of ours that dies by a signal names the line, also one that a test starts
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 
 
 @pytest.fixture(scope="session")
