@@ -39,6 +39,26 @@ find_partition() {
     return 1
 }
 
+# Sets $device to what holds the system and $disk to its disk's directory in /sys. A board that gets its system over the
+# network has others of these two, in /diskless.
+find_system() {
+    find_partition "$label" || fail verity "no partition is labelled '$label'"
+    disk=${partition%/*}
+    if [ -n "$DATA" ]; then
+        . /grow
+        if grow_disk "$disk" "$DATA"; then
+            echo "erofs-edge: the partition table covers the whole disk now"
+        fi
+        find_partition "$label" "$disk" || fail verity "no partition is labelled '$label'"
+    fi
+    device=/dev/${partition##*/}
+}
+
+find_data() {
+    find_partition "$DATA" "$disk" || fail data "no partition of ${disk##*/} is labelled '$DATA'"
+    device=/dev/${partition##*/}
+}
+
 # The data partition is $device. Its last MiB is left out of the file system: a marker stands there from before the
 # first write until the file system is complete, so that a power cut in between is seen at the next start.
 measure_data() {
@@ -114,16 +134,8 @@ if [ -n "$SLOTS" ]; then
     label=${SYSTEM}_$slot
 fi
 
-find_partition "$label" || fail verity "no partition is labelled '$label'"
-disk=${partition%/*}
-if [ -n "$DATA" ]; then
-    . /grow
-    if grow_disk "$disk" "$DATA"; then
-        echo "erofs-edge: the partition table covers the whole disk now"
-    fi
-    find_partition "$label" "$disk" || fail verity "no partition is labelled '$label'"
-fi
-device=/dev/${partition##*/}
+[ ! -e /diskless ] || . /diskless
+find_system
 if [ -n "$STATE" ] && find_partition "$STATE" "$disk"; then
     . /rollback
     read_minimum "/dev/${partition##*/}"
@@ -156,8 +168,7 @@ wait
 if [ -z "$DATA" ]; then
     mount -t tmpfs -o mode=755 tmpfs /newroot/data || fail data "no memory for /data"
 else
-    find_partition "$DATA" "$disk" || fail data "no partition of ${disk##*/} is labelled '$DATA'"
-    device=/dev/${partition##*/}
+    find_data
     measure_data
     [ ! -e /crypt ] || . /crypt
     if half_made; then format_data; else open_container; fi
