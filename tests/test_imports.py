@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulator": BASE | {"disk", "flash", "transport", "verity"},
     "release": BASE | {"build", "boot", "disk", "flash", "manifest", "sbom", "sources", "trust"},
     "sbom": BASE | {"build", "erofs", "sources"},
+    "report": BASE | {"build", "erofs"},
     "diff": BASE | {"boot", "disk", "trust", "verity", "erofs"},
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
     "qemu": BASE | {"provision", "sources", "build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"},

@@ -83,6 +83,9 @@ SETS = {
     "oracles-sid": ToolSet("sid", ("erofs-utils",), {name: (name, f"{name}-1.9") for name in EROFS_TOOLS}),
     # the module is loaded into the host's own Python: of the oldest release, so that its libc is new enough
     "oracles-token": ToolSet("bookworm", ("softhsm2", "libsofthsm2"), _same("softhsm2-util")),
+    # no wrapper: it starts itself again, so the host's own loader must run it (tests/report has how)
+    "oracles-browser": ToolSet("bookworm", ("chromium-headless-shell", "fonts-dejavu-core"), {}),
+    "oracles-manual": ToolSet("trixie", ("mandoc",), _same("mandoc")),
     "oracles-bookworm": ToolSet("bookworm", ("erofs-utils",), {name: (f"{name}-1.5",) for name in EROFS_TOOLS}),
 }  # fmt: skip
 ORACLE_SETS = [name for name in SETS if name.startswith("oracles")]

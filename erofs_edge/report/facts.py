@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the page tells of a build, read from its folder: release.json, contents.json and the image itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.build.contents import CONTENTS, read_contents
+from erofs_edge.build.record import read_release
+from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.regions import Map, map_image
+from erofs_edge.errors import ErofsEdgeError, VerificationError
+from erofs_edge.report.kinds import KINDS, kind_of
+
+SYSTEM, FORECAST = "system.img", "forecast.json"
+PACKAGE = "package "
+RECORD_MAX = 16 << 20
+"""bytes of a boot record or a forecast that are read"""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One path with a leading '/'.
+
+    size    bytes of content, of a file with several names at the first of them
+    stored  bytes of the image that are its own: inode, attributes, names, indexes and data
+    """
+
+    path: str
+    origin: str
+    kind: str
+    size: int
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A build as the page shows it.
+
+    release, contents  the records
+    files              every path in byte order of paths
+    rest               what lies in the image and is no file's → bytes
+    map                what lies where in the image
+    forecast           what updates from earlier releases cost, as `forecast.json` has it
+    boot               the record of an unattended boot, None without one
+    """
+
+    release: dict[str, Any]
+    contents: dict[str, Any]
+    files: list[File]
+    rest: dict[str, int]
+    map: Map
+    forecast: list[dict[str, Any]] = field(default_factory=list)
+    boot: dict[str, Any] | None = None
+
+    def by_kind(self) -> Iterator[tuple[str, int, int, int]]:
+        """(kind, files, bytes of content, bytes in the image) of the kinds that occur."""
+        sums: dict[str, list[int]] = {}
+        for one in self.files:
+            total = sums.setdefault(one.kind, [0, 0, 0])
+            for place, number in enumerate((1, one.size, one.stored)):
+                total[place] += number
+        sums["of no file"] = [0, 0, sum(self.rest.values())]
+        yield from ((kind, *sums[kind]) for kind in KINDS if kind in sums)  # type: ignore[misc]
+
+    def by_origin(self) -> dict[str, list[File]]:
+        """Origin → its files."""
+        found: dict[str, list[File]] = {}
+        for one in self.files:
+            found.setdefault(one.origin, []).append(one)
+        return dict(sorted(found.items()))
+
+    def below(self, path: str) -> int:
+        """Bytes of content at a path and below it, as budgets count them."""
+        top = path.rstrip("/")
+        return sum(one.size for one in self.files if one.path == top or one.path.startswith(top + "/"))
+
+
+def collect(out: Path, boot: Path | None = None) -> Facts:
+    """Read the folder of a build or a release; `boot` is what `boot --smoke --json` printed.
+
+    Raises ErofsEdgeError where something is missing, VerificationError where record and image are not of one build
+    or a record is damaged.
+    """
+    release, contents = read_release(out), read_contents(out)
+    try:
+        origins = {str(path): origin for origin, paths in contents["paths"].items() for path in paths}
+        root_hash = release["system"]["root_hash"]
+        wanted = [(root_hash, str), (release["board"], str), (release["files"], dict), (release["partitions"], dict)]
+        wanted += [(one, dict) for one in (*contents["packages"].values(), *release["files"].values())]
+        if not all(isinstance(value, kind) for value, kind in wanted):
+            raise TypeError("a value of another kind than belongs there")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise VerificationError(f"release.json or {CONTENTS} is damaged: {error}", where=str(out)) from error
+    path = out / SYSTEM
+    if not path.exists():
+        raise ErofsEdgeError("no system image here", where=str(path), hint="erofs-edge build BOARD -o OUT")
+    with Image(path) as image:
+        drawn = map_image(image)
+        files = list(_files(image, drawn, origins, path))
+    earlier = read_record(out / FORECAST, list) if (out / FORECAST).exists() else []
+    record = read_record(boot, dict) if boot is not None else None
+    if record is not None and record.get("root_hash") != root_hash:
+        raise ErofsEdgeError("the boot was one of another build", where=str(boot), hint="boot this build with --smoke")
+    return Facts(release, contents, files, _rest(drawn, files), drawn, earlier, record)
+
+
+def read_record(path: Path, kind: type[Any]) -> Any:
+    """A JSON file whose value is of that kind. Raises VerificationError for another or a damaged one."""
+    try:
+        if path.stat().st_size > RECORD_MAX:
+            raise ValueError("too large")
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise VerificationError(f"cannot be read: {error}", where=str(path)) from error
+    if not isinstance(value, kind):
+        raise VerificationError("it is no record of the kind that belongs here", where=str(path))
+    return value
+
+
+def _files(image: Image, drawn: Map, origins: dict[str, str], path: Path) -> Iterable[File]:
+    stored: dict[str, int] = {}
+    for region in drawn.regions:
+        if region.label:
+            stored[region.label] = stored.get(region.label, 0) + region.end - region.start
+    seen: set[int] = set()
+    for raw, inode in image.walk():
+        name = os.fsdecode(b"/" + raw)
+        if name not in origins:
+            raise VerificationError(
+                f"{CONTENTS} is of another build: {name} is in the image alone", where=str(path), hint="build again"
+            )
+        size = inode.size if stat.S_ISREG(inode.mode) and inode.nid not in seen else 0
+        seen.add(inode.nid)
+        yield File(name, str(origins[name]), kind_of(name, inode.mode, inode.size), size, stored.get(name, 0))
+
+
+def _rest(drawn: Map, files: list[File]) -> dict[str, int]:
+    """Bytes by kind of region that belong to no path; fragments of many files are theirs together."""
+    known = {one.path for one in files}
+    sums: dict[str, int] = {}
+    for region in drawn.regions:
+        if region.label not in known:
+            sums[region.kind] = sums.get(region.kind, 0) + region.end - region.start
+    return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
