@@ -14,7 +14,7 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,10 @@ TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 18  # bytes
 REDIRECTS = 5
 AGENT = "erofs-edge"
+
+
+Upload = bytes | Callable[[], Iterable[bytes]]
+"""what a request brings: bytes, or what gives them in pieces, anew for each attempt"""
 
 
 class GoneError(Exception):
@@ -113,8 +117,11 @@ class Client:
     def _ask(self, uri: str, start: int) -> http.client.HTTPResponse:
         return self.ask(uri, {"Range": f"bytes={start}-"} if start else {})
 
-    def ask(self, uri: str, headers: Mapping[str, str], *, body: bytes | None = None) -> http.client.HTTPResponse:
-        """The answer to a GET, or with `body` a POST, whatever its status; redirects are not followed.
+    def ask(
+        self, uri: str, headers: Mapping[str, str], *, method: str | None = None, body: Upload | None = None
+    ) -> http.client.HTTPResponse:
+        """The answer to a GET, or with `body` a POST, or what `method` says, whatever its status; redirects are not
+        followed. A body in pieces needs its Content-Length among the headers.
 
         It must be read to its end (see `drain`), or its connection is closed by the next request. Raises
         MirrorError where the peer cannot be reached, ValueError for an unusable URI.
@@ -137,7 +144,8 @@ class Client:
             try:
                 if not used:
                     _connect(connection)
-                connection.request("GET" if body is None else "POST", target, body, headers)
+                data = body() if callable(body) else body
+                connection.request(method or ("GET" if body is None else "POST"), target, data, headers)
                 response = connection.getresponse()
                 self._local.last = (key, response)
                 return response

@@ -27,7 +27,8 @@ Progress = Callable[[int, int], None]
 
 
 class Item(NamedTuple):
-    """label: what errors call it. where: its place, for errors about its content. peer: who has it, in words."""
+    """label: what errors call it. where: its place, for errors about its content. peer: who has it, in words.
+    against: what says size and hash, in words."""
 
     label: str
     uri: str
@@ -35,6 +36,7 @@ class Item(NamedTuple):
     size: int
     sha256: str
     peer: str = "the mirror"
+    against: str = "the lock"
 
 
 class Reader(Protocol):
@@ -157,12 +159,12 @@ class _Transfer:
             have += len(piece)
             if have > item.size:
                 file.truncate(0)
-                raise _wrong(item, f"{item.peer}'s file is larger than the {item.size} bytes of the lock")
+                raise _wrong(item, f"{item.peer}'s file is larger than the {item.size} bytes of {item.against}")
             file.write(piece)
             self._count(item, have)
         if have < item.size:
             file.truncate(0)
-            raise _wrong(item, f"{item.peer}'s file has {have} bytes, the lock says {item.size}")
+            raise _wrong(item, f"{item.peer}'s file has {have} bytes, {item.against} says {item.size}")
 
     def _finish(self, file: BinaryIO, item: Item) -> Path:
         file.seek(0)
@@ -171,7 +173,7 @@ class _Transfer:
             digest.update(piece)
         if digest.hexdigest() != item.sha256:
             file.truncate(0)
-            raise _wrong(item, f"sha256 is {digest.hexdigest()}, the lock says {item.sha256}")
+            raise _wrong(item, f"sha256 is {digest.hexdigest()}, {item.against} says {item.sha256}")
         final = self.cache.blob_path(item.sha256)
         final.parent.mkdir(parents=True, exist_ok=True)
         self.cache.partial_path(item.sha256).replace(final)
@@ -209,5 +211,5 @@ def _wrong(item: Item, message: str) -> VerificationError:
     return VerificationError(
         message,
         where=item.where,
-        hint=f"{item.peer} or something on the way to it is at fault, or the lock was edited",
+        hint=f"{item.peer} or something on the way to it is at fault, or {item.against} was edited",
     )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A registry as a client sees it: OCI distribution-spec 1.1, "Pull"; tokens as in Docker's "Token Authentication".
+What is pushed goes the same way (registry/remote.py).
 
 Nothing that comes from here is believed: manifests and blobs are checked against digests by who asks for them.
 Credentials go to the registry and to the token service that it names, over TLS unless plain HTTP was chosen, and
@@ -18,7 +19,7 @@ from collections.abc import Callable
 import msgspec
 
 from erofs_edge.errors import MirrorError, SourceError
-from erofs_edge.sources.http import REDIRECTS, Body, Client, GoneError, body_of, drain, public, redirected
+from erofs_edge.sources.http import REDIRECTS, Body, Client, GoneError, Upload, body_of, drain, public, redirected
 from erofs_edge.sources.oci.credentials import Login
 from erofs_edge.sources.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, check_bytes
 from erofs_edge.sources.oci.reference import Reference
@@ -90,10 +91,7 @@ class Registry:
         self._client.close()
 
     def _read(self, uri: str, start: int, headers: dict[str, str]) -> Body:
-        try:
-            response = self._answer(uri, headers)
-        except ValueError as error:
-            raise MirrorError(f"not a usable URI: {error}", where=public(uri)) from error
+        response = self.ask(uri, headers)
         if response.status == 416 and start:
             drain(response)
             return self._read(uri, 0, {})
@@ -101,31 +99,46 @@ class Registry:
             drain(response)
             raise GoneError(uri)
         if response.status not in (200, 206):
-            raise self._refused(uri, response)
+            raise self.refused(uri, response)
         return body_of(response, uri, start, PEER)
 
-    def _answer(self, uri: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-        """The answer after authentication and redirects."""
+    def ask(
+        self, uri: str, headers: dict[str, str], *, method: str = "GET", body: Upload | None = None
+    ) -> http.client.HTTPResponse:
+        """The answer after authentication, and after redirects where something is read; see Client.ask.
+
+        Raises MirrorError where the registry cannot be reached, wants a login that we do not have, or sends us in
+        circles.
+        """
+        try:
+            return self._ask(uri, headers, method, body)
+        except ValueError as error:
+            raise MirrorError(f"not a usable URI: {error}", where=public(uri)) from error
+
+    def _ask(self, uri: str, headers: dict[str, str], method: str, body: Upload | None) -> http.client.HTTPResponse:
+        def send(there: str, authorization: str) -> http.client.HTTPResponse:
+            same = urllib.parse.urlsplit(there)[:2] == urllib.parse.urlsplit(self.base)[:2]
+            extra = {"Authorization": authorization} if authorization and same else {}
+            return self._client.ask(there, {**headers, **extra}, method=method, body=body)
+
         sent = self._authorization
-        response = self._client.ask(uri, {**headers, **({"Authorization": sent} if sent else {})})
+        response = send(uri, sent)
         if response.status == 401:
             challenge = response.headers.get_all("WWW-Authenticate") or []
             drain(response)
             with self._lock:
                 if self._authorization == sent:
                     self._authorization = self._authorize(challenge, uri)
-            response = self._client.ask(uri, {**headers, "Authorization": self._authorization})
+            response = send(uri, self._authorization)
         here = uri
         for _ in range(REDIRECTS):
-            if response.status not in (301, 302, 303, 307, 308):
+            if response.status not in (301, 302, 303, 307, 308) or method not in ("GET", "HEAD"):
                 return response
             drain(response)
             there = redirected(here, response, PEER)
             if here.startswith("https:") and not there.startswith("https:"):
                 raise MirrorError(f"{PEER} redirects from TLS to plain HTTP", where=public(there))
-            same = urllib.parse.urlsplit(there)[:2] == urllib.parse.urlsplit(uri)[:2]
-            extra = {"Authorization": self._authorization} if same and self._authorization else {}
-            response, here = self._client.ask(there, {**headers, **extra}), there
+            response, here = send(there, self._authorization), there
         if response.status in (301, 302, 303, 307, 308):
             raise MirrorError(f"more than {REDIRECTS} redirects", where=public(uri))
         return response
@@ -161,7 +174,7 @@ class Registry:
             uri = f"{realm}{'&' if '?' in realm else '?'}{urllib.parse.urlencode(query)}"
             response = self._client.ask(uri, {"Authorization": login.basic} if login is not None else {})
         if response.status != 200:
-            raise self._refused(realm, response)
+            raise self.refused(realm, response)
         try:
             answer = msgspec.json.decode(_short(response), type=_Token)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -171,8 +184,8 @@ class Registry:
             raise MirrorError("the token service gave no token", where=public(realm))
         return token
 
-    def _refused(self, uri: str, response: http.client.HTTPResponse) -> MirrorError:
-        """What the registry said, in its own words where it has some."""
+    def refused(self, uri: str, response: http.client.HTTPResponse) -> MirrorError:
+        """What the registry said, in its own words where it has some, as an error to raise."""
         words = ""
         try:
             for error in msgspec.json.decode(_short(response), type=_Errors).errors[:1]:
@@ -181,7 +194,7 @@ class Registry:
             pass
         hint = None
         if response.status in (401, 403):
-            hint = "check the login in docker's configuration, and that it may read this repository"
+            hint = "check the login in docker's configuration, and that it may do this in this repository"
         elif response.status == 429:
             hint = "the registry limits requests: wait, or log in"
         return MirrorError(f"{PEER} answered {response.status} {response.reason}{words}", where=public(uri), hint=hint)
