@@ -21,10 +21,11 @@ fail() {
     while :; do sleep 60; done
 }
 
-# The directory in /sys of the partition labelled $1, of the disk $2 or of any. Disks appear late: wait 10 seconds.
+# The directory in /sys of the partition labelled $1, of the disk $2 or of any. Disks appear late: wait 10 seconds, or
+# look TRIES times.
 # Reading uevent needs no udev and no program but the shell itself.
 find_partition() {
-    tries=200
+    tries=${TRIES:-200}
     while [ $tries -gt 0 ]; do
         for file in ${2:-/sys/block/*}/*/partition; do
             partition=${file%/partition}
@@ -53,6 +54,9 @@ find_system() {
     fi
     device=/dev/${partition##*/}
 }
+
+# What such a board adds to the system's /run.
+complete_run() { :; }
 
 find_data() {
     find_partition "$DATA" "$disk" || fail data "no partition of ${disk##*/} is labelled '$DATA'"
@@ -202,6 +206,7 @@ mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /newroot/run &&
     printf 'slot=%s\nroot_hash=%s\nrollback_index=%s\n' "$slot" "$ROOT_HASH" "$ROLLBACK_INDEX" \
         >/newroot/run/erofs-edge/boot ||
     fail switch-root "the system has no directory /run"
+complete_run
 [ -x /newroot/sbin/init ] || fail switch-root "the system has no /sbin/init"
 for folder in dev proc sys; do
     mount -o move /$folder /newroot/$folder || fail switch-root "the system has no directory /$folder"

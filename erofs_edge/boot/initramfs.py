@@ -27,6 +27,7 @@ APPLETS = (
     "rm", "sh", "sleep", "switch_root", "sync", "tail", "tr", "umount",
 )  # fmt: skip
 LIBRARY_DIRECTORIES = ("usr/lib/aarch64-linux-gnu", "usr/lib")
+LOADER = "ld-linux-aarch64.so.1"
 VERITY_OPTIONS = {"eio": "", "restart": "restart_on_corruption", "panic": "panic_on_corruption"}
 LZ4_LEGACY_MAGIC = 0x184C2102
 LZ4_LEGACY_BLOCK = 8 << 20
@@ -128,19 +129,8 @@ def build_initramfs(
 
     Raises SourceError where a program or a library is missing.
     """
-    tree, late = FileTree(), FileTree()
-    for folder in ("dev", "proc", "sys", "newroot", "usr/lib", "bin"):
-        tree.directory(folder)
-    tree.add("lib", _symlink("usr/lib"))
-    tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
-    tree.add("init", _file(Path(__file__).with_name("init.sh").read_bytes(), 0o755))
-    tree.add("grow", _file(Path(__file__).with_name("grow.sh").read_bytes(), 0o644))
-    tree.add("rollback", _file(Path(__file__).with_name("rollback.sh").read_bytes(), 0o644))
+    tree, late = base_tree(programs, modules), FileTree()
     late.add("config", _file(config.text().encode(), 0o644))
-    for name in APPLETS:
-        tree.add(f"bin/{name}", _symlink("busybox"))
-    for path in PROGRAMS:
-        add_program(tree, programs, path)
     if config.signature:
         add_program(tree, programs, "usr/bin/keyctl")
         late.add("root-hash.p7s", _file(config.signature, 0o644))
@@ -148,10 +138,27 @@ def build_initramfs(
         add_program(tree, programs, CRYPT_PROGRAM)
         for name, text in scripts().items():
             tree.add(name, _file(text, 0o644))
+    return compress(write_cpio(tree, epoch=epoch), write_cpio(late, epoch=epoch), pack=pack)
+
+
+def base_tree(programs: FileTree, modules: Mapping[str, Iterable[Module]]) -> FileTree:
+    """What every board's initramfs has but the values; arguments as in `build_initramfs`. Raises SourceError."""
+    tree = FileTree()
+    for folder in ("dev", "proc", "sys", "newroot", "usr/lib", "bin"):
+        tree.directory(folder)
+    tree.add("lib", _symlink("usr/lib"))
+    tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
+    tree.add("init", _file(Path(__file__).with_name("init.sh").read_bytes(), 0o755))
+    tree.add("grow", _file(Path(__file__).with_name("grow.sh").read_bytes(), 0o644))
+    tree.add("rollback", _file(Path(__file__).with_name("rollback.sh").read_bytes(), 0o644))
+    for name in APPLETS:
+        tree.add(f"bin/{name}", _symlink("busybox"))
+    for path in PROGRAMS:
+        add_program(tree, programs, path)
     for stream, ordered in modules.items():
         for index, module in enumerate(ordered):
             tree.add(f"modules/{stream}/{index:02}-{module.name}.ko", _file(module.data, 0o644))
-    return compress(write_cpio(tree, epoch=epoch), write_cpio(late, epoch=epoch), pack=pack)
+    return tree
 
 
 def pack_block(block: bytes) -> bytes:
@@ -182,12 +189,25 @@ def add_program(tree: FileTree, source: FileTree, path: str) -> None:
     data = _content(source, path)
     tree.add(f"bin/{path.rpartition('/')[2]}", _file(data, 0o755))
     wanted = dynamic(data)
-    todo, done = list(wanted.needed), set[str]()
+    done = set[str]()
     if wanted.interpreter:
         # the loader is named by its path in the program, and by its bare name in libc
         done.add(wanted.interpreter.rpartition("/")[2])
         loader = "usr" + wanted.interpreter if wanted.interpreter.startswith("/lib/") else wanted.interpreter
         tree.add(loader, _file(_content(source, loader), 0o755))
+    _add_libraries(tree, source, path, wanted.needed, done)
+
+
+def add_plugin(tree: FileTree, source: FileTree, path: str) -> None:
+    """A shared object that a program opens by its path, where it is, with all its libraries."""
+    data = _content(source, path)
+    tree.add(path, _file(data, 0o755))
+    # the loader came with the program
+    _add_libraries(tree, source, path, dynamic(data).needed, {LOADER})
+
+
+def _add_libraries(tree: FileTree, source: FileTree, path: str, needed: Iterable[str], done: set[str]) -> None:
+    todo = list(needed)
     while todo:
         name = todo.pop()
         if name in done:
