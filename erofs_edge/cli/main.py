@@ -39,6 +39,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "fastboot": ("erofs_edge.cli.fastboot", "Talk to a device in fastboot mode."),
     "boot": ("erofs_edge.cli.boot", "Boot a built board in QEMU; --smoke checks the whole chain."),
     "serve": ("erofs_edge.cli.serve", "Export a built board's images over NBD, the network block device."),
+    "push": ("erofs_edge.cli.push", "Store an image or a build in an OCI registry."),
+    "pull": ("erofs_edge.cli.pull", "Fetch an image or a build from an OCI registry."),
     "lock": ("erofs_edge.cli.lock", "Pin every input of a board or a manifest in its lock file."),
     "explain": ("erofs_edge.cli.explain", "Print a board or a manifest fully resolved, and where each value is from."),
     "schema": ("erofs_edge.cli.schema", "Print the JSON Schema of boards, manifests or locks."),

@@ -119,7 +119,7 @@ def fake_server(answer: Answer) -> Iterator[int]:
             if "Content-Length" in headers:
                 self.close_connection = True
 
-        do_POST = do_GET
+        do_POST = do_PUT = do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``erofs-edge push``: images and builds to a registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, size_text, step, table
+from erofs_edge.errors import UsageError
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("what", metavar="OUTDIR|IMAGE", type=click.Path(exists=True, path_type=Path))
+@click.argument("reference", metavar="REGISTRY/NAME[:TAG]")
+@click.option("--device", "devices", multiple=True, type=FILE, help="A data device of IMAGE, in the image's order.")
+@click.option("--arch", default="arm64", show_default=True, help="What a container image is for, in Debian's words.")
+@click.option(
+    "--piece", metavar="SIZE", help="Cut files into pieces of SIZE (default: 1M for a build, none for IMAGE)."
+)
+@click.option("--key", metavar="URI", help="Sign what is pushed: file:PATH, pkcs11:…, command:….")
+@click.option("--sbom", "bills", multiple=True, type=FILE, help="Attach a bill of materials, CycloneDX or SPDX.")
+@click.option("--plain-http", is_flag=True, help="Speak HTTP without TLS to a registry on another machine.")
+@json_option
+def push(
+    what: Path,
+    reference: str,
+    devices: tuple[Path, ...],
+    arch: str,
+    piece: str | None,
+    key: str | None,
+    bills: tuple[Path, ...],
+    plain_http: bool,
+    as_json: bool,
+) -> None:
+    """Store an image, or a build with its papers, in an OCI registry. What is there already is not sent again.
+
+    A whole EROFS image is a container image that containerd's EROFS snapshotter takes as it is. A build is cut into
+    pieces, so that the next version sends those that are new. The login is docker's or podman's.
+    """
+    from erofs_edge.registry.gather import gather
+    from erofs_edge.registry.push import push as send
+    from erofs_edge.registry.remote import open_remote
+    from erofs_edge.registry.signature import bill, papers_of, signature
+    from erofs_edge.sources.oci.reference import parse_reference
+    from erofs_edge.trust.signer import open_signer
+
+    target = parse_reference(reference)
+    if target.digest:
+        raise UsageError("a digest cannot be pushed to", hint="give a tag, or none for latest")
+    signer = open_signer(key) if key else None
+    papers = [bill(path) for path in bills] + (list(papers_of(what)) if what.is_dir() else [])
+    with step(f"hashes of {what.name}") as progress:
+        value, cuts = gather(what, devices=devices, arch=arch, piece=piece_size(piece), progress=progress)
+    with step(f"push to {target}") as progress:
+        done = send(
+            value,
+            cuts,
+            open_remote(target, plain_http=plain_http),
+            lambda sha256: [
+                *([signature(f"{target.registry}/{target.name}", sha256, signer)] if signer else []), *papers
+            ],
+            progress,
+        )  # fmt: skip
+    name = f"{target.registry}/{target.name}@sha256:{done.sha256}"
+    if as_json:
+        emit_json(
+            {
+                "reference": str(target),
+                "digest": f"sha256:{done.sha256}",
+                "blobs": done.blobs,
+                "bytes": done.bytes,
+                "sent_blobs": done.sent_blobs,
+                "sent_bytes": done.sent_bytes,
+                "attached": [{"kind": kind, "digest": f"sha256:{sha256}"} for kind, sha256 in done.attached],
+            }
+        )
+        return
+    table(
+        [
+            ("sent", f"{done.sent_blobs} blobs, {size_text(done.sent_bytes)}"),
+            ("there already", f"{done.blobs - done.sent_blobs} blobs, {size_text(done.bytes - done.sent_bytes)}"),
+            *(("attached", kind) for kind, _ in done.attached),
+            ("digest", name),
+        ]
+    )
+
+
+def piece_size(text: str | None) -> int | None:
+    """Bytes of `--piece`. Raises UsageError where it is no multiple of 64K up to 1G."""
+    if text is None:
+        return None
+    from erofs_edge.registry.artifact import BLOCK
+
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
+    size = int(number) * unit if number.isascii() and number.isdigit() and len(number) < 12 else 0
+    if not 0 < size <= 1 << 30 or size % BLOCK:
+        raise UsageError(f"not a size of pieces: {text}", hint="a multiple of 64K, at most 1G")
+    return size
