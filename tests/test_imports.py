@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulator": BASE | {"disk", "flash", "transport", "verity"},
     "release": BASE | {"build", "boot", "disk", "flash", "manifest", "sbom", "sources", "trust"},
     "sbom": BASE | {"build", "erofs", "sources"},
+    "registry": BASE | {"build", "disk", "erofs", "serve", "sources", "transport", "trust"},
     "report": BASE | {"build", "erofs"},
     "diff": BASE | {"boot", "disk", "trust", "verity", "erofs"},
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
