@@ -17,7 +17,7 @@ from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.licenses import declared_licenses
 from erofs_edge.build.record import write_json
 from erofs_edge.errors import ErofsEdgeError, VerificationError
-from erofs_edge.manifest.model import LockedPackage
+from erofs_edge.manifest.model import LockedPackage, size_bytes
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import Package, read_deb
 from erofs_edge.tree import FileTree
@@ -56,6 +56,7 @@ def write_contents(
             "epoch": inputs.epoch,
             "packages": packages,
             "vulnerabilities": {name: one.text for name, one in inputs.system.loaded.value.vulnerabilities.items()},
+            "size_budget": {path: size_bytes(size) for path, size in inputs.system.loaded.value.size_budget.items()},
             "paths": paths_by_origin(tree, packages),
         },
     )

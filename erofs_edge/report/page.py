@@ -18,6 +18,7 @@ td.n, th.n { text-align: right; white-space: nowrap; }
 td.w { overflow-wrap: anywhere; }
 pre { margin: .3rem 0; padding: .5rem; background: #f5f5f3; overflow-x: auto; font-size: 13px; }
 svg { width: 100%; height: auto; border: 1px solid #ddd; }
+g rect { stroke: #fff; }
 nav a { margin-right: 1rem; white-space: nowrap; }
 .key { display: inline-block; margin-right: 1rem; }
 .key i { display: inline-block; width: .9em; height: .9em; margin-right: .3em; border: 1px solid #888; }
@@ -52,7 +53,7 @@ def page(facts: Facts, against: Facts | None = None) -> str:
         sections.append(("boot", "Boot", [drawn]))
     sections.append(("bill", "Packages and licences", tables.packages(facts)))
     sections.append(("use", "Verify, flash, boot", _use(facts)))
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    links = "\n".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
     lines = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',

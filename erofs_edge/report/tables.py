@@ -153,13 +153,23 @@ def packages(facts: Facts) -> list[str]:
 
 
 def _listed(own: list[File], room: int) -> tuple[str, int]:
-    """The paths, folded, while there is room for them; and the room that is left."""
+    """The paths by folder, folded, while there is room for them; and the room that is left."""
     if not own:
         return "", room
-    text = "\n".join(shown(one.path) for one in own)
-    if len(text) > room:
-        return " <small>(files: contents.json)</small>", room
-    return f"<details><summary>files</summary><pre>{text}</pre></details>", room - len(text)
+    lines: list[str] = []
+    folder = ""
+    for number, one in enumerate(own):
+        above, _, name = one.path.rpartition("/")
+        new = [f"{shown(above)}/"] if above != folder or not lines else []
+        new.append(f"  {shown(name)}")
+        room -= sum(map(len, new)) + len(new)
+        if room < 0:
+            lines.append(f"… {len(own) - number} more are in contents.json")
+            break
+        lines += new
+        folder = above
+    text = "\n".join(lines)
+    return f"<details><summary>files</summary><pre>{text}</pre></details>", room
 
 
 def _sums(own: list[File]) -> str:

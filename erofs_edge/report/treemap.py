@@ -16,6 +16,7 @@ WIDTH, HEIGHT = 1080, 560
 RECTANGLES_MAX = 3_000
 _DEPTH_MAX = 64
 _HEADER = 14
+_FRAME = "#e4e4e0"
 _LETTER = 6.1
 """width of a letter of 10 px, about"""
 
@@ -54,29 +55,35 @@ class _Box:
 def treemap(top: Node, colours: Mapping[str, str], title: str) -> str:
     """The picture; what is too small for a rectangle of its own is drawn with its siblings, so that at most
     RECTANGLES_MAX are drawn."""
-    smallest = 12.0
-    while True:
-        parts = list(_draw(top, _Box(0, 0, WIDTH, HEIGHT), 0, "", smallest, colours))
-        if len(parts) <= RECTANGLES_MAX:
-            break
+    smallest = WIDTH * HEIGHT / (8 * RECTANGLES_MAX)
+    while len(parts := list(_laid(top, _Box(0, 0, WIDTH, HEIGHT), 0, "", smallest))) > RECTANGLES_MAX:
         smallest *= 1.6
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-size="10" '
-        f'font-family="sans-serif"><title>{shown(title)}</title>'
+        f'font-family="sans-serif" stroke-width=".5"><title>{shown(title)}</title>'
     )
-    return "\n".join([head, *parts, "</svg>"])
+    return "\n".join([head, *(_rectangle(part, colours) for part in parts), "</svg>"])
 
 
-def _draw(node: Node, box: _Box, depth: int, path: str, smallest: float, colours: Mapping[str, str]) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A rectangle to draw: where, what colour and name it has, what it is."""
+
+    box: _Box
+    node: Node
+    name: str
+    path: str
+
+
+def _laid(node: Node, box: _Box, depth: int, path: str, smallest: float) -> Iterator[_Part]:
     """A node and what is inside, outermost first."""
-    hover = f"{path or node.name}: {size_text(node.size)}"
     if not node.children or depth > _DEPTH_MAX:
-        yield _rectangle(box, colours.get(node.kind, "#bbbbbb"), node.name, hover)
+        yield _Part(box, node, node.name, path or node.name)
         return
     inner = box
     if depth:
         headed = box.width > 40 and box.height > 3 * _HEADER
-        yield _rectangle(box, "#e4e4e0", node.name if headed else "", hover)
+        yield _Part(box, node, node.name if headed else "", path)
         edge = 1 if box.width > 6 and box.height > 6 else 0
         top = _HEADER if headed else edge
         inner = _Box(box.x + edge, box.y + top, box.width - 2 * edge, box.height - top - edge)
@@ -87,12 +94,12 @@ def _draw(node: Node, box: _Box, depth: int, path: str, smallest: float, colours
     rest = children[len(large) :]
     if rest:
         kinds = {one.kind for one in rest}
-        name = f"{len(rest)} more" if large else node.name
+        name = f"{len(rest)} more" if large else f"{len(rest)} small ones"
         large.append(Node(name, sum(one.size for one in rest), kinds.pop() if len(kinds) == 1 else "no content"))
         large.sort(key=lambda one: -one.size)
     for child, place in zip(large, _squarified([one.size * scale for one in large], inner), strict=True):
         below = f"{path.rstrip('/')}/{child.name}" if depth else child.name
-        yield from _draw(child, place, depth + 1, below, smallest, colours)
+        yield from _laid(child, place, depth + 1, below, smallest)
 
 
 def _squarified(areas: list[float], box: _Box) -> list[_Box]:
@@ -137,13 +144,16 @@ def _row(areas: list[float], total: float, box: _Box) -> tuple[list[_Box], _Box]
     return placed, _Box(box.x, box.y + thick, box.width, max(0.0, box.height - thick))
 
 
-def _rectangle(box: _Box, colour: str, name: str, hover: str) -> str:
+def _rectangle(part: _Part, colours: Mapping[str, str]) -> str:
+    box = part.box
+    colour = _FRAME if part.node.children else colours.get(part.node.kind, "#bbbbbb")
     rectangle = (
-        f'<g><title>{shown(hover)}</title><rect x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" '
-        f'height="{box.height:.1f}" fill="{colour}" stroke="#fff" stroke-width=".5"/>'
+        f"<g><title>{shown(part.path)}: {size_text(part.node.size)}</title>"
+        f'<rect x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" fill="{colour}"/>'
     )
     room = int((box.width - 4) / _LETTER)
-    if name and room >= 3 and box.height >= 12:
-        label = name if len(name) <= room else name[: room - 1] + "…"
+    if part.name and room >= 3 and box.height >= 12:
+        last = part.name.rpartition("/")[2] or part.name
+        label = last if len(last) <= room else last[: room - 1] + "…"
         rectangle += f'<text x="{box.x + 2:.1f}" y="{box.y + 10.5:.1f}">{shown(label)}</text>'
     return rectangle + "</g>"
