@@ -13,8 +13,8 @@ from pathlib import Path
 from erofs_edge.flash.delta import Reference
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
-from erofs_edge.flash.survey import BLOCK, WINDOW, Findings, chunks, digest, holds
-from erofs_edge.flash.target import Ability, Target
+from erofs_edge.flash.survey import WINDOW, Findings, chunks, digest, holds
+from erofs_edge.flash.target import BLOCK, Ability, Target
 from erofs_edge.flash.update import Layout, plan_slot, read_layout
 
 DIGEST = 32  # bytes

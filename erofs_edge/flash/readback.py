@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from erofs_edge.errors import VerificationError
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
-from erofs_edge.flash.survey import BLOCK, NOWHERE, chunks, differences, differing, digest
-from erofs_edge.flash.target import Ability, Target
+from erofs_edge.flash.survey import NOWHERE, chunks, differences, differing, digest
+from erofs_edge.flash.target import BLOCK, Ability, Target
 
 SMALL = 256 << 10  # bytes
 Told = Callable[[int, int], None]

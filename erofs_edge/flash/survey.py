@@ -18,10 +18,9 @@ from functools import lru_cache
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
-from erofs_edge.flash.target import Ability, Target
+from erofs_edge.flash.target import BLOCK, Ability, Target
 
 CHUNK = 4 << 20  # bytes that are compared at once
-BLOCK = 4096  # bytes: what is written or left alone
 STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
 WINDOW = 32 << 20  # bytes that one exchange of digests is about
 NOWHERE = bytes(CHUNK)
@@ -155,7 +154,7 @@ def _by_digest(target: Target, offset: int, length: int, want: Callable[[int, in
     """Pieces in which the target differs: each level of `STEPS` is one question about what differs on the one above.
     want(at, length): the digest that a piece `at` bytes behind the offset must have."""
     wrong = [(0, length)]
-    for step in STEPS:
+    for step in (step for step in STEPS if step >= target.finest):
         pieces = list(chunks(wrong, step))
         answers = target.digests([(offset + at, size) for at, size in pieces])
         if len(answers) != len(pieces):

@@ -26,6 +26,7 @@ from erofs_edge.disk.sparse import data_extents
 from erofs_edge.flash.image import read_table
 
 ZEROS = bytes(1 << 20)
+BLOCK = 4096  # bytes: what is written or left alone
 DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
 
 # Linux include/uapi/linux/fs.h
@@ -83,6 +84,11 @@ class Target(Protocol):
     @property
     def hash_name(self) -> str:
         """What `digests` are: 'sha256', or 'crc32' (four bytes, big endian) where the device has nothing better."""
+        ...
+
+    @property
+    def finest(self) -> int:
+        """Bytes of the smallest pieces that digests are asked for: smaller ones are written for less than asked."""
         ...
 
     @property
@@ -172,6 +178,10 @@ class PlainTarget:
     @property
     def hash_name(self) -> str:
         return "sha256"
+
+    @property
+    def finest(self) -> int:
+        return BLOCK
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         raise _unable("hash")

@@ -36,10 +36,13 @@ def _nbd(address: str, image: Path | None) -> Iterator[Candidate]:
 
 
 def _fastboot(address: str, image: Path | None) -> Iterator[Candidate]:
-    """fastboot://HOST[:PORT] or fastboot+udp://HOST[:PORT]: partitions by name, where the image has them."""
+    """fastboot://HOST[:PORT], fastboot+udp://HOST[:PORT], fastboot+usb://[SERIAL]: partitions by name, where the image has
+    them."""
     from erofs_edge.flash.fastboot_target import FastbootTarget
+    from erofs_edge.flash.fastboot_uboot import UBootTarget
     from erofs_edge.flash.image import Image
     from erofs_edge.transport.fastboot.link import open_device
+    from erofs_edge.transport.fastboot.uboot import consents
 
     if image is None:
         raise UsageError("a fastboot device does not say where its partitions are", hint="--image IMAGE")
@@ -48,9 +51,11 @@ def _fastboot(address: str, image: Path | None) -> Iterator[Candidate]:
     if table is None:
         raise UsageError("an image without partitions", where=str(image), hint="erofs-edge fastboot flash PARTITION")
     scheme, _, host = address.partition("://")
-    device = open_device(f"{'udp' if scheme.endswith('udp') else 'tcp'}:{host.rstrip('/')}")
+    kind = scheme.partition("+")[2] or "tcp"
+    device = open_device(f"{kind}:{host.rstrip('/')}")
     try:
-        target = FastbootTarget(device, table.places(), size)
+        uboot, places = device.run(consents()), table.places()
+        target = UBootTarget(device, uboot, places, size) if uboot else FastbootTarget(device, places, size)
         yield Candidate(target.identity, lambda _: target)
     finally:
         device.link.close()
@@ -81,6 +86,7 @@ def _serial(address: str, image: Path | None) -> Iterator[Candidate]:
 SCHEMES: dict[str, Callable[[str, Path | None], Iterator[Candidate]]] = {
     "fastboot": _fastboot,
     "fastboot+udp": _fastboot,
+    "fastboot+usb": _fastboot,
     "nbd": _nbd,
     "nbds": _nbd,
     "nbd+unix": _nbd,

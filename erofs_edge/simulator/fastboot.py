@@ -289,7 +289,7 @@ class MemoryLink:
     def send(self, message: bytes | memoryview) -> None:
         self._answers += self._device.hear(bytes(message))
 
-    def receive(self) -> bytes:
+    def receive(self, left: int | None = None) -> bytes:
         if not self._answers:
             raise OSError(errno.EPIPE, "the device says nothing")
         return self._answers.pop(0)

@@ -22,7 +22,7 @@ def played(exchange: Exchange, answers: list[bytes]) -> tuple[Outcome, list[byte
     message = next(exchange)
     try:
         while True:
-            if message is None:
+            if message is None or isinstance(message, int):
                 message = exchange.send(next(script))
             else:
                 said.append(bytes(message))
@@ -95,7 +95,7 @@ def test_a_device_that(name: str) -> None:
 def test_what_cannot_be_asked() -> None:
     with pytest.raises(UsageError):
         played(client.command("x" * 5000), [])
-    for address in ("usb", "tcp:", "tcp:host:0", "tcp:host:http", "serial:x"):
+    for address in ("udp", "tcp:", "tcp:host:0", "tcp:host:http", "serial:x"):
         with pytest.raises(UsageError, match="not a fastboot device"):
             open_device(address)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a host says to a fastboot device and hears from it, without a wire.
 
-Each command is a generator. It yields a message to send, or None where it waits for one; the next message is then
-sent into it. A link (`link.py`) drives it. Messages are packets of the device: nothing here waits or counts time.
+Each command is a generator. It yields a message to send, or None where it waits for one, or the number of bytes that
+are still to come where it waits for data; what came is then sent into it. A link (`link.py`) drives it. Messages are
+packets of the device: nothing here waits or counts time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ RESPONSE_MAX = 256  # bytes
 LINES_MAX = 10_000  # INFO and TEXT messages of one command
 DOWNLOAD_MAX = 0xFFFFFFFF
 
-Exchange = Generator[bytes | memoryview | None, bytes, "Outcome"]
+Step = bytes | memoryview | int | None
+Exchange = Generator[Step, bytes, "Outcome"]
 Say = Callable[[str], None]
 
 
@@ -94,7 +96,7 @@ def upload(text: str, limit: int, say: Say | None = None) -> Exchange:
         raise ProtocolError(f"the device wants to send {size} bytes, more than {limit}")
     buffer = bytearray()
     while len(buffer) < size:
-        part = yield None
+        part = yield size - len(buffer)
         if not part:
             raise ProtocolError("the device sent an empty packet in its data")
         buffer += part

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wires to a fastboot device: tcp:HOST[:PORT] and udp:HOST[:PORT]. The only file of the client that knows sockets.
+"""Wires to a fastboot device: tcp:HOST[:PORT] and udp:HOST[:PORT]. The only file of the client that knows sockets;
+USB is in `usb.py`.
 
 A device that is silent is given up after a deadline, everywhere. Erasing and flashing may take long: while a command is
 at work the deadline is WORK.
@@ -9,12 +10,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from erofs_edge.errors import DeviceError, ProtocolError, UsageError
-from erofs_edge.transport.fastboot.client import Exchange, Outcome
+from erofs_edge.transport.fastboot.client import Step
 from erofs_edge.transport.fastboot.udp import PORT, Answer, Host
 
 CONNECT = 10.0  # seconds
@@ -23,6 +24,7 @@ REPEAT = 0.5  # seconds after which an unanswered packet is sent again
 SILENCE = 60.0  # seconds of repeats after which a device is given up
 MESSAGE_MAX = 16 << 20  # bytes of one message from the device
 HANDSHAKE = b"FB01"
+T = TypeVar("T")
 
 
 class Link(Protocol):
@@ -32,7 +34,9 @@ class Link(Protocol):
 
     def send(self, message: bytes | memoryview) -> None: ...
 
-    def receive(self) -> bytes: ...
+    def receive(self, left: int | None = None) -> bytes:
+        """The next message, or some of the `left` bytes of data that are still to come."""
+        ...
 
     def close(self) -> None: ...
 
@@ -44,20 +48,20 @@ class Device(AbstractContextManager["Device"]):
         self.link = link
         self.sent = 0  # bytes of messages
 
-    def run(self, exchange: Exchange) -> Outcome:
-        """Carry out one command."""
+    def run(self, exchange: Generator[Step, bytes, T]) -> T:
+        """Carry out one command, or several."""
         try:
             message = next(exchange)
             while True:
-                if message is None:
-                    message = exchange.send(self.link.receive())
+                if message is None or isinstance(message, int):
+                    message = exchange.send(self.link.receive(message))
                 else:
                     self.link.send(message)
                     self.sent += len(message)
                     message = exchange.send(b"")
         except StopIteration as end:
-            outcome: Outcome = end.value
-            return outcome
+            result: T = end.value
+            return result
         except OSError as error:
             raise DeviceError(f"connection lost: {error.strerror or error}", where=self.link.name) from error
 
@@ -89,7 +93,7 @@ class TcpLink:
         self._socket.sendall(len(message).to_bytes(8, "big"))
         self._socket.sendall(message)
 
-    def receive(self) -> bytes:
+    def receive(self, left: int | None = None) -> bytes:
         size = int.from_bytes(self._exactly(8), "big")
         if size > MESSAGE_MAX:
             raise ProtocolError(f"a message of {size} bytes", where=self.name)
@@ -132,7 +136,7 @@ class UdpLink:
             if self._answered().data:
                 raise ProtocolError("the device speaks while it is spoken to", where=self.name)
 
-    def receive(self) -> bytes:
+    def receive(self, left: int | None = None) -> bytes:
         """An empty answer says that the device is still at work."""
         message, more = b"", True
         deadline = time.monotonic() + WORK
@@ -183,13 +187,20 @@ LINKS: dict[str, Callable[[str, int], Link]] = {"tcp": TcpLink, "udp": UdpLink}
 
 
 def open_device(address: str) -> Device:
-    """tcp:HOST[:PORT] or udp:HOST[:PORT], as fastboot's own -s takes them. Raises UsageError, DeviceError."""
+    """tcp:HOST[:PORT] or udp:HOST[:PORT], as fastboot's own -s takes them, or usb[:SERIAL].
+
+    Raises UsageError, DeviceError, DeviceRefusedError, ToolError where USB lacks its library.
+    """
     scheme, _, rest = address.partition(":")
+    if scheme == "usb":
+        from erofs_edge.transport.fastboot.usb import open_usb
+
+        return Device(open_usb(rest or None))
     host, found, port = rest.rpartition(":")
     if not found:
         host, port = rest, str(PORT)
     if scheme not in LINKS or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"not a fastboot device: {address!r}", hint="tcp:HOST[:PORT] or udp:HOST[:PORT]")
+        raise UsageError(f"not a fastboot device: {address!r}", hint="usb[:SERIAL], tcp:HOST[:PORT] or udp:HOST[:PORT]")
     try:
         return Device(LINKS[scheme](host, int(port)))
     except OSError as error:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A U-Boot in fastboot mode that consents to be asked what its disk holds: digests are made there, and all is proved.
+
+What of its own partitions differs from those of the image is its business as for every fastboot device: ranges are
+asked for by the place that it says a partition has.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+
+from erofs_edge.errors import DeviceRefusedError
+from erofs_edge.flash.fastboot_target import FastbootTarget
+from erofs_edge.flash.survey import chunks, zero_digest
+from erofs_edge.flash.target import Ability
+from erofs_edge.transport.fastboot.link import Device
+from erofs_edge.transport.fastboot.uboot import SECTOR, UBoot
+
+READ_STEPS = (64 << 10, 4096, SECTOR)  # bytes, of what is asked whether it is zeros before it is read
+FINEST = 64 << 10
+"""bytes: an answer takes as long as writing some tens of KiB"""
+
+
+class UBootTarget(FastbootTarget):
+    """As `FastbootTarget`, readable for a few KiB at a time, which is what the slot state needs."""
+
+    def __init__(self, device: Device, uboot: UBoot, places: Mapping[str, tuple[int, int]], size: int) -> None:
+        super().__init__(device, places, size)
+        self._uboot = uboot
+        self._starts: dict[str, int] = {}
+
+    @property
+    def abilities(self) -> Ability:
+        return super().abilities | Ability.READ | Ability.HASH
+
+    @property
+    def finest(self) -> int:
+        return FINEST
+
+    def make_table(self, raw: bytes) -> None:
+        self._starts.clear()
+        super().make_table(raw)
+
+    def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        self._send()
+        return self._device.run(self._uboot.digests([(self._place(at, length), length) for at, length in ranges]))
+
+    def read(self, offset: int, length: int) -> bytes:
+        first, last = offset // SECTOR * SECTOR, -(-(offset + length) // SECTOR) * SECTOR
+        data = bytearray(last - first)
+        wanted = [(first, last)]
+        for step in READ_STEPS:
+            pieces = list(chunks(wanted, step))
+            found = zip(pieces, self.digests(pieces), strict=True)
+            wanted = [(at, at + size) for (at, size), digest in found if digest != zero_digest("sha256", size)]
+        for at, size in chunks(wanted, SECTOR):
+            data[at - first : at - first + size] = self._device.run(self._uboot.read(self._place(at, size), size))
+        return bytes(data[offset - first : offset - first + length])
+
+    def _place(self, offset: int, length: int) -> int:
+        """Where on its disk the device has a range of the image. Raises OSError where that is no single place."""
+        pieces = list(self._pieces(offset, length))
+        if len(pieces) != 1:
+            raise OSError(errno.EINVAL, f"bytes {offset:#x} to {offset + length:#x} are in several partitions")
+        name, at, _ = pieces[0]
+        if name not in self._starts:
+            try:
+                self._starts[name] = self._device.run(self._uboot.start_of(name))
+            except DeviceRefusedError as error:
+                raise OSError(errno.ENXIO, f"the device has no partition {name}") from error
+        return self._starts[name] + at
