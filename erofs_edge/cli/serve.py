@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,16 @@ from erofs_edge.errors import SourceError, UsageError
 if TYPE_CHECKING:
     import ssl
 
-    from erofs_edge.serve.export import FileExport
+    from erofs_edge.registry.export import RegistryExport
+    from erofs_edge.serve.export import Export, FileExport
 
 IMAGES = {"disk": "disk.img", "system": "system.img"}
+OCI = "oci:"
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("what", metavar="BOARD|OUTDIR|IMAGE", type=click.Path(exists=True, path_type=Path))
+@click.argument("what", metavar="BOARD|OUTDIR|IMAGE|oci:REFERENCE")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
 @click.option("--bind", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where clients may connect.")
 @click.option("--port", type=click.IntRange(0, 65535), default=10809, show_default=True, help="0: any free one.")
@@ -33,7 +36,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @json_option
 def serve(
     *,
-    what: Path,
+    what: str,
     out: Path | None,
     bind: str,
     port: int,
@@ -46,14 +49,19 @@ def serve(
     """Export images over NBD (the network block device) until interrupted.
 
     A build is exported as "disk" and "system", a single IMAGE under the empty name. Read-only, unless --writable.
-    At the end it says what was read.
+    What lies in a registry (see `push`) is fetched as it is read. At the end it says what was read.
     """
-    from erofs_edge.serve.export import FileExport
     from erofs_edge.serve.server import Server
 
     if key and not certificate:
         raise UsageError("--tls-key without --tls-certificate")
-    exports = {name: FileExport(path, writable=writable) for name, path in _files(what, out).items()}
+    exports: dict[str, FileExport | RegistryExport] = {}
+    if what.startswith(OCI):
+        exports |= _from_registry(what.removeprefix(OCI), writable=writable)
+    else:
+        from erofs_edge.serve.export import FileExport
+
+        exports |= {name: FileExport(path, writable=writable) for name, path in _files(Path(what), out).items()}
     server = Server(exports, tls=_tls(certificate, key) if certificate else None, say=note)
     scheme = "nbds" if certificate else "nbd"
     if socket:
@@ -67,14 +75,33 @@ def serve(
     except KeyboardInterrupt:
         pass
     finally:
+        for export in exports.values():
+            if not export.direct:
+                export.close()  # a read that waits for a registry would hold up the end
         server.stop()
         if socket:
             socket.unlink(missing_ok=True)
         _report(exports, as_json=as_json)
 
 
+def _from_registry(reference: str, *, writable: bool) -> dict[str, RegistryExport]:
+    """Export name → what is in the registry."""
+    from erofs_edge.registry.export import exports_of
+    from erofs_edge.registry.pull import find
+    from erofs_edge.registry.remote import open_remote
+    from erofs_edge.sources.cache import Cache
+    from erofs_edge.sources.oci.reference import parse_reference
+
+    if writable:
+        raise UsageError("what is in a registry cannot be written to")
+    remote = open_remote(parse_reference(reference))
+    return exports_of(find(remote, "arm64"), remote, Cache(), say=note)
+
+
 def _files(what: Path, out: Path | None) -> dict[str, Path]:
     """Export name → file."""
+    if not what.exists():
+        raise UsageError(f"there is no {what}", hint="a board, the folder of a build, an image, or oci:REFERENCE")
     if what.is_file() and what.suffix not in {".yaml", ".yml"}:
         return {"": what}
     folder, hint = what, None
@@ -100,7 +127,7 @@ def _tls(certificate: Path, key: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _report(exports: dict[str, FileExport], *, as_json: bool) -> None:
+def _report(exports: Mapping[str, Export], *, as_json: bool) -> None:
     if as_json:
         records = [
             {
@@ -110,6 +137,7 @@ def _report(exports: dict[str, FileExport], *, as_json: bool) -> None:
                 "requests": export.activity.requests,
                 "bytes_read": export.activity.bytes_read,
                 "bytes_touched": export.activity.bytes_touched,
+                **_fetched(export),
             }
             for name, export in exports.items()
         ]
@@ -123,8 +151,15 @@ def _report(exports: dict[str, FileExport], *, as_json: bool) -> None:
                 export.activity.requests,
                 size_text(export.activity.bytes_read),
                 size_text(export.activity.bytes_touched),
+                *map(size_text, _fetched(export).values()),
             )
             for name, export in exports.items()
         ],
-        header=("export", "size", "requests", "read", "touched"),
+        header=("export", "size", "requests", "read", "touched", "fetched"),
     )
+
+
+def _fetched(export: Export) -> dict[str, int]:
+    """What came from a registry."""
+    file = getattr(export, "file", None)
+    return {} if file is None else {"bytes_fetched": file.fetched_bytes}

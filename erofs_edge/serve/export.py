@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server gives out: a file under a name, and what of it has been read."""
+"""What a server gives out: a file under a name, or what else can be read, and what of it has been read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from pathlib import Path
+from typing import Protocol
 
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import SourceError
@@ -45,11 +46,30 @@ class Activity:
             return count * BLOCK - (BLOCK - tail if tail and self._touched[-1:] == b"\1" else 0)
 
 
+class Export(Protocol):
+    """What can be served. Its methods raise OSError; `read` also before anything was sent, unless it is `direct`."""
+
+    direct: bool
+    path: Path
+    offer: Offer
+    activity: Activity
+
+    def send(self, to: socket.socket, header: bytes, offset: int, length: int) -> None: ...
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, offset: int, data: bytes | bytearray) -> None: ...
+    def zero(self, offset: int, length: int) -> None: ...
+    def flush(self) -> None: ...
+    def extents(self, offset: int, length: int) -> list[tuple[int, int]]: ...
+    def close(self) -> None: ...
+
+
 class FileExport:
     """A regular file or block device.
 
     Raises SourceError where it cannot be opened. Its methods raise OSError.
     """
+
+    direct = True
 
     def __init__(self, path: Path, *, writable: bool = False, description: str = "") -> None:
         self.path = path

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from erofs_edge.errors import DeviceError, ProtocolError
-from erofs_edge.serve.export import FileExport
+from erofs_edge.serve.export import Export
 from erofs_edge.transport.nbd import wire
 from erofs_edge.transport.nbd.server import Request, Session, Tls
 from erofs_edge.transport.nbd.wire import Command, CommandFlag
@@ -39,7 +39,7 @@ class Server:
     """
 
     def __init__(
-        self, exports: Mapping[str, FileExport], *, tls: ssl.SSLContext | None = None, say: Say = lambda _: None
+        self, exports: Mapping[str, Export], *, tls: ssl.SSLContext | None = None, say: Say = lambda _: None
     ) -> None:
         self._exports = exports
         self._offers = {name: export.offer for name, export in exports.items()}
@@ -132,7 +132,7 @@ class Server:
                 self._clients.discard(served.socket)
             served.socket.close()
 
-    def export(self, name: str) -> FileExport:
+    def export(self, name: str) -> Export:
         return self._exports[name]
 
     def encrypt(self, client: socket.socket) -> ssl.SSLSocket:
@@ -178,12 +178,12 @@ class _Client:
                 request, session.request = session.request, None
                 self._answer(request, self._server.export(session.name or ""))
 
-    def _answer(self, request: Request, export: FileExport) -> None:
+    def _answer(self, request: Request, export: Export) -> None:
         session = self._session
         if request.command is Command.READ:
             export.activity.note(request.offset, request.length)
             header = session.data_header(request)
-            if not self._encrypted:
+            if export.direct and not self._encrypted:
                 export.send(self.socket, header, request.offset, request.length)
                 return
             try:
@@ -205,7 +205,7 @@ class _Client:
             session.outbox.append(session.done(request))
 
 
-def _change(request: Request, export: FileExport) -> None:
+def _change(request: Request, export: Export) -> None:
     if request.command is Command.WRITE:
         export.write(request.offset, request.data or b"")
     elif request.command is Command.WRITE_ZEROES:
