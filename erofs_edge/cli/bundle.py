@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge bundle`: a build as the update that an existing fleet takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, note, size_text, step, table
+from erofs_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.bundle.rauc import Bundle
+    from erofs_edge.trust.certificate import Certificate
+    from erofs_edge.trust.key import Signer
+
+_BUILT = click.Path(exists=True, file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group()
+def bundle() -> None:
+    """A build as the update that RAUC or systemd-sysupdate installs."""
+
+
+@bundle.command()
+@click.argument("out", metavar="OUT", type=_BUILT)
+@click.option("--key", metavar="URI", required=True, help="Who signs: file:PATH, pkcs11:…, command:…, dev:NAME.")
+@click.option("--certificate", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="What devices know the key by. Default: the build's, or one made from the key.")  # fmt: skip
+@click.option("-o", "--output", type=_FILE, required=True, metavar="FILE", help="Usually *.raucb.")
+@click.option("--compatible", metavar="TEXT", help="As in the devices' system.conf. Default: the system's name.")
+@click.option("--version", metavar="TEXT", help="Default: rollback index and date of the newest lock.")
+@click.option("--description", default="", metavar="TEXT")
+@click.option("--block-size", type=int, default=4096, show_default=True,
+              help="Bytes of a payload block; not smaller than the devices' memory pages.")  # fmt: skip
+@json_option
+def rauc(
+    out: Path,
+    key: str,
+    certificate: Path | None,
+    output: Path,
+    compatible: str | None,
+    version: str | None,
+    description: str,
+    block_size: int,
+    as_json: bool,
+) -> None:
+    """Write the RAUC bundle of the build in OUT: format verity, signed, with a block-hash-index for each image."""
+    from erofs_edge.bundle.rauc import write_bundle
+    from erofs_edge.trust.signer import open_signer
+
+    signer = open_signer(key)
+    with step("RAUC bundle"):
+        made = write_bundle(
+            out, output, signer, _certificate(out, signer, certificate), compatible=compatible, version=version,
+            description=description, block_size=block_size,
+        )  # fmt: skip
+    if signer.development:
+        note(f"note: '{signer.name}' is a development key, it protects nothing")
+    _show(output, made, as_json=as_json)
+
+
+@bundle.command()
+@click.argument("file", metavar="BUNDLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, metavar="PUB",
+              help="The public key, or certificate, that must vouch for it.")  # fmt: skip
+@json_option
+def check(file: Path, key: Path, as_json: bool) -> None:
+    """Check the signature of a RAUC bundle, and every byte that it covers. Exit code 4 where it does not match."""
+    from erofs_edge.bundle.rauc import read_bundle
+    from erofs_edge.trust.key import read_public_key
+
+    _show(file, read_bundle(file, read_public_key(key, key.stem)), as_json=as_json)
+
+
+def _certificate(out: Path, signer: Signer, given: Path | None) -> Certificate:
+    """The certificate that is given, the build's if it is the key's, or a new one."""
+    from erofs_edge.build.record import read_release
+    from erofs_edge.build.signing import CERTIFICATE
+    from erofs_edge.errors import ErofsEdgeError
+    from erofs_edge.trust.certificate import read_certificate, self_signed
+
+    epoch = int(read_release(out)["epoch"])
+    if given is not None:
+        return read_certificate(given, signer, epoch)
+    try:
+        return read_certificate(out / CERTIFICATE, signer, epoch)
+    except ErofsEdgeError as error:
+        if signer.development:
+            raise UsageError(
+                "the build was signed with another key than this development key",
+                where=str(out),
+                hint="--certificate FILE if the devices know it",
+            ) from error
+        note(f"note: the build was signed with another key than '{signer.name}': devices need its certificate")
+        return self_signed(signer, epoch)
+
+
+def _show(path: Path, one: Bundle, *, as_json: bool) -> None:
+    if as_json:
+        emit_json({
+            "bundle": str(path), "compatible": one.compatible, "version": one.version, "size": one.size,
+            "root_hash": one.root_hash,
+            "images": [{"slot": i.name, "size": i.size, "sha256": i.sha256} for i in one.images],
+        })  # fmt: skip
+        return
+    click.echo(f"{path} ({size_text(one.size)}): {one.compatible}, version {one.version}")
+    table([(i.name, size_text(i.size), i.sha256[:16]) for i in one.images], header=("slot", "size", "sha256"))

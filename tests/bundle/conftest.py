@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small build with slots, with the words of its record that updates speak of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from made_build import Made, make_build
+
+from erofs_edge.build.record import write_json
+from erofs_edge.trust.key import KeySigner
+
+
+@pytest.fixture(scope="session")
+def owner() -> KeySigner:
+    """Who signs builds and bundles of these tests."""
+    return KeySigner("owner", rsa.generate_private_key(65537, 2048))
+
+
+@pytest.fixture
+def built(tmp_path: Path, owner: KeySigner) -> Made:
+    """A build of its own for each test."""
+    made = make_build(tmp_path / "build", owner)
+    record = json.loads((made.out / "release.json").read_text())
+    record["board"], record["arch"] = "made", "arm64"
+    record["system"]["name"], record["sign"]["rollback_index"] = "made-system", 7
+    write_json(made.out / "release.json", record)
+    made.seal()
+    return made
