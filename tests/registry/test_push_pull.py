@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from made_build import make_build
 from sources.oci.registries import SECRET, Fake, fake_server, free_port, real_registry
-from verify.made_build import make_build
 
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import MirrorError, SourceError, VerificationError
