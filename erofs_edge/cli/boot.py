@@ -12,7 +12,8 @@ from erofs_edge.cli.output import emit_json, json_option, note
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from erofs_edge.qemu.smoke import SmokeRecord
+    from erofs_edge.manifest.model import Board
+    from erofs_edge.qemu.smoke import SmokeRecord, StageTime
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -26,7 +27,14 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--tamper", metavar="WHAT", help="Damage or forge a copy of the disk: it must be stopped (implies --smoke)."
 )
-@click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="For --smoke.  [default: 180]")
+@click.option(
+    "--falls-back",
+    is_flag=True,
+    help="The next slot must not work, and another one come up by itself, with OUT's build.",
+)
+@click.option("--scenario", metavar="WHAT", help="The same, on a copy of the disk where WHAT is wrong with slot b.")
+@click.option("--keep", is_flag=True, help="Unattended, too: what the machine writes stays on the disk of --disk.")
+@click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="For --smoke: 180, of all starts 600.")
 @click.option("--log", type=FILE, help="With --smoke: write the whole console to this file.")
 @click.option("--forward", "forwards", multiple=True, metavar="HOST:GUEST", help="Forward a TCP port of this machine.")
 @json_option
@@ -37,6 +45,9 @@ def boot(
     slot: str | None,
     smoke: bool,
     tamper: str | None,
+    falls_back: bool,
+    scenario: str | None,
+    keep: bool,
     timeout: float | None,
     log: Path | None,
     forwards: tuple[str, ...],
@@ -50,7 +61,11 @@ def boot(
     """
     from erofs_edge.manifest.load import load_board
 
-    smoke = smoke or tamper is not None
+    smoke = smoke or tamper is not None or falls_back or scenario is not None or keep
+    if keep and (disk is None or slot or tamper or scenario):
+        raise UsageError("--keep is for a disk of your own, as it is", hint="--disk FILE")
+    if (falls_back or scenario) and (slot or tamper):
+        raise UsageError("--falls-back and --scenario choose the slot themselves")
     if not smoke and (timeout or log or as_json):
         raise UsageError("--timeout, --log and --json belong to --smoke")
     if smoke and forwards:
@@ -63,23 +78,48 @@ def boot(
         terminal(value, folder, disk=disk, slot=slot, forwards=tuple(map(_ports, forwards)), say=note)
         return
 
-    from erofs_edge.qemu.smoke import TIMEOUT
-    from erofs_edge.qemu.smoke import smoke as run_smoke
+    if falls_back or scenario:
+        _fall_back(value, folder, disk, scenario, keep=keep, timeout=timeout, log=log, as_json=as_json)
+        return
+    from erofs_edge.qemu import smoke as unattended
 
-    record = run_smoke(
+    record = unattended.smoke(
         value,
         folder,
         disk=disk,
         slot=slot,
         tamper=tamper,
-        timeout=timeout or TIMEOUT,
-        seen=lambda stage: note(f"{stage.seconds:8.2f} s  {stage.title}"),
+        keep=keep,
+        timeout=timeout or unattended.TIMEOUT,
+        seen=_tell,
         log=log,
     )
     if as_json:
         emit_json(record)
     else:
         click.echo(_summary(record))
+
+
+def _tell(stage: StageTime) -> None:
+    note(f"{stage.seconds:8.2f} s  {stage.title}")
+
+
+def _fall_back(
+    board: Board, out: Path, disk: Path | None, scenario: str | None, *, keep: bool, timeout: float | None,
+    log: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    from erofs_edge.qemu.fallback import TIMEOUT, fall_back
+
+    record = fall_back(
+        board, out, disk=disk, scenario=scenario, keep=keep, timeout=timeout or TIMEOUT, seen=_tell, log=log
+    )
+    if as_json:
+        emit_json(record)
+        return
+    click.echo(
+        f"{record.board}: slot {record.fell_from} did not work ({record.evidence}) in {record.starts} starts; "
+        f"slot {record.slot} is up after {record.seconds:.2f} s"
+    )
 
 
 def _summary(record: SmokeRecord) -> str:

@@ -9,11 +9,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from erofs_edge.errors import ErofsEdgeError, ToolError
 from erofs_edge.qemu.console import Console, Event
-from erofs_edge.qemu.verdict import Verdict, Watch
+from erofs_edge.qemu.verdict import Verdict
 from erofs_edge.toolbox.emulator import start
 
 PIECE = 64 << 10
@@ -21,9 +21,19 @@ COMPLAINT = 2000
 """bytes of what QEMU itself says that are repeated in an error"""
 
 
+class Decides(Protocol):
+    """What collects events until they decide: verdict.Watch, fallback.FallbackWatch."""
+
+    def see(self, event: Event) -> Verdict | None: ...
+
+    def end(self, reason: str) -> Verdict: ...
+
+    def timed_out(self, seconds: float) -> Verdict: ...
+
+
 def run(
     command: list[str],
-    watch: Watch,
+    watch: Decides,
     console: Console,
     *,
     timeout: float,

@@ -12,7 +12,7 @@ from pathlib import Path
 from erofs_edge.disk import gpt, slots
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import partition_names
-from erofs_edge.disk.sparse import copy_data
+from erofs_edge.disk.sparse import copy_data, data_extents, write_all
 from erofs_edge.errors import CapacityError, ErofsEdgeError, FormatError, UsageError
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.forge import Target
@@ -50,11 +50,11 @@ class Scratch:
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """At most `length` bytes, none from beyond the partition."""
-        start, size = self._find(name)
+        start, size = self.place(name)
         return os.pread(self._fd, max(0, min(length, size - offset)), start + offset)
 
     def write(self, name: str, offset: int, data: bytes) -> None:
-        start, size = self._find(name)
+        start, size = self.place(name)
         if offset + len(data) > size:
             raise FormatError(f"partition {name!r} ends before byte {offset + len(data)}", where=str(self.path))
         os.pwrite(self._fd, data, start + offset)
@@ -63,7 +63,7 @@ class Scratch:
         """The slot that the boot loader will start ('a')."""
         if self.board.boot.uefi is not None:
             return self._esp().next_slot()
-        return slots.choose(self._state())[0].lower()
+        return slots.choose(self.state())[0].lower()
 
     def activate(self, slot: str) -> None:
         """Let the boot loader start this slot next. Raises UsageError where the board has no such slot."""
@@ -74,7 +74,7 @@ class Scratch:
         if self.board.boot.uefi is not None:
             self._write_esp(self._esp().with_slot(slot))
         else:
-            self.write(self._state_name(), 0, slots.encode_state(slots.activate(self._state(), slot)))
+            self.put_state(slots.activate(self.state(), slot))
 
     def damage(self, tamper: Tamper) -> list[str]:
         """Write the scenario's changes to every slot that is filled; says what and where, one phrase each.
@@ -92,12 +92,29 @@ class Scratch:
             raise FormatError(f"the disk has nothing to show this with: {tamper.title}", where=str(self.path))
         return done
 
-    def _state(self) -> slots.SlotState:
+    def state(self) -> slots.SlotState:
+        """What the boot loader will go by."""
         raw = self.read(self._state_name(), 0, slots.STATE_SIZE)
         try:
             return slots.decode_state(raw)[0]
         except FormatError:
             return slots.initial(self._slots())  # as the boot script does
+
+    def put_state(self, state: slots.SlotState) -> None:
+        """Both copies of the slot state."""
+        self.write(self._state_name(), 0, slots.encode_state(state))
+
+    def clear(self, name: str) -> None:
+        """Zeros wherever a partition has data."""
+        start, size = self.place(name)
+        for first, last in data_extents(self._fd, start + size, start):
+            for at in range(first, last, PIECE):
+                write_all(self._fd, bytes(min(PIECE, last - at)), at)
+
+    def copy_from(self, source: Path, name: str, size: int) -> None:
+        """The first `size` bytes of a file to the start of a partition; holes leave what is there."""
+        with source.open("rb") as file:
+            copy_data(file.fileno(), self._fd, size, self.place(name)[0])
 
     def _slots(self) -> list[str]:
         return next((p.slots for p in self.board.disk.partitions.values() if p.slots), [])
@@ -111,7 +128,7 @@ class Scratch:
         with tempfile.TemporaryDirectory(prefix="erofs-edge-") as folder:
             image = Path(folder) / "esp.img"
             build_fat(
-                files, image, size=self._find(name)[1], label="ESP", serial=0, epoch=FAT_EPOCH,
+                files, image, size=self.place(name)[1], label="ESP", serial=0, epoch=FAT_EPOCH,
                 sector=self.board.disk.sector,
             )  # fmt: skip
             with image.open("rb") as file:
@@ -133,7 +150,7 @@ class Scratch:
                 return partition_names(name, partition)[0]
         raise UsageError(f"board '{self.board.board}' keeps no slot state")
 
-    def _find(self, name: str) -> tuple[int, int]:
+    def place(self, name: str) -> tuple[int, int]:
         """Start and size in bytes."""
         sector = self._table.sector_size
         for entry in self._table.partitions:

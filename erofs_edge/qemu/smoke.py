@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from erofs_edge.errors import BootCheckError
@@ -23,6 +23,8 @@ TIMEOUT = 180.0
 """seconds; a busy machine takes up to four times as long as an idle one (10 s)"""
 
 LAST_LINES = 20
+GOOD = r"(?:^|login: )erofs-edge: slot \S+ is good$"
+"""what a system says once its slot has been marked good"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def smoke(
     disk: Path | None = None,
     slot: str | None = None,
     tamper: str | None = None,
+    keep: bool = False,
     timeout: float = TIMEOUT,
     seen: Callable[[StageTime], None] = lambda stage: None,
     log: Path | None = None,
@@ -69,6 +72,7 @@ def smoke(
     disk    another image than out/disk.img
     slot    start this slot, whatever the slot state in the image says
     tamper  a scenario of TAMPERS: the boot must fail at its stage and for its reason, or show that it was repaired
+    keep    the disk keeps what the machine writes, and the slot must be marked good, too
     seen    called when a stage is first passed
     log     a file for the whole console
 
@@ -84,11 +88,12 @@ def smoke(
         damage, chosen = _prepare(disk, board, slot, change)
         wanted = built.smoke if change is None else Smoke()
         extra = (*(CHECKS_DRIVE if _checks(wanted) else ()), *_devices(built.smoke))
-        script = change.script if change else None
-        command = machine_command(board, built, emulator, folder, Drive(disk), extra=extra, script=script)
-        expected = Expected(built.root_hash, chosen, _data_filesystem(board))
+        script, drive = change.script if change else None, Drive(disk, snapshot=not keep)
+        command = machine_command(board, built, emulator, folder, drive, extra=extra, script=script)
+        expected = Expected(built.root_hash, chosen, data_filesystem(board))
         watch = _watch(expected, change, wanted, TITLES if board.boot.uefi is None else UEFI_TITLES)
-        console, passed = Console(tuple(wanted.console)), list[StageTime]()
+        watch.lines |= {GOOD} if keep else set()
+        console, passed = Console(tuple(watch.lines)), list[StageTime]()
 
         def note(event: Event) -> None:
             name = event.match.name
@@ -99,19 +104,18 @@ def smoke(
         verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
     if not verdict.ok:
         raise _failure(verdict, expected, tamper, console, watch.titles)
-    return SmokeRecord(
-        board=board.board,
-        slot=expected.slot,
-        root_hash=expected.root_hash,
-        qemu=emulator.version_text,
-        seconds=max((stage.seconds for stage in passed if stage.stage != "checks"), default=0.0),
-        stages=passed,
-        report=watch.report,
-        tamper=tamper,
-        damage=damage,
-        stopped_at=verdict.stage if change and change.stop else None,
-        evidence=verdict.reason if change else None,
+    record = SmokeRecord(
+        board.board, expected.slot, expected.root_hash, emulator.version_text, _seconds(passed), passed, watch.report
     )
+    if change is None:
+        return record
+    stopped = verdict.stage if change.stop else None
+    return replace(record, tamper=tamper, damage=damage, stopped_at=stopped, evidence=verdict.reason)
+
+
+def _seconds(passed: list[StageTime]) -> float:
+    """Until the system was up; its own checks are another matter."""
+    return max((stage.seconds for stage in passed if stage.stage != "checks"), default=0.0)
 
 
 def _checks(wanted: Smoke) -> bool:
@@ -142,7 +146,8 @@ def _prepare(disk: Path, board: Board, slot: str | None, change: Tamper | None) 
         return damage, scratch.next_slot()
 
 
-def _data_filesystem(board: Board) -> str:
+def data_filesystem(board: Board) -> str:
+    """What /var stands on, as the guest reports it."""
     return next((p.filesystem for p in board.disk.partitions.values() if p.filesystem), "tmpfs")
 
 

@@ -85,6 +85,8 @@ TROUBLE = {
     "no-slot": _line("erofs-edge: no slot boots$"),
     "corrupt": re.compile(r"verity: \S+ (?:data|metadata) block \d+ is corrupted|dm-verity device corrupted"),
     "check": _line(r"erofs-edge: smoke FAILED (?P<name>\S+): (?P<reason>.*)$"),
+    "unwell": _line(r"erofs-edge: slot \S+ is not well: .*$"),
+    "watchdog": re.compile(r"watchdog did not stop!"),
     "failed": _line(r"erofs-edge: FAILED (?P<stage>[\w-]+): (?P<reason>.*)$"),
     "panic": re.compile(r"Kernel panic - not syncing: (?P<reason>.*)$"),
 }

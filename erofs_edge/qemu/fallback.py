@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A board whose next slot does not work must fall back by itself: it may restart as often as it likes, and another
+slot must come up. The verdict on such a boot, and the boot itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erofs_edge.disk import slots
+from erofs_edge.errors import BootCheckError, UsageError
+from erofs_edge.manifest.model import Board
+from erofs_edge.qemu.built import load_built, machine_command, run_folder
+from erofs_edge.qemu.console import Console, Event
+from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.run import run
+from erofs_edge.qemu.scenario import FAULTS, Fault, fault_of, inject
+from erofs_edge.qemu.scratch import Scratch, copy_sparse
+from erofs_edge.qemu.smoke import GOOD, StageTime, data_filesystem
+from erofs_edge.qemu.stages import TITLES, Match
+from erofs_edge.qemu.verdict import Expected, Verdict, Watch
+
+__all__ = ["FAULTS", "TIMEOUT", "FallbackRecord", "FallbackWatch", "fall_back"]
+
+TIMEOUT = 600.0
+"""seconds; a slot that does not work is tried three times"""
+LAST_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackRecord:
+    """A board that fell back. `starts`: of the slot that did not work; `evidence`: what its console said of why;
+    `seconds`: from power-on to the other slot's last stage."""
+
+    board: str
+    slot: str
+    fell_from: str
+    starts: int
+    evidence: str
+    root_hash: str
+    qemu: str
+    seconds: float
+    report: dict[str, str] | None
+    scenario: str | None = None
+    damage: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class FallbackWatch:
+    """Collects events until they decide.
+
+    expected  the slot that must come up in the end
+    failing   the slot that is tried before
+    wanted    the kind of trouble (a key of stages.TROUBLE) that the failing slot must show; None for any
+    """
+
+    expected: Expected
+    failing: str
+    wanted: str | None = None
+    starts: int = 0
+    troubles: list[Match] = field(default_factory=list)
+    final: Watch | None = None
+    titles: Mapping[str, str] = field(default_factory=lambda: TITLES)
+
+    def see(self, event: Event) -> Verdict | None:
+        """The verdict, once there is one."""
+        match = event.match
+        if (match.kind, match.name) == ("stage", "slot"):
+            return self._started(event)
+        if self.final is not None:
+            return self.final.see(event)
+        if match.kind == "line":
+            return Verdict(False, "slot", f"slot {self.failing} works: {match.text.strip()}")
+        if match.kind == "trouble":
+            self.troubles.append(match)
+            if match.name == "no-slot":
+                return Verdict(False, "slot", "U-Boot found no slot to start")
+        return None
+
+    def end(self, reason: str) -> Verdict:
+        """The verdict when the machine has ended."""
+        return self.final.end(reason) if self.final else Verdict(False, "slot", f"no other slot was tried: {reason}")
+
+    def timed_out(self, seconds: float) -> Verdict:
+        """The verdict when time is up."""
+        if self.final is not None:
+            return self.final.timed_out(seconds)
+        return Verdict(False, "slot", f"no other slot was tried within {seconds:g} s")
+
+    @property
+    def evidence(self) -> str | None:
+        """The last line that says why the slot did not work; None where it was not for the reason that is wanted."""
+        told = [match.text.strip() for match in self.troubles if self.wanted in (None, match.name)]
+        return told[-1] if told else None
+
+    def _started(self, event: Event) -> Verdict | None:
+        slot = event.match.fields["slot"]
+        if slot == self.failing and self.final is None:
+            self.starts += 1
+            return None
+        if slot == self.failing:
+            return Verdict(False, "slot", f"slot {self.expected.slot} did not come up either")
+        if not self.starts:
+            return Verdict(False, "slot", f"U-Boot chose slot {slot}, not {self.failing}")
+        if self.evidence is None:
+            return Verdict(False, "slot", f"slot {self.failing} was given up, but nothing says why")
+        if self.final is None:
+            self.final = Watch(self.expected, titles=self.titles)
+        return self.final.see(event)
+
+
+def fall_back(
+    board: Board,
+    out: Path,
+    *,
+    disk: Path | None = None,
+    scenario: str | None = None,
+    keep: bool = False,
+    timeout: float = TIMEOUT,
+    seen: Callable[[StageTime], None] = lambda stage: None,
+    log: Path | None = None,
+) -> FallbackRecord:
+    """Start a disk and let the machine restart until another slot than its next one is up, with the build in `out`.
+
+    disk      another image than out/disk.img
+    scenario  one of FAULTS: a copy of the disk has slot b on trial, and this is wrong with it
+    keep      the disk keeps what the machine writes
+    timeout   seconds for all starts together
+    seen      called with each stage of each start
+    log       a file for the whole console
+
+    Raises BootCheckError where the next slot works or no other one comes up, ToolError without a usable QEMU,
+    UsageError for a board or a disk that cannot fall back.
+    """
+    if board.boot.uefi is not None:
+        raise UsageError(f"board '{board.board}' counts its starts in UEFI's boot loader, which is not followed here")
+    fault = fault_of(scenario, board) if scenario is not None else None
+    built, emulator = load_built(out), find_qemu()
+    with run_folder(out) as folder:
+        disk = disk or built.disk
+        if fault:
+            disk = copy_sparse(disk, folder / "disk.img")
+        failing, other, damage = _prepare(disk, board, fault, folder)
+        extra = fault.devices if fault else ()
+        drive = Drive(disk, snapshot=not keep)
+        command = machine_command(board, built, emulator, folder, drive, reboot=True, extra=extra)
+        expected = Expected(built.root_hash, other, data_filesystem(board))
+        watch = FallbackWatch(expected, failing, fault.evidence if fault else None)
+        console, last = Console((GOOD,)), 0.0
+
+        def note(event: Event) -> None:
+            nonlocal last
+            if event.match.kind in ("stage", "report"):
+                last = round(event.at, 2)
+                name = event.match.name
+                title = f"slot {event.match.fields['slot']} chosen" if name == "slot" else watch.titles[name]
+                seen(StageTime(name, title, last))
+
+        verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
+    if not verdict.ok:
+        raise _failure(verdict, failing, scenario, console)
+    return FallbackRecord(
+        board.board, other, failing, watch.starts, watch.evidence or "", built.root_hash, emulator.version_text, last,
+        watch.final.report if watch.final else None, scenario, damage,
+    )  # fmt: skip
+
+
+def _prepare(disk: Path, board: Board, fault: Fault | None, folder: Path) -> tuple[str, str, list[str]]:
+    """The slot that is tried first, the one that remains, and what was damaged. Raises UsageError without two slots."""
+    with Scratch(disk, board, writable=fault is not None) as scratch:
+        damage = inject(fault, scratch, folder) if fault else []
+        state = scratch.state()
+        first, _ = slots.choose(state)
+        rest = slots.mark(state, first, "bad")
+        second, _ = slots.choose(rest)
+        if second == first or not rest.left[second]:
+            raise UsageError("there is no other slot to fall back to", where=str(disk), hint="erofs-edge slots show")
+        return first.lower(), second.lower(), damage
+
+
+def _failure(verdict: Verdict, failing: str, scenario: str | None, console: Console) -> BootCheckError:
+    lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
+    what = f"'{scenario}' did not end as it must" if scenario else f"slot {failing} did not give way to another"
+    return BootCheckError(
+        f"{what}: {verdict.reason}\nlast lines of the console:\n{lines}", hint="--log FILE keeps the whole console"
+    )

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A new system that does not work: the machine restarts by itself until the other slot is up. What the verdict makes of
+consoles, what the scenarios put on a disk, and (with `make test-boot`) each of them in real QEMU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from erofs_edge.disk import slots
+from erofs_edge.errors import BootCheckError, UsageError
+from erofs_edge.manifest.model import Board, Partition
+from erofs_edge.qemu.fallback import fall_back
+from erofs_edge.qemu.scenario import FAULTS, MARKER_ROOM
+from erofs_edge.qemu.scratch import Scratch
+from erofs_edge.qemu.smoke import smoke
+from erofs_edge.qemu.stages import TROUBLE
+
+if TYPE_CHECKING:
+    from fake_machine import FakeQemu
+
+Recorded = Callable[[str], str]
+PANIC = "[   9.1] Kernel panic - not syncing: sysrq triggered crash\r\n"
+GOOD = "erofs-edge: slot a is good\r\n"
+DATA = 6 << 20  # where the data partition of the hand-made build starts
+
+
+def failing(recorded: Recorded, trouble: str = PANIC) -> str:
+    """The console of a start of slot b that ends after the initramfs."""
+    return recorded("good").replace("slot a", "slot b").partition("erofs-edge: report")[0] + trouble
+
+
+def trial(built: Path, board: Board) -> None:
+    with Scratch(built / "disk.img", board, writable=True) as disk:
+        state = slots.mark(disk.state(), "a", "good")
+        disk.put_state(slots.activate(state, "b"))
+
+
+def test_the_other_slot_comes_up(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
+    trial(built, board)
+    before = (built / "disk.img").read_bytes()
+    fake_qemu.plan(failing(recorded) * 3 + recorded("good"), 60)
+    record = fall_back(board, built)
+    assert (record.fell_from, record.starts, record.slot) == ("b", 3, "a")
+    assert record.evidence == PANIC.strip()
+    assert record.report is not None and record.report["slot"] == "a"
+    boot = " ".join(fake_qemu.calls[-1])
+    assert "-no-reboot" not in boot and f"file={built}/disk.img,snapshot=on" in boot
+    assert not fake_qemu.finished and (built / "disk.img").read_bytes() == before
+
+
+def test_boot_loaders_that_refuse_a_slot_go_on_at_once(
+    fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded
+) -> None:
+    trial(built, board)
+    head, _, _ = recorded("good").partition("erofs-edge: stage u-boot")
+    refused = "erofs-edge: stage u-boot slot b\r\nBad hash value for 'hash' hash node\r\n"
+    rest = recorded("good").removeprefix(head)
+    fake_qemu.plan(head + refused + "erofs-edge: slot does not start: b\r\n" + rest, 60)
+    record = fall_back(board, built, scenario="boot-image")
+    assert (record.starts, record.slot) == (1, "a") and "Bad hash value" in record.evidence
+    assert record.damage and all("boot_b" in what for what in record.damage)
+
+
+@pytest.mark.parametrize(
+    ("console", "message"),
+    [
+        (lambda good, bad: good, "U-Boot chose slot a, not b"),
+        (lambda good, bad: bad + "erofs-edge: slot b is good\r\n", "slot b works"),
+        (lambda good, bad: (bad + good[: good.index("report")]) * 2, "slot a did not come up either"),
+        (lambda good, bad: bad.replace("panic", "picnic") + good, "nothing says why"),
+        (lambda good, bad: bad, "no other slot was tried: the machine ended"),
+        (lambda good, bad: bad + "erofs-edge: no slot boots\r\n", "found no slot"),
+        (lambda good, bad: bad + good.replace("slot=a", "slot=b"), "slot=b where slot=a was expected"),
+        (lambda good, bad: bad + good.partition("erofs-edge: report")[0], "the machine ended"),
+    ],
+)
+def test_what_is_no_fallback(
+    fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded, console: Any, message: str
+) -> None:
+    trial(built, board)
+    fake_qemu.plan(console(recorded("good"), failing(recorded)))
+    with pytest.raises(BootCheckError, match=message):
+        fall_back(board, built)
+
+
+def test_time_is_up(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
+    trial(built, board)
+    fake_qemu.plan(failing(recorded), 60)
+    with pytest.raises(BootCheckError, match=r"no other slot was tried within 1 s"):
+        fall_back(board, built, timeout=1)
+
+
+def test_what_cannot_fall_back_is_told(fake_qemu: FakeQemu, built: Path, board: Board) -> None:
+    with Scratch(built / "disk.img", board, writable=True) as disk:
+        disk.put_state(slots.mark(disk.state(), "b", "bad"))
+    with pytest.raises(UsageError, match="no other slot"):
+        fall_back(board, built)
+    with pytest.raises(UsageError, match="unknown scenario 'flood'"):
+        fall_back(board, built, scenario="flood")
+    board.disk.partitions["data"] = Partition(size="rest")
+    try:
+        with pytest.raises(UsageError, match="no data partition"):
+            fall_back(board, built, scenario="unit")
+    finally:
+        board.disk.partitions["data"] = Partition(size="rest", filesystem="ext4")
+    assert not fake_qemu.calls or fake_qemu.calls == [["--version"]] * len(fake_qemu.calls)
+
+
+@pytest.mark.parametrize("name", ["unit", "panic", "watchdog"])
+def test_faults_of_the_system_come_by_its_data_partition(
+    fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded, oracle: Callable[[str], str], name: str
+) -> None:
+    """The file system is whole, has the fault's unit in the layer over /etc, and leaves the marker's place alone."""
+    with Scratch(built / "disk.img", board, writable=True) as disk:
+        disk.write("data", 5000, b"what an earlier system wrote")
+    lines = {"unit": "erofs-edge: slot b is not well: edge-fault.service; the board restarts\r\n", "panic": PANIC}
+    trouble = lines.get(name, "[   8.8] watchdog: watchdog0: watchdog did not stop!\r\n")
+    fake_qemu.plan(failing(recorded, trouble) + recorded("good"), 60)
+    record = fall_back(board, built, scenario=name)
+    assert record.scenario == name and TROUBLE[FAULTS[name].evidence].search(record.evidence)
+    seen = fake_qemu.disk_seen
+    state, _ = slots.decode_state(seen[5 << 20 : (5 << 20) + slots.STATE_SIZE])
+    assert state.order == ("B", "A") and state.left == {"A": 4, "B": 3}
+    with Scratch(built / "disk.img", board) as disk:
+        start, size = disk.place("data")
+        assert not any(disk.read("data", 0, 4096))
+    image = built / "data.img"
+    image.write_bytes(seen[start : start + size])
+    assert not any(seen[start + size - MARKER_ROOM : start + size])
+    subprocess.run([oracle("e2fsck"), "-f", "-n", str(image)], check=True, capture_output=True)
+    cat = ["-R", "cat /etc/upper/systemd/system/edge-fault.service", str(image)]
+    unit = subprocess.run([oracle("debugfs"), *cat], check=True, capture_output=True, text=True).stdout
+    assert FAULTS[name].harm in unit and "grep -qx slot=b" in unit
+
+
+def test_a_disk_that_keeps_what_is_written_must_have_a_good_slot(
+    fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded
+) -> None:
+    own = built.parent / "own.img"
+    (built / "disk.img").rename(own)
+    (built / "disk.img").touch()
+    fake_qemu.plan(recorded("good") + GOOD, 60)
+    record = smoke(board, built, disk=own, keep=True)
+    assert record.slot == "a" and not fake_qemu.finished
+    assert f"file={own} " in " ".join(fake_qemu.calls[-1]).replace(",if=", " ")
+    fake_qemu.plan(recorded("good"))
+    with pytest.raises(BootCheckError):
+        smoke(board, built, disk=own, keep=True)
+
+
+BOARD = "boards/qemu-aarch64.yaml"
+long = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(3000)]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=long) for name in FAULTS])
+def test_each_fault_in_a_real_machine(name: str, stock: Callable[[str], Path], edge: str, repository: Path) -> None:
+    words = ["-o", str(stock("qemu-aarch64")), "--scenario", name, "--json", "--timeout", "2400"]
+    done = subprocess.run([edge, "boot", BOARD, *words], cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert (record["fell_from"], record["slot"]) == ("b", "a")
+    assert record["starts"] == (1 if name == "boot-image" else 3)
+    assert TROUBLE[FAULTS[name].evidence].search(record["evidence"])
+
+
+@pytest.mark.long
+@pytest.mark.qemu
+@pytest.mark.xdist_group("qemu")
+@pytest.mark.timeout(3000)
+def test_the_story_of_make_demo(edge: str, repository: Path, tmp_path: Path) -> None:
+    """Version 1 to an empty board, version 2 to the other slot, a bad version 3: version 2 is back, and stays good."""
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [repository / "tools/demo", str(Path(edge).parent.parent), str(out)], cwd=repository, text=True, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, "DEMO": "smoke"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+    whole, *updates = [line for line in done.stderr.splitlines() if "written" in line]
+    assert "slot b did not work" in done.stdout or "slot a did not work" in done.stdout
+    shown = subprocess.run(
+        [edge, "slots", "show", f"{out}.versions/board.img", "--json"], capture_output=True, text=True, check=True
+    )
+    print(whole, updates, shown.stdout)
