@@ -32,8 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "u_boot": BASE | {"manifest", "sources", "toolbox"},
     "vm": BASE | {"tree", "sources", "boot", "toolbox"},
     "provision": BASE | {"tree", "manifest", "sources", "boot", "trust"},
+    "diskless": BASE | {"tree", "manifest", "sources", "boot", "trust"},
+    "trace": BASE | {"erofs", "verity"},
     # use cases
-    "build": BASE | FORMATS | {"tree", "codec", "manifest", "u_boot", "vm"},
+    "build": BASE | FORMATS | {"tree", "codec", "manifest", "trace", "u_boot", "vm"},
     "flash": BASE | {"disk", "manifest", "verity", "erofs", "transport"},
     "serve": BASE | {"disk", "transport"},
     "simulator": BASE | {"disk", "flash", "transport", "verity"},
@@ -44,7 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": BASE | {"build", "erofs"},
     "diff": BASE | {"boot", "disk", "trust", "verity", "erofs"},
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
-    "qemu": BASE | {"provision", "sources", "build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"},
+    "qemu": BASE | {"provision", "sources", "build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"}
+    | {"diskless", "serve"},
     "doctor": BASE | {"sources", "trust", "codec", "toolbox", "qemu"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
