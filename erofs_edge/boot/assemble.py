@@ -164,12 +164,12 @@ def build_boot(
     )
     firmware = {name: read_deb(path, cache).data for name, path in firmware_debs.items()}
     images = {
-        "kernel": _kernel_image(board, start.tree, start.version),
+        "kernel": kernel_image(board, start.tree, start.version),
         "ramdisk": Image("ramdisk", start.initramfs, f"initramfs for root hash {verity.root_hash.hex()}"),
     }
     dtb = None
     if board.boot.fdt != "control":
-        dtb = _device_tree(start.tree, start.version, board.boot.fdt)
+        dtb = device_tree(start.tree, start.version, board.boot.fdt)
         images["fdt"] = Image("flat_dt", dtb, board.boot.fdt)
     u_boot, script, keyed = _loader(board, firmware, program, signer, dtb)
     files = None
@@ -252,7 +252,8 @@ def vmlinuz(tree: FileTree, version: str) -> bytes:
     return inode.read()
 
 
-def _kernel_image(board: Board, tree: FileTree, version: str) -> Image:
+def kernel_image(board: Board, tree: FileTree, version: str) -> Image:
+    """The kernel for a FIT. Raises SourceError without one, ManifestError for a form that the chain cannot start."""
     data, title = vmlinuz(tree, version), f"Linux {version}"
     if board.boot.kernel_compression == "none":
         return Image("kernel_noload", data, title)
@@ -275,7 +276,8 @@ def _kernel_image(board: Board, tree: FileTree, version: str) -> Image:
     return Image("kernel_noload", packed, title, "lz4")
 
 
-def _device_tree(tree: FileTree, version: str, name: str) -> bytes:
+def device_tree(tree: FileTree, version: str, name: str) -> bytes:
+    """A device tree of the kernel's package. Raises ManifestError without one."""
     inode = tree.get(f"usr/lib/linux-image-{version}/{name}", follow=True)
     if inode is None or not inode.is_file:
         folder = tree.get(f"usr/lib/linux-image-{version}/{name.rpartition('/')[0]}", follow=True)

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -21,12 +22,18 @@ ZEROS = bytes(1 << 20)
 
 
 class Activity:
-    """Who read what: requests, bytes sent, and which blocks were touched at all. Safe to use from several threads."""
+    """Who read what: requests, bytes sent, and which blocks were touched at all. Safe to use from several threads.
 
-    def __init__(self, size: int) -> None:
+    record  keep the order as well, in `touches`: (nanoseconds of a clock that only grows, first block, blocks) of what
+            had not been read before. It has at most as many rows as there are blocks.
+    """
+
+    def __init__(self, size: int, *, record: bool = False) -> None:
         self._lock = threading.Lock()
         self._touched = bytearray(-(-size // BLOCK))
         self._size = size
+        self.record = record
+        self.touches: list[tuple[int, int, int]] = []
         self.requests = 0
         self.bytes_read = 0
 
@@ -35,7 +42,17 @@ class Activity:
         with self._lock:
             self.requests += 1
             self.bytes_read += length
+            if self.record:
+                self._record(first, last)
             self._touched[first:last] = b"\1" * (last - first)
+
+    def _record(self, first: int, last: int) -> None:
+        at = time.monotonic_ns()
+        while (start := self._touched.find(0, first, last)) >= 0:
+            end = self._touched.find(1, start, last)
+            end = last if end < 0 else end
+            self.touches.append((at, start, end - start))
+            first = end
 
     @property
     def bytes_touched(self) -> int:

@@ -14,13 +14,13 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from erofs_edge.errors import DeviceError, ProtocolError
 from erofs_edge.serve.export import Export
 from erofs_edge.transport.nbd import wire
-from erofs_edge.transport.nbd.server import Request, Session, Tls
+from erofs_edge.transport.nbd.server import Offer, Request, Session, Tls
 from erofs_edge.transport.nbd.wire import Command, CommandFlag
 
 CLIENTS_MAX = 1000
@@ -42,7 +42,7 @@ class Server:
         self, exports: Mapping[str, Export], *, tls: ssl.SSLContext | None = None, say: Say = lambda _: None
     ) -> None:
         self._exports = exports
-        self._offers = {name: export.offer for name, export in exports.items()}
+        self._offers: Mapping[str, Offer] = _Offers(exports)
         self._tls = tls
         self._say = say
         self._lock = threading.Lock()
@@ -142,6 +142,25 @@ class Server:
             self._clients.discard(client)
             self._clients.add(encrypted)
         return encrypted
+
+
+class _Offers(Mapping[str, Offer]):
+    """What can be had of exports, some of which may only come to be when they are asked for."""
+
+    def __init__(self, exports: Mapping[str, Export]) -> None:
+        self._exports = exports
+
+    def __getitem__(self, name: str) -> Offer:
+        return self._exports[name].offer
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._exports
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._exports)
+
+    def __len__(self) -> int:
+        return len(self._exports)
 
 
 class _Client:

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+# Read by the init script of a board that gets its system over the network: other ways to find the system and the data.
+#
+# nbdkit fetches, and gives what it has fetched to the kernel over a socket of its own. When the server is lost, it
+# tries again without an end, and the kernel's reads wait; none fails. It lives on after the change of the root: what
+# it opens later lies in /run of this initramfs, and by the '@' systemd lets it live until the very end.
+
+run=/run
+
+# The network: an address for the first interface that gets one. Interfaces appear late: wait 10 seconds.
+find_network() {
+    ip link set lo up
+    turns=40
+    while [ $turns -gt 0 ]; do
+        for folder in /sys/class/net/*; do
+            link=${folder##*/}
+            [ "$link" != lo ] || continue
+            ip link set "$link" up && udhcpc -f -n -q -t 5 -T 1 -i "$link" -s /bin/leased >$run/dhcp 2>&1 && return 0
+        done
+        turns=$((turns - 1))
+        sleep 0.25
+    done
+    return 1
+}
+
+# What export $2 of the server gives becomes /dev/nbd$1. The other arguments are nbdkit's.
+attach() {
+    number=$1
+    shift
+    # the full path, as busybox looks for no other where the name is to be another
+    (exec -a @nbdkit /bin/nbdkit -f -U $run/nbd$number "$@") >$run/nbdkit$number 2>&1 &
+    turns=200
+    until [ -S $run/nbd$number ]; do
+        turns=$((turns - 1))
+        [ $turns -gt 0 ] || return 1
+        sleep 0.05
+    done
+    # the full path, as busybox has a client of this name
+    /bin/nbd-client -unix $run/nbd$number /dev/nbd$number -N "" -b 4096 -C "${CONNECTIONS:-1}" >$run/client$number 2>&1
+}
+
+# What the system's first readers want, in their order: into nbdkit's memory, in few large requests.
+prefetch() {
+    while read -r first count; do
+        dd if=/dev/nbd0 of=/dev/null iflag=direct bs=4096 skip="$first" count="$count" 2>/dev/null
+    done </prefetch
+}
+
+find_system() {
+    mkdir -p $run
+    mount -t tmpfs -o mode=755,nosuid,nodev tmpfs $run || fail verity "no memory for $run"
+    [ ! -d /tls ] || cp -a /tls $run/tls
+    find_network || fail verity "no interface gets an address: $(tail -n 1 $run/dhcp 2>/dev/null)"
+    TMPDIR=$run attach 0 $SYSTEM_FILTERS $SYSTEM_FROM ||
+        fail verity "the system is not to be had: $(tail -n 1 $run/nbdkit0) $(tail -n 1 $run/client0)"
+    device=/dev/nbd0 disk=
+    echo "$READAHEAD" >/sys/block/nbd0/queue/read_ahead_kb
+    [ ! -s /prefetch ] || prefetch &
+}
+
+find_data() {
+    if [ -z "$DATA_FROM" ]; then
+        TRIES=100
+        find_partition "$DATA" || fail data "no partition is labelled '$DATA'"
+        device=/dev/${partition##*/}
+        return
+    fi
+    attach 1 --filter=retry $DATA_FROM retries=1000000000 retry-delay=1 retry-exponential=no ||
+        fail data "the data is not to be had: $(tail -n 1 $run/nbdkit1) $(tail -n 1 $run/client1)"
+    device=/dev/nbd1 partition=/sys/block/nbd1
+}
+
+# Whoever sets up the network in the system must leave the address alone that the root is read through.
+complete_run() {
+    read -r address </sys/class/net/"$link"/address
+    mkdir -p /newroot/run/systemd/network &&
+        printf '[Match]\nMACAddress=%s\n[Network]\nDHCP=ipv4\nKeepConfiguration=yes\n' "$address" \
+            >/newroot/run/systemd/network/10-diskless.network || fail switch-root "the system has no directory /run"
+}

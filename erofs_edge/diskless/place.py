@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a diskless board finds its system or its data: an export of an NBD server, or a file of an HTTP server."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from erofs_edge.errors import UsageError
+
+PORT = 10809
+"""registered for NBD"""
+CERTIFICATES = "/run/tls"
+"""in the initramfs: what nbdkit opens again when it connects again"""
+_WORD = re.compile(r"[A-Za-z0-9._~:/%+-]*")
+"""what stands in the init script's variables as it is, and is one word of its shell"""
+_HINT = "nbd://HOST[:PORT]/EXPORT, nbds:// with TLS, http:// or https://"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """scheme: nbd, nbds, http or https. `export`: an NBD export's name. `uri`: as it was given."""
+
+    scheme: str
+    host: str
+    port: int
+    export: str
+    uri: str
+
+    @property
+    def plugin(self) -> str:
+        """nbdkit's plugin that reads it."""
+        return "nbd" if self.scheme.startswith("nbd") else "curl"
+
+    @property
+    def arguments(self) -> list[str]:
+        """nbdkit's plugin and what it is told (nbdkit-nbd-plugin(1), nbdkit-curl-plugin(1))."""
+        if self.plugin == "curl":
+            found = ["curl", f"url={self.uri}"]
+            return [*found, f"cainfo={CERTIFICATES}/ca-cert.pem"] if self.scheme == "https" else found
+        # an empty name is the default anyway, and an empty word would be lost on the way
+        found = ["nbd", f"hostname={self.host}", f"port={self.port}", *([f"export={self.export}"] * bool(self.export))]
+        return [*found, "tls=require", f"tls-certificates={CERTIFICATES}"] if self.scheme == "nbds" else found
+
+
+def parse_place(uri: str) -> Place:
+    """Raises UsageError for what is no place that a board can reach before it has a name service."""
+    split = urlsplit(uri)
+    try:
+        port = split.port
+    except ValueError:
+        port = 0
+    host, export = split.hostname or "", unquote(split.path.removeprefix("/"))
+    if split.scheme not in ("nbd", "nbds", "http", "https") or not host or port == 0:
+        raise UsageError(f"'{uri}' is no place to get a system from", hint=_HINT)
+    if not _WORD.fullmatch(uri.replace("[", "").replace("]", "")) or not _WORD.fullmatch(export):
+        raise UsageError(f"'{uri}' has characters that the init script cannot hold", hint="letters, digits and ._~:/+-")
+    if split.scheme.startswith("nbd") and (split.query or split.fragment or split.username):
+        raise UsageError(f"'{uri}' has more than host, port and export", hint=_HINT)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise UsageError(
+            f"'{host}' is a name, not an address", hint="the board has no name service when it starts"
+        ) from None
+    return Place(split.scheme, host, port or PORT, export, uri)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The signed FIT that a diskless board starts from: the board's kernel, and an initramfs that knows the root hash and
+where to get the blocks.
+
+Nothing that comes over the network is believed: U-Boot verifies the FIT by its key, dm-verity each block by the root
+hash in it. The values are those of the board's own boot image, so that both start the same system.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from erofs_edge.boot.assemble import (
+    DATA_MODULES,
+    EROFS_MODULES,
+    STORAGE_MODULES,
+    VERITY_MODULES,
+    device_tree,
+    kernel_image,
+)
+from erofs_edge.boot.contents import init_values
+from erofs_edge.boot.cpio import write_cpio
+from erofs_edge.boot.fit import Image, build_fit
+from erofs_edge.boot.initramfs import add_plugin, add_program, base_tree, compress
+from erofs_edge.boot.modules import KernelModules, Module
+from erofs_edge.boot.packed import cached_pack
+from erofs_edge.boot.script import CONFIGURATION
+from erofs_edge.diskless.place import Place
+from erofs_edge.errors import ErofsEdgeError, ManifestError, UsageError
+from erofs_edge.manifest.load import load_system
+from erofs_edge.manifest.lockfile import load_lock, lock_path
+from erofs_edge.manifest.model import Board, Lock
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.sources.debian.fetch import fetch
+from erofs_edge.sources.debian.mirror import host_mirror
+from erofs_edge.tree import BytesContent, FileTree, Inode
+from erofs_edge.trust.signer import Signer
+
+FOLDER = Path(__file__).parent
+MANIFEST = FOLDER / "programs.yaml"
+NBDKIT = "usr/lib/aarch64-linux-gnu/nbdkit"
+APPLETS = ("ip", "udhcpc", "tail")
+SCRIPTS = {"diskless": ("diskless.sh", 0o644), "bin/leased": ("leased.sh", 0o755)}
+NETWORK = ("virtio_net",)
+NETWORK_PATH = "kernel/drivers/net/"
+FIT = "diskless.fit"
+READAHEAD = 128  # KiB
+FOREVER = ("retries=1000000000", "retry-delay=1", "retry-exponential=no")
+"""nbdkit-retry-filter(1): a board without its server waits, once a second it asks"""
+ADDRESS = "setenv autoload no; dhcp"
+
+
+@dataclass(frozen=True, slots=True)
+class Diskless:
+    """What is particular to a diskless start.
+
+    system        where the system image is
+    data          where a writable disk for /data is: a place, 'disk' for the board's own partition, 'memory'
+    prefetch      runs of blocks (4096 bytes) of the system image, (first, count), that are fetched ahead, in order
+    certificates  files for TLS: ca-cert.pem, and client-cert.pem and client-key.pem where the server wants them
+    readahead     KiB that the kernel reads ahead in files
+    connections   to the server of the system, side by side
+    """
+
+    system: Place
+    data: Place | str = "memory"
+    prefetch: tuple[tuple[int, int], ...] = ()
+    certificates: Mapping[str, bytes] = field(default_factory=dict)
+    readahead: int = READAHEAD
+    connections: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DisklessStart:
+    """The FIT, and the script by which U-Boot gets and starts it. `root_hash` in hex; `keeps_data`: on a disk."""
+
+    fit: bytes
+    script: str
+    root_hash: str
+    keeps_data: bool
+
+
+def build_diskless(
+    board: Board, lock: Lock, out: Path, wanted: Diskless, signer: Signer, cache: Cache
+) -> DisklessStart:
+    """For the board that was built in `out`, whose lock is `lock`: the same inputs give the same bytes.
+
+    Raises ErofsEdgeError where there is no build that fits, as `fetch` does, SourceError where a package lacks
+    something, UsageError where TLS lacks its certificates.
+    """
+    values = _values(board, out, wanted)
+    load_system(MANIFEST)  # a lock without its manifest would be of nobody knows what
+    of_programs = load_lock(lock_path(MANIFEST))
+    programs = FileTree()
+    for deb in dict(sorted(fetch(of_programs.packages["system"], host_mirror, cache).items())).values():
+        programs.merge(read_deb(deb, cache).data)
+    (kernel_deb,) = fetch(lock.packages["kernel"], host_mirror, cache).values()
+    package = read_deb(kernel_deb, cache).data
+    kernel = KernelModules(package)
+    epoch = max(lock.date, of_programs.date)
+    tree, late = base_tree(programs, _streams(board, kernel, wanted)), _late(values, wanted)
+    _add_programs(tree, programs, wanted)
+    initramfs = compress(write_cpio(tree, epoch=epoch), write_cpio(late, epoch=epoch), pack=cached_pack(cache))
+    smaller = msgspec.structs.replace(board, boot=msgspec.structs.replace(board.boot, kernel_compression="lz4"))
+    images = {
+        "kernel": kernel_image(smaller, package, kernel.version),
+        "ramdisk": Image("ramdisk", initramfs, f"diskless initramfs for root hash {values['ROOT_HASH']}"),
+    }
+    if board.boot.fdt != "control":
+        images["fdt"] = Image("flat_dt", device_tree(package, kernel.version, board.boot.fdt), board.boot.fdt)
+    fit = build_fit(
+        images,
+        description=f"{board.board} diskless, Linux {kernel.version}",
+        epoch=epoch,
+        signer=signer,
+        load_address=board.boot.load_address,
+        rollback_index=board.sign.rollback_index,
+    )
+    return DisklessStart(fit, netboot_script(board, FIT), values["ROOT_HASH"], bool(values["DATA"]))
+
+
+def netboot_script(board: Board, file: str) -> str:
+    """U-Boot's commands: an address by DHCP, `file` by TFTP, start it if its signature fits; again if anything fails.
+
+    Raises ManifestError for a board whose chain verifies nothing: a network is no place to take code from then.
+    """
+    if board.boot.chain != "u-boot-fit":
+        raise ManifestError(
+            f"board '{board.board}' does not start by U-Boot's verified FIT", hint="boot: {chain: u-boot-fit}"
+        )
+    where = f"{board.boot.load_address:x}#{CONFIGURATION}"
+    start = f"bootm {where} {where} ${{fdtcontroladdr}}" if board.boot.fdt == "control" else f"bootm {where}"
+    arguments = " ".join(board.boot.cmdline)
+    return "\n".join(
+        [
+            *(["virtio scan"] if board.boot.storage == "virtio" else []),
+            "while true; do",
+            f"if {ADDRESS} && tftpboot {board.boot.load_address:x} {file}; then",
+            f'setenv bootargs "{arguments}"',
+            'echo "erofs-edge: stage u-boot slot none"',
+            start,
+            'echo "erofs-edge: slot does not start: none"',
+            "fi",
+            "sleep 5",
+            "done",
+            "",
+        ]
+    )
+
+
+def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
+    """The init script's values: those of the board's own boot image, but for where system and data are."""
+    try:
+        values = init_values((out / "boot.fit").read_bytes())
+    except OSError as error:
+        raise ErofsEdgeError(
+            f"no boot image is there: {error.strerror}", where=str(out / "boot.fit"),
+            hint="erofs-edge build BOARD -o OUT; boards with UEFI firmware have none and cannot be diskless yet",
+        ) from error  # fmt: skip
+    if wanted.system.scheme in ("nbds", "https") and "ca-cert.pem" not in wanted.certificates:
+        raise UsageError("TLS needs the certificate by which the server is known", hint="--tls-ca PEM")
+    label = next((name for name, one in board.disk.partitions.items() if one.filesystem is not None), "data")
+    filters = ["--filter=cache"] if wanted.prefetch else []
+    keep = ["cache-on-read=true"] if wanted.prefetch else []
+    values |= {
+        "SLOTS": "",
+        "STATE": "",
+        "DATA": "" if wanted.data == "memory" else label,
+        "DATA_FROM": " ".join(wanted.data.arguments) if isinstance(wanted.data, Place) else "",
+        "SYSTEM_FILTERS": " ".join([*filters, "--filter=retry"]),
+        "SYSTEM_FROM": " ".join([*wanted.system.arguments, *FOREVER, *keep]),
+        "CONNECTIONS": str(wanted.connections),
+        "READAHEAD": str(wanted.readahead),
+    }
+    return values
+
+
+def _late(values: Mapping[str, str], wanted: Diskless) -> FileTree:
+    late = FileTree()
+    late.add("config", _file("".join(f"{name}='{value}'\n" for name, value in values.items()).encode(), 0o644))
+    late.add("prefetch", _file("".join(f"{first} {count}\n" for first, count in wanted.prefetch).encode(), 0o644))
+    if wanted.certificates:
+        late.directory("tls")
+        for name, data in sorted(wanted.certificates.items()):
+            late.add(f"tls/{name}", _file(data, 0o600))
+    return late
+
+
+def _add_programs(tree: FileTree, programs: FileTree, wanted: Diskless) -> None:
+    for place, (name, mode) in SCRIPTS.items():
+        tree.add(place, _file((FOLDER / name).read_bytes(), mode))
+    for applet in APPLETS:
+        if tree.get(f"bin/{applet}") is None:
+            tree.add(f"bin/{applet}", Inode(stat.S_IFLNK | 0o777, target=b"busybox"))
+    for path in ("usr/bin/nbdkit", "usr/sbin/nbd-client"):
+        add_program(tree, programs, path)
+    for plugin in sorted({place.plugin for place in (wanted.system, wanted.data) if isinstance(place, Place)}):
+        add_plugin(tree, programs, f"{NBDKIT}/plugins/nbdkit-{plugin}-plugin.so")
+    for name in ["retry", *(["cache"] if wanted.prefetch else [])]:
+        add_plugin(tree, programs, f"{NBDKIT}/filters/nbdkit-{name}-filter.so")
+
+
+def _streams(board: Board, kernel: KernelModules, wanted: Diskless) -> dict[str, list[Module]]:
+    of_system = kernel.select(board.boot.system_modules)
+    network = [name for name in of_system if kernel.paths[name].startswith(NETWORK_PATH)]
+    first: Iterable[str] = kernel.select([*board.boot.modules, *network, *NETWORK, "nbd", *VERITY_MODULES])
+    if wanted.data == "disk":
+        first = [*kernel.select(STORAGE_MODULES[board.boot.storage]), *first]
+    disk, erofs, data = kernel.streams(first, EROFS_MODULES, DATA_MODULES)
+    return {"disk": disk, "erofs": erofs, "data": data}
+
+
+def _file(data: bytes, mode: int) -> Inode:
+    return Inode(stat.S_IFREG | mode, content=BytesContent(data))

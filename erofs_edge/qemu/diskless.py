@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot a built board in QEMU without a disk: our server gives the system, TFTP the FIT, and what was read is counted.
+
+QEMU's user network has a DHCP and a TFTP server of its own, and this machine is its gateway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erofs_edge.diskless.place import Place
+from erofs_edge.diskless.start import FIT, Diskless, DisklessStart, build_diskless
+from erofs_edge.errors import BootCheckError, UsageError
+from erofs_edge.manifest.load import Loaded
+from erofs_edge.manifest.lockfile import load_lock, lock_path
+from erofs_edge.manifest.model import Board
+from erofs_edge.qemu.built import Built, load_built, run_folder
+from erofs_edge.qemu.console import Console, Event
+from erofs_edge.qemu.machine import Emulator, control_tree, dump_tree, find_qemu, machine_arguments, qemu_of
+from erofs_edge.qemu.run import run
+from erofs_edge.qemu.smoke import LAST_LINES, TIMEOUT, StageTime
+from erofs_edge.qemu.stages import TITLES
+from erofs_edge.qemu.verdict import Expected, Watch
+from erofs_edge.serve.export import FileExport
+from erofs_edge.serve.server import Server
+from erofs_edge.sources.cache import Cache
+from erofs_edge.trust.signer import Signer
+
+GATEWAY = "10.0.2.2"
+"""this machine, as QEMU's user network shows it to the guest"""
+SYSTEM = "system"
+
+
+@dataclass(frozen=True, slots=True)
+class DisklessRecord:
+    """A diskless boot that went as expected, and what was read from the server until the proof. Sizes in bytes.
+
+    bytes_touched  of all blocks (4096 bytes) of which anything was read; each counts once
+    seconds        after QEMU was started
+    """
+
+    board: str
+    root_hash: str
+    qemu: str
+    seconds: float
+    image_bytes: int
+    bytes_read: int
+    bytes_touched: int
+    requests: int
+    fit_bytes: int
+    stages: list[StageTime]
+    report: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a diskless boot is to be like.
+
+    prefetch   runs of blocks that the board fetches ahead, see `Diskless`
+    data       a file that the board has as its writable disk, over the network; None keeps /data in memory
+    port       of this machine that the board is told; None for the server's own, else of something in between
+    readahead  KiB
+    """
+
+    prefetch: tuple[tuple[int, int], ...] = ()
+    data: FileExport | None = None
+    port: int | None = None
+    readahead: int | None = None
+
+
+def diskless_smoke(
+    board: Loaded[Board],
+    out: Path,
+    signer: Signer,
+    *,
+    wish: Wish = Wish(),
+    serve: Callable[[FileExport, Server], None] = lambda export, server: None,
+    timeout: float = TIMEOUT,
+    seen: Callable[[StageTime], None] = lambda stage: None,
+    log: Path | None = None,
+) -> DisklessRecord:
+    """Boot the build in `out` diskless until the guest has reported and shows a login prompt.
+
+    signer  signs the FIT; its key must be that of the build
+    serve   is given the export and its server before the machine starts
+    seen, log, timeout  as for `smoke`
+
+    Raises BootCheckError with the failed stage and the last console lines, ToolError without a usable QEMU, as
+    `build_diskless`.
+    """
+    built, emulator = load_built(out), find_qemu()
+    export = FileExport(out / "system.img", description=f"{board.value.board} {built.root_hash}")
+    exports = {SYSTEM: export, **({"data": wish.data} if wish.data else {})}
+    server = Server(exports)
+    with run_folder(out) as folder:
+        try:
+            port = wish.port or server.listen("127.0.0.1", 0)
+            serve(export, server)
+            start = _start(board, out, signer, wish, port)
+            (folder / FIT).write_bytes(start.fit)
+            command = _command(board.value, built, emulator, folder, start)
+            return _watched(board.value, start, command, emulator, export, timeout=timeout, seen=seen, log=log)
+        finally:
+            server.stop()
+            for one in exports.values():
+                one.close()
+
+
+def _start(board: Loaded[Board], out: Path, signer: Signer, wish: Wish, port: int) -> DisklessStart:
+    def place(export: str) -> Place:
+        return Place("nbd", GATEWAY, port, export, f"nbd://{GATEWAY}:{port}/{export}")
+
+    wanted = Diskless(place(SYSTEM), place("data") if wish.data else "memory", wish.prefetch)
+    if wish.readahead is not None:
+        wanted = Diskless(wanted.system, wanted.data, wanted.prefetch, readahead=wish.readahead)
+    lock = load_lock(lock_path(board.path))
+    return build_diskless(board.value, lock, out, wanted, signer, Cache())
+
+
+def _command(board: Board, built: Built, emulator: Emulator, folder: Path, start: DisklessStart) -> list[str]:
+    """QEMU without a disk, its U-Boot with the key and a script that boots from the network."""
+    if board.boot.u_boot.build is not None:
+        raise UsageError(
+            f"board '{board.board}' has a U-Boot with its own script", hint="a board without boot.u_boot.build"
+        )
+    qemu = qemu_of(board)
+    control = folder / "control.dtb"
+    control.write_bytes(control_tree(dump_tree(emulator, qemu, built.u_boot), built.key, start.script))
+    return [
+        str(emulator.program), *machine_arguments(qemu, built.u_boot), "-dtb", str(control),
+        "-netdev", f"user,id=net0,tftp={str(folder).replace(',', ',,')}",
+        "-device", "virtio-net-pci,netdev=net0,romfile=",
+        "-serial", "stdio", "-monitor", "none", "-no-reboot",
+    ]  # fmt: skip
+
+
+def _watched(
+    board: Board,
+    start: DisklessStart,
+    command: list[str],
+    emulator: Emulator,
+    export: FileExport,
+    *,
+    timeout: float,
+    seen: Callable[[StageTime], None],
+    log: Path | None,
+) -> DisklessRecord:
+    expected = Expected(start.root_hash, "none", "ext4" if start.keeps_data else "tmpfs")
+    watch, console, passed = Watch(expected), Console(), list[StageTime]()
+
+    def note(event: Event) -> None:
+        name = event.match.name
+        if event.match.kind in ("stage", "report") and name not in watch.reached:
+            passed.append(StageTime(name, TITLES[name], round(event.at, 2)))
+            seen(passed[-1])
+
+    verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
+    if not verdict.ok:
+        lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
+        raise BootCheckError(
+            f"the board did not boot diskless: stage '{TITLES[verdict.stage]}': {verdict.reason}\n"
+            f"last lines of the console:\n{lines}",
+            hint="--log FILE keeps the whole console",
+        )
+    activity = export.activity
+    return DisklessRecord(
+        board=board.board,
+        root_hash=start.root_hash,
+        qemu=emulator.version_text,
+        seconds=max(stage.seconds for stage in passed),
+        image_bytes=export.offer.size,
+        bytes_read=activity.bytes_read,
+        bytes_touched=activity.bytes_touched,
+        requests=activity.requests,
+        fit_bytes=len(start.fit),
+        stages=passed,
+        report=watch.report or {},
+    )

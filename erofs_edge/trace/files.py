@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks of an image as parts of files, and the other way round; which image it is."""
+
+from __future__ import annotations
+
+import os
+import stat
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from erofs_edge.erofs.extents import Kind
+from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.read import Image
+from erofs_edge.errors import FormatError
+from erofs_edge.trace.record import FileUse
+from erofs_edge.verity import superblock
+from erofs_edge.verity.blocks import hash_blocks
+
+
+class _Part(NamedTuple):
+    """Bytes [start, end) of the image hold what `use` says."""
+
+    start: int
+    end: int
+    use: FileUse
+
+
+def image_root_hash(path: Path) -> str:
+    """The root hash (hex) of the hash tree behind an image. Raises FormatError where there is none."""
+    with Image(path) as image:
+        step = image.superblock.block_size
+        at = -(-image.superblock.size // step) * step
+    with path.open("rb", buffering=0) as file:
+        fd = file.fileno()
+        sb = superblock.parse(os.pread(fd, superblock.SIZE, at), at)
+        levels = sb.levels(at)
+        # the one block at the top; of a single data block that is the data
+        place, size = (levels[-1].start * sb.hash_block_size, sb.hash_block_size) if levels else (0, sb.data_block_size)
+        top = os.pread(fd, size, place)
+    if len(top) < size:
+        raise FormatError("the hash tree is cut off", where=str(path))
+    return hash_blocks(top, size, sb)[: sb.digest_size].hex()
+
+
+def files_of(image: Image, reads: Iterable[tuple[int, int]], block_size: int) -> tuple[FileUse, ...]:
+    """What the runs of blocks (first, count) hold of directories, symlinks and files, each once, in their order.
+
+    A file whose data lies beside its inode is not named: every reader of a neighbour touches it.
+    """
+    parts = sorted(_parts(image))
+    starts = [part.start for part in parts]
+    # parts of one image do not overlap but for what files share: the longest decides how far to look back
+    longest = max((part.end - part.start for part in parts), default=0)
+    found: dict[FileUse, None] = {}
+    for first, count in reads:
+        start, end = first * block_size, (first + count) * block_size
+        for part in parts[bisect_left(starts, start - longest) : bisect_left(starts, end)]:
+            if part.end > start:
+                found.setdefault(part.use)
+    return tuple(_joined(found))
+
+
+def _joined(uses: Iterable[FileUse]) -> Iterator[FileUse]:
+    """Neighbours of one file that follow each other, as one."""
+    current: FileUse | None = None
+    for use in uses:
+        if current and use.length and use.path == current.path and current.start + current.length == use.start:
+            current = current._replace(length=current.length + use.length)
+            continue
+        if current:
+            yield current
+        current = use
+    if current:
+        yield current
+
+
+def _parts(image: Image) -> Iterator[_Part]:
+    seen: set[int] = set()
+    for path, inode in image.walk():
+        if inode.nid in seen:
+            continue
+        seen.add(inode.nid)
+        yield from _of_inode(image, inode, os.fsdecode(b"/" + path))
+
+
+def _of_inode(image: Image, inode: DiskInode, path: str) -> Iterator[_Part]:
+    for extent in image.extents(inode):
+        if extent.inline or extent.kind in (Kind.HOLE, Kind.FRAGMENT):
+            continue
+        use = FileUse(path, extent.start, extent.length) if stat.S_ISREG(inode.mode) else FileUse(path, 0, 0)
+        yield _Part(extent.address, extent.address + extent.size, use)

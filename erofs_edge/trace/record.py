@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trace: the blocks of an image in the order in which they were first read, and how long nothing new was read before.
+
+The form is ours: a JSON object with `format` 1, `kind`, `root_hash` (hex), `image_bytes`, `block_size`, `requests`,
+`bytes_read`, `reads` (rows of microseconds since the row before, first block, blocks) and `files` (rows of path, first
+byte, bytes, in the order of first use; a directory or a symlink has 0 bytes). A path is escaped as in a profile.
+
+A trace belongs to one image, known by its root hash: block numbers mean nothing in another one. The names in `files`
+do, so that the next version of a system can be laid out by the trace of the one before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from erofs_edge.erofs.profile import Use
+from erofs_edge.errors import ErofsEdgeError, FormatError, SourceError, VerificationError
+
+KIND = "erofs-edge trace"
+FORMAT = 1
+SIZE_MAX = 256 << 20  # bytes of a file that can be a trace
+MERGE = 4  # blocks: a gap that costs less to read than a request of its own
+
+
+class Read(NamedTuple):
+    """A run of `blocks` blocks that had not been read before. gap: microseconds since the row before."""
+
+    gap: int
+    first: int
+    blocks: int
+
+
+class FileUse(NamedTuple):
+    """Bytes [start, start + length) of a file that a touched block holds; of directories and symlinks, length 0."""
+
+    path: str
+    start: int
+    length: int
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """See the module. Sizes in bytes, but for `reads`."""
+
+    kind: str = KIND
+    format: int = FORMAT
+    root_hash: str
+    image_bytes: int
+    block_size: int
+    requests: int
+    bytes_read: int
+    reads: tuple[Read, ...]
+    files: tuple[FileUse, ...] = ()
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that were touched."""
+        return sum(read.blocks for read in self.reads)
+
+    @property
+    def seconds(self) -> float:
+        """From the first read to the last that found something new."""
+        return sum(read.gap for read in self.reads) / 1e6
+
+    def uses(self) -> tuple[Use, ...]:
+        """As a profile. Raises FormatError for a trace of something that is no EROFS image."""
+        if not self.files:
+            raise FormatError("the trace names no files", hint="record it with 'serve --trace' of an EROFS image")
+        return tuple(Use(os.fsencode(f.path), f.start, f.start + f.length if f.length else None) for f in self.files)
+
+    def runs(self, *, merge: int = MERGE, longest: int = 64) -> tuple[tuple[int, int], ...]:
+        """Runs of blocks (first, count) that hold all that was touched, by first use: what to fetch ahead.
+
+        merge    a gap of at most so many blocks is fetched, too, where that saves a request
+        longest  blocks of a run; a longer one is cut
+        """
+        ranks: dict[int, int] = {}
+        for rank, read in enumerate(self.reads):
+            for block in range(read.first, read.first + read.blocks):
+                ranks.setdefault(block, rank)
+        found: list[tuple[int, int, int]] = []
+        last = self.image_bytes // self.block_size
+        for block in sorted(ranks):
+            if block >= last:
+                break
+            if found and block - (found[-1][1] + found[-1][2]) <= merge and block - found[-1][1] < longest:
+                rank, first, _ = found[-1]
+                found[-1] = min(rank, ranks[block]), first, block + 1 - first
+            else:
+                found.append((ranks[block], block, 1))
+        return tuple((first, count) for _, first, count in sorted(found))
+
+    def belongs_to(self, root_hash: str) -> None:
+        """Raises VerificationError where the trace is of another image."""
+        if root_hash != self.root_hash:
+            raise VerificationError(
+                f"the trace is of the image with root hash {self.root_hash}, this one has {root_hash}",
+                hint="record a trace of this image: 'erofs-edge serve --trace FILE'",
+            )
+
+
+def make_trace(
+    touches: Sequence[tuple[int, int, int]],
+    *,
+    root_hash: str,
+    image_bytes: int,
+    block_size: int,
+    requests: int,
+    bytes_read: int,
+    files: Iterable[FileUse] = (),
+) -> Trace:
+    """Of (nanoseconds of a clock that only grows, first block, blocks) in the order of the reads."""
+    reads, before = [], touches[0][0] if touches else 0
+    for at, first, count in touches:
+        reads.append(Read(max(at - before, 0) // 1000, first, count))
+        before = at
+    return Trace(
+        root_hash=root_hash,
+        image_bytes=image_bytes,
+        block_size=block_size,
+        requests=requests,
+        bytes_read=bytes_read,
+        reads=tuple(reads),
+        files=tuple(files),
+    )
+
+
+def encode(trace: Trace) -> bytes:
+    """The file: a row a line, so that two traces can be compared."""
+    fields = {name: getattr(trace, name) for name in trace.__struct_fields__}
+    lines = []
+    for name, value in fields.items():
+        if isinstance(value, tuple):
+            rows = b",\n".join(b"  " + msgspec.json.encode(row) for row in value)
+            lines.append(f' "{name}": ['.encode() + (b"\n" + rows + b"\n " if rows else b"") + b"]")
+        else:
+            lines.append(f' "{name}": '.encode() + msgspec.json.encode(value))
+    return b"{\n" + b",\n".join(lines) + b"\n}\n"
+
+
+def decode(data: bytes, where: str) -> Trace:
+    """Raises FormatError for what is no trace, or none that could be true."""
+    try:
+        trace = msgspec.json.decode(data, type=Trace)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"not a trace: {error}", where=where) from error
+    if trace.kind != KIND or trace.format != FORMAT:
+        raise FormatError("not a trace of this version", where=where)
+    limit = -(-trace.image_bytes // trace.block_size) if trace.block_size > 0 else 0
+    if any(r.gap < 0 or r.first < 0 or r.blocks < 1 or r.first + r.blocks > limit for r in trace.reads):
+        raise FormatError("the trace has reads outside the image", where=where)
+    if any(not f.path.startswith("/") or f.start < 0 or f.length < 0 for f in trace.files):
+        raise FormatError("the trace has files that can be none", where=where)
+    return trace
+
+
+def is_trace(data: bytes) -> bool:
+    """Whether a file that could be a profile as well is a trace: a profile has no line with a brace."""
+    return data.lstrip()[:1] == b"{"
+
+
+def read_trace(path: Path) -> Trace:
+    """Raises SourceError where it cannot be read, FormatError for what is no trace."""
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(SIZE_MAX + 1)
+    except OSError as error:
+        raise SourceError(f"cannot read the trace: {error.strerror}", where=str(path)) from error
+    if len(data) > SIZE_MAX:
+        raise FormatError(f"more than {SIZE_MAX} bytes, no trace is so large", where=str(path))
+    return decode(data, str(path))
+
+
+def write_trace(trace: Trace, path: Path) -> None:
+    """Beside and renamed. Raises ErofsEdgeError where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(encode(trace))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ErofsEdgeError(f"cannot write the trace: {error.strerror}", where=str(path)) from error
