@@ -13,6 +13,7 @@ from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.bundle.rauc import Bundle
+    from erofs_edge.bundle.sysupdate import Form
     from erofs_edge.trust.certificate import Certificate
     from erofs_edge.trust.key import Signer
 
@@ -76,6 +77,28 @@ def check(file: Path, key: Path, as_json: bool) -> None:
     _show(file, read_bundle(file, read_public_key(key, key.stem)), as_json=as_json)
 
 
+@bundle.command()
+@click.argument("out", metavar="OUT", type=_BUILT)
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="FOLDER",
+              help="What the web server offers; earlier versions in it stay.")  # fmt: skip
+@click.option("--url", required=True, help="Where devices find FOLDER.")
+@click.option("--form", type=click.Choice(["image", "partitions"]), default="image", show_default=True,
+              help="One discoverable disk image, or its partitions each as a file.")  # fmt: skip
+@click.option("--version", metavar="TEXT", help="Default: rollback index and date of the newest lock.")
+@json_option
+def sysupdate(out: Path, output: Path, url: str, form: Form, version: str | None, as_json: bool) -> None:
+    """Add the system of the build in OUT to a folder that systemd-sysupdate takes its versions from."""
+    from erofs_edge.bundle.sysupdate import DEFINITIONS, SUMS, write_transfers
+
+    with step("Files of systemd-sysupdate"):
+        made = write_transfers(out, output, url=url, form=form, version=version)
+    if as_json:
+        emit_json({"folder": str(output), "files": [path.name for path in made]})
+        return
+    table([(path.name, size_text(path.stat().st_size)) for path in made], header=("file", "size"))
+    click.echo(f"definitions  {output / DEFINITIONS}\nsums         {output / SUMS}")
+
+
 def _certificate(out: Path, signer: Signer, given: Path | None) -> Certificate:
     """The certificate that is given, the build's if it is the key's, or a new one."""
     from erofs_edge.build.record import read_release
@@ -86,6 +109,8 @@ def _certificate(out: Path, signer: Signer, given: Path | None) -> Certificate:
     epoch = int(read_release(out)["epoch"])
     if given is not None:
         return read_certificate(given, signer, epoch)
+    if not (out / CERTIFICATE).exists():
+        return self_signed(signer, epoch)
     try:
         return read_certificate(out / CERTIFICATE, signer, epoch)
     except ErofsEdgeError as error:

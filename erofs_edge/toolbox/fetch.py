@@ -59,7 +59,10 @@ SETS = {
             "mkfs.fat", "kmod", "depmod", "modprobe",
         ),
     ),
-    "oracles-systemd": ToolSet("trixie", ("systemd-container", "libcryptsetup12"), _same("systemd-dissect")),
+    "oracles-systemd": ToolSet(
+        "trixie", ("systemd-container", "libcryptsetup12"),
+        _same("systemd-dissect", "systemd-sysupdate", "systemd-pull"),
+    ),
     "oracles-sources": ToolSet(
         "trixie",
         ("docker-registry", "libarchive-tools", "sqop", "tar", "umoci"),

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder that systemd-sysupdate takes versions from: files, SHA256SUMS, and the definitions of the transfers.
+
+Two forms. `image`: one discoverable disk image, which becomes a file of the device (systemd-nspawn, portable services,
+extensions); its root hash is signed inside. `partitions`: file system, hash tree and signed root hash, each into an
+empty partition of its type, on disks whose partitions are named after versions. Boards of ours name partitions after
+slots, and what starts them looks for those names: they are updated by `flash` or RAUC, not by this.
+
+Source: sysupdate.d(5) of systemd 257; @v stands for the version, @u for a partition's UUID.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from erofs_edge.build.discoverable import write_discoverable
+from erofs_edge.build.record import read_release
+from erofs_edge.bundle.content import default_version
+from erofs_edge.disk import gpt
+from erofs_edge.disk.sparse import sparse_sha256
+from erofs_edge.errors import SourceError, UsageError
+
+SUMS = "SHA256SUMS"
+DEFINITIONS = "sysupdate.d"
+Form = Literal["image", "partitions"]
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.~^+-]{0,63}")  # no '_', which ends it in our names
+_KINDS = ("root", "root-verity", "root-verity-sig")
+_COPY = 4 << 20  # bytes
+
+
+def write_transfers(
+    out: Path, folder: Path, *, url: str, form: Form = "image", version: str | None = None, keep: int = 3
+) -> list[Path]:
+    """Add the build in `out` to a folder, which may hold earlier versions; the files that were written.
+
+    url      where the folder's files will be
+    version  ordered as systemd does (0.20 after 0.9); by default `default_version`
+    keep     versions that a device keeps
+
+    Raises UsageError for a version or address that cannot stand in a definition, SourceError for a folder whose sums
+    cannot be read, ErofsEdgeError where `out` holds no build.
+    """
+    record = read_release(out)
+    name, version = str(record["system"]["name"]), version or default_version(record)
+    if not _VERSION.fullmatch(version):
+        raise UsageError(f"not a version for systemd-sysupdate: {version!r}", hint="letters, digits and . ~ ^ + -")
+    if not re.fullmatch(r"(https?|file)://[!-~]+", url):
+        raise UsageError(f"not an address for a device to ask: {url!r}", hint="https://HOST/FOLDER")
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = _sums(folder / SUMS)
+    image = folder / f"{name}_{version}.raw"
+    write_discoverable(out, image)
+    made = [image]
+    if form == "partitions":
+        made = _partitions(image, lambda kind, guid: folder / f"{name}_{version}_{guid}.{kind}.raw")
+        image.unlink()
+    definitions = folder / DEFINITIONS
+    definitions.mkdir(exist_ok=True)
+    for file, text in _definitions(name, url, form, keep).items():
+        (definitions / file).write_text(text)
+    sums = {known: value for known, value in sums.items() if (folder / known).is_file()}
+    sums |= {path.name: sparse_sha256(path) for path in made}
+    temporary = folder / f".{SUMS}.{os.getpid()}"
+    temporary.write_text("".join(f"{value}  {known}\n" for known, value in sorted(sums.items())))
+    temporary.replace(folder / SUMS)
+    return made
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """The sums that are there. Raises SourceError for a line that is none."""
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        match = re.fullmatch(r"([0-9a-f]{64})  ([^/]+)", line)
+        if match is None:
+            raise SourceError(f"not a line of sha256sum: {line[:80]!r}", where=str(path))
+        found[match[2]] = match[1]
+    return found
+
+
+def _partitions(image: Path, place: Callable[[str, str], Path]) -> list[Path]:
+    """The partitions of a discoverable image as files, what starts the system last."""
+    made = []
+    with image.open("rb") as source:
+        table = gpt.decode(lambda at, length: os.pread(source.fileno(), length, at), image.stat().st_size, 512)
+        for kind, partition in reversed(list(zip(_KINDS, table.partitions, strict=True))):
+            target = place(kind, str(partition.guid))
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            start, end = partition.first_lba * 512, (partition.last_lba + 1) * 512
+            with temporary.open("wb") as file:
+                for at in range(start, end, _COPY):
+                    file.write(os.pread(source.fileno(), min(_COPY, end - at), at))
+            temporary.replace(target)
+            made.append(target)
+    return made
+
+
+def _definitions(name: str, url: str, form: Form, keep: int) -> dict[str, str]:
+    """File name → definition. Files are checked by SHA256SUMS; its OpenPGP signature, which is not ours to make, is not
+    asked for: the signed root hash inside vouches for the content."""
+    head = "# SPDX-License-Identifier: Apache-2.0\n[Transfer]\nVerify=no\n\n[Source]\nType=url-file\n"
+    if form == "image":
+        target = f"[Target]\nType=regular-file\nPath=/var/lib/machines\nMatchPattern={name}_@v.raw\n"
+        target += f"CurrentSymlink=/var/lib/machines/{name}.raw\nMode=0444\nInstancesMax={keep}\n"
+        return {f"50-{name}.transfer": f"{head}Path={url}\nMatchPattern={name}_@v.raw\n\n{target}"}
+    found = {}
+    for number, kind in zip((50, 60, 70), reversed(_KINDS), strict=True):
+        label = f"{name}_@v{kind.removeprefix('root').replace('-', '_')}"
+        source = f"Path={url}\nMatchPattern={name}_@v_@u.{kind}.raw\n\n"
+        target = f"[Target]\nType=partition\nPath=auto\nMatchPattern={label}\nMatchPartitionType={kind}\nReadOnly=1\n"
+        found[f"{number}-{name}-{kind}.transfer"] = f"{head}{source}{target}InstancesMax=2\n"
+    return found
