@@ -12,9 +12,10 @@ from erofs_edge.flash.update import read_layout
 from erofs_edge.simulator.images import Sizes, disk_image
 
 EPOCH = 1_700_000_000
+SIZES = Sizes()
 
 
-def build_folder(out: Path, version: int = 1, sizes: Sizes = Sizes(), blocks: int = 9) -> Path:
+def build_folder(out: Path, version: int = 1, sizes: Sizes = SIZES, blocks: int = 9) -> Path:
     """Write disk.img, boot.fit, system.img and an unsigned release.json. The same arguments give the same bytes."""
     out.mkdir(parents=True, exist_ok=True)
     disk_image(out / "disk.img", version, sizes, blocks)
