@@ -122,6 +122,7 @@ load erofs &
 load disk
 wait
 load data &
+loading=$!
 
 slot=${SLOTS%% *} arguments=
 for word in $(cat /proc/cmdline); do
@@ -167,7 +168,7 @@ stage verity "$ROOT_HASH"
 reason=$(mount -t erofs -o ro /dev/mapper/root /newroot 2>&1) || fail root "$reason"
 stage root erofs
 
-wait
+wait $loading
 [ -d /newroot/data ] || fail data "the system has no directory /data"
 if [ -z "$DATA" ]; then
     mount -t tmpfs -o mode=755 tmpfs /newroot/data || fail data "no memory for /data"
