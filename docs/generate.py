@@ -1,22 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what the documentation takes from the code: docs/schema/*.schema.json and the tables of docs/manifests.md.
+"""Write what the documentation takes from the code: docs/schema/*.schema.json, the tables of docs/manifests.md, the
+pages of the commands (docs/cli.md, docs/man/erofs-edge.1) and docs/python-reference.md.
 
 usage: python docs/generate.py        A test holds that the files are fresh.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect as python_inspect
 from pathlib import Path
 
 import msgspec
 from msgspec import NODEFAULT, inspect
 
+from erofs_edge.cli.manual import markdown, roff
 from erofs_edge.manifest.decode import describe
 from erofs_edge.manifest.model import Board, Lock, System
 from erofs_edge.manifest.schema import KINDS, schema_text
 from erofs_edge.manifest.vocabulary import descriptions, key_descriptions
 
 DOCS = Path(__file__).parent
+INTERFACE = (
+    ("erofs_edge.erofs.api", "build"), ("erofs_edge.erofs.api", "open"), ("erofs_edge.erofs.options", "WriteOptions"),
+    ("erofs_edge.erofs.read", "Image"), ("erofs_edge.erofs.inode", "DiskInode"), ("erofs_edge.tree", "FileTree"),
+    ("erofs_edge.tree", "Inode"), ("erofs_edge.verity.tree", "append"), ("erofs_edge.verity.check", "verify"),
+    ("erofs_edge.manifest.load", "load_board"), ("erofs_edge.manifest.load", "load_system"),
+    ("erofs_edge.build.pipeline", "build_board"), ("erofs_edge.build.pipeline", "BuildOptions"),
+    ("erofs_edge.verify.path", "verify_path"), ("erofs_edge.diff.paths", "compare_paths"),
+    ("erofs_edge.errors", "ErofsEdgeError"),
+)  # fmt: skip
+"""(module, name) of what programs may use, in the order of the page"""
 BEGIN, END = "<!-- vocabulary: docs/generate.py -->\n", "<!-- end of vocabulary -->\n"
 
 
@@ -28,6 +42,9 @@ def generated() -> dict[Path, str]:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     files[manual] = before + BEGIN + "\n" + vocabulary() + END + after
+    files[DOCS / "cli.md"] = markdown()
+    files[DOCS / "man" / "erofs-edge.1"] = roff()
+    files[DOCS / "python-reference.md"] = reference()
     return files
 
 
@@ -104,6 +121,51 @@ def _default(field: inspect.Field) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def reference() -> str:
+    """The page of what Python programs may use: signatures and what the code says of them."""
+    lines = [
+        "# Python reference\n",
+        "Made from the code by `docs/generate.py`; [python-api.md](python-api.md) shows how it is used.",
+    ]
+    for module, name in INTERFACE:
+        value = getattr(importlib.import_module(module), name)
+        lines += ["", f"## {module}.{name}", "", *_described(value, f"{name}{_signature(value)}")]
+        for word, method in vars(value).items() if isinstance(value, type) else ():
+            if not word.startswith("_") and isinstance(method, property | classmethod | staticmethod | FUNCTION):
+                inner = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+                if inner.__doc__:
+                    form = word if isinstance(method, property) else f"{word}{_signature(inner)}"
+                    lines += [f"### {name}.{word}", "", *_described(inner, form)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+FUNCTION = type(reference)
+
+
+def _signature(value: object) -> str:
+    """The parameters as they are written in the code, one a line where they are many."""
+    if not callable(value):
+        return ""
+    found = python_inspect.signature(value)
+    words, keyword = [], False
+    for one in found.parameters.values():
+        if one.kind is one.KEYWORD_ONLY and not keyword:
+            words.append("*")
+            keyword = True
+        stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+        kind = "" if one.annotation is one.empty else f": {one.annotation}"
+        shown = getattr(one.default, "__name__", None) or repr(one.default)
+        default = "" if one.default is one.empty else f" = {shown}"
+        words.append(f"{stars}{one.name}{kind}{default}")
+    gives = "" if found.return_annotation in (found.empty, None, "None") else f" -> {found.return_annotation}"
+    text = f"({', '.join(words)}){gives}"
+    return text if len(text) < 100 else "(\n    " + ",\n    ".join(words) + f",\n){gives}"
+
+
+def _described(value: object, form: str) -> list[str]:
+    return ["```text", form, "", python_inspect.cleandoc(value.__doc__ or ""), "```", ""]
 
 
 def main() -> None:

@@ -60,6 +60,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "keys": ("erofs_edge.cli.keys", "Signing keys: make, list, show, rotate."),
     "sign": ("erofs_edge.cli.sign", "Sign root hashes and release records, here or without a network."),
     "tools": ("erofs_edge.cli.tools", "QEMU and the reference tools, in a private prefix."),
+    "completion": ("erofs_edge.cli.completion", "Print what a shell needs to complete verbs, options and files."),
     "doctor": ("erofs_edge.cli.doctor", "Say what this machine has, what it lacks, and what mends it."),
 }
 """verb → (module, its one line in ``--help``), in the order in which ``--help`` lists them"""

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge completion`: what a shell needs to complete verbs, options and files."""
+
+from __future__ import annotations
+
+import click
+
+VARIABLE = "_EROFS_EDGE_COMPLETE"
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print what SHELL must read so that the Tab key completes commands of erofs-edge.
+
+    \b
+    bash  eval "$(erofs-edge completion bash)"     in ~/.bashrc
+    zsh   eval "$(erofs-edge completion zsh)"      in ~/.zshrc, after compinit
+    fish  erofs-edge completion fish > ~/.config/fish/completions/erofs-edge.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from erofs_edge.cli.main import cli
+
+    found = get_completion_class(shell)
+    assert found is not None  # noqa: S101  click has all of SHELLS
+    click.echo(found(cli, {}, "erofs-edge", VARIABLE).source())

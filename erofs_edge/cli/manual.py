@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manual of all verbs, made from the commands themselves: a Markdown page and a man page.
+
+The man page uses the man(7) macros of groff and mandoc: TH, SH, SS, TP, PP, nf, fi.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import click
+
+from erofs_edge import __version__
+from erofs_edge.cli.main import VERBS, cli
+
+NAME = "erofs-edge"
+ENVIRONMENT = (
+    ("EROFS_EDGE_MIRROR", "The Debian mirror or archive to use instead of the host's."),
+    ("EROFS_EDGE_CACHE", "Where downloads and what is made of them are kept."),
+    ("EROFS_EDGE_PREFIX", "Where QEMU and the reference tools are unpacked."),
+    ("EROFS_EDGE_QEMU", "The QEMU program to use."),
+    ("EROFS_EDGE_KEYS", "Where development keys are kept."),
+    ("EROFS_EDGE_PASSPHRASE", "The passphrase of a signing key's file."),
+    ("EROFS_EDGE_PASSPHRASE_FD", "The file descriptor from which that passphrase is read."),
+    ("EROFS_EDGE_ALGORITHM", "Set for the program of a command: key: the algorithm of the key."),
+    ("EROFS_EDGE_SCRIPT_TIMEOUT", "Seconds that maintainer scripts may take in their machine."),
+    ("EROFS_EDGE_DEBUG", "With 1, errors show where in the program they come from."),
+    ("NO_COLOR", "Where set, no colours."),
+)
+EXIT_CODES = (
+    ("0", "Done."),
+    ("1", "Failed."),
+    ("2", "The command line makes no sense."),
+    ("3", "A board, a manifest or a lock is wrong."),
+    ("4", "A hash or a signature does not match."),
+    ("5", "What was compared differs."),
+    ("6", "A device is missing or was lost."),
+    ("7", "A device refuses, or is refused."),
+    ("8", "A write stopped in between; the same command resumes it."),
+    ("9", "A machine did not boot as it must."),
+    ("130", "Interrupted."),
+    ("143", "Terminated."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One command: its words, how it is used, what it does, and (option, meaning) for each option."""
+
+    words: str
+    usage: str
+    paragraphs: list[str]
+    options: list[tuple[str, str]]
+
+
+def entries() -> Iterator[Entry]:
+    """Every command and every group, in the order of ``--help``."""
+    top = click.Context(cli, info_name=NAME, max_content_width=1000, terminal_width=1000)
+    for verb in VERBS:
+        command = cli.get_command(top, verb)
+        assert command is not None  # noqa: S101  VERBS names what there is
+        yield from _entries(command, click.Context(command, info_name=verb, parent=top))
+
+
+def _entries(command: click.Command, ctx: click.Context) -> Iterator[Entry]:
+    usage = " ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])
+    options = [record for one in command.get_params(ctx) if (record := one.get_help_record(ctx)) is not None]
+    shown = [
+        (" ".join(name.split()), " ".join(text.split())) for name, text in options if "--help" not in name and text
+    ]
+    yield Entry(ctx.command_path, usage, _paragraphs(command), shown)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            below = command.get_command(ctx, name)
+            if below is not None and not below.hidden:
+                yield from _entries(below, click.Context(below, info_name=name, parent=ctx))
+
+
+def _paragraphs(command: click.Command) -> list[str]:
+    """The help as paragraphs; one that begins with click's mark for "do not wrap" keeps its lines."""
+    text = inspect.cleandoc(command.help or "").partition("\f")[0]
+    found = [part.strip("\n") for part in re.split(r"\n\s*\n", text) if part.strip()]
+    return [part[2:].strip("\n") + "\n" if part.startswith("\b\n") else " ".join(part.split()) for part in found]
+
+
+def markdown() -> str:
+    """The page docs/cli.md, from its first to its last character."""
+    lines = [
+        "# Commands\n",
+        "Made from the commands themselves by `docs/generate.py`; `erofs-edge VERB --help` says the same,",
+        "and so does the man page, `man/erofs-edge.1`, which wheels install.",
+        "Exit codes: [exit-codes.md](exit-codes.md).\n",
+        "| verb | what |", "|---|---|",
+    ]  # fmt: skip
+    lines += [f"| [{verb}](#{NAME}-{verb}) | {line} |" for verb, (_, line) in VERBS.items()]
+    for entry in entries():
+        depth = "#" * len(entry.words.split())
+        lines += ["", f"{depth} {entry.words}", "", "```text", entry.usage, "```", ""]
+        for part in entry.paragraphs:
+            lines += [f"```text\n{part}```" if part.endswith("\n") else _literal(part), ""]
+        if entry.options:
+            lines += ["| option | meaning |", "|---|---|"]
+            lines += [f"| `{_cell(name)}` | {_cell(_literal(text))} |" for name, text in entry.options]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def _literal(text: str) -> str:
+    """Text of a help, in which nothing is markup but its back quotes."""
+    return re.sub(r"([\\<*_\[\]])", r"\\\1", text)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def roff() -> str:
+    """The page erofs-edge(1)."""
+    lines = [
+        '.\\" Made from the commands by docs/generate.py',
+        f'.TH EROFS-EDGE 1 "" "erofs-edge {__version__}" "User Commands"',
+        ".SH NAME", "erofs-edge \\- verified, reproducible EROFS systems on ARM boards",
+        ".SH SYNOPSIS", ".B erofs-edge", r"\fIVERB\fR [\fIOPTIONS\fR] [\fIARGUMENTS\fR]",
+        ".SH DESCRIPTION", *_roff_lines(inspect.cleandoc(cli.help or "")), ".SH COMMANDS",
+    ]  # fmt: skip
+    for entry in entries():
+        lines += [f".SS {_roff(entry.words)}", ".nf", *(_roff(line) for line in [entry.usage]), ".fi"]
+        for part in entry.paragraphs:
+            kept = part.endswith("\n")
+            lines += [".PP", ".nf", *map(_roff, part.splitlines()), ".fi"] if kept else [".PP", *_wrapped(part)]
+        for name, text in entry.options:
+            lines += [".TP", rf"\fB{_roff(name)}\fR", *_wrapped(text)]
+    for title, rows in (("EXIT STATUS", EXIT_CODES), ("ENVIRONMENT", ENVIRONMENT)):
+        lines.append(f".SH {title}")
+        for name, text in rows:
+            lines += [".TP", rf"\fB{name}\fR", _roff(text)]
+    return "\n".join(lines) + "\n"
+
+
+def _roff_lines(text: str) -> list[str]:
+    found: list[str] = []
+    for part in re.split(r"\n\s*\n", text):
+        found += [".PP", *_wrapped(" ".join(part.split()))]
+    return found[1:]
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of a source that people may read, too."""
+    return [_roff(line) for line in textwrap.wrap(text, 72, break_long_words=False, break_on_hyphens=False)]
+
+
+def _roff(text: str) -> str:
+    """A line of text: nothing in it is a request or an escape (groff(7), Escapes)."""
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
+    text = "".join(char if ord(char) < 128 else f"\\[u{ord(char):04X}]" for char in text)
+    return f"\\&{text}" if text[:1] in (".", "'") else text
