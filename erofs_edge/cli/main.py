@@ -39,6 +39,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "fastboot": ("erofs_edge.cli.fastboot", "Talk to a device in fastboot mode."),
     "boot": ("erofs_edge.cli.boot", "Boot a built board in QEMU; --smoke checks the whole chain."),
     "serve": ("erofs_edge.cli.serve", "Export a built board's images over NBD, the network block device."),
+    "diskless": ("erofs_edge.cli.diskless", "Make what a board starts from that gets its system over the network."),
+    "trace": ("erofs_edge.cli.trace", "What was read of an image, and in which order: tables, pictures, profiles."),
     "push": ("erofs_edge.cli.push", "Store an image or a build in an OCI registry."),
     "pull": ("erofs_edge.cli.pull", "Fetch an image or a build from an OCI registry."),
     "lock": ("erofs_edge.cli.lock", "Pin every input of a board or a manifest in its lock file."),
