@@ -23,7 +23,6 @@ from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.gate import parse_kernel
 from erofs_edge.erofs.kernel_config import check_config, parse_config
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
-from erofs_edge.erofs.profile import read_profile
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import ManifestError, UsageError
@@ -41,6 +40,7 @@ from erofs_edge.sources.debian.supply import fetch_locked
 from erofs_edge.sources.dropped import firmware_of_modules
 from erofs_edge.sources.file_contexts import apply_file_contexts, read_file_contexts
 from erofs_edge.sources.system import system_tree
+from erofs_edge.trace.record import read_uses
 from erofs_edge.tree import FileTree
 from erofs_edge.trust.certificate import load_certificate
 from erofs_edge.trust.offline import SignaturesMissingError
@@ -233,7 +233,7 @@ def write_options(loaded: Loaded[System], epoch: int, kernel: str | None) -> Wri
             epoch=epoch,
             times="fixed",
             baseline=image_of(Path(erofs.baseline)) if erofs.baseline is not None else None,
-            profile=read_profile(Path(erofs.profile)) if erofs.profile is not None else (),
+            profile=read_uses(Path(erofs.profile)) if erofs.profile is not None else (),
             kernel=parse_kernel(kernel) if kernel is not None else None,
         )
     except UsageError as error:

@@ -215,8 +215,8 @@ def _options(
     **further: Any,
 ) -> WriteOptions:
     from erofs_edge.erofs.gate import parse_kernel
-    from erofs_edge.erofs.profile import read_profile
     from erofs_edge.erofs.write import WriteOptions
+    from erofs_edge.trace.record import read_uses
 
     if compression == "auto" and compress_hints is not None:
         raise UsageError("-z auto chooses for all files, hints for single ones", hint="use one of them")
@@ -237,7 +237,7 @@ def _options(
         blob=blobdev,
         baseline=baseline,
         compact=compact,
-        profile=read_profile(profile) if profile is not None else (),
+        profile=read_uses(profile) if profile is not None else (),
         xattr_tolerance=xattr_tolerance,
         xattr_prefixes=tuple(map(os.fsencode, xattr_prefix)),
         kernel=parse_kernel(kernel) if kernel is not None else None,

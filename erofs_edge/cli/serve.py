@@ -33,6 +33,15 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--tls-certificate", "certificate", type=FILE, help="PEM; with it, only encrypted clients are served.")
 @click.option("--tls-key", "key", type=FILE, help="PEM of the certificate's private key.")
 @click.option("--writable", is_flag=True, help="Let clients write, into the files themselves.")
+@click.option(
+    "--devices", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+    help="A writable disk for each device that asks for data/NAME, kept in FOLDER.",
+)  # fmt: skip
+@click.option(
+    "--device-disk", default="256M", show_default=True, metavar="SIZE|FILE",
+    help="Of --devices: an empty disk of this size, or changes over this file.",
+)  # fmt: skip
+@click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), help="At the end, write what was first read.")
 @json_option
 def serve(
     *,
@@ -44,6 +53,9 @@ def serve(
     certificate: Path | None,
     key: Path | None,
     writable: bool,
+    devices: Path | None,
+    device_disk: str,
+    trace: Path | None,
     as_json: bool,
 ) -> None:
     """Export images over NBD (the network block device) until interrupted.
@@ -62,7 +74,9 @@ def serve(
         from erofs_edge.serve.export import FileExport
 
         exports |= {name: FileExport(path, writable=writable) for name, path in _files(Path(what), out).items()}
-    server = Server(exports, tls=_tls(certificate, key) if certificate else None, say=note)
+    traced = _traced(exports) if trace else None
+    given = _with_devices(exports, devices, device_disk) if devices else exports
+    server = Server(given, tls=_tls(certificate, key) if certificate else None, say=note)
     scheme = "nbds" if certificate else "nbd"
     if socket:
         server.listen_unix(socket)
@@ -81,7 +95,47 @@ def serve(
         server.stop()
         if socket:
             socket.unlink(missing_ok=True)
+        if trace and traced:
+            _write_trace(trace, traced)
         _report(exports, as_json=as_json)
+
+
+def _traced(exports: Mapping[str, Export]) -> Export:
+    """The export whose first reads are kept: the system, or the single image. Raises where it is none of ours."""
+    from erofs_edge.trace.files import image_root_hash
+
+    export = exports.get("system") or exports.get("")
+    if export is None or not export.direct:
+        raise UsageError("--trace is for the image of a system", hint="serve a build, or its system.img")
+    image_root_hash(export.path)
+    export.activity.record = True
+    return export
+
+
+def _write_trace(path: Path, export: Export) -> None:
+    from erofs_edge.serve.export import BLOCK
+    from erofs_edge.trace.files import trace_of
+    from erofs_edge.trace.record import write_trace
+
+    seen = export.activity
+    made = trace_of(
+        export.path, seen.touches, block_size=BLOCK, requests=seen.requests, bytes_read=seen.bytes_read
+    )  # fmt: skip
+    write_trace(made, path)
+    note(f"{path}: {made.blocks} blocks, {len(made.files)} parts of files")
+
+
+def _with_devices(exports: Mapping[str, Export], folder: Path, disk: str) -> Mapping[str, Export]:
+    from erofs_edge.manifest.model import size_bytes
+    from erofs_edge.serve.devices import Devices
+
+    base: Path | int = Path(disk)
+    if not Path(disk).is_file():
+        try:
+            base = size_bytes(disk)
+        except (ValueError, KeyError):
+            raise UsageError(f"--device-disk {disk}: neither a size nor a file", hint="as in 256M") from None
+    return Devices(exports, folder, base)
 
 
 def _from_registry(reference: str, *, writable: bool) -> dict[str, RegistryExport]:

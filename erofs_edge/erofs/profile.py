@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from erofs_edge.errors import SourceError
 
 _LINE = re.compile(rb"(/.*?)(?:[ \t]+(\d+)[ \t]+(\d+))?[ \t]*", re.DOTALL)
 _DIGITS_MAX = 38  # of offset and length together: what two numbers of 64 bits have
+_ODD = re.compile(rb"[\x00-\x1f\x7f-\xff\\]|[ \t](?=[\d \t]*$)")
 _ESCAPE = re.compile(rb"\\([0-7]{3}|\\)")
 
 
@@ -44,6 +46,24 @@ def read_profile(file: Path) -> tuple[Use, ...]:
         start, length = int(match[2] or 0), int(match[3] or 0)
         uses.setdefault(Use(path, start, start + length if length else None))
     return tuple(uses)
+
+
+def profile_text(uses: Iterable[Use]) -> str:
+    """Lines that `read_profile` takes, one a use."""
+    return "".join(
+        f"{escape(use.path)}\n" if use.end is None else f"{escape(use.path)} {use.start} {use.end - use.start}\n"
+        for use in uses
+    )
+
+
+def escape(path: bytes) -> str:
+    """As a line of a profile has it, in ASCII: without what would end the line, be an escape, or look like a range."""
+    return _ODD.sub(lambda match: b"\\%03o" % match[0][0], path).decode("ascii")
+
+
+def unescape(path: str) -> bytes:
+    """The path that `escape` was given."""
+    return _ESCAPE.sub(_unescape, path.encode())
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:

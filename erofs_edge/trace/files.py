@@ -6,15 +6,16 @@ from __future__ import annotations
 import os
 import stat
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from erofs_edge.erofs.extents import Kind
 from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.profile import escape
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import FormatError
-from erofs_edge.trace.record import FileUse
+from erofs_edge.trace.record import FileUse, Trace, make_trace
 from erofs_edge.verity import superblock
 from erofs_edge.verity.blocks import hash_blocks
 
@@ -42,6 +43,27 @@ def image_root_hash(path: Path) -> str:
     if len(top) < size:
         raise FormatError("the hash tree is cut off", where=str(path))
     return hash_blocks(top, size, sb)[: sb.digest_size].hex()
+
+
+def trace_of(
+    path: Path, touches: Sequence[tuple[int, int, int]], *, block_size: int, requests: int, bytes_read: int
+) -> Trace:
+    """What was read of the image at `path`, see `make_trace`, with the names of what was read.
+
+    Raises FormatError for a file that is no EROFS image with a hash tree.
+    """
+    root_hash = image_root_hash(path)
+    with Image(path) as image:
+        files = files_of(image, ((first, count) for _, first, count in touches), block_size)
+    return make_trace(
+        touches,
+        root_hash=root_hash,
+        image_bytes=path.stat().st_size,
+        block_size=block_size,
+        requests=requests,
+        bytes_read=bytes_read,
+        files=files,
+    )
 
 
 def files_of(image: Image, reads: Iterable[tuple[int, int]], block_size: int) -> tuple[FileUse, ...]:
@@ -82,7 +104,7 @@ def _parts(image: Image) -> Iterator[_Part]:
         if inode.nid in seen:
             continue
         seen.add(inode.nid)
-        yield from _of_inode(image, inode, os.fsdecode(b"/" + path))
+        yield from _of_inode(image, inode, escape(b"/" + path))
 
 
 def _of_inode(image: Image, inode: DiskInode, path: str) -> Iterator[_Part]:

@@ -11,14 +11,13 @@ do, so that the next version of a system can be laid out by the trace of the one
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from erofs_edge.erofs.profile import Use
+from erofs_edge.erofs.profile import Use, read_profile, unescape
 from erofs_edge.errors import ErofsEdgeError, FormatError, SourceError, VerificationError
 
 KIND = "erofs-edge trace"
@@ -70,7 +69,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """As a profile. Raises FormatError for a trace of something that is no EROFS image."""
         if not self.files:
             raise FormatError("the trace names no files", hint="record it with 'serve --trace' of an EROFS image")
-        return tuple(Use(os.fsencode(f.path), f.start, f.start + f.length if f.length else None) for f in self.files)
+        return tuple(Use(unescape(f.path), f.start, f.start + f.length if f.length else None) for f in self.files)
 
     def runs(self, *, merge: int = MERGE, longest: int = 64) -> tuple[tuple[int, int], ...]:
         """Runs of blocks (first, count) that hold all that was touched, by first use: what to fetch ahead.
@@ -161,6 +160,16 @@ def decode(data: bytes, where: str) -> Trace:
 def is_trace(data: bytes) -> bool:
     """Whether a file that could be a profile as well is a trace: a profile has no line with a brace."""
     return data.lstrip()[:1] == b"{"
+
+
+def read_uses(path: Path) -> tuple[Use, ...]:
+    """What a profile, or a trace in its place, says is used first. Raises SourceError, FormatError."""
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(64)
+    except OSError as error:
+        raise SourceError(f"cannot read the profile: {error.strerror}", where=str(path)) from error
+    return read_trace(path).uses() if is_trace(start) else read_profile(path)
 
 
 def read_trace(path: Path) -> Trace:

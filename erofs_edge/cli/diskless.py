@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``erofs-edge diskless``: the signed boot image of a board that gets its system over the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, size_text, step
+from erofs_edge.errors import ErofsEdgeError, UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.diskless.place import Place
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+SCRIPT = "diskless.cmd"
+
+
+@click.command()
+@click.argument("board", metavar="BOARD", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
+@click.option("--system", "system", required=True, metavar="URI", help="nbd://ADDRESS/EXPORT, nbds:// or http(s)://.")
+@click.option(
+    "--data", default="memory", show_default=True, metavar="memory|disk|URI",
+    help="Where /data is: nowhere to stay, the board's own partition, or an export; one that ends with / is completed"
+    " with the board's hardware address.",
+)  # fmt: skip
+@click.option("--tls-ca", type=FILE, metavar="PEM", help="Whose certificates the server's is one of.")
+@click.option("--tls-certificate", type=FILE, metavar="PEM", help="The board's own, where the server wants one.")
+@click.option("--tls-key", type=FILE, metavar="PEM", help="Of the board's certificate.")
+@click.option("--prefetch", type=FILE, metavar="TRACE", help="Fetch ahead what TRACE, of this very system, read.")
+@click.option("--key", metavar="URI", help="Sign with this key instead of the board's.")
+@json_option
+def diskless(
+    board: Path,
+    out: Path | None,
+    system: str,
+    data: str,
+    tls_ca: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    prefetch: Path | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
+    """Make diskless.fit, by which BOARD starts the system that was built without having it: kernel and initramfs,
+    signed, with the root hash; and the commands by which U-Boot gets and starts it.
+
+    Blocks come from any server that has the build's system.img: `erofs-edge serve`, nbdkit, or over HTTP.
+    """
+    from erofs_edge.diskless.place import parse_place
+    from erofs_edge.diskless.start import FIT, Diskless, build_diskless
+    from erofs_edge.manifest.load import load_board
+    from erofs_edge.manifest.lockfile import load_lock, lock_path
+    from erofs_edge.sources.cache import Cache
+    from erofs_edge.trust.signer import open_signer
+
+    loaded = load_board(board)
+    folder = out or Path("out") / loaded.value.board
+    wanted = Diskless(
+        parse_place(system),
+        _data(data),
+        runs_of(prefetch, folder) if prefetch else (),
+        _certificates(tls_ca, tls_certificate, tls_key),
+    )
+    with step("diskless boot image"):
+        signer = open_signer(key or loaded.value.sign.key)
+        made = build_diskless(loaded.value, load_lock(lock_path(loaded.path)), folder, wanted, signer, Cache())
+    files = {FIT: made.fit, SCRIPT: made.script.encode()}
+    for name, content in files.items():
+        _write(folder / name, content)
+    if as_json:
+        sizes = {name: len(content) for name, content in files.items()}
+        emit_json({"folder": folder, "files": sizes, "root_hash": made.root_hash})
+        return
+    click.echo("\n".join(f"{folder / name}  {size_text(len(content))}" for name, content in files.items()))
+
+
+def runs_of(trace: Path, folder: Path) -> tuple[tuple[int, int], ...]:
+    """What to fetch ahead: all that a trace of the system in `folder` touched. Raises VerificationError for a trace of
+    another one."""
+    from erofs_edge.build.record import read_release
+    from erofs_edge.trace.record import read_trace
+
+    found = read_trace(trace)
+    found.belongs_to(str(read_release(folder).get("system", {}).get("root_hash")))
+    return found.runs()
+
+
+def _data(text: str) -> Place | str:
+    from erofs_edge.diskless.place import parse_place
+
+    if text in ("memory", "disk"):
+        return text
+    place = parse_place(text)
+    if place.plugin != "nbd":
+        raise UsageError(f"--data {text}: a web server takes no writes", hint="nbd:// or nbds://")
+    return place
+
+
+def _certificates(ca: Path | None, certificate: Path | None, key: Path | None) -> dict[str, bytes]:
+    if (certificate is None) != (key is None):
+        raise UsageError("--tls-certificate and --tls-key belong together")
+    named = {"ca-cert.pem": ca, "client-cert.pem": certificate, "client-key.pem": key}
+    return {name: path.read_bytes() for name, path in named.items() if path is not None}
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(path)) from error
