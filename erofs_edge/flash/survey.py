@@ -112,12 +112,12 @@ def differences(
             yield True, first, last
         done += length
         told(done)
+    holes = (piece for start, end in region.zeros() if end > start for piece in target.data(start, end - start))
     if by_hash:
-        for start, length in chunks(region.zeros(), WINDOW):
+        for start, length in chunks(holes, WINDOW):
             for first, last in _by_digest(target, start, length, lambda at, length: zero_digest(name, length)):
                 yield False, first, last
     else:
-        holes = (piece for start, end in region.zeros() for piece in target.data(start, end - start))
         for start, length in chunks(holes):
             for first, last in _by_reading(target, NOWHERE[:length], start):
                 yield False, first, last

@@ -56,6 +56,14 @@ def test_the_device_hashes_ranges(work: Asked, tmp_path: Path) -> None:
     ]
 
 
+def test_the_device_looks_for_zeros(work: Asked, tmp_path: Path) -> None:
+    with (tmp_path / "image").open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(400_000))
+    asked = ["zeros 4096 400000", "zeros 4096 4096", "zeros 0 4096", "zeros 4096 400001", "zeros 4095 400000"]
+    assert work(*asked).split() == ["yes", "yes", "no", "no", "no"]
+
+
 @pytest.mark.parametrize(("size", "count"), [(4096, 256), (4096, 5), (4096, 129), (65536, 16)])
 def test_the_device_hashes_many_blocks_at_once(work: Asked, tmp_path: Path, size: int, count: int) -> None:
     data = (tmp_path / "image").read_bytes()
@@ -92,6 +100,7 @@ def test_the_device_copies_and_patches(work: Asked, tmp_path: Path) -> None:
         ("hash 1048576 1", "outside"),
         ("hash -1 1", "outside"),
         ("copy 0 1048000 4096", "outside"),
+        ("zeros 1048000 4096", "outside"),
         ("blocks 4096 0 2097152", "outside"),
         ("patch 0 4096 0 4096 9", "delta"),
         ("erase everything", "unknown"),

@@ -8,6 +8,7 @@ provision/work.sh.
 
     hash OFFSET LENGTH                        → sha256 in hexadecimal
     blocks SIZE OFFSET LENGTH                 → ok: sha256 of each SIZE bytes, as leaves of a tree at TREES
+    zeros OFFSET LENGTH                       → yes, or no where there is anything but zeros
     copy SOURCE OFFSET LENGTH                 → ok
     patch SOURCE LENGTH OFFSET LENGTH DELTA   → ok: a zstd frame of DELTA bytes with the source as its dictionary
     medium                                    → ok: later reads come from the medium and not from memory
