@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from erofs_edge.cli.flash_channel import from_channel, older_image
 from erofs_edge.cli.flash_qemu import SCHEME, reached
 from erofs_edge.cli.flash_show import device_text, show_plan, show_results
 from erofs_edge.cli.output import json_option, note, step
@@ -34,9 +35,9 @@ DISK = "disk.img"
 @click.option("--verify-only", is_flag=True, help="Compare the target with the image, and touch nothing.")
 @click.option("--repair", is_flag=True, help="Write only blocks that are wrong, in each slot that holds this image.")
 @click.option("--slot", metavar="SLOT", help="Write this slot. Default: the one that would be missed least.")
-@click.option(
-    "--from", "old", type=click.Path(exists=True, path_type=Path), help="What another slot may hold: IMAGE or OUTDIR."
-)
+@click.option("--from", "old", metavar="OLD|URL", help="What another slot may hold: IMAGE or OUTDIR; or a channel.")
+@click.option("--channel-root", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="Of the channel, on the first visit: its first root.")  # fmt: skip
 @click.option("--whole", is_flag=True, help="Take the target for blank: partition table, all slots, empty data.")
 @click.option("--full", is_flag=True, help="Write all blocks, whatever the target holds.")
 @click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PUB",
@@ -57,7 +58,8 @@ def flash(
     verify_only: bool,
     repair: bool,
     slot: str | None,
-    old: Path | None,
+    old: str | None,
+    channel_root: Path | None,
     whole: bool,
     full: bool,
     key: Path | None,
@@ -78,6 +80,8 @@ def flash(
     from erofs_edge.flash.prepare import Wish
     from erofs_edge.flash.targets import find_target
 
+    if old is not None and "://" in old and image is None:
+        image, old, what = from_channel(old, channel_root, what, to), None, what if to.startswith(SCHEME) else None
     if (what is None) == (image is None) and not (what and to.startswith(SCHEME)):
         raise UsageError("what is to be written: BOARD, OUTDIR, IMAGE or --image, one of them")
     if plan_only + verify_only + repair > 1 or (repair and (whole or full)) or (whole and slot):
@@ -85,7 +89,7 @@ def flash(
     image = image or _image(what or Path(), out)
     if key is not None:
         _refuse_unsigned(image, key)
-    wish = Wish(slot, whole, full, resume, None if old is None else _image(old, None))
+    wish = Wish(slot, whole, full, resume, None if old is None else _image(older_image(old), None))
     with reached(to, what, out, disk) as address, find_target(address, image) as candidate:
         refuse_other(candidate.identity, serial)
         if plan_only or verify_only:
