@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image made of what is here already, and of the blocks that are nowhere else, read in ranges from a web server.
+
+Whatever a block comes from, its SHA-256 is compared with the index before it counts: an older image, the device itself
+and the server are all only places to look.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from erofs_edge.channel.index import BLOCK, Index
+from erofs_edge.disk.sparse import data_extents
+from erofs_edge.errors import CapacityError, MirrorError, SourceError, VerificationError
+from erofs_edge.sources.http import Client, GoneError, drain, public, redirected
+
+GAP = 2  # blocks that are fetched though they are here: less than what one more request costs
+REQUEST = 1024  # blocks of one request at most
+_READ = 4 << 20
+_REDIRECTS = 5
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Bytes of the image's blocks that came from here and from the server; requests that the latter took."""
+
+    local: int
+    remote: int
+    requests: int
+
+
+def make_image(
+    index: Index, url: str, target: Path, seeds: Sequence[Path], client: Client, progress: Progress | None = None
+) -> Fetched:
+    """Make the image of an index. `url`: the file of its blocks; `seeds`: images or devices to look into first.
+
+    The target is made beside and renamed. Raises MirrorError where the server cannot be reached or breaks off,
+    VerificationError where a block is not the one that the index lists, CapacityError where the disk is full.
+    """
+    wanted = {index.digest(number): number for number in range(index.distinct)}
+    where = _users(index)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            os.ftruncate(fd, index.size)
+            for seed in seeds:
+                _take(fd, seed, index, wanted, where)
+            local = index.distinct - len(wanted)
+            runs = list(_runs(sorted(wanted.values())))
+            total = sum(count for _, count in runs)
+            done = 0
+            for first, data in _fetch(url, runs, client):
+                for inside in range(0, len(data), BLOCK):
+                    number, block = first + inside // BLOCK, data[inside : inside + BLOCK]
+                    if hashlib.sha256(block).digest() != index.digest(number):
+                        raise VerificationError(f"block {number} is not the one of the index", where=public(url))
+                    _put(fd, block, where[number])
+                done += len(data) // BLOCK
+                if progress is not None:
+                    progress(done * BLOCK, total * BLOCK)
+        finally:
+            os.close(fd)
+        temporary.replace(target)
+    except OSError as error:
+        raise CapacityError(f"cannot write the image: {error.strerror}", where=str(target)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Fetched(local * BLOCK, total * BLOCK, len(runs))
+
+
+def _users(index: Index) -> list[list[int]]:
+    """The offsets at which each distinct block stands."""
+    where: list[list[int]] = [[] for _ in range(index.distinct)]
+    places = iter(index.places)
+    for start, end in index.ranges:
+        for at in range(start, end, BLOCK):
+            where[next(places)].append(at)
+    return where
+
+
+def _put(fd: int, block: bytes, offsets: list[int]) -> None:
+    for at in offsets:
+        os.pwrite(fd, block, at)
+
+
+def _take(fd: int, seed: Path, index: Index, wanted: dict[bytes, int], where: list[list[int]]) -> None:
+    """Copy what a seed has; what is found is no longer wanted. A seed that cannot be read has nothing."""
+    try:
+        source = os.open(seed, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        size = min(os.lseek(source, 0, os.SEEK_END), index.size)
+        for start, end in _data(source, size, index):
+            for at in range(start, end, _READ):
+                if not wanted:
+                    return
+                data = os.pread(source, min(_READ, end - at), at)
+                for inside in range(0, len(data) - BLOCK + 1, BLOCK):
+                    block = data[inside : inside + BLOCK]
+                    number = wanted.pop(hashlib.sha256(block).digest(), None)
+                    if number is not None:
+                        _put(fd, block, where[number])
+    except OSError:
+        return  # what it has given is proved; the rest is fetched
+    finally:
+        os.close(source)
+
+
+def _data(source: int, size: int, index: Index) -> Iterator[tuple[int, int]]:
+    """Where to look: the data of a file; of a device, which may be large, what lies where the image has data."""
+    import stat
+
+    if stat.S_ISREG(os.fstat(source).st_mode):
+        for first, last in data_extents(source, size, 0):
+            yield first - first % BLOCK, last
+        return
+    yield from ((start, min(end, size)) for start, end in index.ranges if start < size)
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """(first, count) of the requests: small gaps are read too."""
+    first = last = -1
+    for number in numbers:
+        if first >= 0 and (number - last - 1 > GAP or number - first >= REQUEST):
+            yield first, last - first + 1
+            first = number
+        elif first < 0:
+            first = number
+        last = number
+    if first >= 0:
+        yield first, last - first + 1
+
+
+def _fetch(url: str, runs: list[tuple[int, int]], client: Client) -> Iterator[tuple[int, bytes]]:
+    """(number of the first block, whole blocks). A server without ranges sends all of it once."""
+    for position, (first, count) in enumerate(runs):
+        found = _range(url, first * BLOCK, count * BLOCK, client)
+        if found is None:
+            yield from _whole(url, runs[position:], client)
+            return
+        yield first, found
+
+
+def _range(url: str, start: int, length: int, client: Client) -> bytes | None:
+    """Bytes of a file of the server; None where it does not know ranges."""
+    for _ in range(_REDIRECTS):
+        response = client.ask(url, {"Range": f"bytes={start}-{start + length - 1}"})
+        if response.status in (301, 302, 303, 307, 308):
+            drain(response)
+            url = redirected(url, response, client.peer)
+            continue
+        if response.status == 200:
+            return None
+        if response.status != 206:
+            drain(response)
+            raise MirrorError(f"{client.peer} answered {response.status} {response.reason}", where=public(url))
+        try:
+            data = response.read(length)
+        except (OSError, HTTPException) as error:
+            raise MirrorError(f"{client.peer} broke off: {error}", where=public(url)) from error
+        said = response.headers.get("Content-Range", "")
+        if len(data) != length or not said.startswith(f"bytes {start}-{start + length - 1}/"):
+            raise MirrorError(f"{client.peer} sent another range than was asked for", where=public(url))
+        return data
+    raise MirrorError(f"more than {_REDIRECTS} redirects", where=public(url))
+
+
+def _whole(url: str, runs: list[tuple[int, int]], client: Client) -> Iterator[tuple[int, bytes]]:
+    try:
+        body = client.read(url, 0)
+    except GoneError:
+        raise SourceError("the channel has no such file", where=public(url)) from None
+    held, at = b"", 0
+    pieces = iter(body.pieces)
+    for first, count in runs:
+        start, end = first * BLOCK, (first + count) * BLOCK
+        while at + len(held) < end:
+            at, held = (at, held) if at + len(held) > start else (at + len(held), b"")
+            piece = next(pieces, b"")
+            if not piece:
+                raise MirrorError(f"{client.peer} sent less than was asked for", where=public(url))
+            held += piece
+        yield first, held[start - at : end - at]
+        held, at = held[end - at :], end
+    for _ in pieces:
+        pass

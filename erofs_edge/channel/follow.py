@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A channel as those see it who follow it: TUF's client, with our connections, and nothing that it did not vouch for.
+
+What is kept between two visits (root, versions that were seen) is what protects against being shown an older channel
+again: it lies with the user's state, not in a cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuf.api import exceptions as tuf
+from tuf.api.metadata import Metadata, Targets
+from tuf.ngclient import Updater, UpdaterConfig
+from tuf.ngclient.fetcher import FetcherInterface
+
+from erofs_edge.channel.fetch import Fetched, Progress, make_image
+from erofs_edge.channel.index import parse_index
+from erofs_edge.errors import ErofsEdgeError, FormatError, MirrorError, SourceError, UsageError, VerificationError
+from erofs_edge.sources.http import Client, GoneError, public
+
+INDEX_MAX = 256 << 20  # bytes
+
+
+def state_directory() -> Path:
+    """Where what is known of channels is kept: EROFS_EDGE_CHANNELS, else the user's state directory."""
+    if override := os.environ.get("EROFS_EDGE_CHANNELS"):
+        return Path(override)
+    from platformdirs import user_state_dir
+
+    return Path(user_state_dir("erofs-edge")) / "channels"
+
+
+class _Connections(FetcherInterface):
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        try:
+            yield from self._client.read(url, 0).pieces
+        except GoneError:
+            raise tuf.DownloadHTTPError(f"there is no {public(url)}", 404) from None
+        except MirrorError as error:
+            raise tuf.DownloadError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What a channel offers for a board: its signed record, and the image that it came to."""
+
+    board: str
+    record: dict[str, Any]
+    image: Path
+    fetched: Fetched
+
+
+class Channel:
+    """The channel at a URL, refreshed. `root`: the first root, needed on the first visit.
+
+    Raises UsageError without a root, VerificationError for metadata that is expired, older than what was seen, not
+    signed by enough keys or does not fit together, MirrorError where the server cannot be reached.
+    """
+
+    def __init__(self, url: str, root: Path | None = None, state: Path | None = None) -> None:
+        self.url = url.rstrip("/")
+        name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        self.folder = (state or state_directory()) / name
+        self.client = Client("the channel")
+        metadata = self.folder / "metadata"
+        metadata.mkdir(parents=True, exist_ok=True)
+        if root is None and not (metadata / "root.json").exists():
+            raise UsageError(
+                "this channel was never seen: its root is needed once",
+                where=self.url,
+                hint="--channel-root FILE, which its owner gives by another way (metadata/1.root.json)",
+            )
+        with _Told(self.url):
+            self._updater = Updater(
+                str(metadata),
+                f"{self.url}/metadata/",
+                str(self.folder),
+                f"{self.url}/targets/",
+                fetcher=_Connections(self.client),
+                config=UpdaterConfig(targets_max_length=64 << 20),
+                bootstrap=None if root is None else _read(root),
+            )
+            self._updater.refresh()
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.client.close()
+
+    def boards(self) -> list[str]:
+        """What the channel has releases of."""
+        with _Told(self.url):  # what the client has proved, it keeps
+            names = Metadata[Targets].from_file(str(self.folder / "metadata" / "targets.json")).signed.targets
+        return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+    def record(self, board: str) -> dict[str, Any]:
+        """The release record of a board. Raises UsageError where there is none, VerificationError as the class does."""
+        raw = self._target(f"{board}.json", INDEX_MAX)
+        try:
+            value = json.loads(raw)
+        except ValueError as error:
+            raise FormatError(f"not a release record: {error}", where=self.url) from error
+        if not isinstance(value, dict) or value.get("board") != board:
+            raise VerificationError(f"the record is not one of the board '{board}'", where=self.url)
+        return value
+
+    def release(self, board: str, seeds: Sequence[Path] = (), progress: Progress | None = None) -> Release:
+        """Fetch the image of a board, of which the last one that was fetched and the `seeds` are not asked for again.
+
+        Raises as `record` and `make_image` do.
+        """
+        record = self.record(board)
+        raw = self._target(f"{board}.index", INDEX_MAX)
+        image = self.folder / f"{board}.img"
+        blocks = f"{self.url}/blocks/{hashlib.sha256(raw).hexdigest()}.{board}"
+        fetched = make_image(parse_index(raw), blocks, image, [image, *seeds], self.client, progress)
+        return Release(board, record, image, fetched)
+
+    def _target(self, name: str, most: int) -> bytes:
+        with _Told(self.url):
+            info = self._updater.get_targetinfo(name)
+            if info is None:
+                known = ", ".join(self.boards())
+                raise UsageError(f"the channel has no {name}", where=self.url, hint=f"boards: {known or 'none'}")
+            if info.length > most:
+                raise FormatError(f"{name} has {info.length} bytes", where=self.url)
+            path = self._updater.find_cached_target(info) or self._updater.download_target(info)
+            return Path(path).read_bytes()
+
+
+class _Told:
+    """TUF's errors as ours."""
+
+    def __init__(self, where: str) -> None:
+        self._where = public(where)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, ErofsEdgeError):
+            return
+        text = " ".join(str(error).split())
+        if isinstance(error, tuf.ExpiredMetadataError):
+            raise VerificationError(
+                f"the channel has expired: {text}", where=self._where,
+                hint="its owner has to publish again; is this machine's clock right?",
+            ) from error  # fmt: skip
+        if isinstance(error, tuf.BadVersionNumberError):
+            raise VerificationError(
+                f"the channel is older than what was seen of it: {text}", where=self._where,
+                hint="somebody shows old releases, or the owner restored a backup",
+            ) from error  # fmt: skip
+        if isinstance(error, tuf.UnsignedMetadataError):
+            raise VerificationError(
+                f"not signed by enough of the channel's keys: {text}", where=self._where
+            ) from error  # fmt: skip
+        if isinstance(error, tuf.RepositoryError | tuf.DownloadLengthMismatchError):
+            raise VerificationError(f"the channel does not fit together: {text}", where=self._where) from error
+        if isinstance(error, tuf.DownloadError):
+            raise MirrorError(f"cannot follow the channel: {text}", where=self._where) from error
+        if isinstance(error, OSError):
+            raise SourceError(f"cannot keep what is known of the channel: {error}", where=self._where) from error
+
+
+def _read(root: Path) -> bytes:
+    try:
+        return root.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=str(root)) from error

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A channel's folder as its owner makes it: keys and thresholds, releases that are added, metadata that is signed.
+
+The metadata is TUF's (specification 1.0, consistent snapshots), written with python-tuf. On the web server lie
+
+    metadata/   N.root.json, N.targets.json, N.snapshot.json, timestamp.json
+    targets/    for each board its release record and the index of its disk image, behind their SHA-256
+    blocks/     the blocks of the images, named after their index: read in ranges, each proved by the index
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+
+from erofs_edge.build.record import RELEASE, read_release
+from erofs_edge.channel.index import write_index
+from erofs_edge.channel.tuf_keys import ChannelSigner, tuf_key
+from erofs_edge.errors import FormatError, SourceError, UsageError
+from erofs_edge.trust.key import Signer
+
+METADATA, TARGETS, BLOCKS = "metadata", "targets", "blocks"
+STAGED = "staged.json"
+"""beside these three, and not published: what the next `publish` takes up"""
+DISK = "disk.img"
+KEPT = 3  # files of blocks of a board: devices may be in the middle of one
+ROLES = ("root", "targets", "snapshot", "timestamp")
+DAYS = {"root": 365, "targets": 90, "snapshot": 30, "timestamp": 14}
+"""role → how long its metadata holds"""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Who signs a role, and how many of them must."""
+
+    signers: tuple[Signer, ...]
+    threshold: int = 1
+
+
+def init(folder: Path, keys: Mapping[str, Keys], *, now: datetime, days: Mapping[str, int] = DAYS) -> Path:
+    """Make an empty channel in a new folder; the path of the first root, which devices must be given.
+
+    keys  for each of ROLES; of 'root', enough signers to reach its threshold
+
+    Raises UsageError for a folder with a channel, or keys that cannot reach their threshold.
+    """
+    if (folder / METADATA).exists():
+        raise UsageError("there is a channel already", where=str(folder))
+    root = Root(version=1, expires=_expiry(now, days["root"]), consistent_snapshot=True)
+    for role in ROLES:
+        _assign(root, role, keys[role])
+    for name in (METADATA, TARGETS, BLOCKS):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return _write(folder, "1.root", _signed(Metadata(root), root, "root", keys["root"].signers))
+
+
+def add(folder: Path, out: Path) -> list[str]:
+    """Put the build or release in `out` into the channel's folder, to be signed by the next `publish`; its targets.
+
+    Raises ErofsEdgeError where there is no build or no channel.
+    """
+    _latest_root(folder)
+    record = read_release(out)
+    board = str(record["board"])
+    scratch = folder / BLOCKS / f".{board}"
+    index = write_index(out / DISK, scratch).encode()
+    scratch.replace(folder / BLOCKS / f"{hashlib.sha256(index).hexdigest()}.{board}")
+    staged = _staged(folder)
+    for name, data in ((f"{board}.json", (out / RELEASE).read_bytes()), (f"{board}.index", index)):
+        digest = hashlib.sha256(data).hexdigest()
+        _replace(folder / TARGETS / f"{digest}.{name}", data)
+        staged[name] = {"length": len(data), "sha256": digest}
+    _replace(folder / STAGED, json.dumps(staged, indent=1, sort_keys=True).encode() + b"\n")
+    kept = {folder / BLOCKS / f"{staged[f'{board}.index']['sha256']}.{board}"}
+    old = sorted(set((folder / BLOCKS).glob(f"*.{board}")) - kept, key=lambda path: -path.stat().st_mtime_ns)
+    for path in old[KEPT - 1 :]:
+        path.unlink()
+    return [f"{board}.json", f"{board}.index"]
+
+
+def publish(
+    folder: Path, signers: Sequence[Signer], *, now: datetime, days: Mapping[str, int] = DAYS
+) -> dict[str, int]:
+    """Sign what was added, and that it is current: role → version. With nothing added the old targets hold on.
+
+    Raises UsageError where the signers given do not reach a threshold that is needed.
+    """
+    root = _latest_root(folder).signed
+    staged = _staged(folder)
+    targets = _latest(folder, "targets", Targets)
+    may = {ChannelSigner(one).public_key.keyid for one in signers}
+    renew = len(may & set(root.roles["targets"].keyids)) >= root.roles["targets"].threshold
+    if staged or renew or targets is None:
+        fresh = Targets(version=1) if targets is None else targets.signed
+        fresh.version = 1 if targets is None else fresh.version + 1
+        fresh.expires = _expiry(now, days["targets"])
+        for name, entry in staged.items():
+            fresh.targets[name] = TargetFile(entry["length"], {"sha256": entry["sha256"]}, name)
+        targets = Metadata(fresh)
+        data = _signed(targets, root, "targets", signers)
+        _write(folder, f"{fresh.version}.targets", data)
+    snapshot = _latest(folder, "snapshot", Snapshot)
+    version = 1 if snapshot is None else snapshot.signed.version + 1
+    file = (folder / METADATA / f"{targets.signed.version}.targets.json").read_bytes()
+    listed = {"targets.json": _meta(targets.signed.version, file)}
+    data = _signed(
+        Metadata(Snapshot(version=version, expires=_expiry(now, days["snapshot"]), meta=listed)), root, "snapshot",
+        signers,
+    )  # fmt: skip
+    path = folder / METADATA / "timestamp.json"
+    stamp = Metadata[Timestamp].from_bytes(path.read_bytes()).signed.version + 1 if path.exists() else 1
+    current = Timestamp(
+        version=stamp, expires=_expiry(now, days["timestamp"]), snapshot_meta=_meta(version, data)
+    )  # fmt: skip
+    last = _signed(Metadata(current), root, "timestamp", signers)
+    _write(folder, f"{version}.snapshot", data)
+    _write(folder, "timestamp", last)  # from here on it counts
+    (folder / STAGED).unlink(missing_ok=True)
+    return {"targets": targets.signed.version, "snapshot": version, "timestamp": stamp}
+
+
+def renew_root(
+    folder: Path,
+    signers: Sequence[Signer],
+    *,
+    now: datetime,
+    keys: Mapping[str, Keys] | None = None,
+    days: Mapping[str, int] = DAYS,
+) -> Path:
+    """The next root: a later expiry, and for the roles in `keys` other keys. It is signed by the old root's keys and,
+    where they change, by the new ones, so that devices follow.
+
+    Raises UsageError where the signers do not reach both thresholds.
+    """
+    old = _latest_root(folder)
+    before, root = Metadata[Root].from_bytes(old.to_bytes()).signed, old.signed
+    root.version, root.expires = before.version + 1, _expiry(now, days["root"])
+    for role, one in (keys or {}).items():
+        for keyid in list(root.roles[role].keyids):
+            root.revoke_key(keyid, role)
+        _assign(root, role, one)
+    new = Metadata(root)
+    _signed(new, root, "root", signers)
+    data = _signed(new, before, "root", signers, append=True)
+    return _write(folder, f"{root.version}.root", data)
+
+
+def _assign(root: Root, role: str, keys: Keys) -> None:
+    if not 0 < keys.threshold <= len({tuf_key(one).keyid for one in keys.signers}):
+        raise UsageError(f"{role}: {len(keys.signers)} key(s) cannot reach a threshold of {keys.threshold}")
+    for one in keys.signers:
+        root.add_key(tuf_key(one), role)
+    root.roles[role].threshold = keys.threshold
+
+
+def _signed(
+    metadata: Metadata[Any], root: Root, role: str, signers: Sequence[Signer], *, append: bool = False
+) -> bytes:  # fmt: skip
+    """Metadata as bytes, signed by those of the signers who may. Raises UsageError where these are too few."""
+    if not append:
+        metadata.signatures.clear()
+    mine = [ChannelSigner(one) for one in signers]
+    chosen = [one for one in mine if one.public_key.keyid in root.roles[role].keyids]
+    missing = root.roles[role].threshold - len({one.public_key.keyid for one in chosen})
+    if missing > 0:
+        raise UsageError(
+            f"{role}: {missing} more key(s) must sign", hint="--key for each of them; `channel show` lists the keys"
+        )
+    for one in chosen:
+        if one.public_key.keyid not in metadata.signatures:
+            metadata.sign(one, append=True)
+    return metadata.to_bytes()
+
+
+def _latest_root(folder: Path) -> Metadata[Root]:
+    found = _latest(folder, "root", Root)
+    if found is None:
+        raise SourceError("no channel here", where=str(folder), hint="erofs-edge channel init FOLDER")
+    return found
+
+
+def _latest(folder: Path, role: str, kind: type[Any]) -> Metadata[Any] | None:
+    """The metadata of a role with the highest version."""
+    versions = [int(name) for path in (folder / METADATA).glob(f"*.{role}.json") if (name := path.name.split(".")[0])]
+    if not versions:
+        return None
+    found = Metadata.from_file(str(folder / METADATA / f"{max(versions)}.{role}.json"))
+    if not isinstance(found.signed, kind):
+        raise FormatError(f"not metadata of the role {role}", where=str(folder))
+    return found
+
+
+def _staged(folder: Path) -> dict[str, Any]:
+    path = folder / STAGED
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except ValueError as error:
+        raise SourceError(f"not a list of what was added: {error}", where=str(path), hint="add it again") from error
+
+
+def _meta(version: int, data: bytes) -> MetaFile:
+    return MetaFile(version, len(data), {"sha256": hashlib.sha256(data).hexdigest()})
+
+
+def _expiry(now: datetime, days: int) -> datetime:
+    return now.astimezone(UTC).replace(microsecond=0) + timedelta(days=days)
+
+
+def _write(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / METADATA / f"{name}.json"
+    _replace(path, data)
+    return path
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)

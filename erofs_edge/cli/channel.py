@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge channel`: releases behind TUF metadata, in a folder for any web server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, note, size_text, step, table
+from erofs_edge.errors import ToolError, UsageError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from erofs_edge.trust.key import Signer
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_KEYS = {"metavar": "URI", "multiple": True}
+
+
+@click.group()
+def channel() -> None:
+    """A channel of releases that `flash --from URL` follows: signed, not older than what was seen, not expired."""
+
+
+@channel.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--root-key", "root_keys", help="Vouches for all other keys; kept off line. May be repeated.",
+              metavar="URI", multiple=True, required=True)  # fmt: skip
+@click.option("--threshold", type=click.IntRange(min=1), default=1, show_default=True, help="Root keys that must sign.")
+@click.option("--key", "keys", help="Signs what is released. May be repeated.", metavar="URI", multiple=True,
+              required=True)  # fmt: skip
+@click.option("--key-threshold", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Keys that must sign what is released.")  # fmt: skip
+@click.option("--online-key", metavar="URI", help="Says every few days that this is current. Default: the first --key.")
+@json_option
+def init(
+    folder: Path,
+    root_keys: tuple[str, ...],
+    threshold: int,
+    keys: tuple[str, ...],
+    key_threshold: int,
+    online_key: str | None,
+    as_json: bool,
+) -> None:
+    """Make an empty channel in FOLDER. Devices and their hosts need its metadata/1.root.json by another way."""
+    _needed()
+    from erofs_edge.channel.publish import Keys
+    from erofs_edge.channel.publish import init as make
+
+    releasing, online = Keys(_open(keys), key_threshold), Keys(_open((online_key or keys[0],)))
+    roles = {
+        "root": Keys(_open(root_keys), threshold),
+        "targets": releasing,
+        "snapshot": online,
+        "timestamp": online,
+    }
+    root = make(folder, roles, now=_now())
+    if as_json:
+        emit_json({"folder": str(folder), "root": str(root)})
+    else:
+        click.echo(f"root  {root}")
+
+
+@channel.command()
+@click.argument("folder", type=_FOLDER)
+@click.argument("out", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@json_option
+def add(folder: Path, out: Path, as_json: bool) -> None:
+    """Put the release (or build) in OUT into the channel; `publish` makes it visible."""
+    _needed()
+    from erofs_edge.channel.publish import add as put
+
+    with step("Blocks of the image"):
+        names = put(folder, out)
+    if as_json:
+        emit_json({"folder": str(folder), "targets": names})
+    else:
+        click.echo("\n".join(names))
+
+
+@channel.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--key", "keys", help="Signs; may be repeated. The online key alone says that nothing has changed.",
+              metavar="URI", multiple=True, required=True)  # fmt: skip
+@click.option("--days", type=click.IntRange(1, 3650), default=14, show_default=True,
+              help="How long devices may believe that this is current.")  # fmt: skip
+@json_option
+def publish(folder: Path, keys: tuple[str, ...], days: int, as_json: bool) -> None:
+    """Sign what was added, and that it is current. Nothing of it counts before the last file is there."""
+    _needed()
+    from erofs_edge.channel.publish import DAYS
+    from erofs_edge.channel.publish import publish as sign
+
+    times = DAYS | {"timestamp": days, "snapshot": max(days, DAYS["snapshot"]), "targets": max(days, DAYS["targets"])}
+    versions = sign(folder, _open(keys), now=_now(), days=times)
+    if as_json:
+        emit_json({"folder": str(folder), "versions": versions})
+    else:
+        table(versions.items())
+
+
+@channel.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--root-key", "root_keys", help="The old root keys, and new ones.", metavar="URI", multiple=True,
+              required=True)  # fmt: skip
+@click.option("--new-root-key", "new_root", help="Root keys from now on.", metavar="URI", multiple=True)
+@click.option("--threshold", type=click.IntRange(min=1), default=1, show_default=True, help="Of the new root keys.")
+@click.option("--new-key", "new_keys", help="Keys for releases from now on.", metavar="URI", multiple=True)
+@click.option("--key-threshold", type=click.IntRange(min=1), default=1, show_default=True, help="Of the new keys.")
+@click.option("--new-online-key", metavar="URI")
+@json_option
+def renew(
+    folder: Path,
+    root_keys: tuple[str, ...],
+    new_root: tuple[str, ...],
+    threshold: int,
+    new_keys: tuple[str, ...],
+    key_threshold: int,
+    new_online_key: str | None,
+    as_json: bool,
+) -> None:
+    """Write the next root: a later expiry, other keys. Devices follow, whichever root they know. Publish afterwards."""
+    _needed()
+    from erofs_edge.channel.publish import Keys, renew_root
+
+    changed = {"root": Keys(_open(new_root), threshold)} if new_root else {}
+    changed |= {"targets": Keys(_open(new_keys), key_threshold)} if new_keys else {}
+    if new_online_key is not None:
+        changed |= {role: Keys(_open((new_online_key,))) for role in ("snapshot", "timestamp")}
+    path = renew_root(folder, _open((*root_keys, *new_root)), now=_now(), keys=changed)
+    if as_json:
+        emit_json({"folder": str(folder), "root": str(path)})
+    else:
+        click.echo(f"root  {path}")
+
+
+@channel.command()
+@click.argument("url")
+@click.option("--channel-root", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="Its first root, on the first visit.")  # fmt: skip
+@json_option
+def show(url: str, channel_root: Path | None, as_json: bool) -> None:
+    """Follow the channel at URL and say what it offers. Exit code 4 where it cannot be trusted."""
+    _needed()
+    from erofs_edge.channel.follow import Channel
+
+    with Channel(url, channel_root) as one:
+        records = {board: one.record(board) for board in one.boards()}
+    if as_json:
+        emit_json({"url": url, "boards": records})
+        return
+    rows = [
+        (board, record["system"]["root_hash"][:16], record["sign"]["rollback_index"], size_text(_size(record)))
+        for board, record in records.items()
+    ]
+    table(rows, header=("board", "root hash", "rollback index", "disk"))
+
+
+def _size(record: dict[str, dict[str, dict[str, int]]]) -> int:
+    return record["files"]["disk.img"]["size"]
+
+
+def _now() -> datetime:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC)
+
+
+def _needed() -> None:
+    """Raises ToolError where python-tuf is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("tuf") is None:
+        raise ToolError("channels need the package tuf", hint="pip install 'erofs-edge[channel]'")
+
+
+def _open(uris: tuple[str, ...]) -> tuple[Signer, ...]:
+    from erofs_edge.trust.signer import open_signer
+
+    signers = tuple(open_signer(uri) for uri in uris)
+    if not signers:
+        raise UsageError("no key was named")
+    for one in signers:
+        if one.development:
+            note(f"note: '{one.name}' is a development key, it protects nothing")
+    return signers

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flash --from URL`: the image of a board from a channel, of which only what nobody here has is fetched."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from erofs_edge.cli.channel import _needed
+from erofs_edge.cli.output import note, size_text, step
+from erofs_edge.errors import SourceError, UsageError
+
+
+def from_channel(url: str, root: Path | None, what: Path | None, to: str) -> Path:
+    """The image that the channel at a URL offers for the board of `what` (a board file), or for its only board.
+
+    Raises as `Channel` does, UsageError where it is not clear which board.
+    """
+    _needed()
+    from erofs_edge.channel.follow import Channel
+
+    board = None
+    if what is not None:
+        if what.suffix not in {".yaml", ".yml"}:
+            raise UsageError("the image comes from the channel", where=str(what), hint="name a board file, or nothing")
+        from erofs_edge.manifest.load import load_board
+
+        board = load_board(what).value.board
+    with step("Following the channel"):
+        channel = Channel(url, root)
+    with channel:
+        boards = channel.boards()
+        if board is None and len(boards) != 1:
+            raise UsageError("the channel has several boards", where=url, hint=f"name one: {', '.join(boards)}")
+        with step("Fetching what is not here") as progress:
+            release = channel.release(board or boards[0], _seeds(to), progress)
+    done = release.fetched
+    note(f"{size_text(done.remote)} fetched in {done.requests} requests, {size_text(done.local)} were here")
+    return release.image
+
+
+def older_image(old: str) -> Path:
+    """The path of --from that is no URL. Raises SourceError where it does not exist."""
+    path = Path(old)
+    if not path.exists():
+        raise SourceError("no such file or folder", where=old, hint="an older image, OUTDIR, or the URL of a channel")
+    return path
+
+
+def _seeds(to: str) -> list[Path]:
+    """The target itself, where it can be read like a file."""
+    path = Path(to)
+    try:
+        mode = path.stat().st_mode if "://" not in to else 0
+    except OSError:
+        return []
+    return [path] if stat.S_ISREG(mode) or stat.S_ISBLK(mode) else []
