@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "release": BASE | {"build", "boot", "disk", "flash", "manifest", "sbom", "sources", "trust"},
     "sbom": BASE | {"build", "erofs", "sources"},
     "registry": BASE | {"build", "disk", "erofs", "serve", "sources", "transport", "trust"},
+    "channel": BASE | {"build", "disk", "sources", "trust"},
     "bundle": BASE | {"build", "disk", "flash", "trust", "verify", "verity"},
     "report": BASE | {"build", "erofs"},
     "diff": BASE | {"boot", "disk", "trust", "verity", "erofs"},
