@@ -54,6 +54,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "release": ("erofs_edge.cli.release", "Build a board with everything that others need to trust and remake it."),
     "rebuild": ("erofs_edge.cli.rebuild", "Make a release again from its pinned inputs, and compare."),
     "bundle": ("erofs_edge.cli.bundle", "A build as the update that RAUC or systemd-sysupdate installs."),
+    "channel": ("erofs_edge.cli.channel", "Releases behind TUF metadata, which flash --from URL follows."),
     "report": ("erofs_edge.cli.report", "Write a page about a build: contents, layout, sizes, packages, use."),
     "forecast": ("erofs_edge.cli.forecast", "What an update costs those who have an earlier release."),
     "sbom": ("erofs_edge.cli.sbom", "Bills of materials, and known vulnerabilities of what is in a system."),
