@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diff": BASE | {"boot", "disk", "trust", "verity", "erofs"},
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
     "qemu": BASE | {"provision", "sources", "build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"}
-    | {"diskless", "serve"},
+    | {"diskless", "serve", "trace"},
     "doctor": BASE | {"sources", "trust", "codec", "toolbox", "qemu"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
