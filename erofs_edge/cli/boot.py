@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from erofs_edge.cli.boot_diskless import boot_diskless, diskless_options, refuse_without
 from erofs_edge.cli.output import emit_json, json_option, note
 from erofs_edge.errors import UsageError
 
@@ -37,6 +38,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="For --smoke: 180, of all starts 600.")
 @click.option("--log", type=FILE, help="With --smoke: write the whole console to this file.")
 @click.option("--forward", "forwards", multiple=True, metavar="HOST:GUEST", help="Forward a TCP port of this machine.")
+@diskless_options
 @json_option
 def boot(
     board: Path,
@@ -52,6 +54,7 @@ def boot(
     log: Path | None,
     forwards: tuple[str, ...],
     as_json: bool,
+    **of_diskless: Any,
 ) -> None:
     """Boot a built BOARD in QEMU.
 
@@ -61,6 +64,11 @@ def boot(
     """
     from erofs_edge.manifest.load import load_board
 
+    if of_diskless["diskless"]:
+        others = bool(disk or slot or tamper or falls_back or scenario or keep or forwards)
+        boot_diskless(board, out, of_diskless, smoke=smoke, others=others, timeout=timeout, log=log, as_json=as_json)
+        return
+    refuse_without(of_diskless)
     smoke = smoke or tamper is not None or falls_back or scenario is not None or keep
     if keep and (disk is None or slot or tamper or scenario):
         raise UsageError("--keep is for a disk of your own, as it is", hint="--disk FILE")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from erofs_edge.diskless.place import Place
 from erofs_edge.diskless.start import FIT, Diskless, DisklessStart, build_diskless
-from erofs_edge.errors import BootCheckError, UsageError
+from erofs_edge.errors import BootCheckError, CapacityError, UsageError
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.lockfile import load_lock, lock_path
 from erofs_edge.manifest.model import Board
@@ -23,14 +23,17 @@ from erofs_edge.qemu.run import run
 from erofs_edge.qemu.smoke import LAST_LINES, TIMEOUT, StageTime
 from erofs_edge.qemu.stages import TITLES
 from erofs_edge.qemu.verdict import Expected, Watch
-from erofs_edge.serve.export import FileExport
+from erofs_edge.serve.export import BLOCK, FileExport
 from erofs_edge.serve.server import Server
 from erofs_edge.sources.cache import Cache
+from erofs_edge.trace.files import trace_of
+from erofs_edge.trace.record import Trace
 from erofs_edge.trust.signer import Signer
 
 GATEWAY = "10.0.2.2"
 """this machine, as QEMU's user network shows it to the guest"""
-SYSTEM = "system"
+SYSTEM, DATA = "system", "data"
+DATA_SIZE = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class DisklessRecord:
     """A diskless boot that went as expected, and what was read from the server until the proof. Sizes in bytes.
 
     bytes_touched  of all blocks (4096 bytes) of which anything was read; each counts once
+    first_reads    runs of blocks that had not been read before, where that is recorded
     seconds        after QEMU was started
     """
 
@@ -49,6 +53,7 @@ class DisklessRecord:
     bytes_read: int
     bytes_touched: int
     requests: int
+    first_reads: int
     fit_bytes: int
     stages: list[StageTime]
     report: dict[str, str] = field(default_factory=dict)
@@ -59,13 +64,16 @@ class Wish:
     """What a diskless boot is to be like.
 
     prefetch   runs of blocks that the board fetches ahead, see `Diskless`
-    data       a file that the board has as its writable disk, over the network; None keeps /data in memory
+    data       a file that the board has as its writable disk, over the network; made with DATA_SIZE bytes if it is not
+               there; None keeps /data in memory
+    trace      record what is first read
     port       of this machine that the board is told; None for the server's own, else of something in between
     readahead  KiB
     """
 
     prefetch: tuple[tuple[int, int], ...] = ()
-    data: FileExport | None = None
+    data: Path | None = None
+    trace: bool = False
     port: int | None = None
     readahead: int | None = None
 
@@ -80,7 +88,7 @@ def diskless_smoke(
     timeout: float = TIMEOUT,
     seen: Callable[[StageTime], None] = lambda stage: None,
     log: Path | None = None,
-) -> DisklessRecord:
+) -> tuple[DisklessRecord, Trace | None]:
     """Boot the build in `out` diskless until the guest has reported and shows a login prompt.
 
     signer  signs the FIT; its key must be that of the build
@@ -92,7 +100,8 @@ def diskless_smoke(
     """
     built, emulator = load_built(out), find_qemu()
     export = FileExport(out / "system.img", description=f"{board.value.board} {built.root_hash}")
-    exports = {SYSTEM: export, **({"data": wish.data} if wish.data else {})}
+    export.activity.record = wish.trace
+    exports = {SYSTEM: export, **({DATA: _disk(wish.data)} if wish.data else {})}
     server = Server(exports)
     with run_folder(out) as folder:
         try:
@@ -101,18 +110,40 @@ def diskless_smoke(
             start = _start(board, out, signer, wish, port)
             (folder / FIT).write_bytes(start.fit)
             command = _command(board.value, built, emulator, folder, start)
-            return _watched(board.value, start, command, emulator, export, timeout=timeout, seen=seen, log=log)
+            record = _watched(board.value, start, command, emulator, export, timeout=timeout, seen=seen, log=log)
         finally:
             server.stop()
             for one in exports.values():
                 one.close()
+    return record, _trace(export, record) if wish.trace else None
+
+
+def _disk(path: Path) -> FileExport:
+    if not path.exists():
+        try:
+            with path.open("xb") as file:
+                file.truncate(DATA_SIZE)
+        except OSError as error:
+            raise CapacityError(f"cannot make a disk: {error.strerror}", where=str(path)) from error
+    return FileExport(path, writable=True)
+
+
+def _trace(export: FileExport, record: DisklessRecord) -> Trace:
+    """What was read until the proof; what came after it is not part of a boot, and is in no count."""
+    return trace_of(
+        export.path,
+        export.activity.touches[: record.first_reads],
+        block_size=BLOCK,
+        requests=record.requests,
+        bytes_read=record.bytes_read,
+    )
 
 
 def _start(board: Loaded[Board], out: Path, signer: Signer, wish: Wish, port: int) -> DisklessStart:
     def place(export: str) -> Place:
         return Place("nbd", GATEWAY, port, export, f"nbd://{GATEWAY}:{port}/{export}")
 
-    wanted = Diskless(place(SYSTEM), place("data") if wish.data else "memory", wish.prefetch)
+    wanted = Diskless(place(SYSTEM), place(DATA) if wish.data else "memory", wish.prefetch)
     if wish.readahead is not None:
         wanted = Diskless(wanted.system, wanted.data, wanted.prefetch, readahead=wish.readahead)
     lock = load_lock(lock_path(board.path))
@@ -174,6 +205,7 @@ def _watched(
         bytes_read=activity.bytes_read,
         bytes_touched=activity.bytes_touched,
         requests=activity.requests,
+        first_reads=len(activity.touches),
         fit_bytes=len(start.fit),
         stages=passed,
         report=watch.report or {},

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``erofs-edge boot --diskless``: the system over the network, from a server of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from erofs_edge.cli.output import emit_json, note, size_text
+from erofs_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.qemu.diskless import DisklessRecord, Wish
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+GIVEN = click.Path(exists=True, dir_okay=False, path_type=Path)
+OPTIONS = (
+    click.option("--diskless", is_flag=True, help="Without a disk: the system comes over the network (with --smoke)."),
+    click.option("--trace", type=FILE, help="Of --diskless: write what was first read, in its order."),
+    click.option("--prefetch", type=GIVEN, metavar="TRACE", help="Of --diskless: fetch ahead what TRACE has."),
+    click.option(
+        "--data", type=FILE, help="Of --diskless: the board's writable disk, over the network; made if need be."
+    ),
+)
+
+
+def diskless_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a diskless boot; the command gets them as further arguments."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def refuse_without(options: dict[str, Any]) -> None:
+    """Raises UsageError where an option of a diskless boot stands without it."""
+    for name in ("trace", "prefetch", "data"):
+        if options[name] is not None:
+            raise UsageError(f"--{name} belongs to --diskless")
+
+
+def boot_diskless(
+    board: Path,
+    out: Path | None,
+    options: dict[str, Any],
+    *,
+    smoke: bool,
+    others: bool,
+    timeout: float | None,
+    log: Path | None,
+    as_json: bool,
+) -> None:
+    """Boot and prove; `others` says that there were options that a machine without a disk cannot have."""
+    from erofs_edge.manifest.load import load_board
+    from erofs_edge.qemu.diskless import diskless_smoke
+    from erofs_edge.qemu.smoke import TIMEOUT
+    from erofs_edge.trace.record import write_trace
+    from erofs_edge.trust.signer import open_signer
+
+    if not smoke or others:
+        raise UsageError("--diskless goes with --smoke, and with no option for a disk or its slots")
+    loaded = load_board(board)
+    folder = out or Path("out") / loaded.value.board
+    record, trace = diskless_smoke(
+        loaded,
+        folder,
+        open_signer(loaded.value.sign.key),
+        wish=_wish(folder, options),
+        timeout=timeout or TIMEOUT,
+        seen=lambda stage: note(f"{stage.seconds:8.2f} s  {stage.title}"),
+        log=log,
+    )
+    if trace is not None and options["trace"] is not None:
+        write_trace(trace, options["trace"])
+    if as_json:
+        emit_json(record)
+    else:
+        click.echo(_summary(record))
+
+
+def _wish(folder: Path, options: dict[str, Any]) -> Wish:
+    from erofs_edge.cli.diskless import runs_of
+    from erofs_edge.qemu.diskless import Wish
+
+    prefetch = runs_of(options["prefetch"], folder) if options["prefetch"] is not None else ()
+    return Wish(prefetch=prefetch, data=options["data"], trace=options["trace"] is not None)
+
+
+def _summary(record: DisklessRecord) -> str:
+    return (
+        f"{record.board}: up after {record.seconds:.2f} s, diskless; read {size_text(record.bytes_read)} in "
+        f"{record.requests} requests of an image of {size_text(record.image_bytes)} "
+        f"({record.bytes_read / record.image_bytes:.1%}), touched {size_text(record.bytes_touched)}"
+    )
