@@ -13,6 +13,7 @@ import click
 from erofs_edge.cli.flash_channel import from_channel, older_image
 from erofs_edge.cli.flash_qemu import SCHEME, reached
 from erofs_edge.cli.flash_show import device_text, show_plan, show_results
+from erofs_edge.cli.flash_signed import refuse_unsigned
 from erofs_edge.cli.output import json_option, note, step
 from erofs_edge.errors import SourceError, UsageError, VerificationError
 
@@ -42,6 +43,8 @@ DISK = "disk.img"
 @click.option("--full", is_flag=True, help="Write all blocks, whatever the target holds.")
 @click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PUB",
               help="Refuse an image that this public key, or certificate, does not vouch for.")  # fmt: skip
+@click.option("--allow-unsigned", is_flag=True,
+              help="Write what is not signed, or not by its build's key: on a development board.")  # fmt: skip
 @click.option("--serial", metavar="NUMBER", help="Refuse a device that has another serial number.")
 @click.option("--yes", is_flag=True, help="Do not ask before a device is overwritten.")
 @click.option("--resume", is_flag=True, help="On a whole disk too, read first and keep what is right.")
@@ -63,6 +66,7 @@ def flash(
     whole: bool,
     full: bool,
     key: Path | None,
+    allow_unsigned: bool,
     serial: str | None,
     yes: bool,
     resume: bool,
@@ -89,6 +93,8 @@ def flash(
     image = image or _image(what or Path(), out)
     if key is not None:
         _refuse_unsigned(image, key)
+    elif not plan_only and not verify_only:
+        refuse_unsigned(what, image, allowed=allow_unsigned)
     wish = Wish(slot, whole, full, resume, None if old is None else _image(older_image(old), None))
     with reached(to, what, out, disk) as address, find_target(address, image) as candidate:
         refuse_other(candidate.identity, serial)

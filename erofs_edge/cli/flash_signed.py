@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flash`: nothing that nobody signed is written, unless that is asked for on a board that is for development."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from erofs_edge.cli.output import note, step
+from erofs_edge.errors import UsageError, VerificationError
+
+
+def refuse_unsigned(what: Path | None, image: Path, *, allowed: bool) -> None:
+    """Raises VerificationError where the image is not signed, UsageError where that is allowed on a board that is not
+    for development."""
+    from erofs_edge.verify.signed import refuse_unsigned as look
+
+    try:
+        with step("Looking at the image's signatures"):
+            look(image)
+    except VerificationError as error:
+        if not allowed:
+            raise VerificationError(f"not flashed: {error.message}", where=error.where, hint=error.hint) from error
+        if not _is_development(what, image):
+            raise UsageError(
+                f"{error.message}; --allow-unsigned is for boards whose sign.key is a development key",
+                where=str(image),
+                hint="name the board file, or build again",
+            ) from error
+        note(f"warning: {error.message}")
+
+
+def _is_development(what: Path | None, image: Path) -> bool:
+    """By the board file where one is named, else by the build's record."""
+    if what is not None and what.suffix in {".yaml", ".yml"}:
+        from erofs_edge.manifest.load import load_board
+
+        return load_board(what).value.sign.key.startswith("dev:")
+    from erofs_edge.verify.signed import is_development
+
+    return is_development(image)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what is about to be written to a board is signed at all: the signatures and what they name, not all the data.
+
+A build is checked with the key that lies beside it, which finds what was changed, exchanged or never signed; who may
+sign at all is for `verify --key` to say, which reads everything.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.boot.fdt import HEADER as FDT_HEADER
+from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
+from erofs_edge.boot.fdt import parse
+from erofs_edge.boot.fit import SIGNATURE_PATH
+from erofs_edge.build.record import RELEASE, read_release
+from erofs_edge.build.signing import PUBLIC_KEY, RELEASE_SIGNATURE
+from erofs_edge.disk import gpt
+from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
+from erofs_edge.trust import avb
+from erofs_edge.trust.key import read_public_key
+from erofs_edge.trust.root_hash import verify_detached
+from erofs_edge.verify.checks import Verdict
+from erofs_edge.verify.disk import FIT_MAX, Part, Walk, find_table, verify_fit_alone, verity_of
+from erofs_edge.verify.esp import is_esp, verify_esp
+from erofs_edge.verity.blocks import hash_blocks
+
+HINT = "--allow-unsigned, on a board whose sign.key is a development key"
+
+
+def refuse_unsigned(image: Path) -> None:
+    """Raises VerificationError, with what is wrong, where the image of a disk is not signed, or not by the key of the
+    build that it lies in; SourceError where it cannot be read.
+
+    An image without a partition table, and partitions of which nothing says that they are started, pass.
+    """
+    try:
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise VerificationError(f"cannot read: {error.strerror}", where=str(image)) from error
+    try:
+        try:
+            table = find_table(fd, os.fstat(fd).st_size)
+        except FormatError:
+            return  # whatever it is, nothing starts from it: the plan says what is wrong with it
+        if table is not None:
+            built = (image.parent / RELEASE).is_file() and (image.parent / PUBLIC_KEY).is_file()
+            _check_built(fd, table, image) if built else _check_alone(fd, table, image)
+    finally:
+        os.close(fd)
+
+
+def is_development(image: Path) -> bool:
+    """Whether an image lies in a build that was signed with a development key. Raises ErofsEdgeError where there is a
+    build that cannot be read."""
+    if not (image.parent / RELEASE).is_file():
+        return False
+    sign = read_release(image.parent).get("sign")
+    return isinstance(sign, dict) and sign.get("development") is True
+
+
+def _check_built(fd: int, table: gpt.Table, image: Path) -> None:
+    folder, verdict = image.parent, Verdict()
+    record: dict[str, Any] = {}
+    key = read_public_key(folder / PUBLIC_KEY, "sign")
+    with verdict.check(RELEASE, f"key '{key.name}'"):
+        record = read_release(folder)
+        if not (folder / RELEASE_SIGNATURE).is_file():
+            raise VerificationError("the release record is not signed")
+        verify_detached((folder / RELEASE_SIGNATURE).read_bytes(), (folder / RELEASE).read_bytes(), key)
+    walk = Walk(fd, key, verdict)
+    parts = _parts(table)
+    fits: dict[bytes, dict[str, str]] = {}  # slots of a new image are the same
+    for part in parts:
+        magic = walk.read(part, 0, 4)
+        if magic == FDT_MAGIC.to_bytes(4, "big"):
+            raw = walk.read(part, 0, min(int.from_bytes(walk.read(part, 4, 4), "big"), part.size, FIT_MAX))
+            if raw not in fits:
+                fits[raw] = verify_fit_alone(walk, part)
+            if fits[raw]:
+                _check_system(walk, part, parts, fits[raw], record)
+        elif magic == avb.MAGIC and part.name.startswith("vbmeta"):
+            with verdict.check(f"{part.name}: vbmeta", f"key '{key.name}'"):
+                avb.verify_vbmeta(walk.read(part, 0, avb.SIZE_MAX), key, 0)
+        elif is_esp(functools.partial(walk.read, part), part.size):
+            for _ in verify_esp(functools.partial(walk.read, part), part.size, part.name, key, verdict):
+                pass
+    _tell(verdict, image)
+
+
+def _check_system(
+    walk: Walk, part: Part, parts: list[Part], values: dict[str, str], record: dict[str, Any]
+) -> None:  # fmt: skip
+    """The system beside a FIT is the one that it opens: by the top of its tree."""
+    with walk.verdict.check(f"{part.name}: root hash", "the release record and the top of the tree") as row:
+        sb, first, root_hash = verity_of(values)
+        row.digest = root_hash.hex()
+        named = record.get("system")
+        if not isinstance(named, dict) or named.get("root_hash") != root_hash.hex():
+            raise VerificationError("the release record names another root hash")
+        name = values.get("SYSTEM", "") + (f"_{part.slot}" if values.get("SLOTS") else "")
+        system = next((p for p in parts if p.name == name), None)
+        if system is None:
+            raise FormatError(f"the initramfs of {part.name} opens '{name}', which is not there")
+        levels = sb.levels_from(first)
+        at = levels[-1].start if levels else 0  # of a single block there is no tree
+        block = walk.read(system, at * sb.hash_block_size, sb.hash_block_size)
+        if hash_blocks(block, sb.hash_block_size, sb)[: sb.digest_size] != root_hash:
+            raise VerificationError(f"{name} is another system than {part.name} opens")
+
+
+def _check_alone(fd: int, table: gpt.Table, image: Path) -> None:
+    """No key is known: what is a FIT must at least say that somebody signed it."""
+    for part in _parts(table):
+        magic, size = os.pread(fd, 4, part.start), int.from_bytes(os.pread(fd, 4, part.start + 4), "big")
+        if magic != FDT_MAGIC.to_bytes(4, "big") or not FDT_HEADER.size <= size <= min(part.size, FIT_MAX):
+            continue
+        try:
+            signature = parse(os.pread(fd, size, part.start)).root.at(SIGNATURE_PATH)
+        except ErofsEdgeError:
+            continue
+        if signature is None or not signature.props.get("value"):
+            raise VerificationError(f"nobody signed {part.name}", where=str(image), hint=HINT)
+
+
+def _parts(table: gpt.Table) -> list[Part]:
+    size = table.sector_size
+    return [Part(p.name, p.first_lba * size, (p.last_lba - p.first_lba + 1) * size) for p in table.partitions]
+
+
+def _tell(verdict: Verdict, image: Path) -> None:
+    for check in verdict.failed:
+        raise VerificationError(f"{check.what}: {check.error}", where=str(image), hint=check.hint or HINT)
