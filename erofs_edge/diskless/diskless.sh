@@ -54,7 +54,6 @@ find_system() {
     TMPDIR=$run attach 0 $SYSTEM_FILTERS $SYSTEM_FROM ||
         fail verity "the system is not to be had: $(tail -n 1 $run/nbdkit0) $(tail -n 1 $run/client0)"
     device=/dev/nbd0 disk=
-    echo "$READAHEAD" >/sys/block/nbd0/queue/read_ahead_kb
     [ ! -s /prefetch ] || prefetch &
 }
 
@@ -72,6 +71,8 @@ find_data() {
 
 # Whoever sets up the network in the system must leave the address alone that the root is read through.
 complete_run() {
+    # of files that are opened from now on: over a network, what nobody asks for is dearer than a second request
+    echo "$READAHEAD" >/sys/block/dm-0/queue/read_ahead_kb
     read -r address </sys/class/net/"$link"/address
     mkdir -p /newroot/run/systemd/network &&
         printf '[Match]\nMACAddress=%s\n[Network]\nDHCP=ipv4\nKeepConfiguration=yes\n' "$address" \
