@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from erofs_edge.channel.index import BLOCK, Index
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import CapacityError, MirrorError, SourceError, VerificationError
-from erofs_edge.sources.http import Client, GoneError, drain, public, redirected
+from erofs_edge.sources.http import Client, body_of, drain, public, redirected
 
 GAP = 2  # blocks that are fetched though they are here: less than what one more request costs
 REQUEST = 1024  # blocks of one request at most
@@ -144,14 +145,16 @@ def _fetch(url: str, runs: list[tuple[int, int]], client: Client) -> Iterator[tu
     """(number of the first block, whole blocks). A server without ranges sends all of it once."""
     for position, (first, count) in enumerate(runs):
         found = _range(url, first * BLOCK, count * BLOCK, client)
-        if found is None:
-            yield from _whole(url, runs[position:], client)
+        if not isinstance(found, bytes):
+            yield from _whole(found, runs[position:], url, client)
             return
         yield first, found
 
 
-def _range(url: str, start: int, length: int, client: Client) -> bytes | None:
-    """Bytes of a file of the server; None where it does not know ranges."""
+def _range(url: str, start: int, length: int, client: Client) -> bytes | Iterator[bytes]:
+    """Bytes of a file of the server; all of the file in pieces where it does not know ranges."""
+    if url.startswith("file:"):
+        return _local(url, start, length)
     for _ in range(_REDIRECTS):
         response = client.ask(url, {"Range": f"bytes={start}-{start + length - 1}"})
         if response.status in (301, 302, 303, 307, 308):
@@ -159,7 +162,10 @@ def _range(url: str, start: int, length: int, client: Client) -> bytes | None:
             url = redirected(url, response, client.peer)
             continue
         if response.status == 200:
-            return None
+            return body_of(response, url, 0, client.peer).pieces
+        if response.status in (404, 410):
+            drain(response)
+            raise SourceError("the channel has no such file", where=public(url))
         if response.status != 206:
             drain(response)
             raise MirrorError(f"{client.peer} answered {response.status} {response.reason}", where=public(url))
@@ -174,13 +180,25 @@ def _range(url: str, start: int, length: int, client: Client) -> bytes | None:
     raise MirrorError(f"more than {_REDIRECTS} redirects", where=public(url))
 
 
-def _whole(url: str, runs: list[tuple[int, int]], client: Client) -> Iterator[tuple[int, bytes]]:
+def _local(url: str, start: int, length: int) -> bytes:
+    """Bytes of a file of this machine: a channel on a stick."""
+    path = Path(unquote(urlsplit(url).path))
     try:
-        body = client.read(url, 0)
-    except GoneError:
-        raise SourceError("the channel has no such file", where=public(url)) from None
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
+    if len(data) != length:
+        raise SourceError("the file is too short", where=str(path))
+    return data
+
+
+def _whole(
+    pieces: Iterator[bytes], runs: list[tuple[int, int]], url: str, client: Client
+) -> Iterator[tuple[int, bytes]]:
+    """What is wanted of a file that comes as a whole."""
     held, at = b"", 0
-    pieces = iter(body.pieces)
     for first, count in runs:
         start, end = first * BLOCK, (first + count) * BLOCK
         while at + len(held) < end:
