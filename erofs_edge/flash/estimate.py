@@ -39,8 +39,8 @@ def estimate(prepared: Prepared, target: Target) -> Estimate:
 def link_rate(target: Target) -> float | None:
     """Bytes a second, measured by reading; None where the target cannot be read. For a medium that writes slower than
     it reads this is too hopeful."""
-    if (known := getattr(target, "rate", None)) is not None:
-        return float(known)  # a line has one, and a sample of it takes too long
+    if hasattr(target, "rate"):  # a line has one, and a sample of it takes too long; a fastboot device measures it
+        return None if target.rate is None else float(target.rate)
     size = target.identity.size
     if Ability.READ not in target.abilities or size < SAMPLE:
         return None

@@ -67,6 +67,14 @@ class FastbootTarget(PlainTarget):
     def bytes_on_wire(self) -> int:
         return self._device.sent + self._received
 
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second of the link, measured."""
+        try:
+            return self._device.rate()
+        except DeviceRefusedError:
+            return None  # it holds less than the sample
+
     def partitions(self) -> dict[str, tuple[int, int]]:
         """Those of the image that the device has with the same size: where they lie is the device's business."""
         found = {}

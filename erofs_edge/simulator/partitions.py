@@ -19,6 +19,11 @@ class Window:
     def __init__(self, disk: SimulatedDisk, start: int, size: int) -> None:
         self._disk, self._start, self._size = disk, start, size
 
+    @property
+    def start(self) -> int:
+        """Of its first byte on the disk."""
+        return self._start
+
     def __len__(self) -> int:
         return self._size
 

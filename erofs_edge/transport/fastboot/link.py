@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol, Self, TypeVar
 
 from erofs_edge.errors import DeviceError, ProtocolError, UsageError
-from erofs_edge.transport.fastboot.client import Step
+from erofs_edge.transport.fastboot.client import Step, download
 from erofs_edge.transport.fastboot.udp import PORT, Answer, Host
 
 CONNECT = 10.0  # seconds
@@ -24,6 +24,8 @@ REPEAT = 0.5  # seconds after which an unanswered packet is sent again
 SILENCE = 60.0  # seconds of repeats after which a device is given up
 MESSAGE_MAX = 16 << 20  # bytes of one message from the device
 HANDSHAKE = b"FB01"
+SAMPLE = 64 << 10
+"""bytes by which a link is measured; devices hold more"""
 T = TypeVar("T")
 
 
@@ -64,6 +66,12 @@ class Device(AbstractContextManager["Device"]):
             return result
         except OSError as error:
             raise DeviceError(f"connection lost: {error.strerror or error}", where=self.link.name) from error
+
+    def rate(self) -> float:
+        """Bytes a second, by putting some into the device's memory, which changes nothing else."""
+        started = time.perf_counter()
+        self.run(download(SAMPLE, [bytes(SAMPLE)]))
+        return SAMPLE / max(time.perf_counter() - started, 1e-9)
 
     def __enter__(self) -> Self:
         return self
