@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a registry is sent and asked for: the second version of an image, and the start of a board. Bytes only.
+
+usage: python benchmarks/registry.py [--tree DIR] [--update DIR] [--out FOLDER] [--scratch DIR] [versions] [boot]
+
+'versions': the tree (default: benchmarks/corpus.py's) and its newer version (default: `update` beside it) are pushed to
+Debian's docker-registry, the newer one read back by `pull` and compared. 'boot': the stock board (built in FOLDER) is
+pushed, its system exported by `serve oci:` and booted diskless in QEMU; what the registry was asked for counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.write import write_image
+from erofs_edge.manifest.load import load_board
+from erofs_edge.qemu.diskless import SYSTEM, Wish, diskless_smoke
+from erofs_edge.registry.export import exports_of
+from erofs_edge.registry.gather import gather
+from erofs_edge.registry.pull import fetch, find
+from erofs_edge.registry.push import push
+from erofs_edge.registry.remote import Remote, open_remote
+from erofs_edge.serve.server import Server
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.directory import scan
+from erofs_edge.sources.oci.reference import parse_reference
+from erofs_edge.toolbox.prefix import find as find_tool
+from erofs_edge.trust.signer import open_signer
+
+BOARD = Path("boards/qemu-aarch64.yaml")
+LZ4HC = WriteOptions(compression="lz4hc", pcluster=65536)
+
+
+@contextmanager
+def registry(folder: Path) -> Iterator[int]:
+    """Debian's docker-registry; its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    storage = {"filesystem": {"rootdirectory": str(folder / "data")}}
+    http = {"addr": f"127.0.0.1:{port}"}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yml").write_text(
+        json.dumps({"version": "0.1", "log": {"level": "error"}, "storage": storage, "http": http})
+    )
+    program = str(find_tool("docker-registry", host=False))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, "serve", str(folder / "config.yml")], stdout=log, stderr=log)
+    try:
+        for _ in range(200):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def remote(port: int, name: str) -> Remote:
+    return open_remote(parse_reference(f"localhost:{port}/{name}"), plain_http=True)
+
+
+def sent(port: int, name: str, image: Path, devices: Sequence[Path], piece: int | None) -> int:
+    """Push; bytes of blobs that the registry did not have."""
+    value, cuts = gather(image, devices=devices, piece=piece)
+    return push(value, cuts, remote(port, name)).sent_bytes
+
+
+def versions(older: Path, newer: Path, folder: Path) -> None:
+    """The table of second versions."""
+    base, blob = folder / "a.img", folder / "a.blob"
+    chunks = WriteOptions(compression="none", chunk_size=4096)
+    kinds: dict[str, tuple[WriteOptions, dict[str, Any], int | None]] = {
+        "lz4hc 64K, whole": (LZ4HC, {}, None),
+        "lz4hc 64K with `--baseline`, whole": (LZ4HC, {"baseline": base}, None),
+        "the same in pieces of 1 MiB": (LZ4HC, {"baseline": base}, 1 << 20),
+        "the same in pieces of 256 KiB": (LZ4HC, {"baseline": base}, 1 << 18),
+        "the same in pieces of 64 KiB": (LZ4HC, {"baseline": base}, 1 << 16),
+        "lz4hc 64K on a base": (LZ4HC, {"bases": (base,)}, None),
+        "chunks of 4K on a base": (chunks, {"bases": (base,), "base_devices": (blob,)}, None),
+    }
+    print("| stored as | first version | second sends | share | both to the first |")
+    print("| --- | --- | --- | --- | --- |")
+    with CompressionCache(folder / "compressed") as cache, registry(folder / "registry") as port:
+        for number, (name, (plain, more, piece)) in enumerate(kinds.items()):
+            options = replace(plain, cache=cache)
+            chunked = options.chunk_size is not None
+            write_image(scan(older), base, replace(options, blob=blob) if chunked else options)
+            place = f"bench/{number}"
+            first = sent(port, f"{place}:1", base, [blob] if chunked else [], piece)
+            second = folder / "b.img"
+            later = replace(options, **more)
+            info = write_image(scan(newer), second, replace(later, blob=folder / "b.blob") if chunked else later)
+            size = second.stat().st_size + sum(path.stat().st_size for path in info.devices)
+            added = sent(port, f"{place}:2", second, info.devices, piece)
+            check(port, f"{place}:2", [second, *info.devices], folder)
+            both = (first + added) / first
+            print(f"| {name} | {first} | {added} | {added / size:.3f} | {both:.3f}x |", flush=True)
+
+
+def check(port: int, name: str, files: Sequence[Path], folder: Path) -> None:
+    """What comes back is what was pushed."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        out, opened = Path(place), remote(port, name)
+        fetch(find(opened, "arm64"), opened, out / "out", Cache(out / "cache"))
+        for path in files:
+            if not filecmp.cmp(path, out / "out" / path.name, shallow=False):
+                sys.exit(f"{path.name} came back as something else")
+
+
+def boot(out: Path, folder: Path) -> None:
+    """The table of a board that starts from a registry."""
+    edge = str(Path(sys.executable).with_name("erofs-edge"))
+    subprocess.run([edge, "build", str(BOARD), "-o", str(out), "--relock-if-gone"], check=True)
+    board = load_board(BOARD)
+    print("| start | image | fetched | of the image | requests |")
+    print("| --- | --- | --- | --- | --- |")
+    with registry(folder / "registry") as port:
+        value, cuts = gather(out)
+        done = push(value, cuts, remote(port, "board:1"))
+        for start in ("first", "second, from the cache"):
+            opened = remote(port, "board:1")
+            exports = exports_of(find(opened, "arm64"), opened, Cache(folder / "cache"), say=print)
+            server = Server(exports)
+            try:
+                told = server.listen("127.0.0.1", 0)
+                diskless_smoke(board, out, open_signer(board.value.sign.key), wish=Wish(port=told))
+            finally:
+                for export in exports.values():
+                    export.close()
+                server.stop()
+            file = exports[SYSTEM].file
+            share = file.fetched_bytes / file.size
+            print(f"| {start} | {file.size} | {file.fetched_bytes} | {share:.3f} | {file.requests} |", flush=True)
+    print(f"\nthe build in the registry: {done.sent_bytes} bytes in {done.sent_blobs} blobs", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=Path)
+    parser.add_argument("--update", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("out/qemu-aarch64"))
+    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
+    parser.add_argument("parts", nargs="*", choices=["versions", "boot"])
+    given = parser.parse_args()
+    for part in given.parts or ["versions", "boot"]:
+        with tempfile.TemporaryDirectory(dir=given.scratch) as name:
+            if part == "versions":
+                tree = given.tree or _corpus()
+                versions(tree, given.update or tree.with_name("update"), Path(name))
+            else:
+                boot(given.out, Path(name))
+        print(flush=True)
+
+
+def _corpus() -> Path:
+    sys.path.insert(0, str(Path(__file__).parent))
+    from corpus import corpus
+
+    return corpus()
+
+
+if __name__ == "__main__":
+    main()
