@@ -7,6 +7,8 @@
 
 run=/run
 
+last() { [ ! -s "$1" ] || tail -n 1 "$1"; }
+
 # The network: an address for the first interface that gets one. Interfaces appear late: wait 10 seconds.
 find_network() {
     ip link set lo up
@@ -23,7 +25,7 @@ find_network() {
     return 1
 }
 
-# What export $2 of the server gives becomes /dev/nbd$1. The other arguments are nbdkit's.
+# /dev/nbd$1 becomes what nbdkit gives by the other arguments.
 attach() {
     number=$1
     shift
@@ -50,22 +52,28 @@ find_system() {
     mkdir -p $run
     mount -t tmpfs -o mode=755,nosuid,nodev tmpfs $run || fail verity "no memory for $run"
     [ ! -d /tls ] || cp -a /tls $run/tls
-    find_network || fail verity "no interface gets an address: $(tail -n 1 $run/dhcp 2>/dev/null)"
+    find_network || fail verity "no interface gets an address: $(last $run/dhcp)"
     TMPDIR=$run attach 0 $SYSTEM_FILTERS $SYSTEM_FROM ||
-        fail verity "the system is not to be had: $(tail -n 1 $run/nbdkit0) $(tail -n 1 $run/client0)"
+        fail verity "the system is not to be had: $(last $run/nbdkit0) $(last $run/client0)"
     device=/dev/nbd0 disk=
     [ ! -s /prefetch ] || prefetch &
 }
 
 find_data() {
+    . /grow
     if [ -z "$DATA_FROM" ]; then
         TRIES=100
         find_partition "$DATA" || fail data "no partition is labelled '$DATA'"
         device=/dev/${partition##*/}
         return
     fi
+    # a disk of its own for each board, called after its network's address
+    if [ "$DATA_ID" = mac ]; then
+        read -r address </sys/class/net/"$link"/address
+        DATA_FROM=$DATA_FROM$(echo "$address" | tr : -)
+    fi
     attach 1 --filter=retry $DATA_FROM retries=1000000000 retry-delay=1 retry-exponential=no ||
-        fail data "the data is not to be had: $(tail -n 1 $run/nbdkit1) $(tail -n 1 $run/client1)"
+        fail data "the data is not to be had: $(last $run/nbdkit1) $(last $run/client1)"
     device=/dev/nbd1 partition=/sys/block/nbd1
 }
 

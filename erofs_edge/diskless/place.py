@@ -36,13 +36,14 @@ class Place:
 
     @property
     def arguments(self) -> list[str]:
-        """nbdkit's plugin and what it is told (nbdkit-nbd-plugin(1), nbdkit-curl-plugin(1))."""
+        """nbdkit's plugin and what it is told (nbdkit-nbd-plugin(1), nbdkit-curl-plugin(1)); an export's name last."""
         if self.plugin == "curl":
             found = ["curl", f"url={self.uri}"]
             return [*found, f"cainfo={CERTIFICATES}/ca-cert.pem"] if self.scheme == "https" else found
         # an empty name is the default anyway, and an empty word would be lost on the way
-        found = ["nbd", f"hostname={self.host}", f"port={self.port}", *([f"export={self.export}"] * bool(self.export))]
-        return [*found, "tls=require", f"tls-certificates={CERTIFICATES}"] if self.scheme == "nbds" else found
+        found = ["nbd", f"hostname={self.host}", f"port={self.port}"]
+        found += ["tls=require", f"tls-certificates={CERTIFICATES}"] if self.scheme == "nbds" else []
+        return [*found, *([f"export={self.export}"] * bool(self.export))]
 
 
 def parse_place(uri: str) -> Place:
