@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The init script of a diskless board, run by the host's bash in a made-up root: programs that need a kernel or a
+network write down how they were called."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import erofs_edge.boot.initramfs
+import erofs_edge.diskless.start
+from erofs_edge.boot.initramfs import InitConfig
+
+INIT = Path(erofs_edge.boot.initramfs.__file__).with_name("init.sh")
+DISKLESS = Path(erofs_edge.diskless.start.__file__).with_name("diskless.sh")
+HASH = "12" * 32
+SYSTEM = "nbd hostname=192.0.2.1 port=10809 export=system retries=1000000000 retry-delay=1 retry-exponential=no"
+NBDKIT = """socket=
+for word; do case $word in -U) ;; */run/nbd?) socket=$word;; esac; done
+[ -z "$FAIL_NBDKIT" ] || { echo "nbdkit: error: $FAIL_NBDKIT"; exit 1; }
+perl -MIO::Socket::UNIX -e 'IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 1)' "$socket\""""
+STUBS = {
+    "mount": ":", "insmod": ":", "dmsetup": ': >"$ROOT/dev/mapper/root"', "mke2fs": ":", "reboot": "exit 0",
+    "switch_root": "exit 0", "sync": ":", "umount": ":", "blockdev": ":", "resize2fs": ":", "ip": ":",
+    "udhcpc": '[ -z "$FAIL_DHCP" ] || { echo "udhcpc: no lease, failing"; exit 1; }',
+    "nbd-client": '[ -z "$FAIL_CLIENT" ] || { echo "Error: $FAIL_CLIENT"; exit 1; }',
+    "nbdkit": NBDKIT.rstrip('"') + '"',
+}  # fmt: skip
+
+
+@dataclass
+class Machine:
+    root: Path
+    calls: list[str] = field(default_factory=list)
+
+    def config(self, **values: str) -> None:
+        config = InitConfig(HASH, "aa", 4096, 100, 101, "system", (), "", cmdline="console=ttyAMA0")
+        more = {"SYSTEM_FILTERS": "--filter=retry", "SYSTEM_FROM": SYSTEM, "DATA_FROM": "", "READAHEAD": "32"} | values
+        text = config.text() + "".join(f"{name}='{value}'\n" for name, value in more.items())
+        (self.root / "config").write_text(text)
+
+    def run(self, **environment: str) -> list[str]:
+        """The console's lines; `calls` has what the programs were asked to do, in order."""
+        (self.root / "log").write_text("")
+        done = subprocess.run(
+            ["/bin/bash", str(self.root / "init")],
+            env={"ROOT": str(self.root), "PATH": "/nowhere", **environment},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        self.calls = (self.root / "log").read_text().replace(str(self.root), "").splitlines()
+        return (done.stdout + done.stderr).replace(str(self.root), "").splitlines()
+
+
+@pytest.fixture
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    root = tmp_path_factory.mktemp("m")  # a socket's path is short
+    for folder in ("bin", "run", "dev/mapper", "proc", "modules/disk", "modules/erofs", "modules/data"):
+        (root / folder).mkdir(parents=True)
+    for folder in ("dev", "proc", "sys", "data", "var", "etc", "run", "sbin"):
+        (root / "newroot" / folder).mkdir(parents=True)
+    (root / "newroot/sbin/init").touch(0o755)
+    (root / "dev/zero").symlink_to("/dev/zero")
+    for number in (0, 1):
+        (root / f"dev/nbd{number}").write_bytes(bytes(2 << 20))
+        (root / f"sys/block/nbd{number}").mkdir(parents=True)
+        (root / f"sys/block/nbd{number}/size").write_text("4096\n")
+    (root / "sys/block/dm-0/queue").mkdir(parents=True)
+    for name in ("lo", "eth0"):
+        (root / "sys/class/net" / name).mkdir(parents=True)
+        (root / "sys/class/net" / name / "address").write_text("52:54:00:12:34:56\n")
+    for name, body in STUBS.items():
+        path = root / "bin" / name
+        path.write_text(f'#!/bin/sh\necho "{name} $*" >>"$ROOT/log"\n{body}\n')
+        path.chmod(0o755)
+    (root / "proc/cmdline").write_text("console=ttyAMA0\n")
+    ours = r"sys|proc|dev|newroot|config|modules|missing|prefetch|diskless|grow|tls|run"
+    ours += r"|bin/(?:dmsetup|mke2fs|resize2fs|nbdkit|nbd-client|leased)"
+    for name, source in (("init", INIT), ("diskless", DISKLESS), ("grow", INIT.with_name("grow.sh"))):
+        script = re.sub(rf"(?<![\w$}}*/])/(?=({ours})\b)", "$ROOT/", source.read_text())
+        script = script.replace("PATH=/bin ", "PATH=$ROOT/bin:/usr/bin:/bin ").replace("exec -a @nbdkit", "exec")
+        script = re.sub(r"\bsleep (?:0\.25|1)$", ":", script, flags=re.MULTILINE).replace("sleep 60", "exit 1")
+        (root / name).write_text(script.replace("reboot -f", "reboot -f; exit 1"))
+    machine = Machine(root)
+    machine.config()
+    return machine
+
+
+def test_the_system_comes_over_the_network(machine: Machine) -> None:
+    assert machine.run() == [
+        "erofs-edge: stage initramfs",
+        f"erofs-edge: stage verity {HASH}",
+        "erofs-edge: stage root erofs",
+        "erofs-edge: stage data",
+    ]
+    calls = machine.calls
+    assert "udhcpc -f -n -q -t 5 -T 1 -i eth0 -s /bin/leased" in calls
+    assert f"nbdkit -f -U /run/nbd0 --filter=retry {SYSTEM}" in calls
+    assert "nbd-client -unix /run/nbd0 /dev/nbd0 -N  -b 4096 -C 1" in calls
+    table = f"0 800 verity 1 /dev/nbd0 /dev/nbd0 4096 4096 100 101 sha256 {HASH} aa"
+    assert f"dmsetup create root --readonly --table {table}" in calls
+    assert "mount -t tmpfs -o mode=755 tmpfs /newroot/data" in calls
+    order = [call.split()[0] for call in calls]
+    assert order.index("udhcpc") < order.index("nbdkit") < order.index("nbd-client") < order.index("dmsetup")
+    assert order[-1] == "switch_root"
+    network = (machine.root / "newroot/run/systemd/network/10-diskless.network").read_text()
+    assert network == "[Match]\nMACAddress=52:54:00:12:34:56\n[Network]\nDHCP=ipv4\nKeepConfiguration=yes\n"
+    assert (machine.root / "sys/block/dm-0/queue/read_ahead_kb").read_text() == "32\n"
+
+
+def test_the_data_comes_over_the_network_too_and_is_formatted_when_blank(machine: Machine) -> None:
+    machine.config(DATA="data", DATA_FROM="nbd hostname=192.0.2.1 port=1 export=data/", DATA_ID="mac")
+    assert machine.run()[-1] == "erofs-edge: stage data"
+    retry = "retries=1000000000 retry-delay=1 retry-exponential=no"
+    assert (
+        f"nbdkit -f -U /run/nbd1 --filter=retry nbd hostname=192.0.2.1 port=1 export=data/52-54-00-12-34-56 {retry}"
+        in machine.calls
+    )
+    assert "mount -t ext4 -o noatime /dev/nbd1 /newroot/data" in machine.calls
+
+
+def test_what_is_fetched_ahead_is_read_in_its_order(machine: Machine) -> None:
+    (machine.root / "prefetch").write_text("5 64\n90 1\n")
+    (machine.root / "bin/dd").write_text('#!/bin/sh\necho "dd $*" >>"$ROOT/log"\nexec /bin/dd "$@"\n')
+    (machine.root / "bin/dd").chmod(0o755)
+    machine.run()
+    ahead = [call for call in machine.calls if call.startswith("dd if=/dev/nbd0")]
+    assert ahead == [
+        "dd if=/dev/nbd0 of=/dev/null iflag=direct bs=4096 skip=5 count=64",
+        "dd if=/dev/nbd0 of=/dev/null iflag=direct bs=4096 skip=90 count=1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"FAIL_DHCP": "1"}, "no interface gets an address: udhcpc: no lease, failing"),
+        ({"FAIL_CLIENT": "no such device"}, "the system is not to be had:  Error: no such device"),
+    ],
+)
+def test_what_fails_is_told_and_the_board_starts_again(machine: Machine, fault: dict[str, str], reason: str) -> None:
+    lines = machine.run(**fault)
+    assert f"erofs-edge: FAILED verity: {reason}" in lines
+    assert "reboot -f" in machine.calls
+    assert not any(call.startswith(("dmsetup", "switch_root")) for call in machine.calls)
+
+
+def test_an_nbdkit_that_ends_is_told(machine: Machine) -> None:
+    (machine.root / "diskless").write_text((machine.root / "diskless").read_text().replace("turns=200", "turns=5"))
+    lines = machine.run(FAIL_NBDKIT="unknown plugin")
+    assert any("the system is not to be had: nbdkit: error: unknown plugin" in line for line in lines)
