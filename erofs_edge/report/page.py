@@ -113,7 +113,7 @@ def _use(facts: Facts) -> list[str]:
         ("Check all that the key vouches for, with the public key from a place that you trust",
          "erofs-edge verify FOLDER --key PUBLIC-KEY"),
         ("Write a card or a disk; a used one gets what differs, into the spare slot",
-         f"erofs-edge flash {board} -o FOLDER --to /dev/sdX --plan\nerofs-edge flash {board} -o FOLDER --to /dev/sdX"),
+         "erofs-edge flash FOLDER --to /dev/sdX --plan\nerofs-edge flash FOLDER --to /dev/sdX"),
         ("See it boot in an emulator, unattended", f"erofs-edge boot {board} -o FOLDER --smoke"),
         ("Make it again, where this is a release", "erofs-edge rebuild FOLDER"),
     ]  # fmt: skip

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products outside of this repository, stock boards and manifests by name, and both from an installed wheel."""
+"""Products outside of this repository, stock boards and manifests by name; from a wheel: tests/packaging."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,39 +142,3 @@ def test_another_system_for_a_board(here: Path, repository: Path) -> None:
         gather(repository / "boards/qemu-aarch64.yaml", None, here / "riscv.yaml")
     done = run("build", "qemu-aarch64", "--system", "nothing-of-the-kind", "-o", str(here / "out"))
     assert done.exit_code == 3 and "nothing-of-the-kind" in done.stderr
-
-
-def test_an_installed_wheel_has_it_all(tmp_path: Path, repository: Path) -> None:
-    source = tmp_path / "source"
-    for name in ("erofs_edge", "boards", "manifests"):
-        shutil.copytree(repository / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
-        shutil.copy2(repository / name, source / name)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(source)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    # an environment with our dependencies and nothing of this checkout
-    venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    packages = next((venv / "lib").glob("python*/site-packages"))
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    subprocess.run([*pip, "--python", str(venv / "bin/python"), "install", "--no-deps", str(wheel)], check=True)
-    shutil.rmtree(source)
-    edge = str(venv / "bin/erofs-edge")
-
-    def ask(*args: str, cwd: Path = tmp_path) -> str:
-        done = subprocess.run([edge, *args], cwd=cwd, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "my-gateway/boards/my-gateway.yaml" in ask("new", "my-gateway", "--board", "qemu-aarch64")
-    record = json.loads(ask("explain", "my-gateway", "--json", cwd=tmp_path / "my-gateway"))
-    assert record["files"][1] == str(packages / "erofs_edge/stock/boards/qemu-aarch64.yaml")
-    code = "import sys; from erofs_edge.build.inputs import gather\n"
-    code += "print(gather(sys.argv[1]).system.loaded.value.overlay[0].from_)"
-    done = subprocess.run(
-        [str(venv / "bin/python"), "-c", code, "my-gateway"],
-        cwd=tmp_path / "my-gateway", capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.stdout.startswith(str(packages / "erofs_edge/stock/manifests/files")), done.stderr
-    assert "kind" in ask("explain", "edge-base", "--json")
