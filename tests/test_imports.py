@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flash": BASE | {"disk", "manifest", "verity", "erofs", "transport"},
     "serve": BASE | {"disk", "transport"},
     "simulator": BASE | {"disk", "flash", "transport", "verity"},
-    "release": BASE | {"build", "boot", "disk", "flash", "manifest", "sbom", "sources", "trust"},
+    "release": BASE | {"build", "boot", "disk", "flash", "manifest", "report", "sbom", "sources", "trust"},
     "sbom": BASE | {"build", "erofs", "sources"},
     "registry": BASE | {"build", "disk", "erofs", "serve", "sources", "transport", "trust"},
     "channel": BASE | {"build", "disk", "sources", "trust"},
