@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release has beside the images: bills of materials, provenance, checksums, inputs, how to make it again.
+"""What a release has beside the images: bills of materials, provenance, checksums, inputs, a page, instructions.
 
 Everything is written before the record is, which then lists and signs it, too.
 """
@@ -15,6 +15,8 @@ from erofs_edge.build.contents import read_contents
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.record import RELEASE, outputs
 from erofs_edge.release.archive import ARCHIVE, write_archive
+from erofs_edge.report.facts import collect
+from erofs_edge.report.page import write_page
 from erofs_edge.sbom.bill import read_bill
 from erofs_edge.sbom.cyclonedx import cyclonedx
 from erofs_edge.sbom.purl import purl_of
@@ -26,6 +28,7 @@ CYCLONEDX, SPDX = "bom.cdx.json", "bom.spdx.json"
 PROVENANCE = "provenance.intoto.jsonl"
 CHECKSUMS = "SHA256SUMS"
 INSTRUCTIONS = "REBUILD.md"
+PAGE = "report.html"
 SLSA = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:erofs-edge:build:1"
 BUILDER = "urn:erofs-edge:builder:1"
@@ -39,6 +42,7 @@ def write_papers(work: Path, inputs: Inputs, signer: Signer) -> None:
     (work / SPDX).write_text(spdx(bill), encoding="utf-8")
     record = json.loads((work / RELEASE).read_text())
     (work / INSTRUCTIONS).write_text(_instructions(record), encoding="utf-8")
+    write_page(collect(work), work / PAGE)
     names = sorted(path.name for path in work.iterdir() if path.is_file() and path.name != RELEASE)
     sums = {name: entry["sha256"] for name, entry in outputs(work, names).items()}
     statement = Statement(SLSA, sums, _predicate(work, inputs, record, sums))
