@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flash": BASE | {"disk", "manifest", "verity", "erofs", "transport"},
     "serve": BASE | {"disk", "transport"},
     "simulator": BASE | {"disk", "flash", "transport", "verity"},
-    "release": BASE | {"build", "boot", "disk", "flash", "manifest", "report", "sbom", "sources", "trust"},
+    "release": BASE
+    | {"boot", "build", "disk", "flash", "manifest", "qemu", "report", "sbom", "sources", "trust", "verify"},
     "sbom": BASE | {"build", "erofs", "sources"},
     "registry": BASE | {"build", "disk", "erofs", "serve", "sources", "transport", "trust"},
     "channel": BASE | {"build", "disk", "sources", "trust"},
@@ -47,7 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": BASE | {"build", "erofs"},
     "diff": BASE | {"boot", "disk", "trust", "verity", "erofs"},
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
-    "qemu": BASE | {"provision", "sources", "build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"}
+    "qemu": BASE
+    | {"provision", "sources", "build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"}
     | {"diskless", "serve", "trace"},
     "doctor": BASE | {"sources", "trust", "codec", "toolbox", "qemu"},
 }
