@@ -4,13 +4,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, size_text, step, table
+from erofs_edge.cli.release_check import release_check
 
 
-@click.command()
+class _Release(click.Command):
+    """`release BOARD` makes one; with --check among its words it is another command, about a folder."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if "--check" not in args:
+            return super().make_context(info_name, args, parent, **extra)
+        rest = [word for word in args if word != "--check"]
+        return release_check.make_context(f"{info_name} --check", rest, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
+@click.command(cls=_Release)
 @click.argument("board", type=click.Path(path_type=Path))
 @click.option("--key", metavar="URI", required=True, help="The signing key: file:PATH, pkcs11:…, command:…, offline:….")
 @click.option("--system", type=click.Path(path_type=Path), metavar="MANIFEST", help="Put this system in.")
@@ -18,6 +35,8 @@ from erofs_edge.cli.output import emit_json, json_option, note, size_text, step,
 @click.option("--jobs", type=click.IntRange(min=1), help="Threads; never changes a byte.")
 @click.option("--from", "earlier", type=click.Path(exists=True, path_type=Path, file_okay=False), multiple=True,
               metavar="FOLDER", help="An earlier release: its update is forecast; may be repeated.")  # fmt: skip
+@click.option("--check", is_flag=True, expose_value=False,
+              help="Try every promise of a release: release --check FOLDER; --check --help.")  # fmt: skip
 @click.option("--allow-dirty", is_flag=True, help="Take inputs that differ from what is committed in Git.")
 @json_option
 def release(

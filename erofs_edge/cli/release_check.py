@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge release --check`: every promise of a release tried, one table, one exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, step, table
+from erofs_edge.errors import UsageError
+
+_FOLDER = click.Path(exists=True, path_type=Path, file_okay=False)
+
+
+@click.command("release --check")
+@click.argument("release", metavar="FOLDER", type=_FOLDER)
+@click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PUB",
+              help="The public key that must vouch. Default: the release's own, for no stranger.")  # fmt: skip
+@click.option("--from", "earlier", type=_FOLDER, multiple=True, metavar="FOLDER",
+              help="A release in the field, whose update is held against the budget; may be repeated.")  # fmt: skip
+@click.option("--update-budget", metavar="SIZE", help="Bytes that an update may send, as in 20M.")
+@click.option("--packages", type=_FOLDER, metavar="FOLDER", help="For the rebuild: take .deb files from here first.")
+@click.option("--skip", multiple=True, metavar="NAME", help="Leave one out, or several: boot, tampering, fallback…")
+@json_option
+def release_check(
+    release: Path,
+    key: Path | None,
+    earlier: tuple[Path, ...],
+    update_budget: str | None,
+    packages: Path | None,
+    skip: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Try every promise of the release in FOLDER: it is signed, others make the same, it boots, tampering is stopped,
+    a broken slot gives way, sizes and updates stay within their budgets. Exit code 4 where one is not kept."""
+    from erofs_edge.build.signing import PUBLIC_KEY
+    from erofs_edge.manifest.model import size_bytes
+    from erofs_edge.release.gate import PROMISES, Wanted, check_release, refuse_broken
+    from erofs_edge.trust.key import read_public_key
+
+    if unknown := [name for name in skip if name not in PROMISES]:
+        raise UsageError(f"there is nothing called {unknown[0]!r} to skip", hint=f"there is {', '.join(PROMISES)}")
+    try:
+        most = None if update_budget is None else size_bytes(update_budget)
+    except ValueError as error:
+        raise UsageError(f"not a size: {update_budget!r}", hint="as in 20M") from error
+    path = key or release / PUBLIC_KEY
+    wanted = Wanted(earlier, most, frozenset(skip), packages)
+    rows = check_release(release, read_public_key(path, path.stem), wanted, step)
+    if as_json:
+        emit_json({
+            "release": str(release),
+            "kept": all(row.kept is not False for row in rows),
+            "promises": [
+                {"name": row.name, "kept": row.kept, "detail": row.detail, "seconds": row.seconds} for row in rows
+            ],
+        })  # fmt: skip
+    else:
+        words = {True: "kept", False: "BROKEN", None: "not tried"}
+        table([(words[row.kept], row.name, row.detail, f"{row.seconds:.0f} s") for row in rows])
+    refuse_broken(rows, str(release))

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate before a release goes out: each promise of a release, kept or not, in one list."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erofs_edge.build.record import read_release
+from erofs_edge.build.stages import Step, quiet
+from erofs_edge.errors import BootCheckError, CapacityError, ErofsEdgeError, ReproducibilityError, VerificationError
+from erofs_edge.manifest.load import load_board, load_system
+from erofs_edge.manifest.model import Board, size_bytes
+from erofs_edge.release.archive import ARCHIVE, unpack_archive
+from erofs_edge.release.forecast import SYSTEM, forecast
+from erofs_edge.release.rebuild import rebuild
+from erofs_edge.trust.key import VerificationKey
+from erofs_edge.verify.path import verify_path
+
+TAMPERS = ("kernel", "unsigned", "wrong-key", "downgrade", "system")
+"""one for each link: what the firmware hashes, that it wants a signature, by whom, how old, and the system behind it"""
+FAULT = "panic"
+"""what is wrong with the slot that must give way"""
+WIRE = "blocks that are new"
+"""the method of `forecast` that a budget is about"""
+
+
+class _UnshownError(Exception):
+    """A promise that cannot be tried here, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One promise. `kept` is None where it was not tried; `seconds` that it took."""
+
+    name: str
+    kept: bool | None
+    detail: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a release.
+
+    earlier  releases in the field; each one's update is held against `update_max` bytes (None: no budget)
+    skip     names of PROMISES that are not tried
+    packages  a folder of .deb files for the rebuild
+    """
+
+    earlier: tuple[Path, ...] = ()
+    update_max: int | None = None
+    skip: frozenset[str] = frozenset()
+    packages: Path | None = None
+
+
+@dataclass(slots=True)
+class _Case:
+    folder: Path
+    key: VerificationKey
+    wanted: Wanted
+    work: Path
+    step: Step = quiet
+    _inputs: tuple[Path, Path] | None = field(default=None)
+
+    @property
+    def inputs(self) -> tuple[Path, Path]:
+        """(board, system), unpacked once from what the release pins."""
+        if self._inputs is None:
+            archive = self.folder / ARCHIVE
+            if not archive.is_file():
+                raise _UnshownError("a build, not a release: it does not say what it was made of")
+            self._inputs = unpack_archive(archive, self.work / "inputs")
+        return self._inputs
+
+    @property
+    def board(self) -> Board:
+        """Raises _UnshownError where no machine of ours is like it."""
+        board = load_board(self.inputs[0]).value
+        if board.qemu is None:
+            raise _UnshownError("the board has no machine in QEMU")
+        return board
+
+
+def _signatures(case: _Case) -> str:
+    verdict = verify_path(case.folder, case.key)
+    if not verdict.ok:
+        failed = [f"{one.what}: {one.error}" for one in verdict.failed] or ["nothing in it is signed"]
+        raise VerificationError("; ".join(failed[:3]), where=str(case.folder))
+    return f"{len(verdict.checks)} checks against key '{case.key.name}'"
+
+
+def _rebuilt(case: _Case) -> str:
+    case.inputs  # noqa: B018  says why a build cannot be made again
+    result = rebuild(case.folder, case.work / "again", packages=case.wanted.packages, step=case.step)
+    wrong = [one.name for one in result.verdicts if not one.same]
+    if not result.same:
+        raise ReproducibilityError(result.error or f"{len(wrong)} file(s) differ: {', '.join(wrong[:5])}")
+    return f"{len(result.verdicts)} files are the same"
+
+
+def _boots(case: _Case) -> str:
+    from erofs_edge.qemu.smoke import smoke
+
+    record = smoke(case.board, case.folder)
+    return f"slot {record.slot} is up after {record.seconds:.0f} s"
+
+
+def _stopped(case: _Case) -> str:
+    from erofs_edge.qemu.smoke import smoke
+
+    for name in TAMPERS:
+        with case.step(f"tampering: {name}"):
+            smoke(case.board, case.folder, tamper=name)
+    return f"stopped: {', '.join(TAMPERS)}"
+
+
+def _falls_back(case: _Case) -> str:
+    from erofs_edge.qemu.fallback import fall_back
+
+    if len(read_release(case.folder)["system"]["slots"]) < 2:
+        raise _UnshownError("the board has one slot")
+    record = fall_back(case.board, case.folder, scenario=FAULT)
+    return f"slot {record.fell_from} gave way to {record.slot} after {record.starts} start(s)"
+
+
+def _size(case: _Case) -> str:
+    budget = load_system(case.inputs[1]).value.size_budget.get("partition")
+    size = (case.folder / SYSTEM).stat().st_size
+    if budget is None:
+        raise _UnshownError(f"{size} bytes; the manifest has no size_budget for the partition")
+    if size > size_bytes(budget):
+        raise CapacityError(f"{size} bytes, the budget is {size_bytes(budget)}")
+    return f"{size} of {size_bytes(budget)} bytes"
+
+
+def _updates(case: _Case) -> str:
+    if not case.wanted.earlier:
+        raise _UnshownError("no earlier release was named (--from)")
+    told = []
+    for old in case.wanted.earlier:
+        size, most = forecast(old, case.folder).methods[WIRE], case.wanted.update_max
+        if most is not None and size > most:
+            raise CapacityError(f"the update from {old} takes {size} bytes, the budget is {most}")
+        told.append(f"{size} bytes from {old.name}")
+    return ", ".join(told)
+
+
+PROMISES: dict[str, Callable[[_Case], str]] = {
+    "signatures": _signatures,
+    "rebuild": _rebuilt,
+    "boot": _boots,
+    "tampering": _stopped,
+    "fallback": _falls_back,
+    "size": _size,
+    "updates": _updates,
+}
+"""name → what tries it: says what was seen; raises ErofsEdgeError where it is not kept, _UnshownError where it cannot"""
+
+
+def check_release(folder: Path, key: VerificationKey, wanted: Wanted = Wanted(), step: Step = quiet) -> list[Row]:
+    """Try each promise of a release; one that is not kept does not keep the others from being tried.
+
+    Raises ErofsEdgeError only where there is no release.
+    """
+    read_release(folder)
+    with tempfile.TemporaryDirectory(prefix="erofs-edge-gate-") as work:
+        case = _Case(folder, key, wanted, Path(work), step)
+        return list(_tried(case))
+
+
+def _tried(case: _Case) -> Iterator[Row]:
+    for name, promise in PROMISES.items():
+        if name in case.wanted.skip:
+            yield Row(name, None, "skipped")
+            continue
+        started = time.monotonic()
+        try:
+            kept, detail = True, promise(case)
+        except _UnshownError as why:
+            kept, detail = None, str(why)
+        except BootCheckError as error:
+            kept, detail = False, str(error).splitlines()[0]
+        except (ErofsEdgeError, OSError) as error:
+            kept, detail = False, str(error)
+        yield Row(name, kept, detail, round(time.monotonic() - started, 1))
+
+
+def refuse_broken(rows: Sequence[Row], where: str) -> None:
+    """Raises VerificationError where a promise is not kept, or none was tried."""
+    broken = [row.name for row in rows if row.kept is False]
+    if broken or not any(row.kept for row in rows):
+        raise VerificationError(
+            f"not fit to go out: {', '.join(broken)}" if broken else "nothing was tried",
+            where=where,
+            hint="nothing of it should be published" if broken else None,
+        )
