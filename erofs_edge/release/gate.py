@@ -158,7 +158,7 @@ PROMISES: dict[str, Callable[[_Case], str]] = {
     "size": _size,
     "updates": _updates,
 }
-"""name → what tries it: says what was seen; raises ErofsEdgeError where it is not kept, _UnshownError where it cannot"""
+"""name → what tries it: says what was seen; raises ErofsEdgeError if it is not kept, _UnshownError if it cannot be"""
 
 
 def check_release(folder: Path, key: VerificationKey, wanted: Wanted = Wanted(), step: Step = quiet) -> list[Row]:
