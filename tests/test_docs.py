@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documents are run, and what they take from the code is fresh.
 
-In README.md and docs/*.md
+In README.md and docs/**/*.md
 
     <!-- file: boards/x.yaml -->   before a fenced block writes that file
     <!-- run -->                   before a fenced console block runs its ``$`` lines with sh; ``exit N`` may follow
@@ -29,7 +29,7 @@ import erofs_edge.errors
 from erofs_edge.errors import ErofsEdgeError
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.exists()]
+DOCUMENTS = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if path.exists()]
 
 BLOCK = re.compile(
     r"^<!-- (?P<marker>file: (?P<file>\S+)|run(?:: exit (?P<code>\d+))?) -->\n+"
