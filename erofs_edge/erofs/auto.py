@@ -96,16 +96,14 @@ def choose(
     """The options that make the smallest image. `scratch` is written again and again; the caller removes it.
 
     `options` tell everything else, and what must be there in any case; with `pcluster` that size is kept. First the
-    codecs are compared, then sizes of pclusters, then ways of packing. Raises UsageError for a budget that is not
-    positive, where nothing fits the kernel, and with a baseline.
+    codecs are compared, then sizes of pclusters, then ways of packing. With a baseline what keeps most of it is the
+    smallest, see auto_baseline.py, and the budget does not count. Raises UsageError for a budget that is not positive,
+    where nothing fits the kernel, and where the baseline does not show how it was compressed.
     """
     if not budget > 0:
         raise UsageError(f"a time budget of {budget:g} seconds is none")
     if options.baseline is not None:
-        raise UsageError(
-            "-z auto chooses anew, and a baseline keeps what it was built with",
-            hint="give the -z, -C and -E that -z auto chose for the baseline",
-        )
+        return _as_baseline(tree, options if pcluster is None else replace(options, pcluster=pcluster), budget)
     sample, sampled, total = _sample(tree)
     search = _Search(sample, total / max(1, sampled), total, options, scratch, budget)
     sizes = (pcluster,) if pcluster is not None else PCLUSTERS
@@ -125,6 +123,36 @@ def choose(
     chosen = search.tried[search.key(best)]
     chosen.why = "chosen: the smallest"
     return Choice(search.options(best), chosen, [*search.tried.values(), *search.refused], budget, sampled)
+
+
+def _as_baseline(tree: FileTree, options: WriteOptions, budget: float) -> Choice:
+    from erofs_edge.erofs.auto_baseline import as_baseline
+
+    chosen, found = as_baseline(options)
+    total = sum(inode.size for inode in {id(inode): inode for _, inode in tree.walk() if inode.is_file}.values())
+    packing = _packing(chosen)
+    candidates = []
+    for one in found:
+        why = f"gives {one.same} of {one.probes} pclusters as the baseline has them"
+        seconds = _seconds(total, one.compression, one.level, chosen.pcluster_size)
+        candidates.append(Candidate(one.compression, one.level, chosen.pcluster_size, packing, seconds, None, why))
+    candidates[0].why = f"chosen: {candidates[0].why}"
+    return Choice(chosen, candidates[0], candidates, budget, 0)
+
+
+def _packing(options: WriteOptions) -> str:
+    words = [options.fragments.replace("all", "all-fragments").replace("tails", "fragments")]
+    words += [name for name in ("dedupe", "ztailpacking") if getattr(options, name)]
+    return ",".join(word for word in words if word != "none")
+
+
+def _seconds(total: int, codec: str, level: int | None, pcluster: int) -> float:
+    """By the table; a level that it does not have costs what the next slower one does that it has."""
+    if (codec, level) not in COSTS:
+        known = [one for name, one in COSTS if name == codec and one is not None]
+        level = min((one for one in known if one >= (level or 0)), default=max(known, default=None))
+    small, large = COSTS[codec, level]
+    return round(total * ((small if pcluster < SMALL_PCLUSTER else large) + WRITING) / THREADS / 1e9, 3)
 
 
 class _Search:
@@ -158,9 +186,7 @@ class _Search:
         return True
 
     def seconds(self, codec: str, level: int | None, pcluster: int) -> float:
-        small, large = COSTS[codec, level]
-        cost = small if pcluster < SMALL_PCLUSTER else large
-        return round(self._total * (cost + WRITING) / THREADS / 1e9, 3)
+        return _seconds(self._total, codec, level, pcluster)
 
     def best_level(self, codec: str, pcluster: int) -> tuple[int | None] | None:
         """The slowest level within the budget; the fastest of all codecs is taken in any case."""
@@ -199,10 +225,9 @@ class _Search:
         trial = replace(options, uuid=bytes(16), cache=None, progress=None, meter=None, blob=None, profile=())
         size = int(write_image(self._sample, self._scratch, trial).size * self._scale)
         codec, level, pcluster = candidate["compression"], candidate["level"], candidate["pcluster"]
-        words = [options.fragments.replace("all", "all-fragments").replace("tails", "fragments")]
-        words += [name for name in ("dedupe", "ztailpacking") if getattr(options, name)]
-        packing = ",".join(word for word in words if word != "none")
-        made = Candidate(codec, level, pcluster, packing, self.seconds(codec, level, pcluster), size, "larger")
+        made = Candidate(
+            codec, level, pcluster, _packing(options), self.seconds(codec, level, pcluster), size, "larger"
+        )
         self.tried[self.key(candidate)] = made
         return size
 

@@ -6,16 +6,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from packing_check import ours_agree
+from updates import first_files, tree_of, update
+from writer_check import write
 from writer_trees import Repeated, file, mixed, noise, text
 
 from erofs_edge.cli.fs_build import build
 from erofs_edge.erofs import auto
 from erofs_edge.erofs.gate import parse_kernel
 from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import UsageError
 from erofs_edge.tree import FileTree
@@ -137,10 +141,58 @@ def test_bad_commands(tmp_path: Path, arguments: list[str], message: str) -> Non
     assert isinstance(done.exception, UsageError) and message in str(done.exception)
 
 
-def test_with_a_baseline_it_is_known_what_to_take(tree: FileTree, tmp_path: Path) -> None:
-    (tmp_path / "old").write_bytes(b"")
-    options = WriteOptions(compression="lz4", baseline=tmp_path / "old")
-    with pytest.raises(UsageError, match="a baseline keeps what it was built with") as caught:
-        auto.choose(tree, options, tmp_path / "sample")
-    assert caught.value.hint
+OLD: list[dict[str, Any]] = [
+    {"compression": "lz4"},
+    {"compression": "lz4", "pcluster": 16384, "ztailpacking": True},
+    {"compression": "lz4hc", "level": 5, "pcluster": 16384, "dedupe": True},
+    {"compression": "lz4hc", "pcluster": 16384, "fragments": "tails"},
+    {"compression": "deflate", "level": 4, "pcluster": 16384},
+    {"compression": "zstd", "level": 5, "pcluster": 16384, "fragments": "all", "packed_pcluster": 16384},
+]
+
+
+@pytest.mark.parametrize("way", OLD, ids=str)
+def test_a_baselines_options_are_found_in_it(way: dict[str, Any], tmp_path: Path) -> None:
+    old = tree_of(first_files(4, 120))
+    for name in ("large", "equal"):
+        old.add(name, file(text(900_000, 2)))
+    write(old, tmp_path / "old", **way)
+    options = WriteOptions(compression="lz4", epoch=0, times="fixed", baseline=tmp_path / "old", jobs=2)
+    choice = auto.choose(tree_of(update(first_files(4, 120), 1)), options, tmp_path / "sample")
+    found = choice.options
+    wanted = WriteOptions(**way)
+    assert (found.compression, found.level) == (wanted.compression, way.get("level"))
+    assert (found.pcluster_size, found.fragments) == (wanted.pcluster_size, wanted.fragments)
+    assert choice.chosen.why.startswith("chosen: gives ") and choice.chosen is choice.candidates[0]
     assert not (tmp_path / "sample").exists()
+    # which is to say: an unchanged tree gives the baseline again
+    write_image(old, tmp_path / "new", found)
+    assert (tmp_path / "new").read_bytes() == (tmp_path / "old").read_bytes()
+
+
+def test_baselines_that_do_not_tell(tmp_path: Path) -> None:
+    some = replace(OPTIONS, compression="lzma", pcluster=16384)
+    several = replace(OPTIONS, rules=(CompressionRule(match="/large", compression="zstd"),))
+    none = replace(OPTIONS, compression="none")
+    tree = FileTree()
+    tree.add("large", file(text(300_000)))
+    tree.add("other", file(text(300_000, 1)))
+    for how, message in ((some, "several ways, or with lzma"), (several, "several ways"), (none, "not compressed")):
+        write_image(tree, tmp_path / "old", how)
+        with pytest.raises(UsageError, match=message) as caught:
+            auto.choose(tree, replace(OPTIONS, baseline=tmp_path / "old"), tmp_path / "sample")
+        assert caught.value.hint
+    tiny = FileTree()
+    tiny.add("little", file(text(5000)))
+    write_image(tiny, tmp_path / "old", OPTIONS)
+    with pytest.raises(UsageError, match="too little in it"):
+        auto.choose(tree, replace(OPTIONS, baseline=tmp_path / "old"), tmp_path / "sample")
+
+
+def test_a_kernel_that_cannot_mount_the_baseline(tmp_path: Path) -> None:
+    tree = tree_of(first_files(4, 60))
+    tree.add("large", file(text(900_000, 2)))
+    write(tree, tmp_path / "old", compression="zstd", pcluster=16384)
+    options = replace(OPTIONS, baseline=tmp_path / "old", kernel=parse_kernel("6.6"))
+    with pytest.raises(UsageError, match=r"zstd needs 6\.10"):
+        auto.choose(tree, options, tmp_path / "sample")
