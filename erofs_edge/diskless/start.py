@@ -168,7 +168,8 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
         raise UsageError("TLS needs the certificate by which the server is known", hint="--tls-ca PEM")
     label = next((name for name, one in board.disk.partitions.items() if one.filesystem is not None), "data")
     filters = ["--filter=cache"] if wanted.prefetch else []
-    keep = ["cache-on-read=true"] if wanted.prefetch else []
+    # the kernel's own cache has what was read of files: this one is for what nobody has asked for yet
+    keep = ["cache-on-read=true", "cache-min-block-size=4096"] if wanted.prefetch else []
     values |= {
         "SLOTS": "",
         "STATE": "",

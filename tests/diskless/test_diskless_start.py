@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a diskless board starts from, as files: complete, signed, the same each time; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.boot.contents import init_values, unpack_initramfs
+from erofs_edge.boot.cpio import read_cpio, write_cpio
+from erofs_edge.boot.elf import dynamic
+from erofs_edge.boot.fdt import parse
+from erofs_edge.boot.fit import Image, build_fit, verify_fit
+from erofs_edge.boot.initramfs import InitConfig, compress
+from erofs_edge.diskless.place import Place, parse_place
+from erofs_edge.diskless.start import netboot_script
+from erofs_edge.errors import ErofsEdgeError, ManifestError, UsageError
+from erofs_edge.manifest.load import load_board
+from erofs_edge.trace.record import make_trace, write_trace
+from erofs_edge.tree import BytesContent, FileTree, Inode
+from erofs_edge.trust.key import rsa_key
+from erofs_edge.trust.signer import open_signer
+
+BOARD = "boards/qemu-aarch64.yaml"
+HASH = "5a" * 32
+Edge = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """As much of a build as a diskless start is made from."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    config = InitConfig(
+        HASH,
+        "aa",
+        4096,
+        100,
+        101,
+        "system",
+        ("a", "b"),
+        "data",
+        state="misc",
+        cmdline="console=ttyAMA0",
+        etc=("/etc/x",),
+    )
+    tree = FileTree()
+    tree.add("config", Inode(stat.S_IFREG | 0o644, content=BytesContent(config.text().encode())))
+    images = {
+        "kernel": Image("kernel_noload", b"k", "kernel"),
+        "ramdisk": Image("ramdisk", compress(write_cpio(tree, epoch=0)), "ramdisk"),
+    }
+    (folder / "boot.fit").write_bytes(build_fit(images, description="x", epoch=0, signer=None))
+    (folder / "release.json").write_text(json.dumps({"format": 1, "system": {"root_hash": HASH}}))
+    return folder
+
+
+@pytest.fixture
+def run(edge: str, repository: Path) -> Edge:
+    def command(*words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [edge, *map(str, words)], cwd=repository, capture_output=True, text=True, check=False, timeout=300
+        )
+
+    return command
+
+
+def _members(fit: bytes) -> dict[str, bytes]:
+    node = parse(fit).root.at("/images/ramdisk")
+    assert node is not None
+    return {m.name.decode(): m.data for m in read_cpio(unpack_initramfs(node.props["data"]))}
+
+
+def test_a_complete_and_signed_start(run: Edge, out: Path, tmp_path: Path) -> None:
+    write_trace(
+        make_trace(
+            [(0, 7, 3), (1, 2, 1)], root_hash=HASH, image_bytes=1 << 20, block_size=4096, requests=2, bytes_read=9
+        ),
+        tmp_path / "trace",
+    )
+    (tmp_path / "ca.pem").write_text("a certificate\n")
+    words = ("diskless", BOARD, "-o", out, "--system", "nbds://192.0.2.1/system", "--data", "nbd://192.0.2.1:99/data/")
+    done = run(*words, "--tls-ca", tmp_path / "ca.pem", "--prefetch", tmp_path / "trace", "--json")
+    assert done.returncode == 0, done.stderr
+    fit = (out / "diskless.fit").read_bytes()
+    record = json.loads(done.stdout)
+    assert record["files"]["diskless.fit"] == len(fit)
+    assert record["root_hash"] == HASH
+    verify_fit(fit, rsa_key(open_signer("dev:dev"), "a FIT"))
+    values = init_values(fit)
+    assert (values["ROOT_HASH"], values["SLOTS"], values["STATE"], values["ETC"]) == (HASH, "", "", "/etc/x")
+    assert values["SYSTEM_FROM"] == (
+        "nbd hostname=192.0.2.1 port=10809 tls=require tls-certificates=/run/tls export=system "
+        "retries=1000000000 retry-delay=1 retry-exponential=no cache-on-read=true cache-min-block-size=4096"
+    )
+    assert values["DATA_FROM"] == "nbd hostname=192.0.2.1 port=99 export=data/"
+    assert (values["DATA"], values["DATA_ID"]) == ("data", "mac")
+    members = _members(fit)
+    assert members["prefetch"] == b"2 8\n"
+    assert members["tls/ca-cert.pem"] == b"a certificate\n"
+    modules = " ".join(name for name in members if name.startswith("modules/"))
+    assert "-virtio_net.ko" in modules and "-nbd.ko" in modules and "-dm_verity.ko" in modules
+    assert "-virtio_blk.ko" not in modules
+    _check_linked(members)
+
+
+def _check_linked(members: dict[str, bytes]) -> None:
+    """Whatever is an ELF file for the guest finds its libraries."""
+    objects = {n: d for n, d in members.items() if d[:4] == b"\x7fELF" and not n.startswith("modules/")}
+    present = {name.rpartition("/")[2] for name in objects}
+    plugins = [name for name in objects if "nbdkit-" in name]
+    assert {name.rpartition("/")[2] for name in plugins} == {
+        "nbdkit-nbd-plugin.so", "nbdkit-retry-filter.so", "nbdkit-cache-filter.so"
+    }  # fmt: skip
+    for name, data in objects.items():
+        assert set(dynamic(data).needed) <= present, name
+
+
+def test_the_same_bytes_each_time_and_over_http(run: Edge, out: Path) -> None:
+    fits = []
+    for _ in range(2):
+        done = run("diskless", BOARD, "-o", out, "--system", "http://192.0.2.1:8000/a/system.img")
+        assert done.returncode == 0, done.stderr
+        fits.append((out / "diskless.fit").read_bytes())
+    assert fits[0] == fits[1]
+    members = _members(fits[0])
+    assert any(name.endswith("nbdkit-curl-plugin.so") for name in members)
+    assert not any(name.endswith("nbdkit-nbd-plugin.so") for name in members)
+    values = init_values(fits[0])
+    assert values["SYSTEM_FROM"].startswith("curl url=http://192.0.2.1:8000/a/system.img retries=")
+    assert (values["DATA"], values["DATA_FROM"], members["prefetch"]) == ("", "", b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--system", "nbd://a-name/system"), "is a name, not an address"),
+        (("--system", "ftp://192.0.2.1/x"), "no place"),
+        (("--system", "nbd://192.0.2.1:99999/x"), "no place"),
+        (("--system", "nbd://192.0.2.1/x'; reboot"), "characters"),
+        (("--system", "nbd://192.0.2.1/x?y=1"), "characters"),
+        (("--system", "nbds://192.0.2.1/x"), "TLS needs the certificate"),
+        (("--system", "nbd://192.0.2.1/x", "--data", "http://192.0.2.1/"), "takes no writes"),
+        (("--system", "nbd://192.0.2.1/x", "--tls-key", "README.md"), "belong together"),
+        (("--system", "nbd://192.0.2.1/x", "--prefetch", "README.md"), "not a trace"),
+    ],
+)
+def test_what_is_refused(run: Edge, out: Path, words: tuple[str, ...], reason: str) -> None:
+    done = run("diskless", BOARD, "-o", out, *words)
+    assert done.returncode != 0
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (out / "diskless.fit").exists()
+
+
+def test_a_trace_of_another_system_and_a_build_that_is_not_there(run: Edge, out: Path, tmp_path: Path) -> None:
+    other = make_trace([], root_hash="00" * 32, image_bytes=1, block_size=4096, requests=0, bytes_read=0)
+    write_trace(other, tmp_path / "trace")
+    words = ("diskless", BOARD, "--system", "nbd://192.0.2.1/x")
+    done = run(*words, "-o", out, "--prefetch", tmp_path / "trace")
+    assert done.returncode != 0 and f"this one has {HASH}" in done.stderr
+    done = run(*words, "-o", tmp_path / "none")
+    assert done.returncode != 0 and "no boot image is there" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [
+        ("nbd://192.0.2.1/system", Place("nbd", "192.0.2.1", 10809, "system", "nbd://192.0.2.1/system")),
+        ("nbds://[2001:db8::1]:7/a/b", Place("nbds", "2001:db8::1", 7, "a/b", "nbds://[2001:db8::1]:7/a/b")),
+        ("nbd://192.0.2.1", Place("nbd", "192.0.2.1", 10809, "", "nbd://192.0.2.1")),
+    ],
+)
+def test_places(uri: str, place: Place) -> None:
+    assert parse_place(uri) == place
+    assert all(" " not in word and word for word in place.arguments)
+
+
+def test_a_place_for_a_shell_has_no_characters_of_a_shell() -> None:
+    for bad in "'\"$`;|&<>()*?\\ \t\n{}#!":
+        with pytest.raises(ErofsEdgeError):
+            parse_place(f"nbd://192.0.2.1/x{bad}y")
+    with pytest.raises(UsageError):
+        parse_place("nbd://192.0.2.1/%27x")
+
+
+def test_a_board_that_verifies_nothing_takes_no_code_from_a_network(repository: Path) -> None:
+    board = load_board(repository / "boards/generic-uefi-arm64.yaml").value
+    with pytest.raises(ManifestError, match="verified FIT"):
+        netboot_script(board, "x")
