@@ -75,6 +75,7 @@ SETS = {
         ("nbdkit", "libnbd-bin", "nbd-server"),
         _same("nbdkit", "nbdcopy", "nbdinfo", "nbd-server"),
     ),
+    "oracles-web": ToolSet("trixie", ("nginx",), _same("nginx")),
     "oracles-fastboot": ToolSet(
         "trixie", ("fastboot", "android-sdk-libsparse-utils"), _same("fastboot", "simg2img", "img2simg")
     ),
