@@ -90,7 +90,7 @@ def push(
 
 
 def piece_size(text: str | None) -> int | None:
-    """Bytes of `--piece`. Raises UsageError where it is no multiple of 64K up to 1G."""
+    """Bytes of `--piece`. Raises UsageError where it is no multiple of 32K up to 1G."""
     if text is None:
         return None
     from erofs_edge.registry.artifact import BLOCK
@@ -99,5 +99,5 @@ def piece_size(text: str | None) -> int | None:
     number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
     size = int(number) * unit if number.isascii() and number.isdigit() and len(number) < 12 else 0
     if not 0 < size <= 1 << 30 or size % BLOCK:
-        raise UsageError(f"not a size of pieces: {text}", hint="a multiple of 64K, at most 1G")
+        raise UsageError(f"not a size of pieces: {text}", hint="a multiple of 32K, at most 1G")
     return size

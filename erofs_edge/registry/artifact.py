@@ -23,7 +23,7 @@ import msgspec
 from erofs_edge.errors import SourceError
 from erofs_edge.sources.oci.documents import MANIFEST_TYPES, MAX_BLOB, MAX_DOCUMENT, PLATFORMS
 
-BLOCK = 1 << 16  # bytes that one hash of a table vouches for
+BLOCK = 1 << 15  # bytes that one hash of a table vouches for
 HASH = 32  # bytes
 PIECES_MAX = 8192  # of one artifact: its manifest stays below what registries take
 FILES_MAX = 512

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file in a registry, read in parts: what is read is fetched, checked against the file's table of hashes, and kept.
 
-The manifest vouches for the table, the table for each block of 64 KiB. Blocks lie in the cache by their hashes, so that
+The manifest vouches for the table, the table for each block of 32 KiB. Blocks lie in the cache by their hashes, so that
 the next start, and the next version, find them. Several threads may read; what one fetches the others wait for.
 """
 
@@ -24,8 +24,8 @@ PATIENCE = 60.0  # seconds for which a registry may be away
 PAUSE = 0.2  # seconds before the second attempt; longer before each further one
 PAUSE_MAX = 5.0
 CONNECTIONS = 4
-MEMORY = 256  # blocks
-RUN = 16  # blocks of one request at most: others wait for it
+MEMORY = 512  # blocks
+RUN = 32  # blocks of one request at most: others wait for it
 _ZEROS = bytes(BLOCK)
 
 Say = Callable[[str], None]
@@ -206,6 +206,6 @@ def _by_block(file: Stored, where: str) -> dict[int, Piece]:
     for piece in file.pieces:
         end = piece.offset + piece.size
         if piece.offset % BLOCK or (end % BLOCK and end != file.size):
-            raise SourceError("its pieces are no multiples of 64 KiB", where=where)
+            raise SourceError("its pieces are no multiples of 32 KiB", where=where)
         found |= dict.fromkeys(range(piece.offset // BLOCK, -(-end // BLOCK)), piece)
     return found
