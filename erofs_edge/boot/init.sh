@@ -146,6 +146,11 @@ if [ -n "$STATE" ] && find_partition "$STATE" "$disk"; then
     read_minimum "/dev/${partition##*/}"
     [ "$ROLLBACK_INDEX" -ge "$minimum" ] ||
         fail rollback "this build has version $ROLLBACK_INDEX, the minimum is $minimum"
+    # A slot that has failed before has few starts left: it is looked through, and repaired if it can be.
+    . /repair
+    case $(starts_left "$slot" "/dev/${partition##*/}") in
+    0 | 1) mend_slot ${FEC:+use_fec_from_device "$device" $FEC} ;;
+    esac
 fi
 table="0 $SECTORS verity 1 $device $device $BLOCK_SIZE $BLOCK_SIZE $DATA_BLOCKS $HASH_START sha256 $ROOT_HASH $SALT"
 # Error correction comes first: only what it cannot repair restarts the machine or makes it panic.

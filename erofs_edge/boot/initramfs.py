@@ -23,8 +23,8 @@ from erofs_edge.tree import BytesContent, FileTree, Inode
 
 PROGRAMS = ("usr/bin/busybox", "usr/sbin/dmsetup", "usr/sbin/mke2fs", "usr/sbin/resize2fs")
 APPLETS = (
-    "blockdev", "cat", "cp", "cut", "dd", "gzip", "head", "insmod", "mkdir", "mount", "mv", "od", "printf", "reboot",
-    "rm", "sh", "sleep", "switch_root", "sync", "tail", "tr", "umount",
+    "blockdev", "cat", "cmp", "cp", "cut", "dd", "gzip", "head", "insmod", "mkdir", "mount", "mv", "od", "printf",
+    "reboot", "rm", "sh", "sleep", "switch_root", "sync", "tail", "tr", "umount",
 )  # fmt: skip
 LIBRARY_DIRECTORIES = ("usr/lib/aarch64-linux-gnu", "usr/lib")
 LOADER = "ld-linux-aarch64.so.1"
@@ -150,6 +150,7 @@ def base_tree(programs: FileTree, modules: Mapping[str, Iterable[Module]]) -> Fi
     tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
     tree.add("init", _file(Path(__file__).with_name("init.sh").read_bytes(), 0o755))
     tree.add("grow", _file(Path(__file__).with_name("grow.sh").read_bytes(), 0o644))
+    tree.add("repair", _file(Path(__file__).with_name("repair.sh").read_bytes(), 0o644))
     tree.add("rollback", _file(Path(__file__).with_name("rollback.sh").read_bytes(), 0o644))
     for name in APPLETS:
         tree.add(f"bin/{name}", _symlink("busybox"))

@@ -90,13 +90,14 @@ def machine(tmp_path: Path) -> Machine:
     (root / "sys/block/vda/size").write_text("65536\n")
     (root / "dev/vda").write_bytes(bytes(512) + b"EFI PART".ljust(32, b"\0") + (65535).to_bytes(8, "little"))
     (root / "grow").write_text(GROW.read_text().replace("/dev/", "$ROOT/dev/"))
+    (root / "repair").write_text("starts_left() { echo 3; }\n")  # tests/boot/test_repair_script.py has the real one
     (root / "rollback").write_text(SCRIPT.with_name("rollback.sh").read_text())
     (root / "proc/cmdline").write_text("console=ttyAMA0 erofs_edge.slot=b quiet\n")
     config = InitConfig(HASH, "aa", 4096, 100, 101, "system", ("a", "b"), "data", cmdline="console=ttyAMA0 quiet")
     (root / "config").write_text(config.text())
     machine = Machine(root)
     machine.script = SCRIPT.read_text()
-    ours = "sys|proc|dev|newroot|config|modules|missing|bin/dmsetup|bin/mke2fs|bin/resize2fs|grow|rollback"
+    ours = "sys|proc|dev|newroot|config|modules|missing|bin/dmsetup|bin/mke2fs|bin/resize2fs|grow|repair|rollback"
     absolute = rf"(?<![\w$}}*/])/(?=({ours})\b)"
     machine.script = re.sub(absolute, "$ROOT/", machine.script)
     machine.script = machine.script.replace("PATH=/bin ", "PATH=$ROOT/bin:/usr/bin:/bin ").replace("sleep 0.05", ":")
@@ -151,6 +152,26 @@ def test_an_older_build_than_the_minimum_does_not_start(machine: Machine) -> Non
         assert (f"erofs-edge: stage verity {HASH}" in lines) == starts
         assert ("erofs-edge: FAILED rollback: this build has version 3, the minimum is 4" in lines) != starts
         assert any(call.startswith("dmsetup") for call in machine.calls) == starts
+
+
+@pytest.mark.parametrize(("left", "mends"), [("0", True), ("1", True), ("2", False), ("3", False), ("", False)])
+def test_a_slot_that_has_failed_before_is_looked_through_first(machine: Machine, left: str, mends: bool) -> None:
+    (machine.root / "sys/block/vda/vda1/uevent").write_text("PARTNAME=misc\n")
+    (machine.root / "dev/vda4").write_bytes(b"\0" * 1080 + b"\x53\xef" + b"x" * 4096)
+    config = InitConfig(
+        HASH, "aa", 4096, 100, 101, "system", ("a", "b"), "data", cmdline="console=ttyAMA0 quiet", state="misc",
+        fec=Fec(2, 102, 103),
+    )  # fmt: skip
+    (machine.root / "config").write_text(config.text())
+    (machine.root / "repair").write_text(
+        f'starts_left() {{ case "$*" in "b "*/dev/vda1) echo "{left}" ;; esac; }}\n'
+        'mend_slot() { echo "looked through $*" >>"$ROOT/log"; }\n'
+    )
+    machine.run()
+    looked = [call for call in machine.calls if call.startswith("looked through")]
+    options = "use_fec_from_device /dev/vda3 fec_roots 2 fec_blocks 102 fec_start 103"
+    assert looked == ([f"looked through {options}"] if mends else [])
+    assert any(call.startswith("dmsetup create root") for call in machine.calls)
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_road import console_until
 
 from erofs_edge.disk import slots
 from erofs_edge.errors import BootCheckError, UsageError
+from erofs_edge.manifest.load import load_board
 from erofs_edge.manifest.model import Board, Partition
+from erofs_edge.qemu import forge
+from erofs_edge.qemu.built import load_built, machine_command
 from erofs_edge.qemu.fallback import fall_back
+from erofs_edge.qemu.machine import Drive, find_qemu
 from erofs_edge.qemu.scenario import FAULTS, MARKER_ROOM
-from erofs_edge.qemu.scratch import Scratch
+from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.smoke import smoke
 from erofs_edge.qemu.stages import TROUBLE
 
@@ -188,3 +194,35 @@ def test_the_story_of_make_demo(edge: str, repository: Path, tmp_path: Path) -> 
         [edge, "slots", "show", f"{out}.versions/board.img", "--json"], capture_output=True, text=True, check=True
     )
     print(whole, updates, shown.stdout)
+
+
+@pytest.mark.long
+@pytest.mark.qemu
+@pytest.mark.xdist_group("qemu")
+@pytest.mark.timeout(3000)
+def test_a_damaged_slot_is_repaired_from_the_other_one(
+    stock: Callable[[str], Path], repository: Path, tmp_path: Path
+) -> None:
+    """More than error correction can do, in slot b alone: it restarts once, is mended at the next start, and works."""
+    board = load_board(repository / BOARD).value
+    built = load_built(stock("qemu-aarch64"))
+    disk = copy_sparse(built.disk, tmp_path / "disk.img")
+    with Scratch(disk, board, writable=True) as scratch:
+        state = slots.mark(scratch.state(), "a", "good")
+        scratch.put_state(slots.activate(state, "b"))
+        changes = forge.in_init(forge.Target(board, lambda at, length: scratch.read("system_b", at, length)))
+        for change in changes:
+            scratch.write("system_b", change.offset, change.data)
+    command = machine_command(board, built, find_qemu(), tmp_path, Drive(disk, snapshot=False), reboot=True)
+    console = console_until(command, b"erofs-edge: slot b is good", seconds=1800)
+    assert console.count(b"erofs-edge: stage u-boot slot b") == 2 and b"u-boot slot a" not in console
+    first, _, second = console.partition(b"is corrupted")
+    assert b"repaired" not in first
+    mended = re.search(rb"erofs-edge: (\d+) blocks of slot b were repaired from slot a", second)
+    assert mended and int(mended[1]) == 1
+    size = (stock("qemu-aarch64") / "system.img").stat().st_size
+    with Scratch(disk, board) as scratch:
+        expected, found = (bytearray(scratch.read(f"system_{slot}", 0, size)) for slot in "ab")
+    for parity in changes[1:]:  # wiped, too, so that error correction cannot help; nothing proves it, so it stays so
+        expected[parity.offset : parity.offset + len(parity.data)] = parity.data
+    assert found == expected
