@@ -44,7 +44,7 @@ attach() {
 # What the system's first readers want, in their order: into nbdkit's memory, in few large requests.
 prefetch() {
     while read -r first count; do
-        dd if=/dev/nbd0 of=/dev/null iflag=direct bs=4096 skip="$first" count="$count" 2>/dev/null
+        dd if=/dev/nbd0 of=/dev/null iflag=direct,skip_bytes bs=$((count * 4096)) skip=$((first * 4096)) count=1 2>/dev/null
     done </prefetch
 }
 

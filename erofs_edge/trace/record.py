@@ -23,7 +23,8 @@ from erofs_edge.errors import ErofsEdgeError, FormatError, SourceError, Verifica
 KIND = "erofs-edge trace"
 FORMAT = 1
 SIZE_MAX = 256 << 20  # bytes of a file that can be a trace
-MERGE = 4  # blocks: a gap that costs less to read than a request of its own
+MERGE = 8  # blocks: a gap that costs less to read than a request of its own
+LONGEST = 256  # blocks of a run that is fetched ahead: others have to wait for it on a slow link
 
 
 class Read(NamedTuple):
@@ -71,7 +72,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise FormatError("the trace names no files", hint="record it with 'serve --trace' of an EROFS image")
         return tuple(Use(unescape(f.path), f.start, f.start + f.length if f.length else None) for f in self.files)
 
-    def runs(self, *, merge: int = MERGE, longest: int = 64) -> tuple[tuple[int, int], ...]:
+    def runs(self, *, merge: int = MERGE, longest: int = LONGEST) -> tuple[tuple[int, int], ...]:
         """Runs of blocks (first, count) that hold all that was touched, by first use: what to fetch ahead.
 
         merge    a gap of at most so many blocks is fetched, too, where that saves a request

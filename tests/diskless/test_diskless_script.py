@@ -129,8 +129,8 @@ def test_what_is_fetched_ahead_is_read_in_its_order(machine: Machine) -> None:
     machine.run()
     ahead = [call for call in machine.calls if call.startswith("dd if=/dev/nbd0")]
     assert ahead == [
-        "dd if=/dev/nbd0 of=/dev/null iflag=direct bs=4096 skip=5 count=64",
-        "dd if=/dev/nbd0 of=/dev/null iflag=direct bs=4096 skip=90 count=1",
+        "dd if=/dev/nbd0 of=/dev/null iflag=direct,skip_bytes bs=262144 skip=20480 count=1",
+        "dd if=/dev/nbd0 of=/dev/null iflag=direct,skip_bytes bs=4096 skip=368640 count=1",
     ]
 
 
