@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -111,8 +112,20 @@ def test_a_release_holds_what_it_lists(released: Released) -> None:
     assert str(released.folder.parent) not in text and "/root" not in text, "no folder of the machine that builds"
 
 
-def test_others_make_the_same_without_the_key(released: Released, tmp_path: Path) -> None:
-    result = rebuild(released.folder, tmp_path / "again")
+def test_others_make_the_same_without_the_key_and_without_a_network(
+    released: Released, edge: str, tmp_path: Path
+) -> None:
+    """In a network namespace of its own, with an empty cache: the packages that the locks pin are all that there is."""
+    debs, again = tmp_path / "debs", tmp_path / "again"
+    debs.mkdir()
+    for name in pinned(released.folder, tmp_path):
+        (debs / f"{name}.deb").symlink_to(Cache().blob_path(name))
+    environment = os.environ | {"EROFS_EDGE_CACHE": str(tmp_path / "cache")}
+    command = ["unshare", "-rn", edge, "rebuild", str(released.folder), "-o", str(again), "--packages", str(debs)]
+    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["identical"]
+    result = Rebuilt(again, compare(released.folder, read_release(released.folder), again / "made"))
     assert result.same, [one.name for one in result.verdicts if not one.same]
     assert {one.name for one in result.verdicts} >= {"release.json", "release.json.p7s", "disk.img", "boot.fit"}
     statement = attestation(result, read_release(released.folder))
@@ -120,7 +133,19 @@ def test_others_make_the_same_without_the_key(released: Released, tmp_path: Path
         [one.name for one in result.verdicts].index("disk.img")
     ].released  # fmt: skip
     with pytest.raises(ErofsEdgeError, match="not empty"):
-        rebuild(released.folder, tmp_path / "again")
+        rebuild(released.folder, again)
+    (debs / f"{name}.deb").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    command[6] = str(tmp_path / "third")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "cannot reach the mirror" in done.stderr, done.stderr
+
+
+def pinned(release: Path, work: Path) -> list[str]:
+    """SHA-256 of each package of the locks in a release."""
+    unpack_archive(release / ARCHIVE, work / "unpacked")
+    locks = [json.loads(path.read_text()) for path in (work / "unpacked").rglob("*.lock")]
+    return [one["sha256"] for lock in locks for packages in lock["packages"].values() for one in packages]
 
 
 def test_a_machine_that_is_different(released: Released, tmp_path: Path) -> None:
