@@ -71,6 +71,7 @@ def describe(
         "format": 1,
         "erofs_edge": {"version": __version__, "bytes": FORMAT_VERSION, "lz4": f"{VERSION} (wheel {WHEEL})"},
         "board": board.board,
+        "product": board.product,
         "arch": board.arch,
         "epoch": inputs.epoch,
         "inputs": {

@@ -80,7 +80,7 @@ def flash(
 
     Refuses disks that are mounted or in use. A new file gets its name only when all is well.
     """
-    from erofs_edge.flash.guard import refuse_other
+    from erofs_edge.flash.guard import refuse_other, refuse_other_board
     from erofs_edge.flash.prepare import Wish
     from erofs_edge.flash.targets import find_target
 
@@ -98,6 +98,7 @@ def flash(
     wish = Wish(slot, whole, full, resume, None if old is None else _image(older_image(old), None))
     with reached(to, what, out, disk) as address, find_target(address, image) as candidate:
         refuse_other(candidate.identity, serial)
+        refuse_other_board(candidate.identity, _products(what, image))
         if plan_only or verify_only:
             _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
         else:
@@ -200,6 +201,20 @@ def _image(what: Path, out: Path | None) -> Path:
     if not image.exists():
         raise SourceError("there is no disk image", where=str(image), hint=hint or "erofs-edge build BOARD")
     return image
+
+
+def _products(what: Path | None, image: Path) -> list[str]:
+    """What the board of an image answers: from its file, or from the record of the build; [] where nothing says."""
+    if what is not None and what.suffix in {".yaml", ".yml"}:
+        from erofs_edge.manifest.load import load_board
+
+        return load_board(what).value.product
+    from erofs_edge.build.record import RELEASE, read_release
+
+    if image.name != DISK or not (image.parent / RELEASE).is_file():
+        return []
+    named = read_release(image.parent).get("product", [])
+    return [str(name) for name in named] if isinstance(named, list) else []
 
 
 def _confirm(identity: Identity, todo: list[Prepared]) -> None:

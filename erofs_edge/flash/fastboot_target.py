@@ -41,8 +41,9 @@ class FastbootTarget(PlainTarget):
 
     def __init__(self, device: Device, places: Mapping[str, tuple[int, int]], size: int) -> None:
         self._device, self._places = device, dict(places)
+        product = self._variable("product")
         self._identity = Identity(
-            device.link.name, "fastboot", size, model=self._variable("product"), serial=self._variable("serialno")
+            device.link.name, "fastboot", size, model=product, serial=self._variable("serialno"), product=product
         )
         fetch = self._variable("max-fetch-size")
         self._fetch = min(client.parse_number(fetch), BUFFER_MAX) if fetch else 0
@@ -66,6 +67,11 @@ class FastbootTarget(PlainTarget):
     @property
     def bytes_on_wire(self) -> int:
         return self._device.sent + self._received
+
+    @property
+    def unlocked(self) -> str:
+        """What the device says of its lock: 'yes', 'no', '' where it does not say."""
+        return self._variable("unlocked")
 
     @property
     def rate(self) -> float | None:

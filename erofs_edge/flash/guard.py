@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,28 @@ def refuse_other(identity: Identity, serial: str | None) -> None:
     if serial is not None and identity.serial != serial:
         found = f"the serial number {identity.serial}" if identity.serial else "no serial number"
         raise DeviceRefusedError(f"this device has {found}, not {serial}", where=identity.path)
+
+
+def refuse_other_board(identity: Identity, products: Sequence[str]) -> None:
+    """Raises DeviceRefusedError where a board that can be asked which one it is answers none of these; with none given,
+    any answer will do."""
+    if not products or identity.kind not in ("fastboot", "serial") or identity.product in products:
+        return
+    found = f"it says '{identity.product}'" if identity.product else "it does not say which board it is"
+    wanted = " or ".join(f"'{product}'" for product in products)
+    raise DeviceRefusedError(
+        f"another board than the image is for: {found}, not {wanted}",
+        where=identity.path,
+        hint="`product` of the board file lists the answers that are right",
+    )
+
+
+def refuse_locked(identity: Identity, unlocked: str) -> None:
+    """Raises DeviceRefusedError for a device that says of itself that it is locked (fastboot's variable `unlocked`)."""
+    if unlocked.lower() in ("no", "false", "0"):
+        raise DeviceRefusedError(
+            "the device is locked: it takes no images", where=identity.path, hint="unlock it by its maker's way"
+        )
 
 
 def _folder(devno: tuple[int, int], host: Host, path: Path) -> Path:

@@ -17,6 +17,8 @@ from erofs_edge.transport.nbd.connect import Address, Connection, parse_address
 from erofs_edge.transport.nbd.parallel import Connections
 
 DIGEST = control.DIGEST
+BOARD_NAME = "provisioning"
+"""in the certificate of every board: provision/credentials.py"""
 WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
 ZEROS, AT_ONCE = 16 << 20, 16  # bytes that a question after zeros is about, and questions of one request
 FEW = 4
@@ -24,7 +26,8 @@ FEW = 4
 
 
 def open_provisioned(address: str) -> ProvisionTarget:
-    """provision://HOST[:PORT]: the disk at PORT, the control export behind it; provisions:// with TLS. In place of the
+    """provision://HOST[:PORT]: the disk at PORT, the control export behind it; with TLS and the credentials of the board
+    provisions://HOST[:PORT]?tls-certificates=FOLDER. In place of the
     host a folder with the sockets `disk` and `control`: provision+unix:///FOLDER.
 
     Raises UsageError, DeviceError.
@@ -45,6 +48,8 @@ def _addresses(address: str) -> tuple[Address, Address]:
         disk, commands = (parse_address(f"nbd+unix:///?socket={folder / name}") for name in ("disk", "control"))
         return disk, commands
     disk = parse_address(f"{'nbds' if scheme == 'provisions' else 'nbd'}://{rest}")
+    if disk.certificates is not None and not disk.name:
+        disk = replace(disk, name=BOARD_NAME)
     return disk, replace(disk, uri=f"{disk.uri} (control)", port=disk.port + 1)
 
 

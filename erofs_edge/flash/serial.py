@@ -89,8 +89,9 @@ class SerialTarget(PlainTarget):
         if address.baud != address.console:
             self._run(uboot.set_baud(self._console, address.baud))
         self._identity = Identity(
-            port.name, "serial", wanted[0].size, model=f"{board.board} {wanted[0].name}".strip(), serial=board.serial
-        )
+            port.name, "serial", wanted[0].size, model=f"{board.board} {wanted[0].name}".strip(), serial=board.serial,
+            product=board.board,
+        )  # fmt: skip
 
     @property
     def identity(self) -> Identity:

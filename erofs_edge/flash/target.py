@@ -46,6 +46,8 @@ class Identity:
     model: str = ""
     serial: str = ""
     removable: bool = False
+    product: str = ""
+    """what a board answers when it is asked which one it is; '' where it cannot be asked, or does not say"""
 
 
 class Ability(enum.Flag):

@@ -36,8 +36,8 @@ def _nbd(address: str, image: Path | None) -> Iterator[Candidate]:
 
 
 def _fastboot(address: str, image: Path | None) -> Iterator[Candidate]:
-    """fastboot://HOST[:PORT], fastboot+udp://HOST[:PORT], fastboot+usb://[SERIAL]: partitions by name, where the image has
-    them."""
+    """fastboot://HOST[:PORT], fastboot+udp://HOST[:PORT], fastboot+usb://[SERIAL]: partitions by name, which the image
+    must have."""
     from erofs_edge.flash.fastboot_target import FastbootTarget
     from erofs_edge.flash.fastboot_uboot import UBootTarget
     from erofs_edge.flash.image import Image
@@ -56,6 +56,7 @@ def _fastboot(address: str, image: Path | None) -> Iterator[Candidate]:
     try:
         uboot, places = device.run(consents()), table.places()
         target = UBootTarget(device, uboot, places, size) if uboot else FastbootTarget(device, places, size)
+        guard.refuse_locked(target.identity, target.unlocked)
         yield Candidate(target.identity, lambda _: target)
     finally:
         device.link.close()

@@ -409,6 +409,9 @@ class Board(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """who signs the FIT"""
     flash: list[Literal["block"]] = field(default_factory=lambda: ["block"])
     """how the board can be written"""
+    product: list[Line] = field(default_factory=list)
+    """what the board answers when it is asked which one it is: fastboot's `product`, `board` at U-Boot's console.
+    `flash` refuses a board with any other answer; none: whatever it answers"""
     qemu: Qemu | None = None
     """the board as an emulated machine, where QEMU has one that is like it"""
 
