@@ -62,6 +62,8 @@ class _Compress:
     def __init__(self, library: ctypes.CDLL, level: int) -> None:
         self._library = library
         self._state = library.libdeflate_alloc_compressor(level)
+        if self._state is None:
+            raise MemoryError("libdeflate has no memory for a compressor")
         weakref.finalize(self, library.libdeflate_free_compressor, self._state)
         self._buffer = ctypes.create_string_buffer(1)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import threading
+from collections.abc import Callable
 from functools import cache
 
 from erofs_edge.codec.known import known_input
@@ -19,6 +20,9 @@ from erofs_edge.errors import FormatError, ToolError
 WHEEL, VERSION = "4.4.5", "1.9.4"
 LEVEL_MIN, LEVEL_MAX = 1, 12
 INPUT_MAX = 0x7E000000  # LZ4_MAX_INPUT_SIZE
+# bytes of input for which the fast form takes less time than getting the interpreter's lock back does
+SHORT = 32 << 10
+GROUND = 1 << 20  # bytes that hold the outputs of several calls
 
 _HINT = f"pip install lz4=={WHEEL}"
 _SYMBOLS: dict[str, tuple[type, list[type]]] = {
@@ -71,13 +75,13 @@ class FixedOutput:
                 library = _library()
         self._capacity = capacity
         self._padding = padding
-        self._buffer = ctypes.create_string_buffer(padding + capacity)
-        self._view = memoryview(self._buffer)
-        self._output = ctypes.addressof(self._buffer) + padding
+        self._at = self._end = 0  # of the output in memory; its end is 0 until it is given out
+        self._start(padding + capacity)
         self._consumed = ctypes.c_int()
         self._consumed_at = ctypes.addressof(self._consumed)
         self._level = level
         self._fast = library.LZ4_compress_destSize
+        self._short = library.LZ4_compress_destSize_locked
         self._high = library.LZ4_compress_HC_continue_destSize
         self._reset = library.LZ4_resetStreamHC_fast
         if level is not None:
@@ -91,27 +95,56 @@ class FixedOutput:
 
         `capacity` is a smaller limit of output bytes for this call.
         """
+        if self._end:
+            self._move_on()
         self._consumed.value = length
         capacity = self._capacity if capacity is None else min(capacity, self._capacity)
         if self._level is None:
-            produced = self._fast(address, self._output, self._consumed_at, capacity)
+            produced = (self._short if length <= SHORT else self._fast)(
+                address, self._output, self._consumed_at, capacity
+            )
         else:
             # a reset stream gives the bytes of LZ4_compress_HC_destSize without clearing 256 KiB a call
             self._reset(self._state, self._level)
             produced = self._high(self._state, address, self._output, self._consumed_at, capacity)
         return self._consumed.value, produced
 
-    def padded(self, produced: int, size: int) -> bytes:
-        """The last call's `produced` bytes at the end of `size` bytes, zeros before them."""
+    def padded(self, produced: int, size: int) -> memoryview:
+        """The last call's `produced` bytes at the end of `size` bytes, zeros before them. They stay as they are: what
+        follows goes elsewhere."""
         if not produced <= size <= produced + self._padding:
             raise ValueError(f"cannot pad {produced} bytes to {size}")
-        end = self._padding + produced
-        return self._view[end - size : end].tobytes()
+        self._end = self._at + self._padding + produced
+        start = self._end - size
+        self._view[start : self._at + self._padding] = bytes(size - produced)
+        return self._view[start : self._end]
+
+    def _move_on(self) -> None:
+        """The next output goes behind what was given out, or to new memory where there is no room for it."""
+        need = self._padding + self._capacity
+        if self._end + need > len(self._view):
+            self._start(max(GROUND, 4 * need))
+        else:
+            self._at, self._end = self._end, 0
+            self._output = self._base + self._at + self._padding
+
+    def _start(self, size: int) -> None:
+        """Outputs go to new memory from now on; what was given out before keeps the old alive."""
+        ground = bytearray(size)
+        self._view = memoryview(ground)  # which also keeps it from being moved
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(ground))
+        self._at = self._end = 0
+        self._output = self._base + self._padding
+
+
+_address: Callable[[bytes], int] = ctypes.pythonapi.PyBytes_AsString
+ctypes.pythonapi.PyBytes_AsString.argtypes = [ctypes.py_object]
+ctypes.pythonapi.PyBytes_AsString.restype = ctypes.c_void_p
 
 
 def address_of(data: bytes) -> int:
     """Where the bytes lie in memory; valid while `data` is referenced."""
-    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+    return _address(data)
 
 
 class _Scratch(threading.local):
@@ -155,10 +188,13 @@ def _library() -> ctypes.CDLL:
         for name, (result, arguments) in _SYMBOLS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
-        # a few stores, once a call: not worth giving up the interpreter's lock, which is then to be got again
-        reset = ctypes.PyDLL(extension.__file__).LZ4_resetStreamHC_fast
-        reset.restype, reset.argtypes = _SYMBOLS["LZ4_resetStreamHC_fast"]
-        library.__dict__["LZ4_resetStreamHC_fast"] = reset
+        # a few stores, or a few kilobytes: not worth giving up the interpreter's lock, which is then to be got again
+        locked = ctypes.PyDLL(extension.__file__)
+        for name in ("LZ4_resetStreamHC_fast", "LZ4_compress_destSize"):
+            function = getattr(locked, name)
+            function.restype, function.argtypes = _SYMBOLS[name]
+        library.__dict__["LZ4_resetStreamHC_fast"] = locked.LZ4_resetStreamHC_fast
+        library.__dict__["LZ4_compress_destSize_locked"] = locked.LZ4_compress_destSize
     except (ImportError, OSError, AttributeError) as error:
         raise ToolError(f"the lz4 package lacks what images need: {error}", hint=_HINT) from error
     major, minor, patch = (int(part) for part in VERSION.split("."))

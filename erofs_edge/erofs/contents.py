@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 
+from erofs_edge.erofs import at_once
 from erofs_edge.errors import SourceError
 from erofs_edge.tree import Content, FileContent
 
@@ -15,7 +16,14 @@ PIECE = 16 << 20  # bytes: also the length of a segment, across which no extent 
 
 def read_piece(content: Content, offset: int, length: int, where: str) -> bytes:
     """Exactly the bytes [offset, offset + length). Raises SourceError, naming `where`, if they are not there."""
-    data = _read_file(content, offset, length, where) if type(content) is FileContent else content.read(offset, length)
+    if type(content) is FileContent:
+        if length == content.size <= at_once.SMALL and not content.start and (read := at_once.reader()) is not None:
+            data = read(os.fsencode(content.path), length)
+            if data is not None:
+                return data
+        data = _read_file(content, offset, length, where)
+    else:
+        data = content.read(offset, length)
     if len(data) != length:
         raise _changed(where, content)
     return data

@@ -183,19 +183,21 @@ class FileStore:
         number = self._repeats.numbers.get(key)
         if number is not None:
             self._bases[number] = self._sink.position // self._block_size
+        refers = False
         for extent, chunk in zip(segment.extents, segment.chunks, strict=False):  # fragments have no chunk
-            if extent.place >= 0:
+            _, blocks, raw, place, _ = extent
+            if place >= 0:
+                refers = True
                 self.repeats += 1
                 self.repeated += extent.length
-                continue
-            if not extent.blocks:
+            elif not blocks:
                 self._tail = bytes(chunk)
-                continue
-            chunks.append(chunk)
-            if extent.raw and (padding := -len(chunk) % self._block_size):
-                chunks.append(bytes(padding))
+            else:
+                chunks.append(chunk)
+                if raw and (padding := -len(chunk) % self._block_size):
+                    chunks.append(bytes(padding))
         self._sink.append(chunks)
-        self._extents += [place_extent(extent, self._bases) for extent in segment.extents]
+        self._extents += [place_extent(e, self._bases) for e in segment.extents] if refers else segment.extents
 
     def _is_apart(self, piece: Piece) -> bool:
         """Whether each extent is free to have a place of its own."""
@@ -230,7 +232,7 @@ class FileStore:
     def _finish_compressed(self, node: Node, stored: Stored) -> None:
         assert stored.segment is not None  # noqa: S101 - it is compressed
         apart = self._is_apart(stored.piece)
-        blocks = self._own if apart else sum(extent.own for extent in self._extents)
+        blocks = self._own if apart else sum([extent.blocks for extent in self._extents if extent.place < 0])
         is_fragment = stored.segment.fragment == node.size or node in self._repeats.sources
         if not is_fragment and not gains(node.size, blocks, self._block_size, len(self._tail)):
             self._restart_flat(node)
@@ -271,11 +273,13 @@ class FileStore:
         options, rules = self._options, self._codings.of(node)
         assert rules is not None  # noqa: S101 - it is compressed
         whole = fragment >= 0 and len(extents) == 1
-        if any(e.place >= 0 for e in extents):
+        if [True for e in extents if e.place >= 0]:
             extents = [e if e.place < 0 else e._replace(place=where(e.place)) for e in extents]
-        first = where(placed.block) if any(e.blocks for e in extents if e.place < 0) else 1  # which says nothing then
+        own = sum([e.blocks for e in extents if e.place < 0])
+        first = where(placed.block) if own else 1  # which says nothing then
         if placed.apart and (together := _joined(extents)) is not None:
             first, extents = together
+            own = sum([e.blocks for e in extents])
         ends = [e.place + e.blocks for e in extents if e.place >= 0]
         refers = bool(ends)  # compact indexes say where the first pcluster is only
         if refers and not placed.apart:
@@ -291,7 +295,7 @@ class FileStore:
             "fragment": fragment,
             "algorithm": rules.codec.algorithm,
         }
-        far = max(first + sum([e.blocks for e in extents if e.place < 0]), *ends, 0) > NULL_ADDR
+        far = max(first + own, *ends, 0) > NULL_ADDR
         node.index = b""
         if not far:
             big = self._codings.big
@@ -346,9 +350,10 @@ class FileStore:
         if not whole:
             return
         self._set_block(node, self._first_block)
-        self._sink.append([memoryview(data)[:whole]])
+        chunks: list[Chunk] = [data if whole == len(data) else memoryview(data)[:whole]]
         if padding := -whole % self._block_size:
-            self._sink.append([bytes(padding)])
+            chunks.append(bytes(padding))
+        self._sink.append(chunks)
 
     def _copy(self, node: Node, original: Node) -> None:
         """The bytes of an equal file, which came earlier, or its very blocks where options allow that."""

@@ -8,7 +8,12 @@ indexes store 8 bytes an entry.
 
 from __future__ import annotations
 
+import sys
+from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cache
+from itertools import repeat
 from typing import NamedTuple
 
 from erofs_edge.erofs.ondisk import (
@@ -169,40 +174,95 @@ def _compact(heads: Sequence[Head], count: int, low_bits: int, advise: int, posi
     usual, last = _compact_entries(heads, count, low_bits, big)
     leading = min((32 - position % 32) // 4 % 8, count)
     middle = (count - leading) // 16 * 16 if advise & ADVISE_COMPACTED_2B else 0
-    packs = [(at, 2, 16) for at in range(0, leading, 2)]
-    packs += [(leading + at, 16, 14) for at in range(0, middle, 16)]
-    packs += [(at, 2, 16) for at in range(leading + middle, count, 2)]
-    out = bytearray()
-    before = 0  # heads that stand before the pack
-    for start, slots, bits in packs:
-        while before < len(heads) and heads[before].lcluster < start:
-            before += 1
-        base = _big_base(heads, before, start) if big else heads[0].block - 1 + before
-        packed = last[start + slots - 1]
-        for entry in usual[start : start + slots - 1][::-1]:
-            packed = packed << bits | entry
-        out += packed.to_bytes(slots * bits // 8, "little") + base.to_bytes(4, "little")
-    return bytes(out)
+    lclusters = [head.lcluster for head in heads]
+
+    def bases(first: int, end: int, slots: int) -> array[int]:
+        starts = range(first, end, slots)
+        before = [bisect_left(lclusters, start) for start in starts]  # heads that stand before the pack
+        if big:
+            return array("I", map(_big_base, repeat(heads), before, starts))
+        return array("I", [heads[0].block - 1 + number for number in before])
+
+    ends = leading, leading + middle
+    out = _pack_2(usual[: ends[0]], last[: ends[0]], bases(0, ends[0], 2))
+    out += _pack_16(usual[ends[0] : ends[1]], last[ends[0] : ends[1]], bases(*ends, 16))
+    return out + _pack_2(usual[ends[1] :], last[ends[1] :], bases(ends[1], count, 2))
 
 
-def _compact_entries(heads: Sequence[Head], count: int, low_bits: int, big: bool) -> tuple[list[int], list[int]]:
-    """The entry of each lcluster, and what it is when it stands in the last slot of a pack; one empty one more.
+def _pack_2(usual: array[int], last: array[int], bases: array[int]) -> bytes:
+    """Packs of two entries of 16 bits and the base; a missing last one is empty."""
+    usual[1::2] = last[1::2]
+    if len(usual) % 2:
+        usual.append(0)
+    packs = array("I", bytes(8 * len(bases)))
+    packs[::2] = array("I", usual.tobytes())
+    packs[1::2] = bases
+    return _little(packs)
+
+
+def _pack_16(usual: array[int], last: array[int], bases: array[int]) -> bytes:
+    """Packs of sixteen entries of 14 bits and the base: neighbours move together until they are one number of 224 bits,
+    those of all packs at once."""
+    if not bases:
+        return b""
+    usual[15::16] = last[15::16]
+    bits = int.from_bytes(_little(usual), "little")
+    for gap, lower, upper in _lanes((len(bases) - 1).bit_length()):
+        bits = bits & lower | (bits & upper) >> gap
+    packs = array("I", bits.to_bytes(32 * len(bases), "little"))
+    if sys.byteorder == "big":
+        packs.byteswap()
+    packs[7::8] = bases
+    return _little(packs)
+
+
+@cache
+def _lanes(log: int) -> list[tuple[int, int, int]]:
+    """For 2 ** log packs, step by step: how far the upper one of two neighbours moves, masks of the lower and upper."""
+    steps = []
+    for width in (16, 32, 64, 128):
+        used = width * 14 // 16
+        lower = ((1 << used) - 1).to_bytes(width // 4, "little") * (128 // width << log)
+        steps.append((width - used, mask := int.from_bytes(lower, "little"), mask << width))
+    return steps
+
+
+def _little(values: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        values = values[:]
+        values.byteswap()
+    return values.tobytes()
+
+
+def _compact_entries(heads: Sequence[Head], count: int, low_bits: int, big: bool) -> tuple[array[int], array[int]]:
+    """The entry of each lcluster, and what it is when it stands in the last slot of a pack.
 
     In the last slot a NONHEAD tells the distance ahead instead of back.
     """
-    usual: list[int] = []
-    last: list[int] = []
-    nonhead = LCLUSTER_NONHEAD << low_bits
+    usual, last = array("H"), array("H")
+    back, ahead = _distances(low_bits)
+    counted = LCLUSTER_NONHEAD << low_bits | D0_CBLKCNT
     for head, end in zip(heads, _ends(heads, count), strict=True):
         entry = head.offset | head.kind << low_bits
         run = end - head.lcluster - 1
         assert run <= DELTA_MAX, "extents are shorter than distances can tell"  # noqa: S101
-        usual += (entry, *range(nonhead + 1, nonhead + run + 1))
-        last += (entry, *range(nonhead + run, nonhead, -1))
-        if big and run:
-            usual[head.lcluster + 1] = last[head.lcluster + 1] = nonhead | D0_CBLKCNT | head.blocks
+        usual.append(entry)
+        last.append(entry)
+        if run:
+            usual += back[:run]
+            last += ahead[-run:]
+            if big:
+                usual[-run] = last[-run] = counted | head.blocks
     assert len(usual) == count, "one entry for each lcluster"  # noqa: S101
-    return [*usual, 0], [*last, 0]
+    return usual, last
+
+
+@cache
+def _distances(low_bits: int) -> tuple[array[int], array[int]]:
+    """NONHEAD entries with distances from 1 on, and down to 1."""
+    nonhead = LCLUSTER_NONHEAD << low_bits
+    back = array("H", range(nonhead + 1, nonhead + DELTA_MAX + 1))
+    return back, back[::-1]
 
 
 def _big_base(heads: Sequence[Head], before: int, start: int) -> int:

@@ -8,7 +8,6 @@ import hashlib
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -53,7 +52,7 @@ class Hashing:
 
 
 class Sink:
-    """Appends chunks to a file. `position` is where the next one goes, in bytes.
+    """Appends chunks to a file, which a thread of its own writes. `position` is where the next one goes, in bytes.
 
     `hashing`, where asked for, sees everything that is appended, also what is overwritten after `was_rewound`.
     """
@@ -64,31 +63,54 @@ class Sink:
         self._name = name
         self._chunks: list[Chunk] = []
         self._pending = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="erofs-write")
+        self._running: Future[None] | None = None
         self.position = 0
         self.was_rewound = False
 
     def append(self, chunks: Sequence[Chunk]) -> None:
         """Chunks are kept until written: they must not change."""
-        for chunk in chunks:
-            self._chunks.append(chunk)
-            self._pending += len(chunk)
-            self.position += len(chunk)
+        self._chunks += chunks
+        size = sum(map(len, chunks))
+        self._pending += size
+        self.position += size
         if self._pending >= GATHER:
-            self.flush()
+            self._start()
 
     def flush(self) -> None:
         """Raises CapacityError when the file system is full."""
+        self._start()
+        self._wait()
+
+    def close(self) -> None:
+        """Nothing is being written any more; errors of that do not matter now."""
+        self._pool.shutdown()
+
+    def _start(self) -> None:
+        """What was gathered goes to a thread that writes: only a single batch waits, so that memory stays bounded.
+        Raises the errors of the one before."""
         chunks, self._chunks = self._chunks, []
         start = self.position - self._pending
         self._pending = 0
-        with _writing(self._name):
-            for at in range(0, len(chunks), VECTORS):
-                start = _write_all(self._fd, chunks[at : at + VECTORS], start)
+        self._wait()
+        if chunks:
+            self._running = self._pool.submit(self._write, chunks, start)
         if self.hashing:
             self.hashing.update(chunks)
 
+    def _wait(self) -> None:
+        running, self._running = self._running, None
+        if running:
+            running.result()
+
+    def _write(self, chunks: list[Chunk], start: int) -> None:
+        with _writing(self._name):
+            for at in range(0, len(chunks), VECTORS):
+                start = _write_all(self._fd, chunks[at : at + VECTORS], start)
+
     def write_at(self, offset: int, data: Chunk) -> None:
         """Write at a place of its own; `position` stays, and `hashing` does not see it."""
+        self._wait()
         with _writing(self._name):
             _write_all(self._fd, [data], offset)
 
@@ -96,6 +118,7 @@ class Sink:
         """What was appended before."""
         if offset + length > self.position - self._pending:
             self.flush()
+        self._wait()
         with _writing(self._name):
             data = os.pread(self._fd, length, offset)
         if len(data) != length:
@@ -135,8 +158,9 @@ def replacing(path: Path, *, hashing: bool = False) -> Iterator[Sink]:
             fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
             named = True
     state = Hashing() if hashing else None
+    sink = Sink(fd, path, state)
     try:
-        yield Sink(fd, path, state)
+        yield sink
         with _writing(path):
             if not named:
                 # src_dir_fd is not used with an absolute path, but makes this linkat(…, AT_SYMLINK_FOLLOW)
@@ -145,6 +169,7 @@ def replacing(path: Path, *, hashing: bool = False) -> Iterator[Sink]:
             temporary.rename(path)
             named = False
     finally:
+        sink.close()
         if state:
             state.close()
         os.close(fd)
@@ -155,10 +180,16 @@ def replacing(path: Path, *, hashing: bool = False) -> Iterator[Sink]:
 @contextmanager
 def scratch(beside: Path) -> Iterator[Sink]:
     """A sink whose file has no name and is gone when the block ends, on the file system of `beside`."""
+    import tempfile
+
     with _writing(beside):
         file = tempfile.TemporaryFile(dir=beside.parent)  # noqa: SIM115 - an error within the block is not one of this
     with file:
-        yield Sink(file.fileno(), beside)
+        sink = Sink(file.fileno(), beside)
+        try:
+            yield sink
+        finally:
+            sink.close()
 
 
 def _write_all(fd: int, chunks: Sequence[Chunk], offset: int) -> int:

@@ -65,7 +65,7 @@ def test_threads_do_not_disturb_each_other(name: str) -> None:
 
     def compress(piece: bytes) -> bytes:
         one = opened(name, 8192)
-        return one.padded(*[one.fill(address_of(piece), len(piece))[1]] * 2)
+        return bytes(one.padded(*[one.fill(address_of(piece), len(piece))[1]] * 2))
 
     alone = [compress(piece) for piece in data]
     results: list[list[bytes]] = [[] for _ in data]
@@ -105,7 +105,7 @@ def test_deflate_never_starts_with_zero() -> None:
     data = random.Random(1).randbytes(60_000) + bytes(300_000)
     one = opened("deflate", 65536, 12)
     consumed, produced = one.fill(address_of(data), len(data))
-    stream = one.padded(produced, produced)
+    stream = bytes(one.padded(produced, produced))
     assert stream[0] == 0x40  # a stored block; were it 0, readers would skip it
     assert deflate.decompress(stream, consumed) == data[:consumed]
 

@@ -36,7 +36,7 @@ def test_fills_its_output_and_comes_back(level: int | None, capacity: int) -> No
     compressor = lz4.FixedOutput(level, capacity, 4096)
     consumed, produced = compressor.fill(lz4.address_of(data), len(data))
     assert capacity - 16 <= produced <= capacity < consumed
-    block = compressor.padded(produced, produced + 77)
+    block = bytes(compressor.padded(produced, produced + 77))
     assert block[:77] == bytes(77)
     assert lz4.decompress(block[77:], consumed) == data[:consumed]
 
@@ -65,6 +65,21 @@ def test_padding_has_its_bounds() -> None:
             compressor.padded(produced, size)
 
 
+@pytest.mark.parametrize("level", [None, 9])
+def test_outputs_stay_as_they_are(level: int | None) -> None:
+    """Beyond the memory that several share, and whatever calls, of which nothing is taken, come between them."""
+    compressor = lz4.FixedOutput(level, 4096, 512)
+    kept = []
+    for seed in range(3 * lz4.GROUND // 4096):
+        data = sample(9000, seed)
+        compressor.fill(lz4.address_of(data), len(data))
+        consumed, produced = compressor.fill(lz4.address_of(data), 5000)
+        kept.append((data[:consumed], compressor.padded(produced, produced + seed % 500), seed % 500))
+    for data, block, zeros in kept:
+        assert block[:zeros] == bytes(zeros)
+        assert lz4.decompress(bytes(block[zeros:]), len(data)) == data
+
+
 def test_threads_do_not_disturb_each_other() -> None:
     data = [sample(150_000, seed) for seed in range(4)]
     alone = [_compress(d) for d in data]
@@ -83,7 +98,7 @@ def test_threads_do_not_disturb_each_other() -> None:
 
 def _compress(data: bytes) -> bytes:
     compressor = lz4.FixedOutput(9, 8192)
-    return compressor.padded(*[compressor.fill(lz4.address_of(data), len(data))[1]] * 2)
+    return bytes(compressor.padded(*[compressor.fill(lz4.address_of(data), len(data))[1]] * 2))
 
 
 def test_other_bytes_fail_loudly(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
@@ -110,7 +125,7 @@ def test_decompress_is_exact_unless_partial() -> None:
     data = sample(50_000)
     compressor = lz4.FixedOutput(9, 65536)
     consumed, produced = compressor.fill(lz4.address_of(data), len(data))
-    block = compressor.padded(produced, produced)
+    block = bytes(compressor.padded(produced, produced))
     assert consumed == len(data)
     assert lz4.decompress(block, 50_000) == data
     assert lz4.decompress(block, 1234, partial=True) == data[:1234]
