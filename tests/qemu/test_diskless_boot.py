@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A board without a disk in QEMU: from a server of ours, with a disk over the network, and while the server is lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.manifest.load import load_board
+from erofs_edge.qemu.diskless import Wish, diskless_smoke
+from erofs_edge.qemu.smoke import StageTime
+from erofs_edge.trace.files import image_root_hash
+from erofs_edge.trace.record import read_trace
+from erofs_edge.trust.signer import open_signer
+
+BOARD = "boards/qemu-aarch64.yaml"
+TIMEOUT = 900
+Stock = Callable[[str], Path]
+
+pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(2400)]
+
+
+def test_a_diskless_start_reads_little_and_keeps_its_data(
+    stock: Stock, edge: str, repository: Path, tmp_path: Path
+) -> None:
+    out = stock("qemu-aarch64")
+    words = [edge, "boot", BOARD, "-o", str(out), "--diskless", "--smoke", "--json", "--timeout", str(TIMEOUT)]
+    trace, data = tmp_path / "trace", tmp_path / "data.img"
+    done = subprocess.run(
+        [*words, "--trace", str(trace), "--data", str(data)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["report"]["dm"] == "verity" and record["report"]["status"] == "V"
+    assert (record["report"]["var"], record["report"]["data"]) == ("ext4:rw", "/dev/nbd1")
+    assert record["bytes_read"] <= 1.1 * record["bytes_touched"]
+    assert record["bytes_read"] <= 0.15 * record["image_bytes"]
+    found = read_trace(trace)
+    assert found.root_hash == record["root_hash"] == image_root_hash(out / "system.img")
+    assert any(use.path == "/usr/lib/systemd/systemd" for use in found.files)
+    # the same start again: what it read is fetched ahead, its disk is as it was
+    superblock = data.read_bytes()[1024:2048]
+    again = subprocess.run(
+        [*words, "--prefetch", str(trace), "--data", str(data)], cwd=repository, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["requests"] < record["requests"]
+    assert data.read_bytes()[1024:2048][0x68:0x78] == superblock[0x68:0x78]  # the file system's UUID
+
+
+def test_a_server_that_is_killed_during_the_start_and_comes_back(stock: Stock, edge: str, repository: Path) -> None:
+    """The board's reads wait; nothing fails, nothing starts again."""
+    out, lines = stock("qemu-aarch64"), list[str]()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def serve() -> subprocess.Popen[str]:
+        server = subprocess.Popen(
+            [edge, "serve", str(out), "--port", str(port)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        assert server.stderr is not None
+        assert "nbd://" in server.stderr.readline()
+        return server
+
+    servers = [serve()]
+
+    def seen(stage: StageTime) -> None:
+        lines.append(stage.stage)
+        if stage.stage in ("root", "switch-root"):  # as the initramfs, and as the system start to read from it
+            servers[-1].send_signal(signal.SIGKILL)
+            servers[-1].communicate()
+            time.sleep(8)  # for that long nobody is there
+            servers.append(serve())
+
+    board = load_board(repository / BOARD)
+    try:
+        record, _ = diskless_smoke(
+            board, out, open_signer(board.value.sign.key), wish=Wish(port=port), timeout=TIMEOUT, seen=seen
+        )
+    finally:
+        servers[-1].terminate()
+        servers[-1].communicate()
+    assert len(servers) == 3
+    assert lines.count("initramfs") == 1
+    assert record.report["status"] == "V"
