@@ -32,6 +32,7 @@ def lock(manifest: Path, output: str | None, as_json: bool) -> None:
     from erofs_edge.errors import UsageError
     from erofs_edge.manifest.load import load_any, save_lock
     from erofs_edge.manifest.model import Board
+    from erofs_edge.manifest.stock import is_shipped
     from erofs_edge.sources.cache import Cache
     from erofs_edge.sources.debian.lock import changes, lock_all
     from erofs_edge.sources.debian.mirror import host_mirror
@@ -40,6 +41,11 @@ def lock(manifest: Path, output: str | None, as_json: bool) -> None:
     folder = Path(output) if output is not None and (output.endswith("/") or Path(output).is_dir()) else None
     if output is not None and folder is None and isinstance(loaded.value, Board):
         raise UsageError("a board has several locks", hint=f"name a folder: -o {output}/")
+    if output is None and is_shipped(loaded.path):
+        raise UsageError(
+            f"{manifest} belongs to the installed package",
+            hint=f"erofs-edge new NAME --board {manifest}, and lock that; or -o FOLDER",
+        )
     with step(f"lock {manifest}") as progress:
         done = lock_all(loaded, mirror=host_mirror(), cache=Cache(), folder=folder, progress=progress)
     if folder is not None:

@@ -55,6 +55,11 @@ def is_shipped(path: Path) -> bool:
     return path.absolute().is_relative_to(SHIPPED)
 
 
+def is_stock(path: Path) -> bool:
+    """Whether a file is one of the stock boards and manifests, of an installed package or of a checkout."""
+    return any(path.absolute().is_relative_to(stock_folder() / kind) for kind in FOLDERS)
+
+
 def portable(path: str, top: str) -> str | None:
     """How a stock file is named in digests of files outside of the stock folders; None for any other file."""
     folder = str(stock_folder())

@@ -101,3 +101,14 @@ def test_neither_a_board_nor_a_manifest(archive: FakeArchive) -> None:
     result = run("x.yaml")
     assert result.exit_code == 3
     assert "neither a board nor a manifest" in result.stderr
+
+
+def test_locks_of_the_installed_package_are_not_written(archive: FakeArchive, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Path("stock")
+    (shipped / "manifests").mkdir(parents=True)
+    Path("edge.yaml").rename(shipped / "manifests/edge.yaml")
+    monkeypatch.setattr("erofs_edge.manifest.stock.SHIPPED", shipped.absolute())
+    done = run("edge")
+    assert done.exit_code == 2 and "edge belongs to the installed package\nhint: erofs-edge new NAME" in done.stderr
+    assert not list(shipped.rglob("*.lock"))
+    assert run("edge", "-o", "edge.lock").exit_code == 0 and load_lock("edge.lock").name == "edge"

@@ -21,7 +21,7 @@ import msgspec
 from erofs_edge.errors import ManifestError, MirrorError, SourceError
 from erofs_edge.manifest.load import Loaded, load_lock, load_system, lock_path
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, Lock, LockedPackage, System
-from erofs_edge.manifest.stock import is_shipped
+from erofs_edge.manifest.stock import is_shipped, is_stock
 from erofs_edge.manifest.supply import Archive, LockedSource
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
@@ -191,17 +191,17 @@ def lock_all(
 ) -> list[Relocked]:
     """New locks for a manifest, or for a board and each manifest on its disk, and for their layers. Nothing is written.
 
-    Without `folder` the locks of manifests that came with this package stay as they are.
+    Without `folder` the locks of stock manifests stay as they are, unless what is locked is itself a stock board or
+    manifest of a checkout: a product never writes outside of itself.
     The old locks are those in `folder`, where they are there, else those beside the manifests.
     """
     todo: list[Loaded[Board] | Loaded[System]] = [loaded]
     if isinstance(loaded.value, Board):
         contents = [partition.content for partition in loaded.value.disk.partitions.values()]
         paths = dict.fromkeys(content for content in contents if content and content not in CONTENT_WORDS)
-        systems = [load_system(path) for path in paths]
-        todo += [one for one in systems if folder is not None or not is_shipped(one.path)]
+        todo += [one for path in paths if _may_lock(one := load_system(path), loaded, folder)]
     named = [path for one in todo if isinstance(one.value, System) for path in one.value.layers]
-    todo += [load_system(path) for path in dict.fromkeys(named)]
+    todo += [one for path in dict.fromkeys(named) if _may_lock(one := load_system(path), loaded, folder)]
     done = []
     with ExitStack() as stack:
         indexes: dict[tuple[str, str], Apt] = {}
@@ -217,6 +217,13 @@ def lock_all(
                 new = lock_system(one, mirror=mirror, cache=cache, old=old, apt=shared, progress=progress)
             done.append(Relocked(lock_path(one.path), old, new))
     return done
+
+
+def _may_lock(one: Loaded[System], named: Loaded[Board] | Loaded[System], folder: Path | None) -> bool:
+    """Whether a manifest that another one names is locked with it."""
+    if folder is not None or not is_stock(one.path):
+        return True
+    return is_stock(named.path) and not is_shipped(one.path)
 
 
 def old_lock(manifest: Path, folder: Path | None = None) -> Lock | None:

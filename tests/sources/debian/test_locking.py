@@ -142,6 +142,28 @@ def test_a_board_locks_its_manifests_too(
     assert [one.new is one.old for one in again] == [True, True]
 
 
+def test_stock_locks_are_left_alone(
+    archive: FakeArchive, board: Loaded[Board], tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product on stock manifests never writes outside of itself; who names a stock file in a checkout means it."""
+    stock = tmp_path / "checkout"
+    (stock / "manifests").mkdir(parents=True)
+    (stock / "boards").mkdir()
+    (tmp_path / "edge.yaml").rename(stock / "manifests/edge.yaml")
+    (tmp_path / "demo.yaml").write_text(BOARD.replace("edge.yaml", "checkout/manifests/edge.yaml"))
+    (stock / "boards/mine.yaml").write_text(BOARD.replace("edge.yaml", "../manifests/edge.yaml"))
+    monkeypatch.setattr("erofs_edge.manifest.stock.PACKAGE", stock / "erofs_edge")
+
+    def paths(path: Path, folder: Path | None = None) -> list[str]:
+        done = lock_all(load_any(path), mirror=archive.mirror, cache=cache, folder=folder)
+        return [one.path.relative_to(tmp_path).as_posix() for one in done]
+
+    assert paths(board.path) == ["demo.lock"]
+    assert paths(board.path, folder=tmp_path / "out") == ["demo.lock", "checkout/manifests/edge.lock"]
+    assert paths(stock / "boards/mine.yaml") == ["checkout/boards/mine.lock", "checkout/manifests/edge.lock"]
+    assert paths(stock / "manifests/edge.yaml") == ["checkout/manifests/edge.lock"]
+
+
 def test_the_old_lock_of_an_output_folder_wins(
     archive: FakeArchive, system: Loaded[System], tmp_path: Path, cache: Cache
 ) -> None:
