@@ -12,6 +12,7 @@ from pathlib import Path
 
 from erofs_edge.boot.assemble import BootOutputs, build_boot, build_start, system_modules, vmlinuz, wanted_firmware
 from erofs_edge.boot.uefi import UefiOutputs, UefiParts, build_uefi
+from erofs_edge.build.baseline import inherited_salt
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.loader import compiled_loader, signed_image
 from erofs_edge.build.scripted import machine_debs, run_scripts
@@ -166,7 +167,8 @@ def make_system(
         options = replace(options, jobs=jobs, cache=compressed if use_cache else None, progress=progress)
         info = write_image(made.tree, path, options)
     with step("verity"):
-        verity = append(path, block_size=size_bytes(inputs.board.value.verity.block_size))
+        block_size = size_bytes(inputs.board.value.verity.block_size)
+        verity = append(path, block_size=block_size, salt=inherited_salt(inputs))
     fec = None
     if roots := inputs.board.value.verity.fec_roots:
         with step("error correction") as progress:

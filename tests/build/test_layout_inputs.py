@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from test_kernel_gate import with_manifest
 
+from erofs_edge.build.baseline import inherited_salt
 from erofs_edge.build.inputs import digest, gather
 from erofs_edge.build.pipeline import BuildOptions, build_board
 from erofs_edge.build.stages import erofs_options
 from erofs_edge.erofs.profile import read_profile
 from erofs_edge.errors import ManifestError, SourceError, UsageError
+from erofs_edge.verity.fec import write_parity
+from erofs_edge.verity.tree import VerityInfo, append
 
 
 def test_words_of_the_manifest(repository: Path, tmp_path: Path) -> None:
@@ -88,3 +91,48 @@ def test_another_compression_is_refused(stock: Callable[[str], Path], repository
     with pytest.raises(UsageError, match="another compression") as caught:
         write_image(FileTree(), tmp_path / "new.img", erofs_options(inputs))
     assert caught.value.hint
+
+
+def test_an_update_keeps_the_salt_of_its_line(repository: Path, tmp_path: Path) -> None:
+    """So that hash blocks over what stayed are the same: of 300 blocks one changes, and with it its own hash block."""
+    import stat
+
+    from erofs_edge.erofs import build
+    from erofs_edge.tree import BytesContent, FileTree, Inode
+
+    def image(name: str, second: bytes, salt: bytes | None = None, **options: Path) -> tuple[Path, VerityInfo]:
+        tree, path = FileTree(), tmp_path / name
+        for file, data in {"a": bytes(range(256)) * 16 * 299, "b": second * 4096}.items():
+            tree.add(file, Inode(stat.S_IFREG | 0o644, content=BytesContent(data)))
+        build(tree, path, compression="none", epoch=1, **options)
+        return path, append(path, salt=salt)
+
+    old, first = image("old.img", b"1")
+    write_parity(old, first.superblock, first.hash_offset, old, roots=2, fec_offset=first.size)
+    salt = inherited_salt(gather(repository / "boards/qemu-aarch64.yaml", baseline=old))
+    assert salt == first.salt
+    new, second = image("new.img", b"2", salt, baseline=old)
+    assert (second.salt, second.hash_offset) == (first.salt, first.hash_offset)
+    assert second.root_hash != first.root_hash
+    trees = [path.read_bytes()[first.hash_offset : first.size] for path in (old, new)]
+    leaves = [{tree[at : at + 4096] for at in range(8192, len(tree), 4096)} for tree in trees]
+    assert len(leaves[0] & leaves[1]) >= len(leaves[0]) - 2 > 0
+    other, third = image("other.img", b"2", baseline=old)
+    assert third.salt != first.salt and not leaves[0] & {
+        other.read_bytes()[at : at + 4096] for at in range(first.hash_offset, first.size, 4096)
+    }
+
+
+@pytest.mark.parametrize("kind", ["without a tree", "no image", "cut off"])
+def test_a_baseline_that_has_no_salt(kind: str, repository: Path, tmp_path: Path) -> None:
+    from erofs_edge.erofs import build
+    from erofs_edge.tree import FileTree
+
+    path = tmp_path / "old.img"
+    build(FileTree(), path, compression="none", epoch=1)
+    if kind == "cut off":
+        append(path)
+        path.write_bytes(path.read_bytes()[:-5000])
+    elif kind == "no image":
+        path.write_bytes(b"no image" * 1000)
+    assert inherited_salt(gather(repository / "boards/qemu-aarch64.yaml", baseline=path)) is None
