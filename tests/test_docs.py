@@ -5,6 +5,7 @@ In README.md and docs/**/*.md
 
     <!-- file: boards/x.yaml -->   before a fenced block writes that file
     <!-- run -->                   before a fenced console block runs its ``$`` lines with sh; ``exit N`` may follow
+    <!-- long -->                  the same, in the long run only: builds, boots
 
 Blocks of one document run in order in one folder of their own, which holds copies of boards/ and manifests/.
 The lines below a command are what it must print (both streams); a line ``...`` stands for any lines.
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if path.exists()]
 
 BLOCK = re.compile(
-    r"^<!-- (?P<marker>file: (?P<file>\S+)|run(?:: exit (?P<code>\d+))?) -->\n+"
+    r"^<!-- (?P<marker>file: (?P<file>\S+)|(?P<long>long)|run(?:: exit (?P<code>\d+))?) -->\n+"
     r"^```(?P<language>\w*)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -70,10 +71,31 @@ def workspace(folder: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "80"}
 
 
+def blocks(document: Path) -> list[re.Match[str]]:
+    return list(BLOCK.finditer(document.read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_the_examples_do_what_is_printed(document: Path, tmp_path: Path) -> None:
+    run_blocks([block for block in blocks(document) if not block["long"]], tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.qemu
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if any(block["long"] for block in blocks(path))],
+    ids=lambda path: path.name,
+)
+def test_all_examples_do_what_is_printed(document: Path, tmp_path: Path) -> None:
+    run_blocks(blocks(document), tmp_path)
+
+
+def run_blocks(found: list[re.Match[str]], tmp_path: Path) -> None:
+    """Write the files and run the commands of a document, in order."""
     environment = workspace(tmp_path)
-    for block in BLOCK.finditer(document.read_text(encoding="utf-8")):
+    for block in found:
         if block["file"]:
             path = tmp_path / block["file"]
             path.parent.mkdir(parents=True, exist_ok=True)
