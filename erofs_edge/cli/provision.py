@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from erofs_edge.cli.output import emit_json, json_option, size_text, step
+from erofs_edge.cli.output import emit_json, json_option, note, size_text, step
 from erofs_edge.errors import ErofsEdgeError
 
 
@@ -16,8 +16,12 @@ from erofs_edge.errors import ErofsEdgeError
 @click.argument("board", metavar="BOARD", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Default: out/BOARD/provision.")
 @click.option("--key", metavar="URI", help="Sign with this key instead of the board's.")
+@click.option(
+    "--tls", "folder_of_tls", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+    help="The board wants TLS and the certificate in FOLDER, which is made where there is none.",
+)  # fmt: skip
 @json_option
-def provision(board: Path, out: Path | None, key: str | None, as_json: bool) -> None:
+def provision(board: Path, out: Path | None, key: str | None, folder_of_tls: Path | None, as_json: bool) -> None:
     """Make the provisioning system of BOARD: vmlinuz and initramfs, and both in a signed FIT.
 
     A board that runs it gives its disk to `erofs-edge flash --to provision://ADDRESS`.
@@ -31,8 +35,9 @@ def provision(board: Path, out: Path | None, key: str | None, as_json: bool) -> 
     loaded = load_board(board)
     value = loaded.value
     folder = out or Path("out") / value.board / "provision"
+    credentials = _credentials(folder_of_tls) if folder_of_tls else None
     with step("provisioning system"):
-        made = build_provisioning(value, load_lock(lock_path(loaded.path)), Cache())
+        made = build_provisioning(value, load_lock(lock_path(loaded.path)), Cache(), credentials)
         fit = made.fit(open_signer(key or value.sign.key), value.boot.load_address)
     files = {"vmlinuz": made.kernel, "initramfs": made.initramfs, "provision.fit": fit}
     for name, data in files.items():
@@ -41,6 +46,19 @@ def provision(board: Path, out: Path | None, key: str | None, as_json: bool) -> 
         emit_json({"folder": folder, "files": {name: len(data) for name, data in files.items()}})
         return
     click.echo("\n".join(f"{folder / name}  {size_text(len(data))}" for name, data in files.items()))
+
+
+def _credentials(folder: Path) -> dict[str, bytes]:
+    """The board's, of a folder that has none yet or those of an earlier time."""
+    from erofs_edge.provision.credentials import AUTHORITY, board_credentials, make_credentials, write_credentials
+
+    if not (folder / AUTHORITY).exists():
+        try:
+            write_credentials(folder, make_credentials())
+        except OSError as error:
+            raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(folder)) from error
+        note(f"{folder} is what this board can be flashed with: flash --to provisions://HOST?tls-certificates={folder}")
+    return board_credentials(folder)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -26,8 +26,8 @@ FEW = 4
 
 
 def open_provisioned(address: str) -> ProvisionTarget:
-    """provision://HOST[:PORT]: the disk at PORT, the control export behind it; with TLS and the credentials of the board
-    provisions://HOST[:PORT]?tls-certificates=FOLDER. In place of the
+    """provision://HOST[:PORT]: the disk at PORT, the control export behind it. With TLS, and what
+    `erofs-edge provision --tls FOLDER` has made: provisions://HOST[:PORT]?tls-certificates=FOLDER. In place of the
     host a folder with the sockets `disk` and `control`: provision+unix:///FOLDER.
 
     Raises UsageError, DeviceError.

@@ -34,8 +34,13 @@ if [ -n "$address" ]; then ip addr add "$address" dev "$link"; else udhcpc -n -q
 echo "$disk" > /run/disk
 blockdev --getsize64 "$disk" > /run/size
 dd if=/dev/null of=/run/control bs=1 seek=1G 2> /dev/null
-nbdkit -f -p 10810 --no-fork -t 1 sh /bin/control &
-nbdkit -f -p 10809 -t 8 file "$disk" &
+# whoever has no certificate of this board's authority is refused
+tls=''
+[ ! -d /tls ] || tls='--tls=require --tls-certificates=/tls --tls-verify-peer'
+# shellcheck disable=SC2086  # several words, or none
+nbdkit -f -p 10810 --no-fork -t 1 $tls sh /bin/control &
+# shellcheck disable=SC2086
+nbdkit -f -p 10809 -t 8 $tls file "$disk" &
 turns=0
 listening() { cat /proc/net/tcp /proc/net/tcp6 | grep -q ":$1 0*:0000 0A"; }
 until listening 2A39 && listening 2A3A; do # the two ports

@@ -67,8 +67,13 @@ class Provisioning:
         )  # fmt: skip
 
 
-def build_provisioning(board: Board, board_lock: Lock, cache: Cache) -> Provisioning:
-    """For one board: the same lock files give the same bytes.
+def build_provisioning(
+    board: Board, board_lock: Lock, cache: Cache, credentials: Mapping[str, bytes] | None = None
+) -> Provisioning:
+    """For one board: the same lock files, and the same credentials, give the same bytes.
+
+    credentials  name → PEM, see credentials.py: with them the board wants TLS, and the host's certificate; without, it
+                 takes whoever reaches it
 
     Raises as `fetch` does, SourceError where a package lacks a program or a module.
     """
@@ -79,7 +84,7 @@ def build_provisioning(board: Board, board_lock: Lock, cache: Cache) -> Provisio
     tree = read_deb(kernel_deb, cache).data
     kernel = KernelModules(tree)
     epoch = max(lock.date, board_lock.date)
-    initramfs = _initramfs(board, kernel, debs, cache, epoch)
+    initramfs = _initramfs(board, kernel, debs, cache, epoch, credentials or {})
     dtb = None if board.boot.fdt == "control" else _device_tree(tree, kernel.version, board.boot.fdt)
     return Provisioning(kernel.version, vmlinuz(tree, kernel.version), initramfs, dtb, epoch)
 
@@ -91,12 +96,19 @@ def _device_tree(tree: FileTree, version: str, name: str) -> bytes:
     return inode.read()
 
 
-def _initramfs(board: Board, kernel: KernelModules, debs: Mapping[str, Path], cache: Cache, epoch: int) -> bytes:
+def _initramfs(
+    board: Board,
+    kernel: KernelModules,
+    debs: Mapping[str, Path],
+    cache: Cache,
+    epoch: int,
+    credentials: Mapping[str, bytes],
+) -> bytes:
     programs = FileTree()
     for name in sorted(debs):
         programs.merge(read_deb(debs[name], cache).data)
     tree = FileTree()
-    for folder in ("bin", "dev", "modules", "proc", "run", "sys", "tmp", "usr/lib"):
+    for folder in ("bin", "dev", "modules", "proc", "run", "sys", "tmp", "usr/lib", *(["tls"] if credentials else [])):
         tree.directory(folder)
     tree.add("lib", Inode(stat.S_IFLNK | 0o777, target=b"usr/lib"))
     tree.add("dev/console", Inode(stat.S_IFCHR | 0o600, rdev=(5, 1)))
@@ -110,6 +122,8 @@ def _initramfs(board: Board, kernel: KernelModules, debs: Mapping[str, Path], ca
         tree.add(*_plugin(programs, plugin))
     for index, module in enumerate(kernel.closure(_modules(board, kernel))):
         tree.add(f"modules/{index:03}-{module.name}.ko", _file(module.data))
+    for name, pem in credentials.items():
+        tree.add(f"tls/{name}", Inode(stat.S_IFREG | 0o600, content=BytesContent(pem)))
     return compress(write_cpio(tree, epoch=epoch))
 
 

@@ -35,7 +35,12 @@ Trust = Callable[[], "ssl.SSLContext"]
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an export is: `socket` a path, or `host` and `port`."""
+    """Where an export is: `socket` a path, or `host` and `port`.
+
+    certificates  a folder with ca-cert.pem, and client-cert.pem and client-key.pem where the server wants them; None
+                  for what this machine trusts
+    name          that the server's certificate must have, the host's if empty
+    """
 
     uri: str
     export: str
@@ -43,6 +48,8 @@ class Address:
     port: int = wire.PORT
     socket: Path | None = None
     tls: bool = False
+    certificates: Path | None = None
+    name: str = ""
 
 
 def parse_address(uri: str) -> Address:
@@ -55,14 +62,21 @@ def parse_address(uri: str) -> Address:
     if parts.scheme not in SCHEMES:
         raise UsageError(f"not an NBD address: {uri!r}", hint="nbd://HOST[:PORT]/EXPORT or nbds://…")
     tls, export = parts.scheme.startswith("nbds"), unquote(parts.path.removeprefix("/"))
+    options = parse_qs(parts.query)
+    folder = Path(options["tls-certificates"][0]) if "tls-certificates" in options else None
+    name = options.get("tls-hostname", [""])[0]
+    if folder and not tls:
+        raise UsageError("certificates are for TLS", where=uri, hint="nbds://…")
     if parts.scheme.endswith("+unix"):
-        names = parse_qs(parts.query).get("socket")
+        names = options.get("socket")
         if not names:
             raise UsageError("no socket in the address", where=uri, hint="nbd+unix:///EXPORT?socket=PATH")
-        return Address(uri, export, parts.hostname or "localhost", socket=Path(names[0]), tls=tls)
+        return Address(
+            uri, export, parts.hostname or "localhost", socket=Path(names[0]), tls=tls, certificates=folder, name=name
+        )
     if not parts.hostname:
         raise UsageError("no host in the address", where=uri)
-    return Address(uri, export, parts.hostname, port, tls=tls)
+    return Address(uri, export, parts.hostname, port, tls=tls, certificates=folder, name=name)
 
 
 class Connection:
@@ -216,11 +230,29 @@ class Connection:
     def _encrypt(self) -> None:
         import ssl
 
-        trust = self._trust or ssl.create_default_context
+        address = self.address
         try:
-            self._socket = trust().wrap_socket(self._socket, server_hostname=self.address.host)
+            context = self._trust() if self._trust else _context(address)
+            self._socket = context.wrap_socket(self._socket, server_hostname=address.name or address.host)
         except ssl.SSLError as error:
-            raise DeviceError(f"TLS failed: {error.reason or error}", where=self.address.uri) from error
+            why = getattr(error, "verify_message", "") or error.reason or error
+            raise DeviceError(f"TLS failed: {why}", where=address.uri) from error
+
+
+def _context(address: Address) -> ssl.SSLContext:
+    """What the server must show, and what we show it. Raises UsageError where a file is missing or is no such thing."""
+    import ssl
+
+    folder = address.certificates
+    if folder is None:
+        return ssl.create_default_context()
+    try:
+        context = ssl.create_default_context(cafile=str(folder / "ca-cert.pem"))
+        if (folder / "client-cert.pem").exists():
+            context.load_cert_chain(folder / "client-cert.pem", folder / "client-key.pem")
+    except OSError as error:  # an SSLError is one
+        raise UsageError(f"cannot use the certificates: {error.strerror or error}", where=str(folder)) from error
+    return context
 
 
 def _dial(address: Address, timeout: float) -> socket.socket:
