@@ -12,19 +12,20 @@ import os
 from pathlib import Path
 from typing import Any
 
+from erofs_edge.boot.contents import init_values
 from erofs_edge.boot.fdt import HEADER as FDT_HEADER
 from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
 from erofs_edge.boot.fdt import parse
-from erofs_edge.boot.fit import SIGNATURE_PATH
+from erofs_edge.boot.fit import SIGNATURE_PATH, verify_fit
 from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.build.signing import PUBLIC_KEY, RELEASE_SIGNATURE
 from erofs_edge.disk import gpt
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.trust import avb
-from erofs_edge.trust.key import read_public_key
+from erofs_edge.trust.key import read_public_key, rsa_key
 from erofs_edge.trust.root_hash import verify_detached
 from erofs_edge.verify.checks import Verdict
-from erofs_edge.verify.disk import FIT_MAX, Part, Walk, find_table, verify_fit_alone, verity_of
+from erofs_edge.verify.disk import FIT_MAX, Part, Walk, find_table, verity_of
 from erofs_edge.verify.esp import is_esp, verify_esp
 from erofs_edge.verity.blocks import hash_blocks
 
@@ -73,15 +74,15 @@ def _check_built(fd: int, table: gpt.Table, image: Path) -> None:
         verify_detached((folder / RELEASE_SIGNATURE).read_bytes(), (folder / RELEASE).read_bytes(), key)
     walk = Walk(fd, key, verdict)
     parts = _parts(table)
-    fits: dict[bytes, dict[str, str]] = {}  # slots of a new image are the same
+    known: tuple[bytes, dict[str, str]] = b"", {}  # slots of a new image are the same
     for part in parts:
         magic = walk.read(part, 0, 4)
         if magic == FDT_MAGIC.to_bytes(4, "big"):
             raw = walk.read(part, 0, min(int.from_bytes(walk.read(part, 4, 4), "big"), part.size, FIT_MAX))
-            if raw not in fits:
-                fits[raw] = verify_fit_alone(walk, part)
-            if fits[raw]:
-                _check_system(walk, part, parts, fits[raw], record)
+            if raw != known[0]:
+                known = raw, _values(walk, part, raw)
+            if known[1]:
+                _check_system(walk, part, parts, known[1], record)
         elif magic == avb.MAGIC and part.name.startswith("vbmeta"):
             with verdict.check(f"{part.name}: vbmeta", f"key '{key.name}'"):
                 avb.verify_vbmeta(walk.read(part, 0, avb.SIZE_MAX), key, 0)
@@ -89,6 +90,14 @@ def _check_built(fd: int, table: gpt.Table, image: Path) -> None:
             for _ in verify_esp(functools.partial(walk.read, part), part.size, part.name, key, verdict):
                 pass
     _tell(verdict, image)
+
+
+def _values(walk: Walk, part: Part, fit: bytes) -> dict[str, str]:
+    """What the initramfs of a FIT boots with, once the FIT was verified; nothing where it is wrong."""
+    with walk.verdict.check(f"{part.name}: FIT", f"key '{walk.key.name}'"):
+        verify_fit(fit, rsa_key(walk.key, "a FIT"))
+        return init_values(fit)
+    return {}
 
 
 def _check_system(
