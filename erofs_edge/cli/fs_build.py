@@ -80,6 +80,10 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 )  # fmt: skip
 @click.option("--chunksize", metavar="SIZE", help="Chunks of files that are not compressed; equal ones are shared.")
 @layer_options
+@click.option(
+    "--xattr-inode-digest", "fingerprints", is_flag=True,
+    help="Files carry their sha256, by which Linux 7.0 shares pages of equal ones (inode_share).",
+)  # fmt: skip
 @click.option("--xattr-prefix", multiple=True, metavar="PREFIX", help="A long prefix of attributes' names (6.4).")
 @click.option(
     "--baseline", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="OLD",

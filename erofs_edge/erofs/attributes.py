@@ -15,6 +15,7 @@ from functools import cache
 from types import MappingProxyType
 
 from erofs_edge.erofs.ondisk import (
+    FINGERPRINT,
     XATTR_ENTRY,
     XATTR_FILTER_SEED,
     XATTR_HEADER,
@@ -46,7 +47,7 @@ class AttributeRules:
             raise UsageError(f"more than {PREFIXES_MAX} long attribute prefixes, or one twice")
         for prefix in self.prefixes:
             base = _short_prefix(prefix)
-            if base is None or b"\0" in prefix or len(prefix) - len(XATTR_PREFIXES[base]) > INFIX_MAX:
+            if base is None or b"\0" in prefix or len(prefix) - len(_text(base)) > INFIX_MAX:
                 raise UsageError(
                     f"long attribute prefix {_shown(prefix)} cannot be stored in EROFS",
                     hint="one of user., trusted., security., and at most 255 bytes more",
@@ -54,6 +55,8 @@ class AttributeRules:
 
     def split(self, name: bytes) -> tuple[int, bytes]:
         """(name index, suffix), by the longest prefix. Raises SourceError for a name that no prefix fits."""
+        if name == FINGERPRINT and name in self.prefixes:
+            return XATTR_LONG_PREFIX | self.prefixes.index(name), b""
         short = split_name(name)
         fitting = [p for p in self.prefixes if name.startswith(p) and len(name) > len(p)]
         if not fitting:
@@ -67,7 +70,7 @@ class AttributeRules:
         for prefix in self.prefixes:
             base = _short_prefix(prefix)
             assert base is not None  # noqa: S101 - checked when the rules were made
-            infix = prefix[len(XATTR_PREFIXES[base]) :]
+            infix = prefix[len(_text(base)) :]
             record = (1 + len(infix)).to_bytes(2, "little") + bytes([base]) + infix
             table += record + bytes(-len(record) % 4)
         return table
@@ -124,7 +127,7 @@ def inline_area(
         own = b"".join(entry(*a, rules) for a in attributes if shared.get(a, -1) not in chosen)
         bits = 0
         for name, _ in attributes:
-            bits |= 1 << filter_bit(*split_name(name))
+            bits |= 1 << filter_bit(*((0, name) if name == FINGERPRINT else split_name(name)))
     except SourceError as error:
         raise SourceError(error.message, where=where) from None
     header = XATTR_HEADER.pack(~bits & 0xFFFFFFFF if rules.filter else 0, len(ids))
@@ -201,7 +204,14 @@ def xxh32(data: bytes, seed: int) -> int:
 
 def _short_prefix(name: bytes) -> int | None:
     """The index of the short prefix that a long one starts with; ACLs' are whole names and have none."""
+    if name == FINGERPRINT:
+        return 0
     return next((i for i, p in XATTR_PREFIXES.items() if p.endswith(b".") and name.startswith(p)), None)
+
+
+def _text(index: int) -> bytes:
+    """The short prefix of an index; nothing has none."""
+    return XATTR_PREFIXES.get(index, b"")
 
 
 def _shown(name: bytes) -> str:

@@ -13,11 +13,13 @@ from types import MappingProxyType
 from erofs_edge.erofs.attributes import Attribute, inline_area, shared_area
 from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.ondisk import (
+    COMPAT_ISHARE_XATTRS,
     COMPAT_MTIME,
     COMPAT_PLAIN_XATTR_PFX,
     COMPAT_SB_CHKSUM,
     COMPAT_XATTR_FILTER,
     DEVICE_SLOT,
+    FINGERPRINT,
     INCOMPAT_DEVICE_TABLE,
     INCOMPAT_XATTR_PREFIXES,
     NULL_ADDR,
@@ -106,12 +108,18 @@ def finish_head(raw: bytearray, plan: Plan, head: Head, options: WriteOptions, *
             extra_devices=plan.devices,
             devt_slotoff=plan.devices_at // DEVICE_SLOT.size,
         )
-    if options.xattr_prefixes:
+    prefixes = options.attributes.prefixes
+    if prefixes:
         superblock = superblock._replace(
             feature_compat=superblock.feature_compat | COMPAT_PLAIN_XATTR_PFX,
             feature_incompat=superblock.feature_incompat | INCOMPAT_XATTR_PREFIXES,
-            xattr_prefix_count=len(options.xattr_prefixes),
+            xattr_prefix_count=len(prefixes),
             xattr_prefix_start=plan.prefixes_at // 4,
+        )
+    if options.fingerprints:
+        superblock = superblock._replace(
+            feature_compat=superblock.feature_compat | COMPAT_ISHARE_XATTRS,
+            ishare_xattr_prefix_id=prefixes.index(FINGERPRINT),
         )
     raw[SUPER_OFFSET : SUPER_OFFSET + SUPER_SIZE] = SUPERBLOCK.pack(*superblock)
     if options.checksum:

@@ -124,6 +124,8 @@ XATTR_PREFIXES = {
     4: b"trusted.",
     6: b"security.",
 }
+FINGERPRINT = b"erofs.fingerprint.v1"
+"""of a file's content; an attribute in no namespace: index 0"""
 XATTR_FILTER_SEED = 0x25BBE08F
 
 # chunk-based files

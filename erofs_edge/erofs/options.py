@@ -16,7 +16,14 @@ from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.gate import Kernel, Version, check_kernel
 from erofs_edge.erofs.meter import Meter
-from erofs_edge.erofs.ondisk import ALGORITHM_NAMES, BLKSZBITS_MAX, BLKSZBITS_MIN, LZ4_PCLUSTER_BLOCKS_MAX, PCLUSTER_MAX
+from erofs_edge.erofs.ondisk import (
+    ALGORITHM_NAMES,
+    BLKSZBITS_MAX,
+    BLKSZBITS_MIN,
+    FINGERPRINT,
+    LZ4_PCLUSTER_BLOCKS_MAX,
+    PCLUSTER_MAX,
+)
 from erofs_edge.erofs.profile import Use
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.errors import UsageError
@@ -39,7 +46,7 @@ class WriteOptions:
 
     block_size    bytes, a power of two from 512 to 64K; kernels read those up to their page size
     compression   'none', 'lz4', 'lz4hc', 'zstd', 'deflate' or 'lzma'; needs Linux 6.10, 6.6 and 5.16 from zstd on
-    level         lz4hc: 1..12, None means 8 (7 for device trees, told by content); zstd 1..22, 3; deflate 1..12, 6;
+    level         lz4hc: 1..12, None means 7 (8 for kernels, told by content); zstd 1..22, 3; deflate 1..12, 6;
                   lzma 0..9 and 100..109, 6
     dictionary    bytes that matches may reach back, for zstd (at most 1 MiB) and lzma (at most 8 MiB); None: what
                   suits the pcluster size, as mkfs.erofs has it
@@ -78,6 +85,8 @@ class WriteOptions:
     xattr_tolerance  attributes of more inodes than this are shared; negative: none are stored
     xattr_filter  store which names an inode lacks
     xattr_prefixes  long prefixes of attributes' names, kept in a table; needs Linux 6.4
+    fingerprints  files carry the sha256 of what they hold, by which equal files of several images share their pages in
+                  memory: Linux 7.0, which older ones mount, too
     kernel        refuse what this kernel cannot mount
     jobs          threads that read and compress; None: one more than there are processors
     cache         compressed data of earlier builds
@@ -118,6 +127,7 @@ class WriteOptions:
     xattr_tolerance: int = 2
     xattr_filter: bool = True
     xattr_prefixes: tuple[bytes, ...] = ()
+    fingerprints: bool = False
     kernel: Kernel | None = None
     jobs: int | None = None
     cache: CompressionCache | None = None
@@ -203,7 +213,8 @@ class WriteOptions:
     @property
     def attributes(self) -> AttributeRules:
         """Raises UsageError for prefixes that the format cannot hold."""
-        return AttributeRules(self.xattr_tolerance, self.xattr_filter, self.xattr_prefixes)
+        own = (FINGERPRINT,) if self.fingerprints else ()
+        return AttributeRules(self.xattr_tolerance, self.xattr_filter, (*self.xattr_prefixes, *own))
 
     @property
     def features(self) -> list[str]:
@@ -219,7 +230,7 @@ class WriteOptions:
             names.append("chunked_file")
         if self.has_layers:
             names.append("device_table")
-        if self.xattr_prefixes:
+        if self.xattr_prefixes or self.fingerprints:
             names.append("xattr_prefixes")
         if self.wide:
             names.append("48bit")

@@ -35,6 +35,7 @@ SYMLINKS_FOLLOWED_MAX = 40
 CACHE_BYTES = 32 << 20
 PIECE = 1 << 20  # bytes handed out at once while streaming
 _ZEROS = bytes(PIECE)
+_NAMESPACES = tuple(ondisk.XATTR_PREFIXES.values())
 _METABOX_PIECE = 64 << 10
 _METABOX_PIECES_KEPT = 64
 
@@ -312,8 +313,20 @@ class Image:
         return read_xattrs(self.backing, self.superblock, inode, lambda: self.xattr_prefixes)
 
     def xattrs(self, inode: DiskInode) -> dict[bytes, bytes]:
-        """Full name → value. Raises ErofsFormatError."""
-        return self.xattr_area(inode).items if inode.xattr_size else {}
+        """Full name → value, of names in a namespace: others the kernel shows to nobody. Raises ErofsFormatError."""
+        if not inode.xattr_size:
+            return {}
+        items = self.xattr_area(inode).items
+        return {name: value for name, value in items.items() if name.startswith(_NAMESPACES)}
+
+    def fingerprint(self, inode: DiskInode) -> bytes | None:
+        """What the image says of a file's content, for the kernel to share pages by. Raises ErofsFormatError."""
+        raw = self.superblock.raw
+        if not raw.feature_compat & ondisk.COMPAT_ISHARE_XATTRS or not inode.xattr_size:
+            return None
+        if raw.ishare_xattr_prefix_id >= len(self.xattr_prefixes):
+            raise broken(f"fingerprints by long prefix {raw.ishare_xattr_prefix_id}, which is missing", inode.offset)
+        return self.xattr_area(inode).items.get(self.xattr_prefixes[raw.ishare_xattr_prefix_id])
 
     @cached_property
     def xattr_prefixes(self) -> list[bytes]:

@@ -81,6 +81,10 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
             from erofs_edge.erofs.baseline import open_baseline
 
             baseline = stack.enter_context(open_baseline(options.baseline, options.block_size))
+        if options.fingerprints:
+            from erofs_edge.erofs.fingerprints import with_fingerprints
+
+            tree = with_fingerprints(tree)
         return _write(tree, out, options, baseline)
 
 

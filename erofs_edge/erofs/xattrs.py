@@ -120,9 +120,9 @@ def read_prefixes(info: SuperInfo, read: Read) -> list[bytes]:
         if len(record) < length:
             raise ErofsFormatError(f"long xattr prefix {number} is cut off", where=f"offset {position:#x}")
         base = record[0]
-        if base not in ondisk.XATTR_PREFIXES:
+        if base and base not in ondisk.XATTR_PREFIXES:
             raise broken(f"long xattr prefix {number} has the undefined base index {base}", position)
-        table.append(ondisk.XATTR_PREFIXES[base] + record[1:])
+        table.append(ondisk.XATTR_PREFIXES.get(base, b"") + record[1:])
         position = (position + 2 + length + 3) & ~3
     return table
 
@@ -130,7 +130,9 @@ def read_prefixes(info: SuperInfo, read: Read) -> list[bytes]:
 def prefix_table_size(table: list[bytes]) -> int:
     """Bytes that a table of long prefixes takes."""
     short = ondisk.XATTR_PREFIXES.values()
-    sizes = (3 + len(prefix) - max(len(base) for base in short if prefix.startswith(base)) for prefix in table)
+    sizes = (
+        3 + len(prefix) - max((len(base) for base in short if prefix.startswith(base)), default=0) for prefix in table
+    )
     return sum(-(-size // 4) * 4 for size in sizes)
 
 
