@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import filecmp
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.options import WriteOptions
@@ -83,34 +84,42 @@ def sent(port: int, name: str, image: Path, devices: Sequence[Path], piece: int 
 
 def versions(older: Path, newer: Path, folder: Path) -> None:
     """The table of second versions."""
+    print("| stored as | first version | second sends | of the second | both to the first |")
+    print("| --- | --- | --- | --- | --- |")
     base, blob = folder / "a.img", folder / "a.blob"
     chunks = WriteOptions(compression="none", chunk_size=4096)
-    kinds: dict[str, tuple[WriteOptions, dict[str, Any], int | None]] = {
-        "lz4hc 64K, whole": (LZ4HC, {}, None),
-        "lz4hc 64K with `--baseline`, whole": (LZ4HC, {"baseline": base}, None),
-        "the same in pieces of 1 MiB": (LZ4HC, {"baseline": base}, 1 << 20),
-        "the same in pieces of 256 KiB": (LZ4HC, {"baseline": base}, 1 << 18),
-        "the same in pieces of 64 KiB": (LZ4HC, {"baseline": base}, 1 << 16),
-        "lz4hc 64K on a base": (LZ4HC, {"bases": (base,)}, None),
-        "chunks of 4K on a base": (chunks, {"bases": (base,), "base_devices": (blob,)}, None),
-    }
-    print("| stored as | first version | second sends | share | both to the first |")
-    print("| --- | --- | --- | --- | --- |")
     with CompressionCache(folder / "compressed") as cache, registry(folder / "registry") as port:
-        for number, (name, (plain, more, piece)) in enumerate(kinds.items()):
-            options = replace(plain, cache=cache)
-            chunked = options.chunk_size is not None
-            write_image(scan(older), base, replace(options, blob=blob) if chunked else options)
-            place = f"bench/{number}"
-            first = sent(port, f"{place}:1", base, [blob] if chunked else [], piece)
-            second = folder / "b.img"
-            later = replace(options, **more)
-            info = write_image(scan(newer), second, replace(later, blob=folder / "b.blob") if chunked else later)
-            size = second.stat().st_size + sum(path.stat().st_size for path in info.devices)
-            added = sent(port, f"{place}:2", second, info.devices, piece)
-            check(port, f"{place}:2", [second, *info.devices], folder)
-            both = (first + added) / first
-            print(f"| {name} | {first} | {added} | {added / size:.3f} | {both:.3f}x |", flush=True)
+        lz4hc = replace(LZ4HC, cache=cache)
+        write_image(scan(older), base, lz4hc)
+        first, second = Version(base, ()), folder / "b.img"
+        write_image(scan(newer), second, replace(lz4hc, bases=(base,)))
+        row("lz4hc 64K, second on the first", port, first, Version(second, (base,)), None, folder)
+        write_image(scan(newer), second, replace(lz4hc, baseline=base))
+        for piece in (None, 1 << 20, 1 << 18, 1 << 16):
+            name = f"in pieces of {piece >> 10} KiB" if piece else "whole"
+            row(f"lz4hc 64K with `--baseline`, {name}", port, first, Version(second, ()), piece, folder)
+        write_image(scan(older), base, replace(chunks, blob=blob))
+        new = folder / "b.blob"
+        info = write_image(scan(newer), second, replace(chunks, blob=new, bases=(base,), base_devices=(blob,)))
+        row("chunks of 4K", port, Version(base, (blob,)), Version(second, info.devices), None, folder)
+
+
+class Version(NamedTuple):
+    """An image and its devices."""
+
+    image: Path
+    devices: tuple[Path, ...]
+
+
+def row(name: str, port: int, first: Version, second: Version, piece: int | None, folder: Path) -> None:
+    """Push both into a repository of their own, compare what comes back, print a line."""
+    place = "bench/" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    before = sent(port, f"{place}:1", *first, piece)
+    added = sent(port, f"{place}:2", *second, piece)
+    check(port, f"{place}:2", [second.image, *second.devices], folder)
+    size = sum(path.stat().st_size for path in (second.image, *second.devices))
+    share = added / size
+    print(f"| {name} | {before} | {added} | {share:.3f} | {(before + added) / before:.3f}x |", flush=True)
 
 
 def check(port: int, name: str, files: Sequence[Path], folder: Path) -> None:
