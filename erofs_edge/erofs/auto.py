@@ -27,7 +27,7 @@ WRITING = 2.0  # ns a byte for all that is not compression
 SMALL_PCLUSTER = 16384
 COSTS: dict[tuple[str, int | None], tuple[float, float]] = {
     ("lz4", None): (1.6, 1.4),
-    ("lz4hc", None): (9.6, 15.8),
+    ("lz4hc", None): (8.7, 14.2),
     ("lz4hc", 9): (13.4, 21.0),
     ("lz4hc", 12): (38.5, 78.4),
     ("deflate", 1): (12.5, 8.6),

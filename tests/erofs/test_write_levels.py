@@ -15,7 +15,7 @@ from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.tree import FileTree
 
-DTB, ELF = b"\xd0\x0d\xfe\xed", b"\x7fELF"
+KERNEL, ELF = b"MZ", b"\x7fELF"
 HC: dict[str, Any] = {"compression": "lz4hc", "pcluster": 16384}
 
 
@@ -28,12 +28,12 @@ def records(seed: int) -> bytes:
 @pytest.fixture(scope="module")
 def tree() -> FileTree:
     tree = FileTree()
-    tree.add("board.dtb", file(DTB + records(1)))
-    tree.add("no-suffix", file(DTB + records(2)))
-    tree.add("only-named.dtb", file(records(3)))
+    tree.add("vmlinuz", file(KERNEL + records(1)))
+    tree.add("some-name", file(KERNEL + records(2)))
+    tree.add("folder/vmlinuz", file(records(3)))
     tree.add("program", file(ELF + records(4)))
     tree.add("text", file(mixed(90_000)))
-    tree.add("tiny", file(DTB))
+    tree.add("tiny", file(KERNEL))
     return tree
 
 
@@ -42,9 +42,9 @@ def rule(match: str, level: int) -> CompressionRule:
 
 
 def test_content_decides(tree: FileTree, tmp_path: Path) -> None:
-    rules = (rule("board.dtb", 7), rule("no-suffix", 7), rule("tiny", 7))
+    rules = (rule("/vmlinuz", 8), rule("some-name", 8), rule("tiny", 8))
     chosen = written(tree, tmp_path, **HC)
-    assert chosen == written(tree, tmp_path, level=8, rules=rules, **HC)
+    assert chosen == written(tree, tmp_path, level=7, rules=rules, **HC)
     others = [written(tree, tmp_path, level=level, **HC) for level in (7, 8, 9)]
     assert len({chosen, *others}) == 4
 
@@ -62,12 +62,12 @@ def test_later_pieces_know_how_the_file_starts(tmp_path: Path) -> None:
     class Started(Repeated):
         def read(self, offset: int, length: int) -> bytes:
             data = super().read(offset, length)
-            return DTB[offset:] + data[max(0, 4 - offset) :] if offset < 4 else data
+            return KERNEL[offset:] + data[max(0, 2 - offset) :] if offset < 2 else data
 
     tree.add("large", file(Started(size, unit)))
     chosen = written(tree, tmp_path, **HC)
-    assert chosen == written(tree, tmp_path, level=7, **HC)
-    assert chosen != written(tree, tmp_path, level=8, **HC)
+    assert chosen == written(tree, tmp_path, level=8, **HC)
+    assert chosen != written(tree, tmp_path, level=7, **HC)
 
 
 def test_jobs_and_cache_change_nothing(tree: FileTree, tmp_path: Path) -> None:
