@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from made_build import make_build
-from sources.oci.registries import SECRET, Fake, fake_server, free_port, real_registry
+from sources.certificates import make_certificate
+from sources.oci.registries import SECRET, Fake, TokenService, fake_server, free_port, real_registry
 
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import MirrorError, SourceError, VerificationError
@@ -230,6 +231,55 @@ def test_a_login_from_dockers_configuration(
         assert sent(images / "1.img", port, "app").sent_blobs
         found = find(remote(port, "app"), "arm64")
         assert fetch(found, remote(port, "app"), tmp_path / "out", cache).files
+
+
+def test_tokens_of_a_service(tmp_path: Path, cache: Cache, images: Path, oracle: Callable[[str], str]) -> None:
+    """What may be read may not be written: the registry asks for another token, and gets it."""
+    service = TokenService(make_certificate(tmp_path), 0)
+
+    def answer(path: str, headers: dict[str, str], _body: bytes, method: str) -> tuple[int, dict[str, str], bytes]:
+        return service.answer(path.partition("?")[2], headers.get("Authorization"), method)
+
+    with fake_server(answer) as realm:
+        where = {"realm": f"http://127.0.0.1:{realm}/token", "service": "the registry", "issuer": "tests"}
+        auth = {"token": {**where, "rootcertbundle": str(service.certificate)}}
+        with real_registry(oracle("docker-registry"), tmp_path / "registry", auth=auth) as port:
+            (tmp_path / "docker").mkdir()
+            login = {"auths": {f"localhost:{port}": {"username": "user", "password": "secret"}}}
+            (tmp_path / "docker/config.json").write_text(json.dumps(login))
+            assert sent(images / "1.img", port, "app").sent_blobs
+            assert any("pull%2Cpush" in query for query, _, _ in service.asked)
+            assert fetch(find(remote(port, "app"), "arm64"), remote(port, "app"), tmp_path / "out", cache).files
+
+
+def test_a_registry_that_keeps_the_list_itself(images: Path) -> None:
+    """OCI 1.1: it answers with OCI-Subject, lists referrers, and is given no tag in place of a list."""
+    held: dict[str, bytes] = {}
+
+    def answer(path: str, _headers: dict[str, str], body: bytes, method: str) -> tuple[int, dict[str, str], bytes]:
+        name = path.removeprefix("/v2/app/")
+        if name.startswith("referrers/"):
+            of = [data for data in held.values() if b'"subject"' in data and name.encode()[10:] in data]
+            listed = [
+                {"digest": "sha256:" + hashlib.sha256(data).hexdigest(), "size": len(data),
+                 "artifactType": json.loads(data)["artifactType"]} for data in of
+            ]  # fmt: skip
+            return 200, {}, json.dumps({"manifests": listed}).encode()
+        if method == "HEAD":
+            return (200 if name in held else 404), {}, b""
+        if method == "POST":
+            return 202, {"Location": "/v2/app/blobs/uploads/u"}, b""
+        if method == "PUT":
+            upload = "uploads" in name
+            held["blobs/" + name.partition("digest=")[2] if upload else name] = body
+            return 201, {"OCI-Subject": "sha256:0"} if b'"subject"' in body else {}, b""
+        return (200, {}, held[name]) if name in held else (404, {}, b"")
+
+    with fake_server(answer) as port:
+        done = sent(images / "1.img", port, "app", piece=65536)
+        listed = remote(port, "app").referrers(done.sha256)
+    assert [one.kind for one in listed] == ["application/vnd.erofs-edge.blocks.v1"]
+    assert not any("sha256-" in name for name in held)
 
 
 def test_no_registry(images: Path, tmp_path: Path, cache: Cache) -> None:
