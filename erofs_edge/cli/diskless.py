@@ -28,6 +28,11 @@ SCRIPT = "diskless.cmd"
     help="Where /data is: nowhere to stay, the board's own partition, or an export; one that ends with / is completed"
     " with the board's hardware address.",
 )  # fmt: skip
+@click.option(
+    "--keep", is_flag=True,
+    help="Install the system on the board's own system partition (of its first slot) while it runs; start from there"
+    " when that is complete.",
+)  # fmt: skip
 @click.option("--tls-ca", type=FILE, metavar="PEM", help="Whose certificates the server's is one of.")
 @click.option("--tls-certificate", type=FILE, metavar="PEM", help="The board's own, where the server wants one.")
 @click.option("--tls-key", type=FILE, metavar="PEM", help="Of the board's certificate.")
@@ -39,6 +44,7 @@ def diskless(
     out: Path | None,
     system: str,
     data: str,
+    keep: bool,
     tls_ca: Path | None,
     tls_certificate: Path | None,
     tls_key: Path | None,
@@ -64,6 +70,7 @@ def diskless(
         parse_place(system),
         _data(data),
         runs_of(prefetch, folder) if prefetch else (),
+        keep,
         _certificates(tls_ca, tls_certificate, tls_key),
     )
     with step("diskless boot image"):

@@ -48,11 +48,31 @@ prefetch() {
     done </prefetch
 }
 
-find_system() {
+# What an earlier start has installed on the board's disk, if it is this very system. It may fail to come up twice, then
+# the network has its turn again. The last 4 KiB of the partition have the state: a line of text.
+find_kept() {
+    TRIES=40
+    find_partition "$KEEP" || return 1
+    read -r sectors <"$partition/size"
+    kept=/dev/${partition##*/} mark=$((sectors - 8)) action=install
+    state=$(dd if="$kept" bs=512 skip=$mark count=1 2>/dev/null | tr -d '\0')
+    case $state in "erofs-edge installed $ROOT_HASH "[01]) ;; *) return 1 ;; esac
+    printf '%s\n' "erofs-edge installed $ROOT_HASH $((${state##* } + 1))" |
+        dd of="$kept" bs=512 seek=$mark count=1 conv=notrunc,fsync,sync 2>/dev/null || return 1
+    action=worked device=$kept disk=${partition%/*}
+    echo "erofs-edge: the system is the one that is installed on $kept"
+}
+
+connect() {
     mkdir -p $run
-    mount -t tmpfs -o mode=755,nosuid,nodev tmpfs $run || fail verity "no memory for $run"
+    mount -t tmpfs -o mode=755,nosuid,nodev tmpfs $run || fail "$1" "no memory for $run"
     [ ! -d /tls ] || cp -a /tls $run/tls
-    find_network || fail verity "no interface gets an address: $(last $run/dhcp)"
+    find_network || fail "$1" "no interface gets an address: $(last $run/dhcp)"
+}
+
+find_system() {
+    [ -z "$KEEP" ] || ! find_kept || return 0
+    connect verity
     TMPDIR=$run attach 0 $SYSTEM_FILTERS $SYSTEM_FROM ||
         fail verity "the system is not to be had: $(last $run/nbdkit0) $(last $run/client0)"
     device=/dev/nbd0 disk=
@@ -67,6 +87,7 @@ find_data() {
         device=/dev/${partition##*/}
         return
     fi
+    [ -n "$link" ] || connect data
     # a disk of its own for each board, called after its network's address
     if [ "$DATA_ID" = mac ]; then
         read -r address </sys/class/net/"$link"/address
@@ -77,10 +98,24 @@ find_data() {
     device=/dev/nbd1 partition=/sys/block/nbd1
 }
 
+# What is done in the system for its copy on the disk: make it, or say that it has come up.
+complete_keeping() {
+    units=/newroot/run/systemd/system
+    mkdir -p $units/multi-user.target.wants &&
+        cp /keep /newroot/run/erofs-edge/keep &&
+        printf "KEPT='%s'\nMARK='%s'\nROOT_HASH='%s'\n" "$kept" "$mark" "$ROOT_HASH" \
+            >/newroot/run/erofs-edge/keep.values &&
+        cp /keep.service $units/erofs-edge-keep.service &&
+        echo "ExecStart=/bin/sh /run/erofs-edge/keep $action" >>$units/erofs-edge-keep.service &&
+        ln -s ../erofs-edge-keep.service $units/multi-user.target.wants/erofs-edge-keep.service
+}
+
 # Whoever sets up the network in the system must leave the address alone that the root is read through.
 complete_run() {
     # of files that are opened from now on: over a network, what nobody asks for is dearer than a second request
     echo "$READAHEAD" >/sys/block/dm-0/queue/read_ahead_kb
+    [ -z "$kept" ] || complete_keeping || fail switch-root "the system has no directory /run"
+    [ -n "$link" ] || return 0
     read -r address </sys/class/net/"$link"/address
     mkdir -p /newroot/run/systemd/network &&
         printf '[Match]\nMACAddress=%s\n[Network]\nDHCP=ipv4\nKeepConfiguration=yes\n' "$address" \

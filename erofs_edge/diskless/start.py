@@ -45,8 +45,9 @@ from erofs_edge.trust.signer import Signer
 FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "programs.yaml"
 NBDKIT = "usr/lib/aarch64-linux-gnu/nbdkit"
-APPLETS = ("ip", "udhcpc", "tail")
+APPLETS = ("ip", "ln", "udhcpc", "tail")
 SCRIPTS = {"diskless": ("diskless.sh", 0o644), "bin/leased": ("leased.sh", 0o755)}
+KEEPING = {"keep": ("keep.sh", 0o644), "keep.service": ("keep.service", 0o644)}
 NETWORK = ("virtio_net",)
 NETWORK_PATH = "kernel/drivers/net/"
 FIT = "diskless.fit"
@@ -63,6 +64,8 @@ class Diskless:
     system        where the system image is
     data          where a writable disk for /data is: a place, 'disk' for the board's own partition, 'memory'. The name
                   of an export that ends with '/' is completed with the board's hardware address
+    keep          install the system on the board's own system partition while it runs (the first slot's, what is there
+                  is lost), and start from there when it is complete
     prefetch      runs of blocks (4096 bytes) of the system image, (first, count), that are fetched ahead, in order
     certificates  files for TLS: ca-cert.pem, and client-cert.pem and client-key.pem where the server wants them
     readahead     KiB that the kernel reads ahead in files
@@ -72,6 +75,7 @@ class Diskless:
     system: Place
     data: Place | str = "memory"
     prefetch: tuple[tuple[int, int], ...] = ()
+    keep: bool = False
     certificates: Mapping[str, bytes] = field(default_factory=dict)
     readahead: int = READAHEAD
     connections: int = 2
@@ -170,6 +174,7 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
     filters = ["--filter=cache"] if wanted.prefetch else []
     # the kernel's own cache has what was read of files: this one is for what nobody has asked for yet
     keep = ["cache-on-read=true", "cache-min-block-size=4096"] if wanted.prefetch else []
+    kept = _kept_label(values)
     values |= {
         "SLOTS": "",
         "STATE": "",
@@ -179,10 +184,17 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
         "DATA_ID": "mac" if isinstance(wanted.data, Place) and wanted.data.export.endswith("/") else "",
         "SYSTEM_FILTERS": " ".join([*filters, "--filter=retry"]),
         "SYSTEM_FROM": " ".join([*wanted.system.arguments, *FOREVER, *keep]),
+        "KEEP": kept if wanted.keep else "",
         "CONNECTIONS": str(wanted.connections),
         "READAHEAD": str(wanted.readahead),
     }
     return values
+
+
+def _kept_label(values: Mapping[str, str]) -> str:
+    """Label of the partition that holds the system of a board that has one."""
+    first = values["SLOTS"].split()[:1]
+    return "_".join([values["SYSTEM"], *first])
 
 
 def _late(values: Mapping[str, str], wanted: Diskless) -> FileTree:
@@ -197,7 +209,7 @@ def _late(values: Mapping[str, str], wanted: Diskless) -> FileTree:
 
 
 def _add_programs(tree: FileTree, programs: FileTree, wanted: Diskless) -> None:
-    for place, (name, mode) in SCRIPTS.items():
+    for place, (name, mode) in (SCRIPTS | (KEEPING if wanted.keep else {})).items():
         tree.add(place, _file((FOLDER / name).read_bytes(), mode))
     for applet in APPLETS:
         if tree.get(f"bin/{applet}") is None:
@@ -214,7 +226,7 @@ def _streams(board: Board, kernel: KernelModules, wanted: Diskless) -> dict[str,
     of_system = kernel.select(board.boot.system_modules)
     network = [name for name in of_system if kernel.paths[name].startswith(NETWORK_PATH)]
     first: Iterable[str] = kernel.select([*board.boot.modules, *network, *NETWORK, "nbd", *VERITY_MODULES])
-    if wanted.data == "disk":
+    if wanted.data == "disk" or wanted.keep:
         first = [*kernel.select(STORAGE_MODULES[board.boot.storage]), *first]
     disk, erofs, data = kernel.streams(first, EROFS_MODULES, DATA_MODULES)
     return {"disk": disk, "erofs": erofs, "data": data}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from erofs_edge.diskless.place import Place
-from erofs_edge.diskless.start import FIT, Diskless, DisklessStart, build_diskless
+from erofs_edge.diskless.start import FIT, READAHEAD, Diskless, DisklessStart, build_diskless
 from erofs_edge.errors import BootCheckError, CapacityError, UsageError
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.lockfile import load_lock, lock_path
@@ -67,6 +67,8 @@ class Wish:
     data       a file that the board has as its writable disk, over the network; made with DATA_SIZE bytes if it is not
                there; None keeps /data in memory
     trace      record what is first read
+    disk       of the board: it keeps the system there. None for no disk
+    lines      regular expressions for lines of the console that must come, too
     port       of this machine that the board is told; None for the server's own, else of something in between
     readahead  KiB
     """
@@ -74,6 +76,8 @@ class Wish:
     prefetch: tuple[tuple[int, int], ...] = ()
     data: Path | None = None
     trace: bool = False
+    disk: Path | None = None
+    lines: tuple[str, ...] = ()
     port: int | None = None
     readahead: int | None = None
 
@@ -109,8 +113,10 @@ def diskless_smoke(
             serve(export, server)
             start = _start(board, out, signer, wish, port)
             (folder / FIT).write_bytes(start.fit)
-            command = _command(board.value, built, emulator, folder, start)
-            record = _watched(board.value, start, command, emulator, export, timeout=timeout, seen=seen, log=log)
+            command = _command(board.value, built, emulator, folder, start, wish.disk)
+            record = _watched(
+                board.value, start, command, emulator, export, wish.lines, timeout=timeout, seen=seen, log=log
+            )
         finally:
             server.stop()
             for one in exports.values():
@@ -143,15 +149,22 @@ def _start(board: Loaded[Board], out: Path, signer: Signer, wish: Wish, port: in
     def place(export: str) -> Place:
         return Place("nbd", GATEWAY, port, export, f"nbd://{GATEWAY}:{port}/{export}")
 
-    wanted = Diskless(place(SYSTEM), place(DATA) if wish.data else "memory", wish.prefetch)
-    if wish.readahead is not None:
-        wanted = Diskless(wanted.system, wanted.data, wanted.prefetch, readahead=wish.readahead)
+    wanted = Diskless(
+        place(SYSTEM),
+        place(DATA) if wish.data else "memory",
+        wish.prefetch,
+        keep=wish.disk is not None,
+        readahead=wish.readahead or READAHEAD,
+    )
     lock = load_lock(lock_path(board.path))
     return build_diskless(board.value, lock, out, wanted, signer, Cache())
 
 
-def _command(board: Board, built: Built, emulator: Emulator, folder: Path, start: DisklessStart) -> list[str]:
-    """QEMU without a disk, its U-Boot with the key and a script that boots from the network."""
+def _command(
+    board: Board, built: Built, emulator: Emulator, folder: Path, start: DisklessStart, disk: Path | None
+) -> list[str]:
+    """QEMU without a disk, or with one that U-Boot does not look at: it has the key and a script that boots from the
+    network."""
     if board.boot.u_boot.build is not None:
         raise UsageError(
             f"board '{board.board}' has a U-Boot with its own script", hint="a board without boot.u_boot.build"
@@ -161,10 +174,17 @@ def _command(board: Board, built: Built, emulator: Emulator, folder: Path, start
     control.write_bytes(control_tree(dump_tree(emulator, qemu, built.u_boot), built.key, start.script))
     return [
         str(emulator.program), *machine_arguments(qemu, built.u_boot), "-dtb", str(control),
-        "-netdev", f"user,id=net0,tftp={str(folder).replace(',', ',,')}",
+        "-netdev", f"user,id=net0,tftp={_escaped(folder)}",
         "-device", "virtio-net-pci,netdev=net0,romfile=",
+        *(["-drive", f"if=none,id=disk0,format=raw,file={_escaped(disk)}"] if disk else []),
+        *(["-device", "virtio-blk-pci,drive=disk0"] if disk else []),
         "-serial", "stdio", "-monitor", "none", "-no-reboot",
     ]  # fmt: skip
+
+
+def _escaped(path: Path) -> str:
+    """A path inside a list of options, where QEMU wants commas doubled."""
+    return str(path).replace(",", ",,")
 
 
 def _watched(
@@ -173,13 +193,14 @@ def _watched(
     command: list[str],
     emulator: Emulator,
     export: FileExport,
+    lines: tuple[str, ...],
     *,
     timeout: float,
     seen: Callable[[StageTime], None],
     log: Path | None,
 ) -> DisklessRecord:
     expected = Expected(start.root_hash, "none", "ext4" if start.keeps_data else "tmpfs")
-    watch, console, passed = Watch(expected), Console(), list[StageTime]()
+    watch, console, passed = Watch(expected, lines=set(lines)), Console(lines), list[StageTime]()
 
     def note(event: Event) -> None:
         name = event.match.name
@@ -189,10 +210,10 @@ def _watched(
 
     verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
     if not verdict.ok:
-        lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
+        last = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
         raise BootCheckError(
             f"the board did not boot diskless: stage '{TITLES[verdict.stage]}': {verdict.reason}\n"
-            f"last lines of the console:\n{lines}",
+            f"last lines of the console:\n{last}",
             hint="--log FILE keeps the whole console",
         )
     activity = export.activity

@@ -4,6 +4,7 @@ network write down how they were called."""
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
         path.write_text(f'#!/bin/sh\necho "{name} $*" >>"$ROOT/log"\n{body}\n')
         path.chmod(0o755)
     (root / "proc/cmdline").write_text("console=ttyAMA0\n")
-    ours = r"sys|proc|dev|newroot|config|modules|missing|prefetch|diskless|grow|tls|run"
+    ours = r"sys|proc|dev|newroot|config|modules|missing|prefetch|diskless|grow|tls|keep|run"
     ours += r"|bin/(?:dmsetup|mke2fs|resize2fs|nbdkit|nbd-client|leased)"
     for name, source in (("init", INIT), ("diskless", DISKLESS), ("grow", INIT.with_name("grow.sh"))):
         script = re.sub(rf"(?<![\w$}}*/])/(?=({ours})\b)", "$ROOT/", source.read_text())
@@ -120,6 +121,100 @@ def test_the_data_comes_over_the_network_too_and_is_formatted_when_blank(machine
         in machine.calls
     )
     assert "mount -t ext4 -o noatime /dev/nbd1 /newroot/data" in machine.calls
+
+
+def _with_disk(machine: Machine, state: bytes) -> Path:
+    """A disk whose system partition has this state in its last 4 KiB."""
+    machine.config(KEEP="system_a")
+    folder = machine.root / "sys/block/vda/vda3"
+    folder.mkdir(parents=True)
+    (folder / "partition").write_text("3\n")
+    (folder / "size").write_text("4096\n")
+    (folder / "uevent").write_text("DEVTYPE=partition\nPARTNAME=system_a\n")
+    for name in ("keep", "keep.service"):
+        (machine.root / name).write_text(DISKLESS.with_name({"keep": "keep.sh"}.get(name, name)).read_text())
+    device = machine.root / "dev/vda3"
+    device.write_bytes(bytes((4096 - 8) * 512) + state.ljust(4096, b"\0"))
+    return device
+
+
+def _state(device: Path) -> bytes:
+    return device.read_bytes()[-4096:].rstrip(b"\0")
+
+
+@pytest.mark.parametrize(
+    "state", [b"", b"erofs-edge blank\n", f"erofs-edge installing {HASH} 8\n".encode(),
+              f"erofs-edge installed {HASH} 2\n".encode(), f"erofs-edge installed {'34' * 32} 0\n".encode()]
+)  # fmt: skip
+def test_a_copy_that_is_not_whole_not_this_one_or_fails_to_start_is_not_used(machine: Machine, state: bytes) -> None:
+    device = _with_disk(machine, state)
+    machine.run()
+    assert any(call.startswith("nbdkit") for call in machine.calls)
+    assert any("verity 1 /dev/nbd0 /dev/nbd0" in call for call in machine.calls)
+    assert _state(device) == state
+    unit = (machine.root / "newroot/run/systemd/system/erofs-edge-keep.service").read_text()
+    assert unit.replace(str(machine.root), "").endswith("\nExecStart=/bin/sh /run/erofs-edge/keep install\n")
+    values = (machine.root / "newroot/run/erofs-edge/keep.values").read_text().replace(str(machine.root), "")
+    assert values == f"KEPT='/dev/vda3'\nMARK='4088'\nROOT_HASH='{HASH}'\n"
+    assert (machine.root / "newroot/run/systemd/system/multi-user.target.wants/erofs-edge-keep.service").exists()
+
+
+def test_a_whole_copy_starts_without_the_network_and_each_attempt_is_counted(machine: Machine) -> None:
+    device = _with_disk(machine, f"erofs-edge installed {HASH} 0\n".encode())
+    lines = machine.run()
+    assert "erofs-edge: the system is the one that is installed on /dev/vda3" in lines
+    assert lines[-1] == "erofs-edge: stage data"
+    assert not any(call.startswith(("nbdkit", "udhcpc")) for call in machine.calls)
+    assert any("verity 1 /dev/vda3 /dev/vda3" in call for call in machine.calls)
+    assert _state(device) == f"erofs-edge installed {HASH} 1\n".encode()
+    unit = (machine.root / "newroot/run/systemd/system/erofs-edge-keep.service").read_text()
+    assert unit.endswith("keep worked\n")
+
+
+@pytest.mark.parametrize("fault", ["", "verity", "cut"])
+def test_a_copy_is_made_and_proved_before_it_counts(tmp_path: Path, fault: str) -> None:
+    """The script in the running system, with files for devices and a dmsetup that says yes or no."""
+    source, target = tmp_path / "nbd0", tmp_path / "vda3"
+    content = random.Random(4).randbytes((3 << 20) + 8192)
+    source.write_bytes(content)
+    target.write_bytes(bytes(5 << 20))
+    mark = (5 << 20) // 512 - 8
+    stubs = {
+        "dmsetup": 'echo "dmsetup $*" >>"$ROOT/log"\n'
+        '[ "$1" != table ] || echo "0 8 verity 1 43:0 43:0 4096 4096 1 2 sha256 '
+        f'{HASH} aa 1 restart_on_corruption"\nrm -f "$ROOT/kept"; [ "$FAULT" = verity ] || : >"$ROOT/kept"',
+        "blockdev": f"echo {len(content)}",
+    }
+    for name, body in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "values").write_text(f"KEPT='{target}'\nMARK='{mark}'\nROOT_HASH='{HASH}'\n")
+    script = DISKLESS.with_name("keep.sh").read_text()
+    for old, new in (
+        ("/run/erofs-edge/keep.values", tmp_path / "values"), ("/dev/nbd0", source),
+        ("/dev/console", tmp_path / "said"), ("/dev/mapper/kept", tmp_path / "kept"), (" iflag=direct", ""),
+    ):  # fmt: skip
+        script = script.replace(old, str(new))
+    if fault == "cut":  # an earlier attempt has come to the second MiB: what is there is not copied again
+        with target.open("r+b") as file:
+            file.write(b"kept before")
+            file.seek(mark * 512)
+            file.write(f"erofs-edge installing {HASH} 1\n".encode())
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "keep", "install"], check=False, capture_output=True, text=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "ROOT": str(tmp_path), "FAULT": fault},
+    )  # fmt: skip
+    copied = target.read_bytes()[: len(content)]
+    if fault == "verity":
+        assert done.returncode == 1
+        assert _state(target) == b"erofs-edge blank\n"
+        assert "could not be installed" in (tmp_path / "said").read_text()
+        return
+    assert done.returncode == 0, done.stderr
+    assert copied == (b"kept before" + bytes((1 << 20) - 11) if fault else content[: 1 << 20]) + content[1 << 20 :]
+    assert _state(target) == f"erofs-edge installed {HASH} 0\n".encode()
+    table = f"0 8 verity 1 {target} {target} 4096 4096 1 2 sha256 {HASH} aa"
+    assert f"dmsetup create kept --readonly --table {table}\n" in (tmp_path / "log").read_text()
 
 
 def test_what_is_fetched_ahead_is_read_in_its_order(machine: Machine) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.diskless import Wish, diskless_smoke
+from erofs_edge.qemu.scratch import copy_sparse
 from erofs_edge.qemu.smoke import StageTime
 from erofs_edge.trace.files import image_root_hash
 from erofs_edge.trace.record import read_trace
@@ -96,3 +98,21 @@ def test_a_server_that_is_killed_during_the_start_and_comes_back(stock: Stock, e
     assert len(servers) == 3
     assert lines.count("initramfs") == 1
     assert record.report["status"] == "V"
+
+
+def test_a_diskless_board_becomes_an_installed_one(stock: Stock, repository: Path, tmp_path: Path) -> None:
+    """The first start installs while it runs; the second reads nothing over the network."""
+    out, board = stock("qemu-aarch64"), load_board(repository / BOARD)
+    signer = open_signer(board.value.sign.key)
+    disk = copy_sparse(out / "disk.img", tmp_path / "disk.img")
+    with disk.open("r+b") as file:  # a board that had something else there
+        start = json.loads((out / "release.json").read_text())["partitions"]["system_a"]["start"]
+        file.seek(start)
+        file.write(random.Random(1).randbytes(8 << 20))
+    installed = "the system is installed on /dev/vda"
+    first, _ = diskless_smoke(board, out, signer, wish=Wish(disk=disk, lines=(installed,)), timeout=TIMEOUT)
+    assert first.bytes_read > first.image_bytes
+    wish = Wish(disk=disk, lines=("the system is the one that is installed on /dev/vda",))
+    second, _ = diskless_smoke(board, out, signer, wish=wish, timeout=TIMEOUT)
+    assert second.bytes_read == second.requests == 0
+    assert second.report["roothash"] == first.root_hash
