@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from erofs_edge.errors import CapacityError, DeviceRefusedError
+from erofs_edge.errors import CapacityError, DeviceError, DeviceRefusedError
 from erofs_edge.flash.fastboot import Fastboot
 from erofs_edge.simulator.fastboot import FastbootDevice, serve_tcp, serve_udp
 from erofs_edge.transport.fastboot.link import open_device
@@ -148,3 +148,14 @@ def test_the_command(device: FastbootDevice, image: Path, tmp_path: Path, edge: 
     assert record["bytes_total"] == image.stat().st_size > record["bytes_sent"]
     assert (tmp_path / "back").read_bytes()[: image.stat().st_size] == image.read_bytes()
     assert device.log[-3:] == ["set_active:b", "erase:boot_a", "continue"]
+
+
+def test_a_device_that_left_is_given_up_soon(device: FastbootDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens any more where it was: unplugged, restarted, or killed."""
+    monkeypatch.setattr("erofs_edge.transport.fastboot.link.GONE", 0.2)
+    with serve_udp(device) as address:
+        opened = open_device(address)
+        assert Fastboot(opened).variable("product") == "simulated"
+    with opened, pytest.raises(DeviceError, match="the device is gone") as caught:
+        Fastboot(opened).variable("product")
+    assert caught.value.where == address

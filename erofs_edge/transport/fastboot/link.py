@@ -22,6 +22,7 @@ CONNECT = 10.0  # seconds
 WORK = 300.0  # seconds that a command may take between two messages
 REPEAT = 0.5  # seconds after which an unanswered packet is sent again
 SILENCE = 60.0  # seconds of repeats after which a device is given up
+GONE = 10.0  # seconds after which a device that was there counts as gone, where nobody listens at its port any more
 MESSAGE_MAX = 16 << 20  # bytes of one message from the device
 HANDSHAKE = b"FB01"
 SAMPLE = 64 << 10
@@ -128,6 +129,7 @@ class UdpLink:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         self._socket = socket.socket(family, kind, protocol)
         self._host = Host()
+        self._refused: float | None = None  # since when nobody listens
         try:
             self._socket.connect(address)
             deadline = time.monotonic() + CONNECT
@@ -172,7 +174,10 @@ class UdpLink:
     def _once(self, deadline: float) -> Answer | None:
         """Send the packet; hear until it is answered or has to be sent again."""
         sent, was_open = self._host.packet, self._host.is_open
-        self._socket.send(sent)
+        try:
+            self._socket.send(sent)
+        except ConnectionRefusedError:
+            self._nobody()
         again = time.monotonic() + REPEAT
         while (left := again - time.monotonic()) > 0:
             self._socket.settimeout(left)
@@ -181,14 +186,24 @@ class UdpLink:
             except TimeoutError:
                 break
             except ConnectionRefusedError:
+                self._nobody()
                 time.sleep(min(left, 0.1))  # nobody listens yet; an answer may still come
                 continue
+            self._refused = None
             answer = self._host.hear(packet)
             if answer is not None or self._host.packet is not sent or self._host.is_open is not was_open:
                 return answer
         if time.monotonic() > deadline:
             raise DeviceError("the device does not answer", where=self.name)
         return None
+
+
+    def _nobody(self) -> None:
+        """Raises DeviceError where a device that was there has not been for a while: unplugged, or out of fastboot."""
+        now = time.monotonic()
+        self._refused = now if self._refused is None else self._refused
+        if self._host.is_open and now - self._refused > GONE:
+            raise DeviceError("the device is gone", where=self.name)
 
 
 LINKS: dict[str, Callable[[str, int], Link]] = {"tcp": TcpLink, "udp": UdpLink}
