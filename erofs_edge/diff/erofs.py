@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 from erofs_edge.diff.blocks import Blocks
@@ -22,7 +23,10 @@ from erofs_edge.errors import ErofsFormatError
 PATHS_SHOWN = 20
 WINDOW = 4 << 20
 """bytes of a content that are decoded and compared at once"""
-_ADDRESS, _INLINE = Extent._fields.index("address"), Extent._fields.index("inline")
+_FORM = itemgetter(*(Extent._fields.index(name) for name in Extent._fields if name not in ("address", "inline")))
+"""what must be equal of two extents besides the bytes themselves, wherever these lie"""
+_SAID = attrgetter("mode", "uid", "gid", "mtime_ns", "rdev", "nlink")
+_DECODED = (Kind.FRAGMENT, Kind.ROTATED)  # only their decoded contents can be compared
 _FOLLOWS = {
     "checksum": "follows from the fields",
     "size": "follows from what the image holds",
@@ -139,6 +143,20 @@ class Comparison:
             kinds = [stat.filemode(inode.mode)[0] for inode in (before, after)]
             self._add(path, after, Change("inode", "", "type", kinds[0], kinds[1]))
             return
+        if _SAID(before) != _SAID(after) or (before.nlink > 1 and not before.is_dir):
+            self._fields(path, before, after)
+        if before.xattr_size or after.xattr_size:
+            self._xattrs(path, before, after)
+        if stat.S_ISLNK(before.mode):
+            targets = [
+                os.fsdecode(side.image.readlink(inode)) for side, inode in ((self.old, before), (self.new, after))
+            ]
+            if targets[0] != targets[1]:
+                self._add(path, None, Change("inode", "", "target", targets[0], targets[1]))
+        elif stat.S_ISREG(before.mode):
+            self._content(path, before, after)
+
+    def _fields(self, path: bytes, before: DiskInode, after: DiskInode) -> None:
         fields: list[tuple[str, object, object, str]] = [
             ("mode", f"{stat.S_IMODE(before.mode):04o}", f"{stat.S_IMODE(after.mode):04o}", ""),
             ("owner", f"{before.uid}:{before.gid}", f"{after.uid}:{after.gid}", ""),
@@ -153,16 +171,6 @@ class Comparison:
         for name, one, other, why in fields:
             if one != other:
                 self._add(path, None, Change("inode", "", name, str(one), str(other), why))
-        if before.xattr_size or after.xattr_size:
-            self._xattrs(path, before, after)
-        if stat.S_ISLNK(before.mode):
-            targets = [
-                os.fsdecode(side.image.readlink(inode)) for side, inode in ((self.old, before), (self.new, after))
-            ]
-            if targets[0] != targets[1]:
-                self._add(path, None, Change("inode", "", "target", targets[0], targets[1]))
-        elif stat.S_ISREG(before.mode):
-            self._content(path, before, after)
 
     def _xattrs(self, path: bytes, before: DiskInode, after: DiskInode) -> None:
         one, other = self.old.image.xattrs(before), self.new.image.xattrs(after)
@@ -193,7 +201,7 @@ class Comparison:
     def _same(self, path: bytes, before: DiskInode, after: DiskInode) -> bool:
         """Equal contents of equal size; what the bytes in the image say is taken where it decides."""
         one, other = self.old.extents(before), self.new.extents(after)
-        if len(one) == len(other) and all(self._same_stored(a, b) for a, b in zip(one, other, strict=True)):
+        if self._same_stored(one, other):
             if any(a.address != b.address for a, b in zip(one, other, strict=True)):
                 self.tally.moved.append(path)
                 self.tally.moved_blocks += self._differing(after)
@@ -205,18 +213,28 @@ class Comparison:
         self.tally.recoded_blocks += self._differing(after)
         return True
 
-    def _same_stored(self, one: Extent, other: Extent) -> bool:
-        """Whether the stored bytes of two extents prove the contents equal."""
-        if one[:_ADDRESS] != other[:_ADDRESS] or one[_ADDRESS + 1 : _INLINE] != other[_ADDRESS + 1 : _INLINE]:
+    def _same_stored(self, one: list[Extent], other: list[Extent]) -> bool:
+        """Whether the stored bytes of a file prove its two contents equal; neighbours are compared at once."""
+        if list(map(_FORM, one)) != list(map(_FORM, other)):
             return False
-        if one.kind is Kind.HOLE:
-            return True
-        if one.kind in (Kind.FRAGMENT, Kind.ROTATED):
-            return False  # decoding decides
-        size = one.size if one.kind is Kind.ENCODED else one.length
-        return self.old.image.backing.read(one.address, size, "file data") == self.new.image.backing.read(
-            other.address, size, "file data"
-        )
+        before = after = length = 0
+        for a, b in zip(one, other, strict=True):
+            if a.kind is Kind.HOLE:
+                continue
+            if a.kind in _DECODED:
+                return False
+            size = a.size if a.kind is Kind.ENCODED else a.length
+            if a.address == before + length and b.address == after + length and length + size <= WINDOW:
+                length += size
+                continue
+            if not self._same_bytes(before, after, length):
+                return False
+            before, after, length = a.address, b.address, size
+        return self._same_bytes(before, after, length)
+
+    def _same_bytes(self, before: int, after: int, length: int) -> bool:
+        one, other = self.old.image.backing, self.new.image.backing
+        return not length or one.read(before, length, "file data") == other.read(after, length, "file data")
 
     def _differing(self, inode: DiskInode) -> int:
         """Blocks of the new image that hold data of the inode and differ in place."""
