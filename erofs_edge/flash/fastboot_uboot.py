@@ -35,6 +35,10 @@ class UBootTarget(FastbootTarget):
         return super().abilities | Ability.READ | Ability.HASH
 
     @property
+    def hash_name(self) -> str:
+        return "sha256-232"
+
+    @property
     def finest(self) -> int:
         return FINEST
 
@@ -53,7 +57,7 @@ class UBootTarget(FastbootTarget):
         for step in READ_STEPS:
             pieces = list(chunks(wanted, step))
             found = zip(pieces, self.digests(pieces), strict=True)
-            wanted = [(at, at + size) for (at, size), digest in found if digest != zero_digest("sha256", size)]
+            wanted = [(at, at + size) for (at, size), digest in found if digest != zero_digest(self.hash_name, size)]
         for at, size in chunks(wanted, SECTOR):
             data[at - first : at - first + size] = self._device.run(self._uboot.read(self._place(at, size), size))
         return bytes(data[offset - first : offset - first + length])

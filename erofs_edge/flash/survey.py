@@ -24,6 +24,7 @@ CHUNK = 4 << 20  # bytes that are compared at once
 STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
 WINDOW = 32 << 20  # bytes that one exchange of digests is about
 NOWHERE = bytes(CHUNK)
+DIGEST_BYTES = {"sha256": 32, "sha256-232": 29}
 
 Progress = Callable[[int, int], None]
 Step = Callable[[str], AbstractContextManager[Progress]]
@@ -133,8 +134,11 @@ def chunks(ranges: Iterable[Range], size: int = 0) -> Iterator[tuple[int, int]]:
 
 
 def digest(name: str, data: bytes | memoryview) -> bytes:
-    """As `Target.digests` makes them: 'sha256', or 'crc32' in four bytes, big endian."""
-    return hashlib.sha256(data).digest() if name == "sha256" else zlib.crc32(data).to_bytes(4, "big")
+    """As `Target.digests` makes them: 'sha256', 'sha256-232' the first 29 bytes of it, or 'crc32' in four bytes, big
+    endian."""
+    if name == "crc32":
+        return zlib.crc32(data).to_bytes(4, "big")
+    return hashlib.sha256(data).digest()[: DIGEST_BYTES[name]]
 
 
 def differing(have: bytes, want: bytes, offset: int) -> Iterator[Range]:

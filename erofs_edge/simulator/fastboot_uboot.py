@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A simulated U-Boot in fastboot mode that obeys `oem run`: the shell, as far as flashing uses it.
 
-As in U-Boot 2025.01: a command of more than 64 bytes is cut, `run` gives only OKAY or FAIL, and `getvar` answers from
-the environment first.
+As in U-Boot 2025.01: a command of more than 64 bytes is cut, and an answer too, `oem run` gives only OKAY or FAIL,
+`getvar` answers from the environment first, and there is no disk before somebody has looked for its partitions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from erofs_edge.simulator.fastboot import FastbootDevice
 from erofs_edge.simulator.partitions import DiskPartitions
 
 BASE = 0x4800_0000
-COMMAND_MAX = 64
+COMMAND_MAX = RESPONSE_MAX = 64
 SECTOR = 512
 _LOOP = re.compile(r"for (\w+) in (.*?);do (.*?);done(?:;|$)(.*)", re.DOTALL)
 
@@ -33,9 +33,11 @@ class UBootFastboot(FastbootDevice):
     )
     ram: bytearray = field(default_factory=lambda: bytearray(8 << 20))
     reads: int = 0
+    probed: bool = False
 
     def hear(self, message: bytes) -> list[bytes]:
-        return super(UBootFastboot, self).hear(message if self._expected else message[:COMMAND_MAX])
+        answers = super(UBootFastboot, self).hear(message if self._expected else message[:COMMAND_MAX])
+        return [answer[: RESPONSE_MAX - 1] for answer in answers]
 
     def _known(self) -> dict[str, str]:
         named = {key.removeprefix("fastboot."): value for key, value in self.environment.items() if "." in key}
@@ -94,16 +96,17 @@ class UBootFastboot(FastbootDevice):
 
     def _mmc(self, verb: str, *words: str) -> bool:
         if verb == "dev":
-            return words == ("0",)
+            return self.probed and words == ("0",)
         address, first, count = (int(word, 16) for word in words)
         data = self._disk().disk.read(first * SECTOR, count * SECTOR)
-        if verb != "read" or len(data) != count * SECTOR:
+        if not self.probed or verb != "read" or len(data) != count * SECTOR:
             return False
         self.reads += count
         self.ram[address - BASE : address - BASE + len(data)] = data
         return True
 
-    def _part(self, verb: str, kind: str, number: str, name: str, variable: str) -> bool:
+    def _part(self, verb: str, kind: str, number: str, name: str = "", variable: str = "") -> bool:
+        self.probed = True
         start = self._disk()[name].start
         return verb == "start" and kind == "mmc" and number == "0" and self._setenv(variable, f"{start // SECTOR:x}")
 

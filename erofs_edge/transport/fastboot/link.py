@@ -197,7 +197,6 @@ class UdpLink:
             raise DeviceError("the device does not answer", where=self.name)
         return None
 
-
     def _nobody(self) -> None:
         """Raises DeviceError where a device that was there has not been for a while: unplugged, or out of fastboot."""
         now = time.monotonic()

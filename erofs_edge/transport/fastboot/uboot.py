@@ -7,8 +7,9 @@ answers (U-Boot 2025.01, drivers/fastboot/fb_command.c `run_ucmd`, fb_getvar.c `
 them: `edge-buffer`, the address of memory that may be overwritten, hexadecimal, and `edge-disk`, the number of the MMC
 device that it flashes.
 
-A command has 64 bytes at most (include/fastboot.h FASTBOOT_COMMAND_LEN), so that what is done often is kept in
-variables first. Nothing of it stays: the environment is never saved.
+A command and an answer have 64 bytes at most (include/fastboot.h FASTBOOT_COMMAND_LEN, FASTBOOT_RESPONSE_LEN), so that
+what is done often is kept in variables first, and of a SHA-256 the first 232 bits arrive, which are as good as all of
+them. Nothing of it stays: the environment is never saved.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ SECTOR = 512
 COMMAND_MAX = 64  # bytes
 PIECE_MAX = 8 << 20  # bytes that are read into memory at once
 WORD = 8  # bytes that one `setexpr.q` takes from memory
-WORDS = 13
-"""of one answer, which has 252 bytes: a blank and at most 16 digits for each"""
-SHA256 = 32
+WORDS = 3
+"""of one answer, which has 59 bytes: a blank and at most 16 digits for each"""
+DIGEST = 29
+"""bytes of a SHA-256 that an answer has room for"""
 
 _STORED = {
     "er": "mmc read $eb $ea $en",
@@ -56,7 +58,8 @@ class UBoot:
         return _number((yield from _get("ev"))) * SECTOR
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> Talk[list[bytes]]:
-        """SHA-256 of each (offset, length) of the disk; multiples of SECTOR, PIECE_MAX at most."""
+        """The first DIGEST bytes of the SHA-256 of each (offset, length) of the disk; multiples of SECTOR, PIECE_MAX at
+        most."""
         yield from self._prepare()
         found = []
         for offset, length in ranges:
@@ -86,7 +89,8 @@ class UBoot:
     def _prepare(self) -> Talk[None]:
         if self._told:
             return
-        yield from _run(f"mmc dev {self._disk};setenv eb {self._buffer:x}")
+        # a device on a bus that was found late is not there for `mmc` before somebody looks for its partitions
+        yield from _run(f"part list mmc {self._disk};mmc dev {self._disk};setenv eb {self._buffer:x}")
         for name, value in _STORED.items():
             yield from _run(f"setenv {name} '{value}'")
         self._told = True
@@ -126,7 +130,7 @@ def _number(text: str) -> int:
 def _digest(text: str) -> bytes:
     """What makes no sense proves nothing: it equals no digest."""
     try:
-        raw = bytes.fromhex(text)
+        raw = bytes.fromhex(text[: 2 * DIGEST])
     except ValueError:
         return b""
-    return raw if len(raw) == SHA256 else b""
+    return raw if len(raw) == DIGEST else b""
