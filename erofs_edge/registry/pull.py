@@ -16,13 +16,13 @@ from pathlib import Path
 
 import msgspec
 
-from erofs_edge.errors import CapacityError, ErofsEdgeError, FormatError, SourceError, VerificationError
+from erofs_edge.errors import CapacityError, ErofsEdgeError, FormatError, SourceError, UsageError, VerificationError
 from erofs_edge.registry import artifact
 from erofs_edge.registry.artifact import Artifact, Stored
 from erofs_edge.registry.remote import Remote
 from erofs_edge.registry.signature import ENVELOPE, SIGNED, STATEMENT_MAX
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.oci.documents import MAX_DOCUMENT, Index, check_bytes, choose, parse_document
+from erofs_edge.sources.oci.documents import MAX_DOCUMENT, PLATFORMS, Index, check_bytes, choose, parse_document
 from erofs_edge.sources.oci.registry import PEER
 from erofs_edge.sources.transfer import Item, Progress, transfer
 from erofs_edge.trust.dsse import unseal
@@ -58,8 +58,11 @@ def find(remote: Remote, arch: str, key: VerificationKey | None = None) -> Found
     """What the reference means, for a Debian architecture where there are several.
 
     With a key, one of the signatures that belong to it must be the key's: VerificationError otherwise. Raises
-    SourceError where it is not there or is no artifact of files, MirrorError where the registry fails.
+    SourceError where it is not there or is no artifact of files, MirrorError where the registry fails, UsageError for
+    an architecture that nobody knows.
     """
+    if arch not in PLATFORMS:
+        raise UsageError(f"no architecture {arch!r}", hint=f"one of {', '.join(PLATFORMS)}")
     reference = remote.reference
     where = str(reference)
     data = remote.manifest(f"sha256:{reference.digest}" if reference.digest else reference.tag)

@@ -24,7 +24,7 @@ from erofs_edge.registry import artifact
 from erofs_edge.registry.gather import gather
 from erofs_edge.registry.pull import fetch, find
 from erofs_edge.registry.push import Pushed, push
-from erofs_edge.registry.remote import Remote, open_remote
+from erofs_edge.registry.remote import INDEX, Remote, open_remote
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.oci.reference import parse_reference
 from erofs_edge.trust.files import file_key, make_key
@@ -99,6 +99,30 @@ def test_an_image_is_a_container_image_of_one_layer(
     assert (tmp_path / "out/1.img").read_bytes() == (images / "1.img").read_bytes()
     assert done("pull", f"localhost:{registry}/app/one@{first['digest']}", "-o", tmp_path / "b")["fetched_bytes"] == 0
     subprocess.run([oracle("fsck.erofs-1.9"), tmp_path / "b/1.img"], check=True, capture_output=True)
+
+
+def test_an_index_gives_the_architecture(registry: int, images: Path, tmp_path: Path, cache: Cache) -> None:
+    entries = []
+    for arch, name in (("arm64", "1.img"), ("amd64", "big.img")):
+        if name == "big.img":
+            (images / name).write_bytes((images / "1.img").read_bytes() + bytes(4096))
+        value, cuts = gather(images / name, arch=arch)
+        sha256 = push(value, cuts, remote(registry, f"app/multi:{arch}")).sha256
+        platform = {"os": "linux", "architecture": arch, "os.features": ["erofs"]}
+        size = len(artifact.encode(value))
+        entries.append(
+            {"mediaType": artifact.MANIFEST, "digest": f"sha256:{sha256}", "size": size, "platform": platform}
+        )
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
+    remote(registry, "app/multi").put_manifest("all", json.dumps(index).encode(), INDEX)
+    for arch, name in (("arm64", "1.img"), ("amd64", "big.img")):
+        done("pull", f"localhost:{registry}/app/multi:all", "--arch", arch, "-o", tmp_path / arch)
+        assert [path.name for path in (tmp_path / arch).iterdir()] == [name]
+    result = edge_run("pull", f"localhost:{registry}/app/multi:all", "--arch", "riscv64", "-o", tmp_path / "no")
+    assert "no image for linux/riscv64; there is linux/amd64, linux/arm64" in result.output
+    result = edge_run("pull", f"localhost:{registry}/app/multi:all", "--arch", "z80", "-o", tmp_path / "no")
+    assert result.exit_code == 2
+    assert "no architecture 'z80'" in result.output
 
 
 def test_a_second_version_sends_what_is_new(registry: int, images: Path, tmp_path: Path, cache: Cache) -> None:
