@@ -28,6 +28,8 @@ from erofs_edge.verity.superblock import Superblock
 from erofs_edge.verity.tree import write_levels
 
 BLOCK = 4096
+PAYLOAD_BLOCK = 64 << 10
+"""bytes: kernels mount no squashfs with blocks smaller than their memory pages, and pages have up to 64 KiB"""
 MANIFEST = "manifest.raucm"
 INDEX = ".block-hash-index"
 _COPY = 4 << 20  # bytes, whole blocks
@@ -64,7 +66,7 @@ def write_bundle(
     compatible: str | None = None,
     version: str | None = None,
     description: str = "",
-    block_size: int = BLOCK,
+    block_size: int = PAYLOAD_BLOCK,
 ) -> Bundle:
     """Write the bundle of the build in the folder `out`; the same build, key and words give the same bytes.
 
