@@ -23,6 +23,7 @@ from erofs_edge.build.record import outputs, read_release, write_json
 from erofs_edge.cli.rebuild import rebuild as rebuild_command
 from erofs_edge.errors import ErofsEdgeError, FormatError, ReproducibilityError, SourceError, VerificationError
 from erofs_edge.release.archive import ARCHIVE, input_files, unpack_archive, write_archive
+from erofs_edge.release.gate import PROMISES, Wanted, check_release
 from erofs_edge.release.make import make_release, refuse_dirty
 from erofs_edge.release.papers import CHECKSUMS, PROVENANCE, write_papers
 from erofs_edge.release.rebuild import Rebuilt, add_packages, attestation, compare, rebuild
@@ -281,3 +282,13 @@ def test_the_command_says_what_differs(released: Released, tmp_path: Path, monke
     with pytest.raises(ErofsEdgeError, match="nothing to attest"):
         attestation(result, record)
     assert outputs(released.folder, ["sign.crt"])["sign.crt"] == record["files"]["sign.crt"]
+
+
+@pytest.mark.long
+@pytest.mark.qemu
+@pytest.mark.timeout(3500)
+def test_the_gate_in_real_machines(stock_release: Released, tmp_path: Path) -> None:
+    """All promises of a release of the stock board; its update is from itself."""
+    shutil.copytree(stock_release.folder, tmp_path / "old", ignore=shutil.ignore_patterns("disk.img"))
+    rows = check_release(stock_release.folder, stock_release.signer, Wanted((tmp_path / "old",), 0))
+    assert {row.name: row.kept for row in rows} == dict.fromkeys(PROMISES, True), rows
