@@ -10,11 +10,9 @@ from typing import Any
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.erofs.options import ErofsInfo
-from erofs_edge.erofs.read import Image
-from erofs_edge.errors import ErofsEdgeError, ManifestError
+from erofs_edge.errors import ManifestError
 from erofs_edge.sources.base import image_of
 from erofs_edge.sources.cache import file_digest
-from erofs_edge.verity.check import read_superblock
 
 
 def check_baseline(inputs: Inputs) -> None:
@@ -32,25 +30,6 @@ def check_baseline(inputs: Inputs) -> None:
             where=loaded.position("erofs.baseline"),
             hint="name what that board runs now, or build without a baseline",
         )
-
-
-def inherited_salt(inputs: Inputs) -> bytes | None:
-    """The salt of the baseline's hash tree, None where there is no baseline or no tree behind it.
-
-    With it blocks that stayed keep their digests, and hash blocks over nothing else stay as well: with a salt of its
-    own the whole tree of an update would differ. What a salt is for stays so: digests of one line of images are of no
-    use against another line. Within one they never change what a digest stands for.
-    """
-    baseline = inputs.system.loaded.value.erofs.baseline
-    if baseline is None:
-        return None
-    path = image_of(Path(baseline))
-    try:
-        with Image(path, verify_checksum=False) as image:
-            end = image.superblock.size
-        return read_superblock(path, end).salt
-    except (ErofsEdgeError, OSError):
-        return None  # an image alone
 
 
 def layout_record(inputs: Inputs, made: ErofsInfo) -> dict[str, Any]:

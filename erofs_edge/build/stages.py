@@ -12,9 +12,9 @@ from pathlib import Path
 
 from erofs_edge.boot.assemble import BootOutputs, build_boot, build_start, system_modules, vmlinuz, wanted_firmware
 from erofs_edge.boot.uefi import UefiOutputs, UefiParts, build_uefi
-from erofs_edge.build.baseline import inherited_salt
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.loader import compiled_loader, signed_image
+from erofs_edge.build.salt import inherited_salt
 from erofs_edge.build.scripted import machine_debs, run_scripts
 from erofs_edge.build.signing import CERTIFICATE, ROOT_HASH_SIGNATURE
 from erofs_edge.disk import rollback, slots

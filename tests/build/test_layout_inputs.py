@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from test_kernel_gate import with_manifest
 
-from erofs_edge.build.baseline import inherited_salt
 from erofs_edge.build.inputs import digest, gather
 from erofs_edge.build.pipeline import BuildOptions, build_board
+from erofs_edge.build.salt import inherited_salt
 from erofs_edge.build.stages import erofs_options
 from erofs_edge.erofs.profile import read_profile
 from erofs_edge.errors import ManifestError, SourceError, UsageError
