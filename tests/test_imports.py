@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verify": BASE | {"build", "boot", "disk", "trust", "verity", "erofs"},
     "qemu": BASE
     | {"provision", "sources", "build", "boot", "disk", "trust", "verity", "erofs", "manifest", "toolbox"}
-    | {"diskless", "serve", "trace"},
+    | {"diskless", "serve", "trace", "u_boot"},
     "doctor": BASE | {"sources", "trust", "codec", "toolbox", "qemu"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

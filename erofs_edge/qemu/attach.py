@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A board in QEMU that is about to be flashed: started with a blank or used disk, reachable at an address, ended after.
 
-serial  Debian's U-Boot at its prompt, the console on a Unix socket
-nbd     the provisioning system, its two exports forwarded to two ports of this machine
+serial    Debian's U-Boot at its prompt, the console on a Unix socket
+nbd       the provisioning system, its two exports forwarded to two ports of this machine
+fastboot  a U-Boot that is compiled for it, over UDP, the disk as an SD card
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from erofs_edge.manifest.model import Board, size_bytes
 from erofs_edge.provision.initramfs import build_provisioning
 from erofs_edge.qemu.built import load_built
 from erofs_edge.qemu.console import clean
-from erofs_edge.qemu.machine import find_qemu, machine_arguments, qemu_of
+from erofs_edge.qemu.flashing import LISTENS, MACHINE, card_arguments, flashing_tree, network_arguments
+from erofs_edge.qemu.machine import dump_tree, find_qemu, machine_arguments, qemu_of
 from erofs_edge.sources.cache import Cache
 from erofs_edge.toolbox.emulator import Emulator, start
+from erofs_edge.u_boot.compile import FLASHING, compiled
 
-TRANSPORTS = ("serial", "nbd")
+TRANSPORTS = ("serial", "nbd", "fastboot")
 READY, FAILED = b"erofs-edge: provisioning ready", b"erofs-edge: provisioning failed"
 PORT = 10809
 """of the disk inside the machine, the control export is behind it: provision/init.sh"""
@@ -55,7 +58,7 @@ def attached(
     _make_disk(disk, size_bytes(board.value.disk.size))
     with tempfile.TemporaryDirectory(prefix="erofs-edge-") as name:
         folder = Path(name)
-        begin = _serial if transport == "serial" else _nbd
+        begin = {"serial": _serial, "nbd": _nbd, "fastboot": _fastboot}[transport]
         with begin(board, out, emulator, disk, folder) as address:
             say(f"QEMU {emulator.version_text} has {disk}; the board is at {address}")
             yield address
@@ -110,6 +113,27 @@ def _nbd(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, folde
         yield f"provision://127.0.0.1:{port}"
 
 
+@contextmanager
+def _fastboot(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, folder: Path) -> Iterator[str]:
+    """Compiled when it is first needed, for about two minutes."""
+    qemu_of(board.value)
+    card = card_arguments(disk, disk.stat().st_size)
+    bios, tree, log, port = folder / "u-boot.bin", folder / "control.dtb", folder / "console.txt", _udp_port()
+    bios.write_bytes(compiled(FLASHING, Cache()).image)
+    tree.write_bytes(flashing_tree(dump_tree(emulator, MACHINE, bios), board.value.board))
+    command = [
+        str(emulator.program), *machine_arguments(MACHINE, bios), "-dtb", str(tree), *card, *network_arguments(port),
+        "-serial", f"file:{_escaped(log)}", "-monitor", "none", "-no-reboot",
+    ]  # fmt: skip
+
+    def said() -> bytes:
+        return log.read_bytes() if log.exists() else b""
+
+    with _running(command, folder) as machine:
+        _wait(machine, lambda: LISTENS in said(), lambda: clean(said()[-400:]))
+        yield f"fastboot+udp://127.0.0.1:{port}"
+
+
 def _drive(disk: Path) -> list[str]:
     return ["-drive", f"if=none,id=disk0,format=raw,file={_escaped(disk)}", "-device", "virtio-blk-pci,drive=disk0"]
 
@@ -156,6 +180,14 @@ def _two_ports() -> int:
                 continue
             return port
     raise ToolError("no two ports of this machine are free")
+
+
+def _udp_port() -> int:
+    """A port of this machine that is free."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 def _make_disk(disk: Path, size: int) -> None:

@@ -32,6 +32,10 @@ EPOCH = 1_700_000_000
 KINDS = ("qemu_arm64", "rpi_arm64")
 """U-Boot's own names of the boards: configs/NAME_defconfig"""
 COMMON = "locked.config"
+FLASHING = "qemu_arm64-flashing"
+"""a U-Boot that has its disk written over the network: it is loaded into memory, and never a part of a build"""
+_RECIPES = {kind: (kind, (COMMON, f"{kind}.config")) for kind in KINDS}
+_RECIPES[FLASHING] = ("qemu_arm64", ("flashing.config", "qemu_arm64.config"))
 _RECORD = "u-boot-1"
 _SAID = 3000
 
@@ -46,9 +50,9 @@ class Compiled(msgspec.Struct, array_like=True):
 
 def fragments(kind: str) -> tuple[Path, ...]:
     """Configuration laid over U-Boot's own for that kind of board. Raises ManifestError for an unknown one."""
-    if kind not in KINDS:
+    if kind not in _RECIPES:
         raise ManifestError(f"U-Boot cannot be built for '{kind}'", hint=f"there are: {', '.join(KINDS)}")
-    return HERE / COMMON, HERE / f"{kind}.config"
+    return tuple(HERE / name for name in _RECIPES[kind][1])
 
 
 def patches(kind: str) -> list[Path]:
@@ -84,7 +88,7 @@ def compiled(kind: str, cache: Cache, *, lock: Lock | None = None, fresh: bool =
             # no lock of the user's says which they are, so that locking again would not help
             error.hint = f"U-Boot is compiled from pinned packages: name an archive that keeps them in {VARIABLE}"
             raise
-        objects = build(source, root, f"{kind}_defconfig", fragments(kind))
+        objects = build(source, root, f"{_RECIPES[kind][0]}_defconfig", fragments(kind))
         config = (objects / ".config").read_text()
         made = Compiled((objects / "u-boot-nodtb.bin").read_bytes(), config, key)
     if not fresh:

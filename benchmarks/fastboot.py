@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our fastboot client against Google's, to a real U-Boot in QEMU over UDP: the same file, in turn, to the same device.
+
+usage: python benchmarks/fastboot.py [--size MiB] [--runs N] [--scratch DIR]
+
+`download` puts the file into the device's memory; `flash` writes it to a partition of the emulated SD card too, whose
+content is compared with the file each time. Prints a markdown table: medians in MiB/s and the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from erofs_edge.disk import gpt
+from erofs_edge.flash.fastboot import Fastboot
+from erofs_edge.manifest.load import load_board
+from erofs_edge.qemu.attach import attached
+from erofs_edge.toolbox.prefix import find
+from erofs_edge.transport.fastboot import client
+from erofs_edge.transport.fastboot.link import open_device
+
+MIB = 1 << 20
+BOARD = Path(__file__).parent.parent / "boards/qemu-aarch64.yaml"
+START = 2 * MIB  # of the partition on the card
+
+
+def table(size: int, room: int) -> bytes:
+    """A disk of `size` bytes with one partition of `room` bytes at START: its first sectors."""
+    part = gpt.Partition("bench", gpt.TYPE_LINUX, gpt.guid_from(b"b", "bench"), START // 512, (START + room) // 512 - 1)
+    return gpt.encode(gpt.Table(gpt.guid_from(b"b", ""), size // 512, (part,)))[0][: 34 * 512]
+
+
+def timed(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def ours(address: str, image: Path, verb: str) -> None:
+    with open_device(address) as device:
+        fastboot = Fastboot(device)
+        if verb == "flash":
+            fastboot.flash("bench", image)
+        else:
+            fastboot.stage(image)
+
+
+def google(address: str, image: Path, verb: str) -> None:
+    words = ["flash", "bench", str(image)] if verb == "flash" else ["stage", str(image)]
+    subprocess.run([str(find("fastboot", host=False)), "-s", address, *words], check=True, capture_output=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--scratch", type=Path)
+    options, _ = parser.parse_known_args()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        image, disk = Path(name) / "image", Path(name) / "card.img"
+        content = random.Random(1).randbytes(options.size * MIB)
+        image.write_bytes(content)
+        with attached(load_board(BOARD), Path(name), "fastboot", disk) as found:
+            address = "udp:" + found.partition("://")[2]
+            raw = table(disk.stat().st_size, options.size * MIB)
+            with open_device(address) as device:
+                device.run(client.download(len(raw), [raw]))
+                device.run(client.command("flash:gpt"))
+            print(f"| {options.size} MiB, {options.runs} runs | ours | Google's | ours/Google's |\n|---|---|---|---|")
+            for verb in ("download", "flash"):
+                rates: dict[str, list[float]] = {"ours": [], "google": []}
+                for _ in range(options.runs):
+                    for who, action in (("ours", ours), ("google", google)):
+                        if verb == "flash":
+                            with disk.open("r+b") as file:
+                                os.pwrite(file.fileno(), bytes(4096), START)
+                        seconds = timed(lambda: action(address, image, verb))  # noqa: B023
+                        rates[who].append(options.size / seconds)
+                        if verb == "flash":
+                            with disk.open("rb") as file:
+                                file.seek(START)
+                                assert file.read(len(content)) == content, who
+                mine, theirs = median(rates["ours"]), median(rates["google"])
+                print(f"| {verb} | {mine:.1f} MiB/s | {theirs:.1f} MiB/s | {mine / theirs:.2f}x |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flash --to qemu:fastboot` with real U-Boot: empty to bootable, with the machine killed once in between, and then to
+another system. What it does to the disk is tried on the simulator in test_fastboot_uboot.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.errors import UsageError
+from erofs_edge.qemu.flashing import card_arguments, flashing_tree, script
+from erofs_edge.transport.fastboot.uboot import consents
+from erofs_edge.u_boot.compile import FLASHING, fragments
+
+BOARD = "boards/qemu-aarch64.yaml"
+
+
+def test_the_loader_for_it() -> None:
+    """It obeys whoever reaches it: no build may hold it, and it starts nothing."""
+    text = "\n".join(path.read_text() for path in fragments(FLASHING))
+    assert "CONFIG_FASTBOOT_OEM_RUN=y" in text and "CONFIG_ENV_IS_NOWHERE=y" in text
+    said = script("lab")
+    assert "setenv board lab" in said and said.endswith("fastboot udp")
+    assert all(f"fastboot.{name}" in said for name in ("edge-buffer", "edge-disk")), "its consent"
+    assert consents.__doc__
+
+
+def test_cards_have_sizes_of_their_own(tmp_path: Path) -> None:
+    assert "if=none,id=disk0,format=raw,file=/a,,b" in card_arguments(Path("/a,b"), 1 << 31)
+    with pytest.raises(UsageError, match="only powers of two") as caught:
+        card_arguments(tmp_path / "disk", 3 << 30)
+    assert "qemu:nbd" in (caught.value.hint or "")
+
+
+def test_its_device_tree_has_the_script() -> None:
+    from erofs_edge.boot.fdt import parse
+    from erofs_edge.boot.virt import virt_tree
+
+    tree = parse(flashing_tree(virt_tree(cpu="cortex-a72", memory=1 << 30, cpus=1), "lab"))
+    config = tree.root.at("/config")
+    assert config is not None and config.props["bootcmd"] == script("lab").encode() + b"\0"
+
+
+def command(edge: str, out: Path, disk: Path, *more: str) -> list[str]:
+    return [edge, "flash", BOARD, "-o", str(out), "--to", "qemu:fastboot", "--disk", str(disk), "--json", *more]
+
+
+def run(words: list[str], repository: Path) -> dict[str, object]:
+    done = subprocess.run(words, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record: dict[str, object] = json.loads(done.stdout)
+    return record
+
+
+def smoke(edge: str, out: Path, disk: Path, repository: Path) -> dict[str, object]:
+    words = [edge, "boot", BOARD, "-o", str(out), "--disk", str(disk), "--smoke", "--json", "--timeout", "600"]
+    return run(words, repository)
+
+
+def kill_qemu_of(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for the machine that this command started."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if "qemu" in Path(f"/proc/{child}/cmdline").read_bytes().decode():
+            os.kill(int(child), signal.SIGKILL)
+
+
+@pytest.mark.long
+@pytest.mark.qemu
+@pytest.mark.timeout(3600)
+@pytest.mark.xdist_group("qemu")
+def test_empty_to_bootable_and_on_to_the_next_system(
+    edge: str, tmp_path: Path, repository: Path, stock: Callable[[str], Path]
+) -> None:
+    first, disk, second = stock("qemu-aarch64"), tmp_path / "disk.img", tmp_path / "second"
+    with subprocess.Popen(
+        command(edge, first, disk), cwd=repository, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "Writing 'boot_a'" in line:
+                with suppress(ProcessLookupError):
+                    kill_qemu_of(process)
+                break
+        process.stderr.read()
+        assert process.wait() in (6, 8)
+    record = run(command(edge, first, disk), repository)
+    assert int(str(record["bytes_written"])) > 0 and int(str(record["bytes_on_wire"])) > 0
+    slot = str(record["slot"])
+    assert smoke(edge, first, disk, repository)["slot"] == slot
+    build = [edge, "build", BOARD, "--system", "manifests/edge-minimal.yaml", "-o", str(second), "--relock-if-gone"]
+    subprocess.run(build, cwd=repository, capture_output=True, check=True)
+    record = run(command(edge, second, disk), repository)
+    assert record["slot"] != slot
+    assert smoke(edge, second, disk, repository)["slot"] == record["slot"]
+    # the boot has changed the slot state and the data, and nothing else
+    again = run(command(edge, second, disk), repository)
+    assert again["bytes_written"] == 0
