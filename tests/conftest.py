@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from first_boot import FirstBoot, boot, replay
 from hypothesis import settings
 
 from erofs_edge.errors import ToolError
@@ -74,3 +75,19 @@ def stock(tmp_path_factory: pytest.TempPathFactory, repository: Path, edge: str)
         return out
 
     return built
+
+
+@pytest.fixture(scope="session")
+def first_boot(
+    tmp_path_factory: pytest.TempPathFactory, stock: Callable[[str], Path], repository: Path, edge: str
+) -> FirstBoot:
+    """The stock board's first start in real QEMU, once for all tests of the group "qemu"."""
+    return boot(edge, repository, stock("qemu-aarch64"), tmp_path_factory.mktemp("first-boot") / "console.log")
+
+
+@pytest.fixture
+def replayed(first_boot: FirstBoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever machine is started says what the first one said."""
+    program = tmp_path / "qemu-system-aarch64"
+    replay(first_boot, program)
+    monkeypatch.setenv("EROFS_EDGE_QEMU", str(program))

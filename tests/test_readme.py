@@ -42,9 +42,10 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, checkout: Path, edge: str) -> None:
+def test_command(command: str, checkout: Path, edge: str, request: pytest.FixtureRequest) -> None:
     words = shlex.split(command.replace("/dev/sdX", "card.img"))[1:]
-    if words[0] == "boot":
+    if words[0] == "boot":  # tests/qemu/test_road.py starts the same machine in earnest
+        request.getfixturevalue("replayed")
         words.append("--smoke")
     if words[:2] == ["verity", "format"]:
         image = checkout / "IMG"
@@ -70,8 +71,10 @@ def _serve(command: list[str], folder: Path) -> None:
     assert "touched" in out
 
 
-def test_make_demo(checkout: Path, edge: str) -> None:
+@pytest.mark.usefixtures("replayed")
+def test_make_demo(checkout: Path, edge: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make demo` is tools/bootstrap, which made the environment that runs this, and tools/demo."""
+    monkeypatch.setenv("DEMO", "quick")
     environment = str(Path(edge).parent.parent)
     done = subprocess.run(
         ["tools/demo", environment], cwd=checkout, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
