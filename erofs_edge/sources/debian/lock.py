@@ -199,9 +199,9 @@ def lock_all(
     if isinstance(loaded.value, Board):
         contents = [partition.content for partition in loaded.value.disk.partitions.values()]
         paths = dict.fromkeys(content for content in contents if content and content not in CONTENT_WORDS)
-        todo += [one for path in paths if _may_lock(one := load_system(path), loaded, folder)]
+        todo += [below for path in paths if _may_lock(below := load_system(path), loaded, folder)]
     named = [path for one in todo if isinstance(one.value, System) for path in one.value.layers]
-    todo += [one for path in dict.fromkeys(named) if _may_lock(one := load_system(path), loaded, folder)]
+    todo += [below for path in dict.fromkeys(named) if _may_lock(below := load_system(path), loaded, folder)]
     done = []
     with ExitStack() as stack:
         indexes: dict[tuple[str, str], Apt] = {}
