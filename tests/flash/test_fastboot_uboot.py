@@ -70,6 +70,7 @@ def test_blank_then_an_update_then_nothing(v1: Path, v2: Path) -> None:
     fake = device(disk)
     run(fake, v1)
     assert bytes(disk.memory) == v1.read_bytes()
+    assert not [entry for entry in fake.log if entry == "flash:data"], "zeros that are there are not written"
     fake.log.clear()
     assert run(fake, v2) > 0
     assert {e for e in fake.log if e.startswith("flash:")} == {"flash:misc", "flash:boot_b", "flash:system_b"}
@@ -115,6 +116,14 @@ def test_a_medium_that_keeps_nothing_is_found_out(v1: Path) -> None:
     prepared = prepare(v1, liar, Wish(whole=True), quiet)
     with pytest.raises(VerificationError, match="'boot_a' reads back differently"):
         flash(prepared.plan, liar, quiet)
+
+
+def test_what_a_hole_must_not_hold_is_made_zeros(v1: Path) -> None:
+    disk = SimulatedDisk(bytearray(b"\xa5" * v1.stat().st_size))
+    fake = device(disk)
+    run(fake, v1)
+    for start, end in target(fake, v1).partitions().values():
+        assert bytes(disk.memory[start:end]) == v1.read_bytes()[start:end]
 
 
 def test_without_its_consent_it_is_like_any_other(v1: Path) -> None:
