@@ -94,15 +94,19 @@ def peer(command: list[str], path: Path) -> Iterator[None]:
     """Another server, once its socket is there."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        for _ in range(400):
-            if path.exists() or process.poll() is not None:
-                break
+        while process.poll() is None and not _answers(path):
             time.sleep(0.025)
         assert process.poll() is None, process.stderr and process.stderr.read()
         yield
     finally:
         process.terminate()
         process.communicate(timeout=20)
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens there: the socket's file may be there before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _nbdkit(oracle: Oracle, image: Path, path: Path) -> list[str]:
