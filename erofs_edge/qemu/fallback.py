@@ -53,11 +53,13 @@ class FallbackWatch:
     expected  the slot that must come up in the end
     failing   the slot that is tried before
     wanted    the kind of trouble (a key of stages.TROUBLE) that the failing slot must show; None for any
+    good      the slot that comes up must be marked good, too
     """
 
     expected: Expected
     failing: str
     wanted: str | None = None
+    good: bool = False
     starts: int = 0
     troubles: list[Match] = field(default_factory=list)
     final: Watch | None = None
@@ -106,7 +108,7 @@ class FallbackWatch:
         if self.evidence is None:
             return Verdict(False, "slot", f"slot {self.failing} was given up, but nothing says why")
         if self.final is None:
-            self.final = Watch(self.expected, titles=self.titles)
+            self.final = Watch(self.expected, lines={GOOD} if self.good else set(), titles=self.titles)
         return self.final.see(event)
 
 
@@ -125,7 +127,7 @@ def fall_back(
 
     disk      another image than out/disk.img
     scenario  one of FAULTS: a copy of the disk has slot b on trial, and this is wrong with it
-    keep      the disk keeps what the machine writes
+    keep      the disk keeps what the machine writes, and the slot that comes up must be marked good, too
     timeout   seconds for all starts together
     seen      called with each stage of each start
     log       a file for the whole console
@@ -146,7 +148,7 @@ def fall_back(
         drive = Drive(disk, snapshot=not keep)
         command = machine_command(board, built, emulator, folder, drive, reboot=True, extra=extra)
         expected = Expected(built.root_hash, other, data_filesystem(board))
-        watch = FallbackWatch(expected, failing, fault.evidence if fault else None)
+        watch = FallbackWatch(expected, failing, fault.evidence if fault else None, good=keep)
         console, last = Console((GOOD,)), 0.0
 
         def note(event: Event) -> None:

@@ -117,7 +117,7 @@ def board(tmp_path: Path) -> Board:
         (tmp_path / folder).mkdir(parents=True)
     real = subprocess.run(["sh", "-c", "command -v dd"], capture_output=True, text=True, check=True).stdout.strip()
     programs = {
-        "dmsetup": f"#!{sys.executable} -S{DMSETUP.format(path=sys.path, blocks=BLOCKS)}",
+        "dmsetup": f"#!{sys.executable} -S{DMSETUP.format(path=[str(SCRIPT.parents[2]), *sys.path], blocks=BLOCKS)}",
         "dd": f"#!/bin/sh{DD.format(dd=real)}",
     }
     for name, program in programs.items():
@@ -126,6 +126,7 @@ def board(tmp_path: Path) -> Board:
     text = SCRIPT.read_text().replace("/bin/dmsetup", "dmsetup").replace("WINDOW=1048576", "WINDOW=32768")
     for place in ("/dev/mapper/", "/piece", "/own"):
         text = text.replace(place, f"{tmp_path}{place}")
+    text = text.replace("dd if=", f"{tmp_path}/bin/dd if=")  # busybox's shell would take its own
     text = text.replace('of="/$4"', f'of="{tmp_path}/$4"')
     (tmp_path / "repair").write_text(text.replace('"/dev/${partition', f'"{tmp_path}/dev/${{partition'))
     return Board(tmp_path, info, whole, bytearray(whole), bytearray(whole))
