@@ -19,7 +19,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--device", "devices", multiple=True, type=FILE, help="A data device of IMAGE, in the image's order.")
 @click.option("--arch", default="arm64", show_default=True, help="What a container image is for, in Debian's words.")
 @click.option(
-    "--piece", metavar="SIZE", help="Cut files into pieces of SIZE (default: 1M for a build, none for IMAGE)."
+    "--piece", metavar="SIZE", help="Cut files into pieces of SIZE (default: 256K for a build, none for IMAGE)."
 )
 @click.option("--key", metavar="URI", help="Sign what is pushed: file:PATH, pkcs11:…, command:….")
 @click.option("--sbom", "bills", multiple=True, type=FILE, help="Attach a bill of materials, CycloneDX or SPDX.")

@@ -30,7 +30,7 @@ def gather(
     """The artifact, and its files cut and hashed.
 
     what    the folder of a build, whose files are cut into pieces; or a file
-    piece   bytes; files are cut into such pieces. None: an image stays whole, a folder gets 1 MiB
+    piece   bytes; files are cut into such pieces. None: an image stays whole, a folder gets PIECE
     arch    Debian's name of what a container image is for
 
     An EROFS image without devices, whole, is a container image of one layer. Raises SourceError where something

@@ -18,7 +18,7 @@ from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import SourceError
 from erofs_edge.registry.artifact import BLOCK, HASH, PIECES_MAX, RAW, Piece, Stored
 
-PIECE = 1 << 20  # bytes
+PIECE = 1 << 18  # bytes
 TABLE_FROM = 1 << 20  # bytes: smaller files are not read in parts
 STEP = 1 << 20  # bytes read at a time
 _ZEROS = bytes(BLOCK)
@@ -69,8 +69,6 @@ def cut_file(
             if piece is None or size <= piece:
                 pieces, hashes = _whole(file.fileno(), size, progress)
             else:
-                while -(-size // piece) > PIECES_MAX:
-                    piece *= 2
                 pieces, hashes = _split(file.fileno(), size, piece, progress)
     except OSError as error:
         raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
@@ -90,13 +88,9 @@ def _whole(fd: int, size: int, progress: Progress) -> tuple[list[Piece], bytes]:
 
 
 def _split(fd: int, size: int, length: int, progress: Progress) -> tuple[list[Piece], bytes]:
-    numbers = sorted(
-        {
-            number
-            for start, end in data_extents(fd, size)
-            for number in range(start // length, -(-end // length))
-        }
-    )  # fmt: skip
+    extents = list(data_extents(fd, size))
+    while len(numbers := _numbers(extents, length)) > PIECES_MAX:
+        length *= 2
     table = bytearray(-(-size // BLOCK) * HASH)
     pieces: list[Piece] = []
 
@@ -115,6 +109,12 @@ def _split(fd: int, size: int, length: int, progress: Progress) -> tuple[list[Pi
     if not pieces:
         pieces.append(one(0)[0])
     return pieces, bytes(table)
+
+
+def _numbers(extents: list[tuple[int, int]], length: int) -> list[int]:
+    """The pieces that have data."""
+    found = {number for start, end in extents for number in range(start // length, -(-end // length))}
+    return sorted(found)
 
 
 def block_hashes(data: bytes) -> bytes:

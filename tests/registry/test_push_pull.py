@@ -20,7 +20,7 @@ from sources.oci.registries import SECRET, Fake, TokenService, fake_server, free
 
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import MirrorError, SourceError, VerificationError
-from erofs_edge.registry import artifact
+from erofs_edge.registry import artifact, pieces
 from erofs_edge.registry.gather import gather
 from erofs_edge.registry.pull import fetch, find
 from erofs_edge.registry.push import Pushed, push
@@ -404,3 +404,16 @@ def test_a_manifest_is_read_as_it_was_written(images: Path, build: Path) -> None
         for cut in cuts:
             for piece in cut.stored.pieces:
                 assert hashlib.sha256(b"".join(cut.body(piece))).hexdigest() == piece.sha256
+
+
+def test_pieces_grow_where_there_would_be_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is data: holes have no pieces."""
+    monkeypatch.setattr(pieces, "PIECES_MAX", 4)
+    sparse, full = tmp_path / "sparse", tmp_path / "full"
+    with sparse.open("wb") as file:
+        file.write(b"x" * 65536)
+        file.seek(40 * MIB)
+        file.write(b"x" * 65536)
+    full.write_bytes(b"x" * MIB)
+    assert [piece.size for piece in pieces.cut_file(sparse, "sparse", piece=65536).stored.pieces] == [65536] * 2
+    assert [piece.size for piece in pieces.cut_file(full, "full", piece=65536).stored.pieces] == [MIB // 4] * 4
