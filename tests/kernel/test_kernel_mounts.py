@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from erofs_edge.boot.cpio import write_cpio
+from erofs_edge.boot.fdt import Node, parse, string, write
 from erofs_edge.boot.initramfs import compress
 from erofs_edge.boot.modules import KernelModules
 from erofs_edge.build.inputs import gather
@@ -33,7 +34,9 @@ from erofs_edge.vm.machine import arguments, kind_of
 
 pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.long, pytest.mark.timeout(900)]
 MIB = 1 << 20
-MODULES = ["virtio_blk", "virtio_pmem", "nd_pmem", "erofs", "loop"]
+PMEM = 0x7000_0000
+"""guest address: RAM of the machine `virt` starts at 1 GiB, and the kernel is given 768 MiB of it"""
+MODULES = ["of_pmem", "nd_pmem", "erofs", "loop"]
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t devtmpfs devtmpfs /dev
@@ -143,12 +146,18 @@ def machine(images: dict[str, Path], pmem: Path, folder: Path) -> list[str]:
     vmlinuz.write_bytes(next(node for path, node in kernel.walk() if b"/vmlinuz-" in path).read())
     made.write_bytes(compress(write_cpio(files, epoch=0)))
     command = arguments(kind_of("arm64"), kernel=vmlinuz, initramfs=made, disks={}, memory=1 << 30, epoch=0)
-    command[command.index("-m") + 1] = "1024M,slots=2,maxmem=4G"
-    size = pmem.stat().st_size
+    program = str(find_qemu().program)
+    dump, described = folder / "dump.dtb", folder / "pmem.dtb"
+    subprocess.run([program, *command, "-machine", f"dumpdtb={dump}"], check=True, capture_output=True, timeout=60)
+    devices = parse(dump.read_bytes())
+    # the last part of memory is not the kernel's, and holds the image from the beginning
+    where = PMEM.to_bytes(8, "big") + pmem.stat().st_size.to_bytes(8, "big")
+    devices.root.children[f"pmem@{PMEM:x}"] = Node({"compatible": string("pmem-region"), "reg": where})
+    described.write_bytes(write(devices))
+    command[command.index("-append") + 1] += " mem=768M"
     return [
-        str(find_qemu().program), *command,
-        "-object", f"memory-backend-file,id=pm,share=on,mem-path={pmem},size={size}",
-        "-device", "virtio-pmem-pci,memdev=pm,id=nv",
+        program, *command, "-dtb", str(described),
+        "-device", f"loader,file={pmem},addr={PMEM:#x},force-raw=on",
     ]  # fmt: skip
 
 
