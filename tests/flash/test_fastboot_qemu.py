@@ -13,9 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from sweep import started
 
+from erofs_edge.cli.main import cli
 from erofs_edge.errors import UsageError
+from erofs_edge.flash.image import Image
+from erofs_edge.manifest.load import load_board
+from erofs_edge.qemu.attach import attached
 from erofs_edge.qemu.flashing import card_arguments, flashing_tree, script
+from erofs_edge.simulator.images import disk_image
 from erofs_edge.transport.fastboot.uboot import consents
 from erofs_edge.u_boot.compile import FLASHING, fragments
 
@@ -102,3 +109,40 @@ def test_empty_to_bootable_and_on_to_the_next_system(
     # the boot has changed the slot state and the data, and nothing else
     again = run(command(edge, second, disk), repository)
     assert again["bytes_written"] == 0
+
+
+@pytest.mark.long
+@pytest.mark.qemu
+@pytest.mark.timeout(1200)
+@pytest.mark.xdist_group("qemu")
+def test_real_u_boot_takes_small_images(tmp_path: Path, repository: Path) -> None:
+    """Empty, an update, the same again, a byte that rots, an image without its table: what is on the card is what was
+    to be there, and what was right is left alone."""
+    v1, v2 = (disk_image(tmp_path / f"v{number}.img", number) for number in (1, 2))
+    disk = tmp_path / "card.img"
+    disk.write_bytes(bytes(64 << 20))
+    with Image(v1) as source:
+        table = source.table()
+    assert table is not None
+    with attached(load_board(repository / BOARD), tmp_path, "fastboot", disk) as address:
+
+        def flash(image: Path, *options: str) -> dict[str, object]:
+            result = CliRunner().invoke(cli, ["flash", str(image), "--to", address, "--yes", "--json", *options])
+            assert result.exit_code == 0, result.output
+            record: dict[str, object] = json.loads(result.stdout)
+            return record
+
+        def held(image: Path, names: str) -> bool:
+            there, wanted = disk.read_bytes(), image.read_bytes()
+            return all(there[a:b] == wanted[a:b] for name, (a, b) in table.places().items() if name in names.split())
+
+        blank = flash(v1)
+        assert held(v1, "boot_a boot_b system_a system_b misc data")
+        update = flash(v2)
+        assert update["slot"] == "b" and held(v1, "boot_a system_a") and not held(v1, "boot_b system_b")
+        assert started(bytearray(disk.read_bytes()[: v2.stat().st_size])).slot == "B"  # type: ignore[union-attr]
+        again = flash(v2)
+        assert (again["bytes_written"], again["slot"]) == (0, None)
+        assert int(str(blank["bytes_written"])) > int(str(update["bytes_written"])) > 0
+        wrong = CliRunner().invoke(cli, ["flash", str(v1), "--to", address, "--verify-only"])
+        assert wrong.exit_code == 4, wrong.output
