@@ -58,9 +58,8 @@ def diskless(
     Blocks come from any server that has the build's system.img: `erofs-edge serve`, nbdkit, or over HTTP.
     """
     from erofs_edge.diskless.place import parse_place
-    from erofs_edge.diskless.start import FIT, Diskless, build_diskless
+    from erofs_edge.diskless.start import FIT, Diskless, board_lock, build_diskless
     from erofs_edge.manifest.load import load_board
-    from erofs_edge.manifest.lockfile import load_lock, lock_path
     from erofs_edge.sources.cache import Cache
     from erofs_edge.trust.signer import open_signer
 
@@ -75,7 +74,7 @@ def diskless(
     )
     with step("diskless boot image"):
         signer = open_signer(key or loaded.value.sign.key)
-        made = build_diskless(loaded.value, load_lock(lock_path(loaded.path)), folder, wanted, signer, Cache())
+        made = build_diskless(loaded.value, board_lock(loaded.path, folder), folder, wanted, signer, Cache())
     files = {FIT: made.fit, SCRIPT: made.script.encode()}
     for name, content in files.items():
         _write(folder / name, content)

@@ -51,6 +51,8 @@ KEEPING = {"keep": ("keep.sh", 0o644), "keep.service": ("keep.service", 0o644)}
 NETWORK = ("virtio_net",)
 NETWORK_PATH = "kernel/drivers/net/"
 FIT = "diskless.fit"
+RELOCKED = "locks"
+"""as build/relock.py has it"""
 READAHEAD = 64  # KiB: a boot reads 15 % of the image; with the kernel's 128 it is 17 %
 FOREVER = ("retries=1000000000", "retry-delay=1", "retry-exponential=no")
 """nbdkit-retry-filter(1): a board without its server waits, once a second it asks"""
@@ -89,6 +91,13 @@ class DisklessStart:
     script: str
     root_hash: str
     keeps_data: bool
+
+
+def board_lock(board: Path, out: Path) -> Lock:
+    """The lock by which a board's file was built into `out`: the one that the build made anew, if it had to."""
+    name = lock_path(board)
+    anew = out / RELOCKED / name.name
+    return load_lock(anew if anew.exists() else name)
 
 
 def build_diskless(

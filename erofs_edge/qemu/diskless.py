@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from erofs_edge.diskless.place import Place
-from erofs_edge.diskless.start import FIT, READAHEAD, Diskless, DisklessStart, build_diskless
+from erofs_edge.diskless.start import FIT, READAHEAD, Diskless, DisklessStart, board_lock, build_diskless
 from erofs_edge.errors import BootCheckError, CapacityError, UsageError
 from erofs_edge.manifest.load import Loaded
-from erofs_edge.manifest.lockfile import load_lock, lock_path
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.built import Built, load_built, run_folder
 from erofs_edge.qemu.console import Console, Event
@@ -156,8 +155,7 @@ def _start(board: Loaded[Board], out: Path, signer: Signer, wish: Wish, port: in
         keep=wish.disk is not None,
         readahead=wish.readahead or READAHEAD,
     )
-    lock = load_lock(lock_path(board.path))
-    return build_diskless(board.value, lock, out, wanted, signer, Cache())
+    return build_diskless(board.value, board_lock(board.path, out), out, wanted, signer, Cache())
 
 
 def _command(

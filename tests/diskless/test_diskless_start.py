@@ -18,7 +18,7 @@ from erofs_edge.boot.fdt import parse
 from erofs_edge.boot.fit import Image, build_fit, verify_fit
 from erofs_edge.boot.initramfs import InitConfig, compress
 from erofs_edge.diskless.place import Place, parse_place
-from erofs_edge.diskless.start import netboot_script
+from erofs_edge.diskless.start import board_lock, netboot_script
 from erofs_edge.errors import ErofsEdgeError, ManifestError, UsageError
 from erofs_edge.manifest.load import load_board
 from erofs_edge.trace.record import make_trace, write_trace
@@ -187,6 +187,15 @@ def test_a_place_for_a_shell_has_no_characters_of_a_shell() -> None:
             parse_place(f"nbd://192.0.2.1/x{bad}y")
     with pytest.raises(UsageError):
         parse_place("nbd://192.0.2.1/%27x")
+
+
+def test_the_lock_that_a_build_made_anew_wins(repository: Path, tmp_path: Path) -> None:
+    board = repository / BOARD
+    lock = board_lock(board, tmp_path)
+    (tmp_path / "locks").mkdir()
+    anew = (repository / "boards/qemu-aarch64.lock").read_text().replace(f'"date": {lock.date}', '"date": 7')
+    (tmp_path / "locks/qemu-aarch64.lock").write_text(anew)
+    assert (board_lock(board, tmp_path).date, lock.name) == (7, "qemu-aarch64")
 
 
 def test_a_board_that_verifies_nothing_takes_no_code_from_a_network(repository: Path) -> None:

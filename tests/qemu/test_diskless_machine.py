@@ -80,7 +80,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "machine.dtb").write_bytes(write(tree))
     (folder / "console").write_text(CONSOLE)
     monkeypatch.setenv("EROFS_EDGE_QEMU", str(program))
-    monkeypatch.setattr(diskless, "load_lock", lambda path: None)
+    monkeypatch.setattr(diskless, "board_lock", lambda path, out: None)
 
     def build(board: Board, lock: Any, out: Path, wanted: Diskless, *_: object) -> DisklessStart:
         assert wanted.system.host == "10.0.2.2"
