@@ -74,6 +74,8 @@ def tree_of(members: Iterable[Member], archive: Path, where: str, origin: str = 
     """
     tree = FileTree()
     seen: dict[bytes, Inode] = {}
+    folder: bytes | None = None  # members of one directory come one after the other
+    parent = tree.root
     for member in members:
         try:
             if member.mode:
@@ -87,9 +89,11 @@ def tree_of(members: Iterable[Member], archive: Path, where: str, origin: str = 
                     raise SourceError("the root is no directory")
                 inode.children = tree.root.children
                 tree.root = inode
+                folder = None
                 continue
-            parent = directory_of(tree, member.path, inode.origin)
-            name = member.path.rsplit(b"/", 1)[-1]
+            head, _, name = member.path.rpartition(b"/")
+            if head != folder:
+                folder, parent = head, directory_of(tree, member.path, inode.origin)
             before = parent.children.get(name)
             if before is not None and not (before.is_dir and inode.is_dir):
                 raise SourceError("comes twice")

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterable
 
 from erofs_edge.sources.debian.deb import Package
+from erofs_edge.sources.tar import inode_of
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
 ADMIN = "usr/lib/sysimage/dpkg"
@@ -75,12 +76,17 @@ def _value(text: str) -> str:
 def _conffile_sums(package: Package) -> list[tuple[str, str]]:
     """The md5 of each conffile as shipped."""
     known = package.md5sums
-    data = package.data if any(path[1:] not in known for path in package.conffiles) else FileTree()
+    wanted = {os.fsencode(path[1:]) for path in package.conffiles if path[1:] not in known}
+    nodes = {
+        os.fsdecode(member.path): inode_of(member, package.archive, package.name)
+        for member in package.members
+        if member.mode and member.path in wanted
+    }
     sums = []
     for path in package.conffiles:
-        node = data.get(path)
+        node = nodes.get(path[1:])
         digest = known.get(path[1:])
-        if digest is None and node is not None:
+        if digest is None and node is not None and node.is_file:
             digest = hashlib.md5(node.read(), usedforsecurity=False).hexdigest()
         if digest is not None:
             sums.append((path, digest))
