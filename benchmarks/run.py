@@ -20,6 +20,7 @@ SCRIPTS = (
     "verity.py",
     "unpack.py",
     "boot.py",
+    "fastboot.py",
     "diskless.py",
 )
 
