@@ -98,7 +98,9 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 @click.option("--kernel", metavar="VERSION", help="Refuse what this Linux cannot mount: 5.15, android13-5.15.")
 @click.option("--all-root", is_flag=True, help="Everything belongs to user and group 0.")
 @click.option(
-    "--jobs", type=click.IntRange(1), help="Threads (default: the CPUs and one more; the output is the same)."
+    "--jobs",
+    type=click.IntRange(1),
+    help="Threads (default: the CPUs, and two more but for lz4; the output is the same).",
 )
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep compressed data of other builds.")
 @click.option("--stats", is_flag=True, help="Also print what the image consists of, and what the codecs took.")

@@ -244,8 +244,12 @@ class WriteOptions:
 
     @property
     def workers(self) -> int:
-        """Threads: one more than processors, so that reading and writing hide behind compression."""
-        return self.jobs if self.jobs is not None else (os.cpu_count() or 1) + 1
+        """Threads: more than processors, so that one that waits for the interpreter's lock leaves none idle; where
+        compressing takes no longer than everything else does, more would only disturb each other."""
+        if self.jobs is not None:
+            return self.jobs
+        is_fast = self.compression in ("none", "lz4") and not self.rules
+        return (os.cpu_count() or 1) + (0 if is_fast else 2)
 
 
 def _check_chunks(options: WriteOptions) -> None:

@@ -128,6 +128,21 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "i", "tree"]
 
 
+def test_command_with_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EROFS_EDGE_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "tree"
+    source.mkdir()
+    (source / "file").write_bytes(text(200_000))
+    arguments = [str(source), "-T", "0"]
+    done = CliRunner().invoke(build, [*arguments, "-o", str(tmp_path / "old"), "-z", "lz4hc,6", "-C", "16K"])
+    assert not done.exit_code
+    said = CliRunner().invoke(
+        build, [*arguments, "-o", str(tmp_path / "new"), "-z", "auto", "--baseline", str(tmp_path / "old")]
+    )
+    assert "lz4hc,6 -C 16384" in said.stdout and "chosen: gives " in said.stdout
+    assert (tmp_path / "new").read_bytes() == (tmp_path / "old").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
