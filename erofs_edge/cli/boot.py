@@ -89,18 +89,17 @@ def boot(
     if falls_back or scenario:
         _fall_back(value, folder, disk, scenario, keep=keep, timeout=timeout, log=log, as_json=as_json)
         return
-    from erofs_edge.qemu import smoke as unattended
+    _smoke(value, folder, disk, slot, tamper, keep=keep, timeout=timeout, log=log, as_json=as_json)
 
-    record = unattended.smoke(
-        value,
-        folder,
-        disk=disk,
-        slot=slot,
-        tamper=tamper,
-        keep=keep,
-        timeout=timeout or unattended.TIMEOUT,
-        seen=_tell,
-        log=log,
+
+def _smoke(
+    board: Board, out: Path, disk: Path | None, slot: str | None, tamper: str | None, *, keep: bool,
+    timeout: float | None, log: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    from erofs_edge.qemu.smoke import TIMEOUT, smoke
+
+    record = smoke(
+        board, out, disk=disk, slot=slot, tamper=tamper, keep=keep, timeout=timeout or TIMEOUT, seen=_tell, log=log
     )
     if as_json:
         emit_json(record)
