@@ -19,6 +19,8 @@ SCRIPTS = (
     "repair.py",
     "verity.py",
     "unpack.py",
+    "layers.py",
+    "registry.py",
     "boot.py",
     "fastboot.py",
     "diskless.py",
