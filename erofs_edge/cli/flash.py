@@ -80,7 +80,7 @@ def flash(
 
     Refuses disks that are mounted or in use. A new file gets its name only when all is well.
     """
-    from erofs_edge.flash.guard import refuse_other, refuse_other_board
+    from erofs_edge.flash.guard import refuse_other
     from erofs_edge.flash.prepare import Wish
     from erofs_edge.flash.targets import find_target
 
@@ -97,8 +97,7 @@ def flash(
         refuse_unsigned(what, image, allowed=allow_unsigned)
     wish = Wish(slot, whole, full, resume, None if old is None else _image(older_image(old), None))
     with reached(to, what, out, disk) as address, find_target(address, image) as candidate:
-        refuse_other(candidate.identity, serial)
-        refuse_other_board(candidate.identity, _products(what, image))
+        refuse_other(candidate.identity, serial, _products(what, image))
         if plan_only or verify_only:
             _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
         else:

@@ -68,8 +68,10 @@ def refuse_unsafe(path: Path, devno: tuple[int, int], host: Host = Host()) -> No
         raise DeviceRefusedError(f"{name} is in use by {above} (LVM, RAID or an encrypted volume)", where=str(path))
 
 
-def refuse_other(identity: Identity, serial: str | None) -> None:
-    """Raises DeviceRefusedError where the target has another serial number than is wanted, or none."""
+def refuse_other(identity: Identity, serial: str | None, products: Sequence[str] = ()) -> None:
+    """Raises DeviceRefusedError where the target has another serial number than is wanted, or none, or is another board
+    than one of these `products`."""
+    refuse_other_board(identity, products)
     if serial is not None and identity.serial != serial:
         found = f"the serial number {identity.serial}" if identity.serial else "no serial number"
         raise DeviceRefusedError(f"this device has {found}, not {serial}", where=identity.path)

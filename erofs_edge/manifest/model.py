@@ -333,8 +333,7 @@ class Boot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     system_modules: list[str] = []
     """kernel modules in the system partition: names, or globs of paths below kernel/ as in 'net/netfilter/*'"""
     system_firmware: Literal["all", "modules"] = "all"
-    """of the firmware in the system partition: 'modules' leaves what the modules there name, and what the manifest's
-    `firmware` names"""
+    """of the firmware in the system partition: 'modules' leaves what modules there or the manifest's `firmware` name"""
     kernel_compression: Literal["none", "lz4"] = "none"
     """of the kernel in the FIT: 'none' is run where it is loaded, 'lz4' is less to load from a slow medium"""
     cmdline: list[Line] = []
@@ -391,8 +390,7 @@ class Board(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     board: Name
     """the name of the board"""
     extends: HostPath | None = None
-    """a board file that this one builds on, relative to this file, or a stock one's name: maps join, lists are
-    replaced, `cmdline+` appends"""
+    """a board file to build on, relative to this one, or a stock board's: maps join, lists do not, `cmdline+` adds"""
     description: str = ""
     """for people"""
     arch: Literal["arm64"] = "arm64"
@@ -410,8 +408,7 @@ class Board(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     flash: list[Literal["block"]] = field(default_factory=lambda: ["block"])
     """how the board can be written"""
     product: list[Line] = field(default_factory=list)
-    """what the board answers when it is asked which one it is: fastboot's `product`, `board` at U-Boot's console.
-    `flash` refuses a board with any other answer; none: whatever it answers"""
+    """what the board may answer (fastboot's `product`, U-Boot's `board`); `flash` refuses any other; none: all do"""
     qemu: Qemu | None = None
     """the board as an emulated machine, where QEMU has one that is like it"""
 

@@ -61,7 +61,8 @@ def card_arguments(disk: Path, size: int) -> list[str]:
         )
     name = str(disk).replace(",", ",,")
     return [
-        "-device", f"sdhci-pci,capareg={CONTROLLER:#x}", "-drive", f"if=none,id=disk0,format=raw,file={name}", "-device", "sd-card,drive=disk0",
+        "-device", f"sdhci-pci,capareg={CONTROLLER:#x}", "-drive", f"if=none,id=disk0,format=raw,file={name}",
+        "-device", "sd-card,drive=disk0",
     ]  # fmt: skip
 
 
