@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.pipeline import BuildOptions, build_board
 from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.build.signing import PUBLIC_KEY, RELEASE_SIGNATURE
@@ -16,11 +17,13 @@ from erofs_edge.build.stages import Step, quiet
 from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import ErofsEdgeError, SourceError
 from erofs_edge.release.archive import ARCHIVE, unpack_archive
+from erofs_edge.release.forecast import FORECAST
 from erofs_edge.release.papers import write_papers
 from erofs_edge.release.replay import replay_signer
 from erofs_edge.sources.cache import Cache, file_digest
 from erofs_edge.trust.dsse import Statement
 from erofs_edge.trust.key import read_public_key
+from erofs_edge.trust.signer import Signer
 
 ATTESTATION = "urn:erofs-edge:rebuild:1"
 
@@ -75,12 +78,18 @@ def rebuild(
     board, system = unpack_archive(release / ARCHIVE, out / "inputs")
     signer = replay_signer(release, record, key)
     made = out / "made"
+
+    def papers(work: Path, inputs: Inputs, signer: Signer) -> None:
+        if FORECAST in record["files"]:
+            shutil.copyfile(release / FORECAST, work / FORECAST)  # about earlier releases, which a rebuild has not
+        write_papers(work, inputs, signer)
+
     try:
         build_board(
             board,
             BuildOptions(
                 out=made, jobs=given.jobs, cache=given.cache, compression_cache=given.compression_cache, force=True,
-                system=system, signer=signer, papers=write_papers,
+                system=system, signer=signer, papers=papers,
             ),
             step,
         )  # fmt: skip

@@ -17,12 +17,13 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from erofs_edge.build.inputs import gather
+from erofs_edge.build.inputs import Inputs, gather
 from erofs_edge.build.pipeline import BuildOptions, build_board
 from erofs_edge.build.record import outputs, read_release, write_json
 from erofs_edge.cli.rebuild import rebuild as rebuild_command
 from erofs_edge.errors import ErofsEdgeError, FormatError, ReproducibilityError, SourceError, VerificationError
 from erofs_edge.release.archive import ARCHIVE, input_files, unpack_archive, write_archive
+from erofs_edge.release.forecast import FORECAST, forecast, forecast_record
 from erofs_edge.release.gate import PROMISES, Wanted, check_release
 from erofs_edge.release.make import make_release, refuse_dirty
 from erofs_edge.release.papers import CHECKSUMS, PROVENANCE, write_papers
@@ -32,6 +33,7 @@ from erofs_edge.release.variations import VARIATIONS, rebuild_varied
 from erofs_edge.sources.cache import Cache
 from erofs_edge.trust.dsse import unseal
 from erofs_edge.trust.key import KeySigner
+from erofs_edge.trust.signer import Signer
 from erofs_edge.verify.path import verify_path
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("release")]
@@ -90,7 +92,13 @@ def stock_release(product: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
 
 def made(board: Path, out: Path) -> Released:
     signer = KeySigner("owner", rsa.generate_private_key(65537, 2048))
-    build_board(board, BuildOptions(out=out, signer=signer, papers=write_papers))
+
+    def papers(work: Path, inputs: Inputs, signer: Signer) -> None:
+        """With a forecast, as `make_release` writes one when it is told of earlier releases."""
+        write_json(work / FORECAST, forecast_record([forecast(work, work)]))
+        write_papers(work, inputs, signer)
+
+    build_board(board, BuildOptions(out=out, signer=signer, papers=papers))
     return Released(out, signer)
 
 
@@ -128,7 +136,7 @@ def test_others_make_the_same_without_the_key_and_without_a_network(
     assert json.loads(done.stdout)["identical"]
     result = Rebuilt(again, compare(released.folder, read_release(released.folder), again / "made"))
     assert result.same, [one.name for one in result.verdicts if not one.same]
-    assert {one.name for one in result.verdicts} >= {"release.json", "release.json.p7s", "disk.img", "boot.fit"}
+    assert {one.name for one in result.verdicts} >= {"release.json", "release.json.p7s", "disk.img", FORECAST}
     statement = attestation(result, read_release(released.folder))
     assert statement.predicate["verdict"] == "identical" and statement.subjects["disk.img"] == result.verdicts[
         [one.name for one in result.verdicts].index("disk.img")
