@@ -16,6 +16,7 @@ MAX_LINES = 480
 MAX_FUNCTION_LINES = 60
 HASH_COMMENTS = {".py", ".sh", ".yaml", ".yml", ".toml"}
 HOSTS = {
+    "192.0.2.1",  # RFC 5737: for documentation
     "slsa.dev",
     "in-toto.io",
     "example.com",

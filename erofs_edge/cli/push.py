@@ -56,16 +56,9 @@ def push(
     with step(f"hashes of {what.name}") as progress:
         value, cuts = gather(what, devices=devices, arch=arch, piece=piece_size(piece), progress=progress)
     with step(f"push to {target}") as progress:
-        done = send(
-            value,
-            cuts,
-            open_remote(target, plain_http=plain_http),
-            lambda sha256: [
-                *([signature(f"{target.registry}/{target.name}", sha256, signer)] if signer else []), *papers
-            ],
-            progress,
-        )  # fmt: skip
-    name = f"{target.registry}/{target.name}@sha256:{done.sha256}"
+        remote, name = open_remote(target, plain_http=plain_http), f"{target.registry}/{target.name}"
+        signed = (lambda sha256: [signature(name, sha256, signer), *papers]) if signer else (lambda _: papers)
+        done = send(value, cuts, remote, signed, progress)
     if as_json:
         emit_json(
             {
@@ -84,7 +77,7 @@ def push(
             ("sent", f"{done.sent_blobs} blobs, {size_text(done.sent_bytes)}"),
             ("there already", f"{done.blobs - done.sent_blobs} blobs, {size_text(done.bytes - done.sent_bytes)}"),
             *(("attached", kind) for kind, _ in done.attached),
-            ("digest", name),
+            ("digest", f"{name}@sha256:{done.sha256}"),
         ]
     )
 

@@ -46,8 +46,8 @@ class Compressor(Protocol):
 
 CODECS = {
     "lz4": Codec("lz4", 0, lz4.VERSION),
-    # 7 takes two thirds of the time of 9 for 0.1 % more bytes (docs/benchmarks.md); kernels, large and of one piece, are
-    # what 8 gains most on for its time
+    # 7 takes two thirds of the time of 9 for 0.1 % more bytes (docs/benchmarks.md); kernels, large and of one piece,
+    # are what 8 gains most on for its time
     "lz4hc": Codec("lz4hc", 0, lz4.VERSION, 7, lz4.LEVEL_MIN, lz4.LEVEL_MAX, kinds=((KERNEL, 8),)),
     "lzma": Codec(
         "lzma",

@@ -25,7 +25,6 @@ OLD = """\
 system: updated
 extends: edge-base
 hostname: before
-modules: [loop, squashfs]
 size_budget: {partition: 400M}
 overlay+:
   - {from: bundle, to: /usr/lib/updates}
