@@ -41,11 +41,23 @@ def write_json(path: Path, value: object) -> None:
         temporary.unlink(missing_ok=True)
 
 
+class _AbsentError(ErofsEdgeError, KeyError):
+    """A record that has not what every record has."""
+
+
+class _Read(dict[str, Any]):
+    """An object of a record that was read, perhaps cut or made by others: what it lacks is told, not crashed over."""
+
+    def __missing__(self, key: str) -> Any:
+        raise _AbsentError(f"{RELEASE} is damaged: it has no '{key}' where every build has one", hint="build again")
+
+
 def read_release(out: Path) -> dict[str, Any]:
-    """The record in an output folder. Raises ErofsEdgeError where there is none or it is damaged."""
+    """The record in an output folder. Raises ErofsEdgeError where there is none or it is damaged, and when something is
+    taken from it that it lacks."""
     path = out / RELEASE
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text(), object_hook=_Read)
     except FileNotFoundError:
         raise ErofsEdgeError(
             "nothing has been built here", where=str(out), hint="erofs-edge build BOARD -o OUT"

@@ -72,3 +72,13 @@ def test_the_command(tmp_path: Path) -> None:
     assert "30 of 30 blocks are written" in result.stdout and "blocks that are new  20.0 KiB" in result.stdout
     record = json.loads(CliRunner().invoke(command, [str(new), "--from", str(old), "--json"]).stdout)
     assert record[0]["bytes_on_wire"]["blocks that are new"] == 5 * BLOCK
+
+
+@pytest.mark.parametrize("lost", ["board", "system", "sign"])
+def test_a_record_that_lacks_something(lost: str, tmp_path: Path) -> None:
+    new = release(tmp_path / "new", [1])
+    record = json.loads((new / "release.json").read_text())
+    del record[lost]
+    write_json(new / "release.json", record)
+    with pytest.raises(ErofsEdgeError, match=f"release.json is damaged: it has no '{lost}'"):
+        forecast(new, new)
