@@ -25,7 +25,10 @@ def checkout(
     stock: Callable[[str], Path],
     oracle: Callable[[str], str],
 ) -> Path:
-    top = tmp_path_factory.mktemp("readme")
+    return check_out(tmp_path_factory.mktemp("readme"), repository, stock)
+
+
+def check_out(top: Path, repository: Path, stock: Callable[[str], Path]) -> Path:
     for name in ("boards", "manifests", "tools"):
         shutil.copytree(repository / name, top / name)
     for board in ("qemu-aarch64", "rpi4"):
@@ -72,8 +75,12 @@ def _serve(command: list[str], folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("replayed")
-def test_make_demo(checkout: Path, edge: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make demo` is tools/bootstrap, which made the environment that runs this, and tools/demo."""
+def test_make_demo(
+    tmp_path: Path, repository: Path, stock: Callable[[str], Path], edge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make demo` is tools/bootstrap, which made the environment that runs this, and tools/demo. In a checkout in which
+    nobody has locked anything anew: what boots must be what booted."""
+    checkout = check_out(tmp_path / "checkout", repository, stock)
     monkeypatch.setenv("DEMO", "quick")
     environment = str(Path(edge).parent.parent)
     done = subprocess.run(

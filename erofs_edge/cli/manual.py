@@ -24,6 +24,7 @@ ENVIRONMENT = (
     ("EROFS_EDGE_PREFIX", "Where QEMU and the reference tools are unpacked."),
     ("EROFS_EDGE_QEMU", "The QEMU program to use."),
     ("EROFS_EDGE_KEYS", "Where development keys are kept."),
+    ("EROFS_EDGE_CHANNELS", "Where what is known of update channels is kept."),
     ("EROFS_EDGE_PASSPHRASE", "The passphrase of a signing key's file."),
     ("EROFS_EDGE_PASSPHRASE_FD", "The file descriptor from which that passphrase is read."),
     ("EROFS_EDGE_ALGORITHM", "Set for the program of a command: key: the algorithm of the key."),

@@ -65,6 +65,7 @@ def test_lines_have_fastboots_shape(built: Path) -> None:
     steps = [line for line in lines if "OKAY" in line]
     assert all(re.fullmatch(r".{50} OKAY \[ *\d+\.\d{3}s\]", line) for line in steps)
     assert [line[:50].rstrip() for line in steps] == [
+        "Looking at the image's signatures",
         "Erasing old table",
         "Writing 'boot_a' (8 KB)",
         "Verifying 'boot_a'",
