@@ -119,6 +119,7 @@ def test_scripts_run_and_everything_that_they_make_comes_back(
     assert unexplained <= {"/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/systemd"}
 
 
+@pytest.mark.long
 def test_what_differs_in_each_run_is_named_with_its_package(subject: Callable[..., Subject], cache: Cache) -> None:
     # a package's turn is told a moment after it began, on a busy machine: its file comes well after that
     script = b"#!/bin/sh\nsleep 2\ncat /proc/sys/kernel/random/uuid >/etc/dice\necho same >/etc/same\n"
