@@ -5,7 +5,7 @@ OUT ?= out/qemu-aarch64
 .PHONY: help demo test test-boot systems lint compare bench power-cuts fuzz clean
 
 help:
-	@echo "make demo   build the stock system and boot it in QEMU (fetches what it lacks; no root)"
+	@echo "make demo   build the stock system, boot and update it in QEMU (fetches what it lacks; no root)"
 	@echo "make test   all tests, with the reference tools as oracles"
 	@echo "make test-boot  every tamper scenario, boot chain and bypass in QEMU"
 	@echo "make systems  builds every stock system and boots it until its checks pass (about 15 minutes)"

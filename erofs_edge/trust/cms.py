@@ -12,36 +12,19 @@ import hashlib
 
 from erofs_edge.errors import FormatError, VerificationError
 from erofs_edge.trust import der
-from erofs_edge.trust.certificate import OID_SHA256, Certificate, signature_algorithm
-from erofs_edge.trust.key import Signer, VerificationKey, sign, verifies
-from erofs_edge.trust.root_hash import OID_DATA, OID_SIGNED_DATA
+from erofs_edge.trust.certificate import OID_SHA256, Certificate
+from erofs_edge.trust.key import Signer, VerificationKey, verifies
+from erofs_edge.trust.root_hash import OID_DATA, OID_SIGNED_DATA, signed_data
 
 SIZE_MAX = 1 << 20  # bytes
 
 
 def sign_enclosed(content: bytes, signer: Signer, certificate: Certificate) -> bytes:
     """The content with its signature, DER. Raises ErofsEdgeError where the signer fails."""
-    sha256 = der.element(der.SEQUENCE, der.oid(OID_SHA256), der.element(der.NULL))
-    info = der.element(
-        der.SEQUENCE,
-        der.integer(1),
-        der.element(der.SEQUENCE, certificate.issuer, der.integer(certificate.serial)),
-        sha256,
-        signature_algorithm(signer.public_key),
-        der.element(der.OCTET_STRING, sign(signer, content)),
-    )
-    enclosed = der.element(
+    inside = der.element(
         der.SEQUENCE, der.oid(OID_DATA), der.element(der.CONTEXT, der.element(der.OCTET_STRING, content))
     )
-    data = der.element(
-        der.SEQUENCE,
-        der.integer(1),
-        der.element(der.SET, sha256),
-        enclosed,
-        der.element(der.CONTEXT, certificate.der),
-        der.element(der.SET, info),
-    )
-    return der.element(der.SEQUENCE, der.oid(OID_SIGNED_DATA), der.element(der.CONTEXT, data))
+    return signed_data(content, signer, certificate, [inside, der.element(der.CONTEXT, certificate.der)])
 
 
 def enclosed(raw: bytes, key: VerificationKey | None = None) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from erofs_edge.errors import FormatError, VerificationError
@@ -50,8 +51,14 @@ def sign_detached(content: bytes, signer: Signer, certificate: Certificate) -> b
 
     What ``openssl smime -sign -binary -noattr -nocerts -outform der`` makes of the same content.
     """
+    return signed_data(content, signer, certificate, [der.element(der.SEQUENCE, der.oid(OID_DATA))])
+
+
+def signed_data(content: bytes, signer: Signer, certificate: Certificate, middle: Sequence[bytes]) -> bytes:
+    """RFC 5652's SignedData in DER with one signer and no attributes; `middle` is what stands between the digest
+    algorithms and the signers: the content's information, then perhaps certificates."""
     sha256 = der.element(der.SEQUENCE, der.oid(OID_SHA256), der.element(der.NULL))
-    signer_info = der.element(
+    info = der.element(
         der.SEQUENCE,
         der.integer(1),
         der.element(der.SEQUENCE, certificate.issuer, der.integer(certificate.serial)),
@@ -59,14 +66,8 @@ def sign_detached(content: bytes, signer: Signer, certificate: Certificate) -> b
         signature_algorithm(signer.public_key),
         der.element(der.OCTET_STRING, sign(signer, content)),
     )
-    signed_data = der.element(
-        der.SEQUENCE,
-        der.integer(1),
-        der.element(der.SET, sha256),
-        der.element(der.SEQUENCE, der.oid(OID_DATA)),
-        der.element(der.SET, signer_info),
-    )
-    return der.element(der.SEQUENCE, der.oid(OID_SIGNED_DATA), der.element(der.CONTEXT, signed_data))
+    data = der.element(der.SEQUENCE, der.integer(1), der.element(der.SET, sha256), *middle, der.element(der.SET, info))
+    return der.element(der.SEQUENCE, der.oid(OID_SIGNED_DATA), der.element(der.CONTEXT, data))
 
 
 @dataclass(frozen=True, slots=True)

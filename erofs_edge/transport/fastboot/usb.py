@@ -29,6 +29,7 @@ class UsbLink:
 
         self.name = f"usb:{serial_of(device) or f'{device.bus}-{device.address}'}"
         self._device, self._number = device, interface.bInterfaceNumber
+        # the second is a backend's answer to what the host's libusb cannot do
         self._errors: tuple[type[Exception], ...] = (usb.core.USBError, NotImplementedError)
         try:
             usb.util.claim_interface(device, self._number)
