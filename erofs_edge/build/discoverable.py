@@ -29,8 +29,8 @@ def write_discoverable(out: Path, target: Path) -> bytes:
         system, arch = record["system"], str(record["arch"])
         name, root_hash = str(system["name"]), bytes.fromhex(system["root_hash"])
         at = int(system["hash_offset"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ErofsEdgeError(f"the release record lacks {error}", where=str(out), hint="build again") from None
+    except (TypeError, ValueError) as error:
+        raise ErofsEdgeError(f"the release record is damaged: {error}", where=str(out), hint="build again") from None
     image = out / SYSTEM
     sb = read_superblock(image, at)
     with tempfile.TemporaryDirectory(prefix="erofs-edge-", dir=target.absolute().parent) as folder:

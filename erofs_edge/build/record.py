@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import msgspec
 
 from erofs_edge import __version__
 from erofs_edge.disk.sparse import sparse_sha256
-from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.errors import ErofsEdgeError, VerificationError
 
 if TYPE_CHECKING:
     from erofs_edge.build.inputs import Inputs
@@ -41,15 +42,15 @@ def write_json(path: Path, value: object) -> None:
         temporary.unlink(missing_ok=True)
 
 
-class _AbsentError(ErofsEdgeError, KeyError):
-    """A record that has not what every record has."""
-
-
 class _Read(dict[str, Any]):
     """An object of a record that was read, perhaps cut or made by others: what it lacks is told, not crashed over."""
 
+    where = ""
+
     def __missing__(self, key: str) -> Any:
-        raise _AbsentError(f"{RELEASE} is damaged: it has no '{key}' where every build has one", hint="build again")
+        raise VerificationError(
+            f"{RELEASE} is damaged: it has no '{key}' where every build has one", where=self.where, hint="build again"
+        )
 
 
 def read_release(out: Path) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def read_release(out: Path) -> dict[str, Any]:
     taken from it that it lacks."""
     path = out / RELEASE
     try:
-        record: dict[str, Any] = json.loads(path.read_text(), object_hook=_Read)
+        record: dict[str, Any] = json.loads(path.read_text(), object_hook=partial(_object, str(path)))
     except FileNotFoundError:
         raise ErofsEdgeError(
             "nothing has been built here", where=str(out), hint="erofs-edge build BOARD -o OUT"
@@ -67,6 +68,12 @@ def read_release(out: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != 1:
         raise ErofsEdgeError("a release record of another version", where=str(path), hint="build again")
     return record
+
+
+def _object(where: str, value: dict[str, Any]) -> _Read:
+    read = _Read(value)
+    read.where = where
+    return read
 
 
 def describe(

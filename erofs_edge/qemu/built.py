@@ -50,9 +50,9 @@ def load_built(out: Path) -> Built:
     try:
         key_name, root_hash = release["sign"]["name"], release["system"]["root_hash"]
         smoke = msgspec.convert(release["system"].get("smoke", {}), Smoke)
-    except (KeyError, TypeError, msgspec.ValidationError) as error:
+    except (TypeError, msgspec.ValidationError) as error:
         raise ErofsEdgeError(
-            f"the release record lacks {error}", where=str(out / RELEASE), hint="build again"
+            f"the release record is damaged: {error}", where=str(out / RELEASE), hint="build again"
         ) from None
     loader = CODE if (out / CODE).exists() else "u-boot.bin"
     for name in ("disk.img", loader):

@@ -56,7 +56,7 @@ def verify_output(out: Path, key: VerificationKey, verdict: Verdict, *, jobs: in
         first = sb.start_block(int(record["system"]["hash_offset"]))
     except (KeyError, TypeError, ValueError, AttributeError, ErofsEdgeError) as error:
         with verdict.check(RELEASE, "what a release record holds"):
-            raise FormatError(f"the release record lacks or garbles {error}") from None
+            raise FormatError(f"the release record is no use: {error}") from None
         return
     _check_files(out, files, verdict, jobs)
     if PROVENANCE in files:

@@ -207,7 +207,7 @@ def test_an_incomplete_build(fake_qemu: FakeQemu, built: Path, board: Board, nam
 
 def test_a_release_record_that_says_too_little(fake_qemu: FakeQemu, built: Path, board: Board) -> None:
     (built / "release.json").write_text('{"format": 1, "sign": {"name": "dev"}}')
-    with pytest.raises(ErofsEdgeError, match="lacks 'system'"):
+    with pytest.raises(ErofsEdgeError, match="has no 'system'"):
         smoke(board, built)
 
 
