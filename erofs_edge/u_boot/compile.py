@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from erofs_edge.errors import ManifestError, PackagesGoneError, ToolError
 from erofs_edge.manifest.model import Lock
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.mirror import VARIABLE
+from erofs_edge.toolbox.family import run_family
 from erofs_edge.u_boot.source import ARCHIVES, unpack
 from erofs_edge.u_boot.toolchain import libraries, lock_digest, pinned, toolchain
 
@@ -113,14 +113,11 @@ def build(source: Path, root: Path, defconfig: str, laid_over: tuple[Path, ...])
     merge += map(str, laid_over)
     for command in ([*make, defconfig], merge, [*make, "olddefconfig"], [*make, "u-boot-nodtb.bin"]):
         try:
-            done = subprocess.run(
-                command, cwd=source, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
-            )  # fmt: skip
+            code, said = run_family(command, cwd=source, env=environment)
         except OSError as error:
             raise ToolError(f"U-Boot cannot be compiled: {error.strerror}", where=command[0]) from error
-        if done.returncode:
-            raise ToolError(f"U-Boot does not compile:\n{done.stdout[-_SAID:]}", where=command[-1])
+        if code:
+            raise ToolError(f"U-Boot does not compile:\n{said[-_SAID:]}", where=command[-1])
     dropped = not_taken((objects / ".config").read_text(), [path.read_text() for path in laid_over])
     if dropped:
         raise ToolError(f"U-Boot's configuration does not take: {', '.join(dropped)}", where=defconfig)
