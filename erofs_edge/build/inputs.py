@@ -81,8 +81,25 @@ def gather(
     system = load_system(system_path if system_path is not None else Path(manifest))
     if system.value.arch != board.value.arch:
         raise system.error("arch", f"the system is for {system.value.arch}, the board for {board.value.arch}")
-    locked = Locked(_lay_out(system, baseline=baseline, profile=profile), lock_of(system, locks))
-    return Inputs(board, lock_of(board, locks), partition, locked, gather_layers(system, locks))
+    laid_out = _for_board(_lay_out(system, baseline=baseline, profile=profile), board.value)
+    locked = Locked(laid_out, lock_of(system, locks))
+    layers = (replace(one, loaded=_for_board(one.loaded, board.value)) for one in gather_layers(system, locks))
+    return Inputs(board, lock_of(board, locks), partition, locked, tuple(layers))
+
+
+def compatible(board: str, system: str) -> str:
+    """What a device and an update for it both say that they are, by the names of a board and a system.
+
+    A bundle for other hardware, or of a system that the device is not, says something else and is refused.
+    """
+    return f"{board}-{system}"
+
+
+def _for_board(loaded: Loaded[System], board: Board) -> Loaded[System]:
+    """A manifest with the variables that follow from the board that it is built for; its own of these names win."""
+    system = loaded.value
+    known = {"BOARD": board.board, "COMPATIBLE": compatible(board.board, system.system)}
+    return replace(loaded, value=msgspec.structs.replace(system, variables=known | system.variables))
 
 
 def _lay_out(system: Loaded[System], **paths: Path | None) -> Loaded[System]:

@@ -15,6 +15,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from erofs_edge.build.inputs import compatible as of_names
 from erofs_edge.build.record import read_release
 from erofs_edge.bundle.content import default_version, slot_files
 from erofs_edge.bundle.squashfs import Payload, squashfs
@@ -70,7 +71,7 @@ def write_bundle(
 ) -> Bundle:
     """Write the bundle of the build in the folder `out`; the same build, key and words give the same bytes.
 
-    compatible  by default the name of the system, as the stock systems' system.conf has it
+    compatible  by default `inputs.compatible` of board and system, as the stock systems' system.conf has it
     version     by default `default_version`
     block_size  of the payload in bytes; a device with larger pages needs larger ones
 
@@ -80,7 +81,7 @@ def write_bundle(
     record = read_release(out)
     files = slot_files(out)
     words = {
-        "compatible": compatible or str(record["system"]["name"]),
+        "compatible": compatible or of_names(str(record["board"]), str(record["system"]["name"])),
         "version": version or default_version(record),
     } | ({"description": description} if description else {})
     for word, value in words.items():

@@ -32,7 +32,7 @@ def bundle() -> None:
 @click.option("--certificate", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
               help="What devices know the key by. Default: the build's, or one made from the key.")  # fmt: skip
 @click.option("-o", "--output", type=_FILE, required=True, metavar="FILE", help="Usually *.raucb.")
-@click.option("--compatible", metavar="TEXT", help="As in the devices' system.conf. Default: the system's name.")
+@click.option("--compatible", metavar="TEXT", help="As in the devices' system.conf. Default: BOARD-SYSTEM.")
 @click.option("--version", metavar="TEXT", help="Default: rollback index and date of the newest lock.")
 @click.option("--description", default="", metavar="TEXT")
 @click.option("--block-size", type=int, default=65536, show_default=True,

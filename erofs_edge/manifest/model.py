@@ -195,7 +195,7 @@ class System(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     modules: list[str] = []
     """kernel modules that this system needs of any board, beyond its `system_modules`: names or globs like there"""
     variables: dict[VariableName, Line] = {}
-    """for `templates` of overlays, beside HOSTNAME, SYSTEM, SUITE and ARCH"""
+    """for `templates` of overlays, beside HOSTNAME, SYSTEM, SUITE, ARCH, BOARD and COMPATIBLE"""
     hostname: Annotated[
         str,
         Meta(

@@ -16,7 +16,10 @@ LARGEST = 1 << 20
 
 
 def variables(system: System) -> dict[str, str]:
-    """What templates may name: HOSTNAME, SYSTEM, SUITE, ARCH, and the manifest's `variables`, which win."""
+    """What templates may name: HOSTNAME, SYSTEM, SUITE, ARCH, and the manifest's `variables`, which win.
+
+    A build for a board has added BOARD and COMPATIBLE to these.
+    """
     known = {"HOSTNAME": system.hostname, "SYSTEM": system.system, "SUITE": system.suite, "ARCH": system.arch}
     return known | system.variables
 

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -18,11 +21,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 from made_build import EPOCH, Made
+from sources.debian.configure.made import text_of
 
+from erofs_edge.build.inputs import gather
+from erofs_edge.build.record import write_json
 from erofs_edge.bundle.content import slot_files
 from erofs_edge.bundle.rauc import INDEX, MANIFEST, Bundle, read_bundle, write_bundle
 from erofs_edge.cli.bundle import bundle as command
 from erofs_edge.errors import ErofsEdgeError, FormatError, UsageError, VerificationError
+from erofs_edge.sources.overlay import lay_overlay
+from erofs_edge.tree import FileTree
 from erofs_edge.trust.certificate import load_certificate, self_signed
 from erofs_edge.trust.cms import enclosed, sign_enclosed
 from erofs_edge.trust.key import KeySigner
@@ -57,7 +65,7 @@ def test_rauc_takes_it_and_unpacks_the_images(built: Made, tmp_path: Path, rauc:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["update"] == {
-        "compatible": "made-system",
+        "compatible": "made-made-system",
         "version": "7.20231114221320",
         "description": "spring",
     } | {key: said["update"][key] for key in said["update"] if key not in ("compatible", "version", "description")}
@@ -110,6 +118,32 @@ def test_another_key_and_another_byte(built: Made, tmp_path: Path, rauc: Rauc) -
         (tmp_path / "out").mkdir()
         assert rauc("extract", "--keyring", crt, path, tmp_path / "out/x").returncode != 0
         shutil.rmtree(tmp_path / "out")
+
+
+def system_conf(repository: Path, board: str, **variables: str) -> configparser.ConfigParser:
+    """The /etc/rauc/system.conf that a stock board's own system gets."""
+    loaded = gather(repository / f"boards/{board}.yaml").system.loaded
+    loaded = replace(loaded, value=msgspec.structs.replace(loaded.value, variables=loaded.value.variables | variables))
+    tree = FileTree()
+    for index, overlay in enumerate(loaded.value.overlay):
+        if overlay.from_.endswith("edge-updates"):
+            lay_overlay(loaded, index, tree, overlay)
+    conf = configparser.ConfigParser()
+    conf.read_string(text_of(tree, "etc/rauc/system.conf"))
+    return conf
+
+
+@pytest.mark.parametrize("board", ["qemu-aarch64", "rpi4"])
+def test_devices_want_what_bundles_say(repository: Path, built: Made, tmp_path: Path, board: str) -> None:
+    """A bundle of one board is none for another, though the system has the same name."""
+    wanted = system_conf(repository, board)["system"]["compatible"]
+    assert wanted == f"{board}-edge-base"
+    record = json.loads((built.out / "release.json").read_text())
+    record["board"], record["system"]["name"] = board, "edge-base"
+    write_json(built.out / "release.json", record)
+    built.seal()
+    assert write(built, tmp_path / "b.raucb").compatible == wanted
+    assert system_conf(repository, board, COMPATIBLE="fleet")["system"]["compatible"] == "fleet"
 
 
 def test_the_same_bytes_each_time(built: Made, tmp_path: Path) -> None:
@@ -223,7 +257,7 @@ def test_the_command(built: Made, tmp_path: Path) -> None:
     done = CliRunner().invoke(command, call)
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
-    assert (said["compatible"], said["version"]) == ("made-system", "9") and said["size"] == path.stat().st_size
+    assert (said["compatible"], said["version"]) == ("made-made-system", "9") and said["size"] == path.stat().st_size
     assert [one["slot"] for one in said["images"]] == ["boot", "system"]
     done = CliRunner().invoke(command, ["check", str(path), "--key", str(built.out / "sign.pub.pem")])
-    assert done.exit_code == 0 and "made-system, version 9" in done.stdout
+    assert done.exit_code == 0 and "made-made-system, version 9" in done.stdout

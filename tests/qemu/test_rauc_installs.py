@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RAUC on the booted target installs our bundle into the other slot, and the board starts that."""
+"""RAUC on the booted target installs our bundle into the other slot, and the board starts that.
+
+A bundle for another board is refused before that."""
 
 from __future__ import annotations
 
@@ -34,6 +36,9 @@ smoke:
   commands:
     watchdog: null
     name: test $(hostname) = before
+    refused: >-
+      ! rauc install /usr/lib/updates/other.raucb >/run/refused 2>&1 &&
+      grep "Compatible mismatch: Expected 'qemu-aarch64-updated' but bundle manifest has 'rpi4-updated'" /run/refused
     install: >-
       systemctl is-active edge-mark-good.service && cp /usr/lib/updates/new.raucb /data/ &&
       rauc install /data/new.raucb >/run/said 2>&1 || { tail -n 5 /run/said >/dev/console; false; }
@@ -59,6 +64,7 @@ def test_a_bundle_of_ours_is_installed_and_starts(edge: str, repository: Path, t
 
     new = build("new", NEW)
     run("bundle", "rauc", new, "--key", "dev:dev", "-o", bundle)
+    run("bundle", "rauc", new, "--key", "dev:dev", "-o", bundle.parent / "other.raucb", "--compatible", "rpi4-updated")
     old = build("old", OLD)
     run("flash", old, "--to", disk)
     run("boot", BOARD, "-o", old, "--disk", disk, "--keep", "--timeout", 1800, "--log", tmp_path / "old.log")
