@@ -115,8 +115,10 @@ def make_build(out: Path, signer: KeySigner) -> Made:
     return made
 
 
-def make_fit(values: dict[str, object], signer: KeySigner | None, config: bytes | None = None) -> bytes:
-    """A FIT whose initramfs holds nothing but its values."""
+def make_fit(
+    values: dict[str, object], signer: KeySigner | None, config: bytes | None = None, firmware: str = ""
+) -> bytes:
+    """A FIT whose initramfs holds nothing but its values. `firmware`: digest of the firmware's files."""
     tree = FileTree()
     text = config if config is not None else "".join(f"{k}='{v}'\n" for k, v in values.items()).encode()
     tree.add("config", Inode(stat.S_IFREG | 0o644, content=BytesContent(text)))
@@ -124,4 +126,4 @@ def make_fit(values: dict[str, object], signer: KeySigner | None, config: bytes 
         "kernel": Image("kernel_noload", b"kernel" * 1000, "kernel"),
         "ramdisk": Image("ramdisk", compress(write_cpio(tree, epoch=0)), "initramfs"),
     }
-    return build_fit(images, description="made", epoch=0, signer=signer)
+    return build_fit(images, description="made", epoch=0, signer=signer, firmware=firmware)

@@ -15,12 +15,13 @@ from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
 from erofs_edge.boot.fdt import parse
 from erofs_edge.boot.fit import FIRMWARE_DIGEST, verify_fit
 from erofs_edge.disk import gpt, rollback, slots
+from erofs_edge.disk.fat_read import Volume
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.trust import avb
 from erofs_edge.trust.key import PublicKey, VerificationKey, rsa_key
 from erofs_edge.verify.checks import Check, Verdict
 from erofs_edge.verify.esp import is_esp, verify_esp
-from erofs_edge.verify.firmware import fat_volume, verify_firmware
+from erofs_edge.verify.firmware import verify_firmware
 from erofs_edge.verify.system import check_file_system, check_tree
 from erofs_edge.verity.blocks import read_exactly
 from erofs_edge.verity.superblock import Superblock
@@ -83,32 +84,52 @@ def find_table(fd: int, size: int) -> gpt.Table | None:
 
 def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
     """Check every partition of a disk; what no signature reaches fails, but for blank ones and state."""
-    with walk.verdict.check("partition table", "its checksums, both copies"):
-        head, tail = gpt.encode(table)
-        size = table.sectors * table.sector_size
-        if os.pread(fd, len(head), 0) != head or os.pread(fd, len(tail), size - len(tail)) != tail:
-            raise FormatError("the two copies of the partition table differ, or hold more than a table")
+    _check_table(fd, table, walk)
     parts = [
         Part(p.name, p.first_lba * table.sector_size, (p.last_lba - p.first_lba + 1) * table.sector_size)
         for p in table.partitions
     ]
     walk.minimum = max((found for part in parts if (found := _minimum(walk, part)) is not None), default=None)
+    signed = set[str]()
     for part in parts:
         magic = walk.read(part, 0, 4)
         if magic == FDT_MAGIC.to_bytes(4, "big"):
-            walk.covered.add(part.name)
+            signed.add(part.name)
             verify_fit_slot(walk, part, parts)
         elif magic == avb.MAGIC and part.name.startswith("vbmeta"):
-            walk.covered.add(part.name)
+            signed.add(part.name)
             verify_vbmeta_slot(walk, part, parts, walk.read(part, 0, avb.SIZE_MAX))
         elif is_esp(functools.partial(walk.read, part), part.size):
-            walk.covered.add(part.name)
+            signed.add(part.name)
             for one in verify_esp(functools.partial(walk.read, part), part.size, part.name, walk.key, walk.verdict):
                 if _root_hash_named(walk, one.what, one.values):
                     _verify_started(walk, one.what, one.slot, one.values, parts)
+    walk.covered |= signed
+    if walk.firmware:
+        _verify_firmware(walk, [part for part in parts if part.name not in signed])
+    if table.hybrid is not None and (listed := parts[table.hybrid].name) not in walk.covered:
+        with walk.verdict.check("MBR", "partitions that are signed"):
+            raise VerificationError(f"a boot ROM is told to start from '{listed}', which nothing signs")
     for part in parts:
         if part.name not in walk.covered:
             _uncovered(walk, part)
+    if not signed:
+        # blank partitions and state alone would pass, and nothing would have been proved
+        with walk.verdict.check("disk", f"key '{walk.key.name}'"):
+            raise VerificationError("nothing on this disk is signed: no FIT, EFI program or vbmeta")
+
+
+def _check_table(fd: int, table: gpt.Table, walk: Walk) -> None:
+    """The table is the same at both ends of the disk, and names each partition once."""
+    with walk.verdict.check("partition table", "its checksums, both copies"):
+        head, tail = gpt.encode(table)
+        size = table.sectors * table.sector_size
+        if os.pread(fd, len(head), 0) != head or os.pread(fd, len(tail), size - len(tail)) != tail:
+            raise FormatError("the two copies of the partition table differ, or hold more than a table")
+        names = [partition.name for partition in table.partitions]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            # partitions are found by name: which of two a device takes is anybody's guess
+            raise FormatError(f"two partitions have the name '{twice[0]}'")
 
 
 def verify_fit_slot(walk: Walk, part: Part, parts: list[Part]) -> None:
@@ -264,6 +285,28 @@ def _check_fs_once(walk: Walk, part: Part, size: int, root_hash: bytes) -> None:
         check_file_system(walk.fd, part.start, size, walk.verdict, f"{part.name}: file system", jobs=walk.jobs)
 
 
+def _verify_firmware(walk: Walk, parts: list[Part]) -> None:
+    """What starts like a volume that a boot ROM reads, against what the signed FITs say of the firmware's files.
+
+    There must be one, and none that is damaged or of a kind that is not read here: a ROM may be less particular.
+    """
+    found = False
+    for part in parts:
+        if walk.read(part, 510, 2) != b"\x55\xaa":
+            continue
+        found = True
+        walk.covered.add(part.name)
+        volume = None
+        with walk.verdict.check(f"{part.name}: volume", "FAT's rules"):
+            volume = Volume(partial(walk.read, part), part.size)
+        if volume is not None:
+            walk.verdict.checks.pop()  # its files get a row of their own
+            verify_firmware(part.name, volume, walk.firmware, walk.key, walk.verdict)
+    if not found:
+        with walk.verdict.check("firmware", f"the FIT in {', '.join(sorted(set(walk.firmware.values())))}"):
+            raise VerificationError("no partition holds the firmware's files that the signed FIT names")
+
+
 def _minimum(walk: Walk, part: Part) -> int | None:
     """The minimum version that the slot state in a partition records; None where there is no state or no record."""
     raw = walk.read(part, 0, rollback.OFFSETS[-1] + rollback.SIZE)
@@ -279,8 +322,6 @@ def _uncovered(walk: Walk, part: Part) -> None:
     start = walk.read(part, 0, BLANK)
     if not any(start):
         walk.verdict.checks.append(Check(part.name, "blank: nothing to check"))
-    elif walk.firmware and (volume := fat_volume(partial(walk.read, part), part.size)) is not None:
-        verify_firmware(part.name, volume, walk.firmware, walk.key, walk.verdict)
     elif part.name in walk.data:
         walk.verdict.checks.append(Check(part.name, "writable data: never trusted, not checked"))
     else:

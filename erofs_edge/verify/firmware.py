@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from erofs_edge.boot.signed_boot import IMAGE, SIGNATURE, files_digest, verify_boot_signature
 from erofs_edge.disk.fat_read import Volume
@@ -13,14 +13,6 @@ from erofs_edge.verify.checks import Verdict
 
 FILES_MAX = 256 << 20
 """bytes in all"""
-
-
-def fat_volume(read: Callable[[int, int], bytes], size: int) -> Volume | None:
-    """The FAT volume in a partition; None where there is none. `read` takes offset and length, both in bytes."""
-    try:
-        return Volume(read, size)
-    except FormatError:
-        return None
 
 
 def verify_firmware(
