@@ -18,6 +18,8 @@ from erofs_edge.cli.output import json_option, note, step
 from erofs_edge.errors import SourceError, UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from erofs_edge.flash.execute import RegionResult
     from erofs_edge.flash.prepare import Prepared, Wish
     from erofs_edge.flash.target import Identity, Target
@@ -91,25 +93,16 @@ def flash(
     if plan_only + verify_only + repair > 1 or (repair and (whole or full)) or (whole and slot):
         raise UsageError("these options exclude each other")
     image = image or _image(what or Path(), out)
-    if key is not None:
-        _refuse_unsigned(image, key)
-    elif not plan_only and not verify_only:
-        refuse_unsigned(what, image, allowed=allow_unsigned)
+    look = not (plan_only or verify_only)
+    signed = _signed(what, image, key, far="://" in to or to.startswith(SCHEME), look=look, allowed=allow_unsigned)
     wish = Wish(slot, whole, full, resume, None if old is None else _image(older_image(old), None))
     with reached(to, what, out, disk) as address, find_target(address, image) as candidate:
         refuse_other(candidate.identity, serial, _products(what, image))
-        if plan_only or verify_only:
+        if not look:
             _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
         else:
-            _write(
-                candidate,
-                image,
-                wish,
-                repair=repair,
-                yes=yes or disk is not None,
-                verify=not no_verify,
-                as_json=as_json,
-            )
+            yes = yes or disk is not None
+            _write(candidate, image, wish, signed, repair=repair, yes=yes, verify=not no_verify, as_json=as_json)
 
 
 def _refuse_unsigned(image: Path, key: Path) -> None:
@@ -126,6 +119,25 @@ def _refuse_unsigned(image: Path, key: Path) -> None:
                 where=str(image),
                 hint=first.hint if first else None,
             )
+
+
+def _signed(
+    what: Path | None, image: Path, key: Path | None, *, far: bool, look: bool, allowed: bool
+) -> Callable[[], None]:
+    """What waits until the image's signatures are found to be right. What is far away is not reached, or started, in
+    vain: then they are looked at here and now; so they are where a key is given."""
+    if key is not None:
+        _refuse_unsigned(image, key)
+    elif look:
+        signed = refuse_unsigned(what, image, allowed=allowed)
+        if not far:
+            return signed
+        signed()
+    return _nothing
+
+
+def _nothing() -> None:
+    """Where no signature is waited for."""
 
 
 def _look(candidate: Candidate, image: Path, wish: Wish, *, verify_only: bool, as_json: bool) -> None:
@@ -154,15 +166,28 @@ def _look(candidate: Candidate, image: Path, wish: Wish, *, verify_only: bool, a
 
 
 def _write(
-    candidate: Candidate, image: Path, wish: Wish, *, repair: bool, yes: bool, verify: bool, as_json: bool
+    candidate: Candidate,
+    image: Path,
+    wish: Wish,
+    signed: Callable[[], None],
+    *,
+    repair: bool,
+    yes: bool,
+    verify: bool,
+    as_json: bool,
 ) -> None:
+    """`signed` is called before anything is written, if only the size of a file."""
     from erofs_edge.flash.prepare import prepare, prepare_repair
 
     identity = candidate.identity
     started = time.monotonic()
+    if identity.size < image.stat().st_size:
+        signed()
+        signed = _nothing
     target = candidate.open(max(identity.size, image.stat().st_size))
     try:
         todo = prepare_repair(image, target, wish.slot, step) if repair else [prepare(image, target, wish, step)]
+        signed()
         unfinished = todo[0].state.under_way if todo[0].state is not None else None
         if unfinished is not None:
             note(f"slot {unfinished.slot.lower()} was left half written: what of it is right is kept")

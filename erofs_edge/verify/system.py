@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from erofs_edge.erofs.check import check as check_erofs
-from erofs_edge.erofs.read import Image
-from erofs_edge.erofs.regions import map_image
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.verify.checks import Verdict
 from erofs_edge.verity.blocks import read_exactly
@@ -49,6 +46,8 @@ def check_tree(
 
 def check_file_system(fd: int, base: int, size: int, verdict: Verdict, what: str, *, jobs: int | None = None) -> None:
     """Check the EROFS image in bytes [base, base + size) of a file, as `fs check` does."""
+    from erofs_edge.erofs.check import check as check_erofs
+
     with verdict.check(what, "EROFS's rules (fs check)") as row, extracted(fd, base, size) as path:
         report = check_erofs(path, jobs=jobs)
         if not report.ok:
@@ -77,6 +76,9 @@ def files_of(fd: int, base: int, sb: Superblock, blocks: Ranges) -> list[str]:
 
     [] where the file system's own structures are too damaged to tell.
     """
+    from erofs_edge.erofs.read import Image
+    from erofs_edge.erofs.regions import map_image
+
     try:
         with extracted(fd, base, sb.data_size) as path, Image(path, verify_checksum=False) as image:
             regions = map_image(image).regions
