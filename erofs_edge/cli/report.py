@@ -25,18 +25,13 @@ def report(out: Path, against: Path | None, boot: Path | None, output: Path | No
 
     The page is one file, loads nothing and needs no script. The same build gives the same page.
     """
-    from erofs_edge.errors import ErofsEdgeError
     from erofs_edge.report.facts import collect
     from erofs_edge.report.page import write_page
 
     facts = collect(out, boot)
-    earlier = collect(against) if against is not None else None
-    if earlier is not None and earlier.release["board"] != facts.release["board"]:
-        raise ErofsEdgeError(
-            f"a build of the board '{earlier.release['board']}', not '{facts.release['board']}'", where=str(against)
-        )
+    since = facts.after(collect(against), str(against)) if against is not None else None
     target = output or Path(PAGE)
-    write_page(facts, target, earlier)
+    write_page(facts, target, since)
     size = target.stat().st_size
     if as_json:
         emit_json({"file": str(target), "size": size, "files": len(facts.files)})

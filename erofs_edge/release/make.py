@@ -10,12 +10,14 @@ from pathlib import Path
 
 from erofs_edge.build.inputs import Inputs, gather
 from erofs_edge.build.pipeline import BuildOptions, BuildResult, build_board
-from erofs_edge.build.record import write_json
+from erofs_edge.build.record import read_release, write_json
 from erofs_edge.build.stages import Step, quiet
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.release.archive import input_files
 from erofs_edge.release.forecast import FORECAST, forecast, forecast_record
 from erofs_edge.release.papers import write_papers
+from erofs_edge.report.facts import collect
+from erofs_edge.report.since import SINCE
 from erofs_edge.trust.signer import Signer
 
 SHOWN = 5
@@ -32,7 +34,8 @@ def make_release(
 ) -> BuildResult:
     """Build a board into options.out with all papers of a release; everything is made anew.
 
-    earlier  folders of releases that are in the field: the update from each is forecast
+    earlier  folders of releases that are in the field: the update from each is forecast, and the page says what has
+             changed since the newest one
 
     Raises ErofsEdgeError for a development key or inputs that are not committed, ManifestError for unlocked ones.
     """
@@ -43,9 +46,19 @@ def make_release(
     def papers(work: Path, inputs: Inputs, signer: Signer) -> None:
         if earlier:
             write_json(work / FORECAST, forecast_record([forecast(old, work) for old in earlier]))
+            last = newest(earlier)
+            write_json(work / SINCE, collect(work).after(collect(last), str(last)).record())
         write_papers(work, inputs, signer)
 
     return build_board(board, replace(options, release=True, force=True, relock=False, papers=papers), step)
+
+
+def newest(releases: Sequence[Path]) -> Path:
+    """The one whose locks are newest; of several, the one that is named last.
+
+    Raises ErofsEdgeError for a folder that is no release.
+    """
+    return max(reversed(releases), key=lambda folder: int(read_release(folder)["epoch"]))
 
 
 def refuse_dirty(paths: list[Path]) -> None:

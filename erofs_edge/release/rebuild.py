@@ -20,6 +20,7 @@ from erofs_edge.release.archive import ARCHIVE, unpack_archive
 from erofs_edge.release.forecast import FORECAST
 from erofs_edge.release.papers import write_papers
 from erofs_edge.release.replay import replay_signer
+from erofs_edge.report.since import SINCE
 from erofs_edge.sources.cache import Cache, file_digest
 from erofs_edge.trust.dsse import Statement
 from erofs_edge.trust.key import read_public_key
@@ -80,8 +81,9 @@ def rebuild(
     made = out / "made"
 
     def papers(work: Path, inputs: Inputs, signer: Signer) -> None:
-        if FORECAST in record["files"]:
-            shutil.copyfile(release / FORECAST, work / FORECAST)  # about earlier releases, which a rebuild has not
+        for name in (FORECAST, SINCE):
+            if name in record["files"]:
+                shutil.copyfile(release / name, work / name)  # about earlier releases, which a rebuild has not
         write_papers(work, inputs, signer)
 
     try:

@@ -17,6 +17,7 @@ from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.regions import Map, map_image
 from erofs_edge.errors import ErofsEdgeError, VerificationError
 from erofs_edge.report.kinds import KINDS, kind_of
+from erofs_edge.report.since import PATHS_MAX, SINCE, Since, since_of
 
 SYSTEM, FORECAST = "system.img", "forecast.json"
 PACKAGE = "package "
@@ -49,6 +50,7 @@ class Facts:
     map                what lies where in the image
     forecast           what updates from earlier releases cost, as `forecast.json` has it
     boot               the record of an unattended boot, None without one
+    since              what has changed since the last release, as since.json has it; None without one
     """
 
     release: dict[str, Any]
@@ -58,6 +60,7 @@ class Facts:
     map: Map
     forecast: list[dict[str, Any]] = field(default_factory=list)
     boot: dict[str, Any] | None = None
+    since: Since | None = None
 
     def by_kind(self) -> Iterator[tuple[str, int, int, int]]:
         """(kind, files, bytes of content, bytes in the image) of the kinds that occur."""
@@ -75,6 +78,37 @@ class Facts:
         for one in self.files:
             found.setdefault(one.origin, []).append(one)
         return dict(sorted(found.items()))
+
+    def stored(self) -> dict[str, int]:
+        """Package, or another origin → bytes of its files in the image."""
+        sums: dict[str, int] = {}
+        for one in self.files:
+            name = one.origin.removeprefix(PACKAGE)
+            sums[name] = sums.get(name, 0) + one.stored
+        return sums
+
+    def versions(self) -> dict[str, str]:
+        """Package → version."""
+        return {name: str(one.get("version", "")) for name, one in self.contents["packages"].items()}
+
+    def after(self, old: Facts, where: str = "") -> Since:
+        """What has changed since the build `old`. Raises ErofsEdgeError at `where` if that is of another board."""
+        one, other = old.release["board"], self.release["board"]
+        if one != other:
+            raise ErofsEdgeError(f"a build of the board '{one}', not '{other}'", where=where or None)
+        before, now = ({file.path for file in facts.files} for facts in (old, self))
+        added, removed = sorted(now - before), sorted(before - now)
+        sizes = {name: file.get("size") for name, file in old.release["files"].items()}
+        return Since(
+            root_hash=old.release["system"]["root_hash"],
+            files={name: size for name, size in sizes.items() if isinstance(size, int)},
+            stored=old.stored(),
+            versions=old.versions(),
+            added=added[:PATHS_MAX],
+            removed=removed[:PATHS_MAX],
+            added_count=len(added),
+            removed_count=len(removed),
+        )
 
     def below(self, path: str) -> int:
         """Bytes of content at a path and below it, as budgets count them."""
@@ -108,7 +142,8 @@ def collect(out: Path, boot: Path | None = None) -> Facts:
     record = read_record(boot, dict) if boot is not None else None
     if record is not None and record.get("root_hash") != root_hash:
         raise ErofsEdgeError("the boot was one of another build", where=str(boot), hint="boot this build with --smoke")
-    return Facts(release, contents, files, _rest(drawn, files), drawn, earlier, record)
+    since = since_of(read_record(out / SINCE, dict), str(out)) if (out / SINCE).exists() else None
+    return Facts(release, contents, files, _rest(drawn, files), drawn, earlier, record, since)
 
 
 def read_record(path: Path, kind: type[Any]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from erofs_edge.report import pictures, tables
 from erofs_edge.report.facts import Facts
+from erofs_edge.report.since import Since
 from erofs_edge.report.text import shown, size_text
 
 _STYLE = """
@@ -33,13 +34,14 @@ nav a { margin-right: 1rem; white-space: nowrap; }
 """
 
 
-def page(facts: Facts, against: Facts | None = None) -> str:
-    """The page; everything that comes from the inputs is escaped."""
+def page(facts: Facts, against: Since | None = None) -> str:
+    """The page; everything that comes from the inputs is escaped. `against` takes the place of the last release."""
     board, system = facts.release["board"], facts.release["system"].get("name", "")
     sections = [("summary", "Summary", _summary(facts)), ("size", "Size", tables.sizes(facts))]
-    if against is not None:
-        before = shown(against.release["system"]["root_hash"][:16])
-        sections.append(("against", f"Against the build {before}…", tables.changes(against, facts)))
+    before, which = (against, "build") if against is not None else (facts.since, "last release")
+    if before is not None:
+        title = f"Against the {which} {shown(before.root_hash[:16])}…"
+        sections.append(("against", title, tables.changes(before, facts)))
     if facts.forecast:
         sections.append(("forecast", "Updates", tables.forecast(facts)))
     sections += [
@@ -66,7 +68,7 @@ def page(facts: Facts, against: Facts | None = None) -> str:
     return "\n".join([*lines, "</body></html>", ""])
 
 
-def write_page(facts: Facts, out: Path, against: Facts | None = None) -> None:
+def write_page(facts: Facts, out: Path, against: Since | None = None) -> None:
     """Write the page beside its name, then rename it."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:

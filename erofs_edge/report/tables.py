@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from erofs_edge.report.facts import PACKAGE, Facts, File
+from erofs_edge.report.since import Since
 from erofs_edge.report.text import change_text, shown, size_text
 
 LARGEST = 25
@@ -65,19 +65,18 @@ def largest(facts: Facts) -> list[str]:
     return [*rows, "</table>"]
 
 
-def changes(old: Facts, new: Facts) -> list[str]:
-    """Sizes, packages and files against another build."""
+def changes(old: Since, new: Facts) -> list[str]:
+    """Sizes, packages and files against an earlier build."""
     rows = ['<table><tr><th>file<th class="n">before<th class="n">now<th class="n">change</tr>']
-    files = {name: (old.release["files"].get(name, {}), one) for name, one in new.release["files"].items()}
-    for name, (before, now) in files.items():
-        one, other = before.get("size"), now.get("size")
-        change = change_text(one, other) if isinstance(one, int) and isinstance(other, int) else "new"
+    for name, file in new.release["files"].items():
+        before, now = old.files.get(name), file.get("size")
+        change = change_text(before, now) if before is not None and isinstance(now, int) else "new"
         rows.append(
-            f'<tr><td>{shown(name)}<td class="n">{_size(one)}<td class="n">{_size(other)}<td class="n">{change}</tr>'
+            f'<tr><td>{shown(name)}<td class="n">{_size(before)}<td class="n">{_size(now)}<td class="n">{change}</tr>'
         )
     rows.append("</table>")
-    was, is_ = _stored(old), _stored(new)
-    versions = _versions(old), _versions(new)
+    was, is_ = old.stored, new.stored()
+    versions = old.versions, new.versions()
     moved = [
         (abs(is_.get(name, 0) - was.get(name, 0)), name)
         for name in {*was, *is_}
@@ -87,7 +86,8 @@ def changes(old: Facts, new: Facts) -> list[str]:
     rows.append('<table><tr><th>from<th>before<th>now<th class="n">change in the image</tr>')
     for _, name in moved[:CHANGES]:
         one, other = (
-            found.get(name) or ("there" if name in sizes else "") for found, sizes in _both(versions, was, is_)
+            found.get(name) or ("there" if name in sizes else "")
+            for found, sizes in zip(versions, (was, is_), strict=True)
         )
         rows.append(
             f"<tr><td>{shown(name)}<td>{shown(one)}<td>{shown(other)}"
@@ -96,36 +96,17 @@ def changes(old: Facts, new: Facts) -> list[str]:
     rows.append("</table>")
     if len(moved) > CHANGES:
         rows.append(f"<p>{len(moved) - CHANGES} more.</p>")
-    return [*rows, *_paths(old, new)]
+    return [*rows, *_paths(old)]
 
 
-def _both(versions: tuple[dict[str, str], dict[str, str]], was: dict[str, int], is_: dict[str, int]) -> Any:
-    return zip(versions, (was, is_), strict=True)
-
-
-def _paths(old: Facts, new: Facts) -> list[str]:
-    before, now = ({one.path for one in facts.files} for facts in (old, new))
+def _paths(old: Since) -> list[str]:
     rows = []
-    for word, paths in (("added", now - before), ("removed", before - now)):
-        names = sorted(paths)
-        text = "\n".join(shown(name) for name in names[:CHANGES])
-        more = f"\n… and {len(names) - CHANGES} more" if len(names) > CHANGES else ""
-        if names:
-            rows.append(f"<details><summary>{len(names)} paths {word}</summary><pre>{text}{more}</pre></details>")
+    for word, names, count in (("added", old.added, old.added_count), ("removed", old.removed, old.removed_count)):
+        text = "\n".join(shown(name) for name in names)
+        more = f"\n… and {count - len(names)} more" if count > len(names) else ""
+        if count:
+            rows.append(f"<details><summary>{count} paths {word}</summary><pre>{text}{more}</pre></details>")
     return rows or ["<p>No path was added or removed.</p>"]
-
-
-def _stored(facts: Facts) -> dict[str, int]:
-    """Origin without 'package ' → bytes in the image."""
-    sums: dict[str, int] = {}
-    for one in facts.files:
-        name = one.origin.removeprefix(PACKAGE)
-        sums[name] = sums.get(name, 0) + one.stored
-    return sums
-
-
-def _versions(facts: Facts) -> dict[str, str]:
-    return {name: str(one.get("version", "")) for name, one in facts.contents["packages"].items()}
 
 
 def packages(facts: Facts) -> list[str]:

@@ -16,6 +16,7 @@ from erofs_edge.build.record import write_json
 from erofs_edge.cli.forecast import forecast as command
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.release.forecast import BLOCK, LINKS, forecast, forecast_record
+from erofs_edge.release.make import newest
 
 BLOCKS = [random.Random(number).randbytes(BLOCK) for number in range(40)]
 
@@ -64,6 +65,14 @@ def test_bad_input(tmp_path: Path) -> None:
     (new / "system.img").unlink()
     with pytest.raises(ErofsEdgeError, match="cannot read"):
         forecast(release(tmp_path / "third", [1]), new)
+
+
+def test_the_newest_release(tmp_path: Path) -> None:
+    """By the date of its locks, not by how folders are called or named."""
+    folders = [release(tmp_path / name, [1]) for name in ("3", "1", "2")]
+    for folder, epoch in zip(folders, (5, 9, 9), strict=True):
+        write_json(folder / "release.json", json.loads((folder / "release.json").read_text()) | {"epoch": epoch})
+    assert newest(folders).name == "2" and newest(folders[:2]).name == "1" and newest(folders[::-1]).name == "1"
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from erofs_edge.release.papers import CHECKSUMS, PROVENANCE, write_papers
 from erofs_edge.release.rebuild import Rebuilt, add_packages, attestation, compare, rebuild
 from erofs_edge.release.replay import ReplaySigner, replay_signer
 from erofs_edge.release.variations import VARIATIONS, rebuild_varied
+from erofs_edge.report.facts import collect
+from erofs_edge.report.since import SINCE
 from erofs_edge.sources.cache import Cache
 from erofs_edge.trust.dsse import unseal
 from erofs_edge.trust.key import KeySigner
@@ -94,8 +96,9 @@ def made(board: Path, out: Path) -> Released:
     signer = KeySigner("owner", rsa.generate_private_key(65537, 2048))
 
     def papers(work: Path, inputs: Inputs, signer: Signer) -> None:
-        """With a forecast, as `make_release` writes one when it is told of earlier releases."""
+        """With what `make_release` writes when it is told of earlier releases."""
         write_json(work / FORECAST, forecast_record([forecast(work, work)]))
+        write_json(work / SINCE, collect(work).after(collect(work)).record())
         write_papers(work, inputs, signer)
 
     build_board(board, BuildOptions(out=out, signer=signer, papers=papers))
@@ -117,6 +120,7 @@ def test_a_release_holds_what_it_lists(released: Released) -> None:
     dependencies = statement.predicate["buildDefinition"]["resolvedDependencies"]
     assert {one["name"] for one in dependencies} >= {*PACKAGES, ARCHIVE} and len(dependencies) > len(PACKAGES) + 1
     assert all(len(one["digest"]["sha256"]) == 64 for one in dependencies)
+    assert "Against the last release" in (released.folder / "report.html").read_text()
     text = json.dumps(statement.predicate)
     assert str(released.folder.parent) not in text and "/root" not in text, "no folder of the machine that builds"
 
@@ -136,7 +140,7 @@ def test_others_make_the_same_without_the_key_and_without_a_network(
     assert json.loads(done.stdout)["identical"]
     result = Rebuilt(again, compare(released.folder, read_release(released.folder), again / "made"))
     assert result.same, [one.name for one in result.verdicts if not one.same]
-    assert {one.name for one in result.verdicts} >= {"release.json", "release.json.p7s", "disk.img", FORECAST}
+    assert {one.name for one in result.verdicts} >= {"release.json", "release.json.p7s", "disk.img", FORECAST, SINCE}
     statement = attestation(result, read_release(released.folder))
     assert statement.predicate["verdict"] == "identical" and statement.subjects["disk.img"] == result.verdicts[
         [one.name for one in result.verdicts].index("disk.img")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from erofs_edge.build.record import write_json
 from erofs_edge.cli.report import report
 from erofs_edge.erofs.regions import KINDS as REGION_KINDS
 from erofs_edge.erofs.regions import Map, Region
@@ -22,6 +23,7 @@ from erofs_edge.report import pictures, tables
 from erofs_edge.report.facts import Facts, collect
 from erofs_edge.report.kinds import KINDS, kind_of
 from erofs_edge.report.page import page
+from erofs_edge.report.since import SINCE
 from erofs_edge.report.text import change_text, shown, size_text
 from erofs_edge.report.treemap import HEIGHT, RECTANGLES_MAX, WIDTH, Node, treemap
 from erofs_edge.tree import BytesContent, FileTree, Inode
@@ -75,7 +77,7 @@ def test_the_page_tells_all_of_a_build(make: Made, tmp_path: Path) -> None:
     )  # fmt: skip
     (tmp_path / "boot.json").write_text(json.dumps(BOOT))
     facts = collect(out, tmp_path / "boot.json")
-    text = page(facts, facts)
+    text = page(facts, facts.after(facts))
     told = Reader(text)
     assert told.open == []
     words = " ".join(told.words)
@@ -148,11 +150,13 @@ def test_what_has_changed(make: Made, tmp_path: Path) -> None:
     )
     tree.add("usr/bin/new", Inode(stat.S_IFREG | 0o755, content=BytesContent(b"new"), origin="tool"))
     old, new = make("old"), make("new", tree, tool="1.1")
-    text = page(collect(new), collect(old))
+    text = page(collect(new), collect(new).after(collect(old)))
     words = re.sub(r"\s+", " ", " ".join(Reader(text).words))
     assert "1 paths added /usr/bin/new" in words
     assert "paths removed" in words and "/usr/lib/libx.so.1" in words
     assert re.search(r"tool 1\.0 1\.1 \+[\d.]+ KiB", words), "the version and the bytes of a package"
+    write_json(new / SINCE, collect(new).after(collect(old)).record())
+    assert page(collect(new)) == text.replace("Against the build", "Against the last release"), "what a release keeps"
     other = make("other", board="c")
     done = CliRunner().invoke(report, [str(new), "--against", str(other), "-o", str(tmp_path / "x.html")])
     assert isinstance(done.exception, ErofsEdgeError) and "of the board 'c', not 'b'" in str(done.exception)
@@ -187,6 +191,10 @@ def test_the_command(make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("contents.json", None, ErofsEdgeError, "no contents.json"),
         ("system.img", None, ErofsEdgeError, "no system image"),
         ("forecast.json", "{}", VerificationError, "no record of the kind"),
+        ("since.json", "[]", VerificationError, "no record of the kind"),
+        ("since.json", "{}", VerificationError, r"since\.json is damaged"),
+        ("since.json", '{"root_hash":"","files":{"a":"b"},"stored":{},"versions":{},"added":[],"removed":[],'
+         '"added_count":0,"removed_count":0}', VerificationError, "another kind"),
         ("boot.json", "[]", VerificationError, "no record of the kind"),
         ("boot.json", "[", VerificationError, "cannot be read"),
         ("boot.json", '{"root_hash": "ab"}', ErofsEdgeError, "another build"),
