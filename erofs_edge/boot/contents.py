@@ -7,7 +7,7 @@ import re
 import struct
 
 from erofs_edge.boot.cpio import read_cpio
-from erofs_edge.boot.fdt import parse
+from erofs_edge.boot.fdt import Node, parse
 from erofs_edge.boot.initramfs import LZ4_LEGACY_BLOCK, LZ4_LEGACY_MAGIC
 from erofs_edge.errors import FormatError
 
@@ -16,12 +16,12 @@ ARCHIVE_MAX = 512 << 20
 _ASSIGNMENT = re.compile(r"([A-Z_]+)='([^']*)'")
 
 
-def init_values(fit: bytes) -> dict[str, str]:
-    """The shell assignments of /config in a FIT's initramfs (ROOT_HASH, SALT, …). Raises FormatError.
+def init_values(fit: bytes | Node) -> dict[str, str]:
+    """The shell assignments of /config in the initramfs (ROOT_HASH, SALT, …) of a FIT or its root. Raises FormatError.
 
     Verify the FIT first: nothing is checked here but the form.
     """
-    node = parse(fit).root.at("/images/ramdisk")
+    node = (fit if isinstance(fit, Node) else parse(fit).root).at("/images/ramdisk")
     if node is None or "data" not in node.props:
         raise FormatError("the FIT has no initramfs", where="/images/ramdisk")
     return init_values_of(node.props["data"])

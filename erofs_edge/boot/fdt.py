@@ -155,7 +155,8 @@ def _text(raw: bytes, offset: int) -> str:
 
 
 def parse(blob: bytes | memoryview) -> DeviceTree:
-    """A blob as a tree; values are copied. Raises FormatError on malformed input."""
+    """A blob as a tree; values are copied. Raises FormatError on malformed input, also where a node has two children or
+    properties of one name: libfdt takes the first, others the last."""
     words = header(blob)
     tree = DeviceTree(boot_cpu=words[7])
     position = words[4]
@@ -170,11 +171,17 @@ def parse(blob: bytes | memoryview) -> DeviceTree:
         if tag.kind == BEGIN_NODE:
             node = tree.root if not stack else Node()
             if stack:
+                if tag.name in stack[-1].children:
+                    raise FormatError(f"the device tree has {tag.path} twice", where=f"offset {tag.start:#x}")
                 stack[-1].children[tag.name] = node
             stack.append(node)
         elif tag.kind == END_NODE:
             stack.pop()
         elif tag.kind == PROP:
+            if tag.name in stack[-1].props:
+                raise FormatError(
+                    f"the device tree has '{tag.name}' of {tag.path} twice", where=f"offset {tag.start:#x}"
+                )
             stack[-1].props[tag.name] = bytes(tag.value)
     return tree
 

@@ -151,8 +151,11 @@ def signed_bytes(fit: bytes | memoryview, nodes: list[str], strings_size: int | 
     return b"".join(pieces)
 
 
-def verify_fit(fit: bytes, key: RSAPublicKey) -> None:
-    """Check a FIT of ours as U-Boot does: each image's hash, then the configuration's signature.
+def verify_fit(fit: bytes, key: RSAPublicKey) -> Node:
+    """Check a FIT of ours as U-Boot does: each image's hash, then the configuration's signature. Returns its root.
+
+    What the signature does not cover must not lead a reader elsewhere: libfdt takes `kernel@1` where it looks for
+    `kernel` (CVE-2021-27138; U-Boot's fdt_check_no_at), and data outside the tree goes before data in it.
 
     Raises FormatError on a malformed tree, VerificationError where a hash or the signature does not match.
     """
@@ -165,10 +168,13 @@ def verify_fit(fit: bytes, key: RSAPublicKey) -> None:
     if conf is None or signature is None or "value" not in signature.props:
         raise VerificationError("the FIT is not signed", where=CONFIGURATION_PATH)
     images = [name for name in conf.props if name != "description"]
+    _check_names(root, "")
     for name in images:
         image, node = root.at(f"/images/{name}"), root.at(f"/images/{name}/hash-1")
         if image is None or node is None:
             raise VerificationError("the FIT has no such image or hash", where=f"/images/{name}")
+        if elsewhere := sorted(NOT_SIGNED & image.props.keys() - {"data"}):
+            raise VerificationError(f"an image may hold no '{elsewhere[0]}'", where=f"/images/{name}")
         if hashlib.sha256(image.props.get("data", b"")).digest() != node.props.get("value"):
             raise VerificationError("the image does not match its hash", where=f"/images/{name}")
     strings_size = int.from_bytes(signature.props.get("hashed-strings", b"")[4:8], "big")
@@ -177,6 +183,14 @@ def verify_fit(fit: bytes, key: RSAPublicKey) -> None:
         key.verify(signature.props["value"], covered, PKCS1v15(), SHA256())
     except InvalidSignature as error:
         raise VerificationError("the signature does not match", where=SIGNATURE_PATH) from error
+    return root
+
+
+def _check_names(node: Node, path: str) -> None:
+    for name, child in node.children.items():
+        if "@" in name:
+            raise VerificationError("a FIT may hold no node with a unit address", where=f"{path}/{name}")
+        _check_names(child, f"{path}/{name}")
 
 
 def public_key_node(signer: VerificationKey) -> Node:

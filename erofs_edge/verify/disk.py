@@ -12,7 +12,6 @@ from functools import partial
 from erofs_edge.boot.contents import init_values
 from erofs_edge.boot.fdt import HEADER as FDT_HEADER
 from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
-from erofs_edge.boot.fdt import parse
 from erofs_edge.boot.fit import FIRMWARE_DIGEST, verify_fit
 from erofs_edge.disk import gpt, rollback, slots
 from erofs_edge.disk.fat_read import Volume
@@ -51,7 +50,10 @@ class Part:
 class Walk:
     """One walk over a disk. `covered`: names of partitions that a signature reaches; `proved`: root hashes whose file
     system was checked already, since equal root hashes are equal bytes; `minimum`: the lowest version that starts;
-    `firmware`: digests of firmware partitions, each with the signed FIT that names it."""
+    `firmware`: digests of firmware partitions, each with the signed FIT that names it; `fits`: what FITs that are good
+    boot with and the firmware that they name, by their SHA-256;
+    `equal`: partitions that hold, byte for byte, an image that was checked already, with the tree, its first block and
+    root hash in `tree`."""
 
     fd: int
     key: VerificationKey
@@ -62,6 +64,9 @@ class Walk:
     data: set[str] = field(default_factory=set)
     minimum: int | None = None
     firmware: dict[str, str] = field(default_factory=dict)
+    fits: dict[str, tuple[dict[str, str], str]] = field(default_factory=dict)
+    tree: tuple[Superblock, int, bytes] | None = None
+    equal: set[str] = field(default_factory=set)
 
     def read(self, part: Part, offset: int, length: int) -> bytes:
         """Bytes of a partition; less at its end."""
@@ -159,16 +164,19 @@ def _verify_started(walk: Walk, holder: str, slot: str, values: dict[str, str], 
 
 def verify_fit_alone(walk: Walk, part: Part) -> dict[str, str]:
     """A FIT; the values that its initramfs boots with, none where something is wrong."""
-    values: dict[str, str] = {}
+    values, named = dict[str, str](), ""
     with walk.verdict.check(f"{part.name}: FIT", f"key '{walk.key.name}'") as row:
         fit = read_fit(walk, part)
         row.digest = hashlib.sha256(fit).hexdigest()
-        verify_fit(fit, rsa_key(walk.key, "a FIT"))
-        values = init_values(fit)
+        if row.digest not in walk.fits:
+            root = verify_fit(fit, rsa_key(walk.key, "a FIT"))
+            firmware = root.props.get(FIRMWARE_DIGEST, b"").rstrip(b"\0").decode("ascii", "replace")
+            walk.fits[row.digest] = init_values(root), firmware
+        values, named = walk.fits[row.digest]
     if not row.ok:
         return {}
-    if named := parse(fit).root.props.get(FIRMWARE_DIGEST):
-        walk.firmware[named.rstrip(b"\0").decode("ascii", "replace")] = part.name
+    if named:
+        walk.firmware[named] = part.name
     return values if _root_hash_named(walk, part.name, values) else {}
 
 
@@ -271,6 +279,8 @@ def _check_hash(walk: Walk, part: Part, hashed: avb.Hash, holder: str) -> None:
 def _check_system(walk: Walk, part: Part, sb: Superblock, first: int, root_hash: bytes, against: str) -> None:
     walk.covered.add(part.name)
     with walk.verdict.check(f"{part.name}: tree", against, root_hash.hex()) as row:
+        if part.name in walk.equal and walk.tree == (sb, first, root_hash):
+            return  # the same bytes, and the file system in them, have been checked
         levels = sb.levels_from(first)
         if max([sb.data_size, *((level.start + level.count) * sb.hash_block_size for level in levels)]) > part.size:
             raise FormatError("data and tree do not fit into the partition")

@@ -29,6 +29,7 @@ SYSTEM = "system.img"
 PROVENANCE = "provenance.intoto.jsonl"
 """in releases, in-toto in a DSSE envelope"""
 LISTED_MAX = 1000
+COMPARED = 256 << 10  # bytes at once: what stays in a processor's cache
 HEAD = 4096  # bytes by which the file in a partition is recognized
 
 
@@ -66,7 +67,9 @@ def verify_output(out: Path, key: VerificationKey, verdict: Verdict, *, jobs: in
     with verdict.check(VERITY_SIGNATURE, f"key '{key.name}'", root_hash.hex()):
         verify_verity_signature((out / VERITY_SIGNATURE).read_bytes(), root_hash, key)
     proved = _check_system(out / SYSTEM, sb, first, root_hash, verdict, jobs)
-    _check_disk(out, files, record, Walk(-1, key, verdict, jobs, proved=proved))
+    _check_disk(
+        out, files, record, Walk(-1, key, verdict, jobs, proved=proved, tree=(sb, first, root_hash) if proved else None)
+    )
 
 
 def _superblock(system: dict[str, Any]) -> Superblock:
@@ -142,6 +145,7 @@ def _check_disk(out: Path, files: dict[str, tuple[int, str]], record: dict[str, 
         held = _check_contents(out, walk, table, files, record)
         # what is neither FIT nor system is covered by the record's signature
         walk.covered |= {name for name, file in held.items() if file not in (None, "boot.fit", SYSTEM)}
+        walk.equal = {name for name, file in held.items() if file == SYSTEM}
     try:
         if row.ok and table is not None:
             verify_disk(walk.fd, table, walk)
@@ -167,27 +171,37 @@ def _check_contents(
         if not isinstance(listed, dict) or listed.get(p.name) != expected:
             raise VerificationError(f"partition '{p.name}' is not as the record lists it")
         _check_zero(walk.fd, position, part.start)
-        held[p.name] = name = _content(walk, part, files, heads)
+        held[p.name] = name = _content(out, walk, part, files, heads)
         position = part.start + (files[name][0] if name else 0)
     _check_zero(walk.fd, position, table.sectors * table.sector_size - len(tail))
     return held
 
 
-def _content(walk: Walk, part: Part, files: dict[str, tuple[int, str]], heads: dict[str, bytes]) -> str | None:
-    """The file that a partition starts with; None for a blank one. Raises VerificationError where it is neither."""
+def _content(
+    out: Path, walk: Walk, part: Part, files: dict[str, tuple[int, str]], heads: dict[str, bytes]
+) -> str | None:
+    """The file that a partition starts with; None for a blank one. Raises VerificationError where it is neither.
+
+    Bytes are compared with the file's, whose digest has a row of its own: a fifth of the time of another digest.
+    """
     start = walk.read(part, 0, HEAD)
     for name, head in heads.items():
-        size, sha256 = files[name]
-        if head != start or size > part.size:
-            continue
-        state = hashlib.sha256()
-        for offset in range(0, size, SLICE):
-            state.update(walk.read(part, offset, min(SLICE, size - offset)))
-        if state.hexdigest() == sha256:
+        size = files[name][0]
+        if head == start and size <= part.size and _equal(walk, part, out / name, size):
             return name
     if any(start):
         raise VerificationError(f"partition '{part.name}' holds none of the files")
     return None  # the zeros of all of it are checked with what lies between the contents
+
+
+def _equal(walk: Walk, part: Part, path: Path, size: int) -> bool:
+    with path.open("rb", buffering=0) as handle:
+        fd = handle.fileno()
+        return os.fstat(fd).st_size == size and all(
+            walk.read(part, offset, min(COMPARED, size - offset))
+            == read_exactly(fd, min(COMPARED, size - offset), offset)
+            for offset in range(0, size, COMPARED)
+        )
 
 
 def _head(path: Path) -> bytes:

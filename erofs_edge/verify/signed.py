@@ -95,8 +95,7 @@ def _check_built(fd: int, table: gpt.Table, image: Path) -> None:
 def _values(walk: Walk, part: Part, fit: bytes) -> dict[str, str]:
     """What the initramfs of a FIT boots with, once the FIT was verified; nothing where it is wrong."""
     with walk.verdict.check(f"{part.name}: FIT", f"key '{walk.key.name}'"):
-        verify_fit(fit, rsa_key(walk.key, "a FIT"))
-        return init_values(fit)
+        return init_values(verify_fit(fit, rsa_key(walk.key, "a FIT")))
     return {}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erofs_edge.boot.fdt import PROP, DeviceTree, Node, cells, parse, string, tags, write
-from erofs_edge.boot.fit import KERNEL_ALIGN, SIGNATURE_PATH, Image, add_key, build_fit, verify_fit
+from erofs_edge.boot.fdt import PROP, DeviceTree, Node, cells, header, parse, string, tags, write
+from erofs_edge.boot.fit import (
+    KERNEL_ALIGN,
+    SIGNATURE_PATH,
+    Image,
+    add_key,
+    build_fit,
+    signed_bytes,
+    signed_nodes,
+    verify_fit,
+)
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.trust.signer import KeySigner
 
@@ -144,6 +154,48 @@ def test_other_key_and_no_signature_are_refused(fit: bytes) -> None:
     unsigned = build_fit(IMAGES, description="board", epoch=EPOCH, signer=None)
     with pytest.raises(VerificationError, match="not signed"):
         verify_fit(unsigned, other.public_key())
+
+
+def inserted(fit: bytes, before: tuple[str, str], tree: Node, *, inner: bool = False) -> bytes:
+    """A FIT with the tags of `tree` put in before a property of a node: the whole node, or with `inner` what is in it.
+    Names that the strings do not have yet go behind them."""
+    words, at = list(header(fit)), next(t.start for t in tags(fit) if (t.path, t.name) == before)
+    donor = write(DeviceTree(Node(children={"new": tree})))
+    strings = fit[words[3] : words[3] + words[8]]
+    pieces = b""
+    for tag in list(tags(donor))[1:-2][1 if inner else 0 : -1 if inner else None]:
+        piece = donor[tag.start : tag.end]
+        if tag.kind == PROP:
+            name = tag.name.encode() + b"\0"
+            strings += b"" if name in strings else name
+            piece = piece[:8] + strings.index(name).to_bytes(4, "big") + piece[12:]
+        pieces += piece
+    body = fit[words[2] : at] + pieces + fit[at : words[2] + words[9]]
+    words[9], words[8], words[3] = len(body), len(strings), words[2] + len(body)
+    words[1] = words[3] + words[8]
+    return struct.pack(">10I", *words) + fit[40 : words[2]] + body + strings
+
+
+@pytest.mark.parametrize("name", ["data", "data-position", "data-offset", "data-size"])
+def test_no_second_data_beside_what_is_hashed(name: str, signer: KeySigner) -> None:
+    """The signature does not cover data, so it may be put in twice; whoever reads it takes the first."""
+    fit = build_fit(IMAGES, description="board", epoch=EPOCH, signer=signer)
+    evil = inserted(fit, ("/images/kernel", "description"), Node({name: b"evil"}), inner=True)
+    words = header(evil)
+    assert len(evil) == words[1]
+    with pytest.raises((VerificationError, FormatError), match=r"twice|may hold no"):
+        verify_fit(evil, signer.public_key)
+
+
+def test_no_node_that_answers_to_the_name_of_another(signer: KeySigner) -> None:
+    """libfdt finds /images/kernel@1 where it looks for /images/kernel (CVE-2021-27138), and no signature covers it."""
+    fit = build_fit(IMAGES, description="board", epoch=EPOCH, signer=signer)
+    evil = inserted(fit, ("/images/ramdisk", "ramdisk"), Node({"data": b"evil"})).replace(
+        b"\0\0\0\1new\0", b"\0\0\0\1k@1\0"
+    )
+    assert signed_bytes(evil, signed_nodes(list(IMAGES))) == signed_bytes(fit, signed_nodes(list(IMAGES)))
+    with pytest.raises(VerificationError, match="k@1"):
+        verify_fit(evil, signer.public_key)
 
 
 @settings(max_examples=12, deadline=None)
