@@ -34,6 +34,8 @@ STORAGE_MODULES = {"virtio": ("virtio_blk",), "mmc": ()}
 VERITY_MODULES = ("dm_verity",)
 EROFS_MODULES = ("erofs",)
 DATA_MODULES = ("ext4", "overlay")
+KERNEL = "kernel"
+"""of what is kept with a cache object: the modules of a kernel's package"""
 OTHER_CONTENTS = ("fit", "esp", "firmware", "slot-state")
 
 
@@ -66,20 +68,33 @@ class Start:
     initramfs: bytes
 
 
+def kernel_of(kernel_deb: Path, cache: Cache) -> KernelModules:
+    """The modules of a kernel's package with its tree, for the life of the cache object; they are only read.
+
+    Raises SourceError for a package that is damaged or holds no kernel.
+    """
+    package = read_deb(kernel_deb, cache)
+    kept: KernelModules | None = cache.kept.get((KERNEL, package))
+    if kept is None:
+        kept = cache.kept[KERNEL, package] = KernelModules(package.data)
+    return kept
+
+
 def system_modules(names: Iterable[str], kernel_deb: Path, cache: Cache, *, epoch: int) -> FileTree:
     """/usr/lib/modules/VERSION for the system partition: the modules that names and globs select with all that
     they need, as the package has them, and the indexes that modprobe and udev read. An empty tree for none.
 
     Raises SourceError for a module that the kernel does not have.
     """
-    kernel = KernelModules(read_deb(kernel_deb, cache).data)
+    kernel = kernel_of(kernel_deb, cache)
     modules = kernel.closure(kernel.select(names))
     tree = FileTree()
     if not modules:
         return tree
     top = f"{DIRECTORY.decode()}/{kernel.version}"
     for module in modules:
-        tree.add(f"{top}/{module.path}", kernel.file(module.path))
+        file = kernel.file(module.path)
+        tree.add(f"{top}/{module.path}", replace(file, xattrs=dict(file.xattrs)))  # the system's gets its labels
     for name, data in index_files(kernel, modules).items():
         index = Inode(stat.S_IFREG | 0o644, mtime_ns=epoch * 10**9, content=BytesContent(data), origin="module indexes")
         tree.add(f"{top}/{name}", index)
@@ -91,7 +106,7 @@ def system_modules(names: Iterable[str], kernel_deb: Path, cache: Cache, *, epoc
 
 def wanted_firmware(names: Iterable[str], kernel_deb: Path, cache: Cache) -> list[str]:
     """What the modules that names and globs select call the firmware that they load, with those that they need."""
-    kernel = KernelModules(read_deb(kernel_deb, cache).data)
+    kernel = kernel_of(kernel_deb, cache)
     modules = kernel.closure(kernel.select(names))
     return sorted({value for module in modules for key, value in modinfo(module.data) if key == "firmware"})
 
@@ -113,15 +128,14 @@ def build_start(
     signature  PKCS#7 of the root hash, for a kernel that has the key from its firmware; with it the kernel is told to
                map nothing that is not signed
     """
-    tree = read_deb(kernel_deb, cache).data
-    kernel = KernelModules(tree)
+    kernel = kernel_of(kernel_deb, cache)
     programs = FileTree()
     for name in sorted(initramfs_debs):
         programs.merge(read_deb(initramfs_debs[name], cache).data)
     config = replace(_init_config(board, verity, fec), etc=tuple(etc), signature=signature)
     streams = _module_streams(board, kernel)
     return Start(
-        tree, kernel.version, build_initramfs(programs, streams, config, epoch=epoch, pack=cached_pack(cache))
+        kernel.tree, kernel.version, build_initramfs(programs, streams, config, epoch=epoch, pack=cached_pack(cache))
     )  # fmt: skip
 
 

@@ -64,6 +64,7 @@ class KernelModules:
                 f"a kernel package holds one directory in /{DIRECTORY.decode()}, this one {len(versions)}",
                 hint="name the package of one kernel (linux-image-VERSION or linux-image-ARCH)",
             )
+        self.tree = tree
         self.version = versions[0].decode()
         self.directory = FileTree(top.children[versions[0]])
         self._opened: dict[str, Module] = {}

@@ -127,13 +127,14 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         made = Made(system, boot, make_disk(inputs, system, boot, work, step))
         with outputs_meanwhile(work) as hashed, step("contents"):
             write_contents(work, inputs, debs.by_group(inputs), system.tree, cache)
+            reference = reference_values(work, system.verity.root_hash)
         names = sorted(path.name for path in work.iterdir())
         record = describe(inputs, inputs_digest, signer, made, outputs(work, names, hashed()))
         record["system"] |= layout_record(inputs, system.erofs)
         record["sign"] |= signer_record(signer, certificate)
         if layers:
             record["layers"] = {one.name: {"kind": one.kind, "root_hash": one.root_hash.hex()} for one in layers}
-        record["reference"] = reference_values(work, system.verity.root_hash)
+        record["reference"] = reference
         write_json(work / RELEASE, record)
         if options.papers is not None:
             with step("papers"):

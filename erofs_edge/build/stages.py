@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from erofs_edge.boot.assemble import BootOutputs, build_boot, build_start, system_modules, vmlinuz, wanted_firmware
+from erofs_edge.boot.assemble import (
+    BootOutputs,
+    build_boot,
+    build_start,
+    kernel_of,
+    system_modules,
+    vmlinuz,
+    wanted_firmware,
+)
 from erofs_edge.boot.uefi import UefiOutputs, UefiParts, build_uefi
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.loader import compiled_loader, signed_image
@@ -161,7 +169,7 @@ def make_system(
         if (selinux := locked.loaded.value.selinux) is not None:
             apply_file_contexts(made.tree, read_file_contexts(Path(selinux.file_contexts)))
     check_paths(locked.loaded, made.tree)
-    check_kernel_config(inputs, options, made.tree, read_deb(debs.kernel, cache).data)
+    check_kernel_config(inputs, options, made.tree, kernel_of(debs.kernel, cache).tree)
     path = work / "system.img"
     with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
         options = replace(options, jobs=jobs, cache=compressed if use_cache else None, progress=progress)

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import msgspec
 
@@ -51,6 +51,8 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else cache_root()
+        self.kept: dict[tuple[str, object], Any] = {}
+        """(kind, key) → what a reader made of files with fixed hashes, for the life of this object; only read"""
         self._proved: dict[Path, tuple[int, int, int]] = {}
         self._swept = False
 

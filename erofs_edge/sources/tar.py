@@ -146,7 +146,7 @@ def inode_of(member: Member, archive: Path, origin: str) -> Inode:
         member.rdev,
         member.link,
         content,
-        member.xattrs,
+        dict(member.xattrs) if member.xattrs else {},  # labels are put into those of the inode
         origin=origin,
     )
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from test_initramfs import packages as initramfs_packages
 from test_initramfs import unpack
 
 from erofs_edge.boot import assemble
-from erofs_edge.boot.assemble import BootOutputs, build_boot, system_modules, wanted_firmware
+from erofs_edge.boot.assemble import BootOutputs, build_boot, kernel_of, system_modules, wanted_firmware
 from erofs_edge.boot.fdt import DeviceTree, Node, parse, string, write
 from erofs_edge.boot.fit import verify_fit
 from erofs_edge.boot.loader import split
@@ -35,6 +35,13 @@ DTB = write(DeviceTree(Node({"model": string("Raspberry Pi 4")})))
 KEY = KeySigner("dev", rsa.generate_private_key(65537, 2048))
 
 
+@dataclass(frozen=True, eq=False)
+class MadeUp:
+    """A package as far as it is looked at: its tree."""
+
+    data: FileTree
+
+
 @pytest.fixture
 def trees(monkeypatch: pytest.MonkeyPatch) -> dict[str, FileTree]:
     """Package name to tree; read_deb takes a 'file' of the package's name."""
@@ -46,7 +53,7 @@ def trees(monkeypatch: pytest.MonkeyPatch) -> dict[str, FileTree]:
     uboot = FileTree()
     uboot.add("usr/lib/u-boot/qemu_arm64/u-boot.bin", file(b"U-Boot for QEMU"))
     found = {"kernel": kernel, "programs": initramfs_packages(), "u-boot-qemu": uboot, **firmware_packages()}
-    monkeypatch.setattr(assemble, "read_deb", lambda path, cache: SimpleNamespace(data=found[path.name]))
+    monkeypatch.setattr(assemble, "read_deb", lambda path, cache: MadeUp(found[path.name]))
     return found
 
 
@@ -141,6 +148,21 @@ def test_modules_of_the_system(repository: Path, trees: dict[str, FileTree], tmp
     assert not [name for name in names if "dm-" in name]
     assert {inode.mtime_ns for path, inode in tree.walk() if path.endswith(b".bin")} == {EPOCH * 10**9}
     assert len(list(system_modules([], Path("kernel"), Cache(tmp_path), epoch=EPOCH).walk())) == 1
+
+
+def test_a_kernel_is_read_once_and_the_system_has_files_of_its_own(
+    trees: dict[str, FileTree], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, cache = MadeUp(trees["kernel"]), Cache(tmp_path)
+    monkeypatch.setattr(assemble, "read_deb", lambda path, cache: package)
+    kernel = kernel_of(Path("kernel"), cache)
+    assert kernel_of(Path("kernel"), cache) is kernel
+    tree = system_modules(["one"], Path("kernel"), cache, epoch=EPOCH)
+    placed = tree.get(f"usr/lib/modules/{VERSION}/{kernel.paths['one']}")
+    assert placed is not None and placed.read() == kernel.file(kernel.paths["one"]).read()
+    placed.xattrs[b"security.selinux"] = b"label"
+    assert not kernel.file(kernel.paths["one"]).xattrs
+    assert kernel_of(Path("kernel"), Cache(tmp_path)) is not kernel
 
 
 def test_firmware_that_modules_name_with_those_that_they_need(trees: dict[str, FileTree], tmp_path: Path) -> None:

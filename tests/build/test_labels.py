@@ -40,7 +40,7 @@ def system_of(inputs: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     modules = FileTree()
     modules.add("/usr/lib/modules/6.12/m.ko", Inode(0o100644))
     monkeypatch.setattr(stages, "system_modules", lambda *args, **kwargs: modules)
-    monkeypatch.setattr(stages, "read_deb", lambda *args: SimpleNamespace(data=FileTree()))
+    monkeypatch.setattr(stages, "kernel_of", lambda *args: SimpleNamespace(tree=FileTree()))
     made = make_system(inputs, Debs({}, folder, {}, {}), Cache(folder / "cache"), 1, False, folder, quiet)
     with Image(made.path) as image:
         return {path: inode.xattrs.get(b"security.selinux") for path, inode in image.tree().walk()}

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -97,8 +98,14 @@ def read_debs(debs: Mapping[str, Path], cache: Cache, *, jobs: int | None = None
 
 
 def read_deb(path: Path, cache: Cache) -> Package:
-    """A package file. Raises SourceError naming the file (and the member) where it is malformed."""
+    """A package file; the same value for the life of the cache object, unless what it stands on changes.
+
+    Raises SourceError naming the file (and the member) where it is malformed.
+    """
     key = cache.digest(path)
+    sha256, package = cache.kept.get((INDEX, (key, path)), (None, None))
+    if package is not None and (not sha256 or cache.proved(package.archive, sha256) is not None):
+        return cast("Package", package)
     index = cache.load_record(INDEX, key, _Index)
     archive = cache.derived_path(DATA, key)
     if index is not None and not index.sha256:
@@ -112,7 +119,7 @@ def read_deb(path: Path, cache: Cache) -> Package:
     control = parse_control(info["control"].decode("utf-8", "replace"), str(path))
     if fresh:
         cache.store_record(INDEX, key, index)
-    return Package(
+    package = Package(
         name=control["Package"],
         version=control["Version"],
         arch=control["Architecture"],
@@ -124,6 +131,8 @@ def read_deb(path: Path, cache: Cache) -> Package:
         members=index.members,
         archive=archive,
     )
+    cache.kept[INDEX, (key, path)] = index.sha256, package
+    return package
 
 
 def parse_control(text: str, where: str) -> dict[str, str]:

@@ -135,6 +135,21 @@ def test_a_warm_read_unpacks_nothing(
         assert rows(read_deb(deb, Cache(cache.root)).data) == rows(cold.data)
 
 
+def test_one_cache_object_reads_a_package_once(tmp_path: Path, cache: Cache) -> None:
+    data = deb_bytes(data=lzma.compress(tar_bytes(FILES)), data_name="data.tar.xz", info=INFO)
+    deb = write(tmp_path, data)
+    package = read_deb(deb, cache)
+    assert read_deb(deb, cache) is package
+    package.data.root.children[b"usr"].xattrs[b"user.mark"] = b"1"
+    assert not package.data.root.children[b"usr"].xattrs, "each tree is a new one"
+    package.archive.write_bytes(package.archive.read_bytes()[:-700] + b"?" * 700)
+    again = read_deb(deb, cache)
+    assert again is not package and rows(again.data) == rows(read_deb(deb, Cache(tmp_path / "other")).data)
+    deb.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(SourceError):
+        read_deb(deb, cache)
+
+
 def test_many_at_once(tmp_path: Path, cache: Cache) -> None:
     debs = {}
     for i in range(20):

@@ -29,7 +29,7 @@ ORDER = (
 def write_database(tree: FileTree, packages: Iterable[Package], arch: str) -> None:
     """Write the database of the packages as installed and configured, and the link to it."""
     ordered = sorted(packages, key=lambda p: (p.name, p.arch))
-    present = {b"/.", *(path for path, _ in tree.walk())}
+    there = _Names(tree)
     stanzas = [stanza(package) for package in ordered]
     _add(tree, "status", "".join(s + "\n" for s in stanzas).encode())
     _add(tree, "available", b"")
@@ -40,7 +40,7 @@ def write_database(tree: FileTree, packages: Iterable[Package], arch: str) -> No
     for package in ordered:
         same = package.control.get("Multi-Arch") == "same"
         name = f"{package.name}:{package.arch}" if same else package.name
-        files = [path for path in package.files if _is_there(tree, present, os.fsencode(path))]
+        files = [path for path in package.files if there.has(os.fsencode(path))]
         _add(tree, f"info/{name}.list", b"".join(os.fsencode(path) + b"\n" for path in files))
         kept = set(files)
         sums = "".join(f"{md5}  {path}\n" for path, md5 in package.md5sums.items() if "/" + path in kept)
@@ -93,8 +93,25 @@ def _conffile_sums(package: Package) -> list[tuple[str, str]]:
     return sums
 
 
-def _is_there(tree: FileTree, present: set[bytes], path: bytes) -> bool:
-    return path in present or path.startswith(b"/var/") or tree.get(path, follow=True) is not None
+class _Names:
+    """Which names of packages the tree has; a folder is looked for once, however many of its files were left out."""
+
+    def __init__(self, tree: FileTree) -> None:
+        self.tree = tree
+        self.present = {b"/.", *(path for path, _ in tree.walk())}
+        self.folders: dict[bytes, Inode | None] = {}
+
+    def has(self, path: bytes) -> bool:
+        """Whether the path leads to something, through links too; what is below /var comes when the system runs."""
+        if path in self.present or path.startswith(b"/var/"):
+            return True
+        folder, _, name = path.rpartition(b"/")
+        if folder not in self.folders:
+            self.folders[folder] = self.tree.get(folder, follow=True)
+        node = self.folders[folder]
+        if node is None or name not in node.children:
+            return False
+        return not node.children[name].is_symlink or self.tree.get(path, follow=True) is not None
 
 
 def _add(tree: FileTree, name: str, data: bytes) -> None:
