@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # formats and inputs: siblings only along the way of the data
     "sources": BASE | {"tree", "manifest"},
     "erofs": BASE | {"tree", "codec"},
+    "rafs": BASE | {"tree", "erofs"},
     "verity": BASE,
     "trust": BASE,
     "transport": BASE,
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": BASE | {"disk", "transport"},
     "simulator": BASE | {"disk", "flash", "transport", "verity"},
     "release": BASE
-    | {"boot", "build", "disk", "flash", "manifest", "qemu", "report", "sbom", "sources", "trust", "verify"},
+    | {"boot", "build", "bundle", "disk", "flash", "manifest", "qemu", "report", "sbom", "sources", "trust", "verify"},
     "sbom": BASE | {"build", "erofs", "sources"},
     "registry": BASE | {"build", "disk", "erofs", "serve", "sources", "transport", "trust"},
     "channel": BASE | {"build", "disk", "sources", "trust"},
@@ -55,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
-PURE = {"errors", "tree", "manifest", "codec", "erofs", "verity", "disk", "boot", "transport"}
+PURE = {"errors", "tree", "manifest", "codec", "erofs", "rafs", "verity", "disk", "boot", "transport"}
 IMPURE = {"time", "datetime", "random", "secrets", "locale", "socket", "subprocess", "getpass", "platform", "click"}
 IMPURE_NAMES = {"environ", "getenv", "uuid1", "uuid4", "urandom", "getlogin", "cpu_count"}
 EXCEPTIONS = {

@@ -8,15 +8,17 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, printable, size_text, table
-from erofs_edge.errors import ErofsEdgeError, UsageError
+from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
 
 if TYPE_CHECKING:
+    from erofs_edge.erofs.check import Report
     from erofs_edge.erofs.dump import Statistics
     from erofs_edge.erofs.inode import DiskInode
     from erofs_edge.erofs.read import Image
@@ -29,6 +31,8 @@ DEVICES = click.option(
 _LAZY = {  # name: module, command, help
     "build": ("erofs_edge.cli.fs_build", "build", "Write an EROFS image of a directory."),
     "map": ("erofs_edge.cli.fs_map", "map_", "Show what lies where in an image, as a table or a picture."),
+    "rafs": ("erofs_edge.cli.fs_rafs", "rafs", "Write a RAFS v6 image (Nydus) of a directory."),
+    "blobs": ("erofs_edge.cli.fs_rafs", "blobs", "List the blobs of a RAFS v6 image."),
 }
 _FLUSH_LINES = 1000
 _VALUE_BYTES = 32
@@ -276,12 +280,13 @@ def extract(
 @DEVICES
 @json_option
 def check(*, image: Path, devices: tuple[Path, ...], jobs: int | None, as_json: bool) -> int:
-    """Check all of IMG: structure, names, links, every byte of data. Exit code 1 where something is wrong."""
+    """Check all of IMG: structure, names, links, every byte of data. Exit code 1 where something is wrong.
+
+    Of a RAFS v6 image also the tables, and its blobs (--device) against ids and digests.
+    """
     from dataclasses import asdict
 
-    from erofs_edge.erofs.check import check as check_image
-
-    report = check_image(image, devices=devices, jobs=jobs)
+    report = _check(image, devices, jobs)
     if as_json:
         emit_json(
             {
@@ -308,6 +313,17 @@ def check(*, image: Path, devices: tuple[Path, ...], jobs: int | None, as_json: 
             f"decompressed in place: {report.in_place.share:.1%} of the data" + (f" (not: {why})" if why else "")
         )
     return 0 if report.ok else 1
+
+
+def _check(image: Path, devices: tuple[Path, ...], jobs: int | None) -> Report:
+    from erofs_edge.erofs.check import check as check_image
+    from erofs_edge.erofs.read import Image
+    from erofs_edge.rafs.check import check_rafs
+
+    with suppress(ErofsFormatError), Image(image) as opened:
+        if opened.superblock.is_rafs:
+            return check_rafs(image, devices, jobs=jobs)
+    return check_image(image, devices=devices, jobs=jobs)
 
 
 @fs.command()

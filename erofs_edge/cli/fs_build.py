@@ -228,18 +228,18 @@ def _options(
         raise UsageError("-z auto chooses for all files, hints for single ones", hint="use one of them")
     # lz4 until it is chosen
     algorithms = parse_algorithms("lz4" if compression == "auto" else compression)
-    block = _size("-b", block_size or (TAR_BLOCK if further["archives"] else "4096"))
+    block = parse_size("-b", block_size or (TAR_BLOCK if further["archives"] else "4096"))
     rules = read_hints(compress_hints, algorithms, block) if compress_hints is not None else ()
     return WriteOptions(
         compression=algorithms[0].name,
         level=algorithms[0].level,
         dictionary=algorithms[0].dictionary,
         rules=rules,
-        pcluster=_size("-C", pcluster) if pcluster is not None else None,
+        pcluster=parse_size("-C", pcluster) if pcluster is not None else None,
         block_size=block,
         uuid=_uuid(uuid),
         volume_name=os.fsencode(volume_name),
-        chunk_size=_size("--chunksize", chunksize) if chunksize is not None else None,
+        chunk_size=parse_size("--chunksize", chunksize) if chunksize is not None else None,
         blob=blobdev,
         baseline=baseline,
         compact=compact,
@@ -249,13 +249,14 @@ def _options(
         kernel=parse_kernel(kernel) if kernel is not None else None,
         all_root=all_root,
         jobs=jobs,
-        **_times(epoch, mkfs_time=mkfs_time, ignore_mtime=ignore_mtime),
+        **parse_times(epoch, mkfs_time=mkfs_time, ignore_mtime=ignore_mtime),
         **_extended(extended),
         **further,
     )
 
 
-def _size(option: str, text: str) -> int:
+def parse_size(option: str, text: str) -> int:
+    """Bytes, of a number with K or M behind it; `option` is for the message of the UsageError."""
     match = re.fullmatch(r"(\d+)([KM]?)", text.upper())
     if not match:
         raise UsageError(f"{option} {text}: not a size in bytes", hint="for example 65536 or 64K")
@@ -278,7 +279,7 @@ def _uuid_text(raw: bytes) -> str:
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
-def _times(epoch: int | None, *, mkfs_time: bool, ignore_mtime: bool) -> dict[str, Any]:
+def parse_times(epoch: int | None, *, mkfs_time: bool, ignore_mtime: bool) -> dict[str, Any]:
     """-T sets every time; SOURCE_DATE_EPOCH only those that are later."""
     if mkfs_time and ignore_mtime:
         raise UsageError("--mkfs-time keeps the files' times and --ignore-mtime drops them", hint="use one of them")
@@ -299,7 +300,7 @@ def _extended(groups: tuple[str, ...]) -> dict[str, Any]:
     for text in (text for group in groups for text in group.split(",") if text):
         name, equals, value = text.partition("=")
         if equals and name in ("fragments", "all-fragments"):
-            fields["packed_pcluster"] = _size(f"-E {name}", value)
+            fields["packed_pcluster"] = parse_size(f"-E {name}", value)
         elif equals:
             raise UsageError(f"-E {name} takes no value")
         if name not in EXTENDED_OPTIONS:

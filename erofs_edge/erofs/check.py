@@ -76,8 +76,15 @@ def output_limit(image_size: int) -> int:
     return 256 * image_size + (1 << 30)
 
 
-def check(path: Path | str, *, devices: Sequence[Path | str] = (), jobs: int | None = None) -> Report:
-    """Check an image and its further devices; at most FINDINGS_MAX findings.
+def check(
+    path: Path | str,
+    *,
+    devices: Sequence[Path | str] = (),
+    jobs: int | None = None,
+    further: Sequence[tuple[int, int, str]] = (),
+) -> Report:
+    """Check an image and its further devices; at most FINDINGS_MAX findings. `further` are structures that others
+    have put into it: byte, size and name of each.
 
     Raises ErofsEdgeError only where a file cannot be read.
     """
@@ -88,7 +95,10 @@ def check(path: Path | str, *, devices: Sequence[Path | str] = (), jobs: int | N
         report.findings.append(Finding("error", error.message, error.where))
         return report
     with image:
-        _Check(image, report, jobs or min(4, os.cpu_count() or 1)).run()
+        checking = _Check(image, report, jobs or min(4, os.cpu_count() or 1))
+        for at, size, what in further:
+            checking.coverage.metadata(at, size, what)
+        checking.run()
     return report
 
 
@@ -163,7 +173,7 @@ class _Check:
         """Devices whose tag is the sha256 of their blocks have these blocks."""
         for number, slot in enumerate(self.info.devices, 1):
             size = slot.blocks << self.info.raw.blkszbits
-            if not is_hash(slot.tag) or number in self.image.missing_devices:
+            if self.info.is_rafs or not is_hash(slot.tag) or number in self.image.missing_devices:
                 continue
             if size > HASHED_MAX:
                 self.warn(f"device {number} has {size} bytes: whether its sha256 is its tag is not looked at")

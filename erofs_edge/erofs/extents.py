@@ -17,6 +17,7 @@ from erofs_edge.erofs.inode import NULL_BLOCK, DiskInode
 from erofs_edge.erofs.superblock import SuperInfo
 
 _BLOCK_NUMBER = Struct("<I")
+RAFS_DEVICE_MASK = 0xFF
 _TABLE_WINDOW = 1024  # chunk table entries read at once
 _CHUNK_FORMAT_KNOWN = ondisk.CHUNK_BITS_MASK | ondisk.CHUNK_INDEXES
 
@@ -144,6 +145,8 @@ def _chunk_address(info: SuperInfo, inode: DiskInode, fields: tuple[int, ...], w
     block, null, device = fields[-1], ondisk.NULL_ADDR, 0
     if inode.u & ondisk.CHUNK_INDEXES:
         high, device, _ = fields
+        if info.is_rafs:  # what no kernel looks at numbers the chunk; see rafs/ondisk.py
+            high, device = 0, device & RAFS_DEVICE_MASK
         if device > len(info.devices):
             raise broken(f"inode {inode.nid}: chunk on device {device}, which does not exist", where)
         if inode.u & ondisk.CHUNK_48BIT:

@@ -33,6 +33,7 @@ COMPAT_XATTR_FILTER = 0x04
 COMPAT_SHARED_EA_IN_METABOX = 0x08
 COMPAT_PLAIN_XATTR_PFX = 0x10
 COMPAT_ISHARE_XATTRS = 0x20
+COMPAT_RAFS_V6 = 0x40000000  # Nydus's: further structures in the image, see rafs/
 
 # feature_incompat; three bits carry two features each
 INCOMPAT_LZ4_0PADDING = 0x001

@@ -27,6 +27,7 @@ COMPAT_NAMES = {
     ondisk.COMPAT_SHARED_EA_IN_METABOX: "shared_ea_in_metabox",
     ondisk.COMPAT_PLAIN_XATTR_PFX: "plain_xattr_pfx",
     ondisk.COMPAT_ISHARE_XATTRS: "ishare_xattrs",
+    ondisk.COMPAT_RAFS_V6: "rafs_v6",
 }
 
 
@@ -83,6 +84,11 @@ class SuperInfo:
         return self.raw.epoch - (1 << 64) if self.raw.epoch >> 63 else self.raw.epoch
 
     @property
+    def is_rafs(self) -> bool:
+        """Whether it is the bootstrap of a RAFS image, as Nydus has them."""
+        return bool(self.raw.feature_compat & ondisk.COMPAT_RAFS_V6)
+
+    @property
     def volume_name(self) -> bytes:
         return self.raw.volume_name.split(b"\0", 1)[0]
 
@@ -111,6 +117,8 @@ def read_superblock(backing: Backing, *, verify_checksum: bool = True) -> SuperI
         raise broken(f"{raw.fixed_nsec} nanoseconds are more than a second", at + 32)
     if at + ondisk.SUPER_SIZE + raw.sb_extslots * ondisk.EXTSLOT_SIZE > PAGE_SIZE:
         raise broken(f"{raw.sb_extslots} extension slots reach beyond the first page", at + 13)
+    if raw.feature_compat & ondisk.COMPAT_RAFS_V6:
+        raw = raw._replace(blocks_lo=_rafs_blocks(backing, raw))
     parsed = SuperInfo(raw, 1 << ondisk.ALGORITHM_LZ4, 1 << raw.blkszbits, 0)
     size = parsed.size
     if size > backing.size:
@@ -136,6 +144,15 @@ def read_superblock(backing: Backing, *, verify_checksum: bool = True) -> SuperI
     devices = read_slots(backing, raw, parsed.blocks)
     metabox_nid = _read_metabox(backing, raw)
     return SuperInfo(raw, algorithms, max_blocks << raw.blkszbits, checksum, records, devices, metabox_nid)
+
+
+def _rafs_blocks(backing: Backing, raw: Superblock) -> int:
+    """Blocks of a RAFS bootstrap: all of the file, up to where the first device may follow.
+
+    Nydus's own builder counts blocks of data in that field (``builder/src/core/v6.rs``), and none at all without any.
+    """
+    starts = [slot.uniaddr for slot in read_slots(backing, raw, 0) if slot.uniaddr]
+    return min([backing.size >> raw.blkszbits, ondisk.NULL_ADDR, *starts])
 
 
 def _read_metabox(backing: Backing, raw: Superblock) -> int:

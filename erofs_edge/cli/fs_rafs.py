@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge fs rafs` and `fs blobs`: images as Nydus has them, written and looked into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from erofs_edge.cli.output import Progress, emit_json, json_option, size_text, table
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("rafs")
+@click.argument("source", metavar="SRC", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("-o", "output", metavar="BOOTSTRAP", required=True, type=click.Path(path_type=Path), help="The metadata.")
+@click.option(
+    "--blob-dir", metavar="DIR", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where the blob goes, under its sha256.",
+)  # fmt: skip
+@click.option(
+    "--base", "bases", multiple=True, type=FILE, metavar="BOOTSTRAP",
+    help="What the blobs of this image have is not stored again.",
+)  # fmt: skip
+@click.option("--chunksize", metavar="SIZE", default="1M", show_default=True, help="Bytes of a chunk, 4K to 16M.")
+@click.option("-T", "epoch", type=click.IntRange(0), metavar="SECONDS", help="Set every time to this.")
+@click.option("--all-root", is_flag=True, help="Everything belongs to user and group 0.")
+@json_option
+def rafs(
+    *,
+    source: Path,
+    output: Path,
+    blob_dir: Path,
+    bases: tuple[Path, ...],
+    chunksize: str,
+    epoch: int | None,
+    all_root: bool,
+    as_json: bool,
+) -> None:
+    """Write a RAFS v6 image of SRC: a bootstrap as Nydus has it, and a blob of chunks.
+
+    Chunks are stored as they are, so Linux (5.16) mounts the bootstrap with its blobs as devices. Without -T, no file
+    is later than SOURCE_DATE_EPOCH in the environment. The same SRC and options give the same bytes.
+    """
+    from erofs_edge.cli.fs_build import parse_size, parse_times
+    from erofs_edge.rafs.write import RafsOptions, write_rafs
+    from erofs_edge.sources.directory import scan
+
+    times = parse_times(epoch, mkfs_time=False, ignore_mtime=False)
+    with Progress(f"write {output.name}") as progress:
+        options = RafsOptions(
+            chunk_size=parse_size("--chunksize", chunksize), bases=bases, all_root=all_root, progress=progress, **times
+        )
+        info = write_rafs(scan(source), output, blob_dir, options)
+    if as_json:
+        emit_json(info)
+        return
+    rows = [
+        ("bootstrap", f"{info.path}, {size_text(info.size)}"),
+        ("inodes", f"{info.inodes}, files of {size_text(info.uncompressed)}"),
+        ("chunks", f"{info.chunks}: {info.new} new ones, {info.reused} of other blobs"),
+        ("blob", f"{info.blob}, {size_text(info.blob_size)}" if info.blob else "none: nothing is new"),
+    ]
+    if info.blobs:
+        rows.append(("mount", "-o " + ",".join(f"device={name}" for name in info.blobs)))
+    table(rows)
+
+
+@click.command()
+@click.argument("image", metavar="BOOTSTRAP", type=FILE)
+@json_option
+def blobs(*, image: Path, as_json: bool) -> None:
+    """List the blobs of a RAFS v6 image, in the order in which they are its devices."""
+    from erofs_edge.rafs import ondisk
+    from erofs_edge.rafs.check import is_device
+    from erofs_edge.rafs.read import read_rafs
+
+    rows = [
+        {
+            "id": blob.id.decode(),
+            "size": blob.stored,
+            "data": blob.data,
+            "chunks": blob.chunks,
+            "compression": ondisk.COMPRESSIONS[blob.compression],
+            "digest": ondisk.DIGESTS[blob.digest],
+            "is_device": is_device(blob),
+        }
+        for blob in read_rafs(image).blobs
+    ]
+    if as_json:
+        emit_json(rows)
+    else:
+        table((tuple(row.values()) for row in rows), tuple(name.replace("is_", "") for name in rows[0]) if rows else ())
