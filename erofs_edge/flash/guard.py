@@ -16,6 +16,8 @@ from pathlib import Path
 from erofs_edge.errors import DeviceError, DeviceRefusedError
 from erofs_edge.flash.target import Identity
 
+ASKED = ("fastboot", "provision", "serial")
+"""kinds of targets that a board answers for"""
 SYSTEM_MOUNTS = ("/", "/boot", "/boot/efi", "/boot/firmware", "/efi", "/usr", "/var", "/home")
 
 
@@ -80,9 +82,10 @@ def refuse_other(identity: Identity, serial: str | None, products: Sequence[str]
 def refuse_other_board(identity: Identity, products: Sequence[str]) -> None:
     """Raises DeviceRefusedError where a board that can be asked which one it is answers none of these; with none given,
     any answer will do."""
-    if not products or identity.kind not in ("fastboot", "serial") or identity.product in products:
+    if not products or identity.kind not in ASKED or {identity.product, *identity.names} & set(products):
         return
-    found = f"it says '{identity.product}'" if identity.product else "it does not say which board it is"
+    said = " and ".join(f"'{name}'" for name in (identity.product, *identity.names) if name)
+    found = f"it says {said}" if said else "it does not say which board it is"
     wanted = " or ".join(f"'{product}'" for product in products)
     raise DeviceRefusedError(
         f"another board than the image is for: {found}, not {wanted}",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from erofs_edge.errors import DeviceError, ProtocolError
 from erofs_edge.flash.nbd import NbdTarget, as_os_error
-from erofs_edge.flash.target import Ability
+from erofs_edge.flash.target import Ability, Identity
 from erofs_edge.transport.nbd import control
 from erofs_edge.transport.nbd.connect import Address, Connection, parse_address
 from erofs_edge.transport.nbd.parallel import Connections
@@ -61,6 +61,17 @@ class ProvisionTarget(NbdTarget):
         self._control = commands
         if commands.size != control.SIZE:
             raise ProtocolError("the second export is no control export", where=commands.address.uri)
+        try:
+            self._board = control.board(self._ask(control.WHO))
+        except OSError:  # an older system does not know the question: that is a board that does not say which it is
+            self._board = "", ()
+
+    @property
+    def identity(self) -> Identity:
+        """With what the board says of itself."""
+        serial, names = self._board
+        plain = super().identity
+        return replace(plain, kind="provision", serial=serial, product=names[0] if names else "", names=names[1:])
 
     @property
     def abilities(self) -> Ability:

@@ -40,7 +40,7 @@ class Identity:
     """What a target says it is. `size` in bytes; a file that does not exist yet has 0."""
 
     path: str
-    kind: Literal["file", "block", "nbd", "fastboot", "serial"]
+    kind: Literal["file", "block", "nbd", "provision", "fastboot", "serial"]
     size: int
     sector: int = 512
     model: str = ""
@@ -48,6 +48,8 @@ class Identity:
     removable: bool = False
     product: str = ""
     """what a board answers when it is asked which one it is; '' where it cannot be asked, or does not say"""
+    names: tuple[str, ...] = ()
+    """what such a board answers besides, less exact: of a device tree's `compatible` all but the first"""
 
 
 class Ability(enum.Flag):

@@ -37,13 +37,13 @@ from erofs_edge.manifest.words import (
     UnixName,
 )
 
-CONTENT_WORDS = ("fit", "esp", "firmware", "slot-state")
+CONTENT_WORDS = ("fit", "esp", "firmware", "slot-state", "vbmeta")
 
 Content = Annotated[
     str,
     Meta(
         min_length=1,
-        description="'fit', 'esp', 'firmware', 'slot-state', or the path of a manifest or a stock one's name",
+        description="'fit', 'esp', 'firmware', 'slot-state', 'vbmeta', or the path of a manifest or a stock one's name",
         extra={"form": "path", "words": CONTENT_WORDS, "stock": ("manifests",)},
     ),
 ]
@@ -238,7 +238,8 @@ class Partition(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     slots: list[Name] = []
     """two slots, as in [a, b]: the partition exists twice, one is active"""
     content: Content | None = None
-    """'fit', 'esp', 'firmware', 'slot-state', or a manifest's path or a stock one's name; nothing leaves it empty"""
+    """'fit', 'esp', 'firmware', 'slot-state', 'vbmeta', or a manifest's path or a stock one's name; nothing leaves it
+    empty"""
     filesystem: Literal["ext4"] | None = None
     """made by the device at first boot, never by the build"""
     encrypt: Encrypt | None = None
@@ -408,7 +409,8 @@ class Board(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     flash: list[Literal["block"]] = field(default_factory=lambda: ["block"])
     """how the board can be written"""
     product: list[Line] = field(default_factory=list)
-    """what the board may answer (fastboot's `product`, U-Boot's `board`); `flash` refuses any other; none: all do"""
+    """what the board may answer (fastboot's `product`, U-Boot's `board`, its device tree's `compatible`); `flash` refuses any
+    other; none: all do"""
     qemu: Qemu | None = None
     """the board as an emulated machine, where QEMU has one that is like it"""
 

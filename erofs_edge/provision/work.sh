@@ -3,6 +3,7 @@
 # Carries out the request of the control export: a line each, an answer each, '.' at the end of both.
 export PATH=/bin
 control=/run/control answers=33554432 deltas=67108864 trees=536870912
+tree=/sys/firmware/devicetree/base dmi=/sys/class/dmi/id
 disk=$(cat /run/disk) size=$(cat /run/size) zeros=''
 
 # bytes of a file or the disk: FILE OFFSET LENGTH
@@ -11,6 +12,17 @@ cut_out() { dd if="$1" bs=1M iflag=skip_bytes,count_bytes,fullblock skip="$2" co
 put() { dd of="$disk" bs=1M iflag=fullblock oflag=seek_bytes seek="$1" conv=notrunc 2> /run/said; }
 # what a piece of the disk becomes when it is packed: of zeros, many times faster to make than a digest
 packed() { zstd -q -1 -c 2> /run/said | sha256sum; }
+# SERIAL or a name, NUL-terminated in a file, as an answer of one line; of several the one with the number $2
+told() {
+    turn=0 found=''
+    if [ -r "$1" ]; then
+        while IFS= read -r name && [ $turn -lt "$2" ]; do turn=$((turn + 1)) found=$name; done << EOF
+$(tr '\0' '\n' < "$1")
+EOF
+    fi
+    [ $turn = "$2" ] || found=''
+    printf 'is %.70s\n' "$found"
+}
 inside() { [ "$1" -ge 0 ] && [ "$2" -ge 0 ] && [ $(($1 + $2)) -le "$size" ]; }
 
 one() {
@@ -52,6 +64,9 @@ one() {
                 echo "error delta"
             fi
             rm -f /run/reference /run/delta.zst /run/patched ;;
+        # a device tree, or what the firmware says of the machine where there is none
+        serial) if [ -e $tree ]; then told $tree/serial-number 1; else told $dmi/product_serial 1; fi ;;
+        compatible) if [ -e $tree ]; then told $tree/compatible "$2"; else told $dmi/product_name "$2"; fi ;;
         medium) # what is read from now on comes from the medium
             sync && echo 1 > /proc/sys/vm/drop_caches && echo ok ;;
         reboot) echo ok; (sleep 1; sync; reboot -f) > /dev/null 2>&1 & ;;

@@ -25,12 +25,13 @@ def work(tmp_path: Path, oracle: Callable[[str], str]) -> Asked:
     """work(items…): work.sh carries out a request here, on a file in place of the disk; its answers, and 'tree'."""
     script = (FOLDER / "work.sh").read_text()
     (tmp_path / "bin").mkdir()
-    for name in ("dd", "sha256sum", "stat", "rm", "cat", "sync", "zstd", "sh"):
+    for name in ("dd", "sha256sum", "stat", "rm", "cat", "sync", "zstd", "sh", "tr"):
         found = subprocess.run(["sh", "-c", f"command -v {name}"], capture_output=True, text=True, check=True)
         (tmp_path / "bin" / name).symlink_to(found.stdout.strip())
     (tmp_path / "bin/veritysetup").symlink_to(oracle("veritysetup"))
     # only places change
     script = script.replace("PATH=/bin", f"PATH={tmp_path}/bin").replace("/run/", f"{tmp_path}/")
+    script = script.replace("/sys/firmware", f"{tmp_path}/firmware").replace("/sys/class", f"{tmp_path}/class")
     (tmp_path / "work.sh").write_text(script)
     (tmp_path / "image").write_bytes(random.Random(5).randbytes(1 << 20))
     (tmp_path / "disk").write_text(f"{tmp_path}/image\n")
@@ -92,6 +93,27 @@ def test_the_device_copies_and_patches(work: Asked, tmp_path: Path) -> None:
         assert after[600_000 : 600_000 + len(new)] == new
     assert after[524_288 : 524_288 + 4096] == before[:4096]
     assert after[:524_288] == before[:524_288] and len(after) == len(before)
+
+
+def test_the_device_says_which_board_it_is(work: Asked, tmp_path: Path) -> None:
+    def told() -> tuple[str, tuple[str, ...]]:
+        return control.board(work(*control.WHO).split("\n"))
+
+    assert told() == ("", ())
+    machine = tmp_path / "class/dmi/id"
+    machine.mkdir(parents=True)
+    (machine / "product_name").write_text("A Machine `of` $HOME\n")
+    (machine / "product_serial").write_text("0815\n")
+    assert told() == ("0815", ("A Machine `of` $HOME",))
+    tree = tmp_path / "firmware/devicetree/base"
+    tree.mkdir(parents=True)
+    (tree / "compatible").write_bytes(b"raspberrypi,4-model-b\0brcm,bcm2711\0")
+    assert told() == ("", ("raspberrypi,4-model-b", "brcm,bcm2711"))
+    (tree / "serial-number").write_bytes(b"10000000\x1babcd\0")
+    (tree / "compatible").write_bytes(b"".join(b"x" * 200 + b"\0" for _ in range(20)))
+    serial, names = told()
+    assert serial == "10000000abcd"
+    assert names == ("x" * 70,) * control.NAMES
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ provision/work.sh.
     zeros OFFSET LENGTH                       → yes, or no where there is anything but zeros
     copy SOURCE OFFSET LENGTH                 → ok
     patch SOURCE LENGTH OFFSET LENGTH DELTA   → ok: a zstd frame of DELTA bytes with the source as its dictionary
+    serial                                    → is SERIAL: of the board; nothing behind 'is' where it has none
+    compatible INDEX                          → is NAME: what it calls itself, the most exact name first, from 1 on
     medium                                    → ok: later reads come from the medium and not from memory
     reboot, poweroff                          → ok
 """
@@ -22,6 +24,10 @@ from collections.abc import Sequence
 from erofs_edge.errors import DeviceError, ProtocolError
 
 SIZE = 1 << 30
+NAMES = 8
+"""names of a board that are asked for: device trees have two or three (Devicetree Specification 0.4, 2.3.1)"""
+WHO = ["serial", *(f"compatible {index}" for index in range(1, NAMES + 1))]
+"""what is asked to know which board it is"""
 ANSWERS, DELTAS, TREES = 32 << 20, 64 << 20, 512 << 20  # bytes
 DELTA_MAX = TREES - DELTAS
 BLOCKS = (4096, 65536)
@@ -54,6 +60,12 @@ def answers(raw: bytes, items: Sequence[str]) -> list[str]:
         if line.startswith("error"):
             raise DeviceError(f"the provisioning system cannot {item.split()[0]}: {line[6:] or 'no reason'}")
     return lines
+
+
+def board(lines: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The answers to WHO: serial number ('' for none) and names. What cannot be printed is left out of them."""
+    said = ["".join(c for c in line.removeprefix("is").strip() if c.isprintable()) for line in lines]
+    return said[0], tuple(name for name in said[1:] if name)
 
 
 def answer_bytes(items: Sequence[str]) -> int:
