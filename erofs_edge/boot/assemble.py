@@ -36,7 +36,7 @@ EROFS_MODULES = ("erofs",)
 DATA_MODULES = ("ext4", "overlay")
 KERNEL = "kernel"
 """of what is kept with a cache object: the modules of a kernel's package"""
-OTHER_CONTENTS = ("fit", "esp", "firmware", "slot-state")
+OTHER_CONTENTS = ("fit", "esp", "firmware", "slot-state", "vbmeta")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from erofs_edge.build.signing import (
     signer_record,
 )
 from erofs_edge.build.stages import Debs, Made, Step, fetch_debs, make_boot, make_disk, make_system, quiet
+from erofs_edge.build.vbmeta import write_vbmeta_images
 from erofs_edge.errors import PackagesGoneError
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.mirror import host_mirror
@@ -122,6 +123,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         certificate = sign_system(signer, system.verity.root_hash, inputs.epoch, work, signed)
         with signed.one():
             boot = make_boot(inputs, debs, system, signer, cache, work, step)
+            write_vbmeta_images(inputs.board.value, inputs.partition, system.verity, signer, work)
         signed.finish()
         assert certificate is not None  # noqa: S101  else a signature is missing
         made = Made(system, boot, make_disk(inputs, system, boot, work, step))

@@ -334,7 +334,9 @@ def make_disk(
             if partition.content is None:
                 continue
             path = work / ("system.img" if name == inputs.partition else "boot.fit")
-            if partition.content == "slot-state":
+            if partition.content == "vbmeta":
+                path = work / f"{name}.img"
+            elif partition.content == "slot-state":
                 path = work / "slots.bin"
                 state = slots.encode_state(slots.initial(board.disk.partitions[inputs.partition].slots))
                 path.write_bytes(rollback.with_minimum(state, 0))

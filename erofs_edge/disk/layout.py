@@ -22,6 +22,7 @@ CONTENT_TYPES = {
     "esp": (gpt.TYPE_ESP, 0),
     "fit": (gpt.TYPE_LINUX, 0),
     "slot-state": (gpt.TYPE_LINUX, 0),
+    "vbmeta": (gpt.TYPE_LINUX, 0),
     None: (gpt.TYPE_LINUX, 0),
 }
 ROOT_TYPE = (gpt.TYPE_ROOT_ARM64, gpt.ATTRIBUTE_READ_ONLY)  # any other content is a system

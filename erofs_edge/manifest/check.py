@@ -171,8 +171,9 @@ def _check_roles(board: Board, fail: Fail) -> None:
     for name, partition in partitions.items():
         if partition.content is not None:
             by_content[partition.content if partition.content in CONTENT_WORDS else "manifest"].append(name)
+    _check_vbmeta(by_content, fail)
     for word in CONTENT_WORDS:
-        if len(by_content[word]) > 1:
+        if len(by_content[word]) > 1 and word != "vbmeta":
             fail(f"disk.partitions.{by_content[word][1]}.content", f'a second partition with "{word}"')
     kernel = "esp" if board.boot.chain == "uefi-uki" else "fit"
     if not by_content[kernel]:
@@ -193,6 +194,24 @@ def _check_roles(board: Board, fail: Fail) -> None:
         )
     if (board.boot.firmware or board.boot.firmware_texts) and not by_content["firmware"]:
         fail("boot.firmware" if board.boot.firmware else "boot.firmware_texts", 'no partition has "content: firmware"')
+
+
+def _check_vbmeta(by_content: dict[str, list[str]], fail: Fail) -> None:
+    """`vbmeta`, and `vbmeta_NAME` for what a partition NAME holds: a boot loader finds them by these names."""
+    described = [f"vbmeta_{name}" for name in (*by_content["fit"], *by_content["manifest"])]
+    names = by_content["vbmeta"]
+    for name in names:
+        pointer = f"disk.partitions.{name}.content"
+        if name != "vbmeta" and name not in described:
+            fail(
+                pointer, f'a partition with "vbmeta" has one of the names vbmeta, {", ".join(described)}, not "{name}"'
+            )
+        if "vbmeta" not in names:
+            fail(
+                pointer,
+                f'nothing names the key of "{name}"',
+                "add a partition as in: vbmeta: {size: 1M, content: vbmeta}",
+            )
 
 
 def _check_entry(pointer: str, entry: Entry, fail: Fail) -> None:

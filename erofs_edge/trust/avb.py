@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAGIC = b"AVB0"
 FOOTER_MAGIC = b"AVBf"
+MAIN = "vbmeta"
+"""name of the partition that the boot loader starts from; those whose names start so have their vbmeta at byte 0"""
 VERSION_MAJOR, VERSION_MINOR = 1, 3
 ALIGN = 64  # of both blocks
 SIZE_MAX = 64 << 10

@@ -101,7 +101,7 @@ def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
         if magic == FDT_MAGIC.to_bytes(4, "big"):
             signed.add(part.name)
             verify_fit_slot(walk, part, parts)
-        elif magic == avb.MAGIC and part.name.startswith("vbmeta"):
+        elif magic == avb.MAGIC and part.name in (avb.MAIN, f"{avb.MAIN}_{part.slot}"):
             signed.add(part.name)
             verify_vbmeta_slot(walk, part, parts, walk.read(part, 0, avb.SIZE_MAX))
         elif is_esp(functools.partial(walk.read, part), part.size):
@@ -209,11 +209,14 @@ def read_fit(walk: Walk, part: Part) -> bytes:
     return walk.read(part, 0, size)
 
 
-def verify_vbmeta_slot(walk: Walk, part: Part, parts: list[Part], raw: bytes) -> None:
-    """A vbmeta image, and each partition that it describes."""
+def verify_vbmeta_slot(walk: Walk, part: Part, parts: list[Part], raw: bytes, *, chained: bool = False) -> None:
+    """A vbmeta image, and each partition that it describes. `chained`: it is named by another; chains do not nest."""
     meta = avb.VBMeta()
     with walk.verdict.check(f"{part.name}: vbmeta", f"key '{walk.key.name}'", hashlib.sha256(raw).hexdigest()):
         meta = avb.verify_vbmeta(raw, walk.key, walk.minimum or 0)
+        if chained and any(isinstance(descriptor, avb.Chain) for descriptor in meta.descriptors):
+            meta = avb.VBMeta()
+            raise VerificationError("a chain in what a chain leads to, which libavb refuses")
     for descriptor in meta.descriptors:
         if not isinstance(descriptor, avb.Hashtree | avb.Hash | avb.Chain):
             continue
@@ -237,12 +240,14 @@ def verify_chained(walk: Walk, part: Part, parts: list[Part], chain: avb.Chain) 
     key, raw = walk.key, b""
     with walk.verdict.check(f"{part.name}: chain", "the public key in vbmeta"):
         key = avb.decode_key(chain.public_key, part.name)
-        raw = footer_vbmeta(walk, part)
+        # as libavb: of a partition for vbmeta alone, from its first byte
+        at_start = chain.partition.startswith(avb.MAIN)
+        raw = walk.read(part, 0, avb.SIZE_MAX) if at_start else footer_vbmeta(walk, part)
     if raw and isinstance(key, PublicKey):
         # a chained partition counts its versions by itself, at a place of its own
         outer = walk.key, walk.minimum
         walk.key, walk.minimum = key, None
-        verify_vbmeta_slot(walk, part, parts, raw)
+        verify_vbmeta_slot(walk, part, parts, raw, chained=True)
         walk.key, walk.minimum = outer
 
 
