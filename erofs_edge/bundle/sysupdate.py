@@ -44,12 +44,7 @@ def write_transfers(
     Raises UsageError for a version or address that cannot stand in a definition, SourceError for a folder whose sums
     cannot be read, ErofsEdgeError where `out` holds no build.
     """
-    record = read_release(out)
-    name, version = str(record["system"]["name"]), version or default_version(record)
-    if not _VERSION.fullmatch(version):
-        raise UsageError(f"not a version for systemd-sysupdate: {version!r}", hint="letters, digits and . ~ ^ + -")
-    if not re.fullmatch(r"(https?|file)://[!-~]+", url):
-        raise UsageError(f"not an address for a device to ask: {url!r}", hint="https://HOST/FOLDER")
+    name, version = _names(out, url, version)
     folder.mkdir(parents=True, exist_ok=True)
     sums = _sums(folder / SUMS)
     image = folder / f"{name}_{version}.raw"
@@ -68,6 +63,30 @@ def write_transfers(
     temporary.write_text("".join(f"{value}  {known}\n" for known, value in sorted(sums.items())))
     temporary.replace(folder / SUMS)
     return made
+
+
+def write_flat(out: Path, *, url: str, version: str | None = None, keep: int = 3) -> tuple[Path, Path]:
+    """Image and definition into the folder of the build itself, which has sums of its own: a release. Both files.
+
+    As `write_transfers`, which says what is raised; `url` is where devices find the newest release.
+    """
+    name, version = _names(out, url, version)
+    image = out / f"{name}_{version}.raw"
+    write_discoverable(out, image)
+    ((file, text),) = _definitions(name, url, "image", keep).items()
+    (out / file).write_text(text)
+    return image, out / file
+
+
+def _names(out: Path, url: str, version: str | None) -> tuple[str, str]:
+    """Name and version of the build in `out`. Raises UsageError for words that cannot stand in a definition."""
+    record = read_release(out)
+    name, version = str(record["system"]["name"]), version or default_version(record)
+    if not _VERSION.fullmatch(version):
+        raise UsageError(f"not a version for systemd-sysupdate: {version!r}", hint="letters, digits and . ~ ^ + -")
+    if not re.fullmatch(r"(https?|file)://[!-~]+", url):
+        raise UsageError(f"not an address for a device to ask: {url!r}", hint="https://HOST/FOLDER")
+    return name, version
 
 
 def _sums(path: Path) -> dict[str, str]:

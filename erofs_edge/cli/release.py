@@ -35,6 +35,9 @@ class _Release(click.Command):
 @click.option("--jobs", type=click.IntRange(min=1), help="Threads; never changes a byte.")
 @click.option("--from", "earlier", type=click.Path(exists=True, path_type=Path, file_okay=False), multiple=True,
               metavar="FOLDER", help="An earlier release: its update is forecast; may be repeated.")  # fmt: skip
+@click.option("--rauc", is_flag=True, help="Put in what RAUC installs: update.raucb.")
+@click.option("--sysupdate", metavar="URL",
+              help="Put in what systemd-sysupdate installs on devices that find the newest release there.")  # fmt: skip
 @click.option("--check", is_flag=True, expose_value=False,
               help="Try every promise of a release: release --check FOLDER; --check --help.")  # fmt: skip
 @click.option("--allow-dirty", is_flag=True, help="Take inputs that differ from what is committed in Git.")
@@ -46,6 +49,8 @@ def release(
     output: Path,
     jobs: int | None,
     earlier: tuple[Path, ...],
+    rauc: bool,
+    sysupdate: str | None,
     allow_dirty: bool,
     as_json: bool,
 ) -> None:
@@ -54,10 +59,12 @@ def release(
     Refused: development keys, inputs without a lock, inputs that differ from what is committed in Git.
     """
     from erofs_edge.build.pipeline import BuildOptions
+    from erofs_edge.release.bundles import Wish
     from erofs_edge.release.make import make_release
 
     options = BuildOptions(out=output, jobs=jobs, key=key, system=system)
-    result = make_release(board, options, step, allow_dirty=allow_dirty, earlier=earlier)
+    wish = Wish(rauc, sysupdate)
+    result = make_release(board, options, step, allow_dirty=allow_dirty, earlier=earlier, bundles=wish)
     for text in result.notes:
         note(f"note: {text}")
     if as_json:

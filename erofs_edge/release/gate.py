@@ -15,6 +15,7 @@ from erofs_edge.errors import BootCheckError, CapacityError, ErofsEdgeError, Rep
 from erofs_edge.manifest.load import load_board, load_system
 from erofs_edge.manifest.model import Board, size_bytes
 from erofs_edge.release.archive import ARCHIVE, unpack_archive
+from erofs_edge.release.bundles import check_bundles
 from erofs_edge.release.forecast import SYSTEM, forecast
 from erofs_edge.release.rebuild import rebuild
 from erofs_edge.trust.key import VerificationKey
@@ -93,6 +94,13 @@ def _signatures(case: _Case) -> str:
     return f"{len(verdict.checks)} checks against key '{case.key.name}'"
 
 
+def _bundled(case: _Case) -> str:
+    names = check_bundles(case.folder, case.key)
+    if not names:
+        raise _UnshownError("the release has no bundles")
+    return f"of this build: {', '.join(names)}"
+
+
 def _rebuilt(case: _Case) -> str:
     case.inputs  # noqa: B018  says why a build cannot be made again
     result = rebuild(case.folder, case.work / "again", packages=case.wanted.packages, step=case.step)
@@ -151,6 +159,7 @@ def _updates(case: _Case) -> str:
 
 PROMISES: dict[str, Callable[[_Case], str]] = {
     "signatures": _signatures,
+    "bundles": _bundled,
     "rebuild": _rebuilt,
     "boot": _boots,
     "tampering": _stopped,

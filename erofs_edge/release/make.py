@@ -14,6 +14,7 @@ from erofs_edge.build.record import read_release, write_json
 from erofs_edge.build.stages import Step, quiet
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.release.archive import input_files
+from erofs_edge.release.bundles import NOTHING, Wish, write_bundles
 from erofs_edge.release.forecast import FORECAST, forecast, forecast_record
 from erofs_edge.release.papers import write_papers
 from erofs_edge.report.facts import collect
@@ -31,11 +32,13 @@ def make_release(
     *,
     allow_dirty: bool = False,
     earlier: Sequence[Path] = (),
+    bundles: Wish = NOTHING,
 ) -> BuildResult:
     """Build a board into options.out with all papers of a release; everything is made anew.
 
     earlier  folders of releases that are in the field: the update from each is forecast, and the page says what has
              changed since the newest one
+    bundles  what else devices of a fleet install
 
     Raises ErofsEdgeError for a development key or inputs that are not committed, ManifestError for unlocked ones.
     """
@@ -48,6 +51,7 @@ def make_release(
             write_json(work / FORECAST, forecast_record([forecast(old, work) for old in earlier]))
             last = newest(earlier)
             write_json(work / SINCE, collect(work).after(collect(last), str(last)).record())
+        write_bundles(work, bundles, signer)
         write_papers(work, inputs, signer)
 
     return build_board(board, replace(options, release=True, force=True, relock=False, papers=papers), step)

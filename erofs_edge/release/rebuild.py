@@ -17,6 +17,7 @@ from erofs_edge.build.stages import Step, quiet
 from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import ErofsEdgeError, SourceError
 from erofs_edge.release.archive import ARCHIVE, unpack_archive
+from erofs_edge.release.bundles import wish_of, write_bundles
 from erofs_edge.release.forecast import FORECAST
 from erofs_edge.release.papers import write_papers
 from erofs_edge.release.replay import replay_signer
@@ -78,12 +79,13 @@ def rebuild(
         add_packages(packages, Cache(given.cache))
     board, system = unpack_archive(release / ARCHIVE, out / "inputs")
     signer = replay_signer(release, record, key)
-    made = out / "made"
+    made, wish = out / "made", wish_of(release)
 
     def papers(work: Path, inputs: Inputs, signer: Signer) -> None:
         for name in (FORECAST, SINCE):
             if name in record["files"]:
                 shutil.copyfile(release / name, work / name)  # about earlier releases, which a rebuild has not
+        write_bundles(work, wish, signer)
         write_papers(work, inputs, signer)
 
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ class ReplaySigner:
 
 def signatures_in(folder: Path, key: AnyPublicKey) -> Iterator[bytes]:
     """Whatever may be a signature in the files of a release: the property `value` of FITs, the signature fields of
-    DSSE envelopes, and in small binary files each run of bytes as long as the key's signatures behind a DER length."""
+    DSSE envelopes, and in small binary files and what ends a RAUC bundle each run of bytes as long as the key's
+    signatures behind a DER length."""
     for path in sorted(folder.iterdir()):
         if not path.is_file() or path.name.startswith("."):
             continue
@@ -56,6 +58,8 @@ def signatures_in(folder: Path, key: AnyPublicKey) -> Iterator[bytes]:
             head = handle.read(4)
             if head == FDT_MAGIC.to_bytes(4, "big"):
                 yield from _of_fit(head + handle.read())
+            elif path.suffix == ".raucb":
+                yield from _of_der(_at_end(path), key)
             elif path.suffix == ".jsonl":
                 yield from _of_envelope(head + handle.read(SCANNED_MAX))
             elif path.stat().st_size <= SCANNED_MAX and path.suffix in (
@@ -82,6 +86,16 @@ def _of_envelope(data: bytes) -> Iterator[bytes]:
             yield from (base64.b64decode(one["sig"]) for one in json.loads(line)["signatures"])
     except (ValueError, KeyError, TypeError):
         return
+
+
+def _at_end(path: Path) -> bytes:
+    """The signed manifest that ends a RAUC bundle, before its size in eight bytes."""
+    with path.open("rb") as handle:
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(max(size - 8, 0))
+        length = int.from_bytes(handle.read(8), "big")
+        handle.seek(max(size - 8 - length, 0))
+        return handle.read(min(length, SCANNED_MAX))
 
 
 def _unwrapped(data: bytes) -> bytes:

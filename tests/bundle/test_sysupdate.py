@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from made_build import Made
 
-from erofs_edge.bundle.sysupdate import write_transfers
+from erofs_edge.bundle.sysupdate import write_flat, write_transfers
 from erofs_edge.cli.bundle import bundle as command
 from erofs_edge.disk import gpt
 from erofs_edge.disk.ddi import TYPE_ROOT, TYPE_SIGNATURE, TYPE_VERITY
@@ -106,6 +106,23 @@ def test_partitions_are_filled(built: Made, tmp_path: Path, sysupdate: Callable[
     for one, path in zip(table.partitions[:3], reversed(made), strict=True):
         content = path.read_bytes()
         assert data[one.first_lba * 512 :][: len(content)] == content
+
+
+@pytest.mark.oracle
+def test_the_folder_of_a_release_is_what_it_takes(built: Made, tmp_path: Path, sysupdate: Callable[..., str]) -> None:
+    """Its SHA256SUMS names many files that are none of systemd-sysupdate's."""
+    target = tmp_path / "machines"
+    target.mkdir()
+    with served(built.out) as url:
+        image, definition = write_flat(built.out, url=url)
+        names = sorted(path.name for path in built.out.iterdir())
+        sums = subprocess.run(["sha256sum", *names], cwd=built.out, capture_output=True, check=True).stdout
+        (built.out / "SHA256SUMS").write_bytes(sums)
+        (tmp_path / "sysupdate.d").mkdir()
+        text = definition.read_text().replace("/var/lib/machines", str(target))
+        (tmp_path / "sysupdate.d" / definition.name).write_text(text)
+        sysupdate(tmp_path / "sysupdate.d", "update")
+    assert (target / image.name).read_bytes() == image.read_bytes() and image.name.startswith("made-system_7.2023")
 
 
 def _type(kind: str) -> str:

@@ -23,6 +23,7 @@ from erofs_edge.build.record import outputs, read_release, write_json
 from erofs_edge.cli.rebuild import rebuild as rebuild_command
 from erofs_edge.errors import ErofsEdgeError, FormatError, ReproducibilityError, SourceError, VerificationError
 from erofs_edge.release.archive import ARCHIVE, input_files, unpack_archive, write_archive
+from erofs_edge.release.bundles import BUNDLES, RAUC, Wish, write_bundles
 from erofs_edge.release.forecast import FORECAST, forecast, forecast_record
 from erofs_edge.release.gate import PROMISES, Wanted, check_release
 from erofs_edge.release.make import make_release, refuse_dirty
@@ -99,6 +100,7 @@ def made(board: Path, out: Path) -> Released:
         """With what `make_release` writes when it is told of earlier releases."""
         write_json(work / FORECAST, forecast_record([forecast(work, work)]))
         write_json(work / SINCE, collect(work).after(collect(work)).record())
+        write_bundles(work, Wish(True, "https://host.example/new"), signer)
         write_papers(work, inputs, signer)
 
     build_board(board, BuildOptions(out=out, signer=signer, papers=papers))
@@ -140,7 +142,15 @@ def test_others_make_the_same_without_the_key_and_without_a_network(
     assert json.loads(done.stdout)["identical"]
     result = Rebuilt(again, compare(released.folder, read_release(released.folder), again / "made"))
     assert result.same, [one.name for one in result.verdicts if not one.same]
-    assert {one.name for one in result.verdicts} >= {"release.json", "release.json.p7s", "disk.img", FORECAST, SINCE}
+    assert {one.name for one in result.verdicts} >= {
+        "release.json",
+        "release.json.p7s",
+        "disk.img",
+        FORECAST,
+        SINCE,
+        BUNDLES,
+        RAUC,
+    }
     statement = attestation(result, read_release(released.folder))
     assert statement.predicate["verdict"] == "identical" and statement.subjects["disk.img"] == result.verdicts[
         [one.name for one in result.verdicts].index("disk.img")
@@ -176,9 +186,11 @@ def test_every_machine_that_is_different(stock_release: Released, tmp_path: Path
 
 @pytest.fixture
 def mine(released: Released, tmp_path: Path) -> Released:
-    """A copy to spoil; the disk image, which no sabotage here touches, is a link."""
-    shutil.copytree(released.folder, tmp_path / "mine", ignore=shutil.ignore_patterns("disk.img"))
-    (tmp_path / "mine/disk.img").hardlink_to(released.folder / "disk.img")
+    """A copy to spoil; disk image and bundles, which no sabotage here touches, are links."""
+    large = [path.name for path in released.folder.iterdir() if path.suffix in (".raucb", ".raw")] + ["disk.img"]
+    shutil.copytree(released.folder, tmp_path / "mine", ignore=shutil.ignore_patterns(*large))
+    for name in large:
+        (tmp_path / "mine" / name).hardlink_to(released.folder / name)
     return Released(tmp_path / "mine", released.signer)
 
 

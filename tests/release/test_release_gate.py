@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import rsa
-from made_build import Made, make_build
+from made_build import EPOCH, Made, make_build
 
 from erofs_edge.build.record import write_json
+from erofs_edge.bundle.rauc import write_bundle
 from erofs_edge.cli.main import cli
-from erofs_edge.errors import BootCheckError
+from erofs_edge.errors import BootCheckError, VerificationError
+from erofs_edge.release.bundles import BUNDLES, NOTHING, RAUC, Wish, wish_of, write_bundles
 from erofs_edge.release.gate import PROMISES, TAMPERS, Row, Wanted, check_release
 from erofs_edge.release.rebuild import Rebuilt, Verdict
+from erofs_edge.trust.certificate import self_signed
 from erofs_edge.trust.key import KeySigner
 
 BOARD = """
@@ -92,8 +95,10 @@ def release(tmp_path: Path) -> Made:
     made = make_build(tmp_path / "release", KeySigner("owner", rsa.generate_private_key(65537, 2048)))
     record = json.loads((made.out / "release.json").read_text())
     record["board"], record["sign"]["rollback_index"], record["system"]["slots"] = "lab", 3, ["a", "b"]
+    record["arch"], record["system"]["name"] = "arm64", "lab-system"
     write_json(made.out / "release.json", record)
     (made.out / "inputs.tar").write_bytes(inputs(BOARD + "qemu: {}\n", SYSTEM))
+    write_bundles(made.out, Wish(True, "https://host.example/new"), made.signer)
     made.seal()
     return made
 
@@ -132,6 +137,7 @@ def test_each_broken_promise_is_named_and_the_others_are_tried(
 
 def test_what_cannot_be_tried_is_said(release: Made, machine: Machine, remade: list[Verdict]) -> None:
     (release.out / "inputs.tar").write_bytes(inputs(BOARD, "system: lab-system\n"))
+    (release.out / BUNDLES).unlink()
     release.seal()
     rows = tried(release, skip=frozenset({"rebuild"}))
     assert {name for name, row in rows.items() if row.kept is None} == set(PROMISES) - {"signatures"}
@@ -139,6 +145,36 @@ def test_what_cannot_be_tried_is_said(release: Made, machine: Machine, remade: l
     (release.out / "inputs.tar").unlink()
     release.seal()
     assert "a build, not a release" in tried(release)["rebuild"].detail and not machine.started
+
+
+def test_bundles_of_another_build_are_told(release: Made, machine: Machine, remade: list[Verdict]) -> None:
+    """All that `release.json` says of the files is right, and yet a device would refuse them or get something else."""
+    image = next(release.out.glob("*.raw"))
+    assert tried(release)["bundles"].detail == f"of this build: {RAUC}, {image.name}"
+    good, other = (release.out / RAUC).read_bytes(), KeySigner("other", rsa.generate_private_key(65537, 2048))
+    write_bundle(release.out, release.out / RAUC, other, self_signed(other, EPOCH))
+    release.seal()
+    rows = tried(release)
+    assert rows["signatures"].kept and "does not match key 'owner'" in rows["bundles"].detail
+    certificate = self_signed(release.signer, EPOCH)
+    write_bundle(release.out, release.out / RAUC, release.signer, certificate, version="9")
+    release.seal()
+    assert "a bundle of another build" in tried(release)["bundles"].detail
+    (release.out / RAUC).write_bytes(good)
+    release.flip(image.name, image.stat().st_size // 2)
+    release.seal()
+    assert "not the system of this build" in tried(release)["bundles"].detail
+    image.unlink()
+    release.seal()
+    assert "not the system of this build" in tried(release)["bundles"].detail
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"rauk": {}}', '{"sysupdate": {}}', '{"sysupdate": {"url": 1}}'])
+def test_a_damaged_list_of_bundles(tmp_path: Path, text: str) -> None:
+    assert wish_of(tmp_path) == NOTHING
+    (tmp_path / BUNDLES).write_text(text)
+    with pytest.raises(VerificationError):
+        wish_of(tmp_path)
 
 
 def test_the_command(release: Made, machine: Machine, remade: list[Verdict], tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What RAUC and systemd-sysupdate install, as files of a release.
+
+bundles.json says which, so that a rebuild makes them again. The folder of a release is at once one that
+systemd-sysupdate takes its newest version from: SHA256SUMS is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.build.discoverable import write_discoverable
+from erofs_edge.build.record import read_release, write_json
+from erofs_edge.build.signing import CERTIFICATE
+from erofs_edge.bundle.content import slot_files
+from erofs_edge.bundle.rauc import BLOCK, read_bundle, write_bundle
+from erofs_edge.bundle.sysupdate import write_flat
+from erofs_edge.disk.sparse import sparse_sha256
+from erofs_edge.errors import VerificationError
+from erofs_edge.report.facts import read_record
+from erofs_edge.trust.certificate import read_certificate
+from erofs_edge.trust.key import Signer, VerificationKey
+
+BUNDLES = "bundles.json"
+RAUC = "update.raucb"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """rauc: a RAUC bundle. sysupdate: the address where devices find the newest release; None: nothing for it."""
+
+    rauc: bool = False
+    sysupdate: str | None = None
+
+
+NOTHING = Wish()
+
+
+def write_bundles(work: Path, wish: Wish, signer: Signer) -> None:
+    """Write them and bundles.json into a folder that has images and a record; nothing where nothing is wished.
+
+    Raises UsageError for a board without slots or an address that is none, ErofsEdgeError where the signer fails.
+    """
+    found: dict[str, Any] = {}
+    if wish.rauc:
+        certificate = read_certificate(work / CERTIFICATE, signer, int(read_release(work)["epoch"]))
+        found["rauc"] = {"file": RAUC} | asdict(write_bundle(work, work / RAUC, signer, certificate))
+    if wish.sysupdate is not None:
+        image, definition = write_flat(work, url=wish.sysupdate)
+        found["sysupdate"] = {"url": wish.sysupdate, "image": image.name, "definition": definition.name}
+    if found:
+        write_json(work / BUNDLES, found)
+
+
+def wish_of(release: Path) -> Wish:
+    """What the bundles of a release were asked for. Raises VerificationError for a damaged bundles.json."""
+    if not (release / BUNDLES).exists():
+        return NOTHING
+    found = read_record(release / BUNDLES, dict)
+    url = found["sysupdate"].get("url") if isinstance(found.get("sysupdate"), dict) else None
+    if not set(found) <= {"rauc", "sysupdate"} or ("sysupdate" in found and not isinstance(url, str)):
+        raise VerificationError(f"{BUNDLES} is damaged: it says nothing of a bundle", where=str(release / BUNDLES))
+    return Wish("rauc" in found, url)
+
+
+def check_bundles(release: Path, key: VerificationKey) -> list[str]:
+    """Names of the bundles of a release, each signed with the key down to its last block, and of this build.
+
+    Raises VerificationError for one that is not, ErofsEdgeError where one cannot be read.
+    """
+    wish = wish_of(release)
+    if wish == NOTHING:
+        return []
+    said, names = read_record(release / BUNDLES, dict), []
+    if wish.rauc:
+        bundle = read_bundle(release / RAUC, key)
+        images = {one.name: one.sha256 for one in bundle.images}
+        told = asdict(bundle) | {"images": [asdict(one) for one in bundle.images]}
+        if {"file": RAUC} | told != said["rauc"] or images != _padded(release):
+            raise VerificationError("a bundle of another build", where=str(release / RAUC))
+        names.append(RAUC)
+    if wish.sysupdate is not None:
+        name = str(said["sysupdate"].get("image"))
+        with tempfile.TemporaryDirectory(prefix="erofs-edge-bundle-") as work:
+            write_discoverable(release, Path(work) / "image")
+            same = (release / name).is_file() and sparse_sha256(release / name) == sparse_sha256(Path(work) / "image")
+        if not same:
+            raise VerificationError("not the system of this build", where=str(release / name))
+        names.append(name)
+    return names
+
+
+def _padded(release: Path) -> dict[str, str]:
+    """Slot class → SHA-256 of the build's file for it, filled up to whole blocks as it stands in a bundle."""
+    found = {}
+    for base, path in slot_files(release).items():
+        with path.open("rb") as handle:
+            told = hashlib.file_digest(handle, "sha256")
+        told.update(bytes(-path.stat().st_size % BLOCK))
+        found[base] = told.hexdigest()
+    return found
