@@ -18,6 +18,7 @@ import os
 import re
 import stat
 import urllib.parse
+import zlib
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -38,6 +39,8 @@ KINDS = {
     b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"5": stat.S_IFDIR, b"D": stat.S_IFDIR, b"6": stat.S_IFIFO,
 }  # fmt: skip
 _ZERO = bytes(BLOCK)
+_OCTAL = re.compile(rb"[0-7]+").fullmatch
+_DECIMAL = re.compile(rb"[0-9]{1,19}").fullmatch
 _ACLS = {
     b"SCHILY.acl.access": b"system.posix_acl_access",
     b"SCHILY.acl.default": b"system.posix_acl_default",
@@ -267,7 +270,7 @@ def clean_path(name: bytes) -> bytes:
         raise _BadMemberError("its name holds a NUL")
     if len(name) > MAX_PATH:
         raise _BadMemberError(f"its name has {len(name)} bytes")
-    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    parts = [part for part in name.split(b"/") if part and part != b"."]
     for part in parts:
         if part == b"..":
             raise _BadMemberError("its name climbs out of the archive with '..'")
@@ -299,7 +302,7 @@ def _number(field: bytes) -> int:
     text = field.split(b"\0", 1)[0].strip()
     if not text:
         return 0
-    if not re.fullmatch(rb"[0-7]+", text):
+    if not _OCTAL(text):
         raise _BadMemberError(f"{field!r} is no number")
     return int(text, 8)
 
@@ -310,12 +313,14 @@ def _sum_is_right(header: bytes) -> bool:
         told = _number(header[148:156])
     except _BadMemberError:
         return False
-    plain = sum(header) - sum(header[148:156]) + 8 * 0x20
+    # Adler's first sum is 1 + the bytes, modulo 65521 (RFC 1950 §9): exact for 256 bytes, and C
+    plain = (zlib.adler32(header[:256]) & 0xFFFF) + (zlib.adler32(header[256:]) & 0xFFFF) - 2
+    plain += 8 * 0x20 - sum(header[148:156])
     return told == plain or told == plain - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
 
 
 def _decimal(text: bytes) -> int:
-    if not re.fullmatch(rb"[0-9]{1,19}", text):
+    if not _DECIMAL(text):
         raise _BadMemberError(f"{text[:40]!r} is no number")
     return int(text)
 
