@@ -4,18 +4,24 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from made_build import make_fit
+from pe_sample import pe_file
 
 from erofs_edge.boot.contents import init_values
 from erofs_edge.boot.fdt import DeviceTree, Node, write
 from erofs_edge.boot.fit import verify_fit
 from erofs_edge.boot.loader import control_tree, join, split
 from erofs_edge.boot.signed_boot import boot_signature, verify_boot_signature
+from erofs_edge.bundle.rauc import read_bundle
 from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.trust import pe
+from erofs_edge.trust.authenticode import sign_image, verify_image
 from erofs_edge.trust.avb import (
     Chain,
     Hashtree,
@@ -26,7 +32,9 @@ from erofs_edge.trust.avb import (
     verify_vbmeta,
     write_vbmeta,
 )
-from erofs_edge.trust.certificate import load_certificate, self_signed
+from erofs_edge.trust.certificate import Certificate, load_certificate, self_signed
+from erofs_edge.trust.cms import enclosed, sign_enclosed
+from erofs_edge.trust.dsse import Statement, seal, unseal
 from erofs_edge.trust.key import KeySigner
 from erofs_edge.trust.root_hash import (
     parse_detached,
@@ -81,6 +89,38 @@ def containers(key: KeySigner) -> list[Container]:
         Container("certificate", certificate.der, lambda raw: load_certificate(raw, "x") and None),
         Container("boot-sig", boot_signature(image, key, 5), lambda raw: verify_boot_signature(raw, image, key)),
         Container("u-boot", loader, lambda raw: split(raw) and None),
+        *_further(key, certificate),
+    ]
+
+
+def _further(key: KeySigner, certificate: Certificate) -> list[Container]:
+    """What releases, updates and UEFI firmware read: statements, enclosed content, bundles, programs."""
+    statement = Statement("urn:test:1", {"disk.img": ROOT.hex(), "boot.fit": ROOT.hex()}, {"builder": "here"})
+    content = b"[update]\ncompatible=made\nversion=1\n\n[bundle]\nformat=verity\n" * 3
+    program = sign_image(pe_file({".linux": b"kernel" * 99, ".cmdline": b"quiet"}), key, certificate)
+    words = f"verity-hash={ROOT.hex()}\nverity-salt=aa\nverity-size=4096\n"
+    manifest = f"[update]\ncompatible=made\n\n[bundle]\nformat=verity\n{words}\n[image.boot]\nsha256=0\nsize=1\n"
+    signature = sign_enclosed(manifest.encode(), key, certificate)
+    bundle = bytes(3 * 4096) + signature + len(signature).to_bytes(8, "big")
+
+    def bundle_form(raw: bytes) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(raw)
+            file.flush()
+            read_bundle(Path(file.name))
+
+    def program_form(raw: bytes) -> None:
+        image = pe.parse(raw)
+        for section in image.sections:
+            pe.section_content(raw, section)
+
+    return [
+        Container("dsse", seal(statement, key), lambda raw: unseal(raw, key)),
+        Container("enclosed", sign_enclosed(content, key, certificate), lambda raw: enclosed(raw, key)),
+        Container("enclosed-form", sign_enclosed(content, key, certificate), lambda raw: enclosed(raw) and None),
+        Container("rauc-form", bundle, bundle_form),
+        Container("efi", program, lambda raw: verify_image(raw, key)),
+        Container("efi-form", program, program_form),
     ]
 
 

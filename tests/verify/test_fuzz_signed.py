@@ -57,7 +57,7 @@ def test_the_campaign(tmp_path: Path, repository: Path) -> None:
     command = [sys.executable, "tools/fuzz-signed", "--cases", "30", "--seed", "7", "--out", str(tmp_path / "found")]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("300 cases over 10 kinds, 0 findings\n") and not (tmp_path / "found").exists()
+    assert done.stdout.endswith("480 cases over 16 kinds, 0 findings\n") and not (tmp_path / "found").exists()
 
 
 def test_release_records(tmp_path: Path) -> None:
