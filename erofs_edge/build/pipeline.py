@@ -20,6 +20,7 @@ from erofs_edge.build import relock
 from erofs_edge.build.baseline import check_baseline, layout_notes, layout_record
 from erofs_edge.build.compose import make_layers
 from erofs_edge.build.contents import write_contents
+from erofs_edge.build.exposed import exposed_notes
 from erofs_edge.build.inputs import Inputs, digest, gather
 from erofs_edge.build.loader import refuse_open_loader
 from erofs_edge.build.record import (
@@ -119,6 +120,8 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         layers, lay, layer_notes = make_layers(inputs, signer, cache, work, options, step)
         system = make_system(inputs, debs, cache, options.jobs, options.compression_cache, work, step, lay)
         notes = [*notes, *layer_notes]
+        if options.release:
+            notes += exposed_notes(inputs.board.value, inputs.system.loaded.value)
         signed = Collector()
         certificate = sign_system(signer, system.verity.root_hash, inputs.epoch, work, signed)
         with signed.one():
