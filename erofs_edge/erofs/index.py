@@ -114,9 +114,9 @@ def build_index(
     elif inline:
         advise |= ADVISE_INLINE_PCLUSTER
         low = inline << 16
-    heads = _heads(extents, size, block_bits, first_block)
     count = _lclusters(size, block_bits)
     if layout_for(block_bits, fragment, full=full) == LAYOUT_COMPRESSED_FULL:
+        heads = _heads(extents, size, block_bits, first_block)
         if fragment >= 0:  # the terminator, if there is one, is no HEAD1
             tail = -1 if heads[-1].kind == LCLUSTER_HEAD1 else -2
             heads[tail] = heads[tail]._replace(block=fragment >> 32)
@@ -124,7 +124,8 @@ def build_index(
     if block_bits <= COMPACT_2B_BITS_MAX:
         advise |= ADVISE_COMPACTED_2B
     header = MAP_HEADER.pack(low, advise, algorithm, 0)
-    return header + _compact(heads, count, max(block_bits, 12), advise, position + len(header))
+    starts = _starts(extents, size, block_bits, first_block)
+    return header + _compact(starts, count, max(block_bits, 12), advise, position + len(header))
 
 
 def _lclusters(size: int, block_bits: int) -> int:
@@ -168,45 +169,88 @@ def _full(heads: Sequence[Head], count: int, big: bool) -> bytes:
     return bytes(out)
 
 
-def _compact(heads: Sequence[Head], count: int, low_bits: int, advise: int, position: int) -> bytes:
+class Starts(NamedTuple):
+    """Heads, as compact indexes need them, in lists of equal length: theirs may be a hundred thousand.
+
+    entries   offset and kind of each
+    blocks    the first block of each, in use only where pclusters have several
+    counts    how many blocks it has
+    """
+
+    lclusters: list[int]
+    entries: list[int]
+    blocks: list[int]
+    counts: list[int]
+
+
+def _starts(extents: Sequence[Extent], size: int, block_bits: int, first_block: int) -> Starts:
+    """The same as `_heads` of extents that follow each other."""
+    mask, kind_at = (1 << block_bits) - 1, max(block_bits, 12)
+    head, plain = LCLUSTER_HEAD1 << kind_at, LCLUSTER_PLAIN << kind_at
+    starts = Starts([], [], [], [])
+    lclusters, entries, firsts, counts = starts
+    start, block = 0, first_block
+    for length, blocks, raw, _, _ in extents:
+        at = start >> block_bits
+        if raw and blocks > 1:
+            lclusters += range(at, at + blocks)
+            entries += [start & mask | plain] * blocks
+            firsts += range(block, block + blocks)
+            counts += [1] * blocks
+        else:
+            lclusters.append(at)
+            entries.append(start & mask | (plain if raw else head))
+            firsts.append(block)
+            counts.append(blocks)
+        block += blocks
+        start += length
+    if size & mask and lclusters[-1] != size >> block_bits:
+        lclusters.append(size >> block_bits)
+        entries.append(size & mask | plain)
+        firsts.append(0)
+        counts.append(1)
+    return starts
+
+
+def _compact(starts: Starts, count: int, low_bits: int, advise: int, position: int) -> bytes:
     """Packs: 4-byte entries up to a 32-byte border, then 2-byte ones in sixteens, then 4-byte ones again."""
     big = bool(advise & ADVISE_BIG_PCLUSTER_1)
-    usual, last = _compact_entries(heads, count, low_bits, big)
+    entries = _compact_entries(starts, count, low_bits, big)
     leading = min((32 - position % 32) // 4 % 8, count)
     middle = (count - leading) // 16 * 16 if advise & ADVISE_COMPACTED_2B else 0
-    lclusters = [head.lcluster for head in heads]
+    rest = leading + middle
+    packs = [*range(0, leading, 2), *range(leading, rest, 16), *range(rest, count, 2)]
+    last_slots = [at - 1 for at in packs[1:]]
+    if count - packs[-1] == (16 if middle and rest == count else 2):  # the last pack is full
+        last_slots.append(count - 1)
+    _look_ahead(entries, last_slots, starts.lclusters, low_bits)
+    before = [bisect_left(starts.lclusters, at) for at in packs]  # heads that stand before the pack
+    if big:
+        bases = array("I", map(_big_base, repeat(starts), before, packs))
+    else:
+        base = starts.blocks[0] - 1
+        bases = array("I", [base + number for number in before])
+    first, last = -(-leading // 2), -(-leading // 2) + middle // 16
+    out = _pack_2(entries[:leading], bases[:first])
+    if middle:
+        out += _pack_16(entries[leading:rest], bases[first:last])
+    return out + _pack_2(entries[rest:], bases[last:])
 
-    def bases(first: int, end: int, slots: int) -> array[int]:
-        starts = range(first, end, slots)
-        before = [bisect_left(lclusters, start) for start in starts]  # heads that stand before the pack
-        if big:
-            return array("I", map(_big_base, repeat(heads), before, starts))
-        return array("I", [heads[0].block - 1 + number for number in before])
 
-    ends = leading, leading + middle
-    out = _pack_2(usual[: ends[0]], last[: ends[0]], bases(0, ends[0], 2))
-    out += _pack_16(usual[ends[0] : ends[1]], last[ends[0] : ends[1]], bases(*ends, 16))
-    return out + _pack_2(usual[ends[1] :], last[ends[1] :], bases(ends[1], count, 2))
-
-
-def _pack_2(usual: array[int], last: array[int], bases: array[int]) -> bytes:
+def _pack_2(entries: array[int], bases: array[int]) -> bytes:
     """Packs of two entries of 16 bits and the base; a missing last one is empty."""
-    usual[1::2] = last[1::2]
-    if len(usual) % 2:
-        usual.append(0)
+    if len(entries) % 2:
+        entries.append(0)
     packs = array("I", bytes(8 * len(bases)))
-    packs[::2] = array("I", usual.tobytes())
+    packs[::2] = array("I", entries.tobytes())
     packs[1::2] = bases
     return _little(packs)
 
 
-def _pack_16(usual: array[int], last: array[int], bases: array[int]) -> bytes:
+def _pack_16(entries: array[int], bases: array[int]) -> bytes:
     """Packs of sixteen entries of 14 bits and the base: neighbours move together until they are one number of 224 bits,
     those of all packs at once."""
-    if not bases:
-        return b""
-    usual[15::16] = last[15::16]
-    bits = int.from_bytes(_little(usual), "little")
+    bits = int.from_bytes(_little(entries), "little")
     for gap, lower, upper in _lanes((len(bases) - 1).bit_length()):
         bits = bits & lower | (bits & upper) >> gap
     packs = array("I", bits.to_bytes(32 * len(bases), "little"))
@@ -234,48 +278,58 @@ def _little(values: array[int]) -> bytes:
     return values.tobytes()
 
 
-def _compact_entries(heads: Sequence[Head], count: int, low_bits: int, big: bool) -> tuple[array[int], array[int]]:
-    """The entry of each lcluster, and what it is when it stands in the last slot of a pack.
-
-    In the last slot a NONHEAD tells the distance ahead instead of back.
-    """
-    usual, last = array("H"), array("H")
-    back, ahead = _distances(low_bits)
+def _compact_entries(starts: Starts, count: int, low_bits: int, big: bool) -> array[int]:
+    """The entry of each lcluster, unless it stands in the last slot of a pack."""
+    entries = array("H")
+    append, back = entries.append, _distances(low_bits)
     counted = LCLUSTER_NONHEAD << low_bits | D0_CBLKCNT
-    for head, end in zip(heads, _ends(heads, count), strict=True):
-        entry = head.offset | head.kind << low_bits
-        run = end - head.lcluster - 1
-        assert run <= DELTA_MAX, "extents are shorter than distances can tell"  # noqa: S101
-        usual.append(entry)
-        last.append(entry)
+    lclusters = starts.lclusters
+    if len(lclusters) == count:  # all of them heads
+        return array("H", starts.entries)
+    for at, end, entry, blocks in zip(lclusters, [*lclusters[1:], count], starts.entries, starts.counts, strict=True):
+        append(entry)
+        run = end - at - 1
         if run:
-            usual += back[:run]
-            last += ahead[-run:]
             if big:
-                usual[-run] = last[-run] = counted | head.blocks
-    assert len(usual) == count, "one entry for each lcluster"  # noqa: S101
-    return usual, last
+                append(counted | blocks)
+                entries += back[1:run]
+            else:
+                entries += back[:run]
+    assert len(entries) == count, "one entry for each lcluster, extents shorter than distances can tell"  # noqa: S101
+    return entries
+
+
+def _look_ahead(entries: array[int], slots: Sequence[int], lclusters: Sequence[int], low_bits: int) -> None:
+    """In the last slot of a pack a NONHEAD tells the distance ahead instead of back, unless it tells a count."""
+    nonhead = LCLUSTER_NONHEAD << low_bits
+    for slot in slots:
+        entry = entries[slot]
+        if entry & nonhead and not entry & D0_CBLKCNT:
+            following = bisect_left(lclusters, slot)
+            end = lclusters[following] if following < len(lclusters) else len(entries)
+            entries[slot] = nonhead | end - slot
 
 
 @cache
-def _distances(low_bits: int) -> tuple[array[int], array[int]]:
-    """NONHEAD entries with distances from 1 on, and down to 1."""
+def _distances(low_bits: int) -> array[int]:
+    """NONHEAD entries with distances from 1 on."""
     nonhead = LCLUSTER_NONHEAD << low_bits
-    back = array("H", range(nonhead + 1, nonhead + DELTA_MAX + 1))
-    return back, back[::-1]
+    return array("H", range(nonhead + 1, nonhead + DELTA_MAX + 1))
 
 
-def _big_base(heads: Sequence[Head], before: int, start: int) -> int:
-    """The base block of a pack that starts at an lcluster, `before` heads standing before it.
+def _big_base(starts: Starts, before: int, at: int) -> int:
+    """The base block of a pack that starts at lcluster `at`, `before` heads standing before it.
 
     A head is at base + the blocks of those pclusters before it whose count shows in the pack. A head in the last
     slot before the pack shows its count in the pack's first entry, unless that is a head itself.
     """
+    lclusters = starts.lclusters
     if not before:
-        return heads[0].block
-    head = heads[before - 1]
-    counted_here = head.lcluster + 1 == start and (before == len(heads) or heads[before].lcluster != start)
-    return head.block if counted_here else head.block + head.blocks
+        return starts.blocks[0]
+    last = before - 1
+    block = starts.blocks[last]
+    counted_here = lclusters[last] + 1 == at and (before == len(lclusters) or lclusters[before] != at)
+    return block if counted_here else block + starts.counts[last]
 
 
 def _ends(heads: Sequence[Head], count: int) -> list[int]:

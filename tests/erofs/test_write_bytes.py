@@ -90,6 +90,15 @@ def test_one_pack_without_big_pclusters() -> None:
     assert raw.hex() == "0000000001000000" + "0010012000000000" + "0008000001000000"
 
 
+@pytest.mark.parametrize(("lclusters", "bits", "slots"), [(2, 16, 2), (16, 14, 16)])
+def test_the_last_slot_of_a_full_last_pack_tells_the_distance_ahead(lclusters: int, bits: int, slots: int) -> None:
+    size = lclusters * 4096
+    raw = build_index([Extent(size, 1, False)], size, block_bits=12, big=False, first_block=1, position=24)
+    pack = int.from_bytes(raw[8 : 8 + slots * bits // 8], "little")
+    entries = [pack >> bits * slot & (1 << bits) - 1 for slot in range(slots)]
+    assert entries == [0x1000, *(0x2000 + back for back in range(1, lclusters - 1)), 0x2001]
+
+
 def test_checksum_covers_the_first_block(tmp_path: Path) -> None:
     image = written(rich_tree(), tmp_path, compression="lz4", pcluster=16384)
     superblock = Superblock(*SUPERBLOCK.unpack_from(image, 1024))
