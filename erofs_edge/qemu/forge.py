@@ -238,14 +238,23 @@ def in_hash_tree(target: Target) -> list[Change]:
 
 def in_init(target: Target) -> list[Change]:
     """A bit in the first block of /sbin/init."""
-    return [*flipped(target, _init_place(target)), *_no_parity(target)]
+    return in_file("/sbin/init")(target)
+
+
+def in_file(name: str) -> Callable[[Target], list[Change]]:
+    """A bit in the first block of a file of the system. Raises FormatError where it has no block of its own."""
+
+    def change(target: Target) -> list[Change]:
+        return [*flipped(target, _place_of(target, name)), *_no_parity(target)]
+
+    return change
 
 
 def repairable(target: Target) -> list[Change]:
     """A bit in the first block, and the whole first block of /sbin/init: every boot reads both. Not the hash tree: to
     mend a block of it the kernel needs the others checked, and meets the same block again (see docs/verity.md)."""
     sb, _ = verity_area(target)
-    init, size = _init_place(target), sb.data_block_size
+    init, size = _place_of(target, "/sbin/init"), sb.data_block_size
     return [*flipped(target, 0), Change(init // size * size, bytes(size), f"the block at byte {init:#x}")]
 
 
@@ -281,14 +290,14 @@ def _no_parity(target: Target) -> list[Change]:
     return [Change(layout.offset, bytes(layout.parity_size), f"parity at byte {layout.offset:#x}")]
 
 
-def _init_place(target: Target) -> int:
-    """The byte of the partition where the content of /sbin/init starts. Raises FormatError where it has none."""
+def _place_of(target: Target, name: str) -> int:
+    """The byte of the partition where the content of a file starts. Raises FormatError where it has none."""
     _, end = verity_area(target)
     with tempfile.TemporaryDirectory(prefix="erofs-edge-") as folder:
         path = Path(folder) / "system.img"
         path.write_bytes(target.read(0, end))
         with Image(path) as image:
-            for extent in image.extents(image.lookup("/sbin/init")):
+            for extent in image.extents(image.lookup(name)):
                 if extent.kind not in (Kind.HOLE, Kind.FRAGMENT):
                     return extent.address
-    raise FormatError("the system has no /sbin/init with a content of its own")
+    raise FormatError(f"the system has no {name} with a content of its own")

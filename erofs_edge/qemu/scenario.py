@@ -2,7 +2,8 @@
 """What can be wrong with a new system in the field: one fault each, in slot b of a disk's copy, which is on trial then.
 
 Faults of the running system come by the writable layer over /etc: a unit on the data partition that does its harm in
-slot b alone and leaves the other one alone. Faults of the medium are damage to slot b's partitions.
+slot b alone and leaves the other one alone. Faults of the medium are damage to slot b's partitions. A damaged block
+that the other slot still has is no fault, as the initramfs repairs it: both have it damaged, and only slot b reads it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ MARKER_ROOM = 1 << 20
 """bytes at the end of the data partition that its file system leaves out: boot/init.sh"""
 UNIT = "edge-fault.service"
 DEADLINE = "edge-deadline.timer"
+PROGRAM = "/usr/bin/systemd-cgls"
+"""what every system with systemd has and nothing runs by itself"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Fault:
     evidence  the trouble (a key of stages.TROUBLE) that must be seen of slot b
     harm      what the system of slot b does instead of getting well, in a shell; '' for nothing
     content   which of slot b's partitions `changes` damages: 'fit' or 'system'; '' for none
+    both      so that the other slot has nothing to repair it from, its partition is damaged, too
     devices   further arguments of QEMU
     """
 
@@ -45,6 +49,7 @@ class Fault:
     content: str = ""
     changes: Callable[[Target], list[Change]] = forge.nothing
     devices: tuple[str, ...] = ()
+    both: bool = False
 
 
 FAULTS = {
@@ -55,7 +60,10 @@ FAULTS = {
         "process 1 hangs", "watchdog", "kill -SEGV 1; sleep 600", devices=("-device", "i6300esb", "-action",
         "watchdog=reset"),
     ),
-    "verity": Fault("a block that does not match its hash", "corrupt", content="system", changes=forge.in_init),
+    "verity": Fault(
+        "a block that does not match its hash", "corrupt", f"{PROGRAM} --version", "system", forge.in_file(PROGRAM),
+        both=True,
+    ),
     "boot-image": Fault("a damaged boot image", "fit-hash", content="fit", changes=forge.in_image("kernel")),
 }  # fmt: skip
 
@@ -84,14 +92,16 @@ def inject(fault: Fault, scratch: Scratch, folder: Path) -> list[str]:
     for name in state.left:
         state = slots.mark(state, name, "good")
     scratch.put_state(slots.activate(state, FAILING))
+    done = []
     if fault.harm:
         _data(fault, scratch, folder)
-        return [f"the system in slot {FAILING} ({fault.title})"]
-    done = []
+        done.append(f"the system in slot {FAILING} ({fault.title})")
     for name, partition in scratch.board.disk.partitions.items():
         word = "fit" if partition.content == "fit" else "system"
-        if fault.content == word and FAILING in partition.slots:
-            place = f"{name}_{FAILING}"
+        if fault.content != word or FAILING not in partition.slots:
+            continue
+        for slot in partition.slots if fault.both else (FAILING,):
+            place = f"{name}_{slot}"
             for change in fault.changes(Target(scratch.board, functools.partial(scratch.read, place))):
                 scratch.write(place, change.offset, change.data)
                 done.append(f"{change.what} of {place}")
@@ -99,13 +109,15 @@ def inject(fault: Fault, scratch: Scratch, folder: Path) -> list[str]:
 
 
 def fault_files(fault: Fault) -> dict[str, str]:
-    """Path below /etc → text: a unit without which the system does not count as well, and a short deadline."""
+    """Path below /etc → text: a unit without which the system does not count as well, and a short deadline unless the
+    fault itself ends the machine, which it must be given the time for."""
     script = f"grep -qx slot={FAILING} /run/erofs-edge/boot || exit 0; {fault.harm}"
     unit = f"[Unit]\nBefore=boot-complete.target\n[Service]\nType=oneshot\nExecStart=/bin/sh -c '{script}'\n"
+    soon = {f"systemd/system/{DEADLINE}.d/soon.conf": "[Timer]\nOnBootSec=\nOnBootSec=1\n"}
     return {
         f"systemd/system/{UNIT}": unit,
         "systemd/system/boot-complete.target.d/fault.conf": f"[Unit]\nRequires={UNIT}\n",
-        f"systemd/system/{DEADLINE}.d/soon.conf": "[Timer]\nOnBootSec=\nOnBootSec=1\n",
+        **(soon if fault.evidence in ("unwell", "corrupt") else {}),
     }
 
 

@@ -119,13 +119,14 @@ class FakeQemu:
 
 
 def make_system(path: Path) -> bytes:
-    """A small system with /sbin/init, its hash tree of two levels and its parity; the root hash."""
+    """A small system with /sbin/init and another program, its hash tree of two levels and its parity; the root hash."""
     tree = FileTree()
-    for folder in ("usr", "usr/sbin"):
+    for folder in ("usr", "usr/bin", "usr/sbin"):
         tree.directory(folder)
     tree.add("sbin", Inode(stat.S_IFLNK | 0o777, target=b"usr/sbin"))
     content = b"".join(b"%07d\n" % number for number in range(1 << 16))
     tree.add("usr/sbin/init", Inode(stat.S_IFREG | 0o755, content=BytesContent(content)))
+    tree.add("usr/bin/systemd-cgls", Inode(stat.S_IFREG | 0o755, content=BytesContent(content[:-65537:-1])))
     write_image(tree, path, WriteOptions(compression="none", epoch=0))
     info = append(path)
     write_parity(path, info.superblock, info.hash_offset, path, roots=2, fec_offset=info.size)

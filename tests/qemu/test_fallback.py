@@ -176,6 +176,24 @@ def test_a_disk_that_keeps_what_is_written_must_have_a_good_slot(
         smoke(board, built, disk=own, keep=True)
 
 
+def test_a_damaged_block_has_no_source_in_the_other_slot(
+    fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded
+) -> None:
+    """Both slots have the same bit flipped, in a program that nothing runs but the unit in slot b."""
+    corrupt = "[   9.2] device-mapper: verity: 254:0: data block 130 is corrupted\r\n"
+    fake_qemu.plan(failing(recorded, corrupt) * 3 + recorded("good"), 60)
+    record = fall_back(board, built, scenario="verity")
+    assert record.starts == 3 and record.evidence == corrupt.strip()
+    seen, whole = fake_qemu.disk_seen, (built / "system.img").read_bytes()
+    with Scratch(built / "disk.img", board) as disk:
+        places = [disk.place(f"system_{slot}")[0] for slot in "ab"]
+    found = [seen[start : start + len(whole)] for start in places]
+    assert found[0] == found[1] and found[0] != whole
+    (flipped, *parity) = [index for index, pair in enumerate(zip(found[0], whole, strict=True)) if pair[0] != pair[1]]
+    assert flipped == whole.index(b"\n5355600\n4355600"), "where that program starts: numbers, written backwards"
+    assert parity, "error correction would undo it"
+
+
 BOARD = "boards/qemu-aarch64.yaml"
 long = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(3000)]
 
