@@ -66,7 +66,7 @@ def build_row(tree: Path, folder: Path, runs: int) -> str:
 
     def build() -> Run:
         image.unlink(missing_ok=True)
-        return measure([*EROFS_EDGE, "fs", "build", str(tree), str(image), "-zlz4hc", "--all-root"])
+        return measure([*EROFS_EDGE, "fs", "build", str(tree), "-o", str(image), "-zlz4hc", "--all-root", "--no-cache"])
 
     def tree_of() -> Run:
         (folder / "built.tree").unlink(missing_ok=True)
