@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from dataclasses import dataclass, field
 from functools import partial
 
 from erofs_edge.boot.contents import init_values
@@ -17,60 +16,19 @@ from erofs_edge.disk import gpt, rollback, slots
 from erofs_edge.disk.fat_read import Volume
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.trust import avb
-from erofs_edge.trust.key import PublicKey, VerificationKey, rsa_key
-from erofs_edge.verify.checks import Check, Verdict
+from erofs_edge.trust.key import PublicKey, rsa_key
+from erofs_edge.verify.checks import Check
+from erofs_edge.verify.discoverable import verify_discoverable
 from erofs_edge.verify.esp import is_esp, verify_esp
 from erofs_edge.verify.firmware import verify_firmware
 from erofs_edge.verify.system import check_file_system, check_tree
-from erofs_edge.verity.blocks import read_exactly
+from erofs_edge.verify.walk import Part, Walk
 from erofs_edge.verity.superblock import Superblock
 
 BLANK = 1 << 20
 """bytes at the start of a partition that are zero where nothing was ever written to it"""
 FIT_MAX = 1 << 30
 SECTOR_SIZES = (512, 4096)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A partition, or what stands for one: bytes [start, start + size) of the disk."""
-
-    name: str
-    start: int
-    size: int
-
-    @property
-    def slot(self) -> str:
-        """'a' of 'boot_a', '' of 'misc'."""
-        base, mark, slot = self.name.rpartition("_")
-        return slot if mark and base and len(slot) == 1 else ""
-
-
-@dataclass(slots=True)
-class Walk:
-    """One walk over a disk. `covered`: names of partitions that a signature reaches; `proved`: root hashes whose file
-    system was checked already, since equal root hashes are equal bytes; `minimum`: the lowest version that starts;
-    `firmware`: digests of firmware partitions, each with the signed FIT that names it; `fits`: what FITs that are good
-    boot with and the firmware that they name, by their SHA-256;
-    `equal`: partitions that hold, byte for byte, an image that was checked already, with the tree, its first block and
-    root hash in `tree`."""
-
-    fd: int
-    key: VerificationKey
-    verdict: Verdict
-    jobs: int | None = None
-    covered: set[str] = field(default_factory=set)
-    proved: set[bytes] = field(default_factory=set)
-    data: set[str] = field(default_factory=set)
-    minimum: int | None = None
-    firmware: dict[str, str] = field(default_factory=dict)
-    fits: dict[str, tuple[dict[str, str], str]] = field(default_factory=dict)
-    tree: tuple[Superblock, int, bytes] | None = None
-    equal: set[str] = field(default_factory=set)
-
-    def read(self, part: Part, offset: int, length: int) -> bytes:
-        """Bytes of a partition; less at its end."""
-        return read_exactly(self.fd, max(min(length, part.size - offset), 0), part.start + offset)
 
 
 def find_table(fd: int, size: int) -> gpt.Table | None:
@@ -109,6 +67,7 @@ def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
             for one in verify_esp(functools.partial(walk.read, part), part.size, part.name, walk.key, walk.verdict):
                 if _root_hash_named(walk, one.what, one.values):
                     _verify_started(walk, one.what, one.slot, one.values, parts)
+    signed |= verify_discoverable(walk, table, parts)
     walk.covered |= signed
     if walk.firmware:
         _verify_firmware(walk, [part for part in parts if part.name not in signed])
@@ -121,7 +80,7 @@ def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
     if not signed:
         # blank partitions and state alone would pass, and nothing would have been proved
         with walk.verdict.check("disk", f"key '{walk.key.name}'"):
-            raise VerificationError("nothing on this disk is signed: no FIT, EFI program or vbmeta")
+            raise VerificationError("nothing on this disk is signed: no FIT, EFI program, vbmeta or root hash")
 
 
 def _check_table(fd: int, table: gpt.Table, walk: Walk) -> None:

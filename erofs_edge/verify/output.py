@@ -19,8 +19,9 @@ from erofs_edge.trust.dsse import SIZE_MAX, unseal
 from erofs_edge.trust.key import VerificationKey, public_key_der, read_public_key
 from erofs_edge.trust.root_hash import verify_detached, verify_root_hash, verify_verity_signature
 from erofs_edge.verify.checks import Verdict
-from erofs_edge.verify.disk import Part, Walk, find_table, verify_disk
+from erofs_edge.verify.disk import find_table, verify_disk
 from erofs_edge.verify.system import check_file_system, check_tree
+from erofs_edge.verify.walk import Part, Walk
 from erofs_edge.verity.blocks import SLICE, read_exactly
 from erofs_edge.verity.superblock import Superblock
 

@@ -16,8 +16,6 @@ from erofs_edge.trust.key import VerificationKey
 from erofs_edge.trust.root_hash import parse_verity_signature, verify_detached, verify_root_hash
 from erofs_edge.verify.checks import Verdict
 from erofs_edge.verify.disk import (
-    Part,
-    Walk,
     find_table,
     footer_vbmeta,
     verify_disk,
@@ -27,6 +25,7 @@ from erofs_edge.verify.disk import (
 from erofs_edge.verify.esp import FILE_MAX
 from erofs_edge.verify.output import verify_output
 from erofs_edge.verify.system import check_file_system, check_tree
+from erofs_edge.verify.walk import Part, Walk
 from erofs_edge.verity.blocks import file_size
 from erofs_edge.verity.check import find_superblock, read_superblock
 from erofs_edge.verity.tree import root_hash as compute

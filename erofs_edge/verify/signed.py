@@ -25,8 +25,9 @@ from erofs_edge.trust import avb
 from erofs_edge.trust.key import read_public_key, rsa_key
 from erofs_edge.trust.root_hash import verify_detached
 from erofs_edge.verify.checks import Verdict
-from erofs_edge.verify.disk import FIT_MAX, Part, Walk, find_table, verity_of
+from erofs_edge.verify.disk import FIT_MAX, find_table, verity_of
 from erofs_edge.verify.esp import is_esp, verify_esp
+from erofs_edge.verify.walk import Part, Walk
 from erofs_edge.verity.blocks import hash_blocks
 
 HINT = "--allow-unsigned, on a board whose sign.key is a development key"

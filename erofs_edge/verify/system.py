@@ -20,14 +20,22 @@ COPY = 4 << 20  # bytes
 
 
 def check_tree(
-    fd: int, base: int, sb: Superblock, levels: list[Level], root_hash: bytes, *, jobs: int | None = None
+    fd: int,
+    base: int,
+    sb: Superblock,
+    levels: list[Level],
+    root_hash: bytes,
+    *,
+    jobs: int | None = None,
+    hash_base: int | None = None,
 ) -> None:
-    """Check data and tree, whose block 0 is byte `base` of a file, against a root hash.
+    """Check data and tree, whose block 0 is byte `base` of a file, against a root hash. `hash_base`: of the tree, where
+    it has another.
 
     Raises VerificationError that names blocks and files, FormatError where the file ends early.
     """
     bad, bad_hash, unproven = Ranges(), Ranges(), Ranges()
-    for level, block, verdict in Walk(sb, fd, fd, jobs, None, base).findings(levels, root_hash):
+    for level, block, verdict in Walk(sb, fd, fd, jobs, None, base, hash_base).findings(levels, root_hash):
         if level is not None:
             if verdict == BAD:
                 bad_hash.add(level.start + block)

@@ -172,12 +172,20 @@ def check_bounds(sb: Superblock, at: int, data_size: int, hash_size: int, *, one
 
 class Walk:
     """One verification: the tree from the top level down, then the data. `base` is the byte of both files where
-    block 0 is: that of a partition in a disk."""
+    block 0 is: that of a partition in a disk; `hash_base` that of the hash blocks, where they have another."""
 
     def __init__(
-        self, sb: Superblock, data_fd: int, hash_fd: int, jobs: int | None, count: Count | None, base: int = 0
+        self,
+        sb: Superblock,
+        data_fd: int,
+        hash_fd: int,
+        jobs: int | None,
+        count: Count | None,
+        base: int = 0,
+        hash_base: int | None = None,
     ) -> None:
         self.sb, self.data_fd, self.hash_fd, self.jobs, self.count, self.base = sb, data_fd, hash_fd, jobs, count, base
+        self.hash_base = base if hash_base is None else hash_base
 
     def findings(self, levels: list[Level], root: bytes) -> Iterator[tuple[Level | None, int, int]]:
         """(level, number in it, verdict) of each block that is not GOOD; the level of data is None.
@@ -189,7 +197,7 @@ class Walk:
         size = self.sb.hash_block_size
         for level in reversed(levels):
             below = bytearray(level.count)
-            start = self.base + level.start * size
+            start = self.hash_base + level.start * size
             slices = hashed_slices(self.sb, self.hash_fd, start, start + level.count * size, size, jobs=self.jobs)
             for block, verdict in self._judge(slices, parent, state, root, size):
                 below[block] = verdict
@@ -213,7 +221,7 @@ class Walk:
             expected = root.ljust(slot, b"\0")
             if parent is not None:
                 expected = read_exactly(
-                    self.hash_fd, len(digests), self.base + parent.start * self.sb.hash_block_size + first * slot
+                    self.hash_fd, len(digests), self.hash_base + parent.start * self.sb.hash_block_size + first * slot
                 )
             if digests == expected and not doubtful:
                 continue

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a walk over a disk knows while it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from erofs_edge.trust.key import VerificationKey
+from erofs_edge.verify.checks import Verdict
+from erofs_edge.verity.blocks import read_exactly
+from erofs_edge.verity.superblock import Superblock
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A partition, or what stands for one: bytes [start, start + size) of the disk."""
+
+    name: str
+    start: int
+    size: int
+
+    @property
+    def slot(self) -> str:
+        """'a' of 'boot_a', '' of 'misc'."""
+        base, mark, slot = self.name.rpartition("_")
+        return slot if mark and base and len(slot) == 1 else ""
+
+
+@dataclass(slots=True)
+class Walk:
+    """One walk over a disk. `covered`: names of partitions that a signature reaches; `proved`: root hashes whose file
+    system was checked already, since equal root hashes are equal bytes; `minimum`: the lowest version that starts;
+    `firmware`: digests of firmware partitions, each with the signed FIT that names it; `fits`: what FITs that are good
+    boot with and the firmware that they name, by their SHA-256;
+    `equal`: partitions that hold, byte for byte, an image that was checked already, with the tree, its first block and
+    root hash in `tree`."""
+
+    fd: int
+    key: VerificationKey
+    verdict: Verdict
+    jobs: int | None = None
+    covered: set[str] = field(default_factory=set)
+    proved: set[bytes] = field(default_factory=set)
+    data: set[str] = field(default_factory=set)
+    minimum: int | None = None
+    firmware: dict[str, str] = field(default_factory=dict)
+    fits: dict[str, tuple[dict[str, str], str]] = field(default_factory=dict)
+    tree: tuple[Superblock, int, bytes] | None = None
+    equal: set[str] = field(default_factory=set)
+
+    def read(self, part: Part, offset: int, length: int) -> bytes:
+        """Bytes of a partition; less at its end."""
+        return read_exactly(self.fd, max(min(length, part.size - offset), 0), part.start + offset)
