@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from pathlib import Path
 
 from erofs_edge.diff.blocks import Blocks
 from erofs_edge.diff.content import EXPLAINED_MAX, explain
+from erofs_edge.diff.moved import comparable, runs, shift_of
 from erofs_edge.diff.packages import Installed, installed
 from erofs_edge.diff.report import Change, PackageChange, Report, shown
 from erofs_edge.erofs.dump import superblock_fields
@@ -25,7 +26,8 @@ WINDOW = 4 << 20
 """bytes of a content that are decoded and compared at once"""
 _FORM = itemgetter(*(Extent._fields.index(name) for name in Extent._fields if name not in ("address", "inline")))
 """what must be equal of two extents besides the bytes themselves, wherever these lie"""
-_SAID = attrgetter("mode", "uid", "gid", "mtime_ns", "rdev", "nlink")
+_SAID = itemgetter(*(DiskInode._fields.index(name) for name in ("mode", "uid", "gid", "mtime_ns", "nlink")))
+_DEVICES = stat.S_IFCHR, stat.S_IFBLK
 _DECODED = (Kind.FRAGMENT, Kind.ROTATED)  # only their decoded contents can be compared
 _FOLLOWS = {
     "checksum": "follows from the fields",
@@ -103,6 +105,7 @@ class Comparison:
         self.old, self.new, self.blocks, self.report = old, new, blocks, report
         self.tally = Tally()
         self._before = len(report.changes)
+        self._comparable = comparable(old.image, new.image)
         self._equal: dict[tuple[int, int], bool] = {}
         self._files: dict[str, set[bytes]] = {}
         self._blocks: dict[str, int] = {}
@@ -139,21 +142,23 @@ class Comparison:
         self._add(path, after, Change("file", "", what, text if before else None, text if after else None))
 
     def _both(self, path: bytes, before: DiskInode, after: DiskInode) -> None:
-        if stat.S_IFMT(before.mode) != stat.S_IFMT(after.mode):
+        kind = stat.S_IFMT(before.mode)
+        if kind != stat.S_IFMT(after.mode):
             kinds = [stat.filemode(inode.mode)[0] for inode in (before, after)]
             self._add(path, after, Change("inode", "", "type", kinds[0], kinds[1]))
             return
-        if _SAID(before) != _SAID(after) or (before.nlink > 1 and not before.is_dir):
+        linked = before.nlink > 1 and kind != stat.S_IFDIR
+        if linked or _SAID(before) != _SAID(after) or (kind in _DEVICES and before.rdev != after.rdev):
             self._fields(path, before, after)
         if before.xattr_size or after.xattr_size:
             self._xattrs(path, before, after)
-        if stat.S_ISLNK(before.mode):
+        if kind == stat.S_IFLNK:
             targets = [
                 os.fsdecode(side.image.readlink(inode)) for side, inode in ((self.old, before), (self.new, after))
             ]
             if targets[0] != targets[1]:
                 self._add(path, None, Change("inode", "", "target", targets[0], targets[1]))
-        elif stat.S_ISREG(before.mode):
+        elif kind == stat.S_IFREG:
             self._content(path, before, after)
 
     def _fields(self, path: bytes, before: DiskInode, after: DiskInode) -> None:
@@ -200,7 +205,11 @@ class Comparison:
 
     def _same(self, path: bytes, before: DiskInode, after: DiskInode) -> bool:
         """Equal contents of equal size; what the bytes in the image say is taken where it decides."""
+        if self._comparable and before.size and self._same_moved(path, before, after):
+            return True
         one, other = self.old.extents(before), self.new.extents(after)
+        if len(one) == len(other) == 1 and one[0].kind is Kind.RAW and _FORM(one[0]) == _FORM(other[0]):
+            return self._same_plain(path, one[0], other[0])
         if self._same_stored(one, other):
             if any(a.address != b.address for a, b in zip(one, other, strict=True)):
                 self.tally.moved.append(path)
@@ -211,6 +220,31 @@ class Comparison:
                 return False
         self.tally.recoded.append(path)
         self.tally.recoded_blocks += self._differing(after)
+        return True
+
+    def _same_plain(self, path: bytes, one: Extent, other: Extent) -> bool:
+        """As `_same`, of a content that stands in one piece as it is."""
+        same = self._same_bytes(one.address, other.address, one.length)
+        if same and one.address != other.address:
+            self.tally.moved.append(path)
+            self.tally.moved_blocks += self.blocks.differing(other.address, other.size)
+        return same
+
+    def _same_moved(self, path: bytes, before: DiskInode, after: DiskInode) -> bool:
+        """Whether the file is one whose data has moved as a whole, byte for byte; the tally is kept then."""
+        shift = shift_of(self.old.image, self.new.image, before, after)
+        if shift is None:
+            return False
+        inside, moved, differing = self.new.image.backing.holds, False, 0
+        for address, size, further in runs(self.old.extents(before), shift, WINDOW):
+            place = address + further
+            if not inside(place, size) or not self._same_bytes(address, place, size):
+                return False
+            moved = moved or further != 0
+            differing += self.blocks.differing(place, size)
+        if moved:
+            self.tally.moved.append(path)
+            self.tally.moved_blocks += differing
         return True
 
     def _same_stored(self, one: list[Extent], other: list[Extent]) -> bool:

@@ -70,8 +70,9 @@ def flat_extents(backing: Backing, info: SuperInfo, inode: DiskInode) -> list[Ex
     tail = size % block if inline else 0
     if inline and not tail:
         raise broken(f"inode {inode.nid}: inline data of {size} bytes has no tail", inode.offset)
-    if tail and inode.body % block + tail > block:
-        raise broken(f"inode {inode.nid}: inline tail of {tail} bytes crosses a block", inode.body)
+    body = inode.body if tail else 0
+    if body % block + tail > block:
+        raise broken(f"inode {inode.nid}: inline tail of {tail} bytes crosses a block", body)
     extents = []
     if size > tail:
         length = size - tail
@@ -79,11 +80,11 @@ def flat_extents(backing: Backing, info: SuperInfo, inode: DiskInode) -> list[Ex
             extents.append(Extent(0, length, Kind.HOLE))
         else:
             stored = -(-length // block) * block
-            address = _checked(backing, f"inode {inode.nid}", inode.block * block, stored, inode.offset)
+            address = _checked(backing, "inode", inode, inode.block * block, stored, inode.offset)
             extents.append(Extent(0, length, Kind.RAW, address, stored))
     if tail:
-        _checked(backing, f"inline tail of inode {inode.nid}", inode.body, tail, inode.offset)
-        extents.append(Extent(size - tail, tail, Kind.RAW, inode.body, tail, inline=True))
+        _checked(backing, "inline tail of inode", inode, body, tail, inode.offset)
+        extents.append(Extent(size - tail, tail, Kind.RAW, body, tail, -1, False, True))
     return extents
 
 
@@ -101,7 +102,7 @@ def chunk_table(backing: Backing, info: SuperInfo, inode: DiskInode) -> tuple[in
     table = -(-inode.body // entry) * entry
     chunk = info.block_size << (inode.u & ondisk.CHUNK_BITS_MASK)
     count = -(-inode.size // chunk)
-    _checked(backing, f"chunk table of inode {inode.nid}", table, count * entry, inode.offset)
+    _checked(backing, "chunk table of inode", inode, table, count * entry, inode.offset)
     return table, entry, count, chunk
 
 
@@ -136,7 +137,7 @@ def _chunks(backing: Backing, info: SuperInfo, inode: DiskInode, offset: int) ->
                 yield Extent(start, length, Kind.HOLE)
                 continue
             stored = -(-length // block) * block
-            address = _checked(backing, f"chunk of inode {inode.nid}", address, stored, where)
+            address = _checked(backing, "chunk of inode", inode, address, stored, where)
             yield Extent(start, length, Kind.RAW, address, stored)
 
 
@@ -156,8 +157,8 @@ def _chunk_address(info: SuperInfo, inode: DiskInode, fields: tuple[int, ...], w
     return None if block == null else (block << info.raw.blkszbits) + (device << DEVICE_BITS)
 
 
-def _checked(backing: Backing, what: str, address: int, size: int, where: int) -> int:
+def _checked(backing: Backing, what: str, inode: DiskInode, address: int, size: int, where: int) -> int:
     """The address of data, on its device; it lies inside."""
     if not backing.holds(address, size):
-        raise broken(f"{what}: {size} bytes at {place(address)} lie outside the image", where)
+        raise broken(f"{what} {inode.nid}: {size} bytes at {place(address)} lie outside the image", where)
     return backing.resolve(address)

@@ -61,7 +61,7 @@ class DiskInode(NamedTuple):
     @property
     def body(self) -> int:
         """Byte address of what follows the xattr area: inline tail, map header or chunk table (not aligned)."""
-        return self.offset + self.header_size + self.xattr_size
+        return self.offset + (ondisk.EXTENDED_SIZE if self.extended else ondisk.COMPACT_SIZE) + self.xattr_size
 
     @property
     def is_dir(self) -> bool:
