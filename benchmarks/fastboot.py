@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our fastboot client against Google's, to a real U-Boot in QEMU over UDP: the same file, in turn, to the same device.
 
-usage: python benchmarks/fastboot.py [--size MiB] [--runs N] [--scratch DIR]
+usage: python benchmarks/fastboot.py [--size MiB] [--runs N] [--scratch DIR] [--simulated]
+
+`--simulated`: to the simulator's device over TCP and UDP instead, both clients as processes, with what they take of the
+processors: a number that a busy machine changes little.
 
 `download` puts the file into the device's memory; `flash` writes it to a partition of the emulated SD card too, whose
 content is compared with the file each time. Prints a markdown table: medians in MiB/s and the ratio.
@@ -12,7 +15,9 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,12 +28,14 @@ from erofs_edge.disk import gpt
 from erofs_edge.flash.fastboot import Fastboot
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.attach import attached
+from erofs_edge.simulator.fastboot import FastbootDevice, serve_tcp, serve_udp
 from erofs_edge.toolbox.prefix import find
 from erofs_edge.transport.fastboot import client
 from erofs_edge.transport.fastboot.link import open_device
 
 MIB = 1 << 20
 BOARD = Path(__file__).parent.parent / "boards/qemu-aarch64.yaml"
+BLOCK = 4096
 START = 2 * MIB  # of the partition on the card
 
 
@@ -58,16 +65,52 @@ def google(address: str, image: Path, verb: str) -> None:
     subprocess.run([str(find("fastboot", host=False)), "-s", address, *words], check=True, capture_output=True)
 
 
+def simulated(size: int, runs: int, image: Path) -> None:
+    """Both clients flash the same file to a device in memory, in turn; prints a row for each wire."""
+    programs = {
+        "ours": [sys.executable, "-m", "erofs_edge.cli.main", "fastboot"],
+        "google": [str(find("fastboot", host=False))],
+    }
+    print(f"| {runs} runs | ours: s, CPU s | Google's: s, CPU s | CPU, ours/Google's |\n|---|---|---|---|")
+    for wire, serve, length in (("tcp", serve_tcp, size * MIB), ("udp", serve_udp, min(size, 16) * MIB)):
+        with image.open("r+b") as file:
+            file.truncate(length)
+        device = FastbootDevice({"bench": bytearray(length)}, memory=length + MIB)
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+        with serve(device) as address:
+            for _ in range(runs):
+                for who, program in programs.items():
+                    device.partitions["bench"][0:BLOCK] = bytes(BLOCK)
+                    command = [*program, "-s", address, "flash", "bench", str(image)]
+                    before = processors()
+                    seconds = timed(lambda: subprocess.run(command, check=True, capture_output=True))  # noqa: B023
+                    found[who].append((seconds, processors() - before))
+                    assert bytes(device.partitions["bench"][0:length]) == image.read_bytes(), who
+        mine, theirs = (tuple(median(column) for column in zip(*found[who], strict=True)) for who in programs)
+        row = f"{wire}, {length // MIB} MiB | {mine[0]:.2f}, {mine[1]:.2f} | {theirs[0]:.2f}, {theirs[1]:.2f}"
+        print(f"| {row} | {mine[1] / theirs[1]:.2f}x |", flush=True)
+
+
+def processors() -> float:
+    """Seconds of processors that ended children took."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--simulated", action="store_true")
     options, _ = parser.parse_known_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         image, disk = Path(name) / "image", Path(name) / "card.img"
-        content = random.Random(1).randbytes(options.size * MIB)
+        content = b"".join(map(random.Random(1).randbytes, [MIB] * options.size))
         image.write_bytes(content)
+        if options.simulated:
+            simulated(options.size, options.runs, image)
+            return
         with attached(load_board(BOARD), Path(name), "fastboot", disk) as found:
             address = "udp:" + found.partition("://")[2]
             raw = table(disk.stat().st_size, options.size * MIB)

@@ -34,6 +34,9 @@ STORAGE_MODULES = {"virtio": ("virtio_blk",), "mmc": ()}
 VERITY_MODULES = ("dm_verity",)
 EROFS_MODULES = ("erofs",)
 DATA_MODULES = ("ext4", "overlay")
+NETWORK_MODULES = ("virtio_net",)
+"""for repairs over the network, beside the drivers of the board's system"""
+NETWORK_PATH = "kernel/drivers/net/"
 KERNEL = "kernel"
 """of what is kept with a cache object: the modules of a kernel's package"""
 OTHER_CONTENTS = ("fit", "esp", "firmware", "slot-state", "vbmeta")
@@ -219,8 +222,12 @@ def _loader(
 def _module_streams(board: Board, kernel: KernelModules) -> dict[str, list[Module]]:
     first = [*STORAGE_MODULES[board.boot.storage], *kernel.select(board.boot.modules), *VERITY_MODULES]
     crypt = CRYPT_MODULES if any(p.encrypt for p in board.disk.partitions.values()) else ()
-    disk, erofs, data = kernel.streams(first, EROFS_MODULES, (*DATA_MODULES, *crypt))
-    return {"disk": disk, "erofs": erofs, "data": data}
+    wanted: list[str] = []
+    if board.verity.repair_from:
+        of_system = kernel.select(board.boot.system_modules)
+        wanted = [*(name for name in of_system if NETWORK_PATH in kernel.paths[name]), *NETWORK_MODULES]
+    disk, erofs, data, net = kernel.streams(first, EROFS_MODULES, (*DATA_MODULES, *crypt), kernel.select(wanted))
+    return {"disk": disk, "erofs": erofs, "data": data, "net": net}
 
 
 def _init_config(board: Board, verity: VerityInfo, fec: Layout | None) -> InitConfig:
@@ -245,6 +252,7 @@ def _init_config(board: Board, verity: VerityInfo, fec: Layout | None) -> InitCo
         fec=Fec(fec.roots, fec.blocks, fec.offset // fec.block_size) if fec else None,
         rollback_index=board.sign.rollback_index,
         crypt=crypt_of(next((p.encrypt for p in board.disk.partitions.values() if p.encrypt), None)),
+        repair_from=board.verity.repair_from.replace("{root_hash}", verity.root_hash.hex()),
         state=next((name for name, one in board.disk.partitions.items() if one.content == "slot-state"), ""),
     )
 

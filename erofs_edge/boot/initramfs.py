@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from erofs_edge.boot.cpio import write_cpio
 from erofs_edge.boot.crypt import PROGRAM as CRYPT_PROGRAM
@@ -26,6 +27,7 @@ APPLETS = (
     "blockdev", "cat", "cmp", "cp", "cut", "dd", "gzip", "head", "insmod", "mkdir", "mount", "mv", "od", "printf",
     "reboot", "rm", "sh", "sleep", "switch_root", "sync", "tail", "tr", "umount",
 )  # fmt: skip
+NETWORK_APPLETS = ("ip", "nc", "sha256sum", "timeout", "udhcpc")
 LIBRARY_DIRECTORIES = ("usr/lib/aarch64-linux-gnu", "usr/lib")
 LOADER = "ld-linux-aarch64.so.1"
 VERITY_OPTIONS = {"eio": "", "restart": "restart_on_corruption", "panic": "panic_on_corruption"}
@@ -64,6 +66,7 @@ class InitConfig:
     fec               None without error correction
     rollback_index    the version of this build
     crypt             None where the data partition is not encrypted
+    repair_from       http://ADDRESS[:PORT]/PATH of the system image, for what no slot can mend; '' for nowhere
     state             label of the partition that holds the minimum version; '' where there is none
     """
 
@@ -83,6 +86,7 @@ class InitConfig:
     state: str = ""
     signature: bytes = b""
     crypt: Crypt | None = None
+    repair_from: str = ""
 
     def text(self) -> str:
         """As shell assignments. Every value is of a kind that needs no quoting."""
@@ -107,6 +111,9 @@ class InitConfig:
         }
         if self.signature:
             values["VERITY_MODULE"] = "require_signatures=1"
+        if self.repair_from:
+            place = urlsplit(self.repair_from)
+            values |= {"REPAIR_HOST": place.hostname, "REPAIR_PORT": place.port or 80, "REPAIR_PATH": place.path or "/"}
         if self.crypt is not None:
             values |= self.crypt.values()
         return "".join(f"{name}='{value}'\n" for name, value in values.items())
@@ -124,7 +131,8 @@ def build_initramfs(
     of its own, so that everything before can be taken from a cache.
 
     programs  a tree with busybox-static, dmsetup, e2fsprogs and the libraries they need
-    modules   by stream, in the order in which they load: 'disk' and 'erofs', which load at the same time, then 'data'
+    modules   by stream, in the order in which they load: 'disk' and 'erofs', which load at the same time, then 'data';
+              'net' loads where the network is needed
     pack      what compresses a block, see `compress`
 
     Raises SourceError where a program or a library is missing.
@@ -134,6 +142,8 @@ def build_initramfs(
     if config.signature:
         add_program(tree, programs, "usr/bin/keyctl")
         late.add("root-hash.p7s", _file(config.signature, 0o644))
+    if config.repair_from:
+        _add_network_repair(tree)
     if config.crypt is not None:
         add_program(tree, programs, CRYPT_PROGRAM)
         for name, text in scripts().items():
@@ -160,6 +170,17 @@ def base_tree(programs: FileTree, modules: Mapping[str, Iterable[Module]]) -> Fi
         for index, module in enumerate(ordered):
             tree.add(f"modules/{stream}/{index:02}-{module.name}.ko", _file(module.data, 0o644))
     return tree
+
+
+def _add_network_repair(tree: FileTree) -> None:
+    """What repairs over the network, behind what repairs from the other slots."""
+    scripts = [
+        Path(__file__).with_name(name).read_bytes() for name in ("repair.sh", "repair_net.sh", "repair_lease.sh")
+    ]
+    tree.add("repair", _file(scripts[0] + scripts[1], 0o644))
+    tree.add("repair-lease", _file(scripts[2], 0o755))
+    for name in NETWORK_APPLETS:
+        tree.add(f"bin/{name}", _symlink("busybox"))
 
 
 def pack_block(block: bytes) -> bytes:

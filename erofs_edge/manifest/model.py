@@ -360,6 +360,15 @@ class Verity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     fec_roots: Annotated[int, Meta(ge=0, le=24)] = 0
     """parity bytes for each 255 bytes of image and tree, with which the kernel repairs blocks as it reads them: 2 to
     24; 0 for none"""
+    repair_from: Annotated[
+        str,
+        Meta(
+            pattern=r"^(http://[0-9]{1,3}(\.[0-9]{1,3}){3}(:[0-9]{1,5})?/([A-Za-z0-9._~/%+-]|\{root_hash\})*)?$",
+            extra={"says": "http://ADDRESS[:PORT]/PATH, with an IPv4 address"},
+        ),
+    ] = ""
+    """http://ADDRESS[:PORT]/PATH of the system image (system.img), from which the initramfs repairs a slot that has
+    failed where no other slot can; `{root_hash}` stands for it; '' for nowhere"""
 
 
 class Sign(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -409,8 +418,8 @@ class Board(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     flash: list[Literal["block"]] = field(default_factory=lambda: ["block"])
     """how the board can be written"""
     product: list[Line] = field(default_factory=list)
-    """what the board may answer (fastboot's `product`, U-Boot's `board`, its device tree's `compatible`); `flash` refuses any
-    other; none: all do"""
+    """what the board may answer (fastboot's `product`, U-Boot's `board`, `compatible` of its device tree); `flash`
+    refuses any other; none: all do"""
     qemu: Qemu | None = None
     """the board as an emulated machine, where QEMU has one that is like it"""
 

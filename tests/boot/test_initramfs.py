@@ -14,7 +14,7 @@ import pytest
 from elf_samples import file, kernel_tree, program_elf
 
 from erofs_edge.boot.initramfs import InitConfig, build_initramfs, compress
-from erofs_edge.boot.modules import KernelModules
+from erofs_edge.boot.modules import KernelModules, Module
 from erofs_edge.boot.packed import cached_pack
 from erofs_edge.errors import SourceError
 from erofs_edge.sources.cache import Cache
@@ -106,6 +106,20 @@ def test_config_is_what_the_shell_reads(tmp_path: Path) -> None:
     script = '. ./config; printf "%s|" "$ROOT_HASH" "$SALT" "$SECTORS" "$HASH_START" "$VERITY_OPTIONS" "$SLOTS" "$DATA"'
     done = subprocess.run(["sh", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == f"{'ab' * 32}|-|8000|1001|restart_on_corruption|a b|data|"
+
+
+def test_repair_over_a_network_is_there_where_it_is_wanted(tmp_path: Path) -> None:
+    streams: dict[str, list[Module]] = {"disk": [], "erofs": [], "data": [], "net": []}
+    plain = unpack(build_initramfs(packages(), streams, CONFIG, epoch=5))
+    assert b"REPAIR_" not in plain and b"mend_from_network" not in plain and b"bin/nc\0" not in plain
+    far = replace(CONFIG, repair_from="http://192.0.2.7/a%20b/x.img")
+    with_it = unpack(build_initramfs(packages(), streams, far, epoch=5))
+    for part in (b"mend_from_network", b"bin/nc\0", b"bin/sha256sum\0", b"repair-lease\0"):
+        assert part in with_it, part
+    (tmp_path / "config").write_text(far.text())
+    script = '. ./config; printf "%s|" "$REPAIR_HOST" "$REPAIR_PORT" "$REPAIR_PATH"'
+    done = subprocess.run(["sh", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "192.0.2.7|80|/a%20b/x.img|"
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ ERRORS: list[tuple[str, str, str, str, str | None]] = [
     ("demo.yaml", "path: /usr", "path: usr", 'demo.yaml:10:40: "path" must be an absolute path on the device', None),
     ("demo.yaml", "path: /usr", "path: /../usr", 'demo.yaml:10:40: "path" must be an absolute path', None),
     ("demo.yaml", "boot:\n", "verity: {block_size: 8K}\nboot:\n", 'demo.yaml:9:10: "block_size" must be 512', None),
+    ("demo.yaml", "boot:\n", "verity: {repair_from: http://web/x}\nboot:\n", 'demo.yaml:9:23: "repair_from" must be http://ADDRESS', None),
     ("demo.yaml", "boot:\n", "sign: {key: kms:x}\nboot:\n", 'demo.yaml:9:13: "key" must be dev:NAME, file:', None),
     ("demo.yaml", "boot:\n", "qemu: {smp: 0}\nboot:\n", 'demo.yaml:9:13: "smp" must be a number of at least 1', None),
     ("demo.yaml", "boot:\n", "disk:\n  table: gpt\nboot:\n", 'demo.yaml:9:1: key "disk" is already in line 2', None),
