@@ -105,7 +105,10 @@ def verify_fit_slot(walk: Walk, part: Part, parts: list[Part]) -> None:
 
 def _verify_started(walk: Walk, holder: str, slot: str, values: dict[str, str], parts: list[Part]) -> None:
     """The version of what starts a slot, and the system partition that its initramfs opens."""
-    walk.data.add(values.get("DATA", ""))
+    if values.get(
+        "DATA"
+    ):  # a board that keeps nothing has no partition that need not be signed, not even a nameless one
+        walk.data.add(values["DATA"])
     if walk.minimum is not None:
         with walk.verdict.check(f"{holder}: version", f"minimum {walk.minimum} of this disk"):
             version = values.get("ROLLBACK_INDEX", "0")

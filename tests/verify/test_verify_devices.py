@@ -133,6 +133,18 @@ def test_two_partitions_of_one_name_fail(card: Card) -> None:
     assert "two partitions have the name 'boot_a'" in failed(card.verify())["partition table"]
 
 
+def test_a_board_without_data_has_no_nameless_one(card: Card, made: Made) -> None:
+    values: dict[str, object] = {**init_values((made.out / "boot.fit").read_bytes()), "DATA": "", "SLOTS": "a"}
+    digest = files_digest({name: data for name, data in FILES.items() if isinstance(data, bytes)})
+    card.write("boot_a", make_fit(values, KEY, firmware=digest))
+    entries = list(card.table.partitions)
+    entries[3] = replace(entries[3], name="")
+    card.write_table(replace(card.table, partitions=tuple(entries)))
+    assert card.verify().ok
+    card.write("data", b"whatever")
+    assert failed(card.verify()) == {"": "nothing signs this partition"}
+
+
 def test_a_disk_that_holds_nothing_proves_nothing(card: Card) -> None:
     for name, (_, size) in PLACES.items():
         card.write(name, bytes(size * MIB))
