@@ -17,6 +17,7 @@ from erofs_edge.manifest.encryption import Encrypt
 from erofs_edge.manifest.filesystem import Erofs, Selinux
 from erofs_edge.manifest.shaping import BudgetKey, Droppable, EtcPath, Network, OverlayRule, Smoke, VariableName
 from erofs_edge.manifest.supply import Arch, Archive, LockedSource, Oci
+from erofs_edge.manifest.verified import Verity
 from erofs_edge.manifest.vulnerabilities import Vulnerability, VulnerabilityId
 from erofs_edge.manifest.words import (
     SIZE_PATTERN,
@@ -346,29 +347,6 @@ class Boot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     signed_image: bool = False
     """Raspberry Pi 4: put the firmware's files into boot.img and its signature into boot.sig, for an EEPROM with
     SIGNED_BOOT=1; the key must be RSA-2048"""
-
-
-class Verity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The dm-verity tree."""
-
-    hash: Literal["sha256"] = "sha256"
-    """the algorithm"""
-    block_size: Size = 4096
-    """bytes of a data block and of a hash block"""
-    on_corruption: Literal["eio", "restart", "panic"] = "eio"
-    """what the kernel does when a block does not match: a read error, a restart, a panic"""
-    fec_roots: Annotated[int, Meta(ge=0, le=24)] = 0
-    """parity bytes for each 255 bytes of image and tree, with which the kernel repairs blocks as it reads them: 2 to
-    24; 0 for none"""
-    repair_from: Annotated[
-        str,
-        Meta(
-            pattern=r"^(http://[0-9]{1,3}(\.[0-9]{1,3}){3}(:[0-9]{1,5})?/([A-Za-z0-9._~/%+-]|\{root_hash\})*)?$",
-            extra={"says": "http://ADDRESS[:PORT]/PATH, with an IPv4 address"},
-        ),
-    ] = ""
-    """http://ADDRESS[:PORT]/PATH of the system image (system.img), from which the initramfs repairs a slot that has
-    failed where no other slot can; `{root_hash}` stands for it; '' for nowhere"""
 
 
 class Sign(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -8,10 +8,10 @@ import functools
 import inspect
 from pathlib import Path
 
-from erofs_edge.manifest import encryption, filesystem, model, shaping, supply, vulnerabilities
+from erofs_edge.manifest import encryption, filesystem, model, shaping, supply, verified, vulnerabilities
 from erofs_edge.manifest.decode import describe
 
-MODULES = (model, encryption, filesystem, shaping, supply, vulnerabilities)
+MODULES = (model, encryption, filesystem, shaping, supply, verified, vulnerabilities)
 
 
 @functools.cache

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from repair_stage import BLOCK, BLOCKS, Board, set_stage, spoil
 
-PLACE = "http://192.0.2.7:8080/lab%41/system.img"
+PLACE = "http://192.0.2.1:8080/lab%41/system.img"
 BAD = "erofs-edge: slot b is damaged and cannot be repaired"
 SERVER = """
 import os, re, sys
 root, mode = os.environ["ROOT"], os.environ.get("MODE", "good")
-assert sys.argv[1:] == ["192.0.2.7", "8080"], sys.argv
+assert sys.argv[1:] == ["192.0.2.1", "8080"], sys.argv
 asked = sys.stdin.buffer.read().decode()
 with open(root + "/asked", "a") as log:
     log.write(asked.splitlines()[0] + "\\n")
 head, _, rest = asked.partition("\\r\\n")
 assert head == "GET /lab%41/system.img HTTP/1.0" and asked.endswith("\\r\\n\\r\\n"), asked
-assert "\\r\\nHost: 192.0.2.7:8080\\r\\n" in asked
+assert "\\r\\nHost: 192.0.2.1:8080\\r\\n" in asked
 first, last = map(int, re.search(r"\\r\\nRange: bytes=(\\d+)-(\\d+)\\r\\n", asked).groups())
 data = open(root + "/source", "rb").read()[first : last + 1]
 out = sys.stdout.buffer
@@ -64,7 +64,7 @@ def board(tmp_path: Path) -> Board:
 
 
 def repaired(count: int) -> str:
-    return f"erofs-edge: {count} blocks of slot b were repaired from 192.0.2.7"
+    return f"erofs-edge: {count} blocks of slot b were repaired from 192.0.2.1"
 
 
 def test_what_the_other_slot_lacks_comes_from_the_network(board: Board) -> None:
@@ -100,7 +100,7 @@ def test_nothing_is_asked_where_nothing_is_needed(board: Board) -> None:
 def test_what_does_not_hash_right_is_never_written(board: Board, mode: str, where: str) -> None:
     spoil(board.b, 17 if where == "data" else board.info.hash_start_block + 1)
     before = bytes(board.b)
-    given_up = ["erofs-edge: nothing to repair slot b with from 192.0.2.7: another system is there"]
+    given_up = ["erofs-edge: nothing to repair slot b with from 192.0.2.1: another system is there"]
     assert board.mend("b", repair_from=PLACE, MODE=mode) == [*(given_up if where == "tree" else []), BAD]
     assert board.b == before
     assert len((board.root / "asked").read_text().splitlines()) == (8 if where == "tree" else 1)
@@ -120,7 +120,7 @@ def test_why_there_is_no_repair_is_told_once(board: Board, mode: str, reason: st
         spoil(board.b, block)
     before = bytes(board.b)
     lines = board.mend("b", repair_from=PLACE, MODE=mode)
-    assert lines == [f"erofs-edge: nothing to repair slot b with from 192.0.2.7: {reason}", BAD]
+    assert lines == [f"erofs-edge: nothing to repair slot b with from 192.0.2.1: {reason}", BAD]
     assert board.b == before
     asked = board.root / "asked"
     assert len(asked.read_text().splitlines() if asked.exists() else []) <= 1

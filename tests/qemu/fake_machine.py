@@ -17,7 +17,8 @@ from erofs_edge.disk import rollback, slots
 from erofs_edge.disk.layout import plan_disk, write_disk
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.write import write_image
-from erofs_edge.manifest.model import Board, Boot, Disk, Partition, Qemu, UBoot, Verity
+from erofs_edge.manifest.model import Board, Boot, Disk, Partition, Qemu, UBoot
+from erofs_edge.manifest.verified import Verity
 from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.trust.signer import KeySigner, public_key_pem
 from erofs_edge.verity.fec import write_parity

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from erofs_edge.boot.fit import verify_fit
 from erofs_edge.disk import slots
 from erofs_edge.errors import ErofsEdgeError, FormatError, UsageError, VerificationError
-from erofs_edge.manifest.model import Board, Verity
+from erofs_edge.manifest.model import Board
+from erofs_edge.manifest.verified import Verity
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.tamper import TAMPERS
 

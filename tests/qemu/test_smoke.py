@@ -16,7 +16,8 @@ import pytest
 
 from erofs_edge.disk import slots
 from erofs_edge.errors import BootCheckError, ErofsEdgeError, ToolError, UsageError
-from erofs_edge.manifest.model import Board, Verity
+from erofs_edge.manifest.model import Board
+from erofs_edge.manifest.verified import Verity
 from erofs_edge.qemu.built import run_folder
 from erofs_edge.qemu.console import Console
 from erofs_edge.qemu.run import run
