@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from erofs_edge.sbom.bill import Bill
 
 HINT = "pip install 'erofs-edge[sbom]'"
-FORMATS = ("cyclonedx", "spdx")
+FORMATS = ("cyclonedx", "spdx", "spdx3")
 SHOWN = 60
 
 
@@ -28,7 +28,7 @@ def sbom() -> None:
 @sbom.command()
 @click.argument("out", metavar="OUT", type=click.Path(exists=True, path_type=Path, file_okay=False))
 @click.option("--format", "kind", type=click.Choice(FORMATS), default="cyclonedx", show_default=True,
-              help="CycloneDX 1.6 or SPDX 2.3, both in JSON.")  # fmt: skip
+              help="CycloneDX 1.6, SPDX 2.3 or SPDX 3.0.1, all in JSON.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE")
 @json_option
 def write(out: Path, kind: str, output: Path, as_json: bool) -> None:
@@ -70,6 +70,10 @@ def _written(bill: Bill, kind: str) -> str:
             from erofs_edge.sbom.cyclonedx import cyclonedx
 
             return cyclonedx(bill)
+        if kind == "spdx3":
+            from erofs_edge.sbom.spdx3 import spdx3
+
+            return spdx3(bill)
         from erofs_edge.sbom.spdx import spdx
 
         return spdx(bill)

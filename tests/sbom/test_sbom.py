@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from spdx_python_model import load_data
 from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
@@ -29,6 +30,7 @@ from erofs_edge.sbom.bill import read_bill
 from erofs_edge.sbom.cyclonedx import cyclonedx
 from erofs_edge.sbom.query import chain_to, which
 from erofs_edge.sbom.spdx import spdx
+from erofs_edge.sbom.spdx3 import spdx3
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
 
@@ -119,6 +121,39 @@ def test_spdx(made: Path) -> None:
     assert [one.license_id for one in document.extracted_licensing_info] == ["LicenseRef-Debian-Odd-name-1"]
 
 
+def test_spdx3(made: Path) -> None:
+    """The library reads it with its own model, which refuses fields, kinds and counts that the format does not have."""
+    text = spdx3(read_bill(made))
+    assert text == spdx3(read_bill(made, jobs=1))
+    _, objects = load_data(json.loads(text))
+    by_kind: dict[str, list[Any]] = {}
+    for one in objects.foreach():
+        by_kind.setdefault(type(one).__name__, []).append(one)
+    assert sorted(one.name for one in by_kind["software_Package"]) == ["libc", "libtool", "s", "tool"]
+    files = {one.name: one for one in by_kind["software_File"]}
+    assert set(files) == {"/etc/conf", "/etc/passwd", "/usr/bin/tool", "/usr/lib/libtool.so.3"}
+    assert files["/usr/lib/libtool.so.3"].verifiedUsing[0].hashValue == hashlib.sha256(b"lib").hexdigest()
+    relations = {
+        (str(one.relationshipType).rpartition("/")[2], one.from_.name, end.name)
+        for one in by_kind["Relationship"]
+        for end in one.to
+        if not type(end).__name__.startswith("simplelicensing")
+    }
+    assert relations == {
+        *(("contains", "s", name) for name in ("tool", "libtool", "libc", "/etc/conf", "/etc/passwd")),
+        ("contains", "tool", "/usr/bin/tool"), ("contains", "libtool", "/usr/lib/libtool.so.3"),
+        ("dependsOn", "tool", "libtool"), ("dependsOn", "libtool", "libc"),
+    }  # fmt: skip
+    suppliers = {one.name: one.suppliedBy for one in by_kind["software_Package"]}
+    assert suppliers["libc"] is suppliers["s"] is None and suppliers["tool"].name == "A"
+    (odd,) = by_kind["simplelicensing_SimpleLicensingText"]
+    expressions = {one.simplelicensing_licenseExpression: one for one in by_kind["simplelicensing_LicenseExpression"]}
+    assert set(expressions) == {"MIT", "GPL-2.0-or-later AND LicenseRef-Debian-Odd-name-1"}
+    (entry,) = expressions["GPL-2.0-or-later AND LicenseRef-Debian-Odd-name-1"].simplelicensing_customIdToUri
+    assert (entry.key, entry.value) == ("LicenseRef-Debian-Odd-name-1", odd._id)
+    assert [one._id for one in by_kind["SpdxDocument"][0].rootElement] == [by_kind["software_Sbom"][0]._id]
+
+
 def test_which_and_why(made: Path) -> None:
     contents = read_contents(made)
     (found,) = which(contents, "usr/lib/libtool.so.3")
@@ -154,6 +189,8 @@ def test_the_command_and_a_library_that_is_missing(made: Path, monkeypatch: pyte
     assert (record["packages"], record["files"], record["of_packages"], record["unexplained"]) == (3, 6, 4, [])
     assert record["size"] == (made / "bom.json").stat().st_size
     monkeypatch.setitem(sys.modules, "erofs_edge.sbom.spdx", None)
+    assert json.loads(CliRunner().invoke(sbom, [*arguments, "--format", "spdx3"]).stdout)["format"] == "spdx3"
+    assert '"specVersion": "3.0.1"' in (made / "bom.json").read_text()
     result = CliRunner().invoke(sbom, [*arguments, "--format", "spdx"])
     assert isinstance(result.exception, ToolError) and "erofs-edge[sbom]" in str(result.exception.hint)
 
