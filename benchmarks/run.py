@@ -14,6 +14,7 @@ SCRIPTS = (
     "fs_build.py",
     "stable_layout.py",
     "update.py",
+    "diff.py",
     "nbd.py",
     "fec.py",
     "repair.py",
