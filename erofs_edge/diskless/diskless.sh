@@ -41,11 +41,18 @@ attach() {
     /bin/nbd-client -unix $run/nbd$number /dev/nbd$number -N "" -b 4096 -C "${CONNECTIONS:-1}" >$run/client$number 2>&1
 }
 
-# What the system's first readers want, in their order: into nbdkit's memory, in few large requests.
+# What the system's first readers want, in their order: into nbdkit's memory, in few large requests. That goes on after
+# the change of the root, which takes away all programs here and moves /dev: so what it needs lies on a file system of
+# its own. Its program gives up its memory at the end.
 prefetch() {
+    mkdir -p /ahead &&
+        mount -t tmpfs -o mode=700,nosuid tmpfs /ahead &&
+        cp /bin/busybox /ahead/dd &&
+        cp -a /dev/nbd0 /dev/null /ahead || return 0
     while read -r first count; do
-        dd if=/dev/nbd0 of=/dev/null iflag=direct,skip_bytes bs=$((count * 4096)) skip=$((first * 4096)) count=1 2>/dev/null
-    done </prefetch
+        /ahead/dd if=/ahead/nbd0 of=/ahead/null iflag=direct,skip_bytes bs=$((count * 4096)) skip=$((first * 4096)) count=1
+    done </prefetch >/ahead/null 2>&1
+    : >/ahead/dd
 }
 
 # What an earlier start has installed on the board's disk, if it is this very system. It may fail to come up twice, then
@@ -76,7 +83,7 @@ find_system() {
     TMPDIR=$run attach 0 $SYSTEM_FILTERS $SYSTEM_FROM ||
         fail verity "the system is not to be had: $(last $run/nbdkit0) $(last $run/client0)"
     device=/dev/nbd0 disk=
-    [ ! -s /prefetch ] || prefetch &
+    [ ! -s /prefetch ] || prefetch 2>/dev/null &
 }
 
 find_data() {

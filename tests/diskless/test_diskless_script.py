@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 import re
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,8 +79,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
         path.write_text(f'#!/bin/sh\necho "{name} $*" >>"$ROOT/log"\n{body}\n')
         path.chmod(0o755)
     (root / "proc/cmdline").write_text("console=ttyAMA0\n")
-    ours = r"sys|proc|dev|newroot|config|modules|missing|prefetch|diskless|grow|tls|keep|run"
-    ours += r"|bin/(?:dmsetup|mke2fs|resize2fs|nbdkit|nbd-client|leased)"
+    ours = r"sys|proc|dev|newroot|config|modules|missing|prefetch|diskless|grow|tls|keep|run|ahead"
+    ours += r"|bin/(?:dmsetup|mke2fs|resize2fs|nbdkit|nbd-client|leased|busybox)"
     for name, source in (("init", INIT), ("diskless", DISKLESS), ("grow", INIT.with_name("grow.sh"))):
         script = re.sub(rf"(?<![\w$}}*/])/(?=({ours})\b)", "$ROOT/", source.read_text())
         script = script.replace("PATH=/bin ", "PATH=$ROOT/bin:/usr/bin:/bin ").replace("exec -a @nbdkit", "exec")
@@ -218,14 +219,25 @@ def test_a_copy_is_made_and_proved_before_it_counts(tmp_path: Path, fault: str) 
 
 
 def test_what_is_fetched_ahead_is_read_in_its_order(machine: Machine) -> None:
+    """By a program, and from a device, that are there after the change of the root as well."""
     (machine.root / "prefetch").write_text("5 64\n90 1\n")
-    (machine.root / "bin/dd").write_text('#!/bin/sh\necho "dd $*" >>"$ROOT/log"\nexec /bin/dd "$@"\n')
-    (machine.root / "bin/dd").chmod(0o755)
+    (machine.root / "dev/null").symlink_to("/dev/null")
+    busybox = machine.root / "bin/busybox"
+    # the root changes under the first read: programs and devices go
+    gone = 'rm -f "$ROOT"/bin/* "$ROOT"/dev/n* "$ROOT"/prefetch'
+    busybox.write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >>"$ROOT/log"\n{gone}\nexec /bin/dd "$@"\n')
+    busybox.chmod(0o755)
     machine.run()
-    ahead = [call for call in machine.calls if call.startswith("dd if=/dev/nbd0")]
-    assert ahead == [
-        "dd if=/dev/nbd0 of=/dev/null iflag=direct,skip_bytes bs=262144 skip=20480 count=1",
-        "dd if=/dev/nbd0 of=/dev/null iflag=direct,skip_bytes bs=4096 skip=368640 count=1",
+    program = machine.root / "ahead/dd"
+    deadline = time.monotonic() + 20
+    while program.stat().st_size and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not program.stat().st_size, "the memory of the program is free in the end"
+    log = (machine.root / "log").read_text().replace(str(machine.root), "").splitlines()
+    assert "mount -t tmpfs -o mode=700,nosuid tmpfs /ahead" in log
+    assert [call for call in log if call.startswith("dd if=/ahead/nbd0")] == [
+        "dd if=/ahead/nbd0 of=/ahead/null iflag=direct,skip_bytes bs=262144 skip=20480 count=1",
+        "dd if=/ahead/nbd0 of=/ahead/null iflag=direct,skip_bytes bs=4096 skip=368640 count=1",
     ]
 
 
