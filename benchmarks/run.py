@@ -21,6 +21,7 @@ SCRIPTS = (
     "verity.py",
     "unpack.py",
     "layers.py",
+    "kernel_readers.py",
     "registry.py",
     "boot.py",
     "fastboot.py",

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of one tree on this machine's kernel: EROFS, erofsfuse on the same image, squashfs. Needs root.
+
+usage: python benchmarks/kernel_readers.py [--tree FOLDER] [--runs N] [--seq MIB] [--random N] [--erofsfuse PROGRAM]
+
+Without erofsfuse, which comes from Debian's package of that name, its row is missing.
+
+Prints a markdown table for docs/benchmarks.md. Each measurement has a mount of its own, so that nothing of the file
+system is cached; the image lies in the page cache, so no disk is measured. Names are read by a walk with lstat, then
+the largest files one after the other, then single blocks of 4 KiB anywhere. Rounds ask the readers in turn; the table
+has the fastest of each. Every reader's bytes have the same sha256, or there is no table. Memory is that of the daemon.
+Both images are of lz4hc, EROFS in 64 KiB, squashfs in its usual 128 KiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from corpus import corpus
+
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.write import write_image
+from erofs_edge.sources.directory import scan
+from erofs_edge.toolbox.prefix import find
+
+PIECE = 1 << 17
+Places = list[tuple[str, int]]
+
+
+def files_of(tree: Path, mib: int, count: int) -> tuple[list[str], Places]:
+    """(the largest files, some `mib` together; (file, byte) of `count` blocks anywhere in files of a block or more)."""
+    found = {}
+    for path in sorted(tree.rglob("*")):
+        info = path.lstat()
+        if stat.S_ISREG(info.st_mode) and info.st_size >= 4096:
+            found.setdefault(info.st_ino, (info.st_size, str(path.relative_to(tree))))
+    chosen, size = [], 0
+    for length, name in sorted(found.values(), reverse=True):
+        if size < mib << 20:
+            chosen.append(name)
+            size += length
+    rng = random.Random(1)
+    files = list(found.values())
+    picked = rng.choices(files, weights=[length for length, _ in files], k=count)
+    return chosen, [(name, rng.randrange(length // 4096) * 4096) for length, name in picked]
+
+
+@contextmanager
+def mounted(reader: str, image: Path, where: Path, program: str | None) -> Iterator[None]:
+    """A mount of its own; `program` is erofsfuse."""
+    if reader == "erofsfuse":
+        command = [str(program), str(image), str(where)]
+    else:
+        command = ["mount", "-t", reader, "-o", "loop,ro", str(image), str(where)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+def walk(where: Path) -> str:
+    """Names, kinds and sizes of all."""
+    lines = []
+    for folder, folders, files in os.walk(where):
+        for name in [*folders, *files]:
+            info = os.lstat(f"{folder}/{name}")
+            size = info.st_size if stat.S_ISREG(info.st_mode) else 0
+            lines.append(f"{folder}/{name} {info.st_mode} {size}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()
+
+
+def sequential(where: Path, names: list[str]) -> str:
+    """All of these files."""
+    state = hashlib.sha256()
+    for name in names:
+        with (where / name).open("rb", buffering=0) as file:
+            while data := file.read(PIECE):
+                state.update(data[:64])
+    return state.hexdigest()
+
+
+def scattered(where: Path, places: Places) -> str:
+    """One block of each."""
+    state = hashlib.sha256()
+    for name, at in places:
+        fd = os.open(where / name, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        state.update(os.pread(fd, 4096, at))
+        os.close(fd)
+    return state.hexdigest()
+
+
+def daemon_memory(image: Path) -> int:
+    """KiB that the daemon of an image has of its own."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.fsencode(image) in (process / "cmdline").read_bytes().split(b"\0"):
+                found = re.search(r"RssAnon:\s+(\d+)", (process / "status").read_text())
+                return int(found[1]) if found else 0
+        except OSError:
+            continue
+    return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=Path, help="default: the corpus")
+    parser.add_argument("--runs", type=int, default=5, help="rounds")
+    parser.add_argument("--seq", type=int, default=128, help="MiB of large files")
+    parser.add_argument("--random", type=int, default=2000, help="blocks")
+    parser.add_argument("--erofsfuse", default=shutil.which("erofsfuse"), help="default: the one on PATH")
+    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
+    options, _ = parser.parse_known_args()
+    if os.geteuid():
+        print("not measured: mounts need root")
+        return
+    tree = options.tree or corpus()
+    readers = ["erofs", *(["erofsfuse"] if options.erofsfuse else []), "squashfs"]
+    taken: dict[tuple[str, str], list[float]] = {}
+    read: dict[str, set[str]] = {}
+    memory = 0
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        folder = Path(name)
+        images = {"erofs": folder / "erofs.img", "squashfs": folder / "squashfs.img"}
+        write_image(scan(tree), images["erofs"], WriteOptions(compression="lz4hc", pcluster=65536, all_root=True))
+        squash = [str(find("mksquashfs")), str(tree), str(images["squashfs"]), "-comp", "lz4", "-Xhc"]
+        subprocess.run([*squash, "-all-root", "-quiet", "-no-progress"], check=True, stdout=subprocess.DEVNULL)
+        images["erofsfuse"] = images["erofs"]
+        names, places = files_of(tree, options.seq, options.random)
+        (where := folder / "m").mkdir()
+        work: dict[str, Callable[[], str]] = {
+            "walk": lambda: walk(where),
+            "sequential": lambda: sequential(where, names),
+            "random": lambda: scattered(where, places),
+        }
+        for _ in range(options.runs):
+            for what, do in work.items():
+                for reader in readers:
+                    with mounted(reader, images[reader], where, options.erofsfuse):
+                        start = time.monotonic()
+                        read.setdefault(what, set()).add(do())
+                        taken.setdefault((reader, what), []).append(time.monotonic() - start)
+                        if reader == "erofsfuse":
+                            memory = max(memory, daemon_memory(images[reader]))
+        sizes = {reader: path.stat().st_size / 1e6 for reader, path in images.items()}
+        size = sum((tree / path).stat().st_size for path in names) / 1e6
+    if any(len(sums) != 1 for sums in read.values()):
+        raise SystemExit(f"the readers do not read the same: {read}")
+    print(f"| reader | image MB | walk s | {size:.0f} MB of large files s | {len(places)} blocks s | daemon KiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for reader in readers:
+        row = [f"{min(taken[reader, what]):.3f}" for what in work]
+        print(f"| {reader} | {sizes[reader]:.1f} | {' | '.join(row)} | {memory if reader == 'erofsfuse' else 0} |")
+
+
+if __name__ == "__main__":
+    main()
