@@ -21,9 +21,10 @@ from erofs_edge.erofs.index import Extent, full_index_size
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.ondisk import SLOT_SIZE
 
-RULES = 1
+RULES = 2
 EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in an index saturates
 EXTENT_LCLUSTERS_MAX = 2000  # the same in lclusters, for small blocks
+CAP_LEAST = 32 << 10  # bytes of input that an LZ4HC call gets, where there are so many: fewer calls are made again
 CAP_SLACK = 64  # a call that stops this close to the end of its input may have been cut short by it
 
 # first bytes of formats that are compressed already; only a hint, `is_incompressible` looks closer
@@ -137,7 +138,7 @@ class Cutter:
         if meter is not None:
             self._run, self._run_fast = meter.watch(self._run), meter.watch(self._run_fast)
         self._extent_max = rules.extent_max
-        self._cap_least = 4 * rules.pcluster
+        self._cap_least = max(CAP_LEAST, 4 * rules.pcluster)
         self._kinds: dict[int | None, Cutter] = {rules.level: self}
 
     def for_start(self, start: bytes) -> Cutter:
