@@ -73,6 +73,8 @@ _MODINFO = {
     "kernel/drivers/block/virtio_blk.ko": ("alias=virtio:d00000002v*", "depends="),
     "kernel/drivers/md/dm-mod.ko": ("alias=devname:mapper/control", "alias=char-major-10-236", "depends="),
     "kernel/drivers/md/dm-bufio.ko": ("depends=dm-mod",),
+    "kernel/drivers/watchdog/i6300esb.ko": ("depends=",),
+    "kernel/drivers/watchdog/bcm2835_wdt.ko": ("depends=",),
     "kernel/lib/reed_solomon.ko": ("depends=",),
     "kernel/drivers/md/dm-verity.ko": ("depends=dm-mod,reed_solomon,dm-bufio",),
     "kernel/crypto/crc32c_generic.ko": ("alias=crypto-crc32c", "alias=crc32c", "depends="),
