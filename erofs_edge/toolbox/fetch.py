@@ -89,6 +89,8 @@ SETS = {
     "oracles-token": ToolSet("bookworm", ("softhsm2", "libsofthsm2"), _same("softhsm2-util")),
     # no wrapper: it starts itself again, so the host's own loader must run it (tests/report has how)
     "oracles-browser": ToolSet("bookworm", ("chromium-headless-shell", "fonts-dejavu-core"), {}),
+    # no wrapper: a Perl script for the host's perl and apt, and an emulator that needs nothing; for one long test
+    "mmdebstrap": ToolSet("bookworm", ("mmdebstrap", "qemu-user-static"), {}),
     "oracles-manual": ToolSet("trixie", ("mandoc",), _same("mandoc")),
     "oracles-bookworm": ToolSet("bookworm", ("erofs-utils",), {name: (f"{name}-1.5",) for name in EROFS_TOOLS}),
 }  # fmt: skip
