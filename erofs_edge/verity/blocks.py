@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of many blocks: large slices on threads, in order, with a few slices in memory at a time.
+"""Digests of many blocks: large slices in processes or on threads, in order, with a few slices in memory at a time.
 
 One task takes megabytes, since tasks of single blocks are slower than one thread; inside a task each block costs
-a copy() of the salted state and one update(), during which hashlib gives up the interpreter's lock.
+a copy() of the salted state and one update(), during which hashlib gives up the interpreter's lock. Two threads that
+do that all the time spend more on handing over the lock than they win: so large files are for forked processes
+(296 MB on two processors: 0.22 s, one thread 0.40 s, two threads 0.42 to 0.68 s).
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +21,7 @@ from erofs_edge.errors import FormatError
 from erofs_edge.verity.superblock import Superblock
 
 SLICE = 4 << 20  # bytes; a multiple of every block size
+FORK_MIN = 32 << 20  # bytes from which processes are worth being made
 
 Progress = Callable[[int, int], None]
 """progress(done, total), both in bytes"""
@@ -58,6 +64,9 @@ def hashed_slices(
         return hash_blocks(data, block_size, sb)
 
     workers = jobs or len(os.sched_getaffinity(0))
+    if workers > 1 and end - start >= FORK_MIN and sys.platform == "linux" and threading.active_count() == 1:
+        yield from _forked(task, range(start, end, SLICE), end, workers, sb.slot_size * SLICE // block_size, count)
+        return
     waiting: deque[tuple[int, Future[bytes]]] = deque()
 
     def next_done() -> bytes:
@@ -79,6 +88,51 @@ def hashed_slices(
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def _forked(
+    task: Callable[[int, int], bytes], offsets: range, end: int, workers: int, most: int, count: Count | None
+) -> Iterator[bytes]:
+    """The results of task(offset, length) in order, of every `workers`th offset in one process. `most`: bytes of one.
+
+    What a process does not deliver, since the file ends early or somebody has killed it, is done here.
+    """
+    pipes, children = [], []
+    try:
+        for worker in range(min(workers, len(offsets))):
+            reading, writing = os.pipe()
+            pipes.append(open(reading, "rb"))  # noqa: SIM115  closed below
+            if (child := os.fork()) == 0:
+                for pipe in pipes:
+                    os.close(pipe.fileno())  # else no write of ours would ever fail
+                _deliver(task, offsets[worker::workers], end, writing)
+            os.close(writing)
+            children.append(child)
+        for number, offset in enumerate(offsets):
+            length = min(SLICE, end - offset)
+            size = most * length // SLICE
+            digests = pipes[number % workers].read(size)
+            yield digests if len(digests) == size else task(offset, length)
+            if count is not None:
+                count(length)
+    finally:
+        for pipe in pipes:
+            pipe.close()  # a process that is not through yet fails at its next write
+        for child in children:
+            os.waitpid(child, 0)
+
+
+def _deliver(task: Callable[[int, int], bytes], offsets: range, end: int, pipe: int) -> None:
+    """In a forked process, which ends here: the results into the pipe, one after the other."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+        for offset in offsets:
+            view = memoryview(task(offset, min(SLICE, end - offset)))
+            while view:
+                view = view[os.write(pipe, view) :]
+    finally:
+        # nothing of the parent's is put in order here; whatever it was, the parent does what is missing
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def counter(progress: Progress | None, total: int) -> Count | None:
