@@ -101,7 +101,7 @@ def test_bash_completes(edge: str, tmp_path: Path) -> None:
     assert complete(edge, tmp_path, "bu") == ["build", "bundle"]
     assert complete(edge, tmp_path, "fs", "ext") == ["extract"]
     assert {"--smoke", "--slot"} <= set(complete(edge, tmp_path, "boot", "--s"))
-    assert complete(edge, tmp_path, "sbom", "write", "--format", "s") == ["spdx"]
+    assert complete(edge, tmp_path, "sbom", "write", "--format", "s") == ["spdx", "spdx3"]
     assert complete(edge, tmp_path, "flash", "") == ["compopt=default"], "a file"
     assert complete(edge, tmp_path, "nothing", "--x") == []
 
