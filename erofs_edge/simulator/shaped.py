@@ -39,7 +39,6 @@ class ShapedProxy:
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._work, name="shaped-link", daemon=True)
-        self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
         self.connections = 0
 
@@ -59,10 +58,10 @@ class ShapedProxy:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(_ended(left))
         self._loop.close()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,11 +71,14 @@ class ShapedProxy:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(
-            self._pump(reader, far_writer, self._up),
-            self._pump(far_reader, writer, self._down),
-            return_exceptions=True,
-        )
+        # asyncio's own callback of a server's tasks cannot deal with one that was cancelled
+        ended = contextlib.suppress(asyncio.CancelledError)
+        with contextlib.closing(writer), contextlib.closing(far_writer), ended:
+            await asyncio.gather(
+                self._pump(reader, far_writer, self._up),
+                self._pump(far_reader, writer, self._down),
+                return_exceptions=True,
+            )
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Direction) -> None:
         """Bytes from one end to the other, in their order; an end that closes closes the other."""
@@ -100,3 +102,9 @@ class ShapedProxy:
             with contextlib.suppress(OSError):
                 await writer.drain()
         writer.close()
+
+
+async def _ended(tasks: set[asyncio.Task[None]]) -> None:
+    """Wait for what was cancelled: a loop that is closed before that leaves sockets open and complains."""
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0)  # sockets are closed by the loop's next turn

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import time
 from pathlib import Path
 
@@ -49,3 +50,18 @@ def test_an_export_through_a_slow_link(tmp_path: Path) -> None:
 def test_a_server_that_is_not_there() -> None:
     with ShapedProxy(1, rate=1e6, delay=0) as link, pytest.raises(ErofsEdgeError):
         Connection(parse_address(f"nbd://127.0.0.1:{link.port}/"))
+
+
+def test_connections_that_are_open_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as far:
+        with ShapedProxy(far.getsockname()[1], rate=1e6, delay=0) as link:
+            near = socket.create_connection(("127.0.0.1", link.port))
+            near.settimeout(10)
+            taken, _ = far.accept()
+            taken.settimeout(10)
+            near.sendall(b"x")
+            assert taken.recv(1) == b"x"
+        assert near.recv(1) == b"", "closed by the link"
+        near.close()
+        taken.close()
+    assert not caplog.records, "asyncio has nothing to complain of"
