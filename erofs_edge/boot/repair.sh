@@ -98,6 +98,9 @@ mend_from() {
     [ -z "$bad" ]
 }
 
+# What is tried when no other slot has all that is missing. repair_net.sh has another, that lowers $bad.
+mend_otherwise() { :; }
+
 # Look through $device, the slot $slot of $disk, and repair it. Options of dm-verity but for what it does with damage.
 mend_slot() {
     options=$* mended=0
@@ -111,6 +114,7 @@ mend_slot() {
                 ! mend_from "/dev/${partition##*/}" "slot $other" || break
             fi
         done
+        [ -z "$bad" ] || mend_otherwise
         [ -z "$bad" ] || echo "erofs-edge: slot $slot is damaged and cannot be repaired"
     fi
     /bin/dmsetup remove --retry mine

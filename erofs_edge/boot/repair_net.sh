@@ -123,8 +123,8 @@ mend_by_hash() {
     done
 }
 
-# Sets $bad to what is still bad then.
-mend_from_network() {
+# In the place of repair.sh's: the network is the last resort. Sets $bad to what is still bad then.
+mend_otherwise() {
     before=$mended lost='' wrong=0 proved='' wanted=$ROOT_HASH RETURN=$(printf '\r')
     measure_tree
     if open_network; then mend_by_hash $bad; else lost='no interface gets an address'; fi
@@ -135,24 +135,4 @@ mend_from_network() {
     map mine "$device" "$device" $options
     bad=$(bad_windows mine)
     rm -f /answer /leaf
-}
-
-# As in repair.sh, with the network as the last resort.
-mend_slot() {
-    options=$* mended=0
-    map mine "$device" "$device" $options || return 0
-    bad=$(bad_windows mine)
-    if [ -z "$bad" ]; then
-        echo "erofs-edge: slot $slot has failed before, but nothing in it is damaged"
-    else
-        for other in $SLOTS; do
-            if [ "$other" != "$slot" ] && find_partition "${SYSTEM}_$other" "$disk"; then
-                ! mend_from "/dev/${partition##*/}" "slot $other" || break
-            fi
-        done
-        [ -z "$bad" ] || mend_from_network
-        [ -z "$bad" ] || echo "erofs-edge: slot $slot is damaged and cannot be repaired"
-    fi
-    /bin/dmsetup remove --retry mine
-    rm -f /piece /own
 }

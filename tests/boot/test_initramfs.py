@@ -111,10 +111,10 @@ def test_config_is_what_the_shell_reads(tmp_path: Path) -> None:
 def test_repair_over_a_network_is_there_where_it_is_wanted(tmp_path: Path) -> None:
     streams: dict[str, list[Module]] = {"disk": [], "erofs": [], "data": [], "net": []}
     plain = unpack(build_initramfs(packages(), streams, CONFIG, epoch=5))
-    assert b"REPAIR_" not in plain and b"mend_from_network" not in plain and b"bin/nc\0" not in plain
+    assert b"REPAIR_" not in plain and b"open_network" not in plain and b"bin/nc\0" not in plain
     far = replace(CONFIG, repair_from="http://192.0.2.1/a%20b/x.img")
     with_it = unpack(build_initramfs(packages(), streams, far, epoch=5))
-    for part in (b"mend_from_network", b"bin/nc\0", b"bin/sha256sum\0", b"repair-lease\0"):
+    for part in (b"open_network", b"bin/nc\0", b"bin/sha256sum\0", b"repair-lease\0"):
         assert part in with_it, part
     (tmp_path / "config").write_text(far.text())
     script = '. ./config; printf "%s|" "$REPAIR_HOST" "$REPAIR_PORT" "$REPAIR_PATH"'
