@@ -41,7 +41,7 @@ Places = list[tuple[str, int]]
 
 def files_of(tree: Path, mib: int, count: int) -> tuple[list[str], Places]:
     """(the largest files, some `mib` together; (file, byte) of `count` blocks anywhere in files of a block or more)."""
-    found = {}
+    found: dict[int, tuple[int, str]] = {}
     for path in sorted(tree.rglob("*")):
         info = path.lstat()
         if stat.S_ISREG(info.st_mode) and info.st_size >= 4096:

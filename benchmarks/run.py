@@ -22,6 +22,7 @@ SCRIPTS = (
     "unpack.py",
     "layers.py",
     "kernel_readers.py",
+    "kernel_readers_guest.py",
     "registry.py",
     "boot.py",
     "fastboot.py",

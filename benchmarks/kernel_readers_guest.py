@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of one tree in an emulated machine: the kernel's EROFS, erofsfuse on the same image, squashfs in the kernel.
+
+usage: python benchmarks/kernel_readers_guest.py [--tree FOLDER] [--runs N] [--seq MIB] [--random N] [--scratch DIR]
+
+Prints a markdown table for docs/benchmarks.md. Debian's arm64 kernel, Debian's arm64 erofsfuse, QEMU without KVM: read
+ratios. The machine reads, with nothing cached: names (find), the largest files of the tree one after the other, and
+single blocks of 4 KiB; each round asks all readers, in turn. Blocks are read by a dd each; what that takes of a file
+in memory is taken off. Memory is what MemAvailable fell by from before the mount to after find and the large files.
+Every reader's bytes have the same sha256, or there is no table. Both images are of lz4hc, EROFS in 64 KiB, squashfs in
+its usual 128 KiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from statistics import median
+
+from corpus import corpus
+from kernel_readers import files_of
+
+from erofs_edge.boot.cpio import write_cpio
+from erofs_edge.boot.initramfs import InitConfig, add_program, build_initramfs, compress
+from erofs_edge.boot.modules import KernelModules
+from erofs_edge.build.inputs import gather
+from erofs_edge.build.stages import fetch_debs, quiet
+from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.write import write_image
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.apt import open_apt
+from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.sources.debian.mirror import host_mirror
+from erofs_edge.sources.directory import scan
+from erofs_edge.toolbox.emulator import find_qemu
+from erofs_edge.toolbox.prefix import find
+from erofs_edge.tree import BytesContent, FileTree, Inode
+from erofs_edge.vm.machine import arguments, kind_of
+
+BOARD = Path(__file__).parent.parent / "boards/qemu-aarch64.yaml"
+READERS = ("erofs", "erofsfuse", "squashfs")
+PACKAGES = ["erofsfuse"]
+INIT = r"""#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mkdir -p /m /tmp
+mount -t devtmpfs devtmpfs /dev
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t tmpfs tmpfs /tmp
+for module in /modules/disk/*.ko; do insmod $module; done
+give_up() { echo "reader: $reader cannot be mounted: $(cat /tmp/fuse)"; reboot -f; }
+for disk in /sys/block/vd*; do ln -s /dev/${disk##*/} /tmp/disk-$(cat $disk/serial); done
+now() { read -r seconds _ </proc/uptime; echo $seconds; }
+free() { awk '/^MemAvailable/ {print $2}' /proc/meminfo; }
+cold() { sync; echo 3 >/proc/sys/vm/drop_caches; }
+blocks() { while read -r path block; do dd if="$1${2:+/$path}" bs=4096 count=1 skip="$block" 2>/dev/null; done; }
+dd if=/dev/urandom of=/tmp/floor bs=4096 count=64 2>/dev/null
+cut -d ' ' -f 1 /places | awk '{print $1, NR % 64}' >/tmp/nowhere
+for round in $(seq "$(cat /rounds)"); do
+    start=$(now); blocks /tmp/floor </tmp/nowhere >/dev/null
+    echo "reader: floor random $start $(now)"
+    for reader in erofs erofsfuse squashfs; do
+        cold
+        before=$(free)
+        case $reader in
+            erofsfuse) erofsfuse /tmp/disk-erofs /m >/tmp/fuse 2>&1 || give_up ;;
+            *) mount -t $reader -o ro /tmp/disk-$reader /m || give_up ;;
+        esac
+        start=$(now); names=$(find /m | wc -l)
+        echo "reader: $reader find $start $(now)"
+        start=$(now); sum=$(cd /m && xargs cat </sequential | sha256sum | cut -c 1-64)
+        echo "reader: $reader hashed $start $(now)"
+        echo "reader: $reader memory 0 $((before - $(free)))"
+        cold
+        start=$(now); (cd /m && xargs cat </sequential >/dev/null)
+        echo "reader: $reader sequential $start $(now)"
+        cold
+        start=$(now); single=$(blocks /m yes </places | sha256sum | cut -c 1-64)
+        echo "reader: $reader random $start $(now)"
+        echo "told: $reader $names $sum $single"
+        umount /m
+    done
+done
+echo "reader: done"
+reboot -f
+"""
+
+
+def plain_files(tree: Path, mib: int, count: int) -> tuple[list[str], list[tuple[str, int]]]:
+    """(the largest files, some `mib` together; (file, block) of `count` blocks anywhere), by plain paths."""
+    plain = re.compile(r"[\w./+-]+").fullmatch
+    large, places = files_of(tree, mib, count)
+    return [name for name in large if plain(name)], [(name, at // 4096) for name, at in places if plain(name)]
+
+
+def programs_of_fuse(cache: Cache, folder: Path) -> FileTree:
+    """Debian's erofsfuse for arm64, with what it needs."""
+    found = FileTree()
+    with open_apt(host_mirror(), "trixie", "arm64") as apt:
+        debs = apt.download(PACKAGES, folder)
+    for deb in debs:
+        found.merge(read_deb(deb, cache).data)
+    return found
+
+
+def machine(images: dict[str, Path], extra: FileTree, folder: Path) -> list[str]:
+    """QEMU's command: the board's kernel, and an initramfs with busybox, erofsfuse and `extra`."""
+    cache, inputs = Cache(None), gather(BOARD)
+    debs = fetch_debs(inputs, cache, quiet)
+    package = read_deb(debs.kernel, cache).data
+    kernel = KernelModules(package)
+    programs = FileTree()
+    for name in sorted(debs.initramfs):
+        programs.merge(read_deb(debs.initramfs[name], cache).data)
+    (modules,) = kernel.streams(["virtio_blk", "erofs", "squashfs", "fuse"])
+    config = InitConfig("", "", 4096, 0, 0, "", (), "")
+    add_program(extra, programs_of_fuse(cache, folder), "usr/bin/erofsfuse")
+    initramfs, vmlinuz = folder / "initramfs", folder / "vmlinuz"
+    initramfs.write_bytes(
+        build_initramfs(programs, {"disk": modules}, config, epoch=0) + compress(write_cpio(extra, epoch=0))
+    )
+    vmlinuz.write_bytes(next(node for path, node in package.walk() if b"/vmlinuz-" in path).read())
+    return [str(find_qemu().program), *arguments(
+        kind_of("arm64"), kernel=vmlinuz, initramfs=initramfs, disks=images, memory=1 << 30, epoch=0,
+    )]  # fmt: skip
+
+
+def run(command: list[str], timeout: float) -> tuple[dict[tuple[str, str], list[float]], dict[str, set[str]]]:
+    """((reader, what) → seconds or KiB of each round, reader → what it read). Raises SystemExit for a machine that
+    does not come to its end."""
+    figures: dict[tuple[str, str], list[float]] = {}
+    told: dict[str, set[str]] = {}
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    assert process.stdout is not None
+    ending = threading.Timer(timeout, process.kill)
+    ending.start()
+    done = False
+    try:
+        for line in process.stdout:
+            print(line.rstrip(), file=sys.stderr, flush=True)
+            if found := re.search(r"reader: (\w+) (\w+) ([\d.-]+) ([\d.-]+)", line):
+                figures.setdefault((found[1], found[2]), []).append(float(found[4]) - float(found[3]))
+            elif found := re.search(r"told: (\w+) (.*\w)", line):
+                told.setdefault(found[1], set()).add(found[2])
+            done = done or "reader: done" in line
+    finally:
+        ending.cancel()
+        process.kill()
+        process.wait()
+    if not done:
+        raise SystemExit("the machine did not come to its end")
+    return figures, told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=Path, help="default: the corpus")
+    parser.add_argument("--runs", type=int, default=3, help="rounds")
+    parser.add_argument("--seq", type=int, default=64, help="MiB of large files")
+    parser.add_argument("--random", type=int, default=100, help="blocks")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for the machine")
+    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
+    options, _ = parser.parse_known_args()
+    tree = options.tree or corpus()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        folder = Path(name)
+        images = {"erofs": folder / "erofs.img", "squashfs": folder / "squashfs.img"}
+        write_image(scan(tree), images["erofs"], WriteOptions(compression="lz4hc", pcluster=65536, all_root=True))
+        squash = [str(find("mksquashfs")), str(tree), str(images["squashfs"]), "-comp", "lz4", "-Xhc"]
+        subprocess.run([*squash, "-all-root", "-quiet", "-no-progress"], check=True, stdout=subprocess.DEVNULL)
+        sequential, places = plain_files(tree, options.seq, options.random)
+        extra = FileTree()
+        for path, data, mode in (
+            ("init", INIT, 0o755),
+            ("rounds", f"{options.runs}\n", 0o644),
+            ("sequential", "".join(f"{path}\n" for path in sequential), 0o644),
+            ("places", "".join(f"{path} {block}\n" for path, block in places), 0o644),
+        ):
+            extra.add(path, Inode(stat.S_IFREG | mode, content=BytesContent(data.encode())))
+        figures, told = run(machine(images, extra, folder), options.timeout)
+        sizes = {name: path.stat().st_size for name, path in images.items()}
+        size = sum((tree / path).stat().st_size for path in sequential)
+    if len(set().union(*told.values())) != 1 or set(told) != set(READERS):
+        raise SystemExit(f"the readers do not read the same: {told}")
+    floor = median(figures["floor", "random"])
+    print(f"| reader, {size / 1e6:.0f} MB of large files | image MB | find s | sequential s | random s | memory KiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for reader in READERS:
+        row = {what: median(figures[reader, what]) for what in ("find", "sequential", "random", "memory")}
+        image = sizes["squashfs" if reader == "squashfs" else "erofs"] / 1e6
+        print(
+            f"| {reader} | {image:.1f} | {row['find']:.2f} | {row['sequential']:.2f} "
+            f"| {row['random'] - floor:.2f} | {row['memory']:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
