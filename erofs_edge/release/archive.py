@@ -59,11 +59,13 @@ def write_archive(inputs: Inputs, out: Path) -> None:
                     tar.addfile(info)
                 elif path.is_dir():
                     info = tarfile.TarInfo(name)
-                    info.type, info.mode = tarfile.DIRTYPE, path.stat().st_mode & 0o7777
+                    info.type, info.mode = tarfile.DIRTYPE, 0o755
                     tar.addfile(info)
                 else:
                     info = tarfile.TarInfo(name)
-                    info.size, info.mode = path.stat().st_size, path.stat().st_mode & 0o7777
+                    status = path.stat()
+                    # like a checkout: what a umask does reaches neither an image nor the digest of its inputs
+                    info.size, info.mode = status.st_size, 0o755 if status.st_mode & 0o100 else 0o644
                     with path.open("rb") as handle:
                         tar.addfile(info, handle)
     except OSError as error:

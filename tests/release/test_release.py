@@ -236,6 +236,10 @@ def test_the_archive_of_inputs(product: Path, tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     board, system = unpack_archive(tmp_path / "one", tmp_path / "out")
     again = gather(board, None, system)
+    for path in (tmp_path / "out").rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+    write_archive(again, tmp_path / "narrow")
+    assert (tmp_path / "narrow").read_bytes() == (tmp_path / "one").read_bytes(), "whatever the umask was"
     assert (again.board.digest, again.system.loaded.digest) == (inputs.board.digest, inputs.system.loaded.digest)
     assert len(input_files(again)) == len(input_files(inputs))
     with tarfile.open(tmp_path / "one") as tar:
