@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,8 @@ settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 # a process of ours that dies by a signal names the line, also one that a test starts
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
+# whoever runs the tests in the background has this signal ignored, and what the tests start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
