@@ -47,12 +47,7 @@ def write_transfers(
     name, version = _names(out, url, version)
     folder.mkdir(parents=True, exist_ok=True)
     sums = _sums(folder / SUMS)
-    image = folder / f"{name}_{version}.raw"
-    write_discoverable(out, image)
-    made = [image]
-    if form == "partitions":
-        made = _partitions(image, lambda kind, guid: folder / f"{name}_{version}_{guid}.{kind}.raw")
-        image.unlink()
+    made = _write_files(out, folder, name, version, form)
     definitions = folder / DEFINITIONS
     definitions.mkdir(exist_ok=True)
     for file, text in _definitions(name, url, form, keep).items():
@@ -65,17 +60,31 @@ def write_transfers(
     return made
 
 
-def write_flat(out: Path, *, url: str, version: str | None = None, keep: int = 3) -> tuple[Path, Path]:
-    """Image and definition into the folder of the build itself, which has sums of its own: a release. Both files.
+def write_flat(
+    out: Path, *, url: str, form: Form = "image", version: str | None = None, keep: int = 3
+) -> tuple[list[Path], list[Path]]:
+    """Into the folder of the build itself, which has sums of its own: a release. Its files and the definitions.
 
     As `write_transfers`, which says what is raised; `url` is where devices find the newest release.
     """
     name, version = _names(out, url, version)
-    image = out / f"{name}_{version}.raw"
+    made = _write_files(out, out, name, version, form)
+    definitions = []
+    for file, text in _definitions(name, url, form, keep).items():
+        (out / file).write_text(text)
+        definitions.append(out / file)
+    return made, definitions
+
+
+def _write_files(out: Path, folder: Path, name: str, version: str, form: Form) -> list[Path]:
+    """What devices install of the build in `out`, into a folder."""
+    image = folder / f"{name}_{version}.raw"
     write_discoverable(out, image)
-    ((file, text),) = _definitions(name, url, "image", keep).items()
-    (out / file).write_text(text)
-    return image, out / file
+    if form == "image":
+        return [image]
+    made = _partitions(image, lambda kind, guid: folder / f"{name}_{version}_{guid}.{kind}.raw")
+    image.unlink()
+    return made
 
 
 def _names(out: Path, url: str, version: str | None) -> tuple[str, str]:

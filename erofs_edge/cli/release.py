@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, size_text, step, table
 from erofs_edge.cli.release_check import release_check
+
+if TYPE_CHECKING:
+    from erofs_edge.bundle.sysupdate import Form
 
 
 class _Release(click.Command):
@@ -38,6 +41,8 @@ class _Release(click.Command):
 @click.option("--rauc", is_flag=True, help="Put in what RAUC installs: update.raucb.")
 @click.option("--sysupdate", metavar="URL",
               help="Put in what systemd-sysupdate installs on devices that find the newest release there.")  # fmt: skip
+@click.option("--sysupdate-form", "form", type=click.Choice(["image", "partitions"]), default="image",
+              show_default=True, help="One discoverable disk image, or its partitions each as a file.")  # fmt: skip
 @click.option("--check", is_flag=True, expose_value=False,
               help="Try every promise of a release: release --check FOLDER; --check --help.")  # fmt: skip
 @click.option("--allow-dirty", is_flag=True, help="Take inputs that differ from what is committed in Git.")
@@ -51,6 +56,7 @@ def release(
     earlier: tuple[Path, ...],
     rauc: bool,
     sysupdate: str | None,
+    form: Form,
     allow_dirty: bool,
     as_json: bool,
 ) -> None:
@@ -63,7 +69,7 @@ def release(
     from erofs_edge.release.make import make_release
 
     options = BuildOptions(out=output, jobs=jobs, key=key, system=system)
-    wish = Wish(rauc, sysupdate)
+    wish = Wish(rauc, sysupdate, form)
     result = make_release(board, options, step, allow_dirty=allow_dirty, earlier=earlier, bundles=wish)
     for text in result.notes:
         note(f"note: {text}")

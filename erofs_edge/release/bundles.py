@@ -11,14 +11,13 @@ import hashlib
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from erofs_edge.build.discoverable import write_discoverable
 from erofs_edge.build.record import read_release, write_json
 from erofs_edge.build.signing import CERTIFICATE
 from erofs_edge.bundle.content import slot_files
 from erofs_edge.bundle.rauc import BLOCK, read_bundle, write_bundle
-from erofs_edge.bundle.sysupdate import write_flat
+from erofs_edge.bundle.sysupdate import DEFINITIONS, Form, write_flat, write_transfers
 from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import VerificationError
 from erofs_edge.report.facts import read_record
@@ -31,10 +30,12 @@ RAUC = "update.raucb"
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """rauc: a RAUC bundle. sysupdate: the address where devices find the newest release; None: nothing for it."""
+    """rauc: a RAUC bundle. sysupdate: the address where devices find the newest release; None: nothing for it.
+    form: what they install from there."""
 
     rauc: bool = False
     sysupdate: str | None = None
+    form: Form = "image"
 
 
 NOTHING = Wish()
@@ -50,8 +51,11 @@ def write_bundles(work: Path, wish: Wish, signer: Signer) -> None:
         certificate = read_certificate(work / CERTIFICATE, signer, int(read_release(work)["epoch"]))
         found["rauc"] = {"file": RAUC} | asdict(write_bundle(work, work / RAUC, signer, certificate))
     if wish.sysupdate is not None:
-        image, definition = write_flat(work, url=wish.sysupdate)
-        found["sysupdate"] = {"url": wish.sysupdate, "image": image.name, "definition": definition.name}
+        files, definitions = write_flat(work, url=wish.sysupdate, form=wish.form)
+        found["sysupdate"] = {
+            "url": wish.sysupdate, "form": wish.form, "files": [path.name for path in files],
+            "definitions": [path.name for path in definitions],
+        }  # fmt: skip
     if found:
         write_json(work / BUNDLES, found)
 
@@ -61,10 +65,19 @@ def wish_of(release: Path) -> Wish:
     if not (release / BUNDLES).exists():
         return NOTHING
     found = read_record(release / BUNDLES, dict)
-    url = found["sysupdate"].get("url") if isinstance(found.get("sysupdate"), dict) else None
-    if not set(found) <= {"rauc", "sysupdate"} or ("sysupdate" in found and not isinstance(url, str)):
+    if not set(found) <= {"rauc", "sysupdate"} or ("sysupdate" in found and not _is_sysupdate(found["sysupdate"])):
         raise VerificationError(f"{BUNDLES} is damaged: it says nothing of a bundle", where=str(release / BUNDLES))
-    return Wish("rauc" in found, url)
+    asked = found.get("sysupdate")
+    return Wish("rauc" in found) if asked is None else Wish("rauc" in found, asked["url"], asked["form"])
+
+
+def _is_sysupdate(value: Any) -> bool:
+    lists = [value.get("files"), value.get("definitions")] if isinstance(value, dict) else [None]
+    return (
+        all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists)
+        and isinstance(value.get("url"), str)
+        and value.get("form") in get_args(Form)
+    )
 
 
 def check_bundles(release: Path, key: VerificationKey) -> list[str]:
@@ -84,14 +97,23 @@ def check_bundles(release: Path, key: VerificationKey) -> list[str]:
             raise VerificationError("a bundle of another build", where=str(release / RAUC))
         names.append(RAUC)
     if wish.sysupdate is not None:
-        name = str(said["sysupdate"].get("image"))
-        with tempfile.TemporaryDirectory(prefix="erofs-edge-bundle-") as work:
-            write_discoverable(release, Path(work) / "image")
-            same = (release / name).is_file() and sparse_sha256(release / name) == sparse_sha256(Path(work) / "image")
-        if not same:
-            raise VerificationError("not the system of this build", where=str(release / name))
-        names.append(name)
+        names += _check_sysupdate(release, wish.sysupdate, wish.form, said["sysupdate"])
     return names
+
+
+def _check_sysupdate(release: Path, url: str, form: Form, said: dict[str, Any]) -> list[str]:
+    """Names of the files, which are those that the build gives. Raises VerificationError where they are not."""
+    with tempfile.TemporaryDirectory(prefix="erofs-edge-bundle-") as work:
+        made = write_transfers(release, Path(work), url=url, form=form)
+        definitions = sorted((Path(work) / DEFINITIONS).iterdir())
+        told = {"files": [path.name for path in made], "definitions": [path.name for path in definitions]}
+        if {name: said[name] for name in told} != told:
+            raise VerificationError("it names other files than this build gives", where=str(release / BUNDLES))
+        for path in [*made, *definitions]:
+            there = release / path.name
+            if not there.is_file() or sparse_sha256(there) != sparse_sha256(path):
+                raise VerificationError("not the system of this build", where=str(there))
+        return told["files"]
 
 
 def _padded(release: Path) -> dict[str, str]:

@@ -114,7 +114,7 @@ def test_the_folder_of_a_release_is_what_it_takes(built: Made, tmp_path: Path, s
     target = tmp_path / "machines"
     target.mkdir()
     with served(built.out) as url:
-        image, definition = write_flat(built.out, url=url)
+        (image,), (definition,) = write_flat(built.out, url=url)
         names = sorted(path.name for path in built.out.iterdir())
         sums = subprocess.run(["sha256sum", *names], cwd=built.out, capture_output=True, check=True).stdout
         (built.out / "SHA256SUMS").write_bytes(sums)

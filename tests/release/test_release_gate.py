@@ -169,7 +169,48 @@ def test_bundles_of_another_build_are_told(release: Made, machine: Machine, rema
     assert "not the system of this build" in tried(release)["bundles"].detail
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"rauk": {}}', '{"sysupdate": {}}', '{"sysupdate": {"url": 1}}'])
+def test_partitions_for_sysupdate(release: Made, machine: Machine, remade: list[Verdict], tmp_path: Path) -> None:
+    """Each partition is a file of the release, of this build, and the same when the bundles are made again."""
+    for old in [*release.out.glob("*.raw"), *release.out.glob("*.transfer")]:
+        old.unlink()
+    wish = Wish(False, "https://host.example/new", "partitions")
+    write_bundles(release.out, wish, release.signer)
+    release.seal()
+    assert wish_of(release.out) == wish
+    said = json.loads((release.out / BUNDLES).read_text())["sysupdate"]
+    kinds = ["root-verity-sig", "root-verity", "root"]
+    assert [name.split(".")[-2] for name in said["files"]] == kinds and len(said["definitions"]) == 3
+    assert tried(release)["bundles"].detail == f"of this build: {', '.join(said['files'])}"
+    again = tmp_path / "again"
+    shutil.copytree(release.out, again, ignore=shutil.ignore_patterns("*.raw", "*.transfer", BUNDLES))
+    write_bundles(again, wish_of(release.out), release.signer)
+    for name in [BUNDLES, *said["files"], *said["definitions"]]:
+        assert (again / name).read_bytes() == (release.out / name).read_bytes(), name
+    for name in (said["files"][1], said["definitions"][0]):
+        kept = (release.out / name).read_bytes()
+        release.flip(name, len(kept) // 2)
+        release.seal()
+        assert f"{name}: not the system of this build" in tried(release)["bundles"].detail
+        (release.out / name).write_bytes(kept)
+    said["files"].pop()
+    write_json(release.out / BUNDLES, {"sysupdate": said})
+    release.seal()
+    assert "names other files than this build gives" in tried(release)["bundles"].detail
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        '{"rauk": {}}',
+        '{"sysupdate": {}}',
+        '{"sysupdate": []}',
+        '{"sysupdate": {"url": 1}}',
+        '{"sysupdate": {"url": "x", "form": "box", "files": [], "definitions": []}}',
+        '{"sysupdate": {"url": "x", "form": "image", "files": [1], "definitions": []}}',
+    ],
+)
 def test_a_damaged_list_of_bundles(tmp_path: Path, text: str) -> None:
     assert wish_of(tmp_path) == NOTHING
     (tmp_path / BUNDLES).write_text(text)
