@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # formats and inputs: siblings only along the way of the data
     "sources": BASE | {"tree", "manifest"},
     "erofs": BASE | {"tree", "codec"},
-    "rafs": BASE | {"tree", "erofs"},
+    "rafs": BASE | {"tree", "codec", "erofs"},
     "verity": BASE,
     "trust": BASE,
     "transport": BASE,

@@ -69,13 +69,34 @@ def rafs(
 
 @click.command()
 @click.argument("image", metavar="BOOTSTRAP", type=FILE)
+@click.option(
+    "--decode", "out", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Write them there as devices for Linux.",
+)  # fmt: skip
+@click.option(
+    "--blob-dir", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where they are, each under its id.",
+)  # fmt: skip
 @json_option
-def blobs(*, image: Path, as_json: bool) -> None:
-    """List the blobs of a RAFS v6 image, in the order in which they are its devices."""
+def blobs(*, image: Path, out: Path | None, blob_dir: Path | None, as_json: bool) -> None:
+    """List the blobs of a RAFS v6 image, in the order in which they are its devices.
+
+    Blobs of Nydus's own builder are compressed, so that no kernel can read them. With --decode each gets a file of the
+    same name that kernels mount the image with, and every command here reads it with (--device).
+    """
+    from erofs_edge.errors import UsageError
     from erofs_edge.rafs import ondisk
     from erofs_edge.rafs.check import is_device
+    from erofs_edge.rafs.decode import decode_blobs
     from erofs_edge.rafs.read import read_rafs
 
+    rafs = read_rafs(image)
+    if (out is None) is not (blob_dir is None):
+        raise UsageError("--decode DIR and --blob-dir DIR go together")
+    decoded: list[Path] = []
+    if out is not None and blob_dir is not None:
+        with Progress(f"decode the blobs of {image.name}") as progress:
+            decoded = decode_blobs(rafs, blob_dir, out, progress)
     rows = [
         {
             "id": blob.id.decode(),
@@ -86,9 +107,11 @@ def blobs(*, image: Path, as_json: bool) -> None:
             "digest": ondisk.DIGESTS[blob.digest],
             "is_device": is_device(blob),
         }
-        for blob in read_rafs(image).blobs
+        for blob in rafs.blobs
     ]
     if as_json:
         emit_json(rows)
+    elif decoded:
+        table([("mount", "-o " + ",".join(f"device={path}" for path in decoded))])
     else:
         table((tuple(row.values()) for row in rows), tuple(name.replace("is_", "") for name in rows[0]) if rows else ())

@@ -16,6 +16,7 @@ from erofs_edge.erofs.ondisk import CHUNK_INDEXES, LAYOUT_CHUNK_BASED
 from erofs_edge.erofs.read import PIECE, Image
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
 from erofs_edge.rafs import ondisk
+from erofs_edge.rafs.decode import can_decode, wrong_chunks
 from erofs_edge.rafs.ondisk import BLOCK, Blob, Chunk
 from erofs_edge.rafs.read import Rafs, read_rafs
 
@@ -26,9 +27,9 @@ Table = dict[tuple[int, int, int], Chunk]
 def check_rafs(path: Path, blobs: Sequence[Path] = (), *, jobs: int | None = None) -> Report:
     """Check a bootstrap; `blobs` are those of its table, in order, or none.
 
-    What Linux cannot read as a device (compressed or encrypted blobs) is checked as far as the tables go, with a
-    warning. Raises ErofsEdgeError where a file cannot be read, UsageError for another count of blobs or an image that
-    is no bootstrap.
+    Of what Linux cannot read as a device, compressed chunks are decoded, encrypted blobs and archives are checked as
+    far as the tables go; both with a warning. Raises ErofsEdgeError where a file cannot be read, UsageError for another
+    count of blobs or an image that is no bootstrap.
     """
     try:
         rafs = read_rafs(path)
@@ -44,8 +45,10 @@ def check_rafs(path: Path, blobs: Sequence[Path] = (), *, jobs: int | None = Non
     ]
     report = Report() if closed else check(path, devices=blobs, jobs=jobs, further=further)
     for number in closed:
-        kind = ondisk.COMPRESSIONS[rafs.blobs[number].compression]
-        report.findings.append(Finding("warning", f"blob {number} ({kind}) is no device for Linux: not decoded"))
+        blob = rafs.blobs[number]
+        what = "decode it: fs blobs --decode" if blobs and can_decode(blob) else "not decoded"
+        kind = ondisk.COMPRESSIONS[blob.compression]
+        report.findings.append(Finding("warning", f"blob {number} ({kind}) is no device for Linux: {what}"))
     found = _wrong_files(path, rafs)
     for number, blob_path in enumerate(blobs):
         found = _both(found, _wrong_blob(rafs, number, blob_path))
@@ -116,10 +119,8 @@ def _wrong_blob(rafs: Rafs, number: int, path: Path) -> Iterator[Finding]:
                 return
             if blob.features & ondisk.BLOB_CAP_TAR_TOC and not _has_id(file.fileno(), blob):
                 yield Finding("error", f"blob {number} is another: its sha256 is not its id", str(path))
-            for chunk in chunks if is_device(blob) and ondisk.DIGESTS[blob.digest] == "sha256" else ():
-                data = os.pread(file.fileno(), chunk.size, chunk.offset)
-                if hashlib.sha256(data).digest() != chunk.digest:
-                    yield Finding("error", f"chunk {chunk.number} of blob {number} is another", str(path))
+            for message in wrong_chunks(blob, chunks, file.fileno()) if can_decode(blob) else ():
+                yield Finding("error", message, str(path))
             if not blob.ci_compression and not blob.features & (ondisk.BLOB_TARFS | ondisk.BLOB_CHUNK_INFO_V2):
                 yield from _wrong_context(file.fileno(), blob, chunks, path)
     except OSError as error:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode the blobs of a RAFS v6 image, so that Linux has devices to mount it with.
+
+Nydus's daemon does the same into its cache: each chunk of the chunk table is decoded to its address. Sources, in
+Nydus's repository: ``utils/src/compress/mod.rs`` (the codecs), ``storage/src/device.rs`` (features of blobs).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from erofs_edge.codec import lz4, zstd
+from erofs_edge.erofs.output import replacing
+from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, FormatError, UsageError
+from erofs_edge.rafs import ondisk
+from erofs_edge.rafs.ondisk import Blob, Chunk
+from erofs_edge.rafs.read import Rafs
+
+_ELSEWHERE = ondisk.BLOB_ZRAN | ondisk.BLOB_BATCH | ondisk.BLOB_ENCRYPTED | ondisk.BLOB_TARFS
+"""features with which a chunk is not a stream of its own where the chunk table says"""
+_GZIP = 16 + zlib.MAX_WBITS
+_STORED_MAX = ondisk.CHUNK_MAX + (64 << 10)
+"""bytes: no codec makes a chunk larger than that"""
+
+
+def can_decode(blob: Blob) -> bool:
+    """Whether each chunk of a blob is a stream of its own: not an untouched archive, no batches, nothing encrypted."""
+    return not blob.features & _ELSEWHERE and not blob.cipher
+
+
+def decode_chunk(blob: Blob, chunk: Chunk, stored: bytes) -> bytes:
+    """The `chunk.size` bytes of a chunk, from the `chunk.stored` bytes that the blob has of it.
+
+    Allocates no more than that. Raises FormatError where they do not decode, or their sha256 is not the digest, where
+    that is one.
+    """
+    codec = ondisk.COMPRESSIONS[blob.compression] if chunk.flags & ondisk.CHUNK_COMPRESSED else "none"
+    if chunk.flags & ~(ondisk.CHUNK_COMPRESSED | ondisk.CHUNK_HAS_CRC32):
+        raise FormatError(f"is stored in a way that is not known (flags {chunk.flags:#x})")
+    if codec == "none":
+        data = stored
+    elif codec == "lz4_block":
+        data = lz4.decompress(stored, chunk.size)
+    elif codec == "zstd":
+        data = zstd.decompress(stored, chunk.size)
+    else:
+        data = _gunzip(stored, chunk.size)
+    if len(data) != chunk.size:
+        raise FormatError(f"has {len(data)} bytes, not {chunk.size}")
+    if ondisk.DIGESTS[blob.digest] == "sha256" and hashlib.sha256(data).digest() != chunk.digest:
+        raise FormatError("is another")
+    return data
+
+
+def _gunzip(stored: bytes, size: int) -> bytes:
+    try:
+        return zlib.decompressobj(_GZIP).decompress(stored, size + 1)
+    except zlib.error as error:
+        raise FormatError(f"gzip stream of {len(stored)} bytes is corrupt: {error}") from error
+
+
+def _read(fd: int, blob: Blob, chunk: Chunk) -> bytes:
+    """The decoded bytes of a chunk, of an open blob. Raises FormatError, and OSError where it cannot be read."""
+    if chunk.stored > _STORED_MAX:
+        raise FormatError(f"has {chunk.stored} bytes for {chunk.size}")
+    return decode_chunk(blob, chunk, os.pread(fd, chunk.stored, chunk.offset))
+
+
+def wrong_chunks(blob: Blob, chunks: Sequence[Chunk], fd: int) -> Iterator[str]:
+    """What is wrong with the chunks in an open blob, in words. Raises OSError where it cannot be read."""
+    for chunk in chunks:
+        try:
+            _read(fd, blob, chunk)
+        except FormatError as error:
+            yield f"chunk {chunk.number} of blob {blob.place} {error.message}"
+
+
+def decode_blobs(rafs: Rafs, folder: Path, out: Path, progress: Callable[[int, int], None] | None = None) -> list[Path]:
+    """The devices of an image, decoded: for each blob of `folder`, under its id, a file of that name in `out`, in the
+    order of the table. Holes are where no file has a chunk.
+
+    progress  called with (done, total) bytes
+
+    Raises ErofsFormatError for a chunk that is not what the tables say, UsageError for blobs of another kind or where
+    both folders are the same, ErofsEdgeError where a file cannot be read, CapacityError where there is no space.
+    """
+    for path in (folder, out):
+        if not path.is_dir():
+            raise UsageError("the folder of the blobs does not exist", where=str(path))
+    if folder.samefile(out):
+        raise UsageError("the decoded blobs would take the place of the blobs", where=str(out))
+    for blob in rafs.blobs:
+        if not can_decode(blob):
+            raise UsageError(
+                f"blob {blob.place} is encrypted, in batches or an archive: its chunks are not decoded one by one",
+                where=str(rafs.path),
+            )
+    done, total = 0, sum(chunk.size for chunk in rafs.chunks)
+    made = []
+    for blob in rafs.blobs:
+        source = folder / blob.id.decode()
+        for size in _decode_blob(blob, [c for c in rafs.chunks if c.blob == blob.place], source, out):
+            done += size
+            if progress:
+                progress(done, total)
+        made.append(out / source.name)
+    return made
+
+
+def _decode_blob(blob: Blob, chunks: Sequence[Chunk], source: Path, out: Path) -> Iterator[int]:
+    """Decode one blob; the bytes of each chunk, when it is done."""
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ErofsEdgeError(f"cannot open the blob: {error.strerror}", where=str(source)) from error
+    try:
+        with replacing(out / source.name) as sink:
+            for chunk in chunks:
+                try:
+                    data = _read(fd, blob, chunk)
+                except FormatError as error:
+                    raise ErofsFormatError(f"chunk {chunk.number} {error.message}", where=str(source)) from error
+                except OSError as error:
+                    raise ErofsEdgeError(f"cannot read the blob: {error.strerror}", where=str(source)) from error
+                sink.write_at(chunk.address, data)
+                yield chunk.size
+            sink.finish(blob.data)
+    finally:
+        os.close(fd)
