@@ -7,11 +7,11 @@ from __future__ import annotations
 import random
 import re
 import subprocess
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 import erofs_edge.boot.initramfs
 import erofs_edge.diskless.start
@@ -104,7 +104,7 @@ def test_the_system_comes_over_the_network(machine: Machine) -> None:
     assert "nbd-client -unix /run/nbd0 /dev/nbd0 -N  -b 4096 -C 1" in calls
     table = f"0 800 verity 1 /dev/nbd0 /dev/nbd0 4096 4096 100 101 sha256 {HASH} aa"
     assert f"dmsetup create root --readonly --table {table}" in calls
-    assert "mount -t tmpfs -o mode=755 tmpfs /newroot/data" in calls
+    assert "mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /newroot/data" in calls
     order = [call.split()[0] for call in calls]
     assert order.index("udhcpc") < order.index("nbdkit") < order.index("nbd-client") < order.index("dmsetup")
     assert order[-1] == "switch_root"
@@ -121,7 +121,7 @@ def test_the_data_comes_over_the_network_too_and_is_formatted_when_blank(machine
         f"nbdkit -f -U /run/nbd1 --filter=retry nbd hostname=192.0.2.1 port=1 export=data/52-54-00-12-34-56 {retry}"
         in machine.calls
     )
-    assert "mount -t ext4 -o noatime /dev/nbd1 /newroot/data" in machine.calls
+    assert "mount -t ext4 -o noatime,nosuid,nodev /dev/nbd1 /newroot/data" in machine.calls
 
 
 def _with_disk(machine: Machine, state: bytes) -> Path:
@@ -229,10 +229,7 @@ def test_what_is_fetched_ahead_is_read_in_its_order(machine: Machine) -> None:
     busybox.chmod(0o755)
     machine.run()
     program = machine.root / "ahead/dd"
-    deadline = time.monotonic() + 20
-    while program.stat().st_size and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not program.stat().st_size, "the memory of the program is free in the end"
+    assert eventually(lambda: not program.stat().st_size), "the memory of the program is free in the end"
     log = (machine.root / "log").read_text().replace(str(machine.root), "").splitlines()
     assert "mount -t tmpfs -o mode=700,nosuid tmpfs /ahead" in log
     assert [call for call in log if call.startswith("dd if=/ahead/nbd0")] == [

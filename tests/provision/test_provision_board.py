@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from waiting import wait_for
 
 from erofs_edge.cli.main import cli
 from erofs_edge.provision.initramfs import APPLETS, FOLDER
@@ -56,9 +56,7 @@ def board(oracle: Callable[[str], str], place: Path, size: int) -> Iterator[str]
             command = [nbdkit, "-f", "-U", str(sockets / name), str(path), argument.format(place)]
             server = stack.enter_context(subprocess.Popen(command))
             stack.callback(server.terminate)
-            while not (sockets / name).exists():
-                assert server.poll() is None
-                threading.Event().wait(0.01)
+            wait_for(server, sockets / name)
         yield f"provision+unix://{sockets}"
 
 

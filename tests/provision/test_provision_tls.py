@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from erofs_edge.boot.contents import unpack_initramfs
 from erofs_edge.boot.cpio import read_cpio
@@ -58,9 +58,7 @@ def served(nbdkit: str, place: Path, certificates: Path) -> Iterator[Path]:
     command = [nbdkit, "-f", "-U", str(socket), "-t", "8", *options, str(plugin), f"file={image}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as server:
         try:
-            while not socket.exists():
-                assert server.poll() is None
-                threading.Event().wait(0.01)
+            wait_for(server, socket)
             yield socket
         finally:
             server.terminate()

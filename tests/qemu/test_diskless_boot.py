@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import reserved_port
 
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.diskless import Wish, diskless_smoke
@@ -65,9 +65,7 @@ def test_a_diskless_start_reads_little_and_keeps_its_data(
 def test_a_server_that_is_killed_during_the_start_and_comes_back(stock: Stock, edge: str, repository: Path) -> None:
     """The board's reads wait; nothing fails, nothing starts again."""
     out, lines = stock("qemu-aarch64"), list[str]()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserved_port()
 
     def serve() -> subprocess.Popen[str]:
         server = subprocess.Popen(

@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 from made_build import make_build
 from sources.certificates import make_certificate
-from sources.oci.registries import SECRET, Fake, TokenService, fake_server, free_port, real_registry
+from sources.oci.registries import SECRET, Fake, TokenService, fake_server, real_registry
+from waiting import reserved_port
 
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import MirrorError, SourceError, VerificationError
@@ -310,7 +311,7 @@ def test_a_registry_that_keeps_the_list_itself(images: Path) -> None:
 
 
 def test_no_registry(images: Path, tmp_path: Path, cache: Cache) -> None:
-    port = free_port()
+    port = reserved_port()
     with pytest.raises(MirrorError, match="cannot reach the registry"):
         sent(images / "1.img", port, "app")
     assert "cannot reach the registry" in edge_run("pull", f"localhost:{port}/app", "-o", tmp_path / "o").output

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import random
 import re
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import eventually, listens, reserved_port, wait_for
 
 from erofs_edge.diskless.place import parse_place
 from erofs_edge.diskless.start import FOREVER
@@ -28,30 +27,14 @@ MIB = 1 << 20
 
 
 @contextmanager
-def running(command: list[str], ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def running(command: list[str], where: int | Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while not ready() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if process.poll() is not None:
-            pytest.fail(f"{command[0]}: {process.stderr.read().decode() if process.stderr else ''}")
+        wait_for(process, where)
         yield process
     finally:
         process.kill()  # nbdkit would wait for its clients
-        process.communicate(timeout=30)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        process.wait(60)
 
 
 def _nginx(oracle: Oracle, folder: Path, port: int) -> list[str]:
@@ -84,21 +67,21 @@ def served(tmp_path: Path, oracle: Oracle) -> Iterator[tuple[Path, Path, int]]:
     (folder / "files").mkdir(parents=True)
     image = folder / "files/system.img"
     image.write_bytes(random.Random(8).randbytes(3 * MIB + 4096))
-    yield folder, image, _free_port()
+    yield folder, image, reserved_port()
 
 
 def test_a_device_over_http_by_ranges(served: tuple[Path, Path, int], tmp_path: Path, oracle: Oracle) -> None:
     folder, image, port = served
     content, path = image.read_bytes(), tmp_path / "s"
     with (
-        running(_nginx(oracle, folder, port), lambda: _listens(port)),
-        running(_nbdkit(oracle, path, f"http://127.0.0.1:{port}/system.img"), path.exists),
+        running(_nginx(oracle, folder, port), port),
+        running(_nbdkit(oracle, path, f"http://127.0.0.1:{port}/system.img"), path),
     ):
         connection = Connection(parse_address(f"nbd+unix:///?socket={path}"))
         assert connection.size == len(content)
         assert connection.read(MIB + 12288, 8192) == content[MIB + 12288 : MIB + 20480]
-        log = (folder / "access.log").read_text()
-        assert re.search(r"^GET bytes=1060864-106905\d 206$", log, re.MULTILINE), log
+        asked, log = re.compile(r"^GET bytes=1060864-106905\d 206$", re.MULTILINE), folder / "access.log"
+        assert eventually(lambda: asked.search(log.read_text()) is not None), log.read_text()  # nginx sends, then logs
         assert connection.read(0, len(content)) == content
         connection.close()
 
@@ -109,14 +92,14 @@ def test_a_web_server_that_is_lost_and_comes_back(
     """A read that meets no server waits and then has the right bytes."""
     folder, image, port = served
     content, path = image.read_bytes(), tmp_path / "s"
-    with running(_nbdkit(oracle, path, f"http://127.0.0.1:{port}/system.img"), path.exists) as nbdkit:
-        with running(_nginx(oracle, folder, port), lambda: _listens(port)):
+    with running(_nbdkit(oracle, path, f"http://127.0.0.1:{port}/system.img"), path) as nbdkit:
+        with running(_nginx(oracle, folder, port), port):
             connection = Connection(parse_address(f"nbd+unix:///?socket={path}"))
             assert connection.read(0, 4096) == content[:4096]
-        assert not _listens(port)
+        assert not listens(port)
         with ThreadPoolExecutor(1) as pool:
             late = pool.submit(connection.read, MIB, MIB)
-            with running(_nginx(oracle, folder, port), lambda: _listens(port)):
+            with running(_nginx(oracle, folder, port), port):
                 assert late.result(60) == content[MIB : 2 * MIB]
         assert nbdkit.poll() is None
         connection.close()

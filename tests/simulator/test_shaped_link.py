@@ -56,9 +56,9 @@ def test_connections_that_are_open_when_it_ends(caplog: pytest.LogCaptureFixture
     with socket.create_server(("127.0.0.1", 0)) as far:
         with ShapedProxy(far.getsockname()[1], rate=1e6, delay=0) as link:
             near = socket.create_connection(("127.0.0.1", link.port))
-            near.settimeout(10)
+            near.settimeout(60)
             taken, _ = far.accept()
-            taken.settimeout(10)
+            taken.settimeout(60)
             near.sendall(b"x")
             assert taken.recv(1) == b"x"
         assert near.recv(1) == b"", "closed by the link"

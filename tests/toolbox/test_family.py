@@ -7,17 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 from erofs_edge.errors import ToolError
 from erofs_edge.toolbox.family import run_family
 from erofs_edge.u_boot.compile import build
 
-WAIT = 20.0  # seconds
 MAKE = """#!/bin/sh
 # a make that has started a compiler: both say who they are, and take their time
 sleep 300 &
@@ -41,13 +39,6 @@ def make(tmp_path: Path, pids: Path) -> Path:
     return program
 
 
-def eventually(true: Callable[[], bool]) -> bool:
-    end = time.monotonic() + WAIT
-    while not true() and time.monotonic() < end:
-        time.sleep(0.02)
-    return true()
-
-
 def lives(pid: int) -> bool:
     """A zombie is dead: whoever inherits it may be slow to notice."""
     try:
@@ -68,7 +59,7 @@ def test_a_make_dies_with_us(make: Path, pids: Path, tmp_path: Path, how: signal
         family = [int(word) for word in pids.read_text().split()]
         assert all(map(lives, family))
         us.send_signal(how)
-        us.wait(WAIT)
+        us.wait(60)
         assert eventually(lambda: not any(map(lives, family)))
     finally:
         us.kill()

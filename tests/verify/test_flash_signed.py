@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from cryptography.hazmat.primitives.asymmetric import rsa
+from fixed_key import fixed_key
 from made_build import Made, make_build
 
 from erofs_edge.cli.main import cli
-from erofs_edge.trust.key import KeySigner, public_key_pem
+from erofs_edge.trust.key import public_key_pem
 
-KEY = KeySigner("product", rsa.generate_private_key(65537, 2048))
-OTHER = KeySigner("other", rsa.generate_private_key(65537, 2048))
+KEY = fixed_key(1, "product")
+OTHER = fixed_key(2, "other")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from cryptography.hazmat.primitives.asymmetric import rsa
+from fixed_key import fixed_key
 from made_build import MIB, PLACES, Made, make_build, make_fit
 
 from erofs_edge.boot.contents import init_values
@@ -18,8 +18,8 @@ from erofs_edge.cli.main import cli
 from erofs_edge.trust.key import KeySigner
 from erofs_edge.verity.superblock import Superblock
 
-KEY = KeySigner("product", rsa.generate_private_key(65537, 2048))
-OTHER = KeySigner("product", rsa.generate_private_key(65537, 2048))
+KEY = fixed_key(1, "product")
+OTHER = fixed_key(2, "product")
 BEFORE = b"what was there" * 1000
 
 

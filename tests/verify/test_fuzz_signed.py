@@ -12,16 +12,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from fixed_key import fixed_key
 from made_build import make_build
 from signed_containers import Container, containers, damage, judge
 
 from erofs_edge.errors import ErofsEdgeError, FormatError
 from erofs_edge.trust.certificate import load_certificate, self_signed
-from erofs_edge.trust.key import KeySigner, read_public_key
+from erofs_edge.trust.key import read_public_key
 from erofs_edge.verify.path import verify_path
 
-KEY = KeySigner("product", rsa.generate_private_key(65537, 2048))
+KEY = fixed_key(1, "product")
 ROUNDS = 400
 
 

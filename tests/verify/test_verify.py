@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from cryptography.hazmat.primitives.asymmetric import rsa
+from fixed_key import fixed_key
 from made_build import MIB, PLACES, Made, make_build, make_fit
 
 from erofs_edge.boot.contents import init_values
@@ -20,13 +20,13 @@ from erofs_edge.cli.main import cli
 from erofs_edge.disk import gpt, rollback
 from erofs_edge.errors import FormatError
 from erofs_edge.trust.avb import Chain, Descriptor, VBMeta, encode_key, write_vbmeta
-from erofs_edge.trust.key import KeySigner, public_key_pem
+from erofs_edge.trust.key import public_key_pem
 from erofs_edge.verify.checks import Verdict
 from erofs_edge.verify.path import verify_path
 from erofs_edge.verity.tree import append
 
-KEY = KeySigner("product", rsa.generate_private_key(65537, 2048))
-OTHER = KeySigner("product", rsa.generate_private_key(65537, 2048))
+KEY = fixed_key(1, "product")
+OTHER = fixed_key(2, "product")
 
 
 @pytest.fixture(scope="module")

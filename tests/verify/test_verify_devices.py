@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from cryptography.hazmat.primitives.asymmetric import rsa
+from fixed_key import fixed_key
 from made_build import EPOCH, MIB, Made, make_build, make_fit
 
 from erofs_edge.boot.contents import init_values
@@ -20,11 +20,10 @@ from erofs_edge.boot.signed_boot import files_digest
 from erofs_edge.cli.main import cli
 from erofs_edge.disk import gpt
 from erofs_edge.disk.fat import build_fat
-from erofs_edge.trust.key import KeySigner
 from erofs_edge.verify.checks import Verdict
 from erofs_edge.verify.path import verify_path
 
-KEY = KeySigner("product", rsa.generate_private_key(65537, 2048))
+KEY = fixed_key(1, "product")
 FILES: dict[str, Path | bytes] = {
     "start4.elf": b"vendor",
     "u-boot.bin": b"loader",

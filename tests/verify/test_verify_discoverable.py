@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from fixed_key import fixed_key
 from made_build import EPOCH, MIB, Made, make_build
 
 from erofs_edge.disk import gpt
@@ -21,8 +21,8 @@ from erofs_edge.trust.root_hash import verity_signature_json
 from erofs_edge.verify.checks import Verdict
 from erofs_edge.verify.path import verify_path
 
-KEY = KeySigner("product", rsa.generate_private_key(65537, 2048))
-OTHER = KeySigner("product", rsa.generate_private_key(65537, 2048))
+KEY = fixed_key(1, "product")
+OTHER = fixed_key(2, "product")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from fixed_key import fixed_key
 from made_build import Made, make_build
 from uefi_sample import BOARD, initramfs, outputs, write_esp
 
@@ -16,8 +16,8 @@ from erofs_edge.trust.key import KeySigner
 from erofs_edge.verify.checks import Verdict
 from erofs_edge.verify.path import verify_path
 
-KEY = KeySigner("product", rsa.generate_private_key(65537, 2048))
-OTHER = KeySigner("product", rsa.generate_private_key(65537, 2048))
+KEY = fixed_key(1, "product")
+OTHER = fixed_key(2, "product")
 A, B = "esp: EFI/Linux/erofs-edge-2-a+3.efi", "esp: EFI/Linux/erofs-edge-1-b+3.efi"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from fixed_key import fixed_key
 from made_build import MIB, Made, make_build
 
 from erofs_edge.build.vbmeta import vbmeta_names, write_vbmeta_images
@@ -26,8 +27,8 @@ from erofs_edge.trust.key import KeySigner
 from erofs_edge.verify.checks import Verdict
 from erofs_edge.verify.path import verify_path
 
-KEY = KeySigner("product", rsa.generate_private_key(65537, 2048))
-OTHER = KeySigner("product", rsa.generate_private_key(65537, 2048))
+KEY = fixed_key(1, "product")
+OTHER = fixed_key(2, "product")
 AVB_KEY = encode_key(KEY.public_key, "k")  # type: ignore[arg-type]
 PLACES = {"boot_a": (1, 1), "system_a": (2, 4), "vbmeta_a": (6, 1), "vbmeta_system_a": (7, 1)}
 SIZE = 9 * MIB

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from sources.samples import control_text, deb_bytes, entry
+from waiting import Clock
 
 from erofs_edge.errors import SourceError, ToolError, UsageError
 from erofs_edge.sources.cache import Cache
@@ -94,10 +95,12 @@ Parts = tuple[dict[str, Path], list[Package], Machine]
 def test_a_script_that_hangs_ends_in_bounded_time(
     parts: Parts, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake(tmp_path, monkeypatch, "echo '1.0 processing: configure: tar'\necho '1.1 waiting for godot'\nexec sleep 60\n")
-    monkeypatch.setenv("EROFS_EDGE_SCRIPT_TIMEOUT", "0.5")
+    said = r"1.0 processing: configure: tar\n1.1 waiting for godot\n"  # at once, before time is looked at again
+    fake(tmp_path, monkeypatch, f"printf '{said}'\nexec sleep 600\n")
+    monkeypatch.setattr("erofs_edge.vm.configure.time", clock := Clock())
+    monkeypatch.setenv("EROFS_EDGE_SCRIPT_TIMEOUT", "200")
     with pytest.raises(SourceError, match=r"postinst script of tar has not ended after .*\n    waiting for godot"):
-        configure_packages(*parts, cache)
+        configure_packages(*parts, cache, progress=lambda done, total: setattr(clock, "ahead", 200))
     assert list((cache.root / "tmp").iterdir()) == [], "nothing is left behind"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import stat
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,9 +108,8 @@ def test_scripts_run_and_everything_that_they_make_comes_back(
     assert at("capable").xattrs == {b"security.capability": CAPABILITY}
     assert made.unpinned == [] and tree.get("var/log/demo.log") is None and tree.get("usr/sbin/policy-rc.d") is None
     monkeypatch.setenv("EROFS_EDGE_QEMU", "/nowhere")
-    began = time.monotonic()
     again = run_scripts(one.locked, one.debs, one.machine, cache, packages=one.packages)
-    assert time.monotonic() - began < 30 and again.tree.get("srv/demo/file") is not None, "no machine is started"
+    assert again.tree.get("srv/demo/file") is not None, "no machine is started"
 
     found = compare_ways(one, read_explanations(), cache)
     unexplained = {d.path for d in found if not d.why and not d.path.startswith("/srv/demo")}

@@ -23,6 +23,7 @@ class FakeMirror:
     cut      the connection breaks after so many bytes of each answer, as often as `cuts` says (default: always)
     status   answer with this status instead
     pause    seconds before each 10,000 bytes
+    hold     nothing after so many bytes of an answer until `go` is set
     ranges   whether ranges are served
     hang_up  close the connection after each answer without having said so
     refusal  the body of answers with a status that is no success
@@ -35,6 +36,8 @@ class FakeMirror:
         self.status: dict[str, int] = {}
         self.redirect: dict[str, str] = {}
         self.pause: dict[str, float] = {}
+        self.hold: dict[str, int] = {}
+        self.go = threading.Event()
         self.ranges = True
         self.hang_up = False
         self.refusal = b"no"
@@ -127,6 +130,8 @@ class FakeMirror:
             limit = min(limit, self.cut[path])
         for at in range(0, limit, 10_000):
             time.sleep(self.pause.get(path, 0))
+            if at >= self.hold.get(path, limit):
+                self.go.wait(250)
             piece = body[at : min(at + 10_000, limit)]
             self.sent[path] += len(piece)  # before the client can have it: it may look at once
             try:

@@ -7,7 +7,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -21,23 +20,17 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
+from waiting import reserved_port, wait_for
 
 SECRET = "user:$2b$04$bnMWdQSDDD6UFrkpF9uiV.kgiiAITBrBWoymSEr.kIJBzmSoJ67DW\n"
 """htpasswd's line of the password 'secret'"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager
 def real_registry(program: str, folder: Path, **parts: Any) -> Iterator[int]:
     """A running registry with its data in a folder; its port. `parts` go into its configuration (JSON is YAML)."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = reserved_port()
     http = {"addr": f"127.0.0.1:{port}", **parts.pop("http", {})}
     storage = {"filesystem": {"rootdirectory": str(folder / "data")}}
     configuration = {"version": "0.1", "log": {"level": "error"}, "storage": storage, "http": http, **parts}
@@ -45,15 +38,11 @@ def real_registry(program: str, folder: Path, **parts: Any) -> Iterator[int]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([program, "serve", str(folder / "config.yml")], stdout=log, stderr=log)
     try:
-        for _ in range(200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.05)
+        wait_for(process, port, folder / "log")
         yield port
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def coded(data: bytes) -> str:

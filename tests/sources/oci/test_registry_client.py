@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from sources.certificates import make_certificate
 from sources.oci.images import Image, digest, files, image, push
-from sources.oci.registries import SECRET, Fake, TokenService, fake_server, free_port, hash_of, real_registry
+from sources.oci.registries import SECRET, Fake, TokenService, fake_server, hash_of, real_registry
 from sources.samples import entry, tar_bytes
+from waiting import reserved_port
 
 from erofs_edge.errors import MirrorError, SourceError, VerificationError
 from erofs_edge.manifest.supply import Oci
@@ -233,7 +234,7 @@ def test_a_registry_that_misbehaves(cache: Cache, fault: tuple[int, dict[str, st
 
 def test_a_registry_that_is_not_there(cache: Cache) -> None:
     with pytest.raises(MirrorError, match="cannot reach the registry: Connection refused"):
-        pin_image(Oci(image=f"localhost:{free_port()}/app:v1"), "arm64", cache)
+        pin_image(Oci(image=f"localhost:{reserved_port()}/app:v1"), "arm64", cache)
     # not on this machine by its name: TLS, unless the manifest says otherwise
     fake, _ = fake_image()
     with fake_server(fake) as port:
