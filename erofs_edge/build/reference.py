@@ -14,14 +14,15 @@ from erofs_edge.boot.fdt import parse
 from erofs_edge.boot.uefi import LOADER, VARIABLES
 from erofs_edge.boot.uefi_vars import read_store
 from erofs_edge.trust.authenticode import digest
-from erofs_edge.trust.measure import expected_pcr4, expected_pcr7, expected_pcr11, uki_sections
+from erofs_edge.trust.measure import expected_pcr4, expected_pcr4_direct, expected_pcr7, expected_pcr11, uki_sections
 
 UKI_SUFFIX = ".efi"
 
 
 def reference_values(work: Path, root_hash: bytes) -> dict[str, Any]:
     """SHA-256, in hex, of what boots: the root hash as the kernel reports it, each image in the FIT; of each unified
-    kernel image in the folder PCR 4 and, by phase, PCR 11; PCR 7 by the keys in the folder's firmware variables.
+    kernel image in the folder PCR 4 (where the boot loader starts it, and where QEMU does) and, by phase, PCR 11; PCR 7
+    by the keys in the folder's firmware variables.
 
     Raises FormatError where one of them is malformed.
     """
@@ -40,6 +41,7 @@ def reference_values(work: Path, root_hash: bytes) -> dict[str, Any]:
     if ukis and loader.exists():
         first = digest(loader.read_bytes())
         found["pcr4_sha256"] = {name: expected_pcr4([first, digest(image)]) for name, image in ukis.items()}
+        found["pcr4_direct_sha256"] = {name: expected_pcr4_direct(digest(image)) for name, image in ukis.items()}
     if (work / VARIABLES).exists():
         keys = {variable.name: variable.data for variable in read_store((work / VARIABLES).read_bytes())}
         found["pcr7_sha256"] = expected_pcr7(keys)
