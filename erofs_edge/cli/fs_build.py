@@ -100,7 +100,7 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    help="Threads (default: the CPUs, and two more but for lz4; the output is the same).",
+    help="Threads, or processes (default: the CPUs, and two more threads but for lz4; the output is the same).",
 )
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep compressed data of other builds.")
 @click.option("--stats", is_flag=True, help="Also print what the image consists of, and what the codecs took.")

@@ -4,6 +4,9 @@
 Finding fourteen thousand files and planning their inodes keeps one processor busy for a few tenths of a second, and the
 others have nothing to do meanwhile. What a piece of a file becomes depends on its bytes and the options alone, so it
 may be made before anybody knows where it will stand. How far the head start gets changes no byte of the image.
+
+Where the tree is worth it, processes are forked here for all that is to be read and compressed, see crew.py: the only
+moment at which there are no threads yet.
 """
 
 from __future__ import annotations
@@ -11,14 +14,18 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from erofs_edge.erofs.codings import choose_codings
 from erofs_edge.erofs.compress import TAILS, Tails
+from erofs_edge.erofs.crew import Crew, Ticket
 from erofs_edge.erofs.pipeline import Piece, Stored, Worker, pieces_of, store_piece
 from erofs_edge.erofs.plan import Node, Plan
+from erofs_edge.erofs.processes import may_fork
 from erofs_edge.errors import SourceError
 from erofs_edge.tree import Content, FileContent, Inode
 
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 LARGE = 256 << 10  # bytes: smaller files are not worth a task of their own
 # bytes that are started; a codec without levels gets through more, and so does a cache
 SLOW_MOST, FAST_MOST = 32 << 20, 96 << 20
+WORTH_FORKING = 16 << 20  # bytes of files
 
 
 class HeadStart:
@@ -49,17 +57,28 @@ class HeadStart:
         if self._tails is Tails.ALL:
             self._rules = None
         self._sizes: set[int] = set()
-        self._started: dict[int, tuple[Content, dict[int, Future[Stored]]]] = {}
+        self._started: dict[int, tuple[Content, dict[int, Future[Stored] | Ticket]]] = {}
+        self.crew: Crew | None = None
+        self._may_fork = self._rules is not None and options.processes > 1 and not options.dedupe and may_fork()
+        self._seen = 0
+        self._waiting: list[tuple[Content, Iterable[Piece]]] = []
 
     def __enter__(self) -> HeadStart:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.pool.shutdown(cancel_futures=True)
+        if self.crew is not None and kind is None:
+            self.crew.close()
+        elif self.crew is not None:
+            self.crew.kill()
 
     def offer(self, content: Content) -> None:
         """A file of the host has this content. One that has the size of another is left: it may be equal to it."""
         size = content.size
+        self._seen += size
+        if self._may_fork and self._seen >= WORTH_FORKING:
+            self._fork()
         if self._rules is None or not LARGE <= size <= self._left or size in self._sizes:
             return
         if not isinstance(content, FileContent) or content.start:
@@ -67,8 +86,24 @@ class HeadStart:
         self._sizes.add(size)
         self._left -= size
         node = Node(Inode(stat.S_IFREG, content=content), os.fsencode(content.path), 0, None, size=size)
-        futures = {piece.offset: self.pool.submit(self._store, piece) for piece in pieces_of([node], {})}
-        self._started[id(content)] = content, futures  # the object is kept, so that no other gets its identity
+        pieces = pieces_of([node], {})
+        if self._may_fork:
+            self._waiting.append((content, pieces))
+        else:
+            self._start(content, pieces)
+
+    def _start(self, content: Content, pieces: Iterable[Piece]) -> None:
+        started: dict[int, Future[Stored] | Ticket] = {}
+        for piece in pieces:
+            future = self.crew.submit([piece]) if self.crew is not None else self.pool.submit(self._store, piece)
+            if future is not None:
+                started[piece.offset] = future
+        self._started[id(content)] = content, started  # the object is kept, so that no other gets its identity
+
+    def has(self, piece: Piece) -> bool:
+        """Whether `take` would have the piece."""
+        started = self._started.get(id(piece.node.inode.content))
+        return started is not None and piece.offset in started[1]
 
     def take(self, piece: Piece) -> Stored | None:
         """What became of a piece, if it was started; waits for it. None also where that failed: then it is to be tried
@@ -78,9 +113,10 @@ class HeadStart:
         if future is None:
             return None
         try:
-            stored = future.result()
+            result = future.result()
         except SourceError:
             return None
+        stored = result[0] if isinstance(result, list) else result
         return stored._replace(piece=piece) if stored.piece.length == piece.length else None
 
     def _store(self, piece: Piece) -> Stored:
@@ -89,3 +125,14 @@ class HeadStart:
         beside = options.block_size if options.inline_tails else 0
         cutter = self._local.cutter(self._rules)
         return store_piece(piece, cutter, options.cache, options.block_size, self._tails, beside)
+
+    def _fork(self) -> None:
+        """Processes instead of threads, if there can still be some. What waited for them is started."""
+        self._may_fork = False
+        options = self._options
+        if may_fork():
+            with suppress(OSError):
+                self.crew = Crew(self._store, options.processes, options.cache, options.meter)
+        waiting, self._waiting = self._waiting, []
+        for content, pieces in waiting:
+            self._start(content, pieces)

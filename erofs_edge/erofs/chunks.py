@@ -67,7 +67,7 @@ class ChunkStore:
         self._unsettled: list[tuple[Node, list[int]]] = []
         self.files = self.equal = self.holes = self.features = 0
 
-    def take(self, node: Node, data: bytes, offset: int) -> None:
+    def take(self, node: Node, data: bytes | memoryview, offset: int) -> None:
         """Bytes of a file from `offset` on, a multiple of the chunk size; the last ones complete the node."""
         if not offset:
             self._table = []

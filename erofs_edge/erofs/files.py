@@ -326,7 +326,7 @@ class FileStore:
             self._append_flat(node, data, offset)
             offset += len(data)
 
-    def _append_flat(self, node: Node, data: bytes, offset: int) -> None:
+    def _append_flat(self, node: Node, data: bytes | memoryview, offset: int) -> None:
         room = self._block_size - node.head_size if self._options.inline_tails else 0
         if self._chunks is not None and node.size > min(room, self._block_size - 1):
             self._chunks.take(node, data, offset)
@@ -342,11 +342,11 @@ class FileStore:
                 self._originals[node] = _Placed(self._first_block, None)
         self._append_data(node, data, last=offset + len(data) == node.size)
 
-    def _append_data(self, node: Node, data: bytes, *, last: bool) -> None:
+    def _append_data(self, node: Node, data: bytes | memoryview, *, last: bool) -> None:
         whole = len(data)
         if last and node.tail_size:
             whole -= node.tail_size
-            node.tail = data[whole:]
+            node.tail = bytes(data[whole:])
         if not whole:
             return
         self._set_block(node, self._first_block)

@@ -32,10 +32,16 @@ PACKED_FACTOR = 4  # of the pcluster size: what makes the packed inode smaller t
 
 
 class Ahead(Protocol):
-    """What the writer uses of an ahead.HeadStart: its threads, and what became of a pipeline.Piece, if it has that."""
+    """What the writer uses of an ahead.HeadStart: its threads, its processes, a crew.Crew, if it has some, and what
+    became of a pipeline.Piece, if it has that."""
 
     @property
     def pool(self) -> ThreadPoolExecutor: ...
+
+    @property
+    def crew(self) -> Any: ...
+
+    def has(self, piece: Any) -> bool: ...
 
     def take(self, piece: Any) -> Any: ...
 
@@ -88,7 +94,7 @@ class WriteOptions:
     fingerprints  files carry the sha256 of what they hold, by which equal files of several images share their pages in
                   memory: Linux 7.0, which older ones mount, too
     kernel        refuse what this kernel cannot mount
-    jobs          threads that read and compress; None: one more than there are processors
+    jobs          threads or processes that read and compress; None: what suits the processors; 1: one thread
     cache         compressed data of earlier builds
     ahead         files of the tree that are being compressed already, under the same options
     meter         measures what the codecs take
@@ -250,6 +256,11 @@ class WriteOptions:
             return self.jobs
         is_fast = self.compression in ("none", "lz4") and not self.rules
         return (os.cpu_count() or 1) + (0 if is_fast else 2)
+
+    @property
+    def processes(self) -> int:
+        """What takes the place of threads where that can be: as many as there are processors. 1: nothing does."""
+        return min(self.workers, os.cpu_count() or 1)
 
 
 def _check_chunks(options: WriteOptions) -> None:

@@ -11,12 +11,12 @@ import hashlib
 import struct
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from erofs_edge.erofs.anchors import Anchors, OldExtent, unchanged
 from erofs_edge.erofs.cache import CompressionCache, cache_key
@@ -38,7 +38,7 @@ from erofs_edge.erofs.options import Ahead
 from erofs_edge.erofs.plan import Node, is_tiny
 from erofs_edge.erofs.repeats import Key
 from erofs_edge.erofs.sharing import Shares
-from erofs_edge.tree import Content
+from erofs_edge.tree import Content, FileContent
 
 BATCH = 1 << 20  # bytes of small files that make one task
 IN_FLIGHT = 64 << 20  # bytes of content being read, compressed, or waiting for their turn
@@ -82,7 +82,7 @@ class Stored(NamedTuple):
 
     piece: Piece
     segment: Segment | None
-    data: bytes | None
+    data: bytes | memoryview | None
     digest: bytes = b""
     dense: bool = False
 
@@ -161,17 +161,64 @@ def store(
             shares.finish(piece.key, compressed=compressed)
         return stored
 
-    running: deque[tuple[int, Future[list[Stored]]]] = deque()
+    begin = partial(_begin, threads=lambda batch: pool.submit(work, batch), ahead=ahead, special=special)
+    running: deque[tuple[int, Running]] = deque()
     in_flight = 0
-    for size, batch in _batches(pieces):
+    for size, batch in _batches(pieces, ahead):
         while running and in_flight + size > IN_FLIGHT:
             done, future = running.popleft()
             yield from future.result()
             in_flight -= done
-        running.append((size, pool.submit(work, batch)))
+        while (begun := begin(batch, wait=bool(running))) is None:
+            done, future = running.popleft()
+            yield from future.result()
+            in_flight -= done
+        running.append((size, begun))
         in_flight += size
     while running:
         yield from running.popleft()[1].result()
+    if ahead is not None and ahead.crew is not None:
+        ahead.crew.finish()
+
+
+class Running(Protocol):
+    """A batch that somebody is at work on."""
+
+    def result(self) -> list[Stored]:
+        """Waits for it, and raises what went wrong."""
+        ...
+
+
+class _Started(NamedTuple):
+    """A piece that got a head start: a batch of its own."""
+
+    ahead: Ahead
+    piece: Piece
+    otherwise: Callable[[list[Piece]], Running]
+
+    def result(self) -> list[Stored]:
+        stored = self.ahead.take(self.piece)
+        return [stored] if stored is not None else self.otherwise([self.piece]).result()
+
+
+def _begin(
+    batch: list[Piece],
+    threads: Callable[[list[Piece]], Running],
+    ahead: Ahead | None,
+    special: Mapping[Node, CutRules | None],
+    *,
+    wait: bool,
+) -> Running | None:
+    """Give a batch to the processes that `ahead` has, where it has some and they can do it, else to threads. None where
+    `wait` allows to wait until there is room in the processes' memory."""
+    if ahead is None or ahead.crew is None:
+        return threads(batch)
+    if len(batch) == 1 and batch[0].twin is None and ahead.has(batch[0]):
+        return _Started(ahead, batch[0], threads)
+    if not may_be_sent(batch) or (special and any(piece.node in special for piece in batch)):
+        return threads(batch)
+    begun: Running | None = ahead.crew.submit(batch)
+    return begun if begun is not None or wait else threads(batch)
 
 
 def _content(node: Node) -> Content:
@@ -189,10 +236,26 @@ def pieces_of(files: Iterable[Node], twins: dict[Node, Node], *, tails: Tails = 
             yield Piece(node, offset, min(PIECE, node.size - offset))
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[tuple[int, list[Piece]]]:
+def may_be_sent(pieces: Iterable[Piece]) -> bool:
+    """Whether pieces depend on nothing but files of the host, which other processes can read."""
+    for piece in pieces:
+        if piece.packed is not None or piece.old or type(piece.node.inode.content) is not FileContent:
+            return False
+    return True
+
+
+def _batches(pieces: Iterable[Piece], ahead: Ahead | None) -> Iterator[tuple[int, list[Piece]]]:
+    """(bytes, pieces) of a task each; what processes have begun with is alone."""
     batch: list[Piece] = []
     size = 0
+    begun = ahead.has if ahead is not None and ahead.crew is not None else None
     for piece in pieces:
+        if begun is not None and piece.twin is None and begun(piece):
+            if batch:
+                yield size, batch
+                batch, size = [], 0
+            yield 0, [piece]
+            continue
         cost = 0 if piece.twin else piece.length
         if batch and size + cost > BATCH:
             yield size, batch

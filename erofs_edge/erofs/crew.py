@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces of files read and compressed in forked processes: threads would take turns at the Python of it.
+
+The processes are forked before the tree is looked for, so they know nothing of it: a task names its files. Tasks and
+results lie in an arena of shared memory, pipes carry only where. Compressed blocks are written from there to the image;
+their part of the arena is free again when nothing refers to them any more. What a process cannot do, the caller does
+in the old way and meets the error. A process ends when its task pipe does, however its parent came to its end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import mmap
+import os
+import select
+import signal
+import struct
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from operator import sub
+from typing import Any
+
+from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.compress import Segment
+from erofs_edge.erofs.index import Extent
+from erofs_edge.erofs.meter import Meter
+from erofs_edge.erofs.pipeline import Piece, Stored
+from erofs_edge.erofs.plan import Node
+from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.tree import FileContent, Inode
+
+UNIT = 128 << 10  # bytes of the arena that are given away together
+UNITS = 640
+TASK = struct.Struct("<IIII")
+"""what the task pipe carries: number, first unit, units, bytes of the task"""
+DONE = struct.Struct("<IIQIIQIIII")
+"""what a process sends: number, whether it went well, bytes of data and of the record behind them; since the last time:
+calls of codecs, their nanoseconds, hits, misses and damaged entries of the cache; the last error number of that"""
+PIECE_TASK = struct.Struct("<BIQQQIH")
+"""a file of a task: whether its inode is extended, bytes of its attributes, where the content starts, its size, offset
+and length of the piece, bytes of the path that follows"""
+LAST = 0xFFFFFFFF  # no task's number: a process says goodbye
+MESSAGES = 64 << 10  # bytes: more than a pipe can hold is never read at once
+RAW = 1 << 31
+IS_SEGMENT, IS_DENSE, HAS_DIGEST = 1, 2, 4
+
+Store = Callable[[Piece], Stored]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A batch that was given to a process; `failed` there, or done: `done` then has where, and how much of what."""
+
+    crew: Crew
+    number: int
+    pieces: list[Piece]
+    first: int
+    units: int
+    done: tuple[int, int] | None = None
+    failed: bool = False
+
+    def result(self) -> list[Stored]:
+        """Waits for it; once only. Raises what the same work raises here, and ErofsEdgeError where a process was
+        killed."""
+        return self.crew.result(self)
+
+
+class Crew:
+    """`count` processes that `store` pieces, which they get as new objects. `cache` and `meter` are those that it uses:
+    what changes in the processes' copies is added up here. For one thread only. Raises OSError where there can be no
+    processes."""
+
+    def __init__(self, store: Store, count: int, cache: CompressionCache | None, meter: Meter | None) -> None:
+        self._store, self._cache, self._meter = store, cache, meter
+        self._arena = mmap.mmap(-1, UNIT * UNITS)
+        self._free = (1 << UNITS) - 1
+        self._returned: deque[tuple[int, int]] = deque()
+        self._tickets: dict[int, Ticket] = {}
+        self._number = 0
+        self._pids: list[int] = []
+        self._pipes: list[int] = []
+        self._poll = select.poll()
+        self._tasks, self._feed = os.pipe()
+        try:
+            for _ in range(count):
+                self._start()
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            os.close(self._tasks)
+
+    def submit(self, pieces: list[Piece]) -> Ticket | None:
+        """Begin with a batch; None where the arena has no room for it now."""
+        task = b"".join(map(_task_of, pieces))
+        size = sum([piece.length for piece in pieces if piece.twin is None])
+        # what does not shrink takes a block more than it has bytes, and what is said about it a little
+        units = -(-(size + (size >> 6) + len(task) + 256 * len(pieces) + (64 << 10)) // UNIT)
+        self.receive()
+        first = self._take(units)
+        if first is None:
+            return None
+        self._number += 1
+        ticket = Ticket(self, self._number, pieces, first, units)
+        self._arena[first * UNIT : first * UNIT + len(task)] = task
+        self._tickets[ticket.number] = ticket
+        try:
+            os.write(self._feed, TASK.pack(ticket.number, first, units, len(task)))
+        except BrokenPipeError:
+            raise _killed() from None
+        return ticket
+
+    def result(self, ticket: Ticket) -> list[Stored]:
+        while ticket.done is None and not ticket.failed:
+            self.receive(wait=True)
+        if ticket.done is None:
+            return [self._store(piece) for piece in ticket.pieces]
+        return _results(ticket.pieces, self._lease(ticket), *ticket.done)
+
+    def receive(self, *, wait: bool = False) -> None:
+        """Take note of what has been done. Raises ErofsEdgeError where a process has ended."""
+        for pipe, _ in self._poll.poll(None if wait else 0):
+            messages = os.read(pipe, MESSAGES)
+            if not messages:
+                raise _killed()
+            self._note(messages)
+
+    def finish(self) -> None:
+        """There are no more tasks: processes end by and by. `submit` is not possible any more."""
+        if self._feed >= 0:
+            os.close(self._feed)
+            self._feed = -1
+
+    def close(self) -> None:
+        """Wait until all processes have done what they were given, and have ended."""
+        self.finish()
+        for pipe in self._pipes:
+            while messages := os.read(pipe, MESSAGES):
+                self._note(messages)
+        self._reap()
+
+    def kill(self) -> None:
+        """End all processes now, whatever they do."""
+        self.finish()
+        for pid in self._pids:
+            os.kill(pid, signal.SIGKILL)  # nobody else has waited for them
+        self._reap()
+
+    def _reap(self) -> None:
+        for pid in self._pids:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        for pipe in self._pipes:
+            os.close(pipe)
+        self._pids, self._pipes = [], []
+
+    def _start(self) -> None:
+        here, there = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.close(self._feed)
+                _work(self._tasks, there, self._arena, self._store, self._cache, self._meter)
+            finally:
+                # the end without what others want to be done at the end
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.close(there)
+        self._pids.append(pid)
+        self._pipes.append(here)
+        self._poll.register(here, select.POLLIN)
+
+    def _note(self, messages: bytes) -> None:
+        for number, good, data, record, calls, spent, hits, misses, damaged, problem in DONE.iter_unpack(messages):
+            if self._meter is not None:
+                self._meter.calls += calls
+                self._meter.seconds += spent / 1e9
+            if self._cache is not None:
+                self._cache.hits += hits
+                self._cache.misses += misses
+                self._cache.damaged += damaged
+                if problem:
+                    self._cache.problem = OSError(problem, os.strerror(problem), str(self._cache.folder))
+            if number == LAST:
+                continue
+            ticket = self._tickets.pop(number)
+            used = -(-(data + record) // UNIT) if good else 0
+            self._give_back(ticket.first + used, ticket.units - used)
+            ticket.units = used
+            ticket.done, ticket.failed = ((data, record), False) if good else (None, True)
+
+    def _take(self, units: int) -> int | None:
+        """The first of so many free units that follow each other, the lowest there are."""
+        while self._returned:
+            self._give_back(*self._returned.popleft())
+        starts, done = self._free, 1
+        while done < units and starts:
+            step = min(done, units - done)
+            starts &= starts >> step
+            done += step
+        if not starts:
+            return None
+        first = (starts & -starts).bit_length() - 1
+        self._free &= ~((1 << units) - 1 << first)
+        return first
+
+    def _give_back(self, first: int, units: int) -> None:
+        self._free |= (1 << units) - 1 << first
+
+    def _lease(self, ticket: Ticket) -> memoryview:
+        """The ticket's part of the arena, which is given back when the last view of it is gone."""
+        lease = _lease_type(ticket.units).from_buffer(self._arena, ticket.first * UNIT)
+        lease.returned, lease.place = self._returned, (ticket.first, ticket.units)
+        return memoryview(lease).cast("B")
+
+
+@cache
+def _lease_type(units: int) -> Any:
+    def give_back(self: Any) -> None:
+        self.returned.append(self.place)
+
+    return type("Lease", (ctypes.c_ubyte * (units * UNIT),), {"__del__": give_back})
+
+
+def _killed() -> ErofsEdgeError:
+    return ErofsEdgeError(
+        "a process that compresses was killed", hint="is there enough memory? --jobs 1 does without such processes"
+    )
+
+
+def _task_of(piece: Piece) -> bytes:
+    if piece.twin is not None:
+        return b""
+    node = piece.node
+    content: Any = node.inode.content
+    path = os.fsencode(content.path)
+    attributes = len(node.xattrs)
+    offset, length = piece.offset, piece.length
+    head = PIECE_TASK.pack(node.extended, attributes, content.start, node.size, offset, length, len(path))
+    return head + path
+
+
+def _pieces(task: bytes) -> list[Piece]:
+    """The pieces that a task names."""
+    pieces, at = [], 0
+    while at < len(task):
+        extended, attributes, start, size, offset, length, named = PIECE_TASK.unpack_from(task, at)
+        at += PIECE_TASK.size
+        path = os.fsdecode(task[at : at + named])
+        at += named
+        inode = Inode(0o100000, content=FileContent(path, size, start))
+        node = Node(inode, b"", 0, None, extended=bool(extended), size=size, xattrs=bytes(attributes))
+        pieces.append(Piece(node, offset, length))
+    return pieces
+
+
+def _record(stored: Sequence[Stored], out: memoryview) -> tuple[int, int]:
+    """Put data to the start of a part of the arena, and behind it what it is; bytes of both. Raises ValueError where
+    there is no room."""
+    words = array("I")
+    at = 0
+    for _, segment, data, digest, dense in stored:
+        chunks: Sequence[bytes | memoryview] = [data] if data is not None else segment.chunks if segment else []
+        if segment is None:
+            words.append(0)
+        else:
+            words.extend((IS_SEGMENT | dense * IS_DENSE | bool(digest) * HAS_DIGEST, len(segment.extents)))
+            for length, blocks, raw, _, _ in segment.extents:
+                words.append(length)
+                words.append(blocks | raw << 31)
+            words.frombytes(digest)
+        words.append(len(chunks))
+        for chunk in chunks:
+            size = len(chunk)
+            words.append(size)
+            out[at : at + size] = chunk
+            at += size
+    at += -at % 4
+    record = words.tobytes()
+    out[at : at + len(record)] = record
+    return at, len(record)
+
+
+def _results(pieces: Iterable[Piece], view: memoryview, size: int, length: int) -> list[Stored]:
+    """What `_record` put there."""
+    words = view[size : size + length].cast("I").tolist()
+    word = at = 0
+    results = []
+    for piece in pieces:
+        if piece.twin is not None:
+            results.append(Stored(piece, None, None))
+            continue
+        kind, word = words[word], word + 1
+        extents, digest = [], b""
+        if kind:
+            end = word + 1 + 2 * words[word]
+            fields = words[word + 2 : end : 2]
+            extents = [
+                Extent(n, field & ~RAW, field >= RAW)
+                for n, field in zip(words[word + 1 : end : 2], fields, strict=True)
+            ]
+            word = end
+            if kind & HAS_DIGEST:
+                digest, word = array("I", words[word : word + 8]).tobytes(), word + 8
+        end = word + 1 + words[word]
+        chunks: list[bytes | memoryview] = []
+        for one in words[word + 1 : end]:
+            chunks.append(view[at : at + one])
+            at += one
+        word = end
+        if kind:
+            results.append(Stored(piece, Segment(extents, chunks), None, digest, bool(kind & IS_DENSE)))
+        else:
+            results.append(Stored(piece, None, chunks[0]))
+    return results
+
+
+def _work(
+    tasks: int, done: int, arena: mmap.mmap, store: Store, cache: CompressionCache | None, meter: Meter | None
+) -> None:
+    """A process: task after task, until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.disable()
+    everything = memoryview(arena)
+    before = (0, 0, 0, 0, 0)
+
+    def tell(number: int, good: bool, data: int, record: int) -> None:
+        nonlocal before
+        calls, seconds = (meter.calls, meter.seconds) if meter else (0, 0.0)
+        hits, misses, damaged = (cache.hits, cache.misses, cache.damaged) if cache else (0, 0, 0)
+        problem = (cache.problem.errno or errno.EIO) if cache and cache.problem else 0
+        now = (calls, int(seconds * 1e9), hits, misses, damaged)
+        os.write(done, DONE.pack(number, good, data, record, *map(sub, now, before), problem))
+        before = now
+
+    while message := os.read(tasks, TASK.size):
+        number, first, units, size = TASK.unpack(message)
+        out = everything[first * UNIT : (first + units) * UNIT]
+        try:
+            data, record = _record([store(piece) for piece in _pieces(bytes(out[:size]))], out)
+        except Exception:  # the parent does the same, and finds what is wrong
+            tell(number, False, 0, 0)
+        else:
+            tell(number, True, data, record)
+    if cache is not None:
+        cache.close()
+    tell(LAST, True, 0, 0)

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files compressed in forked processes: the same bytes as from threads, and a clean end when something fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from writer_trees import mixed, noise, text
+
+from erofs_edge.erofs import ahead, crew, output
+from erofs_edge.erofs.ahead import HeadStart
+from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.contents import PIECE
+from erofs_edge.erofs.crew import UNIT, Crew
+from erofs_edge.erofs.meter import Meter
+from erofs_edge.erofs.pipeline import Piece, Stored
+from erofs_edge.erofs.plan import Node
+from erofs_edge.erofs.rules import CompressionRule
+from erofs_edge.erofs.write import WriteOptions, write_image
+from erofs_edge.errors import CapacityError, ErofsEdgeError, SourceError
+from erofs_edge.sources.directory import scan
+from erofs_edge.tree import FileContent, Inode
+
+PARENT = os.getpid()
+LZ4 = WriteOptions(compression="lz4", pcluster=16384, jobs=2)
+
+
+@pytest.fixture(autouse=True)
+def crews(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Crew]]:
+    """Small trees are worth processes here, whatever threads the test runner has; those that were there. None of them
+    may be left in the end."""
+    made: list[Crew] = []
+    pids: list[int] = []
+
+    class Counted(Crew):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+            pids.extend(self._pids)
+
+    monkeypatch.setattr(ahead, "WORTH_FORKING", 0)
+    monkeypatch.setattr(ahead, "LARGE", 100_000)
+    monkeypatch.setattr(ahead, "may_fork", lambda: True)
+    monkeypatch.setattr(ahead, "Crew", Counted)
+    yield made
+    for pid in pids:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of all kinds, equal ones, and more than a task of small ones."""
+    top = tmp_path_factory.mktemp("source") / "tree"
+    (top / "small").mkdir(parents=True)
+    files = [text(300_001, 1), mixed(200_003, 2), noise(190_000, 3), b"\x1f\x8b\x08" + noise(70_001, 4), bytes(50_000)]
+    for i, data in enumerate(
+        [*files, b"\xd0\x0d\xfe\xed" + text(60_000, 5), mixed(100_003, 6), text(300_001, 1), b"x"]
+    ):
+        (top / f"f{i}").write_bytes(data)
+    for i in range(50):
+        (top / "small" / f"{i}").write_bytes(mixed(1 + i * 997, i) if i % 4 else text(1 + i * 400, i))
+    os.symlink("f1", top / "link")
+    os.link(top / "f0", top / "small/hard")
+    return top
+
+
+def built(folder: Path, out: Path, options: WriteOptions) -> bytes:
+    with HeadStart(options) as start:
+        tree = scan(folder, start.offer)
+        write_image(tree, out, replace(options, ahead=start))
+    return out.read_bytes()
+
+
+def by_threads(folder: Path, out: Path, options: WriteOptions) -> bytes:
+    write_image(scan(folder), out, options)
+    return out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"jobs": 5},
+        {"compression": "lz4hc", "level": 3},
+        {"compression": "lz4hc"},
+        {"compression": "zstd", "level": 1},
+        {"pcluster": 4096, "full_index": True},
+        {"ztailpacking": True},
+        {"fragments": "tails", "compression": "lz4hc", "level": 3},
+        {"fragments": "tails", "xattr_tolerance": -1, "inode_form": "extended"},
+        {"rules": (CompressionRule(match="*/f1", compression="none"),)},
+        {"profile": (b"/f6", b"/f0")},
+        {"chunk_size": 16384},
+    ],
+    ids=str,
+)
+def test_bytes_are_the_same(folder: Path, tmp_path: Path, changes: dict[str, Any], crews: list[Crew]) -> None:
+    options = replace(LZ4, **changes)
+    expected = by_threads(folder, tmp_path / "threads", options)
+    assert not crews
+    assert built(folder, tmp_path / "processes", options) == expected
+    assert len(crews) == (not options.rules)  # with rules nothing is certain before the tree is known
+
+
+def test_a_file_of_several_pieces(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "large").write_bytes((text(30_000, 9) * 560)[:PIECE] + mixed(123_457, 10))
+    assert built(tmp_path / "tree", tmp_path / "out", LZ4) == by_threads(tmp_path / "tree", tmp_path / "threads", LZ4)
+
+
+@pytest.mark.parametrize("changes", [{"jobs": 1}, {"compression": "none", "pcluster": None}, {"dedupe": True}], ids=str)
+def test_where_there_are_none(folder: Path, tmp_path: Path, changes: dict[str, Any], crews: list[Crew]) -> None:
+    options = replace(LZ4, **changes)
+    assert built(folder, tmp_path / "out", options) == by_threads(folder, tmp_path / "threads", options)
+    assert not crews
+
+
+def test_where_no_process_can_be_forked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(crew.os, "fork", refused)
+    assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+
+
+@pytest.mark.parametrize("units", [12, 40])
+def test_with_little_memory_threads_do_the_rest(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: int
+) -> None:
+    monkeypatch.setattr(crew, "UNITS", units)
+    assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+
+
+def test_results_that_do_not_fit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = crew._record
+    monkeypatch.setattr(crew, "_record", lambda stored, out: record(stored, out[:100_000]))
+    assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+
+
+def test_cache_baseline_and_meter(folder: Path, tmp_path: Path) -> None:
+    meters = [Meter(lambda: 0.0), Meter(lambda: 0.0)]
+    expected = by_threads(folder, tmp_path / "threads", replace(LZ4, meter=meters[0]))
+    assert built(folder, tmp_path / "out", replace(LZ4, meter=meters[1])) == expected
+    assert meters[0].calls == meters[1].calls > 0
+    for hits in (False, True):
+        with CompressionCache(tmp_path / "cache") as cache:
+            assert built(folder, tmp_path / "out", replace(LZ4, cache=cache)) == expected
+            assert (cache.hits > 0, cache.misses > 0, cache.problem) == (hits, not hits, None)
+    assert built(folder, tmp_path / "new", replace(LZ4, baseline=tmp_path / "out")) == expected
+
+
+def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with CompressionCache(tmp_path / "file" / "cache") as cache:
+        built(folder, tmp_path / "out", replace(LZ4, cache=cache))
+    assert isinstance(cache.problem, NotADirectoryError)
+
+
+def in_processes(monkeypatch: pytest.MonkeyPatch, what: Any) -> None:
+    """Let the processes, not this one, do something when they get their first piece."""
+    store = HeadStart._store
+
+    def broken(self: HeadStart, piece: Piece) -> Stored:
+        if os.getpid() != PARENT:
+            what()
+        return store(self, piece)
+
+    monkeypatch.setattr(HeadStart, "_store", broken)
+
+
+def test_a_process_that_is_killed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_processes(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ErofsEdgeError, match="was killed") as caught:
+        built(folder, tmp_path / "out", LZ4)
+    assert caught.value.hint is not None and "--jobs 1" in caught.value.hint
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_in_a_process_is_met_here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_processes(monkeypatch, lambda: 1 // 0)
+    assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+
+
+def test_a_file_that_changes_is_named(folder: Path, tmp_path: Path) -> None:
+    with HeadStart(LZ4) as start:
+        tree = scan(folder, start.offer)
+        tree.root.children[b"f5"].content = FileContent(folder / "f5", 9)
+        with pytest.raises(SourceError, match="changed its size") as caught:
+            write_image(tree, tmp_path / "out", replace(LZ4, ahead=start))
+    assert caught.value.where == "/f5"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(output, "_write_all", full)
+    with pytest.raises(CapacityError, match="no space left"):
+        built(folder, tmp_path / "out", LZ4)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt(folder: Path, tmp_path: Path) -> None:
+    def interrupted(_done: int, _total: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        built(folder, tmp_path / "out", replace(LZ4, progress=interrupted))
+    assert os.listdir(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from erofs_edge.erofs import ahead
+ahead.WORTH_FORKING = 0
+from dataclasses import replace
+from erofs_edge.erofs.write import WriteOptions, write_image
+from erofs_edge.sources.directory import scan
+
+def killed(done, total):
+    print(len(start.crew._pids), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+options = WriteOptions(compression="lz4", jobs=3, progress=killed)
+start = ahead.HeadStart(options)
+write_image(scan(Path(sys.argv[1]), start.offer), Path(sys.argv[2]), replace(options, ahead=start))
+"""
+
+
+def test_processes_end_with_their_parent(folder: Path, tmp_path: Path) -> None:
+    """They hold the pipe that is read here, so it ends with the last of them."""
+    argv = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "out")]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, timeout=120, check=False)
+    assert (done.stdout.strip(), done.returncode) == (str(min(3, os.cpu_count() or 1)).encode(), -signal.SIGKILL)
+    assert os.listdir(tmp_path) == []
+
+
+def test_memory_is_used_again(tmp_path: Path) -> None:
+    """A result keeps its part of the memory until nothing refers to it."""
+    path = tmp_path / "file"
+    path.write_bytes(noise(3 * UNIT, 1))
+    node = Node(Inode(0o100644, content=FileContent(path, 3 * UNIT)), b"/file", 1, None, size=3 * UNIT)
+
+    def store(piece: Piece) -> Stored:
+        content = piece.node.inode.content
+        assert content is not None
+        return Stored(piece, None, content.read(piece.offset, piece.length))
+
+    one = Crew(store, 1, None, None)
+    try:
+        everything = one._free
+        for _ in range(2):
+            tickets = [one.submit([Piece(node, 0, 3 * UNIT)]) for _ in range(5)]
+            results = [ticket.result()[0] for ticket in tickets if ticket is not None]
+            assert len(results) == 5
+            assert all(stored.data == path.read_bytes() for stored in results)
+            assert one._take(1) == 20  # bytes and record of each in four units
+            one._give_back(20, 1)
+            kept = results[2]
+            del results, tickets
+            assert kept.data == path.read_bytes()
+            del kept
+            assert one._take(crew.UNITS) == 0
+            one._give_back(0, crew.UNITS)
+        assert one._free == everything
+    finally:
+        one.kill()
