@@ -20,6 +20,7 @@ from erofs_edge.boot.modules import DIRECTORY, KernelModules, Module
 from erofs_edge.boot.packed import cached_pack
 from erofs_edge.boot.script import boot_script
 from erofs_edge.boot.signed_boot import files_digest
+from erofs_edge.boot.vbmeta import Vbmeta
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.model import Board, PackageFile, Partition
 from erofs_edge.sources.cache import Cache
@@ -125,17 +126,19 @@ def build_start(
     epoch: int,
     cache: Cache,
     signature: bytes = b"",
+    vbmeta: Vbmeta | None = None,
 ) -> Start:
     """Kernel and initramfs, arguments as in `build_boot`.
 
     signature  PKCS#7 of the root hash, for a kernel that has the key from its firmware; with it the kernel is told to
                map nothing that is not signed
+    vbmeta     what the board's vbmeta partitions must be, where it has any
     """
     kernel = kernel_of(kernel_deb, cache)
     programs = FileTree()
     for name in sorted(initramfs_debs):
         programs.merge(read_deb(initramfs_debs[name], cache).data)
-    config = replace(_init_config(board, verity, fec), etc=tuple(etc), signature=signature)
+    config = replace(_init_config(board, verity, fec), etc=tuple(etc), signature=signature, vbmeta=vbmeta)
     streams = _module_streams(board, kernel)
     return Start(
         kernel.tree, kernel.version, build_initramfs(programs, streams, config, epoch=epoch, pack=cached_pack(cache))
@@ -156,6 +159,7 @@ def build_boot(
     cache: Cache,
     program: bytes | None = None,
     pack: Callable[[dict[str, bytes]], dict[str, bytes]] = dict,
+    vbmeta: Vbmeta | None = None,
 ) -> BootOutputs:
     """Everything in front of the system partition.
 
@@ -166,6 +170,7 @@ def build_boot(
     epoch   seconds since 1970, the one time in all outputs
     program the compiled U-Boot where the board has one built: it gets its device tree, key and script here
     pack    what becomes of the firmware partition's files before they are put there
+    vbmeta  what the board's vbmeta partitions must be, where it has any
 
     Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
     """
@@ -178,6 +183,7 @@ def build_boot(
         fec=fec,
         epoch=epoch,
         cache=cache,
+        vbmeta=vbmeta,
     )
     firmware = {name: read_deb(path, cache).data for name, path in firmware_debs.items()}
     images = {

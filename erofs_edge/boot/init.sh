@@ -100,7 +100,9 @@ bind_etc() {
     done
 }
 
-mount_data() { mount -t ext4 -o noatime "$device" /newroot/data; }
+# Nobody signs what is on it: no file there raises anybody's rights, and none is a device. What is bound from it to other
+# places has the same options.
+mount_data() { mount -t ext4 -o noatime,nosuid,nodev "$device" /newroot/data; }
 
 mount -t devtmpfs devtmpfs /dev
 mount -t proc proc /proc
@@ -152,6 +154,7 @@ if [ -n "$STATE" ] && find_partition "$STATE" "$disk"; then
     0 | 1) mend_slot ${FEC:+use_fec_from_device "$device" $FEC} ;;
     esac
 fi
+[ ! -e /vbmeta ] || . /vbmeta
 table="0 $SECTORS verity 1 $device $device $BLOCK_SIZE $BLOCK_SIZE $DATA_BLOCKS $HASH_START sha256 $ROOT_HASH $SALT"
 # Error correction comes first: only what it cannot repair restarts the machine or makes it panic.
 set -- $VERITY_OPTIONS ${FEC:+use_fec_from_device "$device" $FEC}
@@ -176,7 +179,7 @@ stage root erofs
 wait $loading
 [ -d /newroot/data ] || fail data "the system has no directory /data"
 if [ -z "$DATA" ]; then
-    mount -t tmpfs -o mode=755 tmpfs /newroot/data || fail data "no memory for /data"
+    mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /newroot/data || fail data "no memory for /data"
 else
     find_data
     measure_data
@@ -202,8 +205,8 @@ if [ -n "$ETC" ]; then
     bind_etc || fail data "$path cannot be kept on the data partition"
 else
     mkdir -p /newroot/data/etc/upper /newroot/data/etc/work &&
-        mount -t overlay -o lowerdir=/newroot/etc,upperdir=/newroot/data/etc/upper,workdir=/newroot/data/etc/work \
-            overlay /newroot/etc || fail data "/etc cannot be laid over the system"
+        layers=lowerdir=/newroot/etc,upperdir=/newroot/data/etc/upper,workdir=/newroot/data/etc/work &&
+        mount -t overlay -o "nosuid,nodev,$layers" overlay /newroot/etc || fail data "/etc cannot be laid over the system"
 fi
 stage data
 

@@ -19,6 +19,9 @@ from erofs_edge.boot.crypt import PROGRAM as CRYPT_PROGRAM
 from erofs_edge.boot.crypt import Crypt, scripts
 from erofs_edge.boot.elf import dynamic
 from erofs_edge.boot.modules import Module
+from erofs_edge.boot.vbmeta import APPLETS as VBMETA_APPLETS
+from erofs_edge.boot.vbmeta import PROGRAM as VBMETA_PROGRAM
+from erofs_edge.boot.vbmeta import Vbmeta
 from erofs_edge.errors import SourceError
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
@@ -68,6 +71,7 @@ class InitConfig:
     crypt             None where the data partition is not encrypted
     repair_from       http://ADDRESS[:PORT]/PATH of the system image, for what no slot can mend; '' for nowhere
     state             label of the partition that holds the minimum version; '' where there is none
+    vbmeta            what vbmeta partitions must be; None where the board has none
     """
 
     root_hash: str
@@ -87,6 +91,7 @@ class InitConfig:
     signature: bytes = b""
     crypt: Crypt | None = None
     repair_from: str = ""
+    vbmeta: Vbmeta | None = None
 
     def text(self) -> str:
         """As shell assignments. Every value is of a kind that needs no quoting."""
@@ -144,6 +149,8 @@ def build_initramfs(
         late.add("root-hash.p7s", _file(config.signature, 0o644))
     if config.repair_from:
         _add_network_repair(tree)
+    if config.vbmeta is not None:
+        _add_vbmeta(tree, late, programs, config.vbmeta)
     if config.crypt is not None:
         add_program(tree, programs, CRYPT_PROGRAM)
         for name, text in scripts().items():
@@ -181,6 +188,17 @@ def _add_network_repair(tree: FileTree) -> None:
     tree.add("repair-lease", _file(scripts[2], 0o755))
     for name in NETWORK_APPLETS:
         tree.add(f"bin/{name}", _symlink("busybox"))
+
+
+def _add_vbmeta(tree: FileTree, late: FileTree, programs: FileTree, vbmeta: Vbmeta) -> None:
+    """What checks vbmeta partitions."""
+    for name in VBMETA_APPLETS:
+        if tree.get(f"bin/{name}") is None:
+            tree.add(f"bin/{name}", _symlink("busybox"))
+    if tree.get("bin/keyctl") is None:
+        add_program(tree, programs, VBMETA_PROGRAM)
+    for name, content in vbmeta.files().items():
+        late.add(name, _file(content, 0o644))
 
 
 def pack_block(block: bytes) -> bytes:

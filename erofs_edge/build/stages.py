@@ -20,11 +20,13 @@ from erofs_edge.boot.assemble import (
     wanted_firmware,
 )
 from erofs_edge.boot.uefi import UefiOutputs, UefiParts, build_uefi
+from erofs_edge.boot.vbmeta import Vbmeta
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.loader import compiled_loader, signed_image
 from erofs_edge.build.salt import inherited_salt
 from erofs_edge.build.scripted import machine_debs, run_scripts
 from erofs_edge.build.signing import CERTIFICATE, ROOT_HASH_SIGNATURE
+from erofs_edge.build.vbmeta import expected_vbmeta, vbmeta_names
 from erofs_edge.disk import rollback, slots
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import DiskLayout, partition_names, plan_disk, write_disk
@@ -278,10 +280,24 @@ def make_boot(
             pack=partial(signed_image, work=work, signer=signer, epoch=inputs.epoch)
             if inputs.board.value.boot.signed_image
             else dict,
+            vbmeta=_vbmeta(inputs, system, signer, work),
         )
         (work / "boot.fit").write_bytes(boot.fit)
         (work / "u-boot.bin").write_bytes(boot.u_boot)
     return boot
+
+
+def _vbmeta(inputs: Inputs, system: SystemImage, signer: Signer, work: Path) -> Vbmeta | None:
+    """What the initramfs checks of the board's vbmeta partitions. Raises SignaturesMissingError before the certificate
+    that carries the key into the kernel has been signed."""
+    board, certificate = inputs.board.value, work / CERTIFICATE
+    if not vbmeta_names(board):
+        return None
+    if not certificate.exists():
+        raise SignaturesMissingError("the boot image holds the certificate, which is not signed yet", where=CERTIFICATE)
+    return expected_vbmeta(
+        board, inputs.partition, system.verity, signer, load_certificate(certificate.read_bytes(), signer.name)
+    )
 
 
 def _make_uefi(
@@ -302,6 +318,7 @@ def _make_uefi(
         epoch=inputs.epoch,
         cache=cache,
         signature=signature.read_bytes(),
+        vbmeta=_vbmeta(inputs, system, signer, work),
     )
     boot = build_uefi(
         board,

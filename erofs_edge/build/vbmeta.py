@@ -9,12 +9,26 @@ byte (``libavb/avb_slot_verify.c``, load_and_verify_vbmeta), so these have no fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
+from erofs_edge.boot.vbmeta import Expected, Vbmeta
 from erofs_edge.build.avb import BLOCK, hash_descriptor
 from erofs_edge.manifest.model import Board
-from erofs_edge.trust.avb import MAIN, Chain, Descriptor, Hashtree, VBMeta, encode_key, write_vbmeta
+from erofs_edge.trust.avb import (
+    MAIN,
+    Chain,
+    Descriptor,
+    Hash,
+    Hashtree,
+    VBMeta,
+    encode_key,
+    lay_out,
+    pack_descriptor,
+    write_vbmeta,
+)
+from erofs_edge.trust.certificate import Certificate
 from erofs_edge.trust.key import Signer, rsa_key
 from erofs_edge.verity.superblock import VerityInfo
 
@@ -34,19 +48,47 @@ def write_vbmeta_images(board: Board, system: str, verity: VerityInfo, signer: S
 
     Raises ErofsEdgeError for a key that AVB does not take: RSA-2048 and RSA-4096 are.
     """
+    found = _metas(board, system, verity, signer, lambda name: hash_descriptor(work / "boot.fit", name))
+    return [_write(name, meta, signer, work) for name, meta in found.items()]
+
+
+def expected_vbmeta(
+    board: Board, system: str, verity: VerityInfo, signer: Signer, certificate: Certificate
+) -> Vbmeta | None:
+    """What the initramfs checks of these partitions; None for a board that has none. No boot image is needed: its
+    digest alone is open, and the signature stands for that. Raises ErofsEdgeError as `write_vbmeta_images`."""
+    found = _metas(board, system, verity, signer, lambda name: Hash(name, 0, bytes(32), bytes(32)))
+    checked = []
+    for name, meta in found.items():
+        made = lay_out(meta, signer)
+        known = list(takewhile(lambda one: not isinstance(one, Hash), meta.descriptors))
+        checked.append(
+            Expected(
+                name, bool(board.disk.partitions[name].slots), made.header, made.authentication_size,
+                len(made.auxiliary), made.signature_size, b"".join(map(pack_descriptor, known)),
+            )
+        )  # fmt: skip
+    return Vbmeta(certificate.der, tuple(checked)) if checked else None
+
+
+def _metas(
+    board: Board, system: str, verity: VerityInfo, signer: Signer, boot: Callable[[str], Hash]
+) -> dict[str, VBMeta]:
+    """Partition → what its vbmeta says; `boot` gives the descriptor of a partition that holds the boot image."""
     names = vbmeta_names(board)
     if not names:
-        return []
+        return {}
     described: dict[str, Descriptor] = {system: _hashtree(system, verity)}
     for name, partition in board.disk.partitions.items():
         if partition.content == "fit":
-            described[name] = hash_descriptor(work / "boot.fit", name)
+            described[name] = boot(name)
     key = encode_key(rsa_key(signer, "AVB"), signer.name)
     chained = [name for name in names if name != MAIN]
     here = [one for name, one in described.items() if CHAINED + name not in chained]
     chains = [Chain(name, location, key) for location, name in enumerate(chained, 1)]
-    written = [_write(MAIN, [*here, *chains], board, signer, work)]
-    return written + [_write(name, [described[name.removeprefix(CHAINED)]], board, signer, work) for name in chained]
+    inside: dict[str, list[Descriptor]] = {MAIN: [*here, *chains]}
+    inside |= {name: [described[name.removeprefix(CHAINED)]] for name in chained}
+    return {name: VBMeta(descriptors, board.sign.rollback_index) for name, descriptors in inside.items()}
 
 
 def _hashtree(name: str, verity: VerityInfo) -> Hashtree:
@@ -59,8 +101,8 @@ def _hashtree(name: str, verity: VerityInfo) -> Hashtree:
     )  # fmt: skip
 
 
-def _write(name: str, descriptors: Iterable[Descriptor], board: Board, signer: Signer, work: Path) -> Path:
-    raw = write_vbmeta(VBMeta(list(descriptors), board.sign.rollback_index), signer)
+def _write(name: str, meta: VBMeta, signer: Signer, work: Path) -> Path:
+    raw = write_vbmeta(meta, signer)
     path = work / f"{name}.img"
     path.write_bytes(raw + bytes(-len(raw) % BLOCK))
     return path

@@ -81,6 +81,7 @@ TROUBLE = {
     "efi-stopped": re.compile(r"BdsDxe: (?:failed to load .*|No bootable option .*)"),
     "too-old": _line(r"erofs-edge: (?:slot is too old: .*|FAILED rollback: .*)$"),
     "cmdline": _line(r"erofs-edge: FAILED initramfs: the kernel's arguments are not those of this build"),
+    "vbmeta": _line(r"erofs-edge: FAILED vbmeta: .*$"),
     "slot-refused": _line(r"erofs-edge: slot does not start: (?P<slot>\S+)$"),
     "no-slot": _line("erofs-edge: no slot boots$"),
     "corrupt": re.compile(r"verity: \S+ (?:data|metadata) block \d+ is corrupted|dm-verity device corrupted"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from erofs_edge.errors import UsageError
 from erofs_edge.manifest.model import CONTENT_WORDS, Board
-from erofs_edge.qemu import forge, uefi_forge
+from erofs_edge.qemu import forge, forge_vbmeta, uefi_forge
 from erofs_edge.qemu.forge import Change, Target
 from erofs_edge.qemu.verdict import Stop
 
@@ -21,8 +21,8 @@ from erofs_edge.qemu.verdict import Stop
 class Tamper:
     """A scenario.
 
-    content   which partitions change: 'fit', 'slot-state', or 'system' for those that hold a manifest's tree;
-              '' for none
+    content   which partitions change: 'fit', 'slot-state', 'vbmeta', or 'system' for those that hold a manifest's
+              tree; '' for none
     changes   what is written to one of these partitions
     stop      where that must stop the boot; None where error correction must repair it
     script    changes the boot script, as if U-Boot itself had been changed
@@ -36,7 +36,7 @@ class Tamper:
 
 
 HASH, SIGNATURE = Stop("fit", "fit-hash"), Stop("fit", "fit-signature")
-BLOCK = Stop("verity", "corrupt")
+BLOCK, VBMETA = Stop("verity", "corrupt"), Stop("verity", "vbmeta")
 
 TAMPERS = {
     "system": Tamper("a flipped bit that only dm-verity minds", "system", forge.in_first_block, BLOCK),
@@ -66,12 +66,26 @@ TAMPERS = {
         "a flipped bit in the first block of /sbin/init", "system", forge.in_init, Stop("report", "corrupt")
     ),
     "mix-and-match": Tamper("a whole system of another build", "system", forge.other_system, BLOCK),
+    "vbmeta": Tamper(
+        "another digest in the vbmeta, hashed but not signed", "vbmeta", forge_vbmeta.descriptor, VBMETA
+    ),
+    "vbmeta-header": Tamper(
+        "a vbmeta that switches verification off, hashed but not signed", "vbmeta", forge_vbmeta.switched_off, VBMETA
+    ),
+    "vbmeta-signature": Tamper(
+        "a flipped bit in the vbmeta's signature", "vbmeta", forge_vbmeta.in_signature, VBMETA
+    ),
+    "vbmeta-key": Tamper("the vbmeta signed by another key", "vbmeta", forge_vbmeta.other_key, VBMETA),
     "fec": Tamper("damage that error correction repairs", "system", forge.repairable, None),
 }  # fmt: skip
 
 REFUSED = Stop("fit", "efi-refused")
 UEFI_TAMPERS = {
-    **{name: one for name, one in TAMPERS.items() if one.content in ("system", "slot-state") and one.script is None},
+    **{
+        name: one
+        for name, one in TAMPERS.items()
+        if one.content in ("system", "slot-state", "vbmeta") and one.script is None
+    },
     "kernel": Tamper(
         "a flipped bit in the kernel", "esp", uefi_forge.images(uefi_forge.in_section(".linux"), "the kernel"), REFUSED
     ),
@@ -113,17 +127,9 @@ UEFI_TAMPERS = {
 """of boards with UEFI firmware, which gives the kernel its device tree itself"""
 UEFI_TAMPERS["downgrade"] = replace(UEFI_TAMPERS["downgrade"], stop=Stop("verity", "too-old"))
 
-NOT_BOOTED = {
-    "vbmeta": "none of our boot chains reads a vbmeta, so damage to one stops no boot; `erofs-edge verify` checks it,"
-    " and docs/boot-chain.md says why U-Boot's `avb verify` is not used",
-}
-"""scenarios that no machine can show, and why"""
-
 
 def scenario(name: str, board: Board) -> Tamper:
     """The scenario of that name. Raises UsageError where there is none or the board has nothing to show it with."""
-    if name in NOT_BOOTED:
-        raise UsageError(f"'{name}' cannot be shown by a boot", hint=NOT_BOOTED[name])
     known = TAMPERS if board.boot.uefi is None else UEFI_TAMPERS
     tamper = known.get(name)
     if tamper is None and name in (*TAMPERS, *UEFI_TAMPERS):
@@ -138,7 +144,8 @@ def scenario(name: str, board: Board) -> Tamper:
             hint="give its `verity` section fec_roots",
         )
     if tamper.content and not partitions(tamper, board):
-        raise UsageError(f"board '{board.board}' has no partition that '{name}' could change")
+        hint = "boards/qemu-aarch64-avb.yaml has one" if tamper.content == "vbmeta" else None
+        raise UsageError(f"board '{board.board}' has no partition that '{name}' could change", hint=hint)
     return tamper
 
 

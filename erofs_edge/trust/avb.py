@@ -181,21 +181,41 @@ class Footer:
         return _FOOTER.pack(FOOTER_MAGIC, 1, 0, self.original_size, self.vbmeta_offset, self.vbmeta_size)
 
 
+@dataclass(frozen=True, slots=True)
+class Unsigned:
+    """A vbmeta image but for its authentication block: all that is signed. Sizes in bytes."""
+
+    header: bytes
+    auxiliary: bytes
+    authentication_size: int
+    signature_size: int
+
+
+def lay_out(meta: VBMeta, key: VerificationKey) -> Unsigned:
+    """What a signer signs. The header depends on the sizes of the descriptors, not on what they say.
+
+    Raises ErofsEdgeError for a key that libavb does not take.
+    """
+    _check_chains(meta)
+    public = rsa_key(key, "AVB")
+    encoded = encode_key(public, key.name)
+    descriptors = b"".join(map(pack_descriptor, meta.descriptors))
+    auxiliary = _fill(descriptors + encoded, ALIGN)
+    signature_size = public.key_size // 8
+    authentication_size = -(-(32 + signature_size) // ALIGN) * ALIGN
+    header = _HEADER.pack(
+        MAGIC, VERSION_MAJOR, meta.minor, authentication_size, len(auxiliary), ALGORITHMS[public.key_size],
+        0, 32, 32, signature_size, len(descriptors), len(encoded), len(descriptors) + len(encoded), 0,
+        0, len(descriptors), meta.rollback_index, meta.flags, meta.rollback_index_location, meta.release.encode(),
+    )  # fmt: skip
+    return Unsigned(header, auxiliary, authentication_size, signature_size)
+
+
 def write_vbmeta(meta: VBMeta, signer: Signer) -> bytes:
     """A signed vbmeta image. Raises ErofsEdgeError for a key that libavb does not take, or where signing fails."""
-    _check_chains(meta)
-    key = encode_key(rsa_key(signer, "AVB"), signer.name)
-    descriptors = b"".join(map(_pack, meta.descriptors))
-    auxiliary = _fill(descriptors + key, ALIGN)
-    bits = rsa_key(signer, "AVB").key_size
-    signature_size = bits // 8
-    header = _HEADER.pack(
-        MAGIC, VERSION_MAJOR, meta.minor, -(-(32 + signature_size) // ALIGN) * ALIGN, len(auxiliary), ALGORITHMS[bits],
-        0, 32, 32, signature_size, len(descriptors), len(key), len(descriptors) + len(key), 0, 0, len(descriptors),
-        meta.rollback_index, meta.flags, meta.rollback_index_location, meta.release.encode(),
-    )  # fmt: skip
-    digest = hashlib.sha256(header + auxiliary).digest()
-    image = header + _fill(digest + sign(signer, header + auxiliary), ALIGN) + auxiliary
+    made = lay_out(meta, signer)
+    digest = hashlib.sha256(made.header + made.auxiliary).digest()
+    image = made.header + _fill(digest + sign(signer, made.header + made.auxiliary), ALIGN) + made.auxiliary
     if len(image) > SIZE_MAX:
         raise ErofsEdgeError(f"a vbmeta image of {len(image)} bytes, at most {SIZE_MAX} are read")
     return image
@@ -308,7 +328,8 @@ def _check_chains(meta: VBMeta) -> None:
         used.add(chain.rollback_index_location)
 
 
-def _pack(descriptor: Descriptor) -> bytes:
+def pack_descriptor(descriptor: Descriptor) -> bytes:
+    """As it stands in the auxiliary block: kind and size in front, filled up to 8 bytes."""
     body = _fill(descriptor.pack(), 8)
     return _DESCRIPTOR.pack(descriptor.TAG, len(body)) + body
 

@@ -126,10 +126,10 @@ def test_stages_in_order(machine: Machine) -> None:
     mounts = [call for call in machine.calls if call.startswith("mount") and "/newroot" in call]
     assert mounts[:4] == [
         "mount -t erofs -o ro /dev/mapper/root /newroot",
-        "mount -t ext4 -o noatime /dev/vda4 /newroot/data",
+        "mount -t ext4 -o noatime,nosuid,nodev /dev/vda4 /newroot/data",
         "mount -o bind /newroot/data/var /newroot/var",
-        "mount -t overlay -o lowerdir=/newroot/etc,upperdir=/newroot/data/etc/upper,workdir=/newroot/data/etc/work"
-        " overlay /newroot/etc",
+        "mount -t overlay -o nosuid,nodev,lowerdir=/newroot/etc,upperdir=/newroot/data/etc/upper,"
+        "workdir=/newroot/data/etc/work overlay /newroot/etc",
     ]
     assert "mke2fs" not in order
     assert (machine.root / "newroot/run/erofs-edge/boot").read_text() == (
@@ -291,7 +291,7 @@ def test_interrupted_formatting_is_done_again(machine: Machine) -> None:
     assert machine.run()[-1] == "erofs-edge: stage data"
     order = [call.split()[0] for call in machine.calls]
     assert order.count("mke2fs") == 1
-    assert order.index("mke2fs") < machine.calls.index("mount -t ext4 -o noatime /dev/vda4 /newroot/data")
+    assert order.index("mke2fs") < machine.calls.index("mount -t ext4 -o noatime,nosuid,nodev /dev/vda4 /newroot/data")
     assert (machine.root / "dev/vda4").read_bytes()[MARKED:] == bytes(SIZE - MARKED)
 
 
@@ -358,7 +358,7 @@ def test_board_without_slots_and_data(machine: Machine) -> None:
     (machine.root / "config").write_text(config.text())
     assert machine.run()[-1] == "erofs-edge: stage data"
     assert any("verity 1 /dev/vda1 " in call and call.endswith(f"{HASH} -") for call in machine.calls)
-    assert "mount -t tmpfs -o mode=755 tmpfs /newroot/data" in machine.calls
+    assert "mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /newroot/data" in machine.calls
 
 
 def test_real_mke2fs_leaves_the_marker_alone(tmp_path: Path, oracle: Callable[[str], str]) -> None:

@@ -108,7 +108,8 @@ def test_slot_b_boots_when_it_is_the_active_one(smoke: Smoke) -> None:
 
 # One each of what U-Boot, the boot script and the kernel must refuse; the others run with `make test-boot`.
 USUAL = ("wrong-key", "downgrade", "superblock")
-STOPPED = [name for name, tamper in TAMPERS.items() if tamper.stop is not None]
+# Those of vbmeta partitions need a board that has some: test_avb_board.py.
+STOPPED = [name for name, tamper in TAMPERS.items() if tamper.stop is not None and tamper.content != "vbmeta"]
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,8 @@ def test_every_scenario_changes_a_whole_build_and_every_slot_alike(built: Path, 
     image = (built / "disk.img").read_bytes()
     for name, tamper in TAMPERS.items():
         (built / "disk.img").write_bytes(image)
+        if tamper.content == "vbmeta":
+            continue  # this board has none: test_vbmeta_script.py
         with Scratch(built / "disk.img", board, writable=True) as disk:
             done = disk.damage(tamper)
         changed = {at // MIB * MIB for at in differences(image, (built / "disk.img").read_bytes())}

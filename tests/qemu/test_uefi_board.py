@@ -71,7 +71,7 @@ def test_the_other_slot(edge: str, repository: Path, stock: Callable[[str], Path
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", UEFI_TAMPERS)
+@pytest.mark.parametrize("name", [name for name, tamper in UEFI_TAMPERS.items() if tamper.content != "vbmeta"])
 def test_what_is_changed_is_found(name: str, edge: str, repository: Path, stock: Callable[[str], Path]) -> None:
     record = smoke(edge, repository, stock(NAME), "--tamper", name)
     stop = UEFI_TAMPERS[name].stop

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from erofs_edge.sources.debian.mirror import Mirror
 
 INITRAMFS = ("busybox-static", "dmsetup", "e2fsprogs")
-INITRAMFS_UEFI = ("keyutils",)
-"""hands the kernel the signature that it checks with the keys of its firmware"""
 """what our initramfs is made of, beside the kernel's modules"""
+INITRAMFS_KEYS = ("keyutils",)
+"""hands the kernel a signature that it checks: by the keys of UEFI firmware, or that of a vbmeta partition"""
 INITRAMFS_CRYPT = ("cryptsetup-bin",)
 """and where a partition is encrypted"""
 GROUPS = ("system", "kernel", "initramfs", "firmware")
@@ -86,8 +86,10 @@ def requested(value: Board | System) -> dict[str, list[str]]:
     if value.boot.u_boot.package is not None:
         firmware.add(value.boot.u_boot.package)
     firmware |= {name for _, name in _uefi_packages(value)}
-    initramfs = [*INITRAMFS, *(INITRAMFS_UEFI if value.boot.uefi is not None else ())]
-    initramfs += INITRAMFS_CRYPT if any(p.encrypt for p in value.disk.partitions.values()) else ()
+    partitions = value.disk.partitions.values()
+    keys = value.boot.uefi is not None or any(p.content == "vbmeta" for p in partitions)
+    initramfs = [*INITRAMFS, *(INITRAMFS_KEYS if keys else ())]
+    initramfs += INITRAMFS_CRYPT if any(p.encrypt for p in partitions) else ()
     return {"kernel": [value.boot.kernel], "initramfs": sorted(initramfs), "firmware": sorted(firmware)}
 
 

@@ -270,3 +270,11 @@ def test_a_lock_that_was_edited(archive: FakeArchive, board: Loaded[Board], grou
 
 def test_requested_is_sorted_and_without_doubles() -> None:
     assert requested(System(system="x", packages=["b", "a", "b"])) == {"system": ["a", "b"]}
+
+
+def test_boards_whose_initramfs_hands_the_kernel_a_signature_ask_for_the_program(repository: Path) -> None:
+    asked = {
+        name: "keyutils" in requested(load_board(repository / f"boards/{name}.yaml").value)["initramfs"]
+        for name in ("qemu-aarch64", "qemu-aarch64-avb", "generic-uefi-arm64")
+    }
+    assert asked == {"qemu-aarch64": False, "qemu-aarch64-avb": True, "generic-uefi-arm64": True}
