@@ -17,6 +17,7 @@ from erofs_edge.codec import lz4, zstd
 from erofs_edge.erofs.output import replacing
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, FormatError, UsageError
 from erofs_edge.rafs import ondisk
+from erofs_edge.rafs.blake3 import blake3
 from erofs_edge.rafs.ondisk import Blob, Chunk
 from erofs_edge.rafs.read import Rafs
 
@@ -35,8 +36,7 @@ def can_decode(blob: Blob) -> bool:
 def decode_chunk(blob: Blob, chunk: Chunk, stored: bytes) -> bytes:
     """The `chunk.size` bytes of a chunk, from the `chunk.stored` bytes that the blob has of it.
 
-    Allocates no more than that. Raises FormatError where they do not decode, or their sha256 is not the digest, where
-    that is one.
+    Allocates a few times that at most. Raises FormatError where they do not decode, or are not those of the digest.
     """
     codec = ondisk.COMPRESSIONS[blob.compression] if chunk.flags & ondisk.CHUNK_COMPRESSED else "none"
     if chunk.flags & ~(ondisk.CHUNK_COMPRESSED | ondisk.CHUNK_HAS_CRC32):
@@ -51,9 +51,16 @@ def decode_chunk(blob: Blob, chunk: Chunk, stored: bytes) -> bytes:
         data = _gunzip(stored, chunk.size)
     if len(data) != chunk.size:
         raise FormatError(f"has {len(data)} bytes, not {chunk.size}")
-    if ondisk.DIGESTS[blob.digest] == "sha256" and hashlib.sha256(data).digest() != chunk.digest:
+    if _DIGESTS[ondisk.DIGESTS[blob.digest]](data) != chunk.digest:
         raise FormatError("is another")
     return data
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+_DIGESTS: dict[str, Callable[[bytes], bytes]] = {"sha256": _sha256, "blake3": blake3}
 
 
 def _gunzip(stored: bytes, size: int) -> bytes:

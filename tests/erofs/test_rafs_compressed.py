@@ -24,6 +24,7 @@ from erofs_edge.cli.fs import fs
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
 from erofs_edge.rafs import ondisk
+from erofs_edge.rafs.blake3 import blake3
 from erofs_edge.rafs.check import check_rafs
 from erofs_edge.rafs.decode import decode_blobs
 from erofs_edge.rafs.read import read_rafs
@@ -164,12 +165,12 @@ def test_what_is_not_decoded(tmp_path: Path) -> None:
         decode_blobs(read_rafs(boot), blobs, out)
 
 
-def test_digests_of_another_kind_are_left_alone(tmp_path: Path) -> None:
-    """Nydus's builder has BLAKE3 unless told otherwise: chunks must decode, their digests are not judged."""
-    raw = bytearray(from_nydus())
-    packed = CODECS["zstd"](b"a" * 4096), CODECS["zstd"](b"b" * 904)
-    for number, data in enumerate(packed):
-        struct.pack_into("<I", raw, 4 * 4096 + 80 * number + 40, len(data))
+def test_the_digests_of_nydus(tmp_path: Path) -> None:
+    """Its builder has BLAKE3 unless told otherwise."""
+    raw, parts = bytearray(from_nydus()), (b"a" * 4096, b"b" * 904)
+    packed = [CODECS["zstd"](data) for data in parts]
+    for number, (data, stored) in enumerate(zip(parts, packed, strict=True)):
+        struct.pack_into("<32sIII", raw, 4 * 4096 + 80 * number, blake3(data), 0, 1, len(stored))
     (boot := tmp_path / "boot").write_bytes(raw)
     (blobs := tmp_path / "blobs").mkdir()
     (out := tmp_path / "out").mkdir()
@@ -179,5 +180,29 @@ def test_digests_of_another_kind_are_left_alone(tmp_path: Path) -> None:
     assert f"device={out / NAME.decode()}" in done.stdout
     with Image(boot, devices=[out / NAME.decode()]) as image:
         assert image.read(image.lookup("/f"), 0, 9999) == b"a" * 4096 + b"b" * 904
+    (blobs / NAME.decode()).write_bytes(packed[0].ljust(2000) + CODECS["zstd"](b"c" * 904).ljust(18000))
+    with pytest.raises(ErofsFormatError, match="chunk 1 is another"):
+        decode_blobs(read_rafs(boot), blobs, out)
     done = run.invoke(fs, ["blobs", str(boot), "--decode", str(out)])
     assert isinstance(done.exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("size", "digest"),
+    [
+        (0, "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"),
+        (1, "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213"),
+        (1023, "10108970eeda3eb932baac1428c7a2163b0e924c9a9e25b35bba72b28f70bd11"),
+        (1024, "42214739f095a406f3fc83deb889744ac00df831c10daa55189b5d121c855af7"),
+        (1025, "d00278ae47eb27b34faecf67b4fe263f82d5412916c1ffd97c8cb7fb814b8444"),
+        (2048, "e776b6028c7cd22a4d0ba182a8bf62205d2ef576467e838ed6f2529b85fba24a"),
+        (2049, "5f4d72f40d7a5f82b15ca2b2e44b1de3c2ef86c426c95c1af0b6879522563030"),
+        (3072, "b98cb0ff3623be03326b373de6b9095218513e64f1ee2edd2525c7ad1e5cffd2"),
+        (5120, "9cadc15fed8b5d854562b26a9536d9707cadeda9b143978f319ab34230535833"),
+        (31744, "62b6960e1a44bcc1eb1a611a8d6235b6b4b78f32e7abc4fb4c6cdcce94895c47"),
+        (102400, "bc3e3d41a1146b069abffad3c0d44860cf664390afce4d9661f7902e7943e085"),
+    ],
+)
+def test_the_published_values_of_blake3(size: int, digest: str) -> None:
+    """Of the bytes 0 to 250, again and again: BLAKE3's own test vectors."""
+    assert blake3((bytes(range(251)) * (size // 251 + 1))[:size]).hex() == digest
