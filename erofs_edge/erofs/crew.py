@@ -36,7 +36,7 @@ from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.tree import FileContent, Inode
 
 UNIT = 128 << 10  # bytes of the arena that are given away together
-UNITS = 640
+UNITS = 1024
 TASK = struct.Struct("<IIII")
 """what the task pipe carries: number, first unit, units, bytes of the task"""
 DONE = struct.Struct("<IIQIIQIIII")
