@@ -176,6 +176,7 @@ class _Client:
         _prepare(self.socket)
         session, feed = self._session, self._session.feed
         self.socket.settimeout(NEGOTIATION)
+        export: Export | None = None
         while True:
             for data in session.outbox:
                 self.socket.sendall(data)
@@ -190,12 +191,13 @@ class _Client:
             if not count:
                 return
             feed.filled(count)
-            if session.name is not None and self.socket.gettimeout() is not None:
+            if export is None and session.name is not None:
                 # from here on idle clients are welcome; those that do not read are not: SO_SNDTIMEO
                 self.socket.settimeout(None)
-            if session.request is not None:
+                export = self._server.export(session.name)
+            if session.request is not None and export is not None:
                 request, session.request = session.request, None
-                self._answer(request, self._server.export(session.name or ""))
+                self._answer(request, export)
 
     def _answer(self, request: Request, export: Export) -> None:
         session = self._session

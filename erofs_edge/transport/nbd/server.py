@@ -29,6 +29,9 @@ from erofs_edge.transport.stream import Feed, Machine, take
 OPTIONS_MAX = 256  # of a negotiation: a client that asks more does not mean it
 STATUS_ID = 1
 _QUERIES = (wire.ALLOCATION, "base:", "")
+# made once: of each request they would cost as much as all the rest of it
+_COMMANDS = {int(command): command for command in Command}
+_FLAGS = tuple(CommandFlag(number) for number in range(16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,11 +273,11 @@ class Session:
             data = bytearray(length)
             if length:
                 yield memoryview(data)
-        known = number in Command._value2member_map_
+        command = _COMMANDS.get(number)
         request = Request(
-            Command(number) if known else Command.CACHE, CommandFlag(flags & 15), cookie, offset, length, data
+            Command.CACHE if command is None else command, _FLAGS[flags & 15], cookie, offset, length, data
         )
-        error = self._objection(request) if known else wire.EINVAL
+        error = wire.EINVAL if command is None else self._objection(request)
         if error:
             self.outbox.append(self.done(request, error))
         else:
@@ -284,6 +287,8 @@ class Session:
     def _objection(self, request: Request) -> int:
         """What is wrong with it, as an error number."""
         offer, command = self.offer, request.command
+        if command is Command.READ and 0 < request.length <= wire.PAYLOAD_MAX and offer.block_min == 1:
+            return wire.EINVAL if request.offset + request.length > offer.size else 0  # nearly all of them
         if command is Command.FLUSH:
             return wire.EINVAL if request.offset or request.length else 0
         writes = command in (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)
