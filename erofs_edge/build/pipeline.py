@@ -120,8 +120,8 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         layers, lay, layer_notes = make_layers(inputs, signer, cache, work, options, step)
         system = make_system(inputs, debs, cache, options.jobs, options.compression_cache, work, step, lay)
         notes = [*notes, *layer_notes]
-        if options.release:
-            notes += exposed_notes(inputs.board.value, inputs.system.loaded.value)
+        exposed = exposed_notes(inputs.board.value, inputs.system.loaded.value)
+        notes += exposed if options.release else []
         signed = Collector()
         certificate = sign_system(signer, system.verity.root_hash, inputs.epoch, work, signed)
         with signed.one():
@@ -139,7 +139,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         record["sign"] |= signer_record(signer, certificate)
         if layers:
             record["layers"] = {one.name: {"kind": one.kind, "root_hash": one.root_hash.hex()} for one in layers}
-        record["reference"] = reference
+        record |= {"reference": reference} | ({"exposed": exposed} if exposed else {})
         write_json(work / RELEASE, record)
         if options.papers is not None:
             with step("papers"):

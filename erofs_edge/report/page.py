@@ -100,8 +100,11 @@ def _summary(facts: Facts) -> list[str]:
     warning = (
         '<p class="warn">Signed with a development key: it protects nothing.</p>' if sign.get("development") else ""
     )
+    exposed = release.get("exposed")
+    notes = [f'<p class="warn">{shown(one)}</p>' for one in (exposed if isinstance(exposed, list) else [])]
     return [
         warning,
+        *notes,
         "<table>",
         *(f'<tr><th>{name}<td class="w">{shown(value)}</tr>' for name, value in rows),
         "</table>",

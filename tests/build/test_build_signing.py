@@ -56,12 +56,14 @@ def test_the_stock_build_is_signed_and_openssl_agrees(
     assert int(certificate.not_valid_before_utc.timestamp()) == record["epoch"]
 
 
-def test_reference_values_are_in_the_signed_record(stock: Callable[[str], Path]) -> None:
+def test_reference_values_and_what_nobody_signs_are_in_the_signed_record(stock: Callable[[str], Path]) -> None:
     out = stock("qemu-aarch64")
     reference = read_release(out)["reference"]
     assert reference["root_hash"] == read_release(out)["system"]["root_hash"]
     images = parse((out / "boot.fit").read_bytes()).root.at("/images")
     assert images is not None
+    (exposed,) = read_release(out)["exposed"]
+    assert exposed.startswith("/etc can be changed on the partition 'data'")
     assert reference["fit"] == {n: hashlib.sha256(i.props["data"]).hexdigest() for n, i in images.children.items()}
 
 

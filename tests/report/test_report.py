@@ -92,6 +92,17 @@ def test_the_page_tells_all_of_a_build(make: Made, tmp_path: Path) -> None:
     assert "175 %" in words, "52,384 bytes of content below /usr, 30,000 are allowed"
 
 
+def test_what_somebody_with_the_medium_could_change_is_told(make: Made) -> None:
+    out = make("out")
+    record = json.loads((out / "release.json").read_text())
+    assert page(collect(out)).count('<p class="warn">') == 1, "the development key"
+    for exposed, count in ((["/etc can be changed <here>", "and there"], 3), ("no list", 1), ([], 1)):
+        (out / "release.json").write_text(json.dumps(record | {"exposed": exposed}))
+        text = page(collect(out))
+        assert text.count('<p class="warn">') == count
+        assert ("/etc can be changed &lt;here&gt;" in text) == (count == 3)
+
+
 def test_nothing_is_loaded_and_nothing_runs(make: Made) -> None:
     text = page(collect(make("out")))
     told = Reader(text)
