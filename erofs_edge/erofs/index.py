@@ -39,6 +39,7 @@ from erofs_edge.erofs.ondisk import (
 COMPACT_BITS_MAX = 14  # larger lclusters have offsets that no compact entry holds
 COMPACT_2B_BITS_MAX = 12
 WHOLE_FRAGMENT = 1 << 63
+ALONE_MAX = 64  # lclusters of a file with a single extent of which the index is known but for a few numbers
 
 
 class Extent(NamedTuple):
@@ -124,6 +125,8 @@ def build_index(
     if block_bits <= COMPACT_2B_BITS_MAX:
         advise |= ADVISE_COMPACTED_2B
     header = MAP_HEADER.pack(low, advise, algorithm, 0)
+    if len(extents) == 1 and big and count <= ALONE_MAX and not extents[0].raw:
+        return header + _alone(extents[0].blocks, size, block_bits, first_block, position + len(header))
     starts = _starts(extents, size, block_bits, first_block)
     return header + _compact(starts, count, max(block_bits, 12), advise, position + len(header))
 
@@ -235,6 +238,33 @@ def _compact(starts: Starts, count: int, low_bits: int, advise: int, position: i
     if middle:
         out += _pack_16(entries[leading:rest], bases[first:last])
     return out + _pack_2(entries[rest:], bases[last:])
+
+
+def _alone(blocks: int, size: int, block_bits: int, first_block: int, position: int) -> bytes:
+    """What `_compact` makes of a single extent, as most files have one: a number that is linear in three others."""
+    rest = size & (1 << block_bits) - 1
+    fixed, by_first, by_blocks, by_rest, length = _linear(
+        _lclusters(size, block_bits), rest > 0, block_bits, position % 32
+    )
+    return (fixed + by_first * first_block + by_blocks * blocks + by_rest * rest).to_bytes(length, "little")
+
+
+@cache
+def _linear(count: int, has_rest: bool, block_bits: int, position: int) -> tuple[int, int, int, int, int]:
+    """(the index for first block, blocks and bytes in the last lcluster all 0, what is to be added for each of them,
+    its bytes) of a single extent of `count` lclusters: those are in fields of their own, none of which runs over."""
+    advise = ADVISE_BIG_PCLUSTER_1 | (ADVISE_COMPACTED_2B if block_bits <= COMPACT_2B_BITS_MAX else 0)
+
+    def made(first_block: int, blocks: int, rest: int) -> bytes:
+        size = (count - has_rest << block_bits) + rest
+        starts = _starts([Extent(size, blocks, False)], size, block_bits, first_block)
+        return _compact(starts, count, max(block_bits, 12), advise, position)
+
+    fixed, first, one, more = (
+        int.from_bytes(made(*values), "little")
+        for values in ((0, 0, has_rest), (1, 0, has_rest), (0, 1, has_rest), (0, 0, 2 * has_rest))
+    )
+    return fixed - (more - fixed), first - fixed, one - fixed, more - fixed, len(made(0, 0, has_rest))
 
 
 def _pack_2(entries: array[int], bases: array[int]) -> bytes:

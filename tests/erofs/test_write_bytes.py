@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from writer_check import write, written
 from writer_trees import file, mixed, noise, rich_tree, text
 
+from erofs_edge.erofs import index
 from erofs_edge.erofs.attributes import filter_bit, split_name, xxh32
 from erofs_edge.erofs.index import Extent, build_index
 from erofs_edge.erofs.ondisk import SUPERBLOCK, Superblock, super_checksum
@@ -88,6 +89,28 @@ def _golden_extents() -> list[Extent]:
 def test_one_pack_without_big_pclusters() -> None:
     raw = build_index([Extent(10240, 1, False)], 10240, block_bits=12, big=False, first_block=1, position=0x5B8)
     assert raw.hex() == "0000000001000000" + "0010012000000000" + "0008000001000000"
+
+
+@given(
+    bits=st.integers(9, 14),
+    lclusters=st.integers(1, index.ALONE_MAX),
+    rest=st.integers(0, (1 << 14) - 1),
+    blocks=st.integers(0, 16),
+    first_block=st.integers(0, (1 << 32) - 32),
+    eighths=st.integers(0, 7),
+)
+def test_the_index_of_a_single_extent(
+    bits: int, lclusters: int, rest: int, blocks: int, first_block: int, eighths: int
+) -> None:
+    """It comes from a known one with other numbers, and is what is made for any extents."""
+    size = (lclusters << bits) - rest % (1 << bits)
+    extents = [Extent(size, blocks, False)]
+    known = build_index(
+        extents, size, block_bits=bits, big=True, first_block=first_block, position=8 * eighths, inline=7
+    )
+    advise = int.from_bytes(known[4:6], "little")
+    starts = index._starts(extents, size, bits, first_block)
+    assert known[8:] == index._compact(starts, lclusters, max(bits, 12), advise, 8 * eighths + 8)
 
 
 @pytest.mark.parametrize(("lclusters", "bits", "slots"), [(2, 16, 2), (16, 14, 16)])
