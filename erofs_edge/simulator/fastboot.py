@@ -44,6 +44,11 @@ class FastbootDevice:
     _buffer: bytearray = field(default_factory=bytearray)
     _expected: int = 0
 
+    @property
+    def missing(self) -> int:
+        """Bytes of a download that have not come yet; 0 where a command is awaited."""
+        return self._expected - len(self._buffer) if self._expected else 0
+
     def hear(self, message: bytes) -> list[bytes]:
         """The device's answers to one message."""
         if self._expected:
