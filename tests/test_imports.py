@@ -12,10 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "erofs_edge"
 
-BASE = {"errors"}
+BASE = {"errors", "writing"}
 FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "writing": {"errors"},
     "tree": BASE,
     "codec": BASE,
     "manifest": BASE,

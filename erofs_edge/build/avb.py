@@ -7,7 +7,6 @@ the parity at once and the footer takes the last 64 bytes of the partition, so t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from dataclasses import replace
@@ -20,6 +19,7 @@ from erofs_edge.verity.blocks import SLICE, Progress, counter, file_size, read_e
 from erofs_edge.verity.fec import Covered, Layout, parities
 from erofs_edge.verity.superblock import Superblock
 from erofs_edge.verity.tree import write_levels
+from erofs_edge.writing import NO_SPACE
 
 BLOCK = 4096  # bytes: of data, tree, and what vbmeta and footer are filled up to
 
@@ -75,7 +75,7 @@ def add_hashtree_footer(
     except BaseException as error:
         if size >= 0:
             os.ftruncate(fd, size)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise CapacityError("no room for tree and parity", where=str(image)) from error
         raise
     finally:
@@ -91,15 +91,6 @@ def hash_descriptor(image: Path, partition: str, salt: bytes | None = None, algo
         salt = _salt(fd, size, algorithm) if salt is None else salt
         digest = _digest(fd, size, hashlib.new(algorithm, salt))
     return Hash(partition, size, digest, salt, algorithm)
-
-
-def hashtree_layout(tree: Hashtree) -> tuple[Superblock, int]:
-    """A descriptor's tree in dm-verity's terms, and its first hash block. Raises FormatError for impossible ones."""
-    sb = Superblock(
-        bytes(16), tree.salt, -(-tree.image_size // max(tree.data_block_size, 1)), tree.algorithm,
-        tree.data_block_size, tree.hash_block_size,
-    )  # fmt: skip
-    return sb, tree.tree_offset // tree.hash_block_size
 
 
 def original_size(fd: int) -> int:

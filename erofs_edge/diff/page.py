@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from html import escape
 from pathlib import Path
 
 from erofs_edge.diff.report import Change, Report
+from erofs_edge.writing import beside
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1b1b1b; }
@@ -54,12 +54,8 @@ def page(report: Report) -> str:
 
 def write_page(report: Report, out: Path) -> None:
     """Write the page beside its name, then rename it."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with beside(out, "the page") as temporary:
         temporary.write_text(page(report), encoding="utf-8")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _row(change: Change) -> str:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import copy_data, write_all
 from erofs_edge.errors import SourceError
+from erofs_edge.writing import sparse_beside
 
 UNIT = 4096
 """bytes: partitions start and end on blocks of the file system, as systemd-repart lays them"""
@@ -46,7 +46,8 @@ def write_ddi(
     data, tree  the file system, and the hash tree with its superblock, in files of their own
     signature   the content of the signature partition; None leaves it out
 
-    Raises SourceError where a file cannot be read or changes meanwhile, OSError where `out` cannot be written.
+    Raises SourceError where a file cannot be read or changes meanwhile, CapacityError where the disk is full, OSError
+    where `out` cannot be written otherwise.
     """
     parts = [
         _part(name, TYPE_ROOT[arch], root_hash[:16], data),
@@ -57,21 +58,11 @@ def write_ddi(
         parts.append(_part(f"{name}-verity-sig", TYPE_SIGNATURE[arch], guid, signature))
     table, starts = _table(parts, root_hash)
     head, tail = gpt.encode(table)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            os.ftruncate(fd, table.sectors * SECTOR)
-            write_all(fd, head, 0)
-            for part, start in zip(parts, starts, strict=True):
-                _write(fd, part, start)
-            write_all(fd, tail, table.sectors * SECTOR - len(tail))
-        finally:
-            os.close(fd)
-        temporary.replace(out)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    with sparse_beside(out, table.sectors * SECTOR, "the disk image") as fd:
+        write_all(fd, head, 0)
+        for part, start in zip(parts, starts, strict=True):
+            _write(fd, part, start)
+        write_all(fd, tail, table.sectors * SECTOR - len(tail))
 
 
 def _part(label: str, type_guid: uuid.UUID, guid: bytes, content: Path | bytes) -> Part:

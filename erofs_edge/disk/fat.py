@@ -7,13 +7,11 @@ that the count of clusters alone decides between FAT16 and FAT32, and the checks
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
 from array import array
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
@@ -21,6 +19,7 @@ from struct import Struct
 from erofs_edge.disk.fat_names import aliases, check_label, check_name, long_count, long_entries
 from erofs_edge.disk.sparse import copy_data, write_all
 from erofs_edge.errors import CapacityError, FormatError, SourceError
+from erofs_edge.writing import sparse_beside
 
 FAT16_MIN, FAT32_MIN = 4085, 65525  # clusters
 FAT32_MAX = 0x0FFFFFF5
@@ -120,24 +119,8 @@ def build_fat(
             where=str(out),
             hint="largest: " + ", ".join(f"{path} ({length} bytes)" for path, length in _largest(root)),
         )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            os.ftruncate(fd, size)
-            _write_volume(
-                fd, geometry, root, used=used, label=check_label(label), serial=serial, stamp=_fat_time(epoch)
-            )  # fmt: skip
-        finally:
-            os.close(fd)
-        temporary.replace(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CapacityError("no space left for the FAT volume", where=str(out)) from error
-        raise
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    with sparse_beside(out, size, "the FAT volume") as fd:
+        _write_volume(fd, geometry, root, used=used, label=check_label(label), serial=serial, stamp=_fat_time(epoch))
 
 
 def plan_geometry(size: int, sector: int = 512) -> Geometry:

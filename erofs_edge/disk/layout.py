@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from erofs_edge.disk.gpt import ALIGNMENT, guid_from
 from erofs_edge.disk.sparse import Count, Progress, copy_data, data_extents, write_all
 from erofs_edge.errors import CapacityError, ManifestError, SourceError
 from erofs_edge.manifest.model import Board, Partition, size_bytes
+from erofs_edge.writing import sparse_beside
 
 REST = "rest"
 CONTENT_TYPES = {
@@ -117,26 +116,12 @@ def write_disk(layout: DiskLayout, out: Path, progress: Progress | None = None) 
     """
     head, tail = gpt.encode(layout.table)
     count = _counter(layout, progress)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            os.ftruncate(fd, layout.size)
-            write_all(fd, head, 0)
-            for placement in layout.placements:
-                if placement.content is not None:
-                    _copy_content(placement, placement.content, fd, count)
-            write_all(fd, tail, layout.size - len(tail))
-        finally:
-            os.close(fd)
-        temporary.replace(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CapacityError("no space left for the disk image", where=str(out)) from error
-        raise
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    with sparse_beside(out, layout.size, "the disk image") as fd:
+        write_all(fd, head, 0)
+        for placement in layout.placements:
+            if placement.content is not None:
+                _copy_content(placement, placement.content, fd, count)
+        write_all(fd, tail, layout.size - len(tail))
 
 
 def _counter(layout: DiskLayout, progress: Progress | None) -> Count | None:

@@ -7,7 +7,6 @@ directory, which is reached one name at a time without following symlinks, and m
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import threading
@@ -25,6 +24,7 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.processes import forked, may_fork
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
+from erofs_edge.writing import NO_SPACE
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -107,7 +107,7 @@ def extract(
 
 def _writing(error: OSError, destination: Path) -> ErofsEdgeError:
     message = f"cannot write: {error.strerror or error}"
-    kind = CapacityError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ErofsEdgeError
+    kind = CapacityError if error.errno in NO_SPACE else ErofsEdgeError
     return kind(message, where=str(destination))
 
 

@@ -23,7 +23,6 @@ BLKSZBITS_MIN, BLKSZBITS_MAX = 9, 16
 PCLUSTER_MAX = 1 << 20  # encoded bytes of one pcluster
 LZ4_PCLUSTER_BLOCKS_MAX = 256  # fs/erofs/decompressor.c, z_erofs_load_lz4_config
 EXTENT_MAX = 12 << 20  # decoded bytes of one extent; kernels refuse more
-ROOT_NID_MAX = 0xFFFF
 BLOCKS_MAX = (1 << 48) - 1  # of an image; one less than with 32 bits, without 48BIT
 
 # feature_compat

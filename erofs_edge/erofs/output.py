@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from erofs_edge.errors import CapacityError, SourceError, UsageError
+from erofs_edge.writing import NO_SPACE
 
 GATHER = 4 << 20  # bytes collected before they are written
 VECTORS = 1000  # chunks a call takes (IOV_MAX is 1024)
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Chunk = bytes | bytearray | memoryview
 
 

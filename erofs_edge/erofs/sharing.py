@@ -17,7 +17,6 @@ from typing import NamedTuple
 from erofs_edge.erofs.compress import Segment
 from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.index import Extent
-from erofs_edge.erofs.plan import Node
 from erofs_edge.erofs.repeats import Key, Repeat, Repeats
 
 NUMBER_SHIFT = 32  # until it is placed, an extent's `place` is its piece's number above, its block of that below
@@ -161,8 +160,3 @@ def place_extent(extent: Extent, bases: dict[int, int]) -> Extent:
         return extent
     number, block = extent.place >> NUMBER_SHIFT, extent.place & (1 << NUMBER_SHIFT) - 1
     return extent._replace(place=bases[number] + block)
-
-
-def is_source(node: Node, repeats: Repeats) -> bool:
-    """Whether other files use pclusters of this one."""
-    return node in repeats.sources

@@ -8,6 +8,7 @@ import os
 
 from erofs_edge.errors import CapacityError, DeviceError, PartialWriteError
 from erofs_edge.flash.target import Target
+from erofs_edge.writing import NO_SPACE
 
 RESUME_HINT = "the same command with --resume goes on: what is right already is kept"
 
@@ -27,7 +28,7 @@ class Guarded:
             return
         where = f"{self.target.identity.path}: offset {self.offset:#x}"
         reason = error.strerror or os.strerror(error.errno or errno.EIO)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and self.target.identity.kind == "file":
+        if error.errno in NO_SPACE and self.target.identity.kind == "file":
             raise CapacityError(f"{self.doing} '{self.region}': {reason}", where=where) from error
         if error.errno in (errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM):
             raise DeviceError(

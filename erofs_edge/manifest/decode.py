@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from msgspec import NODEFAULT, inspect
+from msgspec import inspect
 
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.model import size_bytes
@@ -212,8 +212,3 @@ def _integer(node: Scalar, kind: inspect.IntType, name: str) -> int:
         bounds = f"from {low} to {high}" if kind.le is not None else f"of at least {low}"
         _mismatch(node, name, f"a number {bounds}")
     return value
-
-
-def required_keys(struct: type) -> list[str]:
-    """The keys of a struct that have no default."""
-    return [f.encode_name for f in describe(struct).fields if f.default is NODEFAULT and f.required]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import tempfile
@@ -18,6 +17,7 @@ from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.forge import Target
 from erofs_edge.qemu.tamper import Tamper, partitions
 from erofs_edge.qemu.uefi import Esp
+from erofs_edge.writing import NO_SPACE
 
 PIECE = 4 << 20
 FAT_EPOCH = 315_532_800
@@ -170,6 +170,6 @@ def copy_sparse(source: Path, target: Path) -> Path:
     except EOFError as error:
         raise ErofsEdgeError("the disk image changed while it was being copied", where=str(source)) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in NO_SPACE:
             raise CapacityError("no space left for a copy of the disk image", where=str(target)) from error
         raise ErofsEdgeError(f"cannot copy the disk image: {error.strerror}", where=str(source)) from error

@@ -7,7 +7,6 @@ import hashlib
 import os
 import stat
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,10 +56,6 @@ class Bill:
     versions: dict[str, Any]
     packages: dict[str, dict[str, Any]]
     files: list[File] = field(default_factory=list)
-
-    def of_package(self, name: str) -> Iterator[File]:
-        """The files that a package put there."""
-        return (one for one in self.files if one.origin == PACKAGE + name)
 
     @property
     def others(self) -> list[File]:

@@ -8,7 +8,6 @@ mark stands in its place that says how long the image was: an append that was ki
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
@@ -31,6 +30,7 @@ from erofs_edge.verity.blocks import (
 )
 from erofs_edge.verity.check import Verification, find_superblock, offsets_by_size, read_superblock, verify
 from erofs_edge.verity.superblock import BLOCK_MAX, SIZE, Level, Superblock, VerityInfo, is_block_size
+from erofs_edge.writing import NO_SPACE
 
 __all__ = [
     "Superblock",
@@ -270,7 +270,7 @@ def _info(sb: Superblock, root: bytes, hash_offset: int, size: int) -> VerityInf
 
 
 def _no_space(error: BaseException, path: Path) -> CapacityError | None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
         return CapacityError("no room for the verity tree", where=str(path))
     return None
 

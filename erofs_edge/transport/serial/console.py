@@ -53,7 +53,6 @@ class Console:
         self.baud = baud
         self.latency = latency
         self.prompt = b""
-        self.retries = 0  # commands that had to be given again
         self._mark = 0
 
     def open(self, patience: float = 60.0) -> Exchange[None]:
@@ -113,7 +112,6 @@ class Console:
                 return (yield from self.finish(wait))
             except LostError as error:
                 lost = error
-            self.retries += 1
             yield from self.interrupt(attempt)
         raise DeviceError(f"the console does not carry out '{_short(command)}': {lost}")
 

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that have their name only when they are complete, and what a full disk is to the user."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from erofs_edge.errors import CapacityError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""errno where the disk, a quota, or the limit of a file's size is reached"""
+
+
+@contextmanager
+def beside(out: Path, what: str) -> Iterator[Path]:
+    """A path beside `out`: renamed to it when the block ends well, gone when it does not, nor on Ctrl-C.
+
+    Raises CapacityError where there is no space left for `what`, OSError otherwise.
+    """
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(out)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise CapacityError(f"no space left for {what}", where=str(out)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def sparse_beside(out: Path, size: int, what: str) -> Iterator[int]:
+    """The descriptor of a new sparse file of `size` bytes that becomes `out`. Otherwise as `beside`."""
+    with beside(out, what) as temporary:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            os.ftruncate(fd, size)
+            yield fd
+        finally:
+            os.close(fd)

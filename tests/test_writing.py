@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that have their name only when they are complete: what is there before, afterwards, and after a failure."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.errors import CapacityError
+from erofs_edge.writing import NO_SPACE, beside, sparse_beside
+
+
+def test_the_name_is_given_at_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_bytes(b"old")
+    with beside(out, "it") as path:
+        path.write_bytes(b"new")
+        assert out.read_bytes() == b"old" and path.parent == tmp_path
+    assert out.read_bytes() == b"new"
+    with sparse_beside(out, 10_000_000, "it") as fd:
+        os.pwrite(fd, b"x", 5_000_000)
+    assert out.stat().st_size == 10_000_000 and out.stat().st_blocks * 512 < 1_000_000
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("error", [*(OSError(number, "full") for number in NO_SPACE), OSError(errno.EIO, "broken")])
+def test_a_failure_leaves_what_was_there(error: OSError, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_bytes(b"old")
+    with pytest.raises((CapacityError, OSError)) as caught, sparse_beside(out, 100, "the answer"):
+        raise error
+    if error.errno in NO_SPACE:
+        assert isinstance(caught.value, CapacityError)
+        assert (caught.value.message, caught.value.where) == ("no space left for the answer", str(out))
+    else:
+        assert caught.value is error
+    assert os.listdir(tmp_path) == ["out"] and out.read_bytes() == b"old"
+
+
+def test_ctrl_c_too(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), beside(tmp_path / "out", "it") as path:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
