@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_verify_asks_whether_the_root_hash_is_right(image: Path) -> None:
     result = run("verify", image, "--root-hash", "00" * 32)
     assert result.exit_code == 4
     assert "is this the root hash of this image?" in result.stderr
+
+
+def test_a_tree_of_another_salt_proves_nothing(image: Path, tmp_path: Path) -> None:
+    """The same data, the same sizes, and a tree that is whole in itself."""
+    trees = {salt: tmp_path / salt for salt in ("aa", "bb")}
+    roots = {
+        salt: re.findall(r"Root hash: *(\w+)", run("format", image, "--hash-device", tree, "--salt", salt).stdout)[0]
+        for salt, tree in trees.items()
+    }
+    for salt, tree in trees.items():
+        for other, root in roots.items():
+            result = run("verify", image, "--hash-device", tree, "--root-hash", root)
+            assert result.exit_code == (0 if other == salt else 4), result.output
+    assert roots["aa"] != roots["bb"]
 
 
 def test_verify_finds_the_tree_in_a_padded_slot(image: Path) -> None:
