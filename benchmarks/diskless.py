@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diskless starts in QEMU: what they read, and what a profile with prefetch saves on a slow link.
 
-usage: python benchmarks/diskless.py [--out FOLDER] [--work FOLDER] [--rate MBIT] [--round-trip MS]
+usage: python benchmarks/diskless.py [--out FOLDER] [--work FOLDER] [--rate MBIT] [--round-trip MS] [--pairs N]
 
 The system is built twice, the second time by a trace of the first one's start; the second start fetches ahead what a
 trace of its own names. Both then start over a link of ours that is slow: 20 Mbit/s, 20 ms. The boot image comes by TFTP
 from QEMU itself and is not slowed, so seconds count from the kernel on.
+
+With --pairs: that many starts from a local disk and as many diskless ones without a limit, in turn, and nothing else:
+seconds from the kernel on, and the seconds of processors that QEMU took for all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.diskless import SYSTEM, DisklessRecord, Wish, diskless_smoke
@@ -71,6 +76,33 @@ def times(record: DisklessRecord) -> float:
     return since_kernel([(stage.stage, stage.seconds) for stage in record.stages])
 
 
+def processors() -> float:
+    """Seconds of all children that have ended: QEMU's."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def pairs(out: Path, count: int) -> None:
+    """Local and diskless in turn; a table of the medians."""
+    found: dict[str, list[tuple[float, float]]] = {"local disk": [], "diskless": []}
+    for _ in range(count):
+        before = processors()
+        local = smoke(load_board(BOARD).value, out, timeout=TIMEOUT)
+        seconds = since_kernel([(stage.stage, stage.seconds) for stage in local.stages if stage.stage != "checks"])
+        found["local disk"].append((seconds, processors() - before))
+        before = processors()
+        record, _ = start(out)
+        found["diskless"].append((times(record), processors() - before))
+    print("| start | s from the kernel on | CPU s |\n| --- | --- | --- |")
+    middles = {}
+    for name, rows in found.items():
+        middles[name] = [median(column) for column in zip(*rows, strict=True)]
+        texts = (", ".join(f"{value:.1f}" for value in column) for column in zip(*rows, strict=True))
+        print(f"| {name} | {' | '.join(texts)} |")
+    ratios = (f"{a / b:.2f}x" for a, b in zip(middles["diskless"], middles["local disk"], strict=True))
+    print(f"| ratio of the medians | {' | '.join(ratios)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/qemu-aarch64"))
@@ -78,7 +110,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=20.0, help="Mbit/s")
     parser.add_argument("--round-trip", type=float, default=20.0, help="ms")
     parser.add_argument("--runs", type=int, default=1, help="Accepted as by the others; each start is made once.")
+    parser.add_argument("--pairs", type=int, default=0)
     options = parser.parse_args()
+    if options.pairs:
+        build(options.out)
+        pairs(options.out, options.pairs)
+        return
     link = {"rate": options.rate * 1e6 / 8, "delay": options.round_trip / 2000}
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)

@@ -6,7 +6,9 @@ usage: python benchmarks/update.py [--tree DIR] [--update DIR] [--scratch DIR]
 The tree (default: benchmarks/corpus.py's) is a board's system in both slots, its newer version (default: `update`
 beside it), built with `--baseline` and without, is flashed to slot b of a simulated target, by what that can do. The
 boot images are a block each, so that all numbers are of the system and its hash tree. 'floor' are the blocks of the
-system that exist nowhere in the old one. Each flash is proved by what the board would start. Prints markdown tables.
+system that exist nowhere in the old one. Each flash is proved by what the board would start. Last, what it costs to
+prove that a target is right already, against a full flash of the same: bytes on the wire of targets behind one, seconds
+of a file and (as root) of a block device on the disk, whose reads and writes are direct. Prints markdown tables.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from erofs_edge.erofs.cache import CompressionCache
@@ -37,6 +41,7 @@ from erofs_edge.toolbox.prefix import find
 from erofs_edge.verity.tree import append
 
 BLOCK = 4096
+FLASHES: tuple[tuple[str, ...], ...] = (("--full",), ())
 KINDS = {
     "read": Ability.READ,
     "hash": Ability.READ | Ability.HASH,
@@ -109,6 +114,41 @@ def _children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def proof(image: Path, kind: str, memory: bytes) -> str:
+    """One row: what crosses the wire to a target that can only read, or that hashes."""
+    crossed = []
+    for wish in (Wish(full=True), Wish()):
+        there = SimulatedTarget(SimulatedDisk(bytearray(memory)), KINDS[kind])
+        todo = prepare(image, there, wish, quiet)  # type: ignore[arg-type]
+        results = flash(todo.plan, there, quiet, found=todo.found, known=todo.known)  # type: ignore[arg-type]
+        assert wish.full or not any(result.written or result.zeroed or result.copied for result in results)
+        crossed.append((there.sent + there.answered) / 1e6)
+    return f"| behind a wire: {kind} | {crossed[1]:.2f} MB | {crossed[0]:.2f} MB | {crossed[1] / crossed[0]:.4f}x |"
+
+
+def right_already(image: Path, target: Path, runs: int = 3) -> str:
+    """One row: seconds of the clock, the least of some, in turn."""
+    times = {words: min(command(image, "--to", target, "--yes", *words)[0] for _ in range(runs)) for words in FLASHES}
+    full, right = (times[words] for words in FLASHES)
+    kind = "block device" if target.is_block_device() else "file"
+    return f"| {kind} | {right:.2f} s | {full:.2f} s | {right / full:.2f}x |"
+
+
+@contextmanager
+def loop(file: Path) -> Iterator[Path | None]:
+    """A block device of a file; None for who may not have one."""
+    words = ["losetup", "--find", "--show", "--direct-io=on", str(file)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False) if os.geteuid() == 0 else None
+    if done is None or done.returncode:
+        yield None
+        return
+    device = Path(done.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", str(device)], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path)
@@ -152,6 +192,14 @@ def main() -> None:
         ):
             clock, processors, record = command(new, "--to", card, *words)
             print(f"| {label} | {clock:.2f} | {processors:.2f} | {record['bytes_written']} |", flush=True)
+        print("\n| target | right already | full flash | ratio |\n| --- | --- | --- | --- |")
+        now = card.read_bytes()
+        for kind in ("read", "hash"):
+            print(proof(new, kind, now), flush=True)
+        print(right_already(new, card), flush=True)
+        with loop(card) as device:
+            if device is not None:
+                print(right_already(new, device), flush=True)
 
 
 def _corpus() -> Path:
