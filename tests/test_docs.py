@@ -147,6 +147,18 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
             assert path or anchor in anchors, f"{document.name}: {target}"
 
 
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached = {start := ROOT / "README.md"}
+    queue = [start]
+    while queue:
+        document = queue.pop()
+        links = re.findall(r"\]\(([^)\s#]+\.md)", document.read_text(encoding="utf-8"))
+        new = {(document.parent / link).resolve() for link in links if "://" not in link} - reached
+        reached |= new
+        queue += new
+    assert {path.name for path in set(DOCUMENTS) - reached} == set()
+
+
 def test_exit_codes_are_documented() -> None:
     rows = re.findall(r"^\| (\d+) \|[^|]*\|([^|]*)\|$", (ROOT / "docs/exit-codes.md").read_text(), re.M)
     documented = {name: int(code) for code, names in rows for name in re.findall(r"`(\w+)`", names)}
