@@ -131,8 +131,10 @@ class HeadStart:
         self._may_fork = False
         options = self._options
         if may_fork():
+            # with a profile or a baseline each extent of a file may come to stand elsewhere
+            joined = 0 if options.profile or options.baseline is not None else options.block_size
             with suppress(OSError):
-                self.crew = Crew(self._store, options.processes, options.cache, options.meter)
+                self.crew = Crew(self._store, options.processes, options.cache, options.meter, joined)
         waiting, self._waiting = self._waiting, []
         for content, pieces in waiting:
             self._start(content, pieces)

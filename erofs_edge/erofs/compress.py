@@ -123,6 +123,20 @@ class Segment(NamedTuple):
         return self.extents[-1].length if len(self.chunks) < len(self.extents) else 0
 
 
+class JoinedSegment(Segment):
+    """A segment of whole blocks that is all that is said of it, and one chunk for all of its extents."""
+
+    __slots__ = ()
+
+    @property
+    def inline(self) -> int:
+        return 0
+
+    @property
+    def fragment(self) -> int:
+        return 0
+
+
 class Cutter:
     """Cuts segments with one thread's compressors."""
 

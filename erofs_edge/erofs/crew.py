@@ -27,7 +27,7 @@ from operator import sub
 from typing import Any
 
 from erofs_edge.erofs.cache import CompressionCache
-from erofs_edge.erofs.compress import Segment
+from erofs_edge.erofs.compress import JoinedSegment, Segment
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.pipeline import Piece, Stored
@@ -48,7 +48,8 @@ and length of the piece, bytes of the path that follows"""
 LAST = 0xFFFFFFFF  # no task's number: a process says goodbye
 MESSAGES = 64 << 10  # bytes: more than a pipe can hold is never read at once
 RAW = 1 << 31
-IS_SEGMENT, IS_DENSE, HAS_DIGEST = 1, 2, 4
+END = 1 << 40  # instead of blocks: what has none is not joined
+IS_SEGMENT, IS_DENSE, HAS_DIGEST, IS_JOINED = 1, 2, 4, 8
 
 Store = Callable[[Piece], Stored]
 
@@ -76,8 +77,11 @@ class Crew:
     what changes in the processes' copies is added up here. For one thread only. Raises OSError where there can be no
     processes."""
 
-    def __init__(self, store: Store, count: int, cache: CompressionCache | None, meter: Meter | None) -> None:
-        self._store, self._cache, self._meter = store, cache, meter
+    def __init__(
+        self, store: Store, count: int, cache: CompressionCache | None, meter: Meter | None, block_size: int
+    ) -> None:
+        """`block_size`: segments of whole blocks may come as JoinedSegment; 0: none does."""
+        self._store, self._cache, self._meter, self._block_size = store, cache, meter, block_size
         self._arena = mmap.mmap(-1, UNIT * UNITS)
         self._free = (1 << UNITS) - 1
         self._returned: deque[tuple[int, int]] = deque()
@@ -166,7 +170,7 @@ class Crew:
         if not pid:
             try:
                 os.close(self._feed)
-                _work(self._tasks, there, self._arena, self._store, self._cache, self._meter)
+                self._work(there)
             finally:
                 # the end without what others want to be done at the end
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -174,6 +178,37 @@ class Crew:
         self._pids.append(pid)
         self._pipes.append(here)
         self._poll.register(here, select.POLLIN)
+
+    def _work(self, done: int) -> None:
+        """A process: task after task, until there are no more."""
+        store, cache, meter = self._store, self._cache, self._meter
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        gc.disable()
+        everything = memoryview(self._arena)
+        before = (0, 0, 0, 0, 0)
+
+        def tell(number: int, good: bool, data: int, record: int) -> None:
+            nonlocal before
+            calls, seconds = (meter.calls, meter.seconds) if meter else (0, 0.0)
+            hits, misses, damaged = (cache.hits, cache.misses, cache.damaged) if cache else (0, 0, 0)
+            problem = (cache.problem.errno or errno.EIO) if cache and cache.problem else 0
+            now = (calls, int(seconds * 1e9), hits, misses, damaged)
+            os.write(done, DONE.pack(number, good, data, record, *map(sub, now, before), problem))
+            before = now
+
+        while message := os.read(self._tasks, TASK.size):
+            number, first, units, size = TASK.unpack(message)
+            out = everything[first * UNIT : (first + units) * UNIT]
+            try:
+                data, record = _record([store(piece) for piece in _pieces(bytes(out[:size]))], out, self._block_size)
+            except Exception:  # the parent does the same, and finds what is wrong
+                tell(number, False, 0, 0)
+            else:
+                tell(number, True, data, record)
+        if cache is not None:
+            cache.close()
+        tell(LAST, True, 0, 0)
 
     def _note(self, messages: bytes) -> None:
         for number, good, data, record, calls, spent, hits, misses, damaged, problem in DONE.iter_unpack(messages):
@@ -259,27 +294,34 @@ def _pieces(task: bytes) -> list[Piece]:
     return pieces
 
 
-def _record(stored: Sequence[Stored], out: memoryview) -> tuple[int, int]:
-    """Put data to the start of a part of the arena, and behind it what it is; bytes of both. Raises ValueError where
-    there is no room."""
+def _record(stored: Sequence[Stored], out: memoryview, block_size: int) -> tuple[int, int]:
+    """Put data to the start of a part of the arena, and behind it what it is; bytes of both. Segments of whole blocks
+    are joined, unless `block_size` is 0. Raises ValueError where there is no room."""
     words = array("I")
     at = 0
     for _, segment, data, digest, dense in stored:
         chunks: Sequence[bytes | memoryview] = [data] if data is not None else segment.chunks if segment else []
+        start, lengths = at, []
+        for chunk in chunks:
+            size = len(chunk)
+            lengths.append(size)
+            out[at : at + size] = chunk
+            at += size
         if segment is None:
             words.append(0)
         else:
-            words.extend((IS_SEGMENT | dense * IS_DENSE | bool(digest) * HAS_DIGEST, len(segment.extents)))
+            numbers: list[int] = []
+            total = 0
             for length, blocks, raw, _, _ in segment.extents:
-                words.append(length)
-                words.append(blocks | raw << 31)
+                numbers += (length, blocks | raw << 31)
+                total += blocks if blocks else END
+            kind = IS_SEGMENT | dense * IS_DENSE | bool(digest) * HAS_DIGEST
+            if at - start == total * block_size:
+                kind, lengths = kind | IS_JOINED, [at - start]
+            words.extend((kind, len(segment.extents), *numbers))
             words.frombytes(digest)
-        words.append(len(chunks))
-        for chunk in chunks:
-            size = len(chunk)
-            words.append(size)
-            out[at : at + size] = chunk
-            at += size
+        words.append(len(lengths))
+        words.extend(lengths)
     at += -at % 4
     record = words.tobytes()
     out[at : at + len(record)] = record
@@ -291,19 +333,18 @@ def _results(pieces: Iterable[Piece], view: memoryview, size: int, length: int) 
     words = view[size : size + length].cast("I").tolist()
     word = at = 0
     results = []
+    new: Any = tuple.__new__  # a named tuple's own way takes twice the time
     for piece in pieces:
         if piece.twin is not None:
             results.append(Stored(piece, None, None))
             continue
         kind, word = words[word], word + 1
-        extents, digest = [], b""
+        extents: list[Extent] = []
+        digest = b""
         if kind:
             end = word + 1 + 2 * words[word]
-            fields = words[word + 2 : end : 2]
-            extents = [
-                Extent(n, field & ~RAW, field >= RAW)
-                for n, field in zip(words[word + 1 : end : 2], fields, strict=True)
-            ]
+            fields = zip(words[word + 1 : end : 2], words[word + 2 : end : 2], strict=True)
+            extents = [new(Extent, (n, field & ~RAW, field >= RAW, -1, False)) for n, field in fields]
             word = end
             if kind & HAS_DIGEST:
                 digest, word = array("I", words[word : word + 8]).tobytes(), word + 8
@@ -314,40 +355,8 @@ def _results(pieces: Iterable[Piece], view: memoryview, size: int, length: int) 
             at += one
         word = end
         if kind:
-            results.append(Stored(piece, Segment(extents, chunks), None, digest, bool(kind & IS_DENSE)))
+            segment = (JoinedSegment if kind & IS_JOINED else Segment)(extents, chunks)
+            results.append(Stored(piece, segment, None, digest, bool(kind & IS_DENSE)))
         else:
             results.append(Stored(piece, None, chunks[0]))
     return results
-
-
-def _work(
-    tasks: int, done: int, arena: mmap.mmap, store: Store, cache: CompressionCache | None, meter: Meter | None
-) -> None:
-    """A process: task after task, until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.disable()
-    everything = memoryview(arena)
-    before = (0, 0, 0, 0, 0)
-
-    def tell(number: int, good: bool, data: int, record: int) -> None:
-        nonlocal before
-        calls, seconds = (meter.calls, meter.seconds) if meter else (0, 0.0)
-        hits, misses, damaged = (cache.hits, cache.misses, cache.damaged) if cache else (0, 0, 0)
-        problem = (cache.problem.errno or errno.EIO) if cache and cache.problem else 0
-        now = (calls, int(seconds * 1e9), hits, misses, damaged)
-        os.write(done, DONE.pack(number, good, data, record, *map(sub, now, before), problem))
-        before = now
-
-    while message := os.read(tasks, TASK.size):
-        number, first, units, size = TASK.unpack(message)
-        out = everything[first * UNIT : (first + units) * UNIT]
-        try:
-            data, record = _record([store(piece) for piece in _pieces(bytes(out[:size]))], out)
-        except Exception:  # the parent does the same, and finds what is wrong
-            tell(number, False, 0, 0)
-        else:
-            tell(number, True, data, record)
-    if cache is not None:
-        cache.close()
-    tell(LAST, True, 0, 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from erofs_edge.erofs.chunks import ChunkStore
 from erofs_edge.erofs.codings import Codings
-from erofs_edge.erofs.compress import Segment, gains
+from erofs_edge.erofs.compress import JoinedSegment, Segment, gains
 from erofs_edge.erofs.contents import pieces
 from erofs_edge.erofs.extent_table import build_table
 from erofs_edge.erofs.index import Extent, build_index, layout_for
@@ -178,8 +178,12 @@ class FileStore:
             self._unsettled[node] = _Placed(block, None)
 
     def _append_segment(self, segment: Segment, key: Key) -> None:
-        chunks: list[Chunk] = []
         self._tail = b""
+        if type(segment) is JoinedSegment:
+            self._sink.append(segment.chunks)
+            self._extents += segment.extents
+            return
+        chunks: list[Chunk] = []
         number = self._repeats.numbers.get(key)
         if number is not None:
             self._bases[number] = self._sink.position // self._block_size

@@ -143,7 +143,7 @@ def test_with_little_memory_threads_do_the_rest(
 
 def test_results_that_do_not_fit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = crew._record
-    monkeypatch.setattr(crew, "_record", lambda stored, out: record(stored, out[:100_000]))
+    monkeypatch.setattr(crew, "_record", lambda stored, out, size: record(stored, out[:100_000], size))
     assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
 
 
@@ -258,7 +258,7 @@ def test_memory_is_used_again(tmp_path: Path) -> None:
         assert content is not None
         return Stored(piece, None, content.read(piece.offset, piece.length))
 
-    one = Crew(store, 1, None, None)
+    one = Crew(store, 1, None, None, 4096)
     try:
         everything = one._free
         for _ in range(2):
