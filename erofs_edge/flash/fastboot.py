@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from erofs_edge.disk import android_sparse
+from erofs_edge.disk.android_sparse import BLOCK
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import CapacityError, DeviceRefusedError, SourceError
 from erofs_edge.transport.fastboot import client
@@ -46,7 +47,7 @@ class Fastboot:
         size, limit = _size(image), self._limit()
         if size > limit:
             raise CapacityError(f"the device holds {limit} bytes, the image has {size}", where=str(image))
-        self._device.run(client.download(size, _parts(image, size), self._say))
+        self._device.run(client.download(size, _parts(image, size, size), self._say))
 
     def flash(self, partition: str, image: Path, progress: Progress = lambda done, total: None) -> int:
         """Make a partition hold an image; the bytes sent. Zeros are sent as such, not byte by byte.
@@ -65,7 +66,15 @@ class Fastboot:
                 self.stage(image)
                 self.command(f"flash:{partition}")
                 return size
-            pieces = android_sparse.plan_pieces(size, extents, self._limit())
+            limit = self._limit()
+            pieces = android_sparse.plan_pieces(size, extents, limit)
+            filled = -(-size // BLOCK) * BLOCK
+            if filled <= limit and all(run.has_data for piece in pieces for run in piece.runs):
+                # without a hole: as it is, which U-Boot writes from where it lies in memory, aligned
+                self._device.run(client.download(filled, _parts(image, size, filled), self._say))
+                self.command(f"flash:{partition}")
+                progress(filled, filled)
+                return filled
             total, sent = sum(piece.size for piece in pieces), 0
             for piece in pieces:
                 parts = piece.encode(lambda offset, length: os.pread(file.fileno(), length, offset))
@@ -102,10 +111,13 @@ def _size(image: Path) -> int:
     return size
 
 
-def _parts(image: Path, size: int) -> Iterator[bytes]:
+def _parts(image: Path, size: int, filled: int) -> Iterator[bytes]:
+    """The file, and zeros until there are `filled` bytes."""
     with image.open("rb") as file:
         for at in range(0, size, PART):
             data = file.read(min(PART, size - at))
             if not data:
                 raise SourceError("the image became shorter while it was being read", where=str(image))
             yield data
+    if filled > size:
+        yield bytes(filled - size)

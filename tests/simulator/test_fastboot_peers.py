@@ -83,6 +83,22 @@ def test_our_client_with_our_device(wire: str, device: FastbootDevice, image: Pa
     assert all(len(word) <= 64 for word in device.log)
 
 
+def test_an_image_without_holes_goes_as_it_is(device: FastbootDevice, tmp_path: Path) -> None:
+    """As one download, if the device holds it; else, or with a hole, in sparse pieces."""
+    content = random.Random(7).randbytes(device.memory - 1000)
+    (tmp_path / "image").write_bytes(content)
+    with serve_tcp(device) as address, open_device(address) as opened:
+        fastboot = Fastboot(opened)
+        assert fastboot.flash("system", tmp_path / "image") == device.memory
+        assert bytes(device.partitions["system"][: device.memory]) == content + bytes(1000)
+        assert [word for word in device.log if word.startswith("download")] == [f"download:{device.memory:08x}"]
+        device.log.clear()
+        with (tmp_path / "image").open("ab") as file:
+            file.write(bytes(5000))
+        fastboot.flash("system", tmp_path / "image")
+    assert len([word for word in device.log if word.startswith("download")]) == len(("one", "two"))
+
+
 def test_a_device_that_is_silent_about_slots(device: FastbootDevice) -> None:
     device.quirks = frozenset({"no-slots"})
     with serve_tcp(device) as address, open_device(address) as opened:
