@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(1200)]
 README = Path(__file__).parent.parent / "README.md"
 COMMANDS = re.findall(r"^\| `(erofs-edge [^`]+)`", README.read_text(), re.M)
 

@@ -24,8 +24,6 @@ from erofs_edge.errors import ErofsEdgeError, ManifestError, PackagesGoneError
 from erofs_edge.manifest.load import load_lock
 from erofs_edge.sources.debian.lock import Relocked
 
-pytestmark = pytest.mark.timeout(300)
-
 
 def run(edge: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([edge, *arguments], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 LEFT_OUT = {".state.json", ".lock"}  # private notes beside the outputs: times and inode numbers
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from erofs_edge.manifest.load import load_system
 
-pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(1200)]
 
 
 def test_edge_minimal_boots_and_passes_its_checks(edge: str, repository: Path, tmp_path: Path) -> None:

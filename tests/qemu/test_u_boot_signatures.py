@@ -21,7 +21,7 @@ from erofs_edge.boot.fit import SIGNATURE_PATH, public_key_node
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.trust.signer import KeySigner
 
-pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu")]
 SIZES = (2048, 3072, 4096)
 STEP = 256 << 10
 

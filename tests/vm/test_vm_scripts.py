@@ -24,7 +24,7 @@ from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.sources.debian.scripted.compare import read_explanations
 from erofs_edge.tree import Inode
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("vm-scripts")]
+pytestmark = pytest.mark.xdist_group("vm-scripts")
 
 ESSENTIAL = """
     base-files base-passwd coreutils dash debianutils diffutils dpkg gcc-14-base grep libacl1 libattr1 libbz2-1.0

@@ -23,7 +23,7 @@ class FakeMirror:
     cut      the connection breaks after so many bytes of each answer, as often as `cuts` says (default: always)
     status   answer with this status instead
     pause    seconds before each 10,000 bytes
-    hold     nothing after so many bytes of an answer until `go` is set
+    hold     nothing after so many bytes of an answer until `go` is set; `held_up` says that nobody did in two minutes
     ranges   whether ranges are served
     hang_up  close the connection after each answer without having said so
     refusal  the body of answers with a status that is no success
@@ -38,6 +38,7 @@ class FakeMirror:
         self.pause: dict[str, float] = {}
         self.hold: dict[str, int] = {}
         self.go = threading.Event()
+        self.held_up = False
         self.ranges = True
         self.hang_up = False
         self.refusal = b"no"
@@ -130,8 +131,8 @@ class FakeMirror:
             limit = min(limit, self.cut[path])
         for at in range(0, limit, 10_000):
             time.sleep(self.pause.get(path, 0))
-            if at >= self.hold.get(path, limit):
-                self.go.wait(250)
+            if at >= self.hold.get(path, limit) and not self.go.wait(120):
+                self.held_up = True
             piece = body[at : min(at + 10_000, limit)]
             self.sent[path] += len(piece)  # before the client can have it: it may look at once
             try:

@@ -20,7 +20,7 @@ from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.sources.debian.unpack import unpack
 from erofs_edge.tree import FileTree
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture

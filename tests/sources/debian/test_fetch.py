@@ -267,7 +267,7 @@ def test_processes_that_want_the_same_download_it_once(server: FakeMirror, cache
 
 
 def test_a_failure_ends_the_others_at_once(server: FakeMirror, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that waits for its server would do so until this test is given up."""
+    """A thread that waited for its server would do so until that gives up."""
     monkeypatch.setattr(download, "TIMEOUT", 1000.0)
     slow = [server.add(f"slow{i}", BIG + bytes([i])) for i in range(3)]
     bad = server.add("bad", b"good content")
@@ -276,7 +276,7 @@ def test_a_failure_ends_the_others_at_once(server: FakeMirror, cache: Cache, mon
         server.hold["/debian/" + package.path] = 0
     with pytest.raises(VerificationError, match="bad"):
         fetch([*slow, bad], server.mirror(), cache)
-    assert not server.go.is_set()
+    assert not server.held_up
     server.go.set()
 
 
