@@ -60,7 +60,7 @@ def test_googles_client_with_our_device(wire: str, device: FastbootDevice, image
     # its own sparse pieces leave holes as they are: only the data is sure
     assert device.partitions["system"][: MIB + 5000] == content[: MIB + 5000]
     assert sum(word.startswith("flash") for word in device.log) >= 3
-    assert device.partitions["boot_a"] == b"\xff" * MIB
+    assert bytes(device.partitions["boot_a"][:]) == b"\xff" * MIB
     assert device.slot == "b"
 
 
@@ -75,7 +75,7 @@ def test_our_client_with_our_device(wire: str, device: FastbootDevice, image: Pa
         padded = content + bytes(-len(content) % 4096)
         assert device.partitions["system"][: len(padded)] == padded
         assert device.partitions["system"][len(padded) :] == b"\xee" * (4 * MIB - len(padded))
-        assert fastboot.fetch("fetch:system") == device.partitions["system"]
+        assert fastboot.fetch("fetch:system") == bytes(device.partitions["system"][:])
         with pytest.raises(CapacityError, match="needs"):
             fastboot.flash("boot_a", image)
         with pytest.raises(DeviceRefusedError, match="no such slot"):
