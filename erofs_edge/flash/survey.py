@@ -21,8 +21,9 @@ from erofs_edge.flash.plan import Region
 from erofs_edge.flash.target import BLOCK, Ability, Target
 
 CHUNK = 4 << 20  # bytes that are compared at once
-NEAR = 256 << 10
-"""the same of a file: what fits the processor's cache costs less, as larger pieces are memory that is new each time"""
+NEAR = {"file": 256 << 10, "block": 1 << 20}
+"""the same of what is read by this machine: larger pieces leave the processor's cache, and are memory that is new each
+time, which costs more than to read them"""
 STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
 WINDOW = 32 << 20  # bytes that one exchange of digests is about
 NOWHERE = bytes(CHUNK)
@@ -106,7 +107,7 @@ def differences(
     """(whether the image has data there, start, end) of all that differs: first in the data, then in the holes."""
     done, name = 0, target.hash_name
     by_hash = Ability.HASH in target.abilities
-    piece = WINDOW if by_hash else NEAR if target.identity.kind == "file" else CHUNK
+    piece = WINDOW if by_hash else NEAR.get(target.identity.kind, CHUNK)
     for start, length in chunks(region.data, piece):
         want = image.read(start - region.shift, length)
         found = (

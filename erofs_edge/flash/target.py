@@ -287,6 +287,7 @@ class BlockTarget(PlainTarget):
         self._identity = identity
         self._fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
         self._direct = -1
+        self._buffer = mmap.mmap(-1, DIRECT_ALIGN)
         with suppress(OSError):  # a device that cannot: buffered reads after the cache was dropped
             self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         self._zeroout = True
@@ -308,15 +309,17 @@ class BlockTarget(PlainTarget):
             return _read(self._fd, offset, length)
         start = offset - offset % DIRECT_ALIGN
         span = -(-(offset + length - start) // DIRECT_ALIGN) * DIRECT_ALIGN
-        with mmap.mmap(-1, span) as buffer:
-            done = 0
-            while done < span:
-                with memoryview(buffer) as view, view[done:] as rest:
-                    got = os.preadv(self._direct, [rest], start + done)
-                done += got
-                if not got or got % DIRECT_ALIGN:
-                    break
-            return buffer[offset - start : min(done, offset - start + length)]
+        if len(self._buffer) < span:  # kept: memory that is new each time costs as much as the reading
+            self._buffer.close()
+            self._buffer = mmap.mmap(-1, span)
+        done = 0
+        while done < span:
+            with memoryview(self._buffer) as view, view[done:span] as rest:
+                got = os.preadv(self._direct, [rest], start + done)
+            done += got
+            if not got or got % DIRECT_ALIGN:
+                break
+        return self._buffer[offset - start : min(done, offset - start + length)]
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         return os.pwrite(self._fd, data, offset)
@@ -349,6 +352,7 @@ class BlockTarget(PlainTarget):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._direct = -1
+        self._buffer.close()
 
 
 def _unable(what: str) -> OSError:
