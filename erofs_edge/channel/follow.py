@@ -22,8 +22,10 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from erofs_edge.channel.fetch import Fetched, Progress, make_image
 from erofs_edge.channel.index import parse_index
+from erofs_edge.channel.sigstore import check_image, check_record, demanded, remembered
 from erofs_edge.errors import ErofsEdgeError, FormatError, MirrorError, SourceError, UsageError, VerificationError
 from erofs_edge.sources.http import Client, GoneError, public
+from erofs_edge.trust.sigstore import Policy
 
 INDEX_MAX = 256 << 20  # bytes
 
@@ -61,13 +63,16 @@ class Release:
 
 
 class Channel:
-    """The channel at a URL, refreshed. `root`: the first root, needed on the first visit.
+    """The channel at a URL, refreshed. `root`: the first root, needed on the first visit. `policy`: whose Sigstore
+    bundles count, remembered; the channel's own policy is asked for besides.
 
     Raises UsageError without a root, VerificationError for metadata that is expired, older than what was seen, not
     signed by enough keys or does not fit together, MirrorError where the server cannot be reached.
     """
 
-    def __init__(self, url: str, root: Path | None = None, state: Path | None = None) -> None:
+    def __init__(
+        self, url: str, root: Path | None = None, state: Path | None = None, policy: Policy | None = None
+    ) -> None:
         self.url = url.rstrip("/")
         name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self.folder = (state or state_directory()) / name
@@ -91,6 +96,7 @@ class Channel:
                 bootstrap=None if root is None else _read(root),
             )
             self._updater.refresh()
+        self._policies = demanded(self._find, remembered(self.folder, policy), self.url)
 
     def __enter__(self) -> Channel:
         return self
@@ -113,6 +119,7 @@ class Channel:
             raise FormatError(f"not a release record: {error}", where=self.url) from error
         if not isinstance(value, dict) or value.get("board") != board:
             raise VerificationError(f"the record is not one of the board '{board}'", where=self.url)
+        check_record(raw, board, self._find, self._policies, self.url)
         return value
 
     def release(self, board: str, seeds: Sequence[Path] = (), progress: Progress | None = None) -> Release:
@@ -125,14 +132,23 @@ class Channel:
         image = self.folder / f"{board}.img"
         blocks = f"{self.url}/blocks/{hashlib.sha256(raw).hexdigest()}.{board}"
         fetched = make_image(parse_index(raw), blocks, image, [image, *seeds], self.client, progress)
+        if self._policies:
+            check_image(image, record, self.url)
         return Release(board, record, image, fetched)
 
     def _target(self, name: str, most: int) -> bytes:
+        found = self._find(name, most)
+        if found is None:
+            known = ", ".join(self.boards())
+            raise UsageError(f"the channel has no {name}", where=self.url, hint=f"boards: {known or 'none'}")
+        return found
+
+    def _find(self, name: str, most: int) -> bytes | None:
+        """A target, None where the channel has none of that name."""
         with _Told(self.url):
             info = self._updater.get_targetinfo(name)
             if info is None:
-                known = ", ".join(self.boards())
-                raise UsageError(f"the channel has no {name}", where=self.url, hint=f"boards: {known or 'none'}")
+                return None
             if info.length > most:
                 raise FormatError(f"{name} has {info.length} bytes", where=self.url)
             path = self._updater.find_cached_target(info) or self._updater.download_target(info)

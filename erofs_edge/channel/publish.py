@@ -4,7 +4,8 @@
 The metadata is TUF's (specification 1.0, consistent snapshots), written with python-tuf. On the web server lie
 
     metadata/   N.root.json, N.targets.json, N.snapshot.json, timestamp.json
-    targets/    for each board its release record and the index of its disk image, behind their SHA-256
+    targets/    for each board its release record, the index of its disk image and perhaps a Sigstore bundle, behind
+                their SHA-256
     blocks/     the blocks of the images, named after their index: read in ranges, each proved by the index
 """
 
@@ -23,9 +24,11 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 
 from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.channel.index import write_index
+from erofs_edge.channel.sigstore import POLICY_TARGET, staged_targets
 from erofs_edge.channel.tuf_keys import ChannelSigner, tuf_key
 from erofs_edge.errors import FormatError, SourceError, UsageError
 from erofs_edge.trust.key import Signer
+from erofs_edge.trust.sigstore import Policy, read_policy
 
 METADATA, TARGETS, BLOCKS = "metadata", "targets", "blocks"
 STAGED = "staged.json"
@@ -62,28 +65,37 @@ def init(folder: Path, keys: Mapping[str, Keys], *, now: datetime, days: Mapping
     return _write(folder, "1.root", _signed(Metadata(root), root, "root", keys["root"].signers))
 
 
-def add(folder: Path, out: Path) -> list[str]:
+def add(folder: Path, out: Path, policy: Policy | None = None) -> list[str]:
     """Put the build or release in `out` into the channel's folder, to be signed by the next `publish`; its targets.
 
-    Raises ErofsEdgeError where there is no build or no channel.
+    policy  whose Sigstore bundle every release of the channel has from now on
+
+    Raises ErofsEdgeError where there is no build or no channel, VerificationError where the channel's policy does not
+    take the build's bundle.
     """
     _latest_root(folder)
     record = read_release(out)
     board = str(record["board"])
+    policy = policy or _policy(folder)
+    bundles = staged_targets(out, board, [] if policy is None else [policy], policy)
     scratch = folder / BLOCKS / f".{board}"
     index = write_index(out / DISK, scratch).encode()
     scratch.replace(folder / BLOCKS / f"{hashlib.sha256(index).hexdigest()}.{board}")
     staged = _staged(folder)
-    for name, data in ((f"{board}.json", (out / RELEASE).read_bytes()), (f"{board}.index", index)):
-        digest = hashlib.sha256(data).hexdigest()
-        _replace(folder / TARGETS / f"{digest}.{name}", data)
-        staged[name] = {"length": len(data), "sha256": digest}
+    targets: dict[str, bytes | None] = {f"{board}.json": (out / RELEASE).read_bytes(), f"{board}.index": index}
+    targets |= bundles
+    for name, data in targets.items():
+        staged[name] = None
+        if data is not None:
+            digest = hashlib.sha256(data).hexdigest()
+            _replace(folder / TARGETS / f"{digest}.{name}", data)
+            staged[name] = {"length": len(data), "sha256": digest}
     _replace(folder / STAGED, json.dumps(staged, indent=1, sort_keys=True).encode() + b"\n")
     kept = {folder / BLOCKS / f"{staged[f'{board}.index']['sha256']}.{board}"}
     old = sorted(set((folder / BLOCKS).glob(f"*.{board}")) - kept, key=lambda path: -path.stat().st_mtime_ns)
     for path in old[KEPT - 1 :]:
         path.unlink()
-    return [f"{board}.json", f"{board}.index"]
+    return [name for name, data in targets.items() if data is not None]
 
 
 def publish(
@@ -103,7 +115,9 @@ def publish(
         fresh.version = 1 if targets is None else fresh.version + 1
         fresh.expires = _expiry(now, days["targets"])
         for name, entry in staged.items():
-            fresh.targets[name] = TargetFile(entry["length"], {"sha256": entry["sha256"]}, name)
+            fresh.targets.pop(name, None)
+            if entry is not None:
+                fresh.targets[name] = TargetFile(entry["length"], {"sha256": entry["sha256"]}, name)
         targets = Metadata(fresh)
         data = _signed(targets, root, "targets", signers)
         _write(folder, f"{fresh.version}.targets", data)
@@ -204,6 +218,16 @@ def _staged(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text())) if path.exists() else {}
     except ValueError as error:
         raise SourceError(f"not a list of what was added: {error}", where=str(path), hint="add it again") from error
+
+
+def _policy(folder: Path) -> Policy | None:
+    """What the channel demands: as it was added, or is published."""
+    entry = _staged(folder).get(POLICY_TARGET)
+    digest = entry["sha256"] if entry else None
+    published = _latest(folder, "targets", Targets)
+    if digest is None and published is not None and POLICY_TARGET in published.signed.targets:
+        digest = published.signed.targets[POLICY_TARGET].hashes["sha256"]
+    return None if digest is None else read_policy(folder / TARGETS / f"{digest}.{POLICY_TARGET}")
 
 
 def _meta(version: int, data: bytes) -> MetaFile:

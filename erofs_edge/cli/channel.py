@@ -67,14 +67,21 @@ def init(
 @channel.command()
 @click.argument("folder", type=_FOLDER)
 @click.argument("out", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--sigstore", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="POLICY",
+              help="From now on each release has a Sigstore bundle that this takes (`keys sigstore`).")  # fmt: skip
 @json_option
-def add(folder: Path, out: Path, as_json: bool) -> None:
-    """Put the release (or build) in OUT into the channel; `publish` makes it visible."""
+def add(folder: Path, out: Path, sigstore: Path | None, as_json: bool) -> None:
+    """Put the release (or build) in OUT into the channel; `publish` makes it visible.
+
+    The Sigstore bundle over its release.json goes with it: release.json.sigstore.json in OUT.
+    """
     _needed()
     from erofs_edge.channel.publish import add as put
+    from erofs_edge.trust.sigstore import read_policy
 
+    policy = None if sigstore is None else read_policy(sigstore)
     with step("Blocks of the image"):
-        names = put(folder, out)
+        names = put(folder, out, policy)
     if as_json:
         emit_json({"folder": str(folder), "targets": names})
     else:

@@ -41,6 +41,8 @@ DISK = "disk.img"
 @click.option("--from", "old", metavar="OLD|URL", help="What another slot may hold: IMAGE or OUTDIR; or a channel.")
 @click.option("--channel-root", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
               help="Of the channel, on the first visit: its first root.")  # fmt: skip
+@click.option("--sigstore", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="POLICY",
+              help="Of the channel, remembered: whose Sigstore bundles count (`keys sigstore`).")  # fmt: skip
 @click.option("--whole", is_flag=True, help="Take the target for blank: partition table, all slots, empty data.")
 @click.option("--full", is_flag=True, help="Write all blocks, whatever the target holds.")
 @click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PUB",
@@ -65,6 +67,7 @@ def flash(
     slot: str | None,
     old: str | None,
     channel_root: Path | None,
+    sigstore: Path | None,
     whole: bool,
     full: bool,
     key: Path | None,
@@ -87,7 +90,10 @@ def flash(
     from erofs_edge.flash.targets import find_target
 
     if old is not None and "://" in old and image is None:
-        image, old, what = from_channel(old, channel_root, what, to), None, what if to.startswith(SCHEME) else None
+        image, old = from_channel(old, channel_root, sigstore, what, to), None
+        what = what if to.startswith(SCHEME) else None
+    elif sigstore is not None:
+        raise UsageError("--sigstore is for channels", hint="erofs-edge verify OUT --sigstore POLICY for a folder")
     if (what is None) == (image is None) and not (what and to.startswith(SCHEME)):
         raise UsageError("what is to be written: BOARD, OUTDIR, IMAGE or --image, one of them")
     if plan_only + verify_only + repair > 1 or (repair and (whole or full)) or (whole and slot):

@@ -11,13 +11,17 @@ from erofs_edge.cli.output import note, size_text, step
 from erofs_edge.errors import SourceError, UsageError
 
 
-def from_channel(url: str, root: Path | None, what: Path | None, to: str) -> Path:
+def from_channel(url: str, root: Path | None, sigstore: Path | None, what: Path | None, to: str) -> Path:
     """The image that the channel at a URL offers for the board of `what` (a board file), or for its only board.
+
+    root      the channel's first root, on the first visit
+    sigstore  a policy for its Sigstore bundles, remembered
 
     Raises as `Channel` does, UsageError where it is not clear which board.
     """
     _needed()
     from erofs_edge.channel.follow import Channel
+    from erofs_edge.trust.sigstore import read_policy
 
     board = None
     if what is not None:
@@ -26,8 +30,9 @@ def from_channel(url: str, root: Path | None, what: Path | None, to: str) -> Pat
         from erofs_edge.manifest.load import load_board
 
         board = load_board(what).value.board
+    policy = None if sigstore is None else read_policy(sigstore)
     with step("Following the channel"):
-        channel = Channel(url, root)
+        channel = Channel(url, root, policy=policy)
     with channel:
         boards = channel.boards()
         if board is None and len(boards) != 1:

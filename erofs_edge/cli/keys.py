@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge keys`: make, list, show and rotate signing keys."""
+"""`erofs-edge keys`: make, list, show and rotate signing keys; policies for Sigstore bundles."""
 
 from __future__ import annotations
 
@@ -121,6 +121,29 @@ def rotate(name: str, kind: str | None, encrypt: bool, as_json: bool) -> None:
     secret = passphrase(None, f"the new {path.name}", confirm=True) if encrypt else None
     kept = rotate_key(path, kind=kind, secret=secret)
     _report(_written(path) | {"kept": str(kept)}, as_json)
+
+
+@keys.command()
+@click.option("--root", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True,
+              metavar="FILE", help="A trusted_root.json: the authorities and logs of a Sigstore.")  # fmt: skip
+@click.option("--identity", required=True, metavar="TEXT", help="In the certificate: a mail address, or a workflow.")
+@click.option("--issuer", required=True, metavar="URL", help="Who vouches for the identity.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="POLICY")
+@json_option
+def sigstore(root: Path, identity: str, issuer: str, output: Path, as_json: bool) -> None:
+    """Write a policy: whose Sigstore bundles count, for `verify`, `flash --from` and `channel add`."""
+    import json
+
+    from erofs_edge.errors import FormatError
+    from erofs_edge.trust.sigstore import Policy, check_root, parse_policy
+
+    try:
+        policy = Policy(identity, issuer, json.loads(root.read_bytes()))
+    except ValueError as error:
+        raise FormatError(f"not a trusted root: {error}", where=str(root)) from error
+    check_root(parse_policy(policy.encode(), str(root)), str(root))
+    output.write_bytes(policy.encode())
+    _report({"policy": str(output), "identity": identity, "issuer": issuer}, as_json)
 
 
 def _path(name: str) -> Path:

@@ -21,19 +21,25 @@ if TYPE_CHECKING:
               help="The public key, or a certificate of it, in PEM: from a place that you trust.")  # fmt: skip
 @click.option("--signature", type=click.Path(exists=True, path_type=Path, dir_okay=False), metavar="FILE",
               help="Of a system image's root hash, PKCS#7 or JSON (default: what lies beside it).")  # fmt: skip
+@click.option("--sigstore", type=click.Path(exists=True, path_type=Path, dir_okay=False), metavar="POLICY",
+              help="A Sigstore bundle over release.json is there that this takes (`keys sigstore`).")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs).")
 @json_option
-def verify(target: Path, key: Path, signature: Path | None, jobs: int | None, as_json: bool) -> None:
+def verify(
+    target: Path, key: Path, signature: Path | None, sigstore: Path | None, jobs: int | None, as_json: bool
+) -> None:
     """Check everything that a key vouches for: partition table, vbmeta or FIT, root hash, tree, file system.
 
     TARGET is the folder of a build, a disk or its image, a FIT, a vbmeta, a partition with AVB's footer, a system
     image with its hash tree, or a release.json. Exit code 4 where anything does not match or is not signed.
     """
     from erofs_edge.trust.key import algorithm, fingerprint, read_public_key
+    from erofs_edge.trust.sigstore import read_policy
     from erofs_edge.verify.path import verify_path
 
     public = read_public_key(key, key.name.removesuffix(".pem").removesuffix(".pub"))
-    verdict = verify_path(target, public, signature=signature, jobs=jobs)
+    policy = None if sigstore is None else read_policy(sigstore)
+    verdict = verify_path(target, public, signature=signature, jobs=jobs, policy=policy)
     if as_json:
         emit_json(
             {

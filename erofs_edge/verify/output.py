@@ -18,6 +18,7 @@ from erofs_edge.trust.certificate import load_certificate
 from erofs_edge.trust.dsse import SIZE_MAX, unseal
 from erofs_edge.trust.key import VerificationKey, public_key_der, read_public_key
 from erofs_edge.trust.root_hash import verify_detached, verify_root_hash, verify_verity_signature
+from erofs_edge.trust.sigstore import BUNDLE
 from erofs_edge.verify.checks import Verdict
 from erofs_edge.verify.disk import find_table, verify_disk
 from erofs_edge.verify.system import check_file_system, check_tree
@@ -107,7 +108,7 @@ def _check_release(out: Path, files: dict[str, tuple[int, str]], verdict: Verdic
         for name, sha256 in statement.subjects.items():
             if name not in files or files[name][1] != sha256:
                 raise VerificationError(f"it speaks of another {name} than {RELEASE} lists")
-    known = {*files, RELEASE, RELEASE_SIGNATURE}
+    known = {*files, RELEASE, RELEASE_SIGNATURE, RELEASE + BUNDLE}
     for path in sorted(out.iterdir()):
         if path.name not in known and not path.name.startswith("."):
             with verdict.check(path.name, RELEASE):

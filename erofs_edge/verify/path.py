@@ -8,12 +8,14 @@ import os
 from pathlib import Path
 
 from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
+from erofs_edge.build.record import RELEASE
 from erofs_edge.build.signing import ROOT_HASH_SIGNATURE, VERITY_SIGNATURE
 from erofs_edge.errors import ErofsEdgeError, VerificationError
 from erofs_edge.trust import avb
 from erofs_edge.trust.authenticode import verify_image
 from erofs_edge.trust.key import VerificationKey
 from erofs_edge.trust.root_hash import parse_verity_signature, verify_detached, verify_root_hash
+from erofs_edge.trust.sigstore import BUNDLE, BUNDLE_MAX, Policy, check_bundle
 from erofs_edge.verify.checks import Verdict
 from erofs_edge.verify.disk import (
     find_table,
@@ -33,14 +35,24 @@ from erofs_edge.verity.tree import root_hash as compute
 SIGNATURE_MAX = 4 << 20
 
 
-def verify_path(path: Path, key: VerificationKey, *, signature: Path | None = None, jobs: int | None = None) -> Verdict:
+def verify_path(
+    path: Path,
+    key: VerificationKey,
+    *,
+    signature: Path | None = None,
+    jobs: int | None = None,
+    policy: Policy | None = None,
+) -> Verdict:
     """Everything at a path, checked against a public key.
 
     signature  of a system image's root hash, PKCS#7 or JSON; by default what lies beside it
+    policy     whose Sigstore bundle there is besides, over a build's record
 
     Raises ErofsEdgeError only where the path cannot be read; anything that is wrong is in the verdict.
     """
     verdict = Verdict()
+    if policy is not None:
+        _check_sigstore(path, policy, verdict)
     if path.is_dir():
         verify_output(path, key, verdict, jobs=jobs)
         return verdict
@@ -83,6 +95,20 @@ def _verify_file(
             _verify_partition(walk, path, whole, signature)
         elif row.ok and table is not None:
             verify_disk(fd, table, walk)
+
+
+def _check_sigstore(path: Path, policy: Policy, verdict: Verdict) -> None:
+    """The bundle beside the record in a folder, or beside a record."""
+    record = path / RELEASE if path.is_dir() else path
+    bundle = record.with_name(record.name + BUNDLE)
+    with verdict.check(bundle.name, f"{policy.identity}, {policy.issuer}") as row:
+        if not bundle.is_file():
+            raise VerificationError(
+                "no Sigstore bundle", hint=f"of {RELEASE} in a build's folder: {RELEASE}{BUNDLE} beside it"
+            )
+        with bundle.open("rb") as handle:
+            seen = check_bundle(handle.read(BUNDLE_MAX + 1), record.read_bytes(), policy)
+        row.against += f", entry {seen.index} of the log, {seen.time:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _verify_partition(walk: Walk, path: Path, whole: Part, signature: Path | None) -> None:

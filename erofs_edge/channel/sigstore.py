@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sigstore bundles in a channel: what the channel, or who follows it, demands beside TUF's signatures.
+
+Two more targets: `sigstore.policy`, which says whose bundles count, and for each board `BOARD.sigstore`, the bundle
+over its release record. The record names the disk image by its digest, so that the bundle speaks of the image, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.build.record import RELEASE
+from erofs_edge.disk.sparse import sparse_sha256
+from erofs_edge.errors import VerificationError
+from erofs_edge.trust.sigstore import BUNDLE, BUNDLE_MAX, POLICY_MAX, Policy, check_bundle, parse_policy, read_policy
+
+POLICY_TARGET = "sigstore.policy"
+REMEMBERED = "sigstore.json"
+"""in the state of who follows: the policy that was given once"""
+
+
+def bundle_target(board: str) -> str:
+    """Name of the target with a board's bundle."""
+    return f"{board}.sigstore"
+
+
+def bundle_beside(out: Path) -> Path:
+    """Where a build's folder has the bundle over its release record."""
+    return out / (RELEASE + BUNDLE)
+
+
+def read_bundle(path: Path, where: str) -> bytes:
+    """A bundle. Raises VerificationError where there is none."""
+    try:
+        with path.open("rb") as handle:
+            return handle.read(BUNDLE_MAX + 1)
+    except OSError as error:
+        raise VerificationError(
+            "a Sigstore bundle is demanded, and there is none", where=where,
+            hint=f"sign {RELEASE} with Sigstore: the bundle is {RELEASE}{BUNDLE}",
+        ) from error  # fmt: skip
+
+
+def staged_targets(out: Path, board: str, policies: list[Policy], policy: Policy | None) -> dict[str, bytes | None]:
+    """Targets that an added build brings, by name; None for one that goes, as its bundle was of another build.
+
+    policies  what the channel demands: the build's bundle is checked before anybody sees it
+    policy    what it demands from now on
+
+    Raises as `check_bundle` does.
+    """
+    path = bundle_beside(out)
+    for one in policies:
+        check_bundle(read_bundle(path, str(out)), (out / RELEASE).read_bytes(), one, str(path))
+    found: dict[str, bytes | None] = {bundle_target(board): None}
+    if path.is_file():
+        found[bundle_target(board)] = read_bundle(path, str(out))
+    if policy is not None:
+        found[POLICY_TARGET] = policy.encode()
+    return found
+
+
+def remembered(folder: Path, given: Policy | None) -> Policy | None:
+    """The policy of who follows: what is given, kept in the folder of the channel's state; or what was given before."""
+    path = folder / REMEMBERED
+    if given is None:
+        return read_policy(path) if path.exists() else None
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(given.encode())
+    temporary.replace(path)
+    return given
+
+
+Get = Callable[[str, int], bytes | None]
+"""(name, most bytes) → a target of the channel, None where it has none"""
+
+
+def demanded(get: Get, mine: Policy | None, where: str) -> list[Policy]:
+    """What a bundle must fulfil: the channel's policy, and that of who follows."""
+    raw = get(POLICY_TARGET, POLICY_MAX)
+    policies = [] if raw is None else [parse_policy(raw, where)]
+    return policies if mine is None else [*policies, mine]
+
+
+def check_record(raw: bytes, board: str, get: Get, policies: list[Policy], where: str) -> None:
+    """Raises VerificationError where a policy does not take the bundle over a release record, or there is none."""
+    if not policies:
+        return
+    bundle = get(bundle_target(board), BUNDLE_MAX)
+    if bundle is None:
+        raise VerificationError(
+            f"a Sigstore bundle is demanded, and the channel has none for '{board}'", where=where,
+            hint="ask its owner; who no longer wants one removes the policy from what is known of the channel",
+        )  # fmt: skip
+    for policy in policies:
+        check_bundle(bundle, raw, policy, where)
+
+
+def check_image(image: Path, record: Mapping[str, Any], where: str) -> None:
+    """Raises VerificationError where an image is not the one of the record that the bundle is over."""
+    files = record.get("files")
+    entry = files.get("disk.img") if isinstance(files, Mapping) else None
+    if not isinstance(entry, Mapping) or sparse_sha256(image) != entry.get("sha256"):
+        image.unlink()
+        raise VerificationError("the image is not the one of the record that the Sigstore bundle is over", where=where)

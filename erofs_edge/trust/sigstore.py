@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sigstore bundles over release records, checked without a network.
+
+A bundle says that somebody with an identity (a mail address, a workflow of a CI system), for whom an issuer vouches,
+has signed bytes, and that a public log has the signature since a moment when the certificate was valid. What is
+believed is in a policy: the identity, its issuer, and the trusted root, which names the certificate authorities and
+logs. Nobody is asked: a bundle holds its certificate and the log's proof.
+
+Everything about bundles is checked by the library of Sigstore's own makers. Sources: Sigstore's bundle format (0.1 to
+0.3) and trusted root (0.1).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from erofs_edge.errors import FormatError, SourceError, ToolError, VerificationError
+
+BUNDLE = ".sigstore.json"
+"""what a bundle's name has behind the name of the file that it signs"""
+BUNDLE_MAX = 1 << 20  # bytes
+POLICY_MAX = 4 << 20  # bytes
+_WORDS = ("identity", "issuer", "trusted_root")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Whose bundles count. `trusted_root`: the value of a trusted_root.json."""
+
+    identity: str
+    issuer: str
+    trusted_root: dict[str, Any]
+
+    def encode(self) -> bytes:
+        """JSON with sorted keys, as `parse_policy` reads it."""
+        value = {name: getattr(self, name) for name in _WORDS}
+        return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A bundle that holds: who signed, and the place in the log (its number and the moment, in UTC)."""
+
+    identity: str
+    issuer: str
+    index: int
+    time: datetime
+
+
+def parse_policy(data: bytes, where: str = "policy") -> Policy:
+    """A policy. Raises FormatError for anything else, and for one with a word that is not known."""
+    try:
+        if len(data) > POLICY_MAX:
+            raise ValueError(f"more than {POLICY_MAX} bytes")
+        value = json.loads(data)
+        if not isinstance(value, dict) or set(value) != set(_WORDS):
+            raise ValueError(f"it has {', '.join(_WORDS)} and nothing else")
+        if not all(isinstance(value[name], str) and value[name] for name in _WORDS[:2]):
+            raise ValueError("identity and issuer are words")
+        if not isinstance(value["trusted_root"], dict):
+            raise ValueError("trusted_root is the value of a trusted_root.json")
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"not a policy for Sigstore bundles: {error}", where=where, hint="erofs-edge keys sigstore makes one"
+        ) from error
+    return Policy(**value)
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a file. Raises SourceError where it cannot be read, else as `parse_policy`."""
+    try:
+        with path.open("rb") as handle:
+            return parse_policy(handle.read(POLICY_MAX + 1), str(path))
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
+
+
+def check_bundle(bundle: bytes, data: bytes, policy: Policy, where: str = "bundle") -> Seen:
+    """Who signed `data`, by a bundle that the policy takes.
+
+    Raises VerificationError for a bundle that is damaged, of something or somebody else, or not proved by the policy's
+    root; FormatError where that root is none; ToolError without the library.
+    """
+    if len(bundle) > BUNDLE_MAX:
+        raise VerificationError(f"a bundle of more than {BUNDLE_MAX} bytes", where=where)
+    verifier = _verifier(policy, where)
+    from sigstore.errors import Error
+    from sigstore.models import Bundle
+    from sigstore.verify.policy import Identity
+
+    try:
+        read = Bundle.from_json(bundle)
+        verifier.verify_artifact(data, read, Identity(identity=policy.identity, issuer=policy.issuer))
+        entry = json.loads(bundle)["verificationMaterial"]["tlogEntries"][0]
+        index, moment = int(entry["logIndex"]), read.signing_certificate.not_valid_before_utc
+        if "integratedTime" in entry:
+            moment = datetime.fromtimestamp(int(entry["integratedTime"]), moment.tzinfo)
+    except Error as error:
+        raise VerificationError(
+            f"the Sigstore bundle does not hold: {_line(error)}", where=where,
+            hint=f"it has to be over these bytes, by {policy.identity}",
+        ) from error  # fmt: skip
+    except Exception as error:  # whatever the library stumbles over in a bundle that somebody made up
+        raise VerificationError(f"not a Sigstore bundle: {_line(error)}", where=where) from error
+    return Seen(policy.identity, policy.issuer, index, moment)
+
+
+def check_root(policy: Policy, where: str = "policy") -> None:
+    """Raises FormatError where the policy's root is none that bundles can be checked with, ToolError as above."""
+    _verifier(policy, where)
+
+
+def _verifier(policy: Policy, where: str) -> Any:
+    """The library's verifier of this root: it asks nobody."""
+    try:
+        from sigstore.models import TrustedRoot
+        from sigstore.verify import Verifier
+    except ImportError:
+        raise ToolError(
+            "Sigstore bundles need the package sigstore", hint="pip install 'erofs-edge[sigstore]'"
+        ) from None
+    with tempfile.NamedTemporaryFile("w", prefix="erofs-edge-root-") as file:
+        json.dump(policy.trusted_root, file)
+        file.flush()
+        try:
+            return Verifier(trusted_root=TrustedRoot.from_file(file.name))
+        except Exception as error:  # the library's own, pydantic's, cryptography's: all say that it is no root
+            raise FormatError(f"not a trusted root: {_line(error)}", where=where) from error
+
+
+def _line(error: Exception) -> str:
+    """One line of what a library says, not all of a document."""
+    return " ".join(str(error).split()).partition(" For further information")[0][:200]
