@@ -75,7 +75,7 @@ class Run(NamedTuple):
 
 
 def measure(argv: Sequence[str], image: Path, env: dict[str, str]) -> Run:
-    """Run a builder once. CPU is user and system time, memory the peak resident set."""
+    """Run a builder once. CPU is user and system time, memory the peak resident set of one process."""
     image.unlink(missing_ok=True)
     start = time.monotonic()
     child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
