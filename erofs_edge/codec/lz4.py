@@ -119,6 +119,11 @@ class FixedOutput:
         self._view[start : self._at + self._padding] = bytes(size - produced)
         return self._view[start : self._end]
 
+    def restart(self) -> None:
+        """Nobody needs any more what `padded` gave out: the next outputs go there."""
+        self._at = self._end = 0
+        self._output = self._base + self._padding
+
     def _move_on(self) -> None:
         """The next output goes behind what was given out, or to new memory where there is no room for it."""
         need = self._padding + self._capacity

@@ -133,8 +133,9 @@ class HeadStart:
         if may_fork():
             # with a profile or a baseline each extent of a file may come to stand elsewhere
             joined = 0 if options.profile or options.baseline is not None else options.block_size
+            how = options.processes, options.cache, options.meter, joined, self._local.restart
             with suppress(OSError):
-                self.crew = Crew(self._store, options.processes, options.cache, options.meter, joined)
+                self.crew = Crew(self._store, *how)
         waiting, self._waiting = self._waiting, []
         for content, pieces in waiting:
             self._start(content, pieces)

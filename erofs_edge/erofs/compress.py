@@ -162,6 +162,12 @@ class Cutter:
             self._kinds[level] = Cutter(replace(self.rules, level=level), self._meter)
         return self._kinds[level]
 
+    def restart(self) -> None:
+        """Nobody needs the chunks of earlier segments any more: their memory may be used again."""
+        for cutter in self._kinds.values():
+            if isinstance(cutter._compressor, FixedOutput):
+                cutter._compressor.restart()
+
     def cut(self, data: bytes, tails: Tails = Tails.BLOCK) -> Segment:
         """The extents of one segment (at most 16 MiB); `tails` if it is the last one of its file."""
         segment = self._cut(data, tails, -1)

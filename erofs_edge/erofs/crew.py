@@ -78,10 +78,18 @@ class Crew:
     processes."""
 
     def __init__(
-        self, store: Store, count: int, cache: CompressionCache | None, meter: Meter | None, block_size: int
+        self,
+        store: Store,
+        count: int,
+        cache: CompressionCache | None,
+        meter: Meter | None,
+        block_size: int,
+        restart: Callable[[], None] = lambda: None,
     ) -> None:
-        """`block_size`: segments of whole blocks may come as JoinedSegment; 0: none does."""
+        """`block_size`: segments of whole blocks may come as JoinedSegment; 0: none does. `restart` is called when
+        the results of a task have been copied, unless there is a cache, which keeps them for a while."""
         self._store, self._cache, self._meter, self._block_size = store, cache, meter, block_size
+        self._restart = restart
         self._arena = mmap.mmap(-1, UNIT * UNITS)
         self._free = (1 << UNITS) - 1
         self._returned: deque[tuple[int, int]] = deque()
@@ -206,6 +214,8 @@ class Crew:
                 tell(number, False, 0, 0)
             else:
                 tell(number, True, data, record)
+            if cache is None:
+                self._restart()
         if cache is not None:
             cache.close()
         tell(LAST, True, 0, 0)

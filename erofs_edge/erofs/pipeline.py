@@ -100,6 +100,11 @@ class Worker(threading.local):
             cutter = self.cutters[id(rules)] = Cutter(rules, self.meter)
         return cutter
 
+    def restart(self) -> None:
+        """As Cutter.restart, of all that this thread has."""
+        for cutter in self.cutters.values():
+            cutter.restart()
+
 
 def find_twins(
     files: Iterable[Node], codings: Codings, pool: ThreadPoolExecutor, *, larger_than: int
