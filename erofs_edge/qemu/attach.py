@@ -3,6 +3,7 @@
 
 serial    Debian's U-Boot at its prompt, the console on a Unix socket
 nbd       the provisioning system, its two exports forwarded to two ports of this machine
+nbds      the same with TLS: certificates that are made for this one start
 fastboot  a U-Boot that is compiled for it, over UDP, the disk as an SD card
 """
 
@@ -13,13 +14,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from erofs_edge.errors import BootCheckError, CapacityError, ToolError, UsageError
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.lockfile import load_lock, lock_path
 from erofs_edge.manifest.model import Board, size_bytes
+from erofs_edge.provision.credentials import board_credentials, make_credentials, write_credentials
 from erofs_edge.provision.initramfs import build_provisioning
 from erofs_edge.qemu.built import load_built
 from erofs_edge.qemu.console import clean
@@ -29,7 +31,7 @@ from erofs_edge.sources.cache import Cache
 from erofs_edge.toolbox.emulator import Emulator, start
 from erofs_edge.u_boot.compile import FLASHING, compiled
 
-TRANSPORTS = ("serial", "nbd", "fastboot")
+TRANSPORTS = ("serial", "nbd", "nbds", "fastboot")
 READY, FAILED = b"erofs-edge: provisioning ready", b"erofs-edge: provisioning failed"
 PORT = 10809
 """of the disk inside the machine, the control export is behind it: provision/init.sh"""
@@ -58,7 +60,7 @@ def attached(
     _make_disk(disk, size_bytes(board.value.disk.size))
     with tempfile.TemporaryDirectory(prefix="erofs-edge-") as name:
         folder = Path(name)
-        begin = {"serial": _serial, "nbd": _nbd, "fastboot": _fastboot}[transport]
+        begin = {"serial": _serial, "nbd": _nbd, "nbds": _nbds, "fastboot": _fastboot}[transport]
         with begin(board, out, emulator, disk, folder) as address:
             say(f"QEMU {emulator.version_text} has {disk}; the board is at {address}")
             yield address
@@ -82,11 +84,27 @@ def _serial(board: Loaded[Board], out: Path, emulator: Emulator, disk: Path, fol
         yield f"serial+unix://{console}"
 
 
+def _nbd(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, folder: Path) -> AbstractContextManager[str]:
+    return _provisioning(board, emulator, disk, folder, None)
+
+
+def _nbds(
+    board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, folder: Path
+) -> AbstractContextManager[str]:
+    secrets = folder / "tls"
+    write_credentials(secrets, make_credentials())
+    return _provisioning(board, emulator, disk, folder, secrets)
+
+
 @contextmanager
-def _nbd(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, folder: Path) -> Iterator[str]:
-    """The kernel and the provisioning initramfs, loaded as a boot over the network would."""
+def _provisioning(
+    board: Loaded[Board], emulator: Emulator, disk: Path, folder: Path, secrets: Path | None
+) -> Iterator[str]:
+    """The kernel and the provisioning initramfs, loaded as a boot over the network would. `secrets`: certificates for
+    both sides, where TLS is wanted."""
     qemu = qemu_of(board.value)
-    parts = build_provisioning(board.value, load_lock(lock_path(board.path)), Cache())
+    credentials = board_credentials(secrets) if secrets else None
+    parts = build_provisioning(board.value, load_lock(lock_path(board.path)), Cache(), credentials)
     (folder / "kernel").write_bytes(parts.kernel)
     (folder / "initramfs").write_bytes(parts.initramfs)
     port, log = _two_ports(), folder / "console.txt"
@@ -110,7 +128,8 @@ def _nbd(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, folde
         _wait(machine, lambda: READY in said() or FAILED in said(), last)
         if FAILED in said():
             raise BootCheckError(f"the provisioning system did not start: {last()}")
-        yield f"provision://127.0.0.1:{port}"
+        address = f"127.0.0.1:{port}"
+        yield f"provisions://{address}?tls-certificates={secrets}" if secrets else f"provision://{address}"
 
 
 @contextmanager
