@@ -42,7 +42,17 @@ from erofs_edge.build.signing import (
     sign_system,
     signer_record,
 )
-from erofs_edge.build.stages import Debs, Made, Step, fetch_debs, make_boot, make_disk, make_system, quiet
+from erofs_edge.build.stages import (
+    Debs,
+    Made,
+    Step,
+    fetch_debs,
+    make_boot,
+    make_disk,
+    make_system,
+    parity_meanwhile,
+    quiet,
+)
 from erofs_edge.build.vbmeta import write_vbmeta_images
 from erofs_edge.errors import PackagesGoneError
 from erofs_edge.sources.cache import Cache
@@ -124,7 +134,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         notes += exposed if options.release else []
         signed = Collector()
         certificate = sign_system(signer, system.verity.root_hash, inputs.epoch, work, signed)
-        with signed.one():
+        with parity_meanwhile(system, options.jobs, step), signed.one():
             boot = make_boot(inputs, debs, system, signer, cache, work, step)
             write_vbmeta_images(inputs.board.value, inputs.partition, system.verity, signer, work)
         signed.finish()
@@ -134,7 +144,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
             write_contents(work, inputs, debs.by_group(inputs), system.tree, cache)
             reference = reference_values(work, system.verity.root_hash)
         names = sorted(path.name for path in work.iterdir())
-        record = describe(inputs, inputs_digest, signer, made, outputs(work, names, hashed()))
+        record = describe(inputs, inputs_digest, signer, made, outputs(work, names, hashed))
         record["system"] |= layout_record(inputs, system.erofs)
         record["sign"] |= signer_record(signer, certificate)
         if layers:

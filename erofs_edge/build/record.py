@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from erofs_edge import __version__
+from erofs_edge.build.beside import beside
 from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import ErofsEdgeError, VerificationError
 
@@ -148,11 +149,16 @@ def outputs(out: Path, names: Iterable[str], known: Files | None = None) -> File
 
 
 @contextmanager
-def outputs_meanwhile(out: Path) -> Iterator[Callable[[], Files]]:
-    """Hash what is in the folder now while something else goes on; the value yielded waits for the result."""
-    names = [path.name for path in out.iterdir() if path.is_file()]
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(outputs, out, names).result
+def outputs_meanwhile(out: Path) -> Iterator[Files]:
+    """What is in the folder now, complete when the block ends: its largest file, the disk, is hashed meanwhile, and the
+    others while that goes on."""
+    paths = sorted((path for path in out.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
+    *others, disk = (path.name for path in paths)
+    found: Files = {}
+    with beside(partial(outputs, out, [disk])) as largest:
+        yield found
+        found |= outputs(out, others)
+        found |= largest()
 
 
 def remember(out: Path, inputs_digest: str, names: list[str]) -> None:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from erofs_edge.boot.assemble import (
 )
 from erofs_edge.boot.uefi import UefiOutputs, UefiParts, build_uefi
 from erofs_edge.boot.vbmeta import Vbmeta
+from erofs_edge.build.beside import beside
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.loader import compiled_loader, signed_image
 from erofs_edge.build.salt import inherited_salt
@@ -44,7 +45,7 @@ from erofs_edge.sources.base import image_of
 from erofs_edge.sources.budget import check_image, check_paths
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report
-from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.sources.debian.deb import read_ahead, read_deb
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.sources.debian.supply import fetch_locked
@@ -56,7 +57,7 @@ from erofs_edge.tree import FileTree
 from erofs_edge.trust.certificate import load_certificate
 from erofs_edge.trust.offline import SignaturesMissingError
 from erofs_edge.trust.signer import Signer
-from erofs_edge.verity.fec import Layout, write_parity
+from erofs_edge.verity.fec import Layout, new_layout, write_parity
 from erofs_edge.verity.tree import VerityInfo, append
 
 LARGEST = 5
@@ -89,7 +90,7 @@ class Debs:
 
 @dataclass(frozen=True, slots=True)
 class SystemImage:
-    """The content of a system partition: EROFS, its hash tree behind it, and the parity of both where there is any."""
+    """The content of a system partition: EROFS, its hash tree, and (from `parity_meanwhile`) the parity of both."""
 
     path: Path
     tree: FileTree
@@ -132,9 +133,10 @@ def fetch_debs(inputs: Inputs, cache: Cache, step: Step) -> Debs:
     wanted |= {p.sha256: p for p in system}
     with step("packages") as progress:
         fetch_locked(wanted.values(), loaded, host_mirror, cache, progress)
-    found = {name: fetch(packages, host_mirror, cache) for name, packages in inputs.lock.packages.items()}
-    (kernel,) = found["kernel"].values()
-    of_system = fetch_locked(system, loaded, host_mirror, cache)
+        found = {name: fetch(packages, host_mirror, cache) for name, packages in inputs.lock.packages.items()}
+        (kernel,) = found["kernel"].values()
+        of_system = fetch_locked(system, loaded, host_mirror, cache)
+        read_ahead({kernel, *found["initramfs"].values(), *of_system.values()}, cache)
     return Debs(of_system, kernel, found["initramfs"], found["firmware"])
 
 
@@ -181,14 +183,25 @@ def make_system(
         verity = append(path, block_size=block_size, salt=inherited_salt(inputs))
     fec = None
     if roots := inputs.board.value.verity.fec_roots:
-        with step("error correction") as progress:
-            size = verity.size
-            fec = write_parity(
-                path, verity.superblock, verity.hash_offset, path,
-                roots=roots, fec_offset=size, jobs=jobs, progress=progress,
-            )  # fmt: skip
-    check_image(locked.loaded, made.tree, path.stat().st_size)
+        fec = new_layout(verity.superblock, verity.hash_offset, verity.size, roots, verity.size)
+    check_image(locked.loaded, made.tree, verity.size + (fec.parity_size if fec else 0))
     return SystemImage(path, made.tree, info, verity, fec, made.report)
+
+
+@contextmanager
+def parity_meanwhile(system: SystemImage, jobs: int | None, step: Step) -> Iterator[None]:
+    """Append the parity of a system image while the block goes on; it is there when the block has ended well."""
+    if (fec := system.fec) is None:
+        yield
+        return
+    work = partial(
+        write_parity, system.path, system.verity.superblock, system.verity.hash_offset, system.path,
+        roots=fec.roots, fec_offset=fec.offset, jobs=jobs,
+    )  # fmt: skip
+    with beside(work) as written:
+        yield
+        with step("error correction"):
+            written()
 
 
 def _rule(rule: ManifestRule) -> CompressionRule:

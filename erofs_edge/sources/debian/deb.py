@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +95,16 @@ def read_debs(debs: Mapping[str, Path], cache: Cache, *, jobs: int | None = None
         if package.name != name:
             raise SourceError(f"holds the package {package.name}, not {name}", where=str(debs[name]))
     return packages
+
+
+def read_ahead(debs: Iterable[Path], cache: Cache) -> None:
+    """Read packages in parallel threads, those first that take longest, so that `read_deb` has them at once.
+
+    Raises SourceError, as read_deb does.
+    """
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for _ in pool.map(lambda path: read_deb(path, cache), sorted(debs, key=lambda path: -path.stat().st_size)):
+            pass
 
 
 def read_deb(path: Path, cache: Cache) -> Package:

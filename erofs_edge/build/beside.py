@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work that goes on beside what a build does next: in a forked process, which has an interpreter of its own.
+
+A thread that hashes gives up the interpreter's lock for a quarter of a millisecond at a time and then waits for it as
+long as the other thread likes, which is five: beside Python code it hardly gets on.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+from erofs_edge.erofs.processes import may_fork
+
+Result = TypeVar("Result")
+
+
+@contextmanager
+def beside(work: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
+    """Run `work` while the block goes on. The function yielded waits for its result, or raises what it has raised.
+
+    Where no process can be forked safely, a thread does it. Work that changes files must be such that it can be done
+    again: what a process does not deliver, since somebody has killed it, is done here when the result is wanted.
+    When the block ends without having asked, the process is ended too.
+    """
+    if not may_fork():
+        with ThreadPoolExecutor(1) as pool:
+            yield pool.submit(work).result
+        return
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(reading)
+        _deliver(work, writing)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        try:
+            yield cache(lambda: _received(pipe.read(), work))
+        finally:
+            os.kill(child, signal.SIGKILL)  # where it is through, it is dead and not yet waited for: nobody else is hit
+            os.waitpid(child, 0)
+
+
+def _received(message: bytes, work: Callable[[], Result]) -> Result:
+    try:
+        done, value = pickle.loads(message)  # a process of ours has written it
+    except (EOFError, pickle.UnpicklingError):
+        return work()
+    if not done:
+        raise value
+    result: Result = value
+    return result
+
+
+def _deliver(work: Callable[[], object], pipe: int) -> None:
+    """In the forked process, which ends here: (True, result) or (False, error) into the pipe."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+        view = memoryview(_message(work))
+        while view:
+            view = view[os.write(pipe, view) :]
+    finally:
+        # nothing of the parent's is put in order here; whatever it was, the parent does what is missing
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _message(work: Callable[[], object]) -> bytes:
+    found: tuple[bool, Any]
+    try:
+        found = (True, work())
+    except Exception as error:
+        found = (False, error)
+    return pickle.dumps(found)
