@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import click
 
@@ -84,7 +85,8 @@ def serve(
         port = server.listen(bind, port)
     try:
         for name in exports:
-            note(f"{scheme}+unix:///{name}?socket={socket}" if socket else f"{scheme}://{bind}:{port}/{name}")
+            place = f"{scheme}+unix:///{quote(name)}" if socket else f"{scheme}://{bind}:{port}/{quote(name)}"
+            note(f"{place}?socket={quote(str(socket))}" if socket else place)
         signal.pause()
     except KeyboardInterrupt:
         pass

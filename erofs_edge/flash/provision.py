@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from erofs_edge.errors import DeviceError, ProtocolError
 from erofs_edge.flash.nbd import NbdTarget, as_os_error
@@ -45,7 +46,9 @@ def _addresses(address: str) -> tuple[Address, Address]:
     scheme, _, rest = address.partition("://")
     if scheme == "provision+unix":
         folder = Path(rest)
-        disk, commands = (parse_address(f"nbd+unix:///?socket={folder / name}") for name in ("disk", "control"))
+        disk, commands = (
+            parse_address(f"nbd+unix:///?socket={quote(str(folder / name))}") for name in ("disk", "control")
+        )
         return disk, commands
     disk = parse_address(f"{'nbds' if scheme == 'provisions' else 'nbd'}://{rest}")
     if disk.certificates is not None and not disk.name:

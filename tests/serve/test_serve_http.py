@@ -41,13 +41,13 @@ def _nginx(oracle: Oracle, folder: Path, port: int) -> list[str]:
     """nginx with all that it writes inside `folder`; files of `folder`/files, and a log of the ranges asked for."""
     config = folder / "nginx.conf"
     paths = "\n".join(
-        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        f"{name}_temp_path '{folder}/{name}';" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     config.write_text(
-        f"daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;\nevents {{}}\n"
+        f"daemon off; master_process off; pid '{folder}/pid'; error_log '{folder}/error.log';\nevents {{}}\n"
         f"http {{\n{paths}\n"
-        f"log_format ranges '$request_method $http_range $status';\naccess_log {folder}/access.log ranges;\n"
-        f"server {{ listen 127.0.0.1:{port}; root {folder}/files; }}\n}}\n"
+        f"log_format ranges '$request_method $http_range $status';\naccess_log '{folder}/access.log' ranges;\n"
+        f"server {{ listen 127.0.0.1:{port}; root '{folder}/files'; }}\n}}\n"
     )
     return [oracle("nginx"), "-c", str(config), "-e", str(folder / "error.log")]
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from waiting import wait_for
@@ -185,7 +186,7 @@ def test_flash_refuses_what_it_cannot_write(image: Path, tmp_path: Path, edge: s
 
 
 def test_serve_says_where_and_what_was_read(image: Path, tmp_path: Path, edge: str, oracle: Oracle) -> None:
-    path = tmp_path / "s"
+    path = tmp_path / "a socket"
     process = subprocess.Popen(
         [edge, "serve", str(image), "--socket", str(path), "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -248,7 +249,7 @@ def test_tls_both_ways(image: Path, tmp_path: Path, oracle: Oracle) -> None:
         authority = tmp_path / "ca"
         authority.mkdir()
         (authority / "ca-cert.pem").write_bytes(pem.read_bytes())
-        uri = f"nbds://localhost:{port}/?tls-certificates={authority}"
+        uri = f"nbds://localhost:{port}/?tls-certificates={quote(str(authority))}"
         run(oracle("nbdcopy"), uri, str(tmp_path / "copy"))
         idle = Connection(address, trust=lambda: ssl.create_default_context(cafile=str(pem)))
     finally:

@@ -94,7 +94,7 @@ def test_ecdsa_in_memory_is_deterministic() -> None:
 
 def test_a_program_signs(public: Path, tmp_path: Path, oracle: Callable[[str], str]) -> None:
     key = write_key(tmp_path / "k.pem", RSA)
-    command = f"{oracle('openssl')} pkeyutl -sign -inkey {key} -pkeyopt digest:sha256"
+    command = f"{oracle('openssl')} pkeyutl -sign -inkey {shlex.quote(str(key))} -pkeyopt digest:sha256"
     signer = open_signer(f"command:{command}?public-key={public}")
     assert (signer.name, signer.development) == ("product", False)
     assert sign(signer, DATA) == sign(KeySigner("x", RSA), DATA)
@@ -122,7 +122,7 @@ def test_what_a_program_returns_is_checked(body: str, message: str, public: Path
 
 def test_a_signature_by_another_key_is_garbage_too(public: Path, tmp_path: Path, oracle: Callable[[str], str]) -> None:
     other = write_key(tmp_path / "o.pem", rsa.generate_private_key(65537, 2048))
-    command = f"{oracle('openssl')} pkeyutl -sign -inkey {other} -pkeyopt digest:sha256"
+    command = f"{oracle('openssl')} pkeyutl -sign -inkey {shlex.quote(str(other))} -pkeyopt digest:sha256"
     with pytest.raises(VerificationError, match="no signature by its public key"):
         sign(open_signer(f"command:{command}?public-key={public}"), DATA)
 
