@@ -175,16 +175,9 @@ def build_boot(
     Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
     """
     start = build_start(
-        board,
-        kernel_deb=kernel_deb,
-        initramfs_debs=initramfs_debs,
-        verity=verity,
-        etc=etc,
-        fec=fec,
-        epoch=epoch,
-        cache=cache,
-        vbmeta=vbmeta,
-    )
+        board, kernel_deb=kernel_deb, initramfs_debs=initramfs_debs, verity=verity, etc=etc, fec=fec, epoch=epoch,
+        cache=cache, vbmeta=vbmeta,
+    )  # fmt: skip
     firmware = {name: read_deb(path, cache).data for name, path in firmware_debs.items()}
     images = {
         "kernel": kernel_image(board, start.tree, start.version),
