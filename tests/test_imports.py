@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vm": BASE | {"tree", "sources", "boot", "toolbox"},
     "provision": BASE | {"tree", "manifest", "sources", "boot", "trust"},
     "diskless": BASE | {"tree", "manifest", "sources", "boot", "trust"},
+    "installer": BASE | {"tree", "manifest", "sources", "boot", "trust", "disk", "erofs", "verity"},
     "trace": BASE | {"erofs", "verity"},
     # use cases
     "build": BASE | FORMATS | {"tree", "codec", "manifest", "trace", "u_boot", "vm"},

@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "boot": ("erofs_edge.cli.boot", "Boot a built board in QEMU; --smoke checks the whole chain."),
     "serve": ("erofs_edge.cli.serve", "Export a built board's images over NBD, the network block device."),
     "diskless": ("erofs_edge.cli.diskless", "Make what a board starts from that gets its system over the network."),
+    "installer": ("erofs_edge.cli.installer", "Make a medium that installs what was built for a board."),
     "trace": ("erofs_edge.cli.trace", "What was read of an image, and in which order: tables, pictures, profiles."),
     "push": ("erofs_edge.cli.push", "Store an image or a build in an OCI registry."),
     "pull": ("erofs_edge.cli.pull", "Fetch an image or a build from an OCI registry."),

@@ -41,7 +41,7 @@ WITHOUT = {
     "doctor": "doctor --json; test $? -le 1",
 }
 """verb → a shell line; $E is the program, $OUT a build of $BOARD, whose inputs are cached"""
-ELSEWHERE = {"bundle", "forecast", "diskless", "sbom"}
+ELSEWHERE = {"bundle", "forecast", "diskless", "installer", "sbom"}
 """They read builds, as those do, and take too long to be run once more."""
 
 

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``erofs-edge installer``: a medium that installs a build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from erofs_edge.cli.output import emit_json, json_option, size_text, step, table
+
+
+@click.command()
+@click.argument("board", metavar="BOARD", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
+@click.option("--to", "path", type=click.Path(dir_okay=False, path_type=Path), help="Default: OUT/installer.img.")
+@click.option("--disk", metavar="NAME", default="", help="Install on this disk (nvme0n1), not on the only one there.")
+@click.option("--overwrite", is_flag=True, help="Install also on a disk that is not blank. What it holds is lost.")
+@json_option
+def installer(board: Path, out: Path | None, path: Path | None, disk: str, overwrite: bool, as_json: bool) -> None:
+    """Make installer.img, a stick from which BOARD starts and installs what was built for it: both slots, verified.
+
+    For boards with UEFI firmware. The medium is signed by the board's key; what it writes is read back.
+    """
+    import re
+
+    from erofs_edge.diskless.start import board_lock
+    from erofs_edge.errors import UsageError
+    from erofs_edge.installer.medium import Wanted, make_medium
+    from erofs_edge.manifest.load import load_board
+    from erofs_edge.sources.cache import Cache
+    from erofs_edge.trust.signer import open_signer
+
+    if not re.fullmatch(r"[a-z0-9]*", disk):
+        raise UsageError(f"--disk {disk}: not a name that the kernel gives a disk", hint="--disk nvme0n1")
+    loaded = load_board(board)
+    folder = out or Path("out") / loaded.value.board
+    with step("installer medium"):
+        made = make_medium(
+            loaded.value, board_lock(loaded.path, folder), folder, path or folder / "installer.img",
+            Wanted(disk, overwrite), open_signer(loaded.value.sign.key), Cache(),
+        )  # fmt: skip
+    if as_json:
+        emit_json(made)
+        return
+    table(
+        [
+            ("medium", f"{made.path}, {size_text(made.size)}"),
+            ("installs", f"{size_text(made.installed)} on a disk of {size_text(made.disk_size)} or more"),
+            ("write it", f"erofs-edge flash --image {made.path} --to /dev/sdX"),
+        ]
+    )

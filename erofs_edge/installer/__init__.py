@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installer media: a disk image that starts a board, writes the board's own disk and proves it."""
