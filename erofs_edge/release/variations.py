@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rebuild in a machine that is different: clock, names, order of directories, processors, language, masks.
+"""Rebuild in a machine that is different: clock, names, order of directories, processors, memory, language, masks.
 
 Each variation is a new interpreter that changes what Python sees before the build starts.
 """
@@ -46,6 +46,13 @@ os.getlogin = lambda: "somebody"
 os.getuid = os.geteuid = lambda: 54321
 """,
     "umask": "import os\nos.umask(0o077)\n",
+    "folder": "import os\nos.chdir('/')\n",
+    "memory": """
+import os, resource
+sysconf = os.sysconf
+os.sysconf = lambda name: sysconf(name) // (8 if str(name).endswith("PHYS_PAGES") else 1)
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+""",
     "one-thread": "",
     "language": "",
     "hash-seed": "",
