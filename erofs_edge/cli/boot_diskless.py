@@ -24,6 +24,7 @@ OPTIONS = (
     click.option(
         "--data", type=FILE, help="Of --diskless: the board's writable disk, over the network; made if need be."
     ),
+    click.option("--tls", is_flag=True, help="Of --diskless: encrypted, with certificates made for this one start."),
 )
 
 
@@ -36,8 +37,8 @@ def diskless_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def refuse_without(options: dict[str, Any]) -> None:
     """Raises UsageError where an option of a diskless boot stands without it."""
-    for name in ("trace", "prefetch", "data"):
-        if options[name] is not None:
+    for name in ("trace", "prefetch", "data", "tls"):
+        if options[name]:
             raise UsageError(f"--{name} belongs to --diskless")
 
 
@@ -85,7 +86,7 @@ def _wish(folder: Path, options: dict[str, Any]) -> Wish:
     from erofs_edge.qemu.diskless import Wish
 
     prefetch = runs_of(options["prefetch"], folder) if options["prefetch"] is not None else ()
-    return Wish(prefetch=prefetch, data=options["data"], trace=options["trace"] is not None)
+    return Wish(prefetch=prefetch, data=options["data"], trace=options["trace"] is not None, tls=options["tls"])
 
 
 def _summary(record: DisklessRecord) -> str:

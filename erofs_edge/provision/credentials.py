@@ -8,6 +8,7 @@ so that no third one will ever do. Files are named as GnuTLS's users (nbdkit, li
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +30,8 @@ NAME = "provisioning"
 BEGIN, END = datetime.datetime(1970, 1, 1), datetime.datetime(9999, 12, 31, 23, 59, 59)
 
 
-def make_credentials() -> dict[str, bytes]:
-    """File name → PEM, all new."""
+def make_credentials(address: str | None = None) -> dict[str, bytes]:
+    """File name → PEM, all new. `address`: an IP address that the server may be known by, too."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -39,7 +40,7 @@ def make_credentials() -> dict[str, bytes]:
     files = {AUTHORITY: root.public_bytes(Encoding.PEM)}
     for names, server in ((SERVER, True), (CLIENT, False)):
         key = ec.generate_private_key(ec.SECP256R1())
-        files[names[0]] = _certificate(key, authority, root, server=server).public_bytes(Encoding.PEM)
+        files[names[0]] = _certificate(key, authority, root, server=server, address=address).public_bytes(Encoding.PEM)
         files[names[1]] = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return files
 
@@ -68,7 +69,12 @@ def write_credentials(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _certificate(
-    key: EllipticCurvePrivateKey, signer: EllipticCurvePrivateKey, issuer: Certificate | None, *, server: bool = False
+    key: EllipticCurvePrivateKey,
+    signer: EllipticCurvePrivateKey,
+    issuer: Certificate | None,
+    *,
+    server: bool = False,
+    address: str | None = None,
 ) -> Certificate:
     """For `key`, by `signer`; the authority's own without an issuer (RFC 5280)."""
     from cryptography import x509
@@ -93,7 +99,10 @@ def _certificate(
     if issuer is not None:
         purpose = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
         made = made.add_extension(x509.ExtendedKeyUsage([purpose]), False)
-        made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), False) if server else made
+        if server:
+            names: list[x509.GeneralName] = [x509.DNSName(NAME)]
+            names += [x509.IPAddress(ipaddress.ip_address(address))] if address else []
+            made = made.add_extension(x509.SubjectAlternativeName(names), False)
     return made.sign(signer, hashes.SHA256())
 
 

@@ -6,7 +6,7 @@ QEMU's user network has a DHCP and a TFTP server of its own, and this machine is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from erofs_edge.diskless.start import FIT, READAHEAD, Diskless, DisklessStart, b
 from erofs_edge.errors import BootCheckError, CapacityError, UsageError
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import Board
+from erofs_edge.provision.credentials import AUTHORITY, CLIENT, SERVER, make_credentials, write_credentials
 from erofs_edge.qemu.built import Built, load_built, run_folder
 from erofs_edge.qemu.console import Console, Event
 from erofs_edge.qemu.machine import Emulator, control_tree, dump_tree, find_qemu, machine_arguments, qemu_of
@@ -23,7 +24,7 @@ from erofs_edge.qemu.smoke import LAST_LINES, TIMEOUT, StageTime
 from erofs_edge.qemu.stages import TITLES
 from erofs_edge.qemu.verdict import Expected, Watch
 from erofs_edge.serve.export import BLOCK, FileExport
-from erofs_edge.serve.server import Server
+from erofs_edge.serve.server import Context, Server, mutual_tls
 from erofs_edge.sources.cache import Cache
 from erofs_edge.trace.files import trace_of
 from erofs_edge.trace.record import Trace
@@ -70,6 +71,9 @@ class Wish:
     lines      regular expressions for lines of the console that must come, too
     port       of this machine that the board is told; None for the server's own, else of something in between
     readahead  KiB
+    tls        the server and the board know each other by certificates that are made for this one start
+    system     where the board gets its system instead: then nothing of it is counted. None for our server
+    certificates  for that: ca-cert.pem, and client-cert.pem and client-key.pem where its server wants them
     """
 
     prefetch: tuple[tuple[int, int], ...] = ()
@@ -79,6 +83,9 @@ class Wish:
     lines: tuple[str, ...] = ()
     port: int | None = None
     readahead: int | None = None
+    tls: bool = False
+    system: Place | None = None
+    certificates: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def diskless_smoke(
@@ -105,12 +112,13 @@ def diskless_smoke(
     export = FileExport(out / "system.img", description=f"{board.value.board} {built.root_hash}")
     export.activity.record = wish.trace
     exports = {SYSTEM: export, **({DATA: _disk(wish.data)} if wish.data else {})}
-    server = Server(exports)
     with run_folder(out) as folder:
+        certificates, context = _secrets(folder / "tls") if wish.tls else (wish.certificates, None)
+        server = Server(exports, tls=context)
         try:
             port = wish.port or server.listen("127.0.0.1", 0)
             serve(export, server)
-            start = _start(board, out, signer, wish, port)
+            start = _start(board, out, signer, wish, port, certificates)
             (folder / FIT).write_bytes(start.fit)
             command = _command(board.value, built, emulator, folder, start, wish.disk)
             record = _watched(
@@ -121,6 +129,17 @@ def diskless_smoke(
             for one in exports.values():
                 one.close()
     return record, _trace(export, record) if wish.trace else None
+
+
+def _secrets(folder: Path) -> tuple[dict[str, bytes], Context]:
+    """What the board gets, and what the server has: each wants the other's certificate. The files lie in `folder` until
+    the server has read its own."""
+    made = make_credentials(GATEWAY)
+    write_credentials(folder, made)
+    context = mutual_tls(*(folder / name for name in (*SERVER, AUTHORITY)))
+    for name in made:
+        (folder / name).unlink()
+    return {name: made[name] for name in (AUTHORITY, *CLIENT)}, context
 
 
 def _disk(path: Path) -> FileExport:
@@ -144,15 +163,20 @@ def _trace(export: FileExport, record: DisklessRecord) -> Trace:
     )
 
 
-def _start(board: Loaded[Board], out: Path, signer: Signer, wish: Wish, port: int) -> DisklessStart:
+def _start(
+    board: Loaded[Board], out: Path, signer: Signer, wish: Wish, port: int, certificates: Mapping[str, bytes]
+) -> DisklessStart:
+    scheme = "nbds" if wish.tls else "nbd"
+
     def place(export: str) -> Place:
-        return Place("nbd", GATEWAY, port, export, f"nbd://{GATEWAY}:{port}/{export}")
+        return Place(scheme, GATEWAY, port, export, f"{scheme}://{GATEWAY}:{port}/{export}")
 
     wanted = Diskless(
-        place(SYSTEM),
+        wish.system or place(SYSTEM),
         place(DATA) if wish.data else "memory",
         wish.prefetch,
         keep=wish.disk is not None,
+        certificates=certificates,
         readahead=wish.readahead or READAHEAD,
     )
     return build_diskless(board.value, board_lock(board.path, out), out, wanted, signer, Cache())

@@ -29,6 +29,16 @@ STALL = 120  # seconds for which a client may not take what it asked for
 BACKLOG = 128
 
 Say = Callable[[str], None]
+Context = ssl.SSLContext
+
+
+def mutual_tls(certificate: Path, key: Path, authority: Path) -> Context:
+    """Of a server that shows a certificate and wants one by this authority (PEM files). Raises OSError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    context.load_verify_locations(authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 class Server:

@@ -15,12 +15,15 @@ from fake_machine import BOARD_YAML, ROOT_HASH
 
 from erofs_edge.boot.fdt import DeviceTree, Node, parse, string, write
 from erofs_edge.diskless.start import Diskless, DisklessStart
-from erofs_edge.errors import BootCheckError, SourceError
+from erofs_edge.errors import BootCheckError, DeviceRefusedError, SourceError
 from erofs_edge.manifest.load import Loaded, load_board
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu import diskless
 from erofs_edge.qemu.diskless import Wish, diskless_smoke
+from erofs_edge.serve.export import FileExport
+from erofs_edge.serve.server import Server
 from erofs_edge.trace.files import image_root_hash
+from erofs_edge.transport.nbd.connect import Connection, parse_address
 from erofs_edge.trust.signer import open_signer
 
 FAKE = """#!{python}
@@ -37,9 +40,13 @@ if dump := re.search(r"dumpdtb=([^,\\n]+)", "\\n".join(arguments)):
 (here / "arguments").write_text(json.dumps(arguments))
 (here / "control.dtb").write_bytes(Path(arguments[arguments.index("-dtb") + 1]).read_bytes())
 folder = Path(re.search(r"tftp=(.*)", "\\n".join(arguments))[1].replace(",,", ","))
-port = json.loads((folder / "diskless.fit").read_bytes())["port"]
+fit = json.loads((folder / "diskless.fit").read_bytes())
+port, query = fit["port"], ""
+for name, pem in fit["certificates"].items():
+    (here / name).write_text(pem)
+    query = f"?tls-certificates={{here}}&tls-hostname=10.0.2.2"
 from erofs_edge.transport.nbd.connect import Connection, parse_address
-system = Connection(parse_address(f"nbd://127.0.0.1:{{port}}/system"))
+system = Connection(parse_address(f"{{fit['scheme']}}://127.0.0.1:{{port}}/system{{query}}"))
 for offset, length in ((1024, 512), (8192, 8192), (8192, 4096)):
     system.read(offset, length)
 system.close()
@@ -84,8 +91,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def build(board: Board, lock: Any, out: Path, wanted: Diskless, *_: object) -> DisklessStart:
         assert wanted.system.host == "10.0.2.2"
-        fit = json.dumps({"port": wanted.system.port}).encode()
-        return DisklessStart(fit, "the script", ROOT_HASH, keeps_data=wanted.data != "memory")
+        pems = {name: pem.decode() for name, pem in wanted.certificates.items()}
+        said = {"port": wanted.system.port, "scheme": wanted.system.scheme, "certificates": pems}
+        return DisklessStart(json.dumps(said).encode(), "the script", ROOT_HASH, keeps_data=wanted.data != "memory")
 
     monkeypatch.setattr(diskless, "build_diskless", build)
     return folder
@@ -116,6 +124,24 @@ def test_what_the_board_read_is_counted_to_the_byte(here: Path, built: Path, loa
     assert not any("virtio-blk" in word for word in arguments)
     config = parse((here / "control.dtb").read_bytes()).root.at("/config")
     assert config is not None and config.props["bootcmd"] == string("the script")
+    assert not list(built.glob(".run-*"))
+
+
+def test_with_tls_the_board_has_its_own_part_of_the_secrets(here: Path, built: Path, loaded: Loaded[Board]) -> None:
+    refused: list[str] = []
+
+    def serve(export: FileExport, server: Server) -> None:
+        port = server.listen("127.0.0.1", 0)
+        with pytest.raises(DeviceRefusedError) as caught:
+            Connection(parse_address(f"nbd://127.0.0.1:{port}/system"))
+        refused.append(caught.value.message)
+
+    record, _ = diskless_smoke(
+        loaded, built, open_signer("dev:dev"), wish=Wish(tls=True), serve=serve, timeout=60
+    )  # fmt: skip
+    assert record.bytes_read == 512 + 8192 + 4096
+    assert refused and "TLS" in refused[0]
+    assert {path.name for path in here.glob("*.pem")} == {"ca-cert.pem", "client-cert.pem", "client-key.pem"}
     assert not list(built.glob(".run-*"))
 
 
@@ -158,6 +184,7 @@ def test_a_start_that_is_not_what_it_must_be(
         ("--diskless",),
         ("--diskless", "--smoke", "--slot", "a"),
         ("--trace", "x"),
+        ("--tls",),
         ("--prefetch", "README.md", "--smoke"),
     ],
 )
