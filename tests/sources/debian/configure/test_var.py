@@ -63,6 +63,8 @@ def test_systemd_makes_the_same_var_again(tmp_path: Path, needs_root: None) -> N
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text_of(tree, path))
     (tmp_path / "var/log").mkdir(parents=True)
+    for path in ("var", "var/log", LINES, "usr/share/factory/var/lib/app/state.db"):  # whatever the umask
+        (tmp_path / path).chmod(0o644 if (tmp_path / path).is_file() else 0o755)
     subprocess.run([program, f"--root={tmp_path}", "--create", "--prefix=/var"], check=True, capture_output=True)
     made = {}
     for host in (tmp_path / "var").rglob("*"):
