@@ -29,8 +29,9 @@ from erofs_edge.verity.superblock import Superblock
 from erofs_edge.verity.tree import write_levels
 
 BLOCK = 4096
-PAYLOAD_BLOCK = 64 << 10
-"""bytes: kernels mount no squashfs with blocks smaller than their memory pages, and pages have up to 64 KiB"""
+PAYLOAD_BLOCK = 16 << 10
+"""bytes: a device that streams reads whole ones; kernels mount none that are smaller than their memory pages, which
+have 4 KiB (Debian's for arm64) or 16 KiB, seldom 64 KiB"""
 MANIFEST = "manifest.raucm"
 INDEX = ".block-hash-index"
 _COPY = 4 << 20  # bytes, whole blocks

@@ -35,7 +35,7 @@ def bundle() -> None:
 @click.option("--compatible", metavar="TEXT", help="As in the devices' system.conf. Default: BOARD-SYSTEM.")
 @click.option("--version", metavar="TEXT", help="Default: rollback index and date of the newest lock.")
 @click.option("--description", default="", metavar="TEXT")
-@click.option("--block-size", type=int, default=65536, show_default=True,
+@click.option("--block-size", type=int, default=16384, show_default=True,
               help="Bytes of a payload block; not smaller than the devices' memory pages.")  # fmt: skip
 @json_option
 def rauc(
