@@ -91,6 +91,10 @@ SETS = {
     "oracles-browser": ToolSet("bookworm", ("chromium-headless-shell", "fonts-dejavu-core"), {}),
     # no wrapper: a Perl script for the host's perl and apt, and an emulator that needs nothing; for one long test
     "mmdebstrap": ToolSet("bookworm", ("mmdebstrap", "qemu-user-static"), {}),
+    # a machine whose kernel has a USB bus that is not there (dummy_hcd); for one long test, on amd64
+    "usb-machine": ToolSet(
+        "trixie", ("qemu-system-x86", "linux-image-amd64", "busybox-static"), _same("qemu-system-x86_64")
+    ),
     "oracles-manual": ToolSet("trixie", ("mandoc",), _same("mandoc")),
     "oracles-bookworm": ToolSet("bookworm", ("erofs-utils",), {name: (f"{name}-1.5",) for name in EROFS_TOOLS}),
 }  # fmt: skip
@@ -172,7 +176,8 @@ def _wrap(prefix_root: Path, root: Path, program: str, name: str) -> None:
         root / "usr/lib",
     )
     libraries = ":".join(str(path) for path in folders if path.is_dir())
-    extra = f"-L '{root}/usr/share/qemu' " if program.startswith("qemu-system") else ""
+    firmware = [path for name in ("qemu", "seabios") if (path := root / "usr/share" / name).is_dir()]
+    extra = "".join(f"-L '{path}' " for path in firmware) if program.startswith("qemu-system") else ""
     script = prefix_root / "bin" / name
     script.parent.mkdir(exist_ok=True)
     temporary = script.with_name(f".{name}.{os.getpid()}")
