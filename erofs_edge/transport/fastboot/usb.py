@@ -8,6 +8,7 @@ An interface of class ff, subclass 42, protocol 03, with one bulk endpoint each 
 from __future__ import annotations
 
 import errno
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +45,8 @@ class UsbLink:
     def send(self, message: bytes | memoryview) -> None:
         view = memoryview(message)
         for at in range(0, len(view), TRANSFER):
-            part = view[at : at + TRANSFER]
+            # pyusb takes a view byte by byte
+            part = array("B", bytes(view[at : at + TRANSFER]))
             try:
                 done = self._out.write(part, int(SEND * 1000))
             except self._errors as error:
