@@ -36,7 +36,7 @@ from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.tree import FileContent, Inode
 
 UNIT = 128 << 10  # bytes of the arena that are given away together
-UNITS = 1024
+UNITS = 1024  # 128 MiB
 TASK = struct.Struct("<IIII")
 """what the task pipe carries: number, first unit, units, bytes of the task"""
 DONE = struct.Struct("<IIQIIQIIII")
@@ -85,13 +85,15 @@ class Crew:
         meter: Meter | None,
         block_size: int,
         restart: Callable[[], None] = lambda: None,
+        share: int = 1,
     ) -> None:
         """`block_size`: segments of whole blocks may come as JoinedSegment; 0: none does. `restart` is called when
-        the results of a task have been copied, unless there is a cache, which keeps them for a while."""
+        the results of a task have been copied, unless there is a cache, which keeps them for a while. The
+        arena is one `share`th of UNITS."""
         self._store, self._cache, self._meter, self._block_size = store, cache, meter, block_size
         self._restart = restart
-        self._arena = mmap.mmap(-1, UNIT * UNITS)
-        self._free = (1 << UNITS) - 1
+        self._arena = mmap.mmap(-1, UNIT * (UNITS // share))
+        self._free = (1 << UNITS // share) - 1
         self._returned: deque[tuple[int, int]] = deque()
         self._tickets: dict[int, Ticket] = {}
         self._number = 0
