@@ -69,6 +69,7 @@ SETS = {
         {"docker-registry": ("docker-registry",)} | _same("bsdtar", "sqop", "umoci") | {"tar": ("gnu-tar",)},
     ),
     "oracles-updates": ToolSet("trixie", ("rauc", "squashfs-tools"), _same("rauc", "mksquashfs", "unsquashfs")),
+    "oracles-mender": ToolSet("bookworm", ("mender-artifact",), _same("mender-artifact")),
     "oracles-slots": ToolSet("trixie", ("libubootenv-tool", "zstd"), _same("fw_printenv", "fw_setenv", "zstd")),
     "oracles-nbd": ToolSet(
         "trixie",
@@ -95,6 +96,9 @@ SETS = {
     "usb-machine": ToolSet(
         "trixie", ("qemu-system-x86", "linux-image-amd64", "busybox-static"), _same("qemu-system-x86_64")
     ),
+    # no wrappers: Pythons that get environments of their own (tests/other_python.py); the second for a long test
+    "oracles-diffoscope": ToolSet("trixie", ("diffoscope-minimal", "python3.13", "libstdc++6"), {}),
+    "python-3.14": ToolSet("sid", ("python3.14", "libstdc++6"), {}),
     "oracles-manual": ToolSet("trixie", ("mandoc",), _same("mandoc")),
     "oracles-bookworm": ToolSet("bookworm", ("erofs-utils",), {name: (f"{name}-1.5",) for name in EROFS_TOOLS}),
 }  # fmt: skip
