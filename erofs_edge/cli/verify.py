@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, table
-from erofs_edge.errors import VerificationError
+from erofs_edge.cli.remote import PathOrAddress, reached
+from erofs_edge.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
     from erofs_edge.verify.checks import Verdict
 
 
 @click.command()
-@click.argument("target", metavar="OUT|IMAGE|DEVICE", type=click.Path(exists=True, path_type=Path))
+@click.argument("target", metavar="OUT|IMAGE|DEVICE|URI", type=PathOrAddress(exists=True, path_type=Path))
 @click.option("--key", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="PUB",
               help="The public key, or a certificate of it, in PEM: from a place that you trust.")  # fmt: skip
 @click.option("--signature", type=click.Path(exists=True, path_type=Path, dir_okay=False), metavar="FILE",
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 @click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs).")
 @json_option
 def verify(
-    target: Path, key: Path, signature: Path | None, sigstore: Path | None, jobs: int | None, as_json: bool
+    target: Path | str, key: Path, signature: Path | None, sigstore: Path | None, jobs: int | None, as_json: bool
 ) -> None:
     """Check everything that a key vouches for: partition table, vbmeta or FIT, root hash, tree, file system.
 
     TARGET is the folder of a build, a disk or its image, a FIT, a vbmeta, a partition with AVB's footer, a system
-    image with its hash tree, or a release.json. Exit code 4 where anything does not match or is not signed.
+    image with its hash tree, or a release.json; or what another machine exports of these (nbd://HOST/EXPORT,
+    provision://HOST). Exit code 4 where anything does not match or is not signed.
     """
     from erofs_edge.trust.key import algorithm, fingerprint, read_public_key
     from erofs_edge.trust.sigstore import read_policy
@@ -39,7 +41,11 @@ def verify(
 
     public = read_public_key(key, key.name.removesuffix(".pem").removesuffix(".pub"))
     policy = None if sigstore is None else read_policy(sigstore)
-    verdict = verify_path(target, public, signature=signature, jobs=jobs, policy=policy)
+    if policy is not None and isinstance(target, str):
+        raise UsageError("a Sigstore bundle lies in the folder of a build", where=target)
+    name = _export_name(target) if isinstance(target, str) else None
+    with reached(target) as place:
+        verdict = verify_path(place, public, name=name, signature=signature, jobs=jobs, policy=policy)
     if as_json:
         emit_json(
             {
@@ -70,6 +76,13 @@ def verify(
             where=str(target),
             hint=first.hint if first else None,
         )
+
+
+def _export_name(address: str) -> str:
+    """What rows of the table begin with, where the target is no disk."""
+    from urllib.parse import unquote, urlsplit
+
+    return unquote(urlsplit(address).path.strip("/")) or "export"
 
 
 def _show(verdict: Verdict) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 import uuid as uuids
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from erofs_edge.cli.output import Progress, emit_json, json_option, table
+from erofs_edge.cli.remote import PathOrAddress, reached
 from erofs_edge.cli.verity_discoverable import discoverable
 from erofs_edge.errors import UsageError, VerificationError
 
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
     from erofs_edge.verity.check import Ranges
     from erofs_edge.verity.fec import Layout
     from erofs_edge.verity.repair import Repair
+    from erofs_edge.verity.source import Place
     from erofs_edge.verity.tree import Superblock, TreeOptions, Verification
 
 IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FAR = PathOrAddress(exists=True, dir_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 ROOTS = click.IntRange(2, 24)
 
@@ -108,9 +112,10 @@ def format_(
 
 
 @verity.command()
-@click.argument("image", type=IMAGE)
+@click.argument("image", metavar="IMAGE|URI", type=FAR)
 @click.option("--root-hash", required=True, help="Hexadecimal, or @FILE that holds it.")
-@click.option("--hash-device", type=IMAGE, help="Where the tree is (default: in IMAGE).")
+@click.option("--partition", metavar="NAME", help="IMAGE is a disk, and this partition of it is meant.")
+@click.option("--hash-device", type=FAR, metavar="FILE|URI", help="Where the tree is (default: in IMAGE).")
 @click.option("--hash-offset", type=int, help="Byte where the superblock is (default: found).")
 @click.option("--fec-device", type=IMAGE, help="Check this parity too, or say whether it can repair the damage.")
 @click.option("--fec-roots", type=ROOTS, help="Of the parity (default: from its size).")
@@ -119,9 +124,10 @@ def format_(
 @json_option
 def verify(
     *,
-    image: Path,
+    image: Path | str,
     root_hash: str,
-    hash_device: Path | None,
+    partition: str | None,
+    hash_device: Path | str | None,
     hash_offset: int | None,
     fec_device: Path | None,
     fec_roots: int | None,
@@ -129,46 +135,47 @@ def verify(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Check each block of IMAGE and of its tree; say which are bad, and exit with 4 if any is."""
+    """Check each block of IMAGE and of its tree; say which are bad, and exit with 4 if any is.
+
+    IMAGE is a file, a block device, or an export of another machine (nbd://HOST/EXPORT), which is read once.
+    """
     from erofs_edge.verity import fec, tree
     from erofs_edge.verity.repair import repair as correct
 
-    expected = _root_hash(root_hash)
-    hash_offset = _hash_offset(image, hash_device, hash_offset, fec_device, fec_offset)
-    with Progress(f"verifying {image.name}") as progress:
-        found = tree.verify(
-            image, expected, hash_device=hash_device, hash_offset=hash_offset, jobs=jobs, progress=progress
-        )  # fmt: skip
-    files = _files(image, found)
-    record = _described(found.superblock) | {
-        "hash_offset": found.hash_offset,
-        "root_hash": expected.hex(),
-        "ok": found.ok,
-        "bad_data_blocks": found.bad_data,
-        "bad_hash_blocks": found.bad_hash,
-        "unproven_data_blocks": found.unproven,
-        "files": files,
-    }
+    expected, where = _root_hash(root_hash), f"{image}: {partition}" if partition else str(image)
     wrong, repairable = 0, None
-    if fec_device and found.ok:
-        with fec.opened(
-            image, fec_device, hash_device=hash_device, hash_offset=hash_offset, roots=fec_roots, fec_offset=fec_offset
-        ) as (_, _, covered, fec_fd), Progress(f"parity of {image.name}") as progress:  # fmt: skip
-            wrong = fec.wrong_parity(covered, fec_fd, jobs=jobs, progress=progress)
-        record |= _parity(covered.layout) | {"ok": not wrong, "wrong_parity_bytes": wrong}
-    elif fec_device:
-        repairable = correct(
-            image, expected, fec_device, hash_device=hash_device, hash_offset=hash_offset, roots=fec_roots,
-            fec_offset=fec_offset, dry_run=True, jobs=jobs,
-        )  # fmt: skip
-        record |= _parity(repairable.layout) | {"repairable": repairable.ok}
+    with ExitStack() as stack:
+        place = stack.enter_context(reached(image, partition))
+        hashes = None if hash_device is None else stack.enter_context(reached(hash_device))
+        if fec_device and not (isinstance(place, Path) and isinstance(hashes, Path | None)):
+            raise UsageError("parity is checked where image and tree are files or devices of this machine")
+        hash_offset = _hash_offset(place, hashes, hash_offset, fec_device, fec_offset, where)
+        with Progress(f"verifying {where}") as progress:
+            found = tree.verify(
+                place, expected, hash_device=hashes, hash_offset=hash_offset, jobs=jobs, progress=progress
+            )  # fmt: skip
+        record = _found(found, expected) | {"files": (files := _files(place, found))}
+        if fec_device and isinstance(place, Path) and isinstance(hashes, Path | None):
+            if found.ok:
+                covered, fec_fd = stack.enter_context(fec.opened(
+                    place, fec_device, hash_device=hashes, hash_offset=hash_offset, roots=fec_roots,
+                    fec_offset=fec_offset,
+                ))[2:]  # fmt: skip
+                with Progress(f"parity of {where}") as progress:
+                    wrong = fec.wrong_parity(covered, fec_fd, jobs=jobs, progress=progress)
+                record |= _parity(covered.layout) | {"ok": not wrong, "wrong_parity_bytes": wrong}
+            else:
+                repairable = correct(
+                    place, expected, fec_device, hash_device=hashes, hash_offset=hash_offset, roots=fec_roots,
+                    fec_offset=fec_offset, dry_run=True, jobs=jobs,
+                )  # fmt: skip
+                record |= _parity(repairable.layout) | {"repairable": repairable.ok}
     if as_json:
         emit_json(record)
     elif found.ok and not wrong:
-        click.echo(f"{image}: all {found.superblock.data_blocks} data blocks match root hash {expected.hex()}")
+        click.echo(f"{where}: all {found.superblock.data_blocks} data blocks match root hash {expected.hex()}")
     if not found.ok:
-        hit = f"; files hit: {', '.join(files)}" if files else ""
-        raise VerificationError(_complaint(found) + hit, where=str(image), hint=_advice(found, repairable))
+        raise VerificationError(_complaint(found, files), where=where, hint=_advice(found, repairable))
     if wrong:
         raise VerificationError(
             f"{wrong} byte(s) of parity are wrong; the image is as it should be",
@@ -215,10 +222,11 @@ def repair_(
     if (fec_device is None) == (not sources):
         raise UsageError("from where? --from FILE or --fec-device FILE, one of them")
     if fec_device is None:
-        at = _hash_offset(sources[0] if hash_offset is None else image, hash_device, hash_offset, None, 0)
+        image_of = sources[0] if hash_offset is None else image
+        at = _hash_offset(image_of, hash_device, hash_offset, None, 0, str(image_of))
         borrow(image, expected, sources, hash_device, at, dry_run=dry_run, jobs=jobs, as_json=as_json)
         return
-    hash_offset = _hash_offset(image, hash_device, hash_offset, fec_device, fec_offset)
+    hash_offset = _hash_offset(image, hash_device, hash_offset, fec_device, fec_offset, str(image))
     with Progress(f"verifying {image.name}") as progress:
         found = correct(
             image, expected, fec_device, hash_device=hash_device, hash_offset=hash_offset, roots=fec_roots,
@@ -248,17 +256,19 @@ def repair_(
 
 
 @verity.command()
-@click.argument("image", type=IMAGE)
+@click.argument("image", metavar="IMAGE|URI", type=FAR)
+@click.option("--partition", metavar="NAME", help="IMAGE is a disk, and this partition of it is meant.")
 @click.option("--hash-offset", type=int, help="Byte where the superblock is (default: found).")
 @json_option
-def dump(*, image: Path, hash_offset: int | None, as_json: bool) -> None:
+def dump(*, image: Path | str, partition: str | None, hash_offset: int | None, as_json: bool) -> None:
     """Show the superblock in IMAGE, or in a hash device, and the sizes of data and tree."""
     from erofs_edge.verity import tree
 
-    if hash_offset is None:
-        found = tree.find_superblock(image)
-        hash_offset = found if found is not None else _after_erofs(image) or 0
-    sb = tree.read_superblock(image, hash_offset)
+    with reached(image, partition) as place:
+        if hash_offset is None:
+            found = tree.find_superblock(place)
+            hash_offset = found if found is not None else _after_erofs(place) or 0
+        sb = tree.read_superblock(place, hash_offset)
     start, end = sb.start_block(hash_offset), sb.end(hash_offset)
     record = _described(sb) | {
         "data_size": sb.data_size,
@@ -274,8 +284,20 @@ def dump(*, image: Path, hash_offset: int | None, as_json: bool) -> None:
         table((_title(key) + ":", str(value)) for key, value in record.items())
 
 
-def _complaint(found: Verification) -> str:
-    return f"does not match the root hash; {_listed(found.bad_data, found.bad_hash, found.unproven)}"
+def _found(found: Verification, expected: bytes) -> dict[str, object]:
+    return _described(found.superblock) | {
+        "hash_offset": found.hash_offset,
+        "root_hash": expected.hex(),
+        "ok": found.ok,
+        "bad_data_blocks": found.bad_data,
+        "bad_hash_blocks": found.bad_hash,
+        "unproven_data_blocks": found.unproven,
+    }
+
+
+def _complaint(found: Verification, files: list[str]) -> str:
+    hit = f"; files hit: {', '.join(files)}" if files else ""
+    return f"does not match the root hash; {_listed(found.bad_data, found.bad_hash, found.unproven)}{hit}"
 
 
 def _listed(data: Ranges, hashes: Ranges, unproven: Ranges) -> str:
@@ -283,14 +305,15 @@ def _listed(data: Ranges, hashes: Ranges, unproven: Ranges) -> str:
     return "; ".join(f"{blocks.total} {kind} block(s): {blocks}" for kind, blocks in kinds.items() if blocks)
 
 
-def _files(image: Path, found: Verification) -> list[str]:
+def _files(image: Place, found: Verification) -> list[str]:
     """The files of an EROFS image that its bad blocks hit."""
     from erofs_edge.verify.system import files_of
+    from erofs_edge.verity.source import opened
 
     if not found.bad_data:
         return []
-    with image.open("rb") as file:
-        return files_of(file.fileno(), 0, found.superblock, found.bad_data)
+    with opened(image) as source:
+        return files_of(source, 0, found.superblock, found.bad_data)
 
 
 def _advice(found: Verification, repairable: Repair | None) -> str | None:
@@ -325,7 +348,12 @@ def _parity(layout: Layout) -> dict[str, object]:
 
 
 def _hash_offset(
-    image: Path, hash_device: Path | None, hash_offset: int | None, fec_device: Path | None, fec_offset: int
+    image: Place,
+    hash_device: Place | None,
+    hash_offset: int | None,
+    fec_device: Path | None,
+    fec_offset: int,
+    where: str,
 ) -> int:
     """Where the superblock is: as given, at 0 of a hash device, found in the image."""
     from erofs_edge.verity.tree import find_superblock
@@ -335,12 +363,12 @@ def _hash_offset(
     if hash_device is not None:
         return 0
     found = find_superblock(image)
-    if found is None and fec_device is not None and os.path.samefile(image, fec_device):
+    if found is None and fec_device is not None and isinstance(image, Path) and os.path.samefile(image, fec_device):
         found = find_superblock(image, fec_offset)
     if found is None:
         found = _after_erofs(image)
     if found is None:
-        raise UsageError("no hash tree found", where=str(image), hint="--hash-offset BYTES or --hash-device FILE")
+        raise UsageError("no hash tree found", where=where, hint="--hash-offset BYTES or --hash-device FILE")
     return found
 
 
@@ -359,13 +387,14 @@ def _title(key: str) -> str:
     return "UUID" if key == "uuid" else key.replace("_", " ").capitalize().replace("Fec", "FEC")
 
 
-def _after_erofs(image: Path) -> int | None:
+def _after_erofs(image: Place) -> int | None:
     """Where an EROFS file system in `image` ends, if that is what it holds: the tree of a padded slot is there."""
     from erofs_edge.erofs.ondisk import SUPER_MAGIC, SUPER_OFFSET, SUPERBLOCK, Superblock
+    from erofs_edge.verity.blocks import read_exactly
+    from erofs_edge.verity.source import opened
 
-    with image.open("rb") as file:
-        file.seek(SUPER_OFFSET)
-        raw = file.read(SUPERBLOCK.size)
+    with opened(image) as source:
+        raw = read_exactly(source, SUPERBLOCK.size, SUPER_OFFSET)
     if len(raw) < SUPERBLOCK.size:
         return None
     erofs = Superblock(*SUPERBLOCK.unpack(raw))

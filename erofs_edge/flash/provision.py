@@ -42,6 +42,11 @@ def open_provisioned(address: str) -> ProvisionTarget:
         raise
 
 
+def disk_address(address: str) -> Address:
+    """Of the disk alone, for who only reads. Raises UsageError."""
+    return _addresses(address)[0]
+
+
 def _addresses(address: str) -> tuple[Address, Address]:
     scheme, _, rest = address.partition("://")
     if scheme == "provision+unix":

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from functools import partial
 
 from erofs_edge.boot.contents import init_values
@@ -23,6 +22,7 @@ from erofs_edge.verify.esp import is_esp, verify_esp
 from erofs_edge.verify.firmware import verify_firmware
 from erofs_edge.verify.system import check_file_system, check_tree
 from erofs_edge.verify.walk import Part, Walk
+from erofs_edge.verity.blocks import Source, read_exactly
 from erofs_edge.verity.superblock import Superblock
 
 BLANK = 1 << 20
@@ -31,12 +31,12 @@ FIT_MAX = 1 << 30
 SECTOR_SIZES = (512, 4096)
 
 
-def find_table(fd: int, size: int) -> gpt.Table | None:
+def find_table(fd: Source, size: int) -> gpt.Table | None:
     """The GUID partition table of a disk; None where neither copy is there. Raises FormatError for a damaged one."""
     damaged: FormatError | None = None
     for sector in SECTOR_SIZES:
         try:
-            return gpt.decode(lambda offset, length: os.pread(fd, length, offset), size, sector)
+            return gpt.decode(lambda offset, length: read_exactly(fd, length, offset), size, sector)
         except FormatError as error:
             if "no GUID" not in error.message and "too small" not in error.message:
                 damaged = damaged or error
@@ -45,7 +45,7 @@ def find_table(fd: int, size: int) -> gpt.Table | None:
     return None
 
 
-def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
+def verify_disk(fd: Source, table: gpt.Table, walk: Walk) -> None:
     """Check every partition of a disk; what no signature reaches fails, but for blank ones and state."""
     _check_table(fd, table, walk)
     parts = [
@@ -83,12 +83,12 @@ def verify_disk(fd: int, table: gpt.Table, walk: Walk) -> None:
             raise VerificationError("nothing on this disk is signed: no FIT, EFI program, vbmeta or root hash")
 
 
-def _check_table(fd: int, table: gpt.Table, walk: Walk) -> None:
+def _check_table(fd: Source, table: gpt.Table, walk: Walk) -> None:
     """The table is the same at both ends of the disk, and names each partition once."""
     with walk.verdict.check("partition table", "its checksums, both copies"):
         head, tail = gpt.encode(table)
         size = table.sectors * table.sector_size
-        if os.pread(fd, len(head), 0) != head or os.pread(fd, len(tail), size - len(tail)) != tail:
+        if read_exactly(fd, len(head), 0) != head or read_exactly(fd, len(tail), size - len(tail)) != tail:
             raise FormatError("the two copies of the partition table differ, or hold more than a table")
         names = [partition.name for partition in table.partitions]
         if twice := sorted({name for name in names if names.count(name) > 1}):

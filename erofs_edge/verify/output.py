@@ -138,26 +138,27 @@ def _check_disk(out: Path, files: dict[str, tuple[int, str]], record: dict[str, 
     if DISK not in files:
         return
     table: gpt.Table | None = None
+    fd = -1
     with walk.verdict.check(DISK, "the files of this folder, byte for byte", files[DISK][1]) as row:
-        walk.fd = os.open(out / DISK, os.O_RDONLY | os.O_CLOEXEC)
-        size = os.fstat(walk.fd).st_size
-        table = find_table(walk.fd, size) if size == files[DISK][0] else None
+        walk.fd = fd = os.open(out / DISK, os.O_RDONLY | os.O_CLOEXEC)
+        size = os.fstat(fd).st_size
+        table = find_table(fd, size) if size == files[DISK][0] else None
         if table is None:
             raise VerificationError(f"{size} bytes without a partition table, the record lists {files[DISK][0]}")
-        held = _check_contents(out, walk, table, files, record)
+        held = _check_contents(out, walk, fd, table, files, record)
         # what is neither FIT nor system is covered by the record's signature
         walk.covered |= {name for name, file in held.items() if file not in (None, "boot.fit", SYSTEM)}
         walk.equal = {name for name, file in held.items() if file == SYSTEM}
     try:
         if row.ok and table is not None:
-            verify_disk(walk.fd, table, walk)
+            verify_disk(fd, table, walk)
     finally:
-        if walk.fd >= 0:
-            os.close(walk.fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def _check_contents(
-    out: Path, walk: Walk, table: gpt.Table, files: dict[str, tuple[int, str]], record: dict[str, Any]
+    out: Path, walk: Walk, fd: int, table: gpt.Table, files: dict[str, tuple[int, str]], record: dict[str, Any]
 ) -> dict[str, str | None]:
     """Each partition is where the record says, starts with one of the files or is blank, and the rest is zero.
 
@@ -172,10 +173,10 @@ def _check_contents(
         expected = {"start": part.start, "size": part.size, "guid": str(p.guid)}
         if not isinstance(listed, dict) or listed.get(p.name) != expected:
             raise VerificationError(f"partition '{p.name}' is not as the record lists it")
-        _check_zero(walk.fd, position, part.start)
+        _check_zero(fd, position, part.start)
         held[p.name] = name = _content(out, walk, part, files, heads)
         position = part.start + (files[name][0] if name else 0)
-    _check_zero(walk.fd, position, table.sectors * table.sector_size - len(tail))
+    _check_zero(fd, position, table.sectors * table.sector_size - len(tail))
     return held
 
 

@@ -28,29 +28,36 @@ from erofs_edge.verify.esp import FILE_MAX
 from erofs_edge.verify.output import verify_output
 from erofs_edge.verify.system import check_file_system, check_tree
 from erofs_edge.verify.walk import Part, Walk
-from erofs_edge.verity.blocks import file_size
+from erofs_edge.verity.blocks import Source, file_size, read_exactly
 from erofs_edge.verity.check import find_superblock, read_superblock
+from erofs_edge.verity.source import Kept, Place, Section
 from erofs_edge.verity.tree import root_hash as compute
 
 SIGNATURE_MAX = 4 << 20
 
 
 def verify_path(
-    path: Path,
+    path: Place,
     key: VerificationKey,
     *,
+    name: str | None = None,
     signature: Path | None = None,
     jobs: int | None = None,
     policy: Policy | None = None,
 ) -> Verdict:
-    """Everything at a path, checked against a public key.
+    """Everything at a path, or in what an export reads, checked against a public key.
 
+    name       what messages call it (default: the path's last part)
     signature  of a system image's root hash, PKCS#7 or JSON; by default what lies beside it
     policy     whose Sigstore bundle there is besides, over a build's record
 
     Raises ErofsEdgeError only where the path cannot be read; anything that is wrong is in the verdict.
     """
     verdict = Verdict()
+    if not isinstance(path, Path):
+        with Kept(path) as kept:
+            _verify_file(kept, name or "export", None, key, verdict, signature, jobs)
+        return verdict
     if policy is not None:
         _check_sigstore(path, policy, verdict)
     if path.is_dir():
@@ -58,26 +65,33 @@ def verify_path(
         return verdict
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _verify_file(fd, path, key, verdict, signature, jobs)
+        _verify_file(fd, name or path.name, path, key, verdict, signature, jobs)
     finally:
         os.close(fd)
     return verdict
 
 
 def _verify_file(
-    fd: int, path: Path, key: VerificationKey, verdict: Verdict, signature: Path | None, jobs: int | None
+    fd: Source,
+    name: str,
+    path: Path | None,
+    key: VerificationKey,
+    verdict: Verdict,
+    signature: Path | None,
+    jobs: int | None,
 ) -> None:
+    """`path`: None where it is no file of this machine, which has nothing beside it and is no record."""
     walk = Walk(fd, key, verdict, jobs)
-    whole = Part(path.name, 0, file_size(fd))
-    magic = os.pread(fd, 4, 0)
+    whole = Part(name, 0, file_size(fd))
+    magic = read_exactly(fd, 4, 0)
     if magic == FDT_MAGIC.to_bytes(4, "big"):
         verify_fit_alone(walk, whole)
     elif magic[:2] == b"MZ":
-        with verdict.check(path.name, f"key '{key.name}'") as row:
+        with verdict.check(name, f"key '{key.name}'") as row:
             row.digest = verify_image(walk.read(whole, 0, FILE_MAX), key).hex()
     elif magic == avb.MAGIC:
-        verify_vbmeta_slot(walk, whole, [], os.pread(fd, avb.SIZE_MAX, 0))
-    elif path.name.endswith(".json"):
+        verify_vbmeta_slot(walk, whole, [], read_exactly(fd, avb.SIZE_MAX, 0))
+    elif path is not None and path.name.endswith(".json"):
         with verdict.check(path.name, f"key '{key.name}'") as row:
             raw = path.read_bytes()
             row.digest = hashlib.sha256(raw).hexdigest()
@@ -86,7 +100,7 @@ def _verify_file(
                 raise VerificationError("no signature beside it", hint=f"{path.name}.p7s")
             verify_detached(found.read_bytes(), raw, key)
     else:
-        with verdict.check(path.name, "a partition table") as row:
+        with verdict.check(name, "a partition table") as row:
             table = find_table(fd, whole.size)
             if table is not None:
                 row.against = f"a partition table of {len(table.partitions)} partitions"
@@ -111,7 +125,7 @@ def _check_sigstore(path: Path, policy: Policy, verdict: Verdict) -> None:
         row.against += f", entry {seen.index} of the log, {seen.time:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _verify_partition(walk: Walk, path: Path, whole: Part, signature: Path | None) -> None:
+def _verify_partition(walk: Walk, path: Path | None, whole: Part, signature: Path | None) -> None:
     """A single image: with AVB's footer, or with a hash tree whose root hash is signed."""
     verdict, key = walk.verdict, walk.key
     if walk.read(whole, whole.size - avb.FOOTER_SIZE, 4) == avb.FOOTER_MAGIC:
@@ -123,19 +137,18 @@ def _verify_partition(walk: Walk, path: Path, whole: Part, signature: Path | Non
             parts = [Part(name, 0, whole.size) for name in names]
             verify_vbmeta_slot(walk, whole, parts, raw)
         return
-    at = find_superblock(path)
+    place = path or Section(walk.fd, 0, whole.size)
+    at = find_superblock(place)
     with verdict.check(f"{whole.name}: root hash", f"key '{key.name}'") as row:
         if at is None:
             raise VerificationError(
                 "nothing here that a signature could vouch for: no partition table, FIT, vbmeta or hash tree",
                 hint="erofs-edge verify OUT, or an image that `verity format` made",
             )
-        found = signature or _first(
-            path, path.name + ".p7s", path.name + ".verity-sig.json", ROOT_HASH_SIGNATURE, VERITY_SIGNATURE
-        )
+        found = signature or (path and _beside_image(path))
         if found is None:
             raise VerificationError("the root hash is not signed", hint="--signature FILE, or erofs-edge sign IMAGE")
-        sb = read_superblock(path, at)
+        sb = read_superblock(place, at)
         row.against += f", {found.name}"
         if (raw := _read(found))[:1] == b"{":
             root, _, raw = parse_verity_signature(raw)
@@ -164,7 +177,8 @@ def _read(path: Path) -> bytes:
         return handle.read(SIGNATURE_MAX)
 
 
-def _first(path: Path, *names: str) -> Path | None:
+def _beside_image(path: Path) -> Path | None:
+    names = (path.name + ".p7s", path.name + ".verity-sig.json", ROOT_HASH_SIGNATURE, VERITY_SIGNATURE)
     return next((found for name in names if (found := _beside(path, name)) is not None), None)
 
 

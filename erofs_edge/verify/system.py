@@ -11,7 +11,7 @@ from pathlib import Path
 
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.verify.checks import Verdict
-from erofs_edge.verity.blocks import read_exactly
+from erofs_edge.verity.blocks import Source, read_exactly
 from erofs_edge.verity.check import BAD, Ranges, Walk
 from erofs_edge.verity.superblock import Level, Superblock
 
@@ -20,7 +20,7 @@ COPY = 4 << 20  # bytes
 
 
 def check_tree(
-    fd: int,
+    fd: Source,
     base: int,
     sb: Superblock,
     levels: list[Level],
@@ -52,7 +52,9 @@ def check_tree(
     raise VerificationError(f"does not match root hash {root_hash.hex()}: {told}", hint=hint)
 
 
-def check_file_system(fd: int, base: int, size: int, verdict: Verdict, what: str, *, jobs: int | None = None) -> None:
+def check_file_system(
+    fd: Source, base: int, size: int, verdict: Verdict, what: str, *, jobs: int | None = None
+) -> None:
     """Check the EROFS image in bytes [base, base + size) of a file, as `fs check` does."""
     from erofs_edge.erofs.check import check as check_erofs
 
@@ -65,10 +67,10 @@ def check_file_system(fd: int, base: int, size: int, verdict: Verdict, what: str
 
 
 @contextmanager
-def extracted(fd: int, base: int, size: int) -> Iterator[Path]:
+def extracted(fd: Source, base: int, size: int) -> Iterator[Path]:
     """A part of a file as a file of its own: the file itself where it starts with that part."""
     whole = Path(f"/proc/self/fd/{fd}")
-    if base == 0 and whole.exists():
+    if isinstance(fd, int) and base == 0 and whole.exists():
         yield whole
         return
     with tempfile.TemporaryDirectory(prefix="erofs-edge-verify-") as folder:
@@ -79,7 +81,7 @@ def extracted(fd: int, base: int, size: int) -> Iterator[Path]:
         yield path
 
 
-def files_of(fd: int, base: int, sb: Superblock, blocks: Ranges) -> list[str]:
+def files_of(fd: Source, base: int, sb: Superblock, blocks: Ranges) -> list[str]:
     """What the blocks belong to: paths, or 'superblock and tables' and so on; at most FILES_MAX, then '…'.
 
     [] where the file system's own structures are too damaged to tell.

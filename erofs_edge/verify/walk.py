@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from erofs_edge.trust.key import VerificationKey
 from erofs_edge.verify.checks import Verdict
-from erofs_edge.verity.blocks import read_exactly
+from erofs_edge.verity.blocks import Source, read_exactly
 from erofs_edge.verity.superblock import Superblock
 
 
@@ -35,7 +35,7 @@ class Walk:
     `equal`: partitions that hold, byte for byte, an image that was checked already, with the tree, its first block and
     root hash in `tree`."""
 
-    fd: int
+    fd: Source
     key: VerificationKey
     verdict: Verdict
     jobs: int | None = None

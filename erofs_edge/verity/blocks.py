@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 from erofs_edge.errors import FormatError
 from erofs_edge.verity.superblock import Superblock
@@ -28,6 +29,20 @@ Progress = Callable[[int, int], None]
 
 Count = Callable[[int], None]
 """count(bytes done since the last call)"""
+
+
+class Reads(Protocol):
+    """What is no file of this machine, or a part of one: read(offset, length) gives that many of its `size` bytes, or
+    raises an ErofsEdgeError. From one thread at a time."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+
+Source = int | Reads
+"""a file descriptor, or what takes its place"""
 
 
 def hash_blocks(data: bytes, block_size: int, sb: Superblock) -> bytes:
@@ -44,7 +59,7 @@ def hash_blocks(data: bytes, block_size: int, sb: Superblock) -> bytes:
 
 def hashed_slices(
     sb: Superblock,
-    fd: int,
+    source: Source,
     start: int,
     end: int,
     block_size: int,
@@ -52,19 +67,24 @@ def hashed_slices(
     jobs: int | None = None,
     count: Count | None = None,
 ) -> Iterator[bytes]:
-    """Digest slots of the whole blocks in bytes [start, end) of a file, in order, a slice at a time.
+    """Digest slots of the whole blocks in bytes [start, end) of a source, in order, a slice at a time.
 
-    Raises FormatError where the file ends early.
+    What is no file is read here, one slice after the other, while threads hash those before. Raises FormatError where
+    the source ends early.
     """
 
-    def task(offset: int, length: int) -> bytes:
-        data = read_exactly(fd, length, offset)
+    def fetch(offset: int, length: int) -> bytes:
+        data = read_exactly(source, length, offset)
         if len(data) != length:
             raise FormatError("the file ends inside the blocks to hash", where=f"offset {offset + len(data):#x}")
-        return hash_blocks(data, block_size, sb)
+        return data
 
-    workers = jobs or len(os.sched_getaffinity(0))
-    if workers > 1 and end - start >= FORK_MIN and sys.platform == "linux" and threading.active_count() == 1:
+    def task(offset: int, length: int) -> bytes:
+        return hash_blocks(fetch(offset, length), block_size, sb)
+
+    workers, is_file = jobs or len(os.sched_getaffinity(0)), isinstance(source, int)
+    forks = is_file and sys.platform == "linux" and threading.active_count() == 1
+    if forks and workers > 1 and end - start >= FORK_MIN:
         yield from _forked(task, range(start, end, SLICE), end, workers, sb.slot_size * SLICE // block_size, count)
         return
     waiting: deque[tuple[int, Future[bytes]]] = deque()
@@ -80,7 +100,11 @@ def hashed_slices(
         try:
             for offset in range(start, end, SLICE):
                 length = min(SLICE, end - offset)
-                waiting.append((length, pool.submit(task, offset, length)))
+                if is_file:
+                    future = pool.submit(task, offset, length)
+                else:
+                    future = pool.submit(hash_blocks, fetch(offset, length), block_size, sb)
+                waiting.append((length, future))
                 if len(waiting) > workers + 1:
                     yield next_done()
             while waiting:
@@ -149,8 +173,12 @@ def counter(progress: Progress | None, total: int) -> Count | None:
     return count
 
 
-def read_exactly(fd: int, length: int, offset: int) -> bytes:
-    """pread until `length` bytes or the end of the file."""
+def read_exactly(source: Source, length: int, offset: int) -> bytes:
+    """`length` bytes from `offset` on, or all up to the end of the source."""
+    if not isinstance(source, int):
+        length = min(length, source.size - offset)
+        return source.read(offset, length) if length > 0 else b""
+    fd = source
     data = os.pread(fd, length, offset)
     while len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
         data += more
@@ -165,6 +193,6 @@ def write_exactly(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
-def file_size(fd: int) -> int:
-    """Bytes of a file or block device."""
-    return os.lseek(fd, 0, os.SEEK_END)
+def file_size(source: Source) -> int:
+    """Bytes of a file, a block device, or what takes its place."""
+    return os.lseek(source, 0, os.SEEK_END) if isinstance(source, int) else source.size

@@ -7,17 +7,28 @@ blocks are 'unproven' rather than bad. Everything else is exact.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from erofs_edge.errors import FormatError, UsageError
 from erofs_edge.verity import superblock
-from erofs_edge.verity.blocks import SLICE, Count, Progress, counter, file_size, hashed_slices, read_exactly
+from erofs_edge.verity.blocks import (
+    SLICE,
+    Count,
+    Progress,
+    Source,
+    counter,
+    file_size,
+    hash_blocks,
+    hashed_slices,
+    read_exactly,
+)
+from erofs_edge.verity.source import Place, copied, opened
 from erofs_edge.verity.superblock import Level, Superblock, VerityInfo
 
 RANGES_MAX = 10_000
+TREE_MAX = 4 << 30
+"""bytes of a tree that is not in a file, of an image of half a TiB: how long it is, the other side says"""
 GOOD, BAD, UNPROVEN, SUSPECT = range(4)
 
 
@@ -63,10 +74,10 @@ class Verification:
 
 
 def verify(
-    path: Path,
+    path: Place,
     expected: VerityInfo | bytes,
     *,
-    hash_device: Path | None = None,
+    hash_device: Place | None = None,
     hash_offset: int | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -75,13 +86,12 @@ def verify(
 
     With a VerityInfo nothing on the disk is believed, the superblock included. With a bare root hash the superblock
     is read at `hash_offset` (default: 0 on a separate device; in the image itself, where `find_superblock` finds it).
+    What is no file is read once, a few slices at a time; its tree goes into a temporary file.
+
     Raises FormatError where the superblock is malformed or says more than the files hold, UsageError where the root
     hash has another length than the algorithm's.
     """
-    data_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    hash_fd = -1
-    try:
-        hash_fd = os.open(hash_device or path, os.O_RDONLY | os.O_CLOEXEC)
+    with opened(path) as data_fd, opened(hash_device or path) as hash_fd:
         if isinstance(expected, VerityInfo):
             at, sb, root = expected.hash_offset, expected.superblock, expected.root_hash
             padded = sb.pack().ljust(sb.start_block(at) * sb.hash_block_size - at, b"\0")
@@ -90,7 +100,7 @@ def verify(
             if hash_offset is None:
                 hash_offset = 0 if hash_device else find_superblock(path) or 0
             at, root, bad_superblock = hash_offset, expected, False
-            sb = superblock.parse(os.pread(hash_fd, superblock.SIZE, at), at)
+            sb = superblock.parse(read_exactly(hash_fd, superblock.SIZE, at), at)
         if len(root) != sb.digest_size:
             raise UsageError(f"a root hash of {len(root)} bytes, {sb.algorithm} has {sb.digest_size}")
         check_bounds(sb, at, file_size(data_fd), file_size(hash_fd), one_file=hash_device is None)
@@ -101,26 +111,21 @@ def verify(
                 (bad_data if verdict == BAD else unproven).add(block)
             elif verdict == BAD:
                 bad_hash.add(level.start + block)
-    finally:
-        os.close(data_fd)
-        if hash_fd >= 0:
-            os.close(hash_fd)
     return Verification(sb, at, bad_data, bad_hash, unproven, bad_superblock)
 
 
-def find_superblock(path: Path, size: int | None = None) -> int | None:
+def find_superblock(path: Place, size: int | None = None) -> int | None:
     """Byte offset of a superblock whose tree ends exactly where the file ends, or at byte `size` of it; or None.
 
     Finds trees with equal block sizes that follow their data at once. Their size follows from the count of data
     blocks, so that the place follows from the file's size: a few dozen reads, whatever the size.
     """
-    with path.open("rb", buffering=0) as file:
-        fd = file.fileno()
-        size = file_size(fd) if size is None else size
+    with opened(path) as source:
+        size = file_size(source) if size is None else size
         for at in offsets_by_size(size):
-            if os.pread(fd, len(superblock.MAGIC), at) != superblock.MAGIC:
+            if read_exactly(source, len(superblock.MAGIC), at) != superblock.MAGIC:
                 continue
-            sb = superblock.parse(os.pread(fd, superblock.SIZE, at), at)
+            sb = superblock.parse(read_exactly(source, superblock.SIZE, at), at)
             if sb.data_size <= at and sb.end(at) == size:
                 return at
     return None
@@ -135,11 +140,10 @@ def offsets_by_size(size: int) -> Iterator[int]:
                 yield at
 
 
-def read_superblock(path: Path, hash_offset: int) -> Superblock:
+def read_superblock(path: Place, hash_offset: int) -> Superblock:
     """The superblock at a byte offset of a file or device. Raises FormatError with the offset."""
-    with path.open("rb", buffering=0) as file:
-        fd = file.fileno()
-        return superblock.parse(os.pread(fd, superblock.SIZE, hash_offset), hash_offset)
+    with opened(path) as source:
+        return superblock.parse(read_exactly(source, superblock.SIZE, hash_offset), hash_offset)
 
 
 def _offset_by_size(size: int, block_size: int, algorithm: str) -> int | None:
@@ -177,8 +181,8 @@ class Walk:
     def __init__(
         self,
         sb: Superblock,
-        data_fd: int,
-        hash_fd: int,
+        data_fd: Source,
+        hash_fd: Source,
         jobs: int | None,
         count: Count | None,
         base: int = 0,
@@ -191,7 +195,26 @@ class Walk:
         """(level, number in it, verdict) of each block that is not GOOD; the level of data is None.
 
         Below a hash block that is not GOOD, a block that fits it is UNPROVEN and one that does not is SUSPECT.
+        Where the tree is not in a file and its top is BAD, nothing more is read: all data is UNPROVEN. Raises
+        FormatError where such a tree has more than TREE_MAX bytes.
         """
+        if isinstance(self.hash_fd, int) or not levels:
+            yield from self._findings(levels, root)
+            return
+        source, top, size = self.hash_fd, levels[-1], self.sb.hash_block_size
+        first, end = (self.hash_base + block * size for block in (top.start, levels[0].start + levels[0].count))
+        if end - first > TREE_MAX:
+            raise FormatError(f"a hash tree of {end - first} bytes, at most {TREE_MAX} are read from elsewhere")
+        if hash_blocks(read_exactly(source, size, first), size, self.sb)[: self.sb.digest_size] != root:
+            yield top, 0, BAD
+            yield from ((None, block, UNPROVEN) for block in range(self.sb.data_blocks))
+            return
+        with copied(source, first, end) as fd:
+            # the topmost level comes first, and is there at byte 0
+            self.hash_fd, self.hash_base = fd, -top.start * size
+            yield from self._findings(levels, root)
+
+    def _findings(self, levels: list[Level], root: bytes) -> Iterator[tuple[Level | None, int, int]]:
         parent: Level | None = None
         state = bytearray(1)  # of the parent's blocks, one byte each; the root hash itself is GOOD
         size = self.sb.hash_block_size

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image is read from: a file, an export of another machine, or a part of either, such as a partition.
+
+Over a link the data is streamed and forgotten. The tree is copied first, since it is read more than once: a server that
+gives another one the second time proves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from erofs_edge.errors import CapacityError, FormatError
+from erofs_edge.verity.blocks import SLICE, Reads, Source, read_exactly, write_exactly
+from erofs_edge.writing import NO_SPACE
+
+PIECE = 1 << 20  # bytes that are kept, or not
+RUN = 8  # pieces that are asked for at once
+Place = Path | Reads
+"""what is opened by its path, or is open already"""
+
+
+class Section:
+    """Bytes [start, start + size) of a source."""
+
+    def __init__(self, source: Source, start: int, size: int) -> None:
+        self._source, self._start, self.size = source, start, size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on; fewer at the end."""
+        return read_exactly(self._source, max(min(length, self.size - offset), 0), self._start + offset)
+
+
+class Kept:
+    """A source that is asked for each byte once: what it gave is in a nameless file from then on, so that whatever is
+    checked later is what was checked before. Use it as a context manager.
+
+    Raises CapacityError where there is no room for it.
+    """
+
+    def __init__(self, source: Reads) -> None:
+        self._source, self.size = source, source.size
+        self._here: set[int] = set()  # numbers of pieces
+        self._file = tempfile.TemporaryFile(prefix="erofs-edge-")  # noqa: SIM115  closed with it
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on; fewer at the end."""
+        end = min(offset + length, self.size)
+        start = None
+        # one past the last piece ends the last run
+        for number in range(offset // PIECE, -(-end // PIECE) + 1):
+            missing = number * PIECE < end and number not in self._here
+            if missing and start is None:
+                start = number
+            elif not missing and start is not None:
+                self._fetch(start, number)
+                start = None
+        return read_exactly(self._file.fileno(), max(end - offset, 0), offset)
+
+    def _fetch(self, first: int, last: int) -> None:
+        for number in range(first, last, RUN):
+            start, end = number * PIECE, min(min(number + RUN, last) * PIECE, self.size)
+            data = read_exactly(self._source, end - start, start)
+            with _room():
+                write_exactly(self._file.fileno(), data, start)
+            self._here.update(range(number, min(number + RUN, last)))
+
+
+@contextmanager
+def opened(place: Place) -> Iterator[Source]:
+    """A file descriptor, as long as the block lasts; what is open stays open. Raises OSError."""
+    if not isinstance(place, Path):
+        yield place
+        return
+    fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def copied(source: Source, start: int, end: int) -> Iterator[int]:
+    """The descriptor of a nameless file that holds bytes [start, end) of a source, as long as the block lasts.
+
+    Raises CapacityError where there is no room for it, FormatError where the source ends early.
+    """
+    with tempfile.TemporaryFile(prefix="erofs-edge-") as file:
+        for offset in range(start, end, SLICE):
+            data = read_exactly(source, length := min(SLICE, end - offset), offset)
+            if len(data) != length:
+                raise FormatError("it ends inside the hash tree", where=f"offset {offset + len(data):#x}")
+            with _room():
+                write_exactly(file.fileno(), data, offset - start)
+        yield file.fileno()
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise CapacityError(
+                "no room for a copy of what is read twice", where=tempfile.gettempdir(), hint="TMPDIR=FOLDER"
+            ) from error
+        raise
