@@ -76,6 +76,8 @@ SETS = {
         ("nbdkit", "libnbd-bin", "nbd-server"),
         _same("nbdkit", "nbdcopy", "nbdinfo", "nbd-server"),
     ),
+    # its module runs in Debian's Python of the same release (tests/serve has how)
+    "oracles-nbdsh": ToolSet("trixie", ("python3-libnbd",), {"python3": ("nbd-python3",)}),
     "oracles-web": ToolSet("trixie", ("nginx",), _same("nginx")),
     "oracles-fastboot": ToolSet(
         "trixie", ("fastboot", "android-sdk-libsparse-utils"), _same("fastboot", "simg2img", "img2simg")
