@@ -24,6 +24,7 @@ OPTIONS = (
     click.option(
         "--data", type=FILE, help="Of --diskless: the board's writable disk, over the network; made if need be."
     ),
+    click.option("--http", is_flag=True, help="Of --diskless: U-Boot gets the boot image over HTTP, not by TFTP."),
     click.option("--tls", is_flag=True, help="Of --diskless: encrypted, with certificates made for this one start."),
 )
 
@@ -37,7 +38,7 @@ def diskless_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def refuse_without(options: dict[str, Any]) -> None:
     """Raises UsageError where an option of a diskless boot stands without it."""
-    for name in ("trace", "prefetch", "data", "tls"):
+    for name in ("trace", "prefetch", "data", "http", "tls"):
         if options[name]:
             raise UsageError(f"--{name} belongs to --diskless")
 
@@ -86,7 +87,13 @@ def _wish(folder: Path, options: dict[str, Any]) -> Wish:
     from erofs_edge.qemu.diskless import Wish
 
     prefetch = runs_of(options["prefetch"], folder) if options["prefetch"] is not None else ()
-    return Wish(prefetch=prefetch, data=options["data"], trace=options["trace"] is not None, tls=options["tls"])
+    return Wish(
+        prefetch=prefetch,
+        data=options["data"],
+        trace=options["trace"] is not None,
+        tls=options["tls"],
+        http=options["http"],
+    )
 
 
 def _summary(record: DisklessRecord) -> str:

@@ -36,6 +36,10 @@ SCRIPT = "diskless.cmd"
 @click.option("--tls-ca", type=FILE, metavar="PEM", help="Whose certificates the server's is one of.")
 @click.option("--tls-certificate", type=FILE, metavar="PEM", help="The board's own, where the server wants one.")
 @click.option("--tls-key", type=FILE, metavar="PEM", help="Of the board's certificate.")
+@click.option(
+    "--boot-image", metavar="URI",
+    help="http://ADDRESS[:PORT]/PATH of diskless.fit, which U-Boot gets with its wget instead of by TFTP.",
+)  # fmt: skip
 @click.option("--prefetch", type=FILE, metavar="TRACE", help="Fetch ahead what TRACE, of this very system, read.")
 @click.option("--key", metavar="URI", help="Sign with this key instead of the board's.")
 @json_option
@@ -48,6 +52,7 @@ def diskless(
     tls_ca: Path | None,
     tls_certificate: Path | None,
     tls_key: Path | None,
+    boot_image: str | None,
     prefetch: Path | None,
     key: str | None,
     as_json: bool,
@@ -57,7 +62,7 @@ def diskless(
 
     Blocks come from any server that has the build's system.img: `erofs-edge serve`, nbdkit, or over HTTP.
     """
-    from erofs_edge.diskless.place import parse_place
+    from erofs_edge.diskless.place import parse_boot_image, parse_place
     from erofs_edge.diskless.start import FIT, Diskless, board_lock, build_diskless
     from erofs_edge.manifest.load import load_board
     from erofs_edge.sources.cache import Cache
@@ -71,6 +76,7 @@ def diskless(
         runs_of(prefetch, folder) if prefetch else (),
         keep,
         _certificates(tls_ca, tls_certificate, tls_key),
+        boot_image=parse_boot_image(boot_image) if boot_image is not None else None,
     )
     with step("diskless boot image"):
         signer = open_signer(key or loaded.value.sign.key)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a diskless board finds its system or its data: an export of an NBD server, or a file of an HTTP server."""
+"""Where a diskless board finds its system, its data or its boot image: an export of an NBD server, or a file of an HTTP
+server."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from erofs_edge.errors import UsageError
 
 PORT = 10809
 """registered for NBD"""
+HTTP_PORT = 80
 CERTIFICATES = "/run/tls"
 """in the initramfs: what nbdkit opens again when it connects again"""
 _WORD = re.compile(r"[A-Za-z0-9._~:/%+-]*")
@@ -67,3 +69,19 @@ def parse_place(uri: str) -> Place:
             f"'{host}' is a name, not an address", hint="the board has no name service when it starts"
         ) from None
     return Place(split.scheme, host, port or PORT, export, uri)
+
+
+def parse_boot_image(uri: str) -> Place:
+    """Where U-Boot gets the boot image with its own wget: HTTP at an IPv4 address; `export` is the path with its slash.
+
+    Raises UsageError for what that command cannot get (U-Boot 2025.01, net/wget.c, doc/usage/cmd/wget.rst).
+    """
+    place = parse_place(uri)
+    if place.scheme != "http":
+        raise UsageError(f"'{uri}': U-Boot gets boot images over plain HTTP; their signature is what counts")
+    if not isinstance(ipaddress.ip_address(place.host), ipaddress.IPv4Address):
+        raise UsageError(f"'{uri}': U-Boot's wget knows IPv4 only")
+    split = urlsplit(uri)
+    if not split.path.strip("/"):
+        raise UsageError(f"'{uri}' names no file", hint="http://192.0.2.1:8000/diskless.fit")
+    return Place("http", place.host, split.port or HTTP_PORT, split.path, uri)

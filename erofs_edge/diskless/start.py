@@ -72,6 +72,7 @@ class Diskless:
     certificates  files for TLS: ca-cert.pem, and client-cert.pem and client-key.pem where the server wants them
     readahead     KiB that the kernel reads ahead in files
     connections   to the server of the system, side by side
+    boot_image    of a web server, where U-Boot gets the FIT; None for TFTP
     """
 
     system: Place
@@ -81,6 +82,7 @@ class Diskless:
     certificates: Mapping[str, bytes] = field(default_factory=dict)
     readahead: int = READAHEAD
     connections: int = 2
+    boot_image: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +138,12 @@ def build_diskless(
         load_address=board.boot.load_address,
         rollback_index=board.sign.rollback_index,
     )
-    return DisklessStart(fit, netboot_script(board, FIT), values["ROOT_HASH"], bool(values["DATA"]))
+    return DisklessStart(fit, netboot_script(board, wanted.boot_image), values["ROOT_HASH"], bool(values["DATA"]))
 
 
-def netboot_script(board: Board, file: str) -> str:
-    """U-Boot's commands: an address by DHCP, `file` by TFTP, start it if its signature fits; again if anything fails.
+def netboot_script(board: Board, boot_image: Place | None = None) -> str:
+    """U-Boot's commands: an address by DHCP, the boot image from a web server or else as FIT by TFTP, start it if its
+    signature fits; again if anything fails.
 
     Raises ManifestError for a board whose chain verifies nothing: a network is no place to take code from then.
     """
@@ -155,7 +158,7 @@ def netboot_script(board: Board, file: str) -> str:
         [
             *(["virtio scan"] if board.boot.storage == "virtio" else []),
             "while true; do",
-            f"if {ADDRESS} && tftpboot {board.boot.load_address:x} {file}; then",
+            f"if {ADDRESS} && {_transfer(boot_image, f'{board.boot.load_address:x}')}; then",
             f'setenv bootargs "{arguments}"',
             'echo "erofs-edge: stage u-boot slot none"',
             start,
@@ -166,6 +169,13 @@ def netboot_script(board: Board, file: str) -> str:
             "",
         ]
     )
+
+
+def _transfer(boot_image: Place | None, address: str) -> str:
+    """U-Boot's commands that load the boot image. Its wget has the server's port from a variable (net/wget.c)."""
+    if boot_image is None:
+        return f"tftpboot {address} {FIT}"
+    return f"setenv httpdstp {boot_image.port} && wget {address} {boot_image.host}:{boot_image.export}"
 
 
 def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot a built board in QEMU without a disk: our server gives the system, TFTP the FIT, and what was read is counted.
 
-QEMU's user network has a DHCP and a TFTP server of its own, and this machine is its gateway.
+QEMU's user network has a DHCP and a TFTP server of its own, and this machine is its gateway. With HTTP, U-Boot gets the
+FIT from a web server of ours instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from erofs_edge.diskless.place import Place
+from erofs_edge.diskless.place import Place, parse_boot_image
 from erofs_edge.diskless.start import FIT, READAHEAD, Diskless, DisklessStart, board_lock, build_diskless
 from erofs_edge.errors import BootCheckError, CapacityError, UsageError
 from erofs_edge.manifest.load import Loaded
@@ -23,6 +25,7 @@ from erofs_edge.qemu.run import run
 from erofs_edge.qemu.smoke import LAST_LINES, TIMEOUT, StageTime
 from erofs_edge.qemu.stages import TITLES
 from erofs_edge.qemu.verdict import Expected, Watch
+from erofs_edge.qemu.web import serve_file
 from erofs_edge.serve.export import BLOCK, FileExport
 from erofs_edge.serve.server import Context, Server, mutual_tls
 from erofs_edge.sources.cache import Cache
@@ -74,6 +77,7 @@ class Wish:
     tls        the server and the board know each other by certificates that are made for this one start
     system     where the board gets its system instead: then nothing of it is counted. None for our server
     certificates  for that: ca-cert.pem, and client-cert.pem and client-key.pem where its server wants them
+    http       U-Boot gets the boot image from a web server of ours, not by TFTP
     """
 
     prefetch: tuple[tuple[int, int], ...] = ()
@@ -86,6 +90,7 @@ class Wish:
     tls: bool = False
     system: Place | None = None
     certificates: Mapping[str, bytes] = field(default_factory=dict)
+    http: bool = False
 
 
 def diskless_smoke(
@@ -118,12 +123,13 @@ def diskless_smoke(
         try:
             port = wish.port or server.listen("127.0.0.1", 0)
             serve(export, server)
-            start = _start(board, out, signer, wish, port, certificates)
-            (folder / FIT).write_bytes(start.fit)
-            command = _command(board.value, built, emulator, folder, start, wish.disk)
-            record = _watched(
-                board.value, start, command, emulator, export, wish.lines, timeout=timeout, seen=seen, log=log
-            )
+            with serve_file(folder / FIT) if wish.http else nullcontext() as web:
+                start = _start(board, out, signer, wish, port, web, certificates)
+                (folder / FIT).write_bytes(start.fit)
+                command = _command(board.value, built, emulator, folder, start, wish)
+                record = _watched(
+                    board.value, start, command, emulator, export, wish.lines, timeout=timeout, seen=seen, log=log
+                )
         finally:
             server.stop()
             for one in exports.values():
@@ -164,8 +170,15 @@ def _trace(export: FileExport, record: DisklessRecord) -> Trace:
 
 
 def _start(
-    board: Loaded[Board], out: Path, signer: Signer, wish: Wish, port: int, certificates: Mapping[str, bytes]
+    board: Loaded[Board],
+    out: Path,
+    signer: Signer,
+    wish: Wish,
+    port: int,
+    web: int | None,
+    certificates: Mapping[str, bytes],
 ) -> DisklessStart:
+    """`port` of the blocks, `web` of the boot image where that comes over HTTP."""
     scheme = "nbds" if wish.tls else "nbd"
 
     def place(export: str) -> Place:
@@ -178,12 +191,13 @@ def _start(
         keep=wish.disk is not None,
         certificates=certificates,
         readahead=wish.readahead or READAHEAD,
+        boot_image=parse_boot_image(f"http://{GATEWAY}:{web}/{FIT}") if web is not None else None,
     )
     return build_diskless(board.value, board_lock(board.path, out), out, wanted, signer, Cache())
 
 
 def _command(
-    board: Board, built: Built, emulator: Emulator, folder: Path, start: DisklessStart, disk: Path | None
+    board: Board, built: Built, emulator: Emulator, folder: Path, start: DisklessStart, wish: Wish
 ) -> list[str]:
     """QEMU without a disk, or with one that U-Boot does not look at: it has the key and a script that boots from the
     network."""
@@ -194,9 +208,10 @@ def _command(
     qemu = qemu_of(board)
     control = folder / "control.dtb"
     control.write_bytes(control_tree(dump_tree(emulator, qemu, built.u_boot), built.key, start.script))
+    tftp, disk = "" if wish.http else f",tftp={_escaped(folder)}", wish.disk
     return [
         str(emulator.program), *machine_arguments(qemu, built.u_boot), "-dtb", str(control),
-        "-netdev", f"user,id=net0,tftp={_escaped(folder)}",
+        "-netdev", f"user,id=net0{tftp}",
         "-device", "virtio-net-pci,netdev=net0,romfile=",
         *(["-drive", f"if=none,id=disk0,format=raw,file={_escaped(disk)}"] if disk else []),
         *(["-device", "virtio-blk-pci,drive=disk0"] if disk else []),

@@ -17,7 +17,7 @@ from erofs_edge.boot.elf import dynamic
 from erofs_edge.boot.fdt import parse
 from erofs_edge.boot.fit import Image, build_fit, verify_fit
 from erofs_edge.boot.initramfs import InitConfig, compress
-from erofs_edge.diskless.place import Place, parse_place
+from erofs_edge.diskless.place import Place, parse_boot_image, parse_place
 from erofs_edge.diskless.start import board_lock, netboot_script
 from erofs_edge.errors import ErofsEdgeError, ManifestError, UsageError
 from erofs_edge.manifest.load import load_board
@@ -128,6 +128,14 @@ def test_the_same_bytes_each_time_and_over_http(run: Edge, out: Path) -> None:
         assert done.returncode == 0, done.stderr
         fits.append((out / "diskless.fit").read_bytes())
     assert fits[0] == fits[1]
+    assert "tftpboot 50000000 diskless.fit; then" in (out / "diskless.cmd").read_text()
+    words = ("diskless", BOARD, "-o", out, "--system", "http://192.0.2.1:8000/a/system.img")
+    done = run(*words, "--boot-image", "http://192.0.2.1:8000/a/diskless.fit")
+    assert done.returncode == 0, done.stderr
+    assert (out / "diskless.fit").read_bytes() == fits[0], "where it comes from is not part of it"
+    script = (out / "diskless.cmd").read_text()
+    assert "tftp" not in script
+    assert "setenv httpdstp 8000 && wget 50000000 192.0.2.1:/a/diskless.fit; then" in script
     members = _members(fits[0])
     assert any(name.endswith("nbdkit-curl-plugin.so") for name in members)
     assert not any(name.endswith("nbdkit-nbd-plugin.so") for name in members)
@@ -148,6 +156,10 @@ def test_the_same_bytes_each_time_and_over_http(run: Edge, out: Path) -> None:
         (("--system", "nbd://192.0.2.1/x", "--data", "http://192.0.2.1/"), "takes no writes"),
         (("--system", "nbd://192.0.2.1/x", "--tls-key", "README.md"), "belong together"),
         (("--system", "nbd://192.0.2.1/x", "--prefetch", "README.md"), "not a trace"),
+        (("--system", "nbd://192.0.2.1/x", "--boot-image", "https://192.0.2.1/diskless.fit"), "over plain HTTP"),
+        (("--system", "nbd://192.0.2.1/x", "--boot-image", "http://[2001:db8::1]/diskless.fit"), "IPv4 only"),
+        (("--system", "nbd://192.0.2.1/x", "--boot-image", "http://192.0.2.1/"), "names no file"),
+        (("--system", "nbd://192.0.2.1/x", "--boot-image", "http://192.0.2.1/a;reset"), "characters"),
     ],
 )
 def test_what_is_refused(run: Edge, out: Path, words: tuple[str, ...], reason: str) -> None:
@@ -181,6 +193,13 @@ def test_places(uri: str, place: Place) -> None:
     assert all(" " not in word and word for word in place.arguments)
 
 
+def test_where_a_boot_image_is() -> None:
+    assert parse_boot_image("http://192.0.2.1/d.fit") == Place(
+        "http", "192.0.2.1", 80, "/d.fit", "http://192.0.2.1/d.fit"
+    )
+    assert parse_boot_image("http://192.0.2.1:8000//a/d.fit").export == "//a/d.fit"
+
+
 def test_a_place_for_a_shell_has_no_characters_of_a_shell() -> None:
     for bad in "'\"$`;|&<>()*?\\ \t\n{}#!":
         with pytest.raises(ErofsEdgeError):
@@ -201,4 +220,4 @@ def test_the_lock_that_a_build_made_anew_wins(repository: Path, tmp_path: Path) 
 def test_a_board_that_verifies_nothing_takes_no_code_from_a_network(repository: Path) -> None:
     board = load_board(repository / "boards/generic-uefi-arm64.yaml").value
     with pytest.raises(ManifestError, match="verified FIT"):
-        netboot_script(board, "x")
+        netboot_script(board)

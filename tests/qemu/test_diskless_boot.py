@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board without a disk in QEMU: from a server of ours, with a disk over the network, and while the server is lost."""
+"""A board without a disk in QEMU: from a server of ours, with a disk over the network, its boot image over HTTP, and
+while the server is lost."""
 
 from __future__ import annotations
 
@@ -60,6 +61,21 @@ def test_a_diskless_start_reads_little_and_keeps_its_data(
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["requests"] < record["requests"]
     assert data.read_bytes()[1024:2048][0x68:0x78] == superblock[0x68:0x78]  # the file system's UUID
+
+
+def test_the_boot_image_over_http(stock: Stock, edge: str, repository: Path, tmp_path: Path) -> None:
+    """Debian's U-Boot gets it with its wget; there is no TFTP server."""
+    log = tmp_path / "log"
+    words = ["--diskless", "--http", "--smoke", "--json", "--timeout", str(TIMEOUT), "--log", str(log)]
+    done = subprocess.run(
+        [edge, "boot", BOARD, "-o", str(stock("qemu-aarch64")), *words],
+        cwd=repository, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["report"]["status"] == "V"
+    console = log.read_bytes()
+    assert b"HTTP/1.0 200 OK" in console and b"Transfer Successful" in console
+    assert b"TFTP" not in console
 
 
 def test_a_server_that_is_killed_during_the_start_and_comes_back(stock: Stock, edge: str, repository: Path) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A diskless start with a program that pretends to be QEMU: it takes the boot image from TFTP's folder, reads from our
-server as a board would, and says what a board says."""
+"""A diskless start with a program that pretends to be QEMU: it takes the boot image from TFTP's folder, or from the web
+server that the boot script names, reads from our server as a board would, and says what a board says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from erofs_edge.transport.nbd.connect import Connection, parse_address
 from erofs_edge.trust.signer import open_signer
 
 FAKE = """#!{python}
-import json, re, sys
+import http.client, json, re, sys
 from pathlib import Path
 here = Path({here!r})
 arguments = sys.argv[1:]
@@ -39,8 +39,19 @@ if dump := re.search(r"dumpdtb=([^,\\n]+)", "\\n".join(arguments)):
     sys.exit()
 (here / "arguments").write_text(json.dumps(arguments))
 (here / "control.dtb").write_bytes(Path(arguments[arguments.index("-dtb") + 1]).read_bytes())
-folder = Path(re.search(r"tftp=(.*)", "\\n".join(arguments))[1].replace(",,", ","))
-fit = json.loads((folder / "diskless.fit").read_bytes())
+script = (here / "control.dtb").read_bytes()
+if web := re.search(rb"wget 10\\.0\\.2\\.2:([0-9]+)(/[a-z.]+)", script):
+    for place in ("/", "/other", "/../release.json", web[2].decode()):
+        server = http.client.HTTPConnection("127.0.0.1", int(web[1]))
+        server.request("GET", place)
+        answer = server.getresponse()
+        assert answer.status == (200 if place == "/diskless.fit" else 404), place
+        said = answer.read()
+        server.close()
+    fit = json.loads(said)
+else:
+    folder = Path(re.search(r"tftp=(.*)", "\\n".join(arguments))[1].replace(",,", ","))
+    fit = json.loads((folder / "diskless.fit").read_bytes())
 port, query = fit["port"], ""
 for name, pem in fit["certificates"].items():
     (here / name).write_text(pem)
@@ -93,7 +104,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert wanted.system.host == "10.0.2.2"
         pems = {name: pem.decode() for name, pem in wanted.certificates.items()}
         said = {"port": wanted.system.port, "scheme": wanted.system.scheme, "certificates": pems}
-        return DisklessStart(json.dumps(said).encode(), "the script", ROOT_HASH, keeps_data=wanted.data != "memory")
+        web = wanted.boot_image
+        script = f"wget {web.host}:{web.port}{web.export}" if web else "the script"
+        return DisklessStart(json.dumps(said).encode(), script, ROOT_HASH, keeps_data=wanted.data != "memory")
 
     monkeypatch.setattr(diskless, "build_diskless", build)
     return folder
@@ -125,6 +138,13 @@ def test_what_the_board_read_is_counted_to_the_byte(here: Path, built: Path, loa
     config = parse((here / "control.dtb").read_bytes()).root.at("/config")
     assert config is not None and config.props["bootcmd"] == string("the script")
     assert not list(built.glob(".run-*"))
+
+
+def test_the_boot_image_over_http(here: Path, built: Path, loaded: Loaded[Board]) -> None:
+    """The web server has that file and no other; nothing is there by TFTP."""
+    record, _ = diskless_smoke(loaded, built, open_signer("dev:dev"), wish=Wish(http=True), timeout=60)
+    assert record.requests == 3
+    assert "user,id=net0" in json.loads((here / "arguments").read_text())
 
 
 def test_with_tls_the_board_has_its_own_part_of_the_secrets(here: Path, built: Path, loaded: Loaded[Board]) -> None:
@@ -185,6 +205,7 @@ def test_a_start_that_is_not_what_it_must_be(
         ("--diskless", "--smoke", "--slot", "a"),
         ("--trace", "x"),
         ("--tls",),
+        ("--http", "--smoke"),
         ("--prefetch", "README.md", "--smoke"),
     ],
 )
