@@ -8,22 +8,32 @@ trace of its own names. Both then start over a link of ours that is slow: 20 Mbi
 from QEMU itself and is not slowed, so seconds count from the kernel on.
 
 With --pairs: that many starts from a local disk and as many diskless ones without a limit, in turn, and nothing else:
-seconds from the kernel on, and the seconds of processors that QEMU took for all of it.
+seconds from the kernel to the login prompt, of the clock and of processors that QEMU took.
+The local machine has the same network card and is ended at the same point: nothing of the system's own checks is in it.
+Both make a new file system for /data at each start, on the disk or over the network; a third kind keeps it in memory.
+With --boots: the seconds until the kernel starts, with the boot image by TFTP and over HTTP, in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 from erofs_edge.manifest.load import load_board
+from erofs_edge.qemu.built import load_built, machine_command, run_folder
+from erofs_edge.qemu.console import Console
 from erofs_edge.qemu.diskless import SYSTEM, DisklessRecord, Wish, diskless_smoke
-from erofs_edge.qemu.smoke import smoke
+from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.run import run
+from erofs_edge.qemu.smoke import StageTime, data_filesystem, smoke
+from erofs_edge.qemu.verdict import Expected, Watch
 from erofs_edge.serve.export import FileExport
 from erofs_edge.serve.server import Server
 from erofs_edge.simulator.shaped import ShapedProxy
@@ -34,6 +44,7 @@ EDGE = str(Path(sys.executable).with_name("erofs-edge"))
 BOARD = Path("boards/qemu-aarch64.yaml")
 TIMEOUT = 900.0
 Runs = tuple[tuple[int, int], ...]
+CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile=")
 
 
 def build(out: Path, *words: str) -> None:
@@ -42,13 +53,24 @@ def build(out: Path, *words: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def start(out: Path) -> tuple[DisklessRecord, Trace]:
-    """A start over a link without limits, and its trace."""
+def start(
+    out: Path, wish: Wish, seen: Callable[[StageTime], None] = lambda stage: None
+) -> tuple[DisklessRecord, Trace | None]:
+    """A start over a link without limits, and its trace if that is wished for."""
     board = load_board(BOARD)
-    wish = Wish(trace=True)
-    record, trace = diskless_smoke(board, out, open_signer(board.value.sign.key), wish=wish, timeout=TIMEOUT)
-    assert trace is not None
-    return record, trace
+    return diskless_smoke(board, out, open_signer(board.value.sign.key), wish=wish, timeout=TIMEOUT, seen=seen)
+
+
+def local_start(out: Path) -> tuple[float, float]:
+    """Seconds from the kernel to the login prompt, from the disk of the build: of the clock, of processors."""
+    board, built, emulator = load_board(BOARD).value, load_built(out), find_qemu()
+    watch = Watch(Expected(built.root_hash, "a", data_filesystem(board)))
+    clock = Processors()
+    with run_folder(out) as folder:
+        command = machine_command(board, built, emulator, folder, Drive(built.disk), extra=CARD)
+        verdict = run(command, watch, Console(), timeout=TIMEOUT, seen=lambda event: clock.see(event.match.name))
+    assert verdict.ok, verdict
+    return since_kernel(list(watch.reached.items())), clock.seconds()
 
 
 def slow_start(out: Path, prefetch: Runs, *, rate: float, delay: float) -> tuple[DisklessRecord, int, int]:
@@ -76,31 +98,76 @@ def times(record: DisklessRecord) -> float:
     return since_kernel([(stage.stage, stage.seconds) for stage in record.stages])
 
 
-def processors() -> float:
-    """Seconds of all children that have ended: QEMU's."""
+class Processors:
+    """Seconds of processors that QEMU takes from the kernel's start to its own end."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+
+    def see(self, stage: str) -> None:
+        if stage == "kernel" and not self._before:
+            self._before = _ended() + sum(map(_running, Path("/proc/self/task").glob("*/children")))
+
+    def seconds(self) -> float:
+        return _ended() - self._before
+
+
+def _ended() -> float:
+    """Of all children that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
+def _running(children: Path) -> float:
+    """Of those that a thread has started and that still run: utime and stime of proc_pid_stat(5)."""
+    ticks = 0
+    for child in children.read_text().split():
+        ticks += sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def diskless_start(out: Path, *, on_disk: bool) -> tuple[float, float]:
+    """The same of a diskless start; `on_disk`: with a new disk over the network."""
+    with tempfile.TemporaryDirectory() as folder:
+        wish, clock = Wish(data=Path(folder) / "data.img" if on_disk else None), Processors()
+        record, _ = start(out, wish, lambda stage: clock.see(stage.stage))
+    return times(record), clock.seconds()
+
+
 def pairs(out: Path, count: int) -> None:
     """Local and diskless in turn; a table of the medians."""
-    found: dict[str, list[tuple[float, float]]] = {"local disk": [], "diskless": []}
+    kinds: dict[str, Callable[[], tuple[float, float]]] = {
+        "local disk": lambda: local_start(out),
+        "diskless, /data over the network": lambda: diskless_start(out, on_disk=True),
+        "diskless, /data in memory": lambda: diskless_start(out, on_disk=False),
+    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
     for _ in range(count):
-        before = processors()
-        local = smoke(load_board(BOARD).value, out, timeout=TIMEOUT)
-        seconds = since_kernel([(stage.stage, stage.seconds) for stage in local.stages if stage.stage != "checks"])
-        found["local disk"].append((seconds, processors() - before))
-        before = processors()
-        record, _ = start(out)
-        found["diskless"].append((times(record), processors() - before))
-    print("| start | s from the kernel on | CPU s |\n| --- | --- | --- |")
-    middles = {}
+        for name, kind in kinds.items():
+            found[name].append(kind())
+            print(f"{name}: {found[name][-1]}", file=sys.stderr, flush=True)
+    print("| start | s from the kernel on | CPU s | to the local disk: s / CPU s |\n| --- | --- | --- | --- |")
+    local, *_ = ([median(column) for column in zip(*rows, strict=True)] for rows in found.values())
     for name, rows in found.items():
-        middles[name] = [median(column) for column in zip(*rows, strict=True)]
         texts = (", ".join(f"{value:.1f}" for value in column) for column in zip(*rows, strict=True))
-        print(f"| {name} | {' | '.join(texts)} |")
-    ratios = (f"{a / b:.2f}x" for a, b in zip(middles["diskless"], middles["local disk"], strict=True))
-    print(f"| ratio of the medians | {' | '.join(ratios)} |")
+        middle = (median(column) for column in zip(*rows, strict=True))
+        ratios = (f"{a / b:.2f}x" for a, b in zip(middle, local, strict=True))
+        print(f"| {name} | {' | '.join(texts)} | {' / '.join(ratios)} |", flush=True)
+
+
+def boots(out: Path, count: int) -> None:
+    """Seconds that the boot image takes, by TFTP and over HTTP in turn."""
+    found: dict[bool, list[float]] = {False: [], True: []}
+    size = 0
+    for _ in range(count):
+        for http, rows in found.items():
+            record, _ = start(out, Wish(http=http))
+            stages = {stage.stage: stage.seconds for stage in record.stages}
+            rows.append(stages["slot"] - stages["u-boot"])
+            size = record.fit_bytes
+    print(f"| boot image of {size / 1e6:.1f} MB | s, addressing by DHCP included |\n| --- | --- |")
+    for http, rows in found.items():
+        print(f"| {'HTTP' if http else 'TFTP'} | {', '.join(f'{value:.1f}' for value in rows)} |")
 
 
 def main() -> None:
@@ -111,10 +178,14 @@ def main() -> None:
     parser.add_argument("--round-trip", type=float, default=20.0, help="ms")
     parser.add_argument("--runs", type=int, default=1, help="Accepted as by the others; each start is made once.")
     parser.add_argument("--pairs", type=int, default=0)
+    parser.add_argument("--boots", type=int, default=0)
     options = parser.parse_args()
-    if options.pairs:
+    if options.pairs or options.boots:
         build(options.out)
-        pairs(options.out, options.pairs)
+        if options.pairs:
+            pairs(options.out, options.pairs)
+        if options.boots:
+            boots(options.out, options.boots)
         return
     link = {"rate": options.rate * 1e6 / 8, "delay": options.round_trip / 2000}
     with tempfile.TemporaryDirectory() as temporary:
@@ -122,10 +193,12 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         build(options.out)
         local = smoke(load_board(BOARD).value, options.out, timeout=TIMEOUT)
-        plain, trace = start(options.out)
+        plain, trace = start(options.out, Wish(trace=True))
+        assert trace is not None
         write_trace(trace, work / "plain.trace")
         build(work / "profiled", "--profile", str(work / "plain.trace"))
-        profiled, second = start(work / "profiled")
+        profiled, second = start(work / "profiled", Wish(trace=True))
+        assert second is not None
         write_trace(second, work / "profiled.trace")
         slow, slow_requests, slow_bytes = slow_start(options.out, (), **link)
         ahead, ahead_requests, ahead_bytes = slow_start(work / "profiled", second.runs(), **link)
