@@ -27,6 +27,8 @@ class UBootTarget(FastbootTarget):
 
     def __init__(self, device: Device, uboot: UBoot, places: Mapping[str, tuple[int, int]], size: int) -> None:
         super().__init__(device, places, size)
+        # it answers nothing while it writes, and the link gives up what is silent for a minute
+        self._limit = min(self._limit, PIECE_MAX)
         self._uboot = uboot
         self._starts: dict[str, int] = {}
 
