@@ -35,6 +35,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--scenario", metavar="WHAT", help="The same, on a copy of the disk where WHAT is wrong with slot b.")
 @click.option("--keep", is_flag=True, help="Unattended, too: what the machine writes stays on the disk of --disk.")
+@click.option("--u-boot", "u_boot", is_flag=True, help="UEFI boards, unattended: with our U-Boot as firmware.")
 @click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="For --smoke: 180, of all starts 600.")
 @click.option("--log", type=FILE, help="With --smoke: write the whole console to this file.")
 @click.option("--forward", "forwards", multiple=True, metavar="HOST:GUEST", help="Forward a TCP port of this machine.")
@@ -50,6 +51,7 @@ def boot(
     falls_back: bool,
     scenario: str | None,
     keep: bool,
+    u_boot: bool,
     timeout: float | None,
     log: Path | None,
     forwards: tuple[str, ...],
@@ -65,13 +67,15 @@ def boot(
     from erofs_edge.manifest.load import load_board
 
     if of_diskless["diskless"]:
-        others = bool(disk or slot or tamper or falls_back or scenario or keep or forwards)
+        others = bool(disk or slot or tamper or falls_back or scenario or keep or u_boot or forwards)
         boot_diskless(board, out, of_diskless, smoke=smoke, others=others, timeout=timeout, log=log, as_json=as_json)
         return
     refuse_without(of_diskless)
-    smoke = smoke or tamper is not None or falls_back or scenario is not None or keep
+    smoke = smoke or tamper is not None or falls_back or scenario is not None or keep or u_boot
     if keep and (disk is None or slot or tamper or scenario):
         raise UsageError("--keep is for a disk of your own, as it is", hint="--disk FILE")
+    if u_boot and (falls_back or scenario or tamper == "loader"):
+        raise UsageError("U-Boot counts no starts of UEFI images, and starts them without systemd-boot")
     if (falls_back or scenario) and (slot or tamper):
         raise UsageError("--falls-back and --scenario choose the slot themselves")
     if not smoke and (timeout or log or as_json):
@@ -89,22 +93,33 @@ def boot(
     if falls_back or scenario:
         _fall_back(value, folder, disk, scenario, keep=keep, timeout=timeout, log=log, as_json=as_json)
         return
-    _smoke(value, folder, disk, slot, tamper, keep=keep, timeout=timeout, log=log, as_json=as_json)
+    _smoke(value, folder, disk, slot, tamper, keep=keep, u_boot=u_boot, timeout=timeout, log=log, as_json=as_json)
 
 
 def _smoke(
     board: Board, out: Path, disk: Path | None, slot: str | None, tamper: str | None, *, keep: bool,
-    timeout: float | None, log: Path | None, as_json: bool,
+    u_boot: bool, timeout: float | None, log: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     from erofs_edge.qemu.smoke import TIMEOUT, smoke
 
     record = smoke(
-        board, out, disk=disk, slot=slot, tamper=tamper, keep=keep, timeout=timeout or TIMEOUT, seen=_tell, log=log
-    )
+        board, out, disk=disk, slot=slot, tamper=tamper, keep=keep, u_boot=_program(board) if u_boot else None,
+        timeout=timeout or TIMEOUT, seen=_tell, log=log,
+    )  # fmt: skip
     if as_json:
         emit_json(record)
     else:
         click.echo(_summary(record))
+
+
+def _program(board: Board) -> bytes:
+    """The locked U-Boot that is UEFI firmware, compiled on first use."""
+    from erofs_edge.sources.cache import Cache
+    from erofs_edge.u_boot.compile import UEFI, compiled
+
+    if board.boot.uefi is None:
+        raise UsageError(f"board '{board.board}' has no UEFI images that U-Boot could start")
+    return compiled(UEFI, Cache()).image
 
 
 def _tell(stage: StageTime) -> None:

@@ -104,28 +104,23 @@ def machine_command(
     reboot: bool = False,
     extra: tuple[str, ...] = (),
     script: Callable[[str], str] | None = None,
+    firmware: Path | None = None,
 ) -> list[str]:
     """The command that starts a built board, see `boot_arguments`; what it needs is written into `folder`.
 
     Debian's U-Boot is handed a control tree with the key and the script; ours has them inside.
 
-    script  changes the boot script, for tests
+    script    changes the boot script, for tests
+    firmware  a whole boot loader (`u_boot_uefi.py`) in the place of the build's UEFI firmware
     """
     qemu = qemu_of(board)
-    if board.boot.uefi is not None:
+    if board.boot.uefi is not None and firmware is None:
         code, variables = flash_images(built.u_boot, folder)
         arguments = uefi_arguments(
             qemu, code, variables, drive=drive, serial=serial, forwards=forwards, reboot=reboot, extra=extra
         )
         return [str(emulator.program), *arguments]
-    text = script(boot_script(board)) if script else boot_script(board)
-    bios, control = built.u_boot, None
-    if board.boot.u_boot.build is None:
-        control = folder / "control.dtb"
-        control.write_bytes(control_tree(dump_tree(emulator, qemu, bios), built.key, text))
-    elif script:
-        bios = folder / "u-boot.bin"
-        bios.write_bytes(replace_script(built.u_boot.read_bytes(), text))
+    bios, control = (firmware, None) if firmware is not None else _u_boot(board, built, emulator, folder, script)
     arguments = boot_arguments(
         qemu,
         bios=bios,
@@ -137,3 +132,19 @@ def machine_command(
         extra=extra,
     )
     return [str(emulator.program), *arguments]
+
+
+def _u_boot(
+    board: Board, built: Built, emulator: Emulator, folder: Path, script: Callable[[str], str] | None
+) -> tuple[Path, Path | None]:
+    """(U-Boot, the control tree that it is handed; None for ours, which has it inside)."""
+    text = script(boot_script(board)) if script else boot_script(board)
+    if board.boot.u_boot.build is None:
+        control = folder / "control.dtb"
+        control.write_bytes(control_tree(dump_tree(emulator, qemu_of(board), built.u_boot), built.key, text))
+        return built.u_boot, control
+    if script is None:
+        return built.u_boot, None
+    bios = folder / "u-boot.bin"
+    bios.write_bytes(replace_script(built.u_boot.read_bytes(), text))
+    return bios, None

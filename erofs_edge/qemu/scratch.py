@@ -8,6 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from erofs_edge.boot.uefi import ImageName
 from erofs_edge.disk import gpt, slots
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import partition_names
@@ -64,6 +65,10 @@ class Scratch:
         if self.board.boot.uefi is not None:
             return self._esp().next_slot()
         return slots.choose(self.state())[0].lower()
+
+    def images(self) -> list[ImageName]:
+        """The kernel images on the EFI system partition. Raises UsageError where there is no such partition."""
+        return list(self._esp().images())
 
     def activate(self, slot: str) -> None:
         """Let the boot loader start this slot next. Raises UsageError where the board has no such slot."""

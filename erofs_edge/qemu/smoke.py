@@ -10,13 +10,14 @@ from pathlib import Path
 from erofs_edge.errors import BootCheckError
 from erofs_edge.manifest.model import Board
 from erofs_edge.manifest.shaping import Smoke
-from erofs_edge.qemu.built import load_built, machine_command, run_folder
+from erofs_edge.qemu.built import Built, load_built, machine_command, run_folder
 from erofs_edge.qemu.console import Console, Event
 from erofs_edge.qemu.machine import CHECKS_DRIVE, GRAPHICS, WATCHDOG, Drive, find_qemu
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
 from erofs_edge.qemu.tamper import Tamper, scenario
+from erofs_edge.qemu.u_boot_uefi import put_firmware
 from erofs_edge.qemu.verdict import Expected, Verdict, Watch
 
 TIMEOUT = 180.0
@@ -62,6 +63,7 @@ def smoke(
     slot: str | None = None,
     tamper: str | None = None,
     keep: bool = False,
+    u_boot: bytes | None = None,
     timeout: float = TIMEOUT,
     seen: Callable[[StageTime], None] = lambda stage: None,
     log: Path | None = None,
@@ -73,6 +75,7 @@ def smoke(
     slot    start this slot, whatever the slot state in the image says
     tamper  a scenario of TAMPERS: the boot must fail at its stage and for its reason, or show that it was repaired
     keep    the disk keeps what the machine writes, and the slot must be marked good, too
+    u_boot  the U-Boot `u_boot.compile.UEFI`, which starts the kernel images in the place of firmware and boot loader
     seen    called when a stage is first passed
     log     a file for the whole console
 
@@ -89,7 +92,8 @@ def smoke(
         wanted = built.smoke if change is None else Smoke()
         extra = (*(CHECKS_DRIVE if _checks(wanted) else ()), *_devices(built.smoke))
         script, drive = change.script if change else None, Drive(disk, snapshot=not keep)
-        command = machine_command(board, built, emulator, folder, drive, extra=extra, script=script)
+        firmware = _firmware(board, out, built, disk, u_boot, folder) if u_boot is not None else None
+        command = machine_command(board, built, emulator, folder, drive, extra=extra, script=script, firmware=firmware)
         expected = Expected(built.root_hash, chosen, data_filesystem(board))
         watch = _watch(expected, change, wanted, TITLES if board.boot.uefi is None else UEFI_TITLES)
         watch.lines |= {GOOD} if keep else set()
@@ -116,6 +120,13 @@ def smoke(
 def _seconds(passed: list[StageTime]) -> float:
     """Until the system was up; its own checks are another matter."""
     return max((stage.seconds for stage in passed if stage.stage != "checks"), default=0.0)
+
+
+def _firmware(board: Board, out: Path, built: Built, disk: Path, program: bytes, folder: Path) -> Path:
+    """U-Boot with the build's certificate and a script that starts what is on the disk."""
+    with Scratch(disk, board) as scratch:
+        images = scratch.images()
+    return put_firmware(board, program, out, built.key, images, folder)
 
 
 def _checks(wanted: Smoke) -> bool:

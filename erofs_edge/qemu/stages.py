@@ -77,7 +77,9 @@ TROUBLE = {
     "fit-malformed": re.compile(
         r"Bad FIT .*image format|Can't get kernel image|can't get kernel FIT|Wrong Image (?:Type|Format)"
     ),
-    "efi-refused": re.compile(r"Error loading .*\.efi: (?:Access denied|Security violation|.*)"),
+    "efi-refused": re.compile(
+        r"Error loading .*\.efi: (?:Access denied|Security violation|.*)|^Image not authenticated"
+    ),
     "efi-stopped": re.compile(r"BdsDxe: (?:failed to load .*|No bootable option .*)"),
     "too-old": _line(r"erofs-edge: (?:slot is too old: .*|FAILED rollback: .*)$"),
     "cmdline": _line(r"erofs-edge: FAILED initramfs: the kernel's arguments are not those of this build"),

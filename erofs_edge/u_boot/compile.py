@@ -21,6 +21,7 @@ from erofs_edge.manifest.model import Lock
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.mirror import VARIABLE
 from erofs_edge.toolbox.family import run_family
+from erofs_edge.u_boot import seed
 from erofs_edge.u_boot.source import ARCHIVES, unpack
 from erofs_edge.u_boot.toolchain import libraries, lock_digest, pinned, toolchain
 
@@ -34,8 +35,11 @@ KINDS = ("qemu_arm64", "rpi_arm64")
 COMMON = "locked.config"
 FLASHING = "qemu_arm64-flashing"
 """a U-Boot that has its disk written over the network: it is loaded into memory, and never a part of a build"""
-_RECIPES = {kind: (kind, (COMMON, f"{kind}.config")) for kind in KINDS}
+UEFI = "uefi-qemu_arm64"
+"""a locked U-Boot that is UEFI firmware, for QEMU's machine: `seed.fill` puts its keys in"""
+_RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {kind: (kind, (COMMON, f"{kind}.config")) for kind in KINDS}
 _RECIPES[FLASHING] = ("qemu_arm64", ("flashing.config", "qemu_arm64.config"))
+_RECIPES[UEFI] = ("qemu_arm64", (COMMON, "qemu_arm64.config", "uefi.config"))
 _RECORD = "u-boot-1"
 _SAID = 3000
 
@@ -64,6 +68,8 @@ def input_digest(kind: str, lock: Lock) -> str:
     """SHA-256, in hex, of everything that the bytes depend on."""
     parts = [str(RECIPE), str(EPOCH), kind, lock_digest(lock), *(archive.sha256 for archive in ARCHIVES)]
     parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*fragments(kind), *patches(kind))]
+    if kind == UEFI:
+        parts.append(hashlib.sha256(seed.blank()).hexdigest())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -84,6 +90,8 @@ def compiled(kind: str, cache: Cache, *, lock: Lock | None = None, fresh: bool =
         try:
             root = toolchain(lock, cache)
             source = unpack(Path(folder), cache, root / "usr/bin/patch", patches(kind))
+            if kind == UEFI:
+                seed.put(source)
         except PackagesGoneError as error:
             # no lock of the user's says which they are, so that locking again would not help
             error.hint = f"U-Boot is compiled from pinned packages: name an archive that keeps them in {VARIABLE}"
