@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hush import Machine, Stop
 
-from erofs_edge.diskless.start import netboot_script
+from erofs_edge.diskless.place import parse_boot_image
+from erofs_edge.diskless.start import FIT, netboot_script
 from erofs_edge.manifest.load import load_board
 
 
@@ -35,6 +36,10 @@ class Netboot(Machine):
         self.calls.append(f"tftpboot {address} {file}")
         return self.tftp.pop(0) if len(self.tftp) > 1 else self.tftp[0]
 
+    def do_wget(self, address: str, path: str) -> bool:
+        self.calls.append(f"wget {address} {path} at port {self.env['httpdstp']}")
+        return True
+
     def do_bootm(self, *arguments: str) -> bool:
         self.calls.append("bootm " + " ".join(arguments))
         if self.signed:
@@ -44,7 +49,7 @@ class Netboot(Machine):
 
 @pytest.fixture
 def script() -> str:
-    return netboot_script(load_board(Path(__file__).parents[2] / "boards/qemu-aarch64.yaml").value, "d.fit")
+    return netboot_script(load_board(Path(__file__).parents[2] / "boards/qemu-aarch64.yaml").value)
 
 
 def machine(**values: object) -> Netboot:
@@ -54,9 +59,18 @@ def machine(**values: object) -> Netboot:
 def test_the_way_from_the_network_to_a_verified_kernel(script: str) -> None:
     board = machine()
     board.run(script)
-    assert board.calls == ["dhcp", "tftpboot 50000000 d.fit", "bootm 50000000#conf 50000000#conf 7e"]
+    assert board.calls == ["dhcp", f"tftpboot 50000000 {FIT}", "bootm 50000000#conf 50000000#conf 7e"]
     assert board.env["bootargs"] == "console=ttyAMA0 quiet panic=-1 gpt"
     assert board.said == ["erofs-edge: stage u-boot slot none"]
+
+
+def test_the_boot_image_from_a_web_server() -> None:
+    qemu = load_board(Path(__file__).parents[2] / "boards/qemu-aarch64.yaml").value
+    board = machine()
+    board.run(netboot_script(qemu, parse_boot_image("http://192.0.2.1:8000/a/d.fit")))
+    assert board.calls == [
+        "dhcp", "wget 50000000 192.0.2.1:/a/d.fit at port 8000", "bootm 50000000#conf 50000000#conf 7e",
+    ]  # fmt: skip
 
 
 def test_it_tries_again_until_there_is_an_address_and_a_file(script: str) -> None:
