@@ -15,6 +15,7 @@ from erofs_edge.build.record import RELEASE
 from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import VerificationError
 from erofs_edge.trust.sigstore import BUNDLE, BUNDLE_MAX, POLICY_MAX, Policy, check_bundle, parse_policy, read_policy
+from erofs_edge.writing import beside
 
 POLICY_TARGET = "sigstore.policy"
 REMEMBERED = "sigstore.json"
@@ -67,9 +68,8 @@ def remembered(folder: Path, given: Policy | None) -> Policy | None:
     path = folder / REMEMBERED
     if given is None:
         return read_policy(path) if path.exists() else None
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(given.encode())
-    temporary.replace(path)
+    with beside(path, "the policy") as temporary:
+        temporary.write_bytes(given.encode())
     return given
 
 

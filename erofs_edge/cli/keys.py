@@ -136,13 +136,15 @@ def sigstore(root: Path, identity: str, issuer: str, output: Path, as_json: bool
 
     from erofs_edge.errors import FormatError
     from erofs_edge.trust.sigstore import Policy, check_root, parse_policy
+    from erofs_edge.writing import beside
 
     try:
         policy = Policy(identity, issuer, json.loads(root.read_bytes()))
     except ValueError as error:
         raise FormatError(f"not a trusted root: {error}", where=str(root)) from error
     check_root(parse_policy(policy.encode(), str(root)), str(root))
-    output.write_bytes(policy.encode())
+    with beside(output, "the policy") as temporary:
+        temporary.write_bytes(policy.encode())
     _report({"policy": str(output), "identity": identity, "issuer": issuer}, as_json)
 
 
