@@ -57,6 +57,26 @@ def files_of(tree: Path, mib: int, count: int) -> tuple[list[str], Places]:
     return chosen, [(name, rng.randrange(length // 4096) * 4096) for length, name in picked]
 
 
+def arguments_of(doc: str | None, *, rounds: int, mib: int, blocks: int) -> argparse.ArgumentParser:
+    """What both benchmarks of readers are told, with the defaults of one."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=Path, help="default: the corpus")
+    parser.add_argument("--runs", type=int, default=rounds, help="rounds")
+    parser.add_argument("--seq", type=int, default=mib, help="MiB of large files")
+    parser.add_argument("--random", type=int, default=blocks, help="blocks")
+    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
+    return parser
+
+
+def images_of(tree: Path, folder: Path) -> dict[str, Path]:
+    """The tree as EROFS and as squashfs, both of lz4hc, in `folder`."""
+    images = {"erofs": folder / "erofs.img", "squashfs": folder / "squashfs.img"}
+    write_image(scan(tree), images["erofs"], WriteOptions(compression="lz4hc", pcluster=65536, all_root=True))
+    squash = [str(find("mksquashfs")), str(tree), str(images["squashfs"]), "-comp", "lz4", "-Xhc"]
+    subprocess.run([*squash, "-all-root", "-quiet", "-no-progress"], check=True, stdout=subprocess.DEVNULL)
+    return images
+
+
 @contextmanager
 def mounted(reader: str, image: Path, where: Path, program: str | None) -> Iterator[None]:
     """A mount of its own; `program` is erofsfuse."""
@@ -116,13 +136,8 @@ def daemon_memory(image: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path, help="default: the corpus")
-    parser.add_argument("--runs", type=int, default=5, help="rounds")
-    parser.add_argument("--seq", type=int, default=128, help="MiB of large files")
-    parser.add_argument("--random", type=int, default=2000, help="blocks")
+    parser = arguments_of(__doc__, rounds=5, mib=128, blocks=2000)
     parser.add_argument("--erofsfuse", default=shutil.which("erofsfuse"), help="default: the one on PATH")
-    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
     options, _ = parser.parse_known_args()
     if os.geteuid():
         print("not measured: mounts need root")
@@ -134,10 +149,7 @@ def main() -> None:
     memory = 0
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder = Path(name)
-        images = {"erofs": folder / "erofs.img", "squashfs": folder / "squashfs.img"}
-        write_image(scan(tree), images["erofs"], WriteOptions(compression="lz4hc", pcluster=65536, all_root=True))
-        squash = [str(find("mksquashfs")), str(tree), str(images["squashfs"]), "-comp", "lz4", "-Xhc"]
-        subprocess.run([*squash, "-all-root", "-quiet", "-no-progress"], check=True, stdout=subprocess.DEVNULL)
+        images = images_of(tree, folder)
         images["erofsfuse"] = images["erofs"]
         names, places = files_of(tree, options.seq, options.random)
         (where := folder / "m").mkdir()

@@ -13,7 +13,6 @@ its usual 128 KiB.
 
 from __future__ import annotations
 
-import argparse
 import re
 import stat
 import subprocess
@@ -24,22 +23,18 @@ from pathlib import Path
 from statistics import median
 
 from corpus import corpus
-from kernel_readers import files_of
+from kernel_readers import arguments_of, files_of, images_of
 
 from erofs_edge.boot.cpio import write_cpio
 from erofs_edge.boot.initramfs import InitConfig, add_program, build_initramfs, compress
 from erofs_edge.boot.modules import KernelModules
 from erofs_edge.build.inputs import gather
 from erofs_edge.build.stages import fetch_debs, quiet
-from erofs_edge.erofs.options import WriteOptions
-from erofs_edge.erofs.write import write_image
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.apt import open_apt
 from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.sources.debian.mirror import host_mirror
-from erofs_edge.sources.directory import scan
 from erofs_edge.toolbox.emulator import find_qemu
-from erofs_edge.toolbox.prefix import find
 from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.vm.machine import arguments, kind_of
 
@@ -162,21 +157,13 @@ def run(command: list[str], timeout: float) -> tuple[dict[tuple[str, str], list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path, help="default: the corpus")
-    parser.add_argument("--runs", type=int, default=3, help="rounds")
-    parser.add_argument("--seq", type=int, default=64, help="MiB of large files")
-    parser.add_argument("--random", type=int, default=100, help="blocks")
+    parser = arguments_of(__doc__, rounds=3, mib=64, blocks=100)
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for the machine")
-    parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
     options, _ = parser.parse_known_args()
     tree = options.tree or corpus()
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder = Path(name)
-        images = {"erofs": folder / "erofs.img", "squashfs": folder / "squashfs.img"}
-        write_image(scan(tree), images["erofs"], WriteOptions(compression="lz4hc", pcluster=65536, all_root=True))
-        squash = [str(find("mksquashfs")), str(tree), str(images["squashfs"]), "-comp", "lz4", "-Xhc"]
-        subprocess.run([*squash, "-all-root", "-quiet", "-no-progress"], check=True, stdout=subprocess.DEVNULL)
+        images = images_of(tree, folder)
         sequential, places = plain_files(tree, options.seq, options.random)
         extra = FileTree()
         for path, data, mode in (
