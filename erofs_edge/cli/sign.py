@@ -10,6 +10,7 @@ import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, table
 from erofs_edge.errors import UsageError
+from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
     from erofs_edge.trust.key import Signer
@@ -98,11 +99,13 @@ def _sign(
 
     if len(targets) + (root_hash is not None) != 1:
         raise UsageError("one IMAGE, release.json or --root-hash is signed")
+    if root_hash is not None:
+        root_hash = _digest(root_hash)
     signer = open_signer(f"offline:{folder}?public-key={key}" if folder else key)
     target = targets[0] if targets else None
     if target is not None and target.suffix != ".json":
         root_hash = _root_hash_of(target)
-    content = root_hash.lower().encode() if root_hash else (target or Path()).read_bytes()
+    content = root_hash.encode() if root_hash else (target or Path()).read_bytes()
     if output is None:
         if target is None:
             raise UsageError("--root-hash wants --output")
@@ -113,11 +116,10 @@ def _sign(
         if not preparing or folder is None:
             raise
         return {"folder": str(folder), "waiting": waiting(folder)}
-    temporary = output.with_name(f".{output.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(output)
+    with beside(output, "the signature") as temporary:
+        temporary.write_bytes(data)
     record: dict[str, object] = {"signature": str(output), "key": signer.name, "certificate_sha256": fingerprint}
-    return record | ({"root_hash": root_hash.lower()} if root_hash else {}) | {"development": signer.development}
+    return record | ({"root_hash": root_hash} if root_hash else {}) | {"development": signer.development}
 
 
 def _signed(
@@ -157,6 +159,19 @@ def _root_hash_of(image: Path) -> str:
     with image.open("rb") as file:
         fd = file.fileno()
         return root_hash(read_superblock(image, at), lambda offset, length: os.pread(fd, length, offset)).hex()
+
+
+def _digest(text: str) -> str:
+    """The root hash that was given, in the small letters in which it is signed. Raises UsageError where it is none."""
+    try:
+        size = len(bytes.fromhex(text))
+    except ValueError:
+        size = 0
+    if size not in (32, 64):
+        raise UsageError(
+            f"--root-hash: {text[:136]!r} is no root hash", hint="64 hexadecimal digits for sha256, 128 for sha512"
+        )
+    return text.lower()
 
 
 def _is_content(path: Path) -> bool:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import uuid as uuids
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,21 +11,26 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import Progress, emit_json, json_option, table
-from erofs_edge.cli.remote import PathOrAddress, reached
+from erofs_edge.cli.remote import reached
 from erofs_edge.cli.verity_discoverable import discoverable
-from erofs_edge.errors import UsageError, VerificationError
+from erofs_edge.cli.verity_format import format_
+from erofs_edge.cli.verity_options import (
+    FAR,
+    IMAGE,
+    ROOTS,
+    described,
+    parity_described,
+    parity_needs_a_device,
+    root_hash_of,
+    title,
+)
+from erofs_edge.errors import FormatError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from erofs_edge.verity.check import Ranges
-    from erofs_edge.verity.fec import Layout
     from erofs_edge.verity.repair import Repair
     from erofs_edge.verity.source import Place
-    from erofs_edge.verity.tree import Superblock, TreeOptions, Verification
-
-IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
-FAR = PathOrAddress(exists=True, dir_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-ROOTS = click.IntRange(2, 24)
+    from erofs_edge.verity.tree import Verification
 
 
 @click.group()
@@ -35,80 +39,7 @@ def verity() -> None:
 
 
 verity.add_command(discoverable)
-
-
-@verity.command("format")
-@click.argument("image", type=IMAGE)
-@click.option("--hash-device", type=FILE, help="Write the tree there instead.")
-@click.option("--hash-offset", type=int, help="Byte where the superblock goes (default: after the data).")
-@click.option("--data-block-size", type=int, default=4096, show_default=True, help="Bytes, a power of two.")
-@click.option("--hash-block-size", type=int, help="Bytes (default: as the data block size).")
-@click.option("--hash", "algorithm", type=click.Choice(["sha256", "sha512"]), default="sha256", show_default=True)
-@click.option("--salt", help="Hexadecimal, or '-' for none (default: from the image).")
-@click.option("--uuid", help="Of the superblock (default: from the image).")
-@click.option("--fec-device", type=FILE, help="Write parity there: it lets the kernel, and 'verity repair', correct.")
-@click.option("--fec-roots", type=ROOTS, default=2, show_default=True, help="Parity bytes for 255 minus as many bytes.")
-@click.option("--fec-offset", type=int, help="Byte where parity goes (default: 0, or after the tree in its own file).")
-@click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs; the output is the same).")
-@json_option
-def format_(
-    *,
-    image: Path,
-    hash_device: Path | None,
-    hash_offset: int | None,
-    data_block_size: int,
-    hash_block_size: int | None,
-    algorithm: str,
-    salt: str | None,
-    uuid: str | None,
-    fec_device: Path | None,
-    fec_roots: int,
-    fec_offset: int | None,
-    jobs: int | None,
-    as_json: bool,
-) -> None:
-    """Append superblock and hash tree to IMAGE, or write them to --hash-device, and print the root hash."""
-    from erofs_edge.verity.fec import write_parity
-    from erofs_edge.verity.tree import append, format_tree
-
-    if fec_device and (hash_block_size or data_block_size) != data_block_size:
-        raise UsageError("--fec-device wants data and hash blocks of one size")
-    size = image.stat().st_size
-    options: TreeOptions = {
-        "salt": _hex("--salt", "" if salt == "-" else salt),
-        "uuid": _uuid(uuid),
-        "block_size": data_block_size,
-        "hash_block_size": hash_block_size,
-        "algorithm": algorithm,
-    }
-    with Progress(f"hashing {image.name}") as progress:
-        if hash_device is None:
-            info = append(image, hash_offset=hash_offset, jobs=jobs, progress=progress, **options)
-        else:
-            info = format_tree(
-                image, hash_device, hash_offset=hash_offset or 0, jobs=jobs, progress=progress, **options
-            )  # fmt: skip
-    record = _described(info.superblock) | {
-        "hash_offset": info.hash_offset,
-        "hash_start_block": info.hash_start_block,
-        "root_hash": info.root_hash.hex(),
-    }
-    if fec_device is not None:
-        try:
-            with Progress(f"parity of {image.name}") as progress:
-                layout = write_parity(
-                    image, info.superblock, info.hash_offset, fec_device, hash_device=hash_device, roots=fec_roots,
-                    fec_offset=fec_offset, jobs=jobs, progress=progress,
-                )  # fmt: skip
-        except BaseException:
-            if hash_device is None:
-                os.truncate(image, min(size, info.superblock.data_size))
-            raise
-        record |= _parity(layout)
-    if as_json:
-        emit_json(record)
-    else:
-        table((_title(key) + ":", str(value)) for key, value in record.items())
+verity.add_command(format_)
 
 
 @verity.command()
@@ -139,10 +70,10 @@ def verify(
 
     IMAGE is a file, a block device, or an export of another machine (nbd://HOST/EXPORT), which is read once.
     """
-    from erofs_edge.verity import fec, tree
-    from erofs_edge.verity.repair import repair as correct
+    from erofs_edge.verity import fec, repair, tree
 
-    expected, where = _root_hash(root_hash), f"{image}: {partition}" if partition else str(image)
+    parity_needs_a_device(fec_device, fec_roots, fec_offset)
+    expected, where = root_hash_of(root_hash), f"{image}: {partition}" if partition else str(image)
     wrong, repairable = 0, None
     with ExitStack() as stack:
         place = stack.enter_context(reached(image, partition))
@@ -163,13 +94,13 @@ def verify(
                 ))[2:]  # fmt: skip
                 with Progress(f"parity of {where}") as progress:
                     wrong = fec.wrong_parity(covered, fec_fd, jobs=jobs, progress=progress)
-                record |= _parity(covered.layout) | {"ok": not wrong, "wrong_parity_bytes": wrong}
+                record |= parity_described(covered.layout) | {"ok": not wrong, "wrong_parity_bytes": wrong}
             else:
-                repairable = correct(
+                repairable = repair.repair(
                     place, expected, fec_device, hash_device=hashes, hash_offset=hash_offset, roots=fec_roots,
                     fec_offset=fec_offset, dry_run=True, jobs=jobs,
                 )  # fmt: skip
-                record |= _parity(repairable.layout) | {"repairable": repairable.ok}
+                record |= parity_described(repairable.layout) | {"repairable": repairable.ok}
     if as_json:
         emit_json(record)
     elif found.ok and not wrong:
@@ -218,9 +149,10 @@ def repair_(
     from erofs_edge.cli.verity_from import borrow
     from erofs_edge.verity.repair import repair as correct
 
-    expected = _root_hash(root_hash)
+    expected = root_hash_of(root_hash)
     if (fec_device is None) == (not sources):
         raise UsageError("from where? --from FILE or --fec-device FILE, one of them")
+    parity_needs_a_device(fec_device, fec_roots, fec_offset)
     if fec_device is None:
         image_of = sources[0] if hash_offset is None else image
         at = _hash_offset(image_of, hash_device, hash_offset, None, 0, str(image_of))
@@ -233,7 +165,7 @@ def repair_(
             fec_offset=fec_offset, dry_run=dry_run, jobs=jobs, progress=progress,
         )  # fmt: skip
     if as_json:
-        emit_json(_parity(found.layout) | {
+        emit_json(parity_described(found.layout) | {
             "root_hash": expected.hex(),
             "ok": found.ok,
             "dry_run": dry_run,
@@ -265,12 +197,19 @@ def dump(*, image: Path | str, partition: str | None, hash_offset: int | None, a
     from erofs_edge.verity import tree
 
     with reached(image, partition) as place:
+        given = hash_offset is not None
         if hash_offset is None:
             found = tree.find_superblock(place)
             hash_offset = found if found is not None else _after_erofs(place) or 0
-        sb = tree.read_superblock(place, hash_offset)
+        try:
+            sb = tree.read_superblock(place, hash_offset)
+        except FormatError as error:
+            said = str(error) if given else f"no hash tree found: {error}"
+            raise FormatError(
+                said, where=str(image), hint="--hash-offset BYTES, or name the file that holds it"
+            ) from None
     start, end = sb.start_block(hash_offset), sb.end(hash_offset)
-    record = _described(sb) | {
+    record = described(sb) | {
         "data_size": sb.data_size,
         "hash_offset": hash_offset,
         "hash_start_block": start,
@@ -281,11 +220,11 @@ def dump(*, image: Path | str, partition: str | None, hash_offset: int | None, a
     if as_json:
         emit_json(record)
     else:
-        table((_title(key) + ":", str(value)) for key, value in record.items())
+        table((title(key) + ":", str(value)) for key, value in record.items())
 
 
 def _found(found: Verification, expected: bytes) -> dict[str, object]:
-    return _described(found.superblock) | {
+    return described(found.superblock) | {
         "hash_offset": found.hash_offset,
         "root_hash": expected.hex(),
         "ok": found.ok,
@@ -338,15 +277,6 @@ def _repaired(found: Repair, dry_run: bool) -> str:
     return f"made {found.parity} bytes of parity anew" if found.parity else "nothing repaired"
 
 
-def _parity(layout: Layout) -> dict[str, object]:
-    return {
-        "fec_roots": layout.roots,
-        "fec_offset": layout.offset,
-        "fec_blocks": layout.blocks,
-        "fec_size": layout.parity_size,
-    }
-
-
 def _hash_offset(
     image: Place,
     hash_device: Place | None,
@@ -372,62 +302,18 @@ def _hash_offset(
     return found
 
 
-def _described(sb: Superblock) -> dict[str, object]:
-    return {
-        "uuid": str(uuids.UUID(bytes=sb.uuid)),
-        "data_blocks": sb.data_blocks,
-        "data_block_size": sb.data_block_size,
-        "hash_block_size": sb.hash_block_size,
-        "hash_algorithm": sb.algorithm,
-        "salt": sb.salt.hex() or "-",
-    }
-
-
-def _title(key: str) -> str:
-    return "UUID" if key == "uuid" else key.replace("_", " ").capitalize().replace("Fec", "FEC")
-
-
 def _after_erofs(image: Place) -> int | None:
     """Where an EROFS file system in `image` ends, if that is what it holds: the tree of a padded slot is there."""
     from erofs_edge.erofs.ondisk import SUPER_MAGIC, SUPER_OFFSET, SUPERBLOCK, Superblock
-    from erofs_edge.verity.blocks import read_exactly
+    from erofs_edge.verity.blocks import file_size, read_exactly
     from erofs_edge.verity.source import opened
 
     with opened(image) as source:
-        raw = read_exactly(source, SUPERBLOCK.size, SUPER_OFFSET)
+        size, raw = file_size(source), read_exactly(source, SUPERBLOCK.size, SUPER_OFFSET)
     if len(raw) < SUPERBLOCK.size:
         return None
     erofs = Superblock(*SUPERBLOCK.unpack(raw))
-    return erofs.blocks_lo << erofs.blkszbits if erofs.magic == SUPER_MAGIC and erofs.blkszbits <= 16 else None
-
-
-def _root_hash(text: str) -> bytes:
-    if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text("ascii", "replace").strip()
-        except OSError as error:
-            raise UsageError(f"--root-hash: {error.strerror}", where=text[1:]) from error
-    digest = _hex("--root-hash", text)
-    if not digest:
-        raise UsageError("--root-hash is empty")
-    return digest
-
-
-def _hex(option: str, text: str | None) -> bytes | None:
-    if text is None:
+    if erofs.magic != SUPER_MAGIC or erofs.blkszbits > 16:
         return None
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise UsageError(f"{option}: {text[:80]!r} is not hexadecimal") from None
-
-
-def _uuid(text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    try:
-        return uuids.UUID(text).bytes
-    except ValueError:
-        raise UsageError(
-            f"--uuid: {text[:80]!r} is no UUID", hint="as in 12345678-9abc-4def-8123-456789abcdef"
-        ) from None
+    end = erofs.blocks_lo << erofs.blkszbits
+    return end if end < size else None  # nothing can stand behind the last byte

@@ -158,5 +158,8 @@ def test_misuse_is_told(keys: Path, image: tuple[Path, bytes], tmp_path: Path) -
     plain = tmp_path / "plain"
     plain.write_bytes(b"x" * 40_000)
     run("sign", plain, "--key", "dev:x", code=2)
-    run("sign", "--root-hash", "ab", "--key", "dev:x", code=2)
+    run("sign", "--root-hash", "ab" * 32, "--key", "dev:x", code=2)
+    for wrong in ("ab", "xyz", "ab" * 33, "a" * 63, ""):
+        said = run("sign", "--root-hash", wrong, "--key", "dev:x", "-o", tmp_path / "sig", code=2)
+        assert "64 hexadecimal digits" in said.stderr and not (tmp_path / "sig").exists(), wrong
     run("sign", path, "--key", "pkcs11:token=t", code=2)

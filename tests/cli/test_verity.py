@@ -135,6 +135,11 @@ def test_verify_finds_the_tree_in_a_padded_slot(image: Path) -> None:
 def test_verify_without_a_tree(image: Path) -> None:
     result = run("verify", image, "--root-hash", "00" * 32)
     assert (result.exit_code, "--hash-offset" in result.stderr) == (2, True)
+    raw = bytearray(image.read_bytes())
+    raw[SUPER_OFFSET : SUPER_OFFSET + SUPERBLOCK.size] = SUPERBLOCK.pack(*Superblock(blocks_lo=300))
+    image.write_bytes(raw)
+    result = run("verify", image, "--root-hash", "00" * 32)
+    assert result.exit_code == 2 and f"{image}: no hash tree found" in result.stderr, "an EROFS that ends the file"
     result = run("verify", image, "--root-hash", "00" * 32, "--hash-offset", "4096")
     assert (result.exit_code, "offset 0x1000" in result.stderr) == (1, True)
 
@@ -146,6 +151,10 @@ def test_verify_without_a_tree(image: Path) -> None:
         ("format", "IMAGE", "--uuid", "nope"),
         ("format", "IMAGE", "--data-block-size", "1000"),
         ("format", "missing"),
+        ("format", "IMAGE", "--fec-roots", "2"),
+        ("format", "IMAGE", "--fec-offset", "4096"),
+        ("verify", "IMAGE", "--root-hash", "00", "--fec-roots", "2"),
+        ("repair", "IMAGE", "--root-hash", "00", "--from", "IMAGE", "--fec-offset", "4096"),
         ("verify", "IMAGE", "--root-hash", "zz"),
         ("verify", "IMAGE", "--root-hash", ""),
         ("verify", "IMAGE", "--root-hash", "@missing"),
@@ -253,7 +262,19 @@ def test_dump(image: Path, tmp_path: Path) -> None:
     result = run("dump", image, "--hash-offset", "4096")
     assert (result.exit_code, "offset 0x1000" in result.stderr) == (1, True)
     (tmp_path / "other").write_bytes(bytes(10_000))
-    assert run("dump", tmp_path / "other").exit_code == 1
+    result = run("dump", tmp_path / "other")
+    assert (result.exit_code, f"{tmp_path / 'other'}: no hash tree found" in result.stderr) == (1, True)
+
+
+def test_the_root_hash_as_a_file(image: Path, tmp_path: Path) -> None:
+    """As a signature is over it; and the image is as it was where the file cannot be written."""
+    made = formatted(image, "--root-hash-file", tmp_path / "hash")
+    assert (tmp_path / "hash").read_text() == made["root_hash"]
+    assert run("verify", image, "--root-hash", f"@{tmp_path / 'hash'}").exit_code == 0
+    plain = tmp_path / "plain"
+    plain.write_bytes(bytes(8192))
+    assert run("format", plain, "--root-hash-file", tmp_path / "missing" / "hash").exit_code == 1
+    assert plain.read_bytes() == bytes(8192)
 
 
 def test_dump_of_a_hash_device(image: Path, tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`erofs-edge verity format`: make a hash tree, and parity, with veritysetup's words for options."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.output import Progress, emit_json, json_option, table
+from erofs_edge.cli.verity_options import (
+    FILE,
+    IMAGE,
+    ROOTS,
+    described,
+    hex_of,
+    parity_described,
+    parity_needs_a_device,
+    title,
+    uuid_of,
+)
+from erofs_edge.errors import UsageError
+from erofs_edge.writing import beside
+
+if TYPE_CHECKING:
+    from erofs_edge.verity.tree import TreeOptions
+
+_FEC_ROOTS = 2  # as veritysetup and Android have it
+
+
+@click.command("format")
+@click.argument("image", type=IMAGE)
+@click.option("--hash-device", type=FILE, help="Write the tree there instead.")
+@click.option("--hash-offset", type=int, help="Byte where the superblock goes (default: after the data).")
+@click.option("--data-block-size", type=int, default=4096, show_default=True, help="Bytes, a power of two.")
+@click.option("--hash-block-size", type=int, help="Bytes (default: as the data block size).")
+@click.option("--hash", "algorithm", type=click.Choice(["sha256", "sha512"]), default="sha256", show_default=True)
+@click.option("--salt", help="Hexadecimal, or '-' for none (default: from the image).")
+@click.option("--uuid", help="Of the superblock (default: from the image).")
+@click.option("--root-hash-file", type=FILE, help="Write the root hash there, too, in hexadecimal, without a line end.")
+@click.option("--fec-device", type=FILE, help="Write parity there: it lets the kernel, and 'verity repair', correct.")
+@click.option("--fec-roots", type=ROOTS, help=f"Parity bytes for 255 minus as many bytes (default: {_FEC_ROOTS}).")
+@click.option("--fec-offset", type=int, help="Byte where parity goes (default: 0, or after the tree in its own file).")
+@click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs; the output is the same).")
+@json_option
+def format_(
+    *,
+    image: Path,
+    hash_device: Path | None,
+    hash_offset: int | None,
+    data_block_size: int,
+    hash_block_size: int | None,
+    algorithm: str,
+    salt: str | None,
+    uuid: str | None,
+    root_hash_file: Path | None,
+    fec_device: Path | None,
+    fec_roots: int | None,
+    fec_offset: int | None,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Append superblock and hash tree to IMAGE, or write them to --hash-device, and print the root hash."""
+    from erofs_edge.verity.fec import write_parity
+    from erofs_edge.verity.tree import append, format_tree
+
+    parity_needs_a_device(fec_device, fec_roots, fec_offset)
+    if fec_device and (hash_block_size or data_block_size) != data_block_size:
+        raise UsageError("--fec-device wants data and hash blocks of one size")
+    size = image.stat().st_size
+    options: TreeOptions = {
+        "salt": hex_of("--salt", "" if salt == "-" else salt),
+        "uuid": uuid_of(uuid),
+        "block_size": data_block_size,
+        "hash_block_size": hash_block_size,
+        "algorithm": algorithm,
+    }
+    with Progress(f"hashing {image.name}") as progress:
+        if hash_device is None:
+            info = append(image, hash_offset=hash_offset, jobs=jobs, progress=progress, **options)
+        else:
+            info = format_tree(
+                image, hash_device, hash_offset=hash_offset or 0, jobs=jobs, progress=progress, **options
+            )  # fmt: skip
+    record = described(info.superblock) | {
+        "hash_offset": info.hash_offset,
+        "hash_start_block": info.hash_start_block,
+        "root_hash": info.root_hash.hex(),
+    }
+    try:
+        if fec_device is not None:
+            with Progress(f"parity of {image.name}") as progress:
+                layout = write_parity(
+                    image, info.superblock, info.hash_offset, fec_device, hash_device=hash_device,
+                    roots=fec_roots or _FEC_ROOTS, fec_offset=fec_offset, jobs=jobs, progress=progress,
+                )  # fmt: skip
+            record |= parity_described(layout)
+        if root_hash_file is not None:
+            with beside(root_hash_file, "the root hash") as temporary:
+                temporary.write_text(info.root_hash.hex())
+    except BaseException:
+        if hash_device is None:
+            os.truncate(image, min(size, info.superblock.data_size))
+        raise
+    if as_json:
+        emit_json(record)
+    else:
+        table((title(key) + ":", str(value)) for key, value in record.items())

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands of `erofs-edge verity` share: kinds of arguments, what their text means, how results are told."""
+
+from __future__ import annotations
+
+import uuid as uuids
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from erofs_edge.cli.remote import PathOrAddress
+from erofs_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.verity.fec import Layout
+    from erofs_edge.verity.tree import Superblock
+
+IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FAR = PathOrAddress(exists=True, dir_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+ROOTS = click.IntRange(2, 24)
+
+
+def root_hash_of(text: str) -> bytes:
+    """Of ``--root-hash``: hexadecimal, or @FILE. Raises UsageError where it is neither."""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text("ascii", "replace").strip()
+        except OSError as error:
+            raise UsageError(f"--root-hash: {error.strerror}", where=text[1:]) from error
+    digest = hex_of("--root-hash", text)
+    if not digest:
+        raise UsageError("--root-hash is empty")
+    return digest
+
+
+def hex_of(option: str, text: str | None) -> bytes | None:
+    """The bytes that an option's hexadecimal text means. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        odd = f"; it has {len(text)} digits, two make a byte" if len(text) % 2 else ""
+        raise UsageError(f"{option}: {text[:136]!r} is not hexadecimal{odd}") from None
+
+
+def uuid_of(text: str | None) -> bytes | None:
+    """The 16 bytes of ``--uuid``. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        return uuids.UUID(text).bytes
+    except ValueError:
+        raise UsageError(
+            f"--uuid: {text[:80]!r} is no UUID", hint="as in 12345678-9abc-4def-8123-456789abcdef"
+        ) from None
+
+
+def parity_needs_a_device(fec_device: Path | None, fec_roots: int | None, fec_offset: int | None) -> None:
+    """Raises UsageError where options say how parity is, and none says where: no option is passed over in silence."""
+    if fec_device is None and (fec_roots is not None or fec_offset):
+        raise UsageError("--fec-roots and --fec-offset are about parity", hint="say where it is: --fec-device FILE")
+
+
+def described(sb: Superblock) -> dict[str, object]:
+    """The record of a superblock, in the order in which veritysetup prints it."""
+    return {
+        "uuid": str(uuids.UUID(bytes=sb.uuid)),
+        "data_blocks": sb.data_blocks,
+        "data_block_size": sb.data_block_size,
+        "hash_block_size": sb.hash_block_size,
+        "hash_algorithm": sb.algorithm,
+        "salt": sb.salt.hex() or "-",
+    }
+
+
+def parity_described(layout: Layout) -> dict[str, object]:
+    """The record of where parity is."""
+    return {
+        "fec_roots": layout.roots,
+        "fec_offset": layout.offset,
+        "fec_blocks": layout.blocks,
+        "fec_size": layout.parity_size,
+    }
+
+
+def title(key: str) -> str:
+    """How people read the key of a record."""
+    return "UUID" if key == "uuid" else key.replace("_", " ").capitalize().replace("Fec", "FEC")
