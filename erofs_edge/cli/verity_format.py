@@ -25,7 +25,7 @@ from erofs_edge.errors import UsageError
 from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
-    from erofs_edge.verity.tree import TreeOptions
+    from erofs_edge.verity.tree import TreeOptions, VerityInfo
 
 _FEC_ROOTS = 2  # as veritysetup and Android have it
 
@@ -64,7 +64,6 @@ def format_(
 ) -> None:
     """Append superblock and hash tree to IMAGE, or write them to --hash-device, and print the root hash."""
     from erofs_edge.verity.fec import write_parity
-    from erofs_edge.verity.tree import append, format_tree
 
     parity_needs_a_device(fec_device, fec_roots, fec_offset)
     if fec_device and (hash_block_size or data_block_size) != data_block_size:
@@ -77,13 +76,7 @@ def format_(
         "hash_block_size": hash_block_size,
         "algorithm": algorithm,
     }
-    with Progress(f"hashing {image.name}") as progress:
-        if hash_device is None:
-            info = append(image, hash_offset=hash_offset, jobs=jobs, progress=progress, **options)
-        else:
-            info = format_tree(
-                image, hash_device, hash_offset=hash_offset or 0, jobs=jobs, progress=progress, **options
-            )  # fmt: skip
+    info = _tree(image, hash_device, hash_offset, jobs, options)
     record = described(info.superblock) | {
         "hash_offset": info.hash_offset,
         "hash_start_block": info.hash_start_block,
@@ -108,3 +101,14 @@ def format_(
         emit_json(record)
     else:
         table((title(key) + ":", str(value)) for key, value in record.items())
+
+
+def _tree(
+    image: Path, hash_device: Path | None, hash_offset: int | None, jobs: int | None, options: TreeOptions
+) -> VerityInfo:
+    from erofs_edge.verity.tree import append, format_tree
+
+    with Progress(f"hashing {image.name}") as progress:
+        if hash_device is None:
+            return append(image, hash_offset=hash_offset, jobs=jobs, progress=progress, **options)
+        return format_tree(image, hash_device, hash_offset=hash_offset or 0, jobs=jobs, progress=progress, **options)
