@@ -32,6 +32,12 @@ def test_containers(container: Container) -> None:
     assert findings == []
 
 
+def test_a_finding_can_be_made_again() -> None:
+    """The containers are the same each time: no signature holds chance or a time."""
+    first, again = ([(one.name, one.data) for one in containers(KEY)] for _ in range(2))
+    assert first == again
+
+
 def test_a_certificate_of_a_version_that_there_is_not(tmp_path: Path) -> None:
     """Found by this test: it ended with a traceback of the library's own kind of error."""
     certificate = self_signed(KEY, 5)
