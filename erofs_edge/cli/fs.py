@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from erofs_edge.cli.fs_image import IMG, Source, image_options
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, printable, size_text, table
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
 
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.inode import DiskInode
     from erofs_edge.erofs.read import Image
 
-IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
-DEVICES = click.option(
-    "--device", "devices", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-    help="A further device of IMG; once for each, in order.",
-)  # fmt: skip
 _LAZY = {  # name: module, command, help
     "build": ("erofs_edge.cli.fs_build", "build", "Write an EROFS image of a directory."),
     "map": ("erofs_edge.cli.fs_map", "map_", "Show what lies where in an image, as a table or a picture."),
@@ -66,17 +62,16 @@ def fs() -> None:
 
 
 @fs.command("ls")
-@click.argument("image", metavar="IMG", type=IMAGE)
+@IMG
 @click.argument("path", default="/")
 @click.option("-R", "recursive", is_flag=True, help="Everything below, one path a line.")
 @click.option("-l", "long", is_flag=True, help="Mode, links, owner, size, time and target too.")
-@DEVICES
+@image_options
 @json_option
-def list_(*, image: Path, devices: tuple[Path, ...], path: str, recursive: bool, long: bool, as_json: bool) -> None:
+def list_(*, image: Source, path: str, recursive: bool, long: bool, as_json: bool) -> None:
     """List a directory of IMG (default: its root), or one file."""
-    from erofs_edge.erofs.read import Image
 
-    with Image(image, devices=devices) as opened:
+    with image.opened() as opened:
         found = _listed(opened, path, recursive)
         if as_json:
             emit_json([{"path": os.fsdecode(name), **_described(opened, inode)} for name, inode in found])
@@ -154,14 +149,14 @@ def _time_text(mtime_ns: int) -> str:
 
 
 @fs.command()
-@click.argument("image", metavar="IMG", type=IMAGE)
+@IMG
 @click.argument("path")
-@DEVICES
-def cat(*, image: Path, devices: tuple[Path, ...], path: str) -> None:
+@image_options
+def cat(*, image: Source, path: str) -> None:
     """Write a file of IMG to standard output."""
-    from erofs_edge.erofs.read import PIECE, Image
+    from erofs_edge.erofs.read import PIECE
 
-    with Image(image, devices=devices) as opened:
+    with image.opened() as opened:
         inode = opened.lookup(path)
         if not stat.S_ISREG(inode.mode):
             raise ErofsEdgeError("not a regular file", where=path)
@@ -181,16 +176,15 @@ def _zeros(out: BinaryIO, length: int, piece: int) -> None:
 
 
 @fs.command("stat")
-@click.argument("image", metavar="IMG", type=IMAGE)
+@IMG
 @click.argument("path")
-@DEVICES
+@image_options
 @json_option
-def stat_(*, image: Path, devices: tuple[Path, ...], path: str, as_json: bool) -> None:
+def stat_(*, image: Source, path: str, as_json: bool) -> None:
     """Show the inode of a file of IMG; a symlink at its end is not followed."""
     from erofs_edge.erofs.dump import inode_fields
-    from erofs_edge.erofs.read import Image
 
-    with Image(image, devices=devices) as opened:
+    with image.opened() as opened:
         _print_fields(inode_fields(opened, opened.lookup(path, follow=False)), as_json)
 
 
@@ -224,18 +218,17 @@ def _value_text(value: object) -> str:
 
 
 @fs.command()
-@click.argument("image", metavar="IMG", type=IMAGE)
+@IMG
 @click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
 @click.option("--path", default="/", show_default=True, help="The directory of IMG to extract.")
 @click.option("--no-owners", is_flag=True, help="Leave owners alone, also as root.")
 @click.option("--max-bytes", type=click.IntRange(0), help="Most bytes to write (default: 256 times IMG and 1 GiB).")
 @click.option("--jobs", type=click.IntRange(1), help="Threads or processes (default: the CPUs, at most 4).")
-@DEVICES
+@image_options
 @json_option
 def extract(
     *,
-    image: Path,
-    devices: tuple[Path, ...],
+    image: Source,
     destination: Path,
     path: str,
     no_owners: bool,
@@ -249,9 +242,8 @@ def extract(
     kept is listed.
     """
     from erofs_edge.erofs.extract import extract as write_out
-    from erofs_edge.erofs.read import Image
 
-    with Image(image, devices=devices) as opened, Progress(f"extracting {image.name}") as progress:
+    with image.opened() as opened, Progress(f"extracting {image.name}") as progress:
         report = write_out(
             opened,
             destination,
@@ -275,18 +267,18 @@ def extract(
 
 
 @fs.command()
-@click.argument("image", metavar="IMG", type=IMAGE)
+@IMG
 @click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs, at most 4).")
-@DEVICES
+@image_options
 @json_option
-def check(*, image: Path, devices: tuple[Path, ...], jobs: int | None, as_json: bool) -> int:
+def check(*, image: Source, jobs: int | None, as_json: bool) -> int:
     """Check all of IMG: structure, names, links, every byte of data. Exit code 1 where something is wrong.
 
     Of a RAFS v6 image also the tables, and its blobs (--device) against ids and digests.
     """
     from dataclasses import asdict
 
-    report = _check(image, devices, jobs)
+    report = _check(image, jobs)
     if as_json:
         emit_json(
             {
@@ -302,9 +294,9 @@ def check(*, image: Path, devices: tuple[Path, ...], jobs: int | None, as_json: 
         return 0 if report.ok else 1
     for finding in report.findings:
         click.echo(_one_line(str(finding)))
-    verdict = "clean" if report.ok else f"{len(report.errors)} errors"
+    verdict = "clean" if report.ok else f"{len(report.errors)} error{'s' * (len(report.errors) > 1)}"
     click.echo(
-        f"{image}: {verdict}: {report.inodes} inodes, {report.files} files, {report.directories} directories, "
+        f"{image.name}: {verdict}: {report.inodes} inodes, {report.files} files, {report.directories} directories, "
         f"{size_text(report.data_bytes)} decoded"
     )
     if report.in_place.data_bytes:
@@ -315,29 +307,30 @@ def check(*, image: Path, devices: tuple[Path, ...], jobs: int | None, as_json: 
     return 0 if report.ok else 1
 
 
-def _check(image: Path, devices: tuple[Path, ...], jobs: int | None) -> Report:
+def _check(source: Source, jobs: int | None) -> Report:
     from erofs_edge.erofs.check import check as check_image
     from erofs_edge.erofs.read import Image
     from erofs_edge.rafs.check import check_rafs
 
-    with suppress(ErofsFormatError), Image(image) as opened:
-        if opened.superblock.is_rafs:
-            return check_rafs(image, devices, jobs=jobs)
-    return check_image(image, devices=devices, jobs=jobs)
+    start = source.start()
+    if not start:
+        with suppress(ErofsFormatError), Image(source.path) as opened:
+            if opened.superblock.is_rafs:
+                return check_rafs(source.path, source.devices, jobs=jobs)
+    return check_image(source.path, devices=source.devices, offset=start, jobs=jobs)
 
 
 @fs.command()
-@click.argument("image", metavar="IMG", type=IMAGE)
+@IMG
 @click.option("--path", help="Show the inode at this path.")
 @click.option("--nid", type=click.IntRange(0), help="Show the inode of this number.")
 @click.option("-e", "--extents", is_flag=True, help="With an inode: its extents too.")
 @click.option("-S", "--statistics", "with_statistics", is_flag=True, help="Count files, layouts and bytes.")
-@DEVICES
+@image_options
 @json_option
 def dump(
     *,
-    image: Path,
-    devices: tuple[Path, ...],
+    image: Source,
     path: str | None,
     nid: int | None,
     extents: bool,
@@ -348,13 +341,12 @@ def dump(
     from dataclasses import asdict
 
     from erofs_edge.erofs import dump as dumping
-    from erofs_edge.erofs.read import Image
 
     if path is not None and nid is not None:
         raise UsageError("--path and --nid name one inode each", hint="use one of them")
     if extents and path is None and nid is None:
         raise UsageError("--extents needs an inode", hint="add --path or --nid")
-    with Image(image, devices=devices, verify_checksum=False) as opened:
+    with image.opened(verify_checksum=False) as opened:
         record: dict[str, object] = {}
         if path is None and nid is None:
             record = dumping.superblock_fields(opened)

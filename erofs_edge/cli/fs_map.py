@@ -7,27 +7,29 @@ from pathlib import Path
 
 import click
 
+from erofs_edge.cli.fs_image import IMG, Source, image_options
 from erofs_edge.cli.output import emit_json, json_option, size_text, table
 from erofs_edge.errors import ErofsEdgeError, UsageError
+from erofs_edge.writing import beside
 
 
 @click.command("map")
-@click.argument("image", metavar="IMG", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@IMG
 @click.option("--svg", "as_svg", is_flag=True, help="A picture: rows of bytes, a colour a kind.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where the picture goes.")
+@image_options
 @json_option
-def map_(*, image: Path, as_svg: bool, output: Path | None, as_json: bool) -> None:
+def map_(*, image: Source, as_svg: bool, output: Path | None, as_json: bool) -> None:
     """Show what lies where in IMG: how many bytes are inodes, names, data, padding; as a picture with --svg."""
     from erofs_edge.erofs.picture import svg
-    from erofs_edge.erofs.read import Image
     from erofs_edge.erofs.regions import map_image
 
     if output is not None and not as_svg:
         raise UsageError("only a picture goes to a file", hint="add --svg")
-    with Image(image) as opened:
+    with image.opened() as opened:
         found = map_image(opened)
     if as_svg:
-        _write(svg(found, image.name), output)
+        _write(svg(found, image.path.name), output)
     elif as_json:
         record = {"size": found.size, "image_size": found.image_size, "totals": found.totals()}
         emit_json(record | {"regions": [region._asdict() for region in found.regions]})
@@ -40,10 +42,8 @@ def _write(text: str, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
         return
-    temporary = output.with_name(f".{output.name}.part")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output)
+        with beside(output, "the picture") as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(output)) from error

@@ -19,13 +19,14 @@ from erofs_edge.tree import FileTree
 
 
 def open(  # noqa: A001  the name that users know
-    path: str | os.PathLike[str], *, devices: Sequence[str | os.PathLike[str]] = ()
+    path: str | os.PathLike[str], *, devices: Sequence[str | os.PathLike[str]] = (), offset: int = 0
 ) -> Image:
-    """An image to read from; use it as a context manager. `devices` are its further devices, in order.
+    """An image to read from; use it as a context manager. `devices` are its further devices, in order; it begins at
+    byte `offset` of the file, as a partition does in the image of a disk.
 
     Raises ErofsEdgeError where a file cannot be read, ErofsFormatError where it is no EROFS image.
     """
-    return Image(Path(path), devices=[Path(device) for device in devices])
+    return Image(Path(path), devices=[Path(device) for device in devices], offset=offset)
 
 
 def build(source: FileTree | str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> ErofsInfo:

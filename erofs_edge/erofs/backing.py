@@ -15,7 +15,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, NamedTuple
 
-from erofs_edge.errors import ErofsEdgeError, ErofsFormatError
+from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
 
 DEVICE_BITS = 72
 METABOX = 1 << 96
@@ -45,23 +45,28 @@ class Window(NamedTuple):
 
 
 class Backing:
-    """Bytes [0, `end`) of a file or block device, mapped read-only, and the windows attached to it.
+    """Bytes [0, `end`) of a file or block device from byte `offset` of it on, mapped read-only, and the windows
+    attached to it.
 
     `end` starts as the file's size and is lowered to the size that the superblock tells, so that nothing inside the
     image can point at what was appended to it (a hash tree). Reads are safe from several threads.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises ErofsEdgeError where the file cannot be opened, ErofsFormatError where it is empty."""
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        """Raises ErofsEdgeError where the file cannot be opened, ErofsFormatError where it is empty, UsageError for an
+        offset at which files cannot be mapped."""
+        if offset % mmap.ALLOCATIONGRANULARITY:
+            pages = f"here images begin at multiples of {mmap.ALLOCATIONGRANULARITY} bytes"
+            raise UsageError(f"an image cannot be read from byte {offset} on", where=str(path), hint=pages)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise ErofsEdgeError(f"cannot open the image: {error.strerror}", where=str(path)) from error
         try:
-            self.size = os.lseek(fd, 0, os.SEEK_END)
+            self.size = max(os.lseek(fd, 0, os.SEEK_END) - offset, 0)
             if not self.size:
-                raise broken("the image is empty", 0)
-            self._map = mmap.mmap(fd, self.size, prot=mmap.PROT_READ)
+                raise broken("the file ends before the image" if offset else "the image is empty", 0)
+            self._map = mmap.mmap(fd, self.size, prot=mmap.PROT_READ, offset=offset)
         except OSError as error:
             raise ErofsEdgeError(f"cannot map the image: {error.strerror}", where=str(path)) from error
         finally:

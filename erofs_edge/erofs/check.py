@@ -80,17 +80,18 @@ def check(
     path: Path | str,
     *,
     devices: Sequence[Path | str] = (),
+    offset: int = 0,
     jobs: int | None = None,
     further: Sequence[tuple[int, int, str]] = (),
 ) -> Report:
-    """Check an image and its further devices; at most FINDINGS_MAX findings. `further` are structures that others
-    have put into it: byte, size and name of each.
+    """Check an image (from byte `offset` of the file on) and its further devices; at most FINDINGS_MAX findings.
+    `further` are structures that others have put into it: byte, size and name of each.
 
     Raises ErofsEdgeError only where a file cannot be read.
     """
     report = Report()
     try:
-        image = Image(path, devices=devices, verify_checksum=False)
+        image = Image(path, devices=devices, offset=offset, verify_checksum=False)
     except ErofsFormatError as error:
         report.findings.append(Finding("error", error.message, error.where))
         return report

@@ -49,14 +49,17 @@ class Image:
     metabox     the inode that holds metadata, where the image has one
     """
 
-    def __init__(self, path: Path | str, *, devices: Sequence[Path | str] = (), verify_checksum: bool = True) -> None:
-        """`devices` are the image's further devices, in order; data on those that are not given cannot be read.
+    def __init__(
+        self, path: Path | str, *, devices: Sequence[Path | str] = (), offset: int = 0, verify_checksum: bool = True
+    ) -> None:
+        """`devices` are the image's further devices, in order; data on those that are not given cannot be read. The
+        image begins at byte `offset` of the file, a multiple of mmap.ALLOCATIONGRANULARITY.
 
         Raises ErofsEdgeError where a file cannot be read, ErofsFormatError where it is no image that this reader
         knows, UsageError for another count of devices.
         """
         self.path = Path(path)
-        self.backing = Backing(self.path)
+        self.backing = Backing(self.path, offset)
         self._devices: list[Backing] = []
         try:
             self.superblock: SuperInfo = read_superblock(self.backing, verify_checksum=verify_checksum)

@@ -121,7 +121,7 @@ def test_check(image: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert (found["ok"], found["findings"][0]["where"]) == (False, "offset 0x404")
-    assert "1 errors" in run("check", broken).stdout
+    assert "1 error:" in run("check", broken).stdout
     assert run("ls", broken).exit_code == 1
     assert record("dump", broken)["checksum"] == "wrong"
 

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image that commands of `erofs-edge fs` read: a file or device, or a part of one, with its further devices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from erofs_edge.errors import ErofsFormatError, FormatError, UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.disk.gpt import Table
+    from erofs_edge.erofs.read import Image
+
+IMG = click.argument("image", metavar="IMG", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+_OPTIONS = (
+    click.option(
+        "--device", "devices", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE", help="A further device of IMG; once for each, in order.",
+    ),
+    click.option("--partition", metavar="NAME", help="IMG is a disk, and this partition of it is meant."),
+    click.option("--offset", type=click.IntRange(0), default=0, help="Byte of IMG where the file system begins."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the arguments say. `offset` is in bytes; it counts where there is no `partition`."""
+
+    path: Path
+    devices: tuple[Path, ...] = ()
+    partition: str | None = None
+    offset: int = 0
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"{self.path}: {self.partition}" if self.partition else str(self.path)
+
+    def start(self) -> int:
+        """The byte of the file where the image begins. Raises UsageError where there is no such partition."""
+        if self.partition is None:
+            return self.offset
+        if self.offset:
+            raise UsageError("--partition and --offset both say where IMG begins", hint="use one of them")
+        table = _table(self.path)
+        if table is None:
+            raise UsageError("no partition table", where=str(self.path))
+        places = table.places()
+        if self.partition not in places:
+            hint = f"there are {', '.join(places)}"
+            raise UsageError(f"no partition '{self.partition}'", where=str(self.path), hint=hint)
+        return places[self.partition][0]
+
+    @contextmanager
+    def opened(self, *, verify_checksum: bool = True) -> Iterator[Image]:
+        """The image, open as long as the block lasts. What is wrong with it is told with its name."""
+        from erofs_edge.erofs.read import Image
+
+        start = self.start()
+        try:
+            with Image(self.path, devices=self.devices, offset=start, verify_checksum=verify_checksum) as image:
+                yield image
+        except ErofsFormatError as error:
+            where = f"{self.name}: {error.where}" if error.where else self.name
+            hint = error.hint or (None if start else self._advice())
+            raise ErofsFormatError(error.message, where=where, hint=hint) from error
+
+    def _advice(self) -> str | None:
+        with suppress(FormatError, OSError):
+            table = _table(self.path)
+            if table is not None and table.partitions:
+                return f"a disk: --partition NAME, of {', '.join(table.places())}"
+        return None
+
+
+def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --device, --partition and --offset; the command's `image` is then a `Source`. Use it with `IMG`."""
+
+    @functools.wraps(command)
+    def run(*, image: Path, devices: tuple[Path, ...], partition: str | None, offset: int, **rest: Any) -> Any:
+        return command(image=Source(image, devices, partition, offset), **rest)
+
+    result: Callable[..., Any] = run
+    for option in reversed(_OPTIONS):
+        result = option(result)
+    return result
+
+
+def _table(path: Path) -> Table | None:
+    import os
+
+    from erofs_edge.verify.disk import find_table
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return find_table(fd, os.lseek(fd, 0, os.SEEK_END))
+    finally:
+        os.close(fd)
