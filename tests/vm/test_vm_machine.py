@@ -36,6 +36,12 @@ def test_the_machine_has_no_network_and_cannot_write_its_input(monkeypatch: pyte
     assert "-cpu cortex-a72" in words and "kvm" not in words
 
 
+def test_the_kernel_keeps_no_page_tables_of_its_own_for_programs() -> None:
+    words = command()
+    kernel = words[words.index("-append") + 1].split()
+    assert kernel[0] == "console=ttyAMA0" and {"mitigations=off", "nokaslr"} <= set(kernel)
+
+
 def test_kvm_where_the_host_has_it_for_the_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     node = tmp_path / "kvm"
     monkeypatch.setattr(machine, "KVM", node)
