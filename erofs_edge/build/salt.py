@@ -3,13 +3,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.manifest.lockfile import lock_bytes
 from erofs_edge.sources.base import image_of
 from erofs_edge.verity.check import read_superblock
+
+
+def salt_of(inputs: Inputs) -> bytes:
+    """The salt of the system's hash tree, 32 bytes, or a baseline's. It is known before the image is, so that the tree
+    can be made while the image is written.
+
+    It derives from what the image is made of: manifests, and the hashes of all packages in their locks. Two images of
+    one salt differ in files of this machine alone, or in how they were laid out; the blocks that are the same in both
+    then have the same digests.
+    """
+    if (inherited := inherited_salt(inputs)) is not None:
+        return inherited
+    manifests = [one.loaded.digest for one in (inputs.system, *inputs.layers)]
+    locks = [inputs.lock, inputs.system.lock, *(layer.lock for layer in inputs.layers)]
+    parts = [manifests, [hashlib.sha256(lock_bytes(lock)).hexdigest() for lock in locks]]
+    return hashlib.sha256(b"erofs-edge system salt\0" + json.dumps(parts).encode()).digest()
 
 
 def inherited_salt(inputs: Inputs) -> bytes | None:

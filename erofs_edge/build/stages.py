@@ -24,7 +24,7 @@ from erofs_edge.boot.vbmeta import Vbmeta
 from erofs_edge.build.beside import beside
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.loader import compiled_loader, signed_image
-from erofs_edge.build.salt import inherited_salt
+from erofs_edge.build.salt import salt_of
 from erofs_edge.build.scripted import machine_debs, run_scripts
 from erofs_edge.build.signing import CERTIFICATE, ROOT_HASH_SIGNATURE
 from erofs_edge.build.vbmeta import expected_vbmeta, vbmeta_names
@@ -58,6 +58,7 @@ from erofs_edge.trust.certificate import load_certificate
 from erofs_edge.trust.offline import SignaturesMissingError
 from erofs_edge.trust.signer import Signer
 from erofs_edge.verity.fec import Layout, new_layout, write_parity
+from erofs_edge.verity.meanwhile import Meanwhile
 from erofs_edge.verity.tree import VerityInfo, append
 
 LARGEST = 5
@@ -174,13 +175,14 @@ def make_system(
             apply_file_contexts(made.tree, read_file_contexts(Path(selinux.file_contexts)))
     check_paths(locked.loaded, made.tree)
     check_kernel_config(inputs, options, made.tree, kernel_of(debs.kernel, cache).tree)
-    path = work / "system.img"
-    with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
-        options = replace(options, jobs=jobs, cache=compressed if use_cache else None, progress=progress)
-        info = write_image(made.tree, path, options)
-    with step("verity"):
-        block_size = size_bytes(inputs.board.value.verity.block_size)
-        verity = append(path, block_size=block_size, salt=inherited_salt(inputs))
+    path, salt = work / "system.img", salt_of(inputs)
+    block_size = size_bytes(inputs.board.value.verity.block_size)
+    with Meanwhile(salt, block_size) as meanwhile:
+        with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
+            options = replace(options, jobs=jobs, cache=compressed if use_cache else None, progress=progress)
+            info = write_image(made.tree, path, options, meanwhile)
+        with step("verity"):
+            verity = append(path, block_size=block_size, salt=salt, digests=meanwhile.digests(info.size))
     fec = None
     if roots := inputs.board.value.verity.fec_roots:
         fec = new_layout(verity.superblock, verity.hash_offset, verity.size, roots, verity.size)

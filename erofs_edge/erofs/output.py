@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from erofs_edge.errors import CapacityError, SourceError, UsageError
 from erofs_edge.writing import NO_SPACE
@@ -51,14 +52,29 @@ class Hashing:
             self._running.result()
 
 
+class Follower(Protocol):
+    """Who reads an image while it is being written."""
+
+    def begin(self, fd: int) -> None:
+        """The file, which is empty."""
+
+    def written(self, end: int) -> None:
+        """All bytes up to `end` are in the file. Called from one thread at a time."""
+
+    def changed(self, offset: int, length: int) -> None:
+        """Bytes that may have been there are others now, or will be when the image is whole."""
+
+
 class Sink:
     """Appends chunks to a file, which a thread of its own writes. `position` is where the next one goes, in bytes.
 
     `hashing`, where asked for, sees everything that is appended, also what is overwritten after `was_rewound`.
+    `follower` is told what is in the file.
     """
 
-    def __init__(self, fd: int, name: Path, hashing: Hashing | None = None) -> None:
+    def __init__(self, fd: int, name: Path, hashing: Hashing | None = None, follower: Follower | None = None) -> None:
         self.hashing = hashing
+        self._follower = follower
         self._fd = fd
         self._name = name
         self._chunks: list[Chunk] = []
@@ -107,12 +123,16 @@ class Sink:
         with _writing(self._name):
             for at in range(0, len(chunks), VECTORS):
                 start = _write_all(self._fd, chunks[at : at + VECTORS], start)
+        if self._follower:
+            self._follower.written(start)
 
     def write_at(self, offset: int, data: Chunk) -> None:
         """Write at a place of its own; `position` stays, and `hashing` does not see it."""
         self._wait()
         with _writing(self._name):
             _write_all(self._fd, [data], offset)
+        if self._follower:
+            self._follower.changed(offset, len(data))
 
     def read(self, offset: int, length: int) -> bytes:
         """What was appended before."""
@@ -128,6 +148,8 @@ class Sink:
     def rewind(self, position: int) -> None:
         """Go back: what was appended from `position` on will be overwritten."""
         self.flush()
+        if self._follower:
+            self._follower.changed(position, self.position - position)
         self.position = position
         self.was_rewound = True
 
@@ -136,10 +158,12 @@ class Sink:
         self.flush()
         with _writing(self._name):
             os.ftruncate(self._fd, size)
+        if self._follower:
+            self._follower.written(size)
 
 
 @contextmanager
-def replacing(path: Path, *, hashing: bool = False) -> Iterator[Sink]:
+def replacing(path: Path, *, hashing: bool = False, follower: Follower | None = None) -> Iterator[Sink]:
     """A sink whose file takes the place of `path` when the block ends well, and vanishes when it does not.
 
     Where the file system can, the file has no name until then, so that not even a kill leaves anything behind.
@@ -158,8 +182,10 @@ def replacing(path: Path, *, hashing: bool = False) -> Iterator[Sink]:
             fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
             named = True
     state = Hashing() if hashing else None
-    sink = Sink(fd, path, state)
+    sink = Sink(fd, path, state, follower)
     try:
+        if follower:
+            follower.begin(fd)
         yield sink
         with _writing(path):
             if not named:

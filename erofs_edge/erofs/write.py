@@ -38,7 +38,7 @@ from erofs_edge.erofs.ondisk import (
     Superblock,
 )
 from erofs_edge.erofs.options import ErofsInfo, WriteOptions
-from erofs_edge.erofs.output import Sink, replacing, scratch
+from erofs_edge.erofs.output import Follower, Sink, replacing, scratch
 from erofs_edge.erofs.packing import store_packed
 from erofs_edge.erofs.pipeline import Stored, find_twins, pieces_of, store
 from erofs_edge.erofs.plan import NO_BLOCK, Node, Plan, make_plan, reach
@@ -68,8 +68,9 @@ KINDS = {
 }
 
 
-def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
-    """Write the image of a tree to `out`, which is replaced only when everything went well.
+def write_image(tree: FileTree, out: Path, options: WriteOptions, follower: Follower | None = None) -> ErofsInfo:
+    """Write the image of a tree to `out`, which is replaced only when everything went well. `follower` reads it as it
+    grows.
 
     Raises SourceError (something in the tree cannot be stored or read), CapacityError (no space, or more blocks than
     the format can number), UsageError (`out` is not a regular file, the baseline was built with other options),
@@ -85,7 +86,7 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions) -> ErofsInfo:
             from erofs_edge.erofs.fingerprints import with_fingerprints
 
             tree = with_fingerprints(tree)
-        return _write(tree, out, options, baseline)
+        return _write(tree, out, options, baseline, follower)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,9 @@ class _Written:
     changed: int | None = None
 
 
-def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline | None) -> ErofsInfo:
+def _write(
+    tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline | None, follower: Follower | None
+) -> ErofsInfo:
     plan = make_plan(tree, options, baseline.epoch if baseline else None)
     hot = find_hot(tree, plan.nodes, options.uses)
     plan.hot = hot.nodes
@@ -124,7 +127,8 @@ def _write(tree: FileTree, out: Path, options: WriteOptions, baseline: Baseline 
         if layers:
             layers.loans.big = codings.big
             layers.lend(plan)
-        sink = stack.enter_context(replacing(out, hashing=options.uuid is None and baseline is None))
+        hashing = options.uuid is None and baseline is None
+        sink = stack.enter_context(replacing(out, hashing=hashing, follower=follower))
         if baseline is not None:
             waiting = stack.enter_context(scratch(out))
             written = _write_stable(plan, codings, head, sink, waiting, options, hot, baseline)

@@ -71,6 +71,7 @@ def append(
     path: Path,
     *,
     hash_offset: int | None = None,
+    digests: bytes | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
     **options: Unpack[TreeOptions],
@@ -79,7 +80,9 @@ def append(
 
     The image is padded with zeros to whole data blocks first, and the padding is covered. `hash_offset` (bytes)
     may leave a gap after that. Any failure, Ctrl-C included, leaves the image as it was. What an append that was
-    killed has left is taken off first, if the tree was to follow the data and had its block size.
+    killed has left is taken off first, if the tree was to follow the data and had its block size. `digests` are those
+    of all data blocks with the salt that is given, in slots, where they were made while the image was
+    written (meanwhile.py).
 
     Raises UsageError where a tree is there already or an option makes no sense, CapacityError where the disk is
     full, FormatError on an empty image.
@@ -99,10 +102,12 @@ def append(
         _check_offset(at)
         if at < sb.data_size:
             raise UsageError(f"hash offset {at} lies inside the {sb.data_size} bytes of data", where=str(path))
+        if digests is not None and (options.get("salt") is None or len(digests) != sb.data_blocks * sb.slot_size):
+            raise UsageError("these are not the digests of this image", where=str(path))
         try:
             write_exactly(fd, (UNFINISHED + size.to_bytes(8, "little")).ljust(SIZE, b"\0"), at)
             os.ftruncate(fd, sb.end(at))
-            root = _write_tree(sb, fd, fd, at, jobs=jobs, count=count)
+            root = _write_tree(sb, fd, fd, at, digests=digests, jobs=jobs, count=count)
         except BaseException as error:
             os.ftruncate(fd, size)
             if (full := _no_space(error, path)) is not None:
@@ -175,11 +180,12 @@ def _write_tree(
     hash_fd: int,
     hash_offset: int,
     *,
+    digests: bytes | None = None,
     jobs: int | None,
     count: Count | None,
 ) -> bytes:
     """Write all levels, then the superblock; returns the root hash."""
-    root = write_levels(sb, data_fd, hash_fd, sb.levels(hash_offset), jobs=jobs, count=count)
+    root = write_levels(sb, data_fd, hash_fd, sb.levels(hash_offset), digests=digests, jobs=jobs, count=count)
     tree_start = sb.start_block(hash_offset) * sb.hash_block_size
     write_exactly(hash_fd, sb.pack().ljust(tree_start - hash_offset, b"\0"), hash_offset)
     return root
@@ -191,16 +197,19 @@ def write_levels(
     hash_fd: int,
     levels: list[Level],
     *,
+    digests: bytes | None = None,
     jobs: int | None = None,
     count: Count | None = None,
 ) -> bytes:
-    """Write the levels of a tree, those over the data first; returns the root hash."""
+    """Write the levels of a tree, those over the data first; returns the root hash. `digests`, where they are known:
+    the slots of all data blocks."""
     fd, start, end, block_size = data_fd, 0, sb.data_size, sb.data_block_size
     for level in levels:
         first = position = level.start * sb.hash_block_size
-        for digests in hashed_slices(sb, fd, start, end, block_size, jobs=jobs, count=count):
-            write_exactly(hash_fd, digests, position)
-            position += len(digests)
+        known = None if digests is None or level is not levels[0] else (digests,)
+        for slots in known or hashed_slices(sb, fd, start, end, block_size, jobs=jobs, count=count):
+            write_exactly(hash_fd, slots, position)
+            position += len(slots)
         last = first + level.count * sb.hash_block_size
         write_exactly(hash_fd, bytes(last - position), position)
         fd, start, end, block_size, count = hash_fd, first, last, sb.hash_block_size, None

@@ -6,14 +6,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from test_kernel_gate import with_manifest
 
 from erofs_edge.build.inputs import digest, gather
 from erofs_edge.build.pipeline import BuildOptions, build_board
-from erofs_edge.build.salt import inherited_salt
+from erofs_edge.build.salt import inherited_salt, salt_of
 from erofs_edge.build.stages import erofs_options
 from erofs_edge.erofs.profile import read_profile
 from erofs_edge.errors import ManifestError, SourceError, UsageError
@@ -109,8 +111,9 @@ def test_an_update_keeps_the_salt_of_its_line(repository: Path, tmp_path: Path) 
 
     old, first = image("old.img", b"1")
     write_parity(old, first.superblock, first.hash_offset, old, roots=2, fec_offset=first.size)
-    salt = inherited_salt(gather(repository / "boards/qemu-aarch64.yaml", baseline=old))
-    assert salt == first.salt
+    inputs = gather(repository / "boards/qemu-aarch64.yaml", baseline=old)
+    salt = inherited_salt(inputs)
+    assert salt == first.salt == salt_of(inputs)
     new, second = image("new.img", b"2", salt, baseline=old)
     assert (second.salt, second.hash_offset) == (first.salt, first.hash_offset)
     assert second.root_hash != first.root_hash
@@ -121,6 +124,23 @@ def test_an_update_keeps_the_salt_of_its_line(repository: Path, tmp_path: Path) 
     assert third.salt != first.salt and not leaves[0] & {
         other.read_bytes()[at : at + 4096] for at in range(first.hash_offset, first.size, 4096)
     }
+
+
+def test_a_salt_that_is_known_before_the_image(repository: Path, tmp_path: Path) -> None:
+    """It follows from manifest and locks; a baseline's own wins, a profile has no say."""
+    board = repository / "boards/qemu-aarch64.yaml"
+    inputs = gather(board)
+    salt = salt_of(inputs)
+    assert len(salt) == 32 and salt == salt_of(gather(board))
+    (tmp_path / "profile").write_text("/x\n")
+    assert salt == salt_of(gather(board, profile=tmp_path / "profile"))
+    older = replace(inputs, lock=msgspec.structs.replace(inputs.lock, date=inputs.lock.date - 1))
+    found = {salt, salt_of(older), salt_of(gather(repository / "boards/rpi4.yaml"))}
+    found.add(salt_of(with_manifest(repository, tmp_path, "  compression: zstd\n")))
+    assert len(found) == 4
+    old = tmp_path / "old.img"
+    old.write_bytes(bytes(4096))
+    assert salt_of(gather(board, baseline=old)) == salt, "it has no tree"
 
 
 @pytest.mark.parametrize("kind", ["without a tree", "no image", "cut off"])
