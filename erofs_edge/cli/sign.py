@@ -151,9 +151,10 @@ def _root_hash_of(image: Path) -> str:
     """The root hash of an image with its tree behind it, computed from the data: a tree may be lying."""
     import os
 
-    from erofs_edge.verity.tree import find_superblock, read_superblock, root_hash
+    from erofs_edge.verify.system import find_tree
+    from erofs_edge.verity.tree import read_superblock, root_hash
 
-    at = find_superblock(image)
+    at = find_tree(image)
     if at is None:
         raise UsageError("no hash tree found", where=str(image), hint="erofs-edge verity format")
     with image.open("rb") as file:

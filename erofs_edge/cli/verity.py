@@ -194,13 +194,14 @@ def repair_(
 @json_option
 def dump(*, image: Path | str, partition: str | None, hash_offset: int | None, as_json: bool) -> None:
     """Show the superblock in IMAGE, or in a hash device, and the sizes of data and tree."""
+    from erofs_edge.verify.system import erofs_end
     from erofs_edge.verity import tree
 
     with reached(image, partition) as place:
         given = hash_offset is not None
         if hash_offset is None:
             found = tree.find_superblock(place)
-            hash_offset = found if found is not None else _after_erofs(place) or 0
+            hash_offset = found if found is not None else erofs_end(place) or 0
         try:
             sb = tree.read_superblock(place, hash_offset)
         except FormatError as error:
@@ -286,6 +287,7 @@ def _hash_offset(
     where: str,
 ) -> int:
     """Where the superblock is: as given, at 0 of a hash device, found in the image."""
+    from erofs_edge.verify.system import erofs_end
     from erofs_edge.verity.tree import find_superblock
 
     if hash_offset is not None:
@@ -296,24 +298,7 @@ def _hash_offset(
     if found is None and fec_device is not None and isinstance(image, Path) and os.path.samefile(image, fec_device):
         found = find_superblock(image, fec_offset)
     if found is None:
-        found = _after_erofs(image)
+        found = erofs_end(image)  # where a padded slot has its tree, also one whose superblock is damaged
     if found is None:
         raise UsageError("no hash tree found", where=where, hint="--hash-offset BYTES or --hash-device FILE")
     return found
-
-
-def _after_erofs(image: Place) -> int | None:
-    """Where an EROFS file system in `image` ends, if that is what it holds: the tree of a padded slot is there."""
-    from erofs_edge.erofs.ondisk import SUPER_MAGIC, SUPER_OFFSET, SUPERBLOCK, Superblock
-    from erofs_edge.verity.blocks import file_size, read_exactly
-    from erofs_edge.verity.source import opened
-
-    with opened(image) as source:
-        size, raw = file_size(source), read_exactly(source, SUPERBLOCK.size, SUPER_OFFSET)
-    if len(raw) < SUPERBLOCK.size:
-        return None
-    erofs = Superblock(*SUPERBLOCK.unpack(raw))
-    if erofs.magic != SUPER_MAGIC or erofs.blkszbits > 16:
-        return None
-    end = erofs.blocks_lo << erofs.blkszbits
-    return end if end < size else None  # nothing can stand behind the last byte

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from erofs_edge.diff.report import Change, Report
 from erofs_edge.verity.blocks import hash_blocks
-from erofs_edge.verity.check import find_superblock, read_superblock
+from erofs_edge.verity.check import find_superblock, read_superblock, superblock_behind
 from erofs_edge.verity.superblock import Superblock
 
 _SLICE = 4 << 20
@@ -16,7 +16,7 @@ _SLICE = 4 << 20
 
 def compare_trees(old: Path, new: Path, end: tuple[int, int], report: Report) -> None:
     """The bytes from `end` of each image on. Raises FormatError where a tree's superblock is damaged."""
-    trees = [_tree(path) for path in (old, new)]
+    trees = [_tree(path, start) for path, start in zip((old, new), end, strict=True)]
     if trees[0] is None or trees[1] is None:
         if trees[0] != trees[1]:
             report.add(Change("verity", "", "removed" if trees[1] is None else "added"))
@@ -42,9 +42,12 @@ def compare_trees(old: Path, new: Path, end: tuple[int, int], report: Report) ->
             report.add(Change("verity", what, "bytes", None, None, why, detail=[f"from {differs:#x} on"]))
 
 
-def _tree(path: Path) -> tuple[Superblock, int, bytes] | None:
-    """(superblock, its byte, digest of the topmost hash block: the root hash) of an image; None without a tree."""
+def _tree(path: Path, end: int) -> tuple[Superblock, int, bytes] | None:
+    """(superblock, its byte, digest of the topmost hash block: the root hash) of an image whose file system ends at
+    byte `end`; None without a tree."""
     at = find_superblock(path)
+    if at is None:
+        at = superblock_behind(path, end)  # with parity behind the tree
     if at is None:
         return None
     sb = read_superblock(path, at)

@@ -26,10 +26,10 @@ from erofs_edge.verify.disk import (
 )
 from erofs_edge.verify.esp import FILE_MAX
 from erofs_edge.verify.output import verify_output
-from erofs_edge.verify.system import check_file_system, check_tree
+from erofs_edge.verify.system import check_file_system, check_tree, find_tree
 from erofs_edge.verify.walk import Part, Walk
 from erofs_edge.verity.blocks import Source, file_size, read_exactly
-from erofs_edge.verity.check import find_superblock, read_superblock
+from erofs_edge.verity.check import read_superblock
 from erofs_edge.verity.source import Kept, Place, Section
 from erofs_edge.verity.tree import root_hash as compute
 
@@ -138,7 +138,7 @@ def _verify_partition(walk: Walk, path: Path | None, whole: Part, signature: Pat
             verify_vbmeta_slot(walk, whole, parts, raw)
         return
     place = path or Section(walk.fd, 0, whole.size)
-    at = find_superblock(place)
+    at = find_tree(place)
     with verdict.check(f"{whole.name}: root hash", f"key '{key.name}'") as row:
         if at is None:
             raise VerificationError(

@@ -9,14 +9,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from erofs_edge.erofs.ondisk import SUPER_MAGIC, SUPER_OFFSET, SUPERBLOCK
+from erofs_edge.erofs.ondisk import Superblock as ErofsSuperblock
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.verify.checks import Verdict
-from erofs_edge.verity.blocks import Source, read_exactly
-from erofs_edge.verity.check import BAD, Ranges, Walk
+from erofs_edge.verity.blocks import Source, file_size, read_exactly
+from erofs_edge.verity.check import BAD, Ranges, Walk, find_superblock, superblock_behind
+from erofs_edge.verity.source import Place, opened
 from erofs_edge.verity.superblock import Level, Superblock
 
 FILES_MAX = 20
 COPY = 4 << 20  # bytes
+
+
+def find_tree(place: Place) -> int | None:
+    """Byte offset of the superblock of a hash tree in an image, or None: where data and tree are all that there is, or
+    where the EROFS in the image ends."""
+    if (found := find_superblock(place)) is not None:
+        return found
+    end = erofs_end(place)
+    return None if end is None else superblock_behind(place, end)
+
+
+def erofs_end(place: Place) -> int | None:
+    """The byte where an EROFS at the start of a file ends, if it holds one and has more bytes than that."""
+    with opened(place) as source:
+        size, raw = file_size(source), read_exactly(source, SUPERBLOCK.size, SUPER_OFFSET)
+    if len(raw) < SUPERBLOCK.size:
+        return None
+    erofs = ErofsSuperblock(*SUPERBLOCK.unpack(raw))
+    if erofs.magic != SUPER_MAGIC or erofs.blkszbits > 16:
+        return None
+    end = erofs.blocks_lo << erofs.blkszbits
+    return end if end < size else None
 
 
 def check_tree(

@@ -131,6 +131,14 @@ def find_superblock(path: Place, size: int | None = None) -> int | None:
     return None
 
 
+def superblock_behind(path: Place, end: int) -> int | None:
+    """`end`, where a superblock stands at that byte, behind what else the file holds; or None. What follows its tree
+    does not count: parity, or the rest of a partition."""
+    with opened(path) as source:
+        found = read_exactly(source, len(superblock.MAGIC), end) == superblock.MAGIC
+    return end if found else None
+
+
 def offsets_by_size(size: int) -> Iterator[int]:
     """Where the superblock of a file of `size` bytes can be, if data and tree of one block size fill it exactly."""
     for bits in range(superblock.BLOCK_MIN.bit_length() - 1, superblock.BLOCK_MAX.bit_length()):

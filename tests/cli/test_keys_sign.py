@@ -14,9 +14,11 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from erofs_edge.cli.main import cli
+from erofs_edge.erofs import build
 from erofs_edge.trust.key import KeySigner, public_key_pem
 from erofs_edge.trust.root_hash import verify_root_hash, verify_verity_signature
 from erofs_edge.trust.signer import open_signer
+from erofs_edge.verity.fec import write_parity
 from erofs_edge.verity.tree import append
 
 
@@ -95,6 +97,16 @@ def test_an_image_is_signed_by_its_data_and_openssl_agrees(
     made = record("sign", path, "--key", f"file:{keys / 'product.pem'}", "--form", "verity-signature")
     raw = Path(str(made["signature"])).read_bytes()
     verify_verity_signature(raw, root, open_signer(f"file:{keys / 'product.pem'}"))
+
+
+def test_an_image_with_parity_behind_its_tree_is_signed(keys: Path, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_bytes(b"system" * 50_000)
+    image = tmp_path / "system.img"
+    build(tmp_path / "tree", image, compression="lz4")
+    info = append(image)
+    write_parity(image, info.superblock, info.hash_offset, image)
+    assert record("sign", image, "--key", "dev:x")["root_hash"] == info.root_hash.hex()
 
 
 def test_two_steps(keys: Path, image: tuple[Path, bytes], tmp_path: Path) -> None:

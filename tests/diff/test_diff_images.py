@@ -180,6 +180,12 @@ def test_tree_and_parity(tmp_path: Path) -> None:
     build(tree(), tmp_path / "new", compression="lz4hc", epoch=5)
     (change,) = compare_paths(tmp_path / "old", tmp_path / "new").changes
     assert (change.layer, change.what) == ("verity", "removed")
+    for name, salt in (("old", b"one"), ("new", b"two")):  # as builds have it: with parity behind the tree
+        build(tree(), tmp_path / name, compression="lz4hc", epoch=5)
+        info = append(tmp_path / name, salt=salt)
+        write_parity(tmp_path / name, info.superblock, info.hash_offset, tmp_path / name)
+    found = {(c.where, c.what) for c in compare_paths(tmp_path / "old", tmp_path / "new").changes}
+    assert found == {("superblock", "salt"), ("tree", "top")}
 
 
 @pytest.fixture(scope="module")

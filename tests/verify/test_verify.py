@@ -209,6 +209,10 @@ def test_a_system_image_alone(made: Made, tmp_path: Path) -> None:
     for name in (ROOT_HASH_SIGNATURE, VERITY_SIGNATURE):
         assert verify_path(image, KEY, signature=made.out / name).ok
         assert not verify_path(image, OTHER, signature=made.out / name).ok
+    more = tmp_path / "more.img"
+    for behind in (bytes(3 * 4096), b"parity" * 4096):  # the rest of a partition; what builds put behind the tree
+        more.write_bytes(image.read_bytes() + behind)
+        assert verify_path(more, KEY, signature=made.out / ROOT_HASH_SIGNATURE).ok
     with image.open("r+b") as file:
         file.write(b"x")
     assert not verify_path(image, KEY, signature=made.out / ROOT_HASH_SIGNATURE).ok
