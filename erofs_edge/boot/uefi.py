@@ -143,8 +143,7 @@ def build_uefi(
             ".osrel": _os_release(board, parts, slot),
             ".cmdline": " ".join([*arguments(board), SLOT_ARGUMENT + slot]).encode(),
             ".uname": parts.kernel_version.encode(),
-            # LZ4's legacy frame has no end but a length of zero, and the stub puts more behind it
-            ".initrd": parts.initramfs + bytes(4 + -len(parts.initramfs) % 4),
+            ".initrd": _ended(parts.initramfs),
             ".linux": kernel,
         }
         name = ImageName(slot, len(parts.slots) - number, ATTEMPTS)
@@ -156,6 +155,39 @@ def build_uefi(
     return UefiOutputs(
         files, package_file(packages, uefi.code).rstrip(b"\0"), variables.rstrip(b"\0"), parts.kernel_version
     )  # fmt: skip
+
+
+def single_image(
+    stub: bytes,
+    parts: Mapping[str, bytes],
+    *,
+    title: str,
+    cmdline: str,
+    version: str,
+    signer: Signer,
+    certificate: Certificate,
+) -> bytes:
+    """A kernel image that firmware starts itself, without systemd-boot, and that belongs to no slot: signed, and so is
+    the kernel in it.
+
+    parts    'kernel' (Debian's vmlinuz) and 'initramfs'
+    version  of the kernel
+
+    Raises FormatError where stub or kernel is no PE file, ErofsEdgeError where the signer fails.
+    """
+    sections = {
+        ".osrel": f'ID=erofs-edge\nPRETTY_NAME="{title}"\n'.encode(),
+        ".cmdline": cmdline.encode(),
+        ".uname": version.encode(),
+        ".initrd": _ended(parts["initramfs"]),
+        ".linux": sign_image(parts["kernel"], signer, certificate),
+    }
+    return sign_image(build_uki(stub, sections), signer, certificate)
+
+
+def _ended(initramfs: bytes) -> bytes:
+    """LZ4's legacy frame has no end but a length of zero, and the stub puts more behind it."""
+    return initramfs + bytes(4 + -len(initramfs) % 4)
 
 
 def _sign_all(images: Sequence[bytes], *, signer: Signer, certificate: Certificate) -> list[bytes]:

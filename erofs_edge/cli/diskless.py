@@ -58,12 +58,13 @@ def diskless(
     as_json: bool,
 ) -> None:
     """Make diskless.fit, by which BOARD starts the system that was built without having it: kernel and initramfs,
-    signed, with the root hash; and the commands by which U-Boot gets and starts it.
+    signed, with the root hash; and the commands by which U-Boot gets and starts it. A board with UEFI firmware has
+    diskless.efi instead, which the firmware gets by its own network boot.
 
     Blocks come from any server that has the build's system.img: `erofs-edge serve`, nbdkit, or over HTTP.
     """
     from erofs_edge.diskless.place import parse_boot_image, parse_place
-    from erofs_edge.diskless.start import FIT, Diskless, board_lock, build_diskless
+    from erofs_edge.diskless.start import Diskless, board_lock, build_diskless
     from erofs_edge.manifest.load import load_board
     from erofs_edge.sources.cache import Cache
     from erofs_edge.trust.signer import open_signer
@@ -81,7 +82,7 @@ def diskless(
     with step("diskless boot image"):
         signer = open_signer(key or loaded.value.sign.key)
         made = build_diskless(loaded.value, board_lock(loaded.path, folder), folder, wanted, signer, Cache())
-    files = {FIT: made.fit, SCRIPT: made.script.encode()}
+    files = {made.name: made.image} | ({SCRIPT: made.script.encode()} if made.script else {})
     for name, content in files.items():
         _write(folder / name, content)
     if as_json:

@@ -37,22 +37,42 @@ attach() {
         [ $turns -gt 0 ] || return 1
         sleep 0.05
     done
-    # the full path, as busybox has a client of this name
-    /bin/nbd-client -unix $run/nbd$number /dev/nbd$number -N "" -b 4096 -C "${CONNECTIONS:-1}" >$run/client$number 2>&1
+    connect_device $number $number "${CONNECTIONS:-1}"
 }
 
-# What the system's first readers want, in their order: into nbdkit's memory, in few large requests. That goes on after
-# the change of the root, which takes away all programs here and moves /dev: so what it needs lies on a file system of
-# its own. Its program gives up its memory at the end.
+# /dev/nbd$1 reads by $3 connections what the nbdkit number $2 gives. The full path, as busybox has a client of this name.
+connect_device() {
+    /bin/nbd-client -unix $run/nbd"$2" /dev/nbd"$1" -N "" -b 4096 -C "$3" >$run/client"$1" 2>&1
+}
+
+# What the system's first readers want, in their order: into nbdkit's memory, in few large requests, two at a time. That
+# goes on after the change of the root, which takes away all programs here and moves /dev: so what it needs lies on a
+# file system of its own. Its program gives up its memory at the end.
+#
+# Both streams have devices of their own: nbdkit answers the requests of one connection one after the other, and nobody
+# shall have to wait for what is fetched ahead.
 prefetch() {
     mkdir -p /ahead &&
         mount -t tmpfs -o mode=700,nosuid tmpfs /ahead &&
         cp /bin/busybox /ahead/dd &&
-        cp -a /dev/nbd0 /dev/null /ahead || return 0
-    while read -r first count; do
-        /ahead/dd if=/ahead/nbd0 of=/ahead/null iflag=direct,skip_bytes bs=$((count * 4096)) skip=$((first * 4096)) count=1
-    done </prefetch >/ahead/null 2>&1
+        ln /ahead/dd /ahead/nbd-client &&
+        cp -a /dev/nbd2 /dev/nbd3 /dev/null /prefetch /ahead || return 0
+    fetch_ahead 2 0 &
+    fetch_ahead 3 1
+    wait
     : >/ahead/dd
+}
+
+# By the device $1, each second run from number $2 on.
+fetch_ahead() {
+    connect_device "$1" 0 1 || return 0
+    turn=$2
+    while read -r first count; do
+        [ $turn = 1 ] || /ahead/dd if=/ahead/nbd"$1" of=/ahead/null iflag=direct,skip_bytes bs=$((count * 4096)) \
+            skip=$((first * 4096)) count=1
+        turn=$((1 - turn))
+    done </ahead/prefetch >/ahead/null 2>&1
+    /ahead/nbd-client -d /ahead/nbd"$1" >/ahead/null 2>&1
 }
 
 # What an earlier start has installed on the board's disk, if it is this very system. It may fail to come up twice, then

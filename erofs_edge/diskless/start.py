@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The signed FIT that a diskless board starts from: the board's kernel, and an initramfs that knows the root hash and
-where to get the blocks.
+"""The signed boot image that a diskless board starts from: the board's kernel, and an initramfs that knows the root
+hash and where to get the blocks.
 
-Nothing that comes over the network is believed: U-Boot verifies the FIT by its key, dm-verity each block by the root
-hash in it. The values are those of the board's own boot image, so that both start the same system.
+Nothing that comes over the network is believed: U-Boot verifies its FIT by its key, UEFI firmware a kernel image by its
+certificates, dm-verity each block by the root hash in it. The values are those of the board's own boot image, so that
+both start the same system.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from erofs_edge.boot.assemble import (
     VERITY_MODULES,
     device_tree,
     kernel_image,
+    vmlinuz,
 )
 from erofs_edge.boot.contents import init_values
 from erofs_edge.boot.cpio import write_cpio
@@ -30,6 +32,7 @@ from erofs_edge.boot.initramfs import add_plugin, add_program, base_tree, compre
 from erofs_edge.boot.modules import KernelModules, Module
 from erofs_edge.boot.packed import cached_pack
 from erofs_edge.boot.script import CONFIGURATION
+from erofs_edge.diskless.firmware import EFI, add_signature, firmware_image, firmware_values, programs_of
 from erofs_edge.diskless.place import Place
 from erofs_edge.errors import ErofsEdgeError, ManifestError, UsageError
 from erofs_edge.manifest.load import load_system
@@ -87,9 +90,11 @@ class Diskless:
 
 @dataclass(frozen=True, slots=True)
 class DisklessStart:
-    """The FIT, and the script by which U-Boot gets and starts it. `root_hash` in hex; `keeps_data`: on a disk."""
+    """The boot image, what it is called, and the script by which U-Boot gets and starts it: '' for UEFI firmware, which
+    knows how. `root_hash` in hex; `keeps_data`: on a disk."""
 
-    fit: bytes
+    image: bytes
+    name: str
     script: str
     root_hash: str
     keeps_data: bool
@@ -110,10 +115,10 @@ def build_diskless(
     Raises ErofsEdgeError where there is no build that fits, as `fetch` does, SourceError where a package lacks
     something, UsageError where TLS lacks its certificates.
     """
-    values = _values(board, out, wanted)
+    values, uefi = _values(board, out, wanted), board.boot.uefi
     load_system(MANIFEST)  # a lock without its manifest would be of nobody knows what
     of_programs = load_lock(lock_path(MANIFEST))
-    programs = FileTree()
+    programs = FileTree() if uefi is None else programs_of(lock, cache)
     for deb in dict(sorted(fetch(of_programs.packages["system"], host_mirror, cache).items())).values():
         programs.merge(read_deb(deb, cache).data)
     (kernel_deb,) = fetch(lock.packages["kernel"], host_mirror, cache).values()
@@ -122,23 +127,34 @@ def build_diskless(
     epoch = max(lock.date, of_programs.date)
     tree, late = base_tree(programs, _streams(board, kernel, wanted)), _late(values, wanted)
     _add_programs(tree, programs, wanted)
+    if uefi is not None:
+        add_signature(tree, late, programs, out)
     initramfs = compress(write_cpio(tree, epoch=epoch), write_cpio(late, epoch=epoch), pack=cached_pack(cache))
+    root_hash, keeps_data = values["ROOT_HASH"], bool(values["DATA"])
+    if uefi is not None:
+        image = firmware_image(
+            board, uefi, lock, out, vmlinuz(package, kernel.version), kernel.version, initramfs,
+            signer=signer, cache=cache,
+        )  # fmt: skip
+        return DisklessStart(image, EFI, "", root_hash, keeps_data)
+    ramdisk = Image("ramdisk", initramfs, f"diskless initramfs for root hash {root_hash}")
+    fit = _fit(board, package, kernel.version, ramdisk, epoch=epoch, signer=signer)
+    return DisklessStart(fit, FIT, netboot_script(board, wanted.boot_image), root_hash, keeps_data)
+
+
+def _fit(board: Board, package: FileTree, version: str, ramdisk: Image, *, epoch: int, signer: Signer) -> bytes:
     smaller = msgspec.structs.replace(board, boot=msgspec.structs.replace(board.boot, kernel_compression="lz4"))
-    images = {
-        "kernel": kernel_image(smaller, package, kernel.version),
-        "ramdisk": Image("ramdisk", initramfs, f"diskless initramfs for root hash {values['ROOT_HASH']}"),
-    }
+    images = {"kernel": kernel_image(smaller, package, version), "ramdisk": ramdisk}
     if board.boot.fdt != "control":
-        images["fdt"] = Image("flat_dt", device_tree(package, kernel.version, board.boot.fdt), board.boot.fdt)
-    fit = build_fit(
+        images["fdt"] = Image("flat_dt", device_tree(package, version, board.boot.fdt), board.boot.fdt)
+    return build_fit(
         images,
-        description=f"{board.board} diskless, Linux {kernel.version}",
+        description=f"{board.board} diskless, Linux {version}",
         epoch=epoch,
         signer=signer,
         load_address=board.boot.load_address,
         rollback_index=board.sign.rollback_index,
     )
-    return DisklessStart(fit, netboot_script(board, wanted.boot_image), values["ROOT_HASH"], bool(values["DATA"]))
 
 
 def netboot_script(board: Board, boot_image: Place | None = None) -> str:
@@ -180,19 +196,24 @@ def _transfer(boot_image: Place | None, address: str) -> str:
 
 def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
     """The init script's values: those of the board's own boot image, but for where system and data are."""
-    try:
-        values = init_values((out / "boot.fit").read_bytes())
-    except OSError as error:
-        raise ErofsEdgeError(
-            f"no boot image is there: {error.strerror}", where=str(out / "boot.fit"),
-            hint="erofs-edge build BOARD -o OUT; boards with UEFI firmware have none and cannot be diskless yet",
-        ) from error  # fmt: skip
+    if board.boot.uefi is None:
+        values = _fit_values(out)
+    else:
+        values = firmware_values(out)
+        if wanted.keep:
+            raise UsageError(
+                "--keep is for boards with U-Boot: of others the kernel wants a signature for each mapping"
+            )
+        if wanted.boot_image is not None:
+            raise UsageError("--boot-image is for U-Boot: UEFI firmware is told by DHCP where its boot image is")
     if wanted.system.scheme in ("nbds", "https") and "ca-cert.pem" not in wanted.certificates:
         raise UsageError("TLS needs the certificate by which the server is known", hint="--tls-ca PEM")
     label = next((name for name, one in board.disk.partitions.items() if one.filesystem is not None), "data")
-    filters = ["--filter=cache"] if wanted.prefetch else []
-    # the kernel's own cache has what was read of files: this one is for what nobody has asked for yet
-    keep = ["cache-on-read=true", "cache-min-block-size=4096"] if wanted.prefetch else []
+    # the kernel's own cache has what was read of files: this one is for what nobody has asked for yet. Not nbdkit's
+    # filter 'cache': it holds a lock while it waits for the network, so that nobody gets even what is there as long as
+    # something is fetched ahead
+    filters = ["--filter=cow"] if wanted.prefetch else []
+    keep = ["cow-on-read=true", "cow-block-size=4096"] if wanted.prefetch else []
     kept = _kept_label(values)
     values |= {
         "SLOTS": "",
@@ -209,6 +230,16 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
         "READAHEAD": str(wanted.readahead),
     }
     return values
+
+
+def _fit_values(out: Path) -> dict[str, str]:
+    try:
+        return init_values((out / "boot.fit").read_bytes())
+    except OSError as error:
+        raise ErofsEdgeError(
+            f"no boot image is there: {error.strerror}", where=str(out / "boot.fit"),
+            hint="erofs-edge build BOARD -o OUT",
+        ) from error  # fmt: skip
 
 
 def _kept_label(values: Mapping[str, str]) -> str:
@@ -238,7 +269,7 @@ def _add_programs(tree: FileTree, programs: FileTree, wanted: Diskless) -> None:
         add_program(tree, programs, path)
     for plugin in sorted({place.plugin for place in (wanted.system, wanted.data) if isinstance(place, Place)}):
         add_plugin(tree, programs, f"{NBDKIT}/plugins/nbdkit-{plugin}-plugin.so")
-    for name in ["retry", *(["cache"] if wanted.prefetch else [])]:
+    for name in ["retry", *(["cow"] if wanted.prefetch else [])]:
         add_plugin(tree, programs, f"{NBDKIT}/filters/nbdkit-{name}-filter.so")
 
 

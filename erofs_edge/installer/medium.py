@@ -20,8 +20,7 @@ from erofs_edge.boot.firmware import package_file
 from erofs_edge.boot.initramfs import base_tree, compress
 from erofs_edge.boot.modules import KernelModules
 from erofs_edge.boot.packed import cached_pack
-from erofs_edge.boot.uefi import LOADER_PATH, arguments
-from erofs_edge.boot.uki import build_uki
+from erofs_edge.boot.uefi import LOADER_PATH, arguments, single_image
 from erofs_edge.disk import gpt
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import DiskLayout, Placement, write_disk
@@ -33,7 +32,6 @@ from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.tree import BytesContent, FileTree, Inode
-from erofs_edge.trust.authenticode import sign_image
 from erofs_edge.trust.certificate import load_certificate
 from erofs_edge.trust.signer import Signer
 from erofs_edge.verity.tree import VerityInfo
@@ -149,16 +147,15 @@ def _start_image(
     text = "".join(f"{name}='{value}'\n" for name, value in values.items())
     late.add("config", Inode(stat.S_IFREG | 0o644, content=BytesContent(text.encode())))
     initramfs = compress(write_cpio(tree, epoch=lock.date), write_cpio(late, epoch=lock.date), pack=cached_pack(cache))
-    sections = {
-        ".osrel": f'ID=erofs-edge\nPRETTY_NAME="{board.board}, installer"\n'.encode(),
-        ".cmdline": " ".join(arguments(board)).encode(),
-        ".uname": kernel.version.encode(),
-        # as in boot/uefi.py: LZ4's legacy frame has no end but a length of zero
-        ".initrd": initramfs + bytes(4 + -len(initramfs) % 4),
-    }
-    certificate = load_certificate((out / CERTIFICATE).read_bytes(), signer.name)
-    sections[".linux"] = sign_image(vmlinuz(kernel.tree, kernel.version), signer, certificate)
-    return sign_image(build_uki(package_file(firmware, uefi.stub), sections), signer, certificate)
+    return single_image(
+        package_file(firmware, uefi.stub),
+        {"kernel": vmlinuz(kernel.tree, kernel.version), "initramfs": initramfs},
+        title=f"{board.board}, installer",
+        cmdline=" ".join(arguments(board)),
+        version=kernel.version,
+        signer=signer,
+        certificate=load_certificate((out / CERTIFICATE).read_bytes(), signer.name),
+    )
 
 
 def _initramfs(board: Board, kernel: KernelModules, programs: FileTree) -> FileTree:

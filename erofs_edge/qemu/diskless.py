@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boot a built board in QEMU without a disk: our server gives the system, TFTP the FIT, and what was read is counted.
+"""Boot a built board in QEMU without a disk: our server gives the system, TFTP the boot image, and what was read is
+counted.
 
 QEMU's user network has a DHCP and a TFTP server of its own, and this machine is its gateway. With HTTP, U-Boot gets the
-FIT from a web server of ours instead.
+FIT from a web server of ours instead. UEFI firmware boots from the network by itself, as there is nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from erofs_edge.qemu.console import Console, Event
 from erofs_edge.qemu.machine import Emulator, control_tree, dump_tree, find_qemu, machine_arguments, qemu_of
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.smoke import LAST_LINES, TIMEOUT, StageTime
-from erofs_edge.qemu.stages import TITLES
+from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
+from erofs_edge.qemu.uefi import firmware_arguments, flash_images
 from erofs_edge.qemu.verdict import Expected, Watch
 from erofs_edge.qemu.web import serve_file
 from erofs_edge.serve.export import BLOCK, FileExport
@@ -125,7 +127,7 @@ def diskless_smoke(
             serve(export, server)
             with serve_file(folder / FIT) if wish.http else nullcontext() as web:
                 start = _start(board, out, signer, wish, port, web, certificates)
-                (folder / FIT).write_bytes(start.fit)
+                (folder / start.name).write_bytes(start.image)
                 command = _command(board.value, built, emulator, folder, start, wish)
                 record = _watched(
                     board.value, start, command, emulator, export, wish.lines, timeout=timeout, seen=seen, log=log
@@ -200,17 +202,23 @@ def _command(
     board: Board, built: Built, emulator: Emulator, folder: Path, start: DisklessStart, wish: Wish
 ) -> list[str]:
     """QEMU without a disk, or with one that U-Boot does not look at: it has the key and a script that boots from the
-    network."""
+    network. UEFI firmware has the variables of the build, with the keys."""
     if board.boot.u_boot.build is not None:
         raise UsageError(
             f"board '{board.board}' has a U-Boot with its own script", hint="a board without boot.u_boot.build"
         )
-    qemu = qemu_of(board)
-    control = folder / "control.dtb"
-    control.write_bytes(control_tree(dump_tree(emulator, qemu, built.u_boot), built.key, start.script))
-    tftp, disk = "" if wish.http else f",tftp={_escaped(folder)}", wish.disk
+    qemu, disk = qemu_of(board), wish.disk
+    tftp = "" if wish.http else f",tftp={_escaped(folder)}"
+    if board.boot.uefi is not None:
+        tftp += f",bootfile={start.name}"
+        # this firmware's network waits for a source of random numbers
+        machine = [*firmware_arguments(qemu, *flash_images(built.u_boot, folder)), "-device", "virtio-rng-pci"]
+    else:
+        control = folder / "control.dtb"
+        control.write_bytes(control_tree(dump_tree(emulator, qemu, built.u_boot), built.key, start.script))
+        machine = [*machine_arguments(qemu, built.u_boot), "-dtb", str(control)]
     return [
-        str(emulator.program), *machine_arguments(qemu, built.u_boot), "-dtb", str(control),
+        str(emulator.program), *machine,
         "-netdev", f"user,id=net0{tftp}",
         "-device", "virtio-net-pci,netdev=net0,romfile=",
         *(["-drive", f"if=none,id=disk0,format=raw,file={_escaped(disk)}"] if disk else []),
@@ -237,19 +245,20 @@ def _watched(
     log: Path | None,
 ) -> DisklessRecord:
     expected = Expected(start.root_hash, "none", "ext4" if start.keeps_data else "tmpfs")
-    watch, console, passed = Watch(expected, lines=set(lines)), Console(lines), list[StageTime]()
+    titles = TITLES if board.boot.uefi is None else UEFI_TITLES
+    watch, console, passed = Watch(expected, lines=set(lines), titles=titles), Console(lines), list[StageTime]()
 
     def note(event: Event) -> None:
         name = event.match.name
         if event.match.kind in ("stage", "report") and name not in watch.reached:
-            passed.append(StageTime(name, TITLES[name], round(event.at, 2)))
+            passed.append(StageTime(name, titles[name], round(event.at, 2)))
             seen(passed[-1])
 
     verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
     if not verdict.ok:
         last = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
         raise BootCheckError(
-            f"the board did not boot diskless: stage '{TITLES[verdict.stage]}': {verdict.reason}\n"
+            f"the board did not boot diskless: stage '{titles[verdict.stage]}': {verdict.reason}\n"
             f"last lines of the console:\n{last}",
             hint="--log FILE keeps the whole console",
         )
@@ -264,7 +273,7 @@ def _watched(
         bytes_touched=activity.bytes_touched,
         requests=activity.requests,
         first_reads=len(activity.touches),
-        fit_bytes=len(start.fit),
+        fit_bytes=len(start.image),
         stages=passed,
         report=watch.report or {},
     )

@@ -50,13 +50,17 @@ def uefi_arguments(
     extra: tuple[str, ...] = (),
 ) -> list[str]:
     """QEMU's arguments, without the program; those after the flashes are as in `machine.boot_arguments`."""
+    return [*firmware_arguments(qemu, code, variables), *common_arguments(drive, serial, forwards, reboot, extra)]
+
+
+def firmware_arguments(qemu: Qemu, code: Path, variables: Path) -> list[str]:
+    """The machine and its two flashes, nothing else."""
     flashes = []
     for path, more in ((code, ",readonly=on"), (variables, "")):
         flashes += ["-drive", f"if=pflash,format=raw,file={str(path).replace(',', ',,')}{more}"]
     return [
         "-no-user-config", "-nodefaults", "-display", "none", "-machine", qemu.machine, "-cpu", qemu.cpu,
         "-m", f"{size_bytes(qemu.memory) >> 20}M", "-smp", str(qemu.smp), *flashes,
-        *common_arguments(drive, serial, forwards, reboot, extra),
     ]  # fmt: skip
 
 

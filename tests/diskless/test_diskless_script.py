@@ -66,7 +66,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
         (root / "newroot" / folder).mkdir(parents=True)
     (root / "newroot/sbin/init").touch(0o755)
     (root / "dev/zero").symlink_to("/dev/zero")
-    for number in (0, 1):
+    for number in range(4):
         (root / f"dev/nbd{number}").write_bytes(bytes(2 << 20))
         (root / f"sys/block/nbd{number}").mkdir(parents=True)
         (root / f"sys/block/nbd{number}/size").write_text("4096\n")
@@ -219,23 +219,29 @@ def test_a_copy_is_made_and_proved_before_it_counts(tmp_path: Path, fault: str) 
 
 
 def test_what_is_fetched_ahead_is_read_in_its_order(machine: Machine) -> None:
-    """By a program, and from a device, that are there after the change of the root as well."""
-    (machine.root / "prefetch").write_text("5 64\n90 1\n")
+    """By a program, and from two devices of their own, that are there after the change of the root as well."""
+    (machine.root / "prefetch").write_text("5 64\n90 1\n7 2\n400 3\n")
     (machine.root / "dev/null").symlink_to("/dev/null")
     busybox = machine.root / "bin/busybox"
     # the root changes under the first read: programs and devices go
-    gone = 'rm -f "$ROOT"/bin/* "$ROOT"/dev/n* "$ROOT"/prefetch'
-    busybox.write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >>"$ROOT/log"\n{gone}\nexec /bin/dd "$@"\n')
+    gone = 'case $* in if=*) rm -f "$ROOT"/bin/busybox "$ROOT"/dev/n* "$ROOT"/prefetch; exec /bin/dd "$@";; esac'
+    busybox.write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >>"$ROOT/log"\n{gone}\n')
     busybox.chmod(0o755)
     machine.run()
     program = machine.root / "ahead/dd"
     assert eventually(lambda: not program.stat().st_size), "the memory of the program is free in the end"
     log = (machine.root / "log").read_text().replace(str(machine.root), "").splitlines()
     assert "mount -t tmpfs -o mode=700,nosuid tmpfs /ahead" in log
-    assert [call for call in log if call.startswith("dd if=/ahead/nbd0")] == [
-        "dd if=/ahead/nbd0 of=/ahead/null iflag=direct,skip_bytes bs=262144 skip=20480 count=1",
-        "dd if=/ahead/nbd0 of=/ahead/null iflag=direct,skip_bytes bs=4096 skip=368640 count=1",
-    ]
+    for number, reads in (
+        (2, ["262144 skip=20480", "8192 skip=28672"]),
+        (3, ["4096 skip=368640", "12288 skip=1638400"]),
+    ):
+        own = [call for call in log if f"/nbd{number}" in call]
+        assert own == [
+            f"nbd-client -unix /run/nbd0 /dev/nbd{number} -N  -b 4096 -C 1",
+            *(f"dd if=/ahead/nbd{number} of=/ahead/null iflag=direct,skip_bytes bs={read} count=1" for read in reads),
+            f"nbd-client -d /ahead/nbd{number}",
+        ]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_complete_and_signed_start(run: Edge, out: Path, tmp_path: Path) -> No
     assert (values["ROOT_HASH"], values["SLOTS"], values["STATE"], values["ETC"]) == (HASH, "", "", "/etc/x")
     assert values["SYSTEM_FROM"] == (
         "nbd hostname=192.0.2.1 port=10809 tls=require tls-certificates=/run/tls export=system "
-        "retries=1000000000 retry-delay=1 retry-exponential=no cache-on-read=true cache-min-block-size=4096"
+        "retries=1000000000 retry-delay=1 retry-exponential=no cow-on-read=true cow-block-size=4096"
     )
     assert values["DATA_FROM"] == "nbd hostname=192.0.2.1 port=99 export=data/"
     assert (values["DATA"], values["DATA_ID"]) == ("data", "mac")
@@ -115,7 +115,7 @@ def _check_linked(members: dict[str, bytes]) -> None:
     present = {name.rpartition("/")[2] for name in objects}
     plugins = [name for name in objects if "nbdkit-" in name]
     assert {name.rpartition("/")[2] for name in plugins} == {
-        "nbdkit-nbd-plugin.so", "nbdkit-retry-filter.so", "nbdkit-cache-filter.so"
+        "nbdkit-nbd-plugin.so", "nbdkit-retry-filter.so", "nbdkit-cow-filter.so"
     }  # fmt: skip
     for name, data in objects.items():
         assert set(dynamic(data).needed) <= present, name

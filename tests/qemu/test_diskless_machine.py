@@ -106,7 +106,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         said = {"port": wanted.system.port, "scheme": wanted.system.scheme, "certificates": pems}
         web = wanted.boot_image
         script = f"wget {web.host}:{web.port}{web.export}" if web else "the script"
-        return DisklessStart(json.dumps(said).encode(), script, ROOT_HASH, keeps_data=wanted.data != "memory")
+        return DisklessStart(
+            json.dumps(said).encode(), diskless.FIT, script, ROOT_HASH, keeps_data=wanted.data != "memory"
+        )
 
     monkeypatch.setattr(diskless, "build_diskless", build)
     return folder

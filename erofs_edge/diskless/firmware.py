@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start of a diskless board with UEFI firmware: one signed kernel image, which its firmware gets over the network.
+
+The firmware's own network boot (DHCP, then TFTP or HTTP; UEFI 2.10 section 24.3) loads it, and starts it where a
+certificate in `db` has signed it. The kernel checks the signature of the root hash with the same certificate.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from erofs_edge.boot.contents import init_values_of
+from erofs_edge.boot.firmware import package_file
+from erofs_edge.boot.initramfs import add_program
+from erofs_edge.boot.uefi import arguments, single_image
+from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.manifest.model import Board, Lock, Uefi
+from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.sources.debian.fetch import fetch
+from erofs_edge.sources.debian.mirror import host_mirror
+from erofs_edge.tree import BytesContent, FileTree, Inode
+from erofs_edge.trust.certificate import load_certificate
+from erofs_edge.trust.measure import uki_sections
+from erofs_edge.trust.signer import Signer
+
+EFI = "diskless.efi"
+CERTIFICATE, SIGNATURE = "sign.crt", "system.root-hash.p7s"
+"""outputs of a build"""
+
+
+def firmware_values(out: Path) -> dict[str, str]:
+    """The init script's values in a kernel image of the build in `out`: but for the slot, all have the same.
+
+    Raises ErofsEdgeError where there is none, FormatError for one that is damaged.
+    """
+    first = next(iter(sorted(out.glob("boot_*.efi"))), out / "boot_a.efi")
+    return init_values_of(uki_sections(_read(first)).get(".initrd", b""))
+
+
+def programs_of(lock: Lock, cache: Cache) -> FileTree:
+    """What the initramfs of the board's own images is made of."""
+    programs = FileTree()
+    for deb in dict(sorted(fetch(lock.packages["initramfs"], host_mirror, cache).items())).values():
+        programs.merge(read_deb(deb, cache).data)
+    return programs
+
+
+def add_signature(tree: FileTree, late: FileTree, programs: FileTree, out: Path) -> None:
+    """Into the initramfs: the signature of the root hash, and what hands it to the kernel."""
+    add_program(tree, programs, "usr/bin/keyctl")
+    late.add("root-hash.p7s", Inode(stat.S_IFREG | 0o644, content=BytesContent(_read(out / SIGNATURE))))
+
+
+def firmware_image(
+    board: Board, uefi: Uefi, lock: Lock, out: Path, kernel: bytes, version: str, initramfs: bytes, *,
+    signer: Signer, cache: Cache,
+) -> bytes:  # fmt: skip
+    """The signed kernel image; `kernel` is Debian's vmlinuz of that version.
+
+    Raises ErofsEdgeError where the build has no certificate, SourceError where a package lacks the stub.
+    """
+    packages = {
+        name: read_deb(deb, cache).data for name, deb in fetch(lock.packages["firmware"], host_mirror, cache).items()
+    }
+    return single_image(
+        package_file(packages, uefi.stub),
+        {"kernel": kernel, "initramfs": initramfs},
+        title=f"{board.board}, diskless",
+        cmdline=" ".join(arguments(board)),
+        version=version,
+        signer=signer,
+        certificate=load_certificate(_read(out / CERTIFICATE), signer.name),
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ErofsEdgeError(
+            f"no boot image is there: {error.strerror}", where=str(path), hint="erofs-edge build BOARD -o OUT"
+        ) from error
