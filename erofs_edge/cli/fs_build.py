@@ -53,8 +53,8 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 @click.option("-o", "output", metavar="IMG", required=True, type=click.Path(path_type=Path), help="The image to write.")
 @click.option(
     "-z", "compression", metavar="NAME[,LEVEL]", default="none", show_default=True,
-    help="lz4, lz4hc[,1-12], zstd[,1-22], deflate[,1-12], lzma[,0-9]; also level=N, dictsize=BYTES; more after ':'. "
-    "auto: what makes the smallest image.",
+    help="lz4, lz4hc[,1-12[,exact]], zstd[,1-22], deflate[,1-12], lzma[,0-9]; also level=N, dictsize=BYTES; more after "
+    "':'. auto: what makes the smallest image. exact: the level also where a faster one needs no more blocks.",
 )  # fmt: skip
 @click.option(
     "--time-budget", type=float, metavar="SECONDS",
@@ -124,7 +124,6 @@ def build(
     from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.erofs.meter import Meter
     from erofs_edge.erofs.write import write_image
-    from erofs_edge.sources.cache import cache_root
 
     tree = {name: given.pop(name) for name in TREE_NAMES}
     automatic = given["compression"] == "auto"
@@ -133,7 +132,7 @@ def build(
     layers = take_layers(given)
     options = _options(**given)
     uncached = no_cache or options.compression == "none"
-    cache = None if uncached else CompressionCache(cache_root() / "compressed")
+    cache = None if uncached else CompressionCache(_cache_folder())
     meter = Meter(time.thread_time) if stats else None
     start = time.perf_counter()
     with Progress(f"writing {output.name}") as progress, ExitStack() as stack:
@@ -165,6 +164,12 @@ def build(
         if choice is not None:
             table(*choice_rows(choice))
         table([*_rows(info, stats=stats), *([("time", _time_text(spent))] if spent else [])])
+
+
+def _cache_folder() -> Path:
+    from erofs_edge.sources.cache import cache_root
+
+    return cache_root() / "compressed"
 
 
 def _say_of(cache: CompressionCache) -> None:
@@ -233,6 +238,7 @@ def _options(
     return WriteOptions(
         compression=algorithms[0].name,
         level=algorithms[0].level,
+        exact_level=algorithms[0].exact,
         dictionary=algorithms[0].dictionary,
         rules=rules,
         pcluster=parse_size("-C", pcluster) if pcluster is not None else None,

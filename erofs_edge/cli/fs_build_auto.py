@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ def choose_automatically(
     tree: FileTree, options: WriteOptions, output: Path, budget: float | None, *, pcluster: str | None
 ) -> Choice:
     """The smallest within the budget; samples are written beside the output."""
+    import tempfile
+
     from erofs_edge.erofs.auto import BUDGET, choose
 
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:

@@ -18,15 +18,17 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """One of the algorithms of -z; `dictionary` in bytes, None where not given."""
+    """One of the algorithms of -z; `dictionary` in bytes, None where not given; `exact`: every file gets the level."""
 
     name: str
     level: int | None = None
     dictionary: int | None = None
+    exact: bool = False
 
 
 def parse_algorithms(text: str) -> list[Algorithm]:
-    """'zstd,3', 'lzma,level=6,dictsize=65536', 'lz4hc,9:zstd': the first is for all files that no hint is about.
+    """'zstd,3', 'lzma,level=6,dictsize=65536', 'lz4hc,9,exact', 'lz4hc,9:zstd': the first is for all files that no hint
+    is about.
 
     Raises UsageError.
     """
@@ -38,6 +40,8 @@ def parse_algorithms(text: str) -> list[Algorithm]:
 
 def _algorithm(text: str, whole: str) -> Algorithm:
     name, *words = text.split(",")
+    exact = name == "lz4hc" and "exact" in words
+    words = [word for word in words if not exact or word != "exact"]
     values: dict[str, int] = {}
     for word in words:
         key, equals, value = word.rpartition("=")
@@ -51,7 +55,7 @@ def _algorithm(text: str, whole: str) -> Algorithm:
             raise UsageError(f"-z {whole}: {key} stands twice")
     if name == "none" and words:
         raise UsageError("-z none has no levels")
-    return Algorithm(name, values.get("level"), values.get("dictsize"))
+    return Algorithm(name, values.get("level"), values.get("dictsize"), exact)
 
 
 def read_hints(path: Path, algorithms: list[Algorithm], block_size: int) -> tuple[CompressionRule, ...]:

@@ -90,10 +90,12 @@ class FixedOutput:
             self._state = (ctypes.addressof(self._state_buffer) + 15) & ~15
             library.LZ4_initStreamHC(self._state, size)
 
-    def fill(self, address: int, length: int, capacity: int | None = None) -> tuple[int, int]:
+    def fill(
+        self, address: int, length: int, capacity: int | None = None, *, level: int | None = None
+    ) -> tuple[int, int]:
         """Compress from the `length` bytes at `address`: (bytes consumed, bytes produced).
 
-        `capacity` is a smaller limit of output bytes for this call.
+        `capacity` is a smaller limit of output bytes for this call, `level` another of LZ4HC's levels.
         """
         if self._end:
             self._move_on()
@@ -105,7 +107,7 @@ class FixedOutput:
             )
         else:
             # a reset stream gives the bytes of LZ4_compress_HC_destSize without clearing 256 KiB a call
-            self._reset(self._state, self._level)
+            self._reset(self._state, level or self._level)
             produced = self._high(self._state, address, self._output, self._consumed_at, capacity)
         return self._consumed.value, produced
 

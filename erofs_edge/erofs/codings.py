@@ -72,13 +72,14 @@ class Codings:
 @dataclass(frozen=True, slots=True)
 class _Choice:
     """A codec and a pcluster size in bytes, before the size of the dictionary is known. `by_kind`: no level is given,
-    and which one is best depends on the content."""
+    and which one is best depends on the content. `exact` as in CutRules."""
 
     codec: Codec
     level: int | None
     pcluster: int
     dictionary: int | None
     by_kind: bool
+    exact: bool = False
 
 
 def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
@@ -91,7 +92,7 @@ def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
     if options.compression != "none":
         codec, level = find_codec(options.compression, options.level)
         by_kind = options.level is None and bool(codec.kinds)
-        default = _Choice(codec, level, options.pcluster_size, options.dictionary, by_kind)
+        default = _Choice(codec, level, options.pcluster_size, options.dictionary, by_kind, options.exact_level)
     matched = {}
     for node in plan.files if options.rules else ():
         for rule in options.rules:
@@ -107,7 +108,7 @@ def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
         for number in largest
     }
     cut = {
-        c: CutRules(c.codec, c.level, options.block_size, c.pcluster, algorithms[c.codec.algorithm], c.by_kind)
+        c: CutRules(c.codec, c.level, options.block_size, c.pcluster, algorithms[c.codec.algorithm], c.by_kind, c.exact)
         for c in used
     }
     return Codings(
@@ -128,4 +129,4 @@ def _choice(rule: CompressionRule, options: WriteOptions) -> _Choice | None:
         return None
     codec, level = find_codec(rule.compression, rule.level)
     by_kind = rule.level is None and bool(codec.kinds)
-    return _Choice(codec, level, rule.pcluster or options.pcluster_size, rule.dictionary, by_kind)
+    return _Choice(codec, level, rule.pcluster or options.pcluster_size, rule.dictionary, by_kind, options.exact_level)

@@ -8,6 +8,7 @@ Changing any of them changes images: raise RULES then, since cached data is file
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -21,11 +22,16 @@ from erofs_edge.erofs.index import Extent, full_index_size
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.ondisk import SLOT_SIZE
 
-RULES = 2
+RULES = 3
 EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in an index saturates
 EXTENT_LCLUSTERS_MAX = 2000  # the same in lclusters, for small blocks
 CAP_LEAST = 32 << 10  # bytes of input that an LZ4HC call gets, where there are so many: fewer calls are made again
 CAP_SLACK = 64  # a call that stops this close to the end of its input may have been cut short by it
+# of LZ4HC, (least level asked for, level that is tried before it, by how many thousandths its result may be too long);
+# level 5 against 9: more than 30 for one of a hundred files, a block for none of 672
+TRIES = ((10, 7, 30), (8, 5, 30), (7, 5, 20))
+# where this begins in the first bytes of a packed pcluster, level 8 takes 0.6 times as long as 9 for 0.2 % more
+DEVICE_TREE, DEVICE_TREE_LEVEL, DEVICE_TREE_NEAR = b"\xd0\x0d\xfe\xed", 8, 64 << 10
 
 # first bytes of formats that are compressed already; only a hint, `is_incompressible` looks closer
 COMPRESSED_MAGIC = (
@@ -48,7 +54,8 @@ PROBE_KEPT = 0.99  # of the probe's bytes: a smaller result means that there is 
 
 @dataclass(frozen=True, slots=True)
 class CutRules:
-    """What cutting depends on besides the content; sizes in bytes. `by_kind`: the level was left to us."""
+    """What cutting depends on besides the content; sizes in bytes. `by_kind`: the level was left to us; `exact`: it is
+    used also where it saves no block; `packed`: what is cut is the packed inode."""
 
     codec: Codec
     level: int | None
@@ -56,6 +63,8 @@ class CutRules:
     pcluster: int
     dictionary: int = 0
     by_kind: bool = False
+    exact: bool = False
+    packed: bool = False
 
     @property
     def extent_max(self) -> int:
@@ -70,7 +79,16 @@ class CutRules:
     def identity(self) -> str:
         """Names everything that the bytes depend on besides content."""
         fixed = f"{RULES} {self.codec.name} {self.codec.version} {self.level} {self.block_size} {self.pcluster}"
-        return f"{fixed} {self.dictionary}" if self.dictionary else fixed
+        more = f"{' exact' * self.exact}{' packed' * self.packed}"
+        return f"{fixed} {self.dictionary}{more}" if self.dictionary or more else fixed
+
+    @property
+    def first_try(self) -> tuple[int, int]:
+        """Of TRIES: the level, and the thousandths; (0, 0) where there is none."""
+        if self.codec.name != "lz4hc" or self.exact:
+            return 0, 0
+        asked = self.level or 0
+        return next(((level, gain) for least, level, gain in TRIES if asked >= least), (0, 0))
 
 
 class Tails(Enum):
@@ -153,6 +171,9 @@ class Cutter:
             self._run, self._run_fast = meter.watch(self._run), meter.watch(self._run_fast)
         self._extent_max = rules.extent_max
         self._cap_least = max(CAP_LEAST, 4 * rules.pcluster)
+        self._first_level, gain = rules.first_try
+        self._first_most = 5 * rules.pcluster // 2 if self._first_level else 0
+        self._first_kept = 1000 - gain
         self._kinds: dict[int | None, Cutter] = {rules.level: self}
 
     def for_start(self, start: bytes) -> Cutter:
@@ -206,7 +227,7 @@ class Cutter:
                 at, aimed = target, True
                 continue
             known = old.known_end(at) is not None
-            consumed, produced = self._fill_to(base + at, left, consumed, target - at, known=known)
+            consumed, produced = self._fill_to(base + at, left, consumed, target - at, tails, known=known)
             if consumed == left and tails is Tails.INLINE and not (aimed and produced < block_size):
                 if self._split_tail(segment, view[at:], base + at, produced):
                     break
@@ -225,8 +246,10 @@ class Cutter:
             aimed = at == target
         return segment
 
-    def _fill_to(self, address: int, left: int, last: int, wanted: int, *, known: bool) -> tuple[int, int]:
-        """As `_fill`, for not more than `wanted` bytes where these gain, too. `known`: so many are what the call took
+    def _fill_to(
+        self, address: int, left: int, last: int, wanted: int, tails: Tails, *, known: bool
+    ) -> tuple[int, int]:
+        """As `_filler`, for not more than `wanted` bytes where these gain, too. `known`: so many are what the call took
         when the older image was made."""
         # the result of a search depends on its first guess: this is the one that gives the same again
         guess = {"guess": wanted} if isinstance(self._compressor, SearchedOutput) else {}
@@ -234,13 +257,14 @@ class Cutter:
             done = self._run(address, wanted, **guess)
             if done[0] == wanted:
                 return done
-        done = self._filler()(address, left, last)
+        fill = self._filler(tails)
+        done = fill(address, left, last)
         if done[0] <= wanted or not self._gains(done):
             return done
-        shorter = self._run(address, wanted, **guess)
+        shorter = self._run(address, wanted, **guess) if guess else fill(address, wanted, last)
         if shorter[0] == wanted and self._gains(shorter):
             return shorter
-        return self._filler()(address, left, last)  # once more: its buffer was used
+        return fill(address, left, last)  # once more: its buffer was used
 
     def _gains(self, filled: tuple[int, int]) -> bool:
         block_size = self.rules.block_size
@@ -248,7 +272,7 @@ class Cutter:
 
     def _cut(self, data: bytes, tails: Tails, phase: int) -> Segment | None:
         block_size = self.rules.block_size
-        fill, padded = self._filler(), self._compressor.padded
+        fill, padded = self._filler(tails), self._compressor.padded
         view = memoryview(data)
         base, size = address_of(data), len(data)
         extents: list[Extent] = []
@@ -349,9 +373,13 @@ class Cutter:
         segment.chunks.pop()
         return False
 
-    def _filler(self) -> Callable[[int, int, int], tuple[int, int]]:
+    def _filler(self, tails: Tails) -> Callable[[int, int, int], tuple[int, int]]:
         """What makes one pcluster: (address, bytes left, bytes that the call before consumed) → (bytes consumed, bytes
         produced)."""
+        if self.rules.packed and self._first_most and (self.rules.level or 0) > DEVICE_TREE_LEVEL:
+            return self._fill_packed
+        if self._first_most and tails is Tails.BLOCK:
+            return self._fill_whole_blocks
         run, most = self._run, self._extent_max
         if isinstance(self._compressor, SearchedOutput):
             return lambda address, left, last: run(address, min(left, most), guess=last)
@@ -359,17 +387,34 @@ class Cutter:
             return self._fill_capped
         return lambda address, left, last: run(address, min(left, most))
 
-    def _fill_capped(self, address: int, left: int, last: int) -> tuple[int, int]:
+    def _fill_whole_blocks(self, address: int, left: int, last: int) -> tuple[int, int]:
+        """As `_fill_capped`, but for what is left and may fit one pcluster: a faster level is tried first. Blocks are
+        what counts, and in most cases the slower one would save none: it takes several times as long for a few bytes.
+        """
+        if left <= self._first_most:
+            consumed, produced = self._run(address, left, level=self._first_level)
+            block_size = self.rules.block_size
+            less = (-(-produced // block_size) - 1) * block_size
+            if consumed == left and produced * self._first_kept > 1000 * less:
+                return consumed, produced
+        return self._fill_capped(address, left, last)
+
+    def _fill_packed(self, address: int, left: int, last: int) -> tuple[int, int]:
+        """As `_fill_capped`, of the packed inode, in which device trees stand together."""
+        near = ctypes.string_at(address, min(left, DEVICE_TREE_NEAR))
+        return self._fill_capped(address, left, last, DEVICE_TREE_LEVEL if DEVICE_TREE in near else None)
+
+    def _fill_capped(self, address: int, left: int, last: int, level: int | None = None) -> tuple[int, int]:
         """LZ4HC looks at its output limit only when it has found a match, so with few matches every call scans far
         ahead, in vain. An input not much longer than what the call will consume saves that; when it was too short
         the call is repeated with more.
         """
         limit = min(left, self._extent_max)
         cap = min(limit, max(self._cap_least, 2 * last))
-        done = self._run(address, cap)
+        done = self._run(address, cap, level=level)
         while cap < limit and done[0] > cap - CAP_SLACK:
             cap = min(limit, 4 * cap)
-            done = self._run(address, cap)
+            done = self._run(address, cap, level=level)
         return done
 
     def is_incompressible(self, middle: bytes) -> bool:

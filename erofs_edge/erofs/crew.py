@@ -26,6 +26,7 @@ from functools import cache
 from operator import sub
 from typing import Any
 
+from erofs_edge.erofs import at_once
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.compress import JoinedSegment, Segment
 from erofs_edge.erofs.index import Extent
@@ -86,12 +87,14 @@ class Crew:
         block_size: int,
         restart: Callable[[], None] = lambda: None,
         share: int = 1,
+        small: int = 0,
     ) -> None:
         """`block_size`: segments of whole blocks may come as JoinedSegment; 0: none does. `restart` is called when
         the results of a task have been copied, unless there is a cache, which keeps them for a while. The
-        arena is one `share`th of UNITS."""
+        arena is one `share`th of UNITS. Files of at most `small` bytes are stored as they are."""
         self._store, self._cache, self._meter, self._block_size = store, cache, meter, block_size
         self._restart = restart
+        self._small, self._read = small, at_once.reader()
         self._arena = mmap.mmap(-1, UNIT * (UNITS // share))
         self._free = (1 << UNITS // share) - 1
         self._returned: deque[tuple[int, int]] = deque()
@@ -112,6 +115,12 @@ class Crew:
 
     def submit(self, pieces: list[Piece]) -> Ticket | None:
         """Begin with a batch; None where the arena has no room for it now."""
+        # telling a process of a small file takes longer than reading it
+        if self._read is not None:
+            for piece in pieces:
+                if piece.length <= self._small and piece.is_whole and piece.twin is None and piece.data is None:
+                    content: Any = piece.node.inode.content
+                    piece.data = self._read(os.fsencode(content.path), piece.length) if not content.start else None
         task = b"".join(map(_task_of, pieces))
         size = sum([piece.length for piece in pieces if piece.twin is None])
         # what does not shrink takes a block more than it has bytes, and what is said about it a little
@@ -281,7 +290,7 @@ def _killed() -> ErofsEdgeError:
 
 
 def _task_of(piece: Piece) -> bytes:
-    if piece.twin is not None:
+    if piece.twin is not None or piece.data is not None:
         return b""
     node = piece.node
     content: Any = node.inode.content
@@ -347,8 +356,8 @@ def _results(pieces: Iterable[Piece], view: memoryview, size: int, length: int) 
     results = []
     new: Any = tuple.__new__  # a named tuple's own way takes twice the time
     for piece in pieces:
-        if piece.twin is not None:
-            results.append(Stored(piece, None, None))
+        if piece.twin is not None or piece.data is not None:
+            results.append(Stored(piece, None, piece.data))
             continue
         kind, word = words[word], word + 1
         extents: list[Extent] = []

@@ -39,7 +39,7 @@ def store_packed(
     files.place_fragments(old)
     if codings.default is None or not files.packer.content.size:
         return
-    rules = replace(codings.default, pcluster=options.packed_pcluster_size)
+    rules = replace(codings.default, pcluster=options.packed_pcluster_size, packed=True)
     tails = Tails.INLINE if options.ztailpacking else Tails.BLOCK
     node = add_packed_node(plan, files.packer, ino)
     for stored in run(files.packer.pieces(node), rules=rules, tails=tails):

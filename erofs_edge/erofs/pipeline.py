@@ -52,6 +52,7 @@ class Piece:
 
     packed  None for files; of the packed inode, whether this is what compresses
     old     of that: the extents that an older image has there
+    data    its bytes, where they have been read already and stay as they are
     """
 
     node: Node
@@ -60,6 +61,7 @@ class Piece:
     twin: Node | None = None
     packed: bool | None = None
     old: Sequence[OldExtent] = ()
+    data: bytes | None = None
 
     @property
     def key(self) -> Key:

@@ -35,7 +35,8 @@ class Erofs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """the algorithm: mkfs.erofs -z. Kernels read zstd from 6.10 on, deflate 6.6, lzma 5.16, if built with it"""
     level: Level | None = None
     """lz4hc 1 to 12, zstd 1 to 22, deflate 1 to 12, lzma 0 to 9 and (slower) 100 to 109: the number after the comma of
-    mkfs.erofs -z; not given: 7 (8 for kernels), 3, 6, 6"""
+    mkfs.erofs -z; not given: 7 (8 for kernels), 3, 6, 6. From lz4hc 7 on, what fits one pcluster gets a faster level
+    where that needs no more blocks"""
     dictionary: Size | None = None
     """how far matches reach back, for zstd (at most 1M) and lzma (at most 8M): dictsize of mkfs.erofs -z"""
     rules: list[CompressionRule] = []

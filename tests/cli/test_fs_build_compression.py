@@ -17,6 +17,7 @@ from erofs_edge.errors import UsageError
 def test_spellings() -> None:
     assert parse_algorithms("none") == [Algorithm("none")]
     assert parse_algorithms("zstd,3") == [Algorithm("zstd", 3)]
+    assert parse_algorithms("lz4hc,9,exact") == [Algorithm("lz4hc", 9, exact=True)]
     assert parse_algorithms("lzma,level=6,dictsize=64K") == [Algorithm("lzma", 6, 65536)]
     assert parse_algorithms("lz4hc,9:zstd,dictsize=131072:lz4") == [
         Algorithm("lz4hc", 9),

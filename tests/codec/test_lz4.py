@@ -161,3 +161,14 @@ def test_fast_and_high_differ() -> None:
         open_compressor(*find_codec(name), 8192, 0).fill(lz4.address_of(data), len(data)) for name in ("lz4", "lz4hc")
     )
     assert fast[0] < high[0]
+
+
+def test_a_call_of_another_level_leaves_nothing_behind() -> None:
+    data = sample(200_000)
+    plain = {level: lz4.FixedOutput(level, 16384) for level in (3, 5, 9, 12)}
+    compressor = lz4.FixedOutput(9, 16384)
+    for level in (9, 5, 12, 5, 9, 3, 12, 9):
+        expected = plain[level].fill(lz4.address_of(data), len(data))
+        assert compressor.fill(lz4.address_of(data), len(data), level=level) == expected
+        produced = expected[1]
+        assert compressor.padded(produced, produced) == plain[level].padded(produced, produced)

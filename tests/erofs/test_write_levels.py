@@ -86,3 +86,48 @@ def test_packed_pclusters_are_larger(tmp_path: Path, pcluster: int, packed: int)
     with Image(tmp_path / "i") as image:
         sizes = {e.size for e in image.extents(image.inode(image.superblock.raw.packed_nid))}
     assert max(sizes) == packed
+
+
+@pytest.mark.parametrize("level", [None, 7, 9, 12])
+def test_slow_levels_are_for_whole_blocks(level: int | None, tmp_path: Path) -> None:
+    """What fits one pcluster is compressed at a faster level where the slower one saves no block."""
+    tree = FileTree()
+    for i in range(40):
+        tree.add(f"{i}", file(records(i)[: 9_000 + 700 * i]))
+    tree.add("large", file(records(41)))
+    same: dict[str, Any] = {**HC, "level": level}
+    wholly, exactly = written(tree, tmp_path, **same), written(tree, tmp_path, exact_level=True, **same)
+    assert len(wholly) == len(exactly)
+    assert wholly != exactly
+    inline = {**same, "ztailpacking": True}  # there bytes count
+    assert written(tree, tmp_path, **inline) == written(tree, tmp_path, exact_level=True, **inline)
+    quick = {**HC, "level": 6}
+    assert written(tree, tmp_path, **quick) == written(tree, tmp_path, exact_level=True, **quick)
+
+
+def test_device_trees_in_the_packed_inode_get_a_faster_level(tmp_path: Path) -> None:
+    trees, texts = FileTree(), FileTree()
+    for i in range(20):
+        trees.add(f"{i}", file(b"\xd0\x0d\xfe\xed" + records(50 + i)[:50_000]))
+        texts.add(f"{i}", file(b"none" + records(50 + i)[:50_000]))
+    for content, differs in ((trees, True), (texts, False)):
+        packed: dict[str, Any] = {**HC, "fragments": "all", "level": 9, "pcluster": 65536}
+        near, exact = (written(content, tmp_path, exact_level=exact, **packed) for exact in (False, True))
+        assert (near != exact) is differs
+        for _ in ("cold", "warm"):
+            with CompressionCache(tmp_path / "cache") as cache:
+                assert written(content, tmp_path, cache=cache, **packed) == near
+
+
+def test_an_old_image_gives_its_blocks_again_at_a_faster_level_too(tree: FileTree, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    write(tree, old, level=9, **HC)
+    kept = old.read_bytes()
+    assert written(tree, tmp_path, level=9, baseline=old, **HC) == kept
+
+
+def test_the_cache_tells_exact_levels_apart(tree: FileTree, tmp_path: Path) -> None:
+    for exact in (True, False, True, False):
+        with CompressionCache(tmp_path / "cache") as cache:
+            one = written(tree, tmp_path, level=9, exact_level=exact, cache=cache, **HC)
+        assert one == written(tree, tmp_path, level=9, exact_level=exact, **HC)
