@@ -54,8 +54,8 @@ class WriteOptions:
     compression   'none', 'lz4', 'lz4hc', 'zstd', 'deflate' or 'lzma'; needs Linux 6.10, 6.6 and 5.16 from zstd on
     level         lz4hc: 1..12, None means 7 (8 for kernels, told by content); zstd 1..22, 3; deflate 1..12, 6;
                   lzma 0..9 and 100..109, 6
-    exact_level   lz4hc from 7 on: the level is used also where a faster one needs no more blocks, and for device trees in
-                  the packed inode, which get 8 else; that takes longer
+    exact_level   lz4hc from 7 on: the level is used also where a faster one needs no more blocks, and for device trees
+                  in the packed inode, which get 8 else; that takes longer
     dictionary    bytes that matches may reach back, for zstd (at most 1 MiB) and lzma (at most 8 MiB); None: what
                   suits the pcluster size, as mkfs.erofs has it
     rules         how files are compressed that match a path; the first that matches wins
