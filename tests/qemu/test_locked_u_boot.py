@@ -7,6 +7,7 @@ The short twin, on the configuration that is compiled, is in tests/boot/test_loa
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from u_boot_alone import ADDRESS, KERNEL, STARTED, Alone, environment, legacy_ke
 from erofs_edge.boot.firmware import script_image
 from erofs_edge.sources.cache import Cache
 from erofs_edge.trust.signer import KeySigner
-from erofs_edge.u_boot.compile import KINDS, Compiled, compiled
+from erofs_edge.u_boot.compile import KINDS, UEFI, Compiled, compiled
 
 pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(1500)]
 COMMANDS = ("booti", "bootefi", "go", "source", "bootelf", "saveenv", "mw", "loadb", "bootflow", "tftpboot")
@@ -47,13 +48,14 @@ def ours(stock: Callable[[str], Path], key: KeySigner, locked: Compiled, tmp_pat
     return Alone(tmp_path, stock("qemu-aarch64") / "u-boot.bin", locked.image, key)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, UEFI])
 def test_it_compiles_to_the_same_bytes_in_another_folder(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cached one was compiled in some folder; this is another, of another length."""
-    first = compiled(kind, Cache())
+    """The cached one was compiled in some folder; this is another, of another length, with one process more."""
+    first, processes = compiled(kind, Cache()), os.cpu_count() or 1
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("os.cpu_count", lambda: processes + 1)
     again = compiled(kind, Cache(), fresh=True)
     assert again.image == first.image and again.config == first.config
 
