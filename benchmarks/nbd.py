@@ -4,7 +4,8 @@
 usage: python benchmarks/nbd.py [--size MiB] [--runs N] [--scratch DIR]
 
 The server rows use one client for both (nbdcopy for sequential reads, qemu-img bench for random ones), the client rows
-one server (nbdkit). What was copied is compared with the image. Prints a markdown table: medians and ratios.
+one server (nbdkit). `flash --full --no-verify` is the whole command, which does what nbdcopy does, and looks whether
+the image is signed. What was copied is compared with the image. Prints a markdown table: medians and ratios.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import filecmp
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -25,18 +27,41 @@ from erofs_edge.toolbox.prefix import find
 
 MIB = 1 << 20
 RANDOM_READS = 20_000
+READS, WRITES = "reads", "writes"
 SERVE = "from erofs_edge.cli.main import main; main()"
-COPY = """
-import sys
+COPY_OUT = """
+import os, sys
+from _thread import allocate_lock, start_new_thread
+from erofs_edge.transport.nbd.connect import Connection, parse_address
+STEP = 2 << 20
+address, out = parse_address(sys.argv[1]), os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+links = [Connection(address) for _ in range(4)]
+places = iter(range(0, links[0].size, STEP))
+def copy(link, done):
+    buffer = memoryview(bytearray(STEP))
+    for at in places:
+        part = buffer[: link.size - at]
+        link.read_into(at, part)
+        os.pwrite(out, part, at)
+    done.release()
+locks = [allocate_lock() for _ in links]
+for link, lock in zip(links, locks):
+    lock.acquire()
+    start_new_thread(copy, (link, lock))
+for link, lock in zip(links, locks):
+    lock.acquire()
+    link.close()
+"""
+COPY_IN = """
+import os, sys
 from erofs_edge.transport.nbd.connect import parse_address
 from erofs_edge.transport.nbd.parallel import Connections
-connection = Connections(parse_address(sys.argv[1]))
-buffer = memoryview(bytearray(8 << 20))
-with open(sys.argv[2], "wb", buffering=0) as out:
-    for at in range(0, connection.size, len(buffer)):
-        part = buffer[: connection.size - at]
-        connection.read_into(at, part)
-        out.write(part)
+connection, image = Connections(parse_address(sys.argv[1])), os.open(sys.argv[2], os.O_RDONLY)
+size = os.fstat(image).st_size
+for at in range(0, size, 4 << 20):
+    connection.post_file(at, image, at, min(4 << 20, size - at))
+connection.flush()
+connection.close()
 """
 
 
@@ -85,7 +110,23 @@ def scattered(address: str, out: Path) -> None:
 
 def our_copy(address: str, out: Path) -> None:
     """Our client, into a file."""
-    subprocess.run([sys.executable, "-c", COPY, address, str(out)], check=True)
+    subprocess.run([sys.executable, "-c", COPY_OUT, address, str(out)], check=True)
+
+
+def their_write(address: str, image: Path) -> None:
+    """nbdcopy of a file to the server."""
+    subprocess.run([str(find("nbdcopy", host=False)), "--flush", str(image), address], check=True)
+
+
+def our_write(address: str, image: Path) -> None:
+    """Our client, from a file."""
+    subprocess.run([sys.executable, "-c", COPY_IN, address, str(image)], check=True)
+
+
+def our_flash(address: str, image: Path) -> None:
+    """The command, as a user has it."""
+    words = ["flash", "--image", str(image), "--to", address, "--full", "--no-verify", "--yes"]
+    subprocess.run([str(Path(sys.executable).with_name("erofs-edge")), *words], check=True, capture_output=True)
 
 
 def timed(work: Callable[[str, Path], None], address: str, out: Path) -> float:
@@ -99,6 +140,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=300)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--only", default="", help="rows whose names have this")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         image, out, path = Path(folder) / "image", Path(folder) / "out", Path(folder) / "socket"
@@ -106,22 +148,40 @@ def main() -> None:
             for _ in range(arguments.size):
                 file.write(os.urandom(MIB))
         rows = [
-            ("server, sequential (nbdcopy)", (ours, sequential), (nbdkit, sequential), True),
-            ("server, 4 KiB at random (qemu-img bench)", (ours, scattered), (nbdkit, scattered), False),
-            ("client, copy into a file (server: nbdkit)", (nbdkit, our_copy), (nbdkit, sequential), True),
+            ("server, sequential (nbdcopy)", (ours, sequential), (nbdkit, sequential), READS),
+            ("server, 4 KiB at random (qemu-img bench)", (ours, scattered), (nbdkit, scattered), ""),
+            ("client, copy into a file (server: nbdkit)", (nbdkit, our_copy), (nbdkit, sequential), READS),
+            ("client, copy of a file to it", (nbdkit, our_write), (nbdkit, their_write), WRITES),
+            ("`flash --full --no-verify` to it", (nbdkit, our_flash), (nbdkit, their_write), WRITES),
         ]
-        print("| what | ours, s | peer, s | throughput of the peer's |")
+        print("| what | ours, s, CPU s | peer, s, CPU s | throughput of the peer's |")
         print("| --- | --- | --- | --- |")
-        for name, mine, peer, copies in rows:
-            times: list[list[float]] = [[], []]
+        for name, mine, peer, kind in rows:
+            if arguments.only not in name:
+                continue
+            times: list[list[tuple[float, float]]] = [[], []]
             for _ in range(arguments.runs):
                 for side, (server, work) in enumerate((mine, peer)):
-                    with server(image, path) as address:
-                        times[side].append(timed(work, address, out))
-                    if copies and not filecmp.cmp(image, out, shallow=False):
+                    out.unlink(missing_ok=True)
+                    if kind is WRITES:
+                        with out.open("wb") as file:
+                            file.truncate(image.stat().st_size)
+                    source, place = (out, image) if kind is WRITES else (image, out)
+                    before = processors()
+                    with server(source, path) as address:
+                        seconds = timed(work, address, place)
+                    times[side].append((seconds, processors() - before))
+                    if kind and not filecmp.cmp(image, out, shallow=False):
                         sys.exit(f"{name}: what was copied is not the image")
-            first, second = median(times[0]), median(times[1])
-            print(f"| {name} | {first:.2f} | {second:.2f} | {second / first:.2f}x |", flush=True)
+            first, second = ([median(column) for column in zip(*found, strict=True)] for found in times)
+            row = f"{first[0]:.3f}, {first[1]:.3f} | {second[0]:.3f}, {second[1]:.3f} | {second[0] / first[0]:.2f}x"
+            print(f"| {name} | {row} |", flush=True)
+
+
+def processors() -> float:
+    """Seconds of processors that ended children took: of the server too."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

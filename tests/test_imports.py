@@ -64,7 +64,7 @@ IMPURE_NAMES = {"environ", "getenv", "uuid1", "uuid4", "urandom", "getlogin", "c
 EXCEPTIONS = {
     ("transport/fastboot/link.py", "socket"): "the thin part that owns the connection",
     ("transport/fastboot/link.py", "time"): "deadlines of a connection",
-    ("transport/nbd/connect.py", "socket"): "the thin part that owns the connection",
+    ("transport/nbd/link.py", "socket"): "the thin part that owns the connection",
     ("transport/serial/port.py", "socket"): "the thin part that owns the line",
     ("disk/fat.py", "time"): "gmtime, of a time that is given",
     ("boot/uefi_vars.py", "time"): "gmtime, of a time that is given",

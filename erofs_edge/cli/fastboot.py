@@ -21,7 +21,8 @@ Use = Callable[["Fastboot"], None]
 
 
 @click.group()
-@click.option("-s", "address", metavar="ADDRESS", required=True, help="tcp:HOST[:PORT] or udp:HOST[:PORT].")
+@click.option("-s", "address", metavar="ADDRESS", required=True,
+              help="tcp:HOST[:PORT], udp:HOST[:PORT] or usb[:SERIAL].")  # fmt: skip
 @click.pass_context
 def fastboot(ctx: click.Context, address: str) -> None:
     """Talk to a device in fastboot mode."""

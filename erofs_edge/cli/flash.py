@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,12 @@ import click
 from erofs_edge.cli.flash_channel import from_channel, older_image
 from erofs_edge.cli.flash_qemu import SCHEME, reached
 from erofs_edge.cli.flash_show import device_text, show_plan, show_results
-from erofs_edge.cli.flash_signed import refuse_unsigned
+from erofs_edge.cli.flash_signed import signatures
 from erofs_edge.cli.output import json_option, note, step
 from erofs_edge.errors import SourceError, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from erofs_edge.flash.execute import RegionResult
     from erofs_edge.flash.prepare import Prepared, Wish
@@ -85,10 +86,6 @@ def flash(
 
     Refuses disks that are mounted or in use. A new file gets its name only when all is well.
     """
-    from erofs_edge.flash.guard import refuse_other
-    from erofs_edge.flash.prepare import Wish
-    from erofs_edge.flash.targets import find_target
-
     if old is not None and "://" in old and image is None:
         image, old = from_channel(old, channel_root, sigstore, what, to), None
         what = what if to.startswith(SCHEME) else None
@@ -100,9 +97,15 @@ def flash(
         raise UsageError("these options exclude each other")
     image = image or _image(what or Path(), out)
     look = not (plan_only or verify_only)
-    signed = _signed(what, image, key, far="://" in to or to.startswith(SCHEME), look=look, allowed=allow_unsigned)
-    wish = Wish(slot, whole, full, resume, None if old is None else _image(older_image(old), None))
-    with reached(to, what, out, disk) as address, find_target(address, image) as candidate:
+    baseline = None if old is None else _image(older_image(old), None)
+    far = "://" in to or to.startswith(SCHEME)
+    with _signed(what, image, key, far=far, look=look, allowed=allow_unsigned) as signed, ExitStack() as stack:
+        from erofs_edge.flash.guard import refuse_other  # while another process looks at the signatures
+        from erofs_edge.flash.prepare import Wish
+        from erofs_edge.flash.targets import find_target
+
+        wish = Wish(slot, whole, full, resume, baseline)
+        candidate = stack.enter_context(find_target(stack.enter_context(reached(to, what, out, disk)), image))
         refuse_other(candidate.identity, serial, _products(what, image))
         if not look:
             _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
@@ -127,19 +130,21 @@ def _refuse_unsigned(image: Path, key: Path) -> None:
             )
 
 
+@contextmanager
 def _signed(
     what: Path | None, image: Path, key: Path | None, *, far: bool, look: bool, allowed: bool
-) -> Callable[[], None]:
+) -> Iterator[Callable[[], None]]:
     """What waits until the image's signatures are found to be right. What is far away is not reached, or started, in
     vain: then they are looked at here and now; so they are where a key is given."""
     if key is not None:
         _refuse_unsigned(image, key)
-    elif look:
-        signed = refuse_unsigned(what, image, allowed=allowed)
-        if not far:
-            return signed
-        signed()
-    return _nothing
+    if key is not None or not look:
+        yield _nothing
+        return
+    with signatures(what, image, allowed=allowed) as signed:
+        if far:
+            signed()
+        yield _nothing if far else signed
 
 
 def _nothing() -> None:
@@ -239,9 +244,11 @@ def _products(what: Path | None, image: Path) -> list[str]:
         from erofs_edge.manifest.load import load_board
 
         return load_board(what).value.product
+    if image.name != DISK:
+        return []
     from erofs_edge.build.record import RELEASE, read_release
 
-    if image.name != DISK or not (image.parent / RELEASE).is_file():
+    if not (image.parent / RELEASE).is_file():
         return []
     named = read_release(image.parent).get("product", [])
     return [str(name) for name in named] if isinstance(named, list) else []

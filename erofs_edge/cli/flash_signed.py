@@ -3,41 +3,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from erofs_edge.build.beside import beside
 from erofs_edge.cli.output import note, step
 from erofs_edge.errors import UsageError, VerificationError
 
 
-def refuse_unsigned(what: Path | None, image: Path, *, allowed: bool) -> Callable[[], None]:
-    """Begin to look at an image's signatures, on another thread. What is returned waits for the end, and is to be
-    called before anything is written.
+@contextmanager
+def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Callable[[], None]]:
+    """Look at an image's signatures while the block goes on, in a process of its own where that can be. What is yielded
+    waits for the end, and is to be called before anything is written.
 
     That raises VerificationError where the image is not signed, UsageError where that is allowed on a board that is not
     for development.
     """
-    pool = ThreadPoolExecutor(1)
-    found = pool.submit(_look, image)
-    pool.shutdown(wait=False)
+    with beside(partial(_look, image)) as found:
 
-    def settle() -> None:
-        try:
-            with step("Looking at the image's signatures"):
-                found.result()
-        except VerificationError as error:
-            if not allowed:
-                raise VerificationError(f"not flashed: {error.message}", where=error.where, hint=error.hint) from error
-            if not _is_development(what, image):
-                raise UsageError(
-                    f"{error.message}; --allow-unsigned is for boards whose sign.key is a development key",
-                    where=str(image),
-                    hint="name the board file, or build again",
-                ) from error
-            note(f"warning: {error.message}")
+        def settle() -> None:
+            try:
+                with step("Looking at the image's signatures"):
+                    found()
+            except VerificationError as error:
+                if not allowed:
+                    raise VerificationError(
+                        f"not flashed: {error.message}", where=error.where, hint=error.hint
+                    ) from error
+                if not _is_development(what, image):
+                    raise UsageError(
+                        f"{error.message}; --allow-unsigned is for boards whose sign.key is a development key",
+                        where=str(image),
+                        hint="name the board file, or build again",
+                    ) from error
+                note(f"warning: {error.message}")
 
-    return settle
+        yield settle
 
 
 def _look(image: Path) -> None:

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from erofs_edge.flash.comparing import Range
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
-from erofs_edge.flash.survey import Findings, Range, chunks
+from erofs_edge.flash.survey import Findings, chunks
 
 WINDOW = 64 << 20  # bytes of a frame's content
 PACKED = 1 << 20  # bytes of a frame that has nothing to refer to

@@ -138,9 +138,10 @@ class _Job:
                 todo = self._unpacked(region, todo, result, reference, at)
             for start, length in chunks(todo.write):
                 at.offset = start
-                data = self.image.read(start - region.shift, length)
-                result.expected.remember(self.pool, start, data)
-                self._write_all(start, data, at)
+                if not self.target.send(start, self.image.fileno(), start - region.shift, length):
+                    data = self.image.read(start - region.shift, length)
+                    result.expected.remember(self.pool, start, data)
+                    self._write_all(start, data, at)
                 result.written += length
                 told()
             self.target.flush()

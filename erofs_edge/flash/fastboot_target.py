@@ -92,8 +92,7 @@ class FastbootTarget(PlainTarget):
 
     def make_table(self, raw: bytes) -> None:
         table = raw[: TABLE_SECTORS * 512]
-        self._device.run(client.download(len(table), [table]))
-        self._device.run(client.command("flash:gpt"))
+        self._flash("gpt", table)
 
     def read(self, offset: int, length: int) -> bytes:
         if not self._fetch:
@@ -179,9 +178,12 @@ class FastbootTarget(PlainTarget):
                     Run(one.offset // BLOCK, -(-one.length // BLOCK), has_data=one.data is not None) for one in batch
                 )
                 sparse = Piece(runs, -(-(end - start) // BLOCK))
-                raw = b"".join(sparse.encode(_Reader(batch)))
-                self._device.run(client.download(len(raw), [raw]))
-                self._device.run(client.command(f"flash:{name}"))
+                self._flash(name, b"".join(sparse.encode(_Reader(batch))))
+
+    def _flash(self, name: str, raw: bytes) -> None:
+        """Give the device one sparse image."""
+        self._device.run(client.download(len(raw), [raw]))
+        self._device.run(client.command(f"flash:{name}"))
 
 
 class _Reader:

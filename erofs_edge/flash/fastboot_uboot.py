@@ -14,8 +14,9 @@ from erofs_edge.errors import DeviceRefusedError
 from erofs_edge.flash.fastboot_target import FastbootTarget
 from erofs_edge.flash.survey import chunks, zero_digest
 from erofs_edge.flash.target import Ability
+from erofs_edge.transport.fastboot import client
 from erofs_edge.transport.fastboot.link import Device
-from erofs_edge.transport.fastboot.uboot import PIECE_MAX, SECTOR, UBoot
+from erofs_edge.transport.fastboot.uboot import PIECE_MAX, SECTOR, Talk, UBoot, tried
 
 READ_STEPS = (64 << 10, 4096, SECTOR)  # bytes, of what is asked whether it is zeros before it is read
 FINEST = 64 << 10
@@ -69,6 +70,13 @@ class UBootTarget(FastbootTarget):
         for at, size in chunks(wanted, SECTOR):
             data[at - first : at - first + size] = self._device.run(self._uboot.read(self._place(at, size), size))
         return bytes(data[offset - first : offset - first + length])
+
+    def _flash(self, name: str, raw: bytes) -> None:
+        def whole() -> Talk[None]:
+            yield from client.download(len(raw), [raw])
+            yield from client.command(f"flash:{name}")
+
+        self._device.run(tried(whole))
 
     def _place(self, offset: int, length: int) -> int:
         """Where on its disk the device has a range of the image. Raises OSError where that is no single place."""

@@ -38,6 +38,19 @@ class Image:
             raise SourceError("the image became shorter while it was being read", where=str(self.path))
         return data
 
+    def read_into(self, offset: int, buffer: bytearray) -> None:
+        """Fill a buffer from there on."""
+        try:
+            done = os.preadv(self._fd, [buffer], offset)
+        except OSError:
+            done = 0  # told by the other way
+        if done < len(buffer):
+            buffer[done:] = self.read(offset + done, len(buffer) - done)
+
+    def fileno(self) -> int:
+        """Its descriptor, for who sends it without reading."""
+        return self._fd
+
     def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
         """(start, end) of what is not a hole."""
         return list(data_extents(self._fd, self.size if end is None else min(end, self.size), start))

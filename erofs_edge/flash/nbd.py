@@ -59,11 +59,22 @@ class NbdTarget(PlainTarget):
             self.settle()
         return len(data)
 
+    def send(self, offset: int, file: int, at: int, length: int) -> bool:
+        if length < SMALL:
+            return False
+        if self._waiting:
+            self.settle()
+        with as_os_error():
+            self._connection.post_file(offset, file, at, length)
+        return True
+
     def settle(self) -> None:
-        """Send the small writes that have gathered: scattered blocks must not cost a round trip each."""
+        """Send the small writes that have gathered: scattered blocks must not cost a round trip each. What is under way
+        arrives."""
         waiting, self._waiting, self._held = self._waiting, [], 0
-        if waiting:
-            with as_os_error():
+        with as_os_error():
+            self._connection.settle()
+            if waiting:
                 self._connection.write_all(waiting)
 
     def zero(self, offset: int, length: int) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof after writing: all of a region once more, from the medium, against what was read from the image.
+"""The proof after writing: all of a region once more, from the medium, against what was read from the image, or against
+the image once more where that went to the target without being read here.
 
 All of it and not only what was written: a counterfeit card that folds high addresses onto low ones spoils what was
 right before.
@@ -12,9 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from erofs_edge.errors import VerificationError
+from erofs_edge.flash.comparing import differing
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
-from erofs_edge.flash.survey import NOWHERE, chunks, differences, differing, digest
+from erofs_edge.flash.survey import NOWHERE, chunks, differences, digest
 from erofs_edge.flash.target import BLOCK, Ability, Target
 
 SMALL = 256 << 10  # bytes
@@ -70,12 +72,12 @@ def _read(
     """Offsets of the blocks that differ."""
     bad: list[int] = []
     done = 0
-    waiting: deque[tuple[int, int, bytes, Callable[[], bytes]]] = deque()
+    waiting: deque[tuple[int, int, Callable[[], bool]]] = deque()
 
     def judge() -> None:
         nonlocal done
-        start, length, want, found = waiting.popleft()
-        if found() != want:
+        start, length, right = waiting.popleft()
+        if not right():
             places = list(_places(target.read(start, length), image.read(start - region.shift, length), start))
             bad.extend(places or [start])  # a second reading may show no difference
         done += length
@@ -83,9 +85,12 @@ def _read(
 
     for start, length in chunks(region.data):
         told(done, start)
-        data = target.read(start, length)
-        want = expected.get(start, length) or digest("sha256", image.read(start - region.shift, length))
-        waiting.append((start, length, want, _hashed(pool, data)))
+        data, want = target.read(start, length), expected.get(start, length)
+        if want is None:  # it did not come through this program, or was there before
+            same = data == image.read(start - region.shift, length)
+            waiting.append((start, length, same.__bool__))
+        else:
+            waiting.append((start, length, _has(pool, data, want)))
         if len(waiting) > 3:
             judge()
     while waiting:
@@ -99,12 +104,12 @@ def _read(
     return bad
 
 
-def _hashed(pool: ThreadPoolExecutor, data: bytes) -> Callable[[], bytes]:
-    """What gives the digest: of a small piece at once, for a thread costs more."""
+def _has(pool: ThreadPoolExecutor, data: bytes, want: bytes) -> Callable[[], bool]:
+    """What tells whether data has this digest: of a small piece at once, for a thread costs more."""
     if len(data) < SMALL:
-        found = digest("sha256", data)
-        return lambda: found
-    return pool.submit(digest, "sha256", data).result
+        return (digest("sha256", data) == want).__bool__
+    found = pool.submit(digest, "sha256", data)
+    return lambda: found.result() == want
 
 
 def _places(have: bytes, want: bytes, offset: int) -> list[int]:

@@ -15,15 +15,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from erofs_edge.flash.comparing import CHUNK, Range, pieces
+from erofs_edge.flash.comparing import differences as by_reading
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
 from erofs_edge.flash.target import BLOCK, Ability, Target
 
-CHUNK = 4 << 20  # bytes that are compared at once
-NEAR = {"file": 256 << 10, "block": 1 << 20}
-"""the same of what is read by this machine: larger pieces leave the processor's cache, and are memory that is new each
-time, which costs more than to read them"""
 STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
 WINDOW = 32 << 20  # bytes that one exchange of digests is about
 NOWHERE = bytes(CHUNK)
@@ -34,7 +32,6 @@ Step = Callable[[str], AbstractContextManager[Progress]]
 """step("Writing 'boot_a'") around each piece of work; what it yields is told (done, total) in bytes"""
 Told = Callable[[int], None]
 """told(bytes looked at so far)"""
-Range = tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -105,36 +102,39 @@ def differences(
     region: Region, image: Image, target: Target, told: Told = lambda done: None
 ) -> Iterator[tuple[bool, int, int]]:
     """(whether the image has data there, start, end) of all that differs: first in the data, then in the holes."""
-    done, name = 0, target.hash_name
-    by_hash = Ability.HASH in target.abilities
-    piece = WINDOW if by_hash else NEAR.get(target.identity.kind, CHUNK)
-    for start, length in chunks(region.data, piece):
-        want = image.read(start - region.shift, length)
-        found = (
-            _by_digest(target, start, length, _Digests(name, want)) if by_hash else _by_reading(target, want, start)
-        )  # fmt: skip
-        for first, last in found:
-            yield True, first, last
-        done += length
-        told(done)
-    holes = (piece for start, end in region.zeros() if end > start for piece in target.data(start, end - start))
-    if by_hash:
-        for start, length in chunks(holes, WINDOW):
-            for first, last in _by_digest(target, start, length, lambda at, length: zero_digest(name, length)):
-                yield False, first, last
+    if Ability.HASH in target.abilities:
+        yield from _hashed(region, image, target, told)
     else:
-        for start, length in chunks(holes, piece):
-            for first, last in _by_reading(target, NOWHERE[:length], start):
-                yield False, first, last
+        ought = region.data, lambda at, buffer: image.read_into(at - region.shift, buffer)
+        yield from ((True, *found) for found in by_reading(*ought, target, told))
+        yield from ((False, *found) for found in by_reading(_holes(region, target), _clear, target))
     told(region.size)
 
 
-def chunks(ranges: Iterable[Range], size: int = 0) -> Iterator[tuple[int, int]]:
-    """(offset, length) pieces of at most `size` bytes, by default CHUNK."""
-    size = size or CHUNK
-    for start, end in ranges:
-        for offset in range(start, end, size):
-            yield offset, min(size, end - offset)
+def _hashed(region: Region, image: Image, target: Target, told: Told) -> Iterator[tuple[bool, int, int]]:
+    done, name = 0, target.hash_name
+    for start, length in chunks(region.data, WINDOW):
+        want = _Digests(name, image.read(start - region.shift, length))
+        for first, last in _by_digest(target, start, length, want):
+            yield True, first, last
+        done += length
+        told(done)
+    for start, length in chunks(_holes(region, target), WINDOW):
+        for first, last in _by_digest(target, start, length, lambda at, length: zero_digest(name, length)):
+            yield False, first, last
+
+
+def _holes(region: Region, target: Target) -> Iterator[Range]:
+    return (piece for start, end in region.zeros() if end > start for piece in target.data(start, end - start))
+
+
+def _clear(offset: int, buffer: bytearray) -> None:
+    buffer[:] = NOWHERE[: len(buffer)]
+
+
+def chunks(ranges: Iterable[Range], size: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """(offset, length) pieces of at most `size` bytes."""
+    return ((start, end - start) for start, end in pieces(ranges, size))
 
 
 def digest(name: str, data: bytes | memoryview) -> bytes:
@@ -143,19 +143,6 @@ def digest(name: str, data: bytes | memoryview) -> bytes:
     if name == "crc32":
         return zlib.crc32(data).to_bytes(4, "big")
     return hashlib.sha256(data).digest()[: DIGEST_BYTES[name]]
-
-
-def differing(have: bytes, want: bytes, offset: int) -> Iterator[Range]:
-    """(start, end) of the blocks that differ, `offset` added; bytes that are missing differ."""
-    if have == want:
-        return
-    for at in range(0, len(want), BLOCK):
-        if have[at : at + BLOCK] != want[at : at + BLOCK]:
-            yield offset + at, offset + min(at + BLOCK, len(want))
-
-
-def _by_reading(target: Target, want: bytes, offset: int) -> Iterator[Range]:
-    return differing(target.read(offset, len(want)), want, offset)
 
 
 def _by_digest(target: Target, offset: int, length: int, want: Callable[[int, int], bytes]) -> Iterator[Range]:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -110,8 +111,22 @@ class Target(Protocol):
         """What the medium holds; shorter only at its end. Sees everything that was flushed."""
         ...
 
+    @property
+    def at_once(self) -> int:
+        """Threads that may read at a time."""
+        ...
+
+    def holds(self, offset: int, want: bytearray) -> bool:
+        """Whether the medium has exactly these bytes there."""
+        ...
+
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write some of the data, at least one byte, and return how much."""
+        ...
+
+    def send(self, offset: int, file: int, at: int, length: int) -> bool:
+        """Write bytes [at, at + length) of an open file (its descriptor) that need not come through this program, or
+        nothing: False. What fails may be raised as late as `flush`."""
         ...
 
     def zero(self, offset: int, length: int) -> None:
@@ -177,6 +192,13 @@ class PlainTarget:
         raise _unable("be read")
 
     @property
+    def at_once(self) -> int:
+        return 1
+
+    def holds(self, offset: int, want: bytearray) -> bool:
+        return self.read(offset, len(want)) == want
+
+    @property
     def abilities(self) -> Ability:
         return Ability.READ
 
@@ -187,6 +209,9 @@ class PlainTarget:
     @property
     def finest(self) -> int:
         return BLOCK
+
+    def send(self, offset: int, file: int, at: int, length: int) -> bool:
+        return False
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         raise _unable("hash")
@@ -219,6 +244,7 @@ class FileTarget(PlainTarget):
         """`size`: bytes that it must have at least."""
         self._path = path
         self._temporary: Path | None = None
+        self._kept = threading.local()
         if path.exists():
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         else:
@@ -245,8 +271,20 @@ class FileTarget(PlainTarget):
     def bytes_on_wire(self) -> int | None:
         return None
 
+    @property
+    def at_once(self) -> int:
+        return 2
+
     def read(self, offset: int, length: int) -> bytes:
         return _read(self._fd, offset, length)
+
+    def holds(self, offset: int, want: bytearray) -> bool:
+        have: bytearray | None = getattr(self._kept, "buffer", None)
+        if have is None or len(have) != len(want):
+            have = self._kept.buffer = bytearray(len(want))
+        if os.preadv(self._fd, [have], offset) == len(want):
+            return have == want
+        return self.read(offset, len(want)) == want
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         return os.pwrite(self._fd, data, offset)
@@ -287,7 +325,7 @@ class BlockTarget(PlainTarget):
         self._identity = identity
         self._fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
         self._direct = -1
-        self._buffer = mmap.mmap(-1, DIRECT_ALIGN)
+        self._kept = threading.local()
         with suppress(OSError):  # a device that cannot: buffered reads after the cache was dropped
             self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         self._zeroout = True
@@ -304,22 +342,37 @@ class BlockTarget(PlainTarget):
     def bytes_on_wire(self) -> int | None:
         return None
 
+    @property
+    def at_once(self) -> int:
+        return 4  # a device that is asked for one thing at a time waits in between
+
     def read(self, offset: int, length: int) -> bytes:
         if self._direct < 0:
             return _read(self._fd, offset, length)
+        with self._directly(offset, length) as view:
+            return bytes(view)
+
+    def holds(self, offset: int, want: bytearray) -> bool:
+        if self._direct < 0:
+            return super().holds(offset, want)
+        with self._directly(offset, len(want)) as view:
+            return want == view
+
+    def _directly(self, offset: int, length: int) -> memoryview:
+        """What is there, in memory of this thread until its next reading."""
         start = offset - offset % DIRECT_ALIGN
         span = -(-(offset + length - start) // DIRECT_ALIGN) * DIRECT_ALIGN
-        if len(self._buffer) < span:  # kept: memory that is new each time costs as much as the reading
-            self._buffer.close()
-            self._buffer = mmap.mmap(-1, span)
+        kept: mmap.mmap | None = getattr(self._kept, "buffer", None)
+        if kept is None or len(kept) < span:  # kept: memory that is new each time costs as much as the reading
+            kept = self._kept.buffer = mmap.mmap(-1, span)
         done = 0
         while done < span:
-            with memoryview(self._buffer) as view, view[done:span] as rest:
+            with memoryview(kept) as view, view[done:span] as rest:
                 got = os.preadv(self._direct, [rest], start + done)
             done += got
             if not got or got % DIRECT_ALIGN:
                 break
-        return self._buffer[offset - start : min(done, offset - start + length)]
+        return memoryview(kept)[offset - start : min(done, offset - start + length)]
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         return os.pwrite(self._fd, data, offset)
@@ -352,7 +405,6 @@ class BlockTarget(PlainTarget):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._direct = -1
-        self._buffer.close()
 
 
 def _unable(what: str) -> OSError:

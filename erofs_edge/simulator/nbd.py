@@ -4,22 +4,25 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, cast
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.transport.nbd import wire
+from erofs_edge.transport.nbd.client import Said, Stretch
 from erofs_edge.transport.nbd.connect import Address, Connection
 from erofs_edge.transport.nbd.server import Offer, Request, Session
 from erofs_edge.transport.nbd.wire import Command
 
 if TYPE_CHECKING:
-    import socket
+    import ssl
 
 EXPORT = "disk"
 
 
 class NbdWire:
-    """What a client takes for its socket: what is sent is served at once, the answers wait to be received."""
+    """A client's wire: what is sent is served at once, the answers wait to be received."""
 
     def __init__(self, disk: SimulatedDisk) -> None:
         self._disk = disk
@@ -27,17 +30,18 @@ class NbdWire:
         self._answers = bytearray()
         self._serve(b"")
 
-    def sendall(self, data: bytes | bytearray | memoryview) -> None:
-        self._serve(bytes(data))
+    def send(self, chunks: Sequence[Said]) -> None:
+        for chunk in chunks:
+            self._serve(os.pread(chunk.file, chunk.length, chunk.at) if isinstance(chunk, Stretch) else bytes(chunk))
 
-    def recv_into(self, buffer: memoryview) -> int:
+    def receive(self, buffer: memoryview) -> int:
         count = min(len(buffer), len(self._answers))
         buffer[:count] = self._answers[:count]
         del self._answers[:count]
         return count
 
-    def gettimeout(self) -> float:
-        return 0.0
+    def encrypt(self, context: ssl.SSLContext, name: str) -> None:
+        raise OSError(errno.EOPNOTSUPP, "the simulated server has no TLS")
 
     def close(self) -> None:
         """The client has gone."""
@@ -81,4 +85,4 @@ class NbdWire:
 def connect(disk: SimulatedDisk) -> Connection:
     """A client of ours, connected to a server that exports the disk."""
     address = Address("nbd://simulated/disk", EXPORT, "simulated")
-    return Connection(address, wire=cast("socket.socket", NbdWire(disk)))
+    return Connection(address, wire=NbdWire(disk))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 
@@ -63,6 +64,37 @@ def run(fake: FastbootDevice, image: Path) -> int:
     proved = [result.verified == result.size for result in results if not result.name.startswith("gpt")]
     assert all(proved), "all but the table, which is the device's own"
     return sum(result.written + result.zeroed for result in results)
+
+
+class Slow(UBootFastboot):
+    """Its card does not answer in time, `times` in a row of every five, for reads and for writes."""
+
+    asked, times = 0, 2
+
+    def _mmc(self, verb: str, *words: str) -> bool:
+        return (verb == "dev" or self.late()) and super()._mmc(verb, *words)
+
+    def late(self) -> bool:
+        """Whether it answers this time."""
+        self.asked += 1
+        return self.asked % 5 >= self.times
+
+    def _actions(self) -> Mapping[str, Callable[[str], list[bytes]]]:
+        actions = super()._actions()
+        return {**actions, "flash": lambda text: actions["flash"](text) if self.late() else [b"FAILslow"]}
+
+
+def test_a_card_that_is_slow_is_asked_again(v1: Path, v2: Path) -> None:
+    disk = SimulatedDisk.of_size(v1.stat().st_size)
+    fake = Slow(DiskPartitions(disk), quirks=QUIRKS)
+    run(fake, v1)
+    assert bytes(disk.memory) == v1.read_bytes()
+    run(fake, v2)
+    begun = started(disk.memory)
+    assert begun is not None and begun.slot == "B"
+    fake.times = 5
+    with pytest.raises(DeviceRefusedError):
+        run(fake, v1)
 
 
 def test_blank_then_an_update_then_nothing(v1: Path, v2: Path) -> None:

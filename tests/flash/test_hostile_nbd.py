@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, cast
 
 import pytest
 from sweep import Board, quiet, started
@@ -19,9 +18,6 @@ from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.nbd import EXPORT, NbdWire
 from erofs_edge.transport.nbd.connect import Address, Connection
 
-if TYPE_CHECKING:
-    import socket
-
 
 class BadWire(NbdWire):
     """Changes, cuts or repeats what the server says, once it has been chosen."""
@@ -30,8 +26,8 @@ class BadWire(NbdWire):
         self.random, self.left = random, after
         super().__init__(disk)
 
-    def recv_into(self, buffer: memoryview) -> int:
-        count = super().recv_into(buffer)
+    def receive(self, buffer: memoryview) -> int:
+        count = super().receive(buffer)
         self.left -= 1
         if self.left > 0 or not count:
             return count
@@ -52,7 +48,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
 
 def run(board: Board, disk: SimulatedDisk, wire: NbdWire) -> None:
     address = Address("nbd://hostile/disk", EXPORT, "hostile")
-    target = NbdTarget(Connection(address, wire=cast("socket.socket", wire)))
+    target = NbdTarget(Connection(address, wire=wire))
     prepared = prepare(board.images[2], target, Wish(), quiet)
     flash(prepared.plan, target, quiet, found=prepared.found)
 
@@ -97,7 +93,7 @@ def _whole_disk(disk: SimulatedDisk) -> bool:
 
 def connected(disk: SimulatedDisk) -> NbdTarget:
     address = Address("nbd://simulated/disk", EXPORT, "simulated")
-    return NbdTarget(Connection(address, wire=cast("socket.socket", NbdWire(disk))))
+    return NbdTarget(Connection(address, wire=NbdWire(disk)))
 
 
 def test_scattered_blocks_gather_and_arrive() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from erofs_edge.errors import DeviceError
+from erofs_edge.errors import CapacityError, DeviceError, SourceError
 from erofs_edge.toolbox.prefix import prefix
 from erofs_edge.transport.nbd.connect import Address, Connection
 from erofs_edge.transport.nbd.parallel import Connections
@@ -40,7 +40,7 @@ def serve(tmp_path: Path, oracle: Callable[[str], str]) -> Iterator[Serve]:
 
     yield start
     for process in running:
-        process.terminate()
+        process.kill()  # asked to end it waits for clients, of a test that has failed too
         process.wait()
 
 
@@ -59,6 +59,36 @@ def test_the_same_bytes_come_and_go_over_four_connections(serve: Serve, tmp_path
     link.flush()
     link.close()
     assert (tmp_path / "image").read_bytes() == want[: 3 << 20] + data + want[(3 << 20) + len(data) :]
+
+
+@pytest.mark.oracle
+def test_files_go_over_all_connections(serve: Serve, tmp_path: Path) -> None:
+    """Posted and not waited for; what comes after sees them."""
+    link, want = Connections(serve()), bytearray((tmp_path / "image").read_bytes())
+    (tmp_path / "source").write_bytes(random.Random(3).randbytes(9 << 20))
+    source = (tmp_path / "source").read_bytes()
+    with (tmp_path / "source").open("rb") as file:
+        for offset, at, length in ((0, 5, 4 << 20), (5 << 20, 4 << 20, 5 << 20), (12 << 20, 100, 7), (SIZE - 9, 0, 9)):
+            link.post_file(offset, file.fileno(), at, length)
+            want[offset : offset + length] = source[at : at + length]
+        assert link.read(0, SIZE) == want
+        assert link.sent > 9 << 20
+        link.post_file(0, file.fileno(), 8 << 20, 2 << 20)
+        with pytest.raises(SourceError, match="shorter"):
+            link.settle()
+    link.close()
+
+
+@pytest.mark.oracle
+def test_a_failure_of_what_was_posted_is_told_once(serve: Serve, tmp_path: Path) -> None:
+    link = Connections(serve("error", error_pwrite="ENOSPC", error_pwrite_rate="100%"))
+    with (tmp_path / "image").open("rb") as file:
+        with pytest.raises(CapacityError, match="ENOSPC"):
+            for at in range(0, SIZE, 4 << 20):
+                link.post_file(at, file.fileno(), at, 4 << 20)
+            link.settle()
+        assert link.read(0, 4096)
+    link.close()
 
 
 @pytest.mark.oracle

@@ -14,7 +14,8 @@ them. Nothing of it stays: the environment is never saved.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from erofs_edge.errors import DeviceRefusedError, ProtocolError
@@ -26,6 +27,9 @@ PIECE_MAX = 8 << 20  # bytes that are read into memory at once
 WORD = 8  # bytes that one `setexpr.q` takes from memory
 WORDS = 3
 """of one answer, which has 59 bytes: a blank and at most 16 digits for each"""
+TRIES = 4
+"""times that the disk is read or written before a failure is believed: U-Boot waits a second for a card to answer, and
+a card, or an emulator whose host is busy, is once in a while slower (drivers/mmc/sdhci.c SDHCI_READ_STATUS_TIMEOUT)"""
 DIGEST = 29
 """bytes of a SHA-256 that an answer has room for"""
 
@@ -63,14 +67,14 @@ class UBoot:
         yield from self._prepare()
         found = []
         for offset, length in ranges:
-            yield from self._load(offset, length, "ex")
+            yield from tried(partial(self._load, offset, length, "ex"))
             found.append(_digest((yield from _get("eo"))))
         return found
 
     def read(self, offset: int, length: int) -> Talk[bytes]:
         """What the disk holds, sectors, PIECE_MAX at most. Eight bytes at a time: for a few sectors, no more."""
         yield from self._prepare()
-        yield from self._load(offset, length, "er")
+        yield from tried(partial(self._load, offset, length, "er"))
         data = bytearray()
         while len(data) < length:
             yield from _run(f"setenv ev;setenv ep {self._buffer + len(data):x};run eg")
@@ -94,6 +98,16 @@ class UBoot:
         for name, value in _STORED.items():
             yield from _run(f"setenv {name} '{value}'")
         self._told = True
+
+
+def tried(talk: Callable[[], Talk[T]]) -> Talk[T]:
+    """What can be said again is said again, where the device refuses it: TRIES times in all."""
+    for _ in range(TRIES - 1):
+        try:
+            return (yield from talk())
+        except DeviceRefusedError:
+            continue
+    return (yield from talk())
 
 
 def consents() -> Talk[UBoot | None]:

@@ -38,6 +38,22 @@ _REFUSALS: dict[int, str] = {
 }
 
 
+class Stretch:
+    """Bytes of an open file that are sent as they are. `file`: its descriptor; `at` and `length` in bytes."""
+
+    __slots__ = ("at", "file", "length")
+
+    def __init__(self, file: int, at: int, length: int) -> None:
+        self.file, self.at, self.length = file, at, length
+
+    def __len__(self) -> int:
+        return self.length
+
+
+Said = bytes | memoryview | Stretch
+"""what goes to the server"""
+
+
 @dataclass(slots=True)
 class Export:
     """What the server says of the export. Sizes in bytes; `status` is the id of base:allocation if it was granted."""
@@ -109,7 +125,7 @@ class Client:
     """
 
     def __init__(self, name: str, *, tls: bool = False) -> None:
-        self.outbox: list[bytes | memoryview] = []
+        self.outbox: list[Said] = []
         self.upgrade = False
         self.export: Export | None = None
         self._name = name
@@ -127,7 +143,7 @@ class Client:
         """Ask for as many bytes as `target` has; they are put there."""
         return self._submit(Command.READ, offset, len(target), target=target)
 
-    def write(self, offset: int, data: bytes | memoryview) -> Pending:
+    def write(self, offset: int, data: Said) -> Pending:
         """`data` must not change before the answer."""
         return self._submit(Command.WRITE, offset, len(data), payload=data)
 
@@ -152,7 +168,7 @@ class Client:
         length: int,
         *,
         target: memoryview | None = None,
-        payload: bytes | memoryview | None = None,
+        payload: Said | None = None,
     ) -> Pending:
         if self.export is None:
             raise ProtocolError("a request before the negotiation is over")

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """An NBD export over a real connection: nbd://, nbds:// (TLS) and nbd+unix:// addresses.
 
-The only file of the client that knows sockets. Large ranges go in pieces, several under way at a time. A peer that is
-silent for TIMEOUT seconds is given up.
+Large ranges go in pieces, several under way at a time. A peer that is silent for TIMEOUT seconds is given up.
 """
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,15 +15,16 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from erofs_edge.errors import DeviceError, UsageError
 from erofs_edge.transport.nbd import wire
-from erofs_edge.transport.nbd.client import Client, Export, Pending
+from erofs_edge.transport.nbd.client import Client, Export, Pending, Said, Stretch
+from erofs_edge.transport.nbd.link import Wire, dial
 from erofs_edge.transport.nbd.wire import Transmission
 
 if TYPE_CHECKING:
     import ssl
 
 TIMEOUT = 30.0  # seconds without a byte from, or to, the peer
-PIECE = 1 << 20  # bytes of a request
-WINDOW = 8  # requests under way
+PIECE = 256 << 10  # bytes of a request: it stays in the cache of the processor that writes it to the medium
+WINDOW = 32  # requests under way
 STATUS_SPAN = 1 << 30  # bytes that one block status request asks for
 ZERO_SPAN = 1 << 30
 
@@ -89,22 +88,23 @@ class Connection:
         *,
         trust: Trust | None = None,
         timeout: float = TIMEOUT,
-        wire: socket.socket | None = None,
+        wire: Wire | None = None,
     ) -> None:
         """`wire`: a connection to the server that stands already."""
         self.address = address
-        self.sent = self.received = 0  # bytes
-        self._trust = trust
+        self._sent = self._received = 0
+        self._cut = False
+        self._trust, self._timeout = trust, timeout
         self._client = Client(address.export, tls=address.tls)
         try:
-            self._socket = _dial(address, timeout) if wire is None else wire
+            self._wire = dial(address.socket or (address.host, address.port), timeout) if wire is None else wire
         except OSError as error:
             raise DeviceError(f"cannot connect: {error.strerror or error}", where=address.uri) from error
         try:
             while self._client.export is None:
                 self._step()
         except BaseException:
-            self._socket.close()
+            self._wire.close()
             raise
         self.export: Export = self._client.export
 
@@ -112,6 +112,16 @@ class Connection:
     def size(self) -> int:
         """Bytes of the export."""
         return self.export.size
+
+    @property
+    def sent(self) -> int:
+        """Bytes that went to the server."""
+        return self._sent
+
+    @property
+    def received(self) -> int:
+        """Bytes that came from there."""
+        return self._received
 
     def read(self, offset: int, length: int) -> bytes:
         buffer = bytearray(length)
@@ -126,6 +136,23 @@ class Connection:
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Returns when the server has taken all of it; `flush` makes it last."""
         self.write_all([(offset, data)])
+
+    def write_file(self, offset: int, file: int, at: int, length: int) -> None:
+        """As `write`, of bytes of an open file (its descriptor) that need not come through this program. Raises
+        SourceError where it is shorter: of no use afterwards, for the server waits for the rest."""
+        piece = min(PIECE, self.export.payload_max)
+        self._run(
+            self._client.write(offset + done, Stretch(file, at + done, min(piece, length - done)))
+            for done in range(0, length, piece)
+        )
+
+    def post_file(self, offset: int, file: int, at: int, length: int) -> None:
+        """As `write_file`; but it may return before the server has the bytes, and what fails is raised at a later call,
+        `settle` at last."""
+        self.write_file(offset, file, at, length)
+
+    def settle(self) -> None:
+        """All that was posted is with the server."""
 
     def write_all(self, places: Iterable[tuple[int, bytes | memoryview]]) -> None:
         """As `write`, of many (offset, data): one does not wait for the other. They must not overlap."""
@@ -169,12 +196,13 @@ class Connection:
     def close(self) -> None:
         """Say good-bye, if that can be done."""
         try:
-            self._client.disconnect()
-            self._send()
+            if not self._cut:
+                self._client.disconnect()
+                self._send()
         except OSError:
             pass
         finally:
-            self._socket.close()
+            self._wire.close()
 
     def _run(self, requests: Iterator[Pending]) -> None:
         """Have all requests answered, WINDOW at a time. The first failure is raised when nothing is under way."""
@@ -209,22 +237,25 @@ class Connection:
             work()
         except TimeoutError as error:
             raise DeviceError(
-                f"no answer for {self._socket.gettimeout():g} s", where=self.address.uri, hint="is the link alive?"
+                f"no answer for {self._timeout:g} s", where=self.address.uri, hint="is the link alive?"
             ) from error
         except OSError as error:
             raise DeviceError(f"connection lost: {error.strerror or error}", where=self.address.uri) from error
 
     def _send(self) -> None:
-        for chunk in self._client.outbox:
-            self._socket.sendall(chunk)
-            self.sent += len(chunk)
+        said: list[Said] = self._client.outbox[:]
         self._client.outbox.clear()
+        if said:
+            self._cut = True  # until all of it has gone: after half a request no other makes sense
+            self._wire.send(said)
+            self._cut = False
+            self._sent += sum(map(len, said))
 
     def _receive(self) -> None:
-        count = self._socket.recv_into(self._client.feed.buffer)
+        count = self._wire.receive(self._client.feed.buffer)
         if not count:
             raise DeviceError("the server closed the connection", where=self.address.uri)
-        self.received += count
+        self._received += count
         self._client.feed.filled(count)
 
     def _encrypt(self) -> None:
@@ -233,7 +264,7 @@ class Connection:
         address = self.address
         try:
             context = self._trust() if self._trust else _context(address)
-            self._socket = context.wrap_socket(self._socket, server_hostname=address.name or address.host)
+            self._wire.encrypt(context, address.name or address.host)
         except ssl.SSLError as error:
             why = getattr(error, "verify_message", "") or error.reason or error
             raise DeviceError(f"TLS failed: {why}", where=address.uri) from error
@@ -253,18 +284,3 @@ def _context(address: Address) -> ssl.SSLContext:
     except OSError as error:  # an SSLError is one
         raise UsageError(f"cannot use the certificates: {error.strerror or error}", where=str(folder)) from error
     return context
-
-
-def _dial(address: Address, timeout: float) -> socket.socket:
-    if address.socket is not None:
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.settimeout(timeout)
-            connection.connect(str(address.socket))
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-    connection = socket.create_connection((address.host, address.port), timeout)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several connections to one export, where the server allows it (CAN_MULTI_CONN): large ranges go over all of them.
 
-One connection is served by one core at each end for most of the way; receiving does not hold Python's lock, so a thread
-for each connection helps. The specification promises that a flush on one connection covers what was answered on others.
+One connection is served by one core at each end for most of the way; sending and receiving do not hold Python's lock,
+so a thread for each connection helps. The specification promises that a flush on one covers what was answered
+on others. Nothing but what was posted is under way when another request is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 
 from erofs_edge.transport.nbd.connect import TIMEOUT, Address, Connection, Trust
 from erofs_edge.transport.nbd.wire import Transmission
@@ -17,38 +20,83 @@ CONNECTIONS = 4  # as nbdcopy
 SHARE_MIN = 512 << 10  # bytes that are worth another connection
 ALIGN = 4096
 
-Move = Callable[[Connection, int, memoryview], None]
+Job = Callable[[Connection], None]
 
 
 class Connections(Connection):
-    """As `Connection`, which it is where the server takes no second one."""
+    """As `Connection`, with a thread for each; one only where the server takes no second one."""
 
     def __init__(
         self, address: Address, *, trust: Trust | None = None, timeout: float = TIMEOUT, count: int = CONNECTIONS
     ) -> None:
         super().__init__(address, trust=trust, timeout=timeout)
         self._others: list[Connection] = []
+        self._idle: SimpleQueue[Connection] = SimpleQueue()
+        self._failures: list[BaseException] = []
         self._pool: ThreadPoolExecutor | None = None
-        if not self.export.can(Transmission.CAN_MULTI_CONN) or count < 2:
-            return
         try:
-            for _ in range(count - 1):
+            while self.export.can(Transmission.CAN_MULTI_CONN) and self.count < count:
                 self._others.append(Connection(address, trust=trust, timeout=timeout))
         except BaseException:
             self.close()
             raise
-        self._pool = ThreadPoolExecutor(len(self._others), "nbd")
+        for connection in (self, *self._others):
+            self._idle.put(connection)
 
     @property
     def count(self) -> int:
         """Connections that are open."""
         return 1 + len(self._others)
 
+    @property
+    def sent(self) -> int:
+        return super().sent + sum(other.sent for other in self._others)
+
+    @property
+    def received(self) -> int:
+        return super().received + sum(other.received for other in self._others)
+
     def read_into(self, offset: int, target: memoryview) -> None:
-        self._spread(Connection.read_into, offset, target)
+        self._spread(
+            [
+                partial(Connection.read_into, offset=offset + at, target=target[at:end])
+                for at, end in self._shares(len(target))
+            ]
+        )
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        self._spread(Connection.write, offset, memoryview(data))
+        view = memoryview(data)
+        self._spread(
+            [partial(Connection.write_all, places=[(offset + at, view[at:end])]) for at, end in self._shares(len(view))]
+        )
+
+    def write_all(self, places: Iterable[tuple[int, bytes | memoryview]]) -> None:
+        self.settle()
+        super().write_all(places)
+
+    def zero(self, offset: int, length: int) -> None:
+        self.settle()
+        super().zero(offset, length)
+
+    def flush(self) -> None:
+        self.settle()
+        super().flush()
+
+    def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        self.settle()
+        yield from super().data(offset, length)
+
+    def post_file(self, offset: int, file: int, at: int, length: int) -> None:
+        for start, end in self._shares(length):
+            self._post(
+                partial(Connection.write_file, offset=offset + start, file=file, at=at + start, length=end - start)
+            )
+
+    def settle(self) -> None:
+        links = [self._idle.get() for _ in range(self.count)] if self._pool is not None else []
+        for link in links:
+            self._idle.put(link)
+        self._tell()
 
     def close(self) -> None:
         if self._pool is not None:
@@ -57,25 +105,43 @@ class Connections(Connection):
             other.close()
         super().close()
 
-    def _spread(self, move: Move, offset: int, data: memoryview) -> None:
-        """Each connection moves one stretch. The first failure is raised when none is under way any more."""
-        shares = min(self.count, len(data) // SHARE_MIN) if self._pool else 1
-        if self._pool is None or shares < 2:
-            move(self, offset, data)
+    def _shares(self, length: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of what each connection gets."""
+        shares = max(1, min(self.count, length // SHARE_MIN))
+        step = -(-length // shares // ALIGN) * ALIGN
+        for start in range(0, length, step or 1):
+            yield start, min(start + step, length)
+
+    def _spread(self, jobs: Sequence[Job]) -> None:
+        """Returns when all are done."""
+        self.settle()
+        if len(jobs) == 1:
+            jobs[0](self)
             return
-        step = -(-len(data) // shares // ALIGN) * ALIGN
-        helpers = self._others[: shares - 1]
-        before = sum(other.sent for other in helpers), sum(other.received for other in helpers)
-        futures = [
-            self._pool.submit(move, other, offset + at, data[at : at + step])
-            for other, at in zip(helpers, range(step, len(data), step), strict=False)
-        ]
+        for job in jobs:
+            self._post(job)
+        self.settle()
+
+    def _post(self, job: Job) -> None:
+        """Have it done by a connection that has nothing to do. Raises what an earlier one met with."""
+        link = self._idle.get()
+        if self._failures:
+            self._idle.put(link)
+            self.settle()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.count, "nbd")
+        self._pool.submit(self._work, link, job)
+
+    def _work(self, link: Connection, job: Job) -> None:
         try:
-            move(self, offset, data[:step])
+            job(link)
+        except BaseException as error:
+            self._failures.append(error)
         finally:
-            failures = [future.exception() for future in futures]
-            self.sent += sum(other.sent for other in helpers) - before[0]
-            self.received += sum(other.received for other in helpers) - before[1]
-        for failure in failures:
-            if failure is not None:
-                raise failure
+            self._idle.put(link)
+
+    def _tell(self) -> None:
+        """The first failure, once."""
+        failures, self._failures = self._failures, []
+        if failures:
+            raise failures[0]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a target holds, byte by byte: read, and compared with what an image has there.
+
+A target of this machine is read by several threads at once, as far as that makes it faster; reading does not hold
+Python's lock. Each thread keeps its memory: what is new each time costs more than to read it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from erofs_edge.flash.target import BLOCK, Target
+
+CHUNK = 4 << 20  # bytes that are compared at once
+NEAR = {"file": 256 << 10, "block": 1 << 20}
+"""the same of what is read by this machine: larger pieces leave the processor's cache"""
+SHARE = 8 << 20  # bytes that a thread is given at a time
+
+Range = tuple[int, int]
+Fill = Callable[[int, bytearray], None]
+"""fill(offset, buffer): put there what the target ought to hold from that offset on"""
+
+
+def differences(
+    ranges: Iterable[Range], fill: Fill, target: Target, told: Callable[[int], None] = lambda done: None
+) -> Iterator[Range]:
+    """(start, end) of the blocks that differ, in order. told(bytes of all ranges that were compared).
+
+    Raises OSError where the target cannot be read, and what `fill` raises.
+    """
+    reader, done = _Reader(fill, target), 0
+    if target.at_once < 2:
+        for start, end in pieces(ranges, reader.piece):
+            yield from reader.compare(start, end)
+            done += end - start
+            told(done)
+        return
+    waiting: deque[tuple[int, Future[list[Range]]]] = deque()
+    with ThreadPoolExecutor(target.at_once, "compare") as pool:
+        try:
+            for start, end in pieces(ranges, SHARE):
+                waiting.append((end - start, pool.submit(reader.compare, start, end)))
+                if len(waiting) > target.at_once:
+                    size, future = waiting.popleft()
+                    yield from future.result()
+                    done += size
+                    told(done)
+            for size, future in waiting:
+                yield from future.result()
+                done += size
+                told(done)
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def pieces(ranges: Iterable[Range], size: int) -> Iterator[Range]:
+    """The same ranges in pieces of at most `size` bytes."""
+    for start, end in ranges:
+        for offset in range(start, end, size):
+            yield offset, min(offset + size, end)
+
+
+def differing(have: bytes, want: bytes | bytearray, offset: int) -> Iterator[Range]:
+    """(start, end) of the blocks that differ, `offset` added; bytes that are missing differ."""
+    if have == want:
+        return
+    for at in range(0, len(want), BLOCK):
+        if have[at : at + BLOCK] != want[at : at + BLOCK]:
+            yield offset + at, offset + min(at + BLOCK, len(want))
+
+
+class _Reader:
+    """Compares, on any thread."""
+
+    def __init__(self, fill: Fill, target: Target) -> None:
+        self.piece = NEAR.get(target.identity.kind, CHUNK)
+        self._fill, self._target = fill, target
+        self._kept = threading.local()
+
+    def compare(self, start: int, end: int) -> list[Range]:
+        """The blocks that differ."""
+        found: list[Range] = []
+        for at, after in pieces([(start, end)], self.piece):
+            want = self._buffer(after - at)
+            self._fill(at, want)
+            if not self._target.holds(at, want):
+                found.extend(differing(self._target.read(at, after - at), want, at))
+        return found
+
+    def _buffer(self, size: int) -> bytearray:
+        kept: bytearray | None = getattr(self._kept, "buffer", None)
+        if kept is None or len(kept) != size:
+            kept = self._kept.buffer = bytearray(size)
+        return kept

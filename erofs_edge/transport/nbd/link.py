@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A socket as the client needs one: whole buffers in one call, files without a copy, and nobody is waited for too long.
+
+The kernel keeps the time (socket(7), SO_RCVTIMEO and SO_SNDTIMEO), so that one call moves a whole buffer: a socket
+with Python's own time limit does not block, and moves what its buffer holds, some 200 KiB, with a poll before each.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from struct import pack
+from typing import TYPE_CHECKING, Protocol
+
+from erofs_edge.errors import SourceError
+from erofs_edge.transport.nbd.client import Said, Stretch
+
+if TYPE_CHECKING:
+    import ssl
+
+AT_ONCE = 512
+"""buffers of one sendmsg; Linux takes 1024"""
+
+
+class Wire(Protocol):
+    """What a connection goes over. Methods raise OSError, TimeoutError after silence."""
+
+    def send(self, chunks: Sequence[Said]) -> None:
+        """All of these, in order. SourceError where a file has become shorter."""
+        ...
+
+    def receive(self, buffer: memoryview) -> int:
+        """Put some bytes there, at least one; how many. 0: the peer has closed."""
+        ...
+
+    def encrypt(self, context: ssl.SSLContext, name: str) -> None:
+        """TLS from now on; `name` is what the peer's certificate must have."""
+        ...
+
+    def close(self) -> None:
+        """No more of either."""
+        ...
+
+
+class Link:
+    """A connected socket. `timeout`: seconds without a byte from, or to, the peer."""
+
+    def __init__(self, connected: socket.socket, timeout: float) -> None:
+        self._socket, self._timeout = connected, timeout
+        self._whole = 0
+        limit = pack("@ll", int(timeout), int(timeout % 1 * 1e6))
+        with suppress(OSError):  # a system with another idea of the time: Python's way
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            connected.settimeout(None)
+            self._whole = socket.MSG_WAITALL
+
+    def send(self, chunks: Sequence[Said]) -> None:
+        waiting: list[bytes | memoryview] = []
+        try:
+            for chunk in chunks:
+                if isinstance(chunk, Stretch):
+                    self._gathered(waiting, more=True)
+                    waiting = []
+                    self._file(chunk)
+                else:
+                    waiting.append(chunk)
+            self._gathered(waiting)
+        except BlockingIOError:
+            raise TimeoutError from None
+
+    def receive(self, buffer: memoryview) -> int:
+        try:
+            return self._socket.recv_into(buffer, 0, self._whole)
+        except BlockingIOError:
+            raise TimeoutError from None
+
+    def encrypt(self, context: ssl.SSLContext, name: str) -> None:
+        self._whole = 0
+        self._socket.settimeout(self._timeout)
+        self._socket = context.wrap_socket(self._socket, server_hostname=name)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _gathered(self, chunks: list[bytes | memoryview], *, more: bool = False) -> None:
+        if not self._whole:
+            for chunk in chunks:
+                self._socket.sendall(chunk)
+            return
+        flags = socket.MSG_MORE if more and hasattr(socket, "MSG_MORE") else 0
+        for at in range(0, len(chunks), AT_ONCE):
+            part = chunks[at : at + AT_ONCE]
+            done = self._socket.sendmsg(part, (), flags)
+            for chunk in part:  # a signal, or the time was over in the middle: the rest
+                if done < len(chunk):
+                    self._socket.sendall(memoryview(chunk)[done:], flags)
+                done = max(0, done - len(chunk))
+
+    def _file(self, stretch: Stretch) -> None:
+        """The kernel moves pages from the file to the socket, where it can."""
+        at, left = stretch.at, stretch.length
+        while left and self._whole:
+            try:
+                done = os.sendfile(self._socket.fileno(), stretch.file, at, left)
+            except BlockingIOError:
+                raise
+            except OSError:
+                break  # such a file cannot be sent so, or the connection is broken, which the other way tells too
+            if not done:
+                raise _shorter()
+            at, left = at + done, left - done
+        while left:
+            try:
+                data = os.pread(stretch.file, min(left, 1 << 20), at)
+            except OSError as error:
+                raise SourceError(f"cannot read what is to be sent: {error.strerror}") from error
+            if not data:
+                raise _shorter()
+            self._socket.sendall(data)
+            at, left = at + len(data), left - len(data)
+
+
+def dial(place: Path | tuple[str, int], timeout: float) -> Link:
+    """Connect to a socket file, or to (host, port). Raises OSError."""
+    if isinstance(place, Path):
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(str(place))
+        except BaseException:
+            connection.close()
+            raise
+    else:
+        connection = socket.create_connection(place, timeout)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Link(connection, timeout)
+
+
+def _shorter() -> SourceError:
+    return SourceError("the file became shorter while it was being read")

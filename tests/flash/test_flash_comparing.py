@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between an image and a target of this machine, read by several threads at once."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.errors import SourceError
+from erofs_edge.flash.comparing import SHARE, differences
+from erofs_edge.flash.image import Image
+from erofs_edge.flash.plan import plan_flash
+from erofs_edge.flash.survey import survey
+from erofs_edge.flash.target import FileTarget
+
+SIZE = 2 * SHARE + (1 << 20) + 4096 + 100
+WRONG = [0, 4096, SHARE - 4096, SHARE, 2 * SHARE + (256 << 10), SIZE - 100]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, FileTarget]:
+    """An image, and a target that differs from it in one byte of some blocks."""
+    data = bytearray(random.Random(1).randbytes(SIZE))
+    (tmp_path / "image").write_bytes(data)
+    for at in WRONG:
+        data[at] ^= 1
+    (tmp_path / "target").write_bytes(data)
+    return tmp_path / "image", FileTarget(tmp_path / "target", SIZE)
+
+
+def test_all_that_differs_is_found_in_order(pair: tuple[Path, FileTarget]) -> None:
+    path, target = pair
+    assert target.at_once > 1
+    told: list[int] = []
+    with Image(path) as image:
+        found = list(differences([(0, SIZE)], image.read_into, target, told.append))
+        assert found == [(at, min(at + 4096, SIZE)) for at in WRONG]
+        assert told == sorted(told) and told[-1] == SIZE
+        (region,) = plan_flash(path, target.identity).contents
+        findings = survey(region, image, target)
+    assert findings.write == [(0, 8192), (SHARE - 4096, SHARE + 4096), *((a, min(a + 4096, SIZE)) for a in WRONG[4:])]
+    assert findings.kept == SIZE - findings.write_bytes
+    target.close()
+
+
+def test_who_wants_the_first_only_gets_it(pair: tuple[Path, FileTarget]) -> None:
+    path, target = pair
+    with Image(path) as image:
+        found = differences([(4096, SIZE)], image.read_into, target)
+        assert next(found) == (4096, 8192)
+        found.close()  # type: ignore[attr-defined]
+    target.close()
+
+
+def test_an_image_that_has_become_shorter(pair: tuple[Path, FileTarget]) -> None:
+    path, target = pair
+    with Image(path) as image:
+        with path.open("r+b") as file:
+            file.truncate(SHARE + 10)
+        with pytest.raises(SourceError, match="shorter"):
+            list(differences([(0, SIZE)], image.read_into, target))
+    target.close()
