@@ -101,7 +101,11 @@ case $found in *' '*) fail "more than one disk could be meant: $found" ;; esac
 disk=/dev/$found
 blank "$disk" || [ -n "$OVERWRITE" ] || fail "$disk is not blank, it is left as it is"
 say "writing $disk"
-dd if=/dev/zero of="$disk" bs=1M count=1 conv=notrunc,fsync 2>/dev/null || fail "cannot write $disk"
+# the old table, and its backup, of which firmware would make it anew
+read -r sectors <"/sys/block/$found/size"
+for at in 0 $((sectors - 2048)); do
+    dd if=/dev/zero of="$disk" bs=512 seek="$at" count=2048 conv=notrunc,fsync 2>/dev/null || fail "cannot write $disk"
+done
 verified=0
 write_pieces others
 read_back others

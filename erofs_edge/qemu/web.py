@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A web server of one file, for firmware in QEMU that starts over HTTP."""
+"""Web servers of this machine for what runs in QEMU: of one file, for firmware that starts over HTTP; of any kind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ssl
 
 PIECE = 64 << 10
 KIND = "application/octet-stream"
@@ -44,15 +48,16 @@ def serve_file(path: Path) -> Iterator[int]:
         def log_message(self, *_: object) -> None:
             """Nobody reads it."""
 
-    class Quiet(ThreadingHTTPServer):
-        """A machine that is ended in the middle of a transfer is nothing to tell."""
+    with served(Handler) as port:
+        yield port
 
-        daemon_threads = True
 
-        def handle_error(self, request: object, client_address: object) -> None:
-            """The connection is closed, as after any other end."""
-
-    server = Quiet(("127.0.0.1", 0), Handler)
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """The port of 127.0.0.1 where these requests are served, over HTTPS with `tls`, until the end of the context."""
+    server = _Quiet(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -61,3 +66,12 @@ def serve_file(path: Path) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Quiet(ThreadingHTTPServer):
+    """A machine that is ended in the middle of a transfer is nothing to tell."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """The connection is closed, as after any other end."""

@@ -199,6 +199,17 @@ def test_a_disk_that_loses_data_gets_no_table(machine: Machine) -> None:
     assert not any(disk.read_bytes()[:MIB])
 
 
+def test_a_larger_disk_that_is_left_half_written_has_no_old_table(machine: Machine) -> None:
+    size = machine.image.stat().st_size + 3 * MIB + 512
+    disk = machine.disk("vda", b"old " * (size // 4), size=size)
+    digest = (machine.place / "payload/list").read_text().splitlines()[3].split()[2]
+    (machine.place / "payload/pieces" / digest).write_bytes(b"other" * 1000)
+    assert "FAILED: /dev/vda does not keep" in machine.run(OVERWRITE="yes")
+    raw = disk.read_bytes()
+    assert len(raw) == size and b"old " in raw
+    assert not any(raw[:MIB]) and not any(raw[-MIB:])
+
+
 def test_a_medium_of_another_build(machine: Machine) -> None:
     machine.disk("vda")
     assert "FAILED: no partition is labelled 'other'" in machine.run(LABEL="other")

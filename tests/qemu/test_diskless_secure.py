@@ -6,10 +6,9 @@ from __future__ import annotations
 import json
 import ssl
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +19,7 @@ from erofs_edge.diskless.place import parse_place
 from erofs_edge.manifest.load import load_board
 from erofs_edge.provision.credentials import AUTHORITY, SERVER, make_credentials, write_credentials
 from erofs_edge.qemu.diskless import GATEWAY, Wish, diskless_smoke
+from erofs_edge.qemu.web import served
 from erofs_edge.trust.signer import open_signer
 
 BOARD = "boards/qemu-aarch64.yaml"
@@ -93,15 +93,7 @@ def web_server(file: Path, tls: Path) -> Iterator[int]:
     """HTTPS on a port of this machine."""
     Ranges.file = file
     Ranges.sent.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tls / SERVER[0], tls / SERVER[1])
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with served(Ranges, context) as port:
+        yield port

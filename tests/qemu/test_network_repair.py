@@ -6,10 +6,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from erofs_edge.qemu import forge
 from erofs_edge.qemu.built import load_built, machine_command
 from erofs_edge.qemu.machine import Drive, find_qemu
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
+from erofs_edge.qemu.web import served
 
 pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(3000)]
 HOST = "10.0.2.2"
@@ -29,8 +29,8 @@ CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfil
 
 
 @contextmanager
-def server() -> Iterator[tuple[ThreadingHTTPServer, list[str], dict[str, Path]]]:
-    """A web server that gives ranges: itself, what it was asked for, and its files by path."""
+def server() -> Iterator[tuple[int, list[str], dict[str, Path]]]:
+    """A web server that gives ranges: its port, what it was asked for, and its files by path."""
     asked: list[str] = []
     files: dict[str, Path] = {}
 
@@ -52,18 +52,16 @@ def server() -> Iterator[tuple[ThreadingHTTPServer, list[str], dict[str, Path]]]
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
-        threading.Thread(target=web.serve_forever, daemon=True).start()
-        yield web, asked, files
-        web.shutdown()
+    with served(Handler) as port:
+        yield port, asked, files
 
 
 def test_what_both_slots_have_lost_comes_from_a_web_server(edge: str, repository: Path, tmp_path: Path) -> None:
-    with server() as (web, asked, files):
+    with server() as (port, asked, files):
         path, locks, out = tmp_path / "far.yaml", tmp_path / "locks", tmp_path / "out"
         path.write_text(
             f"board: far\nextends: {repository}/boards/qemu-aarch64.yaml\n"
-            f'verity: {{repair_from: "http://{HOST}:{web.server_port}/{{root_hash}}.img"}}\n'
+            f'verity: {{repair_from: "http://{HOST}:{port}/{{root_hash}}.img"}}\n'
         )
         for command in (["lock", path, "-o", f"{locks}/"], ["build", path, "-o", out, "--relock-if-gone"]):
             done = subprocess.run([edge, *map(str, command)], capture_output=True, text=True, check=False)

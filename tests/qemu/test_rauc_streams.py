@@ -8,10 +8,9 @@ import re
 import shutil
 import stat
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from erofs_edge.erofs import open as open_image
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.built import load_built, machine_command
 from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.web import served
 
 pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(3500)]
 BOARD = "boards/qemu-aarch64.yaml"
@@ -86,11 +86,8 @@ def counted(folder: Path) -> Iterator[tuple[int, list[tuple[int, int]]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
-        web.daemon_threads = True
-        threading.Thread(target=web.serve_forever, daemon=True).start()
-        yield web.server_port, sent
-        web.shutdown()
+    with served(Handler) as port:
+        yield port, sent
 
 
 def other_contents(out: Path, target: Path) -> int:
