@@ -364,8 +364,12 @@ def _results(pieces: Iterable[Piece], view: memoryview, size: int, length: int) 
         digest = b""
         if kind:
             end = word + 1 + 2 * words[word]
-            fields = zip(words[word + 1 : end : 2], words[word + 2 : end : 2], strict=True)
-            extents = [new(Extent, (n, field & ~RAW, field >= RAW, -1, False)) for n, field in fields]
+            if end == word + 3:  # as most files have it
+                field = words[word + 2]
+                extents = [new(Extent, (words[word + 1], field & ~RAW, field >= RAW, -1, False))]
+            else:
+                fields = zip(words[word + 1 : end : 2], words[word + 2 : end : 2], strict=True)
+                extents = [new(Extent, (n, field & ~RAW, field >= RAW, -1, False)) for n, field in fields]
             word = end
             if kind & HAS_DIGEST:
                 digest, word = array("I", words[word : word + 8]).tobytes(), word + 8

@@ -73,13 +73,14 @@ class FileStore:
     ) -> None:
         """`apart`: paths of files whose extents need not stay together, with a Spool."""
         self._sink = sink
-        self._moves = isinstance(sink, Spool) or (options.blob is not None and chunks is None)
+        self._spool = sink if isinstance(sink, Spool) else None
+        self._moves = self._spool is not None or (options.blob is not None and chunks is None)
         self._repeats = repeats or Repeats()
         self._apart = apart
         self._bases: dict[int, int] = {}
         self._chunks = chunks
         self._codings = codings
-        self._block_size = options.block_size
+        self._block_size, self._block_bits = options.block_size, options.block_bits
         self._options = options
         self._originals: dict[Node, _Placed | None] = dict.fromkeys(originals)
         self._first_block = 0
@@ -111,8 +112,8 @@ class FileStore:
             # the pieces were judged by different contents
             raise SourceError("file changed while it was being read", where=node.where)
         if stored.segment is not None:
-            if self._is_apart(piece) and isinstance(self._sink, Spool):
-                self._append_apart(node, stored.segment, piece.key, self._sink)
+            if self._spool is not None and self._is_apart(piece):
+                self._append_apart(node, stored.segment, piece.key, self._spool)
             else:
                 self._append_segment(stored.segment, piece.key)
             if piece.is_last:
@@ -167,8 +168,8 @@ class FileStore:
 
     def _begin(self, node: Node) -> None:
         """The blocks of a file follow."""
-        if isinstance(self._sink, Spool):
-            self._first_run = self._sink.start(node.path)
+        if self._spool is not None:
+            self._first_run = self._spool.start(node.path)
         self._first_block = self._sink.position // self._block_size
         reach(node, self._first_block, self._options)
 
@@ -205,7 +206,7 @@ class FileStore:
 
     def _is_apart(self, piece: Piece) -> bool:
         """Whether each extent is free to have a place of its own."""
-        return isinstance(self._sink, Spool) and (piece.packed is not None or piece.node.path in self._apart)
+        return self._spool is not None and (piece.packed is not None or piece.node.path in self._apart)
 
     def _append_apart(self, node: Node, segment: Segment, key: Key, spool: Spool) -> None:
         """A piece of which each extent may come to stand elsewhere."""
@@ -236,11 +237,12 @@ class FileStore:
     def _finish_compressed(self, node: Node, stored: Stored) -> None:
         assert stored.segment is not None  # noqa: S101 - it is compressed
         apart = self._is_apart(stored.piece)
-        blocks = self._own if apart else sum([extent.blocks for extent in self._extents if extent.place < 0])
-        is_fragment = stored.segment.fragment == node.size or node in self._repeats.sources
-        if not is_fragment and not gains(node.size, blocks, self._block_size, len(self._tail)):
-            self._restart_flat(node)
-            return
+        if not stored.piece.is_whole or stored.piece.packed is not None:  # of whole files it is known
+            blocks = self._own if apart else sum([extent.blocks for extent in self._extents if extent.place < 0])
+            is_fragment = stored.segment.fragment == node.size or node in self._repeats.sources
+            if not is_fragment and not gains(node.size, blocks, self._block_size, len(self._tail)):
+                self._restart_flat(node)
+                return
         placed = _Placed(self._first_block, self._extents, self._tail, apart=apart)
         if length := stored.segment.fragment:
             assert node.inode.content is not None  # noqa: S101 - it was read before
@@ -262,7 +264,7 @@ class FileStore:
             self.features |= INCOMPAT_ZTAILPACKING
         if self._moves:
             self._unsettled[node] = placed
-        if not isinstance(self._sink, Spool):
+        if self._spool is None:
             self._set_index(node, placed, -1, self._until_settled)
 
     def _until_settled(self, block: int) -> int:
@@ -277,23 +279,25 @@ class FileStore:
         options, rules = self._options, self._codings.of(node)
         assert rules is not None  # noqa: S101 - it is compressed
         whole = fragment >= 0 and len(extents) == 1
+        own = blocks = sum([e.blocks for e in extents])
+        ends: list[int] = []
         if [True for e in extents if e.place >= 0]:
             extents = [e if e.place < 0 else e._replace(place=where(e.place)) for e in extents]
-        own = sum([e.blocks for e in extents if e.place < 0])
+            own = sum([e.blocks for e in extents if e.place < 0])
         first = where(placed.block) if own else 1  # which says nothing then
         if placed.apart and (together := _joined(extents)) is not None:
             first, extents = together
-            own = sum([e.blocks for e in extents])
-        ends = [e.place + e.blocks for e in extents if e.place >= 0]
-        refers = bool(ends)  # compact indexes say where the first pcluster is only
-        if refers and not placed.apart:
-            self.features |= INCOMPAT_DEDUPE
-        full = options.full_index or refers
-        node.layout = layout_for(options.block_bits, fragment, whole=whole, full=full)
+            own = blocks
+        elif own < blocks:
+            ends = [e.place + e.blocks for e in extents if e.place >= 0]
+            if not placed.apart:
+                self.features |= INCOMPAT_DEDUPE
+        full = options.full_index or bool(ends)  # compact indexes say where the first pcluster is only
+        node.layout = layout_for(self._block_bits, fragment, whole=whole, full=full)
         # what is inline counts as a block in st_blocks, as with mkfs.erofs
-        node.i_u = sum([e.blocks for e in extents]) + bool(node.tail_size)
+        node.i_u = blocks + bool(node.tail_size)
         common: dict[str, Any] = {
-            "block_bits": options.block_bits,
+            "block_bits": self._block_bits,
             "first_block": first,
             "position": node.head_size + 7 & ~7,
             "fragment": fragment,

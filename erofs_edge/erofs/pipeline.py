@@ -236,7 +236,7 @@ def _content(node: Node) -> Content:
 def pieces_of(files: Iterable[Node], twins: dict[Node, Node], *, tails: Tails = Tails.BLOCK) -> Iterator[Piece]:
     """Each file's pieces, in order; those of twins, and with ALL of every file, are whole."""
     for node in files:
-        if node in twins or tails is Tails.ALL:
+        if node.size <= PIECE or node in twins or tails is Tails.ALL:
             yield Piece(node, 0, node.size, twins.get(node))
             continue
         for offset in range(0, node.size, PIECE):

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -321,7 +322,8 @@ def _store_contents(
     rules = codings.default
     tails = TAILS[options.fragments, options.ztailpacking]
     beside = options.block_size if options.inline_tails else 0
-    done, total = 0, sum(node.size for node in plan.files)
+    contents = list(plan.files)
+    done, total = 0, sum([node.size for node in contents])
     pool = options.ahead.pool if options.ahead else ThreadPoolExecutor(options.workers, thread_name_prefix="erofs")
     how = partial(store, pool=pool, special=codings.special, block_size=options.block_size)
     run = partial(how, cache=options.cache, meter=options.meter)
@@ -332,15 +334,15 @@ def _store_contents(
         larger_than = options.block_size // 2 if options.dedupe else options.block_size
         if tails is Tails.ALL:
             larger_than = 0
-        twins = find_twins(plan.files, codings, pool, larger_than=larger_than) if slow or options.shares else {}
+        twins = find_twins(contents, codings, pool, larger_than=larger_than) if slow or options.shares else {}
         repeats = Repeats()
         if options.dedupe and tails is not Tails.ALL:
-            originals = (node for node in plan.files if node not in twins)
+            originals = (node for node in contents if node not in twins)
             whole = options.pcluster_size if tails is Tails.FRAGMENT else 0
             repeats = find_repeats(originals, codings, pool, block_size=options.block_size, larger_than=whole)
         shares = Shares(repeats, options.block_size) if repeats.numbers else None
         files = FileStore(sink, codings, options, twins.values(), chunks, repeats, plan.apart)
-        pieces = pieces_of(plan.files, twins, tails=tails)
+        pieces = pieces_of(contents, twins, tails=tails)
         stream = run(pieces, rules=rules, tails=tails, beside=beside, shares=shares, ahead=options.ahead)
         for stored in _after(plan.hot, stream, partial(_end_hot, plan.hot, files, after_hot)):
             files.take(stored)
@@ -415,12 +417,13 @@ def _place_nodes(root: Node, nodes: list[Node], head: Head, hot: HotBlocks, bloc
         block += count
         return block - count
 
-    nodes = sorted((node for node in nodes if node is not root), key=lambda node: node.number)
-    # behind all data and, at worst, a block for each inode
-    last = block + sum(-(-footprint(node) // block_size) + len(node.names) for node in nodes)
-    for node in nodes:
-        if last >= NULL_ADDR and node.inode.is_dir:
-            reach(node, last, options)
+    nodes = sorted([node for node in nodes if node is not root], key=attrgetter("number"))
+    if block > NULL_ADDR // 2:  # all this is in memory: it has less than as many blocks
+        # behind all data and, at worst, a block for each inode
+        last = block + sum(-(-footprint(node) // block_size) + len(node.names) for node in nodes)
+        for node in nodes:
+            if last >= NULL_ADDR and node.inode.is_dir:
+                reach(node, last, options)
     directories = directory_blocks(nodes, block_size)
     hot.holes = place(nodes, directories, holes=hot.holes, allocate=allocate, block_size=block_size)
     return block

@@ -24,9 +24,11 @@ def sample(size: int, seed: int = 1) -> bytes:
 
 @pytest.fixture
 def fresh_library() -> object:
-    lz4._library.cache_clear()
+    for known in (lz4._library, lz4._check):
+        known.cache_clear()
     yield
-    lz4._library.cache_clear()
+    for known in (lz4._library, lz4._check):
+        known.cache_clear()
 
 
 @pytest.mark.parametrize("level", [None, 1, 3, 9, 10, 12])
@@ -101,12 +103,24 @@ def _compress(data: bytes) -> bytes:
     return bytes(compressor.padded(*[compressor.fill(lz4.address_of(data), len(data))[1]] * 2))
 
 
-def test_other_bytes_fail_loudly(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
-    key = (9, 16384)
+@pytest.mark.parametrize(
+    ("wrong", "refused", "taken"), [(None, (None,), (9, 12)), (9, (1, 9, 12), (None,)), (12, (10, 12), (None, 9))]
+)
+def test_other_bytes_fail_loudly(
+    monkeypatch: pytest.MonkeyPatch,
+    fresh_library: None,
+    wrong: int | None,
+    refused: tuple[int | None, ...],
+    taken: tuple[int | None, ...],
+) -> None:
+    key = (wrong, 16384)
     monkeypatch.setitem(lz4._KNOWN_ANSWERS, key, (lz4._KNOWN_ANSWERS[key][0], "0" * 32))
-    with pytest.raises(ToolError, match="other bytes") as caught:
-        lz4.FixedOutput(9, 4096)
-    assert caught.value.hint == "pip install lz4==4.4.5"
+    for level in taken:
+        lz4.FixedOutput(level, 4096)
+    for level in refused:
+        with pytest.raises(ToolError, match="other bytes") as caught:
+            lz4.FixedOutput(level, 4096)
+        assert caught.value.hint == "pip install lz4==4.4.5"
 
 
 def test_another_version_fails_loudly(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:

@@ -188,8 +188,8 @@ class Gap(Sink):
 @contextmanager
 def far_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     @contextmanager
-    def replacing(path: Path, *, hashing: bool = False) -> Iterator[Sink]:
-        with output.replacing(path, hashing=hashing) as sink:
+    def replacing(path: Path, **options: Any) -> Iterator[Sink]:
+        with output.replacing(path, **options) as sink:
             sink.__class__ = Gap
             yield sink
 
