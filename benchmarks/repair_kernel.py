@@ -2,7 +2,7 @@
 """How much of a damaged image comes back: by `verity repair`, and by a real kernel with FEC as it reads, in QEMU.
 
 usage: python benchmarks/repair_kernel.py [--mib N] [--roots N] [--sectors N …] [--kind spread|burst] [--timeout S]
-       [--scratch DIR]
+       [--native LINUX] [--scratch DIR]
 
 Prints a markdown table for docs/benchmarks.md. Each image is damaged as in repair.py, in its data alone, and read once
 from end to end in blocks, past the page cache, which would ask for a bad one twice; the blocks that could not be read
@@ -11,14 +11,21 @@ computed table of repair.py holds) and what `verity repair` does to the same fil
 programs are those of the stock board, the machine is QEMU's without KVM. Of 10,000 scattered sectors hardly anything
 comes back; that takes the longest, since each bad block is looked for in 253 others. dm-bufio gets enough memory to
 keep all of them, else each is read anew.
+
+--native takes the kernel as a program of this machine (Linux' `make ARCH=um tinyconfig linux` with the options of
+NATIVE): the same source, nothing is emulated. Its root is this machine's, read only, so sh, dd and dmsetup are too; the
+scratch folder must not be below /dev. Linux 6.12 cannot put back the registers of processors with AMX: there
+`have_xstate_support` in arch/x86/um/os-Linux/registers.c must stay 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -66,6 +73,28 @@ echo "repair: done"
 reboot -f
 """
 
+NATIVE = """64BIT PRINTK FUTEX EPOLL MULTIUSER SHMEM TMPFS POSIX_TIMERS BINFMT_ELF BINFMT_SCRIPT PROC_FS SYSFS DEVTMPFS
+DEVTMPFS_MOUNT BLOCK BLK_DEV BLK_DEV_UBD HOSTFS MD BLK_DEV_DM DM_VERITY DM_VERITY_FEC CRYPTO CRYPTO_SHA256
+STDERR_CONSOLE TTY HZ_100 CC_OPTIMIZE_FOR_PERFORMANCE"""
+NATIVE_INIT = """#!/bin/sh
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin DM_DISABLE_UDEV=1 LC_ALL=C
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+dmsetup mknodes
+echo $((256 << 20)) >/sys/module/dm_bufio/parameters/max_cache_size_bytes
+disks=abcdefghijklmnop
+while read -r serial sectors table; do
+    device=/dev/ubd${disks%${disks#?}} disks=${disks#?}
+    table="0 $sectors verity 1 $device $device $table use_fec_from_device $device $(cat HERE/fec-$serial)"
+    dmsetup create $serial --readonly --table "$table" --addnodeoncreate
+    errors=$(dd if=/dev/mapper/$serial of=/dev/null bs=4096 iflag=direct conv=noerror 2>&1 | grep -c 'rror')
+    echo "repair: $serial unreadable $errors corrected $(dmesg -c | grep -c 'verity-fec.*corrected')"
+    dmsetup remove $serial
+done <HERE/jobs
+echo "repair: done"
+sleep 60
+"""
+
 
 class Job:
     """An image, what was done to it, and how a kernel opens it."""
@@ -101,8 +130,25 @@ class Job:
         return int(record["repaired_data_blocks"]["total"])
 
 
-def machine(jobs: list[Job], folder: Path, timeout: float) -> dict[str, tuple[int, int]]:
-    """Serial → (blocks that could not be read, lines about corrections) by the kernel of the stock board."""
+Found = dict[str, tuple[int, int]]
+"""serial → blocks that could not be read, lines about corrections"""
+
+
+def native(linux: Path, jobs: list[Job], folder: Path) -> list[str]:
+    """The command of the kernel that is a program."""
+    init = folder / "init"
+    init.write_text(NATIVE_INIT.replace("HERE", str(folder)))
+    init.chmod(0o755)
+    (folder / "jobs").write_text("".join(job.table() for job in jobs))
+    for job in jobs:
+        (folder / f"fec-{job.serial}").write_text(job.fec())
+    disks = [f"ubd{chr(ord('a') + number)}r={job.image}" for number, job in enumerate(jobs)]
+    root = ["root=/dev/root", "rootfstype=hostfs", "ro", f"init={init}"]
+    return [str(linux), *disks, *root, "mem=1G", "con0=fd:0,fd:1", "loglevel=0"]
+
+
+def emulated(jobs: list[Job], folder: Path) -> list[str]:
+    """The command of QEMU's machine with the kernel of the stock board."""
     cache, inputs = Cache(None), gather(BOARD)
     debs = fetch_debs(inputs, cache, quiet)
     kernel = KernelModules(read_deb(debs.kernel, cache).data)
@@ -123,25 +169,32 @@ def machine(jobs: list[Job], folder: Path, timeout: float) -> dict[str, tuple[in
     (folder / "vmlinuz").write_bytes(
         next(node for path, node in read_deb(debs.kernel, cache).data.walk() if b"/vmlinuz-" in path).read()
     )
-    command = [str(find_qemu().program), *arguments(
+    return [str(find_qemu().program), *arguments(
         kind_of("arm64"), kernel=folder / "vmlinuz", initramfs=initramfs,
         disks={job.serial: job.image for job in jobs}, memory=1 << 30, epoch=0,
     )]  # fmt: skip
-    found: dict[str, tuple[int, int]] = {}
+
+
+def read_through(command: list[str], timeout: float) -> Found:
+    """What the machine says until it has read everything, or is stopped."""
+    found: Found = {}
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace", start_new_session=True,
+    )  # fmt: skip
     assert process.stdout is not None
-    ending = threading.Timer(timeout, process.kill)
+    ending = threading.Timer(timeout, os.killpg, [process.pid, signal.SIGKILL])
     ending.start()
     try:
         for line in process.stdout:
             print(line.rstrip(), file=sys.stderr, flush=True)
             if told := re.search(r"repair: (\w+) unreadable (\d+) corrected (\d+)", line):
                 found[told[1]] = int(told[2]), int(told[3])
+            if "repair: done" in line:
+                break
     finally:
         ending.cancel()
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return found
 
@@ -153,6 +206,7 @@ def main() -> None:
     parser.add_argument("--sectors", type=int, action="append", help="default: 1 to 10,000")
     parser.add_argument("--kind", choices=("spread", "burst"), help="one of both alone")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for the machine")
+    parser.add_argument("--native", type=Path, help="Linux as a program of this machine, in place of QEMU's machine")
     parser.add_argument("--scratch", type=Path, help="folder for images (default: a temporary one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
@@ -163,7 +217,8 @@ def main() -> None:
                 job = Job(folder / serial, serial, options.mib, options.roots)
                 job.places = damage(job.image, sectors, burst, job.verity.superblock.data_size)
                 jobs.append(job)
-        found = machine(jobs, folder, options.timeout)
+        command = native(options.native, jobs, folder) if options.native else emulated(jobs, folder)
+        found = read_through(command, options.timeout)
         damaged = f"damage, {options.mib} MiB, {options.roots} roots"
         print(f"| {damaged} | bad blocks | repaired by us | read by the kernel | computed |")
         print("| --- | --- | --- | --- | --- |")
