@@ -8,10 +8,8 @@ long as the other thread likes, which is five: beside Python code it hardly gets
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -30,6 +28,8 @@ def beside(work: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
     When the block ends without having asked, the process is ended too.
     """
     if not may_fork():
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(1) as pool:
             yield pool.submit(work).result
         return
@@ -47,6 +47,8 @@ def beside(work: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
 
 
 def _received(message: bytes, work: Callable[[], Result]) -> Result:
+    import pickle
+
     try:
         done, value = pickle.loads(message)  # a process of ours has written it
     except (EOFError, pickle.UnpicklingError):
@@ -70,6 +72,8 @@ def _deliver(work: Callable[[], object], pipe: int) -> None:
 
 
 def _message(work: Callable[[], object]) -> bytes:
+    import pickle
+
     found: tuple[bool, Any]
     try:
         found = (True, work())

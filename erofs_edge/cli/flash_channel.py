@@ -6,7 +6,6 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from erofs_edge.cli.channel import _needed
 from erofs_edge.cli.output import note, size_text, step
 from erofs_edge.errors import SourceError, UsageError
 
@@ -19,6 +18,8 @@ def from_channel(url: str, root: Path | None, sigstore: Path | None, what: Path 
 
     Raises as `Channel` does, UsageError where it is not clear which board.
     """
+    from erofs_edge.cli.channel import _needed
+
     _needed()
     from erofs_edge.channel.follow import Channel
     from erofs_edge.trust.sigstore import read_policy

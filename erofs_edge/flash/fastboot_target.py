@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from erofs_edge.disk.android_sparse import BLOCK, CHUNK, FILL_SIZE, HEADER, Piece, Run
 from erofs_edge.errors import DeviceRefusedError
+from erofs_edge.flash.comparing import CHUNK as WRITTEN
 from erofs_edge.flash.survey import chunks
 from erofs_edge.flash.target import Ability, Identity, PlainTarget
 from erofs_edge.transport.fastboot import client
@@ -20,6 +21,7 @@ from erofs_edge.transport.fastboot.link import Device
 
 BUFFER_MAX = 64 << 20  # bytes that gather here at most
 BUFFER_DEFAULT = 16 << 20  # bytes, of a device that does not say what it can hold
+ROOM = 64 << 10  # bytes of headers that a download has at most beside what was written at once
 TABLE_SECTORS = 34  # protective MBR, header and 128 entries: what devices take as a table
 
 
@@ -39,7 +41,10 @@ class FastbootTarget(PlainTarget):
     DeviceRefusedError with its reason where it says no.
     """
 
-    def __init__(self, device: Device, places: Mapping[str, tuple[int, int]], size: int) -> None:
+    def __init__(
+        self, device: Device, places: Mapping[str, tuple[int, int]], size: int, *, most: int = BUFFER_MAX
+    ) -> None:
+        """`most`: bytes of a download, as far as the device takes so many."""
         self._device, self._places = device, dict(places)
         product = self._variable("product")
         self._identity = Identity(
@@ -48,7 +53,9 @@ class FastbootTarget(PlainTarget):
         fetch = self._variable("max-fetch-size")
         self._fetch = min(client.parse_number(fetch), BUFFER_MAX) if fetch else 0
         limit = self._variable("max-download-size") or self._variable("downloadsize")
-        self._limit = min(client.parse_number(limit) if limit else BUFFER_DEFAULT, BUFFER_MAX)
+        self._limit = min(client.parse_number(limit) if limit else BUFFER_DEFAULT, most)
+        # the next piece would not fit, and what is left of it, the size of some headers, be a download of its own
+        self._enough = self._limit - WRITTEN - ROOM if self._limit > 2 * WRITTEN else self._limit - 1
         self._waiting: dict[str, list[_Waiting]] = {}
         self._held = self._received = 0
 
@@ -165,7 +172,7 @@ class FastbootTarget(PlainTarget):
             waiting = self._waiting.setdefault(name, [])
         waiting.append(piece)
         self._held += piece.length if piece.data is not None else 0
-        if self._held >= self._limit:
+        if self._held > self._enough:
             self._send()
 
     def _send(self) -> None:

@@ -11,12 +11,12 @@ import errno
 from collections.abc import Iterator, Mapping, Sequence
 
 from erofs_edge.errors import DeviceRefusedError
-from erofs_edge.flash.fastboot_target import FastbootTarget
+from erofs_edge.flash.fastboot_target import ROOM, FastbootTarget
 from erofs_edge.flash.survey import chunks, zero_digest
 from erofs_edge.flash.target import Ability
 from erofs_edge.transport.fastboot import client
 from erofs_edge.transport.fastboot.link import Device
-from erofs_edge.transport.fastboot.uboot import PIECE_MAX, SECTOR, Talk, UBoot, tried
+from erofs_edge.transport.fastboot.uboot import PIECE_MAX, SECTOR, Talk, UBoot
 
 READ_STEPS = (64 << 10, 4096, SECTOR)  # bytes, of what is asked whether it is zeros before it is read
 FINEST = 64 << 10
@@ -27,9 +27,8 @@ class UBootTarget(FastbootTarget):
     """As `FastbootTarget`, readable for a few KiB at a time, which is what the slot state needs."""
 
     def __init__(self, device: Device, uboot: UBoot, places: Mapping[str, tuple[int, int]], size: int) -> None:
-        super().__init__(device, places, size)
         # it answers nothing while it writes, and the link gives up what is silent for a minute
-        self._limit = min(self._limit, PIECE_MAX)
+        super().__init__(device, places, size, most=PIECE_MAX + ROOM)
         self._uboot = uboot
         self._starts: dict[str, int] = {}
 
@@ -76,7 +75,7 @@ class UBootTarget(FastbootTarget):
             yield from client.download(len(raw), [raw])
             yield from client.command(f"flash:{name}")
 
-        self._device.run(tried(whole))
+        self._device.run(self._uboot.tried(whole))
 
     def _place(self, offset: int, length: int) -> int:
         """Where on its disk the device has a range of the image. Raises OSError where that is no single place."""

@@ -95,8 +95,8 @@ class UBootFastboot(FastbootDevice):
         return all(self._shell(self.environment[name]) for name in names)
 
     def _mmc(self, verb: str, *words: str) -> bool:
-        if verb == "dev":
-            return self.probed and words == ("0",)
+        if verb in ("dev", "rescan"):
+            return self.probed and words == (("0",) if verb == "dev" else ())
         address, first, count = (int(word, 16) for word in words)
         data = self._disk().disk.read(first * SECTOR, count * SECTOR)
         if not self.probed or verb != "read" or len(data) != count * SECTOR:

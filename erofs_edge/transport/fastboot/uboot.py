@@ -15,6 +15,7 @@ them. Nothing of it stays: the environment is never saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -67,14 +68,14 @@ class UBoot:
         yield from self._prepare()
         found = []
         for offset, length in ranges:
-            yield from tried(partial(self._load, offset, length, "ex"))
+            yield from self.tried(partial(self._load, offset, length, "ex"))
             found.append(_digest((yield from _get("eo"))))
         return found
 
     def read(self, offset: int, length: int) -> Talk[bytes]:
         """What the disk holds, sectors, PIECE_MAX at most. Eight bytes at a time: for a few sectors, no more."""
         yield from self._prepare()
-        yield from tried(partial(self._load, offset, length, "er"))
+        yield from self.tried(partial(self._load, offset, length, "er"))
         data = bytearray()
         while len(data) < length:
             yield from _run(f"setenv ev;setenv ep {self._buffer + len(data):x};run eg")
@@ -84,6 +85,17 @@ class UBoot:
             for word in words:
                 data += _number(word).to_bytes(WORD, "little")
         return bytes(data[:length])
+
+    def tried(self, talk: Callable[[], Talk[T]]) -> Talk[T]:
+        """What can be said again is said again where the device refuses it, TRIES times in all. In between it begins
+        anew with its disk, of which it knows not even the partitions after a failure."""
+        for _ in range(TRIES - 1):
+            try:
+                return (yield from talk())
+            except DeviceRefusedError:
+                with suppress(DeviceRefusedError):
+                    yield from _run(f"mmc dev {self._disk};mmc rescan;part list mmc {self._disk}")
+        return (yield from talk())
 
     def _load(self, offset: int, length: int, then: str) -> Talk[None]:
         if offset % SECTOR or length % SECTOR or not 0 < length <= PIECE_MAX:
@@ -98,16 +110,6 @@ class UBoot:
         for name, value in _STORED.items():
             yield from _run(f"setenv {name} '{value}'")
         self._told = True
-
-
-def tried(talk: Callable[[], Talk[T]]) -> Talk[T]:
-    """What can be said again is said again, where the device refuses it: TRIES times in all."""
-    for _ in range(TRIES - 1):
-        try:
-            return (yield from talk())
-        except DeviceRefusedError:
-            continue
-    return (yield from talk())
 
 
 def consents() -> Talk[UBoot | None]:
