@@ -33,6 +33,7 @@ from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.pipeline import Piece, Stored
 from erofs_edge.erofs.plan import Node
+from erofs_edge.erofs.processes import keep_memory
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.tree import FileContent, Inode
 
@@ -46,6 +47,7 @@ calls of codecs, their nanoseconds, hits, misses and damaged entries of the cach
 PIECE_TASK = struct.Struct("<BIQQQIH")
 """a file of a task: whether its inode is extended, bytes of its attributes, where the content starts, its size, offset
 and length of the piece, bytes of the path that follows"""
+POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, linux/mman.h, since Linux 5.14
 LAST = 0xFFFFFFFF  # no task's number: a process says goodbye
 MESSAGES = 64 << 10  # bytes: more than a pipe can hold is never read at once
 RAW = 1 << 31
@@ -204,6 +206,7 @@ class Crew:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         gc.disable()
+        keep_memory()
         everything = memoryview(self._arena)
         before = (0, 0, 0, 0, 0)
 
@@ -220,7 +223,9 @@ class Crew:
             number, first, units, size = TASK.unpack(message)
             out = everything[first * UNIT : (first + units) * UNIT]
             try:
-                data, record = _record([store(piece) for piece in _pieces(bytes(out[:size]))], out, self._block_size)
+                stored = [store(piece) for piece in _pieces(bytes(out[:size]))]
+                self._populate(first, [piece for one in stored for piece in _chunks(one)])
+                data, record = _record(stored, out, self._block_size)
             except Exception:  # the parent does the same, and finds what is wrong
                 tell(number, False, 0, 0)
             else:
@@ -230,6 +235,12 @@ class Crew:
         if cache is not None:
             cache.close()
         tell(LAST, True, 0, 0)
+
+    def _populate(self, first: int, chunks: Iterable[bytes | memoryview]) -> None:
+        """Have the memory for these at once, and not by a fault for each of its pages, where the kernel can."""
+        if size := sum(map(len, chunks)):
+            with suppress(OSError):
+                self._arena.madvise(POPULATE_WRITE, first * UNIT, size)
 
     def _note(self, messages: bytes) -> None:
         for number, good, data, record, calls, spent, hits, misses, damaged, problem in DONE.iter_unpack(messages):
@@ -315,15 +326,22 @@ def _pieces(task: bytes) -> list[Piece]:
     return pieces
 
 
+def _chunks(stored: Stored) -> Sequence[bytes | memoryview]:
+    """The bytes of a result."""
+    if stored.data is not None:
+        return [stored.data]
+    return stored.segment.chunks if stored.segment is not None else []
+
+
 def _record(stored: Sequence[Stored], out: memoryview, block_size: int) -> tuple[int, int]:
     """Put data to the start of a part of the arena, and behind it what it is; bytes of both. Segments of whole blocks
     are joined, unless `block_size` is 0. Raises ValueError where there is no room."""
     words = array("I")
     at = 0
-    for _, segment, data, digest, dense in stored:
-        chunks: Sequence[bytes | memoryview] = [data] if data is not None else segment.chunks if segment else []
+    for one in stored:
+        _, segment, _, digest, dense = one
         start, lengths = at, []
-        for chunk in chunks:
+        for chunk in _chunks(one):
             size = len(chunk)
             lengths.append(size)
             out[at : at + size] = chunk
