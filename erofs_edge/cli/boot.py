@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from erofs_edge.cli.boot_diskless import boot_diskless, diskless_options, refuse_without
+from erofs_edge.cli.built import built
 from erofs_edge.cli.output import emit_json, json_option, note
 from erofs_edge.errors import UsageError
 
@@ -64,8 +65,6 @@ def boot(
     With --smoke nobody need watch: the exit code is 0 only after the guest itself has reported a verified EROFS
     root with the expected root hash, the expected slot and a writable /var, and shows a login prompt.
     """
-    from erofs_edge.manifest.load import load_board
-
     if of_diskless["diskless"]:
         others = bool(disk or slot or tamper or falls_back or scenario or keep or u_boot or forwards)
         boot_diskless(board, out, of_diskless, smoke=smoke, others=others, timeout=timeout, log=log, as_json=as_json)
@@ -82,8 +81,8 @@ def boot(
         raise UsageError("--timeout, --log and --json belong to --smoke")
     if smoke and forwards:
         raise UsageError("--forward is for the terminal: --smoke gives the machine no network")
-    value = load_board(board).value
-    folder = out or Path("out") / value.board
+    loaded, folder = built(board, out)
+    value = loaded.value
     if not smoke:
         from erofs_edge.qemu.terminal import terminal
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from erofs_edge.cli.built import built
 from erofs_edge.cli.output import emit_json, note, size_text
 from erofs_edge.errors import UsageError
 
@@ -55,7 +56,6 @@ def boot_diskless(
     as_json: bool,
 ) -> None:
     """Boot and prove; `others` says that there were options that a machine without a disk cannot have."""
-    from erofs_edge.manifest.load import load_board
     from erofs_edge.qemu.diskless import diskless_smoke
     from erofs_edge.qemu.smoke import TIMEOUT
     from erofs_edge.trace.record import write_trace
@@ -63,8 +63,7 @@ def boot_diskless(
 
     if not smoke or others:
         raise UsageError("--diskless goes with --smoke, and with no option for a disk or its slots")
-    loaded = load_board(board)
-    folder = out or Path("out") / loaded.value.board
+    loaded, folder = built(board, out)
     record, trace = diskless_smoke(
         loaded,
         folder,

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from erofs_edge.cli.built import built
 from erofs_edge.cli.output import emit_json, json_option, size_text, step
 from erofs_edge.errors import ErofsEdgeError, UsageError
+from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
     from erofs_edge.diskless.place import Place
@@ -65,12 +66,10 @@ def diskless(
     """
     from erofs_edge.diskless.place import parse_boot_image, parse_place
     from erofs_edge.diskless.start import Diskless, board_lock, build_diskless
-    from erofs_edge.manifest.load import load_board
     from erofs_edge.sources.cache import Cache
     from erofs_edge.trust.signer import open_signer
 
-    loaded = load_board(board)
-    folder = out or Path("out") / loaded.value.board
+    loaded, folder = built(board, out)
     wanted = Diskless(
         parse_place(system),
         _data(data),
@@ -122,10 +121,8 @@ def _certificates(ca: Path | None, certificate: Path | None, key: Path | None) -
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with beside(path, path.name) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(path)) from error

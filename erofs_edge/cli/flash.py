@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from erofs_edge.cli.built import BoardOrPath, built
 from erofs_edge.cli.flash_channel import from_channel, older_image
-from erofs_edge.cli.flash_qemu import SCHEME, reached
+from erofs_edge.cli.flash_qemu import SCHEME, check, reached
 from erofs_edge.cli.flash_show import device_text, show_plan, show_results
 from erofs_edge.cli.flash_signed import signatures
 from erofs_edge.cli.output import json_option, note, step
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
     from erofs_edge.flash.targets import Candidate
 
 DISK = "disk.img"
+EXCLUDING = (
+    ("plan", "verify_only"), ("plan", "repair"), ("verify_only", "repair"), ("repair", "whole"), ("repair", "full"),
+    ("whole", "slot"),
+)  # fmt: skip
 
 
 @click.command()
-@click.argument("what", metavar="BOARD|OUTDIR|IMAGE", required=False, type=click.Path(exists=True, path_type=Path))
+@click.argument("what", metavar="BOARD|OUTDIR|IMAGE", required=False, type=BoardOrPath(exists=True, path_type=Path))
 @click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Write this one image.")
 @click.option("--to", "to", required=True, metavar="TARGET", help="Block device, file, or an address: docs/flash.md.")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
@@ -91,10 +96,12 @@ def flash(
         what = what if to.startswith(SCHEME) else None
     elif sigstore is not None:
         raise UsageError("--sigstore is for channels", hint="erofs-edge verify OUT --sigstore POLICY for a folder")
+    elif channel_root is not None:
+        raise UsageError("--channel-root is for channels", hint="--from URL")
     if (what is None) == (image is None) and not (what and to.startswith(SCHEME)):
         raise UsageError("what is to be written: BOARD, OUTDIR, IMAGE or --image, one of them")
-    if plan_only + verify_only + repair > 1 or (repair and (whole or full)) or (whole and slot):
-        raise UsageError("these options exclude each other")
+    _refuse_pairs(plan=plan_only, verify_only=verify_only, repair=repair, whole=whole, full=full, slot=bool(slot))
+    check(to, what, disk)
     image = image or _image(what or Path(), out)
     look = not (plan_only or verify_only)
     baseline = None if old is None else _image(older_image(old), None)
@@ -112,6 +119,13 @@ def flash(
         else:
             yes = yes or disk is not None
             _write(candidate, image, wish, signed, repair=repair, yes=yes, verify=not no_verify, as_json=as_json)
+
+
+def _refuse_pairs(**chosen: bool) -> None:
+    for one, other in EXCLUDING:
+        if chosen[one] and chosen[other]:
+            names = [f"--{name.replace('_', '-')}" for name in (one, other)]
+            raise UsageError(f"{names[0]} and {names[1]} exclude each other", hint="leave one of them out")
 
 
 def _refuse_unsigned(image: Path, key: Path) -> None:
@@ -227,9 +241,7 @@ def _image(what: Path, out: Path | None) -> Path:
     if what.is_dir():
         image, hint = what / DISK, None
     elif what.suffix in {".yaml", ".yml"}:
-        from erofs_edge.manifest.load import load_board
-
-        image = (out or Path("out") / load_board(what).value.board) / DISK
+        image = built(what, out)[1] / DISK
         hint = f"erofs-edge build {what}" + (f" -o {out}" if out else "")
     else:
         return what

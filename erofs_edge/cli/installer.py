@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from erofs_edge.cli.built import built
 from erofs_edge.cli.output import emit_json, json_option, size_text, step, table
 
 
@@ -27,14 +28,12 @@ def installer(board: Path, out: Path | None, path: Path | None, disk: str, overw
     from erofs_edge.diskless.start import board_lock
     from erofs_edge.errors import UsageError
     from erofs_edge.installer.medium import Wanted, make_medium
-    from erofs_edge.manifest.load import load_board
     from erofs_edge.sources.cache import Cache
     from erofs_edge.trust.signer import open_signer
 
     if not re.fullmatch(r"[a-z0-9]*", disk):
         raise UsageError(f"--disk {disk}: not a name that the kernel gives a disk", hint="--disk nvme0n1")
-    loaded = load_board(board)
-    folder = out or Path("out") / loaded.value.board
+    loaded, folder = built(board, out)
     with step("installer medium"):
         made = make_medium(
             loaded.value, board_lock(loaded.path, folder), folder, path or folder / "installer.img",

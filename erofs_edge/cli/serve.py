@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import click
 
+from erofs_edge.cli.built import built
 from erofs_edge.cli.output import emit_json, json_option, note, size_text, table
 from erofs_edge.errors import SourceError, UsageError
 
@@ -155,16 +156,19 @@ def _from_registry(reference: str, *, writable: bool) -> dict[str, RegistryExpor
 
 
 def _files(what: Path, out: Path | None) -> dict[str, Path]:
-    """Export name → file."""
+    """Export name → file. `what` may also be the name of a stock board."""
     if not what.exists():
-        raise UsageError(f"there is no {what}", hint="a board, the folder of a build, an image, or oci:REFERENCE")
+        from erofs_edge.manifest.stock import locate, stock_names
+
+        what = locate(what, ("boards",))
+        if not what.exists():
+            known = f"the folder of a build, an image, oci:REFERENCE, or a board: {', '.join(stock_names('boards'))}"
+            raise UsageError(f"there is no {what}", hint=known)
     if what.is_file() and what.suffix not in {".yaml", ".yml"}:
         return {"": what}
     folder, hint = what, None
     if not what.is_dir():
-        from erofs_edge.manifest.load import load_board
-
-        folder = out or Path("out") / load_board(what).value.board
+        folder = built(what, out)[1]
         hint = f"erofs-edge build {what}" + (f" -o {out}" if out else "")
     files = {name: folder / file for name, file in IMAGES.items() if (folder / file).is_file()}
     if not files:

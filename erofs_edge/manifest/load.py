@@ -19,7 +19,7 @@ from erofs_edge.manifest.extend import read_extended
 from erofs_edge.manifest.lockfile import load_lock, lock_path, save_lock
 from erofs_edge.manifest.model import Board, System
 from erofs_edge.manifest.nodes import Mapping, Mark, Node, Sequence
-from erofs_edge.manifest.stock import locate, portable
+from erofs_edge.manifest.stock import find, portable
 
 __all__ = ["Loaded", "load_any", "load_board", "load_lock", "load_system", "lock_path", "save_lock"]
 
@@ -62,17 +62,17 @@ class Loaded(Generic[T]):
 
 def load_board(path: Path | str) -> Loaded[Board]:
     """A board file, or a stock board by its name. Raises ManifestError with the position of what is wrong."""
-    return _load(locate(Path(path), ("boards",)), Board, check_board)
+    return _load(find(Path(path), ("boards",)), Board, check_board)
 
 
 def load_system(path: Path | str) -> Loaded[System]:
     """A manifest, or a stock one by its name. Raises ManifestError with the position of what is wrong."""
-    return _load(locate(Path(path), ("manifests",)), System, check_system)
+    return _load(find(Path(path), ("manifests",)), System, check_system)
 
 
 def load_any(path: Path | str) -> Loaded[Board] | Loaded[System]:
     """A board file or a manifest, whichever it is. Raises ManifestError."""
-    path = locate(Path(path))
+    path = find(Path(path))
     root, files = read_extended(path)
     if "board" not in root.entries and "system" not in root.entries:
         raise ManifestError(

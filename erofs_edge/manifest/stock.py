@@ -7,9 +7,12 @@ boards/NAME.yaml or manifests/NAME.yaml below the working directory, then as a s
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
+
+from erofs_edge.errors import ManifestError
 
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = PACKAGE / "stock"
@@ -48,6 +51,18 @@ def locate(path: Path, kinds: tuple[str, ...] = FOLDERS) -> Path:
         return path
     here = [Path(kind) / f"{text}.yaml" for kind in kinds]
     return next((one for one in here if one.is_file()), None) or stock_file(text, kinds) or path
+
+
+def find(path: Path, kinds: tuple[str, ...] = FOLDERS) -> Path:
+    """As `locate`. Raises ManifestError where a name is that of nothing, and says which there are."""
+    found = locate(path, kinds)
+    if found is not path or path.exists() or not is_name(str(path)):
+        return found
+    names = sorted({name for kind in kinds for name in stock_names(kind)})
+    near = difflib.get_close_matches(str(path), names, n=1)
+    kind = " or ".join(kind.removesuffix("s") for kind in kinds)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}, and files"
+    raise ManifestError(f"no such file, and no stock {kind} of that name", where=str(path), hint=hint)
 
 
 def is_shipped(path: Path) -> bool:

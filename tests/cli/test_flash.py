@@ -148,3 +148,28 @@ def test_ctrl_c_leaves_no_file(built: Path, tmp_path: Path, monkeypatch: pytest.
     assert result.exit_code == 130
     assert "--resume" in result.stderr
     assert sorted(os.listdir(tmp_path)) == ["boards", "out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--plan", "--verify-only"), "--plan and --verify-only exclude each other"),
+        (("--repair", "--full"), "--repair and --full exclude each other"),
+        (("--whole", "--slot", "a"), "--whole and --slot exclude each other"),
+        (("--channel-root", "out/tiny/disk.img"), "--channel-root is for channels"),
+        (("--disk", "x.img"), "--disk is the disk of an emulated board"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(
+    options: tuple[str, ...], words: str, built: Path, tmp_path: Path
+) -> None:
+    result = run(built, "--to", "card.img", *options)
+    assert (result.exit_code, words in result.stderr) == (2, True), result.output
+    assert not (tmp_path / "card.img").exists()
+
+
+def test_an_emulated_board_that_cannot_be_is_refused_before_anything_is_read(built: Path) -> None:
+    for to, words in (("qemu:nix", "known: qemu:serial"), ("qemu:nbd", "needs a BOARD and --disk")):
+        result = run(built, "--to", to)
+        assert (result.exit_code, words in result.stderr) == (2, True), result.output
+        assert "signatures" not in result.stderr

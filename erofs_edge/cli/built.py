@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A board on the command line, and the folder in which it was built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from erofs_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.manifest.load import Loaded
+    from erofs_edge.manifest.model import Board
+
+
+class BoardOrPath(click.Path):
+    """A path that exists; or else the name of a stock board, which becomes the path of its file."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does with every argument."""
+        from erofs_edge.manifest.stock import find, is_name
+
+        path = Path(value)
+        return super().convert(
+            value if path.exists() or not is_name(str(path)) else find(path, ("boards",)), param, ctx
+        )
+
+
+def built(board: Path, out: Path | None) -> tuple[Loaded[Board], Path]:
+    """A board file (or a stock board by its name), and the folder of its build: `out`, or out/BOARD.
+
+    Raises ManifestError where there is no such board, UsageError where the folder holds the build of another one. A
+    folder without a build passes: who reads it says what is missing.
+    """
+    from erofs_edge.build.record import RELEASE, read_release
+    from erofs_edge.manifest.load import load_board
+
+    loaded = load_board(board)
+    name = loaded.value.board
+    folder = out or Path("out") / name
+    other = read_release(folder).get("board", name) if (folder / RELEASE).is_file() else name
+    if other != name:
+        raise UsageError(
+            f"this is the build of board '{other}', not of '{name}'",
+            where=str(folder),
+            hint=f"erofs-edge build {board} -o FOLDER, and name that folder",
+        )
+    return loaded, folder
