@@ -56,7 +56,10 @@ NETWORK_PATH = "kernel/drivers/net/"
 FIT = "diskless.fit"
 RELOCKED = "locks"
 """as build/relock.py has it"""
-READAHEAD = 64  # KiB: a boot reads 15 % of the image; with the kernel's 128 it is 17 %
+READAHEAD = 8  # KiB: a start reads 4 % less than with 64, in as many requests; with the kernel's 128 a tenth more
+HASHES_AHEAD = 65536
+"""bytes of the hash tree that dm-verity reads at once (its `prefetch_cluster`): those of 8 MiB, not of 32 MiB, the most
+of which would be for nothing where the image is laid out by a trace"""
 FOREVER = ("retries=1000000000", "retry-delay=1", "retry-exponential=no")
 """nbdkit-retry-filter(1): a board without its server waits, once a second it asks"""
 ADDRESS = "setenv autoload no; dhcp"
@@ -228,6 +231,7 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
         # nbdkit's curl plugin does not promise that connections see each other's writes: the kernel takes one then
         "CONNECTIONS": str(wanted.connections if wanted.system.plugin == "nbd" else 1),
         "READAHEAD": str(wanted.readahead),
+        "VERITY_MODULE": " ".join([values.get("VERITY_MODULE", ""), f"prefetch_cluster={HASHES_AHEAD}"]).strip(),
     }
     return values
 

@@ -27,10 +27,10 @@ def overlay(repository: Path) -> Path:
 
 
 def report(overlay: Path, tmp_path: Path, *, status: str = "0 109768 verity V", table: str = TABLE, var: str = "var",
-           cmdline: str = "console=ttyAMA0 erofs_edge.slot=b quiet\n") -> str:  # fmt: skip
+           cmdline: str = "console=ttyAMA0 erofs_edge.slot=b quiet\n", log: str = "") -> str:  # fmt: skip
     """What the script prints with these answers of the kernel."""
     (tmp_path / "var").mkdir(exist_ok=True)
-    for name, text in (("mounts", MOUNTS), ("cmdline", cmdline), ("console", "")):
+    for name, text in (("mounts", MOUNTS), ("cmdline", cmdline), ("console", ""), ("kmsg", log)):
         (tmp_path / name).write_text(text)
     tool = tmp_path / "dmsetup"
     tool.write_text(
@@ -42,6 +42,7 @@ def report(overlay: Path, tmp_path: Path, *, status: str = "0 109768 verity V", 
         ("/proc/", f"{tmp_path}/"),
         ("/var/.", f"{tmp_path}/{var}/."),
         ("/dev/console", f"{tmp_path}/console"),
+        ("/dev/kmsg", f"{tmp_path}/kmsg"),
     ):
         assert old in script
         script = script.replace(old, new)
@@ -56,6 +57,21 @@ def test_a_good_system(overlay: Path, tmp_path: Path) -> None:
         " var=ext4:rw data=/dev/vda6 fec=none\n"
     )
     assert list((tmp_path / "var").iterdir()) == []
+
+
+def test_what_the_kernel_has_corrected_is_counted(overlay: Path, tmp_path: Path) -> None:
+    """By the lines of its log; other lines of the same driver do not count."""
+    table = f"{TABLE} 4 use_fec_from_device 254:5 fec_roots 2"
+    line = "4,{},{},-;device-mapper: verity-fec: 254:5: FEC {}: {}\n"
+    log = "".join(
+        line.format(400 + number, 1000 * number, 40960 * number, said)
+        for number, said in enumerate(["corrected 24 errors", "failed to correct: -74", "corrected 1 errors"])
+    )
+    assert report(overlay, tmp_path, table=table, log=f"6,1,0,-;Booting * now\n{log}6,9,0,-;corrected\n").endswith(
+        " fec=2\n"
+    )
+    assert report(overlay, tmp_path, table=table, log="6,1,0,-;Booting\n").endswith(" fec=0\n")
+    assert report(overlay, tmp_path, log=log).endswith(" fec=none\n")
 
 
 def test_what_is_wrong_or_missing_shows(overlay: Path, tmp_path: Path) -> None:
