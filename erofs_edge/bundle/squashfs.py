@@ -27,7 +27,6 @@ _NOWHERE = 0xFFFF_FFFF_FFFF_FFFF
 _ZLIB = 1  # the decompressor that every kernel with squashfs has; it is given nothing
 # uncompressed inodes, data, fragments and ids; no fragments; no xattrs
 _FLAGS = 0x0001 | 0x0002 | 0x0008 | 0x0010 | 0x0200 | 0x0800
-_SUPERBLOCK = 96
 _FILE, _DIRECTORY, _LONG_FILE = 2, 1, 9
 _LISTED_MAX = 256  # entries behind one header of a directory
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from erofs_edge.trust.key import Signer
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_KEYS = {"metavar": "URI", "multiple": True}
 
 
 @click.group()

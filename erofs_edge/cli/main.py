@@ -107,6 +107,8 @@ class Verbs(click.Group):
             if os.environ.get("EROFS_EDGE_DEBUG") == "1":
                 raise
             known = error if isinstance(error, ErofsEdgeError) else _unexpected(error)
+            if known.hint is None and _is_full(error):
+                known.hint = "free some space and start again"
             emit_error(known)
             raise click.exceptions.Exit(known.exit_code) from None
 
@@ -177,12 +179,17 @@ def _usage(error: click.ClickException) -> int:
     return error.exit_code
 
 
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota that is full is what it, or the error behind it, is about."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _unexpected(error: Exception) -> ErofsEdgeError:
     """What the user is told about an error that nobody foresaw: one line, and how to see the rest."""
     if isinstance(error, OSError):
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
-        hint = "free some space and start again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
-        return ErofsEdgeError(error.strerror or str(error), where=where, hint=hint)
+        return ErofsEdgeError(error.strerror or str(error), where=where)
     text = " ".join(str(error).split())
     return ErofsEdgeError(
         f"internal error: {type(error).__name__}{': ' if text else ''}{text}",

@@ -21,14 +21,11 @@ _DOCS = b"usr/share/doc/"
 
 @dataclass(slots=True)
 class Installed:
-    """Packages of an image: name → version, and path (no leading '/') → name.
-
-    declared  False where the image has no dpkg database; names are then those of /usr/share/doc, without versions
-    """
+    """Packages of an image: name → version, and path (no leading '/') → name. Where the image has no dpkg database,
+    names are those of /usr/share/doc, without versions."""
 
     versions: dict[str, str] = field(default_factory=dict)
     owners: dict[bytes, str] = field(default_factory=dict)
-    declared: bool = True
 
     def owner(self, path: bytes) -> str:
         """The package that owns a path, '' for none."""
@@ -85,4 +82,4 @@ def _merged(image: Image, entries: dict[bytes, DiskInode]) -> dict[bytes, bytes]
 
 def _from_docs(entries: dict[bytes, DiskInode]) -> Installed:
     names = (path[len(_DOCS) :] for path, inode in entries.items() if path.startswith(_DOCS) and inode.is_dir)
-    return Installed({name.decode("utf-8", "replace"): "" for name in names if b"/" not in name}, declared=False)
+    return Installed({name.decode("utf-8", "replace"): "" for name in names if b"/" not in name})

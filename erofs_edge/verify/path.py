@@ -128,7 +128,8 @@ def _check_sigstore(path: Path, policy: Policy, verdict: Verdict) -> None:
 def _verify_partition(walk: Walk, path: Path | None, whole: Part, signature: Path | None) -> None:
     """A single image: with AVB's footer, or with a hash tree whose root hash is signed."""
     verdict, key = walk.verdict, walk.key
-    if walk.read(whole, whole.size - avb.FOOTER_SIZE, 4) == avb.FOOTER_MAGIC:
+    at_end = whole.size - avb.FOOTER_SIZE
+    if at_end >= 0 and walk.read(whole, at_end, 4) == avb.FOOTER_MAGIC:
         raw = b""
         with verdict.check(f"{whole.name}: footer", "AVB's rules"):
             raw = footer_vbmeta(walk, whole)

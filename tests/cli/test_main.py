@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 import erofs_edge
 from erofs_edge.cli.main import VERBS, cli
 from erofs_edge.cli.output import emit_json, json_option
-from erofs_edge.errors import ErofsEdgeError, ManifestError, PartialWriteError
+from erofs_edge.errors import CapacityError, ErofsEdgeError, ManifestError, PartialWriteError
 
 PROGRAM = [sys.executable, "-c", "from erofs_edge.cli.main import main; main()"]
 
@@ -154,6 +154,15 @@ def test_an_error_of_the_system_is_one_line(verb) -> None:  # type: ignore[no-un
     assert result.stderr == (
         "erofs-edge: error: out/disk.img: No space left on device\nhint: free some space and start again\n"
     )
+
+
+@pytest.mark.parametrize(("code", "told"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False)])
+def test_a_full_disk_has_a_hint_whoever_tells_of_it(code: int, told: bool, verb) -> None:  # type: ignore[no-untyped-def]
+    error = CapacityError("no space left for the image", where="out")
+    error.__cause__ = OSError(code, "told by the system")
+    verb(failing(error))
+    result = run("verb")
+    assert result.exit_code == 1 and ("hint: free some space" in result.stderr) == told
 
 
 def test_a_bug_is_one_line_without_a_traceback(verb, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

@@ -34,7 +34,6 @@ BLOCKS = (4096, 65536)
 """sizes that `blocks` is asked for, bytes: powers of two, veritysetup takes 512 to 512 KiB"""
 TREE_BLOCK, DIGEST = 4096, 32  # bytes
 SPAN_MAX = 64 << 20  # bytes of a `blocks` request: they are in the device's memory for a moment
-REQUEST_MAX = ANSWERS
 ANSWER_LINE = 80
 """bytes of an answer at most, its end included"""
 ITEMS_MAX = 20_000  # of one request
