@@ -21,6 +21,11 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--piece", metavar="SIZE", help="Cut files into pieces of SIZE (default: 256K for a build, none for IMAGE)."
 )
+@click.option(
+    "--layer-type", type=click.Choice(["erofs", "oci"]), default="erofs", show_default=True,
+    help="What a container image's layer is called: vnd.erofs.layer.v1, or vnd.oci.image.layer.v1.erofs, by which"
+    " containerd 2.1 knows it.",
+)  # fmt: skip
 @click.option("--key", metavar="URI", help="Sign what is pushed: file:PATH, pkcs11:…, command:….")
 @click.option("--sbom", "bills", multiple=True, type=FILE, help="Attach a bill of materials, CycloneDX or SPDX.")
 @click.option("--plain-http", is_flag=True, help="Speak HTTP without TLS to a registry on another machine.")
@@ -31,6 +36,7 @@ def push(
     devices: tuple[Path, ...],
     arch: str,
     piece: str | None,
+    layer_type: str,
     key: str | None,
     bills: tuple[Path, ...],
     plain_http: bool,
@@ -41,6 +47,7 @@ def push(
     A whole EROFS image is a container image that containerd's EROFS snapshotter takes as it is. A build is cut into
     pieces, so that the next version sends those that are new. The login is docker's or podman's.
     """
+    from erofs_edge.registry.artifact import LAYERS
     from erofs_edge.registry.gather import gather
     from erofs_edge.registry.push import push as send
     from erofs_edge.registry.remote import open_remote
@@ -54,7 +61,8 @@ def push(
     signer = open_signer(key) if key else None
     papers = [bill(path) for path in bills] + (list(papers_of(what)) if what.is_dir() else [])
     with step(f"hashes of {what.name}") as progress:
-        value, cuts = gather(what, devices=devices, arch=arch, piece=piece_size(piece), progress=progress)
+        layer = LAYERS[layer_type]
+        value, cuts = gather(what, devices=devices, arch=arch, piece=piece_size(piece), layer=layer, progress=progress)
     with step(f"push to {target}") as progress:
         remote, name = open_remote(target, plain_http=plain_http), f"{target.registry}/{target.name}"
         signed = (lambda sha256: [signature(name, sha256, signer), *papers]) if signer else (lambda _: papers)

@@ -2,8 +2,8 @@
 """Files as an OCI artifact: which blobs they are stored in, and the manifest that says so.
 
 Sources: OCI image-spec 1.1 (manifest, descriptor, "Guidelines for Artifact Usage"); containerd's EROFS differ, which
-takes a layer of type application/vnd.erofs.layer.v1 as it is and knows it by the layer's own digest as diff ID; the
-draft of the EROFS image specification for org.erofs.role.
+takes a layer of type application/vnd.erofs.layer.v1 (2.4) or one that ends in .erofs (2.1) as it is and knows it by the
+layer's own digest as diff ID; the draft of the EROFS image specification for org.erofs.role.
 
 A file is one blob, or several pieces at offsets; what no piece covers is zeros. What is read in parts has a table
 of hashes, itself a blob, which the file's first descriptor names: 32 bytes for each BLOCK bytes, all zero for a hole.
@@ -34,7 +34,9 @@ CONFIG = "application/vnd.oci.image.config.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 EMPTY_BYTES = b"{}"
 LAYER = "application/vnd.erofs.layer.v1"
-"""an EROFS image as containerd's differ and snapshotter take it"""
+"""an EROFS image as containerd's differ and snapshotter take it, and erofs-utils"""
+LAYERS = {"erofs": LAYER, "oci": "application/vnd.oci.image.layer.v1.erofs"}
+"""what it can be called; by the second name containerd 2.1 knows it, which takes only layers of OCI's and Docker's"""
 RAW = "application/octet-stream"
 PIECE_TYPE = "application/vnd.erofs-edge.piece.v1"
 BUILD = "application/vnd.erofs-edge.build.v1"

@@ -25,6 +25,7 @@ def gather(
     devices: Sequence[Path] = (),
     arch: str = "arm64",
     piece: int | None = None,
+    layer: str = LAYER,
     progress: Progress = lambda _done, _total: None,
 ) -> tuple[Artifact, list[Cut]]:
     """The artifact, and its files cut and hashed.
@@ -32,6 +33,7 @@ def gather(
     what    the folder of a build, whose files are cut into pieces; or a file
     piece   bytes; files are cut into such pieces. None: an image stays whole, a folder gets PIECE
     arch    Debian's name of what a container image is for
+    layer   media type of EROFS images that stay whole
 
     An EROFS image without devices, whole, is a container image of one layer. Raises SourceError where something
     cannot be read or has a name that cannot be used, UsageError for devices that are not the image's,
@@ -50,7 +52,7 @@ def gather(
     files = [
         cut_file(
             path, check_name(path.name, str(path)), piece=piece, device=bool(number), progress=progress,
-            media_type=LAYER if is_erofs(path) else RAW,
+            media_type=layer if is_erofs(path) else RAW,
         )
         for number, path in enumerate((what, *devices))
     ]  # fmt: skip

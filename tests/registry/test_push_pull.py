@@ -103,6 +103,17 @@ def test_an_image_is_a_container_image_of_one_layer(
     subprocess.run([oracle("fsck.erofs-1.9"), tmp_path / "b/1.img"], check=True, capture_output=True)
 
 
+def test_a_layer_under_the_name_that_older_containerds_know(
+    registry: int, images: Path, tmp_path: Path, cache: Cache
+) -> None:
+    name = f"localhost:{registry}/app/older:v1"
+    done("push", images / "1.img", name, "--layer-type", "oci")
+    (layer,) = json.loads(remote(registry, "app/older").manifest("v1"))["layers"]
+    assert layer["mediaType"] == "application/vnd.oci.image.layer.v1.erofs"
+    done("pull", name, "-o", tmp_path)
+    assert (tmp_path / "1.img").read_bytes() == (images / "1.img").read_bytes()
+
+
 def test_an_index_gives_the_architecture(registry: int, images: Path, tmp_path: Path, cache: Cache) -> None:
     entries = []
     for arch, name in (("arm64", "1.img"), ("amd64", "big.img")):
