@@ -8,7 +8,6 @@ Changing any of them changes images: raise RULES then, since cached data is file
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -19,6 +18,7 @@ from erofs_edge.codec.registry import Codec, open_compressor
 from erofs_edge.codec.search import SearchedOutput
 from erofs_edge.erofs.anchors import Anchors
 from erofs_edge.erofs.index import Extent, full_index_size
+from erofs_edge.erofs.levels import DEVICE_TREE_LEVEL, first_try, packed_level, saves_no_block
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.ondisk import SLOT_SIZE
 
@@ -27,11 +27,6 @@ EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in
 EXTENT_LCLUSTERS_MAX = 2000  # the same in lclusters, for small blocks
 CAP_LEAST = 32 << 10  # bytes of input that an LZ4HC call gets, where there are so many: fewer calls are made again
 CAP_SLACK = 64  # a call that stops this close to the end of its input may have been cut short by it
-# of LZ4HC, (least level asked for, level that is tried before it, by how many thousandths its result may be too long);
-# level 5 against 9: more than 30 for one of a hundred files, a block for none of 672
-TRIES = ((10, 7, 30), (8, 5, 30), (7, 5, 20))
-# where this begins in the first bytes of a packed pcluster, level 8 takes 0.6 times as long as 9 for 0.2 % more
-DEVICE_TREE, DEVICE_TREE_LEVEL, DEVICE_TREE_NEAR = b"\xd0\x0d\xfe\xed", 8, 64 << 10
 
 # first bytes of formats that are compressed already; only a hint, `is_incompressible` looks closer
 COMPRESSED_MAGIC = (
@@ -81,14 +76,6 @@ class CutRules:
         fixed = f"{RULES} {self.codec.name} {self.codec.version} {self.level} {self.block_size} {self.pcluster}"
         more = f"{' exact' * self.exact}{' packed' * self.packed}"
         return f"{fixed} {self.dictionary}{more}" if self.dictionary or more else fixed
-
-    @property
-    def first_try(self) -> tuple[int, int]:
-        """Of TRIES: the level, and the thousandths; (0, 0) where there is none."""
-        if self.codec.name != "lz4hc" or self.exact:
-            return 0, 0
-        asked = self.level or 0
-        return next(((level, gain) for least, level, gain in TRIES if asked >= least), (0, 0))
 
 
 class Tails(Enum):
@@ -171,9 +158,9 @@ class Cutter:
             self._run, self._run_fast = meter.watch(self._run), meter.watch(self._run_fast)
         self._extent_max = rules.extent_max
         self._cap_least = max(CAP_LEAST, 4 * rules.pcluster)
-        self._first_level, gain = rules.first_try
+        may_try = rules.codec.name == "lz4hc" and not rules.exact
+        self._first_level, self._first_gain = first_try((rules.level or 0) if may_try else 0)
         self._first_most = 5 * rules.pcluster // 2 if self._first_level else 0
-        self._first_kept = 1000 - gain
         self._kinds: dict[int | None, Cutter] = {rules.level: self}
 
     def for_start(self, start: bytes) -> Cutter:
@@ -393,16 +380,13 @@ class Cutter:
         """
         if left <= self._first_most:
             consumed, produced = self._run(address, left, level=self._first_level)
-            block_size = self.rules.block_size
-            less = (-(-produced // block_size) - 1) * block_size
-            if consumed == left and produced * self._first_kept > 1000 * less:
+            if consumed == left and saves_no_block(produced, self._first_gain, self.rules.block_size):
                 return consumed, produced
         return self._fill_capped(address, left, last)
 
     def _fill_packed(self, address: int, left: int, last: int) -> tuple[int, int]:
         """As `_fill_capped`, of the packed inode, in which device trees stand together."""
-        near = ctypes.string_at(address, min(left, DEVICE_TREE_NEAR))
-        return self._fill_capped(address, left, last, DEVICE_TREE_LEVEL if DEVICE_TREE in near else None)
+        return self._fill_capped(address, left, last, packed_level(address, left))
 
     def _fill_capped(self, address: int, left: int, last: int, level: int | None = None) -> tuple[int, int]:
         """LZ4HC looks at its output limit only when it has found a match, so with few matches every call scans far
