@@ -105,7 +105,7 @@ def flash(
     image = image or _image(what or Path(), out)
     look = not (plan_only or verify_only)
     baseline = None if old is None else _image(older_image(old), None)
-    far = "://" in to or to.startswith(SCHEME)
+    far = to.startswith(SCHEME) or ("://" in to and not to.startswith("nbd"))  # an export waits without a loss
     with _signed(what, image, key, far=far, look=look, allowed=allow_unsigned) as signed, ExitStack() as stack:
         from erofs_edge.flash.guard import refuse_other  # while another process looks at the signatures
         from erofs_edge.flash.prepare import Wish
