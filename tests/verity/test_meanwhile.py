@@ -47,7 +47,7 @@ chance = random.Random(5)
 def files(words):
     found = FileTree()
     for name, data in {
-        "a": chance.randbytes(5000), "noise": random.Random(1).randbytes(5 << 20), "text": b"words " * (1 << 20),
+        "a": chance.randbytes(5000), "noise": random.Random(1).randbytes(9 << 18), "text": b"words " * (1 << 18),
         "changed": words * 100000, "lib/x": bytes(range(256)) * 9000, "lib/y": b"y" * 77,
     }.items():
         found.add(name, Inode(stat.S_IFREG | 0o644, content=BytesContent(data)))
@@ -83,7 +83,7 @@ def written(name, chance, size=4096, kill=False):
     path = HERE / name
     with Meanwhile(b"salt", size) as meanwhile:
         with replacing(path, follower=meanwhile) as sink:
-            for step in range(300):
+            for step in range(240):
                 if step % 40 == 39:
                     sink.rewind(chance.randrange(sink.position))
                 elif step % 7 == 6 and sink.position:
