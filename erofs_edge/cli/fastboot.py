@@ -21,8 +21,8 @@ Use = Callable[["Fastboot"], None]
 
 
 @click.group()
-@click.option("-s", "address", metavar="ADDRESS", required=True,
-              help="tcp:HOST[:PORT], udp:HOST[:PORT] or usb[:SERIAL].")  # fmt: skip
+@click.option("-s", "address", metavar="ADDRESS", default="usb",
+              help="usb[:SERIAL], tcp:HOST[:PORT] or udp:HOST[:PORT]. Default: the only device on USB.")  # fmt: skip
 @click.pass_context
 def fastboot(ctx: click.Context, address: str) -> None:
     """Talk to a device in fastboot mode."""
@@ -35,6 +35,20 @@ def _with(ctx: click.Context, use: Use) -> None:
 
     with open_device(ctx.obj) as device:
         use(Fastboot(device, say=note))
+
+
+@fastboot.command()
+@json_option
+def devices(*, as_json: bool) -> None:
+    """List the devices in fastboot mode on USB, as -s takes them."""
+    from erofs_edge.transport.fastboot.usb import names
+
+    found = names()
+    if as_json:
+        emit_json({"devices": found})
+        return
+    for name in found:
+        click.echo(name)
 
 
 @fastboot.command()
@@ -109,6 +123,14 @@ def continue_(ctx: click.Context) -> None:
 def oem(ctx: click.Context, words: tuple[str, ...]) -> None:
     """A command of the device's maker."""
     _with(ctx, lambda device: device.command(f"oem {' '.join(words)}"))
+
+
+@fastboot.command()
+@click.argument("what", type=click.Choice(["lock", "unlock", "lock_critical", "unlock_critical", "get_unlock_ability"]))
+@click.pass_context
+def flashing(ctx: click.Context, what: str) -> None:
+    """Lock or unlock the device, as far as its boot loader has that; unlocking erases its data."""
+    _with(ctx, lambda device: device.command(f"flashing {what}"))
 
 
 @fastboot.command()

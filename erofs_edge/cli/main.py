@@ -49,7 +49,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "schema": ("erofs_edge.cli.schema", "Print the JSON Schema of boards, manifests or locks."),
     "system": ("erofs_edge.cli.system", "A manifest's packages: run their own scripts, compare with what is declared."),
     "fs": ("erofs_edge.cli.fs", "EROFS images: build, list, read, extract, check, dump."),
-    "verity": ("erofs_edge.cli.verity", "dm-verity hash trees: format and verify."),
+    "verity": ("erofs_edge.cli.verity", "dm-verity hash trees and parity: format, verify, repair."),
     "verify": ("erofs_edge.cli.verify", "Check all that a key vouches for, from partition table to last block."),
     "diff": ("erofs_edge.cli.diff", "Explain how two builds, disks, images or files differ."),
     "release": ("erofs_edge.cli.release", "Build a board with everything that others need to trust and remake it."),

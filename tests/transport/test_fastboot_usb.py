@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import errno
+import json
 from random import Random
 
 import pytest
+from click.testing import CliRunner, Result
 from usb_bus import BULK, IN, INTERRUPT, OUT, Bus, Port
 
+from erofs_edge.cli.main import cli
 from erofs_edge.errors import DeviceError, DeviceRefusedError, ErofsEdgeError, UsageError
 from erofs_edge.flash.fastboot import Fastboot
 from erofs_edge.simulator.fastboot import FastbootDevice
@@ -131,3 +134,22 @@ def test_random_answers_end_well(port: Port) -> None:
                 )
             except ErofsEdgeError:
                 continue
+
+
+def test_the_command_lists_them_and_takes_the_only_one(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["fastboot", *arguments])
+
+    buses = [Bus(Port(FastbootDevice({}), "S2"), port, Port(FastbootDevice({}), "S3", (3, 1, 2)))]
+    monkeypatch.setattr("erofs_edge.transport.fastboot.usb._libusb", lambda: buses[-1])
+    assert run("devices").stdout == "usb:S1\nusb:S2\n"
+    assert json.loads(run("devices", "--json").stdout) == {"devices": ["usb:S1", "usb:S2"]}
+    assert run("getvar", "product").exit_code == 2, "which one?"
+    assert run("-s", "usb:S1", "getvar", "product").stdout == "product: simulated\n"
+    buses.append(Bus(port))
+    assert run("getvar", "product").stdout == "product: simulated\n"
+    assert run("flashing", "unlock").exit_code == 7, "this one has no lock"
+    assert port.device.log[-1] == "flashing unlock"
+    assert run("flashing", "open").exit_code == 2
+    buses.append(Bus())
+    assert (run("devices").exit_code, run("devices").stdout) == (0, "")

@@ -28,7 +28,7 @@ class UsbLink:
         import usb.core
         import usb.util
 
-        self.name = f"usb:{serial_of(device) or f'{device.bus}-{device.address}'}"
+        self.name = name_of(device)
         self._device, self._number = device, interface.bInterfaceNumber
         # the second is a backend's answer to what the host's libusb cannot do
         self._errors: tuple[type[Exception], ...] = (usb.core.USBError, NotImplementedError)
@@ -112,6 +112,19 @@ def open_usb(serial: str | None, backend: Any = None) -> UsbLink:
     if len(wanted) > 1:
         raise UsageError("there are several devices in fastboot mode", hint=f"one of {', '.join(named) or 'them'} only")
     return UsbLink(*wanted[0])
+
+
+def names(backend: Any = None) -> list[str]:
+    """The devices in fastboot mode, as usb:SERIAL, or usb:BUS-ADDRESS where one tells no serial number; sorted.
+
+    Raises ToolError without libusb, DeviceError where it lists nothing.
+    """
+    return sorted(name_of(device) for device, _ in _devices(backend if backend is not None else _libusb()))
+
+
+def name_of(device: Any) -> str:
+    """How messages call it."""
+    return f"usb:{serial_of(device) or f'{device.bus}-{device.address}'}"
 
 
 def serial_of(device: Any) -> str:
