@@ -17,7 +17,8 @@ from erofs_edge.flash.target import BLOCK, Target
 CHUNK = 4 << 20  # bytes that are compared at once
 NEAR = {"file": 256 << 10, "block": 1 << 20}
 """the same of what is read by this machine: larger pieces leave the processor's cache"""
-SHARE = 8 << 20  # bytes that a thread is given at a time
+SHARES = {"file": 8 << 20, "block": 1 << 20}
+"""bytes that a thread is given at a time: few hand-overs; but of a device, what lies side by side"""
 
 Range = tuple[int, int]
 Fill = Callable[[int, bytearray], None]
@@ -41,7 +42,7 @@ def differences(
     waiting: deque[tuple[int, Future[list[Range]]]] = deque()
     with ThreadPoolExecutor(target.at_once, "compare") as pool:
         try:
-            for start, end in pieces(ranges, SHARE):
+            for start, end in pieces(ranges, SHARES.get(target.identity.kind, CHUNK)):
                 waiting.append((end - start, pool.submit(reader.compare, start, end)))
                 if len(waiting) > target.at_once:
                     size, future = waiting.popleft()

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from erofs_edge.errors import SourceError
-from erofs_edge.flash.comparing import SHARE, differences
+from erofs_edge.flash.comparing import SHARES, differences
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import plan_flash
 from erofs_edge.flash.survey import survey
 from erofs_edge.flash.target import FileTarget
 
+SHARE = SHARES["file"]
 SIZE = 2 * SHARE + (1 << 20) + 4096 + 100
 WRONG = [0, 4096, SHARE - 4096, SHARE, 2 * SHARE + (256 << 10), SIZE - 100]
 
