@@ -58,9 +58,17 @@ def open_signer(uri: str) -> Signer:
         known = ", ".join(f"{name}:" for name in SCHEMES)
         raise UsageError(
             f"unknown kind of key {scheme[:40]!r}",
-            hint=f"a key is named by one of {known} as in dev:dev or file:key.pem",
+            hint=_meant(uri) or f"a key is named by one of {known} as in dev:dev or file:key.pem",
         )
     return opener(rest)
+
+
+def _meant(text: str) -> str | None:
+    """A hint, where a text without a scheme is the path of a key, or the name of one that `keys new` made."""
+    if ":" in text or not text:
+        return None
+    path = Path(text) if "/" in text or text.endswith(".pem") else keys_directory() / f"{text}.pem"
+    return f"did you mean file:{path}?" if path.is_file() else None
 
 
 def _open_file(rest: str) -> Signer:

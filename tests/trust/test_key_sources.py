@@ -223,6 +223,19 @@ def test_keys_are_made_for_their_owner_alone(tmp_path: Path) -> None:
         make_key(tmp_path / "x.pem", "rsa1024")
 
 
+def test_a_key_without_its_scheme_is_told_as_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EROFS_EDGE_KEYS", str(tmp_path))
+    make_key(tmp_path / "product.pem", "ecdsa-p256")
+    for text in ("product", str(tmp_path / "product.pem")):
+        with pytest.raises(UsageError) as error:
+            open_signer(text)
+        assert error.value.hint == f"did you mean file:{tmp_path / 'product.pem'}?"
+    for text in ("other", "", "weird:product"):
+        with pytest.raises(UsageError) as error:
+            open_signer(text)
+        assert error.value.hint is not None and "dev:dev" in error.value.hint
+
+
 def test_rotation_keeps_the_old_key(tmp_path: Path) -> None:
     path = tmp_path / "product.pem"
     make_key(path, "ecdsa-p256")
