@@ -159,6 +159,8 @@ def _by_digest(target: Target, offset: int, length: int, want: Callable[[int, in
         ]
         if not wrong:
             return
+        if len(wrong) == len(pieces) > 1 and target.finest > BLOCK:
+            break  # blank, or another system: where answers cost that much, more of them would save little writing
     for start, end in wrong:
         yield offset + start, offset + end
 

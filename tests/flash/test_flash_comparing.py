@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from erofs_edge.flash.comparing import SHARES, differences
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import plan_flash
 from erofs_edge.flash.survey import survey
-from erofs_edge.flash.target import FileTarget
+from erofs_edge.flash.target import Ability, FileTarget
+from erofs_edge.simulator.disk import SimulatedDisk
+from erofs_edge.simulator.target import SimulatedTarget
 
 SHARE = SHARES["file"]
 SIZE = 2 * SHARE + (1 << 20) + 4096 + 100
@@ -63,3 +66,32 @@ def test_an_image_that_has_become_shorter(pair: tuple[Path, FileTarget]) -> None
         with pytest.raises(SourceError, match="shorter"):
             list(differences([(0, SIZE)], image.read_into, target))
     target.close()
+
+
+class Dear(SimulatedTarget):
+    """Each answer costs as much as writing some tens of KiB."""
+
+    asked = 0
+
+    @property
+    def finest(self) -> int:
+        return 64 << 10
+
+    def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        self.asked += len(ranges)
+        return super().digests(ranges)
+
+
+@pytest.mark.parametrize(("wrong", "asked", "written"), [(range(4), 4, 4 << 20), ([2], 4 + 16, 64 << 10)])
+def test_a_blank_slot_is_not_asked_about_piece_by_piece(
+    wrong: Sequence[int], asked: int, written: int, tmp_path: Path
+) -> None:
+    data = bytearray(random.Random(2).randbytes(4 << 20))
+    (tmp_path / "image").write_bytes(data)
+    for number in wrong:
+        data[number << 20] ^= 1
+    target = Dear(SimulatedDisk(data), Ability.READ | Ability.HASH)
+    with Image(tmp_path / "image") as image:
+        (region,) = plan_flash(tmp_path / "image", target.identity).contents
+        assert survey(region, image, target).write_bytes == written
+    assert target.asked == asked
