@@ -54,10 +54,11 @@ from erofs_edge.build.stages import (
     quiet,
 )
 from erofs_edge.build.vbmeta import write_vbmeta_images
-from erofs_edge.errors import PackagesGoneError
+from erofs_edge.errors import CapacityError, PackagesGoneError
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.trust.signer import Signer, open_signer, public_key_pem
+from erofs_edge.writing import NO_SPACE
 
 Papers = Callable[[Path, Inputs, Signer], None]
 
@@ -185,11 +186,19 @@ def _fetch(
 
 @contextmanager
 def workshop(out: Path) -> Iterator[Path]:
-    """A folder inside `out`, one build at a time; those that dead builds left are swept away."""
+    """A folder inside `out`, one build at a time; those that dead builds left are swept away.
+
+    Raises CapacityError where there is no space left in it.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         for dead in out.glob(".build-*"):
             shutil.rmtree(dead, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as work:
-            yield Path(work)
+            try:
+                yield Path(work)
+            except OSError as error:
+                if error.errno not in NO_SPACE or not str(error.filename or work).startswith(work):
+                    raise
+                raise CapacityError("no space left for the build", where=str(out)) from error

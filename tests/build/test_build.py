@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,9 +19,9 @@ import pytest
 
 from erofs_edge.build import relock
 from erofs_edge.build.inputs import digest, gather
-from erofs_edge.build.pipeline import BuildOptions, build_board
+from erofs_edge.build.pipeline import BuildOptions, build_board, workshop
 from erofs_edge.build.record import read_release, remember, unchanged, write_json
-from erofs_edge.errors import ErofsEdgeError, ManifestError, PackagesGoneError
+from erofs_edge.errors import CapacityError, ErofsEdgeError, ManifestError, PackagesGoneError
 from erofs_edge.manifest.load import load_lock
 from erofs_edge.sources.debian.lock import Relocked
 
@@ -140,6 +141,16 @@ def test_a_full_disk(edge: str, checkout: Path, tmp_path: Path, needs_root: None
         assert [path.name for path in out.iterdir() if path.name != ".lock"] == []
     finally:
         subprocess.run(["umount", str(out)], check=True)
+
+
+@pytest.mark.parametrize("name", [None, "system.img"])
+def test_a_full_disk_is_named_by_the_folder_that_the_user_knows(name: str | None, tmp_path: Path) -> None:
+    with pytest.raises(CapacityError, match="no space left for the build") as caught, workshop(tmp_path) as work:
+        raise OSError(errno.ENOSPC, "full", None if name is None else str(work / name))
+    assert caught.value.where == str(tmp_path) and sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
+    for code, place in ((errno.EACCES, None), (errno.ENOSPC, "/elsewhere/file")):  # these are something else
+        with pytest.raises(OSError, match="told"), workshop(tmp_path):
+            raise OSError(code, "told", place)
 
 
 def test_packages_that_the_mirror_dropped_are_all_named(edge: str, checkout: Path, tmp_path: Path) -> None:
