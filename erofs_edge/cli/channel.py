@@ -49,7 +49,8 @@ def init(
     from erofs_edge.channel.publish import Keys
     from erofs_edge.channel.publish import init as make
 
-    releasing, online = Keys(_open(keys), key_threshold), Keys(_open((online_key or keys[0],)))
+    releasing = Keys(_open(keys), key_threshold)
+    online = Keys(_open((online_key,)) if online_key else releasing.signers[:1])
     roles = {
         "root": Keys(_open(root_keys), threshold),
         "targets": releasing,

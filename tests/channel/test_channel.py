@@ -228,3 +228,10 @@ def test_the_commands(web: Web, keys: Signers, tmp_path: Path, monkeypatch: pyte
     run("channel", "publish", folder, "--key", key)
     assert "2.root.json" in {path.name for path in (web.folder / "metadata").iterdir()}
     run("channel", "show", web.url)
+
+
+def test_a_development_key_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EROFS_EDGE_KEYS", str(tmp_path / "keys"))
+    result = CliRunner().invoke(cli, ["channel", "init", str(tmp_path / "c"), "--root-key", "dev:r", "--key", "dev:k"])
+    assert result.exit_code == 0, result.output
+    assert [line.split("'")[1] for line in result.stderr.splitlines()] == ["k", "r"]
