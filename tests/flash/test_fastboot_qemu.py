@@ -55,15 +55,29 @@ def test_its_device_tree_has_the_script() -> None:
     assert config is not None and config.props["bootcmd"] == script("lab").encode() + b"\0"
 
 
+SYSTEM = """\
+system: small
+extends: edge-minimal
+hostname: {hostname}
+smoke:
+  seconds: 900
+  units: []
+  commands: {{name: "test $(hostname) = {hostname}"}}
+"""
+
+
 @pytest.fixture
 def board(tmp_path: Path, repository: Path) -> Path:
-    """The stock board on a smaller disk: U-Boot reads an emulated card at a few MB a second."""
+    """The stock board with less on a smaller disk: U-Boot reads an emulated card at a few MB a second."""
     path = tmp_path / "board.yaml"
     path.write_text(
         f"board: qemu-aarch64\nextends: {repository / BOARD}\n"
         "disk: {size: 512M, partitions: {system: {size: 128M}}}\n"
     )
     shutil.copy(repository / "boards/qemu-aarch64.lock", path.with_suffix(".lock"))
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(SYSTEM.format(hostname=name))
+        shutil.copy(repository / "manifests/edge-minimal.lock", tmp_path / f"{name}.lock")
     return path
 
 
@@ -87,9 +101,9 @@ def kill_qemu_of(process: subprocess.Popen[str]) -> None:
 @pytest.mark.xdist_group("qemu")
 def test_empty_to_bootable_and_on_to_the_next_system(edge: str, tmp_path: Path, repository: Path, board: Path) -> None:
     first, second, disk = tmp_path / "first", tmp_path / "second", tmp_path / "disk.img"
-    run([edge, "build", str(board), "-o", str(first), "--relock-if-gone"], repository)
-    system = ["--system", "manifests/edge-minimal.yaml"]
-    run([edge, "build", str(board), *system, "-o", str(second), "--relock-if-gone"], repository)
+    for out, name in ((first, "one"), (second, "two")):
+        system = ["--system", str(tmp_path / f"{name}.yaml")]
+        run([edge, "build", str(board), *system, "-o", str(out), "--relock-if-gone"], repository)
 
     def flash(out: Path) -> list[str]:
         return [edge, "flash", str(board), "-o", str(out), "--to", "qemu:fastboot", "--disk", str(disk)]
