@@ -47,7 +47,8 @@ connect_device() {
 
 # What the system's first readers want, in their order: into nbdkit's memory, in few large requests, two at a time. That
 # goes on after the change of the root, which takes away all programs here and moves /dev: so what it needs lies on a
-# file system of its own. Its program gives up its memory at the end.
+# file system of its own. Its program gives up its memory at the end, and nbdkit keeps nothing more: without /run/ahead it
+# does not.
 #
 # Both streams have devices of their own: nbdkit answers the requests of one connection one after the other, and nobody
 # shall have to wait for what is fetched ahead.
@@ -56,10 +57,12 @@ prefetch() {
         mount -t tmpfs -o mode=700,nosuid tmpfs /ahead &&
         cp /bin/busybox /ahead/dd &&
         ln /ahead/dd /ahead/nbd-client &&
+        ln /ahead/dd /ahead/rm &&
         cp -a /dev/nbd2 /dev/nbd3 /dev/null /prefetch /ahead || return 0
     fetch_ahead 2 0 &
     fetch_ahead 3 1
     wait
+    /ahead/rm $run/ahead
     : >/ahead/dd
 }
 
@@ -100,6 +103,7 @@ connect() {
 find_system() {
     [ -z "$KEEP" ] || ! find_kept || return 0
     connect verity
+    [ ! -s /prefetch ] || : >$run/ahead
     TMPDIR=$run attach 0 $SYSTEM_FILTERS $SYSTEM_FROM ||
         fail verity "the system is not to be had: $(last $run/nbdkit0) $(last $run/client0)"
     device=/dev/nbd0 disk=

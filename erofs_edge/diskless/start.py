@@ -214,9 +214,9 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
     label = next((name for name, one in board.disk.partitions.items() if one.filesystem is not None), "data")
     # the kernel's own cache has what was read of files: this one is for what nobody has asked for yet. Not nbdkit's
     # filter 'cache': it holds a lock while it waits for the network, so that nobody gets even what is there as long as
-    # something is fetched ahead
+    # something is fetched ahead. 'cow' keeps what is read as long as the script lets that file be
     filters = ["--filter=cow"] if wanted.prefetch else []
-    keep = ["cow-on-read=true", "cow-block-size=4096"] if wanted.prefetch else []
+    keep = ["cow-on-read=/run/ahead", "cow-block-size=4096"] if wanted.prefetch else []
     kept = _kept_label(values)
     values |= {
         "SLOTS": "",

@@ -232,6 +232,8 @@ def test_what_is_fetched_ahead_is_read_in_its_order(machine: Machine) -> None:
     assert eventually(lambda: not program.stat().st_size), "the memory of the program is free in the end"
     log = (machine.root / "log").read_text().replace(str(machine.root), "").splitlines()
     assert "mount -t tmpfs -o mode=700,nosuid tmpfs /ahead" in log
+    assert (machine.root / "run/ahead").exists(), "nbdkit keeps what is read"
+    assert "rm /run/ahead" in log, "and then nothing more"
     for number, reads in (
         (2, ["262144 skip=20480", "8192 skip=28672"]),
         (3, ["4096 skip=368640", "12288 skip=1638400"]),

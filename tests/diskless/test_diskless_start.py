@@ -96,7 +96,7 @@ def test_a_complete_and_signed_start(run: Edge, out: Path, tmp_path: Path) -> No
     assert (values["ROOT_HASH"], values["SLOTS"], values["STATE"], values["ETC"]) == (HASH, "", "", "/etc/x")
     assert values["SYSTEM_FROM"] == (
         "nbd hostname=192.0.2.1 port=10809 tls=require tls-certificates=/run/tls export=system "
-        "retries=1000000000 retry-delay=1 retry-exponential=no cow-on-read=true cow-block-size=4096"
+        "retries=1000000000 retry-delay=1 retry-exponential=no cow-on-read=/run/ahead cow-block-size=4096"
     )
     assert values["DATA_FROM"] == "nbd hostname=192.0.2.1 port=99 export=data/"
     assert (values["DATA"], values["DATA_ID"]) == ("data", "mac")
