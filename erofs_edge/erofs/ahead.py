@@ -133,10 +133,8 @@ class HeadStart:
         if may_fork():
             # with a profile or a baseline each extent of a file may come to stand elsewhere
             joined = 0 if options.profile or options.baseline is not None else options.block_size
-            # what goes to the packed inode is in memory, too, until all of it is known
-            share = 4 if self._tails is Tails.FRAGMENT else 1
             small = options.block_size if self._tails is Tails.BLOCK else 0
-            how = options.processes, options.cache, options.meter, joined, self._local.restart, share, small
+            how = options.processes, options.cache, options.meter, joined, self._local.restart, small
             with suppress(OSError):
                 self.crew = Crew(self._store, *how)
         waiting, self._waiting = self._waiting, []

@@ -88,17 +88,16 @@ class Crew:
         meter: Meter | None,
         block_size: int,
         restart: Callable[[], None] = lambda: None,
-        share: int = 1,
         small: int = 0,
     ) -> None:
         """`block_size`: segments of whole blocks may come as JoinedSegment; 0: none does. `restart` is called when
-        the results of a task have been copied, unless there is a cache, which keeps them for a while. The
-        arena is one `share`th of UNITS. Files of at most `small` bytes are stored as they are."""
+        the results of a task have been copied, unless there is a cache, which keeps them for a while. Files of at
+        most `small` bytes are stored as they are."""
         self._store, self._cache, self._meter, self._block_size = store, cache, meter, block_size
         self._restart = restart
         self._small, self._read = small, at_once.reader()
-        self._arena = mmap.mmap(-1, UNIT * (UNITS // share))
-        self._free = (1 << UNITS // share) - 1
+        self._arena = mmap.mmap(-1, UNIT * UNITS)
+        self._free = (1 << UNITS) - 1
         self._returned: deque[tuple[int, int]] = deque()
         self._tickets: dict[int, Ticket] = {}
         self._number = 0
@@ -161,6 +160,7 @@ class Crew:
         if self._feed >= 0:
             os.close(self._feed)
             self._feed = -1
+            self._release()
 
     def close(self) -> None:
         """Wait until all processes have done what they were given, and have ended."""
@@ -261,10 +261,24 @@ class Crew:
             ticket.units = used
             ticket.done, ticket.failed = ((data, record), False) if good else (None, True)
 
-    def _take(self, units: int) -> int | None:
-        """The first of so many free units that follow each other, the lowest there are."""
+    def _release(self) -> None:
+        """Memory of free units goes back to the system: what comes after the files may need as much."""
+        self._collect()
+        left, first = self._free, 0
+        while left:
+            taken = (left & -left).bit_length() - 1
+            free = (~(left >> taken) & (left >> taken) + 1).bit_length() - 1
+            with suppress(OSError):  # it is less memory, no more
+                self._arena.madvise(mmap.MADV_REMOVE, (first + taken) * UNIT, free * UNIT)
+            left, first = left >> taken + free, first + taken + free
+
+    def _collect(self) -> None:
         while self._returned:
             self._give_back(*self._returned.popleft())
+
+    def _take(self, units: int) -> int | None:
+        """The first of so many free units that follow each other, the lowest there are."""
+        self._collect()
         starts, done = self._free, 1
         while done < units and starts:
             step = min(done, units - done)

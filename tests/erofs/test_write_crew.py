@@ -249,6 +249,33 @@ def test_processes_end_with_their_parent(folder: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_memory_goes_back_when_there_are_no_more_tasks(tmp_path: Path) -> None:
+    """All but that of results which somebody still has."""
+    path = tmp_path / "file"
+    path.write_bytes(noise(UNIT, 1))
+    node = Node(Inode(0o100644, content=FileContent(path, UNIT)), b"/file", 1, None, size=UNIT)
+
+    def store(piece: Piece) -> Stored:
+        content = piece.node.inode.content
+        assert content is not None
+        return Stored(piece, None, content.read(piece.offset, piece.length))
+
+    one = Crew(store, 1, None, None, 4096)
+    try:
+        tickets = [one.submit([Piece(node, 0, UNIT)]) for _ in range(3)]
+        results = [ticket.result()[0] for ticket in tickets if ticket is not None]
+        places = [ticket.first * UNIT for ticket in tickets if ticket is not None]
+        kept = results[1]
+        del results, tickets
+        one.finish()
+        found = [one._arena[place : place + UNIT] for place in places]
+        assert found == [bytes(UNIT), path.read_bytes(), bytes(UNIT)]
+        assert kept.data == path.read_bytes()
+        del kept
+    finally:
+        one.kill()
+
+
 def test_memory_is_used_again(tmp_path: Path) -> None:
     """A result keeps its part of the memory until nothing refers to it."""
     path = tmp_path / "file"
