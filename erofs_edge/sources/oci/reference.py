@@ -41,6 +41,8 @@ def parse_reference(text: str) -> Reference:
     if not match or not ("." in registry or ":" in registry or registry == "localhost"):
         raise SourceError(
             f"not a reference to an image: {text}",
-            hint="name the registry too, as in registry.example/library/debian:13",
+            hint="a digest is sha256: and 64 hexadecimal digits"
+            if "@" in text
+            else "name the registry too, as in registry.example/library/debian:13",
         )
     return Reference(registry, match["name"], match["tag"] or "latest", match["digest"])

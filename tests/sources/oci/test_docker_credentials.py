@@ -112,5 +112,6 @@ def test_references(text: str, whole: str, registry: str) -> None:
     "text", ["debian", "library/debian", "r.test/", "r.test/A", "r.test/app@sha256:00", "r.test/a:b:c"]
 )
 def test_what_is_no_reference(text: str) -> None:
-    with pytest.raises(SourceError, match="not a reference to an image"):
+    with pytest.raises(SourceError, match="not a reference to an image") as caught:
         parse_reference(text)
+    assert ("64 hexadecimal digits" in str(caught.value.hint)) == ("@" in text)
