@@ -249,18 +249,18 @@ def test_processes_end_with_their_parent(folder: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def as_it_is(piece: Piece) -> Stored:
+    content = piece.node.inode.content
+    assert content is not None
+    return Stored(piece, None, content.read(piece.offset, piece.length))
+
+
 def test_memory_goes_back_when_there_are_no_more_tasks(tmp_path: Path) -> None:
     """All but that of results which somebody still has."""
     path = tmp_path / "file"
     path.write_bytes(noise(UNIT, 1))
     node = Node(Inode(0o100644, content=FileContent(path, UNIT)), b"/file", 1, None, size=UNIT)
-
-    def store(piece: Piece) -> Stored:
-        content = piece.node.inode.content
-        assert content is not None
-        return Stored(piece, None, content.read(piece.offset, piece.length))
-
-    one = Crew(store, 1, None, None, 4096)
+    one = Crew(as_it_is, 1, None, None, 4096)
     try:
         tickets = [one.submit([Piece(node, 0, UNIT)]) for _ in range(3)]
         results = [ticket.result()[0] for ticket in tickets if ticket is not None]
@@ -281,13 +281,7 @@ def test_memory_is_used_again(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(noise(3 * UNIT, 1))
     node = Node(Inode(0o100644, content=FileContent(path, 3 * UNIT)), b"/file", 1, None, size=3 * UNIT)
-
-    def store(piece: Piece) -> Stored:
-        content = piece.node.inode.content
-        assert content is not None
-        return Stored(piece, None, content.read(piece.offset, piece.length))
-
-    one = Crew(store, 1, None, None, 4096)
+    one = Crew(as_it_is, 1, None, None, 4096)
     try:
         everything = one._free
         for _ in range(2):
