@@ -12,6 +12,7 @@ from erofs_edge.verity.check import find_superblock, read_superblock, superblock
 from erofs_edge.verity.superblock import Superblock
 
 _SLICE = 4 << 20
+_WHY = {"uuid": "derived from content", "salt": "derived from manifests and locks, of an image alone from its content"}
 
 
 def compare_trees(old: Path, new: Path, end: tuple[int, int], report: Report) -> None:
@@ -26,8 +27,7 @@ def compare_trees(old: Path, new: Path, end: tuple[int, int], report: Report) ->
     (one, first, root), (other, second, new_root) = trees[0], trees[1]
     before = len(report.changes)
     for name in ("algorithm", "data_block_size", "hash_block_size", "data_blocks", "salt", "uuid"):
-        why = "derived from content" if name in ("salt", "uuid") else ""
-        report.field("verity", "superblock", name, getattr(one, name), getattr(other, name), why)
+        report.field("verity", "superblock", name, getattr(one, name), getattr(other, name), _WHY.get(name, ""))
     report.field("verity", "superblock", "offset", first, second, "follows from the size of the data")
     report.field("verity", "tree", "top", root, new_root, "follows from the data")
     ends = one.end(first), other.end(second)

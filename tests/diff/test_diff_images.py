@@ -184,8 +184,9 @@ def test_tree_and_parity(tmp_path: Path) -> None:
         build(tree(), tmp_path / name, compression="lz4hc", epoch=5)
         info = append(tmp_path / name, salt=salt)
         write_parity(tmp_path / name, info.superblock, info.hash_offset, tmp_path / name)
-    found = {(c.where, c.what) for c in compare_paths(tmp_path / "old", tmp_path / "new").changes}
-    assert found == {("superblock", "salt"), ("tree", "top")}
+    changes = compare_paths(tmp_path / "old", tmp_path / "new").changes
+    assert {(c.where, c.what) for c in changes} == {("superblock", "salt"), ("tree", "top")}
+    assert "manifests and locks" in next(c.why for c in changes if c.what == "salt")
 
 
 @pytest.fixture(scope="module")
