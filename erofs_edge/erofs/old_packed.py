@@ -22,7 +22,7 @@ def read_old_packed(image: Image, files: Mapping[bytes, DiskInode]) -> OldPacked
     for path, inode in files.items():
         if (found := _fragment(image, inode)) is not None:
             paths[path] = found
-    parts: dict[tuple[bytes, int], int] = {}
+    parts: dict[tuple[bytes, int], list[int]] = {}
     extents: list[OldExtent] = []
     waiting = sorted(set(paths.values()), key=lambda one: (one[0] + one[1], one[0]))[::-1]
     budget = READ_MAX * packed.size
@@ -35,7 +35,9 @@ def read_old_packed(image: Image, files: Mapping[bytes, DiskInode]) -> OldPacked
             at, length = waiting.pop()
             budget -= length
             if budget >= 0:
-                parts.setdefault((_hash(image, packed, at, length), length), at)
+                parts.setdefault((_hash(image, packed, at, length), length), []).append(at)
+    for offsets in parts.values():
+        offsets.sort()
     return OldPacked(packed.size, tuple(extents) if packed.is_compressed else (), parts, paths)
 
 

@@ -22,13 +22,13 @@ class OldPacked:
 
     size     bytes
     extents  in order
-    parts    (sha256, length) of what files have there → offset, the lowest of equals
+    parts    (sha256, length) of what files have there → offsets, in order: several where equal bytes stand twice
     paths    path → (offset, length)
     """
 
     size: int
     extents: Sequence[OldExtent]
-    parts: Mapping[tuple[bytes, int], int]
+    parts: Mapping[tuple[bytes, int], Sequence[int]]
     paths: Mapping[bytes, tuple[int, int]]
 
 
@@ -66,7 +66,7 @@ def place_in_order(parts: Sequence[Wanted], block_size: int, start: int = 0) -> 
 def place_as_before(parts: Sequence[Wanted], old: OldPacked, block_size: int) -> tuple[list[int], int]:
     """(the offset of each, the end): equal bytes stay, then parts of the same path that still fit; others fill the
     gaps, largest first, each the smallest that will do, or come behind all."""
-    offsets = [old.parts.get((part.digest, part.length), -1) for part in parts]
+    offsets = [_where_equal(part, old) for part in parts]
     taken = Ranges([(at, at + part.length) for at, part in zip(offsets, parts, strict=True) if at >= 0])
     for number, part in enumerate(parts):
         at, length = old.paths.get(part.path, (-1, 0))
@@ -84,6 +84,13 @@ def place_as_before(parts: Sequence[Wanted], old: OldPacked, block_size: int) ->
     for number, at in zip(left, found, strict=True):
         offsets[number] = at
     return offsets, end
+
+
+def _where_equal(part: Wanted, old: OldPacked) -> int:
+    """Where the older image has the same bytes: for the same path if it can be, else the first ones; -1 if nowhere."""
+    equal = old.parts.get((part.digest, part.length), (-1,))
+    own = old.paths.get(part.path)
+    return own[0] if own is not None and own[0] in equal else equal[0]
 
 
 def _fill_gaps(parts: Sequence[Wanted], offsets: list[int], taken: Ranges, block_size: int) -> None:

@@ -22,6 +22,7 @@ from erofs_edge.erofs.check import check
 from erofs_edge.erofs.extents import Extent, Kind
 from erofs_edge.erofs.places import OldPacked, Ranges, Wanted, place_as_before, place_in_order, regions
 from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.tree import FileTree
 
 ALL: dict[str, Any] = {"compression": "lz4", "pcluster": 16384, "fragments": "all", "packed_pcluster": 16384}
@@ -117,6 +118,23 @@ def test_a_moved_file_keeps_its_bytes(tmp_path: Path) -> None:
     assert agrees(tmp_path / "new", moved)
 
 
+def test_equal_files_under_other_rules_stay_apart(tmp_path: Path) -> None:
+    """What is compressed in two ways is not shared, and then stands in the packed inode twice."""
+    tree = many(20)
+    for name in ("b.ko", "a", "z.ko"):
+        tree.add(name, file(mixed(50_000, 5)))
+    options = ALL | {"rules": (CompressionRule(match="*.ko", compression="deflate", level=1),)}
+    write(tree, tmp_path / "old", **options)
+    write(tree, tmp_path / "same", baseline=tmp_path / "old", **options)
+    assert (tmp_path / "same").read_bytes() == (tmp_path / "old").read_bytes()
+    places = packed_of(tmp_path / "old")[2]
+    assert places[b"a"] != places[b"b.ko"] == places[b"z.ko"]
+    tree.add("new", tree.root.children.pop(b"a"))
+    write(tree, tmp_path / "new", baseline=tmp_path / "old", **options)
+    assert packed_of(tmp_path / "new")[2][b"new"] == min(places[b"a"], places[b"b.ko"])
+    assert agrees(tmp_path / "new", tree)
+
+
 def test_growth_ends_in_a_packed_inode_made_anew(tmp_path: Path) -> None:
     tree = many(200)
     write(tree, tmp_path / "old", **ALL)
@@ -200,7 +218,7 @@ def test_places(first: list[Wanted], second: list[Wanted], block_size: int) -> N
     """Equal parts stay, none overlap, and what compresses has no block with what does not."""
     named = {(part.digest, part.length): part for part in first}
     offsets, size = place_in_order(list(named.values()), block_size)
-    old = OldPacked(size, (), dict(zip(named, offsets, strict=True)), {})
+    old = OldPacked(size, (), {part: [at] for part, at in zip(named, offsets, strict=True)}, {})
     new = list({(part.digest, part.length): part for part in second}.values())
     places, end = place_as_before(new, old, block_size)
     spans = sorted((at, at + part.length) for at, part in zip(places, new, strict=True))
@@ -208,7 +226,7 @@ def test_places(first: list[Wanted], second: list[Wanted], block_size: int) -> N
     assert end == max((stop for _, stop in spans), default=0)
     for at, part in zip(places, new, strict=True):
         kept = named.get((part.digest, part.length))
-        assert kept is None or at == old.parts[part.digest, part.length]
+        assert kept is None or [at] == old.parts[part.digest, part.length]
     found = regions(new, places, end, block_size)
     assert [region.start for region in found] == [0, *(region.end for region in found[:-1])][: len(found)]
     assert not found or found[-1].end == end
