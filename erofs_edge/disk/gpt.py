@@ -18,6 +18,7 @@ from struct import Struct
 from erofs_edge.errors import FormatError
 
 ALIGNMENT = 1 << 20  # bytes; first and last byte of each partition keep to it
+SECTOR_SIZES = (512, 4096)
 ENTRIES = 128
 ENTRY_SIZE = 128
 ENTRIES_MAX = 1024  # read: bounds the memory that a hostile header can ask for
@@ -121,6 +122,21 @@ def decode(read: Read, size: int, sector_size: int) -> Table:
             return _decode_at(read, sectors - 1, sectors, sector_size)
         except FormatError:
             raise primary from None
+
+
+def find(read: Read, size: int) -> Table | None:
+    """The table of a disk of `size` bytes, of either sector size; None where neither copy is there. Raises FormatError
+    for a damaged one."""
+    damaged: FormatError | None = None
+    for sector in SECTOR_SIZES:
+        try:
+            return decode(read, size, sector)
+        except FormatError as error:
+            if "no GUID" not in error.message and "too small" not in error.message:
+                damaged = damaged or error
+    if damaged is not None:
+        raise damaged
+    return None
 
 
 def _pack_entry(partition: Partition) -> bytes:

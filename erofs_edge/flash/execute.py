@@ -105,7 +105,11 @@ class _Job:
 
     def confirm(self, plan: Plan) -> None:
         """All is proved: the slot is the next to be started."""
-        if plan.update is not None and slot_state.is_due(self.target, plan.update):
+        if plan.update is None:
+            return
+        with Guarded(self.target, "slot state", "reading"):
+            due = slot_state.is_due(self.target, plan.update)
+        if due:
             with self.step(f"Opening slot {plan.update.slot.lower()}"), Guarded(self.target, "slot state"):
                 slot_state.end(self.target, plan.update)
 

@@ -57,8 +57,8 @@ def _addresses(address: str) -> tuple[Address, Address]:
         return disk, commands
     disk = parse_address(f"{'nbds' if scheme == 'provisions' else 'nbd'}://{rest}")
     if disk.certificates is not None and not disk.name:
-        disk = replace(disk, name=BOARD_NAME)
-    return disk, replace(disk, uri=f"{disk.uri} (control)", port=disk.port + 1)
+        disk = disk._replace(name=BOARD_NAME)
+    return disk, disk._replace(uri=f"{disk.uri} (control)", port=disk.port + 1)
 
 
 class ProvisionTarget(NbdTarget):

@@ -28,21 +28,11 @@ from erofs_edge.verity.superblock import Superblock
 BLANK = 1 << 20
 """bytes at the start of a partition that are zero where nothing was ever written to it"""
 FIT_MAX = 1 << 30
-SECTOR_SIZES = (512, 4096)
 
 
 def find_table(fd: Source, size: int) -> gpt.Table | None:
     """The GUID partition table of a disk; None where neither copy is there. Raises FormatError for a damaged one."""
-    damaged: FormatError | None = None
-    for sector in SECTOR_SIZES:
-        try:
-            return gpt.decode(lambda offset, length: read_exactly(fd, length, offset), size, sector)
-        except FormatError as error:
-            if "no GUID" not in error.message and "too small" not in error.message:
-                damaged = damaged or error
-    if damaged is not None:
-        raise damaged
-    return None
+    return gpt.find(lambda offset, length: read_exactly(fd, length, offset), size)
 
 
 def verify_disk(fd: Source, table: gpt.Table, walk: Walk) -> None:

@@ -7,30 +7,11 @@ sign at all is for `verify --key` to say, which reads everything.
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
-from typing import Any
 
-from erofs_edge.boot.contents import init_values
-from erofs_edge.boot.fdt import HEADER as FDT_HEADER
-from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
-from erofs_edge.boot.fdt import parse
-from erofs_edge.boot.fit import SIGNATURE_PATH, verify_fit
-from erofs_edge.build.record import RELEASE, read_release
-from erofs_edge.build.signing import PUBLIC_KEY, RELEASE_SIGNATURE
 from erofs_edge.disk import gpt
-from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
-from erofs_edge.trust import avb
-from erofs_edge.trust.key import read_public_key, rsa_key
-from erofs_edge.trust.root_hash import verify_detached
-from erofs_edge.verify.checks import Verdict
-from erofs_edge.verify.disk import FIT_MAX, find_table, verity_of
-from erofs_edge.verify.esp import is_esp, verify_esp
-from erofs_edge.verify.walk import Part, Walk
-from erofs_edge.verity.blocks import hash_blocks
-
-HINT = "--allow-unsigned, on a board whose sign.key is a development key"
+from erofs_edge.errors import FormatError, VerificationError
 
 
 def refuse_unsigned(image: Path) -> None:
@@ -45,101 +26,30 @@ def refuse_unsigned(image: Path) -> None:
         raise VerificationError(f"cannot read: {error.strerror}", where=str(image)) from error
     try:
         try:
-            table = find_table(fd, os.fstat(fd).st_size)
+            table = gpt.find(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
         except FormatError:
             return  # whatever it is, nothing starts from it: the plan says what is wrong with it
         if table is not None:
-            built = (image.parent / RELEASE).is_file() and (image.parent / PUBLIC_KEY).is_file()
-            _check_built(fd, table, image) if built else _check_alone(fd, table, image)
+            _check(fd, table, image)
     finally:
         os.close(fd)
+
+
+def _check(fd: int, table: gpt.Table, image: Path) -> None:
+    from erofs_edge.build.record import RELEASE  # for a disk only: what looks into signatures takes its time to load
+    from erofs_edge.build.signing import PUBLIC_KEY
+    from erofs_edge.verify.signatures import check_alone, check_built
+
+    built = (image.parent / RELEASE).is_file() and (image.parent / PUBLIC_KEY).is_file()
+    check_built(fd, table, image) if built else check_alone(fd, table, image)
 
 
 def is_development(image: Path) -> bool:
     """Whether an image lies in a build that was signed with a development key. Raises ErofsEdgeError where there is a
     build that cannot be read."""
+    from erofs_edge.build.record import RELEASE, read_release
+
     if not (image.parent / RELEASE).is_file():
         return False
     sign = read_release(image.parent).get("sign")
     return isinstance(sign, dict) and sign.get("development") is True
-
-
-def _check_built(fd: int, table: gpt.Table, image: Path) -> None:
-    folder, verdict = image.parent, Verdict()
-    record: dict[str, Any] = {}
-    key = read_public_key(folder / PUBLIC_KEY, "sign")
-    with verdict.check(RELEASE, f"key '{key.name}'"):
-        record = read_release(folder)
-        if not (folder / RELEASE_SIGNATURE).is_file():
-            raise VerificationError("the release record is not signed")
-        verify_detached((folder / RELEASE_SIGNATURE).read_bytes(), (folder / RELEASE).read_bytes(), key)
-    walk = Walk(fd, key, verdict)
-    parts = _parts(table)
-    known: tuple[bytes, dict[str, str]] = b"", {}  # slots of a new image are the same
-    for part in parts:
-        magic = walk.read(part, 0, 4)
-        if magic == FDT_MAGIC.to_bytes(4, "big"):
-            raw = walk.read(part, 0, min(int.from_bytes(walk.read(part, 4, 4), "big"), part.size, FIT_MAX))
-            if raw != known[0]:
-                known = raw, _values(walk, part, raw)
-            if known[1]:
-                _check_system(walk, part, parts, known[1], record)
-        elif magic == avb.MAGIC and part.name.startswith("vbmeta"):
-            with verdict.check(f"{part.name}: vbmeta", f"key '{key.name}'"):
-                avb.verify_vbmeta(walk.read(part, 0, avb.SIZE_MAX), key, 0)
-        elif is_esp(functools.partial(walk.read, part), part.size):
-            for _ in verify_esp(functools.partial(walk.read, part), part.size, part.name, key, verdict):
-                pass
-    _tell(verdict, image)
-
-
-def _values(walk: Walk, part: Part, fit: bytes) -> dict[str, str]:
-    """What the initramfs of a FIT boots with, once the FIT was verified; nothing where it is wrong."""
-    with walk.verdict.check(f"{part.name}: FIT", f"key '{walk.key.name}'"):
-        return init_values(verify_fit(fit, rsa_key(walk.key, "a FIT")))
-    return {}
-
-
-def _check_system(
-    walk: Walk, part: Part, parts: list[Part], values: dict[str, str], record: dict[str, Any]
-) -> None:  # fmt: skip
-    """The system beside a FIT is the one that it opens: by the top of its tree."""
-    with walk.verdict.check(f"{part.name}: root hash", "the release record and the top of the tree") as row:
-        sb, first, root_hash = verity_of(values)
-        row.digest = root_hash.hex()
-        named = record.get("system")
-        if not isinstance(named, dict) or named.get("root_hash") != root_hash.hex():
-            raise VerificationError("the release record names another root hash")
-        name = values.get("SYSTEM", "") + (f"_{part.slot}" if values.get("SLOTS") else "")
-        system = next((p for p in parts if p.name == name), None)
-        if system is None:
-            raise FormatError(f"the initramfs of {part.name} opens '{name}', which is not there")
-        levels = sb.levels_from(first)
-        at = levels[-1].start if levels else 0  # of a single block there is no tree
-        block = walk.read(system, at * sb.hash_block_size, sb.hash_block_size)
-        if hash_blocks(block, sb.hash_block_size, sb)[: sb.digest_size] != root_hash:
-            raise VerificationError(f"{name} is another system than {part.name} opens")
-
-
-def _check_alone(fd: int, table: gpt.Table, image: Path) -> None:
-    """No key is known: what is a FIT must at least say that somebody signed it."""
-    for part in _parts(table):
-        magic, size = os.pread(fd, 4, part.start), int.from_bytes(os.pread(fd, 4, part.start + 4), "big")
-        if magic != FDT_MAGIC.to_bytes(4, "big") or not FDT_HEADER.size <= size <= min(part.size, FIT_MAX):
-            continue
-        try:
-            signature = parse(os.pread(fd, size, part.start)).root.at(SIGNATURE_PATH)
-        except ErofsEdgeError:
-            continue
-        if signature is None or not signature.props.get("value"):
-            raise VerificationError(f"nobody signed {part.name}", where=str(image), hint=HINT)
-
-
-def _parts(table: gpt.Table) -> list[Part]:
-    size = table.sector_size
-    return [Part(p.name, p.first_lba * size, (p.last_lba - p.first_lba + 1) * size) for p in table.partitions]
-
-
-def _tell(verdict: Verdict, image: Path) -> None:
-    for check in verdict.failed:
-        raise VerificationError(f"{check.what}: {check.error}", where=str(image), hint=check.hint or HINT)

@@ -25,7 +25,7 @@ SIZE = 3 * MIB + 512 * 7
 
 @pytest.fixture
 def port() -> Port:
-    return Port(FastbootDevice({"system": bytearray(SIZE)}, memory=8 * MIB))
+    return Port(FastbootDevice({"system": bytearray(SIZE)}, memory=8 * MIB, given=8 * MIB))
 
 
 def test_all_of_it(port: Port) -> None:

@@ -92,6 +92,41 @@ def test_a_failure_of_what_was_posted_is_told_once(serve: Serve, tmp_path: Path)
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("filters", [(), ("multi-conn",)])
+def test_what_comes_is_delivered_once(filters: tuple[str, ...], serve: Serve, tmp_path: Path) -> None:
+    """Over four connections, and over one."""
+    link = Connections(serve(*filters, **({"multi_conn_mode": "disable"} if filters else {})))
+    want, got = (tmp_path / "image").read_bytes(), bytearray(SIZE)
+    for offset, length in ((0, SIZE), (12345, 7 << 20), (SIZE - 1, 1), (5, 0)):
+        counts: list[int] = []
+
+        def take(at: int, data: memoryview, counts: list[int] = counts) -> None:
+            got[at : at + len(data)] = data
+            counts.append(len(data))
+
+        got[:] = bytes(SIZE)
+        link.deliver(offset, length, take)
+        assert got == bytes(offset) + want[offset : offset + length] + bytes(SIZE - offset - length)
+        assert sum(counts) == length
+    link.close()
+
+
+@pytest.mark.oracle
+def test_who_takes_what_comes_may_fail(serve: Serve, tmp_path: Path) -> None:
+    """That is raised, once nothing is under way: the connections go on."""
+    link = Connections(serve())
+    left = [5, 4, 3, 2, 1]
+
+    def take(at: int, data: memoryview) -> None:
+        left.pop()
+
+    with pytest.raises(IndexError):
+        link.deliver(0, SIZE, take)
+    assert link.read(0, SIZE) == (tmp_path / "image").read_bytes()
+    link.close()
+
+
+@pytest.mark.oracle
 def test_a_server_that_takes_no_second_connection_gets_none(serve: Serve, tmp_path: Path) -> None:
     link = Connections(serve("multi-conn", multi_conn_mode="disable"))
     assert link.count == 1
@@ -106,5 +141,8 @@ def test_a_failure_on_any_connection_is_told(serve: Serve) -> None:
     with pytest.raises(DeviceError, match="EIO"):
         for _ in range(20):
             link.read(0, SIZE)
+    with pytest.raises(DeviceError, match="EIO"):
+        for _ in range(20):
+            link.deliver(0, SIZE, lambda at, data: None)
     link.close()
     Connection(address).close()  # and the server is still there

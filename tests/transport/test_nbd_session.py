@@ -102,7 +102,11 @@ def test_both_sides_agree_however_the_bytes_arrive(data: st.DataObject) -> None:
     ranges = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 5000)).map(lambda r: (r[0], min(r[1], SIZE - r[0])))
     checks = []
     for offset, length in data.draw(st.lists(ranges, max_size=12)):
-        match data.draw(st.sampled_from(["read", "write", "zero", "status", "flush"])):
+        match data.draw(st.sampled_from(["read", "take", "write", "zero", "status", "flush"])):
+            case "take":
+                target = bytearray(length)
+                pending = client.read_to(offset, length, putting(target, offset))
+                checks.append((pending, target, bytes(model[offset : offset + length])))
             case "read":
                 target = bytearray(length)
                 checks.append((client.read(offset, memoryview(target)), target, bytes(model[offset : offset + length])))
@@ -126,6 +130,33 @@ def test_both_sides_agree_however_the_bytes_arrive(data: st.DataObject) -> None:
     client.disconnect()
     converse(client, server, sizes)
     assert server.session.feed.done
+
+
+def putting(target: bytearray, offset: int) -> Callable[[int, memoryview], None]:
+    """Who takes what comes, and puts it into `target`, which is for bytes from `offset` on."""
+
+    def take(at: int, data: memoryview) -> None:
+        target[at - offset : at - offset + len(data)] = data
+
+    return take
+
+
+def test_who_takes_data_gets_parts_and_holes_as_they_come() -> None:
+    """In the same memory, of the size of the request; nothing of what was not asked for."""
+    client, parts = connected(), list[tuple[int, bytes]]()
+    pending = client.read_to(8, 16, lambda at, data: parts.append((at, bytes(data))))
+    client.feed.feed(chunk(1, 1, data_at(20, b"0123"), last=False) + chunk(1, 2, struct.pack(">QI", 12, 8), last=False))
+    assert not pending.done
+    client.feed.feed(chunk(1, 1, data_at(8, b"abcd")))
+    assert pending.done
+    assert parts == [(20, b"0123"), (12, bytes(8)), (8, b"abcd")]
+    client.read_to(0, 4, lambda at, data: parts.append((at, bytes(data))))
+    with pytest.raises(ProtocolError, match="not asked for"):
+        client.feed.feed(chunk(2, 1, data_at(0, b"01234")))
+    old = connected(structured=False)
+    old.read_to(4, 4, lambda at, data: parts.append((at, bytes(data))))
+    old.feed.feed(struct.pack(">IIQ", 0x67446698, 0, 1) + b"wxyz")
+    assert parts[3:] == [(4, b"wxyz")]
 
 
 def test_a_server_that_answers_out_of_order_in_parts_and_with_holes() -> None:
@@ -165,7 +196,7 @@ def test_block_status_and_errors_of_a_server() -> None:
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
-    "a wrong magic": (b"\0\0\0\1", "starts with 0x00000001"),
+    "a wrong magic": (b"\0\0\0\1" + bytes(12), "starts with 0x00000001"),
     "a cookie of nobody": (chunk(9, 0, b""), "not made"),
     "a simple answer": (struct.pack(">IIQ", 0x67446698, 0, 1), "simple answer"),
     "data before the range": (chunk(1, 1, data_at(99, b"x" * 4)), "not asked for"),
@@ -180,6 +211,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "more than asked for": (chunk(1, 1, data_at(100, b"x" * 16), last=False) * 2, "more data"),
     "an empty part": (chunk(1, 1, data_at(100, b"")), "a chunk of type"),
     "a huge chunk": (struct.pack(">IHHQI", 0x668E33EF, 1, 1, 1, 0xFFFFFFFF) + data_at(100, b""), "not asked for"),
+    "a part shorter than its offset": (chunk(1, 1, b"1234") + bytes(4), "a chunk of type"),
     "a huge error": (struct.pack(">IHHQI", 0x668E33EF, 1, 0x8001, 1, 0xFFFFFFFF), "error of 4294967295"),
     "an error longer than its chunk": (chunk(1, 0x8001, struct.pack(">IH", 5, 900)), "longer than its chunk"),
     "the status of a read": (chunk(1, 5, struct.pack(">III", 5, 100, 0)), "a chunk of type"),

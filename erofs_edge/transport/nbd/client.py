@@ -7,8 +7,7 @@ ones are answered; answers come in any order. Nothing that a server says makes t
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
 from struct import Struct
 
 from erofs_edge.errors import CapacityError, DeviceError, DeviceRefusedError, ErofsEdgeError, ProtocolError
@@ -28,6 +27,9 @@ REPLIES_MAX = 64  # to one option
 STATUS_MAX = 4 + 8 * 65536  # bytes of a block status chunk
 _DESCRIPTOR = Struct(">II")
 _OFFSET = Struct(">Q")
+_HOLE = Struct(">QI")
+_LENGTH_OFFSET = Struct(">IQ")  # of a chunk with data, and where it is from
+_COMMON = Struct(">IHHQ")  # what simple and structured answers start with: magic, error or (flags, type), cookie
 
 _REFUSALS: dict[int, str] = {
     OptionReply.ERR_UNKNOWN: "the server has no such export",
@@ -54,39 +56,41 @@ Said = bytes | memoryview | Stretch
 """what goes to the server"""
 
 
-@dataclass(slots=True)
+Take = Callable[[int, memoryview], None]
+"""take(offset, data): bytes of the export that have come; `data` is good until it returns"""
+
+
 class Export:
     """What the server says of the export. Sizes in bytes; `status` is the id of base:allocation if it was granted."""
 
-    size: int
-    flags: Transmission
-    block_min: int = wire.BLOCK_MIN
-    preferred: int = wire.BLOCK_PREFERRED
-    payload_max: int = wire.PAYLOAD_MAX
-    structured: bool = False
-    status: int | None = None
+    __slots__ = ("block_min", "flags", "payload_max", "preferred", "size", "status", "structured")
+
+    def __init__(self, *, structured: bool, status: int | None) -> None:
+        self.size = -1
+        self.flags = Transmission(0)
+        self.block_min, self.preferred = wire.BLOCK_MIN, wire.BLOCK_PREFERRED
+        self.payload_max = wire.PAYLOAD_MAX
+        self.structured, self.status = structured, status
 
     def can(self, flag: Transmission) -> bool:
         return bool(self.flags & flag)
 
 
-@dataclass(slots=True)
 class Pending:
     """A request under way, and its result in the end.
 
+    target   where what is read goes: memory of `length` bytes, or who takes it, part by part in any order
     error    number of the specification, 0 for success; `message` is the server's
     extents  (length in bytes, flags) of a block status request
     """
 
-    command: Command
-    offset: int
-    length: int
-    target: memoryview | None = None
-    error: int = 0
-    message: str = ""
-    extents: list[tuple[int, int]] = field(default_factory=list)
-    done: bool = False
-    _covered: list[tuple[int, int]] = field(default_factory=list)
+    __slots__ = ("_covered", "command", "done", "error", "extents", "length", "message", "offset", "target")
+
+    def __init__(self, command: Command, offset: int, length: int, target: memoryview | Take | None = None) -> None:
+        self.command, self.offset, self.length, self.target = command, offset, length, target
+        self.error, self.message, self.done = 0, "", False
+        self.extents: list[tuple[int, int]] = []
+        self._covered: list[tuple[int, int]] = []
 
     def check(self, where: str) -> None:
         """Raises DeviceError, or CapacityError where space ran out, when the server reported a failure."""
@@ -133,6 +137,7 @@ class Client:
         self._closing = False
         self._pending: dict[int, Pending] = {}
         self._cookie = 0
+        self._scratch = memoryview(b"")
         self.feed = Feed(self._converse())
 
     @property
@@ -142,6 +147,10 @@ class Client:
     def read(self, offset: int, target: memoryview) -> Pending:
         """Ask for as many bytes as `target` has; they are put there."""
         return self._submit(Command.READ, offset, len(target), target=target)
+
+    def read_to(self, offset: int, length: int, take: Take) -> Pending:
+        """Ask for bytes that `take` gets as they come, all in the same memory: it stays in the processor's cache."""
+        return self._submit(Command.READ, offset, length, target=take)
 
     def write(self, offset: int, data: Said) -> Pending:
         """`data` must not change before the answer."""
@@ -167,7 +176,7 @@ class Client:
         offset: int,
         length: int,
         *,
-        target: memoryview | None = None,
+        target: memoryview | Take | None = None,
         payload: Said | None = None,
     ) -> Pending:
         if self.export is None:
@@ -210,7 +219,7 @@ class Client:
         status = (yield from self._ask_allocation()) if structured else None
         request = wire.string(self._name) + b"\0\1" + Info.BLOCK_SIZE.to_bytes(2, "big")
         self.outbox.append(wire.option(Option.GO, request))
-        export = Export(-1, Transmission(0), structured=structured, status=status)
+        export = Export(structured=structured, status=status)
         for _ in range(REPLIES_MAX):
             kind, data = yield from _option_reply(Option.GO)
             if kind == OptionReply.ACK:
@@ -245,50 +254,65 @@ class Client:
         export.size, export.flags = size, Transmission(flags)
 
     def _answer(self, export: Export) -> Machine:
-        magic = int.from_bytes((yield from take(4)), "big")
-        if magic == wire.SIMPLE_MAGIC:
-            yield from self._simple()
-        elif magic == wire.STRUCTURED_MAGIC and export.structured:
-            yield from self._structured(export)
+        magic, high, low, cookie = _COMMON.unpack((yield from take(_COMMON.size)))
+        if magic == wire.STRUCTURED_MAGIC and export.structured:
+            yield from self._structured(export, high, low, cookie)
+        elif magic == wire.SIMPLE_MAGIC:
+            yield from self._simple(export, high << 16 | low, cookie)
         else:
             raise ProtocolError(f"an answer starts with {magic:#010x}")
 
-    def _simple(self) -> Machine:
-        raw = yield from take(wire.SIMPLE.size - 4)
-        error, cookie = int.from_bytes(raw[:4], "big"), int.from_bytes(raw[4:], "big")
+    def _simple(self, export: Export, error: int, cookie: int) -> Machine:
         pending = self._find(cookie)
         if pending.command is Command.BLOCK_STATUS and not error:
             raise ProtocolError("a simple answer to a block status request")
         if pending.target is not None and not error:
-            if self.export and self.export.structured:
+            if export.structured:
                 raise ProtocolError("a simple answer to a read, after structured ones were agreed")
-            yield pending.target
+            yield from self._data(pending, pending.offset, pending.length)
         pending.error = error
         self._finish(cookie)
 
-    def _structured(self, export: Export) -> Machine:
-        raw = yield from take(wire.STRUCTURED.size - 4)
-        flags, kind, cookie, length = Struct(">HHQI").unpack(raw)
+    def _structured(self, export: Export, flags: int, kind: int, cookie: int) -> Machine:
         pending = self._find(cookie)
+        if kind == Chunk.OFFSET_DATA and pending.target is not None:
+            length, start = _LENGTH_OFFSET.unpack((yield from take(_LENGTH_OFFSET.size)))
+            if length <= _OFFSET.size:
+                raise ProtocolError(f"a chunk of type {kind:#x} and {length} bytes for a {pending.command.name}")
+            pending.cover(start, length - _OFFSET.size)
+            yield from self._data(pending, start, length - _OFFSET.size)
+        else:
+            yield from self._without_data(pending, export, kind, int.from_bytes((yield from take(4)), "big"))
+        if flags & wire.CHUNK_DONE:
+            self._check_done(pending)
+            self._finish(cookie)
+
+    def _without_data(self, pending: Pending, export: Export, kind: int, length: int) -> Machine:
         if kind & wire.IS_ERROR:
             yield from _take_error(pending, kind, length)
-        elif kind == Chunk.OFFSET_DATA and pending.target is not None and length > _OFFSET.size:
-            (start,) = _OFFSET.unpack((yield from take(_OFFSET.size)))
-            pending.cover(start, length - _OFFSET.size)
-            at = start - pending.offset
-            yield pending.target[at : at + length - _OFFSET.size]
-        elif kind == Chunk.OFFSET_HOLE and pending.target is not None and length == 12:
-            start, size = Struct(">QI").unpack((yield from take(12)))
+        elif kind == Chunk.OFFSET_HOLE and pending.target is not None and length == _HOLE.size:
+            start, size = _HOLE.unpack((yield from take(_HOLE.size)))
             pending.cover(start, size)
-            at = start - pending.offset
-            pending.target[at : at + size] = bytes(size)
+            if isinstance(pending.target, memoryview):
+                pending.target[start - pending.offset :][:size] = bytes(size)
+            else:
+                pending.target(start, memoryview(bytes(size)))
         elif kind == Chunk.BLOCK_STATUS and pending.command is Command.BLOCK_STATUS:
             yield from _take_status(pending, length, export.status)
         elif kind != Chunk.NONE or length:
             raise ProtocolError(f"a chunk of type {kind:#x} and {length} bytes for a {pending.command.name}")
-        if flags & wire.CHUNK_DONE:
-            self._check_done(pending)
-            self._finish(cookie)
+
+    def _data(self, pending: Pending, start: int, length: int) -> Machine:
+        """Bytes of the export from `start` on come now: a part of what was asked for."""
+        target = pending.target
+        if isinstance(target, memoryview):
+            yield target[start - pending.offset :][:length]
+        elif target is not None:
+            if len(self._scratch) < length:
+                self._scratch = memoryview(bytearray(pending.length))
+            data = self._scratch[:length]
+            yield data
+            target(start, data)
 
     def _check_done(self, pending: Pending) -> None:
         if pending.error:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from erofs_edge.errors import DeviceError, UsageError
 from erofs_edge.transport.nbd import wire
-from erofs_edge.transport.nbd.client import Client, Export, Pending, Said, Stretch
+from erofs_edge.transport.nbd.client import Client, Export, Pending, Said, Stretch, Take
 from erofs_edge.transport.nbd.link import Wire, dial
-from erofs_edge.transport.nbd.wire import Transmission
+from erofs_edge.transport.nbd.wire import Command, Transmission
 
 if TYPE_CHECKING:
     import ssl
@@ -32,8 +31,7 @@ SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
 Trust = Callable[[], "ssl.SSLContext"]
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """Where an export is: `socket` a path, or `host` and `port`.
 
     certificates  a folder with ca-cert.pem, and client-cert.pem and client-key.pem where the server wants them; None
@@ -114,6 +112,11 @@ class Connection:
         return self.export.size
 
     @property
+    def piece(self) -> int:
+        """Bytes of a request."""
+        return min(PIECE, self.export.payload_max)
+
+    @property
     def sent(self) -> int:
         """Bytes that went to the server."""
         return self._sent
@@ -130,8 +133,37 @@ class Connection:
 
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill `target` from the export."""
-        piece = min(PIECE, self.export.payload_max)
+        piece = self.piece
         self._run(self._client.read(offset + at, target[at : at + piece]) for at in range(0, len(target), piece))
+
+    def deliver(self, offset: int, length: int, take: Take) -> None:
+        """Give `take` a range of the export, part by part as they come: it is called with (offset, data), in any order,
+        by one thread of each connection, and `data` is good until it returns. What it raises is raised here, after all
+        that is under way has come, and it is not called any more."""
+        piece, end = self.piece, offset + length
+        self.deliver_from(iter(range(offset, end, piece)), piece, end, take)
+
+    def deliver_from(self, places: Iterator[int], piece: int, end: int, take: Take) -> None:
+        """As `deliver`, of pieces that start where `places` says, until that has no more: several connections may draw
+        from the same iterator of a range."""
+        failures: list[BaseException] = []
+
+        def taken(offset: int, data: memoryview) -> None:
+            if not failures:
+                try:
+                    take(offset, data)
+                except BaseException as error:
+                    failures.append(error)
+
+        def requests() -> Iterator[Pending]:
+            for at in places:
+                if failures:
+                    return
+                yield self._client.read_to(at, min(piece, end - at), taken)
+
+        self._run(requests())
+        if failures:
+            raise failures[0]
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Returns when the server has taken all of it; `flush` makes it last."""
@@ -140,7 +172,7 @@ class Connection:
     def write_file(self, offset: int, file: int, at: int, length: int) -> None:
         """As `write`, of bytes of an open file (its descriptor) that need not come through this program. Raises
         SourceError where it is shorter: of no use afterwards, for the server waits for the rest."""
-        piece = min(PIECE, self.export.payload_max)
+        piece = self.piece
         self._run(
             self._client.write(offset + done, Stretch(file, at + done, min(piece, length - done)))
             for done in range(0, length, piece)
@@ -156,7 +188,7 @@ class Connection:
 
     def write_all(self, places: Iterable[tuple[int, bytes | memoryview]]) -> None:
         """As `write`, of many (offset, data): one does not wait for the other. They must not overlap."""
-        piece = min(PIECE, self.export.payload_max)
+        piece = self.piece
         self._run(
             self._client.write(offset + at, memoryview(data)[at : at + piece])
             for offset, data in places
@@ -210,6 +242,12 @@ class Connection:
         finished: list[Pending] = []
         for pending in requests:
             running.append(pending)
+            if pending.command is Command.READ:  # which many packets of one call ask for
+                if len(running) >= WINDOW:
+                    self._try(self._send)
+                    while len(running) > WINDOW // 2:
+                        self._wait(running.popleft(), finished)
+                continue
             self._try(self._send)
             while len(running) >= WINDOW:
                 self._wait(running.popleft(), finished)
@@ -226,7 +264,8 @@ class Connection:
 
     def _step(self) -> None:
         """Send what is to be sent, receive once."""
-        self._try(self._send)
+        if self._client.outbox:
+            self._try(self._send)
         self._try(self._receive)
         if self._client.upgrade:
             self._client.upgrade = False

@@ -9,10 +9,11 @@ on others. Nothing but what was posted is under way when another request is made
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
+from threading import Thread
 
+from erofs_edge.transport.nbd.client import Take
 from erofs_edge.transport.nbd.connect import TIMEOUT, Address, Connection, Trust
 from erofs_edge.transport.nbd.wire import Transmission
 
@@ -33,7 +34,8 @@ class Connections(Connection):
         self._others: list[Connection] = []
         self._idle: SimpleQueue[Connection] = SimpleQueue()
         self._failures: list[BaseException] = []
-        self._pool: ThreadPoolExecutor | None = None
+        self._jobs: SimpleQueue[tuple[Connection, Job] | None] = SimpleQueue()
+        self._threads: list[Thread] = []
         try:
             while self.export.can(Transmission.CAN_MULTI_CONN) and self.count < count:
                 self._others.append(Connection(address, trust=trust, timeout=timeout))
@@ -64,6 +66,9 @@ class Connections(Connection):
             ]
         )
 
+    def deliver_from(self, places: Iterator[int], piece: int, end: int, take: Take) -> None:
+        self._spread([partial(Connection.deliver_from, places=places, piece=piece, end=end, take=take)] * self.count)
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
         self._spread(
@@ -93,14 +98,17 @@ class Connections(Connection):
             )
 
     def settle(self) -> None:
-        links = [self._idle.get() for _ in range(self.count)] if self._pool is not None else []
+        links = [self._idle.get() for _ in range(self.count)] if self._threads else []
         for link in links:
             self._idle.put(link)
         self._tell()
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
         for other in self._others:
             other.close()
         super().close()
@@ -128,17 +136,22 @@ class Connections(Connection):
         if self._failures:
             self._idle.put(link)
             self.settle()
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.count, "nbd")
-        self._pool.submit(self._work, link, job)
+        self._jobs.put((link, job))
+        if len(self._threads) < self.count:
+            thread = Thread(target=self._work, name="nbd", daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
-    def _work(self, link: Connection, job: Job) -> None:
-        try:
-            job(link)
-        except BaseException as error:
-            self._failures.append(error)
-        finally:
-            self._idle.put(link)
+    def _work(self) -> None:
+        """A thread that carries out jobs, until None comes instead of one."""
+        while (todo := self._jobs.get()) is not None:
+            link, job = todo
+            try:
+                job(link)
+            except BaseException as error:
+                self._failures.append(error)
+            finally:
+                self._idle.put(link)
 
     def _tell(self) -> None:
         """The first failure, once."""
