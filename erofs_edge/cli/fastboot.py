@@ -4,20 +4,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, step
-from erofs_edge.errors import SourceError
+from erofs_edge.errors import SourceError, UsageError
+from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
     from erofs_edge.flash.fastboot import Fastboot
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 Use = Callable[["Fastboot"], None]
+slot_option = click.option(
+    "--slot", metavar="SLOT", help="Of a partition with slots: a, b, …, other or all. Default: the one in use."
+)
 
 
 @click.group()
@@ -72,26 +76,39 @@ def getvar(ctx: click.Context, name: str, *, as_json: bool) -> None:
 @fastboot.command()
 @click.argument("partition")
 @click.argument("image", type=FILE)
+@slot_option
 @json_option
 @click.pass_context
-def flash(ctx: click.Context, partition: str, image: Path, *, as_json: bool) -> None:
-    """Write IMAGE to PARTITION; zeros are not sent, and large images go in pieces that the device can hold."""
+def flash(ctx: click.Context, partition: str, image: Path, slot: str | None, *, as_json: bool) -> None:
+    """Write IMAGE to PARTITION; zeros are not sent, and large images go in pieces that the device can hold.
+
+    IMAGE may be an Android sparse image, whatever its size.
+    """
 
     def use(device: Fastboot) -> None:
-        with step(f"Writing '{partition}' ({os.path.getsize(image) >> 10} KB)") as progress:
-            sent = device.flash(partition, image, progress)
+        names, sent = device.named(partition, slot), 0
+        for name in names:
+            with step(f"Writing '{name}' ({os.path.getsize(image) >> 10} KB)") as progress:
+                sent += device.flash(name, image, progress)
         if as_json:
-            emit_json({"partition": partition, "image": image, "bytes_total": image.stat().st_size, "bytes_sent": sent})
+            record = {"partition": names[0], "partitions": names, "image": image}
+            emit_json({**record, "bytes_total": image.stat().st_size, "bytes_sent": sent})
 
     _with(ctx, use)
 
 
 @fastboot.command()
 @click.argument("partition")
+@slot_option
 @click.pass_context
-def erase(ctx: click.Context, partition: str) -> None:
+def erase(ctx: click.Context, partition: str, slot: str | None) -> None:
     """Erase PARTITION."""
-    _with(ctx, lambda device: device.command(f"erase:{partition}"))
+
+    def use(device: Fastboot) -> None:
+        for name in device.named(partition, slot):
+            device.command(f"erase:{name}")
+
+    _with(ctx, use)
 
 
 @fastboot.command("set_active")
@@ -159,23 +176,29 @@ def boot(ctx: click.Context, image: Path) -> None:
 @click.pass_context
 def get_staged(ctx: click.Context, out: Path) -> None:
     """Fetch what the device has staged into the file OUT."""
-    _with(ctx, lambda device: _save(out, device.fetch("upload")))
+    _with(ctx, lambda device: _save(out, [device.fetch("upload")]))
 
 
 @fastboot.command()
 @click.argument("partition")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@slot_option
 @click.pass_context
-def fetch(ctx: click.Context, partition: str, out: Path) -> None:
+def fetch(ctx: click.Context, partition: str, out: Path, slot: str | None) -> None:
     """Read PARTITION into the file OUT, if the device allows it."""
-    _with(ctx, lambda device: _save(out, device.fetch(f"fetch:{partition}")))
+
+    def use(device: Fastboot) -> None:
+        names = device.named(partition, slot)
+        if len(names) > 1:
+            raise UsageError("one file takes one slot", hint="--slot a")
+        _save(out, device.fetch_partition(names[0]))
+
+    _with(ctx, use)
 
 
-def _save(out: Path, data: bytes) -> None:
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+def _save(out: Path, pieces: Iterable[bytes]) -> None:
     try:
-        temporary.write_bytes(data)
-        temporary.replace(out)
+        with beside(out, "what the device sends") as temporary, temporary.open("wb") as file:
+            file.writelines(pieces)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise SourceError(f"cannot write: {error.strerror}", where=str(out)) from error

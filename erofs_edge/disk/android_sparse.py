@@ -7,7 +7,8 @@ Source: system/core/libsparse/sparse_format.h of AOSP. A range without data beco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
 
@@ -26,11 +27,12 @@ Read = Callable[[int, int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Blocks [first, first + count) of an image: data, or zeros."""
+    """Blocks [first, first + count) of an image: data, or these four bytes again and again."""
 
     first: int
     count: int
     has_data: bool
+    fill: bytes = bytes(FILL_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Piece:
             if run in gaps:
                 yield CHUNK.pack(DONT_CARE, 0, run.count, CHUNK.size)
             elif not run.has_data:
-                yield CHUNK.pack(FILL, 0, run.count, CHUNK.size + FILL_SIZE) + bytes(FILL_SIZE)
+                yield CHUNK.pack(FILL, 0, run.count, CHUNK.size + FILL_SIZE) + run.fill
             else:
                 yield CHUNK.pack(RAW, 0, run.count, CHUNK.size + run.count * BLOCK)
                 for first in range(run.first, run.first + run.count, PART):
@@ -80,25 +82,35 @@ def plan_pieces(size: int, data: Extents, limit: int) -> list[Piece]:
 
     Raises CapacityError where the limit is too small for anything.
     """
+    blocks = -(-size // BLOCK)
+    return cut_runs(_runs(blocks, data), blocks, limit)
+
+
+def cut_runs(wanted: Iterable[Run], blocks: int, limit: int) -> list[Piece]:
+    """Runs in the order of an image of `blocks` blocks, divided over pieces of at most `limit` bytes; what lies between
+    runs is left alone.
+
+    Raises CapacityError where the limit is too small for anything.
+    """
     # the header, a gap on both sides, and one block with its own header
     if limit < HEADER.size + 3 * CHUNK.size + BLOCK:
         raise CapacityError(f"the device takes {limit} bytes at a time: too few for any image")
-    blocks = -(-size // BLOCK)
     room = limit - HEADER.size - 2 * CHUNK.size
     pieces: list[Piece] = []
     runs: list[Run] = []
     left = room
-    for run in _runs(blocks, data):
+    for run in wanted:
         first, count = run.first, run.count
         while count:
-            fits = count if not run.has_data else min(count, (left - CHUNK.size) // BLOCK)
-            if fits <= 0 or left < CHUNK.size + FILL_SIZE:
+            gap = CHUNK.size if runs and runs[-1].first + runs[-1].count < first else 0
+            fits = count if not run.has_data else min(count, (left - gap - CHUNK.size) // BLOCK)
+            if fits <= 0 or left - gap < CHUNK.size + FILL_SIZE:
                 pieces.append(Piece(tuple(runs), blocks))
                 runs, left = [], room
                 continue
-            part = Run(first, fits, run.has_data)
+            part = Run(first, fits, run.has_data, run.fill)
             runs.append(part)
-            left -= _cost(part)
+            left -= gap + _cost(part)
             first, count = first + fits, count - fits
     if runs:
         pieces.append(Piece(tuple(runs), blocks))
@@ -127,27 +139,61 @@ def is_sparse(start: bytes) -> bool:
     return start[:4] == MAGIC.to_bytes(4, "little")
 
 
+class SparseFile:
+    """A sparse image in a file, without its data in memory: `runs` of what it sets, `blocks` of the whole image.
+
+    `read(offset, length)` gives bytes of the file. Raises FormatError naming the offset where it breaks the format.
+    """
+
+    def __init__(self, read: Read, size: int) -> None:
+        self._read = read
+        head = read(0, min(size, HEADER.size))
+        header, chunk_header, self.block, self.blocks, chunks = _head(head)
+        self.runs: list[Run] = []
+        self._at: list[int] = []  # offsets in the file, of data runs
+        at, done = header, 0
+        for _ in range(chunks):
+            raw = read(at, CHUNK.size) if at + chunk_header <= size else b""
+            kind, count, total = _chunk(raw, at, size - at, chunk_header, self.block, blocks=self.blocks - done)
+            if kind in (RAW, FILL) and count:
+                fill = read(at + chunk_header, FILL_SIZE)
+                self.runs.append(Run(done, count, kind == RAW, fill if kind == FILL else bytes(FILL_SIZE)))
+                self._at.append(at + chunk_header)
+            at, done = at + total, done + count
+        if done != self.blocks:
+            raise FormatError(f"chunks for {done} blocks of {self.blocks}", where=f"offset {at:#x}")
+        self._first = [run.first for run in self.runs]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole image."""
+        return self.blocks * self.block
+
+    def pieces(self, limit: int) -> list[Piece]:
+        """Divided anew, `read` has their data. Raises CapacityError as `cut_runs` does, FormatError for blocks of
+        another size than 4096 bytes."""
+        if self.block != BLOCK:
+            raise FormatError(f"a sparse image with blocks of {self.block} bytes, not {BLOCK}", where="offset 0x0")
+        return cut_runs(self.runs, self.blocks, limit)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the image that lie in one run of data."""
+        number = bisect_right(self._first, offset // BLOCK) - 1
+        return self._read(self._at[number] + offset - self._first[number] * BLOCK, length)
+
+
 def decode(data: memoryview, write: Callable[[int, bytes | memoryview], None], capacity: int) -> int:
     """Carry out a sparse image: `write(offset, bytes)` for all that it sets; the bytes of the whole image.
 
     Raises FormatError naming the offset where it breaks the format or goes past `capacity` bytes.
     """
-    if len(data) < HEADER.size:
-        raise FormatError("a sparse image shorter than its header", where="offset 0x0")
-    magic, major, _, header, chunk_header, block, blocks, chunks, _ = HEADER.unpack_from(data)
-    if magic != MAGIC or major != 1 or header < HEADER.size or chunk_header < CHUNK.size or not block or block % 4:
-        raise FormatError("not a sparse image of version 1", where="offset 0x0")
+    header, chunk_header, block, blocks, chunks = _head(data)
     if blocks * block > capacity:
         raise FormatError(f"a sparse image of {blocks * block} bytes, for {capacity}", where="offset 0x0")
     at, done = header, 0
     for _ in range(chunks):
-        if at + chunk_header > len(data):
-            raise FormatError("a chunk is cut short", where=f"offset {at:#x}")
-        kind, _, count, total = CHUNK.unpack_from(data, at)
-        body = total - chunk_header
-        expected = {RAW: count * block, FILL: FILL_SIZE, DONT_CARE: 0, CRC32: 4}.get(kind)
-        if expected is None or body != expected or at + total > len(data) or done + count > blocks:
-            raise FormatError(f"a bad chunk of type {kind:#x}, {count} blocks, {total} bytes", where=f"offset {at:#x}")
+        raw = data[at : at + CHUNK.size] if at + chunk_header <= len(data) else b""
+        kind, count, total = _chunk(raw, at, len(data) - at, chunk_header, block, blocks=blocks - done)
         payload = data[at + chunk_header : at + total]
         if kind == RAW:
             write(done * block, payload)
@@ -159,3 +205,26 @@ def decode(data: memoryview, write: Callable[[int, bytes | memoryview], None], c
     if done != blocks:
         raise FormatError(f"chunks for {done} blocks of {blocks}", where=f"offset {at:#x}")
     return int(blocks) * int(block)
+
+
+def _head(data: bytes | memoryview) -> tuple[int, int, int, int, int]:
+    """Bytes of the header, of a chunk's header, and of a block; blocks; chunks."""
+    if len(data) < HEADER.size:
+        raise FormatError("a sparse image shorter than its header", where="offset 0x0")
+    magic, major, _, header, chunk_header, block, blocks, chunks, _ = HEADER.unpack_from(data)
+    if magic != MAGIC or major != 1 or header < HEADER.size or chunk_header < CHUNK.size or not block or block % 4:
+        raise FormatError("not a sparse image of version 1", where="offset 0x0")
+    return header, chunk_header, block, blocks, chunks
+
+
+def _chunk(
+    raw: bytes | memoryview, at: int, left: int, header: int, block: int, *, blocks: int
+) -> tuple[int, int, int]:  # fmt: skip
+    """(type, blocks, bytes) of a chunk at `at`, of which the file has `left` bytes, in an image that lacks `blocks`."""
+    if len(raw) < CHUNK.size:
+        raise FormatError("a chunk is cut short", where=f"offset {at:#x}")
+    kind, _, count, total = CHUNK.unpack_from(raw)
+    expected = {RAW: count * block, FILL: FILL_SIZE, DONT_CARE: 0, CRC32: 4}.get(kind)
+    if expected is None or total - header != expected or total > left or count > blocks:
+        raise FormatError(f"a bad chunk of type {kind:#x}, {count} blocks, {total} bytes", where=f"offset {at:#x}")
+    return kind, count, total

@@ -10,11 +10,13 @@ from pathlib import Path
 from erofs_edge.disk import android_sparse
 from erofs_edge.disk.android_sparse import BLOCK
 from erofs_edge.disk.sparse import data_extents
-from erofs_edge.errors import CapacityError, DeviceRefusedError, SourceError
+from erofs_edge.errors import CapacityError, DeviceRefusedError, ProtocolError, SourceError, UsageError
 from erofs_edge.transport.fastboot import client
 from erofs_edge.transport.fastboot.link import Device
 
 FETCH_MAX = 1 << 30  # bytes
+PIECE_MAX = 64 << 20  # bytes that are asked for at once, of a partition
+SLOTS_MAX = 26
 BUFFER_DEFAULT = 16 << 20  # bytes, of a device that does not say what it can hold
 PART = 1 << 20
 
@@ -40,7 +42,47 @@ class Fastboot:
         self._device.run(client.command(text, self._say))
 
     def fetch(self, text: str) -> bytes:
+        """What the device sends for a command (`upload`, `fetch:…`), at most FETCH_MAX."""
         return self._device.run(client.upload(text, FETCH_MAX, self._say)).data
+
+    def fetch_partition(self, partition: str) -> Iterator[bytes]:
+        """What a partition holds, in pieces that the device gives; all at once where it tells no size."""
+        most = self._number("max-fetch-size")
+        size = self._number(f"partition-size:{partition}")
+        if most is None or size is None or size <= most:
+            yield self.fetch(f"fetch:{partition}")
+            return
+        most = min(most, PIECE_MAX)
+        if not most:
+            raise DeviceRefusedError("the device gives nothing back: its max-fetch-size is 0", where=partition)
+        for at in range(0, size, most):
+            length = min(most, size - at)
+            data = self.fetch(f"fetch:{partition}:{at:#x}:{length:#x}")
+            if len(data) != length:
+                raise ProtocolError(f"the device sent {len(data)} bytes where {length} were asked for", where=partition)
+            yield data
+
+    def named(self, partition: str, slot: str | None = None) -> list[str]:
+        """The partitions of a device that a name means: of one with slots (`has-slot`) that of `slot`, which may be
+        'other' or 'all'; without one that of the slot that is in use.
+
+        Raises UsageError for a slot of what has none, or one that the device does not have.
+        """
+        if self._told(f"has-slot:{partition}") != "yes":
+            if slot in (None, "all"):
+                return [partition]
+            raise UsageError(f"{partition} has no slots", hint="leave --slot out")
+        current = self._told("current-slot").strip("_")
+        if slot is None:
+            return [f"{partition}_{current}" if current else partition]
+        if slot not in ("other", "all"):
+            return [f"{partition}_{slot.strip('_')}"]
+        slots = [chr(ord("a") + number) for number in range(min(self._number("slot-count") or 0, SLOTS_MAX))]
+        if slot == "all" and slots:
+            return [f"{partition}_{name}" for name in slots]
+        if slot == "other" and current in slots and len(slots) > 1:
+            return [f"{partition}_{slots[(slots.index(current) + 1) % len(slots)]}"]
+        raise UsageError(f"the device does not tell which slot '{slot}' is", hint="--slot a")
 
     def stage(self, image: Path) -> None:
         """Put a file into the device's memory."""
@@ -55,30 +97,32 @@ class Fastboot:
         Raises CapacityError where the partition is too small, before anything is sent.
         """
         size = _size(image)
-        capacity = self._capacity(partition)
-        if capacity is not None and size > capacity:
-            raise CapacityError(
-                f"{partition} has {capacity} bytes, the image needs {size - capacity} more", where=str(image)
-            )
         with image.open("rb") as file:
-            extents = list(data_extents(file.fileno(), size))
-            if android_sparse.is_sparse(file.read(4)):
-                self.stage(image)
-                self.command(f"flash:{partition}")
-                return size
-            limit = self._limit()
-            pieces = android_sparse.plan_pieces(size, extents, limit)
-            filled = -(-size // BLOCK) * BLOCK
-            if filled <= limit and all(run.has_data for piece in pieces for run in piece.runs):
-                # without a hole: as it is, which U-Boot writes from where it lies in memory, aligned
+
+            def read(offset: int, length: int) -> bytes:
+                return os.pread(file.fileno(), length, offset)
+
+            sparse = android_sparse.SparseFile(read, size) if android_sparse.is_sparse(read(0, 4)) else None
+            needed, limit = sparse.size if sparse else size, self._limit()
+            capacity = self._number(f"partition-size:{partition}")
+            if capacity is not None and needed > capacity:
+                raise CapacityError(
+                    f"{partition} has {capacity} bytes, the image needs {needed - capacity} more", where=str(image)
+                )
+            if sparse is None:
+                pieces = android_sparse.plan_pieces(size, list(data_extents(file.fileno(), size)), limit)
+            elif size > limit:
+                pieces, read = sparse.pieces(limit), sparse.read
+            filled = size if sparse else -(-size // BLOCK) * BLOCK
+            if filled <= limit and (sparse or all(run.has_data for piece in pieces for run in piece.runs)):
+                # sparse, or without a hole: as it is, which U-Boot writes from where it lies in memory, aligned
                 self._device.run(client.download(filled, _parts(image, size, filled), self._say))
                 self.command(f"flash:{partition}")
                 progress(filled, filled)
                 return filled
             total, sent = sum(piece.size for piece in pieces), 0
             for piece in pieces:
-                parts = piece.encode(lambda offset, length: os.pread(file.fileno(), length, offset))
-                self._device.run(client.download(piece.size, parts, self._say))
+                self._device.run(client.download(piece.size, piece.encode(read), self._say))
                 self.command(f"flash:{partition}")
                 sent += piece.size
                 progress(sent, total)
@@ -86,19 +130,21 @@ class Fastboot:
 
     def _limit(self) -> int:
         """Bytes of a download."""
-        for name in ("max-download-size", "downloadsize"):
-            try:
-                return client.parse_number(self.variable(name))
-            except DeviceRefusedError:
-                continue
-        return BUFFER_DEFAULT
+        found = self._number("max-download-size")
+        found = found if found is not None else self._number("downloadsize")
+        return BUFFER_DEFAULT if found is None else found
 
-    def _capacity(self, partition: str) -> int | None:
-        """Bytes of a partition, None where the device does not say."""
+    def _number(self, name: str) -> int | None:
+        """A variable that is a number, None where the device does not say."""
+        text = self._told(name)
+        return client.parse_number(text) if text else None
+
+    def _told(self, name: str) -> str:
+        """A variable, '' where the device does not say."""
         try:
-            return client.parse_number(self.variable(f"partition-size:{partition}"))
+            return self.variable(name)
         except DeviceRefusedError:
-            return None
+            return ""
 
 
 def _size(image: Path) -> int:

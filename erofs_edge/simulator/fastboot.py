@@ -31,6 +31,7 @@ class FastbootDevice:
     """partitions  contents by name; a flash changes them in place. Those of a simulated disk change with its table
     variables   what `getvar` answers besides what follows from the partitions
     memory      bytes of its download buffer
+    given       bytes that it gives back at once (max-fetch-size)
     quirks      "no-slots": knows no slot variables, as U-Boot 2025.01; "no-fetch": gives nothing back, as that too
     log         commands, as they came
     """
@@ -38,6 +39,7 @@ class FastbootDevice:
     partitions: Mapping[str, bytearray] | DiskPartitions
     variables: dict[str, str] = field(default_factory=dict)
     memory: int = 64 << 20
+    given: int = FETCH_MAX
     quirks: frozenset[str] = frozenset()
     log: list[str] = field(default_factory=list)
     slot: str = "a"
@@ -85,7 +87,7 @@ class FastbootDevice:
     def _known(self) -> dict[str, str]:
         known = {"version": "0.4", "product": "simulated", "max-download-size": f"{self.memory:#x}"}
         if "no-fetch" not in self.quirks:
-            known["max-fetch-size"] = f"{FETCH_MAX:#x}"
+            known["max-fetch-size"] = f"{self.given:#x}"
         if "no-slots" not in self.quirks:
             known |= {"slot-count": str(len(SLOTS)), "current-slot": self.slot}
         for name, content in self.partitions.items():
@@ -149,7 +151,10 @@ class FastbootDevice:
         start, _, size = rest.partition(":")
         first = int(start or "0", 16)
         content = self.partitions[name]
-        return self._send(bytes(content[first : first + int(size, 16) if size else None]))
+        count = int(size, 16) if size else len(content) - first
+        if not 0 <= count <= self.given:
+            return [b"FAILmore than max-fetch-size"]
+        return self._send(bytes(content[first : first + count]))
 
     def _send(self, data: bytes) -> list[bytes]:
         parts = [data[at : at + PACKET] for at in range(0, len(data), PACKET)]

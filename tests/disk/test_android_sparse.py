@@ -66,6 +66,34 @@ def test_pieces_make_the_image(runs: list[tuple[int, bool]], blocks_a_piece: int
     assert decoded(pieces, len(image)) == image
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["raw", "fill", "leave"])), min_size=1, max_size=12),
+    st.integers(1, 12),
+)
+def test_a_sparse_image_is_divided_anew(chunks: list[tuple[int, str]], blocks_a_piece: int) -> None:
+    rng, runs, at, image = random.Random(len(chunks)), [], 0, b""
+    for count, kind in chunks:
+        fill = rng.randbytes(4)
+        image += {"raw": rng.randbytes(count * BLOCK), "fill": fill * (count * 1024), "leave": b"\xee" * count * BLOCK}[
+            kind
+        ]
+        if kind != "leave":
+            runs.append(android_sparse.Run(at, count, kind == "raw", fill if kind == "fill" else bytes(4)))
+        at += count
+    whole = b"".join(
+        android_sparse.Piece(tuple(runs), at).encode(lambda offset, length: image[offset : offset + length])
+    )
+    assert decoded([whole], at * BLOCK) == image
+    source = android_sparse.SparseFile(lambda offset, length: whole[offset : offset + length], len(whole))
+    assert (source.runs, source.size) == (runs, at * BLOCK)
+    limit = 100 + blocks_a_piece * (BLOCK + 12)
+    pieces = source.pieces(limit)
+    done = [b"".join(piece.encode(source.read)) for piece in pieces]
+    assert all(len(raw) == piece.size <= limit for raw, piece in zip(done, pieces, strict=True))
+    assert decoded(done, at * BLOCK) == image
+
+
 def test_a_device_without_memory() -> None:
     with pytest.raises(CapacityError, match="too few"):
         android_sparse.plan_pieces(BLOCK, [(0, BLOCK)], BLOCK)
@@ -111,6 +139,10 @@ def test_hostile_images_end_in_an_error() -> None:
             struct.pack_into("<I", case, at, rng.choice([0, 1, 3, 0xCAC1CAC3, 0x7FFFFFFF, 0xFFFFFFFF]))
         del case[rng.choice([10, 40, len(case), len(case)]) :]
         written = 0
+        try:
+            android_sparse.SparseFile(lambda at, count, raw=bytes(case): raw[at : at + count], len(case))  # type: ignore[misc]
+        except FormatError as error:
+            assert error.where
         try:
             android_sparse.decode(memoryview(case), write, 2 * BLOCK)
         except FormatError as error:

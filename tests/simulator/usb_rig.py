@@ -91,7 +91,7 @@ def host(gadget: Path, google: str) -> None:
     with open_device(f"usb:{SERIAL}") as opened:
         fastboot = Fastboot(opened)
         tell(variables=fastboot.variables(), theirs=dict(listed))
-        tell(fetched=fastboot.fetch("fetch:data")[:SIZE] == image.read_bytes())
+        tell(fetched=b"".join(fastboot.fetch_partition("data"))[:SIZE] == image.read_bytes())
         tell(second=refusal(lambda: open_device("usb")), other=refusal(lambda: open_device("usb:EDGE0002")))
     rates(image, google)
     with open_device("usb") as opened:
