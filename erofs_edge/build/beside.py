@@ -12,11 +12,13 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from erofs_edge.erofs.processes import may_fork
 
 Result = TypeVar("Result")
+NOTHING = b"."
+"""the message of work that has no result: no pickle, of which the module would be loaded on both sides"""
 
 
 @contextmanager
@@ -47,6 +49,8 @@ def beside(work: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
 
 
 def _received(message: bytes, work: Callable[[], Result]) -> Result:
+    if message == NOTHING:
+        return cast(Result, None)
     import pickle
 
     try:
@@ -72,11 +76,13 @@ def _deliver(work: Callable[[], object], pipe: int) -> None:
 
 
 def _message(work: Callable[[], object]) -> bytes:
-    import pickle
-
     found: tuple[bool, Any]
     try:
         found = (True, work())
     except Exception as error:
         found = (False, error)
+    if found[0] and found[1] is None:
+        return NOTHING
+    import pickle
+
     return pickle.dumps(found)

@@ -45,6 +45,21 @@ class NbdTarget(PlainTarget):
         with as_os_error():
             return self._connection.read(offset, min(length, self._connection.size - offset))
 
+    def holds(self, offset: int, want: bytearray) -> bool:
+        """Compared as it comes, on each connection's thread."""
+        wrong: list[int] = []
+
+        def compare(at: int, data: memoryview) -> None:
+            if want[at - offset : at - offset + len(data)] != data:  # a copy: two views are compared byte by byte
+                wrong.append(at)
+
+        if offset + len(want) > self._connection.size:
+            return False
+        self.settle()
+        with as_os_error():
+            self._connection.deliver(offset, len(want), compare)
+        return not wrong
+
     def write(self, offset: int, data: bytes | memoryview) -> int:
         if len(data) >= SMALL:
             self.settle()

@@ -71,7 +71,7 @@ def _read(
 ) -> list[int]:
     """Offsets of the blocks that differ."""
     bad: list[int] = []
-    done = 0
+    done, buffer = 0, bytearray()
     waiting: deque[tuple[int, int, Callable[[], bool]]] = deque()
 
     def judge() -> None:
@@ -85,12 +85,14 @@ def _read(
 
     for start, length in chunks(region.data):
         told(done, start)
-        data, want = target.read(start, length), expected.get(start, length)
+        want = expected.get(start, length)
         if want is None:  # it did not come through this program, or was there before
-            same = data == image.read(start - region.shift, length)
-            waiting.append((start, length, same.__bool__))
+            if len(buffer) != length:
+                buffer = bytearray(length)
+            image.read_into(start - region.shift, buffer)
+            waiting.append((start, length, target.holds(start, buffer).__bool__))
         else:
-            waiting.append((start, length, _has(pool, data, want)))
+            waiting.append((start, length, _has(pool, target.read(start, length), want)))
         if len(waiting) > 3:
             judge()
     while waiting:

@@ -111,6 +111,19 @@ def test_scattered_blocks_gather_and_arrive() -> None:
     assert disk.memory == wanted
 
 
+def test_what_an_export_holds_is_seen_byte_by_byte() -> None:
+    disk = SimulatedDisk(bytearray(Random(3).randbytes(2 << 20)))
+    target, want = connected(disk), bytearray(disk.memory[4096 : 1 << 20])
+    assert target.holds(4096, want)
+    for at in (0, 300_000, len(want) - 1):
+        want[at] ^= 1
+        assert not target.holds(4096, want)
+        want[at] ^= 1
+    target.write(8192, b"gathered")
+    assert not target.holds(4096, want)
+    assert not target.holds(disk.size - 5, want)
+
+
 def test_an_error_of_a_gathered_write_is_told() -> None:
     disk = SimulatedDisk.of_size(1 << 20)
     target = connected(disk)
