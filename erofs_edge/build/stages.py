@@ -236,7 +236,7 @@ def check_kernel_config(inputs: Inputs, options: WriteOptions, tree: FileTree, k
     for content in texts:
         config = parse_config(content.read(0, content.size).decode("utf-8", "replace")) if content else {}
         try:
-            check_config(options.features, attributes, config, inputs.board.value.board)
+            check_config(options.features, attributes, config, inputs.board.value.board, options.block_size)
         except UsageError as error:
             raise ManifestError(error.message, where=inputs.system.loaded.position("erofs"), hint=error.hint) from error
 

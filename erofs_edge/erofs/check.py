@@ -7,7 +7,6 @@ unsorted directories, wrong "." and ".." entries, wrong link counts, overlapping
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections import deque
@@ -17,21 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from erofs_edge.erofs import ondisk
-from erofs_edge.erofs.backing import DEVICE_BITS, place
+from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.coverage import Coverage
 from erofs_edge.erofs.decode import decode
-from erofs_edge.erofs.device_table import is_hash
 from erofs_edge.erofs.dirents import Dirent, padding_is_zero, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_table, stored_blocks
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.inplace import InPlace, obstacle
 from erofs_edge.erofs.read import DEPTH_MAX, PIECE, Image
 from erofs_edge.erofs.superblock import CHECKSUM_OFFSET
+from erofs_edge.erofs.told_digests import Wrong, wrong_devices, wrong_fingerprints
 from erofs_edge.erofs.xattrs import filter_bit_of, prefix_table_size
 from erofs_edge.errors import ErofsFormatError
 
 FINDINGS_MAX = 1000
-HASHED_MAX = 1 << 36  # bytes of a device that are hashed: 64 GiB take minutes
 _UNCOUNTED = ondisk.INCOMPAT_ZTAILPACKING | ondisk.INCOMPAT_FRAGMENTS | ondisk.INCOMPAT_METABOX
 _BATCH_BYTES, _BATCH_EXTENTS = 8 << 20, 256
 
@@ -151,7 +149,7 @@ class _Check:
         self.coverage.metadata(info.raw.devt_slotoff * ondisk.DEVICE_SLOT.size, table, "device table")
         for number in self.image.missing_devices:
             self.warn(f"device {number} is not given: its data is not checked")
-        self._hashes()
+        self._digests(wrong_devices(self.image))
         records = sum(2 + len(record) for record in info.records.values())
         self.coverage.metadata(ondisk.SUPER_OFFSET, info.super_size + records, "superblock")
         self._prefixes()
@@ -166,25 +164,10 @@ class _Check:
             if self.coverage.has_unaligned:
                 for message, where in self.coverage.metadata_overlaps():
                     self.error(message, where)
+            self._fingerprints()
         stray = list(self.coverage.stray_bytes(self.image.backing))
         if stray:
             self.warn(f"non-zero bytes that belong to nothing, in {len(stray)} places from here on", stray[0])
-
-    def _hashes(self) -> None:
-        """Devices whose tag is the sha256 of their blocks have these blocks."""
-        for number, slot in enumerate(self.info.devices, 1):
-            size = slot.blocks << self.info.raw.blkszbits
-            if self.info.is_rafs or not is_hash(slot.tag) or number in self.image.missing_devices:
-                continue
-            if size > HASHED_MAX:
-                self.warn(f"device {number} has {size} bytes: whether its sha256 is its tag is not looked at")
-                continue
-            state = hashlib.sha256()
-            for at in range(0, size, PIECE):
-                data = self.image.backing.read((number << DEVICE_BITS) + at, min(PIECE, size - at), "device")
-                state.update(data)
-            if state.hexdigest() != slot.tag.decode():
-                self.error(f"device {number} is another: its content is not the one whose sha256 is its tag")
 
     def _prefixes(self) -> None:
         raw = self.info.raw
@@ -342,6 +325,17 @@ class _Check:
             too_many = inode.is_dir and not inode.extended and links > 0xFFFF  # mkfs.erofs writes 1 then
             if inode.nlink != (1 if too_many else links):
                 self.error(f"link count is {inode.nlink}, there are {links}", inode.offset, path)
+
+    def _fingerprints(self) -> None:
+        """Kernels let files of one fingerprint share pages: each must be that of its content."""
+        if not self.info.raw.feature_compat & ondisk.COMPAT_ISHARE_XATTRS:
+            return
+        with ThreadPoolExecutor(self.jobs) as pool:
+            self._digests(wrong_fingerprints(self.image, self.inodes.values(), pool, max(0, self.left)))
+
+    def _digests(self, found: Iterable[Wrong]) -> None:
+        for wrong in found:
+            (self.warn if wrong.unread else self.error)(wrong.message, wrong.offset, wrong.path)
 
     # data
 

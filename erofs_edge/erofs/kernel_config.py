@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the configuration of a kernel leaves out of EROFS, whatever its version.
 
-A kernel refuses an image that lists a codec it was built without; attributes that it was built without are not there,
-so that programs lose their capabilities and files their labels. Source: the kernel's ``fs/erofs/Kconfig``.
+A kernel refuses an image that lists a codec it was built without, or whose blocks are larger than its pages; attributes
+that it was built without are not there, so that programs lose their capabilities and files their labels. Sources: the
+kernel's ``fs/erofs/Kconfig``, ``fs/erofs/super.c`` (blkszbits against PAGE_SHIFT), ``arch/Kconfig`` (PAGE_SHIFT, since
+6.9) and ``arch/arm64/Kconfig``.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ _ATTRIBUTES = {
     b"security.": ("labels and capabilities", "CONFIG_EROFS_FS_SECURITY"),
     b"": ("extended attributes", "CONFIG_EROFS_FS_XATTR"),
 }
+_PAGES = {"CONFIG_ARM64_16K_PAGES": 1 << 14, "CONFIG_ARM64_64K_PAGES": 1 << 16}
 _LINE = re.compile(r"^(CONFIG_\w+)=(.*)$", re.MULTILINE | re.ASCII)
 
 
@@ -35,13 +38,30 @@ def parse_config(text: str) -> dict[str, str]:
     return dict(_LINE.findall(text))
 
 
-def check_config(features: Iterable[str], attributes: Iterable[bytes], config: Mapping[str, str], where: str) -> None:
+def page_size(config: Mapping[str, str]) -> int:
+    """Bytes of a page of such a kernel."""
+    shift = config.get("CONFIG_PAGE_SHIFT", "")
+    if shift.isdecimal():
+        return 1 << int(shift)
+    return next((size for symbol, size in _PAGES.items() if config.get(symbol) == "y"), 4096)
+
+
+def check_config(
+    features: Iterable[str], attributes: Iterable[bytes], config: Mapping[str, str], where: str, block_size: int = 4096
+) -> None:
     """Raises UsageError, naming each option and symbol, if a kernel of this configuration lacks what an image needs.
 
     features    names in gate.FEATURES
     attributes  names of the extended attributes of its files
     where       what the configuration is of
+    block_size  of the image, in bytes
     """
+    page = page_size(config)
+    if block_size > page:
+        raise UsageError(
+            f"the kernel of {where} has pages of {page} bytes and cannot mount blocks of {block_size}",
+            hint=f"blocks of at most {page} bytes: -b {page}, erofs.block_size",
+        )
     needed = [(FEATURES[name].option, symbol) for name in features for symbol in SYMBOLS.get(name, ())]
     names = set(attributes)
     needed += [need for prefix, need in _ATTRIBUTES.items() if any(name.startswith(prefix) for name in names)]

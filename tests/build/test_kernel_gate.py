@@ -54,6 +54,21 @@ def test_the_configuration_in_the_kernel_package_decides(repository: Path, tmp_p
         check_kernel_config(inputs, options, system, kernel)
 
 
+def test_blocks_larger_than_the_pages_of_the_kernel(repository: Path, tmp_path: Path) -> None:
+    inputs = with_manifest(repository, tmp_path, "  compression: none\n  block_size: 16K\n")
+    options = erofs_options(inputs)
+    system, kernel = FileTree(), FileTree()
+    for pages in ("4K", "16K"):
+        known = f"CONFIG_EROFS_FS=m\nCONFIG_ARM64_{pages}_PAGES=y\n"
+        kernel.add("boot/config-6.12", Inode(0o100644, content=BytesContent(known.encode())))
+        if pages == "16K":
+            check_kernel_config(inputs, options, system, kernel)
+            continue
+        with pytest.raises(ManifestError, match="pages of 4096 bytes and cannot mount blocks of 16384") as caught:
+            check_kernel_config(inputs, options, system, kernel)
+        assert caught.value.where is not None and caught.value.where.endswith("m.yaml:2:1")
+
+
 def test_chunks(repository: Path, tmp_path: Path) -> None:
     options = erofs_options(with_manifest(repository, tmp_path, "  compression: none\n  chunksize: 16K\n"))
     assert (options.chunk_size, options.pcluster) == (16384, None)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from erofs_edge.erofs.gate import FEATURES
-from erofs_edge.erofs.kernel_config import SYMBOLS, check_config, parse_config
+from erofs_edge.erofs.kernel_config import SYMBOLS, check_config, page_size, parse_config
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.errors import UsageError
 
@@ -62,3 +62,24 @@ def test_only_what_the_image_uses_is_asked_for() -> None:
     check_config(WriteOptions(compression="lz4hc", pcluster=65536).features, [], config, "a board")
     with pytest.raises(UsageError, match=r"of a board is built without .*: -z zstd needs CONFIG_EROFS_FS_ZIP_ZSTD$"):
         check_config(WriteOptions(compression="zstd").features, [], config, "a board")
+
+
+@pytest.mark.parametrize(
+    ("lines", "page"),
+    [
+        ("", 4096),
+        ("CONFIG_ARM64_4K_PAGES=y\n# CONFIG_ARM64_16K_PAGES is not set\n", 4096),
+        ("CONFIG_ARM64_16K_PAGES=y\n", 16384),
+        ("CONFIG_ARM64_64K_PAGES=y\n", 65536),
+        ("CONFIG_PAGE_SIZE_16KB=y\nCONFIG_PAGE_SHIFT=14\n", 16384),
+    ],
+    ids=["other", "4K", "16K", "64K", "shift"],
+)
+def test_blocks_are_no_larger_than_pages(lines: str, page: int) -> None:
+    config = parse_config(DEBIAN + lines)
+    assert page_size(config) == page
+    for block_size in (512, 4096, page):
+        check_config(["erofs"], [], config, "a board", block_size)
+    message = f"the kernel of a board has pages of {page} bytes and cannot mount blocks of {2 * page}"
+    with pytest.raises(UsageError, match=message):
+        check_config(["erofs"], [], config, "a board", 2 * page)

@@ -93,6 +93,29 @@ def test_mkfs_says_the_same(source: Path, tmp_path: Path, oracle: Callable[[str]
     assert filters[0] == filters[1]
 
 
+def test_check_knows_a_fingerprint_of_other_content(source: Path, tmp_path: Path, oracle: Callable[[str], str]) -> None:
+    """As fsck.erofs --xattr-inode-digest does, also of holes and of what is compressed."""
+    (source / "hole").write_bytes(bytes(3 << 20) + b"end")
+    image = tmp_path / "image"
+    options = WriteOptions(compression="lz4", pcluster=65536, fragments="tails", fingerprints=True, checksum=False)
+    write_image(scan(source), image, options)
+    assert not check(image).findings
+    raw, fsck = bytearray(image.read_bytes()), [oracle("fsck.erofs-1.9"), "--xattr-inode-digest", image]
+    assert subprocess.run(fsck, capture_output=True, check=False).returncode == 0
+    for path, change, message in (
+        ("hole", -1, "not that of the content"),
+        ("sub/b", -1, "not that of the content"),
+        ("c", -39, "of no known form"),
+    ):
+        told = b"sha256:" + hashlib.sha256((source / path).read_bytes()).digest()
+        damaged = bytearray(raw)
+        damaged[raw.index(told) + len(told) + change] ^= 1
+        image.write_bytes(damaged)
+        errors = check(image).errors
+        assert [message in str(error) for error in errors] == [True] * (3 if path == "c" else 1), errors
+        assert subprocess.run(fsck, capture_output=True, check=False).returncode != 0
+
+
 def test_a_superblock_that_names_no_prefix(source: Path, tmp_path: Path) -> None:
 
     image = tmp_path / "image"

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Digests that an image tells, against what is there: of its devices (tags, device_table.py) and of its files.
+
+Kernels let files of one fingerprint share their pages, so that a wrong one shows the content of another file
+(fingerprints.py; fsck.erofs --xattr-inode-digest).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from typing import NamedTuple
+
+from erofs_edge.erofs.backing import DEVICE_BITS
+from erofs_edge.erofs.device_table import is_hash
+from erofs_edge.erofs.fingerprints import PREFIX
+from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.read import PIECE, Image
+from erofs_edge.errors import ErofsFormatError
+
+HASHED_MAX = 1 << 36  # bytes of a device that are hashed: 64 GiB take minutes
+_ZEROS = bytes(PIECE)
+
+
+class Wrong(NamedTuple):
+    """A digest that is not the content's, or (`unread`) was not looked at; of a file, its inode's byte and path too."""
+
+    message: str
+    offset: int | None = None
+    path: bytes | None = None
+    unread: bool = False
+
+
+def wrong_devices(image: Image) -> Iterator[Wrong]:
+    """Devices whose tag is a sha256, but not that of their blocks."""
+    info = image.superblock
+    for number, slot in enumerate(info.devices, 1):
+        size = slot.blocks << info.raw.blkszbits
+        if info.is_rafs or not is_hash(slot.tag) or number in image.missing_devices:
+            continue
+        if size > HASHED_MAX:
+            message = f"device {number} has {size} bytes: whether its sha256 is its tag is not looked at"
+            yield Wrong(message, unread=True)
+            continue
+        state = hashlib.sha256()
+        for at in range(0, size, PIECE):
+            state.update(image.backing.read((number << DEVICE_BITS) + at, min(PIECE, size - at), "device"))
+        if state.hexdigest() != slot.tag.decode():
+            yield Wrong(f"device {number} is another: its content is not the one whose sha256 is its tag")
+
+
+def wrong_fingerprints(
+    image: Image, files: Iterable[tuple[DiskInode, bytes]], pool: Executor, limit: int
+) -> Iterator[Wrong]:
+    """Those among (inode, path) whose fingerprint does not fit. Files are hashed on `pool` until their sizes add up to
+    `limit` bytes, what is beyond is told as unread. What cannot be read is passed over: that is for others to tell."""
+    waiting = []
+    for inode, path in files:
+        try:
+            told = image.fingerprint(inode) if stat.S_ISREG(inode.mode) else None
+        except ErofsFormatError as error:
+            yield Wrong(error.message, inode.offset, path)
+            continue
+        if told is None:
+            continue
+        if not told.startswith(PREFIX) or len(told) != len(PREFIX) + 32:
+            yield Wrong(f"the fingerprint {told[:64]!r} is of no known form", inode.offset, path)
+        elif inode.size > limit:
+            yield Wrong("the fingerprint is not looked at: all files together are too large", inode.offset, path, True)
+        else:
+            limit -= inode.size
+            waiting.append((pool.submit(_sha256, image, inode), told[len(PREFIX) :], inode, path))
+    for future, told, inode, path in waiting:
+        found = future.result()
+        if found not in (told, None):
+            yield Wrong("the fingerprint is not that of the content", inode.offset, path)
+
+
+def _sha256(image: Image, inode: DiskInode) -> bytes | None:
+    state = hashlib.sha256()
+    position = 0
+    try:
+        for offset, data in image.stream(inode):
+            _zeros(state, offset - position)
+            state.update(data)
+            position = offset + len(data)
+    except ErofsFormatError:
+        return None
+    _zeros(state, inode.size - position)
+    return state.digest()
+
+
+def _zeros(state: hashlib._Hash, length: int) -> None:
+    for at in range(0, length, PIECE):
+        state.update(_ZEROS[: length - at])
