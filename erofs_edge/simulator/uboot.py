@@ -13,6 +13,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from erofs_edge.simulator.serial_line import Program, SerialLine
 
@@ -29,7 +30,9 @@ BAUDS = (9600, 115200, 230400, 460800, 921600, 1500000)
 class UBoot:
     """A board at its serial console.
 
-    disk      its contents; virtio 0
+    disk      its contents
+    kind      what it is: virtio 0, or mmc 0 beside a slot without a card
+    crc_name  as it calls its checksum: crc32, or CRC32 where it has no other hash (common/hash.c)
     lost      commands that this build does not have
     bauds     rates that `setenv baudrate` takes
     deaf      rates that it switches to and then hears nothing at
@@ -38,6 +41,8 @@ class UBoot:
     """
 
     disk: bytearray
+    kind: Literal["virtio", "mmc"] = "virtio"
+    crc_name: str = "crc32"
     lost: frozenset[str] = frozenset()
     bauds: tuple[int, ...] = BAUDS
     deaf: frozenset[int] = frozenset()
@@ -107,7 +112,8 @@ class UBoot:
         return slice(start, start + length)
 
     def _do_help(self) -> int:
-        names = [name[4:] for name in dir(self) if name.startswith("_do_") and name[4:] not in self.lost]
+        absent = {*self.lost, "mmc" if self.kind == "virtio" else "virtio"}
+        names = [name[4:] for name in dir(self) if name.startswith("_do_") and name[4:] not in absent]
         self._say("\n".join(f"{name:<10}- does it" for name in names))
         return 0
 
@@ -121,6 +127,7 @@ class UBoot:
 
     def _do_printenv(self, *names: str) -> int:
         values = {"board": "sim", "serial#": "0815", "loadaddr": "0x40200000", "stdin": "serial,usbkbd"}
+        values["stdout"] = "serial,vidconsole"
         missing = [name for name in names if name not in values]
         self._say("\n".join(f"{name}={values[name]}" for name in names or values if name in values))
         self._say("\n".join(f'## Error: "{name}" not defined' for name in missing))
@@ -136,13 +143,29 @@ class UBoot:
             self._say(
                 f"Device 0: 1af4 VirtIO Block Device\n  Type: Hard Disk\n  Capacity: ({len(self.disk) // 512} x 512)"
             )
-        if verb not in ("read", "write"):
-            return 0
-        address, block, count = words
+        return self._move(verb, *words) if verb in ("read", "write") else 0
+
+    def _do_mmc(self, verb: str, *words: str) -> int:
+        if verb == "list":
+            self._say("mmc@7e300000: 0 (SD)\nmmc@7e340000: 1")
+        elif verb == "dev" and words != ("0",):
+            self._say("MMC: no card present")
+            return 1
+        elif verb == "dev":
+            self._say("switch to partitions #0, OK\nmmc0 is current device")
+        elif verb == "info":
+            self._say(f"Device: mmc@7e300000\nRd Block Len: 512\nCapacity: {len(self.disk) / (1 << 20):.1f} MiB")
+        elif verb in ("read", "write"):
+            return self._move(verb, *words)
+        return 0
+
+    def _move(self, verb: str, address: str, block: str, count: str) -> int:
         start, size = int(block, 16) * 512, int(count, 16) * 512
         self._line.busy(size / DISK_RATE)
-        self._say(f"\nvirtio {verb}: device 0 block # {start // 512}, count {size // 512} ...")
+        self._say(f"\n{self.kind} {verb}: device 0 block # {start // 512}, count {size // 512} ...")
         if start + size > len(self.disk):
+            if self.kind == "mmc":
+                self._say(f"MMC: block number 0x{(start + size) // 512:x} exceeds max(0x{len(self.disk) // 512:x})")
             self._say("ERROR")
             return 1
         if verb == "write":
@@ -156,7 +179,7 @@ class UBoot:
         size = int(length, 16)
         self._line.busy(size / MEMORY_RATE)
         value = zlib.crc32(self.memory[self._at(address, size)])
-        self._say(f"crc32 for {int(address, 16):08x} ... {int(address, 16) + size - 1:08x} ==> {value:08x}")
+        self._say(f"{self.crc_name} for {int(address, 16):08x} ... {int(address, 16) + size - 1:08x} ==> {value:08x}")
         return 0
 
     def _do_md_b(self, address: str, count: str) -> int:

@@ -65,6 +65,24 @@ def test_an_image_gets_onto_the_disk_and_is_proved_there(image: Path) -> None:
     assert device.baud == 115200
 
 
+def test_a_card_behind_a_u_boot_with_no_other_hash(image: Path) -> None:
+    """As Debian's for the Raspberry Pi: `mmc`, a slot without a card, a size in rounded words, CRC32 in capitals."""
+    size = (12 << 20) + 512
+    device = UBoot(bytearray(random.Random(1).randbytes(size)), kind="mmc", crc_name="CRC32")
+    to, _ = target(device)
+    assert to.identity.size == size and "mmc 0" in to.identity.model
+    assert put(image, to) > 0
+    assert device.disk[: 12 << 20] == image.read_bytes()
+    assert put(image, to, resume=True) == 0
+    assert {"setenv stdin serial", "setenv stdout serial"} <= {line.partition(";")[0] for line in device.log}
+
+
+def test_a_u_boot_that_tells_no_checksum_is_given_up(image: Path) -> None:
+    to, _ = target(UBoot(bytearray(12 << 20), crc_name="adler32"))
+    with pytest.raises((PartialWriteError, DeviceError), match="tells no checksum"):
+        put(image, to)
+
+
 @pytest.mark.parametrize("cut", [2_000, 5_000, 8_000, 11_000])
 def test_a_pulled_cable_costs_at_most_a_window(image: Path, cut: int) -> None:
     device = UBoot(bytearray(12 << 20))

@@ -22,16 +22,22 @@ from erofs_edge.transport.serial.ymodem import TransferError
 SECTOR = 512
 WINDOW_SECONDS = 20  # of the line, that one window takes: what a start of the receiver costs is a fiftieth of it
 WINDOW_MIN, WINDOW_MAX = 64 << 10, 4 << 20  # bytes
-SLOWEST_DISK = 256 << 10  # bytes a second, for deadlines
+SLOWEST_DISK = 256 << 10
+"""bytes a second, for deadlines; an emulator, whose latency is larger, has as much more time"""
+USUAL_LATENCY = 0.25  # seconds, of a port of this machine
+BEYOND = 0xFFFFFF00
+"""a sector that no card has, of 2 TB"""
 TRANSFERS = 6  # attempts to bring one window across
+ANSWERS = 20  # in a row that make no sense
 RESERVE = 32 << 20
 """bytes below U-Boot itself that are left alone: stack, heap, video"""
 NEEDED = ("crc32", "loady")
-VARIABLES = ("board", "board_name", "serial#", "stdin", "loadaddr", "kernel_addr_r")
+VARIABLES = ("board", "board_name", "serial#", "stdin", "stdout", "loadaddr", "kernel_addr_r")
 KINDS = ("virtio", "mmc", "scsi", "nvme", "usb")
 OF_INTEREST = {*NEEDED, *KINDS, "bdinfo", "blkcache", "lzmadec", "reset", "unlz4", "unzip"}
 _CAPACITY = re.compile(r"Device (\d+):.*?\((\d+) x (\d+)\)", re.DOTALL)
-_CRC = re.compile(r"crc32 for ([0-9a-f]+) \.\.\. ([0-9a-f]+) ==> ([0-9a-f]{8})")
+_CRC = re.compile(r"crc32 for ([0-9a-f]+) \.\.\. ([0-9a-f]+) ==> ([0-9a-f]{8})", re.IGNORECASE)
+"""a build that has no other hash says CRC32 (common/hash.c, without CONFIG_HASH), as Debian's for the Raspberry Pi"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +90,9 @@ def learn(console: Console) -> Exchange[Device]:
     said = yield from console.agreed(f"printenv {' '.join(VARIABLES)}")
     variables = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
     bank = (yield from console.agreed("bdinfo")) if "bdinfo" in commands else ""
-    if "," in variables.get("stdin", ""):
-        yield from console.run("setenv stdin serial")  # to ask a keyboard too takes longer than a byte does
+    for name in ("stdin", "stdout"):  # to ask a keyboard too, or to draw on a screen, takes longer than a byte does
+        if "," in variables.get(name, ""):
+            yield from console.run(f"setenv {name} serial")
     if "blkcache" in commands:
         yield from console.run("blkcache configure 0 0")
     return Device(next(iter(version), ""), commands, variables, _staging(bank, variables))
@@ -126,24 +133,31 @@ def disks(console: Console, device: Device, kinds: Iterable[str] = KINDS) -> Exc
         if kind == "virtio":
             yield from console.run("virtio scan")
         if kind == "mmc":
-            found += yield from _cards(console)
+            found += yield from _cards(console, device.staging[0])
             continue
         said = yield from console.agreed(f"{kind} info")
         found += [Storage(kind, int(n), int(count) * int(size)) for n, count, size in _CAPACITY.findall(said)]
     return found
 
 
-def _cards(console: Console) -> Exchange[list[Storage]]:
-    """SD cards and eMMC: a number is there if it can be chosen; the last sector that can be read is their size."""
+def _cards(console: Console, memory: int) -> Exchange[list[Storage]]:
+    """SD cards and eMMC: a number is there if it can be chosen; who asks for a sector beyond the last is told where
+    that is (drivers/mmc/mmc.c `mmc_bread`). A capacity is told in rounded words."""
     found = []
     for number in re.findall(r": (\d+)", (yield from console.agreed("mmc list"))):
         if not (yield from console.run(f"mmc dev {number}")).ok:
             continue
-        said = yield from console.agreed("mmc info")
-        size = re.search(r"Capacity: ([\d.]+) ([KMG])iB", said)
-        unit = {"K": 10, "M": 20, "G": 30}
-        found.append(Storage("mmc", int(number), int(float(size[1]) * (1 << unit[size[2]])) if size else 0))
+        said = yield from console.agreed(f"mmc read {memory:x} {BEYOND:x} 1")
+        told = re.search(r"exceeds max\(0x([0-9a-f]+)\)", said)
+        size = int(told[1], 16) * SECTOR if told else _capacity((yield from console.agreed("mmc info")))
+        found.append(Storage("mmc", int(number), size))
     return found
+
+
+def _capacity(said: str) -> int:
+    """The bytes of `mmc info`, which has them with one decimal; 0 where it does not say."""
+    size, unit = re.search(r"Capacity: ([\d.]+) ([KMG])iB", said), {"K": 10, "M": 20, "G": 30}
+    return int(float(size[1]) * (1 << unit[size[2]])) if size else 0
 
 
 def window_size(baud: int) -> int:
@@ -173,6 +187,7 @@ class Disk:
     def checksums(self, ranges: list[tuple[int, int]]) -> Exchange[list[int]]:
         """CRC-32 of each (offset, length) of the disk, at most `room` bytes each."""
         sums: list[int] = []
+        lost = 0
         while len(sums) < len(ranges):
             steps, taken, total = [self.storage.select], 0, 0
             for offset, length in ranges[len(sums) :]:
@@ -181,13 +196,14 @@ class Disk:
                     break
                 steps.append(step)
                 taken, total = taken + 1, total + length
-            result = yield from self.console.run(" && ".join(steps), wait=_deadline(2 * total))
-            found = [int(value, 16) for _, _, value in _CRC.findall(result.output)]
-            if result.ok and len(found) == taken:
-                sums += found
-                continue
+            result = yield from self.console.run(" && ".join(steps), wait=self._deadline(2 * total))
             if not result.ok:
                 raise DeviceError(f"cannot read the disk: {_reason(result.output)}", where=self.storage.name)
+            found = [int(value, 16) for _, _, value in _CRC.findall(result.output)]
+            if len(found) == taken:
+                sums, lost = sums + found, 0
+            elif (lost := lost + 1) == ANSWERS:
+                raise self._unsaid(result.output)
         return sums
 
     def read(self, offset: int, length: int) -> Exchange[bytes]:
@@ -206,7 +222,7 @@ class Disk:
         """One sector by `md`; again, where it does not have the checksum that the device says."""
         line = f"{self.storage.select} && {self._move('read', self._back, offset, SECTOR)} && md.b {self._back:x} 200"
         for _ in range(TRANSFERS):
-            said = yield from self._must(line, _deadline(SECTOR))
+            said = yield from self._must(line, self._deadline(SECTOR))
             rows = re.findall(r"^[0-9a-f]{8,16}: ((?:[0-9a-f]{2} ){16})", said, re.MULTILINE)
             data = bytes.fromhex("".join(rows))
             if zlib.crc32(data) == check:
@@ -233,7 +249,7 @@ class Disk:
             check = zlib.crc32(bytes(span))
             if (yield from self.checksums([(offset, span)])) != [check]:
                 if self._zeros < span:
-                    yield from self._must(f"mw.b {self._packed:x} 0 {span:x}", _deadline(span))
+                    yield from self._must(f"mw.b {self._packed:x} 0 {span:x}", self._deadline(span))
                     self._zeros = span
                 yield from self._store(self._packed, offset, span, check)
             offset, length = offset + span, length - span
@@ -242,13 +258,22 @@ class Disk:
         """Make [offset, offset + length) what [source, source + length) is, on the device."""
         while length:
             span = min(length, self.room)
-            load = self._move("read", self._data, source, span)
-            line = f"{self.storage.select} && {load} && crc32 {self._data:x} {span:x}"
-            found = _CRC.search((yield from self._must(line, _deadline(2 * span))))
-            if not found:
-                continue
-            yield from self._store(self._data, offset, span, int(found[3], 16))
+            check = yield from self._loaded(source, span)
+            yield from self._store(self._data, offset, span, check)
             source, offset, length = source + span, offset + span, length - span
+
+    def _loaded(self, source: int, length: int) -> Exchange[int]:
+        """Bring a range of the disk to memory at `_data`; its checksum there."""
+        load = self._move("read", self._data, source, length)
+        line = f"{self.storage.select} && {load} && crc32 {self._data:x} {length:x}"
+        for _ in range(ANSWERS):
+            said = yield from self._must(line, self._deadline(2 * length))
+            if found := _CRC.search(said):
+                return int(found[3], 16)
+        raise self._unsaid(said)
+
+    def _unsaid(self, output: str) -> DeviceError:
+        return DeviceError(f"the device tells no checksum: {_reason(output)}", where=self.storage.name)
 
     def _store(self, source: int, offset: int, length: int, check: int) -> Exchange[None]:
         """From memory to the disk, and back for the proof."""
@@ -257,7 +282,7 @@ class Disk:
             f" && {self._move('read', self._back, offset, length)} && crc32 {self._back:x} {length:x}"
         )
         for _ in range(3):
-            said = yield from self._must(line, _deadline(3 * length))
+            said = yield from self._must(line, self._deadline(3 * length))
             found = _CRC.search(said)
             if found and int(found[3], 16) == check:
                 return
@@ -275,7 +300,7 @@ class Disk:
         yield from self._receive(packed.data, target, expect)
         if packed.command:
             line = f"{packed.line(target, self._data, len(data))} && crc32 {self._data:x} {len(data):x}"
-            found = _CRC.search((yield from self._must(line, _deadline(8 * len(data)))))
+            found = _CRC.search((yield from self._must(line, self._deadline(8 * len(data)))))
             if not found or int(found[3], 16) != check:
                 yield from self._receive(data, self._data, check)
 
@@ -294,7 +319,7 @@ class Disk:
                 last = str(error)
             if done < len(data) or attempt:
                 yield from self.console.interrupt(2)
-            said = yield from self.console.run(f"crc32 {target:x} {len(data):x}", wait=_deadline(len(data)))
+            said = yield from self.console.run(f"crc32 {target:x} {len(data):x}", wait=self._deadline(len(data)))
             found = _CRC.search(said.output)
             if found and int(found[3], 16) == check:
                 return
@@ -308,6 +333,10 @@ class Disk:
             data, baud=self.console.baud, window=self._window, latency=self.console.latency
         )
         yield from self.console.finish()
+
+    def _deadline(self, size: int) -> float:
+        """Seconds that the device may be silent over so many bytes of its disk."""
+        return 10.0 + size / SLOWEST_DISK * max(1.0, self.console.latency / USUAL_LATENCY)
 
     def _move(self, verb: str, memory: int, offset: int, length: int) -> str:
         if offset % SECTOR or length % SECTOR:
@@ -353,10 +382,6 @@ def _ask_baud(console: Console, baud: int) -> Exchange[bytes]:
             continue
         return heard + (yield from console.quiet())
     return b""
-
-
-def _deadline(size: int) -> float:
-    return 10.0 + size / SLOWEST_DISK
 
 
 def _reason(output: str) -> str:
