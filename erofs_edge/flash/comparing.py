@@ -10,9 +10,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from erofs_edge.flash.target import BLOCK, Target
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 CHUNK = 4 << 20  # bytes that are compared at once
 NEAR = {"file": 256 << 10, "block": 1 << 20}
@@ -39,6 +42,8 @@ def differences(
             done += end - start
             told(done)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     waiting: deque[tuple[int, Future[list[Range]]]] = deque()
     with ThreadPoolExecutor(target.at_once, "compare") as pool:
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from erofs_edge.flash import slot_state
@@ -21,6 +20,7 @@ from erofs_edge.flash.plan import Plan, Region
 from erofs_edge.flash.readback import Expected, check
 from erofs_edge.flash.survey import NOWHERE, Findings, Step, chunks, compare, everything
 from erofs_edge.flash.target import Ability, Target
+from erofs_edge.flash.threads import Threads
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ def flash(
     when the image does, VerificationError when what is read back is not what was written.
     """
     results = {region: RegionResult(region.name, region.start, region.size) for region in plan.regions}
-    with Image(plan.image) as image, ThreadPoolExecutor(2) as pool:
+    with Image(plan.image) as image, Threads() as pool:
         job = _Job(image, target, pool, step)
         by_name = Ability.TABLE in target.abilities
         verify = verify and bool((Ability.READ | Ability.HASH) & target.abilities)
@@ -85,7 +85,7 @@ def flash(
 class _Job:
     """One image on its way to one target."""
 
-    def __init__(self, image: Image, target: Target, pool: ThreadPoolExecutor, step: Step) -> None:
+    def __init__(self, image: Image, target: Target, pool: Threads, step: Step) -> None:
         self.image, self.target, self.pool, self.step = image, target, pool, step
 
     def begin(self, plan: Plan) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from erofs_edge.errors import VerificationError
 from erofs_edge.flash.comparing import differing
@@ -18,6 +18,10 @@ from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
 from erofs_edge.flash.survey import NOWHERE, chunks, differences, digest
 from erofs_edge.flash.target import BLOCK, Ability, Target
+from erofs_edge.flash.threads import Threads
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 SMALL = 256 << 10  # bytes
 Told = Callable[[int, int], None]
@@ -32,7 +36,7 @@ class Expected:
         self._known: dict[tuple[int, int], bytes] = {}
         self._busy: deque[Future[bytes]] = deque()
 
-    def remember(self, pool: ThreadPoolExecutor, offset: int, data: bytes) -> None:
+    def remember(self, pool: Threads, offset: int, data: bytes) -> None:
         """What was read from the image for this place."""
         if len(data) < SMALL:
             self._known[offset, len(data)] = digest("sha256", data)
@@ -49,9 +53,7 @@ class Expected:
         return self._known.get((offset, length)) if found is None else found.result()
 
 
-def check(
-    region: Region, image: Image, target: Target, expected: Expected, pool: ThreadPoolExecutor, told: Told
-) -> None:
+def check(region: Region, image: Image, target: Target, expected: Expected, pool: Threads, told: Told) -> None:
     """Raises VerificationError, with the blocks, where the target does not hold the region; OSError, SourceError."""
     if Ability.HASH in target.abilities:
         bad = [start for _, start, _ in differences(region, image, target, lambda done: told(done, region.start))]
@@ -66,9 +68,7 @@ def check(
         )
 
 
-def _read(
-    region: Region, image: Image, target: Target, expected: Expected, pool: ThreadPoolExecutor, told: Told
-) -> list[int]:
+def _read(region: Region, image: Image, target: Target, expected: Expected, pool: Threads, told: Told) -> list[int]:
     """Offsets of the blocks that differ."""
     bad: list[int] = []
     done, buffer = 0, bytearray()
@@ -106,7 +106,7 @@ def _read(
     return bad
 
 
-def _has(pool: ThreadPoolExecutor, data: bytes, want: bytes) -> Callable[[], bool]:
+def _has(pool: Threads, data: bytes, want: bytes) -> Callable[[], bool]:
     """What tells whether data has this digest: of a small piece at once, for a thread costs more."""
     if len(data) < SMALL:
         return (digest("sha256", data) == want).__bool__
