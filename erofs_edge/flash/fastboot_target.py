@@ -89,12 +89,12 @@ class FastbootTarget(PlainTarget):
             return None  # it holds less than the sample
 
     def partitions(self) -> dict[str, tuple[int, int]]:
-        """Those of the image that the device has with the same size: where they lie is the device's business."""
+        """Those of the image that the device has, with its sizes: where they lie is the device's business."""
         found = {}
-        for name, (start, end) in self._places.items():
+        for name, (start, _) in self._places.items():
             size = self._variable(f"partition-size:{name}")
-            if size and client.parse_number(size) == end - start:
-                found[name] = (start, end)
+            if size:
+                found[name] = (start, start + client.parse_number(size))
         return found
 
     def make_table(self, raw: bytes) -> None:

@@ -13,10 +13,11 @@ from erofs_edge.flash.delta import Reference
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region, plan_flash
+from erofs_edge.flash.resemblance import resembles
 from erofs_edge.flash.slot_state import Record, SlotUpdate
 from erofs_edge.flash.survey import Findings, Step, compare, everything, holds
 from erofs_edge.flash.target import Ability, Target
-from erofs_edge.flash.update import Layout, plan_slot, plan_update, read_layout, read_record
+from erofs_edge.flash.update import Layout, plan_slot, plan_update, read_layout, read_record, refuse_misfit
 
 REPAIRABLE = 0.5  # of a slot's data may be wrong for it to count as a damaged copy of the image
 
@@ -28,7 +29,7 @@ class Wish:
     slot    write this slot, and no other
     whole   take the target for a blank disk: table, all slots, empty data
     full    write all of it, whatever the target holds
-    resume  compare first, on a whole disk too
+    resume  compare a whole disk first, even if it does not look as if it held any of the image
     baseline  an older image that another slot may hold: the target makes the new one from that, if it can
     """
 
@@ -64,16 +65,19 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
     """Look at the target and decide. Nothing is written.
 
     Raises as `plan_flash` and `plan_update` do, PartialWriteError where the target cannot be read, UsageError where a
-    slot is asked of an image or a target without slots.
+    slot is asked of an image or a target without slots, DeviceRefusedError where its slots are not those of the image.
     """
     with Image(image) as source, Guarded(target, "target", "reading"):
         layout = None if wish.whole else read_layout(source)
         record = None if layout is None else read_record(layout, target)
         if layout is None or record is None:
+            if layout is not None:
+                refuse_misfit(layout, target)
             if wish.slot is not None:
                 raise UsageError("the image, or the target, has no slots of this layout", where=target.identity.path)
             plan = _whole(image, target)
-            compared = wish.resume and not wish.full and Ability.TABLE not in target.abilities
+            compared = not wish.full and Ability.TABLE not in target.abilities
+            compared = compared and (wish.resume or (not wish.whole and resembles(plan.regions, source, target)))
             return Prepared(plan, compare(plan.regions, source, target, step) if compared else None)
         can_read = Ability.READ in target.abilities
         if wish.slot is None and not wish.full and can_read:
@@ -113,14 +117,16 @@ def prepare_check(image: Path, target: Target, slot: str | None, step: Step) -> 
 def prepare_repair(image: Path, target: Target, slot: str | None, step: Step) -> list[Prepared]:
     """What is wrong in each slot that holds this image, or in a disk without slots; a slot in use is mended in place.
 
-    Raises VerificationError where nothing on the target is a copy of the image.
+    Raises VerificationError where nothing on the target is a copy of the image, DeviceRefusedError where its slots are
+    not those of the image.
     """
     with Image(image) as source, Guarded(target, "target", "reading"):
         layout = read_layout(source)
         record = None if layout is None else read_record(layout, target)
         if layout is None or record is None:
-            plan = plan_flash(image, target.identity)
-            return [Prepared(plan, compare(plan.regions, source, target, step))]
+            if layout is not None:
+                refuse_misfit(layout, target)
+            return [_repair_of_disk(plan_flash(image, target.identity), source, target, step)]
         wanted = layout.slots if slot is None else (slot.lower(),)
         found = [_repair_of(source, layout, record, name, target, step) for name in wanted if name in layout.slots]
     copies = [prepared for prepared in found if prepared is not None]
@@ -161,6 +167,18 @@ def _whole(image: Path, target: Target) -> Plan:
     if Ability.TABLE not in target.abilities:
         return plan
     return replace(plan, contents=tuple(region for region in plan.contents if region.in_partition))
+
+
+def _repair_of_disk(plan: Plan, image: Image, target: Target, step: Step) -> Prepared:
+    found = compare(plan.regions, image, target, step)
+    wrong = sum(f.write_bytes + f.zero_bytes for region, f in found.items() if region.from_image)
+    if wrong > plan.data_bytes * REPAIRABLE:
+        raise VerificationError(
+            "this disk does not hold the image: more than half of it is different",
+            where=target.identity.path,
+            hint="flash it without --repair",
+        )
+    return Prepared(plan, found)
 
 
 def _repair_of(

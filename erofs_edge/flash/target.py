@@ -238,7 +238,8 @@ class PlainTarget:
 
 
 class FileTarget(PlainTarget):
-    """A regular file. A new one gets its name at `finish`; an existing one is changed in place, and grows if needed."""
+    """A regular file. A new one gets its name at `finish`; an existing one is changed in place. It grows if needed, and
+    not before something is written."""
 
     def __init__(self, path: Path, size: int) -> None:
         """`size`: bytes that it must have at least."""
@@ -253,8 +254,9 @@ class FileTarget(PlainTarget):
         try:
             now = os.fstat(self._fd).st_size
             self._size = max(size, now)
-            if self._size > now:
-                os.ftruncate(self._fd, self._size)
+            self._grows = self._size > now
+            if self._temporary is not None:
+                self._grow()
         except BaseException:
             self.close()
             raise
@@ -286,10 +288,17 @@ class FileTarget(PlainTarget):
             return have == want
         return self.read(offset, len(want)) == want
 
+    def _grow(self) -> None:
+        if self._grows:
+            os.ftruncate(self._fd, self._size)
+            self._grows = False
+
     def write(self, offset: int, data: bytes | memoryview) -> int:
+        self._grow()
         return os.pwrite(self._fd, data, offset)
 
     def zero(self, offset: int, length: int) -> None:
+        self._grow()
         for start, end in self.data(offset, length):
             _write_zeros(self._fd, start, end - start)
 
@@ -301,6 +310,7 @@ class FileTarget(PlainTarget):
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish(self) -> None:
+        self._grow()
         if self._temporary is not None:
             self._temporary.replace(self._path)
             self._temporary = None

@@ -24,6 +24,7 @@ from erofs_edge.flash.slot_state import Record, SlotUpdate
 from erofs_edge.flash.target import Ability, Target
 
 IMAGE_HASHED = 64 << 20  # bytes of the first partition that tell images apart in the journal
+WHOLE_HINT = "--whole makes everything anew, and empties the data partition"
 Place = tuple[int, int]
 """(start, end) in bytes"""
 
@@ -91,7 +92,7 @@ def read_record(layout: Layout, target: Target) -> Record | None:
     Of a target that cannot be read the state is unknown: it counts as damaged.
     """
     there = target.partitions()
-    needed = [layout.misc, *(f"{base}_{slot}" for base in layout.bases for slot in layout.slots)]
+    needed = _needed(layout)
     if any(there.get(name) != layout.places[name] for name in needed):
         return None
     start, end = layout.places[layout.misc]
@@ -99,6 +100,39 @@ def read_record(layout: Layout, target: Target) -> Record | None:
         return Record(start, end - start, slots.initial(layout.slots), damaged=True)
     record = slot_state.read(target, start, end - start, layout.slots)
     return record if {name.lower() for name in record.state.left} == set(layout.slots) else None
+
+
+def refuse_misfit(layout: Layout, target: Target) -> None:
+    """Raises DeviceRefusedError where a target has all of the image's slots, but too small, or elsewhere: what it runs
+    and keeps would be lost to whoever takes it for blank."""
+    there = target.partitions()
+    needed = _needed(layout)
+    if any(name not in there for name in needed):
+        return
+    start, end = there[layout.misc]
+    if end - start < slots.STATE_SIZE:
+        return
+    if Ability.READ in target.abilities and slots.decode_state_or(target.read(start, slots.STATE_SIZE)) is None:
+        return
+    places = {name: (there[name], layout.places[name]) for name in needed if there[name] != layout.places[name]}
+    for name, ((start, end), (first, last)) in places.items():
+        if end - start < last - first:
+            raise DeviceRefusedError(
+                f"the image is larger than the slot: '{name}' has {end - start} bytes, {last - first} are needed",
+                where=target.identity.path,
+                hint=WHOLE_HINT,
+            )
+    if places:
+        raise DeviceRefusedError(
+            f"the slots lie elsewhere than in the image: '{next(iter(places))}'",
+            where=target.identity.path,
+            hint=WHOLE_HINT,
+        )
+
+
+def _needed(layout: Layout) -> list[str]:
+    """The partitions that a target must have where the image has them."""
+    return [layout.misc, *(f"{base}_{slot}" for base in layout.bases for slot in layout.slots)]
 
 
 def plan_slot(image: Image, layout: Layout, slot: str) -> Plan:

@@ -21,7 +21,7 @@ from erofs_edge.flash.prepare import Wish, prepare
 from erofs_edge.flash.target import Ability
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.fastboot import FastbootDevice, MemoryLink, serve_tcp, serve_udp
-from erofs_edge.simulator.images import disk_image, opened
+from erofs_edge.simulator.images import Sizes, disk_image, opened
 from erofs_edge.simulator.links import BadPackets
 from erofs_edge.simulator.partitions import DiskPartitions
 from erofs_edge.transport.fastboot.link import Device
@@ -162,6 +162,15 @@ def test_another_board_is_refused(v1: Path) -> None:
         assert (result.exit_code, "has the serial number S7, not S8" in result.stderr) == (7, True)
         assert not any(disk.memory)
         assert cli_flash(v1, to, "--serial", "S7").exit_code == 0
+
+
+@pytest.mark.parametrize("quirks", [frozenset[str](), frozenset({"no-fetch"})])
+def test_an_image_larger_than_the_slots_is_refused(quirks: frozenset[str], v1: Path, tmp_path: Path) -> None:
+    disk = SimulatedDisk(bytearray(v1.read_bytes()))
+    fake = device(disk, quirks=quirks)
+    with pytest.raises(DeviceRefusedError, match="'system_a' has 49152 bytes, 65536 are needed"):
+        run(fake, disk_image(tmp_path / "larger.img", 2, Sizes(system=64 << 10)))
+    assert disk.memory == v1.read_bytes()
 
 
 def test_over_a_bad_link(v1: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -180,9 +181,27 @@ def test_a_slot_of_a_disk_without_slots(v2: Path, tmp_path: Path) -> None:
     assert (result.exit_code, "has no slots" in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        (Sizes(system=56 << 10), "larger than the slot: 'system_a' has 49152 bytes, 57344 are needed"),
+        (Sizes(system=44 << 10), "the slots lie elsewhere than in the image: 'misc'"),
+    ],
+)
+def test_an_image_larger_than_the_slots_is_refused(sizes: Sizes, said: str, card: Path, tmp_path: Path) -> None:
+    """What runs there, and what it keeps, is not lost without being asked for."""
+    before = card.read_bytes()
+    other = disk_image(tmp_path / "other.img", 3, sizes)
+    for options in ((), ("--full",), ("--plan",), ("--slot", "b"), ("--repair",)):
+        result = run(other, card, *options)
+        assert (result.exit_code, said in result.stderr) == (7, True), result.output
+        assert "hint: --whole" in result.stderr
+    assert card.read_bytes() == before
+
+
 def test_another_layout_is_written_whole(card: Path, tmp_path: Path) -> None:
     other = disk_image(tmp_path / "other.img", 3, Sizes(system=56 << 10))
-    assert flash(other, card)["slot"] is None
+    assert flash(other, card, "--whole")["slot"] is None
     assert card.read_bytes()[: other.stat().st_size - 40 * 512] == other.read_bytes()[: -40 * 512]
 
 
@@ -276,6 +295,39 @@ def test_repair_of_a_slot_that_was_given_up(card: Path, v1: Path) -> None:
     set_state(card, slots.mark(state(card), "b", "bad"))
     flash(v1, card, "--repair")
     assert state(card) == SlotState(("A", "B"), {"A": 4, "B": 3})
+
+
+def test_repair_of_a_disk_without_slots(tmp_path: Path) -> None:
+    image, card, blank = tmp_path / "image", tmp_path / "card", tmp_path / "blank"
+    image.write_bytes(random.Random(1).randbytes(100 << 10))
+    flash(image, card)
+    with card.open("r+b") as file:
+        file.seek(70 << 10)
+        file.write(b"rot")
+    assert flash(image, card, "--repair")["bytes_written"] == 4096
+    assert card.read_bytes() == image.read_bytes()
+    blank.write_bytes(bytes(200 << 10))
+    result = run(image, blank, "--repair")
+    assert (result.exit_code, "does not hold the image: more than half" in result.stderr) == (4, True)
+    assert blank.read_bytes() == bytes(200 << 10)
+
+
+def test_a_whole_disk_that_is_right_is_not_written(v1: Path, tmp_path: Path) -> None:
+    """Nor is what of it is right: a few blocks tell that comparing pays. `--full` and `--whole` write it all."""
+    image, card = tmp_path / "image", tmp_path / "card"
+    image.write_bytes(bytes(64 << 10) + random.Random(1).randbytes(64 << 10) + bytes(64 << 10))
+    assert flash(image, card)["bytes_written"] == 192 << 10
+    before = card.stat().st_mtime_ns
+    assert flash(image, card)["bytes_written"] == flash(image, card, "--plan")["bytes_written"] == 0
+    assert card.stat().st_mtime_ns == before
+    with card.open("r+b") as file:  # a flash that stopped after three fifths
+        file.seek(100 << 10)
+        file.write(bytes(40 << 10))
+    assert flash(image, card)["bytes_written"] == 28 << 10
+    for option in ("--full", "--whole"):
+        assert flash(image, card, option)["bytes_written"] == 192 << 10
+    card.write_bytes(bytes(192 << 10))
+    assert flash(image, card)["bytes_written"] == 192 << 10  # not compared: nothing there is like it
 
 
 def test_repair_needs_the_image_of_a_slot(card: Path, tmp_path: Path) -> None:
