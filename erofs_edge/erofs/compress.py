@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from erofs_edge.codec.lz4 import FixedOutput, address_of
@@ -22,7 +23,7 @@ from erofs_edge.erofs.levels import DEVICE_TREE_LEVEL, first_try, packed_level, 
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.ondisk import SLOT_SIZE
 
-RULES = 3
+RULES = 4
 EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in an index saturates
 EXTENT_LCLUSTERS_MAX = 2000  # the same in lclusters, for small blocks
 CAP_LEAST = 32 << 10  # bytes of input that an LZ4HC call gets, where there are so many: fewer calls are made again
@@ -214,11 +215,12 @@ class Cutter:
                 at, aimed = target, True
                 continue
             known = old.known_end(at) is not None
-            consumed, produced = self._fill_to(base + at, left, consumed, target - at, tails, known=known)
+            call = partial(self._fill_to, base + at, left, consumed, target - at, tails, known=known)
+            consumed, produced = call()
             if consumed == left and tails is Tails.INLINE and not (aimed and produced < block_size):
                 if self._split_tail(segment, view[at:], base + at, produced):
                     break
-                self._run(base + at, left)
+                call()  # once more, in the same way: its buffer was used for other calls
             blocks = -(-produced // block_size)
             if blocks * block_size < consumed:
                 segment.extents.append(Extent(consumed, blocks, False))
@@ -273,12 +275,14 @@ class Cutter:
             if left <= block_size:
                 _store_raw(segment, view[at:], block_size)
                 break
-            consumed, produced = fill(base + at, left, consumed)
+            before = consumed
+            consumed, produced = fill(base + at, left, before)
             if consumed == left and tails is not Tails.BLOCK:
                 if self._keep_last(segment, view[at:], base + at, produced, tails):
                     break
                 if tails is Tails.INLINE:
-                    self._run(base + at, left)  # once more: its buffer was used for other calls
+                    # once more, in the same way: its buffer was used for other calls
+                    fill(base + at, left, before)
             if phase >= 0 and self._is_crowded(phase, at + consumed, size):
                 # what is left would start in the lcluster of its end, where the next extent starts
                 consumed, produced = self._run(base + at, left - block_size)

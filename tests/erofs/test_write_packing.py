@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -163,3 +164,30 @@ def test_long_indexes_and_inline_tails(needs_root: None, oracle: Oracle, tmp_pat
         inline = [e for i in range(12) for e in read.extents(read.lookup(f"{i}")) if e.inline]
         assert len(inline) > 8
     assert info.minimum_kernel == (5, 17)
+
+
+def test_a_tail_that_stays_in_its_block_is_the_one_that_was_found(tmp_path: Path) -> None:
+    """How much a searching codec takes depends on what it guesses first, which depends on the extent before."""
+    wrong = []
+    for front in range(452, 484, 4):
+        for back in (444, 448, 456):
+            made = FileTree()
+            made.add("f", file(bytes(20_000) + noise(front, 1) + noise(back, 2) + bytes(6000)))
+            write(made, tmp_path / "i", compression="zstd", block_size=512, ztailpacking=True, jobs=1)
+            wrong += ours_agree(tmp_path / "i", made)
+    assert wrong == []
+
+
+def test_device_trees_at_the_end_of_the_packed_inode(tmp_path: Path) -> None:
+    """They have a level of their own, also where the end of the packed inode was tried as an inline tail."""
+    options = {"compression": "lz4hc", "level": 12, "fragments": "all", "ztailpacking": True}
+    wrong = []
+    for seed in (3, 4, 13, 20):
+        made, rng = FileTree(), random.Random(seed)
+        for number in range(rng.randrange(1, 9)):
+            made.add(f"{number}", file(text(rng.randrange(9000), number)))
+        for number in range(3):
+            made.add(f"z{number}.dtb", file(b"\xd0\x0d\xfe\xed" + text(rng.randrange(500, 9000), number)))
+        write(made, tmp_path / "i", pcluster=16384, packed_pcluster=16384, **options)
+        wrong += ours_agree(tmp_path / "i", made)
+    assert wrong == []
