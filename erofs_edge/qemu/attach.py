@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A board in QEMU that is about to be flashed: started with a blank or used disk, reachable at an address, ended after.
 
-serial    Debian's U-Boot at its prompt, the console on a Unix socket
+serial    Debian's U-Boot at its prompt, the console on a Unix socket; where the board's disk is a card (mmc), that of
+          `fastboot`, since Debian's for QEMU knows no cards
 nbd       the provisioning system, its two exports forwarded to two ports of this machine
 nbds      the same with TLS: certificates that are made for this one start
 fastboot  a U-Boot that is compiled for it, over UDP, the disk as an SD card
@@ -68,20 +69,32 @@ def attached(
 
 @contextmanager
 def _serial(board: Loaded[Board], out: Path, emulator: Emulator, disk: Path, folder: Path) -> Iterator[str]:
-    """Debian's U-Boot with QEMU's own device tree: nothing keeps its prompt shut."""
+    """With QEMU's own device tree: nothing keeps the prompt shut."""
     boot = board.value.boot
-    if boot.uefi is not None or boot.u_boot.build is not None:
+    if boot.storage == "mmc":
+        machine = _loader(board.value, emulator, disk, folder, prompt=True)
+    elif boot.uefi is not None or boot.u_boot.build is not None:
         raise UsageError(
             f"board '{board.value.board}' has no U-Boot prompt", hint="qemu:nbd needs none; or a board without a lock"
         )
+    else:
+        machine = [*machine_arguments(qemu_of(board.value), load_built(out).u_boot), *_drive(disk)]
     console = folder / "console"
-    command = [
-        str(emulator.program), *machine_arguments(qemu_of(board.value), load_built(out).u_boot), *_drive(disk),
-        "-serial", f"unix:{_escaped(console)},server=on,wait=on", "-monitor", "none",
-    ]  # fmt: skip
-    with _running(command, folder) as machine:
-        _wait(machine, console.exists, lambda: "")
+    port = ["-serial", f"unix:{_escaped(console)},server=on,wait=on", "-monitor", "none"]
+    with _running([str(emulator.program), *machine, *port], folder) as process:
+        _wait(process, console.exists, lambda: "")
         yield f"serial+unix://{console}"
+
+
+def _loader(board: Board, emulator: Emulator, disk: Path, folder: Path, *, prompt: bool) -> list[str]:
+    """Arguments of a machine with the U-Boot for flashing (compiled when it is first needed, for about two minutes) and
+    the disk as its SD card. `prompt`: as in `flashing.script`."""
+    qemu_of(board)
+    card = card_arguments(disk, disk.stat().st_size)
+    bios, tree = folder / "u-boot.bin", folder / "control.dtb"
+    bios.write_bytes(compiled(FLASHING, Cache()).image)
+    tree.write_bytes(flashing_tree(dump_tree(emulator, MACHINE, bios), board.board, prompt=prompt))
+    return [*machine_arguments(MACHINE, bios), "-dtb", str(tree), *card]
 
 
 def _nbd(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, folder: Path) -> AbstractContextManager[str]:
@@ -134,14 +147,9 @@ def _provisioning(
 
 @contextmanager
 def _fastboot(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, folder: Path) -> Iterator[str]:
-    """Compiled when it is first needed, for about two minutes."""
-    qemu_of(board.value)
-    card = card_arguments(disk, disk.stat().st_size)
-    bios, tree, log, port = folder / "u-boot.bin", folder / "control.dtb", folder / "console.txt", _udp_port()
-    bios.write_bytes(compiled(FLASHING, Cache()).image)
-    tree.write_bytes(flashing_tree(dump_tree(emulator, MACHINE, bios), board.value.board))
+    port, log = _udp_port(), folder / "console.txt"
     command = [
-        str(emulator.program), *machine_arguments(MACHINE, bios), "-dtb", str(tree), *card, *network_arguments(port),
+        str(emulator.program), *_loader(board.value, emulator, disk, folder, prompt=False), *network_arguments(port),
         "-serial", f"file:{_escaped(log)}", "-monitor", "none", "-no-reboot",
     ]  # fmt: skip
 

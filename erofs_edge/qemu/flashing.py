@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated machine whose U-Boot has its disk written over the network: its script, its device tree, its SD card.
+"""The emulated machine whose U-Boot has its disk written over the network, or over its console: its script, its device
+tree, its SD card.
 
 The U-Boot is one of ours, compiled for this alone (`u_boot/flashing.config`): it is loaded by the emulator and holds no
 key, so that a board whose own boot loader is locked, or starts from elsewhere, is written the same way.
@@ -25,9 +26,11 @@ MACHINE = Qemu(machine="virt", cpu="cortex-a72", memory="1G", smp=1)
 """a loader's machine: what the board has besides is of no use to it"""
 
 
-def script(board: str) -> str:
+def script(board: str, *, prompt: bool = False) -> str:
     """What that U-Boot runs. It says which board it is (`getvar product`), and lets itself be asked for its disk
-    (`transport/fastboot/uboot.py`)."""
+    (`transport/fastboot/uboot.py`). `prompt`: nothing but that name, and then it waits for commands at its console."""
+    if prompt:
+        return f"setenv board {board}"
     variables = {
         "ipaddr": GUEST,
         "netmask": MASK,
@@ -39,11 +42,11 @@ def script(board: str) -> str:
     return "; ".join([*(f"setenv {name} {value}" for name, value in variables.items()), "fastboot udp"])
 
 
-def flashing_tree(machine: bytes, board: str) -> bytes:
+def flashing_tree(machine: bytes, board: str, *, prompt: bool = False) -> bytes:
     """QEMU's device tree with that script. Raises FormatError for what is no device tree."""
     tree = parse(machine)
     config = tree.root.children.setdefault("config", Node())
-    config.props |= {"bootcmd": string(script(board)), "bootdelay": cells(AUTOBOOT_WITHOUT_PROMPT)}
+    config.props |= {"bootcmd": string(script(board, prompt=prompt)), "bootdelay": cells(AUTOBOOT_WITHOUT_PROMPT)}
     return write(tree)
 
 

@@ -33,6 +33,7 @@ class UBoot:
     disk      its contents
     kind      what it is: virtio 0, or mmc 0 beside a slot without a card
     crc_name  as it calls its checksum: crc32, or CRC32 where it has no other hash (common/hash.c)
+    variables of its environment, which say what board it is
     lost      commands that this build does not have
     bauds     rates that `setenv baudrate` takes
     deaf      rates that it switches to and then hears nothing at
@@ -43,6 +44,7 @@ class UBoot:
     disk: bytearray
     kind: Literal["virtio", "mmc"] = "virtio"
     crc_name: str = "crc32"
+    variables: dict[str, str] = field(default_factory=lambda: {"board": "sim"})
     lost: frozenset[str] = frozenset()
     bauds: tuple[int, ...] = BAUDS
     deaf: frozenset[int] = frozenset()
@@ -126,8 +128,8 @@ class UBoot:
         return 0
 
     def _do_printenv(self, *names: str) -> int:
-        values = {"board": "sim", "serial#": "0815", "loadaddr": "0x40200000", "stdin": "serial,usbkbd"}
-        values["stdout"] = "serial,vidconsole"
+        values = {"serial#": "0815", "loadaddr": "0x40200000", "stdin": "serial,usbkbd", "stdout": "serial,vidconsole"}
+        values |= self.variables
         missing = [name for name in names if name not in values]
         self._say("\n".join(f"{name}={values[name]}" for name in names or values if name in values))
         self._say("\n".join(f'## Error: "{name}" not defined' for name in missing))

@@ -37,6 +37,7 @@ def test_the_loader_for_it() -> None:
     assert "setenv board lab" in said and said.endswith("fastboot udp")
     assert all(f"fastboot.{name}" in said for name in ("edge-buffer", "edge-disk")), "its consent"
     assert consents.__doc__
+    assert script("lab", prompt=True) == "setenv board lab", "at its console it waits for commands"
 
 
 def test_cards_have_sizes_of_their_own(tmp_path: Path) -> None:

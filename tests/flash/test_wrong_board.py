@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from click.testing import CliRunner, Result
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import DeviceRefusedError
 from erofs_edge.flash.guard import refuse_locked, refuse_other_board
+from erofs_edge.flash.serial import Address, SerialTarget
 from erofs_edge.flash.target import Identity
 from erofs_edge.manifest.load import load_board
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.fastboot import FastbootDevice, serve_tcp
 from erofs_edge.simulator.images import disk_image
 from erofs_edge.simulator.partitions import DiskPartitions
+from erofs_edge.simulator.serial_line import SerialLine
+from erofs_edge.simulator.uboot import UBoot
 
 
 @pytest.fixture
@@ -85,10 +89,21 @@ def test_what_counts() -> None:
         refuse_locked(silent, unlocked)
 
 
+RASPBERRY_PI = ["rpi", "4 Model B", "raspberrypi,4-model-b"]
 QEMU = ["qemu-aarch64", "qemu-arm", "linux,dummy-virt"]
 
 
 def test_stock_boards_say_who_they_are(repository: Path) -> None:
     assert load_board(repository / "boards/qemu-aarch64.yaml").value.product == QEMU
     assert load_board(repository / "boards/qemu-aarch64-locked.yaml").value.product == QEMU
-    assert load_board(repository / "boards/rpi4.yaml").value.product == ["rpi", "raspberrypi,4-model-b"]
+    assert load_board(repository / "boards/rpi4.yaml").value.product == RASPBERRY_PI
+
+
+def test_a_u_boot_that_knows_the_model_is_asked_for_that() -> None:
+    """Any Raspberry Pi has `board=rpi` in U-Boot's environment (board/raspberrypi/rpi/rpi.c)."""
+    for model, right in (("4 Model B", True), ("3 Model B", False)):
+        device = UBoot(bytearray(1 << 20), variables={"board": "rpi", "board_name": model})
+        line = SerialLine(device, 115200)
+        identity = SerialTarget(line, Address(Path("line"), 115200, 115200, None, False), 0.1).identity
+        with nullcontext() if right else pytest.raises(DeviceRefusedError, match="it says '3 Model B'"):
+            refuse_other_board(identity, RASPBERRY_PI)
