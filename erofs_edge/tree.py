@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from erofs_edge.errors import SourceError
 
@@ -46,11 +46,10 @@ class BytesContent:
         return self.data[offset : offset + length]
 
 
-@dataclass(frozen=True, slots=True)
-class FileContent:
+class FileContent(NamedTuple):
     """`size` bytes at byte `start` of a file on the host (a whole file, or a member of an unpacked archive)."""
 
-    path: str | Path
+    path: str | bytes | Path
     size: int
     start: int = 0
 
@@ -68,9 +67,9 @@ class FileContent:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror}", where=str(self.path)) from error
+            raise SourceError(f"cannot read: {error.strerror}", where=os.fsdecode(self.path)) from error
         if len(data) != length:
-            raise SourceError("file changed while it was being read", where=str(self.path))
+            raise SourceError("file changed while it was being read", where=os.fsdecode(self.path))
         return data
 
 

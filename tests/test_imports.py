@@ -68,7 +68,7 @@ EXCEPTIONS = {
     ("transport/serial/port.py", "socket"): "the thin part that owns the line",
     ("disk/fat.py", "time"): "gmtime, of a time that is given",
     ("boot/uefi_vars.py", "time"): "gmtime, of a time that is given",
-    ("erofs/output.py", "secrets"): "a temporary name, renamed in the end",
+    ("erofs/output.py", "urandom"): "a temporary name, renamed in the end",
     ("erofs/options.py", "cpu_count"): "threads, on which no byte depends",
     ("erofs/check.py", "cpu_count"): "threads, on which no byte depends",
     ("erofs/extract.py", "cpu_count"): "threads, on which no byte depends",

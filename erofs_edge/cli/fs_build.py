@@ -23,6 +23,7 @@ from erofs_edge.errors import UsageError
 if TYPE_CHECKING:
     from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.erofs.meter import Meter
+    from erofs_edge.erofs.profile import Use
     from erofs_edge.erofs.write import ErofsInfo, WriteOptions
 
 EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
@@ -227,7 +228,6 @@ def _options(
 ) -> WriteOptions:
     from erofs_edge.erofs.gate import parse_kernel
     from erofs_edge.erofs.write import WriteOptions
-    from erofs_edge.trace.record import read_uses
 
     if compression == "auto" and compress_hints is not None:
         raise UsageError("-z auto chooses for all files, hints for single ones", hint="use one of them")
@@ -249,7 +249,7 @@ def _options(
         blob=blobdev,
         baseline=baseline,
         compact=compact,
-        profile=read_uses(profile) if profile is not None else (),
+        profile=_uses(profile) if profile is not None else (),
         xattr_tolerance=xattr_tolerance,
         xattr_prefixes=tuple(map(os.fsencode, xattr_prefix)),
         kernel=parse_kernel(kernel) if kernel is not None else None,
@@ -259,6 +259,12 @@ def _options(
         **_extended(extended),
         **further,
     )
+
+
+def _uses(path: Path) -> tuple[Use, ...]:
+    from erofs_edge.trace.record import read_uses
+
+    return read_uses(path)
 
 
 def parse_size(option: str, text: str) -> int:

@@ -15,7 +15,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -26,10 +25,13 @@ from erofs_edge.erofs.crew import Crew, Ticket
 from erofs_edge.erofs.pipeline import Piece, Stored, Worker, pieces_of, store_piece
 from erofs_edge.erofs.plan import Node, Plan
 from erofs_edge.erofs.processes import may_fork
+from erofs_edge.erofs.threads import Threads
 from erofs_edge.errors import SourceError
 from erofs_edge.tree import Content, FileContent, Inode
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from erofs_edge.erofs.options import WriteOptions
 
 LARGE = 256 << 10  # bytes: smaller files are not worth a task of their own
@@ -46,7 +48,7 @@ class HeadStart:
     """
 
     def __init__(self, options: WriteOptions) -> None:
-        self.pool = ThreadPoolExecutor(options.workers, thread_name_prefix="erofs")
+        self.pool = Threads(options.workers)
         rules = choose_codings(Plan([], 0, 0, Counter()), options).default
         self._rules = None if options.rules else rules
         self._tails = TAILS[options.fragments, options.ztailpacking]
@@ -67,7 +69,7 @@ class HeadStart:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.pool.shutdown(cancel_futures=True)
+        self.pool.shutdown()
         if self.crew is not None and kind is None:
             self.crew.close()
         elif self.crew is not None:

@@ -163,6 +163,7 @@ class Cutter:
         self._first_level, self._first_gain = first_try((rules.level or 0) if may_try else 0)
         self._first_most = 5 * rules.pcluster // 2 if self._first_level else 0
         self._kinds: dict[int | None, Cutter] = {rules.level: self}
+        self._fillers: dict[Tails, Callable[[int, int, int], tuple[int, int]]] = {}
 
     def for_start(self, start: bytes) -> Cutter:
         """The cutter for a file with these first bytes: of another level where the rules leave that open."""
@@ -261,7 +262,8 @@ class Cutter:
 
     def _cut(self, data: bytes, tails: Tails, phase: int) -> Segment | None:
         block_size = self.rules.block_size
-        fill, padded = self._filler(tails), self._compressor.padded
+        fill = self._fillers.get(tails) or self._fillers.setdefault(tails, self._filler(tails))
+        padded = self._compressor.padded
         view = memoryview(data)
         base, size = address_of(data), len(data)
         extents: list[Extent] = []

@@ -17,16 +17,26 @@ PIECE = 16 << 20  # bytes: also the length of a segment, across which no extent 
 def read_piece(content: Content, offset: int, length: int, where: str) -> bytes:
     """Exactly the bytes [offset, offset + length). Raises SourceError, naming `where`, if they are not there."""
     if type(content) is FileContent:
-        if length == content.size <= at_once.SMALL and not content.start and (read := at_once.reader()) is not None:
-            data = read(os.fsencode(content.path), length)
-            if data is not None:
-                return data
-        data = _read_file(content, offset, length, where)
+        data = read_small(content, length)
+        if data is None:
+            data = _read_file(content, offset, length, where)
     else:
         data = content.read(offset, length)
     if len(data) != length:
         raise _changed(where, content)
     return data
+
+
+def read_small(content: Content, length: int) -> bytes | None:
+    """A whole small file at once. None for all else, and where that is not possible: `read_piece` does the same then,
+    or tells why not."""
+    if type(content) is not FileContent:
+        return None
+    path, size, start = content
+    if size != length or size > at_once.SMALL or start:
+        return None
+    read = at_once.reader()
+    return read(path if type(path) is bytes else os.fsencode(path), length) if read is not None else None
 
 
 def pieces(content: Content, where: str) -> Iterator[bytes]:
@@ -57,10 +67,10 @@ def _read_file(content: FileContent, offset: int, length: int, where: str) -> by
         finally:
             os.close(fd)
     except OSError as error:
-        raise SourceError(f"cannot read {content.path}: {error.strerror}", where=where) from error
+        raise SourceError(f"cannot read {os.fsdecode(content.path)}: {error.strerror}", where=where) from error
     return data
 
 
 def _changed(where: str, content: Content) -> SourceError:
-    name = f" {content.path}" if isinstance(content, FileContent) else ""
+    name = f" {os.fsdecode(content.path)}" if isinstance(content, FileContent) else ""
     return SourceError(f"file{name} changed its size while it was being read", where=where)

@@ -12,14 +12,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
+import marshal
 import mmap
 import os
 import select
 import signal
+import stat
 import struct
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -44,9 +46,6 @@ TASK = struct.Struct("<IIII")
 DONE = struct.Struct("<IIQIIQIIII")
 """what a process sends: number, whether it went well, bytes of data and of the record behind them; since the last time:
 calls of codecs, their nanoseconds, hits, misses and damaged entries of the cache; the last error number of that"""
-PIECE_TASK = struct.Struct("<BIQQQIH")
-"""a file of a task: whether its inode is extended, bytes of its attributes, where the content starts, its size, offset
-and length of the piece, bytes of the path that follows"""
 POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, linux/mman.h, since Linux 5.14
 LAST = 0xFFFFFFFF  # no task's number: a process says goodbye
 MESSAGES = 64 << 10  # bytes: more than a pipe can hold is never read at once
@@ -55,9 +54,12 @@ END = 1 << 40  # instead of blocks: what has none is not joined
 IS_SEGMENT, IS_DENSE, HAS_DIGEST, IS_JOINED = 1, 2, 4, 8
 
 Store = Callable[[Piece], Stored]
+Told = tuple[bytes, int, int, int, bool, int, int, int]
+"""of a piece: the path, size and start of its content; the size of its file, whether the inode is extended, and bytes
+of its attributes; offset and length of the piece"""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Ticket:
     """A batch that was given to a process; `failed` there, or done: `done` then has where, and how much of what."""
 
@@ -95,7 +97,7 @@ class Crew:
         most `small` bytes are stored as they are."""
         self._store, self._cache, self._meter, self._block_size = store, cache, meter, block_size
         self._restart = restart
-        self._small, self._read = small, at_once.reader()
+        self._small = small
         self._arena = mmap.mmap(-1, UNIT * UNITS)
         self._free = (1 << UNITS) - 1
         self._returned: deque[tuple[int, int]] = deque()
@@ -116,16 +118,11 @@ class Crew:
 
     def submit(self, pieces: list[Piece]) -> Ticket | None:
         """Begin with a batch; None where the arena has no room for it now."""
-        # telling a process of a small file takes longer than reading it
-        if self._read is not None:
-            for piece in pieces:
-                if piece.length <= self._small and piece.is_whole and piece.twin is None and piece.data is None:
-                    content: Any = piece.node.inode.content
-                    piece.data = self._read(os.fsencode(content.path), piece.length) if not content.start else None
-        task = b"".join(map(_task_of, pieces))
-        size = sum([piece.length for piece in pieces if piece.twin is None])
+        sent = self._without_small(pieces)
+        task = marshal.dumps([_task_of(piece) for piece in sent])
+        size = sum([piece.length for piece in sent])
         # what does not shrink takes a block more than it has bytes, and what is said about it a little
-        units = -(-(size + (size >> 6) + len(task) + 256 * len(pieces) + (64 << 10)) // UNIT)
+        units = -(-(size + (size >> 6) + len(task) + 256 * len(sent) + (64 << 10)) // UNIT)
         self.receive()
         first = self._take(units)
         if first is None:
@@ -139,6 +136,24 @@ class Crew:
         except BrokenPipeError:
             raise _killed() from None
         return ticket
+
+    def _without_small(self, pieces: list[Piece]) -> list[Piece]:
+        """What a process is to be told of: small files are read here, which takes less than that."""
+        read, small = at_once.read_alone, self._small
+        sent = []
+        for piece in pieces:
+            if piece.twin is not None or piece.data is not None:
+                continue
+            length = piece.length
+            if length <= small and length == piece.node.size:
+                content: Any = piece.node.inode.content
+                path, _, start = content
+                if not start:
+                    piece.data = read(path if type(path) is bytes else os.fsencode(path), length)
+                    if piece.data is not None:
+                        continue
+            sent.append(piece)
+        return sent
 
     def result(self, ticket: Ticket) -> list[Stored]:
         while ticket.done is None and not ticket.failed:
@@ -206,6 +221,7 @@ class Crew:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         gc.disable()
+        at_once.be_alone()
         keep_memory()
         everything = memoryview(self._arena)
         before = (0, 0, 0, 0, 0)
@@ -314,30 +330,26 @@ def _killed() -> ErofsEdgeError:
     )
 
 
-def _task_of(piece: Piece) -> bytes:
-    if piece.twin is not None or piece.data is not None:
-        return b""
+def _task_of(piece: Piece) -> Told:
+    """What a process has to know of a piece."""
     node = piece.node
     content: Any = node.inode.content
-    path = os.fsencode(content.path)
-    attributes = len(node.xattrs)
-    offset, length = piece.offset, piece.length
-    head = PIECE_TASK.pack(node.extended, attributes, content.start, node.size, offset, length, len(path))
-    return head + path
+    path, size, start = content
+    name = path if type(path) is bytes else os.fsencode(path)
+    return name, size, start, node.size, node.extended, len(node.xattrs), piece.offset, piece.length
 
 
-def _pieces(task: bytes) -> list[Piece]:
-    """The pieces that a task names."""
-    pieces, at = [], 0
-    while at < len(task):
-        extended, attributes, start, size, offset, length, named = PIECE_TASK.unpack_from(task, at)
-        at += PIECE_TASK.size
-        path: Any = task[at : at + named]  # as the system wants it: nobody is told of it here
-        at += named
-        inode = Inode(0o100000, content=FileContent(path, size, start))
-        node = Node(inode, b"", 0, None, extended=bool(extended), size=size, xattrs=bytes(attributes))
-        pieces.append(Piece(node, offset, length))
-    return pieces
+def _pieces(task: bytes) -> Iterator[Piece]:
+    """The pieces that a task names: one object, which is each of them in its turn."""
+    inode = Inode(stat.S_IFREG)
+    node = Node(inode, b"", 0, None)
+    piece = Piece(node, 0, 0)
+    content_of: Any = FileContent
+    told: list[Told] = marshal.loads(task)
+    for path, size, start, node.size, node.extended, attributes, piece.offset, piece.length in told:
+        inode.content = content_of(path, size, start)
+        node.xattrs = bytes(attributes)
+        yield piece
 
 
 def _chunks(stored: Stored) -> Sequence[bytes | memoryview]:
@@ -350,7 +362,7 @@ def _chunks(stored: Stored) -> Sequence[bytes | memoryview]:
 def _record(stored: Sequence[Stored], out: memoryview, block_size: int) -> tuple[int, int]:
     """Put data to the start of a part of the arena, and behind it what it is; bytes of both. Segments of whole blocks
     are joined, unless `block_size` is 0. Raises ValueError where there is no room."""
-    words = array("I")
+    words: list[int] = []
     at = 0
     for one in stored:
         _, segment, _, digest, dense = one
@@ -367,16 +379,14 @@ def _record(stored: Sequence[Stored], out: memoryview, block_size: int) -> tuple
             total = 0
             for length, blocks, raw, _, _ in segment.extents:
                 numbers += (length, blocks | raw << 31)
-                total += blocks if blocks else END
+                total += blocks or END
             kind = IS_SEGMENT | dense * IS_DENSE | bool(digest) * HAS_DIGEST
             if at - start == total * block_size:
                 kind, lengths = kind | IS_JOINED, [at - start]
-            words.extend((kind, len(segment.extents), *numbers))
-            words.frombytes(digest)
-        words.append(len(lengths))
-        words.extend(lengths)
+            words += (kind, len(segment.extents), *numbers, *array("I", digest))
+        words += (len(lengths), *lengths)
     at += -at % 4
-    record = words.tobytes()
+    record = array("I", words).tobytes()
     out[at : at + len(record)] = record
     return at, len(record)
 

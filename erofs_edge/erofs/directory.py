@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from erofs_edge.erofs.ondisk import DIRENT, DIRENT_SIZE
 
@@ -29,12 +29,12 @@ def block_bytes(names: Sequence[bytes]) -> int:
     return DIRENT_SIZE * len(names) + sum(map(len, names))
 
 
-def encode_block(names: Sequence[bytes], entry: Callable[[bytes], tuple[int, int]]) -> bytes:
-    """One block, not padded. `entry` gives (nid, file type) of a name."""
+def encode_block(names: Sequence[bytes], entries: Iterable[tuple[int, int]]) -> bytes:
+    """One block, not padded. `entries` are the (nid, file type) of each name."""
     offset = DIRENT_SIZE * len(names)
-    head = bytearray()
-    for name in names:
-        nid, kind = entry(name)
-        head += DIRENT.pack(nid, offset, kind)
+    pack = DIRENT.pack
+    out = []
+    for name, (nid, kind) in zip(names, entries, strict=True):
+        out.append(pack(nid, offset, kind))
         offset += len(name)
-    return bytes(head) + b"".join(names)
+    return b"".join([*out, *names])

@@ -12,7 +12,7 @@ from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.compress import JoinedSegment, Segment, gains
 from erofs_edge.erofs.contents import pieces
 from erofs_edge.erofs.extent_table import build_table
-from erofs_edge.erofs.index import Extent, build_index, layout_for
+from erofs_edge.erofs.index import Extent, build_index, build_index_of_one, layout_for
 from erofs_edge.erofs.looseness import weigh
 from erofs_edge.erofs.ondisk import (
     INCOMPAT_48BIT,
@@ -21,6 +21,7 @@ from erofs_edge.erofs.ondisk import (
     INCOMPAT_FRAGMENTS,
     INCOMPAT_ZTAILPACKING,
     LAYOUT_CHUNK_BASED,
+    LAYOUT_COMPRESSED_COMPACT,
     LAYOUT_COMPRESSED_FULL,
     NULL_ADDR,
 )
@@ -39,7 +40,7 @@ from erofs_edge.errors import CapacityError, SourceError
 COPY = 4 << 20  # bytes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Placed:
     """Where a file's blocks stand; its extents, inline tail and number in the packed inode if it is compressed.
     `apart`: each extent has a place of its own."""
@@ -75,6 +76,8 @@ class FileStore:
         self._sink = sink
         self._spool = sink if isinstance(sink, Spool) else None
         self._moves = self._spool is not None or (options.blob is not None and chunks is None)
+        full = options.full_index or options.wide or not codings.big
+        self._direct = not (full or self._moves or chunks is not None or (repeats is not None and repeats.numbers))
         self._repeats = repeats or Repeats()
         self._apart = apart
         self._bases: dict[int, int] = {}
@@ -103,6 +106,13 @@ class FileStore:
         if piece.twin:
             self._copy(node, piece.twin)
             return
+        if self._direct and piece.length == node.size and piece.packed is None and node not in self._originals:
+            # most files are one piece that nothing else depends on
+            if stored.segment is None and stored.data is not None:
+                self._take_flat(node, stored.data)
+                return
+            if type(stored.segment) is JoinedSegment and self._take_alone(node, stored.segment):
+                return
         if not piece.offset:
             self._begin(node)
             self._extents, self._unused = [], []
@@ -120,6 +130,37 @@ class FileStore:
                 self._finish_compressed(node, stored)
         elif stored.data is not None:
             self._append_flat(node, stored.data, piece.offset)
+
+    def _take_flat(self, node: Node, data: bytes | memoryview) -> None:
+        """A whole file as it is."""
+        block_size, sink = self._block_size, self._sink
+        block = sink.position >> self._block_bits
+        if block >= NULL_ADDR:
+            reach(node, block, self._options)
+        room = block_size - node.head_size if self._options.inline_tails else 0
+        blocks = choose_flat_layout(node, block_size, room)
+        self.stored += blocks > 0
+        if tail := node.tail_size:
+            node.tail = bytes(data[-tail:])
+        if blocks:
+            node.i_u = block
+            sink.append([memoryview(data)[: len(data) - tail], bytes(0 if tail else -len(data) % block_size)])
+
+    def _take_alone(self, node: Node, segment: Segment) -> bool:
+        """A whole file that is one pcluster, where its index is of the usual form; whether that was so."""
+        length, blocks, raw, _, _ = segment.extents[0]
+        block = self._sink.position >> self._block_bits
+        if length != node.size or raw or block + blocks >= NULL_ADDR:
+            return False
+        rules = self._codings.of(node)
+        assert rules is not None  # noqa: S101 - it is compressed
+        index = build_index_of_one(blocks, length, self._block_bits, block, node.head_size, rules.codec.algorithm)
+        if not index:
+            return False
+        self._sink.append(segment.chunks)
+        self.compressed += 1
+        node.layout, node.i_u, node.index = LAYOUT_COMPRESSED_COMPACT, blocks, index
+        return True
 
     def take_symlink(self, node: Node) -> None:
         """A target: beside its inode where it fits."""

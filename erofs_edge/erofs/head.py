@@ -35,7 +35,7 @@ from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.plan import Plan, choose_flat_layout
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Head:
     """blocks: its size; hole: (start, end) bytes left for other inodes, in its last block; shared: the shared
     attributes with the tables of long prefixes and of devices behind; root_blocks: blocks the root directory needs

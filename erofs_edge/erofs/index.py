@@ -131,6 +131,20 @@ def build_index(
     return header + _compact(starts, count, max(block_bits, 12), advise, position + len(header))
 
 
+def build_index_of_one(blocks: int, size: int, block_bits: int, block: int, head_size: int, algorithm: int) -> bytes:
+    """What `build_index` makes of a file of one pcluster in a compact form for big ones, behind an inode of `head_size`
+    bytes; nothing where that has no place here."""
+    if block_bits > COMPACT_BITS_MAX or _lclusters(size, block_bits) > ALONE_MAX:
+        return b""
+    return _header(algorithm, block_bits) + _alone(blocks, size, block_bits, block, (head_size + 7 & ~7) + 8)
+
+
+@cache
+def _header(algorithm: int, block_bits: int) -> bytes:
+    advise = ADVISE_COMPACTED_2B if block_bits <= COMPACT_2B_BITS_MAX else 0
+    return MAP_HEADER.pack(0, advise | ADVISE_BIG_PCLUSTER_1 | ADVISE_BIG_PCLUSTER_2, algorithm, 0)
+
+
 def _lclusters(size: int, block_bits: int) -> int:
     return -(-size >> block_bits)
 

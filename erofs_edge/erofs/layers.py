@@ -93,13 +93,13 @@ class Layers:
     def _lend_member(self, node: Node, numbers: dict[str, int]) -> None:
         content = node.inode.content
         bits, block_size = self.options.block_bits, self.options.block_size
-        if isinstance(content, FileContent) and os.fspath(content.path) in numbers and not content.start % block_size:
-            self.loans.flat(node, numbers[os.fspath(content.path)] << DEVICE_SHIFT | content.start >> bits, b"")
-        elif isinstance(content, SparseContent) and os.fspath(content.stored.path) in numbers:
+        if isinstance(content, FileContent) and os.fsdecode(content.path) in numbers and not content.start % block_size:
+            self.loans.flat(node, numbers[os.fsdecode(content.path)] << DEVICE_SHIFT | content.start >> bits, b"")
+        elif isinstance(content, SparseContent) and os.fsdecode(content.stored.path) in numbers:
             sparse = sparse_table(content, block_size, node.where)
             if sparse is not None:
                 table, chunk = sparse
-                number = numbers[os.fspath(content.stored.path)] << DEVICE_SHIFT
+                number = numbers[os.fsdecode(content.stored.path)] << DEVICE_SHIFT
                 self.loans.chunks(node, [a if a == HOLE else number | a >> bits for a in table], chunk)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 
-from erofs_edge.erofs.ondisk import SLOT_BITS, SLOT_SIZE
+from erofs_edge.erofs.ondisk import COMPACT_SIZE, EXTENDED_SIZE, SLOT_BITS, SLOT_SIZE
 from erofs_edge.erofs.plan import Node, choose_flat_layout
 
 WINDOW = 512  # inodes
@@ -95,9 +95,9 @@ class _Holes:
 
 def footprint(node: Node) -> int:
     """Bytes of an inode with all that must follow it without a gap."""
-    size = node.head_size
-    if node.index:
-        size += -size % node.index_align + len(node.index)
+    size = (EXTENDED_SIZE if node.extended else COMPACT_SIZE) + len(node.xattrs)
+    if index := node.index:
+        size += -size % node.index_align + len(index)
     return size + node.tail_size
 
 
@@ -112,56 +112,79 @@ def directory_blocks(nodes: Iterable[Node], block_size: int) -> dict[Node, int]:
     return {node: blocks for node, blocks in needs.items() if blocks}
 
 
-def place(
-    nodes: Sequence[Node],
-    directories: Mapping[Node, int],
-    *,
-    holes: Sequence[tuple[int, int]],
-    spare: Sequence[tuple[int, int]] = (),
-    allocate: Callable[[int], int],
-    block_size: int,
-) -> list[tuple[int, int]]:
-    """Give each node its nid, and each of the directories its number of blocks; the pieces that are left, as `holes`.
-
-    `holes` are free pieces (start, end) in bytes, start on a slot, each within one block; `spare` those that are used
-    only where nothing else fits. `allocate` gives the first of a number of free blocks. Nids count from byte 0 of the
-    image.
-    """
-    old = [_Hole(start, (end - start) // SLOT_SIZE, NEAR + len(nodes)) for start, end in holes]
-    last = [_Hole(start, (end - start) // SLOT_SIZE, -1) for start, end in spare]
-    areas = _pack(nodes, _Holes(old), _Holes(last), block_size)
+def place(packing: Packing, directories: Mapping[Node, int], allocate: Callable[[int], int]) -> list[tuple[int, int]]:
+    """Give each node of the packing its nid, and each of the directories its number of blocks; the pieces that are
+    left, as Packing's `holes`. `allocate` gives the first of a number of free blocks. Nids count from byte 0 of the
+    image."""
+    areas, left = packing.finish()
     areas += [_Area(blocks, directory) for directory, blocks in directories.items()]
-    left = [hole.number(0) for hole in (*old, *last)]
-    firsts = _first_children(nodes)
+    firsts = _first_children(packing.nodes)
     for area in sorted(areas, key=lambda area: _first_need(area, firsts)):
         block = allocate(area.blocks)
         if area.directory is not None:
             area.directory.i_u = block
-        left += [hole.number(block * block_size) for hole in area.holes]
+        left += [hole.number(block * packing.block_size) for hole in area.holes]
     return [(start, end) for start, end in left if start < end]
 
 
-def _pack(nodes: Sequence[Node], near: _Holes, far: _Holes, block_size: int) -> list[_Area]:
-    """Every node into a hole, or a block of the areas that this returns."""
-    areas: list[_Area] = []
-    for age, at in enumerate(range(0, len(nodes), WINDOW)):
+class Packing:
+    """Which nodes come to stand together, window by window.
+
+    `nodes` are in order. `holes` are free pieces (start, end) in bytes, start on a slot, each within one block; `spare`
+    those that are used only where nothing else fits.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        block_size: int,
+        holes: Sequence[tuple[int, int]],
+        spare: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.nodes, self.block_size = nodes, block_size
+        self._old = [_Hole(start, (end - start) // SLOT_SIZE, NEAR + len(nodes)) for start, end in holes]
+        self._last = [_Hole(start, (end - start) // SLOT_SIZE, -1) for start, end in spare]
+        self._near, self._far = _Holes(self._old), _Holes(self._last)
+        self._areas: list[_Area] = []
+        self._packed = 0
+        self.due = 0  # `advance` does nothing before this number
+
+    def advance(self, number: int) -> None:
+        """Every node before this number has all that will follow it: pack them, as far as windows are full."""
+        end = self._packed + WINDOW
+        while end <= len(self.nodes) and self.nodes[end - 1].number < number:
+            self._pack()
+            end += WINDOW
+        self.due = self.nodes[min(end, len(self.nodes)) - 1].number + 1 if self.nodes else 0
+
+    def finish(self) -> tuple[list[_Area], list[tuple[int, int]]]:
+        """Pack the rest: areas that want places, and what is left of the holes. Nodes in these have their nids."""
+        while self._packed < len(self.nodes):
+            self._pack()
+        return self._areas, [hole.number(0) for hole in (*self._old, *self._last)]
+
+    def _pack(self) -> None:
+        """Every node of the next window into a hole, or a block of an area."""
+        age, near, far, block_size = self._packed // WINDOW, self._near, self._far, self.block_size
         near.move(far, age - NEAR)
-        window = [(slots_of(node), node) for node in nodes[at : at + WINDOW]]
+        window = [(slots_of(node), node) for node in self.nodes[self._packed : self._packed + WINDOW]]
         for slots, node in sorted(window, key=itemgetter(0), reverse=True):
             found = near.take(slots) or far.take(slots)
             if found is None and slots * SLOT_SIZE > block_size and node.tail_size:
-                areas.append(_across(node, slots, age, block_size))
-                near.add(areas[-1].holes[0])
-                near.add(areas[-1].holes[-1])
+                area = _across(node, slots, age, block_size)
+                self._areas.append(area)
+                near.add(area.holes[0])
+                near.add(area.holes[-1])
                 continue
             if found is None:
                 # more than a block only where nothing follows that must not cross a border
-                areas.append(_Area(-(-slots * SLOT_SIZE // block_size)))
-                found = areas[-1].hole(0, areas[-1].blocks * block_size // SLOT_SIZE, age)
+                area = _Area(-(-slots * SLOT_SIZE // block_size))
+                self._areas.append(area)
+                found = area.hole(0, area.blocks * block_size // SLOT_SIZE, age)
             found.nodes.append((node.number, slots, node))
             found.free -= slots
             (near if found.age >= age - NEAR else far).add(found)
-    return areas
+        self._packed += len(window)
 
 
 def _across(node: Node, slots: int, age: int, block_size: int) -> _Area:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,6 +25,7 @@ from erofs_edge.erofs.ondisk import (
 )
 from erofs_edge.erofs.profile import Use
 from erofs_edge.erofs.rules import CompressionRule
+from erofs_edge.erofs.threads import Threads
 from erofs_edge.errors import UsageError
 
 PACKED_FACTOR = 4  # of the pcluster size: what makes the packed inode smaller than mkfs.erofs's by 0.4 %
@@ -36,7 +36,7 @@ class Ahead(Protocol):
     became of a pipeline.Piece, if it has that."""
 
     @property
-    def pool(self) -> ThreadPoolExecutor: ...
+    def pool(self) -> Threads: ...
 
     @property
     def crew(self) -> Any: ...
@@ -46,7 +46,7 @@ class Ahead(Protocol):
     def take(self, piece: Any) -> Any: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WriteOptions:
     """How an image is written. `jobs`, `cache`, `ahead`, `meter` and `progress` never change a byte.
 
@@ -315,7 +315,7 @@ def _check_packing(options: WriteOptions) -> None:
         raise UsageError("a pcluster size of the packed inode needs fragments")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ErofsInfo:
     """What was written.
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from erofs_edge.erofs.threads import Background
 from erofs_edge.errors import CapacityError, SourceError, UsageError
 from erofs_edge.writing import NO_SPACE
 
@@ -27,29 +27,24 @@ class Hashing:
 
     def __init__(self) -> None:
         self._state = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="erofs-hash")
-        self._running: Future[None] | None = None
+        self._thread = Background("erofs-hash")
 
     def update(self, chunks: Sequence[Chunk]) -> None:
         """The chunks must not change."""
-        self._wait()
-        self._running = self._pool.submit(self._update, chunks)
+        self._thread.wait()
+        self._thread.start(partial(self._update, chunks))
 
     def digest(self) -> bytes:
         """Of all chunks so far."""
-        self._wait()
+        self._thread.wait()
         return self._state.digest()
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self._thread.close()
 
     def _update(self, chunks: Sequence[Chunk]) -> None:
         for chunk in chunks:
             self._state.update(chunk)
-
-    def _wait(self) -> None:
-        if self._running:
-            self._running.result()
 
 
 class Follower(Protocol):
@@ -79,8 +74,7 @@ class Sink:
         self._name = name
         self._chunks: list[Chunk] = []
         self._pending = 0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="erofs-write")
-        self._running: Future[None] | None = None
+        self._thread = Background("erofs-write")
         self.position = 0
         self.was_rewound = False
 
@@ -96,11 +90,11 @@ class Sink:
     def flush(self) -> None:
         """Raises CapacityError when the file system is full."""
         self._start()
-        self._wait()
+        self._thread.wait()
 
     def close(self) -> None:
         """Nothing is being written any more; errors of that do not matter now."""
-        self._pool.shutdown()
+        self._thread.close()
 
     def _start(self) -> None:
         """What was gathered goes to a thread that writes: only a single batch waits, so that memory stays bounded.
@@ -108,16 +102,11 @@ class Sink:
         chunks, self._chunks = self._chunks, []
         start = self.position - self._pending
         self._pending = 0
-        self._wait()
+        self._thread.wait()
         if chunks:
-            self._running = self._pool.submit(self._write, chunks, start)
+            self._thread.start(partial(self._write, chunks, start))
         if self.hashing:
             self.hashing.update(chunks)
-
-    def _wait(self) -> None:
-        running, self._running = self._running, None
-        if running:
-            running.result()
 
     def _write(self, chunks: list[Chunk], start: int) -> None:
         with _writing(self._name):
@@ -128,7 +117,7 @@ class Sink:
 
     def write_at(self, offset: int, data: Chunk) -> None:
         """Write at a place of its own; `position` stays, and `hashing` does not see it."""
-        self._wait()
+        self._thread.wait()
         with _writing(self._name):
             _write_all(self._fd, [data], offset)
         if self._follower:
@@ -138,7 +127,7 @@ class Sink:
         """What was appended before."""
         if offset + length > self.position - self._pending:
             self.flush()
-        self._wait()
+        self._thread.wait()
         with _writing(self._name):
             data = os.pread(self._fd, length, offset)
         if len(data) != length:
@@ -171,7 +160,7 @@ def replacing(path: Path, *, hashing: bool = False, follower: Follower | None = 
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError("the output exists and is not a regular file", where=str(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     named = False
     with _writing(path):
         try:

@@ -12,7 +12,6 @@ import struct
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -31,13 +30,14 @@ from erofs_edge.erofs.compress import (
     segment_gains,
     whole_fragment,
 )
-from erofs_edge.erofs.contents import PIECE, digest, read_piece
+from erofs_edge.erofs.contents import PIECE, digest, read_piece, read_small
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.options import Ahead
 from erofs_edge.erofs.plan import Node, is_tiny
 from erofs_edge.erofs.repeats import Key
 from erofs_edge.erofs.sharing import Shares
+from erofs_edge.erofs.threads import Threads
 from erofs_edge.tree import Content, FileContent
 
 BATCH = 1 << 20  # bytes of small files that make one task
@@ -46,7 +46,7 @@ HASH_BATCH = 64  # files
 MAGIC = 16  # bytes at the start of a file that tell its kind
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Piece:
     """Bytes [offset, offset + length) of a file, or (twin) a file that has the content of an earlier one.
 
@@ -108,9 +108,7 @@ class Worker(threading.local):
             cutter.restart()
 
 
-def find_twins(
-    files: Iterable[Node], codings: Codings, pool: ThreadPoolExecutor, *, larger_than: int
-) -> dict[Node, Node]:
+def find_twins(files: Iterable[Node], codings: Codings, pool: Threads, *, larger_than: int) -> dict[Node, Node]:
     """Files with content and compression of an earlier one → the first of them. Only files of equal size are read."""
     candidates = [n for n in files if n.size > larger_than]
     sizes = Counter(n.size for n in candidates)
@@ -128,7 +126,7 @@ def find_twins(
 
 def store(
     pieces: Iterable[Piece],
-    pool: ThreadPoolExecutor,
+    pool: Threads,
     *,
     rules: CutRules | None,
     block_size: int,
@@ -292,7 +290,10 @@ def store_piece(
             return fragment
     elif tails is not Tails.INLINE and piece.node.size <= block_size:
         cutter = None
-    data = read_piece(_content(piece.node), piece.offset, piece.length, piece.node.where)
+    content = _content(piece.node)
+    data = read_small(content, piece.length)  # names are made only where they are needed
+    if data is None:
+        data = read_piece(content, piece.offset, piece.length, piece.node.where)
     if piece.packed is False:
         return Stored(piece, raw_segment(data, block_size), None)
     if cutter is None or (piece.packed is None and _is_incompressible(piece, data, cutter)):

@@ -37,12 +37,13 @@ TARGET_MAX = 4095
 SIZE_END = 1 << 63  # kernels refuse larger ones: i_size is signed there
 UINT16, UINT32 = 0xFFFF, 0xFFFFFFFF
 _NO_NAMES = (b".", b"..")
+_NO_DEVICE = (0, 0)
 MAJOR_MAX, MINOR_MAX = 0xFFF, 0xFFFFF
 MTIME_MIN, MTIME_END = -(10**9 << 63), 10**9 << 63  # nanoseconds: seconds have 64 bits and a sign
 PACKED_PATH = b"(packed inode)"  # no path of a tree is like this: those start with '/'
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Node:
     """One inode of the image.
 
@@ -97,7 +98,7 @@ class Node:
         return self.path.decode("utf-8", "backslashreplace") + origin
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Plan:
     """All nodes, root first; the image's own time (`built_after`: seconds from there to when it was made); how often
     each attribute is used; incompatible feature bits that the contents turned out to need; the packed inode, the last
@@ -137,7 +138,8 @@ def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | No
     Raises SourceError, naming the path, for what no EROFS image can hold."""
     nodes = list(_collect(tree))
     for node in nodes:
-        _check(node)
+        if not _is_plain(node.inode):
+            _check(node)
         _describe(node, options)
     seconds, nanoseconds = epoch if epoch is not None and options.epoch is None else _epoch(nodes, options)
     made = seconds
@@ -205,14 +207,16 @@ def _collect(tree: FileTree) -> Iterator[Node]:
             raise SourceError("the root of an image must be a directory", where=directory.where)
         prefix = directory.path if directory.path == b"/" else directory.path + b"/"
         below = []
-        for name, inode in sorted(directory.inode.children.items()):
+        children = directory.inode.children
+        for name in sorted(children):
+            inode = children[name]
             path = prefix + name
             if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in _NO_NAMES:
                 raise SourceError(f"bad file name {name!r}", where=_text(path))
             node = known.get(id(inode))
             if node is None:
                 node = known[id(inode)] = Node(inode, path, next(numbers), directory)
-                if inode.is_dir:
+                if inode.mode & 0o170000 == stat.S_IFDIR:
                     node.links = 2
                     directory.links += 1
                     below.append(node)
@@ -223,6 +227,18 @@ def _collect(tree: FileTree) -> Iterator[Node]:
                 node.links += 1
             directory.children[name] = node
         stack += reversed(below)
+
+
+def _is_plain(inode: Inode) -> bool:
+    """Whether it is of the kind that most are, of which `_check` would find nothing wrong."""
+    kind = inode.mode & ~0o7777
+    return (
+        (kind == stat.S_IFDIR or (kind == stat.S_IFREG and (inode.content is None or inode.content.size < SIZE_END)))
+        and inode.rdev == _NO_DEVICE
+        and 0 <= inode.uid <= UINT16
+        and 0 <= inode.gid <= UINT16
+        and 0 <= inode.mtime_ns < MTIME_END
+    )
 
 
 def _check(node: Node) -> None:
@@ -245,15 +261,18 @@ def _check(node: Node) -> None:
 
 def _describe(node: Node, options: WriteOptions) -> None:
     inode = node.inode
-    node.uid, node.gid = (0, 0) if options.all_root else (inode.uid, inode.gid)
-    seconds, nanoseconds = epoch_parts(inode.mtime_ns)
+    if not options.all_root:
+        node.uid, node.gid = inode.uid, inode.gid
     epoch = options.epoch
     if epoch is not None and options.times != "keep" and (options.times == "fixed" or inode.mtime_ns > epoch * 10**9):
-        seconds, nanoseconds = epoch, 0
-    node.seconds, node.nanoseconds = seconds, nanoseconds
+        node.seconds = epoch
+    else:
+        node.seconds, node.nanoseconds = epoch_parts(inode.mtime_ns)
     kind = inode.mode & 0o170000
-    if kind in (stat.S_IFREG, stat.S_IFLNK):
-        node.size = inode.size
+    if kind == stat.S_IFREG:
+        node.size = inode.content.size if inode.content is not None else 0
+    elif kind == stat.S_IFLNK:
+        node.size = len(inode.target)
     elif kind == stat.S_IFDIR:
         node.names = split_blocks(inode.children, options.block_size)
         node.size = options.block_size * (len(node.names) - 1) + block_bytes(node.names[-1])

@@ -12,7 +12,6 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +21,7 @@ from erofs_edge.erofs.compress import COMPRESSED_MAGIC
 from erofs_edge.erofs.contents import PIECE, read_piece
 from erofs_edge.erofs.ondisk import FULL_INDEX
 from erofs_edge.erofs.plan import Node
+from erofs_edge.erofs.threads import Threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,7 @@ class Repeats:
 
 
 def find_repeats(
-    files: Iterable[Node], codings: Codings, pool: ThreadPoolExecutor, *, block_size: int, larger_than: int = 0
+    files: Iterable[Node], codings: Codings, pool: Threads, *, block_size: int, larger_than: int = 0
 ) -> Repeats:
     """What files repeat, in their order, of earlier ones that the same algorithm compresses, and of themselves."""
     least = max(SHORTEST * block_size, larger_than + 1)

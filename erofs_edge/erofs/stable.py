@@ -19,7 +19,7 @@ from erofs_edge.erofs.baseline import Baseline
 from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.head import Head
-from erofs_edge.erofs.layout import directory_blocks, footprint, place, slots_of
+from erofs_edge.erofs.layout import Packing, directory_blocks, footprint, place, slots_of
 from erofs_edge.erofs.ondisk import (
     INCOMPAT_COMPR_CFGS,
     INCOMPAT_LZ4_0PADDING,
@@ -218,14 +218,13 @@ class _Arrangement:
         gone = set(old.values()) - {inode for node, inode in known if node.nid >= 0}
         changed = {inode.nid * SLOT_SIZE // self._block_size for inode in gone}
         holes = list(slots.holes())
-        place(
+        packing = Packing(
             [node for node in others if node.nid < 0],
-            self._moving,
+            self._block_size,
             holes=[hole for hole in holes if hole[0] // self._block_size in changed],
             spare=[hole for hole in holes if hole[0] // self._block_size not in changed],
-            allocate=self._space.allocate,
-            block_size=self._block_size,
         )
+        place(packing, self._moving, self._space.allocate)
         filled = {block for node in others for block in _blocks_of(node, self._block_size)}
         for block in inode_blocks - filled:
             self._space.release(block, 1)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.gate import check_kernel, minimum_kernel, superblock_features
 from erofs_edge.erofs.head import Head, plan_head
 from erofs_edge.erofs.hot import Hot, find_hot
-from erofs_edge.erofs.layout import directory_blocks, footprint, place
+from erofs_edge.erofs.layout import Packing, directory_blocks, footprint, place
 from erofs_edge.erofs.metadata import HotBlocks, patch_metadata, write_metadata
 from erofs_edge.erofs.ondisk import (
     BLOCKS_MAX,
@@ -42,12 +41,13 @@ from erofs_edge.erofs.options import ErofsInfo, WriteOptions
 from erofs_edge.erofs.output import Follower, Sink, replacing, scratch
 from erofs_edge.erofs.packing import store_packed
 from erofs_edge.erofs.pipeline import Stored, find_twins, pieces_of, store
-from erofs_edge.erofs.plan import NO_BLOCK, Node, Plan, make_plan, reach
+from erofs_edge.erofs.plan import NO_BLOCK, Node, Plan, choose_flat_layout, make_plan, reach
 from erofs_edge.erofs.ranged import Order
 from erofs_edge.erofs.repeats import Repeats, find_repeats
 from erofs_edge.erofs.sharing import Shares
 from erofs_edge.erofs.space import Space
 from erofs_edge.erofs.spool import NoBaseline, Spool
+from erofs_edge.erofs.threads import Threads
 from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.tree import FileTree
 
@@ -57,6 +57,8 @@ if TYPE_CHECKING:  # what only a build with a baseline, or of layers, needs is l
     from erofs_edge.erofs.stable import Stable
 
 __all__ = ["ErofsInfo", "WriteOptions", "write_image"]
+
+EARLY_MAX = 1 << 40  # bytes of contents: their blocks have numbers that every inode can tell
 
 KINDS = {
     stat.S_IFREG: "files",
@@ -90,7 +92,7 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions, follower: Foll
         return _write(tree, out, options, baseline, follower)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Written:
     """blocks: of the image; data_blocks: of them, those of files; hot_blocks: from the head on, with what the profile
     names; stable: with a baseline, what became of the layout; changed: the blocks that differ from it."""
@@ -211,9 +213,11 @@ def _write_new(
     chunks = _chunks(options, sink, blob, layers)
     hot = HotBlocks([head.hole])
     data = blob if blob is not None and chunks is None else sink
-    files = _store_contents(plan, codings, data, options, chunks, lambda: _place_hot(plan, head, hot, sink, options))
+    packing = _begin_packing(plan, head, options) if layers is None and blob is None else None
+    after_hot = partial(_place_hot, plan, head, hot, sink, options)
+    files = _store_contents(plan, codings, data, options, chunks, after_hot, packing=packing)
     data_end = sink.position // block_size
-    blocks = _place(plan, head, hot, data_end, options)
+    blocks = _place(plan, head, hot, data_end, options, packing)
     table = layers.finish(plan, files, chunks, blob, blocks) if layers else b""
     uuid = write_metadata(plan, head, sink, options, hot=hot, data_end=data_end, blocks=blocks, table=table)
     sink.finish(blocks * block_size)
@@ -312,19 +316,21 @@ def _store_contents(
     sink: Sink | Spool,
     options: WriteOptions,
     chunks: ChunkStore | None,
-    after_hot: Callable[[], None] = lambda: None,
+    after_hot: Callable[[], object] = lambda: None,
     baseline: Baseline | None = None,
+    packing: Packing | None = None,
 ) -> FileStore:
     """All file data, through threads; then what symlink targets need beyond their inodes.
 
-    `after_hot` is called when everything that the profile names is stored, and nothing else is.
+    `after_hot` is called when everything that the profile names is stored, and nothing else is. `packing` is told how
+    far files are complete.
     """
     rules = codings.default
     tails = TAILS[options.fragments, options.ztailpacking]
     beside = options.block_size if options.inline_tails else 0
     contents = list(plan.files)
     done, total = 0, sum([node.size for node in contents])
-    pool = options.ahead.pool if options.ahead else ThreadPoolExecutor(options.workers, thread_name_prefix="erofs")
+    pool = options.ahead.pool if options.ahead else Threads(options.workers)
     how = partial(store, pool=pool, special=codings.special, block_size=options.block_size)
     run = partial(how, cache=options.cache, meter=options.meter)
     try:
@@ -345,6 +351,8 @@ def _store_contents(
         pieces = pieces_of(contents, twins, tails=tails)
         stream = run(pieces, rules=rules, tails=tails, beside=beside, shares=shares, ahead=options.ahead)
         for stored in _after(plan.hot, stream, partial(_end_hot, plan.hot, files, after_hot)):
+            if packing is not None and stored.piece.node.number >= packing.due:
+                packing.advance(stored.piece.node.number)
             files.take(stored)
             done += stored.piece.length - (stored.segment.fragment if stored.segment else 0)
             if options.progress:
@@ -357,7 +365,7 @@ def _store_contents(
         if options.progress and done < total:
             options.progress(total, total)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
     hot = set(plan.hot)
     _take_symlinks((node for node in plan.nodes if node not in hot), files)
     plan.incompat |= files.features | (chunks.features if chunks else 0)
@@ -376,7 +384,7 @@ def _after(nodes: Iterable[Node], stream: Iterable[Stored], call: Callable[[], o
         call()
 
 
-def _end_hot(nodes: Iterable[Node], files: FileStore, after: Callable[[], None]) -> None:
+def _end_hot(nodes: Iterable[Node], files: FileStore, after: Callable[[], object]) -> None:
     _take_symlinks(nodes, files)
     after()
 
@@ -395,18 +403,42 @@ def _place_hot(plan: Plan, head: Head, hot: HotBlocks, sink: Sink, options: Writ
     sink.append([bytes(hot.blocks * block_size)])
 
 
-def _place(plan: Plan, head: Head, hot: HotBlocks, data_end: int, options: WriteOptions) -> int:
+def _begin_packing(plan: Plan, head: Head, options: WriteOptions) -> Packing | None:
+    """What packs inodes while contents are being stored. None where it is not known before all is stored what follows
+    an inode, or where that is another order than theirs."""
+    if options.fragments != "none" or plan.hot or sum([node.size for node in plan.nodes]) > EARLY_MAX:
+        return None
+    nodes = [node for node in plan.nodes if node is not plan.nodes[0]]
+    directory_blocks(nodes, options.block_size)
+    for node in nodes:
+        if node.inode.is_symlink:
+            choose_flat_layout(node, options.block_size, options.block_size - node.head_size)
+    return Packing(nodes, options.block_size, [head.hole])
+
+
+def _place(
+    plan: Plan, head: Head, hot: HotBlocks, data_end: int, options: WriteOptions, packing: Packing | None = None
+) -> int:
     """Everything else gets its place; the number of blocks of the image."""
     others = [node for node in plan.nodes if node.nid < 0]
-    blocks = _place_nodes(plan.nodes[0], others, head, hot, data_end, options)
+    blocks = _place_nodes(plan.nodes[0], others, head, hot, data_end, options, packing)
     _check_blocks(blocks, options.block_size, BLOCKS_MAX)
     if options.wide or blocks > NULL_ADDR:
         plan.incompat |= INCOMPAT_48BIT
     return blocks
 
 
-def _place_nodes(root: Node, nodes: list[Node], head: Head, hot: HotBlocks, block: int, options: WriteOptions) -> int:
-    """Nodes get places in the holes and in blocks from `block` on; the block behind them."""
+def _place_nodes(
+    root: Node,
+    nodes: list[Node],
+    head: Head,
+    hot: HotBlocks,
+    block: int,
+    options: WriteOptions,
+    packing: Packing | None = None,
+) -> int:
+    """Nodes get places in the holes and in blocks from `block` on; the block behind them. `packing` may have begun with
+    that."""
     block_size = options.block_size
     if head.root_blocks and root.i_u == NO_BLOCK:
         root.i_u = block
@@ -425,7 +457,7 @@ def _place_nodes(root: Node, nodes: list[Node], head: Head, hot: HotBlocks, bloc
             if last >= NULL_ADDR and node.inode.is_dir:
                 reach(node, last, options)
     directories = directory_blocks(nodes, block_size)
-    hot.holes = place(nodes, directories, holes=hot.holes, allocate=allocate, block_size=block_size)
+    hot.holes = place(packing or Packing(nodes, block_size, hot.holes), directories, allocate)
     return block
 
 

@@ -15,7 +15,7 @@ from erofs_edge.erofs.attributes import AttributeRules, inline_area
 from erofs_edge.erofs.chunks import device_slot
 from erofs_edge.erofs.encode import write_nodes
 from erofs_edge.erofs.identity import uuid_from
-from erofs_edge.erofs.layout import directory_blocks, footprint, place
+from erofs_edge.erofs.layout import Packing, directory_blocks, footprint, place
 from erofs_edge.erofs.ondisk import (
     CHUNK_INDEXES,
     COMPAT_MTIME,
@@ -119,7 +119,7 @@ def _place(nodes: Sequence[Node], start: int, targets: dict[int, bytes]) -> int:
         else:
             node.tail = node.inode.target
     holes = [(hole, _round_up(hole, BLOCK))] if hole % BLOCK else []
-    place(others, directory_blocks(others, BLOCK), holes=holes, allocate=allocate, block_size=BLOCK)
+    place(Packing(others, BLOCK, holes), directory_blocks(others, BLOCK), allocate)
     if block >= NULL_ADDR:
         raise CapacityError(f"{block} blocks of metadata are more than a bootstrap can have")
     return block

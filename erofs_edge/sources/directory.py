@@ -27,27 +27,35 @@ def scan(path: Path, found: Callable[[Content], None] | None = None) -> FileTree
 
     Raises SourceError where something cannot be read or changes meanwhile.
     """
-    root = os.fspath(path)
+    root = os.fsencode(path)
     try:
         info = os.stat(root)
         if not stat.S_ISDIR(info.st_mode):
-            raise SourceError("not a directory", where=root)
+            raise SourceError("not a directory", where=os.fsdecode(root))
         tree = FileTree(_inode(root, info))
         links: dict[tuple[int, int], Inode] = {}
         stack = [(root, tree.root)]
         while stack:
             here, parent = stack.pop()
+            children = parent.children
             with os.scandir(here) as entries:
                 for entry in entries:
                     info = entry.stat(follow_symlinks=False)
-                    inode = _linked(entry.path, info, links)
-                    parent.children[os.fsencode(entry.name)] = inode
-                    if inode.is_dir:
+                    if info.st_nlink == 1 or stat.S_ISDIR(info.st_mode):
+                        inode = _inode(entry.path, info)
+                    else:  # the same one for all names of a file
+                        key = (info.st_dev, info.st_ino)
+                        inode = links.get(key) or links.setdefault(key, _inode(entry.path, info))
+                    children[entry.name] = inode
+                    content = inode.content
+                    if content is not None:
+                        if found is not None:
+                            found(content)
+                    elif stat.S_ISDIR(inode.mode):
                         stack.append((entry.path, inode))
-                    elif found is not None and inode.content is not None:
-                        found(inode.content)
     except OSError as error:
-        raise SourceError(f"cannot read: {error.strerror}", where=os.fspath(error.filename or root)) from error
+        where = os.fsdecode(error.filename or root)
+        raise SourceError(f"cannot read: {error.strerror}", where=where) from error
     return tree
 
 
@@ -137,26 +145,16 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _linked(path: str, info: os.stat_result, links: dict[tuple[int, int], Inode]) -> Inode:
-    """The inode of a path; the same one for all names of a file."""
-    if info.st_nlink == 1 or stat.S_ISDIR(info.st_mode):
-        return _inode(path, info)
-    key = (info.st_dev, info.st_ino)
-    inode = links.get(key)
-    if inode is None:
-        inode = links[key] = _inode(path, info)
-    return inode
-
-
-def _inode(path: str, info: os.stat_result) -> Inode:
+def _inode(path: bytes, info: os.stat_result) -> Inode:
     mode = info.st_mode
     inode = Inode(mode, info.st_uid, info.st_gid, info.st_mtime_ns)
-    if stat.S_ISREG(mode):
-        if info.st_size:
-            inode.content = FileContent(path, info.st_size)
-    elif stat.S_ISLNK(mode):
-        inode.target = os.fsencode(os.readlink(path))
-    elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+    kind = mode & 0o170000
+    if kind == stat.S_IFREG:
+        if size := info.st_size:
+            inode.content = FileContent(path, size)
+    elif kind == stat.S_IFLNK:
+        inode.target = os.readlink(path)
+    elif kind in (stat.S_IFCHR, stat.S_IFBLK):
         inode.rdev = (os.major(info.st_rdev), os.minor(info.st_rdev))
     try:
         names = os.listxattr(path, follow_symlinks=False)

@@ -14,7 +14,7 @@ from writer_check import write
 from writer_trees import file
 
 from erofs_edge.erofs.directory import block_bytes, encode_block, split_blocks
-from erofs_edge.erofs.layout import directory_blocks, footprint, place
+from erofs_edge.erofs.layout import Packing, directory_blocks, footprint, place
 from erofs_edge.erofs.ondisk import DIRENT, LAYOUT_FLAT_INLINE, LAYOUT_FLAT_PLAIN
 from erofs_edge.erofs.plan import Node, choose_flat_layout
 from erofs_edge.erofs.read import Image
@@ -42,7 +42,7 @@ def placed(nodes: list[Node], block_size: int = 4096) -> int:
         return block - count
 
     directories = directory_blocks(nodes, block_size)
-    place(nodes, directories, holes=[HOLE], allocate=allocate, block_size=block_size)
+    place(Packing(nodes, block_size, [HOLE]), directories, allocate)
     return block
 
 
@@ -131,7 +131,7 @@ def test_directory_blocks(names: set[bytes], block_size: int) -> None:
         assert block and block_bytes(block) <= block_size
         if following:
             assert block_bytes([*block, following[0]]) > block_size
-        raw = encode_block(block, lambda name: (len(name), 1))
+        raw = encode_block(block, [(len(name), 1) for name in block])
         assert len(raw) == block_bytes(block)
         offsets = [DIRENT.unpack_from(raw, 12 * i)[1] for i in range(len(block))]
         assert [raw[a:b] for a, b in zip(offsets, [*offsets[1:], len(raw)], strict=True)] == block
@@ -171,5 +171,5 @@ def test_a_walk_reads_one_block_after_the_other(tmp_path: Path) -> None:
 def test_spare_holes_come_last() -> None:
     nodes = [node(i, 32) for i in range(3)]
     spare = [(8192, 8192 + 64), (12288, 12288 + 128)]
-    place(nodes, {}, holes=[(4096, 4096 + 128)], spare=spare, allocate=lambda _: 99, block_size=4096)
+    place(Packing(nodes, 4096, [(4096, 4096 + 128)], spare), {}, lambda _: 99)
     assert [n.nid * 32 for n in nodes] == [4096, 4096 + 64, 8192]
