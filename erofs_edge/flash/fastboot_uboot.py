@@ -22,8 +22,8 @@ READ_STEPS = (64 << 10, 4096, SECTOR)  # bytes, of what is asked whether it is z
 AT_ONCE = 1 << 20
 """bytes that the card is told to read or write by one command, for which U-Boot waits a second: an emulated card moved
 8 MiB slower than that on a busy host"""
-FINEST = 64 << 10
-"""bytes: an answer takes as long as writing some tens of KiB"""
+STEPS = (1 << 20, 64 << 10)
+"""bytes of the pieces that are asked for: an answer takes as long as writing some tens of KiB"""
 
 
 class UBootTarget(FastbootTarget):
@@ -44,8 +44,8 @@ class UBootTarget(FastbootTarget):
         return "sha256-232"
 
     @property
-    def finest(self) -> int:
-        return FINEST
+    def steps(self) -> tuple[int, ...]:
+        return STEPS
 
     def make_table(self, raw: bytes) -> None:
         self._starts.clear()

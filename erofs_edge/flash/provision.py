@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 from erofs_edge.errors import DeviceError, ProtocolError
 from erofs_edge.flash.nbd import NbdTarget, as_os_error
-from erofs_edge.flash.target import Ability, Identity
+from erofs_edge.flash.survey import zero_digest
+from erofs_edge.flash.target import BLOCK, Ability, Identity
 from erofs_edge.transport.nbd import control
 from erofs_edge.transport.nbd.connect import Address, Connection, parse_address
 from erofs_edge.transport.nbd.parallel import Connections
@@ -21,9 +22,11 @@ DIGEST = control.DIGEST
 BOARD_NAME = "provisioning"
 """in the certificate of every board: provision/credentials.py"""
 WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
-ZEROS, AT_ONCE = 16 << 20, 16  # bytes that a question after zeros is about, and questions of one request
+ZEROS, AT_ONCE = 16 << 20, 64  # bytes that a question after zeros is about, and questions of one request
 FEW = 4
-"""ranges that are asked for one by one: a process each on the device, where `blocks` is three"""
+"""ranges that are asked for one by one: two processes each on the device, where `blocks` is three"""
+STEPS = (512 << 10, 64 << 10, BLOCK)
+"""bytes of the pieces that are asked for: as large as `blocks` can be"""
 
 
 def open_provisioned(address: str) -> ProvisionTarget:
@@ -90,34 +93,44 @@ class ProvisionTarget(NbdTarget):
         return "sha256"
 
     @property
+    def steps(self) -> tuple[int, ...]:
+        return STEPS
+
+    @property
     def bytes_on_wire(self) -> int:
         return super().bytes_on_wire + self._control.sent + self._control.received
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         found: dict[tuple[int, int], bytes] = {}
         single: list[tuple[int, int]] = []
-        for size, start, count in runs(ranges):
+        many: list[tuple[int, int, int]] = []
+        for run in runs(ranges):
+            size, start, count = run
             if count < FEW:
                 single += [(start + index * size, size) for index in range(count)]
-                continue
-            self._ask([f"blocks {size} {start} {size * count}"])
-            with as_os_error():
-                raw = self._control.read(*control.leaves(count))
-            for index in range(count):
-                found[start + index * size, size] = raw[index * DIGEST : (index + 1) * DIGEST]
-        for at in range(0, len(single), control.ITEMS_MAX):
-            part = single[at : at + control.ITEMS_MAX]
-            lines = self._ask([f"hash {offset} {length}" for offset, length in part])
-            found |= dict(zip(part, map(_digest, lines), strict=True))
+            else:
+                many.append(run)
+        while many or single:
+            asked = many[:1]  # of one request: all trees are at the same place
+            part, single = single[: control.ITEMS_MAX - 1], single[control.ITEMS_MAX - 1 :]
+            items = [f"blocks {size} {start} {size * count}" for size, start, count in asked]
+            lines = self._ask([*items, *(f"hash {offset} {length}" for offset, length in part)])
+            found |= dict(zip(part, map(_digest, lines[len(items) :]), strict=True))
+            for size, start, count in asked:
+                with as_os_error():
+                    raw = self._control.read(*control.leaves(count))
+                for index in range(count):
+                    found[start + index * size, size] = raw[index * DIGEST : (index + 1) * DIGEST]
+            del many[:1]
         return [found[offset, length] for offset, length in ranges]
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """The device looks for itself, so that zeros cost the wire next to nothing."""
-        pieces = [(at, min(ZEROS, offset + length - at)) for at in range(offset, offset + length, ZEROS)]
-        for first in range(0, len(pieces), AT_ONCE):
-            part = pieces[first : first + AT_ONCE]
-            for (at, size), line in zip(part, self._ask([f"zeros {at} {size}" for at, size in part]), strict=True):
-                if line != "yes":
+        for first in range(offset, offset + length, ZEROS * AT_ONCE):
+            end = min(first + ZEROS * AT_ONCE, offset + length)
+            pieces = [(at, min(ZEROS, end - at)) for at in range(first, end, ZEROS)]
+            for (at, size), digest in zip(pieces, self.digests(pieces), strict=True):
+                if digest != zero_digest(self.hash_name, size):
                     yield at, at + size
 
     def copy(self, source: int, offset: int, length: int) -> None:

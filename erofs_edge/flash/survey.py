@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
 from erofs_edge.flash.target import BLOCK, Ability, Target
 
-STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
-WINDOW = 32 << 20  # bytes that one exchange of digests is about
+WINDOW = 64 << 20  # bytes that one exchange of digests is about
+RANGES = 4096  # places of them, at most
+SMALL = 1 << 20  # bytes of a hole that is hashed with others, without a look at what is there
 NOWHERE = bytes(CHUNK)
 DIGEST_BYTES = {"sha256": 32, "sha256-232": 29}
 
@@ -113,19 +115,38 @@ def differences(
 
 def _hashed(region: Region, image: Image, target: Target, told: Told) -> Iterator[tuple[bool, int, int]]:
     done, name = 0, target.hash_name
-    for start, length in chunks(region.data, WINDOW):
-        want = _Digests(name, image.read(start - region.shift, length))
-        for first, last in _by_digest(target, start, length, want):
+    for window in _windows(region.data):
+        want = _Digests(name, [(start, image.read(start - region.shift, end - start)) for start, end in window])
+        for first, last in _by_digest(target, window, want):
             yield True, first, last
-        done += length
+        done += sum(end - start for start, end in window)
         told(done)
-    for start, length in chunks(_holes(region, target), WINDOW):
-        for first, last in _by_digest(target, start, length, lambda at, length: zero_digest(name, length)):
+    for window in _windows(_holes(region, target, SMALL)):
+        for first, last in _by_digest(target, window, lambda at, length: zero_digest(name, length)):
             yield False, first, last
 
 
-def _holes(region: Region, target: Target) -> Iterator[Range]:
-    return (piece for start, end in region.zeros() if end > start for piece in target.data(start, end - start))
+def _windows(ranges: Iterable[Range]) -> Iterator[list[Range]]:
+    """The same ranges, so many together as one exchange is about."""
+    window: list[Range] = []
+    size = 0
+    for start, end in pieces(ranges, WINDOW):
+        if size + end - start > WINDOW or len(window) == RANGES:
+            yield window
+            window, size = [], 0
+        window.append((start, end))
+        size += end - start
+    if window:
+        yield window
+
+
+def _holes(region: Region, target: Target, small: int = 0) -> Iterator[Range]:
+    """What may be anything but zeros where the image has a hole; `small`: bytes of holes of which nobody is asked."""
+    for start, end in region.zeros():
+        if end - start > small:
+            yield from target.data(start, end - start)
+        elif end > start:
+            yield start, end
 
 
 def _clear(offset: int, buffer: bytearray) -> None:
@@ -145,34 +166,35 @@ def digest(name: str, data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()[: DIGEST_BYTES[name]]
 
 
-def _by_digest(target: Target, offset: int, length: int, want: Callable[[int, int], bytes]) -> Iterator[Range]:
-    """Pieces in which the target differs: each level of `STEPS` is one question about what differs on the one above.
-    want(at, length): the digest that a piece `at` bytes behind the offset must have."""
-    wrong = [(0, length)]
-    for step in (step for step in STEPS if step >= target.finest):
-        pieces = list(chunks(wrong, step))
-        answers = target.digests([(offset + at, size) for at, size in pieces])
-        if len(answers) != len(pieces):
-            answers = [b""] * len(pieces)  # an answer that makes no sense proves nothing
-        wrong = [
-            (at, at + size) for (at, size), answer in zip(pieces, answers, strict=True) if answer != want(at, size)
-        ]
+def _by_digest(target: Target, ranges: list[Range], want: Callable[[int, int], bytes]) -> Iterator[Range]:
+    """Pieces in which the target differs: each of its steps is one question about what differs on the one above.
+    want(offset, length): the digest that a piece must have."""
+    wrong = ranges
+    for step in target.steps:
+        asked = list(chunks(wrong, step))
+        answers = target.digests(asked)
+        if len(answers) != len(asked):
+            answers = [b""] * len(asked)  # an answer that makes no sense proves nothing
+        wrong = [(at, at + size) for (at, size), answer in zip(asked, answers, strict=True) if answer != want(at, size)]
         if not wrong:
             return
-        if len(wrong) == len(pieces) > 1 and target.finest > BLOCK:
+        if len(wrong) == len(asked) > 1 and target.steps[-1] > BLOCK:
             break  # blank, or another system: where answers cost that much, more of them would save little writing
-    for start, end in wrong:
-        yield offset + start, offset + end
+    yield from wrong
 
 
 class _Digests:
-    """Of pieces of some bytes."""
+    """Of pieces of some bytes, each of which stands in one of some ranges: (start, bytes), in order."""
 
-    def __init__(self, name: str, data: bytes) -> None:
-        self._name, self._data = name, memoryview(data)
+    def __init__(self, name: str, held: list[tuple[int, bytes]]) -> None:
+        self._name = name
+        self._starts = [start for start, _ in held]
+        self._held = [memoryview(data) for _, data in held]
 
-    def __call__(self, at: int, length: int) -> bytes:
-        return digest(self._name, self._data[at : at + length])
+    def __call__(self, offset: int, length: int) -> bytes:
+        index = bisect_right(self._starts, offset) - 1
+        at = offset - self._starts[index]
+        return digest(self._name, self._held[index][at : at + length])
 
 
 @lru_cache(64)

@@ -28,6 +28,7 @@ from erofs_edge.flash.image import read_table
 
 ZEROS = bytes(1 << 20)
 BLOCK = 4096  # bytes: what is written or left alone
+STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
 DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
 
 # Linux include/uapi/linux/fs.h
@@ -93,8 +94,9 @@ class Target(Protocol):
         ...
 
     @property
-    def finest(self) -> int:
-        """Bytes of the smallest pieces that digests are asked for: smaller ones are written for less than asked."""
+    def steps(self) -> tuple[int, ...]:
+        """Bytes of the pieces that digests are asked for, from the top down. Below the last one a block is written for
+        less than asked."""
         ...
 
     @property
@@ -207,8 +209,8 @@ class PlainTarget:
         return "sha256"
 
     @property
-    def finest(self) -> int:
-        return BLOCK
+    def steps(self) -> tuple[int, ...]:
+        return STEPS
 
     def send(self, offset: int, file: int, at: int, length: int) -> bool:
         return False

@@ -33,6 +33,7 @@ if [ -n "$address" ]; then ip addr add "$address" dev "$link"; else udhcpc -n -q
 
 echo "$disk" > /run/disk
 blockdev --getsize64 "$disk" > /run/size
+grep -c ^processor /proc/cpuinfo > /run/cpus
 dd if=/dev/null of=/run/control bs=1 seek=1G 2> /dev/null
 # whoever has no certificate of this board's authority is refused
 tls=''

@@ -74,8 +74,8 @@ class Dear(SimulatedTarget):
     asked = 0
 
     @property
-    def finest(self) -> int:
-        return 64 << 10
+    def steps(self) -> tuple[int, ...]:
+        return 1 << 20, 64 << 10
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         self.asked += len(ranges)

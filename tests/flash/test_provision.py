@@ -9,13 +9,15 @@ import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from erofs_edge.errors import DeviceError, ProtocolError
-from erofs_edge.flash.provision import runs
+from erofs_edge.flash.provision import ProvisionTarget, runs
 from erofs_edge.provision.initramfs import FOLDER
 from erofs_edge.transport.nbd import control
+from erofs_edge.transport.nbd.connect import Connection, parse_address
 
 Asked = Callable[..., str]
 
@@ -57,16 +59,22 @@ def test_the_device_hashes_ranges(work: Asked, tmp_path: Path) -> None:
     ]
 
 
-def test_the_device_looks_for_zeros(work: Asked, tmp_path: Path) -> None:
-    with (tmp_path / "image").open("r+b") as file:
-        file.seek(4096)
-        file.write(bytes(400_000))
-    asked = ["zeros 4096 400000", "zeros 4096 4096", "zeros 0 4096", "zeros 4096 400001", "zeros 4095 400000"]
-    assert work(*asked).split() == ["yes", "yes", "no", "no", "no"]
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_answers_are_in_order(work: Asked, tmp_path: Path, cpus: int) -> None:
+    """What is hashed is hashed by several processes at a time."""
+    data = (tmp_path / "image").read_bytes()
+    (tmp_path / "cpus").write_text(f"{cpus}\n")
+    pieces = [(at, 1000 + at // 64) for at in range(0, 1 << 20, 150_000)]
+    items = [f"hash {at} {size}" for at, size in pieces]
+    want = [hashlib.sha256(data[at : at + size]).hexdigest() for at, size in pieces]
+    said = work(*items[:4], "serial", "blocks 4096 0 81920", *items[4:]).split("\n")
+    assert said == [*want[:4], "is ", "ok", *want[4:]]
 
 
-@pytest.mark.parametrize(("size", "count"), [(4096, 256), (4096, 5), (4096, 129), (65536, 16)])
-def test_the_device_hashes_many_blocks_at_once(work: Asked, tmp_path: Path, size: int, count: int) -> None:
+@pytest.mark.parametrize("cpus", [1, 3])
+@pytest.mark.parametrize(("size", "count"), [(4096, 256), (4096, 5), (4096, 129), (4096, 50), (65536, 16), (524288, 2)])
+def test_the_device_hashes_many_blocks_at_once(work: Asked, tmp_path: Path, size: int, count: int, cpus: int) -> None:
+    (tmp_path / "cpus").write_text(f"{cpus}\n")
     data = (tmp_path / "image").read_bytes()
     assert work(f"blocks {size} 0 {size * count}") == "ok"
     start, length = control.leaves(count)
@@ -75,6 +83,19 @@ def test_the_device_hashes_many_blocks_at_once(work: Asked, tmp_path: Path, size
     assert [raw[at : at + 32] for at in range(0, length, 32)] == [
         hashlib.sha256(data[at : at + size]).digest() for at in range(0, size * count, size)
     ]
+
+
+def test_parts_of_a_large_tree_are_where_the_whole_one_has_them(work: Asked, tmp_path: Path) -> None:
+    """16,500 blocks: three levels above the leaves of the whole, two above those of a part."""
+    with (tmp_path / "image").open("r+b") as file:
+        file.truncate(16500 * 512)
+    (tmp_path / "size").write_text(f"{16500 * 512}\n")
+    (tmp_path / "cpus").write_text("2\n")
+    data = (tmp_path / "image").read_bytes()
+    assert work(f"blocks 512 0 {len(data)}") == "ok"
+    with (tmp_path / "control").open("rb") as file:
+        raw = os.pread(file.fileno(), 16500 * 32, control.leaves(16500)[0])
+    assert raw == b"".join(hashlib.sha256(data[at : at + 512]).digest() for at in range(0, len(data), 512))
 
 
 def test_the_device_copies_and_patches(work: Asked, tmp_path: Path) -> None:
@@ -122,8 +143,9 @@ def test_the_device_says_which_board_it_is(work: Asked, tmp_path: Path) -> None:
         ("hash 1048576 1", "outside"),
         ("hash -1 1", "outside"),
         ("copy 0 1048000 4096", "outside"),
-        ("zeros 1048000 4096", "outside"),
         ("blocks 4096 0 2097152", "outside"),
+        ("blocks 4096 0 4096", "size"),
+        ("blocks 0 0 4096", "size"),
         ("patch 0 4096 0 4096 9", "delta"),
         ("erase everything", "unknown"),
     ],
@@ -141,6 +163,71 @@ def test_answers_that_do_not_fit_are_a_breach() -> None:
             control.answers(raw, ["copy 0 0 0", "copy 0 0 0", "copy 0 0 0"])
     with pytest.raises(ValueError, match="lines"):
         control.request(["hash 0 1\nreboot"])
+
+
+class Board:
+    """Both exports of a board in memory: what was asked, and answers as work.sh gives them."""
+
+    size, address, sent, received = control.SIZE, parse_address("nbd://board"), 0, 0
+
+    def __init__(self, disk: bytes) -> None:
+        self.disk, self.asked, self.flushed = disk, list[str](), 0
+        self.export = self
+        self._memory: dict[int, bytes] = {}
+
+    def can(self, flag: object) -> bool:
+        return False
+
+    def settle(self) -> None:
+        """Nothing is under way."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._memory[offset] = data
+
+    def read(self, offset: int, length: int) -> bytes:
+        (at,) = (at for at, data in self._memory.items() if at <= offset < at + len(data))
+        return self._memory[at][offset - at : offset - at + length]
+
+    def flush(self) -> None:
+        self.flushed += 1
+        items = self._memory[0].decode().split("\n")[:-2]
+        self.asked += items
+        self._memory[control.ANSWERS] = "".join(f"{self._answer(*item.split())}\n" for item in [*items, "."]).encode()
+
+    def _answer(self, name: str, *words: str) -> str:
+        if name == "hash":
+            start, length = map(int, words)
+            return hashlib.sha256(self.disk[start : start + length]).hexdigest()
+        if name == "blocks":
+            size, start, length = map(int, words)
+            pieces = (self.disk[at : at + size] for at in range(start, start + length, size))
+            place, _ = control.leaves(length // size)
+            self._memory[place] = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
+            return "ok"
+        return "is " if name in ("serial", "compatible") else "."
+
+
+def test_what_is_asked_of_a_board() -> None:
+    """A question for each run of blocks, with all single ranges in the first; zeros by 16 MiB."""
+    disk = bytearray(40 << 20)
+    disk[:600_000] = random.Random(7).randbytes(600_000)
+    disk[-1] = 1
+    board = Board(bytes(disk))
+    target = ProvisionTarget(cast("Connection", board), cast("Connection", board))
+    ranges = [(at, 65536) for at in range(0, 655360, 65536)] + [(1 << 20, 4096), (3 << 20, 512)]
+    ranges += [(at, 4096) for at in range(2 << 20, (2 << 20) + 40960, 4096)]
+    board.asked.clear()
+    board.flushed = 0
+    assert target.digests(ranges) == [hashlib.sha256(disk[at : at + size]).digest() for at, size in ranges]
+    assert board.asked == [
+        "blocks 65536 0 655360",
+        "hash 1048576 4096",
+        "hash 3145728 512",
+        "blocks 4096 2097152 40960",
+    ]
+    assert board.flushed == 2
+    assert list(target.data(1 << 20, 39 << 20)) == [(33 << 20, 40 << 20)]
+    assert board.flushed == 3
 
 
 def test_runs_of_ranges_are_asked_for_together() -> None:

@@ -7,8 +7,7 @@ first. So everything goes through one protocol, and TLS covers it where the expo
 provision/work.sh.
 
     hash OFFSET LENGTH                        → sha256 in hexadecimal
-    blocks SIZE OFFSET LENGTH                 → ok: sha256 of each SIZE bytes, as leaves of a tree at TREES
-    zeros OFFSET LENGTH                       → yes, or no where there is anything but zeros
+    blocks SIZE OFFSET LENGTH                 → ok: sha256 of each SIZE bytes, where a tree at TREES has its leaves
     copy SOURCE OFFSET LENGTH                 → ok
     patch SOURCE LENGTH OFFSET LENGTH DELTA   → ok: a zstd frame of DELTA bytes with the source as its dictionary
     serial                                    → is SERIAL: of the board; nothing behind 'is' where it has none
@@ -30,7 +29,7 @@ WHO = ["serial", *(f"compatible {index}" for index in range(1, NAMES + 1))]
 """what is asked to know which board it is"""
 ANSWERS, DELTAS, TREES = 32 << 20, 64 << 20, 512 << 20  # bytes
 DELTA_MAX = TREES - DELTAS
-BLOCKS = (4096, 65536)
+BLOCKS = (4096, 65536, 512 << 10)
 """sizes that `blocks` is asked for, bytes: powers of two, veritysetup takes 512 to 512 KiB"""
 TREE_BLOCK, DIGEST = 4096, 32  # bytes
 SPAN_MAX = 64 << 20  # bytes of a `blocks` request: they are in the device's memory for a moment
