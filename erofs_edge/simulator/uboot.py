@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from erofs_edge.simulator.serial_line import Program, SerialLine
+from erofs_edge.simulator.serial_line import Line, Program
 
 SOH, STX, ETX, EOT, ACK, NAK, CAN, AGAIN = 0x01, 0x02, 0x03, 0x04, 0x06, 0x15, 0x18, ord("C")
 CHAR_TIMEOUT = 2.0
@@ -57,7 +57,7 @@ class UBoot:
     refused: int = 0  # blocks that were asked for again
     code: int = 0
 
-    def boot(self, line: SerialLine) -> Program:
+    def boot(self, line: Line) -> Program:
         """From power on: the countdown, then the prompt."""
         self._line = line
         line.emit(b"\r\nU-Boot 2025.01-sim\r\n\r\nDRAM:  256 MiB\r\n\x1b[?25hHit any key to stop autoboot:  2 ")
@@ -255,7 +255,7 @@ class _AbortedError(Exception):
 class _Receiver:
     """The receiver of YMODEM, with its habits."""
 
-    def __init__(self, line: SerialLine) -> None:
+    def __init__(self, line: Line) -> None:
         self.line = line
         self.data = bytearray()
         self.taken = self.refused = 0

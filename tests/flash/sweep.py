@@ -17,23 +17,37 @@ from random import Random
 from erofs_edge.disk import slots
 from erofs_edge.flash.execute import flash
 from erofs_edge.flash.fastboot_target import FastbootTarget
+from erofs_edge.flash.fastboot_uboot import UBootTarget
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.nbd import NbdTarget
 from erofs_edge.flash.prepare import Wish, prepare, prepare_repair
+from erofs_edge.flash.serial import Address, SerialTarget
 from erofs_edge.flash.target import Ability, Target
 from erofs_edge.flash.update import read_layout
 from erofs_edge.simulator import nbd
 from erofs_edge.simulator.boot import Started, start
-from erofs_edge.simulator.disk import Cache, SimulatedDisk
+from erofs_edge.simulator.disk import FLUSH, Cache, SimulatedDisk, Write
 from erofs_edge.simulator.fastboot import FastbootDevice, MemoryLink
+from erofs_edge.simulator.fastboot_uboot import UBootFastboot
 from erofs_edge.simulator.images import disk_image, opened
 from erofs_edge.simulator.partitions import DiskPartitions
 from erofs_edge.simulator.power import cut
+from erofs_edge.simulator.serial_line import QuickLine
 from erofs_edge.simulator.target import SimulatedTarget
+from erofs_edge.simulator.uboot import UBoot
 from erofs_edge.transport.fastboot.link import Device
+from erofs_edge.transport.fastboot.uboot import consents
 
 KINDS = ("blank", "update", "switch", "repair")
-TRANSPORTS = ("block", "provisioning", "nbd", "fastboot")
+TRANSPORTS = ("block", "provisioning", "nbd", "fastboot", "u-boot", "serial")
+SLOWER = {"u-boot": 30, "serial": 40}
+"""how much longer a command takes than on a block device: it is repeated less often"""
+ROUNDS = {"u-boot": 10, "serial": 10}
+"""times that the cuts of one run are made, each time with other chances: they cost less than another run"""
+SCENARIOS = [
+    (kind, transport) for kind in KINDS for transport in TRANSPORTS if (kind, transport) != ("repair", "u-boot")
+]
+"""a U-Boot is asked for no pieces smaller than these slots: a repair takes them for another system"""
 
 
 def quiet(_label: str) -> nullcontext[Callable[[int, int], None]]:
@@ -67,6 +81,13 @@ class Board:
             return SimulatedTarget(disk, Ability.READ | Ability.HASH | Ability.COPY)
         if transport == "nbd":
             return NbdTarget(nbd.connect(disk))
+        if transport == "serial":
+            return _serial(disk)
+        if transport == "u-boot":
+            link = Device(MemoryLink(UBootFastboot(DiskPartitions(disk), quirks=frozenset({"no-fetch", "no-slots"}))))
+            uboot = link.run(consents())
+            assert uboot is not None
+            return UBootTarget(link, uboot, self.places, self.size)
         device = FastbootDevice(DiskPartitions(disk), memory=24 << 10)  # several downloads for one partition
         return FastbootTarget(Device(MemoryLink(device)), self.places, self.size)
 
@@ -110,6 +131,18 @@ class Board:
             disk[to : to + end - source] = raw[source:end]
 
 
+def _serial(disk: SimulatedDisk) -> SerialTarget:
+    """A U-Boot at its console, which writes through."""
+
+    def write(offset: int, data: bytes) -> bytes:
+        if disk.log is not None:
+            disk.log += [Write(offset, data), FLUSH]
+        return data
+
+    board = UBoot(disk.memory, on_write=write, memory=bytearray(16 << 20))
+    return SerialTarget(QuickLine(board), Address(Path("line"), 115200, 115200, None, False), 0.1)
+
+
 def started(memory: bytearray) -> Started | None:
     def read(offset: int, length: int) -> bytes:
         with memoryview(memory) as view:
@@ -130,10 +163,9 @@ class Outcome:
     unfinished: list[str] = field(default_factory=list)
 
 
-def sweep(
-    board: Board, kind: str, transport: str, cache: Cache, seed: int, outcome: Outcome, rounds: int = 1, every: int = 1
-) -> None:
-    """All cuts of one scenario, `rounds` times with other chances. The command is repeated after every `every`th."""
+def sweep(board: Board, kind: str, transport: str, cache: Cache, seed: int, outcome: Outcome, every: int = 1) -> None:
+    """All cuts of one scenario. The command is repeated after every `every`th, after
+    fewer over a slow transport."""
     random = Random(f"{kind} {transport} {cache} {seed}")
     before = board.before(kind, random)
     disk = SimulatedDisk(bytearray(before), log=[])
@@ -142,13 +174,13 @@ def sweep(
     wanted = board.roots[1 if kind in ("blank", "repair") else 2]
     first = started(disk.memory)
     assert first is not None and first.root_hash == wanted, "it does not even work without a cut"
-    for number in range(rounds * (len(log) + 1)):
+    for number in range(ROUNDS.get(transport, 1) * (len(log) + 1)):
         count = number % (len(log) + 1)
         medium = cut(before, log, count, cache, random)
         what = f"{kind} over {transport}, {cache}, seed {seed}, cut {number} at operation {count} of {len(log)}"
         _judge(board, kind, started(medium), what, outcome)
         outcome.cuts += 1
-        if number % every == 0:
+        if number % (every * SLOWER.get(transport, 1)) == 0:
             again = SimulatedDisk(medium)
             board.run(kind, again, transport)
             found = started(again.memory)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erofs_edge.errors import DeviceError, DeviceRefusedError, ProtocolError, VerificationError
-from erofs_edge.simulator.serial_line import Fault, Program, SerialLine, no_fault
+from erofs_edge.simulator.serial_line import Fault, Line, Program, QuickLine, SerialLine, no_fault
 from erofs_edge.simulator.uboot import UBoot
 from erofs_edge.transport.serial import uboot, ymodem
 from erofs_edge.transport.serial.console import Console
@@ -216,6 +216,19 @@ def test_an_autoboot_is_stopped_and_another_prompt_is_learnt() -> None:
     assert line.now < 5
 
 
+def test_an_answer_that_came_before_it_was_waited_for() -> None:
+    """As on an emulator's line, when the host is held up behind the key that starts a command."""
+    device = UBoot(bytearray(1 << 20))
+    line, console = QuickLine(device), Console(115200, 0.1)
+    drive(console.open(), line)
+    assert drive(console.run("version"), line).output == "U-Boot 2025.01-sim"
+    disk = uboot.Disk(console, drive(uboot.learn(console), line), uboot.Storage("virtio", 0, 1 << 20))
+    assert drive(disk.write(4096, dense(8 << 10)), line) > 8 << 10
+    assert device.disk[4096 : 12 << 10] == dense(8 << 10)
+    assert sum(entry.startswith("version") for entry in device.log) == 2, "each command once"
+    assert sum(entry.startswith("loady") for entry in device.log) == 1
+
+
 class Hostile:
     """A console that answers with whatever it likes, as much as it likes."""
 
@@ -224,7 +237,7 @@ class Hostile:
     def __init__(self, answer: bytes, *, unasked: bool = False) -> None:
         self._answer, self._unasked = answer, unasked
 
-    def boot(self, line: SerialLine) -> Program:
+    def boot(self, line: Line) -> Program:
         while True:
             byte = yield (0.001 if self._unasked else None)
             if byte is not None or self._unasked:

@@ -54,6 +54,7 @@ class Console:
         self.latency = latency
         self.prompt = b""
         self._mark = 0
+        self._early = b""  # what came with the start of a command
 
     def open(self, patience: float = 60.0) -> Exchange[None]:
         """Stop the autoboot, or find a prompt that is there already, and learn what it looks like.
@@ -146,24 +147,22 @@ class Console:
             heard += more
         if _clean(heard) != raw:
             raise LostError(f"it reads {_tail(_clean(heard))}")
-        return (yield Io(ENTER, 0.0))
+        self._early = yield Io(ENTER, 0.0)
+        return self._early
 
     def finish(self, wait: float = WAIT) -> Exchange[Result]:
         """Wait for the exit code of the command that was started with its mark."""
-        heard = b""
+        heard, self._early = self._early, b""  # a host that was held up finds the answer there already
         seen = re.compile(rb"=%d=(\d+)=(\d+)=\r*\n" % self._mark)
-        while True:
-            more = yield Io(b"", wait + self.latency)
-            if not more:
-                raise LostError(f"no answer for {wait:g} s after {_tail(heard) or 'its start'}")
-            heard += more
-            text = _clean(heard)
-            if found := seen.search(text):
-                break
+        while not (found := seen.search(text := _clean(heard))):
             if len(heard) > OUTPUT_MAX:
                 raise ProtocolError("the console talks without end", hint="is this U-Boot's console?")
             if b"=$?=" in text.partition(b"\n")[2]:
                 raise ProtocolError("the console does not know '$?'", hint="a U-Boot with the hush shell is needed")
+            more = yield Io(b"", wait + self.latency)
+            if not more:
+                raise LostError(f"no answer for {wait:g} s after {_tail(heard) or 'its start'}")
+            heard += more
         if found[1] != found[2]:
             raise LostError("two exit codes")
         while not text[found.end() :].endswith(self.prompt):
