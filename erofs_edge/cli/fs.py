@@ -268,17 +268,18 @@ def extract(
 
 @fs.command()
 @IMG
+@click.option("--max-bytes", type=click.IntRange(0), help="Most bytes to decode (default: 256 times IMG and 1 GiB).")
 @click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs, at most 4).")
 @image_options
 @json_option
-def check(*, image: Source, jobs: int | None, as_json: bool) -> int:
+def check(*, image: Source, max_bytes: int | None, jobs: int | None, as_json: bool) -> int:
     """Check all of IMG: structure, names, links, every byte of data. Exit code 1 where something is wrong.
 
     Of a RAFS v6 image also the tables, and its blobs (--device) against ids and digests.
     """
     from dataclasses import asdict
 
-    report = _check(image, jobs)
+    report = _check(image, jobs, max_bytes)
     if as_json:
         emit_json(
             {
@@ -307,7 +308,7 @@ def check(*, image: Source, jobs: int | None, as_json: bool) -> int:
     return 0 if report.ok else 1
 
 
-def _check(source: Source, jobs: int | None) -> Report:
+def _check(source: Source, jobs: int | None, limit: int | None) -> Report:
     from erofs_edge.erofs.check import check as check_image
     from erofs_edge.erofs.read import Image
     from erofs_edge.rafs.check import check_rafs
@@ -317,7 +318,7 @@ def _check(source: Source, jobs: int | None) -> Report:
         with suppress(ErofsFormatError), Image(source.path) as opened:
             if opened.superblock.is_rafs:
                 return check_rafs(source.path, source.devices, jobs=jobs)
-    return check_image(source.path, devices=source.devices, offset=start, jobs=jobs)
+    return check_image(source.path, devices=source.devices, offset=start, jobs=jobs, limit=limit)
 
 
 @fs.command()

@@ -74,6 +74,13 @@ def output_limit(image_size: int) -> int:
     return 256 * image_size + (1 << 30)
 
 
+def output_limit_of(image: Image) -> int:
+    """The same for an image with those of its further devices that are there."""
+    devices = enumerate(image.superblock.devices, 1)
+    blocks = sum(device.blocks for number, device in devices if number not in image.missing_devices)
+    return output_limit(image.superblock.size + (blocks << image.superblock.raw.blkszbits))
+
+
 def check(
     path: Path | str,
     *,
@@ -81,9 +88,11 @@ def check(
     offset: int = 0,
     jobs: int | None = None,
     further: Sequence[tuple[int, int, str]] = (),
+    limit: int | None = None,
 ) -> Report:
     """Check an image (from byte `offset` of the file on) and its further devices; at most FINDINGS_MAX findings.
-    `further` are structures that others have put into it: byte, size and name of each.
+    `further` are structures that others have put into it: byte, size and name of each. `limit` is how many bytes may be
+    decoded, None: what an image of this size can honestly hold.
 
     Raises ErofsEdgeError only where a file cannot be read.
     """
@@ -94,7 +103,8 @@ def check(
         report.findings.append(Finding("error", error.message, error.where))
         return report
     with image:
-        checking = _Check(image, report, jobs or min(4, os.cpu_count() or 1))
+        allowed = output_limit_of(image) if limit is None else limit
+        checking = _Check(image, report, jobs or min(4, os.cpu_count() or 1), allowed)
         for at, size, what in further:
             checking.coverage.metadata(at, size, what)
         checking.run()
@@ -104,8 +114,8 @@ def check(
 class _Check:
     """The state of one check: what was seen, and which bytes belong to what."""
 
-    def __init__(self, image: Image, report: Report, jobs: int) -> None:
-        self.image, self.report, self.jobs = image, report, jobs
+    def __init__(self, image: Image, report: Report, jobs: int, left: int) -> None:
+        self.image, self.report, self.jobs, self.left = image, report, jobs, left
         self.info = image.superblock
         present = {
             number: device.blocks
@@ -118,7 +128,6 @@ class _Check:
         self.subdirectories: dict[int, int] = {}
         self.nameless: set[int] = set()
         self.decoded: dict[int, tuple[int, bool]] = {}  # address → length and partial flag verified last
-        self.left = output_limit(self.info.size + (sum(present.values()) << self.info.raw.blkszbits))
 
     def error(self, message: str, where: int | str | None = None, path: bytes | None = None) -> None:
         self._find("error", message, where, path)
@@ -411,7 +420,7 @@ class _Check:
         """Account for an extent that will be decoded. Raises ErofsFormatError where it is too much."""
         self.left -= extent.length
         if self.left < 0:
-            raise ErofsFormatError("the image decodes to far more data than it can honestly hold")
+            raise ErofsFormatError("the image decodes to far more data than it should hold (--max-bytes allows more)")
         self.report.data_bytes += extent.length
         if extent.kind is Kind.ENCODED:
             self.report.in_place.count(extent, obstacle(self.image.backing, self.info, extent))

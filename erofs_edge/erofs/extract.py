@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from erofs_edge.erofs.backing import place
-from erofs_edge.erofs.check import output_limit
+from erofs_edge.erofs.check import output_limit_of
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.processes import forked, may_fork
 from erofs_edge.erofs.read import Image
@@ -209,7 +209,7 @@ class _Extraction:
         self.opener = _Opener(root)
         self.report = ExtractReport()
         self.directories: list[tuple[bytes, DiskInode]] = []
-        self.left = limit if limit is not None else output_limit(image.superblock.size)
+        self.left = limit if limit is not None else output_limit_of(image)
         self.lock = threading.Lock()
 
     def run(self, top: DiskInode, jobs: int, processes: bool | None, progress: Progress | None) -> None:
@@ -328,7 +328,11 @@ class _Extraction:
         with self.lock:
             self.left -= size
         if self.left < 0:
-            raise ErofsFormatError("the image decodes to more data than the limit allows", where=place(inode.offset))
+            raise ErofsFormatError(
+                "the image decodes to more data than the limit allows",
+                where=place(inode.offset),
+                hint="if it is to be trusted: --max-bytes",
+            )
 
     def _write_other(self, directory: int, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
         """A symlink, device, fifo or socket."""

@@ -113,6 +113,9 @@ def test_extract(image: Path, source: Path, tmp_path: Path) -> None:
 
 def test_check(image: Path, tmp_path: Path) -> None:
     assert "clean: 7 inodes, 3 files, 3 directories" in good("check", image).stdout
+    assert good("check", image, "--max-bytes", str(1 << 20))
+    limited = run("check", image, "--max-bytes", "1000")
+    assert (limited.exit_code, "far more data" in limited.stdout, "--max-bytes" in limited.stdout) == (1, True, True)
     broken = tmp_path / "broken"
     data = bytearray(image.read_bytes())
     data[SUPER_OFFSET + 48] ^= 1

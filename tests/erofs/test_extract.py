@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,14 @@ from reader_trees import make_tree, mkfs, text
 from treediff import diff, scan
 
 from erofs_edge.erofs import ondisk
+from erofs_edge.erofs.check import check
 from erofs_edge.erofs.extract import extract
 from erofs_edge.erofs.inode import DiskInode
+from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
+from erofs_edge.tree import BytesContent, FileTree, Inode
 
 Oracle = Callable[[str], str]
 
@@ -234,3 +239,15 @@ def test_a_bomb_of_shared_data_is_stopped(tmp_path: Path, oracle: Oracle) -> Non
         extract(image, tmp_path / "out", limit=200 << 20)
     assert not (tmp_path / "out").exists()
     assert image_path.stat().st_size < ondisk.PCLUSTER_MAX
+
+
+def test_data_on_further_devices_counts_as_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of metadata alone is small, whatever its devices hold."""
+    made = FileTree()
+    made.add("file", Inode(0o100644, content=BytesContent(random.Random(1).randbytes(300_000))))
+    blob = tmp_path / "blob"
+    write_image(made, tmp_path / "image", WriteOptions(compression="none", blob=blob))
+    monkeypatch.setattr("erofs_edge.erofs.check.output_limit", lambda size: size)
+    with Image(tmp_path / "image", devices=[blob]) as image:
+        assert extract(image, tmp_path / "out").data_bytes == 300_000 > image.superblock.size
+    assert not check(tmp_path / "image", devices=[blob]).findings
