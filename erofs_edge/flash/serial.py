@@ -9,6 +9,7 @@ console has at first (`console=115200`) unless another is asked for.
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,7 @@ class SerialTarget(PlainTarget):
             raise DeviceError("the board has no such disk", where=port.name, hint=f"it has: {named}")
         self._disk = uboot.Disk(self._console, board, wanted[0])
         self._slow = address.console
+        self._given: dict[bytes, int] = {}  # sha256 of each window that the disk was given, and where: slots are alike
         if address.baud != address.console:
             self._run(uboot.set_baud(self._console, address.baud))
         self._identity = Identity(
@@ -127,8 +129,10 @@ class SerialTarget(PlainTarget):
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         piece = bytes(data[: min(uboot.window_size(self._console.baud), self._disk.room)])
+        name = hashlib.sha256(piece).digest()
         with _as_os_error():
-            self._run(self._disk.write(offset, piece))
+            self._run(self._disk.write(offset, piece, self._given.get(name)))
+        self._given[name] = offset
         return len(piece)
 
     def zero(self, offset: int, length: int) -> None:

@@ -18,10 +18,13 @@ from erofs_edge.flash.execute import flash
 from erofs_edge.flash.plan import plan_flash
 from erofs_edge.flash.serial import Address, SerialTarget, parse_address
 from erofs_edge.flash.target import Ability
+from erofs_edge.simulator.images import disk_image
 from erofs_edge.simulator.serial_line import SerialLine
 from erofs_edge.simulator.uboot import UBoot
 
 BOARD = "boards/qemu-aarch64.yaml"
+DENSE = (8 << 10) + (44 << 10)
+"""bytes of a slot of the simulator's images that do not pack"""
 
 
 class PulledError(DeviceError):
@@ -75,6 +78,14 @@ def test_a_card_behind_a_u_boot_with_no_other_hash(image: Path) -> None:
     assert device.disk[: 12 << 20] == image.read_bytes()
     assert put(image, to, resume=True) == 0
     assert {"setenv stdin serial", "setenv stdout serial"} <= {line.partition(";")[0] for line in device.log}
+
+
+def test_of_two_slots_that_are_alike_one_is_sent(tmp_path: Path) -> None:
+    image, device = disk_image(tmp_path / "v1.img", 1), UBoot(bytearray(2 << 20))
+    to, _ = target(device)
+    assert put(image, to) > 2 * DENSE
+    assert device.disk[: image.stat().st_size] == image.read_bytes()
+    assert DENSE < to.bytes_on_wire < 2 * DENSE
 
 
 def test_a_u_boot_that_tells_no_checksum_is_given_up(image: Path) -> None:

@@ -182,6 +182,17 @@ def test_copies_and_zeros_stay_on_the_device() -> None:
     assert drive(disk.checksums(ranges), line) == [zlib.crc32(device.disk[at : at + n]) for at, n in ranges]
 
 
+def test_what_the_disk_was_given_before_is_copied_if_it_is_still_there() -> None:
+    device, data = UBoot(bytearray(1 << 20)), dense(64 << 10)
+    line, disk = attach(device)
+    assert drive(disk.write(0, data), line) > len(data)
+    assert drive(disk.write(256 << 10, data, like=0), line) == 0
+    device.disk[1000] ^= 1
+    assert drive(disk.write(512 << 10, data, like=0), line) > len(data)
+    for at in (256 << 10, 512 << 10):
+        assert device.disk[at : at + len(data)] == data
+
+
 def test_a_disk_that_does_not_keep_what_is_written_is_found_out() -> None:
     device = UBoot(bytearray(1 << 20), on_write=lambda _at, data: bytes([data[0] ^ 1]) + data[1:])
     line, disk = attach(device)

@@ -229,8 +229,10 @@ class Disk:
                 return data
         raise DeviceError(f"the sector at {offset:#x} reads differently each time", where=self.storage.name)
 
-    def write(self, offset: int, data: bytes) -> Exchange[int]:
+    def write(self, offset: int, data: bytes, like: int | None = None) -> Exchange[int]:
         """Make the disk hold `data` (at most `room` bytes) at `offset`; the bytes that were sent for it.
+
+        like  where the disk was given the same bytes before: if it has them still, they are copied
 
         What is there already is not sent. Raises VerificationError where the disk gives back something else.
         """
@@ -238,7 +240,8 @@ class Disk:
         if (yield from self.checksums([(offset, len(data))])) == [check]:
             return 0
         before = self.sent
-        yield from self._bring(data, check)
+        if like is None or (yield from self._loaded(like, len(data))) != check:
+            yield from self._bring(data, check)
         yield from self._store(self._data, offset, len(data), check)
         return self.sent - before
 

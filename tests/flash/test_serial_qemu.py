@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flash --to qemu:serial` with real U-Boot and an SD card: empty, the machine killed once in between, an update, the
+same again. What it does to a line that is worse is tried in test_serial_line.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from erofs_edge.flash.image import Image
+from erofs_edge.simulator.images import disk_image
+
+pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(3600)]
+CARD = 64 << 20
+
+
+@pytest.fixture
+def board(tmp_path: Path, repository: Path) -> Path:
+    """The stock board with its disk as a card."""
+    path = tmp_path / "card.yaml"
+    path.write_text(f"board: qemu-aarch64\nextends: {repository}/boards/qemu-aarch64.yaml\nboot: {{storage: mmc}}\n")
+    return path
+
+
+def kill_qemu_of(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for the machine that this command started."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if "qemu" in Path(f"/proc/{child}/cmdline").read_bytes().decode():
+            os.kill(int(child), signal.SIGKILL)
+
+
+def held(disk: Path, image: Path, names: str) -> bool:
+    """Whether the disk has these partitions of the image."""
+    with Image(image) as source:
+        table = source.table()
+    assert table is not None
+    there, wanted = disk.read_bytes(), image.read_bytes()
+    return all(there[a:b] == wanted[a:b] for name, (a, b) in table.places().items() if name in names.split())
+
+
+def test_a_card_behind_the_console(edge: str, tmp_path: Path, repository: Path, board: Path) -> None:
+    v1, v2 = (disk_image(tmp_path / f"v{number}.img", number) for number in (1, 2))
+    disk = tmp_path / "card.img"
+    disk.touch()
+    os.truncate(disk, CARD)
+
+    def words(image: Path, *more: str) -> list[str]:
+        return [edge, "flash", str(board), "--image", str(image), "--to", "qemu:serial", "--disk", str(disk), *more]
+
+    def flash(image: Path) -> dict[str, object]:
+        done = subprocess.run([*words(image), "--json"], cwd=repository, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        record: dict[str, object] = json.loads(done.stdout)
+        return record
+
+    with subprocess.Popen(
+        words(v1), cwd=repository, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "Writing 'boot_a'" in line:  # done with that, and about to write the next
+                kill_qemu_of(process)
+                break
+        process.stderr.read()
+        assert process.wait() in (6, 8)
+    assert held(disk, v1, "boot_a") and not any(disk.read_bytes()[:4096]), "nobody takes it for a good one"
+    blank = flash(v1)
+    assert held(disk, v1, "boot_a boot_b system_a system_b misc data")
+    assert int(str(blank["bytes_on_wire"])) < 120_000  # of two slots that are alike, one is sent
+    update = flash(v2)
+    assert update["slot"] == "b" and held(disk, v1, "boot_a system_a") and held(disk, v2, "boot_b system_b")
+    again = flash(v2)
+    assert (again["bytes_written"], again["slot"]) == (0, None)
+    wrong = subprocess.run(words(v1, "--verify-only"), cwd=repository, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 4, wrong.stderr
