@@ -421,6 +421,9 @@ class FileStore:
         self._begin(node)
         start = placed.block * self._block_size
         if placed.extents is None:
+            if original.size == original.tail_size:  # all of it stands beside its inode
+                self._append_flat(node, original.tail, 0)
+                return
             size = original.size - original.tail_size
             for offset in range(0, size, COPY):
                 data = self._sink.read(start + offset, min(COPY, size - offset))

@@ -241,6 +241,7 @@ def _write_ranged(
     front.blocks = _place_nodes(plan.nodes[0], plan.hot, head, front, front.block, options) - front.block
     order.leave(front.blocks)
     files.settle(order.where)
+    plan.incompat |= files.features  # shared pclusters are known only now
     sink.append([bytes(head.blocks * block_size)])
     order.write(sink)
     data_end = sink.position // block_size

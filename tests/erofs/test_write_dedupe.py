@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from packing_check import everyone_agrees
+from treediff import diff
 from writer_check import write
 from writer_trees import file, mixed, noise, rich_tree, text
 
@@ -86,3 +87,17 @@ def test_everything_at_once(needs_root: None, oracle: Oracle, tmp_path: Path, op
     info = write(tree, image := tmp_path / "i", dedupe=True, **options)
     assert info.shared > 2 and info.size < plain.size
     assert everyone_agrees(oracle, image, tree) == []
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_an_equal_file_that_has_no_room_beside_its_inode(tmp_path: Path, compression: str) -> None:
+    """The first one has no blocks at all, so there are none to share: the second gets its own, with the content."""
+    made = FileTree()
+    data = noise(4050, 7)
+    made.add("a", file(data))
+    made.add("b", file(data, mtime_ns=1_500_000_000))
+    made.add("c", file(data, xattrs={b"user.long": b"v" * 300}))
+    write(made, tmp_path / "i", compression=compression, dedupe=True)
+    with Image(tmp_path / "i") as image:
+        assert diff(image.tree(), made) == []
+        assert [image.lookup(name).block >= 0 for name in ("/a", "/b", "/c")] == [False, True, True]

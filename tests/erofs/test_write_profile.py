@@ -15,6 +15,7 @@ from writer_trees import Repeated, file, mixed, noise, rich_tree, text
 
 from erofs_edge.erofs.check import check
 from erofs_edge.erofs.extents import Kind
+from erofs_edge.erofs.ondisk import INCOMPAT_DEDUPE
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.profile import Use, read_profile
 from erofs_edge.erofs.read import Image
@@ -235,3 +236,17 @@ def test_hot_directories_have_their_blocks_there(tmp_path: Path) -> None:
     metadata, _ = spans(tmp_path / "hot", ["many"])
     assert max(metadata) <= info.hot_blocks
     assert not check(tmp_path / "hot").findings
+
+
+def test_what_shares_pclusters_with_a_file_of_parts_says_so(tmp_path: Path) -> None:
+    """Kernels before the feature did not foresee that: the superblock must stop them."""
+    tree = FileTree()
+    data = mixed(300_000, 3)
+    tree.add("a", file(data))
+    tree.add("b", file(data[:200_000] + mixed(90_000, 4)))
+    info = write(tree, tmp_path / "i", dedupe=True, profile=(Use(b"/a", 4096, 65536),), **LZ4)
+    assert info.repeats
+    with Image(tmp_path / "i") as image:
+        assert image.superblock.incompat(INCOMPAT_DEDUPE)
+        assert diff(image.tree(), tree, times=False) == []
+    assert check(tmp_path / "i").findings == []
