@@ -24,6 +24,7 @@ from struct import pack
 from typing import Literal, Protocol
 
 from erofs_edge.disk.sparse import data_extents
+from erofs_edge.errors import DeviceRefusedError
 from erofs_edge.flash.image import read_table
 
 ZEROS = bytes(1 << 20)
@@ -35,6 +36,8 @@ DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
 _BLKRRPART = 0x125F
 _BLKFLSBUF = 0x1261
 _BLKZEROOUT = 0x127F
+# include/uapi/asm-generic/fcntl.h: type and whence, start, length (0: all of it), pid, for 64 bits
+_WHOLE_FILE = pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +259,9 @@ class FileTarget(PlainTarget):
         try:
             now = os.fstat(self._fd).st_size
             self._size = max(size, now)
-            self._grows = self._size > now
+            self._begun = False
             if self._temporary is not None:
-                self._grow()
+                self._begin()
         except BaseException:
             self.close()
             raise
@@ -290,17 +293,27 @@ class FileTarget(PlainTarget):
             return have == want
         return self.read(offset, len(want)) == want
 
-    def _grow(self) -> None:
-        if self._grows:
+    def _begin(self) -> None:
+        """Nobody else writes the file: neither another flash nor a machine in QEMU that has it as its disk."""
+        if self._begun:
+            return
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise DeviceRefusedError(
+                    "another program uses the file", where=str(self._path), hint="another flash, or a machine in QEMU?"
+                ) from error
+        if os.fstat(self._fd).st_size < self._size:
             os.ftruncate(self._fd, self._size)
-            self._grows = False
+        self._begun = True
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        self._grow()
+        self._begin()
         return os.pwrite(self._fd, data, offset)
 
     def zero(self, offset: int, length: int) -> None:
-        self._grow()
+        self._begin()
         for start, end in self.data(offset, length):
             _write_zeros(self._fd, start, end - start)
 
@@ -312,7 +325,7 @@ class FileTarget(PlainTarget):
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish(self) -> None:
-        self._grow()
+        self._begin()
         if self._temporary is not None:
             self._temporary.replace(self._path)
             self._temporary = None

@@ -174,6 +174,22 @@ def test_the_slot_that_the_device_relies_on_is_refused(card: Path, v2: Path) -> 
     assert flash(v2, card, "--slot", "b")["slot"] == "b"
 
 
+def test_a_file_that_another_program_uses(card: Path, v1: Path, v2: Path) -> None:
+    """Another flash, or a machine in QEMU: both hold a lock. It may be looked at."""
+    before = card.read_bytes()
+    other = FileTarget(card, 0)
+    start, _ = layout_of(card).places["data"]
+    other.write(start, b"what")
+    for options in ((), ("--full",), ("--whole",)):
+        result = run(v2, card, *options)
+        assert (result.exit_code, "another program uses the file" in result.stderr) == (7, True)
+    assert flash(v1, card)["bytes_written"] == 0
+    assert flash(v2, card, "--plan")["slot"] == "b"
+    assert card.read_bytes() == before
+    other.close()
+    assert flash(v2, card)["slot"] == "b"
+
+
 def test_a_slot_of_a_disk_without_slots(v2: Path, tmp_path: Path) -> None:
     blank = tmp_path / "blank.img"
     blank.write_bytes(bytes(1 << 20))
