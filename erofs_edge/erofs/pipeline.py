@@ -43,6 +43,7 @@ from erofs_edge.tree import Content, FileContent
 BATCH = 1 << 20  # bytes of small files that make one task
 IN_FLIGHT = 64 << 20  # bytes of content being read, compressed, or waiting for their turn
 HASH_BATCH = 64  # files
+SAMPLE, SAMPLED = 4096, 16 << 10  # bytes from the middle of files that have more than these
 MAGIC = 16  # bytes at the start of a file that tell its kind
 
 
@@ -109,19 +110,33 @@ class Worker(threading.local):
 
 
 def find_twins(files: Iterable[Node], codings: Codings, pool: Threads, *, larger_than: int) -> dict[Node, Node]:
-    """Files with content and compression of an earlier one → the first of them. Only files of equal size are read."""
+    """Files with content and compression of an earlier one → the first of them. Only files of equal size are read, and
+    large ones as a whole only where the same stands in their middle."""
     candidates = [n for n in files if n.size > larger_than]
     sizes = Counter(n.size for n in candidates)
     candidates = [n for n in candidates if sizes[n.size] > 1]
-    batches = [candidates[at : at + HASH_BATCH] for at in range(0, len(candidates), HASH_BATCH)]
-    hashes = pool.map(lambda batch: [digest(_content(n), n.where) for n in batch], batches)
+    large = [n for n in candidates if n.size > SAMPLED]
+    samples = dict(zip(large, _of_each(large, _sample, pool), strict=True))
+    alike = Counter((n.size, sample) for n, sample in samples.items())
+    candidates = [n for n in candidates if n.size <= SAMPLED or alike[n.size, samples[n]] > 1]
     twins = {}
     first: dict[tuple[bytes, CutRules | None], Node] = {}
-    for node, content_hash in zip(candidates, (h for batch in hashes for h in batch), strict=True):
+    hashes = _of_each(candidates, lambda node: digest(_content(node), node.where), pool)
+    for node, content_hash in zip(candidates, hashes, strict=True):
         original = first.setdefault((content_hash, codings.of(node)), node)
         if original is not node:
             twins[node] = original
     return twins
+
+
+def _of_each(nodes: Sequence[Node], call: Callable[[Node], bytes], pool: Threads) -> Iterator[bytes]:
+    """What `call` gives for each, in threads."""
+    batches = [nodes[at : at + HASH_BATCH] for at in range(0, len(nodes), HASH_BATCH)]
+    return (one for batch in pool.map(lambda batch: [call(node) for node in batch], batches) for one in batch)
+
+
+def _sample(node: Node) -> bytes:
+    return read_piece(_content(node), (node.size - SAMPLE) // 2, SAMPLE, node.where)
 
 
 def store(

@@ -16,6 +16,7 @@ from writer_trees import file, mixed, rich_tree, text
 
 from erofs_edge.erofs import pipeline
 from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.read import Image
 from erofs_edge.tree import FileTree, Inode
 
 BIG: dict[str, Any] = {"compression": "lz4hc", "level": 3, "pcluster": 16384}
@@ -48,6 +49,19 @@ def test_cache_cold_warm_and_foreign(tmp_path: Path) -> None:
         assert ((tmp_path / "cached").read_bytes() == plain) == (options is BIG)
     assert misses[0] == misses[2] > 40
     assert misses[1] == misses[3] == 0
+
+
+def test_files_that_are_equal_in_the_middle(tmp_path: Path) -> None:
+    """Of large ones only that is compared first: they are equal when all of them is."""
+    data = text(100_000)
+    changed = [bytes([data[at] ^ 1]).join((data[:at], data[at + 1 :])) for at in (0, 40_000, 60_000, 99_999)]
+    tree = FileTree()
+    for i, content in enumerate([data, *changed, data]):
+        tree.add(f"f{i}", file(content))
+    info = write(tree, tmp_path / "image", **BIG)
+    assert info.reused == 1
+    with Image(tmp_path / "image") as image:
+        assert [image.open(f"/f{i}").read() for i in range(6)] == [data, *changed, data]
 
 
 def test_little_in_flight_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
