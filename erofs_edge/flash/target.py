@@ -325,7 +325,8 @@ class FileTarget(PlainTarget):
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish(self) -> None:
-        self._begin()
+        if os.fstat(self._fd).st_size < self._size:  # nothing was written to it, and it lacks the holes at its end
+            self._begin()
         if self._temporary is not None:
             self._temporary.replace(self._path)
             self._temporary = None
