@@ -60,6 +60,11 @@ def push(
         raise UsageError("a digest cannot be pushed to", hint="give a tag, or none for latest")
     signer = open_signer(key) if key else None
     papers = [bill(path) for path in bills] + (list(papers_of(what)) if what.is_dir() else [])
+    remote = open_remote(target, plain_http=plain_http)
+    try:  # a registry that is down, or lets nobody in, is told of before anything is hashed
+        remote.has_manifest(target.tag)
+    finally:
+        remote.close()
     with step(f"hashes of {what.name}") as progress:
         layer = LAYERS[layer_type]
         value, cuts = gather(what, devices=devices, arch=arch, piece=piece_size(piece), layer=layer, progress=progress)

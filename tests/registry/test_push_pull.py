@@ -328,6 +328,13 @@ def test_no_registry(images: Path, tmp_path: Path, cache: Cache) -> None:
     assert "cannot reach the registry" in edge_run("pull", f"localhost:{port}/app", "-o", tmp_path / "o").output
 
 
+def test_no_registry_is_told_before_anything_is_hashed(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[object] = []
+    monkeypatch.setattr("erofs_edge.registry.gather.gather", lambda *words, **_: hashed.append(words))
+    result = edge_run("push", images / "1.img", f"localhost:{reserved_port()}/app")
+    assert (result.exit_code, "cannot reach the registry" in result.output, hashed) == (1, True, [])
+
+
 def test_wrong_content_is_never_kept(registry: int, images: Path, tmp_path: Path, cache: Cache) -> None:
     """A registry that changes a byte of a blob, gives too much, too little or nothing, or another manifest."""
     content = (images / "1.img").read_bytes()
