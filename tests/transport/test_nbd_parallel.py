@@ -46,7 +46,7 @@ def serve(tmp_path: Path, oracle: Callable[[str], str]) -> Iterator[Serve]:
 
 @pytest.mark.oracle
 def test_the_same_bytes_come_and_go_over_four_connections(serve: Serve, tmp_path: Path) -> None:
-    link = Connections(serve())
+    link = Connections(serve(), count=4)
     assert link.count == 4
     want = (tmp_path / "image").read_bytes()
     for offset, length in ((0, SIZE), (12345, 7 << 20), (SIZE - 100, 100), (1, (512 << 10) + 1), (0, 0)):
@@ -64,7 +64,7 @@ def test_the_same_bytes_come_and_go_over_four_connections(serve: Serve, tmp_path
 @pytest.mark.oracle
 def test_files_go_over_all_connections(serve: Serve, tmp_path: Path) -> None:
     """Posted and not waited for; what comes after sees them."""
-    link, want = Connections(serve()), bytearray((tmp_path / "image").read_bytes())
+    link, want = Connections(serve(), count=4), bytearray((tmp_path / "image").read_bytes())
     (tmp_path / "source").write_bytes(random.Random(3).randbytes(9 << 20))
     source = (tmp_path / "source").read_bytes()
     with (tmp_path / "source").open("rb") as file:
@@ -81,7 +81,7 @@ def test_files_go_over_all_connections(serve: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.oracle
 def test_a_failure_of_what_was_posted_is_told_once(serve: Serve, tmp_path: Path) -> None:
-    link = Connections(serve("error", error_pwrite="ENOSPC", error_pwrite_rate="100%"))
+    link = Connections(serve("error", error_pwrite="ENOSPC", error_pwrite_rate="100%"), count=4)
     with (tmp_path / "image").open("rb") as file:
         with pytest.raises(CapacityError, match="ENOSPC"):
             for at in range(0, SIZE, 4 << 20):
@@ -95,7 +95,7 @@ def test_a_failure_of_what_was_posted_is_told_once(serve: Serve, tmp_path: Path)
 @pytest.mark.parametrize("filters", [(), ("multi-conn",)])
 def test_what_comes_is_delivered_once(filters: tuple[str, ...], serve: Serve, tmp_path: Path) -> None:
     """Over four connections, and over one."""
-    link = Connections(serve(*filters, **({"multi_conn_mode": "disable"} if filters else {})))
+    link = Connections(serve(*filters, **({"multi_conn_mode": "disable"} if filters else {})), count=4)
     want, got = (tmp_path / "image").read_bytes(), bytearray(SIZE)
     for offset, length in ((0, SIZE), (12345, 7 << 20), (SIZE - 1, 1), (5, 0)):
         counts: list[int] = []
@@ -114,7 +114,7 @@ def test_what_comes_is_delivered_once(filters: tuple[str, ...], serve: Serve, tm
 @pytest.mark.oracle
 def test_who_takes_what_comes_may_fail(serve: Serve, tmp_path: Path) -> None:
     """That is raised, once nothing is under way: the connections go on."""
-    link = Connections(serve())
+    link = Connections(serve(), count=4)
     left = [5, 4, 3, 2, 1]
 
     def take(at: int, data: memoryview) -> None:
@@ -128,7 +128,7 @@ def test_who_takes_what_comes_may_fail(serve: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.oracle
 def test_a_server_that_takes_no_second_connection_gets_none(serve: Serve, tmp_path: Path) -> None:
-    link = Connections(serve("multi-conn", multi_conn_mode="disable"))
+    link = Connections(serve("multi-conn", multi_conn_mode="disable"), count=4)
     assert link.count == 1
     assert link.read(0, SIZE) == (tmp_path / "image").read_bytes()
     link.close()
@@ -137,7 +137,7 @@ def test_a_server_that_takes_no_second_connection_gets_none(serve: Serve, tmp_pa
 @pytest.mark.oracle
 def test_a_failure_on_any_connection_is_told(serve: Serve) -> None:
     address = serve("error", error_pread="EIO", error_pread_rate="50%")
-    link = Connections(address)
+    link = Connections(address, count=4)
     with pytest.raises(DeviceError, match="EIO"):
         for _ in range(20):
             link.read(0, SIZE)

@@ -159,6 +159,22 @@ def test_who_takes_data_gets_parts_and_holes_as_they_come() -> None:
     assert parts[3:] == [(4, b"wxyz")]
 
 
+@pytest.mark.parametrize("size", [1, 3, 28, 1000])
+def test_answers_of_all_lengths_follow_data(size: int) -> None:
+    """The next head is received behind what is taken, where so much must come: at the end nothing is waited for."""
+    client, parts = connected(), dict[int, bytes]()
+    pending = [client.read_to(at, 10, lambda at, data: parts.update({at: bytes(data)})) for at in range(0, 60, 10)]
+    said = chunk(1, 1, data_at(0, b"0123456789")) + chunk(2, 0x8001, struct.pack(">IH", 5, 0))
+    said += chunk(3, 1, data_at(20, b"abcde"), last=False) + chunk(3, 1, data_at(25, b"fghij"), last=False)
+    said += chunk(3, 0, b"") + chunk(4, 2, struct.pack(">QI", 30, 10)) + struct.pack(">IIQ", 0x67446698, 5, 5)
+    said += chunk(6, 1, data_at(50, b"ABCDEFGHIJ"))
+    for at in range(0, len(said), size):
+        client.feed.feed(said[at : at + size])
+    assert all(one.done for one in pending)
+    assert [one.error for one in pending] == [0, 5, 0, 0, 5, 0]
+    assert parts == {0: b"0123456789", 20: b"abcde", 25: b"fghij", 30: bytes(10), 50: b"ABCDEFGHIJ"}
+
+
 def test_a_server_that_answers_out_of_order_in_parts_and_with_holes() -> None:
     client = connected()
     first, second = bytearray(10), bytearray(8)

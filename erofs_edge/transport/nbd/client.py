@@ -21,13 +21,14 @@ from erofs_edge.transport.nbd.wire import (
     OptionReply,
     Transmission,
 )
-from erofs_edge.transport.stream import Feed, Machine, take
+from erofs_edge.transport.stream import Bytes, Feed, Machine, take
 
 REPLIES_MAX = 64  # to one option
 STATUS_MAX = 4 + 8 * 65536  # bytes of a block status chunk
 _DESCRIPTOR = Struct(">II")
 _OFFSET = Struct(">Q")
 _HOLE = Struct(">QI")
+EARLY = 28  # bytes: the head of a chunk with data, all of it
 _LENGTH_OFFSET = Struct(">IQ")  # of a chunk with data, and where it is from
 _COMMON = Struct(">IHHQ")  # what simple and structured answers start with: magic, error or (flags, type), cookie
 
@@ -137,7 +138,9 @@ class Client:
         self._closing = False
         self._pending: dict[int, Pending] = {}
         self._cookie = 0
+        self._reads = 0  # under way
         self._scratch = memoryview(b"")
+        self._early = b""
         self.feed = Feed(self._converse())
 
     @property
@@ -182,6 +185,7 @@ class Client:
         if self.export is None:
             raise ProtocolError("a request before the negotiation is over")
         self._cookie += 1
+        self._reads += command is Command.READ
         pending = self._pending[self._cookie] = Pending(command, offset, length, target)
         self.outbox.append(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, command, self._cookie, offset, length))
         if payload is not None:
@@ -254,7 +258,7 @@ class Client:
         export.size, export.flags = size, Transmission(flags)
 
     def _answer(self, export: Export) -> Machine:
-        magic, high, low, cookie = _COMMON.unpack((yield from take(_COMMON.size)))
+        magic, high, low, cookie = _COMMON.unpack((yield from self._next(_COMMON.size)))
         if magic == wire.STRUCTURED_MAGIC and export.structured:
             yield from self._structured(export, high, low, cookie)
         elif magic == wire.SIMPLE_MAGIC:
@@ -269,50 +273,70 @@ class Client:
         if pending.target is not None and not error:
             if export.structured:
                 raise ProtocolError("a simple answer to a read, after structured ones were agreed")
-            yield from self._data(pending, pending.offset, pending.length)
+            yield from self._data(pending, pending.offset, pending.length, last=False)
         pending.error = error
         self._finish(cookie)
 
     def _structured(self, export: Export, flags: int, kind: int, cookie: int) -> Machine:
-        pending = self._find(cookie)
+        pending, last = self._find(cookie), bool(flags & wire.CHUNK_DONE)
         if kind == Chunk.OFFSET_DATA and pending.target is not None:
-            length, start = _LENGTH_OFFSET.unpack((yield from take(_LENGTH_OFFSET.size)))
-            if length <= _OFFSET.size:
+            length, start = _LENGTH_OFFSET.unpack((yield from self._next(_LENGTH_OFFSET.size)))
+            size = length - _OFFSET.size
+            if size <= 0:
                 raise ProtocolError(f"a chunk of type {kind:#x} and {length} bytes for a {pending.command.name}")
-            pending.cover(start, length - _OFFSET.size)
-            yield from self._data(pending, start, length - _OFFSET.size)
+            pending.cover(start, size)
+            yield from self._data(pending, start, size, last=last)
         else:
-            yield from self._without_data(pending, export, kind, int.from_bytes((yield from take(4)), "big"))
-        if flags & wire.CHUNK_DONE:
+            length = int.from_bytes((yield from self._next(4)), "big")
+            yield from self._without_data(pending, export, kind, length)
+        if last:
             self._check_done(pending)
             self._finish(cookie)
 
     def _without_data(self, pending: Pending, export: Export, kind: int, length: int) -> Machine:
         if kind & wire.IS_ERROR:
-            yield from _take_error(pending, kind, length)
+            if not 6 <= length <= wire.NAME_MAX + 14:
+                raise ProtocolError(f"an error of {length} bytes")
+            _take_error(pending, kind, (yield from self._next(length)))
         elif kind == Chunk.OFFSET_HOLE and pending.target is not None and length == _HOLE.size:
-            start, size = _HOLE.unpack((yield from take(_HOLE.size)))
+            start, size = _HOLE.unpack((yield from self._next(_HOLE.size)))
             pending.cover(start, size)
             if isinstance(pending.target, memoryview):
                 pending.target[start - pending.offset :][:size] = bytes(size)
             else:
                 pending.target(start, memoryview(bytes(size)))
         elif kind == Chunk.BLOCK_STATUS and pending.command is Command.BLOCK_STATUS:
-            yield from _take_status(pending, length, export.status)
+            if not 12 <= length <= STATUS_MAX or (length - 4) % _DESCRIPTOR.size:
+                raise ProtocolError(f"a block status of {length} bytes")
+            _take_status(pending, (yield from self._next(length)), export.status)
         elif kind != Chunk.NONE or length:
             raise ProtocolError(f"a chunk of type {kind:#x} and {length} bytes for a {pending.command.name}")
 
-    def _data(self, pending: Pending, start: int, length: int) -> Machine:
-        """Bytes of the export from `start` on come now: a part of what was asked for."""
+    def _data(self, pending: Pending, start: int, length: int, *, last: bool) -> Machine:
+        """Bytes of the export from `start` on come now: a part of what was asked for. None of them came early, which is
+        never more than the head of a chunk with data.
+
+        Behind the last part the next head comes in the same buffer, where that much is sure to come: the answers to two
+        reads have `EARLY` bytes at least.
+        """
         target = pending.target
         if isinstance(target, memoryview):
             yield target[start - pending.offset :][:length]
         elif target is not None:
-            if len(self._scratch) < length:
-                self._scratch = memoryview(bytearray(pending.length))
-            data = self._scratch[:length]
-            yield data
-            target(start, data)
+            early = EARLY if last and self._reads > 2 else 0
+            if len(self._scratch) < length + early:
+                self._scratch = memoryview(bytearray(pending.length + EARLY))
+            yield self._scratch[: length + early]
+            self._early = bytes(self._scratch[length : length + early])
+            target(start, self._scratch[:length])
+
+    def _next(self, count: int) -> Bytes:
+        """As `take`, of what has come early first."""
+        early = self._early[:count]
+        self._early = self._early[count:]
+        if len(early) < count:
+            early += yield from take(count - len(early))
+        return early
 
     def _check_done(self, pending: Pending) -> None:
         if pending.error:
@@ -329,7 +353,9 @@ class Client:
         return pending
 
     def _finish(self, cookie: int) -> None:
-        self._pending.pop(cookie).done = True
+        pending = self._pending.pop(cookie)
+        pending.done = True
+        self._reads -= pending.command is Command.READ
 
 
 def _option_reply(expected: Option) -> Generator[memoryview, None, tuple[int, bytes]]:
@@ -359,21 +385,15 @@ def _take_info(export: Export, data: bytes) -> None:
         export.payload_max = min(export.payload_max, wire.PAYLOAD_MAX)
 
 
-def _take_error(pending: Pending, kind: int, length: int) -> Machine:
-    if not 6 <= length <= wire.NAME_MAX + 14:
-        raise ProtocolError(f"an error of {length} bytes")
-    raw = yield from take(length)
+def _take_error(pending: Pending, kind: int, raw: bytes) -> None:
     size = int.from_bytes(raw[4:6], "big")
-    if 6 + size + (8 if kind == Chunk.ERROR_OFFSET else 0) > length:
+    if 6 + size + (8 if kind == Chunk.ERROR_OFFSET else 0) > len(raw):
         raise ProtocolError("an error message that is longer than its chunk")
     pending.error = int.from_bytes(raw[:4], "big") or wire.EIO
     pending.message = raw[6 : 6 + size].decode("utf-8", "replace")
 
 
-def _take_status(pending: Pending, length: int, context: int | None) -> Machine:
-    if not 12 <= length <= STATUS_MAX or (length - 4) % _DESCRIPTOR.size:
-        raise ProtocolError(f"a block status of {length} bytes")
-    raw = yield from take(length)
+def _take_status(pending: Pending, raw: bytes, context: int | None) -> None:
     if int.from_bytes(raw[:4], "big") != context:
         raise ProtocolError("the block status of something that was not asked for")
     covered = sum(size for size, _ in pending.extents)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several connections to one export, where the server allows it (CAN_MULTI_CONN): large ranges go over all of them.
 
-One connection is served by one core at each end for most of the way; sending and receiving do not hold Python's lock,
-so a thread for each connection helps. The specification promises that a flush on one covers what was answered
-on others. Nothing but what was posted is under way when another request is made.
+One connection is served by one processor at each end for most of the way; sending and receiving do not hold Python's
+lock, so a thread for each connection helps, as long as there are processors for them: more than that take the cache
+from each other. The specification promises that a flush on one covers what was answered on others. Nothing but what was
+posted is under way when another request is made.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from queue import SimpleQueue
@@ -17,7 +19,7 @@ from erofs_edge.transport.nbd.client import Take
 from erofs_edge.transport.nbd.connect import TIMEOUT, Address, Connection, Trust
 from erofs_edge.transport.nbd.wire import Transmission
 
-CONNECTIONS = 4  # as nbdcopy
+CONNECTIONS = 4  # at most, as nbdcopy
 SHARE_MIN = 512 << 10  # bytes that are worth another connection
 ALIGN = 4096
 
@@ -28,14 +30,16 @@ class Connections(Connection):
     """As `Connection`, with a thread for each; one only where the server takes no second one."""
 
     def __init__(
-        self, address: Address, *, trust: Trust | None = None, timeout: float = TIMEOUT, count: int = CONNECTIONS
+        self, address: Address, *, trust: Trust | None = None, timeout: float = TIMEOUT, count: int | None = None
     ) -> None:
+        """`count`: of connections; by default one for each processor that this process may use."""
         super().__init__(address, trust=trust, timeout=timeout)
         self._others: list[Connection] = []
         self._idle: SimpleQueue[Connection] = SimpleQueue()
         self._failures: list[BaseException] = []
         self._jobs: SimpleQueue[tuple[Connection, Job] | None] = SimpleQueue()
         self._threads: list[Thread] = []
+        count = count or min(CONNECTIONS, len(os.sched_getaffinity(0)))
         try:
             while self.export.can(Transmission.CAN_MULTI_CONN) and self.count < count:
                 self._others.append(Connection(address, trust=trust, timeout=timeout))
