@@ -8,12 +8,15 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from erofs_edge.boot.fdt import parse, string, write
 from erofs_edge.flash.image import Image
 from erofs_edge.simulator.images import disk_image
+from erofs_edge.toolbox.emulator import find_qemu
 
 pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(3600)]
 CARD = 64 << 20
@@ -78,3 +81,50 @@ def test_a_card_behind_the_console(edge: str, tmp_path: Path, repository: Path, 
     assert (again["bytes_written"], again["slot"]) == (0, None)
     wrong = subprocess.run(words(v1, "--verify-only"), cwd=repository, capture_output=True, text=True, check=False)
     assert wrong.returncode == 4, wrong.stderr
+
+
+def test_debians_u_boot_for_the_raspberry_pi(
+    edge: str, tmp_path: Path, repository: Path, stock: Callable[[str], Path]
+) -> None:
+    """In QEMU's raspi4b, on the mini UART that the real one has: it says CRC32, `4 Model B`, and has an empty slot
+    beside its card's."""
+    image, disk, console = disk_image(tmp_path / "v1.img", 1), tmp_path / "card.img", tmp_path / "console"
+    disk.touch()
+    os.truncate(disk, CARD)
+    out = stock("rpi4")
+    machine = subprocess.Popen(
+        [
+            str(find_qemu().program), "-M", "raspi4b", "-m", "2G", "-kernel", str(out / "u-boot.bin"),
+            "-dtb", str(tree_without_screen(out / "boot.fit", tmp_path)), "-drive", f"if=sd,file={disk},format=raw",
+            "-display", "none", "-serial", "null", "-serial", f"unix:{console},server=on,wait=on", "-monitor", "none",
+        ]
+    )  # fmt: skip
+    try:
+        while not console.exists():
+            assert machine.poll() is None
+        words = [edge, "flash", str(image), "--to", f"serial+unix://{console}", "--yes", "--json"]
+        done = subprocess.run(words, cwd=repository, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        target = json.loads(done.stdout)["target"]
+        assert (target["product"], target["size"], target["model"]) == ("4 Model B", CARD, "4 Model B mmc 0")
+        again = subprocess.run([*words, "--resume"], cwd=repository, capture_output=True, text=True, check=False)
+        assert again.returncode == 0, again.stderr
+        assert json.loads(again.stdout)["bytes_written"] == 0
+    finally:
+        machine.kill()
+        machine.wait()
+    assert held(disk, image, "boot_a boot_b system_a system_b misc data")
+
+
+def tree_without_screen(fit: Path, folder: Path) -> Path:
+    """The board's device tree without HDMI: QEMU takes most of its time for the pixels."""
+    data = parse(fit.read_bytes()).root.at("/images/fdt")
+    assert data is not None
+    tree = parse(data.props["data"])
+    for path in ("/soc/hdmi@7ef00700", "/soc/hdmi@7ef05700"):
+        node = tree.root.at(path)
+        assert node is not None
+        node.props["status"] = string("disabled")
+    path = folder / "tree.dtb"
+    path.write_bytes(write(tree))
+    return path
