@@ -328,7 +328,7 @@ def _share(blocks: int, info: ErofsInfo) -> str:
 
 
 def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
-    from erofs_edge.erofs.gate import version_text
+    from erofs_edge.erofs.gate import pages_text, version_text
 
     share = ""
     if info.uncompressed:
@@ -339,7 +339,7 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         ("blocks", f"{info.blocks} of {info.block_size} bytes"),
         ("inodes", f"{info.inodes}"),
         ("uuid", _uuid_text(info.uuid)),
-        ("needs", f"Linux {version_text(info.minimum_kernel)}"),
+        ("needs", f"Linux {version_text(info.minimum_kernel)}{pages_text(info.block_size)}"),
     ]
     if info.changed_blocks is not None:
         rows += [

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.extents import Extent, Kind
-from erofs_edge.erofs.gate import minimum_kernel, needs_text, superblock_features, version_text
+from erofs_edge.erofs.gate import minimum_kernel, needs_text, pages_text, superblock_features, version_text
 from erofs_edge.erofs.inode import LAYOUT_NAMES, DiskInode
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.superblock import feature_names
@@ -63,7 +63,7 @@ def superblock_fields(image: Image) -> dict[str, object]:
         "algorithms": algorithms if compressed else [],
         "max_pcluster": info.max_pcluster,
         "minimum_kernel": version_text(minimum_kernel(features)),
-        "needs": needs_text(features),
+        "needs": needs_text(features) + ([f"pages of {info.block_size} bytes"] if pages_text(info.block_size) else []),
         "xattr_prefixes": [os.fsdecode(prefix) for prefix in image.xattr_prefixes],
     }
 

@@ -163,3 +163,8 @@ def needs_text(features: Iterable[str]) -> list[str]:
 def version_text(version: Version) -> str:
     """'6.1' of (6, 1)."""
     return f"{version[0]}.{version[1]}"
+
+
+def pages_text(block_size: int) -> str:
+    """' with pages of 16384 bytes or more' where usual ones of 4 KiB are too small for the blocks, else nothing."""
+    return f" with pages of {block_size} bytes or more" if block_size > 1 << _SMALL_BLOCKS else ""

@@ -13,7 +13,7 @@ from writer_trees import file, text
 
 from erofs_edge.erofs import gate, ondisk
 from erofs_edge.erofs.dump import superblock_fields
-from erofs_edge.erofs.gate import Kernel, parse_kernel
+from erofs_edge.erofs.gate import Kernel, pages_text, parse_kernel
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import UsageError
@@ -87,6 +87,17 @@ def test_what_was_written_tells_what_it_needs(tmp_path: Path) -> None:
         fields = superblock_fields(image)
     assert fields["minimum_kernel"] == "5.13"
     assert fields["needs"] == ["big_pcluster (5.13)", "erofs (5.4)", "lz4 (5.4)", "xattr_filter (6.6, optional)"]
+
+
+def test_blocks_larger_than_usual_pages_are_told(tmp_path: Path) -> None:
+    tree = FileTree()
+    tree.add("f", file(text(20_000, 1)))
+    for size, needs in ((4096, ["erofs (5.4)"]), (16384, ["erofs (5.4)", "pages of 16384 bytes"])):
+        write(tree, tmp_path / "i", compression="none", block_size=size)
+        with Image(tmp_path / "i") as image:
+            assert superblock_fields(image)["needs"] == needs
+    assert pages_text(4096) == ""
+    assert pages_text(8192) == " with pages of 8192 bytes or more"
 
 
 @pytest.mark.oracle
