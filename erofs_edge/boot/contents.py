@@ -8,9 +8,10 @@ import struct
 
 from erofs_edge.boot.cpio import read_cpio
 from erofs_edge.boot.fdt import Node, parse
-from erofs_edge.boot.initramfs import LZ4_LEGACY_BLOCK, LZ4_LEGACY_MAGIC
 from erofs_edge.errors import FormatError
 
+LZ4_LEGACY_MAGIC = 0x184C2102
+LZ4_LEGACY_BLOCK = 8 << 20
 ARCHIVE_MAX = 512 << 20
 """bytes that an initramfs may unpack to"""
 _ASSIGNMENT = re.compile(r"([A-Z_]+)='([^']*)'")

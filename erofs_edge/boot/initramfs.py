@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from erofs_edge.boot.contents import LZ4_LEGACY_BLOCK, LZ4_LEGACY_MAGIC
 from erofs_edge.boot.cpio import write_cpio
 from erofs_edge.boot.crypt import PROGRAM as CRYPT_PROGRAM
 from erofs_edge.boot.crypt import Crypt, scripts
@@ -34,8 +35,6 @@ NETWORK_APPLETS = ("ip", "nc", "sha256sum", "timeout", "udhcpc")
 LIBRARY_DIRECTORIES = ("usr/lib/aarch64-linux-gnu", "usr/lib")
 LOADER = "ld-linux-aarch64.so.1"
 VERITY_OPTIONS = {"eio": "", "restart": "restart_on_corruption", "panic": "panic_on_corruption"}
-LZ4_LEGACY_MAGIC = 0x184C2102
-LZ4_LEGACY_BLOCK = 8 << 20
 Pack = Callable[[bytes], bytes]
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from erofs_edge import __version__
+from erofs_edge.build import names
 from erofs_edge.build.beside import beside
 from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import ErofsEdgeError, VerificationError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from erofs_edge.build.stages import Made
     from erofs_edge.trust.signer import Signer
 
-RELEASE = "release.json"
+RELEASE = names.RELEASE
 STATE = ".state.json"
 
 

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from erofs_edge.build import names
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.trust.certificate import Certificate, self_signed
 from erofs_edge.trust.key import Signer, algorithm, fingerprint, public_key_pem, sign
 from erofs_edge.trust.offline import SignaturesMissingError
 from erofs_edge.trust.root_hash import sign_detached, verity_signature_json
 
-PUBLIC_KEY = "sign.pub.pem"
+PUBLIC_KEY = names.PUBLIC_KEY
 CERTIFICATE = "sign.crt"
 ROOT_HASH_SIGNATURE = "system.root-hash.p7s"
 VERITY_SIGNATURE = "system.verity-sig.json"

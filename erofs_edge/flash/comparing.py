@@ -8,14 +8,10 @@ Python's lock. Each thread keeps its memory: what is new each time costs more th
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from erofs_edge.flash.target import BLOCK, Target
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+from erofs_edge.flash.threads import in_order
 
 CHUNK = 4 << 20  # bytes that are compared at once
 NEAR = {"file": 256 << 10, "block": 1 << 20}
@@ -42,25 +38,11 @@ def differences(
             done += end - start
             told(done)
         return
-    from concurrent.futures import ThreadPoolExecutor
-
-    waiting: deque[tuple[int, Future[list[Range]]]] = deque()
-    with ThreadPoolExecutor(target.at_once, "compare") as pool:
-        try:
-            for start, end in pieces(ranges, SHARES.get(target.identity.kind, CHUNK)):
-                waiting.append((end - start, pool.submit(reader.compare, start, end)))
-                if len(waiting) > target.at_once:
-                    size, future = waiting.popleft()
-                    yield from future.result()
-                    done += size
-                    told(done)
-            for size, future in waiting:
-                yield from future.result()
-                done += size
-                told(done)
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    shares = list(pieces(ranges, SHARES.get(target.identity.kind, CHUNK)))
+    for (start, end), found in in_order(lambda share: reader.compare(*share), shares, target.at_once):
+        yield from found
+        done += end - start
+        told(done)
 
 
 def pieces(ranges: Iterable[Range], size: int) -> Iterator[Range]:

@@ -21,13 +21,12 @@ from erofs_edge.verify.discoverable import verify_discoverable
 from erofs_edge.verify.esp import is_esp, verify_esp
 from erofs_edge.verify.firmware import verify_firmware
 from erofs_edge.verify.system import check_file_system, check_tree
-from erofs_edge.verify.walk import Part, Walk
+from erofs_edge.verify.walk import FIT_MAX, Part, Walk, verity_of
 from erofs_edge.verity.blocks import Source, read_exactly
 from erofs_edge.verity.superblock import Superblock
 
 BLANK = 1 << 20
 """bytes at the start of a partition that are zero where nothing was ever written to it"""
-FIT_MAX = 1 << 30
 
 
 def find_table(fd: Source, size: int) -> gpt.Table | None:
@@ -137,20 +136,6 @@ def _root_hash_named(walk: Walk, holder: str, values: dict[str, str]) -> bool:
     with walk.verdict.check(f"{holder}: root hash", "its initramfs", values.get("ROOT_HASH")) as row:
         verity_of(values)
     return row.ok
-
-
-def verity_of(values: dict[str, str]) -> tuple[Superblock, int, bytes]:
-    """(tree, its first block, root hash) that an initramfs opens. Raises FormatError."""
-    try:
-        salt = "" if values["SALT"] == "-" else values["SALT"]
-        size = int(values["BLOCK_SIZE"])
-        sb = Superblock(bytes(16), bytes.fromhex(salt), int(values["DATA_BLOCKS"]), "sha256", size, size)
-        first, root_hash = int(values["HASH_START"]), bytes.fromhex(values["ROOT_HASH"])
-    except (KeyError, ValueError) as error:
-        raise FormatError(f"the initramfs' values make no sense: {error}") from error
-    if len(root_hash) != sb.digest_size or first < sb.data_blocks:
-        raise FormatError("the initramfs' values make no sense")
-    return sb, first, root_hash
 
 
 def read_fit(walk: Walk, part: Part) -> bytes:

@@ -1,32 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The signatures in the image of a disk and what they name: of a build by its key, of any other that there are some."""
+"""The signatures in the image of a disk, and what they name, by the key of the build in whose folder it lies."""
 
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
 from erofs_edge.boot.contents import init_values
-from erofs_edge.boot.fdt import HEADER as FDT_HEADER
 from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
-from erofs_edge.boot.fdt import parse
-from erofs_edge.boot.fit import SIGNATURE_PATH, verify_fit
+from erofs_edge.boot.fit import verify_fit
 from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.build.signing import PUBLIC_KEY, RELEASE_SIGNATURE
 from erofs_edge.disk import gpt
-from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
+from erofs_edge.errors import FormatError, VerificationError
 from erofs_edge.trust import avb
 from erofs_edge.trust.key import read_public_key, rsa_key
 from erofs_edge.trust.root_hash import verify_detached
 from erofs_edge.verify.checks import Verdict
-from erofs_edge.verify.disk import FIT_MAX, verity_of
-from erofs_edge.verify.esp import is_esp, verify_esp
-from erofs_edge.verify.walk import Part, Walk
+from erofs_edge.verify.unsigned import HINT
+from erofs_edge.verify.walk import FIT_MAX, Part, Walk, verity_of
 from erofs_edge.verity.blocks import hash_blocks
-
-HINT = "--allow-unsigned, on a board whose sign.key is a development key"
 
 
 def check_built(fd: int, table: gpt.Table, image: Path) -> None:
@@ -54,10 +48,19 @@ def check_built(fd: int, table: gpt.Table, image: Path) -> None:
         elif magic == avb.MAGIC and part.name.startswith("vbmeta"):
             with verdict.check(f"{part.name}: vbmeta", f"key '{key.name}'"):
                 avb.verify_vbmeta(walk.read(part, 0, avb.SIZE_MAX), key, 0)
-        elif is_esp(functools.partial(walk.read, part), part.size):
-            for _ in verify_esp(functools.partial(walk.read, part), part.size, part.name, key, verdict):
-                pass
+        elif walk.read(part, 510, 2) == b"\x55\xaa":
+            _check_esp(walk, part)
     _tell(verdict, image)
+
+
+def _check_esp(walk: Walk, part: Part) -> None:
+    """What starts with the signature of a FAT volume."""
+    from erofs_edge.verify.esp import is_esp, verify_esp  # few disks have one, and it takes its time to load
+
+    read = functools.partial(walk.read, part)
+    if is_esp(read, part.size):
+        for _ in verify_esp(read, part.size, part.name, walk.key, walk.verdict):
+            pass
 
 
 def _values(walk: Walk, part: Part, fit: bytes) -> dict[str, str]:
@@ -86,20 +89,6 @@ def _check_system(
         block = walk.read(system, at * sb.hash_block_size, sb.hash_block_size)
         if hash_blocks(block, sb.hash_block_size, sb)[: sb.digest_size] != root_hash:
             raise VerificationError(f"{name} is another system than {part.name} opens")
-
-
-def check_alone(fd: int, table: gpt.Table, image: Path) -> None:
-    """No key is known: what is a FIT must at least say that somebody signed it."""
-    for part in _parts(table):
-        magic, size = os.pread(fd, 4, part.start), int.from_bytes(os.pread(fd, 4, part.start + 4), "big")
-        if magic != FDT_MAGIC.to_bytes(4, "big") or not FDT_HEADER.size <= size <= min(part.size, FIT_MAX):
-            continue
-        try:
-            signature = parse(os.pread(fd, size, part.start)).root.at(SIGNATURE_PATH)
-        except ErofsEdgeError:
-            continue
-        if signature is None or not signature.props.get("value"):
-            raise VerificationError(f"nobody signed {part.name}", where=str(image), hint=HINT)
 
 
 def _parts(table: gpt.Table) -> list[Part]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from erofs_edge.build.names import PUBLIC_KEY, RELEASE
 from erofs_edge.disk import gpt
 from erofs_edge.errors import FormatError, VerificationError
 
@@ -36,18 +37,18 @@ def refuse_unsigned(image: Path) -> None:
 
 
 def _check(fd: int, table: gpt.Table, image: Path) -> None:
-    from erofs_edge.build.record import RELEASE  # for a disk only: what looks into signatures takes its time to load
-    from erofs_edge.build.signing import PUBLIC_KEY
-    from erofs_edge.verify.signatures import check_alone, check_built
-
-    built = (image.parent / RELEASE).is_file() and (image.parent / PUBLIC_KEY).is_file()
-    check_built(fd, table, image) if built else check_alone(fd, table, image)
+    """For a disk only, and of a build: what looks into signatures takes its time to load."""
+    if (image.parent / RELEASE).is_file() and (image.parent / PUBLIC_KEY).is_file():
+        from erofs_edge.verify.signatures import check_built as check
+    else:
+        from erofs_edge.verify.unsigned import check_alone as check
+    check(fd, table, image)
 
 
 def is_development(image: Path) -> bool:
     """Whether an image lies in a build that was signed with a development key. Raises ErofsEdgeError where there is a
     build that cannot be read."""
-    from erofs_edge.build.record import RELEASE, read_release
+    from erofs_edge.build.record import read_release
 
     if not (image.parent / RELEASE).is_file():
         return False

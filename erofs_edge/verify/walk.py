@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from erofs_edge.errors import FormatError
 from erofs_edge.trust.key import VerificationKey
 from erofs_edge.verify.checks import Verdict
 from erofs_edge.verity.blocks import Source, read_exactly
 from erofs_edge.verity.superblock import Superblock
+
+FIT_MAX = 1 << 30
+"""bytes of a FIT that is looked at"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +55,17 @@ class Walk:
     def read(self, part: Part, offset: int, length: int) -> bytes:
         """Bytes of a partition; less at its end."""
         return read_exactly(self.fd, max(min(length, part.size - offset), 0), part.start + offset)
+
+
+def verity_of(values: dict[str, str]) -> tuple[Superblock, int, bytes]:
+    """(tree, its first block, root hash) that an initramfs opens. Raises FormatError."""
+    try:
+        salt = "" if values["SALT"] == "-" else values["SALT"]
+        size = int(values["BLOCK_SIZE"])
+        sb = Superblock(bytes(16), bytes.fromhex(salt), int(values["DATA_BLOCKS"]), "sha256", size, size)
+        first, root_hash = int(values["HASH_START"]), bytes.fromhex(values["ROOT_HASH"])
+    except (KeyError, ValueError) as error:
+        raise FormatError(f"the initramfs' values make no sense: {error}") from error
+    if len(root_hash) != sb.digest_size or first < sb.data_blocks:
+        raise FormatError("the initramfs' values make no sense")
+    return sb, first, root_hash

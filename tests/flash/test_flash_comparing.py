@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import plan_flash
 from erofs_edge.flash.survey import survey
 from erofs_edge.flash.target import Ability, FileTarget
+from erofs_edge.flash.threads import in_order
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.target import SimulatedTarget
 
@@ -66,6 +68,30 @@ def test_an_image_that_has_become_shorter(pair: tuple[Path, FileTarget]) -> None
         with pytest.raises(SourceError, match="shorter"):
             list(differences([(0, SIZE)], image.read_into, target))
     target.close()
+
+
+def test_work_of_several_threads_comes_in_order() -> None:
+    """However long each takes; a failure comes in its turn."""
+    ended = [threading.Event() for _ in range(100)]
+
+    def work(number: int) -> int:
+        if number < 2:
+            assert ended[number + 1].wait(60), "a later one is under way meanwhile"
+        ended[number].set()
+        if number == 5:
+            raise OSError("five")
+        return number * number
+
+    made = in_order(work, range(100), 3)
+    assert [next(made) for _ in range(5)] == [(number, number * number) for number in range(5)]
+    with pytest.raises(OSError, match="five"):
+        next(made)
+    assert list(in_order(work, [], 3)) == [] and list(in_order(work, [7], 3)) == [(7, 49)]
+    here = threading.get_ident()
+    assert list(in_order(lambda _: threading.get_ident(), [1], 4)) == [(1, here)]
+    some = in_order(lambda _: threading.get_ident(), range(1000), 4)
+    assert next(some)[1] != here
+    some.close()  # type: ignore[attr-defined]
 
 
 class Dear(SimulatedTarget):

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image of a disk of which no key is known: what is a FIT must at least say that somebody signed it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from erofs_edge.disk import gpt
+from erofs_edge.errors import ErofsEdgeError, VerificationError
+
+FDT_MAGIC = b"\xd0\x0d\xfe\xed"
+FIT_MAX = 1 << 30
+HINT = "--allow-unsigned, on a board whose sign.key is a development key"
+
+
+def check_alone(fd: int, table: gpt.Table, image: Path) -> None:
+    """Raises VerificationError where a FIT is not signed."""
+    for part in table.partitions:
+        start = part.first_lba * table.sector_size
+        if os.pread(fd, len(FDT_MAGIC), start) == FDT_MAGIC and not _is_signed(
+            fd, start, (part.last_lba + 1) * table.sector_size - start
+        ):
+            raise VerificationError(f"nobody signed {part.name}", where=str(image), hint=HINT)
+
+
+def _is_signed(fd: int, start: int, room: int) -> bool:
+    """Whether a FIT at `start`, with `room` bytes, has a signature; what is no FIT counts as if it had."""
+    from erofs_edge.boot.fdt import HEADER, parse
+    from erofs_edge.boot.fit import SIGNATURE_PATH
+
+    size = int.from_bytes(os.pread(fd, 4, start + 4), "big")
+    if not HEADER.size <= size <= min(room, FIT_MAX):
+        return True
+    try:
+        signature = parse(os.pread(fd, size, start)).root.at(SIGNATURE_PATH)
+    except ErofsEdgeError:
+        return True
+    return signature is not None and bool(signature.props.get("value"))
