@@ -27,6 +27,8 @@ from erofs_edge.cli.verity_options import (
 from erofs_edge.errors import FormatError, UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from erofs_edge.verity.check import Ranges
     from erofs_edge.verity.repair import Repair
     from erofs_edge.verity.source import Place
@@ -118,7 +120,8 @@ def verify(
 @verity.command("repair")
 @click.argument("image", type=IMAGE)
 @click.option("--root-hash", required=True, help="Hexadecimal, or @FILE that holds it.")
-@click.option("--from", "sources", type=IMAGE, multiple=True, help="A file that has blocks of IMAGE, anywhere in it.")
+@click.option("--from", "sources", type=click.Path(exists=True, path_type=Path), multiple=True,
+              metavar="FILE|FOLDER", help="What has blocks of IMAGE, anywhere in it.")  # fmt: skip
 @click.option("--fec-device", type=IMAGE, help="Where the parity is; it may be IMAGE.")
 @click.option("--fec-roots", type=ROOTS, help="Of the parity (default: from its size).")
 @click.option("--fec-offset", type=int, default=0, show_default=True, help="Byte where the parity begins.")
@@ -143,10 +146,10 @@ def repair_(
 ) -> None:
     """Correct the damaged blocks of IMAGE and of its tree in place; exit with 4 if some cannot be.
 
-    From --from files that have the blocks, or from parity. Only blocks that match the root hash afterwards are
-    written. Damaged parity of a whole image is made anew.
+    From --from files that have the blocks, all files of a folder, or from parity. Only blocks that match the root
+    hash afterwards are written. Damaged parity of a whole image is made anew.
     """
-    from erofs_edge.cli.verity_from import borrow
+    from erofs_edge.cli.verity_from import borrow, files_of
     from erofs_edge.verity.repair import repair as correct
 
     expected = root_hash_of(root_hash)
@@ -154,9 +157,9 @@ def repair_(
         raise UsageError("from where? --from FILE or --fec-device FILE, one of them")
     parity_needs_a_device(fec_device, fec_roots, fec_offset)
     if fec_device is None:
-        image_of = sources[0] if hash_offset is None else image
-        at = _hash_offset(image_of, hash_device, hash_offset, None, 0, str(image_of))
-        borrow(image, expected, sources, hash_device, at, dry_run=dry_run, jobs=jobs, as_json=as_json)
+        files = files_of(sources, image)
+        at = _hash_offset_of_any([image, *files], hash_device, hash_offset)
+        borrow(image, expected, files, hash_device, at, dry_run=dry_run, jobs=jobs, as_json=as_json)
         return
     hash_offset = _hash_offset(image, hash_device, hash_offset, fec_device, fec_offset, str(image))
     with Progress(f"verifying {image.name}") as progress:
@@ -276,6 +279,17 @@ def _repaired(found: Repair, dry_run: bool) -> str:
         verb = "can repair" if dry_run else "repaired"
         return f"{verb} {'; '.join(parts)} ({found.corrected} bytes)"
     return f"made {found.parity} bytes of parity anew" if found.parity else "nothing repaired"
+
+
+def _hash_offset_of_any(images: Sequence[Path], hash_device: Path | None, hash_offset: int | None) -> int:
+    """The same, of the first of these in which it is found: a damaged image may not tell any more."""
+    problem: UsageError | None = None
+    for image in images:
+        try:
+            return _hash_offset(image, hash_device, hash_offset, None, 0, str(image))
+        except UsageError as error:
+            problem = problem or error
+    raise problem or UsageError("no image")
 
 
 def _hash_offset(

@@ -9,7 +9,31 @@ from pathlib import Path
 import click
 
 from erofs_edge.cli.output import Progress, emit_json
-from erofs_edge.errors import VerificationError
+from erofs_edge.errors import UsageError, VerificationError
+
+FILES_MAX = 500  # that are open at a time
+BLOCK_MIN = 512  # bytes: what is smaller has no block
+
+
+def files_of(sources: Sequence[Path], image: Path) -> list[Path]:
+    """The files that `--from` names, those of folders in the order of their names, without the image itself.
+
+    Raises UsageError where there are none, or too many."""
+    found: list[Path] = []
+    for source in sources:
+        if not source.is_dir():
+            found.append(source)
+            continue
+        for path in sorted(source.rglob("*")):
+            if path.is_file() and not path.samefile(image) and path.stat().st_size >= BLOCK_MIN:
+                found.append(path)
+    if not found:
+        raise UsageError("there are no files to take blocks from", where=str(sources[0]))
+    if len(found) > FILES_MAX:
+        raise UsageError(
+            f"{len(found)} files, {FILES_MAX} are the most", where=str(sources[0]), hint="name some of them"
+        )
+    return found
 
 
 def borrow(

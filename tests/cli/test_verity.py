@@ -198,6 +198,27 @@ def test_parity_from_format_to_repair(image: Path, tmp_path: Path) -> None:
     assert run("repair", image, *options).stdout == f"{image}: nothing repaired\n"
 
 
+def test_repair_from_a_disk_and_from_a_folder(image: Path, tmp_path: Path) -> None:
+    """Where the blocks lie is another place each time; the damaged superblock is made anew, too."""
+    root = formatted(image)["root_hash"]
+    good, disk, store = image.read_bytes(), tmp_path / "disk", tmp_path / "store"
+    disk.write_bytes(bytes(3 * 4096) + good + bytes(4096))
+    (store / "more").mkdir(parents=True)
+    for number, at in enumerate(range(0, len(good), 40 * 4096)):
+        (store / "more" / f"piece{number}").write_bytes(good[at : at + 40 * 4096])
+    (store / "small").write_bytes(b"no block")
+    (store / "itself").symlink_to(image)
+    for source in (disk, store):
+        spoil(image, 0, 299 * 4096, 303 * 4096 + 9)
+        result = run("repair", image, "--root-hash", root, "--from", source)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith(f"{image}: repaired 2 data block(s): 0, 299; 1 hash block(s): 303")
+        assert image.read_bytes() == good
+    (tmp_path / "empty").mkdir()
+    result = run("repair", image, "--root-hash", root, "--from", tmp_path / "empty")
+    assert (result.exit_code, "there are no files to take blocks from" in result.stderr) == (2, True)
+
+
 def test_wrong_parity_is_told_and_made_anew(image: Path, tmp_path: Path) -> None:
     parity = tmp_path / "parity"
     root = formatted(image, "--fec-device", parity)["root_hash"]
