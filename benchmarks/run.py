@@ -25,6 +25,7 @@ SCRIPTS = (
     "kernel_readers_guest.py",
     "registry.py",
     "boot.py",
+    "serial.py",
     "fastboot.py",
     "diskless.py",
 )

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a serial line's rate is payload, and what damage costs, in the line's own time: a simulated U-Boot, whose
+receiver has the habits of the real one, on a line that is paced at the rate.
+
+usage: python benchmarks/serial.py [--windows N] [--seeds N]
+
+Written are N windows of data that does not pack, each with all that belongs to it: asking what is there, starting the
+receiver, the checksum in memory, writing, reading back. The disk is compared with the data each time. Damage hits every
+hundredth block once: a byte is changed, lost, doubled, or joined by another one, on the way there and on the way back.
+Prints a markdown table; a machine that is busy changes none of its numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+from erofs_edge.simulator.serial_line import Fault, SerialLine, no_fault
+from erofs_edge.simulator.uboot import UBoot
+from erofs_edge.transport.serial import uboot
+from erofs_edge.transport.serial.console import Console
+from erofs_edge.transport.serial.port import drive
+
+RATES = (115200, 921600)
+BLOCK_BYTES = 1033  # on the line, of a block and the gap behind it
+
+
+def damage(seed: int) -> Fault:
+    """One byte of 100 blocks."""
+    chance = random.Random(seed)
+
+    def fault(_way: str, _number: int, byte: int) -> bytes:
+        if chance.random() >= 0.01 / BLOCK_BYTES:
+            return bytes([byte])
+        changed, added = byte ^ 1 << chance.randrange(8), chance.randrange(256)
+        return chance.choice((bytes([changed]), b"", bytes([byte, byte]), bytes([byte, added])))
+
+    return fault
+
+
+def seconds(baud: int, data: bytes, fault: Fault) -> float:
+    """Time on the line to write the data."""
+    device = UBoot(bytearray(len(data) + (1 << 20)), baud=baud)
+    line, console = SerialLine(device, baud, fault=fault), Console(baud, 0.1)
+    drive(console.open(), line)
+    told = drive(uboot.learn(console), line)
+    disk = uboot.Disk(console, told, drive(uboot.disks(console, told), line)[0])
+    began, step = line.now, uboot.window_size(baud)
+    for at in range(0, len(data), step):
+        drive(disk.write(at, data[at : at + step]), line)
+    assert device.disk[: len(data)] == data
+    return line.now - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=5)
+    options, _ = parser.parse_known_args()
+    print("| line, baud | bytes | payload of the line's rate | every 100th block damaged | that costs |")
+    print("|---|---|---|---|---|")
+    for baud in RATES:
+        data = random.Random(baud).randbytes(options.windows * uboot.window_size(baud))
+        ideal = len(data) * 10 / baud
+        clean = seconds(baud, data, no_fault)
+        hurt = [seconds(baud, data, damage(seed)) for seed in range(options.seeds)]
+        print(
+            f"| {baud} | {len(data)} | {ideal / clean:.1%} | {ideal / max(hurt):.1%} to {ideal / min(hurt):.1%} "
+            f"| {min(hurt) / clean - 1:.1%} to {max(hurt) / clean - 1:.1%} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
