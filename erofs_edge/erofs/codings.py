@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from erofs_edge.codec.deflate import WINDOW_BITS
+from erofs_edge.codec.lz4 import OPTIMAL
 from erofs_edge.codec.registry import Codec, dictionary_for, find_codec
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.compress import CutRules
@@ -14,6 +15,7 @@ from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.plan import Node, Plan
 from erofs_edge.erofs.rules import CompressionRule
 
+TWIN = 128 << 10  # bytes, see least_twin: of 12 MB in 189 equal files 9 in 6 for a fifth of the time that all take
 LZ4_DISTANCE = 65535  # bytes a match may reach back
 
 
@@ -34,6 +36,15 @@ class Codings:
 
     def of(self, node: Node) -> CutRules | None:
         return self.special.get(node, self.default)
+
+    @property
+    def least_twin(self) -> int | None:
+        """Bytes of the smallest file of which equal ones are worth finding so that they are compressed once only; None
+        where compression takes less than reading files twice."""
+        used = [one for one in (self.default, *self.special.values()) if one is not None and one.level is not None]
+        if not used:
+            return None
+        return TWIN if all(one.codec.name == "lz4hc" and (one.level or 0) < OPTIMAL for one in used) else 0
 
     @property
     def has_records(self) -> bool:

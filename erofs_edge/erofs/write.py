@@ -335,13 +335,14 @@ def _store_contents(
     how = partial(store, pool=pool, special=codings.special, block_size=options.block_size)
     run = partial(how, cache=options.cache, meter=options.meter)
     try:
-        # reading files of equal size twice pays only where compression is slow
-        slow = any(one is not None and one.level is not None for one in (rules, *codings.special.values()))
         # a file of less than a block can have one too, if it does not fit beside its inode
         larger_than = options.block_size // 2 if options.dedupe else options.block_size
         if tails is Tails.ALL:
             larger_than = 0
-        twins = find_twins(contents, codings, pool, larger_than=larger_than) if slow or options.shares else {}
+        least = 0 if options.shares else codings.least_twin
+        if least is not None and tails is Tails.BLOCK:
+            larger_than = max(larger_than, least)
+        twins = find_twins(contents, codings, pool, larger_than=larger_than) if least is not None else {}
         repeats = Repeats()
         if options.dedupe and tails is not Tails.ALL:
             originals = (node for node in contents if node not in twins)

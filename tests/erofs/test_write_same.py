@@ -53,8 +53,8 @@ def test_cache_cold_warm_and_foreign(tmp_path: Path) -> None:
 
 def test_files_that_are_equal_in_the_middle(tmp_path: Path) -> None:
     """Of large ones only that is compared first: they are equal when all of them is."""
-    data = text(100_000)
-    changed = [bytes([data[at] ^ 1]).join((data[:at], data[at + 1 :])) for at in (0, 40_000, 60_000, 99_999)]
+    data = text(150_000)
+    changed = [bytes([data[at] ^ 1]).join((data[:at], data[at + 1 :])) for at in (0, 70_000, 80_000, 149_999)]
     tree = FileTree()
     for i, content in enumerate([data, *changed, data]):
         tree.add(f"f{i}", file(content))
