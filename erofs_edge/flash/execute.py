@@ -11,9 +11,9 @@ from __future__ import annotations
 import errno
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from erofs_edge.flash import slot_state
-from erofs_edge.flash.delta import Frame, Reference, frames
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
@@ -21,6 +21,9 @@ from erofs_edge.flash.readback import Expected, check
 from erofs_edge.flash.survey import NOWHERE, Findings, Step, chunks, compare, everything
 from erofs_edge.flash.target import Ability, Target
 from erofs_edge.flash.threads import Threads
+
+if TYPE_CHECKING:
+    from erofs_edge.flash.delta import Reference
 
 
 @dataclass(slots=True)
@@ -155,6 +158,8 @@ class _Job:
         self, region: Region, todo: Findings, result: RegionResult, reference: Reference | None, at: Guarded
     ) -> Findings:
         """Give the target what is smaller packed; the rest."""
+        from erofs_edge.flash.delta import Frame, frames
+
         rest = Findings()
         for piece in frames(region, todo, self.image, reference):
             if not isinstance(piece, Frame):

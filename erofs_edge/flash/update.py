@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from erofs_edge.disk import gpt, slots
-from erofs_edge.disk.fat_read import Volume
 from erofs_edge.disk.slots import SlotState
 from erofs_edge.errors import DeviceRefusedError, FormatError
 from erofs_edge.flash import slot_state
@@ -66,6 +65,8 @@ def _starts_slots(partition: gpt.Partition, table: gpt.Table, image: Image) -> b
     """Whether a partition is an EFI system partition with kernel images that systemd-boot chooses from."""
     if partition.type_guid != gpt.TYPE_ESP:
         return False
+    from erofs_edge.disk.fat_read import Volume
+
     start, size = partition.first_lba * table.sector_size, partition.last_lba - partition.first_lba + 1
     try:
         volume = Volume(lambda at, length: image.read(start + at, length), size * table.sector_size)
