@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from erofs_edge.errors import BootCheckError, CapacityError, ToolError, UsageError
+from erofs_edge.errors import BootCheckError, CapacityError, DeviceError, ToolError, UsageError
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.lockfile import load_lock, lock_path
 from erofs_edge.manifest.model import Board, size_bytes
@@ -37,6 +37,8 @@ READY, FAILED = b"erofs-edge: provisioning ready", b"erofs-edge: provisioning fa
 PORT = 10809
 """of the disk inside the machine, the control export is behind it: provision/init.sh"""
 START = 300.0  # seconds until a machine can be reached; a busy host takes many times as long as an idle one
+LOG = "console.txt"  # what the machine says, in its folder
+SAID = 200  # bytes of it, for a hint
 LOOK = 0.05  # seconds between two looks at it
 END = 20.0  # seconds that QEMU has to end by itself
 GUEST = "10.0.2.15/24"
@@ -64,7 +66,19 @@ def attached(
         begin = {"serial": _serial, "nbd": _nbd, "nbds": _nbds, "fastboot": _fastboot}[transport]
         with begin(board, out, emulator, disk, folder) as address:
             say(f"QEMU {emulator.version_text} has {disk}; the board is at {address}")
-            yield address
+            with telling(folder / LOG):
+                yield address
+
+
+@contextmanager
+def telling(log: Path) -> Iterator[None]:
+    """A machine that fails, or is silent, while the block runs: what it said last is the hint, where there is none."""
+    try:
+        yield
+    except DeviceError as error:
+        if error.hint is None and log.exists() and (said := " ".join(clean(log.read_bytes()[-SAID:]).split())):
+            error.hint = f"its console ends with: {said}"
+        raise
 
 
 @contextmanager
@@ -120,7 +134,7 @@ def _provisioning(
     parts = build_provisioning(board.value, load_lock(lock_path(board.path)), Cache(), credentials)
     (folder / "kernel").write_bytes(parts.kernel)
     (folder / "initramfs").write_bytes(parts.initramfs)
-    port, log = _two_ports(), folder / "console.txt"
+    port, log = _two_ports(), folder / LOG
     rules = "".join(f",hostfwd=tcp:127.0.0.1:{port + n}-:{PORT + n}" for n in (0, 1))
     command = [
         str(emulator.program), "-no-user-config", "-nodefaults", "-display", "none", "-machine", qemu.machine,
@@ -147,7 +161,7 @@ def _provisioning(
 
 @contextmanager
 def _fastboot(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, folder: Path) -> Iterator[str]:
-    port, log = _udp_port(), folder / "console.txt"
+    port, log = _udp_port(), folder / LOG
     command = [
         str(emulator.program), *_loader(board.value, emulator, disk, folder, prompt=False), *network_arguments(port),
         "-serial", f"file:{_escaped(log)}", "-monitor", "none", "-no-reboot",

@@ -17,10 +17,10 @@ from click.testing import CliRunner
 from sweep import started
 
 from erofs_edge.cli.main import cli
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import DeviceError, UsageError
 from erofs_edge.flash.image import Image
 from erofs_edge.manifest.load import load_board
-from erofs_edge.qemu.attach import attached
+from erofs_edge.qemu.attach import attached, telling
 from erofs_edge.qemu.flashing import card_arguments, flashing_tree, script
 from erofs_edge.simulator.images import disk_image
 from erofs_edge.transport.fastboot.uboot import consents
@@ -45,6 +45,19 @@ def test_cards_have_sizes_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="only powers of two") as caught:
         card_arguments(tmp_path / "disk", 3 << 30)
     assert "qemu:nbd" in (caught.value.hint or "")
+
+
+def test_a_machine_that_fails_has_said_something(tmp_path: Path) -> None:
+    log = tmp_path / "console.txt"
+    for said, known, hint in (
+        (b"MMC read: dev # 0 ... ", None, "its console ends with: MMC read: dev # 0 ..."),
+        (b"MMC read", "pull the plug", "pull the plug"),
+        (b"", None, None),
+    ):
+        log.write_bytes(said)
+        with pytest.raises(DeviceError) as caught, telling(log):
+            raise DeviceError("the device does not answer", hint=known)
+        assert caught.value.hint == hint
 
 
 def test_its_device_tree_has_the_script() -> None:
