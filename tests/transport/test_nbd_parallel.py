@@ -47,11 +47,12 @@ def serve(tmp_path: Path, oracle: Callable[[str], str]) -> Iterator[Serve]:
 @pytest.mark.oracle
 def test_the_same_bytes_come_and_go_over_four_connections(serve: Serve, tmp_path: Path) -> None:
     link = Connections(serve(), count=4)
-    assert link.count == 4
     want = (tmp_path / "image").read_bytes()
     for offset, length in ((0, SIZE), (12345, 7 << 20), (SIZE - 100, 100), (1, (512 << 10) + 1), (0, 0)):
         assert link.read(offset, length) == want[offset : offset + length]
     assert link.received > SIZE + (7 << 20)
+    link.settle()
+    assert link.count == 4
     data = random.Random(2).randbytes((5 << 20) + 77)
     sent = link.sent
     link.write(3 << 20, data)
@@ -131,6 +132,16 @@ def test_a_server_that_takes_no_second_connection_gets_none(serve: Serve, tmp_pa
     link = Connections(serve("multi-conn", multi_conn_mode="disable"), count=4)
     assert link.count == 1
     assert link.read(0, SIZE) == (tmp_path / "image").read_bytes()
+    link.close()
+
+
+@pytest.mark.oracle
+def test_a_server_with_a_limit_is_read_by_those_that_it_takes(serve: Serve, tmp_path: Path) -> None:
+    link = Connections(serve("limit", limit="2"), count=4)
+    assert link.read(0, SIZE) == (tmp_path / "image").read_bytes()
+    link.settle()
+    assert link.count <= 2
+    assert link.read(7, SIZE - 7) == (tmp_path / "image").read_bytes()[7:]
     link.close()
 
 

@@ -27,8 +27,10 @@ REPLIES_MAX = 64  # to one option
 STATUS_MAX = 4 + 8 * 65536  # bytes of a block status chunk
 _DESCRIPTOR = Struct(">II")
 _OFFSET = Struct(">Q")
+_OFFSET_DATA = int(Chunk.OFFSET_DATA)
 _HOLE = Struct(">QI")
-EARLY = 28  # bytes: the head of a chunk with data, all of it
+_DATA = Struct(">IHHQIQ")  # magic, flags, type, cookie, length, offset: the head of a chunk with data, all of it
+EARLY = _DATA.size  # bytes
 _LENGTH_OFFSET = Struct(">IQ")  # of a chunk with data, and where it is from
 _COMMON = Struct(">IHHQ")  # what simple and structured answers start with: magic, error or (flags, type), cookie
 
@@ -85,10 +87,12 @@ class Pending:
     extents  (length in bytes, flags) of a block status request
     """
 
-    __slots__ = ("_covered", "command", "done", "error", "extents", "length", "message", "offset", "target")
+    __slots__ = ("_covered", "command", "cookie", "done", "error", "extents", "length", "message", "offset", "target")
 
-    def __init__(self, command: Command, offset: int, length: int, target: memoryview | Take | None = None) -> None:
-        self.command, self.offset, self.length, self.target = command, offset, length, target
+    def __init__(
+        self, cookie: int, command: Command, offset: int, length: int, target: memoryview | Take | None = None
+    ) -> None:
+        self.cookie, self.command, self.offset, self.length, self.target = cookie, command, offset, length, target
         self.error, self.message, self.done = 0, "", False
         self.extents: list[tuple[int, int]] = []
         self._covered: list[tuple[int, int]] = []
@@ -106,9 +110,10 @@ class Pending:
             )
 
     def cover(self, start: int, length: int) -> None:
+        """These bytes of the export come. Raises ProtocolError where they were not asked for, or more than was."""
         if length <= 0 or start < self.offset or start + length > self.offset + self.length:
             raise ProtocolError(f"answer for {length} bytes at {start:#x}, which were not asked for")
-        if sum(end - begin for begin, end in self._covered) + length > self.length:
+        if self._covered and sum(end - begin for begin, end in self._covered) + length > self.length:
             raise ProtocolError(f"more data than asked for at {self.offset:#x}")
         self._covered.append((start, start + length))
 
@@ -186,7 +191,7 @@ class Client:
             raise ProtocolError("a request before the negotiation is over")
         self._cookie += 1
         self._reads += command is Command.READ
-        pending = self._pending[self._cookie] = Pending(command, offset, length, target)
+        pending = self._pending[self._cookie] = Pending(self._cookie, command, offset, length, target)
         self.outbox.append(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, command, self._cookie, offset, length))
         if payload is not None:
             self.outbox.append(payload)
@@ -258,6 +263,12 @@ class Client:
         export.size, export.flags = size, Transmission(flags)
 
     def _answer(self, export: Export) -> Machine:
+        if len(self._early) == EARLY:  # nearly all of what is read
+            magic, flags, kind, cookie, length, start = _DATA.unpack(self._early)
+            if magic == wire.STRUCTURED_MAGIC and kind == _OFFSET_DATA and export.structured:
+                self._early = b""
+                yield from self._part(self._find(cookie), flags, length, start)
+                return
         magic, high, low, cookie = _COMMON.unpack((yield from self._next(_COMMON.size)))
         if magic == wire.STRUCTURED_MAGIC and export.structured:
             yield from self._structured(export, high, low, cookie)
@@ -273,25 +284,31 @@ class Client:
         if pending.target is not None and not error:
             if export.structured:
                 raise ProtocolError("a simple answer to a read, after structured ones were agreed")
-            yield from self._data(pending, pending.offset, pending.length, last=False)
+            yield from self._data(pending, pending.offset, pending.length, last=0)
         pending.error = error
-        self._finish(cookie)
+        self._finish(pending)
 
     def _structured(self, export: Export, flags: int, kind: int, cookie: int) -> Machine:
-        pending, last = self._find(cookie), bool(flags & wire.CHUNK_DONE)
-        if kind == Chunk.OFFSET_DATA and pending.target is not None:
+        pending = self._find(cookie)
+        if kind == _OFFSET_DATA:
             length, start = _LENGTH_OFFSET.unpack((yield from self._next(_LENGTH_OFFSET.size)))
-            size = length - _OFFSET.size
-            if size <= 0:
-                raise ProtocolError(f"a chunk of type {kind:#x} and {length} bytes for a {pending.command.name}")
-            pending.cover(start, size)
-            yield from self._data(pending, start, size, last=last)
-        else:
-            length = int.from_bytes((yield from self._next(4)), "big")
-            yield from self._without_data(pending, export, kind, length)
+            yield from self._part(pending, flags, length, start)
+            return
+        yield from self._without_data(pending, export, kind, int.from_bytes((yield from self._next(4)), "big"))
+        if flags & wire.CHUNK_DONE:
+            self._check_done(pending)
+            self._finish(pending)
+
+    def _part(self, pending: Pending, flags: int, length: int, start: int) -> Machine:
+        """A chunk with data from `start` on, of which the head has come."""
+        size, last = length - _OFFSET.size, flags & wire.CHUNK_DONE
+        if size <= 0 or pending.target is None:
+            raise ProtocolError(f"a chunk of type {_OFFSET_DATA:#x} and {length} bytes for a {pending.command.name}")
+        pending.cover(start, size)
+        yield from self._data(pending, start, size, last=last)
         if last:
             self._check_done(pending)
-            self._finish(cookie)
+            self._finish(pending)
 
     def _without_data(self, pending: Pending, export: Export, kind: int, length: int) -> Machine:
         if kind & wire.IS_ERROR:
@@ -312,7 +329,7 @@ class Client:
         elif kind != Chunk.NONE or length:
             raise ProtocolError(f"a chunk of type {kind:#x} and {length} bytes for a {pending.command.name}")
 
-    def _data(self, pending: Pending, start: int, length: int, *, last: bool) -> Machine:
+    def _data(self, pending: Pending, start: int, length: int, *, last: int) -> Machine:
         """Bytes of the export from `start` on come now: a part of what was asked for. None of them came early, which is
         never more than the head of a chunk with data.
 
@@ -352,8 +369,8 @@ class Client:
             raise ProtocolError(f"an answer to a request that was not made (cookie {cookie:#x})")
         return pending
 
-    def _finish(self, cookie: int) -> None:
-        pending = self._pending.pop(cookie)
+    def _finish(self, pending: Pending) -> None:
+        del self._pending[pending.cookie]
         pending.done = True
         self._reads -= pending.command is Command.READ
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = 30.0  # seconds without a byte from, or to, the peer
 PIECE = 256 << 10  # bytes of a request: it stays in the cache of the processor that writes it to the medium
-WINDOW = 32  # requests under way
+WINDOW = 64  # requests under way
 STATUS_SPAN = 1 << 30  # bytes that one block status request asks for
 ZERO_SPAN = 1 << 30
 

@@ -15,6 +15,7 @@ from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 
+from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.transport.nbd.client import Take
 from erofs_edge.transport.nbd.connect import TIMEOUT, Address, Connection, Trust
 from erofs_edge.transport.nbd.wire import Transmission
@@ -27,32 +28,25 @@ Job = Callable[[Connection], None]
 
 
 class Connections(Connection):
-    """As `Connection`, with a thread for each; one only where the server takes no second one."""
+    """As `Connection`; the first large range opens others, each with a thread, where the server takes more than one."""
 
     def __init__(
         self, address: Address, *, trust: Trust | None = None, timeout: float = TIMEOUT, count: int | None = None
     ) -> None:
         """`count`: of connections; by default one for each processor that this process may use."""
         super().__init__(address, trust=trust, timeout=timeout)
-        self._others: list[Connection] = []
-        self._idle: SimpleQueue[Connection] = SimpleQueue()
-        self._failures: list[BaseException] = []
-        self._jobs: SimpleQueue[tuple[Connection, Job] | None] = SimpleQueue()
-        self._threads: list[Thread] = []
         count = count or min(CONNECTIONS, len(os.sched_getaffinity(0)))
-        try:
-            while self.export.can(Transmission.CAN_MULTI_CONN) and self.count < count:
-                self._others.append(Connection(address, trust=trust, timeout=timeout))
-        except BaseException:
-            self.close()
-            raise
-        for connection in (self, *self._others):
-            self._idle.put(connection)
+        self._count = count if self.export.can(Transmission.CAN_MULTI_CONN) else 1
+        self._others: list[Connection] = []
+        self._failures: list[BaseException] = []
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._idle: SimpleQueue[bool] = SimpleQueue()  # True for a thread without a job, False for one that has ended
+        self._threads: list[Thread] = []
 
     @property
     def count(self) -> int:
-        """Connections that are open."""
-        return 1 + len(self._others)
+        """Connections that are used for what is large: open, or about to be opened."""
+        return self._count
 
     @property
     def sent(self) -> int:
@@ -102,10 +96,12 @@ class Connections(Connection):
             )
 
     def settle(self) -> None:
-        links = [self._idle.get() for _ in range(self.count)] if self._threads else []
-        for link in links:
-            self._idle.put(link)
-        self._tell()
+        if self._threads:
+            for _ in range(self._ready(everyone=True)):
+                self._idle.put(True)
+        failures, self._failures = self._failures, []
+        if failures:
+            raise failures[0]
 
     def close(self) -> None:
         for _ in self._threads:
@@ -136,29 +132,43 @@ class Connections(Connection):
 
     def _post(self, job: Job) -> None:
         """Have it done by a connection that has nothing to do. Raises what an earlier one met with."""
-        link = self._idle.get()
+        while len(self._threads) < self._count:
+            link = None if self._threads else self
+            self._threads.append(Thread(target=self._work, args=(link,), name="nbd", daemon=True))
+            self._threads[-1].start()
+        self._ready(everyone=False)
         if self._failures:
-            self._idle.put(link)
+            self._idle.put(True)
             self.settle()
-        self._jobs.put((link, job))
-        if len(self._threads) < self.count:
-            thread = Thread(target=self._work, name="nbd", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self._jobs.put(job)
 
-    def _work(self) -> None:
-        """A thread that carries out jobs, until None comes instead of one."""
-        while (todo := self._jobs.get()) is not None:
-            link, job = todo
+    def _ready(self, *, everyone: bool) -> int:
+        """Until a thread, or every one, has nothing to do; how many have not."""
+        idle = 0
+        while idle < (self._count if everyone else 1):
+            if self._idle.get():
+                idle += 1
+            else:
+                self._count -= 1
+        return idle
+
+    def _work(self, link: Connection | None) -> None:
+        """A thread that carries out jobs, until None comes instead of one. Without a link it opens one; where that
+        fails, for a server may have a limit, there is one thread less, but never none: the first has a link."""
+        if link is None:
+            try:
+                link = Connection(self.address, trust=self._trust, timeout=self._timeout)
+            except BaseException as error:
+                if not isinstance(error, ErofsEdgeError):
+                    self._failures.append(error)
+                self._idle.put(False)
+                return
+            self._others.append(link)
+        self._idle.put(True)
+        while (job := self._jobs.get()) is not None:
             try:
                 job(link)
             except BaseException as error:
                 self._failures.append(error)
             finally:
-                self._idle.put(link)
-
-    def _tell(self) -> None:
-        """The first failure, once."""
-        failures, self._failures = self._failures, []
-        if failures:
-            raise failures[0]
+                self._idle.put(True)
