@@ -15,20 +15,21 @@ Deadline = Callable[..., Told]
 
 @pytest.fixture
 def deadline(tmp_path: Path, repository: Path) -> Deadline:
-    """deadline(state, good=…, slot=…, images=…): what it says on the console, and the calls of systemctl."""
-    top = tmp_path
+    """deadline(state, good=…, slot=…, images=…, appears=…): what it says on the console, and the calls of systemctl.
+    The partitions are there from the `appears`th wait on."""
+    top, labels = tmp_path, "$TOP/dev/disk/by-partlabel"
     text = (repository / "manifests/files/edge-minimal/usr/lib/erofs-edge/deadline").read_text()
-    for place in ("/run/erofs-edge", "/sys/firmware/efi", "/dev/console", "/dev/disk/by-partlabel/esp"):
+    for place in ("/run/erofs-edge", "/sys/firmware/efi", "/dev/console", "/dev/disk/by-partlabel"):
         text = text.replace(place, f"{top}{place}")
-    text = text.replace("sleep 90", ":")
-    (top / "run/erofs-edge").mkdir(parents=True)
-    (top / "dev").mkdir()
-    (top / "bin").mkdir()
+    for folder in ("run/erofs-edge", "dev/disk/by-partlabel", "bin"):
+        (top / folder).mkdir(parents=True)
     stand_ins = {
         "systemctl": 'echo "$*" >>"$TOP/calls"\ncase $* in\n*is-active*) [ -e "$TOP/good" ] ;;\n'
         '*list-units*) cat "$TOP/failed" ;;\nesac',
-        "fw_printenv": 'value=$(grep "^$2=" "$TOP/state") && echo "${value#*=}"',
-        "mount": "",
+        "sleep": 'echo x >>"$TOP/waits"\n[ "$(wc -l <"$TOP/waits")" -lt "$APPEARS" ] || '
+        f'touch "{labels}/misc" "{labels}/esp"',
+        "fw_printenv": f'[ -e "{labels}/misc" ] && value=$(grep "^$2=" "$TOP/state") && echo "${{value#*=}}"',
+        "mount": f'[ -e "{labels}/esp" ]',
         "umount": "",
     }
     for name, body in stand_ins.items():
@@ -37,7 +38,13 @@ def deadline(tmp_path: Path, repository: Path) -> Deadline:
     (top / "deadline").write_text(text)
 
     def run(
-        state: str, *, good: bool = False, slot: str = "b", failed: str = "", images: tuple[str, ...] | None = None
+        state: str,
+        *,
+        good: bool = False,
+        slot: str = "b",
+        failed: str = "",
+        images: tuple[str, ...] | None = None,
+        appears: int = 1,
     ) -> Told:
         (top / "run/erofs-edge/boot").write_text(f"slot={slot}\nroot_hash=00\n")
         (top / "state").write_text(state.replace(" ; ", "\n") + "\n")
@@ -52,7 +59,7 @@ def deadline(tmp_path: Path, repository: Path) -> Deadline:
             folder.mkdir(parents=True)
             for name in images:
                 (folder / name).touch()
-        environment = {"PATH": f"{top}/bin:/usr/bin:/bin", "TOP": str(top)}
+        environment = {"PATH": f"{top}/bin:/usr/bin:/bin", "TOP": str(top), "APPEARS": str(appears)}
         subprocess.run(["sh", str(top / "deadline")], env=environment, check=True, timeout=60)
         return (top / "dev/console").read_text().strip(), (top / "calls").read_text().splitlines()
 
@@ -88,6 +95,13 @@ def test_the_board_restarts_where_another_slot_could_start(deadline: Deadline, s
 def test_without_a_failed_unit_it_was_too_slow(deadline: Deadline) -> None:
     said, _ = deadline("BOOT_ORDER=A B ; BOOT_A_LEFT=2 ; BOOT_B_LEFT=1", slot="a")
     assert said == "erofs-edge: slot a is not well: it did not come up in time; the board restarts"
+
+
+@pytest.mark.parametrize("images", [None, ("erofs-edge-2-b+1-2.efi", "erofs-edge-1-a.efi")])
+def test_partitions_are_waited_for(deadline: Deadline, images: tuple[str, ...] | None) -> None:
+    """udev may come to them after everything else: a state that is not read looks as if there were no other slot."""
+    said, calls = deadline("BOOT_ORDER=B A ; BOOT_A_LEFT=4 ; BOOT_B_LEFT=0", images=images, appears=7)
+    assert said.endswith("the board restarts") and calls[2:] == RESTARTS
 
 
 def test_a_board_without_slots_goes_on(deadline: Deadline) -> None:
