@@ -10,7 +10,7 @@ help:
 	@echo "make test-boot  every tamper scenario, boot chain and bypass in QEMU"
 	@echo "make systems  builds every stock system and boots it until its checks pass (about 15 minutes)"
 	@echo "make lint   ruff and mypy"
-	@echo "make fuzz   hostile EROFS images and signed containers; FUZZ=\"--cases 1000000\", FUZZ_SIGNED likewise"
+	@echo "make fuzz   hostile EROFS images and signed containers, trees for the writer; FUZZ=\"--cases 1000000\", FUZZ_SIGNED, FUZZ_WRITER likewise"
 	@echo "make power-cuts  a million power cuts while simulated boards are flashed; CUTS=\"--cuts 10000\""
 	@echo "make compare  the stock system configured by its packages' own scripts in QEMU, against the declarative way"
 	@echo "make bench  the benchmarks against the peers; docs/benchmarks.md says what they mean"
@@ -60,6 +60,7 @@ fuzz:
 	@$(VENV)/bin/erofs-edge tools fetch --oracles
 	$(VENV)/bin/python tools/fuzz-erofs $(FUZZ)
 	$(VENV)/bin/python tools/fuzz-signed $(FUZZ_SIGNED)
+	$(VENV)/bin/python tools/fuzz-writer $(FUZZ_WRITER)
 
 power-cuts:
 	@tools/bootstrap $(VENV) dev
