@@ -24,6 +24,7 @@ from erofs_edge.erofs.ondisk import (
 )
 from erofs_edge.errors import SourceError, UsageError
 
+NAME_MAX = 255  # bytes of an attribute's whole name: XATTR_NAME_MAX of Linux
 SHARED_MAX = 255  # shared attributes of one inode: an 8-bit count
 ICOUNT_MAX = 0xFFFF
 PREFIXES_MAX = 128
@@ -80,8 +81,12 @@ DEFAULT_RULES = AttributeRules()
 
 
 def count_attributes(sets: Iterable[dict[bytes, bytes]]) -> Counter[Attribute]:
-    """How many inodes carry each attribute."""
-    return Counter(attribute for xattrs in sets for attribute in xattrs.items())
+    """How many inodes carry each attribute; of one with more than it can share, the first ones count."""
+    return Counter(
+        attribute
+        for xattrs in sets
+        for attribute in (xattrs.items() if len(xattrs) <= SHARED_MAX else sorted(xattrs.items())[:SHARED_MAX])
+    )
 
 
 def shared_area(
@@ -158,8 +163,10 @@ def split_name(name: bytes) -> tuple[int, bytes]:
         exact = not prefix.endswith(b".")
         if (name == prefix) if exact else (name.startswith(prefix) and len(name) > len(prefix)):
             suffix = name[len(prefix) :]
-            if len(suffix) > 255 or b"\0" in suffix:
+            if b"\0" in suffix:
                 break
+            if len(name) > NAME_MAX:
+                raise SourceError(f"attribute name of {len(name)} bytes, which Linux cannot read: {_shown(name)}")
             return index, suffix
     raise SourceError(f"attribute name {_shown(name)} cannot be stored in EROFS")
 

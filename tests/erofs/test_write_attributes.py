@@ -22,7 +22,7 @@ from erofs_edge.erofs.gate import parse_kernel
 from erofs_edge.erofs.ondisk import COMPAT_PLAIN_XATTR_PFX, COMPAT_XATTR_FILTER, INCOMPAT_XATTR_PREFIXES
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.read import Image
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import SourceError, UsageError
 from erofs_edge.tree import FileTree, Inode
 
 # user::rw-, user:1000:r--, group::r--, mask::r--, other::---
@@ -115,6 +115,30 @@ def test_no_attributes_at_all(tmp_path: Path) -> None:
     with Image(tmp_path / "i") as image:
         assert diff(image.tree(), bare) == []
         assert not image.superblock.raw.feature_compat & COMPAT_XATTR_FILTER
+
+
+def test_more_attributes_than_one_inode_can_share(tmp_path: Path) -> None:
+    """What nobody refers to is not stored as shared."""
+    made = FileTree()
+    many = {b"user.%03d" % number: b"v" for number in range(300)}
+    made.add("a", file(b"", xattrs=many))
+    made.add("b", file(b"", xattrs=many))
+    made.add("c", file(b"", xattrs={b"user.299": b"v"}))
+    write(made, image := tmp_path / "i", xattr_tolerance=0)
+    assert check(image).findings == []
+    with Image(image) as opened:
+        assert diff(opened.tree(), made) == []
+
+
+@pytest.mark.parametrize("name", [b"user." + b"n" * 251, b"trusted." + b"n" * 248])
+def test_names_are_no_longer_than_linux_reads(tmp_path: Path, name: bytes) -> None:
+    made = FileTree()
+    made.add("a", file(b"", xattrs={name[:-1]: b"v"}))
+    write(made, tmp_path / "i")
+    made.add("a", file(b"", xattrs={name: b"v"}))
+    with pytest.raises(SourceError, match="attribute name of 256 bytes") as caught:
+        write(made, tmp_path / "i")
+    assert caught.value.where == "/a"
 
 
 @pytest.mark.parametrize(
