@@ -97,7 +97,7 @@ class FileStore:
         self._unsettled: dict[Node, _Placed] = {}
         self.packer = Packer(options.block_size)
         self.compressed = self.stored = self.reused = self.shared = self.repeats = self.repeated = 0
-        self.features = self._features_of_files = self.excess = 0
+        self.features = self.excess = 0
 
     def take(self, stored: Stored) -> None:
         """Pieces of one file come one after the other, as the pipeline yields them."""
@@ -180,9 +180,9 @@ class FileStore:
             self._chunks.settle(where)
 
     def place_fragments(self, old: OldPacked | None = None) -> None:
-        """Every file is stored: make the indexes that name places in the packed inode, as `old` has them if given."""
+        """Every file is stored and the packed inode complete: make the indexes that name places in it. With `old`
+        what is there stays there."""
         self.packer.close(old)
-        self._features_of_files = self.features
         for node, placed in self._unplaced:
             if self._moves:
                 self._unsettled[node] = placed
@@ -200,7 +200,7 @@ class FileStore:
         """Forget the packed inode, which was stored last: it will be stored in another way."""
         assert isinstance(self._sink, Spool)  # noqa: S101 - only then there is another way
         self._sink.rewind(self._first_run)
-        self.features, self.excess = self._features_of_files, 0
+        self.excess = 0
 
     @property
     def fragments(self) -> int:
