@@ -8,12 +8,13 @@ is here, if the target is proved to hold it. Neither believes a hash tree that t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from erofs_edge.flash.delta import Reference
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
-from erofs_edge.flash.survey import WINDOW, Findings, chunks, digest, holds
+from erofs_edge.flash.survey import WINDOW, Findings, Older, chunks, digest, holds
 from erofs_edge.flash.target import BLOCK, Ability, Target
 from erofs_edge.flash.update import Layout, plan_slot, read_layout
 
@@ -38,6 +39,21 @@ def references(baseline: Path, layout: Layout, plan: Plan, target: Target) -> di
             if slot != plan.update.slot.lower() and all(holds(region, old, target) for region in regions):
                 return dict(zip(plan.contents, (_content(region, old) for region in regions), strict=True))
     return {}
+
+
+@contextmanager
+def older(baseline: Path | None, layout: Layout, plan: Plan) -> Iterator[dict[Region, Older]]:
+    """What the slot that is written may hold still, by its regions: an older image. It is asked for, not believed."""
+    if baseline is None or plan.update is None:
+        yield {}
+        return
+    with Image(baseline) as old:
+        there = read_layout(old)
+        if there is None or any(there.places.get(name) != place for name, place in _slotted(layout).items()):
+            yield {}
+            return
+        regions = plan_slot(old, there, plan.update.slot.lower()).contents
+        yield {region: Older(old, one.shift, one.end) for region, one in zip(plan.contents, regions, strict=True)}
 
 
 def find_copies(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from erofs_edge.disk import slots
 from erofs_edge.errors import UsageError, VerificationError
-from erofs_edge.flash.copies import find_copies, references
+from erofs_edge.flash.copies import find_copies, older, references
 from erofs_edge.flash.delta import Reference
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
@@ -90,7 +90,8 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
         plan = plan_update(source, layout, record, wish.slot, target.abilities)
         if wish.full or not can_read:
             return Prepared(plan, None, record)
-        found = compare(plan.regions, source, target, step)
+        with older(wish.baseline, layout, plan) as before:
+            found = compare(plan.regions, source, target, step, before)
         known = _known(wish, layout, plan, target, step) if any(f.write for f in found.values()) else {}
         if Ability.PATCH not in target.abilities or not known:
             found = find_copies(found, source, layout, plan, target, known)

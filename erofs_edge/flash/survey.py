@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 
 from erofs_edge.flash.comparing import CHUNK, Range, pieces
 from erofs_edge.flash.comparing import differences as by_reading
@@ -32,6 +33,7 @@ DIGEST_BYTES = {"sha256": 32, "sha256-232": 29}
 Progress = Callable[[int, int], None]
 Step = Callable[[str], AbstractContextManager[Progress]]
 """step("Writing 'boot_a'") around each piece of work; what it yields is told (done, total) in bytes"""
+Known = Callable[[int, int, bytes], list[Range] | None]
 Told = Callable[[int], None]
 """told(bytes looked at so far)"""
 
@@ -64,15 +66,38 @@ class Findings:
         return sum(end - start for start, end in self.zero)
 
 
+@dataclass(frozen=True, slots=True)
+class Older:
+    """An older image that a region may hold still: byte X of the target was byte X - `shift` of it, up to `end`. Where
+    a digest says so, what differs is known without more questions."""
+
+    image: Image
+    shift: int
+    end: int
+
+    def differing(self, offset: int, data: memoryview, answer: bytes, name: str) -> list[Range] | None:
+        """The blocks in which this image differs from `data` at an offset; None where the target does not hold it."""
+        if offset + len(data) > self.end:
+            return None
+        old = memoryview(self.image.read(offset - self.shift, len(data)))
+        if digest(name, old) != answer:
+            return None
+        starts = range(0, len(data), BLOCK)
+        wrong = [at for at in starts if old[at : at + BLOCK] != data[at : at + BLOCK]]
+        return [(offset + at, offset + min(at + BLOCK, len(data))) for at in wrong]
+
+
 def everything(region: Region) -> Findings:
     """What there is to do where nothing is known: all of the data, and all of the holes."""
     return Findings(list(region.data), list(region.zeros()))
 
 
-def survey(region: Region, image: Image, target: Target, told: Told = lambda done: None) -> Findings:
+def survey(
+    region: Region, image: Image, target: Target, told: Told = lambda done: None, older: Older | None = None
+) -> Findings:
     """Compare a region with the image. Raises OSError where the target fails, SourceError where the image does."""
     found = Findings()
-    for is_data, start, end in differences(region, image, target, told):
+    for is_data, start, end in differences(region, image, target, told, older):
         ranges = found.write if is_data else found.zero
         if ranges and ranges[-1][1] == start:
             ranges[-1] = (ranges[-1][0], end)
@@ -82,7 +107,13 @@ def survey(region: Region, image: Image, target: Target, told: Told = lambda don
     return found
 
 
-def compare(regions: Sequence[Region], image: Image, target: Target, step: Step) -> dict[Region, Findings]:
+def compare(
+    regions: Sequence[Region],
+    image: Image,
+    target: Target,
+    step: Step,
+    older: Mapping[Region, Older] = MappingProxyType({}),
+) -> dict[Region, Findings]:
     """What the target lacks of each region. Raises PartialWriteError or DeviceError where it fails."""
     found = {}
     for region in regions:
@@ -91,21 +122,24 @@ def compare(regions: Sequence[Region], image: Image, target: Target, step: Step)
             def told(done: int, size: int = region.size, progress: Progress = progress) -> None:
                 progress(done, size)
 
-            found[region] = survey(region, image, target, told)
+            found[region] = survey(region, image, target, told, older.get(region))
     return found
 
 
 def holds(region: Region, image: Image, target: Target) -> bool:
-    """Whether the target holds the whole region; ends at the first difference."""
+    """Whether the target holds the whole region; ends at the first difference, and asks where it hashes for no pieces
+    smaller than it has to."""
+    if Ability.HASH in target.abilities:
+        return next(_hashed(region, image, target, lambda done: None, None, target.steps[:1]), None) is None
     return next(differences(region, image, target), None) is None
 
 
 def differences(
-    region: Region, image: Image, target: Target, told: Told = lambda done: None
+    region: Region, image: Image, target: Target, told: Told = lambda done: None, older: Older | None = None
 ) -> Iterator[tuple[bool, int, int]]:
     """(whether the image has data there, start, end) of all that differs: first in the data, then in the holes."""
     if Ability.HASH in target.abilities:
-        yield from _hashed(region, image, target, told)
+        yield from _hashed(region, image, target, told, older, target.steps)
     else:
         ought = region.data, lambda at, buffer: image.read_into(at - region.shift, buffer)
         yield from ((True, *found) for found in by_reading(*ought, target, told))
@@ -113,16 +147,18 @@ def differences(
     told(region.size)
 
 
-def _hashed(region: Region, image: Image, target: Target, told: Told) -> Iterator[tuple[bool, int, int]]:
+def _hashed(
+    region: Region, image: Image, target: Target, told: Told, older: Older | None, steps: Sequence[int]
+) -> Iterator[tuple[bool, int, int]]:
     done, name = 0, target.hash_name
     for window in _windows(region.data):
         want = _Digests(name, [(start, image.read(start - region.shift, end - start)) for start, end in window])
-        for first, last in _by_digest(target, window, want):
+        for first, last in _by_digest(target, steps, window, want, want.against(older)):
             yield True, first, last
         done += sum(end - start for start, end in window)
         told(done)
     for window in _windows(_holes(region, target, SMALL)):
-        for first, last in _by_digest(target, window, lambda at, length: zero_digest(name, length)):
+        for first, last in _by_digest(target, steps, window, lambda at, length: zero_digest(name, length)):
             yield False, first, last
 
 
@@ -166,21 +202,36 @@ def digest(name: str, data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()[: DIGEST_BYTES[name]]
 
 
-def _by_digest(target: Target, ranges: list[Range], want: Callable[[int, int], bytes]) -> Iterator[Range]:
-    """Pieces in which the target differs: each of its steps is one question about what differs on the one above.
-    want(offset, length): the digest that a piece must have."""
-    wrong = ranges
-    for step in target.steps:
+def _by_digest(
+    target: Target,
+    steps: Sequence[int],
+    ranges: list[Range],
+    want: Callable[[int, int], bytes],
+    known: Known = lambda at, size, answer: None,
+) -> Iterator[Range]:
+    """Pieces in which the target differs: each of the steps is one question about what differs on the one above.
+    want(offset, length): the digest that a piece must have; known(offset, length, digest): what differs in one that has
+    this digest, None where that is to be asked."""
+    wrong, found = ranges, list[Range]()
+    for step in steps:
         asked = list(chunks(wrong, step))
         answers = target.digests(asked)
         if len(answers) != len(asked):
             answers = [b""] * len(asked)  # an answer that makes no sense proves nothing
-        wrong = [(at, at + size) for (at, size), answer in zip(asked, answers, strict=True) if answer != want(at, size)]
+        wrong = []
+        for (at, size), answer in zip(asked, answers, strict=True):
+            if answer == want(at, size):
+                continue
+            told = known(at, size, answer) if size > BLOCK else None
+            if told is None:
+                wrong.append((at, at + size))
+            else:
+                found += told
         if not wrong:
-            return
-        if len(wrong) == len(asked) > 1 and target.steps[-1] > BLOCK:
+            break
+        if len(wrong) == len(asked) > 1 and steps[-1] > BLOCK:
             break  # blank, or another system: where answers cost that much, more of them would save little writing
-    yield from wrong
+    yield from sorted(found + wrong) if found else wrong
 
 
 class _Digests:
@@ -192,9 +243,21 @@ class _Digests:
         self._held = [memoryview(data) for _, data in held]
 
     def __call__(self, offset: int, length: int) -> bytes:
+        return digest(self._name, self._bytes(offset, length))
+
+    def against(self, older: Older | None) -> Known:
+        """What is known of pieces in which the target may hold an older image."""
+
+        def known(offset: int, length: int, answer: bytes) -> list[Range] | None:
+            data = self._bytes(offset, length)
+            return None if older is None else older.differing(offset, data, answer, self._name)
+
+        return known
+
+    def _bytes(self, offset: int, length: int) -> memoryview:
         index = bisect_right(self._starts, offset) - 1
         at = offset - self._starts[index]
-        return digest(self._name, self._held[index][at : at + length])
+        return self._held[index][at : at + length]
 
 
 @lru_cache(64)

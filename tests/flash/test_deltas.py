@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -144,6 +144,38 @@ def test_a_delta_writes_only_blocks_that_differ(images: dict[int, Path]) -> None
     there, prepared, done = run(disk, images[2], CLEVER, baseline=images[1])
     wrong = sum(found.write_bytes for found in prepared.todo.values())
     assert there.patched <= wrong == sum(result.written for result in done)
+
+
+class Asked(SimulatedTarget):
+    """Keeps what it was asked for."""
+
+    def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        self.asked = [*getattr(self, "asked", []), *ranges]
+        return super().digests(ranges)
+
+
+@pytest.mark.parametrize(("rotten", "smaller"), [(False, 0), (True, 32)])
+def test_a_slot_that_holds_the_older_image_is_asked_for_whole_mebibytes(
+    rotten: bool, smaller: int, images: dict[int, Path]
+) -> None:
+    """What differs follows from the two images here; smaller pieces are asked for where the slot has something else."""
+    found = []
+    with Image(images[1]) as image:
+        table = image.table()
+    assert table is not None
+    start, _ = table.places()["system_b"]
+    for baseline in (None, images[1]):
+        raw = bytearray(images[1].read_bytes())
+        if rotten:
+            raw[start + (1 << 20) + 5] ^= 1
+        there = Asked(SimulatedDisk(raw), Ability.READ | Ability.HASH | Ability.PATCH)
+        prepared = prepare(images[2], there, Wish(baseline=baseline), quiet)
+        assert prepared.plan.update is not None and prepared.plan.update.slot == "B"
+        found.append(prepared.todo)
+    assert found[0] == found[1]
+    assert sum(findings.write_bytes for findings in found[0].values()) >= (3 + rotten) * 4096
+    small = [at for at, size in there.asked if size in (64 << 10, 4096) and at >= table.places()["system_a"][0]]
+    assert len(small) == smaller, "of the slot that runs none either"
 
 
 def test_a_baseline_that_no_slot_holds(images: dict[int, Path]) -> None:
