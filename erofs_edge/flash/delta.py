@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from erofs_edge.flash.comparing import Range
 from erofs_edge.flash.image import Image
@@ -25,8 +25,7 @@ WINDOW_LOG_MIN, WINDOW_LOG_MAX = 20, 30  # 30 is what `zstd -d --long=30`, and a
 LDM_HASH_LOG_MAX = 24  # matches are found anywhere in a reference of hundreds of megabytes
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """Bytes [start, start + length) of the target, proved to be `data`."""
 
     start: int
@@ -37,8 +36,7 @@ class Reference:
         return len(self.data)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """A delta that gives bytes [start, start + length) of the target; `reference` None stands for no dictionary.
     `wrong`: bytes of these that differ from what the target has."""
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from erofs_edge.errors import DeviceError, DeviceRefusedError
 from erofs_edge.flash.target import Identity
@@ -21,15 +21,17 @@ ASKED = ("fastboot", "provision", "serial")
 SYSTEM_MOUNTS = ("/", "/boot", "/boot/efi", "/boot/firmware", "/efi", "/usr", "/var", "/home")
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(NamedTuple):
     """Where the kernel tells about itself; tests put a stage here."""
 
     sys: Path = Path("/sys")
     proc: Path = Path("/proc")
 
 
-def identify(path: Path, devno: tuple[int, int], host: Host = Host()) -> Identity:
+HOST = Host()
+
+
+def identify(path: Path, devno: tuple[int, int], host: Host = HOST) -> Identity:
     """What the kernel knows about a block device (major, minor). Raises DeviceError where there is none."""
     folder = _folder(devno, host, path)
     device = folder / "device"
@@ -48,7 +50,7 @@ def identify(path: Path, devno: tuple[int, int], host: Host = Host()) -> Identit
     )
 
 
-def refuse_unsafe(path: Path, devno: tuple[int, int], host: Host = Host()) -> None:
+def refuse_unsafe(path: Path, devno: tuple[int, int], host: Host = HOST) -> None:
     """Raises DeviceRefusedError where the device is a partition, read-only, mounted, swap, or part of something."""
     folder = _folder(devno, host, path)
     if (folder / "partition").exists():

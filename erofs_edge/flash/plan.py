@@ -7,8 +7,9 @@ The partition table comes last: a write that stopped in between leaves a disk th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from erofs_edge.disk import gpt
 from erofs_edge.errors import CapacityError, FormatError
@@ -19,8 +20,7 @@ from erofs_edge.flash.target import Identity
 STALE_TABLE = 1 << 20  # bytes at the end of a larger target, where an older table may stand
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """A named stretch of the target. `data`: (start, end) ranges of bytes that the image has data for; the rest
     must read as zeros. A region that is not `from_image` is zeros altogether. Byte X of the target is byte
     X - `shift` of the image."""
@@ -110,7 +110,7 @@ def _divide(table: gpt.Table, size: int, extents: list[tuple[int, int]]) -> tupl
     for partition in partitions:
         start, end = partition.first_lba * sector, (partition.last_lba + 1) * sector
         if start > position:
-            contents.append(replace(_region("unused", position, start, extents), in_partition=False))
+            contents.append(_region("unused", position, start, extents)._replace(in_partition=False))
         contents.append(_region(partition.name or "unnamed", start, end, extents))
         position = end
     return contents, _region("gpt", 0, head_end, extents), _region("gpt backup", position, size, extents)

@@ -22,7 +22,7 @@ DIGEST = control.DIGEST
 BOARD_NAME = "provisioning"
 """in the certificate of every board: provision/credentials.py"""
 WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
-ZEROS, AT_ONCE = 16 << 20, 64  # bytes that a question after zeros is about, and questions of one request
+ZEROS, AT_ONCE = 16 << 20, 32  # bytes that a question after zeros is about, and questions of one request
 FEW = 4
 """ranges that are asked for one by one: two processes each on the device, where `blocks` is three"""
 STEPS = (512 << 10, 64 << 10, BLOCK)

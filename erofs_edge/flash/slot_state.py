@@ -8,7 +8,7 @@ journal (disk/journal.py) is written between: after a slot is closed, before it 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from erofs_edge.disk import journal, slots
 from erofs_edge.disk.journal import Journal
@@ -19,8 +19,7 @@ MISC = "misc"
 """the name that the partition has on the stock boards, and in fw_env.config"""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """The slot-state partition of a target, as read: `start` and `size` in bytes. `damaged`: neither copy is whole, the
     boot loader starts from defaults and `state` is these. `under_way`: what was being written when it stopped."""
 
@@ -31,8 +30,7 @@ class Record:
     under_way: Journal | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SlotUpdate:
+class SlotUpdate(NamedTuple):
     """A slot that is written while another one stays as it is.
 
     before   the state while it is half written

@@ -7,16 +7,15 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from erofs_edge.errors import DeviceRefusedError, UsageError
 from erofs_edge.flash import guard
 from erofs_edge.flash.target import BlockTarget, FileTarget, Identity, Target
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A target that may be written, before anything of it was. `open(bytes needed)` gives it."""
 
     identity: Identity

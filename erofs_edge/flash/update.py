@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from erofs_edge.disk import gpt, slots
 from erofs_edge.disk.slots import SlotState
@@ -28,8 +28,7 @@ Place = tuple[int, int]
 """(start, end) in bytes"""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """An image with slots. `slots`: lower case, in the order of its slot state; `source`: the one whose content is
     taken; `bases`: names without slot ('boot', 'system'); `places`: partition → where it is."""
 
