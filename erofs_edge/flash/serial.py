@@ -80,20 +80,29 @@ class SerialTarget(PlainTarget):
         self._port, self._console = Counted(port), Console(address.console, latency)
         self._run(self._console.open())
         board = self._run(uboot.learn(self._console))
-        found = self._run(uboot.disks(self._console, board))
-        wanted = [s for s in found if address.disk is None or (s.kind, s.number) == address.disk]
-        if not wanted:
-            named = ", ".join(f"{storage.kind}{storage.number}" for storage in found) or "none"
-            raise DeviceError("the board has no such disk", where=port.name, hint=f"it has: {named}")
-        self._disk = uboot.Disk(self._console, board, wanted[0])
+        found = self._find(board, address)
+        self._disk = uboot.Disk(self._console, board, found)
         self._slow = address.console
         self._given: dict[bytes, int] = {}  # sha256 of each window that the disk was given, and where: slots are alike
         if address.baud != address.console:
             self._run(uboot.set_baud(self._console, address.baud))
         self._identity = Identity(
-            port.name, "serial", wanted[0].size, model=f"{board.board} {wanted[0].name}".strip(), serial=board.serial,
+            port.name, "serial", found.size, model=f"{board.board} {found.name}".strip(), serial=board.serial,
             product=board.board,
         )  # fmt: skip
+
+    def _find(self, board: uboot.Device, address: Address) -> uboot.Storage:
+        """The disk that is asked for, or the first. Kinds that come later are not looked for: a bus takes seconds."""
+        seen: list[uboot.Storage] = []
+        wanted = address.disk[0] if address.disk else ""
+        for kind in sorted(uboot.KINDS, key=lambda kind: kind != wanted):
+            found = self._run(uboot.disks(self._console, board, (kind,)))
+            seen += found
+            for storage in found:
+                if address.disk in (None, (storage.kind, storage.number)):
+                    return storage
+        named = ", ".join(f"{storage.kind}{storage.number}" for storage in seen) or "none"
+        raise DeviceError("the board has no such disk", where=self._port.name, hint=f"it has: {named}")
 
     @property
     def identity(self) -> Identity:

@@ -31,7 +31,7 @@ class UBoot:
     """A board at its serial console.
 
     disk      its contents
-    kind      what it is: virtio 0, or mmc 0 beside a slot without a card
+    kind      what it is: virtio 0, usb 0 once it was looked for, or mmc 0 beside a slot without a card
     crc_name  as it calls its checksum: crc32, or CRC32 where it has no other hash (common/hash.c)
     variables of its environment, which say what board it is
     lost      commands that this build does not have
@@ -42,7 +42,7 @@ class UBoot:
     """
 
     disk: bytearray
-    kind: Literal["virtio", "mmc"] = "virtio"
+    kind: Literal["virtio", "mmc", "usb"] = "virtio"
     crc_name: str = "crc32"
     variables: dict[str, str] = field(default_factory=lambda: {"board": "sim"})
     lost: frozenset[str] = frozenset()
@@ -114,7 +114,7 @@ class UBoot:
         return slice(start, start + length)
 
     def _do_help(self) -> int:
-        absent = {*self.lost, "mmc" if self.kind == "virtio" else "virtio"}
+        absent = {*self.lost, *({"virtio", "mmc", "usb"} - {self.kind})}
         names = [name[4:] for name in dir(self) if name.startswith("_do_") and name[4:] not in absent]
         self._say("\n".join(f"{name:<10}- does it" for name in names))
         return 0
@@ -146,6 +146,18 @@ class UBoot:
                 f"Device 0: 1af4 VirtIO Block Device\n  Type: Hard Disk\n  Capacity: ({len(self.disk) // 512} x 512)"
             )
         return self._move(verb, *words) if verb in ("read", "write") else 0
+
+    def _do_usb(self, verb: str, *words: str) -> int:
+        if verb in ("read", "write"):
+            return self._move(verb, *words)
+        started = "usb start" in "".join(self.log)
+        if verb == "info":
+            self._say("1: Hub,  USB Revision 2.0")
+        elif verb == "storage" and started:
+            self._say(f"  Device 0: Vendor: QEMU Rev: 2.5+\n    Capacity: ({len(self.disk) // 512} x 512)")
+        elif verb == "storage":
+            self._say("No storage devices, perhaps not 'usb start'ed..?")
+        return 0 if started or verb == "info" else 1
 
     def _do_mmc(self, verb: str, *words: str) -> int:
         if verb == "list":

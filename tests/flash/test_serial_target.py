@@ -80,6 +80,22 @@ def test_a_card_behind_a_u_boot_with_no_other_hash(image: Path) -> None:
     assert {"setenv stdin serial", "setenv stdout serial"} <= {line.partition(";")[0] for line in device.log}
 
 
+def test_a_stick_is_found_once_it_was_looked_for(image: Path) -> None:
+    device = UBoot(bytearray(12 << 20), kind="usb")
+    to, _ = target(device)
+    assert (to.identity.model, to.identity.size) == ("sim usb 0", 12 << 20)
+    assert put(image, to) > 0
+    assert device.disk == image.read_bytes()
+
+
+def test_a_disk_that_is_not_there(image: Path) -> None:
+    device = UBoot(bytearray(1 << 20), kind="mmc")
+    for text in ("serial:///line?disk=mmc1", "serial:///line?disk=virtio0"):
+        with pytest.raises(DeviceError, match="no such disk") as caught:
+            SerialTarget(Cable(device, 115200), parse_address(text), 0.1)
+        assert caught.value.hint == "it has: mmc0"
+
+
 def test_of_two_slots_that_are_alike_one_is_sent(tmp_path: Path) -> None:
     image, device = disk_image(tmp_path / "v1.img", 1), UBoot(bytearray(2 << 20))
     to, _ = target(device)

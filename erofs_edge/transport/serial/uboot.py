@@ -34,6 +34,11 @@ RESERVE = 32 << 20
 NEEDED = ("crc32", "loady")
 VARIABLES = ("board", "board_name", "serial#", "stdin", "stdout", "loadaddr", "kernel_addr_r")
 KINDS = ("virtio", "mmc", "scsi", "nvme", "usb")
+FINDS = {"virtio": "virtio scan", "scsi": "scsi scan", "nvme": "nvme scan", "usb": "usb start"}
+"""what has U-Boot look for disks of a kind, as far as it has not (cmd/virtio.c, scsi.c, nvme.c, usb.c)"""
+LISTS = {"usb": "usb storage"}
+"""what lists them, where that is not `KIND info`"""
+FIND_WAIT = 60.0  # seconds; buses are slow
 OF_INTEREST = {*NEEDED, *KINDS, "bdinfo", "blkcache", "lzmadec", "reset", "unlz4", "unzip"}
 _CAPACITY = re.compile(r"Device (\d+):.*?\((\d+) x (\d+)\)", re.DOTALL)
 _CRC = re.compile(r"crc32 for ([0-9a-f]+) \.\.\. ([0-9a-f]+) ==> ([0-9a-f]{8})", re.IGNORECASE)
@@ -130,12 +135,11 @@ def disks(console: Console, device: Device, kinds: Iterable[str] = KINDS) -> Exc
     for kind in kinds:
         if kind not in device.commands:
             continue
-        if kind == "virtio":
-            yield from console.run("virtio scan")
         if kind == "mmc":
             found += yield from _cards(console, device.staging[0])
             continue
-        said = yield from console.agreed(f"{kind} info")
+        yield from console.run(FINDS[kind], wait=FIND_WAIT)
+        said = yield from console.agreed(LISTS.get(kind, f"{kind} info"))
         found += [Storage(kind, int(n), int(count) * int(size)) for n, count, size in _CAPACITY.findall(said)]
     return found
 
