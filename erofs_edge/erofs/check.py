@@ -26,7 +26,7 @@ from erofs_edge.erofs.inplace import InPlace, obstacle
 from erofs_edge.erofs.read import DEPTH_MAX, PIECE, Image
 from erofs_edge.erofs.superblock import CHECKSUM_OFFSET
 from erofs_edge.erofs.told_digests import Wrong, wrong_devices, wrong_fingerprints
-from erofs_edge.erofs.xattrs import filter_bit_of, prefix_table_size
+from erofs_edge.erofs.xattrs import filter_bit_of
 from erofs_edge.errors import ErofsFormatError
 
 FINDINGS_MAX = 1000
@@ -179,17 +179,10 @@ class _Check:
             self.warn(f"non-zero bytes that belong to nothing, in {len(stray)} places from here on", stray[0])
 
     def _prefixes(self) -> None:
-        raw = self.info.raw
         try:
-            table = self.image.xattr_prefixes
+            self.coverage.metadata(*self.image.prefix_table(), "long xattr prefixes")
         except ErofsFormatError as error:
             self.error(error.message, error.where)
-            return
-        if table and (
-            raw.feature_compat & ondisk.COMPAT_PLAIN_XATTR_PFX or not (raw.packed_nid or self.info.metabox_nid)
-        ):
-            size = prefix_table_size(table)
-            self.coverage.metadata(4 * raw.xattr_prefix_start, size, "long xattr prefixes")
 
     # names
 

@@ -24,7 +24,7 @@ from erofs_edge.erofs.extents import Extent, Kind, chunk_extents, flat_extents
 from erofs_edge.erofs.inode import DiskInode, inode_offset, read_inode
 from erofs_edge.erofs.mapheader import ZMap, read_zmap
 from erofs_edge.erofs.superblock import SuperInfo, read_superblock
-from erofs_edge.erofs.xattrs import XattrArea, read_prefixes, read_xattrs
+from erofs_edge.erofs.xattrs import XattrArea, prefix_table_size, read_prefixes, read_xattrs
 from erofs_edge.erofs.zmap import compressed_extents
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.tree import FileTree, Inode
@@ -343,6 +343,16 @@ class Image:
         if plain or not raw.packed_nid:
             return read_prefixes(self.superblock, self.backing.read)
         return read_prefixes(self.superblock, lambda at, length, _: self.read(self.packed, at, length))
+
+    def prefix_table(self) -> tuple[int, int]:
+        """(offset, bytes) of the table of long prefixes where it stands in the image itself; (0, 0) where it does not.
+
+        Raises ErofsFormatError."""
+        raw = self.superblock.raw
+        elsewhere = raw.packed_nid or self.superblock.metabox_nid
+        if not self.xattr_prefixes or (elsewhere and not raw.feature_compat & ondisk.COMPAT_PLAIN_XATTR_PFX):
+            return 0, 0
+        return 4 * raw.xattr_prefix_start, prefix_table_size(self.xattr_prefixes)
 
     # all of it
 

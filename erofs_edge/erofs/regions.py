@@ -98,6 +98,7 @@ def _all(image: Image) -> Iterator[Region]:
     yield _region(ondisk.SUPER_OFFSET, info.super_size + records, "superblock and tables")
     slots = len(info.devices) * ondisk.DEVICE_SLOT.size
     yield _region(info.raw.devt_slotoff * ondisk.DEVICE_SLOT.size, slots, "superblock and tables")
+    yield _region(*image.prefix_table(), "superblock and tables")
     seen: set[int] = set()
     shared: set[tuple[int, int]] = set()
     for path, inode in image.walk():

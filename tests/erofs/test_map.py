@@ -25,6 +25,7 @@ EXPECTED = {
     "--chunksize=4096": {"plain data", "indexes"},
     "-zzstd -C16384 -Eall-fragments": {"fragments"},
     "-zlz4 -m4096": {"metabox", "lz4 data"},
+    "--xattr-prefix=user.long.": {"plain data"},
 }
 
 
