@@ -38,7 +38,7 @@ def read_slots(target: Target) -> Record:
             start, end = places[name]
             if end - start < slots.STATE_SIZE:
                 continue
-            if name == slot_state.MISC or slots.decode_state_or(target.read(start, slots.STATE_SIZE)):
+            if name == slot_state.MISC or slots.decode_state_or(slot_state.copies(target, start)):
                 record = slot_state.read(target, start, end - start, _suffixes(list(places)))
                 if record.damaged and not _suffixes(list(places)):
                     raise VerificationError("both copies of the slot state are damaged", where=target.identity.path)

@@ -47,15 +47,24 @@ class SlotUpdate(NamedTuple):
 
 def read(target: Target, start: int, size: int, names: Iterable[str]) -> Record:
     """The record in bytes [start, start + size) of a target. `names`: the slots that a damaged one falls back to."""
-    found = slots.decode_state_or(target.read(start, slots.STATE_SIZE))
+    found = slots.decode_state_or(copies(target, start))
     entry = _journal(target, start, size)
     state = found or slots.initial([name.lower() for name in names])
     return Record(start, size, state, damaged=found is None, under_way=entry)
 
 
+def copies(target: Target, start: int) -> bytes:
+    """Both copies of the state as they lie, STATE_SIZE bytes; what is between them is not read."""
+    raw = bytearray(slots.STATE_SIZE)
+    for offset in slots.ENV_OFFSETS:
+        piece = target.read(start + offset, slots.ENV_SIZE)
+        raw[offset : offset + len(piece)] = piece
+    return bytes(raw)
+
+
 def write(target: Target, record: Record, state: SlotState) -> None:
     """Change the state. Raises OSError, with the old or the new one in effect."""
-    raw = target.read(record.start, slots.STATE_SIZE) if Ability.READ in target.abilities else b""
+    raw = copies(target, record.start) if Ability.READ in target.abilities else b""
     _write(target, record.start, slots.writes(raw, state))
 
 
@@ -86,7 +95,7 @@ def is_due(target: Target, update: SlotUpdate) -> bool:
 def _state(target: Target, update: SlotUpdate) -> SlotState | None:
     if Ability.READ not in target.abilities:
         return None
-    return slots.decode_state_or(target.read(update.record.start, slots.STATE_SIZE))
+    return slots.decode_state_or(copies(target, update.record.start))
 
 
 def _note(target: Target, update: SlotUpdate, entry: Journal | None) -> None:

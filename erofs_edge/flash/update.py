@@ -112,7 +112,7 @@ def refuse_misfit(layout: Layout, target: Target) -> None:
     start, end = there[layout.misc]
     if end - start < slots.STATE_SIZE:
         return
-    if Ability.READ in target.abilities and slots.decode_state_or(target.read(start, slots.STATE_SIZE)) is None:
+    if Ability.READ in target.abilities and slots.decode_state_or(slot_state.copies(target, start)) is None:
         return
     places = {name: (there[name], layout.places[name]) for name in needed if there[name] != layout.places[name]}
     for name, ((start, end), (first, last)) in places.items():
