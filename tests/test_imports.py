@@ -12,10 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "erofs_edge"
 
-BASE = {"errors", "writing"}
+BASE = {"errors", "threads", "writing"}
 FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "threads": set(),
     "writing": {"errors"},
     "tree": BASE,
     "codec": BASE,

@@ -25,8 +25,8 @@ from erofs_edge.erofs.ondisk import (
 )
 from erofs_edge.erofs.profile import Use
 from erofs_edge.erofs.rules import CompressionRule
-from erofs_edge.erofs.threads import Threads
 from erofs_edge.errors import UsageError
+from erofs_edge.threads import Threads
 
 PACKED_FACTOR = 4  # of the pcluster size: what makes the packed inode smaller than mkfs.erofs's by 0.4 %
 

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from erofs_edge.erofs.threads import Background
 from erofs_edge.errors import CapacityError, SourceError, UsageError
+from erofs_edge.threads import Background
 from erofs_edge.writing import NO_SPACE
 
 GATHER = 4 << 20  # bytes collected before they are written

@@ -37,7 +37,7 @@ from erofs_edge.erofs.options import Ahead
 from erofs_edge.erofs.plan import Node, is_tiny
 from erofs_edge.erofs.repeats import Key
 from erofs_edge.erofs.sharing import Shares
-from erofs_edge.erofs.threads import Threads
+from erofs_edge.threads import Threads
 from erofs_edge.tree import Content, FileContent
 
 BATCH = 1 << 20  # bytes of small files that make one task

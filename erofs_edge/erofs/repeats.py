@@ -21,7 +21,7 @@ from erofs_edge.erofs.compress import COMPRESSED_MAGIC
 from erofs_edge.erofs.contents import PIECE, read_piece
 from erofs_edge.erofs.ondisk import FULL_INDEX
 from erofs_edge.erofs.plan import Node
-from erofs_edge.erofs.threads import Threads
+from erofs_edge.threads import Threads
 
 if TYPE_CHECKING:
     import numpy as np

@@ -47,8 +47,8 @@ from erofs_edge.erofs.repeats import Repeats, find_repeats
 from erofs_edge.erofs.sharing import Shares
 from erofs_edge.erofs.space import Space
 from erofs_edge.erofs.spool import NoBaseline, Spool
-from erofs_edge.erofs.threads import Threads
 from erofs_edge.errors import CapacityError, UsageError
+from erofs_edge.threads import Threads
 from erofs_edge.tree import FileTree
 
 if TYPE_CHECKING:  # what only a build with a baseline, or of layers, needs is loaded there
@@ -336,9 +336,7 @@ def _store_contents(
     run = partial(how, cache=options.cache, meter=options.meter)
     try:
         # a file of less than a block can have one too, if it does not fit beside its inode
-        larger_than = options.block_size // 2 if options.dedupe else options.block_size
-        if tails is Tails.ALL:
-            larger_than = 0
+        larger_than = 0 if tails is Tails.ALL else options.block_size // 2 if options.dedupe else options.block_size
         least = 0 if options.shares else codings.least_twin
         if least is not None and tails is Tails.BLOCK:
             larger_than = max(larger_than, least)

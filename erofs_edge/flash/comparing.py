@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from erofs_edge.flash.target import BLOCK, Target
-from erofs_edge.flash.threads import in_order
+from erofs_edge.threads import in_order
 
 CHUNK = 4 << 20  # bytes that are compared at once
 NEAR = {"file": 256 << 10, "block": 1 << 20}

@@ -20,7 +20,7 @@ from erofs_edge.flash.plan import Plan, Region
 from erofs_edge.flash.readback import Expected, check
 from erofs_edge.flash.survey import NOWHERE, Findings, Step, chunks, compare, everything
 from erofs_edge.flash.target import Ability, Target
-from erofs_edge.flash.threads import Threads
+from erofs_edge.threads import Threads
 
 if TYPE_CHECKING:
     from erofs_edge.flash.delta import Reference
@@ -63,7 +63,7 @@ def flash(
     when the image does, VerificationError when what is read back is not what was written.
     """
     results = {region: RegionResult(region.name, region.start, region.size) for region in plan.regions}
-    with Image(plan.image) as image, Threads() as pool:
+    with Image(plan.image) as image, Threads(2) as pool:
         job = _Job(image, target, pool, step)
         by_name = Ability.TABLE in target.abilities
         verify = verify and bool((Ability.READ | Ability.HASH) & target.abilities)

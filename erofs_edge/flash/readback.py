@@ -18,7 +18,7 @@ from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
 from erofs_edge.flash.survey import NOWHERE, chunks, differences, digest
 from erofs_edge.flash.target import BLOCK, Ability, Target
-from erofs_edge.flash.threads import Threads
+from erofs_edge.threads import Threads
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -16,9 +16,9 @@ from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import plan_flash
 from erofs_edge.flash.survey import survey
 from erofs_edge.flash.target import Ability, FileTarget
-from erofs_edge.flash.threads import in_order
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.target import SimulatedTarget
+from erofs_edge.threads import in_order
 
 SHARE = SHARES["file"]
 SIZE = 2 * SHARE + (1 << 20) + 4096 + 100
