@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, size_text, step, table
 from erofs_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from erofs_edge.sources.oci.reference import Reference
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -60,11 +64,7 @@ def push(
         raise UsageError("a digest cannot be pushed to", hint="give a tag, or none for latest")
     signer = open_signer(key) if key else None
     papers = [bill(path) for path in bills] + (list(papers_of(what)) if what.is_dir() else [])
-    remote = open_remote(target, plain_http=plain_http)
-    try:  # a registry that is down, or lets nobody in, is told of before anything is hashed
-        remote.has_manifest(target.tag)
-    finally:
-        remote.close()
+    _ask(target, plain_http=plain_http)
     with step(f"hashes of {what.name}") as progress:
         layer = LAYERS[layer_type]
         value, cuts = gather(what, devices=devices, arch=arch, piece=piece_size(piece), layer=layer, progress=progress)
@@ -93,6 +93,17 @@ def push(
             ("digest", f"{name}@sha256:{done.sha256}"),
         ]
     )
+
+
+def _ask(target: Reference, *, plain_http: bool) -> None:
+    """A registry that is down, or lets nobody in, is told of before anything is hashed."""
+    from erofs_edge.registry.remote import open_remote
+
+    remote = open_remote(target, plain_http=plain_http)
+    try:
+        remote.has_manifest(target.tag)
+    finally:
+        remote.close()
 
 
 def piece_size(text: str | None) -> int | None:
