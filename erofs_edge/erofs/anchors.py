@@ -31,12 +31,15 @@ class OldExtent(NamedTuple):
 class Anchors:
     """The extents that are unchanged, by byte of a piece of `size` bytes: start → (end, whether it is raw).
 
-    An `end` of None: what follows was inline, so the end is one that the compressor chose.
+    An `end` of None: what follows was inline, and is not any more, so the end is one that the compressor chose.
+    `inline` is where one that stands behind the index starts that is unchanged, -1 if there is none.
     """
 
-    def __init__(self, extents: Iterable[tuple[int, int | None, bool]], size: int) -> None:
+    def __init__(self, extents: Iterable[tuple[int, int | None, bool]], size: int, inline: int = -1) -> None:
+        self.inline = inline
         self._extents = {start: (end, raw) for start, end, raw in extents}
-        ends = {end for end, _ in self._extents.values() if end is not None}
+        # another extent that ended where the inline one starts would be taken for the whole blocks of a split end
+        ends = {end for end, _ in self._extents.values() if end is not None and end != inline}
         self._points = sorted(ends | self._extents.keys())
         self._size = size
 
@@ -63,19 +66,23 @@ class Anchors:
     @property
     def identity(self) -> str:
         """Tells cached data apart."""
+        if not self:
+            return ""
         text = " ".join(f"{start}-{end}{'r' * raw}" for start, (end, raw) in sorted(self._extents.items()))
-        return f" at {hashlib.sha256(text.encode()).hexdigest()}" if text else ""
+        return f" at {hashlib.sha256(f'{text} inline {self.inline}'.encode()).hexdigest()}"
 
 
 def unchanged(old: Sequence[OldExtent], data: bytes, offset: int) -> Anchors:
     """The anchors in a piece: what it holds from byte `offset` of the packed inode on is compared by sha256."""
     view = memoryview(data)
-    found = []
-    for number, one in enumerate(old):
+    found: list[tuple[int, int | None, bool]] = []
+    inline, follows = -1, None
+    for one in reversed(old):
         start, end = one.start - offset, one.end - offset
-        if one.inline or start < 0 or end > len(data):
-            continue
-        if hashlib.sha256(view[start:end]).digest() == one.digest:
-            before_inline = number + 1 < len(old) and old[number + 1].inline
-            found.append((start, None if before_inline else end, one.raw))
-    return Anchors(found, len(data))
+        if start >= 0 and end <= len(data) and hashlib.sha256(view[start:end]).digest() == one.digest:
+            if not one.inline:
+                found.append((start, None if follows is not None and follows.inline and inline < 0 else end, one.raw))
+            elif end == len(data):
+                inline = start
+        follows = one
+    return Anchors(found, len(data), inline if found else -1)

@@ -203,9 +203,11 @@ class Cutter:
         base, size = address_of(data), len(data)
         segment = Segment([], [])
         at = consumed = 0
-        aimed = False  # whether an extent was to end at `at`; what is inline never starts at such a point
+        aimed = False  # whether an extent was to end at `at`; what was not inline never starts inline at such a point
         while at < size:
             left, target = size - at, old.target(at, 2 * block_size)
+            if at == old.inline and tails is Tails.INLINE and self._store_inline(segment, view[at:], base + at):
+                break
             if left <= block_size:
                 inline = tails is Tails.INLINE and not aimed and left < block_size
                 if not inline or not self._store_inline(segment, view[at:], base + at):
@@ -216,7 +218,8 @@ class Cutter:
                 at, aimed = target, True
                 continue
             known = old.known_end(at) is not None
-            call = partial(self._fill_to, base + at, left, consumed, target - at, tails, known=known)
+            split = known and target == old.inline  # may be
+            call = partial(self._fill_to, base + at, left, consumed, target - at, tails, known=known, split=split)
             consumed, produced = call()
             if consumed == left and tails is Tails.INLINE and not (aimed and produced < block_size):
                 if self._split_tail(segment, view[at:], base + at, produced):
@@ -237,19 +240,19 @@ class Cutter:
         return segment
 
     def _fill_to(
-        self, address: int, left: int, last: int, wanted: int, tails: Tails, *, known: bool
+        self, address: int, left: int, last: int, wanted: int, tails: Tails, *, known: bool, split: bool
     ) -> tuple[int, int]:
         """As `_filler`, for not more than `wanted` bytes where these gain, too. `known`: so many are what the call took
-        when the older image was made."""
+        when the older image was made; `split`: they may be the whole blocks of an end that is split."""
         # the result of a search depends on its first guess: this is the one that gives the same again
         guess = {"guess": wanted} if isinstance(self._compressor, SearchedOutput) else {}
-        if known and guess and wanted < left:
+        if known and guess:
             done = self._run(address, wanted, **guess)
             if done[0] == wanted:
                 return done
         fill = self._filler(tails)
         done = fill(address, left, last)
-        if done[0] <= wanted or not self._gains(done):
+        if done[0] <= wanted or (split and done[0] == left) or not self._gains(done):
             return done
         shorter = self._run(address, wanted, **guess) if guess else fill(address, wanted, last)
         if shorter[0] == wanted and self._gains(shorter):

@@ -31,7 +31,7 @@ from erofs_edge.erofs.packed import Packer, Part
 from erofs_edge.erofs.pipeline import Piece, Stored
 from erofs_edge.erofs.places import OldPacked
 from erofs_edge.erofs.plan import Node, choose_flat_layout, reach
-from erofs_edge.erofs.ranged import use_extents
+from erofs_edge.erofs.ranged import joined, use_extents
 from erofs_edge.erofs.repeats import Key, Repeats
 from erofs_edge.erofs.sharing import place_extent
 from erofs_edge.erofs.spool import Spool
@@ -98,6 +98,7 @@ class FileStore:
         self.packer = Packer(options.block_size)
         self.compressed = self.stored = self.reused = self.shared = self.repeats = self.repeated = 0
         self.features = self.excess = 0
+        self._before_packed = (0, 0, 0)
 
     def take(self, stored: Stored) -> None:
         """Pieces of one file come one after the other, as the pipeline yields them."""
@@ -183,6 +184,7 @@ class FileStore:
         """Every file is stored and the packed inode complete: make the indexes that name places in it. With `old`
         what is there stays there."""
         self.packer.close(old)
+        self._before_packed = self.features, self.compressed, self.stored
         for node, placed in self._unplaced:
             if self._moves:
                 self._unsettled[node] = placed
@@ -196,10 +198,14 @@ class FileStore:
         self.excess = packed.excess // self._block_size
         return packed.is_loose
 
-    def drop_packed(self) -> None:
-        """Forget the packed inode, which was stored last: it will be stored in another way."""
+    def drop_packed(self, node: Node) -> None:
+        """Forget the packed inode, which was stored last: it will be stored in another way, which may leave it without
+        blocks or a tail of its own."""
         assert isinstance(self._sink, Spool)  # noqa: S101 - only then there is another way
         self._sink.rewind(self._first_run)
+        self.features, self.compressed, self.stored = self._before_packed
+        self._unsettled.pop(node, None)
+        node.index, node.tail, node.tail_size = b"", b"", 0
         self.excess = 0
 
     @property
@@ -326,7 +332,7 @@ class FileStore:
             extents = [e if e.place < 0 else e._replace(place=where(e.place)) for e in extents]
             own = sum([e.blocks for e in extents if e.place < 0])
         first = where(placed.block) if own else 1  # which says nothing then
-        if placed.apart and (together := _joined(extents)) is not None:
+        if placed.apart and (together := joined(extents)) is not None:
             first, extents = together
             own = blocks
         elif own < blocks:
@@ -468,13 +474,3 @@ class FileStore:
             self._set_block(node, placed.block)
         self.stored += node.size > node.tail_size
         return True
-
-
-def _joined(extents: list[Extent]) -> tuple[int, list[Extent]] | None:
-    """(the first block, extents without places of their own) where these follow each other; else None."""
-    block = first = extents[0].place
-    for extent in extents:
-        if extent.blocks and extent.place != block:
-            return None
-        block += extent.blocks
-    return max(first, 1), [extent._replace(place=-1) for extent in extents]

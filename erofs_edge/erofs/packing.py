@@ -47,7 +47,7 @@ def store_packed(
         yield stored
     if old is None or not (files.is_loose() or (options.compact and files.packer.gaps)):
         return
-    files.drop_packed()
+    files.drop_packed(node)
     files.place_fragments()
     set_packed_content(node, files.packer)
     for stored in run(files.packer.pieces(node), rules=rules, tails=tails):

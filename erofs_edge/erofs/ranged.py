@@ -56,3 +56,13 @@ def use_extents(spool: Spool, path: bytes, first_block: int, extents: Sequence[E
         if extent.blocks:
             spool.use(extent.place if extent.place >= 0 else first_block, path, at, at + extent.length)
         at += extent.length
+
+
+def joined(extents: Sequence[Extent]) -> tuple[int, list[Extent]] | None:
+    """(the first block, extents without places of their own) where these follow each other; else None."""
+    block = first = extents[0].place
+    for extent in extents:
+        if extent.blocks and extent.place != block:
+            return None
+        block += extent.blocks
+    return max(first, 1), [extent._replace(place=-1) for extent in extents]
