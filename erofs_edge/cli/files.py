@@ -8,9 +8,17 @@ from pathlib import Path
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, printable, table
+from erofs_edge.errors import UsageError
 
-_OUT = click.option("-o", "--out", required=True, type=click.Path(exists=True, path_type=Path, file_okay=False),
-                    metavar="OUT", help="The folder of a build or a release.")  # fmt: skip
+
+def _named(_ctx: click.Context, _option: click.Parameter, out: Path | None) -> Path:
+    if out is None:
+        raise UsageError("of which build? -o OUT is missing", hint="-o out/BOARD, or the folder of a release")
+    return out
+
+
+_OUT = click.option("-o", "--out", type=click.Path(exists=True, path_type=Path, file_okay=False), callback=_named,
+                    metavar="OUT", help="The folder of a build or a release (required).")  # fmt: skip
 
 
 @click.group()

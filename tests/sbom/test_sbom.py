@@ -22,6 +22,7 @@ from spdx_tools.spdx.validation.document_validator import validate_full_spdx_doc
 from erofs_edge.build.contents import paths_by_origin, read_contents
 from erofs_edge.build.licenses import is_spdx, spdx_name
 from erofs_edge.build.record import read_release, write_json
+from erofs_edge.cli.main import cli
 from erofs_edge.cli.sbom import sbom
 from erofs_edge.erofs import build
 from erofs_edge.erofs.read import Image
@@ -164,6 +165,9 @@ def test_which_and_why(made: Path) -> None:
     with pytest.raises(ErofsEdgeError, match="is not in the system") as caught:
         which(contents, "/conf")
     assert caught.value.hint == "there is /etc/conf"
+    result = CliRunner().invoke(cli, ["files", "why", "/etc/conf"])
+    assert (result.exit_code, "of which build?" in result.stderr, "hint: -o" in result.stderr) == (2, True, True)
+    assert CliRunner().invoke(cli, ["files", "which", "/etc/conf", "-o", str(made)]).exit_code == 0
 
 
 def test_records_of_another_build(made: Path) -> None:
