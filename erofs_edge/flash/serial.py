@@ -27,6 +27,9 @@ from erofs_edge.transport.serial.port import Counted, Port, SerialPort, SocketPo
 CONSOLE = 115200
 LATENCY = 0.25  # seconds, a port of this machine
 EMULATED = 2.0  # seconds, of an emulator that shares this machine with others
+LISTEN = 20.0
+"""seconds in which an emulated machine says something. Before that its UART is not set up: what is said to it then can
+leave a machine in which nothing else happens deaf (seen with QEMU 10.0 and U-Boot's prompt)"""
 _DISK = re.compile(r"([a-z]+)(\d+)")
 
 
@@ -77,7 +80,8 @@ class SerialTarget(PlainTarget):
     """One disk of a board. Methods raise OSError where the line or the disk fails."""
 
     def __init__(self, port: Port, address: Address, latency: float) -> None:
-        self._port, self._console = Counted(port), Console(address.console, latency)
+        self._port = Counted(port)
+        self._console = Console(address.console, latency, LISTEN if address.emulated else 0.0)
         self._run(self._console.open())
         board = self._run(uboot.learn(self._console))
         found = self._find(board, address)

@@ -65,13 +65,15 @@ def test_a_card_behind_the_console(edge: str, tmp_path: Path, repository: Path, 
         words(v1), cwd=repository, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as process:
         assert process.stderr
+        said = ""
         for line in process.stderr:
+            said += line
             if "Writing 'boot_a'" in line:  # done with that, and about to write the next
                 kill_qemu_of(process)
                 break
-        process.stderr.read()
-        assert process.wait() in (6, 8)
-    assert held(disk, v1, "boot_a") and not any(disk.read_bytes()[:4096]), "nobody takes it for a good one"
+        said += process.stderr.read()
+        assert process.wait() in (6, 8), said
+    assert held(disk, v1, "boot_a") and not any(disk.read_bytes()[:4096]), said
     blank = flash(v1)
     assert held(disk, v1, "boot_a boot_b system_a system_b misc data")
     assert int(str(blank["bytes_on_wire"])) < 120_000  # of two slots that are alike, one is sent

@@ -214,6 +214,27 @@ def test_the_rate_is_raised_kept_or_given_up() -> None:
         drive(uboot.set_baud(disk.console, 1500000), line)
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_emulated_machine_speaks_first(silent: bool) -> None:
+    """Nothing is said to it before, as long as it may still be about to; one that is at its prompt already is asked."""
+    line, console = SerialLine(UBoot(bytearray(1 << 20)), 115200), Console(115200, 0.1, listen=5.0)
+    while silent and line.read(10.0):
+        pass
+    begun, heard, first = line.now, b"", 0.0
+    exchange = console.open()
+    io = next(exchange)
+    with contextlib.suppress(StopIteration):
+        while True:
+            if io.data and not first:
+                first = line.now - begun
+                assert heard or first >= 5
+            line.write(io.data)
+            more = line.read(io.wait)
+            heard += more
+            io = exchange.send(more)
+    assert console.prompt == b"=> " and (first >= 5) == silent
+
+
 def test_a_u_boot_without_the_commands_is_refused() -> None:
     with pytest.raises(DeviceRefusedError, match="no loady"):
         attach(UBoot(bytearray(1 << 20), lost=frozenset({"loady"})))

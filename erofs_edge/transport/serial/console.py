@@ -49,9 +49,10 @@ class Result:
 class Console:
     """One console. `prompt` is known after `open`; `baud` is the rate of the line, for how long things take."""
 
-    def __init__(self, baud: int, latency: float = 0.25) -> None:
+    def __init__(self, baud: int, latency: float = 0.25, listen: float = 0.0) -> None:
         self.baud = baud
         self.latency = latency
+        self.listen = listen  # seconds before anything is said to a console that has said nothing
         self.prompt = b""
         self._mark = 0
         self._early = b""  # what came with the start of a command
@@ -61,7 +62,8 @@ class Console:
 
         Raises DeviceError when nothing like a prompt comes within `patience` seconds of quiet and talk together.
         """
-        spent, said, key, turn = 0.0, b"", CTRL_C + b" ", 0
+        said = (yield Io(b"", self.listen)) if self.listen else b""
+        spent, key, turn = 0.0, CTRL_C + b" ", 0
         while spent < patience:
             turn += 1
             wait = STOP_EVERY if turn % 8 else LONG_SILENCE
