@@ -22,6 +22,8 @@ from erofs_edge.trust.certificate import self_signed
 from erofs_edge.trust.key import KeySigner
 
 Forge = Callable[[bytes], bytes]
+PIECE = 12
+"""digits of a root hash that are no other number's"""
 
 
 def images(forge: Forge, what: str) -> Callable[[Target], list[Change]]:
@@ -93,12 +95,22 @@ def add_argument(image: bytes) -> bytes:
 
 
 def root_hash(image: bytes) -> bytes:
-    """The initramfs accepts another system. The hash stands in LZ4's stream as it is: nothing else is like it."""
+    """The initramfs accepts another system. Most of the hash stands in LZ4's stream as it is; a few of its digits may
+    be those of another number by chance, and are a copy then."""
     initramfs = pe.section_content(image, _section(image, ".initrd"))
     old = init_values_of(initramfs)["ROOT_HASH"].encode()
-    if image.count(old) != 1:
-        raise FormatError("the root hash is not found in the initramfs as it is")
-    return image.replace(old, sha256(old).hexdigest().encode())
+    piece = standing(old, initramfs, image)
+    return image.replace(old[piece], sha256(old).hexdigest().encode()[piece])
+
+
+def standing(text: bytes, *streams: bytes) -> slice:
+    """The longest piece of a text that stands in each of these once. Raises FormatError for less than PIECE bytes."""
+    for length in range(len(text), PIECE - 1, -1):
+        for start in range(len(text) - length + 1):
+            piece = slice(start, start + length)
+            if all(stream.count(text[piece]) == 1 for stream in streams):
+                return piece
+    raise FormatError("the root hash is not found in the initramfs as it is")
 
 
 def without_signature(image: bytes) -> bytes:

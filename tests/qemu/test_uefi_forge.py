@@ -19,7 +19,7 @@ from erofs_edge.qemu.forge import Target
 from erofs_edge.qemu.scratch import Scratch
 from erofs_edge.qemu.tamper import TAMPERS, UEFI_TAMPERS, scenario
 from erofs_edge.qemu.uefi import Esp
-from erofs_edge.qemu.uefi_forge import in_section, root_hash
+from erofs_edge.qemu.uefi_forge import in_section, root_hash, standing
 from erofs_edge.trust import pe
 from erofs_edge.trust.authenticode import verify_image
 from erofs_edge.trust.key import KeySigner
@@ -100,6 +100,17 @@ def test_scenarios_of_a_board(volume: bytes) -> None:
         scenario("dtb", BOARD)
     with pytest.raises(UsageError, match="unknown scenario 'nonsense'"):
         scenario("nonsense", BOARD)
+
+
+def test_a_hash_of_which_a_part_is_a_copy() -> None:
+    """LZ4 copies four digits that another number before it has; seen in a build by chance."""
+    text = bytes(range(48, 112))
+    assert standing(text, b"x" + text, text) == slice(0, 64)
+    stream = text[:20] + b"\x04\x00\x20" + text[24:]
+    assert standing(text, stream) == slice(24, 64)
+    for spoilt in (b"", text + text, b"-".join(text[at : at + 8] for at in range(0, 64, 8))):
+        with pytest.raises(FormatError, match="not found"):
+            standing(text, spoilt)
 
 
 def test_what_cannot_be_forged() -> None:
