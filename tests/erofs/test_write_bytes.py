@@ -190,7 +190,7 @@ def test_xxh32_known_answers() -> None:
 
 def test_names_without_a_prefix_are_refused() -> None:
     for name in (b"system.ntfs", b"user.", b"btrfs.x", b"system.posix_acl_access2", b"user." + b"n" * 256):
-        with pytest.raises(SourceError, match="cannot be stored|Linux cannot read"):
+        with pytest.raises(SourceError, match=r"cannot be stored|Linux cannot read"):
             split_name(name)
 
 
