@@ -135,6 +135,10 @@ class Verbs(click.Group):
             sys.exit(130)
         except click.ClickException as error:
             result = _usage(error)
+        except OSError as error:  # what a verb meets is told by now: this is help that could not be written
+            if os.environ.get("EROFS_EDGE_DEBUG") == "1":
+                raise
+            result = _unwritten(error)
         _close_stdout()
         sys.exit(result if isinstance(result, int) else 0)
 
@@ -224,9 +228,18 @@ def _close_stdout() -> None:
     """Flush now, so that a reader who left early (``| head``) is met with silence instead of a traceback."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except OSError as error:
+        sys.exit(_unwritten(error))
+
+
+def _unwritten(error: OSError) -> int:
+    """The exit code where the standard output takes no more: of a reader who has gone nothing is said."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:
+        return 1
+    problem = ErofsEdgeError(f"cannot write the output: {error.strerror}")
+    emit_error(problem)
+    return problem.exit_code
 
 
 if __name__ == "__main__":

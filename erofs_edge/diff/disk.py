@@ -14,9 +14,7 @@ from erofs_edge.diff.report import Change, Report
 from erofs_edge.disk import gpt
 from erofs_edge.disk.fat_read import Entry, Volume
 from erofs_edge.disk.sparse import data_extents
-from erofs_edge.errors import FormatError
 
-SECTOR_SIZES = (512, 4096)
 _SLICE = 4 << 20
 Compare = Callable[[Path, Path, Report], None]
 Area = tuple[int, int]
@@ -25,18 +23,8 @@ Area = tuple[int, int]
 
 def find_table(path: Path) -> gpt.Table | None:
     """The partition table at a path, None where there is none. Raises FormatError for a damaged one."""
-    size = path.stat().st_size
-    damaged: FormatError | None = None
     with path.open("rb") as handle:
-        for sector in SECTOR_SIZES:
-            try:
-                return gpt.decode(lambda offset, length: os.pread(handle.fileno(), length, offset), size, sector)
-            except FormatError as error:
-                if "no GUID" not in error.message and "too small" not in error.message:
-                    damaged = damaged or error
-    if damaged is not None:
-        raise damaged
-    return None
+        return gpt.find(lambda offset, length: os.pread(handle.fileno(), length, offset), path.stat().st_size)
 
 
 def compare_disks(old: Path, new: Path, tables: tuple[gpt.Table, gpt.Table], report: Report, deeper: Compare) -> None:

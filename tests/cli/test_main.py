@@ -85,6 +85,19 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded & heavy
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["fs", "--help"], ["schema", "board"]], ids=" ".join)
+def test_output_that_finds_no_room(words: list[str], unbuffered: str) -> None:
+    """Whether it is noticed when it is written, or at the end."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        command = [*PROGRAM, *words]
+        done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
 def test_version() -> None:
     assert run("--version").stdout == f"erofs-edge, version {erofs_edge.__version__}\n"
 
