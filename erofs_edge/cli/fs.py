@@ -6,11 +6,10 @@ from __future__ import annotations
 import importlib
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
@@ -160,19 +159,17 @@ def cat(*, image: Source, path: str) -> None:
         inode = opened.lookup(path)
         if not stat.S_ISREG(inode.mode):
             raise ErofsEdgeError("not a regular file", where=path)
-        out = sys.stdout.buffer
         position = 0
         for offset, data in opened.stream(inode):
-            _zeros(out, offset - position, PIECE)
-            out.write(data)
+            _print_zeros(offset - position, PIECE)
+            click.echo(bytes(data), nl=False)
             position = offset + len(data)
-        _zeros(out, inode.size - position, PIECE)
-        out.flush()
+        _print_zeros(inode.size - position, PIECE)
 
 
-def _zeros(out: BinaryIO, length: int, piece: int) -> None:
+def _print_zeros(length: int, piece: int) -> None:
     for at in range(0, length, piece):
-        out.write(bytes(min(piece, length - at)))
+        click.echo(bytes(min(piece, length - at)), nl=False)
 
 
 @fs.command("stat")
@@ -370,7 +367,6 @@ def dump(
     if counted:
         click.echo()
         _print_statistics(numbers)
-    sys.stdout.flush()
 
 
 def _print_statistics(numbers: Statistics) -> None:

@@ -105,7 +105,7 @@ class Verbs(click.Group):
         except KeyboardInterrupt:
             raise click.Abort from None
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            if isinstance(error, OSError) and (error.errno == errno.EPIPE or _is_printing(error)):
                 raise
             if os.environ.get("EROFS_EDGE_DEBUG") == "1":
                 raise
@@ -135,7 +135,7 @@ class Verbs(click.Group):
             sys.exit(130)
         except click.ClickException as error:
             result = _usage(error)
-        except OSError as error:  # what a verb meets is told by now: this is help that could not be written
+        except OSError as error:  # what a verb meets is told by now: this is output that could not be written
             if os.environ.get("EROFS_EDGE_DEBUG") == "1":
                 raise
             result = _unwritten(error)
@@ -154,6 +154,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry of the console script; ends the process."""
+    _open_streams()
     signal.signal(signal.SIGTERM, _terminated)
     gc.set_threshold(*GC_THRESHOLD)
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -168,6 +169,15 @@ def main() -> None:
         raise
     finally:
         gc.freeze()  # the process ends and all goes with it: no search for garbage in hundreds of thousands of objects
+
+
+def _open_streams() -> None:
+    """Put something where a caller left the standard streams closed, so that no file of ours gets their numbers. Output
+    to a closed stdout is an error then, as of the usual tools; a closed stderr is one that nobody reads."""
+    for name, flags, mode in (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, flags)  # the lowest one that is free
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _leave(code: object) -> None:
@@ -205,6 +215,14 @@ def _is_full(error: BaseException) -> bool:
     """Whether a disk or a quota that is full is what it, or the error behind it, is about."""
     cause = error if isinstance(error, OSError) else error.__cause__
     return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _is_printing(error: BaseException) -> bool:
+    """Whether it is what verbs print with that failed, and not a file of theirs."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_code is click.echo.__code__
 
 
 def _unexpected(error: Exception) -> ErofsEdgeError:
