@@ -30,7 +30,7 @@ class UBootTarget(FastbootTarget):
     """As `FastbootTarget`, readable for a few KiB at a time, which is what the slot state needs."""
 
     def __init__(self, device: Device, uboot: UBoot, places: Mapping[str, tuple[int, int]], size: int) -> None:
-        # it answers nothing while it writes, and the link gives up what is silent for a minute
+        # it answers nothing while it writes: how far it is shows after each, and what fails is not much to do again
         super().__init__(device, places, size, most=PIECE_MAX + ROOM)
         self._uboot = uboot
         self._starts: dict[str, int] = {}

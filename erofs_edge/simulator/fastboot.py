@@ -299,7 +299,7 @@ class MemoryLink:
     def send(self, message: bytes | memoryview) -> None:
         self._answers += self._device.hear(bytes(message))
 
-    def receive(self, left: int | None = None) -> bytes:
+    def receive(self, left: int | None = None, patience: float = 0) -> bytes:
         if not self._answers:
             raise OSError(errno.EPIPE, "the device says nothing")
         return self._answers.pop(0)

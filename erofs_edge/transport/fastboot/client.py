@@ -84,6 +84,16 @@ def download(size: int, parts: Iterable[bytes | memoryview], say: Say | None = N
     return outcome
 
 
+def announced(message: bytes | memoryview) -> int:
+    """How many bytes a message says that there will be of a download; 0 for any other."""
+    if len(message) != len("download:") + 8 or bytes(message[:9]) != b"download:":
+        return 0
+    try:
+        return int(bytes(message[9:]), 16)
+    except ValueError:
+        return 0  # data that begins so
+
+
 def upload(text: str, limit: int, say: Say | None = None) -> Exchange:
     """A command that makes the device send bytes (`upload`, `fetch:…`), at most `limit`."""
     outcome = Outcome()

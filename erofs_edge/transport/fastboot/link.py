@@ -2,12 +2,15 @@
 """Wires to a fastboot device: tcp:HOST[:PORT] and udp:HOST[:PORT]. The only file of the client that knows sockets;
 USB is in `usb.py`.
 
-A device that is silent is given up after a deadline, everywhere. Erasing and flashing may take long: while a command is
-at work the deadline is WORK.
+A device that is silent is given up after a deadline, everywhere. One that only has to say that it has heard gets
+SILENCE. While a command is at work, which may write or hash for minutes and is often deaf meanwhile, the deadline is
+WORK and what was sent for it at a rate of LEAST. What counts is how long was listened: a program that was stopped has
+waited for nobody.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Callable, Generator
@@ -15,18 +18,26 @@ from contextlib import AbstractContextManager
 from typing import Protocol, Self, TypeVar
 
 from erofs_edge.errors import DeviceError, ProtocolError, UsageError
-from erofs_edge.transport.fastboot.client import Step, download
+from erofs_edge.transport.fastboot.client import Step, announced, download
 from erofs_edge.transport.fastboot.udp import PORT, Answer, Host
 
 CONNECT = 10.0  # seconds
 WORK = 300.0  # seconds that a command may take between two messages
-REPEAT = 0.5  # seconds after which an unanswered packet is sent again
-SILENCE = 60.0  # seconds of repeats after which a device is given up
+LEAST = 256 << 10  # bytes a second: what a device writes at least of a download, beyond the time for any command
+REPEAT = 0.5  # seconds after which an unanswered packet is sent again, each time twice as many
+REPEAT_MAX = 64.0
+"""seconds: longer than a device lets pass without a word, if it says any. The network card of a device at work holds
+few packets, and what comes back from an overflow is the driver's luck: U-Boot 2025.01 with virtio-net has 32 buffers
+and hears nothing any more after they were full, for it does not tell the emulator that there is room again (seen: 38
+repeats in 20 s of work)"""
+SILENCE = 120.0  # seconds of repeats after which a device is given up that has nothing to do
 GONE = 10.0  # seconds after which a device that was there counts as gone, where nobody listens at its port any more
 MESSAGE_MAX = 16 << 20  # bytes of one message from the device
 HANDSHAKE = b"FB01"
 SAMPLE = 64 << 10
 """bytes by which a link is measured; devices hold more"""
+UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
+"""what the kernel says when nobody answers for an address; a device at work does not answer for its own"""
 T = TypeVar("T")
 
 
@@ -37,8 +48,9 @@ class Link(Protocol):
 
     def send(self, message: bytes | memoryview) -> None: ...
 
-    def receive(self, left: int | None = None) -> bytes:
-        """The next message, or some of the `left` bytes of data that are still to come."""
+    def receive(self, left: int | None = None, patience: float = WORK) -> bytes:
+        """The next message, or some of the `left` bytes of data that are still to come; given up after `patience`
+        seconds without one."""
         ...
 
     def close(self) -> None: ...
@@ -50,6 +62,7 @@ class Device(AbstractContextManager["Device"]):
     def __init__(self, link: Link) -> None:
         self.link = link
         self.sent = 0  # bytes of messages
+        self._held = 0  # bytes of the last download, which the next command may be about
 
     def run(self, exchange: Generator[Step, bytes, T]) -> T:
         """Carry out one command, or several."""
@@ -57,8 +70,9 @@ class Device(AbstractContextManager["Device"]):
             message = next(exchange)
             while True:
                 if message is None or isinstance(message, int):
-                    message = exchange.send(self.link.receive(message))
+                    message = exchange.send(self.link.receive(message, WORK + self._held / LEAST))
                 else:
+                    self._held = announced(message) or self._held
                     self.link.send(message)
                     self.sent += len(message)
                     message = exchange.send(b"")
@@ -93,16 +107,17 @@ class TcpLink:
             answer = self._exactly(4)
             if not answer.startswith(b"FB") or not answer[2:].isdigit() or int(answer[2:]) < 1:
                 raise ProtocolError(f"not a fastboot device: it says {answer!r}", where=self.name)
-            self._socket.settimeout(WORK)
         except BaseException:
             self._socket.close()
             raise
 
     def send(self, message: bytes | memoryview) -> None:
+        self._socket.settimeout(WORK)
         self._socket.sendall(len(message).to_bytes(8, "big"))
         self._socket.sendall(message)
 
-    def receive(self, left: int | None = None) -> bytes:
+    def receive(self, left: int | None = None, patience: float = WORK) -> bytes:
+        self._socket.settimeout(patience)
         size = int.from_bytes(self._exactly(8), "big")
         if size > MESSAGE_MAX:
             raise ProtocolError(f"a message of {size} bytes", where=self.name)
@@ -130,11 +145,11 @@ class UdpLink:
         self._socket = socket.socket(family, kind, protocol)
         self._host = Host()
         self._refused: float | None = None  # since when nobody listens
+        self._wait = REPEAT  # seconds until the packet is sent again
         try:
             self._socket.connect(address)
-            deadline = time.monotonic() + CONNECT
             while not self._host.is_open:
-                self._once(deadline)
+                self._heard(CONNECT)
         except BaseException:
             self._socket.close()
             raise
@@ -143,62 +158,80 @@ class UdpLink:
         view, step = memoryview(message), self._host.payload_max
         for at in range(0, len(view), step):
             self._host.say(view[at : at + step], more=at + step < len(view))
-            if self._answered().data:
+            self._wait = REPEAT
+            if self._answered(SILENCE).data:
                 raise ProtocolError("the device speaks while it is spoken to", where=self.name)
 
-    def receive(self, left: int | None = None) -> bytes:
+    def receive(self, left: int | None = None, patience: float = WORK) -> bytes:
         """An empty answer says that the device is still at work."""
         message, more = b"", True
-        deadline = time.monotonic() + WORK
+        deadline = time.monotonic() + patience
         while more:
             self._host.say(b"", more=False)
-            answer = self._answered()
+            answer = self._answered(patience, at_work=True)
             message += answer.data
             more = answer.more or not message
             if len(message) > MESSAGE_MAX:
                 raise ProtocolError("a message without end", where=self.name)
-            if time.monotonic() > deadline:
-                raise DeviceError(f"the device has nothing to say for {WORK:g} s", where=self.name)
+            if more and time.monotonic() > deadline:
+                raise DeviceError(f"the device has nothing to say for {patience:g} s", where=self.name)
         return message
 
     def close(self) -> None:
         self._socket.close()
 
-    def _answered(self) -> Answer:
-        deadline = time.monotonic() + SILENCE
+    def _answered(self, patience: float, *, at_work: bool = False) -> Answer:
         while True:
-            answer = self._once(deadline)
+            answer = self._heard(patience, at_work=at_work)
             if answer is not None:
                 return answer
 
-    def _once(self, deadline: float) -> Answer | None:
-        """Send the packet; hear until it is answered or has to be sent again."""
+    def _heard(self, patience: float, *, at_work: bool = False) -> Answer | None:
+        """Send the packet, again and again, until the device has heard it: what it says; None for a step of the
+        opening."""
+        silent = 0.0
+        while silent < patience:
+            wait = min(self._wait, patience - silent)
+            try:
+                return self._once(wait, at_work=at_work)
+            except TimeoutError:
+                silent += wait
+                self._wait = REPEAT if self._refused is not None else min(2 * self._wait, REPEAT_MAX)
+        raise DeviceError("the device does not answer", where=self.name)
+
+    def _once(self, wait: float, *, at_work: bool) -> Answer | None:
+        """Send the packet, and listen for so many seconds. Raises TimeoutError."""
         sent, was_open = self._host.packet, self._host.is_open
+        again = time.monotonic() + wait
         try:
             self._socket.send(sent)
-        except ConnectionRefusedError:
-            self._nobody()
-        again = time.monotonic() + REPEAT
+        except OSError as error:
+            self._nobody(error, at_work=at_work)
         while (left := again - time.monotonic()) > 0:
             self._socket.settimeout(left)
             try:
                 packet = self._socket.recv(65536)
             except TimeoutError:
                 break
-            except ConnectionRefusedError:
-                self._nobody()
-                time.sleep(min(left, 0.1))  # nobody listens yet; an answer may still come
+            except OSError as error:
+                self._nobody(error, at_work=at_work)
+                again = min(again, time.monotonic() + REPEAT)
+                time.sleep(min(left, 0.1))  # an answer may still come
                 continue
             self._refused = None
             answer = self._host.hear(packet)
             if answer is not None or self._host.packet is not sent or self._host.is_open is not was_open:
                 return answer
-        if time.monotonic() > deadline:
-            raise DeviceError("the device does not answer", where=self.name)
-        return None
+        raise TimeoutError
 
-    def _nobody(self) -> None:
-        """Raises DeviceError where a device that was there has not been for a while: unplugged, or out of fastboot."""
+    def _nobody(self, error: OSError, *, at_work: bool) -> None:
+        """Raises DeviceError where a device that was there has not been for a while: unplugged, or out of fastboot.
+        OSError for what says something else."""
+        if error.errno in UNREACHABLE and self._host.is_open:
+            if at_work:
+                return
+        elif error.errno != errno.ECONNREFUSED:
+            raise error
         now = time.monotonic()
         self._refused = now if self._refused is None else self._refused
         if self._host.is_open and now - self._refused > GONE:

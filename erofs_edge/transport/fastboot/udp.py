@@ -4,6 +4,11 @@
 One packet is under way at a time; the owner sends `packet`, hears answers, and sends again what is not answered in
 time. A packet that comes late or twice has an old number and is dropped.
 
+U-Boot speaks without being asked while it writes: INFO each 30 seconds, with the numbers of the answers to packets that
+it has not heard yet, and it says none of them again but the last (2025.01, net/fastboot_udp.c
+`fastboot_timed_send_info`). Where one was lost, the next is the answer: otherwise each side waited for the other for
+ever.
+
 Source: the fastboot specification, "UDP Protocol".
 """
 
@@ -21,6 +26,8 @@ PACKET_MIN, PACKET_MAX = 512, 1472  # bytes: what every device takes; what an Et
 _HEADER = Struct(">BBH")  # id, flags, sequence number
 _PAIR = Struct(">HH")
 CONTINUES = 1
+AHEAD = 1000
+"""messages that a device may have said unheard: eight hours of writing"""
 
 
 class Kind(IntEnum):
@@ -58,6 +65,11 @@ class Host:
         """Bytes of a message that one packet carries."""
         return self._size - _HEADER.size
 
+    @property
+    def _asks(self) -> bool:
+        """Whether the packet only asks for what the device has to say."""
+        return self._kind is Kind.FASTBOOT and len(self.packet) == _HEADER.size
+
     def say(self, data: bytes | memoryview, *, more: bool) -> None:
         """The next packet. An empty one asks for what the device has to say."""
         if len(data) > self.payload_max:
@@ -72,6 +84,8 @@ class Host:
         data = packet[_HEADER.size :]
         if kind == Kind.ERROR and sequence == self._sequence:
             raise DeviceError(f"the device reports an error: {data.decode('utf-8', 'replace')}")
+        if kind == self._kind == Kind.FASTBOOT and self._asks and 0 < sequence - self._sequence & 0xFFFF <= AHEAD:
+            self._sequence = sequence
         if kind != self._kind or (sequence != self._sequence and kind != Kind.QUERY):
             return None
         if self._kind is Kind.FASTBOOT:

@@ -54,11 +54,11 @@ class UsbLink:
             if done != len(part):
                 raise DeviceError(f"the device took {done} of {len(part)} bytes", where=self.name)
 
-    def receive(self, left: int | None = None) -> bytes:
+    def receive(self, left: int | None = None, patience: float = WORK) -> bytes:
         # no more is asked for than there is to come: what follows data would be taken for the end of it
         size = RESPONSE if left is None else min(left, TRANSFER)
         try:
-            return bytes(self._in.read(size, int(WORK * 1000)))
+            return bytes(self._in.read(size, int(patience * 1000)))
         except self._errors as error:
             raise self._told(error) from error
 
