@@ -7,7 +7,8 @@ usage: python benchmarks/fastboot.py [--size MiB] [--runs N] [--scratch DIR] [--
 processors: a number that a busy machine changes little.
 
 `download` puts the file into the device's memory; `flash` writes it to a partition of the emulated SD card too, whose
-content is compared with the file each time. Prints a markdown table: medians in MiB/s and the ratio.
+content is compared with the file each time; `flash, sparse` does that with an Android sparse file of the same size,
+every other MiB of it zeros that are not sent. Prints a markdown table: medians in MiB/s of content, and the ratio.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from erofs_edge.disk import gpt
+from erofs_edge.disk import android_sparse, gpt
 from erofs_edge.flash.fastboot import Fastboot
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.attach import attached
@@ -54,15 +55,23 @@ def timed(action: Callable[[], object]) -> float:
 def ours(address: str, image: Path, verb: str) -> None:
     with open_device(address) as device:
         fastboot = Fastboot(device)
-        if verb == "flash":
-            fastboot.flash("bench", image)
-        else:
+        if verb == "download":
             fastboot.stage(image)
+        else:
+            fastboot.flash("bench", image)
 
 
 def google(address: str, image: Path, verb: str) -> None:
-    words = ["flash", "bench", str(image)] if verb == "flash" else ["stage", str(image)]
+    words = ["stage", str(image)] if verb == "download" else ["flash", "bench", str(image)]
     subprocess.run([str(find("fastboot", host=False)), "-s", address, *words], check=True, capture_output=True)
+
+
+def sparse(content: bytes, path: Path) -> bytes:
+    """Write an Android sparse file; what it stands for: every other MiB of the content."""
+    kept = [(at, at + MIB) for at in range(0, len(content), 2 * MIB)]
+    (piece,) = android_sparse.plan_pieces(len(content), kept, len(content) + MIB)
+    path.write_bytes(b"".join(piece.encode(lambda offset, length: content[offset : offset + length])))
+    return b"".join(content[at : at + MIB] + bytes(MIB) for at in range(0, len(content), 2 * MIB))[: len(content)]
 
 
 def simulated(size: int, runs: int, image: Path) -> None:
@@ -118,19 +127,22 @@ def main() -> None:
                 device.run(client.download(len(raw), [raw]))
                 device.run(client.command("flash:gpt"))
             print(f"| {options.size} MiB, {options.runs} runs | ours | Google's | ours/Google's |\n|---|---|---|---|")
-            for verb in ("download", "flash"):
+            packed = Path(name) / "sparse"
+            files = {"download": (image, content), "flash": (image, content)}
+            files["flash, sparse"] = packed, sparse(content, packed)
+            for verb, (file_sent, want) in files.items():
                 rates: dict[str, list[float]] = {"ours": [], "google": []}
                 for _ in range(options.runs):
                     for who, action in (("ours", ours), ("google", google)):
-                        if verb == "flash":
-                            with disk.open("r+b") as file:
-                                os.pwrite(file.fileno(), bytes(4096), START)
-                        seconds = timed(lambda: action(address, image, verb))  # noqa: B023
+                        with disk.open("r+b") as file:
+                            for at in range(0, len(content), MIB):
+                                os.pwrite(file.fileno(), b"other" * 800, START + at)
+                        seconds = timed(lambda: action(address, file_sent, verb))  # noqa: B023
                         rates[who].append(options.size / seconds)
-                        if verb == "flash":
+                        if verb != "download":
                             with disk.open("rb") as file:
                                 file.seek(START)
-                                assert file.read(len(content)) == content, who
+                                assert file.read(len(want)) == want, who
                 mine, theirs = median(rates["ours"]), median(rates["google"])
                 print(f"| {verb} | {mine:.1f} MiB/s | {theirs:.1f} MiB/s | {mine / theirs:.2f}x |", flush=True)
 

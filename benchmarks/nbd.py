@@ -2,11 +2,16 @@
 """Our NBD server against nbdkit's file plugin, our client against nbdcopy: the same image, run in turn.
 
 usage: python benchmarks/nbd.py [--size MiB] [--runs N] [--scratch DIR]
+       python benchmarks/nbd.py --board [--tls] [--image FILE] [--size MiB] [--runs N] [--scratch DIR]
 
 The server rows use one client for both (nbdcopy for sequential reads, qemu-img bench for random ones), the client rows
 one server (nbdkit). Python keeps its byte code, as it does for what is installed: every program runs once before what
 counts. `flash --full --no-verify` is the whole command, which does what nbdcopy does, and looks whether
 the image is signed. What was copied is compared with the image. Prints a markdown table: medians and ratios.
+
+`--board`: to the provisioning system of an emulated board instead, which is started once, through the network of the
+emulator: an image (random bytes, or FILE) to the start of its disk, by nbdcopy, by our client, and by `flash`, which
+sends packed what gets smaller and may have the board prove it. CPU seconds are those of the emulator and the client.
 """
 
 from __future__ import annotations
@@ -24,9 +29,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
+from erofs_edge.flash.provision import disk_address
+from erofs_edge.manifest.load import load_board
+from erofs_edge.qemu.attach import attached
 from erofs_edge.toolbox.prefix import find
 
 MIB = 1 << 20
+BOARD = Path(__file__).parent.parent / "boards/qemu-aarch64.yaml"
 RANDOM_READS = 20_000
 READS, WRITES = "reads", "writes"
 SERVE = "from erofs_edge.cli.main import main; main()"
@@ -111,10 +120,18 @@ def our_write(address: str, image: Path) -> None:
     subprocess.run([sys.executable, "-c", COPY_IN, address, str(image)], check=True)
 
 
-def our_flash(address: str, image: Path) -> None:
+def our_flash(address: str, image: Path, *options: str) -> None:
     """The command, as a user has it."""
-    words = ["flash", "--image", str(image), "--to", address, "--full", "--no-verify", "--yes"]
+    words = ["flash", "--image", str(image), "--to", address, "--full", "--yes", *(options or ("--no-verify",))]
     subprocess.run([str(Path(sys.executable).with_name("erofs-edge")), *words], check=True, capture_output=True)
+
+
+def there_and_back(address: str, image: Path) -> None:
+    """What proves a copy without help of the other side: nbdcopy reads all of it back."""
+    their_write(address, image)
+    with tempfile.NamedTemporaryFile(dir=image.parent) as back:
+        subprocess.run([str(find("nbdcopy", host=False)), address, back.name], check=True)
+        subprocess.run(["cmp", "-n", str(image.stat().st_size), back.name, str(image)], check=True)
 
 
 def timed(work: Callable[[str, Path], None], address: str, out: Path) -> float:
@@ -123,20 +140,64 @@ def timed(work: Callable[[str, Path], None], address: str, out: Path) -> float:
     return time.perf_counter() - started
 
 
+def on_board(image: Path, disk: Path, runs: int, *, tls: bool) -> None:
+    """The rows of `--board`; the first, nbdcopy's, is what the others are compared with."""
+    with disk.open("xb") as file:
+        file.truncate(image.stat().st_size)
+    with attached(load_board(BOARD), disk.parent, "nbds" if tls else "nbd", disk) as board:
+        place = disk_address(board)
+        plain = f"nbd://{place.host}:{place.port}"
+        if tls:
+            plain = f"nbds://{place.host}:{place.port}?tls-certificates={place.certificates}&tls-hostname={place.name}"
+        works: list[tuple[str, Callable[[], None]]] = [
+            ("nbdcopy", lambda: their_write(plain, image)),
+            ("our client", lambda: our_write(plain, image)),
+            ("`flash --full --no-verify`", lambda: our_flash(board, image)),
+            ("nbdcopy there and back, compared", lambda: there_and_back(plain, image)),
+            ("`flash --full`, proved by the board", lambda: our_flash(board, image, "--whole")),
+        ]
+        (emulator,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in works}
+        for _ in range(runs):
+            for name, work in works:
+                with disk.open("r+b") as file:
+                    for at in range(0, image.stat().st_size, 64 * MIB):
+                        os.pwrite(file.fileno(), os.urandom(4096), at)
+                before, started = processors() + taken(int(emulator)), time.perf_counter()
+                work()
+                seconds = time.perf_counter() - started
+                found[name].append((seconds, processors() + taken(int(emulator)) - before))
+                if not filecmp.cmp(image, disk, shallow=False):
+                    sys.exit(f"{name}: what is on the disk is not the image")
+        print("| what | s | CPU s with the emulator's | rate of nbdcopy's, by s and CPU s |\n| --- | --- | --- | --- |")
+        base = [median(column) for column in zip(*found["nbdcopy"], strict=True)]
+        for name, times in found.items():
+            seconds, taken_by = (median(column) for column in zip(*times, strict=True))
+            row = f"{seconds:.1f} | {taken_by:.1f} | {base[0] / seconds:.2f}x, {base[1] / taken_by:.2f}x"
+            print(f"| {name} | {row} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=300)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--only", default="", help="rows whose names have this")
+    parser.add_argument("--board", action="store_true")
+    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--image", type=Path, help="for --board, of whole MiB")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "compiled")
         image, out, path = Path(folder) / "image", Path(folder) / "out", Path(folder) / "socket"
-        with image.open("wb") as file:
-            for _ in range(arguments.size):
-                file.write(os.urandom(MIB))
+        if not (arguments.board and arguments.image):
+            with image.open("wb") as file:
+                for _ in range(arguments.size):
+                    file.write(os.urandom(MIB))
+        if arguments.board:
+            on_board(arguments.image or image, Path(folder) / "disk.img", arguments.runs, tls=arguments.tls)
+            return
         rows = [
             ("server, sequential (nbdcopy)", (ours, sequential), (nbdkit, sequential), READS),
             ("server, 4 KiB at random (qemu-img bench)", (ours, scattered), (nbdkit, scattered), ""),
@@ -167,6 +228,12 @@ def main() -> None:
             first, second = ([median(column) for column in zip(*found, strict=True)] for found in times)
             row = f"{first[0]:.3f}, {first[1]:.3f} | {second[0]:.3f}, {second[1]:.3f} | {second[0] / first[0]:.2f}x"
             print(f"| {name} | {row} |", flush=True)
+
+
+def taken(pid: int) -> float:
+    """Seconds of processors that a running process took (proc(5), stat: utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def processors() -> float:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +15,15 @@ from erofs_edge.errors import UsageError, VerificationError
 
 @contextmanager
 def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Callable[[], None]]:
-    """Look at an image's signatures while the block goes on, in a process of its own where that can be. What is yielded
-    waits for the end, and is to be called before anything is written.
+    """Look at an image's signatures while the block goes on, in a process of its own where that can be (and where there
+    is anything to look at). What is yielded waits for the end, and is to be called before anything is written.
 
     That raises VerificationError where the image is not signed, UsageError where that is allowed on a board that is not
     for development.
     """
-    with beside(partial(_look, image)) as found:
+    from erofs_edge.verify.signed import is_plain, refuse_unsigned
+
+    with nullcontext(_nothing) if is_plain(image) else beside(partial(refuse_unsigned, image)) as found:
 
         def settle() -> None:
             try:
@@ -43,10 +45,8 @@ def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Cal
         yield settle
 
 
-def _look(image: Path) -> None:
-    from erofs_edge.verify.signed import refuse_unsigned as look
-
-    look(image)
+def _nothing() -> None:
+    """Of an image that is no disk nothing is started."""
 
 
 def _is_development(what: Path | None, image: Path) -> bool:

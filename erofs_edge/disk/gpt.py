@@ -12,7 +12,6 @@ import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from struct import Struct
 
 from erofs_edge.errors import FormatError
@@ -88,6 +87,8 @@ class Table:
 
 def guid_from(seed: bytes, name: str) -> uuid.UUID:
     """A GUID (RFC 9562 version 8) that depends on nothing but `seed` and `name`."""
+    from hashlib import sha256  # who only reads tables does without OpenSSL
+
     raw = bytearray(sha256(b"erofs-edge gpt\0" + seed + b"\0" + name.encode()).digest()[:16])
     raw[6] = raw[6] & 0x0F | 0x80
     raw[8] = raw[8] & 0x3F | 0x80

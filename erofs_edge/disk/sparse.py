@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +39,8 @@ def data_extents(fd: int, size: int, position: int = 0) -> Iterator[tuple[int, i
 
 def sparse_sha256(path: Path) -> str:
     """SHA-256 of a file, in hex, of which the holes are not read. Raises OSError."""
+    import hashlib  # not for who only wants extents
+
     digest = hashlib.sha256()
     buffer, zeros = bytearray(PIECE), bytes(PIECE)
     view = memoryview(buffer)

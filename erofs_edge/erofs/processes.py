@@ -6,7 +6,6 @@ Threads take turns at such work and lose time doing so.
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import sys
 import threading
@@ -33,6 +32,8 @@ def may_fork() -> bool:
 def keep_memory() -> None:
     """Have this process use freed memory again instead of giving it back, where its C library is glibc: every page that
     it gets anew costs a fault. For processes that do the same over and over."""
+    import ctypes
+
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         for option, size in MALLOC_KEEPS:

@@ -20,6 +20,7 @@ from erofs_edge.flash.survey import Findings, chunks
 
 WINDOW = 64 << 20  # bytes of a frame's content
 PACKED = 1 << 20  # bytes of a frame that has nothing to refer to
+TOGETHER = 16 << 20  # bytes of the content of such frames that follow each other and go as one: a request costs more
 LEVEL = 3
 WINDOW_LOG_MIN, WINDOW_LOG_MAX = 20, 30  # 30 is what `zstd -d --long=30`, and a 32-bit device, can do
 LDM_HASH_LOG_MAX = 24  # matches are found anywhere in a reference of hundreds of megabytes
@@ -37,8 +38,8 @@ class Reference(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A delta that gives bytes [start, start + length) of the target; `reference` None stands for no dictionary.
-    `wrong`: bytes of these that differ from what the target has."""
+    """A delta that gives bytes [start, start + length) of the target; `reference` None stands for no dictionary, and
+    for several zstd frames, one behind the other. `wrong`: bytes of these that differ from what the target has."""
 
     start: int
     length: int
@@ -52,6 +53,40 @@ def frames(region: Region, found: Findings, image: Image, reference: Reference |
 
     The target may leave blocks alone that a frame gives and that are right already.
     """
+    if reference is not None:
+        yield from _cut(region, found, image, reference)
+        return
+    held: list[Frame] = []
+    for piece in _cut(region, found, image, None):
+        if not isinstance(piece, Frame):
+            yield piece
+            continue
+        if held and not _follows(piece, held):
+            yield _joined(held)
+            held = []
+        held.append(piece)
+    if held:
+        yield _joined(held)
+
+
+def _follows(piece: Frame, held: list[Frame]) -> bool:
+    """Whether it goes on where those end, and all of them are not too much for a small board's memory."""
+    first, last = held[0], held[-1]
+    return piece.start == last.start + last.length <= first.start + TOGETHER - piece.length
+
+
+def _joined(held: list[Frame]) -> Frame:
+    return Frame(
+        held[0].start,
+        sum(frame.length for frame in held),
+        b"".join(frame.data for frame in held),
+        None,
+        sum(frame.wrong for frame in held),
+    )
+
+
+def _cut(region: Region, found: Findings, image: Image, reference: Reference | None) -> Iterator[Frame | Range]:
+    """The same, a frame for each window."""
     encoder = _Encoder(reference)
     for start, length in chunks(region.data, PACKED if reference is None else WINDOW):
         wrong = [(max(a, start), min(b, start + length)) for a, b in found.write if a < start + length and b > start]

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from erofs_edge.disk import slots
 from erofs_edge.errors import UsageError, VerificationError
-from erofs_edge.flash.copies import find_copies, older, references
-from erofs_edge.flash.delta import Reference
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region, plan_flash
@@ -18,6 +17,9 @@ from erofs_edge.flash.slot_state import Record, SlotUpdate
 from erofs_edge.flash.survey import Findings, Step, compare, everything, holds
 from erofs_edge.flash.target import Ability, Target
 from erofs_edge.flash.update import Layout, plan_slot, plan_update, read_layout, read_record, refuse_misfit
+
+if TYPE_CHECKING:
+    from erofs_edge.flash.delta import Reference
 
 REPAIRABLE = 0.5  # of a slot's data may be wrong for it to count as a damaged copy of the image
 
@@ -90,6 +92,8 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
         plan = plan_update(source, layout, record, wish.slot, target.abilities)
         if wish.full or not can_read:
             return Prepared(plan, None, record)
+        from erofs_edge.flash.copies import find_copies, older  # a whole disk has no other slot
+
         with older(wish.baseline, layout, plan) as before:
             found = compare(plan.regions, source, target, step, before)
         known = _known(wish, layout, plan, target, step) if any(f.write for f in found.values()) else {}
@@ -158,6 +162,8 @@ def _known(wish: Wish, layout: Layout, plan: Plan, target: Target, step: Step) -
     """What another slot holds, where that is of use."""
     if wish.baseline is None or not (Ability.COPY | Ability.PATCH) & target.abilities:
         return {}
+    from erofs_edge.flash.copies import references
+
     with step(f"Comparing the other slots with {wish.baseline.name}"):
         return references(wish.baseline, layout, plan, target)
 

@@ -21,6 +21,7 @@ from erofs_edge.transport.nbd.parallel import Connections
 DIGEST = control.DIGEST
 BOARD_NAME = "provisioning"
 """in the certificate of every board: provision/credentials.py"""
+PIECE = 4 << 20  # bytes of a request to the control export: two processes each on the device
 WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
 ZEROS, AT_ONCE = 16 << 20, 32  # bytes that a question after zeros is about, and questions of one request
 FEW = 4
@@ -39,7 +40,7 @@ def open_provisioned(address: str) -> ProvisionTarget:
     disk, commands = _addresses(address)
     connection = Connections(disk)
     try:
-        return ProvisionTarget(connection, Connection(commands, timeout=WORK))
+        return ProvisionTarget(connection, Connection(commands, timeout=WORK, piece=PIECE))
     except BaseException:
         connection.close()
         raise

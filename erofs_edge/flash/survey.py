@@ -8,7 +8,6 @@ so that the wire carries about 32 bytes for each MiB that is right.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -199,6 +198,8 @@ def digest(name: str, data: bytes | memoryview) -> bytes:
     endian."""
     if name == "crc32":
         return zlib.crc32(data).to_bytes(4, "big")
+    import hashlib  # OpenSSL takes milliseconds to load: not for a target that is compared by reading
+
     return hashlib.sha256(data).digest()[: DIGEST_BYTES[name]]
 
 

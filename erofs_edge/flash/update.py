@@ -9,7 +9,6 @@ name and place as in the image. GUIDs may differ (they derive from the build), a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -181,6 +180,8 @@ def _regions(image: Image, layout: Layout, slot: str) -> Iterator[Region]:
 
 def _identity(image: Image, layout: Layout) -> str:
     """sha256 of the first partition's data: the boot image, which names the system by its root hash."""
+    import hashlib
+
     start, end = layout.places[f"{layout.bases[0]}_{layout.source}"]
     state = hashlib.sha256()
     for first, last in image.extents(start, min(end, start + IMAGE_HASHED)):

@@ -100,11 +100,11 @@ class SimulatedTarget(PlainTarget):
             reference = zstandard.ZstdCompressionDict(content, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         try:
             decoder = zstandard.ZstdDecompressor(dict_data=reference, max_window_size=1 << 31)
-            data = decoder.decompress(delta, max_output_size=length)
+            data = decoder.stream_reader(delta, read_across_frames=True).read(length + 1)
         except zstandard.ZstdError as error:
             raise OSError(errno.EBADMSG, f"the delta does not unpack: {error}") from error
         if len(data) != length:
-            raise OSError(errno.EBADMSG, f"the delta gives {len(data)} bytes where {length} were announced")
+            raise OSError(errno.EBADMSG, f"the delta does not give the {length} bytes that were announced")
         self.sent += len(delta)
         for at in range(0, length, BLOCK):
             block = data[at : at + BLOCK]

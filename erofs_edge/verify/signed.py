@@ -36,6 +36,16 @@ def refuse_unsigned(image: Path) -> None:
         os.close(fd)
 
 
+def is_plain(image: Path) -> bool:
+    """Whether it is no disk at all, so that `refuse_unsigned` has nothing to look at; False where it cannot be read."""
+    try:
+        with image.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            return gpt.find(lambda offset, length: os.pread(file.fileno(), length, offset), size) is None
+    except (OSError, FormatError):
+        return False
+
+
 def _check(fd: int, table: gpt.Table, image: Path) -> None:
     """For a disk only, and of a build: what looks into signatures takes its time to load."""
     if (image.parent / RELEASE).is_file() and (image.parent / PUBLIC_KEY).is_file():

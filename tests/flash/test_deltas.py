@@ -13,7 +13,7 @@ import pytest
 from sweep import quiet, started
 
 from erofs_edge.errors import VerificationError
-from erofs_edge.flash.delta import Frame, Reference, frames
+from erofs_edge.flash.delta import PACKED, TOGETHER, Frame, Reference, frames
 from erofs_edge.flash.execute import RegionResult, flash
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
@@ -264,3 +264,32 @@ def test_a_frame_is_what_zstd_makes(tmp_path: Path, oracle: Callable[[str], str]
     command = [oracle("zstd"), "-d", "--long=31", f"--patch-from={tmp_path / 'old'}", "-o", tmp_path / "out"]
     subprocess.run([*map(str, command), str(tmp_path / "delta.zst")], check=True, capture_output=True)
     assert (tmp_path / "out").read_bytes() == new
+
+
+@pytest.mark.oracle
+def test_frames_that_follow_each_other_go_as_one(tmp_path: Path, oracle: Callable[[str], str]) -> None:
+    """Where nothing is there to refer to: not across what is sent as it is, and no more than a board's memory takes."""
+    random, window = Random(5), PACKED
+    text = b"".join(random.choice((b"one ", b"two ")) * 1024 for _ in range(window // 4096))
+    count = TOGETHER // window + 2
+    new = text * count + random.randbytes(window) + text
+    path = tmp_path / "new"
+    path.write_bytes(new)
+    with Image(path) as image:
+        region = Region("r", 0, len(new), ((0, len(new)),))
+        found = list(frames(region, Findings([(0, len(new))]), image, None))
+    ranges = [piece for piece in found if not isinstance(piece, Frame)]
+    packed = [piece for piece in found if isinstance(piece, Frame)]
+    assert ranges == [(count * window, (count + 1) * window)]
+    assert [(piece.start, piece.length) for piece in packed] == [
+        (0, TOGETHER), (TOGETHER, 2 * window), ((count + 1) * window, window)
+    ]  # fmt: skip
+    assert all(piece.wrong == piece.length for piece in packed)
+    there = SimulatedTarget(SimulatedDisk.of_size(len(new)), CLEVER)
+    for piece in packed:
+        (tmp_path / "delta.zst").write_bytes(piece.data)
+        command = [oracle("zstd"), "-q", "-d", "-c", "--long=31", str(tmp_path / "delta.zst")]
+        unpacked = subprocess.run(command, check=True, capture_output=True).stdout
+        assert unpacked == new[piece.start : piece.start + piece.length]
+        there.patch(0, 0, piece.start, piece.length, piece.data)
+        assert there.disk.read(piece.start, piece.length) == unpacked

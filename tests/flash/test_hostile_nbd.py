@@ -16,7 +16,8 @@ from erofs_edge.flash.nbd import NbdTarget
 from erofs_edge.flash.prepare import Wish, prepare
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.nbd import EXPORT, NbdWire
-from erofs_edge.transport.nbd.connect import Address, Connection
+from erofs_edge.transport.nbd.connect import PIECE, Address, Connection
+from erofs_edge.transport.nbd.server import Request
 
 
 class BadWire(NbdWire):
@@ -109,6 +110,25 @@ def test_scattered_blocks_gather_and_arrive() -> None:
             assert target.read(at, 4096) == data
     target.flush()
     assert disk.memory == wanted
+
+
+@pytest.mark.parametrize("piece", [None, 1 << 20])
+def test_a_request_is_as_large_as_was_asked_for(piece: int | None) -> None:
+    """Of an export where each request costs much, as a board's control export, one is for more bytes."""
+    disk, sizes = SimulatedDisk.of_size(4 << 20), list[int]()
+
+    class Counted(NbdWire):
+        def _carry_out(self, request: Request) -> bytes:
+            sizes.append(request.length)
+            return super()._carry_out(request)
+
+    address = Address("nbd://simulated/disk", EXPORT, "simulated")
+    more = {} if piece is None else {"piece": piece}
+    connection = Connection(address, wire=Counted(disk), **more)
+    data = Random(6).randbytes((2 << 20) + 5)
+    connection.write(4096, data)
+    assert connection.read(4096, len(data)) == data
+    assert sizes == [*[piece or PIECE] * ((2 << 20) // (piece or PIECE)), 5] * 2
 
 
 def test_what_an_export_holds_is_seen_byte_by_byte() -> None:

@@ -87,9 +87,11 @@ class Connection:
         trust: Trust | None = None,
         timeout: float = TIMEOUT,
         wire: Wire | None = None,
+        piece: int = PIECE,
     ) -> None:
-        """`wire`: a connection to the server that stands already."""
+        """`wire`: a connection to the server that stands already; `piece`: bytes of a request, at most."""
         self.address = address
+        self._piece = piece
         self._sent = self._received = 0
         self._cut = False
         self._trust, self._timeout = trust, timeout
@@ -114,7 +116,7 @@ class Connection:
     @property
     def piece(self) -> int:
         """Bytes of a request."""
-        return min(PIECE, self.export.payload_max)
+        return min(self._piece, self.export.payload_max)
 
     @property
     def sent(self) -> int:

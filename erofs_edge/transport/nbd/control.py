@@ -9,7 +9,8 @@ provision/work.sh.
     hash OFFSET LENGTH                        → sha256 in hexadecimal
     blocks SIZE OFFSET LENGTH                 → ok: sha256 of each SIZE bytes, where a tree at TREES has its leaves
     copy SOURCE OFFSET LENGTH                 → ok
-    patch SOURCE LENGTH OFFSET LENGTH DELTA   → ok: a zstd frame of DELTA bytes with the source as its dictionary
+    patch SOURCE LENGTH OFFSET LENGTH DELTA   → ok: a zstd frame of DELTA bytes with the source as its dictionary; where
+                                                that has no length, one or several frames
     serial                                    → is SERIAL: of the board; nothing behind 'is' where it has none
     compatible INDEX                          → is NAME: what it calls itself, the most exact name first, from 1 on
     medium                                    → ok: later reads come from the medium and not from memory
