@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zstandard frames, by the `zstandard` wheel, which carries its own library.
+"""Zstandard frames, by the `zstandard` wheel, which carries its own library and is loaded at first use.
 
-Another release may emit other bytes, so the version is pinned and checked with known answers at first use.
+Another release may emit other bytes, so the version is pinned and checked with known answers then.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import threading
 from functools import cache
-
-import zstandard
+from typing import TYPE_CHECKING
 
 from erofs_edge.codec.known import known_input
 from erofs_edge.codec.lz4 import address_of
 from erofs_edge.codec.search import SearchedOutput, memory
 from erofs_edge.errors import FormatError, ToolError
+
+if TYPE_CHECKING:
+    from zstandard import ZstdDecompressor
 
 WHEEL, VERSION = "0.25.0", "1.5.7"
 LEVEL_MIN, LEVEL_MAX, LEVEL_DEFAULT = 1, 22, 3
@@ -46,6 +48,8 @@ def window_log(pcluster: int) -> int:
 
 
 def _open(level: int, capacity: int, padding: int, window_log: int) -> SearchedOutput:
+    import zstandard
+
     # libzstd tunes a level to the size of the input. The search tries many sizes: with one tuning for all, the output
     # grows with the input, and the one for 256 KiB compresses best
     parameters = zstandard.ZstdCompressionParameters.from_level(
@@ -57,6 +61,8 @@ def _open(level: int, capacity: int, padding: int, window_log: int) -> SearchedO
 
 @cache
 def _check() -> None:
+    import zstandard
+
     if zstandard.__version__ != WHEEL or tuple(map(int, VERSION.split("."))) != zstandard.ZSTD_VERSION:
         raise ToolError(
             f"the zstandard package does not carry zstd {VERSION}: images would get other bytes", hint=_HINT
@@ -73,8 +79,7 @@ def _answer(level: int, capacity: int) -> tuple[int, str]:
 
 
 class _Decompressors(threading.local):
-    def __init__(self) -> None:
-        self.one = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX)
+    one: ZstdDecompressor | None = None
 
 
 _local = _Decompressors()
@@ -88,15 +93,20 @@ def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
     """
     if size <= 0 or not data:
         raise FormatError(f"zstd frame of {len(data)} bytes cannot hold {size} bytes")
+    import zstandard
+
+    one = _local.one
+    if one is None:
+        one = _local.one = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX)
     try:
         if partial:
-            with _local.one.stream_reader(data) as reader:
+            with one.stream_reader(data) as reader:
                 out = reader.read(size)
         else:
             told = zstandard.get_frame_parameters(data).content_size
             if told not in (size, zstandard.CONTENTSIZE_UNKNOWN):
                 raise FormatError(f"zstd frame of {len(data)} bytes tells of {told} bytes, not {size}")
-            out = _local.one.decompress(data, max_output_size=size)
+            out = one.decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
         raise FormatError(f"zstd frame of {len(data)} bytes is corrupt (wanted {size} bytes): {error}") from error
     if len(out) != size:

@@ -80,7 +80,11 @@ class Ticket:
 class Crew:
     """`count` processes that `store` pieces, which they get as new objects. `cache` and `meter` are those that it uses:
     what changes in the processes' copies is added up here. For one thread only. Raises OSError where there can be no
-    processes."""
+    processes.
+
+    The last of them does nothing before the caller waits for a result or calls `begin_all`: as long as he has work of
+    his own, that needs a processor.
+    """
 
     def __init__(
         self,
@@ -107,14 +111,22 @@ class Crew:
         self._pipes: list[int] = []
         self._poll = select.poll()
         self._tasks, self._feed = os.pipe()
+        self._gate, self._barrier = os.pipe()
         try:
-            for _ in range(count):
-                self._start()
+            for left in reversed(range(count)):
+                self._start(waits=not left)
         except BaseException:
             self.kill()
             raise
         finally:
             os.close(self._tasks)
+            os.close(self._gate)
+
+    def begin_all(self) -> None:
+        """The caller has no more to do than to give tasks and take results: all processes are wanted."""
+        if self._barrier >= 0:
+            os.close(self._barrier)
+            self._barrier = -1
 
     def submit(self, pieces: list[Piece]) -> Ticket | None:
         """Begin with a batch; None where the arena has no room for it now."""
@@ -157,6 +169,7 @@ class Crew:
 
     def result(self, ticket: Ticket) -> list[Stored]:
         while ticket.done is None and not ticket.failed:
+            self.begin_all()
             self.receive(wait=True)
         if ticket.done is None:
             return [self._store(piece) for piece in ticket.pieces]
@@ -172,6 +185,7 @@ class Crew:
 
     def finish(self) -> None:
         """There are no more tasks: processes end by and by. `submit` is not possible any more."""
+        self.begin_all()
         if self._feed >= 0:
             os.close(self._feed)
             self._feed = -1
@@ -200,13 +214,14 @@ class Crew:
             os.close(pipe)
         self._pids, self._pipes = [], []
 
-    def _start(self) -> None:
+    def _start(self, *, waits: bool) -> None:
         here, there = os.pipe()
         pid = os.fork()
         if not pid:
             try:
                 os.close(self._feed)
-                self._work(there)
+                os.close(self._barrier)
+                self._work(there, waits=waits)
             finally:
                 # the end without what others want to be done at the end
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -215,7 +230,7 @@ class Crew:
         self._pipes.append(here)
         self._poll.register(here, select.POLLIN)
 
-    def _work(self, done: int) -> None:
+    def _work(self, done: int, *, waits: bool) -> None:
         """A process: task after task, until there are no more."""
         store, cache, meter = self._store, self._cache, self._meter
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
@@ -223,6 +238,8 @@ class Crew:
         gc.disable()
         at_once.be_alone()
         keep_memory()
+        if waits:
+            os.read(self._gate, 1)  # nothing is ever written there: it ends with `begin_all`, or with the caller
         everything = memoryview(self._arena)
         before = (0, 0, 0, 0, 0)
 

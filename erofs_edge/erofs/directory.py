@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import accumulate, chain
+from struct import Struct
 
 from erofs_edge.erofs.ondisk import DIRENT, DIRENT_SIZE
 
@@ -29,12 +32,14 @@ def block_bytes(names: Sequence[bytes]) -> int:
     return DIRENT_SIZE * len(names) + sum(map(len, names))
 
 
-def encode_block(names: Sequence[bytes], entries: Iterable[tuple[int, int]]) -> bytes:
-    """One block, not padded. `entries` are the (nid, file type) of each name."""
-    offset = DIRENT_SIZE * len(names)
-    pack = DIRENT.pack
-    out = []
-    for name, (nid, kind) in zip(names, entries, strict=True):
-        out.append(pack(nid, offset, kind))
-        offset += len(name)
-    return b"".join([*out, *names])
+def encode_block(names: Sequence[bytes], nids: Iterable[int], types: Iterable[int]) -> bytes:
+    """One block, not padded. `nids` and `types` (FT_ numbers) are of each name."""
+    count = len(names)
+    offsets = accumulate(map(len, names[:-1]), initial=DIRENT_SIZE * count)
+    return b"".join([_dirents(count).pack(*chain.from_iterable(zip(nids, offsets, types, strict=True))), *names])
+
+
+@cache
+def _dirents(count: int) -> Struct:
+    """So many of ondisk.DIRENT."""
+    return Struct("<" + DIRENT.format.lstrip("<") * count)

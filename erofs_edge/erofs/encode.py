@@ -22,40 +22,46 @@ from erofs_edge.erofs.ondisk import (
 from erofs_edge.erofs.plan import NO_BLOCK, Node
 
 Write = Callable[[int, bytes], None]
+_pack_compact = COMPACT_INODE.pack
 _FLAT = (LAYOUT_FLAT_PLAIN, LAYOUT_FLAT_INLINE)
 
 
 def write_nodes(nodes: Iterable[Node], block_size: int, write: Write) -> None:
     """Call write(offset, bytes) for every inode and every directory block."""
-    pack = COMPACT_INODE.pack
     for node in nodes:
-        tail, block, xattrs = node.tail, node.i_u, node.xattrs
+        tail = node.tail
         if node.names:
             blocks = [_directory_block(node, names) for names in node.names]
             if node.tail_size:
                 tail = blocks.pop()
             for i, one in enumerate(blocks):
-                write((block + i) * block_size, one)
-        if node.extended or block >= NULL_ADDR:
-            body = encode_inode(node) + xattrs
-        else:  # as most are: the same in fewer steps
-            body = pack(
-                node.layout << LAYOUT_SHIFT,
-                icount(xattrs) if xattrs else 0,
-                node.inode.mode,
-                node.links,
-                node.size,
-                node.since,
-                block if block != NO_BLOCK else NULL_ADDR,
-                (node.ino or node.number) & NULL_ADDR,
-                node.uid,
-                node.gid,
-                0,
-            )
-            body += xattrs
-        if node.index:
-            body += bytes(-len(body) % node.index_align) + node.index
-        write(node.nid * SLOT_SIZE, body + tail)
+                write((node.i_u + i) * block_size, one)
+        write(node.nid * SLOT_SIZE, node.body or encode_node(node, tail))
+
+
+def encode_node(node: Node, tail: bytes) -> bytes:
+    """An inode with all that follows it, wherever it may stand; `tail` is what is inline."""
+    block, xattrs = node.i_u, node.xattrs
+    if node.extended or block >= NULL_ADDR:
+        body = encode_inode(node)
+    else:  # as most are: the same in fewer steps
+        body = _pack_compact(
+            node.layout << LAYOUT_SHIFT,
+            icount(xattrs) if xattrs else 0,
+            node.inode.mode,
+            node.links,
+            node.size,
+            node.since,
+            block if block != NO_BLOCK else NULL_ADDR,
+            (node.ino or node.number) & NULL_ADDR,
+            node.uid,
+            node.gid,
+            0,
+        )
+    if not node.index:
+        return body + xattrs + tail
+    body += xattrs
+    return body + bytes(-len(body) % node.index_align) + node.index + tail
 
 
 def encode_inode(node: Node) -> bytes:
@@ -110,4 +116,5 @@ def _directory_block(node: Node, names: list[bytes]) -> bytes:
     children, parent = node.children, node.parent
     assert parent is not None  # noqa: S101 - only the root's could be missing, and it is its own
     targets = [children.get(name) or (node if name == b"." else parent) for name in names]
-    return encode_block(names, [(target.nid, FILE_TYPES[target.inode.mode & 0o170000]) for target in targets])
+    types = [FILE_TYPES[target.inode.mode & 0o170000] for target in targets]
+    return encode_block(names, [target.nid for target in targets], types)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 
+from erofs_edge.erofs.encode import encode_node
 from erofs_edge.erofs.ondisk import COMPACT_SIZE, EXTENDED_SIZE, SLOT_BITS, SLOT_SIZE
 from erofs_edge.erofs.plan import Node, choose_flat_layout
 
@@ -150,9 +151,13 @@ class Packing:
         self.due = 0  # `advance` does nothing before this number
 
     def advance(self, number: int) -> None:
-        """Every node before this number has all that will follow it: pack them, as far as windows are full."""
+        """Every file before this number has all that will follow it, and it is known how long that of other nodes is:
+        pack them, as far as windows are full. Files are encoded at once."""
         end = self._packed + WINDOW
         while end <= len(self.nodes) and self.nodes[end - 1].number < number:
+            for node in self.nodes[self._packed : end]:
+                if node.inode.is_file:
+                    node.body = encode_node(node, node.tail)
             self._pack()
             end += WINDOW
         self.due = self.nodes[min(end, len(self.nodes)) - 1].number + 1 if self.nodes else 0

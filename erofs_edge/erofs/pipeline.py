@@ -184,6 +184,8 @@ def store(
     begin = partial(_begin, threads=lambda batch: pool.submit(work, batch), ahead=ahead, special=special)
     running: deque[tuple[int, Running]] = deque()
     in_flight = 0
+    if ahead is not None and ahead.crew is not None:
+        ahead.crew.begin_all()
     for size, batch in _batches(pieces, ahead):
         while running and in_flight + size > IN_FLIGHT:
             done, future = running.popleft()

@@ -55,6 +55,7 @@ class Node:
     tail_size    bytes that stand inline after the inode; `tail` holds them (directories' come at the end)
     index        map header and index of a compressed file, or the table of a chunk-based one; it starts at a
                  multiple of `index_align` bytes
+    body         inode, attributes, index and tail, where that is encoded already
     names        a directory's names, block by block
     nid          number = place; -1 until placed
     ino          i_ino, which no kernel looks at; 0: the same as `number`
@@ -80,6 +81,7 @@ class Node:
     tail: bytes = b""
     index: bytes = b""
     index_align: int = 8
+    body: bytes = b""
     names: list[Names] = field(default_factory=list)
     children: dict[bytes, Node] = field(default_factory=dict)
     nid: int = -1

@@ -255,6 +255,23 @@ def as_it_is(piece: Piece) -> Stored:
     return Stored(piece, None, content.read(piece.offset, piece.length))
 
 
+def test_the_last_process_waits_for_the_caller(tmp_path: Path) -> None:
+    """With one process that is the only one: nothing is done until the caller has nothing else to do."""
+    path = tmp_path / "file"
+    path.write_bytes(noise(UNIT, 1))
+    node = Node(Inode(0o100644, content=FileContent(path, UNIT)), b"/file", 0, None, size=UNIT)
+    one = Crew(as_it_is, 1, None, None, 4096)
+    try:
+        begun = one.submit([Piece(node, 0, UNIT)])
+        assert begun is not None
+        assert not one._poll.poll(300)
+        one.begin_all()
+        assert one._poll.poll(60_000)
+        assert begun.result()[0].data == path.read_bytes()
+    finally:
+        one.kill()
+
+
 def test_memory_goes_back_when_there_are_no_more_tasks(tmp_path: Path) -> None:
     """All but that of results which somebody still has."""
     path = tmp_path / "file"

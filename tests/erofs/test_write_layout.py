@@ -131,7 +131,7 @@ def test_directory_blocks(names: set[bytes], block_size: int) -> None:
         assert block and block_bytes(block) <= block_size
         if following:
             assert block_bytes([*block, following[0]]) > block_size
-        raw = encode_block(block, [(len(name), 1) for name in block])
+        raw = encode_block(block, [len(name) for name in block], [1] * len(block))
         assert len(raw) == block_bytes(block)
         offsets = [DIRENT.unpack_from(raw, 12 * i)[1] for i in range(len(block))]
         assert [raw[a:b] for a, b in zip(offsets, [*offsets[1:], len(raw)], strict=True)] == block
