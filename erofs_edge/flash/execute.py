@@ -64,9 +64,9 @@ def flash(
     """
     results = {region: RegionResult(region.name, region.start, region.size) for region in plan.regions}
     with Image(plan.image) as image, Threads(2) as pool:
-        job = _Job(image, target, pool, step)
         by_name = Ability.TABLE in target.abilities
         verify = verify and bool((Ability.READ | Ability.HASH) & target.abilities)
+        job = _Job(image, target, pool, step, remembers=verify and Ability.HASH not in target.abilities)
         if resume and found is None:
             found = compare(plan.regions, image, target, step)
         for region, findings in (found or {}).items():
@@ -86,10 +86,10 @@ def flash(
 
 
 class _Job:
-    """One image on its way to one target."""
+    """One image on its way to one target. `remembers`: digests of what is written, for who reads it back."""
 
-    def __init__(self, image: Image, target: Target, pool: Threads, step: Step) -> None:
-        self.image, self.target, self.pool, self.step = image, target, pool, step
+    def __init__(self, image: Image, target: Target, pool: Threads, step: Step, *, remembers: bool) -> None:
+        self.image, self.target, self.pool, self.step, self.remembers = image, target, pool, step, remembers
 
     def begin(self, plan: Plan) -> None:
         """Before anything else changes, nobody may start from what is about to change: that is on the medium first."""
@@ -147,7 +147,8 @@ class _Job:
                 at.offset = start
                 if not self.target.send(start, self.image.fileno(), start - region.shift, length):
                     data = self.image.read(start - region.shift, length)
-                    result.expected.remember(self.pool, start, data)
+                    if self.remembers:
+                        result.expected.remember(self.pool, start, data)
                     self._write_all(start, data, at)
                 result.written += length
                 told()

@@ -18,11 +18,13 @@ from erofs_edge.flash.execute import RegionResult, flash
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
 from erofs_edge.flash.prepare import Prepared, Wish, prepare
+from erofs_edge.flash.readback import Expected
 from erofs_edge.flash.survey import Findings, survey
 from erofs_edge.flash.target import Ability
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.images import Sizes, disk_image
 from erofs_edge.simulator.target import SimulatedTarget
+from erofs_edge.threads import Threads
 
 CLEVER = Ability.READ | Ability.HASH | Ability.COPY | Ability.PATCH
 LARGE = Sizes(boot=64 << 10, system=4 << 20)
@@ -89,6 +91,31 @@ def test_the_first_question_is_for_whole_mebibytes(images: dict[int, Path]) -> N
         found = survey(region, image, there)
     assert found.write == [(start + 69632, start + 73728)]
     assert [len(ranges) for ranges in asked[:3]] == [3, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("abilities", "verify", "made"),
+    [(Ability.READ, True, True), (Ability.READ, False, False), (Ability.READ | Ability.HASH, True, False)],
+)
+def test_digests_are_made_where_they_are_compared(
+    abilities: Ability, verify: bool, made: bool, images: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a target reads back is compared with digests of what was written; what it hashes itself, or nobody reads, is
+    not hashed here."""
+    remembered: list[int] = []
+    plain = Expected.remember
+
+    def remember(self: Expected, pool: Threads, offset: int, data: bytes) -> None:
+        remembered.append(offset)
+        plain(self, pool, offset, data)
+
+    monkeypatch.setattr(Expected, "remember", remember)
+    there = SimulatedTarget(holed(images), abilities)
+    prepared = prepare(images[2], there, Wish(full=True, slot="b"), quiet)
+    flash(prepared.plan, there, quiet, verify=verify, found=prepared.found)
+    assert bool(remembered) == made
+    begun = started(there.disk.memory)
+    assert begun is not None and begun.slot == "B"
 
 
 @pytest.mark.parametrize("baseline", [False, True])
