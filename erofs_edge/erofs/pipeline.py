@@ -44,6 +44,7 @@ BATCH = 1 << 20  # bytes of small files that make one task
 IN_FLIGHT = 64 << 20  # bytes of content being read, compressed, or waiting for their turn
 HASH_BATCH = 64  # files
 SAMPLE, SAMPLED = 4096, 16 << 10  # bytes from the middle of files that have more than these
+BLOCK, INLINE, FRAGMENT, ALL = Tails  # looking up an enum's members takes as long as a call, before Python 3.12
 MAGIC = 16  # bytes at the start of a file that tell its kind
 
 
@@ -146,7 +147,7 @@ def store(
     rules: CutRules | None,
     block_size: int,
     cache: CompressionCache | None,
-    tails: Tails = Tails.BLOCK,
+    tails: Tails = BLOCK,
     special: Mapping[Node, CutRules | None] = MappingProxyType({}),
     beside: int = 0,
     shares: Shares | None = None,
@@ -172,10 +173,10 @@ def store(
             started: Stored | None = ahead.take(piece) if ahead is not None and piece.twin is None else None
             if started is not None:
                 return started
-            return store_piece(piece, cutter, cache, block_size, tails if own else Tails.BLOCK, beside)
+            return store_piece(piece, cutter, cache, block_size, tails if own else BLOCK, beside)
         compressed = False
         try:
-            stored = store_piece(piece, cutter, cache, block_size, tails if own else Tails.BLOCK, beside, shares)
+            stored = store_piece(piece, cutter, cache, block_size, tails if own else BLOCK, beside, shares)
             compressed = stored.segment is not None
         finally:
             shares.finish(piece.key, compressed=compressed)
@@ -248,10 +249,10 @@ def _content(node: Node) -> Content:
     return node.inode.content
 
 
-def pieces_of(files: Iterable[Node], twins: dict[Node, Node], *, tails: Tails = Tails.BLOCK) -> Iterator[Piece]:
+def pieces_of(files: Iterable[Node], twins: dict[Node, Node], *, tails: Tails = BLOCK) -> Iterator[Piece]:
     """Each file's pieces, in order; those of twins, and with ALL of every file, are whole."""
     for node in files:
-        if node.size <= PIECE or node in twins or tails is Tails.ALL:
+        if node.size <= PIECE or node in twins or tails is ALL:
             yield Piece(node, 0, node.size, twins.get(node))
             continue
         for offset in range(0, node.size, PIECE):
@@ -301,11 +302,11 @@ def store_piece(
     to do with others. Raises SourceError where it cannot be read."""
     if piece.twin:
         return Stored(piece, None, None)
-    if cutter is not None and tails in (Tails.FRAGMENT, Tails.ALL) and not is_tiny(piece.node, beside):
+    if cutter is not None and tails in (FRAGMENT, ALL) and not is_tiny(piece.node, beside):
         fragment = _whole_fragment(piece, cutter, tails)
         if fragment is not None:
             return fragment
-    elif tails is not Tails.INLINE and piece.node.size <= block_size:
+    elif tails is not INLINE and piece.node.size <= block_size:
         cutter = None
     content = _content(piece.node)
     data = read_small(content, piece.length)  # names are made only where they are needed
@@ -317,7 +318,7 @@ def store_piece(
         return Stored(piece, None, data)
     if cutter.rules.by_kind and piece.packed is None:
         cutter = cutter.for_start(data[:MAGIC] if not piece.offset else _start(piece))
-    end = tails if piece.is_last else Tails.BLOCK
+    end = tails if piece.is_last else BLOCK
     if shares is None:
         segment = _cut(data, cutter, cache, end, unchanged(piece.old, data, piece.offset) if piece.old else None)
     else:
@@ -335,7 +336,7 @@ def _whole_fragment(piece: Piece, cutter: Cutter, tails: Tails) -> Stored | None
     It is read only where its sha256 is of use: with ALL, twins have found equal files already.
     """
     node = piece.node
-    if tails is Tails.ALL:
+    if tails is ALL:
         return Stored(piece, whole_fragment(node.size), None, dense=_is_incompressible(piece, None, cutter))
     if node.size > cutter.rules.pcluster:
         return None
