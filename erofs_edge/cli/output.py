@@ -42,8 +42,10 @@ class Progress:
         self._drawn = False
 
     def __call__(self, done: int, total: int) -> None:
+        if not self._live:
+            return
         now = time.monotonic()
-        if not self._live or (now - self._drawn_at < _REDRAW_SECONDS and done != total):
+        if now - self._drawn_at < _REDRAW_SECONDS and done != total:
             return
         self._drawn_at = now
         self._drawn = True

@@ -57,6 +57,7 @@ class FileStore:
 
     With a Spool or a further device as sink the blocks get their numbers in the image only by `settle`.
 
+    size      bytes of all files, set by who stores them
     features  incompatible bits that what was stored needs
     repeats   extents that are parts of other files, of `repeated` bytes
     excess    blocks that the packed inode would not need if it had no gaps
@@ -97,7 +98,7 @@ class FileStore:
         self._unsettled: dict[Node, _Placed] = {}
         self.packer = Packer(options.block_size)
         self.compressed = self.stored = self.reused = self.shared = self.repeats = self.repeated = 0
-        self.features = self.excess = 0
+        self.size = self.features = self.excess = 0
         self._before_packed = (0, 0, 0)
 
     def take(self, stored: Stored) -> None:

@@ -132,7 +132,7 @@ class Packing:
     """Which nodes come to stand together, window by window.
 
     `nodes` are in order. `holes` are free pieces (start, end) in bytes, start on a slot, each within one block; `spare`
-    those that are used only where nothing else fits.
+    those that are used only where nothing else fits. `directories` is for who places them, see `place`.
     """
 
     def __init__(
@@ -148,6 +148,7 @@ class Packing:
         self._near, self._far = _Holes(self._old), _Holes(self._last)
         self._areas: list[_Area] = []
         self._packed = 0
+        self.directories: Mapping[Node, int] = {}
         self.due = 0  # `advance` does nothing before this number
 
     def advance(self, number: int) -> None:

@@ -185,8 +185,6 @@ def store(
     begin = partial(_begin, threads=lambda batch: pool.submit(work, batch), ahead=ahead, special=special)
     running: deque[tuple[int, Running]] = deque()
     in_flight = 0
-    if ahead is not None and ahead.crew is not None:
-        ahead.crew.begin_all()
     for size, batch in _batches(pieces, ahead):
         while running and in_flight + size > IN_FLIGHT:
             done, future = running.popleft()
@@ -240,6 +238,7 @@ def _begin(
         return _Started(ahead, batch[0], threads)
     if not may_be_sent(batch) or (special and any(piece.node in special for piece in batch)):
         return threads(batch)
+    ahead.crew.begin_all()
     begun: Running | None = ahead.crew.submit(batch)
     return begun if begun is not None or wait else threads(batch)
 

@@ -171,7 +171,7 @@ def _info(
         uuid=written.uuid,
         epoch=plan.epoch,
         volume_name=options.volume_name,
-        uncompressed=sum(node.size for node in plan.files) + (layers.loans.size if layers else 0),
+        uncompressed=files.size + (layers.loans.size if layers else 0),
         kinds=_kinds(plan),
         compressed=files.compressed,
         stored=files.stored,
@@ -282,7 +282,7 @@ def _write_stable(
 
 
 def _kinds(plan: Plan) -> dict[str, int]:
-    modes = Counter(node.inode.mode & 0o170000 for node in plan.nodes if node is not plan.packed)
+    modes = Counter([node.inode.mode & 0o170000 for node in plan.nodes if node is not plan.packed])
     kinds: Counter[str] = Counter()
     for mode, count in modes.items():
         kinds[KINDS[mode]] += count
@@ -326,7 +326,6 @@ def _store_contents(
     `after_hot` is called when everything that the profile names is stored, and nothing else is. `packing` is told how
     far files are complete.
     """
-    rules = codings.default
     tails = TAILS[options.fragments, options.ztailpacking]
     beside = options.block_size if options.inline_tails else 0
     contents = list(plan.files)
@@ -349,7 +348,7 @@ def _store_contents(
         shares = Shares(repeats, options.block_size) if repeats.numbers else None
         files = FileStore(sink, codings, options, twins.values(), chunks, repeats, plan.apart)
         pieces = pieces_of(contents, twins, tails=tails)
-        stream = run(pieces, rules=rules, tails=tails, beside=beside, shares=shares, ahead=options.ahead)
+        stream = run(pieces, rules=codings.default, tails=tails, beside=beside, shares=shares, ahead=options.ahead)
         for stored in _after(plan.hot, stream, partial(_end_hot, plan.hot, files, after_hot)):
             if packing is not None and stored.piece.node.number >= packing.due:
                 packing.advance(stored.piece.node.number)
@@ -366,8 +365,9 @@ def _store_contents(
             options.progress(total, total)
     finally:
         pool.shutdown()
+    files.size = total
     hot = set(plan.hot)
-    _take_symlinks((node for node in plan.nodes if node not in hot), files)
+    _take_symlinks([node for node in plan.nodes if node not in hot] if hot else plan.nodes, files)
     plan.incompat |= files.features | (chunks.features if chunks else 0)
     return files
 
@@ -409,11 +409,13 @@ def _begin_packing(plan: Plan, head: Head, options: WriteOptions) -> Packing | N
     if options.fragments != "none" or plan.hot or sum([node.size for node in plan.nodes]) > EARLY_MAX:
         return None
     nodes = [node for node in plan.nodes if node is not plan.nodes[0]]
-    directory_blocks(nodes, options.block_size)
+    directories = directory_blocks(nodes, options.block_size)
     for node in nodes:
         if node.inode.is_symlink:
             choose_flat_layout(node, options.block_size, options.block_size - node.head_size)
-    return Packing(nodes, options.block_size, [head.hole])
+    packing = Packing(nodes, options.block_size, [head.hole])
+    packing.directories = directories
+    return packing
 
 
 def _place(
@@ -456,8 +458,10 @@ def _place_nodes(
         for node in nodes:
             if last >= NULL_ADDR and node.inode.is_dir:
                 reach(node, last, options)
-    directories = directory_blocks(nodes, block_size)
-    hot.holes = place(packing or Packing(nodes, block_size, hot.holes), directories, allocate)
+    if packing is None:
+        packing = Packing(nodes, block_size, hot.holes)
+        packing.directories = directory_blocks(nodes, block_size)
+    hot.holes = place(packing, packing.directories, allocate)
     return block
 
 
