@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 from erofs_edge.erofs import ondisk
@@ -23,6 +23,7 @@ from erofs_edge.erofs.dirents import Dirent, parse_block
 from erofs_edge.erofs.extents import Extent, Kind, chunk_extents, flat_extents
 from erofs_edge.erofs.inode import DiskInode, inode_offset, read_inode
 from erofs_edge.erofs.mapheader import ZMap, read_zmap
+from erofs_edge.erofs.remembered import RememberedExtents
 from erofs_edge.erofs.superblock import SuperInfo, read_superblock
 from erofs_edge.erofs.xattrs import XattrArea, prefix_table_size, read_prefixes, read_xattrs
 from erofs_edge.erofs.zmap import compressed_extents
@@ -64,6 +65,7 @@ class Image:
         try:
             self.superblock: SuperInfo = read_superblock(self.backing, verify_checksum=verify_checksum)
             self._cache = ExtentCache(self.backing, self.superblock, CACHE_BYTES)
+            self._remembered = RememberedExtents()
             paths = [Path(device) for device in devices]
             slots, bits = self.superblock.devices, self.superblock.raw.blkszbits
             self._devices, self.missing_devices = attach(self.backing, slots, paths, bits)
@@ -242,7 +244,9 @@ class Image:
         if offset >= end:
             return b""
         pieces = []
-        for extent in self.extents(inode, offset):
+        find = partial(self.extents, inode)
+        wanted = self._remembered.between(inode.nid, offset, end, find) if inode.is_compressed else find(offset)
+        for extent in wanted:
             if extent.start >= end:
                 break
             first = max(offset - extent.start, 0)
