@@ -63,6 +63,7 @@ PURE = {"errors", "tree", "manifest", "codec", "erofs", "rafs", "verity", "disk"
 IMPURE = {"time", "datetime", "random", "secrets", "locale", "socket", "subprocess", "getpass", "platform", "click"}
 IMPURE_NAMES = {"environ", "getenv", "uuid1", "uuid4", "urandom", "getlogin", "cpu_count"}
 EXCEPTIONS = {
+    ("transport/claim.py", "socket"): "a name that one program of this machine has",
     ("transport/fastboot/link.py", "socket"): "the thin part that owns the connection",
     ("transport/fastboot/link.py", "time"): "deadlines of a connection",
     ("transport/nbd/link.py", "socket"): "the thin part that owns the connection",

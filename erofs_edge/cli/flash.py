@@ -211,6 +211,7 @@ def _write(
         signed = _nothing
     target = candidate.open(max(identity.size, image.stat().st_size))
     try:
+        target.claim()
         todo = prepare_repair(image, target, wish.slot, step) if repair else [prepare(image, target, wish, step)]
         signed()
         unfinished = todo[0].state.under_way if todo[0].state is not None else None

@@ -36,8 +36,10 @@ def reached(to: str, what: Path | None, out: Path | None, disk: Path | None) -> 
         yield to
         return
     from erofs_edge.cli.built import built
+    from erofs_edge.flash.local import refuse_used
     from erofs_edge.qemu.attach import attached
 
+    refuse_used(disk)
     board, folder = built(what, out)
     with attached(board, folder, to.removeprefix(SCHEME), disk, note) as address:
         yield address

@@ -46,7 +46,7 @@ def activate(target: str, slot: str, force: bool, image: Path | None, as_json: b
     """Have SLOT of TARGET started next."""
     from erofs_edge.flash.slot_disk import activate as change
 
-    with _opened(target, image) as (there, record):
+    with _opened(target, image, claimed=True) as (there, record):
         change(there, record, slot, force=force)
     with _opened(target, image) as (_, record):
         _show(record, as_json=as_json)
@@ -62,14 +62,14 @@ def mark(target: str, slot: str, standing: str, image: Path | None, as_json: boo
     """Say that SLOT of TARGET is good, bad, or on trial again."""
     from erofs_edge.flash.slot_disk import mark as change
 
-    with _opened(target, image) as (there, record):
+    with _opened(target, image, claimed=True) as (there, record):
         change(there, record, slot, standing)  # type: ignore[arg-type]
     with _opened(target, image) as (_, record):
         _show(record, as_json=as_json)
 
 
 @contextmanager
-def _opened(address: str, image: Path | None) -> Iterator[tuple[Target, Record]]:
+def _opened(address: str, image: Path | None, *, claimed: bool = False) -> Iterator[tuple[Target, Record]]:
     from erofs_edge.errors import UsageError
     from erofs_edge.flash.slot_disk import read_slots
     from erofs_edge.flash.targets import find_target
@@ -79,6 +79,8 @@ def _opened(address: str, image: Path | None) -> Iterator[tuple[Target, Record]]
             raise UsageError("no such file or device", where=address)
         target = candidate.open(candidate.identity.size)
         try:
+            if claimed:
+                target.claim()
             yield target, read_slots(target)
         finally:
             target.close()

@@ -9,28 +9,41 @@ from contextlib import contextmanager
 
 from erofs_edge.errors import CapacityError, DeviceError, DeviceRefusedError
 from erofs_edge.flash.target import Identity, PlainTarget
+from erofs_edge.transport.claim import Claim
 from erofs_edge.transport.nbd.connect import Connection
 from erofs_edge.transport.nbd.wire import Transmission
 
 SMALL = 256 << 10  # bytes: what is smaller waits for others
 GATHERED = 4 << 20  # bytes that wait at most
 PIECES = 256
+LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
+LOOKING = "--plan, --verify-only and `slots show` need no more than reading"
 
 
 class NbdTarget(PlainTarget):
-    """Writes go through the server; `flush` asks it to make them last. Raises DeviceRefusedError if it is read-only."""
+    """Writes go through the server; `flush` asks it to make them last."""
 
     def __init__(self, connection: Connection) -> None:
-        if connection.export.can(Transmission.READ_ONLY):
-            connection.close()
-            raise DeviceRefusedError("the export is read-only", where=connection.address.uri)
         self._connection = connection
+        self._claim: Claim | None = None
         self._waiting: list[tuple[int, bytes]] = []
         self._held = 0
 
     @property
     def identity(self) -> Identity:
-        return Identity(self._connection.address.uri, "nbd", self._connection.size)
+        export = self._connection.export
+        return Identity(self._connection.address.uri, "nbd", export.size, read_only=export.can(Transmission.READ_ONLY))
+
+    def claim(self) -> None:
+        """The protocol has no word for it: among the programs of this machine; what a server refuses is in its
+        answers."""
+        export, address = self._connection.export, self._connection.address
+        if export.can(Transmission.READ_ONLY):
+            said = f"the server says: {export.description}" if export.description else None
+            raise DeviceRefusedError("the export is read-only", where=address.uri, hint=said or LOOKING)
+        if self._claim is None:
+            place = address.socket or f"{LOCAL.get(address.host, address.host)}:{address.port}"
+            self._claim = Claim(f"nbd {place} {address.export}", address.uri)
 
     @property
     def cheap_zeros(self) -> bool:
@@ -111,6 +124,9 @@ class NbdTarget(PlainTarget):
 
     def close(self) -> None:
         self._connection.close()
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from erofs_edge.errors import DeviceRefusedError, UsageError
+from erofs_edge.errors import UsageError
 from erofs_edge.flash import guard
-from erofs_edge.flash.target import BlockTarget, FileTarget, Identity, Target
+from erofs_edge.flash.local import BlockTarget, FileTarget
+from erofs_edge.flash.target import Identity, Target
 
 
 class Candidate(NamedTuple):
@@ -127,22 +128,9 @@ def _local(path: Path, image: Path | None) -> Candidate:
         devno = (os.major(info.st_rdev), os.minor(info.st_rdev))
         guard.refuse_unsafe(device, devno)
         identity = guard.identify(device, devno)
-        return Candidate(identity, lambda _: _open_block(identity))
+        return Candidate(identity, lambda _: BlockTarget(device, identity))
     if not stat.S_ISREG(info.st_mode):
         raise UsageError("neither a file nor a block device", where=str(path))
     if image is not None and path.samefile(image):
         raise UsageError("the target is the image itself", where=str(path))
     return Candidate(Identity(str(path), "file", info.st_size), lambda size: FileTarget(path, size))
-
-
-def _open_block(identity: Identity) -> Target:
-    try:
-        return BlockTarget(Path(identity.path), identity)
-    except PermissionError:
-        raise DeviceRefusedError(
-            "no permission to write to the device",
-            where=identity.path,
-            hint="run as root, or as a member of the group that owns it (disk)",
-        ) from None
-    except OSError as error:
-        raise DeviceRefusedError(f"cannot open: {error.strerror}", where=identity.path) from error

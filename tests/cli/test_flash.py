@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from erofs_edge.cli.main import cli
 from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import write_all
-from erofs_edge.flash.target import FileTarget
+from erofs_edge.flash.local import FileTarget
 
 MIB = 1 << 20
 BOARD = """\

@@ -13,9 +13,10 @@ import pytest
 from erofs_edge.errors import SourceError
 from erofs_edge.flash.comparing import SHARES, differences
 from erofs_edge.flash.image import Image
+from erofs_edge.flash.local import FileTarget
 from erofs_edge.flash.plan import plan_flash
 from erofs_edge.flash.survey import survey
-from erofs_edge.flash.target import Ability, FileTarget
+from erofs_edge.flash.target import Ability
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.target import SimulatedTarget
 from erofs_edge.threads import in_order

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from erofs_edge.errors import CapacityError, DeviceError, PartialWriteError, SourceError, VerificationError
 from erofs_edge.flash import survey
 from erofs_edge.flash.execute import RegionResult, flash
+from erofs_edge.flash.local import FileTarget
 from erofs_edge.flash.plan import plan_flash
 from erofs_edge.flash.survey import Progress
-from erofs_edge.flash.target import FileTarget
 
 MIB = 1 << 20
 

@@ -17,7 +17,7 @@ from erofs_edge.simulator.images import disk_image
 KILLED = """
 import os, signal, sys
 from erofs_edge.cli.main import main
-from erofs_edge.flash.target import FileTarget
+from erofs_edge.flash.local import FileTarget
 real, left = FileTarget.write, int(sys.argv.pop(1))
 def write(self, offset, data):
     global left

@@ -15,7 +15,7 @@ from erofs_edge.disk import journal, slots
 from erofs_edge.disk.slots import SlotState
 from erofs_edge.flash import slot_state
 from erofs_edge.flash.image import Image
-from erofs_edge.flash.target import FileTarget
+from erofs_edge.flash.local import FileTarget
 from erofs_edge.flash.update import Layout, read_layout
 from erofs_edge.simulator.images import Sizes, disk_image
 
@@ -182,9 +182,13 @@ def test_a_file_that_another_program_uses(card: Path, v1: Path, v2: Path) -> Non
     other.write(start, b"what")
     for options in ((), ("--full",), ("--whole",)):
         result = run(v2, card, *options)
-        assert (result.exit_code, "another program uses the file" in result.stderr) == (7, True)
-    assert flash(v1, card)["bytes_written"] == 0
+        assert (result.exit_code, "another program has it already" in result.stderr) == (7, True)
+        assert not result.stdout
+    assert run(v1, card).exit_code == 7, "what is right now need not be a moment later"
+    assert run(v1, card, "--verify-only").exit_code == 0
     assert flash(v2, card, "--plan")["slot"] == "b"
+    assert CliRunner().invoke(cli, ["slots", "show", str(card)]).exit_code == 0
+    assert CliRunner().invoke(cli, ["slots", "activate", str(card), "b"]).exit_code == 7
     assert card.read_bytes() == before
     other.close()
     assert flash(v2, card)["slot"] == "b"

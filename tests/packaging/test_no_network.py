@@ -23,7 +23,7 @@ SPEAKERS = {
     "sources.http", "sources.oci.registry", "registry.remote", "registry.export", "channel.fetch", "channel.follow",
     "serve.export", "serve.server", "cli.serve", "transport.fastboot.link", "transport.nbd.connect",
     "transport.serial.port", "transport.nbd.link", "qemu.attach", "qemu.web", "simulator.nbd", "simulator.fastboot",
-    "simulator.shaped",
+    "simulator.shaped", "transport.claim",
 }  # fmt: skip
 """modules of ours that import one of SPEAK"""
 SILENT = {"new", "trace", "explain", "schema", "fs", "diff", "avb", "keys", "sign", "completion"}

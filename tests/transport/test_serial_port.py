@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import socket
+import struct
 import tty
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -50,12 +52,23 @@ def test_bytes_go_both_ways_over_a_port(terminal: tuple[int, str]) -> None:
     os.close(master)
 
 
+def is_exclusive(path: str) -> bool:
+    """TIOCGEXCL (include/uapi/asm-generic/ioctls.h); asking opens the port, which root may."""
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    try:
+        return struct.unpack("i", fcntl.ioctl(fd, 0x80045440, bytes(4)))[0] == 1
+    finally:
+        os.close(fd)
+
+
 def test_two_programs_do_not_share_a_port(terminal: tuple[int, str]) -> None:
     master, path = terminal
     port = SerialPort(path, 115200)
-    with pytest.raises(DeviceRefusedError, match="another program"):
+    with pytest.raises(DeviceRefusedError, match="another program has it already"):
         SerialPort(path, 115200)
+    assert is_exclusive(path), "those that ask for no lock are refused by the kernel, root's excepted"
     port.close()
+    assert not is_exclusive(path)
     SerialPort(path, 115200).close()
     os.close(master)
 

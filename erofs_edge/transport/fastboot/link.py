@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol, Self, TypeVar
 
 from erofs_edge.errors import DeviceError, ProtocolError, UsageError
+from erofs_edge.transport.claim import Claim
 from erofs_edge.transport.fastboot.client import Step, announced, download
 from erofs_edge.transport.fastboot.udp import PORT, Answer, Host
 
@@ -98,6 +99,8 @@ class Device(AbstractContextManager["Device"]):
 class TcpLink:
     """Messages of a length in eight bytes, after a handshake of four bytes each way."""
 
+    claim: Claim | None = None
+
     def __init__(self, host: str, port: int) -> None:
         self.name = f"tcp:{host}:{port}"
         self._socket = socket.create_connection((host, port), CONNECT)
@@ -125,6 +128,8 @@ class TcpLink:
 
     def close(self) -> None:
         self._socket.close()
+        if self.claim is not None:
+            self.claim.release()
 
     def _exactly(self, count: int) -> bytes:
         data = b""
@@ -138,6 +143,8 @@ class TcpLink:
 
 class UdpLink:
     """One packet at a time, repeated until it is answered."""
+
+    claim: Claim | None = None
 
     def __init__(self, host: str, port: int) -> None:
         self.name = f"udp:{host}:{port}"
@@ -179,6 +186,8 @@ class UdpLink:
 
     def close(self) -> None:
         self._socket.close()
+        if self.claim is not None:
+            self.claim.release()
 
     def _answered(self, patience: float, *, at_work: bool = False) -> Answer:
         while True:
@@ -238,11 +247,13 @@ class UdpLink:
             raise DeviceError("the device is gone", where=self.name)
 
 
-LINKS: dict[str, Callable[[str, int], Link]] = {"tcp": TcpLink, "udp": UdpLink}
+LINKS: dict[str, Callable[[str, int], TcpLink | UdpLink]] = {"tcp": TcpLink, "udp": UdpLink}
 
 
 def open_device(address: str) -> Device:
-    """tcp:HOST[:PORT] or udp:HOST[:PORT], as fastboot's own -s takes them, or usb[:SERIAL].
+    """tcp:HOST[:PORT] or udp:HOST[:PORT], as fastboot's own -s takes them, or usb[:SERIAL]. A device has one
+    conversation at a time: over UDP a second host would end the first one's, so that another program of this machine is
+    refused.
 
     Raises UsageError, DeviceError, DeviceRefusedError, ToolError where USB lacks its library.
     """
@@ -256,7 +267,13 @@ def open_device(address: str) -> Device:
         host, port = rest, str(PORT)
     if scheme not in LINKS or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"not a fastboot device: {address!r}", hint="usb[:SERIAL], tcp:HOST[:PORT] or udp:HOST[:PORT]")
+    claim = Claim(f"fastboot {scheme}:{host}:{port}", address)
     try:
-        return Device(LINKS[scheme](host, int(port)))
-    except OSError as error:
+        link = LINKS[scheme](host, int(port))
+    except BaseException as error:
+        claim.release()
+        if not isinstance(error, OSError):
+            raise
         raise DeviceError(f"cannot connect: {error.strerror or error}", where=address) from error
+    link.claim = claim
+    return Device(link)

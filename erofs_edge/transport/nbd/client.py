@@ -24,6 +24,7 @@ from erofs_edge.transport.nbd.wire import (
 from erofs_edge.transport.stream import Bytes, Feed, Machine, take
 
 REPLIES_MAX = 64  # to one option
+DESCRIPTION_MAX = 200  # bytes of it that are kept
 STATUS_MAX = 4 + 8 * 65536  # bytes of a block status chunk
 _DESCRIPTOR = Struct(">II")
 _OFFSET = Struct(">Q")
@@ -64,12 +65,14 @@ Take = Callable[[int, memoryview], None]
 
 
 class Export:
-    """What the server says of the export. Sizes in bytes; `status` is the id of base:allocation if it was granted."""
+    """What the server says of the export. Sizes in bytes; `status` is the id of base:allocation if it was granted.
+    `description`: a line for a person, '' where the server gives none unasked."""
 
-    __slots__ = ("block_min", "flags", "payload_max", "preferred", "size", "status", "structured")
+    __slots__ = ("block_min", "description", "flags", "payload_max", "preferred", "size", "status", "structured")
 
     def __init__(self, *, structured: bool, status: int | None) -> None:
         self.size = -1
+        self.description = ""
         self.flags = Transmission(0)
         self.block_min, self.preferred = wire.BLOCK_MIN, wire.BLOCK_PREFERRED
         self.payload_max = wire.PAYLOAD_MAX
@@ -400,6 +403,9 @@ def _take_info(export: Export, data: bytes) -> None:
         if not powers or minimum > 65536 or not minimum <= preferred <= export.payload_max:
             raise ProtocolError(f"block sizes {minimum}, {preferred}, {export.payload_max}")
         export.payload_max = min(export.payload_max, wire.PAYLOAD_MAX)
+    elif kind == Info.DESCRIPTION:
+        text = data[2 : 2 + DESCRIPTION_MAX].decode("utf-8", "replace")
+        export.description = "".join(c for c in text if c.isprintable())
 
 
 def _take_error(pending: Pending, kind: int, raw: bytes) -> None:

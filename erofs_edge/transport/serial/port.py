@@ -4,12 +4,17 @@ socket."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import selectors
 import socket
+import termios
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from erofs_edge.errors import DeviceError, DeviceRefusedError
+from erofs_edge.errors import DeviceError
+from erofs_edge.transport.claim import taken, user_of
 from erofs_edge.transport.serial.line import Exchange, T
 
 if TYPE_CHECKING:
@@ -78,7 +83,8 @@ class Counted:
 
 
 class SerialPort:
-    """A serial device, eight bits without parity or flow control. Opened exclusively: a second host is refused."""
+    """A serial device, eight bits without parity or flow control. Opened exclusively: a second program is refused, by a
+    lock where it asks for one as this does, and by the kernel where it does not and is not root's (TIOCEXCL)."""
 
     def __init__(self, path: str, baud: int) -> None:
         import serial
@@ -89,9 +95,10 @@ class SerialPort:
                 path, baud, timeout=0, write_timeout=SEND_TIMEOUT, exclusive=True, rtscts=False, xonxoff=False
             )
         except serial.SerialException as error:
-            if "exclusively lock" in str(error):
-                raise DeviceRefusedError("another program has the port", where=path) from error
+            if "exclusively lock" in str(error) or error.errno == errno.EBUSY:
+                raise taken(path, user_of(Path(path))) from error
             raise DeviceError(f"cannot open the port: {error}", where=path) from error
+        self._exclusive(termios.TIOCEXCL)
 
     def write(self, data: bytes) -> None:
         import serial
@@ -122,7 +129,12 @@ class SerialPort:
             raise DeviceError(f"the port does not do {baud} baud: {error}", where=self.name) from error
 
     def close(self) -> None:
+        self._exclusive(termios.TIOCNXCL)  # else it lasts as long as anybody has the device open
         self._port.close()
+
+    def _exclusive(self, how: int) -> None:
+        with suppress(OSError):  # what is no terminal of Linux; what is gone
+            fcntl.ioctl(self._port.fileno(), how)
 
 
 class SocketPort:

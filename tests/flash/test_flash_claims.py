@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who writes a target is alone there, and what can only be looked at can be looked at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from waiting import wait_for
+
+from erofs_edge.cli.main import cli
+from erofs_edge.errors import DeviceRefusedError
+from erofs_edge.simulator.fastboot import FastbootDevice, serve_udp
+from erofs_edge.simulator.images import disk_image
+from erofs_edge.transport.claim import Claim, user_of
+from erofs_edge.transport.fastboot.link import open_device
+
+Oracle = Callable[[str], str]
+HOLDS_A_FILE = """
+from erofs_edge.flash.local import FileTarget
+target = FileTarget(Path(sys.argv[1]), 0)
+target.claim()
+"""
+HOLDS_A_NAME = """
+from erofs_edge.transport.claim import Claim
+claim = Claim(sys.argv[1], "")
+"""
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    return [disk_image(tmp_path / f"v{number}.img", number) for number in (1, 2)]
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+@contextmanager
+def other(code: str, what: object) -> Iterator[subprocess.Popen[str]]:
+    """Another program that has something; ended without a word in the end."""
+    command = [sys.executable, "-c", f"import sys\nfrom pathlib import Path\n{code}\nprint(1, flush=True)\ninput()"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, str(what)], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def nbdkit(oracle: Oracle, image: Path, *options: str) -> Iterator[str]:
+    """A server of one file; its address."""
+    socket = image.with_suffix(".socket")
+    program = oracle("nbdkit")
+    (plugin,) = Path(program).parent.parent.glob("roots/oracles-nbd/usr/lib/*/nbdkit/plugins/nbdkit-file-plugin.so")
+    with subprocess.Popen([program, "-f", "-U", str(socket), *options, str(plugin), f"file={image}"]) as server:
+        try:
+            wait_for(server, socket)
+            yield f"nbd+unix:///?socket={socket}"
+        finally:
+            server.terminate()
+
+
+@pytest.mark.oracle
+def test_a_read_only_export_can_be_looked_at(images: list[Path], tmp_path: Path, oracle: Oracle) -> None:
+    v1, v2 = images
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(v1.read_bytes())
+    with nbdkit(oracle, disk, "-r") as address:
+        assert run("flash", v2, "--to", address, "--plan").exit_code == 0
+        assert run("flash", v1, "--to", address, "--verify-only").exit_code == 0
+        assert run("flash", v2, "--to", address, "--verify-only").exit_code == 4
+        shown = run("slots", "show", address)
+        assert (shown.exit_code, "next" in shown.stdout) == (0, True)
+        for words in (
+            ("flash", v2, "--to", address, "--yes"),
+            ("flash", v1, "--to", address, "--yes"),
+            ("flash", v2, "--to", address, "--repair", "--yes"),
+            ("slots", "activate", address, "b"),
+            ("slots", "mark", address, "a", "good"),
+        ):
+            refused = run(*words)
+            assert (refused.exit_code, refused.stdout) == (7, "")
+            assert "the export is read-only" in refused.stderr
+            assert "Comparing" not in refused.stderr and "Traceback" not in refused.stderr
+    assert disk.read_bytes() == v1.read_bytes()
+
+
+@pytest.mark.oracle
+def test_two_programs_at_one_export(images: list[Path], tmp_path: Path, oracle: Oracle) -> None:
+    v1, v2 = images
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(v1.read_bytes())
+    with nbdkit(oracle, disk) as address:
+        with other(HOLDS_A_NAME, f"nbd {disk.with_suffix('.socket')} ") as holder:
+            for words in (("flash", v2, "--to", address, "--yes"), ("slots", "activate", address, "b")):
+                refused = run(*words)
+                assert (refused.exit_code, refused.stdout) == (7, "")
+                assert f"another program has it already: process {holder.pid} (" in refused.stderr
+            assert run("flash", v1, "--to", address, "--verify-only").exit_code == 0
+            assert run("slots", "show", address).exit_code == 0
+            assert disk.read_bytes() == v1.read_bytes()
+        # killed, it has nothing any more
+        assert run("flash", v2, "--to", address, "--yes").exit_code == 0
+
+
+def test_two_programs_at_one_file(images: list[Path], tmp_path: Path, repository: Path) -> None:
+    v1, v2 = images
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(v1.read_bytes())
+    board = repository / "boards/qemu-aarch64.yaml"
+    with other(HOLDS_A_FILE, disk) as holder:
+        assert user_of(disk).startswith(f"process {holder.pid} (")
+        for words in (
+            ("flash", v2, "--to", disk),
+            ("flash", board, "--image", v2, "--to", "qemu:nbd", "--disk", disk, "--allow-unsigned"),
+        ):
+            refused = run(*words)
+            assert refused.exit_code == 7, refused.output
+            assert f"another program has it already: process {holder.pid} (" in refused.stderr
+        assert disk.read_bytes() == v1.read_bytes()
+    assert run("flash", v2, "--to", disk).exit_code == 0
+
+
+def test_two_programs_at_one_fastboot_device() -> None:
+    """Over UDP the second would end the first one's conversation."""
+    with serve_udp(FastbootDevice({"boot": bytearray(4096)})) as address:
+        with open_device(address), pytest.raises(DeviceRefusedError, match="another program has it already"):
+            open_device(address)
+        open_device(address).link.close()
+        with pytest.raises(DeviceRefusedError), open_device(address):
+            raise DeviceRefusedError("what happens in between")
+        open_device(address).link.close()
+
+
+def test_names_are_told_apart() -> None:
+    long = "x" * 200
+    names = [f"{long}a", f"{long}b", f"a{long}", f"b{long}", "", "\udc80".encode("utf-8", "surrogateescape").hex()]
+    claims = [Claim(f"test of names {name}", "here") for name in names]
+    for name in names:
+        with pytest.raises(DeviceRefusedError, match=r"here: another program has it already: process \d+"):
+            Claim(f"test of names {name}", "here")
+    for claim in claims:
+        claim.release()
+    for name in names:
+        Claim(f"test of names {name}", "here").release()
