@@ -33,7 +33,7 @@ EPOCH = 1_700_000_000
 KINDS = ("qemu_arm64", "rpi_arm64")
 """U-Boot's own names of the boards: configs/NAME_defconfig"""
 COMMON = "locked.config"
-FLASHING = "qemu_arm64-flashing"
+FLASHING = "flashing-qemu_arm64"
 """a U-Boot that has its disk written over the network: it is loaded into memory, and never a part of a build"""
 UEFI = "uefi-qemu_arm64"
 """a locked U-Boot that is UEFI firmware, for QEMU's machine: `seed.fill` puts its keys in"""
