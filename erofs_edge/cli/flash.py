@@ -222,7 +222,8 @@ def _write(
         results = [result for prepared in todo for result in _carry_out(prepared, target, verify=verify)]
         on_wire = target.bytes_on_wire
     except KeyboardInterrupt:
-        note("stopped in between: the target is not complete; the same command with --resume goes on")
+        if identity.size:
+            note("stopped in between: the target is not complete; the same command with --resume goes on")
         raise
     finally:
         target.close()

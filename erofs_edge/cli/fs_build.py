@@ -175,7 +175,8 @@ def _cache_folder() -> Path:
 
 def _say_of(cache: CompressionCache) -> None:
     if cache.problem is not None:
-        note(f"the compression cache could not be used: {cache.problem}")
+        place = os.fsdecode(cache.problem.filename or cache.folder)
+        note(f"the compression cache could not be used: {place}: {cache.problem.strerror or cache.problem}")
     if cache.damaged:
         note(f"{cache.damaged} damaged entries of the compression cache were dropped and made anew")
 

@@ -207,7 +207,8 @@ def _usage(error: click.ClickException) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code
-    emit_error(ErofsEdgeError(error.format_message().rstrip(".").replace("\n", " "), hint=hint))
+    message = " ".join(error.format_message().split())  # click puts choices one a line
+    emit_error(ErofsEdgeError(message.replace(" ,", ",").rstrip("."), hint=hint))
     return error.exit_code
 
 

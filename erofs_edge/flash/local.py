@@ -15,7 +15,7 @@ from struct import pack
 
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import DeviceRefusedError
-from erofs_edge.flash.target import Identity, PlainTarget
+from erofs_edge.flash.target import LOOKING, Identity, PlainTarget
 
 ZEROS = bytes(1 << 20)
 DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
@@ -30,15 +30,22 @@ _WHOLE_FILE = pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 class FileTarget(PlainTarget):
     """A regular file. A new one gets its name at `finish`; an existing one is changed in place. It grows if needed, and
-    not before something is written."""
+    not before something is written. One that must not be written can be looked at."""
 
     def __init__(self, path: Path, size: int) -> None:
         """`size`: bytes that it must have at least."""
         self._path = path
         self._temporary: Path | None = None
+        self._read_only = False
         self._kept = threading.local()
         if path.exists():
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._read_only = True
         else:
             self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -54,7 +61,7 @@ class FileTarget(PlainTarget):
 
     @property
     def identity(self) -> Identity:
-        return Identity(str(self._path), "file", self._size)
+        return Identity(str(self._path), "file", self._size, read_only=self._read_only)
 
     @property
     def cheap_zeros(self) -> bool:
@@ -81,6 +88,8 @@ class FileTarget(PlainTarget):
 
     def claim(self) -> None:
         """Nobody else writes the file: neither another flash nor a machine in QEMU that has it as its disk."""
+        if self._read_only:
+            raise DeviceRefusedError("no permission to write to the file", where=str(self._path), hint=LOOKING)
         if not self._claimed:
             _lock(self._fd, self._path)
             self._claimed = True

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from erofs_edge.errors import CapacityError, DeviceError, DeviceRefusedError
-from erofs_edge.flash.target import Identity, PlainTarget
+from erofs_edge.flash.target import LOOKING, Identity, PlainTarget
 from erofs_edge.transport.claim import Claim
 from erofs_edge.transport.nbd.connect import Connection
 from erofs_edge.transport.nbd.wire import Transmission
@@ -17,7 +17,6 @@ SMALL = 256 << 10  # bytes: what is smaller waits for others
 GATHERED = 4 << 20  # bytes that wait at most
 PIECES = 256
 LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
-LOOKING = "--plan, --verify-only and `slots show` need no more than reading"
 
 
 class NbdTarget(PlainTarget):

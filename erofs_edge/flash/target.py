@@ -20,6 +20,7 @@ from typing import Literal, Protocol
 from erofs_edge.flash.image import read_table
 
 BLOCK = 4096  # bytes: what is written or left alone
+LOOKING = "--plan, --verify-only and `slots show` need no more than reading"
 STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -146,8 +147,38 @@ def test_ctrl_c_leaves_no_file(built: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(FileTarget, "write", interrupt)
     result = run(built, "--to", "card.img")
     assert result.exit_code == 130
-    assert "--resume" in result.stderr
+    assert "--resume" not in result.stderr  # there is nothing that could be resumed
     assert sorted(os.listdir(tmp_path)) == ["boards", "out"]
+    (tmp_path / "card.img").write_bytes(bytes(8192))
+    result = run(built, "--to", "card.img")
+    assert result.exit_code == 130 and "the same command with --resume goes on" in result.stderr
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EROFS])
+def test_a_file_that_must_not_be_written_can_be_looked_at(
+    reason: int, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = tmp_path / "card.img"
+    card.write_bytes((built / "disk.img").read_bytes())
+    real = os.open
+
+    def refuse(path: str, flags: int, *more: int, **options: int) -> int:
+        if Path(path) == Path("card.img") and flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(reason, os.strerror(reason), path)
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert run(built, "--to", "card.img", "--verify-only").exit_code == 0
+    card.write_bytes(card.read_bytes().replace(b"content", b"CONTENT"))
+    assert run(built, "--to", "card.img", "--verify-only").exit_code == 4
+    assert run(built, "--to", "card.img", "--plan").exit_code == 0
+    result = run(built, "--to", "card.img")
+    assert result.exit_code == 7
+    assert result.stderr.splitlines()[-2:] == [
+        "erofs-edge: error: card.img: no permission to write to the file",
+        "hint: --plan, --verify-only and `slots show` need no more than reading",
+    ]
+    assert b"CONTENT" in card.read_bytes()
 
 
 @pytest.mark.parametrize(

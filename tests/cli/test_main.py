@@ -127,7 +127,7 @@ def test_no_arguments_show_the_help() -> None:
         (["buidl"], 'no verb "buidl", did you mean "build"?', "erofs-edge --help"),
         (["zzz"], 'no verb "zzz"', "erofs-edge --help"),
         (["--zzz"], "No such option", "erofs-edge --help"),
-        (["schema"], "Missing argument", "erofs-edge schema --help"),
+        (["schema"], "'{board|manifest|lock}'. Choose from: board, manifest, lock", "erofs-edge schema --help"),
         (["schema", "bord"], "'bord' is not one of 'board', 'manifest', 'lock'", "erofs-edge schema --help"),
         (["explain", "a", "b"], "Got unexpected extra argument (b)", "erofs-edge explain --help"),
     ],
