@@ -124,7 +124,6 @@ def build(
     from erofs_edge.erofs.ahead import HeadStart
     from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.erofs.meter import Meter
-    from erofs_edge.erofs.write import write_image
 
     tree = {name: given.pop(name) for name in TREE_NAMES}
     automatic = given["compression"] == "auto"
@@ -143,6 +142,8 @@ def build(
             offer = ahead.offer if ahead else None
             content = changed(source_tree(source, layers or options.archives, offer, layers=bool(layers)), **tree)
             options = replace(options, ahead=ahead)
+            from erofs_edge.erofs.write import write_image  # loaded while processes are at work
+
             choice = None
             if automatic:
                 choice = choose_automatically(content, options, output, time_budget, pcluster=given["pcluster"])
@@ -228,7 +229,7 @@ def _options(
     **further: Any,
 ) -> WriteOptions:
     from erofs_edge.erofs.gate import parse_kernel
-    from erofs_edge.erofs.write import WriteOptions
+    from erofs_edge.erofs.options import WriteOptions
 
     if compression == "auto" and compress_hints is not None:
         raise UsageError("-z auto chooses for all files, hints for single ones", hint="use one of them")
