@@ -47,7 +47,7 @@ DONE = struct.Struct("<IIQIIQIIII")
 """what a process sends: number, whether it went well, bytes of data and of the record behind them; since the last time:
 calls of codecs, their nanoseconds, hits, misses and damaged entries of the cache; the last error number of that"""
 POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, linux/mman.h, since Linux 5.14
-LAST = 0xFFFFFFFF  # no task's number: a process says goodbye
+LAST = 0xFFFFFFFF  # no task's number: a process says goodbye, or is told of memory that nobody needs any more
 MESSAGES = 64 << 10  # bytes: more than a pipe can hold is never read at once
 RAW = 1 << 31
 END = 1 << 40  # instead of blocks: what has none is not joined
@@ -187,9 +187,9 @@ class Crew:
         """There are no more tasks: processes end by and by. `submit` is not possible any more."""
         self.begin_all()
         if self._feed >= 0:
+            self._release()
             os.close(self._feed)
             self._feed = -1
-            self._release()
 
     def close(self) -> None:
         """Wait until all processes have done what they were given, and have ended."""
@@ -254,6 +254,10 @@ class Crew:
 
         while message := os.read(self._tasks, TASK.size):
             number, first, units, size = TASK.unpack(message)
+            if number == LAST:
+                with suppress(OSError):  # it is less memory, no more
+                    self._arena.madvise(mmap.MADV_REMOVE, first * UNIT, units * UNIT)
+                continue
             out = everything[first * UNIT : (first + units) * UNIT]
             try:
                 stored = [store(piece) for piece in _pieces(bytes(out[:size]))]
@@ -295,14 +299,15 @@ class Crew:
             ticket.done, ticket.failed = ((data, record), False) if good else (None, True)
 
     def _release(self) -> None:
-        """Memory of free units goes back to the system: what comes after the files may need as much."""
+        """Memory of free units goes back to the system, by a process that has nothing else to do: what comes after the
+        files may need as much."""
         self._collect()
         left, first = self._free, 0
         while left:
             taken = (left & -left).bit_length() - 1
             free = (~(left >> taken) & (left >> taken) + 1).bit_length() - 1
-            with suppress(OSError):  # it is less memory, no more
-                self._arena.madvise(mmap.MADV_REMOVE, (first + taken) * UNIT, free * UNIT)
+            with suppress(BrokenPipeError):
+                os.write(self._feed, TASK.pack(LAST, first + taken, free, 0))
             left, first = left >> taken + free, first + taken + free
 
     def _collect(self) -> None:

@@ -284,7 +284,7 @@ def test_memory_goes_back_when_there_are_no_more_tasks(tmp_path: Path) -> None:
         places = [ticket.first * UNIT for ticket in tickets if ticket is not None]
         kept = results[1]
         del results, tickets
-        one.finish()
+        one.close()
         found = [one._arena[place : place + UNIT] for place in places]
         assert found == [bytes(UNIT), path.read_bytes(), bytes(UNIT)]
         assert kept.data == path.read_bytes()
