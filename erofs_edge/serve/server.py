@@ -15,10 +15,12 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from erofs_edge.errors import DeviceError, ProtocolError
 from erofs_edge.serve.export import Export
+from erofs_edge.serve.writers import Writers, host_of
 from erofs_edge.transport.nbd import wire
 from erofs_edge.transport.nbd.server import Offer, Request, Session, Tls
 from erofs_edge.transport.nbd.wire import Command, CommandFlag
@@ -27,6 +29,9 @@ CLIENTS_MAX = 1000
 NEGOTIATION = 30  # seconds until an export must be chosen
 STALL = 120  # seconds for which a client may not take what it asked for
 BACKLOG = 128
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""seconds, seconds and questions (tcp(7)): a host that died without a word is forgotten after a minute"""
+CHANGES = (Command.WRITE, Command.WRITE_ZEROES, Command.TRIM)
 
 Say = Callable[[str], None]
 Context = ssl.SSLContext
@@ -42,7 +47,8 @@ def mutual_tls(certificate: Path, key: Path, authority: Path) -> Context:
 
 
 class Server:
-    """Serves `exports` on its sockets until it is stopped.
+    """Serves `exports` on its sockets until it is stopped. One that may be written is written by one host at a time: to
+    any other it is read-only, and its description says who writes it.
 
     tls  the context with our certificate; with it, clients in the clear are turned away
     say  is told one line for what an operator may want to know
@@ -52,7 +58,7 @@ class Server:
         self, exports: Mapping[str, Export], *, tls: ssl.SSLContext | None = None, say: Say = lambda _: None
     ) -> None:
         self._exports = exports
-        self._offers: Mapping[str, Offer] = _Offers(exports)
+        self.writers = Writers()
         self._tls = tls
         self._say = say
         self._lock = threading.Lock()
@@ -126,8 +132,9 @@ class Server:
             threading.Thread(target=self._serve, args=(client,), name="nbd-client", daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        peer = _peer(client)
-        served = _Client(client, Session(self._offers, tls=Tls.REQUIRED if self._tls else Tls.OFF), self)
+        peer, host = _peer(client), _host(client)
+        offers = _Offers(self._exports, self.writers, host)
+        served = _Client(client, Session(offers, tls=Tls.REQUIRED if self._tls else Tls.OFF), self, host)
         try:
             served.run()
         except ProtocolError as error:
@@ -141,6 +148,7 @@ class Server:
             with self._lock:
                 self._clients.discard(served.socket)
             served.socket.close()
+            served.leave()
 
     def export(self, name: str) -> Export:
         return self._exports[name]
@@ -155,13 +163,16 @@ class Server:
 
 
 class _Offers(Mapping[str, Offer]):
-    """What can be had of exports, some of which may only come to be when they are asked for."""
+    """What one host can have of exports, some of which may only come to be when they are asked for."""
 
-    def __init__(self, exports: Mapping[str, Export]) -> None:
-        self._exports = exports
+    def __init__(self, exports: Mapping[str, Export], writers: Writers, host: str) -> None:
+        self._exports, self._writers, self._host = exports, writers, host
 
     def __getitem__(self, name: str) -> Offer:
-        return self._exports[name].offer
+        export = self._exports[name]
+        offer = export.offer
+        other = "" if offer.read_only else self._writers.other(export.path, self._host)
+        return replace(offer, read_only=True, writer=other) if other else offer
 
     def __contains__(self, name: object) -> bool:
         return name in self._exports
@@ -176,8 +187,10 @@ class _Offers(Mapping[str, Offer]):
 class _Client:
     """One connection: moves bytes between its socket and its session."""
 
-    def __init__(self, client: socket.socket, session: Session, server: Server) -> None:
+    def __init__(self, client: socket.socket, session: Session, server: Server, host: str) -> None:
         self.socket = client
+        self._host = host
+        self._entered: Path | None = None
         self._session = session
         self._server = server
         self._encrypted = False
@@ -205,9 +218,16 @@ class _Client:
                 # from here on idle clients are welcome; those that do not read are not: SO_SNDTIMEO
                 self.socket.settimeout(None)
                 export = self._server.export(session.name)
+                self._entered = export.path
+                self._server.writers.enter(export.path, self._host)
             if session.request is not None and export is not None:
                 request, session.request = session.request, None
                 self._answer(request, export)
+
+    def leave(self) -> None:
+        """It has ended."""
+        if self._entered is not None:
+            self._server.writers.leave(self._entered, self._host)
 
     def _answer(self, request: Request, export: Export) -> None:
         session = self._session
@@ -229,6 +249,8 @@ class _Client:
             session.outbox.append(session.status(request, export.extents(request.offset, request.length)))
             return
         try:
+            if request.command in CHANGES and (other := self._server.writers.writes(export.path, self._host)):
+                raise OSError(errno.EPERM, f"{other} writes it")
             _change(request, export)
         except OSError as error:
             session.outbox.append(_failed(session, request, error))
@@ -258,6 +280,16 @@ def _prepare(client: socket.socket) -> None:
     if client.family != socket.AF_UNIX:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):  # not on every system
+                client.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _host(client: socket.socket) -> str:
+    try:
+        return host_of(client)
+    except OSError:
+        return ""  # it is gone, and asks for nothing
 
 
 def _peer(client: socket.socket) -> str:

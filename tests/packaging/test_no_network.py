@@ -21,7 +21,7 @@ from erofs_edge.cli.main import VERBS
 SPEAK = {"socket", "ssl", "http.client", "urllib.request", "asyncio", "socketserver", "tuf.ngclient"}
 SPEAKERS = {
     "sources.http", "sources.oci.registry", "registry.remote", "registry.export", "channel.fetch", "channel.follow",
-    "serve.export", "serve.server", "cli.serve", "transport.fastboot.link", "transport.nbd.connect",
+    "serve.export", "serve.server", "serve.writers", "cli.serve", "transport.fastboot.link", "transport.nbd.connect",
     "transport.serial.port", "transport.nbd.link", "qemu.attach", "qemu.web", "simulator.nbd", "simulator.fastboot",
     "simulator.shaped", "transport.claim",
 }  # fmt: skip

@@ -36,13 +36,19 @@ _FLAGS = tuple(CommandFlag(number) for number in range(16))
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What can be had under a name. Sizes in bytes."""
+    """What can be had under a name. Sizes in bytes. `writer`: who writes it, where another one must not."""
 
     size: int
     read_only: bool = True
     description: str = ""
+    writer: str = ""
     block_min: int = wire.BLOCK_MIN
     preferred: int = wire.BLOCK_PREFERRED
+
+    @property
+    def said(self) -> str:
+        """What a person is told."""
+        return f"{self.writer} writes it" if self.writer else self.description
 
     @property
     def flags(self) -> Transmission:
@@ -234,8 +240,8 @@ class Session:
         sizes = wire.INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, offer.block_min, offer.preferred, wire.PAYLOAD_MAX)
         for info in (export, sizes):
             self._reply(number, OptionReply.INFO, info)
-        if offer.description:
-            described = Info.DESCRIPTION.to_bytes(2, "big") + offer.description.encode()
+        if offer.said:
+            described = Info.DESCRIPTION.to_bytes(2, "big") + offer.said.encode()
             self._reply(number, OptionReply.INFO, described)
         self._reply(number, OptionReply.ACK)
         if number == Option.GO:
@@ -279,7 +285,8 @@ class Session:
         )
         error = wire.EINVAL if command is None else self._objection(request)
         if error:
-            self.outbox.append(self.done(request, error))
+            why = self.offer.said if error == wire.EPERM and self.offer.writer else ""
+            self.outbox.append(self.done(request, error, why))
         else:
             self.request = request
         return True

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which host writes an export: the first that did, as long as it has a connection to it. All others only read."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections import Counter
+from pathlib import Path
+
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7), SO_PEERCRED
+
+
+class Writers:
+    """Safe from many threads. An export is told by its file, a host by its address, a program of this machine behind a
+    socket file by its process: the several connections that one has are one host's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._there: Counter[tuple[Path, str]] = Counter()  # connections, by export and host
+        self._holders: dict[Path, str] = {}  # export → the host that writes it
+
+    def other(self, export: Path, host: str) -> str:
+        """The host that writes the export, '' where it is this one, or none."""
+        holder = self._holders.get(export, host)
+        return "" if holder == host else holder
+
+    def enter(self, export: Path, host: str) -> None:
+        """A connection to an export begins."""
+        with self._lock:
+            self._there[export, host] += 1
+
+    def writes(self, export: Path, host: str) -> str:
+        """The host writes, unless another one does: that."""
+        if self._holders.get(export) != host:
+            with self._lock:
+                self._holders.setdefault(export, host)
+        return self.other(export, host)
+
+    def leave(self, export: Path, host: str) -> None:
+        """A connection has ended; with its last one the host writes no more."""
+        with self._lock:
+            self._there[export, host] -= 1
+            if self._there[export, host] <= 0:
+                del self._there[export, host]
+                if self._holders.get(export) == host:
+                    del self._holders[export]
+
+
+def host_of(client: socket.socket) -> str:
+    """How the other end of a connection is called. Raises OSError where it is gone."""
+    if client.family == socket.AF_UNIX:
+        raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return f"process {_CREDENTIALS.unpack(raw)[0]}"
+    return str(client.getpeername()[0])
