@@ -157,9 +157,10 @@ def _answer(library: ctypes.CDLL, level: int, capacity: int) -> tuple[int, str]:
 
 
 def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
-    """`size` bytes out of one stream; what follows the stream is ignored, as kernels do.
+    """`size` bytes out of one stream.
 
-    The stream must decode to exactly `size` bytes; with `partial` it may hold more, and decoding stops there.
+    The stream must decode to exactly `size` bytes and be all of `data`, as kernels want it (pedantic_microlzma in
+    ``lib/xz/xz_dec_lzma2.c``); with `partial` it may hold more, and decoding stops there.
     Never holds more than about 2 * `size` bytes and 32 MiB, whatever the stream says. Raises FormatError on anything
     else, ToolError where the interpreter was built without lzma.
     """
@@ -179,6 +180,8 @@ def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
         raise FormatError(f"LZMA stream of {len(data)} bytes is corrupt (wanted {size} bytes): {error}") from error
     if len(out) != size or not (partial or decoder.eof):
         raise FormatError(f"LZMA stream of {len(data)} bytes decodes to {len(out)} bytes, not {size}")
+    if not partial and decoder.unused_data:
+        raise FormatError(f"LZMA stream of {len(data)} bytes ends {len(decoder.unused_data)} bytes before")
     return out
 
 
