@@ -22,15 +22,20 @@ LISTENS = b"Listening for fastboot command"
 PORT = 5554
 GUEST, MASK, GATEWAY = "10.0.2.15", "255.255.255.0", "10.0.2.2"
 """addresses of QEMU's user network"""
+CONSOLE = "hvc"
+"""what our U-Boot calls its virtio console: u_boot/flashing-qemu_arm64-virtio_console.patch"""
+RATE = 921600
+"""baud, that this console counts as: it has no rate, and takes about so much. Windows are as large as that suits"""
 MACHINE = Qemu(machine="virt", cpu="cortex-a72", memory="1G", smp=1)
 """a loader's machine: what the board has besides is of no use to it"""
 
 
 def script(board: str, *, prompt: bool = False) -> str:
     """What that U-Boot runs. It says which board it is (`getvar product`), and lets itself be asked for its disk
-    (`transport/fastboot/uboot.py`). `prompt`: nothing but that name, and then it waits for commands at its console."""
+    (`transport/fastboot/uboot.py`). `prompt`: nothing but that name, and then it waits for commands at the console of
+    `console_arguments`."""
     if prompt:
-        return f"setenv board {board}"
+        return f"setenv board {board}; setenv stdout {CONSOLE}; setenv stdin {CONSOLE}"
     variables = {
         "ipaddr": GUEST,
         "netmask": MASK,
@@ -70,3 +75,13 @@ def network_arguments(port: int) -> list[str]:
     """User networking with the device's port at `port` of this machine."""
     rule = f"hostfwd=udp:127.0.0.1:{port}-:{PORT}"
     return ["-netdev", f"user,id=net0,{rule}", "-device", "virtio-net-pci,netdev=net0,romfile="]
+
+
+def console_arguments(path: Path) -> list[str]:
+    """A virtio console as a Unix socket; the machine starts when somebody is there. What it says is passed on by the
+    processor's own thread (no ioeventfd): on a busy host the other one comes late."""
+    name = str(path).replace(",", ",,")
+    return [
+        "-chardev", f"socket,id=line,path={name},server=on,wait=on",
+        "-device", "virtio-serial-pci,ioeventfd=off", "-device", "virtconsole,chardev=line",
+    ]  # fmt: skip

@@ -21,10 +21,10 @@ from erofs_edge.errors import DeviceError, UsageError
 from erofs_edge.flash.image import Image
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.attach import attached, telling
-from erofs_edge.qemu.flashing import card_arguments, flashing_tree, script
+from erofs_edge.qemu.flashing import CONSOLE, card_arguments, console_arguments, flashing_tree, script
 from erofs_edge.simulator.images import disk_image
 from erofs_edge.transport.fastboot.uboot import consents
-from erofs_edge.u_boot.compile import FLASHING, fragments
+from erofs_edge.u_boot.compile import FLASHING, fragments, patches
 
 BOARD = "boards/qemu-aarch64.yaml"
 
@@ -37,7 +37,11 @@ def test_the_loader_for_it() -> None:
     assert "setenv board lab" in said and said.endswith("fastboot udp")
     assert all(f"fastboot.{name}" in said for name in ("edge-buffer", "edge-disk")), "its consent"
     assert consents.__doc__
-    assert script("lab", prompt=True) == "setenv board lab", "at its console it waits for commands"
+    at_its_console = script("lab", prompt=True)
+    assert "setenv board lab" in at_its_console and "fastboot" not in at_its_console, "there it waits for commands"
+    assert f"setenv stdin {CONSOLE}" in at_its_console and f"setenv stdout {CONSOLE}" in at_its_console
+    assert any(f'device_set_name(dev, "{CONSOLE}")' in path.read_text() for path in patches(FLASHING))
+    assert not any("console" in path.name for path in patches("qemu_arm64")), "no build's U-Boot has it"
 
 
 def test_cards_have_sizes_of_their_own(tmp_path: Path) -> None:
@@ -45,6 +49,7 @@ def test_cards_have_sizes_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="only powers of two") as caught:
         card_arguments(tmp_path / "disk", 3 << 30)
     assert "qemu:nbd" in (caught.value.hint or "")
+    assert "socket,id=line,path=/a,,b,server=on,wait=on" in console_arguments(Path("/a,b"))
 
 
 def test_a_machine_that_fails_has_said_something(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flash --to qemu:serial` with real U-Boot and an SD card: empty, the machine killed once in between, an update, the
-same again. What it does to a line that is worse is tried in test_serial_line.py."""
+"""`flash --to qemu:serial` with real U-Boot: a whole system on a virtio disk, which starts; small images on an SD card.
+The machine is killed once in between, then comes an update. A line that is worse is tried in test_serial_line.py."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +85,99 @@ def test_a_card_behind_the_console(edge: str, tmp_path: Path, repository: Path, 
     assert (again["bytes_written"], again["slot"]) == (0, None)
     wrong = subprocess.run(words(v1, "--verify-only"), cwd=repository, capture_output=True, text=True, check=False)
     assert wrong.returncode == 4, wrong.stderr
+
+
+SYSTEM = """\
+system: small
+extends: edge-minimal
+hostname: {hostname}
+# what this system does not use need not go over such a line
+exclude:
+  - /usr/lib/aarch64-linux-gnu/gconv/**
+  - /usr/lib/aarch64-linux-gnu/perl-base/**
+  - /usr/bin/perl*
+  - /usr/share/perl*/**
+  - /usr/share/doc/**
+erofs: {{compression: zstd, level: 19}}
+smoke:
+  seconds: 900
+  units: []
+  commands: {{name: "test $(hostname) = {hostname}"}}
+"""
+
+
+@pytest.fixture
+def whole(tmp_path: Path, repository: Path) -> Path:
+    """The stock board with a smaller disk."""
+    path = tmp_path / "board.yaml"
+    path.write_text(
+        f"board: qemu-aarch64\nextends: {repository}/boards/qemu-aarch64.yaml\n"
+        "disk: {size: 512M, partitions: {system: {size: 128M}}}\n"
+    )
+    shutil.copy(repository / "boards/qemu-aarch64.lock", path.with_suffix(".lock"))
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(SYSTEM.format(hostname=name))
+        shutil.copy(repository / "manifests/edge-minimal.lock", tmp_path / f"{name}.lock")
+    return path
+
+
+@pytest.mark.timeout(7200)
+def test_a_whole_system_over_the_console(edge: str, tmp_path: Path, repository: Path, whole: Path) -> None:
+    """Empty to bootable, the machine killed while it writes the system, and then to the other slot with the next."""
+    first, second, disk = tmp_path / "first", tmp_path / "second", tmp_path / "disk.img"
+
+    def run(*words: str) -> dict[str, object]:
+        done = subprocess.run([edge, *words, "--json"], cwd=repository, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        record: dict[str, object] = json.loads(done.stdout)
+        return record
+
+    def words(out: Path) -> list[str]:
+        return ["flash", str(whole), "-o", str(out), "--to", "qemu:serial", "--disk", str(disk)]
+
+    def started_slot(out: Path) -> object:
+        return run("boot", str(whole), "-o", str(out), "--disk", str(disk), "--smoke", "--timeout", "600")["slot"]
+
+    for out, name in ((first, "one"), (second, "two")):
+        run("build", str(whole), "--system", str(tmp_path / f"{name}.yaml"), "-o", str(out), "--relock-if-gone")
+    system = (first / "system.img").read_bytes()
+    with subprocess.Popen(
+        [edge, *words(first)], cwd=repository, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        place = place_of(first / "disk.img", "system_a")
+        while not holds_at(disk, place + (4 << 20), system[4 << 20 : 5 << 20]):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.2)
+        kill_qemu_of(process)
+        process.communicate()
+        assert process.returncode in (6, 8)
+    assert not holds_at(disk, place, system)
+    rest = run(*words(first))
+    assert held(disk, first / "disk.img", "boot_a boot_b system_a system_b")
+    assert 0 < int(str(rest["bytes_on_wire"])) < len(system), "what was there has not been sent again"
+    slot = started_slot(first)
+    update = run(*words(second))
+    assert update["slot"] != slot
+    assert started_slot(second) == update["slot"]
+    # the boot has changed the slot state and the data, and nothing else
+    assert run(*words(second))["bytes_written"] == 0
+
+
+def place_of(image: Path, name: str) -> int:
+    """Where a partition begins, in bytes."""
+    with Image(image) as source:
+        table = source.table()
+    assert table is not None
+    return table.places()[name][0]
+
+
+def holds_at(disk: Path, offset: int, data: bytes) -> bool:
+    """Whether a file, if it is there yet, has these bytes at this place."""
+    if not disk.exists():
+        return False
+    with disk.open("rb") as file:
+        file.seek(offset)
+        return file.read(len(data)) == data
 
 
 def test_debians_u_boot_for_the_raspberry_pi(
