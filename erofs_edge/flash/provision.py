@@ -4,13 +4,16 @@ by itself, so that the wire carries differences."""
 
 from __future__ import annotations
 
+import getpass
+import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from erofs_edge.errors import DeviceError, ProtocolError
+from erofs_edge.errors import DeviceError, DeviceRefusedError, ProtocolError
 from erofs_edge.flash.nbd import NbdTarget, as_os_error
 from erofs_edge.flash.survey import zero_digest
 from erofs_edge.flash.target import BLOCK, Ability, Identity
@@ -84,6 +87,23 @@ class ProvisionTarget(NbdTarget):
         serial, names = self._board
         plain = super().identity
         return replace(plain, kind="provision", serial=serial, product=names[0] if names else "", names=names[1:])
+
+    def claim(self) -> None:
+        """The board remembers who writes, until the connection ends."""
+        super().claim()
+        user = str(os.getuid())
+        with suppress(KeyError, OSError):  # a number without a name
+            user = getpass.getuser()
+        try:
+            (said,) = self._ask([f"hold {control.name_of_holder(user, platform.node(), os.getpid())}"])
+        except OSError:  # an older system does not know that
+            return
+        if holder := control.holder(said):
+            raise DeviceRefusedError(
+                f"another host writes this board: {holder}",
+                where=self.identity.path,
+                hint="wait for it, or end it there",
+            )
 
     @property
     def abilities(self) -> Ability:

@@ -34,14 +34,18 @@ if [ -n "$address" ]; then ip addr add "$address" dev "$link"; else udhcpc -n -q
 echo "$disk" > /run/disk
 blockdev --getsize64 "$disk" > /run/size
 grep -c ^processor /proc/cpuinfo > /run/cpus
-dd if=/dev/null of=/run/control bs=1 seek=1G 2> /dev/null
+# a host that died without a word is forgotten after a minute, so that another one may write; one that is asked for what
+# it will not take, after two or so (Linux, ip-sysctl.rst)
+for setting in tcp_keepalive_time=30 tcp_keepalive_intvl=10 tcp_keepalive_probes=3 tcp_retries2=8; do
+    echo "${setting#*=}" > "/proc/sys/net/ipv4/${setting%=*}"
+done
 # whoever has no certificate of this board's authority is refused
 tls=''
 [ ! -d /tls ] || tls='--tls=require --tls-certificates=/tls --tls-verify-peer'
 # shellcheck disable=SC2086  # several words, or none
-nbdkit -f -p 10810 --no-fork -t 1 $tls sh /bin/control &
+nbdkit -f -p 10810 --no-fork --keepalive -t 1 $tls sh /bin/control &
 # shellcheck disable=SC2086
-nbdkit -f -p 10809 -t 8 $tls file "$disk" &
+nbdkit -f -p 10809 --keepalive -t 8 $tls file "$disk" &
 turns=0
 listening() { cat /proc/net/tcp /proc/net/tcp6 | grep -q ":$1 0*:0000 0A"; }
 until listening 2A39 && listening 2A3A; do # the two ports

@@ -1,8 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Carries out the request of the control export: a line each, an answer each, '.' at the end of both.
+# Carries out the request of a connection to the control export: a line each, an answer each, '.' at the end of both.
+# Argument: the connection.
 export PATH=/bin
-control=/run/control answers=33554432 deltas=67108864 trees=536870912
+control=/run/control.$1 connection=$1 answers=33554432 deltas=67108864 trees=536870912
 tree=/sys/firmware/devicetree/base dmi=/sys/class/dmi/id
 cpus=1
 read -r disk < /run/disk
@@ -64,10 +65,19 @@ EOF
     [ $turn = "$2" ] || found=''
     printf 'is %.70s\n' "$found"
 }
+# nobody else has said that he writes
+alone() { ! read -r holder who 2> /dev/null < /run/holder || [ "$holder" = "$connection" ]; }
 inside() { [ "$1" -ge 0 ] && [ "$2" -ge 0 ] && [ $(($1 + $2)) -le "$size" ]; }
 
 one() {
+    case $1 in copy | patch | reboot | poweroff) alone || { echo "error held"; return; } ;; esac
     case $1 in
+        hold) # NAME: of who writes from now on, until the connection ends
+            if (set -C && echo "$connection $2" > /run/holder) 2> /dev/null || alone; then
+                echo ok
+            else
+                printf 'held %.70s\n' "$who"
+            fi ;;
         hash) # OFFSET LENGTH, and the number of the job
             inside "$2" "$3" || { echo "error outside"; return; }
             sum=$(hashed "/run/data.$4" "$2" "$3") && echo "${sum%% *}" || echo "error memory" ;;

@@ -40,11 +40,11 @@ def work(tmp_path: Path, oracle: Callable[[str], str]) -> Asked:
     (tmp_path / "size").write_text(f"{1 << 20}\n")
 
     def asked(*items: str, delta: bytes = b"") -> str:
-        with (tmp_path / "control").open("w+b") as file:
+        with (tmp_path / "control.me").open("w+b") as file:
             file.truncate(control.SIZE)
             os.pwrite(file.fileno(), control.request(items), 0)
             os.pwrite(file.fileno(), delta, control.DELTAS)
-            subprocess.run(["/bin/sh", str(tmp_path / "work.sh")], check=True, stderr=subprocess.DEVNULL)
+            subprocess.run(["/bin/sh", str(tmp_path / "work.sh"), "me"], check=True, stderr=subprocess.DEVNULL)
             raw = os.pread(file.fileno(), control.answer_bytes(items), control.ANSWERS)
             return "\n".join(control.answers(raw, items))
 
@@ -78,7 +78,7 @@ def test_the_device_hashes_many_blocks_at_once(work: Asked, tmp_path: Path, size
     data = (tmp_path / "image").read_bytes()
     assert work(f"blocks {size} 0 {size * count}") == "ok"
     start, length = control.leaves(count)
-    with (tmp_path / "control").open("rb") as file:
+    with (tmp_path / "control.me").open("rb") as file:
         raw = os.pread(file.fileno(), length, start)
     assert [raw[at : at + 32] for at in range(0, length, 32)] == [
         hashlib.sha256(data[at : at + size]).digest() for at in range(0, size * count, size)
@@ -93,7 +93,7 @@ def test_parts_of_a_large_tree_are_where_the_whole_one_has_them(work: Asked, tmp
     (tmp_path / "cpus").write_text("2\n")
     data = (tmp_path / "image").read_bytes()
     assert work(f"blocks 512 0 {len(data)}") == "ok"
-    with (tmp_path / "control").open("rb") as file:
+    with (tmp_path / "control.me").open("rb") as file:
         raw = os.pread(file.fileno(), 16500 * 32, control.leaves(16500)[0])
     assert raw == b"".join(hashlib.sha256(data[at : at + 512]).digest() for at in range(0, len(data), 512))
 

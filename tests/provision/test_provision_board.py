@@ -4,6 +4,7 @@ whose places alone are changed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from waiting import wait_for
+from waiting import eventually, wait_for
 
 from erofs_edge.cli.main import cli
+from erofs_edge.errors import DeviceError
 from erofs_edge.provision.initramfs import APPLETS, FOLDER
 from erofs_edge.simulator.images import disk_image
 from erofs_edge.transport.nbd import control
+from erofs_edge.transport.nbd.connect import Connection, parse_address
 
 PLUGINS = {"disk": ("file", "file={0}/image"), "control": ("sh", "{0}/control.sh")}
 
@@ -42,9 +45,6 @@ def board(oracle: Callable[[str], str], place: Path, size: int) -> Iterator[str]
     (place / "image").write_bytes(bytes(size))
     (place / "disk").write_text(f"{place}/image\n")
     (place / "size").write_text(f"{size}\n")
-    (place / "control").touch()
-    with (place / "control").open("r+b") as file:
-        file.truncate(control.SIZE)
     sockets = place / "sockets"
     sockets.mkdir()
     nbdkit = oracle("nbdkit")
@@ -94,3 +94,55 @@ def test_the_wrong_board_is_refused(tmp_path: Path, oracle: Callable[[str], str]
         right = flash(out, address, "--serial", "4711")
         assert right.exit_code == 0, right.stderr
     assert (tmp_path / "image").read_bytes() == image.read_bytes()
+
+
+@pytest.mark.oracle
+def test_one_host_at_a_time_writes(tmp_path: Path, oracle: Callable[[str], str]) -> None:
+    """The second one is told who is there, and may look; who is gone, however, is forgotten."""
+    out = tmp_path / "out"
+    out.mkdir()
+    image = disk_image(out / "disk.img", 1)
+    with board(oracle, tmp_path, image.stat().st_size) as address:
+        is_a(tmp_path, "lab")
+        assert flash(out, address).exit_code == 0
+        control_at = parse_address(f"nbd+unix:///?socket={tmp_path}/sockets/control")
+        other = Connection(control_at)
+        assert ask(other, "hold somebody@elsewhere:7") == ["ok"]
+        assert ask(other, "hold somebody@elsewhere:7") == ["ok"], "as often as it likes"
+        new = disk_image(tmp_path / "new.img", 2)
+        before = (tmp_path / "image").read_bytes()
+        for words in (("flash", new, "--to", address, "--yes"), ("slots", "activate", address, "b")):
+            refused = CliRunner().invoke(cli, [str(word) for word in words])
+            assert (refused.exit_code, refused.stdout) == (7, "")
+            assert "another host writes this board: somebody@elsewhere:7" in refused.stderr
+        # while the other one's request waits, this one's questions and answers are its own
+        other.write(0, control.request(["hash 0 512", "serial"]))
+        assert flash(out, address, "--verify-only").exit_code == 0
+        other.flush()
+        asked = ["hash 0 512", "serial"]
+        answered = control.answers(other.read(control.ANSWERS, control.answer_bytes(asked)), asked)
+        assert answered[0] == hashlib.sha256(before[:512]).hexdigest()
+        third = Connection(control_at)
+        with pytest.raises(DeviceError, match="cannot copy: held"):
+            ask(third, "copy 0 4096 512")
+        assert ask(third, "hold third") == ["held somebody@elsewhere:7"]
+        third.close()
+        assert (tmp_path / "image").read_bytes() == before
+        other._wire.close()  # without a good-bye
+        assert eventually(lambda: not (tmp_path / "holder").exists())
+        assert CliRunner().invoke(cli, ["flash", str(new), "--to", address, "--yes"]).exit_code == 0
+        assert eventually(lambda: not list(tmp_path.glob("control.[0-9]*")))
+
+
+def ask(connection: Connection, *items: str) -> list[str]:
+    """Answers of the control export."""
+    connection.write(0, control.request(items))
+    connection.flush()
+    return control.answers(connection.read(control.ANSWERS, control.answer_bytes(items)), items)
+
+
+def test_who_it_is_for_is_one_word() -> None:
+    assert control.name_of_holder("lab", "bench-3.local", 17) == "lab@bench-3.local:17"
+    assert control.name_of_holder("ü x\n", "", 1) == "x@somewhere:1"
+    assert len(control.name_of_holder("x" * 99, "y" * 99, 1 << 22)) < 70
+    assert (control.holder("ok"), control.holder("held a@b:1"), control.holder("held")) == ("", "a@b:1", "?")

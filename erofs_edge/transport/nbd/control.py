@@ -3,9 +3,11 @@
 
 The control export is a second NBD export. A request is text at its start, a line for each item and '.' at the end; a
 flush carries it out; the answers are text at ANSWERS, a line for each item and '.' again. Deltas are put at DELTAS
-first. So everything goes through one protocol, and TLS covers it where the exports have it. The other side is
-provision/work.sh.
+first. So everything goes through one protocol, and TLS covers it where the exports have it. Each connection sees an
+export of its own. The other side is provision/control.sh and work.sh.
 
+    hold NAME                                 → ok: nobody else may copy, patch or restart until this connection ends;
+                                                held NAME: somebody else said that before
     hash OFFSET LENGTH                        → sha256 in hexadecimal
     blocks SIZE OFFSET LENGTH                 → ok: sha256 of each SIZE bytes, where a tree at TREES has its leaves
     copy SOURCE OFFSET LENGTH                 → ok
@@ -65,6 +67,17 @@ def board(lines: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """The answers to WHO: serial number ('' for none) and names. What cannot be printed is left out of them."""
     said = ["".join(c for c in line.removeprefix("is").strip() if c.isprintable()) for line in lines]
     return said[0], tuple(name for name in said[1:] if name)
+
+
+def holder(line: str) -> str:
+    """The answer to `hold`: who has the board, '' where it is ours now."""
+    return "" if line == "ok" else "".join(c for c in line.removeprefix("held").strip() if c.isprintable()) or "?"
+
+
+def name_of_holder(user: str, machine: str, process: int) -> str:
+    """What `hold` says of who it is for: one word."""
+    words = ["".join(c for c in word if c.isascii() and (c.isalnum() or c in "._-")) for word in (user, machine)]
+    return f"{words[0][:20] or 'somebody'}@{words[1][:30] or 'somewhere'}:{process}"
 
 
 def answer_bytes(items: Sequence[str]) -> int:
