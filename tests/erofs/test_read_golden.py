@@ -224,6 +224,9 @@ def test_holes_of_either_form(tmp_path: Path) -> None:
     assert [(e.start, e.length, e.kind, e.address) for e in compressed_extents(backing, info, zmap, 0)] == expected
     with pytest.raises(ErofsFormatError, match="both a hole and a fragment"):
         list(compressed_extents(backing, info, zmap._replace(inode=inode_of(8192, layout), fragment=1), 0))
+    plain_tail = zmap._replace(inode=inode_of((2 + long) * 4096 + 16, layout), fragment=1)
+    with pytest.raises(ErofsFormatError, match="both plain data and a fragment"):  # found with the kernel
+        list(compressed_extents(backing, info, plain_tail, 0))
 
 
 def test_a_fragment_behind_four_gigabytes(tmp_path: Path) -> None:
