@@ -139,10 +139,8 @@ def _extent(backing: Backing, info: SuperInfo, zmap: ZMap, run: _Run) -> Extent:
     length = end - start
     is_tail = end == inode.size
     if is_tail and zmap.fragment >= 0:
-        if head.block < 0:
-            raise wrong(zmap, lcn, "is both a hole and a fragment")
-        if head.kind == ondisk.LCLUSTER_PLAIN:  # kernels look for its bytes in a pcluster that it has not
-            raise wrong(zmap, lcn, "is both plain data and a fragment")
+        if head.block < 0 or head.kind == ondisk.LCLUSTER_PLAIN:  # plain: kernels look for its bytes in a pcluster
+            raise wrong(zmap, lcn, f"is both {'a hole' if head.block < 0 else 'plain data'} and a fragment")
         high = 0 if zmap.is_compact else head.block << 32
         return Extent(start, length, Kind.FRAGMENT, zmap.fragment | high)
     inline = is_tail and bool(zmap.idata_size)
