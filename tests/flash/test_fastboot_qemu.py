@@ -128,7 +128,7 @@ def test_empty_to_bootable_and_on_to_the_next_system(edge: str, tmp_path: Path, 
         return [edge, "flash", str(board), "-o", str(out), "--to", "qemu:fastboot", "--disk", str(disk)]
 
     def started_slot(out: Path) -> object:
-        words = [edge, "boot", str(board), "-o", str(out), "--disk", str(disk), "--smoke", "--timeout", "600"]
+        words = [edge, "boot", str(board), "-o", str(out), "--disk", str(disk), "--smoke", "--timeout", "1500"]
         return run(words, repository)["slot"]
 
     with subprocess.Popen(

@@ -162,7 +162,7 @@ def test_debians_u_boot_takes_an_image_over_its_console(
     disk.write_bytes(random.Random(4).randbytes(1 << 20))
     with debians_u_boot(out, disk, tmp_path / "console") as address:
         command = [edge, "flash", str(image), "--to", address, "--yes", "--json"]
-        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, timeout=280)
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, timeout=840)
     assert done.returncode == 0, done.stderr
     assert disk.read_bytes()[: 128 << 10] == image.read_bytes()
     record = json.loads(done.stdout)
@@ -247,6 +247,6 @@ def test_a_board_is_provisioned_survives_a_kill_and_boots(
     done = subprocess.run([*command, "--resume"], cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["bytes_written"] < 2 << 30
-    smoke = [edge, "boot", BOARD, "-o", str(out), "--disk", str(disk), "--smoke", "--timeout", "600"]
+    smoke = [edge, "boot", BOARD, "-o", str(out), "--disk", str(disk), "--smoke", "--timeout", "1500"]
     booted = subprocess.run(smoke, cwd=repository, capture_output=True, text=True, check=False)
     assert booted.returncode == 0, booted.stderr

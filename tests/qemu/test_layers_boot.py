@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(2400)]
 
 HELLO = """\
 system: hello
@@ -54,7 +54,7 @@ entries:
       WantedBy=multi-user.target
 units: {enable+: [box.service]}
 smoke:
-  seconds: 240
+  seconds: 1500
   units: [hello.service, box.service]
   commands:
     merged: hello | grep -x 'hello from the layer'
@@ -89,7 +89,7 @@ def test_a_running_target_merges_its_layers_and_refuses_what_nobody_signed(edge:
         "settings": "confext",
     }
     said = run(
-        "boot", "qemu-aarch64", "-o", "out", "--smoke", "--json", "--timeout", "600", "--log", "console.log",
+        "boot", "qemu-aarch64", "-o", "out", "--smoke", "--json", "--timeout", "1800", "--log", "console.log",
     )  # fmt: skip
     assert json.loads(said)["stages"][-1]["stage"] == "checks"
     console = (tmp_path / "console.log").read_text(errors="replace")

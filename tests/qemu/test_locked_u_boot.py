@@ -134,7 +134,7 @@ def locked_build(tmp_path_factory: pytest.TempPathFactory, edge: str, repository
 
 
 def boot(edge: str, repository: Path, out: Path, *options: str) -> dict[str, object]:
-    command = [edge, "boot", LOCKED, "-o", str(out), "--smoke", "--json", "--timeout", "500", *options]
+    command = [edge, "boot", LOCKED, "-o", str(out), "--smoke", "--json", "--timeout", "1300", *options]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     record: dict[str, object] = json.loads(done.stdout)

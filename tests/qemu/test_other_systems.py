@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sources.oci.images import files, image, write_layout
 
-pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(2400)]
 Boot = Callable[[str, str], str]
 
 ON_BASE = """\
@@ -23,7 +23,7 @@ sources: [{oci: {layout: app.oci}, to: /opt/app}]
 overlay: [{from: files}]
 modules: [loop]
 smoke:
-  seconds: 600
+  seconds: 1200
   units: [ssh.service]
   commands:
     base: grep -qx 'PRETTY_NAME="Debian.*' /etc/os-release && id sshd
@@ -39,7 +39,7 @@ harmless_scripts: [libnewt0.52, libreadline8t64, network-manager, readline-commo
 network: {manager: NetworkManager, links: {lan: {match: [en*, eth*]}}}
 units: {enable: [edge-mark-good.service, edge-report.service]}
 smoke:
-  seconds: 600
+  seconds: 1200
   units: [ssh.service, NetworkManager.service]
   commands:
     profile: nmcli -t -f NAME connection show | grep -x lan
@@ -63,7 +63,7 @@ def boot(edge: str, tmp_path: Path) -> Boot:
         run("lock", f"{name}.yaml")
         run("build", "qemu-aarch64", "--system", f"{name}.yaml", "-o", "out", "--relock-if-gone")
         said = run(
-            "boot", "qemu-aarch64", "-o", "out", "--smoke", "--json", "--timeout", "1200", "--log", "console.log"
+            "boot", "qemu-aarch64", "-o", "out", "--smoke", "--json", "--timeout", "1800", "--log", "console.log"
         )
         assert json.loads(said)["stages"][-1]["stage"] == "checks"
         return (tmp_path / "console.log").read_text(errors="replace")

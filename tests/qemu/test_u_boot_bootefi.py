@@ -30,7 +30,7 @@ from erofs_edge.u_boot.seed import fill
 pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(1500)]
 BOARD = "boards/generic-uefi-arm64.yaml"
 NAME = "generic-uefi-arm64"
-TIMEOUT = 500.0
+TIMEOUT = 1300.0
 FORGERIES = [name for name, tamper in UEFI_TAMPERS.items() if tamper.content == "esp" and name != "loader"]
 
 

@@ -33,10 +33,10 @@ from erofs_edge.trust.certificate import load_certificate
 from erofs_edge.trust.root_hash import parse_detached
 from erofs_edge.trust.signer import open_signer
 
-pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(1800)]
 BOARD = "boards/generic-uefi-arm64.yaml"
 NAME = "generic-uefi-arm64"
-TIMEOUT = 400.0
+TIMEOUT = 800.0
 
 
 @pytest.fixture(scope="module")
