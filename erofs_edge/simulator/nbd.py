@@ -40,6 +40,9 @@ class NbdWire:
         del self._answers[:count]
         return count
 
+    def hears(self) -> bool:
+        return True
+
     def encrypt(self, context: ssl.SSLContext, name: str) -> None:
         raise OSError(errno.EOPNOTSUPP, "the simulated server has no TLS")
 

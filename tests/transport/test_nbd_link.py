@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
-from erofs_edge.errors import SourceError
+from erofs_edge.errors import DeviceError, SourceError
+from erofs_edge.simulator.disk import SimulatedDisk
+from erofs_edge.simulator.nbd import NbdWire
 from erofs_edge.transport.nbd.client import Said, Stretch
-from erofs_edge.transport.nbd.link import AT_ONCE, Link
+from erofs_edge.transport.nbd.connect import FLUSH, TIMEOUT, Address, Connection
+from erofs_edge.transport.nbd.link import AT_ONCE, Link, dial
 
 Pair = Callable[[float], tuple[Link, socket.socket]]
 DATA = random.Random(7).randbytes(3 << 20)
@@ -101,3 +105,62 @@ def test_a_file_that_is_shorter(pair: Pair, tmp_path: Path) -> None:
     assert other.recv(100) == b"short"
     with (tmp_path / "other").open("wb") as file, pytest.raises(SourceError, match="cannot read"):
         link.send([Stretch(file.fileno(), 0, 100)])
+
+
+class Slow(NbdWire):
+    """Says nothing for some times as long as anybody waits; then, at the end of its patience, what it has to say."""
+
+    silent, asked, there = 0, 0, True
+
+    def receive(self, buffer: memoryview) -> int:
+        if self.silent:
+            self.silent -= 1
+            self.asked += 1
+            raise TimeoutError
+        return super().receive(buffer)
+
+    def hears(self) -> bool:
+        return self.there
+
+
+def test_who_writes_for_minutes_is_waited_for() -> None:
+    wire = Slow(SimulatedDisk.of_size(1 << 20))
+    connection = Connection(Address("nbd://slow/disk", "disk", "slow"), wire=wire)
+
+    def after(times: int, work: Callable[[], object]) -> int:
+        """Silences that it took, each of 30 seconds."""
+        wire.silent, wire.asked = times, 0
+        work()
+        return wire.asked
+
+    turns = int(FLUSH / TIMEOUT)
+    assert after(turns, connection.flush) == turns
+    assert after(1, lambda: connection.zero(0, 4096)) <= 1
+    with pytest.raises(DeviceError, match="no answer for 30 s"):
+        after(1, lambda: connection.read(0, 512))
+    wire = Slow(SimulatedDisk.of_size(1 << 20))
+    connection = Connection(Address("nbd://slow/disk", "disk", "slow"), wire=wire)
+    wire.silent = turns + 1
+    with pytest.raises(DeviceError, match="no answer for 630 s"):
+        connection.flush()
+    wire = Slow(SimulatedDisk.of_size(1 << 20))
+    connection = Connection(Address("nbd://slow/disk", "disk", "slow"), wire=wire)
+    wire.silent, wire.asked, wire.there = turns, 0, False
+    with pytest.raises(DeviceError, match="no answer for 30 s"):
+        connection.flush()
+    assert wire.asked == 1, "a machine that does not even acknowledge is not there"
+
+
+def test_whether_the_other_machine_is_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        link = dial(server.getsockname()[:2], 60)
+        other, _ = server.accept()
+        assert link._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        link.send([b"x"])
+        assert other.recv(1) == b"x"
+        assert eventually(link.hears), "its kernel has acknowledged that, whether it is read or not"
+        link.send([b"y"])
+        assert eventually(link.hears)
+        other.close()
+        link.close()
+        assert not link.hears()

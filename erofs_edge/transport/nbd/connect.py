@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """An NBD export over a real connection: nbd://, nbds:// (TLS) and nbd+unix:// addresses.
 
-Large ranges go in pieces, several under way at a time. A peer that is silent for TIMEOUT seconds is given up.
+Large ranges go in pieces, several under way at a time. A peer that is silent for TIMEOUT seconds is given up; one that
+makes writes last, or zeros, is given as long as a slow medium takes.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     import ssl
 
 TIMEOUT = 30.0  # seconds without a byte from, or to, the peer
+FLUSH = 600.0
+"""seconds that making writes last may take: boards have hundreds of MB in memory, worn cards take 1 MB a second"""
+ZEROED = 1 << 20  # bytes a second that are made zeros at the least
 PIECE = 256 << 10  # bytes of a request: it stays in the cache of the processor that writes it to the medium
 WINDOW = 64  # requests under way
 STATUS_SPAN = 1 << 30  # bytes that one block status request asks for
@@ -95,6 +100,8 @@ class Connection:
         self._sent = self._received = 0
         self._cut = False
         self._trust, self._timeout = trust, timeout
+        self._patience = timeout  # seconds of silence that are borne; the socket's are as many or fewer
+        self._silent = timeout  # seconds of it, of what was given up
         self._client = Client(address.export, tls=address.tls)
         try:
             self._wire = dial(address.socket or (address.host, address.port), timeout) if wire is None else wire
@@ -204,14 +211,17 @@ class Connection:
             for at in range(0, length, PIECE):
                 self.write(offset + at, memoryview(zeros)[: length - at])
             return
-        self._run(
-            self._client.write_zeroes(offset + at, min(ZERO_SPAN, length - at)) for at in range(0, length, ZERO_SPAN)
-        )
+        with self._patient(min(length, ZERO_SPAN) / ZEROED):
+            self._run(
+                self._client.write_zeroes(offset + at, min(ZERO_SPAN, length - at))
+                for at in range(0, length, ZERO_SPAN)
+            )
 
     def flush(self) -> None:
         """What was written lasts (a server that cannot flush writes through)."""
         if self.export.can(Transmission.SEND_FLUSH):
-            self._run(iter([self._client.flush()]))
+            with self._patient(FLUSH):
+                self._run(iter([self._client.flush()]))
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """(start, end) of what may hold anything but zeros. Without the server's help that is the whole range."""
@@ -237,6 +247,15 @@ class Connection:
             pass
         finally:
             self._wire.close()
+
+    @contextmanager
+    def _patient(self, seconds: float) -> Iterator[None]:
+        """Give the peer that much more time for an answer, while the block lasts."""
+        self._patience = self._timeout + seconds
+        try:
+            yield
+        finally:
+            self._patience = self._timeout
 
     def _run(self, requests: Iterator[Pending]) -> None:
         """Have all requests answered, WINDOW at a time. The first failure is raised when nothing is under way."""
@@ -278,7 +297,7 @@ class Connection:
             work()
         except TimeoutError as error:
             raise DeviceError(
-                f"no answer for {self._timeout:g} s", where=self.address.uri, hint="is the link alive?"
+                f"no answer for {self._silent:g} s", where=self.address.uri, hint="is the link alive?"
             ) from error
         except OSError as error:
             raise DeviceError(f"connection lost: {error.strerror or error}", where=self.address.uri) from error
@@ -293,11 +312,23 @@ class Connection:
             self._sent += sum(map(len, said))
 
     def _receive(self) -> None:
-        count = self._wire.receive(self._client.feed.buffer)
+        count = self._waited(self._client.feed.buffer)
         if not count:
             raise DeviceError("the server closed the connection", where=self.address.uri)
         self._received += count
         self._client.feed.filled(count)
+
+    def _waited(self, buffer: memoryview) -> int:
+        """As the wire's `receive`, for as long as we are patient and the other machine is there."""
+        silent = 0.0
+        while True:
+            try:
+                return self._wire.receive(buffer)
+            except TimeoutError:
+                silent += self._timeout
+                if silent >= self._patience or not self._wire.hears():
+                    self._silent = silent
+                    raise
 
     def _encrypt(self) -> None:
         import ssl

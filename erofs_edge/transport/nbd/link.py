@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,10 @@ from erofs_edge.transport.nbd.client import Said, Stretch
 if TYPE_CHECKING:
     import ssl
 
+KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""seconds, seconds and questions (tcp(7)): a machine that is gone is given up after half a minute, a busy one is not"""
+_UNACKED = slice(24, 28)
+"""tcpi_unacked in Linux's struct tcp_info (include/uapi/linux/tcp.h), behind eight bytes and four numbers of 32 bits"""
 AT_ONCE = 512
 """buffers of one sendmsg; Linux takes 1024"""
 
@@ -34,6 +39,10 @@ class Wire(Protocol):
 
     def receive(self, buffer: memoryview) -> int:
         """Put some bytes there, at least one; how many. 0: the peer has closed."""
+        ...
+
+    def hears(self) -> bool:
+        """Whether the peer's machine is there: it has acknowledged all that was sent, if the peer has not answered."""
         ...
 
     def encrypt(self, context: ssl.SSLContext, name: str) -> None:
@@ -77,6 +86,17 @@ class Link:
             return self._socket.recv_into(buffer, 0, self._whole)
         except BlockingIOError:
             raise TimeoutError from None
+
+    def hears(self) -> bool:
+        """What the kernel says of the segments under way (tcp(7), TCP_INFO). A machine that vanishes later is found out
+        by keepalive."""
+        if self._socket.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
+            return True
+        try:
+            told = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        except OSError:
+            return False
+        return not int.from_bytes(told[_UNACKED], sys.byteorder)
 
     def encrypt(self, context: ssl.SSLContext, name: str) -> None:
         self._whole = 0
@@ -137,6 +157,10 @@ def dial(place: Path | tuple[str, int], timeout: float) -> Link:
     else:
         connection = socket.create_connection(place, timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            if hasattr(socket, option):  # not on every system
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return Link(connection, timeout)
 
 
