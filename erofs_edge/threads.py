@@ -53,6 +53,16 @@ class Threads:
         return self._pool
 
 
+def ahead(items: Iterator[T], pool: Threads) -> Iterator[T]:
+    """The same items: while one is used, a thread of the pool makes the next. What making it raises is raised in its
+    turn. Nobody else may take from the iterator."""
+    end = object()
+    coming = pool.submit(next, items, end)
+    while (item := coming.result()) is not end:
+        coming = pool.submit(next, items, end)
+        yield cast("T", item)
+
+
 class Background:
     """One thread, `name`, that does one thing at a time."""
 

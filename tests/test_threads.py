@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 
-from erofs_edge.threads import Background, Threads
+from erofs_edge.threads import Background, Threads, ahead
 
 
 def test_one_thing_after_the_other_and_its_error() -> None:
@@ -48,3 +49,29 @@ def test_a_pool_begins_with_the_first_task() -> None:
         assert list(pool.map(str, range(5))) == list("01234")
         assert threading.active_count() > before
     assert threading.active_count() == before
+
+
+def test_one_step_ahead() -> None:
+    """The next item is made while one is used; an error comes where its item would have."""
+    made = [threading.Event() for _ in range(4)]
+
+    def items() -> Iterator[int]:
+        for number in range(3):
+            made[number].set()
+            yield number
+        made[3].set()
+        raise ValueError("in its turn")
+
+    seen: list[int] = []
+
+    def use() -> None:
+        with Threads(1) as pool:
+            for item in ahead(items(), pool):
+                assert made[item + 1].wait(60)
+                seen.append(item)
+
+    with pytest.raises(ValueError, match="in its turn"):
+        use()
+    assert seen == [0, 1, 2]
+    with Threads(1) as pool:
+        assert list(ahead(iter([None, 0, ""]), pool)) == [None, 0, ""]

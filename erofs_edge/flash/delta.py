@@ -58,13 +58,13 @@ def frames(region: Region, found: Findings, image: Image, reference: Reference |
         return
     held: list[Frame] = []
     for piece in _cut(region, found, image, None):
-        if not isinstance(piece, Frame):
-            yield piece
-            continue
-        if held and not _follows(piece, held):
+        if held and not (isinstance(piece, Frame) and _follows(piece, held)):
             yield _joined(held)
             held = []
-        held.append(piece)
+        if isinstance(piece, Frame):
+            held.append(piece)
+        else:
+            yield piece
     if held:
         yield _joined(held)
 

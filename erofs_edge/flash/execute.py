@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from erofs_edge.flash import slot_state
+from erofs_edge.flash.comparing import Range
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
 from erofs_edge.flash.readback import Expected, check
 from erofs_edge.flash.survey import NOWHERE, Findings, Step, chunks, compare, everything
 from erofs_edge.flash.target import Ability, Target
-from erofs_edge.threads import Threads
+from erofs_edge.threads import Threads, ahead
 
 if TYPE_CHECKING:
     from erofs_edge.flash.delta import Reference
@@ -141,9 +143,10 @@ class _Job:
                 self.target.copy(source, start, end - start)
                 result.copied += end - start
                 told()
+            ranges = iter(todo.write)
             if Ability.PATCH in self.target.abilities:
-                todo = self._unpacked(region, todo, result, reference, at)
-            for start, length in chunks(todo.write):
+                ranges = self._unpacked(region, todo, result, reference, at, told)
+            for start, length in chunks(ranges):
                 at.offset = start
                 if not self.target.send(start, self.image.fileno(), start - region.shift, length):
                     data = self.image.read(start - region.shift, length)
@@ -156,22 +159,27 @@ class _Job:
         result.write_seconds = time.monotonic() - started
 
     def _unpacked(
-        self, region: Region, todo: Findings, result: RegionResult, reference: Reference | None, at: Guarded
-    ) -> Findings:
-        """Give the target what is smaller packed; the rest."""
+        self,
+        region: Region,
+        todo: Findings,
+        result: RegionResult,
+        reference: Reference | None,
+        at: Guarded,
+        told: Callable[[], None],
+    ) -> Iterator[Range]:
+        """Give the target what is smaller packed; the rest, in between. What comes next is packed meanwhile."""
         from erofs_edge.flash.delta import Frame, frames
 
-        rest = Findings()
-        for piece in frames(region, todo, self.image, reference):
+        for piece in ahead(frames(region, todo, self.image, reference), self.pool):
             if not isinstance(piece, Frame):
-                rest.write.append(piece)
+                yield piece
                 continue
             at.offset, source = piece.start, piece.reference
             self.target.patch(
                 source.start if source else 0, source.length if source else 0, piece.start, piece.length, piece.data
             )
             result.written += piece.wrong
-        return rest
+            told()
 
     def verify(self, region: Region, result: RegionResult) -> None:
         """Read back a region of which anything was written."""

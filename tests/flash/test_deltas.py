@@ -265,6 +265,29 @@ def test_a_target_that_answers_nonsense_keeps_nothing(images: dict[int, Path]) -
         flash(prepared.plan, there, quiet, found=prepared.found, known=prepared.known)
 
 
+def test_what_packs_and_what_does_not_take_turns(tmp_path: Path) -> None:
+    """Sent in the order of the image, and all of it arrives."""
+    random, sent = Random(8), list[tuple[str, int]]()
+    parts = [random.randbytes(PACKED) if number % 3 == 1 else bytes([number + 1]) * PACKED for number in range(7)]
+    (tmp_path / "image").write_bytes(b"".join(parts))
+
+    class Told(SimulatedTarget):
+        def write(self, offset: int, data: bytes | memoryview) -> int:
+            sent.append(("plain", offset // PACKED))
+            return super().write(offset, data)
+
+        def patch(self, source: int, source_length: int, offset: int, length: int, delta: bytes) -> None:
+            sent.append(("packed", offset // PACKED))
+            super().patch(source, source_length, offset, length, delta)
+
+    there = Told(SimulatedDisk.of_size(7 * PACKED), CLEVER)
+    prepared = prepare(tmp_path / "image", there, Wish(full=True), quiet)
+    (done,) = flash(prepared.plan, there, quiet, found=prepared.found)
+    assert bytes(there.disk.memory) == b"".join(parts)
+    assert sent == [("packed", 0), ("plain", 1), ("packed", 2), ("plain", 4), ("packed", 5)]
+    assert done.written == done.verified == 7 * PACKED
+
+
 def test_a_delta_that_does_not_unpack() -> None:
     there = SimulatedTarget(SimulatedDisk.of_size(1 << 20), CLEVER)
     for delta in (b"", b"nonsense", bytes(100)):
