@@ -24,8 +24,6 @@ DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
 _BLKRRPART = 0x125F
 _BLKFLSBUF = 0x1261
 _BLKZEROOUT = 0x127F
-# include/uapi/asm-generic/fcntl.h: type and whence, start, length (0: all of it), pid, for 64 bits
-_WHOLE_FILE = pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 class FileTarget(PlainTarget):
@@ -257,13 +255,9 @@ def refuse_used(path: Path) -> None:
 
 
 def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE_FILE)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            from erofs_edge.transport.claim import taken, user_of
+    from erofs_edge.transport.claim import lock  # late: to look at a file needs none
 
-            raise taken(str(path), user_of(path)) from error
+    lock(fd, path)
 
 
 def _refusal(path: Path, error: OSError) -> DeviceRefusedError:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import SourceError
+from erofs_edge.transport.claim import lock
 from erofs_edge.transport.nbd import wire
 from erofs_edge.transport.nbd.server import Offer
 
@@ -83,7 +84,8 @@ class Export(Protocol):
 class FileExport:
     """A regular file or block device.
 
-    Raises SourceError where it cannot be opened. Its methods raise OSError.
+    Raises SourceError where it cannot be opened, DeviceRefusedError where it is writable and another program writes it.
+    Its methods raise OSError.
     """
 
     direct = True
@@ -95,6 +97,12 @@ class FileExport:
             size = os.lseek(self._fd, 0, os.SEEK_END)
         except OSError as error:
             raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
+        if writable:
+            try:
+                lock(self._fd, path)
+            except BaseException:
+                os.close(self._fd)
+                raise
         self.offer = Offer(size, read_only=not writable, description=description)
         self.activity = Activity(size)
 

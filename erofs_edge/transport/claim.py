@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 import struct
@@ -14,6 +16,8 @@ from erofs_edge.errors import DeviceRefusedError
 
 PROC = Path("/proc")
 TAIL = 80  # bytes of a name that are told apart beside its checksum: an address has 107 at most
+# include/uapi/asm-generic/fcntl.h: type and whence, start, length (0: all of it), pid, for 64 bits
+_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 
@@ -45,6 +49,16 @@ def taken(where: str, who: str = "") -> DeviceRefusedError:
         where=where,
         hint="one at a time: wait for it, or end it",
     )
+
+
+def lock(fd: int, path: Path) -> None:
+    """Be the only one that writes an open file, until it is closed, among those that ask: we do, and QEMU. Raises
+    DeviceRefusedError with another program that has it; a file system without locks refuses nothing."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise taken(str(path), user_of(path)) from error
 
 
 def user_of(path: Path) -> str:

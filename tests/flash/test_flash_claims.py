@@ -15,6 +15,7 @@ from waiting import wait_for
 
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import DeviceRefusedError
+from erofs_edge.serve.export import FileExport
 from erofs_edge.simulator.fastboot import FastbootDevice, serve_udp
 from erofs_edge.simulator.images import disk_image
 from erofs_edge.transport.claim import Claim, user_of
@@ -25,6 +26,10 @@ HOLDS_A_FILE = """
 from erofs_edge.flash.local import FileTarget
 target = FileTarget(Path(sys.argv[1]), 0)
 target.claim()
+"""
+SERVES_A_FILE = """
+from erofs_edge.serve.export import FileExport
+export = FileExport(Path(sys.argv[1]), writable=True)
 """
 HOLDS_A_NAME = """
 from erofs_edge.transport.claim import Claim
@@ -92,6 +97,20 @@ def test_a_read_only_export_can_be_looked_at(images: list[Path], tmp_path: Path,
             assert "the export is read-only" in refused.stderr
             assert "Comparing" not in refused.stderr and "Traceback" not in refused.stderr
     assert disk.read_bytes() == v1.read_bytes()
+
+
+def test_a_file_that_is_served_for_writing(images: list[Path], tmp_path: Path) -> None:
+    v1, v2 = images
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(v1.read_bytes())
+    with other(SERVES_A_FILE, disk) as server:
+        refused = run("flash", v2, "--to", disk)
+        assert (refused.exit_code, f"process {server.pid} (" in refused.stderr) == (7, True)
+        FileExport(disk).close()
+        with pytest.raises(DeviceRefusedError, match="another program has it already"):
+            FileExport(disk, writable=True)
+    assert disk.read_bytes() == v1.read_bytes()
+    FileExport(disk, writable=True).close()
 
 
 @pytest.mark.oracle
