@@ -12,6 +12,7 @@ from pathlib import Path
 SCRIPTS = (
     "command.py",
     "fs_build.py",
+    "noise.py",
     "stable_layout.py",
     "update.py",
     "diff.py",
@@ -26,6 +27,7 @@ SCRIPTS = (
     "registry.py",
     "boot.py",
     "serial.py",
+    "serial_emulated.py",
     "fastboot.py",
     "diskless.py",
 )

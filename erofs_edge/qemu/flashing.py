@@ -24,8 +24,9 @@ GUEST, MASK, GATEWAY = "10.0.2.15", "255.255.255.0", "10.0.2.2"
 """addresses of QEMU's user network"""
 CONSOLE = "hvc"
 """what our U-Boot calls its virtio console: u_boot/flashing-qemu_arm64-virtio_console.patch"""
-RATE = 921600
-"""baud, that this console counts as: it has no rate, and takes about so much. Windows are as large as that suits"""
+RATE = 4_000_000
+"""baud, that this console counts as: it has no rate, and takes about so much. What is under way at once, and how it is
+packed, is as that suits"""
 MACHINE = Qemu(machine="virt", cpu="cortex-a72", memory="1G", smp=1)
 """a loader's machine: what the board has besides is of no use to it"""
 

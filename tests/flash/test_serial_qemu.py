@@ -98,7 +98,6 @@ exclude:
   - /usr/bin/perl*
   - /usr/share/perl*/**
   - /usr/share/doc/**
-erofs: {{compression: zstd, level: 19}}
 smoke:
   seconds: 900
   units: []

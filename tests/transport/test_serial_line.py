@@ -165,6 +165,8 @@ def test_packed_data_goes_over_the_line_and_is_unpacked_there() -> None:
         assert any(text.startswith(used) for text in device.log)
     assert pack(dense(4096), {"unzip", "lzmadec"}).command == ""
     assert pack(data, {"unlz4"}).command == "unlz4"
+    slow, fast = (pack(data, {"unzip", "lzmadec", "unlz4"}, baud).command for baud in (921_600, 4_000_000))
+    assert (slow, fast) == ("lzmadec", "unzip"), "LZMA takes longer than it saves"
 
 
 def test_copies_and_zeros_stay_on_the_device() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 WORTH = 0.97  # of the plain size: what is packed less well is sent as it is
+LZMA_BAUD = 1_000_000
+"""the fastest line that LZMA pays on: a MB takes half a second or more to pack, and as long to unpack"""
 _LZMA_SIZE = slice(5, 13)
 """where the head of an .lzma file has the unpacked size, little-endian; Python writes 'unknown' there, and U-Boot's
 decoder wants to know (lib/lzma/LzmaTools.c)"""
@@ -48,14 +50,14 @@ _PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "unzip": lambda data: gzip.compress(data, 9, mtime=0),
     "unlz4": _lz4,
 }
-"""best first: on a wire this slow, the device unpacks any of them in no time"""
+"""best first: on a slow wire, the device unpacks any of them in no time"""
 
 
-def pack(data: bytes, commands: Collection[str]) -> Packed:
-    """The shortest form that a device with these commands can unpack."""
+def pack(data: bytes, commands: Collection[str], baud: int = 0) -> Packed:
+    """The shortest form that a device with these commands can unpack; on a line faster than LZMA_BAUD without LZMA."""
     best = Packed(data, "")
     for command, packer in _PACKERS.items():
-        if command in commands:
+        if command in commands and not (command == "lzmadec" and baud > LZMA_BAUD):
             packed = packer(data)
             if len(packed) < WORTH * len(data) and len(packed) < len(best.data):
                 best = Packed(packed, command)

@@ -299,7 +299,7 @@ class Disk:
 
     def _bring(self, data: bytes, check: int) -> Exchange[None]:
         """Data to memory at `_data`, by as few bytes as the device can unpack."""
-        packed = pack(data, self.device.commands)
+        packed = pack(data, self.device.commands, self.console.baud)
         target = self._packed if packed.command else self._data
         if packed.command:
             self._zeros = 0

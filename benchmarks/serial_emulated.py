@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes over a console of a real U-Boot in QEMU: the emulated UART with Debian's U-Boot, and the virtio console of
+the U-Boot for flashing, which `--to qemu:serial` has.
+
+usage: python benchmarks/serial_emulated.py [--kib N] [--runs N] [--out FOLDER]
+
+The same bytes, which do not pack, go by YMODEM to the memory of both machines in turn; U-Boot's crc32 is compared with
+ours. The machine whose turn it is not is stopped. The rate is that of a host as busy as it was; the processor time that
+QEMU takes for a byte says what it costs. Prints a markdown table, medians of the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_edge.manifest.load import load_board
+from erofs_edge.qemu.flashing import MACHINE, RATE, console_arguments, flashing_tree
+from erofs_edge.qemu.machine import dump_tree, find_qemu, machine_arguments, qemu_of
+from erofs_edge.sources.cache import Cache
+from erofs_edge.transport.serial import uboot, ymodem
+from erofs_edge.transport.serial.console import Console
+from erofs_edge.transport.serial.line import Exchange
+from erofs_edge.transport.serial.port import SocketPort, drive
+from erofs_edge.u_boot.compile import FLASHING, compiled
+
+BOARD = Path("boards/qemu-aarch64.yaml")
+LATENCY, LISTEN = 2.0, 20.0
+"""seconds, as flash/serial.py has for emulated machines"""
+
+
+@dataclass
+class Machine:
+    """One U-Boot at its prompt. `baud` decides how many blocks are under way."""
+
+    process: subprocess.Popen[bytes]
+    port: SocketPort
+    console: Console
+    memory: int
+    rates: list[float]
+    costs: list[float]
+
+    def take(self, data: bytes) -> None:
+        """Send it to the machine's memory; note bytes a second and processor time a byte."""
+        began, used = time.monotonic(), self._processor()
+        drive(self._send(data), self.port)
+        self.rates.append(len(data) / (time.monotonic() - began))
+        self.costs.append((self._processor() - used) / len(data))
+        said = drive(self.console.run(f"crc32 {self.memory:x} {len(data):x}", wait=60), self.port).output
+        assert f"{zlib.crc32(data):08x}" in said, said
+
+    def _send(self, data: bytes) -> Exchange[None]:
+        yield from self.console.start(f"loady {self.memory:x}", mark=True)
+        yield from ymodem.send(data, baud=self.console.baud, latency=LATENCY)
+        yield from self.console.finish()
+
+    def _processor(self) -> float:
+        """Seconds of all its threads."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def running(words: list[str], socket: Path, baud: int) -> Iterator[Machine]:
+    """A machine whose console is at that socket."""
+    program = str(find_qemu().program)
+    with subprocess.Popen([program, *words, "-monitor", "none"], stderr=subprocess.DEVNULL) as process:
+        try:
+            while not socket.exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            port, console = SocketPort(socket), Console(baud, LATENCY, LISTEN)
+            drive(console.open(), port)
+            memory = drive(uboot.learn(console), port).staging[0]
+            yield Machine(process, port, console, memory, [], [])
+        finally:
+            process.kill()
+
+
+def emulated_uart(out: Path, folder: Path) -> tuple[list[str], Path]:
+    socket = folder / "uart"
+    machine = machine_arguments(qemu_of(load_board(BOARD).value), out / "u-boot.bin")
+    return [*machine, "-serial", f"unix:{socket},server=on,wait=on"], socket
+
+
+def virtio_console(folder: Path) -> tuple[list[str], Path]:
+    socket, bios, tree = folder / "virtio", folder / "u-boot.bin", folder / "control.dtb"
+    bios.write_bytes(compiled(FLASHING, Cache()).image)
+    tree.write_bytes(flashing_tree(dump_tree(find_qemu(), MACHINE, bios), "lab", prompt=True))
+    machine = [*machine_arguments(MACHINE, bios), "-dtb", str(tree), *console_arguments(socket)]
+    return [*machine, "-serial", "null"], socket
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kib", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("out/qemu-aarch64"))
+    options, _ = parser.parse_known_args()
+    edge = str(Path(sys.executable).with_name("erofs-edge"))
+    subprocess.run([edge, "build", str(BOARD), "-o", str(options.out), "--relock-if-gone"], check=True)
+    data = random.Random(1).randbytes(options.kib << 10)
+    with tempfile.TemporaryDirectory() as name:
+        uart, virtio = emulated_uart(options.out, Path(name)), virtio_console(Path(name))
+        with running(*uart, 115200) as first, running(*virtio, RATE) as second:
+            for _ in range(options.runs):
+                for machine in (first, second):
+                    other = second if machine is first else first
+                    other.process.send_signal(signal.SIGSTOP)  # it would look for input all the time
+                    machine.take(data)
+                    other.process.send_signal(signal.SIGCONT)
+    print("| console | KB/s | processor time of QEMU, µs a byte |")
+    print("| --- | --- | --- |")
+    for title, machine in (("UART, Debian's U-Boot", first), ("virtio, the U-Boot for flashing", second)):
+        rate, cost = statistics.median(machine.rates), statistics.median(machine.costs)
+        print(f"| {title} | {rate / 1000:.1f} | {cost * 1e6:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
