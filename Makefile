@@ -59,6 +59,7 @@ fuzz:
 	@tools/bootstrap $(VENV) dev
 	@$(VENV)/bin/erofs-edge tools fetch --oracles
 	$(VENV)/bin/python tools/fuzz-erofs $(FUZZ)
+	$(VENV)/bin/python tools/fuzz-erofs-peer $(FUZZ_PEER)
 	$(VENV)/bin/python tools/fuzz-signed $(FUZZ_SIGNED)
 	$(VENV)/bin/python tools/fuzz-writer $(FUZZ_WRITER)
 

@@ -7,10 +7,14 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from erofs_edge import erofs
+from erofs_edge.tree import BytesContent, FileTree, Inode
 
 TOOL = Path(__file__).parent.parent.parent / "tools/fuzz-erofs"
 
@@ -21,6 +25,26 @@ def test_a_campaign_without_findings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("84 cases in ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_campaign_against_fsck(oracle: Callable[[str], str]) -> None:
+    """What `fs check` accepts, fsck.erofs does; a case that has to be told is told."""
+    assert oracle("fsck.erofs-1.9")
+    command = [sys.executable, str(TOOL) + "-peer", "--cases", "2", "--seed", "500000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " agreed, " in done.stdout and " refused" in done.stdout
+
+
+def test_what_fsck_refuses_is_told(tmp_path: Path) -> None:
+    names = runpy.run_path(str(TOOL) + "-peer")
+    tree = FileTree(Inode(0o040755, children={b"a": Inode(0o100644, content=BytesContent(b"x" * 5000))}))
+    erofs.build(tree, tmp_path / "image", compression="none", epoch=0)
+    fsck = tmp_path / "fsck"
+    for script, told in (("exit 3", "exit code 3"), ('mkdir "${1#*=}"; echo y >"${1#*=}/a"', "b'a' reads differently")):
+        fsck.write_text(f"#!/bin/sh\n{script}\n")
+        fsck.chmod(0o755)
+        assert told in names["verdict"](tmp_path / "image", str(fsck), tmp_path / "out")
 
 
 @pytest.fixture
