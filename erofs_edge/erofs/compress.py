@@ -19,11 +19,12 @@ from erofs_edge.codec.registry import Codec, open_compressor
 from erofs_edge.codec.search import SearchedOutput
 from erofs_edge.erofs.anchors import Anchors
 from erofs_edge.erofs.index import Extent, full_index_size
-from erofs_edge.erofs.levels import DEVICE_TREE_LEVEL, first_try, packed_level, saves_no_block
+from erofs_edge.erofs.levels import DEVICE_TREE_LEVEL, first_try, found_nothing, packed_level, saves_no_block
 from erofs_edge.erofs.meter import Meter
+from erofs_edge.erofs.noise import Noise
 from erofs_edge.erofs.ondisk import SLOT_SIZE
 
-RULES = 4
+RULES = 5
 EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in an index saturates
 EXTENT_LCLUSTERS_MAX = 2000  # the same in lclusters, for small blocks
 CAP_LEAST = 32 << 10  # bytes of input that an LZ4HC call gets, where there are so many: fewer calls are made again
@@ -159,6 +160,9 @@ class Cutter:
             self._run, self._run_fast = meter.watch(self._run), meter.watch(self._run_fast)
         self._extent_max = rules.extent_max
         self._cap_least = max(CAP_LEAST, 4 * rules.pcluster)
+        self._cap_barren = rules.pcluster + max(2 * CAP_SLACK, rules.pcluster >> 6)
+        self._noise = Noise(rules.codec.name, rules.level, rules.pcluster)
+        self._patience = self._noise.patience or 1 << 62
         may_try = rules.codec.name == "lz4hc" and not rules.exact
         self._first_level, self._first_gain = first_try((rules.level or 0) if may_try else 0)
         self._first_most = 5 * rules.pcluster // 2 if self._first_level else 0
@@ -272,7 +276,7 @@ class Cutter:
         extents: list[Extent] = []
         chunks: list[bytes | memoryview] = []
         segment = Segment(extents, chunks)
-        at = consumed = 0
+        at = consumed = barren = 0
         while at < size:
             left = size - at
             if tails is not Tails.BLOCK and self._keep_tail(segment, view[at:], base + at, tails):
@@ -296,6 +300,7 @@ class Cutter:
                 extents.append(Extent(consumed, blocks, False))
                 chunks.append(padded(produced, blocks * block_size))
                 at += consumed
+                barren = 0
             else:
                 run = max(1, min(consumed, self.rules.pcluster) // block_size) * block_size
                 run -= block_size * self._is_crowded(phase, at + run, size)
@@ -303,6 +308,12 @@ class Cutter:
                     return None
                 _store_raw(segment, view[at : at + run], block_size)
                 at += run
+                barren += run
+                if barren >= self._patience and phase < 0:
+                    for _ in range(self._noise.runs(base + at, size - at, run)):
+                        _store_raw(segment, view[at : at + run], block_size)
+                        at += run
+                    barren = 0
         return segment
 
     def _keep_tail(self, segment: Segment, data: memoryview, address: int, tails: Tails) -> bool:
@@ -388,9 +399,12 @@ class Cutter:
         what counts, and in most cases the slower one would save none: it takes several times as long for a few bytes.
         """
         if left <= self._first_most:
-            consumed, produced = self._run(address, left, level=self._first_level)
-            if consumed == left and saves_no_block(produced, self._first_gain, self.rules.block_size):
+            consumed, produced = self._fill_capped(address, left, last, self._first_level)
+            if consumed == left and saves_no_block(min(produced, left), self._first_gain, self.rules.block_size):
                 return consumed, produced
+            if consumed < left and found_nothing(consumed, produced):
+                return consumed, produced
+            last = consumed
         return self._fill_capped(address, left, last)
 
     def _fill_packed(self, address: int, left: int, last: int) -> tuple[int, int]:
@@ -404,6 +418,10 @@ class Cutter:
         """
         limit = min(left, self._extent_max)
         cap = min(limit, max(self._cap_least, 2 * last))
+        pcluster, barren = self.rules.pcluster, self._cap_barren
+        some = min(cap, 5 * pcluster // 4)
+        if 0 < last <= pcluster and barren < cap and self._run_fast(address, some)[0] <= pcluster:
+            cap = barren  # no gain before, nor here as it seems
         done = self._run(address, cap, level=level)
         while cap < limit and done[0] > cap - CAP_SLACK:
             cap = min(limit, 4 * cap)
