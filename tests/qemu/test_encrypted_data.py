@@ -20,7 +20,7 @@ from erofs_edge.qemu.built import load_built, machine_command
 from erofs_edge.qemu.machine import Drive, find_qemu
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 
-pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(3000)]
 HEADER = 16 << 20
 LUKS = b"LUKS\xba\xbe\0\2"
 
