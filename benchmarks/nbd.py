@@ -153,7 +153,7 @@ def on_board(image: Path, disk: Path, runs: int, *, tls: bool) -> None:
         place = disk_address(board)
         plain = f"nbd://{place.host}:{place.port}"
         if tls:
-            plain = f"nbds://{place.host}:{place.port}?tls-certificates={place.certificates}&tls-hostname={place.name}"
+            plain = f"nbds://{place.host}:{place.port}/?tls-certificates={place.certificates}&tls-hostname={place.name}"
         works: list[tuple[str, Callable[[], None]]] = [
             ("nbdcopy", lambda: their_write(plain, image)),
             ("our client", lambda: our_write(plain, image)),
