@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from erofs_edge.cli.output import emit_json, json_option, note, size_text, step, table
+from erofs_edge.cli.output import emit_json, json_option, note, one_line, size_text, step, table
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -132,5 +132,5 @@ def _show(path: Path, one: Bundle, *, as_json: bool) -> None:
             "images": [{"slot": i.name, "size": i.size, "sha256": i.sha256} for i in one.images],
         })  # fmt: skip
         return
-    click.echo(f"{path} ({size_text(one.size)}): {one.compatible}, version {one.version}")
+    click.echo(one_line(f"{path} ({size_text(one.size)}): {one.compatible}, version {one.version}"))
     table([(i.name, size_text(i.size), i.sha256[:16]) for i in one.images], header=("slot", "size", "sha256"))

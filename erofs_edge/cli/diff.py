@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from erofs_edge.cli.output import emit_json, json_option, note, printable, table
+from erofs_edge.cli.output import emit_json, json_option, note, one_line, printable, table
 
 if TYPE_CHECKING:
     from erofs_edge.diff.report import Change, Report
@@ -74,7 +74,8 @@ def _record(report: Report, changes: list[Change]) -> dict[str, object]:
 
 def _show(report: Report, changes: list[Change], *, detail: bool) -> None:
     if report.equal:
-        click.echo(f"no difference in {len(report.compared)} compared: {', '.join(report.compared[:8])}")
+        names = one_line(", ".join(report.compared[:8]))
+        click.echo(f"no difference in {len(report.compared)} compared: {names}")
         return
     for sentence in report.summary:
         click.echo(printable(sentence))

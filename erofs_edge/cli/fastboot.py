@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from erofs_edge.cli.output import emit_json, json_option, note, step
+from erofs_edge.cli.output import emit_json, json_option, note, one_line, step
 from erofs_edge.errors import SourceError, UsageError
 from erofs_edge.writing import beside
 
@@ -52,7 +52,7 @@ def devices(*, as_json: bool) -> None:
         emit_json({"devices": found})
         return
     for name in found:
-        click.echo(name)
+        click.echo(one_line(name))
 
 
 @fastboot.command()
@@ -68,7 +68,7 @@ def getvar(ctx: click.Context, name: str, *, as_json: bool) -> None:
             emit_json({"variables": found})
             return
         for key, value in found.items():
-            click.echo(f"{key}: {value}")
+            click.echo(one_line(f"{key}: {value}"))
 
     _with(ctx, use)
 

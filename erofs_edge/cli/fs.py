@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.fs_image import IMG, Source, image_options
-from erofs_edge.cli.output import Progress, emit_json, json_option, note, printable, size_text, table
+from erofs_edge.cli.output import Progress, emit_json, json_option, note, one_line, size_text, table
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
 
 if TYPE_CHECKING:
@@ -96,16 +96,12 @@ def _listed(image: Image, path: str, recursive: bool) -> Iterator[tuple[bytes, D
 def _print_lines(lines: Iterator[str]) -> None:
     pending = []
     for line in lines:
-        pending.append(_one_line(line))
+        pending.append(one_line(line))
         if len(pending) == _FLUSH_LINES:
             click.echo("\n".join(pending))
             pending.clear()
     if pending:
         click.echo("\n".join(pending))
-
-
-def _one_line(text: str) -> str:
-    return printable(text).replace("\n", "\\n")
 
 
 def _long(image: Image, name: bytes, inode: DiskInode) -> Iterator[object]:
@@ -115,8 +111,8 @@ def _long(image: Image, name: bytes, inode: DiskInode) -> Iterator[object]:
     is_device = stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode)
     yield ",".join(map(str, inode.rdev)) if is_device else str(inode.size)
     yield _time_text(inode.mtime_ns)
-    shown = _one_line(os.fsdecode(name))
-    yield f"{shown} -> {_one_line(os.fsdecode(image.readlink(inode)))}" if stat.S_ISLNK(inode.mode) else shown
+    shown = one_line(os.fsdecode(name))
+    yield f"{shown} -> {one_line(os.fsdecode(image.readlink(inode)))}" if stat.S_ISLNK(inode.mode) else shown
 
 
 def _described(image: Image, inode: DiskInode) -> dict[str, object]:
@@ -254,7 +250,7 @@ def extract(
         emit_json(report)
         return
     for name, message in report.skipped:
-        note(_one_line(f"{name}: not kept: {message}"))
+        note(one_line(f"{name}: not kept: {message}"))
     if report.skipped_count > len(report.skipped):
         note(f"and {report.skipped_count - len(report.skipped)} more")
     click.echo(
@@ -291,7 +287,7 @@ def check(*, image: Source, max_bytes: int | None, jobs: int | None, as_json: bo
         )
         return 0 if report.ok else 1
     for finding in report.findings:
-        click.echo(_one_line(str(finding)))
+        click.echo(one_line(str(finding)))
     verdict = "clean" if report.ok else f"{len(report.errors)} error{'s' * (len(report.errors) > 1)}"
     click.echo(
         f"{image.name}: {verdict}: {report.inodes} inodes, {report.files} files, {report.directories} directories, "
@@ -393,5 +389,5 @@ def _print_statistics(numbers: Statistics) -> None:
 def _print_distribution(title: str, counts: dict[str, int]) -> None:
     total = sum(counts.values()) or 1
     click.echo()
-    rows = [(_one_line(name), n, f"{n / total:.2%}", "#" * round(_BAR * n / total)) for name, n in counts.items()]
+    rows = [(one_line(name), n, f"{n / total:.2%}", "#" * round(_BAR * n / total)) for name, n in counts.items()]
     table(rows, (title, "files", "share", ""))

@@ -101,7 +101,7 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str] | None = None)
 def table_lines(rows: Iterable[Sequence[object]], header: Sequence[str] | None = None) -> list[str]:
     """The lines that `table` prints. None is an empty cell."""
     body = list(rows)
-    cells = [["" if cell is None else printable(str(cell)) for cell in row] for row in body]
+    cells = [["" if cell is None else one_line(str(cell)) for cell in row] for row in body]
     if header is not None:
         cells.insert(0, list(header))
     count = max((len(row) for row in cells), default=0)
@@ -184,6 +184,11 @@ def progress_text(done: int, total: int, seconds: float, unit: str = "B") -> str
 def printable(text: str) -> str:
     """The text with control characters escaped, so that no file name can steer a terminal."""
     return "".join(f"\\x{ord(char):02x}" if char != "\n" and _is_control(char) else char for char in text)
+
+
+def one_line(text: str) -> str:
+    """The same, and ends of lines escaped too: for names that stand in a line with others."""
+    return printable(text).replace("\n", "\\n")
 
 
 def _is_control(char: str) -> bool:

@@ -21,6 +21,8 @@ def files_of(sources: Sequence[Path], image: Path) -> list[Path]:
     Raises UsageError where there are none, or too many."""
     found: list[Path] = []
     for source in sources:
+        if source.is_fifo() or source.is_char_device():
+            raise UsageError("neither a file nor a block device", where=str(source))
         if not source.is_dir():
             found.append(source)
             continue

@@ -59,7 +59,7 @@ class Backing:
             pages = f"here images begin at multiples of {mmap.ALLOCATIONGRANULARITY} bytes"
             raise UsageError(f"an image cannot be read from byte {offset} on", where=str(path), hint=pages)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is refused, not waited for
         except OSError as error:
             raise ErofsEdgeError(f"cannot open the image: {error.strerror}", where=str(path)) from error
         try:

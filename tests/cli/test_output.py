@@ -164,3 +164,8 @@ def test_printable_text_cannot_steer_a_terminal(text: str) -> None:
     shown = output.printable(text)
     assert not [char for char in shown if (char < " " and char != "\n") or "\x7f" <= char < "\xa0"]
     assert output.printable(shown) == shown
+
+
+def test_a_name_stays_in_its_line() -> None:
+    assert output.one_line("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+    assert output.table_lines([("a\nb", 1), ("c", 2)]) == ["a\\nb  1", "c     2"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from erofs_edge import erofs
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import ErofsEdgeError, UsageError
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
 
@@ -87,3 +88,9 @@ def test_a_file_behaves_like_a_file(path: Path, data: bytes) -> None:
 def test_other_modules_can_use_the_file(path: Path, data: bytes) -> None:
     with erofs.open(path) as image, zipfile.ZipFile(image.open("z.zip")) as archive:
         assert archive.read("inner") == data
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ErofsEdgeError, match="cannot map the image"):
+        erofs.open(tmp_path / "pipe")
