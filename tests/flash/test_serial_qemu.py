@@ -135,7 +135,7 @@ def test_a_whole_system_over_the_console(edge: str, tmp_path: Path, repository: 
         return ["flash", str(whole), "-o", str(out), "--to", "qemu:serial", "--disk", str(disk)]
 
     def started_slot(out: Path) -> object:
-        return run("boot", str(whole), "-o", str(out), "--disk", str(disk), "--smoke", "--timeout", "600")["slot"]
+        return run("boot", str(whole), "-o", str(out), "--disk", str(disk), "--smoke", "--timeout", "1800")["slot"]
 
     for out, name in ((first, "one"), (second, "two")):
         run("build", str(whole), "--system", str(tmp_path / f"{name}.yaml"), "-o", str(out), "--relock-if-gone")
