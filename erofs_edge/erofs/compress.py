@@ -30,13 +30,14 @@ EXTENT_LCLUSTERS_MAX = 2000  # the same in lclusters, for small blocks
 CAP_LEAST = 32 << 10  # bytes of input that an LZ4HC call gets, where there are so many: fewer calls are made again
 CAP_SLACK = 64  # a call that stops this close to the end of its input may have been cut short by it
 
+ARCHIVE_MAGIC = b"PK\x03\x04"  # of members, some of which may be as they are
 # first bytes of formats that are compressed already; only a hint, `is_incompressible` looks closer
 COMPRESSED_MAGIC = (
     b"\xfd7zXZ\0",
     b"\x1f\x8b\x08",
     b"\x28\xb5\x2f\xfd",
     b"\x89PNG\r\n",
-    b"PK\x03\x04",
+    ARCHIVE_MAGIC,
     b"BZh",
     b"7z\xbc\xaf\x27\x1c",
     b"LZIP",
@@ -45,7 +46,7 @@ COMPRESSED_MAGIC = (
     b"wOF2",
 )
 FAST_RATIO_MAX = 4  # pclusters of input that the fast codec is tried with
-PROBE_MAX = 65536
+PROBE, PROBE_MAX = 4096, 65536  # bytes, the latter of archives
 PROBE_KEPT = 0.99  # of the probe's bytes: a smaller result means that there is something to gain
 
 
@@ -435,9 +436,9 @@ class Cutter:
         consumed, produced = self._probe.fill(address_of(middle), len(middle), capacity)
         return consumed < len(middle) or produced >= PROBE_KEPT * len(middle)
 
-    def probe_range(self, size: int) -> tuple[int, int]:
-        """(offset, length) of the probe in the middle of a file."""
-        length = min(size, self.rules.pcluster, PROBE_MAX)
+    def probe_range(self, size: int, start: bytes) -> tuple[int, int]:
+        """(offset, length) of the probe in the middle of a file with these first bytes."""
+        length = min(size, self.rules.pcluster, PROBE_MAX if start.startswith(ARCHIVE_MAGIC) else PROBE)
         return (size - length) // 2, length
 
 

@@ -35,7 +35,7 @@ from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.pipeline import Piece, Stored
 from erofs_edge.erofs.plan import Node
-from erofs_edge.erofs.processes import keep_memory
+from erofs_edge.erofs.processes import end_with_parent, keep_memory
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.tree import FileContent, Inode
 
@@ -232,6 +232,7 @@ class Crew:
 
     def _work(self, done: int, *, waits: bool) -> None:
         """A process: task after task, until there are no more."""
+        end_with_parent()
         store, cache, meter = self._store, self._cache, self._meter
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

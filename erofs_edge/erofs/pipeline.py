@@ -349,7 +349,7 @@ def _is_incompressible(piece: Piece, data: bytes | None, cutter: Cutter) -> bool
     start = data if data is not None and not piece.offset else _start(piece)
     if not start.startswith(COMPRESSED_MAGIC):
         return False
-    offset, length = cutter.probe_range(piece.node.size)
+    offset, length = cutter.probe_range(piece.node.size, start)
     if piece.is_whole and data is not None:
         return cutter.is_incompressible(data[offset : offset + length])
     return cutter.is_incompressible(read_piece(_content(piece.node), offset, length, piece.node.where))

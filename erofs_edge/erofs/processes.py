@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MALLOC_KEEPS = ((-3, 32 << 20), (-1, 128 << 20))
 """M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h, in bytes"""
 
@@ -38,6 +39,12 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, size in MALLOC_KEEPS:
             mallopt(option, size)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that forked it ends, however that happens, where it can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def forked(shares: Sequence[Sequence[Task]], work: Callable[[Task], Result]) -> Iterator[Result]:
