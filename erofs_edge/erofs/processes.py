@@ -43,6 +43,8 @@ def keep_memory() -> None:
 
 def end_with_parent() -> None:
     """Have the kernel kill this process when the one that forked it ends, however that happens, where it can."""
+    import ctypes
+
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
