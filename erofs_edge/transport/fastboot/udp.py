@@ -84,7 +84,8 @@ class Host:
         data = packet[_HEADER.size :]
         if kind == Kind.ERROR and sequence == self._sequence:
             raise DeviceError(f"the device reports an error: {data.decode('utf-8', 'replace')}")
-        if kind == self._kind == Kind.FASTBOOT and self._asks and 0 < sequence - self._sequence & 0xFFFF <= AHEAD:
+        ahead = sequence - self._sequence & 0xFFFF
+        if 0 < ahead <= AHEAD and kind == self._kind == Kind.FASTBOOT and self._asks:
             self._sequence = sequence
         if kind != self._kind or (sequence != self._sequence and kind != Kind.QUERY):
             return None
