@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 from collections import Counter
 from pathlib import Path
 
-_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7), SO_PEERCRED
+from erofs_edge.transport.claim import process_of
 
 
 class Writers:
@@ -51,6 +50,5 @@ class Writers:
 def host_of(client: socket.socket) -> str:
     """How the other end of a connection is called. Raises OSError where it is gone."""
     if client.family == socket.AF_UNIX:
-        raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        return f"process {_CREDENTIALS.unpack(raw)[0]}"
+        return f"process {process_of(client)}"
     return str(client.getpeername()[0])

@@ -90,13 +90,20 @@ def program(pid: int) -> str:
     return f"process {pid} ({name})" if name else f"process {pid}"
 
 
+def process_of(connection: socket.socket) -> int:
+    """The process at the other end of a connection over a Unix socket; 0 for one that cannot be named here."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid: int = _CREDENTIALS.unpack(raw)[0]
+    return pid
+
+
 def _owner(place: bytes) -> str:
     """Who listens there."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
             asking.setblocking(False)
             asking.connect(place)
-            pid, _, _ = _CREDENTIALS.unpack(asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            pid = process_of(asking)
     except OSError:
         return ""
     return program(pid) if pid else ""

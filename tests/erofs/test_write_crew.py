@@ -249,6 +249,36 @@ def test_processes_end_with_their_parent(folder: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+ASLEEP = """
+import os, signal, sys, time
+from pathlib import Path
+from erofs_edge.erofs.crew import Crew
+from erofs_edge.erofs.pipeline import Piece
+from erofs_edge.erofs.plan import Node
+from erofs_edge.tree import FileContent, Inode
+
+here, there = os.pipe()
+
+def asleep(piece):
+    os.write(there, b"x")
+    time.sleep(3600)
+
+one = Crew(asleep, 2, None, None, 4096)
+node = Node(Inode(0o100644, content=FileContent(Path(sys.argv[1]), 1)), b"/file", 0, None, size=1)
+one.submit([Piece(node, 0, 1)])
+os.read(here, 1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_at_work_ends_with_its_parent(tmp_path: Path) -> None:
+    """It need not have done what it was given: that would keep the pipe that is read here for an hour."""
+    (tmp_path / "file").write_bytes(b"x")
+    argv = [sys.executable, "-c", ASLEEP, str(tmp_path / "file")]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == (b"", -signal.SIGKILL)
+
+
 def as_it_is(piece: Piece) -> Stored:
     content = piece.node.inode.content
     assert content is not None
