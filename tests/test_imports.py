@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": BASE | {"sources", "trust", "codec", "toolbox", "qemu"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
+MAY_IMPORT["__main__"] = {"cli"}
 
 PURE = {"errors", "tree", "manifest", "codec", "erofs", "rafs", "verity", "disk", "boot", "transport"}
 IMPURE = {"time", "datetime", "random", "secrets", "locale", "socket", "subprocess", "getpass", "platform", "click"}
@@ -124,7 +125,7 @@ def test_layers_point_one_way(unit: str) -> None:
 
 def test_units_form_no_cycle() -> None:
     graph = {unit: allowed - {unit} for unit, allowed in MAY_IMPORT.items()}
-    assert list(graphlib.TopologicalSorter(graph).static_order())[-1] == "cli"
+    assert list(graphlib.TopologicalSorter(graph).static_order())[-2:] == ["cli", "__main__"]
 
 
 def test_modules_form_no_cycle() -> None:
@@ -154,7 +155,7 @@ def test_formats_know_no_clock_no_chance_and_no_environment() -> None:
 def test_only_the_command_line_knows_click_and_prints() -> None:
     for path in FILES:
         tree = ast.parse(path.read_text())
-        if unit_of(path) == "cli":
+        if unit_of(path) in ("cli", "__main__"):
             continue
         assert "click" not in set(imported(tree)), path
         calls = {

@@ -84,6 +84,7 @@ class Verbs(click.Group):
             return None
         command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
         assert isinstance(command, click.Command)  # noqa: S101  the contract of VERBS
+        _unwind_on_ctrl_c()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -236,6 +237,12 @@ def _unexpected(error: Exception) -> ErofsEdgeError:
         f"internal error: {type(error).__name__}{': ' if text else ''}{text}",
         hint="EROFS_EDGE_DEBUG=1 shows where; this is a bug worth a report",
     )
+
+
+def _unwind_on_ctrl_c() -> None:
+    """From now on a verb may have files and children that must go; `erofs_edge.__main__` let Ctrl-C end the process."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
