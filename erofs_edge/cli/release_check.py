@@ -22,6 +22,8 @@ _FOLDER = click.Path(exists=True, path_type=Path, file_okay=False)
 @click.option("--update-budget", metavar="SIZE", help="Bytes that an update may send, as in 20M.")
 @click.option("--packages", type=_FOLDER, metavar="FOLDER", help="For the rebuild: take .deb files from here first.")
 @click.option("--skip", multiple=True, metavar="NAME", help="Leave one out, or several: boot, tampering, fallback…")
+@click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS",
+              help="For each machine that is started: 180, for all starts of the fallback 600.")  # fmt: skip
 @json_option
 def release_check(
     release: Path,
@@ -30,6 +32,7 @@ def release_check(
     update_budget: str | None,
     packages: Path | None,
     skip: tuple[str, ...],
+    timeout: float | None,
     as_json: bool,
 ) -> None:
     """Try every promise of the release in FOLDER: it is signed, others make the same, it boots, tampering is stopped,
@@ -46,7 +49,7 @@ def release_check(
     except ValueError as error:
         raise UsageError(f"not a size: {update_budget!r}", hint="as in 20M") from error
     path = key or release / PUBLIC_KEY
-    wanted = Wanted(earlier, most, frozenset(skip), packages)
+    wanted = Wanted(earlier, most, frozenset(skip), packages, timeout)
     rows = check_release(release, read_public_key(path, path.stem), wanted, step)
     if as_json:
         emit_json({

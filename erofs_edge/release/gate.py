@@ -50,12 +50,15 @@ class Wanted:
     earlier  releases in the field; each one's update is held against `update_max` bytes (None: no budget)
     skip     names of PROMISES that are not tried
     packages  a folder of .deb files for the rebuild
+    timeout  seconds for a machine that is started, for all starts of the fallback; None: what `smoke` and `fall_back`
+             allow
     """
 
     earlier: tuple[Path, ...] = ()
     update_max: int | None = None
     skip: frozenset[str] = frozenset()
     packages: Path | None = None
+    timeout: float | None = None
 
 
 @dataclass(slots=True)
@@ -111,27 +114,27 @@ def _rebuilt(case: _Case) -> str:
 
 
 def _boots(case: _Case) -> str:
-    from erofs_edge.qemu.smoke import smoke
+    from erofs_edge.qemu.smoke import TIMEOUT, smoke
 
-    record = smoke(case.board, case.folder)
+    record = smoke(case.board, case.folder, timeout=case.wanted.timeout or TIMEOUT)
     return f"slot {record.slot} is up after {record.seconds:.0f} s"
 
 
 def _stopped(case: _Case) -> str:
-    from erofs_edge.qemu.smoke import smoke
+    from erofs_edge.qemu.smoke import TIMEOUT, smoke
 
     for name in TAMPERS:
         with case.step(f"tampering: {name}"):
-            smoke(case.board, case.folder, tamper=name)
+            smoke(case.board, case.folder, tamper=name, timeout=case.wanted.timeout or TIMEOUT)
     return f"stopped: {', '.join(TAMPERS)}"
 
 
 def _falls_back(case: _Case) -> str:
-    from erofs_edge.qemu.fallback import fall_back
+    from erofs_edge.qemu.fallback import TIMEOUT, fall_back
 
     if len(read_release(case.folder)["system"]["slots"]) < 2:
         raise _UnshownError("the board has one slot")
-    record = fall_back(case.board, case.folder, scenario=FAULT)
+    record = fall_back(case.board, case.folder, scenario=FAULT, timeout=case.wanted.timeout or TIMEOUT)
     return f"slot {record.fell_from} gave way to {record.slot} after {record.starts} start(s)"
 
 

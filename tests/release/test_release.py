@@ -318,5 +318,5 @@ def test_the_command_says_what_differs(released: Released, tmp_path: Path, monke
 def test_the_gate_in_real_machines(stock_release: Released, tmp_path: Path) -> None:
     """All promises of a release of the stock board; its update is from itself."""
     shutil.copytree(stock_release.folder, tmp_path / "old", ignore=shutil.ignore_patterns("disk.img"))
-    rows = check_release(stock_release.folder, stock_release.signer, Wanted((tmp_path / "old",), 0))
+    rows = check_release(stock_release.folder, stock_release.signer, Wanted((tmp_path / "old",), 0, timeout=1500))
     assert {row.name: row.kept for row in rows} == dict.fromkeys(PROMISES, True), rows

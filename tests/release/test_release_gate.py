@@ -60,15 +60,18 @@ class Machine:
     def __init__(self) -> None:
         self.started: list[str] = []
         self.wrong: set[str] = set()
+        self.patience: list[float] = []
 
-    def smoke(self, board: Any, out: Path, *, tamper: str | None = None) -> SimpleNamespace:
+    def smoke(self, board: Any, out: Path, *, tamper: str | None = None, timeout: float) -> SimpleNamespace:
         self.started.append(tamper or "boot")
+        self.patience.append(timeout)
         if (tamper or "boot") in self.wrong:
             raise BootCheckError(f"'{tamper}' did not end as it must: it booted\nlast lines of the console:\n  | x")
         return SimpleNamespace(slot="a", seconds=11.4)
 
-    def fall_back(self, board: Any, out: Path, *, scenario: str) -> SimpleNamespace:
+    def fall_back(self, board: Any, out: Path, *, scenario: str, timeout: float) -> SimpleNamespace:
         self.started.append(scenario)
+        self.patience.append(timeout)
         if scenario in self.wrong:
             raise BootCheckError("slot a never came up")
         return SimpleNamespace(slot="a", fell_from="b", starts=3)
@@ -114,6 +117,7 @@ def test_all_is_kept(release: Made, machine: Machine, remade: list[Verdict], tmp
     rows = tried(release, earlier=(tmp_path / "old",), update_max=0)
     assert [row.kept for row in rows.values()] == [True] * len(PROMISES), rows
     assert machine.started == ["boot", *TAMPERS, "panic"]
+    assert machine.patience == [180.0] * (1 + len(TAMPERS)) + [600.0]
     assert rows["rebuild"].detail == "2 files are the same" and rows["updates"].detail == "0 bytes from old"
     assert rows["size"].detail.endswith(" of 1048576 bytes")
 
@@ -231,6 +235,10 @@ def test_the_command(release: Made, machine: Machine, remade: list[Verdict], tmp
     said, _ = json.JSONDecoder().raw_decode(done.stdout)  # the error is a record of its own, behind it
     assert said["kept"] is False
     assert [one["name"] for one in said["promises"] if one["kept"] is False] == ["tampering"]
+    machine.patience.clear()
+    assert run("--timeout", "900").exit_code == 4
+    assert machine.patience[:2] == [900.0, 900.0] and machine.patience[-1] == 900.0
+    assert run("--timeout", "0").exit_code == 2
     assert run("--skip", "nothing").exit_code == 2 and run("--update-budget", "x").exit_code == 2
     assert run(*(word for name in PROMISES for word in ("--skip", name))).exit_code == 4
     other = KeySigner("other", rsa.generate_private_key(65537, 2048))
