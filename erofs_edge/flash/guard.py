@@ -47,11 +47,13 @@ def identify(path: Path, devno: tuple[int, int], host: Host = HOST) -> Identity:
         model,
         _text(device / "serial"),
         _text(folder / "removable") == "1",
+        read_only=_text(folder / "ro") == "1",
     )
 
 
 def refuse_unsafe(path: Path, devno: tuple[int, int], host: Host = HOST) -> None:
-    """Raises DeviceRefusedError where the device is a partition, read-only, mounted, swap, or part of something."""
+    """Raises DeviceRefusedError where the device is a partition, mounted, swap, or part of something. One that the
+    kernel writes for nobody may be in use: it can be looked at."""
     folder = _folder(devno, host, path)
     if (folder / "partition").exists():
         raise DeviceRefusedError(
@@ -60,7 +62,7 @@ def refuse_unsafe(path: Path, devno: tuple[int, int], host: Host = HOST) -> None
             hint=f"--to /dev/{folder.parent.name}",
         )
     if _text(folder / "ro") == "1":
-        raise DeviceRefusedError("the device is read-only", where=str(path), hint="look for the card's lock switch")
+        return
     members = dict(_members(folder))
     for name, mount in _mounts(host, members):
         if mount in SYSTEM_MOUNTS:

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from struct import pack
 
@@ -135,15 +136,25 @@ class FileTarget(PlainTarget):
 
 class BlockTarget(PlainTarget):
     """A whole block device, opened exclusively: the kernel refuses with EBUSY what it has in use itself, or another
-    program has opened so. Raises DeviceRefusedError.
+    program has opened so. One that must not be written can be looked at. Raises DeviceRefusedError.
 
     Reads are direct, so that they come from the medium and not from the page cache.
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self._identity = identity
+        self._locked = (
+            identity.read_only
+        )  # by a switch or the kernel: for everybody, so that who reads it, too, is no harm
+        how = os.O_RDONLY if self._locked else os.O_RDWR | os.O_EXCL
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+            self._fd = os.open(path, how | os.O_CLOEXEC)
+        except PermissionError as error:
+            try:
+                self._fd = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+            except OSError:
+                raise _refusal(path, error) from error
+            self._identity = replace(identity, read_only=True)
         except OSError as error:
             raise _refusal(path, error) from error
         self._direct = -1
@@ -167,6 +178,14 @@ class BlockTarget(PlainTarget):
     @property
     def at_once(self) -> int:
         return 4  # a device that is asked for one thing at a time waits in between
+
+    def claim(self) -> None:
+        """It was opened exclusively."""
+        if self._locked:
+            hint = f"look for the card's lock switch; {LOOKING}"
+            raise DeviceRefusedError("the device is read-only", where=self._identity.path, hint=hint)
+        if self._identity.read_only:
+            raise _forbidden(self._identity.path)
 
     def read(self, offset: int, length: int) -> bytes:
         if self._direct < 0:
@@ -266,9 +285,13 @@ def _refusal(path: Path, error: OSError) -> DeviceRefusedError:
 
         return taken(str(path), user_of(path))
     if error.errno in (errno.EACCES, errno.EPERM):
-        return DeviceRefusedError(
-            "no permission to write to the device",
-            where=str(path),
-            hint="run as root, or as a member of the group that owns it (disk)",
-        )
+        return _forbidden(str(path))
     return DeviceRefusedError(f"cannot open: {error.strerror}", where=str(path))
+
+
+def _forbidden(path: str) -> DeviceRefusedError:
+    return DeviceRefusedError(
+        "no permission to write to the device",
+        where=path,
+        hint="run as root, or as a member of the group that owns it (disk)",
+    )

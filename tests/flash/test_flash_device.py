@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from erofs_edge.cli.main import cli
+from erofs_edge.simulator.images import disk_image
 
 MIB = 1 << 20
 Loop = Callable[..., Path]
@@ -25,9 +27,9 @@ pytestmark = pytest.mark.root
 def loop(needs_root: None, tmp_path: Path) -> Iterator[Loop]:
     made = []
 
-    def attach(size: int, *options: str) -> Path:
+    def attach(size: int, *options: str, content: bytes | None = None) -> Path:
         backing = tmp_path / f"backing{len(made)}"
-        backing.write_bytes(b"\xa5" * size)
+        backing.write_bytes(b"\xa5" * size if content is None else content)
         command = ["losetup", "--find", "--show", *options, str(backing)]
         made.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
         return Path(made[-1])
@@ -103,6 +105,52 @@ def test_refusals(image: Path, loop: Loop, tmp_path: Path) -> None:
     assert (code, "read-only" in output) == (7, True)
     for device, size in ((small, 11), (locked, 12)):
         assert content(device, size * MIB) == b"\xa5" * (size * MIB)
+
+
+def run(*words: object) -> tuple[int, str]:
+    done = CliRunner().invoke(cli, [str(word) for word in words])
+    return done.exit_code, done.output
+
+
+def attempts(image: Path, device: Path) -> Iterator[tuple[int, str]]:
+    """All that would write to it."""
+    yield flash(image, device, "--yes")
+    yield flash(image, device, "--repair", "--yes")
+    yield run("slots", "activate", device, "b")
+    yield run("slots", "mark", device, "a", "good")
+
+
+def test_a_read_only_disk_can_be_looked_at(loop: Loop, tmp_path: Path) -> None:
+    v1, v2 = (disk_image(tmp_path / f"v{number}.img", number) for number in (1, 2))
+    device = loop(v1.stat().st_size, "--read-only", content=v1.read_bytes())
+    before = content(device, v1.stat().st_size)
+    code, output = flash(v2, device, "--plan", "--json")
+    assert (code, '"read_only": true' in output) == (0, True), output
+    assert flash(v1, device, "--verify-only")[0] == 0
+    assert flash(v2, device, "--verify-only")[0] == 4
+    code, output = run("slots", "show", device)
+    assert (code, "next" in output) == (0, True), output
+    for code, output in attempts(v1, device):
+        assert (code, "the device is read-only" in output, "lock switch" in output) == (7, True, True), output
+    assert content(device, v1.stat().st_size) == before
+
+
+def test_a_disk_of_others_can_be_looked_at(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one who may read it, but not write."""
+    image = disk_image(tmp_path / "image.img", 1)
+    device = loop(image.stat().st_size, content=image.read_bytes())
+    real = os.open
+
+    def refusing(path: str | Path, flags: int, mode: int = 0o777) -> int:
+        if str(path) == str(device) and flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr("erofs_edge.flash.local.os.open", refusing)
+    assert flash(image, device, "--verify-only")[0] == 0
+    assert run("slots", "show", device)[0] == 0
+    for code, output in attempts(image, device):
+        assert (code, "no permission to write to the device" in output, "as root" in output) == (7, True, True), output
 
 
 def test_a_mounted_disk_is_refused(image: Path, loop: Loop, oracle: Callable[[str], str], tmp_path: Path) -> None:
