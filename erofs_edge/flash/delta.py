@@ -10,7 +10,7 @@ Where a window compresses worse than its blocks that differ, these are sent as t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from erofs_edge.flash.comparing import Range
@@ -48,16 +48,49 @@ class Frame(NamedTuple):
     wrong: int
 
 
+class Window(NamedTuple):
+    """Bytes [start, end) of a region: from the first that differs to the last; `wrong`: the ranges that do."""
+
+    start: int
+    end: int
+    wrong: list[Range]
+
+    @property
+    def size(self) -> int:
+        """Bytes that differ."""
+        return sum(end - start for start, end in self.wrong)
+
+
 def frames(region: Region, found: Findings, image: Image, reference: Reference | None) -> Iterator[Frame | Range]:
     """For each window in which anything differs, a frame, or the ranges that differ where these are smaller.
 
     The target may leave blocks alone that a frame gives and that are right already.
     """
-    if reference is not None:
-        yield from _cut(region, found, image, reference)
-        return
+    if reference is None:
+        yield from packed(windows(region, found), image, region.shift)
+    else:
+        yield from _cut(windows(region, found, WINDOW), image, region.shift, reference)
+
+
+def windows(region: Region, found: Findings, size: int = PACKED) -> Iterator[Window]:
+    """What differs, in stretches of at most `size` bytes."""
+    coming, wrong = iter(sorted(found.write)), list[Range]()
+    for start, length in chunks(region.data, size):
+        wrong = [one for one in wrong if one[1] > start]
+        while not wrong or wrong[-1][1] < start + length:
+            if (one := next(coming, None)) is None:
+                break
+            if one[1] > start:
+                wrong.append(one)
+        inside = [(max(a, start), min(b, start + length)) for a, b in wrong if a < start + length]
+        if inside:
+            yield Window(inside[0][0], inside[-1][1], inside)
+
+
+def packed(found: Iterable[Window], image: Image, shift: int) -> Iterator[Frame | Range]:
+    """Frames that refer to nothing, together as far as they follow each other; ranges that pack to no less."""
     held: list[Frame] = []
-    for piece in _cut(region, found, image, None):
+    for piece in _cut(found, image, shift, None):
         if held and not (isinstance(piece, Frame) and _follows(piece, held)):
             yield _joined(held)
             held = []
@@ -85,20 +118,15 @@ def _joined(held: list[Frame]) -> Frame:
     )
 
 
-def _cut(region: Region, found: Findings, image: Image, reference: Reference | None) -> Iterator[Frame | Range]:
-    """The same, a frame for each window."""
+def _cut(found: Iterable[Window], image: Image, shift: int, reference: Reference | None) -> Iterator[Frame | Range]:
+    """A frame for each window, or its ranges."""
     encoder = _Encoder(reference)
-    for start, length in chunks(region.data, PACKED if reference is None else WINDOW):
-        wrong = [(max(a, start), min(b, start + length)) for a, b in found.write if a < start + length and b > start]
-        if not wrong:
-            continue
-        first, last = wrong[0][0], wrong[-1][1]
-        packed = encoder.encode(image.read(first - region.shift, last - first))
-        size = sum(b - a for a, b in wrong)
-        if len(packed) < size:
-            yield Frame(first, last - first, packed, reference, size)
+    for window in found:
+        data = encoder.encode(image.read(window.start - shift, window.end - window.start))
+        if len(data) < window.size:
+            yield Frame(window.start, window.end - window.start, data, reference, window.size)
         else:
-            yield from wrong
+            yield from window.wrong
 
 
 def patch_bytes(old: bytes, new: bytes) -> int:

@@ -25,7 +25,10 @@ from erofs_edge.flash.target import Ability, Target
 from erofs_edge.threads import Threads, ahead
 
 if TYPE_CHECKING:
-    from erofs_edge.flash.delta import Reference
+    from erofs_edge.flash.delta import Frame, Reference
+    from erofs_edge.flash.pace import Pace
+
+LITTLE = 4 << 20  # bytes: what is worth no measuring of how it goes best
 
 
 @dataclass(slots=True)
@@ -54,12 +57,14 @@ def flash(
     resume: bool = False,
     found: dict[Region, Findings] | None = None,
     known: dict[Region, Reference] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[RegionResult]:
     """Make the target hold the image.
 
     `found` is what was seen of the target before: what is right is kept, and where nothing differs, nothing at all is
     written. `known` is what another slot holds: a target that can unpack is given deltas. `resume` looks at the target
-    here. With neither `found` nor `resume`, everything is written that is no hole.
+    here. With neither `found` nor `resume`, everything is written that is no hole. `clock`: seconds; on what takes
+    how long depends what a target that can unpack is given packed, and nothing else.
 
     Raises PartialWriteError (or CapacityError, where the disk under a file is full) when a write fails, SourceError
     when the image does, VerificationError when what is read back is not what was written.
@@ -68,7 +73,7 @@ def flash(
     with Image(plan.image) as image, Threads(2) as pool:
         by_name = Ability.TABLE in target.abilities
         verify = verify and bool((Ability.READ | Ability.HASH) & target.abilities)
-        job = _Job(image, target, pool, step, remembers=verify and Ability.HASH not in target.abilities)
+        job = _Job(image, target, pool, step, clock, remembers=verify and Ability.HASH not in target.abilities)
         if resume and found is None:
             found = compare(plan.regions, image, target, step)
         for region, findings in (found or {}).items():
@@ -76,6 +81,8 @@ def flash(
                 results[region].kept = results[region].verified = region.size
         if found is None or not all(findings.right for findings in found.values()):
             job.begin(plan)
+            if Ability.PATCH in target.abilities:
+                job.measure(sum((found[r] if found else everything(r)).write_bytes for r in plan.contents))
             for stage in (plan.contents, () if by_name else plan.table):
                 for region in stage:
                     seen = None if found is None or stage is plan.table else found[region]
@@ -90,8 +97,19 @@ def flash(
 class _Job:
     """One image on its way to one target. `remembers`: digests of what is written, for who reads it back."""
 
-    def __init__(self, image: Image, target: Target, pool: Threads, step: Step, *, remembers: bool) -> None:
-        self.image, self.target, self.pool, self.step, self.remembers = image, target, pool, step, remembers
+    def __init__(
+        self, image: Image, target: Target, pool: Threads, step: Step, clock: Callable[[], float], *, remembers: bool
+    ) -> None:
+        self.image, self.target, self.pool, self.step, self.clock = image, target, pool, step, clock
+        self.remembers = remembers
+        self.pace: Pace | None = None
+
+    def measure(self, size: int) -> None:
+        """So many bytes will go to a target that can unpack: find out how they do that best, if they are not few."""
+        if size > LITTLE:
+            from erofs_edge.flash.pace import Pace
+
+            self.pace = Pace(self.target.effort)
 
     def begin(self, plan: Plan) -> None:
         """Before anything else changes, nobody may start from what is about to change: that is on the medium first."""
@@ -168,9 +186,9 @@ class _Job:
         told: Callable[[], None],
     ) -> Iterator[Range]:
         """Give the target what is smaller packed; the rest, in between. What comes next is packed meanwhile."""
-        from erofs_edge.flash.delta import Frame, frames
+        from erofs_edge.flash.delta import Frame
 
-        for piece in ahead(frames(region, todo, self.image, reference), self.pool):
+        for piece in self._pieces(region, todo, reference):
             if not isinstance(piece, Frame):
                 yield piece
                 continue
@@ -180,6 +198,16 @@ class _Job:
             )
             result.written += piece.wrong
             told()
+
+    def _pieces(self, region: Region, todo: Findings, reference: Reference | None) -> Iterator[Frame | Range]:
+        """Frames and ranges, in the order of the region."""
+        if reference is None and self.pace is not None:
+            from erofs_edge.flash.turns import Turns
+
+            return iter(Turns(region, todo, self.image, self.pool, self.pace, self.target.settle, self.clock))
+        from erofs_edge.flash.delta import frames
+
+        return ahead(frames(region, todo, self.image, reference), self.pool)
 
     def verify(self, region: Region, result: RegionResult) -> None:
         """Read back a region of which anything was written."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from erofs_edge.flash.image import read_table
+from erofs_edge.flash.pace import Effort
 
 BLOCK = 4096  # bytes: what is written or left alone
 LOOKING = "--plan, --verify-only and `slots show` need no more than reading"
@@ -125,6 +126,10 @@ class Target(Protocol):
         nothing: False. What fails may be raised as late as `flush`."""
         ...
 
+    def settle(self) -> None:
+        """What was sent has arrived, if not on the medium: what failed until now is raised."""
+        ...
+
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros."""
         ...
@@ -147,6 +152,11 @@ class Target(Protocol):
         gives `length` bytes (`zstd --patch-from`), and make bytes from `offset` on these. Blocks of 4096 bytes that are
         right already are not written again. The two ranges do not overlap; a length of 0 stands for no dictionary, and
         then there may be several frames, one behind the other."""
+        ...
+
+    @property
+    def effort(self) -> Effort:
+        """PATCH: what unpacking is known to cost at the least."""
         ...
 
     def activate(self, slot: str) -> None:
@@ -212,6 +222,13 @@ class PlainTarget:
 
     def send(self, offset: int, file: int, at: int, length: int) -> bool:
         return False
+
+    def settle(self) -> None:
+        """Nothing is under way when a call returns."""
+
+    @property
+    def effort(self) -> Effort:
+        return Effort()
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         raise _unable("hash")

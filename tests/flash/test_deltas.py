@@ -266,9 +266,9 @@ def test_a_target_that_answers_nonsense_keeps_nothing(images: dict[int, Path]) -
 
 
 def test_what_packs_and_what_does_not_take_turns(tmp_path: Path) -> None:
-    """Sent in the order of the image, and all of it arrives."""
+    """Sent in the order of the image, and all of it arrives; so little that nobody measures what is quicker."""
     random, sent = Random(8), list[tuple[str, int]]()
-    parts = [random.randbytes(PACKED) if number % 3 == 1 else bytes([number + 1]) * PACKED for number in range(7)]
+    parts = [random.randbytes(PACKED) if number % 3 == 1 else bytes([number + 1]) * PACKED for number in range(4)]
     (tmp_path / "image").write_bytes(b"".join(parts))
 
     class Told(SimulatedTarget):
@@ -280,12 +280,12 @@ def test_what_packs_and_what_does_not_take_turns(tmp_path: Path) -> None:
             sent.append(("packed", offset // PACKED))
             super().patch(source, source_length, offset, length, delta)
 
-    there = Told(SimulatedDisk.of_size(7 * PACKED), CLEVER)
+    there = Told(SimulatedDisk.of_size(4 * PACKED), CLEVER)
     prepared = prepare(tmp_path / "image", there, Wish(full=True), quiet)
     (done,) = flash(prepared.plan, there, quiet, found=prepared.found)
     assert bytes(there.disk.memory) == b"".join(parts)
-    assert sent == [("packed", 0), ("plain", 1), ("packed", 2), ("plain", 4), ("packed", 5)]
-    assert done.written == done.verified == 7 * PACKED
+    assert sent == [("packed", 0), ("plain", 1), ("packed", 2)]
+    assert done.written == done.verified == 4 * PACKED
 
 
 def test_a_delta_that_does_not_unpack() -> None:
