@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections.abc import Callable
 
@@ -62,8 +63,10 @@ class Board:
     def connect(self, address: object) -> None: ...
     def close(self) -> None: ...
 
-    def settimeout(self, seconds: float) -> None:
-        self._timeout = seconds
+    def setsockopt(self, level: int, name: int, value: bytes) -> None:
+        assert (level, name) == (socket.SOL_SOCKET, socket.SO_RCVTIMEO)
+        seconds, microseconds = struct.unpack("@ll", value)
+        self._timeout = seconds + microseconds / 1_000_000
 
     def send(self, packet: bytes) -> None:
         if self.error is not None:
@@ -84,7 +87,7 @@ class Board:
             events = [at for at in (self._busy, *(at for at, _ in self._said[:1])) if self.now < at <= end]
             if not events or self.dead:
                 self.now = end
-                raise TimeoutError
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             self.now = min(events)
 
     # U-Boot

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
+from socket import SO_RCVTIMEO, SOL_SOCKET
 from typing import Protocol, Self, TypeVar
 
 from erofs_edge.errors import DeviceError, ProtocolError, UsageError
@@ -37,8 +39,14 @@ MESSAGE_MAX = 16 << 20  # bytes of one message from the device
 HANDSHAKE = b"FB01"
 SAMPLE = 64 << 10
 """bytes by which a link is measured; devices hold more"""
+UNDER_WAY = 2
+"""packets of a message: the next one travels while the device has one at work. Few, as a device that stands still hears
+each again and again, and some network cards hold four"""
 UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 """what the kernel says when nobody answers for an address; a device at work does not answer for its own"""
+TIMEVAL = struct.Struct("@ll")  # seconds and microseconds, as SO_RCVTIMEO has them
+PACKET = 2048  # bytes: more than any that a device sends
+LISTEN_MIN = 1000  # microseconds; none would be for ever
 T = TypeVar("T")
 
 
@@ -142,7 +150,8 @@ class TcpLink:
 
 
 class UdpLink:
-    """One packet at a time, repeated until it is answered."""
+    """Packets, repeated until they are answered. Of a message a few are under way at once, until one is lost: from
+    then on one at a time."""
 
     claim: Claim | None = None
 
@@ -151,30 +160,36 @@ class UdpLink:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         self._socket = socket.socket(family, kind, protocol)
         self._host = Host()
+        self._most = UNDER_WAY
         self._refused: float | None = None  # since when nobody listens
         self._wait = REPEAT  # seconds until the packet is sent again
+        self._listens = 0.0  # seconds that a packet is waited for, as the kernel knows it
         try:
             self._socket.connect(address)
             while not self._host.is_open:
+                self._post(self._host.packet)
                 self._heard(CONNECT)
         except BaseException:
             self._socket.close()
             raise
 
     def send(self, message: bytes | memoryview) -> None:
-        view, step = memoryview(message), self._host.payload_max
-        for at in range(0, len(view), step):
-            self._host.say(view[at : at + step], more=at + step < len(view))
-            self._wait = REPEAT
+        host, view, step = self._host, memoryview(message), self._host.payload_max
+        self._wait, at = REPEAT, 0
+        while at < len(view) or host.under_way:
+            while at < len(view) and (at == 0 or len(host.under_way) < self._most):
+                self._post(host.say(view[at : at + step], more=at + step < len(view), ahead=at > 0))
+                at += step
             if self._answered(SILENCE).data:
                 raise ProtocolError("the device speaks while it is spoken to", where=self.name)
+            self._wait = REPEAT
 
     def receive(self, left: int | None = None, patience: float = WORK) -> bytes:
         """An empty answer says that the device is still at work."""
         message, more = b"", True
         deadline = time.monotonic() + patience
         while more:
-            self._host.say(b"", more=False)
+            self._post(self._host.say(b"", more=False), at_work=True)
             answer = self._answered(patience, at_work=True)
             message += answer.data
             more = answer.more or not message
@@ -196,42 +211,59 @@ class UdpLink:
                 return answer
 
     def _heard(self, patience: float, *, at_work: bool = False) -> Answer | None:
-        """Send the packet, again and again, until the device has heard it: what it says; None for a step of the
-        opening."""
+        """Listen until the device has heard a packet, and repeat what is under way: what it says; None for a step of
+        the opening."""
         silent = 0.0
-        while silent < patience:
+        while True:
             wait = min(self._wait, patience - silent)
             try:
                 return self._once(wait, at_work=at_work)
             except TimeoutError:
                 silent += wait
                 self._wait = REPEAT if self._refused is not None else min(2 * self._wait, REPEAT_MAX)
-        raise DeviceError("the device does not answer", where=self.name)
+            if silent >= patience:
+                raise DeviceError("the device does not answer", where=self.name)
+            if len(self._host.under_way) > 1:
+                self._most = 1
+            for packet in self._host.under_way:
+                self._post(packet, at_work=at_work)
 
     def _once(self, wait: float, *, at_work: bool) -> Answer | None:
-        """Send the packet, and listen for so many seconds. Raises TimeoutError."""
-        sent, was_open = self._host.packet, self._host.is_open
+        """Listen for so many seconds. Raises TimeoutError."""
+        packet, was_open = self._host.packet, self._host.is_open
         again = time.monotonic() + wait
-        try:
-            self._socket.send(sent)
-        except OSError as error:
-            self._nobody(error, at_work=at_work)
-        while (left := again - time.monotonic()) > 0:
-            self._socket.settimeout(left)
+        self._listen(wait)
+        while True:
             try:
-                packet = self._socket.recv(65536)
-            except TimeoutError:
-                break
+                heard = self._socket.recv(PACKET)
+            except (BlockingIOError, TimeoutError):  # the first is how the kernel's deadline ends
+                raise TimeoutError from None
             except OSError as error:
                 self._nobody(error, at_work=at_work)
                 again = min(again, time.monotonic() + REPEAT)
-                time.sleep(min(left, 0.1))  # an answer may still come
-                continue
-            self._refused = None
-            answer = self._host.hear(packet)
-            if answer is not None or self._host.packet is not sent or self._host.is_open is not was_open:
-                return answer
-        raise TimeoutError
+                time.sleep(min(wait, 0.1))  # an answer may still come
+            else:
+                self._refused = None
+                answer = self._host.hear(heard)
+                if answer is not None or self._host.packet is not packet or self._host.is_open is not was_open:
+                    return answer
+            if (left := again - time.monotonic()) <= 0:
+                raise TimeoutError
+            self._listen(left)
+
+    def _post(self, packet: bytes, *, at_work: bool = False) -> None:
+        try:
+            self._socket.send(packet)
+        except OSError as error:
+            self._nobody(error, at_work=at_work)
+
+    def _listen(self, seconds: float) -> None:
+        """How long a packet is waited for. The kernel keeps that: to hear one is a call, not two, of which the first
+        learns that there is one."""
+        if seconds != self._listens:
+            self._listens = seconds
+            whole, rest = divmod(max(round(seconds * 1_000_000), LISTEN_MIN), 1_000_000)
+            self._socket.setsockopt(SOL_SOCKET, SO_RCVTIMEO, TIMEVAL.pack(whole, rest))
 
     def _nobody(self, error: OSError, *, at_work: bool) -> None:
         """Raises DeviceError where a device that was there has not been for a while: unplugged, or out of fastboot.

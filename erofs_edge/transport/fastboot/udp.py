@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fastboot's packets over UDP, the host's side: sequence numbers and repeats, without a socket or a clock.
 
-One packet is under way at a time; the owner sends `packet`, hears answers, and sends again what is not answered in
-time. A packet that comes late or twice has an old number and is dropped.
+The owner sends what `say` returns, hears answers, and sends again what is `under_way` too long. A packet that comes
+late or twice has an old number and is dropped.
+
+A device takes the packets in their order: one with the number that it expects it obeys and answers, for the one before
+it says its answer again, any other it ignores. So what answers a packet has heard those before it too, whose answers
+were lost; and the next may be on its way before the answer is here, if one that is lost is repeated with those behind
+it. The specification has hosts that send one at a time "for simplicity of implementation".
 
 U-Boot speaks without being asked while it writes: INFO each 30 seconds, with the numbers of the answers to packets that
 it has not heard yet, and it says none of them again but the last (2025.01, net/fastboot_udp.c
@@ -39,61 +44,89 @@ class Kind(IntEnum):
     FASTBOOT = 3
 
 
-@dataclass(slots=True)
+_FASTBOOT = int(Kind.FASTBOOT)
+
+
+@dataclass(slots=True, frozen=True)
 class Answer:
-    """The device's answer to the packet: a (part of a) message. `more`: it goes on in the next packet."""
+    """The device's answer to a packet: a (part of a) message. `more`: it goes on in the next packet."""
 
     data: bytes
     more: bool
 
 
+_HEARD = Answer(b"", more=False)
+
+
 class Host:
-    """The state of one conversation."""
+    """The state of one conversation.
+
+    packet     the newest packet
+    under_way  packets of which it is not known that the device has heard them, the oldest first
+    is_open    whether there is more to say than what opens the conversation
+    """
 
     def __init__(self) -> None:
-        self._sequence = 0
+        self._sequence = 0  # of the first that is under way, or else of the next
         self._kind = Kind.QUERY
         self._size = PACKET_MIN
+        self._plain: list[bytes] = []  # for each that is under way: the packet that says that it was heard
+        self.is_open = False
         self.packet = _HEADER.pack(Kind.QUERY, 0, 0)
-
-    @property
-    def is_open(self) -> bool:
-        return self._kind is Kind.FASTBOOT
+        self.under_way = [self.packet]
 
     @property
     def payload_max(self) -> int:
         """Bytes of a message that one packet carries."""
         return self._size - _HEADER.size
 
-    @property
-    def _asks(self) -> bool:
-        """Whether the packet only asks for what the device has to say."""
-        return self._kind is Kind.FASTBOOT and len(self.packet) == _HEADER.size
-
-    def say(self, data: bytes | memoryview, *, more: bool) -> None:
-        """The next packet. An empty one asks for what the device has to say."""
+    def say(self, data: bytes | memoryview, *, more: bool, ahead: bool = False) -> bytes:
+        """The next packet: in place of what is under way, or, with `ahead`, behind it. An empty one asks for what the
+        device has to say."""
         if len(data) > self.payload_max:
             raise ValueError(f"{len(data)} bytes in a packet of {self._size}")
-        self.packet = _HEADER.pack(Kind.FASTBOOT, CONTINUES if more else 0, self._sequence) + bytes(data)
+        if not ahead:
+            self.under_way.clear()
+            self._plain.clear()
+        sequence = self._sequence + len(self.under_way) & 0xFFFF
+        plain = _HEADER.pack(_FASTBOOT, 0, sequence)
+        self.packet = b"".join((_HEADER.pack(_FASTBOOT, CONTINUES, sequence) if more else plain, data))
+        self.under_way.append(self.packet)
+        self._plain.append(plain)
+        return self.packet
 
     def hear(self, packet: bytes) -> Answer | None:
-        """What a packet means: the answer, or None where it is none (an old one, or a step of the opening)."""
+        """What a packet means: the answer to one that was under way, and with it to those before it; or None where it
+        is none (an old one, or a step of the opening)."""
+        if packet in self._plain:  # of a download all but two: soon told
+            return self._took(self._plain.index(packet) + 1, _HEARD)
         if len(packet) < _HEADER.size:
             return None
         kind, flags, sequence = _HEADER.unpack_from(packet)
         data = packet[_HEADER.size :]
-        if kind == Kind.ERROR and sequence == self._sequence:
-            raise DeviceError(f"the device reports an error: {data.decode('utf-8', 'replace')}")
         ahead = sequence - self._sequence & 0xFFFF
-        if 0 < ahead <= AHEAD and kind == self._kind == Kind.FASTBOOT and self._asks:
-            self._sequence = sequence
-        if kind != self._kind or (sequence != self._sequence and kind != Kind.QUERY):
+        if kind == Kind.ERROR and ahead < len(self.under_way):
+            raise DeviceError(f"the device reports an error: {data.decode('utf-8', 'replace')}")
+        if kind != self._kind:
             return None
-        if self._kind is Kind.FASTBOOT:
-            self._sequence = self._sequence + 1 & 0xFFFF
-            return Answer(data, bool(flags & CONTINUES))
-        self._open(data)
-        return None
+        if not self.is_open:
+            if sequence == self._sequence or kind == Kind.QUERY:
+                self._open(data)
+            return None
+        if 0 < ahead <= AHEAD and self._asks:
+            self._sequence, ahead = sequence, 0
+        return self._took(ahead + 1, Answer(data, bool(flags & CONTINUES))) if ahead < len(self.under_way) else None
+
+    @property
+    def _asks(self) -> bool:
+        """Whether all that is under way asks for what the device has to say."""
+        return len(self.under_way) == 1 and len(self.packet) == _HEADER.size
+
+    def _took(self, count: int, answer: Answer) -> Answer:
+        self._sequence = self._sequence + count & 0xFFFF
+        del self.under_way[:count]
+        del self._plain[:count]
+        return answer
 
     def _open(self, data: bytes) -> None:
         if self._kind is Kind.QUERY:
@@ -102,6 +135,7 @@ class Host:
             self._sequence = int.from_bytes(data[:2], "big")
             self._kind = Kind.INIT
             self.packet = _HEADER.pack(Kind.INIT, 0, self._sequence) + _PAIR.pack(VERSION, PACKET_MAX)
+            self.under_way = [self.packet]
             return
         if len(data) < _PAIR.size:
             raise ProtocolError("the device does not say which version it speaks")
@@ -111,3 +145,5 @@ class Host:
         self._size = min(size, PACKET_MAX)
         self._sequence = self._sequence + 1 & 0xFFFF
         self._kind = Kind.FASTBOOT
+        self.under_way.clear()
+        self.is_open = True
