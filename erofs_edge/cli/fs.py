@@ -116,9 +116,13 @@ def _long(image: Image, name: bytes, inode: DiskInode) -> Iterator[object]:
 
 
 def _described(image: Image, inode: DiskInode) -> dict[str, object]:
+    """For --json: what `fs stat` says of an inode, as far as it costs no more than the inode."""
+    from erofs_edge.erofs.dump import TYPE_NAMES
+
     record: dict[str, object] = {
         "nid": inode.nid,
-        "mode": f"{inode.mode:o}",
+        "type": TYPE_NAMES[stat.S_IFMT(inode.mode)],
+        "mode": f"{stat.S_IMODE(inode.mode):04o}",
         "links": inode.nlink,
         "uid": inode.uid,
         "gid": inode.gid,
@@ -193,7 +197,7 @@ def _print_fields(fields: dict[str, object], as_json: bool) -> None:
         elif isinstance(value, dict):
             rows += [(label, f"{name}={_value_text(item)}") for name, item in value.items()]
         elif isinstance(value, list):
-            rows.append((label, " ".join(map(str, value))))
+            rows.append((label, (":" if key == "rdev" else " ").join(map(str, value))))
         else:
             rows.append((label, str(value)))
     table(rows)

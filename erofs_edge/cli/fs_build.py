@@ -161,7 +161,8 @@ def build(
         more: dict[str, Any] = {} if spent is None else {"time": spent}
         if choice is not None:
             more["auto"] = choice_record(choice)
-        emit_json({**{f.name: getattr(info, f.name) for f in fields(info)}, **more} if more else info)
+        told = {f.name: getattr(info, f.name) for f in fields(info)}
+        emit_json(told | {"uuid": _uuid_text(info.uuid)} | more)
     else:
         if choice is not None:
             table(*choice_rows(choice))

@@ -91,7 +91,9 @@ def _show(record: Record, *, as_json: bool) -> None:
 
     found = listed(record)
     if as_json:
-        emit_json({"slots": found, "damaged": record.damaged, "under_way": record.under_way})
+        going = record.under_way
+        under_way = going and {"slot": going.slot.lower(), "image": going.image}
+        emit_json({"slots": found, "damaged": record.damaged, "under_way": under_way})
         return
     if record.damaged:
         note("both copies of the slot state are damaged: the board starts from these defaults")

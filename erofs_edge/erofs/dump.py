@@ -90,7 +90,7 @@ def inode_fields(image: Image, inode: DiskInode) -> dict[str, object]:
     if stat.S_ISLNK(inode.mode):
         fields["target"] = os.fsdecode(image.readlink(inode))
     if stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode):
-        fields["rdev"] = f"{inode.rdev[0]}:{inode.rdev[1]}"
+        fields["rdev"] = list(inode.rdev)
     return fields
 
 

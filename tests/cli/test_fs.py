@@ -82,7 +82,7 @@ def test_ls_json(image: Path) -> None:
     entries = {entry["path"]: entry for entry in record("ls", "-R", image)}
     assert entries["/d/f"]["nid"] == entries["/d/g"]["nid"]
     assert entries["/d/f"]["mtime_ns"] == MTIME_NS
-    assert entries["/d/f"]["mode"] == "100640"
+    assert (entries["/d/f"]["type"], entries["/d/f"]["mode"]) == ("regular file", "0640")
     assert entries["/link"]["target"] == "d/f"
 
 

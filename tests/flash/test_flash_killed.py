@@ -44,7 +44,7 @@ def test_the_same_command_completes(writes: int, tmp_path: Path, edge: str) -> N
     assert found is not None and found.root_hash in roots.values()
     shown = subprocess.run([edge, "slots", "show", str(card), "--json"], capture_output=True, check=True, text=True)
     unfinished = json.loads(shown.stdout)["under_way"]
-    assert unfinished is None or unfinished["slot"] == "B"
+    assert unfinished is None or unfinished["slot"] == "b"
     again = subprocess.run([edge, *words], capture_output=True, check=True, text=True)
     assert ("was left half written" in again.stderr) == (unfinished is not None)
     found = started(bytearray(card.read_bytes()))

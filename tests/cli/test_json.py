@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `--json` prints is said in the same way by all verbs (docs/exit-codes.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from click.testing import CliRunner
+
+from erofs_edge.cli.main import cli
+from erofs_edge.disk import journal
+from erofs_edge.flash.image import Image
+from erofs_edge.simulator.images import disk_image
+
+
+def record(*words: object) -> dict:  # type: ignore[type-arg]
+    done = CliRunner().invoke(cli, [*map(str, words), "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """All kinds of files, one of them with a name that is not UTF-8."""
+    kinds = {"file": tarfile.REGTYPE, "folder": tarfile.DIRTYPE, "link": tarfile.SYMTYPE, "fifo": tarfile.FIFOTYPE}
+    kinds |= {"null": tarfile.CHRTYPE, "disk": tarfile.BLKTYPE, os.fsdecode(b"caf\xe9"): tarfile.REGTYPE}
+    path = tmp_path / "all.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, kind in kinds.items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode, entry.mtime = kind, 0o4750, 1_000_000_000
+            entry.linkname = "file" if name == "link" else ""
+            entry.devmajor, entry.devminor = (8, 17) if kind in (tarfile.CHRTYPE, tarfile.BLKTYPE) else (0, 0)
+            tar.addfile(entry)
+    return path
+
+
+def test_fs_ls_and_fs_stat_say_the_same(archive: Path, tmp_path: Path) -> None:
+    image = tmp_path / "all.img"
+    built = record("fs", "build", "--tar-index", archive, "-o", image)
+    listed = {entry["path"]: entry for entry in record("fs", "ls", image)}
+    assert len(listed) == 7 and "caf\udce9" in listed
+    for name, entry in listed.items():
+        shown = record("fs", "stat", image, name)
+        assert {key: shown[key] for key in entry if key != "path"} == {k: v for k, v in entry.items() if k != "path"}
+    assert (listed["file"]["type"], listed["file"]["mode"]) == ("regular file", "4750")
+    assert (listed["null"]["type"], listed["null"]["rdev"]) == ("char dev", [8, 17])
+    assert (listed["link"]["type"], listed["link"]["target"]) == ("symlink", "file")
+    text = CliRunner().invoke(cli, ["fs", "stat", str(image), "disk"]).stdout
+    assert {"Rdev: 8:17", "Mode: 4750"} <= {" ".join(line.split()) for line in text.splitlines()}
+    assert UUID(built["uuid"]).bytes.hex() != built["uuid"] == record("fs", "dump", image)["uuid"]
+
+
+def test_slots_have_small_letters(tmp_path: Path) -> None:
+    card = disk_image(tmp_path / "card.img", 1)
+    with Image(card) as image:
+        table = image.table()
+    assert table is not None
+    with card.open("r+b") as file:
+        for offset, data in journal.writes(journal.Journal("B", "ab" * 32)):
+            file.seek(table.places()["misc"][0] + offset)
+            file.write(data)
+    shown = record("slots", "show", card)
+    assert shown["under_way"] == {"slot": "b", "image": "ab" * 32}
+    assert [slot["name"] for slot in shown["slots"]] == ["a", "b"]
+    assert [slot["incomplete"] for slot in shown["slots"]] == [False, True]
