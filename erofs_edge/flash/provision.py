@@ -7,6 +7,7 @@ from __future__ import annotations
 import getpass
 import os
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +16,7 @@ from urllib.parse import quote
 
 from erofs_edge.errors import DeviceError, DeviceRefusedError, ProtocolError
 from erofs_edge.flash.nbd import NbdTarget, as_os_error
+from erofs_edge.flash.pace import Effort
 from erofs_edge.flash.survey import zero_digest
 from erofs_edge.flash.target import BLOCK, Ability, Identity
 from erofs_edge.transport.nbd import control
@@ -27,6 +29,7 @@ BOARD_NAME = "provisioning"
 PIECE = 4 << 20  # bytes of a request to the control export: two processes each on the device
 WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
 ZEROS, AT_ONCE = 16 << 20, 32  # bytes that a question after zeros is about, and questions of one request
+SINGLE = control.ITEMS_MAX - 2  # of them; besides, one of `blocks` and one for the medium
 FEW = 4
 """ranges that are asked for one by one: two processes each on the device, where `blocks` is three"""
 STEPS = (512 << 10, 64 << 10, BLOCK)
@@ -41,7 +44,7 @@ def open_provisioned(address: str) -> ProvisionTarget:
     Raises UsageError, DeviceError.
     """
     disk, commands = _addresses(address)
-    connection = Connections(disk)
+    connection = Connections(disk, describe=True)
     try:
         return ProvisionTarget(connection, Connection(commands, timeout=WORK, piece=PIECE))
     except BaseException:
@@ -76,9 +79,18 @@ class ProvisionTarget(NbdTarget):
         self._control = commands
         if commands.size != control.SIZE:
             raise ProtocolError("the second export is no control export", where=commands.address.uri)
+        self._stale = False
+        """whether what is read may come from the board's memory"""
+        self._least = WORK
+        """seconds of the quickest request so far"""
+        self._byte = 0.0
+        """seconds that it takes to unpack one at the least"""
+        if said := control.described(disk.export.description):
+            self._board, self._byte = said
+            return
         try:
             self._board = control.board(self._ask(control.WHO))
-        except OSError:  # an older system does not know the question: that is a board that does not say which it is
+        except OSError:  # an even older system: that is a board that does not say which it is
             self._board = "", ()
 
     @property
@@ -118,6 +130,10 @@ class ProvisionTarget(NbdTarget):
         return STEPS
 
     @property
+    def effort(self) -> Effort:
+        return Effort(self._least if self._least < WORK else 0.0, self._byte)
+
+    @property
     def bytes_on_wire(self) -> int:
         return super().bytes_on_wire + self._control.sent + self._control.received
 
@@ -133,9 +149,9 @@ class ProvisionTarget(NbdTarget):
                 many.append(run)
         while many or single:
             asked = many[:1]  # of one request: all trees are at the same place
-            part, single = single[: control.ITEMS_MAX - 1], single[control.ITEMS_MAX - 1 :]
+            part, single = single[:SINGLE], single[SINGLE:]
             items = [f"blocks {size} {start} {size * count}" for size, start, count in asked]
-            lines = self._ask([*items, *(f"hash {offset} {length}" for offset, length in part)])
+            lines = self._fresh([*items, *(f"hash {offset} {length}" for offset, length in part)])
             found |= dict(zip(part, map(_digest, lines[len(items) :]), strict=True))
             for size, start, count in asked:
                 with as_os_error():
@@ -164,9 +180,18 @@ class ProvisionTarget(NbdTarget):
             self._control.write(control.DELTAS, delta)
         self._ask([f"patch {source} {source_length} {offset} {length} {len(delta)}"])
 
+    def read(self, offset: int, length: int) -> bytes:
+        self._fresh()
+        return super().read(offset, length)
+
+    def holds(self, offset: int, want: bytearray) -> bool:
+        self._fresh()
+        return super().holds(offset, want)
+
     def flush(self) -> None:
+        """The board drops what it has in memory when the medium is asked for next: nobody may want to."""
         super().flush()
-        self._ask(["medium"])
+        self._stale = True
 
     def reboot(self) -> None:
         with suppress(OSError):  # what ends the other side may be faster than its answer
@@ -176,12 +201,23 @@ class ProvisionTarget(NbdTarget):
         self._control.close()
         super().close()
 
+    def _fresh(self, items: Sequence[str] = ()) -> list[str]:
+        """The answers to what is about the medium: what the board has in memory is dropped first."""
+        if not self._stale:
+            return self._ask(items) if items else []
+        answers = self._ask(["medium", *items])
+        self._stale = False
+        return answers[1:]
+
     def _ask(self, items: Sequence[str]) -> list[str]:
         self.settle()
+        started = time.monotonic()
         with as_os_error():
             self._control.write(0, control.request(items))
             self._control.flush()
-            return control.answers(self._control.read(control.ANSWERS, control.answer_bytes(items)), items)
+            answers = control.answers(self._control.read(control.ANSWERS, control.answer_bytes(items)), items)
+        self._least = min(self._least, time.monotonic() - started)
+        return answers
 
 
 def runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:

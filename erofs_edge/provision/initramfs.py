@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "provisioning.yaml"
 PROGRAMS = ("usr/bin/busybox", "usr/bin/zstd", "usr/bin/nbdkit", "usr/sbin/veritysetup")
 PLUGINS = ("file", "sh")
+FILTERS = ("exportname", "nozero", "noextents", "fua", "rotational", "multi-conn", "nocache")  # of nbdkit: init.sh
 APPLETS = (
     "blockdev", "cat", "cut", "dd", "grep", "insmod", "ip", "mkdir", "mount", "poweroff", "reboot", "rm", "sh",
     "sha256sum", "sleep", "stat", "sync", "tr", "udhcpc",
@@ -118,8 +119,9 @@ def _initramfs(
         add_program(tree, programs, path)
     for applet in APPLETS:
         tree.add(f"bin/{applet}", Inode(stat.S_IFLNK | 0o777, target=b"busybox"))
-    for plugin in PLUGINS:
-        tree.add(*_plugin(programs, plugin))
+    for kind, names in (("plugin", PLUGINS), ("filter", FILTERS)):
+        for name in names:
+            tree.add(*_part(programs, kind, name))
     for index, module in enumerate(kernel.closure(_modules(board, kernel))):
         tree.add(f"modules/{index:03}-{module.name}.ko", _file(module.data))
     for name, pem in credentials.items():
@@ -134,11 +136,12 @@ def _modules(board: Board, kernel: KernelModules) -> list[str]:
     return kernel.select([*STORAGE_MODULES[board.boot.storage], *board.boot.modules, *network, *NETWORK])
 
 
-def _plugin(programs: FileTree, name: str) -> tuple[str, Inode]:
-    place = f"usr/lib/aarch64-linux-gnu/nbdkit/plugins/nbdkit-{name}-plugin.so"
+def _part(programs: FileTree, kind: str, name: str) -> tuple[str, Inode]:
+    """A plugin or a filter of nbdkit."""
+    place = f"usr/lib/aarch64-linux-gnu/nbdkit/{kind}s/nbdkit-{name}-{kind}.so"
     inode = programs.get(place, follow=True)
     if inode is None or not inode.is_file:
-        raise SourceError(f"nbdkit has no plugin '{name}'", where=place)
+        raise SourceError(f"nbdkit has no {kind} '{name}'", where=place)
     return place, _file(inode.read())
 
 

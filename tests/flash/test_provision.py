@@ -169,6 +169,7 @@ class Board:
     """Both exports of a board in memory: what was asked, and answers as work.sh gives them."""
 
     size, address, sent, received = control.SIZE, parse_address("nbd://board"), 0, 0
+    description = ""
 
     def __init__(self, disk: bytes) -> None:
         self.disk, self.asked, self.flushed = disk, list[str](), 0
@@ -207,6 +208,19 @@ class Board:
         return "is " if name in ("serial", "compatible") else "."
 
 
+class Zeros(Board):
+    """The disk alone, which nobody asks."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(length)
+
+    def deliver(self, offset: int, length: int, take: Callable[[int, memoryview], None]) -> None:
+        take(offset, memoryview(bytes(length)))
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
 def test_what_is_asked_of_a_board() -> None:
     """A question for each run of blocks, with all single ranges in the first; zeros by 16 MiB."""
     disk = bytearray(40 << 20)
@@ -228,6 +242,53 @@ def test_what_is_asked_of_a_board() -> None:
     assert board.flushed == 2
     assert list(target.data(1 << 20, 39 << 20)) == [(33 << 20, 40 << 20)]
     assert board.flushed == 3
+
+
+def test_the_medium_is_read_anew_when_somebody_wants_to_know() -> None:
+    """Behind a flush, once, and in one request with what is asked of it; a flush by itself asks for nothing."""
+    disk, board = Zeros(b""), Board(bytes(1 << 20))
+    target = ProvisionTarget(cast("Connection", disk), cast("Connection", board))
+    board.asked.clear()
+    target.flush()
+    target.flush()
+    assert board.asked == []
+    target.digests([(0, 4096)])
+    target.digests([(4096, 4096)])
+    assert board.asked == ["medium", "hash 0 4096", "hash 4096 4096"]
+    target.flush()
+    target.read(0, 5)
+    target.holds(0, bytearray(1 << 20))
+    assert board.asked[3:] == ["medium"]
+
+
+@pytest.mark.parametrize(
+    ("text", "serial", "names", "seconds"),
+    [
+        ("erofs-edge board|is 47|is a|is b|is |.|unpacks 4000000 20", "47", ("a", "b"), 5e-8),
+        ("erofs-edge board|is |.|unpacks 4000000 0", "", (), 0),
+        ("erofs-edge board|is 1|.|unpacks 0 7", "1", (), 0),
+        ("erofs-edge board|is 1|.|unpacks -4 7", "1", (), 0),
+        ("erofs-edge board|is 1|.|unpacks ٤ ²", "1", (), 0),
+        ("erofs-edge board|.|", "", (), 0),
+        ("erofs-edge board|.", "", (), 0),
+    ],
+)
+def test_what_a_board_says_of_itself(text: str, serial: str, names: tuple[str, ...], seconds: float) -> None:
+    assert control.described(text) == ((serial, names), pytest.approx(seconds))
+    board = Board(bytes(1 << 20))
+    board.description = text
+    target = ProvisionTarget(cast("Connection", board), cast("Connection", board))
+    assert (target.identity.serial, target.identity.product, board.asked) == (serial, names[0] if names else "", [])
+    assert target.effort.byte == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "a disk", "erofs-edge board|is 1|is a", "erofs-edge boards|is 1|."])
+def test_a_board_that_says_nothing_of_itself_is_asked(text: str) -> None:
+    assert control.described(text) is None
+    board = Board(bytes(1 << 20))
+    board.description = text
+    ProvisionTarget(cast("Connection", board), cast("Connection", board))
+    assert board.asked == control.WHO
 
 
 def test_runs_of_ranges_are_asked_for_together() -> None:

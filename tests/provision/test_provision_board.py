@@ -18,6 +18,7 @@ from waiting import eventually, wait_for
 
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import DeviceError
+from erofs_edge.flash.provision import open_provisioned
 from erofs_edge.provision.initramfs import APPLETS, FOLDER
 from erofs_edge.simulator.images import disk_image
 from erofs_edge.transport.nbd import control
@@ -27,8 +28,11 @@ PLUGINS = {"disk": ("file", "file={0}/image"), "control": ("sh", "{0}/control.sh
 
 
 @contextmanager
-def board(oracle: Callable[[str], str], place: Path, size: int) -> Iterator[str]:
-    """A board with a blank disk of some bytes, and a folder 'firmware' for its device tree; its address."""
+def board(oracle: Callable[[str], str], place: Path, size: int, *, says: bool = False) -> Iterator[str]:
+    """A board with a blank disk of some bytes, and a folder 'firmware' for its device tree; its address.
+
+    says  with the description and the filters that init.sh gives nbdkit; without, an older board that has to be asked
+    """
     folder = place / "bin"
     folder.mkdir()
     for name in {*APPLETS, "zstd"} & {"dd", "sha256sum", "stat", "rm", "cat", "sync", "tr", "sh", "zstd"}:
@@ -53,11 +57,39 @@ def board(oracle: Callable[[str], str], place: Path, size: int) -> Iterator[str]
             (path,) = Path(nbdkit).parent.parent.glob(
                 f"roots/oracles-nbd/usr/lib/*/nbdkit/plugins/nbdkit-{plugin}-plugin.so"
             )
-            command = [nbdkit, "-f", "-U", str(sockets / name), str(path), argument.format(place)]
+            filters, more = options(place, path.parent.parent / "filters", name) if says else ([], [])
+            command = [nbdkit, "-f", "-U", str(sockets / name), *filters, str(path), argument.format(place), *more]
             server = stack.enter_context(subprocess.Popen(command))
             stack.callback(server.terminate)
             wait_for(server, sockets / name)
         yield f"provision+unix://{sockets}"
+
+
+def options(place: Path, folder: Path, name: str) -> tuple[list[str], list[str]]:
+    """Filters, and what follows the plugin's own argument, of one of the two exports: as init.sh has them."""
+    script = (FOLDER / "init.sh").read_text()
+    assert '--filter=exportname file "$disk" "exportdesc=fixed:$said" &' in script
+    assert "$filters sh /bin/control multi-conn-mode=disable default-export=c &" in script
+    names = ["exportname"]
+    if name == "disk":
+        more = [f"exportdesc=fixed:{described(place)}"]
+    else:
+        names += script.partition("for name in exportname")[2].partition(";")[0].split()
+        more = ["multi-conn-mode=disable", "default-export=c"]
+    return [f"--filter={folder}/nbdkit-{name}-filter.so" for name in names], more
+
+
+def described(place: Path) -> str:
+    """What init.sh has the disk's export say, made by it."""
+    lines = (FOLDER / "init.sh").read_text().split("\n")
+    start = next(number for number, line in enumerate(lines) if line.startswith("# what a host need not ask for"))
+    end = next(number for number, line in enumerate(lines) if line.startswith("rm -f /run/control.who"))
+    script = "\n".join(["set -e", f"PATH={place}/bin", *lines[start : end + 1], 'echo "$said"'])
+    script = script.replace("/run/", f"{place}/").replace("/bin/work", f"{place}/work.sh")
+    script = script.replace("/bin/busybox", f"{place}/work.sh")
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
+    assert not (place / "control.who").exists()
+    return done.stdout.removesuffix("\n")
 
 
 def is_a(place: Path, *names: str, serial: str = "") -> None:
@@ -132,6 +164,25 @@ def test_one_host_at_a_time_writes(tmp_path: Path, oracle: Callable[[str], str])
         assert eventually(lambda: not (tmp_path / "holder").exists())
         assert CliRunner().invoke(cli, ["flash", str(new), "--to", address, "--yes"]).exit_code == 0
         assert eventually(lambda: not list(tmp_path.glob("control.[0-9]*")))
+
+
+@pytest.mark.oracle
+def test_a_board_that_says_what_it_is_need_not_be_asked(tmp_path: Path, oracle: Callable[[str], str]) -> None:
+    """It comes with the connection, as does the time that unpacking takes; the filters change nothing else."""
+    is_a(tmp_path, "edge,one|two", "edge,lab-2", serial="4711")
+    image = disk_image(tmp_path / "disk.img", 1)
+    with board(oracle, tmp_path, image.stat().st_size, says=True) as address:
+        target = open_provisioned(address)
+        try:
+            identity = target.identity
+            assert (identity.serial, identity.product, identity.names) == ("4711", "edge,one_two", ("edge,lab-2",))
+            assert (target.effort.request, target.effort.byte >= 0) == (0, True), "nothing was asked"
+            target.claim()
+            assert target.effort.request > 0
+        finally:
+            target.close()
+        assert flash(image, address).exit_code == 0
+    assert (tmp_path / "image").read_bytes() == image.read_bytes()
 
 
 def ask(connection: Connection, *items: str) -> list[str]:

@@ -24,7 +24,7 @@ from erofs_edge.transport.nbd.wire import (
 from erofs_edge.transport.stream import Bytes, Feed, Machine, take
 
 REPLIES_MAX = 64  # to one option
-DESCRIPTION_MAX = 200  # bytes of it that are kept
+DESCRIPTION_MAX = 1000  # bytes of it that are kept; a server may say 4096
 STATUS_MAX = 4 + 8 * 65536  # bytes of a block status chunk
 _DESCRIPTOR = Struct(">II")
 _OFFSET = Struct(">Q")
@@ -66,7 +66,7 @@ Take = Callable[[int, memoryview], None]
 
 class Export:
     """What the server says of the export. Sizes in bytes; `status` is the id of base:allocation if it was granted.
-    `description`: a line for a person, '' where the server gives none unasked."""
+    `description`: a line of text, '' where the server gives none; some give it unasked."""
 
     __slots__ = ("block_min", "description", "flags", "payload_max", "preferred", "size", "status", "structured")
 
@@ -135,14 +135,17 @@ class Client:
 
     `export` is None until the negotiation is over. `upgrade` is set when the connection must be wrapped in TLS before
     anything more is sent or received; the owner clears it.
+
+    describe  ask for the description of the export
     """
 
-    def __init__(self, name: str, *, tls: bool = False) -> None:
+    def __init__(self, name: str, *, tls: bool = False, describe: bool = False) -> None:
         self.outbox: list[Said] = []
         self.upgrade = False
         self.export: Export | None = None
         self._name = name
         self._tls = tls
+        self._asked = [Info.BLOCK_SIZE, Info.DESCRIPTION] if describe else [Info.BLOCK_SIZE]
         self._closing = False
         self._pending: dict[int, Pending] = {}
         self._cookie = 0
@@ -229,7 +232,9 @@ class Client:
         kind, _ = yield from _option_reply(Option.STRUCTURED_REPLY)
         structured = kind == OptionReply.ACK
         status = (yield from self._ask_allocation()) if structured else None
-        request = wire.string(self._name) + b"\0\1" + Info.BLOCK_SIZE.to_bytes(2, "big")
+        request = wire.string(self._name) + b"".join(
+            word.to_bytes(2, "big") for word in (len(self._asked), *self._asked)
+        )
         self.outbox.append(wire.option(Option.GO, request))
         export = Export(structured=structured, status=status)
         for _ in range(REPLIES_MAX):

@@ -93,8 +93,10 @@ class Connection:
         timeout: float = TIMEOUT,
         wire: Wire | None = None,
         piece: int = PIECE,
+        describe: bool = False,
     ) -> None:
-        """`wire`: a connection to the server that stands already; `piece`: bytes of a request, at most."""
+        """`wire`: a connection to the server that stands already; `piece`: bytes of a request, at most; `describe`: ask
+        for the description of the export."""
         self.address = address
         self._piece = piece
         self._sent = self._received = 0
@@ -102,7 +104,7 @@ class Connection:
         self._trust, self._timeout = trust, timeout
         self._patience = timeout  # seconds of silence that are borne; the socket's are as many or fewer
         self._silent = timeout  # seconds of it, of what was given up
-        self._client = Client(address.export, tls=address.tls)
+        self._client = Client(address.export, tls=address.tls, describe=describe)
         try:
             self._wire = dial(address.socket or (address.host, address.port), timeout) if wire is None else wire
         except OSError as error:

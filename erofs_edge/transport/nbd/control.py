@@ -6,6 +6,10 @@ flush carries it out; the answers are text at ANSWERS, a line for each item and 
 first. So everything goes through one protocol, and TLS covers it where the exports have it. Each connection sees an
 export of its own. The other side is provision/control.sh and work.sh.
 
+What need not be asked for is in the description of the disk's export, which comes with the connection: SAYS, the
+answers to WHO and '.', then `unpacks BYTES HUNDREDTHS`, the time in which the board unpacked that much when it started;
+a '|' between any two. See provision/init.sh.
+
     hold NAME                                 → ok: nobody else may copy, patch or restart until this connection ends;
                                                 held NAME: somebody else said that before
     hash OFFSET LENGTH                        → sha256 in hexadecimal
@@ -30,6 +34,7 @@ NAMES = 8
 """names of a board that are asked for: device trees have two or three (Devicetree Specification 0.4, 2.3.1)"""
 WHO = ["serial", *(f"compatible {index}" for index in range(1, NAMES + 1))]
 """what is asked to know which board it is"""
+SAYS = "erofs-edge board"
 ANSWERS, DELTAS, TREES = 32 << 20, 64 << 20, 512 << 20  # bytes
 DELTA_MAX = TREES - DELTAS
 BLOCKS = (4096, 65536, 512 << 10)
@@ -67,6 +72,19 @@ def board(lines: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """The answers to WHO: serial number ('' for none) and names. What cannot be printed is left out of them."""
     said = ["".join(c for c in line.removeprefix("is").strip() if c.isprintable()) for line in lines]
     return said[0], tuple(name for name in said[1:] if name)
+
+
+def described(text: str) -> tuple[tuple[str, tuple[str, ...]], float] | None:
+    """Of the description of a disk: what the board is, as `board`, and the seconds that it needs to unpack a byte, 0
+    where it does not say, or needs next to none. None where the description is not of that kind: an older system."""
+    first, *parts = text.split("|")
+    if first != SAYS or "." not in parts:
+        return None
+    lines, said = parts[: parts.index(".")], parts[parts.index(".") + 1 :]
+    words = said[0].split() if said else []
+    known = len(words) == 3 and words[0] == "unpacks" and all(w.isdecimal() and w.isascii() for w in words[1:])
+    size, hundredths = (int(words[1][:12]), int(words[2][:12])) if known else (0, 0)
+    return (board(lines) if lines else ("", ())), hundredths / 100 / size if size else 0.0
 
 
 def holder(line: str) -> str:

@@ -31,10 +31,16 @@ class Connections(Connection):
     """As `Connection`; the first large range opens others, each with a thread, where the server takes more than one."""
 
     def __init__(
-        self, address: Address, *, trust: Trust | None = None, timeout: float = TIMEOUT, count: int | None = None
+        self,
+        address: Address,
+        *,
+        trust: Trust | None = None,
+        timeout: float = TIMEOUT,
+        count: int | None = None,
+        describe: bool = False,
     ) -> None:
         """`count`: of connections; by default one for each processor that this process may use."""
-        super().__init__(address, trust=trust, timeout=timeout)
+        super().__init__(address, trust=trust, timeout=timeout, describe=describe)
         count = count or min(CONNECTIONS, len(os.sched_getaffinity(0)))
         self._count = count if self.export.can(Transmission.CAN_MULTI_CONN) else 1
         self._others: list[Connection] = []
