@@ -32,8 +32,7 @@ class Content(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class BytesContent:
+class BytesContent(NamedTuple):
     """Content held in memory (generated configuration)."""
 
     data: bytes
@@ -73,8 +72,7 @@ class FileContent(NamedTuple):
         return data
 
 
-@dataclass(frozen=True, slots=True)
-class SparseContent:
+class SparseContent(NamedTuple):
     """A file of `size` bytes whose `extents` (offset, length) are stored one behind the other; zeros between."""
 
     stored: FileContent
@@ -100,7 +98,7 @@ class SparseContent:
         return b"".join(pieces)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Inode:
     """One file of any kind. Identity is object identity: two names with one Inode are hard links.
 

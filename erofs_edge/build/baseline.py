@@ -9,7 +9,7 @@ from typing import Any
 
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.record import RELEASE, read_release
-from erofs_edge.erofs.options import ErofsInfo
+from erofs_edge.erofs.info import ErofsInfo
 from erofs_edge.errors import ManifestError
 from erofs_edge.sources.base import image_of
 from erofs_edge.sources.cache import file_digest

@@ -33,8 +33,9 @@ from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import DiskLayout, partition_names, plan_disk, write_disk
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.gate import parse_kernel
+from erofs_edge.erofs.info import ErofsInfo
 from erofs_edge.erofs.kernel_config import check_config, parse_config
-from erofs_edge.erofs.options import ErofsInfo, WriteOptions
+from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import ManifestError, UsageError

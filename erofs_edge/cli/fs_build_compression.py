@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.errors import UsageError
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
 
-@dataclass(frozen=True, slots=True)
-class Algorithm:
+class Algorithm(NamedTuple):
     """One of the algorithms of -z; `dictionary` in bytes, None where not given; `exact`: every file gets the level."""
 
     name: str

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from itertools import chain, cycle, islice
 
 
 @cache
 def known_input() -> bytes:
     """150,000 bytes with literals, short and long matches and far matches."""
     words = [hashlib.sha256(b"%d" % i).digest()[: 1 + i % 23] for i in range(257)]
-    text = b"".join(words[i * i % 257] + words[i % 31] for i in range(7000))
+    pairs = zip(cycle([words[i * i % 257] for i in range(257)]), cycle(words[:31]))
+    text = b"".join(chain.from_iterable(islice(pairs, 7000)))
     return (text + bytes(5000) + text[::-1])[:150_000]

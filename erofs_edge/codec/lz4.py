@@ -79,7 +79,9 @@ class FixedOutput:
         self._capacity = capacity
         self._padding = padding
         self._at = self._end = 0  # of the output in memory; its end is 0 until it is given out
-        self._start(padding + capacity)
+        self._full: list[bytearray] | None = None  # memory in use besides, once there was a `restart`
+        self._spare: list[bytearray] = []
+        self._start(bytearray(padding + capacity))
         self._consumed = ctypes.c_int()
         self._consumed_at = ctypes.addressof(self._consumed)
         self._level = level
@@ -126,6 +128,8 @@ class FixedOutput:
 
     def restart(self) -> None:
         """Nobody needs any more what `padded` gave out: the next outputs go there."""
+        self._spare += self._full or ()
+        self._full = []
         self._at = self._end = 0
         self._output = self._base + self._padding
 
@@ -133,14 +137,16 @@ class FixedOutput:
         """The next output goes behind what was given out, or to new memory where there is no room for it."""
         need = self._padding + self._capacity
         if self._end + need > len(self._view):
-            self._start(max(GROUND, 4 * need))
+            if self._full is not None and len(self._ground) >= GROUND:
+                self._full.append(self._ground)
+            self._start(self._spare.pop() if self._spare else bytearray(max(GROUND, 4 * need)))
         else:
             self._at, self._end = self._end, 0
             self._output = self._base + self._at + self._padding
 
-    def _start(self, size: int) -> None:
-        """Outputs go to new memory from now on; what was given out before keeps the old alive."""
-        ground = bytearray(size)
+    def _start(self, ground: bytearray) -> None:
+        """Outputs go to other memory from now on; what was given out before keeps the old alive."""
+        self._ground = ground
         self._view = memoryview(ground)  # which also keeps it from being moved
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(ground))
         self._at = self._end = 0

@@ -65,6 +65,11 @@ class HeadStart:
         self._seen = 0
         self._waiting: list[tuple[Content, Iterable[Piece]]] = []
 
+    @property
+    def least(self) -> int:
+        """Bytes of the smallest file that is started."""
+        return LARGE
+
     def __enter__(self) -> HeadStart:
         return self
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
@@ -33,17 +32,15 @@ GAP_MAX = 4096  # bytes that an entry may leave free before it to keep its old p
 Attribute = tuple[bytes, bytes]  # full name, value
 
 
-@dataclass(frozen=True, slots=True)
 class AttributeRules:
     """tolerance: users of an attribute above which it is shared; filter: store which names an inode lacks;
     prefixes: long prefixes, each with one of the short ones before it."""
 
-    tolerance: int = 2
-    filter: bool = True
-    prefixes: tuple[bytes, ...] = ()
+    __slots__ = ("filter", "prefixes", "tolerance")
 
-    def __post_init__(self) -> None:
+    def __init__(self, tolerance: int = 2, filter: bool = True, prefixes: tuple[bytes, ...] = ()) -> None:  # noqa: A002
         """Raises UsageError for prefixes that the format cannot hold."""
+        self.tolerance, self.filter, self.prefixes = tolerance, filter, prefixes
         if len(self.prefixes) > PREFIXES_MAX or len(set(self.prefixes)) < len(self.prefixes):
             raise UsageError(f"more than {PREFIXES_MAX} long attribute prefixes, or one twice")
         for prefix in self.prefixes:

@@ -89,7 +89,7 @@ def as_baseline(options: WriteOptions) -> tuple[WriteOptions, list[Found]]:
     for name, level in chain.from_iterable(_levels(name) for name in names):
         rules = choose_codings(Plan([], 0, 0, Counter()), replace(base, compression=name, level=level)).default
         assert rules is not None  # noqa: S101 - it is a compression
-        same = _count_same(probes, replace(rules, pcluster=size))
+        same = _count_same(probes, rules._replace(pcluster=size))
         found.append(Found(name, level, same, len(probes)))
         if same == len(probes):
             break

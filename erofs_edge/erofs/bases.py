@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_edge.erofs import index, ondisk
@@ -60,7 +60,7 @@ class Bases:
                     algorithms[number] = max(algorithms.get(number, 0), _dictionary(number, info.records.get(number)))
             largest = max(largest, info.max_pcluster)
             big = big or info.incompat(ondisk.INCOMPAT_BIG_PCLUSTER)
-        return replace(codings, algorithms=algorithms, largest=largest, big=big)
+        return codings._replace(algorithms=algorithms, largest=largest, big=big)
 
     def lend(self, nodes: Iterable[Node], loans: Loans, pool: ThreadPoolExecutor) -> None:
         """Let files refer to what the bases have of them, whole. Raises SourceError where one cannot be read."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from erofs_edge.codec.deflate import WINDOW_BITS
 from erofs_edge.codec.lz4 import OPTIMAL
@@ -19,8 +19,7 @@ TWIN = 128 << 10  # bytes, see least_twin: of 12 MB in 189 equal files 9 in 6 fo
 LZ4_DISTANCE = 65535  # bytes a match may reach back
 
 
-@dataclass(frozen=True, slots=True)
-class Codings:
+class Codings(NamedTuple):
     """default      how files are compressed, None: not at all
     special         those that a rule says otherwise of
     algorithms      numbers of all that may be used, with the size of their dictionaries in bytes (0: no choice)
@@ -29,10 +28,10 @@ class Codings:
     """
 
     default: CutRules | None
-    special: dict[Node, CutRules | None] = field(default_factory=dict)
-    algorithms: dict[int, int] = field(default_factory=dict)
-    largest: int = 0
-    big: bool = False
+    special: dict[Node, CutRules | None]
+    algorithms: dict[int, int]
+    largest: int
+    big: bool
 
     def of(self, node: Node) -> CutRules | None:
         return self.special.get(node, self.default)
@@ -80,8 +79,7 @@ class Codings:
         return bits, sum(1 << algorithm for algorithm in self.algorithms)
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
+class _Choice(NamedTuple):
     """A codec and a pcluster size in bytes, before the size of the dictionary is known. `by_kind`: no level is given,
     and which one is best depends on the content. `exact` as in CutRules."""
 

@@ -9,7 +9,6 @@ Changing any of them changes images: raise RULES then, since cached data is file
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import NamedTuple
@@ -50,8 +49,7 @@ PROBE, PROBE_MAX = 4096, 65536  # bytes, the latter of archives
 PROBE_KEPT = 0.99  # of the probe's bytes: a smaller result means that there is something to gain
 
 
-@dataclass(frozen=True, slots=True)
-class CutRules:
+class CutRules(NamedTuple):
     """What cutting depends on besides the content; sizes in bytes. `by_kind`: the level was left to us; `exact`: it is
     used also where it saves no block; `packed`: what is cut is the packed inode."""
 
@@ -174,7 +172,7 @@ class Cutter:
         """The cutter for a file with these first bytes: of another level where the rules leave that open."""
         level = self.rules.codec.level_for(start) if self.rules.by_kind else self.rules.level
         if level not in self._kinds:
-            self._kinds[level] = Cutter(replace(self.rules, level=level), self._meter)
+            self._kinds[level] = Cutter(self.rules._replace(level=level), self._meter)
         return self._kinds[level]
 
     def restart(self) -> None:

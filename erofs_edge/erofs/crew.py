@@ -52,6 +52,7 @@ MESSAGES = 64 << 10  # bytes: more than a pipe can hold is never read at once
 RAW = 1 << 31
 END = 1 << 40  # instead of blocks: what has none is not joined
 IS_SEGMENT, IS_DENSE, HAS_DIGEST, IS_JOINED = 1, 2, 4, 8
+_new: Any = tuple.__new__  # a named tuple's own way takes twice the time
 
 Store = Callable[[Piece], Stored]
 Told = tuple[bytes, int, int, int, bool, int, int, int]
@@ -367,10 +368,9 @@ def _pieces(task: bytes) -> Iterator[Piece]:
     inode = Inode(stat.S_IFREG)
     node = Node(inode, b"", 0, None)
     piece = Piece(node, 0, 0)
-    content_of: Any = FileContent
     told: list[Told] = marshal.loads(task)
     for path, size, start, node.size, node.extended, attributes, piece.offset, piece.length in told:
-        inode.content = content_of(path, size, start)
+        inode.content = _new(FileContent, (path, size, start))
         node.xattrs = bytes(attributes)
         yield piece
 
@@ -419,10 +419,9 @@ def _results(pieces: Iterable[Piece], view: memoryview, size: int, length: int) 
     words = view[size : size + length].cast("I").tolist()
     word = at = 0
     results = []
-    new: Any = tuple.__new__  # a named tuple's own way takes twice the time
     for piece in pieces:
         if piece.twin is not None or piece.data is not None:
-            results.append(Stored(piece, None, piece.data))
+            results.append(_new(Stored, (piece, None, piece.data, b"", False)))
             continue
         kind, word = words[word], word + 1
         extents: list[Extent] = []
@@ -431,10 +430,10 @@ def _results(pieces: Iterable[Piece], view: memoryview, size: int, length: int) 
             end = word + 1 + 2 * words[word]
             if end == word + 3:  # as most files have it
                 field = words[word + 2]
-                extents = [new(Extent, (words[word + 1], field & ~RAW, field >= RAW, -1, False))]
+                extents = [_new(Extent, (words[word + 1], field & ~RAW, field >= RAW, -1, False))]
             else:
                 fields = zip(words[word + 1 : end : 2], words[word + 2 : end : 2], strict=True)
-                extents = [new(Extent, (n, field & ~RAW, field >= RAW, -1, False)) for n, field in fields]
+                extents = [_new(Extent, (n, field & ~RAW, field >= RAW, -1, False)) for n, field in fields]
             word = end
             if kind & HAS_DIGEST:
                 digest, word = array("I", words[word : word + 8]).tobytes(), word + 8
@@ -445,8 +444,8 @@ def _results(pieces: Iterable[Piece], view: memoryview, size: int, length: int) 
             at += one
         word = end
         if kind:
-            segment = (JoinedSegment if kind & IS_JOINED else Segment)(extents, chunks)
-            results.append(Stored(piece, segment, None, digest, bool(kind & IS_DENSE)))
+            segment = _new(JoinedSegment if kind & IS_JOINED else Segment, (extents, chunks))
+            results.append(_new(Stored, (piece, segment, None, digest, bool(kind & IS_DENSE))))
         else:
-            results.append(Stored(piece, None, chunks[0]))
+            results.append(_new(Stored, (piece, None, chunks[0], b"", False)))
     return results

@@ -3,21 +3,31 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Iterable, Sequence
-from functools import cache
-from itertools import accumulate, chain
-from struct import Struct
+from itertools import accumulate
+from typing import Protocol
 
-from erofs_edge.erofs.ondisk import DIRENT, DIRENT_SIZE
+from erofs_edge.erofs.ondisk import DIRENT_SIZE
 
 Names = list[bytes]
 
 
+class Numbered(Protocol):
+    """What an entry names."""
+
+    nid: int
+
+
 def split_blocks(names: Iterable[bytes], block_size: int) -> list[Names]:
     """Names, with "." and "..", sorted and cut into blocks: a block ends where the next entry would not fit."""
+    every = sorted([*names, b".", b".."])
+    if block_bytes(every) <= block_size:  # as most have it
+        return [every]
     blocks: list[Names] = [[]]
     used = 0
-    for name in sorted([*names, b".", b".."]):
+    for name in every:
         need = DIRENT_SIZE + len(name)
         if used + need > block_size:
             blocks.append([])
@@ -32,14 +42,37 @@ def block_bytes(names: Sequence[bytes]) -> int:
     return DIRENT_SIZE * len(names) + sum(map(len, names))
 
 
-def encode_block(names: Sequence[bytes], nids: Iterable[int], types: Iterable[int]) -> bytes:
-    """One block, not padded. `nids` and `types` (FT_ numbers) are of each name."""
-    count = len(names)
-    offsets = accumulate(map(len, names[:-1]), initial=DIRENT_SIZE * count)
-    return b"".join([_dirents(count).pack(*chain.from_iterable(zip(nids, offsets, types, strict=True))), *names])
+class Entries:
+    """A directory block of which all is known but the numbers of what it names."""
+
+    __slots__ = ("_block", "_targets")
+
+    def __init__(self, names: Sequence[bytes], targets: Sequence[Numbered], types: bytes) -> None:
+        """`targets` and `types` (FT_ numbers) are of each name."""
+        dirents = DIRENT_SIZE * len(names)
+        self._targets = targets
+        self._block = bytearray(dirents)
+        offsets = list(accumulate(map(len, names), initial=dirents))
+        # ondisk.DIRENT: 8 bytes of nid, 2 of offset, the type, an unused one
+        memoryview(self._block).cast("H")[4::6] = _little("H", offsets[:-1])
+        self._block[10::DIRENT_SIZE] = types
+        self._block += b"".join(names)
+
+    def block(self) -> bytearray:
+        """The block, not padded. Targets have their nids now."""
+        dirents = memoryview(self._block)[: DIRENT_SIZE * len(self._targets)].cast("I")
+        nids = [target.nid for target in self._targets]
+        try:
+            dirents[::3] = _little("I", nids)
+        except OverflowError:
+            dirents[::3] = _little("I", [nid & 0xFFFFFFFF for nid in nids])
+            dirents[1::3] = _little("I", [nid >> 32 for nid in nids])
+        return self._block
 
 
-@cache
-def _dirents(count: int) -> Struct:
-    """So many of ondisk.DIRENT."""
-    return Struct("<" + DIRENT.format.lstrip("<") * count)
+def _little(kind: str, values: list[int]) -> array[int]:
+    """The values as they are on disk."""
+    numbers = array(kind, values)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from erofs_edge.erofs.attributes import icount
-from erofs_edge.erofs.directory import encode_block
+from erofs_edge.erofs.directory import Entries
 from erofs_edge.erofs.ondisk import (
     COMPACT_INODE,
     EXTENDED_INODE,
@@ -21,25 +22,32 @@ from erofs_edge.erofs.ondisk import (
 )
 from erofs_edge.erofs.plan import NO_BLOCK, Node
 
-Write = Callable[[int, bytes], None]
 _pack_compact = COMPACT_INODE.pack
 _FLAT = (LAYOUT_FLAT_PLAIN, LAYOUT_FLAT_INLINE)
+_TYPES = bytes([FILE_TYPES.get(kind << 12, 0) for kind in range(256)])
+"""the type of a dirent for the kind of file in the upper bits of a mode"""
 
 
-def write_nodes(nodes: Iterable[Node], block_size: int, write: Write) -> None:
-    """Call write(offset, bytes) for every inode and every directory block."""
+def encoded(nodes: Iterable[Node], block_size: int) -> Iterator[tuple[int, bytes | bytearray]]:
+    """(byte of the image, bytes) of every inode with what follows it, and of every directory block. What is encoded
+    already is taken from its node: of many small files that is all that they hold."""
     for node in nodes:
-        tail = node.tail
-        if node.names:
-            blocks = [_directory_block(node, names) for names in node.names]
-            if node.tail_size:
-                tail = blocks.pop()
-            for i, one in enumerate(blocks):
-                write((node.i_u + i) * block_size, one)
-        write(node.nid * SLOT_SIZE, node.body or encode_node(node, tail))
+        body = node.body
+        if body:
+            node.body = b""
+        else:
+            tail: bytes | bytearray = node.tail
+            if node.names:
+                blocks = [entries.block() for entries in node.entries or entries_of(node)]
+                if node.tail_size:
+                    tail = blocks.pop()
+                for i, one in enumerate(blocks):
+                    yield (node.i_u + i) * block_size, one
+            body = encode_node(node, tail)
+        yield node.nid * SLOT_SIZE, body
 
 
-def encode_node(node: Node, tail: bytes) -> bytes:
+def encode_node(node: Node, tail: bytes | bytearray) -> bytes:
     """An inode with all that follows it, wherever it may stand; `tail` is what is inline."""
     block, xattrs = node.i_u, node.xattrs
     if node.extended or block >= NULL_ADDR:
@@ -112,9 +120,18 @@ def _address(node: Node) -> tuple[int, int, bool]:
     return node.i_u & NULL_ADDR, node.i_u >> 32, is_block and node.i_u >= NULL_ADDR
 
 
-def _directory_block(node: Node, names: list[bytes]) -> bytes:
-    children, parent = node.children, node.parent
+def entries_of(node: Node) -> list[Entries]:
+    """The blocks of a directory, which want nothing but nids."""
+    parent = node.parent
     assert parent is not None  # noqa: S101 - only the root's could be missing, and it is its own
-    targets = [children.get(name) or (node if name == b"." else parent) for name in names]
-    types = [FILE_TYPES[target.inode.mode & 0o170000] for target in targets]
-    return encode_block(names, [target.nid for target in targets], types)
+    names = node.names[0] if len(node.names) == 1 else list(chain.from_iterable(node.names))
+    targets = list(node.children)
+    targets.insert(names.index(b"."), node)
+    targets.insert(names.index(b".."), parent)
+    types = bytes([target.inode.mode >> 12 for target in targets]).translate(_TYPES)
+    blocks, at = [], 0
+    for names in node.names:
+        end = at + len(names)
+        blocks.append(Entries(names, targets[at:end], types[at:end]))
+        at = end
+    return blocks

@@ -23,6 +23,7 @@ from erofs_edge.erofs.ondisk import (
     LAYOUT_CHUNK_BASED,
     LAYOUT_COMPRESSED_COMPACT,
     LAYOUT_COMPRESSED_FULL,
+    LAYOUT_FLAT_INLINE,
     NULL_ADDR,
 )
 from erofs_edge.erofs.options import WriteOptions
@@ -30,7 +31,7 @@ from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.packed import Packer, Part
 from erofs_edge.erofs.pipeline import Piece, Stored
 from erofs_edge.erofs.places import OldPacked
-from erofs_edge.erofs.plan import Node, choose_flat_layout, reach
+from erofs_edge.erofs.plan import NO_BLOCK, Node, choose_flat_layout, reach
 from erofs_edge.erofs.ranged import joined, use_extents
 from erofs_edge.erofs.repeats import Key, Repeats
 from erofs_edge.erofs.sharing import place_extent
@@ -82,13 +83,11 @@ class FileStore:
         self._repeats = repeats or Repeats()
         self._apart = apart
         self._bases: dict[int, int] = {}
-        self._chunks = chunks
-        self._codings = codings
+        self._chunks, self._codings = chunks, codings
         self._block_size, self._block_bits = options.block_size, options.block_bits
         self._options = options
         self._originals: dict[Node, _Placed | None] = dict.fromkeys(originals)
-        self._first_block = 0
-        self._first_run = 0
+        self._first_block = self._first_run = 0
         self._extents: list[Extent] = []
         self._unused: list[int] = []
         self._own = 0
@@ -103,35 +102,36 @@ class FileStore:
 
     def take(self, stored: Stored) -> None:
         """Pieces of one file come one after the other, as the pipeline yields them."""
-        piece = stored.piece
+        piece, segment, data, _, _ = stored
         node = piece.node
         if piece.twin:
             self._copy(node, piece.twin)
             return
         if self._direct and piece.length == node.size and piece.packed is None and node not in self._originals:
             # most files are one piece that nothing else depends on
-            if stored.segment is None and stored.data is not None:
-                self._take_flat(node, stored.data)
+            if segment is None and data is not None:
+                self._take_flat(node, data)
                 return
-            if type(stored.segment) is JoinedSegment and self._take_alone(node, stored.segment):
+            if type(segment) is JoinedSegment and self._take_alone(node, segment):
                 return
         if not piece.offset:
             self._begin(node)
             self._extents, self._unused = [], []
             self._own = 0
-            self._flat = stored.segment is None
-        elif self._flat != (stored.segment is None):
+            self._flat = segment is None
+        elif self._flat != (segment is None):
             # the pieces were judged by different contents
             raise SourceError("file changed while it was being read", where=node.where)
-        if stored.segment is not None:
-            if self._spool is not None and self._is_apart(piece):
-                self._append_apart(node, stored.segment, piece.key, self._spool)
-            else:
-                self._append_segment(stored.segment, piece.key)
-            if piece.is_last:
-                self._finish_compressed(node, stored)
-        elif stored.data is not None:
-            self._append_flat(node, stored.data, piece.offset)
+        if segment is None:
+            if data is not None:
+                self._append_flat(node, data, piece.offset)
+            return
+        if self._spool is not None and self._is_apart(piece):
+            self._append_apart(node, segment, piece.key, self._spool)
+        else:
+            self._append_segment(segment, piece.key)
+        if piece.is_last:
+            self._finish_compressed(node, stored)
 
     def _take_flat(self, node: Node, data: bytes | memoryview) -> None:
         """A whole file as it is."""
@@ -140,6 +140,9 @@ class FileStore:
         if block >= NULL_ADDR:
             reach(node, block, self._options)
         room = block_size - node.head_size if self._options.inline_tails else 0
+        if len(data) <= room:  # as `choose_flat_layout` has most
+            node.layout, node.i_u, node.tail_size, node.tail = LAYOUT_FLAT_INLINE, NO_BLOCK, len(data), bytes(data)
+            return
         blocks = choose_flat_layout(node, block_size, room)
         self.stored += blocks > 0
         if tail := node.tail_size:
@@ -429,13 +432,13 @@ class FileStore:
         start = placed.block * self._block_size
         if placed.extents is None:
             if original.size == original.tail_size:  # all of it stands beside its inode
-                self._append_flat(node, original.tail, 0)
+                self._append_flat(node, original.inline, 0)
                 return
             size = original.size - original.tail_size
             for offset in range(0, size, COPY):
                 data = self._sink.read(start + offset, min(COPY, size - offset))
                 if offset + COPY >= size:
-                    data += original.tail
+                    data += original.inline
                 self._append_flat(node, data, offset)
             return
         size = sum(extent.blocks for extent in placed.extents) * self._block_size
@@ -470,7 +473,7 @@ class FileStore:
             return False
         if node.tail_size:
             tail_at = placed.block * self._block_size + node.size - node.tail_size
-            node.tail = original.tail or self._sink.read(tail_at, node.tail_size)
+            node.tail = original.inline or self._sink.read(tail_at, node.tail_size)
         if blocks:
             self._set_block(node, placed.block)
         self.stored += node.size > node.tail_size

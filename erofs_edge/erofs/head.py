@@ -7,8 +7,8 @@ The root stands right behind the superblock because its nid has only 16 bits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from erofs_edge.erofs.attributes import Attribute, inline_area, shared_area
 from erofs_edge.erofs.codings import Codings
@@ -35,8 +35,7 @@ from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.plan import Plan, choose_flat_layout
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Head:
+class Head(NamedTuple):
     """blocks: its size; hole: (start, end) bytes left for other inodes, in its last block; shared: the shared
     attributes with the tables of long prefixes and of devices behind; root_blocks: blocks the root directory needs
     elsewhere."""
@@ -67,8 +66,10 @@ def plan_head(
     root_blocks = choose_flat_layout(root, block_size, room)
     shared_at = _round_up(root_at + root.head_size + root.tail_size, 4)
     shared, ids = shared_area(plan.attributes, shared_at, rules, old)
-    for node in plan.nodes:
-        node.xattrs = inline_area(node.inode.xattrs if plan.attributes else {}, ids, node.where, rules)
+    if plan.attributes:
+        for node in plan.nodes:
+            if node.inode.xattrs:
+                node.xattrs = inline_area(node.inode.xattrs, ids, node.where, rules)
     plan.prefixes_at = shared_at + len(shared)
     shared += rules.prefix_table()
     if plan.slots:

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from erofs_edge.erofs.plan import Node
 from erofs_edge.erofs.profile import Use
 from erofs_edge.tree import FileTree
 
 
-@dataclass(frozen=True, slots=True)
-class Hot:
+class Hot(NamedTuple):
     """nodes    what the uses need, in order: directories on the way, symlinks, the file
     missing  paths that do not exist
     ranges   where a use is a part of a file: path of each file used → (start, end, place in the order); else empty
@@ -20,7 +19,7 @@ class Hot:
 
     nodes: list[Node]
     missing: int
-    ranges: dict[bytes, list[tuple[int, int, int]]] = field(default_factory=dict)
+    ranges: dict[bytes, list[tuple[int, int, int]]]
 
     def rank(self, path: bytes, start: int, end: int) -> int | None:
         """The first place in the order of what overlaps these bytes of a file, None where nothing does."""

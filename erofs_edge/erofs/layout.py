@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 
-from erofs_edge.erofs.encode import encode_node
+from erofs_edge.erofs.encode import encode_node, entries_of
 from erofs_edge.erofs.ondisk import COMPACT_SIZE, EXTENDED_SIZE, SLOT_BITS, SLOT_SIZE
 from erofs_edge.erofs.plan import Node, choose_flat_layout
 
@@ -49,12 +49,15 @@ class _Hole:
         self.nodes: list[tuple[int, int, Node]] = []
 
     def number(self, block_start: int) -> tuple[int, int]:
-        """Give the nodes their nids; the bytes of the image that are left."""
+        """Give the nodes their nids, after `sort`; the bytes of the image that are left."""
         offset = block_start + self.start
-        for _, slots, node in sorted(self.nodes, key=itemgetter(0)):
+        for _, slots, node in self.nodes:
             node.nid = offset >> SLOT_BITS
             offset += slots * SLOT_SIZE
         return offset, offset + self.free * SLOT_SIZE
+
+    def sort(self) -> None:
+        self.nodes.sort(key=itemgetter(0))
 
 
 class _Holes:
@@ -104,12 +107,12 @@ def footprint(node: Node) -> int:
 
 def slots_of(node: Node) -> int:
     """The same in slots."""
-    return -(-footprint(node) // SLOT_SIZE)
+    return -(-(len(node.body) or footprint(node)) // SLOT_SIZE)
 
 
 def directory_blocks(nodes: Iterable[Node], block_size: int) -> dict[Node, int]:
     """How many blocks of their own the entries of each directory need; those that need some. Sets their layout."""
-    needs = {n: choose_flat_layout(n, block_size, block_size - n.head_size) for n in nodes if n.inode.is_dir}
+    needs = {n: choose_flat_layout(n, block_size, block_size - n.head_size) for n in nodes if n.names}
     return {node: blocks for node, blocks in needs.items() if blocks}
 
 
@@ -118,6 +121,9 @@ def place(packing: Packing, directories: Mapping[Node, int], allocate: Callable[
     left, as Packing's `holes`. `allocate` gives the first of a number of free blocks. Nids count from byte 0 of the
     image."""
     areas, left = packing.finish()
+    for area in areas:
+        for hole in area.holes:
+            hole.sort()
     areas += [_Area(blocks, directory) for directory, blocks in directories.items()]
     firsts = _first_children(packing.nodes)
     for area in sorted(areas, key=lambda area: _first_need(area, firsts)):
@@ -153,12 +159,14 @@ class Packing:
 
     def advance(self, number: int) -> None:
         """Every file before this number has all that will follow it, and it is known how long that of other nodes is:
-        pack them, as far as windows are full. Files are encoded at once."""
+        pack them, as far as windows are full. What needs no numbers of others is encoded at once."""
         end = self._packed + WINDOW
         while end <= len(self.nodes) and self.nodes[end - 1].number < number:
             for node in self.nodes[self._packed : end]:
-                if node.inode.is_file:
-                    node.body = encode_node(node, node.tail)
+                if node.names:
+                    node.entries = entries_of(node)
+                elif not node.inode.is_symlink:
+                    node.body, node.tail = encode_node(node, node.tail), b""
             self._pack()
             end += WINDOW
         self.due = self.nodes[min(end, len(self.nodes)) - 1].number + 1 if self.nodes else 0
@@ -167,29 +175,39 @@ class Packing:
         """Pack the rest: areas that want places, and what is left of the holes. Nodes in these have their nids."""
         while self._packed < len(self.nodes):
             self._pack()
+        for hole in (*self._old, *self._last):
+            hole.sort()
         return self._areas, [hole.number(0) for hole in (*self._old, *self._last)]
 
     def _pack(self) -> None:
         """Every node of the next window into a hole, or a block of an area."""
         age, near, far, block_size = self._packed // WINDOW, self._near, self._far, self.block_size
         near.move(far, age - NEAR)
-        window = [(slots_of(node), node) for node in self.nodes[self._packed : self._packed + WINDOW]]
-        for slots, node in sorted(window, key=itemgetter(0), reverse=True):
-            found = near.take(slots) or far.take(slots)
-            if found is None and slots * SLOT_SIZE > block_size and node.tail_size:
-                area = _across(node, slots, age, block_size)
-                self._areas.append(area)
-                near.add(area.holes[0])
-                near.add(area.holes[-1])
-                continue
-            if found is None:
-                # more than a block only where nothing follows that must not cross a border
-                area = _Area(-(-slots * SLOT_SIZE // block_size))
-                self._areas.append(area)
-                found = area.hole(0, area.blocks * block_size // SLOT_SIZE, age)
-            found.nodes.append((node.number, slots, node))
-            found.free -= slots
-            (near if found.age >= age - NEAR else far).add(found)
+        alike: dict[int, list[Node]] = {}
+        window = self.nodes[self._packed : self._packed + WINDOW]
+        for node in window:
+            alike.setdefault(slots_of(node), []).append(node)
+        for slots in sorted(alike, reverse=True):
+            nodes = alike[slots]
+            while nodes:
+                found = near.take(slots) or far.take(slots)
+                if found is None and slots * SLOT_SIZE > block_size and nodes[0].tail_size:
+                    area = _across(nodes.pop(0), slots, age, block_size)
+                    self._areas.append(area)
+                    near.add(area.holes[0])
+                    near.add(area.holes[-1])
+                    continue
+                if found is None:
+                    # more than a block only where nothing follows that must not cross a border
+                    area = _Area(-(-slots * SLOT_SIZE // block_size))
+                    self._areas.append(area)
+                    found = area.hole(0, area.blocks * block_size // SLOT_SIZE, age)
+                # what is left of the best hole is the best one for the next node of the same length
+                count = min(found.free // slots, len(nodes))
+                found.nodes += [(node.number, slots, node) for node in nodes[:count]]
+                found.free -= count * slots
+                del nodes[:count]
+                (near if found.age >= age - NEAR else far).add(found)
         self._packed += len(window)
 
 
@@ -217,9 +235,12 @@ def _across(node: Node, slots: int, age: int, block_size: int) -> _Area:
 def _first_children(nodes: Iterable[Node]) -> dict[Node, int]:
     """Directory → number of the first of its entries: before that one a walk reads the entries."""
     firsts: dict[Node, int] = {}
+    last = None
     for node in nodes:
-        if node.parent is not None:
-            firsts.setdefault(node.parent, node.number)
+        parent = node.parent
+        if parent is not last and parent is not None:  # mostly those of a directory follow each other
+            firsts.setdefault(parent, node.number)
+            last = parent
     return firsts
 
 
@@ -227,4 +248,4 @@ def _first_need(area: _Area, firsts: Mapping[Node, int]) -> tuple[int, bool]:
     """When a walk needs the area: before the inode with this number (False), or for it."""
     if area.directory is not None:
         return firsts.get(area.directory, area.directory.number), False
-    return min(number for hole in area.holes for number, _, _ in hole.nodes), True
+    return min([hole.nodes[0][0] for hole in area.holes if hole.nodes]), True

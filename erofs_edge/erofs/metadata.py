@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from erofs_edge.erofs.encode import write_nodes
+from erofs_edge.erofs.encode import encoded
 from erofs_edge.erofs.head import Head, finish_head
 from erofs_edge.erofs.identity import content_digest, uuid_from
 from erofs_edge.erofs.ondisk import SUPER_OFFSET, SUPER_SIZE
 from erofs_edge.erofs.options import WriteOptions
-from erofs_edge.erofs.output import Sink
+from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.plan import Plan
 
 if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
     from erofs_edge.erofs.baseline import Baseline
+
+
+PIECE = 1 << 20  # bytes of metadata that are put together at once
 
 
 @dataclass(slots=True)
@@ -42,23 +47,26 @@ def write_metadata(
     """Append inodes and directories, write the head; the image's UUID."""
     first = bytearray(head.blocks * options.block_size)
     body_at = data_end * options.block_size
-    body = bytearray((blocks - data_end) * options.block_size)
     hot_at = hot.block * options.block_size
     front = bytearray(hot.blocks * options.block_size)
+    body: list[tuple[int, Chunk]] = []
 
-    def write(offset: int, data: bytes) -> None:
+    def write(offset: int, data: Chunk) -> None:
         if offset < len(first):
             first[offset : offset + len(data)] = data
-        elif offset < body_at:
-            front[offset - hot_at : offset - hot_at + len(data)] = data
         else:
-            body[offset - body_at : offset - body_at + len(data)] = data
+            front[offset - hot_at : offset - hot_at + len(data)] = data
 
     write(SUPER_OFFSET + SUPER_SIZE, head.record)
     write(head.shared_at, head.shared)
     write(plan.devices_at, table)
-    write_nodes(plan.nodes, options.block_size, write)
-    sink.append([body])
+    for part in encoded(plan.nodes, options.block_size):
+        if part[0] < body_at:
+            write(*part)
+        else:
+            body.append(part)
+    for piece in _joined(body, body_at, blocks * options.block_size):
+        sink.append([piece])
     sink.flush()
     sink.write_at(hot_at, front)
     uuid = options.uuid
@@ -71,6 +79,24 @@ def write_metadata(
     return uuid
 
 
+def _joined(parts: list[tuple[int, Chunk]], start: int, end: int) -> Iterator[bytes]:
+    """Bytes [start, end) of the image: the parts at their offsets, and zeros between them. Takes the parts away."""
+    parts.sort(key=itemgetter(0), reverse=True)  # putting each to its place takes five times as long as joining all
+    pieces: list[Chunk] = []
+    due = start + PIECE
+    while parts:
+        offset, data = parts.pop()
+        if gap := offset - start:
+            pieces.append(bytes(gap))
+        pieces.append(data)
+        start = offset + len(data)
+        if start >= due:
+            yield b"".join(pieces)
+            pieces.clear()
+            due = start + PIECE
+    yield b"".join([*pieces, bytes(end - start)])
+
+
 def patch_metadata(
     plan: Plan, head: Head, sink: Sink, options: WriteOptions, baseline: Baseline, blocks: int
 ) -> tuple[bytes, int]:
@@ -79,7 +105,7 @@ def patch_metadata(
     start, end = head.blocks * block_size, blocks * block_size
     parts: dict[int, bytearray] = {}
 
-    def write(offset: int, data: bytes) -> None:
+    def write(offset: int, data: Chunk) -> None:
         while data:
             block, at = divmod(offset, block_size)
             part = parts.setdefault(block, bytearray(block_size))
@@ -90,7 +116,8 @@ def patch_metadata(
     write(0, bytes(start))
     write(SUPER_OFFSET + SUPER_SIZE, head.record)
     write(head.shared_at, head.shared)
-    write_nodes(plan.nodes, block_size, write)
+    for offset, data in encoded(plan.nodes, block_size):
+        write(offset, data)
     first = b"".join(parts.pop(block) for block in range(head.blocks))
     for block, part in sorted(parts.items()):
         sink.write_at(block * block_size, part)

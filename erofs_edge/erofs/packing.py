@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from erofs_edge.erofs.codings import Codings
@@ -39,7 +38,7 @@ def store_packed(
     files.place_fragments(old)
     if codings.default is None or not files.packer.content.size:
         return
-    rules = replace(codings.default, pcluster=options.packed_pcluster_size, packed=True)
+    rules = codings.default._replace(pcluster=options.packed_pcluster_size, packed=True)
     tails = Tails.INLINE if options.ztailpacking else Tails.BLOCK
     node = add_packed_node(plan, files.packer, ino)
     for stored in run(files.packer.pieces(node), rules=rules, tails=tails):

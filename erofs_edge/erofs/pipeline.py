@@ -270,9 +270,9 @@ def _batches(pieces: Iterable[Piece], ahead: Ahead | None) -> Iterator[tuple[int
     """(bytes, pieces) of a task each; what processes have begun with is alone."""
     batch: list[Piece] = []
     size = 0
-    begun = ahead.has if ahead is not None and ahead.crew is not None else None
+    begun = ahead if ahead is not None and ahead.crew is not None else None
     for piece in pieces:
-        if begun is not None and piece.twin is None and begun(piece):
+        if begun is not None and piece.node.size >= begun.least and piece.twin is None and begun.has(piece):
             if batch:
                 yield size, batch
                 batch, size = [], 0

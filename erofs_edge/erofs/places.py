@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from erofs_edge.erofs.anchors import OldExtent
@@ -16,8 +15,7 @@ from erofs_edge.erofs.anchors import OldExtent
 SOFT, DENSE = 1, 2
 
 
-@dataclass(frozen=True, slots=True)
-class OldPacked:
+class OldPacked(NamedTuple):
     """The packed inode of an older image.
 
     size     bytes

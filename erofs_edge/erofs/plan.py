@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 
 from erofs_edge.erofs.attributes import Attribute, count_attributes
-from erofs_edge.erofs.directory import Names, block_bytes, split_blocks
+from erofs_edge.erofs.directory import Entries, Names, block_bytes, split_blocks
 from erofs_edge.erofs.ondisk import (
     COMPACT_SIZE,
     EXTENDED_SIZE,
@@ -36,10 +36,19 @@ NO_BLOCK = -1
 TARGET_MAX = 4095
 SIZE_END = 1 << 63  # kernels refuse larger ones: i_size is signed there
 UINT16, UINT32 = 0xFFFF, 0xFFFFFFFF
-_NO_NAMES = (b".", b"..")
+_NO_NAMES = frozenset((b"", b".", b".."))
 _NO_DEVICE = (0, 0)
 MAJOR_MAX, MINOR_MAX = 0xFFF, 0xFFFFF
 MTIME_MIN, MTIME_END = -(10**9 << 63), 10**9 << 63  # nanoseconds: seconds have 64 bits and a sign
+KINDS = {
+    stat.S_IFREG: "files",
+    stat.S_IFDIR: "directories",
+    stat.S_IFLNK: "symlinks",
+    stat.S_IFCHR: "devices",
+    stat.S_IFBLK: "devices",
+    stat.S_IFIFO: "fifos",
+    stat.S_IFSOCK: "sockets",
+}
 PACKED_PATH = b"(packed inode)"  # no path of a tree is like this: those start with '/'
 
 
@@ -55,8 +64,9 @@ class Node:
     tail_size    bytes that stand inline after the inode; `tail` holds them (directories' come at the end)
     index        map header and index of a compressed file, or the table of a chunk-based one; it starts at a
                  multiple of `index_align` bytes
-    body         inode, attributes, index and tail, where that is encoded already
-    names        a directory's names, block by block
+    body         inode, attributes, index and tail, where that is encoded already; then there is no `tail`
+    names        a directory's names, block by block; `entries`: the blocks, where they are made already; `children`:
+                 what is named, in order, but "." and ".."
     nid          number = place; -1 until placed
     ino          i_ino, which no kernel looks at; 0: the same as `number`
     lent         its data stands on a further device already, see loans.py
@@ -82,8 +92,9 @@ class Node:
     index: bytes = b""
     index_align: int = 8
     body: bytes = b""
-    names: list[Names] = field(default_factory=list)
-    children: dict[bytes, Node] = field(default_factory=dict)
+    names: Sequence[Names] = ()
+    entries: Sequence[Entries] = ()
+    children: Sequence[Node] = ()
     nid: int = -1
     ino: int = 0
     lent: bool = False
@@ -92,6 +103,11 @@ class Node:
     def head_size(self) -> int:
         """Bytes of inode and attributes."""
         return (EXTENDED_SIZE if self.extended else COMPACT_SIZE) + len(self.xattrs)
+
+    @property
+    def inline(self) -> bytes:
+        """What stands inline after the inode, of a file."""
+        return self.tail or self.body[len(self.body) - self.tail_size :]
 
     @property
     def where(self) -> str:
@@ -122,6 +138,8 @@ class Plan:
     """nodes that are used first, by a profile"""
     apart: frozenset[bytes] = frozenset()
     """paths of files of which a profile names parts"""
+    kinds: dict[str, int] = field(default_factory=dict)
+    """how many files, directories and so on there are, as ErofsInfo has it"""
 
     @property
     def files(self) -> Iterator[Node]:
@@ -131,7 +149,9 @@ class Plan:
             first = dict.fromkeys(self.hot)
             every = chain(first, (node for node in self.nodes if node not in first))
         packed = self.packed
-        return (n for n in every if n.size and n.inode.is_file and n is not packed and not n.lent)
+        return (
+            n for n in every if n.size and n.inode.mode & 0o170000 == stat.S_IFREG and n is not packed and not n.lent
+        )
 
 
 def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | None = None) -> Plan:
@@ -154,8 +174,17 @@ def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | No
     root, *others = nodes
     if root.names[1:] and sum(-(-n.size // options.block_size) + 1 for n in others) > NULL_ADDR:
         root.extended = True  # its entries may come behind all data, and its place is given first
-    attributes = count_attributes(node.inode.xattrs for node in nodes if options.xattr_tolerance >= 0)
-    return Plan(nodes, seconds, nanoseconds, attributes, built_after=made - seconds)
+    sets = [node.inode.xattrs for node in nodes if node.inode.xattrs] if options.xattr_tolerance >= 0 else []
+    attributes = count_attributes(sets)
+    return Plan(nodes, seconds, nanoseconds, attributes, built_after=made - seconds, kinds=_kinds(nodes))
+
+
+def _kinds(nodes: list[Node]) -> dict[str, int]:
+    modes = [node.inode.mode >> 12 for node in nodes]
+    kinds: Counter[str] = Counter()
+    for mode in set(modes):
+        kinds[KINDS[mode << 12]] += modes.count(mode)
+    return dict(sorted(kinds.items()))
 
 
 def reach(node: Node, block: int, options: WriteOptions) -> None:
@@ -209,12 +238,13 @@ def _collect(tree: FileTree) -> Iterator[Node]:
             raise SourceError("the root of an image must be a directory", where=directory.where)
         prefix = directory.path if directory.path == b"/" else directory.path + b"/"
         below = []
+        named: list[Node] = []
         children = directory.inode.children
-        for name in sorted(children):
+        names = sorted(children)
+        _check_names(names, prefix)
+        for name in names:
             inode = children[name]
             path = prefix + name
-            if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in _NO_NAMES:
-                raise SourceError(f"bad file name {name!r}", where=_text(path))
             node = known.get(id(inode))
             if node is None:
                 node = known[id(inode)] = Node(inode, path, next(numbers), directory)
@@ -227,19 +257,30 @@ def _collect(tree: FileTree) -> Iterator[Node]:
                 raise SourceError(f"directory also stands at {node.where}", where=_text(path))
             else:
                 node.links += 1
-            directory.children[name] = node
+            named.append(node)
+        directory.children = named
         stack += reversed(below)
+
+
+def _check_names(names: Sequence[bytes], prefix: bytes) -> None:
+    joined = b"/".join(names)  # most are right, and one look at all takes less than one at each
+    if (
+        names and (joined.count(b"/") != len(names) - 1 or max(map(len, names)) > NAME_MAX or 0 in joined)
+    ) or not _NO_NAMES.isdisjoint(names):
+        for name in names:
+            if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in _NO_NAMES:
+                raise SourceError(f"bad file name {name!r}", where=_text(prefix + name))
 
 
 def _is_plain(inode: Inode) -> bool:
     """Whether it is of the kind that most are, of which `_check` would find nothing wrong."""
     kind = inode.mode & ~0o7777
+    content = inode.content
     return (
-        (kind == stat.S_IFDIR or (kind == stat.S_IFREG and (inode.content is None or inode.content.size < SIZE_END)))
-        and inode.rdev == _NO_DEVICE
-        and 0 <= inode.uid <= UINT16
-        and 0 <= inode.gid <= UINT16
+        ((kind == stat.S_IFREG and (content is None or content.size < SIZE_END)) or kind == stat.S_IFDIR)
+        and not (inode.uid | inode.gid) >> 16
         and 0 <= inode.mtime_ns < MTIME_END
+        and inode.rdev == _NO_DEVICE
     )
 
 
@@ -301,10 +342,11 @@ def _earliest(nodes: list[Node], made: int, nanoseconds: int) -> int:
 
 
 def _needs_extended(node: Node, epoch: tuple[int, int], options: WriteOptions) -> bool:
-    own_time = (node.seconds, node.nanoseconds) != epoch
-    if options.wide and node.nanoseconds == epoch[1]:
-        own_time = not 0 <= node.seconds - epoch[0] <= UINT32
-    needed = node.size > UINT32 or max(node.uid, node.gid, node.links) > UINT16 or own_time
+    seconds, nanoseconds = epoch
+    own_time = node.seconds != seconds or node.nanoseconds != nanoseconds
+    if options.wide and node.nanoseconds == nanoseconds:
+        own_time = not 0 <= node.seconds - seconds <= UINT32
+    needed = own_time or node.size > UINT32 or node.uid | node.gid | node.links > UINT16
     if needed and options.inode_form == "compact":
         raise SourceError("a compact inode cannot hold its size, owner, links or time", where=node.where)
     return needed or options.inode_form == "extended"

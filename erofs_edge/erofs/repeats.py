@@ -53,7 +53,7 @@ class Repeat(NamedTuple):
     source_start: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Repeats:
     """found    what each piece repeats, in order, without overlaps; starts are bytes of the file
     cuts     bytes within a piece at which an extent should start because others repeat what follows

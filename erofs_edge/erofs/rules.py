@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from erofs_edge.codec.registry import dictionary_for, find_codec
 from erofs_edge.erofs.ondisk import PCLUSTER_MAX
 from erofs_edge.errors import UsageError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompressionRule:
+class CompressionRule(NamedTuple):
     """How files are compressed whose path matches; of several rules the first that matches wins.
 
     match        a glob: '*' and '?' stop at '/', '**' does not; without '/' it is about the name, else about the

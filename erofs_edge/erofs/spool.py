@@ -26,7 +26,7 @@ END = 1 << 63  # of a whole file
 COLD = 1 << 62
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Run:
     """Blocks that must stay together.
 

@@ -10,14 +10,12 @@ stable.py. Nids count from byte 0.
 from __future__ import annotations
 
 import stat
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.erofs.chunks import ChunkStore
 from erofs_edge.erofs.codings import Codings, choose_codings
@@ -26,6 +24,7 @@ from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.gate import check_kernel, minimum_kernel, superblock_features
 from erofs_edge.erofs.head import Head, plan_head
 from erofs_edge.erofs.hot import Hot, find_hot
+from erofs_edge.erofs.info import ErofsInfo
 from erofs_edge.erofs.layout import Packing, directory_blocks, footprint, place
 from erofs_edge.erofs.metadata import HotBlocks, patch_metadata, write_metadata
 from erofs_edge.erofs.ondisk import (
@@ -37,7 +36,7 @@ from erofs_edge.erofs.ondisk import (
     SUPERBLOCK,
     Superblock,
 )
-from erofs_edge.erofs.options import ErofsInfo, WriteOptions
+from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.output import Follower, Sink, replacing, scratch
 from erofs_edge.erofs.packing import store_packed
 from erofs_edge.erofs.pipeline import Stored, find_twins, pieces_of, store
@@ -58,17 +57,8 @@ if TYPE_CHECKING:  # what only a build with a baseline, or of layers, needs is l
 
 __all__ = ["ErofsInfo", "WriteOptions", "write_image"]
 
+PROGRESS_STEPS = 2000  # a file is more often too small to be told of
 EARLY_MAX = 1 << 40  # bytes of contents: their blocks have numbers that every inode can tell
-
-KINDS = {
-    stat.S_IFREG: "files",
-    stat.S_IFDIR: "directories",
-    stat.S_IFLNK: "symlinks",
-    stat.S_IFCHR: "devices",
-    stat.S_IFBLK: "devices",
-    stat.S_IFIFO: "fifos",
-    stat.S_IFSOCK: "sockets",
-}
 
 
 def write_image(tree: FileTree, out: Path, options: WriteOptions, follower: Follower | None = None) -> ErofsInfo:
@@ -92,8 +82,7 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions, follower: Foll
         return _write(tree, out, options, baseline, follower)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class _Written:
+class _Written(NamedTuple):
     """blocks: of the image; data_blocks: of them, those of files; hot_blocks: from the head on, with what the profile
     names; stable: with a baseline, what became of the layout; changed: the blocks that differ from it."""
 
@@ -172,7 +161,7 @@ def _info(
         epoch=plan.epoch,
         volume_name=options.volume_name,
         uncompressed=files.size + (layers.loans.size if layers else 0),
-        kinds=_kinds(plan),
+        kinds=plan.kinds,
         compressed=files.compressed,
         stored=files.stored,
         reused=files.reused,
@@ -281,14 +270,6 @@ def _write_stable(
     return _Written(files, chunks, stable.blocks, stable.data, uuid, stable=stable, changed=changed)
 
 
-def _kinds(plan: Plan) -> dict[str, int]:
-    modes = Counter([node.inode.mode & 0o170000 for node in plan.nodes if node is not plan.packed])
-    kinds: Counter[str] = Counter()
-    for mode, count in modes.items():
-        kinds[KINDS[mode]] += count
-    return dict(sorted(kinds.items()))
-
-
 def _features(sink: Sink, options: WriteOptions) -> list[str]:
     """What the image turned out to need. Raises UsageError if the kernel asked for cannot mount it."""
     raw = Superblock(*SUPERBLOCK.unpack(sink.read(SUPER_OFFSET, SUPER_SIZE)))
@@ -330,38 +311,32 @@ def _store_contents(
     beside = options.block_size if options.inline_tails else 0
     contents = list(plan.files)
     done, total = 0, sum([node.size for node in contents])
+    due = step = total // PROGRESS_STEPS
     pool = options.ahead.pool if options.ahead else Threads(options.workers)
     how = partial(store, pool=pool, special=codings.special, block_size=options.block_size)
     run = partial(how, cache=options.cache, meter=options.meter)
     try:
-        # a file of less than a block can have one too, if it does not fit beside its inode
-        larger_than = 0 if tails is Tails.ALL else options.block_size // 2 if options.dedupe else options.block_size
-        least = 0 if options.shares else codings.least_twin
-        if least is not None and tails is Tails.BLOCK:
-            larger_than = max(larger_than, least)
-        twins = find_twins(contents, codings, pool, larger_than=larger_than) if least is not None else {}
-        repeats = Repeats()
-        if options.dedupe and tails is not Tails.ALL:
-            originals = (node for node in contents if node not in twins)
-            whole = options.pcluster_size if tails is Tails.FRAGMENT else 0
-            repeats = find_repeats(originals, codings, pool, block_size=options.block_size, larger_than=whole)
+        twins, repeats = _find_equal(contents, codings, pool, options)
         shares = Shares(repeats, options.block_size) if repeats.numbers else None
         files = FileStore(sink, codings, options, twins.values(), chunks, repeats, plan.apart)
         pieces = pieces_of(contents, twins, tails=tails)
         stream = run(pieces, rules=codings.default, tails=tails, beside=beside, shares=shares, ahead=options.ahead)
-        for stored in _after(plan.hot, stream, partial(_end_hot, plan.hot, files, after_hot)):
+        end_hot = partial(_end_hot, plan.hot, files, after_hot)
+        for stored in _after(plan.hot, stream, end_hot) if plan.hot else stream:
             if packing is not None and stored.piece.node.number >= packing.due:
                 packing.advance(stored.piece.node.number)
             files.take(stored)
             done += stored.piece.length - (stored.segment.fragment if stored.segment else 0)
-            if options.progress:
+            if done > due and options.progress:
                 options.progress(done, total)
+                due = done + step
         for stored in store_packed(plan, files, codings, options, run, baseline):
             # equal parts are there once, so this may be less than what is left
             done = min(total, done + stored.piece.length)
-            if options.progress:
+            if done > due and options.progress:
                 options.progress(done, total)
-        if options.progress and done < total:
+                due = done + step
+        if options.progress:
             options.progress(total, total)
     finally:
         pool.shutdown()
@@ -370,6 +345,26 @@ def _store_contents(
     _take_symlinks([node for node in plan.nodes if node not in hot] if hot else plan.nodes, files)
     plan.incompat |= files.features | (chunks.features if chunks else 0)
     return files
+
+
+def _find_equal(
+    contents: list[Node], codings: Codings, pool: Threads, options: WriteOptions
+) -> tuple[dict[Node, Node], Repeats]:
+    """Files that have the content of earlier ones, and what the others repeat of earlier ones, as far as the options
+    make use of either."""
+    tails = TAILS[options.fragments, options.ztailpacking]
+    # a file of less than a block can have one too, if it does not fit beside its inode
+    larger_than = 0 if tails is Tails.ALL else options.block_size // 2 if options.dedupe else options.block_size
+    twins: dict[Node, Node] = {}
+    if (least := 0 if options.shares else codings.least_twin) is not None:
+        larger_than = max(larger_than, least) if tails is Tails.BLOCK else larger_than
+        twins = find_twins(contents, codings, pool, larger_than=larger_than)
+    repeats = Repeats()
+    if options.dedupe and tails is not Tails.ALL:
+        originals = (node for node in contents if node not in twins)
+        whole = options.pcluster_size if tails is Tails.FRAGMENT else 0
+        repeats = find_repeats(originals, codings, pool, block_size=options.block_size, larger_than=whole)
+    return twins, repeats
 
 
 def _after(nodes: Iterable[Node], stream: Iterable[Stored], call: Callable[[], object]) -> Iterator[Stored]:
@@ -391,7 +386,7 @@ def _end_hot(nodes: Iterable[Node], files: FileStore, after: Callable[[], object
 
 def _take_symlinks(nodes: Iterable[Node], files: FileStore) -> None:
     for node in nodes:
-        if node.inode.is_symlink:
+        if node.inode.mode & 0o170000 == stat.S_IFLNK:
             files.take_symlink(node)
 
 
@@ -408,10 +403,10 @@ def _begin_packing(plan: Plan, head: Head, options: WriteOptions) -> Packing | N
     an inode, or where that is another order than theirs."""
     if options.fragments != "none" or plan.hot or sum([node.size for node in plan.nodes]) > EARLY_MAX:
         return None
-    nodes = [node for node in plan.nodes if node is not plan.nodes[0]]
+    nodes = plan.nodes[1:]
     directories = directory_blocks(nodes, options.block_size)
     for node in nodes:
-        if node.inode.is_symlink:
+        if node.inode.mode & 0o170000 == stat.S_IFLNK:
             choose_flat_layout(node, options.block_size, options.block_size - node.head_size)
     packing = Packing(nodes, options.block_size, [head.hole])
     packing.directories = directories

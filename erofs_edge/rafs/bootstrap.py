@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from erofs_edge.erofs.attributes import AttributeRules, inline_area
 from erofs_edge.erofs.chunks import device_slot
-from erofs_edge.erofs.encode import write_nodes
+from erofs_edge.erofs.encode import encoded
 from erofs_edge.erofs.identity import uuid_from
 from erofs_edge.erofs.layout import Packing, directory_blocks, footprint, place
 from erofs_edge.erofs.ondisk import (
@@ -62,7 +62,7 @@ def encode_bootstrap(plan: Plan, settled: Settled, chunk_size: int) -> tuple[byt
     blocks = end + -(-len(chunks) // BLOCK)
     raw = bytearray(blocks * BLOCK)
 
-    def write(offset: int, data: bytes) -> None:
+    def write(offset: int, data: bytes | bytearray) -> None:
         raw[offset : offset + len(data)] = data
 
     extended = Extended(
@@ -78,7 +78,8 @@ def encode_bootstrap(plan: Plan, settled: Settled, chunk_size: int) -> tuple[byt
     write(table_at, b"".join(ondisk.BLOB.pack(*blob) for blob in settled.blobs))
     for block, target in targets.items():
         write(block * BLOCK, target)
-    write_nodes(plan.nodes, BLOCK, write)
+    for offset, data in encoded(plan.nodes, BLOCK):
+        write(offset, data)
     write(end * BLOCK, chunks)
     uuid = uuid_from(hashlib.sha256(raw).digest(), b"")
     write(SUPER_OFFSET, _superblock(plan, settled, blocks, uuid))

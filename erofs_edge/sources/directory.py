@@ -13,11 +13,13 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from erofs_edge.errors import SourceError
 from erofs_edge.tree import Content, FileContent, FileTree, Inode
 
 _NO_XATTRS = (95, 61)  # ENOTSUP, ENODATA
+_new: Any = tuple.__new__  # a named tuple's own way takes twice the time
 
 
 def scan(path: Path, found: Callable[[Content], None] | None = None) -> FileTree:
@@ -151,7 +153,7 @@ def _inode(path: bytes, info: os.stat_result) -> Inode:
     kind = mode & 0o170000
     if kind == stat.S_IFREG:
         if size := info.st_size:
-            inode.content = FileContent(path, size)
+            inode.content = _new(FileContent, (path, size, 0))
     elif kind == stat.S_IFLNK:
         inode.target = os.readlink(path)
     elif kind in (stat.S_IFCHR, stat.S_IFBLK):

@@ -186,3 +186,32 @@ def test_a_call_of_another_level_leaves_nothing_behind() -> None:
         assert compressor.fill(lz4.address_of(data), len(data), level=level) == expected
         produced = expected[1]
         assert compressor.padded(produced, produced) == plain[level].padded(produced, produced)
+
+
+def test_memory_is_used_again_after_a_restart_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lz4, "GROUND", 20_000)
+    data = sample(900_000)
+    compressor = lz4.FixedOutput(None, 4096, 4096)
+
+    def outputs() -> list[memoryview]:
+        found, at = [], 0
+        while at < len(data):
+            consumed, produced = compressor.fill(lz4.address_of(data) + at, len(data) - at)
+            found.append(compressor.padded(produced, 4096))
+            at += consumed
+        return found
+
+    def grounds(views: list[memoryview]) -> set[int]:
+        return {id(view.obj) for view in views}
+
+    first = outputs()
+    kept = [bytes(view) for view in first]
+    again = outputs()
+    assert [bytes(view) for view in first] == kept == [bytes(view) for view in again]
+    assert len(grounds(first)) > 5
+    compressor.restart()
+    second = outputs()
+    assert [bytes(view) for view in second] == kept
+    compressor.restart()
+    third = outputs()
+    assert [bytes(view) for view in third] == kept and grounds(third) == grounds(second)

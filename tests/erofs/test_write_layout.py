@@ -7,13 +7,14 @@ import random
 import stat
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 from hypothesis import given
 from hypothesis import strategies as st
 from writer_check import write
 from writer_trees import file
 
-from erofs_edge.erofs.directory import block_bytes, encode_block, split_blocks
+from erofs_edge.erofs.directory import Entries, block_bytes, split_blocks
 from erofs_edge.erofs.layout import Packing, directory_blocks, footprint, place
 from erofs_edge.erofs.ondisk import DIRENT, LAYOUT_FLAT_INLINE, LAYOUT_FLAT_PLAIN
 from erofs_edge.erofs.plan import Node, choose_flat_layout
@@ -123,17 +124,25 @@ def test_a_tail_stands_inline_only_where_it_fits() -> None:
 @given(
     st.sets(st.binary(min_size=1, max_size=255).filter(lambda n: n not in (b".", b"..")), max_size=60),
     st.sampled_from([512, 4096]),
+    st.sampled_from([1, 1 << 31, 1 << 40]),
 )
-def test_directory_blocks(names: set[bytes], block_size: int) -> None:
+def test_directory_blocks(names: set[bytes], block_size: int, factor: int) -> None:
     blocks = split_blocks(names, block_size)
     assert [n for block in blocks for n in block] == sorted([*names, b".", b".."])
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         assert block and block_bytes(block) <= block_size
         if following:
             assert block_bytes([*block, following[0]]) > block_size
-        raw = encode_block(block, [len(name) for name in block], [1] * len(block))
+        targets = [SimpleNamespace(nid=-1) for _ in block]
+        types = bytes([len(name) % 8 for name in block])
+        entries = Entries(block, targets, types)
+        for name, target in zip(block, targets, strict=True):
+            target.nid = len(name) * factor
+        raw = entries.block()
         assert len(raw) == block_bytes(block)
-        offsets = [DIRENT.unpack_from(raw, 12 * i)[1] for i in range(len(block))]
+        nids, offsets, kinds = zip(*(DIRENT.unpack_from(raw, 12 * i) for i in range(len(block))), strict=True)
+        assert nids == tuple(target.nid for target in targets)
+        assert bytes(kinds) == types
         assert [raw[a:b] for a, b in zip(offsets, [*offsets[1:], len(raw)], strict=True)] == block
 
 
