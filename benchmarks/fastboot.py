@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our fastboot client against Google's, to a real U-Boot in QEMU over UDP: the same file, in turn, to the same device.
 
-usage: python benchmarks/fastboot.py [--size MiB] [--runs N] [--scratch DIR] [--simulated]
+usage: python benchmarks/fastboot.py [--size MiB] [--runs N] [--scratch DIR] [--only download] [--simulated]
 
 `--simulated`: to the simulator's device over TCP and UDP instead, both clients as processes, with what they take of the
 processors: a number that a busy machine changes little.
 
 `download` puts the file into the device's memory; `flash` writes it to a partition of the emulated SD card too, whose
 content is compared with the file each time; `flash, sparse` does that with an Android sparse file of the same size,
-every other MiB of it zeros that are not sent. Prints a markdown table: medians in MiB/s of content, and the ratio.
+every other MiB of it zeros that are not sent. Prints a markdown table: medians in MiB/s of content, and the ratios.
+Ours is there twice: in this process, as a program would use it, and as the command, which Python starts for; with the
+seconds of processors that the commands took.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from erofs_edge.transport.fastboot.link import open_device
 MIB = 1 << 20
 BOARD = Path(__file__).parent.parent / "boards/qemu-aarch64.yaml"
 BLOCK = 4096
+OURS = [sys.executable, "-m", "erofs_edge.cli.main", "fastboot"]
+VERBS = ("download", "flash", "flash, sparse")
 START = 2 * MIB  # of the partition on the card
 
 
@@ -61,6 +65,11 @@ def ours(address: str, image: Path, verb: str) -> None:
             fastboot.flash("bench", image)
 
 
+def command(address: str, image: Path, verb: str) -> None:
+    words = ["stage", str(image)] if verb == "download" else ["flash", "bench", str(image)]
+    subprocess.run([*OURS, "-s", address, *words], check=True, capture_output=True)
+
+
 def google(address: str, image: Path, verb: str) -> None:
     words = ["stage", str(image)] if verb == "download" else ["flash", "bench", str(image)]
     subprocess.run([str(find("fastboot", host=False)), "-s", address, *words], check=True, capture_output=True)
@@ -76,10 +85,7 @@ def sparse(content: bytes, path: Path) -> bytes:
 
 def simulated(size: int, runs: int, image: Path) -> None:
     """Both clients flash the same file to a device in memory, in turn; prints a row for each wire."""
-    programs = {
-        "ours": [sys.executable, "-m", "erofs_edge.cli.main", "fastboot"],
-        "google": [str(find("fastboot", host=False))],
-    }
+    programs = {"ours": OURS, "google": [str(find("fastboot", host=False))]}
     print(f"| {runs} runs | ours: s, CPU s | Google's: s, CPU s | CPU, ours/Google's |\n|---|---|---|---|")
     for wire, serve, length in (("tcp", serve_tcp, size * MIB), ("udp", serve_udp, min(size, 16) * MIB)):
         with image.open("r+b") as file:
@@ -90,9 +96,9 @@ def simulated(size: int, runs: int, image: Path) -> None:
             for _ in range(runs):
                 for who, program in programs.items():
                     device.partitions["bench"][0:BLOCK] = bytes(BLOCK)
-                    command = [*program, "-s", address, "flash", "bench", str(image)]
+                    words = [*program, "-s", address, "flash", "bench", str(image)]
                     before = processors()
-                    seconds = timed(lambda: subprocess.run(command, check=True, capture_output=True))  # noqa: B023
+                    seconds = timed(lambda: subprocess.run(words, check=True, capture_output=True))  # noqa: B023
                     found[who].append((seconds, processors() - before))
                     assert bytes(device.partitions["bench"][0:length]) == image.read_bytes(), who
         mine, theirs = (tuple(median(column) for column in zip(*found[who], strict=True)) for who in programs)
@@ -111,6 +117,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--only", action="append", choices=VERBS)
     parser.add_argument("--simulated", action="store_true")
     options, _ = parser.parse_known_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
@@ -126,25 +133,40 @@ def main() -> None:
             with open_device(address) as device:
                 device.run(client.download(len(raw), [raw]))
                 device.run(client.command("flash:gpt"))
-            print(f"| {options.size} MiB, {options.runs} runs | ours | Google's | ours/Google's |\n|---|---|---|---|")
             packed = Path(name) / "sparse"
             files = {"download": (image, content), "flash": (image, content)}
             files["flash, sparse"] = packed, sparse(content, packed)
-            for verb, (file_sent, want) in files.items():
-                rates: dict[str, list[float]] = {"ours": [], "google": []}
-                for _ in range(options.runs):
-                    for who, action in (("ours", ours), ("google", google)):
-                        with disk.open("r+b") as file:
-                            for at in range(0, len(content), MIB):
-                                os.pwrite(file.fileno(), b"other" * 800, START + at)
-                        seconds = timed(lambda: action(address, file_sent, verb))  # noqa: B023
-                        rates[who].append(options.size / seconds)
-                        if verb != "download":
-                            with disk.open("rb") as file:
-                                file.seek(START)
-                                assert file.read(len(want)) == want, who
-                mine, theirs = median(rates["ours"]), median(rates["google"])
-                print(f"| {verb} | {mine:.1f} MiB/s | {theirs:.1f} MiB/s | {mine / theirs:.2f}x |", flush=True)
+            print(
+                f"| {options.size} MiB, {options.runs} runs, MiB/s | ours | our command | Google's | ratios | CPU s |"
+            )
+            print("|---|---|---|---|---|---|")
+            for verb in options.only or VERBS:
+                compare(address, verb, *files[verb], disk, options.runs)
+
+
+def compare(address: str, verb: str, image: Path, want: bytes, disk: Path, runs: int) -> None:
+    """Each client does it in turn, to a card that holds something else; prints a row."""
+    found: dict[str, list[tuple[float, float]]] = {"ours": [], "command": [], "google": []}
+    for _ in range(runs):
+        for who, action in (("ours", ours), ("command", command), ("google", google)):
+            with disk.open("r+b") as file:
+                for at in range(0, len(want), MIB):
+                    os.pwrite(file.fileno(), b"other" * 800, START + at)
+            before = processors()
+            seconds = timed(lambda: action(address, image, verb))  # noqa: B023
+            found[who].append((len(want) / MIB / seconds, processors() - before))
+            if verb != "download":
+                with disk.open("rb") as file:
+                    file.seek(START)
+                    assert file.read(len(want)) == want, who
+    (mine, _), (mine_started, busy), (theirs, theirs_busy) = (
+        tuple(median(column) for column in zip(*rows, strict=True)) for rows in found.values()
+    )
+    ratios = f"{mine / theirs:.2f}x, {mine_started / theirs:.2f}x"
+    print(
+        f"| {verb} | {mine:.1f} | {mine_started:.1f} | {theirs:.1f} | {ratios} | {busy:.2f}, {theirs_busy:.2f} |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

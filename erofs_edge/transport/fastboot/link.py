@@ -39,7 +39,7 @@ MESSAGE_MAX = 16 << 20  # bytes of one message from the device
 HANDSHAKE = b"FB01"
 SAMPLE = 64 << 10
 """bytes by which a link is measured; devices hold more"""
-UNDER_WAY = 2
+UNDER_WAY = 3
 """packets of a message: the next one travels while the device has one at work. Few, as a device that stands still hears
 each again and again, and some network cards hold four"""
 UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
