@@ -56,7 +56,8 @@ def show_plan(prepared: Prepared, identity: Identity, cost: Estimate | None, *, 
         table(rows, header=("region", "at", "size", "write", "make zero"))
         note(f"{size_text(written)} would be written, the rest is right already; nothing was touched")
     if cost is not None and cost.seconds is not None and written:
-        note(f"{size_text(cost.on_wire)} to be moved, about {cost.seconds:.1f} s at the rate of this link")
+        most = "up to " if cost.at_most else ""
+        note(f"{most}{size_text(cost.on_wire)} to be moved, about {cost.seconds:.1f} s at the rate of this link")
 
 
 def show_results(

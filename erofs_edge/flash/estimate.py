@@ -17,11 +17,13 @@ HASH_OVERHEAD = 32 / (1 << 20)  # bytes of digests for each byte that is proved 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes that are written and sent, and seconds; None where the link could not be measured."""
+    """Bytes that are written and sent, and seconds; None where the link could not be measured. `at_most`: the target
+    can unpack, what is sent may be less."""
 
     written: int
     on_wire: int
     seconds: float | None
+    at_most: bool = False
 
 
 def estimate(prepared: Prepared, target: Target) -> Estimate:
@@ -33,7 +35,8 @@ def estimate(prepared: Prepared, target: Target) -> Estimate:
     read_back = int(proved * HASH_OVERHEAD) if Ability.HASH in target.abilities else proved
     rate = link_rate(target)
     seconds = None if rate is None else (sent + read_back) / rate
-    return Estimate(written, sent if target.bytes_on_wire is None else sent + read_back, seconds)
+    on_wire = sent if target.bytes_on_wire is None else sent + read_back
+    return Estimate(written, on_wire, seconds, at_most=bool(sent) and Ability.PATCH in target.abilities)
 
 
 def link_rate(target: Target) -> float | None:

@@ -11,6 +11,7 @@ import pytest
 from sweep import quiet
 
 from erofs_edge.errors import PartialWriteError
+from erofs_edge.flash.estimate import estimate
 from erofs_edge.flash.execute import flash
 from erofs_edge.flash.pace import FIRST, OFTEN, PACKED, PLAIN, SELDOM, TRIAL, Effort, Pace
 from erofs_edge.flash.prepare import Wish, prepare
@@ -132,6 +133,19 @@ def test_noise_is_not_packed_for_a_trial(tmp_path: Path) -> None:
     write(path, board)
     assert [packed for packed, _ in board.sent_as] == sorted(packed for packed, _ in board.sent_as)
     assert board.had(packed=True) >= 4 * MIB
+
+
+@pytest.mark.parametrize("abilities", [CLEVER, Ability.READ | Ability.HASH])
+def test_a_plan_says_up_to_how_much_is_sent(half: Path, abilities: Ability) -> None:
+    """Where a target unpacks it may be less, and is, not counting what its proof takes."""
+    there = SimulatedTarget(SimulatedDisk.of_size(SIZE), abilities)
+    prepared = prepare(half, there, Wish(full=True), quiet)
+    cost = estimate(prepared, there)
+    assert (cost.at_most, cost.written) == (Ability.PATCH in abilities, SIZE)
+    assert SIZE <= cost.on_wire < SIZE * 1.001
+    before = there.sent
+    flash(prepared.plan, there, quiet, found=prepared.found)
+    assert there.sent - before <= SIZE
 
 
 def test_what_fails_on_its_way_is_told_before_it_ends(half: Path) -> None:
