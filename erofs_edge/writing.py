@@ -9,10 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from erofs_edge.errors import CapacityError
+from erofs_edge.errors import CapacityError, ErofsEdgeError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """errno where the disk, a quota, or the limit of a file's size is reached"""
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raises UsageError where there is something else than a folder, ErofsEdgeError where nothing can be put into it,
+    or it cannot be made: for what takes long before it writes. Nothing is made."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError("this is a file, and no folder", where=str(there), hint="name another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        hint = "name a folder that is yours to write to"
+        raise ErofsEdgeError("cannot write: no permission, or a read-only file system", where=str(there), hint=hint)
 
 
 @contextmanager

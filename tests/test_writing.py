@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from erofs_edge.errors import CapacityError
-from erofs_edge.writing import NO_SPACE, beside, sparse_beside
+from erofs_edge.errors import CapacityError, ErofsEdgeError, UsageError
+from erofs_edge.writing import NO_SPACE, beside, refuse_unwritable, sparse_beside
 
 
 def test_the_name_is_given_at_the_end(tmp_path: Path) -> None:
@@ -45,3 +45,20 @@ def test_ctrl_c_too(tmp_path: Path) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    for place in (file, file / "below", file / "far" / "below"):
+        with pytest.raises(UsageError, match="no folder") as caught:
+            refuse_unwritable(place)
+        assert caught.value.where == str(file)
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path, tmp_path / "new" / "below", Path("new"), Path()):
+        refuse_unwritable(place)
+    assert os.listdir(tmp_path) == ["file"]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ErofsEdgeError, match="cannot write: no permission") as denied:
+        refuse_unwritable(tmp_path / "new")
+    assert denied.value.where == str(tmp_path)

@@ -58,7 +58,7 @@ from erofs_edge.errors import CapacityError, PackagesGoneError
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.trust.signer import Signer, open_signer, public_key_pem
-from erofs_edge.writing import NO_SPACE
+from erofs_edge.writing import NO_SPACE, refuse_unwritable
 
 Papers = Callable[[Path, Inputs, Signer], None]
 
@@ -124,6 +124,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
     inputs_digest = digest(inputs, public_key)
     if not options.force and unchanged(options.out, inputs_digest):
         return BuildResult(options.out, read_release(options.out), fresh=False)
+    refuse_unwritable(options.out)
 
     inputs, debs, notes = _fetch(board_path, inputs, options, cache, step)
     inputs_digest = digest(inputs, public_key)

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -111,8 +111,7 @@ class Verbs(click.Group):
             if os.environ.get("EROFS_EDGE_DEBUG") == "1":
                 raise
             known = error if isinstance(error, ErofsEdgeError) else _unexpected(error)
-            if known.hint is None and _is_full(error):
-                known.hint = "free some space and start again"
+            known.hint = known.hint or _next_step(known, error)
             emit_error(known)
             raise click.exceptions.Exit(known.exit_code) from None
 
@@ -193,10 +192,10 @@ def _leave(code: object) -> None:
     os._exit(code & 0xFF)
 
 
-def _suggest(word: str) -> str:
+def _suggest(word: str, known: Iterable[str] = VERBS) -> str:
     import difflib
 
-    close = difflib.get_close_matches(word, VERBS, n=1)
+    close = difflib.get_close_matches(word, known, n=1)
     return f', did you mean "{close[0]}"?' if close else ""
 
 
@@ -205,6 +204,11 @@ def _usage(error: click.ClickException) -> int:
     hint = None
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"{error.ctx.command_path} --help"
+        group = error.ctx.command  # click does not know the commands that are loaded when used
+        unknown = isinstance(group, click.Group) and error.message.startswith("No such command '")
+        if unknown and not getattr(error, "possibilities", None):
+            close = _suggest(error.message.split("'")[1], group.list_commands(error.ctx))
+            error.message = error.message.rstrip(".") + close
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code
@@ -213,10 +217,17 @@ def _usage(error: click.ClickException) -> int:
     return error.exit_code
 
 
-def _is_full(error: BaseException) -> bool:
-    """Whether a disk or a quota that is full is what it, or the error behind it, is about."""
+def _next_step(known: ErofsEdgeError, error: BaseException) -> str | None:
+    """What mends an error of the system, whoever tells of it."""
     cause = error if isinstance(error, OSError) else error.__cause__
-    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not isinstance(cause, OSError):
+        return None
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space and start again"
+    folder = os.path.dirname(known.where or "")
+    if cause.errno == errno.ENOENT and "cannot write" in known.message and folder and not os.path.isdir(folder):
+        return f"there is no folder {folder}: make it first"
+    return None
 
 
 def _is_printing(error: BaseException) -> bool:

@@ -105,6 +105,10 @@ def read_yaml(path: Path) -> Node:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"did you mean {path.with_name(near[0])}?" if near else None
         raise ManifestError("no such file", where=str(path), hint=hint) from None
+    except IsADirectoryError:
+        inside = sorted([*path.glob("*.yaml"), *path.glob("boards/*.yaml")])
+        hint = f"did you mean {inside[0]}?" if inside else "erofs-edge new NAME makes a folder with a board file"
+        raise ManifestError("this is a folder, not a board file or a manifest", where=str(path), hint=hint) from None
     except OSError as error:
         raise ManifestError(f"cannot read: {error.strerror}", where=str(path)) from None
     except ValueError:  # a path with a NUL

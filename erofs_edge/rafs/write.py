@@ -131,16 +131,16 @@ def write_rafs(tree: FileTree, out: Path, blob_dir: Path, options: RafsOptions |
     if not blob_dir.is_dir():
         raise UsageError("the folder of the blobs does not exist", where=str(blob_dir))
     temporary = blob_dir / f".{out.name}.blob"
-    with replacing(temporary, hashing=True) as sink:
-        store = _Store(sink, options.chunk_size, known)
-        _store_files(plan, store, options)
-        new = _finish_blob(sink, store.chunks, options.chunk_size)
-    new_path = _named(temporary, new)
-    settled = _settle(store, bases, new)
-    data, blocks = encode_bootstrap(plan, settled, options.chunk_size)
-    with replacing(out) as sink:
-        sink.append([data])
-        sink.finish(len(data))
+    with replacing(out) as bootstrap:  # first, so that no blob is left behind where it cannot be written
+        with replacing(temporary, hashing=True) as sink:
+            store = _Store(sink, options.chunk_size, known)
+            _store_files(plan, store, options)
+            new = _finish_blob(sink, store.chunks, options.chunk_size)
+        new_path = _named(temporary, new)
+        settled = _settle(store, bases, new)
+        data, blocks = encode_bootstrap(plan, settled, options.chunk_size)
+        bootstrap.append([data])
+        bootstrap.finish(len(data))
     return RafsInfo(
         path=out,
         size=blocks * BLOCK,

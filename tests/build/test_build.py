@@ -50,6 +50,16 @@ def test_an_unchanged_build_does_nothing(stock: Callable[[str], Path], edge: str
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_fetched(
+    edge: str, repository: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    far = {"EROFS_EDGE_MIRROR": "http://127.0.0.1:1/", "EROFS_EDGE_CACHE": str(tmp_path / "cache")}
+    words = ("build", "boards/qemu-aarch64.yaml", "-o", str(tmp_path / "file"), "--force")
+    done = run(edge, *words, cwd=repository, env={**os.environ, **far})
+    assert (done.returncode, "this is a file, and no folder" in done.stderr) == (2, True), done.stderr
+
+
 def test_release_record_describes_the_files(stock: Callable[[str], Path]) -> None:
     out = stock("qemu-aarch64")
     record = read_release(out)

@@ -127,6 +127,8 @@ def test_no_arguments_show_the_help() -> None:
         (["buidl"], 'no verb "buidl", did you mean "build"?', "erofs-edge --help"),
         (["zzz"], 'no verb "zzz"', "erofs-edge --help"),
         (["--zzz"], "No such option", "erofs-edge --help"),
+        (["fs", "bild"], "No such command 'bild', did you mean \"build\"?", "erofs-edge fs --help"),
+        (["fs", "zzz"], "No such command 'zzz'", "erofs-edge fs --help"),
         (["schema"], "'{board|manifest|lock}'. Choose from: board, manifest, lock", "erofs-edge schema --help"),
         (["schema", "bord"], "'bord' is not one of 'board', 'manifest', 'lock'", "erofs-edge schema --help"),
         (["explain", "a", "b"], "Got unexpected extra argument (b)", "erofs-edge explain --help"),
@@ -188,6 +190,16 @@ def test_a_full_disk_has_a_hint_whoever_tells_of_it(code: int, told: bool, verb)
     verb(failing(error))
     result = run("verb")
     assert result.exit_code == 1 and ("hint: free some space" in result.stderr) == told
+
+
+def test_a_folder_that_is_not_there_is_named(verb, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    error = ErofsEdgeError("cannot write the image: No such file or directory", where=str(tmp_path / "none/out.img"))
+    error.__cause__ = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    verb(failing(error))
+    assert f"hint: there is no folder {tmp_path / 'none'}: make it first\n" in run("verb").stderr
+    (tmp_path / "none").mkdir()
+    error.hint = None
+    assert "hint" not in run("verb").stderr
 
 
 def test_a_bug_is_one_line_without_a_traceback(verb, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

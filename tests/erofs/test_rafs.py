@@ -21,7 +21,7 @@ from writer_trees import Repeated, file, noise, rich_tree
 
 from erofs_edge.cli.fs import fs
 from erofs_edge.erofs.read import Image
-from erofs_edge.errors import ErofsEdgeError, UsageError
+from erofs_edge.errors import ErofsEdgeError, SourceError, UsageError
 from erofs_edge.rafs.check import check_rafs
 from erofs_edge.rafs.read import read_rafs
 from erofs_edge.rafs.write import RafsInfo, RafsOptions, write_rafs
@@ -218,6 +218,11 @@ def test_blobs_of_another_kind_are_no_base(tmp_path: Path) -> None:
         RafsOptions(chunk_size=5000)
     with pytest.raises(UsageError, match="the folder of the blobs does not exist"):
         write_rafs(small(), tmp_path / "boot", tmp_path / "none")
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    with pytest.raises(SourceError, match="cannot write"):
+        write_rafs(small(), tmp_path / "none" / "boot", blobs)
+    assert list(blobs.iterdir()) == [], "no blob that nothing refers to is left behind"
 
 
 def test_a_blob_that_is_another(tmp_path: Path) -> None:
