@@ -14,11 +14,12 @@ from pathlib import Path
 
 import msgspec
 
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import ErofsEdgeError, UsageError
 from erofs_edge.manifest.load import Loaded, load_board, load_lock, load_system, lock_path, save_lock
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, System
 from erofs_edge.manifest.schema import schema_text
 from erofs_edge.manifest.stock import stock_file, stock_names
+from erofs_edge.writing import refuse_unwritable
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,62}")
 
@@ -53,6 +54,7 @@ def make_product(folder: Path, *, board: str, system: str | None = None) -> Prod
     below = load_system(_stock(system, "manifests") if system is not None else content)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("there is something already", where=str(folder), hint="name a folder that is not there yet")
+    refuse_unwritable(folder.absolute().parent)
     try:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.absolute().parent))
@@ -67,8 +69,10 @@ def make_product(folder: Path, *, board: str, system: str | None = None) -> Prod
             save_lock(msgspec.structs.replace(lock, name=own), work / kind / f"{own}.lock")
         work.chmod(0o755)
         work.replace(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(folder)) from error
         raise
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return Product(folder, folder / f"boards/{name}.yaml", folder / f"manifests/{name}-system.yaml", files)

@@ -28,6 +28,13 @@ class BoardOrPath(click.Path):
         )
 
 
+def said(board: Path) -> str:
+    """A board as it is named on the command line: a stock one of the installed package by its name."""
+    from erofs_edge.manifest.stock import is_shipped
+
+    return board.stem if is_shipped(board) else str(board)
+
+
 def built(board: Path, out: Path | None) -> tuple[Loaded[Board], Path]:
     """A board file (or a stock board by its name), and the folder of its build: `out`, or out/BOARD.
 
@@ -45,6 +52,6 @@ def built(board: Path, out: Path | None) -> tuple[Loaded[Board], Path]:
         raise UsageError(
             f"this is the build of board '{other}', not of '{name}'",
             where=str(folder),
-            hint=f"erofs-edge build {board} -o FOLDER, and name that folder",
+            hint=f"erofs-edge build {said(board)} -o FOLDER, and name that folder",
         )
     return loaded, folder

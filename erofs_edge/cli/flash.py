@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from erofs_edge.cli.built import BoardOrPath, built
+from erofs_edge.cli.built import BoardOrPath, built, said
 from erofs_edge.cli.flash_channel import from_channel, older_image
 from erofs_edge.cli.flash_qemu import SCHEME, check, reached
 from erofs_edge.cli.flash_show import device_text, show_plan, show_results
@@ -244,7 +244,7 @@ def _image(what: Path, out: Path | None) -> Path:
         image, hint = what / DISK, None
     elif what.suffix in {".yaml", ".yml"}:
         image = built(what, out)[1] / DISK
-        hint = f"erofs-edge build {what}" + (f" -o {out}" if out else "")
+        hint = f"erofs-edge build {said(what)}" + (f" -o {out}" if out else "")
     else:
         return what
     if not image.exists():

@@ -161,8 +161,7 @@ def build(
         more: dict[str, Any] = {} if spent is None else {"time": spent}
         if choice is not None:
             more["auto"] = choice_record(choice)
-        told = {f.name: getattr(info, f.name) for f in fields(info)}
-        emit_json(told | {"uuid": _uuid_text(info.uuid)} | more)
+        emit_json(_record(info) | more)
     else:
         if choice is not None:
             table(*choice_rows(choice))
@@ -287,6 +286,10 @@ def _uuid(text: str | None) -> bytes | None:
         return bytes(16) if text == "clear" else UUID(text).bytes
     except ValueError as error:
         raise UsageError(f"-U {text}: not a UUID") from error
+
+
+def _record(info: ErofsInfo) -> dict[str, Any]:
+    return {f.name: getattr(info, f.name) for f in fields(info)} | {"uuid": _uuid_text(info.uuid)}
 
 
 def _uuid_text(raw: bytes) -> str:

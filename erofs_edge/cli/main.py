@@ -201,19 +201,18 @@ def _suggest(word: str, known: Iterable[str] = VERBS) -> str:
 
 def _usage(error: click.ClickException) -> int:
     """Show a misuse of the command line the way errors are shown, naming the help that mends it."""
-    hint = None
+    hint, close = None, ""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"{error.ctx.command_path} --help"
-        group = error.ctx.command  # click does not know the commands that are loaded when used
-        unknown = isinstance(group, click.Group) and error.message.startswith("No such command '")
-        if unknown and not getattr(error, "possibilities", None):
+        group = error.ctx.command
+        known = getattr(error, "possibilities", None)  # click knows no commands that are loaded when used
+        if isinstance(group, click.Group) and error.message.startswith("No such command '") and not known:
             close = _suggest(error.message.split("'")[1], group.list_commands(error.ctx))
-            error.message = error.message.rstrip(".") + close
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code
     message = " ".join(error.format_message().split())  # click puts choices one a line
-    emit_error(ErofsEdgeError(message.replace(" ,", ",").rstrip("."), hint=hint))
+    emit_error(ErofsEdgeError(message.replace(" ,", ",").rstrip(".") + close, hint=hint))
     return error.exit_code
 
 

@@ -37,6 +37,7 @@ def release_check(
 ) -> None:
     """Try every promise of the release in FOLDER: it is signed, others make the same, it boots, tampering is stopped,
     a broken slot gives way, sizes and updates stay within their budgets. Exit code 4 where one is not kept."""
+    from erofs_edge.build.record import RELEASE, read_release
     from erofs_edge.build.signing import PUBLIC_KEY
     from erofs_edge.manifest.model import size_bytes
     from erofs_edge.release.gate import PROMISES, Wanted, check_release, refuse_broken
@@ -48,6 +49,8 @@ def release_check(
         most = None if update_budget is None else size_bytes(update_budget)
     except ValueError as error:
         raise UsageError(f"not a size: {update_budget!r}", hint="as in 20M") from error
+    if not (release / RELEASE).exists():
+        read_release(release)  # says so; a record that is damaged is a promise that is not kept
     path = key or release / PUBLIC_KEY
     wanted = Wanted(earlier, most, frozenset(skip), packages, timeout)
     rows = check_release(release, read_public_key(path, path.stem), wanted, step)

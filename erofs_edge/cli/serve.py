@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import click
 
-from erofs_edge.cli.built import built
+from erofs_edge.cli.built import built, said
 from erofs_edge.cli.output import emit_json, json_option, note, size_text, table
 from erofs_edge.errors import SourceError, UsageError
 
@@ -26,10 +26,18 @@ OCI = "oci:"
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+def _without_port(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if host and ":" not in host and port.isdigit():
+        raise UsageError(f"--bind {value}: an address is wanted, without a port", hint=f"--port {port}")
+    return value
+
+
 @click.command()
 @click.argument("what", metavar="BOARD|OUTDIR|IMAGE|oci:REFERENCE")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
-@click.option("--bind", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where clients may connect.")
+@click.option("--bind", default="127.0.0.1", show_default=True, metavar="ADDRESS", callback=_without_port,
+              help="Where clients may connect.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=10809, show_default=True, help="0: any free one.")
 @click.option("--socket", type=click.Path(path_type=Path), help="A socket file instead of TCP.")
 @click.option("--tls-certificate", "certificate", type=FILE, help="PEM; with it, only encrypted clients are served.")
@@ -169,7 +177,7 @@ def _files(what: Path, out: Path | None) -> dict[str, Path]:
     folder, hint = what, None
     if not what.is_dir():
         folder = built(what, out)[1]
-        hint = f"erofs-edge build {what}" + (f" -o {out}" if out else "")
+        hint = f"erofs-edge build {said(what)}" + (f" -o {out}" if out else "")
     files = {name: folder / file for name, file in IMAGES.items() if (folder / file).is_file()}
     if not files:
         raise SourceError("no build is there", where=str(folder), hint=hint or "erofs-edge build BOARD")

@@ -103,6 +103,9 @@ def _sign(
         root_hash = _digest(root_hash)
     signer = open_signer(f"offline:{folder}?public-key={key}" if folder else key)
     target = targets[0] if targets else None
+    if target is not None and target.is_dir():
+        hint = f"its image, or its record: {target / 'release.json'}"
+        raise UsageError("this is a folder: what of it is to be signed?", where=str(target), hint=hint)
     if target is not None and target.suffix != ".json":
         root_hash = _root_hash_of(target)
     content = root_hash.encode() if root_hash else (target or Path()).read_bytes()

@@ -76,7 +76,8 @@ def _opened(address: str, image: Path | None, *, claimed: bool = False) -> Itera
 
     with find_target(address, image) as candidate:
         if not candidate.identity.size:
-            raise UsageError("no such file or device", where=address)
+            there = Path(address).exists()
+            raise UsageError("the file is empty" if there else "no such file or device", where=address)
         target = candidate.open(candidate.identity.size)
         try:
             if claimed:

@@ -106,12 +106,16 @@ def compare(manifest: Path, board: Path | None, explained: Path | None, show_all
 
 def _board(manifest: Path, board: Path | None) -> Path:
     from erofs_edge.errors import UsageError
+    from erofs_edge.manifest.stock import stock_file
 
     if board is not None:
         return board
     for folder in (manifest.absolute().parent.parent / "boards", Path("boards")):
         if (folder / STOCK_BOARD).exists():
             return folder / STOCK_BOARD
+    stock = stock_file(STOCK_BOARD.removesuffix(".yaml"), ("boards",))
+    if stock is not None:
+        return stock
     raise UsageError("no board to take a kernel from", hint="--board BOARD")
 
 

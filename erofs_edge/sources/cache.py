@@ -28,6 +28,7 @@ import msgspec
 from erofs_edge.errors import CapacityError, ErofsEdgeError, SourceError
 
 VARIABLE = "EROFS_EDGE_CACHE"
+_ELSEWHERE = f"name a folder that can be read and written in {VARIABLE}"
 CHUNK = 1 << 20  # bytes per read where whole files are hashed or copied
 STALE = 3600  # seconds after which a temporary file has no owner any more
 
@@ -89,7 +90,7 @@ class Cache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
+            raise SourceError(f"cannot read: {error.strerror}", where=str(path), hint=_ELSEWHERE) from error
         if not right:
             self.drop(path)
             return None
@@ -119,7 +120,7 @@ class Cache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
+            raise SourceError(f"cannot read: {error.strerror}", where=str(path), hint=_ELSEWHERE) from error
         if hashlib.sha256(data[32:]).digest() == data[:32]:
             with contextlib.suppress(msgspec.MsgspecError):
                 return _decoder(shape).decode(data[32:])

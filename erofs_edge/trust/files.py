@@ -23,6 +23,7 @@ DEVELOPMENT_MARK = b"erofs-edge development key: it protects nothing\n"
 KINDS = ("rsa2048", "rsa3072", "rsa4096", "ecdsa-p256")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 HELD = re.compile(rb"-----BEGIN (RSA |EC |ENCRYPTED )?PRIVATE KEY-----")
+_ELSEWHERE = "set EROFS_EDGE_KEYS to a directory you can write, or name a key with file:PATH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,14 @@ def keys_directory() -> Path:
     return Path(user_data_dir("erofs-edge")) / "keys"
 
 
+def _is_there(path: Path) -> bool:
+    """Raises ErofsEdgeError where that cannot be told: a home of somebody else."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ErofsEdgeError(f"cannot read: {error.strerror}", where=str(path), hint=_ELSEWHERE) from error
+
+
 def check_name(name: str) -> str:
     """The name itself. Raises UsageError where it is none for a key."""
     if not NAME.fullmatch(name):
@@ -58,7 +67,7 @@ def check_name(name: str) -> str:
 def development_key(name: str) -> KeySigner:
     """The development key of a name, made on first use. Raises UsageError, ErofsEdgeError."""
     path = keys_directory() / f"{check_name(name)}.pem"
-    if not path.exists():
+    if not _is_there(path):
         make_key(path, "rsa2048", development=True)
     return KeySigner(name, load_key(path)[0], development=True)
 
@@ -151,7 +160,7 @@ def make_key(
         raise ErofsEdgeError(
             f"cannot make a {'development ' if development else ''}key: {error.strerror}",
             where=str(path),
-            hint="set EROFS_EDGE_KEYS to a directory you can write, or name a key with file:PATH",
+            hint=_ELSEWHERE,
         ) from error
 
 
@@ -178,7 +187,7 @@ def rotate_key(path: Path, *, kind: str | None = None, secret: str | None = None
 def list_keys(folder: Path) -> list[KeyFile]:
     """The private keys in a folder, by name; what is no key is passed over."""
     found = []
-    for path in sorted(folder.glob("*.pem")) if folder.is_dir() else []:
+    for path in sorted(folder.glob("*.pem")) if _is_there(folder) and folder.is_dir() else []:
         pem = path.read_bytes()
         if not HELD.search(pem):
             continue

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import selectors
 import socket
 import termios
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 SEND_TIMEOUT = 60.0  # seconds until a port that takes nothing is given up
 PIECE = 64 << 10
+_NEXT = {
+    errno.ENOENT: "plug the adapter in; ls /dev/serial/by-id lists those that are there",
+    errno.EACCES: "run as a member of the group that owns it (dialout)",
+}
 
 
 class Port(Protocol):
@@ -97,7 +102,8 @@ class SerialPort:
         except serial.SerialException as error:
             if "exclusively lock" in str(error) or error.errno == errno.EBUSY:
                 raise taken(path, user_of(Path(path))) from error
-            raise DeviceError(f"cannot open the port: {error}", where=path) from error
+            said = os.strerror(error.errno) if error.errno else str(error)
+            raise DeviceError(f"cannot open the port: {said}", where=path, hint=_NEXT.get(error.errno or 0)) from error
         self._exclusive(termios.TIOCEXCL)
 
     def write(self, data: bytes) -> None:
