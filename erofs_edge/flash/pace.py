@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-FIRST = 1 << 20  # bytes that go as they are before anything is known, and then twice that, again and again
+FIRST = 1 << 20  # bytes that go as they are before anything is known, and then MORE times that, again and again
+MORE = 4  # few, for until all of it has arrived nothing else is under way
 ENOUGH = 0.1  # seconds: of a wire, a shorter time says little
-PLAIN = 32 << 20  # bytes of a turn without packing
+PLAIN = 64 << 20  # bytes of a turn without packing
 TRIAL = 4 << 20  # bytes of a turn of the way that is not the quicker one
 PACKED = 16 << 20  # bytes of a turn with packing: what one request is about
 OFTEN = 32  # the other way has a turn after so many times as much
@@ -89,7 +90,7 @@ class Pace:
         elif seconds >= ENOUGH or size >= PLAIN:
             self._plain, self._first = rate, 0
         elif self._first:
-            self._plain, self._first = rate, self._first * 2
+            self._plain, self._first = rate, self._first * MORE
 
     @property
     def _patience(self) -> int:

@@ -18,7 +18,7 @@ from erofs_edge.threads import Threads
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-LONG = 1.0  # seconds after which a turn without packing ends early: the wire may have become slow
+LONG = 2.0  # seconds after which a turn without packing ends early: the wire may have become slow
 
 Piece = Frame | Range
 Clock = Callable[[], float]

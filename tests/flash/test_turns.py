@@ -13,7 +13,7 @@ from sweep import quiet
 from erofs_edge.errors import PartialWriteError
 from erofs_edge.flash.estimate import estimate
 from erofs_edge.flash.execute import flash
-from erofs_edge.flash.pace import FIRST, OFTEN, PACKED, PLAIN, SELDOM, TRIAL, Effort, Pace
+from erofs_edge.flash.pace import FIRST, MORE, OFTEN, PACKED, PLAIN, SELDOM, TRIAL, Effort, Pace
 from erofs_edge.flash.prepare import Wish, prepare
 from erofs_edge.flash.target import Ability
 from erofs_edge.simulator.disk import SimulatedDisk
@@ -128,11 +128,11 @@ def test_what_becomes_slow_in_between(half: Path, slower: str) -> None:
 
 def test_noise_is_not_packed_for_a_trial(tmp_path: Path) -> None:
     """Nor does it keep what packs from being packed behind it."""
-    path, board = tmp_path / "noise", Board(SLOW, QUICK, size=16 * MIB)
-    path.write_bytes(Random(4).randbytes(8 * MIB) + bytes([7]) * (8 * MIB))
+    path, board = tmp_path / "noise", Board(SLOW, QUICK, size=32 * MIB)
+    path.write_bytes(Random(4).randbytes(8 * MIB) + bytes([7]) * (24 * MIB))
     write(path, board)
     assert [packed for packed, _ in board.sent_as] == sorted(packed for packed, _ in board.sent_as)
-    assert board.had(packed=True) >= 4 * MIB
+    assert board.had(packed=True) >= 16 * MIB
 
 
 @pytest.mark.parametrize("abilities", [CLEVER, Ability.READ | Ability.HASH])
@@ -175,7 +175,7 @@ def test_a_quick_wire_is_measured_until_the_time_says_something() -> None:
     while not pace.packs:
         amounts.append(pace.amount)
         pace.took(pace.amount, pace.amount / 1e9, packed=False)
-    assert amounts == [FIRST << step for step in range(6)]
+    assert amounts == [FIRST * MORE**step for step in range(4)]
 
 
 @pytest.mark.parametrize(
