@@ -23,6 +23,8 @@ INPUT_MAX = 0x7E000000  # LZ4_MAX_INPUT_SIZE
 # bytes of input for which the fast form takes less time than getting the interpreter's lock back does
 SHORT = 32 << 10
 GROUND = 1 << 20  # bytes that hold the outputs of several calls
+PIECE, FIRST_PIECE = 4096, 256  # bytes that are looked at together; mostly the first ones tell
+CHANCE = 1  # bytes that strings save which come twice by chance, in noise
 
 _HINT = f"pip install lz4=={WHEEL}"
 _SYMBOLS: dict[str, tuple[type, list[type]]] = {
@@ -31,6 +33,13 @@ _SYMBOLS: dict[str, tuple[type, list[type]]] = {
     "LZ4_compress_destSize": (
         ctypes.c_int,
         [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int],
+    ),
+    "LZ4_sizeofStreamState": (ctypes.c_int, []),
+    "LZ4_initStream": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t]),
+    "LZ4_resetStream_fast": (ctypes.c_int, [ctypes.c_void_p]),
+    "LZ4_compress_fast_continue": (
+        ctypes.c_int,
+        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int],
     ),
     "LZ4_initStreamHC": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t]),
     "LZ4_resetStreamHC_fast": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int]),
@@ -44,6 +53,8 @@ _SYMBOLS: dict[str, tuple[type, list[type]]] = {
         [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int],
     ),
 }
+
+_LOCKED = ("LZ4_resetStreamHC_fast", "LZ4_resetStream_fast", "LZ4_compress_fast_continue")
 
 # (level, output size): (bytes consumed, first half of the output's sha256) for `known_input`
 _KNOWN_ANSWERS: dict[tuple[int | None, int], tuple[int, str]] = {
@@ -153,6 +164,50 @@ class FixedOutput:
         self._output = self._base + self._padding
 
 
+class Repeats:
+    """Looks for strings that were there before, as far as LZ4 reaches back. For one thread.
+
+    LZ4's fast form looks at every place first and at ever fewer the longer it finds nothing. Here that begins anew with
+    each piece of PIECE bytes, so that it looks at one place in six; but it soon forgets what it saw. So it goes through
+    all of it at once, too: then it remembers the most of the beginning, which the farthest repeats are of.
+    """
+
+    def __init__(self, longest: int) -> None:
+        """`longest`: bytes that are looked at together, at most."""
+        library = _library()
+        self._reset, self._compress = library.LZ4_resetStream_fast, library.LZ4_compress_fast_continue
+        self._fast = FixedOutput(None, literals(longest)).fill
+        size = library.LZ4_sizeofStreamState()
+        self._buffers = [ctypes.create_string_buffer(size + 16), ctypes.create_string_buffer(2 * PIECE)]
+        state, self._output = map(ctypes.addressof, self._buffers)
+        self._state = (state + 15) & ~15
+        library.LZ4_initStream(self._state, size)
+
+    def finds_nothing(self, address: int, length: int) -> bool:
+        """Whether it finds nothing in the `length` bytes at `address` that saves more than a byte."""
+        compress, state, output = self._compress, self._state, self._output
+        self._reset(state)
+        at, end, size, saved = address, address + length, FIRST_PIECE, 0
+        while at < end:
+            size = min(size, end - at)
+            saved += literals(size) - compress(state, at, output, size, 2 * PIECE, 1)
+            if saved > CHANCE:
+                return False
+            at += size
+            size = min(4 * size, PIECE)
+        return self._fast(address, length)[1] >= literals(length) - CHANCE
+
+
+def literals(length: int) -> int:
+    """Bytes of LZ4's output for that many of which none were there before."""
+    return length + 1 + (length + 240) // 255
+
+
+def literals_in(capacity: int) -> int:
+    """The most bytes of which that output fits `capacity`."""
+    return capacity - 1 - (capacity + 240) // 256
+
+
 _address: Callable[[bytes], int] = ctypes.pythonapi.PyBytes_AsString
 ctypes.pythonapi.PyBytes_AsString.argtypes = [ctypes.py_object]
 ctypes.pythonapi.PyBytes_AsString.restype = ctypes.c_void_p
@@ -206,10 +261,11 @@ def _library() -> ctypes.CDLL:
             function.restype, function.argtypes = result, arguments
         # a few stores, or a few kilobytes: not worth giving up the interpreter's lock, which is then to be got again
         locked = ctypes.PyDLL(extension.__file__)
-        for name in ("LZ4_resetStreamHC_fast", "LZ4_compress_destSize"):
+        for name in (*_LOCKED, "LZ4_compress_destSize"):
             function = getattr(locked, name)
             function.restype, function.argtypes = _SYMBOLS[name]
-        library.__dict__["LZ4_resetStreamHC_fast"] = locked.LZ4_resetStreamHC_fast
+        for name in _LOCKED:
+            library.__dict__[name] = getattr(locked, name)
         library.__dict__["LZ4_compress_destSize_locked"] = locked.LZ4_compress_destSize
     except (ImportError, OSError, AttributeError) as error:
         raise ToolError(f"the lz4 package lacks what images need: {error}", hint=_HINT) from error

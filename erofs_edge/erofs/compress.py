@@ -20,10 +20,10 @@ from erofs_edge.erofs.anchors import Anchors
 from erofs_edge.erofs.index import Extent, full_index_size
 from erofs_edge.erofs.levels import DEVICE_TREE_LEVEL, first_try, found_nothing, packed_level, saves_no_block
 from erofs_edge.erofs.meter import Meter
-from erofs_edge.erofs.noise import Noise
+from erofs_edge.erofs.noise import Filler, Noise, glances_for
 from erofs_edge.erofs.ondisk import SLOT_SIZE
 
-RULES = 5
+RULES = 6
 EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in an index saturates
 EXTENT_LCLUSTERS_MAX = 2000  # the same in lclusters, for small blocks
 CAP_LEAST = 32 << 10  # bytes of input that an LZ4HC call gets, where there are so many: fewer calls are made again
@@ -160,13 +160,14 @@ class Cutter:
         self._extent_max = rules.extent_max
         self._cap_least = max(CAP_LEAST, 4 * rules.pcluster)
         self._cap_barren = rules.pcluster + max(2 * CAP_SLACK, rules.pcluster >> 6)
+        self._glances = glances_for(rules.codec.name, rules.pcluster, rules.block_size, meter)
         self._noise = Noise(rules.codec.name, rules.level, rules.pcluster)
         self._patience = self._noise.patience or 1 << 62
         may_try = rules.codec.name == "lz4hc" and not rules.exact
         self._first_level, self._first_gain = first_try((rules.level or 0) if may_try else 0)
         self._first_most = 5 * rules.pcluster // 2 if self._first_level else 0
         self._kinds: dict[int | None, Cutter] = {rules.level: self}
-        self._fillers: dict[Tails, Callable[[int, int, int], tuple[int, int]]] = {}
+        self._fillers: dict[Tails, Filler] = {}
 
     def for_start(self, start: bytes) -> Cutter:
         """The cutter for a file with these first bytes: of another level where the rules leave that open."""
@@ -275,7 +276,8 @@ class Cutter:
         extents: list[Extent] = []
         chunks: list[bytes | memoryview] = []
         segment = Segment(extents, chunks)
-        at = consumed = barren = 0
+        look = self._glances.before(fill, blocks=tails is Tails.BLOCK) if self._glances and phase < 0 else fill
+        at = consumed = barren = noisy = 0
         while at < size:
             left = size - at
             if tails is not Tails.BLOCK and self._keep_tail(segment, view[at:], base + at, tails):
@@ -284,7 +286,7 @@ class Cutter:
                 _store_raw(segment, view[at:], block_size)
                 break
             before = consumed
-            consumed, produced = fill(base + at, left, before)
+            consumed, produced = (look if noisy or not at else fill)(base + at, left, before)
             if consumed == left and tails is not Tails.BLOCK:
                 if self._keep_last(segment, view[at:], base + at, produced, tails):
                     break
@@ -301,6 +303,7 @@ class Cutter:
                 at += consumed
                 barren = 0
             else:
+                noisy = noisy or found_nothing(consumed, produced)
                 run = max(1, min(consumed, self.rules.pcluster) // block_size) * block_size
                 run -= block_size * self._is_crowded(phase, at + run, size)
                 if not run:
@@ -379,9 +382,8 @@ class Cutter:
         segment.chunks.pop()
         return False
 
-    def _filler(self, tails: Tails) -> Callable[[int, int, int], tuple[int, int]]:
-        """What makes one pcluster: (address, bytes left, bytes that the call before consumed) → (bytes consumed, bytes
-        produced)."""
+    def _filler(self, tails: Tails) -> Filler:
+        """What makes one pcluster."""
         if self.rules.packed and self._first_most and (self.rules.level or 0) > DEVICE_TREE_LEVEL:
             return self._fill_packed
         if self._first_most and tails is Tails.BLOCK:

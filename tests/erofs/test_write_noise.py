@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What gains nothing is told without the slow codecs, and images are as if these had been asked about all of it."""
+"""What gains nothing is told without the slow codecs, and images are no larger than if these had been asked."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from writer_check import write, written
 from writer_trees import file, noise, text
 
-from erofs_edge.codec.lz4 import FixedOutput, address_of
+from erofs_edge.codec.lz4 import PIECE, FixedOutput, Repeats, address_of, literals, literals_in
 from erofs_edge.codec.registry import CODECS, dictionary_for
 from erofs_edge.erofs import compress
 from erofs_edge.erofs import noise as judge
@@ -112,20 +110,25 @@ def cut(cutter: Cutter, data: bytes, tails: Tails = Tails.BLOCK) -> tuple[Segmen
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = {name: (level, pcluster, PATIENCE) for name, (level, pcluster, _) in judge.SLOW.items()}
+    quick = {name: (level, PATIENCE) for name, (level, _) in judge.SLOW.items()}
     monkeypatch.setattr(judge, "SLOW", quick)
 
 
-@pytest.mark.usefixtures("impatient")
+def without_glances(name: str, level: int, pcluster: int) -> Cutter:
+    cutter = Cutter(rules(name, level, pcluster))
+    cutter._glances = None
+    return cutter
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_mixed_content_is_cut_as_if_the_codec_were_asked(kind: str) -> None:
+def test_mixed_content_takes_the_blocks_that_the_codec_makes_of_it(kind: str) -> None:
     data = hostile(kind, 1, 700_000)
     for pcluster, tails in ((65_536, Tails.BLOCK), (16_384, Tails.FRAGMENT)):
-        judged, asked = (Cutter(rules("lz4hc", 9, pcluster)) for _ in range(2))
-        asked._patience = len(data)
-        (with_it, calls, _), (without, all_calls, _) = cut(judged, data, tails), cut(asked, data, tails)
-        assert with_it == without
-        assert calls <= all_calls
+        seen, calls, _ = cut(Cutter(rules("lz4hc", 9, pcluster)), data, tails)
+        asked, all_calls, _ = cut(without_glances("lz4hc", 9, pcluster), data, tails)
+        assert sum(extent.length for extent in seen.extents) == len(data)
+        assert seen.blocks * 4096 + seen.fragment <= asked.blocks * 4096 + asked.fragment + 4096
+        assert calls < all_calls
 
 
 @pytest.mark.usefixtures("impatient")
@@ -141,8 +144,8 @@ def test_codecs_that_code_entropy_too(name: str, level: int, kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "level", "pcluster", "most"),
     [
-        ("lz4hc", 9, 65_536, 17 + 3),
-        ("lz4hc", 12, 16_384, 86 + 7),
+        ("lz4hc", 9, 65_536, 2),
+        ("lz4hc", 12, 16_384, 2),
         ("lzma", 0, 65_536, 3 + 3),
         ("lzma", 0, 16_384, 11 + 7),
         ("zstd", 15, 65_536, 27 + 3),
@@ -150,7 +153,7 @@ def test_codecs_that_code_entropy_too(name: str, level: int, kind: str) -> None:
     ],
 )
 def test_the_codec_is_not_asked_about_noise(name: str, level: int, pcluster: int, most: int) -> None:
-    """But for the first bytes, and the last that are fewer than what is looked at."""
+    """But for the first bytes, unless it is LZ4HC, and the last that are fewer than what is looked at."""
     data = noise(2_000_000, 3)
     segment, calls, _ = cut(Cutter(rules(name, level, pcluster)), data)
     assert all(extent.raw for extent in segment.extents)
@@ -161,27 +164,41 @@ def test_the_codec_is_not_asked_about_noise(name: str, level: int, pcluster: int
 def test_where_the_codec_is_as_fast_it_is_asked() -> None:
     fast = [("lz4", None, 65_536), ("lz4hc", 9, 4096), ("zstd", 12, 65_536), ("deflate", 9, 65_536)]
     assert [judge.Noise(*one).patience for one in fast] == [None] * 4
+    assert [judge.glances_for(name, pcluster, 4096, None) for name, _, pcluster in fast] == [None] * 4
     data = noise(1_500_000, 4)
     assert cut(Cutter(rules("zstd", 3, 65_536)), data)[1] >= len(data) // 65_536
 
 
 @pytest.mark.parametrize("pcluster", [4096, 16_384, 65_536, 131_072])
-def test_behind_noise_calls_get_little_more_than_they_take(pcluster: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_behind_noise_calls_get_little_more_than_they_take(pcluster: int) -> None:
     """LZ4HC scans all that it gets; 16 of 4096 bytes it took in vain from 32 KiB."""
-    monkeypatch.setattr(judge, "SLOW", {})
     data = noise(1_000_000, 5)
-    segment, _, scanned = cut(Cutter(rules("lz4hc", 9, pcluster)), data)
+    segment, _, scanned = cut(without_glances("lz4hc", 9, pcluster), data)
     assert all(extent.raw for extent in segment.extents)
     first = max(compress.CAP_LEAST, 4 * pcluster)
     step = max(pcluster - 4096, 4096)
     assert scanned <= first + 2.5 * pcluster + (len(data) // step + 1) * (pcluster + max(128, pcluster >> 6))
 
 
-@pytest.mark.parametrize(("size", "calls"), [(5000, 1), (16_384, 1), (65_000, 1), (100_000, 2)])
-def test_small_noise_is_tried_at_one_level(size: int, calls: int) -> None:
-    segment, asked, _ = cut(Cutter(rules("lz4hc", 9, 65_536)), noise(size, 6))
+@pytest.mark.parametrize(
+    ("size", "calls", "otherwise"),
+    [(4300, 1, 1), (5000, 0, 1), (16_384, 0, 1), (16_500, 2, 2), (65_536, 1, 1), (100_000, 1, 2), (102_000, 0, 2)],
+)
+def test_small_noise_is_looked_at_or_tried_at_one_level(size: int, calls: int, otherwise: int) -> None:
+    """Where a block turns on few bytes the codec is asked."""
+    data = noise(size, 6)
+    segment, asked, _ = cut(Cutter(rules("lz4hc", 9, 65_536)), data)
+    as_before, always_asked, _ = cut(without_glances("lz4hc", 9, 65_536), data)
     assert all(extent.raw for extent in segment.extents)
-    assert asked <= calls
+    assert segment == as_before
+    assert (asked, always_asked) == (calls, otherwise)
+
+
+def test_ends_that_lie_elsewhere_are_not_told_by_a_glance() -> None:
+    data = noise(16_384, 6)
+    for tails in (Tails.INLINE, Tails.FRAGMENT):
+        with_glances, without = Cutter(rules("lz4hc", 9, 16_384)), without_glances("lz4hc", 9, 16_384)
+        assert cut(with_glances, data, tails) == cut(without, data, tails)
 
 
 def test_next_to_nothing_is_less_than_a_block_may_turn_on() -> None:
@@ -191,42 +208,72 @@ def test_next_to_nothing_is_less_than_a_block_may_turn_on() -> None:
     assert not found_nothing(4097, 4096)
 
 
-@given(
-    st.integers(0, 1 << 32),
-    st.sampled_from([4096, 16_384, 65_536]),
-    st.integers(0, 60),
-    st.integers(4, 200),
+def finds_nothing(data: bytes) -> bool:
+    return Repeats(len(data)).finds_nothing(address_of(data), len(data))
+
+
+@pytest.mark.parametrize("repeats", [0, 5, 20, 60])
+def test_where_nothing_is_found_lz4hc_saves_next_to_nothing(repeats: int) -> None:
+    found = 0
+    for seed in range(12):
+        rng = random.Random(f"{repeats} {seed}")
+        out = bytearray(rng.randbytes(500))
+        while len(out) < judge.WINDOW:
+            if rng.randrange(judge.WINDOW // 500) < repeats:
+                out += again(4, rng.randrange(6, 200), 1, 60_000)(out, rng)
+            out += rng.randbytes(rng.randrange(1, 1000))
+        data = bytes(out[: judge.WINDOW])
+        found += not finds_nothing(data)
+        if finds_nothing(data):
+            consumed, produced = FixedOutput(9, 2 * judge.WINDOW).fill(address_of(data), len(data))
+            assert literals(consumed) - produced < judge.WINDOW // 100
+    assert found == 0 if not repeats else found >= 2
+
+
+@pytest.mark.parametrize(
+    ("distance", "length"), [(300, 200), (4000, 400), (10_000, 800), (30_000, 1500), (50_000, 3000), (60_000, 4000)]
 )
-def test_no_lz4_gains_where_it_is_said_to_gain_nothing(seed: int, pcluster: int, repeats: int, most: int) -> None:
-    rng = random.Random(seed)
-    out = bytearray(rng.randbytes(500))
-    while len(out) < judge.WINDOW:
-        if repeats and rng.randrange(judge.WINDOW // 500) < repeats:
-            out += again(4, most + 1, 1, 60_000)(out, rng)
-        out += rng.randbytes(rng.randrange(1, 1000))
-    data = bytes(out[: judge.WINDOW])
-    if judge.is_noise(address_of(data), len(data), pcluster, entropy=False):
-        for level in (9, 12):
-            consumed, produced = FixedOutput(level, pcluster).fill(address_of(data), len(data))
-            assert -(-produced // 4096) * 4096 >= consumed
+def test_what_came_before_is_found(distance: int, length: int) -> None:
+    for seed in range(5):
+        plain = noise(69_000, seed)
+        assert finds_nothing(plain)
+        at = len(plain) - length - 50
+        came_before = plain[at - distance : at - distance + length]
+        assert not finds_nothing(plain[:at] + came_before + plain[at + length :])
+
+
+def test_what_was_looked_at_before_does_not_matter() -> None:
+    one = Repeats(4 * PIECE)
+    plain, written_down = noise(3 * PIECE + 77, 14), text(9000)
+    places = (plain, written_down, plain, plain[PIECE:], plain[:300], b"a", bytes(PIECE), plain)
+    answers = [one.finds_nothing(address_of(data), len(data)) for data in places * 3]
+    assert answers == [finds_nothing(data) for data in places] * 3
+    assert answers[: len(places)] == [True, False, True, True, True, True, False, True]
+
+
+@pytest.mark.parametrize("size", [1, 14, 15, 16, 269, 270, 271, 4096, 65_279, 65_280])
+def test_how_long_it_is_when_nothing_is_found(size: int) -> None:
+    data = noise(size, 15)
+    assert FixedOutput(9, 2 * size + 20).fill(address_of(data), size) == (size, literals(size))
+    assert literals_in(literals(size)) == size
+    assert literals_in(literals(size) - 1) < size
 
 
 def test_what_noise_is() -> None:
     size = judge.WINDOW
     plain = noise(size, 7)
 
-    def is_noise(data: bytes, *, entropy: bool) -> bool:
-        return judge.is_noise(address_of(data), len(data), 65_536, entropy=entropy)
+    def is_noise(data: bytes) -> bool:
+        return judge.is_noise(address_of(data), len(data), 65_536)
 
-    assert is_noise(plain, entropy=True)
-    assert is_noise(noise(3 * size + 500, 8), entropy=True)
-    assert not is_noise(plain[:-2000] + plain[100:2100], entropy=False)
-    assert not is_noise(plain + plain, entropy=False)  # that far LZ4 reaches
-    assert is_noise(bytes(byte & 127 for byte in plain), entropy=False)
-    assert not is_noise(bytes(byte & 127 for byte in plain), entropy=True)
+    assert is_noise(plain)
+    assert is_noise(noise(3 * size + 500, 8))
+    assert not is_noise(plain[:-2000] + plain[100:2100])
+    assert not is_noise(plain + plain)  # that far LZ4 reaches
+    assert not is_noise(bytes(byte & 127 for byte in plain))
     halves = bytes(byte & 127 | (before & 64) << 1 for before, byte in zip(b"\0" + plain, plain, strict=False))
-    assert not is_noise(halves, entropy=True)  # all bytes are as frequent; not so behind a given one
-    assert not is_noise(plain + bytes(size) + plain, entropy=True)
+    assert not is_noise(halves)  # all bytes are as frequent; not so behind a given one
+    assert not is_noise(plain + bytes(size) + plain)
 
 
 @pytest.mark.parametrize("fragments", ["none", "tails"])
