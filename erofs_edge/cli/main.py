@@ -240,8 +240,9 @@ def _is_printing(error: BaseException) -> bool:
 def _unexpected(error: Exception) -> ErofsEdgeError:
     """What the user is told about an error that nobody foresaw: one line, and how to see the rest."""
     if isinstance(error, OSError):
-        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
-        return ErofsEdgeError(error.strerror or str(error), where=where)
+        named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+        where, said = _meant(named), error.strerror or str(error)
+        return ErofsEdgeError(said if where == named else f"cannot write: {said}", where=where)
     text = " ".join(str(error).split())
     return ErofsEdgeError(
         f"internal error: {type(error).__name__}{': ' if text else ''}{text}",
@@ -253,6 +254,13 @@ def _unwind_on_ctrl_c() -> None:
     """From now on a verb may have files and children that must go; `erofs_edge.__main__` let Ctrl-C end the process."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _meant(path: str | None) -> str | None:
+    """The file that is written beside its name, by that name."""
+    folder, name = os.path.split(path or "")
+    found, temporary, _ = name.rpartition(f".{os.getpid()}")
+    return os.path.join(folder, found[1:]) if temporary and found.startswith(".") else path
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

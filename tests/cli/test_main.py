@@ -202,6 +202,17 @@ def test_a_folder_that_is_not_there_is_named(verb, tmp_path: Path) -> None:  # t
     assert "hint" not in run("verb").stderr
 
 
+def test_a_file_that_is_written_beside_its_name_is_called_by_it(verb, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    temporary = tmp_path / f"none/.page.html.{os.getpid()}.tmp"
+    verb(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", str(temporary))))
+    assert run("verb").stderr == (
+        f"erofs-edge: error: {tmp_path / 'none/page.html'}: cannot write: No such file or directory\n"
+        f"hint: there is no folder {tmp_path / 'none'}: make it first\n"
+    )
+    verb(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "none/.page.html"))))
+    assert run("verb").stderr == f"erofs-edge: error: {tmp_path / 'none/.page.html'}: No such file or directory\n"
+
+
 def test_a_bug_is_one_line_without_a_traceback(verb, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     verb(failing(KeyError("x\ny")))
     result = run("verb")
