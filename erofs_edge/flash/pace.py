@@ -11,7 +11,7 @@ There is no clock here: the caller says what took how long.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from erofs_edge.flash.target import Effort
 
 FIRST = 1 << 20  # bytes that go as they are before anything is known, and then MORE times that, again and again
 MORE = 4  # few, for until all of it has arrived nothing else is under way
@@ -21,17 +21,6 @@ TRIAL = 4 << 20  # bytes of a turn of the way that is not the quicker one
 PACKED = 16 << 20  # bytes of a turn with packing: what one request is about
 OFTEN = 32  # the other way has a turn after so many times as much
 SELDOM = 8  # that many times more where it was not half as quick
-
-
-class Effort(NamedTuple):
-    """What a target is known to need at the least to make something of what is packed.
-
-    request  seconds of a request
-    byte     seconds for each byte that is unpacked, besides
-    """
-
-    request: float = 0.0
-    byte: float = 0.0
 
 
 class Pace:

@@ -16,9 +16,8 @@ from urllib.parse import quote
 
 from erofs_edge.errors import DeviceError, DeviceRefusedError, ProtocolError
 from erofs_edge.flash.nbd import NbdTarget, as_os_error
-from erofs_edge.flash.pace import Effort
 from erofs_edge.flash.survey import zero_digest
-from erofs_edge.flash.target import BLOCK, Ability, Identity
+from erofs_edge.flash.target import BLOCK, Ability, Effort, Identity
 from erofs_edge.transport.nbd import control
 from erofs_edge.transport.nbd.connect import Address, Connection, parse_address
 from erofs_edge.transport.nbd.parallel import Connections

@@ -15,10 +15,9 @@ import enum
 import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from erofs_edge.flash.image import read_table
-from erofs_edge.flash.pace import Effort
 
 BLOCK = 4096  # bytes: what is written or left alone
 LOOKING = "--plan, --verify-only and `slots show` need no more than reading"
@@ -42,6 +41,17 @@ class Identity:
     """what such a board answers besides, less exact: of a device tree's `compatible` all but the first"""
     read_only: bool = False
     """it can be looked at, and no more"""
+
+
+class Effort(NamedTuple):
+    """What a target is known to need at the least to make something of what is packed.
+
+    request  seconds of a request
+    byte     seconds for each byte that is unpacked, besides
+    """
+
+    request: float = 0.0
+    byte: float = 0.0
 
 
 class Ability(enum.Flag):

@@ -13,9 +13,9 @@ from sweep import quiet
 from erofs_edge.errors import PartialWriteError
 from erofs_edge.flash.estimate import estimate
 from erofs_edge.flash.execute import flash
-from erofs_edge.flash.pace import FIRST, MORE, OFTEN, PACKED, PLAIN, SELDOM, TRIAL, Effort, Pace
+from erofs_edge.flash.pace import FIRST, MORE, OFTEN, PACKED, PLAIN, SELDOM, TRIAL, Pace
 from erofs_edge.flash.prepare import Wish, prepare
-from erofs_edge.flash.target import Ability
+from erofs_edge.flash.target import Ability, Effort
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.target import SimulatedTarget
 
