@@ -11,7 +11,8 @@ the image is signed. What was copied is compared with the image. Prints a markdo
 
 `--board`: to the provisioning system of an emulated board instead, which is started once, through the network of the
 emulator: an image (random bytes, or FILE) to the start of its disk, by nbdcopy, by our client, and by `flash`, which
-sends it packed where that is quicker and may have the board prove it. CPU seconds are those of the emulator and the client.
+sends it packed where that is quicker, and may have the board prove it. CPU seconds are those of the emulator and the
+client.
 """
 
 from __future__ import annotations
