@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,8 @@ class Backing:
         except OSError as error:
             raise ErofsEdgeError(f"cannot open the image: {error.strerror}", where=str(path)) from error
         try:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise ErofsEdgeError("this is a folder, not an image", where=str(path))
             self.size = max(os.lseek(fd, 0, os.SEEK_END) - offset, 0)
             if not self.size:
                 raise broken("the file ends before the image" if offset else "the image is empty", 0)

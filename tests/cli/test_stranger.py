@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from erofs_edge.cli.main import cli
 from erofs_edge.cli.system import _board
+from erofs_edge.erofs.api import open as open_image
 from erofs_edge.errors import ErofsEdgeError, SourceError
 from erofs_edge.manifest import stock
 from erofs_edge.product import make_product
@@ -94,6 +95,12 @@ def test_keys_in_a_home_of_somebody_else(folder: Path, monkeypatch: pytest.Monke
             with pytest.raises(ErofsEdgeError, match="cannot read: Permission denied") as caught:
                 call()
             assert "EROFS_EDGE_KEYS" in (caught.value.hint or "")
+
+
+def test_a_folder_in_place_of_an_image(folder: Path) -> None:
+    with pytest.raises(ErofsEdgeError, match="this is a folder, not an image") as caught:
+        open_image(folder / "folder")
+    assert caught.value.where == str(folder / "folder")
 
 
 def test_a_cache_that_is_no_folder(folder: Path) -> None:
