@@ -172,7 +172,8 @@ class WriteOptions:
         if self.uuid is not None and len(self.uuid) != 16:
             raise UsageError("a UUID has 16 bytes")
         if len(self.volume_name) > 15 or b"\0" in self.volume_name:
-            raise UsageError(f"volume name {self.volume_name!r} is longer than 15 bytes or has a NUL")
+            shown = self.volume_name.decode("utf-8", "backslashreplace")
+            raise UsageError(f'volume name "{shown}" is longer than 15 bytes or has a NUL', hint="a shorter one")
         if self.jobs is not None and self.jobs < 1:
             raise UsageError("jobs must be at least 1")
         _check_chunks(self)
