@@ -36,7 +36,8 @@ NO_BLOCK = -1
 TARGET_MAX = 4095
 SIZE_END = 1 << 63  # kernels refuse larger ones: i_size is signed there
 UINT16, UINT32 = 0xFFFF, 0xFFFFFFFF
-_NO_NAMES = frozenset((b"", b".", b".."))
+_NO_NAMES = (b".", b"..")
+SLASH = 0x2F  # a number is found in bytes many times faster than other bytes
 _NO_DEVICE = (0, 0)
 MAJOR_MAX, MINOR_MAX = 0xFFF, 0xFFFFF
 MTIME_MIN, MTIME_END = -(10**9 << 63), 10**9 << 63  # nanoseconds: seconds have 64 bits and a sign
@@ -240,11 +241,11 @@ def _collect(tree: FileTree) -> Iterator[Node]:
         below = []
         named: list[Node] = []
         children = directory.inode.children
-        names = sorted(children)
-        _check_names(names, prefix)
-        for name in names:
+        for name in sorted(children):
             inode = children[name]
             path = prefix + name
+            if not 1 <= len(name) <= NAME_MAX or SLASH in name or 0 in name or name in _NO_NAMES:
+                raise SourceError(f"bad file name {name!r}", where=_text(path))
             node = known.get(id(inode))
             if node is None:
                 node = known[id(inode)] = Node(inode, path, next(numbers), directory)
@@ -260,16 +261,6 @@ def _collect(tree: FileTree) -> Iterator[Node]:
             named.append(node)
         directory.children = named
         stack += reversed(below)
-
-
-def _check_names(names: Sequence[bytes], prefix: bytes) -> None:
-    joined = b"/".join(names)  # most are right, and one look at all takes less than one at each
-    if (
-        names and (joined.count(b"/") != len(names) - 1 or max(map(len, names)) > NAME_MAX or 0 in joined)
-    ) or not _NO_NAMES.isdisjoint(names):
-        for name in names:
-            if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in _NO_NAMES:
-                raise SourceError(f"bad file name {name!r}", where=_text(prefix + name))
 
 
 def _is_plain(inode: Inode) -> bool:
