@@ -9,13 +9,12 @@ the module is linked with, or else the host's. No wheel carries it, so another l
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import weakref
 from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
-from erofs_edge.codec.known import known_input
+from erofs_edge.codec.known import digest_of, known_input
 from erofs_edge.codec.lz4 import address_of
 from erofs_edge.errors import FormatError, ToolError
 
@@ -57,14 +56,29 @@ _SYMBOLS: dict[str, tuple[type | None, list[type]]] = {
     "lzma_end": (None, [ctypes.c_void_p]),
 }
 
-# (level, output size): (bytes consumed, first half of the output's sha256) for `known_input`
-_KNOWN_ANSWERS: dict[tuple[int, int], tuple[int, str]] = {
-    (0, 4096): (14561, "8463f4f72516c1241cc3dd60e96e0226"),
-    (0, 16384): (85225, "6d44aed71660ede2e9e750e9b9d48a21"),
-    (6, 4096): (14760, "ac731816d62fbf092d46f34d2c0811f3"),
-    (6, 16384): (98602, "9c095651b32c55ef24a7716cf12112ef"),
-    (109, 4096): (14747, "14a3a9b8af31c107ed5a046bd0b56605"),
-    (109, 16384): (98548, "72d2d39b0c8aacb0e6eb532283c2a600"),
+KNOWN_CAPACITY, KNOWN_DICTIONARY = 8 << 10, 64 << 10  # bytes
+# level: (bytes consumed, `digest_of` the output) for `known_input`
+_KNOWN_ANSWERS: dict[int, tuple[int, str]] = {
+    0: (35163, "c9fc8266c53d6c29017dd408daf70bd8"),
+    1: (35159, "2ba53015a8c194cc54fb2f9fb332b1ce"),
+    2: (35195, "1447e6d9ed4cea927f95c3fcf2fc8d0a"),
+    3: (35242, "6e1d70e2f29c5fc8e57ea25117ded4b8"),
+    4: (35368, "db64fb2524dd18d7ff66663911c7d4c3"),
+    5: (35527, "888dcd2b277a432c4f6e45ef97211e84"),
+    6: (35523, "1f3cc7073ed10502da79d46a6a572074"),
+    7: (35523, "1f3cc7073ed10502da79d46a6a572074"),
+    8: (35523, "1f3cc7073ed10502da79d46a6a572074"),
+    9: (35523, "1f3cc7073ed10502da79d46a6a572074"),
+    100: (35516, "2dba001ae59f4ed89255bcfffbb32dc1"),
+    101: (35516, "2dba001ae59f4ed89255bcfffbb32dc1"),
+    102: (35516, "2dba001ae59f4ed89255bcfffbb32dc1"),
+    103: (35519, "b184ed701ded60db4be4f3f2366049cd"),
+    104: (35516, "2dba001ae59f4ed89255bcfffbb32dc1"),
+    105: (35519, "b184ed701ded60db4be4f3f2366049cd"),
+    106: (35516, "2dba001ae59f4ed89255bcfffbb32dc1"),
+    107: (35516, "2dba001ae59f4ed89255bcfffbb32dc1"),
+    108: (35516, "2dba001ae59f4ed89255bcfffbb32dc1"),
+    109: (35516, "2dba001ae59f4ed89255bcfffbb32dc1"),
 }
 
 
@@ -77,7 +91,7 @@ class FixedOutput:
     def __init__(
         self, level: int, capacity: int, padding: int, dictionary: int, *, library: ctypes.CDLL | None = None
     ) -> None:
-        self._library = library or _library()
+        self._library = library or _library(level)
         self._capacity = capacity
         self._padding = padding
         self._buffer = ctypes.create_string_buffer(padding + capacity)
@@ -130,7 +144,8 @@ def _candidates() -> Iterator[str | None]:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def _library(level: int) -> ctypes.CDLL:
+    """The first that gives the known bytes for this level. Raises ToolError where there is none."""
     problem = "it is linked with none that can be reached"
     for candidate in _candidates():
         if candidate is None:
@@ -143,17 +158,17 @@ def _library() -> ctypes.CDLL:
         except (OSError, AttributeError) as error:
             problem = str(error)
             continue
-        if all(_answer(library, *key) == answer for key, answer in _KNOWN_ANSWERS.items()):
+        if _answer(library, level) == _KNOWN_ANSWERS[level]:
             return library
         problem = f"{candidate} gives other bytes than known"
     raise ToolError(f"this Python has no liblzma that can write MicroLZMA: {problem}", hint=_HINT)
 
 
-def _answer(library: ctypes.CDLL, level: int, capacity: int) -> tuple[int, str]:
+def _answer(library: ctypes.CDLL, level: int) -> tuple[int, str]:
     data = known_input()
-    one = FixedOutput(level, capacity, 0, dictionary_size(capacity), library=library)
+    one = FixedOutput(level, KNOWN_CAPACITY, 0, KNOWN_DICTIONARY, library=library)
     consumed, produced = one.fill(address_of(data), len(data))
-    return consumed, hashlib.sha256(one.padded(produced, produced)).hexdigest()[:32]
+    return consumed, digest_of(one.padded(produced, produced))
 
 
 def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:

@@ -124,21 +124,45 @@ def test_a_search_ends_whatever_the_codec_does() -> None:
 
 
 def _forget(module: ModuleType) -> None:
-    (module._check if module is zstd else module._library).cache_clear()
+    for known in {"_check", "_library"} & set(vars(module)):
+        getattr(module, known).cache_clear()
+
+
+def _other_than_known(module: ModuleType, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = module._KNOWN_ANSWERS[level]
+    other = "0" * 32 if isinstance(answer, str) else (answer[0], "0" * 32)
+    monkeypatch.setitem(module._KNOWN_ANSWERS, level, other)
+    _forget(module)
 
 
 @names
-def test_other_bytes_fail_loudly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_bytes_of_a_level_fail_loudly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = MODULES[name]
-    key = next(iter(module._KNOWN_ANSWERS))
-    monkeypatch.setitem(module._KNOWN_ANSWERS, key, (module._KNOWN_ANSWERS[key][0], "0" * 32))
-    _forget(module)
+    _other_than_known(module, 1, monkeypatch)
     try:
         with pytest.raises(ToolError, match="other bytes") as caught:
-            opened(name, 4096)
+            opened(name, 4096, 1)
         assert caught.value.hint == module._HINT
+        assert opened(name, 4096, 2)
     finally:
         _forget(module)
+
+
+@names
+def test_each_level_has_its_known_answer(name: str) -> None:
+    module = MODULES[name]
+    levels = {level for level in range(1, module.LEVEL_MAX + 1) if not 9 < level < 100 or name != "lzma"}
+    assert set(module._KNOWN_ANSWERS) - {0} == levels
+    for level in levels:
+        opened(name, 4096, level)
+
+
+@names
+def test_known_answers_tell_levels_apart(name: str) -> None:
+    """As they would a library that searches a little more or less. Some levels differ by nothing that is used here."""
+    answers = MODULES[name]._KNOWN_ANSWERS
+    assert len(set(answers.values())) >= {"zstd": 17, "deflate": 11, "lzma": 9}[name]
+    assert len({answers[level] for level in (1, 3, 6)}) == 3
 
 
 def test_another_zstd_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
