@@ -10,11 +10,10 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from erofs_edge.errors import DeviceError, DeviceRefusedError, ProtocolError
+from erofs_edge.errors import DeviceError, DeviceRefusedError, ProtocolError, UsageError
 from erofs_edge.flash.nbd import NbdTarget, as_os_error
 from erofs_edge.flash.survey import zero_digest
 from erofs_edge.flash.target import BLOCK, Ability, Effort, Identity
@@ -57,17 +56,20 @@ def disk_address(address: str) -> Address:
 
 
 def _addresses(address: str) -> tuple[Address, Address]:
+    """Of both exports; what is told of either names the address that was given."""
     scheme, _, rest = address.partition("://")
+    disk_at, commands_at = f"{'nbds' if scheme == 'provisions' else 'nbd'}://{rest}", ""
     if scheme == "provision+unix":
-        folder = Path(rest)
-        disk, commands = (
-            parse_address(f"nbd+unix:///?socket={quote(str(folder / name))}") for name in ("disk", "control")
-        )
-        return disk, commands
-    disk = parse_address(f"{'nbds' if scheme == 'provisions' else 'nbd'}://{rest}")
+        disk_at, commands_at = (f"nbd+unix:///?socket={quote(str(Path(rest) / name))}" for name in ("disk", "control"))
+    try:
+        disk = parse_address(disk_at)._replace(uri=address)
+    except UsageError as error:
+        error.where, error.hint = address, error.hint and error.hint.replace("nbds://", "provisions://")
+        raise
     if disk.certificates is not None and not disk.name:
         disk = disk._replace(name=BOARD_NAME)
-    return disk, disk._replace(uri=f"{disk.uri} (control)", port=disk.port + 1)
+    commands = parse_address(commands_at) if commands_at else disk._replace(port=disk.port + 1)
+    return disk, commands._replace(uri=f"{address} (control)")
 
 
 class ProvisionTarget(NbdTarget):

@@ -43,7 +43,7 @@ def test_a_slot_is_mended_over_tls_and_starts(
         return record
 
     flashed = command("flash", BOARD, "-o", str(out), "--to", "qemu:nbds", "--disk", str(disk), "--yes")
-    assert flashed["target"]["path"].startswith("nbds://") and flashed["target"]["product"]
+    assert flashed["target"]["path"].startswith("provisions://") and flashed["target"]["product"]
     assert (flashed["slot"], flashed["bytes_written"]) == ("b", 1 << 20)
     assert flashed["bytes_on_wire"] < 3 << 20
     booted = command("boot", BOARD, "-o", str(out), "--disk", str(disk), "--smoke", "--timeout", PATIENCE)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from erofs_edge.boot.contents import unpack_initramfs
 from erofs_edge.boot.cpio import read_cpio
 from erofs_edge.errors import DeviceError, DeviceRefusedError, SourceError, UsageError
 from erofs_edge.flash.nbd import NbdTarget
-from erofs_edge.flash.provision import BOARD_NAME, _addresses
+from erofs_edge.flash.provision import BOARD_NAME, _addresses, open_provisioned
 from erofs_edge.provision.credentials import (
     AUTHORITY,
     CLIENT,
@@ -137,9 +138,25 @@ def test_addresses(tmp_path: Path) -> None:
     assert (commands.certificates, commands.name, commands.port) == (tmp_path, NAME, disk.port + 1)
     with pytest.raises(UsageError, match="for TLS"):
         parse_address(f"nbd://192.0.2.7?tls-certificates={tmp_path}")
+    with pytest.raises(UsageError, match="for TLS") as found:
+        open_provisioned(f"provision://192.0.2.7?tls-certificates={tmp_path}")
+    assert (found.value.where or "").startswith("provision://192") and found.value.hint == "provisions://…"
     (tmp_path / AUTHORITY).write_text("no certificate")
     with pytest.raises((UsageError, DeviceError)):
         Connection(disk)
+
+
+@pytest.mark.parametrize(
+    "address", ["provision://", "provisions://board:x", "provision://{port}", "provision+unix://{0}"]
+)
+def test_errors_name_the_address_that_was_given(address: str, tmp_path: Path) -> None:
+    """And not that of an export behind it."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        given = address.format(tmp_path, port=f"127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises((UsageError, DeviceError)) as found:
+            open_provisioned(given)
+    assert found.value.where == given
 
 
 @pytest.mark.oracle

@@ -25,6 +25,7 @@ from erofs_edge.transport.stream import Bytes, Feed, Machine, take
 
 REPLIES_MAX = 64  # to one option
 DESCRIPTION_MAX = 1000  # bytes of it that are kept; a server may say 4096
+WITH_TLS, WITHOUT_TLS = "nbds://, or provisions://, asks for TLS", "nbd://, or provision://, asks for no TLS"
 STATUS_MAX = 4 + 8 * 65536  # bytes of a block status chunk
 _DESCRIPTOR = Struct(">II")
 _OFFSET = Struct(">Q")
@@ -224,7 +225,7 @@ class Client:
         self.outbox.append(wire.option(Option.STARTTLS))
         kind, data = yield from _option_reply(Option.STARTTLS)
         if kind != OptionReply.ACK:
-            raise DeviceRefusedError(f"the server does not speak TLS{_said(data)}", hint="nbd:// instead of nbds://")
+            raise DeviceRefusedError(f"the server does not speak TLS{_said(data)}", hint=WITHOUT_TLS)
         self.upgrade = True
 
     def _negotiate(self) -> Generator[memoryview, None, Export]:
@@ -434,7 +435,7 @@ def _take_status(pending: Pending, raw: bytes, context: int | None) -> None:
 
 def _refused(kind: int, data: bytes, name: str) -> ErofsEdgeError:
     reason = _REFUSALS.get(kind, f"the server refuses (reply {kind:#x})")
-    hint = "nbds:// asks for TLS" if kind == OptionReply.ERR_TLS_REQD else None
+    hint = WITH_TLS if kind == OptionReply.ERR_TLS_REQD else None
     error = DeviceError if kind == OptionReply.ERR_UNKNOWN else DeviceRefusedError
     return error(f"{reason}{_said(data)}", where=f"export {name!r}", hint=hint)
 

@@ -60,7 +60,7 @@ def parse_address(uri: str) -> Address:
         parts = urlsplit(uri)
         port = parts.port or wire.PORT
     except ValueError as error:
-        raise UsageError(f"not an NBD address: {error}", where=uri) from None
+        raise UsageError(f"not an address: {error}", where=uri) from None
     if parts.scheme not in SCHEMES:
         raise UsageError(f"not an NBD address: {uri!r}", hint="nbd://HOST[:PORT]/EXPORT or nbds://…")
     tls, export = parts.scheme.startswith("nbds"), unquote(parts.path.removeprefix("/"))
