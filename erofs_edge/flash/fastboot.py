@@ -48,7 +48,7 @@ class Fastboot:
     def fetch_partition(self, partition: str) -> Iterator[bytes]:
         """What a partition holds, in pieces that the device gives; all at once where it tells no size."""
         most = self._number("max-fetch-size")
-        size = self._number(f"partition-size:{partition}")
+        size = self._capacity(partition)
         if most is None or size is None or size <= most:
             yield self.fetch(f"fetch:{partition}")
             return
@@ -104,7 +104,7 @@ class Fastboot:
 
             sparse = android_sparse.SparseFile(read, size) if android_sparse.is_sparse(read(0, 4)) else None
             needed, limit = sparse.size if sparse else size, self._limit()
-            capacity = self._number(f"partition-size:{partition}")
+            capacity = self._capacity(partition)
             if capacity is not None and needed > capacity:
                 raise CapacityError(
                     f"{partition} has {capacity} bytes, the image needs {needed - capacity} more", where=str(image)
@@ -132,7 +132,12 @@ class Fastboot:
         """Bytes of a download."""
         found = self._number("max-download-size")
         found = found if found is not None else self._number("downloadsize")
-        return BUFFER_DEFAULT if found is None else found
+        return BUFFER_DEFAULT if found is None else min(found, client.DOWNLOAD_MAX)
+
+    def _capacity(self, partition: str) -> int | None:
+        """Bytes of a partition, None where the device does not say."""
+        text = self._told(f"partition-size:{partition}")
+        return client.parse_size(text) if text else None
 
     def _number(self, name: str) -> int | None:
         """A variable that is a number, None where the device does not say."""

@@ -94,7 +94,7 @@ class FastbootTarget(PlainTarget):
         for name, (start, _) in self._places.items():
             size = self._variable(f"partition-size:{name}")
             if size:
-                found[name] = (start, start + client.parse_number(size))
+                found[name] = (start, start + client.parse_size(size))
         return found
 
     def make_table(self, raw: bytes) -> None:

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import socket
 import subprocess
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -97,6 +102,20 @@ def test_an_image_without_holes_goes_as_it_is(device: FastbootDevice, tmp_path: 
             file.write(bytes(5000))
         fastboot.flash("system", tmp_path / "image")
     assert len([word for word in device.log if word.startswith("download")]) == len(("one", "two"))
+
+
+def test_sizes_as_boot_loaders_write_them(
+    device: FastbootDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partition's size without 0x is hexadecimal, too; of more memory than a download can fill not all is used."""
+    content = random.Random(8).randbytes(3 * MIB)
+    (tmp_path / "image").write_bytes(content)
+    device.variables |= {"partition-size:system": "400000", "max-download-size": "0x200000000"}
+    with serve_tcp(device) as address, open_device(address) as opened:
+        monkeypatch.setattr("erofs_edge.transport.fastboot.client.DOWNLOAD_MAX", MIB)
+        Fastboot(opened).flash("system", tmp_path / "image")
+    assert bytes(device.partitions["system"][: 3 * MIB]) == content
+    assert len([word for word in device.log if word.startswith("download")]) > 3
 
 
 def test_a_sparse_image_is_divided_anew_for_a_device_with_less_memory(
@@ -201,6 +220,30 @@ def test_a_cut_connection_ends_in_an_error_in_time(device: FastbootDevice, image
     )  # fmt: skip
     assert done.returncode == 6
     assert "cannot connect" in done.stderr
+
+
+@pytest.mark.parametrize("trickle", [b"", bytes(6) + b"\x10\x00" + b"OKAY"], ids=["silent", "trickling"])
+def test_a_device_that_does_not_come_to_the_point(trickle: bytes) -> None:
+    """Neither silence nor a byte now and then keeps a host: a message has a deadline as a whole."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer, suppress(OSError):
+                peer.sendall(b"FB01")
+                for byte in itertools.cycle(trickle):
+                    peer.sendall(bytes([byte]))
+                    time.sleep(0.001)
+                while peer.recv(1 << 16):
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with open_device(f"tcp:127.0.0.1:{server.getsockname()[1]}") as opened:
+            opened.link.send(b"getvar:product")
+            with pytest.raises(DeviceError, match="has nothing to say"):
+                opened.link.receive(patience=0.2)
+        thread.join()
 
 
 def test_the_command(device: FastbootDevice, image: Path, tmp_path: Path, edge: str) -> None:

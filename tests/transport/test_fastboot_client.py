@@ -61,6 +61,9 @@ def test_variables_of_real_devices() -> None:
     assert [client.parse_number(text) for text in ("0x10", "16", "0000c0de", " 0X1F ")] == [16, 16, 0xC0DE, 31]
     with pytest.raises(ProtocolError):
         client.parse_number("much")
+    assert [client.parse_size(text) for text in ("0x10000000", " 10000000", "c0de")] == [1 << 28, 1 << 28, 0xC0DE]
+    with pytest.raises(ProtocolError, match="'-1' where a number belongs"):
+        client.parse_size("-1")
 
 
 BAD: dict[str, tuple[Exchange, list[bytes], type[ErofsEdgeError], str]] = {

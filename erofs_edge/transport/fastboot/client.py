@@ -139,8 +139,21 @@ def parse_variables(lines: Iterable[str]) -> dict[str, str]:
 
 def parse_number(text: str) -> int:
     """A number as devices write them: 0x… or decimal, or hexadecimal without a prefix. Raises ProtocolError."""
+    return _number(text, (0, 16))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a partition: hexadecimal, by some devices without 0x. Raises ProtocolError.
+
+    Source: Google's client, which takes `partition-size` so and the other numbers not.
+    """
+    return _number(text, (16,))
+
+
+def _number(text: str, bases: Iterable[int]) -> int:
+    """In the first base in which it is one."""
     text = text.strip()
-    for base in (0, 16):
+    for base in bases:
         try:
             number = int(text, base)
         except ValueError:

@@ -115,7 +115,7 @@ class TcpLink:
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.sendall(HANDSHAKE)
-            answer = self._exactly(4)
+            answer = self._exactly(4, time.monotonic() + CONNECT)
             if not answer.startswith(b"FB") or not answer[2:].isdigit() or int(answer[2:]) < 1:
                 raise ProtocolError(f"not a fastboot device: it says {answer!r}", where=self.name)
         except BaseException:
@@ -124,25 +124,37 @@ class TcpLink:
 
     def send(self, message: bytes | memoryview) -> None:
         self._socket.settimeout(WORK)
-        self._socket.sendall(len(message).to_bytes(8, "big"))
-        self._socket.sendall(message)
+        try:
+            self._socket.sendall(len(message).to_bytes(8, "big"))
+            self._socket.sendall(message)
+        except TimeoutError:
+            raise DeviceError(f"the device has not taken {len(message)} bytes in {WORK:g} s", where=self.name) from None
 
     def receive(self, left: int | None = None, patience: float = WORK) -> bytes:
-        self._socket.settimeout(patience)
-        size = int.from_bytes(self._exactly(8), "big")
-        if size > MESSAGE_MAX:
-            raise ProtocolError(f"a message of {size} bytes", where=self.name)
-        return self._exactly(size)
+        deadline = time.monotonic() + patience
+        try:
+            size = int.from_bytes(self._exactly(8, deadline), "big")
+            if size > MESSAGE_MAX:
+                raise ProtocolError(f"a message of {size} bytes", where=self.name)
+            return self._exactly(size, deadline)
+        except TimeoutError:
+            raise DeviceError(f"the device has nothing to say for {patience:g} s", where=self.name) from None
 
     def close(self) -> None:
         self._socket.close()
         if self.claim is not None:
             self.claim.release()
 
-    def _exactly(self, count: int) -> bytes:
+    def _exactly(self, count: int, deadline: float) -> bytes:
+        """Raises TimeoutError where they have not all come by then: bytes that trickle in are no sign of life. A
+        program that was stopped until later takes what came meanwhile."""
         data = b""
         while len(data) < count:
-            more = self._socket.recv(count - len(data))
+            self._socket.settimeout(max(deadline - time.monotonic(), 0))
+            try:
+                more = self._socket.recv(count - len(data))
+            except BlockingIOError:  # past the deadline nothing is waited for
+                raise TimeoutError from None
             if not more:
                 raise DeviceError("the device closed the connection", where=self.name)
             data += more
