@@ -25,12 +25,12 @@ class NbdWire:
     """A client's wire: what is sent is served at once, the answers wait to be received."""
 
     def __init__(self, disk: SimulatedDisk) -> None:
-        self._disk = disk
+        self.disk = disk
         self._session = Session({EXPORT: Offer(disk.size, read_only=False)})
         self._answers = bytearray()
         self._serve(b"")
 
-    def send(self, chunks: Sequence[Said]) -> None:
+    def send(self, chunks: Sequence[Said], patience: float = 0.0) -> None:
         for chunk in chunks:
             self._serve(os.pread(chunk.file, chunk.length, chunk.at) if isinstance(chunk, Stretch) else bytes(chunk))
 
@@ -67,7 +67,7 @@ class NbdWire:
             self._answers += self._carry_out(request)
 
     def _carry_out(self, request: Request) -> bytes:
-        disk, session = self._disk, self._session
+        disk, session = self.disk, self._session
         try:
             if request.command is Command.READ:
                 data = disk.read(request.offset, request.length)

@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from waiting import eventually
 
 from erofs_edge.errors import DeviceError, SourceError
+from erofs_edge.flash.execute import flash
+from erofs_edge.flash.nbd import NbdTarget
+from erofs_edge.flash.plan import plan_flash
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.nbd import NbdWire
 from erofs_edge.transport.nbd.client import Said, Stretch
-from erofs_edge.transport.nbd.connect import FLUSH, TIMEOUT, Address, Connection
+from erofs_edge.transport.nbd.connect import FLUSH, READS, TIMEOUT, Address, Connection
 from erofs_edge.transport.nbd.link import AT_ONCE, Link, dial
 
 Pair = Callable[[float], tuple[Link, socket.socket]]
@@ -107,48 +113,105 @@ def test_a_file_that_is_shorter(pair: Pair, tmp_path: Path) -> None:
         link.send([Stretch(file.fileno(), 0, 100)])
 
 
-class Slow(NbdWire):
-    """Says nothing for some times as long as anybody waits; then, at the end of its patience, what it has to say."""
+@contextmanager
+def quiet(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Nobody is told."""
+    yield lambda done, total: None
 
-    silent, asked, there = 0, 0, True
+
+class Slow(NbdWire):
+    """Says nothing for some times as long as anybody waits; then, at the end of its patience, what it has to say.
+    `each`: so often before whatever it says."""
+
+    silent, asked, each, there = 0, 0, 0, True
 
     def receive(self, buffer: memoryview) -> int:
         if self.silent:
             self.silent -= 1
             self.asked += 1
             raise TimeoutError
+        self.silent = self.each
         return super().receive(buffer)
 
     def hears(self) -> bool:
         return self.there
 
 
-def test_who_writes_for_minutes_is_waited_for() -> None:
-    wire = Slow(SimulatedDisk.of_size(1 << 20))
-    connection = Connection(Address("nbd://slow/disk", "disk", "slow"), wire=wire)
+def slow(size: int = 1 << 20) -> tuple[Slow, Connection]:
+    wire = Slow(SimulatedDisk.of_size(size))
+    return wire, Connection(Address("nbd://slow/disk", "disk", "slow"), wire=wire)
 
-    def after(times: int, work: Callable[[], object]) -> int:
-        """Silences that it took, each of 30 seconds."""
-        wire.silent, wire.asked = times, 0
-        work()
-        return wire.asked
 
-    turns = int(FLUSH / TIMEOUT)
-    assert after(turns, connection.flush) == turns
-    assert after(1, lambda: connection.zero(0, 4096)) <= 1
+FEW, MANY = READS, 1 + int(FLUSH / TIMEOUT)
+WORKS: dict[str, tuple[Callable[[Connection], object], int]] = {
+    "flush": (Connection.flush, MANY),
+    "zero": (lambda connection: connection.zero(0, 4096), MANY + 1),  # a part of a second more
+    "write": (lambda connection: connection.write(0, b"x" * 4096), MANY),
+    "read": (lambda connection: connection.read(0, 512), FEW),
+}
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_who_is_busy_for_minutes_is_waited_for(name: str) -> None:
+    """Silences are of 30 seconds each."""
+    work, turns = WORKS[name]
+    wire, connection = slow()
+    wire.silent = turns - 1
+    work(connection)
+    assert wire.asked == turns - 1
+    wire, connection = slow()
+    wire.silent = turns
+    with pytest.raises(DeviceError, match=f"no answer for {turns * 30} s"):
+        work(connection)
+    wire, connection = slow()
+    wire.silent, wire.there = turns - 1, False
     with pytest.raises(DeviceError, match="no answer for 30 s"):
-        after(1, lambda: connection.read(0, 512))
-    wire = Slow(SimulatedDisk.of_size(1 << 20))
-    connection = Connection(Address("nbd://slow/disk", "disk", "slow"), wire=wire)
-    wire.silent = turns + 1
-    with pytest.raises(DeviceError, match="no answer for 630 s"):
-        connection.flush()
-    wire = Slow(SimulatedDisk.of_size(1 << 20))
-    connection = Connection(Address("nbd://slow/disk", "disk", "slow"), wire=wire)
-    wire.silent, wire.asked, wire.there = turns, 0, False
-    with pytest.raises(DeviceError, match="no answer for 30 s"):
-        connection.flush()
+        work(connection)
     assert wire.asked == 1, "a machine that does not even acknowledge is not there"
+
+
+def test_a_flash_to_a_starved_board_is_slow_and_no_more(tmp_path: Path) -> None:
+    """Each answer takes a minute: of what is written, made zeros, made to last, and read back."""
+    image, random_bytes = tmp_path / "image", random.Random(9)
+    image.write_bytes(random_bytes.randbytes(1 << 20) + bytes(1 << 20) + random_bytes.randbytes(1 << 20))
+    with image.open("r+b") as file:
+        file.truncate(4 << 20)
+    wire, connection = slow(4 << 20)
+    wire.each = 2
+    target = NbdTarget(connection)
+    (done,) = flash(plan_flash(image, target.identity), target, quiet)
+    assert done.verified == 4 << 20 and wire.asked > 20
+    assert bytes(wire.disk.memory) == image.read_bytes()
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_who_takes_nothing_for_a_while_is_waited_for(blocking: bool, pair: Pair, tmp_path: Path) -> None:
+    """Until the machine is asked for the third time whether it is there, of bytes and of a file."""
+    link, other = pair(0.05)
+    if not blocking:
+        link._whole = 0
+        link._socket.settimeout(0.05)
+    (tmp_path / "file").write_bytes(DATA)
+    got, asked, reads = bytearray(), list[int](), threading.Event()
+
+    def take() -> None:
+        reads.wait()
+        while len(got) < 2 * len(DATA):
+            got.extend(other.recv(1 << 20))
+
+    def hears() -> bool:
+        asked.append(1)
+        if len(asked) == 3:
+            reads.set()
+        return True
+
+    link.hears = hears  # type: ignore[method-assign]
+    reader = threading.Thread(target=take)
+    reader.start()
+    with (tmp_path / "file").open("rb") as file:
+        link.send([DATA, Stretch(file.fileno(), 0, len(DATA))], 600)
+    reader.join()
+    assert got == DATA * 2 and len(asked) >= 3
 
 
 def test_whether_the_other_machine_is_there() -> None:
@@ -164,3 +227,22 @@ def test_whether_the_other_machine_is_there() -> None:
         other.close()
         link.close()
         assert not link.hears()
+
+
+@pytest.mark.parametrize(("probes", "unacked", "there"), [(0, 0, True), (1, 0, True), (2, 0, False), (0, 1, False)])
+def test_who_answers_no_question_is_gone(probes: int, unacked: int, there: bool) -> None:
+    """Of one that takes no more TCP asks again and again: one question may be under way."""
+
+    class Told:
+        family = socket.AF_INET
+
+        def getsockopt(self, level: int, option: int, size: int = 0) -> bytes:
+            return bytes([1, 0, 0, probes, 0, 0, 0, 0]) + bytes(16) + unacked.to_bytes(4, sys.byteorder) + bytes(76)
+
+        def setsockopt(self, level: int, option: int, value: object) -> None:
+            """Takes anything."""
+
+        def settimeout(self, seconds: float | None) -> None:
+            """Takes anything."""
+
+    assert Link(cast("socket.socket", Told()), 30).hears() == there

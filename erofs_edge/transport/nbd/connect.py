@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """An NBD export over a real connection: nbd://, nbds:// (TLS) and nbd+unix:// addresses.
 
-Large ranges go in pieces, several under way at a time. A peer that is silent for TIMEOUT seconds is given up; one that
-makes writes last, or zeros, is given as long as a slow medium takes.
+Large ranges go in pieces, several under way at a time. A peer that is silent for TIMEOUT seconds is given up while the
+export is agreed upon, and later if its machine has gone, too. One whose machine is there may be busy, or wait for a
+slow medium: it is given as long as that takes.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from erofs_edge.errors import DeviceError, UsageError
 from erofs_edge.transport.nbd import wire
 from erofs_edge.transport.nbd.client import Client, Export, Pending, Said, Stretch, Take
-from erofs_edge.transport.nbd.link import Wire, dial
+from erofs_edge.transport.nbd.link import SilenceError, Wire, dial
 from erofs_edge.transport.nbd.wire import Command, Transmission
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 TIMEOUT = 30.0  # seconds without a byte from, or to, the peer
 FLUSH = 600.0
-"""seconds that making writes last may take: boards have hundreds of MB in memory, worn cards take 1 MB a second"""
+"""seconds more that making writes last may take: boards have hundreds of MB in memory, worn cards take 1 MB a second. A
+write may have to wait for that, too, where the memory is full"""
+READS = 4
+"""times as long as TIMEOUT that a read may take: disks try for a minute or two, machines are starved for as long"""
 ZEROED = 1 << 20  # bytes a second that are made zeros at the least
 PIECE = 256 << 10  # bytes of a request: it stays in the cache of the processor that writes it to the medium
 WINDOW = 64  # requests under way
@@ -103,7 +106,6 @@ class Connection:
         self._cut = False
         self._trust, self._timeout = trust, timeout
         self._patience = timeout  # seconds of silence that are borne; the socket's are as many or fewer
-        self._silent = timeout  # seconds of it, of what was given up
         self._client = Client(address.export, tls=address.tls, describe=describe)
         try:
             self._wire = dial(address.socket or (address.host, address.port), timeout) if wire is None else wire
@@ -145,7 +147,10 @@ class Connection:
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill `target` from the export."""
         piece = self.piece
-        self._run(self._client.read(offset + at, target[at : at + piece]) for at in range(0, len(target), piece))
+        self._run(
+            (self._client.read(offset + at, target[at : at + piece]) for at in range(0, len(target), piece)),
+            self._reading,
+        )
 
     def deliver(self, offset: int, length: int, take: Take) -> None:
         """Give `take` a range of the export, part by part as they come: it is called with (offset, data), in any order,
@@ -172,7 +177,7 @@ class Connection:
                     return
                 yield self._client.read_to(at, min(piece, end - at), taken)
 
-        self._run(requests())
+        self._run(requests(), self._reading)
         if failures:
             raise failures[0]
 
@@ -184,10 +189,11 @@ class Connection:
         """As `write`, of bytes of an open file (its descriptor) that need not come through this program. Raises
         SourceError where it is shorter: of no use afterwards, for the server waits for the rest."""
         piece = self.piece
-        self._run(
+        pieces = (
             self._client.write(offset + done, Stretch(file, at + done, min(piece, length - done)))
             for done in range(0, length, piece)
         )
+        self._run(pieces, FLUSH)
 
     def post_file(self, offset: int, file: int, at: int, length: int) -> None:
         """As `write_file`; but it may return before the server has the bytes, and what fails is raised at a later call,
@@ -200,11 +206,12 @@ class Connection:
     def write_all(self, places: Iterable[tuple[int, bytes | memoryview]]) -> None:
         """As `write`, of many (offset, data): one does not wait for the other. They must not overlap."""
         piece = self.piece
-        self._run(
+        pieces = (
             self._client.write(offset + at, memoryview(data)[at : at + piece])
             for offset, data in places
             for at in range(0, len(data), piece)
         )
+        self._run(pieces, FLUSH)
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, as cheaply as the server can."""
@@ -213,17 +220,15 @@ class Connection:
             for at in range(0, length, PIECE):
                 self.write(offset + at, memoryview(zeros)[: length - at])
             return
-        with self._patient(min(length, ZERO_SPAN) / ZEROED):
-            self._run(
-                self._client.write_zeroes(offset + at, min(ZERO_SPAN, length - at))
-                for at in range(0, length, ZERO_SPAN)
-            )
+        spans = (
+            self._client.write_zeroes(offset + at, min(ZERO_SPAN, length - at)) for at in range(0, length, ZERO_SPAN)
+        )
+        self._run(spans, FLUSH + min(length, ZERO_SPAN) / ZEROED)
 
     def flush(self) -> None:
         """What was written lasts (a server that cannot flush writes through)."""
         if self.export.can(Transmission.SEND_FLUSH):
-            with self._patient(FLUSH):
-                self._run(iter([self._client.flush()]))
+            self._run(iter([self._client.flush()]), FLUSH)
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """(start, end) of what may hold anything but zeros. Without the server's help that is the whole range."""
@@ -233,7 +238,7 @@ class Connection:
             return
         while offset < end:
             pending = self._client.block_status(offset, min(STATUS_SPAN, end - offset))
-            self._run(iter([pending]))
+            self._run(iter([pending]), self._reading)
             for size, flags in pending.extents:
                 if not flags & wire.STATE_ZERO:
                     yield offset, min(end, offset + size)
@@ -250,32 +255,32 @@ class Connection:
         finally:
             self._wire.close()
 
-    @contextmanager
-    def _patient(self, seconds: float) -> Iterator[None]:
-        """Give the peer that much more time for an answer, while the block lasts."""
-        self._patience = self._timeout + seconds
-        try:
-            yield
-        finally:
-            self._patience = self._timeout
+    @property
+    def _reading(self) -> float:
+        return (READS - 1) * self._timeout
 
-    def _run(self, requests: Iterator[Pending]) -> None:
-        """Have all requests answered, WINDOW at a time. The first failure is raised when nothing is under way."""
+    def _run(self, requests: Iterator[Pending], longer: float) -> None:
+        """Have all requests answered, WINDOW at a time. The first failure is raised when nothing is under way.
+        `longer`: seconds that an answer may take beside the usual ones, if the other machine is there."""
         running: deque[Pending] = deque()
         finished: list[Pending] = []
-        for pending in requests:
-            running.append(pending)
-            if pending.command is Command.READ:  # which many packets of one call ask for
-                if len(running) >= WINDOW:
-                    self._try(self._send)
-                    while len(running) > WINDOW // 2:
-                        self._wait(running.popleft(), finished)
-                continue
-            self._try(self._send)
-            while len(running) >= WINDOW:
+        self._patience = self._timeout + longer
+        try:
+            for pending in requests:
+                running.append(pending)
+                if pending.command is Command.READ:  # which many packets of one call ask for
+                    if len(running) >= WINDOW:
+                        self._try(self._send)
+                        while len(running) > WINDOW // 2:
+                            self._wait(running.popleft(), finished)
+                    continue
+                self._try(self._send)
+                while len(running) >= WINDOW:
+                    self._wait(running.popleft(), finished)
+            while running:
                 self._wait(running.popleft(), finished)
-        while running:
-            self._wait(running.popleft(), finished)
+        finally:
+            self._patience = self._timeout
         for pending in finished:
             pending.check(self.address.uri)
 
@@ -298,8 +303,9 @@ class Connection:
         try:
             work()
         except TimeoutError as error:
+            seconds = error.seconds if isinstance(error, SilenceError) else self._timeout
             raise DeviceError(
-                f"no answer for {self._silent:g} s", where=self.address.uri, hint="is the link alive?"
+                f"no answer for {seconds:g} s", where=self.address.uri, hint="is the link alive?"
             ) from error
         except OSError as error:
             raise DeviceError(f"connection lost: {error.strerror or error}", where=self.address.uri) from error
@@ -309,7 +315,7 @@ class Connection:
         self._client.outbox.clear()
         if said:
             self._cut = True  # until all of it has gone: after half a request no other makes sense
-            self._wire.send(said)
+            self._wire.send(said, self._patience)
             self._cut = False
             self._sent += sum(map(len, said))
 
@@ -329,8 +335,7 @@ class Connection:
             except TimeoutError:
                 silent += self._timeout
                 if silent >= self._patience or not self._wire.hears():
-                    self._silent = silent
-                    raise
+                    raise SilenceError(silent) from None
 
     def _encrypt(self) -> None:
         import ssl

@@ -7,11 +7,13 @@ with Python's own time limit does not block, and moves what its buffer holds, so
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from struct import pack
 from typing import TYPE_CHECKING, Protocol
@@ -24,17 +26,27 @@ if TYPE_CHECKING:
 
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """seconds, seconds and questions (tcp(7)): a machine that is gone is given up after half a minute, a busy one is not"""
-_UNACKED = slice(24, 28)
-"""tcpi_unacked in Linux's struct tcp_info (include/uapi/linux/tcp.h), behind eight bytes and four numbers of 32 bits"""
+_PROBES, _UNACKED = 3, slice(24, 28)
+"""tcpi_probes and tcpi_unacked in Linux's struct tcp_info (include/uapi/linux/tcp.h): the fourth byte, and what is
+behind eight bytes and four numbers of 32 bits"""
 AT_ONCE = 512
 """buffers of one sendmsg; Linux takes 1024"""
+
+
+class SilenceError(TimeoutError):
+    """Nothing came or went for `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(errno.ETIMEDOUT, f"silent for {seconds:g} s")
+        self.seconds = seconds
 
 
 class Wire(Protocol):
     """What a connection goes over. Methods raise OSError, TimeoutError after silence."""
 
-    def send(self, chunks: Sequence[Said]) -> None:
-        """All of these, in order. SourceError where a file has become shorter."""
+    def send(self, chunks: Sequence[Said], patience: float = 0.0) -> None:
+        """All of these, in order. SourceError where a file has become shorter. `patience`: seconds for which the peer
+        may take nothing, if its machine is there; less than the wire has for any silence does not count."""
         ...
 
     def receive(self, buffer: memoryview) -> int:
@@ -42,7 +54,8 @@ class Wire(Protocol):
         ...
 
     def hears(self) -> bool:
-        """Whether the peer's machine is there: it has acknowledged all that was sent, if the peer has not answered."""
+        """Whether the peer's machine is there, if the peer has not answered: it has acknowledged all that was sent, or
+        says that it takes no more."""
         ...
 
     def encrypt(self, context: ssl.SSLContext, name: str) -> None:
@@ -60,6 +73,7 @@ class Link:
     def __init__(self, connected: socket.socket, timeout: float) -> None:
         self._socket, self._timeout = connected, timeout
         self._whole = 0
+        self._patience = self._silent = 0.0  # of what is being sent
         limit = pack("@ll", int(timeout), int(timeout % 1 * 1e6))
         with suppress(OSError):  # a system with another idea of the time: Python's way
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
@@ -67,19 +81,17 @@ class Link:
             connected.settimeout(None)
             self._whole = socket.MSG_WAITALL
 
-    def send(self, chunks: Sequence[Said]) -> None:
+    def send(self, chunks: Sequence[Said], patience: float = 0.0) -> None:
         waiting: list[bytes | memoryview] = []
-        try:
-            for chunk in chunks:
-                if isinstance(chunk, Stretch):
-                    self._gathered(waiting, more=True)
-                    waiting = []
-                    self._file(chunk)
-                else:
-                    waiting.append(chunk)
-            self._gathered(waiting)
-        except BlockingIOError:
-            raise TimeoutError from None
+        self._patience, self._silent = patience, 0.0
+        for chunk in chunks:
+            if isinstance(chunk, Stretch):
+                self._gathered(waiting, more=True)
+                waiting = []
+                self._file(chunk)
+            else:
+                waiting.append(chunk)
+        self._gathered(waiting)
 
     def receive(self, buffer: memoryview) -> int:
         try:
@@ -96,7 +108,7 @@ class Link:
             told = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         except OSError:
             return False
-        return not int.from_bytes(told[_UNACKED], sys.byteorder)
+        return told[_PROBES] < 2 and not int.from_bytes(told[_UNACKED], sys.byteorder)  # a question may be under way
 
     def encrypt(self, context: ssl.SSLContext, name: str) -> None:
         self._whole = 0
@@ -109,24 +121,43 @@ class Link:
     def _gathered(self, chunks: list[bytes | memoryview], *, more: bool = False) -> None:
         if not self._whole:
             for chunk in chunks:
-                self._socket.sendall(chunk)
+                self._all(chunk)
             return
         flags = socket.MSG_MORE if more and hasattr(socket, "MSG_MORE") else 0
         for at in range(0, len(chunks), AT_ONCE):
             part = chunks[at : at + AT_ONCE]
-            done = self._socket.sendmsg(part, (), flags)
+            done = self._taken(partial(self._socket.sendmsg, part, (), flags))
             for chunk in part:  # a signal, or the time was over in the middle: the rest
                 if done < len(chunk):
-                    self._socket.sendall(memoryview(chunk)[done:], flags)
+                    self._all(memoryview(chunk)[done:], flags)
                 done = max(0, done - len(chunk))
+
+    def _all(self, data: bytes | memoryview, flags: int = 0) -> None:
+        """As a socket's `sendall`, which cannot go on after a silence."""
+        view = memoryview(data)
+        while view:
+            view = view[self._taken(partial(self._socket.send, view, flags)) :]
+
+    def _taken(self, send: Callable[[], int]) -> int:
+        """What `send` says; after a silence once more, as long as there is patience and the other machine is there."""
+        while True:
+            try:
+                done = send()
+            except (BlockingIOError, TimeoutError):
+                self._silent += self._timeout
+                if self._silent >= self._patience or not self.hears():
+                    raise SilenceError(self._silent) from None
+            else:
+                self._silent = 0.0
+                return done
 
     def _file(self, stretch: Stretch) -> None:
         """The kernel moves pages from the file to the socket, where it can."""
         at, left = stretch.at, stretch.length
         while left and self._whole:
             try:
-                done = os.sendfile(self._socket.fileno(), stretch.file, at, left)
-            except BlockingIOError:
+                done = self._taken(partial(os.sendfile, self._socket.fileno(), stretch.file, at, left))
+            except SilenceError:
                 raise
             except OSError:
                 break  # such a file cannot be sent so, or the connection is broken, which the other way tells too
@@ -140,7 +171,7 @@ class Link:
                 raise SourceError(f"cannot read what is to be sent: {error.strerror}") from error
             if not data:
                 raise _shorter()
-            self._socket.sendall(data)
+            self._all(data)
             at, left = at + len(data), left - len(data)
 
 
