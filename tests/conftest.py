@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from first_boot import FirstBoot, boot, replay
 from hypothesis import settings
+from mounts import own_mounts
 
 from erofs_edge.errors import ToolError
 from erofs_edge.toolbox.prefix import find
@@ -26,6 +27,9 @@ settings.load_profile("any-machine")
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 # whoever runs the tests in the background has this signal ignored, and what the tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# a test that is killed leaves no mount behind, nor the loop device under it; who may not mount needs none of this
+if os.geteuid() == 0:
+    own_mounts()
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ from erofs_edge.build.stages import (
     quiet,
 )
 from erofs_edge.build.vbmeta import write_vbmeta_images
-from erofs_edge.errors import CapacityError, PackagesGoneError
+from erofs_edge.errors import CapacityError, ErofsEdgeError, PackagesGoneError
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.trust.signer import Signer, open_signer, public_key_pem
@@ -189,7 +189,8 @@ def _fetch(
 def workshop(out: Path) -> Iterator[Path]:
     """A folder inside `out`, one build at a time; those that dead builds left are swept away.
 
-    Raises CapacityError where there is no space left in it.
+    Raises CapacityError where there is no space left in it. Errors name its files as they will be in `out`: nobody
+    finds the folder any more.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as handle:
@@ -199,6 +200,10 @@ def workshop(out: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as work:
             try:
                 yield Path(work)
+            except ErofsEdgeError as error:
+                if error.where is not None and error.where.startswith(work):
+                    error.where = f"{out}{error.where[len(work) :]}"
+                raise
             except OSError as error:
                 if error.errno not in NO_SPACE or not str(error.filename or work).startswith(work):
                     raise

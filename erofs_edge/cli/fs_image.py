@@ -98,6 +98,6 @@ def _table(path: Path) -> Table | None:
 
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return find_table(fd, os.lseek(fd, 0, os.SEEK_END))
+        return find_table(fd, os.lseek(fd, 0, os.SEEK_END), str(path))
     finally:
         os.close(fd)

@@ -84,7 +84,8 @@ def show(uri: str, certificate: bool, epoch: int, as_json: bool) -> None:
     from erofs_edge.trust.key import algorithm, fingerprint, public_key_pem
     from erofs_edge.trust.signer import open_signer
 
-    signer = open_signer(uri if ":" in uri else f"file:{_path(uri)}")
+    # whoever looks at a key does not want one made of a name with a slip in it
+    signer = open_signer(uri if ":" in uri else f"file:{_path(uri)}", make=False)
     record = {
         "name": signer.name,
         "type": algorithm(signer.public_key),

@@ -223,6 +223,8 @@ def _next_step(known: ErofsEdgeError, error: BaseException) -> str | None:
         return None
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and start again"
+    if cause.errno == errno.ENOENT and _is_nowhere():
+        return "go to one that is there" if known.where is None else "the folder that this was started in is gone"
     folder = os.path.dirname(known.where or "")
     if cause.errno == errno.ENOENT and "cannot write" in known.message and folder and not os.path.isdir(folder):
         return f"there is no folder {folder}: make it first"
@@ -242,12 +244,23 @@ def _unexpected(error: Exception) -> ErofsEdgeError:
     if isinstance(error, OSError):
         named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
         where, said = _meant(named), error.strerror or str(error)
+        if where is None and error.errno == errno.ENOENT and _is_nowhere():
+            said = "the folder that this was started in is gone"
         return ErofsEdgeError(said if where == named else f"cannot write: {said}", where=where)
     text = " ".join(str(error).split())
     return ErofsEdgeError(
         f"internal error: {type(error).__name__}{': ' if text else ''}{text}",
         hint="EROFS_EDGE_DEBUG=1 shows where; this is a bug worth a report",
     )
+
+
+def _is_nowhere() -> bool:
+    """Whether the working folder has been deleted: relative paths lead nowhere then."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _unwind_on_ctrl_c() -> None:

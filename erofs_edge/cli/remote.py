@@ -67,7 +67,7 @@ def _part(source: Source, name: str, where: str) -> Place:
     from erofs_edge.verity.blocks import file_size
     from erofs_edge.verity.source import Section
 
-    table = find_table(source, file_size(source))
+    table = find_table(source, file_size(source), where)
     if table is None:
         raise UsageError("no partition table", where=where)
     places = table.places()

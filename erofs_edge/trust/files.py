@@ -64,10 +64,13 @@ def check_name(name: str) -> str:
     return name
 
 
-def development_key(name: str) -> KeySigner:
-    """The development key of a name, made on first use. Raises UsageError, ErofsEdgeError."""
+def development_key(name: str, *, make: bool = True) -> KeySigner:
+    """The development key of a name, made on first use unless `make` is False. Raises UsageError, ErofsEdgeError."""
     path = keys_directory() / f"{check_name(name)}.pem"
     if not _is_there(path):
+        if not make:
+            hint = f"what signs with dev:{name} makes it first, as does erofs-edge keys new {name} --development"
+            raise ErofsEdgeError("no such key", where=str(path), hint=hint)
         make_key(path, "rsa2048", development=True)
     return KeySigner(name, load_key(path)[0], development=True)
 

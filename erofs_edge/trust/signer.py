@@ -46,8 +46,8 @@ __all__ = [
 ]
 
 
-def open_signer(uri: str) -> Signer:
-    """The signer that a board's ``sign.key`` names.
+def open_signer(uri: str, *, make: bool = True) -> Signer:
+    """The signer that a board's ``sign.key`` names. `make`: a development key that is not there is made.
 
     Raises UsageError on a URI of no known scheme, ErofsEdgeError where the key cannot be used.
     """
@@ -60,7 +60,7 @@ def open_signer(uri: str) -> Signer:
             f"unknown kind of key {scheme[:40]!r}",
             hint=_meant(uri) or f"a key is named by one of {known} as in dev:dev or file:key.pem",
         )
-    return opener(rest)
+    return opener(rest) if make or scheme != "dev" else development_key(rest, make=False)
 
 
 def _meant(text: str) -> str | None:

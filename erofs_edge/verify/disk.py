@@ -29,9 +29,15 @@ BLANK = 1 << 20
 """bytes at the start of a partition that are zero where nothing was ever written to it"""
 
 
-def find_table(fd: Source, size: int) -> gpt.Table | None:
-    """The GUID partition table of a disk; None where neither copy is there. Raises FormatError for a damaged one."""
-    return gpt.find(lambda offset, length: read_exactly(fd, length, offset), size)
+def find_table(fd: Source, size: int, name: str | None = None) -> gpt.Table | None:
+    """The GUID partition table of a disk; None where neither copy is there. Raises FormatError for a damaged one, which
+    names the disk where it has a `name`."""
+    try:
+        return gpt.find(lambda offset, length: read_exactly(fd, length, offset), size)
+    except FormatError as error:
+        if name is not None:
+            error.where = f"{name}: {error.where}" if error.where else name
+        raise
 
 
 def verify_disk(fd: Source, table: gpt.Table, walk: Walk) -> None:

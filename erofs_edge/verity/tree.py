@@ -97,7 +97,7 @@ def append(
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UsageError("only a file can grow by its tree", where=str(path), hint="--hash-device FILE")
         size = _undo_unfinished(fd)
-        sb, count = _describe(fd, size, options, progress)
+        sb, count = _describe(path, fd, size, options, progress)
         at = -(-sb.data_size // sb.hash_block_size) * sb.hash_block_size if hash_offset is None else hash_offset
         _check_offset(at)
         if at < sb.data_size:
@@ -134,7 +134,7 @@ def format_tree(
     _check_offset(hash_offset)
     with _opened(data, os.O_RDONLY) as data_fd:
         size = file_size(data_fd)
-        sb, count = _describe(data_fd, size, options, progress)
+        sb, count = _describe(data, data_fd, size, options, progress)
         if size != sb.data_size:
             raise UsageError(
                 f"{size} bytes are no whole number of {sb.data_block_size}-byte blocks",
@@ -232,7 +232,9 @@ def _undo_unfinished(fd: int) -> int:
     return size
 
 
-def _describe(fd: int, size: int, options: TreeOptions, progress: Progress | None) -> tuple[Superblock, Count | None]:
+def _describe(
+    path: Path, fd: int, size: int, options: TreeOptions, progress: Progress | None
+) -> tuple[Superblock, Count | None]:
     """The superblock for the `size` bytes of a file, and what counts the bytes of the pass over it.
 
     A salt keeps digests of one image from being of use against another, which takes no more than being another one;
@@ -242,6 +244,8 @@ def _describe(fd: int, size: int, options: TreeOptions, progress: Progress | Non
     block_size = options.get("block_size", 4096)
     if not is_block_size(block_size):
         raise UsageError(f"block size {block_size} is not a power of two from 512 to 512K")
+    if not size:
+        raise FormatError("an empty file: there is nothing to hash", where=str(path))
     uuid, salt = options.get("uuid"), options.get("salt")
     count = counter(progress, size)
     ends = read_exactly(fd, min(ENDS, size), 0) + read_exactly(fd, min(ENDS, size), max(size - ENDS, 0))
@@ -255,7 +259,7 @@ def _describe(fd: int, size: int, options: TreeOptions, progress: Progress | Non
         algorithm = options.get("algorithm", "sha256")
         return Superblock(uuid, salt, -(-size // block_size), algorithm, block_size, hash_block_size), count
     except FormatError as error:
-        raise (UsageError if size else FormatError)(error.message, hint=error.hint) from None
+        raise UsageError(error.message, hint=error.hint) from None
 
 
 def _uuid8(digest: bytes) -> bytes:

@@ -148,6 +148,7 @@ def test_a_full_disk(edge: str, checkout: Path, tmp_path: Path, needs_root: None
         done = run(edge, "build", "boards/qemu-aarch64.yaml", "-o", str(out), cwd=checkout)
         assert done.returncode == 1
         assert "no space left" in done.stderr
+        assert f"error: {out}" in done.stderr and ".build-" not in done.stderr, done.stderr
         assert [path.name for path in out.iterdir() if path.name != ".lock"] == []
     finally:
         subprocess.run(["umount", str(out)], check=True)
@@ -161,6 +162,17 @@ def test_a_full_disk_is_named_by_the_folder_that_the_user_knows(name: str | None
     for code, place in ((errno.EACCES, None), (errno.ENOSPC, "/elsewhere/file")):  # these are something else
         with pytest.raises(OSError, match="told"), workshop(tmp_path):
             raise OSError(code, "told", place)
+
+
+def test_errors_name_files_as_they_will_be_in_that_folder(tmp_path: Path) -> None:
+    for place, named in (("system.img", "system.img"), ("system.img: offset 0x0", "system.img: offset 0x0")):
+        with pytest.raises(CapacityError) as caught, workshop(tmp_path) as work:
+            raise CapacityError("no space left for the image", where=str(work / place))
+        assert caught.value.where == str(tmp_path / named)
+    for elsewhere in (None, "/elsewhere/file"):
+        with pytest.raises(CapacityError) as caught, workshop(tmp_path):
+            raise CapacityError("no space left", where=elsewhere)
+        assert caught.value.where == elsewhere
 
 
 def test_packages_that_the_mirror_dropped_are_all_named(edge: str, checkout: Path, tmp_path: Path) -> None:

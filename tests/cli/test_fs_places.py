@@ -68,6 +68,15 @@ def test_every_command_reads_an_image_inside_a_disk(place: tuple[str, str], disk
     assert (tmp_path / "out" / "link").readlink() == Path("file")
 
 
+def test_a_disk_that_is_cut_is_named(disk: Path) -> None:
+    with disk.open("r+b") as handle:
+        handle.truncate(START)
+    for command, *arguments in (("ls", "/"), ("cat", "/file"), ("check",)):
+        found = run(command, disk, *arguments, "--partition", "system")
+        assert found.exit_code == 1
+        assert found.stderr.startswith(f"erofs-edge: error: {disk}: offset 0x200: the GPT header is for another place")
+
+
 def test_a_broken_byte_inside_a_disk_is_found(disk: Path) -> None:
     raw = bytearray(disk.read_bytes())
     raw[START + 1024 + 4] ^= 1  # of the superblock's checksum

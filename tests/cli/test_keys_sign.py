@@ -69,6 +69,20 @@ def test_keys_are_made_listed_shown_and_rotated(keys: Path) -> None:
     run("keys", "new", "../x", code=2)
 
 
+@pytest.mark.parametrize("uri", ["dev:typo", "typo"])
+def test_looking_at_a_key_makes_none(uri: str, keys: Path) -> None:
+    """Of a name with a slip in it, too; what is there is shown by its URI, and signing still makes one."""
+    record("keys", "new", "product", "--development")
+    before = sorted(keys.iterdir())
+    result = run("keys", "show", uri, code=1)
+    assert f"{keys / 'typo.pem'}: " in result.stderr and sorted(keys.iterdir()) == before
+    if uri.startswith("dev:"):
+        assert "no such key" in result.stderr and "hint: what signs with dev:typo makes it first" in result.stderr
+    assert record("keys", "show", "dev:product") == record("keys", "show", "product")
+    open_signer("dev:typo")
+    assert record("keys", "show", "dev:typo")["development"] is True
+
+
 def test_an_encrypted_key(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EROFS_EDGE_PASSPHRASE", "correct horse")
     record("keys", "new", "locked", "--encrypt")

@@ -213,6 +213,21 @@ def test_a_file_that_is_written_beside_its_name_is_called_by_it(verb, tmp_path: 
     assert run("verb").stderr == f"erofs-edge: error: {tmp_path / 'none/.page.html'}: No such file or directory\n"
 
 
+def test_a_working_folder_that_is_gone_is_named(edge: str, tmp_path: Path) -> None:
+    """What is relative leads nowhere then, and the system's own error names nothing."""
+    (tmp_path / "gone").mkdir()
+    script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+    for command, told in (
+        (["new", "mine", "--board", "rpi4"], "error: the folder that this was started in is gone\nhint: go to one"),
+        (["explain", str(tmp_path / "none/x.yaml")], "none/x.yaml"),
+    ):
+        (tmp_path / "gone").mkdir(exist_ok=True)
+        argv = ["/bin/sh", "-c", script, "sh", str(tmp_path / "gone"), edge, *command]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode != 0 and told in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_a_bug_is_one_line_without_a_traceback(verb, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     verb(failing(KeyError("x\ny")))
     result = run("verb")

@@ -55,6 +55,15 @@ def test_format_prints_what_veritysetup_prints(image: Path) -> None:
     }
 
 
+def test_an_empty_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for options in ((), ("--hash-device", tmp_path / "tree")):
+        result = run("format", tmp_path / "empty", *options)
+        assert result.exit_code == 1
+        assert result.stderr == f"erofs-edge: error: {tmp_path / 'empty'}: an empty file: there is nothing to hash\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
 def test_format_twice_is_refused_with_a_way_out(image: Path) -> None:
     formatted(image)
     size = image.stat().st_size

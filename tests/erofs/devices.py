@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import differences
-from test_write_chunks import loop
+from mounts import loop
 from treediff import diff
 
 from erofs_edge.erofs.check import check
@@ -22,7 +22,7 @@ from erofs_edge.tree import FileTree
 def mounted_differences(image: Path, devices: Sequence[Path], tree: FileTree, **how: Any) -> list[str]:
     """Mount with the kernel, the devices as loop devices, and compare."""
     with ExitStack() as stack, tempfile.TemporaryDirectory(dir=image.parent) as target:
-        loops = [stack.enter_context(loop(device)) for device in devices]
+        loops = [stack.enter_context(loop(device, "--read-only")) for device in devices]
         options = ",".join(["loop", "ro", *(f"device={name}" for name in loops)])
         done = subprocess.run(
             ["mount", "-t", "erofs", "-o", options, str(image), target], capture_output=True, text=True, check=False

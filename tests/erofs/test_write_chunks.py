@@ -6,8 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from compare import differences
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mounts import loop
 from treediff import diff
 from writer_check import fsck_differences, kernel_differences, write
 from writer_trees import file, noise, text
@@ -88,15 +88,6 @@ def test_through_fsck(oracle: Callable[[str], str], tmp_path: Path, options: dic
     assert fsck_differences(oracle, image, made) == []
 
 
-@contextmanager
-def loop(path: Path) -> Iterator[str]:
-    done = subprocess.run(["losetup", "-f", "--show", "-r", str(path)], capture_output=True, text=True, check=True)
-    try:
-        yield done.stdout.strip()
-    finally:
-        subprocess.run(["losetup", "-d", done.stdout.strip()], check=True)
-
-
 @pytest.mark.root
 def test_a_further_device_through_the_kernel(needs_root: None, tmp_path: Path) -> None:
     image, blob = tmp_path / "i", tmp_path / "blob"
@@ -104,7 +95,7 @@ def test_a_further_device_through_the_kernel(needs_root: None, tmp_path: Path) -
     assert info.device_blocks * BLOCK == blob.stat().st_size > 40 * BLOCK
     assert info.minimum_kernel == (5, 16)
     (target := tmp_path / "mnt").mkdir()
-    with loop(blob) as device:
+    with loop(blob, "--read-only") as device:
         argv = ["mount", "-t", "erofs", "-o", f"loop,ro,device={device}", str(image), str(target)]
         subprocess.run(argv, check=True)
         try:

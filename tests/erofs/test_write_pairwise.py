@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from compare import differences
 from covering import Row, covering, pairs_of
-from test_write_chunks import loop
+from mounts import loop
 from treediff import diff
 from writer_check import write
 from writer_trees import file, mixed, noise, text
@@ -149,7 +149,7 @@ def test_all_readers_see_the_input(needs_root: None, oracle: Callable[[str], str
 def kernel_differences(image: Path, blob: Path | None, tree: FileTree) -> list[str]:
     target = image.parent / "mounted"
     target.mkdir()
-    with loop(blob) if blob else nullcontext("") as device:
+    with loop(blob, "--read-only") if blob else nullcontext("") as device:
         how = f"loop,ro,device={device}" if blob else "loop,ro"
         subprocess.run(["mount", "-t", "erofs", "-o", how, str(image), str(target)], check=True, capture_output=True)
         try:

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import pty
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import mounts
 import pytest
 from click.testing import CliRunner
 
@@ -25,18 +28,15 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def loop(needs_root: None, tmp_path: Path) -> Iterator[Loop]:
-    made = []
+    numbers = itertools.count()
 
     def attach(size: int, *options: str, content: bytes | None = None) -> Path:
-        backing = tmp_path / f"backing{len(made)}"
+        backing = tmp_path / f"backing{next(numbers)}"
         backing.write_bytes(b"\xa5" * size if content is None else content)
-        command = ["losetup", "--find", "--show", *options, str(backing)]
-        made.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
-        return Path(made[-1])
+        return stack.enter_context(mounts.loop(backing, *options))
 
-    yield attach
-    for device in made:
-        subprocess.run(["losetup", "-d", device], check=True)
+    with ExitStack() as stack:
+        yield attach
 
 
 def flash(image: Path, device: Path, *options: str) -> tuple[int, str]:

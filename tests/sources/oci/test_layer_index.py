@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from mounts import loop
 from sources.oci.images import CODECS, digest, files, image, write_layout
 from sources.samples import entry, tar_bytes
 
@@ -95,20 +97,15 @@ def test_the_kernel_mounts_them(needs_root: None, folder: Path) -> None:
     write_layout(folder / "oci", image([LOW, HIGH, files(b="3")]))
     done = build("--json")
     (folder / "mnt").mkdir()
-    loops = []
-    try:
-        for device in json.loads(done.stdout)["devices"]:
-            made = subprocess.run(["losetup", "-f", "--show", "-r", device], capture_output=True, text=True, check=True)
-            loops.append(made.stdout.strip())
+    with ExitStack() as stack:
+        devices = map(Path, json.loads(done.stdout)["devices"])
+        loops = [stack.enter_context(loop(device, "--read-only")) for device in devices]
         options = ",".join(["loop", "ro", *(f"device={name}" for name in loops)])
         subprocess.run(["mount", "-t", "erofs", "-o", options, "i", "mnt"], check=True)
         try:
             found = {p.relative_to("mnt").as_posix(): p.read_bytes() for p in Path("mnt").rglob("*") if p.is_file()}
         finally:
             subprocess.run(["umount", "mnt"], check=True)
-    finally:
-        for name in loops:
-            subprocess.run(["losetup", "-d", name], check=True)
     assert found == {"a": b"2" * 700, "d/x": b"x" * 5000, "d/y": b"y", "d/z": b"z" * 9000, "b": b"3"}
 
 
