@@ -3,8 +3,9 @@
 
 A slow wire speaks for packing, a slow board behind a quick wire against it. Both are measured, with what has to be sent
 anyway: first a little as it is, until that took long enough to be believed; then a little packed, unless what the
-target says of itself rules that out. The quicker way goes on, and now and then the other has a turn, for the wire, the
-card and the content change.
+target says of itself rules that out. That is believed until a trial would be little beside what has gone by: the target
+may have been busy when it measured itself. The quicker way goes on, and now and then the other has a turn, for the
+wire, the card and the content change.
 
 There is no clock here: the caller says what took how long.
 """
@@ -21,6 +22,7 @@ TRIAL = 4 << 20  # bytes of a turn of the way that is not the quicker one
 PACKED = 16 << 20  # bytes of a turn with packing: what one request is about
 OFTEN = 32  # the other way has a turn after so many times as much
 SELDOM = 8  # that many times more where it was not half as quick
+BELIEVED = 16  # what a target says of itself is tried after that many times as long as the trial would take then
 
 
 class Pace:
@@ -28,6 +30,8 @@ class Pace:
 
     def __init__(self, effort: Effort) -> None:
         self._request, self._turn = effort.request, effort.request + effort.byte * PACKED
+        self._trial = effort.request + effort.byte * TRIAL
+        self._waited = 0.0  # seconds without packing
         self._first = FIRST  # 0 when the wire is known
         self._plain = self._packed = 0.0  # bytes of the disk in a second; 0: not known
         self._since = 0  # bytes since the other way had a turn
@@ -39,7 +43,7 @@ class Pace:
         if self._first or self._refused:
             return False
         if not self._packed:
-            return self._turn < PACKED / self._plain  # as if all of it packed to nothing
+            return self._said < PACKED / self._plain  # as if all of it packed to nothing
         return self.prefers_packed != (self._since >= self._patience)
 
     @property
@@ -58,7 +62,7 @@ class Pace:
 
     def pays(self, size: int, packed: int) -> bool:
         """Whether bytes that are as many packed might arrive sooner so. If not, the next turn is one without."""
-        self._refused = self._turn + packed / size * PACKED / self._plain >= PACKED / self._plain
+        self._refused = self._said + packed / size * PACKED / self._plain >= PACKED / self._plain
         return not self._refused
 
     def took(self, size: int, seconds: float, *, packed: bool) -> None:
@@ -66,6 +70,7 @@ class Pace:
         before = self.prefers_packed
         self._since = self._since + size if packed == before and not self._refused else 0
         self._refused = False
+        self._waited += 0.0 if packed else seconds
         if size >= FIRST:  # not the end of something
             self._measured(size, seconds, packed=packed)
         if self.prefers_packed != before:
@@ -80,6 +85,11 @@ class Pace:
             self._plain, self._first = rate, 0
         elif self._first:
             self._plain, self._first = rate, self._first * MORE
+
+    @property
+    def _said(self) -> float:
+        """Seconds that a turn with packing takes at the least, as far as the target is believed."""
+        return 0.0 if self._waited >= BELIEVED * self._trial else self._turn
 
     @property
     def _patience(self) -> int:

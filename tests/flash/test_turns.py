@@ -13,7 +13,7 @@ from sweep import quiet
 from erofs_edge.errors import PartialWriteError
 from erofs_edge.flash.estimate import estimate
 from erofs_edge.flash.execute import flash
-from erofs_edge.flash.pace import FIRST, MORE, OFTEN, PACKED, PLAIN, SELDOM, TRIAL, Pace
+from erofs_edge.flash.pace import BELIEVED, FIRST, MORE, OFTEN, PACKED, PLAIN, SELDOM, TRIAL, Pace
 from erofs_edge.flash.prepare import Wish, prepare
 from erofs_edge.flash.target import Ability, Effort
 from erofs_edge.simulator.disk import SimulatedDisk
@@ -202,6 +202,36 @@ def test_what_does_not_pay_has_had_its_turn() -> None:
     assert (pace.packs, pace.amount) == (False, PLAIN)
     pace.took(PLAIN, PLAIN / SLOW, packed=False)
     assert pace.packs and pace.pays(MIB, 100)
+
+
+SAID = Effort(0.1, 1 / SLOW)
+"""of a board behind a wire of 10 MB/s, so that packing is ruled out"""
+
+
+def doubted() -> tuple[Pace, float]:
+    """As much has gone plain as it takes until the board is not believed, in some seconds."""
+    pace, gone = Pace(SAID), 0.0
+    while not pace.packs:
+        gone += pace.amount / 10e6
+        pace.took(pace.amount, pace.amount / 10e6, packed=False)
+    return pace, gone
+
+
+@pytest.mark.parametrize("unpacks", [QUICK, SLOW])
+def test_a_board_that_was_busy_when_it_measured_itself_is_tried(unpacks: float) -> None:
+    """Once a trial would be little beside what went by, whatever it says; what comes of that decides."""
+    pace, gone = doubted()
+    trial = SAID.request + TRIAL * SAID.byte
+    assert BELIEVED * trial <= gone <= BELIEVED * trial + PLAIN / 10e6
+    assert (pace.amount, pace.pays(MIB, MIB // 2)) == (TRIAL, True)
+    pace.took(TRIAL, SAID.request + TRIAL / 2 / 10e6 + TRIAL / unpacks, packed=True)
+    assert pace.prefers_packed == pace.packs == (unpacks == QUICK)
+
+
+def test_noise_is_not_tried_even_then() -> None:
+    pace, _ = doubted()
+    assert not pace.pays(MIB, MIB)
+    assert (pace.packs, pace.amount) == (False, PLAIN)
 
 
 def test_a_small_turn_is_measured_as_if_it_were_full() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -183,6 +184,26 @@ def test_a_board_that_says_what_it_is_need_not_be_asked(tmp_path: Path, oracle: 
             target.close()
         assert flash(image, address).exit_code == 0
     assert (tmp_path / "image").read_bytes() == image.read_bytes()
+
+
+@pytest.mark.oracle
+def test_a_board_that_waits_for_others_does_not_take_itself_for_slow(
+    tmp_path: Path, oracle: Callable[[str], str]
+) -> None:
+    """What the processor had to do counts where the clock says more: here a second is slept."""
+    with board(oracle, tmp_path, 1 << 20):
+        packer = tmp_path / "bin/zstd"
+        real, sleep = packer.resolve(), shutil.which("sleep")
+        packer.unlink()
+        packer.write_text(
+            f'#!/bin/sh\ncase " $* " in *" -d "*) {sleep} 1; echo x >> {tmp_path}/slept ;; esac\nexec {real} "$@"\n'
+        )
+        packer.chmod(0o755)
+        said = described(tmp_path)
+    assert control.described(said) is not None
+    size, hundredths = map(int, said.split()[-2:])
+    assert size == 2 * (tmp_path / "work.sh").stat().st_size and hundredths < 50
+    assert (tmp_path / "slept").read_text().startswith("x\n")
 
 
 def ask(connection: Connection, *items: str) -> list[str]:
