@@ -35,8 +35,8 @@ def show_plan(prepared: Prepared, identity: Identity, cost: Estimate | None, *, 
             }
             for r, found in todo.items()
         ]  # fmt: skip
-        record: dict[str, object] = {"image": plan.image, "size": plan.size, "target": identity, "regions": regions}
-        record |= {"slot": slot, "bytes_written": written, "bytes_total": plan.size}
+        record: dict[str, object] = {"image": plan.image, "size": plan.size, "target": identity._asdict()}
+        record |= {"regions": regions, "slot": slot, "bytes_written": written, "bytes_total": plan.size}
         if cost is not None:
             record |= {"bytes_on_wire": cost.on_wire, "seconds": cost.seconds}
         emit_json(record)
@@ -81,7 +81,7 @@ def show_results(
         emit_json(
             {
                 "image": plan.image,
-                "target": identity,
+                "target": identity._asdict(),
                 "slot": plan.update.slot.lower() if plan.update is not None else None,
                 "seconds": seconds,
                 "bytes_total": plan.size,

@@ -11,8 +11,8 @@ import itertools
 import uuid
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from erofs_edge.errors import FormatError
 
@@ -42,8 +42,7 @@ Read = Callable[[int, int], bytes]
 """read(offset, length) in bytes; shorter at the end of the disk"""
 
 
-@dataclass(frozen=True, slots=True)
-class Partition:
+class Partition(NamedTuple):
     """One entry. LBAs count sectors, `last_lba` belongs to the partition."""
 
     name: str
@@ -54,8 +53,7 @@ class Partition:
     attributes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """A whole table; `sectors` is the size of the disk. `hybrid` is the index of the partition that the MBR lists
     too. `backup_used`: read from the backup at the end, since the primary is damaged."""
 

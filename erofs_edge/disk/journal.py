@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from erofs_edge.disk import slots
 from erofs_edge.errors import FormatError
@@ -24,8 +24,7 @@ END = OFFSETS[-1] + SIZE
 """bytes that a partition must have to hold them"""
 
 
-@dataclass(frozen=True, slots=True)
-class Journal:
+class Journal(NamedTuple):
     """slot   the slot that is being written, 'B'
     image  sha256 of the boot image that goes there, hexadecimal"""
 

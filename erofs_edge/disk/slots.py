@@ -15,8 +15,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from erofs_edge.errors import CapacityError, FormatError
 
@@ -36,8 +35,7 @@ LEFT_MAX = 9  # U-Boot's setexpr counts in hexadecimal, its test in decimal: one
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-@dataclass(frozen=True, slots=True)
-class SlotState:
+class SlotState(NamedTuple):
     """`order`: slots ("A", "B"), the first is tried first. `left`: attempts by slot, 0 to 9."""
 
     order: tuple[str, ...]
@@ -54,7 +52,7 @@ def activate(state: SlotState, slot: str) -> SlotState:
     """`slot` ('b' or 'B') first and with all attempts, the others behind it as they are."""
     name = _known(state, slot)
     order = (name, *(other for other in state.order if other != name))
-    return replace(state, order=order, left={**state.left, name: ATTEMPTS})
+    return state._replace(order=order, left={**state.left, name: ATTEMPTS})
 
 
 Standing = Literal["good", "pending", "bad"]
@@ -76,14 +74,14 @@ def mark(state: SlotState, slot: str, standing: Standing) -> SlotState:
     name = _known(state, slot)
     order = state.order if name in state.order else (*state.order, name)
     left = {"good": GOOD_ATTEMPTS, "pending": ATTEMPTS, "bad": 0}[standing]
-    return replace(state, order=order, left={**state.left, name: left})
+    return state._replace(order=order, left={**state.left, name: left})
 
 
 def retire(state: SlotState, slot: str) -> SlotState:
     """The state before a slot is written: last, and without attempts, so that nothing starts it half written."""
     name = _known(state, slot)
     order = (*(other for other in state.order if other != name), name)
-    return replace(state, order=order, left={**state.left, name: 0})
+    return state._replace(order=order, left={**state.left, name: 0})
 
 
 def active(state: SlotState) -> str:
@@ -114,7 +112,7 @@ def choose(state: SlotState) -> tuple[str, SlotState]:
     """
     for name in state.order:
         if state.left.get(name, 0) > 0:
-            return name, replace(state, left={**state.left, name: state.left[name] - 1})
+            return name, state._replace(left={**state.left, name: state.left[name] - 1})
     return choose(initial(tuple(state.left)))
 
 

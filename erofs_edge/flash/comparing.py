@@ -2,14 +2,17 @@
 """What a target holds, byte by byte: read, and compared with what an image has there.
 
 A target of this machine is read by several threads at once, as far as that makes it faster; reading does not hold
-Python's lock. Each thread keeps its memory: what is new each time costs more than to read it.
+Python's lock. Each thread keeps its memory: what is new each time costs more than to read it. A large file is not read
+at all, as far as it can be looked at where the kernel has it (`mapped.py`).
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 
+from erofs_edge.erofs.processes import may_fork
 from erofs_edge.flash.target import BLOCK, Target
 from erofs_edge.threads import in_order
 
@@ -18,6 +21,7 @@ NEAR = {"file": 256 << 10, "block": 1 << 20}
 """the same of what is read by this machine: larger pieces leave the processor's cache"""
 SHARES = {"file": 8 << 20, "block": 1 << 20}
 """bytes that a thread is given at a time: few hand-overs; but of a device, what lies side by side"""
+WORTH = 64 << 20  # bytes of a file for which a process of its own pays
 
 Range = tuple[int, int]
 Fill = Callable[[int, bytearray], None]
@@ -25,9 +29,15 @@ Fill = Callable[[int, bytearray], None]
 
 
 def differences(
-    ranges: Iterable[Range], fill: Fill, target: Target, told: Callable[[int], None] = lambda done: None
+    ranges: Iterable[Range],
+    fill: Fill,
+    target: Target,
+    told: Callable[[int], None] = lambda done: None,
+    image: tuple[int, int] | None = None,
 ) -> Iterator[Range]:
     """(start, end) of the blocks that differ, in order. told(bytes of all ranges that were compared).
+
+    image: the descriptor of a file that `fill` reads, and by how much offsets of the target are larger than there
 
     Raises OSError where the target cannot be read, and what `fill` raises.
     """
@@ -39,10 +49,26 @@ def differences(
             told(done)
         return
     shares = list(pieces(ranges, SHARES.get(target.identity.kind, CHUNK)))
-    for (start, end), found in in_order(lambda share: reader.compare(*share), shares, target.at_once):
+    for (start, end), found in _shared(shares, reader, target, image):
         yield from found
         done += end - start
         told(done)
+
+
+def _shared(
+    shares: list[Range], reader: _Reader, target: Target, image: tuple[int, int] | None
+) -> Iterator[tuple[Range, list[Range]]]:
+    """Each share, and the blocks in it that differ."""
+    seen = 0
+    large = sum(end - start for start, end in shares) >= WORTH
+    if large and image is not None and target.file is not None and may_fork():
+        from erofs_edge.flash.mapped import Pair, compared
+
+        with closing(compared(Pair(target.file, *image), shares, target.at_once)) as looked:
+            for found in looked:
+                yield shares[seen], found
+                seen += 1
+    yield from in_order(lambda share: reader.compare(*share), shares[seen:], target.at_once)
 
 
 def pieces(ranges: Iterable[Range], size: int) -> Iterator[Range]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from erofs_edge.flash.comparing import Range
 from erofs_edge.flash.delta import Reference
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
@@ -83,24 +84,20 @@ def find_copies(
 
 def _copied(region: Region, found: Findings, image: Image, blocks: Blocks) -> Findings:
     """Divide what is to be written into what can be copied and the rest."""
-    result = Findings([], found.zero, found.kept)
+    write, copy = list[Range](), list[tuple[int, int, int]]()
     for start, length in chunks(found.write):
         data = memoryview(image.read(start - region.shift, length))
         for at in range(0, length, BLOCK):
             begin, end = start + at, start + min(at + BLOCK, length)
             source = blocks.get(digest("sha256", data[at : at + BLOCK])) if end - begin == BLOCK else None
             if source is None:
-                _append(result.write, begin, end)
-            elif (
-                result.copy
-                and result.copy[-1][1] == begin
-                and result.copy[-1][2] + begin - result.copy[-1][0] == source
-            ):
-                first, _, origin = result.copy[-1]
-                result.copy[-1] = (first, end, origin)
+                _append(write, begin, end)
+            elif copy and copy[-1][1] == begin and copy[-1][2] + begin - copy[-1][0] == source:
+                first, _, origin = copy[-1]
+                copy[-1] = (first, end, origin)
             else:
-                result.copy.append((begin, end, source))
-    return result
+                copy.append((begin, end, source))
+    return Findings(write, found.zero, found.kept, copy)
 
 
 def _append(ranges: list[tuple[int, int]], start: int, end: int) -> None:

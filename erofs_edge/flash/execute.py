@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from erofs_edge.flash import slot_state
@@ -25,27 +24,22 @@ from erofs_edge.flash.target import Ability, Target
 from erofs_edge.threads import Threads, ahead
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from erofs_edge.flash.delta import Frame, Reference
     from erofs_edge.flash.pace import Pace
 
 LITTLE = 4 << 20  # bytes: what is worth no measuring of how it goes best
 
 
-@dataclass(slots=True)
 class RegionResult:
     """What was done to one region, in bytes and seconds. `kept` was right already."""
 
-    name: str
-    start: int
-    size: int
-    written: int = 0
-    zeroed: int = 0
-    copied: int = 0
-    kept: int = 0
-    verified: int = 0
-    write_seconds: float = 0.0
-    verify_seconds: float = 0.0
-    expected: Expected = field(default_factory=Expected, repr=False)
+    def __init__(self, name: str, start: int, size: int) -> None:
+        self.name, self.start, self.size = name, start, size
+        self.written = self.zeroed = self.copied = self.kept = self.verified = 0
+        self.write_seconds = self.verify_seconds = 0.0
+        self.expected = Expected()
 
 
 def flash(
@@ -56,7 +50,7 @@ def flash(
     verify: bool = True,
     resume: bool = False,
     found: dict[Region, Findings] | None = None,
-    known: dict[Region, Reference] | None = None,
+    known: Mapping[Region, Reference] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[RegionResult]:
     """Make the target hold the image.

@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from struct import pack
 
@@ -73,6 +72,10 @@ class FileTarget(PlainTarget):
     @property
     def at_once(self) -> int:
         return 2
+
+    @property
+    def file(self) -> int | None:
+        return self._fd
 
     def read(self, offset: int, length: int) -> bytes:
         return _read(self._fd, offset, length)
@@ -154,7 +157,7 @@ class BlockTarget(PlainTarget):
                 self._fd = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
             except OSError:
                 raise _refusal(path, error) from error
-            self._identity = replace(identity, read_only=True)
+            self._identity = identity._replace(read_only=True)
         except OSError as error:
             raise _refusal(path, error) from error
         self._direct = -1

@@ -7,7 +7,6 @@ The partition table comes last: a write that stopped in between leaves a disk th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,8 +51,7 @@ class Region(NamedTuple):
             yield position, self.end
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """`contents` are written and proved first, then `table` (none where the image has no partition table).
     With an `update` the target keeps its table, and one slot of it is written."""
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.disk import slots
 from erofs_edge.errors import UsageError, VerificationError
@@ -19,13 +19,14 @@ from erofs_edge.flash.target import Ability, Target
 from erofs_edge.flash.update import Layout, plan_slot, plan_update, read_layout, read_record, refuse_misfit
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from erofs_edge.flash.delta import Reference
 
 REPAIRABLE = 0.5  # of a slot's data may be wrong for it to count as a damaged copy of the image
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """What the user asks for.
 
     slot    write this slot, and no other
@@ -42,8 +43,7 @@ class Wish:
     baseline: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """What will be done. `found`: what the target lacks, by region; None where all of it is written unseen.
     `state`: the target's slot state, None where it has none of the image's layout. `known`: what another slot is proved
     to hold, by the region that can be made from it."""
@@ -51,7 +51,7 @@ class Prepared:
     plan: Plan
     found: dict[Region, Findings] | None
     state: Record | None = None
-    known: dict[Region, Reference] = field(default_factory=dict)
+    known: Mapping[Region, Reference] = MappingProxyType({})
 
     @property
     def todo(self) -> dict[Region, Findings]:
@@ -150,7 +150,7 @@ def refuse_differences(prepared: Prepared, target: Target) -> None:
     if not wrong:
         return
     bytes_wrong = sum(found.write_bytes + found.zero_bytes for found in wrong.values())
-    first = ", ".join(f"'{region.name}' at {min(found.write + found.zero)[0]:#x}" for region, found in wrong.items())
+    first = ", ".join(f"'{region.name}' at {min((*found.write, *found.zero))[0]:#x}" for region, found in wrong.items())
     raise VerificationError(
         f"{bytes_wrong} bytes differ from the image, the first in {first}",
         where=target.identity.path,
@@ -173,7 +173,7 @@ def _whole(image: Path, target: Target) -> Plan:
     plan = plan_flash(image, target.identity)
     if Ability.TABLE not in target.abilities:
         return plan
-    return replace(plan, contents=tuple(region for region in plan.contents if region.in_partition))
+    return plan._replace(contents=tuple(region for region in plan.contents if region.in_partition))
 
 
 def _repair_of_disk(plan: Plan, image: Image, target: Target, step: Step) -> Prepared:
@@ -199,5 +199,5 @@ def _repair_of(
     if slots.standing(record.state, slot) == "bad" and not all(findings.right for findings in found.values()):
         # what is whole again may show so; until then nothing changes for who is running
         update = SlotUpdate(record, slot.upper(), record.state, slots.mark(record.state, slot, "pending"), "0" * 64)
-        plan = replace(plan, update=update)
+        plan = plan._replace(update=update)
     return Prepared(plan, found, record)

@@ -99,7 +99,7 @@ class ProvisionTarget(NbdTarget):
         """With what the board says of itself."""
         serial, names = self._board
         plain = super().identity
-        return replace(plain, kind="provision", serial=serial, product=names[0] if names else "", names=names[1:])
+        return plain._replace(kind="provision", serial=serial, product=names[0] if names else "", names=names[1:])
 
     def claim(self) -> None:
         """The board remembers who writes, until the connection ends."""

@@ -12,9 +12,9 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
+from typing import NamedTuple
 
 from erofs_edge.flash.comparing import CHUNK, Range, pieces
 from erofs_edge.flash.comparing import differences as by_reading
@@ -37,15 +37,14 @@ Told = Callable[[int], None]
 """told(bytes looked at so far)"""
 
 
-@dataclass(slots=True)
-class Findings:
+class Findings(NamedTuple):
     """Ranges (start, end) of the target in which it differs from the image: `write` data there, make `zero` zeros,
     `copy` (start, end, source) from another place of the target. `kept`: bytes that are right."""
 
-    write: list[Range] = field(default_factory=list)
-    zero: list[Range] = field(default_factory=list)
+    write: Sequence[Range] = ()
+    zero: Sequence[Range] = ()
     kept: int = 0
-    copy: list[tuple[int, int, int]] = field(default_factory=list)
+    copy: Sequence[tuple[int, int, int]] = ()
 
     @property
     def right(self) -> bool:
@@ -65,8 +64,7 @@ class Findings:
         return sum(end - start for start, end in self.zero)
 
 
-@dataclass(frozen=True, slots=True)
-class Older:
+class Older(NamedTuple):
     """An older image that a region may hold still: byte X of the target was byte X - `shift` of it, up to `end`. Where
     a digest says so, what differs is known without more questions."""
 
@@ -88,22 +86,22 @@ class Older:
 
 def everything(region: Region) -> Findings:
     """What there is to do where nothing is known: all of the data, and all of the holes."""
-    return Findings(list(region.data), list(region.zeros()))
+    return Findings(region.data, tuple(region.zeros()))
 
 
 def survey(
     region: Region, image: Image, target: Target, told: Told = lambda done: None, older: Older | None = None
 ) -> Findings:
     """Compare a region with the image. Raises OSError where the target fails, SourceError where the image does."""
-    found = Findings()
+    write, zero = list[Range](), list[Range]()
     for is_data, start, end in differences(region, image, target, told, older):
-        ranges = found.write if is_data else found.zero
+        ranges = write if is_data else zero
         if ranges and ranges[-1][1] == start:
             ranges[-1] = (ranges[-1][0], end)
         else:
             ranges.append((start, end))
-    found.kept = region.size - found.write_bytes - found.zero_bytes
-    return found
+    found = Findings(write, zero)
+    return found._replace(kept=region.size - found.write_bytes - found.zero_bytes)
 
 
 def compare(
@@ -141,7 +139,8 @@ def differences(
         yield from _hashed(region, image, target, told, older, target.steps)
     else:
         ought = region.data, lambda at, buffer: image.read_into(at - region.shift, buffer)
-        yield from ((True, *found) for found in by_reading(*ought, target, told))
+        file = image.fileno(), region.shift
+        yield from ((True, *found) for found in by_reading(*ought, target, told, file))
         yield from ((False, *found) for found in by_reading(_holes(region, target), _clear, target))
     told(region.size)
 

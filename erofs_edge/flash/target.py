@@ -14,7 +14,6 @@ from __future__ import annotations
 import enum
 import errno
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from erofs_edge.flash.image import read_table
@@ -24,8 +23,7 @@ LOOKING = "--plan, --verify-only and `slots show` need no more than reading"
 STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """What a target says it is. `size` in bytes; a file that does not exist yet has 0."""
 
     path: str
@@ -127,6 +125,11 @@ class Target(Protocol):
         """Whether the medium has exactly these bytes there."""
         ...
 
+    @property
+    def file(self) -> int | None:
+        """The descriptor of an open file of this machine that is the target, byte for byte; None for what is none."""
+        ...
+
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write some of the data, at least one byte, and return how much."""
         ...
@@ -217,6 +220,10 @@ class PlainTarget:
 
     def holds(self, offset: int, want: bytearray) -> bool:
         return self.read(offset, len(want)) == want
+
+    @property
+    def file(self) -> int | None:
+        return None
 
     @property
     def abilities(self) -> Ability:

@@ -6,13 +6,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import struct
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from erofs_edge.errors import DeviceRefusedError
+
+if TYPE_CHECKING:
+    import socket
 
 PROC = Path("/proc")
 TAIL = 80  # bytes of a name that are told apart beside its checksum: an address has 107 at most
@@ -27,6 +30,8 @@ class Claim:
 
     def __init__(self, name: str, where: str) -> None:
         """Raises DeviceRefusedError, with the program that has it, for a name that is taken."""
+        import socket  # takes milliseconds to load: not for who locks a file
+
         raw = name.encode()
         place = b"\0erofs-edge %08x " % zlib.crc32(raw) + raw[-TAIL:]
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -92,6 +97,8 @@ def program(pid: int) -> str:
 
 def process_of(connection: socket.socket) -> int:
     """The process at the other end of a connection over a Unix socket; 0 for one that cannot be named here."""
+    import socket
+
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid: int = _CREDENTIALS.unpack(raw)[0]
     return pid
@@ -99,6 +106,8 @@ def process_of(connection: socket.socket) -> int:
 
 def _owner(place: bytes) -> str:
     """Who listens there."""
+    import socket
+
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
             asking.setblocking(False)

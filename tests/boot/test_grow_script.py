@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,13 +107,13 @@ def test_the_last_partition_gets_what_the_disk_has_more(
     assert not table.backup_used and table.hybrid == hybrid
     system, data = table.partitions
     assert system == made.table.partitions[0]
-    assert data == replace(made.table.partitions[1], last_lba=data.last_lba)
+    assert data == made.table.partitions[1]._replace(last_lba=data.last_lba)
     assert (data.last_lba + 1) * sector == 39 * MIB
     if sector == 512:
         said = subprocess.run([oracle("sgdisk"), "-v", str(made.image)], capture_output=True, text=True, check=True)
         assert "No problems found" in said.stdout, said.stdout
     # the bytes are those that the disk would have had from the start
-    head, tail = gpt.encode(replace(made.table, sectors=size // sector, partitions=(system, data)))
+    head, tail = gpt.encode(made.table._replace(sectors=size // sector, partitions=(system, data)))
     raw = made.image.read_bytes()
     assert raw[: len(head)] == head and raw[-len(tail) :] == tail
     assert (made.root / "log").read_text().startswith("blockdev --rereadpt")

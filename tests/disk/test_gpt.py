@@ -8,7 +8,6 @@ import subprocess
 import uuid
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,7 +125,7 @@ def test_backup_is_used() -> None:
     for position in (512, 600, 1024 + 40):
         raw = disk_bytes(table)
         raw[position] ^= 1
-        assert decode(raw) == replace(table, backup_used=True)
+        assert decode(raw) == table._replace(backup_used=True)
     raw[-512] ^= 1
     with pytest.raises(FormatError) as caught:
         decode(raw)
@@ -137,16 +136,16 @@ def test_refuses_what_no_disk_can_hold() -> None:
     table = make_table()
     first = table.partitions[0]
     for bad in (
-        replace(first, first_lba=33),
-        replace(first, last_lba=table.sectors - 33),
-        replace(first, first_lba=10, last_lba=9),
-        replace(first, last_lba=5 * 2048),
-        replace(first, name="x" * 37),
+        first._replace(first_lba=33),
+        first._replace(last_lba=table.sectors - 33),
+        first._replace(first_lba=10, last_lba=9),
+        first._replace(last_lba=5 * 2048),
+        first._replace(name="x" * 37),
     ):
         with pytest.raises(FormatError):
-            gpt.encode(replace(table, partitions=(bad, *table.partitions[1:])))
+            gpt.encode(table._replace(partitions=(bad, *table.partitions[1:])))
     with pytest.raises(FormatError, match="room"):
-        gpt.encode(replace(table, sectors=60, partitions=()))
+        gpt.encode(table._replace(sectors=60, partitions=()))
 
 
 def forged(**changes: tuple[int, bytes]) -> bytearray:

@@ -227,7 +227,6 @@ def test_another_layout_is_written_whole(card: Path, tmp_path: Path) -> None:
 
 def test_a_larger_data_partition_is_the_same_layout(card: Path, v2: Path) -> None:
     """A device gives its data partition the rest of the disk at the first start."""
-    from dataclasses import replace
 
     from erofs_edge.disk import gpt
 
@@ -235,8 +234,8 @@ def test_a_larger_data_partition_is_the_same_layout(card: Path, v2: Path) -> Non
         table = image.table()
     assert table is not None
     grown = table.sectors + 2048
-    parts = (*table.partitions[:-1], replace(table.partitions[-1], last_lba=grown - 80))
-    head, tail = gpt.encode(replace(table, sectors=grown, partitions=parts))
+    parts = (*table.partitions[:-1], table.partitions[-1]._replace(last_lba=grown - 80))
+    head, tail = gpt.encode(table._replace(sectors=grown, partitions=parts))
     with card.open("r+b") as file:
         file.truncate(grown * 512)
         file.write(head)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,15 +118,15 @@ def test_a_second_volume_fails(card: Card) -> None:
 def test_an_mbr_that_lists_another_partition_fails(card: Card) -> None:
     card.write("data", bytes(1080) + b"\x53\xef")
     assert card.verify().ok
-    card.write_table(replace(card.table, hybrid=3))
+    card.write_table(card.table._replace(hybrid=3))
     assert "told to start from 'data'" in failed(card.verify())["MBR"]
 
 
 def test_two_partitions_of_one_name_fail(card: Card) -> None:
     """The second would be taken for checked, as the first is."""
     entries = list(card.table.partitions)
-    entries[3] = replace(entries[3], name="boot_a")
-    card.write_table(replace(card.table, partitions=tuple(entries)))
+    entries[3] = entries[3]._replace(name="boot_a")
+    card.write_table(card.table._replace(partitions=tuple(entries)))
     card.write("data", b"whatever")
     assert "two partitions have the name 'boot_a'" in failed(card.verify())["partition table"]
 
@@ -137,8 +136,8 @@ def test_a_board_without_data_has_no_nameless_one(card: Card, made: Made) -> Non
     digest = files_digest({name: data for name, data in FILES.items() if isinstance(data, bytes)})
     card.write("boot_a", make_fit(values, KEY, firmware=digest))
     entries = list(card.table.partitions)
-    entries[3] = replace(entries[3], name="")
-    card.write_table(replace(card.table, partitions=tuple(entries)))
+    entries[3] = entries[3]._replace(name="")
+    card.write_table(card.table._replace(partitions=tuple(entries)))
     assert card.verify().ok
     card.write("data", b"whatever")
     assert failed(card.verify()) == {"": "nothing signs this partition"}

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,8 +82,8 @@ def test_identifiers_that_do_not_follow_from_the_root_hash_fail(made: Made, tmp_
     path = image_of(made, tmp_path, KEY)
     table = table_of(path)
     entries = list(table.partitions)
-    entries[0] = replace(entries[0], guid=uuid.UUID(int=5))
-    head, tail = gpt.encode(replace(table, partitions=tuple(entries)))
+    entries[0] = entries[0]._replace(guid=uuid.UUID(int=5))
+    head, tail = gpt.encode(table._replace(partitions=tuple(entries)))
     with path.open("r+b") as file:
         os.pwrite(file.fileno(), head, 0)
         os.pwrite(file.fileno(), tail, path.stat().st_size - len(tail))
