@@ -183,16 +183,18 @@ class Packing:
         """Every node of the next window into a hole, or a block of an area."""
         age, near, far, block_size = self._packed // WINDOW, self._near, self._far, self.block_size
         near.move(far, age - NEAR)
-        alike: dict[int, list[Node]] = {}
+        alike: dict[int, list[tuple[int, int, Node]]] = {}
         window = self.nodes[self._packed : self._packed + WINDOW]
         for node in window:
-            alike.setdefault(slots_of(node), []).append(node)
+            slots = slots_of(node)
+            alike.setdefault(slots, []).append((node.number, slots, node))
         for slots in sorted(alike, reverse=True):
-            nodes = alike[slots]
-            while nodes:
+            entries, done = alike[slots], 0
+            while done < len(entries):
                 found = near.take(slots) or far.take(slots)
-                if found is None and slots * SLOT_SIZE > block_size and nodes[0].tail_size:
-                    area = _across(nodes.pop(0), slots, age, block_size)
+                if found is None and slots * SLOT_SIZE > block_size and entries[done][2].tail_size:
+                    area = _across(entries[done][2], slots, age, block_size)
+                    done += 1
                     self._areas.append(area)
                     near.add(area.holes[0])
                     near.add(area.holes[-1])
@@ -203,10 +205,11 @@ class Packing:
                     self._areas.append(area)
                     found = area.hole(0, area.blocks * block_size // SLOT_SIZE, age)
                 # what is left of the best hole is the best one for the next node of the same length
-                count = min(found.free // slots, len(nodes))
-                found.nodes += [(node.number, slots, node) for node in nodes[:count]]
-                found.free -= count * slots
-                del nodes[:count]
+                count = found.free // slots
+                some = entries[done : done + count]
+                found.nodes += some
+                found.free -= len(some) * slots
+                done += len(some)
                 (near if found.age >= age - NEAR else far).add(found)
         self._packed += len(window)
 
