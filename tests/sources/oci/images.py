@@ -15,6 +15,7 @@ from typing import Any
 
 import zstandard
 from sources.samples import entry, tar_bytes
+from waiting import WAIT
 
 OCI = "application/vnd.oci.image."
 MANIFEST = OCI + "manifest.v1+json"
@@ -105,7 +106,7 @@ def files(**contents: str) -> bytes:
 def push(port: int, name: str, tag: str, *images: Image, headers: dict[str, str] | None = None, tls: Any = None) -> str:
     """Push images (and an index where there are several) in plain requests; the digest of what the tag names."""
     kind: Any = http.client.HTTPSConnection if tls is not None else http.client.HTTPConnection
-    connection = kind("127.0.0.1", port, timeout=20, **({"context": tls} if tls is not None else {}))
+    connection = kind("127.0.0.1", port, timeout=WAIT, **({"context": tls} if tls is not None else {}))
     headers = headers or {}
 
     def ask(method: str, path: str, body: bytes = b"", **more: str) -> http.client.HTTPResponse:
