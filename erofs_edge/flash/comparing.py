@@ -17,7 +17,7 @@ from erofs_edge.flash.target import BLOCK, Target
 from erofs_edge.threads import in_order
 
 CHUNK = 4 << 20  # bytes that are compared at once
-NEAR = {"file": 256 << 10, "block": 1 << 20}
+NEAR = {"file": 256 << 10, "block": 256 << 10}
 """the same of what is read by this machine: larger pieces leave the processor's cache"""
 SHARES = {"file": 8 << 20, "block": 1 << 20}
 """bytes that a thread is given at a time: few hand-overs; but of a device, what lies side by side"""
