@@ -128,7 +128,7 @@ class _Files:
         """The address of these bytes."""
         if offset + length > self._sizes[file]:
             raise EOFError("behind the end there is nothing to map")
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # not every C library can ask
             _fetch(file, offset, length)
         before = offset % mmap.PAGESIZE
         base = self._mmap(None, before + length, mmap.PROT_READ, mmap.MAP_SHARED, file, offset - before)
