@@ -11,6 +11,7 @@ import itertools
 import uuid
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from struct import Struct
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ MBR_EFI_PROTECTIVE = 0xEE
 MBR_FAT32_LBA = 0x0C
 
 _SIGNATURE = b"EFI PART"
+_SECTORS_MAX = 1 << 40
 # signature, revision, header size, header CRC, my LBA, other LBA, first and last usable LBA, disk GUID, entries' LBA,
 # count and size of entries, CRC of the entries
 _HEADER = Struct("<8sIII4xQQQQ16sQIII")
@@ -135,6 +137,16 @@ def find(read: Read, size: int) -> Table | None:
                 damaged = damaged or error
     if damaged is not None:
         raise damaged
+    return None
+
+
+def needed(read: Read) -> int | None:
+    """Bytes to the end of the last partition of a primary table, however large the disk is that it is read from; None
+    where there is none to believe."""
+    for sector_size in SECTOR_SIZES:
+        with suppress(FormatError):
+            table = _decode_at(read, 1, _SECTORS_MAX, sector_size)
+            return max((partition.last_lba + 1 for partition in table.partitions), default=0) * sector_size
     return None
 
 

@@ -56,8 +56,22 @@ class Image:
         return list(data_extents(self._fd, self.size if end is None else min(end, self.size), start))
 
     def table(self) -> gpt.Table | None:
-        """Its partition table, or None where it has none that can be believed: then it is plain bytes."""
-        return read_table(lambda offset, length: os.pread(self._fd, length, offset), self.size)
+        """Its partition table, or None where it has none that can be believed: then it is plain bytes.
+
+        Raises SourceError where a table is there whose partitions go on behind the end: half of a download, mostly.
+        """
+
+        def read(offset: int, length: int) -> bytes:
+            return os.pread(self._fd, length, offset)
+
+        table = read_table(read, self.size)
+        if table is None and (whole := gpt.needed(read) or 0) > self.size:
+            raise SourceError(
+                f"the image is cut off: its partitions take {whole} bytes, {self.size} are there",
+                where=str(self.path),
+                hint=f"get it again; where only zeros were left out: truncate -s {whole} {self.path}",
+            )
+        return table
 
     def close(self) -> None:
         """Give the file up."""

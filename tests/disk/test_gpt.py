@@ -51,6 +51,17 @@ def test_round_trip(sector: int, hybrid: int | None) -> None:
     assert decode(disk_bytes(table), sector) == table
 
 
+@pytest.mark.parametrize("sector", [512, 4096])
+@pytest.mark.parametrize("size", [16 * MIB, 64 << 10])
+def test_what_its_partitions_need(size: int, sector: int) -> None:
+    """Told by the primary alone, also where the disk ends before."""
+    raw = bytes(disk_bytes(make_table(sector))[:size])
+    assert gpt.needed(lambda offset, length: raw[offset : offset + length]) == 15 * MIB
+    assert gpt.needed(lambda offset, length: bytes(length)) is None
+    broken = raw[:sector] + bytes(sector) + raw[2 * sector :]
+    assert gpt.needed(lambda offset, length: broken[offset : offset + length]) is None
+
+
 def test_golden() -> None:
     raw = disk_bytes(make_table())
     assert raw[446:462] == bytes.fromhex("00 000200 ee ffffff 01000000 ff7f0000")

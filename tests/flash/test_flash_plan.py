@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from erofs_edge.errors import CapacityError, FormatError, SourceError
+from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region, plan_flash
 from erofs_edge.flash.target import Identity
 
@@ -73,8 +74,26 @@ def test_an_image_without_a_table(tmp_path: Path) -> None:
     assert plan.table == ()
 
 
-def test_a_table_for_another_disk_is_plain_bytes(image: Path) -> None:
+@pytest.mark.parametrize("size", [40_000, 10 * MIB])
+def test_half_of_an_image_is_refused(size: int, image: Path) -> None:
+    """With zeros in the place of what was left out, and no backup of the table, it is an image."""
+    with Image(image) as source:
+        table = source.table()
+    assert table is not None
+    end = max(end for _, end in table.places().values())
+    os.truncate(image, size)
+    with pytest.raises(SourceError, match=f"cut off: its partitions take {end} bytes, {size} are there") as caught:
+        plan_flash(image, device(12 * MIB))
+    assert caught.value.hint is not None and caught.value.hint.endswith(f"truncate -s {end} {image}")
+    os.truncate(image, end)
+    assert [r.name for r in plan_flash(image, device(end)).regions] == ["image"]
+
+
+def test_a_table_that_cannot_be_believed_is_plain_bytes(image: Path) -> None:
+    """Its header is gone, and the backup of it is not where the image ends."""
     os.truncate(image, 10 * MIB)
+    with image.open("r+b") as file:
+        file.write(bytes(1024))
     assert [r.name for r in plan_flash(image, device(10 * MIB)).regions] == ["image"]
 
 
