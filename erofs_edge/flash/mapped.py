@@ -12,7 +12,7 @@ import mmap
 import os
 import signal
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from struct import Struct
 from typing import IO, NamedTuple
 
@@ -21,6 +21,7 @@ from erofs_edge.threads import in_order
 
 BLOCK = 4096  # bytes: what is right or wrong
 PIECE = 256 << 10  # bytes among which blocks are looked at one by one if they differ
+SAMPLE = 1 << 20  # bytes from one look at whether the kernel has a file to the next
 PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 Range = tuple[int, int]
@@ -104,7 +105,7 @@ class _Files:
         self._failed = ctypes.c_void_p(-1).value
 
     def differences(self, share: Range) -> list[Range]:
-        """The blocks that differ. Raises OSError where that cannot be seen so."""
+        """The blocks that differ. Raises OSError, EOFError where that cannot be seen so."""
         (start, end), pair = share, self._pair
         with (
             self._at(pair.target, start, end - start) as there,
@@ -128,8 +129,8 @@ class _Files:
         """The address of these bytes."""
         if offset + length > self._sizes[file]:
             raise EOFError("behind the end there is nothing to map")
-        with suppress(OSError, AttributeError):  # not every C library can ask
-            _fetch(file, offset, length)
+        if not _is_there(file, offset, length):
+            raise EOFError("to be read first: of what is mapped the kernel fetches little at a time")
         before = offset % mmap.PAGESIZE
         base = self._mmap(None, before + length, mmap.PROT_READ, mmap.MAP_SHARED, file, offset - before)
         if base == self._failed:
@@ -140,10 +141,14 @@ class _Files:
             self._munmap(base, before + length)
 
 
-def _fetch(file: int, offset: int, length: int) -> None:
-    """Have the kernel read what it does not have in memory, all of it at once: of what is mapped it fetches little at a
-    time. One byte tells, as a file is mostly there or not. Raises OSError where it cannot say."""
+def _is_there(file: int, offset: int, length: int) -> bool:
+    """Whether the kernel has these bytes in memory: a byte here and there tells, as a file mostly is or is not. Where
+    kernel or C library cannot say, it counts as there."""
     try:
-        os.preadv(file, [bytearray(1)], offset, os.RWF_NOWAIT)
+        for place in range(offset, offset + length, SAMPLE):
+            os.preadv(file, [bytearray(1)], place, os.RWF_NOWAIT)
     except BlockingIOError:
-        os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
+        return False
+    except (OSError, AttributeError):
+        return True
+    return True

@@ -152,10 +152,11 @@ def test_a_file_that_is_cut_short_ends_the_child_alone(
 ) -> None:
     """Between the look at its size and the look at its bytes, which is a SIGBUS."""
 
-    def cut(*_: object) -> None:
+    def cut(*_: object) -> bool:
         os.truncate(files[which], SHARE // 2)
+        return True
 
-    monkeypatch.setattr(mapped, "_fetch", cut)
+    monkeypatch.setattr(mapped, "_is_there", cut)
     assert list(compared(Pair(fds[1], fds[0], 0), SHARES, 1)) == []
     assert files[which].stat().st_size == SHARE // 2
 
@@ -166,9 +167,38 @@ def test_a_target_that_ends_early_is_read_from_there_on(files: tuple[Path, Path]
     assert len(children) == 1
 
 
-def test_what_is_not_in_memory_is_fetched(fds: tuple[int, int]) -> None:
-    for fd in fds:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    each = compared(Pair(fds[1], fds[0], 0), SHARES, 2)
-    assert [block for blocks in each for block in blocks] == BLOCKS
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_not_in_memory_is_read(
+    files: tuple[Path, Path], children: list[int], monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """From there on: the kernel fetches more at a time for who reads."""
+    inode = files[which].stat().st_ino
+
+    def is_there(file: int, offset: int, _: int) -> bool:
+        return os.fstat(file).st_ino != inode or offset < SHARE
+
+    monkeypatch.setattr(mapped, "_is_there", is_there)
+    assert found(files) == BLOCKS
+    assert len(children) == 1 and gone(children[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "there"), [(1, True), (BlockingIOError(), False), (OSError(95, "unsupported"), True), (None, True)]
+)
+def test_the_kernel_is_asked_what_it_has(
+    fds: tuple[int, int], monkeypatch: pytest.MonkeyPatch, answer: int | OSError | None, there: bool
+) -> None:
+    """Where it cannot be asked, or has no answer, all may be there."""
+    asked: list[int] = []
+
+    def preadv(_file: int, _buffers: object, place: int, _flags: int) -> int:
+        asked.append(place)
+        if isinstance(answer, OSError):
+            raise answer
+        return 1
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    if answer is None:
+        monkeypatch.delattr(os, "RWF_NOWAIT")
+    assert mapped._is_there(fds[0], 4096, 2 << 20) is there
+    assert asked == ([4096, 4096 + (1 << 20)] if answer == 1 else [] if answer is None else [4096])
