@@ -42,7 +42,6 @@ from erofs_edge.toolbox.prefix import find
 from erofs_edge.verity.tree import append
 
 BLOCK = 4096
-FLASHES: tuple[tuple[str, ...], ...] = (("--full",), ())
 KINDS = {
     "read": Ability.READ,
     "hash": Ability.READ | Ability.HASH,
@@ -128,19 +127,19 @@ def proof(image: Path, kind: str, memory: bytes) -> str:
 
 
 def right_already(image: Path, target: Path, runs: int = 5) -> str:
-    """One row: seconds of the clock, in turn, the least and the medians; and of processors, the least."""
-    taken: dict[tuple[str, ...], list[tuple[float, float]]] = {words: [] for words in FLASHES}
+    """One row: seconds of the clock of flashes in turn, the least and the median; and of processors, the least. A file
+    is looked at twice after each full flash: first it is partly on the disk, then in memory."""
+    full, first, again = (list[tuple[float, float]]() for _ in range(3))
     for _ in range(runs):
-        for words in FLASHES:
+        for taken, words in ((full, ["--full"]), (first, []), (again, [])):
             clock, processors, record = command(image, "--to", target, "--yes", *words)
             assert words or not record["bytes_written"]
-            taken[words].append((clock, processors))
-    kind = "block device" if target.is_block_device() else "file"
-    cells = [kind]
-    for value in (lambda found: min(found)[0], lambda found: median(clock for clock, _ in found)):
-        full, right = (value(taken[words]) for words in FLASHES)
-        cells += [f"{right:.3f} s", f"{full:.3f} s", f"{right / full:.2f}x"]
-    cells += [f"{min(processors for _, processors in taken[words]):.2f} s" for words in reversed(FLASHES)]
+            taken.append((clock, processors))
+    cells = ["block device" if target.is_block_device() else "file"]
+    for value in (min, median):
+        clocks = [value(clock for clock, _ in taken) for taken in (again, first, full)]
+        cells += [*(f"{seconds:.3f}" for seconds in clocks), f"{clocks[0] / clocks[2]:.2f}x"]
+    cells += [f"{min(processors for _, processors in taken):.2f}" for taken in (again, full)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -206,8 +205,8 @@ def main() -> None:
         now = card.read_bytes()
         for kind in ("read", "hash"):
             print(proof(new, kind, now), flush=True)
-        print("\n| target | right, least | full | ratio | right, median | full | ratio | CPU: right | full |")
-        print(f"| {' | '.join(['---'] * 9)} |")
+        heads = "right, least s", "just written", "full", "ratio", "right, median s", "just written", "full", "ratio"
+        print(f"\n| target | {' | '.join(heads)} | CPU s: right | full |\n| {' | '.join(['---'] * 11)} |")
         shutil.copyfile(stable, folder / "plain")  # an image without partitions
         print(right_already(stable, folder / "plain").replace("file", "file, one image"), flush=True)
         print(right_already(new, card), flush=True)
