@@ -12,10 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "erofs_edge"
 
-BASE = {"errors", "threads", "writing"}
+BASE = {"errors", "globs", "threads", "writing"}
 FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "globs": set(),
     "threads": set(),
     "writing": {"errors"},
     "tree": BASE,
@@ -60,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 MAY_IMPORT["__main__"] = {"cli"}
 
-PURE = {"errors", "tree", "manifest", "codec", "erofs", "rafs", "verity", "disk", "boot", "transport"}
+PURE = {"errors", "globs", "tree", "manifest", "codec", "erofs", "rafs", "verity", "disk", "boot", "transport"}
 IMPURE = {"time", "datetime", "random", "secrets", "locale", "socket", "subprocess", "getpass", "platform", "click"}
 IMPURE_NAMES = {"environ", "getenv", "uuid1", "uuid4", "urandom", "getlogin", "cpu_count"}
 EXCEPTIONS = {

@@ -49,8 +49,9 @@ def _algorithm(text: str, whole: str) -> Algorithm:
             raise UsageError(f"-z {whole}: unknown option {key!r}", hint="level=N and dictsize=BYTES there are")
         if not number:
             raise UsageError(f"-z {whole}: the {key} {value!r} is not a number", hint="for example -z lz4hc,9")
-        if values.setdefault(key, int(number[1]) * SUFFIXES[number[2]]) and words.count(word) > 1:
-            raise UsageError(f"-z {whole}: {key} stands twice")
+        if key in values:
+            raise UsageError(f"-z {whole}: two values for {key}")
+        values[key] = int(number[1]) * SUFFIXES[number[2]]
     if name == "none" and words:
         raise UsageError("-z none has no levels")
     return Algorithm(name, values.get("level"), values.get("dictsize"), exact)

@@ -10,13 +10,14 @@ from typing import NamedTuple
 from erofs_edge.codec.registry import dictionary_for, find_codec
 from erofs_edge.erofs.ondisk import PCLUSTER_MAX
 from erofs_edge.errors import UsageError
+from erofs_edge.globs import glob_regex
 
 
 class CompressionRule(NamedTuple):
     """How files are compressed whose path matches; of several rules the first that matches wins.
 
-    match        a glob: '*' and '?' stop at '/', '**' does not; without '/' it is about the name, else about the
-                 whole path. With `is_regex` an expression that is found anywhere in the path (no leading '/')
+    match        a glob (`globs`), without '/' about the name, else about the whole path; or an expression that is
+                 found anywhere in the path (no leading '/')
     compression  as in WriteOptions; 'none': the file stays as it is
     level        None: the codec's default
     pcluster     bytes; None: the image's
@@ -30,7 +31,12 @@ class CompressionRule(NamedTuple):
     dictionary: int | None = None
 
     def check(self, block_size: int) -> None:
-        """Raises UsageError for what no image can have."""
+        """Raises UsageError for what no image can have, and a glob that means nothing."""
+        if isinstance(self.match, str):
+            try:
+                _glob(self.match)
+            except ValueError as error:
+                raise UsageError(f"bad glob {self.match!r}: {error}") from error
         if self.compression == "none":
             if self.level is not None or self.pcluster is not None or self.dictionary is not None:
                 raise UsageError(f"files that match {self.text} are not compressed: there is nothing to set for them")
@@ -58,20 +64,5 @@ class CompressionRule(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _glob(pattern: str) -> tuple[bool, re.Pattern[bytes]]:
-    """Whether it is about the whole path, and its expression."""
-    out = []
-    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern.removeprefix("/"), re.S):
-        if token == "**/":
-            out.append("(?:.*/)?")
-        elif token == "**":
-            out.append(".*")
-        elif token == "*":
-            out.append("[^/]*")
-        elif token == "?":
-            out.append("[^/]")
-        elif len(token) > 1:
-            inside = token[1:-1].replace("\\", r"\\").replace("[", r"\[")
-            out.append(f"[{'^' + inside[1:] if inside.startswith('!') else inside}]")
-        else:
-            out.append(re.escape(token))
-    return "/" in pattern, re.compile("".join(out).encode("utf-8", "surrogateescape"), re.S)
+    """Whether it is about the whole path, and its expression. Raises ValueError for one that means nothing."""
+    return "/" in pattern, re.compile(glob_regex(pattern.removeprefix("/")), re.S)

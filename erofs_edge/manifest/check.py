@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from erofs_edge.globs import glob_regex
 from erofs_edge.manifest.check_supply import check_layers, check_supply
 from erofs_edge.manifest.filesystem import Erofs
 from erofs_edge.manifest.model import (
@@ -247,6 +248,10 @@ def _check_erofs(erofs: Erofs, fail: Fail) -> None:
         _level(f"erofs.rules.{i}", rule.compression, rule.level, fail)
         if rule.pcluster is not None:
             _multiple(f"erofs.rules.{i}.pcluster", rule.pcluster, block, fail)
+        try:
+            glob_regex(rule.match)
+        except ValueError as error:
+            fail(f"erofs.rules.{i}.match", f"bad glob {rule.match!r}: {error}")
 
 
 def _level(pointer: str, compression: str, level: int | None, fail: Fail) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Globs of absolute paths: '*' and '?' stay within one name, '**' crosses directories, [a-z] is a set."""
+"""Globs of absolute paths: which match, and what they leave of a tree."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Iterable
 
 from erofs_edge.errors import ManifestError
+from erofs_edge.globs import glob_regex
 from erofs_edge.tree import FileTree, Inode
 
 Matcher = Callable[[bytes], bool]
-TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.S)
 
 
 def matcher(patterns: Iterable[str], position: Callable[[int], str | None] = lambda _: None) -> Matcher:
@@ -21,14 +21,12 @@ def matcher(patterns: Iterable[str], position: Callable[[int], str | None] = lam
     parts = []
     for index, pattern in enumerate(patterns):
         try:
-            part = "".join(_token(token) for token in TOKEN.findall("/" + pattern.strip("/")))
-            re.compile(part.encode())
-        except (re.error, UnicodeError) as error:
+            parts.append(b"(?:%s)" % glob_regex("/" + pattern.strip("/")))
+        except ValueError as error:
             raise ManifestError(f"bad glob {pattern!r}: {error}", where=position(index)) from error
-        parts.append(part)
     if not parts:
         return lambda _: False
-    compiled = re.compile("|".join(f"(?:{part})" for part in parts).encode("utf-8", "surrogateescape"), re.S)
+    compiled = re.compile(b"|".join(parts), re.S)
     return lambda path: compiled.fullmatch(path) is not None
 
 
@@ -53,17 +51,3 @@ def _sift(node: Inode, prefix: bytes, exclude: Matcher, keep: Matcher, dropping:
             del node.children[name]
             gone += 1
     return gone
-
-
-def _token(token: str) -> str:
-    if token == "**/":
-        return "(?:.*/)?"
-    if token == "**":
-        return ".*"
-    if token in "*?":
-        return "[^/]" + ("*" if token == "*" else "")
-    if token.startswith("[") and len(token) > 1:
-        return (
-            "[" + ("^" if token[1] == "!" else "") + re.escape(token[1:-1].removeprefix("!")).replace(r"\-", "-") + "]"
-        )
-    return re.escape(token)

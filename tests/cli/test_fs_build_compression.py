@@ -27,8 +27,12 @@ def test_spellings() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["none,1", "lz4hc,x", "zstd,3,", "zstd,size=3", "zstd,dictsize=1G", "lz4:none", "zstd,3,3"]
-)
+    "text",
+    [
+        "none,1", "lz4hc,x", "zstd,3,", "zstd,size=3", "zstd,dictsize=1G", "lz4:none", "zstd,3,3", "zstd,3,level=5",
+        "lzma,level=0,6",
+    ],
+)  # fmt: skip
 def test_bad_spellings(text: str) -> None:
     with pytest.raises(UsageError, match="-z"):
         parse_algorithms(text)

@@ -194,6 +194,7 @@ def test_globs(pattern: str, yes: list[str], no: list[str]) -> None:
         {"rules": (CompressionRule(match="*", compression="none", level=3),)},
         {"rules": (CompressionRule(match="*", compression="lz4", pcluster=5000),)},
         {"rules": (CompressionRule(match="*", compression="lzma", dictionary=1),)},
+        {"rules": (CompressionRule(match="lib[z-a].so", compression="lz4"),)},
     ],
     ids=str,
 )

@@ -98,6 +98,7 @@ ERRORS: list[tuple[str, str, str, str, str | None]] = [
     ("demo-system.yaml", "level: 12", "level: 13", 'demo-system.yaml:16:9: "level" 13 is none of lz4hc', None),
     ("demo-system.yaml", "level: 12", "level: 1, compression: lz4", 'demo-system.yaml:16:9: "level" belongs to lz4hc', None),
     ("demo-system.yaml", "level: 12", "pcluster: 2M", 'demo-system.yaml:16:9: "pcluster" must be at most 1M', None),
+    ("demo-system.yaml", "level: 12", "rules: [{match: '[z-a]', compression: lz4}]", "demo-system.yaml:16:18: bad glob '[z-a]'", None),
     ("demo-system.yaml", "level: 12", "pcluster: 5000", 'demo-system.yaml:16:9: "pcluster" must be a multiple of', None),
     ("demo-system.yaml", "level: 12", "packed_pcluster: 64K", 'demo-system.yaml:16:9: "packed_pcluster" needs', None),
     ("demo-system.yaml", "level: 12", "fragments: all, packed_pcluster: 2M", 'demo-system.yaml:16:25: "packed_pcluster" must be at', None),
