@@ -39,7 +39,8 @@ def unpack(folder: Path, cache: Cache, patch: Path, ours: Sequence[Path] = ()) -
     """
     for path in fetch(ARCHIVES, host_mirror, cache).values():
         with tarfile.open(path) as archive:
-            archive.extractall(folder, filter="tar")
+            archive.extraction_filter = getattr(tarfile, "tar_filter", None)  # Debian 12's Python, 3.11.2, has none
+            archive.extractall(folder)
     source = folder / f"u-boot-{VERSION}"
     debian = folder / "debian/patches"
     names = [line.split("#")[0].strip() for line in (debian / "series").read_text().splitlines()]
