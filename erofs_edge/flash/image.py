@@ -11,6 +11,16 @@ from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import FormatError, SourceError
 
+PACKED = {
+    b"\x1f\x8b\x08": ("gzip", "gzip -dk {}"),
+    b"\xfd7zXZ\0": ("xz", "xz -dk {}"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dk {}"),
+    b"BZh": ("bzip2", "bzip2 -dk {}"),
+    b"PK\x03\x04": ("zip", "unzip {}"),
+    b"\x3a\xff\x26\xed": ("Android sparse", "simg2img {} disk.img"),
+}
+"""first bytes of files that disk images are passed on in (RFC 1952, RFC 8878, the formats' papers): kind, command"""
+
 
 class Image:
     """An image opened for reading. `size` in bytes. Raises SourceError where it cannot be read or is empty."""
@@ -58,7 +68,8 @@ class Image:
     def table(self) -> gpt.Table | None:
         """Its partition table, or None where it has none that can be believed: then it is plain bytes.
 
-        Raises SourceError where a table is there whose partitions go on behind the end: half of a download, mostly.
+        Raises SourceError where a table is there whose partitions go on behind the end, half of a download mostly, and
+        where it is a disk image that has to be unpacked first.
         """
 
         def read(offset: int, length: int) -> bytes:
@@ -71,7 +82,15 @@ class Image:
                 where=str(self.path),
                 hint=f"get it again; where only zeros were left out: truncate -s {whole} {self.path}",
             )
+        if table is None:
+            self._refuse_packed(read(0, 8))
         return table
+
+    def _refuse_packed(self, start: bytes) -> None:
+        for magic, (kind, command) in PACKED.items():
+            if start.startswith(magic):
+                hint = f"unpack it first: {command.format(self.path)}"
+                raise SourceError(f"this is a {kind} file: no board starts from it", where=str(self.path), hint=hint)
 
     def close(self) -> None:
         """Give the file up."""

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from erofs_edge.errors import CapacityError, FormatError, SourceError
 from erofs_edge.flash.image import Image
@@ -87,6 +92,21 @@ def test_half_of_an_image_is_refused(size: int, image: Path) -> None:
     assert caught.value.hint is not None and caught.value.hint.endswith(f"truncate -s {end} {image}")
     os.truncate(image, end)
     assert [r.name for r in plan_flash(image, device(end)).regions] == ["image"]
+
+
+@pytest.mark.parametrize("kind", ["gzip", "xz", "zstd", "bzip2"])
+def test_a_packed_image_is_refused(kind: str, image: Path) -> None:
+    raw = image.read_bytes()
+    packed: dict[str, Callable[[], bytes]] = {
+        "gzip": lambda: gzip.compress(raw),
+        "xz": lambda: lzma.compress(raw),
+        "zstd": lambda: zstandard.compress(raw),
+        "bzip2": lambda: bz2.compress(raw),
+    }
+    image.write_bytes(packed[kind]())
+    with pytest.raises(SourceError, match=f"this is a {kind} file") as caught:
+        plan_flash(image, device(12 * MIB))
+    assert caught.value.hint == f"unpack it first: {kind} -dk {image}"
 
 
 def test_a_table_that_cannot_be_believed_is_plain_bytes(image: Path) -> None:
