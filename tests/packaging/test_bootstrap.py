@@ -14,7 +14,7 @@ def python(path: Path, lacks: str) -> Path:
     """A program that is asked like Python, has all modules but one, writes down its name, and can do nothing else."""
     path.write_text(
         f'#!/bin/sh\necho {path.name} "$1" >>{path.parent}/asked\n'
-        f'[ "$1" = -c ] || exit 1\ncase $2 in *{lacks or "no module"}*) exit 1;; esac\n'
+        f'[ "$1" = -c ] || exit 1\ncase $2 in *{lacks or "nothing"}*) exit 1;; esac\n'
     )
     path.chmod(0o755)
     return path
