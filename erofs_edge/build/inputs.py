@@ -26,7 +26,7 @@ from erofs_edge.sources.cache import file_digest
 from erofs_edge.sources.debian.lock import check_lock
 from erofs_edge.sources.directory import entries
 
-FORMAT_VERSION = 16
+FORMAT_VERSION = 17
 """of the bytes that a build makes: any change to them in this project raises it (codec pins included)"""
 
 

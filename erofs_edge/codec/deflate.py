@@ -16,12 +16,14 @@ from functools import cache
 from erofs_edge.codec.known import digest_of, known_input
 from erofs_edge.codec.lz4 import address_of
 from erofs_edge.codec.search import SearchedOutput
+from erofs_edge.codec.zstd import Outlines
 from erofs_edge.errors import FormatError, ToolError
 
 WHEEL = "0.9.0"
 VERSION = f"libdeflate of deflate {WHEEL}"
 LEVEL_MIN, LEVEL_MAX, LEVEL_DEFAULT = 1, 12, 6
 WINDOW_BITS = 15
+OUTLINE_FACTOR = 0.89  # of its sizes to those of an outline
 # a stored block that is not the last starts with a byte 0, which readers of images take for padding before the
 # stream; its five upper bits mean nothing (RFC 1951, 3.2.4)
 _STORED = b"\x40"
@@ -57,7 +59,7 @@ _KNOWN_ANSWERS: dict[int, str] = {
 def compressor(level: int, capacity: int, padding: int) -> SearchedOutput:
     """A compressor for one thread. Raises ToolError when the wheel is not the one we know."""
     _check(level)
-    return SearchedOutput(_Compress(_library(), level), capacity, padding)
+    return SearchedOutput(_Compress(_library(), level), capacity, padding, Outlines(), OUTLINE_FACTOR)
 
 
 class _Compress:

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING
 
 from erofs_edge.codec.known import digest_of, known_input
 from erofs_edge.codec.lz4 import address_of
+from erofs_edge.codec.outline import Outline
 from erofs_edge.codec.search import SearchedOutput, memory
 from erofs_edge.errors import FormatError, ToolError
 
 if TYPE_CHECKING:
-    from zstandard import ZstdDecompressor
+    from zstandard import ZstdCompressor, ZstdDecompressor
 
 WHEEL, VERSION = "0.25.0", "1.5.7"
 LEVEL_MIN, LEVEL_MAX, LEVEL_DEFAULT = 1, 22, 3
 WINDOW_LOG_MIN, WINDOW_LOG_MAX = 10, 20  # kernels refuse larger windows (fs/erofs/decompressor_zstd.c)
 MATCHED_SIZE = 1 << 18  # bytes of input that levels stand for
+OUTLINE_WINDOW_LOG = 17
+SLOW, OUTLINE_FACTOR = 5, 0.87  # the level from which on outlines take much less time; of its sizes to theirs
 
 _HINT = f"pip install zstandard=={WHEEL}"
 
@@ -57,7 +60,26 @@ _KNOWN_ANSWERS: dict[int, str] = {
 def compressor(level: int, capacity: int, padding: int, window_log: int) -> SearchedOutput:
     """A compressor for one thread. Raises ToolError when the wheel is not the one we know."""
     _check(level)
-    return SearchedOutput(_frames(level, window_log), capacity, padding)
+    guide = Outlines() if level >= SLOW else None
+    return SearchedOutput(_frames(level, window_log), capacity, padding, guide, OUTLINE_FACTOR)
+
+
+class Outlines:
+    """Makes outlines of content, by the fastest level. For one thread, one after the other. Loads the wheel at first
+    use, and raises ToolError then when it is not the one we know."""
+
+    def __init__(self) -> None:
+        self._one: ZstdCompressor | None = None
+
+    def __call__(self, address: int, length: int, capacity: int) -> Outline:
+        import zstandard
+
+        if self._one is None:
+            _check(LEVEL_MIN)
+            self._one = _compressor(LEVEL_MIN, OUTLINE_WINDOW_LOG)
+        stream = self._one.compressobj()
+        compress, flush, block = stream.compress, stream.flush, zstandard.COMPRESSOBJ_FLUSH_BLOCK
+        return Outline(address, length, capacity, lambda piece: len(compress(piece)) + len(flush(block)))
 
 
 def window_log(pcluster: int) -> int:
@@ -67,6 +89,11 @@ def window_log(pcluster: int) -> int:
 
 def _frames(level: int, window_log: int) -> Callable[[int, int], bytes]:
     """(address, length) → the frame."""
+    compress = _compressor(level, window_log).compress
+    return lambda address, length: compress(memory(address, length))
+
+
+def _compressor(level: int, window_log: int) -> ZstdCompressor:
     import zstandard
 
     # libzstd tunes a level to the size of the input. The search tries many sizes: with one tuning for all, the output
@@ -74,8 +101,7 @@ def _frames(level: int, window_log: int) -> Callable[[int, int], bytes]:
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, source_size=MATCHED_SIZE, window_log=window_log, write_content_size=False
     )
-    compress = zstandard.ZstdCompressor(compression_params=parameters).compress
-    return lambda address, length: compress(memory(address, length))
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
 
 @cache

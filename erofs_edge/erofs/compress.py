@@ -23,7 +23,7 @@ from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.noise import Filler, Noise, glances_for
 from erofs_edge.erofs.ondisk import SLOT_SIZE
 
-RULES = 6
+RULES = 7
 EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in an index saturates
 EXTENT_LCLUSTERS_MAX = 2000  # the same in lclusters, for small blocks
 CAP_LEAST = 32 << 10  # bytes of input that an LZ4HC call gets, where there are so many: fewer calls are made again

@@ -49,9 +49,10 @@ def test_fills_its_output_and_comes_back(name: str, capacity: int) -> None:
 
 
 @names
-def test_a_call_leaves_nothing_behind(name: str) -> None:
+@pytest.mark.parametrize("capacity", [8192, 20_000])
+def test_a_call_leaves_nothing_behind(name: str, capacity: int) -> None:
     data, other = sample(100_000), sample(100_000, 2)
-    one = opened(name, 8192)
+    one = opened(name, capacity)
     first = one.fill(address_of(data), len(data))
     first_bytes = one.padded(first[1], first[1])
     one.fill(address_of(other), len(other), 1000)
