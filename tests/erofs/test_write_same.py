@@ -124,3 +124,25 @@ def test_compression_pays_and_small_gain_does_not(tmp_path: Path) -> None:
     flat = write(tree, tmp_path / "i", compression="none")
     assert compressed.size < 0.7 * flat.size
     assert (compressed.compressed, flat.compressed, flat.stored) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("compression", "level", "reads"),
+    [("lz4", None, 0), ("lz4hc", 9, 0), ("zstd", 3, 0), ("zstd", 9, 2), ("deflate", 1, 2)],
+)
+def test_small_equal_files_are_looked_for_where_compressing_takes_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, level: int | None, reads: int
+) -> None:
+    """Of whatever codec, each is stored, as of mkfs.erofs: only time is to be won."""
+    hashed: list[str] = []
+    digest = pipeline.digest
+    monkeypatch.setattr(pipeline, "digest", lambda content, where: hashed.append(where) or digest(content, where))
+    tree = FileTree()
+    for name in ("a", "b"):
+        tree.add(name, file(random.Random(1).randbytes(30_000) + text(30_000)))
+    options = {"compression": compression, "level": level, "pcluster": 16384}
+    size = len(written(tree, tmp_path, **options))
+    assert len(hashed) == reads
+    assert size > 70_000
+    tree.add("b", file(random.Random(2).randbytes(30_000) + text(30_000)))
+    assert abs(len(written(tree, tmp_path, **options)) - size) <= 4096
