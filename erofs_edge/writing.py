@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that have their name only when they are complete, and what a full disk is to the user."""
+"""Writing to the last byte, files that have their name only when they are complete, what a full disk is to the user."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def refuse_unwritable(folder: Path) -> None:
     if not os.access(there, os.W_OK | os.X_OK):
         hint = "name a folder that is yours to write to"
         raise ErofsEdgeError("cannot write: no permission, or a read-only file system", where=str(there), hint=hint)
+
+
+def write_exactly(fd: int, data: bytes, offset: int) -> None:
+    """pwrite until all is written: on a full disk the first call may be short, the next one says why."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
 
 
 @contextmanager

@@ -12,12 +12,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "erofs_edge"
 
-BASE = {"errors", "globs", "threads", "writing"}
+BASE = {"errors", "globs", "threads", "uuids", "writing"}
 FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "globs": set(),
     "threads": set(),
+    "uuids": set(),
     "writing": {"errors"},
     "tree": BASE,
     "codec": BASE,
@@ -61,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 MAY_IMPORT["__main__"] = {"cli"}
 
-PURE = {"errors", "globs", "tree", "manifest", "codec", "erofs", "rafs", "verity", "disk", "boot", "transport"}
+PURE = {"errors", "globs", "uuids", "tree", "manifest", "codec", "erofs", "rafs", "verity", "disk", "boot", "transport"}
 IMPURE = {"time", "datetime", "random", "secrets", "locale", "socket", "subprocess", "getpass", "platform", "click"}
 IMPURE_NAMES = {"environ", "getenv", "uuid1", "uuid4", "urandom", "getlogin", "cpu_count"}
 EXCEPTIONS = {

@@ -22,7 +22,7 @@ from erofs_edge.boot.script import boot_script
 from erofs_edge.boot.signed_boot import files_digest
 from erofs_edge.boot.vbmeta import Vbmeta
 from erofs_edge.errors import ManifestError, SourceError
-from erofs_edge.manifest.model import Board, PackageFile, Partition
+from erofs_edge.manifest.model import CONTENT_WORDS, Board, PackageFile, Partition
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.tree import BytesContent, FileTree, Inode
@@ -40,7 +40,6 @@ NETWORK_MODULES = ("virtio_net",)
 NETWORK_PATH = "kernel/drivers/net/"
 KERNEL = "kernel"
 """of what is kept with a cache object: the modules of a kernel's package"""
-OTHER_CONTENTS = ("fit", "esp", "firmware", "slot-state", "vbmeta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +257,7 @@ def _init_config(board: Board, verity: VerityInfo, fec: Layout | None) -> InitCo
 
 def _system_partition(board: Board) -> tuple[str, Partition]:
     for name, partition in board.disk.partitions.items():
-        if partition.content is not None and partition.content not in OTHER_CONTENTS:
+        if partition.content is not None and partition.content not in CONTENT_WORDS:
             return name, partition
     raise ManifestError(
         f"board '{board.board}' has no system partition", hint="give one partition a manifest as its content"

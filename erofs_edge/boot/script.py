@@ -14,6 +14,8 @@ command is in Debian's stock builds of U-Boot 2025.01.
 
 from __future__ import annotations
 
+from erofs_edge.disk import rollback
+from erofs_edge.disk.slots import ATTEMPTS, ENV_OFFSETS, ENV_SIZE
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.model import Board, Partition, size_bytes
 
@@ -25,14 +27,6 @@ REFUSED = "erofs-edge: slot does not start: "
 TOO_OLD = "erofs-edge: slot is too old: "
 NO_SLOT = "erofs-edge: no slot boots"
 
-ATTEMPTS = 3
-STATE_SIZE = 16 << 10
-STATE_OFFSETS = (0, 64 << 10)
-"""of the two copies in the slot-state partition, bytes; the same as in disk/slots.py"""
-MINIMUM = "MIN_VERSION"
-MINIMUM_SIZE = 4 << 10
-MINIMUM_OFFSETS = (128 << 10, 192 << 10)
-"""of the two records of the minimum version; the same as in disk/rollback.py"""
 ROLLBACK_INDEX = "rollback-index"
 """the FIT's version, as in boot/fit.py"""
 
@@ -100,11 +94,11 @@ def _read_state(board: Board, partition: str, names: list[str]) -> list[str]:
     So at least one of the two is whole at every moment, whichever was damaged before.
     """
     storage, sector = board.boot.storage, board.disk.sector
-    first, second = (offset // sector for offset in STATE_OFFSETS)
-    count, address = STATE_SIZE // sector, board.boot.load_address
-    load = f"env import -c {address:x} {STATE_SIZE:x} {_variables(names)}"
+    first, second = (offset // sector for offset in ENV_OFFSETS)
+    count, address = ENV_SIZE // sector, board.boot.load_address
+    load = f"env import -c {address:x} {ENV_SIZE:x} {_variables(names)}"
     save = [
-        f"env export -c -s {STATE_SIZE:x} {address:x} {_variables(names)}",
+        f"env export -c -s {ENV_SIZE:x} {address:x} {_variables(names)}",
         f"{storage} write {address:x} ${{ee_other}} {count:x}",
         f"{storage} write {address:x} ${{ee_good}} {count:x}",
     ]
@@ -128,16 +122,16 @@ def _read_state(board: Board, partition: str, names: list[str]) -> list[str]:
 def _read_minimum(board: Board, partition: str) -> list[str]:
     """Sets ee_min, the version that a FIT must have at least: the higher of the two records, 0 without any."""
     storage, sector, address = board.boot.storage, board.disk.sector, board.boot.load_address
-    places = " ".join(f"{offset // sector:x}" for offset in MINIMUM_OFFSETS)
+    places = " ".join(f"{offset // sector:x}" for offset in rollback.OFFSETS)
     return [
         "setenv ee_min 0",
         f"if part start {storage} ${{ee_dev}} {partition} ee_misc; then",
         f"for ee_at in {places}; do",
-        f"setenv {MINIMUM}",
+        f"setenv {rollback.NAME}",
         "setexpr ee_block ${ee_misc} + ${ee_at}",
-        f"if {storage} read {address:x} ${{ee_block}} {MINIMUM_SIZE // sector:x} && "
-        f"env import -c {address:x} {MINIMUM_SIZE:x} {MINIMUM}; then",
-        f'if test "${{{MINIMUM}}}" -gt "${{ee_min}}"; then setenv ee_min ${{{MINIMUM}}}; fi',
+        f"if {storage} read {address:x} ${{ee_block}} {rollback.SIZE // sector:x} && "
+        f"env import -c {address:x} {rollback.SIZE:x} {rollback.NAME}; then",
+        f'if test "${{{rollback.NAME}}}" -gt "${{ee_min}}"; then setenv ee_min ${{{rollback.NAME}}}; fi',
         "fi; done; fi",
     ]
 

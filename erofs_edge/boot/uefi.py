@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from erofs_edge.boot.firmware import package_file
 from erofs_edge.boot.uefi_vars import fill_store, secure_boot
 from erofs_edge.boot.uki import build_uki
+from erofs_edge.disk.slots import ATTEMPTS
 from erofs_edge.errors import FormatError, ManifestError, UsageError
 from erofs_edge.manifest.model import Board
 from erofs_edge.tree import FileTree
@@ -33,7 +34,6 @@ LOADER, CODE, VARIABLES = "systemd-boot.efi", "uefi-code.fd", "uefi-vars.fd"
 """names of a build's outputs, beside boot_SLOT.efi"""
 FLASH_SIZE = 64 << 20
 """bytes of each flash of the emulated machine (QEMU hw/arm/virt.c)"""
-ATTEMPTS = 3
 SLOT_ARGUMENT = "erofs_edge.slot="
 _NAME = re.compile(r"erofs-edge-(?P<rank>\d{1,9})-(?P<slot>[a-z0-9]+)(?:\+(?P<left>\d+)(?:-(?P<done>\d+))?)?\.efi")
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.trust.avb import FOOTER_SIZE, Footer, Hash, Hashtree, VBMeta, parse_footer, write_vbmeta
 from erofs_edge.trust.key import Signer
-from erofs_edge.verity.blocks import SLICE, Progress, counter, file_size, read_exactly, write_exactly
+from erofs_edge.verity.blocks import SLICE, Progress, counter, file_size, read_exactly
 from erofs_edge.verity.fec import Covered, Layout, parities
 from erofs_edge.verity.superblock import Superblock
 from erofs_edge.verity.tree import write_levels
-from erofs_edge.writing import NO_SPACE
+from erofs_edge.writing import NO_SPACE, write_exactly
 
 BLOCK = 4096  # bytes: of data, tree, and what vbmeta and footer are filled up to
 

@@ -85,4 +85,9 @@ def is_spdx(name: str) -> bool:
     return name in _KNOWN or re.fullmatch(r"(AGPL|GPL|LGPL|GFDL)-\d\.\d-(only|or-later)", name) is not None
 
 
+def license_reference(name: str) -> str:
+    """How SPDX documents name it: SPDX's own identifier, or a reference to a licence that the document describes."""
+    return name if is_spdx(name) else "LicenseRef-Debian-" + re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
+
+
 _KNOWN = frozenset(_SPDX.values())

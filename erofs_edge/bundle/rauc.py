@@ -24,9 +24,10 @@ from erofs_edge.trust.certificate import Certificate
 from erofs_edge.trust.cms import SIZE_MAX, enclosed, sign_enclosed
 from erofs_edge.trust.key import Signer, VerificationKey
 from erofs_edge.verify.system import check_tree
-from erofs_edge.verity.blocks import read_exactly, write_exactly
+from erofs_edge.verity.blocks import read_exactly
 from erofs_edge.verity.superblock import Superblock
 from erofs_edge.verity.tree import write_levels
+from erofs_edge.writing import write_exactly
 
 BLOCK = 4096
 PAYLOAD_BLOCK = 16 << 10

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +28,7 @@ from erofs_edge.channel.tuf_keys import ChannelSigner, tuf_key
 from erofs_edge.errors import FormatError, SourceError, UsageError
 from erofs_edge.trust.key import Signer
 from erofs_edge.trust.sigstore import Policy, read_policy
+from erofs_edge.writing import beside
 
 METADATA, TARGETS, BLOCKS = "metadata", "targets", "blocks"
 STAGED = "staged.json"
@@ -245,6 +245,5 @@ def _write(folder: Path, name: str, data: bytes) -> Path:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with beside(path, "the channel") as temporary:
+        temporary.write_bytes(data)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from erofs_edge.cli.fs_build_auto import choice_record, choice_rows, choose_automatically
-from erofs_edge.cli.fs_build_compression import parse_algorithms, read_hints
+from erofs_edge.cli.fs_build_compression import SUFFIXES, parse_algorithms, read_hints
 from erofs_edge.cli.fs_build_layers import TAR_BLOCK, layer_options, layer_rows, source_tree, take_layers
 from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_text, table
@@ -44,7 +44,6 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
     "force-inode-extended": {"inode_form": "extended"},
 }
 """-E name → fields of WriteOptions"""
-SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
 
 @click.command()

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_edge.disk import gpt
-from erofs_edge.disk.sparse import copy_data, write_all
+from erofs_edge.disk.sparse import copy_data
 from erofs_edge.errors import SourceError
-from erofs_edge.writing import sparse_beside
+from erofs_edge.writing import sparse_beside, write_exactly
 
 UNIT = 4096
 """bytes: partitions start and end on blocks of the file system, as systemd-repart lays them"""
@@ -59,10 +59,10 @@ def write_ddi(
     table, starts = _table(parts, root_hash)
     head, tail = gpt.encode(table)
     with sparse_beside(out, table.sectors * SECTOR, "the disk image") as fd:
-        write_all(fd, head, 0)
+        write_exactly(fd, head, 0)
         for part, start in zip(parts, starts, strict=True):
             _write(fd, part, start)
-        write_all(fd, tail, table.sectors * SECTOR - len(tail))
+        write_exactly(fd, tail, table.sectors * SECTOR - len(tail))
 
 
 def _part(label: str, type_guid: uuid.UUID, guid: bytes, content: Path | bytes) -> Part:
@@ -89,7 +89,7 @@ def _table(parts: list[Part], seed: bytes) -> tuple[gpt.Table, list[int]]:
 
 def _write(fd: int, part: Part, start: int) -> None:
     if isinstance(part.content, bytes):
-        write_all(fd, part.content, start)
+        write_exactly(fd, part.content, start)
         return
     source = os.open(part.content, os.O_RDONLY | os.O_CLOEXEC)
     try:

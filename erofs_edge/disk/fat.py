@@ -17,9 +17,9 @@ from pathlib import Path
 from struct import Struct
 
 from erofs_edge.disk.fat_names import aliases, check_label, check_name, long_count, long_entries
-from erofs_edge.disk.sparse import copy_data, write_all
+from erofs_edge.disk.sparse import copy_data
 from erofs_edge.errors import CapacityError, FormatError, SourceError
-from erofs_edge.writing import sparse_beside
+from erofs_edge.writing import sparse_beside, write_exactly
 
 FAT16_MIN, FAT32_MIN = 4085, 65525  # clusters
 FAT32_MAX = 0x0FFFFFF5
@@ -215,7 +215,7 @@ def _write_volume(
     fd: int, geometry: Geometry, root: _Node, *, used: int, label: bytes, serial: int, stamp: tuple[int, int]
 ) -> None:
     boot = _boot_sector(geometry, label, serial)
-    write_all(fd, boot, 0)
+    write_exactly(fd, boot, 0)
     chains = array("I", [0x0FFFFFF8, 0x0FFFFFFF] if geometry.bits == 32 else [0xFFF8, 0xFFFF])
     end = 0x0FFFFFFF if geometry.bits == 32 else 0xFFFF
     for node, parent in _walk(root):
@@ -226,17 +226,17 @@ def _write_volume(
                 chains.append(end)
         at = geometry.root_start if node is root and geometry.bits != 32 else geometry.offset(node.first)
         if node.is_dir:
-            write_all(fd, _directory(node, parent, label, stamp), at)
+            write_exactly(fd, _directory(node, parent, label, stamp), at)
         else:
             _write_content(fd, node, at)
     fat = _little_endian(chains if geometry.bits == 32 else array("H", chains))
     for copy in range(2):
-        write_all(fd, fat, geometry.fat_start + copy * geometry.fat_sectors * geometry.sector)
+        write_exactly(fd, fat, geometry.fat_start + copy * geometry.fat_sectors * geometry.sector)
     if geometry.bits == 32:
         info = _fs_info(geometry, used)
-        write_all(fd, info, geometry.sector)
-        write_all(fd, boot, 6 * geometry.sector)
-        write_all(fd, info, 7 * geometry.sector)
+        write_exactly(fd, info, geometry.sector)
+        write_exactly(fd, boot, 6 * geometry.sector)
+        write_exactly(fd, info, 7 * geometry.sector)
 
 
 def _walk(root: _Node) -> Iterator[tuple[_Node, _Node]]:
@@ -314,7 +314,7 @@ def _entry(name: bytes, attribute: int, cluster: int, size: int, stamp: tuple[in
 
 def _write_content(fd: int, node: _Node, at: int) -> None:
     if isinstance(node.content, bytes):
-        write_all(fd, node.content, at)
+        write_exactly(fd, node.content, at)
     elif node.content is not None:
         try:
             source = os.open(node.content, os.O_RDONLY | os.O_CLOEXEC)

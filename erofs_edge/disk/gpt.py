@@ -89,10 +89,9 @@ def guid_from(seed: bytes, name: str) -> uuid.UUID:
     """A GUID (RFC 9562 version 8) that depends on nothing but `seed` and `name`."""
     from hashlib import sha256  # who only reads tables does without OpenSSL
 
-    raw = bytearray(sha256(b"erofs-edge gpt\0" + seed + b"\0" + name.encode()).digest()[:16])
-    raw[6] = raw[6] & 0x0F | 0x80
-    raw[8] = raw[8] & 0x3F | 0x80
-    return uuid.UUID(bytes=bytes(raw))
+    from erofs_edge.uuids import uuid8
+
+    return uuid.UUID(bytes=uuid8(sha256(b"erofs-edge gpt\0" + seed + b"\0" + name.encode()).digest()))
 
 
 def encode(table: Table) -> tuple[bytes, bytes]:

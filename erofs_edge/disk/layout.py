@@ -10,10 +10,10 @@ from pathlib import Path
 
 from erofs_edge.disk import gpt
 from erofs_edge.disk.gpt import ALIGNMENT, guid_from
-from erofs_edge.disk.sparse import Count, Progress, copy_data, data_extents, write_all
+from erofs_edge.disk.sparse import Count, Progress, copy_data, data_extents
 from erofs_edge.errors import CapacityError, ManifestError, SourceError
 from erofs_edge.manifest.model import Board, Partition, size_bytes
-from erofs_edge.writing import sparse_beside
+from erofs_edge.writing import sparse_beside, write_exactly
 
 REST = "rest"
 CONTENT_TYPES = {
@@ -117,11 +117,11 @@ def write_disk(layout: DiskLayout, out: Path, progress: Progress | None = None) 
     head, tail = gpt.encode(layout.table)
     count = _counter(layout, progress)
     with sparse_beside(out, layout.size, "the disk image") as fd:
-        write_all(fd, head, 0)
+        write_exactly(fd, head, 0)
         for placement in layout.placements:
             if placement.content is not None:
                 _copy_content(placement, placement.content, fd, count)
-        write_all(fd, tail, layout.size - len(tail))
+        write_exactly(fd, tail, layout.size - len(tail))
 
 
 def _counter(layout: DiskLayout, progress: Progress | None) -> Count | None:

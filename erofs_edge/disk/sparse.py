@@ -95,11 +95,3 @@ def copy_data(source: int, target: int, size: int, at: int, count: Count | None 
                 count(done)
     if os.lseek(source, 0, os.SEEK_END) < size:  # what was cut off looks like a hole
         raise EOFError(f"shorter than {size} bytes")
-
-
-def write_all(fd: int, data: bytes, offset: int) -> None:
-    """pwrite until all is written: on a full disk the first call may be short, the next one says why."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done

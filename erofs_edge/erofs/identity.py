@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 
 from erofs_edge.erofs.output import Sink
+from erofs_edge.uuids import uuid8
 
 PIECE = 4 << 20  # bytes
 
@@ -26,11 +27,8 @@ def content_digest(sink: Sink, end: int, look: Callable[[int, bytes], None] | No
 
 
 def uuid_from(content: bytes, first: bytes | bytearray) -> bytes:
-    """A UUID of version 8 (RFC 9562: the maker's own scheme).
+    """The UUID of an image.
 
     `content` is the sha256 of an image with zeros for its `first` blocks, which have no superblock yet.
     """
-    raw = bytearray(hashlib.sha256(content + first).digest()[:16])
-    raw[6] = raw[6] & 0x0F | 0x80
-    raw[8] = raw[8] & 0x3F | 0x80
-    return bytes(raw)
+    return uuid8(hashlib.sha256(content + first).digest())

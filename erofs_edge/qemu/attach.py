@@ -34,7 +34,7 @@ from erofs_edge.qemu.flashing import (
     flashing_tree,
     network_arguments,
 )
-from erofs_edge.qemu.machine import dump_tree, find_qemu, machine_arguments, qemu_of
+from erofs_edge.qemu.machine import dump_tree, escaped, find_qemu, machine_arguments, qemu_of
 from erofs_edge.sources.cache import Cache
 from erofs_edge.toolbox.emulator import Emulator, start
 from erofs_edge.u_boot.compile import FLASHING, compiled
@@ -101,7 +101,7 @@ def _serial(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, fo
         drive = _drive(disk)
     console = folder / "console"
     machine = [*_loader(board.value, emulator, folder, prompt=True), *drive, *console_arguments(console)]
-    said = ["-serial", f"file:{_escaped(log)}", "-monitor", "none"]
+    said = ["-serial", f"file:{escaped(log)}", "-monitor", "none"]
     with _running([str(emulator.program), *machine, *said], folder) as process:
         _wait(process, console.exists, lambda: "")
         yield f"serial+unix://{console}?console={RATE}"
@@ -148,7 +148,7 @@ def _provisioning(
         "-kernel", str(folder / "kernel"), "-initrd", str(folder / "initramfs"),
         "-append", f"console=ttyAMA0 quiet panic=-1 edge.disk=vda edge.ip={GUEST}", *_drive(disk),
         "-netdev", f"user,id=net0{rules}", "-device", "virtio-net-pci,netdev=net0,romfile=",
-        "-serial", f"file:{_escaped(log)}", "-monitor", "none", "-no-reboot",
+        "-serial", f"file:{escaped(log)}", "-monitor", "none", "-no-reboot",
     ]  # fmt: skip
 
     def said() -> bytes:
@@ -171,7 +171,7 @@ def _fastboot(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, 
     command = [
         str(emulator.program), *_loader(board.value, emulator, folder, prompt=False),
         *card_arguments(disk, disk.stat().st_size), *network_arguments(port),
-        "-serial", f"file:{_escaped(log)}", "-monitor", "none", "-no-reboot",
+        "-serial", f"file:{escaped(log)}", "-monitor", "none", "-no-reboot",
     ]  # fmt: skip
 
     def said() -> bytes:
@@ -183,7 +183,7 @@ def _fastboot(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, 
 
 
 def _drive(disk: Path) -> list[str]:
-    return ["-drive", f"if=none,id=disk0,format=raw,file={_escaped(disk)}", "-device", "virtio-blk-pci,drive=disk0"]
+    return ["-drive", f"if=none,id=disk0,format=raw,file={escaped(disk)}", "-device", "virtio-blk-pci,drive=disk0"]
 
 
 @contextmanager
@@ -246,8 +246,3 @@ def _make_disk(disk: Path, size: int) -> None:
             file.truncate(size)
     except OSError as error:
         raise CapacityError(f"cannot make a disk of {size} bytes: {error.strerror}", where=str(disk)) from error
-
-
-def _escaped(path: Path) -> str:
-    """A path inside a list of options, where QEMU wants commas doubled."""
-    return str(path).replace(",", ",,")

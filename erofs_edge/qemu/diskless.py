@@ -21,7 +21,7 @@ from erofs_edge.manifest.model import Board
 from erofs_edge.provision.credentials import AUTHORITY, CLIENT, SERVER, make_credentials, write_credentials
 from erofs_edge.qemu.built import Built, load_built, run_folder
 from erofs_edge.qemu.console import Console, Event
-from erofs_edge.qemu.machine import Emulator, control_tree, dump_tree, find_qemu, machine_arguments, qemu_of
+from erofs_edge.qemu.machine import Emulator, control_tree, dump_tree, escaped, find_qemu, machine_arguments, qemu_of
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.smoke import LAST_LINES, TIMEOUT, StageTime
 from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
@@ -208,7 +208,7 @@ def _command(
             f"board '{board.board}' has a U-Boot with its own script", hint="a board without boot.u_boot.build"
         )
     qemu, disk = qemu_of(board), wish.disk
-    tftp = "" if wish.http else f",tftp={_escaped(folder)}"
+    tftp = "" if wish.http else f",tftp={escaped(folder)}"
     if board.boot.uefi is not None:
         tftp += f",bootfile={start.name}"
         # this firmware's network waits for a source of random numbers
@@ -221,15 +221,10 @@ def _command(
         str(emulator.program), *machine,
         "-netdev", f"user,id=net0{tftp}",
         "-device", "virtio-net-pci,netdev=net0,romfile=",
-        *(["-drive", f"if=none,id=disk0,format=raw,file={_escaped(disk)}"] if disk else []),
+        *(["-drive", f"if=none,id=disk0,format=raw,file={escaped(disk)}"] if disk else []),
         *(["-device", "virtio-blk-pci,drive=disk0"] if disk else []),
         "-serial", "stdio", "-monitor", "none", "-no-reboot",
     ]  # fmt: skip
-
-
-def _escaped(path: Path) -> str:
-    """A path inside a list of options, where QEMU wants commas doubled."""
-    return str(path).replace(",", ",,")
 
 
 def _watched(

@@ -69,7 +69,7 @@ def machine_arguments(qemu: Qemu, bios: Path, *, dump: Path | None = None) -> li
     """What the device tree depends on; the same for the dump of the tree and for the boot with it."""
     return [
         "-no-user-config", "-nodefaults", "-display", "none",
-        "-machine", qemu.machine + (f",dumpdtb={_escaped(dump)}" if dump else ""),
+        "-machine", qemu.machine + (f",dumpdtb={escaped(dump)}" if dump else ""),
         "-cpu", qemu.cpu, "-m", f"{size_bytes(qemu.memory) >> 20}M", "-smp", str(qemu.smp), "-bios", str(bios),
     ]  # fmt: skip
 
@@ -109,13 +109,13 @@ def common_arguments(
         rules = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in forwards)
         network = ["-netdev", f"user,id=net0{rules}", "-device", "virtio-net-pci,netdev=net0,romfile="]
     return [
-        "-drive", f"if=none,id=disk0,format=raw,file={_escaped(drive.path)}{snapshot}",
+        "-drive", f"if=none,id=disk0,format=raw,file={escaped(drive.path)}{snapshot}",
         "-device", "virtio-blk-pci,drive=disk0", *network, *extra,
         "-serial", serial, "-monitor", "none", *([] if reboot else ["-no-reboot"]),
     ]  # fmt: skip
 
 
-def _escaped(path: Path) -> str:
+def escaped(path: Path) -> str:
     """A path inside a list of options, where QEMU wants commas doubled."""
     return str(path).replace(",", ",,")
 

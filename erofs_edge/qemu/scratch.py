@@ -12,13 +12,13 @@ from erofs_edge.boot.uefi import ImageName
 from erofs_edge.disk import gpt, slots
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import partition_names
-from erofs_edge.disk.sparse import copy_data, data_extents, write_all
+from erofs_edge.disk.sparse import copy_data, data_extents
 from erofs_edge.errors import CapacityError, ErofsEdgeError, FormatError, UsageError
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.forge import Target
 from erofs_edge.qemu.tamper import Tamper, partitions
 from erofs_edge.qemu.uefi import Esp
-from erofs_edge.writing import NO_SPACE
+from erofs_edge.writing import NO_SPACE, write_exactly
 
 PIECE = 4 << 20
 FAT_EPOCH = 315_532_800
@@ -114,7 +114,7 @@ class Scratch:
         start, size = self.place(name)
         for first, last in data_extents(self._fd, start + size, start):
             for at in range(first, last, PIECE):
-                write_all(self._fd, bytes(min(PIECE, last - at)), at)
+                write_exactly(self._fd, bytes(min(PIECE, last - at)), at)
 
     def copy_from(self, source: Path, name: str, size: int) -> None:
         """The first `size` bytes of a file to the start of a partition; holes leave what is there."""

@@ -17,6 +17,7 @@ from erofs_edge.build.record import read_release
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import ErofsEdgeError, VerificationError
+from erofs_edge.uuids import uuid8
 
 SYSTEM = "system.img"
 PACKAGE = "package "
@@ -91,9 +92,7 @@ def read_bill(out: Path, *, jobs: int | None = None) -> Bill:
 
 def _serial(root_hash: str) -> uuid.UUID:
     """A version 8 UUID from the root hash: the same system has the same number."""
-    raw = bytearray(hashlib.sha256(b"erofs-edge sbom" + bytes.fromhex(root_hash)).digest()[:16])
-    raw[6], raw[8] = raw[6] & 0x0F | 0x80, raw[8] & 0x3F | 0x80
-    return uuid.UUID(bytes=bytes(raw))
+    return uuid.UUID(bytes=uuid8(hashlib.sha256(b"erofs-edge sbom" + bytes.fromhex(root_hash)).digest()))
 
 
 def _files(path: Path, origins: dict[str, str], jobs: int | None) -> list[File]:

@@ -12,7 +12,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from erofs_edge.build.licenses import is_spdx
+from erofs_edge.build.licenses import is_spdx, license_reference
 from erofs_edge.sbom.bill import PACKAGE, Bill, File
 from erofs_edge.sbom.purl import purl_of
 
@@ -154,11 +154,6 @@ def _file(file: File, spdx_id: str) -> Any:
     return SpdxFile(name="." + name, spdx_id=spdx_id, checksums=sums, comment=file.origin)
 
 
-def _reference(name: str) -> str:
-    """SPDX's own identifier, or a reference to a licence that the document describes."""
-    return name if is_spdx(name) else "LicenseRef-Debian-" + re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
-
-
 def _licenses(names: list[str]) -> Any:
     """All of them, joined: what the parts of the package are under."""
     from spdx_tools.common.spdx_licensing import spdx_licensing
@@ -166,7 +161,7 @@ def _licenses(names: list[str]) -> Any:
 
     if not names:
         return SpdxNoAssertion()
-    return spdx_licensing.parse(" AND ".join(sorted({_reference(name) for name in names})))
+    return spdx_licensing.parse(" AND ".join(sorted({license_reference(name) for name in names})))
 
 
 def _extracted(bill: Bill) -> list[ExtractedLicensingInfo]:
@@ -176,7 +171,7 @@ def _extracted(bill: Bill) -> list[ExtractedLicensingInfo]:
     for package_name, package in bill.packages.items():
         for name in package["licenses"]:
             if not is_spdx(name):
-                names.setdefault(_reference(name), []).append(package_name)
+                names.setdefault(license_reference(name), []).append(package_name)
     return [
         ExtractedLicensingInfo(
             license_id=reference,

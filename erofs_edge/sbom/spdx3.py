@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from erofs_edge.build.licenses import is_spdx
+from erofs_edge.build.licenses import is_spdx, license_reference
 from erofs_edge.sbom.bill import PACKAGE, Bill, File
 from erofs_edge.sbom.purl import purl_of
 
@@ -115,9 +115,9 @@ class _Writer:
         """All licences of a package as one expression, made once."""
         if not names:
             return
-        expression = " AND ".join(sorted({_reference(name) for name in names}))
+        expression = " AND ".join(sorted({license_reference(name) for name in names}))
         if expression not in self._licenses:
-            custom = sorted({_reference(name) for name in names if not is_spdx(name)})
+            custom = sorted({license_reference(name) for name in names if not is_spdx(name)})
             self._licenses[expression] = self.new(
                 "simplelicensing_LicenseExpression", f"licence-{len(self._licenses)}",
                 simplelicensing_licenseExpression=expression,
@@ -154,8 +154,3 @@ class _Writer:
 def _word(name: str) -> str:
     """A package's name as the end of an identifier."""
     return name.replace("+", ".plus")
-
-
-def _reference(name: str) -> str:
-    """SPDX's own identifier, or a reference to what Debian calls the licence."""
-    return name if is_spdx(name) else "LicenseRef-Debian-" + re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")

@@ -229,6 +229,4 @@ def _attribute(oid: str, value: bytes) -> bytes:
 
 
 def _expect(reader: der.Reader, dotted: str) -> None:
-    at = reader.position
-    if reader.whole(der.OID) != der.oid(dotted):
-        raise FormatError("not an Authenticode signature of a PE image with SHA-256", where=f"offset {at:#x}")
+    reader.expect(dotted, "not an Authenticode signature of a PE image with SHA-256")

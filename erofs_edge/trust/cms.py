@@ -38,13 +38,13 @@ def enclosed(raw: bytes, key: VerificationKey | None = None) -> bytes:
     outer = der.Reader(raw)
     info = outer.enter(der.SEQUENCE)
     outer.finish()
-    _expect(info, OID_SIGNED_DATA, "not CMS SignedData")
+    info.expect(OID_SIGNED_DATA, "not CMS SignedData")
     data = info.enter(der.CONTEXT).enter(der.SEQUENCE)
     if data.number() not in (1, 3):
         raise FormatError("CMS SignedData of an unknown version")
     data.take(der.SET)
     inner = data.enter(der.SEQUENCE)
-    _expect(inner, OID_DATA, "the signed content is not plain data")
+    inner.expect(OID_DATA, "the signed content is not plain data")
     content = inner.enter(der.CONTEXT).content(der.OCTET_STRING)
     if data.position < data.end and data.data[data.position] == der.CONTEXT:
         data.take(der.CONTEXT)
@@ -71,9 +71,3 @@ def _is_by(one: der.Reader, content: bytes, key: VerificationKey) -> bool:
     if one.take(der.SEQUENCE, der.CONTEXT).tag == der.CONTEXT:
         return False
     return verifies(key.public_key, one.content(der.OCTET_STRING), hashlib.sha256(content).digest())
-
-
-def _expect(reader: der.Reader, dotted: str, message: str) -> None:
-    at = reader.position
-    if reader.whole(der.OID) != der.oid(dotted):
-        raise FormatError(message, where=f"offset {at:#x}")

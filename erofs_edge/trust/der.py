@@ -113,6 +113,12 @@ class Reader:
             raise _broken("an INTEGER that is negative or not minimal", at)
         return int.from_bytes(raw, "big")
 
+    def expect(self, dotted: str, otherwise: str) -> None:
+        """Raises FormatError, with `otherwise`, where the next element is not this OBJECT IDENTIFIER."""
+        at = self.position
+        if self.whole(OID) != oid(dotted):
+            raise _broken(otherwise, at)
+
     def finish(self) -> None:
         """Raises FormatError where something is left."""
         if self.position != self.end:

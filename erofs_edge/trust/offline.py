@@ -8,7 +8,6 @@ signatures and goes on.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from erofs_edge.errors import ErofsEdgeError, UsageError, VerificationError
 from erofs_edge.trust.key import VerificationKey, algorithm, read_public_key, verifies
 from erofs_edge.trust.uri import parameters
+from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
     from erofs_edge.trust.key import AnyPublicKey
@@ -91,6 +91,5 @@ def attach(folder: Path, key: VerificationKey, signatures: list[bytes]) -> list[
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with beside(path, "what is to be signed") as temporary:
+        temporary.write_bytes(data)

@@ -87,7 +87,7 @@ def parse_detached(raw: bytes) -> Detached:
     outer = der.Reader(raw)
     info = outer.enter(der.SEQUENCE)
     outer.finish()
-    _expect_oid(info, OID_SIGNED_DATA, "not a PKCS#7 SignedData")
+    info.expect(OID_SIGNED_DATA, "not a PKCS#7 SignedData")
     wrapper = info.enter(der.CONTEXT)
     info.finish()
     data = wrapper.enter(der.SEQUENCE)
@@ -98,7 +98,7 @@ def parse_detached(raw: bytes) -> Detached:
     _expect_sha256(digests)
     digests.finish()
     content = data.enter(der.SEQUENCE)
-    _expect_oid(content, OID_DATA, "the PKCS#7 content is not plain data")
+    content.expect(OID_DATA, "the PKCS#7 content is not plain data")
     if content.position != content.end:
         raise FormatError("the PKCS#7 signature is not detached")
     if data.position < data.end and data.data[data.position] == der.CONTEXT:
@@ -156,15 +156,9 @@ def verify_verity_signature(raw: bytes, root_hash: bytes, key: VerificationKey) 
     verify_root_hash(signature, root_hash, key)
 
 
-def _expect_oid(reader: der.Reader, dotted: str, message: str) -> None:
-    at = reader.position
-    if reader.whole(der.OID) != der.oid(dotted):
-        raise FormatError(message, where=f"offset {at:#x}")
-
-
 def _expect_sha256(reader: der.Reader) -> None:
     algorithm = reader.enter(der.SEQUENCE)
-    _expect_oid(algorithm, OID_SHA256, "the PKCS#7 digest is not SHA-256")
+    algorithm.expect(OID_SHA256, "the PKCS#7 digest is not SHA-256")
     if algorithm.position < algorithm.end:
         algorithm.take(der.NULL)
     algorithm.finish()

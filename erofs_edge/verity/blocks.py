@@ -185,14 +185,6 @@ def read_exactly(source: Source, length: int, offset: int) -> bytes:
     return data
 
 
-def write_exactly(fd: int, data: bytes, offset: int) -> None:
-    """pwrite until all is written."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
-
-
 def file_size(source: Source) -> int:
     """Bytes of a file, a block device, or what takes its place."""
     return os.lseek(source, 0, os.SEEK_END) if isinstance(source, int) else source.size

@@ -23,10 +23,10 @@ from erofs_edge.verity.blocks import (
     hash_blocks,
     hashed_slices,
     read_exactly,
-    write_exactly,
 )
 from erofs_edge.verity.check import Ranges, check_bounds
 from erofs_edge.verity.superblock import Level, Superblock
+from erofs_edge.writing import write_exactly
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 
 from erofs_edge.errors import FormatError, UsageError
 from erofs_edge.verity import superblock
-from erofs_edge.verity.blocks import Progress, counter, file_size, read_exactly, write_exactly
+from erofs_edge.verity.blocks import Progress, counter, file_size, read_exactly
 from erofs_edge.verity.check import check_bounds, find_superblock
 from erofs_edge.verity.superblock import Superblock
+from erofs_edge.writing import write_exactly
 
 if TYPE_CHECKING:
     from erofs_edge.verity.rs import Bytes

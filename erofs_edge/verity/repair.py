@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erofs_edge.errors import UsageError
-from erofs_edge.verity.blocks import Progress, counter, hash_blocks, read_exactly, write_exactly
+from erofs_edge.verity.blocks import Progress, counter, hash_blocks, read_exactly
 from erofs_edge.verity.check import BAD, GOOD, SUSPECT, UNPROVEN, Ranges, Walk
 from erofs_edge.verity.fec import COLUMNS, Covered, Layout, opened, wrong_parity
 from erofs_edge.verity.superblock import Superblock
+from erofs_edge.writing import write_exactly
 
 if TYPE_CHECKING:
     from erofs_edge.verity.rs import Bytes

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from erofs_edge.errors import CapacityError, FormatError
-from erofs_edge.verity.blocks import SLICE, Reads, Source, read_exactly, write_exactly
-from erofs_edge.writing import NO_SPACE
+from erofs_edge.verity.blocks import SLICE, Reads, Source, read_exactly
+from erofs_edge.writing import NO_SPACE, write_exactly
 
 PIECE = 1 << 20  # bytes that are kept, or not
 RUN = 8  # pieces that are asked for at once

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from erofs_edge.errors import CapacityError, FormatError, UsageError
+from erofs_edge.uuids import uuid8
 from erofs_edge.verity.blocks import (
     SLICE,
     Count,
@@ -26,11 +27,10 @@ from erofs_edge.verity.blocks import (
     hash_blocks,
     hashed_slices,
     read_exactly,
-    write_exactly,
 )
 from erofs_edge.verity.check import Verification, find_superblock, offsets_by_size, read_superblock, verify
 from erofs_edge.verity.superblock import BLOCK_MAX, SIZE, Level, Superblock, VerityInfo, is_block_size
-from erofs_edge.writing import NO_SPACE
+from erofs_edge.writing import NO_SPACE, write_exactly
 
 __all__ = [
     "Superblock",
@@ -253,21 +253,13 @@ def _describe(
     if salt is None:
         salt = hashlib.sha256(b"erofs-edge verity salt\0" + seed).digest()
     if uuid is None:
-        uuid = _uuid8(hashlib.sha256(b"erofs-edge verity uuid\0" + seed).digest())
+        uuid = uuid8(hashlib.sha256(b"erofs-edge verity uuid\0" + seed).digest())
     try:
         hash_block_size = options.get("hash_block_size") or block_size
         algorithm = options.get("algorithm", "sha256")
         return Superblock(uuid, salt, -(-size // block_size), algorithm, block_size, hash_block_size), count
     except FormatError as error:
         raise UsageError(error.message, hint=error.hint) from None
-
-
-def _uuid8(digest: bytes) -> bytes:
-    """16 bytes of a digest as a UUID of version 8 (RFC 9562: the maker's own rule)."""
-    raw = bytearray(digest[:16])
-    raw[6] = raw[6] & 0x0F | 0x80
-    raw[8] = raw[8] & 0x3F | 0x80
-    return bytes(raw)
 
 
 def _check_offset(hash_offset: int) -> None:

@@ -19,6 +19,7 @@ from erofs_edge.verity import fec
 from erofs_edge.verity.repair import Repair, repair
 from erofs_edge.verity.superblock import VerityInfo
 from erofs_edge.verity.tree import append, format_tree, verify
+from erofs_edge.writing import write_exactly
 
 BLOCK = 512
 many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -208,7 +209,6 @@ def test_wrong_parity_of_a_good_image_is_made_anew(tmp_path: Path) -> None:
 def test_an_interrupted_repair_is_finished_by_the_next(
     interrupted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from erofs_edge.verity import blocks
     from erofs_edge.verity import repair as module
 
     case = made(tmp_path, 900, 8)
@@ -221,7 +221,7 @@ def test_an_interrupted_repair_is_finished_by_the_next(
             os.pwrite(fd, data[:3], offset)
             raise KeyboardInterrupt
         calls += 1
-        blocks.write_exactly(fd, data, offset)
+        write_exactly(fd, data, offset)
 
     monkeypatch.setattr(module, "write_exactly", write)
     with pytest.raises(KeyboardInterrupt):

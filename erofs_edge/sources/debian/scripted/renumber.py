@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 
 from erofs_edge.errors import SourceError
 from erofs_edge.sources.debian.configure.accounts import base_accounts
+from erofs_edge.sources.debian.configure.ids import SYSTEM_IDS
 from erofs_edge.tree import BytesContent, FileTree
 
-SYSTEM_IDS = range(999, 99, -1)
 ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 ACL_VERSION = 2
 ACL_USER, ACL_GROUP = 0x02, 0x08
