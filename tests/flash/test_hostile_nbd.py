@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from sweep import Board, quiet, started
 
-from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.errors import DeviceError, ErofsEdgeError
 from erofs_edge.flash.execute import flash
 from erofs_edge.flash.nbd import NbdTarget
 from erofs_edge.flash.prepare import Wish, prepare
@@ -129,6 +129,27 @@ def test_a_request_is_as_large_as_was_asked_for(piece: int | None) -> None:
     connection.write(4096, data)
     assert connection.read(4096, len(data)) == data
     assert sizes == [*[piece or PIECE] * ((2 << 20) // (piece or PIECE)), 5] * 2
+
+
+def test_what_is_posted_is_not_waited_for(tmp_path: Path) -> None:
+    """Its answers are left to who comes next; so is what went wrong, which is told once."""
+    disk = SimulatedDisk.of_size(4 << 20)
+    address = Address("nbd://simulated/disk", EXPORT, "simulated")
+    connection = Connection(address, wire=NbdWire(disk))
+    data = Random(8).randbytes(3 << 20)
+    (tmp_path / "file").write_bytes(data)
+    with (tmp_path / "file").open("rb") as file:
+        before = connection.received
+        connection.post_file(0, file.fileno(), 0, len(data))
+        assert connection.received == before
+        assert connection.read(5, 100) == data[5:105]
+        connection.settle()
+        assert bytes(disk.memory) == data + bytes(1 << 20)
+        disk.power = 0
+        connection.post_file(0, file.fileno(), 0, len(data))
+        with pytest.raises(DeviceError, match="write 1048576 bytes at 0x0"):
+            connection.settle()
+        connection.settle()
 
 
 def test_what_an_export_holds_is_seen_byte_by_byte() -> None:

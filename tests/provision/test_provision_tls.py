@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -74,10 +74,16 @@ def address(socket: Path, folder: Path | None, name: str = NAME) -> str:
 def test_host_and_board_know_each_other(folders: dict[str, Path], tmp_path: Path, oracle: Callable[[str], str]) -> None:
     with served(oracle("nbdkit"), tmp_path, folders["board"]) as socket:
         target = NbdTarget(Connections(parse_address(address(socket, folders["host"]))))
-        target.write(4096, b"by way of TLS")
-        target.flush()
-        assert target.read(4096, 13) == b"by way of TLS"
-        target.close()
+        with closing(target):  # or the server would wait for it
+            target.write(4096, b"by way of TLS")
+            target.flush()
+            assert target.read(4096, 13) == b"by way of TLS"
+            data = bytes(range(256)) * 1024
+            (tmp_path / "file").write_bytes(data)
+            with (tmp_path / "file").open("rb") as file:
+                assert target.send(8192, file.fileno(), 0, len(data))
+                target.settle()
+            assert target.holds(8192, bytearray(data))
         assert (tmp_path / "image").read_bytes()[4096:4109] == b"by way of TLS"
 
 

@@ -31,6 +31,7 @@ READS = 4
 """times as long as TIMEOUT that a read may take: disks try for a minute or two, machines are starved for as long"""
 ZEROED = 1 << 20  # bytes a second that are made zeros at the least
 PIECE = 256 << 10  # bytes of a request: it stays in the cache of the processor that writes it to the medium
+STRETCH = 1 << 20  # the same of one that the kernel fills from a file: what it costs here is then the request alone
 WINDOW = 64  # requests under way
 STATUS_SPAN = 1 << 30  # bytes that one block status request asks for
 ZERO_SPAN = 1 << 30
@@ -106,6 +107,7 @@ class Connection:
         self._cut = False
         self._trust, self._timeout = trust, timeout
         self._patience = timeout  # seconds of silence that are borne; the socket's are as many or fewer
+        self._running: deque[Pending] = deque()  # requests that were made and not waited for
         self._client = Client(address.export, tls=address.tls, describe=describe)
         try:
             self._wire = dial(address.socket or (address.host, address.port), timeout) if wire is None else wire
@@ -188,20 +190,16 @@ class Connection:
     def write_file(self, offset: int, file: int, at: int, length: int) -> None:
         """As `write`, of bytes of an open file (its descriptor) that need not come through this program. Raises
         SourceError where it is shorter: of no use afterwards, for the server waits for the rest."""
-        piece = self.piece
-        pieces = (
-            self._client.write(offset + done, Stretch(file, at + done, min(piece, length - done)))
-            for done in range(0, length, piece)
-        )
-        self._run(pieces, FLUSH)
+        self._run(self._of_file(offset, file, at, length), FLUSH)
 
     def post_file(self, offset: int, file: int, at: int, length: int) -> None:
         """As `write_file`; but it may return before the server has the bytes, and what fails is raised at a later call,
         `settle` at last."""
-        self.write_file(offset, file, at, length)
+        self._run(self._of_file(offset, file, at, length), FLUSH, wait=False)
 
     def settle(self) -> None:
         """All that was posted is with the server."""
+        self._run(iter(()), FLUSH)
 
     def write_all(self, places: Iterable[tuple[int, bytes | memoryview]]) -> None:
         """As `write`, of many (offset, data): one does not wait for the other. They must not overlap."""
@@ -259,26 +257,30 @@ class Connection:
     def _reading(self) -> float:
         return (READS - 1) * self._timeout
 
-    def _run(self, requests: Iterator[Pending], longer: float) -> None:
-        """Have all requests answered, WINDOW at a time. The first failure is raised when nothing is under way.
-        `longer`: seconds that an answer may take beside the usual ones, if the other machine is there."""
-        running: deque[Pending] = deque()
-        finished: list[Pending] = []
+    def _of_file(self, offset: int, file: int, at: int, length: int) -> Iterator[Pending]:
+        piece = min(max(self._piece, STRETCH), self.export.payload_max)
+        for done in range(0, length, piece):
+            yield self._client.write(offset + done, Stretch(file, at + done, min(piece, length - done)))
+
+    def _run(self, requests: Iterator[Pending], longer: float, *, wait: bool = True) -> None:
+        """Have all requests answered, WINDOW at a time; without `wait` those that are under way at the end are left to
+        the next call. The first failure is raised when nothing is under way. `longer`: seconds that an answer may take
+        beside the usual ones, if the other machine is there."""
+        running, finished = self._running, list[Pending]()
         self._patience = self._timeout + longer
         try:
             for pending in requests:
                 running.append(pending)
-                if pending.command is Command.READ:  # which many packets of one call ask for
-                    if len(running) >= WINDOW:
-                        self._try(self._send)
-                        while len(running) > WINDOW // 2:
-                            self._wait(running.popleft(), finished)
-                    continue
-                self._try(self._send)
-                while len(running) >= WINDOW:
-                    self._wait(running.popleft(), finished)
-            while running:
+                if len(running) >= WINDOW or pending.command is not Command.READ:  # many reads go in one call
+                    self._try(self._send)
+                if len(running) >= WINDOW:
+                    while len(running) > WINDOW // 2:
+                        self._wait(running.popleft(), finished)
+            while running and (wait or finished):
                 self._wait(running.popleft(), finished)
+        except BaseException:
+            running.clear()  # nothing more will come of it
+            raise
         finally:
             self._patience = self._timeout
         for pending in finished:

@@ -3,8 +3,9 @@
 
 One connection is served by one processor at each end for most of the way; sending and receiving do not hold Python's
 lock, so a thread for each connection helps, as long as there are processors for them: more than that take the cache
-from each other. The specification promises that a flush on one covers what was answered on others. Nothing but what was
-posted is under way when another request is made.
+from each other. Files go over one connection, without a thread: the kernel moves them, and a second one costs the
+server more than it helps; but with TLS, that is work here. The specification promises that a flush on one covers what
+was answered on others. Nothing but what was posted is under way when another request is made.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Connections(Connection):
         super().__init__(address, trust=trust, timeout=timeout, describe=describe)
         count = count or min(CONNECTIONS, len(os.sched_getaffinity(0)))
         self._count = count if self.export.can(Transmission.CAN_MULTI_CONN) else 1
+        self._posted = False  # without a thread
         self._others: list[Connection] = []
         self._failures: list[BaseException] = []
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -96,12 +98,19 @@ class Connections(Connection):
         yield from super().data(offset, length)
 
     def post_file(self, offset: int, file: int, at: int, length: int) -> None:
+        if not self.address.tls:
+            self._posted = True
+            super().post_file(offset, file, at, length)
+            return
         for start, end in self._shares(length):
             self._post(
                 partial(Connection.write_file, offset=offset + start, file=file, at=at + start, length=end - start)
             )
 
     def settle(self) -> None:
+        if self._posted:
+            self._posted = False
+            super().settle()
         if self._threads:
             for _ in range(self._ready(everyone=True)):
                 self._idle.put(True)
