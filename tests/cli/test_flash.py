@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 
 from erofs_edge.cli.main import cli
 from erofs_edge.disk import gpt
-from erofs_edge.disk.sparse import write_all
 from erofs_edge.flash.local import FileTarget
+from erofs_edge.writing import write_exactly
 
 MIB = 1 << 20
 BOARD = """\
@@ -47,9 +47,9 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     head, tail = gpt.encode(gpt.Table(gpt.guid_from(b"t", ""), 4 * 2048, (part,)))
     with (out / "disk.img").open("wb") as file:
         file.truncate(4 * MIB)
-        write_all(file.fileno(), head, 0)
-        write_all(file.fileno(), b"content " * 1000, MIB)
-        write_all(file.fileno(), tail, 4 * MIB - len(tail))
+        write_exactly(file.fileno(), head, 0)
+        write_exactly(file.fileno(), b"content " * 1000, MIB)
+        write_exactly(file.fileno(), tail, 4 * MIB - len(tail))
     return out
 
 

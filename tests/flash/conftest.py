@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from erofs_edge.disk import gpt
-from erofs_edge.disk.sparse import write_all
+from erofs_edge.writing import write_exactly
 
 sys.path.append(str(Path(__file__).parent.parent / "boot"))  # the model of U-Boot's shell
 
@@ -29,11 +29,11 @@ def _image(path: Path, sector: int) -> Path:
     head, tail = gpt.encode(table)
     with path.open("wb") as file:
         file.truncate(12 * MIB)
-        write_all(file.fileno(), head, 0)
-        write_all(file.fileno(), b"boot" * 2000, MIB)
-        write_all(file.fileno(), bytes(range(1, 251)) * 5000, 4 * MIB)
-        write_all(file.fileno(), b"tail of the system", 7 * MIB + 500_000)
-        write_all(file.fileno(), tail, 12 * MIB - len(tail))
+        write_exactly(file.fileno(), head, 0)
+        write_exactly(file.fileno(), b"boot" * 2000, MIB)
+        write_exactly(file.fileno(), bytes(range(1, 251)) * 5000, 4 * MIB)
+        write_exactly(file.fileno(), b"tail of the system", 7 * MIB + 500_000)
+        write_exactly(file.fileno(), tail, 12 * MIB - len(tail))
     return path
 
 
