@@ -33,8 +33,8 @@ PROGRAMS = ("usr/bin/busybox", "usr/bin/zstd", "usr/bin/nbdkit", "usr/sbin/verit
 PLUGINS = ("file", "sh")
 FILTERS = ("exportname", "nozero", "noextents", "fua", "rotational", "multi-conn", "nocache")  # of nbdkit: init.sh
 APPLETS = (
-    "blockdev", "cat", "cut", "dd", "grep", "insmod", "ip", "mkdir", "mount", "poweroff", "reboot", "rm", "sh",
-    "sha256sum", "sleep", "stat", "sync", "tr", "udhcpc",
+    "blockdev", "cat", "cmp", "cut", "dd", "grep", "insmod", "ip", "mkdir", "mount", "mv", "poweroff", "reboot", "rm",
+    "sh", "sha256sum", "sleep", "stat", "sync", "tr", "udhcpc",
 )  # fmt: skip
 SCRIPTS = {"init": "init.sh", "bin/control": "control.sh", "bin/work": "work.sh", "bin/leased": "leased.sh"}
 NETWORK = ("virtio_net",)

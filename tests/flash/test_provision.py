@@ -27,7 +27,7 @@ def work(tmp_path: Path, oracle: Callable[[str], str]) -> Asked:
     """work(items…): work.sh carries out a request here, on a file in place of the disk; its answers, and 'tree'."""
     script = (FOLDER / "work.sh").read_text()
     (tmp_path / "bin").mkdir()
-    for name in ("dd", "sha256sum", "stat", "rm", "cat", "sync", "zstd", "sh", "tr"):
+    for name in ("dd", "sha256sum", "stat", "rm", "cat", "sync", "zstd", "sh", "tr", "cmp", "mv"):
         found = subprocess.run(["sh", "-c", f"command -v {name}"], capture_output=True, text=True, check=True)
         (tmp_path / "bin" / name).symlink_to(found.stdout.strip())
     (tmp_path / "bin/veritysetup").symlink_to(oracle("veritysetup"))
@@ -83,6 +83,30 @@ def test_the_device_hashes_many_blocks_at_once(work: Asked, tmp_path: Path, size
     assert [raw[at : at + 32] for at in range(0, length, 32)] == [
         hashlib.sha256(data[at : at + size]).digest() for at in range(0, size * count, size)
     ]
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_the_device_looks_for_zeros(work: Asked, tmp_path: Path, cpus: int) -> None:
+    """Of any length, and whatever else is there: one byte, or what packs as well as zeros do."""
+    (tmp_path / "cpus").write_text(f"{cpus}\n")
+    with (tmp_path / "image").open("r+b") as file:
+        for place, data in ((0, bytes(300_000)), (400_000, b"\1" * 70_000), (500_000, bytes(70_000) + b"\1")):
+            file.seek(place)
+            file.write(data)
+    wanted = {
+        (0, 300_000): "zeros",
+        (1, 4096): "zeros",
+        (100_000, 200_000): "zeros",
+        (100_000, 200_001): "data",
+        (400_000, 70_000): "data",
+        (500_000, 70_000): "zeros",
+        (500_000, 70_001): "data",
+        (700_000, 70_000): "data",
+    }
+    items = [f"zeros {at} {size}" for at, size in wanted]
+    for _ in range(2):
+        assert work("serial", *items, "serial").split("\n") == ["is ", *wanted.values(), "is "]
+    assert not list(tmp_path.glob("data.*"))
 
 
 def test_parts_of_a_large_tree_are_where_the_whole_one_has_them(work: Asked, tmp_path: Path) -> None:
@@ -143,6 +167,8 @@ def test_the_device_says_which_board_it_is(work: Asked, tmp_path: Path) -> None:
         ("hash 1048576 1", "outside"),
         ("hash -1 1", "outside"),
         ("copy 0 1048000 4096", "outside"),
+        ("zeros 1048000 4096", "outside"),
+        ("zeros 0 67108865", "outside"),
         ("blocks 4096 0 2097152", "outside"),
         ("blocks 4096 0 4096", "size"),
         ("blocks 0 0 4096", "size"),
@@ -171,8 +197,9 @@ class Board:
     size, address, sent, received = control.SIZE, parse_address("nbd://board"), 0, 0
     description = ""
 
-    def __init__(self, disk: bytes) -> None:
-        self.disk, self.asked, self.flushed = disk, list[str](), 0
+    def __init__(self, disk: bytes, *, looks: bool = True) -> None:
+        """`looks`: it knows what zeros are; an older one does not."""
+        self.disk, self.asked, self.flushed, self.looks = disk, list[str](), 0, looks
         self.export = self
         self._memory: dict[int, bytes] = {}
 
@@ -199,6 +226,10 @@ class Board:
         if name == "hash":
             start, length = map(int, words)
             return hashlib.sha256(self.disk[start : start + length]).hexdigest()
+        if name == "zeros":
+            start, length = map(int, words)
+            found = "data" if any(self.disk[start : start + length]) else "zeros"
+            return found if self.looks else "error unknown"
         if name == "blocks":
             size, start, length = map(int, words)
             pieces = (self.disk[at : at + size] for at in range(start, start + length, size))
@@ -240,8 +271,20 @@ def test_what_is_asked_of_a_board() -> None:
         "blocks 4096 2097152 40960",
     ]
     assert board.flushed == 2
+    board.asked.clear()
     assert list(target.data(1 << 20, 39 << 20)) == [(33 << 20, 40 << 20)]
     assert board.flushed == 3
+    assert board.asked == ["zeros 1048576 16777216", "zeros 17825792 16777216", "zeros 34603008 7340032"]
+
+
+def test_an_older_board_hashes_zeros() -> None:
+    """It is not asked for anything else twice."""
+    board = Board(bytes(20 << 20) + b"\1", looks=False)
+    target = ProvisionTarget(cast("Connection", board), cast("Connection", board))
+    for _ in range(2):
+        board.asked.clear()
+        assert list(target.data(0, (20 << 20) + 1)) == [(16 << 20, (20 << 20) + 1)]
+    assert board.asked == ["hash 0 16777216", "hash 16777216 4194305"]
 
 
 def test_the_medium_is_read_anew_when_somebody_wants_to_know() -> None:

@@ -13,6 +13,7 @@ a '|' between any two. See provision/init.sh.
     hold NAME                                 → ok: nobody else may copy, patch or restart until this connection ends;
                                                 held NAME: somebody else said that before
     hash OFFSET LENGTH                        → sha256 in hexadecimal
+    zeros OFFSET LENGTH                       → zeros, or data: whether there is anything else; 64 MiB at most
     blocks SIZE OFFSET LENGTH                 → ok: sha256 of each SIZE bytes, where a tree at TREES has its leaves
     copy SOURCE OFFSET LENGTH                 → ok
     patch SOURCE LENGTH OFFSET LENGTH DELTA   → ok: a zstd frame of DELTA bytes with the source as its dictionary; where
