@@ -67,10 +67,9 @@ class SearchedOutput:
         """
         capacity = self._capacity if capacity is None else capacity
         near_enough = max(STOP_MIN, capacity >> STOP_SHIFT)
-        target = capacity - near_enough // 2
         tried = min(length, guess or int(capacity * FIRST_RATIO))
-        known = _Known(length, target)
         outline = self._guide if capacity >= GUIDE_MIN else None
+        known = _Known(length, capacity - (near_enough * 3 // 8 if outline else near_enough // 2))
         if outline and tried < length:
             tried = known.follow(outline(address, length, capacity), self._factor)
         self._output = b""
