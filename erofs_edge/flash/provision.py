@@ -174,7 +174,7 @@ class ProvisionTarget(NbdTarget):
                     yield at, at + size
 
     def _zeros(self, pieces: Sequence[tuple[int, int]]) -> list[bool]:
-        """Whether these are zeros. An older system is asked for digests, which takes it ten times as long."""
+        """Whether these are zeros. An older system is asked for digests, which take it longer."""
         if self._looks:
             try:
                 return [line == "zeros" for line in self._fresh([f"zeros {at} {size}" for at, size in pieces])]
