@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from erofs_edge.cli.built import built
+from erofs_edge.cli.options import together
 from erofs_edge.cli.output import emit_json, note, size_text
 from erofs_edge.errors import UsageError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 GIVEN = click.Path(exists=True, dir_okay=False, path_type=Path)
-OPTIONS = (
+diskless_options = together(
     click.option("--diskless", is_flag=True, help="Without a disk: the system comes over the network (with --smoke)."),
     click.option("--trace", type=FILE, help="Of --diskless: write what was first read, in its order."),
     click.option("--prefetch", type=GIVEN, metavar="TRACE", help="Of --diskless: fetch ahead what TRACE has."),
@@ -28,13 +28,7 @@ OPTIONS = (
     click.option("--http", is_flag=True, help="Of --diskless: U-Boot gets the boot image over HTTP, not by TFTP."),
     click.option("--tls", is_flag=True, help="Of --diskless: encrypted, with certificates made for this one start."),
 )
-
-
-def diskless_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a diskless boot; the command gets them as further arguments."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+"""of a diskless boot; the command gets them as further arguments"""
 
 
 def refuse_without(options: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from erofs_edge.cli.options import together
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,13 +36,7 @@ _OPTIONS = [
     click.option("--layer-dir", type=click.Path(path_type=Path), metavar="DIR", help="Unpacked layers, by sha256."),
     click.option("--arch", metavar="ARCH", default="arm64", show_default=True, help="Which image of --oci-layout."),
 ]  # fmt: skip
-
-
-def layer_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options to a command."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+layer_options = together(*_OPTIONS)
 
 
 def take_layers(given: dict[str, Any]) -> tuple[Path, ...]:

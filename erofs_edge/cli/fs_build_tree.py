@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from erofs_edge.cli.options import together
 
 if TYPE_CHECKING:
     from erofs_edge.tree import FileTree
@@ -33,11 +34,8 @@ TREE_NAMES = (
 """the keywords of `changed`"""
 
 
-def tree_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options to a command; their values are the keywords of `changed`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+tree_options = together(*_OPTIONS)
+"""the decorator; their values are the keywords of `changed`"""
 
 
 def changed(

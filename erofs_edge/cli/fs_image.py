@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from erofs_edge.cli.options import together
 from erofs_edge.errors import ErofsFormatError, FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -85,10 +86,7 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*, image: Path, devices: tuple[Path, ...], partition: str | None, offset: int, **rest: Any) -> Any:
         return command(image=Source(image, devices, partition, offset), **rest)
 
-    result: Callable[..., Any] = run
-    for option in reversed(_OPTIONS):
-        result = option(result)
-    return result
+    return together(*_OPTIONS)(run)
 
 
 def _table(path: Path) -> Table | None:
