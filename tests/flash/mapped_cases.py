@@ -152,8 +152,8 @@ def not_in_memory(folder: Path) -> None:
         files = pair(folder)
         inode = files[which].stat().st_ino
         mapped._is_there = lambda file, at, _, inode=inode: os.fstat(file).st_ino != inode or at < SHARE
-        assert found(*files) == BLOCKS
-    assert len(children) == 2
+        assert len(seen(*files)) == 1 and found(*files) == BLOCKS
+    assert len(children) == 4
 
 
 CASES = {
