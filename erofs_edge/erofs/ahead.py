@@ -141,6 +141,8 @@ class HeadStart:
             # with a profile or a baseline each extent of a file may come to stand elsewhere
             joined = 0 if options.profile or options.baseline is not None else options.block_size
             small = options.block_size if self._tails is Tails.BLOCK else 0
+            if self._rules is not None:
+                self._local.cutter(self._rules)  # codecs are opened, and checked, once for all processes
             how = options.processes, options.cache, options.meter, joined, self._local.restart, small
             with suppress(OSError):
                 self.crew = Crew(self._store, *how)
