@@ -62,13 +62,15 @@ class BootOutputs:
 class Start:
     """Kernel and initramfs, whatever they are packed into.
 
-    tree     of the kernel's package
-    version  as in /usr/lib/modules/VERSION
+    tree       of the kernel's package
+    version    as in /usr/lib/modules/VERSION
+    root_hash  of the system that the initramfs opens, and nothing else
     """
 
     tree: FileTree
     version: str
     initramfs: bytes
+    root_hash: bytes
 
 
 def kernel_of(kernel_deb: Path, cache: Cache) -> KernelModules:
@@ -127,11 +129,18 @@ def build_start(
     signature: bytes = b"",
     vbmeta: Vbmeta | None = None,
 ) -> Start:
-    """Kernel and initramfs, arguments as in `build_boot`.
+    """Kernel and initramfs.
 
+    *_debs     package name to file
+    verity     of the system image
+    etc        what the device keeps of /etc; empty for all of it
+    fec        where the system image has its parity, if it has any
+    epoch      seconds since 1970, the one time in the initramfs
     signature  PKCS#7 of the root hash, for a kernel that has the key from its firmware; with it the kernel is told to
                map nothing that is not signed
     vbmeta     what the board's vbmeta partitions must be, where it has any
+
+    Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
     """
     kernel = kernel_of(kernel_deb, cache)
     programs = FileTree()
@@ -139,48 +148,32 @@ def build_start(
         programs.merge(read_deb(initramfs_debs[name], cache).data)
     config = replace(_init_config(board, verity, fec), etc=tuple(etc), signature=signature, vbmeta=vbmeta)
     streams = _module_streams(board, kernel)
-    return Start(
-        kernel.tree, kernel.version, build_initramfs(programs, streams, config, epoch=epoch, pack=cached_pack(cache))
-    )  # fmt: skip
+    initramfs = build_initramfs(programs, streams, config, epoch=epoch, pack=cached_pack(cache))
+    return Start(kernel.tree, kernel.version, initramfs, verity.root_hash)
 
 
 def build_boot(
     board: Board,
+    start: Start,
+    firmware: Mapping[str, FileTree],
     *,
-    kernel_deb: Path,
-    initramfs_debs: Mapping[str, Path],
-    firmware_debs: Mapping[str, Path],
-    verity: VerityInfo,
-    etc: Sequence[str] = (),
-    fec: Layout | None = None,
     epoch: int,
     signer: Signer,
-    cache: Cache,
     program: bytes | None = None,
     pack: Callable[[dict[str, bytes]], dict[str, bytes]] = dict,
-    vbmeta: Vbmeta | None = None,
 ) -> BootOutputs:
     """Everything in front of the system partition.
 
-    *_debs  package name to file
-    verity  of the system image: its root hash is what the initramfs opens, and nothing else
-    etc     what the device keeps of /etc; empty for all of it
-    fec     where the system image has its parity, if it has any
-    epoch   seconds since 1970, the one time in all outputs
-    program the compiled U-Boot where the board has one built: it gets its device tree, key and script here
-    pack    what becomes of the firmware partition's files before they are put there
-    vbmeta  what the board's vbmeta partitions must be, where it has any
+    firmware  packages of boot loader and firmware by name
+    epoch     seconds since 1970, the one time in all outputs
+    program   the compiled U-Boot where the board has one built: it gets its device tree, key and script here
+    pack      what becomes of the firmware partition's files before they are put there
 
     Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
     """
-    start = build_start(
-        board, kernel_deb=kernel_deb, initramfs_debs=initramfs_debs, verity=verity, etc=etc, fec=fec, epoch=epoch,
-        cache=cache, vbmeta=vbmeta,
-    )  # fmt: skip
-    firmware = {name: read_deb(path, cache).data for name, path in firmware_debs.items()}
     images = {
         "kernel": kernel_image(board, start.tree, start.version),
-        "ramdisk": Image("ramdisk", start.initramfs, f"initramfs for root hash {verity.root_hash.hex()}"),
+        "ramdisk": Image("ramdisk", start.initramfs, f"initramfs for root hash {start.root_hash.hex()}"),
     }
     dtb = None
     if board.boot.fdt != "control":

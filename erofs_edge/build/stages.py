@@ -12,6 +12,7 @@ from pathlib import Path
 
 from erofs_edge.boot.assemble import (
     BootOutputs,
+    Start,
     build_boot,
     build_start,
     kernel_of,
@@ -283,24 +284,35 @@ def make_boot(
     with step("boot image"):
         boot = build_boot(
             inputs.board.value,
-            kernel_deb=debs.kernel,
-            initramfs_debs=debs.initramfs,
-            firmware_debs=debs.firmware,
-            verity=system.verity,
-            etc=inputs.system.loaded.value.writable_etc,
-            fec=system.fec,
+            _make_start(inputs, debs, system, signer, cache, work),
+            {name: read_deb(path, cache).data for name, path in debs.firmware.items()},
             epoch=inputs.epoch,
             signer=signer,
-            cache=cache,
             program=u_boot.image if u_boot else None,
             pack=partial(signed_image, work=work, signer=signer, epoch=inputs.epoch)
             if inputs.board.value.boot.signed_image
             else dict,
-            vbmeta=_vbmeta(inputs, system, signer, work),
         )
         (work / "boot.fit").write_bytes(boot.fit)
         (work / "u-boot.bin").write_bytes(boot.u_boot)
     return boot
+
+
+def _make_start(
+    inputs: Inputs, debs: Debs, system: SystemImage, signer: Signer, cache: Cache, work: Path, signature: bytes = b""
+) -> Start:
+    return build_start(
+        inputs.board.value,
+        kernel_deb=debs.kernel,
+        initramfs_debs=debs.initramfs,
+        verity=system.verity,
+        etc=inputs.system.loaded.value.writable_etc,
+        fec=system.fec,
+        epoch=inputs.epoch,
+        cache=cache,
+        signature=signature,
+        vbmeta=_vbmeta(inputs, system, signer, work),
+    )
 
 
 def _vbmeta(inputs: Inputs, system: SystemImage, signer: Signer, work: Path) -> Vbmeta | None:
@@ -324,18 +336,7 @@ def _make_uefi(
         raise SignaturesMissingError(
             "the kernel images hold the signature of the root hash, which is missing", where=signature.name
         )
-    start = build_start(
-        board,
-        kernel_deb=debs.kernel,
-        initramfs_debs=debs.initramfs,
-        verity=system.verity,
-        etc=inputs.system.loaded.value.writable_etc,
-        fec=system.fec,
-        epoch=inputs.epoch,
-        cache=cache,
-        signature=signature.read_bytes(),
-        vbmeta=_vbmeta(inputs, system, signer, work),
-    )
+    start = _make_start(inputs, debs, system, signer, cache, work, signature.read_bytes())
     boot = build_uefi(
         board,
         {name: read_deb(path, cache).data for name, path in debs.firmware.items()},

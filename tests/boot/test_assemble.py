@@ -16,7 +16,7 @@ from test_initramfs import packages as initramfs_packages
 from test_initramfs import unpack
 
 from erofs_edge.boot import assemble
-from erofs_edge.boot.assemble import BootOutputs, build_boot, kernel_of, system_modules, wanted_firmware
+from erofs_edge.boot.assemble import BootOutputs, build_boot, build_start, kernel_of, system_modules, wanted_firmware
 from erofs_edge.boot.fdt import DeviceTree, Node, parse, string, write
 from erofs_edge.boot.fit import verify_fit
 from erofs_edge.boot.loader import split
@@ -63,18 +63,18 @@ def board_of(repository: Path, name: str, **boot: Any) -> Board:
 
 
 def build(board: Board, trees: dict[str, FileTree], tmp_path: Path, program: bytes | None = None) -> BootOutputs:
-    firmware = {name: Path(name) for name in trees if name not in ("kernel", "programs")}
-    return build_boot(
+    firmware = {name: tree for name, tree in trees.items() if name not in ("kernel", "programs")}
+    start = build_start(
         board,
         kernel_deb=Path("kernel"),
         initramfs_debs={"programs": Path("programs")},
-        firmware_debs=firmware,
         verity=VERITY,
+        etc=(),
+        fec=None,
         epoch=EPOCH,
-        signer=KEY,
         cache=Cache(tmp_path),
-        program=program,
     )
+    return build_boot(board, start, firmware, epoch=EPOCH, signer=KEY, program=program)
 
 
 def image_of(fit: bytes, name: str) -> bytes:
