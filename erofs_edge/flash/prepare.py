@@ -12,7 +12,7 @@ from erofs_edge.errors import UsageError, VerificationError
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region, plan_flash
-from erofs_edge.flash.resemblance import resembles
+from erofs_edge.flash.resemblance import refuse_other_file, resembles
 from erofs_edge.flash.slot_state import Record, SlotUpdate
 from erofs_edge.flash.survey import Findings, Step, compare, everything, holds
 from erofs_edge.flash.target import Ability, Target
@@ -77,6 +77,8 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
                 refuse_misfit(layout, target)
             if wish.slot is not None:
                 raise UsageError("the image, or the target, has no slots of this layout", where=target.identity.path)
+            if not (wish.whole or wish.full):
+                refuse_other_file(source, target)
             plan = _whole(image, target)
             compared = not wish.full and Ability.TABLE not in target.abilities
             compared = compared and (wish.resume or (not wish.whole and resembles(plan.regions, source, target)))

@@ -6,14 +6,19 @@ It decides what is looked at first and proves nothing: where it is wrong, time i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
+from erofs_edge.errors import DeviceRefusedError
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
 from erofs_edge.flash.survey import digest
 from erofs_edge.flash.target import BLOCK, Ability, Target
 
 SAMPLES = 16
+MARKS = ((0, 4), (510, 512), (1024, 1028), (1080, 1082))
+"""bytes by which kinds of images are told: most formats, partition tables and FAT, EROFS, ext4"""
+HEAD = 2048  # bytes that have all of them
 ENOUGH = 4  # of so many samples one must be right: less of a disk is written as fast as it is compared
 
 
@@ -35,6 +40,22 @@ def resembles(regions: Sequence[Region], image: Image, target: Target) -> bool:
     else:
         return False
     return bool(samples) and right * ENOUGH >= len(samples)
+
+
+def refuse_other_file(image: Image, target: Target) -> None:
+    """Raises DeviceRefusedError where the target is a file that would have to grow, and holds something of another kind
+    than the image: its name is a slip, most likely. Empty ones and those that begin with zeros are there to be filled.
+    """
+    if target.file is None or (size := os.fstat(target.file).st_size) >= image.size:
+        return
+    head, ours = target.read(0, HEAD), image.read(0, min(HEAD, image.size))
+    alike = any(head[start:end] == ours[start:end] != bytes(end - start) for start, end in MARKS)
+    if head.strip(b"\0") and not alike:
+        raise DeviceRefusedError(
+            f"a file of {size} bytes that does not look like an image, and would grow to {image.size}",
+            where=target.identity.path,
+            hint="is it the right name? --whole overwrites it",
+        )
 
 
 def _spread(regions: Sequence[Region]) -> Iterator[tuple[Region, int, int]]:

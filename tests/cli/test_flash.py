@@ -130,6 +130,35 @@ def test_targets_that_make_no_sense(target: str, message: str, built: Path) -> N
     assert (built / "disk.img").read_bytes() == before
 
 
+PASSWD = b"root:x:0:0:root:/root:/bin/bash\n" * 100
+
+
+@pytest.mark.parametrize(
+    ("there", "more", "code"),
+    [
+        (PASSWD, (), 7),
+        (PASSWD, ("--whole",), 0),
+        (b"", (), 0),
+        (bytes(5000), (), 0),
+        (bytes(510) + b"\x55\xaa" + b"another disk" * 300, (), 0),
+        (PASSWD + bytes(4 * MIB), (), 0),  # as large as a card: it may hold anything
+    ],
+)
+def test_a_file_that_is_something_else(
+    there: bytes, more: tuple[str, ...], code: int, built: Path, tmp_path: Path
+) -> None:
+    """An existing file that would have to grow: a name that was mistaken, most likely."""
+    (tmp_path / "passwd").write_bytes(there)
+    result = run(built, "--to", "passwd", "--yes", *more)
+    assert result.exit_code == code, result.output
+    now = (tmp_path / "passwd").read_bytes()
+    if code:
+        assert now == there
+        assert "does not look like an image, and would grow" in result.stderr
+    else:
+        assert now[: 4 * MIB] == (built / "disk.img").read_bytes()
+
+
 def test_failed_verification_exits_with_4(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = FileTarget.read
     monkeypatch.setattr(FileTarget, "read", lambda self, o, n: real(self, o, n).replace(b"content", b"CONTENT"))
