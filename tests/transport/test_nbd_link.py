@@ -7,7 +7,7 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -140,6 +140,25 @@ class Slow(NbdWire):
 def slow(size: int = 1 << 20) -> tuple[Slow, Connection]:
     wire = Slow(SimulatedDisk.of_size(size))
     return wire, Connection(Address("nbd://slow/disk", "disk", "slow"), wire=wire)
+
+
+def test_a_flush_waits_for_what_was_posted(tmp_path: Path) -> None:
+    """It makes last what the server has answered before: so no flush is sent while an answer is due."""
+    (tmp_path / "data").write_bytes(DATA)
+    at_flush = []
+
+    class Watched(NbdWire):
+        def send(self, chunks: Sequence[Said], patience: float = 0.0) -> None:
+            if all(isinstance(chunk, bytes) for chunk in chunks) and b"".join(map(bytes, chunks))[6:8] == b"\0\x03":
+                at_flush.append(len(self._answers))
+            super().send(chunks, patience)
+
+    connection = Connection(Address("nbd://x/disk", "disk", "x"), wire=Watched(SimulatedDisk.of_size(4 << 20)))
+    with (tmp_path / "data").open("rb") as file:
+        connection.post_file(0, file.fileno(), 0, len(DATA))
+        connection.flush()
+    assert at_flush == [0], "the command is NBD_CMD_FLUSH, and nothing is left to be heard"
+    assert connection.read(0, len(DATA)) == DATA
 
 
 FEW, MANY = READS, 1 + int(FLUSH / TIMEOUT)

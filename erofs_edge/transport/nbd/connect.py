@@ -225,6 +225,7 @@ class Connection:
 
     def flush(self) -> None:
         """What was written lasts (a server that cannot flush writes through)."""
+        self.settle()  # a flush makes last what was answered before it was sent
         if self.export.can(Transmission.SEND_FLUSH):
             self._run(iter([self._client.flush()]), FLUSH)
 
