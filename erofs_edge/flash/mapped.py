@@ -17,9 +17,9 @@ from struct import Struct
 from typing import IO, NamedTuple
 
 from erofs_edge.erofs.processes import end_with_parent
+from erofs_edge.flash.target import BLOCK
 from erofs_edge.threads import in_order
 
-BLOCK = 4096  # bytes: what is right or wrong
 PIECE = 256 << 10  # bytes among which blocks are looked at one by one if they differ
 SAMPLE = 1 << 20  # bytes from one look at whether the kernel has a file to the next
 PR_SET_DUMPABLE = 4  # linux/prctl.h
