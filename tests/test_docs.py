@@ -28,6 +28,8 @@ import pytest
 
 import erofs_edge.errors
 from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.qemu.scenario import FAULTS
+from erofs_edge.qemu.tamper import TAMPERS, UEFI_TAMPERS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if path.exists()]
@@ -168,6 +170,21 @@ def test_exit_codes_are_documented() -> None:
         if isinstance(error, type) and issubclass(error, ErofsEdgeError)
     }
     assert documented == actual
+
+
+def test_scenarios_are_documented() -> None:
+    """Each of --tamper and --scenario is in the first column of a table, and a table has none that is not there."""
+    qemu, slots, uefi = ((ROOT / f"docs/{name}.md").read_text() for name in ("qemu", "slots", "uefi"))
+    damage = re.search(r"^\| WHAT \|.*?\n\n", qemu, re.M | re.S)
+    faults = re.search(r"^\| WHAT \|.*?\n\n", slots, re.M | re.S)
+    assert damage and faults
+    firsts = [re.findall(r"^\| (`[^|]+) \|", table[0], re.M) for table in (damage, faults)]
+    tampers, scenarios = ({word for first in column for word in re.findall(r"`([^`]+)`", first)} for column in firsts)
+    assert tampers | {"fec"} == set(TAMPERS) and "`fec`" in qemu, "fec, which boots, is in the text below"
+    assert scenarios == set(FAULTS)
+    vbmeta = {name for name, tamper in UEFI_TAMPERS.items() if tamper.content == "vbmeta"}
+    said = uefi.partition("## Damage that must not boot")[2].partition("\n\n## ")[0]
+    assert set(re.findall(r"`([^`]+)`", said)) >= set(UEFI_TAMPERS) - vbmeta
 
 
 def test_dependencies_are_justified() -> None:
