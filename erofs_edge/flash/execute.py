@@ -80,7 +80,7 @@ def flash(
             for stage in (plan.contents, () if by_name else plan.table):
                 for region in stage:
                     seen = None if found is None or stage is plan.table else found[region]
-                    job.write(region, results[region], seen, (known or {}).get(region))
+                    job.write(region, results[region], seen, (known or {}).get(region), last=stage is plan.table)
                 for region in stage if verify else ():
                     job.verify(region, results[region])
         job.confirm(plan)
@@ -131,9 +131,10 @@ class _Job:
                 slot_state.end(self.target, plan.update)
 
     def write(
-        self, region: Region, result: RegionResult, found: Findings | None, reference: Reference | None
+        self, region: Region, result: RegionResult, found: Findings | None, reference: Reference | None, *, last: bool
     ) -> None:  # fmt: skip
-        """Write what differs, or everything where that is not known."""
+        """Write what differs, or everything where that is not known. `last`: all contents are proved by now, and what
+        was read for that stays for whoever asks next."""
         if found is not None and found.right:
             return
         todo = found or everything(region)
@@ -167,7 +168,10 @@ class _Job:
                     self._write_all(start, data, at)
                 result.written += length
                 told()
-            self.target.flush()
+            if last:
+                self.target.flush_part(region.start, region.size)
+            else:
+                self.target.flush()
         result.write_seconds = time.monotonic() - started
 
     def _unpacked(

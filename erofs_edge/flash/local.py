@@ -19,6 +19,9 @@ from erofs_edge.flash.target import LOOKING, Identity, PlainTarget
 
 ZEROS = bytes(1 << 20)
 DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
+LARGEST_FOLIO = mmap.PAGESIZE * mmap.PAGESIZE // 8
+"""bytes that the kernel keeps of a file in one piece, at most: what a table of pages with entries of eight bytes maps
+(Linux include/linux/pagemap.h, MAX_PAGECACHE_ORDER). Of a piece nothing is dropped, or all of it."""
 
 # Linux include/uapi/linux/fs.h
 _BLKRRPART = 0x125F
@@ -119,6 +122,12 @@ class FileTarget(PlainTarget):
     def flush(self) -> None:
         os.fsync(self._fd)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def flush_part(self, offset: int, length: int) -> None:
+        os.fsync(self._fd)
+        start = offset - offset % LARGEST_FOLIO
+        end = -(-(offset + length) // LARGEST_FOLIO) * LARGEST_FOLIO
+        os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_DONTNEED)
 
     def finish(self) -> None:
         if os.fstat(self._fd).st_size < self._size:  # nothing was written to it, and it lacks the holes at its end

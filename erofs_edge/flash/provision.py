@@ -26,7 +26,7 @@ BOARD_NAME = "provisioning"
 """in the certificate of every board: provision/credentials.py"""
 PIECE = 4 << 20  # bytes of a request to the control export: two processes each on the device
 WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
-ZEROS, AT_ONCE = 16 << 20, 32  # bytes that a question after zeros is about, and questions of one request
+ZEROS, AT_ONCE = 64 << 20, 8  # bytes that a question after zeros is about, and questions of one request
 SINGLE = control.ITEMS_MAX - 2  # of them; besides, one of `blocks` and one for the medium
 FEW = 4
 """ranges that are asked for one by one: two processes each on the device, where `blocks` is three"""

@@ -119,4 +119,4 @@ def _write(target: Target, start: int, pieces: list[tuple[int, bytes]]) -> None:
             if done <= 0:
                 raise OSError("the device takes no more data")
             view, place = view[done:], place + done
-        target.flush()
+        target.flush_part(start + offset, len(data))

@@ -192,6 +192,11 @@ class Target(Protocol):
         """Everything written is on the medium, and later reads come from there."""
         ...
 
+    def flush_part(self, offset: int, length: int) -> None:
+        """Everything written is on the medium, and later reads of these bytes come from there; what was read of the
+        rest may be kept, for whoever asks next."""
+        ...
+
     def finish(self) -> None:
         """All went well: make the result visible under its name."""
         ...
@@ -269,6 +274,12 @@ class PlainTarget:
 
     def make_table(self, raw: bytes) -> None:
         raise _unable("make a table")
+
+    def flush(self) -> None:
+        raise NotImplementedError
+
+    def flush_part(self, offset: int, length: int) -> None:
+        self.flush()
 
 
 def _unable(what: str) -> OSError:
