@@ -75,6 +75,21 @@ def test_the_same_bytes_elsewhere(built: dict[str, bytes], repository: Path, tmp
         assert again[name] == data, f"{name} differs"
 
 
+def test_an_editable_install_loads_nothing_when_python_starts(repository: Path, tmp_path: Path) -> None:
+    source, out = copy_sources(repository, tmp_path / "source"), tmp_path / "out"
+    out.mkdir()
+    call = "import reproducible_build; print(reproducible_build.build_editable(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, 'tools/packaging'); {call}", str(out)],
+        cwd=source, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = out.iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [one for one in archive.namelist() if "/" not in one]
+        assert name.endswith(".pth") and archive.read(name).decode().split("\n")[0] == str(source)
+
+
 def test_what_the_archives_say_of_their_maker(built: dict[str, bytes], repository: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(built[f"{NAME}.tar.gz"])) as archive:
         members = archive.getmembers()

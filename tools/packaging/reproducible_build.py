@@ -21,7 +21,6 @@ from typing import Any
 
 from setuptools import build_meta
 from setuptools.build_meta import (  # what pip asks a backend for
-    build_editable,
     get_requires_for_build_editable,
     get_requires_for_build_sdist,
     get_requires_for_build_wheel,
@@ -48,6 +47,14 @@ def build_sdist(sdist_directory: str, config_settings: Any = None) -> str:
     """Build the source archive into a folder; its name."""
     name: str = build_meta.build_sdist(sdist_directory, config_settings)
     _rewrite(Path(sdist_directory, name), _tar)
+    return name
+
+
+def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
+    """Build the wheel that points here; its name. By a line that names the folder: a finder, which setuptools has
+    else, is loaded by each Python that starts."""
+    settings = {"editable_mode": "compat", **(config_settings or {})}
+    name: str = build_meta.build_editable(wheel_directory, settings, metadata_directory)
     return name
 
 
