@@ -7,9 +7,18 @@ differently.
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from itertools import chain, cycle, islice
+
+try:  # Python's own: loading OpenSSL's, as hashlib does, takes longer than all that is checked here
+    from _sha3 import shake_128  # type: ignore[import-not-found]
+
+    try:
+        from _sha2 import sha256  # type: ignore[import-not-found]
+    except ImportError:  # before Python 3.12
+        from _sha256 import sha256  # type: ignore[import-not-found]
+except ImportError:  # made without them
+    from hashlib import sha256, shake_128
 
 SIZE = 64 << 10  # bytes
 _NOISE = 8 << 10
@@ -19,7 +28,7 @@ _SYMBOLS = bytes(value * value >> 9 for value in range(256))  # half of them are
 @cache
 def known_input() -> bytes:
     """SIZE bytes: literals of uneven frequency, short and long matches, noise, a run, and text that is new again."""
-    noise = hashlib.shake_128(b"known input").digest(2 * _NOISE)
+    noise: bytes = shake_128(b"known input").digest(2 * _NOISE)
     letters = noise.translate(_SYMBOLS)
     words = [letters[29 * i : 29 * i + 1 + i % 23] for i in range(257)]
     pairs = zip(cycle([words[i * i % 257] for i in range(257)]), cycle(words[:31]))
@@ -29,4 +38,5 @@ def known_input() -> bytes:
 
 def digest_of(output: bytes | memoryview) -> str:
     """What stands for an output among known answers: the first half of its sha256."""
-    return hashlib.sha256(output).hexdigest()[:32]
+    digest: str = sha256(output).hexdigest()
+    return digest[:32]

@@ -17,9 +17,11 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from struct import Struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RECORD = Struct("<32sQII12xI")
 PACK_MAX = 64 << 20  # bytes; a pack this large gets a successor

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.codec.deflate import WINDOW_BITS
 from erofs_edge.codec.lz4 import OPTIMAL
@@ -14,7 +14,9 @@ from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.compress import CutRules
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.plan import Node, Plan
-from erofs_edge.erofs.rules import CompressionRule
+
+if TYPE_CHECKING:
+    from erofs_edge.erofs.rules import CompressionRule
 
 TWIN = 128 << 10  # bytes, see least_twin: of 12 MB in 189 equal files 9 in 6 for a fifth of the time that all take
 FAST = {"lz4hc": OPTIMAL, "zstd": SLOW}  # codec: level below which a small file takes less than finding an equal one

@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.codec.lz4 import FixedOutput, address_of
 from erofs_edge.codec.registry import Codec, open_compressor
 from erofs_edge.codec.search import SearchedOutput
-from erofs_edge.erofs.anchors import Anchors
 from erofs_edge.erofs.index import Extent, full_index_size
 from erofs_edge.erofs.levels import DEVICE_TREE_LEVEL, first_try, found_nothing, packed_level, saves_no_block
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.noise import Filler, Noise, glances_for
 from erofs_edge.erofs.ondisk import SLOT_SIZE
+
+if TYPE_CHECKING:
+    from erofs_edge.erofs.anchors import Anchors
 
 RULES = 7
 EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in an index saturates

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 
@@ -12,6 +11,13 @@ from erofs_edge.errors import SourceError
 from erofs_edge.tree import Content, FileContent
 
 PIECE = 16 << 20  # bytes: also the length of a segment, across which no extent reaches
+
+
+def sha256(data: bytes | memoryview) -> bytes:
+    """The digest of bytes."""
+    import hashlib  # see `digest`
+
+    return hashlib.sha256(data).digest()
 
 
 def read_piece(content: Content, offset: int, length: int, where: str) -> bytes:
@@ -47,6 +53,8 @@ def pieces(content: Content, where: str) -> Iterator[bytes]:
 
 def digest(content: Content, where: str) -> bytes:
     """sha256 of the whole content."""
+    import hashlib  # and OpenSSL with it: most builds need no digest
+
     state = hashlib.sha256()
     for piece in pieces(content, where):
         state.update(piece)

@@ -23,13 +23,11 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from operator import sub
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from erofs_edge.erofs import at_once
-from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.compress import JoinedSegment, Segment
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.meter import Meter
@@ -38,6 +36,9 @@ from erofs_edge.erofs.plan import Node
 from erofs_edge.erofs.processes import end_with_parent, keep_memory
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.tree import FileContent, Inode
+
+if TYPE_CHECKING:
+    from erofs_edge.erofs.cache import CompressionCache
 
 UNIT = 128 << 10  # bytes of the arena that are given away together
 UNITS = 1024  # 128 MiB
@@ -60,17 +61,15 @@ Told = tuple[bytes, int, int, int, bool, int, int, int]
 of its attributes; offset and length of the piece"""
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Ticket:
     """A batch that was given to a process; `failed` there, or done: `done` then has where, and how much of what."""
 
-    crew: Crew
-    number: int
-    pieces: list[Piece]
-    first: int
-    units: int
-    done: tuple[int, int] | None = None
-    failed: bool = False
+    __slots__ = ("crew", "done", "failed", "first", "number", "pieces", "units")
+
+    def __init__(self, crew: Crew, number: int, pieces: list[Piece], first: int, units: int) -> None:
+        self.crew, self.number, self.pieces, self.first, self.units = crew, number, pieces, first, units
+        self.done: tuple[int, int] | None = None
+        self.failed = False
 
     def result(self) -> list[Stored]:
         """Waits for it; once only. Raises what the same work raises here, and ErofsEdgeError where a process was

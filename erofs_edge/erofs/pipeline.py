@@ -7,18 +7,14 @@ bounded in bytes, so memory does not grow with the tree.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from erofs_edge.erofs.anchors import Anchors, OldExtent, unchanged
-from erofs_edge.erofs.cache import CompressionCache, cache_key
 from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.compress import (
     COMPRESSED_MAGIC,
@@ -30,15 +26,19 @@ from erofs_edge.erofs.compress import (
     segment_gains,
     whole_fragment,
 )
-from erofs_edge.erofs.contents import PIECE, digest, read_piece, read_small
+from erofs_edge.erofs.contents import PIECE, digest, read_piece, read_small, sha256
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.options import Ahead
 from erofs_edge.erofs.plan import Node, is_tiny
-from erofs_edge.erofs.repeats import Key
-from erofs_edge.erofs.sharing import Shares
 from erofs_edge.threads import Threads
 from erofs_edge.tree import Content, FileContent
+
+if TYPE_CHECKING:  # what few builds need is loaded when they do
+    from erofs_edge.erofs.anchors import Anchors, OldExtent
+    from erofs_edge.erofs.cache import CompressionCache
+    from erofs_edge.erofs.repeats import Key
+    from erofs_edge.erofs.sharing import Shares
 
 BATCH = 1 << 20  # bytes of small files that make one task
 IN_FLIGHT = 64 << 20  # bytes of content being read, compressed, or waiting for their turn
@@ -48,7 +48,6 @@ BLOCK, INLINE, FRAGMENT, ALL = Tails  # looking up an enum's members takes as lo
 MAGIC = 16  # bytes at the start of a file that tell its kind
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Piece:
     """Bytes [offset, offset + length) of a file, or (twin) a file that has the content of an earlier one.
 
@@ -57,13 +56,19 @@ class Piece:
     data    its bytes, where they have been read already and stay as they are
     """
 
-    node: Node
-    offset: int
-    length: int
-    twin: Node | None = None
-    packed: bool | None = None
-    old: Sequence[OldExtent] = ()
-    data: bytes | None = None
+    __slots__ = ("data", "length", "node", "offset", "old", "packed", "twin")
+
+    def __init__(
+        self,
+        node: Node,
+        offset: int,
+        length: int,
+        twin: Node | None = None,
+        packed: bool | None = None,
+        old: Sequence[OldExtent] = (),
+    ) -> None:
+        self.node, self.offset, self.length, self.twin, self.packed, self.old = node, offset, length, twin, packed, old
+        self.data: bytes | None = None
 
     @property
     def key(self) -> Key:
@@ -319,13 +324,13 @@ def store_piece(
         cutter = cutter.for_start(data[:MAGIC] if not piece.offset else _start(piece))
     end = tails if piece.is_last else BLOCK
     if shares is None:
-        segment = _cut(data, cutter, cache, end, unchanged(piece.old, data, piece.offset) if piece.old else None)
+        segment = _cut(data, cutter, cache, end, _unchanged(piece, data) if piece.old else None)
     else:
         before = partial(_cut_before, cutter=cutter, cache=cache)
         segment = shares.cut(piece.key, data, before, partial(_cut, cutter=cutter, cache=cache, tails=end))
     if piece.is_whole and not segment_gains(segment, piece.node.size, block_size):
         return Stored(piece, None, data)
-    digest = hashlib.sha256(memoryview(data)[-segment.fragment :]).digest() if segment.fragment else b""
+    digest = sha256(memoryview(data)[-segment.fragment :]) if segment.fragment else b""
     return Stored(piece, segment, None, digest)
 
 
@@ -341,7 +346,7 @@ def _whole_fragment(piece: Piece, cutter: Cutter, tails: Tails) -> Stored | None
         return None
     data = read_piece(_content(node), 0, node.size, node.where)
     dense = _is_incompressible(piece, data, cutter)
-    return Stored(piece, whole_fragment(node.size), None, hashlib.sha256(data).digest(), dense)
+    return Stored(piece, whole_fragment(node.size), None, sha256(data), dense)
 
 
 def _is_incompressible(piece: Piece, data: bytes | None, cutter: Cutter) -> bool:
@@ -359,13 +364,21 @@ def _start(piece: Piece) -> bytes:
     return read_piece(_content(piece.node), 0, min(MAGIC, piece.node.size), piece.node.where)
 
 
+def _unchanged(piece: Piece, data: bytes) -> Anchors:
+    from erofs_edge.erofs.anchors import unchanged
+
+    return unchanged(piece.old, data, piece.offset)
+
+
 def _cut(
     data: bytes, cutter: Cutter, cache: CompressionCache | None, tails: Tails, old: Anchors | None = None
 ) -> Segment:
     cut = partial(cutter.recut, old=old) if old else cutter.cut
     if cache is None:
         return cut(data, tails)
-    key = cache_key(hashlib.sha256(data).digest(), cutter.identity + tails.value + (old.identity if old else ""))
+    from erofs_edge.erofs.cache import cache_key
+
+    key = cache_key(sha256(data), cutter.identity + tails.value + (old.identity if old else ""))
     payload = cache.get(key)
     segment = _unpack(payload, data, cutter.rules.block_size) if payload is not None else None
     if segment is None:
@@ -378,7 +391,9 @@ def _cut_before(data: bytes, phase: int, cutter: Cutter, cache: CompressionCache
     """As Cutter.cut_before."""
     if cache is None:
         return cutter.cut_before(data, phase)
-    key = cache_key(hashlib.sha256(data).digest(), f"{cutter.identity} before {phase}")
+    from erofs_edge.erofs.cache import cache_key
+
+    key = cache_key(sha256(data), f"{cutter.identity} before {phase}")
     payload = cache.get(key)
     segment = _unpack(payload, data, cutter.rules.block_size) if payload is not None else None
     if segment is None:
