@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,21 @@ def refuse_unwritable(folder: Path) -> None:
         raise ErofsEdgeError("cannot write: no permission, or a read-only file system", where=str(there), hint=hint)
 
 
+def settled(out: Path) -> Path:
+    """The file that is meant by `out`: where symlinks point, also to what is not there yet.
+
+    Raises UsageError where something is there that is no file: a device or a pipe (/dev/null, /dev/stdout) would lose
+    its name to the file that takes its place, which root is allowed to do.
+    """
+    try:
+        if not stat.S_ISREG(out.stat().st_mode):
+            hint = "name a file: it gets its name when it is complete"
+            raise UsageError("the output exists and is not a regular file", where=str(out), hint=hint)
+    except OSError:  # not there, or not to be looked at: whoever writes says so
+        pass
+    return Path(os.path.realpath(out)) if out.is_symlink() else out
+
+
 def write_exactly(fd: int, data: bytes, offset: int) -> None:
     """pwrite until all is written: on a full disk the first call may be short, the next one says why."""
     view = memoryview(data)
@@ -38,8 +54,10 @@ def write_exactly(fd: int, data: bytes, offset: int) -> None:
 def beside(out: Path, what: str) -> Iterator[Path]:
     """A path beside `out`: renamed to it when the block ends well, gone when it does not, nor on Ctrl-C.
 
-    Raises CapacityError where there is no space left for `what`, OSError otherwise.
+    Where `out` is a symlink, what it points to is written. Raises CapacityError where there is no space left for
+    `what`, UsageError as `settled` does, OSError otherwise.
     """
+    out = settled(out)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from erofs_edge.errors import CapacityError, ErofsEdgeError, UsageError
-from erofs_edge.writing import NO_SPACE, beside, refuse_unwritable, sparse_beside
+from erofs_edge.writing import NO_SPACE, beside, refuse_unwritable, settled, sparse_beside
 
 
 def test_the_name_is_given_at_the_end(tmp_path: Path) -> None:
@@ -38,6 +38,33 @@ def test_a_failure_leaves_what_was_there(error: OSError, tmp_path: Path) -> None
     else:
         assert caught.value is error
     assert os.listdir(tmp_path) == ["out"] and out.read_bytes() == b"old"
+
+
+def test_a_device_or_a_pipe_keeps_its_name(tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    (tmp_path / "link").symlink_to("pipe")
+    before = sorted(os.listdir(tmp_path))
+    for out in (pipe, folder, tmp_path / "link"):
+        with pytest.raises(UsageError, match="not a regular file") as caught, beside(out, "it") as path:
+            path.write_bytes(b"new")
+        assert caught.value.where == str(out)
+    assert sorted(os.listdir(tmp_path)) == before and pipe.is_fifo()
+
+
+def test_what_a_symlink_points_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    for name in ("new", "old"):
+        link, file = tmp_path / name, tmp_path / "far" / name
+        link.symlink_to(f"far/{name}")
+        if name == "old":
+            file.write_bytes(b"old")
+        with beside(link, "it") as path:
+            path.write_bytes(b"it")
+            assert path.parent == file.parent
+        assert link.is_symlink() and file.read_bytes() == b"it" and settled(link) == file
+    assert sorted(os.listdir(tmp_path / "far")) == ["new", "old"]
 
 
 def test_ctrl_c_too(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from erofs_edge.verify.system import check_tree
 from erofs_edge.verity.blocks import read_exactly
 from erofs_edge.verity.superblock import Superblock
 from erofs_edge.verity.tree import write_levels
-from erofs_edge.writing import write_exactly
+from erofs_edge.writing import settled, write_exactly
 
 BLOCK = 4096
 PAYLOAD_BLOCK = 16 << 10
@@ -95,6 +95,7 @@ def write_bundle(
     parts += [(f"{base}.img{INDEX}", size // BLOCK * _DIGEST) for base, size in sizes.items()]
     parts += [(f"{base}.img", size) for base, size in sizes.items()]
     payload = squashfs(parts, epoch=int(record["epoch"]), block_size=block_size)
+    target = settled(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)

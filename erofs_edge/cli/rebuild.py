@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -97,10 +96,10 @@ def _attest(release: Path, result: Rebuilt, uri: str, path: Path) -> None:
     from erofs_edge.release.rebuild import attestation
     from erofs_edge.trust.dsse import add_signature, seal
     from erofs_edge.trust.signer import open_signer
+    from erofs_edge.writing import beside
 
     signer, statement = open_signer(uri), attestation(result, read_release(release))
     envelope = add_signature(path.read_bytes(), signer) if path.exists() else seal(statement, signer)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(envelope)
-    temporary.replace(path)
+    with beside(path, "the attestation") as temporary:
+        temporary.write_bytes(envelope)
     note(f"attested by '{signer.name}': {path}")

@@ -13,6 +13,7 @@ from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.decode import decode
 from erofs_edge.manifest.model import Lock
 from erofs_edge.manifest.nodes import Mapping, Node, Scalar, parse_yaml
+from erofs_edge.writing import settled
 
 MAX_BYTES = 16 << 20
 MAX_EXPLAINED = 1 << 20
@@ -46,7 +47,7 @@ def load_lock(path: Path | str) -> Lock:
 
 def save_lock(lock: Lock, path: Path | str) -> None:
     """Write a lock: the same value gives the same bytes. The old file stays until the new one is complete."""
-    path = Path(path)
+    path = settled(Path(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

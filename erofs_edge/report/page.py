@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from erofs_edge.report import pictures, tables
 from erofs_edge.report.facts import Facts
 from erofs_edge.report.since import Since
 from erofs_edge.report.text import shown, size_text
+from erofs_edge.writing import beside
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1b1b1b; }
@@ -70,12 +70,8 @@ def page(facts: Facts, against: Since | None = None) -> str:
 
 def write_page(facts: Facts, out: Path, against: Since | None = None) -> None:
     """Write the page beside its name, then rename it."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with beside(out, "the page") as temporary:
         temporary.write_text(page(facts, against), encoding="utf-8")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _summary(facts: Facts) -> list[str]:

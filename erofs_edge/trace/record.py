@@ -19,6 +19,7 @@ import msgspec
 
 from erofs_edge.erofs.profile import Use, read_profile, unescape
 from erofs_edge.errors import ErofsEdgeError, FormatError, SourceError, VerificationError
+from erofs_edge.writing import settled
 
 KIND = "erofs-edge trace"
 FORMAT = 1
@@ -187,6 +188,7 @@ def read_trace(path: Path) -> Trace:
 
 def write_trace(trace: Trace, path: Path) -> None:
     """Beside and renamed. Raises ErofsEdgeError where it cannot be written."""
+    path = settled(path)
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_bytes(encode(trace))

@@ -26,7 +26,7 @@ from erofs_edge.verity import superblock
 from erofs_edge.verity.blocks import Progress, counter, file_size, read_exactly
 from erofs_edge.verity.check import check_bounds, find_superblock
 from erofs_edge.verity.superblock import Superblock
-from erofs_edge.writing import write_exactly
+from erofs_edge.writing import settled, write_exactly
 
 if TYPE_CHECKING:
     from erofs_edge.verity.rs import Bytes
@@ -229,6 +229,7 @@ def write_parity(
     if (inside and fec_offset < sb.end(hash_offset)) or (with_data and fec_offset < sb.data_size):
         raise UsageError(f"FEC offset {fec_offset} lies inside what it protects", where=str(fec_device))
     in_place = exists and (fec_offset > 0 or not fec_device.is_file())
+    fec_device = fec_device if in_place else settled(fec_device)
     target = fec_device if in_place else fec_device.with_name(f".{fec_device.name}.{os.getpid()}.tmp")
     before = _size(fec_device) if in_place else 0
     fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (image, holder)]

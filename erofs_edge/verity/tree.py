@@ -30,7 +30,7 @@ from erofs_edge.verity.blocks import (
 )
 from erofs_edge.verity.check import Verification, find_superblock, offsets_by_size, read_superblock, verify
 from erofs_edge.verity.superblock import BLOCK_MAX, SIZE, Level, Superblock, VerityInfo, is_block_size
-from erofs_edge.writing import NO_SPACE, write_exactly
+from erofs_edge.writing import NO_SPACE, settled, write_exactly
 
 __all__ = [
     "Superblock",
@@ -144,6 +144,7 @@ def format_tree(
         if hash_device.exists() and os.path.samefile(data, hash_device):
             raise UsageError("data and tree in one file: append it", where=str(data))
         in_place = hash_device.exists() and (hash_offset > 0 or not hash_device.is_file())
+        hash_device = hash_device if in_place else settled(hash_device)
         temporary = hash_device if in_place else hash_device.with_name(f".{hash_device.name}.{os.getpid()}.tmp")
         try:
             with _opened(temporary, os.O_RDWR if in_place else os.O_RDWR | os.O_CREAT | os.O_TRUNC) as hash_fd:
