@@ -223,10 +223,11 @@ def compress(*archives: bytes, pack: Pack | None = None) -> bytes:
     return b"".join(pieces)
 
 
-def add_program(tree: FileTree, source: FileTree, path: str) -> None:
-    """A program in /bin with its loader and all its libraries where the loader looks for them."""
+def add_program(tree: FileTree, source: FileTree, path: str, name: str = "") -> None:
+    """A program in /bin, by its own name or another, with its loader and all its libraries where the loader looks for
+    them."""
     data = _content(source, path)
-    tree.add(f"bin/{path.rpartition('/')[2]}", _file(data, 0o755))
+    tree.add(f"bin/{name or path.rpartition('/')[2]}", _file(data, 0o755))
     wanted = dynamic(data)
     done = set[str]()
     if wanted.interpreter:

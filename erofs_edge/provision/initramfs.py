@@ -30,11 +30,13 @@ from erofs_edge.trust.signer import Signer
 FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "provisioning.yaml"
 PROGRAMS = ("usr/bin/busybox", "usr/bin/zstd", "usr/bin/nbdkit", "usr/sbin/veritysetup")
+SPARSE = ("usr/bin/dd", "gdd")
+"""GNU's dd, and its name beside busybox's, which starts in half the time but cannot leave out zeros"""
 PLUGINS = ("file", "sh")
 FILTERS = ("exportname", "nozero", "noextents", "fua", "rotational", "multi-conn", "nocache")  # of nbdkit: init.sh
 APPLETS = (
-    "blockdev", "cat", "cmp", "cut", "dd", "grep", "insmod", "ip", "mkdir", "mount", "mv", "poweroff", "reboot", "rm",
-    "sh", "sha256sum", "sleep", "stat", "sync", "tr", "udhcpc",
+    "blockdev", "cat", "cut", "dd", "grep", "insmod", "ip", "mkdir", "mount", "poweroff", "reboot", "rm", "sh",
+    "sha256sum", "sleep", "stat", "sync", "tr", "udhcpc",
 )  # fmt: skip
 SCRIPTS = {"init": "init.sh", "bin/control": "control.sh", "bin/work": "work.sh", "bin/leased": "leased.sh"}
 NETWORK = ("virtio_net",)
@@ -117,6 +119,7 @@ def _initramfs(
         tree.add(place, _file((FOLDER / name).read_bytes()))
     for path in PROGRAMS:
         add_program(tree, programs, path)
+    add_program(tree, programs, *SPARSE)
     for applet in APPLETS:
         tree.add(f"bin/{applet}", Inode(stat.S_IFLNK | 0o777, target=b"busybox"))
     for kind, names in (("plugin", PLUGINS), ("filter", FILTERS)):

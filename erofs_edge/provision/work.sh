@@ -28,16 +28,19 @@ hashed() {
         fill "$1" "$2" "$3" && sha256sum < "$1"
     fi
 }
-# packed as quickly as can be; the same bytes give the same
-packed() { zstd -q --fast=50 --no-check --single-thread -c "$1"; }
-# whether FILE OFFSET LENGTH of the disk are zeros: packed they are what so many zeros are, packed. That takes a tenth of
-# the time that a digest takes
+# FILE OFFSET LENGTH: of these bytes of the disk only what is no zeros is written to the file in memory; flags may follow
+sparse() {
+    gdd if="$disk" of="$1" bs=1M iflag=skip_bytes,count_bytes,fullblock"$4" conv=sparse skip="$2" count="$3" 2> /dev/null
+}
+# whether FILE OFFSET LENGTH of the disk are zeros: then no block of that file is in use. That takes a quarter of the time
+# that packing takes, and a twelfth of a digest's (seen in QEMU)
 zeros() {
-    if [ ! -s "/run/zeros.$3" ]; then
-        cut_out /dev/zero 0 "$3" > "$1" && packed "$1" > "$1.zst" && mv "$1.zst" "/run/zeros.$3" || return 2
-    fi
-    fill "$1" "$2" "$3" && packed "$1" > "$1.zst" || return 2
-    cmp -s "$1.zst" "/run/zeros.$3"
+    sparse "$1" "$2" "$3" ,direct || sparse "$1" "$2" "$3" '' || return 2
+    read -r used length << EOF
+$(stat -c '%b %s' "$1")
+EOF
+    [ "$length" = "$3" ] || return 2
+    [ "$used" = 0 ]
 }
 # blocks of a hash tree that stand before its leaves: COUNT of leaves
 before() {

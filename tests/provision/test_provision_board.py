@@ -39,6 +39,7 @@ def board(oracle: Callable[[str], str], place: Path, size: int, *, says: bool = 
     for name in {*APPLETS, "zstd"} & {"dd", "sha256sum", "stat", "rm", "cat", "sync", "tr", "sh", "zstd"}:
         found = subprocess.run(["sh", "-c", f"command -v {name}"], capture_output=True, text=True, check=True)
         (folder / name).symlink_to(found.stdout.strip())
+    (folder / "gdd").symlink_to((folder / "dd").readlink())
     (folder / "veritysetup").symlink_to(oracle("veritysetup"))
     for name in ("control", "work"):
         script = (

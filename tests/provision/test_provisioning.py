@@ -41,7 +41,8 @@ def test_the_same_locks_give_the_same_complete_and_signed_system(
         assert len(data) == size
     assert sizes["initramfs"] < 16 << 20
     members = {m.name.decode(): m for m in read_cpio(unpack_initramfs((tmp_path / "one/initramfs").read_bytes()))}
-    for wanted in ("init", "bin/busybox", "bin/nbdkit", "bin/zstd", "bin/veritysetup", "bin/work", "bin/control"):
+    programs = ("busybox", "nbdkit", "zstd", "veritysetup", "gdd", "work", "control")
+    for wanted in ("init", *(f"bin/{name}" for name in programs)):
         assert members[wanted].data, wanted
     modules = " ".join(name for name in members if name.startswith("modules/"))
     assert "-virtio_net.ko" in modules and "-virtio_blk.ko" in modules
