@@ -30,6 +30,7 @@ from erofs_edge.boot.fdt import (
     tags,
     write,
 )
+from erofs_edge.boot.fit_paths import CONFIGURATION, CONFIGURATION_PATH, SIGNATURE_PATH
 from erofs_edge.errors import ErofsEdgeError, VerificationError
 from erofs_edge.trust.key import rsa_key, sign
 
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 
     from erofs_edge.trust.key import Signer, VerificationKey
 
-CONFIGURATION = "conf"
-CONFIGURATION_PATH = f"/configurations/{CONFIGURATION}"
-SIGNATURE_PATH = f"{CONFIGURATION_PATH}/signature-1"
 NOT_SIGNED = frozenset({"data", "data-size", "data-position", "data-offset"})
 """properties of an image node that the signature leaves out: the hash nodes cover what they point at"""
 KERNEL_ALIGN = 2 << 20

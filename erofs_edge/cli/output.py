@@ -211,7 +211,6 @@ def _columns() -> int:
 
 def _plain(value: object) -> object:
     """What json cannot write by itself."""
-    import dataclasses
     from pathlib import PurePath
 
     if isinstance(value, bytes | bytearray):
@@ -220,6 +219,8 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, set | frozenset):
         return sorted(value)
+    import dataclasses  # takes a millisecond to load: not for a path
+
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     names: tuple[str, ...] | None = getattr(value, "__struct_encode_fields__", None)

@@ -184,7 +184,7 @@ def _holes(region: Region, target: Target, small: int = 0) -> Iterator[Range]:
 
 
 def _clear(offset: int, buffer: bytearray) -> None:
-    buffer[:] = NOWHERE[: len(buffer)]
+    buffer[:] = memoryview(NOWHERE)[: len(buffer)]
 
 
 def chunks(ranges: Iterable[Range], size: int = CHUNK) -> Iterator[tuple[int, int]]:

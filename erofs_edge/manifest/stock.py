@@ -7,7 +7,6 @@ boards/NAME.yaml or manifests/NAME.yaml below the working directory, then as a s
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
@@ -59,6 +58,8 @@ def find(path: Path, kinds: tuple[str, ...] = FOLDERS) -> Path:
     if found is not path or path.exists() or not is_name(str(path)):
         return found
     names = sorted({name for kind in kinds for name in stock_names(kind)})
+    import difflib
+
     near = difflib.get_close_matches(str(path), names, n=1)
     kind = " or ".join(kind.removesuffix("s") for kind in kinds)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}, and files"

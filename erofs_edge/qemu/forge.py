@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from erofs_edge.boot.contents import LZ4_LEGACY_MAGIC
 from erofs_edge.boot.fdt import HEADER, PROP, PROP_HEAD_SIZE, DeviceTree, Node, parse, string, tags, write
-from erofs_edge.boot.fit import CONFIGURATION_PATH, SIGNATURE_PATH, signed_bytes, signed_nodes
+from erofs_edge.boot.fit import signed_bytes, signed_nodes
+from erofs_edge.boot.fit_paths import CONFIGURATION_PATH, SIGNATURE_PATH
 from erofs_edge.boot.initramfs import compress
 from erofs_edge.disk import rollback
 from erofs_edge.erofs.extents import Kind

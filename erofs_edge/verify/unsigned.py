@@ -27,7 +27,7 @@ def check_alone(fd: int, table: gpt.Table, image: Path) -> None:
 def _is_signed(fd: int, start: int, room: int) -> bool:
     """Whether a FIT at `start`, with `room` bytes, has a signature; what is no FIT counts as if it had."""
     from erofs_edge.boot.fdt import HEADER, parse
-    from erofs_edge.boot.fit import SIGNATURE_PATH
+    from erofs_edge.boot.fit_paths import SIGNATURE_PATH
 
     size = int.from_bytes(os.pread(fd, 4, start + 4), "big")
     if not HEADER.size <= size <= min(room, FIT_MAX):

@@ -162,5 +162,30 @@ def test_an_image_that_is_no_disk_starts_no_process(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["bytes_written"] == 0
     loaded = set(done.stderr.splitlines()[-1].split())
-    needless = {"hashlib", "ctypes", "concurrent.futures", "erofs_edge.flash.copies", "erofs_edge.flash.delta"}
+    needless = {
+        "hashlib",
+        "ctypes",
+        "difflib",
+        "concurrent.futures",
+        "erofs_edge.flash.copies",
+        "erofs_edge.flash.delta",
+    }
     assert "erofs_edge.flash.execute" in loaded and not loaded & needless
+
+
+def test_a_look_for_a_signature_loads_nothing_that_makes_one(tmp_path: Path) -> None:
+    """It goes on beside the comparison of what is right already, which has both processors to itself otherwise."""
+    (tmp_path / "disk").write_bytes(b"\xd0\x0d\xfe\xed" + (4096).to_bytes(4, "big") + bytes(4088))
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from erofs_edge.disk import gpt\n"
+        "from erofs_edge.verify.unsigned import check_alone\n"
+        "table = gpt.Table(bytes(16), 16, (gpt.Partition('boot', gpt.TYPE_LINUX, bytes(16), 0, 7),))\n"
+        "check_alone(os.open('disk', os.O_RDONLY), table, Path('disk'))\n"
+        "print(' '.join(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "erofs_edge.boot.fdt" in loaded
+    assert not loaded & {"erofs_edge.boot.fit", "erofs_edge.trust.key", "hashlib"}
