@@ -11,7 +11,7 @@ from typing import Any
 
 from erofs_edge.toolbox.emulator import find_qemu
 
-PATIENCE = "500"
+PATIENCE = "800"
 """seconds for a start on a machine that is busy with other tests"""
 
 

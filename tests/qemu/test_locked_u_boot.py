@@ -120,7 +120,7 @@ def test_the_prompt(stock_u_boot: Alone, ours: Alone) -> None:
     typed = b"\x03\npoweroff\n"
     said = stock_u_boot.run(stock_u_boot.tree(script), typed=typed)
     assert "broken off" in said and "poweroff ..." in said, said[-2000:]
-    locked = ours.run(ours.tree(script), typed=typed, limit=25)
+    locked = ours.run(ours.tree(script), typed=typed, until="slept well")
     assert "slept well" in locked and "poweroff ..." not in locked, locked[-2000:]
 
 

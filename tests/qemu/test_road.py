@@ -143,7 +143,7 @@ def test_another_key_does_not_boot(
     subprocess.run(
         [oracle("openssl"), "rsa", "-in", str(key), "-pubout", "-out", str(public)], check=True, capture_output=True
     )
-    command = [edge, "boot", BOARD, "-o", str(out), "--smoke"]
+    command = [edge, "boot", BOARD, "-o", str(out), "--smoke", "--timeout", PATIENCE]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 9, done.stderr
     assert "Failed to verify required signature" in done.stderr
@@ -183,7 +183,7 @@ def last_report(console: bytes) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in line.split())
 
 
-def console_until(command: list[str], mark: bytes, seconds: float = 500, count: int = 1) -> bytes:
+def console_until(command: list[str], mark: bytes, seconds: float = 700, count: int = 1) -> bytes:
     """What the machine says until the mark has come `count` times; it is ended then."""
     machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
     timer = threading.Timer(seconds, machine.kill)

@@ -25,7 +25,7 @@ def test_edge_minimal_boots_and_passes_its_checks(edge: str, repository: Path, t
     assert done.returncode == 0, done.stderr
     assert (out / "system.img").stat().st_size <= 60_000_000
     log = tmp_path / "console.log"
-    boot = [edge, "boot", *board, "--smoke", "--json", "--timeout", "400", "--log", str(log)]
+    boot = [edge, "boot", *board, "--smoke", "--json", "--timeout", "900", "--log", str(log)]
     done = subprocess.run(boot, cwd=repository, capture_output=True, text=True, check=False)
     console = log.read_text(errors="replace") if log.exists() else ""
     assert done.returncode == 0, f"{done.stderr}\n{console[-6000:]}"

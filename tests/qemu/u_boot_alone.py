@@ -28,6 +28,10 @@ _OFF = struct.pack("<4I", 0x52800100, 0x72B08000, 0xD4000002, 0x14000000)
 KERNEL = struct.pack("<2I6Q2I", 0x14000010, 0, 0, 4096, 0, 0, 0, 0, 0x644D5241, 0) + _OFF
 """an arm64 Image (Documentation/arch/arm64/booting.rst): a jump over its header"""
 STARTED = "Starting kernel"
+LIMIT = 500.0
+"""seconds; a machine that needs longer is out of order"""
+AFTER = 10.0
+"""seconds in which what is typed could still be obeyed"""
 
 
 def small_fit(signer: Signer | None, *, rollback_index: int = 0) -> bytes:
@@ -86,9 +90,9 @@ class Alone:
         size: int = 1 << 20,
         flash: bytes = b"",
         typed: bytes = b"",
-        limit: float = 120,
+        until: str = "",
     ) -> str:
-        """The console until the machine is off, or for `limit` seconds.
+        """The console until the machine is off (or for LIMIT seconds), or for some seconds after it has said `until`.
 
         pieces  (offset, bytes) of its disk
         size    of the disk, bytes
@@ -114,10 +118,10 @@ class Alone:
             arguments += ["-drive", f"if=pflash,unit=1,format=raw,file={second}"]
         arguments += ["-drive", f"if=none,id=d,format=raw,file={disk}", "-device", "virtio-blk-pci,drive=d"]
         arguments += ["-serial", "stdio", "-monitor", "none", "-no-reboot"]
-        return _console([str(find_qemu().program), *arguments], typed, limit)
+        return _console([str(find_qemu().program), *arguments], typed, until)
 
 
-def _console(command: list[str], typed: bytes, limit: float) -> str:
+def _console(command: list[str], typed: bytes, until: str) -> str:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, bufsize=0) as machine:
         assert machine.stdin is not None and machine.stdout is not None
@@ -129,11 +133,18 @@ def _console(command: list[str], typed: bytes, limit: float) -> str:
                 while typed and not over.wait(0.5):
                     keyboard.write(typed)
 
-        timer, typist = threading.Timer(limit, machine.kill), threading.Thread(target=type_on)
+        timer, typist = threading.Timer(LIMIT, machine.kill), threading.Thread(target=type_on)
         timer.start()
         typist.start()
+        said = b""
         try:
-            return machine.stdout.read().decode(errors="replace")
+            while piece := machine.stdout.read(4096):
+                before, said = until.encode() in said, said + piece
+                if until and not before and until.encode() in said:
+                    timer.cancel()
+                    timer = threading.Timer(AFTER, machine.kill)
+                    timer.start()
+            return said.decode(errors="replace")
         finally:
             over.set()
             timer.cancel()
