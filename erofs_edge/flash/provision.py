@@ -86,8 +86,8 @@ class ProvisionTarget(NbdTarget):
         """whether it can be asked for zeros"""
         self._least = WORK
         """seconds of the quickest request so far"""
-        self._byte = 0.0
-        """seconds that it takes to unpack one at the least"""
+        self._byte: float | None = None
+        """seconds that it takes to unpack one at the least; None where it has not been asked"""
         if said := control.described(disk.export.description):
             self._board, self._byte = said
             return
@@ -134,6 +134,12 @@ class ProvisionTarget(NbdTarget):
 
     @property
     def effort(self) -> Effort:
+        """The board is asked, once: it tries, which takes an emulated one a second."""
+        if self._byte is None:
+            quickest, self._byte = self._least, 0.0
+            with suppress(OSError):  # an older system
+                self._byte = control.effort(self._ask(["unpacks"])[0])
+            self._least = quickest
         return Effort(self._least if self._least < WORK else 0.0, self._byte)
 
     @property

@@ -39,40 +39,15 @@ grep -c ^processor /proc/cpuinfo > /run/cpus
 for setting in tcp_keepalive_time=30 tcp_keepalive_intvl=10 tcp_keepalive_probes=3 tcp_retries2=8; do
     echo "${setting#*=}" > "/proc/sys/net/ipv4/${setting%=*}"
 done
-# what a host need not ask for: which board this is, and how long it takes to unpack what has come through a pipe, as
-# `patch` of work.sh does it, but to memory: by the clock or by what the processor had to do, whatever is less, and of two
-# times where that was long, for a board that has just started may be busy with something else
+# what a host need not ask for: which board this is
 {
     echo serial
     for number in 1 2 3 4 5 6 7 8; do echo "compatible $number"; done
     echo .
 } > /run/control.who
 /bin/work who
-# hundredths of a second by the clock, and of processors for the programs that ended (proc(5): stat, 16 and 17)
-hundredths() {
-    read -r now _ < /proc/uptime
-    now=${now%.*}${now#*.}
-    now=${now#0}
-    read -r stat < /proc/self/stat
-    # shellcheck disable=SC2086  # words
-    set -- $stat
-    shift 15
-    spent=$(($1 + $2))
-}
-least() { [ "$1" -ge "$took" ] || took=$1; }
-zstd -q -1 -c /bin/busybox > /run/packed && cat /run/packed /run/packed > /run/twice
-took=1000000
-for turn in 1 2; do
-    hundredths && started=$now before=$spent
-    # shellcheck disable=SC2002  # the pipe counts
-    cat /run/twice | dd of=/run/delta bs=1M iflag=fullblock 2> /dev/null
-    zstd -q -d -c /run/delta > /run/unpacked
-    dd if=/run/unpacked of=/run/out bs=1M 2> /dev/null
-    hundredths && least $((now - started)) && least $((spent - before))
-    [ $took -ge 10 ] || break
-done
-said="erofs-edge board|$(tr '|\n' '_|' < /run/answers)unpacks $(stat -c %s /run/unpacked) $took"
-rm -f /run/control.who /run/answers /run/packed /run/twice /run/delta /run/unpacked /run/out
+said="erofs-edge board|$(tr '|\n' '_|' < /run/answers)"
+rm -f /run/control.who /run/answers
 # whoever has no certificate of this board's authority is refused
 tls=''
 [ ! -d /tls ] || tls='--tls=require --tls-certificates=/tls --tls-verify-peer'

@@ -38,7 +38,8 @@ APPLETS = (
     "blockdev", "cat", "cut", "dd", "grep", "insmod", "ip", "mkdir", "mount", "poweroff", "reboot", "rm", "sh",
     "sha256sum", "sleep", "stat", "sync", "tr", "udhcpc",
 )  # fmt: skip
-SCRIPTS = {"init": "init.sh", "bin/control": "control.sh", "bin/work": "work.sh", "bin/leased": "leased.sh"}
+SCRIPTS = {"init": "init.sh", "bin/control": "control.sh", "bin/work": "work.sh"}
+SCRIPTS |= {"bin/leased": "leased.sh", "bin/unpacks": "unpacks.sh"}
 NETWORK = ("virtio_net",)
 NETWORK_PATH = "drivers/net/"
 
@@ -71,12 +72,18 @@ class Provisioning:
 
 
 def build_provisioning(
-    board: Board, board_lock: Lock, cache: Cache, credentials: Mapping[str, bytes] | None = None
+    board: Board,
+    board_lock: Lock,
+    cache: Cache,
+    credentials: Mapping[str, bytes] | None = None,
+    *,
+    packed: bool = True,
 ) -> Provisioning:
     """For one board: the same lock files, and the same credentials, give the same bytes.
 
     credentials  name → PEM, see credentials.py: with them the board wants TLS, and the host's certificate; without, it
                  takes whoever reaches it
+    packed       whether the initramfs is compressed, for a wire that it comes by: the longest part of making it
 
     Raises as `fetch` does, SourceError where a package lacks a program or a module.
     """
@@ -87,7 +94,8 @@ def build_provisioning(
     tree = read_deb(kernel_deb, cache).data
     kernel = KernelModules(tree)
     epoch = max(lock.date, board_lock.date)
-    initramfs = _initramfs(board, kernel, debs, cache, epoch, credentials or {})
+    archive = _initramfs(board, kernel, debs, cache, epoch, credentials or {})
+    initramfs = compress(archive) if packed else archive
     dtb = None if board.boot.fdt == "control" else _device_tree(tree, kernel.version, board.boot.fdt)
     return Provisioning(kernel.version, vmlinuz(tree, kernel.version), initramfs, dtb, epoch)
 
@@ -129,7 +137,7 @@ def _initramfs(
         tree.add(f"modules/{index:03}-{module.name}.ko", _file(module.data))
     for name, pem in credentials.items():
         tree.add(f"tls/{name}", Inode(stat.S_IFREG | 0o600, content=BytesContent(pem)))
-    return compress(write_cpio(tree, epoch=epoch))
+    return write_cpio(tree, epoch=epoch)
 
 
 def _modules(board: Board, kernel: KernelModules) -> list[str]:

@@ -132,6 +132,7 @@ one() {
         compatible) if [ -e $tree ]; then told $tree/compatible "$2"; else told $dmi/product_name "$2"; fi ;;
         medium) # what is read from now on comes from the medium
             sync && echo 1 > /proc/sys/vm/drop_caches && echo ok ;;
+        unpacks) /bin/unpacks "$connection" < /dev/null ;;
         reboot) echo ok; (sleep 1; sync; reboot -f) > /dev/null 2>&1 & ;;
         poweroff) echo ok; (sleep 1; sync; poweroff -f) > /dev/null 2>&1 & ;;
         *) echo "error unknown" ;;

@@ -137,7 +137,7 @@ def _provisioning(
     both sides, where TLS is wanted."""
     qemu = qemu_of(board.value)
     credentials = board_credentials(secrets) if secrets else None
-    parts = build_provisioning(board.value, load_lock(lock_path(board.path)), Cache(), credentials)
+    parts = build_provisioning(board.value, load_lock(lock_path(board.path)), Cache(), credentials, packed=False)
     (folder / "kernel").write_bytes(parts.kernel)
     (folder / "initramfs").write_bytes(parts.initramfs)
     port, log = _two_ports(), folder / LOG

@@ -41,10 +41,10 @@ def board(oracle: Callable[[str], str], place: Path, size: int, *, says: bool = 
         (folder / name).symlink_to(found.stdout.strip())
     (folder / "gdd").symlink_to((folder / "dd").readlink())
     (folder / "veritysetup").symlink_to(oracle("veritysetup"))
-    for name in ("control", "work"):
-        script = (
-            (FOLDER / f"{name}.sh").read_text().replace("/run/", f"{place}/").replace("/bin/work", f"{place}/work.sh")
-        )
+    for name in ("control", "work", "unpacks"):
+        script = (FOLDER / f"{name}.sh").read_text().replace("/run/", f"{place}/")
+        script = script.replace("/bin/work", f"{place}/work.sh").replace("/bin/unpacks", f"{place}/unpacks.sh")
+        script = script.replace("/bin/busybox", f"{place}/work.sh")
         script = script.replace("PATH=/bin", f"PATH={folder}").replace("/proc/sys/vm", str(place))
         (place / f"{name}.sh").write_text(re.sub("/sys/(firmware|class)", rf"{place}/\1", script))
         (place / f"{name}.sh").chmod(0o755)
@@ -88,7 +88,6 @@ def described(place: Path) -> str:
     end = next(number for number, line in enumerate(lines) if line.startswith("rm -f /run/control.who"))
     script = "\n".join(["set -e", f"PATH={place}/bin", *lines[start : end + 1], 'echo "$said"'])
     script = script.replace("/run/", f"{place}/").replace("/bin/work", f"{place}/work.sh")
-    script = script.replace("/bin/busybox", f"{place}/work.sh")
     done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
     assert not (place / "control.who").exists()
     return done.stdout.removesuffix("\n")
@@ -170,7 +169,8 @@ def test_one_host_at_a_time_writes(tmp_path: Path, oracle: Callable[[str], str])
 
 @pytest.mark.oracle
 def test_a_board_that_says_what_it_is_need_not_be_asked(tmp_path: Path, oracle: Callable[[str], str]) -> None:
-    """It comes with the connection, as does the time that unpacking takes; the filters change nothing else."""
+    """It comes with the connection; how long it unpacks is asked for by who wants to know. The filters change nothing
+    else."""
     is_a(tmp_path, "edge,one|two", "edge,lab-2", serial="4711")
     image = disk_image(tmp_path / "disk.img", 1)
     with board(oracle, tmp_path, image.stat().st_size, says=True) as address:
@@ -178,9 +178,11 @@ def test_a_board_that_says_what_it_is_need_not_be_asked(tmp_path: Path, oracle: 
         try:
             identity = target.identity
             assert (identity.serial, identity.product, identity.names) == ("4711", "edge,one_two", ("edge,lab-2",))
-            assert (target.effort.request, target.effort.byte >= 0) == (0, True), "nothing was asked"
+            assert not (tmp_path / "answers").exists(), "nothing was asked"
+            assert (target.effort.request, target.effort.byte >= 0) == (0, True)
             target.claim()
             assert target.effort.request > 0
+            assert not [path for name in ("packed", "twice", "sample", "out") for path in tmp_path.glob(f"{name}.*")]
         finally:
             target.close()
         assert flash(image, address).exit_code == 0
@@ -200,8 +202,9 @@ def test_a_board_that_waits_for_others_does_not_take_itself_for_slow(
             f'#!/bin/sh\ncase " $* " in *" -d "*) {sleep} 1; echo x >> {tmp_path}/slept ;; esac\nexec {real} "$@"\n'
         )
         packer.chmod(0o755)
-        said = described(tmp_path)
-    assert control.described(said) is not None
+        commands = Connection(parse_address(f"nbd+unix:///?socket={tmp_path}/sockets/control"))
+        (said,) = ask(commands, "unpacks")
+        commands.close()
     size, hundredths = map(int, said.split()[-2:])
     assert size == 2 * (tmp_path / "work.sh").stat().st_size and hundredths < 50
     assert (tmp_path / "slept").read_text().startswith("x\n")

@@ -7,8 +7,8 @@ first. So everything goes through one protocol, and TLS covers it where the expo
 export of its own. The other side is provision/control.sh and work.sh.
 
 What need not be asked for is in the description of the disk's export, which comes with the connection: SAYS, the
-answers to WHO and '.', then `unpacks BYTES HUNDREDTHS`, the time in which the board unpacked that much when it started;
-a '|' between any two. See provision/init.sh.
+answers to WHO and '.'; with older systems the answer to `unpacks`, too, as of their start; a '|' between any two. See
+provision/init.sh.
 
     hold NAME                                 → ok: nobody else may copy, patch or restart until this connection ends;
                                                 held NAME: somebody else said that before
@@ -21,6 +21,7 @@ a '|' between any two. See provision/init.sh.
     serial                                    → is SERIAL: of the board; nothing behind 'is' where it has none
     compatible INDEX                          → is NAME: what it calls itself, the most exact name first, from 1 on
     medium                                    → ok: later reads come from the medium and not from memory
+    unpacks                                   → unpacks BYTES HUNDREDTHS: of a second, that it takes for so much
     reboot, poweroff                          → ok
 """
 
@@ -75,17 +76,23 @@ def board(lines: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     return said[0], tuple(name for name in said[1:] if name)
 
 
-def described(text: str) -> tuple[tuple[str, tuple[str, ...]], float] | None:
-    """Of the description of a disk: what the board is, as `board`, and the seconds that it needs to unpack a byte, 0
-    where it does not say, or needs next to none. None where the description is not of that kind: an older system."""
+def described(text: str) -> tuple[tuple[str, tuple[str, ...]], float | None] | None:
+    """Of the description of a disk: what the board is, as `board`, and the seconds that it needs to unpack a byte, None
+    where it is to be asked. None where the description is not of that kind: an older system."""
     first, *parts = text.split("|")
     if first != SAYS or "." not in parts:
         return None
     lines, said = parts[: parts.index(".")], parts[parts.index(".") + 1 :]
-    words = said[0].split() if said else []
+    return (board(lines) if lines else ("", ())), effort(said[0]) if said and said[0] else None
+
+
+def effort(line: str) -> float:
+    """The answer to `unpacks`: seconds that the board needs to unpack a byte; 0 where it does not say, or needs next
+    to none."""
+    words = line.split()
     known = len(words) == 3 and words[0] == "unpacks" and all(w.isdecimal() and w.isascii() for w in words[1:])
     size, hundredths = (int(words[1][:12]), int(words[2][:12])) if known else (0, 0)
-    return (board(lines) if lines else ("", ())), hundredths / 100 / size if size else 0.0
+    return hundredths / 100 / size if size else 0.0
 
 
 def holder(line: str) -> str:
