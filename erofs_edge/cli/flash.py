@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 DISK = "disk.img"
 EXCLUDING = (
     ("plan", "verify_only"), ("plan", "repair"), ("verify_only", "repair"), ("repair", "whole"), ("repair", "full"),
-    ("whole", "slot"),
+    ("whole", "slot"), ("resume", "whole"), ("resume", "full"), ("verify_only", "whole"), ("verify_only", "full"),
+    ("verify_only", "resume"), ("verify_only", "no_verify"),
 )  # fmt: skip
 
 
@@ -100,7 +101,8 @@ def flash(
         raise UsageError("--channel-root is for channels", hint="--from URL")
     if (what is None) == (image is None) and not (what and to.startswith(SCHEME)):
         raise UsageError("what is to be written: BOARD, OUTDIR, IMAGE or --image, one of them")
-    _refuse_pairs(plan=plan_only, verify_only=verify_only, repair=repair, whole=whole, full=full, slot=bool(slot))
+    pairs = {"verify_only": verify_only, "repair": repair, "whole": whole, "full": full, "resume": resume}
+    _refuse_pairs(**pairs, plan=plan_only, slot=bool(slot), no_verify=no_verify)
     check(to, what, disk)
     image = image or _image(what or Path(), out)
     look = not (plan_only or verify_only)
@@ -182,12 +184,27 @@ def _look(candidate: Candidate, image: Path, wish: Wish, *, verify_only: bool, a
         if verify_only:
             prepared = prepare_check(image, target, wish.slot, step)
             refuse_differences(prepared, target)
+            _refuse_cut(identity, image)
             note(f"{identity.path} holds {image}")
         else:
             prepared = prepare(image, target, wish, step)
         show_plan(prepared, identity, estimate(prepared, target), as_json=as_json)
     finally:
         target.close()
+
+
+def _refuse_cut(identity: Identity, image: Path) -> None:
+    """What is behind the end of a file reads as zeros, and so does the end of many an image: not the same yet.
+
+    Raises VerificationError.
+    """
+    size = image.stat().st_size
+    if identity.kind == "file" and identity.size < size:
+        raise VerificationError(
+            f"the file ends at {identity.size} bytes, the image at {size}: its zeros there are missing",
+            where=identity.path,
+            hint="the same command without --verify-only adds them",
+        )
 
 
 def _write(

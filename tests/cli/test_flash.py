@@ -216,6 +216,10 @@ def test_a_file_that_must_not_be_written_can_be_looked_at(
         (("--plan", "--verify-only"), "--plan and --verify-only exclude each other"),
         (("--repair", "--full"), "--repair and --full exclude each other"),
         (("--whole", "--slot", "a"), "--whole and --slot exclude each other"),
+        (("--resume", "--whole"), "--resume and --whole exclude each other"),
+        (("--resume", "--full"), "--resume and --full exclude each other"),
+        (("--verify-only", "--whole"), "--verify-only and --whole exclude each other"),
+        (("--verify-only", "--no-verify"), "--verify-only and --no-verify exclude each other"),
         (("--channel-root", "out/tiny/disk.img"), "--channel-root is for channels"),
         (("--disk", "x.img"), "--disk is the disk of an emulated board"),
     ],
@@ -226,6 +230,20 @@ def test_options_that_do_not_go_together_are_named(
     result = run(built, "--to", "card.img", *options)
     assert (result.exit_code, words in result.stderr) == (2, True), result.output
     assert not (tmp_path / "card.img").exists()
+
+
+def test_a_file_without_the_zeros_at_the_images_end_does_not_hold_it(tmp_path: Path) -> None:
+    image, card = tmp_path / "disk.img", tmp_path / "card.img"
+    image.write_bytes(b"content".ljust(1 << 16, b"e"))
+    card.write_bytes(image.read_bytes())
+    os.truncate(image, 1 << 20)
+    os.truncate(card, 1 << 18)
+    result = run(image, "--to", card, "--verify-only")
+    assert result.exit_code == 4 and "the file ends at 262144 bytes, the image at 1048576" in result.stderr
+    assert card.stat().st_size == 1 << 18
+    assert run(image, "--to", card).exit_code == 0 and card.read_bytes() == image.read_bytes()
+    result = run(image, "--to", card, "--verify-only")
+    assert result.exit_code == 0, result.output
 
 
 def test_an_emulated_board_that_cannot_be_is_refused_before_anything_is_read(built: Path) -> None:
