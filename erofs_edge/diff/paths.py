@@ -31,12 +31,14 @@ _SLICE = 4 << 20
 def compare_paths(old: Path, new: Path) -> Report:
     """Everything that differs between what two paths name.
 
-    Raises ErofsEdgeError where one cannot be read, UsageError for a folder against a file. What is damaged is
-    compared as bytes, and its damage told.
+    Raises ErofsEdgeError where one cannot be read, UsageError for a folder against a file, and for a pipe or a device,
+    whose size says nothing. What is damaged is compared as bytes, and its damage told.
     """
     for path in (old, new):
         if not path.exists():
             raise ErofsEdgeError("no such file or folder", where=str(path))
+        if not (path.is_file() or path.is_dir()):
+            raise UsageError("neither a file nor a folder", where=str(path), hint="copy it into a file, and compare that")
     if old.is_dir() != new.is_dir():
         raise UsageError(f"{old} and {new}: a folder and a file", hint="two folders, or two files")
     report = Report(str(old), str(new))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 import uuid
 from dataclasses import replace
@@ -228,3 +229,12 @@ def test_bad_input(tmp_path: Path) -> None:
         compare_paths(tmp_path / "file", tmp_path / "none")
     with pytest.raises(UsageError, match="a folder and a file"):
         compare_paths(tmp_path, tmp_path / "file")
+
+
+def test_pipes_and_devices_have_no_size_that_could_be_compared(tmp_path: Path) -> None:
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.write_bytes(b"")
+    for old, new in ((pipe, pipe), (pipe, file), (file, pipe), (pipe, tmp_path), (Path("/dev/null"), file)):
+        with pytest.raises(UsageError, match="neither a file nor a folder"):
+            compare_paths(old, new)
