@@ -23,7 +23,7 @@ from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.nbd import NbdWire
 from erofs_edge.transport.nbd.client import Said, Stretch
 from erofs_edge.transport.nbd.connect import FLUSH, READS, TIMEOUT, Address, Connection
-from erofs_edge.transport.nbd.link import AT_ONCE, Link, dial
+from erofs_edge.transport.nbd.link import AT_ONCE, UNDER_WAY, Link, dial
 
 Pair = Callable[[float], tuple[Link, socket.socket]]
 DATA = random.Random(7).randbytes(3 << 20)
@@ -86,6 +86,18 @@ def test_a_buffer_is_filled_in_one_call(pair: Pair) -> None:
     assert buffer == DATA
     other.close()
     assert link.receive(memoryview(buffer)) == 0
+
+
+def test_a_server_of_this_machine_may_fall_behind(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as other:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+        link = dial(tmp_path / "socket", TIMEOUT)
+        usual = other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNDER_WAY)
+        granted = other.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert link._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == max(granted, usual)
+        link.close()
 
 
 def test_silence_ends(pair: Pair) -> None:

@@ -31,6 +31,9 @@ _PROBES, _UNACKED = 3, slice(24, 28)
 behind eight bytes and four numbers of 32 bits"""
 AT_ONCE = 512
 """buffers of one sendmsg; Linux takes 1024"""
+UNDER_WAY = 1 << 20
+"""bytes that a server on this machine need not have taken before more is sent, as far as the kernel allows (socket(7),
+SO_SNDBUF): with its 208 KiB the two wait for each other in turn. TCP finds out by itself."""
 
 
 class SilenceError(TimeoutError):
@@ -180,6 +183,8 @@ def dial(place: Path | tuple[str, int], timeout: float) -> Link:
     if isinstance(place, Path):
         connection = socket.socket(socket.AF_UNIX)
         try:
+            if connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < UNDER_WAY:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNDER_WAY)
             connection.settimeout(timeout)
             connection.connect(str(place))
         except BaseException:
