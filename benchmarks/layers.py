@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from erofs_edge.erofs.options import WriteOptions
@@ -38,8 +37,8 @@ def row(name: str, options: WriteOptions, older: Path, newer: Path, folder: Path
     for number, source in enumerate((older, newer)):
         image, blob = folder / f"{number}", folder / f"{number}.blob"
         if number:
-            options = replace(options, bases=(folder / "0",), base_devices=(folder / "0.blob",))
-        info = write_image(scan(source), image, replace(options, blob=blob))
+            options = options.replaced(bases=(folder / "0",), base_devices=(folder / "0.blob",))
+        info = write_image(scan(source), image, options.replaced(blob=blob))
         sizes.append(image.stat().st_size + blob.stat().st_size)
         changed, devices = info.uncompressed - info.lent_bytes, info.devices
     compare(folder / "1", devices, newer)

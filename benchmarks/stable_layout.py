@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from erofs_edge.erofs.cache import CompressionCache
@@ -71,11 +70,11 @@ def updated(tree: FileTree, seed: int) -> FileTree:
         data = content(node)
         for _ in range(1 + len(data) // 20_000):
             data[rng.randrange(len(data))] ^= 1 + rng.randrange(255)
-        tree.add(path, replace(node, content=BytesContent(bytes(data))))
+        tree.add(path, node.replaced(content=BytesContent(bytes(data))))
     for path, node in rng.sample(found, few // 2):
-        tree.add(path, replace(node, content=BytesContent(bytes(content(node)) + rng.randbytes(node.size // 8 + 1))))
+        tree.add(path, node.replaced(content=BytesContent(bytes(content(node)) + rng.randbytes(node.size // 8 + 1))))
     for number, (path, node) in enumerate(rng.sample(found, few // 2)):
-        tree.add(path + b".new-%d-%d" % (seed, number), replace(node, content=BytesContent(bytes(content(node))[::-1])))
+        tree.add(path + b".new-%d-%d" % (seed, number), node.replaced(content=BytesContent(bytes(content(node))[::-1])))
     for path, _ in rng.sample(found, few // 2):
         tree.remove(path)
     return tree
@@ -87,7 +86,7 @@ def generated(tree: FileTree, first: Path, count: int, folder: Path, options: Wr
         tree = updated(tree, number)
         new, fresh = folder / f"update-{number}", folder / "fresh"
         start = time.monotonic()
-        info = write_image(tree, new, replace(options, baseline=old))
+        info = write_image(tree, new, options.replaced(baseline=old))
         seconds = time.monotonic() - start
         write_image(tree, fresh, options)
         yield row(f"generated {number}", old, new, fresh, info, seconds)
@@ -116,12 +115,12 @@ def main() -> None:
             first = folder / "first"
             write_image(scan(tree), first, options)
             again = folder / "again"
-            write_image(scan(tree), again, replace(options, baseline=first))
+            write_image(scan(tree), again, options.replaced(baseline=first))
             subprocess.run(["cmp", str(first), str(again)], check=True)
             if newer.is_dir():
                 new, fresh = folder / "new", folder / "fresh"
                 start = time.monotonic()
-                info = write_image(scan(newer), new, replace(options, baseline=first))
+                info = write_image(scan(newer), new, options.replaced(baseline=first))
                 seconds = time.monotonic() - start
                 write_image(scan(newer), fresh, options)
                 print(row(f"{tree.name} → {newer.name}", first, new, fresh, info, seconds), flush=True)

@@ -173,10 +173,9 @@ def main() -> None:
             options = WriteOptions(
                 compression="lz4hc", level=9, pcluster=65536, epoch=0, times="fixed", all_root=True, cache=cache
             )
-            from dataclasses import replace
 
             write_image(scan(tree), old, options)
-            write_image(scan(newer), stable, replace(options, baseline=old))
+            write_image(scan(newer), stable, options.replaced(baseline=old))
             write_image(scan(newer), fresh, options)
         room = -(-max(path.stat().st_size for path in (old, stable, fresh)) * 102 // 100 >> 20) << 20
         first = disk(old, folder / "old.img", room, 1)

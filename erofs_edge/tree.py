@@ -12,11 +12,12 @@ import bisect
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from erofs_edge.errors import SourceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROOT_MODE = stat.S_IFDIR | 0o755
 
@@ -98,7 +99,6 @@ class SparseContent(NamedTuple):
         return b"".join(pieces)
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Inode:
     """One file of any kind. Identity is object identity: two names with one Inode are hard links.
 
@@ -112,16 +112,29 @@ class Inode:
     origin    where it came from (a package, a manifest line): for messages only, never an output byte
     """
 
-    mode: int
-    uid: int = 0
-    gid: int = 0
-    mtime_ns: int = 0
-    rdev: tuple[int, int] = (0, 0)
-    target: bytes = b""
-    content: Content | None = None
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
-    children: dict[bytes, Inode] = field(default_factory=dict)
-    origin: str = ""
+    __slots__ = ("children", "content", "gid", "mode", "mtime_ns", "origin", "rdev", "target", "uid", "xattrs")
+
+    def __init__(
+        self,
+        mode: int,
+        uid: int = 0,
+        gid: int = 0,
+        mtime_ns: int = 0,
+        rdev: tuple[int, int] = (0, 0),
+        target: bytes = b"",
+        content: Content | None = None,
+        xattrs: dict[bytes, bytes] | None = None,
+        children: dict[bytes, Inode] | None = None,
+        origin: str = "",
+    ) -> None:
+        self.mode, self.uid, self.gid, self.mtime_ns = mode, uid, gid, mtime_ns
+        self.rdev, self.target, self.content, self.origin = rdev, target, content, origin
+        self.xattrs: dict[bytes, bytes] = {} if xattrs is None else xattrs
+        self.children: dict[bytes, Inode] = {} if children is None else children
+
+    def replaced(self, **changes: Any) -> Inode:
+        """Another inode, which differs in these and has all else of this one."""
+        return Inode(**{name: getattr(self, name) for name in self.__slots__} | changes)
 
     @property
     def is_dir(self) -> bool:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -70,7 +70,7 @@ def write_extension(
     data, tree, image = work / f"{name}.data", work / f"{name}.tree", work / f"{name}.raw"
     with step(f"image of {name}") as progress, CompressionCache(cache.root / "compressed") as compressed:
         used = compressed if options.compression_cache else None
-        writing = replace(write_options(loaded, lock.date, None), jobs=options.jobs, cache=used, progress=progress)
+        writing = write_options(loaded, lock.date, None).replaced(jobs=options.jobs, cache=used, progress=progress)
         info = write_image(made.tree, data, writing)
         verity = format_tree(data, tree)
         certificate = self_signed(signer, epoch)

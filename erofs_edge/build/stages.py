@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -181,7 +181,7 @@ def make_system(
     block_size = size_bytes(inputs.board.value.verity.block_size)
     with Meanwhile(salt, block_size) as meanwhile:
         with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
-            options = replace(options, jobs=jobs, cache=compressed if use_cache else None, progress=progress)
+            options = options.replaced(jobs=jobs, cache=compressed if use_cache else None, progress=progress)
             info = write_image(made.tree, path, options, meanwhile)
         with step("verity"):
             verity = append(path, block_size=block_size, salt=salt, digests=meanwhile.digests(info.size))

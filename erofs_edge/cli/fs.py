@@ -8,16 +8,18 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from erofs_edge.cli.fs_image import IMG, Source, image_options
+from erofs_edge.cli.options import FilePath
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, one_line, size_text, table
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from erofs_edge.erofs.check import Report
     from erofs_edge.erofs.dump import Statistics
     from erofs_edge.erofs.inode import DiskInode
@@ -216,7 +218,7 @@ def _value_text(value: object) -> str:
 
 @fs.command()
 @IMG
-@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@click.argument("destination", metavar="DEST", type=FilePath())
 @click.option("--path", default="/", show_default=True, help="The directory of IMG to extract.")
 @click.option("--no-owners", is_flag=True, help="Leave owners alone, also as root.")
 @click.option("--max-bytes", type=click.IntRange(0), help="Most bytes to write (default: 256 times IMG and 1 GiB).")

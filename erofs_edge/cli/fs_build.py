@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from contextlib import ExitStack
-from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,11 +14,15 @@ from erofs_edge.cli.fs_build_auto import choice_record, choice_rows, choose_auto
 from erofs_edge.cli.fs_build_compression import SUFFIXES, parse_algorithms, read_hints
 from erofs_edge.cli.fs_build_layers import TAR_BLOCK, layer_options, layer_rows, source_tree, take_layers
 from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options
+from erofs_edge.cli.options import FilePath, ManyOptions
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_text, table
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from erofs_edge.erofs.cache import CompressionCache
+    from erofs_edge.erofs.gate import Kernel
     from erofs_edge.erofs.meter import Meter
     from erofs_edge.erofs.profile import Use
     from erofs_edge.erofs.write import ErofsInfo, WriteOptions
@@ -46,11 +47,9 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
 """-E name → fields of WriteOptions"""
 
 
-@click.command()
-@click.argument(
-    "source", metavar="[SRC]", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
-@click.option("-o", "output", metavar="IMG", required=True, type=click.Path(path_type=Path), help="The image to write.")
+@click.command(cls=ManyOptions)
+@click.argument("source", metavar="[SRC]", required=False, type=click.Path(exists=True, file_okay=False))
+@click.option("-o", "output", metavar="IMG", required=True, type=click.Path(), help="The image to write.")
 @click.option(
     "-z", "compression", metavar="NAME[,LEVEL]", default="none", show_default=True,
     help="lz4, lz4hc[,1-12[,exact]], zstd[,1-22], deflate[,1-12], lzma[,0-9]; also level=N, dictsize=BYTES; more after "
@@ -61,7 +60,7 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
     help="What -z auto may take, on two usual cores, by a table of costs (default: 60).",
 )  # fmt: skip
 @click.option(
-    "--compress-hints", metavar="FILE", type=click.Path(path_type=Path),
+    "--compress-hints", metavar="FILE", type=FilePath(),
     help="How single files are compressed, by lines '<cluster bytes> [<number of a -z name>] <regex>'.",
 )  # fmt: skip
 @click.option(
@@ -86,12 +85,12 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
 )  # fmt: skip
 @click.option("--xattr-prefix", multiple=True, metavar="PREFIX", help="A long prefix of attributes' names (6.4).")
 @click.option(
-    "--baseline", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="OLD",
+    "--baseline", type=FilePath(exists=True, dir_okay=False), metavar="OLD",
     help="Keep everything that has not changed where it is in this image.",
 )  # fmt: skip
 @click.option("--compact", is_flag=True, help="With --baseline: leave no free blocks.")
 @click.option(
-    "--profile", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    "--profile", type=FilePath(exists=True, dir_okay=False), metavar="FILE",
     help="Paths, or parts of files as lines 'PATH OFFSET LENGTH', in the order of first use: they come first.",
 )  # fmt: skip
 @tree_options
@@ -107,8 +106,8 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
 @json_option
 def build(
     *,
-    source: Path | None,
-    output: Path,
+    source: str | None,
+    output: str,
     no_cache: bool,
     stats: bool,
     as_json: bool,
@@ -121,7 +120,6 @@ def build(
     than SOURCE_DATE_EPOCH in the environment. The same SRC and options give the same bytes.
     """
     from erofs_edge.erofs.ahead import HeadStart
-    from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.erofs.meter import Meter
 
     tree = {name: given.pop(name) for name in TREE_NAMES}
@@ -130,24 +128,25 @@ def build(
         raise UsageError("--time-budget is for -z auto")
     layers = take_layers(given)
     options = _options(**given)
-    uncached = no_cache or options.compression == "none"
-    cache = None if uncached else CompressionCache(_cache_folder())
+    cache = None if no_cache or options.compression == "none" else _cache()
     meter = Meter(time.thread_time) if stats else None
     start = time.perf_counter()
-    with Progress(f"writing {output.name}") as progress, ExitStack() as stack:
+    with Progress(f"writing {os.path.basename(output)}") as progress, ExitStack() as stack:
         try:
-            options = replace(options, cache=cache, meter=meter, progress=progress)
+            options = options.replaced(cache=cache, meter=meter, progress=progress)
             ahead = None if automatic or options.bases else stack.enter_context(HeadStart(options))
             offer = ahead.offer if ahead else None
             content = changed(source_tree(source, layers or options.archives, offer, layers=bool(layers)), **tree)
-            options = replace(options, ahead=ahead)
-            from erofs_edge.erofs.write import write_image  # loaded while processes are at work
+            options = options.replaced(ahead=ahead)
+            from erofs_edge.erofs.write import write_image  # loaded, as pathlib, while processes are at work
+
+            image = _path(output)
 
             choice = None
             if automatic:
-                choice = choose_automatically(content, options, output, time_budget, pcluster=given["pcluster"])
-                options = replace(choice.options, cache=cache, meter=meter, progress=progress)
-            info = write_image(content, output, options)
+                choice = choose_automatically(content, options, image, time_budget, pcluster=given["pcluster"])
+                options = choice.options.replaced(cache=cache, meter=meter, progress=progress)
+            info = write_image(content, image, options)
         finally:
             if cache is not None:
                 cache.close()
@@ -167,10 +166,17 @@ def build(
         table([*_rows(info, stats=stats), *([("time", _time_text(spent))] if spent else [])])
 
 
-def _cache_folder() -> Path:
+def _path(text: str) -> Path:
+    from pathlib import Path
+
+    return Path(text)
+
+
+def _cache() -> CompressionCache:
+    from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.sources.cache import cache_root
 
-    return cache_root() / "compressed"
+    return CompressionCache(cache_root() / "compressed")
 
 
 def _say_of(cache: CompressionCache) -> None:
@@ -227,7 +233,6 @@ def _options(
     jobs: int | None,
     **further: Any,
 ) -> WriteOptions:
-    from erofs_edge.erofs.gate import parse_kernel
     from erofs_edge.erofs.options import WriteOptions
 
     if compression == "auto" and compress_hints is not None:
@@ -253,13 +258,19 @@ def _options(
         profile=_uses(profile) if profile is not None else (),
         xattr_tolerance=xattr_tolerance,
         xattr_prefixes=tuple(map(os.fsencode, xattr_prefix)),
-        kernel=parse_kernel(kernel) if kernel is not None else None,
+        kernel=_kernel(kernel) if kernel is not None else None,
         all_root=all_root,
         jobs=jobs,
         **parse_times(epoch, mkfs_time=mkfs_time, ignore_mtime=ignore_mtime),
         **_extended(extended),
         **further,
     )
+
+
+def _kernel(text: str) -> Kernel:
+    from erofs_edge.erofs.gate import parse_kernel
+
+    return parse_kernel(text)
 
 
 def _uses(path: Path) -> tuple[Use, ...]:
@@ -270,10 +281,10 @@ def _uses(path: Path) -> tuple[Use, ...]:
 
 def parse_size(option: str, text: str) -> int:
     """Bytes, of a number with K or M behind it; `option` is for the message of the UsageError."""
-    match = re.fullmatch(r"(\d+)([KM]?)", text.upper())
-    if not match:
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:] in ("K", "M", "k", "m") else (text, "")
+    if not number.isdecimal():
         raise UsageError(f"{option} {text}: not a size in bytes", hint="for example 65536 or 64K")
-    return int(match[1]) * SUFFIXES[match[2]]
+    return int(number) * SUFFIXES[unit]
 
 
 def _uuid(text: str | None) -> bytes | None:
@@ -288,6 +299,8 @@ def _uuid(text: str | None) -> bytes | None:
 
 
 def _record(info: ErofsInfo) -> dict[str, Any]:
+    from dataclasses import fields
+
     return {f.name: getattr(info, f.name) for f in fields(info)} | {"uuid": _uuid_text(info.uuid)}
 
 

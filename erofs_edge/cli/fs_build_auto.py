@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from erofs_edge.erofs.auto import Candidate, Choice
     from erofs_edge.erofs.options import WriteOptions
     from erofs_edge.tree import FileTree
@@ -18,6 +18,7 @@ def choose_automatically(
 ) -> Choice:
     """The smallest within the budget; samples are written beside the output."""
     import tempfile
+    from pathlib import Path
 
     from erofs_edge.erofs.auto import BUDGET, choose
 
@@ -33,6 +34,8 @@ def choose_automatically(
 
 def choice_record(choice: Choice) -> dict[str, Any]:
     """For --json: seconds and bytes are estimates."""
+    from dataclasses import asdict
+
     return {
         "budget": choice.budget,
         "sample": choice.sample,

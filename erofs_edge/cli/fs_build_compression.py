@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from erofs_edge.erofs.rules import CompressionRule
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}

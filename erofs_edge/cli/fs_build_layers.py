@@ -4,22 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from erofs_edge.cli.options import together
+from erofs_edge.cli.options import FilePath, together
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from erofs_edge.erofs.write import ErofsInfo
     from erofs_edge.tree import Content, FileTree
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE = FilePath(exists=True, dir_okay=False)
 TAR_BLOCK = "512"  # bytes, to which the members of an archive are aligned
 _OPTIONS = [
-    click.option("--blobdev", type=click.Path(path_type=Path), metavar="FILE", help="Data goes here (5.16)."),
+    click.option("--blobdev", type=FilePath(), metavar="FILE", help="Data goes here (5.16)."),
     click.option(
         "--base", "bases", multiple=True, type=FILE, metavar="IMG",
         help="What this image has is not stored again: it becomes a further device (5.16).",
@@ -30,10 +31,10 @@ _OPTIONS = [
         help="Instead of SRC: an image of metadata whose data is TAR; several are OCI layers, the lowest first.",
     ),
     click.option(
-        "--oci-layout", type=click.Path(exists=True, path_type=Path), metavar="PATH",
+        "--oci-layout", type=FilePath(exists=True), metavar="PATH",
         help="Instead of SRC: the same for the layers of a container image, which go to --layer-dir.",
     ),
-    click.option("--layer-dir", type=click.Path(path_type=Path), metavar="DIR", help="Unpacked layers, by sha256."),
+    click.option("--layer-dir", type=FilePath(), metavar="DIR", help="Unpacked layers, by sha256."),
     click.option("--arch", metavar="ARCH", default="arm64", show_default=True, help="Which image of --oci-layout."),
 ]  # fmt: skip
 layer_options = together(*_OPTIONS)
@@ -63,7 +64,7 @@ def take_layers(given: dict[str, Any]) -> tuple[Path, ...]:
 
 
 def source_tree(
-    source: Path | None, archives: tuple[Path, ...], found: Callable[[Content], None] | None, *, layers: bool
+    source: str | None, archives: tuple[Path, ...], found: Callable[[Content], None] | None, *, layers: bool
 ) -> FileTree:
     """The tree of the directory, or of the archives. `found` is called with the content of each file of a directory.
 
@@ -75,9 +76,11 @@ def source_tree(
         return index_tars(archives, layers=layers)
     if archives or source is None:
         raise UsageError("an image is of a directory or of archives", hint="give SRC, or --tar-index")
+    from pathlib import Path
+
     from erofs_edge.sources.directory import scan
 
-    return scan(source, found)
+    return scan(Path(source), found)
 
 
 def layer_rows(info: ErofsInfo) -> list[tuple[str, str]]:

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from erofs_edge.cli.options import together
+from erofs_edge.cli.options import FilePath, together
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from erofs_edge.tree import FileTree
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE = FilePath(exists=True, dir_okay=False)
 _OPTIONS = [
     click.option("--file-contexts", type=FILE, metavar="FILE", help="SELinux labels by selabel's rules."),
     click.option("--fs-config-file", type=FILE, metavar="FILE", help="Owners, modes, capabilities: AOSP's fs_config."),

@@ -6,22 +6,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from erofs_edge.cli.options import together
+from erofs_edge.cli.options import FilePath, together
 from erofs_edge.errors import ErofsFormatError, FormatError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from erofs_edge.disk.gpt import Table
     from erofs_edge.erofs.read import Image
 
-IMG = click.argument("image", metavar="IMG", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+IMG = click.argument("image", metavar="IMG", type=FilePath(exists=True, dir_okay=False))
 _OPTIONS = (
     click.option(
-        "--device", "devices", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        "--device", "devices", multiple=True, type=FilePath(exists=True, dir_okay=False),
         metavar="FILE", help="A further device of IMG; once for each, in order.",
     ),
     click.option("--partition", metavar="NAME", help="IMG is a disk, and this partition of it is meant."),

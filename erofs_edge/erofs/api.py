@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def build(source: FileTree | str | os.PathLike[str], out: str | os.PathLike[str]
     Raises UsageError for options that do not exist or do not fit together, SourceError for what cannot be read or
     stored, CapacityError where there is no space.
     """
-    known = {field.name for field in fields(WriteOptions)}
+    known = WriteOptions.__annotations__.keys()
     unknown = sorted(options.keys() - known)
     if unknown:
         raise UsageError(f"unknown options: {', '.join(unknown)}", hint=f"known are {', '.join(sorted(known))}")
@@ -44,4 +43,4 @@ def build(source: FileTree | str | os.PathLike[str], out: str | os.PathLike[str]
     if isinstance(source, FileTree):
         return write_image(source, Path(out), chosen)
     with HeadStart(chosen) as ahead:
-        return write_image(scan(Path(source), ahead.offer), Path(out), replace(chosen, ahead=ahead))
+        return write_image(scan(Path(source), ahead.offer), Path(out), chosen.replaced(ahead=ahead))

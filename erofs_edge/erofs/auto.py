@@ -9,7 +9,7 @@ large ones, chosen by the hash of their paths.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def choose(
     if not budget > 0:
         raise UsageError(f"a time budget of {budget:g} seconds is none")
     if options.baseline is not None:
-        return _as_baseline(tree, options if pcluster is None else replace(options, pcluster=pcluster), budget)
+        return _as_baseline(tree, options if pcluster is None else options.replaced(pcluster=pcluster), budget)
     sample, sampled, total = _sample(tree)
     search = _Search(sample, total / max(1, sampled), total, options, scratch, budget)
     sizes = (pcluster,) if pcluster is not None else PCLUSTERS
@@ -176,7 +176,7 @@ class _Search:
             fields[name] = fields.get(name, False) or getattr(self._given, name)
         if self._given.fragments != "none":
             fields["fragments"] = self._given.fragments
-        return replace(self._given, **{"fragments": "none", "dictionary": None, **fields})
+        return self._given.replaced(**{"fragments": "none", "dictionary": None, **fields})
 
     def fits(self, candidate: dict[str, Any]) -> bool:
         try:
@@ -222,7 +222,7 @@ class _Search:
         if known is not None and known.bytes is not None:
             return known.bytes
         options = self.options(candidate)
-        trial = replace(options, uuid=bytes(16), cache=None, progress=None, meter=None, blob=None, profile=())
+        trial = options.replaced(uuid=bytes(16), cache=None, progress=None, meter=None, blob=None, profile=())
         size = int(write_image(self._sample, self._scratch, trial).size * self._scale)
         codec, level, pcluster = candidate["compression"], candidate["level"], candidate["pcluster"]
         made = Candidate(

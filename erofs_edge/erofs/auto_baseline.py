@@ -12,7 +12,7 @@ import hashlib
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,10 @@ def as_baseline(options: WriteOptions) -> tuple[WriteOptions, list[Found]]:
     if not probes:
         raise _unknown(options.baseline, "has too little in it")
     names = NAMES[algorithms.pop()]
-    base = replace(options, baseline=None, compression=names[0], level=None, dictionary=None, **form)
+    base = options.replaced(baseline=None, compression=names[0], level=None, dictionary=None, **form)
     found = []
     for name, level in chain.from_iterable(_levels(name) for name in names):
-        rules = choose_codings(Plan([], 0, 0, Counter()), replace(base, compression=name, level=level)).default
+        rules = choose_codings(Plan([], 0, 0, Counter()), base.replaced(compression=name, level=level)).default
         assert rules is not None  # noqa: S101 - it is a compression
         same = _count_same(probes, rules._replace(pcluster=size))
         found.append(Found(name, level, same, len(probes)))
@@ -96,7 +96,7 @@ def as_baseline(options: WriteOptions) -> tuple[WriteOptions, list[Found]]:
     best = max(found, key=lambda one: one.same)
     if 2 * best.same < len(probes):
         raise _unknown(options.baseline, "was made by another compressor, or with rules of its own")
-    chosen = replace(options, compression=best.compression, level=best.level, dictionary=None, **form)
+    chosen = options.replaced(compression=best.compression, level=best.level, dictionary=None, **form)
     return chosen, sorted(found, key=lambda one: -one.same)
 
 

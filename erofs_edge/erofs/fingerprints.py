@@ -10,8 +10,6 @@ Source: ``fs/erofs/xattr.c`` (erofs_xattr_fill_inode_fingerprint); images by mkf
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from erofs_edge.erofs.contents import digest
 from erofs_edge.erofs.ondisk import FINGERPRINT
 from erofs_edge.tree import FileTree, Inode
@@ -39,4 +37,4 @@ def _copy(inode: Inode, path: bytes) -> Inode:
     xattrs = dict(inode.xattrs)
     if inode.is_file and inode.size and inode.content is not None:
         xattrs[FINGERPRINT] = PREFIX + digest(inode.content, path.decode("utf-8", "backslashreplace"))
-    return replace(inode, xattrs=xattrs, children={})
+    return inode.replaced(xattrs=xattrs, children={})

@@ -5,16 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from erofs_edge.codec.registry import dictionary_for, find_codec
 from erofs_edge.erofs.attributes import AttributeRules
-from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.contents import PIECE
-from erofs_edge.erofs.gate import Kernel, check_kernel
-from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.ondisk import (
     ALGORITHM_NAMES,
     BLKSZBITS_MAX,
@@ -23,10 +18,18 @@ from erofs_edge.erofs.ondisk import (
     LZ4_PCLUSTER_BLOCKS_MAX,
     PCLUSTER_MAX,
 )
-from erofs_edge.erofs.profile import Use
-from erofs_edge.erofs.rules import CompressionRule
+from erofs_edge.erofs.records import Record
 from erofs_edge.errors import UsageError
-from erofs_edge.threads import Threads
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from erofs_edge.erofs.cache import CompressionCache
+    from erofs_edge.erofs.gate import Kernel
+    from erofs_edge.erofs.meter import Meter
+    from erofs_edge.erofs.profile import Use
+    from erofs_edge.erofs.rules import CompressionRule
+    from erofs_edge.threads import Threads
 
 PACKED_FACTOR = 4  # of the pcluster size: what makes the packed inode smaller than mkfs.erofs's by 0.4 %
 
@@ -51,8 +54,7 @@ class Ahead(Protocol):
     def take(self, piece: Any) -> Any: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class WriteOptions:
+class WriteOptions(Record):
     """How an image is written. `jobs`, `cache`, `ahead`, `meter` and `progress` never change a byte.
 
     block_size    bytes, a power of two from 512 to 64K; kernels read those up to their page size
@@ -149,7 +151,7 @@ class WriteOptions:
     meter: Meter | None = None
     progress: Callable[[int, int], None] | None = None
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         """Raises UsageError for values that no image can have."""
         bits = self.block_size.bit_length() - 1
         if self.block_size != 1 << bits or not BLKSZBITS_MIN <= bits <= BLKSZBITS_MAX:
@@ -181,7 +183,10 @@ class WriteOptions:
         if self.profile and self.fragments != "none":
             raise UsageError("a profile orders files, and fragments mix them", hint="use one of them")
         _ = self.attributes
-        check_kernel(self.features, self.kernel)
+        if self.kernel is not None:
+            from erofs_edge.erofs.gate import check_kernel
+
+            check_kernel(self.features, self.kernel)
 
     @property
     def has_layers(self) -> bool:
@@ -191,6 +196,8 @@ class WriteOptions:
     @property
     def uses(self) -> tuple[Use, ...]:
         """The profile, whole files spelled out."""
+        from erofs_edge.erofs.profile import Use
+
         return tuple(Use(one) if isinstance(one, bytes) else one for one in self.profile)
 
     @property

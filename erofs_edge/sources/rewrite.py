@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from erofs_edge.errors import UsageError
 from erofs_edge.sources.regex import compile_regex
@@ -72,4 +71,4 @@ def split_hard_links(tree: FileTree) -> None:
 
 
 def _copy(inode: Inode) -> Inode:
-    return replace(inode, xattrs=dict(inode.xattrs))
+    return inode.replaced(xattrs=dict(inode.xattrs))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def tree() -> FileTree:
 
 
 def choose(tree: FileTree, folder: Path, kernel: str | None = None, budget: float = 0.01, **how: int) -> auto.Choice:
-    options = replace(OPTIONS, kernel=parse_kernel(kernel) if kernel else None)
+    options = OPTIONS.replaced(kernel=parse_kernel(kernel) if kernel else None)
     return auto.choose(tree, options, folder / "sample", budget=budget, **how)
 
 
@@ -50,7 +49,7 @@ def test_the_smallest_is_taken_and_everything_told(tree: FileTree, tmp_path: Pat
     assert all(c.why for c in choice.candidates)
     assert choice.options.compression in ("zstd", "deflate")
     # the tree is small, so that the sample is all of it
-    assert write_image(tree, tmp_path / "i", replace(choice.options, uuid=bytes(16))).size == choice.chosen.bytes
+    assert write_image(tree, tmp_path / "i", choice.options.replaced(uuid=bytes(16))).size == choice.chosen.bytes
     assert ours_agree(tmp_path / "i", tree) == []
 
 
@@ -99,7 +98,7 @@ def test_samples_of_large_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     first, again = choose(tree, tmp_path, "6.1"), choose(tree, tmp_path, "6.1")
     assert first.options == again.options and first.candidates == again.candidates
     assert 2 << 20 <= first.sample <= (2 << 20) + auto.SLICE
-    info = write_image(tree, tmp_path / "i", replace(first.options, fragments="none", dedupe=False))
+    info = write_image(tree, tmp_path / "i", first.options.replaced(fragments="none", dedupe=False))
     plain = next(c for c in first.candidates if not c.packing and c.bytes and c.pcluster == first.options.pcluster)
     assert 0.6 < (plain.bytes or 0) / info.size < 1.6
 
@@ -186,28 +185,28 @@ def test_a_baselines_options_are_found_in_it(way: dict[str, Any], tmp_path: Path
 
 
 def test_baselines_that_do_not_tell(tmp_path: Path) -> None:
-    some = replace(OPTIONS, compression="lzma", pcluster=16384)
-    several = replace(OPTIONS, rules=(CompressionRule(match="/large", compression="zstd"),))
-    none = replace(OPTIONS, compression="none")
+    some = OPTIONS.replaced(compression="lzma", pcluster=16384)
+    several = OPTIONS.replaced(rules=(CompressionRule(match="/large", compression="zstd"),))
+    none = OPTIONS.replaced(compression="none")
     tree = FileTree()
     tree.add("large", file(text(300_000)))
     tree.add("other", file(text(300_000, 1)))
     for how, message in ((some, "several ways, or with lzma"), (several, "several ways"), (none, "not compressed")):
         write_image(tree, tmp_path / "old", how)
         with pytest.raises(UsageError, match=message) as caught:
-            auto.choose(tree, replace(OPTIONS, baseline=tmp_path / "old"), tmp_path / "sample")
+            auto.choose(tree, OPTIONS.replaced(baseline=tmp_path / "old"), tmp_path / "sample")
         assert caught.value.hint
     tiny = FileTree()
     tiny.add("little", file(text(5000)))
     write_image(tiny, tmp_path / "old", OPTIONS)
     with pytest.raises(UsageError, match="too little in it"):
-        auto.choose(tree, replace(OPTIONS, baseline=tmp_path / "old"), tmp_path / "sample")
+        auto.choose(tree, OPTIONS.replaced(baseline=tmp_path / "old"), tmp_path / "sample")
 
 
 def test_a_kernel_that_cannot_mount_the_baseline(tmp_path: Path) -> None:
     tree = tree_of(first_files(4, 60))
     tree.add("large", file(text(900_000, 2)))
     write(tree, tmp_path / "old", compression="zstd", pcluster=16384)
-    options = replace(OPTIONS, baseline=tmp_path / "old", kernel=parse_kernel("6.6"))
+    options = OPTIONS.replaced(baseline=tmp_path / "old", kernel=parse_kernel("6.6"))
     with pytest.raises(UsageError, match=r"zstd needs 6\.10"):
         auto.choose(tree, options, tmp_path / "sample")

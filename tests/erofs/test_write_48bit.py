@@ -8,7 +8,6 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +347,7 @@ def test_hostile_fields(tmp_path: Path) -> None:
 
 def test_it_excludes_a_baseline(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot keep their places"):
-        replace(WriteOptions(wide=True), baseline=tmp_path / "old")
+        WriteOptions(wide=True).replaced(baseline=tmp_path / "old")
     write(far_tree(), tmp_path / "old", wide=True)
     with pytest.raises(UsageError, match="48-bit addresses"):
         write(far_tree(), tmp_path / "i", baseline=tmp_path / "old")

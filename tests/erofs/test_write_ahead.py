@@ -74,7 +74,7 @@ def built(folder: Path, out: Path, *, early: bool, split: bool = False, **option
 
 
 def _values(options: WriteOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in options.__dataclass_fields__}
+    return {name: getattr(options, name) for name in WriteOptions.__annotations__}
 
 
 @pytest.mark.parametrize(

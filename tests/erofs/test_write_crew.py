@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(folder: Path, out: Path, options: WriteOptions) -> bytes:
     with HeadStart(options) as start:
         tree = scan(folder, start.offer)
-        write_image(tree, out, replace(options, ahead=start))
+        write_image(tree, out, options.replaced(ahead=start))
     return out.read_bytes()
 
 
@@ -106,7 +105,7 @@ def by_threads(folder: Path, out: Path, options: WriteOptions) -> bytes:
     ids=str,
 )
 def test_bytes_are_the_same(folder: Path, tmp_path: Path, changes: dict[str, Any], crews: list[Crew]) -> None:
-    options = replace(LZ4, **changes)
+    options = LZ4.replaced(**changes)
     expected = by_threads(folder, tmp_path / "threads", options)
     assert not crews
     assert built(folder, tmp_path / "processes", options) == expected
@@ -121,7 +120,7 @@ def test_a_file_of_several_pieces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{"jobs": 1}, {"compression": "none", "pcluster": None}, {"dedupe": True}], ids=str)
 def test_where_there_are_none(folder: Path, tmp_path: Path, changes: dict[str, Any], crews: list[Crew]) -> None:
-    options = replace(LZ4, **changes)
+    options = LZ4.replaced(**changes)
     assert built(folder, tmp_path / "out", options) == by_threads(folder, tmp_path / "threads", options)
     assert not crews
 
@@ -150,20 +149,20 @@ def test_results_that_do_not_fit(folder: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_cache_baseline_and_meter(folder: Path, tmp_path: Path) -> None:
     meters = [Meter(lambda: 0.0), Meter(lambda: 0.0)]
-    expected = by_threads(folder, tmp_path / "threads", replace(LZ4, meter=meters[0]))
-    assert built(folder, tmp_path / "out", replace(LZ4, meter=meters[1])) == expected
+    expected = by_threads(folder, tmp_path / "threads", LZ4.replaced(meter=meters[0]))
+    assert built(folder, tmp_path / "out", LZ4.replaced(meter=meters[1])) == expected
     assert meters[0].calls == meters[1].calls > 0
     for hits in (False, True):
         with CompressionCache(tmp_path / "cache") as cache:
-            assert built(folder, tmp_path / "out", replace(LZ4, cache=cache)) == expected
+            assert built(folder, tmp_path / "out", LZ4.replaced(cache=cache)) == expected
             assert (cache.hits > 0, cache.misses > 0, cache.problem) == (hits, not hits, None)
-    assert built(folder, tmp_path / "new", replace(LZ4, baseline=tmp_path / "out")) == expected
+    assert built(folder, tmp_path / "new", LZ4.replaced(baseline=tmp_path / "out")) == expected
 
 
 def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with CompressionCache(tmp_path / "file" / "cache") as cache:
-        built(folder, tmp_path / "out", replace(LZ4, cache=cache))
+        built(folder, tmp_path / "out", LZ4.replaced(cache=cache))
     assert isinstance(cache.problem, NotADirectoryError)
 
 
@@ -197,7 +196,7 @@ def test_a_file_that_changes_is_named(folder: Path, tmp_path: Path) -> None:
         tree = scan(folder, start.offer)
         tree.root.children[b"f5"].content = FileContent(folder / "f5", 9)
         with pytest.raises(SourceError, match="changed its size") as caught:
-            write_image(tree, tmp_path / "out", replace(LZ4, ahead=start))
+            write_image(tree, tmp_path / "out", LZ4.replaced(ahead=start))
     assert caught.value.where == "/f5"
     assert os.listdir(tmp_path) == []
 
@@ -217,7 +216,7 @@ def test_an_interrupt(folder: Path, tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        built(folder, tmp_path / "out", replace(LZ4, progress=interrupted))
+        built(folder, tmp_path / "out", LZ4.replaced(progress=interrupted))
     assert os.listdir(tmp_path) == []
 
 
@@ -227,7 +226,6 @@ from pathlib import Path
 from erofs_edge.erofs import ahead
 ahead.WORTH_FORKING = 0
 os.cpu_count = lambda: 2
-from dataclasses import replace
 from erofs_edge.erofs.write import WriteOptions, write_image
 from erofs_edge.sources.directory import scan
 
@@ -237,7 +235,7 @@ def killed(done, total):
 
 options = WriteOptions(compression="lz4", jobs=3, progress=killed)
 start = ahead.HeadStart(options)
-write_image(scan(Path(sys.argv[1]), start.offer), Path(sys.argv[2]), replace(options, ahead=start))
+write_image(scan(Path(sys.argv[1]), start.offer), Path(sys.argv[2]), options.replaced(ahead=start))
 """
 
 

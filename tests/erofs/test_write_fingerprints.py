@@ -7,7 +7,6 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ def test_every_file_has_its_own(
 
     before = {path: dict(inode.xattrs) for path, inode in scan(source).walk()}
     tree, image = scan(source), tmp_path / "image"
-    info = write_image(tree, image, replace(options, fingerprints=True))
+    info = write_image(tree, image, options.replaced(fingerprints=True))
     assert "ishare_xattrs" in info.features
     assert {path: inode.xattrs for path, inode in tree.walk()} == before, "the caller's tree stays as it is"
     for name, value in prints(image).items():
@@ -72,7 +71,7 @@ def test_every_file_has_its_own(
     assert not check(image).findings
     subprocess.run([oracle("fsck.erofs-1.9"), image], check=True, capture_output=True)
     again = tmp_path / "again"
-    write_image(scan(source), again, replace(options, fingerprints=True))
+    write_image(scan(source), again, options.replaced(fingerprints=True))
     assert again.read_bytes() == image.read_bytes()
 
 
