@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,18 +88,18 @@ def versions(older: Path, newer: Path, folder: Path) -> None:
     base, blob = folder / "a.img", folder / "a.blob"
     chunks = WriteOptions(compression="none", chunk_size=4096)
     with CompressionCache(folder / "compressed") as cache, registry(folder / "registry") as port:
-        lz4hc = replace(LZ4HC, cache=cache)
+        lz4hc = LZ4HC.replaced(cache=cache)
         write_image(scan(older), base, lz4hc)
         first, second = Version(base, ()), folder / "b.img"
-        write_image(scan(newer), second, replace(lz4hc, bases=(base,)))
+        write_image(scan(newer), second, lz4hc.replaced(bases=(base,)))
         row("lz4hc 64K, second on the first", port, first, Version(second, (base,)), None, folder)
-        write_image(scan(newer), second, replace(lz4hc, baseline=base))
+        write_image(scan(newer), second, lz4hc.replaced(baseline=base))
         for piece in (None, 1 << 20, 1 << 18, 1 << 16):
             name = f"in pieces of {piece >> 10} KiB" if piece else "whole"
             row(f"lz4hc 64K with `--baseline`, {name}", port, first, Version(second, ()), piece, folder)
-        write_image(scan(older), base, replace(chunks, blob=blob))
+        write_image(scan(older), base, chunks.replaced(blob=blob))
         new = folder / "b.blob"
-        info = write_image(scan(newer), second, replace(chunks, blob=new, bases=(base,), base_devices=(blob,)))
+        info = write_image(scan(newer), second, chunks.replaced(blob=new, bases=(base,), base_devices=(blob,)))
         row("chunks of 4K", port, Version(base, (blob,)), Version(second, info.devices), None, folder)
 
 
