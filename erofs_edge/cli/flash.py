@@ -104,7 +104,7 @@ def flash(
     pairs = {"verify_only": verify_only, "repair": repair, "whole": whole, "full": full, "resume": resume}
     _refuse_pairs(**pairs, plan=plan_only, slot=bool(slot), no_verify=no_verify)
     check(to, what, disk)
-    image = image or _image(what or Path(), out)
+    image = _no_pipe(image or _image(what or Path(), out))
     look = not (plan_only or verify_only)
     baseline = None if old is None else _image(older_image(old), None)
     far = to.startswith(SCHEME) or ("://" in to and not to.startswith("nbd"))  # an export waits without a loss
@@ -266,6 +266,12 @@ def _image(what: Path, out: Path | None) -> Path:
         return what
     if not image.exists():
         raise SourceError("there is no disk image", where=str(image), hint=hint or "erofs-edge build BOARD")
+    return image
+
+
+def _no_pipe(image: Path) -> Path:
+    if image.is_fifo():
+        raise UsageError("a pipe, not an image", where=str(image), hint="write what comes out of it into a file first")
     return image
 
 

@@ -19,6 +19,7 @@ from erofs_edge.cli.verity_options import (
     IMAGE,
     ROOTS,
     described,
+    names_image,
     parity_described,
     parity_needs_a_device,
     root_hash_of,
@@ -55,6 +56,7 @@ verity.add_command(format_)
 @click.option("--fec-offset", type=int, default=0, show_default=True, help="Byte where the parity begins.")
 @click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs).")
 @json_option
+@names_image
 def verify(
     *,
     image: Path | str,
@@ -130,6 +132,7 @@ def verify(
 @click.option("--dry-run", is_flag=True, help="Say what could be repaired; write nothing.")
 @click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs).")
 @json_option
+@names_image
 def repair_(
     *,
     image: Path,
@@ -195,6 +198,7 @@ def repair_(
 @click.option("--partition", metavar="NAME", help="IMAGE is a disk, and this partition of it is meant.")
 @click.option("--hash-offset", type=int, help="Byte where the superblock is (default: found).")
 @json_option
+@names_image
 def dump(*, image: Path | str, partition: str | None, hash_offset: int | None, as_json: bool) -> None:
     """Show the superblock in IMAGE, or in a hash device, and the sizes of data and tree."""
     from erofs_edge.verify.system import erofs_end

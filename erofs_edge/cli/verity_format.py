@@ -16,6 +16,7 @@ from erofs_edge.cli.verity_options import (
     ROOTS,
     described,
     hex_of,
+    names_image,
     parity_described,
     parity_needs_a_device,
     title,
@@ -45,6 +46,7 @@ _FEC_ROOTS = 2  # as veritysetup and Android have it
 @click.option("--fec-offset", type=int, help="Byte where parity goes (default: 0, or after the tree in its own file).")
 @click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs; the output is the same).")
 @json_option
+@names_image
 def format_(
     *,
     image: Path,

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import functools
 import uuid as uuids
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from erofs_edge.cli.remote import PathOrAddress
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.verity.fec import Layout
@@ -20,6 +22,27 @@ IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FAR = PathOrAddress(exists=True, dir_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 ROOTS = click.IntRange(2, 24)
+
+
+def names_image(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors that tell an offset only get the name of the `image`, if no other file can be meant. A pipe is refused:
+    it has no end that could be looked for, and one that nobody writes to would be waited for."""
+
+    @functools.wraps(command)
+    def run(*, image: Path | str, **rest: Any) -> Any:
+        if isinstance(image, Path) and image.is_fifo():
+            raise UsageError(
+                "a pipe, not a file", where=str(image), hint="write what comes out of it into a file first"
+            )
+        try:
+            return command(image=image, **rest)
+        except FormatError as error:
+            others = rest.get("hash_device"), rest.get("fec_device")
+            if others == (None, None) and (error.where or "offset").startswith("offset"):
+                error.where = f"{image}: {error.where}" if error.where else str(image)
+            raise
+
+    return run
 
 
 def root_hash_of(text: str) -> bytes:

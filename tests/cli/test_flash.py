@@ -232,6 +232,15 @@ def test_options_that_do_not_go_together_are_named(
     assert not (tmp_path / "card.img").exists()
 
 
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for what in (["--image", pipe], [pipe]):
+        result = run(*what, "--to", tmp_path / "card.img")
+        assert result.exit_code == 2 and f"{pipe}: a pipe, not an image" in result.stderr, result.output
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_a_file_without_the_zeros_at_the_images_end_does_not_hold_it(tmp_path: Path) -> None:
     image, card = tmp_path / "disk.img", tmp_path / "card.img"
     image.write_bytes(b"content".ljust(1 << 16, b"e"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -332,3 +333,22 @@ def test_files_that_are_hit_are_named(tmp_path: Path) -> None:
     assert "files hit: /second" in result.stderr
     record = CliRunner().invoke(cli, ["verity", "verify", str(image), "--root-hash", root, "--json"])
     assert json.JSONDecoder().raw_decode(record.stdout)[0]["files"] == ["/second"]
+
+
+def test_an_image_that_was_cut_is_named(image: Path, tmp_path: Path) -> None:
+    record = formatted(image)
+    whole = tmp_path / "whole"
+    whole.write_bytes(image.read_bytes())
+    with image.open("r+b") as file:
+        file.truncate(100 * 4096)
+    result = run("repair", image, "--root-hash", record["root_hash"], "--from", whole)
+    assert result.exit_code == 1 and f"{image}: offset " in result.stderr and "there are 409600" in result.stderr
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for verb in (["verify", "--root-hash", "00" * 32], ["repair", "--root-hash", "00" * 32, "--from", str(tmp_path)],
+                 ["format"], ["dump"]):  # fmt: skip
+        result = run(*verb, pipe)
+        assert result.exit_code == 2 and f"{pipe}: a pipe, not a file" in result.stderr, result.output
