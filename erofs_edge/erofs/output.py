@@ -6,16 +6,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from erofs_edge.errors import CapacityError, SourceError, UsageError
+from erofs_edge.errors import CapacityError, SourceError
 from erofs_edge.threads import Background
-from erofs_edge.writing import NO_SPACE
+from erofs_edge.writing import NO_SPACE, settled
 
 GATHER = 4 << 20  # bytes collected before they are written
 VECTORS = 1000  # chunks a call takes (IOV_MAX is 1024)
@@ -156,10 +155,9 @@ def replacing(path: Path, *, hashing: bool = False, follower: Follower | None = 
     """A sink whose file takes the place of `path` when the block ends well, and vanishes when it does not.
 
     Where the file system can, the file has no name until then, so that not even a kill leaves anything behind.
+    A symlink stays, and what it points to is replaced. Raises UsageError where `path` is there and is no regular file.
     """
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UsageError("the output exists and is not a regular file", where=str(path))
+    path = settled(path)
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     named = False
     with _writing(path):

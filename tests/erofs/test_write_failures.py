@@ -264,3 +264,15 @@ def test_where_files_need_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SourceError):
         write(tree_of(x=file(FileContent(path, 9001))), tmp_path / "named")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["named", "shrinking", "usual"]
+
+
+def test_a_symlink_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    for name in ("new", "old"):
+        link, file = tmp_path / name, tmp_path / "far" / name
+        link.symlink_to(f"far/{name}")
+        if name == "old":
+            file.write_bytes(b"old")
+        write(FileTree(Inode(0o040755)), link)
+        assert link.is_symlink() and file.stat().st_size == 4096
+    assert sorted(os.listdir(tmp_path / "far")) == ["new", "old"]
