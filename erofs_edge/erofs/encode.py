@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from erofs_edge.erofs.attributes import icount
@@ -22,7 +22,6 @@ from erofs_edge.erofs.ondisk import (
 )
 from erofs_edge.erofs.plan import NO_BLOCK, Node
 
-_pack_compact = COMPACT_INODE.pack
 _FLAT = (LAYOUT_FLAT_PLAIN, LAYOUT_FLAT_INLINE)
 _TYPES = bytes([FILE_TYPES.get(kind << 12, 0) for kind in range(256)])
 """the type of a dirent for the kind of file in the upper bits of a mode"""
@@ -36,40 +35,40 @@ def encoded(nodes: Iterable[Node], block_size: int) -> Iterator[tuple[int, bytes
         if body:
             node.body = b""
         else:
-            tail: bytes | bytearray = node.tail
             if node.names:
                 blocks = [entries.block() for entries in node.entries or entries_of(node)]
                 if node.tail_size:
-                    tail = blocks.pop()
+                    node.tail = bytes(blocks.pop())
                 for i, one in enumerate(blocks):
                     yield (node.i_u + i) * block_size, one
-            body = encode_node(node, tail)
+            body = encode_node(node)
         yield node.nid * SLOT_SIZE, body
 
 
-def encode_node(node: Node, tail: bytes | bytearray) -> bytes:
-    """An inode with all that follows it, wherever it may stand; `tail` is what is inline."""
-    block, xattrs = node.i_u, node.xattrs
-    if node.extended or block >= NULL_ADDR:
-        body = encode_inode(node)
-    else:  # as most are: the same in fewer steps
-        body = _pack_compact(
-            node.layout << LAYOUT_SHIFT,
-            icount(xattrs) if xattrs else 0,
-            node.inode.mode,
-            node.links,
-            node.size,
-            node.since,
-            block if block != NO_BLOCK else NULL_ADDR,
-            (node.ino or node.number) & NULL_ADDR,
-            node.uid,
-            node.gid,
-            0,
-        )
+def encode(nodes: Sequence[Node]) -> None:
+    """Give each node its body, wherever it may stand; there is no tail then."""
+    if [True for n in nodes if n.extended or n.xattrs or n.ino or n.i_u >= NULL_ADDR]:
+        bodies = [encode_node(node) for node in nodes]
+    else:  # as mostly all are: the same in fewer steps
+        pack = COMPACT_INODE.pack
+        bodies = [
+            pack(
+                n.layout << LAYOUT_SHIFT, 0, n.inode.mode, n.links, n.size, n.since,
+                n.i_u & NULL_ADDR,  # which NO_BLOCK becomes
+                n.number, n.uid, n.gid, 0,
+            ) + n.index + n.tail
+            for n in nodes
+        ]  # fmt: skip
+    for node, body in zip(nodes, bodies, strict=True):
+        node.body, node.tail = body, b""
+
+
+def encode_node(node: Node) -> bytes:
+    """An inode with all that follows it, wherever it may stand."""
+    body = encode_inode(node) + node.xattrs
     if not node.index:
-        return body + xattrs + tail
-    body += xattrs
-    return body + bytes(-len(body) % node.index_align) + node.index + tail
+        return body + node.tail
+    return body + bytes(-len(body) % node.index_align) + node.index + node.tail
 
 
 def encode_inode(node: Node) -> bytes:
@@ -125,10 +124,14 @@ def entries_of(node: Node) -> list[Entries]:
     parent = node.parent
     assert parent is not None  # noqa: S101 - only the root's could be missing, and it is its own
     names = node.names[0] if len(node.names) == 1 else list(chain.from_iterable(node.names))
-    targets = list(node.children)
-    targets.insert(names.index(b"."), node)
-    targets.insert(names.index(b".."), parent)
+    targets = [node, parent, *node.children]
+    if names[1] != b"..":
+        targets = list(node.children)
+        targets.insert(names.index(b"."), node)
+        targets.insert(names.index(b".."), parent)
     types = bytes([target.inode.mode >> 12 for target in targets]).translate(_TYPES)
+    if len(node.names) == 1:
+        return [Entries(names, targets, types)]
     blocks, at = [], 0
     for names in node.names:
         end = at + len(names)

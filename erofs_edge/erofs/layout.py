@@ -9,10 +9,12 @@ walk over the tree, directory by directory, first needs them. Within a block ino
 
 from __future__ import annotations
 
+import stat
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 
-from erofs_edge.erofs.encode import encode_node, entries_of
+from erofs_edge.erofs.encode import encode, entries_of
 from erofs_edge.erofs.ondisk import COMPACT_SIZE, EXTENDED_SIZE, SLOT_BITS, SLOT_SIZE
 from erofs_edge.erofs.plan import Node, choose_flat_layout
 
@@ -50,11 +52,11 @@ class _Hole:
 
     def number(self, block_start: int) -> tuple[int, int]:
         """Give the nodes their nids, after `sort`; the bytes of the image that are left."""
-        offset = block_start + self.start
+        nid = block_start + self.start >> SLOT_BITS
         for _, slots, node in self.nodes:
-            node.nid = offset >> SLOT_BITS
-            offset += slots * SLOT_SIZE
-        return offset, offset + self.free * SLOT_SIZE
+            node.nid = nid
+            nid += slots
+        return nid << SLOT_BITS, nid + self.free << SLOT_BITS
 
     def sort(self) -> None:
         self.nodes.sort(key=itemgetter(0))
@@ -107,7 +109,7 @@ def footprint(node: Node) -> int:
 
 def slots_of(node: Node) -> int:
     """The same in slots."""
-    return -(-(len(node.body) or footprint(node)) // SLOT_SIZE)
+    return (len(node.body) or footprint(node)) + SLOT_SIZE - 1 >> SLOT_BITS
 
 
 def directory_blocks(nodes: Iterable[Node], block_size: int) -> dict[Node, int]:
@@ -125,7 +127,7 @@ def place(packing: Packing, directories: Mapping[Node, int], allocate: Callable[
         for hole in area.holes:
             hole.sort()
     areas += [_Area(blocks, directory) for directory, blocks in directories.items()]
-    firsts = _first_children(packing.nodes)
+    firsts = _first_children(packing.nodes, directories)
     for area in sorted(areas, key=lambda area: _first_need(area, firsts)):
         block = allocate(area.blocks)
         if area.directory is not None:
@@ -162,11 +164,13 @@ class Packing:
         pack them, as far as windows are full. What needs no numbers of others is encoded at once."""
         end = self._packed + WINDOW
         while end <= len(self.nodes) and self.nodes[end - 1].number < number:
+            files = []
             for node in self.nodes[self._packed : end]:
                 if node.names:
                     node.entries = entries_of(node)
-                elif not node.inode.is_symlink:
-                    node.body, node.tail = encode_node(node, node.tail), b""
+                elif node.inode.mode & 0o170000 != stat.S_IFLNK:
+                    files.append(node)
+            encode(files)
             self._pack()
             end += WINDOW
         self.due = self.nodes[min(end, len(self.nodes)) - 1].number + 1 if self.nodes else 0
@@ -183,11 +187,11 @@ class Packing:
         """Every node of the next window into a hole, or a block of an area."""
         age, near, far, block_size = self._packed // WINDOW, self._near, self._far, self.block_size
         near.move(far, age - NEAR)
-        alike: dict[int, list[tuple[int, int, Node]]] = {}
         window = self.nodes[self._packed : self._packed + WINDOW]
+        alike: dict[int, list[tuple[int, int, Node]]] = defaultdict(list)
         for node in window:
-            slots = slots_of(node)
-            alike.setdefault(slots, []).append((node.number, slots, node))
+            slots = (len(node.body) or footprint(node)) + SLOT_SIZE - 1 >> SLOT_BITS  # as slots_of
+            alike[slots].append((node.number, slots, node))
         for slots in sorted(alike, reverse=True):
             entries, done = alike[slots], 0
             while done < len(entries):
@@ -235,20 +239,20 @@ def _across(node: Node, slots: int, age: int, block_size: int) -> _Area:
     return area
 
 
-def _first_children(nodes: Iterable[Node]) -> dict[Node, int]:
-    """Directory → number of the first of its entries: before that one a walk reads the entries."""
-    firsts: dict[Node, int] = {}
-    last = None
-    for node in nodes:
-        parent = node.parent
-        if parent is not last and parent is not None:  # mostly those of a directory follow each other
-            firsts.setdefault(parent, node.number)
-            last = parent
-    return firsts
+def _first_children(nodes: Iterable[Node], directories: Iterable[Node]) -> dict[Node, int]:
+    """Directory → number of the first of its entries that are among the nodes: before that one a walk reads the
+    entries."""
+    members = set(nodes)
+    return {
+        directory: next(
+            (n.number for n in directory.children if n.parent is directory and n in members), directory.number
+        )
+        for directory in directories
+    }
 
 
 def _first_need(area: _Area, firsts: Mapping[Node, int]) -> tuple[int, bool]:
     """When a walk needs the area: before the inode with this number (False), or for it."""
     if area.directory is not None:
-        return firsts.get(area.directory, area.directory.number), False
+        return firsts[area.directory], False
     return min([hole.nodes[0][0] for hole in area.holes if hole.nodes]), True

@@ -12,7 +12,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, count
+from itertools import chain
 
 from erofs_edge.erofs.attributes import Attribute, count_attributes
 from erofs_edge.erofs.directory import Entries, Names, block_bytes, split_blocks
@@ -36,9 +36,8 @@ NO_BLOCK = -1
 TARGET_MAX = 4095
 SIZE_END = 1 << 63  # kernels refuse larger ones: i_size is signed there
 UINT16, UINT32 = 0xFFFF, 0xFFFFFFFF
-_NO_NAMES = (b".", b"..")
+_NO_NAMES = frozenset((b".", b".."))
 SLASH = 0x2F  # a number is found in bytes many times faster than other bytes
-_NO_DEVICE = (0, 0)
 MAJOR_MAX, MINOR_MAX = 0xFFF, 0xFFFFF
 MTIME_MIN, MTIME_END = -(10**9 << 63), 10**9 << 63  # nanoseconds: seconds have 64 bits and a sign
 KINDS = {
@@ -159,19 +158,13 @@ def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | No
     """`epoch` is the image's own time, seconds and nanoseconds, where options and tree are not to say it.
 
     Raises SourceError, naming the path, for what no EROFS image can hold."""
-    nodes = list(_collect(tree))
-    for node in nodes:
-        if not _is_plain(node.inode):
-            _check(node)
-        _describe(node, options)
+    nodes = _collect(tree, options.block_size)
+    _describe(nodes, options)
     seconds, nanoseconds = epoch if epoch is not None and options.epoch is None else _epoch(nodes, options)
     made = seconds
     if options.wide:
         seconds = _earliest(nodes, made, nanoseconds)
-    for node in nodes:
-        node.extended = _needs_extended(node, (seconds, nanoseconds), options)
-        if options.wide and not node.extended:
-            node.since = node.seconds - seconds
+    _choose_form(nodes, (seconds, nanoseconds), options)
     root, *others = nodes
     if root.names[1:] and sum(-(-n.size // options.block_size) + 1 for n in others) > NULL_ADDR:
         root.extended = True  # its entries may come behind all data, and its place is given first
@@ -224,55 +217,101 @@ def choose_flat_layout(node: Node, block_size: int, room: int) -> int:
     return blocks + bool(rest)
 
 
-def _collect(tree: FileTree) -> Iterator[Node]:
-    """All nodes in order, links counted. Hard links are one node, at the first of their names."""
-    numbers = count(1)
-    known: dict[int, Node] = {}
-    root = Node(tree.root, b"/", next(numbers), None, links=2)
+def _collect(tree: FileTree, block_size: int) -> list[Node]:
+    """All nodes in order, links counted, directories with their names. Hard links are one node, at the first of their
+    names."""
+    root = Node(tree.root, b"/", 1, None, links=2)
     root.parent = root
-    known[id(tree.root)] = root
-    yield root
-    stack = [root]
+    nodes, known, number = [root], {id(tree.root): root}, 1
+    stack, every = [root], [b"-"]  # one that is right, for there may be no others
     while stack:
         directory = stack.pop()
         if not directory.inode.is_dir:
             raise SourceError("the root of an image must be a directory", where=directory.where)
         prefix = directory.path if directory.path == b"/" else directory.path + b"/"
-        below = []
-        named: list[Node] = []
         children = directory.inode.children
-        for name in sorted(children):
+        names = sorted(children)
+        every += names
+        named: list[Node] = []
+        below = []
+        for name in names:
             inode = children[name]
-            path = prefix + name
-            if not 1 <= len(name) <= NAME_MAX or SLASH in name or 0 in name or name in _NO_NAMES:
-                raise SourceError(f"bad file name {name!r}", where=_text(path))
             node = known.get(id(inode))
             if node is None:
-                node = known[id(inode)] = Node(inode, path, next(numbers), directory)
+                number += 1
+                node = known[id(inode)] = Node(inode, prefix + name, number, directory)
+                nodes.append(node)
                 if inode.mode & 0o170000 == stat.S_IFDIR:
-                    node.links = 2
-                    directory.links += 1
                     below.append(node)
-                yield node
             elif inode.is_dir:
-                raise SourceError(f"directory also stands at {node.where}", where=_text(path))
+                raise SourceError(f"directory also stands at {node.where}", where=_text(prefix + name))
             else:
                 node.links += 1
             named.append(node)
+        for node in below:
+            node.links = 2
+        directory.links += len(below)
         directory.children = named
-        stack += reversed(below)
+        directory.names = split_blocks(names, block_size)
+        directory.size = block_size * (len(directory.names) - 1) + block_bytes(directory.names[-1])
+        below.reverse()
+        stack += below
+    _check_names(nodes, every)
+    return nodes
 
 
-def _is_plain(inode: Inode) -> bool:
-    """Whether it is of the kind that most are, of which `_check` would find nothing wrong."""
-    kind = inode.mode & ~0o7777
-    content = inode.content
-    return (
-        ((kind == stat.S_IFREG and (content is None or content.size < SIZE_END)) or kind == stat.S_IFDIR)
-        and not (inode.uid | inode.gid) >> 16
-        and 0 <= inode.mtime_ns < MTIME_END
-        and inode.rdev == _NO_DEVICE
-    )
+def _check_names(nodes: list[Node], names: list[bytes]) -> None:
+    """Raises SourceError where one of the names, which are all that the directories among the nodes have, cannot be a
+    file's."""
+    together = b"".join(names)
+    lengths = set(map(len, names))
+    is_odd = 0 in together or SLASH in together or min(lengths) < 1 or max(lengths) > NAME_MAX
+    if not is_odd and _NO_NAMES.isdisjoint(names):
+        return
+    for node in nodes:
+        for name in node.inode.children:
+            if not 1 <= len(name) <= NAME_MAX or SLASH in name or 0 in name or name in _NO_NAMES:
+                raise SourceError(f"bad file name {name!r}", where=_text(node.path.rstrip(b"/") + b"/" + name))
+
+
+def _describe(nodes: list[Node], options: WriteOptions) -> None:
+    """Owner, time and size of each, as options want them. Raises SourceError for what an inode cannot hold."""
+    keeps_owners, epoch = not options.all_root, options.epoch or 0
+    is_fixed = options.epoch is not None and options.times == "fixed"
+    latest = MTIME_END if options.epoch is None or options.times == "keep" else epoch * 10**9
+    for node in nodes:
+        inode = node.inode
+        mtime, kind = inode.mtime_ns, inode.mode & ~0o7777
+        is_file = kind == stat.S_IFREG
+        content = inode.content
+        if is_file and content is not None:
+            node.size = content.size
+        if (
+            not (is_file or kind == stat.S_IFDIR)
+            or (inode.uid | inode.gid) >> 16
+            or not 0 <= mtime < MTIME_END
+            or node.size >= SIZE_END
+        ):
+            _check(node)  # most are of the kind of which it would find nothing wrong
+            _describe_other(node)
+        if keeps_owners:
+            node.uid, node.gid = inode.uid, inode.gid
+        if is_fixed or mtime > latest:
+            node.seconds = epoch
+        else:
+            node.seconds, node.nanoseconds = epoch_parts(mtime)
+
+
+def _describe_other(node: Node) -> None:
+    inode = node.inode
+    kind = inode.mode & 0o170000
+    if kind == stat.S_IFLNK:
+        node.size = len(inode.target)
+    elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+        major, minor = inode.rdev
+        node.i_u = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+    elif kind not in (stat.S_IFREG, stat.S_IFDIR):
+        node.i_u = 0
 
 
 def _check(node: Node) -> None:
@@ -293,30 +332,6 @@ def _check(node: Node) -> None:
         raise SourceError(f"mtime {inode.mtime_ns} out of range", where=node.where)
 
 
-def _describe(node: Node, options: WriteOptions) -> None:
-    inode = node.inode
-    if not options.all_root:
-        node.uid, node.gid = inode.uid, inode.gid
-    epoch = options.epoch
-    if epoch is not None and options.times != "keep" and (options.times == "fixed" or inode.mtime_ns > epoch * 10**9):
-        node.seconds = epoch
-    else:
-        node.seconds, node.nanoseconds = epoch_parts(inode.mtime_ns)
-    kind = inode.mode & 0o170000
-    if kind == stat.S_IFREG:
-        node.size = inode.content.size if inode.content is not None else 0
-    elif kind == stat.S_IFLNK:
-        node.size = len(inode.target)
-    elif kind == stat.S_IFDIR:
-        node.names = split_blocks(inode.children, options.block_size)
-        node.size = options.block_size * (len(node.names) - 1) + block_bytes(node.names[-1])
-    elif kind in (stat.S_IFCHR, stat.S_IFBLK):
-        major, minor = inode.rdev
-        node.i_u = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
-    else:
-        node.i_u = 0
-
-
 def _epoch(nodes: list[Node], options: WriteOptions) -> tuple[int, int]:
     """The time that compact inodes share: the one asked for, or the most frequent, the earliest of equals."""
     if options.epoch is not None:
@@ -332,15 +347,22 @@ def _earliest(nodes: list[Node], made: int, nanoseconds: int) -> int:
     return min([made, *(n.seconds for n in nodes if n.nanoseconds == nanoseconds and n.seconds >= first)])
 
 
-def _needs_extended(node: Node, epoch: tuple[int, int], options: WriteOptions) -> bool:
+def _choose_form(nodes: list[Node], epoch: tuple[int, int], options: WriteOptions) -> None:
+    """Which inodes are extended. Raises SourceError where one has to be that and must not."""
     seconds, nanoseconds = epoch
-    own_time = node.seconds != seconds or node.nanoseconds != nanoseconds
-    if options.wide and node.nanoseconds == nanoseconds:
-        own_time = not 0 <= node.seconds - seconds <= UINT32
-    needed = own_time or node.size > UINT32 or node.uid | node.gid | node.links > UINT16
-    if needed and options.inode_form == "compact":
-        raise SourceError("a compact inode cannot hold its size, owner, links or time", where=node.where)
-    return needed or options.inode_form == "extended"
+    form, wide = options.inode_form, options.wide
+    for node in nodes:
+        own_time = node.seconds != seconds or node.nanoseconds != nanoseconds
+        if wide and node.nanoseconds == nanoseconds:
+            own_time = not 0 <= node.seconds - seconds <= UINT32
+        if own_time or node.size > UINT32 or node.uid | node.gid | node.links > UINT16:
+            if form == "compact":
+                raise SourceError("a compact inode cannot hold its size, owner, links or time", where=node.where)
+            node.extended = True
+        elif form == "extended":
+            node.extended = True
+        elif wide:
+            node.since = node.seconds - seconds
 
 
 def _text(path: bytes) -> str:
