@@ -48,6 +48,8 @@ SHARED_DIRECTORY = Inode(stat.S_IFDIR | 0o755)
         (tree_of(**{"a/b": file(b"")}), "bad file name"),
         (tree_of(**{"..": file(b"")}), "bad file name"),
         (tree_of(**{"": file(b"")}), "bad file name"),
+        (tree_of(**{".": file(b"")}), "bad file name"),
+        (tree_of(**{"a\0b": file(b"")}), "bad file name"),
         (tree_of(x=symlink(b"")), "symlink target"),
         (tree_of(x=symlink(b"a\0b")), "symlink target"),
         (tree_of(x=symlink(b"t" * 4096)), "symlink target"),
