@@ -55,6 +55,20 @@ def test_a_directory_and_its_tree_give_the_same_image(tmp_path: Path) -> None:
         erofs.build(tmp_path / "d", tmp_path / "three", b=1, a=2)
 
 
+def test_options_that_are_paths_may_be_text(path: Path, tmp_path: Path) -> None:
+    out, blob = tmp_path / "out", tmp_path / "blob"
+    with erofs.open(path) as image:
+        tree = image.tree()
+        for baseline in (str(path), path):
+            again = erofs.build(tree, str(out), baseline=baseline, compression="lz4", pcluster=16384)
+            assert again.changed_blocks == 0 and out.read_bytes() == path.read_bytes()
+        erofs.build(tree, out, blob=str(blob), chunk_size=4096, compression="none")
+        for bases, devices in ((str(out), str(blob)), ([str(out)], [blob]), ((out,), (str(blob),))):
+            erofs.build(tree, tmp_path / "above", bases=bases, base_devices=devices, compression="none")
+            assert (tmp_path / "above").stat().st_size < blob.stat().st_size // 2
+        erofs.build(tree, out, baseline=None)
+
+
 def test_a_file_behaves_like_a_file(path: Path, data: bytes) -> None:
     plain = io.BytesIO(data)
     rng = random.Random(1)
