@@ -49,7 +49,7 @@ class FileTarget(PlainTarget):
                 self._read_only = True
         else:
             self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            self._fd = _unnamed(self._temporary)
         try:
             now = os.fstat(self._fd).st_size
             self._size = max(size, now)
@@ -133,6 +133,9 @@ class FileTarget(PlainTarget):
         if os.fstat(self._fd).st_size < self._size:  # nothing was written to it, and it lacks the holes at its end
             self._begin()
         if self._temporary is not None:
+            if not os.fstat(self._fd).st_nlink:
+                # src_dir_fd is not used with an absolute path, but makes this linkat(…, AT_SYMLINK_FOLLOW)
+                os.link(f"/proc/self/fd/{self._fd}", self._temporary, src_dir_fd=self._fd, follow_symlinks=True)
             self._temporary.replace(self._path)
             self._temporary = None
 
@@ -144,6 +147,13 @@ class FileTarget(PlainTarget):
             with suppress(FileNotFoundError):
                 self._temporary.unlink()
             self._temporary = None
+
+
+def _unnamed(temporary: Path) -> int:
+    """A new file, which has no name where the file system can, so that not even a kill leaves anything behind."""
+    with suppress(OSError):  # what is another reason is told of the name, below
+        return os.open(temporary.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
 
 class BlockTarget(PlainTarget):

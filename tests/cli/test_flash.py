@@ -232,6 +232,35 @@ def test_options_that_do_not_go_together_are_named(
     assert not (tmp_path / "card.img").exists()
 
 
+@pytest.mark.parametrize("can", [True, False])
+def test_a_new_file_has_no_name_before_the_end(can: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a kill leaves nothing behind, where the file system can make such files."""
+    opened = os.open
+
+    def plain(path: object, flags: int, *args: object, **words: object) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "not here")
+        return opened(path, flags, *args, **words)  # type: ignore[call-overload, no-any-return]
+
+    try:
+        os.close(os.open(tmp_path, os.O_TMPFILE | os.O_RDWR))
+    except OSError:
+        can = False
+    if not can:
+        monkeypatch.setattr(os, "open", plain)
+    target = FileTarget(tmp_path / "new", 1 << 16)
+    target.write(4096, b"content")
+    assert len(os.listdir(tmp_path)) == (0 if can else 1)
+    target.close()
+    assert os.listdir(tmp_path) == []
+    target = FileTarget(tmp_path / "new", 1 << 16)
+    target.write(4096, b"content")
+    target.finish()
+    target.close()
+    assert os.listdir(tmp_path) == ["new"]
+    assert (tmp_path / "new").read_bytes() == bytes(4096) + b"content" + bytes((1 << 16) - 4103)
+
+
 def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
