@@ -327,6 +327,7 @@ def parse_times(epoch: int | None, *, mkfs_time: bool, ignore_mtime: bool) -> di
 
 def _extended(groups: tuple[str, ...]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
+    set_by: dict[str, str] = {}
     for text in (text for group in groups for text in group.split(",") if text):
         name, equals, value = text.partition("=")
         if equals and name in ("fragments", "all-fragments"):
@@ -337,7 +338,8 @@ def _extended(groups: tuple[str, ...]) -> dict[str, Any]:
             raise UsageError(f"-E {name}: unknown option", hint=f"supported: {', '.join(EXTENDED_OPTIONS)}")
         for field, value in EXTENDED_OPTIONS[name].items():
             if fields.setdefault(field, value) != value:
-                raise UsageError(f"-E {name} contradicts another -E option")
+                raise UsageError(f"-E {name} contradicts -E {set_by[field]}", hint="leave one of them out")
+            set_by.setdefault(field, name)
     return fields
 
 

@@ -190,3 +190,15 @@ def test_a_profile_of_another_version_is_a_warning(source: Path) -> None:
     done = build(source, "--profile", str(profile))
     assert done.exit_code == 1
     assert f"{profile}:1: not a line of a profile" in done.stderr
+
+
+def test_options_that_contradict_each_other_are_both_named(tmp_path: Path) -> None:
+    pairs = (
+        ("fragments", "all-fragments"),
+        ("inline_data", "noinline_data"),
+        ("xattr-name-filter", "^xattr-name-filter"),
+    )
+    for first, last in pairs:
+        options = f"{first},nosbcrc,{last}"
+        result = CliRunner().invoke(cli, ["fs", "build", str(tmp_path), "-o", str(tmp_path / "i"), "-E", options])
+        assert result.exit_code == 2 and f"-E {last} contradicts -E {first}\n" in result.stderr, result.output
