@@ -76,11 +76,9 @@ def source_tree(
         return index_tars(archives, layers=layers)
     if archives or source is None:
         raise UsageError("an image is of a directory or of archives", hint="give SRC, or --tar-index")
-    from pathlib import Path
-
     from erofs_edge.sources.directory import scan
 
-    return scan(Path(source), found)
+    return scan(source, found)
 
 
 def layer_rows(info: ErofsInfo) -> list[tuple[str, str]]:

@@ -11,7 +11,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 
 from erofs_edge.erofs.attributes import Attribute, count_attributes
@@ -52,7 +51,6 @@ KINDS = {
 PACKED_PATH = b"(packed inode)"  # no path of a tree is like this: those start with '/'
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Node:
     """One inode of the image.
 
@@ -72,32 +70,37 @@ class Node:
     lent         its data stands on a further device already, see loans.py
     """
 
-    inode: Inode
-    path: bytes
-    number: int
-    parent: Node | None
-    uid: int = 0
-    gid: int = 0
-    seconds: int = 0
-    nanoseconds: int = 0
-    links: int = 1
-    extended: bool = False
-    size: int = 0
-    xattrs: bytes = b""
-    layout: int = LAYOUT_FLAT_PLAIN
-    since: int = 0
-    i_u: int = NO_BLOCK
-    tail_size: int = 0
-    tail: bytes = b""
-    index: bytes = b""
-    index_align: int = 8
-    body: bytes = b""
-    names: Sequence[Names] = ()
-    entries: Sequence[Entries] = ()
-    children: Sequence[Node] = ()
-    nid: int = -1
-    ino: int = 0
-    lent: bool = False
+    __slots__ = (
+        "body", "children", "entries", "extended", "gid", "i_u", "index", "index_align", "ino", "inode", "layout",
+        "lent", "links", "names", "nanoseconds", "nid", "number", "parent", "path", "seconds", "since", "size",
+        "tail", "tail_size", "uid", "xattrs",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        inode: Inode,
+        path: bytes,
+        number: int,
+        parent: Node | None,
+        *,
+        size: int = 0,
+        links: int = 1,
+        seconds: int = 0,
+        nanoseconds: int = 0,
+        extended: bool = False,
+        xattrs: bytes = b"",
+        i_u: int = NO_BLOCK,
+        ino: int = 0,
+    ) -> None:
+        self.inode, self.path, self.number, self.parent = inode, path, number, parent
+        self.size, self.links, self.seconds, self.nanoseconds = size, links, seconds, nanoseconds
+        self.extended, self.xattrs, self.i_u, self.ino = extended, xattrs, i_u, ino
+        self.uid = self.gid = self.since = self.tail_size = 0
+        self.layout, self.nid, self.index_align, self.lent = LAYOUT_FLAT_PLAIN, -1, 8, False
+        self.tail = self.index = self.body = b""
+        self.names: Sequence[Names] = ()
+        self.entries: Sequence[Entries] = ()
+        self.children: Sequence[Node] = ()
 
     @property
     def head_size(self) -> int:
@@ -116,30 +119,33 @@ class Node:
         return self.path.decode("utf-8", "backslashreplace") + origin
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Plan:
     """All nodes, root first; the image's own time (`built_after`: seconds from there to when it was made); how often
     each attribute is used; incompatible feature bits that the contents turned out to need; the packed inode, the last
     node if there is one; the byte of the image where the table of long attribute prefixes starts, and the table of
-    `devices` devices, with room for `slots`."""
+    `devices` devices, with room for `slots`.
 
-    nodes: list[Node]
-    epoch: int
-    epoch_ns: int
-    attributes: Counter[Attribute]
-    incompat: int = 0
-    packed: Node | None = None
-    prefixes_at: int = 0
-    devices_at: int = 0
-    devices: int = 0
-    slots: int = 0
-    built_after: int = 0
-    hot: list[Node] = field(default_factory=list)
-    """nodes that are used first, by a profile"""
-    apart: frozenset[bytes] = frozenset()
-    """paths of files of which a profile names parts"""
-    kinds: dict[str, int] = field(default_factory=dict)
-    """how many files, directories and so on there are, as ErofsInfo has it"""
+    hot    nodes that are used first, by a profile
+    apart  paths of files of which a profile names parts
+    kinds  how many files, directories and so on there are, as ErofsInfo has it
+    """
+
+    def __init__(
+        self,
+        nodes: list[Node],
+        epoch: int,
+        epoch_ns: int,
+        attributes: Counter[Attribute],
+        *,
+        built_after: int = 0,
+        kinds: dict[str, int] | None = None,
+    ) -> None:
+        self.nodes, self.epoch, self.epoch_ns, self.attributes = nodes, epoch, epoch_ns, attributes
+        self.built_after, self.kinds = built_after, kinds or {}
+        self.incompat = self.prefixes_at = self.devices_at = self.devices = self.slots = 0
+        self.packed: Node | None = None
+        self.hot: list[Node] = []
+        self.apart: frozenset[bytes] = frozenset()
 
     @property
     def files(self) -> Iterator[Node]:
@@ -357,7 +363,10 @@ def _choose_form(nodes: list[Node], epoch: tuple[int, int], options: WriteOption
             own_time = not 0 <= node.seconds - seconds <= UINT32
         if own_time or node.size > UINT32 or node.uid | node.gid | node.links > UINT16:
             if form == "compact":
-                raise SourceError("a compact inode cannot hold its size, owner, links or time", where=node.where)
+                hint = "mostly it is a time of its own: -T, or --ignore-mtime, give all files the same"
+                raise SourceError(
+                    "a compact inode cannot hold its size, owner, links or time", where=node.where, hint=hint
+                )
             node.extended = True
         elif form == "extended":
             node.extended = True

@@ -8,21 +8,22 @@ under another user or umask builds the same image.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from erofs_edge.errors import SourceError
 from erofs_edge.tree import Content, FileContent, FileTree, Inode
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _NO_XATTRS = (95, 61)  # ENOTSUP, ENODATA
 _new: Any = tuple.__new__  # a named tuple's own way takes twice the time
 
 
-def scan(path: Path, found: Callable[[Content], None] | None = None) -> FileTree:
+def scan(path: Path | str, found: Callable[[Content], None] | None = None) -> FileTree:
     """A directory with the host's metadata: mode, owner, ns mtime, device numbers, extended attributes (ACLs and
     capabilities are such), hard links. Mount points are crossed. `found` is called with the content of each name
     of a file, as soon as it is met.
@@ -112,6 +113,8 @@ def fingerprint(path: Path) -> tuple[str, int]:
 
     Owners, modes and times of the host do not count, as in `read_directory`. Raises SourceError.
     """
+    import hashlib
+
     digest = hashlib.sha256()
     size = 0
     for shown, kind, value, length in entries(path):
@@ -123,6 +126,8 @@ def fingerprint(path: Path) -> tuple[str, int]:
 
 def entries(top: Path) -> Iterator[tuple[bytes, str, bytes, int]]:
     """(path below top, kind, sha256 or target, bytes) of everything below a directory, in byte order of folders."""
+    import hashlib
+
     root = os.fsencode(top)
     try:
         for folder, folders, names in os.walk(root, onerror=_raise):
