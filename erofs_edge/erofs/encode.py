@@ -42,6 +42,7 @@ def encoded(nodes: Iterable[Node], block_size: int) -> Iterator[tuple[int, bytes
                 for i, one in enumerate(blocks):
                     yield (node.i_u + i) * block_size, one
             body = encode_node(node)
+            node.tail = b""
         yield node.nid * SLOT_SIZE, body
 
 

@@ -79,7 +79,7 @@ class FileStore:
         self._spool = sink if isinstance(sink, Spool) else None
         self._moves = self._spool is not None or (options.blob is not None and chunks is None)
         full = options.full_index or options.wide or not codings.big
-        self._direct = not (full or self._moves or chunks is not None or (repeats is not None and repeats.numbers))
+        self.is_direct = not (full or self._moves or chunks is not None or (repeats is not None and repeats.numbers))
         self._repeats = repeats or Repeats()
         self._apart = apart
         self._bases: dict[int, int] = {}
@@ -107,7 +107,7 @@ class FileStore:
         if piece.twin:
             self._copy(node, piece.twin)
             return
-        if self._direct and piece.length == node.size and piece.packed is None and node not in self._originals:
+        if self.is_direct and piece.length == node.size and piece.packed is None and node not in self._originals:
             # most files are one piece that nothing else depends on
             if segment is None and data is not None:
                 self._take_flat(node, data)

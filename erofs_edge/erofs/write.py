@@ -44,6 +44,7 @@ from erofs_edge.erofs.plan import NO_BLOCK, Node, Plan, choose_flat_layout, make
 from erofs_edge.erofs.ranged import Order
 from erofs_edge.erofs.repeats import Repeats, find_repeats
 from erofs_edge.erofs.sharing import Shares
+from erofs_edge.erofs.small import without_small
 from erofs_edge.erofs.space import Space
 from erofs_edge.erofs.spool import NoBaseline, Spool
 from erofs_edge.errors import CapacityError, UsageError
@@ -310,8 +311,8 @@ def _store_contents(
     tails = TAILS[options.fragments, options.ztailpacking]
     beside = options.block_size if options.inline_tails else 0
     contents = list(plan.files)
-    done, total = 0, sum([node.size for node in contents])
-    due = step = total // PROGRESS_STEPS
+    total = sum([node.size for node in contents])
+    progress = _Progress(options.progress, total)
     pool = options.ahead.pool if options.ahead else Threads(options.workers)
     how = partial(store, pool=pool, special=codings.special, block_size=options.block_size)
     run = partial(how, cache=options.cache, meter=options.meter)
@@ -319,25 +320,23 @@ def _store_contents(
         twins, repeats = _find_equal(contents, codings, pool, options)
         shares = Shares(repeats, options.block_size) if repeats.numbers else None
         files = FileStore(sink, codings, options, twins.values(), chunks, repeats, plan.apart)
-        pieces = pieces_of(contents, twins, tails=tails)
+        crew = options.ahead.crew if options.ahead else None
+        rest: Iterable[Node] = contents
+        if crew and packing and files.is_direct and beside and tails is Tails.BLOCK and not options.dedupe:
+            rest = without_small(contents, options.block_size, progress.add)
+        pieces = pieces_of(rest, twins, tails=tails)
         stream = run(pieces, rules=codings.default, tails=tails, beside=beside, shares=shares, ahead=options.ahead)
         end_hot = partial(_end_hot, plan.hot, files, after_hot)
         for stored in _after(plan.hot, stream, end_hot) if plan.hot else stream:
             if packing is not None and stored.piece.node.number >= packing.due:
                 packing.advance(stored.piece.node.number)
             files.take(stored)
-            done += stored.piece.length - (stored.segment.fragment if stored.segment else 0)
-            if done > due and options.progress:
-                options.progress(done, total)
-                due = done + step
+            progress.add(stored.piece.length - (stored.segment.fragment if stored.segment else 0))
+        if packing is not None:
+            packing.advance(len(plan.nodes) + 1)
         for stored in store_packed(plan, files, codings, options, run, baseline):
-            # equal parts are there once, so this may be less than what is left
-            done = min(total, done + stored.piece.length)
-            if done > due and options.progress:
-                options.progress(done, total)
-                due = done + step
-        if options.progress:
-            options.progress(total, total)
+            progress.add(stored.piece.length)
+        progress.add(total)
     finally:
         pool.shutdown()
     files.size = total
@@ -345,6 +344,21 @@ def _store_contents(
     _take_symlinks([node for node in plan.nodes if node not in hot] if hot else plan.nodes, files)
     plan.incompat |= files.features | (chunks.features if chunks else 0)
     return files
+
+
+class _Progress:
+    """Tells of `total` bytes that get stored, not more often than is of use."""
+
+    def __init__(self, call: Callable[[int, int], object] | None, total: int) -> None:
+        self._call, self._total = call, total
+        self._done, self._due = 0, total // PROGRESS_STEPS
+
+    def add(self, size: int) -> None:
+        """So many more, or all that are left: equal parts are there once, and may be fewer."""
+        self._done = min(self._total, self._done + size)
+        if self._call and (self._done > self._due or self._done == self._total):
+            self._call(self._done, self._total)
+            self._due = self._done + self._total // PROGRESS_STEPS
 
 
 def _find_equal(
