@@ -42,6 +42,12 @@ def settled(out: Path) -> Path:
     return Path(os.path.realpath(out)) if out.is_symlink() else out
 
 
+def give_name(fd: int, path: Path) -> None:
+    """A name, which nothing may have yet, for a file that was opened without one (O_TMPFILE). Raises OSError."""
+    # src_dir_fd is not used with an absolute path, but makes this linkat(…, AT_SYMLINK_FOLLOW)
+    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+
+
 def write_exactly(fd: int, data: bytes, offset: int) -> None:
     """pwrite until all is written: on a full disk the first call may be short, the next one says why."""
     view = memoryview(data)

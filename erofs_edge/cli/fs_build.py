@@ -14,7 +14,7 @@ from erofs_edge.cli.fs_build_auto import choice_record, choice_rows, choose_auto
 from erofs_edge.cli.fs_build_compression import SUFFIXES, parse_algorithms, read_hints
 from erofs_edge.cli.fs_build_layers import TAR_BLOCK, layer_options, layer_rows, source_tree, take_layers
 from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options
-from erofs_edge.cli.options import FilePath, ManyOptions
+from erofs_edge.cli.options import FilePath
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_text, table
 from erofs_edge.errors import UsageError
 
@@ -47,7 +47,7 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
 """-E name → fields of WriteOptions"""
 
 
-@click.command(cls=ManyOptions)
+@click.command()
 @click.argument("source", metavar="[SRC]", required=False, type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "output", metavar="IMG", required=True, type=click.Path(), help="The image to write.")
 @click.option(

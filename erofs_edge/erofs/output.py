@@ -14,7 +14,7 @@ from typing import Protocol
 
 from erofs_edge.errors import CapacityError, SourceError
 from erofs_edge.threads import Background
-from erofs_edge.writing import NO_SPACE, settled
+from erofs_edge.writing import NO_SPACE, give_name, settled
 
 GATHER = 4 << 20  # bytes collected before they are written
 VECTORS = 1000  # chunks a call takes (IOV_MAX is 1024)
@@ -176,8 +176,7 @@ def replacing(path: Path, *, hashing: bool = False, follower: Follower | None = 
         yield sink
         with _writing(path):
             if not named:
-                # src_dir_fd is not used with an absolute path, but makes this linkat(…, AT_SYMLINK_FOLLOW)
-                os.link(f"/proc/self/fd/{fd}", temporary, src_dir_fd=fd, follow_symlinks=True)
+                give_name(fd, temporary)
                 named = True
             temporary.rename(path)
             named = False

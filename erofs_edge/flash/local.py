@@ -16,6 +16,7 @@ from struct import pack
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import DeviceRefusedError
 from erofs_edge.flash.target import LOOKING, Identity, PlainTarget
+from erofs_edge.writing import give_name
 
 ZEROS = bytes(1 << 20)
 DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
@@ -134,8 +135,8 @@ class FileTarget(PlainTarget):
             self._begin()
         if self._temporary is not None:
             if not os.fstat(self._fd).st_nlink:
-                # src_dir_fd is not used with an absolute path, but makes this linkat(…, AT_SYMLINK_FOLLOW)
-                os.link(f"/proc/self/fd/{self._fd}", self._temporary, src_dir_fd=self._fd, follow_symlinks=True)
+                self._temporary.unlink(missing_ok=True)  # of a process with the same number that was killed
+                give_name(self._fd, self._temporary)
             self._temporary.replace(self._path)
             self._temporary = None
 

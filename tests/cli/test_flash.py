@@ -253,6 +253,7 @@ def test_a_new_file_has_no_name_before_the_end(can: bool, tmp_path: Path, monkey
     assert len(os.listdir(tmp_path)) == (0 if can else 1)
     target.close()
     assert os.listdir(tmp_path) == []
+    (tmp_path / f".new.{os.getpid()}.tmp").write_bytes(b"of another with this number that was killed")
     target = FileTarget(tmp_path / "new", 1 << 16)
     target.write(4096, b"content")
     target.finish()
