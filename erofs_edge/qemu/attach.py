@@ -45,7 +45,8 @@ PORT = 10809
 """of the disk inside the machine, the control export is behind it: provision/init.sh"""
 START = 300.0  # seconds until a machine can be reached; a busy host takes many times as long as an idle one
 LOG = "console.txt"  # what the machine says, in its folder
-SAID = 200  # bytes of it, for a hint
+COMPLAINTS = "qemu.txt"  # what QEMU itself says, there
+SAID, TOLD = 200, 400  # bytes of them, for a hint and for a message
 LOOK = 0.05  # seconds between two looks at it
 END = 20.0  # seconds that QEMU has to end by itself
 GUEST = "10.0.2.15/24"
@@ -87,9 +88,14 @@ def telling(log: Path) -> Iterator[None]:
     try:
         yield
     except DeviceError as error:
-        if error.hint is None and log.exists() and (said := " ".join(clean(log.read_bytes()[-SAID:]).split())):
+        if error.hint is None and (said := _last(log, SAID)):
             error.hint = f"its console ends with: {said}"
         raise
+
+
+def _last(file: Path, size: int = TOLD) -> str:
+    """The end of what was said, on one line; '' for nothing."""
+    return " ".join(clean(file.read_bytes()[-size:]).split()) if file.exists() else ""
 
 
 @contextmanager
@@ -107,7 +113,7 @@ def _serial(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, fo
     machine = [*_loader(board.value, emulator, folder, prompt=True), *drive, *console_arguments(console)]
     said = ["-serial", f"file:{escaped(log)}", "-monitor", "none"]
     with _running([str(emulator.program), *machine, *said], folder) as process:
-        _wait(process, console.exists, lambda: "")
+        _wait(process, console.exists, folder)
         yield f"serial+unix://{console}?console={RATE}"
 
 
@@ -158,13 +164,10 @@ def _provisioning(
     def said() -> bytes:
         return log.read_bytes() if log.exists() else b""
 
-    def last() -> str:
-        return clean(said()[-400:])
-
     with _running(command, folder) as machine:
-        _wait(machine, lambda: READY in said() or FAILED in said(), last)
+        _wait(machine, lambda: READY in said() or FAILED in said(), folder)
         if FAILED in said():
-            raise BootCheckError(f"the provisioning system did not start: {last()}")
+            raise BootCheckError(f"the provisioning system did not start: {_last(log)}")
         address = f"127.0.0.1:{port}"
         yield f"provisions://{address}?tls-certificates={secrets}" if secrets else f"provision://{address}"
 
@@ -182,7 +185,7 @@ def _fastboot(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, 
         return log.read_bytes() if log.exists() else b""
 
     with _running(command, folder) as machine:
-        _wait(machine, lambda: LISTENS in said(), lambda: clean(said()[-400:]))
+        _wait(machine, lambda: LISTENS in said(), folder)
         yield f"fastboot+udp://127.0.0.1:{port}"
 
 
@@ -193,7 +196,7 @@ def _drive(disk: Path) -> list[str]:
 @contextmanager
 def _running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """QEMU while the block lasts. It dies with this process; what it says goes to a file."""
-    with (folder / "qemu.txt").open("w+b") as complaints:
+    with (folder / COMPLAINTS).open("w+b") as complaints:
         machine = start(command, complaints)
         try:
             yield machine
@@ -208,15 +211,16 @@ def _running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[byte
                 machine.stdout.close()
 
 
-def _wait(machine: subprocess.Popen[bytes], ready: Callable[[], bool], last: Callable[[], str]) -> None:
+def _wait(machine: subprocess.Popen[bytes], ready: Callable[[], bool], folder: Path) -> None:
+    """Until the machine that was started in `folder` is `ready`."""
     deadline = time.monotonic() + START
     while not ready():
         if machine.poll() is not None:
-            raise ToolError(
-                f"QEMU ended with code {machine.returncode}: {last() or 'no message'}", hint="is it this disk?"
-            )
+            why = _last(folder / COMPLAINTS) or _last(folder / LOG) or "no message"
+            raise ToolError(f"QEMU ended with code {machine.returncode}: {why}")
         if time.monotonic() > deadline:
-            raise BootCheckError(f"the machine is not there after {START:g} s; it said: {last() or 'nothing'}")
+            said = _last(folder / LOG) or "nothing"
+            raise BootCheckError(f"the machine is not there after {START:g} s; it said: {said}")
         time.sleep(LOOK)
 
 

@@ -75,6 +75,9 @@ disk = re.search(r"file=([^,\\n]+)", "\\n".join(arguments))[1]
 open(here + "/disk-seen", "wb").write(open(disk, "rb").read())
 sys.stderr.write(plan.get("complaint", ""))
 sys.stderr.flush()
+serial = re.search(r"^file:(.+)$", "\\n".join(arguments), re.MULTILINE)
+if serial:
+    open(serial[1], "w").write(plan.get("serial", ""))
 for piece in plan["console"]:
     if isinstance(piece, str):
         sys.stdout.write(piece)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An emulated board that is to be flashed and does not come up: who says why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_machine import BOARD, FakeQemu
+
+from erofs_edge.errors import BootCheckError, ToolError
+from erofs_edge.manifest.load import Loaded, load_board
+from erofs_edge.manifest.model import Board
+from erofs_edge.provision.initramfs import Provisioning
+from erofs_edge.qemu import attach
+
+
+@pytest.fixture
+def loaded(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded[Board]:
+    """A small board whose provisioning system needs no packages."""
+    parts = Provisioning("0", b"kernel", b"initramfs", None, 0)
+    monkeypatch.setattr(attach, "build_provisioning", lambda *_, **__: parts)
+    stock = load_board(repository / "boards/qemu-aarch64.yaml")
+    return replace(stock, value=BOARD)
+
+
+@pytest.mark.parametrize(
+    ("complaint", "console", "told"),
+    [
+        ("cannot set up guest memory\n", "[    0.1] Linux", "code 1: cannot set up guest memory"),
+        ("", "[    0.1] Linux\r\npanic\r\n", "code 1: [ 0.1] Linux panic"),
+        ("", "", "code 1: no message"),
+    ],
+)
+def test_a_qemu_that_ends_has_said_why(
+    loaded: Loaded[Board], fake_qemu: FakeQemu, tmp_path: Path, complaint: str, console: str, told: str
+) -> None:
+    fake_qemu.plan(complaint=complaint, serial=console, code=1)
+    with pytest.raises(ToolError) as caught, attach.attached(loaded, tmp_path, "nbd", tmp_path / "disk.img"):
+        pass
+    assert told in caught.value.message
+    assert caught.value.hint is None
+
+
+def test_a_machine_that_is_silent_or_cannot(
+    loaded: Loaded[Board], fake_qemu: FakeQemu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_qemu.plan(30.0, serial="erofs-edge: provisioning failed: no disk vda\r\n")
+    disk = tmp_path / "disk.img"
+    with pytest.raises(BootCheckError, match="failed: no disk vda"), attach.attached(loaded, tmp_path, "nbd", disk):
+        pass
+    monkeypatch.setattr(attach, "START", 0.3)
+    fake_qemu.plan(30.0)
+    silent = r"not there after 0\.3 s; it said: nothing"
+    with pytest.raises(BootCheckError, match=silent), attach.attached(loaded, tmp_path, "nbd", disk):
+        pass
