@@ -25,6 +25,10 @@ find_network() {
     return 1
 }
 
+why_no_address() {
+    if [ -e $run/dhcp ]; then last $run/dhcp; else echo "there is none but lo that can be set up"; fi
+}
+
 # /dev/nbd$1 becomes what nbdkit gives by the other arguments.
 attach() {
     number=$1
@@ -97,7 +101,7 @@ connect() {
     mkdir -p $run
     mount -t tmpfs -o mode=755,nosuid,nodev tmpfs $run || fail "$1" "no memory for $run"
     [ ! -d /tls ] || cp -a /tls $run/tls
-    find_network || fail "$1" "no interface gets an address: $(last $run/dhcp)"
+    find_network || fail "$1" "no interface gets an address: $(why_no_address)"
 }
 
 find_system() {

@@ -80,5 +80,5 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ErofsEdgeError(
-            f"no boot image is there: {error.strerror}", where=str(path), hint="erofs-edge build BOARD -o OUT"
+            f"the build has no such file: {error.strerror}", where=str(path), hint="erofs-edge build BOARD -o OUT"
         ) from error

@@ -50,12 +50,12 @@ class Place:
 
 def parse_place(uri: str) -> Place:
     """Raises UsageError for what is no place that a board can reach before it has a name service."""
-    split = urlsplit(uri)
     try:
-        port = split.port
-    except ValueError:
-        port = 0
-    host, export = split.hostname or "", unquote(split.path.removeprefix("/"))
+        split = urlsplit(uri)
+        host, port = split.hostname or "", split.port
+    except ValueError:  # a bracket alone, a port that is no number
+        raise UsageError(f"'{uri}' is no place to get a system from", hint=_HINT) from None
+    export = unquote(split.path.removeprefix("/"))
     if split.scheme not in ("nbd", "nbds", "http", "https") or not host or port == 0:
         raise UsageError(f"'{uri}' is no place to get a system from", hint=_HINT)
     if not _WORD.fullmatch(uri.replace("[", "").replace("]", "")) or not _WORD.fullmatch(export):

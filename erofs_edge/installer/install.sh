@@ -17,6 +17,7 @@ end() {
 }
 
 fail() {
+    [ ! -s /missing ] || set -- "$* (modules that did not load: $(tr '\n' ' ' </missing))"
     say "FAILED: $*"
     end
 }
@@ -99,7 +100,7 @@ reason=$(mount -t erofs -o ro /dev/mapper/payload /payload 2>&1) || fail "the me
 await find_targets || fail "no disk ${DISK:+$DISK }of $MEBIBYTES MiB that can be written"
 case $found in *' '*) fail "more than one disk could be meant: $found" ;; esac
 disk=/dev/$found
-blank "$disk" || [ -n "$OVERWRITE" ] || fail "$disk is not blank, it is left as it is"
+blank "$disk" || [ -n "$OVERWRITE" ] || fail "$disk is not blank, it is left as it is: a medium made with --overwrite installs on it"
 say "writing $disk"
 # the old table, and its backup, of which firmware would make it anew
 read -r sectors <"/sys/block/$found/size"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.tree import BytesContent, FileTree, Inode
-from erofs_edge.trust.certificate import load_certificate
+from erofs_edge.trust.certificate import Certificate, load_certificate
 from erofs_edge.trust.signer import Signer
 from erofs_edge.verity.tree import VerityInfo
 
@@ -88,8 +89,8 @@ def make_medium(
     if not image.is_file():
         raise ErofsEdgeError("disk.img is not there", where=str(out), hint="erofs-edge build BOARD -o OUT")
     disk_size = image.stat().st_size
-    with tempfile.TemporaryDirectory(prefix=".installer-", dir=path.parent) as folder:
-        payload, esp = Path(folder) / "payload", Path(folder) / "esp"
+    with _folder_beside(path) as folder:
+        payload, esp = folder / "payload", folder / "esp"
         pieces, verity = write_payload(image, payload, epoch=lock.date, sector=board.disk.sector)
         values = _values(board, verity, disk_size, wanted)
         start = _start_image(board, uefi, lock, values, signer, out, cache)
@@ -104,6 +105,26 @@ def make_medium(
         )
         write_disk(_layout(esp, payload, verity.root_hash), path)
     return Medium(path, path.stat().st_size, _sum(pieces), disk_size, verity.root_hash.hex())
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """For what goes into `path`. Raises ErofsEdgeError where nothing can be written there."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".installer-", dir=path.parent)
+    except OSError as error:
+        raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(path)) from error
+    with folder as name:
+        yield Path(name)
+
+
+def _certificate(path: Path, name: str) -> Certificate:
+    try:
+        return load_certificate(path.read_bytes(), name)
+    except OSError as error:
+        raise ErofsEdgeError(
+            f"cannot read the build's certificate: {error.strerror}", where=str(path), hint="build again"
+        ) from error
 
 
 def _sum(pieces: list[Piece]) -> int:
@@ -154,7 +175,7 @@ def _start_image(
         cmdline=" ".join(arguments(board)),
         version=kernel.version,
         signer=signer,
-        certificate=load_certificate((out / CERTIFICATE).read_bytes(), signer.name),
+        certificate=_certificate(out / CERTIFICATE, signer.name),
     )
 
 

@@ -39,8 +39,10 @@ class Scratch:
         try:
             size = os.lseek(self._fd, 0, os.SEEK_END)
             self._table = gpt.decode(lambda at, length: os.pread(self._fd, length, at), size, board.disk.sector)
-        except BaseException:
+        except BaseException as error:
             os.close(self._fd)
+            if isinstance(error, FormatError):
+                error.where = f"{path}: {error.where}" if error.where else str(path)
             raise
 
     def __enter__(self) -> Scratch:

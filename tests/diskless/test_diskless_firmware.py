@@ -82,6 +82,6 @@ def test_what_only_boards_with_u_boot_can(repository: Path, out: Path, wishes: d
 @pytest.mark.parametrize("name", ["boot_a.efi", "sign.crt", "system.root-hash.p7s"])
 def test_a_build_that_lacks_something(repository: Path, out: Path, name: str) -> None:
     (out / name).unlink()
-    with pytest.raises(ErofsEdgeError, match="no boot image is there") as caught:
+    with pytest.raises(ErofsEdgeError, match="the build has no such file") as caught:
         _build(repository, out)
     assert caught.value.where is not None and caught.value.where.endswith(name)

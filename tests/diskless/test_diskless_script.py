@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,6 +259,13 @@ def test_what_fails_is_told_and_the_board_starts_again(machine: Machine, fault: 
     assert f"erofs-edge: FAILED verity: {reason}" in lines
     assert "reboot -f" in machine.calls
     assert not any(call.startswith(("dmsetup", "switch_root")) for call in machine.calls)
+
+
+def test_a_board_without_a_network_interface(machine: Machine) -> None:
+    shutil.rmtree(machine.root / "sys/class/net/eth0")
+    (machine.root / "diskless").write_text((machine.root / "diskless").read_text().replace("turns=40", "turns=2"))
+    reason = "no interface gets an address: there is none but lo that can be set up"
+    assert f"erofs-edge: FAILED verity: {reason}" in machine.run()
 
 
 def test_an_nbdkit_that_ends_is_told(machine: Machine) -> None:

@@ -150,6 +150,7 @@ def test_the_same_bytes_each_time_and_over_http(run: Edge, out: Path) -> None:
         (("--system", "nbd://a-name/system"), "is a name, not an address"),
         (("--system", "ftp://192.0.2.1/x"), "no place"),
         (("--system", "nbd://192.0.2.1:99999/x"), "no place"),
+        (("--system", "nbd://[2001:db8::1/x"), "no place"),
         (("--system", "nbd://192.0.2.1/x'; reboot"), "characters"),
         (("--system", "nbd://192.0.2.1/x?y=1"), "characters"),
         (("--system", "nbds://192.0.2.1/x"), "TLS needs the certificate"),

@@ -22,6 +22,10 @@ from erofs_edge.errors import ErofsEdgeError, FormatError, ManifestError
 from erofs_edge.installer import payload
 from erofs_edge.installer.medium import Wanted, make_medium
 from erofs_edge.installer.payload import MIB, pieces_of, write_payload
+from erofs_edge.manifest.load import load_board
+from erofs_edge.manifest.lockfile import load_lock, lock_path
+from erofs_edge.sources.cache import Cache
+from erofs_edge.trust.signer import open_signer
 from erofs_edge.verity.tree import verify
 
 SCRIPT = Path(payload.__file__).with_name("install.sh")
@@ -66,8 +70,9 @@ def test_pieces_are_what_makes_a_disk_this_one(tmp_path: Path) -> None:
     for piece in pieces_of(image):
         assert hashlib.sha256(raw[piece.at * MIB :][: piece.count * MIB]).hexdigest() == piece.digest
     (tmp_path / "no-table").write_bytes(bytes(4 * MIB))
-    with pytest.raises(FormatError):
+    with pytest.raises(FormatError) as caught:
         pieces_of(tmp_path / "no-table")
+    assert caught.value.where == f"{tmp_path / 'no-table'}: offset 0x200"
 
 
 def test_the_payload_is_verified_and_has_equal_slots_once(tmp_path: Path) -> None:
@@ -90,6 +95,25 @@ def test_a_board_without_uefi_has_no_medium(tmp_path: Path) -> None:
         make_medium(board, nothing, tmp_path, tmp_path / "x", Wanted(), nothing, nothing)
     with pytest.raises(ErofsEdgeError, match=r"disk.img is not there"):
         make_medium(BOARD, nothing, tmp_path, tmp_path / "x", Wanted(), nothing, nothing)
+
+
+def test_what_a_medium_is_made_of_is_named_where_it_lacks(repository: Path, tmp_path: Path) -> None:
+    board = load_board(repository / "boards/generic-uefi-arm64.yaml")
+    disk_image(tmp_path)
+
+    def make(path: Path) -> ErofsEdgeError:
+        with pytest.raises(ErofsEdgeError) as caught:
+            signer, lock = open_signer("dev:dev"), load_lock(lock_path(board.path))
+            make_medium(board.value, lock, tmp_path, path, Wanted(), signer, Cache())
+        return caught.value
+
+    error = make(tmp_path / "none/installer.img")
+    assert (error.where, error.message) == (
+        str(tmp_path / "none/installer.img"),
+        "cannot write: No such file or directory",
+    )
+    error = make(tmp_path / "installer.img")
+    assert (error.where, error.hint) == (str(tmp_path / "sign.crt"), "build again")
 
 
 @dataclass
@@ -176,6 +200,14 @@ def test_a_disk_that_is_not_blank_is_left_unless_it_was_said(machine: Machine) -
     raw = disk.read_bytes()
     for piece in pieces_of(machine.image):
         assert hashlib.sha256(raw[piece.at * MIB :][: piece.count * MIB]).hexdigest() == piece.digest
+
+
+def test_a_disk_without_its_driver(machine: Machine) -> None:
+    (machine.place / "modules/1").mkdir()
+    (machine.place / "modules/1/000-nvme.ko").touch()
+    (machine.place / "bin/insmod").write_text("#!/bin/sh\nexit 1\n")
+    reason = "no disk of 14 MiB that can be written (modules that did not load: 000-nvme.ko )"
+    assert f"FAILED: {reason}" in machine.run()
 
 
 def test_which_disk(machine: Machine) -> None:

@@ -102,8 +102,9 @@ def test_an_empty_slot_needs_no_damage(built: Path, board: Board) -> None:
 
 def test_a_disk_without_a_partition_table(tmp_path: Path, board: Board) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(MIB))
-    with pytest.raises(FormatError):
+    with pytest.raises(FormatError) as caught:
         Scratch(tmp_path / "disk.img", board)
+    assert caught.value.where == f"{tmp_path / 'disk.img'}: offset 0x200"
     with pytest.raises(ErofsEdgeError, match="cannot open"):
         Scratch(tmp_path / "gone.img", board)
 
