@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from erofs_edge.errors import SourceError
+from erofs_edge.reading import read_exactly
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,11 +60,7 @@ class FileContent(NamedTuple):
         try:
             fd = os.open(self.path, os.O_RDONLY)
             try:
-                data = os.pread(fd, length, self.start + offset)
-                while len(data) < length and (
-                    more := os.pread(fd, length - len(data), self.start + offset + len(data))
-                ):
-                    data += more
+                data = read_exactly(fd, length, self.start + offset)
             finally:
                 os.close(fd)
         except OSError as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from erofs_edge.erofs import at_once
 from erofs_edge.errors import SourceError
+from erofs_edge.reading import read_exactly
 from erofs_edge.tree import Content, FileContent
 
 PIECE = 16 << 20  # bytes: also the length of a segment, across which no extent reaches
@@ -69,9 +70,7 @@ def _read_file(content: FileContent, offset: int, length: int, where: str) -> by
             # content at byte 0 is the whole file; elsewhere it is a member of an archive
             if size < content.start + content.size or (size != content.size and not content.start):
                 raise _changed(where, content)
-            data = os.pread(fd, length, content.start + offset)
-            while len(data) < length and (more := os.pread(fd, length - len(data), content.start + offset + len(data))):
-                data += more
+            data = read_exactly(fd, length, content.start + offset)
         finally:
             os.close(fd)
     except OSError as error:

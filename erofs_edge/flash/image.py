@@ -11,6 +11,7 @@ from types import TracebackType
 from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import FormatError, SourceError
+from erofs_edge.reading import read_exactly
 
 PACKED = {
     b"\x1f\x8b\x08": ("gzip", "gzip -dk {}"),
@@ -40,9 +41,7 @@ class Image:
     def read(self, offset: int, length: int) -> bytes:
         """Exactly these bytes."""
         try:
-            data = os.pread(self._fd, length, offset)
-            while len(data) < length and (more := os.pread(self._fd, length - len(data), offset + len(data))):
-                data += more
+            data = read_exactly(self._fd, length, offset)
         except OSError as error:
             raise SourceError(f"cannot read: {error.strerror}", where=f"{self.path}: offset {offset:#x}") from error
         if len(data) != length:

@@ -16,7 +16,8 @@ from struct import pack
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import DeviceRefusedError
 from erofs_edge.flash.target import LOOKING, Identity, PlainTarget
-from erofs_edge.writing import give_name
+from erofs_edge.reading import read_exactly
+from erofs_edge.writing import give_name, write_exactly
 
 ZEROS = bytes(1 << 20)
 DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
@@ -82,7 +83,7 @@ class FileTarget(PlainTarget):
         return self._fd
 
     def read(self, offset: int, length: int) -> bytes:
-        return _read(self._fd, offset, length)
+        return read_exactly(self._fd, length, offset)
 
     def holds(self, offset: int, want: bytearray) -> bool:
         have: bytearray | None = getattr(self._kept, "buffer", None)
@@ -115,7 +116,7 @@ class FileTarget(PlainTarget):
     def zero(self, offset: int, length: int) -> None:
         self._begin()
         for start, end in self.data(offset, length):
-            _write_zeros(self._fd, start, end - start)
+            _write_zeros(self._fd, start, end)
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         yield from data_extents(self._fd, offset + length, offset)
@@ -212,7 +213,7 @@ class BlockTarget(PlainTarget):
 
     def read(self, offset: int, length: int) -> bytes:
         if self._direct < 0:
-            return _read(self._fd, offset, length)
+            return read_exactly(self._fd, length, offset)
         with self._directly(offset, length) as view:
             return bytes(view)
 
@@ -250,7 +251,7 @@ class BlockTarget(PlainTarget):
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY):
                     raise
                 self._zeroout = False
-        _write_zeros(self._fd, offset, length)
+        _write_zeros(self._fd, offset, offset + length)
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         yield offset, offset + length
@@ -271,17 +272,9 @@ class BlockTarget(PlainTarget):
         self._fd = self._direct = -1
 
 
-def _read(fd: int, offset: int, length: int) -> bytes:
-    data = os.pread(fd, length, offset)
-    while len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
-        data += more
-    return data
-
-
-def _write_zeros(fd: int, offset: int, length: int) -> None:
-    while length:
-        done = os.pwrite(fd, memoryview(ZEROS)[: min(length, len(ZEROS))], offset)
-        offset, length = offset + done, length - done
+def _write_zeros(fd: int, start: int, end: int) -> None:
+    for at in range(start, end, len(ZEROS)):
+        write_exactly(fd, ZEROS[: end - at], at)
 
 
 def refuse_used(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import SourceError
+from erofs_edge.reading import read_exactly
 from erofs_edge.transport.claim import lock
 from erofs_edge.transport.nbd import wire
 from erofs_edge.transport.nbd.server import Offer
@@ -117,12 +118,9 @@ class FileExport:
             offset += count
 
     def read(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._fd, length, offset)
-        while len(data) < length:
-            more = os.pread(self._fd, length - len(data), offset + len(data))
-            if not more:
-                raise OSError(errno.EIO, "the file became shorter while it was served")
-            data += more
+        data = read_exactly(self._fd, length, offset)
+        if len(data) < length:
+            raise OSError(errno.EIO, "the file became shorter while it was served")
         return data
 
     def write(self, offset: int, data: bytes | bytearray) -> None:

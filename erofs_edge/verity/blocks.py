@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
+from erofs_edge import reading
 from erofs_edge.errors import FormatError
 from erofs_edge.verity.superblock import Superblock
 
@@ -175,14 +176,10 @@ def counter(progress: Progress | None, total: int) -> Count | None:
 
 def read_exactly(source: Source, length: int, offset: int) -> bytes:
     """`length` bytes from `offset` on, or all up to the end of the source."""
-    if not isinstance(source, int):
-        length = min(length, source.size - offset)
-        return source.read(offset, length) if length > 0 else b""
-    fd = source
-    data = os.pread(fd, length, offset)
-    while len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
-        data += more
-    return data
+    if isinstance(source, int):
+        return reading.read_exactly(source, length, offset)
+    length = min(length, source.size - offset)
+    return source.read(offset, length) if length > 0 else b""
 
 
 def file_size(source: Source) -> int:
