@@ -15,15 +15,15 @@ from pathlib import Path
 
 from erofs_edge.diskless.place import Place, parse_boot_image
 from erofs_edge.diskless.start import FIT, READAHEAD, Diskless, DisklessStart, board_lock, build_diskless
-from erofs_edge.errors import BootCheckError, CapacityError, UsageError
+from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import Board
 from erofs_edge.provision.credentials import AUTHORITY, CLIENT, SERVER, make_credentials, write_credentials
 from erofs_edge.qemu.built import Built, load_built, run_folder
 from erofs_edge.qemu.console import Console, Event
 from erofs_edge.qemu.machine import Emulator, control_tree, dump_tree, escaped, find_qemu, machine_arguments, qemu_of
-from erofs_edge.qemu.run import run
-from erofs_edge.qemu.smoke import LAST_LINES, TIMEOUT, StageTime
+from erofs_edge.qemu.run import failure, run
+from erofs_edge.qemu.smoke import TIMEOUT, StageTime
 from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
 from erofs_edge.qemu.uefi import firmware_arguments, flash_images
 from erofs_edge.qemu.verdict import Expected, Watch
@@ -251,12 +251,7 @@ def _watched(
 
     verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
     if not verdict.ok:
-        last = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
-        raise BootCheckError(
-            f"the board did not boot diskless: stage '{titles[verdict.stage]}': {verdict.reason}\n"
-            f"last lines of the console:\n{last}",
-            hint="--log FILE keeps the whole console",
-        )
+        raise failure(f"the board did not boot diskless: stage '{titles[verdict.stage]}'", verdict, console)
     activity = export.activity
     return DisklessRecord(
         board=board.board,

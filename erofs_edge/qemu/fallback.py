@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from erofs_edge.disk import slots
-from erofs_edge.errors import BootCheckError, UsageError
+from erofs_edge.errors import UsageError
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.built import load_built, machine_command, run_folder
 from erofs_edge.qemu.console import Console, Event
 from erofs_edge.qemu.machine import Drive, find_qemu
-from erofs_edge.qemu.run import run
+from erofs_edge.qemu.run import failure, run
 from erofs_edge.qemu.scenario import FAULTS, Fault, fault_of, inject
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.smoke import GOOD, StageTime, data_filesystem
@@ -25,7 +25,6 @@ __all__ = ["FAULTS", "TIMEOUT", "FallbackRecord", "FallbackWatch", "fall_back"]
 
 TIMEOUT = 600.0
 """seconds; a slot that does not work is tried three times"""
-LAST_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class FallbackWatch:
         """The verdict when time is up."""
         if self.final is not None:
             return self.final.timed_out(seconds)
-        return Verdict(False, "slot", f"no other slot was tried within {seconds:g} s")
+        return Verdict(False, "slot", f"no other slot was tried within {seconds:g} s", late=True)
 
     @property
     def evidence(self) -> str | None:
@@ -161,7 +160,8 @@ def fall_back(
 
         verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
     if not verdict.ok:
-        raise _failure(verdict, failing, scenario, console)
+        what = f"'{scenario}' did not end as it must" if scenario else f"slot {failing} did not give way to another"
+        raise failure(what, verdict, console)
     return FallbackRecord(
         board.board, other, failing, watch.starts, watch.evidence or "", built.root_hash, emulator.version_text, last,
         watch.final.report if watch.final else None, scenario, damage,
@@ -179,11 +179,3 @@ def _prepare(disk: Path, board: Board, fault: Fault | None, folder: Path) -> tup
         if second == first or not rest.left[second]:
             raise UsageError("there is no other slot to fall back to", where=str(disk), hint="erofs-edge slots show")
         return first.lower(), second.lower(), damage
-
-
-def _failure(verdict: Verdict, failing: str, scenario: str | None, console: Console) -> BootCheckError:
-    lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
-    what = f"'{scenario}' did not end as it must" if scenario else f"slot {failing} did not give way to another"
-    return BootCheckError(
-        f"{what}: {verdict.reason}\nlast lines of the console:\n{lines}", hint="--log FILE keeps the whole console"
-    )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Protocol
 
-from erofs_edge.errors import ErofsEdgeError, ToolError
+from erofs_edge.errors import BootCheckError, ErofsEdgeError, ToolError
 from erofs_edge.qemu.console import Console, Event
 from erofs_edge.qemu.verdict import Verdict
 from erofs_edge.toolbox.emulator import start
@@ -19,6 +19,8 @@ from erofs_edge.toolbox.emulator import start
 PIECE = 64 << 10
 COMPLAINT = 2000
 """bytes of what QEMU itself says that are repeated in an error"""
+LAST_LINES = 20
+"""of the console that are repeated in an error"""
 
 
 class Decides(Protocol):
@@ -68,6 +70,16 @@ def run(
     if not console.last_lines():
         raise ToolError(f"QEMU ended without a word from the machine: {said or 'no message'}", where=command[0])
     return watch.end(f"the machine ended{': ' + said if said else ''}")
+
+
+def failure(what: str, verdict: Verdict, console: Console) -> BootCheckError:
+    """The error about a run that did not end as it must: `what`, why, and the last lines of the console."""
+    lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
+    longer = "--timeout SECONDS gives it longer, " if verdict.late else ""
+    return BootCheckError(
+        f"{what}: {verdict.reason}\nlast lines of the console:\n{lines}",
+        hint=f"{longer}--log FILE keeps the whole console",
+    )
 
 
 def _follow(

@@ -13,7 +13,7 @@ from erofs_edge.manifest.shaping import Smoke
 from erofs_edge.qemu.built import Built, load_built, machine_command, run_folder
 from erofs_edge.qemu.console import Console, Event
 from erofs_edge.qemu.machine import CHECKS_DRIVE, GRAPHICS, WATCHDOG, Drive, find_qemu
-from erofs_edge.qemu.run import run
+from erofs_edge.qemu.run import failure, run
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
 from erofs_edge.qemu.tamper import Tamper, scenario
@@ -23,7 +23,6 @@ from erofs_edge.qemu.verdict import Expected, Verdict, Watch
 TIMEOUT = 180.0
 """seconds; a busy machine takes up to four times as long as an idle one (10 s)"""
 
-LAST_LINES = 20
 GOOD = r"(?:^|login: )erofs-edge: slot \S+ is good$"
 """what a system says once its slot has been marked good"""
 
@@ -166,8 +165,4 @@ def _failure(
     verdict: Verdict, expected: Expected, tamper: str | None, console: Console, titles: Mapping[str, str]
 ) -> BootCheckError:
     what = f"'{tamper}' did not end as it must" if tamper else f"slot {expected.slot} did not boot"
-    lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
-    return BootCheckError(
-        f"{what}: stage '{titles[verdict.stage]}': {verdict.reason}\nlast lines of the console:\n{lines}",
-        hint="--log FILE keeps the whole console",
-    )
+    return failure(f"{what}: stage '{titles[verdict.stage]}'", verdict, console)

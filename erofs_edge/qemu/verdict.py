@@ -48,11 +48,13 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`stage`: the stage that failed, or at which a damaged system was stopped; 'login' after a good boot."""
+    """`stage`: the stage that failed, or at which a damaged system was stopped; 'login' after a good boot. `late`: time
+    was up."""
 
     ok: bool
     stage: str
     reason: str
+    late: bool = False
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ class Watch:
     def timed_out(self, seconds: float) -> Verdict:
         """The verdict when time is up. A machine that hangs has not been stopped by anything, damaged or not."""
         stage = self._missing()
-        return Verdict(False, stage, f"not reached within {seconds:g} s")
+        return Verdict(False, stage, f"not reached within {seconds:g} s", late=True)
 
     def _passed(self, name: str) -> Verdict | None:
         if self.stop is not None:

@@ -107,15 +107,17 @@ def test_what_is_no_fallback(
 ) -> None:
     trial(built, board)
     fake_qemu.plan(console(recorded("good"), failing(recorded)))
-    with pytest.raises(BootCheckError, match=message):
+    with pytest.raises(BootCheckError, match=message) as caught:
         fall_back(board, built)
+    assert caught.value.hint == "--log FILE keeps the whole console"
 
 
 def test_time_is_up(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
     trial(built, board)
     fake_qemu.plan(failing(recorded), 60)
-    with pytest.raises(BootCheckError, match=r"no other slot was tried within 1 s"):
+    with pytest.raises(BootCheckError, match=r"no other slot was tried within 1 s") as caught:
         fall_back(board, built, timeout=1)
+    assert "--timeout SECONDS" in (caught.value.hint or "")
 
 
 def test_what_cannot_fall_back_is_told(fake_qemu: FakeQemu, built: Path, board: Board) -> None:

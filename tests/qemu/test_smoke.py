@@ -164,8 +164,9 @@ def test_a_machine_that_hangs(
         if stage.stage == "verity":
             clock.ahead = 200
 
-    with pytest.raises(BootCheckError, match="stage 'EROFS root': not reached within 200 s"):
+    with pytest.raises(BootCheckError, match="stage 'EROFS root': not reached within 200 s") as caught:
         smoke(board, built, timeout=200, seen=seen)
+    assert caught.value.hint == "--timeout SECONDS gives it longer, --log FILE keeps the whole console"
     assert not fake_qemu.finished
 
 

@@ -78,14 +78,14 @@ def test_no_report() -> None:
     watch = Watch(Expected(ROOT_HASH, "a"))
     for event in Console().feed(GOOD.replace(REPORT, "").encode(), 1.0):
         assert watch.see(event) is None
-    assert watch.timed_out(60) == Verdict(False, "report", "not reached within 60 s")
+    assert watch.timed_out(60) == Verdict(False, "report", "not reached within 60 s", late=True)
 
 
 def test_no_prompt() -> None:
     watch = Watch(Expected(ROOT_HASH, "a"))
     for event in Console().feed(GOOD.replace("lab login: ", "").encode(), 1.0):
         assert watch.see(event) is None
-    assert watch.timed_out(60) == Verdict(False, "login", "not reached within 60 s")
+    assert watch.timed_out(60) == Verdict(False, "login", "not reached within 60 s", late=True)
 
 
 def test_a_boot_without_signature_is_not_good() -> None:
@@ -158,7 +158,7 @@ def test_a_damaged_system_that_hangs_was_not_stopped() -> None:
     watch = Watch(Expected(ROOT_HASH, "a"), SYSTEM)
     for event in Console().feed(GOOD[: GOOD.index("erofs-edge: stage verity")].encode(), 1.0):
         assert watch.see(event) is None
-    assert watch.timed_out(60) == Verdict(False, "verity", "not reached within 60 s")
+    assert watch.timed_out(60) == Verdict(False, "verity", "not reached within 60 s", late=True)
 
 
 def test_every_scenario_names_a_stage() -> None:
