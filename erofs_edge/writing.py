@@ -6,14 +6,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from erofs_edge.errors import CapacityError, ErofsEdgeError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """errno where the disk, a quota, or the limit of a file's size is reached"""
+HIDDEN = ".erofs-edge"
+"""what follows the name of an output, and a dot before it, in the hidden names beside it"""
+_NAME_MAX = 220  # bytes of it: with what follows, not more than the 255 that file systems take
+_NEW = os.O_RDWR | os.O_CLOEXEC
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -56,33 +60,190 @@ def write_exactly(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
+class NewFile:
+    """A file that becomes `out` when it is complete. Until then it has no name, so that not even a kill leaves any.
+
+    Where the file system has no such files, and for the moment in which it takes the place of another one, it has a
+    hidden name beside `out`, and is locked: what killed processes left there goes with the next one of the same `out`.
+
+    fd    to read and write it
+    path  to open it once more, in this process and those that it forks
+    """
+
+    def __init__(self, out: Path) -> None:
+        """Raises OSError, which names `hidden_name(out)`."""
+        self._out = out
+        self._hidden: Path | None = None
+        fd = _unnamed(out)
+        self.fd = self._hide(self._create) if fd is None else fd
+        self.path = self._hidden or Path(f"/proc/self/fd/{self.fd}")
+
+    def place(self) -> None:
+        """It gets its name. Raises OSError."""
+        if self._hidden is None:
+            with suppress(FileExistsError):  # only renaming takes the place of a file
+                give_name(self.fd, self._out)
+                return
+            self._lock()
+            self._hide(self._link)
+        assert self._hidden is not None  # noqa: S101 - `_hide` named it
+        self._hidden.replace(self._out)
+        self._hidden = None
+
+    def close(self) -> None:
+        """Without `place` before, nothing is left."""
+        os.close(self.fd)
+        if self._hidden is not None:
+            self._hidden.unlink(missing_ok=True)
+            self._hidden = None
+
+    def _hide(self, make: Callable[[Path], int]) -> int:
+        """`make` with the first hidden name that no living process has."""
+        number = 1
+        while True:
+            path = hidden_name(self._out, number)
+            try:
+                fd = make(path)
+            except FileExistsError:
+                number += 0 if _sweep(path) else 1
+            else:
+                self._hidden = path
+                return fd
+
+    def _create(self, path: Path) -> int:
+        self.fd = os.open(path, _NEW | os.O_CREAT | os.O_EXCL, 0o666)
+        self._lock()
+        if not os.fstat(self.fd).st_nlink:  # swept away before it was locked
+            os.close(self.fd)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        return self.fd
+
+    def _link(self, path: Path) -> int:
+        give_name(self.fd, path)
+        return self.fd
+
+    def _lock(self) -> None:
+        """Nobody has it, but for an instant who looks whether it is to be swept away."""
+        from fcntl import LOCK_EX, flock
+
+        with suppress(OSError):  # a file system without locks: nothing is swept there either
+            flock(self.fd, LOCK_EX)
+
+
+def hidden_name(out: Path, number: int = 1) -> Path:
+    """A name beside `out` that a file has for a while."""
+    return out.with_name(f".{os.fsdecode(os.fsencode(out.name)[:_NAME_MAX])}{HIDDEN}{number}")
+
+
+def _unnamed(out: Path) -> int | None:
+    """A new file without a name; None where the file system, or this machine, has no such thing."""
+    try:
+        fd = os.open(out.parent, _NEW | os.O_TMPFILE, 0o666)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            return None
+        raise OSError(error.errno, error.strerror, str(hidden_name(out))) from error
+    if os.access(f"/proc/self/fd/{fd}", os.F_OK):
+        return fd
+    os.close(fd)  # without /proc, as in some chroots, no name could be given
+    return None
+
+
+def _sweep(path: Path) -> bool:
+    """Whether a hidden name is free now: what nobody holds a lock of is removed, a file or a whole folder."""
+    from fcntl import LOCK_EX, LOCK_NB, flock
+
+    try:
+        folder = stat.S_ISDIR(path.lstat().st_mode)
+        how = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | os.O_NONBLOCK
+        fd = os.open(path, how | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    try:
+        flock(fd, LOCK_EX | LOCK_NB)
+        if not _is_still(path, fd):  # of somebody who was quicker
+            return True
+        if folder:
+            from shutil import rmtree
+
+            rmtree(path)
+        else:
+            path.unlink()
+    except OSError:  # held, or not ours to remove
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
-def beside(out: Path, what: str) -> Iterator[Path]:
-    """A path beside `out`: renamed to it when the block ends well, gone when it does not, nor on Ctrl-C.
+def new_file(out: Path, what: str) -> Iterator[NewFile]:
+    """A file that becomes `out` when the block ends well, and is gone when it does not, nor on Ctrl-C or a kill.
 
     Where `out` is a symlink, what it points to is written. Raises CapacityError where there is no space left for
     `what`, UsageError as `settled` does, OSError otherwise.
     """
     out = settled(out)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(out)
+        new = NewFile(out)
+        try:
+            yield new
+            new.place()
+        finally:
+            new.close()
     except OSError as error:
         if error.errno in NO_SPACE:
             raise CapacityError(f"no space left for {what}", where=str(out)) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def beside(out: Path, what: str) -> Iterator[Path]:
+    """As `new_file`: a path to write the file by, in this process; it is not beside `out` where it has no name."""
+    with new_file(out, what) as new:
+        yield new.path
 
 
 @contextmanager
 def sparse_beside(out: Path, size: int, what: str) -> Iterator[int]:
-    """The descriptor of a new sparse file of `size` bytes that becomes `out`. Otherwise as `beside`."""
-    with beside(out, what) as temporary:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            os.ftruncate(fd, size)
-            yield fd
-        finally:
-            os.close(fd)
+    """As `new_file`: the descriptor of a sparse file of `size` bytes."""
+    with new_file(out, what) as new:
+        os.ftruncate(new.fd, size)
+        yield new.fd
+
+
+@contextmanager
+def folder_beside(out: Path) -> Iterator[Path]:
+    """A folder of this user beside `out`, gone with what is in it when the block ends; it may be renamed in it.
+
+    Those of the same `out` that killed processes left are swept away: nobody holds their lock any more. Raises OSError.
+    """
+    from fcntl import LOCK_EX, flock
+    from shutil import rmtree
+    from tempfile import mkdtemp
+
+    prefix = f"{hidden_name(out).name[:-1]}-"
+    with os.scandir(out.parent) as entries:
+        left = [entry.path for entry in entries if entry.name.startswith(prefix)]
+    for name in left:
+        _sweep(Path(name))
+    while True:
+        path = Path(mkdtemp(prefix=prefix, dir=out.parent))
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with suppress(OSError):  # a file system without locks: nothing is swept there either
+            flock(fd, LOCK_EX)
+        if _is_still(path, fd):
+            break
+        os.close(fd)  # swept away before it was locked
+    try:
+        yield path
+    finally:
+        rmtree(path, ignore_errors=True)
+        os.close(fd)

@@ -7,7 +7,6 @@ The parts are those of the build, byte for byte: file system, hash tree with its
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from erofs_edge.build.record import read_release
@@ -15,6 +14,7 @@ from erofs_edge.build.signing import VERITY_SIGNATURE
 from erofs_edge.disk.ddi import write_ddi
 from erofs_edge.errors import ErofsEdgeError, SourceError
 from erofs_edge.verity.check import read_superblock
+from erofs_edge.writing import folder_beside
 
 SYSTEM = "system.img"
 
@@ -33,8 +33,8 @@ def write_discoverable(out: Path, target: Path) -> bytes:
         raise ErofsEdgeError(f"the release record is damaged: {error}", where=str(out), hint="build again") from None
     image = out / SYSTEM
     sb = read_superblock(image, at)
-    with tempfile.TemporaryDirectory(prefix="erofs-edge-", dir=target.absolute().parent) as folder:
-        data, tree = Path(folder) / "data", Path(folder) / "tree"
+    with folder_beside(target) as folder:
+        data, tree = folder / "data", folder / "tree"
         _piece(image, data, 0, sb.data_size)
         _piece(image, tree, at, sb.end(at))
         write_ddi(

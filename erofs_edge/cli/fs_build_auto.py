@@ -17,16 +17,14 @@ def choose_automatically(
     tree: FileTree, options: WriteOptions, output: Path, budget: float | None, *, pcluster: str | None
 ) -> Choice:
     """The smallest within the budget; samples are written beside the output."""
-    import tempfile
-    from pathlib import Path
-
     from erofs_edge.erofs.auto import BUDGET, choose
+    from erofs_edge.writing import folder_beside
 
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+    with folder_beside(output) as folder:
         return choose(
             tree,
             options,
-            Path(folder) / "sample",
+            folder / "sample",
             budget=BUDGET if budget is None else budget,
             pcluster=options.pcluster if pcluster is not None else None,
         )

@@ -271,8 +271,12 @@ def _unwind_on_ctrl_c() -> None:
 
 def _meant(path: str | None) -> str | None:
     """The file that is written beside its name, by that name."""
+    from erofs_edge.writing import HIDDEN
+
     folder, name = os.path.split(path or "")
-    found, temporary, _ = name.rpartition(f".{os.getpid()}")
+    found, temporary, _ = name.rpartition(HIDDEN)
+    if not temporary:
+        found, temporary, _ = name.rpartition(f".{os.getpid()}")
     return os.path.join(folder, found[1:]) if temporary and found.startswith(".") else path
 
 

@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.processes import forked, may_fork
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
-from erofs_edge.writing import NO_SPACE
+from erofs_edge.writing import NO_SPACE, folder_beside
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -114,30 +114,21 @@ def _writing(error: OSError, destination: Path) -> ErofsEdgeError:
 @contextmanager
 def _destination(destination: Path) -> Iterator[int]:
     """A descriptor of the directory to fill: the destination itself where it exists, else one beside it, renamed."""
-    if destination.is_dir():
-        if any(destination.iterdir()):
-            raise ErofsEdgeError(
-                "the destination is not empty", where=str(destination), hint="name a directory that does not exist"
-            )
-        target = destination
-    elif destination.is_symlink() or destination.exists():
+    there = destination.is_dir()
+    if there and any(destination.iterdir()):
+        raise ErofsEdgeError(
+            "the destination is not empty", where=str(destination), hint="name a directory that does not exist"
+        )
+    if not there and (destination.is_symlink() or destination.exists()):
         raise ErofsEdgeError("the destination is not a directory", where=str(destination))
-    else:
-        target = destination.parent / f".{destination.name}.{os.getpid()}.part"
-        target.mkdir(mode=0o700)
-    try:
+    with nullcontext(destination) if there else folder_beside(destination) as target:
         root = os.open(target, _DIRECTORY)
         try:
             yield root
         finally:
             os.close(root)
-        if target != destination:
+        if not there:
             target.rename(destination)
-    except BaseException:
-        if target != destination:
-            with suppress(OSError):
-                target.rmdir()
-        raise
 
 
 @dataclass(slots=True)

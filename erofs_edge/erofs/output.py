@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Protocol
 
 from erofs_edge.errors import CapacityError, SourceError
 from erofs_edge.threads import Background
-from erofs_edge.writing import NO_SPACE, give_name, settled
+from erofs_edge.writing import NO_SPACE, NewFile, settled
 
 GATHER = 4 << 20  # bytes collected before they are written
 VECTORS = 1000  # chunks a call takes (IOV_MAX is 1024)
@@ -158,35 +157,21 @@ def replacing(path: Path, *, hashing: bool = False, follower: Follower | None = 
     A symlink stays, and what it points to is replaced. Raises UsageError where `path` is there and is no regular file.
     """
     path = settled(path)
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
-    named = False
     with _writing(path):
-        try:
-            fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise
-            fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
-            named = True
+        new = NewFile(path)
     state = Hashing() if hashing else None
-    sink = Sink(fd, path, state, follower)
+    sink = Sink(new.fd, path, state, follower)
     try:
         if follower:
-            follower.begin(fd)
+            follower.begin(new.fd)
         yield sink
         with _writing(path):
-            if not named:
-                give_name(fd, temporary)
-                named = True
-            temporary.rename(path)
-            named = False
+            new.place()
     finally:
         sink.close()
         if state:
             state.close()
-        os.close(fd)
-        if named:
-            temporary.unlink(missing_ok=True)
+        new.close()
 
 
 @contextmanager

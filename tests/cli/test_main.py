@@ -20,6 +20,7 @@ import erofs_edge
 from erofs_edge.cli.main import VERBS, cli
 from erofs_edge.cli.output import emit_json, json_option
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ManifestError, PartialWriteError
+from erofs_edge.writing import hidden_name
 
 PROGRAM = [sys.executable, "-c", "from erofs_edge.cli.main import main; main()"]
 
@@ -203,12 +204,13 @@ def test_a_folder_that_is_not_there_is_named(verb, tmp_path: Path) -> None:  # t
 
 
 def test_a_file_that_is_written_beside_its_name_is_called_by_it(verb, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    temporary = tmp_path / f"none/.page.html.{os.getpid()}.tmp"
-    verb(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", str(temporary))))
-    assert run("verb").stderr == (
-        f"erofs-edge: error: {tmp_path / 'none/page.html'}: cannot write: No such file or directory\n"
-        f"hint: there is no folder {tmp_path / 'none'}: make it first\n"
-    )
+    hidden = hidden_name(tmp_path / "none/page.html")
+    for temporary in (hidden, tmp_path / f"none/.page.html.{os.getpid()}.tmp"):
+        verb(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", str(temporary))))
+        assert run("verb").stderr == (
+            f"erofs-edge: error: {tmp_path / 'none/page.html'}: cannot write: No such file or directory\n"
+            f"hint: there is no folder {tmp_path / 'none'}: make it first\n"
+        )
     verb(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "none/.page.html"))))
     assert run("verb").stderr == f"erofs-edge: error: {tmp_path / 'none/.page.html'}: No such file or directory\n"
 

@@ -102,6 +102,14 @@ def test_a_full_disk_is_told_as_such(path: Path, tmp_path: Path, monkeypatch: py
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_killed_extraction_left_is_swept_away(path: Path, tmp_path: Path) -> None:
+    dead = tmp_path / ".out.erofs-edge-dead"
+    (dead / "folder").mkdir(parents=True)
+    with Image(path) as image:
+        extract(image, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_what_the_host_refuses_is_reported(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
