@@ -45,7 +45,7 @@ from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import read_deb
 from erofs_edge.toolbox.emulator import find_qemu
 from erofs_edge.tree import BytesContent, FileTree, Inode
-from erofs_edge.verity.fec import write_parity
+from erofs_edge.verity.fec import Places, write_parity
 from erofs_edge.verity.tree import append
 from erofs_edge.vm.machine import arguments, kind_of
 
@@ -105,10 +105,7 @@ class Job:
                 file.write(random.Random(seed).randbytes(1 << 20))
         self.image, self.serial, self.roots = image, serial, roots
         self.verity = append(image)
-        size = self.verity.size
-        self.layout = write_parity(
-            image, self.verity.superblock, self.verity.hash_offset, image, roots=roots, fec_offset=size
-        )
+        self.layout = write_parity(Places(image, image, roots=roots), self.verity.superblock)
         self.places: list[int] = []
 
     def table(self) -> str:

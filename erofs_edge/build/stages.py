@@ -59,7 +59,7 @@ from erofs_edge.tree import FileTree
 from erofs_edge.trust.certificate import load_certificate
 from erofs_edge.trust.offline import SignaturesMissingError
 from erofs_edge.trust.signer import Signer
-from erofs_edge.verity.fec import Layout, new_layout, write_parity
+from erofs_edge.verity.fec import Layout, Places, new_layout, write_parity
 from erofs_edge.verity.meanwhile import Meanwhile
 from erofs_edge.verity.tree import VerityInfo, append
 
@@ -198,10 +198,9 @@ def parity_meanwhile(system: SystemImage, jobs: int | None, step: Step) -> Itera
     if (fec := system.fec) is None:
         yield
         return
-    work = partial(
-        write_parity, system.path, system.verity.superblock, system.verity.hash_offset, system.path,
-        roots=fec.roots, fec_offset=fec.offset, jobs=jobs,
-    )  # fmt: skip
+    tree, path = system.verity, system.path
+    places = Places(path, path, hash_offset=tree.hash_offset, fec_offset=fec.offset, roots=fec.roots)
+    work = partial(write_parity, places, tree.superblock, jobs=jobs)
     with beside(work) as written:
         yield
         with step("error correction"):

@@ -91,19 +91,16 @@ def verify(
             )  # fmt: skip
         record = _found(found, expected) | {"files": (files := _files(place, found))}
         if fec_device and isinstance(place, Path) and isinstance(hashes, Path | None):
+            places = fec.Places(
+                place, fec_device, hash_device=hashes, hash_offset=hash_offset, fec_offset=fec_offset, roots=fec_roots
+            )
             if found.ok:
-                covered, fec_fd = stack.enter_context(fec.opened(
-                    place, fec_device, hash_device=hashes, hash_offset=hash_offset, roots=fec_roots,
-                    fec_offset=fec_offset,
-                ))[2:]  # fmt: skip
+                covered, fec_fd = stack.enter_context(fec.opened(places))[2:]
                 with Progress(f"parity of {where}") as progress:
                     wrong = fec.wrong_parity(covered, fec_fd, jobs=jobs, progress=progress)
                 record |= parity_described(covered.layout) | {"ok": not wrong, "wrong_parity_bytes": wrong}
             else:
-                repairable = repair.repair(
-                    place, expected, fec_device, hash_device=hashes, hash_offset=hash_offset, roots=fec_roots,
-                    fec_offset=fec_offset, dry_run=True, jobs=jobs,
-                )  # fmt: skip
+                repairable = repair.repair(places, expected, dry_run=True, jobs=jobs)
                 record |= parity_described(repairable.layout) | {"repairable": repairable.ok}
     if as_json:
         emit_json(record)
@@ -153,6 +150,7 @@ def repair_(
     hash afterwards are written. Damaged parity of a whole image is made anew.
     """
     from erofs_edge.cli.verity_from import borrow, files_of
+    from erofs_edge.verity.fec import Places
     from erofs_edge.verity.repair import repair as correct
 
     expected = root_hash_of(root_hash)
@@ -165,11 +163,11 @@ def repair_(
         borrow(image, expected, files, hash_device, at, dry_run=dry_run, jobs=jobs, as_json=as_json)
         return
     hash_offset = _hash_offset(image, hash_device, hash_offset, fec_device, fec_offset, str(image))
+    places = Places(
+        image, fec_device, hash_device=hash_device, hash_offset=hash_offset, fec_offset=fec_offset, roots=fec_roots
+    )
     with Progress(f"verifying {image.name}") as progress:
-        found = correct(
-            image, expected, fec_device, hash_device=hash_device, hash_offset=hash_offset, roots=fec_roots,
-            fec_offset=fec_offset, dry_run=dry_run, jobs=jobs, progress=progress,
-        )  # fmt: skip
+        found = correct(places, expected, dry_run=dry_run, jobs=jobs, progress=progress)
     if as_json:
         emit_json(parity_described(found.layout) | {
             "root_hash": expected.hex(),

@@ -65,7 +65,7 @@ def format_(
     as_json: bool,
 ) -> None:
     """Append superblock and hash tree to IMAGE, or write them to --hash-device, and print the root hash."""
-    from erofs_edge.verity.fec import write_parity
+    from erofs_edge.verity.fec import Places, write_parity
 
     parity_needs_a_device(fec_device, fec_roots, fec_offset)
     if fec_device and (hash_block_size or data_block_size) != data_block_size:
@@ -86,11 +86,12 @@ def format_(
     }
     try:
         if fec_device is not None:
+            places = Places(
+                image, fec_device, hash_device=hash_device, hash_offset=info.hash_offset, fec_offset=fec_offset,
+                roots=fec_roots or _FEC_ROOTS,
+            )  # fmt: skip
             with Progress(f"parity of {image.name}") as progress:
-                layout = write_parity(
-                    image, info.superblock, info.hash_offset, fec_device, hash_device=hash_device,
-                    roots=fec_roots or _FEC_ROOTS, fec_offset=fec_offset, jobs=jobs, progress=progress,
-                )  # fmt: skip
+                layout = write_parity(places, info.superblock, jobs=jobs, progress=progress)
             record |= parity_described(layout)
         if root_hash_file is not None:
             with beside(root_hash_file, "the root hash") as temporary:

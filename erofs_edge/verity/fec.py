@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,38 @@ if TYPE_CHECKING:
     from erofs_edge.verity.rs import Bytes
 
 ROOTS_MIN, ROOTS_MAX, WORD = 2, 24, 255
+ROOTS = 2  # as veritysetup and Android have it
 COLUMNS = 32 << 10  # words that one task computes; megabytes of input
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where an image, its tree and its parity are.
+
+    parity       file or device; it may be the image or the hash device
+    hash_device  holds the tree; None: the image does
+    hash_offset  byte of the superblock; None: 0 of a hash device, in the image where it is found, or behind the data
+    fec_offset   byte where the parity begins; None: 0, or the end of the file with the tree where new parity goes there
+    roots        None: as the size of the parity has it; of new parity ROOTS
+    """
+
+    image: Path
+    parity: Path
+    _: KW_ONLY
+    hash_device: Path | None = None
+    hash_offset: int | None = None
+    fec_offset: int | None = None
+    roots: int | None = None
+
+    @property
+    def tree(self) -> Path:
+        """What holds the tree."""
+        return self.hash_device or self.image
+
+    @property
+    def inside(self) -> bool:
+        """Whether the parity stands in what holds the tree, too."""
+        return self.parity.exists() and os.path.samefile(self.tree, self.parity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,38 +232,30 @@ def parities(covered: Covered, *, jobs: int | None = None, progress: Progress | 
 
 
 def write_parity(
-    image: Path,
-    sb: Superblock,
-    hash_offset: int,
-    fec_device: Path,
-    *,
-    hash_device: Path | None = None,
-    roots: int = 2,
-    fec_offset: int | None = None,
-    jobs: int | None = None,
-    progress: Progress | None = None,
-) -> Layout:
+    places: Places, sb: Superblock, *, jobs: int | None = None, progress: Progress | None = None
+) -> Layout:  # fmt: skip
     """Write the parity of an image and its tree, as `veritysetup format --fec-device` does.
 
-    `fec_offset` is 0, or the end of the hash device if the parity goes there. A file is made beside under a temporary
-    name and renamed; devices, and files that hold something before `fec_offset`, are written in place, and a file
-    that grew is cut back after a failure. Raises UsageError where areas would overlap or the roots are impossible.
+    A file is made beside under a temporary name and renamed; devices, and files that hold something before
+    `fec_offset`, are written in place, and a file that grew is cut back after a failure. Raises UsageError where areas
+    would overlap or the roots are impossible.
     """
-    holder = hash_device or image
-    exists = fec_device.exists()
-    inside = exists and os.path.samefile(holder, fec_device)
-    hash_size = _size(holder)
+    hash_offset, fec_offset, parity = places.hash_offset, places.fec_offset, places.parity
+    inside, exists, hash_size = places.inside, parity.exists(), _size(places.tree)
+    if hash_offset is None:
+        hash_offset = 0 if places.hash_device else sb.data_size
     if fec_offset is None:
         fec_offset = hash_size if inside else 0
+    roots = ROOTS if places.roots is None else places.roots
     layout = new_layout(sb, hash_offset, fec_offset if inside else hash_size, roots, fec_offset)
-    with_data = exists and os.path.samefile(image, fec_device)
+    with_data = exists and os.path.samefile(places.image, parity)
     if (inside and fec_offset < sb.end(hash_offset)) or (with_data and fec_offset < sb.data_size):
-        raise UsageError(f"FEC offset {fec_offset} lies inside what it protects", where=str(fec_device))
-    in_place = exists and (fec_offset > 0 or not fec_device.is_file())
-    fec_device = fec_device if in_place else settled(fec_device)
-    target = fec_device if in_place else fec_device.with_name(f".{fec_device.name}.{os.getpid()}.tmp")
-    before = _size(fec_device) if in_place else 0
-    fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (image, holder)]
+        raise UsageError(f"FEC offset {fec_offset} lies inside what it protects", where=str(parity))
+    in_place = exists and (fec_offset > 0 or not parity.is_file())
+    parity = parity if in_place else settled(parity)
+    target = parity if in_place else parity.with_name(f".{parity.name}.{os.getpid()}.tmp")
+    before = _size(parity) if in_place else 0
+    fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (places.image, places.tree)]
     try:
         fds.append(os.open(target, os.O_RDWR | os.O_CLOEXEC | (0 if in_place else os.O_CREAT | os.O_TRUNC), 0o666))
         position = fec_offset
@@ -240,7 +263,7 @@ def write_parity(
             write_exactly(fds[2], piece, position)
             position += len(piece)
         if not in_place:
-            target.replace(fec_device)
+            target.replace(parity)
     except BaseException:
         if not in_place:
             target.unlink(missing_ok=True)
@@ -254,38 +277,28 @@ def write_parity(
 
 
 @contextmanager
-def opened(
-    image: Path,
-    fec_device: Path,
-    *,
-    hash_device: Path | None = None,
-    hash_offset: int | None = None,
-    roots: int | None = None,
-    fec_offset: int = 0,
-    writable: bool = False,
-) -> Iterator[tuple[Superblock, int, Covered, int]]:
+def opened(places: Places, *, writable: bool = False) -> Iterator[tuple[Superblock, int, Covered, int]]:
     """The superblock of an image with parity, its byte offset, the covered area, and the parity's file descriptor.
 
-    The superblock is looked for as `verify` does, and before `fec_offset` where all is in one file. The number of
-    roots follows from the size of the parity unless it is given. `writable` opens all of them for writing.
-    Raises FormatError and UsageError as `verify` and `find_layout`.
+    The superblock is looked for as `verify` does, and before the parity where all is in one file. `writable` opens all
+    of them for writing. Raises FormatError and UsageError as `verify` and `find_layout`.
     """
-    holder = hash_device or image
-    inside = os.path.samefile(holder, fec_device)
+    hash_offset, fec_offset, inside = places.hash_offset, places.fec_offset or 0, places.inside
     if hash_offset is None:
-        hash_offset = 0 if hash_device else find_superblock(image, fec_offset if inside else None) or 0
+        end = fec_offset if inside else None
+        hash_offset = 0 if places.hash_device else find_superblock(places.image, end) or 0
     with ExitStack() as stack:
         fds = []
-        for path in (image, holder, fec_device):
+        for path in (places.image, places.tree, places.parity):
             fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
             stack.callback(os.close, fd)
             fds.append(fd)
         data_fd, hash_fd, fec_fd = fds
         sb = superblock.parse(os.pread(hash_fd, superblock.SIZE, hash_offset), hash_offset)
         sizes = file_size(data_fd), file_size(hash_fd)
-        check_bounds(sb, hash_offset, *sizes, one_file=hash_device is None)
+        check_bounds(sb, hash_offset, *sizes, one_file=places.hash_device is None)
         layout = find_layout(
-            sb, hash_offset, sizes[1], file_size(fec_fd), roots=roots, offset=fec_offset, inside=inside
+            sb, hash_offset, sizes[1], file_size(fec_fd), roots=places.roots, offset=fec_offset, inside=inside
         )  # fmt: skip
         yield sb, hash_offset, Covered(layout, data_fd, hash_fd), fec_fd
 

@@ -13,13 +13,12 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erofs_edge.errors import UsageError
 from erofs_edge.verity.blocks import Progress, counter, hash_blocks, read_exactly
 from erofs_edge.verity.check import BAD, GOOD, SUSPECT, UNPROVEN, Ranges, Walk
-from erofs_edge.verity.fec import COLUMNS, Covered, Layout, opened, wrong_parity
+from erofs_edge.verity.fec import COLUMNS, Covered, Layout, Places, opened, wrong_parity
 from erofs_edge.verity.superblock import Superblock
 from erofs_edge.writing import write_exactly
 
@@ -57,14 +56,9 @@ class Repair:
 
 
 def repair(
-    image: Path,
+    places: Places,
     root_hash: bytes,
-    fec_device: Path,
     *,
-    hash_device: Path | None = None,
-    hash_offset: int | None = None,
-    roots: int | None = None,
-    fec_offset: int = 0,
     dry_run: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -77,10 +71,7 @@ def repair(
     blocks, or COLUMNS words of them) and one byte for each block. Raises as `fec.opened` does, and UsageError where
     the root hash has another length than the algorithm's.
     """
-    with opened(
-        image, fec_device, hash_device=hash_device, hash_offset=hash_offset, roots=roots, fec_offset=fec_offset,
-        writable=not dry_run,
-    ) as (sb, at, covered, fec_fd):  # fmt: skip
+    with opened(places, writable=not dry_run) as (sb, at, covered, fec_fd):
         if len(root_hash) != sb.digest_size:
             raise UsageError(f"a root hash of {len(root_hash)} bytes, {sb.algorithm} has {sb.digest_size}")
         work = _Repair(sb, at, root_hash, covered, fec_fd, dry_run=dry_run)

@@ -19,7 +19,7 @@ from erofs_edge.build.salt import inherited_salt, salt_of
 from erofs_edge.build.stages import erofs_options
 from erofs_edge.erofs.profile import read_profile
 from erofs_edge.errors import ManifestError, SourceError, UsageError
-from erofs_edge.verity.fec import write_parity
+from erofs_edge.verity.fec import Places, write_parity
 from erofs_edge.verity.tree import VerityInfo, append
 
 
@@ -110,7 +110,7 @@ def test_an_update_keeps_the_salt_of_its_line(repository: Path, tmp_path: Path) 
         return path, append(path, salt=salt)
 
     old, first = image("old.img", b"1")
-    write_parity(old, first.superblock, first.hash_offset, old, roots=2, fec_offset=first.size)
+    write_parity(Places(old, old, roots=2, fec_offset=first.size), first.superblock)
     inputs = gather(repository / "boards/qemu-aarch64.yaml", baseline=old)
     salt = inherited_salt(inputs)
     assert salt == first.salt == salt_of(inputs)

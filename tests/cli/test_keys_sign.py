@@ -18,7 +18,7 @@ from erofs_edge.erofs import build
 from erofs_edge.trust.key import KeySigner, public_key_pem
 from erofs_edge.trust.root_hash import verify_root_hash, verify_verity_signature
 from erofs_edge.trust.signer import open_signer
-from erofs_edge.verity.fec import write_parity
+from erofs_edge.verity.fec import Places, write_parity
 from erofs_edge.verity.tree import append
 
 
@@ -119,7 +119,7 @@ def test_an_image_with_parity_behind_its_tree_is_signed(keys: Path, tmp_path: Pa
     image = tmp_path / "system.img"
     build(tmp_path / "tree", image, compression="lz4")
     info = append(image)
-    write_parity(image, info.superblock, info.hash_offset, image)
+    write_parity(Places(image, image), info.superblock)
     assert record("sign", image, "--key", "dev:x")["root_hash"] == info.root_hash.hex()
 
 

@@ -17,7 +17,7 @@ from erofs_edge.diff.paths import compare_paths
 from erofs_edge.diff.report import Change, Report
 from erofs_edge.erofs import build
 from erofs_edge.tree import BytesContent, FileTree, Inode
-from erofs_edge.verity.fec import write_parity
+from erofs_edge.verity.fec import Places, write_parity
 from erofs_edge.verity.tree import append
 
 NS = 1_000_000_000
@@ -183,7 +183,7 @@ def test_tree_and_parity(tmp_path: Path) -> None:
     for name, salt in (("old", b"one"), ("new", b"two")):  # as builds have it: with parity behind the tree
         build(tree(), tmp_path / name, compression="lz4hc", epoch=5)
         info = append(tmp_path / name, salt=salt)
-        write_parity(tmp_path / name, info.superblock, info.hash_offset, tmp_path / name)
+        write_parity(Places(tmp_path / name, tmp_path / name), info.superblock)
     changes = compare_paths(tmp_path / "old", tmp_path / "new").changes
     assert {(c.where, c.what) for c in changes} == {("superblock", "salt"), ("tree", "top")}
     assert "manifests and locks" in next(c.why for c in changes if c.what == "salt")
@@ -194,7 +194,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sealed") / "image"
     build(tree(), path, compression="lz4hc", pcluster=16384, epoch=5)
     info = append(path)
-    write_parity(path, info.superblock, info.hash_offset, path, roots=2)
+    write_parity(Places(path, path, roots=2), info.superblock)
     return path
 
 

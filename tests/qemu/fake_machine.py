@@ -21,7 +21,7 @@ from erofs_edge.manifest.model import Board, Boot, Disk, Partition, Qemu, UBoot
 from erofs_edge.manifest.verified import Verity
 from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.trust.signer import KeySigner, public_key_pem
-from erofs_edge.verity.fec import write_parity
+from erofs_edge.verity.fec import Places, write_parity
 from erofs_edge.verity.tree import append
 
 ROOT_HASH = "d47b0f0a57c52bda6b5d2c548d0390cdf0f33446fa374beac7326eadb6a4f58c"
@@ -133,7 +133,7 @@ def make_system(path: Path) -> bytes:
     tree.add("usr/bin/systemd-cgls", Inode(stat.S_IFREG | 0o755, content=BytesContent(content[:-65537:-1])))
     write_image(tree, path, WriteOptions(compression="none", epoch=0))
     info = append(path)
-    write_parity(path, info.superblock, info.hash_offset, path, roots=2, fec_offset=info.size)
+    write_parity(Places(path, path, roots=2, fec_offset=info.size), info.superblock)
     return info.root_hash
 
 

@@ -23,6 +23,7 @@ from erofs_edge.manifest.model import Board
 from erofs_edge.qemu import forge
 from erofs_edge.qemu.forge import Change, Target
 from erofs_edge.trust.signer import KeySigner
+from erofs_edge.verity.fec import Places
 from erofs_edge.verity.repair import repair
 from erofs_edge.verity.tree import verify
 
@@ -135,7 +136,7 @@ def test_the_system_is_damaged_beyond_repair(
     changed.write_bytes(raw[: (built / "system.img").stat().st_size])
     sb, at = forge.verity_area(target(built / "system.img", board))
     assert not verify(changed, root, hash_offset=at).ok
-    assert not repair(changed, root, changed, hash_offset=at, fec_offset=sb.end(at)).ok
+    assert not repair(Places(changed, changed, hash_offset=at, fec_offset=sb.end(at)), root).ok
 
 
 def test_another_system_is_whole_in_itself(built: Path, board: Board, tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_what_is_repairable_is_repaired(built: Path, board: Board, tmp_path: Pat
     raw = apply(built / "system.img", forge.repairable(target(built / "system.img", board)))
     changed.write_bytes(raw[: (built / "system.img").stat().st_size])
     assert not verify(changed, root, hash_offset=at).ok
-    assert repair(changed, root, changed, hash_offset=at, fec_offset=sb.end(at)).ok
+    assert repair(Places(changed, changed, hash_offset=at, fec_offset=sb.end(at)), root).ok
     assert changed.read_bytes() == (built / "system.img").read_bytes()
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,8 @@ def test_golden(tmp_path: Path) -> None:
     image.write_bytes(b"".join(bytes([i % 251]) * 4096 for i in range(300)))
     info = format_tree(image, tree, uuid=UUID, salt=SALT)
     for roots, size, digest in GOLDEN:
-        layout = fec.write_parity(image, info.superblock, 0, tmp_path / "parity", hash_device=tree, roots=roots)
+        places = fec.Places(image, tmp_path / "parity", hash_device=tree, roots=roots)
+        layout = fec.write_parity(places, info.superblock)
         parity = (tmp_path / "parity").read_bytes()
         assert (layout.blocks, layout.parity_size, len(parity)) == (304, size, size)
         assert hashlib.sha256(parity).hexdigest() == digest
@@ -68,7 +70,7 @@ def test_same_bytes_as_veritysetup(count: int, block_size: int, roots: int, orac
     sizes = [f"--data-block-size={block_size}", f"--hash-block-size={block_size}", f"--salt={SALT.hex()}"]
     veritysetup(oracle, "format", *sizes, f"--fec-device={theirs}", f"--fec-roots={roots}", image, tree)
     sb = Superblock(UUID, SALT, count, "sha256", block_size, block_size)
-    fec.write_parity(image, sb, 0, ours, hash_device=tree, roots=roots)
+    fec.write_parity(fec.Places(image, ours, hash_device=tree, roots=roots), sb)
     assert ours.read_bytes() == theirs.read_bytes()
 
 
@@ -86,7 +88,7 @@ def test_same_bytes_with_the_tree_appended(inside: bool, oracle: Oracle, tmp_pat
     fec_device = theirs if inside else other
     veritysetup(oracle, "format", *options, f"--fec-device={fec_device}", theirs, theirs)
     target = ours if inside else tmp_path / "ours.fec"
-    layout = fec.write_parity(ours, info.superblock, info.hash_offset, target, roots=5)
+    layout = fec.write_parity(fec.Places(ours, target, roots=5), info.superblock)
     assert layout.offset == (info.size if inside else 0)
     assert ours.read_bytes() == theirs.read_bytes()
     assert inside or target.read_bytes() == other.read_bytes()
@@ -95,11 +97,11 @@ def test_same_bytes_with_the_tree_appended(inside: bool, oracle: Oracle, tmp_pat
 def test_pieces_and_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = tmp_path / "image"
     info = formatted(image, 700)
-    fec.write_parity(image, info.superblock, info.hash_offset, tmp_path / "a", jobs=1)
+    fec.write_parity(fec.Places(image, tmp_path / "a"), info.superblock, jobs=1)
     monkeypatch.setattr(fec, "COLUMNS", 1000)
     seen: list[tuple[int, int]] = []
     fec.write_parity(
-        image, info.superblock, info.hash_offset, tmp_path / "b", jobs=5, progress=lambda a, b: seen.append((a, b))
+        fec.Places(image, tmp_path / "b"), info.superblock, jobs=5, progress=lambda a, b: seen.append((a, b))
     )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert seen[-1][0] >= seen[-1][1] == (info.size - 4096)
@@ -123,7 +125,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(fec, "COLUMNS", 4096)
     monkeypatch.setattr(fec.Covered, "columns", spied)
-    fec.write_parity(image, info.superblock, info.hash_offset, tmp_path / "parity")
+    fec.write_parity(fec.Places(image, tmp_path / "parity"), info.superblock)
     assert max(asked) == 4096
     assert len(asked) > 8
 
@@ -140,7 +142,7 @@ def test_failure_leaves_what_was_there(in_place: bool, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(fec, "write_exactly", fail)
     with pytest.raises(OSError, match="space"):
-        fec.write_parity(image, info.superblock, info.hash_offset, parity, fec_offset=4096 if in_place else 0)
+        fec.write_parity(fec.Places(image, parity, fec_offset=4096 if in_place else 0), info.superblock)
     assert parity.read_bytes() == b"\xff" * 4096
     assert sorted(os.listdir(tmp_path)) == ["image", "parity"]
 
@@ -149,8 +151,8 @@ def test_parity_behind_something_else(tmp_path: Path) -> None:
     image, parity = tmp_path / "image", tmp_path / "parity"
     info = formatted(image, 300)
     parity.write_bytes(b"\xff" * 9000)
-    layout = fec.write_parity(image, info.superblock, info.hash_offset, parity, fec_offset=1024)
-    fec.write_parity(image, info.superblock, info.hash_offset, tmp_path / "alone")
+    layout = fec.write_parity(fec.Places(image, parity, fec_offset=1024), info.superblock)
+    fec.write_parity(fec.Places(image, tmp_path / "alone"), info.superblock)
     raw = parity.read_bytes()
     assert raw[:1024] == b"\xff" * 1024
     assert raw[1024 : 1024 + layout.parity_size] == (tmp_path / "alone").read_bytes()
@@ -160,18 +162,17 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
     image, parity = tmp_path / "image", tmp_path / "parity"
     info = formatted(image, 300)
     before = image.read_bytes()
-    arguments = (image, info.superblock, info.hash_offset, parity)
     for roots in (0, 1, 25, -3):
         with pytest.raises(UsageError, match="roots"):
-            fec.write_parity(*arguments, roots=roots)
+            fec.write_parity(fec.Places(image, parity, roots=roots), info.superblock)
     with pytest.raises(UsageError, match="512"):
-        fec.write_parity(*arguments, fec_offset=100)
+        fec.write_parity(fec.Places(image, parity, fec_offset=100), info.superblock)
     for offset in (0, info.hash_offset, info.size - 512):
         with pytest.raises(UsageError, match="inside what it protects"):
-            fec.write_parity(image, info.superblock, info.hash_offset, image, fec_offset=offset)
+            fec.write_parity(fec.Places(image, image, fec_offset=offset), info.superblock)
     odd = Superblock(UUID, SALT, 300, "sha256", 4096, 1024)
     with pytest.raises(UsageError, match="one size"):
-        fec.write_parity(image, odd, info.hash_offset, parity)
+        fec.write_parity(fec.Places(image, parity), odd)
     assert not parity.exists()
     assert image.read_bytes() == before
 
@@ -180,24 +181,25 @@ def test_the_layout_follows_from_the_sizes(tmp_path: Path) -> None:
     image, parity = tmp_path / "image", tmp_path / "parity"
     info = formatted(image, 2000)
     for roots in (2, 9, 24):
-        made = fec.write_parity(image, info.superblock, info.hash_offset, parity, roots=roots)
-        with fec.opened(image, parity) as (sb, at, covered, _):
+        made = fec.write_parity(fec.Places(image, parity, roots=roots), info.superblock)
+        with fec.opened(fec.Places(image, parity)) as (sb, at, covered, _):
             assert (sb, at, covered.layout) == (info.superblock, info.hash_offset, made)
     os.truncate(image, info.size + 500_000)  # copied to a larger partition
-    with fec.opened(image, parity, hash_offset=info.hash_offset) as (_, _, covered, _):
+    places = fec.Places(image, parity, hash_offset=info.hash_offset)
+    with fec.opened(places) as (_, _, covered, _):
         assert covered.layout == made
     os.truncate(parity, made.parity_size + 512)
-    with pytest.raises(FormatError, match="no parity"), fec.opened(image, parity, hash_offset=info.hash_offset):
+    with pytest.raises(FormatError, match="no parity"), fec.opened(places):
         pass
     os.truncate(image, info.size)
-    with fec.opened(image, parity, hash_offset=info.hash_offset, roots=24) as (_, _, covered, _):
+    with fec.opened(replace(places, roots=24)) as (_, _, covered, _):
         assert covered.layout == made  # given the roots, a larger device is as good
     small = tmp_path / "small"
     tiny = formatted(small, 1)
-    layout = fec.write_parity(small, tiny.superblock, tiny.hash_offset, parity)
+    layout = fec.write_parity(fec.Places(small, parity), tiny.superblock)
     assert layout.rounds == 1
     os.truncate(parity, 100)
-    with pytest.raises(FormatError, match="no parity of 2 roots"), fec.opened(small, parity, roots=2):
+    with pytest.raises(FormatError, match="no parity of 2 roots"), fec.opened(fec.Places(small, parity, roots=2)):
         pass
 
 
@@ -205,17 +207,18 @@ def test_a_hostile_superblock_costs_nothing(tmp_path: Path) -> None:
     """A superblock that says more than the files hold is refused before anything is read or reserved."""
     image, parity = tmp_path / "image", tmp_path / "parity"
     info = formatted(image, 30)
-    fec.write_parity(image, info.superblock, info.hash_offset, parity)
+    fec.write_parity(fec.Places(image, parity), info.superblock)
+    places = fec.Places(image, parity, hash_offset=info.hash_offset)
     good = image.read_bytes()
     for blocks in (31, 1 << 40, (1 << 63) - 1):
         raw = bytearray(good)
         raw[info.hash_offset + 72 : info.hash_offset + 80] = blocks.to_bytes(8, "little")
         image.write_bytes(raw)
-        with pytest.raises(FormatError), fec.opened(image, parity, hash_offset=info.hash_offset):
+        with pytest.raises(FormatError), fec.opened(places):
             pass
     for data, hashes in ((512, 4096), (4096, 1 << 31), (0, 0)):
         raw = bytearray(good)
         raw[info.hash_offset + 64 : info.hash_offset + 72] = data.to_bytes(4, "little") + hashes.to_bytes(4, "little")
         image.write_bytes(raw)
-        with pytest.raises((FormatError, UsageError)), fec.opened(image, parity, hash_offset=info.hash_offset):
+        with pytest.raises((FormatError, UsageError)), fec.opened(places):
             pass

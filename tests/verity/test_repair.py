@@ -44,14 +44,14 @@ class Case(NamedTuple):
         return bytes(raw)
 
     def repair(self, **more: bool) -> Repair:
-        return repair(self.image, self.info.root_hash, self.parity, **more)  # type: ignore[arg-type]
+        return repair(fec.Places(self.image, self.parity), self.info.root_hash, **more)  # type: ignore[arg-type]
 
 
 def made(folder: Path, count: int, roots: int, seed: int = 0) -> Case:
     image, parity = folder / "image", folder / "parity"
     image.write_bytes(random.Random(seed).randbytes(count * BLOCK))
     info = append(image, block_size=BLOCK)
-    layout = fec.write_parity(image, info.superblock, info.hash_offset, parity, roots=roots)
+    layout = fec.write_parity(fec.Places(image, parity, roots=roots), info.superblock)
     return Case(image, parity, info, layout, image.read_bytes())
 
 
@@ -175,12 +175,12 @@ def test_a_burst_as_long_as_a_strip_allows(tmp_path: Path) -> None:
 
 def test_a_wrong_root_hash_changes_nothing(tmp_path: Path) -> None:
     case = made(tmp_path, 300, 4)
-    found = repair(case.image, bytes(32), case.parity)
+    found = repair(fec.Places(case.image, case.parity), bytes(32))
     assert not found.ok
     assert (found.unproven.total, found.lost_hash.total) == (300, 1)
     assert case.image.read_bytes() == case.good
     with pytest.raises(UsageError, match="16 bytes"):
-        repair(case.image, bytes(16), case.parity)
+        repair(fec.Places(case.image, case.parity), bytes(16))
 
 
 def test_parity_of_another_image_changes_nothing(tmp_path: Path) -> None:
@@ -236,22 +236,22 @@ def test_with_a_tree_of_its_own_and_all_in_one_file(tmp_path: Path) -> None:
     data = random.Random(2).randbytes(400 * 4096)
     image.write_bytes(data)
     info = format_tree(image, tree)
-    fec.write_parity(image, info.superblock, 0, parity, hash_device=tree, roots=3)
+    fec.write_parity(fec.Places(image, parity, hash_device=tree, roots=3), info.superblock)
     hashes = tree.read_bytes()
     image.write_bytes(b"\1" * 5000 + data[5000:])
     tree.write_bytes(hashes[:4096] + b"\1" * 4096 + hashes[8192:])
-    found = repair(image, info.root_hash, parity, hash_device=tree)
+    found = repair(fec.Places(image, parity, hash_device=tree), info.root_hash)
     assert (found.repaired_data.ranges, found.repaired_hash.ranges) == ([(0, 2)], [(1, 1)])
     assert (image.read_bytes(), tree.read_bytes()) == (data, hashes)
 
     info = append(image)
-    layout = fec.write_parity(image, info.superblock, info.hash_offset, image)
+    layout = fec.write_parity(fec.Places(image, image), info.superblock)
     whole = image.read_bytes()
     image.write_bytes(b"\1" * 5000 + whole[5000:])
-    assert repair(image, info.root_hash, image, fec_offset=layout.offset).ok
+    assert repair(fec.Places(image, image, fec_offset=layout.offset), info.root_hash).ok
     assert image.read_bytes() == whole
     with pytest.raises(FormatError):
-        repair(image, info.root_hash, image)
+        repair(fec.Places(image, image), info.root_hash)
 
 
 @pytest.mark.oracle
@@ -261,7 +261,7 @@ def test_veritysetup_repairs_what_we_encoded(roots: int, oracle: Callable[[str],
     image, parity = tmp_path / "image", tmp_path / "parity"
     image.write_bytes(random.Random(3).randbytes(500 * 4096))
     info = append(image)
-    fec.write_parity(image, info.superblock, info.hash_offset, parity, roots=roots)
+    fec.write_parity(fec.Places(image, parity, roots=roots), info.superblock)
     raw = bytearray(image.read_bytes())
     raw[40 * 4096 : 40 * 4096 + 700] = bytes(b ^ 0xFF for b in raw[40 * 4096 : 40 * 4096 + 700])
     image.write_bytes(raw)
@@ -272,5 +272,5 @@ def test_veritysetup_repairs_what_we_encoded(roots: int, oracle: Callable[[str],
     command += [f"--fec-device={parity}", f"--fec-roots={roots}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "700 repairable errors" in done.stdout + done.stderr) == (0, True), done.stderr
-    assert repair(image, info.root_hash, parity).corrected == 700
+    assert repair(fec.Places(image, parity), info.root_hash).corrected == 700
     subprocess.run(command[:6], check=True)
