@@ -8,6 +8,10 @@ formats); `hint` is the next step. The command line prints these three and nothi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class ErofsEdgeError(Exception):
@@ -23,6 +27,10 @@ class ErofsEdgeError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message
+
+    def within(self, file: Path) -> None:
+        """It is of that file: `where`, an offset, stands behind its name from now on."""
+        self.where = f"{file}: {self.where}" if self.where else str(file)
 
 
 class UsageError(ErofsEdgeError):

@@ -14,7 +14,7 @@ from erofs_edge.boot.contents import init_values_of
 from erofs_edge.boot.firmware import package_file
 from erofs_edge.boot.initramfs import add_program
 from erofs_edge.boot.uefi import arguments, single_image
-from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.errors import ErofsEdgeError, FormatError
 from erofs_edge.manifest.model import Board, Lock, Uefi
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import read_deb
@@ -36,7 +36,11 @@ def firmware_values(out: Path) -> dict[str, str]:
     Raises ErofsEdgeError where there is none, FormatError for one that is damaged.
     """
     first = next(iter(sorted(out.glob("boot_*.efi"))), out / "boot_a.efi")
-    return init_values_of(uki_sections(_read(first)).get(".initrd", b""))
+    try:
+        return init_values_of(uki_sections(_read(first)).get(".initrd", b""))
+    except FormatError as error:
+        error.within(first)
+        raise
 
 
 def programs_of(lock: Lock, cache: Cache) -> FileTree:

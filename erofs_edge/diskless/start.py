@@ -34,7 +34,7 @@ from erofs_edge.boot.packed import cached_pack
 from erofs_edge.boot.script import CONFIGURATION
 from erofs_edge.diskless.firmware import EFI, add_signature, firmware_image, firmware_values, programs_of
 from erofs_edge.diskless.place import Place
-from erofs_edge.errors import ErofsEdgeError, ManifestError, UsageError
+from erofs_edge.errors import ErofsEdgeError, FormatError, ManifestError, UsageError
 from erofs_edge.manifest.load import load_system
 from erofs_edge.manifest.lockfile import load_lock, lock_path
 from erofs_edge.manifest.model import Board, Lock
@@ -116,9 +116,11 @@ def build_diskless(
     """For the board that was built in `out`, whose lock is `lock`: the same inputs give the same bytes.
 
     Raises ErofsEdgeError where there is no build that fits, as `fetch` does, SourceError where a package lacks
-    something, UsageError where TLS lacks its certificates.
+    something, UsageError where TLS lacks its certificates, ManifestError as `netboot_script` does.
     """
-    values, uefi = _values(board, out, wanted), board.boot.uefi
+    uefi = board.boot.uefi
+    script = "" if uefi is not None else netboot_script(board, wanted.boot_image)
+    values = _values(board, out, wanted)
     load_system(MANIFEST)  # a lock without its manifest would be of nobody knows what
     of_programs = load_lock(lock_path(MANIFEST))
     programs = FileTree() if uefi is None else programs_of(lock, cache)
@@ -142,7 +144,7 @@ def build_diskless(
         return DisklessStart(image, EFI, "", root_hash, keeps_data)
     ramdisk = Image("ramdisk", initramfs, f"diskless initramfs for root hash {root_hash}")
     fit = _fit(board, package, kernel.version, ramdisk, epoch=epoch, signer=signer)
-    return DisklessStart(fit, FIT, netboot_script(board, wanted.boot_image), root_hash, keeps_data)
+    return DisklessStart(fit, FIT, script, root_hash, keeps_data)
 
 
 def _fit(board: Board, package: FileTree, version: str, ramdisk: Image, *, epoch: int, signer: Signer) -> bytes:
@@ -237,13 +239,16 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
 
 
 def _fit_values(out: Path) -> dict[str, str]:
+    path = out / "boot.fit"
     try:
-        return init_values((out / "boot.fit").read_bytes())
+        return init_values(path.read_bytes())
+    except FormatError as error:
+        error.within(path)
+        raise
     except OSError as error:
         raise ErofsEdgeError(
-            f"no boot image is there: {error.strerror}", where=str(out / "boot.fit"),
-            hint="erofs-edge build BOARD -o OUT",
-        ) from error  # fmt: skip
+            f"no boot image is there: {error.strerror}", where=str(path), hint="erofs-edge build BOARD -o OUT"
+        ) from error
 
 
 def _kept_label(values: Mapping[str, str]) -> str:

@@ -54,7 +54,7 @@ def pieces_of(disk: Path, sector: int = 512) -> list[Piece]:
             spans.append((size - MIB, size, "partition table"))
             return [piece for span in spans for piece in _pieces(fd, *span)]
     except FormatError as error:
-        error.where = f"{disk}: {error.where}" if error.where else str(disk)
+        error.within(disk)
         raise
     except OSError as error:
         raise ErofsEdgeError(f"cannot read the disk image: {error.strerror}", where=str(disk)) from error

@@ -42,7 +42,7 @@ class Scratch:
         except BaseException as error:
             os.close(self._fd)
             if isinstance(error, FormatError):
-                error.where = f"{path}: {error.where}" if error.where else str(path)
+                error.within(path)
             raise
 
     def __enter__(self) -> Scratch:

@@ -16,7 +16,7 @@ from erofs_edge.boot.initramfs import InitConfig, compress
 from erofs_edge.boot.uki import build_uki
 from erofs_edge.diskless.place import Place, parse_place
 from erofs_edge.diskless.start import Diskless, DisklessStart, board_lock, build_diskless
-from erofs_edge.errors import ErofsEdgeError, UsageError
+from erofs_edge.errors import ErofsEdgeError, FormatError, UsageError
 from erofs_edge.manifest.load import load_board
 from erofs_edge.sources.cache import Cache
 from erofs_edge.tree import BytesContent, FileTree, Inode
@@ -77,6 +77,13 @@ def test_a_kernel_image_that_firmware_gets_for_itself(repository: Path, out: Pat
 def test_what_only_boards_with_u_boot_can(repository: Path, out: Path, wishes: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         _build(repository, out, **wishes)
+
+
+def test_a_kernel_image_that_is_none(repository: Path, out: Path) -> None:
+    (out / "boot_a.efi").write_bytes(b"nothing")
+    with pytest.raises(FormatError, match="not a PE file") as caught:
+        _build(repository, out)
+    assert caught.value.where == f"{out / 'boot_a.efi'}: offset 0x0"
 
 
 @pytest.mark.parametrize("name", ["boot_a.efi", "sign.crt", "system.root-hash.p7s"])

@@ -181,6 +181,16 @@ def test_a_trace_of_another_system_and_a_build_that_is_not_there(run: Edge, out:
     assert done.returncode != 0 and "no boot image is there" in done.stderr
 
 
+def test_what_is_in_the_way_is_named(run: Edge, tmp_path: Path, repository: Path) -> None:
+    """A boot image that is none; a board that has none, however often it is built."""
+    (tmp_path / "boot.fit").write_bytes(b"no device tree" * 10)
+    done = run("diskless", BOARD, "--system", "nbd://192.0.2.1/x", "-o", tmp_path)
+    assert f"{tmp_path / 'boot.fit'}: offset 0x0: not a device tree" in done.stderr
+    done = run("diskless", repository / "boards/rpi4.yaml", "--system", "nbd://192.0.2.1/x", "-o", tmp_path)
+    assert "does not start by U-Boot's verified FIT" in done.stderr
+    assert "hint: boot: {chain: u-boot-fit}" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("uri", "place"),
     [
