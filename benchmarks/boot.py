@@ -26,7 +26,7 @@ from erofs_edge.boot.fit import Image, build_fit
 from erofs_edge.boot.initramfs import compress
 from erofs_edge.manifest.load import load_board, load_lock, lock_path
 from erofs_edge.qemu.built import load_built, machine_command
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.scratch import copy_sparse
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import read_deb
@@ -113,8 +113,8 @@ def main() -> None:
     rows: dict[str, list[float]] = {mark: [] for mark in MARKS}
     with tempfile.TemporaryDirectory(dir=options.out) as name:
         folder = Path(name)
-        peer = machine_command(board, built, emulator, folder, Drive(bare_disk(options.out, folder)))
-        ours = machine_command(board, built, emulator, folder, Drive(built.disk))
+        peer = machine_command(board, built, emulator, folder, Wiring(bare_disk(options.out, folder)))
+        ours = machine_command(board, built, emulator, folder, Wiring(built.disk))
         for _ in range(options.runs):
             for found in (seconds_until(peer, ["bare"]), seconds_until(ours, ["root", "login"])):
                 for mark, value in found.items():

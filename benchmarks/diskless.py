@@ -30,7 +30,7 @@ from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.built import load_built, machine_command, run_folder
 from erofs_edge.qemu.console import Console
 from erofs_edge.qemu.diskless import SYSTEM, DisklessRecord, Wish, diskless_smoke
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.smoke import StageTime, data_filesystem, smoke
 from erofs_edge.qemu.verdict import Expected, Watch
@@ -67,7 +67,7 @@ def local_start(out: Path) -> tuple[float, float]:
     watch = Watch(Expected(built.root_hash, "a", data_filesystem(board)))
     clock = Processors()
     with run_folder(out) as folder:
-        command = machine_command(board, built, emulator, folder, Drive(built.disk), extra=CARD)
+        command = machine_command(board, built, emulator, folder, Wiring(built.disk, extra=CARD))
         verdict = run(command, watch, Console(), timeout=TIMEOUT, seen=lambda event: clock.see(event.match.name))
     assert verdict.ok, verdict
     return since_kernel(list(watch.reached.items())), clock.seconds()

@@ -21,7 +21,7 @@ from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.manifest.model import Board
 from erofs_edge.manifest.shaping import Smoke
-from erofs_edge.qemu.machine import Drive, Emulator, boot_arguments, control_tree, dump_tree, qemu_of
+from erofs_edge.qemu.machine import Emulator, Wiring, boot_arguments, control_tree, dump_tree, qemu_of
 from erofs_edge.qemu.uefi import flash_images, uefi_arguments
 from erofs_edge.trust.signer import PublicKey, read_public_key
 
@@ -97,16 +97,12 @@ def machine_command(
     built: Built,
     emulator: Emulator,
     folder: Path,
-    drive: Drive,
+    wiring: Wiring,
     *,
-    serial: str = "stdio",
-    forwards: tuple[tuple[int, int], ...] = (),
-    reboot: bool = False,
-    extra: tuple[str, ...] = (),
     script: Callable[[str], str] | None = None,
     firmware: Path | None = None,
 ) -> list[str]:
-    """The command that starts a built board, see `boot_arguments`; what it needs is written into `folder`.
+    """The command that starts a built board; what it needs is written into `folder`.
 
     Debian's U-Boot is handed a control tree with the key and the script; ours has them inside.
 
@@ -116,22 +112,9 @@ def machine_command(
     qemu = qemu_of(board)
     if board.boot.uefi is not None and firmware is None:
         code, variables = flash_images(built.u_boot, folder)
-        arguments = uefi_arguments(
-            qemu, code, variables, drive=drive, serial=serial, forwards=forwards, reboot=reboot, extra=extra
-        )
-        return [str(emulator.program), *arguments]
+        return [str(emulator.program), *uefi_arguments(qemu, code, variables, wiring)]
     bios, control = (firmware, None) if firmware is not None else _u_boot(board, built, emulator, folder, script)
-    arguments = boot_arguments(
-        qemu,
-        bios=bios,
-        control=control,
-        drive=drive,
-        serial=serial,
-        forwards=forwards,
-        reboot=reboot,
-        extra=extra,
-    )
-    return [str(emulator.program), *arguments]
+    return [str(emulator.program), *boot_arguments(qemu, bios, control, wiring)]
 
 
 def _u_boot(

@@ -13,7 +13,7 @@ from erofs_edge.errors import UsageError
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.built import load_built, machine_command, run_folder
 from erofs_edge.qemu.console import Console, Event
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.run import failure, run
 from erofs_edge.qemu.scenario import FAULTS, Fault, fault_of, inject
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
@@ -144,8 +144,8 @@ def fall_back(
             disk = copy_sparse(disk, folder / "disk.img")
         failing, other, damage = _prepare(disk, board, fault, folder)
         extra = fault.devices if fault else ()
-        drive = Drive(disk, snapshot=not keep)
-        command = machine_command(board, built, emulator, folder, drive, reboot=True, extra=extra)
+        wiring = Wiring(disk, snapshot=not keep, reboot=True, extra=extra)
+        command = machine_command(board, built, emulator, folder, wiring)
         expected = Expected(built.root_hash, other, data_filesystem(board))
         watch = FallbackWatch(expected, failing, fault.evidence if fault else None, good=keep)
         console, last = Console((GOOD,)), 0.0

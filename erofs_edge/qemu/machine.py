@@ -22,8 +22,8 @@ from erofs_edge.trust.signer import VerificationKey
 
 __all__ = [
     "MENDS",
-    "Drive",
     "Emulator",
+    "Wiring",
     "boot_arguments",
     "control_tree",
     "dump_tree",
@@ -44,11 +44,23 @@ WATCHDOG = ("-device", "i6300esb", "-action", "watchdog=none")
 
 
 @dataclass(frozen=True, slots=True)
-class Drive:
-    """The board's disk. `snapshot`: the guest's writes go to a temporary file of QEMU's and are dropped."""
+class Wiring:
+    """What a machine is wired to, the same whatever firmware starts it.
 
-    path: Path
+    disk      the board's
+    snapshot  the guest's writes go to a temporary file of QEMU's and are dropped
+    serial    QEMU's word for the console: 'stdio', 'mon:stdio' (Ctrl-A X quits), 'unix:PATH,server=on,wait=off'
+    forwards  (host port, guest port): gives the machine user networking, reachable from the host alone
+    reboot    False ends QEMU where the machine would reset
+    extra     further arguments (CHECKS_DRIVE, GRAPHICS, WATCHDOG)
+    """
+
+    disk: Path
     snapshot: bool = True
+    serial: str = "stdio"
+    forwards: tuple[tuple[int, int], ...] = ()
+    reboot: bool = False
+    extra: tuple[str, ...] = ()
 
 
 def qemu_of(board: Board) -> Qemu:
@@ -74,44 +86,24 @@ def machine_arguments(qemu: Qemu, bios: Path, *, dump: Path | None = None) -> li
     ]  # fmt: skip
 
 
-def boot_arguments(
-    qemu: Qemu,
-    *,
-    bios: Path,
-    control: Path | None,
-    drive: Drive,
-    serial: str = "stdio",
-    forwards: tuple[tuple[int, int], ...] = (),
-    reboot: bool = False,
-    extra: tuple[str, ...] = (),
-) -> list[str]:
-    """QEMU's arguments, without the program.
-
-    control   the device tree that U-Boot is handed; None where it has its own
-    serial    QEMU's word for the console: 'stdio', 'mon:stdio' (Ctrl-A X quits), 'unix:PATH,server=on,wait=off'
-    forwards  (host port, guest port): gives the machine user networking, reachable from the host alone
-    reboot    False ends QEMU where the machine would reset
-    extra     further arguments (CHECKS_DRIVE, GRAPHICS, WATCHDOG)
-    """
-    return [
-        *machine_arguments(qemu, bios), *(["-dtb", str(control)] if control else []),
-        *common_arguments(drive, serial, forwards, reboot, extra),
-    ]  # fmt: skip
+def boot_arguments(qemu: Qemu, bios: Path, control: Path | None, wiring: Wiring) -> list[str]:
+    """QEMU's arguments, without the program. `control`: the device tree that U-Boot is handed; None where it has its
+    own."""
+    tree = ["-dtb", str(control)] if control else []
+    return [*machine_arguments(qemu, bios), *tree, *wiring_arguments(wiring)]
 
 
-def common_arguments(
-    drive: Drive, serial: str, forwards: tuple[tuple[int, int], ...], reboot: bool, extra: tuple[str, ...]
-) -> list[str]:
-    """Disk, network and console, arguments as in `boot_arguments`: the same whatever firmware starts the machine."""
-    snapshot = ",snapshot=on" if drive.snapshot else ""
+def wiring_arguments(wiring: Wiring) -> list[str]:
+    """Disk, network and console."""
+    snapshot = ",snapshot=on" if wiring.snapshot else ""
     network = []
-    if forwards:
-        rules = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in forwards)
+    if wiring.forwards:
+        rules = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in wiring.forwards)
         network = ["-netdev", f"user,id=net0{rules}", "-device", "virtio-net-pci,netdev=net0,romfile="]
     return [
-        "-drive", f"if=none,id=disk0,format=raw,file={escaped(drive.path)}{snapshot}",
-        "-device", "virtio-blk-pci,drive=disk0", *network, *extra,
-        "-serial", serial, "-monitor", "none", *([] if reboot else ["-no-reboot"]),
+        "-drive", f"if=none,id=disk0,format=raw,file={escaped(wiring.disk)}{snapshot}",
+        "-device", "virtio-blk-pci,drive=disk0", *network, *wiring.extra,
+        "-serial", wiring.serial, "-monitor", "none", *([] if wiring.reboot else ["-no-reboot"]),
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from erofs_edge.manifest.model import Board
 from erofs_edge.manifest.shaping import Smoke
 from erofs_edge.qemu.built import Built, load_built, machine_command, run_folder
 from erofs_edge.qemu.console import Console, Event
-from erofs_edge.qemu.machine import CHECKS_DRIVE, GRAPHICS, WATCHDOG, Drive, find_qemu
+from erofs_edge.qemu.machine import CHECKS_DRIVE, GRAPHICS, WATCHDOG, Wiring, find_qemu
 from erofs_edge.qemu.run import failure, run
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
@@ -90,9 +90,9 @@ def smoke(
         damage, chosen = _prepare(disk, board, slot, change)
         wanted = built.smoke if change is None else Smoke()
         extra = (*(CHECKS_DRIVE if _checks(wanted) else ()), *_devices(built.smoke))
-        script, drive = change.script if change else None, Drive(disk, snapshot=not keep)
+        script, wiring = change.script if change else None, Wiring(disk, snapshot=not keep, extra=extra)
         firmware = _firmware(board, out, built, disk, u_boot, folder) if u_boot is not None else None
-        command = machine_command(board, built, emulator, folder, drive, extra=extra, script=script, firmware=firmware)
+        command = machine_command(board, built, emulator, folder, wiring, script=script, firmware=firmware)
         expected = Expected(built.root_hash, chosen, data_filesystem(board))
         watch = _watch(expected, change, wanted, TITLES if board.boot.uefi is None else UEFI_TITLES)
         watch.lines |= {GOOD} if keep else set()

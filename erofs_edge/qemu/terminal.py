@@ -10,7 +10,7 @@ from pathlib import Path
 from erofs_edge.errors import ToolError
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.built import load_built, machine_command, run_folder
-from erofs_edge.qemu.machine import MENDS, Drive, find_qemu
+from erofs_edge.qemu.machine import MENDS, Wiring, find_qemu
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 
 
@@ -41,16 +41,8 @@ def terminal(
             if slot:
                 scratch.activate(slot)
             chosen = scratch.next_slot()
-        command = machine_command(
-            board,
-            built,
-            emulator,
-            folder,
-            Drive(image, snapshot=disk is None),
-            serial="mon:stdio",
-            forwards=forwards,
-            reboot=True,
-        )
+        wiring = Wiring(image, snapshot=disk is None, serial="mon:stdio", forwards=forwards, reboot=True)
+        command = machine_command(board, built, emulator, folder, wiring)
         kept = f"changes are kept in {disk}" if disk else "changes to the disk are dropped at the end"
         say(f"QEMU {emulator.version_text}, slot {chosen}. Ctrl-A X quits; {kept}.")
         try:

@@ -14,7 +14,7 @@ from erofs_edge.boot.uefi import FLASH_SIZE, IMAGES, VARIABLES, ImageName, activ
 from erofs_edge.disk.fat_read import Entry, Volume
 from erofs_edge.errors import ErofsEdgeError, FormatError
 from erofs_edge.manifest.model import Qemu, size_bytes
-from erofs_edge.qemu.machine import Drive, common_arguments
+from erofs_edge.qemu.machine import Wiring, wiring_arguments
 
 Read = Callable[[int, int], bytes]
 WHOLE = 1 << 40
@@ -38,19 +38,9 @@ def flash_images(code: Path, folder: Path) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def uefi_arguments(
-    qemu: Qemu,
-    code: Path,
-    variables: Path,
-    *,
-    drive: Drive,
-    serial: str = "stdio",
-    forwards: tuple[tuple[int, int], ...] = (),
-    reboot: bool = False,
-    extra: tuple[str, ...] = (),
-) -> list[str]:
-    """QEMU's arguments, without the program; those after the flashes are as in `machine.boot_arguments`."""
-    return [*firmware_arguments(qemu, code, variables), *common_arguments(drive, serial, forwards, reboot, extra)]
+def uefi_arguments(qemu: Qemu, code: Path, variables: Path, wiring: Wiring) -> list[str]:
+    """QEMU's arguments, without the program."""
+    return [*firmware_arguments(qemu, code, variables), *wiring_arguments(wiring)]
 
 
 def firmware_arguments(qemu: Qemu, code: Path, variables: Path) -> list[str]:

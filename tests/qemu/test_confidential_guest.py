@@ -17,7 +17,7 @@ from tpm_emulator import machine_arguments, read_pcrs, tpm
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.built import load_built, machine_command
 from erofs_edge.qemu.console import Console
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.verdict import Expected, Watch
 
@@ -39,7 +39,7 @@ def test_a_guest_that_was_started_directly_shows_the_reference_values(
     reference = json.loads((out / "release.json").read_text())["reference"]
     with tpm(oracle("swtpm"), tmp_path) as path:
         extra = (*machine_arguments(path), "-kernel", str(image), "-append", HOSTILE)
-        command = machine_command(board, built, find_qemu(), tmp_path, Drive(built.disk), extra=extra)
+        command = machine_command(board, built, find_qemu(), tmp_path, Wiring(built.disk, extra=extra))
         watch = Watch(Expected(built.root_hash, "a"))
         verdict = run(command, watch, Console(), timeout=1200, seen=lambda event: None)
         assert verdict.ok, verdict

@@ -17,7 +17,7 @@ from test_road import console_until
 
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.built import load_built, machine_command
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 
 pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(3000)]
@@ -65,8 +65,8 @@ def test_data_is_encrypted_from_the_first_boot_on(
     disk = copy_sparse(built.disk, tmp_path / "disk.img")
 
     def boot(extra: Path | None, mark: bytes) -> bytes:
-        drives = Drive(disk, snapshot=False)
-        command = machine_command(board, built, find_qemu(), tmp_path, drives, extra=drive(extra))
+        wiring = Wiring(disk, snapshot=False, extra=drive(extra))
+        command = machine_command(board, built, find_qemu(), tmp_path, wiring)
         return console_until(command, mark)
 
     def head() -> bytes:

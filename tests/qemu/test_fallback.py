@@ -22,7 +22,7 @@ from erofs_edge.manifest.model import Board, Partition
 from erofs_edge.qemu import forge
 from erofs_edge.qemu.built import load_built, machine_command
 from erofs_edge.qemu.fallback import fall_back
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.scenario import FAULTS, MARKER_ROOM
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.smoke import smoke
@@ -253,7 +253,7 @@ def test_a_damaged_slot_is_repaired_from_the_other_one(
         changes = forge.in_init(forge.Target(board, lambda at, length: scratch.read("system_b", at, length)))
         for change in changes:
             scratch.write("system_b", change.offset, change.data)
-    command = machine_command(board, built, find_qemu(), tmp_path, Drive(disk, snapshot=False), reboot=True)
+    command = machine_command(board, built, find_qemu(), tmp_path, Wiring(disk, snapshot=False, reboot=True))
     console = console_until(command, b"erofs-edge: slot b is good", seconds=1800)
     assert console.count(b"erofs-edge: stage u-boot slot b") == 2 and b"u-boot slot a" not in console
     first, _, second = console.partition(b"is corrupted")

@@ -18,7 +18,7 @@ from erofs_edge.installer.payload import MIB, pieces_of
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.built import load_built, machine_command
 from erofs_edge.qemu.console import Console
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.verdict import Expected, Watch
 
@@ -47,7 +47,7 @@ def test_a_stick_installs_and_the_disk_starts_alone(
         "-device", "usb-storage,drive=stick,removable=on",
     )  # fmt: skip
     (folder := tmp_path / "first").mkdir()
-    command = machine_command(board, built, emulator, folder, Drive(disk, snapshot=False), extra=stick)
+    command = machine_command(board, built, emulator, folder, Wiring(disk, snapshot=False, extra=stick))
     # it ends itself, whatever becomes of it
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=1800)
     console = done.stdout.decode(errors="replace")
@@ -57,6 +57,6 @@ def test_a_stick_installs_and_the_disk_starts_alone(
         for piece in pieces_of(built.disk):
             file.seek(piece.at * MIB)
             assert hashlib.sha256(file.read(piece.count * MIB)).hexdigest() == piece.digest, piece
-    command = machine_command(board, built, emulator, tmp_path, Drive(disk, snapshot=False))
+    command = machine_command(board, built, emulator, tmp_path, Wiring(disk, snapshot=False))
     verdict = run(command, Watch(Expected(built.root_hash, "a")), Console(), timeout=1200, seen=lambda event: None)
     assert verdict.ok, verdict

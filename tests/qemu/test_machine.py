@@ -13,7 +13,7 @@ from erofs_edge.boot.fdt import DeviceTree, Node, parse, string, write
 from erofs_edge.errors import FormatError, ManifestError, ToolError
 from erofs_edge.manifest.model import Board, Qemu
 from erofs_edge.qemu.machine import (
-    Drive,
+    Wiring,
     boot_arguments,
     control_tree,
     dump_tree,
@@ -32,23 +32,20 @@ MACHINE = [
 ]  # fmt: skip
 
 
-def arguments(**more: object) -> list[str]:
-    values: dict[str, object] = {
-        "bios": Path("/o/u-boot.bin"), "control": Path("/o/control.dtb"), "drive": Drive(Path("/o/disk.img")),
-    }  # fmt: skip
-    return boot_arguments(Qemu(), **(values | more))  # type: ignore[arg-type]
+def arguments(wiring: Wiring) -> list[str]:
+    return boot_arguments(Qemu(), Path("/o/u-boot.bin"), Path("/o/control.dtb"), wiring)
 
 
 def test_arguments_of_a_smoke_boot() -> None:
-    assert arguments() == [
+    assert arguments(Wiring(Path("/o/disk.img"))) == [
         *MACHINE, "-dtb", "/o/control.dtb", "-drive", "if=none,id=disk0,format=raw,file=/o/disk.img,snapshot=on",
         "-device", "virtio-blk-pci,drive=disk0", "-serial", "stdio", "-monitor", "none", "-no-reboot",
     ]  # fmt: skip
 
 
 def test_arguments_at_the_terminal() -> None:
-    drive = Drive(Path("/o/my,disk.img"), snapshot=False)
-    assert arguments(drive=drive, serial="mon:stdio", reboot=True, forwards=((2222, 22), (8080, 80))) == [
+    disk, forwards = Path("/o/my,disk.img"), ((2222, 22), (8080, 80))
+    assert arguments(Wiring(disk, snapshot=False, serial="mon:stdio", reboot=True, forwards=forwards)) == [
         *MACHINE, "-dtb", "/o/control.dtb", "-drive", "if=none,id=disk0,format=raw,file=/o/my,,disk.img",
         "-device", "virtio-blk-pci,drive=disk0",
         "-netdev", "user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp:127.0.0.1:8080-:80",

@@ -18,7 +18,7 @@ from erofs_edge.disk import slots
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu import forge
 from erofs_edge.qemu.built import load_built, machine_command
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.web import served
 
@@ -80,7 +80,7 @@ def test_what_both_slots_have_lost_comes_from_a_web_server(edge: str, repository
             damaged = scratch.read("system_b", 0, (out / "system.img").stat().st_size)
         assert damaged != (out / "system.img").read_bytes()
         machine = machine_command(
-            board, built, find_qemu(), tmp_path, Drive(disk, snapshot=False), reboot=True, extra=CARD
+            board, built, find_qemu(), tmp_path, Wiring(disk, snapshot=False, reboot=True, extra=CARD)
         )
         console = console_until(machine, b"erofs-edge: slot b is good", seconds=1800)
     first, _, second = console.partition(b"is corrupted")

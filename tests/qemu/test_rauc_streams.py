@@ -22,7 +22,7 @@ from erofs_edge.disk.gpt import decode
 from erofs_edge.erofs import open as open_image
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.built import load_built, machine_command
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.web import served
 
 pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("qemu"), pytest.mark.timeout(3500)]
@@ -148,8 +148,8 @@ def test_a_streamed_bundle_reads_hardly_more_than_our_plan(edge: str, repository
         run("flash", old, "--to", disk)
         built = load_built(new)
         machine = machine_command(
-            load_board(repository / BOARD).value, load_built(old), find_qemu(), tmp_path, Drive(disk, snapshot=False),
-            reboot=True, extra=CARD,
+            load_board(repository / BOARD).value, load_built(old), find_qemu(), tmp_path,
+            Wiring(disk, snapshot=False, reboot=True, extra=CARD),
         )  # fmt: skip
         console_until(machine, b"erofs-edge: slot b is good", seconds=3000)
     assert_slot(disk, "system_b", new / "system.img")

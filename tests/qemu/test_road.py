@@ -19,7 +19,7 @@ from erofs_edge.disk import rollback
 from erofs_edge.disk.slots import STATE_SIZE, decode_state
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.built import load_built, machine_command
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.stages import TROUBLE
 from erofs_edge.qemu.tamper import TAMPERS
@@ -48,7 +48,7 @@ def test_a_good_boot_raises_the_minimum_and_an_older_build_is_refused_from_then_
     board = load_board(tmp_path / "v2.yaml").value
     built = load_built(outs[2])
     disk = copy_sparse(built.disk, tmp_path / "disk.img")
-    command = machine_command(board, built, find_qemu(), tmp_path, Drive(disk, snapshot=False))
+    command = machine_command(board, built, find_qemu(), tmp_path, Wiring(disk, snapshot=False))
     console_until(command, b"erofs-edge: slot a is good")
     old = (outs[1] / "boot.fit").read_bytes()
     with Scratch(disk, board, writable=True) as scratch:
@@ -159,7 +159,7 @@ def test_a_system_that_came_up_gives_its_slot_the_attempts_back(
     disk = copy_sparse(built.disk, tmp_path / "disk.img")
     file_system = b""
     for slot in "ab":
-        command = machine_command(board, built, find_qemu(), tmp_path, Drive(disk, snapshot=False))
+        command = machine_command(board, built, find_qemu(), tmp_path, Wiring(disk, snapshot=False))
         console = console_until(command, f"erofs-edge: slot {slot} is good".encode())
         report = last_report(console)
         assert (report["slot"], report["root"], report["dm"], report["status"]) == (slot, "erofs", "verity", "V")

@@ -21,7 +21,7 @@ from erofs_edge.manifest.load import load_board
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.built import load_built, machine_command
 from erofs_edge.qemu.console import Console
-from erofs_edge.qemu.machine import Drive, find_qemu
+from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
 from erofs_edge.qemu.tamper import UEFI_TAMPERS
@@ -55,7 +55,7 @@ def smoke(edge: str, repository: Path, out: Path, *options: str) -> dict[str, ob
 def boot(board: Board, out: Path, folder: Path, disk: Path, extra: tuple[str, ...] = ()) -> Verdict:
     """Boot a disk with the build's firmware until it is decided."""
     built = load_built(out)
-    command = machine_command(board, built, find_qemu(), folder, Drive(disk), extra=extra)
+    command = machine_command(board, built, find_qemu(), folder, Wiring(disk, extra=extra))
     return run(command, Watch(Expected(built.root_hash, "a")), Console(), timeout=TIMEOUT, seen=lambda event: None)
 
 
@@ -102,7 +102,7 @@ def test_a_system_that_came_up_is_counted_no_more(board: Board, stock: Callable[
     out, line = stock(NAME), "erofs-edge: slot a is good"
     disk = copy_sparse(out / "disk.img", tmp_path / "disk.img")
     built = load_built(out)
-    command = machine_command(board, built, find_qemu(), tmp_path, Drive(disk, snapshot=False))
+    command = machine_command(board, built, find_qemu(), tmp_path, Wiring(disk, snapshot=False))
     watch = Watch(Expected(built.root_hash, "a"), lines={line})
     verdict = run(command, watch, Console((line,)), timeout=TIMEOUT, seen=lambda event: None)
     assert verdict.ok, verdict

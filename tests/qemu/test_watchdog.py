@@ -12,7 +12,7 @@ from test_road import console_until
 
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.built import load_built, machine_command
-from erofs_edge.qemu.machine import CHECKS_DRIVE, Drive, find_qemu
+from erofs_edge.qemu.machine import CHECKS_DRIVE, Wiring, find_qemu
 
 BOARD = "boards/qemu-aarch64.yaml"
 DRIVERS = {"bcm2835_wdt", "i6300esb"}
@@ -40,7 +40,7 @@ def test_a_hanging_process_1_ends_in_a_restart(edge: str, repository: Path, tmp_
     assert done.returncode == 0, done.stderr
     board, built = load_board(repository / BOARD).value, load_built(out)
     devices = (*CHECKS_DRIVE, "-device", "i6300esb", "-action", "watchdog=reset")
-    command = machine_command(board, built, find_qemu(), tmp_path, Drive(built.disk), reboot=True, extra=devices)
+    command = machine_command(board, built, find_qemu(), tmp_path, Wiring(built.disk, reboot=True, extra=devices))
     console = console_until(command, b"Starting kernel", count=2, seconds=800)
     _, _, second = console.partition(b"smoke ok watchdog")
     # the kernel sees that who fed the watchdog has gone; nobody asks for a restart, and there is no panic
