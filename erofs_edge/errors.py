@@ -28,10 +28,6 @@ class ErofsEdgeError(Exception):
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message
 
-    def within(self, file: Path) -> None:
-        """It is of that file: `where`, an offset, stands behind its name from now on."""
-        self.where = f"{file}: {self.where}" if self.where else str(file)
-
 
 class UsageError(ErofsEdgeError):
     """The command line itself makes no sense."""
@@ -120,3 +116,8 @@ class BootCheckError(ErofsEdgeError):
 
 class ToolError(ErofsEdgeError):
     """A program that is needed (QEMU, apt) is missing, too old or failed."""
+
+
+def place_within(error: ErofsEdgeError, file: Path) -> None:
+    """Say which file an error is about: its `where`, an offset, stands behind the name from now on."""
+    error.where = f"{file}: {error.where}" if error.where else str(file)

@@ -14,7 +14,7 @@ from erofs_edge.boot.contents import init_values_of
 from erofs_edge.boot.firmware import package_file
 from erofs_edge.boot.initramfs import add_program
 from erofs_edge.boot.uefi import arguments, single_image
-from erofs_edge.errors import ErofsEdgeError, FormatError
+from erofs_edge.errors import ErofsEdgeError, FormatError, place_within
 from erofs_edge.manifest.model import Board, Lock, Uefi
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import read_deb
@@ -39,7 +39,7 @@ def firmware_values(out: Path) -> dict[str, str]:
     try:
         return init_values_of(uki_sections(_read(first)).get(".initrd", b""))
     except FormatError as error:
-        error.within(first)
+        place_within(error, first)
         raise
 
 

@@ -34,7 +34,7 @@ from erofs_edge.boot.packed import cached_pack
 from erofs_edge.boot.script import CONFIGURATION
 from erofs_edge.diskless.firmware import EFI, add_signature, firmware_image, firmware_values, programs_of
 from erofs_edge.diskless.place import Place
-from erofs_edge.errors import ErofsEdgeError, FormatError, ManifestError, UsageError
+from erofs_edge.errors import ErofsEdgeError, FormatError, ManifestError, UsageError, place_within
 from erofs_edge.manifest.load import load_system
 from erofs_edge.manifest.lockfile import load_lock, lock_path
 from erofs_edge.manifest.model import Board, Lock
@@ -243,7 +243,7 @@ def _fit_values(out: Path) -> dict[str, str]:
     try:
         return init_values(path.read_bytes())
     except FormatError as error:
-        error.within(path)
+        place_within(error, path)
         raise
     except OSError as error:
         raise ErofsEdgeError(

@@ -18,7 +18,7 @@ from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.write import write_image
-from erofs_edge.errors import ErofsEdgeError, FormatError
+from erofs_edge.errors import ErofsEdgeError, FormatError, place_within
 from erofs_edge.tree import BytesContent, Content, FileContent, FileTree, Inode
 from erofs_edge.verity.tree import VerityInfo, append
 
@@ -54,7 +54,7 @@ def pieces_of(disk: Path, sector: int = 512) -> list[Piece]:
             spans.append((size - MIB, size, "partition table"))
             return [piece for span in spans for piece in _pieces(fd, *span)]
     except FormatError as error:
-        error.within(disk)
+        place_within(error, disk)
         raise
     except OSError as error:
         raise ErofsEdgeError(f"cannot read the disk image: {error.strerror}", where=str(disk)) from error

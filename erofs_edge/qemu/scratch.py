@@ -13,7 +13,7 @@ from erofs_edge.disk import gpt, slots
 from erofs_edge.disk.fat import build_fat
 from erofs_edge.disk.layout import partition_names
 from erofs_edge.disk.sparse import copy_data, data_extents
-from erofs_edge.errors import CapacityError, ErofsEdgeError, FormatError, UsageError
+from erofs_edge.errors import CapacityError, ErofsEdgeError, FormatError, UsageError, place_within
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.forge import Target
 from erofs_edge.qemu.tamper import Tamper, partitions
@@ -42,7 +42,7 @@ class Scratch:
         except BaseException as error:
             os.close(self._fd)
             if isinstance(error, FormatError):
-                error.within(path)
+                place_within(error, path)
             raise
 
     def __enter__(self) -> Scratch:

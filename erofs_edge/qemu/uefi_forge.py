@@ -43,7 +43,9 @@ def images(forge: Forge, what: str) -> Callable[[Target], list[Change]]:
 def loader(target: Target) -> list[Change]:
     """A flipped bit in the code of systemd-boot."""
     esp = Esp(target.read)
-    entry = esp.entries[LOADER_PATH]
+    entry = esp.entries.get(LOADER_PATH)
+    if entry is None:
+        raise FormatError("the EFI system partition has no such file", where=LOADER_PATH)
     changes = _joined(esp.replaced(entry, in_section(".text")(esp.content(entry))))
     return [Change(offset, data, "systemd-boot") for offset, data in changes]
 

@@ -77,6 +77,12 @@ def test_the_boot_loader(volume: bytes) -> None:
     assert [check.what for check in checked(forged(volume, "loader")).failed] == ["esp: EFI/BOOT/BOOTAA64.EFI"]
 
 
+def test_no_boot_loader(tmp_path: Path) -> None:
+    others = {name: data for name, data in FILES.items() if name != "EFI/BOOT/BOOTAA64.EFI"}
+    with pytest.raises(FormatError, match="has no such file"):
+        forged(write_esp(tmp_path / "esp.img", others), "loader")
+
+
 def test_forgeries_are_as_good_as_can_be(volume: bytes) -> None:
     raw = forged(volume, "roothash")
     esp = Esp(lambda offset, length: raw[offset : offset + length])
