@@ -32,7 +32,7 @@ from erofs_edge.qemu.console import Console
 from erofs_edge.qemu.diskless import SYSTEM, DisklessRecord, Wish, diskless_smoke
 from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.run import run
-from erofs_edge.qemu.smoke import StageTime, data_filesystem, smoke
+from erofs_edge.qemu.smoke import Observer, StageTime, data_filesystem, smoke
 from erofs_edge.qemu.verdict import Expected, Watch
 from erofs_edge.serve.export import FileExport
 from erofs_edge.serve.server import Server
@@ -57,8 +57,8 @@ def start(
     out: Path, wish: Wish, seen: Callable[[StageTime], None] = lambda stage: None
 ) -> tuple[DisklessRecord, Trace | None]:
     """A start over a link without limits, and its trace if that is wished for."""
-    board = load_board(BOARD)
-    return diskless_smoke(board, out, open_signer(board.value.sign.key), wish=wish, timeout=TIMEOUT, seen=seen)
+    board, observer = load_board(BOARD), Observer(TIMEOUT, seen)
+    return diskless_smoke(board, out, open_signer(board.value.sign.key), wish=wish, observer=observer)
 
 
 def local_start(out: Path) -> tuple[float, float]:
@@ -81,7 +81,8 @@ def slow_start(out: Path, prefetch: Runs, *, rate: float, delay: float) -> tuple
     try:
         with ShapedProxy(server.listen("127.0.0.1", 0), rate=rate, delay=delay) as link:
             wish = Wish(prefetch=prefetch, port=link.port)
-            record, _ = diskless_smoke(board, out, open_signer(board.value.sign.key), wish=wish, timeout=TIMEOUT)
+            signer = open_signer(board.value.sign.key)
+            record, _ = diskless_smoke(board, out, signer, wish=wish, observer=Observer(TIMEOUT))
             return record, export.activity.requests, export.activity.bytes_read
     finally:
         server.stop()
@@ -192,7 +193,7 @@ def main() -> None:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         build(options.out)
-        local = smoke(load_board(BOARD).value, options.out, timeout=TIMEOUT)
+        local = smoke(load_board(BOARD).value, options.out, observer=Observer(TIMEOUT))
         plain, trace = start(options.out, Wish(trace=True))
         assert trace is not None
         write_trace(trace, work / "plain.trace")

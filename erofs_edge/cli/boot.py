@@ -99,11 +99,11 @@ def _smoke(
     board: Board, out: Path, disk: Path | None, slot: str | None, tamper: str | None, *, keep: bool,
     u_boot: bool, timeout: float | None, log: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    from erofs_edge.qemu.smoke import TIMEOUT, smoke
+    from erofs_edge.qemu.smoke import TIMEOUT, Observer, smoke
 
     record = smoke(
         board, out, disk=disk, slot=slot, tamper=tamper, keep=keep, u_boot=_program(board) if u_boot else None,
-        timeout=timeout or TIMEOUT, seen=_tell, log=log,
+        observer=Observer(timeout or TIMEOUT, _tell, log),
     )  # fmt: skip
     if as_json:
         emit_json(record)
@@ -130,10 +130,10 @@ def _fall_back(
     log: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     from erofs_edge.qemu.fallback import TIMEOUT, fall_back
+    from erofs_edge.qemu.smoke import Observer
 
-    record = fall_back(
-        board, out, disk=disk, scenario=scenario, keep=keep, timeout=timeout or TIMEOUT, seen=_tell, log=log
-    )
+    observer = Observer(timeout or TIMEOUT, _tell, log)
+    record = fall_back(board, out, disk=disk, scenario=scenario, keep=keep, observer=observer)
     if as_json:
         emit_json(record)
         return

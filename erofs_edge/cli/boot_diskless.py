@@ -51,7 +51,7 @@ def boot_diskless(
 ) -> None:
     """Boot and prove; `others` says that there were options that a machine without a disk cannot have."""
     from erofs_edge.qemu.diskless import diskless_smoke
-    from erofs_edge.qemu.smoke import TIMEOUT
+    from erofs_edge.qemu.smoke import TIMEOUT, Observer
     from erofs_edge.trace.record import write_trace
     from erofs_edge.trust.signer import open_signer
 
@@ -63,9 +63,7 @@ def boot_diskless(
         folder,
         open_signer(loaded.value.sign.key),
         wish=_wish(folder, options),
-        timeout=timeout or TIMEOUT,
-        seen=lambda stage: note(f"{stage.seconds:8.2f} s  {stage.title}"),
-        log=log,
+        observer=Observer(timeout or TIMEOUT, lambda stage: note(f"{stage.seconds:8.2f} s  {stage.title}"), log),
     )
     if trace is not None and options["trace"] is not None:
         write_trace(trace, options["trace"])

@@ -20,10 +20,10 @@ from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import Board
 from erofs_edge.provision.credentials import AUTHORITY, CLIENT, SERVER, make_credentials, write_credentials
 from erofs_edge.qemu.built import Built, load_built, run_folder
-from erofs_edge.qemu.console import Console, Event
+from erofs_edge.qemu.console import Console
 from erofs_edge.qemu.machine import Emulator, control_tree, dump_tree, escaped, find_qemu, machine_arguments, qemu_of
-from erofs_edge.qemu.run import failure, run
-from erofs_edge.qemu.smoke import TIMEOUT, StageTime
+from erofs_edge.qemu.run import failure
+from erofs_edge.qemu.smoke import Observer, StageTime
 from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
 from erofs_edge.qemu.uefi import firmware_arguments, flash_images
 from erofs_edge.qemu.verdict import Expected, Watch
@@ -102,15 +102,12 @@ def diskless_smoke(
     *,
     wish: Wish = Wish(),
     serve: Callable[[FileExport, Server], None] = lambda export, server: None,
-    timeout: float = TIMEOUT,
-    seen: Callable[[StageTime], None] = lambda stage: None,
-    log: Path | None = None,
+    observer: Observer | None = None,
 ) -> tuple[DisklessRecord, Trace | None]:
     """Boot the build in `out` diskless until the guest has reported and shows a login prompt.
 
     signer  signs the FIT; its key must be that of the build
     serve   is given the export and its server before the machine starts
-    seen, log, timeout  as for `smoke`
 
     Raises BootCheckError with the failed stage and the last console lines, ToolError without a usable QEMU, as
     `build_diskless`.
@@ -129,9 +126,7 @@ def diskless_smoke(
                 start = _start(board, out, signer, wish, port, web, certificates)
                 (folder / start.name).write_bytes(start.image)
                 command = _command(board.value, built, emulator, folder, start, wish)
-                record = _watched(
-                    board.value, start, command, emulator, export, wish.lines, timeout=timeout, seen=seen, log=log
-                )
+                record = _watched(board.value, start, command, emulator, export, wish.lines, observer or Observer())
         finally:
             server.stop()
             for one in exports.values():
@@ -234,22 +229,12 @@ def _watched(
     emulator: Emulator,
     export: FileExport,
     lines: tuple[str, ...],
-    *,
-    timeout: float,
-    seen: Callable[[StageTime], None],
-    log: Path | None,
+    observer: Observer,
 ) -> DisklessRecord:
     expected = Expected(start.root_hash, "none", "ext4" if start.keeps_data else "tmpfs")
     titles = TITLES if board.boot.uefi is None else UEFI_TITLES
-    watch, console, passed = Watch(expected, lines=set(lines), titles=titles), Console(lines), list[StageTime]()
-
-    def note(event: Event) -> None:
-        name = event.match.name
-        if event.match.kind in ("stage", "report") and name not in watch.reached:
-            passed.append(StageTime(name, titles[name], round(event.at, 2)))
-            seen(passed[-1])
-
-    verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
+    watch, console = Watch(expected, lines=set(lines), titles=titles), Console(lines)
+    verdict, passed = observer.follow(command, watch, console)
     if not verdict.ok:
         raise failure(f"the board did not boot diskless: stage '{titles[verdict.stage]}'", verdict, console)
     activity = export.activity

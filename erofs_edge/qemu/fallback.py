@@ -4,7 +4,7 @@ slot must come up. The verdict on such a boot, and the boot itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.run import failure, run
 from erofs_edge.qemu.scenario import FAULTS, Fault, fault_of, inject
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
-from erofs_edge.qemu.smoke import GOOD, StageTime, data_filesystem
+from erofs_edge.qemu.smoke import GOOD, Observer, StageTime, data_filesystem
 from erofs_edge.qemu.stages import TITLES, Match
 from erofs_edge.qemu.verdict import Expected, Verdict, Watch
 
@@ -118,24 +118,21 @@ def fall_back(
     disk: Path | None = None,
     scenario: str | None = None,
     keep: bool = False,
-    timeout: float = TIMEOUT,
-    seen: Callable[[StageTime], None] = lambda stage: None,
-    log: Path | None = None,
+    observer: Observer | None = None,
 ) -> FallbackRecord:
     """Start a disk and let the machine restart until another slot than its next one is up, with the build in `out`.
 
     disk      another image than out/disk.img
     scenario  one of FAULTS: a copy of the disk has slot b on trial, and this is wrong with it
     keep      the disk keeps what the machine writes, and the slot that comes up must be marked good, too
-    timeout   seconds for all starts together
-    seen      called with each stage of each start
-    log       a file for the whole console
+    observer  its time is for all starts together (None: TIMEOUT), and it is told each stage of each
 
     Raises BootCheckError where the next slot works or no other one comes up, ToolError without a usable QEMU,
     UsageError for a board or a disk that cannot fall back.
     """
     if board.boot.uefi is not None:
         raise UsageError(f"board '{board.board}' counts its starts in UEFI's boot loader, which is not followed here")
+    observer = observer or Observer(TIMEOUT)
     fault = fault_of(scenario, board) if scenario is not None else None
     built, emulator = load_built(out), find_qemu()
     with run_folder(out) as folder:
@@ -156,9 +153,9 @@ def fall_back(
                 last = round(event.at, 2)
                 name = event.match.name
                 title = f"slot {event.match.fields['slot']} chosen" if name == "slot" else watch.titles[name]
-                seen(StageTime(name, title, last))
+                observer.seen(StageTime(name, title, last))
 
-        verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
+        verdict = run(command, watch, console, timeout=observer.timeout, seen=note, log=observer.log)
     if not verdict.ok:
         what = f"'{scenario}' did not end as it must" if scenario else f"slot {failing} did not give way to another"
         raise failure(what, verdict, console)

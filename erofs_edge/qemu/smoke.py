@@ -37,6 +37,32 @@ class StageTime:
 
 
 @dataclass(frozen=True, slots=True)
+class Observer:
+    """Who looks on while a machine boots.
+
+    timeout  seconds until the boot has failed
+    seen     called when a stage is first passed
+    log      a file for the whole console
+    """
+
+    timeout: float = TIMEOUT
+    seen: Callable[[StageTime], None] = lambda stage: None
+    log: Path | None = None
+
+    def follow(self, command: list[str], watch: Watch, console: Console) -> tuple[Verdict, list[StageTime]]:
+        """The verdict on a boot, and the stages that it passed. Raises ToolError as `run` does."""
+        passed = list[StageTime]()
+
+        def note(event: Event) -> None:
+            name = event.match.name
+            if event.match.kind in ("stage", "report") and name not in watch.reached:
+                passed.append(StageTime(name, watch.titles[name], round(event.at, 2)))
+                self.seen(passed[-1])
+
+        return run(command, watch, console, timeout=self.timeout, seen=note, log=self.log), passed
+
+
+@dataclass(frozen=True, slots=True)
 class SmokeRecord:
     """A boot that went as expected. `tamper`, `damage` and `evidence` belong to a damaged one, `stopped_at` to one that
     was stopped."""
@@ -63,9 +89,7 @@ def smoke(
     tamper: str | None = None,
     keep: bool = False,
     u_boot: bytes | None = None,
-    timeout: float = TIMEOUT,
-    seen: Callable[[StageTime], None] = lambda stage: None,
-    log: Path | None = None,
+    observer: Observer = Observer(),
 ) -> SmokeRecord:
     """Boot the build in `out` until the guest has reported, shows a login prompt and has passed the checks of its
     manifest; the disk image stays as it is.
@@ -75,8 +99,6 @@ def smoke(
     tamper  a scenario of TAMPERS: the boot must fail at its stage and for its reason, or show that it was repaired
     keep    the disk keeps what the machine writes, and the slot must be marked good, too
     u_boot  the U-Boot `u_boot.compile.UEFI`, which starts the kernel images in the place of firmware and boot loader
-    seen    called when a stage is first passed
-    log     a file for the whole console
 
     Raises BootCheckError with the failed stage and the last console lines, ToolError without a usable QEMU,
     ErofsEdgeError where `out` holds no build, UsageError for a scenario that the board cannot show.
@@ -96,15 +118,8 @@ def smoke(
         expected = Expected(built.root_hash, chosen, data_filesystem(board))
         watch = _watch(expected, change, wanted, TITLES if board.boot.uefi is None else UEFI_TITLES)
         watch.lines |= {GOOD} if keep else set()
-        console, passed = Console(tuple(watch.lines)), list[StageTime]()
-
-        def note(event: Event) -> None:
-            name = event.match.name
-            if event.match.kind in ("stage", "report") and name not in watch.reached:
-                passed.append(StageTime(name, watch.titles[name], round(event.at, 2)))
-                seen(passed[-1])
-
-        verdict = run(command, watch, console, timeout=timeout, seen=note, log=log)
+        console = Console(tuple(watch.lines))
+        verdict, passed = observer.follow(command, watch, console)
     if not verdict.ok:
         raise _failure(verdict, expected, tamper, console, watch.titles)
     record = SmokeRecord(

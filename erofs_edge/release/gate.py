@@ -114,27 +114,28 @@ def _rebuilt(case: _Case) -> str:
 
 
 def _boots(case: _Case) -> str:
-    from erofs_edge.qemu.smoke import TIMEOUT, smoke
+    from erofs_edge.qemu.smoke import TIMEOUT, Observer, smoke
 
-    record = smoke(case.board, case.folder, timeout=case.wanted.timeout or TIMEOUT)
+    record = smoke(case.board, case.folder, observer=Observer(case.wanted.timeout or TIMEOUT))
     return f"slot {record.slot} is up after {record.seconds:.0f} s"
 
 
 def _stopped(case: _Case) -> str:
-    from erofs_edge.qemu.smoke import TIMEOUT, smoke
+    from erofs_edge.qemu.smoke import TIMEOUT, Observer, smoke
 
     for name in TAMPERS:
         with case.step(f"tampering: {name}"):
-            smoke(case.board, case.folder, tamper=name, timeout=case.wanted.timeout or TIMEOUT)
+            smoke(case.board, case.folder, tamper=name, observer=Observer(case.wanted.timeout or TIMEOUT))
     return f"stopped: {', '.join(TAMPERS)}"
 
 
 def _falls_back(case: _Case) -> str:
     from erofs_edge.qemu.fallback import TIMEOUT, fall_back
+    from erofs_edge.qemu.smoke import Observer
 
     if len(read_release(case.folder)["system"]["slots"]) < 2:
         raise _UnshownError("the board has one slot")
-    record = fall_back(case.board, case.folder, scenario=FAULT, timeout=case.wanted.timeout or TIMEOUT)
+    record = fall_back(case.board, case.folder, scenario=FAULT, observer=Observer(case.wanted.timeout or TIMEOUT))
     return f"slot {record.fell_from} gave way to {record.slot} after {record.starts} start(s)"
 
 

@@ -18,7 +18,7 @@ from waiting import reserved_port
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.diskless import Wish, diskless_smoke
 from erofs_edge.qemu.scratch import copy_sparse
-from erofs_edge.qemu.smoke import StageTime
+from erofs_edge.qemu.smoke import Observer, StageTime
 from erofs_edge.trace.files import image_root_hash
 from erofs_edge.trace.record import read_trace
 from erofs_edge.trust.signer import open_signer
@@ -103,9 +103,8 @@ def test_a_server_that_is_killed_during_the_start_and_comes_back(stock: Stock, e
 
     board = load_board(repository / BOARD)
     try:
-        record, _ = diskless_smoke(
-            board, out, open_signer(board.value.sign.key), wish=Wish(port=port), timeout=TIMEOUT, seen=seen
-        )
+        signer, observer = open_signer(board.value.sign.key), Observer(TIMEOUT, seen)
+        record, _ = diskless_smoke(board, out, signer, wish=Wish(port=port), observer=observer)
     finally:
         servers[-1].terminate()
         servers[-1].communicate()
@@ -124,9 +123,9 @@ def test_a_diskless_board_becomes_an_installed_one(stock: Stock, repository: Pat
         file.seek(start)
         file.write(random.Random(1).randbytes(8 << 20))
     installed = "the system is installed on /dev/vda"
-    first, _ = diskless_smoke(board, out, signer, wish=Wish(disk=disk, lines=(installed,)), timeout=TIMEOUT)
+    first, _ = diskless_smoke(board, out, signer, wish=Wish(disk=disk, lines=(installed,)), observer=Observer(TIMEOUT))
     assert first.bytes_read > first.image_bytes
     wish = Wish(disk=disk, lines=("the system is the one that is installed on /dev/vda",))
-    second, _ = diskless_smoke(board, out, signer, wish=wish, timeout=TIMEOUT)
+    second, _ = diskless_smoke(board, out, signer, wish=wish, observer=Observer(TIMEOUT))
     assert second.bytes_read == second.requests == 0
     assert second.report["roothash"] == first.root_hash

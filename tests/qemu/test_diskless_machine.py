@@ -20,6 +20,7 @@ from erofs_edge.manifest.load import Loaded, load_board
 from erofs_edge.manifest.model import Board
 from erofs_edge.qemu import diskless
 from erofs_edge.qemu.diskless import Wish, diskless_smoke
+from erofs_edge.qemu.smoke import Observer
 from erofs_edge.serve.export import FileExport
 from erofs_edge.serve.server import Server
 from erofs_edge.trace.files import image_root_hash
@@ -124,10 +125,8 @@ def loaded(tmp_path: Path) -> Loaded[Board]:
 
 def test_what_the_board_read_is_counted_to_the_byte(here: Path, built: Path, loaded: Loaded[Board]) -> None:
     stages: list[str] = []
-    record, trace = diskless_smoke(
-        loaded, built, open_signer("dev:dev"), wish=Wish(trace=True), seen=lambda stage: stages.append(stage.stage),
-        timeout=60,
-    )  # fmt: skip
+    observer = Observer(60, lambda stage: stages.append(stage.stage))
+    record, trace = diskless_smoke(loaded, built, open_signer("dev:dev"), wish=Wish(trace=True), observer=observer)
     assert (record.bytes_read, record.bytes_touched, record.requests) == (512 + 8192 + 4096, 3 * 4096, 3)
     assert record.image_bytes == (built / "system.img").stat().st_size
     assert record.root_hash == ROOT_HASH
@@ -144,7 +143,7 @@ def test_what_the_board_read_is_counted_to_the_byte(here: Path, built: Path, loa
 
 def test_the_boot_image_over_http(here: Path, built: Path, loaded: Loaded[Board]) -> None:
     """The web server has that file and no other; nothing is there by TFTP."""
-    record, _ = diskless_smoke(loaded, built, open_signer("dev:dev"), wish=Wish(http=True), timeout=60)
+    record, _ = diskless_smoke(loaded, built, open_signer("dev:dev"), wish=Wish(http=True), observer=Observer(60))
     assert record.requests == 3
     assert "user,id=net0" in json.loads((here / "arguments").read_text())
 
@@ -159,7 +158,7 @@ def test_with_tls_the_board_has_its_own_part_of_the_secrets(here: Path, built: P
         refused.append(caught.value.message)
 
     record, _ = diskless_smoke(
-        loaded, built, open_signer("dev:dev"), wish=Wish(tls=True), serve=serve, timeout=60
+        loaded, built, open_signer("dev:dev"), wish=Wish(tls=True), serve=serve, observer=Observer(60)
     )  # fmt: skip
     assert record.bytes_read == 512 + 8192 + 4096
     assert refused and "TLS" in refused[0]
@@ -174,13 +173,13 @@ def test_a_disk_over_the_network_and_one_in_the_board(
     (here / "console").write_text(CONSOLE.replace("var=tmpfs:rw data=tmpfs", "var=ext4:rw data=/dev/nbd1"))
     (tmp_path / "disk").write_bytes(bytes(4096))
     wish = Wish(data=tmp_path / "data.img", disk=tmp_path / "disk", lines=("^Starting kernel",))
-    record, trace = diskless_smoke(loaded, built, open_signer("dev:dev"), wish=wish, timeout=60)
+    record, trace = diskless_smoke(loaded, built, open_signer("dev:dev"), wish=wish, observer=Observer(60))
     assert record.report["data"] == "/dev/nbd1"
     assert trace is None
     assert (tmp_path / "data.img").read_bytes()[4096 : 4096 + 17] == b"kept by the board"
     assert any(f"file={tmp_path / 'disk'}" in word for word in json.loads((here / "arguments").read_text()))
     with pytest.raises(SourceError):
-        diskless_smoke(loaded, built, open_signer("dev:dev"), wish=Wish(data=tmp_path), timeout=60)
+        diskless_smoke(loaded, built, open_signer("dev:dev"), wish=Wish(data=tmp_path), observer=Observer(60))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +196,7 @@ def test_a_start_that_is_not_what_it_must_be(
 ) -> None:
     (here / "console").write_text(CONSOLE.replace(old, new))
     with pytest.raises(BootCheckError, match=reason):
-        diskless_smoke(loaded, built, open_signer("dev:dev"), timeout=60)
+        diskless_smoke(loaded, built, open_signer("dev:dev"), observer=Observer(60))
 
 
 @pytest.mark.parametrize(

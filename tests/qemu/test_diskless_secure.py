@@ -19,6 +19,7 @@ from erofs_edge.diskless.place import parse_place
 from erofs_edge.manifest.load import load_board
 from erofs_edge.provision.credentials import AUTHORITY, SERVER, make_credentials, write_credentials
 from erofs_edge.qemu.diskless import GATEWAY, Wish, diskless_smoke
+from erofs_edge.qemu.smoke import Observer
 from erofs_edge.qemu.web import served
 from erofs_edge.trust.signer import open_signer
 
@@ -50,7 +51,7 @@ def test_a_diskless_start_by_ranges_of_https(stock: Callable[[str], Path], repos
         place = parse_place(f"https://{GATEWAY}:{port}/system.img")
         wish = Wish(system=place, certificates={AUTHORITY: made[AUTHORITY]})
         record, _ = diskless_smoke(
-            board, out, open_signer(board.value.sign.key), wish=wish, timeout=float(PATIENCE)
+            board, out, open_signer(board.value.sign.key), wish=wish, observer=Observer(float(PATIENCE))
         )  # fmt: skip
     assert record.report["dm"] == "verity" and record.report["status"] == "V"
     assert record.requests == 0, "nothing came from our own server"

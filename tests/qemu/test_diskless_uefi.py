@@ -13,6 +13,7 @@ import pytest
 from erofs_edge.errors import BootCheckError
 from erofs_edge.manifest.load import load_board
 from erofs_edge.qemu.diskless import diskless_smoke
+from erofs_edge.qemu.smoke import Observer
 from erofs_edge.trust.signer import open_signer
 
 BOARD, NAME = "boards/generic-uefi-arm64.yaml", "generic-uefi-arm64"
@@ -40,5 +41,5 @@ def test_firmware_starts_what_is_signed(edge: str, repository: Path, stock: Call
 def test_firmware_refuses_what_another_key_has_signed(repository: Path, stock: Callable[[str], Path]) -> None:
     board = load_board(repository / BOARD)
     with pytest.raises(BootCheckError) as caught:
-        diskless_smoke(board, stock(NAME), open_signer("dev:another"), timeout=TIMEOUT)
+        diskless_smoke(board, stock(NAME), open_signer("dev:another"), observer=Observer(TIMEOUT))
     assert "Access Denied" in str(caught.value)

@@ -25,7 +25,7 @@ from erofs_edge.qemu.fallback import fall_back
 from erofs_edge.qemu.machine import Wiring, find_qemu
 from erofs_edge.qemu.scenario import FAULTS, MARKER_ROOM
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
-from erofs_edge.qemu.smoke import smoke
+from erofs_edge.qemu.smoke import Observer, smoke
 from erofs_edge.qemu.stages import TROUBLE
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def test_time_is_up(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Re
     trial(built, board)
     fake_qemu.plan(failing(recorded), 60)
     with pytest.raises(BootCheckError, match=r"no other slot was tried within 1 s") as caught:
-        fall_back(board, built, timeout=1)
+        fall_back(board, built, observer=Observer(1))
     assert "--timeout SECONDS" in (caught.value.hint or "")
 
 

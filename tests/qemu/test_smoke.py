@@ -22,7 +22,7 @@ from erofs_edge.qemu.built import run_folder
 from erofs_edge.qemu.console import Console
 from erofs_edge.qemu.run import run
 from erofs_edge.qemu.scratch import Scratch
-from erofs_edge.qemu.smoke import StageTime, smoke
+from erofs_edge.qemu.smoke import Observer, StageTime, smoke
 from erofs_edge.qemu.stages import NAMES
 from erofs_edge.qemu.verdict import Expected, Watch
 
@@ -37,7 +37,7 @@ def test_a_good_boot(fake_qemu: FakeQemu, built: Path, board: Board, recorded: R
     before = (built / "disk.img").read_bytes()
     fake_qemu.plan(recorded("good"), 60)
     seen: list[StageTime] = []
-    record = smoke(board, built, seen=seen.append)
+    record = smoke(board, built, observer=Observer(seen=seen.append))
     assert [stage.stage for stage in record.stages] == list(NAMES)[:-1]
     assert seen == record.stages
     assert (record.board, record.slot, record.qemu, record.root_hash) == ("lab", "a", "10.0.2", ROOT_HASH)
@@ -165,7 +165,7 @@ def test_a_machine_that_hangs(
             clock.ahead = 200
 
     with pytest.raises(BootCheckError, match="stage 'EROFS root': not reached within 200 s") as caught:
-        smoke(board, built, timeout=200, seen=seen)
+        smoke(board, built, observer=Observer(200, seen))
     assert caught.value.hint == "--timeout SECONDS gives it longer, --log FILE keeps the whole console"
     assert not fake_qemu.finished
 
@@ -183,13 +183,13 @@ def test_a_machine_that_babbles_without_end(tmp_path: Path) -> None:
 
 def test_the_whole_console_in_a_log(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
     fake_qemu.plan(recorded("good"), 60)
-    smoke(board, built, log=built.parent / "log")
+    smoke(board, built, observer=Observer(log=built.parent / "log"))
     assert (built.parent / "log").read_bytes().decode() == recorded("good")
 
 
 def test_a_log_that_cannot_be_written(fake_qemu: FakeQemu, built: Path, board: Board) -> None:
     with pytest.raises(ErofsEdgeError, match="cannot write"):
-        smoke(board, built, log=built / "no/such/folder")
+        smoke(board, built, observer=Observer(log=built / "no/such/folder"))
 
 
 def test_an_unknown_scenario_or_slot(fake_qemu: FakeQemu, built: Path, board: Board) -> None:

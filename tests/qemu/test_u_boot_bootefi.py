@@ -95,7 +95,8 @@ def with_systemd_boot(
     board = load_board(repository / BOARD).value
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(u_boot_uefi, "programs", lambda images: {"a": "EFI/BOOT/BOOTAA64.EFI"})
-        return machine.smoke(board, out, u_boot=u_boot.image, tamper=tamper, timeout=TIMEOUT, log=log)
+        observer = machine.Observer(TIMEOUT, log=log)
+        return machine.smoke(board, out, u_boot=u_boot.image, tamper=tamper, observer=observer)
 
 
 def test_systemd_boot_starts_the_kernel_image(

@@ -20,6 +20,7 @@ from erofs_edge.build.record import write_json
 from erofs_edge.bundle.rauc import write_bundle
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import BootCheckError, VerificationError
+from erofs_edge.qemu.smoke import Observer
 from erofs_edge.release.bundles import BUNDLES, NOTHING, RAUC, Wish, wish_of, write_bundles
 from erofs_edge.release.gate import PROMISES, TAMPERS, Row, Wanted, check_release
 from erofs_edge.release.rebuild import Rebuilt, Verdict
@@ -62,16 +63,16 @@ class Machine:
         self.wrong: set[str] = set()
         self.patience: list[float] = []
 
-    def smoke(self, board: Any, out: Path, *, tamper: str | None = None, timeout: float) -> SimpleNamespace:
+    def smoke(self, board: Any, out: Path, *, tamper: str | None = None, observer: Observer) -> SimpleNamespace:
         self.started.append(tamper or "boot")
-        self.patience.append(timeout)
+        self.patience.append(observer.timeout)
         if (tamper or "boot") in self.wrong:
             raise BootCheckError(f"'{tamper}' did not end as it must: it booted\nlast lines of the console:\n  | x")
         return SimpleNamespace(slot="a", seconds=11.4)
 
-    def fall_back(self, board: Any, out: Path, *, scenario: str, timeout: float) -> SimpleNamespace:
+    def fall_back(self, board: Any, out: Path, *, scenario: str, observer: Observer) -> SimpleNamespace:
         self.started.append(scenario)
-        self.patience.append(timeout)
+        self.patience.append(observer.timeout)
         if scenario in self.wrong:
             raise BootCheckError("slot a never came up")
         return SimpleNamespace(slot="a", fell_from="b", starts=3)
