@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a target has already, only elsewhere: in a slot that stays as it is.
 
-Two ways to know: digests of that slot's blocks, which a target that hashes gives for 32 bytes a block; or an image that
-is here, if the target is proved to hold it. Neither believes a hash tree that the target stores.
+Two ways to know: digests of that slot's blocks, which a target that hashes gives for 32 or 64 bytes a block; or an
+image that is here, if the target is proved to hold it. Neither believes a hash tree that the target stores.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from erofs_edge.flash.comparing import Range
 from erofs_edge.flash.delta import Reference
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region
-from erofs_edge.flash.survey import WINDOW, Findings, Older, chunks, digest, holds
+from erofs_edge.flash.survey import DIGEST_BYTES, WINDOW, Findings, Older, chunks, digest, holds
 from erofs_edge.flash.target import BLOCK, Ability, Target
 from erofs_edge.flash.update import Layout, plan_slot, read_layout
 
-DIGEST = 32  # bytes
 WORTH = 4  # digests may cost a quarter of what there is to send
 
 Blocks = dict[bytes, int]
-"""sha256 of a block → the byte of the target where one stands"""
+"""digest of a block → the byte of the target where one stands"""
 
 
 def references(baseline: Path, layout: Layout, plan: Plan, target: Target) -> dict[Region, Reference]:
@@ -68,28 +67,30 @@ def find_copies(
     """The same with all that another slot has as copies instead of writes, where the target can copy."""
     if Ability.COPY not in target.abilities or plan.update is None:
         return found
-    tells = Ability.HASH in target.abilities and target.hash_name == "sha256"  # what a checksum says, chance may say
+    # what a checksum says, chance may say
+    tells = Ability.HASH in target.abilities and target.hash_name in DIGEST_BYTES
+    name = target.hash_name if tells else "sha256"
     result = {}
     for region, findings in found.items():
         reference = known.get(region)
         if reference is not None:
-            blocks = _of_bytes(reference)
-        elif tells and region.data_bytes // BLOCK * DIGEST * WORTH < findings.write_bytes:
+            blocks = _of_bytes(reference, name)
+        elif tells and region.data_bytes // BLOCK * DIGEST_BYTES[name] * WORTH < findings.write_bytes:
             blocks = _of_target(region, layout, plan.update.slot.lower(), target)
         else:
             blocks = {}
-        result[region] = _copied(region, findings, image, blocks) if blocks else findings
+        result[region] = _copied(region, findings, image, blocks, name) if blocks else findings
     return result
 
 
-def _copied(region: Region, found: Findings, image: Image, blocks: Blocks) -> Findings:
+def _copied(region: Region, found: Findings, image: Image, blocks: Blocks, name: str) -> Findings:
     """Divide what is to be written into what can be copied and the rest."""
     write, copy = list[Range](), list[tuple[int, int, int]]()
     for start, length in chunks(found.write):
         data = memoryview(image.read(start - region.shift, length))
         for at in range(0, length, BLOCK):
             begin, end = start + at, start + min(at + BLOCK, length)
-            source = blocks.get(digest("sha256", data[at : at + BLOCK])) if end - begin == BLOCK else None
+            source = blocks.get(digest(name, data[at : at + BLOCK])) if end - begin == BLOCK else None
             if source is None:
                 _append(write, begin, end)
             elif copy and copy[-1][1] == begin and copy[-1][2] + begin - copy[-1][0] == source:
@@ -107,10 +108,10 @@ def _append(ranges: list[tuple[int, int]], start: int, end: int) -> None:
         ranges.append((start, end))
 
 
-def _of_bytes(reference: Reference) -> Blocks:
+def _of_bytes(reference: Reference, name: str) -> Blocks:
     view = memoryview(reference.data)
     ends = len(view) // BLOCK * BLOCK
-    return {digest("sha256", view[at : at + BLOCK]): reference.start + at for at in range(0, ends, BLOCK)}
+    return {digest(name, view[at : at + BLOCK]): reference.start + at for at in range(0, ends, BLOCK)}
 
 
 def _of_target(region: Region, layout: Layout, slot: str, target: Target) -> Blocks:

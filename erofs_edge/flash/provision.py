@@ -21,12 +21,13 @@ from erofs_edge.transport.nbd import control
 from erofs_edge.transport.nbd.connect import Address, Connection, parse_address
 from erofs_edge.transport.nbd.parallel import Connections
 
-DIGEST = control.DIGEST
+BLAKE2B = "blake2b"
 BOARD_NAME = "provisioning"
 """in the certificate of every board: provision/credentials.py"""
 PIECE = 4 << 20  # bytes of a request to the control export: two processes each on the device
 WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
-ZEROS, AT_ONCE = 64 << 20, 8  # bytes that a question after zeros is about, and questions of one request
+ZEROS, ZEROS_OLDER = 128 << 20, 64 << 20  # bytes that a question after zeros is about, and where a system is older
+AT_ONCE = 8  # such questions of one request
 SINGLE = control.ITEMS_MAX - 2  # of them; besides, one of `blocks` and one for the medium
 FEW = 4
 """ranges that are asked for one by one: two processes each on the device, where `blocks` is three"""
@@ -84,12 +85,17 @@ class ProvisionTarget(NbdTarget):
         """whether what is read may come from the board's memory"""
         self._looks = True
         """whether it can be asked for zeros"""
+        self._span = ZEROS_OLDER
+        """bytes that it can be asked for zeros of"""
         self._least = WORK
         """seconds of the quickest request so far"""
         self._byte: float | None = None
         """seconds that it takes to unpack one at the least; None where it has not been asked"""
+        self._hash = "sha256"
         if said := control.described(disk.export.description):
-            self._board, self._byte = said
+            self._board, self._byte = (said.serial, said.names), said.effort
+            if BLAKE2B in said.digests:  # that takes half of sha256's time, or less, where no instruction is for it
+                self._hash, self._span = BLAKE2B, ZEROS
             return
         try:
             self._board = control.board(self._ask(control.WHO))
@@ -126,7 +132,7 @@ class ProvisionTarget(NbdTarget):
 
     @property
     def hash_name(self) -> str:
-        return "sha256"
+        return self._hash
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -150,6 +156,8 @@ class ProvisionTarget(NbdTarget):
         found: dict[tuple[int, int], bytes] = {}
         single: list[tuple[int, int]] = []
         many: list[tuple[int, int, int]] = []
+        width = control.DIGESTS[self._hash]
+        by = "" if self._hash == "sha256" else f" {self._hash}"  # an older system knows of no other
         for run in runs(ranges):
             size, start, count = run
             if count < FEW:
@@ -159,22 +167,22 @@ class ProvisionTarget(NbdTarget):
         while many or single:
             asked = many[:1]  # of one request: all trees are at the same place
             part, single = single[:SINGLE], single[SINGLE:]
-            items = [f"blocks {size} {start} {size * count}" for size, start, count in asked]
-            lines = self._fresh([*items, *(f"hash {offset} {length}" for offset, length in part)])
-            found |= dict(zip(part, map(_digest, lines[len(items) :]), strict=True))
+            items = [f"blocks {size} {start} {size * count}{by}" for size, start, count in asked]
+            lines = self._fresh([*items, *(f"hash {offset} {length}{by}" for offset, length in part)])
+            found |= {place: _digest(line, width) for place, line in zip(part, lines[len(items) :], strict=True)}
             for size, start, count in asked:
                 with as_os_error():
-                    raw = self._control.read(*control.leaves(count))
+                    raw = self._control.read(*control.leaves(count, width))
                 for index in range(count):
-                    found[start + index * size, size] = raw[index * DIGEST : (index + 1) * DIGEST]
+                    found[start + index * size, size] = raw[index * width : (index + 1) * width]
             del many[:1]
         return [found[offset, length] for offset, length in ranges]
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """The device looks for itself, so that zeros cost the wire next to nothing."""
-        for first in range(offset, offset + length, ZEROS * AT_ONCE):
-            end = min(first + ZEROS * AT_ONCE, offset + length)
-            pieces = [(at, min(ZEROS, end - at)) for at in range(first, end, ZEROS)]
+        for first in range(offset, offset + length, self._span * AT_ONCE):
+            end = min(first + self._span * AT_ONCE, offset + length)
+            pieces = [(at, min(self._span, end - at)) for at in range(first, end, self._span)]
             for (at, size), is_zero in zip(pieces, self._zeros(pieces), strict=True):
                 if not is_zero:
                     yield at, at + size
@@ -253,10 +261,10 @@ def runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
     return found
 
 
-def _digest(line: str) -> bytes:
+def _digest(line: str, width: int) -> bytes:
     """What makes no sense proves nothing: it equals no digest."""
     try:
         raw = bytes.fromhex(line)
     except ValueError:
         return b""
-    return raw if len(raw) == DIGEST else b""
+    return raw if len(raw) == width else b""

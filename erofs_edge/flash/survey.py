@@ -27,7 +27,7 @@ WINDOW = 64 << 20  # bytes that one exchange of digests is about
 RANGES = 4096  # places of them, at most
 SMALL = 1 << 20  # bytes of a hole that is hashed with others, without a look at what is there
 NOWHERE = bytes(CHUNK)
-DIGEST_BYTES = {"sha256": 32, "sha256-232": 29}
+DIGEST_BYTES = {"sha256": 32, "sha256-232": 29, "blake2b": 64}
 
 Progress = Callable[[int, int], None]
 Step = Callable[[str], AbstractContextManager[Progress]]
@@ -193,13 +193,14 @@ def chunks(ranges: Iterable[Range], size: int = CHUNK) -> Iterator[tuple[int, in
 
 
 def digest(name: str, data: bytes | memoryview) -> bytes:
-    """As `Target.digests` makes them: 'sha256', 'sha256-232' the first 29 bytes of it, or 'crc32' in four bytes, big
-    endian."""
+    """As `Target.digests` makes them: 'sha256', 'sha256-232' the first 29 bytes of it, 'blake2b' all 64 bytes of it, or
+    'crc32' in four bytes, big endian."""
     if name == "crc32":
         return zlib.crc32(data).to_bytes(4, "big")
     import hashlib  # OpenSSL takes milliseconds to load: not for a target that is compared by reading
 
-    return hashlib.sha256(data).digest()[: DIGEST_BYTES[name]]
+    made = hashlib.blake2b(data) if name == "blake2b" else hashlib.sha256(data)
+    return made.digest()[: DIGEST_BYTES[name]]
 
 
 def _by_digest(

@@ -87,8 +87,8 @@ class Target(Protocol):
 
     @property
     def hash_name(self) -> str:
-        """What `digests` are: 'sha256', 'sha256-232' (its first 29 bytes) where answers are short, or 'crc32' (four
-        bytes, big endian) where the device has nothing better."""
+        """What `digests` are: 'sha256', 'sha256-232' (its first 29 bytes) where answers are short, 'blake2b' (its 64
+        bytes), or 'crc32' (four bytes, big endian) where the device has nothing better."""
         ...
 
     @property

@@ -29,7 +29,7 @@ from erofs_edge.trust.signer import Signer
 
 FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "provisioning.yaml"
-PROGRAMS = ("usr/bin/busybox", "usr/bin/zstd", "usr/bin/nbdkit", "usr/sbin/veritysetup")
+PROGRAMS = ("usr/bin/b2sum", "usr/bin/busybox", "usr/bin/zstd", "usr/bin/nbdkit", "usr/sbin/veritysetup")
 SPARSE = ("usr/bin/dd", "gdd")
 """GNU's dd, and its name beside busybox's, which starts in half the time but cannot leave out zeros"""
 PLUGINS = ("file", "sh")

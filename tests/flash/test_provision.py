@@ -14,7 +14,8 @@ from typing import cast
 import pytest
 
 from erofs_edge.errors import DeviceError, ProtocolError
-from erofs_edge.flash.provision import ZEROS, ProvisionTarget, runs
+from erofs_edge.flash.provision import ZEROS_OLDER, ProvisionTarget, runs
+from erofs_edge.flash.survey import digest
 from erofs_edge.provision.initramfs import FOLDER
 from erofs_edge.transport.nbd import control
 from erofs_edge.transport.nbd.connect import Connection, parse_address
@@ -27,7 +28,7 @@ def work(tmp_path: Path, oracle: Callable[[str], str]) -> Asked:
     """work(items…): work.sh carries out a request here, on a file in place of the disk; its answers, and 'tree'."""
     script = (FOLDER / "work.sh").read_text()
     (tmp_path / "bin").mkdir()
-    for name in ("dd", "sha256sum", "stat", "rm", "cat", "sync", "zstd", "sh", "tr"):
+    for name in ("dd", "sha256sum", "b2sum", "stat", "rm", "cat", "sync", "zstd", "sh", "tr"):
         found = subprocess.run(["sh", "-c", f"command -v {name}"], capture_output=True, text=True, check=True)
         (tmp_path / "bin" / name).symlink_to(found.stdout.strip())
     (tmp_path / "bin/gdd").symlink_to((tmp_path / "bin/dd").readlink())
@@ -36,6 +37,7 @@ def work(tmp_path: Path, oracle: Callable[[str], str]) -> Asked:
     script = script.replace("PATH=/bin", f"PATH={tmp_path}/bin").replace("/run/", f"{tmp_path}/")
     script = script.replace("/sys/firmware", f"{tmp_path}/firmware").replace("/sys/class", f"{tmp_path}/class")
     (tmp_path / "work.sh").write_text(script)
+    (tmp_path / "data").mkdir()
     (tmp_path / "image").write_bytes(random.Random(5).randbytes(1 << 20))
     (tmp_path / "disk").write_text(f"{tmp_path}/image\n")
     (tmp_path / "size").write_text(f"{1 << 20}\n")
@@ -54,8 +56,10 @@ def work(tmp_path: Path, oracle: Callable[[str], str]) -> Asked:
 
 def test_the_device_hashes_ranges(work: Asked, tmp_path: Path) -> None:
     data = (tmp_path / "image").read_bytes()
-    assert work("hash 0 1048576", "hash 512 1024").split() == [
+    assert work("hash 0 1048576", "hash 512 1024", "hash 512 1024 blake2b", "hash 512 1024 sha256").split() == [
         hashlib.sha256(data).hexdigest(),
+        hashlib.sha256(data[512:1536]).hexdigest(),
+        hashlib.blake2b(data[512:1536]).hexdigest(),
         hashlib.sha256(data[512:1536]).hexdigest(),
     ]
 
@@ -72,18 +76,23 @@ def test_answers_are_in_order(work: Asked, tmp_path: Path, cpus: int) -> None:
     assert said == [*want[:4], "is ", "ok", *want[4:]]
 
 
+@pytest.mark.parametrize("name", ["", "blake2b"])
 @pytest.mark.parametrize("cpus", [1, 3])
 @pytest.mark.parametrize(("size", "count"), [(4096, 256), (4096, 5), (4096, 129), (4096, 50), (65536, 16), (524288, 2)])
-def test_the_device_hashes_many_blocks_at_once(work: Asked, tmp_path: Path, size: int, count: int, cpus: int) -> None:
+def test_the_device_hashes_many_blocks_at_once(
+    work: Asked, tmp_path: Path, size: int, count: int, cpus: int, name: str
+) -> None:
     (tmp_path / "cpus").write_text(f"{cpus}\n")
     data = (tmp_path / "image").read_bytes()
-    assert work(f"blocks {size} 0 {size * count}") == "ok"
-    start, length = control.leaves(count)
+    assert work(f"blocks {size} 0 {size * count} {name}") == "ok"
+    width = 64 if name else 32
+    start, length = control.leaves(count, width)
     with (tmp_path / "control.me").open("rb") as file:
         raw = os.pread(file.fileno(), length, start)
-    assert [raw[at : at + 32] for at in range(0, length, 32)] == [
-        hashlib.sha256(data[at : at + size]).digest() for at in range(0, size * count, size)
+    assert [raw[at : at + width] for at in range(0, length, width)] == [
+        digest(name or "sha256", data[at : at + size]) for at in range(0, size * count, size)
     ]
+    assert not list((tmp_path / "data").iterdir())
 
 
 @pytest.mark.parametrize("cpus", [1, 3])
@@ -107,7 +116,21 @@ def test_the_device_looks_for_zeros(work: Asked, tmp_path: Path, cpus: int) -> N
     items = [f"zeros {at} {size}" for at, size in wanted]
     for _ in range(2):
         assert work("serial", *items, "serial").split("\n") == ["is ", *wanted.values(), "is "]
-    assert not list(tmp_path.glob("data.*"))
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_what_cannot_be_read_is_not_taken_for_zeros(work: Asked, tmp_path: Path) -> None:
+    """A disk that ends before its size, and one that is gone."""
+    with (tmp_path / "image").open("r+b") as file:
+        file.truncate(0)
+        file.truncate(12 << 20)
+    (tmp_path / "size").write_text(f"{16 << 20}\n")
+    items = [
+        f"zeros {at} {size}" for at, size in ((0, 12 << 20), (8 << 20, 8 << 20), (12 << 20, 1 << 20), (12 << 20, 1))
+    ]
+    assert work(*items).split() == ["zeros", "data", "data", "data"]
+    (tmp_path / "image").unlink()
+    assert work(*items).split() == ["data"] * 4
 
 
 def test_parts_of_a_large_tree_are_where_the_whole_one_has_them(work: Asked, tmp_path: Path) -> None:
@@ -119,7 +142,7 @@ def test_parts_of_a_large_tree_are_where_the_whole_one_has_them(work: Asked, tmp
     data = (tmp_path / "image").read_bytes()
     assert work(f"blocks 512 0 {len(data)}") == "ok"
     with (tmp_path / "control.me").open("rb") as file:
-        raw = os.pread(file.fileno(), 16500 * 32, control.leaves(16500)[0])
+        raw = os.pread(file.fileno(), 16500 * 32, control.leaves(16500, 32)[0])
     assert raw == b"".join(hashlib.sha256(data[at : at + 512]).digest() for at in range(0, len(data), 512))
 
 
@@ -169,7 +192,9 @@ def test_the_device_says_which_board_it_is(work: Asked, tmp_path: Path) -> None:
         ("hash -1 1", "outside"),
         ("copy 0 1048000 4096", "outside"),
         ("zeros 1048000 4096", "outside"),
-        ("zeros 0 67108865", "outside"),
+        ("zeros 0 1048577", "outside"),
+        ("hash 0 512 sha1", "digest"),
+        ("blocks 4096 0 8192 -", "digest"),
         ("blocks 4096 0 2097152", "outside"),
         ("blocks 4096 0 4096", "size"),
         ("blocks 0 0 4096", "size"),
@@ -196,10 +221,10 @@ class Board:
     """Both exports of a board in memory: what was asked, and answers as work.sh gives them."""
 
     size, address, sent, received = control.SIZE, parse_address("nbd://board"), 0, 0
-    description = ""
 
-    def __init__(self, disk: bytes, *, looks: bool = True) -> None:
-        """`looks`: it knows what zeros are; an older one does not."""
+    def __init__(self, disk: bytes, *, looks: bool = True, says: str = "") -> None:
+        """`looks`: it knows what zeros are; an older one does not. `says`: its description."""
+        self.description = says
         self.disk, self.asked, self.flushed, self.looks = disk, list[str](), 0, looks
         self.export = self
         self._memory: dict[int, bytes] = {}
@@ -224,9 +249,11 @@ class Board:
         self._memory[control.ANSWERS] = "".join(f"{self._answer(*item.split())}\n" for item in [*items, "."]).encode()
 
     def _answer(self, name: str, *words: str) -> str:
+        by = "blake2b" if words and words[-1] == "blake2b" else "sha256"
+        words = tuple(word for word in words if word != by)
         if name == "hash":
             start, length = map(int, words)
-            return hashlib.sha256(self.disk[start : start + length]).hexdigest()
+            return digest(by, self.disk[start : start + length]).hex()
         if name == "zeros":
             start, length = map(int, words)
             found = "data" if any(self.disk[start : start + length]) else "zeros"
@@ -234,8 +261,8 @@ class Board:
         if name == "blocks":
             size, start, length = map(int, words)
             pieces = (self.disk[at : at + size] for at in range(start, start + length, size))
-            place, _ = control.leaves(length // size)
-            self._memory[place] = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
+            place, _ = control.leaves(length // size, control.DIGESTS[by])
+            self._memory[place] = b"".join(digest(by, piece) for piece in pieces)
             return "ok"
         return "is " if name in ("serial", "compatible") else "."
 
@@ -253,24 +280,28 @@ class Zeros(Board):
         """Nothing waits."""
 
 
-def test_what_is_asked_of_a_board(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A question for each run of blocks, with all single ranges in the first; zeros by ZEROS bytes."""
-    monkeypatch.setattr("erofs_edge.flash.provision.ZEROS", 16 << 20)
+@pytest.mark.parametrize("name", ["sha256", "blake2b"])
+def test_what_is_asked_of_a_board(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A question for each run of blocks, with all single ranges in the first; zeros by ZEROS bytes. What it does not
+    say that it has it is not asked for."""
+    says, by = ("erofs-edge board|is 1|.||sha3|blake2b", " blake2b") if name == "blake2b" else ("", "")
+    monkeypatch.setattr(f"erofs_edge.flash.provision.{'ZEROS' if says else 'ZEROS_OLDER'}", 16 << 20)
     disk = bytearray(40 << 20)
     disk[:600_000] = random.Random(7).randbytes(600_000)
     disk[-1] = 1
-    board = Board(bytes(disk))
+    board = Board(bytes(disk), says=says)
     target = ProvisionTarget(cast("Connection", board), cast("Connection", board))
+    assert target.hash_name == name
     ranges = [(at, 65536) for at in range(0, 655360, 65536)] + [(1 << 20, 4096), (3 << 20, 512)]
     ranges += [(at, 4096) for at in range(2 << 20, (2 << 20) + 40960, 4096)]
     board.asked.clear()
     board.flushed = 0
-    assert target.digests(ranges) == [hashlib.sha256(disk[at : at + size]).digest() for at, size in ranges]
+    assert target.digests(ranges) == [digest(name, bytes(disk[at : at + size])) for at, size in ranges]
     assert board.asked == [
-        "blocks 65536 0 655360",
-        "hash 1048576 4096",
-        "hash 3145728 512",
-        "blocks 4096 2097152 40960",
+        f"blocks 65536 0 655360{by}",
+        f"hash 1048576 4096{by}",
+        f"hash 3145728 512{by}",
+        f"blocks 4096 2097152 40960{by}",
     ]
     assert board.flushed == 2
     board.asked.clear()
@@ -281,13 +312,13 @@ def test_what_is_asked_of_a_board(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_older_board_hashes_zeros() -> None:
     """It is not asked for anything else twice."""
-    size = ZEROS + (4 << 20) + 1
+    size = ZEROS_OLDER + (4 << 20) + 1
     board = Board(bytes(size - 1) + b"\1", looks=False)
     target = ProvisionTarget(cast("Connection", board), cast("Connection", board))
     for _ in range(2):
         board.asked.clear()
-        assert list(target.data(0, size)) == [(ZEROS, size)]
-    assert board.asked == [f"hash 0 {ZEROS}", f"hash {ZEROS} 4194305"]
+        assert list(target.data(0, size)) == [(ZEROS_OLDER, size)]
+    assert board.asked == [f"hash 0 {ZEROS_OLDER}", f"hash {ZEROS_OLDER} 4194305"]
 
 
 def test_the_medium_is_read_anew_when_somebody_wants_to_know() -> None:
@@ -317,12 +348,14 @@ def test_the_medium_is_read_anew_when_somebody_wants_to_know() -> None:
         ("erofs-edge board|is 1|.|unpacks ٤ ²", "1", (), 0),
         ("erofs-edge board|.|", "", (), None),
         ("erofs-edge board|.", "", (), None),
+        ("erofs-edge board|is 1|.||blake2b", "1", (), None),
     ],
 )
 def test_what_a_board_says_of_itself(text: str, serial: str, names: tuple[str, ...], seconds: float | None) -> None:
-    assert control.described(text) == ((serial, names), seconds if seconds is None else pytest.approx(seconds))
-    board = Board(bytes(1 << 20))
-    board.description = text
+    said = control.described(text)
+    assert said is not None and said.digests == tuple(["blake2b"] * text.endswith("blake2b"))
+    assert said[:3] == (serial, names, seconds if seconds is None else pytest.approx(seconds))
+    board = Board(bytes(1 << 20), says=text)
     target = ProvisionTarget(cast("Connection", board), cast("Connection", board))
     assert (target.identity.serial, target.identity.product, board.asked) == (serial, names[0] if names else "", [])
     if seconds is not None:
@@ -334,8 +367,8 @@ def test_a_board_is_asked_once_how_long_it_unpacks(
     monkeypatch: pytest.MonkeyPatch, answer: str, seconds: float
 ) -> None:
     """When somebody wants to know; an older one has no answer. What that takes is not what a question takes."""
-    board = Board(bytes(1 << 20))
-    real, board.description = board._answer, "erofs-edge board|is 1|."
+    board = Board(bytes(1 << 20), says="erofs-edge board|is 1|.")
+    real = board._answer
     monkeypatch.setattr(board, "_answer", lambda name, *rest: answer if name == "unpacks" else real(name, *rest))
     target = ProvisionTarget(cast("Connection", board), cast("Connection", board))
     assert board.asked == []
@@ -347,8 +380,7 @@ def test_a_board_is_asked_once_how_long_it_unpacks(
 @pytest.mark.parametrize("text", ["", "a disk", "erofs-edge board|is 1|is a", "erofs-edge boards|is 1|."])
 def test_a_board_that_says_nothing_of_itself_is_asked(text: str) -> None:
     assert control.described(text) is None
-    board = Board(bytes(1 << 20))
-    board.description = text
+    board = Board(bytes(1 << 20), says=text)
     ProvisionTarget(cast("Connection", board), cast("Connection", board))
     assert board.asked == control.WHO
 

@@ -36,7 +36,7 @@ def board(oracle: Callable[[str], str], place: Path, size: int, *, says: bool = 
     """
     folder = place / "bin"
     folder.mkdir()
-    for name in {*APPLETS, "zstd"} & {"dd", "sha256sum", "stat", "rm", "cat", "sync", "tr", "sh", "zstd"}:
+    for name in {*APPLETS, "zstd"} & {"dd", "sha256sum", "stat", "rm", "cat", "sync", "tr", "sh", "zstd"} | {"b2sum"}:
         found = subprocess.run(["sh", "-c", f"command -v {name}"], capture_output=True, text=True, check=True)
         (folder / name).symlink_to(found.stdout.strip())
     (folder / "gdd").symlink_to((folder / "dd").readlink())
@@ -48,6 +48,7 @@ def board(oracle: Callable[[str], str], place: Path, size: int, *, says: bool = 
         script = script.replace("PATH=/bin", f"PATH={folder}").replace("/proc/sys/vm", str(place))
         (place / f"{name}.sh").write_text(re.sub("/sys/(firmware|class)", rf"{place}/\1", script))
         (place / f"{name}.sh").chmod(0o755)
+    (place / "data").mkdir()
     (place / "image").write_bytes(bytes(size))
     (place / "disk").write_text(f"{place}/image\n")
     (place / "size").write_text(f"{size}\n")
@@ -179,6 +180,7 @@ def test_a_board_that_says_what_it_is_need_not_be_asked(tmp_path: Path, oracle: 
             identity = target.identity
             assert (identity.serial, identity.product, identity.names) == ("4711", "edge,one_two", ("edge,lab-2",))
             assert not (tmp_path / "answers").exists(), "nothing was asked"
+            assert target.hash_name == "blake2b"
             assert (target.effort.request, target.effort.byte >= 0) == (0, True)
             target.claim()
             assert target.effort.request > 0

@@ -7,14 +7,15 @@ first. So everything goes through one protocol, and TLS covers it where the expo
 export of its own. The other side is provision/control.sh and work.sh.
 
 What need not be asked for is in the description of the disk's export, which comes with the connection: SAYS, the
-answers to WHO and '.'; with older systems the answer to `unpacks`, too, as of their start; a '|' between any two. See
-provision/init.sh.
+answers to WHO, '.', with older systems the answer to `unpacks`, as of their start (with others nothing), and the
+digests that the board has besides sha256; a '|' between any two. See provision/init.sh.
 
     hold NAME                                 → ok: nobody else may copy, patch or restart until this connection ends;
                                                 held NAME: somebody else said that before
-    hash OFFSET LENGTH                        → sha256 in hexadecimal
-    zeros OFFSET LENGTH                       → zeros, or data: whether there is anything else; 64 MiB at most
-    blocks SIZE OFFSET LENGTH                 → ok: sha256 of each SIZE bytes, where a tree at TREES has its leaves
+    hash OFFSET LENGTH DIGEST                 → in hexadecimal; without DIGEST it is sha256
+    zeros OFFSET LENGTH                       → zeros, or data: whether there is anything else; 64 MiB at most where
+                                                the board has no digest besides sha256
+    blocks SIZE OFFSET LENGTH DIGEST          → ok: digests of each SIZE bytes, where a tree at TREES has its leaves
     copy SOURCE OFFSET LENGTH                 → ok
     patch SOURCE LENGTH OFFSET LENGTH DELTA   → ok: a zstd frame of DELTA bytes with the source as its dictionary; where
                                                 that has no length, one or several frames
@@ -28,6 +29,7 @@ provision/init.sh.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from erofs_edge.errors import DeviceError, ProtocolError
 
@@ -41,11 +43,23 @@ ANSWERS, DELTAS, TREES = 32 << 20, 64 << 20, 512 << 20  # bytes
 DELTA_MAX = TREES - DELTAS
 BLOCKS = (4096, 65536, 512 << 10)
 """sizes that `blocks` is asked for, bytes: powers of two, veritysetup takes 512 to 512 KiB"""
-TREE_BLOCK, DIGEST = 4096, 32  # bytes
+TREE_BLOCK = 4096  # bytes
+DIGESTS = {"sha256": 32, "blake2b": 64}
+"""what a board may hash with, and bytes of it: BLAKE2b as it is without a shorter length"""
 SPAN_MAX = 64 << 20  # bytes of a `blocks` request: they are in the device's memory for a moment
-ANSWER_LINE = 80
+ANSWER_LINE = 132
 """bytes of an answer at most, its end included"""
 ITEMS_MAX = 20_000  # of one request
+
+
+class Said(NamedTuple):
+    """What a board says of itself: `serial` number ('' for none) and `names`; `effort`, the seconds that it needs to
+    unpack a byte, None where it is to be asked; `digests` that it has besides sha256."""
+
+    serial: str
+    names: tuple[str, ...]
+    effort: float | None
+    digests: tuple[str, ...]
 
 
 def request(items: Sequence[str]) -> bytes:
@@ -76,14 +90,14 @@ def board(lines: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     return said[0], tuple(name for name in said[1:] if name)
 
 
-def described(text: str) -> tuple[tuple[str, tuple[str, ...]], float | None] | None:
-    """Of the description of a disk: what the board is, as `board`, and the seconds that it needs to unpack a byte, None
-    where it is to be asked. None where the description is not of that kind: an older system."""
+def described(text: str) -> Said | None:
+    """Of the description of a disk. None where it is not of that kind: an older system."""
     first, *parts = text.split("|")
     if first != SAYS or "." not in parts:
         return None
     lines, said = parts[: parts.index(".")], parts[parts.index(".") + 1 :]
-    return (board(lines) if lines else ("", ())), effort(said[0]) if said and said[0] else None
+    serial, names = board(lines) if lines else ("", ())
+    return Said(serial, names, effort(said[0]) if said and said[0] else None, tuple(said[1:]))
 
 
 def effort(line: str) -> float:
@@ -111,16 +125,17 @@ def answer_bytes(items: Sequence[str]) -> int:
     return ANSWER_LINE * len(items) + 2
 
 
-def leaves(count: int) -> tuple[int, int]:
-    """Where the digests of `count` blocks, two at least, are in the export: offset and length in bytes.
+def leaves(count: int, width: int) -> tuple[int, int]:
+    """Where the digests of `count` blocks, two at least, are in the export: offset and length in bytes. Each has
+    `width` bytes.
 
     The tree has its levels from the top down, each in whole blocks (kernel, admin-guide/device-mapper/verity.rst).
     """
     if count < 2:
         raise ValueError("a tree of one block has no leaves")
-    level, above = -(-count * DIGEST // TREE_BLOCK), 0
+    level, above = -(-count * width // TREE_BLOCK), 0
     upper = level
     while upper > 1:
-        upper = -(-upper * DIGEST // TREE_BLOCK)
+        upper = -(-upper * width // TREE_BLOCK)
         above += upper
-    return TREES + above * TREE_BLOCK, count * DIGEST
+    return TREES + above * TREE_BLOCK, count * width
