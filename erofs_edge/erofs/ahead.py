@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LARGE = 256 << 10  # bytes: smaller files are not worth a task of their own
 # bytes that are started; a codec without levels gets through more, and so does a cache
-SLOW_MOST, FAST_MOST = 32 << 20, 64 << 20
+SLOW_MOST, FAST_MOST = 32 << 20, 96 << 20
 WORTH_FORKING = 16 << 20  # bytes of files
 
 

@@ -2,9 +2,11 @@
 """Pieces of files read and compressed in forked processes: threads would take turns at the Python of it.
 
 The processes are forked before the tree is looked for, so they know nothing of it: a task names its files. Tasks and
-results lie in an arena of shared memory, pipes carry only where. Compressed blocks are written from there to the image;
-their part of the arena is free again when nothing refers to them any more. What a process cannot do, the caller does
-in the old way and meets the error. A process ends when its task pipe does, however its parent came to its end.
+results lie in an arena, a file in memory, pipes carry only where. Compressed blocks are written from there to the
+image; their part of the arena is free again when nothing refers to them any more. What a process cannot do, the caller
+does in the old way and meets the error. A process ends when its task pipe does, however its parent came to its end.
+
+Processes read and write the arena as a file: mapped, each of them would meet a fault at each of its pages.
 """
 
 from __future__ import annotations
@@ -41,13 +43,13 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.cache import CompressionCache
 
 UNIT = 128 << 10  # bytes of the arena that are given away together
-UNITS = 1024  # 128 MiB
+UNITS = 1280  # 160 MiB
 TASK = struct.Struct("<IIII")
 """what the task pipe carries: number, first unit, units, bytes of the task"""
 DONE = struct.Struct("<IIQIIQIIII")
 """what a process sends: number, whether it went well, bytes of data and of the record behind them; since the last time:
 calls of codecs, their nanoseconds, hits, misses and damaged entries of the cache; the last error number of that"""
-POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, linux/mman.h, since Linux 5.14
+BUFFERS_MAX = 1024  # IOV_MAX, linux/uio.h: of a call
 LAST = 0xFFFFFFFF  # no task's number: a process says goodbye, or is told of memory that nobody needs any more
 MESSAGES = 64 << 10  # bytes: more than a pipe can hold is never read at once
 RAW = 1 << 31
@@ -102,7 +104,8 @@ class Crew:
         self._store, self._cache, self._meter, self._block_size = store, cache, meter, block_size
         self._restart = restart
         self._small = small
-        self._arena = mmap.mmap(-1, UNIT * UNITS)
+        self._file = _file_in_memory(UNIT * UNITS)
+        self._arena = mmap.mmap(self._file, UNIT * UNITS)
         self._free = (1 << UNITS) - 1
         self._returned: deque[tuple[int, int]] = deque()
         self._tickets: dict[int, Ticket] = {}
@@ -141,9 +144,9 @@ class Crew:
             return None
         self._number += 1
         ticket = Ticket(self, self._number, pieces, first, units)
-        self._arena[first * UNIT : first * UNIT + len(task)] = task
         self._tickets[ticket.number] = ticket
         try:
+            os.pwrite(self._file, task, first * UNIT)
             os.write(self._feed, TASK.pack(ticket.number, first, units, len(task)))
         except BrokenPipeError:
             raise _killed() from None
@@ -213,6 +216,9 @@ class Crew:
         for pipe in self._pipes:
             os.close(pipe)
         self._pids, self._pipes = [], []
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _start(self, *, waits: bool) -> None:
         here, there = os.pipe()
@@ -241,7 +247,6 @@ class Crew:
         keep_memory()
         if waits:
             os.read(self._gate, 1)  # nothing is ever written there: it ends with `begin_all`, or with the caller
-        everything = memoryview(self._arena)
         before = (0, 0, 0, 0, 0)
 
         def tell(number: int, good: bool, data: int, record: int) -> None:
@@ -259,11 +264,9 @@ class Crew:
                 with suppress(OSError):  # it is less memory, no more
                     self._arena.madvise(mmap.MADV_REMOVE, first * UNIT, units * UNIT)
                 continue
-            out = everything[first * UNIT : (first + units) * UNIT]
             try:
-                stored = [store(piece) for piece in _pieces(bytes(out[:size]))]
-                self._populate(first, [piece for one in stored for piece in _chunks(one)])
-                data, record = _record(stored, out, self._block_size)
+                stored = [store(piece) for piece in _pieces(os.pread(self._file, size, first * UNIT))]
+                data, record = self._deliver(stored, first, units)
             except Exception:  # the parent does the same, and finds what is wrong
                 tell(number, False, 0, 0)
             else:
@@ -274,11 +277,23 @@ class Crew:
             cache.close()
         tell(LAST, True, 0, 0)
 
-    def _populate(self, first: int, chunks: Iterable[bytes | memoryview]) -> None:
-        """Have the memory for these at once, and not by a fault for each of its pages, where the kernel can."""
-        if size := sum(map(len, chunks)):
-            with suppress(OSError):
-                self._arena.madvise(POPULATE_WRITE, first * UNIT, size)
+    def _deliver(self, stored: Sequence[Stored], first: int, units: int) -> tuple[int, int]:
+        """Put results and their record to a part of the arena; bytes of both. Raises ValueError where there is no room,
+        OSError where there is no memory."""
+        buffers, record = _record(stored, self._block_size)
+        data = sum(map(len, buffers))
+        buffers += (bytes(-data % 4), record)
+        data += -data % 4
+        if data + len(record) > units * UNIT:
+            raise ValueError("results are larger than what they come from")
+        at = first * UNIT
+        for number in range(0, len(buffers), BUFFERS_MAX):
+            some = buffers[number : number + BUFFERS_MAX]
+            size = sum(map(len, some))
+            if os.pwritev(self._file, some, at) != size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            at += size
+        return data, len(record)
 
     def _note(self, messages: bytes) -> None:
         for number, good, data, record, calls, spent, hits, misses, damaged, problem in DONE.iter_unpack(messages):
@@ -347,6 +362,15 @@ def _lease_type(units: int) -> Any:
     return type("Lease", (ctypes.c_ubyte * (units * UNIT),), {"__del__": give_back})
 
 
+def _file_in_memory(size: int) -> int:
+    """A descriptor. Raises OSError where there are no such files."""
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    file = os.memfd_create("erofs-edge")
+    os.ftruncate(file, size)
+    return file
+
+
 def _killed() -> ErofsEdgeError:
     return ErofsEdgeError(
         "a process that compresses was killed", hint="is there enough memory? --jobs 1 does without such processes"
@@ -381,19 +405,16 @@ def _chunks(stored: Stored) -> Sequence[bytes | memoryview]:
     return stored.segment.chunks if stored.segment is not None else []
 
 
-def _record(stored: Sequence[Stored], out: memoryview, block_size: int) -> tuple[int, int]:
-    """Put data to the start of a part of the arena, and behind it what it is; bytes of both. Segments of whole blocks
-    are joined, unless `block_size` is 0. Raises ValueError where there is no room."""
+def _record(stored: Sequence[Stored], block_size: int) -> tuple[list[bytes | memoryview], bytes]:
+    """The bytes of results, in order, and what they are. Segments of whole blocks are joined, unless `block_size` is
+    0."""
     words: list[int] = []
-    at = 0
+    buffers: list[bytes | memoryview] = []
     for one in stored:
         _, segment, _, digest, dense = one
-        start, lengths = at, []
-        for chunk in _chunks(one):
-            size = len(chunk)
-            lengths.append(size)
-            out[at : at + size] = chunk
-            at += size
+        chunks = _chunks(one)
+        buffers += chunks
+        lengths = [len(chunk) for chunk in chunks]
         if segment is None:
             words.append(0)
         else:
@@ -403,14 +424,12 @@ def _record(stored: Sequence[Stored], out: memoryview, block_size: int) -> tuple
                 numbers += (length, blocks | raw << 31)
                 total += blocks or END
             kind = IS_SEGMENT | dense * IS_DENSE | bool(digest) * HAS_DIGEST
-            if at - start == total * block_size:
-                kind, lengths = kind | IS_JOINED, [at - start]
+            size = sum(lengths)
+            if size == total * block_size:
+                kind, lengths = kind | IS_JOINED, [size]
             words += (kind, len(segment.extents), *numbers, *array("I", digest))
         words += (len(lengths), *lengths)
-    at += -at % 4
-    record = array("I", words).tobytes()
-    out[at : at + len(record)] = record
-    return at, len(record)
+    return buffers, array("I", words).tobytes()
 
 
 def _results(pieces: Iterable[Piece], view: memoryview, size: int, length: int) -> list[Stored]:

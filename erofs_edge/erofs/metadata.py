@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
     from erofs_edge.erofs.baseline import Baseline
 
 
-PIECE = 1 << 20  # bytes of metadata that are put together at once
+PIECE = 1 << 20  # bytes of metadata that are given away together
 
 
 @dataclass(slots=True)
@@ -65,8 +65,8 @@ def write_metadata(
             write(*part)
         else:
             body.append(part)
-    for piece in _joined(body, body_at, blocks * options.block_size):
-        sink.append([piece])
+    for pieces in _pieces(body, body_at, blocks * options.block_size):
+        sink.append(pieces)
     sink.flush()
     sink.write_at(hot_at, front)
     uuid = options.uuid
@@ -79,9 +79,10 @@ def write_metadata(
     return uuid
 
 
-def _joined(parts: list[tuple[int, Chunk]], start: int, end: int) -> Iterator[bytes]:
-    """Bytes [start, end) of the image: the parts at their offsets, and zeros between them. Takes the parts away."""
-    parts.sort(key=itemgetter(0), reverse=True)  # joining takes less than putting each to its place
+def _pieces(parts: list[tuple[int, Chunk]], start: int, end: int) -> Iterator[list[Chunk]]:
+    """Bytes [start, end) of the image, some at a time: the parts at their offsets, and zeros between them. Takes the
+    parts away."""
+    parts.sort(key=itemgetter(0), reverse=True)
     pieces: list[Chunk] = []
     due = start + PIECE
     while parts:
@@ -91,10 +92,10 @@ def _joined(parts: list[tuple[int, Chunk]], start: int, end: int) -> Iterator[by
         pieces.append(data)
         start = offset + len(data)
         if start >= due:
-            yield b"".join(pieces)
-            pieces.clear()
+            yield pieces
+            pieces = []
             due = start + PIECE
-    yield b"".join([*pieces, bytes(end - start)])
+    yield [*pieces, bytes(end - start)]
 
 
 def patch_metadata(

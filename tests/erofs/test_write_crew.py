@@ -142,9 +142,37 @@ def test_with_little_memory_threads_do_the_rest(
 
 
 def test_results_that_do_not_fit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = crew._record
-    monkeypatch.setattr(crew, "_record", lambda stored, out, size: record(stored, out[:100_000], size))
+    deliver = Crew._deliver
+
+    def in_little_room(self: Crew, stored: list[Stored], first: int, units: int) -> tuple[int, int]:
+        return deliver(self, stored, first, 1)
+
+    monkeypatch.setattr(Crew, "_deliver", in_little_room)
     assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+
+
+def test_memory_that_ends(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process could not put there as a whole is done here."""
+    whole = os.pwritev
+
+    def half(file: int, buffers: list[bytes], at: int) -> int:
+        return whole(file, buffers if os.getpid() == PARENT else buffers[: len(buffers) // 2], at)
+
+    monkeypatch.setattr(os, "pwritev", half)
+    assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+
+
+def test_more_results_than_a_call_can_write(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "BUFFERS_MAX", 2)
+    assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+
+
+def test_where_no_file_is_in_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crews: list[Crew]
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+    assert not crews
 
 
 def test_cache_baseline_and_meter(folder: Path, tmp_path: Path) -> None:
