@@ -81,6 +81,8 @@ def boot(
         raise UsageError("--timeout, --log and --json belong to --smoke")
     if smoke and forwards:
         raise UsageError("--forward is for the terminal: --smoke gives the machine no network")
+    if disk is not None and disk.is_fifo():
+        raise UsageError("a pipe, not a disk", where=str(disk), hint="write what comes out of it into a file first")
     loaded, folder = built(board, out)
     value = loaded.value
     if not smoke:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -101,6 +102,14 @@ def test_usage(fake: FakeQemu, arguments: list[str], message: str) -> None:
     result = boot(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_pipe_is_no_disk(fake: FakeQemu) -> None:
+    """Nor is it waited for."""
+    os.mkfifo("pipe")
+    for words in ((), ("--smoke",), ("--scenario", "unit"), ("--tamper", "system")):
+        result = boot("--disk", "pipe", *words)
+        assert (result.exit_code, "pipe: a pipe, not a disk" in result.stderr) == (2, True), result.stderr
 
 
 def test_the_terminal(fake: FakeQemu, capfd: pytest.CaptureFixture[str]) -> None:
