@@ -10,9 +10,11 @@ from typing import Any
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.erofs.info import ErofsInfo
+from erofs_edge.erofs.rules import CompressionRule, idle_rules
 from erofs_edge.errors import ManifestError
 from erofs_edge.sources.base import image_of
 from erofs_edge.sources.cache import file_digest
+from erofs_edge.tree import FileTree
 
 
 def check_baseline(inputs: Inputs) -> None:
@@ -46,8 +48,8 @@ def layout_record(inputs: Inputs, made: ErofsInfo) -> dict[str, Any]:
     return record
 
 
-def layout_notes(made: ErofsInfo) -> list[str]:
-    """What a user who asked for a layout wants to know of it."""
+def layout_notes(inputs: Inputs, made: ErofsInfo, tree: FileTree) -> list[str]:
+    """What a user who asked for a layout, or for rules of compression, wants to know of it."""
     notes = []
     if made.changed_blocks is not None:
         notes.append(
@@ -56,4 +58,8 @@ def layout_notes(made: ErofsInfo) -> list[str]:
         )
     if made.unmatched:
         notes.append(f"{made.unmatched} of the profile's paths do not exist in this system")
+    loaded = inputs.system.loaded
+    rules = loaded.value.erofs.rules
+    for index in idle_rules(tree, [CompressionRule(rule.match, rule.compression) for rule in rules]) if rules else ():
+        notes.append(f"{loaded.position(f'erofs.rules.{index}')}: {rules[index].match} is about no file of this system")
     return notes

@@ -131,9 +131,8 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
     with workshop(options.out) as work:
         layers, lay, layer_notes = make_layers(inputs, signer, cache, work, options, step)
         system = make_system(inputs, debs, cache, options.jobs, options.compression_cache, work, step, lay)
-        notes = [*notes, *layer_notes]
         exposed = exposed_notes(inputs.board.value, inputs.system.loaded.value)
-        notes += exposed if options.release else []
+        notes = [*notes, *layer_notes, *(exposed if options.release else [])]
         signed = Collector()
         certificate = sign_system(signer, system.verity.root_hash, inputs.epoch, work, signed)
         with parity_meanwhile(system, options.jobs, step), signed.one():
@@ -166,7 +165,8 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         for name in [*names, RELEASE]:
             (work / name).replace(options.out / name)
     remember(options.out, inputs_digest, names)
-    return BuildResult(options.out, record, fresh=True, notes=[*notes, *made.notes, *layout_notes(system.erofs)])
+    laid_out = layout_notes(inputs, system.erofs, system.tree)
+    return BuildResult(options.out, record, fresh=True, notes=[*notes, *made.notes, *laid_out])
 
 
 def _fetch(

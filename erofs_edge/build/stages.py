@@ -113,7 +113,8 @@ class Made:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should read: package scripts of unknown effect, accounts whose numbers may shift."""
+        """What the user should read: package scripts of unknown effect, globs that match nothing, accounts whose
+        numbers may shift."""
         report = self.system.report
         notes = [
             f"{note.package}: {note.script} has not been reviewed; its effects are missing" for note in report.unknown
@@ -122,6 +123,7 @@ class Made:
             f"{note.package}: {note.script} has changed since it was reviewed; what was known of it took effect"
             for note in report.changed
         ]
+        notes += [f"{one} matches nothing in this system" for one in report.unmatched]
         return notes + [
             f"{account}: a maintainer script made it, and its number may be another one in a later image; name it under"
             " `users:` or `groups:` and lock again to pin it"

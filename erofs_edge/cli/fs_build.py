@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.meter import Meter
     from erofs_edge.erofs.profile import Use
     from erofs_edge.erofs.write import ErofsInfo, WriteOptions
+    from erofs_edge.tree import FileTree
 
 EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
     "dedupe": {"dedupe": True},
@@ -52,7 +53,7 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
 @click.option("-o", "output", metavar="IMG", required=True, type=click.Path(), help="The image to write.")
 @click.option(
     "-z", "compression", metavar="NAME[,LEVEL]", default="none", show_default=True,
-    help="lz4, lz4hc[,1-12[,exact]], zstd[,1-22], deflate[,1-12], lzma[,0-9]; also level=N, dictsize=BYTES; more after "
+    help="lz4, lz4hc[,1-12[,exact]], zstd[,1-22], deflate[,1-12], lzma[,0-9]; also level=N, dictsize=SIZE; more after "
     "':'. auto: what makes the smallest image. exact: the level also where a faster one needs no more blocks.",
 )  # fmt: skip
 @click.option(
@@ -136,7 +137,7 @@ def build(
             options = options.replaced(cache=cache, meter=meter, progress=progress)
             ahead = None if automatic or options.bases else stack.enter_context(HeadStart(options))
             offer = ahead.offer if ahead else None
-            content = changed(source_tree(source, layers or options.archives, offer, layers=bool(layers)), **tree)
+            content, idle = changed(source_tree(source, layers or options.archives, offer, layers=bool(layers)), **tree)
             options = options.replaced(ahead=ahead)
             from erofs_edge.erofs.write import write_image  # loaded, as pathlib, while processes are at work
 
@@ -150,13 +151,12 @@ def build(
         finally:
             if cache is not None:
                 cache.close()
-    if info.unmatched:
-        note(f"warning: {info.unmatched} of the profile's paths do not exist in {source or 'the archives'}")
+    warnings = _warn(content, options, idle, source or "the archives")
     if cache is not None:
         _say_of(cache)
     spent = _time_spent(time.perf_counter() - start, meter, options) if meter is not None else None
     if as_json:
-        more: dict[str, Any] = {} if spent is None else {"time": spent}
+        more: dict[str, Any] = {"warnings": warnings} | ({} if spent is None else {"time": spent})
         if choice is not None:
             more["auto"] = choice_record(choice)
         emit_json(_record(info) | more)
@@ -164,6 +164,14 @@ def build(
         if choice is not None:
             table(*choice_rows(choice))
         table([*_rows(info, stats=stats), *([("time", _time_text(spent))] if spent else [])])
+
+
+def _warn(tree: FileTree, options: WriteOptions, idle: list[str], source: str) -> list[str]:
+    if not (idle or options.rules or options.profile):
+        return []
+    from erofs_edge.cli.fs_build_unmatched import warn_of_unmatched
+
+    return warn_of_unmatched(tree, options, idle, source)
 
 
 def _path(text: str) -> Path:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.rules import CompressionRule
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
+_DICTIONARY = r"(0x[0-9a-f]+|\d+)([KM]?)"  # as mkfs.erofs takes it
 
 
 class Algorithm(NamedTuple):
@@ -45,17 +46,20 @@ def _algorithm(text: str, whole: str) -> Algorithm:
     for word in words:
         key, equals, value = word.rpartition("=")
         key = key if equals else "level"
-        number = re.fullmatch(r"(\d+)([KM]?)", value.upper() if key == "dictsize" else value, re.ASCII)
+        number = re.fullmatch(_DICTIONARY if key == "dictsize" else r"(\d+)()", value, re.ASCII | re.I)
         if key not in ("level", "dictsize"):
-            raise UsageError(f"-z {whole}: unknown option {key!r}", hint="level=N and dictsize=BYTES there are")
+            raise UsageError(f"-z {whole}: unknown option {key!r}", hint="level=N and dictsize=SIZE there are")
         if not number:
-            raise UsageError(f"-z {whole}: the {key} {value!r} is not a number", hint="for example -z lz4hc,9")
+            example = "zstd,3,dictsize=64K" if key == "dictsize" else "lz4hc,9"
+            raise UsageError(f"-z {whole}: the {key} {value!r} is not a number", hint=f"for example -z {example}")
         if key in values:
             raise UsageError(f"-z {whole}: two values for {key}")
-        values[key] = int(number[1]) * SUFFIXES[number[2]]
+        values[key] = int(number[1], 0 if number[1][:2] in ("0x", "0X") else 10) * SUFFIXES[number[2].upper()]
     if name == "none" and words:
         raise UsageError("-z none has no levels")
-    return Algorithm(name, values.get("level"), values.get("dictsize"), exact)
+    return Algorithm(
+        name, values.get("level"), values.get("dictsize") or None, exact
+    )  # 0: what suits, as in mkfs.erofs
 
 
 def read_hints(path: Path, algorithms: list[Algorithm], block_size: int) -> tuple[CompressionRule, ...]:

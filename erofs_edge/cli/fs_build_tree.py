@@ -52,12 +52,14 @@ def changed(
     uid_offset: int,
     gid_offset: int,
     hard_dereference: bool,
-) -> FileTree:
-    """The tree as the options say, changed in place: left out first, labelled last."""
+) -> tuple[FileTree, list[str]]:
+    """The tree as the options say, changed in place: left out first, labelled last; those of the options that leave
+    out what is not there."""
     from erofs_edge.sources import rewrite
 
+    idle: list[str] = []
     if exclude_path or exclude_regex:
-        rewrite.exclude(tree, map(os.fsencode, exclude_path), exclude_regex)
+        idle = rewrite.exclude(tree, map(os.fsencode, exclude_path), exclude_regex)
     if hard_dereference:
         rewrite.split_hard_links(tree)
     if fs_config_file is not None:
@@ -72,4 +74,4 @@ def changed(
         from erofs_edge.sources import file_contexts as contexts
 
         contexts.apply_file_contexts(tree, contexts.read_file_contexts(file_contexts), mount_point)
-    return tree
+    return tree, idle

@@ -58,7 +58,15 @@ CODECS = {
         lzma.LEVEL_MAX,
         (lzma.DICTIONARY_MIN, lzma.DICTIONARY_MAX),
     ),
-    "deflate": Codec("deflate", 2, deflate.VERSION, deflate.LEVEL_DEFAULT, deflate.LEVEL_MIN, deflate.LEVEL_MAX),
+    "deflate": Codec(
+        "deflate",
+        2,
+        deflate.VERSION,
+        deflate.LEVEL_DEFAULT,
+        deflate.LEVEL_MIN,
+        deflate.LEVEL_MAX,
+        (1 << deflate.WINDOW_BITS, 1 << deflate.WINDOW_BITS),
+    ),
     "zstd": Codec(
         "zstd",
         3,
@@ -91,18 +99,21 @@ def find_codec(name: str, level: int | None = None) -> tuple[Codec, int | None]:
 def dictionary_for(codec: Codec, asked: int | None, pcluster: int) -> int:
     """Bytes that matches may reach back: what was asked for, or what suits the largest pcluster (also in bytes).
 
-    0 where a codec leaves no choice. Raises UsageError for sizes that kernels refuse.
+    0 where a codec leaves no choice. Raises UsageError for sizes that kernels, or the codec's library, refuse.
     """
     if codec.dictionary is None:
         if asked is not None:
             raise UsageError(f"{codec.name} has no dictionary size to choose")
         return 0
+    least, most = codec.dictionary
+    if asked is not None and (not least <= asked <= most or (codec.name == "zstd" and asked & asked - 1)):
+        kind = "powers of two from " if codec.name == "zstd" else ""
+        there = f"{kind}{least} to {most}" if least < most else f"it is always {most}"
+        raise UsageError(f"{codec.name} has no dictionary of {asked} bytes", hint=there)
+    if least == most:
+        return 0
     if asked is None:
         return lzma.dictionary_size(pcluster) if codec.name == "lzma" else 1 << zstd.window_log(pcluster)
-    least, most = codec.dictionary
-    if not least <= asked <= most or (codec.name == "zstd" and asked & asked - 1):
-        kind = "powers of two from " if codec.name == "zstd" else ""
-        raise UsageError(f"{codec.name} has no dictionary of {asked} bytes", hint=f"{kind}{least} to {most}")
     return asked
 
 

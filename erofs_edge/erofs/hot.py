@@ -31,10 +31,8 @@ def find_hot(tree: FileTree, nodes: Iterable[Node], uses: Sequence[Use]) -> Hot:
     by_inode = {id(node.inode): node for node in nodes} if uses else {}
     found: dict[Node, None] = {}
     ends: dict[bytes, Node | None] = {}
-    missing = 0
     for path in dict.fromkeys(use.path for use in uses):
         last, target = tree.get(path), tree.get(path, follow=True)
-        missing += last is None and target is None
         ends[path] = by_inode[id(target)] if target is not None else None
         for inode in (last, target):
             if inode is None:
@@ -52,4 +50,10 @@ def find_hot(tree: FileTree, nodes: Iterable[Node], uses: Sequence[Use]) -> Hot:
             stop = end.size if use.end is None else min(use.end, end.size)
             partial |= use.start > 0 or stop < end.size
             ranges.setdefault(end.path, []).append((use.start, stop, rank))
-    return Hot(list(found), missing, ranges if partial else {})
+    return Hot(list(found), len(missing_paths(tree, uses)), ranges if partial else {})
+
+
+def missing_paths(tree: FileTree, uses: Sequence[Use]) -> list[bytes]:
+    """Those of the uses that do not exist in the tree, in their order."""
+    paths = dict.fromkeys(use.path for use in uses)
+    return [path for path in paths if tree.get(path) is None and tree.get(path, follow=True) is None]

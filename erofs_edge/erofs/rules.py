@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.codec.registry import dictionary_for, find_codec
 from erofs_edge.erofs.ondisk import PCLUSTER_MAX
 from erofs_edge.errors import UsageError
 from erofs_edge.globs import glob_regex
+
+if TYPE_CHECKING:
+    from erofs_edge.tree import FileTree
 
 
 class CompressionRule(NamedTuple):
@@ -60,6 +64,17 @@ class CompressionRule(NamedTuple):
             return self.match.search(path[1:]) is not None
         anchored, glob = _glob(self.match)
         return glob.fullmatch(path[1:] if anchored else path.rpartition(b"/")[2]) is not None
+
+
+def idle_rules(tree: FileTree, rules: Sequence[CompressionRule]) -> list[int]:
+    """Places of the rules that are about no file: none matches, or earlier ones match all that do."""
+    idle = set(range(len(rules)))
+    for path, inode in tree.walk():
+        if not idle:
+            break
+        if inode.is_file:
+            idle.discard(next((index for index, rule in enumerate(rules) if rule.matches(path)), -1))
+    return sorted(idle)
 
 
 @lru_cache(maxsize=256)

@@ -68,8 +68,8 @@ def _extension(loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache:
     for item in owned:
         give(loaded, item, accounts)
     _enable_units(loaded, tree)
-    leave_out(loaded, tree)
-    notes = _keep_hierarchies(system, tree)
+    notes = [f"{one} matches nothing" for one in leave_out(loaded, tree)]
+    notes += _keep_hierarchies(system, tree)
     if not any(node.children for node in tree.root.children.values()):
         raise loaded.error("kind", f"a {system.kind} with nothing below {_names(system)}")
     folder, name = RELEASE_FILE[system.kind], system.system

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from erofs_edge.errors import ManifestError
 from erofs_edge.globs import glob_regex
@@ -28,6 +28,17 @@ def matcher(patterns: Iterable[str], position: Callable[[int], str | None] = lam
         return lambda _: False
     compiled = re.compile(b"|".join(parts), re.S)
     return lambda path: compiled.fullmatch(path) is not None
+
+
+def idle(tree: FileTree, patterns: Sequence[str]) -> list[int]:
+    """Places of the patterns that match no path of the tree. Raises ManifestError for one that means nothing."""
+    waiting = {index: matcher([pattern]) for index, pattern in enumerate(patterns)}
+    for path, _ in tree.walk() if waiting else ():
+        for index in [index for index, matches in waiting.items() if matches(path)]:
+            del waiting[index]
+        if not waiting:
+            break
+    return sorted(waiting)
 
 
 def sift(tree: FileTree, exclude: Matcher, keep: Matcher) -> int:

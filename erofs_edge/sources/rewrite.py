@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Iterator
 
 from erofs_edge.errors import UsageError
@@ -31,17 +33,34 @@ def first_names(tree: FileTree) -> Iterator[tuple[bytes, Inode]]:
         stack += reversed(below)
 
 
-def exclude(tree: FileTree, paths: Iterable[bytes] = (), regexes: Iterable[str] = ()) -> int:
+def exclude(tree: FileTree, paths: Iterable[bytes] = (), regexes: Iterable[str] = ()) -> list[str]:
     """Leave out paths, and what matches a POSIX extended expression somewhere in its path (which has no leading
-    slash); directories go with all below them. How many names went. Raises UsageError for a bad expression."""
-    exact = {b"/" + b"/".join(split(path)) for path in paths}
-    patterns = []
+    slash); directories go with all below them.
+
+    What matches nothing, as options of mkfs.erofs. Raises UsageError for a bad expression.
+    """
+    exact = {b"/" + b"/".join(split(path)): path for path in paths}
+    patterns = {}
     for regex in regexes:
         try:
-            patterns.append(compile_regex(regex))
+            patterns[regex] = compile_regex(regex)
         except ValueError as error:
             raise UsageError(f"--exclude-regex {regex}: {error}") from error
-    return tree.prune(lambda path, _: path in exact or any(pattern.search(path[1:]) for pattern in patterns))
+    idle = [f"--exclude-path {os.fsdecode(given)}" for path, given in exact.items() if tree.get(path) is None]
+    idle += [f"--exclude-regex {regex}" for regex in _idle(tree, patterns)]
+    tree.prune(lambda path, _: path in exact or any(pattern.search(path[1:]) for pattern in patterns.values()))
+    return idle
+
+
+def _idle(tree: FileTree, patterns: dict[str, re.Pattern[bytes]]) -> list[str]:
+    """Those that match no path, also none below what others match."""
+    idle = dict(patterns)
+    for path, _ in tree.walk() if idle else ():
+        for found in [regex for regex, pattern in idle.items() if path != b"/" and pattern.search(path[1:])]:
+            del idle[found]
+        if not idle:
+            break
+    return list(idle)
 
 
 def set_owners(

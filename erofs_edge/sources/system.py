@@ -28,7 +28,7 @@ from erofs_edge.sources.debian.deb import Package, read_debs
 from erofs_edge.sources.debian.scripted.capture import Scripted
 from erofs_edge.sources.debian.unpack import unpack
 from erofs_edge.sources.dropped import drop_globs, select_firmware
-from erofs_edge.sources.globs import matcher, sift
+from erofs_edge.sources.globs import idle, matcher, sift
 from erofs_edge.sources.layers import lay_sources, pins_of
 from erofs_edge.sources.network import apply_network
 from erofs_edge.sources.overlay import Owned, lay_overlay, xattr_value
@@ -90,7 +90,7 @@ def system_tree(
     if system.network is not None:
         apply_network(tree, system.network, loaded.position)
     apply_smoke(tree, system.smoke)
-    leave_out(loaded, tree)
+    report.unmatched += leave_out(loaded, tree)
     if packages:
         drop_dangling(tree)
         write_database(tree, packages, system.arch)
@@ -132,16 +132,20 @@ def configured(
     return tree, report
 
 
-def leave_out(loaded: Loaded[System], tree: FileTree) -> None:
-    """`drop`, `exclude`, `keep` and `firmware` of the manifest."""
+def leave_out(loaded: Loaded[System], tree: FileTree) -> list[str]:
+    """`drop`, `exclude`, `keep` and `firmware` of the manifest. Globs of `exclude` and `keep` that match nothing, with
+    their places."""
     system = loaded.value
     dropped, kept = map(matcher, drop_globs(system))
     exclude = matcher(system.exclude, lambda i: loaded.position(f"exclude.{i}"))
     keep = matcher(system.keep, lambda i: loaded.position(f"keep.{i}"))
+    unmatched = [f"{loaded.position(f'exclude.{i}')}: {system.exclude[i]}" for i in idle(tree, system.exclude)]
+    unmatched += [f"{loaded.position(f'keep.{i}')}: {system.keep[i]}" for i in idle(tree, system.keep)]
     sift(tree, exclude, keep)
     sift(tree, dropped, lambda path: kept(path) or keep(path))
     if system.firmware is not None:
         select_firmware(tree, system.firmware, loaded.position)
+    return unmatched
 
 
 def set_entry(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> Iterator[Owned]:

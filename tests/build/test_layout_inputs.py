@@ -13,12 +13,15 @@ import msgspec
 import pytest
 from test_kernel_gate import with_manifest
 
+from erofs_edge.build.baseline import layout_notes
 from erofs_edge.build.inputs import digest, gather
 from erofs_edge.build.pipeline import BuildOptions, build_board
 from erofs_edge.build.salt import inherited_salt, salt_of
 from erofs_edge.build.stages import erofs_options
 from erofs_edge.erofs.profile import read_profile
+from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import ManifestError, SourceError, UsageError
+from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.verity.fec import Places, write_parity
 from erofs_edge.verity.tree import VerityInfo, append
 
@@ -29,6 +32,16 @@ def test_words_of_the_manifest(repository: Path, tmp_path: Path) -> None:
     options = erofs_options(with_manifest(repository, tmp_path, "  baseline: old.img\n  profile: boot.profile\n"))
     assert options.baseline == tmp_path / "old.img"
     assert options.profile == read_profile(tmp_path / "boot.profile")
+
+
+def test_rules_that_are_about_no_file_are_told_with_their_place(repository: Path, tmp_path: Path) -> None:
+    rules = "  rules:\n    - {match: '*.gz', compression: none}\n    - {match: '*.sow', compression: lz4}\n"
+    inputs = with_manifest(repository, tmp_path, rules)
+    tree = FileTree()
+    tree.add("usr/a.gz", Inode(0o100644, content=BytesContent(b"x")))
+    info = write_image(tree, tmp_path / "i", erofs_options(inputs).replaced(kernel=None))
+    (note,) = layout_notes(inputs, info, tree)
+    assert note.startswith(str(tmp_path)) and note.endswith(": *.sow is about no file of this system")
 
 
 def test_options_win_and_contents_are_in_the_digest(repository: Path, tmp_path: Path) -> None:

@@ -192,6 +192,26 @@ def test_a_profile_of_another_version_is_a_warning(source: Path) -> None:
     assert f"{profile}:1: not a line of a profile" in done.stderr
 
 
+def test_what_matches_nothing_is_a_warning(source: Path) -> None:
+    profile, hints = source.parent / "profile", source.parent / "hints"
+    profile.write_text("".join(f"/gone/{i}\n" for i in range(4)) + "/d/text\n")
+    hints.write_text("0 ^d/text$\n65536 text\n4096 \\.so$\n")
+    args = ["--profile", str(profile), "--compress-hints", str(hints), "--exclude-path", "d/none"]
+    args += ["--exclude-path", "link", "--exclude-regex", "^none", "--exclude-regex", "k$"]
+    done = build(source, "-z", "lz4", *args, "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)["warnings"]
+    assert said == [
+        f"--exclude-path d/none matches nothing in {source}",
+        f"--exclude-regex ^none matches nothing in {source}",
+        f"--compress-hints: text is about no file of {source}",
+        f"--compress-hints: \\.so$ is about no file of {source}",
+        f"--profile: 4 of the profile's paths do not exist in {source}: /gone/0, /gone/1, /gone/2, …",
+    ]
+    assert done.stderr.splitlines() == [f"warning: {text}" for text in said]
+    assert json.loads(build(source, "--json").stdout)["warnings"] == []
+
+
 def test_options_that_contradict_each_other_are_both_named(tmp_path: Path) -> None:
     pairs = (
         ("fragments", "all-fragments"),

@@ -19,6 +19,12 @@ def test_spellings() -> None:
     assert parse_algorithms("zstd,3") == [Algorithm("zstd", 3)]
     assert parse_algorithms("lz4hc,9,exact") == [Algorithm("lz4hc", 9, exact=True)]
     assert parse_algorithms("lzma,level=6,dictsize=64K") == [Algorithm("lzma", 6, 65536)]
+    assert parse_algorithms("lzma,dictsize=1M:zstd,dictsize=64k:deflate,dictsize=0x8000") == [
+        Algorithm("lzma", None, 1 << 20),
+        Algorithm("zstd", None, 65536),
+        Algorithm("deflate", None, 32768),
+    ]
+    assert parse_algorithms("zstd,dictsize=0") == [Algorithm("zstd")]
     assert parse_algorithms("lz4hc,9:zstd,dictsize=131072:lz4") == [
         Algorithm("lz4hc", 9),
         Algorithm("zstd", None, 131072),
@@ -30,7 +36,7 @@ def test_spellings() -> None:
     "text",
     [
         "none,1", "lz4hc,x", "zstd,3,", "zstd,size=3", "zstd,dictsize=1G", "lz4:none", "zstd,3,3", "zstd,3,level=5",
-        "lzma,level=0,6",
+        "lzma,level=0,6", "zstd,dictsize=64KB", "zstd,dictsize=0xK", "zstd,3K",
     ],
 )  # fmt: skip
 def test_bad_spellings(text: str) -> None:

@@ -196,6 +196,9 @@ def test_names_levels_and_dictionaries() -> None:
     assert find_codec("lzma", 109)[1] == 109
     sizes = [dictionary_for(find_codec(n)[0], None, p) for n in ("zstd", "lzma") for p in (4096, 65536, 1 << 20)]
     assert sizes == [32768, 1 << 19, 1 << 20, 32768, 1 << 18, 4 << 20]  # as mkfs.erofs 1.9 records them
-    for name, size in (("zstd", 3 << 17), ("zstd", 1 << 21), ("lzma", 1), ("lzma", 9 << 20), ("deflate", 32768)):
+    assert dictionary_for(find_codec("deflate")[0], 1 << 15, 4096) == dictionary_for(
+        find_codec("deflate")[0], None, 4096
+    )
+    for name, size in (("zstd", 3 << 17), ("zstd", 1 << 21), ("lzma", 1), ("lzma", 9 << 20), ("deflate", 1 << 14)):
         with pytest.raises(UsageError, match="dictionary"):
             dictionary_for(find_codec(name)[0], size, 4096)

@@ -10,7 +10,7 @@ from sources.debian.configure.made import tree_with
 
 from erofs_edge.errors import ManifestError
 from erofs_edge.globs import glob_regex
-from erofs_edge.sources.globs import matcher, sift
+from erofs_edge.sources.globs import idle, matcher, sift
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,12 @@ def test_patterns(pattern: str, yes: list[str], no: list[str]) -> None:
 def test_names_that_are_no_utf8_and_no_patterns_at_all() -> None:
     assert matcher(["/a/*"])(b"/a/\xff\n")
     assert not matcher([])(b"/a")
+
+
+def test_patterns_that_match_nothing_are_told() -> None:
+    tree = tree_with({"etc/a": "", "etc/b/c": ""})
+    assert idle(tree, ["/etc/*", "none", "/etc/b/**", "/etc/b/d", "/etc"]) == [1, 3]
+    assert idle(tree, []) == []
 
 
 def test_a_pattern_that_means_nothing_has_its_position() -> None:

@@ -60,8 +60,21 @@ def test_the_same_as_mkfs(oracle: Callable[[str], str], source: Path, case: str)
 
 def test_a_leading_slash_does_no_harm(source: Path) -> None:
     one, other = scan(source), scan(source)
-    assert exclude(one, [b"/b/deep"]) == exclude(other, [b"b/deep"]) == 1
-    assert rows(one) == rows(other)
+    before = rows(one)
+    assert exclude(one, [b"/b/deep"]) == exclude(other, [b"b/deep"]) == []
+    assert rows(one) == rows(other) != before
+
+
+def test_what_matches_nothing_is_told(source: Path) -> None:
+    tree = scan(source)
+    before = rows(tree)
+    told = exclude(tree, [b"b/none", b"/b/deep/none"], ["^c+$", "none$", "x{9}"])
+    assert told == [
+        "--exclude-path b/none", "--exclude-path /b/deep/none",
+        "--exclude-regex ^c+$", "--exclude-regex none$", "--exclude-regex x{9}",
+    ]  # fmt: skip
+    assert rows(tree) == before
+    assert exclude(tree, [b"b", b"b/deep"], ["^b/deep", "^b$"]) == []  # though all of it goes with the first
 
 
 def test_owners_out_of_range(source: Path) -> None:

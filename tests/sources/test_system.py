@@ -94,6 +94,12 @@ def test_packages_are_configured_and_var_moves(build: Build) -> None:
     assert "/usr/bin/tool" in listed and "/usr/share/man/man1/tool.1" not in listed
 
 
+def test_globs_that_leave_out_or_keep_nothing_are_told_with_their_place(build: Build, tmp_path: Path) -> None:
+    built = build("exclude:\n  - /usr/share/man/**\n  - /usr/share/mann/**\nkeep: [/none]\n")
+    place = tmp_path / "m.yaml"
+    assert built.report.unmatched == [f"{place}:4:5: /usr/share/mann/**", f"{place}:5:8: /none"]
+
+
 def test_overlay_lands_behind_links_and_leaves_directories_as_they_are(build: Build, tmp_path: Path) -> None:
     for name, text in (("root/.ssh/config", "ssh"), ("bin/mine", "#!"), ("etc/profile", "mine\n"), ("tmp/x", "x"),
                        ("etc/sysusers.d/app.conf", "u app 800 - -\n")):  # fmt: skip

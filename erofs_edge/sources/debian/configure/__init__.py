@@ -44,6 +44,7 @@ class Report:
     enabled   units that the packages enable
     at_boot   tmpfiles.d lines about the read-only part that only the running system can try
     unpinned  accounts that scripts made and no lock pins, as 'user x': their numbers may shift with the packages
+    unmatched globs of the manifest's `exclude` and `keep` that match nothing, with their places
     """
 
     unknown: list[ScriptNote] = field(default_factory=list)
@@ -51,6 +52,7 @@ class Report:
     enabled: list[str] = field(default_factory=list)
     at_boot: list[str] = field(default_factory=list)
     unpinned: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
 
 
 def assign_ids(
