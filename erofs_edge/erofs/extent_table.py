@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from struct import Struct
 
-from erofs_edge.erofs.index import Extent
+from erofs_edge.erofs.index import Extent, Site
 from erofs_edge.erofs.ondisk import ADVISE_EXTENTS, ADVISE_FRAGMENT_PCLUSTER, NULL_ADDR, PCLUSTER_MAX
 
 _HEADER = Struct("<IHH")  # extents_lo, h_advise, extents_hi
@@ -23,29 +23,16 @@ _PLEN_PARTIAL = 1 << 27
 _PLEN_FORMAT = 28  # 0 for raw bytes, else the algorithm plus one
 
 
-def build_table(
-    extents: Sequence[Extent],
-    size: int,
-    *,
-    block_bits: int,
-    first_block: int,
-    position: int,
-    fragment: int,
-    algorithm: int,
-) -> bytes:
-    """Map header and table of a file of `size` bytes whose own data starts at block `first_block`.
-
-    `position` is where the map header stands: a multiple of 8, of which only the remainder by 32 matters. With
-    `fragment` >= 0 the last extent stands at that byte of the packed inode, and is not the only one.
-    """
-    record = _SHORT if size <= NULL_ADDR else _LONG
-    rows = list(_rows(extents, block_bits, first_block, algorithm))
+def build_table(extents: Sequence[Extent], size: int, site: Site) -> bytes:
+    """Map header and table of a file of `size` bytes. An extent that is a fragment is not the only one."""
+    record, fragment = _SHORT if size <= NULL_ADDR else _LONG, site.fragment
+    rows = list(_rows(extents, site.block_bits, site.first_block, site.algorithm))
     advise = ADVISE_EXTENTS | (record.size.bit_length() - 3) << _RECORD_SHIFT
     if fragment >= 0:
         advise |= ADVISE_FRAGMENT_PCLUSTER
         rows[-1] = fragment & NULL_ADDR, fragment >> 32, rows[-1][2]
     out = bytearray(_HEADER.pack(len(rows) & NULL_ADDR, advise, len(rows) >> 32))
-    out += bytes(-(position + len(out)) % record.size)
+    out += bytes(-(site.position + len(out)) % record.size)
     for plen, address, start in rows:
         fields = plen, address & NULL_ADDR, address >> 32, start & NULL_ADDR
         out += record.pack(*fields) if record is _SHORT else record.pack(*fields, start >> 32)

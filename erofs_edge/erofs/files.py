@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from erofs_edge.erofs.chunks import ChunkStore
 from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.compress import JoinedSegment, Segment, gains
 from erofs_edge.erofs.contents import pieces
 from erofs_edge.erofs.extent_table import build_table
-from erofs_edge.erofs.index import Extent, build_index, build_index_of_one, layout_for
+from erofs_edge.erofs.index import Extent, Site, build_index, build_index_of_one, layout_for
 from erofs_edge.erofs.looseness import weigh
 from erofs_edge.erofs.ondisk import (
     INCOMPAT_48BIT,
@@ -347,20 +346,14 @@ class FileStore:
         node.layout = layout_for(self._block_bits, fragment, whole=whole, full=full)
         # what is inline counts as a block in st_blocks, as with mkfs.erofs
         node.i_u = blocks + bool(node.tail_size)
-        common: dict[str, Any] = {
-            "block_bits": self._block_bits,
-            "first_block": first,
-            "position": node.head_size + 7 & ~7,
-            "fragment": fragment,
-            "algorithm": rules.codec.algorithm,
-        }
+        site = Site(self._block_bits, first, node.head_size + 7 & ~7, fragment, rules.codec.algorithm)
         far = max(first + own, *ends, 0) > NULL_ADDR
         node.index = b""
         if not far:
             big = self._codings.big
-            node.index = build_index(extents, node.size, big=big, inline=node.tail_size, full=full, **common)
+            node.index = build_index(extents, node.size, site, big=big, inline=node.tail_size, full=full)
         if far or (options.wide and not whole and not node.tail_size):
-            self._set_table(node, build_table(extents, node.size, **common))
+            self._set_table(node, build_table(extents, node.size, site))
 
     def _set_table(self, node: Node, table: bytes) -> None:
         """The index that came with 48-bit addresses, where it is the shorter or the only one."""

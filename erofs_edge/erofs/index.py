@@ -61,6 +61,23 @@ class Extent(NamedTuple):
         return self.blocks if self.place < 0 else 0
 
 
+class Site(NamedTuple):
+    """Where a compressed file stands.
+
+    block_bits   log2 of a block's bytes
+    first_block  where its own data starts
+    position     byte of the map header: a multiple of 8, of which only the remainder by 32 matters
+    fragment     byte of the packed inode where its last extent stands; -1 for none there
+    algorithm    of its pclusters
+    """
+
+    block_bits: int
+    first_block: int
+    position: int
+    fragment: int = -1
+    algorithm: int = ALGORITHM_LZ4
+
+
 class Head(NamedTuple):
     """An lcluster in which a pcluster's data starts, at byte `offset`; up to the next head nothing else starts."""
 
@@ -90,21 +107,15 @@ def full_index_size(size: int, block_bits: int) -> int:
 def build_index(
     extents: Sequence[Extent],
     size: int,
+    site: Site,
     *,
-    block_bits: int,
     big: bool,
-    first_block: int,
-    position: int,
     inline: int = 0,
     full: bool = False,
-    fragment: int = -1,
-    algorithm: int = ALGORITHM_LZ4,
 ) -> bytes:
-    """Map header and index of a file of `size` bytes whose data starts at block `first_block`.
-
-    `position` is where the map header stands: a multiple of 8, of which only the remainder by 32 matters. The last
-    extent may be `inline` bytes behind the index, or stand at byte `fragment` of the packed inode.
-    """
+    """Map header and index of a file of `size` bytes. The last extent may be `inline` bytes behind the index, where it
+    is no fragment."""
+    block_bits, first_block, position, fragment, algorithm = site
     advise = ADVISE_BIG_PCLUSTER_1 | ADVISE_BIG_PCLUSTER_2 if big else 0
     low = 0
     if fragment >= 0:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from erofs_edge.erofs.chunks import CHUNK_BITS_MAX, DEVICE_SHIFT, HOLE, device_slot, set_table
 from erofs_edge.erofs.extent_table import build_table
-from erofs_edge.erofs.index import Extent, build_index, layout_for
+from erofs_edge.erofs.index import Extent, Site, build_index, layout_for
 from erofs_edge.erofs.ondisk import (
     INCOMPAT_48BIT,
     INCOMPAT_DEDUPE,
@@ -200,24 +200,19 @@ class Loans:
 
     def _set_index(self, node: Node, what: _Compressed) -> None:
         extents = [e._replace(place=self._block(e.place)) if e.blocks else e for e in what.extents]
-        bits, position = self.options.block_bits, node.head_size + 7 & ~7
+        bits = self.options.block_bits
         first = next((extent.place for extent in extents if extent.blocks), 1)
+        site = Site(bits, first, node.head_size + 7 & ~7, algorithm=what.algorithm)
         if self.far:
             node.layout = LAYOUT_COMPRESSED_FULL
-            node.index = build_table(
-                extents, node.size, block_bits=bits, first_block=first, position=position, fragment=-1,
-                algorithm=what.algorithm,
-            )  # fmt: skip
+            node.index = build_table(extents, node.size, site)
             return
         node.layout = layout_for(bits, full=what.full)
         node.index = build_index(
             [e._replace(place=-1) for e in extents] if what.run else extents,
             node.size,
-            block_bits=bits,
+            site,
             big=self.big,
-            first_block=first,
-            position=position,
             inline=node.tail_size,
             full=what.full,
-            algorithm=what.algorithm,
         )

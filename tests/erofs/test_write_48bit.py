@@ -25,7 +25,7 @@ from erofs_edge.erofs.chunks import DEVICE_SHIFT, HOLE, set_table
 from erofs_edge.erofs.encode import encode_inode
 from erofs_edge.erofs.extent_table import build_table
 from erofs_edge.erofs.gate import parse_kernel
-from erofs_edge.erofs.index import Extent
+from erofs_edge.erofs.index import Extent, Site
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.output import Sink
 from erofs_edge.erofs.plan import Node, reach
@@ -109,9 +109,7 @@ def test_it_is_smaller_where_times_differ_and_clusters_are_large(tmp_path: Path)
 def test_golden_bytes(tmp_path: Path) -> None:
     """The table of a file of two pclusters and a raw tail, byte for byte as struct z_erofs_extent has it."""
     extents = [Extent(70_000, 16, False), Extent(9_000, 1, False, place=77, partial=True), Extent(1_000, 1, True)]
-    table = build_table(
-        extents, 80_000, block_bits=12, first_block=FAR + 5, position=40, fragment=-1, algorithm=ondisk.ALGORITHM_ZSTD
-    )
+    table = build_table(extents, 80_000, Site(12, FAR + 5, position=40, algorithm=ondisk.ALGORITHM_ZSTD))
     assert table.hex(" ", 4) == (
         "03000000 05000000 "  # three extents; EXTENTS, records of 16 bytes
         "00000140 00500000 00100000 00000000 "
@@ -146,9 +144,7 @@ def test_tables_say_what_they_were_made_of(
     """Read by hand: each record's bytes follow the one before, and stand where the extents do."""
     offset = 1 << 40 | 12345 if fragment else -1
     size = sum(extent.length for extent in extents)
-    table = build_table(
-        extents, size, block_bits=12, first_block=first, position=position, fragment=offset, algorithm=algorithm
-    )
+    table = build_table(extents, size, Site(12, first, position, fragment=offset, algorithm=algorithm))
     count, advise = int.from_bytes(table[:4], "little"), int.from_bytes(table[4:6], "little")
     assert advise == 0x05 | (ondisk.ADVISE_FRAGMENT_PCLUSTER if fragment else 0)
     at = -(-(position + 8) // 16) * 16 - position

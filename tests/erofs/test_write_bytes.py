@@ -18,7 +18,7 @@ from writer_trees import file, mixed, noise, rich_tree, text
 
 from erofs_edge.erofs import index
 from erofs_edge.erofs.attributes import filter_bit, split_name, xxh32
-from erofs_edge.erofs.index import Extent, build_index
+from erofs_edge.erofs.index import Extent, Site, build_index
 from erofs_edge.erofs.ondisk import SUPERBLOCK, Superblock, super_checksum
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import SourceError
@@ -53,7 +53,7 @@ def test_tiny_image_is_the_one_of_mkfs(tmp_path: Path) -> None:
 def test_compact_index_of_many_big_pclusters() -> None:
     """The index that mkfs.erofs 1.9.4 -zlz4 -C16384 writes for a file of 491520 bytes at inode byte 0x500."""
     extents = _golden_extents()
-    raw = build_index(extents, 491520, block_bits=12, big=True, first_block=1, position=0x520)
+    raw = build_index(extents, 491520, Site(12, first_block=1, position=0x520), big=True)
     assert raw[:8].hex() == "0000000007000000"
     assert [raw[at : at + size].hex() for at, size in GOLDEN_PACKS] == GOLDEN
 
@@ -87,7 +87,7 @@ def _golden_extents() -> list[Extent]:
 
 
 def test_one_pack_without_big_pclusters() -> None:
-    raw = build_index([Extent(10240, 1, False)], 10240, block_bits=12, big=False, first_block=1, position=0x5B8)
+    raw = build_index([Extent(10240, 1, False)], 10240, Site(12, first_block=1, position=0x5B8), big=False)
     assert raw.hex() == "0000000001000000" + "0010012000000000" + "0008000001000000"
 
 
@@ -105,9 +105,7 @@ def test_the_index_of_a_single_extent(
     """It comes from a known one with other numbers, and is what is made for any extents."""
     size = (lclusters << bits) - rest % (1 << bits)
     extents = [Extent(size, blocks, False)]
-    known = build_index(
-        extents, size, block_bits=bits, big=True, first_block=first_block, position=8 * eighths, inline=7
-    )
+    known = build_index(extents, size, Site(bits, first_block, 8 * eighths), big=True, inline=7)
     advise = int.from_bytes(known[4:6], "little")
     starts = index._starts(extents, size, bits, first_block)
     assert known[8:] == index._compact(starts, lclusters, max(bits, 12), advise, 8 * eighths + 8)
@@ -116,7 +114,7 @@ def test_the_index_of_a_single_extent(
 @pytest.mark.parametrize(("lclusters", "bits", "slots"), [(2, 16, 2), (16, 14, 16)])
 def test_the_last_slot_of_a_full_last_pack_tells_the_distance_ahead(lclusters: int, bits: int, slots: int) -> None:
     size = lclusters * 4096
-    raw = build_index([Extent(size, 1, False)], size, block_bits=12, big=False, first_block=1, position=24)
+    raw = build_index([Extent(size, 1, False)], size, Site(12, first_block=1, position=24), big=False)
     pack = int.from_bytes(raw[8 : 8 + slots * bits // 8], "little")
     entries = [pack >> bits * slot & (1 << bits) - 1 for slot in range(slots)]
     assert entries == [0x1000, *(0x2000 + back for back in range(1, lclusters - 1)), 0x2001]
@@ -229,7 +227,7 @@ def test_index_size_and_alignment(lengths: list[int], eighths: int, big: bool) -
     """Packs never cross a block, whatever is indexed: sizes follow from the number of lclusters alone."""
     extents = [Extent(n * 4096 + 100, 1 if n < 2 or not big else 2, False) for n in lengths]
     size = sum(e.length for e in extents)
-    raw = build_index(extents, size, block_bits=12, big=big, first_block=10, position=32 + 8 * eighths)
+    raw = build_index(extents, size, Site(12, first_block=10, position=32 + 8 * eighths), big=big)
     count = -(-size // 4096)
     leading = min((32 - (40 + 8 * eighths) % 32) // 4 % 8, count)
     middle = (count - leading) // 16 * 16

@@ -18,7 +18,7 @@ from writer_trees import file, mixed, noise, rich_tree, text
 from erofs_edge.erofs import pipeline
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.extents import Kind
-from erofs_edge.erofs.index import Extent, build_index, layout_for
+from erofs_edge.erofs.index import Extent, Site, build_index, layout_for
 from erofs_edge.erofs.ondisk import INCOMPAT_FRAGMENTS, LAYOUT_COMPRESSED_COMPACT, LAYOUT_COMPRESSED_FULL
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.packed import PackedContent, Packer, Part
@@ -145,7 +145,7 @@ def test_offsets_of_more_than_32_bits_need_a_full_index(tail: int) -> None:
     offset = (5 << 32) + 77
     assert layout_for(12, offset) == LAYOUT_COMPRESSED_FULL
     assert layout_for(12, offset & 0xFFFFFFFF) == LAYOUT_COMPRESSED_COMPACT
-    raw = build_index(extents, 20_000, block_bits=12, big=True, first_block=9, position=0, fragment=offset)
+    raw = build_index(extents, 20_000, Site(12, first_block=9, position=0, fragment=offset), big=True)
     assert len(raw) == 16 + 5 * 8
     assert int.from_bytes(raw[:4], "little") == 77
     lcluster = (20_000 - tail) // 4096
