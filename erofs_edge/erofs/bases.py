@@ -27,6 +27,7 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.loans import Device, Loans
 from erofs_edge.erofs.plan import Node
 from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.told_digests import hash_file
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, SourceError, UsageError
 
 HASH_BATCH = 64  # files
@@ -242,18 +243,8 @@ def _digest_of(node: Node) -> bytes:
 
 def _stored_digest(image: Image, inode: DiskInode) -> bytes:
     state = hashlib.sha256()
-    position = 0
-    for offset, data in image.stream(inode):
-        _zeros(state, offset - position)
-        state.update(data)
-        position = offset + len(data)
-    _zeros(state, inode.size - position)
+    hash_file(image, inode, state)
     return state.digest()
-
-
-def _zeros(state: hashlib._Hash, length: int) -> None:
-    for at in range(0, length, PIECE):
-        state.update(bytes(min(PIECE, length - at)))
 
 
 def _borrow(node: Node, base: Base, inode: DiskInode, loans: Loans, block_size: int) -> bool:

@@ -80,18 +80,27 @@ def wrong_fingerprints(
 
 def _sha256(image: Image, inode: DiskInode) -> bytes | None:
     state = hashlib.sha256()
-    position = 0
     try:
-        for offset, data in image.stream(inode):
-            _zeros(state, offset - position)
-            state.update(data)
-            position = offset + len(data)
+        hash_file(image, inode, state)
     except ErofsFormatError:
         return None
-    _zeros(state, inode.size - position)
     return state.digest()
 
 
-def _zeros(state: hashlib._Hash, length: int) -> None:
-    for at in range(0, length, PIECE):
-        state.update(_ZEROS[: length - at])
+def hash_file(image: Image, inode: DiskInode, *states: hashlib._Hash) -> None:
+    """Give the content of a file to each of these, its holes as zeros. Raises ErofsFormatError."""
+
+    def give(data: bytes) -> None:
+        for state in states:
+            state.update(data)
+
+    def give_zeros(length: int) -> None:
+        for at in range(0, length, PIECE):
+            give(_ZEROS[: length - at])
+
+    position = 0
+    for offset, data in image.stream(inode):
+        give_zeros(offset - position)
+        give(data)
+        position = offset + len(data)
+    give_zeros(inode.size - position)

@@ -16,6 +16,7 @@ from erofs_edge.build.contents import CONTENTS, read_contents
 from erofs_edge.build.record import read_release
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.told_digests import hash_file
 from erofs_edge.errors import ErofsEdgeError, VerificationError
 from erofs_edge.uuids import uuid8
 
@@ -111,14 +112,7 @@ def _files(path: Path, origins: dict[str, str], jobs: int | None) -> list[File]:
                 target = os.fsdecode(image.readlink(inode)) if stat.S_ISLNK(inode.mode) else ""
                 return File(name, origins[name], 0, target=target)
             one, other = hashlib.sha1(usedforsecurity=False), hashlib.sha256()
-            position = 0
-            for offset, data in image.stream(inode):
-                for piece in (bytes(offset - position), data):  # holes are zeros
-                    one.update(piece)
-                    other.update(piece)
-                position = offset + len(data)
-            for state in (one, other):
-                state.update(bytes(inode.size - position))
+            hash_file(image, inode, one, other)
             return File(name, origins[name], inode.size, one.hexdigest(), other.hexdigest())
 
         with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
