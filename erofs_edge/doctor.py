@@ -40,7 +40,15 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything that can be told about this machine, in the order in which one needs it."""
-    return [finding for check in _CHECKS for finding in check()]
+    return [finding for check in _CHECKS for finding in _told(check)]
+
+
+def _told(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What a check finds; what ends it is a finding, too: a user without a home has neither cache nor keys."""
+    try:
+        yield from check()
+    except ErofsEdgeError as error:
+        yield _failed(check.__name__.strip("_"), "build", error, "set HOME")
 
 
 def ready(findings: list[Finding], purpose: Purpose) -> bool:

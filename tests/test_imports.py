@@ -12,11 +12,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "erofs_edge"
 
-BASE = {"errors", "globs", "reading", "threads", "uuids", "writing"}
+BASE = {"errors", "globs", "homes", "reading", "threads", "uuids", "writing"}
 FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "globs": set(),
+    "homes": {"errors"},
     "reading": set(),
     "threads": set(),
     "uuids": set(),

@@ -24,6 +24,7 @@ from erofs_edge.channel.fetch import Fetched, Progress, make_image
 from erofs_edge.channel.index import parse_index
 from erofs_edge.channel.sigstore import check_image, check_record, demanded, remembered
 from erofs_edge.errors import ErofsEdgeError, FormatError, MirrorError, SourceError, UsageError, VerificationError
+from erofs_edge.homes import user_folder
 from erofs_edge.sources.http import Client, GoneError, public
 from erofs_edge.trust.sigstore import Policy
 
@@ -34,9 +35,7 @@ def state_directory() -> Path:
     """Where what is known of channels is kept: EROFS_EDGE_CHANNELS, else the user's state directory."""
     if override := os.environ.get("EROFS_EDGE_CHANNELS"):
         return Path(override)
-    from platformdirs import user_state_dir
-
-    return Path(user_state_dir("erofs-edge")) / "channels"
+    return user_folder("state", "EROFS_EDGE_CHANNELS") / "channels"
 
 
 class _Connections(FetcherInterface):

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import msgspec
 
 from erofs_edge.errors import CapacityError, ErofsEdgeError, SourceError
+from erofs_edge.homes import user_folder
 
 VARIABLE = "EROFS_EDGE_CACHE"
 _ELSEWHERE = f"name a folder that can be read and written in {VARIABLE}"
@@ -39,12 +40,10 @@ _describing = threading.Lock()
 
 
 def cache_root() -> Path:
-    """EROFS_EDGE_CACHE, or a folder in the user's cache."""
+    """EROFS_EDGE_CACHE, or a folder in the user's cache. Raises ErofsEdgeError where the user has no home."""
     if named := os.environ.get(VARIABLE):
         return Path(named).absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("erofs-edge")) / "sources"
+    return user_folder("cache", VARIABLE) / "sources"
 
 
 class Cache:

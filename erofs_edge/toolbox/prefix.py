@@ -14,18 +14,17 @@ import shutil
 from pathlib import Path
 
 from erofs_edge.errors import ToolError
+from erofs_edge.homes import user_folder
 
 VARIABLE = "EROFS_EDGE_PREFIX"
 STAMP = "tools.json"
 
 
 def prefix() -> Path:
-    """EROFS_EDGE_PREFIX, or a folder in the user's cache."""
+    """EROFS_EDGE_PREFIX, or a folder in the user's cache. Raises ErofsEdgeError where the user has no home."""
     if named := os.environ.get(VARIABLE):
         return Path(named).absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("erofs-edge")) / "tools"
+    return user_folder("cache", VARIABLE) / "tools"
 
 
 def installed(root: Path | None = None) -> dict[str, dict[str, str]]:

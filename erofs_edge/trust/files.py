@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erofs_edge.errors import ErofsEdgeError, UsageError
+from erofs_edge.homes import user_folder
 from erofs_edge.trust.key import CURVE, KeySigner, fingerprint, supported
 from erofs_edge.trust.passphrase import passphrase
 
@@ -44,9 +45,7 @@ def keys_directory() -> Path:
     """Where development keys and those of `keys new` live: EROFS_EDGE_KEYS, else the user's data directory."""
     if override := os.environ.get("EROFS_EDGE_KEYS"):
         return Path(override)
-    from platformdirs import user_data_dir
-
-    return Path(user_data_dir("erofs-edge")) / "keys"
+    return user_folder("data", "EROFS_EDGE_KEYS") / "keys"
 
 
 def _is_there(path: Path) -> bool:
