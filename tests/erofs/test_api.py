@@ -9,11 +9,15 @@ import random
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from erofs_edge import erofs
+from erofs_edge.erofs import arguments
+from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.errors import ErofsEdgeError, UsageError
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
@@ -67,6 +71,85 @@ def test_options_that_are_paths_may_be_text(path: Path, tmp_path: Path) -> None:
             erofs.build(tree, tmp_path / "above", bases=bases, base_devices=devices, compression="none")
             assert (tmp_path / "above").stat().st_size < blob.stat().st_size // 2
         erofs.build(tree, out, baseline=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("baseline", b"x", "baseline is bytes; it must be str or os.PathLike, or None"),
+        ("blob", 3, "blob is int; it must be str or os.PathLike, or None"),
+        ("bases", 5, "bases is int; it must be str or os.PathLike, or several of them"),
+        ("archives", ["a", None], r"archives\[1\] is NoneType; it must be str or os.PathLike"),
+        ("block_size", "4096", "block_size is str; it must be int"),
+        ("block_size", None, "block_size is NoneType; it must be int"),
+        ("block_size", True, "block_size is bool; it must be int"),
+        ("level", "9", "level is str; it must be int, or None"),
+        ("epoch", 1.5, "epoch is float; it must be int, or None"),
+        ("compression", 5, "compression is int; it must be str"),
+        ("compression", None, "compression is NoneType; it must be str"),
+        ("dedupe", "no", "dedupe is str; it must be bool"),
+        ("fragments", True, "fragments is bool; it must be str"),
+        ("uuid", 16, "uuid is int; it must be bytes or str, or None"),
+        ("volume_name", 1, "volume_name is int; it must be bytes or str"),
+        ("xattr_prefixes", b"user.", "xattr_prefixes is bytes; it must be several of bytes or str"),
+        ("rules", ["*.gz"], r"rules\[0\] is str; it must be CompressionRule"),
+        ("profile", "/bin/sh", "profile is str; it must be several of Use, bytes or str"),
+        ("profile", [1], r"profile\[0\] is int; it must be Use, bytes or str"),
+        ("kernel", 6.6, "kernel is float; it must be Kernel or str, or None"),
+        ("cache", "/tmp", "cache is str; it must be CompressionCache, or None"),
+        ("progress", 1, r"progress is int; it must be a function of \(done, total\), or None"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_named(name: str, value: object, wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=f"^{wanted}$"):
+        erofs.build(FileTree(), tmp_path / "out", **{name: value})
+    assert os.listdir(tmp_path) == []
+
+
+def test_arguments_of_the_wrong_type_are_named(path: Path, tmp_path: Path) -> None:
+    calls: list[tuple[str, Callable[..., object], tuple[Any, ...], dict[str, Any]]] = [
+        ("source is int; it must be FileTree, str or os.PathLike", erofs.build, (3, tmp_path / "out"), {}),
+        ("out is NoneType; it must be str or os.PathLike", erofs.build, (FileTree(), None), {}),
+        ("path is NoneType; it must be str or os.PathLike", erofs.open, (None,), {}),
+        ("path is bytes; it must be str or os.PathLike", erofs.open, (b"x",), {}),
+        ("devices is int; it must be str or os.PathLike, or several of them", erofs.open, (path,), {"devices": 1}),
+        ("offset is str; it must be int", erofs.open, (path,), {"offset": "0"}),
+    ]
+    for wanted, call, given, words in calls:
+        with pytest.raises(TypeError) as caught:
+            call(*given, **words)
+        assert str(caught.value) == wanted
+
+
+def test_words_that_are_none_of_those_there_are(tmp_path: Path) -> None:
+    for name, words in (("times", "keep, fixed, clamp"), ("fragments", "none, tails, all"), ("inode_form", "auto, ")):
+        with pytest.raises(UsageError, match=f"{name} is 'some'") as caught:
+            erofs.build(FileTree(), tmp_path / "out", **{name: "some"})
+        assert caught.value.hint is not None and words in caught.value.hint
+
+
+def test_every_option_has_a_type(tmp_path: Path) -> None:
+    """Each default is of its option's type."""
+    defaults = {name: getattr(WriteOptions(), name) for name in WriteOptions.__annotations__}
+    erofs.build(FileTree(), tmp_path / "one", **defaults)
+    erofs.build(FileTree(), tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    for kind in WriteOptions.__annotations__.values():
+        plain = str(kind).removesuffix(" | None")
+        assert plain in arguments._TYPES or plain.startswith("Literal"), kind
+
+
+def test_names_may_be_text_and_a_kernel_its_version(tmp_path: Path) -> None:
+    tree = FileTree()
+    tree.add("a/b", Inode(0o100644, content=BytesContent(b"x")))
+    for name, (label, prefix, used) in {
+        "one": ("edge", "user.x", "/a/b"),
+        "two": (b"edge", b"user.x", b"/a/b"),
+    }.items():
+        erofs.build(tree, tmp_path / name, volume_name=label, xattr_prefixes=[prefix], profile=[used])
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    with pytest.raises(UsageError, match=r"zstd needs 6\.10"):
+        erofs.build(tree, tmp_path / "three", compression="zstd", kernel="6.6")
 
 
 def test_a_file_behaves_like_a_file(path: Path, data: bytes) -> None:
