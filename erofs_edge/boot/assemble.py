@@ -24,7 +24,7 @@ from erofs_edge.boot.vbmeta import Vbmeta
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, PackageFile, Partition
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.sources.debian.deb import merged_tree, read_deb
 from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.trust.signer import Signer
 from erofs_edge.verity.fec import Layout
@@ -143,9 +143,7 @@ def build_start(
     Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
     """
     kernel = kernel_of(kernel_deb, cache)
-    programs = FileTree()
-    for name in sorted(initramfs_debs):
-        programs.merge(read_deb(initramfs_debs[name], cache).data)
+    programs = merged_tree(initramfs_debs, cache)
     config = replace(_init_config(board, verity, fec), etc=tuple(etc), signature=signature, vbmeta=vbmeta)
     streams = _module_streams(board, kernel)
     initramfs = build_initramfs(programs, streams, config, epoch=epoch, pack=cached_pack(cache))

@@ -47,7 +47,7 @@ from erofs_edge.sources.base import image_of
 from erofs_edge.sources.budget import check_image, check_paths
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure import Report
-from erofs_edge.sources.debian.deb import read_ahead, read_deb
+from erofs_edge.sources.debian.deb import read_ahead, trees_of
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.sources.debian.supply import fetch_locked
@@ -286,7 +286,7 @@ def make_boot(
         boot = build_boot(
             inputs.board.value,
             _make_start(inputs, debs, system, signer, cache, work),
-            {name: read_deb(path, cache).data for name, path in debs.firmware.items()},
+            trees_of(debs.firmware, cache),
             epoch=inputs.epoch,
             signer=signer,
             program=u_boot.image if u_boot else None,
@@ -340,7 +340,7 @@ def _make_uefi(
     start = _make_start(inputs, debs, system, signer, cache, work, signature.read_bytes())
     boot = build_uefi(
         board,
-        {name: read_deb(path, cache).data for name, path in debs.firmware.items()},
+        trees_of(debs.firmware, cache),
         UefiParts(
             vmlinuz(start.tree, start.version),
             start.version,

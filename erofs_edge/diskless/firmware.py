@@ -17,7 +17,7 @@ from erofs_edge.boot.uefi import arguments, single_image
 from erofs_edge.errors import ErofsEdgeError, FormatError, place_within
 from erofs_edge.manifest.model import Board, Lock, Uefi
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.sources.debian.deb import merged_tree, trees_of
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.tree import BytesContent, FileTree, Inode
@@ -45,10 +45,7 @@ def firmware_values(out: Path) -> dict[str, str]:
 
 def programs_of(lock: Lock, cache: Cache) -> FileTree:
     """What the initramfs of the board's own images is made of."""
-    programs = FileTree()
-    for deb in dict(sorted(fetch(lock.packages["initramfs"], host_mirror, cache).items())).values():
-        programs.merge(read_deb(deb, cache).data)
-    return programs
+    return merged_tree(fetch(lock.packages["initramfs"], host_mirror, cache), cache)
 
 
 def add_signature(tree: FileTree, late: FileTree, programs: FileTree, out: Path) -> None:
@@ -65,9 +62,7 @@ def firmware_image(
 
     Raises ErofsEdgeError where the build has no certificate, SourceError where a package lacks the stub.
     """
-    packages = {
-        name: read_deb(deb, cache).data for name, deb in fetch(lock.packages["firmware"], host_mirror, cache).items()
-    }
+    packages = trees_of(fetch(lock.packages["firmware"], host_mirror, cache), cache)
     return single_image(
         package_file(packages, uefi.stub),
         {"kernel": kernel, "initramfs": initramfs},

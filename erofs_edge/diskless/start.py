@@ -39,7 +39,7 @@ from erofs_edge.manifest.load import load_system
 from erofs_edge.manifest.lockfile import load_lock, lock_path
 from erofs_edge.manifest.model import Board, Lock
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.sources.debian.deb import merged_tree, read_deb
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.tree import BytesContent, FileTree, Inode
@@ -124,8 +124,7 @@ def build_diskless(
     load_system(MANIFEST)  # a lock without its manifest would be of nobody knows what
     of_programs = load_lock(lock_path(MANIFEST))
     programs = FileTree() if uefi is None else programs_of(lock, cache)
-    for deb in dict(sorted(fetch(of_programs.packages["system"], host_mirror, cache).items())).values():
-        programs.merge(read_deb(deb, cache).data)
+    programs.merge(merged_tree(fetch(of_programs.packages["system"], host_mirror, cache), cache))
     (kernel_deb,) = fetch(lock.packages["kernel"], host_mirror, cache).values()
     package = read_deb(kernel_deb, cache).data
     kernel = KernelModules(package)

@@ -29,7 +29,7 @@ from erofs_edge.errors import ErofsEdgeError, ManifestError
 from erofs_edge.installer.payload import MIB, Piece, write_payload
 from erofs_edge.manifest.model import Board, Lock, Uefi
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.debian.deb import read_deb
+from erofs_edge.sources.debian.deb import merged_tree, trees_of
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.tree import BytesContent, FileTree, Inode
@@ -158,12 +158,8 @@ def _start_image(
     """The signed kernel image: what firmware starts of the medium."""
     (kernel_deb,) = fetch(lock.packages["kernel"], host_mirror, cache).values()
     kernel = kernel_of(kernel_deb, cache)
-    programs = FileTree()
-    for deb in dict(sorted(fetch(lock.packages["initramfs"], host_mirror, cache).items())).values():
-        programs.merge(read_deb(deb, cache).data)
-    firmware = {
-        name: read_deb(deb, cache).data for name, deb in fetch(lock.packages["firmware"], host_mirror, cache).items()
-    }
+    programs = merged_tree(fetch(lock.packages["initramfs"], host_mirror, cache), cache)
+    firmware = trees_of(fetch(lock.packages["firmware"], host_mirror, cache), cache)
     tree, late = _initramfs(board, kernel, programs), FileTree()
     text = "".join(f"{name}='{value}'\n" for name, value in values.items())
     late.add("config", Inode(stat.S_IFREG | 0o644, content=BytesContent(text.encode())))

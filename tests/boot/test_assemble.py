@@ -25,6 +25,7 @@ from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.load import load_board
 from erofs_edge.manifest.model import Board, UBoot
 from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian import deb
 from erofs_edge.tree import FileTree
 from erofs_edge.trust.signer import KeySigner
 from erofs_edge.verity.tree import VerityInfo
@@ -53,7 +54,8 @@ def trees(monkeypatch: pytest.MonkeyPatch) -> dict[str, FileTree]:
     uboot = FileTree()
     uboot.add("usr/lib/u-boot/qemu_arm64/u-boot.bin", file(b"U-Boot for QEMU"))
     found = {"kernel": kernel, "programs": initramfs_packages(), "u-boot-qemu": uboot, **firmware_packages()}
-    monkeypatch.setattr(assemble, "read_deb", lambda path, cache: MadeUp(found[path.name]))
+    for module in (assemble, deb):
+        monkeypatch.setattr(module, "read_deb", lambda path, cache: MadeUp(found[path.name]))
     return found
 
 

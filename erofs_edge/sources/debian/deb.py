@@ -97,6 +97,20 @@ def read_debs(debs: Mapping[str, Path], cache: Cache, *, jobs: int | None = None
     return packages
 
 
+def trees_of(debs: Mapping[str, Path], cache: Cache) -> dict[str, FileTree]:
+    """The files of each package (name → file), by its name. Raises SourceError, as read_deb does."""
+    return {name: read_deb(path, cache).data for name, path in debs.items()}
+
+
+def merged_tree(debs: Mapping[str, Path], cache: Cache) -> FileTree:
+    """The files of all packages (name → file) in one tree; of two that have the same path, the one counts whose name is
+    later in the alphabet. Raises SourceError, as read_deb does."""
+    tree = FileTree()
+    for _, one in sorted(trees_of(debs, cache).items()):
+        tree.merge(one)
+    return tree
+
+
 def read_ahead(debs: Iterable[Path], cache: Cache) -> None:
     """Read packages in parallel threads, those first that take longest, so that `read_deb` has them at once.
 
