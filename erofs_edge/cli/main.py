@@ -156,6 +156,8 @@ def main() -> None:
     """Entry of the console script; ends the process."""
     _open_streams()
     signal.signal(signal.SIGTERM, _terminated)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup stays nohup
+        signal.signal(signal.SIGHUP, _terminated)
     gc.set_threshold(*GC_THRESHOLD)
     sys.setswitchinterval(SWITCH_SECONDS)
     for stream in (sys.stdout, sys.stderr):
@@ -281,7 +283,7 @@ def _meant(path: str | None) -> str | None:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    """SIGTERM unwinds like Ctrl-C, so that half-written files and child processes go."""
+    """SIGTERM and SIGHUP unwind like Ctrl-C, so that half-written files and child processes go."""
     sys.exit(128 + number)
 
 

@@ -43,6 +43,7 @@ EXIT_CODES = (
     ("7", "A device refuses, or is refused."),
     ("8", "A write stopped in between; the same command resumes it."),
     ("9", "A machine did not boot as it must."),
+    ("129", "The terminal is gone."),
     ("130", "Interrupted."),
     ("143", "Terminated."),
 )

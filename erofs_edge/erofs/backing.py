@@ -54,8 +54,8 @@ class Backing:
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        """Raises ErofsEdgeError where the file cannot be opened, ErofsFormatError where it is empty, UsageError for an
-        offset at which files cannot be mapped."""
+        """Raises ErofsEdgeError where the file cannot be opened, ErofsFormatError where it is empty, UsageError for a
+        pipe, and an offset at which files cannot be mapped."""
         if offset % mmap.ALLOCATIONGRANULARITY:
             pages = f"here images begin at multiples of {mmap.ALLOCATIONGRANULARITY} bytes"
             raise UsageError(f"an image cannot be read from byte {offset} on", where=str(path), hint=pages)
@@ -64,8 +64,12 @@ class Backing:
         except OSError as error:
             raise ErofsEdgeError(f"cannot open the image: {error.strerror}", where=str(path)) from error
         try:
-            if stat.S_ISDIR(os.fstat(fd).st_mode):
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISDIR(mode):
                 raise ErofsEdgeError("this is a folder, not an image", where=str(path))
+            if stat.S_ISFIFO(mode):
+                hint = "write what comes out of it into a file first"
+                raise UsageError("a pipe, not an image", where=str(path), hint=hint)
             self.size = max(os.lseek(fd, 0, os.SEEK_END) - offset, 0)
             if not self.size:
                 raise broken("the file ends before the image" if offset else "the image is empty", 0)

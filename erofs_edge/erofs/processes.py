@@ -88,6 +88,7 @@ def forked(shares: Sequence[Sequence[Task]], work: Callable[[Task], Result]) -> 
 
 
 def _child(pipe: Connection, share: Sequence[Task], work: Callable[[Task], Result]) -> None:
+    end_with_parent()  # it may be killed: nobody wants what we write then
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
     with suppress(BrokenPipeError):
         try:

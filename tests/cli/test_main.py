@@ -276,7 +276,10 @@ def test_a_reader_that_leaves_early_is_met_with_silence(call: str) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")])
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, ""), (signal.SIGHUP, 129, "")],
+)
 def test_signals_unwind(tmp_path: Path, number: signal.Signals, code: int, said: str) -> None:
     script = (
         "import click, sys, time\n"

@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +89,18 @@ def test_a_process_that_is_killed(path: Path, tmp_path: Path, monkeypatch: pytes
     with Image(path) as image, pytest.raises(ErofsEdgeError, match="was killed"):
         extract(image, tmp_path / "out", jobs=2)
     assert os.listdir(tmp_path) == []
+
+
+def test_processes_end_with_one_that_is_killed() -> None:
+    script = (
+        "import os, signal, time\n"
+        "from erofs_edge.erofs.processes import forked\n"
+        "def work(task):\n"
+        "    if task: time.sleep(300)\n"
+        "for _ in forked([[0, 1], [0, 1]], work): os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL  # and whoever had its output open is gone, too
 
 
 def test_where_the_limit_could_be_passed_threads_share_its_account(
