@@ -39,7 +39,6 @@ MASK = 0x20
 BLOCKS_OFFSET, BITS_OFFSET = SUPER_OFFSET + 36, SUPER_OFFSET + 12
 """of the EROFS superblock's number of blocks (u32) and logarithm of the block size (u8)"""
 EXTRA = "systemd.mask=edge-report.service"
-ARCHIVE_MAX = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
