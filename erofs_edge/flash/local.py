@@ -67,14 +67,6 @@ class FileTarget(PlainTarget):
         return Identity(str(self._path), "file", self._size, read_only=self._read_only)
 
     @property
-    def cheap_zeros(self) -> bool:
-        return False
-
-    @property
-    def bytes_on_wire(self) -> int | None:
-        return None
-
-    @property
     def at_once(self) -> int:
         return 2
 
@@ -190,14 +182,6 @@ class BlockTarget(PlainTarget):
     @property
     def identity(self) -> Identity:
         return self._identity
-
-    @property
-    def cheap_zeros(self) -> bool:
-        return False
-
-    @property
-    def bytes_on_wire(self) -> int | None:
-        return None
 
     @property
     def at_once(self) -> int:

@@ -213,6 +213,14 @@ class PlainTarget:
     def identity(self) -> Identity:
         raise NotImplementedError
 
+    @property
+    def cheap_zeros(self) -> bool:
+        return False
+
+    @property
+    def bytes_on_wire(self) -> int | None:
+        return None
+
     def claim(self) -> None:
         """Nobody else can reach it."""
 

@@ -49,10 +49,6 @@ class SimulatedTarget(PlainTarget):
         return self._hash_name
 
     @property
-    def cheap_zeros(self) -> bool:
-        return False
-
-    @property
     def bytes_on_wire(self) -> int | None:
         return self.sent + self.answered
 

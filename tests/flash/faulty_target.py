@@ -41,14 +41,6 @@ class FaultyTarget(PlainTarget):
     def identity(self) -> Identity:
         return Identity("/dev/faulty", "block", len(self.memory), 512, "Faulty Disk", "S1", True)
 
-    @property
-    def cheap_zeros(self) -> bool:
-        return False
-
-    @property
-    def bytes_on_wire(self) -> int | None:
-        return None
-
     def read(self, offset: int, length: int) -> bytes:
         if self.bad is not None and offset <= self.bad < offset + length:
             raise OSError(errno.EIO, "Input/output error")
