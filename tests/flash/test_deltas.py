@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,10 +39,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 def run(
-    disk: SimulatedDisk, image: Path, abilities: Ability, **more: object
+    disk: SimulatedDisk,
+    image: Path,
+    abilities: Ability,
+    kind: type[SimulatedTarget] = SimulatedTarget,
+    **more: object,
 ) -> tuple[SimulatedTarget, Prepared, list[RegionResult]]:
     hash_name = str(more.pop("hash_name", "sha256"))
-    there = SimulatedTarget(disk, abilities, hash_name=hash_name)
+    there = kind(disk, abilities, hash_name=hash_name)
     prepared = prepare(image, there, Wish(**more), quiet)  # type: ignore[arg-type]
     done = flash(prepared.plan, there, quiet, found=prepared.found, known=prepared.known)
     return there, prepared, done
@@ -118,11 +123,25 @@ def test_digests_are_made_where_they_are_compared(
     assert begun is not None and begun.slot == "B"
 
 
+class Blake2b(SimulatedTarget):
+    """Hashes as the provisioning system does."""
+
+    @property
+    def hash_name(self) -> str:
+        return "blake2b"
+
+    def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [hashlib.blake2b(self.disk.memory[at : at + size]).digest() for at, size in ranges]
+
+
+@pytest.mark.parametrize("kind", [SimulatedTarget, Blake2b])
 @pytest.mark.parametrize("baseline", [False, True])
-def test_blocks_of_another_slot_are_copied(baseline: bool, images: dict[int, Path]) -> None:
+def test_blocks_of_another_slot_are_copied(
+    baseline: bool, kind: type[SimulatedTarget], images: dict[int, Path]
+) -> None:
     disk = holed(images)
     more = {"baseline": images[1]} if baseline else {}
-    there, prepared, done = run(disk, images[2], Ability.READ | Ability.HASH | Ability.COPY, **more)
+    there, prepared, done = run(disk, images[2], Ability.READ | Ability.HASH | Ability.COPY, kind, **more)
     new = sum(found.write_bytes for found in prepared.todo.values())
     assert there.copied == sum(result.copied for result in done) > BLOCKS * 4096 * 0.9
     assert there.sent < new + 100_000
