@@ -78,14 +78,14 @@ def plan_flash(image: Path, target: Identity) -> Plan:
     """
     with Image(image) as source:
         size = source.size
+        table = source.table()
         if target.kind != "file" and target.size < size:
             raise CapacityError(
                 f"the device has {target.size} bytes, the image needs {size - target.size} more",
                 where=target.path,
-                hint="a larger device, or a smaller disk.size in the board file",
+                hint="a larger device, or a smaller disk.size in the board file" if table else "a larger device",
             )
         extents = source.extents()
-        table = source.table()
     if table is None:
         contents = [_region("image", 0, size, extents)]
         return Plan(image, size, (*contents, *_stale_table(size, target)), ())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from erofs_edge.errors import UsageError
 from erofs_edge.flash import guard
 from erofs_edge.flash.local import BlockTarget, FileTarget
 from erofs_edge.flash.target import Identity, Target
+
+_LIKE_AN_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+]+:")
+"""of two letters at least: C: is a disk of Windows"""
 
 
 class Candidate(NamedTuple):
@@ -109,19 +113,23 @@ def find_target(to: str, image: Path | None) -> Iterator[Candidate]:
     """
     scheme, found, _ = to.partition("://")
     if not found:
-        yield _local(Path(to), image)
+        yield _local(to, image)
     elif scheme in SCHEMES:
         yield from SCHEMES[scheme](to, image)
     else:
         raise UsageError(f'no transport "{scheme}"', hint=f"known: {', '.join(SCHEMES)}, or a path")
 
 
-def _local(path: Path, image: Path | None) -> Candidate:
+def _local(to: str, image: Path | None) -> Candidate:
+    path = Path(to)
     try:
         info = path.stat()
     except FileNotFoundError:
         if not path.parent.is_dir() or str(path).startswith("/dev/"):
             raise UsageError("no such device or folder", where=str(path), hint="lsblk lists devices") from None
+        if _LIKE_AN_ADDRESS.match(to):  # as `erofs-edge fastboot -s` has them
+            hint = f"addresses: {', '.join(f'{name}://' for name in SCHEMES)}; for a file ./{to}"
+            raise UsageError("neither an address nor a file that is there", where=to, hint=hint) from None
         return Candidate(Identity(str(path), "file", 0), lambda size: FileTarget(path, size))
     if stat.S_ISBLK(info.st_mode):
         device = path.resolve()

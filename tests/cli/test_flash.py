@@ -121,6 +121,8 @@ def test_a_board_that_was_not_built(built: Path) -> None:
         ("/dev/does-not-exist", "no such device or folder"),
         ("/dev/null", "neither a file nor a block device"),
         ("out/tiny/disk.img", "the target is the image itself"),
+        ("udp:192.0.2.1", "neither an address nor a file that is there"),
+        ("fastboot:usb", "neither an address nor a file that is there"),
     ],
 )
 def test_targets_that_make_no_sense(target: str, message: str, built: Path) -> None:
@@ -128,6 +130,12 @@ def test_targets_that_make_no_sense(target: str, message: str, built: Path) -> N
     result = run(built, "--to", target)
     assert (result.exit_code, message in result.stderr) == (2, True)
     assert (built / "disk.img").read_bytes() == before
+
+
+def test_a_file_may_have_a_name_like_an_address(built: Path) -> None:
+    for _ in range(2):  # new, and there
+        assert run(built, "--to", "./udp:1").exit_code == 0
+    assert run(built, "--to", "udp:1", "--verify-only").exit_code == 0
 
 
 PASSWD = b"root:x:0:0:root:/root:/bin/bash\n" * 100

@@ -74,6 +74,9 @@ def test_sectors_must_agree(image: Path, image_4k: Path) -> None:
 def test_an_image_without_a_table(tmp_path: Path) -> None:
     path = tmp_path / "raw"
     path.write_bytes(os.urandom(10_000))
+    with pytest.raises(CapacityError) as caught:
+        plan_flash(path, device(4096))
+    assert caught.value.hint == "a larger device"
     plan = plan_flash(path, device(MIB))
     assert [(r.name, r.start, r.end) for r in plan.contents] == [("image", 0, 10_000), ("old backup", 10_000, MIB)]
     assert plan.table == ()

@@ -15,7 +15,7 @@ from typing import cast
 import pytest
 from waiting import eventually
 
-from erofs_edge.errors import DeviceError, SourceError
+from erofs_edge.errors import DeviceError, ProtocolError, SourceError
 from erofs_edge.flash.execute import flash
 from erofs_edge.flash.nbd import NbdTarget
 from erofs_edge.flash.plan import plan_flash
@@ -277,3 +277,11 @@ def test_who_answers_no_question_is_gone(probes: int, unacked: int, there: bool)
             """Takes anything."""
 
     assert Link(cast("socket.socket", Told()), 30).hears() == there
+
+
+def test_a_broken_rule_is_said_of_the_server_that_broke_it(pair: Pair) -> None:
+    link, other = pair(TIMEOUT)
+    other.sendall(b"NBDMAGICIHAVEOPT\0\0")  # no fixed newstyle
+    with pytest.raises(ProtocolError, match="fixed newstyle") as caught:
+        Connection(Address("nbd://192.0.2.1/x", "x", "192.0.2.1"), wire=link)
+    assert caught.value.where == "nbd://192.0.2.1/x"

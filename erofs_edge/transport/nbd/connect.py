@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from erofs_edge.errors import DeviceError, UsageError
+from erofs_edge.errors import DeviceError, ProtocolError, UsageError
 from erofs_edge.transport.nbd import wire
 from erofs_edge.transport.nbd.client import Client, Export, Pending, Said, Stretch, Take
 from erofs_edge.transport.nbd.link import SilenceError, Wire, dial
@@ -305,6 +305,9 @@ class Connection:
     def _try(self, work: Callable[[], None]) -> None:
         try:
             work()
+        except ProtocolError as error:
+            error.where = error.where or self.address.uri
+            raise
         except TimeoutError as error:
             seconds = error.seconds if isinstance(error, SilenceError) else self._timeout
             raise DeviceError(
