@@ -12,6 +12,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 
+from erofs_edge.erofs.contents import ZEROS
 from erofs_edge.erofs.identity import content_digest
 from erofs_edge.erofs.ondisk import (
     CHUNK_48BIT,
@@ -71,9 +72,14 @@ class ChunkStore:
         """Bytes of a file from `offset` on, a multiple of the chunk size; the last ones complete the node."""
         if not offset:
             self._table = []
-        view = memoryview(data)
-        for at in range(0, len(data), self._chunk_size):
-            self._table.append(self._store(view[at : at + self._chunk_size], node.path, offset + at))
+        if data is ZEROS:  # all chunk sizes divide it
+            holes = len(ZEROS) // self._chunk_size
+            self._table += [HOLE] * holes
+            self.holes += holes
+        else:
+            view = memoryview(data)
+            for at in range(0, len(data), self._chunk_size):
+                self._table.append(self._store(view[at : at + self._chunk_size], node.path, offset + at))
         if offset + len(data) == node.size:
             self._finish(node)
 

@@ -170,6 +170,7 @@ class Cutter:
         self._first_most = 5 * rules.pcluster // 2 if self._first_level else 0
         self._kinds: dict[int | None, Cutter] = {rules.level: self}
         self._fillers: dict[Tails, Filler] = {}
+        self.zeros: dict[Tails, Segment] = {}  # what a piece of zeros becomes, where somebody has asked
 
     def for_start(self, start: bytes) -> Cutter:
         """The cutter for a file with these first bytes: of another level where the rules leave that open."""

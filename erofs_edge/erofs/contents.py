@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from erofs_edge.reading import read_exactly
 from erofs_edge.tree import Content, FileContent
 
 PIECE = 16 << 20  # bytes: also the length of a segment, across which no extent reaches
+ZEROS = bytes(PIECE)  # what a piece that lies in a hole of its file is: this very object. No memory is used for it
 
 
 def sha256(data: bytes | memoryview) -> bytes:
@@ -70,12 +72,23 @@ def _read_file(content: FileContent, offset: int, length: int, where: str) -> by
             # content at byte 0 is the whole file; elsewhere it is a member of an archive
             if size < content.start + content.size or (size != content.size and not content.start):
                 raise _changed(where, content)
-            data = read_exactly(fd, length, content.start + offset)
+            start = content.start + offset
+            data = ZEROS if length == PIECE and _is_hole(fd, start) else read_exactly(fd, length, start)
         finally:
             os.close(fd)
     except OSError as error:
         raise SourceError(f"cannot read {os.fsdecode(content.path)}: {error.strerror}", where=where) from error
     return data
+
+
+def _is_hole(fd: int, start: int) -> bool:
+    """Whether the file system knows that there is nothing in the PIECE bytes from there on."""
+    try:
+        return os.lseek(fd, start, os.SEEK_DATA) >= start + PIECE
+    except OSError as error:
+        return error.errno == errno.ENXIO  # nothing up to the end
+    except AttributeError:  # no such call on this system
+        return False
 
 
 def _changed(where: str, content: Content) -> SourceError:

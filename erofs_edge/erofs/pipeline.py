@@ -26,7 +26,7 @@ from erofs_edge.erofs.compress import (
     segment_gains,
     whole_fragment,
 )
-from erofs_edge.erofs.contents import PIECE, digest, read_piece, read_small, sha256
+from erofs_edge.erofs.contents import PIECE, ZEROS, digest, read_piece, read_small, sha256
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.options import Ahead
@@ -374,6 +374,8 @@ def _cut(
     data: bytes, cutter: Cutter, cache: CompressionCache | None, tails: Tails, old: Anchors | None = None
 ) -> Segment:
     cut = partial(cutter.recut, old=old) if old else cutter.cut
+    if data is ZEROS and not old:
+        return _cut_zeros(cutter, tails)
     if cache is None:
         return cut(data, tails)
     from erofs_edge.erofs.cache import cache_key
@@ -384,6 +386,16 @@ def _cut(
     if segment is None:
         segment = cut(data, tails)
         cache.put(key, _pack(segment))
+    return segment
+
+
+def _cut_zeros(cutter: Cutter, tails: Tails) -> Segment:
+    """The segment of a piece that lies in a hole: made once, a file may have thousands."""
+    segment = cutter.zeros.get(tails)
+    if segment is None:
+        extents, chunks = cutter.cut(ZEROS, tails)
+        # what a cutter gives out may not stay as it is, see Cutter.restart
+        segment = cutter.zeros[tails] = Segment(extents, [bytes(chunk) for chunk in chunks])
     return segment
 
 
