@@ -34,9 +34,9 @@ from erofs_edge.qemu.flashing import (
     flashing_tree,
     network_arguments,
 )
-from erofs_edge.qemu.machine import dump_tree, escaped, find_qemu, machine_arguments, qemu_of
+from erofs_edge.qemu.machine import dump_tree, find_qemu, machine_arguments, qemu_of
 from erofs_edge.sources.cache import Cache
-from erofs_edge.toolbox.emulator import Emulator, start
+from erofs_edge.toolbox.emulator import Emulator, escaped, start
 from erofs_edge.u_boot.compile import FLASHING, compiled
 
 TRANSPORTS = ("serial", "nbd", "nbds", "fastboot")

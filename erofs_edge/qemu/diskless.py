@@ -21,7 +21,7 @@ from erofs_edge.manifest.model import Board
 from erofs_edge.provision.credentials import AUTHORITY, CLIENT, SERVER, make_credentials, write_credentials
 from erofs_edge.qemu.built import Built, load_built, run_folder
 from erofs_edge.qemu.console import Console
-from erofs_edge.qemu.machine import Emulator, control_tree, dump_tree, escaped, find_qemu, machine_arguments, qemu_of
+from erofs_edge.qemu.machine import Emulator, control_tree, dump_tree, find_qemu, machine_arguments, qemu_of
 from erofs_edge.qemu.run import failure
 from erofs_edge.qemu.smoke import Observer, StageTime
 from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
@@ -31,6 +31,7 @@ from erofs_edge.qemu.web import serve_file
 from erofs_edge.serve.export import BLOCK, FileExport
 from erofs_edge.serve.server import Context, Server, mutual_tls
 from erofs_edge.sources.cache import Cache
+from erofs_edge.toolbox.emulator import escaped
 from erofs_edge.trace.files import trace_of
 from erofs_edge.trace.record import Trace
 from erofs_edge.trust.signer import Signer

@@ -14,6 +14,7 @@ from erofs_edge.boot.fdt import Node, cells, parse, string, write
 from erofs_edge.boot.loader import AUTOBOOT_WITHOUT_PROMPT
 from erofs_edge.errors import UsageError
 from erofs_edge.manifest.model import Qemu
+from erofs_edge.toolbox.emulator import escaped
 
 BUFFER = 0x4800_0000
 """where downloads go, CONFIG_FASTBOOT_BUF_ADDR in u_boot/qemu_arm64.config"""
@@ -65,9 +66,8 @@ def card_arguments(disk: Path, size: int) -> list[str]:
         raise UsageError(
             f"QEMU has no SD card of {size} bytes, only powers of two", where=str(disk), hint="--to qemu:nbd takes any"
         )
-    name = str(disk).replace(",", ",,")
     return [
-        "-device", "sdhci-pci", "-drive", f"if=none,id=disk0,format=raw,file={name}",
+        "-device", "sdhci-pci", "-drive", f"if=none,id=disk0,format=raw,file={escaped(disk)}",
         "-device", "sd-card,drive=disk0",
     ]  # fmt: skip
 
@@ -81,8 +81,7 @@ def network_arguments(port: int) -> list[str]:
 def console_arguments(path: Path) -> list[str]:
     """A virtio console as a Unix socket; the machine starts when somebody is there. What it says is passed on by the
     processor's own thread (no ioeventfd): on a busy host the other one comes late."""
-    name = str(path).replace(",", ",,")
     return [
-        "-chardev", f"socket,id=line,path={name},server=on,wait=on",
+        "-chardev", f"socket,id=line,path={escaped(path)},server=on,wait=on",
         "-device", "virtio-serial-pci,ioeventfd=off", "-device", "virtconsole,chardev=line",
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from erofs_edge.boot import loader
 from erofs_edge.boot.fdt import parse, write
 from erofs_edge.errors import ManifestError, ToolError
 from erofs_edge.manifest.model import Board, Qemu, size_bytes
-from erofs_edge.toolbox.emulator import MENDS, Emulator, find_qemu, short_run
+from erofs_edge.toolbox.emulator import MENDS, Emulator, escaped, find_qemu, short_run
 from erofs_edge.trust.signer import VerificationKey
 
 __all__ = [
@@ -105,11 +105,6 @@ def wiring_arguments(wiring: Wiring) -> list[str]:
         "-device", "virtio-blk-pci,drive=disk0", *network, *wiring.extra,
         "-serial", wiring.serial, "-monitor", "none", *([] if wiring.reboot else ["-no-reboot"]),
     ]  # fmt: skip
-
-
-def escaped(path: Path) -> str:
-    """A path inside a list of options, where QEMU wants commas doubled."""
-    return str(path).replace(",", ",,")
 
 
 def dump_tree(emulator: Emulator, qemu: Qemu, bios: Path) -> bytes:

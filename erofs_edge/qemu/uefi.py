@@ -15,6 +15,7 @@ from erofs_edge.disk.fat_read import Entry, Volume
 from erofs_edge.errors import ErofsEdgeError, FormatError
 from erofs_edge.manifest.model import Qemu, size_bytes
 from erofs_edge.qemu.machine import Wiring, wiring_arguments
+from erofs_edge.toolbox.emulator import escaped
 
 Read = Callable[[int, int], bytes]
 WHOLE = 1 << 40
@@ -47,7 +48,7 @@ def firmware_arguments(qemu: Qemu, code: Path, variables: Path) -> list[str]:
     """The machine and its two flashes, nothing else."""
     flashes = []
     for path, more in ((code, ",readonly=on"), (variables, "")):
-        flashes += ["-drive", f"if=pflash,format=raw,file={str(path).replace(',', ',,')}{more}"]
+        flashes += ["-drive", f"if=pflash,format=raw,file={escaped(path)}{more}"]
     return [
         "-no-user-config", "-nodefaults", "-display", "none", "-machine", qemu.machine, "-cpu", qemu.cpu,
         "-m", f"{size_bytes(qemu.memory) >> 20}M", "-smp", str(qemu.smp), *flashes,

@@ -56,6 +56,11 @@ def _mend(named: str | None) -> str:
     return f"unset {VARIABLE}, then: {MENDS}" if named else MENDS
 
 
+def escaped(path: Path) -> str:
+    """A path inside a list of options, where QEMU wants commas doubled."""
+    return str(path).replace(",", ",,")
+
+
 def short_run(command: list[str]) -> str:
     """What a short run of QEMU says. Raises ToolError where it cannot be started or fails."""
     try:

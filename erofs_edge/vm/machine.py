@@ -17,6 +17,7 @@ from erofs_edge.boot.modules import KernelModules
 from erofs_edge.errors import SourceError
 from erofs_edge.sources.debian.deb import Package
 from erofs_edge.sources.debian.scripted.stage import info_name
+from erofs_edge.toolbox.emulator import escaped
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
 MODULES = ("virtio_blk",)
@@ -78,9 +79,8 @@ def arguments(
         cpu = ["-accel", "tcg,thread=multi", "-cpu", kind.emulated]
     drives = []
     for serial, path in disks.items():
-        escaped = str(path).replace(",", ",,")
         mode = ",readonly=on" if serial == "input" else ",cache=unsafe,discard=unmap"
-        drives += ["-drive", f"if=none,id={serial},format=raw,file={escaped}{mode}"]
+        drives += ["-drive", f"if=none,id={serial},format=raw,file={escaped(path)}{mode}"]
         drives += ["-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
     return [
         "-no-user-config", "-nodefaults", "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot",
