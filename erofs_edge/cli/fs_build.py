@@ -13,7 +13,7 @@ import click
 from erofs_edge.cli.fs_build_auto import choice_record, choice_rows, choose_automatically
 from erofs_edge.cli.fs_build_compression import SUFFIXES, parse_algorithms, read_hints
 from erofs_edge.cli.fs_build_layers import TAR_BLOCK, layer_options, layer_rows, source_tree, take_layers
-from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options
+from erofs_edge.cli.fs_build_tree import TREE_NAMES, changed, tree_options, without_outputs
 from erofs_edge.cli.options import FilePath
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, size_text, table
 from erofs_edge.errors import UsageError
@@ -138,6 +138,7 @@ def build(
             ahead = None if automatic or options.bases else stack.enter_context(HeadStart(options))
             offer = ahead.offer if ahead else None
             content, idle = changed(source_tree(source, layers or options.archives, offer, layers=bool(layers)), **tree)
+            own = without_outputs(content, source, (output, given["blobdev"])) if source and not layers else []
             options = options.replaced(ahead=ahead)
             from erofs_edge.erofs.write import write_image  # loaded, as pathlib, while processes are at work
 
@@ -151,7 +152,7 @@ def build(
         finally:
             if cache is not None:
                 cache.close()
-    warnings = _warn(content, options, idle, source or "the archives")
+    warnings = own + _warn(content, options, idle, source or "the archives")
     if cache is not None:
         _say_of(cache)
     spent = _time_spent(time.perf_counter() - start, meter, options) if meter is not None else None

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from erofs_edge.cli.options import FilePath, together
+from erofs_edge.cli.output import note
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from erofs_edge.tree import FileTree
@@ -37,6 +39,23 @@ TREE_NAMES = (
 
 tree_options = together(*_OPTIONS)
 """the decorator; their values are the keywords of `changed`"""
+
+
+def without_outputs(tree: FileTree, source: str, outputs: Iterable[str | Path | None]) -> list[str]:
+    """Leave out what the build will replace, an older image in its own folder; warnings, after they were printed."""
+    top = os.path.join(os.path.realpath(source), "")
+    found = []
+    for output in [one for one in outputs if one is not None]:
+        path = os.path.realpath(output)
+        if not path.startswith(top):
+            continue
+        from erofs_edge.sources import rewrite
+
+        if not rewrite.exclude(tree, [os.fsencode(path[len(top) :])], []):
+            found.append(f"{output} lies in {source}: the older one there is left out")
+    for text in found:
+        note(f"warning: {text}")
+    return found
 
 
 def changed(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -108,3 +109,22 @@ def test_a_bad_line_is_named(source: Path, option: str) -> None:
     assert done.exit_code == 1
     assert "bad:2" in done.output or "bad:1" in done.output
     assert not (source.parent / "i").exists()
+
+
+@pytest.mark.parametrize("through", ["src", "link"])
+def test_an_image_holds_no_older_one_of_itself(source: Path, through: str) -> None:
+    (source.parent / "link").symlink_to(source)
+    image = source / "bin/out"
+    arguments = ["fs", "build", str(source.parent / through), "-o", str(image), "-T", "0", "--chunksize", "4096"]
+    arguments += ["--blobdev", str(source / "data"), "--json"]
+    first, second = (CliRunner().invoke(cli, arguments) for _ in range(2))
+    assert first.exit_code == second.exit_code == 0, second.output
+    assert not json.loads(first.stdout)["warnings"]
+    assert [text.split(" lies in ")[0] for text in json.loads(second.stdout)["warnings"]] == [
+        str(image), str(source / "data"),
+    ]  # fmt: skip
+    assert json.loads(first.stdout)["uuid"] == json.loads(second.stdout)["uuid"]
+    with Image(image) as opened:
+        assert [path for path, _ in opened.tree().walk()] == [
+            b"/", b"/bin", b"/bin/run", b"/bin/same", b"/left.out",
+        ]  # fmt: skip
