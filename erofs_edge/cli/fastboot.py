@@ -115,8 +115,8 @@ def erase(ctx: click.Context, partition: str, slot: str | None) -> None:
 @click.argument("slot")
 @click.pass_context
 def set_active(ctx: click.Context, slot: str) -> None:
-    """Start from SLOT next time."""
-    _with(ctx, lambda device: device.command(f"set_active:{slot}"))
+    """Start from SLOT (a, b, …, or other) next time."""
+    _with(ctx, lambda device: device.command(f"set_active:{device.slot(slot)}"))
 
 
 @fastboot.command()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,17 +73,27 @@ class Fastboot:
             if slot in (None, "all"):
                 return [partition]
             raise UsageError(f"{partition} has no slots", hint="leave --slot out")
-        current = self._told("current-slot").strip("_")
         if slot is None:
+            current = self._told("current-slot").strip("_")
             return [f"{partition}_{current}" if current else partition]
-        if slot not in ("other", "all"):
-            return [f"{partition}_{slot.strip('_')}"]
-        slots = [chr(ord("a") + number) for number in range(min(self._number("slot-count") or 0, SLOTS_MAX))]
-        if slot == "all" and slots:
+        if slot == "all" and (slots := self._slots()):
             return [f"{partition}_{name}" for name in slots]
-        if slot == "other" and current in slots and len(slots) > 1:
-            return [f"{partition}_{slots[(slots.index(current) + 1) % len(slots)]}"]
-        raise UsageError(f"the device does not tell which slot '{slot}' is", hint="--slot a")
+        if slot == "all":
+            raise UsageError("the device does not tell which slots there are", hint="--slot a")
+        return [f"{partition}_{self.slot(slot)}"]
+
+    def slot(self, name: str) -> str:
+        """The slot that a name means: 'other' is the one after that in use. Raises UsageError where the device does not
+        tell which that is."""
+        if name != "other":
+            return name.strip("_")
+        current, slots = self._told("current-slot").strip("_"), self._slots()
+        if current not in slots or len(slots) < 2:
+            raise UsageError("the device does not tell which slot 'other' is", hint="name one: a, b, …")
+        return slots[(slots.index(current) + 1) % len(slots)]
+
+    def _slots(self) -> list[str]:
+        return [chr(ord("a") + number) for number in range(min(self._number("slot-count") or 0, SLOTS_MAX))]
 
     def stage(self, image: Path) -> None:
         """Put a file into the device's memory."""
@@ -154,9 +165,13 @@ class Fastboot:
 
 def _size(image: Path) -> int:
     try:
-        size = image.stat().st_size
+        info = image.stat()
     except OSError as error:
         raise SourceError(f"cannot read: {error.strerror}", where=str(image)) from error
+    if not stat.S_ISREG(info.st_mode):
+        hint = "write what comes out of it into a file first"
+        raise UsageError("a pipe or a device, not an image", where=str(image), hint=hint)
+    size = info.st_size
     if not size:
         raise SourceError("the image is empty", where=str(image))
     return size

@@ -66,7 +66,9 @@ class FastbootDevice:
         action = self._actions().get(verb)
         try:
             return action(argument) if action else [b"FAILunknown command"]
-        except (KeyError, ValueError, FormatError, OSError) as error:
+        except KeyError as error:
+            return [f"FAILno such partition: {error.args[0]}".encode()[:250]]
+        except (ValueError, FormatError, OSError) as error:
             return [f"FAIL{error}".encode()[:250]]
 
     def _actions(self) -> Mapping[str, Callable[[str], list[bytes]]]:

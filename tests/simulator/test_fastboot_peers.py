@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import socket
 import subprocess
@@ -258,13 +259,26 @@ def test_the_command(device: FastbootDevice, image: Path, tmp_path: Path, edge: 
         record = json.loads(run("flash", "system", str(image), "--json"))
         run("fetch", "system", str(tmp_path / "back"))
         run("set_active", "b")
+        run("set_active", "other")
+        run("set_active", "_b")
         run("erase", "boot", "--slot", "a")
         run("continue")
     assert record["bytes_total"] == image.stat().st_size > record["bytes_sent"]
     assert (tmp_path / "back").read_bytes()[: image.stat().st_size] == image.read_bytes()
-    assert [word for word in device.log if not word.startswith("getvar")][-3:] == [
-        "set_active:b", "erase:boot_a", "continue"
+    assert [word for word in device.log if not word.startswith("getvar")][-5:] == [
+        "set_active:b", "set_active:a", "set_active:b", "erase:boot_a", "continue"
     ]  # fmt: skip
+
+
+def test_what_is_no_image_and_what_is_no_partition(device: FastbootDevice, image: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with serve_tcp(device) as address, open_device(address) as opened:
+        fastboot = Fastboot(opened)
+        for path in (tmp_path / "pipe", Path("/dev/zero")):
+            with pytest.raises(UsageError, match="not an image"):
+                fastboot.flash("system", path)
+        with pytest.raises(DeviceRefusedError, match="no such partition: nothing"):
+            fastboot.command("erase:nothing")
 
 
 def test_a_device_that_left_is_given_up_soon(device: FastbootDevice, monkeypatch: pytest.MonkeyPatch) -> None:
