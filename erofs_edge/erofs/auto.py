@@ -8,6 +8,7 @@ large ones, chosen by the hash of their paths.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from erofs_edge.erofs.contents import read_piece
 from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.processes import give_back_large_memory
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import UsageError
 from erofs_edge.tree import Content, FileTree, Inode
@@ -102,6 +104,7 @@ def choose(
     """
     if not budget > 0:
         raise UsageError(f"a time budget of {budget:g} seconds is none")
+    give_back_large_memory()
     if options.baseline is not None:
         return _as_baseline(tree, options if pcluster is None else options.replaced(pcluster=pcluster), budget)
     sample, sampled, total = _sample(tree)
@@ -224,6 +227,7 @@ class _Search:
         options = self.options(candidate)
         trial = options.replaced(uuid=bytes(16), cache=None, progress=None, meter=None, blob=None, profile=())
         size = int(write_image(self._sample, self._scratch, trial).size * self._scale)
+        gc.collect()  # files refer to each other: what a trial had would stay, codecs' memory too
         codec, level, pcluster = candidate["compression"], candidate["level"], candidate["pcluster"]
         made = Candidate(
             codec, level, pcluster, _packing(options), self.seconds(codec, level, pcluster), size, "larger"

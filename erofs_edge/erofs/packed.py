@@ -13,6 +13,7 @@ import hashlib
 import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterable, Iterator
+from io import BytesIO
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -51,21 +52,21 @@ class PackedContent:
     def read(self, offset: int, length: int) -> bytes:
         """Raises SourceError where a part is not what it was when it was chosen."""
         end = min(offset + length, self.size)
-        found: list[bytes] = []
+        found = BytesIO()  # a list of parts would be joined: twice the memory, in every thread
         for number in range(bisect_right(self._reach, offset), len(self._placed)):
             start, part = self._placed[number]
             if start >= end or offset >= end:
                 break
             if start > offset:
-                found.append(bytes(start - offset))
+                found.write(bytes(start - offset))
                 offset = start
             last = min(end, start + part.length)
             if last > offset:
-                found.append(_read(part, offset - start, last - start))
+                found.write(_read(part, offset - start, last - start))
                 offset = last
         if offset < end:
-            found.append(bytes(end - offset))
-        return b"".join(found)
+            found.write(bytes(end - offset))
+        return found.getvalue()
 
 
 class Packer:

@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MALLOC_KEEPS = ((-3, 32 << 20), (-1, 128 << 20))
 """M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h, in bytes"""
+LARGE = 4 << 20  # bytes
 
 
 def may_fork() -> bool:
@@ -39,6 +40,15 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, size in MALLOC_KEEPS:
             mallopt(option, size)
+
+
+def give_back_large_memory() -> None:
+    """Have this process give back what is large as soon as it is freed, where its C library is glibc, which comes to keep
+    such memory between what its threads still use."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(MALLOC_KEEPS[0][0], LARGE)
 
 
 def end_with_parent() -> None:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from writer_trees import Repeated, file, mixed, noise, text
 
 from erofs_edge.cli.fs_build import build
 from erofs_edge.erofs import auto
+from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.gate import parse_kernel
+from erofs_edge.erofs.info import ErofsInfo
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import write_image
@@ -101,6 +106,59 @@ def test_samples_of_large_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     info = write_image(tree, tmp_path / "i", first.options.replaced(fragments="none", dedupe=False))
     plain = next(c for c in first.candidates if not c.packing and c.bytes and c.pcluster == first.options.pcluster)
     assert 0.6 < (plain.bytes or 0) / info.size < 1.6
+
+
+def test_nothing_of_a_trial_is_held_in_the_next(
+    tree: FileTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each had up to 17 MB of a real tree's sample, and there are ten of them."""
+    held: list[int] = []
+
+    def counted(*arguments: Any) -> ErofsInfo:
+        held.append(sum(isinstance(one, FileStore) for one in gc.get_objects()))
+        return write_image(*arguments)
+
+    monkeypatch.setattr(auto, "write_image", counted)
+    gc.collect()
+    gc.disable()  # as good as: that comes so late in a command, for which see cli/main.py
+    try:
+        choose(tree, tmp_path)
+    finally:
+        gc.enable()
+    assert len(held) >= 8 and set(held) == {0}
+
+
+KEPT = """
+import ctypes, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_auto import choose
+from writer_trees import file, mixed
+from erofs_edge.erofs.processes import LARGE
+from erofs_edge.tree import FileTree
+
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"  # malloc.h
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+tree = FileTree()
+tree.add("x", file(mixed(30_000)))
+choose(tree, Path(sys.argv[2]))
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Info
+first = bytes(2 * LARGE)
+del first  # from here on glibc would keep memory of this size
+before = mallinfo().hblks
+second = bytes(2 * LARGE)
+print(mallinfo().hblks - before)
+"""
+
+
+def test_large_memory_goes_back_when_it_is_freed(tmp_path: Path) -> None:
+    """Else a third of what a build held was free memory between blocks that its threads used."""
+    argv = [sys.executable, "-c", KEPT, str(Path(__file__).parent), str(tmp_path)]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 def test_what_cannot_be(tree: FileTree, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import stat
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,20 @@ def test_packed_content_reads_any_range() -> None:
     for start in range(len(whole) + 2):
         for length in range(len(whole) + 2):
             assert content.read(start, length) == whole[start : start + length]
+
+
+def test_packed_content_is_there_once_while_it_is_read() -> None:
+    """Every thread reads 16 MiB of it at a time."""
+    part, count = 1 << 16, 128
+    source = BytesContent(noise(part))
+    content = PackedContent(((at * part, Part(source, 0, part, "")) for at in range(count)), count * part)
+    tracemalloc.start()
+    try:
+        data = content.read(0, count * part)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert data == source.data * count and peak < 1.25 * len(data)
 
 
 def test_packer_pads_only_between_its_areas() -> None:
