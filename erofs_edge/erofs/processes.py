@@ -43,8 +43,8 @@ def keep_memory() -> None:
 
 
 def give_back_large_memory() -> None:
-    """Have this process give back what is large as soon as it is freed, where its C library is glibc, which comes to keep
-    such memory between what its threads still use."""
+    """Have this process give back what is large as soon as it is freed, where its C library is glibc, which comes to
+    keep such memory between what its threads still use."""
     import ctypes
 
     with suppress(OSError, AttributeError):
