@@ -137,6 +137,8 @@ def hidden_name(out: Path, number: int = 1) -> Path:
 
 def _unnamed(out: Path) -> int | None:
     """A new file without a name; None where the file system, or this machine, has no such thing."""
+    if not hasattr(os, "O_TMPFILE"):  # Linux has it
+        return None
     try:
         fd = os.open(out.parent, _NEW | os.O_TMPFILE, 0o666)
     except OSError as error:

@@ -145,7 +145,7 @@ class FileTarget(PlainTarget):
 
 def _unnamed(temporary: Path) -> int:
     """A new file, which has no name where the file system can, so that not even a kill leaves anything behind."""
-    with suppress(OSError):  # what is another reason is told of the name, below
+    with suppress(OSError, AttributeError):  # Linux has such files; what is another reason is told of the name, below
         return os.open(temporary.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
     return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
