@@ -19,10 +19,11 @@ from writer_trees import Repeated, file, mixed, noise, text
 
 from erofs_edge.cli.fs_build import build
 from erofs_edge.erofs import auto
-from erofs_edge.erofs.files import FileStore
+from erofs_edge.erofs.compress import Cutter
 from erofs_edge.erofs.gate import parse_kernel
 from erofs_edge.erofs.info import ErofsInfo
 from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.plan import Node
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import UsageError
@@ -115,7 +116,7 @@ def test_nothing_of_a_trial_is_held_in_the_next(
     held: list[int] = []
 
     def counted(*arguments: Any) -> ErofsInfo:
-        held.append(sum(isinstance(one, FileStore) for one in gc.get_objects()))
+        held.append(sum(isinstance(one, Cutter | Node) for one in gc.get_objects()))
         return write_image(*arguments)
 
     monkeypatch.setattr(auto, "write_image", counted)
