@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.disk import slots
-from erofs_edge.errors import UsageError, VerificationError
+from erofs_edge.errors import DeviceRefusedError, UsageError, VerificationError
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region, plan_flash
@@ -91,7 +91,11 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
                 right = all(holds(region, source, target) for region in plan.contents)
             if right:
                 return Prepared(plan, {region: Findings(kept=region.size) for region in plan.contents}, record)
-        plan = plan_update(source, layout, record, wish.slot, target.abilities)
+        try:
+            plan = plan_update(source, layout, record, wish.slot, target.abilities)
+        except DeviceRefusedError as error:
+            error.where = target.identity.path  # which is what the user has named, and not the partition of the state
+            raise
         if wish.full or not can_read:
             return Prepared(plan, None, record)
         from erofs_edge.flash.copies import find_copies, older  # a whole disk has no other slot

@@ -169,6 +169,7 @@ def test_the_slot_that_the_device_relies_on_is_refused(card: Path, v2: Path) -> 
     before = card.read_bytes()
     result = run(v2, card, "--slot", "a")
     assert (result.exit_code, "is the one that the device relies on" in result.stderr) == (7, True)
+    assert f"error: {card}: slot a is" in result.stderr
     assert run(v2, card, "--slot", "c").exit_code == 7
     assert card.read_bytes() == before
     assert flash(v2, card, "--slot", "b")["slot"] == "b"
