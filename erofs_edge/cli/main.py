@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import FrameType
 from typing import Any
 
@@ -26,7 +26,7 @@ import click
 
 from erofs_edge import __version__
 from erofs_edge.cli.output import emit_error
-from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.errors import ErofsEdgeError, UsageError
 
 # trees of files are many objects that live to the end: looking for garbage among them costs more than it frees
 GC_THRESHOLD = (1_000_000, 20, 100)
@@ -214,7 +214,11 @@ def _usage(error: click.ClickException) -> int:
         error.show()
         return error.exit_code
     message = " ".join(error.format_message().split())  # click puts choices one a line
-    emit_error(ErofsEdgeError(message.replace(" ,", ",").rstrip(".") + close, hint=hint))
+    kind = UsageError if error.exit_code == UsageError.exit_code else ErofsEdgeError
+    known = kind(message.replace(" ,", ",").rstrip(".") + close, hint=hint)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    with nullcontext() if context is None else context.scope(cleanup=False):  # it knows of --json
+        emit_error(known)
     return error.exit_code
 
 

@@ -56,6 +56,15 @@ def test_fs_ls_and_fs_stat_say_the_same(archive: Path, tmp_path: Path) -> None:
     assert UUID(built["uuid"]).bytes.hex() != built["uuid"] == record("fs", "dump", image)["uuid"]
 
 
+@pytest.mark.parametrize("words", [("fs", "check", "missing"), ("fs", "stat"), ("fs", "check", "a", "--jobs", "x")])
+def test_a_mistake_in_the_command_line_is_a_record_too(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(cli, [*words, "--json"], prog_name="erofs-edge")
+    error = json.loads(done.stdout)["error"]
+    assert (done.exit_code, error["kind"], error["exit_code"]) == (2, "UsageError", 2)
+    assert error["message"] in done.stderr and error["hint"] == f"erofs-edge {' '.join(words[:2])} --help"
+    assert CliRunner().invoke(cli, list(words)).stdout == ""
+
+
 def test_slots_have_small_letters(tmp_path: Path) -> None:
     card = disk_image(tmp_path / "card.img", 1)
     with Image(card) as image:
