@@ -27,7 +27,7 @@ from erofs_edge.verify.system import check_tree
 from erofs_edge.verity.blocks import read_exactly
 from erofs_edge.verity.superblock import Superblock
 from erofs_edge.verity.tree import write_levels
-from erofs_edge.writing import settled, write_exactly
+from erofs_edge.writing import new_file, write_exactly
 
 BLOCK = 4096
 PAYLOAD_BLOCK = 16 << 10
@@ -95,19 +95,9 @@ def write_bundle(
     parts += [(f"{base}.img{INDEX}", size // BLOCK * _DIGEST) for base, size in sizes.items()]
     parts += [(f"{base}.img", size) for base, size in sizes.items()]
     payload = squashfs(parts, epoch=int(record["epoch"]), block_size=block_size)
-    target = settled(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            images = tuple(_copy(fd, payload, base, path, sizes[base], record) for base, path in files.items())
-            bundle = _finish(fd, payload, words, images, signer, certificate)
-        finally:
-            os.close(fd)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return bundle
+    with new_file(target, "the bundle") as new:
+        images = tuple(_copy(new.fd, payload, base, path, sizes[base], record) for base, path in files.items())
+        return _finish(new.fd, payload, words, images, signer, certificate)
 
 
 def _copy(fd: int, payload: Payload, base: str, path: Path, size: int, record: dict[str, object]) -> BundleImage:

@@ -19,6 +19,7 @@ from erofs_edge.channel.index import BLOCK, Index
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import CapacityError, MirrorError, SourceError, VerificationError
 from erofs_edge.sources.http import Client, body_of, drain, public, redirected
+from erofs_edge.writing import sparse_beside
 
 GAP = 2  # blocks that are fetched though they are here: less than what one more request costs
 REQUEST = 1024  # blocks of one request at most
@@ -47,11 +48,8 @@ def make_image(
     """
     wanted = {index.digest(number): number for number in range(index.distinct)}
     where = _users(index)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            os.ftruncate(fd, index.size)
+        with sparse_beside(target, index.size, "the image") as fd:
             for seed in seeds:
                 _take(fd, seed, index, wanted, where)
             local = index.distinct - len(wanted)
@@ -67,13 +65,8 @@ def make_image(
                 done += len(data) // BLOCK
                 if progress is not None:
                     progress(done * BLOCK, total * BLOCK)
-        finally:
-            os.close(fd)
-        temporary.replace(target)
     except OSError as error:
         raise CapacityError(f"cannot write the image: {error.strerror}", where=str(target)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return Fetched(local * BLOCK, total * BLOCK, len(runs))
 
 

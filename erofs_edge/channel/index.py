@@ -22,6 +22,7 @@ from struct import Struct
 
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import FormatError, SourceError
+from erofs_edge.writing import beside
 
 BLOCK = 4096
 MAGIC = b"eeindex1"
@@ -69,9 +70,8 @@ def write_index(image: Path, blocks: Path) -> Index:
     """
     numbers: dict[bytes, int] = {}
     places, ranges = array("I"), list[tuple[int, int]]()
-    temporary = blocks.with_name(f".{blocks.name}.{os.getpid()}")
     try:
-        with image.open("rb") as source, temporary.open("wb") as store:
+        with image.open("rb") as source, beside(blocks, "the image's blocks") as path, path.open("wb") as store:
             size = os.fstat(source.fileno()).st_size
             if not size or size % BLOCK or size > SIZE_MAX:
                 raise FormatError(f"an image of {size} bytes: no number of {BLOCK}-byte blocks", where=str(image))
@@ -85,11 +85,8 @@ def write_index(image: Path, blocks: Path) -> Index:
                     ranges[-1] = (ranges[-1][0], at + BLOCK)
                 else:
                     ranges.append((at, at + BLOCK))
-        temporary.replace(blocks)
     except OSError as error:
         raise SourceError(f"cannot read or write: {error.strerror}", where=str(error.filename or image)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return Index(size, tuple(ranges), places, b"".join(numbers))
 
 

@@ -160,12 +160,12 @@ def _written(path: Path) -> dict[str, object]:
     """What is told of a new key, after its public half was written beside it; encrypted ones keep it to themselves."""
     from erofs_edge.trust.files import file_key
     from erofs_edge.trust.key import algorithm, fingerprint, public_key_pem
+    from erofs_edge.writing import beside
 
     signer = file_key(path)
     public = path.with_suffix(".pub")
-    temporary = public.with_name(f".{public.name}.tmp")
-    temporary.write_bytes(public_key_pem(signer))
-    temporary.replace(public)
+    with beside(public, "the public key") as temporary:
+        temporary.write_bytes(public_key_pem(signer))
     return {
         "uri": f"file:{path}",
         "public_key": str(public),

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, printable, size_text, table
 from erofs_edge.errors import ToolError
+from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
     from erofs_edge.sbom.bill import Bill
@@ -37,12 +37,8 @@ def write(out: Path, kind: str, output: Path, as_json: bool) -> None:
 
     bill = read_bill(out)
     text = _written(bill, kind)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
+    with beside(output, "the bill of materials") as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
     unexplained = [one.path for one in bill.files if one.origin == "unexplained"]
     record = {
         "file": str(output),

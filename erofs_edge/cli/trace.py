@@ -10,6 +10,7 @@ import click
 
 from erofs_edge.cli.output import emit_json, json_option, size_text, table
 from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
     from erofs_edge.trace.record import Trace
@@ -96,10 +97,8 @@ def profile(file: Path, output: Path | None) -> None:
 
 
 def _write(text: str, output: Path) -> None:
-    temporary = output.with_name(f".{output.name}.part")
     try:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-        temporary.replace(output)
+        with beside(output, "the profile") as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(output)) from error

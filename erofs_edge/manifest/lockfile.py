@@ -13,7 +13,7 @@ from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.decode import decode
 from erofs_edge.manifest.model import Lock
 from erofs_edge.manifest.nodes import Mapping, Node, Scalar, parse_yaml
-from erofs_edge.writing import settled
+from erofs_edge.writing import new_file, write_exactly
 
 MAX_BYTES = 16 << 20
 MAX_EXPLAINED = 1 << 20
@@ -47,20 +47,13 @@ def load_lock(path: Path | str) -> Lock:
 
 def save_lock(lock: Lock, path: Path | str) -> None:
     """Write a lock: the same value gives the same bytes. The old file stays until the new one is complete."""
-    path = settled(Path(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = Path(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(lock_bytes(lock))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with new_file(path, "the lock") as new:
+            write_exactly(new.fd, lock_bytes(lock), 0)
+            os.fsync(new.fd)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ManifestError(f"cannot write: {error.strerror}", where=str(path)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def lock_bytes(lock: Lock) -> bytes:

@@ -19,7 +19,7 @@ import msgspec
 
 from erofs_edge.erofs.profile import Use, read_profile, unescape
 from erofs_edge.errors import ErofsEdgeError, FormatError, SourceError, VerificationError
-from erofs_edge.writing import settled
+from erofs_edge.writing import beside
 
 KIND = "erofs-edge trace"
 FORMAT = 1
@@ -188,11 +188,8 @@ def read_trace(path: Path) -> Trace:
 
 def write_trace(trace: Trace, path: Path) -> None:
     """Beside and renamed. Raises ErofsEdgeError where it cannot be written."""
-    path = settled(path)
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_bytes(encode(trace))
-        temporary.replace(path)
+        with beside(path, "the trace") as temporary:
+            temporary.write_bytes(encode(trace))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ErofsEdgeError(f"cannot write the trace: {error.strerror}", where=str(path)) from error

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erofs_edge.errors import ManifestError
+from erofs_edge.errors import CapacityError, ErofsEdgeError, ManifestError
 from erofs_edge.manifest.load import load_lock, lock_path, save_lock
 from erofs_edge.manifest.lockfile import lock_bytes
 from erofs_edge.manifest.model import Lock, LockedPackage
@@ -129,14 +130,20 @@ def test_a_write_that_fails_leaves_the_old_lock(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "demo.lock"
     save_lock(sample(), path)
 
-    def full(fd: int) -> None:
-        raise OSError(28, "No space left on device")
+    errors: list[tuple[int, type[ErofsEdgeError], str]] = [
+        (errno.ENOSPC, CapacityError, "no space left for the lock"),
+        (errno.EIO, ManifestError, "cannot write: Input/output error"),
+    ]
+    for number, kind, said in errors:
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ManifestError, match=r"demo.lock: cannot write: No space left on device"):
-        save_lock(Lock(name="x", suite="s", arch="arm64", date=0, requested={}, packages={}), path)
-    assert path.read_text() == GOLDEN
-    assert os.listdir(tmp_path) == ["demo.lock"]
+        def fails(fd: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fails)
+        with pytest.raises(kind, match=f"demo.lock: {said}"):
+            save_lock(Lock(name="x", suite="s", arch="arm64", date=0, requested={}, packages={}), path)
+        assert path.read_text() == GOLDEN
+        assert os.listdir(tmp_path) == ["demo.lock"]
 
 
 @settings(max_examples=200, deadline=None)
