@@ -124,6 +124,18 @@ def decode(read: Read, size: int, sector_size: int) -> Table:
             raise primary from None
 
 
+def sectors_told(read: Read, table: Table) -> int:
+    """Sectors of the disk that the table was made for, as its first header tells: fewer than `table.sectors` where an
+    image was written to a larger disk. No more than those, whatever is there."""
+    raw = read(table.sector_size, _HEADER.size)
+    return min(_HEADER.unpack(raw)[5] + 1, table.sectors) if len(raw) == _HEADER.size else table.sectors
+
+
+def at_end(read: Read, table: Table) -> bool:
+    """Whether the last sector of the disk looks like the header of a table."""
+    return read((table.sectors - 1) * table.sector_size, len(_SIGNATURE)) == _SIGNATURE
+
+
 def find(read: Read, size: int) -> Table | None:
     """The table of a disk of `size` bytes, of either sector size; None where neither copy is there. Raises FormatError
     for a damaged one."""

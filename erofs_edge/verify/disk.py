@@ -79,10 +79,18 @@ def verify_disk(fd: Source, table: gpt.Table, walk: Walk) -> None:
 
 
 def _check_table(fd: Source, table: gpt.Table, walk: Walk) -> None:
-    """The table is the same at both ends of the disk, and names each partition once."""
+    """The table is the same at both ends of the disk that it was made for, and names each partition once. Behind that
+    end, where an image was written to a larger disk, there is none that would be taken if the first were damaged."""
     with walk.verdict.check("partition table", "its checksums, both copies"):
-        head, tail = gpt.encode(table)
-        size = table.sectors * table.sector_size
+
+        def read(offset: int, length: int) -> bytes:
+            return read_exactly(fd, length, offset)
+
+        own = table._replace(sectors=gpt.sectors_told(read, table))
+        if own.sectors < table.sectors and gpt.at_end(read, table):
+            raise FormatError("the end of the disk holds another partition table")
+        head, tail = gpt.encode(own)
+        size = own.sectors * own.sector_size
         if read_exactly(fd, len(head), 0) != head or read_exactly(fd, len(tail), size - len(tail)) != tail:
             raise FormatError("the two copies of the partition table differ, or hold more than a table")
         names = [partition.name for partition in table.partitions]

@@ -122,6 +122,23 @@ def test_an_mbr_that_lists_another_partition_fails(card: Card) -> None:
     assert "told to start from 'data'" in failed(card.verify())["MBR"]
 
 
+def test_a_card_larger_than_its_image_passes(card: Card) -> None:
+    larger = SIZE + 8 * MIB
+    os.truncate(card.path, larger)
+    verdict = card.verify()
+    assert verdict.ok, failed(verdict)
+    head, tail = gpt.encode(card.table._replace(sectors=larger // 512))
+    with card.path.open("r+b") as file:
+        os.pwrite(file.fileno(), tail, larger - len(tail))  # what would be taken once the first is damaged
+    assert "another partition table" in failed(card.verify())["partition table"]
+    with card.path.open("r+b") as file:
+        os.pwrite(file.fileno(), head, 0)  # grown, as a board does with its own
+    assert card.verify().ok
+    with card.path.open("r+b") as file:
+        os.pwrite(file.fileno(), bytes(512), larger - 512)
+    assert "copies" in failed(card.verify())["partition table"]
+
+
 def test_two_partitions_of_one_name_fail(card: Card) -> None:
     """The second would be taken for checked, as the first is."""
     entries = list(card.table.partitions)
