@@ -299,6 +299,8 @@ def check(*, image: Source, max_bytes: int | None, jobs: int | None, as_json: bo
         f"{image.name}: {verdict}: {report.inodes} inodes, {report.files} files, {report.directories} directories, "
         f"{size_text(report.data_bytes)} decoded"
     )
+    if not report.ok and not report.inodes and (advice := image.advice()):
+        note(f"hint: {advice}")
     if report.in_place.data_bytes:
         why = ", ".join(f"{reason} {size_text(size)}" for reason, size in sorted(report.in_place.reasons.items()))
         click.echo(

@@ -69,10 +69,13 @@ class Source(NamedTuple):
                 yield image
         except ErofsFormatError as error:
             where = f"{self.name}: {error.where}" if error.where else self.name
-            hint = error.hint or (None if start else self._advice())
+            hint = error.hint or self.advice()
             raise ErofsFormatError(error.message, where=where, hint=hint) from error
 
-    def _advice(self) -> str | None:
+    def advice(self) -> str | None:
+        """What to do where this is no image, but a disk that has some."""
+        if self.partition is not None or self.offset:
+            return None
         with suppress(FormatError, OSError):
             table = _table(self.path)
             if table is not None and table.partitions:

@@ -104,3 +104,9 @@ def test_messages_name_the_image_and_what_to_do(disk: Path, tmp_path: Path) -> N
         assert all(word in result.stderr for word in words), result.stderr
     result = run("ls", tmp_path / "image", "--partition", "system")
     assert result.exit_code == 2 and "no partition table" in result.stderr
+
+
+def test_check_of_a_whole_disk_says_which_partitions_there_are(disk: Path) -> None:
+    result = run("check", disk)
+    assert (result.exit_code, result.stderr) == (1, "hint: a disk: --partition NAME, of system, data\n")
+    assert run("check", disk, "--partition", "data").stderr == ""
