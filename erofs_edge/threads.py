@@ -7,6 +7,7 @@ tenth of all that a flash of what is there takes.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -51,6 +52,13 @@ class Threads:
 
             self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="erofs-edge")
         return self._pool
+
+
+def processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ahead(items: Iterator[T], pool: Threads) -> Iterator[T]:

@@ -60,6 +60,14 @@ def write_exactly(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
+def sync_data(fd: int) -> None:
+    """What was written is on the disk, with what it takes to read it."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
 class NewFile:
     """A file that becomes `out` when it is complete. Until then it has no name, so that not even a kill leaves any.
 

@@ -72,7 +72,7 @@ def copy_data(source: int, target: int, size: int, at: int, count: Count | None 
     Uses copy_file_range (which shares blocks where the file system can), else read and write.
     Raises OSError, and EOFError where the source is shorter than `size`.
     """
-    in_kernel = True
+    in_kernel = hasattr(os, "copy_file_range")
     for start, end in data_extents(source, size):
         position = start
         while position < end:

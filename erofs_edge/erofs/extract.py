@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.check import output_limit_of
@@ -332,9 +333,15 @@ class _Extraction:
             report.symlinks += 1
         else:
             try:
-                os.mknod(name, stat.S_IFMT(inode.mode) | 0o600, os.makedev(*inode.rdev), dir_fd=directory)
+                if stat.S_ISFIFO(inode.mode):
+                    os.mkfifo(name, 0o600, dir_fd=directory)
+                else:
+                    os.mknod(name, stat.S_IFMT(inode.mode) | 0o600, os.makedev(*inode.rdev), dir_fd=directory)
             except PermissionError:
                 report.skip(path, "device node: needs root")
+                return
+            except (NotImplementedError, OverflowError):
+                report.skip(path, "device node: not on this system")
                 return
             report.special += 1
         if self.owners:
@@ -356,12 +363,15 @@ class _Extraction:
         os.utime(fd, ns=(inode.mtime_ns, inode.mtime_ns))
 
     def _xattrs(self, target: int | bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
+        setxattr: Any = getattr(os, "setxattr", None)  # Python has it on Linux
         for name, value in self.image.xattrs(inode).items():
-            if isinstance(target, int):
-                _keep(report, path, f"xattr {os.fsdecode(name)}", partial(os.setxattr, target, name, value))
+            what = f"xattr {os.fsdecode(name)}"
+            if setxattr is None:
+                report.skip(path, f"{what}: not on this system")
+            elif isinstance(target, int):
+                _keep(report, path, what, partial(setxattr, target, name, value))
             else:
-                keep = partial(os.setxattr, target, name, value, follow_symlinks=False)
-                _keep(report, path, f"xattr {os.fsdecode(name)}", keep)
+                _keep(report, path, what, partial(setxattr, target, name, value, follow_symlinks=False))
 
     def _link(self, first: bytes, path: bytes) -> None:
         """A further name of a file that was written as `first`."""

@@ -115,13 +115,13 @@ class FileTarget(PlainTarget):
 
     def flush(self) -> None:
         os.fsync(self._fd)
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        _forget(self._fd, 0, 0)
 
     def flush_part(self, offset: int, length: int) -> None:
         os.fsync(self._fd)
         start = offset - offset % LARGEST_FOLIO
         end = -(-(offset + length) // LARGEST_FOLIO) * LARGEST_FOLIO
-        os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_DONTNEED)
+        _forget(self._fd, start, end - start)
 
     def finish(self) -> None:
         if os.fstat(self._fd).st_size < self._size:  # nothing was written to it, and it lacks the holes at its end
@@ -254,6 +254,12 @@ class BlockTarget(PlainTarget):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._direct = -1
+
+
+def _forget(fd: int, start: int, length: int) -> None:
+    """What is read of it then comes from the disk, where the system can be told so. 0 bytes: all that follows."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _write_zeros(fd: int, start: int, end: int) -> None:

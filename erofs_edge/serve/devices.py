@@ -18,6 +18,7 @@ from pathlib import Path
 from erofs_edge.errors import CapacityError, SourceError
 from erofs_edge.serve.export import BLOCK, EXTENTS_MAX, Export, FileExport
 from erofs_edge.transport.nbd import wire
+from erofs_edge.writing import sync_data
 
 PREFIX = "data/"
 DEVICES_MAX = 10_000
@@ -65,7 +66,7 @@ class CopyOnWrite(FileExport):
 
     def flush(self) -> None:
         super().flush()
-        os.fdatasync(self._marks)
+        sync_data(self._marks)
 
     def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
         """Blocks of the device's own are data; the others are what the base says."""

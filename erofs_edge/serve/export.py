@@ -17,6 +17,7 @@ from erofs_edge.reading import read_exactly
 from erofs_edge.transport.claim import lock
 from erofs_edge.transport.nbd import wire
 from erofs_edge.transport.nbd.server import Offer
+from erofs_edge.writing import sync_data
 
 BLOCK = 4096  # bytes: the unit in which reads are counted
 EXTENTS_MAX = 4096  # of one block status answer
@@ -136,7 +137,7 @@ class FileExport:
                 self.write(at, ZEROS[: end - at])
 
     def flush(self) -> None:
-        os.fdatasync(self._fd)
+        sync_data(self._fd)
 
     def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
         """(length, flags of base:allocation) of what is data and what is a hole."""

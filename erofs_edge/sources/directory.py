@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NO_XATTRS = (95, 61)  # ENOTSUP, ENODATA
+_listxattr: Any = getattr(os, "listxattr", None)  # Python has it on Linux
 _new: Any = tuple.__new__  # a named tuple's own way takes twice the time
 
 
@@ -164,7 +165,7 @@ def _inode(path: bytes, info: os.stat_result) -> Inode:
     elif kind in (stat.S_IFCHR, stat.S_IFBLK):
         inode.rdev = (os.major(info.st_rdev), os.minor(info.st_rdev))
     try:
-        names = os.listxattr(path, follow_symlinks=False)
+        names = _listxattr(path, follow_symlinks=False) if _listxattr is not None else ()
         if names:
             inode.xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names}
     except OSError as error:

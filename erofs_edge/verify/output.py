@@ -14,6 +14,7 @@ from erofs_edge.build.signing import CERTIFICATE, PUBLIC_KEY, RELEASE_SIGNATURE,
 from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
+from erofs_edge.threads import processors
 from erofs_edge.trust.certificate import load_certificate
 from erofs_edge.trust.dsse import SIZE_MAX, unseal
 from erofs_edge.trust.key import VerificationKey, public_key_der, read_public_key
@@ -90,7 +91,7 @@ def _check_files(out: Path, files: dict[str, tuple[int, str]], verdict: Verdict,
             return error
 
     names = [name for name in sorted(files)[:LISTED_MAX] if name != DISK and "/" not in name]
-    with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(jobs or processors()) as pool:
         for name, found in zip(names, pool.map(digest, names), strict=True):
             with verdict.check(name, RELEASE, files[name][1]):
                 if isinstance(found, OSError):

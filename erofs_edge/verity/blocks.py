@@ -20,6 +20,7 @@ from typing import Protocol
 
 from erofs_edge import reading
 from erofs_edge.errors import FormatError
+from erofs_edge.threads import processors
 from erofs_edge.verity.superblock import Superblock
 
 SLICE = 4 << 20  # bytes; a multiple of every block size
@@ -83,7 +84,7 @@ def hashed_slices(
     def task(offset: int, length: int) -> bytes:
         return hash_blocks(fetch(offset, length), block_size, sb)
 
-    workers, is_file = jobs or len(os.sched_getaffinity(0)), isinstance(source, int)
+    workers, is_file = jobs or processors(), isinstance(source, int)
     forks = is_file and sys.platform == "linux" and threading.active_count() == 1
     if forks and workers > 1 and end - start >= FORK_MIN:
         yield from _forked(task, range(start, end, SLICE), end, workers, sb.slot_size * SLICE // block_size, count)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erofs_edge.errors import FormatError, UsageError
+from erofs_edge.threads import processors
 from erofs_edge.verity import superblock
 from erofs_edge.verity.blocks import Progress, counter, file_size, read_exactly
 from erofs_edge.verity.check import check_bounds, find_superblock
@@ -212,7 +213,7 @@ def parities(covered: Covered, *, jobs: int | None = None, progress: Progress | 
     layout = covered.layout
     total = layout.rounds * layout.block_size
     count = counter(progress, layout.blocks * layout.block_size)
-    workers = jobs or len(os.sched_getaffinity(0))
+    workers = jobs or processors()
     waiting: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:

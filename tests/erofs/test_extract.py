@@ -114,7 +114,7 @@ def test_what_the_host_refuses_is_reported(path: Path, tmp_path: Path, monkeypat
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    for name in ("setxattr", "mknod", "fchown", "chown"):
+    for name in ("setxattr", "mknod", "mkfifo", "fchown", "chown"):
         monkeypatch.setattr(os, name, refuse)
     with Image(path) as image:
         report = extract(image, tmp_path / "out", owners=True)

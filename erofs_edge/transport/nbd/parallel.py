@@ -10,13 +10,13 @@ was answered on others. Nothing but what was posted is under way when another re
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 
 from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.threads import processors
 from erofs_edge.transport.nbd.client import Take
 from erofs_edge.transport.nbd.connect import TIMEOUT, Address, Connection, Trust
 from erofs_edge.transport.nbd.wire import Transmission
@@ -42,7 +42,7 @@ class Connections(Connection):
     ) -> None:
         """`count`: of connections; by default one for each processor that this process may use."""
         super().__init__(address, trust=trust, timeout=timeout, describe=describe)
-        count = count or min(CONNECTIONS, len(os.sched_getaffinity(0)))
+        count = count or min(CONNECTIONS, processors())
         self._count = count if self.export.can(Transmission.CAN_MULTI_CONN) else 1
         self._posted = False  # without a thread
         self._others: list[Connection] = []
