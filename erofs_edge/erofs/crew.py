@@ -222,11 +222,13 @@ class Crew:
 
     def _start(self, *, waits: bool) -> None:
         here, there = os.pipe()
+        parent = os.getpid()
         pid = os.fork()
         if not pid:
             try:
                 os.close(self._feed)
                 os.close(self._barrier)
+                end_with_parent(parent)
                 self._work(there, waits=waits)
             finally:
                 # the end without what others want to be done at the end
@@ -238,7 +240,6 @@ class Crew:
 
     def _work(self, done: int, *, waits: bool) -> None:
         """A process: task after task, until there are no more."""
-        end_with_parent()
         store, cache, meter = self._store, self._cache, self._meter
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

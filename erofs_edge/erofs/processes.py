@@ -6,6 +6,7 @@ Threads take turns at such work and lose time doing so.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -51,12 +52,14 @@ def give_back_large_memory() -> None:
         ctypes.CDLL(None).mallopt(MALLOC_KEEPS[0][0], LARGE)
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process when the one that forked it ends, however that happens, where it can."""
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent`, which forked it, ends, however that happens, where it can."""
     import ctypes
 
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def forked(shares: Sequence[Sequence[Task]], work: Callable[[Task], Result]) -> Iterator[Result]:
@@ -73,7 +76,7 @@ def forked(shares: Sequence[Sequence[Task]], work: Callable[[Task], Result]) -> 
     try:
         for share in shares:
             here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(there, share, work), daemon=True)
+            process = context.Process(target=_child, args=(os.getpid(), there, share, work), daemon=True)
             process.start()
             processes.append(process)
             there.close()
@@ -97,8 +100,8 @@ def forked(shares: Sequence[Sequence[Task]], work: Callable[[Task], Result]) -> 
             process.join()
 
 
-def _child(pipe: Connection, share: Sequence[Task], work: Callable[[Task], Result]) -> None:
-    end_with_parent()  # it may be killed: nobody wants what we write then
+def _child(parent: int, pipe: Connection, share: Sequence[Task], work: Callable[[Task], Result]) -> None:
+    end_with_parent(parent)  # it may be killed: nobody wants what we write then
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
     with suppress(BrokenPipeError):
         try:

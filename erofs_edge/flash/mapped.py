@@ -44,9 +44,10 @@ def compared(pair: Pair, shares: Sequence[Range], threads: int) -> Generator[lis
     Only for a process without other threads.
     """
     reading, writing = os.pipe()
+    parent = os.getpid()
     if (child := os.fork()) == 0:
         os.close(reading)
-        _tell(pair, shares, threads, writing)
+        _tell(parent, pair, shares, threads, writing)
     os.close(writing)
     with open(reading, "rb") as pipe:
         try:
@@ -70,12 +71,12 @@ def _told(pipe: IO[bytes]) -> list[Range] | None:
     return list(_RANGE.iter_unpack(raw)) if len(raw) == size else None
 
 
-def _tell(pair: Pair, shares: Sequence[Range], threads: int, pipe: int) -> None:
+def _tell(parent: int, pair: Pair, shares: Sequence[Range], threads: int, pipe: int) -> None:
     """In the child, which ends here, whatever happens, without putting anything of its parent's in order."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
         signal.signal(signal.SIGBUS, signal.SIG_DFL)
-        end_with_parent()
+        end_with_parent(parent)
         files = _Files(pair)
         for _, found in in_order(files.differences, shares, threads):
             view = memoryview(_COUNT.pack(len(found)) + b"".join(_RANGE.pack(*one) for one in found))

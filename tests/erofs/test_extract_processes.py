@@ -103,6 +103,22 @@ def test_processes_end_with_one_that_is_killed() -> None:
     assert done.returncode == -signal.SIGKILL  # and whoever had its output open is gone, too
 
 
+def test_a_process_that_is_late_ends_too() -> None:
+    """Its parent was killed before it could ask to be told of that."""
+    script = (
+        "import os, signal, time\n"
+        "from erofs_edge.erofs import processes\n"
+        "ask = processes.end_with_parent\n"
+        "def late(parent): time.sleep(0.5); ask(parent)\n"
+        "processes.end_with_parent = late\n"
+        "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.2)\n"
+        "list(processes.forked([[0], [0]], lambda task: time.sleep(300)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
 def test_where_the_limit_could_be_passed_threads_share_its_account(
     path: Path, tmp_path: Path, forks: list[int]
 ) -> None:
