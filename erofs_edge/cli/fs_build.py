@@ -138,7 +138,7 @@ def build(
             ahead = None if automatic or options.bases else stack.enter_context(HeadStart(options))
             offer = ahead.offer if ahead else None
             content, idle = changed(source_tree(source, layers or options.archives, offer, layers=bool(layers)), **tree)
-            own = without_outputs(content, source, (output, given["blobdev"])) if source and not layers else []
+            own = without_outputs(content, source, output, given["blobdev"]) if source and not layers else []
             options = options.replaced(ahead=ahead)
             from erofs_edge.erofs.write import write_image  # loaded, as pathlib, while processes are at work
 

@@ -10,9 +10,9 @@ import click
 
 from erofs_edge.cli.options import FilePath, together
 from erofs_edge.cli.output import note
+from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from erofs_edge.tree import FileTree
@@ -41,21 +41,37 @@ tree_options = together(*_OPTIONS)
 """the decorator; their values are the keywords of `changed`"""
 
 
-def without_outputs(tree: FileTree, source: str, outputs: Iterable[str | Path | None]) -> list[str]:
-    """Leave out what the build will replace, an older image in its own folder; warnings, after they were printed."""
+def without_outputs(tree: FileTree, source: str, image: str, blob: Path | None) -> list[str]:
+    """Leave out what the build will replace, an older image in its own folder; warnings, after they were printed.
+
+    Raises UsageError where that is something else than an image.
+    """
     top = os.path.join(os.path.realpath(source), "")
     found = []
-    for output in [one for one in outputs if one is not None]:
+    for output in [image] if blob is None else [image, os.fspath(blob)]:
         path = os.path.realpath(output)
         if not path.startswith(top):
             continue
         from erofs_edge.sources import rewrite
 
+        if output is image and os.path.isfile(path) and not _is_image(path):
+            raise UsageError(f"a file of {source}, and no image", where=output, hint="another name for the image")
         if not rewrite.exclude(tree, [os.fsencode(path[len(top) :])], []):
             found.append(f"{output} lies in {source}: the older one there is left out")
     for text in found:
         note(f"warning: {text}")
     return found
+
+
+def _is_image(path: str) -> bool:
+    from erofs_edge.erofs.ondisk import SUPER_MAGIC, SUPER_OFFSET
+
+    try:
+        with open(path, "rb") as file:
+            file.seek(SUPER_OFFSET)
+            return file.read(4) == SUPER_MAGIC.to_bytes(4, "little")
+    except OSError:
+        return False
 
 
 def changed(

@@ -128,3 +128,10 @@ def test_an_image_holds_no_older_one_of_itself(source: Path, through: str) -> No
         assert [path for path, _ in opened.tree().walk()] == [
             b"/", b"/bin", b"/bin/run", b"/bin/same", b"/left.out",
         ]  # fmt: skip
+
+
+def test_a_file_of_the_tree_is_not_replaced(source: Path) -> None:
+    done = CliRunner().invoke(cli, ["fs", "build", str(source), "-o", str(source / "bin/run")])
+    assert done.exit_code == 2
+    assert "and no image" in done.output
+    assert (source / "bin/run").read_text() == "x"
