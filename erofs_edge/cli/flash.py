@@ -238,7 +238,7 @@ def _write(
             _confirm(identity, todo)
         results = [result for prepared in todo for result in _carry_out(prepared, target, verify=verify)]
         on_wire = target.bytes_on_wire
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter is a signal, see `_terminated`
         if identity.size:
             note("stopped in between: the target is not complete; the same command with --resume goes on")
         raise

@@ -191,6 +191,21 @@ def test_ctrl_c_leaves_no_file(built: Path, tmp_path: Path, monkeypatch: pytest.
     assert result.exit_code == 130 and "the same command with --resume goes on" in result.stderr
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
+def test_who_stops_it_is_told_that_the_target_is_not_complete(
+    stop: BaseException, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "card.img").write_bytes(bytes(4 * MIB))
+
+    def stopped(self: FileTarget, offset: int, data: bytes) -> None:
+        raise stop
+
+    monkeypatch.setattr(FileTarget, "write", stopped)
+    result = run("out/tiny", "--to", "card.img")
+    assert result.exit_code
+    assert "the target is not complete" in result.output
+
+
 @pytest.mark.parametrize("reason", [errno.EACCES, errno.EROFS])
 def test_a_file_that_must_not_be_written_can_be_looked_at(
     reason: int, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
