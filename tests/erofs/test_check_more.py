@@ -132,3 +132,10 @@ def test_lz4_pclusters_that_no_kernel_reads(block_size: int, most: int, tmp_path
         with pytest.raises(ErofsFormatError, match=f"LZ4 pclusters of {blocks} blocks are over the {most}") as caught:
             Image(path)
         assert caught.value.where == f"offset {at - 4:#x}"
+
+
+def test_what_was_not_looked_at_is_not_said_to_belong_to_nothing(source: Path, tmp_path: Path, oracle: Oracle) -> None:
+    path = made(source, tmp_path / "image", oracle, "-T0 -zlz4")
+    assert check(path).findings == []
+    messages = [finding.message for finding in check(path, limit=20_000).findings]
+    assert messages and all("far more data than it should hold" in message for message in messages)
