@@ -46,7 +46,11 @@ class Address:
 
 def parse_address(text: str) -> Address:
     """serial:///dev/ttyUSB0[?baud=RATE&console=RATE&disk=KIND+NUMBER], serial+unix:///SOCKET. Raises UsageError."""
-    parts = urlsplit(text)
+    hint = "serial:///dev/ttyUSB0?baud=921600&disk=mmc1"
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # a bracket alone
+        raise UsageError("not a serial address", where=text, hint=hint) from None
     asked = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     rates = [asked.get("console", str(CONSOLE)), asked.get("baud", asked.get("console", str(CONSOLE)))]
     disk = _DISK.fullmatch(asked["disk"]) if "disk" in asked else None
@@ -57,7 +61,7 @@ def parse_address(text: str) -> Address:
         or unknown
         or not all(rate.isdecimal() and int(rate) for rate in rates)
     ):
-        raise UsageError("not a serial address", where=text, hint="serial:///dev/ttyUSB0?baud=921600&disk=mmc1")
+        raise UsageError("not a serial address", where=text, hint=hint)
     if "disk" in asked and (not disk or disk[1] not in uboot.KINDS):
         raise UsageError(f"no disk '{asked['disk']}'", where=text, hint=f"one of {', '.join(uboot.KINDS)} and a number")
     where = (disk[1], int(disk[2])) if disk else None

@@ -139,6 +139,7 @@ def test_addresses() -> None:
         "serial:///dev/x?baud=fast",
         "serial:///dev/x?disk=floppy0",
         "serial:///d?x=1",
+        "serial://[x",
     ):
         with pytest.raises(UsageError):
             parse_address(text)
