@@ -49,6 +49,7 @@ TASK = struct.Struct("<IIII")
 DONE = struct.Struct("<IIQIIQIIII")
 """what a process sends: number, whether it went well, bytes of data and of the record behind them; since the last time:
 calls of codecs, their nanoseconds, hits, misses and damaged entries of the cache; the last error number of that"""
+NOEXEC_SEAL = 8  # MFD_NOEXEC_SEAL, linux/memfd.h: systems may ask for it, since Linux 6.3
 BUFFERS_MAX = 1024  # IOV_MAX, linux/uio.h: of a call
 LAST = 0xFFFFFFFF  # no task's number: a process says goodbye, or is told of memory that nobody needs any more
 MESSAGES = 64 << 10  # bytes: more than a pipe can hold is never read at once
@@ -367,7 +368,12 @@ def _file_in_memory(size: int) -> int:
     """A descriptor. Raises OSError where there are no such files."""
     if not hasattr(os, "memfd_create"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    file = os.memfd_create("erofs-edge")
+    try:
+        file = os.memfd_create("erofs-edge", os.MFD_CLOEXEC | NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        file = os.memfd_create("erofs-edge")
     os.ftruncate(file, size)
     return file
 

@@ -167,6 +167,23 @@ def test_more_results_than_a_call_can_write(folder: Path, tmp_path: Path, monkey
     assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
 
 
+def test_a_kernel_before_noexec_seal(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crews: list[Crew]
+) -> None:
+    create = os.memfd_create
+    asked: list[int] = []
+
+    def older(name: str, flags: int = os.MFD_CLOEXEC) -> int:
+        asked.append(flags)
+        if flags & ~os.MFD_CLOEXEC:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return create(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", older)
+    assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+    assert len(crews) == 1 and asked == [os.MFD_CLOEXEC | crew.NOEXEC_SEAL, os.MFD_CLOEXEC]
+
+
 def test_where_no_file_is_in_memory(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crews: list[Crew]
 ) -> None:
