@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,10 +74,24 @@ def test_what_is_done_with_images(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/hard").samefile(tmp_path / "out/sub/9") and (tmp_path / "out/fifo").is_fifo()
     run("diff", "out", source, folder=tmp_path)
     run("diff", "i.img", "i.img", folder=tmp_path)
-    for words in (["verity", "format"], ["fs", "dump"], ["fs", "map"], ["fs", "stat"]):
+    for words in (["fs", "dump"], ["fs", "map"], ["fs", "stat"]):
         run(*words, "i.img", *(["/sub/9"] if words[1] == "stat" else []), folder=tmp_path)
     flash = ["flash", "--image", "i.img", "--to", "disk.img", "--yes", "--allow-unsigned"]
     for _ in range(2):
         run(*flash, folder=tmp_path)
         assert (tmp_path / "disk.img").read_bytes() == (tmp_path / "i.img").read_bytes()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_hash_trees_and_parity(source: Path, tmp_path: Path) -> None:
+    run("fs", "build", source, "-o", "i.img", "-z", "lz4", folder=tmp_path)
+    parity = ["--fec-device", "i.fec", "--fec-roots", "2"]
+    said = run("verity", "format", "i.img", *parity, folder=tmp_path)
+    (root_hash,) = re.findall(r"Root hash: *([0-9a-f]{64})", said)
+    whole = (tmp_path / "i.img").read_bytes()
+    damaged = bytearray(whole)
+    damaged[9000:9004] = bytes(byte ^ 1 for byte in damaged[9000:9004])
+    (tmp_path / "i.img").write_bytes(damaged)
+    run("verity", "repair", "i.img", *parity, "--root-hash", root_hash, folder=tmp_path)
+    assert (tmp_path / "i.img").read_bytes() == whole
+    run("verity", "verify", "i.img", "--root-hash", root_hash, folder=tmp_path)

@@ -110,6 +110,18 @@ def test_what_a_killed_extraction_left_is_swept_away(path: Path, tmp_path: Path)
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_nodes_that_the_host_does_not_know_are_reported(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise NotImplementedError("dir_fd unavailable on this platform")
+
+    monkeypatch.setattr(os, "mkfifo", unknown)
+    with Image(path) as image:
+        report = extract(image, tmp_path / "out")
+    assert dict(report.skipped)["/fifo"] == "device node: not on this system"
+
+
 def test_what_the_host_refuses_is_reported(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
