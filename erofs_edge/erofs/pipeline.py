@@ -374,7 +374,7 @@ def _cut(
     data: bytes, cutter: Cutter, cache: CompressionCache | None, tails: Tails, old: Anchors | None = None
 ) -> Segment:
     cut = partial(cutter.recut, old=old) if old else cutter.cut
-    if data is ZEROS and not old:
+    if data is ZEROS:
         return _cut_zeros(cutter, tails)
     if cache is None:
         return cut(data, tails)
