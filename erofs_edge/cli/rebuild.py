@@ -83,9 +83,10 @@ def _show(release: Path, results: dict[str, Rebuilt], *, as_json: bool) -> None:
             if result.error:
                 note(result.error)
     if not same:
-        wrong = [v.name for result in results.values() for v in result.verdicts if not v.same]
+        wrong = {v.name for result in results.values() for v in result.verdicts if not v.same}
+        unbuilt = [f"variation {name}: {one.error}" for name, one in results.items() if not one.verdicts]
         raise ReproducibilityError(
-            f"{len(set(wrong))} file(s) differ: {', '.join(sorted(set(wrong))[:5])}",
+            f"{len(wrong)} file(s) differ: {', '.join(sorted(wrong)[:5])}" if wrong else "; ".join(unbuilt[:3]),
             where=str(release),
             hint="erofs-edge diff RELEASE FOLDER/made says where and why (-o FOLDER keeps the build)",
         )
@@ -93,13 +94,12 @@ def _show(release: Path, results: dict[str, Rebuilt], *, as_json: bool) -> None:
 
 def _attest(release: Path, result: Rebuilt, uri: str, path: Path) -> None:
     from erofs_edge.build.record import read_release
+    from erofs_edge.cli.to_file import write_file
     from erofs_edge.release.rebuild import attestation
     from erofs_edge.trust.dsse import add_signature, seal
     from erofs_edge.trust.signer import open_signer
-    from erofs_edge.writing import beside
 
     signer, statement = open_signer(uri), attestation(result, read_release(release))
     envelope = add_signature(path.read_bytes(), signer) if path.exists() else seal(statement, signer)
-    with beside(path, "the attestation") as temporary:
-        temporary.write_bytes(envelope)
+    write_file(path, envelope, "the attestation")
     note(f"attested by '{signer.name}': {path}")

@@ -72,12 +72,13 @@ class _Case:
 
     @property
     def inputs(self) -> tuple[Path, Path]:
-        """(board, system), unpacked once from what the release pins."""
+        """(board, system), unpacked once from what the release pins. Raises _UnshownError, FormatError."""
         if self._inputs is None:
             archive = self.folder / ARCHIVE
             if not archive.is_file():
                 raise _UnshownError("a build, not a release: it does not say what it was made of")
-            self._inputs = unpack_archive(archive, self.work / "inputs")
+            # a folder of its own each time: where it fails, each promise that needs it is told the same
+            self._inputs = unpack_archive(archive, Path(tempfile.mkdtemp(prefix="inputs-", dir=self.work)))
         return self._inputs
 
     @property
@@ -209,5 +210,5 @@ def refuse_broken(rows: Sequence[Row], where: str) -> None:
         raise VerificationError(
             f"not fit to go out: {', '.join(broken)}" if broken else "nothing was tried",
             where=where,
-            hint="nothing of it should be published" if broken else None,
+            hint="nothing of it should be published" if broken else "fewer --skip",
         )

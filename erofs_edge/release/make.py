@@ -23,6 +23,7 @@ from erofs_edge.trust.signer import Signer
 
 SHOWN = 5
 _SECONDS = 60
+_UNSAID = "mend that, or --allow-dirty takes the inputs as they are"
 
 
 def make_release(
@@ -66,22 +67,14 @@ def newest(releases: Sequence[Path]) -> Path:
 
 
 def refuse_dirty(paths: list[Path]) -> None:
-    """Raises ErofsEdgeError where a file lies in a Git work tree and differs from what is committed there.
+    """Raises ErofsEdgeError where a file lies in a Git work tree and differs from what is committed there, is not
+    committed at all (also one that Git is told to ignore: images have it all the same), or Git cannot say.
 
     Files in no work tree are nobody's to judge.
     """
     changed: list[str] = []
     for path in paths:
-        folder = path if path.is_dir() else path.parent
-        command = ["git", "-C", str(folder), "status", "--porcelain", "-z", "--untracked-files=all", "--", str(path)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
-        except FileNotFoundError:
-            return
-        except subprocess.TimeoutExpired as error:
-            raise ErofsEdgeError(f"git takes longer than {_SECONDS} s", where=str(path)) from error
-        if done.returncode == 0:
-            changed += [entry[3:] for entry in done.stdout.split("\0") if len(entry) > 3]
+        changed += _uncommitted(path)
     if changed:
         names = sorted(set(changed))
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -89,3 +82,23 @@ def refuse_dirty(paths: list[Path]) -> None:
             f"inputs differ from what is committed: {', '.join(names[:SHOWN])}{more}",
             hint="commit or remove them: others must be able to get what a release is made of",
         )
+
+
+def _uncommitted(path: Path) -> list[str]:
+    """What `path` has that is not committed, as Git names it; empty outside a work tree."""
+    folder = path if path.is_dir() else path.parent
+    if not any((above / ".git").exists() for above in (folder.absolute(), *folder.absolute().parents)):
+        return []
+    status = ["status", "--porcelain", "-z", "--untracked-files=all", "--ignored=traditional", "--", str(path)]
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *status], capture_output=True, text=True, check=False, timeout=_SECONDS
+        )
+    except OSError as error:
+        raise ErofsEdgeError(f"git does not start: {error.strerror}", where=str(path), hint=_UNSAID) from error
+    except subprocess.TimeoutExpired as error:
+        raise ErofsEdgeError(f"git takes longer than {_SECONDS} s", where=str(path), hint=_UNSAID) from error
+    if done.returncode:
+        said = done.stderr.strip().partition("\n")[0] or f"exit status {done.returncode}"
+        raise ErofsEdgeError(f"git cannot say what is committed: {said}", where=str(path), hint=_UNSAID)
+    return [entry[3:] for entry in done.stdout.split("\0") if len(entry) > 3]

@@ -84,7 +84,7 @@ def _of_envelope(data: bytes) -> Iterator[bytes]:
     try:
         for line in data.splitlines():
             yield from (base64.b64decode(one["sig"]) for one in json.loads(line)["signatures"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return
 
 
@@ -99,16 +99,17 @@ def _at_end(path: Path) -> bytes:
 
 
 def _unwrapped(data: bytes) -> bytes:
-    """PEM and base64 in JSON as the bytes that they stand for, behind the text itself."""
+    """PEM and base64 in JSON as the bytes that they stand for, behind the text itself; damaged text stands for none."""
     pieces = [data]
-    if data.startswith(b"-----BEGIN"):
-        pieces.append(base64.b64decode(b"".join(line for line in data.splitlines() if not line.startswith(b"-----"))))
-    elif data[:1] == b"{":
-        try:
+    try:
+        if data.startswith(b"-----BEGIN"):
+            text = b"".join(line for line in data.splitlines() if not line.startswith(b"-----"))
+            pieces.append(base64.b64decode(text))
+        elif data[:1] == b"{":
             values = json.loads(data.rstrip(b"\0")).values()
             pieces += [base64.b64decode(value) for value in values if isinstance(value, str) and len(value) > 200]
-        except (ValueError, AttributeError):
-            pass
+    except (ValueError, AttributeError, RecursionError):
+        pass
     return b"".join(pieces)
 
 

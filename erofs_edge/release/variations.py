@@ -81,16 +81,21 @@ except ErofsEdgeError as error:
 def rebuild_varied(release: Path, out: Path, variation: str) -> Rebuilt:
     """One rebuild under a variation (see VARIATIONS), nothing taken from the compression cache.
 
-    Raises ReproducibilityError where the interpreter failed.
+    Raises ReproducibilityError where the interpreter failed or takes longer than an hour.
     """
     script = _PATCHES[variation] + _RUN
     environment = {**os.environ, **_ENVIRONMENT.get(variation, {})}
     out.mkdir(parents=True, exist_ok=True)
     jobs = "1" if variation == "one-thread" else "0"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(release.absolute()), str(out.absolute()), jobs],
-        cwd=out.parent, env=environment, capture_output=True, text=True, check=False, timeout=_SECONDS,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(release.absolute()), str(out.absolute()), jobs],
+            cwd=out.parent, env=environment, capture_output=True, text=True, check=False, timeout=_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ReproducibilityError(
+            f"the variation '{variation}' takes longer than {_SECONDS} s", where=str(release)
+        ) from error
     try:
         value = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError) as error:

@@ -152,6 +152,17 @@ def test_what_cannot_be_tried_is_said(release: Made, machine: Machine, remade: l
     assert "a build, not a release" in tried(release)["rebuild"].detail and not machine.started
 
 
+def test_damaged_inputs_are_told_alike_by_all_that_need_them(
+    release: Made, machine: Machine, remade: list[Verdict]
+) -> None:
+    whole = (release.out / "inputs.tar").read_bytes()
+    (release.out / "inputs.tar").write_bytes(whole[: whole.index(b"board: lab") + 20])
+    release.seal()
+    rows = tried(release)
+    told = {rows[name].detail for name in ("rebuild", "boot", "tampering", "fallback", "size")}
+    assert len(told) == 1 and "unexpected end of data" in told.pop() and not machine.started
+
+
 def test_bundles_of_another_build_are_told(release: Made, machine: Machine, remade: list[Verdict]) -> None:
     """All that `release.json` says of the files is right, and yet a device would refuse them or get something else."""
     image = next(release.out.glob("*.raw"))
