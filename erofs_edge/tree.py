@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from erofs_edge.errors import SourceError
+from erofs_edge.positions import READ
 from erofs_edge.reading import read_exactly
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class FileContent(NamedTuple):
         """Raises SourceError where the file cannot be read or has become shorter than it was."""
         length = max(0, min(length, self.size - offset))
         try:
-            fd = os.open(self.path, os.O_RDONLY)
+            fd = os.open(self.path, READ)
             try:
                 data = read_exactly(fd, length, self.start + offset)
             finally:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from erofs_edge import reading
 from erofs_edge.reading import read_exactly
 
 
 def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(bytes(range(100)))
     whole = os.pread
-    monkeypatch.setattr(os, "pread", lambda fd, length, offset: whole(fd, min(length, 7), offset))
+    monkeypatch.setattr(reading, "pread", lambda fd, length, offset: whole(fd, min(length, 7), offset))
     with (tmp_path / "file").open("rb") as file:
         assert read_exactly(file.fileno(), 50, 10) == bytes(range(10, 60))
         assert read_exactly(file.fileno(), 50, 90) == bytes(range(90, 100))

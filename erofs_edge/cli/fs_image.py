@@ -12,6 +12,7 @@ import click
 
 from erofs_edge.cli.options import FilePath, together
 from erofs_edge.errors import ErofsFormatError, FormatError, UsageError
+from erofs_edge.positions import READ
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,7 +99,7 @@ def _table(path: Path) -> Table | None:
 
     from erofs_edge.verify.disk import find_table
 
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, READ)
     try:
         return find_table(fd, os.lseek(fd, 0, os.SEEK_END), str(path))
     finally:

@@ -14,6 +14,7 @@ from erofs_edge.diff.report import Change, Report
 from erofs_edge.disk import gpt
 from erofs_edge.disk.fat_read import Entry, Volume
 from erofs_edge.disk.sparse import data_extents
+from erofs_edge.positions import pread, pwrite
 
 _SLICE = 4 << 20
 Compare = Callable[[Path, Path, Report], None]
@@ -24,7 +25,7 @@ Area = tuple[int, int]
 def find_table(path: Path) -> gpt.Table | None:
     """The partition table at a path, None where there is none. Raises FormatError for a damaged one."""
     with path.open("rb") as handle:
-        return gpt.find(lambda offset, length: os.pread(handle.fileno(), length, offset), path.stat().st_size)
+        return gpt.find(lambda offset, length: pread(handle.fileno(), length, offset), path.stat().st_size)
 
 
 def compare_disks(old: Path, new: Path, tables: tuple[gpt.Table, gpt.Table], report: Report, deeper: Compare) -> None:
@@ -61,8 +62,8 @@ def _equal(old: Path, new: Path, areas: tuple[Area, Area]) -> bool:
     with old.open("rb") as one, new.open("rb") as other:
         for offset in range(0, areas[0][1], _SLICE):
             length = min(_SLICE, areas[0][1] - offset)
-            before = os.pread(one.fileno(), length, areas[0][0] + offset)
-            if before != os.pread(other.fileno(), length, areas[1][0] + offset):
+            before = pread(one.fileno(), length, areas[0][0] + offset)
+            if before != pread(other.fileno(), length, areas[1][0] + offset):
                 return False
     return True
 
@@ -76,8 +77,8 @@ def _cut(path: Path, area: Area) -> Iterator[Path]:
         with out.open("wb") as target:
             for first, last in data_extents(source.fileno(), start + size, start):
                 for offset in range(first, last, _SLICE):
-                    piece = os.pread(source.fileno(), min(_SLICE, last - offset), offset)
-                    os.pwrite(target.fileno(), piece, offset - start)
+                    piece = pread(source.fileno(), min(_SLICE, last - offset), offset)
+                    pwrite(target.fileno(), piece, offset - start)
             target.truncate(size)
         yield out
 
@@ -87,7 +88,7 @@ def compare_volumes(old: Path, new: Path, report: Report) -> None:
     before = len(report.changes)
     with old.open("rb") as one, new.open("rb") as other:
         volumes = [
-            Volume(lambda offset, length, fd=fd: os.pread(fd, length, offset), os.fstat(fd).st_size)  # type: ignore[misc]
+            Volume(lambda offset, length, fd=fd: pread(fd, length, offset), os.fstat(fd).st_size)  # type: ignore[misc]
             for fd in (one.fileno(), other.fileno())
         ]
         for name in ("label", "serial", "bits", "cluster"):

@@ -20,6 +20,7 @@ from erofs_edge.erofs.backing import Backing
 from erofs_edge.erofs.ondisk import SUPER_MAGIC, SUPER_OFFSET
 from erofs_edge.erofs.superblock import read_superblock
 from erofs_edge.errors import ErofsEdgeError, FormatError, UsageError
+from erofs_edge.positions import pread
 from erofs_edge.trust import avb
 
 FIT_MAX = 1 << 30
@@ -112,7 +113,7 @@ def _file_of(partition: Path, folder: Path) -> str | None:
                 continue
             with path.open("rb") as file:
                 if all(
-                    os.pread(file.fileno(), _SLICE, at) == os.pread(handle.fileno(), min(_SLICE, size - at), at)
+                    pread(file.fileno(), _SLICE, at) == pread(handle.fileno(), min(_SLICE, size - at), at)
                     for at in range(0, size, _SLICE)
                 ):
                     return path.name
@@ -185,7 +186,7 @@ def kind_of(path: Path) -> str:
 def _is_fat(path: Path) -> bool:
     with path.open("rb") as handle:
         try:
-            Volume(lambda offset, length: os.pread(handle.fileno(), length, offset), path.stat().st_size)
+            Volume(lambda offset, length: pread(handle.fileno(), length, offset), path.stat().st_size)
         except FormatError:
             return False
     return True

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from erofs_edge.diff.report import Change, Report
+from erofs_edge.positions import pread
 from erofs_edge.verity.blocks import hash_blocks
 from erofs_edge.verity.check import find_superblock, read_superblock, superblock_behind
 from erofs_edge.verity.superblock import Superblock
@@ -54,7 +54,7 @@ def _tree(path: Path, end: int) -> tuple[Superblock, int, bytes] | None:
     levels = sb.levels(at)
     start, size = (levels[-1].start * sb.hash_block_size, sb.hash_block_size) if levels else (0, sb.data_block_size)
     with path.open("rb") as handle:
-        block = os.pread(handle.fileno(), size, start)
+        block = pread(handle.fileno(), size, start)
     return sb, at, hash_blocks(block, size, sb)[: sb.digest_size]
 
 
@@ -74,7 +74,7 @@ def _first_difference(old: Path, new: Path, at: int, size: int) -> int | None:
     with old.open("rb") as one, new.open("rb") as other:
         for offset in range(at, at + size, _SLICE):
             length = min(_SLICE, at + size - offset)
-            pieces = [os.pread(handle.fileno(), length, offset) for handle in (one, other)]
+            pieces = [pread(handle.fileno(), length, offset) for handle in (one, other)]
             if pieces[0] != pieces[1]:
                 for step in range(0, length, 4096):
                     if pieces[0][step : step + 4096] != pieces[1][step : step + 4096]:

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from functools import cache
 
 from erofs_edge.codec.lz4 import address_of
+from erofs_edge.positions import READ
 
 SMALL = 128 << 10  # bytes: copying that many takes less than getting the lock back
 _NOWAIT = 0x8  # RWF_NOWAIT, linux/fs.h
 # what is no regular file any more must not be waited for either
-_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_FLAGS = READ | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 Read = Callable[[bytes, int], bytes | None]
 

@@ -17,6 +17,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
+from erofs_edge.positions import READ
 
 DEVICE_BITS = 72
 METABOX = 1 << 96
@@ -60,7 +61,7 @@ class Backing:
             pages = f"here images begin at multiples of {mmap.ALLOCATIONGRANULARITY} bytes"
             raise UsageError(f"an image cannot be read from byte {offset} on", where=str(path), hint=pages)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is refused, not waited for
+            fd = os.open(path, READ | getattr(os, "O_NONBLOCK", 0))  # a pipe is refused, not waited for
         except OSError as error:
             raise ErofsEdgeError(f"cannot open the image: {error.strerror}", where=str(path)) from error
         try:

@@ -8,7 +8,6 @@ nothing of the old content can reach the new image.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from erofs_edge.erofs.places import OldPacked
 from erofs_edge.erofs.plan import PACKED_PATH
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import ErofsFormatError, SourceError, UsageError
+from erofs_edge.positions import pread
 
 _NOT_KEPT = {ondisk.INCOMPAT_48BIT: "48-bit addresses", ondisk.INCOMPAT_METABOX: "inodes in a metabox"}
 
@@ -105,7 +105,7 @@ class Baseline:
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the image, all of which must be there; not by the map, whose pages would count as our memory."""
         try:
-            data = os.pread(self._file.fileno(), length, offset)
+            data = pread(self._file.fileno(), length, offset)
         except OSError as error:
             raise SourceError(f"cannot read the baseline: {error.strerror}", where=str(self.path)) from error
         if len(data) != length:

@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from erofs_edge.positions import READ, pread
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -121,7 +123,7 @@ class CompressionCache:
     def _read(self, place: _Place) -> bytes | None:
         try:
             fd = self._packs[place.pack] if place.pack in self._packs else self._open(place.pack)
-            data = os.pread(fd, place.length, place.offset) if fd is not None else b""
+            data = pread(fd, place.length, place.offset) if fd is not None else b""
         except OSError as error:
             self.problem = error
             return None
@@ -133,7 +135,7 @@ class CompressionCache:
             if pack not in self._packs:
                 fd = None
                 try:
-                    fd = os.open(self._path(pack, "pack"), os.O_RDONLY | os.O_CLOEXEC)
+                    fd = os.open(self._path(pack, "pack"), READ)
                 finally:
                     self._packs[pack] = fd
                     self._used.add(pack)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from erofs_edge.erofs import at_once
 from erofs_edge.errors import SourceError
+from erofs_edge.positions import READ
 from erofs_edge.reading import read_exactly
 from erofs_edge.tree import Content, FileContent
 
@@ -66,7 +67,7 @@ def digest(content: Content, where: str) -> bytes:
 
 def _read_file(content: FileContent, offset: int, length: int, where: str) -> bytes:
     try:
-        fd = os.open(content.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(content.path, READ)
         try:
             size = os.fstat(fd).st_size
             # content at byte 0 is the whole file; elsewhere it is a member of an archive

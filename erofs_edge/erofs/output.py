@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from erofs_edge.errors import CapacityError, SourceError
+from erofs_edge.positions import pread, pwritev
 from erofs_edge.threads import Background
 from erofs_edge.writing import NO_SPACE, NewFile, settled
 
@@ -127,7 +128,7 @@ class Sink:
             self.flush()
         self._thread.wait()
         with _writing(self._name):
-            data = os.pread(self._fd, length, offset)
+            data = pread(self._fd, length, offset)
         if len(data) != length:
             raise SourceError("the image was cut short while it was being written", where=str(self._name))
         return data
@@ -193,7 +194,7 @@ def _write_all(fd: int, chunks: Sequence[Chunk], offset: int) -> int:
     """pwritev until everything is written; the offset after it."""
     left = sum(map(len, chunks))
     while left:
-        written = os.pwritev(fd, chunks, offset)
+        written = pwritev(fd, chunks, offset)
         offset, left = offset + written, left - written
         if left:
             chunks = _after(chunks, written)

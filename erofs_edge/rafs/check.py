@@ -15,6 +15,7 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.ondisk import CHUNK_INDEXES, LAYOUT_CHUNK_BASED
 from erofs_edge.erofs.read import PIECE, Image
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
+from erofs_edge.positions import pread
 from erofs_edge.rafs import ondisk
 from erofs_edge.rafs.decode import can_decode, wrong_chunks
 from erofs_edge.rafs.ondisk import BLOCK, Blob, Chunk
@@ -130,14 +131,14 @@ def _wrong_blob(rafs: Rafs, number: int, path: Path) -> Iterator[Finding]:
 def _has_id(fd: int, blob: Blob) -> bool:
     state = hashlib.sha256()
     for at in range(0, blob.stored, PIECE):
-        state.update(os.pread(fd, min(PIECE, blob.stored - at), at))
+        state.update(pread(fd, min(PIECE, blob.stored - at), at))
     return state.hexdigest().encode() == blob.id
 
 
 def _wrong_context(fd: int, blob: Blob, chunks: Sequence[Chunk], path: Path) -> Iterator[Finding]:
     """The table of chunks inside the blob, and its header."""
-    table = os.pread(fd, blob.ci_size, blob.ci_offset)
-    raw = os.pread(fd, ondisk.CONTEXT_HEADER_SIZE, blob.ci_offset + blob.ci_stored)
+    table = pread(fd, blob.ci_size, blob.ci_offset)
+    raw = pread(fd, ondisk.CONTEXT_HEADER_SIZE, blob.ci_offset + blob.ci_stored)
     if len(table) != blob.ci_size or len(raw) != ondisk.CONTEXT_HEADER_SIZE:
         yield Finding("error", f"blob {blob.place} ends before its own table of chunks does", str(path))
         return

@@ -16,6 +16,7 @@ from pathlib import Path
 from erofs_edge.codec import lz4, zstd
 from erofs_edge.erofs.output import replacing
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, FormatError, UsageError
+from erofs_edge.positions import READ, pread
 from erofs_edge.rafs import ondisk
 from erofs_edge.rafs.blake3 import blake3
 from erofs_edge.rafs.ondisk import Blob, Chunk
@@ -74,7 +75,7 @@ def _read(fd: int, blob: Blob, chunk: Chunk) -> bytes:
     """The decoded bytes of a chunk, of an open blob. Raises FormatError, and OSError where it cannot be read."""
     if chunk.stored > _STORED_MAX:
         raise FormatError(f"has {chunk.stored} bytes for {chunk.size}")
-    return decode_chunk(blob, chunk, os.pread(fd, chunk.stored, chunk.offset))
+    return decode_chunk(blob, chunk, pread(fd, chunk.stored, chunk.offset))
 
 
 def wrong_chunks(blob: Blob, chunks: Sequence[Chunk], fd: int) -> Iterator[str]:
@@ -121,7 +122,7 @@ def decode_blobs(rafs: Rafs, folder: Path, out: Path, progress: Callable[[int, i
 def _decode_blob(blob: Blob, chunks: Sequence[Chunk], source: Path, out: Path) -> Iterator[int]:
     """Decode one blob; the bytes of each chunk, when it is done."""
     try:
-        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(source, READ)
     except OSError as error:
         raise ErofsEdgeError(f"cannot open the blob: {error.strerror}", where=str(source)) from error
     try:

@@ -26,6 +26,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from erofs_edge.errors import SourceError
+from erofs_edge.positions import READ, pread
 from erofs_edge.sources.posix_acl import acl_attribute
 
 BLOCK = 512
@@ -81,10 +82,10 @@ def read_members(path: Path, where: str, *, start: int = 0, size: int | None = N
     Raises SourceError naming the archive (`where`) and the member.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, READ)
         try:
             end = os.fstat(descriptor).st_size if size is None else start + size
-            return parse_members(lambda offset, length: os.pread(descriptor, length, offset), start, end, where)
+            return parse_members(lambda offset, length: pread(descriptor, length, offset), start, end, where)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -14,6 +14,7 @@ from erofs_edge.build.signing import CERTIFICATE, PUBLIC_KEY, RELEASE_SIGNATURE,
 from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
+from erofs_edge.positions import READ
 from erofs_edge.threads import processors
 from erofs_edge.trust.certificate import load_certificate
 from erofs_edge.trust.dsse import SIZE_MAX, unseal
@@ -120,7 +121,7 @@ def _check_system(
     path: Path, sb: Superblock, first: int, root_hash: bytes, verdict: Verdict, jobs: int | None
 ) -> set[bytes]:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, READ)
     except OSError:
         return set()  # its row among the files says so
     try:
@@ -141,7 +142,7 @@ def _check_disk(out: Path, files: dict[str, tuple[int, str]], record: dict[str, 
     table: gpt.Table | None = None
     fd = -1
     with walk.verdict.check(DISK, "the files of this folder, byte for byte", files[DISK][1]) as row:
-        walk.fd = fd = os.open(out / DISK, os.O_RDONLY | os.O_CLOEXEC)
+        walk.fd = fd = os.open(out / DISK, READ)
         size = os.fstat(fd).st_size
         table = find_table(fd, size) if size == files[DISK][0] else None
         if table is None:

@@ -11,6 +11,7 @@ from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
 from erofs_edge.build.record import RELEASE
 from erofs_edge.build.signing import ROOT_HASH_SIGNATURE, VERITY_SIGNATURE
 from erofs_edge.errors import ErofsEdgeError, VerificationError
+from erofs_edge.positions import READ
 from erofs_edge.trust import avb
 from erofs_edge.trust.authenticode import verify_image
 from erofs_edge.trust.key import VerificationKey
@@ -63,7 +64,7 @@ def verify_path(
     if path.is_dir():
         verify_output(path, key, verdict, jobs=jobs)
         return verdict
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, READ)
     try:
         _verify_file(fd, name or path.name, path, key, verdict, signature, jobs)
     finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 from erofs_edge.build.names import PUBLIC_KEY, RELEASE
 from erofs_edge.disk import gpt
 from erofs_edge.errors import FormatError, VerificationError
+from erofs_edge.positions import READ, pread
 
 
 def refuse_unsigned(image: Path) -> None:
@@ -22,12 +23,12 @@ def refuse_unsigned(image: Path) -> None:
     An image without a partition table, and partitions of which nothing says that they are started, pass.
     """
     try:
-        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(image, READ)
     except OSError as error:
         raise VerificationError(f"cannot read: {error.strerror}", where=str(image)) from error
     try:
         try:
-            table = gpt.find(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
+            table = gpt.find(lambda offset, length: pread(fd, length, offset), os.fstat(fd).st_size)
         except FormatError:
             return  # whatever it is, nothing starts from it: the plan says what is wrong with it
         if table is not None:
@@ -41,7 +42,7 @@ def is_plain(image: Path) -> bool:
     try:
         with image.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            return gpt.find(lambda offset, length: os.pread(file.fileno(), length, offset), size) is None
+            return gpt.find(lambda offset, length: pread(file.fileno(), length, offset), size) is None
     except (OSError, FormatError):
         return False
 

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from erofs_edge.disk import gpt
 from erofs_edge.errors import ErofsEdgeError, VerificationError
+from erofs_edge.positions import pread
 
 FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 FIT_MAX = 1 << 30
@@ -18,7 +18,7 @@ def check_alone(fd: int, table: gpt.Table, image: Path) -> None:
     """Raises VerificationError where a FIT is not signed."""
     for part in table.partitions:
         start = part.first_lba * table.sector_size
-        if os.pread(fd, len(FDT_MAGIC), start) == FDT_MAGIC and not _is_signed(
+        if pread(fd, len(FDT_MAGIC), start) == FDT_MAGIC and not _is_signed(
             fd, start, (part.last_lba + 1) * table.sector_size - start
         ):
             raise VerificationError(f"nobody signed {part.name}", where=str(image), hint=HINT)
@@ -29,11 +29,11 @@ def _is_signed(fd: int, start: int, room: int) -> bool:
     from erofs_edge.boot.fdt import HEADER, parse
     from erofs_edge.boot.fit_paths import SIGNATURE_PATH
 
-    size = int.from_bytes(os.pread(fd, 4, start + 4), "big")
+    size = int.from_bytes(pread(fd, 4, start + 4), "big")
     if not HEADER.size <= size <= min(room, FIT_MAX):
         return True
     try:
-        signature = parse(os.pread(fd, size, start)).root.at(SIGNATURE_PATH)
+        signature = parse(pread(fd, size, start)).root.at(SIGNATURE_PATH)
     except ErofsEdgeError:
         return True
     return signature is not None and bool(signature.props.get("value"))

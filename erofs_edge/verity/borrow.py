@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_edge.errors import FormatError, UsageError
+from erofs_edge.positions import READ, READ_WRITE, pread
 from erofs_edge.verity import superblock
 from erofs_edge.verity.blocks import (
     Progress,
@@ -64,17 +65,17 @@ def repair_from(
     A repair that is interrupted leaves each block as it was, or right. Raises FormatError where neither the image nor
     a source has a superblock at `hash_offset`, UsageError where the root hash has another length than the algorithm's.
     """
-    flags = os.O_RDONLY if dry_run else os.O_RDWR
+    flags = READ if dry_run else READ_WRITE
     with ExitStack() as stack:
 
         def opened(path: Path, flags: int) -> int:
-            fd = os.open(path, flags | os.O_CLOEXEC)
+            fd = os.open(path, flags)
             stack.callback(os.close, fd)
             return fd
 
         data_fd = opened(image, flags)
         hash_fd = opened(hash_device, flags) if hash_device else data_fd
-        fds = [opened(path, os.O_RDONLY) for path in sources]
+        fds = [opened(path, READ) for path in sources]
         sb, damaged = _superblock(hash_fd, fds, hash_offset)
         if len(root_hash) != sb.digest_size:
             raise UsageError(f"a root hash of {len(root_hash)} bytes, {sb.algorithm} has {sb.digest_size}")
@@ -189,7 +190,7 @@ def _superblock(hash_fd: int, sources: list[int], at: int) -> tuple[Superblock, 
     problem: FormatError | None = None
     for number, fd in enumerate([hash_fd, *sources]):
         try:
-            return superblock.parse(os.pread(fd, superblock.SIZE, at), at), number > 0
+            return superblock.parse(pread(fd, superblock.SIZE, at), at), number > 0
         except FormatError as error:
             problem = problem or error
     raise problem or FormatError("no superblock", where=f"offset {at:#x}")

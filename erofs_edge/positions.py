@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files opened for bytes, read and written at a position, also where the system has no calls for that (Windows).
+
+There each call moves the file's own position and puts it back, one call of this process at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import TypeVar
+
+T = TypeVar("T")
+Chunk = bytes | bytearray | memoryview
+
+BINARY: int = getattr(os, "O_BINARY", 0)
+"""of `os.open`: without it Windows changes the ends of lines"""
+READ = os.O_RDONLY | BINARY
+"""flags of `os.open`; programs that are started do not inherit what Python opens"""
+READ_WRITE = os.O_RDWR | BINARY
+
+_moving = Lock()
+
+
+def _moved(fd: int, offset: int, call: Callable[[], T]) -> T:
+    with _moving:
+        before = os.lseek(fd, 0, os.SEEK_CUR)
+        os.lseek(fd, offset, os.SEEK_SET)
+        try:
+            return call()
+        finally:
+            os.lseek(fd, before, os.SEEK_SET)
+
+
+def _pread(fd: int, length: int, offset: int) -> bytes:
+    return _moved(fd, offset, lambda: os.read(fd, length))
+
+
+def _preadv(fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+    first = memoryview(buffers[0]).cast("B")
+    data = _pread(fd, len(first), offset)
+    first[: len(data)] = data
+    return len(data)
+
+
+def _pwrite(fd: int, data: Chunk, offset: int) -> int:
+    return _moved(fd, offset, lambda: os.write(fd, data))
+
+
+def _pwritev(fd: int, buffers: Sequence[Chunk], offset: int) -> int:
+    return _pwrite(fd, b"".join(buffers), offset)
+
+
+pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _pread)
+preadv: Callable[[int, Sequence[bytearray | memoryview], int], int] = getattr(os, "preadv", _preadv)
+pwrite: Callable[[int, Chunk, int], int] = getattr(os, "pwrite", _pwrite)
+pwritev: Callable[[int, Sequence[Chunk], int], int] = getattr(os, "pwritev", _pwritev)
