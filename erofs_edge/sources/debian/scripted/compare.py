@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ SHOWN = 100
 """characters of a line that are shown"""
 TEXT = 1 << 20
 """bytes of a file that is looked at for the first line that differs"""
+ENTRIES = "each entry: `path: GLOB`, `why: TEXT`, and `kinds: [KIND, …]` where it is not for all"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -70,17 +72,20 @@ def explain(found: Sequence[Difference], explanations: Sequence[Explanation]) ->
 
 
 def read_explanations(path: Path | None = None) -> list[Explanation]:
-    """A list of explanations; without a path the one for the two ways to configure. Raises ManifestError."""
+    """A list of explanations; without a path the one for the two ways to configure. Raises ManifestError, also for a
+    glob that means nothing."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
         text = _stock() if path is None else path.read_text(encoding="utf-8")
-        return msgspec.convert(YAML(typ="safe").load(text) or [], list[Explanation])
+        found = msgspec.convert(YAML(typ="safe").load(text) or [], list[Explanation])
     except OSError as error:
         raise ManifestError(f"cannot read: {error.strerror}", where=str(path)) from error
-    except (YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise ManifestError(f"not a list of explanations: {error}", where=str(path)) from error
+    except (YAMLError, msgspec.ValidationError, ValueError, RecursionError) as error:  # the parser's ways to give up
+        raise ManifestError(f"not a list of explanations: {error}", where=str(path), hint=ENTRIES) from error
+    matcher([one.path for one in found], lambda _: str(path))
+    return found
 
 
 @functools.cache
@@ -156,14 +161,17 @@ def _digest(inode: Inode) -> bytes:
 
 
 def _first_line(one: Inode, two: Inode) -> tuple[str, str]:
-    """The first lines that differ, or sizes and hashes of what is no text."""
+    """The first lines that differ, or sizes and hashes: of what is no text, or differs in how its lines end."""
     if max(one.size, two.size) <= TEXT:
         old, new = one.read(), two.read()
         if b"\0" not in old + new:
             lines = [data.decode("utf-8", "replace").splitlines() for data in (old, new)]
-            for number in range(max(map(len, lines)) + 1):
-                left, right = ((side[number][:SHOWN] if number < len(side) else "(end)") for side in lines)
-                if left != right or number == max(map(len, lines)):
-                    return f"line {number + 1}: {left}", f"line {number + 1}: {right}"
+            for number, (left, right) in enumerate(zip_longest(*lines, fillvalue="(end)"), 1):
+                if left != right:
+                    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
+                    at = 0 if same < SHOWN else same - SHOWN // 2
+                    more = "…" if at else ""
+                    old_text, new_text = (f"line {number}: {more}{text[at : at + SHOWN]}" for text in (left, right))
+                    return old_text, new_text
     old_digest, new_digest = _digest(one).hex()[:12], _digest(two).hex()[:12]
     return f"{one.size} bytes, sha256 {old_digest}", f"{two.size} bytes, sha256 {new_digest}"

@@ -7,6 +7,7 @@ import io
 import stat
 import struct
 import tarfile
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,25 @@ def test_every_kind_of_difference_is_told() -> None:
     assert compare(one, one) == []
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("a\nb", "a", ("line 2: b", "line 2: (end)")),
+        ("x" * 150 + "a", "x" * 150 + "b", (f"line 1: …{'x' * 50}a", f"line 1: …{'x' * 50}b")),
+        ("x" * 150, "x" * 151, (f"line 1: …{'x' * 50}", f"line 1: …{'x' * 51}")),
+        ("a\n", "a", None),
+        ("a\n", "a\r\n", None),
+        ("\0a", "\0b", None),
+    ],
+    ids=["shorter", "far in a long line", "a long line goes on", "no newline at the end", "line ends", "no text"],
+)
+def test_the_first_line_that_differs_is_shown(old: str, new: str, told: tuple[str, str] | None) -> None:
+    """Where no line does, sizes and hashes (`told` is None)."""
+    (one,) = compare(tree_with({"f": old}), tree_with({"f": new}))
+    hashes = [f"{len(text)} bytes, sha256 {sha256(text.encode()).hexdigest()[:12]}" for text in (old, new)]
+    assert [one.first, one.second] == (hashes if told is None else list(told))
+
+
 def test_explanations_cover_paths_and_kinds(tmp_path: Path) -> None:
     found = compare(tree_with({"a/x": "1", "b": "2"}), tree_with({"a/x": "2", "c": ""}))
     told = explain(found, [Explanation("/a/**", "because", ["content"]), Explanation("/b", "no", ["mode"]),
@@ -185,7 +205,13 @@ def test_explanations_cover_paths_and_kinds(tmp_path: Path) -> None:
     assert {d.path: d.why for d in told} == {"/a/x": "because", "/b": "", "/c": "why"}
     assert all(e.why and e.path.startswith("/") for e in read_explanations())
     path = tmp_path / "list.yaml"
-    for text in ("- {path: /x}", "- {path: /x, why: y, kinds: [none]}", "a: [", "- {path: /x, why: y, more: 1}"):
+    broken = ("- {path: /x}", "- {path: /x, why: y, kinds: [none]}", "a: [", "- {path: /x, why: y, more: 1}")
+    for text in (*broken, "- {path: /x, why: 2001-99-99}", "- {path: /x, why: !!int y}", "[" * 5000):
         path.write_text(text)
-        with pytest.raises(ManifestError, match="not a list of explanations"):
+        with pytest.raises(ManifestError, match="not a list of explanations") as caught:
             read_explanations(path)
+        assert caught.value.where == str(path) and "`why: TEXT`" in (caught.value.hint or "")
+    path.write_text("- {path: '/[z-a]', why: y}")
+    with pytest.raises(ManifestError, match="bad glob") as caught:
+        read_explanations(path)
+    assert caught.value.where == str(path), "and not only when a machine has run the scripts"
