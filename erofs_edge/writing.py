@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from erofs_edge import locks
 from erofs_edge.errors import CapacityError, ErofsEdgeError, UsageError
+from erofs_edge.positions import READ_WRITE, pwrite
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """errno where the disk, a quota, or the limit of a file's size is reached"""
 HIDDEN = ".erofs-edge"
 """what follows the name of an output, and a dot before it, in the hidden names beside it"""
 _NAME_MAX = 220  # bytes of it: with what follows, not more than the 255 that file systems take
-_NEW = os.O_RDWR | os.O_CLOEXEC
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -56,7 +57,7 @@ def write_exactly(fd: int, data: bytes, offset: int) -> None:
     """pwrite until all is written: on a full disk the first call may be short, the next one says why."""
     view = memoryview(data)
     while view:
-        done = os.pwrite(fd, view, offset)
+        done = pwrite(fd, view, offset)
         view, offset = view[done:], offset + done
 
 
@@ -95,12 +96,16 @@ class NewFile:
             self._lock()
             self._hide(self._link)
         assert self._hidden is not None  # noqa: S101 - `_hide` named it
+        if not locks.keep_nobody_out():
+            os.close(self.fd)
+            self.fd = -1
         self._hidden.replace(self._out)
         self._hidden = None
 
     def close(self) -> None:
         """Without `place` before, nothing is left."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
         if self._hidden is not None:
             self._hidden.unlink(missing_ok=True)
             self._hidden = None
@@ -119,7 +124,7 @@ class NewFile:
                 return fd
 
     def _create(self, path: Path) -> int:
-        self.fd = os.open(path, _NEW | os.O_CREAT | os.O_EXCL, 0o666)
+        self.fd = os.open(path, READ_WRITE | os.O_CREAT | os.O_EXCL, 0o666)
         self._lock()
         if not os.fstat(self.fd).st_nlink:  # swept away before it was locked
             os.close(self.fd)
@@ -132,15 +137,17 @@ class NewFile:
 
     def _lock(self) -> None:
         """Nobody has it, but for an instant who looks whether it is to be swept away."""
-        from fcntl import LOCK_EX, flock
-
-        with suppress(OSError):  # a file system without locks: nothing is swept there either
-            flock(self.fd, LOCK_EX)
+        if locks.keep_nobody_out():
+            with suppress(OSError):  # a file system without locks: nothing is swept there either
+                locks.lock(self.fd)
 
 
 def hidden_name(out: Path, number: int = 1) -> Path:
     """A name beside `out` that a file has for a while."""
-    return out.with_name(f".{os.fsdecode(os.fsencode(out.name)[:_NAME_MAX])}{HIDDEN}{number}")
+    name = out.name
+    while len(os.fsencode(name)) > _NAME_MAX:
+        name = name[:-1]
+    return out.with_name(f".{name}{HIDDEN}{number}")
 
 
 def _unnamed(out: Path) -> int | None:
@@ -148,7 +155,7 @@ def _unnamed(out: Path) -> int | None:
     if not hasattr(os, "O_TMPFILE"):  # Linux has it
         return None
     try:
-        fd = os.open(out.parent, _NEW | os.O_TMPFILE, 0o666)
+        fd = os.open(out.parent, READ_WRITE | os.O_TMPFILE, 0o666)
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             return None
@@ -161,16 +168,18 @@ def _unnamed(out: Path) -> int | None:
 
 def _sweep(path: Path) -> bool:
     """Whether a hidden name is free now: what nobody holds a lock of is removed, a file or a whole folder."""
-    from fcntl import LOCK_EX, LOCK_NB, flock
-
+    if not locks.keep_nobody_out():  # folders, of which that cannot be told, stay
+        with suppress(OSError):
+            path.unlink()
+        return not path.exists()
     try:
         folder = stat.S_ISDIR(path.lstat().st_mode)
         how = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | os.O_NONBLOCK
-        fd = os.open(path, how | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, how | os.O_NOFOLLOW)
     except OSError as error:
         return isinstance(error, FileNotFoundError)
     try:
-        flock(fd, LOCK_EX | LOCK_NB)
+        locks.lock(fd, wait=False)
         if not _is_still(path, fd):  # of somebody who was quicker
             return True
         if folder:
@@ -235,7 +244,6 @@ def folder_beside(out: Path) -> Iterator[Path]:
 
     Those of the same `out` that killed processes left are swept away: nobody holds their lock any more. Raises OSError.
     """
-    from fcntl import LOCK_EX, flock
     from shutil import rmtree
     from tempfile import mkdtemp
 
@@ -246,9 +254,12 @@ def folder_beside(out: Path) -> Iterator[Path]:
         _sweep(Path(name))
     while True:
         path = Path(mkdtemp(prefix=prefix, dir=out.parent))
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not locks.keep_nobody_out():
+            fd = None
+            break
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         with suppress(OSError):  # a file system without locks: nothing is swept there either
-            flock(fd, LOCK_EX)
+            locks.lock(fd)
         if _is_still(path, fd):
             break
         os.close(fd)  # swept away before it was locked
@@ -256,4 +267,5 @@ def folder_beside(out: Path) -> Iterator[Path]:
         yield path
     finally:
         rmtree(path, ignore_errors=True)
-        os.close(fd)
+        if fd is not None:
+            os.close(fd)

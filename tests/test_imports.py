@@ -12,17 +12,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "erofs_edge"
 
-BASE = {"errors", "globs", "homes", "positions", "reading", "threads", "uuids", "writing"}
+BASE = {"errors", "globs", "homes", "locks", "positions", "reading", "threads", "uuids", "writing"}
 FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "globs": set(),
     "homes": {"errors"},
+    "locks": set(),
     "positions": set(),
     "reading": {"positions"},
     "threads": set(),
     "uuids": set(),
-    "writing": {"errors", "positions"},
+    "writing": {"errors", "locks", "positions"},
     "tree": BASE,
     "codec": BASE,
     "manifest": BASE,

@@ -156,7 +156,7 @@ def main() -> None:
     """Entry of the console script; ends the process."""
     _open_streams()
     signal.signal(signal.SIGTERM, _terminated)
-    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup stays nohup
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup stays nohup
         signal.signal(signal.SIGHUP, _terminated)
     gc.set_threshold(*GC_THRESHOLD)
     sys.setswitchinterval(SWITCH_SECONDS)

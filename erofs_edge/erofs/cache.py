@@ -10,7 +10,6 @@ when the folder grows over its limit. A cache that cannot be read or written slo
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import threading
@@ -20,6 +19,7 @@ from contextlib import contextmanager, suppress
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from erofs_edge.locks import lock
 from erofs_edge.positions import READ, pread
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ class CompressionCache:
             if total <= self.limit:
                 break
             self._path(pack, "index").unlink(missing_ok=True)
-            self._path(pack, "pack").unlink(missing_ok=True)
+            with suppress(PermissionError):  # somebody reads it, and the system keeps it then: it goes next time
+                self._path(pack, "pack").unlink(missing_ok=True)
             total -= sizes[pack]
 
 
@@ -213,5 +214,5 @@ def _append_records(path: Path, records: Sequence[bytes]) -> None:
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     with path.open("ab") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle.fileno())
         yield

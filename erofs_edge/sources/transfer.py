@@ -5,7 +5,6 @@ broke off, shared with other processes."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from erofs_edge.errors import MirrorError, VerificationError
+from erofs_edge.locks import lock
 from erofs_edge.sources.cache import CHUNK, Cache, write_error
 from erofs_edge.sources.http import Body, GoneError
 
@@ -189,7 +189,7 @@ class _Transfer:
 
 def _try_lock(file: BinaryIO) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file.fileno(), wait=False)
     except BlockingIOError:
         return False
     return True
