@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from erofs_edge.errors import ErofsEdgeError, UsageError
 from erofs_edge.homes import user_folder
 from erofs_edge.trust.key import CURVE, KeySigner, fingerprint, supported
-from erofs_edge.trust.passphrase import passphrase
+from erofs_edge.trust.passphrase import SOURCES, passphrase
 
 if TYPE_CHECKING:
     from erofs_edge.trust.key import AnyPrivateKey
@@ -87,15 +87,7 @@ def load_key(path: Path, source: str | None = None) -> tuple[AnyPrivateKey, bool
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    try:
-        pem = path.read_bytes()
-    except OSError as error:
-        raise ErofsEdgeError(
-            f"cannot read the signing key: {error.strerror}",
-            where=str(path),
-            hint="name an existing PEM private key, or dev:dev for a development key",
-        ) from error
-    secret = None
+    pem, secret = _pem(path), None
     if _encrypted(pem):
         secret = passphrase(source, path.name).encode()
     try:
@@ -119,10 +111,10 @@ def make_key(
 ) -> None:
     """Make a key at a path, readable by its owner only. Of several makers at once one wins, all go on with its key.
 
-    secret   the passphrase that encrypts it
+    secret   the passphrase that encrypts it; None leaves it open
     replace  put it in place of what is there
 
-    Raises ErofsEdgeError where the folder cannot be written.
+    Raises ErofsEdgeError where the folder cannot be written, or for a passphrase of no characters.
     """
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
     from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as generate_ec
@@ -136,10 +128,12 @@ def make_key(
 
     if kind not in KINDS:
         raise UsageError(f"unknown kind of key {kind!r}", hint=f"one of {', '.join(KINDS)}")
+    if secret == "":
+        raise ErofsEdgeError("an empty passphrase encrypts nothing", where=str(path), hint=SOURCES)
     key: AnyPrivateKey = (
         generate_private_key(65537, int(kind[3:])) if kind != "ecdsa-p256" else generate_ec(SECP256R1())
     )
-    encryption = BestAvailableEncryption(secret.encode()) if secret else NoEncryption()
+    encryption = BestAvailableEncryption(secret.encode()) if secret is not None else NoEncryption()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -170,20 +164,27 @@ def rotate_key(path: Path, *, kind: str | None = None, secret: str | None = None
     """Put a new key of the same kind in the place of the one at `path`; where the old one went.
 
     The old key keeps its file, under a name with its fingerprint: devices that know only it still need releases
-    signed by it. Raises ErofsEdgeError.
+    signed by it. `secret` as for `make_key`. Raises ErofsEdgeError.
     """
     key, development = load_key(path, source)
     old = KeySigner(path.stem, key)
     kept = path.with_name(f"{path.stem}.{fingerprint(old)[:12]}{path.suffix}")
-    if kept.exists():
-        raise ErofsEdgeError("the old key's place is taken", where=str(kept))
-    os.link(path, kept)
+    if kept.exists() and not kept.samefile(path):  # the same where a run before was killed
+        raise ErofsEdgeError("the old key's place is taken", where=str(kept), hint="move that file")
+    if kept_now := not kept.exists():
+        os.link(path, kept)
     try:
         make_key(path, kind or kind_of(key), secret=secret, development=development, replace=True)
     except BaseException:
-        kept.unlink()
+        if kept_now:
+            kept.unlink()
         raise
     return kept
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether a passphrase opens the key in a file; False for what is none. Raises ErofsEdgeError."""
+    return _encrypted(_pem(path))
 
 
 def list_keys(folder: Path) -> list[KeyFile]:
@@ -210,6 +211,18 @@ def list_keys(folder: Path) -> list[KeyFile]:
 def kind_of(key: AnyPrivateKey) -> str:
     """'rsa2048', …: as in KINDS."""
     return "ecdsa-p256" if getattr(getattr(key, "curve", None), "name", "") == CURVE else f"rsa{key.key_size}"
+
+
+def _pem(path: Path) -> bytes:
+    """A key file as it is. Raises ErofsEdgeError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ErofsEdgeError(
+            f"cannot read the signing key: {error.strerror}",
+            where=str(path),
+            hint="name an existing PEM private key, or dev:dev for a development key",
+        ) from error
 
 
 def _encrypted(pem: bytes) -> bool:

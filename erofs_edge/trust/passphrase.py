@@ -15,6 +15,7 @@ from erofs_edge.errors import ErofsEdgeError, UsageError
 
 VARIABLE, VARIABLE_FD = "EROFS_EDGE_PASSPHRASE", "EROFS_EDGE_PASSPHRASE_FD"
 LONGEST = 4096  # bytes read from a file descriptor
+SOURCES = f"set {VARIABLE}, or {VARIABLE_FD} to a file descriptor that holds it"
 
 
 def passphrase(source: str | None, what: str, *, confirm: bool = False) -> str:
@@ -42,15 +43,20 @@ def passphrase(source: str | None, what: str, *, confirm: bool = False) -> str:
     raise UsageError(f"passphrase source {source!r}", hint="env:NAME, fd:NUMBER or prompt")
 
 
-@functools.cache
 def _read(fd: int, what: str) -> str:
-    """All that a file descriptor holds; a pipe can be read once, so it is remembered."""
+    """All that a file descriptor holds."""
     try:
-        with os.fdopen(fd, "rb") as stream:
-            return stream.read(LONGEST).decode().removesuffix("\n")
+        return _all_of(fd)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ErofsEdgeError(f"cannot read the passphrase of {what} from file descriptor {fd}: {reason}") from None
+
+
+@functools.cache
+def _all_of(fd: int) -> str:
+    """A pipe can be read once, so it is remembered, for whichever key it is wanted next. Raises OSError, ValueError."""
+    with os.fdopen(fd, "rb") as stream:
+        return stream.read(LONGEST).decode().removesuffix("\n")
 
 
 def _ask(what: str, confirm: bool) -> str:
@@ -59,7 +65,7 @@ def _ask(what: str, confirm: bool) -> str:
     if not sys.stdin.isatty():
         raise ErofsEdgeError(
             f"{what} wants a passphrase, and there is no terminal to ask",
-            hint=f"set {VARIABLE}, or {VARIABLE_FD} to a file descriptor that holds it",
+            hint=SOURCES,
         )
     answer = getpass.getpass(f"passphrase of {what}: ")
     if confirm and getpass.getpass("once more: ") != answer:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 from collections.abc import Callable
@@ -90,6 +91,33 @@ def test_an_encrypted_key(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EROFS_EDGE_PASSPHRASE", "battery staple")
     result = run("keys", "show", "locked", code=1)
     assert "passphrase does not open" in result.stderr and "staple" not in result.output
+
+
+def test_an_empty_passphrase_makes_no_open_key(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a new key nor one in the place of another."""
+    record("keys", "new", "product")
+    before = {path.name: path.read_bytes() for path in keys.iterdir()}
+    monkeypatch.setenv("EROFS_EDGE_PASSPHRASE", "")
+    for words in (("new", "other"), ("rotate", "product")):
+        assert "an empty passphrase encrypts nothing" in run("keys", *words, "--encrypt", code=1).stderr
+    assert {path.name: path.read_bytes() for path in keys.iterdir()} == before
+
+
+def test_one_passphrase_from_a_pipe_opens_the_old_key_and_locks_the_new(
+    keys: Path, edge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EROFS_EDGE_PASSPHRASE", "correct horse")
+    made = record("keys", "new", "locked", "--encrypt")
+    monkeypatch.delenv("EROFS_EDGE_PASSPHRASE")
+    reader, writer = os.pipe()
+    os.write(writer, b"correct horse\n")
+    os.close(writer)
+    monkeypatch.setenv("EROFS_EDGE_PASSPHRASE_FD", str(reader))
+    command = [edge, "keys", "rotate", "locked", "--encrypt", "--json"]
+    done = subprocess.run(command, pass_fds=[reader], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["sha256"] != made["sha256"]
+    assert b"ENCRYPTED" in (keys / "locked.pem").read_bytes()
 
 
 def test_an_image_is_signed_by_its_data_and_openssl_agrees(

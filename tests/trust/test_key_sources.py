@@ -248,6 +248,30 @@ def test_rotation_keeps_the_old_key(tmp_path: Path) -> None:
     assert {stat.S_IMODE(p.stat().st_mode) for p in (path, kept)} == {0o600}
 
 
+def test_a_rotation_that_was_killed_is_done_again(tmp_path: Path) -> None:
+    """The old key had its second name already; whatever else has that name stays."""
+    path = tmp_path / "product.pem"
+    make_key(path, "ecdsa-p256")
+    kept = path.with_name(f"product.{fingerprint(open_signer(f'file:{path}'))[:12]}.pem")
+    kept.hardlink_to(path)
+    with pytest.raises(ErofsEdgeError, match="empty passphrase"):
+        rotate_key(path, secret="")
+    assert kept.samefile(path), "what failed has changed nothing"
+    old = path.read_bytes()
+    assert rotate_key(path) == kept and kept.read_bytes() == old != path.read_bytes()
+    path.write_bytes(old)
+    kept.write_bytes(b"another file")
+    with pytest.raises(ErofsEdgeError, match="place is taken"):
+        rotate_key(path)
+    assert (path.read_bytes(), kept.read_bytes()) == (old, b"another file")
+
+
+def test_an_empty_passphrase_makes_no_open_key(tmp_path: Path) -> None:
+    with pytest.raises(ErofsEdgeError, match="an empty passphrase encrypts nothing") as caught:
+        make_key(tmp_path / "x.pem", "ecdsa-p256", secret="")
+    assert "EROFS_EDGE_PASSPHRASE" in (caught.value.hint or "") and not any(tmp_path.iterdir())
+
+
 def test_a_development_key_stays_one_under_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EROFS_EDGE_KEYS", str(tmp_path))
     open_signer("dev:board")
