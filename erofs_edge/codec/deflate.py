@@ -3,7 +3,8 @@
 
 Which zlib a Python was built with is the host's choice, and other builds emit other bytes. libdeflate comes with the
 pinned wheel `deflate`, is faster, and its bytes do not depend on the processor; it is reached by ctypes, since the
-package's own interface allocates a compressor a call. Known answers guard it at first use.
+package's own interface allocates a compressor a call. That one is used where the C library is not exported (Windows).
+Known answers guard both at first use.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import ctypes
 import weakref
 import zlib
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from erofs_edge.codec.known import digest_of, known_input
 from erofs_edge.codec.lz4 import address_of
-from erofs_edge.codec.search import SearchedOutput
+from erofs_edge.codec.search import SearchedOutput, memory
 from erofs_edge.codec.zstd import Outlines
 from erofs_edge.errors import FormatError, ToolError
 
@@ -59,7 +62,7 @@ _KNOWN_ANSWERS: dict[int, str] = {
 def compressor(level: int, capacity: int, padding: int) -> SearchedOutput:
     """A compressor for one thread. Raises ToolError when the wheel is not the one we know."""
     _check(level)
-    return SearchedOutput(_Compress(_library(), level), capacity, padding, Outlines(), OUTLINE_FACTOR)
+    return SearchedOutput(_streams(level), capacity, padding, Outlines(), OUTLINE_FACTOR)
 
 
 class _Compress:
@@ -83,26 +86,48 @@ class _Compress:
         return ctypes.string_at(self._buffer, size)
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    """The C library. Raises ToolError with the pin to install when it is not the one we know."""
-    try:
-        import deflate
+def _streams(level: int) -> Callable[[int, int], bytes]:
+    """(address, length) → the deflate stream. Raises ToolError with the pin to install where there is no package."""
+    library = _library()
+    if library is not None:
+        return _Compress(library, level)
+    compress = _package().deflate_compress
 
-        library = ctypes.CDLL(deflate._deflate.__file__)
+    def made(address: int, length: int) -> bytes:
+        stream = compress(memory(address, length), level)
+        if not stream[0]:
+            stream[:1] = _STORED
+        return bytes(stream)
+
+    return made
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The C library; None where the package's extension module does not export it. Raises ToolError without package."""
+    try:
+        library = ctypes.CDLL(_package()._deflate.__file__)
         for name, (result, arguments) in _SYMBOLS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
-    except (ImportError, OSError, AttributeError) as error:
-        raise ToolError(f"the deflate package lacks what images need: {error}", hint=_HINT) from error
+    except AttributeError:
+        return None
     return library
+
+
+def _package() -> Any:
+    try:
+        import deflate
+    except (ImportError, OSError) as error:
+        raise ToolError(f"the deflate package cannot be loaded: {error}", hint=_HINT) from error
+    return deflate
 
 
 @cache
 def _check(level: int) -> None:
     """Raises ToolError where the library gives other bytes than known: of what is not used nothing is asked."""
     data = known_input()
-    if digest_of(_Compress(_library(), level)(address_of(data), len(data))) != _KNOWN_ANSWERS[level]:
+    if digest_of(_streams(level)(address_of(data), len(data))) != _KNOWN_ANSWERS[level]:
         raise ToolError(f"the deflate package gives other bytes than known for deflate,{level}", hint=_HINT)
 
 

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """LZ4 with a fixed output size, by ctypes into the shared object of the `lz4` wheel.
 
-The package's own Python interface has no fixed-output form, but its extension module exports the C library. Every
-call releases the interpreter's lock. Another LZ4 release may emit other bytes, so the version is pinned and checked
-with known answers at first use: other bytes never pass silently.
+The package's own Python interface has no fixed-output form, but its extension module exports the C library. Where it
+does not (Windows), a ``liblz4`` of the system is used instead, and blocks can be decoded without. Every call releases
+the interpreter's lock. Another LZ4 release may emit other bytes, so the version is pinned and checked with known
+answers at first use: other bytes never pass silently.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 
+from erofs_edge.codec import lz4_blocks
 from erofs_edge.codec.known import digest_of, known_input
+from erofs_edge.codec.libraries import system_libraries
 from erofs_edge.errors import FormatError, ToolError
 
 WHEEL, VERSION = "4.4.5", "1.9.4"
@@ -233,7 +237,9 @@ def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
     """
     if size <= 0 or size > INPUT_MAX or not data:
         raise FormatError(f"LZ4 block of {len(data)} bytes cannot hold {size} bytes")
-    library = _library()
+    library = _search()
+    if isinstance(library, ToolError):
+        return _without_library(data, size, partial)
     buffer = _scratch.buffer
     if buffer is None or len(buffer) < size:
         buffer = _scratch.buffer = ctypes.create_string_buffer(size)
@@ -248,26 +254,58 @@ def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
     return ctypes.string_at(address, size)
 
 
-@cache
+def _without_library(data: bytes, size: int, partial: bool) -> bytes:
+    found = lz4_blocks.decode_start(data, size) if partial else lz4_blocks.decode_all(data, size)
+    if found is None or len(found) != size:
+        detail = "is corrupt or larger" if found is None else f"decodes to {len(found)} bytes"
+        raise FormatError(f"LZ4 block of {len(data)} bytes {detail} (wanted {size} bytes)")
+    return found
+
+
 def _library() -> ctypes.CDLL:
     """The C library, of the right version. Raises ToolError with the pin to install when it is not the one we know."""
-    try:
+    library = _search()
+    if isinstance(library, ToolError):
+        raise library
+    return library
+
+
+@cache
+def _search() -> ctypes.CDLL | ToolError:
+    """The first that has what images need, or what is wrong with the one of the package."""
+    problem = None
+    for path in _candidates():
+        try:
+            return _opened(path)
+        except (OSError, AttributeError) as error:
+            problem = problem or ToolError(f"the lz4 package lacks what images need: {error}", hint=_HINT)
+        except ToolError as error:
+            problem = problem or error
+    return problem or ToolError("the lz4 package is not here", hint=_HINT)
+
+
+def _candidates() -> Iterator[str]:
+    with suppress(ImportError):
         import lz4.block._block as extension
 
-        library = ctypes.CDLL(extension.__file__)
-        for name, (result, arguments) in _SYMBOLS.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-        # a few stores, or a few kilobytes: not worth giving up the interpreter's lock, which is then to be got again
-        locked = ctypes.PyDLL(extension.__file__)
-        for name in (*_LOCKED, "LZ4_compress_destSize"):
-            function = getattr(locked, name)
-            function.restype, function.argtypes = _SYMBOLS[name]
-        for name in _LOCKED:
-            library.__dict__[name] = getattr(locked, name)
-        library.__dict__["LZ4_compress_destSize_locked"] = locked.LZ4_compress_destSize
-    except (ImportError, OSError, AttributeError) as error:
-        raise ToolError(f"the lz4 package lacks what images need: {error}", hint=_HINT) from error
+        yield extension.__file__
+    yield from system_libraries("lz4")
+
+
+def _opened(path: str) -> ctypes.CDLL:
+    """Raises ToolError for another version, AttributeError where it does not export what is needed, OSError."""
+    library = ctypes.CDLL(path)
+    for name, (result, arguments) in _SYMBOLS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    # a few stores, or a few kilobytes: not worth giving up the interpreter's lock, which is then to be got again
+    locked = ctypes.PyDLL(path)
+    for name in (*_LOCKED, "LZ4_compress_destSize"):
+        function = getattr(locked, name)
+        function.restype, function.argtypes = _SYMBOLS[name]
+    for name in _LOCKED:
+        library.__dict__[name] = getattr(locked, name)
+    library.__dict__["LZ4_compress_destSize_locked"] = locked.LZ4_compress_destSize
     major, minor, patch = (int(part) for part in VERSION.split("."))
     if library.LZ4_versionNumber() != major * 10000 + minor * 100 + patch:
         raise ToolError(f"the lz4 package does not carry LZ4 {VERSION}: images would get other bytes", hint=_HINT)

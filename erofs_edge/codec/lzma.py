@@ -15,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from erofs_edge.codec.known import digest_of, known_input
+from erofs_edge.codec.libraries import system_libraries
 from erofs_edge.codec.lz4 import address_of
 from erofs_edge.errors import FormatError, ToolError
 
@@ -138,9 +139,7 @@ def _candidates() -> Iterator[str | None]:
         yield getattr(_lzma, "__file__", None)
     except ImportError:
         pass
-    from ctypes.util import find_library
-
-    yield find_library("lzma")
+    yield from system_libraries("lzma")
 
 
 @cache

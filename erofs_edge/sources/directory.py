@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NO_XATTRS = (95, 61)  # ENOTSUP, ENODATA
 _listxattr: Any = getattr(os, "listxattr", None)  # Python has it on Linux
+_has_modes = hasattr(os, "chown")  # and owners; Windows has not
 _new: Any = tuple.__new__  # a named tuple's own way takes twice the time
 
 
@@ -29,6 +30,7 @@ def scan(path: Path | str, found: Callable[[Content], None] | None = None) -> Fi
     capabilities are such), hard links. Mount points are crossed. `found` is called with the content of each name
     of a file, as soon as it is met.
 
+    Where the host has no modes (Windows), all is 0755 and root's, as with images of containers that are built there.
     Raises SourceError where something cannot be read or changes meanwhile.
     """
     root = os.fsencode(path)
@@ -45,6 +47,8 @@ def scan(path: Path | str, found: Callable[[Content], None] | None = None) -> Fi
             with os.scandir(here) as entries:
                 for entry in entries:
                     info = entry.stat(follow_symlinks=False)
+                    if not info.st_nlink:  # Windows counts links only when it is asked about the file itself
+                        info = os.lstat(entry.path)
                     if info.st_nlink == 1 or stat.S_ISDIR(info.st_mode):
                         inode = _inode(entry.path, info)
                     else:  # the same one for all names of a file
@@ -153,15 +157,20 @@ def _raise(error: OSError) -> None:
     raise error
 
 
+def _mode_for(mode: int) -> int:
+    """Type and permissions where the host knows the type only."""
+    return stat.S_IFMT(mode) | (0o777 if stat.S_ISLNK(mode) else 0o755)
+
+
 def _inode(path: bytes, info: os.stat_result) -> Inode:
-    mode = info.st_mode
+    mode = info.st_mode if _has_modes else _mode_for(info.st_mode)
     inode = Inode(mode, info.st_uid, info.st_gid, info.st_mtime_ns)
     kind = mode & 0o170000
     if kind == stat.S_IFREG:
         if size := info.st_size:
             inode.content = _new(FileContent, (path, size, 0))
     elif kind == stat.S_IFLNK:
-        inode.target = os.readlink(path)
+        inode.target = os.readlink(path).replace(os.fsencode(os.sep), b"/")
     elif kind in (stat.S_IFCHR, stat.S_IFBLK):
         inode.rdev = (os.major(info.st_rdev), os.minor(info.st_rdev))
     try:

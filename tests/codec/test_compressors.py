@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import random
 import threading
+import zlib
 from types import ModuleType
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erofs_edge.codec import deflate, lzma, zstd
+from erofs_edge.codec.known import known_input
 from erofs_edge.codec.lz4 import address_of
 from erofs_edge.codec.registry import Compressor, dictionary_for, find_codec, open_compressor
 from erofs_edge.codec.search import SearchedOutput
@@ -176,16 +178,33 @@ def test_another_zstd_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
         _forget(zstd)
 
 
-@pytest.mark.parametrize("name", ["deflate", "lzma"])
-def test_a_missing_symbol_fails_loudly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = MODULES[name]
-    monkeypatch.setitem(module._SYMBOLS, "no_such_function", (ctypes.c_int, []))
-    _forget(module)
+def test_a_missing_symbol_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(lzma._SYMBOLS, "no_such_function", (ctypes.c_int, []))
+    _forget(lzma)
     try:
         with pytest.raises(ToolError, match="no_such_function"):
-            opened(name, 4096)
+            opened("lzma", 4096)
     finally:
-        _forget(module)
+        _forget(lzma)
+
+
+@pytest.mark.parametrize("level", [1, 6, 12])
+def test_deflate_is_the_same_where_its_library_is_not_exported(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = random.Random(1).randbytes(70_000)
+    inputs = [known_input(), noise]
+
+    def streams() -> list[bytes]:
+        _forget(deflate)
+        compressor = deflate.compressor(level, 4096, 0)
+        return [compressor._compress(address_of(data), len(data)) for data in inputs]
+
+    known = streams()
+    monkeypatch.setitem(deflate._SYMBOLS, "no_such_function", (ctypes.c_int, []))
+    try:
+        assert streams() == known and deflate._library() is None
+    finally:
+        _forget(deflate)
+    assert [zlib.decompress(stream, -15) for stream in known] == inputs
 
 
 def test_names_levels_and_dictionaries() -> None:

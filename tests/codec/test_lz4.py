@@ -9,10 +9,10 @@ import threading
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erofs_edge.codec import lz4
+from erofs_edge.codec import lz4, lz4_blocks
 from erofs_edge.codec.registry import find_codec, open_compressor
 from erofs_edge.errors import FormatError, ToolError, UsageError
 
@@ -24,10 +24,10 @@ def sample(size: int, seed: int = 1) -> bytes:
 
 @pytest.fixture
 def fresh_library() -> object:
-    for known in (lz4._library, lz4._check):
+    for known in (lz4._search, lz4._check):
         known.cache_clear()
     yield
-    for known in (lz4._library, lz4._check):
+    for known in (lz4._search, lz4._check):
         known.cache_clear()
 
 
@@ -126,13 +126,48 @@ def test_other_bytes_fail_loudly(
 def test_another_version_fails_loudly(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
     monkeypatch.setattr(lz4, "VERSION", "1.10.0")
     with pytest.raises(ToolError, match=r"LZ4 1\.10\.0"):
-        lz4.decompress(b"\0", 1)
+        lz4.FixedOutput(None, 4096)
 
 
 def test_a_missing_symbol_fails_loudly(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
     monkeypatch.setitem(lz4._SYMBOLS, "LZ4_compress_no_such", (ctypes.c_int, []))
     with pytest.raises(ToolError, match="LZ4_compress_no_such"):
         lz4.FixedOutput(None, 4096)
+
+
+def block_of(data: bytes, level: int | None = 9) -> bytes:
+    compressor = lz4.FixedOutput(level, len(data) + 1000)
+    consumed, produced = compressor.fill(lz4.address_of(data), len(data))
+    assert consumed == len(data)
+    return bytes(compressor.padded(produced, produced))
+
+
+@pytest.fixture
+def without_library(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
+    monkeypatch.setitem(lz4._SYMBOLS, "LZ4_compress_no_such", (ctypes.c_int, []))
+
+
+CONTENTS = [sample(50_000), b"a" * 9000, b"abc" * 3000, random.Random(2).randbytes(5000), b"x", bytes(300) + b"end"]
+BLOCKS = [(data, block_of(data, level)) for data in CONTENTS for level in (None, 12)]
+
+
+@pytest.mark.parametrize(("data", "block"), BLOCKS, ids=range(len(BLOCKS)))
+def test_blocks_are_decoded_without_the_library(data: bytes, block: bytes, without_library: None) -> None:
+    assert lz4.decompress(block, len(data)) == data
+    for size in {1, len(data) // 3 + 1, max(1, len(data) - 1), len(data)}:
+        assert lz4.decompress(block, size, partial=True) == data[:size]
+    for size, partial in ((len(data) + 1, False), (len(data) + 1, True), (max(1, len(data) - 1), False)):
+        with suppress(FormatError) if size == len(data) else pytest.raises(FormatError):
+            lz4.decompress(block, size, partial=partial)
+
+
+@settings(max_examples=200, deadline=None)
+@given(block=st.binary(min_size=1, max_size=60), size=st.integers(1, 400))
+def test_hostile_blocks_are_bounded_without_the_library(block: bytes, size: int) -> None:
+    found = lz4_blocks.decode_start(block, size)
+    assert found is None or len(found) == size
+    with suppress(FormatError):
+        assert found in (None, lz4.decompress(block, size, partial=True))
 
 
 def test_decompress_is_exact_unless_partial() -> None:
