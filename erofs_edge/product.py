@@ -7,8 +7,7 @@ It builds as it is, since the locks of the stock board and manifest pin everythi
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from erofs_edge.manifest.load import Loaded, load_board, load_lock, load_system,
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, System
 from erofs_edge.manifest.schema import schema_text
 from erofs_edge.manifest.stock import stock_file, stock_names
-from erofs_edge.writing import refuse_unwritable
+from erofs_edge.writing import folder_beside, refuse_unwritable
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,62}")
 
@@ -55,25 +54,23 @@ def make_product(folder: Path, *, board: str, system: str | None = None) -> Prod
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("there is something already", where=str(folder), hint="name a folder that is not there yet")
     refuse_unwritable(folder.absolute().parent)
-    try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.absolute().parent))
-    except OSError as error:
-        raise UsageError(f"cannot write: {error.strerror}", where=str(folder)) from error
-    try:
-        for path, text in _texts(name, base, below, partition).items():
-            (work / path).parent.mkdir(parents=True, exist_ok=True)
-            (work / path).write_text(text, encoding="utf-8")
-        for kind, own, loaded in (("boards", name, base), ("manifests", f"{name}-system", below)):
-            lock = load_lock(lock_path(loaded.path))
-            save_lock(msgspec.structs.replace(lock, name=own), work / kind / f"{own}.lock")
-        work.chmod(0o755)
-        work.replace(folder)
-    except BaseException as error:
-        shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError):
+    with ExitStack() as stack:
+        try:
+            folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+            work = stack.enter_context(folder_beside(folder.absolute()))
+        except OSError as error:
+            raise UsageError(f"cannot write: {error.strerror}", where=str(folder)) from error
+        try:
+            for path, text in _texts(name, base, below, partition).items():
+                (work / path).parent.mkdir(parents=True, exist_ok=True)
+                (work / path).write_text(text, encoding="utf-8")
+            for kind, own, loaded in (("boards", name, base), ("manifests", f"{name}-system", below)):
+                lock = load_lock(lock_path(loaded.path))
+                save_lock(msgspec.structs.replace(lock, name=own), work / kind / f"{own}.lock")
+            work.chmod(0o755)
+            work.replace(folder)
+        except OSError as error:
             raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(folder)) from error
-        raise
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return Product(folder, folder / f"boards/{name}.yaml", folder / f"manifests/{name}-system.yaml", files)
 

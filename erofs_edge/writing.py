@@ -203,6 +203,17 @@ def _is_still(path: Path, fd: int) -> bool:
 
 
 @contextmanager
+def room_for(what: str, where: str, hint: str | None = None) -> Iterator[None]:
+    """Raises CapacityError where the block fails because there is no space left for `what`. Other errors stay."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise CapacityError(f"no space left for {what}", where=where, hint=hint) from error
+        raise
+
+
+@contextmanager
 def new_file(out: Path, what: str) -> Iterator[NewFile]:
     """A file that becomes `out` when the block ends well, and is gone when it does not, nor on Ctrl-C or a kill.
 
@@ -210,17 +221,13 @@ def new_file(out: Path, what: str) -> Iterator[NewFile]:
     `what`, UsageError as `settled` does, OSError otherwise.
     """
     out = settled(out)
-    try:
+    with room_for(what, str(out)):
         new = NewFile(out)
         try:
             yield new
             new.place()
         finally:
             new.close()
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise CapacityError(f"no space left for {what}", where=str(out)) from error
-        raise
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from erofs_edge.verity.blocks import SLICE, Progress, counter, file_size, read_e
 from erofs_edge.verity.fec import Covered, Layout, parities
 from erofs_edge.verity.superblock import Superblock
 from erofs_edge.verity.tree import write_levels
-from erofs_edge.writing import NO_SPACE, write_exactly
+from erofs_edge.writing import room_for, write_exactly
 
 BLOCK = 4096  # bytes: of data, tree, and what vbmeta and footer are filled up to
 
@@ -52,31 +52,30 @@ def add_hashtree_footer(
     fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     size = -1
     try:
-        size = original_size(fd)
-        if not size:
-            raise UsageError("an empty image", where=str(image))
-        os.ftruncate(fd, size)
-        salt = _salt(fd, size, algorithm) if salt is None else salt
-        tree = _write_tree(fd, size, partition, salt, algorithm, jobs, progress)
-        if fec_roots:
-            tree = _write_parity(fd, tree, fec_roots, jobs)
-        meta = meta or VBMeta()
-        vbmeta = write_vbmeta(replace(meta, descriptors=[tree, *meta.descriptors]), signer)
-        at = -(-file_size(fd) // BLOCK) * BLOCK
-        end = at + -(-len(vbmeta) // BLOCK) * BLOCK
-        if end + BLOCK > partition_size:
-            raise CapacityError(
-                f"partition '{partition}' holds {partition_size} bytes; data and what AVB adds are {end + BLOCK}",
-                where=str(image),
-            )
-        write_exactly(fd, vbmeta, at)
-        os.ftruncate(fd, partition_size)
-        write_exactly(fd, Footer(size, at, len(vbmeta)).pack(), partition_size - FOOTER_SIZE)
-    except BaseException as error:
+        with room_for("tree and parity", str(image)):
+            size = original_size(fd)
+            if not size:
+                raise UsageError("an empty image", where=str(image))
+            os.ftruncate(fd, size)
+            salt = _salt(fd, size, algorithm) if salt is None else salt
+            tree = _write_tree(fd, size, partition, salt, algorithm, jobs, progress)
+            if fec_roots:
+                tree = _write_parity(fd, tree, fec_roots, jobs)
+            meta = meta or VBMeta()
+            vbmeta = write_vbmeta(replace(meta, descriptors=[tree, *meta.descriptors]), signer)
+            at = -(-file_size(fd) // BLOCK) * BLOCK
+            end = at + -(-len(vbmeta) // BLOCK) * BLOCK
+            if end + BLOCK > partition_size:
+                raise CapacityError(
+                    f"partition '{partition}' holds {partition_size} bytes; data and what AVB adds are {end + BLOCK}",
+                    where=str(image),
+                )
+            write_exactly(fd, vbmeta, at)
+            os.ftruncate(fd, partition_size)
+            write_exactly(fd, Footer(size, at, len(vbmeta)).pack(), partition_size - FOOTER_SIZE)
+    except BaseException:
         if size >= 0:
             os.ftruncate(fd, size)
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise CapacityError("no room for tree and parity", where=str(image)) from error
         raise
     finally:
         os.close(fd)

@@ -8,7 +8,6 @@ beside it remembers sizes and times of the outputs, so that an unchanged build e
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from erofs_edge.build import names
 from erofs_edge.build.beside import beside
 from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import ErofsEdgeError, VerificationError
+from erofs_edge.writing import new_file, write_exactly
 
 if TYPE_CHECKING:
     from erofs_edge.build.inputs import Inputs
@@ -35,13 +35,9 @@ STATE = ".state.json"
 
 
 def write_json(path: Path, value: object) -> None:
-    """Sorted, indented, beside and renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Sorted and indented; the file has its name when it is complete. Raises as `new_file` does."""
+    with new_file(path, path.name) as file:
+        write_exactly(file.fd, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), 0)
 
 
 class _Read(dict[str, Any]):

@@ -23,6 +23,7 @@ from erofs_edge.bundle.content import default_version
 from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import SourceError, UsageError
+from erofs_edge.writing import beside, new_file, write_exactly
 
 SUMS = "SHA256SUMS"
 DEFINITIONS = "sysupdate.d"
@@ -54,9 +55,8 @@ def write_transfers(
         (definitions / file).write_text(text)
     sums = {known: value for known, value in sums.items() if (folder / known).is_file()}
     sums |= {path.name: sparse_sha256(path) for path in made}
-    temporary = folder / f".{SUMS}.{os.getpid()}"
-    temporary.write_text("".join(f"{value}  {known}\n" for known, value in sorted(sums.items())))
-    temporary.replace(folder / SUMS)
+    with beside(folder / SUMS, "the sums") as path:
+        path.write_text("".join(f"{value}  {known}\n" for known, value in sorted(sums.items())))
     return made
 
 
@@ -116,12 +116,10 @@ def _partitions(image: Path, place: Callable[[str, str], Path]) -> list[Path]:
         table = gpt.decode(lambda at, length: os.pread(source.fileno(), length, at), image.stat().st_size, 512)
         for kind, partition in reversed(list(zip(_KINDS, table.partitions, strict=True))):
             target = place(kind, str(partition.guid))
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
             start, end = partition.first_lba * 512, (partition.last_lba + 1) * 512
-            with temporary.open("wb") as file:
+            with new_file(target, "a partition") as file:
                 for at in range(start, end, _COPY):
-                    file.write(os.pread(source.fileno(), min(_COPY, end - at), at))
-            temporary.replace(target)
+                    write_exactly(file.fd, os.pread(source.fileno(), min(_COPY, end - at), at), at - start)
             made.append(target)
     return made
 

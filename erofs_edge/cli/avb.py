@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, table
+from erofs_edge.cli.to_file import write_file
 from erofs_edge.errors import UsageError
-from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
     from erofs_edge.trust.avb import Descriptor, VBMeta
@@ -112,8 +112,7 @@ def make_vbmeta_image(
     for image in include_descriptors_from_image:
         descriptors += _read(image)[0].descriptors
     raw = write_vbmeta(VBMeta(descriptors, rollback_index), open_signer(key))
-    with beside(output, "the vbmeta image") as temporary:
-        temporary.write_bytes(raw)
+    write_file(output, raw, "the vbmeta image")
     _report({"output": str(output), "size": len(raw), "descriptors": len(descriptors)}, as_json)
 
 

@@ -10,8 +10,8 @@ import click
 
 from erofs_edge.cli.built import built
 from erofs_edge.cli.output import emit_json, json_option, size_text, step
-from erofs_edge.errors import ErofsEdgeError, UsageError
-from erofs_edge.writing import beside
+from erofs_edge.cli.to_file import write_file
+from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.diskless.place import Place
@@ -83,7 +83,7 @@ def diskless(
         made = build_diskless(loaded.value, board_lock(loaded.path, folder), folder, wanted, signer, Cache())
     files = {made.name: made.image} | ({SCRIPT: made.script.encode()} if made.script else {})
     for name, content in files.items():
-        _write(folder / name, content)
+        write_file(folder / name, content, name)
     if as_json:
         sizes = {name: len(content) for name, content in files.items()}
         emit_json({"folder": folder, "files": sizes, "root_hash": made.root_hash})
@@ -118,11 +118,3 @@ def _certificates(ca: Path | None, certificate: Path | None, key: Path | None) -
         raise UsageError("--tls-certificate and --tls-key belong together")
     named = {"ca-cert.pem": ca, "client-cert.pem": certificate, "client-key.pem": key}
     return {name: path.read_bytes() for name, path in named.items() if path is not None}
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        with beside(path, path.name) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(path)) from error

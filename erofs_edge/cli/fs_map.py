@@ -9,8 +9,8 @@ import click
 
 from erofs_edge.cli.fs_image import IMG, Source, image_options
 from erofs_edge.cli.output import emit_json, json_option, size_text, table
-from erofs_edge.errors import ErofsEdgeError, UsageError
-from erofs_edge.writing import beside
+from erofs_edge.cli.to_file import write_file
+from erofs_edge.errors import UsageError
 
 
 @click.command("map")
@@ -28,22 +28,13 @@ def map_(*, image: Source, as_svg: bool, output: Path | None, as_json: bool) -> 
         raise UsageError("only a picture goes to a file", hint="add --svg")
     with image.opened() as opened:
         found = map_image(opened)
-    if as_svg:
-        _write(svg(found, image.path.name), output)
+    if as_svg and output is not None:
+        write_file(output, svg(found, image.path.name).encode(), "the picture")
+    elif as_svg:
+        click.echo(svg(found, image.path.name), nl=False)
     elif as_json:
         record = {"size": found.size, "image_size": found.image_size, "totals": found.totals()}
         emit_json(record | {"regions": [region._asdict() for region in found.regions]})
     else:
         rows = [(kind, size, size_text(size), f"{size / found.size:.2%}") for kind, size in found.totals().items()]
         table(rows, ("kind", "bytes", "size", "share"))
-
-
-def _write(text: str, output: Path | None) -> None:
-    if output is None:
-        click.echo(text, nl=False)
-        return
-    try:
-        with beside(output, "the picture") as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(output)) from error

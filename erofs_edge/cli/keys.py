@@ -135,17 +135,16 @@ def sigstore(root: Path, identity: str, issuer: str, output: Path, as_json: bool
     """Write a policy: whose Sigstore bundles count, for `verify`, `flash --from` and `channel add`."""
     import json
 
+    from erofs_edge.cli.to_file import write_file
     from erofs_edge.errors import FormatError
     from erofs_edge.trust.sigstore import Policy, check_root, parse_policy
-    from erofs_edge.writing import beside
 
     try:
         policy = Policy(identity, issuer, json.loads(root.read_bytes()))
     except ValueError as error:
         raise FormatError(f"not a trusted root: {error}", where=str(root)) from error
     check_root(parse_policy(policy.encode(), str(root)), str(root))
-    with beside(output, "the policy") as temporary:
-        temporary.write_bytes(policy.encode())
+    write_file(output, policy.encode(), "the policy")
     _report({"policy": str(output), "identity": identity, "issuer": issuer}, as_json)
 
 
@@ -158,14 +157,13 @@ def _path(name: str) -> Path:
 
 def _written(path: Path) -> dict[str, object]:
     """What is told of a new key, after its public half was written beside it; encrypted ones keep it to themselves."""
+    from erofs_edge.cli.to_file import write_file
     from erofs_edge.trust.files import file_key
     from erofs_edge.trust.key import algorithm, fingerprint, public_key_pem
-    from erofs_edge.writing import beside
 
     signer = file_key(path)
     public = path.with_suffix(".pub")
-    with beside(public, "the public key") as temporary:
-        temporary.write_bytes(public_key_pem(signer))
+    write_file(public, public_key_pem(signer), "the public key")
     return {
         "uri": f"file:{path}",
         "public_key": str(public),

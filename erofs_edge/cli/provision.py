@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, size_text, step
+from erofs_edge.cli.to_file import write_file
 from erofs_edge.errors import ErofsEdgeError
 
 
@@ -40,8 +40,12 @@ def provision(board: Path, out: Path | None, key: str | None, folder_of_tls: Pat
         made = build_provisioning(value, load_lock(lock_path(loaded.path)), Cache(), credentials)
         fit = made.fit(open_signer(key or value.sign.key), value.boot.load_address)
     files = {"vmlinuz": made.kernel, "initramfs": made.initramfs, "provision.fit": fit}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(folder)) from error
     for name, data in files.items():
-        _write(folder / name, data)
+        write_file(folder / name, data, name)
     if as_json:
         emit_json({"folder": folder, "files": {name: len(data) for name, data in files.items()}})
         return
@@ -59,14 +63,3 @@ def _credentials(folder: Path) -> dict[str, bytes]:
             raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(folder)) from error
         note(f"{folder} is what this board can be flashed with: flash --to provisions://HOST?tls-certificates={folder}")
     return board_credentials(folder)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(path)) from error

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, printable, size_text, table
+from erofs_edge.cli.to_file import write_file
 from erofs_edge.errors import ToolError
-from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
     from erofs_edge.sbom.bill import Bill
@@ -37,8 +37,7 @@ def write(out: Path, kind: str, output: Path, as_json: bool) -> None:
 
     bill = read_bill(out)
     text = _written(bill, kind)
-    with beside(output, "the bill of materials") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(output, text.encode(), "the bill of materials")
     unexplained = [one.path for one in bill.files if one.origin == "unexplained"]
     record = {
         "file": str(output),

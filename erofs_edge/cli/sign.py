@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, table
+from erofs_edge.cli.to_file import write_file
 from erofs_edge.errors import UsageError
-from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
     from erofs_edge.trust.key import Signer
@@ -119,8 +119,7 @@ def _sign(
         if not preparing or folder is None:
             raise
         return {"folder": str(folder), "waiting": waiting(folder)}
-    with beside(output, "the signature") as temporary:
-        temporary.write_bytes(data)
+    write_file(output, data, "the signature")
     record: dict[str, object] = {"signature": str(output), "key": signer.name, "certificate_sha256": fingerprint}
     return record | ({"root_hash": root_hash} if root_hash else {}) | {"development": signer.development}
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, size_text, table
-from erofs_edge.errors import ErofsEdgeError
-from erofs_edge.writing import beside
+from erofs_edge.cli.to_file import write_file
 
 if TYPE_CHECKING:
     from erofs_edge.trace.record import Trace
@@ -46,7 +45,7 @@ def report(file: Path, image: Path | None, svg: Path | None, as_json: bool) -> N
     else:
         made = make_report(found)
     if svg is not None:
-        _write(heat_map(found, file.name), svg)
+        write_file(svg, heat_map(found, file.name).encode("utf-8", "surrogateescape"), "the heat map")
     if as_json:
         emit_json({**_fields(made), "share": made.share, "amplification": made.amplification})
     else:
@@ -93,12 +92,4 @@ def profile(file: Path, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
     else:
-        _write(text, output)
-
-
-def _write(text: str, output: Path) -> None:
-    try:
-        with beside(output, "the profile") as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(output)) from error
+        write_file(output, text.encode("utf-8", "surrogateescape"), "the profile")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import Progress, emit_json, json_option, table
+from erofs_edge.cli.to_file import write_file
 from erofs_edge.cli.verity_options import (
     FILE,
     IMAGE,
@@ -23,7 +24,6 @@ from erofs_edge.cli.verity_options import (
     uuid_of,
 )
 from erofs_edge.errors import UsageError
-from erofs_edge.writing import beside
 
 if TYPE_CHECKING:
     from erofs_edge.verity.tree import TreeOptions, VerityInfo
@@ -94,8 +94,7 @@ def format_(
                 layout = write_parity(places, info.superblock, jobs=jobs, progress=progress)
             record |= parity_described(layout)
         if root_hash_file is not None:
-            with beside(root_hash_file, "the root hash") as temporary:
-                temporary.write_text(info.root_hash.hex())
+            write_file(root_hash_file, info.root_hash.hex().encode(), "the root hash")
     except BaseException:
         if hash_device is None:
             os.truncate(image, min(size, info.superblock.data_size))

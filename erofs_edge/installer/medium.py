@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.trust.certificate import Certificate, load_certificate
 from erofs_edge.trust.signer import Signer
 from erofs_edge.verity.tree import VerityInfo
+from erofs_edge.writing import folder_beside
 
 LABEL = "erofs-edge-installer"
 USB_MODULES = ("xhci_pci", "usb_storage", "uas", "sd_mod")
@@ -110,12 +110,12 @@ def make_medium(
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     """For what goes into `path`. Raises ErofsEdgeError where nothing can be written there."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=".installer-", dir=path.parent)
-    except OSError as error:
-        raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(path)) from error
-    with folder as name:
-        yield Path(name)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(folder_beside(path))
+        except OSError as error:
+            raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(path)) from error
+        yield folder
 
 
 def _certificate(path: Path, name: str) -> Certificate:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from erofs_edge.sources.oci.registry import PEER
 from erofs_edge.sources.transfer import Item, Progress, transfer
 from erofs_edge.trust.dsse import unseal
 from erofs_edge.trust.key import VerificationKey
+from erofs_edge.writing import NO_SPACE, folder_beside
 
 LAST = "release.json"
 """vouches for the others: it gets its name after them"""
@@ -141,22 +141,18 @@ def _envelopes(remote: Remote, digest: str) -> Iterator[bytes]:
 
 
 def _assemble(value: Artifact, blobs: dict[str, Path], out: Path) -> list[Path]:
-    made: list[tuple[Path, Path]] = []
+    names = sorted((file.name for file in value.files), key=lambda name: (name == LAST, name))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for file in sorted(value.files, key=lambda one: (one.name == LAST, one.name)):
-            temporary = out / f".{file.name}.{os.getpid()}"
-            made.append((temporary, out / file.name))
-            _write(file, blobs, temporary)
-        for temporary, final in made:
-            temporary.replace(final)
+        with folder_beside(out / LAST) as folder:
+            for file in value.files:
+                _write(file, blobs, folder / file.name)
+            for name in names:
+                (folder / name).replace(out / name)
     except OSError as error:
-        kind = CapacityError if error.errno == 28 else ErofsEdgeError
-        raise kind(f"cannot write: {error.strerror}", where=str(error.filename or out)) from error
-    finally:
-        for temporary, _ in made:
-            temporary.unlink(missing_ok=True)
-    return [final for _, final in made]
+        kind = CapacityError if error.errno in NO_SPACE else ErofsEdgeError
+        raise kind(f"cannot write: {error.strerror}", where=str(error.filename2 or out)) from error
+    return [out / name for name in names]
 
 
 def _write(file: Stored, blobs: dict[str, Path], path: Path) -> None:

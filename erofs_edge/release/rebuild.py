@@ -113,10 +113,8 @@ def add_packages(folder: Path, cache: Cache) -> None:
     for path in files:
         target = cache.blob_path(file_digest(path))
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.new")
-            shutil.copyfile(path, temporary)
-            temporary.replace(target)
+            with cache.writing(target) as out, path.open("rb") as file:
+                shutil.copyfileobj(file, out)
 
 
 def compare(release: Path, record: dict[str, Any], made: Path) -> list[Verdict]:

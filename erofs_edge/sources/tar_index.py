@@ -16,6 +16,7 @@ from erofs_edge.sources.oci.layers import apply_layer
 from erofs_edge.sources.tar import tree_of
 from erofs_edge.sources.tarball import read_members
 from erofs_edge.tree import FileTree
+from erofs_edge.writing import beside
 
 
 def index_tars(paths: Sequence[Path], *, layers: bool = False) -> FileTree:
@@ -55,12 +56,10 @@ def unpack_layers(oci: Oci, arch: str, folder: Path, cache: Cache) -> list[Path]
     for layer in load_layers(oci, pin_image(oci, arch, cache).sha256, arch, cache):
         path = folder / layer.diff_id
         if not path.exists() or cache.digest(path) != layer.diff_id:
-            temporary = path.with_name(f".{path.name}.tmp")
             try:
-                shutil.copyfile(layer.archive, temporary)
-                temporary.rename(path)
+                with beside(path, "a layer") as new:
+                    shutil.copyfile(layer.archive, new)
             except OSError as error:
-                temporary.unlink(missing_ok=True)
                 raise SourceError(f"cannot write: {error.strerror}", where=str(path)) from error
         found.append(path)
     return found

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from erofs_edge.errors import SourceError, ToolError
 from erofs_edge.sources.debian.apt import open_apt
 from erofs_edge.sources.debian.mirror import Mirror
 from erofs_edge.toolbox.prefix import STAMP, installed, prefix
+from erofs_edge.writing import beside, folder_beside
 
 BIN_DIRS = ("usr/bin", "usr/sbin", "bin", "sbin", "usr/lib/systemd")
 
@@ -125,9 +124,8 @@ def fetch_sets(
             tools = SETS[name]
             say(f"fetching {name} ({', '.join(tools.packages)} of {tools.suite}) into {root}")
             have[name] = _install(root, name, tools, mirror_of())
-            temporary = root / f".{STAMP}"
-            temporary.write_text(json.dumps(have, indent=1, sort_keys=True) + "\n")
-            temporary.replace(root / STAMP)
+            with beside(root / STAMP, "the record of what is there") as path:
+                path.write_text(json.dumps(have, indent=1, sort_keys=True) + "\n")
     return {name: have[name] for name in names}
 
 
@@ -140,11 +138,11 @@ def _install(root: Path, name: str, tools: ToolSet, mirror: Mirror) -> dict[str,
         if not shutil.which(needed):
             raise ToolError(f"{needed} not found", hint="a Debian-like host is needed: Debian 12 or newer")
     arch = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout.strip()
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as work:
+    with folder_beside(root / "roots") as work:
         with open_apt(mirror, tools.suite, arch) as apt:
             chosen = apt.closure(tools.packages)
-            debs = apt.download(tools.packages, Path(work))
-        unpacked = Path(work) / "root"
+            debs = apt.download(tools.packages, work)
+        unpacked = work / "root"
         unpacked.mkdir()
         for deb in debs:
             done = subprocess.run(
@@ -186,13 +184,11 @@ def _wrap(prefix_root: Path, root: Path, program: str, name: str) -> None:
     extra = "".join(f"-L '{path}' " for path in firmware) if program.startswith("qemu-system") else ""
     script = prefix_root / "bin" / name
     script.parent.mkdir(exist_ok=True)
-    temporary = script.with_name(f".{name}.{os.getpid()}")
-    temporary.write_text(
-        f"""#!/bin/sh
+    text = f"""#!/bin/sh
 export OPENSSL_CONF=/dev/null OPENSSL_MODULES='{root}/usr/lib/{triplet}/ossl-modules'
 export QEMU_MODULE_DIR='{root}/usr/lib/{triplet}/qemu' MTOOLSRC=/dev/null
 exec '{loader}' --library-path '{libraries}' --argv0 '{program}' '{real}' {extra}"$@"
 """
-    )
-    temporary.chmod(0o755)
-    temporary.replace(script)
+    with beside(script, "a program's wrapper") as path:
+        path.write_text(text)
+        path.chmod(0o755)

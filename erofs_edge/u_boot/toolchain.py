@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from erofs_edge.sources.debian.apt import open_apt
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.toolbox.prefix import prefix
+from erofs_edge.writing import folder_beside
 
 LOCK = Path(__file__).with_name("toolchain.lock")
 SUITE, ARCH, GROUP = "trixie", "amd64", "toolchain"
@@ -63,8 +63,8 @@ def toolchain(lock: Lock, cache: Cache) -> Path:
     _check_host()
     debs = fetch(lock.packages[GROUP], host_mirror, cache)
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".cross-", dir=root.parent) as folder:
-        unpacked = Path(folder) / "root"
+    with folder_beside(root) as folder:
+        unpacked = folder / "root"
         unpacked.mkdir()
         for name, deb in sorted(debs.items()):
             done = subprocess.run(

@@ -11,7 +11,6 @@ as long as it is shorter than a strip, and one round is what repairing a block r
 from __future__ import annotations
 
 import os
-import stat
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,10 +23,11 @@ from typing import TYPE_CHECKING
 from erofs_edge.errors import FormatError, UsageError
 from erofs_edge.threads import processors
 from erofs_edge.verity import superblock
+from erofs_edge.verity.area import area_of
 from erofs_edge.verity.blocks import Progress, counter, file_size, read_exactly
 from erofs_edge.verity.check import check_bounds, find_superblock
 from erofs_edge.verity.superblock import Superblock
-from erofs_edge.writing import settled, write_exactly
+from erofs_edge.writing import write_exactly
 
 if TYPE_CHECKING:
     from erofs_edge.verity.rs import Bytes
@@ -237,9 +237,9 @@ def write_parity(
 ) -> Layout:  # fmt: skip
     """Write the parity of an image and its tree, as `veritysetup format --fec-device` does.
 
-    A file is made beside under a temporary name and renamed; devices, and files that hold something before
-    `fec_offset`, are written in place, and a file that grew is cut back after a failure. Raises UsageError where areas
-    would overlap or the roots are impossible.
+    A file gets its name when it is complete; devices, and files that hold something before `fec_offset`, are written in
+    place, and a file that grew is cut back after a failure. Raises UsageError where areas would overlap or the roots
+    are impossible, CapacityError where the disk is full.
     """
     hash_offset, fec_offset, parity = places.hash_offset, places.fec_offset, places.parity
     inside, exists, hash_size = places.inside, parity.exists(), _size(places.tree)
@@ -252,28 +252,15 @@ def write_parity(
     with_data = exists and os.path.samefile(places.image, parity)
     if (inside and fec_offset < sb.end(hash_offset)) or (with_data and fec_offset < sb.data_size):
         raise UsageError(f"FEC offset {fec_offset} lies inside what it protects", where=str(parity))
-    in_place = exists and (fec_offset > 0 or not parity.is_file())
-    parity = parity if in_place else settled(parity)
-    target = parity if in_place else parity.with_name(f".{parity.name}.{os.getpid()}.tmp")
-    before = _size(parity) if in_place else 0
-    fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (places.image, places.tree)]
-    try:
-        fds.append(os.open(target, os.O_RDWR | os.O_CLOEXEC | (0 if in_place else os.O_CREAT | os.O_TRUNC), 0o666))
+    with (
+        places.image.open("rb", buffering=0) as data,
+        places.tree.open("rb", buffering=0) as tree,
+        area_of(parity, fec_offset, "the parity") as fd,
+    ):
         position = fec_offset
-        for piece in parities(Covered(layout, fds[0], fds[1]), jobs=jobs, progress=progress):
-            write_exactly(fds[2], piece, position)
+        for piece in parities(Covered(layout, data.fileno(), tree.fileno()), jobs=jobs, progress=progress):
+            write_exactly(fd, piece, position)
             position += len(piece)
-        if not in_place:
-            target.replace(parity)
-    except BaseException:
-        if not in_place:
-            target.unlink(missing_ok=True)
-        elif len(fds) > 2 and stat.S_ISREG(os.fstat(fds[2]).st_mode):
-            os.ftruncate(fds[2], before)
-        raise
-    finally:
-        for fd in fds:
-            os.close(fd)
     return layout
 
 

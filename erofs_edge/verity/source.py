@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from erofs_edge.errors import CapacityError, FormatError
+from erofs_edge.errors import FormatError
 from erofs_edge.verity.blocks import SLICE, Reads, Source, read_exactly
-from erofs_edge.writing import NO_SPACE, write_exactly
+from erofs_edge.writing import room_for, write_exactly
 
 PIECE = 1 << 20  # bytes that are kept, or not
 RUN = 8  # pieces that are asked for at once
@@ -104,13 +104,5 @@ def copied(source: Source, start: int, end: int) -> Iterator[int]:
         yield file.fileno()
 
 
-@contextmanager
-def _room() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise CapacityError(
-                "no room for a copy of what is read twice", where=tempfile.gettempdir(), hint="TMPDIR=FOLDER"
-            ) from error
-        raise
+def _room() -> AbstractContextManager[None]:
+    return room_for("a copy of what is read twice", tempfile.gettempdir(), hint="TMPDIR=FOLDER")

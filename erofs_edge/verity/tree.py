@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from erofs_edge.errors import CapacityError, FormatError, UsageError
+from erofs_edge.errors import FormatError, UsageError
 from erofs_edge.uuids import uuid8
+from erofs_edge.verity.area import area_of
 from erofs_edge.verity.blocks import (
     SLICE,
     Count,
@@ -30,7 +31,7 @@ from erofs_edge.verity.blocks import (
 )
 from erofs_edge.verity.check import Verification, find_superblock, offsets_by_size, read_superblock, verify
 from erofs_edge.verity.superblock import BLOCK_MAX, SIZE, Level, Superblock, VerityInfo, is_block_size
-from erofs_edge.writing import NO_SPACE, settled, write_exactly
+from erofs_edge.writing import room_for, write_exactly
 
 __all__ = [
     "Superblock",
@@ -48,6 +49,7 @@ __all__ = [
 
 
 ENDS = 1 << 20  # bytes of either end of an image that salt and UUID derive from
+WHAT = "the verity tree"  # is named where there is no space left for it
 UNFINISHED = b"unverity"  # then the image's size in bytes, u64
 
 
@@ -105,13 +107,12 @@ def append(
         if digests is not None and (options.get("salt") is None or len(digests) != sb.data_blocks * sb.slot_size):
             raise UsageError("these are not the digests of this image", where=str(path))
         try:
-            write_exactly(fd, (UNFINISHED + size.to_bytes(8, "little")).ljust(SIZE, b"\0"), at)
-            os.ftruncate(fd, sb.end(at))
-            root = _write_tree(sb, fd, fd, at, digests=digests, jobs=jobs, count=count)
-        except BaseException as error:
+            with room_for(WHAT, str(path)):
+                write_exactly(fd, (UNFINISHED + size.to_bytes(8, "little")).ljust(SIZE, b"\0"), at)
+                os.ftruncate(fd, sb.end(at))
+                root = _write_tree(sb, fd, fd, at, digests=digests, jobs=jobs, count=count)
+        except BaseException:
             os.ftruncate(fd, size)
-            if (full := _no_space(error, path)) is not None:
-                raise full from error
             raise
     return _info(sb, root, at, sb.end(at))
 
@@ -127,7 +128,7 @@ def format_tree(
 ) -> VerityInfo:
     """Write superblock and tree for `data` into another file or device, at byte `hash_offset`.
 
-    What stands before `hash_offset` is kept. At offset 0 a file is made beside under a temporary name and renamed.
+    What stands before `hash_offset` is kept. At offset 0 a file is made, and gets its name when it is complete.
     Raises as `append` does, and UsageError where the data is not a whole number of blocks: its tail would stay
     unprotected.
     """
@@ -143,23 +144,11 @@ def format_tree(
             )
         if hash_device.exists() and os.path.samefile(data, hash_device):
             raise UsageError("data and tree in one file: append it", where=str(data))
-        in_place = hash_device.exists() and (hash_offset > 0 or not hash_device.is_file())
-        hash_device = hash_device if in_place else settled(hash_device)
-        temporary = hash_device if in_place else hash_device.with_name(f".{hash_device.name}.{os.getpid()}.tmp")
-        try:
-            with _opened(temporary, os.O_RDWR if in_place else os.O_RDWR | os.O_CREAT | os.O_TRUNC) as hash_fd:
-                if stat.S_ISREG(os.fstat(hash_fd).st_mode):
-                    os.ftruncate(hash_fd, max(sb.end(hash_offset), file_size(hash_fd)))
-                root = _write_tree(sb, data_fd, hash_fd, hash_offset, jobs=jobs, count=count)
-                end = file_size(hash_fd)
-            if not in_place:
-                temporary.replace(hash_device)
-        except BaseException as error:
-            if not in_place:
-                temporary.unlink(missing_ok=True)
-            if (full := _no_space(error, hash_device)) is not None:
-                raise full from error
-            raise
+        with area_of(hash_device, hash_offset, WHAT) as hash_fd:
+            if stat.S_ISREG(os.fstat(hash_fd).st_mode):
+                os.ftruncate(hash_fd, max(sb.end(hash_offset), file_size(hash_fd)))
+            root = _write_tree(sb, data_fd, hash_fd, hash_offset, jobs=jobs, count=count)
+            end = file_size(hash_fd)
     return _info(sb, root, hash_offset, end)
 
 
@@ -273,12 +262,6 @@ def _info(sb: Superblock, root: bytes, hash_offset: int, size: int) -> VerityInf
         root, sb.salt, sb.uuid, sb.data_block_size, sb.data_blocks, hash_offset, sb.start_block(hash_offset), size,
         sb.hash_block_size, sb.algorithm,
     )  # fmt: skip
-
-
-def _no_space(error: BaseException, path: Path) -> CapacityError | None:
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return CapacityError("no room for the verity tree", where=str(path))
-    return None
 
 
 @contextmanager

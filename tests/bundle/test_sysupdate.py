@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from killed import kills_leave_nothing
 from made_build import Made
 
 from erofs_edge.bundle.sysupdate import write_flat, write_transfers
@@ -147,3 +148,9 @@ def test_the_command(built: Made, tmp_path: Path) -> None:
     assert "made-system_7.20231114221320.raw" in done.stdout
     definition = (tmp_path / "w/sysupdate.d/50-made-system.transfer").read_text()
     assert "Path=https://u.example/w\nMatchPattern=made-system_@v.raw\n" in definition
+
+
+@pytest.mark.parametrize("form", ["image", "partitions"])
+def test_kills_leave_nothing_that_a_server_would_hand_out(form: str, built: Made, tmp_path: Path) -> None:
+    words = ("bundle", "sysupdate", built.out, "-o", tmp_path / "web", "--url", "https://u.example", "--form", form)
+    kills_leave_nothing(tmp_path / "web", *words)

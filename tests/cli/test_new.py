@@ -11,6 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from click.testing import CliRunner, Result
+from killed import kills_leave_nothing
 from ruamel.yaml import YAML
 
 from erofs_edge.build.inputs import gather
@@ -142,3 +143,8 @@ def test_another_system_for_a_board(here: Path, repository: Path) -> None:
         gather(repository / "boards/qemu-aarch64.yaml", None, here / "riscv.yaml")
     done = run("build", "qemu-aarch64", "--system", "nothing-of-the-kind", "-o", str(here / "out"))
     assert done.exit_code == 3 and "nothing-of-the-kind" in done.stderr
+
+
+def test_kills_leave_nothing(here: Path) -> None:
+    words = ("new", "shop", "--board", "rpi4")
+    kills_leave_nothing(here, *words, before=lambda: shutil.rmtree("shop", ignore_errors=True))

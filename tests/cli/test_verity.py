@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from killed import kills_leave_nothing
 
 from erofs_edge.cli.main import cli
 from erofs_edge.erofs.ondisk import SUPER_OFFSET, SUPERBLOCK, Superblock
@@ -352,3 +353,10 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
                  ["format"], ["dump"]):  # fmt: skip
         result = run(*verb, pipe)
         assert result.exit_code == 2 and f"{pipe}: a pipe, not a file" in result.stderr, result.output
+
+
+def test_kills_leave_nothing(image: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    where = ("--hash-device", out / "tree", "--fec-device", out / "parity", "--root-hash-file", out / "root")
+    kills_leave_nothing(out, "verity", "format", image, *where)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,14 @@ SCRIPT = Path(payload.__file__).with_name("install.sh")
 PROGRAMS = ("cat", "dd", "head", "sh", "sha256sum", "sleep", "tr")
 NOTHING = ("mount", "insmod", "dmsetup", "blockdev", "sync")
 SEED = b"seed"
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from erofs_edge.installer.medium import _folder_beside
+with _folder_beside(Path(sys.argv[1])) as folder:
+    (folder / "payload").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -112,8 +122,12 @@ def test_what_a_medium_is_made_of_is_named_where_it_lacks(repository: Path, tmp_
         str(tmp_path / "none/installer.img"),
         "cannot write: No such file or directory",
     )
+    child = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "installer.img"], check=False)
+    left = set(tmp_path.glob(".*"))
+    assert child.returncode == -signal.SIGKILL and len(left) == 1
     error = make(tmp_path / "installer.img")
     assert (error.where, error.hint) == (str(tmp_path / "sign.crt"), "build again")
+    assert not any(path.exists() for path in left), "what a killed one left is swept away"
 
 
 @dataclass

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 
 import pytest
 from click.testing import CliRunner, Result
+from killed import kills_leave_nothing
 from made_build import make_build
 from sources.certificates import make_certificate
 from sources.oci.registries import SECRET, Fake, TokenService, fake_server, real_registry
@@ -439,3 +440,9 @@ def test_pieces_grow_where_there_would_be_too_many(tmp_path: Path, monkeypatch: 
     full.write_bytes(b"x" * MIB)
     assert [piece.size for piece in pieces.cut_file(sparse, "sparse", piece=65536).stored.pieces] == [65536] * 2
     assert [piece.size for piece in pieces.cut_file(full, "full", piece=65536).stored.pieces] == [MIB // 4] * 4
+
+
+def test_a_killed_pull_leaves_nothing(registry: int, build: Path, tmp_path: Path, cache: Cache) -> None:
+    name = f"localhost:{registry}/killed:v1"
+    done("push", build, name)
+    kills_leave_nothing(tmp_path / "out", "pull", name, "-o", tmp_path / "out")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from erofs_edge.errors import FormatError, UsageError
+from erofs_edge.errors import CapacityError, FormatError, UsageError
 from erofs_edge.verity import fec
 from erofs_edge.verity.superblock import Superblock, VerityInfo
 from erofs_edge.verity.tree import append, format_tree
@@ -141,7 +141,7 @@ def test_failure_leaves_what_was_there(in_place: bool, tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(fec, "write_exactly", fail)
-    with pytest.raises(OSError, match="space"):
+    with pytest.raises(CapacityError, match="no space left for the parity"):
         fec.write_parity(fec.Places(image, parity, fec_offset=4096 if in_place else 0), info.superblock)
     assert parity.read_bytes() == b"\xff" * 4096
     assert sorted(os.listdir(tmp_path)) == ["image", "parity"]

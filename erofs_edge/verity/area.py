@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where trees and parity are written: files that are made for them, and parts of files and devices that are there."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from erofs_edge.verity.blocks import file_size
+from erofs_edge.writing import new_file, room_for
+
+
+@contextmanager
+def area_of(path: Path, offset: int, what: str) -> Iterator[int]:
+    """A descriptor to write what begins at byte `offset` of a file or device.
+
+    A file with nothing before `offset` is made anew, and has its name when the block ends well. What stands before it
+    stays, and so does a device: those are written in place, and a file that grew is cut back after a failure.
+
+    Raises CapacityError where there is no space left for `what`, UsageError where a new file would be none, OSError.
+    """
+    if not path.exists() or (not offset and path.is_file()):
+        with new_file(path, what) as new:
+            yield new.fd
+        return
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        before = file_size(fd)
+        with room_for(what, str(path)):
+            yield fd
+    except BaseException:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.ftruncate(fd, before)
+        raise
+    finally:
+        os.close(fd)
