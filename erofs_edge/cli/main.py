@@ -25,6 +25,7 @@ from typing import Any
 import click
 
 from erofs_edge import __version__
+from erofs_edge.cli.light import load_pathlib
 from erofs_edge.cli.output import emit_error
 from erofs_edge.errors import ErofsEdgeError, UsageError
 
@@ -82,6 +83,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
+        load_pathlib()  # nearly all verbs take paths
         command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
         assert isinstance(command, click.Command)  # noqa: S101  the contract of VERBS
         _unwind_on_ctrl_c()
