@@ -39,8 +39,6 @@ def new(name: str, kind: str, encrypt: bool, development: bool, as_json: bool) -
     if path.exists():
         raise ErofsEdgeError("a key is there already", where=str(path), hint="erofs-edge keys rotate")
     secret = passphrase(None, path.name, confirm=True) if encrypt else None
-    if encrypt and not secret:
-        raise ErofsEdgeError("an empty passphrase encrypts nothing")
     make_key(path, kind, secret=secret, development=development)
     _report(_written(path), as_json)
 
@@ -107,18 +105,21 @@ def show(uri: str, certificate: bool, epoch: int, as_json: bool) -> None:
 @keys.command()
 @click.argument("name")
 @click.option("--type", "kind", type=KINDS, help="Of the new key (default: as before).")
-@click.option("--encrypt", is_flag=True, help="Encrypt the new key with a passphrase.")
+@click.option(
+    "--encrypt/--no-encrypt", default=None, help="Encrypt the new key with a passphrase (default: as before)."
+)
 @json_option
-def rotate(name: str, kind: str | None, encrypt: bool, as_json: bool) -> None:
+def rotate(name: str, kind: str | None, encrypt: bool | None, as_json: bool) -> None:
     """Put a new key in the place of an old one, which keeps its file under a name with its fingerprint.
 
     Devices trust the key that they were made with: build one release with the old key that brings the new public
     half to them, and only then sign with the new one.
     """
-    from erofs_edge.trust.files import rotate_key
+    from erofs_edge.trust.files import is_encrypted, rotate_key
     from erofs_edge.trust.passphrase import passphrase
 
     path = _path(name)
+    encrypt = is_encrypted(path) if encrypt is None else encrypt
     secret = passphrase(None, f"the new {path.name}", confirm=True) if encrypt else None
     kept = rotate_key(path, kind=kind, secret=secret)
     _report(_written(path) | {"kept": str(kept)}, as_json)
@@ -136,12 +137,14 @@ def sigstore(root: Path, identity: str, issuer: str, output: Path, as_json: bool
     import json
 
     from erofs_edge.cli.to_file import write_file
-    from erofs_edge.errors import FormatError
+    from erofs_edge.errors import FormatError, SourceError
     from erofs_edge.trust.sigstore import Policy, check_root, parse_policy
 
     try:
         policy = Policy(identity, issuer, json.loads(root.read_bytes()))
-    except ValueError as error:
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=str(root)) from error
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"not a trusted root: {error}", where=str(root)) from error
     check_root(parse_policy(policy.encode(), str(root)), str(root))
     write_file(output, policy.encode(), "the policy")

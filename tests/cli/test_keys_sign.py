@@ -120,6 +120,31 @@ def test_one_passphrase_from_a_pipe_opens_the_old_key_and_locks_the_new(
     assert b"ENCRYPTED" in (keys / "locked.pem").read_bytes()
 
 
+@pytest.mark.parametrize(("words", "encrypted"), [([], True), (["--no-encrypt"], False)])
+def test_a_key_is_encrypted_after_a_rotation_as_before(
+    keys: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], encrypted: bool
+) -> None:
+    monkeypatch.setenv("EROFS_EDGE_PASSPHRASE", "correct horse")
+    record("keys", "new", "locked", "--encrypt")
+    record("keys", "rotate", "locked", *words)
+    assert (b"ENCRYPTED" in (keys / "locked.pem").read_bytes()) == encrypted
+    record("keys", "new", "open")
+    record("keys", "rotate", "open", *words)
+    assert b"ENCRYPTED" not in (keys / "open.pem").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"), [(b'{"a":' * 100_000, "not a trusted root"), (b"{", "not a trusted root"), (None, "cannot read")]
+)
+def test_a_policy_of_what_is_no_root(tmp_path: Path, data: bytes | None, says: str) -> None:
+    root = tmp_path / "root.json" if data is not None else Path("/proc/self/mem")
+    if data is not None:
+        root.write_bytes(data)
+    words = ("--identity", "a@b.example", "--issuer", "https://x.example", "-o", tmp_path / "policy")
+    assert f"{root}: {says}" in run("keys", "sigstore", "--root", root, *words, code=1).stderr
+    assert not (tmp_path / "policy").exists()
+
+
 def test_an_image_is_signed_by_its_data_and_openssl_agrees(
     keys: Path, image: tuple[Path, bytes], tmp_path: Path, oracle: Callable[[str], str]
 ) -> None:
