@@ -74,7 +74,7 @@ class Backing:
             self.size = max(os.lseek(fd, 0, os.SEEK_END) - offset, 0)
             if not self.size:
                 raise broken("the file ends before the image" if offset else "the image is empty", 0)
-            self._map = mmap.mmap(fd, self.size, prot=mmap.PROT_READ, offset=offset)
+            self._map = mmap.mmap(fd, self.size, access=mmap.ACCESS_READ, offset=offset)
         except OSError as error:
             raise ErofsEdgeError(f"cannot map the image: {error.strerror}", where=str(path)) from error
         finally:

@@ -2,7 +2,7 @@
 """Write what an image holds into a directory, safely.
 
 Nothing in the image can reach outside the destination: every file is made through a file descriptor of its own
-directory, which is reached one name at a time without following symlinks, and must not exist before.
+directory, which is reached one name at a time without following symlinks, and must not exist before (`folders`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,21 +19,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from erofs_edge.erofs import folders
 from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.check import output_limit_of
+from erofs_edge.erofs.folders import Folder, Folders
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.processes import forked, may_fork
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
 from erofs_edge.writing import NO_SPACE, folder_beside
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _BATCH_FILES, _BATCH_BYTES = 64, 4 << 20
 _FILE_WEIGHT, _WORTH_FORKING = 32 << 10, 64 << 20
 _STEPS = 16  # in which a process does its part: each one costs a message
-_KEPT_OPEN = 128  # directories
 _SKIPPED_MAX = 1000
+_NO_PRIVILEGE = 1314  # of Windows, ERROR_PRIVILEGE_NOT_HELD
 
 Progress = Callable[[int, int], None]
 
@@ -85,7 +85,8 @@ def extract(
     limit    bytes of content to write at most; None: what an image of this size can honestly hold
     processes  False: threads only; None: forked processes where that is safe and pays (the result is the same)
     A new destination appears when it is complete; on any failure nothing of it stays. Modes, ns times, xattrs, hard
-    links and holes are kept; what cannot be kept (device nodes without root) is in the report.
+    links and holes are kept; what cannot be kept (device nodes without root) is in the report. Windows has neither
+    modes nor owners, of which nothing is said.
     Raises ErofsFormatError, CapacityError, ErofsEdgeError.
     """
     top = image.lookup(path)
@@ -93,7 +94,9 @@ def extract(
         raise ErofsEdgeError("not a directory inside the image", where=os.fsdecode(path), hint="use fs cat for a file")
     try:
         with _destination(destination) as root:
-            extraction = _Extraction(image, root, owners if owners is not None else os.geteuid() == 0, limit)
+            if owners is None:
+                owners = hasattr(os, "geteuid") and os.geteuid() == 0
+            extraction = _Extraction(image, root, owners, limit)
             try:
                 extraction.run(top, jobs or min(4, os.cpu_count() or 1), processes, progress)
             except BaseException:
@@ -113,8 +116,8 @@ def _writing(error: OSError, destination: Path) -> ErofsEdgeError:
 
 
 @contextmanager
-def _destination(destination: Path) -> Iterator[int]:
-    """A descriptor of the directory to fill: the destination itself where it exists, else one beside it, renamed."""
+def _destination(destination: Path) -> Iterator[int | bytes]:
+    """The root of the directory to fill: the destination itself where it exists, else one beside it, renamed."""
     there = destination.is_dir()
     if there and any(destination.iterdir()):
         raise ErofsEdgeError(
@@ -123,11 +126,8 @@ def _destination(destination: Path) -> Iterator[int]:
     if not there and (destination.is_symlink() or destination.exists()):
         raise ErofsEdgeError("the destination is not a directory", where=str(destination))
     with nullcontext(destination) if there else folder_beside(destination) as target:
-        root = os.open(target, _DIRECTORY)
-        try:
+        with folders.opened(target) as root:
             yield root
-        finally:
-            os.close(root)
         if not there:
             target.rename(destination)
 
@@ -157,48 +157,10 @@ def _shares(batches: Iterable[_Batch], jobs: int) -> list[list[list[_Batch]]]:
     return [[share[step::_STEPS] for step in range(_STEPS)] for share in shares]
 
 
-class _Opener:
-    """Opens directories below a root, one name at a time and never through a symlink; keeps the last ones open."""
-
-    def __init__(self, root: int) -> None:
-        self._root = root
-        self._kept: OrderedDict[bytes, int] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def open(self, path: bytes) -> Iterator[int]:
-        """A descriptor of the directory, for as long as the context lasts. Raises OSError."""
-        with self._lock:
-            missing = []
-            known = path
-            while known and known not in self._kept:
-                known, _, name = known.rpartition(b"/")
-                missing.append(name)
-            fd = self._kept[known] if known else self._root
-            for name in reversed(missing):
-                fd = os.open(name, _DIRECTORY, dir_fd=fd)
-                known = known + b"/" + name if known else name
-                self._kept[known] = fd
-                if len(self._kept) > _KEPT_OPEN:
-                    os.close(self._kept.popitem(last=False)[1])
-            if known:
-                self._kept.move_to_end(known)
-            fd = os.dup(fd)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-    def close(self) -> None:
-        for fd in self._kept.values():
-            os.close(fd)
-        self._kept.clear()
-
-
 class _Extraction:
-    def __init__(self, image: Image, root: int, owners: bool, limit: int | None) -> None:
+    def __init__(self, image: Image, root: int | bytes, owners: bool, limit: int | None) -> None:
         self.image, self.owners = image, owners
-        self.opener = _Opener(root)
+        self.opener = Folders(root)
         self.report = ExtractReport()
         self.directories: list[tuple[bytes, DiskInode]] = []
         self.left = limit if limit is not None else output_limit_of(image)
@@ -215,8 +177,8 @@ class _Extraction:
         for first, path in links:
             self._link(first, path)
         for path, inode in reversed(self.directories):
-            with self.opener.open(path) as fd:
-                self._metadata(fd, path, inode, self.report)
+            with self.opener.open(path) as folder:
+                self._metadata(folder.prefix if folder.fd is None else folder.fd, path, inode, self.report)
 
     def _written(self, batches: Iterable[_Batch], jobs: int, processes: bool) -> Iterable[ExtractReport]:
         """Write all batches. Processes do not share the account of bytes: they work where no sum can exceed it."""
@@ -246,18 +208,24 @@ class _Extraction:
     def undo(self) -> None:
         """Remove what was written, as far as possible. Directories are taken one by one: no depth is too deep."""
         for path, _ in self.directories[1:]:
-            with suppress(OSError), self.opener.open(path) as fd:
-                os.fchmod(fd, 0o700)
+            with suppress(OSError), self.opener.open(path) as folder:
+                if folder.fd is not None:
+                    os.fchmod(folder.fd, 0o700)
         for path, _ in reversed(self.directories):
-            with suppress(OSError), self.opener.open(path) as fd:
-                _empty(fd)
+            with suppress(OSError), self.opener.open(path) as folder:
+                folders.empty(folder)
 
     def _batches(self, top: DiskInode, links: list[tuple[bytes, bytes]]) -> Iterator[_Batch]:
         """Make directories, sort out hard links, and hand out the files in batches of one directory each."""
         first_names: dict[int, bytes] = {}
+        left_out: set[bytes] = set()
         batch = _Batch(b"")
         for path, inode in self.image.walk(top):
             directory, _, name = path.rpartition(b"/")
+            if directory in left_out or (path and not folders.is_possible(name)):
+                self.report.skip(path, "this system has no such names")
+                left_out.add(path)
+                continue
             if inode.is_dir:
                 if path:
                     self._make_directory(directory, name)
@@ -276,8 +244,8 @@ class _Extraction:
         yield batch
 
     def _make_directory(self, parent: bytes, name: bytes) -> None:
-        with self.opener.open(parent) as fd:
-            os.mkdir(name, 0o700, dir_fd=fd)
+        with self.opener.open(parent) as folder:
+            os.mkdir(folder.prefix + name, 0o777 if folder.fd is None else 0o700, dir_fd=folder.fd)
 
     def _write_batches(self, batches: list[_Batch]) -> ExtractReport:
         report = ExtractReport()
@@ -288,16 +256,16 @@ class _Extraction:
     def _write_batch(self, batch: _Batch) -> ExtractReport:
         report = ExtractReport()
         prefix = batch.directory + b"/" if batch.directory else b""
-        with self.opener.open(batch.directory) as directory:
+        with self.opener.open(batch.directory) as folder:
             for name, inode in batch.files:
                 if stat.S_ISREG(inode.mode):
-                    self._write_file(directory, name, prefix + name, inode, report)
+                    self._write_file(folder, name, prefix + name, inode, report)
                 else:
-                    self._write_other(directory, name, prefix + name, inode, report)
+                    self._write_other(folder, name, prefix + name, inode, report)
         return report
 
-    def _write_file(self, directory: int, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
-        fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
+    def _write_file(self, folder: Folder, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
+        fd = os.open(folder.prefix + name, folders.CREATE, 0o600, dir_fd=folder.fd)
         try:
             position = 0
             for offset, data in self.image.stream(inode):
@@ -311,9 +279,12 @@ class _Extraction:
                 report.data_bytes += len(data)
             if position != inode.size:
                 os.ftruncate(fd, inode.size)
-            self._metadata(fd, path, inode, report)
+            if folder.fd is not None:
+                self._metadata(fd, path, inode, report)
         finally:
             os.close(fd)
+        if folder.fd is None:  # a file that was written to gets another time when it is closed
+            self._metadata(folder.prefix + name, path, inode, report)
         report.files += 1
 
     def _spend(self, size: int, inode: DiskInode) -> None:
@@ -326,41 +297,63 @@ class _Extraction:
                 hint="if it is to be trusted: --max-bytes",
             )
 
-    def _write_other(self, directory: int, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
+    def _write_other(self, folder: Folder, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
         """A symlink, device, fifo or socket."""
+        there = folder.prefix + name
         if stat.S_ISLNK(inode.mode):
-            os.symlink(self.image.readlink(inode), name, dir_fd=directory)
-            report.symlinks += 1
+            if not self._write_symlink(folder, there, path, inode, report):
+                return
         else:
             try:
                 if stat.S_ISFIFO(inode.mode):
-                    os.mkfifo(name, 0o600, dir_fd=directory)
+                    os.mkfifo(there, 0o600, dir_fd=folder.fd)
                 else:
-                    os.mknod(name, stat.S_IFMT(inode.mode) | 0o600, os.makedev(*inode.rdev), dir_fd=directory)
+                    os.mknod(there, stat.S_IFMT(inode.mode) | 0o600, os.makedev(*inode.rdev), dir_fd=folder.fd)
             except PermissionError:
                 report.skip(path, "device node: needs root")
                 return
-            except (NotImplementedError, OverflowError):
+            except (AttributeError, NotImplementedError, OverflowError):
                 report.skip(path, "device node: not on this system")
                 return
             report.special += 1
         if self.owners:
             _keep(
                 report, path, "owner",
-                lambda: os.chown(name, inode.uid, inode.gid, dir_fd=directory, follow_symlinks=False),
+                lambda: os.chown(there, inode.uid, inode.gid, dir_fd=folder.fd, follow_symlinks=False),
             )  # fmt: skip
         if not stat.S_ISLNK(inode.mode):
-            os.chmod(name, stat.S_IMODE(inode.mode), dir_fd=directory)
-        self._xattrs(b"/proc/self/fd/%d/%s" % (directory, name), path, inode, report)
-        os.utime(name, ns=(inode.mtime_ns, inode.mtime_ns), dir_fd=directory, follow_symlinks=False)
+            os.chmod(there, stat.S_IMODE(inode.mode), dir_fd=folder.fd)
+        self._xattrs(there if folder.fd is None else b"/proc/self/fd/%d/%s" % (folder.fd, name), path, inode, report)
+        ns = (inode.mtime_ns, inode.mtime_ns)
+        _keep(report, path, "time", lambda: os.utime(there, ns=ns, dir_fd=folder.fd, follow_symlinks=False))
 
-    def _metadata(self, fd: int, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
-        """Owner, mode, xattrs and time of an open file or directory, in the order in which none undoes another."""
+    def _write_symlink(
+        self, folder: Folder, there: bytes, path: bytes, inode: DiskInode, report: ExtractReport
+    ) -> bool:
+        """Whether it could be made."""
+        try:
+            target = self.image.readlink(inode).replace(b"/", os.fsencode(os.sep))
+            os.symlink(target, there, dir_fd=folder.fd)
+        except OSError as error:
+            if getattr(error, "winerror", 0) != _NO_PRIVILEGE:
+                raise
+            report.skip(path, "symlink: not without a privilege, or the developer mode, of this system")
+            return False
+        except UnicodeDecodeError:
+            report.skip(path, "symlink: this system has no such names")
+            return False
+        report.symlinks += 1
+        return True
+
+    def _metadata(self, target: int | bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
+        """Owner, mode, xattrs and time of a file or directory, in the order in which none undoes another. `target`: its
+        descriptor, or its path where that serves."""
         if self.owners:
-            _keep(report, path, "owner", lambda: os.fchown(fd, inode.uid, inode.gid))
-        os.fchmod(fd, stat.S_IMODE(inode.mode))
-        self._xattrs(fd, path, inode, report)
-        os.utime(fd, ns=(inode.mtime_ns, inode.mtime_ns))
+            _keep(report, path, "owner", lambda: os.chown(target, inode.uid, inode.gid))
+        if isinstance(target, int):
+            os.fchmod(target, stat.S_IMODE(inode.mode))
+        self._xattrs(target, path, inode, report)
+        _keep(report, path, "time", lambda: os.utime(target, ns=(inode.mtime_ns, inode.mtime_ns)))
 
     def _xattrs(self, target: int | bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
         setxattr: Any = getattr(os, "setxattr", None)  # Python has it on Linux
@@ -379,27 +372,23 @@ class _Extraction:
         to_directory, _, to_name = path.rpartition(b"/")
         try:
             with self.opener.open(from_directory) as source, self.opener.open(to_directory) as target:
-                os.link(from_name, to_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+                names = source.prefix + from_name, target.prefix + to_name
+                if source.fd is None:
+                    os.link(*names)
+                else:
+                    os.link(*names, src_dir_fd=source.fd, dst_dir_fd=target.fd, follow_symlinks=False)
         except FileNotFoundError:
             self.report.skip(path, "hard link to a file that was left out")
             return
         self.report.hard_links += 1
 
 
-def _empty(directory: int) -> None:
-    """Remove the files and the empty directories of a directory."""
-    for name in os.listdir(directory):
-        with suppress(OSError):
-            if stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
-                os.rmdir(name, dir_fd=directory)
-            else:
-                os.unlink(name, dir_fd=directory)
-
-
 def _keep(report: ExtractReport, path: bytes, what: str, keep: Callable[[], None]) -> None:
     """Set something that the host may refuse; a refusal goes into the report."""
     try:
         keep()
+    except (AttributeError, NotImplementedError):
+        report.skip(path, f"{what}: not on this system")
     except (OSError, OverflowError) as error:
         report.skip(path, f"{what}: {getattr(error, 'strerror', None) or error}")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from erofs_edge.positions import READ_WRITE
 from erofs_edge.verity.blocks import file_size
 from erofs_edge.writing import new_file, room_for
 
@@ -26,7 +27,7 @@ def area_of(path: Path, offset: int, what: str) -> Iterator[int]:
         with new_file(path, what) as new:
             yield new.fd
         return
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(path, READ_WRITE)
     try:
         before = file_size(fd)
         with room_for(what, str(path)):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erofs_edge.errors import FormatError, UsageError
+from erofs_edge.positions import READ, READ_WRITE, pread, preadv
 from erofs_edge.threads import processors
 from erofs_edge.verity import superblock
 from erofs_edge.verity.area import area_of
@@ -278,11 +279,11 @@ def opened(places: Places, *, writable: bool = False) -> Iterator[tuple[Superblo
     with ExitStack() as stack:
         fds = []
         for path in (places.image, places.tree, places.parity):
-            fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+            fd = os.open(path, READ_WRITE if writable else READ)
             stack.callback(os.close, fd)
             fds.append(fd)
         data_fd, hash_fd, fec_fd = fds
-        sb = superblock.parse(os.pread(hash_fd, superblock.SIZE, hash_offset), hash_offset)
+        sb = superblock.parse(pread(hash_fd, superblock.SIZE, hash_offset), hash_offset)
         sizes = file_size(data_fd), file_size(hash_fd)
         check_bounds(sb, hash_offset, *sizes, one_file=places.hash_device is None)
         layout = find_layout(
@@ -315,7 +316,7 @@ def _size(path: Path) -> int:
 
 def _read_into(fd: int, row: memoryview, offset: int) -> None:
     while len(row):
-        done = os.preadv(fd, [row], offset)
+        done = preadv(fd, [row], offset)
         if not done:
             raise FormatError("the file ends inside the blocks that the parity covers", where=f"offset {offset:#x}")
         row, offset = row[done:], offset + done

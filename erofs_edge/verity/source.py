@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from erofs_edge.errors import FormatError
+from erofs_edge.positions import READ
 from erofs_edge.verity.blocks import SLICE, Reads, Source, read_exactly
 from erofs_edge.writing import room_for, write_exactly
 
@@ -81,7 +82,7 @@ def opened(place: Place) -> Iterator[Source]:
     if not isinstance(place, Path):
         yield place
         return
-    fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(place, READ)
     try:
         yield fd
     finally:

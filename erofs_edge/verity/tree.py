@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from erofs_edge.errors import FormatError, UsageError
+from erofs_edge.positions import READ, READ_WRITE, pread
 from erofs_edge.uuids import uuid8
 from erofs_edge.verity.area import area_of
 from erofs_edge.verity.blocks import (
@@ -95,7 +96,7 @@ def append(
             where=f"{path}: offset {found:#x}",
             hint=f"to take it off: truncate -s {found} {path}",
         )
-    with _opened(path, os.O_RDWR) as fd:
+    with _opened(path, READ_WRITE) as fd:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UsageError("only a file can grow by its tree", where=str(path), hint="--hash-device FILE")
         size = _undo_unfinished(fd)
@@ -133,7 +134,7 @@ def format_tree(
     unprotected.
     """
     _check_offset(hash_offset)
-    with _opened(data, os.O_RDONLY) as data_fd:
+    with _opened(data, READ) as data_fd:
         size = file_size(data_fd)
         sb, count = _describe(data, data_fd, size, options, progress)
         if size != sb.data_size:
@@ -214,7 +215,7 @@ def _undo_unfinished(fd: int) -> int:
     """
     size = os.fstat(fd).st_size
     for at in (size - SIZE, *offsets_by_size(size)):
-        mark = os.pread(fd, 16, at) if at > 0 else b""
+        mark = pread(fd, 16, at) if at > 0 else b""
         before = int.from_bytes(mark[8:], "little")
         if mark[:8] == UNFINISHED and at - BLOCK_MAX < before <= at:
             os.ftruncate(fd, before)
@@ -266,7 +267,7 @@ def _info(sb: Superblock, root: bytes, hash_offset: int, size: int) -> VerityInf
 
 @contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, flags)
     try:
         yield fd
     finally:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders below a root, to write files into: reached by descriptors, one name at a time and never through a symlink.
+
+Where a system has no such descriptors (Windows), they are reached by their paths. There only we must make anything in
+them meanwhile, and not every name can be a file's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from erofs_edge.positions import BINARY
+
+BY_PATHS = os.open not in os.supports_dir_fd
+"""whether this system is one without such descriptors: then it has neither modes nor owners"""
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY
+_DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+_KEPT_OPEN = 128
+_FORBIDDEN = frozenset('<>:"/\\|?*') | {chr(code) for code in range(32)}
+_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}
+_DEVICES |= {f"{port}{number}" for port in ("COM", "LPT") for number in (*range(10), "\xb9", "\xb2", "\xb3")}
+
+
+def is_possible(name: bytes) -> bool:
+    """Whether this system can have a file of this name, and only there: no path, stream or device is meant by it."""
+    if not BY_PATHS:
+        return True
+    try:
+        text = name.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    stem = text.split(".")[0].rstrip(" ").upper()
+    return not _FORBIDDEN.intersection(text) and text[-1] not in " ." and stem not in _DEVICES
+
+
+class Folder(NamedTuple):
+    """Its files are ``prefix + name``, with ``dir_fd=fd``."""
+
+    prefix: bytes
+    fd: int | None
+
+
+class Folders:
+    """Opens folders below a root, which is open; keeps the last ones open. `root` is a path, or a descriptor."""
+
+    def __init__(self, root: int | bytes) -> None:
+        self._root = root
+        self._kept: OrderedDict[bytes, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def open(self, path: bytes) -> Iterator[Folder]:
+        """The folder, for as long as the context lasts. Raises OSError."""
+        if not isinstance(self._root, int):
+            yield Folder(b"/".join((self._root, path, b"") if path else (self._root, b"")), None)
+            return
+        with self._lock:
+            missing = []
+            known = path
+            while known and known not in self._kept:
+                known, _, name = known.rpartition(b"/")
+                missing.append(name)
+            fd = self._kept[known] if known else self._root
+            for name in reversed(missing):
+                fd = os.open(name, _DIRECTORY, dir_fd=fd)
+                known = known + b"/" + name if known else name
+                self._kept[known] = fd
+                if len(self._kept) > _KEPT_OPEN:
+                    os.close(self._kept.popitem(last=False)[1])
+            if known:
+                self._kept.move_to_end(known)
+            fd = os.dup(fd)
+        try:
+            yield Folder(b"", fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        for fd in self._kept.values():
+            os.close(fd)
+        self._kept.clear()
+
+
+@contextmanager
+def opened(root: Path) -> Iterator[int | bytes]:
+    """What `Folders` takes as its root. Raises OSError."""
+    if BY_PATHS:
+        yield os.fsencode(root)
+        return
+    fd = os.open(root, _DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def empty(folder: Folder) -> None:
+    """Remove the files and the empty folders in it, as far as possible. Raises OSError where it cannot be listed."""
+    for name in os.listdir(folder.prefix if folder.fd is None else folder.fd):
+        path = folder.prefix + os.fsencode(name)
+        with suppress(OSError):
+            if stat.S_ISDIR(os.stat(path, dir_fd=folder.fd, follow_symlinks=False).st_mode):
+                os.rmdir(path, dir_fd=folder.fd)
+            else:
+                os.unlink(path, dir_fd=folder.fd)
