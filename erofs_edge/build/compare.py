@@ -19,7 +19,7 @@ from erofs_edge.errors import ReproducibilityError
 from erofs_edge.manifest.load import load_board, load_system
 from erofs_edge.manifest.model import Units
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.debian.configure import Report, complete_accounts, finish
+from erofs_edge.sources.debian.configure import Ids, Report, complete_accounts, finish
 from erofs_edge.sources.debian.deb import Package, read_debs
 from erofs_edge.sources.debian.fetch import fetch
 from erofs_edge.sources.debian.mirror import host_mirror
@@ -89,7 +89,7 @@ def _tree(one: Subject, scripted: Scripted | None) -> FileTree:
     system = msgspec.structs.replace(loaded.value, units=Units(), harmless_scripts=harmless)
     tree, _ = configured(replace(loaded, value=system), lock, one.packages, scripted)
     accounts = complete_accounts(
-        tree, one.packages, system, lock.users, lock.groups,
+        tree, one.packages, system, Ids.of(lock),
         epoch=lock.date, configured=scripted is not None, position=loaded.position,
     )  # fmt: skip
     finish(tree, system, accounts, Report(), position=loaded.position)

@@ -10,6 +10,7 @@ from pathlib import Path
 from erofs_edge.build.inputs import Locked
 from erofs_edge.errors import ManifestError
 from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.configure.accounts import Ids
 from erofs_edge.sources.debian.deb import Package, read_debs
 from erofs_edge.sources.debian.scripted.capture import Scripted, configured_tree
 
@@ -65,4 +66,4 @@ def run_scripts(
         fresh=fresh,
         progress=progress,
     )
-    return configured_tree(made.members, archive, made.makers, packages, lock.users, lock.groups)
+    return configured_tree(made.members, archive, made.makers, packages, Ids.of(lock))

@@ -9,6 +9,7 @@ from pathlib import Path
 from erofs_edge.errors import SourceError, VerificationError
 from erofs_edge.manifest.supply import LockedSource
 from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.configure.accounts import Ids
 from erofs_edge.tree import BytesContent, FileTree
 
 BUILT = "system.img"
@@ -72,14 +73,14 @@ def has_accounts(tree: FileTree) -> bool:
     return tree.get("etc/passwd") is not None
 
 
-def accounts_of(tree: FileTree) -> tuple[dict[str, int], dict[str, int]]:
-    """(users, groups) of an image, name → number: what a lock pins. Malformed lines are left out."""
+def accounts_of(tree: FileTree) -> Ids:
+    """The numbers that an image has, for a lock to pin. Malformed lines are left out."""
     found: list[dict[str, int]] = []
     for path in ("etc/passwd", "etc/group"):
         inode = tree.get(path, follow=True)
         rows = [line.split(":") for line in inode.read().decode(errors="replace").split("\n")] if inode else []
         found.append({row[0]: int(row[2]) for row in rows if len(row) > 3 and re.fullmatch("[0-9]{1,10}", row[2])})
-    return found[0], found[1]
+    return Ids(*found)
 
 
 def installed(tree: FileTree) -> str:

@@ -17,7 +17,7 @@ from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import Entry, Lock, System, mode_bits
 from erofs_edge.sources.base import has_accounts, installed, keep_installed, lay_over, load_base
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.debian.configure import Report, adopt, complete_accounts, configure, finish
+from erofs_edge.sources.debian.configure import Ids, Report, adopt, complete_accounts, configure, finish
 from erofs_edge.sources.debian.configure.accounts import Accounts, base_accounts
 from erofs_edge.sources.debian.configure.alternatives import drop_dangling
 from erofs_edge.sources.debian.configure.apply import owner_ids
@@ -79,9 +79,8 @@ def system_tree(
     owned += [o for i, entry in enumerate(system.entries) for o in set_entry(loaded, f"entries.{i}", tree, entry)]
     accounts = base_accounts(tree, configured=settled)
     if packages or system.users or system.groups:
-        pins = (lock.users, lock.groups)
         accounts = complete_accounts(
-            tree, packages, system, *pins,
+            tree, packages, system, Ids.of(lock),
             epoch=lock.date, configured=settled, position=loaded.position,
         )  # fmt: skip
     for item in owned:
@@ -120,7 +119,7 @@ def configured(
     tree = unpack(packages)
     if not packages:
         return tree, Report()
-    report = configure(tree, packages, system, lock.users, lock.groups, epoch=lock.date, position=loaded.position)
+    report = configure(tree, packages, system, Ids.of(lock), epoch=lock.date, position=loaded.position)
     unknown = [note for note in report.unknown if note.package not in system.harmless_scripts]
     if unknown:
         raise loaded.error(

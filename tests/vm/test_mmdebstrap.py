@@ -20,6 +20,7 @@ import pytest
 from erofs_edge.build.compare import ACCOUNTS, Subject, subject
 from erofs_edge.build.scripted import run_scripts
 from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.configure.accounts import Ids
 from erofs_edge.sources.debian.deb import Package
 from erofs_edge.sources.debian.mirror import host_mirror
 from erofs_edge.sources.debian.scripted.capture import configured_tree
@@ -76,7 +77,7 @@ def differences(one: Subject, archive: Path, cache: Cache) -> list[Difference]:
     lock = one.locked.lock
     ours = run_scripts(one.locked, one.debs, one.machine, cache, packages=one.packages)
     members = read_members(archive, str(archive))
-    theirs = configured_tree(members, archive, {}, one.packages, lock.users, lock.groups)
+    theirs = configured_tree(members, archive, {}, one.packages, Ids.of(lock))
     trees = [ours.tree, theirs.tree]
     for tree in trees:
         _sort_accounts(tree)

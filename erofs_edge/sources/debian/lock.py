@@ -28,6 +28,7 @@ from erofs_edge.tree import BytesContent, FileTree, Inode
 if TYPE_CHECKING:
     from erofs_edge.sources.cache import Cache
     from erofs_edge.sources.debian.apt import Apt
+    from erofs_edge.sources.debian.configure.accounts import Ids
     from erofs_edge.sources.debian.fetch import Progress
     from erofs_edge.sources.debian.mirror import Mirror
 
@@ -147,7 +148,7 @@ def lock_system(
             date = apt.release_date()
     debs = fetch_locked(packages, loaded, mirror, cache, progress)
     pins = pin_sources(loaded, cache)
-    users, groups = _ids(loaded, debs, pins, cache, old)
+    ids = _ids(loaded, debs, pins, cache, old)
     return _settled(
         Lock(
             name=system.system,
@@ -157,8 +158,8 @@ def lock_system(
             requested=requested(system),
             packages={"system": packages},
             sources=pins,
-            users=users,
-            groups=groups,
+            users=ids.users,
+            groups=ids.groups,
         ),
         old,
     )
@@ -347,10 +348,10 @@ def _kernel(loaded: Loaded[Board], apt: Apt) -> LockedPackage:
 
 def _ids(
     loaded: Loaded[System], debs: dict[str, Path], pins: list[LockedSource], cache: Cache, old: Lock | None
-) -> tuple[dict[str, int], dict[str, int]]:
+) -> Ids:
     """Pinned ids: the old lock's, and new ones for what packages, sources, overlays and entries ask for."""
     from erofs_edge.sources.base import accounts_of, load_base
-    from erofs_edge.sources.debian.configure import assign_ids
+    from erofs_edge.sources.debian.configure import Ids, assign_ids
     from erofs_edge.sources.debian.deb import read_debs
     from erofs_edge.sources.debian.unpack import unpack
     from erofs_edge.sources.directory import read_directory
@@ -359,11 +360,11 @@ def _ids(
     system = loaded.value
     packages = read_debs(debs, cache)
     tree = unpack(packages)
-    users, groups = (dict(old.users), dict(old.groups)) if old is not None else ({}, {})
+    pinned = Ids.of(old) if old is not None else Ids({}, {})
     lower = frozenset[int]()
     if system.base is not None:
         of_base = accounts_of(base := load_base(Path(system.base), cache, pins[0]))
-        users, groups = of_base[0] | users, of_base[1] | groups
+        pinned = Ids(of_base.users | pinned.users, of_base.groups | pinned.groups)
         lower = frozenset(id(inode) for _, inode in base.walk())
         base.merge(tree)
         tree, pins = base, pins[1:]
@@ -374,7 +375,7 @@ def _ids(
         if entry.text is not None:
             file = FileTree(Inode(0o100644, content=BytesContent(entry.text.encode())))
             _lay(loaded, f"entries.{i}", tree, file, entry.path)
-    return assign_ids(packages, tree, system, users, groups, position=loaded.position)
+    return assign_ids(packages, tree, system, pinned, position=loaded.position)
 
 
 def _lay(loaded: Loaded[System], pointer: str, tree: FileTree, layer: FileTree, to: str) -> None:

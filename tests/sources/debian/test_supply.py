@@ -16,6 +16,7 @@ from erofs_edge.errors import ManifestError, MirrorError, VerificationError
 from erofs_edge.manifest.load import Loaded, load_lock, load_system, save_lock
 from erofs_edge.manifest.model import Lock, System
 from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.configure.accounts import Ids
 from erofs_edge.sources.debian.deb import read_debs
 from erofs_edge.sources.debian.lock import check_lock, lock_system
 from erofs_edge.sources.debian.mirror import Mirror
@@ -119,7 +120,7 @@ def loaded(tmp_path: Path, text: str) -> Loaded[System]:
 
 def locked(one: Loaded[System], mirror: Mirror, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Lock:
     """The lock without ids, which need Debian's base packages; written and read again."""
-    monkeypatch.setattr("erofs_edge.sources.debian.lock._ids", lambda *_: ({}, {}))
+    monkeypatch.setattr("erofs_edge.sources.debian.lock._ids", lambda *_: Ids({}, {}))
     path = one.path.with_suffix(".lock")
     save_lock(lock_system(one, mirror=mirror, cache=cache), path)
     lock = load_lock(path)

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 from erofs_edge.manifest.model import System
 from erofs_edge.sources.debian.configure import alternatives, certificates, host, ids, pam, shells, tmpfiles, units
-from erofs_edge.sources.debian.configure.accounts import Accounts, write_accounts
+from erofs_edge.sources.debian.configure.accounts import Accounts, Ids, write_accounts
 from erofs_edge.sources.debian.configure.apply import apply_effect
 from erofs_edge.sources.debian.configure.effects import Enable, Generate, Known, adduser_groups, known_scripts
 from erofs_edge.sources.debian.configure.ids import Position
 from erofs_edge.sources.debian.deb import Package
 from erofs_edge.tree import FileTree
 
-__all__ = ["Report", "ScriptNote", "adopt", "assign_ids", "complete_accounts", "configure", "finish"]
+__all__ = ["Ids", "Report", "ScriptNote", "adopt", "assign_ids", "complete_accounts", "configure", "finish"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -59,33 +59,31 @@ def assign_ids(
     packages: Sequence[Package],
     tree: FileTree,
     system: System,
-    users: dict[str, int],
-    groups: dict[str, int],
+    pinned: Ids,
     *,
     position: Position = str,
-) -> tuple[dict[str, int], dict[str, int]]:
-    """(users, groups) that a new lock pins, from the old lock's and what packages, tree and manifest ask for.
+) -> Ids:
+    """What a new lock pins, from what the old one has `pinned` and what packages, tree and manifest ask for.
 
     `tree` needs the packages' files, and the overlay's where that has sysusers.d lines. Deterministic.
     Raises ManifestError where two names would share a number.
     """
     made = adduser_groups(packages)
-    return ids.assign_ids(tree, system, users, groups, adduser_groups=made, position=position)
+    return ids.assign_ids(tree, system, pinned, adduser_groups=made, position=position)
 
 
 def configure(
     tree: FileTree,
     packages: Sequence[Package],
     system: System,
-    users: dict[str, int],
-    groups: dict[str, int],
+    pinned: Ids,
     *,
     epoch: int,
     position: Position = str,
 ) -> Report:
     """Bring the unpacked packages to the state that their configuration leaves, in place.
 
-    `users` and `groups` are the lock's pinned ids, `epoch` its date in seconds since 1970.
+    `pinned` are the lock's ids, `epoch` its date in seconds since 1970.
     Raises ManifestError for accounts that the lock lacks or that clash, SourceError for malformed input.
     """
     report = Report()
@@ -95,7 +93,7 @@ def configure(
             report.unknown.append(_note(known))
         elif known.changed:
             report.changed.append(_note(known))
-    accounts = complete_accounts(tree, packages, system, users, groups, epoch=epoch, position=position)
+    accounts = complete_accounts(tree, packages, system, pinned, epoch=epoch, position=position)
     effects = [(known, effect) for known in scripts if known.entry is not None for effect in known.entry.effects]
     for known, effect in effects:
         apply_effect(tree, effect, accounts, known.package)
@@ -127,8 +125,7 @@ def complete_accounts(
     tree: FileTree,
     packages: Sequence[Package],
     system: System,
-    users: dict[str, int],
-    groups: dict[str, int],
+    pinned: Ids,
     *,
     epoch: int,
     configured: bool = False,
@@ -140,9 +137,7 @@ def complete_accounts(
     Raises ManifestError for accounts that the lock lacks or that clash.
     """
     made = [] if configured else adduser_groups(packages)
-    accounts = ids.build_accounts(
-        tree, system, users, groups, adduser_groups=made, configured=configured, position=position
-    )
+    accounts = ids.build_accounts(tree, system, pinned, adduser_groups=made, configured=configured, position=position)
     write_accounts(tree, accounts, epoch)
     return accounts
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from erofs_edge.errors import SourceError
+from erofs_edge.manifest.model import Lock
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
 NOLOGIN = "/usr/sbin/nologin"
@@ -20,6 +22,18 @@ LOCKED = "!*"
 """the password field of accounts made by systemd-sysusers"""
 AGEING = "0:99999:7:::"
 """minimum, maximum and warning days as shadow's own tools set them from login.defs"""
+
+
+class Ids(NamedTuple):
+    """Numbers of accounts by name, as a lock pins them."""
+
+    users: dict[str, int]
+    groups: dict[str, int]
+
+    @classmethod
+    def of(cls, lock: Lock) -> Ids:
+        """Those of a lock."""
+        return cls(lock.users, lock.groups)
 
 
 @dataclass(frozen=True, slots=True)

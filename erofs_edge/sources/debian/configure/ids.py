@@ -22,6 +22,7 @@ from erofs_edge.sources.debian.configure.accounts import (
     Account,
     Accounts,
     Group,
+    Ids,
     base_accounts,
 )
 from erofs_edge.sources.debian.configure.sysusers import Request, read_sysusers
@@ -107,29 +108,22 @@ class _Numbers:
 
 
 def assign_ids(
-    tree: FileTree,
-    system: System,
-    users: dict[str, int],
-    groups: dict[str, int],
-    *,
-    adduser_groups: Sequence[str] = (),
-    position: Position = str,
-) -> tuple[dict[str, int], dict[str, int]]:
-    """The pins of the next lock: the old ones and one for each new account without a fixed number.
+    tree: FileTree, system: System, pinned: Ids, *, adduser_groups: Sequence[str] = (), position: Position = str
+) -> Ids:
+    """The pins of the next lock: those of the old one and one for each new account without a fixed number.
 
     `tree` holds the packages' files (and the overlay's, if that brings sysusers.d lines); `adduser_groups` are the
     groups that known package scripts make. Raises ManifestError where two names would share a number.
     """
-    numbers = _Numbers(base_accounts(tree), dict(users), dict(groups), True, position)
+    numbers = _Numbers(base_accounts(tree), dict(pinned.users), dict(pinned.groups), True, position)
     _build(numbers, tree, system, adduser_groups)
-    return dict(sorted(numbers.users.items())), dict(sorted(numbers.groups.items()))
+    return Ids(dict(sorted(numbers.users.items())), dict(sorted(numbers.groups.items())))
 
 
 def build_accounts(
     tree: FileTree,
     system: System,
-    users: dict[str, int],
-    groups: dict[str, int],
+    pinned: Ids,
     *,
     adduser_groups: Sequence[str] = (),
     configured: bool = False,
@@ -137,7 +131,8 @@ def build_accounts(
 ) -> Accounts:
     """All accounts of a system, with the numbers of the lock; of a `configured` one, those in its /etc and what is
     missing there. Raises ManifestError on a name that the lock lacks."""
-    numbers = _Numbers(base_accounts(tree, configured=configured), dict(users), dict(groups), False, position)
+    before = base_accounts(tree, configured=configured)
+    numbers = _Numbers(before, dict(pinned.users), dict(pinned.groups), False, position)
     _build(numbers, tree, system, adduser_groups)
     return numbers.accounts
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_edge.errors import SourceError
+from erofs_edge.sources.debian.configure.accounts import Ids
 from erofs_edge.sources.debian.deb import Package
 from erofs_edge.sources.debian.scripted.renumber import renumber
 from erofs_edge.sources.debian.scripted.scrub import scrub
@@ -37,15 +38,14 @@ def configured_tree(
     archive: Path,
     makers: dict[str, str],
     packages: Sequence[Package],
-    users: dict[str, int],
-    groups: dict[str, int],
+    pinned: Ids,
 ) -> Scripted:
     """The tree of a captured archive: scrubbed, its accounts with the lock's numbers, each inode with the package that
     it is of as its origin. `makers`: see `attribute`. Raises SourceError where the archive is damaged."""
     tree = tree_of(members, archive, str(archive), origin=SCRIPTS)
     shipped = unpack(packages)
     scrub(tree, shipped)
-    unpinned = renumber(tree, users, groups)
+    unpinned = renumber(tree, pinned)
     for path, inode in tree.walk():
         old = shipped.get(path)
         inode.origin = old.origin if old is not None else makers.get(os.fsdecode(path), SCRIPTS)

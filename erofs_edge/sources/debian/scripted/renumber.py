@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 
 from erofs_edge.errors import SourceError
-from erofs_edge.sources.debian.configure.accounts import base_accounts
+from erofs_edge.sources.debian.configure.accounts import Ids, base_accounts
 from erofs_edge.sources.debian.configure.ids import SYSTEM_IDS
 from erofs_edge.tree import BytesContent, FileTree
 
@@ -21,15 +21,15 @@ ACL_VERSION = 2
 ACL_USER, ACL_GROUP = 0x02, 0x08
 
 
-def renumber(tree: FileTree, users: Mapping[str, int], groups: Mapping[str, int]) -> list[str]:
+def renumber(tree: FileTree, pinned: Ids) -> list[str]:
     """Give accounts their pinned numbers, in place; the accounts of scripts alone that nothing pins ('user x').
 
     A number that is pinned for another name is taken from whoever has it: that one gets the next free number. Raises
     SourceError where the files of accounts or a list are malformed.
     """
     accounts = base_accounts(tree, configured=True)
-    uids = _translation({u.name: u.uid for u in accounts.users.values()}, users)
-    gids = _translation({g.name: g.gid for g in accounts.groups.values()}, groups)
+    uids = _translation({u.name: u.uid for u in accounts.users.values()}, pinned.users)
+    gids = _translation({g.name: g.gid for g in accounts.groups.values()}, pinned.groups)
     for path, inode in tree.walk():
         inode.uid, inode.gid = uids.get(inode.uid, inode.uid), gids.get(inode.gid, inode.gid)
         for name in ACLS:
@@ -39,8 +39,8 @@ def renumber(tree: FileTree, users: Mapping[str, int], groups: Mapping[str, int]
     _rewrite(tree, "etc/group", (gids,))
     masters = base_accounts(tree)
     return [
-        *(f"user {n}" for n, u in accounts.users.items() if _loose(n, u.uid, users, masters.users)),
-        *(f"group {n}" for n, g in accounts.groups.items() if _loose(n, g.gid, groups, masters.groups)),
+        *(f"user {n}" for n, u in accounts.users.items() if _loose(n, u.uid, pinned.users, masters.users)),
+        *(f"group {n}" for n, g in accounts.groups.items() if _loose(n, g.gid, pinned.groups, masters.groups)),
     ]
 
 

@@ -11,6 +11,7 @@ from sources.samples import rows
 
 from erofs_edge.manifest.model import System, Units, User
 from erofs_edge.sources.debian.configure import (
+    Ids,
     Report,
     assign_ids,
     complete_accounts,
@@ -44,9 +45,9 @@ PACKAGES = [
 
 def run(system: System, packages: list[Package] = PACKAGES, epoch: int = 86400) -> tuple[FileTree, Report]:
     tree = tree_with(BASE)
-    users, groups = assign_ids(packages, tree, system, {}, {})
-    report = configure(tree, packages, system, users, groups, epoch=epoch)
-    accounts = complete_accounts(tree, packages, system, users, groups, epoch=epoch)
+    ids = assign_ids(packages, tree, system, Ids({}, {}))
+    report = configure(tree, packages, system, ids, epoch=epoch)
+    accounts = complete_accounts(tree, packages, system, ids, epoch=epoch)
     finish(tree, system, accounts, report)
     return tree, report
 
@@ -72,7 +73,7 @@ def test_a_text_in_the_table_is_not_named(monkeypatch: pytest.MonkeyPatch) -> No
     known = next(iter(effects.known_scripts(PACKAGES[:1])))
     table = {"base-files": {"postinst": effects.Script([known.sha256])}}
     monkeypatch.setattr(effects, "load_table", lambda: table)
-    report = configure(tree, PACKAGES[:1], system, {}, {"systemd-journal": 999}, epoch=0)
+    report = configure(tree, PACKAGES[:1], system, Ids({}, {"systemd-journal": 999}), epoch=0)
     assert report.unknown == report.changed == []
     assert tree.get("etc/profile") is None
 

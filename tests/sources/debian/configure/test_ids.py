@@ -8,7 +8,7 @@ from sources.debian.configure.made import MASTERS, package, text_of, tree_with
 
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.model import System, User
-from erofs_edge.sources.debian.configure import assign_ids, complete_accounts
+from erofs_edge.sources.debian.configure import Ids, assign_ids, complete_accounts
 from erofs_edge.tree import FileTree
 
 # what trixie's dbus, udev, openssh-server and systemd ship
@@ -34,7 +34,7 @@ def plain(**kw: object) -> System:
 
 def test_numbers_as_systemd_sysusers_gives_them() -> None:
     """What systemd-sysusers 252 gave for the same lines, passwd and group; _ssh is addgroup's."""
-    users, groups = assign_ids([SSH], base(), plain(), {}, {})
+    users, groups = assign_ids([SSH], base(), plain(), Ids({}, {}))
     assert users == {"messagebus": 993, "sshd": 992, "systemd-network": 991, "systemd-resolve": 990}
     assert groups == {
         "_ssh": 101,
@@ -52,8 +52,8 @@ def test_numbers_as_systemd_sysusers_gives_them() -> None:
 
 def test_files_of_the_stock_accounts() -> None:
     tree = base()
-    users, groups = assign_ids([SSH], tree, plain(), {}, {})
-    complete_accounts(tree, [SSH], plain(), users, groups, epoch=19675 * 86400 + 5)
+    users, groups = assign_ids([SSH], tree, plain(), Ids({}, {}))
+    complete_accounts(tree, [SSH], plain(), Ids(users, groups), epoch=19675 * 86400 + 5)
     assert text_of(tree, "etc/passwd").splitlines()[:1] == ["root:x:0:0:root:/root:/bin/bash"]
     assert text_of(tree, "etc/passwd").splitlines()[-4:] == [
         "messagebus:x:993:993:System Message Bus:/nonexistent:/usr/sbin/nologin",
@@ -74,12 +74,12 @@ def test_files_of_the_stock_accounts() -> None:
 
 
 def test_a_pinned_name_keeps_its_number_whatever_comes_and_goes() -> None:
-    users, groups = assign_ids([SSH], base(), plain(), {}, {})
+    users, groups = assign_ids([SSH], base(), plain(), Ids({}, {}))
     later = base(**{"aaa.conf": "g aaa -\nu bbb -\n", "debian-udev.conf": "g kvm -\n"})
-    users2, groups2 = assign_ids([SSH], later, plain(), users, groups)
+    users2, groups2 = assign_ids([SSH], later, plain(), Ids(users, groups))
     assert users2 == {**users, "bbb": 988}
     assert groups2 == {**groups, "aaa": 989, "bbb": 988}
-    assert assign_ids([SSH], base(), plain(), users2, groups2) == (users2, groups2)
+    assert assign_ids([SSH], base(), plain(), Ids(users2, groups2)) == (users2, groups2)
 
 
 @given(st.sets(st.sampled_from([f"n{i}" for i in range(12)]), max_size=8), st.data())
@@ -88,9 +88,9 @@ def test_old_pins_are_never_moved_nor_shared(names: set[str], data: st.DataObjec
     groups: dict[str, int] = {}
     for _ in range(3):
         lines = "".join(f"{data.draw(st.sampled_from(['u', 'g']))} {name} -\n" for name in sorted(names))
-        old = (dict(users), dict(groups))
-        users, groups = assign_ids([], tree_with(MASTERS | {"usr/lib/sysusers.d/n.conf": lines}), plain(), *old)
-        assert old[0].items() <= users.items() and old[1].items() <= groups.items()
+        old = Ids(dict(users), dict(groups))
+        users, groups = assign_ids([], tree_with(MASTERS | {"usr/lib/sysusers.d/n.conf": lines}), plain(), old)
+        assert old.users.items() <= users.items() and old.groups.items() <= groups.items()
         owners: dict[int, str] = {}
         for name, number in [*users.items(), *groups.items()]:
             assert owners.setdefault(number, name) == name
@@ -99,7 +99,7 @@ def test_old_pins_are_never_moved_nor_shared(names: set[str], data: st.DataObjec
 
 def test_a_name_that_the_lock_lacks_is_an_error_that_says_how_to_mend_it() -> None:
     with pytest.raises(ManifestError, match=r"'input' has no id in the lock") as caught:
-        complete_accounts(base(), [], plain(), {}, {}, epoch=0)
+        complete_accounts(base(), [], plain(), Ids({}, {}), epoch=0)
     assert "erofs-edge lock" in (caught.value.hint or "")
 
 
@@ -114,9 +114,9 @@ def test_fixed_numbers_come_first_ranges_and_owners_count() -> None:
     tree.get("usr/bin/tool").uid, tree.get("usr/bin/tool").gid = 444, 8
     for name in list(SYSUSERS):
         tree.remove(f"usr/lib/sysusers.d/{name}")
-    users, groups = assign_ids([], tree, plain(), {}, {})
+    users, groups = assign_ids([], tree, plain(), Ids({}, {}))
     assert (users, groups) == ({}, {"one": 201, "two": 200})
-    accounts = complete_accounts(tree, [], plain(), users, groups, epoch=0)
+    accounts = complete_accounts(tree, [], plain(), Ids(users, groups), epoch=0)
     assert (accounts.users["tool"].uid, accounts.users["tool"].gid) == (444, 8)
     assert accounts.groups["mail"].members == ["tool"]
 
@@ -132,10 +132,10 @@ def test_users_of_the_manifest() -> None:
         groups={"app": None, "fixed": 720},
     )
     tree = base()
-    users, groups = assign_ids([], tree, system, {}, {})
+    users, groups = assign_ids([], tree, system, Ids({}, {}))
     assert (users["anna"], users["daemon2"], groups["app"]) == (1000, 989, 101)
     assert "bot" not in users and "fixed" not in groups
-    accounts = complete_accounts(tree, [], system, users, groups, epoch=86400)
+    accounts = complete_accounts(tree, [], system, Ids(users, groups), epoch=86400)
     anna, bot = accounts.users["anna"], accounts.users["bot"]
     assert (anna.uid, anna.gid, anna.home, anna.shell) == (1000, 1000, "/home/anna", "/bin/bash")
     assert (bot.uid, bot.gid, bot.home, bot.shell, bot.password) == (
@@ -164,9 +164,9 @@ def test_users_of_the_manifest() -> None:
     ],
 )
 def test_collisions_have_the_position_of_the_manifest(system: System, message: str, key: str) -> None:
-    pins = ({"messagebus": 993}, {"messagebus": 993})
+    pins = Ids({"messagebus": 993}, {"messagebus": 993})
     with pytest.raises(ManifestError, match=message) as caught:
-        assign_ids([], base(), system, *pins, position=lambda pointer: f"m.yaml:{pointer}")
+        assign_ids([], base(), system, pins, position=lambda pointer: f"m.yaml:{pointer}")
     assert caught.value.where == f"m.yaml:{key}"
 
 
@@ -178,6 +178,6 @@ def test_a_system_without_base_passwd_keeps_its_own_accounts() -> None:
             "etc/shadow": "root:$6$s$h:1:0:99999:7:::\n",
         }
     )
-    accounts = complete_accounts(tree, [], plain(users={"web": User(uid=80)}), {}, {}, epoch=86400)
+    accounts = complete_accounts(tree, [], plain(users={"web": User(uid=80)}), Ids({}, {}), epoch=86400)
     assert accounts.users["root"].password == "$6$s$h"
     assert text_of(tree, "etc/passwd").splitlines()[1] == "web:x:80:80::/nonexistent:/usr/sbin/nologin"

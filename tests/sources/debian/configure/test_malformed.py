@@ -11,6 +11,7 @@ from sources.debian.configure.made import MASTERS, some_accounts, tree_with
 
 from erofs_edge.errors import ErofsEdgeError, SourceError
 from erofs_edge.manifest.model import System
+from erofs_edge.sources.debian.configure.accounts import Ids
 from erofs_edge.sources.debian.configure.alternatives import parse_alternatives
 from erofs_edge.sources.debian.configure.certificates import subject_hash
 from erofs_edge.sources.debian.configure.ids import assign_ids
@@ -54,7 +55,7 @@ LINES = st.lists(st.tuples(KINDS, BYTES).map(b" ".join), max_size=5).map(b"\n".j
 def test_lines(data: bytes) -> None:
     tree = tree_with(MASTERS | {"usr/lib/sysusers.d/x.conf": data, "usr/lib/tmpfiles.d/x.conf": data, "etc/x": ""})
     with contextlib.suppress(ErofsEdgeError):
-        assign_ids(tree, System(system="x"), {}, {})
+        assign_ids(tree, System(system="x"), Ids({}, {}))
     with contextlib.suppress(SourceError):
         apply_tmpfiles(tree, some_accounts())
 

@@ -16,6 +16,7 @@ from sources.samples import control_text, deb_bytes, entry, link_groups, rows
 
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.sources.cache import Cache
+from erofs_edge.sources.debian.configure.accounts import Ids
 from erofs_edge.sources.debian.deb import Package, read_deb
 from erofs_edge.sources.debian.scripted.capture import attribute
 from erofs_edge.sources.debian.scripted.compare import Explanation, compare, explain, read_explanations
@@ -120,7 +121,7 @@ def test_accounts_get_the_numbers_of_the_lock() -> None:
     assert web is not None and late is not None
     web.uid, web.gid, late.uid, late.gid = 999, 999, 998, 998
     web.xattrs[b"system.posix_acl_access"] = acl((0x01, 0xFFFFFFFF), (0x02, 999), (0x08, 998), (0x20, 0xFFFFFFFF))
-    loose = renumber(tree, {"web": 998, "gone": 997}, {"web": 998})
+    loose = renumber(tree, Ids({"web": 998, "gone": 997}, {"web": 998}))
     # late had the number of web, free that of a name that is gone: both get the next free one
     assert text_of(tree, "etc/passwd").split() == [
         "root:x:0:0::/root:/bin/sh", "web:x:998:998::/:/x", "late:x:996:999::/:/x", "free:x:999:0::/:/x",
@@ -136,7 +137,7 @@ def test_a_malformed_access_control_list(tmp_path: Path) -> None:
     tree = tree_with({"etc/passwd": "", "etc/group": "", "x": ""})
     tree.root.children[b"x"].xattrs[b"system.posix_acl_default"] = b"\1\0\0\0"
     with pytest.raises(SourceError, match="malformed access control list"):
-        renumber(tree, {}, {})
+        renumber(tree, Ids({}, {}))
 
 
 def test_files_are_of_the_package_whose_scripts_ran_last_before_they_changed(tmp_path: Path) -> None:
