@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from erofs_edge.errors import SourceError
+from erofs_edge.names import fsdecode, fsencode
 from erofs_edge.positions import READ
 from erofs_edge.reading import read_exactly
 
@@ -65,9 +66,9 @@ class FileContent(NamedTuple):
             finally:
                 os.close(fd)
         except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror}", where=os.fsdecode(self.path)) from error
+            raise SourceError(f"cannot read: {error.strerror}", where=fsdecode(self.path)) from error
         if len(data) != length:
-            raise SourceError("file changed while it was being read", where=os.fsdecode(self.path))
+            raise SourceError("file changed while it was being read", where=fsdecode(self.path))
         return data
 
 
@@ -160,11 +161,11 @@ class Inode:
 
 def split(path: bytes | str) -> list[bytes]:
     """Components of a path; raises SourceError on '..', NUL or a name over 255 bytes."""
-    raw = os.fsencode(path)
+    raw = fsencode(path)
     parts = [p for p in raw.split(b"/") if p not in (b"", b".")]
     for part in parts:
         if part == b".." or b"\0" in part or len(part) > 255:
-            raise SourceError("bad path", where=os.fsdecode(raw))
+            raise SourceError("bad path", where=fsdecode(raw))
     return parts
 
 
@@ -218,7 +219,7 @@ class FileTree:
                 raise SourceError(
                     f"{_kind(inode)} from {inode.origin or 'a source'} would replace a directory"
                     f" from {old.origin or 'another'}",
-                    where=os.fsdecode(b"/" + b"/".join(parts)),
+                    where=fsdecode(b"/" + b"/".join(parts)),
                 )
             inode.children = {**old.children, **inode.children}
         parent.children[parts[-1]] = inode
@@ -238,7 +239,7 @@ class FileTree:
             if not child.is_dir:
                 raise SourceError(
                     f"a {_kind(child)} stands where {origin or 'a source'} needs a directory",
-                    where=os.fsdecode(here),
+                    where=fsdecode(here),
                 )
             node = child
         return node

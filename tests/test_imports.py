@@ -12,18 +12,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "erofs_edge"
 
-BASE = {"errors", "globs", "homes", "locks", "positions", "reading", "threads", "uuids", "writing"}
+BASE = {"errors", "globs", "homes", "locks", "names", "positions", "reading", "threads", "uuids", "writing"}
 FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "globs": set(),
     "homes": {"errors"},
     "locks": set(),
+    "names": set(),
     "positions": set(),
     "reading": {"positions"},
     "threads": set(),
     "uuids": set(),
-    "writing": {"errors", "locks", "positions"},
+    "writing": {"errors", "locks", "names", "positions"},
     "tree": BASE,
     "codec": BASE,
     "manifest": BASE,
@@ -66,8 +67,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 MAY_IMPORT["__main__"] = {"cli"}
 
-PURE = FORMATS - {"sources", "trust"} | {"errors", "globs", "positions", "reading", "uuids", "tree", "manifest"}
-PURE |= {"codec", "rafs", "transport"}
+PURE = FORMATS - {"sources", "trust"} | {"errors", "globs", "names", "positions", "reading", "uuids", "tree"}
+PURE |= {"codec", "manifest", "rafs", "transport"}
 IMPURE = {"time", "datetime", "random", "secrets", "locale", "socket", "subprocess", "getpass", "platform", "click"}
 IMPURE_NAMES = {"environ", "getenv", "uuid1", "uuid4", "urandom", "getlogin", "cpu_count"}
 EXCEPTIONS = {

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from erofs_edge.cli.fs_image import IMG, Source, image_options
 from erofs_edge.cli.options import FilePath
 from erofs_edge.cli.output import Progress, emit_json, json_option, note, one_line, size_text, table
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
+from erofs_edge.names import fsdecode, fsencode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,19 +75,19 @@ def list_(*, image: Source, path: str, recursive: bool, long: bool, as_json: boo
     with image.opened() as opened:
         found = _listed(opened, path, recursive)
         if as_json:
-            emit_json([{"path": os.fsdecode(name), **_described(opened, inode)} for name, inode in found])
+            emit_json([{"path": fsdecode(name), **_described(opened, inode)} for name, inode in found])
         elif long:
             table([*_long(opened, name, inode)] for name, inode in found)
         else:
-            _print_lines(os.fsdecode(name) for name, _ in found)
+            _print_lines(fsdecode(name) for name, _ in found)
 
 
 def _listed(image: Image, path: str, recursive: bool) -> Iterator[tuple[bytes, DiskInode]]:
     top = image.lookup(path, follow=path.endswith("/"))
     if not top.is_dir:
-        yield os.fsencode(path), top
+        yield fsencode(path), top
     elif recursive:
-        prefix = os.fsencode("/" + path.strip("/"))
+        prefix = fsencode("/" + path.strip("/"))
         for below, inode in image.walk(top):
             yield prefix.rstrip(b"/") + b"/" + below if below else prefix, inode
     else:
@@ -113,8 +113,8 @@ def _long(image: Image, name: bytes, inode: DiskInode) -> Iterator[object]:
     is_device = stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode)
     yield ",".join(map(str, inode.rdev)) if is_device else str(inode.size)
     yield _time_text(inode.mtime_ns)
-    shown = one_line(os.fsdecode(name))
-    yield f"{shown} -> {one_line(os.fsdecode(image.readlink(inode)))}" if stat.S_ISLNK(inode.mode) else shown
+    shown = one_line(fsdecode(name))
+    yield f"{shown} -> {one_line(fsdecode(image.readlink(inode)))}" if stat.S_ISLNK(inode.mode) else shown
 
 
 def _described(image: Image, inode: DiskInode) -> dict[str, object]:
@@ -132,7 +132,7 @@ def _described(image: Image, inode: DiskInode) -> dict[str, object]:
         "mtime_ns": inode.mtime_ns,
     }
     if stat.S_ISLNK(inode.mode):
-        record["target"] = os.fsdecode(image.readlink(inode))
+        record["target"] = fsdecode(image.readlink(inode))
     if stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode):
         record["rdev"] = list(inode.rdev)
     return record

@@ -11,6 +11,7 @@ import click
 from erofs_edge.cli.options import FilePath, together
 from erofs_edge.cli.output import note
 from erofs_edge.errors import UsageError
+from erofs_edge.names import fsencode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +57,7 @@ def without_outputs(tree: FileTree, source: str, image: str, blob: Path | None) 
 
         if output is image and os.path.isfile(path) and not _is_image(path):
             raise UsageError(f"a file of {source}, and no image", where=output, hint="another name for the image")
-        if not rewrite.exclude(tree, [os.fsencode(path[len(top) :])], []):
+        if not rewrite.exclude(tree, [fsencode(path[len(top) :].replace(os.sep, "/"))], []):
             found.append(f"{output} lies in {source}: the older one there is left out")
     for text in found:
         note(f"warning: {text}")
@@ -94,7 +95,7 @@ def changed(
 
     idle: list[str] = []
     if exclude_path or exclude_regex:
-        idle = rewrite.exclude(tree, map(os.fsencode, exclude_path), exclude_regex)
+        idle = rewrite.exclude(tree, map(fsencode, exclude_path), exclude_regex)
     if hard_dereference:
         rewrite.split_hard_links(tree)
     if fs_config_file is not None:

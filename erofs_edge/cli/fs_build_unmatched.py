@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from erofs_edge.cli.output import note
+from erofs_edge.names import fsdecode
 
 if TYPE_CHECKING:
     from erofs_edge.erofs.options import WriteOptions
@@ -28,7 +28,7 @@ def warn_of_unmatched(tree: FileTree, options: WriteOptions, excluding: list[str
     if options.uses:
         from erofs_edge.erofs.hot import missing_paths
 
-        missing = [os.fsdecode(path) for path in missing_paths(tree, options.uses)]
+        missing = [fsdecode(path) for path in missing_paths(tree, options.uses)]
         if missing:
             more = ", …" if len(missing) > SHOWN else ""
             paths = f"{', '.join(missing[:SHOWN])}{more}"

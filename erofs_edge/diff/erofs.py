@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -20,6 +19,7 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.regions import map_image
 from erofs_edge.errors import ErofsFormatError
+from erofs_edge.names import fsdecode
 
 PATHS_SHOWN = 20
 WINDOW = 4 << 20
@@ -127,7 +127,7 @@ class Comparison:
         return self.new.installed.owner(path) or self.old.installed.owner(path)
 
     def _add(self, path: bytes, inode: DiskInode | None, change: Change) -> None:
-        change.where, change.package = "/" + os.fsdecode(path), self._owner(path)
+        change.where, change.package = "/" + fsdecode(path), self._owner(path)
         self._files.setdefault(change.package, set()).add(path)
         if inode is not None and change.what in ("content", "added"):
             change.blocks = self._differing(inode)
@@ -153,9 +153,7 @@ class Comparison:
         if before.xattr_size or after.xattr_size:
             self._xattrs(path, before, after)
         if kind == stat.S_IFLNK:
-            targets = [
-                os.fsdecode(side.image.readlink(inode)) for side, inode in ((self.old, before), (self.new, after))
-            ]
+            targets = [fsdecode(side.image.readlink(inode)) for side, inode in ((self.old, before), (self.new, after))]
             if targets[0] != targets[1]:
                 self._add(path, None, Change("inode", "", "target", targets[0], targets[1]))
         elif kind == stat.S_IFREG:
@@ -172,7 +170,7 @@ class Comparison:
             fields.append(("links", before.nlink, after.nlink, "hard links"))
             if 1 < before.nlink == after.nlink:
                 names = self.old.first_name(path, before), self.new.first_name(path, after)
-                fields.append(("link of", os.fsdecode(names[0]), os.fsdecode(names[1]), "hard links"))
+                fields.append(("link of", fsdecode(names[0]), fsdecode(names[1]), "hard links"))
         for name, one, other, why in fields:
             if one != other:
                 self._add(path, None, Change("inode", "", name, str(one), str(other), why))
@@ -181,7 +179,7 @@ class Comparison:
         one, other = self.old.image.xattrs(before), self.new.image.xattrs(after)
         for name in sorted(one.keys() | other.keys()):
             if one.get(name) != other.get(name):
-                what = f"xattr {os.fsdecode(name)}"
+                what = f"xattr {fsdecode(name)}"
                 self._add(path, None, Change("inode", "", what, shown(one.get(name)), shown(other.get(name))))
 
     def _content(self, path: bytes, before: DiskInode, after: DiskInode) -> None:
@@ -302,7 +300,7 @@ class Comparison:
             ("encoding", "codec, level, pcluster or fragment", tally.recoded, tally.recoded_blocks),
         ):
             if paths:
-                names = ["/" + os.fsdecode(path) for path in paths[:PATHS_SHOWN]]
+                names = ["/" + fsdecode(path) for path in paths[:PATHS_SHOWN]]
                 names += [f"… {len(paths) - PATHS_SHOWN} files more"] if len(paths) > PATHS_SHOWN else []
                 text = f"{len(paths)} files with the same content"
                 self.report.add(Change(what, "", what, text, text, why, blocks=count, detail=names))

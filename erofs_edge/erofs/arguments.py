@@ -12,6 +12,7 @@ from typing import Any
 
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.errors import UsageError
+from erofs_edge.names import fsencode
 
 PATH = "str or os.PathLike"
 
@@ -82,7 +83,7 @@ def _raw(name: str, given: object) -> bytes:
     """Bytes, or text as the system encodes file names."""
     if not isinstance(given, str | bytes):
         raise _wrong(name, "bytes or str", given)
-    return os.fsencode(given)
+    return fsencode(given)
 
 
 def _several(of: Callable[[str, Any], Any], kind: str, name: str, given: object) -> tuple[Any, ...]:
@@ -98,7 +99,7 @@ def _use(name: str, given: object) -> object:
         return given
     if not isinstance(given, str | bytes):
         raise _wrong(name, "Use, bytes or str", given)
-    return os.fsencode(given)
+    return fsencode(given)
 
 
 def _rule(name: str, given: object) -> object:

@@ -28,6 +28,7 @@ from erofs_edge.erofs.superblock import CHECKSUM_OFFSET
 from erofs_edge.erofs.told_digests import Wrong, wrong_devices, wrong_fingerprints
 from erofs_edge.erofs.xattrs import filter_bit_of
 from erofs_edge.errors import ErofsFormatError
+from erofs_edge.names import fsdecode
 
 FINDINGS_MAX = 1000
 _UNCOUNTED = ondisk.INCOMPAT_ZTAILPACKING | ondisk.INCOMPAT_FRAGMENTS | ondisk.INCOMPAT_METABOX
@@ -137,7 +138,7 @@ class _Check:
 
     def _find(self, severity: str, message: str, where: int | str | None, path: bytes | None) -> None:
         if len(self.report.findings) < FINDINGS_MAX:
-            shown = None if path is None else os.fsdecode(b"/" + path)
+            shown = None if path is None else fsdecode(b"/" + path)
             where = place(where) if isinstance(where, int) else where
             self.report.findings.append(Finding(severity, message, where, shown))
 
@@ -242,7 +243,7 @@ class _Check:
             self.error(error.message, error.where, path)
             return
         if dots:
-            self.error(f"directory lacks {', '.join(os.fsdecode(name) for name in dots)}", inode.offset, path)
+            self.error(f"directory lacks {', '.join(fsdecode(name) for name in dots)}", inode.offset, path)
 
     def _type(self, entry: Dirent, inode: DiskInode, path: bytes) -> None:
         if entry.file_type != ondisk.FILE_TYPES[stat.S_IFMT(inode.mode)]:
@@ -276,10 +277,10 @@ class _Check:
     def _xattrs(self, inode: DiskInode, path: bytes) -> None:
         area = self.image.xattr_area(inode)
         for name in area.duplicates:
-            self.error(f"xattr {os.fsdecode(name)} comes twice", inode.offset, path)
+            self.error(f"xattr {fsdecode(name)} comes twice", inode.offset, path)
         info = self.info.raw
         if info.feature_compat & ondisk.COMPAT_XATTR_FILTER and not info.xattr_filter_reserved:
-            hidden = [os.fsdecode(name) for name in area.items if area.filter >> filter_bit_of(name) & 1]
+            hidden = [fsdecode(name) for name in area.items if area.filter >> filter_bit_of(name) & 1]
             if hidden:
                 self.error(f"the name filter hides {', '.join(hidden)}", inode.offset + inode.header_size, path)
         for address, size in area.shared:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import uuid
 from collections import Counter
@@ -15,6 +14,7 @@ from erofs_edge.erofs.gate import minimum_kernel, needs_text, pages_text, superb
 from erofs_edge.erofs.inode import LAYOUT_NAMES, DiskInode
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.superblock import feature_names
+from erofs_edge.names import fsdecode
 
 SIZE_BUCKETS = 17
 EXTENSIONS_SHOWN = 20
@@ -50,21 +50,20 @@ def superblock_fields(image: Image) -> dict[str, object]:
         "packed_nid": raw.packed_nid,
         "metabox_nid": info.metabox_nid,
         "devices": [
-            {"tag": os.fsdecode(device.tag), "blocks": device.blocks, "uniaddr": device.uniaddr}
-            for device in info.devices
+            {"tag": fsdecode(device.tag), "blocks": device.blocks, "uniaddr": device.uniaddr} for device in info.devices
         ],
         "inodes": raw.inos,
         "epoch": info.epoch,
         "fixed_nsec": raw.fixed_nsec,
         "uuid": str(uuid.UUID(bytes=raw.uuid)),
-        "volume_name": os.fsdecode(info.volume_name),
+        "volume_name": fsdecode(info.volume_name),
         "features_compat": compat,
         "features_incompat": incompat,
         "algorithms": algorithms if compressed else [],
         "max_pcluster": info.max_pcluster,
         "minimum_kernel": version_text(minimum_kernel(features)),
         "needs": needs_text(features) + ([f"pages of {info.block_size} bytes"] if pages_text(info.block_size) else []),
-        "xattr_prefixes": [os.fsdecode(prefix) for prefix in image.xattr_prefixes],
+        "xattr_prefixes": [fsdecode(prefix) for prefix in image.xattr_prefixes],
     }
 
 
@@ -85,10 +84,10 @@ def inode_fields(image: Image, inode: DiskInode) -> dict[str, object]:
         "inode_size": inode.header_size,
         "xattr_size": inode.xattr_size,
         "offset": inode.offset,
-        "xattrs": {os.fsdecode(name): value for name, value in image.xattrs(inode).items()},
+        "xattrs": {fsdecode(name): value for name, value in image.xattrs(inode).items()},
     }
     if stat.S_ISLNK(inode.mode):
-        fields["target"] = os.fsdecode(image.readlink(inode))
+        fields["target"] = fsdecode(image.readlink(inode))
     if stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode):
         fields["rdev"] = list(inode.rdev)
     return fields
@@ -189,4 +188,4 @@ def _extension(path: bytes) -> str:
     parts = name.split(b".")[1:] if name[:1] != b"." else name[1:].split(b".")[1:]
     while len(parts) > 1 and parts[-1].isdigit():
         parts.pop()
-    return "." + os.fsdecode(parts[-1]) if parts and parts[-1] and not parts[-1].isdigit() else ""
+    return "." + fsdecode(parts[-1]) if parts and parts[-1] and not parts[-1].isdigit() else ""

@@ -27,6 +27,7 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.processes import forked, may_fork
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
+from erofs_edge.names import fsdecode, fsencode
 from erofs_edge.writing import NO_SPACE, folder_beside
 
 _BATCH_FILES, _BATCH_BYTES = 64, 4 << 20
@@ -65,7 +66,7 @@ class ExtractReport:
     def skip(self, path: bytes, message: str) -> None:
         self.skipped_count += 1
         if len(self.skipped) < _SKIPPED_MAX:
-            self.skipped.append((os.fsdecode(b"/" + path), message))
+            self.skipped.append((fsdecode(b"/" + path), message))
 
 
 def extract(
@@ -91,7 +92,7 @@ def extract(
     """
     top = image.lookup(path)
     if not top.is_dir:
-        raise ErofsEdgeError("not a directory inside the image", where=os.fsdecode(path), hint="use fs cat for a file")
+        raise ErofsEdgeError("not a directory inside the image", where=fsdecode(path), hint="use fs cat for a file")
     try:
         with _destination(destination) as root:
             if owners is None:
@@ -332,7 +333,7 @@ class _Extraction:
     ) -> bool:
         """Whether it could be made."""
         try:
-            target = self.image.readlink(inode).replace(b"/", os.fsencode(os.sep))
+            target = self.image.readlink(inode).replace(b"/", fsencode(os.sep))
             os.symlink(target, there, dir_fd=folder.fd)
         except OSError as error:
             if getattr(error, "winerror", 0) != _NO_PRIVILEGE:
@@ -358,7 +359,7 @@ class _Extraction:
     def _xattrs(self, target: int | bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
         setxattr: Any = getattr(os, "setxattr", None)  # Python has it on Linux
         for name, value in self.image.xattrs(inode).items():
-            what = f"xattr {os.fsdecode(name)}"
+            what = f"xattr {fsdecode(name)}"
             if setxattr is None:
                 report.skip(path, f"{what}: not on this system")
             elif isinstance(target, int):

@@ -8,7 +8,6 @@ ErofsFormatError with the byte offset. Reads are safe from several threads.
 from __future__ import annotations
 
 import io
-import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from erofs_edge.erofs.superblock import SuperInfo, read_superblock
 from erofs_edge.erofs.xattrs import XattrArea, prefix_table_size, read_prefixes, read_xattrs
 from erofs_edge.erofs.zmap import compressed_extents
 from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.names import fsdecode, fsencode
 from erofs_edge.tree import FileTree, Inode
 
 SYMLINK_MAX = 4095
@@ -141,8 +141,8 @@ class Image:
 
         Raises ErofsEdgeError where there is none.
         """
-        shown = os.fsdecode(path)
-        todo = [part for part in os.fsencode(path).split(b"/") if part not in (b"", b".")][::-1]
+        shown = fsdecode(path)
+        todo = [part for part in fsencode(path).split(b"/") if part not in (b"", b".")][::-1]
         trail = [self.inode(self.root_nid)]
         budget = SYMLINKS_FOLLOWED_MAX
         while todo:
@@ -301,7 +301,7 @@ class Image:
         """
         inode = self.lookup(path)
         if not stat.S_ISREG(inode.mode):
-            raise ErofsEdgeError("not a regular file", where=os.fsdecode(path))
+            raise ErofsEdgeError("not a regular file", where=fsdecode(path))
         return ImageFile(self, inode)
 
     def readlink(self, inode: DiskInode) -> bytes:

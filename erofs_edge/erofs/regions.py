@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from erofs_edge.erofs.extents import Extent, Kind, chunk_table
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import ErofsFormatError
+from erofs_edge.names import fsdecode
 
 KINDS = (
     "boot area", "superblock and tables", "inodes", "attributes", "indexes", "directories", "symlinks",
@@ -104,7 +104,7 @@ def _all(image: Image) -> Iterator[Region]:
     for path, inode in image.walk():
         if inode.nid not in seen:
             seen.add(inode.nid)
-            yield from _inode(image, inode, os.fsdecode(b"/" + path), shared)
+            yield from _inode(image, inode, fsdecode(b"/" + path), shared)
     if info.raw.packed_nid and info.incompat(ondisk.INCOMPAT_FRAGMENTS):
         yield from _inode(image, image.packed, "(packed inode)", shared, "fragments")
     if info.metabox_nid:

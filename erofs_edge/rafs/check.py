@@ -15,6 +15,7 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.ondisk import CHUNK_INDEXES, LAYOUT_CHUNK_BASED
 from erofs_edge.erofs.read import PIECE, Image
 from erofs_edge.errors import ErofsEdgeError, ErofsFormatError, UsageError
+from erofs_edge.names import fsdecode
 from erofs_edge.positions import pread
 from erofs_edge.rafs import ondisk
 from erofs_edge.rafs.decode import can_decode, wrong_chunks
@@ -84,7 +85,7 @@ def _wrong_files(path: Path, rafs: Rafs) -> Iterator[Finding]:
                 seen.add(inode.nid)
                 message = _wrong_file(image, inode, rafs.chunk_size, table)
                 if message is not None:
-                    yield Finding("error", message, f"offset {inode.offset:#x}", os.fsdecode(b"/" + name))
+                    yield Finding("error", message, f"offset {inode.offset:#x}", fsdecode(b"/" + name))
     except ErofsFormatError as error:
         yield Finding("error", error.message, error.where)
 

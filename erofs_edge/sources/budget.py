@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
-
 from erofs_edge.errors import CapacityError
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import System, size_bytes
+from erofs_edge.names import fsdecode
 from erofs_edge.tree import FileTree, Inode
 
 PARTITION = "partition"
@@ -43,7 +42,7 @@ def _files(tree: FileTree, path: str) -> list[tuple[str, Inode]]:
         return []
     found: dict[int, tuple[str, Inode]] = {}
     for below, inode in FileTree(top).walk() if top.is_dir else [(b"/", top)]:
-        name = path.rstrip("/") + os.fsdecode(below if below != b"/" else b"")
+        name = path.rstrip("/") + fsdecode(below if below != b"/" else b"")
         if inode.is_file:
             found.setdefault(id(inode), (name, inode))
     return list(found.values())

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 import posixpath
 from collections.abc import Iterable
 
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.model import System
+from erofs_edge.names import fsdecode, fsencode
 from erofs_edge.sources.debian.configure.ids import Position
 from erofs_edge.sources.globs import matcher
 from erofs_edge.tree import FileTree, Inode
@@ -68,7 +68,7 @@ def firmware_of_modules(tree: FileTree, wanted: Iterable[str], also: Iterable[st
     names, keep, missing = _firmware_files(top), set[bytes](), []
     for name in sorted(set(wanted)):
         pattern = name if name.startswith("/") else f"/{name}"
-        found = {path for path in names if _is_firmware(os.fsdecode(path), pattern)}
+        found = {path for path in names if _is_firmware(fsdecode(path), pattern)}
         keep |= found
         if not found:
             missing.append(name)
@@ -92,7 +92,7 @@ def _keep_firmware(tree: FileTree, top: Inode, names: list[bytes], keep: set[byt
         path = todo.pop()
         inode = FileTree(top).get(path)
         if inode is not None and inode.is_symlink:
-            target = os.fsencode(posixpath.normpath(posixpath.join(posixpath.dirname(path), inode.target)))
+            target = fsencode(posixpath.normpath(posixpath.join(posixpath.dirname(path), inode.target)))
             below = target.removeprefix(b"/" + FIRMWARE.encode())
             if below in names and below not in keep:
                 keep.add(below)

@@ -7,7 +7,6 @@ without those that its host has; nothing of what their scripts do is done, since
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import Lock, System
+from erofs_edge.names import fsdecode
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.configure.accounts import base_accounts
 from erofs_edge.sources.debian.configure.units import enable, find_unit
@@ -103,7 +103,7 @@ def _enable_units(loaded: Loaded[System], tree: FileTree) -> None:
 def _keep_hierarchies(system: System, tree: FileTree) -> list[str]:
     """Take away what systemd would not merge; one note of it."""
     lost = [
-        os.fsdecode(path)
+        fsdecode(path)
         for path, inode in tree.walk()
         if not inode.is_dir and path.split(b"/")[1] not in HIERARCHIES[system.kind]
     ]
@@ -149,8 +149,8 @@ def _complete_root(loaded: Loaded[System], tree: FileTree) -> None:
 
 def _prefixed(name: bytes, prefix: str) -> bool:
     """portablectl's rule: the prefix itself, or followed by one of - . @"""
-    rest = os.fsdecode(name).removeprefix(prefix)
-    return os.fsdecode(name).startswith(prefix) and rest[:1] in ("-", ".", "@")
+    rest = fsdecode(name).removeprefix(prefix)
+    return fsdecode(name).startswith(prefix) and rest[:1] in ("-", ".", "@")
 
 
 def _add(tree: FileTree, path: str, text: str) -> None:

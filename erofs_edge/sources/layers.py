@@ -14,6 +14,7 @@ from pathlib import Path
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import Source, System
 from erofs_edge.manifest.supply import LockedSource
+from erofs_edge.names import fsdecode
 from erofs_edge.sources.base import pin_base
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.overlay import Owned, apply_rules
@@ -84,7 +85,7 @@ def _gives_way(loaded: Loaded[System], index: int, place: bytes, here: Inode, ne
     detail = f": {next(kinds)} of the one, {next(kinds)} of the other" if here.is_dir != new.is_dir else ""
     raise loaded.error(
         f"sources.{index}",
-        f"{os.fsdecode(place)} is in {one} and in {two}{detail}",
+        f"{fsdecode(place)} is in {one} and in {two}{detail}",
         hint=f"`clash: replace` here lets {two} win, `clash: keep` leaves that of {one}",
     )
 
@@ -100,7 +101,7 @@ def _blocked(loaded: Loaded[System], index: int, tree: FileTree, place: bytes, n
         if not here.is_dir:
             raise loaded.error(
                 f"sources.{index}",
-                f"{os.fsdecode(above)} is a file of {here.origin or 'the packages'} and a directory of {new.origin}",
+                f"{fsdecode(above)} is a file of {here.origin or 'the packages'} and a directory of {new.origin}",
                 hint="leave one of them out",
             )
 

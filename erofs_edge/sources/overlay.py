@@ -14,6 +14,7 @@ from erofs_edge.errors import SourceError
 from erofs_edge.manifest.load import Loaded
 from erofs_edge.manifest.model import Overlay, System, mode_bits
 from erofs_edge.manifest.shaping import OverlayRule
+from erofs_edge.names import fsdecode
 from erofs_edge.sources.directory import read_directory
 from erofs_edge.sources.globs import matcher
 from erofs_edge.sources.templates import expand, variables
@@ -102,7 +103,7 @@ def _fill_in(loaded: Loaded[System], pointer: str, overlay: Overlay, layer: File
     template = matcher(overlay.templates, lambda i: loaded.position(f"{pointer}.templates.{i}"))
     for path, inode in layer.walk():
         if inode.is_file and template(path):
-            file = os.path.join(os.path.relpath(overlay.from_), os.fsdecode(path[1:]))
+            file = os.path.join(os.path.relpath(overlay.from_), fsdecode(path[1:]))
             inode.content = BytesContent(expand(inode.read(), values, file))
 
 
@@ -116,7 +117,7 @@ def _lay(loaded: Loaded[System], pointer: str, tree: FileTree, layer: FileTree, 
         if not place or (here is not None and here.is_dir):
             continue
         if here is not None:
-            raise loaded.error(pointer, f"a directory would replace the file {os.fsdecode(place)} of {here.origin}")
+            raise loaded.error(pointer, f"a directory would replace the file {fsdecode(place)} of {here.origin}")
         copy = inode
         if inode.is_dir:
             copy = Inode(inode.mode, inode.uid, inode.gid, inode.mtime_ns, xattrs=dict(inode.xattrs))

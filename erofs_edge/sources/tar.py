@@ -7,13 +7,13 @@ A plain archive is referenced in place; a compressed one is unpacked into the ca
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from erofs_edge.errors import SourceError, VerificationError
+from erofs_edge.names import fsdecode
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.decompress import HEAD, codec_of, decompressed, reader
 from erofs_edge.sources.tarball import Member, read_members
@@ -81,7 +81,7 @@ def tree_of(members: Iterable[Member], archive: Path, where: str, origin: str = 
             if member.mode:
                 inode = inode_of(member, archive, origin or where)
             elif (earlier := seen.get(member.link)) is None or earlier.is_dir:
-                raise SourceError(f"hard link to {os.fsdecode(member.link)!r}, which is no earlier file")
+                raise SourceError(f"hard link to {fsdecode(member.link)!r}, which is no earlier file")
             else:
                 inode = earlier
             if not member.path:
@@ -101,7 +101,7 @@ def tree_of(members: Iterable[Member], archive: Path, where: str, origin: str = 
                 inode.children = before.children
             parent.children[name] = seen[member.path] = inode
         except SourceError as error:
-            raise SourceError(f"member {os.fsdecode(member.path)!r}: {error}", where=where) from error
+            raise SourceError(f"member {fsdecode(member.path)!r}: {error}", where=where) from error
     return tree
 
 
@@ -120,7 +120,7 @@ def directory_of(tree: FileTree, path: bytes, origin: str) -> Inode:
         elif not child.is_dir:
             followed = tree.get(here, follow=True) if child.is_symlink else None
             if followed is None or not followed.is_dir:
-                raise SourceError(f"{os.fsdecode(here)} is no directory")
+                raise SourceError(f"{fsdecode(here)} is no directory")
             child = followed
         node = child
     return node

@@ -26,6 +26,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from erofs_edge.errors import SourceError
+from erofs_edge.names import fsdecode
 from erofs_edge.positions import READ, pread
 from erofs_edge.sources.posix_acl import acl_attribute
 
@@ -126,7 +127,7 @@ class _Reader:
                 name = extra.get(b"path") or _name(header)
                 self._member(header, {**self.common, **extra} if self.common else extra)
         except (_BadMemberError, ValueError) as error:
-            what = f"member {os.fsdecode(name[:MAX_PATH])!r}: {error}" if name else str(error)
+            what = f"member {fsdecode(name[:MAX_PATH])!r}: {error}" if name else str(error)
             raise SourceError(what, where=f"{self.where}: offset {offset:#x}") from error
 
     def _header(self) -> bytes | None:
@@ -374,7 +375,7 @@ def _xattrs(extra: dict[bytes, bytes]) -> dict[bytes, bytes]:
             try:
                 found.setdefault(name, base64.b64decode(value + b"=" * (-len(value) % 4), validate=True))
             except binascii.Error:
-                raise _BadMemberError(f"attribute {os.fsdecode(name)} is not base64") from None
+                raise _BadMemberError(f"attribute {fsdecode(name)} is not base64") from None
     for key, value in extra.items():
         if key.startswith(b"SCHILY.xattr."):
             found[key.removeprefix(b"SCHILY.xattr.")] = value
