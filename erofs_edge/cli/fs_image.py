@@ -12,7 +12,6 @@ import click
 
 from erofs_edge.cli.options import FilePath, together
 from erofs_edge.errors import ErofsFormatError, FormatError, UsageError
-from erofs_edge.positions import READ
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +96,7 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _table(path: Path) -> Table | None:
     import os
 
+    from erofs_edge.positions import READ
     from erofs_edge.verify.disk import find_table
 
     fd = os.open(path, READ)
