@@ -3,23 +3,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from erofs_edge.build.extension_image import Effort, write_extension
+from erofs_edge.build.extension_image import write_extension
 from erofs_edge.build.inputs import Inputs
 from erofs_edge.build.signing import Collector
-from erofs_edge.build.stages import Compose, Step
-from erofs_edge.sources.cache import Cache
+from erofs_edge.build.stages import Bench, Compose
 from erofs_edge.sources.compose import Layer, lay_certificate, lay_layers, refuse_clashes
 from erofs_edge.tree import FileTree
 from erofs_edge.trust.certificate import self_signed
-from erofs_edge.trust.key import Signer
 
 
-def make_layers(
-    inputs: Inputs, signer: Signer, cache: Cache, work: Path, options: Effort, step: Step
-) -> tuple[list[Layer], Compose, list[str]]:
-    """NAME.raw in `work` for each layer; what lays them into the system's tree; notes for the user, to which that adds.
+def make_layers(inputs: Inputs, bench: Bench) -> tuple[list[Layer], Compose, list[str]]:
+    """NAME.raw in the bench's folder for each layer; what lays them into the system's tree; notes for the user, to
+    which that adds.
 
     What lays them also writes the manifest's `signer_certificate`. The packages of the system are left out of the
     images. Raises ManifestError where two lay different files at one path, SignaturesMissingError where signatures are
@@ -32,7 +27,7 @@ def make_layers(
     signed = Collector()
     for locked in inputs.layers:
         with signed.one():
-            made = write_extension(locked, host, inputs.epoch, signer, cache, work, options, step)
+            made = write_extension(locked, host, inputs.epoch, bench)
             value = locked.loaded.value
             layers.append(Layer(value.system, value.kind, made.path, made.tree, made.root_hash))
             notes += [f"layer {value.system}: {note}" for note in made.notes]
@@ -41,7 +36,7 @@ def make_layers(
 
     def lay(tree: FileTree) -> None:
         if layers or loaded.value.signer_certificate:
-            certificate = self_signed(signer, inputs.epoch).pem
+            certificate = self_signed(bench.signer, inputs.epoch).pem
             lay_certificate(loaded, certificate, tree)
             notes.extend(lay_layers(loaded, layers, certificate, tree) if layers else [])
 

@@ -14,14 +14,14 @@ from typing import Any
 from erofs_edge import __version__
 from erofs_edge.build.extension_image import write_extension
 from erofs_edge.build.inputs import FORMAT_VERSION, Locked, lock_of, system_files
-from erofs_edge.build.pipeline import BuildOptions, BuildResult, workshop
+from erofs_edge.build.pipeline import BuildOptions, BuildResult, hand_over, workshop
 from erofs_edge.build.record import RELEASE, outputs, read_release, remember, unchanged, write_json
 from erofs_edge.build.signing import refuse_development
-from erofs_edge.build.stages import Step, quiet
+from erofs_edge.build.stages import Bench, Step, quiet
 from erofs_edge.manifest.load import load_system
 from erofs_edge.manifest.lockfile import lock_bytes
 from erofs_edge.sources.cache import Cache
-from erofs_edge.trust.key import Signer, public_key_pem
+from erofs_edge.trust.key import public_key_pem
 from erofs_edge.trust.signer import open_signer
 
 KEY = "dev:dev"
@@ -78,23 +78,21 @@ def build_extension(manifest: Path, options: BuildOptions, step: Step = quiet) -
     if not options.force and unchanged(options.out, inputs_digest):
         return BuildResult(options.out, read_release(options.out), fresh=False)
     with workshop(options.out) as work:
-        image, record, notes = make_extension(inputs, signer, cache, work, options, step)
+        image, record, notes = make_extension(
+            inputs, Bench(work, cache, signer, step, options.jobs, options.compression_cache)
+        )
         names = [image.name]
-        (options.out / RELEASE).unlink(missing_ok=True)
         record |= {"inputs": inputs_digest, "files": outputs(work, names)}
         write_json(work / RELEASE, record)
-        for name in [*names, RELEASE]:
-            (work / name).replace(options.out / name)
+        hand_over(work, options.out, names)
     remember(options.out, inputs_digest, names)
     return BuildResult(options.out, record, fresh=True, notes=notes)
 
 
-def make_extension(
-    inputs: ExtensionInputs, signer: Signer, cache: Cache, work: Path, options: BuildOptions, step: Step
-) -> tuple[Path, dict[str, Any], list[str]]:
-    """NAME.raw in `work`, what is to be recorded of it, and notes for the user."""
+def make_extension(inputs: ExtensionInputs, bench: Bench) -> tuple[Path, dict[str, Any], list[str]]:
+    """NAME.raw in the bench's folder, what is to be recorded of it, and notes for the user."""
     system, lock = inputs.own.loaded.value, inputs.own.lock
-    made = write_extension(inputs.own, inputs.host_packages, lock.date, signer, cache, work, options, step)
+    made = write_extension(inputs.own, inputs.host_packages, lock.date, bench)
     record: dict[str, Any] = {
         "format": 1,
         "erofs_edge": {"version": __version__, "bytes": FORMAT_VERSION},
@@ -105,6 +103,6 @@ def make_extension(
         "root_hash": made.root_hash.hex(),
         "inodes": made.inodes,
         "certificate": made.certificate.pem.decode(),
-        "sign": {"name": signer.name, "development": signer.development},
+        "sign": {"name": bench.signer.name, "development": bench.signer.development},
     }
     return made.path, record, made.notes

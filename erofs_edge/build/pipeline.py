@@ -43,6 +43,7 @@ from erofs_edge.build.signing import (
     signer_record,
 )
 from erofs_edge.build.stages import (
+    Bench,
     Debs,
     Made,
     Step,
@@ -129,18 +130,19 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
     inputs, debs, notes = _fetch(board_path, inputs, options, cache, step)
     inputs_digest = digest(inputs, public_key)
     with workshop(options.out) as work:
-        layers, lay, layer_notes = make_layers(inputs, signer, cache, work, options, step)
-        system = make_system(inputs, debs, cache, options.jobs, options.compression_cache, work, step, lay)
+        bench = Bench(work, cache, signer, step, options.jobs, options.compression_cache)
+        layers, lay, layer_notes = make_layers(inputs, bench)
+        system = make_system(inputs, debs, bench, lay)
         exposed = exposed_notes(inputs.board.value, inputs.system.loaded.value)
         notes = [*notes, *layer_notes, *(exposed if options.release else [])]
         signed = Collector()
         certificate = sign_system(signer, system.verity.root_hash, inputs.epoch, work, signed)
-        with parity_meanwhile(system, options.jobs, step), signed.one():
-            boot = make_boot(inputs, debs, system, signer, cache, work, step)
+        with parity_meanwhile(system, bench), signed.one():
+            boot = make_boot(inputs, debs, system, bench)
             write_vbmeta_images(inputs.board.value, inputs.partition, system.verity, signer, work)
         signed.finish()
         assert certificate is not None  # noqa: S101  else a signature is missing
-        made = Made(system, boot, make_disk(inputs, system, boot, work, step))
+        made = Made(system, boot, make_disk(inputs, system, boot, bench))
         with outputs_meanwhile(work) as hashed, step("contents"):
             write_contents(work, inputs, debs.by_group(inputs), system.tree, cache)
             reference = reference_values(work, system.verity.root_hash)
@@ -159,14 +161,11 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
             record["files"] = outputs(work, names, record["files"])
             write_json(work / RELEASE, record)
         sign_release(signer, certificate, work / RELEASE)
-        # without its record a mixture of old and new is no build: whoever reads it is told to build again
-        (options.out / RELEASE).unlink(missing_ok=True)
         names.append(RELEASE_SIGNATURE)
-        for name in [*names, RELEASE]:
-            (work / name).replace(options.out / name)
+        hand_over(work, options.out, names)
     remember(options.out, inputs_digest, names)
-    laid_out = layout_notes(inputs, system.erofs, system.tree)
-    return BuildResult(options.out, record, fresh=True, notes=[*notes, *made.notes, *laid_out])
+    notes = [*notes, *made.notes, *layout_notes(inputs, system.erofs, system.tree)]
+    return BuildResult(options.out, record, fresh=True, notes=notes)
 
 
 def _fetch(
@@ -183,6 +182,14 @@ def _fetch(
             notes = [str(gone), *relock.lock_again(board_path, folder, host_mirror(), cache, options.system)]
         inputs = options.gather(board_path, folder)
         return inputs, fetch_debs(inputs, cache, step), notes
+
+
+def hand_over(work: Path, out: Path, names: list[str]) -> None:
+    """Outputs of a work folder get their places, the record after all of them: without it a mixture of old and new is
+    no build, and whoever reads it is told to build again."""
+    (out / RELEASE).unlink(missing_ok=True)
+    for name in [*names, RELEASE]:
+        (work / name).replace(out / name)
 
 
 @contextmanager

@@ -76,6 +76,26 @@ def quiet(_label: str) -> AbstractContextManager[Progress]:
 
 
 @dataclass(frozen=True, slots=True)
+class Bench:
+    """What all stages of one build are made with.
+
+    work    the folder that outputs are made in
+    cache   packages, and what was made of them
+    signer  of everything that is signed
+    step    is told of each stage
+    jobs    threads (never changes a byte); None: one more than there are processors
+    compression_cache  False: compress everything anew
+    """
+
+    work: Path
+    cache: Cache
+    signer: Signer
+    step: Step
+    jobs: int | None = None
+    compression_cache: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Debs:
     """The .deb of the kernel; package name → .deb of the others, by what they are for."""
 
@@ -145,21 +165,12 @@ def fetch_debs(inputs: Inputs, cache: Cache, step: Step) -> Debs:
     return Debs(of_system, kernel, found["initramfs"], found["firmware"])
 
 
-def make_system(
-    inputs: Inputs,
-    debs: Debs,
-    cache: Cache,
-    jobs: int | None,
-    use_cache: bool,
-    work: Path,
-    step: Step,
-    compose: Compose = lambda tree: None,
-) -> SystemImage:
+def make_system(inputs: Inputs, debs: Debs, bench: Bench, compose: Compose = lambda tree: None) -> SystemImage:
     """system.img: the manifest's tree and the board's kernel modules as EROFS, dm-verity and parity appended.
 
     compose  puts the images of the manifest's layers into the tree
     """
-    locked = inputs.system
+    locked, cache, step = inputs.system, bench.cache, bench.step
     options = erofs_options(inputs)
     scripted = None
     if locked.loaded.value.configure == "scripts" and debs.system:
@@ -179,11 +190,12 @@ def make_system(
             apply_file_contexts(made.tree, read_file_contexts(Path(selinux.file_contexts)))
     check_paths(locked.loaded, made.tree)
     check_kernel_config(inputs, options, made.tree, kernel_of(debs.kernel, cache).tree)
-    path, salt = work / "system.img", salt_of(inputs)
+    path, salt = bench.work / "system.img", salt_of(inputs)
     block_size = size_bytes(inputs.board.value.verity.block_size)
     with Meanwhile(salt, block_size) as meanwhile:
         with step("file system") as progress, CompressionCache(cache.root / "compressed") as compressed:
-            options = options.replaced(jobs=jobs, cache=compressed if use_cache else None, progress=progress)
+            used = compressed if bench.compression_cache else None
+            options = options.replaced(jobs=bench.jobs, cache=used, progress=progress)
             info = write_image(made.tree, path, options, meanwhile)
         with step("verity"):
             verity = append(path, block_size=block_size, salt=salt, digests=meanwhile.digests(info.size))
@@ -195,17 +207,17 @@ def make_system(
 
 
 @contextmanager
-def parity_meanwhile(system: SystemImage, jobs: int | None, step: Step) -> Iterator[None]:
+def parity_meanwhile(system: SystemImage, bench: Bench) -> Iterator[None]:
     """Append the parity of a system image while the block goes on; it is there when the block has ended well."""
     if (fec := system.fec) is None:
         yield
         return
     tree, path = system.verity, system.path
     places = Places(path, path, hash_offset=tree.hash_offset, fec_offset=fec.offset, roots=fec.roots)
-    work = partial(write_parity, places, tree.superblock, jobs=jobs)
+    work = partial(write_parity, places, tree.superblock, jobs=bench.jobs)
     with beside(work) as written:
         yield
-        with step("error correction"):
+        with bench.step("error correction"):
             written()
 
 
@@ -270,38 +282,34 @@ def write_options(loaded: Loaded[System], epoch: int, kernel: str | None) -> Wri
         raise ManifestError(error.message, where=loaded.position("erofs"), hint=error.hint) from error
 
 
-def make_boot(
-    inputs: Inputs, debs: Debs, system: SystemImage, signer: Signer, cache: Cache, work: Path, step: Step
-) -> BootOutputs | UefiOutputs:
+def make_boot(inputs: Inputs, debs: Debs, system: SystemImage, bench: Bench) -> BootOutputs | UefiOutputs:
     """boot.fit with the root hash inside and signed; u-boot.bin; the files of the firmware partition. Or, with UEFI
     firmware, systemd-boot and a kernel image for each slot, and the emulated machine's firmware."""
     if inputs.board.value.boot.uefi is not None:
-        with step("boot images"):
-            return _make_uefi(inputs, debs, system, signer, cache, work)
+        with bench.step("boot images"):
+            return _make_uefi(inputs, debs, system, bench)
     u_boot = None
     if inputs.board.value.boot.u_boot.build is not None:
-        with step("boot loader"):
-            u_boot = compiled_loader(inputs.board.value, cache)
-    with step("boot image"):
+        with bench.step("boot loader"):
+            u_boot = compiled_loader(inputs.board.value, bench.cache)
+    with bench.step("boot image"):
         boot = build_boot(
             inputs.board.value,
-            _make_start(inputs, debs, system, signer, cache, work),
-            trees_of(debs.firmware, cache),
+            _make_start(inputs, debs, system, bench),
+            trees_of(debs.firmware, bench.cache),
             epoch=inputs.epoch,
-            signer=signer,
+            signer=bench.signer,
             program=u_boot.image if u_boot else None,
-            pack=partial(signed_image, work=work, signer=signer, epoch=inputs.epoch)
+            pack=partial(signed_image, work=bench.work, signer=bench.signer, epoch=inputs.epoch)
             if inputs.board.value.boot.signed_image
             else dict,
         )
-        (work / "boot.fit").write_bytes(boot.fit)
-        (work / "u-boot.bin").write_bytes(boot.u_boot)
+        (bench.work / "boot.fit").write_bytes(boot.fit)
+        (bench.work / "u-boot.bin").write_bytes(boot.u_boot)
     return boot
 
 
-def _make_start(
-    inputs: Inputs, debs: Debs, system: SystemImage, signer: Signer, cache: Cache, work: Path, signature: bytes = b""
-) -> Start:
+def _make_start(inputs: Inputs, debs: Debs, system: SystemImage, bench: Bench, signature: bytes = b"") -> Start:
     return build_start(
         inputs.board.value,
         kernel_deb=debs.kernel,
@@ -310,37 +318,34 @@ def _make_start(
         etc=inputs.system.loaded.value.writable_etc,
         fec=system.fec,
         epoch=inputs.epoch,
-        cache=cache,
+        cache=bench.cache,
         signature=signature,
-        vbmeta=_vbmeta(inputs, system, signer, work),
+        vbmeta=_vbmeta(inputs, system, bench),
     )
 
 
-def _vbmeta(inputs: Inputs, system: SystemImage, signer: Signer, work: Path) -> Vbmeta | None:
+def _vbmeta(inputs: Inputs, system: SystemImage, bench: Bench) -> Vbmeta | None:
     """What the initramfs checks of the board's vbmeta partitions. Raises SignaturesMissingError before the certificate
     that carries the key into the kernel has been signed."""
-    board, certificate = inputs.board.value, work / CERTIFICATE
+    board, certificate = inputs.board.value, bench.work / CERTIFICATE
     if not vbmeta_names(board):
         return None
     if not certificate.exists():
         raise SignaturesMissingError("the boot image holds the certificate, which is not signed yet", where=CERTIFICATE)
-    return expected_vbmeta(
-        board, inputs.partition, system.verity, signer, load_certificate(certificate.read_bytes(), signer.name)
-    )
+    loaded = load_certificate(certificate.read_bytes(), bench.signer.name)
+    return expected_vbmeta(board, inputs.partition, system.verity, bench.signer, loaded)
 
 
-def _make_uefi(
-    inputs: Inputs, debs: Debs, system: SystemImage, signer: Signer, cache: Cache, work: Path
-) -> UefiOutputs:
-    board, signature = inputs.board.value, work / ROOT_HASH_SIGNATURE
+def _make_uefi(inputs: Inputs, debs: Debs, system: SystemImage, bench: Bench) -> UefiOutputs:
+    board, signature = inputs.board.value, bench.work / ROOT_HASH_SIGNATURE
     if not signature.exists():
         raise SignaturesMissingError(
             "the kernel images hold the signature of the root hash, which is missing", where=signature.name
         )
-    start = _make_start(inputs, debs, system, signer, cache, work, signature.read_bytes())
+    start = _make_start(inputs, debs, system, bench, signature.read_bytes())
     boot = build_uefi(
         board,
-        trees_of(debs.firmware, cache),
+        trees_of(debs.firmware, bench.cache),
         UefiParts(
             vmlinuz(start.tree, start.version),
             start.version,
@@ -348,23 +353,21 @@ def _make_uefi(
             inputs.system.loaded.value.system,
             board.disk.partitions[inputs.partition].slots,
         ),
-        signer=signer,
-        certificate=load_certificate((work / CERTIFICATE).read_bytes(), signer.name),
+        signer=bench.signer,
+        certificate=load_certificate((bench.work / CERTIFICATE).read_bytes(), bench.signer.name),
         epoch=inputs.epoch,
     )
     for name, data in boot.outputs().items():
-        (work / name).write_bytes(data)
+        (bench.work / name).write_bytes(data)
     return boot
 
 
-def make_disk(
-    inputs: Inputs, system: SystemImage, boot: BootOutputs | UefiOutputs, work: Path, step: Step
-) -> DiskLayout:
+def make_disk(inputs: Inputs, system: SystemImage, boot: BootOutputs | UefiOutputs, bench: Bench) -> DiskLayout:
     """disk.img: every partition in its place, the same content in both slots, slot state fresh."""
-    board = inputs.board.value
+    board, work = inputs.board.value, bench.work
     seed = hashlib.sha256(b"erofs-edge disk" + board.board.encode() + system.verity.root_hash).digest()
     contents: dict[str, Path] = {}
-    with step("disk image") as progress:
+    with bench.step("disk image") as progress:
         for name, partition in board.disk.partitions.items():
             if partition.content is None:
                 continue

@@ -11,12 +11,13 @@ from msgspec.structs import replace
 
 from erofs_edge.build import stages
 from erofs_edge.build.inputs import Inputs, Locked, digest, gather
-from erofs_edge.build.stages import Debs, make_system, quiet
+from erofs_edge.build.stages import Bench, Debs, make_system, quiet
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import SourceError
 from erofs_edge.manifest.load import load_system
 from erofs_edge.sources.cache import Cache
 from erofs_edge.tree import FileTree, Inode
+from erofs_edge.trust.signer import open_signer
 
 MANIFEST = """\
 system: m
@@ -41,7 +42,8 @@ def system_of(inputs: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     modules.add("/usr/lib/modules/6.12/m.ko", Inode(0o100644))
     monkeypatch.setattr(stages, "system_modules", lambda *args, **kwargs: modules)
     monkeypatch.setattr(stages, "kernel_of", lambda *args: SimpleNamespace(tree=FileTree()))
-    made = make_system(inputs, Debs({}, folder, {}, {}), Cache(folder / "cache"), 1, False, folder, quiet)
+    bench = Bench(folder, Cache(folder / "cache"), open_signer("dev:dev"), quiet, jobs=1, compression_cache=False)
+    made = make_system(inputs, Debs({}, folder, {}, {}), bench)
     with Image(made.path) as image:
         return {path: inode.xattrs.get(b"security.selinux") for path, inode in image.tree().walk()}
 

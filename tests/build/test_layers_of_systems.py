@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from erofs_edge.build.compose import make_layers
 from erofs_edge.build.inputs import Inputs, Locked, digest, gather_layers, lock_of
-from erofs_edge.build.stages import quiet
+from erofs_edge.build.stages import Bench, quiet
 from erofs_edge.errors import ManifestError
 from erofs_edge.manifest.load import load_board, load_system, lock_path, save_lock
 from erofs_edge.manifest.model import Lock
@@ -21,7 +20,7 @@ from erofs_edge.sources.compose import CERTIFICATE, PROGRAM_TEXT
 from erofs_edge.sources.debian.lock import lock_all
 from erofs_edge.sources.debian.mirror import Mirror
 from erofs_edge.tree import BytesContent, FileTree, Inode
-from erofs_edge.trust.key import public_key_pem
+from erofs_edge.trust.key import Signer, public_key_pem
 from erofs_edge.trust.offline import SignaturesMissingError
 from erofs_edge.trust.signer import open_signer
 
@@ -32,10 +31,8 @@ CONF = "system: conf\nkind: confext\nentries: [{path: /etc/tool.conf, text: 'x'}
 APP = "system: app\nkind: app\nentries: [{path: /usr/lib/os-release, text: 'ID=app'}]\n"
 
 
-@dataclass(frozen=True)
-class Effort:
-    jobs: int | None = 1
-    compression_cache: bool = False
+def bench(work: Path, cache: Path, signer: Signer) -> Bench:
+    return Bench(work, Cache(cache), signer, quiet, jobs=1, compression_cache=False)
 
 
 def lock_it(path: Path) -> None:
@@ -85,7 +82,7 @@ def system_tree(*, without: str = "") -> FileTree:
 def compose(inputs: Inputs, tmp_path: Path, tree: FileTree) -> list[str]:
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
-    _, lay, notes = make_layers(inputs, open_signer("dev:dev"), Cache(tmp_path / "cache"), work, Effort(), quiet)
+    _, lay, notes = make_layers(inputs, bench(work, tmp_path / "cache", open_signer("dev:dev")))
     lay(tree)
     return notes
 
@@ -218,7 +215,7 @@ def test_signatures_that_are_made_elsewhere_wait_together(gather: Callable[..., 
     waiting = set[Path]()
     for _ in range(3):
         with pytest.raises(SignaturesMissingError):
-            make_layers(inputs, offline, Cache(tmp_path / "cache"), tmp_path, Effort(), quiet)
+            make_layers(inputs, bench(tmp_path, tmp_path / "cache", offline))
         digests = set((tmp_path / "waiting").glob("*.digest"))
         if len(digests - waiting) == len(inputs.layers):
             return
