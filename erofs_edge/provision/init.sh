@@ -61,13 +61,15 @@ for name in exportname nozero noextents fua rotational multi-conn nocache; do fi
 nbdkit -f -p 10810 --no-fork --keepalive -t 1 $tls $filters sh /bin/control multi-conn-mode=disable default-export=c &
 # shellcheck disable=SC2086
 nbdkit -f -p 10809 --keepalive -t 8 $tls --filter=exportname file "$disk" "exportdesc=fixed:$said" &
+at=$(ip -4 -o addr show "$link" | tr -s ' ' | cut -d' ' -f4) # while the exports start
+read -r size < /run/size
 turns=0
-listening() { cat /proc/net/tcp /proc/net/tcp6 | grep -q ":$1 0*:0000 0A"; }
+listening() { grep -qs ":$1 0*:0000 0A" /proc/net/tcp /proc/net/tcp6; }
 until listening 2A39 && listening 2A3A; do # the two ports
     turns=$((turns + 1))
     [ $turns -lt 200 ] || fail "the exports do not start"
     sleep 0.05
 done
-echo "erofs-edge: provisioning ready: $disk, $(cat /run/size) bytes, on $(ip -4 -o addr show "$link" | tr -s ' ' | cut -d' ' -f4)"
+echo "erofs-edge: provisioning ready: $disk, $size bytes, on $at"
 wait
 fail "the exports ended"

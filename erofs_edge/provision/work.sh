@@ -5,7 +5,7 @@
 export PATH=/bin
 control=/run/control.$1 connection=$1 answers=33554432 deltas=67108864 trees=536870912
 tree=/sys/firmware/devicetree/base dmi=/sys/class/dmi/id
-cpus=1
+cpus=1 teller=''
 read -r disk < /run/disk
 read -r size < /run/size
 [ ! -r /run/cpus ] || read -r cpus < /run/cpus
@@ -78,14 +78,17 @@ blocks() {
     rm -f /run/data/* /run/tree.*
     [ $left = 0 ]
 }
-# SERIAL or a name, NUL-terminated in a file, as an answer of one line; of several the one with the number $2
+# SERIAL or a name, NUL-terminated in a file, as an answer of one line; of several the one with the number $2. The file is
+# read once for all that is asked of it
 told() {
-    turn=0 found=''
-    if [ -r "$1" ]; then
-        while IFS= read -r name && [ $turn -lt "$2" ]; do turn=$((turn + 1)) found=$name; done << EOF
-$(tr '\0' '\n' < "$1")
-EOF
+    if [ "$1" != "$teller" ]; then
+        teller=$1 names=''
+        [ ! -r "$1" ] || names=$(tr '\0' '\n' < "$1")
     fi
+    turn=0 found=''
+    while IFS= read -r name && [ $turn -lt "$2" ]; do turn=$((turn + 1)) found=$name; done << EOF
+$names
+EOF
     [ $turn = "$2" ] || found=''
     printf 'is %.70s\n' "$found"
 }

@@ -192,6 +192,23 @@ def test_a_board_that_says_what_it_is_need_not_be_asked(tmp_path: Path, oracle: 
 
 
 @pytest.mark.oracle
+def test_a_board_reads_what_it_is_once(tmp_path: Path, oracle: Callable[[str], str]) -> None:
+    """Nine questions are two files: each program more is noticed at the start of an emulated board."""
+    is_a(tmp_path, "edge,one", "edge,two", serial="4711")
+    with board(oracle, tmp_path, 1 << 20) as address:
+        reader = tmp_path / "bin/tr"
+        real = reader.resolve()
+        reader.unlink()
+        reader.write_text(f'#!/bin/sh\necho x >> {tmp_path}/reads\nexec {real} "$@"\n')
+        reader.chmod(0o755)
+        target = open_provisioned(address)
+        identity = target.identity
+        target.close()
+    assert (identity.serial, identity.product, identity.names) == ("4711", "edge,one", ("edge,two",))
+    assert (tmp_path / "reads").read_text() == "x\n" * 2
+
+
+@pytest.mark.oracle
 def test_a_board_that_waits_for_others_does_not_take_itself_for_slow(
     tmp_path: Path, oracle: Callable[[str], str]
 ) -> None:
