@@ -32,8 +32,10 @@ class Threads:
         return self._started().submit(call, *args, **named)
 
     def map(self, call: Callable[[U], T], items: Iterable[U]) -> Iterator[T]:
-        """See concurrent.futures.Executor."""
-        return self._started().map(call, items)
+        """See concurrent.futures.Executor. Threads that this needs end with it where there is no pool yet."""
+        if self._pool is None:
+            return (found for _, found in in_order(call, list(items), self._count))
+        return self._pool.map(call, items)
 
     def shutdown(self) -> None:
         """What has not begun is not done any more; waits for what has."""

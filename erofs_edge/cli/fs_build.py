@@ -308,9 +308,7 @@ def _uuid(text: str | None) -> bytes | None:
 
 
 def _record(info: ErofsInfo) -> dict[str, Any]:
-    from dataclasses import fields
-
-    return {f.name: getattr(info, f.name) for f in fields(info)} | {"uuid": _uuid_text(info.uuid)}
+    return info.fields() | {"uuid": _uuid_text(info.uuid)}
 
 
 def _uuid_text(raw: bytes) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from erofs_edge.erofs.chunks import ChunkStore
 from erofs_edge.erofs.codings import Codings
@@ -40,8 +40,7 @@ from erofs_edge.errors import CapacityError, SourceError
 COPY = 4 << 20  # bytes
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class _Placed:
+class _Placed(NamedTuple):
     """Where a file's blocks stand; its extents, inline tail and number in the packed inode if it is compressed.
     `apart`: each extent has a place of its own."""
 
@@ -293,12 +292,13 @@ class FileStore:
             if not is_fragment and not gains(node.size, blocks, self._block_size, len(self._tail)):
                 self._restart_flat(node)
                 return
-        placed = _Placed(self._first_block, self._extents, self._tail, apart=apart)
+        number = -1
         if length := stored.segment.fragment:
             assert node.inode.content is not None  # noqa: S101 - it was read before
             part = Part(node.inode.content, node.size - length, length, node.where, stored.digest, node.path)
-            placed.part = self.packer.add(part, dense=stored.dense)
+            number = self.packer.add(part, dense=stored.dense)
             self.features |= INCOMPAT_FRAGMENTS
+        placed = _Placed(self._first_block, self._extents, self._tail, number, apart)
         self._set_compressed(node, placed)
         if node in self._originals:
             self._originals[node] = placed
@@ -440,11 +440,11 @@ class FileStore:
                 place, length = extent.place * self._block_size, extent.blocks * self._block_size
                 self._sink.append([self._sink.read(place, length)])
             alone = [extent._replace(place=-1) for extent in placed.extents]
-            self._set_compressed(node, replace(placed, block=self._first_block, extents=alone, apart=False))
+            self._set_compressed(node, placed._replace(block=self._first_block, extents=alone, apart=False))
             return
         for offset in range(0, size, COPY):
             self._sink.append([self._sink.read(start + offset, min(COPY, size - offset))])
-        self._set_compressed(node, replace(placed, block=self._first_block))
+        self._set_compressed(node, placed._replace(block=self._first_block))
 
     def _share(self, node: Node, original: Node, placed: _Placed) -> bool:
         """Point a file at the blocks of an equal one; False where its tail has no room where the original's had.

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from erofs_edge.erofs.gate import Version
+from erofs_edge.erofs.records import Record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class ErofsInfo:
+class ErofsInfo(Record):
     """What was written.
 
     size, uncompressed  bytes of the image, bytes of all regular files (hard links once)
@@ -44,7 +43,7 @@ class ErofsInfo:
     epoch: int
     volume_name: bytes
     uncompressed: int
-    kinds: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, int]
     compressed: int = 0
     stored: int = 0
     reused: int = 0
@@ -68,5 +67,5 @@ class ErofsInfo:
     hot_blocks: int = 0
     unmatched: int = 0
     placed_anew: int | None = None
-    features: list[str] = field(default_factory=list)
+    features: list[str]
     minimum_kernel: Version = (5, 4)

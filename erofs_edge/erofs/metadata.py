@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -23,14 +22,14 @@ if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
 PIECE = 1 << 20  # bytes of metadata that are given away together
 
 
-@dataclass(slots=True)
 class HotBlocks:
     """Where the metadata is that the profile names: blocks between its data and the rest; the free pieces of these
     and of the first blocks."""
 
-    holes: list[tuple[int, int]]
-    block: int = 0
-    blocks: int = 0
+    __slots__ = ("block", "blocks", "holes")
+
+    def __init__(self, holes: list[tuple[int, int]], block: int = 0) -> None:
+        self.holes, self.block, self.blocks = holes, block, 0
 
 
 def write_metadata(

@@ -46,6 +46,10 @@ class Record:
         """The same with other values of some fields."""
         return type(self)(**self.__dict__ | changes)
 
+    def fields(self) -> dict[str, Any]:
+        """The values by name, in the order of their definition."""
+        return dict(zip(type(self).__annotations__, self._values(), strict=True))
+
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name} stays as it is: `replaced` makes another {type(self).__name__}")
 

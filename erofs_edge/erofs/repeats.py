@@ -12,7 +12,6 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.codec.lz4 import FixedOutput, address_of
@@ -53,7 +52,6 @@ class Repeat(NamedTuple):
     source_start: int
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Repeats:
     """found    what each piece repeats, in order, without overlaps; starts are bytes of the file
     cuts     bytes within a piece at which an extent should start because others repeat what follows
@@ -61,10 +59,13 @@ class Repeats:
     sources  their files
     """
 
-    found: dict[Key, list[Repeat]] = field(default_factory=dict)
-    cuts: dict[Key, list[int]] = field(default_factory=dict)
-    numbers: dict[Key, int] = field(default_factory=dict)
-    sources: set[Node] = field(default_factory=set)
+    __slots__ = ("cuts", "found", "numbers", "sources")
+
+    def __init__(self) -> None:
+        self.found: dict[Key, list[Repeat]] = {}
+        self.cuts: dict[Key, list[int]] = {}
+        self.numbers: dict[Key, int] = {}
+        self.sources: set[Node] = set()
 
 
 def find_repeats(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from erofs_edge.erofs.output import Chunk, Sink
@@ -26,7 +25,6 @@ END = 1 << 63  # of a whole file
 COLD = 1 << 62
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Run:
     """Blocks that must stay together.
 
@@ -40,14 +38,13 @@ class Run:
     rank     where a profile names parts of files: when it is used, COLD if never
     """
 
-    start: int
-    old: int
-    size: int = 0
-    same: int = 0
-    kept: bool = False
-    spooled: int = -1
-    place: int = -1
-    rank: int = 0
+    __slots__ = ("kept", "old", "place", "rank", "same", "size", "spooled", "start")
+
+    def __init__(self, start: int, old: int) -> None:
+        self.start, self.old = start, old
+        self.size = self.same = self.rank = 0
+        self.spooled = self.place = -1
+        self.kept = False
 
     def blocks(self, block_size: int) -> int:
         return -(-self.size // block_size)

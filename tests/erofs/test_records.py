@@ -36,3 +36,9 @@ def test_what_help_shows() -> None:
     shown = inspect.signature(WriteOptions).parameters
     assert list(shown) == list(WriteOptions.__annotations__)
     assert (shown["block_size"].default, shown["uuid"].annotation) == (4096, "bytes | None")
+
+
+def test_fields_come_in_order() -> None:
+    fields = WriteOptions(level=3).fields()
+    assert list(fields) == list(WriteOptions.__annotations__)
+    assert fields["level"] == 3 and WriteOptions(**fields) == WriteOptions(level=3)
