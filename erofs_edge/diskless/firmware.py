@@ -10,6 +10,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from erofs_edge.boot.assemble import Start, vmlinuz
 from erofs_edge.boot.contents import init_values_of
 from erofs_edge.boot.firmware import package_file
 from erofs_edge.boot.initramfs import add_program
@@ -55,20 +56,19 @@ def add_signature(tree: FileTree, late: FileTree, programs: FileTree, out: Path)
 
 
 def firmware_image(
-    board: Board, uefi: Uefi, lock: Lock, out: Path, kernel: bytes, version: str, initramfs: bytes, *,
-    signer: Signer, cache: Cache,
-) -> bytes:  # fmt: skip
-    """The signed kernel image; `kernel` is Debian's vmlinuz of that version.
+    board: Board, uefi: Uefi, lock: Lock, out: Path, start: Start, *, signer: Signer, cache: Cache
+) -> bytes:
+    """The signed kernel image.
 
     Raises ErofsEdgeError where the build has no certificate, SourceError where a package lacks the stub.
     """
     packages = trees_of(fetch(lock.packages["firmware"], host_mirror, cache), cache)
     return single_image(
         package_file(packages, uefi.stub),
-        {"kernel": kernel, "initramfs": initramfs},
+        {"kernel": vmlinuz(start.tree, start.version), "initramfs": start.initramfs},
         title=f"{board.board}, diskless",
         cmdline=" ".join(arguments(board)),
-        version=version,
+        version=start.version,
         signer=signer,
         certificate=load_certificate(_read(out / CERTIFICATE), signer.name),
     )

@@ -9,6 +9,7 @@ both start the same system.
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,9 +22,9 @@ from erofs_edge.boot.assemble import (
     EROFS_MODULES,
     STORAGE_MODULES,
     VERITY_MODULES,
+    Start,
     device_tree,
     kernel_image,
-    vmlinuz,
 )
 from erofs_edge.boot.contents import init_values
 from erofs_edge.boot.cpio import write_cpio
@@ -63,6 +64,7 @@ of which would be for nothing where the image is laid out by a trace"""
 FOREVER = ("retries=1000000000", "retry-delay=1", "retry-exponential=no")
 """nbdkit-retry-filter(1): a board without its server waits, once a second it asks"""
 ADDRESS = "setenv autoload no; dhcp"
+_ROOT_HASH = re.compile("([0-9a-f]{2}){32,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,25 +137,26 @@ def build_diskless(
         add_signature(tree, late, programs, out)
     initramfs = compress(write_cpio(tree, epoch=epoch), write_cpio(late, epoch=epoch), pack=cached_pack(cache))
     root_hash, keeps_data = values["ROOT_HASH"], bool(values["DATA"])
+    start = Start(package, kernel.version, initramfs, bytes.fromhex(root_hash))
     if uefi is not None:
-        image = firmware_image(
-            board, uefi, lock, out, vmlinuz(package, kernel.version), kernel.version, initramfs,
-            signer=signer, cache=cache,
-        )  # fmt: skip
+        image = firmware_image(board, uefi, lock, out, start, signer=signer, cache=cache)
         return DisklessStart(image, EFI, "", root_hash, keeps_data)
-    ramdisk = Image("ramdisk", initramfs, f"diskless initramfs for root hash {root_hash}")
-    fit = _fit(board, package, kernel.version, ramdisk, epoch=epoch, signer=signer)
+    fit = _fit(board, start, epoch=epoch, signer=signer)
     return DisklessStart(fit, FIT, script, root_hash, keeps_data)
 
 
-def _fit(board: Board, package: FileTree, version: str, ramdisk: Image, *, epoch: int, signer: Signer) -> bytes:
+def _fit(board: Board, start: Start, *, epoch: int, signer: Signer) -> bytes:
     smaller = msgspec.structs.replace(board, boot=msgspec.structs.replace(board.boot, kernel_compression="lz4"))
-    images = {"kernel": kernel_image(smaller, package, version), "ramdisk": ramdisk}
+    images = {
+        "kernel": kernel_image(smaller, start.tree, start.version),
+        "ramdisk": Image("ramdisk", start.initramfs, f"diskless initramfs for root hash {start.root_hash.hex()}"),
+    }
     if board.boot.fdt != "control":
-        images["fdt"] = Image("flat_dt", device_tree(package, version, board.boot.fdt), board.boot.fdt)
+        dtb = device_tree(start.tree, start.version, board.boot.fdt)
+        images["fdt"] = Image("flat_dt", dtb, board.boot.fdt)
     return build_fit(
         images,
-        description=f"{board.board} diskless, Linux {version}",
+        description=f"{board.board} diskless, Linux {start.version}",
         epoch=epoch,
         signer=signer,
         load_address=board.boot.load_address,
@@ -210,6 +213,8 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
             )
         if wanted.boot_image is not None:
             raise UsageError("--boot-image is for U-Boot: UEFI firmware is told by DHCP where its boot image is")
+    if not {"SYSTEM", "SLOTS"} <= values.keys() or not _ROOT_HASH.fullmatch(values.get("ROOT_HASH", "")):
+        raise FormatError("its boot image names no system", where=str(out), hint="build again")
     if wanted.system.scheme in ("nbds", "https") and "ca-cert.pem" not in wanted.certificates:
         raise UsageError("TLS needs the certificate by which the server is known", hint="--tls-ca PEM")
     label = next((name for name, one in board.disk.partitions.items() if one.filesystem is not None), "data")

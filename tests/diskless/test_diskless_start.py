@@ -49,15 +49,19 @@ def out(tmp_path: Path) -> Path:
         cmdline="console=ttyAMA0",
         etc=("/etc/x",),
     )
+    (folder / "boot.fit").write_bytes(_fit(config.text()))
+    (folder / "release.json").write_text(json.dumps({"format": 1, "system": {"root_hash": HASH}}))
+    return folder
+
+
+def _fit(config: str) -> bytes:
     tree = FileTree()
-    tree.add("config", Inode(stat.S_IFREG | 0o644, content=BytesContent(config.text().encode())))
+    tree.add("config", Inode(stat.S_IFREG | 0o644, content=BytesContent(config.encode())))
     images = {
         "kernel": Image("kernel_noload", b"k", "kernel"),
         "ramdisk": Image("ramdisk", compress(write_cpio(tree, epoch=0)), "ramdisk"),
     }
-    (folder / "boot.fit").write_bytes(build_fit(images, description="x", epoch=0, signer=None))
-    (folder / "release.json").write_text(json.dumps({"format": 1, "system": {"root_hash": HASH}}))
-    return folder
+    return build_fit(images, description="x", epoch=0, signer=None)
 
 
 @pytest.fixture
@@ -119,6 +123,13 @@ def _check_linked(members: dict[str, bytes]) -> None:
     }  # fmt: skip
     for name, data in objects.items():
         assert set(dynamic(data).needed) <= present, name
+
+
+def test_a_boot_image_that_names_no_system(run: Edge, out: Path) -> None:
+    for config in ("SLOTS='a b'\nSYSTEM='system'\n", f"ROOT_HASH='{HASH[:-1]}x'\nSLOTS='a b'\nSYSTEM='system'\n"):
+        (out / "boot.fit").write_bytes(_fit(config))
+        done = run("diskless", BOARD, "-o", out, "--system", "nbd://192.0.2.1/system")
+        assert done.returncode == 1 and f"{out}: its boot image names no system" in done.stderr, done.stderr
 
 
 def test_the_same_bytes_each_time_and_over_http(run: Edge, out: Path) -> None:
