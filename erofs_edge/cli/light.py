@@ -8,6 +8,7 @@ pathlib ever sees a stand-in: when they are loaded, an `import inspect` gives in
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,8 +33,6 @@ def _real(module: str, name: str) -> Any:
     """What a module has under a name, even where a stand-in has its place."""
     if isinstance(sys.modules.get(module), Later):
         del sys.modules[module]
-    import importlib
-
     return getattr(importlib.import_module(module), name)
 
 
@@ -68,8 +67,16 @@ def _quote_from_bytes(*given: Any, **named: Any) -> str:
     return quoted
 
 
+def _datetime() -> dict[str, Callable[..., Any]]:
+    """datetime.datetime: until Python 3.12 the module first makes it a second time, in Python, to throw that away."""
+    if sys.version_info >= (3, 12) or sys.implementation.name != "cpython":
+        return {}
+    return {"datetime": importlib.import_module("_datetime").datetime}
+
+
 OF_CLICK: dict[str, dict[str, Callable[..., Any]]] = {
     "inspect": {"cleandoc": _cleandoc},
+    "datetime": _datetime(),
     "gettext": {"gettext": _gettext, "ngettext": _ngettext},
     "platform": {"system": _system} if sys.platform == "linux" else {},
 }

@@ -2,19 +2,19 @@
 """What a target holds, byte by byte: read, and compared with what an image has there.
 
 A target of this machine is read by several threads at once, as far as that makes it faster; reading does not hold
-Python's lock. Each thread keeps its memory: what is new each time costs more than to read it. A large file is not read
-at all, as far as it can be looked at where the kernel has it (`mapped.py`).
+Python's lock. Each thread keeps its memory: what is new each time costs more than to read it. A large file is read by
+two processes instead (`two_processes.py`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 
 from erofs_edge.erofs.processes import may_fork
 from erofs_edge.flash.target import BLOCK, Target
-from erofs_edge.threads import in_order
+from erofs_edge.threads import in_order, processors
 
 CHUNK = 4 << 20  # bytes that are compared at once
 NEAR = {"file": 256 << 10, "block": 256 << 10}
@@ -33,11 +33,8 @@ def differences(
     fill: Fill,
     target: Target,
     told: Callable[[int], None] = lambda done: None,
-    image: tuple[int, int] | None = None,
 ) -> Iterator[Range]:
     """(start, end) of the blocks that differ, in order. told(bytes of all ranges that were compared).
-
-    image: the descriptor of a file that `fill` reads, and by how much offsets of the target are larger than there
 
     Raises OSError where the target cannot be read, and what `fill` raises.
     """
@@ -49,26 +46,23 @@ def differences(
             told(done)
         return
     shares = list(pieces(ranges, SHARES.get(target.identity.kind, CHUNK)))
-    for (start, end), found in _shared(shares, reader, target, image):
-        yield from found
-        done += end - start
-        told(done)
+    with closing(_shared(shares, reader, target)) as looked:
+        for (start, end), found in looked:
+            yield from found
+            done += end - start
+            told(done)
 
 
-def _shared(
-    shares: list[Range], reader: _Reader, target: Target, image: tuple[int, int] | None
-) -> Iterator[tuple[Range, list[Range]]]:
+def _shared(shares: list[Range], reader: _Reader, target: Target) -> Generator[tuple[Range, list[Range]], None, None]:
     """Each share, and the blocks in it that differ."""
-    seen = 0
     large = sum(end - start for start, end in shares) >= WORTH
-    if large and image is not None and target.file is not None and may_fork():
-        from erofs_edge.flash.mapped import Pair, compared
+    if large and target.file is not None and processors() > 1 and may_fork():
+        from erofs_edge.flash.two_processes import compared
 
-        with closing(compared(Pair(target.file, *image), shares, target.at_once)) as looked:
-            for found in looked:
-                yield shares[seen], found
-                seen += 1
-    yield from in_order(lambda share: reader.compare(*share), shares[seen:], target.at_once)
+        with closing(compared(shares, reader.compare)) as looked:
+            yield from zip(shares, looked, strict=True)
+    else:
+        yield from in_order(lambda share: reader.compare(*share), shares, target.at_once)
 
 
 def pieces(ranges: Iterable[Range], size: int) -> Iterator[Range]:

@@ -139,8 +139,7 @@ def differences(
         yield from _hashed(region, image, target, told, older, target.steps)
     else:
         ought = region.data, lambda at, buffer: image.read_into(at - region.shift, buffer)
-        file = image.fileno(), region.shift
-        yield from ((True, *found) for found in by_reading(*ought, target, told, file))
+        yield from ((True, *found) for found in by_reading(*ought, target, told))
         yield from ((False, *found) for found in by_reading(_holes(region, target), _clear, target))
     told(region.size)
 

@@ -30,6 +30,7 @@ def test_what_is_hardly_used_is_not_loaded() -> None:
     code += "from erofs_edge.cli.light import Later, load_pathlib\nload_pathlib()\n"
     code += "assert not any(isinstance(module, Later) for module in sys.modules.values())\nprint(*sys.modules)"
     loaded = set(python(code).split())
+    assert sys.version_info >= (3, 12) or "datetime" not in loaded
     assert {"click", "pathlib"} <= loaded and not loaded & NEEDLESS
 
 
@@ -38,6 +39,8 @@ def test_everybody_else_gets_the_modules_themselves() -> None:
     code += "assert inspect.getsource(click.Path) and gettext.find('x') is None and platform.machine()\n"
     code += "import click.core, click.decorators\n"
     code += "assert click.core.inspect is not inspect and click.core.inspect.signature is inspect.signature\n"
+    code += "import datetime; assert click.types.datetime is datetime.datetime\n"
+    code += "assert click.DateTime().convert('2026-12-01', None, None) == datetime.datetime(2026, 12, 1)\n"
     code += "from erofs_edge.cli.light import load_pathlib\nload_pathlib()\n"
     code += "import pathlib; print(pathlib.Path('/a b').as_uri())"
     assert python(code) == "file:///a%20b\n"

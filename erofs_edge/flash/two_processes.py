@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shares of a file of this machine, compared by this process and one that is forked for it.
+
+Each has an interpreter of its own, where two threads would wait for each other between any two readings. Who is through
+with a share takes the next; what the other does not deliver, since it was killed or met an error, is done here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from struct import Struct
+
+Range = tuple[int, int]
+Compare = Callable[[int, int], list[Range]]
+
+AT_ONCE = 1024
+"""shares for which tickets are given out: a pipe holds 4096 bytes everywhere"""
+_TICKET = Struct("<I")
+_HEAD = Struct("<II")
+_RANGE = Struct("<QQ")
+
+
+def compared(shares: Sequence[Range], compare: Compare) -> Generator[list[Range], None, None]:
+    """compare(start, end) of each share, in order. Raises what `compare` raises. The other process ends with the
+    iterator.
+
+    Only for a process without other threads.
+    """
+    for first in range(0, len(shares), AT_ONCE):
+        yield from _together(shares[first : first + AT_ONCE], compare)
+
+
+def _together(shares: Sequence[Range], compare: Compare) -> Iterator[list[Range]]:
+    tickets, given = os.pipe()
+    os.write(given, b"".join(_TICKET.pack(number) for number in range(len(shares))))
+    os.close(given)
+    other = _Other(tickets, shares, compare)
+    found: dict[int, list[Range]] = {}
+    try:
+        for wanted in range(len(shares)):
+            while wanted not in found:
+                own = _taken(tickets)
+                if own is not None:
+                    found[own] = compare(*shares[own])
+                if not other.tells(found, wait=own is None) and own is None:
+                    found[wanted] = compare(*shares[wanted])
+            yield found.pop(wanted)
+    finally:
+        other.close()
+        os.close(tickets)
+
+
+def _taken(tickets: int) -> int | None:
+    """The number of a share that nobody has taken; None where there is none any more."""
+    ticket = os.read(tickets, _TICKET.size)
+    return _TICKET.unpack(ticket)[0] if ticket else None
+
+
+class _Other:
+    """The other process, as its parent sees it."""
+
+    def __init__(self, tickets: int, shares: Sequence[Range], compare: Compare) -> None:
+        self._pipe, writing = os.pipe()
+        self._child = os.fork()
+        if not self._child:
+            os.close(self._pipe)  # so that it ends with its parent, at the latest when it has something to tell
+            _work(tickets, shares, compare, writing)
+        os.close(writing)
+
+    def tells(self, found: dict[int, list[Range]], *, wait: bool) -> bool:
+        """Put into `found` what it has found in a share. False where it says nothing: yet, or with `wait` any more."""
+        os.set_blocking(self._pipe, wait)
+        try:
+            head = os.read(self._pipe, _HEAD.size)
+        except BlockingIOError:
+            return False
+        os.set_blocking(self._pipe, True)
+        head += self._rest(_HEAD.size - len(head))
+        if len(head) < _HEAD.size:
+            return False
+        number, count = _HEAD.unpack(head)
+        ranges = self._rest(count * _RANGE.size)
+        if len(ranges) < count * _RANGE.size:
+            return False
+        found[number] = list(_RANGE.iter_unpack(ranges))
+        return True
+
+    def _rest(self, size: int) -> bytes:
+        """So many bytes; fewer where it has ended."""
+        data = b""
+        while len(data) < size and (more := os.read(self._pipe, size - len(data))):
+            data += more
+        return data
+
+    def close(self) -> None:
+        """End it."""
+        os.kill(self._child, signal.SIGKILL)  # it may have ended by itself: it is waited for only now
+        os.waitpid(self._child, 0)
+        os.close(self._pipe)
+
+
+def _work(tickets: int, shares: Sequence[Range], compare: Compare, pipe: int) -> None:
+    """In the other process, which ends here, whatever happens, without putting anything of its parent's in order."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+        while (number := _taken(tickets)) is not None:
+            found = compare(*shares[number])
+            view = memoryview(_HEAD.pack(number, len(found)) + b"".join(_RANGE.pack(*one) for one in found))
+            while view:
+                view = view[os.write(pipe, view) :]
+    finally:
+        os.kill(os.getpid(), signal.SIGKILL)
