@@ -249,15 +249,17 @@ class Crew:
         keep_memory()
         if waits:
             os.read(self._gate, 1)  # nothing is ever written there: it ends with `begin_all`, or with the caller
-        before = (0, 0, 0, 0, 0)
+        if meter:
+            meter.take()  # what was measured before the fork counts there
+        before = (0, 0, 0)
 
         def tell(number: int, good: bool, data: int, record: int) -> None:
             nonlocal before
-            calls, seconds = (meter.calls, meter.seconds) if meter else (0, 0.0)
-            hits, misses, damaged = (cache.hits, cache.misses, cache.damaged) if cache else (0, 0, 0)
+            calls, seconds = meter.take() if meter else (0, 0.0)
+            now = (cache.hits, cache.misses, cache.damaged) if cache else before
             problem = (cache.problem.errno or errno.EIO) if cache and cache.problem else 0
-            now = (calls, int(seconds * 1e9), hits, misses, damaged)
-            os.write(done, DONE.pack(number, good, data, record, *map(sub, now, before), problem))
+            spent = int(seconds * 1e9)
+            os.write(done, DONE.pack(number, good, data, record, calls, spent, *map(sub, now, before), problem))
             before = now
 
         while message := os.read(self._tasks, TASK.size):
@@ -300,8 +302,7 @@ class Crew:
     def _note(self, messages: bytes) -> None:
         for number, good, data, record, calls, spent, hits, misses, damaged, problem in DONE.iter_unpack(messages):
             if self._meter is not None:
-                self._meter.calls += calls
-                self._meter.seconds += spent / 1e9
+                self._meter.add(calls, spent / 1e9)
             if self._cache is not None:
                 self._cache.hits += hits
                 self._cache.misses += misses

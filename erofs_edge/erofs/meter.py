@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -16,21 +15,39 @@ class Meter:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
-        self.calls = 0
-        self.seconds = 0.0
+        self._spent: list[float] = []  # what threads may add to without a lock
+        self._calls, self._seconds = 0, 0.0
+
+    @property
+    def calls(self) -> int:
+        """So far."""
+        return self._calls + len(self._spent)
+
+    @property
+    def seconds(self) -> float:
+        """Of these calls."""
+        return self._seconds + sum(self._spent)
+
+    def add(self, calls: int, seconds: float) -> None:
+        """What another process has measured."""
+        self._calls += calls
+        self._seconds += seconds
+
+    def take(self) -> tuple[int, float]:
+        """Calls and seconds since the last time: they do not count here any more."""
+        count = len(self._spent)
+        seconds = sum(self._spent[:count])
+        del self._spent[:count]
+        return count, seconds
 
     def watch(self, function: Callable[P, R]) -> Callable[P, R]:
-        """The same function, measured."""
+        """The same function, measured where it returns."""
+        clock, note = self._clock, self._spent.append
 
         def watched(*args: P.args, **kwargs: P.kwargs) -> R:
-            start = self._clock()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                seconds = self._clock() - start
-                with self._lock:
-                    self.calls += 1
-                    self.seconds += seconds
+            start = clock()
+            result = function(*args, **kwargs)
+            note(clock() - start)
+            return result
 
         return watched
