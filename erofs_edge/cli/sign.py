@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from erofs_edge.trust.key import Signer
 
 FORMS = click.Choice(["pkcs7", "verity-signature"])
+
+
+class _How(NamedTuple):
+    """What a signature is like; the options have the same names."""
+
+    certificate: Path | None
+    epoch: int | None
+    form: str
 
 
 @click.command()
@@ -63,9 +71,8 @@ def sign(
     if attach and targets and not _is_content(targets[0]):
         record = _store(attach, key, targets)
     else:
-        record = _sign(
-            targets, key, certificate, epoch, form, output, root_hash, prepare or attach, prepare is not None
-        )
+        how = _How(certificate, epoch, form)
+        record = _sign(targets, root_hash, key, how, output, prepare or attach, prepare is not None)
     if as_json:
         emit_json(record)
     else:
@@ -85,12 +92,10 @@ def _store(folder: Path, key: str, signatures: tuple[Path, ...]) -> dict[str, ob
 
 def _sign(
     targets: tuple[Path, ...],
-    key: str,
-    certificate: Path | None,
-    epoch: int | None,
-    form: str,
-    output: Path | None,
     root_hash: str | None,
+    key: str,
+    how: _How,
+    output: Path | None,
     folder: Path | None,
     preparing: bool,
 ) -> dict[str, object]:
@@ -112,9 +117,9 @@ def _sign(
     if output is None:
         if target is None:
             raise UsageError("--root-hash wants --output")
-        output = target.with_name(target.name + (".p7s" if form == "pkcs7" else ".verity-sig.json"))
+        output = target.with_name(target.name + (".p7s" if how.form == "pkcs7" else ".verity-sig.json"))
     try:
-        data, fingerprint = _signed(signer, content, certificate, epoch, form, root_hash)
+        data, fingerprint = _signed(signer, content, how, root_hash)
     except SignaturesMissingError:
         if not preparing or folder is None:
             raise
@@ -124,9 +129,7 @@ def _sign(
     return record | ({"root_hash": root_hash} if root_hash else {}) | {"development": signer.development}
 
 
-def _signed(
-    signer: Signer, content: bytes, certificate: Path | None, epoch: int | None, form: str, root_hash: str | None
-) -> tuple[bytes, str]:
+def _signed(signer: Signer, content: bytes, how: _How, root_hash: str | None) -> tuple[bytes, str]:
     import time
 
     from erofs_edge.trust.certificate import read_certificate, self_signed
@@ -135,14 +138,14 @@ def _signed(
     from erofs_edge.trust.root_hash import sign_detached, verity_signature_json
 
     try:
-        if certificate:
-            known = read_certificate(certificate, signer, int(time.time()) if epoch is None else epoch)
+        if how.certificate:
+            known = read_certificate(how.certificate, signer, int(time.time()) if how.epoch is None else how.epoch)
         else:
-            known = self_signed(signer, epoch or 0)
+            known = self_signed(signer, how.epoch or 0)
     except SignaturesMissingError:
         sign_data(signer, content)  # so that both digests wait in one round
         raise
-    if form == "pkcs7":
+    if how.form == "pkcs7":
         return sign_detached(content, signer, known), known.fingerprint
     if root_hash is None:
         raise UsageError("a verity signature is of a root hash", hint="--form pkcs7")
