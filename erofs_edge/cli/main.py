@@ -34,6 +34,8 @@ GC_THRESHOLD = (1_000_000, 20, 100)
 # how long a thread that is back from C waits for one that computes; with Python's 5 ms codecs get a fifth less done
 SWITCH_SECONDS = 0.0005
 
+POSIX_ONLY = {"fcntl", "grp", "pty", "pwd", "resource", "termios"}
+"""modules of Python that Windows has not"""
 VERBS: dict[str, tuple[str, str]] = {
     "new": ("erofs_edge.cli.new", "Make a product of your own from a stock board."),
     "build": ("erofs_edge.cli.build", "Build a board: every image, and the disk that holds them."),
@@ -255,6 +257,8 @@ def _unexpected(error: Exception) -> ErofsEdgeError:
         if where is None and error.errno == errno.ENOENT and _is_nowhere():
             said = "the folder that this was started in is gone"
         return ErofsEdgeError(said if where == named else f"cannot write: {said}", where=where)
+    if isinstance(error, ModuleNotFoundError) and error.name in POSIX_ONLY:
+        return ErofsEdgeError("this needs a POSIX system, such as Linux", hint="on Windows: in its subsystem for Linux")
     text = " ".join(str(error).split())
     return ErofsEdgeError(
         f"internal error: {type(error).__name__}{': ' if text else ''}{text}",
