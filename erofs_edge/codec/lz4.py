@@ -278,7 +278,8 @@ def _search() -> ctypes.CDLL | ToolError:
         try:
             return _opened(path)
         except (OSError, AttributeError) as error:
-            problem = problem or ToolError(f"the lz4 package lacks what images need: {error}", hint=_HINT)
+            hint = f"{_HINT}, or LZ4 {VERSION} as a library of the system (on Windows liblz4.dll, in PATH)"
+            problem = problem or ToolError(f"the lz4 package lacks what images need: {error}", hint=hint)
         except ToolError as error:
             problem = problem or error
     return problem or ToolError("the lz4 package is not here", hint=_HINT)
