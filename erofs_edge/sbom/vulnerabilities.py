@@ -44,12 +44,17 @@ class Finding:
 def find_vulnerabilities(contents: dict[str, Any], database: Path) -> list[Finding]:
     """Findings in the order of packages and ids, each with what the manifest says of it.
 
-    Raises SourceError where the database cannot be read or is neither of the two kinds.
+    Raises SourceError where the database cannot be read, is neither of the two kinds, or says nothing of the suite: no
+    finding would mean nothing then.
     """
     sources: dict[tuple[str, str], list[str]] = {}
     for name, package in contents["packages"].items():
         sources.setdefault((package["source"], package["source_version"]), []).append(name)
     records = list(_load(database))
+    if not any(_speaks_of(record, contents["suite"]) for record in records):
+        raise SourceError(
+            f"the database says nothing of Debian's {contents['suite']}", where=str(database), hint="a newer export?"
+        )
     found: list[Finding] = []
     for (source, version), names in sorted(sources.items()):
         for record in records:
@@ -78,15 +83,40 @@ def _load(path: Path) -> Iterator[dict[str, Any]]:
         except (OSError, ValueError, RecursionError) as error:
             raise SourceError(f"not a vulnerability database: {error}", where=str(file)) from error
         values = value if isinstance(value, list) else [value]
-        if not all(isinstance(one, dict) for one in values):
+        if not all(isinstance(one, dict) and (_is_osv(one) or any(_releases(one))) for one in values):
             raise SourceError("neither Debian's security tracker nor OSV", where=str(file))
         yield from values
+
+
+def _is_osv(record: dict[str, Any]) -> bool:
+    """Whether it is an entry of OSV: the schema wants `id` and `modified`; one that is withdrawn may affect nothing."""
+    return isinstance(record.get("id"), str) and ("affected" in record or "modified" in record)
+
+
+def _releases(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the tracker's table says of each vulnerability, by suite; nothing where it is another table."""
+    for entries in table.values():
+        for entry in entries.values() if isinstance(entries, dict) else ():
+            if isinstance(entry, dict) and isinstance(entry.get("releases"), dict) and entry["releases"]:
+                yield entry["releases"]
+
+
+def _speaks_of(record: dict[str, Any], suite: str) -> bool:
+    """Whether a record is about a suite. Of OSV each entry that is about Debian counts: there may be but one."""
+    if not _is_osv(record):
+        return any(suite in releases for releases in _releases(record))
+    return any(name.partition(":")[0] == "Debian" for name in map(_ecosystem, _dicts(record.get("affected"))))
+
+
+def _ecosystem(affected: dict[str, Any]) -> str:
+    package = affected.get("package")
+    return str(package.get("ecosystem", "")) if isinstance(package, dict) else ""
 
 
 def _concerned(
     record: dict[str, Any], source: str, version: str, names: tuple[str, ...], suite: str
 ) -> Iterator[Finding]:
-    if "affected" in record and "id" in record:
+    if _is_osv(record):
         yield from _osv(record, source, version, names, suite)
         return
     entries = record.get(source)
@@ -107,11 +137,10 @@ def _concerned(
 def _osv(record: dict[str, Any], source: str, version: str, names: tuple[str, ...], suite: str) -> Iterator[Finding]:
     ecosystems = {"Debian", f"Debian:{SUITES.get(suite, suite)}"}
     for affected in _dicts(record.get("affected")):
-        package = affected.get("package")
-        if not isinstance(package, dict) or package.get("name") != source or package.get("ecosystem") not in ecosystems:
+        if _ecosystem(affected) not in ecosystems or affected["package"].get("name") != source:
             continue
-        fixed = ""
-        hit = version in (affected.get("versions") or [])
+        fixed, versions = "", affected.get("versions")
+        hit = isinstance(versions, list) and version in versions
         for span in _dicts(affected.get("ranges")):
             inside, end = _inside(_dicts(span.get("events")), version)
             if span.get("type") == "ECOSYSTEM" and inside:

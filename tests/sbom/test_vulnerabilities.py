@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_the_security_tracker(tmp_path: Path, release: dict[str, str], fixed: st
 )
 def test_osv(tmp_path: Path, events: list[dict[str, str]], hit: bool) -> None:
     assert bool(found(tmp_path, osv(events))) == hit
-    assert not found(tmp_path, osv(events, "Debian:12")) and not found(tmp_path, osv(events, "PyPI"))
+    assert not found(tmp_path, osv(events, "Debian:12"))
 
 
 def test_osv_by_version_and_in_a_folder(tmp_path: Path) -> None:
@@ -93,7 +94,9 @@ def test_osv_by_version_and_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_no_database(tmp_path: Path) -> None:
-    for text in ("", "[1]", "3", '{"a"'):
+    """Nor other JSON, in which nothing would be found either: a bill of materials, a record of a build."""
+    others = ["{}", '{"bomFormat": "CycloneDX", "components": []}', '{"board": "x", "files": {"a": {"size": 1}}}']
+    for text in ("", "[1]", "3", '{"a"', *others, '[{"id": "x"}]', '[{"affected": []}]'):
         (tmp_path / "db.json").write_text(text)
         with pytest.raises(SourceError) as caught:
             find_vulnerabilities(CONTENTS, tmp_path / "db.json")
@@ -103,9 +106,21 @@ def test_no_database(tmp_path: Path) -> None:
         find_vulnerabilities(CONTENTS, tmp_path / "empty")
 
 
-KEYS = st.sampled_from(["openssl", "releases", "trixie", "affected", "id", "ranges", "events", "x"])
+def test_a_database_that_says_nothing_of_the_suite(tmp_path: Path) -> None:
+    """An old export, or one of another system: that no package is concerned would be no answer."""
+    old = {"openssl": {"CVE-2020-1": {"releases": {"buster": {"status": "open"}}}}}
+    withdrawn = {"id": "DSA-2", "modified": "2026-01-01T00:00:00Z", "withdrawn": "2026-01-02T00:00:00Z"}
+    for value in (old, osv([{"introduced": "0"}], "PyPI"), [withdrawn]):
+        with pytest.raises(SourceError, match="says nothing of Debian's trixie") as caught:
+            found(tmp_path, value)
+        assert caught.value.where == str(tmp_path / "db.json")
+    assert len(found(tmp_path, [withdrawn, osv([{"introduced": "0"}])])) == 1
+
+
+WORDS = ["openssl", "releases", "trixie", "affected", "id", "ranges", "events", "package", "ecosystem", "versions", "x"]
+KEYS = st.sampled_from([*WORDS, "name", "introduced", "fixed", "type", "status", "fixed_version"])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.text(max_size=5),
+    st.none() | st.booleans() | st.text(max_size=5) | st.sampled_from(["Debian", "openssl", "ECOSYSTEM", "9" * 5000]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
     max_leaves=15,
 )  # fmt: skip
@@ -114,7 +129,27 @@ JSON = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(value=st.dictionaries(st.sampled_from(["openssl", "affected", "id", "x"]), JSON, max_size=4))
 def test_any_json_is_answered(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
-    found(tmp_path_factory.mktemp("db"), value)
+    """Or refused as no database."""
+    with contextlib.suppress(SourceError):
+        found(tmp_path_factory.mktemp("db"), value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"versions": 7}, {"versions": {}}, {"package": {"name": "openssl", "ecosystem": ["Debian"]}}, {"ranges": 7},
+        {"package": {"name": ["openssl"], "ecosystem": "Debian"}}, {"package": 7},
+    ],
+)  # fmt: skip
+def test_osv_of_odd_shapes(tmp_path: Path, change: dict[str, object]) -> None:
+    """Beside an entry that is in order, which is found."""
+    good, odd = osv([{"introduced": "0"}]), osv([{"introduced": "0"}], **change)
+    assert "DSA-1" in {one.id for one in found(tmp_path, [odd, good])}
+
+
+def test_versions_of_many_digits(tmp_path: Path) -> None:
+    for version, hit in (("9" * 5000, True), ("0" * 5000, False), ("3.5.1-1" + "0" * 5000, True)):
+        assert bool(found(tmp_path, tracker(status="resolved", fixed_version=version))) == hit
 
 
 def test_what_a_manifest_says() -> None:

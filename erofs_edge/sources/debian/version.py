@@ -20,7 +20,7 @@ def version_key(version: str) -> tuple[object, ...]:
     upstream, dash, revision = rest.rpartition("-")
     if not dash:
         upstream, revision = rest, ""
-    return int(epoch) if epoch.isdecimal() else 0, _part(upstream), _part(revision)
+    return _number(epoch if epoch.isdecimal() else ""), _part(upstream), _part(revision)
 
 
 def satisfies(version: str, relation: str, bound: str) -> bool:
@@ -45,8 +45,14 @@ def _part(text: str) -> tuple[object, ...]:
     key: list[object] = []
     for letters, digits in re.findall(r"([^0-9]*)([0-9]*)", text)[:-1] or [("", "")]:
         key.append((*(_weight(letter) for letter in letters), 0))
-        key.append(int(digits or "0"))
-    return (*key, (0,), 0)
+        key.append(_number(digits))
+    return (*key, (0,), _number(""))
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """Compares as the number does, however long it is: Python makes none of more than 4300 digits."""
+    significant = digits.lstrip("0")
+    return len(significant), significant
 
 
 def _weight(letter: str) -> int:
