@@ -22,9 +22,8 @@ from erofs_edge.errors import SourceError, UsageError, VerificationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from erofs_edge.flash.execute import RegionResult
     from erofs_edge.flash.prepare import Prepared, Wish
-    from erofs_edge.flash.target import Identity, Target
+    from erofs_edge.flash.target import Identity
     from erofs_edge.flash.targets import Candidate
 
 DISK = "disk.img"
@@ -219,6 +218,7 @@ def _write(
     as_json: bool,
 ) -> None:
     """`signed` is called before anything is written, if only the size of a file."""
+    from erofs_edge.flash.execute import flash as execute  # a comparison leaves nothing in the processor's cache
     from erofs_edge.flash.prepare import prepare, prepare_repair
 
     identity = candidate.identity
@@ -236,7 +236,11 @@ def _write(
             note(f"slot {unfinished.slot.lower()} was left half written: what of it is right is kept")
         if identity.kind != "file" and not yes and not all(prepared.nothing_to_do for prepared in todo):
             _confirm(identity, todo)
-        results = [result for prepared in todo for result in _carry_out(prepared, target, verify=verify)]
+        results = [
+            result
+            for each in todo
+            for result in execute(each.plan, target, step, verify=verify, found=each.found, known=each.known)
+        ]
         on_wire = target.bytes_on_wire
     except (KeyboardInterrupt, SystemExit):  # the latter is a signal, see `_terminated`
         if identity.size:
@@ -247,12 +251,6 @@ def _write(
     seconds = time.monotonic() - started
     note(f"Finished. Total time: {seconds:.3f}s")
     show_results(todo, identity, results, seconds, on_wire, as_json=as_json)
-
-
-def _carry_out(prepared: Prepared, target: Target, *, verify: bool) -> list[RegionResult]:
-    from erofs_edge.flash.execute import flash as execute
-
-    return execute(prepared.plan, target, step, verify=verify, found=prepared.found, known=prepared.known)
 
 
 def _image(what: Path, out: Path | None) -> Path:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from erofs_edge.build.beside import beside
+from erofs_edge.cli.light import load_dataclasses
 from erofs_edge.cli.output import note, step
 from erofs_edge.errors import UsageError, VerificationError
 
@@ -21,9 +22,9 @@ def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Cal
     That raises VerificationError where the image is not signed, UsageError where that is allowed on a board that is not
     for development.
     """
-    from erofs_edge.verify.signed import is_plain, refuse_unsigned
+    from erofs_edge.verify.signed import is_plain
 
-    with nullcontext(_nothing) if is_plain(image) else beside(partial(refuse_unsigned, image)) as found:
+    with nullcontext(_nothing) if is_plain(image) else beside(partial(_look, image)) as found:
 
         def settle() -> None:
             try:
@@ -43,6 +44,13 @@ def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Cal
                 note(f"warning: {error.message}")
 
         yield settle
+
+
+def _look(image: Path) -> None:
+    from erofs_edge.verify.signed import refuse_unsigned
+
+    load_dataclasses()  # device trees are such: on the way to the first all that they need is loaded
+    refuse_unsigned(image)
 
 
 def _nothing() -> None:

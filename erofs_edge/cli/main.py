@@ -25,7 +25,7 @@ from typing import Any
 import click
 
 from erofs_edge import __version__
-from erofs_edge.cli.light import load_pathlib
+from erofs_edge.cli.light import load_dataclasses, load_pathlib
 from erofs_edge.cli.output import emit_error
 from erofs_edge.errors import ErofsEdgeError, UsageError
 
@@ -34,6 +34,8 @@ GC_THRESHOLD = (1_000_000, 20, 100)
 # how long a thread that is back from C waits for one that computes; with Python's 5 ms codecs get a fifth less done
 SWITCH_SECONDS = 0.0005
 
+WITHOUT_DATACLASSES = {"flash", "verity"}
+"""verbs that mostly do without, or load them by themselves"""
 POSIX_ONLY = {"fcntl", "grp", "pty", "pwd", "resource", "termios"}
 """modules of Python that Windows has not"""
 VERBS: dict[str, tuple[str, str]] = {
@@ -85,7 +87,9 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        load_pathlib()  # nearly all verbs take paths
+        load_pathlib()  # nearly all verbs take paths, and have dataclasses
+        if cmd_name not in WITHOUT_DATACLASSES:
+            load_dataclasses()
         command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
         assert isinstance(command, click.Command)  # noqa: S101  the contract of VERBS
         _unwind_on_ctrl_c()

@@ -16,7 +16,7 @@ from erofs_edge.flash import guard
 from erofs_edge.flash.local import BlockTarget, FileTarget
 from erofs_edge.flash.target import Identity, Target
 
-_LIKE_AN_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+]+:")
+_LIKE_AN_ADDRESS = r"[A-Za-z][A-Za-z0-9+]+:"
 """of two letters at least: C: is a disk of Windows"""
 
 
@@ -127,7 +127,7 @@ def _local(to: str, image: Path | None) -> Candidate:
     except FileNotFoundError:
         if not path.parent.is_dir() or str(path).startswith("/dev/"):
             raise UsageError("no such device or folder", where=str(path), hint="lsblk lists devices") from None
-        if _LIKE_AN_ADDRESS.match(to):  # as `erofs-edge fastboot -s` has them
+        if re.match(_LIKE_AN_ADDRESS, to):  # as `erofs-edge fastboot -s` has them
             hint = f"addresses: {', '.join(f'{name}://' for name in SCHEMES)}; for a file ./{to}"
             raise UsageError("neither an address nor a file that is there", where=to, hint=hint) from None
         return Candidate(Identity(str(path), "file", 0), lambda size: FileTarget(path, size))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""click and pathlib are loaded without what they hardly use, and work as if they had been loaded with it."""
+"""click, pathlib and dataclasses are loaded without what they hardly use, and work as if loaded with it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ def python(code: str, *words: str) -> str:
 
 def test_what_is_hardly_used_is_not_loaded() -> None:
     code = "import erofs_edge.cli\n"
-    code += "from erofs_edge.cli.light import Later, load_pathlib\nload_pathlib()\n"
+    code += "from erofs_edge.cli.light import Later, load_dataclasses, load_pathlib\nload_pathlib()\n"
+    code += "load_dataclasses()\n"
     code += "assert not any(isinstance(module, Later) for module in sys.modules.values())\nprint(*sys.modules)"
     loaded = set(python(code).split())
     assert sys.version_info >= (3, 12) or "datetime" not in loaded
-    assert {"click", "pathlib"} <= loaded and not loaded & NEEDLESS
+    assert {"click", "pathlib", "dataclasses"} <= loaded and not loaded & NEEDLESS
 
 
 def test_everybody_else_gets_the_modules_themselves() -> None:
@@ -53,6 +54,17 @@ def test_what_is_loaded_already_stays() -> None:
     assert python(code) == "True True\n"
 
 
+def test_dataclasses_that_ask_for_what_was_left_out_get_it() -> None:
+    """One without a text of its own has its signature for that."""
+    code = "from erofs_edge.cli.light import load_dataclasses\nload_dataclasses()\n"
+    code += "from dataclasses import dataclass, field\n"
+    code += "@dataclass(frozen=True, slots=True)\nclass Told:\n    'Text.'\n    x: int = 1\n"
+    code += "assert Told() == Told(1) and 'inspect' not in sys.modules\n"
+    code += "@dataclass\nclass Place:\n    x: int\n    y: list = field(default_factory=list)\n"
+    code += "import inspect\nprint(Place.__doc__, inspect.signature(Place))"
+    assert python(code) == "Place(x: int, y: list = <factory>) (x: int, y: list = <factory>) -> None\n"
+
+
 def test_a_module_that_is_missed_after_all_comes_while_others_load() -> None:
     """As a click that wants more of it at once would have it."""
     code = "from erofs_edge.cli.light import without\n"
@@ -62,6 +74,25 @@ def test_a_module_that_is_missed_after_all_comes_while_others_load() -> None:
     code += "import colorsys\n"
     code += "print(stand_in is colorsys, own is abs, rgb_to_hsv is colorsys.rgb_to_hsv, hasattr(colorsys, 'own'))\n"
     assert python(code) == "False True True False\n"
+
+
+@pytest.mark.parametrize("words", ["fs ls IMG", "fs stat IMG /file", "fs cat IMG /file", "fs dump IMG", "verify IMG"])
+def test_commands_start_without_it(words: str, tmp_path: Path, edge: str) -> None:
+    """Also those that have dataclasses, with or without texts of their own."""
+    image = tmp_path / "image"
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_text("text")
+    subprocess.run([edge, "fs", "build", tmp_path / "tree", "-o", image], check=True, capture_output=True)
+    code = HELP.format(first="import atexit; atexit.register(lambda: print(' '.join(sys.modules)))")
+    command = [str(image) if word == "IMG" else word for word in words.split()]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}", *command],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "erofs_edge.cli.main" in loaded and not loaded & (NEEDLESS - {"locale", "gettext"})
 
 
 @pytest.mark.parametrize("verb", [None, "flash", "fs"])
