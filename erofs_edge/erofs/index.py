@@ -13,7 +13,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
-from itertools import repeat
+from itertools import chain, repeat
 from typing import NamedTuple
 
 from erofs_edge.erofs.ondisk import (
@@ -36,6 +36,7 @@ from erofs_edge.erofs.ondisk import (
     NULL_ADDR,
 )
 
+PACKS_MAX = 4096  # that are made at once
 COMPACT_BITS_MAX = 14  # larger lclusters have offsets that no compact entry holds
 COMPACT_2B_BITS_MAX = 12
 WHOLE_FRAGMENT = 1 << 63
@@ -247,14 +248,13 @@ def _compact(starts: Starts, count: int, low_bits: int, advise: int, position: i
     leading = min((32 - position % 32) // 4 % 8, count)
     middle = (count - leading) // 16 * 16 if advise & ADVISE_COMPACTED_2B else 0
     rest = leading + middle
-    packs = [*range(0, leading, 2), *range(leading, rest, 16), *range(rest, count, 2)]
-    last_slots = [at - 1 for at in packs[1:]]
-    if count - packs[-1] == (16 if middle and rest == count else 2):  # the last pack is full
-        last_slots.append(count - 1)
-    _look_ahead(entries, last_slots, starts.lclusters, low_bits)
-    before = [bisect_left(starts.lclusters, at) for at in packs]  # heads that stand before the pack
+    parts = range(0, leading, 2), range(leading, rest, 16), range(rest, count, 2)  # where packs start
+    for part in parts:
+        ends = range(part.start + part.step - 1, min(part.stop, count), part.step)
+        _look_ahead(entries, ends, starts.lclusters, low_bits)
+    before = array("I", (bisect_left(starts.lclusters, at) for at in chain(*parts)))  # heads that stand before the pack
     if big:
-        bases = array("I", map(_big_base, repeat(starts), before, packs))
+        bases = array("I", map(_big_base, repeat(starts), before, chain(*parts)))
     else:
         base = starts.blocks[0] - 1
         bases = array("I", [base + number for number in before])
@@ -303,8 +303,13 @@ def _pack_2(entries: array[int], bases: array[int]) -> bytes:
 
 
 def _pack_16(entries: array[int], bases: array[int]) -> bytes:
-    """Packs of sixteen entries of 14 bits and the base: neighbours move together until they are one number of 224 bits,
-    those of all packs at once."""
+    """Packs of sixteen entries of 14 bits and the base."""
+    steps = range(0, len(bases), PACKS_MAX)
+    return b"".join(_packed(entries[16 * at : 16 * (at + PACKS_MAX)], bases[at : at + PACKS_MAX]) for at in steps)
+
+
+def _packed(entries: array[int], bases: array[int]) -> bytes:
+    """Neighbours move together until they are one number of 224 bits, those of all packs at once."""
     bits = int.from_bytes(_little(entries), "little")
     for gap, lower, upper in _lanes((len(bases) - 1).bit_length()):
         bits = bits & lower | (bits & upper) >> gap
