@@ -165,7 +165,10 @@ def test_an_image_that_is_no_disk_starts_no_process(tmp_path: Path) -> None:
     needless = {
         "hashlib",
         "ctypes",
+        "dataclasses",
         "difflib",
+        "inspect",
+        "subprocess",
         "concurrent.futures",
         "erofs_edge.flash.copies",
         "erofs_edge.flash.delta",
@@ -179,8 +182,10 @@ def test_a_look_for_a_signature_loads_nothing_that_makes_one(tmp_path: Path) -> 
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
+        "from erofs_edge.cli.flash_signed import load_dataclasses\n"
         "from erofs_edge.disk import gpt\n"
         "from erofs_edge.verify.unsigned import check_alone\n"
+        "load_dataclasses()\n"
         "table = gpt.Table(bytes(16), 16, (gpt.Partition('boot', gpt.TYPE_LINUX, bytes(16), 0, 7),))\n"
         "check_alone(os.open('disk', os.O_RDONLY), table, Path('disk'))\n"
         "print(' '.join(sys.modules))\n"
@@ -188,4 +193,5 @@ def test_a_look_for_a_signature_loads_nothing_that_makes_one(tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "erofs_edge.boot.fdt" in loaded
-    assert not loaded & {"erofs_edge.boot.fit", "erofs_edge.trust.key", "hashlib"}
+    assert "dataclasses" in loaded
+    assert not loaded & {"erofs_edge.boot.fit", "erofs_edge.trust.key", "hashlib", "inspect"}
