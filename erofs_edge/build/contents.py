@@ -120,7 +120,7 @@ def read_contents(out: Path) -> dict[str, Any]:
         raise ErofsEdgeError(
             f"no {CONTENTS} here", where=str(out), hint="build the board with this version of erofs-edge"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise VerificationError(f"damaged: {error}", where=str(path), hint="build again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ErofsEdgeError("a record of another version", where=str(path), hint="build again")

@@ -61,7 +61,7 @@ def read_release(out: Path) -> dict[str, Any]:
         raise ErofsEdgeError(
             "nothing has been built here", where=str(out), hint="erofs-edge build BOARD -o OUT"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ErofsEdgeError(f"not a release record: {error}", where=str(path), hint="build again") from error
     if not isinstance(record, dict) or record.get("format") != 1:
         raise ErofsEdgeError("a release record of another version", where=str(path), hint="build again")
@@ -171,7 +171,7 @@ def unchanged(out: Path, inputs_digest: str) -> bool:
         return state["inputs"] == inputs_digest and all(
             _stamp(out / name) == stamp for name, stamp in state["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

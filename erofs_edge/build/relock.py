@@ -27,7 +27,7 @@ def valid(folder: Path) -> Path | None:
         origins = json.loads((folder / ORIGINS).read_text())
         if origins and all(_hash(Path(path)) == digest for path, digest in origins.items()):
             return folder
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         pass
     return None
 

@@ -114,7 +114,7 @@ class Channel:
         raw = self._target(f"{board}.json", INDEX_MAX)
         try:
             value = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FormatError(f"not a release record: {error}", where=self.url) from error
         if not isinstance(value, dict) or value.get("board") != board:
             raise VerificationError(f"the record is not one of the board '{board}'", where=self.url)

@@ -216,7 +216,7 @@ def _staged(folder: Path) -> dict[str, Any]:
     path = folder / STAGED
     try:
         return dict(json.loads(path.read_text())) if path.exists() else {}
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise SourceError(f"not a list of what was added: {error}", where=str(path), hint="add it again") from error
 
 

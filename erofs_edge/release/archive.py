@@ -129,7 +129,7 @@ def unpack_archive(archive: Path, to: Path) -> tuple[Path, Path]:
                 _put(tar, member, to)
         index = json.loads((to / INDEX).read_text())
         places = [str(index["board"]), str(index["system"])]
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
+    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"not an archive of inputs: {error}", where=str(archive)) from error
     found = []
     for place in places:

@@ -152,7 +152,7 @@ def read_record(path: Path, kind: type[Any]) -> Any:
         if path.stat().st_size > RECORD_MAX:
             raise ValueError("too large")
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise VerificationError(f"cannot be read: {error}", where=str(path)) from error
     if not isinstance(value, kind):
         raise VerificationError("it is no record of the kind that belongs here", where=str(path))

@@ -31,9 +31,9 @@ def installed(root: Path | None = None) -> dict[str, dict[str, str]]:
     """Versions by set of what has been fetched; empty where nothing has."""
     try:
         found: dict[str, dict[str, str]] = json.loads(((root or prefix()) / STAMP).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def find(name: str, *, host: bool = True) -> Path:
