@@ -28,6 +28,7 @@ PIECE = 4 << 20  # bytes of a request to the control export: two processes each 
 WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
 ZEROS, ZEROS_OLDER = 128 << 20, 64 << 20  # bytes that a question after zeros is about, and where a system is older
 AT_ONCE = 8  # such questions of one request
+LITTLE = 16 << 20  # bytes that one process sees through as quickly as another one starts
 SINGLE = control.ITEMS_MAX - 2  # of them; besides, one of `blocks` and one for the medium
 FEW = 4
 """ranges that are asked for one by one: two processes each on the device, where `blocks` is three"""
@@ -181,8 +182,7 @@ class ProvisionTarget(NbdTarget):
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """The device looks for itself, so that zeros cost the wire next to nothing."""
         for first in range(offset, offset + length, self._span * AT_ONCE):
-            end = min(first + self._span * AT_ONCE, offset + length)
-            pieces = [(at, min(self._span, end - at)) for at in range(first, end, self._span)]
+            pieces = shares(first, min(self._span * AT_ONCE, offset + length - first), self._span)
             for (at, size), is_zero in zip(pieces, self._zeros(pieces), strict=True):
                 if not is_zero:
                     yield at, at + size
@@ -259,6 +259,14 @@ def runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
                 continue
         found.append((length, offset, 1))
     return found
+
+
+def shares(offset: int, length: int, most: int) -> list[tuple[int, int]]:
+    """(offset, length) of parts of a range, whole blocks of `most` bytes at most. An even number of equal ones, for a
+    board looks at as many at once as it has processors; one where that is little."""
+    count = 1 if length <= min(LITTLE, most) else 2 * -(-length // (2 * most))
+    size = -(-length // count // BLOCK) * BLOCK
+    return [(at, min(size, offset + length - at)) for at in range(offset, offset + length, size)]
 
 
 def _digest(line: str, width: int) -> bytes:

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
+from itertools import starmap
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Region
 from erofs_edge.flash.target import BLOCK, Ability, Target
+from erofs_edge.threads import Threads
 
 WINDOW = 64 << 20  # bytes that one exchange of digests is about
 RANGES = 4096  # places of them, at most
@@ -215,12 +217,15 @@ def _by_digest(
     wrong, found = ranges, list[Range]()
     for step in steps:
         asked = list(chunks(wrong, step))
-        answers = target.digests(asked)
+        with Threads(1) as meanwhile:  # what takes the target its time is made here, too
+            making = meanwhile.submit(list, starmap(want, asked))
+            answers = target.digests(asked)
+            wanted = making.result()
         if len(answers) != len(asked):
             answers = [b""] * len(asked)  # an answer that makes no sense proves nothing
         wrong = []
-        for (at, size), answer in zip(asked, answers, strict=True):
-            if answer == want(at, size):
+        for (at, size), answer, right in zip(asked, answers, wanted, strict=True):
+            if answer == right:
                 continue
             told = known(at, size, answer) if size > BLOCK else None
             if told is None:

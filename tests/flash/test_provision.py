@@ -7,15 +7,19 @@ import hashlib
 import os
 import random
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from erofs_edge.errors import DeviceError, ProtocolError
-from erofs_edge.flash.provision import ZEROS_OLDER, ProvisionTarget, runs
-from erofs_edge.flash.survey import digest
+from erofs_edge.flash.image import Image
+from erofs_edge.flash.plan import Region
+from erofs_edge.flash.provision import ZEROS, ZEROS_OLDER, ProvisionTarget, runs, shares
+from erofs_edge.flash.survey import digest, survey
 from erofs_edge.provision.initramfs import FOLDER
 from erofs_edge.transport.nbd import control
 from erofs_edge.transport.nbd.connect import Connection, parse_address
@@ -305,20 +309,55 @@ def test_what_is_asked_of_a_board(monkeypatch: pytest.MonkeyPatch, name: str) ->
     ]
     assert board.flushed == 2
     board.asked.clear()
-    assert list(target.data(1 << 20, 39 << 20)) == [(33 << 20, 40 << 20)]
+    assert list(target.data(1 << 20, 39 << 20)) == [((1 << 20) + 3 * 10223616, 40 << 20)]
     assert board.flushed == 3
-    assert board.asked == ["zeros 1048576 16777216", "zeros 17825792 16777216", "zeros 34603008 7340032"]
+    assert board.asked == [f"zeros {(1 << 20) + part * 10223616} 10223616" for part in range(4)]
 
 
 def test_an_older_board_hashes_zeros() -> None:
     """It is not asked for anything else twice."""
-    size = ZEROS_OLDER + (4 << 20) + 1
+    size, half = ZEROS_OLDER + (4 << 20) + 1, (ZEROS_OLDER >> 1) + (2 << 20) + 4096
     board = Board(bytes(size - 1) + b"\1", looks=False)
     target = ProvisionTarget(cast("Connection", board), cast("Connection", board))
     for _ in range(2):
         board.asked.clear()
-        assert list(target.data(0, size)) == [(ZEROS_OLDER, size)]
-    assert board.asked == [f"hash 0 {ZEROS_OLDER}", f"hash {ZEROS_OLDER} 4194305"]
+        assert list(target.data(0, size)) == [(half, size)]
+    assert board.asked == [f"hash 0 {half}", f"hash {half} {size - half}"]
+
+
+@pytest.mark.parametrize("length", [1, 4097, 16 << 20, (16 << 20) + 1, 23015424, 472461312, 8 * ZEROS])
+@pytest.mark.parametrize("most", [4 << 20, ZEROS_OLDER, ZEROS])
+def test_as_much_zeros_for_each_processor(length: int, most: int) -> None:
+    """Two or four of them are done at the same time; none is asked about more than it may."""
+    parts = shares(8192, length, most)
+    sizes = [size for _, size in parts]
+    assert parts[0][0] == 8192 and sum(sizes) == length and max(sizes) <= most
+    assert all(at + size == after for (at, size), (after, _) in pairwise(parts))
+    assert all(size % 4096 == 0 and size == sizes[0] for size in sizes[:-1])
+    assert (len(parts) == 1) == (length <= min(most, 16 << 20))
+    # on two processors: all of it takes as long as half of it, and less than three blocks
+    assert sum(sizes[::2]) <= length // 2 + len(parts) * 4096 or len(parts) == 1
+
+
+def test_digests_are_made_on_both_sides_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the board takes its time for is not waited for here."""
+    content, made = random.Random(3).randbytes(1 << 20), threading.Event()
+    (tmp_path / "image").write_bytes(content)
+
+    def noticed(name: str, data: bytes | memoryview) -> bytes:
+        made.set()
+        return digest(name, data)
+
+    class Slow(ProvisionTarget):
+        def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+            assert made.wait(60), "ours are made only when theirs are there"
+            return super().digests(ranges)
+
+    board = Board(content)
+    target = Slow(cast("Connection", board), cast("Connection", board))
+    monkeypatch.setattr("erofs_edge.flash.survey.digest", noticed)
+    with Image(tmp_path / "image") as image:
+        assert survey(Region("image", 0, 1 << 20, ((0, 1 << 20),)), image, target).right
 
 
 def test_the_medium_is_read_anew_when_somebody_wants_to_know() -> None:
