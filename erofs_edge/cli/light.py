@@ -74,6 +74,11 @@ def _datetime() -> dict[str, Callable[..., Any]]:
     return {"datetime": importlib.import_module("_datetime").datetime}
 
 
+def _get_annotations(of: type) -> dict[str, Any]:
+    """inspect.get_annotations, which dataclasses asks about each of its classes from Python 3.12 to 3.13."""
+    return dict(of.__dict__.get("__annotations__", {}))  # noqa: RUF063  that is what this stands for
+
+
 OF_CLICK: dict[str, dict[str, Callable[..., Any]]] = {
     "inspect": {"cleandoc": _cleandoc},
     "datetime": _datetime(),
@@ -81,7 +86,9 @@ OF_CLICK: dict[str, dict[str, Callable[..., Any]]] = {
     "platform": {"system": _system} if sys.platform == "linux" else {},
 }
 OF_PATHLIB = {"urllib.parse": {"quote_from_bytes": _quote_from_bytes}}
-OF_DATACLASSES: dict[str, dict[str, Callable[..., Any]]] = {"inspect": {}}
+OF_DATACLASSES: dict[str, dict[str, Callable[..., Any]]] = {
+    "inspect": {"get_annotations": _get_annotations} if sys.version_info < (3, 14) else {}
+}
 """module → what it is asked for when it is loaded, or each time"""
 
 
