@@ -14,16 +14,16 @@ import hashlib
 import struct
 
 from erofs_edge.errors import FormatError, VerificationError
-from erofs_edge.trust import der, pe
-from erofs_edge.trust.certificate import OID_SHA256, Certificate, signature_algorithm
-from erofs_edge.trust.key import Signer, VerificationKey, rsa_key, sign, verifies
+from erofs_edge.trust import der, pe, pkcs7
+from erofs_edge.trust.certificate import OID_SHA256, Certificate
+from erofs_edge.trust.key import Signer, VerificationKey, rsa_key, verifies
 
-OID_SIGNED_DATA = "1.2.840.113549.1.7.2"
 OID_INDIRECT_DATA = "1.3.6.1.4.1.311.2.1.4"
 OID_PE_IMAGE = "1.3.6.1.4.1.311.2.1.15"
 OID_CONTENT_TYPE = "1.2.840.113549.1.9.3"
 OID_MESSAGE_DIGEST = "1.2.840.113549.1.9.4"
 REVISION, PKCS_SIGNED_DATA = 0x0200, 0x0002
+OTHERWISE = "not an Authenticode signature of a PE image with SHA-256"
 UNIT = 8
 """bytes: the certificate table and each entry of it start on a multiple"""
 _ENTRY = struct.Struct("<IHH")
@@ -75,37 +75,13 @@ def sign_image(data: bytes, signer: Signer, certificate: Certificate) -> bytes:
 
 def signed_data(sha256: bytes, signer: Signer, certificate: Certificate) -> bytes:
     """The PKCS#7 signature of a PE file's digest, DER, with the signer's certificate."""
-    algorithm = der.element(der.SEQUENCE, der.oid(OID_SHA256), der.element(der.NULL))
-    indirect = _indirect_data(sha256, algorithm)
-    attributes = sorted(
-        (
-            _attribute(OID_CONTENT_TYPE, der.oid(OID_INDIRECT_DATA)),
-            # the digest is of the content without its tag and length (RFC 2315 section 9.3)
-            _attribute(OID_MESSAGE_DIGEST, der.element(der.OCTET_STRING, hashlib.sha256(indirect).digest())),
-        )
-    )
-    signer_info = der.element(
-        der.SEQUENCE,
-        der.integer(1),
-        der.element(der.SEQUENCE, certificate.issuer, der.integer(certificate.serial)),
-        algorithm,
-        der.element(der.CONTEXT, *attributes),
-        signature_algorithm(signer.public_key),
-        # what is signed is the set as a set, not as the implicit element above (RFC 2315 section 9.3)
-        der.element(der.OCTET_STRING, sign(signer, der.element(der.SET, *attributes))),
-    )
+    indirect = _indirect_data(sha256)
+    attributes = _attributes(hashlib.sha256(indirect).digest())
     content = der.element(
         der.SEQUENCE, der.oid(OID_INDIRECT_DATA), der.element(der.CONTEXT, der.element(der.SEQUENCE, indirect))
     )
-    body = der.element(
-        der.SEQUENCE,
-        der.integer(1),
-        der.element(der.SET, algorithm),
-        content,
-        der.element(der.CONTEXT, certificate.der),
-        der.element(der.SET, signer_info),
-    )
-    return der.element(der.SEQUENCE, der.oid(OID_SIGNED_DATA), der.element(der.CONTEXT, body))
+    middle = [content, der.element(der.CONTEXT, certificate.der)]
+    return pkcs7.signed_data(_set_of(attributes), signer, certificate, middle, attributes)
 
 
 def verify_image(data: bytes, key: VerificationKey) -> bytes:
@@ -115,13 +91,12 @@ def verify_image(data: bytes, key: VerificationKey) -> bytes:
     key's, or where the file has changed since.
     """
     rsa_key(key, "UEFI firmware")
-    found, attributes, content, signature = _parse(_certificate_entry(data))
+    found, content_digest, content, signature = _parse(_certificate_entry(data))
     if found != digest(data):
         raise VerificationError("the file does not match the digest in its signature")
-    if attributes != hashlib.sha256(content).digest():
+    if content_digest != hashlib.sha256(content).digest():
         raise VerificationError("the signature is of other content than it holds")
-    set_of = _signed_attributes(attributes)
-    if not verifies(key.public_key, signature, hashlib.sha256(set_of).digest()):
+    if not verifies(key.public_key, signature, hashlib.sha256(_set_of(_attributes(content_digest))).digest()):
         raise VerificationError(f"the signature does not match key '{key.name}'")
     return found
 
@@ -146,26 +121,14 @@ def _certificate_entry(data: bytes) -> bytes:
 
 def _parse(raw: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     """(digest of the file, digest of the content, content, signature) of the form that `signed_data` makes."""
-    info = der.Reader(raw).enter(der.SEQUENCE)
-    _expect(info, OID_SIGNED_DATA)
-    wrapper = info.enter(der.CONTEXT)
-    info.finish()
-    body = wrapper.enter(der.SEQUENCE)
-    wrapper.finish()
-    if body.number() != 1:
-        raise FormatError("PKCS#7 of an unknown version")
+    body = pkcs7.read_signed_data(raw, OTHERWISE)
     body.take(der.SET)
     outer = body.enter(der.SEQUENCE)
     _expect(outer, OID_INDIRECT_DATA)
     explicit = outer.enter(der.CONTEXT)
     content = explicit.content(der.SEQUENCE)
     body.take(der.CONTEXT)
-    signers = body.enter(der.SET)
-    body.finish()
-    one = signers.enter(der.SEQUENCE)
-    signers.finish()
-    if one.number() != 1:
-        raise FormatError("a PKCS#7 signer of an unknown version")
+    one = pkcs7.read_signer(body)
     one.take(der.SEQUENCE)
     _expect(one.enter(der.SEQUENCE), OID_SHA256)
     content_digest = _message_digest(one.enter(der.CONTEXT))
@@ -197,31 +160,34 @@ def _message_digest(attributes: der.Reader) -> bytes:
     last.finish()
     _expect(second, OID_MESSAGE_DIGEST)
     found = second.enter(der.SET).content(der.OCTET_STRING)
-    if der.element(der.SET, inner) != _signed_attributes(found):
+    if der.element(der.SET, inner) != _set_of(_attributes(found)):
         raise FormatError("attributes in the signature that are not known")
     return found
 
 
-def _signed_attributes(content_digest: bytes) -> bytes:
-    return der.element(
-        der.SET,
-        *sorted(
-            (
-                _attribute(OID_CONTENT_TYPE, der.oid(OID_INDIRECT_DATA)),
-                _attribute(OID_MESSAGE_DIGEST, der.element(der.OCTET_STRING, content_digest)),
-            )
-        ),
+def _attributes(content_digest: bytes) -> list[bytes]:
+    """What is signed; the digest is of the content without its tag and length (RFC 2315 section 9.3)."""
+    return sorted(
+        (
+            _attribute(OID_CONTENT_TYPE, der.oid(OID_INDIRECT_DATA)),
+            _attribute(OID_MESSAGE_DIGEST, der.element(der.OCTET_STRING, content_digest)),
+        )
     )
 
 
-def _indirect_data(sha256: bytes, algorithm: bytes) -> bytes:
+def _set_of(attributes: list[bytes]) -> bytes:
+    """What is signed is the set as a set, not as the implicit element that holds it (RFC 2315 section 9.3)."""
+    return der.element(der.SET, *attributes)
+
+
+def _indirect_data(sha256: bytes) -> bytes:
     """The content of SpcIndirectDataContent for a PE image, whose page hashes are not given."""
     link = der.element(der.CONTEXT | 2, der.element(0x80, _OBSOLETE))
     image = der.element(
         der.SEQUENCE, der.element(der.BIT_STRING, b"\0"), der.element(der.CONTEXT, link)
     )  # fmt: skip
     kind = der.element(der.SEQUENCE, der.oid(OID_PE_IMAGE), image)
-    return kind + der.element(der.SEQUENCE, algorithm, der.element(der.OCTET_STRING, sha256))
+    return kind + der.element(der.SEQUENCE, pkcs7.SHA256, der.element(der.OCTET_STRING, sha256))
 
 
 def _attribute(oid: str, value: bytes) -> bytes:
@@ -229,4 +195,4 @@ def _attribute(oid: str, value: bytes) -> bytes:
 
 
 def _expect(reader: der.Reader, dotted: str) -> None:
-    reader.expect(dotted, "not an Authenticode signature of a PE image with SHA-256")
+    reader.expect(dotted, OTHERWISE)

@@ -14,7 +14,7 @@ from erofs_edge.errors import FormatError, VerificationError
 from erofs_edge.trust import der
 from erofs_edge.trust.certificate import OID_SHA256, Certificate
 from erofs_edge.trust.key import Signer, VerificationKey, verifies
-from erofs_edge.trust.root_hash import OID_DATA, OID_SIGNED_DATA, signed_data
+from erofs_edge.trust.pkcs7 import OID_DATA, OID_SIGNED_DATA, signed_data
 
 SIZE_MAX = 1 << 20  # bytes
 

@@ -12,16 +12,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from erofs_edge.errors import FormatError, VerificationError
 from erofs_edge.trust import der
-from erofs_edge.trust.certificate import OID_SHA256, Certificate, signature_algorithm
-from erofs_edge.trust.key import Signer, VerificationKey, sign, verifies
+from erofs_edge.trust.certificate import OID_SHA256, Certificate
+from erofs_edge.trust.key import Signer, VerificationKey, verifies
+from erofs_edge.trust.pkcs7 import OID_DATA, read_signed_data, read_signer, signed_data
 
-OID_SIGNED_DATA = "1.2.840.113549.1.7.2"
-OID_DATA = "1.2.840.113549.1.7.1"
 PARTITION_SIZE = 16 << 10
 """bytes of a verity-signature partition, as systemd-repart makes it"""
 PARTITION_MAX = 4 << 20
@@ -54,22 +52,6 @@ def sign_detached(content: bytes, signer: Signer, certificate: Certificate) -> b
     return signed_data(content, signer, certificate, [der.element(der.SEQUENCE, der.oid(OID_DATA))])
 
 
-def signed_data(content: bytes, signer: Signer, certificate: Certificate, middle: Sequence[bytes]) -> bytes:
-    """RFC 5652's SignedData in DER with one signer and no attributes; `middle` is what stands between the digest
-    algorithms and the signers: the content's information, then perhaps certificates."""
-    sha256 = der.element(der.SEQUENCE, der.oid(OID_SHA256), der.element(der.NULL))
-    info = der.element(
-        der.SEQUENCE,
-        der.integer(1),
-        der.element(der.SEQUENCE, certificate.issuer, der.integer(certificate.serial)),
-        sha256,
-        signature_algorithm(signer.public_key),
-        der.element(der.OCTET_STRING, sign(signer, content)),
-    )
-    data = der.element(der.SEQUENCE, der.integer(1), der.element(der.SET, sha256), *middle, der.element(der.SET, info))
-    return der.element(der.SEQUENCE, der.oid(OID_SIGNED_DATA), der.element(der.CONTEXT, data))
-
-
 @dataclass(frozen=True, slots=True)
 class Detached:
     """A parsed signature: who made it, and its bytes."""
@@ -84,16 +66,7 @@ def parse_detached(raw: bytes) -> Detached:
 
     Certificates beside it are skipped; attributes are refused: the kernel's check of a root hash takes none.
     """
-    outer = der.Reader(raw)
-    info = outer.enter(der.SEQUENCE)
-    outer.finish()
-    info.expect(OID_SIGNED_DATA, "not a PKCS#7 SignedData")
-    wrapper = info.enter(der.CONTEXT)
-    info.finish()
-    data = wrapper.enter(der.SEQUENCE)
-    wrapper.finish()
-    if data.number() != 1:
-        raise FormatError("PKCS#7 of an unknown version")
+    data = read_signed_data(raw, "not a PKCS#7 SignedData")
     digests = data.enter(der.SET)
     _expect_sha256(digests)
     digests.finish()
@@ -103,12 +76,7 @@ def parse_detached(raw: bytes) -> Detached:
         raise FormatError("the PKCS#7 signature is not detached")
     if data.position < data.end and data.data[data.position] == der.CONTEXT:
         data.take(der.CONTEXT)
-    signers = data.enter(der.SET)
-    data.finish()
-    one = signers.enter(der.SEQUENCE)
-    signers.finish()
-    if one.number() != 1:
-        raise FormatError("a PKCS#7 signer of an unknown version")
+    one = read_signer(data)
     names = one.enter(der.SEQUENCE)
     issuer, serial = names.whole(der.SEQUENCE), names.number()
     names.finish()
