@@ -118,6 +118,6 @@ class ToolError(ErofsEdgeError):
     """A program that is needed (QEMU, apt) is missing, too old or failed."""
 
 
-def place_within(error: ErofsEdgeError, file: Path) -> None:
+def place_within(error: ErofsEdgeError, file: Path | str) -> None:
     """Say which file an error is about: its `where`, an offset, stands behind the name from now on."""
     error.where = f"{file}: {error.where}" if error.where else str(file)

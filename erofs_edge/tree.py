@@ -208,7 +208,7 @@ class FileTree:
         parts = split(path)
         if not parts:
             if not inode.is_dir:
-                raise SourceError("the root must be a directory")
+                raise SourceError("the root is no directory")
             inode.children = {**self.root.children, **inode.children}
             self.root = inode
             return inode

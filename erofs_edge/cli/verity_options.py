@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from erofs_edge.cli.remote import PathOrAddress
-from erofs_edge.errors import FormatError, UsageError
+from erofs_edge.errors import FormatError, UsageError, place_within
 
 if TYPE_CHECKING:
     from erofs_edge.verity.fec import Layout
@@ -39,7 +39,7 @@ def names_image(command: Callable[..., Any]) -> Callable[..., Any]:
         except FormatError as error:
             others = rest.get("hash_device"), rest.get("fec_device")
             if others == (None, None) and (error.where or "offset").startswith("offset"):
-                error.where = f"{image}: {error.where}" if error.where else str(image)
+                place_within(error, image)
             raise
 
     return run

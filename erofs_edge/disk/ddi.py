@@ -9,14 +9,12 @@ are the first and the last 16 bytes of the root hash. The signature partition ho
 
 from __future__ import annotations
 
-import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_edge.disk import gpt
-from erofs_edge.disk.sparse import copy_data
-from erofs_edge.errors import SourceError
+from erofs_edge.disk.sparse import copied_from, copy_data
 from erofs_edge.writing import sparse_beside, write_exactly
 
 UNIT = 4096
@@ -91,10 +89,5 @@ def _write(fd: int, part: Part, start: int) -> None:
     if isinstance(part.content, bytes):
         write_exactly(fd, part.content, start)
         return
-    source = os.open(part.content, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with copied_from(part.content) as source:
         copy_data(source, fd, part.size, start)
-    except EOFError as error:
-        raise SourceError("content changed while it was being read", where=str(part.content)) from error
-    finally:
-        os.close(source)

@@ -7,7 +7,6 @@ that the count of clusters alone decides between FAT16 and FAT32, and the checks
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from array import array
@@ -17,7 +16,7 @@ from pathlib import Path
 from struct import Struct
 
 from erofs_edge.disk.fat_names import aliases, check_label, check_name, long_count, long_entries
-from erofs_edge.disk.sparse import copy_data
+from erofs_edge.disk.sparse import copied_from, copy_data
 from erofs_edge.errors import CapacityError, FormatError, SourceError
 from erofs_edge.writing import sparse_beside, write_exactly
 
@@ -316,16 +315,8 @@ def _write_content(fd: int, node: _Node, at: int) -> None:
     if isinstance(node.content, bytes):
         write_exactly(fd, node.content, at)
     elif node.content is not None:
-        try:
-            source = os.open(node.content, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror}", where=str(node.content)) from error
-        try:
+        with copied_from(node.content) as source:
             copy_data(source, fd, node.size, at)
-        except EOFError as error:
-            raise SourceError("file changed while it was being read", where=str(node.content)) from error
-        finally:
-            os.close(source)
 
 
 def _fat_time(epoch: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from erofs_edge.disk import gpt
 from erofs_edge.disk.gpt import ALIGNMENT, guid_from
-from erofs_edge.disk.sparse import Count, Progress, copy_data, data_extents
+from erofs_edge.disk.sparse import Count, Progress, copied_from, copy_data, data_extents
 from erofs_edge.errors import CapacityError, ManifestError, SourceError
 from erofs_edge.manifest.model import Board, Partition, size_bytes
 from erofs_edge.writing import sparse_beside, write_exactly
@@ -143,19 +143,11 @@ def _counter(layout: DiskLayout, progress: Progress | None) -> Count | None:
 
 
 def _copy_content(placement: Placement, content: Path, target: int, count: Count | None) -> None:
-    try:
-        source = os.open(content, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SourceError(f"cannot read: {error.strerror}", where=str(content)) from error
-    try:
+    with copied_from(content) as source:
         size = os.fstat(source).st_size
         if size > placement.size:
             raise SourceError("content has grown since it was planned", where=str(content))
         copy_data(source, target, size, placement.start, count)
-    except EOFError as error:
-        raise SourceError("content changed while it was being read", where=str(content)) from error
-    finally:
-        os.close(source)
 
 
 def _sizes(board: Board, disk_size: int, position: Callable[[str], str | None]) -> dict[str, int]:

@@ -6,7 +6,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from erofs_edge.errors import SourceError
 
 CHUNK = 8 << 20
 PIECE = 256 << 10
@@ -64,6 +67,24 @@ def sparse_sha256(path: Path) -> str:
                 position += done
         skip(size - position)
     return digest.hexdigest()
+
+
+@contextmanager
+def copied_from(path: Path) -> Iterator[int]:
+    """The descriptor of a file, for `copy_data`.
+
+    Raises SourceError where it cannot be read, or the block finds that it has become shorter.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
+    try:
+        yield fd
+    except EOFError as error:
+        raise SourceError("the file changed while it was being read", where=str(path)) from error
+    finally:
+        os.close(fd)
 
 
 def copy_data(source: int, target: int, size: int, at: int, count: Count | None = None) -> None:

@@ -11,6 +11,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from erofs_edge.errors import SourceError
@@ -35,6 +36,15 @@ def codec_of(head: bytes) -> str:
     if head[257:262] == b"ustar":
         return "none"
     return next((codec for magic, codec in MAGIC.items() if head.startswith(magic)), "none")
+
+
+def codec_of_file(path: Path, where: str) -> str:
+    """As `codec_of`. Raises SourceError where the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return codec_of(file.read(HEAD))
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=where) from error
 
 
 def decompressed(read: Callable[[int], bytes], codec: str, where: str) -> Iterator[bytes]:

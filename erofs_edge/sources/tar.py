@@ -15,7 +15,7 @@ import msgspec
 from erofs_edge.errors import SourceError, VerificationError
 from erofs_edge.names import fsdecode
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.decompress import HEAD, codec_of, decompressed, reader
+from erofs_edge.sources.decompress import codec_of_file, decompressed, reader
 from erofs_edge.sources.tarball import Member, read_members
 from erofs_edge.tree import Content, FileContent, FileTree, Inode, SparseContent
 
@@ -50,11 +50,7 @@ def open_archive(path: Path, cache: Cache, where: str, key: str = "") -> tuple[P
     `key` is the file's sha256 where it is known. The hash of an archive that is not compressed is left empty.
     Raises SourceError.
     """
-    try:
-        with path.open("rb") as file:
-            codec = codec_of(file.read(HEAD))
-    except OSError as error:
-        raise SourceError(f"cannot read: {error.strerror}", where=where) from error
+    codec = codec_of_file(path, where)
     if codec == "none":
         return path, Unpacked("", read_members(path, where))
     key = key or cache.digest(path)
@@ -85,10 +81,7 @@ def tree_of(members: Iterable[Member], archive: Path, where: str, origin: str = 
             else:
                 inode = earlier
             if not member.path:
-                if not inode.is_dir:
-                    raise SourceError("the root is no directory")
-                inode.children = tree.root.children
-                tree.root = inode
+                tree.add(b"", inode)
                 folder = None
                 continue
             head, _, name = member.path.rpartition(b"/")

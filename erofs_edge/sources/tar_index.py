@@ -10,7 +10,7 @@ from pathlib import Path
 from erofs_edge.errors import SourceError
 from erofs_edge.manifest.supply import Oci
 from erofs_edge.sources.cache import Cache
-from erofs_edge.sources.decompress import HEAD, codec_of
+from erofs_edge.sources.decompress import codec_of_file
 from erofs_edge.sources.oci.image import load_layers, pin_image
 from erofs_edge.sources.oci.layers import apply_layer
 from erofs_edge.sources.tar import tree_of
@@ -29,11 +29,7 @@ def index_tars(paths: Sequence[Path], *, layers: bool = False) -> FileTree:
     tree = FileTree()
     for path in paths:
         where = str(path)
-        try:
-            with path.open("rb") as file:
-                codec = codec_of(file.read(HEAD))
-        except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror}", where=where) from error
+        codec = codec_of_file(path, where)
         if codec != "none":
             raise SourceError(f"the archive is compressed ({codec})", where=where, hint="unpack it first")
         members = read_members(path, where)

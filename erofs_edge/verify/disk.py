@@ -13,7 +13,7 @@ from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
 from erofs_edge.boot.fit import FIRMWARE_DIGEST, verify_fit
 from erofs_edge.disk import gpt, rollback, slots
 from erofs_edge.disk.fat_read import Volume
-from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
+from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError, place_within
 from erofs_edge.trust import avb
 from erofs_edge.trust.key import PublicKey, rsa_key
 from erofs_edge.verify.checks import Check
@@ -36,7 +36,7 @@ def find_table(fd: Source, size: int, name: str | None = None) -> gpt.Table | No
         return gpt.find(lambda offset, length: read_exactly(fd, length, offset), size)
     except FormatError as error:
         if name is not None:
-            error.where = f"{name}: {error.where}" if error.where else name
+            place_within(error, name)
         raise
 
 

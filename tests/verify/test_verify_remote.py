@@ -299,7 +299,7 @@ def test_what_says_too_much(image: tuple[Path, VerityInfo], monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(source, "write_exactly", full)
-    with pytest.raises(CapacityError, match="no room"):
+    with pytest.raises(CapacityError, match="no space left"):
         verify(there, info.root_hash, hash_offset=info.hash_offset)
 
 

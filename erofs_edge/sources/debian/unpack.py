@@ -68,11 +68,9 @@ def _inode(member: Member, package: Package, seen: dict[bytes, Inode]) -> Inode:
 
 
 def _root(tree: FileTree, inode: Inode) -> None:
-    if not inode.is_dir:
-        raise SourceError("the root is no directory")
-    if not tree.root.origin:
-        inode.children = tree.root.children
-        tree.root = inode
+    if tree.root.origin and inode.is_dir:
+        return  # the first package's counts
+    tree.add(b"", inode)
 
 
 def _takes_over(

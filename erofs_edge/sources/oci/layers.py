@@ -62,10 +62,7 @@ def _white_out(tree: FileTree, path: bytes, name: bytes) -> None:
 def _put(tree: FileTree, member: Member, archive: Path, where: str, made: set[bytes]) -> None:
     inode = inode_of(member, archive, where) if member.mode else _target(tree, member.link)
     if not member.path:
-        if not inode.is_dir:
-            raise SourceError("the root is no directory")
-        inode.children = tree.root.children
-        tree.root = inode
+        tree.add(b"", inode)
         return
     parent = directory_of(tree, member.path, where)
     name = member.path.rpartition(b"/")[2]
