@@ -14,6 +14,7 @@ from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.compress import CutRules
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.plan import Node, Plan
+from erofs_edge.errors import SourceError
 
 if TYPE_CHECKING:
     from erofs_edge.erofs.rules import CompressionRule
@@ -99,7 +100,8 @@ def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
     """Apply the options' rules to the files of a plan: the first that matches wins.
 
     Only algorithms that can be used count: a kernel without one of those that an image lists does not mount it. All
-    users of an algorithm share the size of the dictionary, which the image tells once.
+    users of an algorithm share the size of the dictionary, which the image tells once. Raises SourceError for a file
+    that is too large to be compressed.
     """
     default = None
     if options.compression != "none":
@@ -124,13 +126,22 @@ def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
         c: CutRules(c.codec, c.level, options.block_size, c.pcluster, algorithms[c.codec.algorithm], c.by_kind, c.exact)
         for c in used
     }
-    return Codings(
+    codings = Codings(
         cut[default] if default else None,
         {node: cut[choice] if choice else None for node, choice in matched.items()},
         algorithms,
         largest.get(ondisk.ALGORITHM_LZ4, 0),
         max(largest.values(), default=0) > options.block_size,
     )
+    for node in plan.files:
+        if node.size > ondisk.LCLUSTERS_MAX * options.block_size and codings.of(node) is not None:
+            hint = "leave it uncompressed, in chunks: --compress-hints, --chunksize"
+            raise SourceError(
+                f"file of {node.size} bytes: kernels read no larger compressed ones than of 2**32 blocks",
+                where=node.where,
+                hint=hint,
+            )
+    return codings
 
 
 def _algorithms(choices: Iterable[_Choice]) -> set[int]:

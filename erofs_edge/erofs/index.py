@@ -259,10 +259,12 @@ def _compact(starts: Starts, count: int, low_bits: int, advise: int, position: i
         base = starts.blocks[0] - 1
         bases = array("I", [base + number for number in before])
     first, last = -(-leading // 2), -(-leading // 2) + middle // 16
-    out = _pack_2(entries[:leading], bases[:first])
-    if middle:
-        out += _pack_16(entries[leading:rest], bases[first:last])
-    return out + _pack_2(entries[rest:], bases[last:])
+    out = bytearray(_pack_2(entries[:leading], bases[:first]))
+    for at in range(first, last, PACKS_MAX):
+        end = min(at + PACKS_MAX, last)
+        out += _pack_16(entries[leading + (at - first) * 16 : leading + (end - first) * 16], bases[at:end])
+    out += _pack_2(entries[rest:], bases[last:])
+    return bytes(out)
 
 
 def _alone(blocks: int, size: int, block_bits: int, first_block: int, position: int) -> bytes:
@@ -303,13 +305,8 @@ def _pack_2(entries: array[int], bases: array[int]) -> bytes:
 
 
 def _pack_16(entries: array[int], bases: array[int]) -> bytes:
-    """Packs of sixteen entries of 14 bits and the base."""
-    steps = range(0, len(bases), PACKS_MAX)
-    return b"".join(_packed(entries[16 * at : 16 * (at + PACKS_MAX)], bases[at : at + PACKS_MAX]) for at in steps)
-
-
-def _packed(entries: array[int], bases: array[int]) -> bytes:
-    """Neighbours move together until they are one number of 224 bits, those of all packs at once."""
+    """Packs of sixteen entries of 14 bits and the base: neighbours move together until they are one number of 224 bits,
+    those of all packs at once."""
     bits = int.from_bytes(_little(entries), "little")
     for gap, lower, upper in _lanes((len(bases) - 1).bit_length()):
         bits = bits & lower | (bits & upper) >> gap

@@ -18,6 +18,7 @@ EXTSLOT_SIZE = 16
 SLOT_BITS = 5  # an inode's address is meta_blkaddr * block size + nid * 32
 SLOT_SIZE = 1 << SLOT_BITS
 NULL_ADDR = 0xFFFFFFFF
+LCLUSTERS_MAX = 0xFFFFFFFF  # of a file: kernels count them in 32 bits (totalidx in zmap.c)
 NAME_MAX = 255
 BLKSZBITS_MIN, BLKSZBITS_MAX = 9, 16
 PCLUSTER_MAX = 1 << 20  # encoded bytes of one pcluster

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from writer_trees import mixed, text
 from erofs_edge.erofs import contents
 from erofs_edge.erofs.ahead import HeadStart
 from erofs_edge.erofs.cache import CompressionCache
+from erofs_edge.erofs.codings import choose_codings
 from erofs_edge.erofs.contents import PIECE
+from erofs_edge.erofs.plan import make_plan
 from erofs_edge.erofs.write import WriteOptions, write_image
+from erofs_edge.errors import SourceError
 from erofs_edge.reading import read_exactly
 from erofs_edge.sources.directory import scan
 
@@ -111,3 +115,23 @@ def test_a_file_system_that_knows_no_holes(
 
     monkeypatch.setattr(os, "lseek", refused)
     assert built(trees[0], tmp_path / "out.img", options) == expected
+
+
+def test_files_whose_blocks_kernels_cannot_count_are_refused_at_once(tmp_path: Path) -> None:
+    limit = (1 << 32) - 1
+    (tmp_path / "tree").mkdir()
+    with (tmp_path / "tree/large").open("wb") as file:
+        file.truncate(limit * 512 + 1)
+    options = WriteOptions(compression="lz4hc", level=3, block_size=512, pcluster=4096)
+    started = time.process_time()
+    with (
+        HeadStart(options) as ahead,
+        pytest.raises(SourceError, match="kernels read no larger compressed ones") as told,
+    ):
+        write_image(scan(tmp_path / "tree", ahead.offer), tmp_path / "image", options.replaced(ahead=ahead))
+    assert told.value.where == "/large" and time.process_time() - started < 10  # all of it takes minutes
+    assert not (tmp_path / "image").exists()
+    with (tmp_path / "tree/large").open("r+b") as file:
+        file.truncate(limit * 512)
+    plan = make_plan(scan(tmp_path / "tree"), options)
+    assert choose_codings(plan, options).default is not None
