@@ -21,7 +21,7 @@ NEAR = {"file": 256 << 10, "block": 256 << 10}
 """the same of what is read by this machine: larger pieces leave the processor's cache"""
 SHARES = {"file": 8 << 20, "block": 1 << 20}
 """bytes that a thread is given at a time: few hand-overs; but of a device, what lies side by side"""
-WORTH = 64 << 20  # bytes of a file for which a process of its own pays
+WORTH = 32 << 20  # bytes of a file for which a process of its own pays
 
 Range = tuple[int, int]
 Fill = Callable[[int, bytearray], None]
