@@ -65,8 +65,7 @@ class _Other:
         self._pipe, writing = os.pipe()
         self._child = os.fork()
         if not self._child:
-            os.close(self._pipe)  # so that it ends with its parent, at the latest when it has something to tell
-            _work(tickets, shares, compare, writing)
+            _work(tickets, shares, compare, self._pipe, writing)
         os.close(writing)
 
     def tells(self, found: dict[int, list[Range]], *, wait: bool) -> bool:
@@ -101,14 +100,15 @@ class _Other:
         os.close(self._pipe)
 
 
-def _work(tickets: int, shares: Sequence[Range], compare: Compare, pipe: int) -> None:
+def _work(tickets: int, shares: Sequence[Range], compare: Compare, reading: int, writing: int) -> None:
     """In the other process, which ends here, whatever happens, without putting anything of its parent's in order."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+        os.close(reading)  # the parent's end: without it we end, too, at the latest when there is something to tell
         while (number := _taken(tickets)) is not None:
             found = compare(*shares[number])
             view = memoryview(_HEAD.pack(number, len(found)) + b"".join(_RANGE.pack(*one) for one in found))
             while view:
-                view = view[os.write(pipe, view) :]
+                view = view[os.write(writing, view) :]
     finally:
         os.kill(os.getpid(), signal.SIGKILL)
