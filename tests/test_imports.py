@@ -12,10 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "erofs_edge"
 
-BASE = {"errors", "globs", "homes", "locks", "names", "positions", "reading", "threads", "uuids", "writing"}
+BASE = {"errors", "forks", "globs", "homes", "locks", "names", "positions", "reading", "threads", "uuids", "writing"}
 FORMATS = {"erofs", "verity", "trust", "disk", "boot", "sources"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "forks": set(),
     "globs": set(),
     "homes": {"errors"},
     "locks": set(),

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from erofs_edge.erofs.processes import may_fork
+from erofs_edge.forks import ending_here, may_fork, tell
 
 Result = TypeVar("Result")
 NOTHING = b"."
@@ -65,14 +65,8 @@ def _received(message: bytes, work: Callable[[], Result]) -> Result:
 
 def _deliver(work: Callable[[], object], pipe: int) -> None:
     """In the forked process, which ends here: (True, result) or (False, error) into the pipe."""
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
-        view = memoryview(_message(work))
-        while view:
-            view = view[os.write(pipe, view) :]
-    finally:
-        # nothing of the parent's is put in order here; whatever it was, the parent does what is missing
-        os.kill(os.getpid(), signal.SIGKILL)
+    with ending_here():
+        tell(pipe, _message(work))
 
 
 def _message(work: Callable[[], object]) -> bytes:

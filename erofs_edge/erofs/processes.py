@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.forks import may_fork
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+
+__all__ = ["end_with_parent", "forked", "give_back_large_memory", "keep_memory", "may_fork"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -25,11 +26,6 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MALLOC_KEEPS = ((-3, 32 << 20), (-1, 128 << 20))
 """M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h, in bytes"""
 LARGE = 4 << 20  # bytes
-
-
-def may_fork() -> bool:
-    """Whether processes can be forked from here safely: on Linux, from the only thread."""
-    return sys.platform == "linux" and threading.active_count() == 1
 
 
 def keep_memory() -> None:

@@ -10,9 +10,6 @@ do that all the time spend more on handing over the lock than they win: so large
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +17,7 @@ from typing import Protocol
 
 from erofs_edge import reading
 from erofs_edge.errors import FormatError
+from erofs_edge.forks import ending_here, may_fork, tell
 from erofs_edge.threads import processors
 from erofs_edge.verity.superblock import Superblock
 
@@ -85,8 +83,7 @@ def hashed_slices(
         return hash_blocks(fetch(offset, length), block_size, sb)
 
     workers, is_file = jobs or processors(), isinstance(source, int)
-    forks = is_file and sys.platform == "linux" and threading.active_count() == 1
-    if forks and workers > 1 and end - start >= FORK_MIN:
+    if is_file and may_fork() and workers > 1 and end - start >= FORK_MIN:
         yield from _forked(task, range(start, end, SLICE), end, workers, sb.slot_size * SLICE // block_size, count)
         return
     waiting: deque[tuple[int, Future[bytes]]] = deque()
@@ -150,15 +147,9 @@ def _forked(
 
 def _deliver(task: Callable[[int, int], bytes], offsets: range, end: int, pipe: int) -> None:
     """In a forked process, which ends here: the results into the pipe, one after the other."""
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+    with ending_here():
         for offset in offsets:
-            view = memoryview(task(offset, min(SLICE, end - offset)))
-            while view:
-                view = view[os.write(pipe, view) :]
-    finally:
-        # nothing of the parent's is put in order here; whatever it was, the parent does what is missing
-        os.kill(os.getpid(), signal.SIGKILL)
+            tell(pipe, task(offset, min(SLICE, end - offset)))
 
 
 def counter(progress: Progress | None, total: int) -> Count | None:

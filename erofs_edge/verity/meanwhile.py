@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import threading
 from struct import Struct
 from types import TracebackType
 
+from erofs_edge.forks import ending_here, may_fork, tell
 from erofs_edge.verity.blocks import SLICE, hash_blocks, read_exactly
 from erofs_edge.verity.superblock import Superblock
 
@@ -69,16 +68,16 @@ class Meanwhile:
 
     def begin(self, fd: int) -> None:
         """The file, which is empty, begins to be written."""
-        if sys.platform != "linux" or threading.active_count() > 1 or self._child:
+        if not may_fork() or self._child:
             return
-        here, tell = os.pipe()
+        here, told = os.pipe()
         result, there = os.pipe()
         self._child = os.fork()
         if not self._child:
             _follow(self._sb, fd, here, there)
         os.close(here)
         os.close(there)
-        self._tell, self._result = tell, result
+        self._tell, self._result = told, result
 
     def written(self, end: int) -> None:
         """All bytes up to `end` are in the file."""
@@ -125,8 +124,7 @@ class Meanwhile:
 def _follow(sb: Superblock, fd: int, told: int, result: int) -> None:
     """In the forked process, which ends here: ranges are read and hashed until the one that says how many blocks there
     are, (blocks, 0); then the digests go into the pipe."""
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+    with ending_here():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _keep_only(fd, told, result)
         found = BlockDigests(sb)
@@ -135,12 +133,7 @@ def _follow(sb: Superblock, fd: int, told: int, result: int) -> None:
                 for offset in range(first, end, SLICE):
                     found.take(offset, read_exactly(fd, min(SLICE, end - offset), offset))
                 if not end:
-                    view = memoryview(found.slots(first))
-                    while view:
-                        view = view[os.write(result, view) :]
-    finally:
-        # nothing of the parent's is put in order here; whatever it was, the parent does what is missing
-        os.kill(os.getpid(), signal.SIGKILL)
+                    tell(result, found.slots(first))
 
 
 def _keep_only(*fds: int) -> None:
