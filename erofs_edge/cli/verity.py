@@ -18,6 +18,7 @@ from erofs_edge.cli.verity_options import (
     FAR,
     IMAGE,
     ROOTS,
+    blocks_text,
     described,
     names_image,
     parity_described,
@@ -246,8 +247,7 @@ def _complaint(found: Verification, files: list[str]) -> str:
 
 
 def _listed(data: Ranges, hashes: Ranges, unproven: Ranges) -> str:
-    kinds = {"bad data": data, "bad hash": hashes, "unproven data": unproven}
-    return "; ".join(f"{blocks.total} {kind} block(s): {blocks}" for kind, blocks in kinds.items() if blocks)
+    return blocks_text({"bad data": data, "bad hash": hashes, "unproven data": unproven})
 
 
 def _files(image: Place, found: Verification) -> list[str]:
@@ -273,13 +273,8 @@ def _advice(found: Verification, repairable: Repair | None) -> str | None:
 
 
 def _repaired(found: Repair, dry_run: bool) -> str:
-    data, hashes = found.repaired_data, found.repaired_hash
-    parts = [
-        f"{blocks.total} {kind} block(s): {blocks}" for kind, blocks in (("data", data), ("hash", hashes)) if blocks
-    ]
-    if parts:
-        verb = "can repair" if dry_run else "repaired"
-        return f"{verb} {'; '.join(parts)} ({found.corrected} bytes)"
+    if text := blocks_text({"data": found.repaired_data, "hash": found.repaired_hash}):
+        return f"{'can repair' if dry_run else 'repaired'} {text} ({found.corrected} bytes)"
     return f"made {found.parity} bytes of parity anew" if found.parity else "nothing repaired"
 
 

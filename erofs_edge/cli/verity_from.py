@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from erofs_edge.cli.output import Progress, emit_json
+from erofs_edge.cli.verity_options import blocks_text
 from erofs_edge.errors import UsageError, VerificationError
 
 FILES_MAX = 500  # that are open at a time
@@ -70,18 +71,15 @@ def borrow(
             "superblock": found.superblock,
         })  # fmt: skip
     else:
-        parts = [
-            f"{blocks.total} {kind} block(s): {blocks}"
-            for kind, blocks in (("data", found.repaired_data), ("hash", found.repaired_hash))
-            if blocks
-        ] + ["the superblock"] * (found.superblock and found.ok)
+        parts = [blocks_text({"data": found.repaired_data, "hash": found.repaired_hash})]
+        parts += ["the superblock"] * (found.superblock and found.ok)
+        text = "; ".join(filter(None, parts))
         verb = "can repair" if dry_run else "repaired"
-        click.echo(f"{image}: {verb} {'; '.join(parts)}" if parts else f"{image}: nothing repaired")
+        click.echo(f"{image}: {verb} {text}" if text else f"{image}: nothing repaired")
     if not found.ok:
         lost = {"data": found.lost_data, "hash": found.lost_hash, "unproven data": found.unproven}
         raise VerificationError(
-            "no source has "
-            + "; ".join(f"{blocks.total} {kind} block(s): {blocks}" for kind, blocks in lost.items() if blocks),
+            f"no source has {blocks_text(lost)}",
             where=str(image),
             hint="another --from, which may be given more than once",
         )

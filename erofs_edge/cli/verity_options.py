@@ -15,6 +15,7 @@ from erofs_edge.cli.remote import PathOrAddress
 from erofs_edge.errors import FormatError, UsageError, place_within
 
 if TYPE_CHECKING:
+    from erofs_edge.verity.check import Ranges
     from erofs_edge.verity.fec import Layout
     from erofs_edge.verity.tree import Superblock
 
@@ -112,3 +113,8 @@ def parity_described(layout: Layout) -> dict[str, object]:
 def title(key: str) -> str:
     """How people read the key of a record."""
     return "UUID" if key == "uuid" else key.replace("_", " ").capitalize().replace("Fec", "FEC")
+
+
+def blocks_text(kinds: dict[str, Ranges]) -> str:
+    """'2 data block(s): 7, 9; 1 hash block(s): 301', without kinds of which there are none."""
+    return "; ".join(f"{blocks.total} {kind} block(s): {blocks}" for kind, blocks in kinds.items() if blocks)

@@ -25,28 +25,16 @@ from erofs_edge.verity.blocks import (
     hashed_slices,
     read_exactly,
 )
-from erofs_edge.verity.check import Ranges, check_bounds
+from erofs_edge.verity.check import Mended, Ranges, check_bounds
 from erofs_edge.verity.superblock import Level, Superblock
 from erofs_edge.writing import write_exactly
 
 
 @dataclass(frozen=True, slots=True)
-class Borrowed:
-    """What was replaced, or could be, and what is lost. Numbers are data blocks, or blocks of the hash device.
+class Borrowed(Mended):
+    """`superblock`: it was damaged and is made anew."""
 
-    `unproven` data stands below a lost hash block: it may be right. `superblock`: it was damaged and is made anew."""
-
-    repaired_data: Ranges
-    repaired_hash: Ranges
-    lost_data: Ranges
-    lost_hash: Ranges
-    unproven: Ranges
     superblock: bool
-
-    @property
-    def ok(self) -> bool:
-        """Every block is now what the root hash promises."""
-        return not (self.lost_data or self.lost_hash or self.unproven)
 
 
 def repair_from(

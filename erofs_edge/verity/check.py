@@ -57,6 +57,25 @@ class Ranges:
 
 
 @dataclass(frozen=True, slots=True)
+class Mended:
+    """What was repaired, or could be, and what is lost. Numbers are data blocks, or blocks of the hash device.
+
+    `unproven` data stands below a lost hash block: it may be right.
+    """
+
+    repaired_data: Ranges
+    repaired_hash: Ranges
+    lost_data: Ranges
+    lost_hash: Ranges
+    unproven: Ranges
+
+    @property
+    def ok(self) -> bool:
+        """Every block is now what the root hash promises."""
+        return not (self.lost_data or self.lost_hash or self.unproven)
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """What was found. Numbers are data blocks in `bad_data` and `unproven`, hash blocks of the hash device (from
     its byte 0) in `bad_hash`. `bad_superblock` is only known where the expected one is."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from erofs_edge.errors import UsageError
 from erofs_edge.verity.blocks import Progress, counter, hash_blocks, read_exactly
-from erofs_edge.verity.check import BAD, GOOD, SUSPECT, UNPROVEN, Ranges, Walk
+from erofs_edge.verity.check import BAD, GOOD, SUSPECT, UNPROVEN, Mended, Ranges, Walk
 from erofs_edge.verity.fec import COLUMNS, Covered, Layout, Places, opened, wrong_parity
 from erofs_edge.verity.superblock import Superblock
 from erofs_edge.writing import write_exactly
@@ -31,28 +31,15 @@ NEIGHBOURS = 64  # words that are likely to share their fate
 
 
 @dataclass(frozen=True, slots=True)
-class Repair:
-    """What was repaired, or could be, and what is lost. Numbers are data blocks, or blocks of the hash device.
-
-    `corrected` counts bytes. `unproven` data stands below a lost hash block: it may be right. `parity` counts bytes of
-    the parity that were made anew, which only a whole image allows.
-    """
+class Repair(Mended):
+    """`corrected` counts bytes. `parity` counts bytes of the parity that were made anew, which only a whole image
+    allows."""
 
     superblock: Superblock
     hash_offset: int
     layout: Layout
-    repaired_data: Ranges
-    repaired_hash: Ranges
-    lost_data: Ranges
-    lost_hash: Ranges
-    unproven: Ranges
     corrected: int
     parity: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Every block is now what the root hash promises."""
-        return not (self.lost_data or self.lost_hash or self.unproven)
 
 
 def repair(
@@ -132,14 +119,16 @@ class _Repair:
 
         split, fixed = layout.data_blocks, sorted(self.fixed)
         return Repair(
-            self.sb, self.at, layout,
+            superblock=self.sb,
+            hash_offset=self.at,
+            layout=layout,
             repaired_data=ranges(b for b in fixed if b < split),
             repaired_hash=ranges((b for b in fixed if b >= split), shift),
             lost_data=ranges(_find(status, bytes([BAD]), 0, split)),
             lost_hash=ranges(_find(status, bytes([BAD]), split, len(status)), shift),
             unproven=ranges(_find(status, bytes([UNPROVEN, SUSPECT, UNKNOWN]), 0, split)),
             corrected=self.corrected,
-        )  # fmt: skip
+        )
 
     def _weigh(self) -> None:
         """Find out whom to suspect below a hash block that is not right: itself, if it fits nothing below it.
