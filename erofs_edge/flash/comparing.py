@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 
-from erofs_edge.erofs.processes import may_fork
 from erofs_edge.flash.target import BLOCK, Target
+from erofs_edge.forks import may_fork
 from erofs_edge.threads import in_order, processors
 
 CHUNK = 4 << 20  # bytes that are compared at once

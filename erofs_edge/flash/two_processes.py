@@ -12,6 +12,8 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from struct import Struct
 
+from erofs_edge.forks import ending_here, tell
+
 Range = tuple[int, int]
 Compare = Callable[[int, int], list[Range]]
 
@@ -101,14 +103,9 @@ class _Other:
 
 
 def _work(tickets: int, shares: Sequence[Range], compare: Compare, reading: int, writing: int) -> None:
-    """In the other process, which ends here, whatever happens, without putting anything of its parent's in order."""
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+    """In the other process, which ends here."""
+    with ending_here():
         os.close(reading)  # the parent's end: without it we end, too, at the latest when there is something to tell
         while (number := _taken(tickets)) is not None:
             found = compare(*shares[number])
-            view = memoryview(_HEAD.pack(number, len(found)) + b"".join(_RANGE.pack(*one) for one in found))
-            while view:
-                view = view[os.write(writing, view) :]
-    finally:
-        os.kill(os.getpid(), signal.SIGKILL)
+            tell(writing, _HEAD.pack(number, len(found)) + b"".join(_RANGE.pack(*one) for one in found))
