@@ -169,14 +169,8 @@ def build_boot(
 
     Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
     """
-    images = {
-        "kernel": kernel_image(board, start.tree, start.version),
-        "ramdisk": Image("ramdisk", start.initramfs, f"initramfs for root hash {start.root_hash.hex()}"),
-    }
-    dtb = None
-    if board.boot.fdt != "control":
-        dtb = device_tree(start.tree, start.version, board.boot.fdt)
-        images["fdt"] = Image("flat_dt", dtb, board.boot.fdt)
+    images = fit_images(board, start, "initramfs")
+    dtb = images["fdt"].data if "fdt" in images else None
     u_boot, script, keyed = _loader(board, firmware, program, signer, dtb)
     files = None
     if any(partition.content == "firmware" for partition in board.disk.partitions.values()):
@@ -191,6 +185,19 @@ def build_boot(
         firmware=files_digest(files) if files is not None else "",
     )
     return BootOutputs(fit, u_boot, files, start.version)
+
+
+def fit_images(board: Board, start: Start, kind: str) -> dict[str, Image]:
+    """What a FIT of the board holds, the device tree where U-Boot does not give its own. `kind` is of the initramfs, in
+    its description. Raises SourceError where the kernel's package lacks something."""
+    images = {
+        "kernel": kernel_image(board, start.tree, start.version),
+        "ramdisk": Image("ramdisk", start.initramfs, f"{kind} for root hash {start.root_hash.hex()}"),
+    }
+    if board.boot.fdt != "control":
+        dtb = device_tree(start.tree, start.version, board.boot.fdt)
+        images["fdt"] = Image("flat_dt", dtb, board.boot.fdt)
+    return images
 
 
 def _loader(

@@ -23,12 +23,11 @@ from erofs_edge.boot.assemble import (
     STORAGE_MODULES,
     VERITY_MODULES,
     Start,
-    device_tree,
-    kernel_image,
+    fit_images,
 )
 from erofs_edge.boot.contents import init_values
 from erofs_edge.boot.cpio import write_cpio
-from erofs_edge.boot.fit import Image, build_fit
+from erofs_edge.boot.fit import build_fit
 from erofs_edge.boot.initramfs import add_plugin, add_program, base_tree, compress
 from erofs_edge.boot.modules import KernelModules, Module
 from erofs_edge.boot.packed import cached_pack
@@ -147,15 +146,8 @@ def build_diskless(
 
 def _fit(board: Board, start: Start, *, epoch: int, signer: Signer) -> bytes:
     smaller = msgspec.structs.replace(board, boot=msgspec.structs.replace(board.boot, kernel_compression="lz4"))
-    images = {
-        "kernel": kernel_image(smaller, start.tree, start.version),
-        "ramdisk": Image("ramdisk", start.initramfs, f"diskless initramfs for root hash {start.root_hash.hex()}"),
-    }
-    if board.boot.fdt != "control":
-        dtb = device_tree(start.tree, start.version, board.boot.fdt)
-        images["fdt"] = Image("flat_dt", dtb, board.boot.fdt)
     return build_fit(
-        images,
+        fit_images(smaller, start, "diskless initramfs"),
         description=f"{board.board} diskless, Linux {start.version}",
         epoch=epoch,
         signer=signer,
