@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 RELEASE = names.RELEASE
 STATE = ".state.json"
+KINDS = {
+    "board": str, "arch": str, "epoch": int, "files": dict, "sign": dict, "sign.name": str, "sign.rollback_index": int,
+    "system": dict, "system.name": str, "system.root_hash": str,
+}  # fmt: skip
+"""what the record's values are, of those that others than `verify` take from it; groups stand before their members"""
 
 
 def write_json(path: Path, value: object) -> None:
@@ -52,8 +57,8 @@ class _Read(dict[str, Any]):
 
 
 def read_release(out: Path) -> dict[str, Any]:
-    """The record in an output folder. Raises ErofsEdgeError where there is none or it is damaged, and when something is
-    taken from it that it lacks."""
+    """The record in an output folder. Raises ErofsEdgeError where there is none or it is damaged (KINDS), and when
+    something is taken from it that it lacks."""
     path = out / RELEASE
     try:
         record: dict[str, Any] = json.loads(path.read_text(), object_hook=partial(_object, str(path)))
@@ -65,6 +70,13 @@ def read_release(out: Path) -> dict[str, Any]:
         raise ErofsEdgeError(f"not a release record: {error}", where=str(path), hint="build again") from error
     if not isinstance(record, dict) or record.get("format") != 1:
         raise ErofsEdgeError("a release record of another version", where=str(path), hint="build again")
+    for name, kind in KINDS.items():
+        group, _, key = name.rpartition(".")
+        there = record.get(group, {}) if group else record
+        if key in there and not isinstance(there[key], kind):
+            raise VerificationError(
+                f"{RELEASE} is damaged: its '{name}' is of another kind", where=str(path), hint="build again"
+            )
     return record
 
 

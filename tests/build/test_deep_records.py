@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON that nests without end, in whatever of a build or a channel somebody has damaged: it is told as damage."""
+"""Damaged records of a build or a channel are told: JSON that nests without end, values of another kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from erofs_edge.build import record, relock
 from erofs_edge.build.contents import CONTENTS, read_contents
 from erofs_edge.channel import publish
 from erofs_edge.cli.main import cli
-from erofs_edge.errors import ErofsEdgeError, FormatError
+from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
 from erofs_edge.release.archive import INDEX, unpack_archive
 from erofs_edge.report.facts import read_record
 from erofs_edge.toolbox import prefix
@@ -38,6 +38,16 @@ def test_a_record_is_damaged(tmp_path: Path, name: str, read: Callable[[Path], o
     with pytest.raises(ErofsEdgeError) as caught:
         read(tmp_path)
     assert caught.value.where == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", record.KINDS)
+@pytest.mark.parametrize("value", [[], 1.5, None])
+def test_a_value_of_another_kind(tmp_path: Path, name: str, value: object) -> None:
+    group, _, key = name.rpartition(".")
+    record.write_json(tmp_path / record.RELEASE, {"format": 1, **({group: {key: value}} if group else {key: value})})
+    with pytest.raises(VerificationError, match=f"release.json is damaged: its '{name}' is of another kind") as caught:
+        record.read_release(tmp_path)
+    assert caught.value.where == str(tmp_path / record.RELEASE)
 
 
 @pytest.mark.parametrize("text", [DEEP, "[1]", "7", "null"])
