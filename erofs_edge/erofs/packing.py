@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from erofs_edge.erofs.codings import Codings
 from erofs_edge.erofs.compress import Tails
+from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.packed import add_packed_node, set_packed_content
 from erofs_edge.erofs.pipeline import Stored
 from erofs_edge.erofs.plan import PACKED_PATH, Plan
+from erofs_edge.erofs.processes import give_back_free_memory
 
 if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
     from erofs_edge.erofs.baseline import Baseline
@@ -38,6 +40,8 @@ def store_packed(
     files.place_fragments(old)
     if codings.default is None or not files.packer.content.size:
         return
+    if files.packer.content.size > PIECE:  # the threads will hold several
+        give_back_free_memory()
     rules = codings.default._replace(pcluster=options.packed_pcluster_size, packed=True)
     tails = Tails.INLINE if options.ztailpacking else Tails.BLOCK
     node = add_packed_node(plan, files.packer, ino)

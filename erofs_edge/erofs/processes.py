@@ -18,7 +18,7 @@ from erofs_edge.forks import may_fork
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["end_with_parent", "forked", "give_back_large_memory", "keep_memory", "may_fork"]
+__all__ = ["end_with_parent", "forked", "give_back_free_memory", "give_back_large_memory", "keep_memory", "may_fork"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -26,6 +26,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MALLOC_KEEPS = ((-3, 32 << 20), (-1, 128 << 20))
 """M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h, in bytes"""
 LARGE = 4 << 20  # bytes
+_NO_SUCH_CALL = (OSError, AttributeError, TypeError)  # in the C library; the last where there is none (Windows)
 
 
 def keep_memory() -> None:
@@ -33,7 +34,7 @@ def keep_memory() -> None:
     it gets anew costs a fault. For processes that do the same over and over."""
     import ctypes
 
-    with suppress(OSError, AttributeError):
+    with suppress(*_NO_SUCH_CALL):
         mallopt = ctypes.CDLL(None).mallopt
         for option, size in MALLOC_KEEPS:
             mallopt(option, size)
@@ -44,15 +45,24 @@ def give_back_large_memory() -> None:
     keep such memory between what its threads still use."""
     import ctypes
 
-    with suppress(OSError, AttributeError):
+    with suppress(*_NO_SUCH_CALL):
         ctypes.CDLL(None).mallopt(MALLOC_KEEPS[0][0], LARGE)
+
+
+def give_back_free_memory() -> None:
+    """Have this process give back what it freed, where its C library is glibc, which keeps that between what is in use:
+    for the end of a step that took much more memory than what follows needs."""
+    import ctypes
+
+    with suppress(*_NO_SUCH_CALL):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def end_with_parent(parent: int) -> None:
     """Have the kernel kill this process when `parent`, which forked it, ends, however that happens, where it can."""
     import ctypes
 
-    with suppress(OSError, AttributeError):
+    with suppress(*_NO_SUCH_CALL):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before we asked
         os.kill(os.getpid(), signal.SIGKILL)

@@ -20,6 +20,7 @@ from erofs_edge.erofs.compress import COMPRESSED_MAGIC
 from erofs_edge.erofs.contents import PIECE, read_piece
 from erofs_edge.erofs.ondisk import FULL_INDEX
 from erofs_edge.erofs.plan import Node
+from erofs_edge.erofs.processes import give_back_free_memory
 from erofs_edge.threads import Threads
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def find_repeats(
     least = max(SHORTEST * block_size, larger_than + 1)
     searched = [node for node in files if node.size >= least and codings.of(node) is not None]
     scanned = [one for batch in pool.map(_scan_batch, _batches(searched)) for one in batch]
-    return _Search(searched, codings, block_size).run(scanned)
+    repeats = _Search(searched, codings, block_size).run(scanned)
+    del scanned  # 16 bytes for each kilobyte of all files
+    give_back_free_memory()
+    return repeats
 
 
 def _batches(files: Sequence[Node]) -> list[list[Node]]:
