@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +117,14 @@ def name_of(path: Path) -> str:
 
 def test_every_unit_has_its_place() -> None:
     assert {unit_of(path) for path in FILES} - {"__init__"} == set(MAY_IMPORT)
+
+
+def test_architecture_tells_of_every_unit() -> None:
+    text = (PACKAGE.parent / "ARCHITECTURE.md").read_text()
+    table = {row.partition("/")[0].removesuffix(".py") for row in re.findall(r"^\| `([^`]+)` \|", text, re.M)}
+    assert table == set(MAY_IMPORT)
+    (layers,) = re.findall(r"^`(__main__ → .*?)`", text, re.M | re.S)
+    assert set(MAY_IMPORT) <= set(re.findall(r"\w+", layers))
 
 
 @pytest.mark.parametrize("unit", MAY_IMPORT)
