@@ -51,8 +51,7 @@ def write_transfers(
     made = _write_files(out, folder, name, version, form)
     definitions = folder / DEFINITIONS
     definitions.mkdir(exist_ok=True)
-    for file, text in _definitions(name, url, form, keep).items():
-        (definitions / file).write_text(text)
+    _write_definitions(definitions, name, url, form, keep)
     sums = {known: value for known, value in sums.items() if (folder / known).is_file()}
     sums |= {path.name: sparse_sha256(path) for path in made}
     with beside(folder / SUMS, "the sums") as path:
@@ -69,11 +68,7 @@ def write_flat(
     """
     name, version = _names(out, url, version)
     made = _write_files(out, out, name, version, form)
-    definitions = []
-    for file, text in _definitions(name, url, form, keep).items():
-        (out / file).write_text(text)
-        definitions.append(out / file)
-    return made, definitions
+    return made, _write_definitions(out, name, url, form, keep)
 
 
 def _write_files(out: Path, folder: Path, name: str, version: str, form: Form) -> list[Path]:
@@ -122,6 +117,15 @@ def _partitions(image: Path, place: Callable[[str, str], Path]) -> list[Path]:
                     write_exactly(file.fd, os.pread(source.fileno(), min(_COPY, end - at), at), at - start)
             made.append(target)
     return made
+
+
+def _write_definitions(folder: Path, name: str, url: str, form: Form, keep: int) -> list[Path]:
+    """The definitions as files of a folder, each whole at every moment: devices may be asking for them."""
+    texts = _definitions(name, url, form, keep)
+    for file, text in texts.items():
+        with beside(folder / file, "a definition") as path:
+            path.write_text(text)
+    return [folder / file for file in texts]
 
 
 def _definitions(name: str, url: str, form: Form, keep: int) -> dict[str, str]:
