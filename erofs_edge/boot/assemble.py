@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_edge.boot.crypt import MODULES as CRYPT_MODULES
@@ -20,7 +20,6 @@ from erofs_edge.boot.modules import DIRECTORY, KernelModules, Module
 from erofs_edge.boot.packed import cached_pack
 from erofs_edge.boot.script import boot_script
 from erofs_edge.boot.signed_boot import files_digest
-from erofs_edge.boot.vbmeta import Vbmeta
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, PackageFile, Partition
 from erofs_edge.sources.cache import Cache
@@ -118,36 +117,26 @@ def wanted_firmware(names: Iterable[str], kernel_deb: Path, cache: Cache) -> lis
 
 def build_start(
     board: Board,
+    config: InitConfig,
     *,
     kernel_deb: Path,
     initramfs_debs: Mapping[str, Path],
-    verity: VerityInfo,
-    etc: Sequence[str],
-    fec: Layout | None,
     epoch: int,
     cache: Cache,
-    signature: bytes = b"",
-    vbmeta: Vbmeta | None = None,
 ) -> Start:
     """Kernel and initramfs.
 
-    *_debs     package name to file
-    verity     of the system image
-    etc        what the device keeps of /etc; empty for all of it
-    fec        where the system image has its parity, if it has any
-    epoch      seconds since 1970, the one time in the initramfs
-    signature  PKCS#7 of the root hash, for a kernel that has the key from its firmware; with it the kernel is told to
-               map nothing that is not signed
-    vbmeta     what the board's vbmeta partitions must be, where it has any
+    config          as `init_config` makes it, with what else the init script is told
+    initramfs_debs  package name to file
+    epoch           seconds since 1970, the one time in the initramfs
 
-    Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
+    Raises SourceError where a package lacks what is needed.
     """
     kernel = kernel_of(kernel_deb, cache)
     programs = merged_tree(initramfs_debs, cache)
-    config = replace(_init_config(board, verity, fec), etc=tuple(etc), signature=signature, vbmeta=vbmeta)
     streams = _module_streams(board, kernel)
     initramfs = build_initramfs(programs, streams, config, epoch=epoch, pack=cached_pack(cache))
-    return Start(kernel.tree, kernel.version, initramfs, verity.root_hash)
+    return Start(kernel.tree, kernel.version, initramfs, bytes.fromhex(config.root_hash))
 
 
 def build_boot(
@@ -226,7 +215,11 @@ def _module_streams(board: Board, kernel: KernelModules) -> dict[str, list[Modul
     return {"disk": disk, "erofs": erofs, "data": data, "net": net}
 
 
-def _init_config(board: Board, verity: VerityInfo, fec: Layout | None) -> InitConfig:
+def init_config(board: Board, verity: VerityInfo, fec: Layout | None) -> InitConfig:
+    """What the init script is told of a board and its system image, which may have parity.
+
+    Raises ManifestError where the board does not fit together.
+    """
     name, system = _system_partition(board)
     data = [label for label, partition in board.disk.partitions.items() if partition.filesystem is not None]
     if len(data) > 1:

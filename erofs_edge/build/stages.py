@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from erofs_edge.boot.assemble import (
     Start,
     build_boot,
     build_start,
+    init_config,
     kernel_of,
     system_modules,
     vmlinuz,
@@ -310,17 +311,20 @@ def make_boot(inputs: Inputs, debs: Debs, system: SystemImage, bench: Bench) -> 
 
 
 def _make_start(inputs: Inputs, debs: Debs, system: SystemImage, bench: Bench, signature: bytes = b"") -> Start:
-    return build_start(
-        inputs.board.value,
-        kernel_deb=debs.kernel,
-        initramfs_debs=debs.initramfs,
-        verity=system.verity,
-        etc=inputs.system.loaded.value.writable_etc,
-        fec=system.fec,
-        epoch=inputs.epoch,
-        cache=bench.cache,
+    board = inputs.board.value
+    config = replace(
+        init_config(board, system.verity, system.fec),
+        etc=tuple(inputs.system.loaded.value.writable_etc),
         signature=signature,
         vbmeta=_vbmeta(inputs, system, bench),
+    )
+    return build_start(
+        board,
+        config,
+        kernel_deb=debs.kernel,
+        initramfs_debs=debs.initramfs,
+        epoch=inputs.epoch,
+        cache=bench.cache,
     )
 
 

@@ -16,7 +16,15 @@ from test_initramfs import packages as initramfs_packages
 from test_initramfs import unpack
 
 from erofs_edge.boot import assemble
-from erofs_edge.boot.assemble import BootOutputs, build_boot, build_start, kernel_of, system_modules, wanted_firmware
+from erofs_edge.boot.assemble import (
+    BootOutputs,
+    build_boot,
+    build_start,
+    init_config,
+    kernel_of,
+    system_modules,
+    wanted_firmware,
+)
 from erofs_edge.boot.fdt import DeviceTree, Node, parse, string, write
 from erofs_edge.boot.fit import verify_fit
 from erofs_edge.boot.loader import split
@@ -68,11 +76,9 @@ def build(board: Board, trees: dict[str, FileTree], tmp_path: Path, program: byt
     firmware = {name: tree for name, tree in trees.items() if name not in ("kernel", "programs")}
     start = build_start(
         board,
+        init_config(board, VERITY, None),
         kernel_deb=Path("kernel"),
         initramfs_debs={"programs": Path("programs")},
-        verity=VERITY,
-        etc=(),
-        fec=None,
         epoch=EPOCH,
         cache=Cache(tmp_path),
     )
