@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from erofs_edge.build.discoverable import write_discoverable
 from erofs_edge.build.record import read_release
@@ -84,13 +85,23 @@ def _write_files(out: Path, folder: Path, name: str, version: str, form: Form) -
 
 def _names(out: Path, url: str, version: str | None) -> tuple[str, str]:
     """Name and version of the build in `out`. Raises UsageError for words that cannot stand in a definition."""
+    if not _is_address(url):
+        raise UsageError(f"not an address for a device to ask: {url!r}", hint="https://HOST/FOLDER")
     record = read_release(out)
     name, version = str(record["system"]["name"]), version or default_version(record)
     if not _VERSION.fullmatch(version):
         raise UsageError(f"not a version for systemd-sysupdate: {version!r}", hint="letters, digits and . ~ ^ + -")
-    if not re.fullmatch(r"(https?|file)://[!-~]+", url):
-        raise UsageError(f"not an address for a device to ask: {url!r}", hint="https://HOST/FOLDER")
     return name, version
+
+
+def _is_address(url: str) -> bool:
+    """Whether a device can be given this to ask: a host that can be one, or a folder of its own."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname if parts.port != 0 else None
+    except ValueError:  # a bracket alone, a port that is no number
+        return False
+    return re.fullmatch(r"(https?|file)://[!-~]+", url) is not None and bool(host or parts.scheme == "file")
 
 
 def _sums(path: Path) -> dict[str, str]:

@@ -142,15 +142,20 @@ def info_image(image: Path, as_json: bool) -> None:
 
 
 def _read(image: Path) -> tuple[VBMeta, bytes]:
-    """(what it says, the public key in it) of a vbmeta image or of a partition with a footer."""
+    """(what it says, the public key in it) of a vbmeta image or of a partition with a footer. Raises FormatError."""
+    from erofs_edge.errors import FormatError, place_within
     from erofs_edge.trust.avb import FOOTER_SIZE, SIZE_MAX, parse_footer, parse_vbmeta
 
     with image.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(size - FOOTER_SIZE, 0))
-        footer = parse_footer(file.read(FOOTER_SIZE), size)
-        file.seek(footer.vbmeta_offset if footer else 0)
-        meta, key, _, _ = parse_vbmeta(file.read(footer.vbmeta_size if footer else SIZE_MAX))
+        try:
+            footer = parse_footer(file.read(FOOTER_SIZE), size)
+            file.seek(footer.vbmeta_offset if footer else 0)
+            meta, key, _, _ = parse_vbmeta(file.read(footer.vbmeta_size if footer else SIZE_MAX))
+        except FormatError as error:
+            place_within(error, image)
+            raise
     return meta, key
 
 

@@ -43,8 +43,8 @@ def verify(
     policy = None if sigstore is None else read_policy(sigstore)
     if policy is not None and isinstance(target, str):
         raise UsageError("a Sigstore bundle lies in the folder of a build", where=target)
-    name = _export_name(target) if isinstance(target, str) else None
     with reached(target) as place:
+        name = _export_name(target) if isinstance(target, str) else None
         verdict = verify_path(place, public, name=name, signature=signature, jobs=jobs, policy=policy)
     if as_json:
         emit_json(

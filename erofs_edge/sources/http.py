@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import re
 import socket
 import threading
 import urllib.parse
@@ -44,7 +45,10 @@ class Body(NamedTuple):
 
 def check_scheme(uri: str) -> None:
     """Raises MirrorError where a URI cannot be read by `Client.read`."""
-    scheme = urllib.parse.urlsplit(uri).scheme
+    try:
+        scheme = urllib.parse.urlsplit(uri).scheme
+    except ValueError as error:
+        raise MirrorError(f"not a usable URI: {error}", where=public(uri)) from error
     if scheme not in ("http", "https", "file", "copy"):
         raise MirrorError(f"mirrors over {scheme!r} are not supported", where=public(uri))
 
@@ -68,9 +72,9 @@ class Client:
         Raises GoneError where it is not there, MirrorError where the mirror cannot be reached or breaks off;
         the pieces raise MirrorError, too. They must be read to their end, or the client closed.
         """
-        if urllib.parse.urlsplit(uri).scheme in ("file", "copy"):
-            return Body(start, _local_pieces(uri, start))
         try:
+            if urllib.parse.urlsplit(uri).scheme in ("file", "copy"):
+                return Body(start, _local_pieces(uri, start))
             return self._follow(uri, start)
         except ValueError as error:
             raise MirrorError(f"not a usable URI: {error}", where=public(uri)) from error
@@ -260,8 +264,11 @@ def _basic(parts: urllib.parse.SplitResult) -> str:
 
 
 def public(uri: str) -> str:
-    """The URI without a password."""
-    parts = urllib.parse.urlsplit(uri)
+    """The URI without a password; as it is, where it is none that anybody could ask."""
+    try:
+        parts = urllib.parse.urlsplit(uri)
+    except ValueError:
+        return re.sub(r"//.*@", "//", uri)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
