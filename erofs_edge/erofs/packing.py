@@ -14,7 +14,7 @@ from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.packed import add_packed_node, set_packed_content
 from erofs_edge.erofs.pipeline import Stored
 from erofs_edge.erofs.plan import PACKED_PATH, Plan
-from erofs_edge.erofs.processes import give_back_free_memory
+from erofs_edge.erofs.processes import give_back_free_memory, give_back_large_memory
 
 if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
     from erofs_edge.erofs.baseline import Baseline
@@ -40,9 +40,11 @@ def store_packed(
     files.place_fragments(old)
     if codings.default is None or not files.packer.content.size:
         return
-    if files.packer.content.size > PIECE:  # the threads will hold several
-        give_back_free_memory()
     rules = codings.default._replace(pcluster=options.packed_pcluster_size, packed=True)
+    # threads will hold several pieces, which files have been no reason for yet; for lz4 new memory takes its time
+    if files.packer.content.size > PIECE and rules.level is not None:
+        give_back_large_memory()
+        give_back_free_memory()
     tails = Tails.INLINE if options.ztailpacking else Tails.BLOCK
     node = add_packed_node(plan, files.packer, ino)
     for stored in run(files.packer.pieces(node), rules=rules, tails=tails):
