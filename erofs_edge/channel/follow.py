@@ -77,13 +77,14 @@ class Channel:
         self.folder = (state or state_directory()) / name
         self.client = Client("the channel")
         metadata = self.folder / "metadata"
-        metadata.mkdir(parents=True, exist_ok=True)
         if root is None and not (metadata / "root.json").exists():
             raise UsageError(
                 "this channel was never seen: its root is needed once",
                 where=self.url,
                 hint="--channel-root FILE, which its owner gives by another way (metadata/1.root.json)",
             )
+        first = None if root is None else _root(root)
+        metadata.mkdir(parents=True, exist_ok=True)
         with _Told(self.url):
             self._updater = Updater(
                 str(metadata),
@@ -92,7 +93,7 @@ class Channel:
                 f"{self.url}/targets/",
                 fetcher=_Connections(self.client),
                 config=UpdaterConfig(targets_max_length=64 << 20),
-                bootstrap=None if root is None else _read(root),
+                bootstrap=first,
             )
             self._updater.refresh()
         self._policies = demanded(self._find, remembered(self.folder, policy), self.url)
@@ -189,8 +190,17 @@ class _Told:
             raise SourceError(f"cannot keep what is known of the channel: {error}", where=self._where) from error
 
 
-def _read(root: Path) -> bytes:
+def _root(path: Path) -> bytes:
+    """The file of a channel's first root. Raises SourceError where it cannot be read, FormatError where it is none."""
     try:
-        return root.read_bytes()
+        data = path.read_bytes()
+        kind = Metadata.from_bytes(data).signed.type
     except OSError as error:
-        raise SourceError(f"cannot read: {error.strerror}", where=str(root)) from error
+        raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
+    except tuf.RepositoryError:
+        kind = "no metadata at all"
+    if kind != "root":
+        raise FormatError(
+            f"not the root of a channel: {kind}", where=str(path), hint="its owner gives it: metadata/1.root.json"
+        )
+    return data

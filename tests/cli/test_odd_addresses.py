@@ -50,6 +50,23 @@ def test_a_channel(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "not a usable URI: Invalid IPv6 URL" in told and "secret" not in told and "internal" not in told
 
 
+def test_a_root_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is told, not the channel; and what was mistyped leaves nothing behind."""
+    monkeypatch.setenv("EROFS_EDGE_CHANNELS", str(tmp_path / "channels"))
+    monkeypatch.setenv("EROFS_EDGE_KEYS", str(tmp_path / "keys"))
+    channel = tmp_path / "channel"
+    for words in (["init", str(channel), "--root-key", "dev:r"], ["publish", str(channel)]):
+        run = CliRunner().invoke(cli, ["channel", *words, "--key", "dev:k"])
+        assert run.exit_code == 0, run.output
+    (tmp_path / "text").write_text("{}")
+    (tmp_path / "other").write_bytes((channel / "metadata/timestamp.json").read_bytes())
+    for name, why in (("text", "no metadata at all"), ("other", "timestamp"), ("none", "")):
+        told = said("channel", "show", "http://127.0.0.1:1", "--channel-root", tmp_path / name, code=1 if why else 2)
+        assert not why or f"{tmp_path / name}: not the root of a channel: {why}" in told
+    assert "never seen" in said("channel", "show", "http://127.0.0.1:1", code=2)
+    assert not (tmp_path / "channels").exists()
+
+
 @pytest.mark.parametrize("url", [f"https:{BRACKET}", "https://host:x/", "https:///folder", "https://host:99999/"])
 def test_where_devices_find_updates(url: str, tmp_path: Path) -> None:
     """It would stand in the devices' definitions."""
