@@ -69,6 +69,7 @@ OPTIONS = [
     ["-z", "lz4hc", "-E", "fragments,dedupe"],
     ["-z", "zstd,1", "-E", "ztailpacking"],
     ["-z", "deflate,1"],
+    ["-z", "auto"],
     ["--chunksize", "64K"],
 ]
 
