@@ -4,7 +4,6 @@ slot must come up. The verdict on such a boot, and the boot itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +61,6 @@ class FallbackWatch:
     starts: int = 0
     troubles: list[Match] = field(default_factory=list)
     final: Watch | None = None
-    titles: Mapping[str, str] = field(default_factory=lambda: TITLES)
 
     def see(self, event: Event) -> Verdict | None:
         """The verdict, once there is one."""
@@ -107,7 +105,7 @@ class FallbackWatch:
         if self.evidence is None:
             return Verdict(False, "slot", f"slot {self.failing} was given up, but nothing says why")
         if self.final is None:
-            self.final = Watch(self.expected, lines={GOOD} if self.good else set(), titles=self.titles)
+            self.final = Watch(self.expected, lines={GOOD} if self.good else set())
         return self.final.see(event)
 
 
@@ -131,7 +129,10 @@ def fall_back(
     UsageError for a board or a disk that cannot fall back.
     """
     if board.boot.uefi is not None:
-        raise UsageError(f"board '{board.board}' counts its starts in UEFI's boot loader, which is not followed here")
+        raise UsageError(
+            f"board '{board.board}' counts its starts in UEFI's boot loader, which is not followed here",
+            hint="a board that U-Boot starts shows it; this one shows --tamper",
+        )
     observer = observer or Observer(TIMEOUT)
     fault = fault_of(scenario, board) if scenario is not None else None
     built, emulator = load_built(out), find_qemu()
@@ -152,7 +153,7 @@ def fall_back(
             if event.match.kind in ("stage", "report"):
                 last = round(event.at, 2)
                 name = event.match.name
-                title = f"slot {event.match.fields['slot']} chosen" if name == "slot" else watch.titles[name]
+                title = f"slot {event.match.fields['slot']} chosen" if name == "slot" else TITLES[name]
                 observer.seen(StageTime(name, title, last))
 
         verdict = run(command, watch, console, timeout=observer.timeout, seen=note, log=observer.log)

@@ -75,9 +75,14 @@ def fault_of(name: str, board: Board) -> Fault:
         raise UsageError(f"unknown scenario '{name}'", hint=f"scenarios: {', '.join(FAULTS)}")
     data = next((p for p in board.disk.partitions.values() if p.filesystem), None)
     if fault.harm and (data is None or data.encrypt is not None):
-        raise UsageError(f"board '{board.board}' has no data partition through which '{name}' could be shown")
+        raise UsageError(
+            f"board '{board.board}' has no data partition through which '{name}' could be shown",
+            hint=f"without one, and with an encrypted one: {', '.join(n for n, f in FAULTS.items() if not f.harm)}",
+        )
     if FAILING not in next((p.slots for p in board.disk.partitions.values() if p.slots), []):
-        raise UsageError(f"board '{board.board}' has no slot '{FAILING}'")
+        raise UsageError(
+            f"board '{board.board}' has no slot '{FAILING}'", hint="scenarios are for boards with slots a, b"
+        )
     return fault
 
 

@@ -120,7 +120,7 @@ def test_time_is_up(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Re
     assert "--timeout SECONDS" in (caught.value.hint or "")
 
 
-def test_what_cannot_fall_back_is_told(fake_qemu: FakeQemu, built: Path, board: Board) -> None:
+def test_what_cannot_fall_back_is_told(fake_qemu: FakeQemu, built: Path, board: Board, repository: Path) -> None:
     with Scratch(built / "disk.img", board, writable=True) as disk:
         disk.put_state(slots.mark(disk.state(), "b", "bad"))
     with pytest.raises(UsageError, match="no other slot"):
@@ -129,10 +129,15 @@ def test_what_cannot_fall_back_is_told(fake_qemu: FakeQemu, built: Path, board: 
         fall_back(board, built, scenario="flood")
     board.disk.partitions["data"] = Partition(size="rest")
     try:
-        with pytest.raises(UsageError, match="no data partition"):
+        with pytest.raises(UsageError, match="no data partition") as caught:
             fall_back(board, built, scenario="unit")
+        assert caught.value.hint == "without one, and with an encrypted one: boot-image"
     finally:
         board.disk.partitions["data"] = Partition(size="rest", filesystem="ext4")
+    uefi = load_board(repository / "boards/generic-uefi-arm64.yaml").value
+    with pytest.raises(UsageError, match="UEFI's boot loader") as caught:
+        fall_back(uefi, built)
+    assert "--tamper" in (caught.value.hint or "")
     assert not fake_qemu.calls or fake_qemu.calls == [["--version"]] * len(fake_qemu.calls)
 
 
