@@ -254,7 +254,6 @@ NAMED_THEMSELVES = {
     "rafs/write.py": "a blob, until its hash is known: the next one of the same output takes the name",
     "release/gate.py": "in the gate's own folder, where the system has temporary ones",
     "sources/cache.py": "ROOT/tmp is swept by age: what is there may be of another machine, on a shared file system",
-    "trust/files.py": "a private key, of nobody else from its first byte on, that must not replace one",
     "u_boot/toolchain.py": "the names stay: a program's, beside what starts it",
     "vm/configure.py": "in ROOT/tmp of the cache, by the names that QEMU is given",
 }

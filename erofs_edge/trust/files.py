@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from erofs_edge.errors import ErofsEdgeError, UsageError
 from erofs_edge.homes import user_folder
 from erofs_edge.trust.key import CURVE, KeySigner, fingerprint, supported
 from erofs_edge.trust.passphrase import SOURCES, passphrase
+from erofs_edge.writing import folder_beside
 
 if TYPE_CHECKING:
     from erofs_edge.trust.key import AnyPrivateKey
@@ -137,21 +138,19 @@ def make_key(
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", dir=path.parent)  # with mode 0600
-        try:
+        with folder_beside(path) as folder:
+            temporary = folder / path.name
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as handle:
                 handle.write((DEVELOPMENT_MARK if development else b"") + pem)
                 handle.flush()
                 os.fsync(fd)
             if replace:
-                os.replace(temporary, path)
+                temporary.replace(path)
             else:
                 # a link, unlike a rename, never replaces the key that another process has already signed with
-                os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+                with suppress(FileExistsError):
+                    os.link(temporary, path)
     except OSError as error:
         raise ErofsEdgeError(
             f"cannot make a {'development ' if development else ''}key: {error.strerror}",

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from killed import kills_leave_nothing
 
 from erofs_edge.cli.main import cli
 from erofs_edge.erofs import build
@@ -242,3 +243,11 @@ def test_misuse_is_told(keys: Path, image: tuple[Path, bytes], tmp_path: Path) -
         said = run("sign", "--root-hash", wrong, "--key", "dev:x", "-o", tmp_path / "sig", code=2)
         assert "64 hexadecimal digits" in said.stderr and not (tmp_path / "sig").exists(), wrong
     run("sign", path, "--key", "pkcs11:token=t", code=2)
+
+
+def test_a_kill_leaves_no_half_made_key(keys: Path) -> None:
+    def forget() -> None:
+        for path in keys.glob("product.*"):
+            path.unlink()
+
+    kills_leave_nothing(keys, "keys", "new", "product", "--type", "ecdsa-p256", before=forget)
