@@ -61,9 +61,8 @@ class UBoot:
         """From power on: the countdown, then the prompt."""
         self._line = line
         line.emit(b"\r\nU-Boot 2025.01-sim\r\n\r\nDRAM:  256 MiB\r\n\x1b[?25hHit any key to stop autoboot:  2 ")
-        while (yield 2.0) is None:
+        if (yield 2.0) is None:
             line.emit(b"\b\b\b 0 \r\nnothing to boot\r\n")
-            break
         while True:
             line.emit(b"\r\n" + self.prompt)
             text = yield from self._readline()
