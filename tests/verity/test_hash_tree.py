@@ -246,7 +246,8 @@ def _append_and_die(image: Path, at_call: int) -> None:
     os._exit(0)
 
 
-def test_failed_separate_tree_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hash_offset", [0, 512])
+def test_failed_separate_tree_leaves_nothing(hash_offset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, tree = tmp_path / "image", tmp_path / "tree"
     image.write_bytes(pattern(3))
     tree.write_bytes(b"old")
@@ -255,8 +256,8 @@ def test_failed_separate_tree_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("erofs_edge.verity.tree.write_exactly", fail)
-    with pytest.raises(CapacityError):
-        format_tree(image, tree)
+    with pytest.raises(CapacityError, match="no space left for the verity tree"):
+        format_tree(image, tree, hash_offset=hash_offset)
     assert sorted(os.listdir(tmp_path)) == ["image", "tree"]
     assert tree.read_bytes() == b"old"
 
