@@ -10,7 +10,7 @@ from pathlib import Path
 from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
 from erofs_edge.build.record import RELEASE
 from erofs_edge.build.signing import ROOT_HASH_SIGNATURE, VERITY_SIGNATURE
-from erofs_edge.errors import ErofsEdgeError, VerificationError
+from erofs_edge.errors import ErofsEdgeError, UsageError, VerificationError
 from erofs_edge.positions import READ
 from erofs_edge.trust import avb
 from erofs_edge.trust.authenticode import verify_image
@@ -49,10 +49,11 @@ def verify_path(
     """Everything at a path, or in what an export reads, checked against a public key.
 
     name       what messages call it (default: the path's last part)
-    signature  of a system image's root hash, PKCS#7 or JSON; by default what lies beside it
+    signature  of a system image's root hash, PKCS#7 or JSON, or of a record; by default what lies beside it
     policy     whose Sigstore bundle there is besides, over a build's record
 
-    Raises ErofsEdgeError only where the path cannot be read; anything that is wrong is in the verdict.
+    Raises ErofsEdgeError only where the path cannot be read, UsageError for a signature of what has its own inside;
+    anything that is wrong is in the verdict.
     """
     verdict = Verdict()
     if not isinstance(path, Path):
@@ -62,6 +63,7 @@ def verify_path(
     if policy is not None:
         _check_sigstore(path, policy, verdict)
     if path.is_dir():
+        _refuse(signature, "the folder of a build")
         verify_output(path, key, verdict, jobs=jobs)
         return verdict
     fd = os.open(path, READ)
@@ -86,20 +88,23 @@ def _verify_file(
     whole = Part(name, 0, file_size(fd))
     magic = read_exactly(fd, 4, 0)
     if magic == FDT_MAGIC.to_bytes(4, "big"):
+        _refuse(signature, "a FIT")
         verify_fit_alone(walk, whole)
     elif magic[:2] == b"MZ":
+        _refuse(signature, "a kernel image")
         with verdict.check(name, f"key '{key.name}'") as row:
             row.digest = verify_image(walk.read(whole, 0, FILE_MAX), key).hex()
     elif magic == avb.MAGIC:
+        _refuse(signature, "a vbmeta")
         verify_vbmeta_slot(walk, whole, [], read_exactly(fd, avb.SIZE_MAX, 0))
     elif path is not None and path.name.endswith(".json"):
         with verdict.check(path.name, f"key '{key.name}'") as row:
             raw = path.read_bytes()
             row.digest = hashlib.sha256(raw).hexdigest()
-            found = _beside(path, path.name + ".p7s")
+            found = signature or _beside(path, path.name + ".p7s")
             if found is None:
                 raise VerificationError("no signature beside it", hint=f"{path.name}.p7s")
-            verify_detached(found.read_bytes(), raw, key)
+            verify_detached(_read(found), raw, key)
     else:
         with verdict.check(name, "a partition table") as row:
             table = find_table(fd, whole.size)
@@ -109,7 +114,17 @@ def _verify_file(
             verdict.checks.clear()
             _verify_partition(walk, path, whole, signature)
         elif row.ok and table is not None:
+            _refuse(signature, "a disk")
             verify_disk(fd, table, walk)
+
+
+def _refuse(signature: Path | None, what: str) -> None:
+    """Raises UsageError where a signature was named that nothing would look at."""
+    if signature is not None:
+        raise UsageError(
+            f"{what} has its signatures inside: none is taken from a file", where=str(signature),
+            hint="--signature is for a system image with its hash tree, or a release.json",
+        )  # fmt: skip
 
 
 def _check_sigstore(path: Path, policy: Policy, verdict: Verdict) -> None:
@@ -131,6 +146,7 @@ def _verify_partition(walk: Walk, path: Path | None, whole: Part, signature: Pat
     verdict, key = walk.verdict, walk.key
     at_end = whole.size - avb.FOOTER_SIZE
     if at_end >= 0 and walk.read(whole, at_end, 4) == avb.FOOTER_MAGIC:
+        _refuse(signature, "a partition with AVB's footer")
         raw = b""
         with verdict.check(f"{whole.name}: footer", "AVB's rules"):
             raw = footer_vbmeta(walk, whole)

@@ -18,7 +18,7 @@ from erofs_edge.build.avb import add_hashtree_footer, hash_descriptor
 from erofs_edge.build.signing import RELEASE_SIGNATURE, ROOT_HASH_SIGNATURE, VERITY_SIGNATURE
 from erofs_edge.cli.main import cli
 from erofs_edge.disk import gpt, rollback
-from erofs_edge.errors import FormatError
+from erofs_edge.errors import FormatError, UsageError
 from erofs_edge.trust.avb import Chain, Descriptor, VBMeta, encode_key, write_vbmeta
 from erofs_edge.trust.key import public_key_pem
 from erofs_edge.verify.checks import Verdict
@@ -334,3 +334,23 @@ def test_values_that_make_no_sense_fail(made: Made) -> None:
             disk.seek(at("boot_a"))
             disk.write(fit)
         assert not verify_path(made.out / "disk.img", KEY).ok, change
+
+
+@pytest.mark.parametrize("name", ["", "disk.img", "boot.fit"])
+def test_a_signature_that_nothing_would_look_at_is_refused(made: Made, name: str) -> None:
+    """It was passed over, and the verdict was good whatever the file was."""
+    other = made.out.parent / "other.p7s"
+    other.write_bytes(b"no signature")
+    with pytest.raises(UsageError, match="has its signatures inside") as caught:
+        verify_path(made.out / name, KEY, signature=other)
+    assert caught.value.where == str(other)
+    assert verify_path(made.out / name, KEY).ok
+
+
+def test_a_record_by_a_signature_that_is_elsewhere(made: Made) -> None:
+    record, kept = made.out / "release.json", made.out.parent / "kept.p7s"
+    (made.out / "release.json.p7s").rename(kept)
+    assert verify_path(record, KEY, signature=kept).ok and not verify_path(record, KEY).ok
+    kept.rename(made.out / "release.json.p7s")
+    kept.write_bytes(b"no signature")
+    assert not verify_path(record, KEY, signature=kept).ok, "the one that lies beside it was not asked for"
