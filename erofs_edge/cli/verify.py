@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--key", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="PUB",
               help="The public key, or a certificate of it, in PEM: from a place that you trust.")  # fmt: skip
 @click.option("--signature", type=click.Path(exists=True, path_type=Path, dir_okay=False), metavar="FILE",
-              help="Of a system image's root hash, PKCS#7 or JSON, or of a record (default: what lies beside it).")  # fmt: skip
+              help="Of an image's root hash (PKCS#7 or JSON) or a record (default: what lies beside it).")  # fmt: skip
 @click.option("--sigstore", type=click.Path(exists=True, path_type=Path, dir_okay=False), metavar="POLICY",
               help="A Sigstore bundle over release.json is there that this takes (`keys sigstore`).")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs).")
