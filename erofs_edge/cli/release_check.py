@@ -49,6 +49,8 @@ def release_check(
         most = None if update_budget is None else size_bytes(update_budget)
     except ValueError as error:
         raise UsageError(f"not a size: {update_budget!r}", hint="as in 20M") from error
+    if most is not None and not earlier:
+        raise UsageError("--update-budget is about updates, and none was named", hint="--from FOLDER")
     if not (release / RELEASE).exists():
         read_release(release)  # says so; a record that is damaged is a promise that is not kept
     path = key or release / PUBLIC_KEY

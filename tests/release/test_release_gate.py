@@ -251,6 +251,7 @@ def test_the_command(release: Made, machine: Machine, remade: list[Verdict], tmp
     assert run("--timeout", "900").exit_code == 4
     assert machine.patience[:2] == [900.0, 900.0] and machine.patience[-1] == 900.0
     assert run("--timeout", "0").exit_code == 2
+    assert "--from FOLDER" in run("--update-budget", "20M").stderr, "and not a release that passes without its update"
     assert run("--skip", "nothing").exit_code == 2 and run("--update-budget", "x").exit_code == 2
     assert run(*(word for name in PROMISES for word in ("--skip", name))).exit_code == 4
     other = KeySigner("other", rsa.generate_private_key(65537, 2048))
