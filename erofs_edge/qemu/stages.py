@@ -11,7 +11,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-_PREFIX = r"^(?:[\w.-]+ login: ?)?(?:\[ *\d+\.\d+\] )?(?:[\w.@-]+\[\d+\]: )?"
+_PROMPT = r" *(?:(?!Last )[\w.-]+ )?login:"
+"""a login prompt. getty writes the host's name, a space and the word one after the other (login-utils/agetty.c): on a
+busy machine a line of somebody else comes in between, and the prompt's rest begins the next one"""
+_PREFIX = rf"^(?:{_PROMPT} ?)?(?:\[ *\d+\.\d+\] )?(?:[\w.@-]+\[\d+\]: )?"
 """what may stand before a line of ours: a prompt that nobody answered, a kernel time stamp, a journal identifier"""
 
 
@@ -64,7 +67,7 @@ STAGES = (
     Stage("data", "data", _line(r"erofs-edge: stage data(?: .*)?$")),
     Stage("switch-root", "switch to the root", _line(r"erofs-edge: stage switch-root(?: .*)?$")),
     Stage("report", "report of the guest", _line(r"erofs-edge: report (?P<report>(?:[a-z]+=\S+ ?)+)$")),
-    Stage("login", "login prompt", re.compile(r"^(?:\[ *\d+\.\d+\] )?(?!Last )[\w.-]+ login:(?: |$)"), partial=True),
+    Stage("login", "login prompt", re.compile(rf"^(?:\[ *\d+\.\d+\] )?{_PROMPT}(?: |$)"), partial=True),
     Stage("checks", "checks of the system", _line("erofs-edge: smoke passed$")),
 )
 NAMES = tuple(stage.name for stage in STAGES)

@@ -61,6 +61,8 @@ def test_any_bytes_are_survived_and_the_next_line_is_read(noise: bytes) -> None:
         b"[   12.5] erofs-edge-report[123]: erofs-edge: stage root\n",
         b"init[1]: erofs-edge: stage root\n",
         b"edge login: erofs-edge: stage root\n",
+        b" login: erofs-edge: stage root\n",
+        b"login: erofs-edge: stage root\n",
         b"half a line\rerofs-edge: stage root\r\r\n",
         b"\x00erofs-edge: stage root\x07\n",
     ],
@@ -92,6 +94,15 @@ def test_a_prompt_counts_before_its_line_ends_and_once() -> None:
     assert (event.at, event.match.name) == (2.0, "login")
     assert console.feed(b"root\r\nPassword: ", 3.0) == []
     assert [event.match.name for event in console.feed(b"\r\nedge login: ", 4.0)] == ["login"]
+
+
+@pytest.mark.parametrize("first", ["edge", "edge "])
+def test_a_prompt_that_another_line_has_broken_in_two(first: str) -> None:
+    """As on a busy machine, between the writes of a getty: nothing more comes until somebody types."""
+    console, rest = Console(), "edge login: ".removeprefix(first)
+    assert console.feed(first.encode(), 1.0) == []
+    assert console.feed(b"[  OK  ] Started ssh.service.\r\n", 2.0) == []
+    assert [(event.at, event.match.name) for event in console.feed(rest.encode(), 3.0)] == [(3.0, "login")]
 
 
 def test_a_stage_counts_only_when_its_line_has_ended() -> None:

@@ -42,6 +42,12 @@ def test_prompt_before_report_is_good_too() -> None:
     assert judge(GOOD.replace(REPORT, "lab login: ") + REPORT + "\r\n") == Verdict(True, "login", "")
 
 
+@pytest.mark.parametrize("first", ["lab", "lab "])
+def test_a_report_in_the_middle_of_the_prompt_is_good_too(first: str) -> None:
+    broken = f"{first}\r\n{REPORT}\r\n{'lab login: '.removeprefix(first)}"
+    assert judge(GOOD.replace("lab login: ", "").replace(REPORT, broken)) == Verdict(True, "login", "")
+
+
 def test_a_report_said_twice_is_good() -> None:
     assert judge(GOOD.replace(REPORT, f"{REPORT}\r\n{REPORT}")) == Verdict(True, "login", "")
 
