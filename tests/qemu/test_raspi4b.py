@@ -91,7 +91,7 @@ def test_kernel_and_initramfs_of_the_fit_reach_the_login(out: Path, tmp_path: Pa
     initramfs.write_bytes(image(out, "ramdisk"))
     more = ("-initrd", str(initramfs), "-append", " ".join((*ARGUMENTS, "erofs_edge.slot=a")))
     command = machine(tmp_path, out, kernel, write(tree), *more, serial=("stdio", "null"))
-    console = console_until(command, b" login: ", seconds=PATIENCE)
+    console = console_until(command, b"login: ", seconds=PATIENCE)  # getty writes it in one piece
     for stage in (b"stage initramfs", b"stage verity", b"stage root erofs", b"stage data"):
         assert b"erofs-edge: " + stage in console
 
