@@ -70,7 +70,9 @@ def workspace(folder: Path) -> dict[str, str]:
     for name in ("boards", "manifests"):
         if (ROOT / name).exists():
             shutil.copytree(ROOT / name, folder / name, dirs_exist_ok=True)
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "80"}
+    own = {"EROFS_EDGE_KEYS": str(folder / ".own/keys"), "EROFS_EDGE_CHANNELS": str(folder / ".own/channels")}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, **own, "PATH": path, "COLUMNS": "80"}
 
 
 def blocks(document: Path) -> list[re.Match[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from erofs_edge.build.record import read_release
-from erofs_edge.errors import ErofsEdgeError, UsageError
+from erofs_edge.errors import ErofsEdgeError, UsageError, VerificationError
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.update import read_layout
 
@@ -37,10 +37,15 @@ def slot_files(out: Path) -> dict[str, Path]:
 
 
 def default_version(record: dict[str, Any]) -> str:
-    """A version of a build for updaters: the rollback index, and the date of the newest lock."""
+    """A version of a build for updaters: the rollback index, and the date of the newest lock. Raises VerificationError
+    where the record has a number of seconds that is no time."""
     import time
 
-    moment = time.strftime("%Y%m%d%H%M%S", time.gmtime(int(record["epoch"])))
+    try:
+        moment = time.strftime("%Y%m%d%H%M%S", time.gmtime(record["epoch"]))
+    except (OverflowError, OSError, ValueError) as error:
+        what = "release.json is damaged: its 'epoch' is no time"
+        raise VerificationError(f"{what}: {error}", hint="build again") from error
     return f"{record['sign']['rollback_index']}.{moment}"
 
 

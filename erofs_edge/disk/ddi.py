@@ -15,6 +15,7 @@ from pathlib import Path
 
 from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import copied_from, copy_data
+from erofs_edge.errors import UsageError
 from erofs_edge.writing import sparse_beside, write_exactly
 
 UNIT = 4096
@@ -44,9 +45,11 @@ def write_ddi(
     data, tree  the file system, and the hash tree with its superblock, in files of their own
     signature   the content of the signature partition; None leaves it out
 
-    Raises SourceError where a file cannot be read or changes meanwhile, CapacityError where the disk is full, OSError
-    where `out` cannot be written otherwise.
+    Raises UsageError for an `arch` whose types of partitions are not known, SourceError where a file cannot be read or
+    changes meanwhile, CapacityError where the disk is full, OSError where `out` cannot be written otherwise.
     """
+    if arch not in TYPE_ROOT:
+        raise UsageError(f"no types of partitions are known for the architecture {arch!r}", where=str(out))
     parts = [
         _part(name, TYPE_ROOT[arch], root_hash[:16], data),
         _part(f"{name}-verity", TYPE_VERITY[arch], root_hash[-16:], tree),

@@ -24,8 +24,8 @@ from erofs_edge.erofs.compress import TAILS, Tails
 from erofs_edge.erofs.crew import Crew, Ticket
 from erofs_edge.erofs.pipeline import Piece, Stored, Worker, pieces_of, store_piece
 from erofs_edge.erofs.plan import Node, Plan
-from erofs_edge.erofs.processes import may_fork
 from erofs_edge.errors import SourceError
+from erofs_edge.forks import may_fork
 from erofs_edge.threads import Threads
 from erofs_edge.tree import Content, FileContent, Inode
 

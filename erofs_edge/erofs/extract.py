@@ -24,9 +24,10 @@ from erofs_edge.erofs.backing import place
 from erofs_edge.erofs.check import output_limit_of
 from erofs_edge.erofs.folders import Folder, Folders
 from erofs_edge.erofs.inode import DiskInode
-from erofs_edge.erofs.processes import forked, may_fork
+from erofs_edge.erofs.processes import forked
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ErofsFormatError
+from erofs_edge.forks import may_fork
 from erofs_edge.names import fsdecode, fsencode
 from erofs_edge.writing import NO_SPACE, folder_beside
 

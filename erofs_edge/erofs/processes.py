@@ -13,12 +13,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from erofs_edge.errors import ErofsEdgeError
-from erofs_edge.forks import may_fork
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
-
-__all__ = ["end_with_parent", "forked", "give_back_free_memory", "give_back_large_memory", "keep_memory", "may_fork"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from erofs_edge.build import record, relock
 from erofs_edge.build.contents import CONTENTS, read_contents
+from erofs_edge.bundle.content import default_version
 from erofs_edge.channel import publish
 from erofs_edge.cli.main import cli
 from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
@@ -48,6 +49,12 @@ def test_a_value_of_another_kind(tmp_path: Path, name: str, value: object) -> No
     with pytest.raises(VerificationError, match=f"release.json is damaged: its '{name}' is of another kind") as caught:
         record.read_release(tmp_path)
     assert caught.value.where == str(tmp_path / record.RELEASE)
+
+
+@pytest.mark.parametrize("epoch", [10**30, 10**18])
+def test_an_epoch_that_is_no_time(epoch: int) -> None:
+    with pytest.raises(VerificationError, match="its 'epoch' is no time"):
+        default_version({"epoch": epoch, "sign": {"rollback_index": 1}})
 
 
 @pytest.mark.parametrize("text", [DEEP, "[1]", "7", "null"])

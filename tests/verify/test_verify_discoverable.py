@@ -14,6 +14,7 @@ from made_build import EPOCH, MIB, Made, make_build
 
 from erofs_edge.disk import gpt
 from erofs_edge.disk.ddi import write_ddi
+from erofs_edge.errors import UsageError
 from erofs_edge.trust.certificate import self_signed
 from erofs_edge.trust.key import KeySigner
 from erofs_edge.trust.root_hash import verity_signature_json
@@ -40,6 +41,13 @@ def image_of(made: Made, folder: Path, signer: KeySigner | None, root_hash: byte
         signature=signature,
     )  # fmt: skip
     return folder / "image.raw"
+
+
+def test_an_architecture_without_types_is_told(made: Made, tmp_path: Path) -> None:
+    parts = {"data": made.out / "system.img", "tree": made.out / "system.img", "root_hash": bytes(32)}
+    with pytest.raises(UsageError, match="for the architecture 'vax'"):
+        write_ddi(tmp_path / "image.raw", name="edge", arch="vax", signature=None, **parts)
+    assert not list(tmp_path.iterdir())
 
 
 def failed(verdict: Verdict) -> dict[str, str]:
