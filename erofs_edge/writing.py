@@ -264,7 +264,10 @@ def folder_beside(out: Path) -> Iterator[Path]:
         if not locks.keep_nobody_out():
             fd = None
             break
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # swept away before it was opened
+            continue
         with suppress(OSError):  # a file system without locks: nothing is swept there either
             locks.lock(fd)
         if _is_still(path, fd):

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,21 @@ def test_folders_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: 
         assert not dead.exists() and mine.is_dir()
         second.rename(out)
     assert sorted(os.listdir(tmp_path)) == [mine.name, out.name]
+
+
+def test_a_folder_that_another_one_sweeps_before_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def made_and_swept(**named: str) -> str:
+        made.append(make(**named))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    make = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", made_and_swept)
+    with folder_beside(tmp_path / "out") as folder:
+        assert folder.is_dir() and made == [made[0], str(folder)]
 
 
 NAMED_THEMSELVES = {
