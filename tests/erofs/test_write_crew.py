@@ -195,8 +195,9 @@ def test_where_no_file_is_in_memory(
 def test_cache_baseline_and_meter(folder: Path, tmp_path: Path) -> None:
     meters = [Meter(lambda: 0.0), Meter(lambda: 0.0)]
     expected = by_threads(folder, tmp_path / "threads", LZ4.replaced(meter=meters[0]))
+    meters[1].watch(abs)(1)  # before there are processes, which are not to count it again
     assert built(folder, tmp_path / "out", LZ4.replaced(meter=meters[1])) == expected
-    assert meters[0].calls == meters[1].calls > 0
+    assert meters[0].calls == meters[1].calls - 1 > 0
     for hits in (False, True):
         with CompressionCache(tmp_path / "cache") as cache:
             assert built(folder, tmp_path / "out", LZ4.replaced(cache=cache)) == expected
