@@ -2,66 +2,43 @@
 """Pieces of files read and compressed in forked processes: threads would take turns at the Python of it.
 
 The processes are forked before the tree is looked for, so they know nothing of it: a task names its files. Tasks and
-results lie in an arena, a file in memory, pipes carry only where. Compressed blocks are written from there to the
+results lie in an arena, see there; pipes carry only where. Compressed blocks are written from there to the
 image; their part of the arena is free again when nothing refers to them any more. What a process cannot do, the caller
 does in the old way and meets the error. A process ends when its task pipe does, however its parent came to its end.
-
-Processes read and write the arena as a file: mapped, each of them would meet a fault at each of its pages.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
-import marshal
-import mmap
 import os
 import select
 import signal
-import stat
 import struct
-from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
 from operator import sub
 from typing import TYPE_CHECKING, Any
 
 from erofs_edge.erofs import at_once
-from erofs_edge.erofs.compress import JoinedSegment, Segment
-from erofs_edge.erofs.index import Extent
+from erofs_edge.erofs.arena import UNIT, Arena
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.pipeline import Piece, Stored
-from erofs_edge.erofs.plan import Node
 from erofs_edge.erofs.processes import end_with_parent, keep_memory
+from erofs_edge.erofs.tasks import pieces_of_task, record_of, results_of, task_of
 from erofs_edge.errors import ErofsEdgeError
-from erofs_edge.tree import FileContent, Inode
 
 if TYPE_CHECKING:
     from erofs_edge.erofs.cache import CompressionCache
 
-UNIT = 128 << 10  # bytes of the arena that are given away together
-UNITS = 1280  # 160 MiB
 TASK = struct.Struct("<IIII")
 """what the task pipe carries: number, first unit, units, bytes of the task"""
 DONE = struct.Struct("<IIQIIQIIII")
 """what a process sends: number, whether it went well, bytes of data and of the record behind them; since the last time:
 calls of codecs, their nanoseconds, hits, misses and damaged entries of the cache; the last error number of that"""
-NOEXEC_SEAL = 8  # MFD_NOEXEC_SEAL, linux/memfd.h: systems may ask for it, since Linux 6.3
-BUFFERS_MAX = 1024  # IOV_MAX, linux/uio.h: of a call
 LAST = 0xFFFFFFFF  # no task's number: a process says goodbye, or is told of memory that nobody needs any more
 MESSAGES = 64 << 10  # bytes: more than a pipe can hold is never read at once
-RAW = 1 << 31
-END = 1 << 40  # instead of blocks: what has none is not joined
-IS_SEGMENT, IS_DENSE, HAS_DIGEST, IS_JOINED = 1, 2, 4, 8
-_new: Any = tuple.__new__  # a named tuple's own way takes twice the time
-
 Store = Callable[[Piece], Stored]
-Told = tuple[bytes, int, int, int, bool, int, int, int]
-"""of a piece: the path, size and start of its content; the size of its file, whether the inode is extended, and bytes
-of its attributes; offset and length of the piece"""
 
 
 class Ticket:
@@ -105,10 +82,7 @@ class Crew:
         self._store, self._cache, self._meter, self._block_size = store, cache, meter, block_size
         self._restart = restart
         self._small = small
-        self._file = _file_in_memory(UNIT * UNITS)
-        self._arena = mmap.mmap(self._file, UNIT * UNITS)
-        self._free = (1 << UNITS) - 1
-        self._returned: deque[tuple[int, int]] = deque()
+        self._arena = Arena()
         self._tickets: dict[int, Ticket] = {}
         self._number = 0
         self._pids: list[int] = []
@@ -135,19 +109,19 @@ class Crew:
     def submit(self, pieces: list[Piece]) -> Ticket | None:
         """Begin with a batch; None where the arena has no room for it now."""
         sent = self._without_small(pieces)
-        task = marshal.dumps([_task_of(piece) for piece in sent])
+        task = task_of(sent)
         size = sum([piece.length for piece in sent])
         # what does not shrink takes a block more than it has bytes, and what is said about it a little
         units = -(-(size + (size >> 6) + len(task) + 256 * len(sent) + (64 << 10)) // UNIT)
         self.receive()
-        first = self._take(units)
+        first = self._arena.take(units)
         if first is None:
             return None
         self._number += 1
         ticket = Ticket(self, self._number, pieces, first, units)
         self._tickets[ticket.number] = ticket
         try:
-            os.pwrite(self._file, task, first * UNIT)
+            self._arena.write(first, [task])
             os.write(self._feed, TASK.pack(ticket.number, first, units, len(task)))
         except BrokenPipeError:
             raise _killed() from None
@@ -177,7 +151,7 @@ class Crew:
             self.receive(wait=True)
         if ticket.done is None:
             return [self._store(piece) for piece in ticket.pieces]
-        return _results(ticket.pieces, self._lease(ticket), *ticket.done)
+        return results_of(ticket.pieces, self._arena.lend(ticket.first, ticket.units), *ticket.done)
 
     def receive(self, *, wait: bool = False) -> None:
         """Take note of what has been done. Raises ErofsEdgeError where a process has ended."""
@@ -217,9 +191,7 @@ class Crew:
         for pipe in self._pipes:
             os.close(pipe)
         self._pids, self._pipes = [], []
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._arena.close()
 
     def _start(self, *, waits: bool) -> None:
         here, there = os.pipe()
@@ -265,11 +237,10 @@ class Crew:
         while message := os.read(self._tasks, TASK.size):
             number, first, units, size = TASK.unpack(message)
             if number == LAST:
-                with suppress(OSError):  # it is less memory, no more
-                    self._arena.madvise(mmap.MADV_REMOVE, first * UNIT, units * UNIT)
+                self._arena.drop(first, units)
                 continue
             try:
-                stored = [store(piece) for piece in _pieces(os.pread(self._file, size, first * UNIT))]
+                stored = [store(piece) for piece in pieces_of_task(self._arena.read(first, size))]
                 data, record = self._deliver(stored, first, units)
             except Exception:  # the parent does the same, and finds what is wrong
                 tell(number, False, 0, 0)
@@ -284,19 +255,13 @@ class Crew:
     def _deliver(self, stored: Sequence[Stored], first: int, units: int) -> tuple[int, int]:
         """Put results and their record to a part of the arena; bytes of both. Raises ValueError where there is no room,
         OSError where there is no memory."""
-        buffers, record = _record(stored, self._block_size)
+        buffers, record = record_of(stored, self._block_size)
         data = sum(map(len, buffers))
         buffers += (bytes(-data % 4), record)
         data += -data % 4
         if data + len(record) > units * UNIT:
             raise ValueError("results are larger than what they come from")
-        at = first * UNIT
-        for number in range(0, len(buffers), BUFFERS_MAX):
-            some = buffers[number : number + BUFFERS_MAX]
-            size = sum(map(len, some))
-            if os.pwritev(self._file, some, at) != size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            at += size
+        self._arena.write(first, buffers)
         return data, len(record)
 
     def _note(self, messages: bytes) -> None:
@@ -313,165 +278,19 @@ class Crew:
                 continue
             ticket = self._tickets.pop(number)
             used = -(-(data + record) // UNIT) if good else 0
-            self._give_back(ticket.first + used, ticket.units - used)
+            self._arena.give_back(ticket.first + used, ticket.units - used)
             ticket.units = used
             ticket.done, ticket.failed = ((data, record), False) if good else (None, True)
 
     def _release(self) -> None:
         """Memory of free units goes back to the system, by a process that has nothing else to do: what comes after the
         files may need as much."""
-        self._collect()
-        left, first = self._free, 0
-        while left:
-            taken = (left & -left).bit_length() - 1
-            free = (~(left >> taken) & (left >> taken) + 1).bit_length() - 1
+        for first, units in self._arena.free_runs():
             with suppress(BrokenPipeError):
-                os.write(self._feed, TASK.pack(LAST, first + taken, free, 0))
-            left, first = left >> taken + free, first + taken + free
-
-    def _collect(self) -> None:
-        while self._returned:
-            self._give_back(*self._returned.popleft())
-
-    def _take(self, units: int) -> int | None:
-        """The first of so many free units that follow each other, the lowest there are."""
-        self._collect()
-        starts, done = self._free, 1
-        while done < units and starts:
-            step = min(done, units - done)
-            starts &= starts >> step
-            done += step
-        if not starts:
-            return None
-        first = (starts & -starts).bit_length() - 1
-        self._free &= ~((1 << units) - 1 << first)
-        return first
-
-    def _give_back(self, first: int, units: int) -> None:
-        self._free |= (1 << units) - 1 << first
-
-    def _lease(self, ticket: Ticket) -> memoryview:
-        """The ticket's part of the arena, which is given back when the last view of it is gone."""
-        lease = _lease_type(ticket.units).from_buffer(self._arena, ticket.first * UNIT)
-        lease.returned, lease.place = self._returned, (ticket.first, ticket.units)
-        return memoryview(lease).cast("B")
-
-
-@cache
-def _lease_type(units: int) -> Any:
-    def give_back(self: Any) -> None:
-        self.returned.append(self.place)
-
-    return type("Lease", (ctypes.c_ubyte * (units * UNIT),), {"__del__": give_back})
-
-
-def _file_in_memory(size: int) -> int:
-    """A descriptor. Raises OSError where there are no such files."""
-    if not hasattr(os, "memfd_create"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    try:
-        file = os.memfd_create("erofs-edge", os.MFD_CLOEXEC | NOEXEC_SEAL)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        file = os.memfd_create("erofs-edge")
-    os.ftruncate(file, size)
-    return file
+                os.write(self._feed, TASK.pack(LAST, first, units, 0))
 
 
 def _killed() -> ErofsEdgeError:
     return ErofsEdgeError(
         "a process that compresses was killed", hint="is there enough memory? --jobs 1 does without such processes"
     )
-
-
-def _task_of(piece: Piece) -> Told:
-    """What a process has to know of a piece."""
-    node = piece.node
-    content: Any = node.inode.content
-    path, size, start = content
-    name = path if type(path) is bytes else os.fsencode(path)
-    return name, size, start, node.size, node.extended, len(node.xattrs), piece.offset, piece.length
-
-
-def _pieces(task: bytes) -> Iterator[Piece]:
-    """The pieces that a task names: one object, which is each of them in its turn."""
-    inode = Inode(stat.S_IFREG)
-    node = Node(inode, b"", 0, None)
-    piece = Piece(node, 0, 0)
-    told: list[Told] = marshal.loads(task)
-    for path, size, start, node.size, node.extended, attributes, piece.offset, piece.length in told:
-        inode.content = _new(FileContent, (path, size, start))
-        node.xattrs = bytes(attributes)
-        yield piece
-
-
-def _chunks(stored: Stored) -> Sequence[bytes | memoryview]:
-    """The bytes of a result."""
-    if stored.data is not None:
-        return [stored.data]
-    return stored.segment.chunks if stored.segment is not None else []
-
-
-def _record(stored: Sequence[Stored], block_size: int) -> tuple[list[bytes | memoryview], bytes]:
-    """The bytes of results, in order, and what they are. Segments of whole blocks are joined, unless `block_size` is
-    0."""
-    words: list[int] = []
-    buffers: list[bytes | memoryview] = []
-    for one in stored:
-        _, segment, _, digest, dense = one
-        chunks = _chunks(one)
-        buffers += chunks
-        lengths = [len(chunk) for chunk in chunks]
-        if segment is None:
-            words.append(0)
-        else:
-            numbers: list[int] = []
-            total = 0
-            for length, blocks, raw, _, _ in segment.extents:
-                numbers += (length, blocks | raw << 31)
-                total += blocks or END
-            kind = IS_SEGMENT | dense * IS_DENSE | bool(digest) * HAS_DIGEST
-            size = sum(lengths)
-            if size == total * block_size:
-                kind, lengths = kind | IS_JOINED, [size]
-            words += (kind, len(segment.extents), *numbers, *array("I", digest))
-        words += (len(lengths), *lengths)
-    return buffers, array("I", words).tobytes()
-
-
-def _results(pieces: Iterable[Piece], view: memoryview, size: int, length: int) -> list[Stored]:
-    """What `_record` put there."""
-    words = view[size : size + length].cast("I").tolist()
-    word = at = 0
-    results = []
-    for piece in pieces:
-        if piece.twin is not None or piece.data is not None:
-            results.append(_new(Stored, (piece, None, piece.data, b"", False)))
-            continue
-        kind, word = words[word], word + 1
-        extents: list[Extent] = []
-        digest = b""
-        if kind:
-            end = word + 1 + 2 * words[word]
-            if end == word + 3:  # as most files have it
-                field = words[word + 2]
-                extents = [_new(Extent, (words[word + 1], field & ~RAW, field >= RAW, -1, False))]
-            else:
-                fields = zip(words[word + 1 : end : 2], words[word + 2 : end : 2], strict=True)
-                extents = [_new(Extent, (n, field & ~RAW, field >= RAW, -1, False)) for n, field in fields]
-            word = end
-            if kind & HAS_DIGEST:
-                digest, word = array("I", words[word : word + 8]).tobytes(), word + 8
-        end = word + 1 + words[word]
-        chunks: list[bytes | memoryview] = []
-        for one in words[word + 1 : end]:
-            chunks.append(view[at : at + one])
-            at += one
-        word = end
-        if kind:
-            segment = _new(JoinedSegment if kind & IS_JOINED else Segment, (extents, chunks))
-            results.append(_new(Stored, (piece, segment, None, digest, bool(kind & IS_DENSE))))
-        else:
-            results.append(_new(Stored, (piece, None, chunks[0], b"", False)))
-    return results

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from writer_trees import mixed, noise, text
 
-from erofs_edge.erofs import ahead, crew, output
+from erofs_edge.erofs import ahead, arena, output
 from erofs_edge.erofs.ahead import HeadStart
+from erofs_edge.erofs.arena import UNIT
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.contents import PIECE
-from erofs_edge.erofs.crew import UNIT, Crew
+from erofs_edge.erofs.crew import Crew
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.pipeline import Piece, Stored
 from erofs_edge.erofs.plan import Node
@@ -129,7 +130,7 @@ def test_where_no_process_can_be_forked(folder: Path, tmp_path: Path, monkeypatc
     def refused() -> int:
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    monkeypatch.setattr(crew.os, "fork", refused)
+    monkeypatch.setattr(os, "fork", refused)
     assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
 
 
@@ -137,7 +138,7 @@ def test_where_no_process_can_be_forked(folder: Path, tmp_path: Path, monkeypatc
 def test_with_little_memory_threads_do_the_rest(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: int
 ) -> None:
-    monkeypatch.setattr(crew, "UNITS", units)
+    monkeypatch.setattr(arena, "UNITS", units)
     assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
 
 
@@ -163,7 +164,7 @@ def test_memory_that_ends(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_more_results_than_a_call_can_write(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "BUFFERS_MAX", 2)
+    monkeypatch.setattr(arena, "BUFFERS_MAX", 2)
     assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
 
 
@@ -181,7 +182,7 @@ def test_a_kernel_before_noexec_seal(
 
     monkeypatch.setattr(os, "memfd_create", older)
     assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
-    assert len(crews) == 1 and asked == [os.MFD_CLOEXEC | crew.NOEXEC_SEAL, os.MFD_CLOEXEC]
+    assert len(crews) == 1 and asked == [os.MFD_CLOEXEC | arena.NOEXEC_SEAL, os.MFD_CLOEXEC]
 
 
 def test_where_no_file_is_in_memory(
@@ -359,7 +360,7 @@ def test_memory_goes_back_when_there_are_no_more_tasks(tmp_path: Path) -> None:
         kept = results[1]
         del results, tickets
         one.close()
-        found = [one._arena[place : place + UNIT] for place in places]
+        found = [one._arena._map[place : place + UNIT] for place in places]
         assert found == [bytes(UNIT), path.read_bytes(), bytes(UNIT)]
         assert kept.data == path.read_bytes()
         del kept
@@ -374,20 +375,20 @@ def test_memory_is_used_again(tmp_path: Path) -> None:
     node = Node(Inode(0o100644, content=FileContent(path, 3 * UNIT)), b"/file", 1, None, size=3 * UNIT)
     one = Crew(as_it_is, 1, None, None, 4096)
     try:
-        everything = one._free
+        everything = one._arena._free
         for _ in range(2):
             tickets = [one.submit([Piece(node, 0, 3 * UNIT)]) for _ in range(5)]
             results = [ticket.result()[0] for ticket in tickets if ticket is not None]
             assert len(results) == 5
             assert all(stored.data == path.read_bytes() for stored in results)
-            assert one._take(1) == 20  # bytes and record of each in four units
-            one._give_back(20, 1)
+            assert one._arena.take(1) == 20  # bytes and record of each in four units
+            one._arena.give_back(20, 1)
             kept = results[2]
             del results, tickets
             assert kept.data == path.read_bytes()
             del kept
-            assert one._take(crew.UNITS) == 0
-            one._give_back(0, crew.UNITS)
-        assert one._free == everything
+            assert one._arena.take(arena.UNITS) == 0
+            one._arena.give_back(0, arena.UNITS)
+        assert one._arena._free == everything
     finally:
         one.kill()
