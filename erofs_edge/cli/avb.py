@@ -16,25 +16,52 @@ if TYPE_CHECKING:
     from erofs_edge.trust.avb import Descriptor, VBMeta
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-KEY = click.option("--key", required=True, metavar="URI", help="dev:NAME, file:PATH, pkcs11:…: RSA-2048 or RSA-4096.")
-ROLLBACK = click.option("--rollback-index", type=click.IntRange(0), default=0, show_default=True)
-PROP = click.option("--prop", multiple=True, metavar="KEY:VALUE", help="A property descriptor.")
+KEY = click.option(
+    "--key", required=True, metavar="URI", help="The signing key, RSA-2048 or RSA-4096: dev:NAME, file:PATH, pkcs11:…"
+)
+ROLLBACK = click.option(
+    "--rollback-index", type=click.IntRange(0), default=0, show_default=True, help="The rollback index."
+)
+PROP = click.option("--prop", multiple=True, metavar="KEY:VALUE", help="Add a property descriptor. May be repeated.")
 
 
 @click.group()
 def avb() -> None:
-    """Android Verified Boot 2: vbmeta images and footers, as avbtool makes them. `verify` checks them."""
+    """Make and show Android Verified Boot 2 vbmeta images and footers, as avbtool does.
+
+    `erofs-edge verify` checks them.
+    """
 
 
 @avb.command("add-hashtree-footer")
-@click.option("--image", required=True, type=FILE, help="Changed in place; an earlier footer is taken off.")
-@click.option("--partition-name", required=True)
-@click.option("--partition-size", required=True, type=int, help="Bytes, a multiple of 4096.")
+@click.option(
+    "--image",
+    required=True,
+    type=FILE,
+    metavar="FILE",
+    help="The image; it is changed in place, and an earlier footer is removed.",
+)
+@click.option("--partition-name", required=True, metavar="NAME", help="The name of the partition.")
+@click.option(
+    "--partition-size", required=True, type=int, metavar="BYTES", help="The size of the partition, a multiple of 4096."
+)
 @KEY
-@click.option("--hash-algorithm", type=click.Choice(["sha256", "sha512"]), default="sha256", show_default=True)
-@click.option("--salt", help="Hexadecimal (default: from the image).")
-@click.option("--fec-num-roots", type=click.IntRange(2, 24), default=2, show_default=True)
-@click.option("--do-not-generate-fec", is_flag=True)
+@click.option(
+    "--hash-algorithm",
+    type=click.Choice(["sha256", "sha512"]),
+    default="sha256",
+    show_default=True,
+    help="The hash algorithm of the tree.",
+)
+@click.option("--salt", metavar="HEX", help="The salt.  [default: derived from the image]")
+@click.option(
+    "--fec-num-roots",
+    type=click.IntRange(2, 24),
+    default=2,
+    show_default=True,
+    help="Parity bytes in each codeword of 255 bytes.",
+)
+@click.option("--do-not-generate-fec", is_flag=True, help="Add no parity.")
 @ROLLBACK
 @PROP
 @json_option
@@ -51,7 +78,7 @@ def add_hashtree_footer(
     prop: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Put hash tree, parity, vbmeta and footer behind an image."""
+    """Append hash tree, parity, vbmeta and footer to an image."""
     from erofs_edge.build.avb import add_hashtree_footer as add
     from erofs_edge.trust.avb import VBMeta
     from erofs_edge.trust.signer import open_signer
@@ -74,13 +101,35 @@ def add_hashtree_footer(
 
 
 @avb.command("make-vbmeta-image")
-@click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The vbmeta image to write.",
+)
 @KEY
 @ROLLBACK
 @PROP
-@click.option("--chain-partition", multiple=True, metavar="NAME:LOCATION:PUB", help="PUB is a public key in PEM.")
-@click.option("--hash-image", multiple=True, metavar="NAME:FILE", help="A hash descriptor of a whole partition.")
-@click.option("--include-descriptors-from-image", multiple=True, type=FILE, help="Of an image with a footer.")
+@click.option(
+    "--chain-partition",
+    multiple=True,
+    metavar="NAME:LOCATION:PUB",
+    help="Delegate a partition to the public key in the PEM file PUB. May be repeated.",
+)
+@click.option(
+    "--hash-image",
+    multiple=True,
+    metavar="NAME:FILE",
+    help="Add a hash descriptor of a whole partition. May be repeated.",
+)
+@click.option(
+    "--include-descriptors-from-image",
+    multiple=True,
+    type=FILE,
+    metavar="FILE",
+    help="Copy the descriptors of an image that has a footer. May be repeated.",
+)
 @json_option
 def make_vbmeta_image(
     output: Path,
@@ -117,10 +166,19 @@ def make_vbmeta_image(
 
 
 @avb.command("info-image")
-@click.option("--image", required=True, type=FILE)
+@click.option(
+    "--image",
+    required=True,
+    type=FILE,
+    metavar="FILE",
+    help="A vbmeta image, or the image of a partition with a footer.",
+)
 @json_option
 def info_image(image: Path, as_json: bool) -> None:
-    """Show what a vbmeta image, or the one that a partition's footer points to, says. Nothing is verified."""
+    """Show the content of a vbmeta image, without verifying it.
+
+    For a partition with a footer, this is the vbmeta image that the footer points to.
+    """
     import hashlib
 
     meta, key = _read(image)

@@ -22,24 +22,47 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command()
 @click.argument("board", type=FILE)
-@click.option("-o", "out", type=click.Path(path_type=Path, file_okay=False), help="Output folder of the build.")
-@click.option("--disk", type=FILE, help="Boot this disk image; at the terminal its changes are kept.")
-@click.option("--slot", metavar="NAME", help="Start this slot, whatever the image's slot state says.")
-@click.option("--smoke", is_flag=True, help="Unattended: prove the whole chain, then end (exit code 9 if it fails).")
 @click.option(
-    "--tamper", metavar="WHAT", help="Damage or forge a copy of the disk: it must be stopped (implies --smoke)."
+    "-o",
+    "out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="The folder in which BOARD was built.  [default: out/BOARD]",
+)
+@click.option("--disk", type=FILE, metavar="FILE", help="Boot this disk image; interactively, its changes are kept.")
+@click.option("--slot", metavar="NAME", help="Start this slot, whatever the disk's slot state says.")
+@click.option("--smoke", is_flag=True, help="Test the whole boot chain unattended, then exit (code 9 on failure).")
+@click.option(
+    "--tamper",
+    metavar="WHAT",
+    help="Damage or forge a copy of the disk and check that the boot is stopped (implies --smoke).",
 )
 @click.option(
     "--falls-back",
     is_flag=True,
-    help="The next slot must not work, and another one come up by itself, with OUT's build.",
+    help="Check that the next slot fails and that the board falls back to a slot with this build (implies --smoke).",
 )
-@click.option("--scenario", metavar="WHAT", help="The same, on a copy of the disk where WHAT is wrong with slot b.")
-@click.option("--keep", is_flag=True, help="Unattended, too: what the machine writes stays on the disk of --disk.")
-@click.option("--u-boot", "u_boot", is_flag=True, help="UEFI boards, unattended: with our U-Boot as firmware.")
-@click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="For --smoke: 180, of all starts 600.")
-@click.option("--log", type=FILE, help="With --smoke: write the whole console to this file.")
-@click.option("--forward", "forwards", multiple=True, metavar="HOST:GUEST", help="Forward a TCP port of this machine.")
+@click.option(
+    "--scenario", metavar="WHAT", help="Like --falls-back, on a copy of the disk whose slot b has the fault WHAT."
+)
+@click.option("--keep", is_flag=True, help="Keep what the machine writes to --disk (implies --smoke).")
+@click.option(
+    "--u-boot", "u_boot", is_flag=True, help="Use our U-Boot as the firmware of a UEFI board (implies --smoke)."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="Give up after this long.  [default: 180; with --falls-back or --scenario 600 for all starts]",
+)
+@click.option("--log", type=FILE, metavar="FILE", help="With --smoke, write all console output to this file.")
+@click.option(
+    "--forward",
+    "forwards",
+    multiple=True,
+    metavar="HOST:GUEST",
+    help="Interactively, forward TCP port HOST of this machine to port GUEST of the board.",
+)
 @diskless_options
 @json_option
 def boot(
@@ -61,9 +84,17 @@ def boot(
 ) -> None:
     """Boot a built BOARD in QEMU.
 
-    At the terminal, Ctrl-A X quits, and what the machine writes to its disk is dropped unless --disk names one.
-    With --smoke nobody need watch: the exit code is 0 only after the guest itself has reported a verified EROFS
-    root with the expected root hash, the expected slot and a writable /var, and shows a login prompt.
+    Interactively, Ctrl-A X quits, and what the machine writes to its disk is discarded unless --disk names a file.
+
+    With --smoke the boot is tested unattended: the exit code is 0 only if the guest itself has reported a verified
+    EROFS root with the expected root hash, the expected slot and a writable /var, and shows a login prompt.
+
+    --tamper and --scenario list their values if WHAT is unknown.
+
+    \b
+    Examples:
+      erofs-edge boot qemu-aarch64
+      erofs-edge boot qemu-aarch64 --smoke
     """
     if of_diskless["diskless"]:
         others = bool(disk or slot or tamper or falls_back or scenario or keep or u_boot or forwards)

@@ -19,14 +19,23 @@ if TYPE_CHECKING:
 FILE = click.Path(dir_okay=False, path_type=Path)
 GIVEN = click.Path(exists=True, dir_okay=False, path_type=Path)
 diskless_options = together(
-    click.option("--diskless", is_flag=True, help="Without a disk: the system comes over the network (with --smoke)."),
-    click.option("--trace", type=FILE, help="Of --diskless: write what was first read, in its order."),
-    click.option("--prefetch", type=GIVEN, metavar="TRACE", help="Of --diskless: fetch ahead what TRACE has."),
     click.option(
-        "--data", type=FILE, help="Of --diskless: the board's writable disk, over the network; made if need be."
+        "--diskless", is_flag=True, help="With --smoke, boot without a disk: the system comes over the network."
     ),
-    click.option("--http", is_flag=True, help="Of --diskless: U-Boot gets the boot image over HTTP, not by TFTP."),
-    click.option("--tls", is_flag=True, help="Of --diskless: encrypted, with certificates made for this one start."),
+    click.option(
+        "--trace", type=FILE, metavar="FILE", help="With --diskless, write a trace of what was read, in order."
+    ),
+    click.option("--prefetch", type=GIVEN, metavar="TRACE", help="With --diskless, prefetch what TRACE lists."),
+    click.option(
+        "--data",
+        type=FILE,
+        metavar="FILE",
+        help="With --diskless, the board's writable disk, served over the network; created if needed.",
+    ),
+    click.option(
+        "--http", is_flag=True, help="With --diskless, U-Boot fetches the boot image over HTTP instead of TFTP."
+    ),
+    click.option("--tls", is_flag=True, help="With --diskless, encrypt, with certificates made for this boot."),
 )
 """of a diskless boot; the command gets them as further arguments"""
 

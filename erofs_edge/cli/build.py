@@ -19,26 +19,28 @@ if TYPE_CHECKING:
 @click.argument("board", type=click.Path(path_type=Path))
 @click.option(
     "--system", type=click.Path(path_type=Path), metavar="MANIFEST",
-    help="Put this system in the place of the board's own: a manifest, or a stock one's name.",
+    help="Build this system instead of the board's own: a manifest file, or the name of a stock one.",
 )  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: out/BOARD.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Threads; never changes a byte.")
-@click.option("--no-cache", is_flag=True, help="Compress everything anew.")
-@click.option("--force", is_flag=True, help="Build even where nothing has changed.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Output folder.  [default: out/BOARD]"
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Number of threads; the output is the same for any number.")
+@click.option("--no-cache", is_flag=True, help="Compress everything again instead of reusing cached results.")
+@click.option("--force", is_flag=True, help="Build even if nothing has changed.")
 @click.option(
     "--relock-if-gone", is_flag=True,
-    help="Where the mirror has dropped a locked package: lock again into FOLDER/locks and go on.",
+    help="If the mirror no longer has a locked package, lock again into FOLDER/locks and continue.",
 )  # fmt: skip
 @click.option("--key", metavar="URI", help="Sign with this key instead of the board's sign.key.")
 @click.option(
     "--baseline", type=click.Path(exists=True, path_type=Path), metavar="OUT|IMG",
-    help="Keep what has not changed where it is in this image, or in that of this output folder: a smaller update.",
+    help="Keep unchanged content where it is in this earlier image (or output folder), so that updates are smaller.",
 )  # fmt: skip
 @click.option(
     "--profile", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-    help="What the system uses first, in order: it comes to the front of the image.",
+    help="A profile of what the system reads first (see `trace`): it goes to the front of the image.",
 )  # fmt: skip
-@click.option("--release", is_flag=True, help="Refuse a development key.")
+@click.option("--release", is_flag=True, help="Refuse to sign with a development key.")
 @json_option
 def build(
     board: Path,
@@ -54,13 +56,18 @@ def build(
     release: bool,
     as_json: bool,
 ) -> None:
-    """Build BOARD (a file, or a stock board's name): system image, signed boot image and disk image, from its files
-    and locks alone.
+    """Build BOARD (a board file, or the name of a stock board): the system image, the signed boot image and the disk
+    image, from the board's files and locks alone.
 
-    BOARD may also be a manifest of another kind than a system (an extension, a portable service): NAME.raw is made of
-    it, a disk image with hash tree and signature, which systemd takes.
+    BOARD may also be the manifest of a system extension or a portable service. The result is then NAME.raw, a disk
+    image with a hash tree and a signature, ready for systemd.
 
-    Equal inputs give equal bytes, on any machine. Where nothing has changed, nothing is done.
+    The same inputs give the same bytes on any machine. If nothing has changed, nothing is built.
+
+    \b
+    Examples:
+      erofs-edge build qemu-aarch64
+      erofs-edge build boards/gateway.yaml -o out/v2 --baseline out/v1
     """
     from erofs_edge.build.extension import build_extension
     from erofs_edge.build.pipeline import BuildOptions, build_board
@@ -85,7 +92,7 @@ def build(
     extension = not isinstance(loaded.value, Board)
     if extension and (baseline or profile):
         raise UsageError(
-            "--baseline and --profile are for boards", hint="`erofs:` of a manifest has words of that name"
+            "--baseline and --profile apply to boards only", hint="set them under `erofs:` in the manifest instead"
         )
     result = build_extension(board, options, step) if extension else build_board(board, options, step)
     for text in result.notes:

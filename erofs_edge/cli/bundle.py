@@ -23,20 +23,28 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group()
 def bundle() -> None:
-    """A build as the update that RAUC or systemd-sysupdate installs."""
+    """Package a build as an update for RAUC or systemd-sysupdate, and check RAUC bundles."""
 
 
 @bundle.command()
 @click.argument("out", metavar="OUT", type=_BUILT)
-@click.option("--key", metavar="URI", required=True, help="Who signs: file:PATH, pkcs11:…, command:…, dev:NAME.")
-@click.option("--certificate", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-              help="What devices know the key by. Default: the build's, or one made from the key.")  # fmt: skip
-@click.option("-o", "--output", type=_FILE, required=True, metavar="FILE", help="Usually *.raucb.")
-@click.option("--compatible", metavar="TEXT", help="As in the devices' system.conf. Default: BOARD-SYSTEM.")
-@click.option("--version", metavar="TEXT", help="Default: rollback index and date of the newest lock.")
-@click.option("--description", default="", metavar="TEXT")
+@click.option("--key", metavar="URI", required=True, help="The signing key: file:PATH, pkcs11:…, command:…, dev:NAME.")
+@click.option(
+    "--certificate",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The certificate that devices know the key by.  [default: the build's, or one made from the key]",
+)
+@click.option("-o", "--output", type=_FILE, required=True, metavar="FILE", help="The bundle to write, usually *.raucb.")
+@click.option(
+    "--compatible",
+    metavar="TEXT",
+    help="The compatible string, as in the devices' system.conf.  [default: BOARD-SYSTEM]",
+)
+@click.option("--version", metavar="TEXT", help="The version.  [default: rollback index and date of the newest lock]")
+@click.option("--description", default="", metavar="TEXT", help="The description in the bundle's manifest.")
 @click.option("--block-size", type=int, default=16384, show_default=True,
-              help="Bytes of a payload block; not smaller than the devices' memory pages.")  # fmt: skip
+              help="Block size of the payload in bytes; at least the page size of the devices.")  # fmt: skip
 @json_option
 def rauc(
     out: Path,
@@ -49,7 +57,10 @@ def rauc(
     block_size: int,
     as_json: bool,
 ) -> None:
-    """Write the RAUC bundle of the build in OUT: format verity, signed, with a block-hash-index for each image."""
+    """Write a RAUC bundle of the build in OUT.
+
+    The bundle has the verity format, is signed, and has a block-hash-index for each image.
+    """
     from erofs_edge.bundle.rauc import write_bundle
     from erofs_edge.trust.signer import open_signer
 
@@ -67,10 +78,13 @@ def rauc(
 @bundle.command()
 @click.argument("file", metavar="BUNDLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, metavar="PUB",
-              help="The public key, or certificate, that must vouch for it.")  # fmt: skip
+              help="The public key or certificate that must have signed it.")  # fmt: skip
 @json_option
 def check(file: Path, key: Path, as_json: bool) -> None:
-    """Check the signature of a RAUC bundle, and every byte that it covers. Exit code 4 where it does not match."""
+    """Check a RAUC bundle: its signature and every byte covered.
+
+    Exits with 4 if something does not match.
+    """
     from erofs_edge.bundle.rauc import read_bundle
     from erofs_edge.trust.key import read_public_key
 
@@ -80,14 +94,14 @@ def check(file: Path, key: Path, as_json: bool) -> None:
 @bundle.command()
 @click.argument("out", metavar="OUT", type=_BUILT)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="FOLDER",
-              help="What the web server offers; earlier versions in it stay.")  # fmt: skip
-@click.option("--url", required=True, help="Where devices find FOLDER.")
+              help="The folder that the web server offers. Earlier versions in it are kept.")  # fmt: skip
+@click.option("--url", required=True, metavar="URL", help="The URL under which devices find FOLDER.")
 @click.option("--form", type=click.Choice(["image", "partitions"]), default="image", show_default=True,
-              help="One discoverable disk image, or its partitions each as a file.")  # fmt: skip
-@click.option("--version", metavar="TEXT", help="Default: rollback index and date of the newest lock.")
+              help="One discoverable disk image, or one file for each of its partitions.")  # fmt: skip
+@click.option("--version", metavar="TEXT", help="The version.  [default: rollback index and date of the newest lock]")
 @json_option
 def sysupdate(out: Path, output: Path, url: str, form: Form, version: str | None, as_json: bool) -> None:
-    """Add the system of the build in OUT to a folder that systemd-sysupdate takes its versions from."""
+    """Add the build in OUT to a folder for systemd-sysupdate."""
     from erofs_edge.bundle.sysupdate import DEFINITIONS, SUMS, write_transfers
 
     with step("Files of systemd-sysupdate"):

@@ -21,19 +21,28 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.group()
 def channel() -> None:
-    """A channel of releases that `flash --from URL` follows: signed, not older than what was seen, not expired."""
+    """Publish releases in a channel that `flash --from URL` follows.
+
+    TUF metadata proves that a release is signed, has not expired, and is not older than what was seen before.
+    """
 
 
 @channel.command()
 @click.argument("folder", type=_FOLDER)
-@click.option("--root-key", "root_keys", help="Vouches for all other keys; kept off line. May be repeated.",
-              metavar="URI", multiple=True, required=True)  # fmt: skip
-@click.option("--threshold", type=click.IntRange(min=1), default=1, show_default=True, help="Root keys that must sign.")
-@click.option("--key", "keys", help="Signs what is released. May be repeated.", metavar="URI", multiple=True,
+@click.option(
+    "--root-key", "root_keys", metavar="URI", multiple=True, required=True,
+    help="A root key, which vouches for all other keys; keep it offline. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--threshold", type=click.IntRange(min=1), default=1, show_default=True, help="How many root keys must sign."
+)
+@click.option("--key", "keys", help="A key that signs releases. May be repeated.", metavar="URI", multiple=True,
               required=True)  # fmt: skip
 @click.option("--key-threshold", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Keys that must sign what is released.")  # fmt: skip
-@click.option("--online-key", metavar="URI", help="Says every few days that this is current. Default: the first --key.")
+              help="How many keys must sign a release.")  # fmt: skip
+@click.option(
+    "--online-key", metavar="URI", help="The key that renews the channel every few days.  [default: the first --key]"
+)
 @json_option
 def init(
     folder: Path,
@@ -44,7 +53,10 @@ def init(
     online_key: str | None,
     as_json: bool,
 ) -> None:
-    """Make an empty channel in FOLDER. Devices and their hosts need its metadata/1.root.json by another way."""
+    """Make an empty channel in FOLDER.
+
+    Give its metadata/1.root.json to devices, and to the hosts that flash them, in a way you trust.
+    """
     _needed()
     from erofs_edge.channel.publish import Keys
     from erofs_edge.channel.publish import init as make
@@ -68,12 +80,13 @@ def init(
 @click.argument("folder", type=_FOLDER)
 @click.argument("out", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--sigstore", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="POLICY",
-              help="From now on each release has a Sigstore bundle that this takes (`keys sigstore`).")  # fmt: skip
+              help="Require, from now on, a Sigstore bundle that POLICY accepts (`keys sigstore`).")  # fmt: skip
 @json_option
 def add(folder: Path, out: Path, sigstore: Path | None, as_json: bool) -> None:
-    """Put the release (or build) in OUT into the channel; `publish` makes it visible.
+    """Add the release (or build) in OUT to the channel.
 
-    The Sigstore bundle over its release.json goes with it: release.json.sigstore.json in OUT.
+    `channel publish` makes it visible. A Sigstore bundle over its release.json is added too, if OUT has
+    release.json.sigstore.json.
     """
     _needed()
     from erofs_edge.channel.publish import add as put
@@ -90,13 +103,18 @@ def add(folder: Path, out: Path, sigstore: Path | None, as_json: bool) -> None:
 
 @channel.command()
 @click.argument("folder", type=_FOLDER)
-@click.option("--key", "keys", help="Signs; may be repeated. The online key alone says that nothing has changed.",
-              metavar="URI", multiple=True, required=True)  # fmt: skip
+@click.option(
+    "--key", "keys", metavar="URI", multiple=True, required=True,
+    help="A key to sign with. The online key alone suffices if nothing was added. May be repeated.",
+)  # fmt: skip
 @click.option("--days", type=click.IntRange(1, 3650), default=14, show_default=True,
-              help="How long devices may believe that this is current.")  # fmt: skip
+              help="For how many days devices accept this state as current.")  # fmt: skip
 @json_option
 def publish(folder: Path, keys: tuple[str, ...], days: int, as_json: bool) -> None:
-    """Sign what was added, and that it is current. Nothing of it counts before the last file is there."""
+    """Sign what was added and declare the channel current.
+
+    Devices see nothing new until the last file is written.
+    """
     _needed()
     from erofs_edge.channel.publish import DAYS
     from erofs_edge.channel.publish import publish as sign
@@ -111,13 +129,21 @@ def publish(folder: Path, keys: tuple[str, ...], days: int, as_json: bool) -> No
 
 @channel.command()
 @click.argument("folder", type=_FOLDER)
-@click.option("--root-key", "root_keys", help="The old root keys, and new ones.", metavar="URI", multiple=True,
+@click.option("--root-key", "root_keys", help="An old root key. May be repeated.", metavar="URI", multiple=True,
               required=True)  # fmt: skip
-@click.option("--new-root-key", "new_root", help="Root keys from now on.", metavar="URI", multiple=True)
-@click.option("--threshold", type=click.IntRange(min=1), default=1, show_default=True, help="Of the new root keys.")
-@click.option("--new-key", "new_keys", help="Keys for releases from now on.", metavar="URI", multiple=True)
-@click.option("--key-threshold", type=click.IntRange(min=1), default=1, show_default=True, help="Of the new keys.")
-@click.option("--new-online-key", metavar="URI")
+@click.option(
+    "--new-root-key", "new_root", help="A root key from now on. May be repeated.", metavar="URI", multiple=True
+)
+@click.option(
+    "--threshold", type=click.IntRange(min=1), default=1, show_default=True, help="How many new root keys must sign."
+)
+@click.option(
+    "--new-key", "new_keys", help="A key for releases from now on. May be repeated.", metavar="URI", multiple=True
+)
+@click.option(
+    "--key-threshold", type=click.IntRange(min=1), default=1, show_default=True, help="How many new keys must sign."
+)
+@click.option("--new-online-key", metavar="URI", help="The online key from now on.")
 @json_option
 def renew(
     folder: Path,
@@ -129,7 +155,10 @@ def renew(
     new_online_key: str | None,
     as_json: bool,
 ) -> None:
-    """Write the next root: a later expiry, other keys. Devices follow, whichever root they know. Publish afterwards."""
+    """Write the next root: a later expiry date, or other keys.
+
+    Devices follow from whichever root they know. Run `channel publish` afterwards.
+    """
     _needed()
     from erofs_edge.channel.publish import Keys, renew_root
 
@@ -147,10 +176,13 @@ def renew(
 @channel.command()
 @click.argument("url")
 @click.option("--channel-root", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-              help="Its first root, on the first visit.")  # fmt: skip
+              help="The channel's first root, needed on the first visit.")  # fmt: skip
 @json_option
 def show(url: str, channel_root: Path | None, as_json: bool) -> None:
-    """Follow the channel at URL and say what it offers. Exit code 4 where it cannot be trusted."""
+    """Show what the channel at URL offers.
+
+    Exits with 4 if it cannot be trusted.
+    """
     _needed()
     from erofs_edge.channel.follow import Channel
 

@@ -12,7 +12,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print what SHELL must read so that the Tab key completes commands of erofs-edge.
+    """Print the completion script for a shell. To install it:
 
     \b
     bash  eval "$(erofs-edge completion bash)"     in ~/.bashrc

@@ -24,16 +24,23 @@ DIFFERENT = 5
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option("--path", "globs", multiple=True, metavar="GLOB",
-              help="Only changes whose place matches ('*libssl*', '*> /etc/*'); may be repeated.")  # fmt: skip
-@click.option("--detail", is_flag=True, help="Every change, with the lines, sections or values behind it.")
+              help="Show only changes whose place matches ('*libssl*', '*> /etc/*'). May be repeated.")  # fmt: skip
+@click.option("--detail", is_flag=True, help="Show every change, with the lines, sections or values that differ.")
 @click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a page of it, too."
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write the comparison as an HTML page.",
 )
 @json_option
 def diff(old: Path, new: Path, globs: tuple[str, ...], detail: bool, html: Path | None, as_json: bool) -> int:
-    """Explain how two builds, releases, disks, images or files differ: partition, FIT, inode, content, placement.
+    """Explain how two builds, releases, disks, images or files differ: in partitions, FIT, inodes, content, placement.
 
-    Exit code 0 where nothing differs, 5 where something does.
+    Exits with 0 if nothing differs and with 5 if something does.
+
+    \b
+    Example:
+      erofs-edge diff out/v1 out/v2 --path '*> /etc/*' --detail
     """
     from erofs_edge.diff.paths import compare_paths
 

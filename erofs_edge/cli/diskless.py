@@ -22,27 +22,40 @@ SCRIPT = "diskless.cmd"
 
 @click.command()
 @click.argument("board", metavar="BOARD", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
-@click.option("--system", "system", required=True, metavar="URI", help="nbd://ADDRESS/EXPORT, nbds:// or http(s)://.")
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="The folder in which BOARD was built.  [default: out/BOARD]")  # fmt: skip
+@click.option(
+    "--system",
+    "system",
+    required=True,
+    metavar="URI",
+    help="Where the system is: nbd://ADDRESS/EXPORT, nbds://… or http(s)://…",
+)
 @click.option(
     "--data", default="memory", show_default=True, metavar="memory|disk|URI",
-    help="Where /data is: nowhere to stay, the board's own partition, or an export; one that ends with / is completed"
-    " with the board's hardware address.",
+    help="Where /data is: in memory (lost at power-off), on the board's own disk, or on an NBD export. The board"
+    " appends its hardware address to a URI that ends with /.",
 )  # fmt: skip
 @click.option(
     "--keep", is_flag=True,
-    help="Install the system on the board's own system partition (of its first slot) while it runs; start from there"
-    " when that is complete.",
+    help="Copy the system to the board's own system partition (of its first slot) while it runs, and boot from there"
+    " once the copy is complete.",
 )  # fmt: skip
-@click.option("--tls-ca", type=FILE, metavar="PEM", help="Whose certificates the server's is one of.")
-@click.option("--tls-certificate", type=FILE, metavar="PEM", help="The board's own, where the server wants one.")
-@click.option("--tls-key", type=FILE, metavar="PEM", help="Of the board's certificate.")
+@click.option(
+    "--tls-ca", type=FILE, metavar="PEM", help="The CA certificate that the server's certificate must be issued by."
+)
+@click.option(
+    "--tls-certificate", type=FILE, metavar="PEM", help="The board's own certificate, if the server requires one."
+)
+@click.option("--tls-key", type=FILE, metavar="PEM", help="The private key of the board's certificate.")
 @click.option(
     "--boot-image", metavar="URI",
-    help="http://ADDRESS[:PORT]/PATH of diskless.fit, which U-Boot gets with its wget instead of by TFTP.",
+    help="http://ADDRESS[:PORT]/PATH of diskless.fit, if U-Boot is to fetch it by HTTP (wget) instead of TFTP.",
 )  # fmt: skip
-@click.option("--prefetch", type=FILE, metavar="TRACE", help="Fetch ahead what TRACE, of this very system, read.")
-@click.option("--key", metavar="URI", help="Sign with this key instead of the board's.")
+@click.option(
+    "--prefetch", type=FILE, metavar="TRACE", help="Prefetch what TRACE lists; it must be a trace of this very system."
+)
+@click.option("--key", metavar="URI", help="Sign with this key instead of the board's sign.key.")
 @json_option
 def diskless(
     board: Path,
@@ -58,11 +71,15 @@ def diskless(
     key: str | None,
     as_json: bool,
 ) -> None:
-    """Make diskless.fit, by which BOARD starts the system that was built without having it: kernel and initramfs,
-    signed, with the root hash; and the commands by which U-Boot gets and starts it. A board with UEFI firmware has
-    diskless.efi instead, which the firmware gets by its own network boot.
+    """Make diskless.fit, a signed boot image (kernel, initramfs and root hash) with which BOARD boots a system that is
+    on a server, and diskless.cmd, the U-Boot commands that fetch and start it. For a board with UEFI firmware the boot
+    image is diskless.efi, which the firmware loads by network boot.
 
-    Blocks come from any server that has the build's system.img: `erofs-edge serve`, nbdkit, or over HTTP.
+    The server can be anything that serves the build's system.img: `erofs-edge serve`, nbdkit, or a web server.
+
+    \b
+    Example:
+      erofs-edge diskless rpi4 --system nbd://192.0.2.1/system
     """
     from erofs_edge.diskless.place import parse_boot_image, parse_place
     from erofs_edge.diskless.start import Diskless, board_lock, build_diskless

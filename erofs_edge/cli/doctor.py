@@ -13,9 +13,9 @@ DOES = {"build": "build boards", "lock": "update locks", "boot": "boot in QEMU",
 @click.command()
 @json_option
 def doctor(as_json: bool) -> int:
-    """Look at this machine, without changing it or touching the network.
+    """Check what this machine has and lacks, without changing anything or using the network.
 
-    Exit code 0 when a board can be built here, 1 when something that a build needs is missing.
+    Exits with 0 if boards can be built here, and with 1 if something that a build needs is missing.
     """
     from erofs_edge.doctor import Purpose, examine, ready
 

@@ -14,7 +14,10 @@ from erofs_edge.cli.output import emit_json, json_option
 @click.argument("file", metavar="BOARD|MANIFEST", type=click.Path(path_type=Path))
 @json_option
 def explain(file: Path, as_json: bool) -> None:
-    """Print BOARD or MANIFEST fully resolved: `extends` applied, defaults filled in, the origin of each value."""
+    """Print BOARD or MANIFEST fully resolved.
+
+    `extends` is applied, defaults are filled in, and each value is shown with the file and line it comes from.
+    """
     from erofs_edge.manifest.explain import explain_yaml, origins
     from erofs_edge.manifest.load import load_any
     from erofs_edge.manifest.model import Board

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 Use = Callable[["Fastboot"], None]
 slot_option = click.option(
-    "--slot", metavar="SLOT", help="Of a partition with slots: a, b, …, other or all. Default: the one in use."
+    "--slot", metavar="SLOT", help="For a partition with slots: a, b, …, other or all.  [default: the current slot]"
 )
 
 
 @click.group()
 @click.option("-s", "address", metavar="ADDRESS", default="usb",
-              help="usb[:SERIAL], tcp:HOST[:PORT] or udp:HOST[:PORT]. Default: the only device on USB.")  # fmt: skip
+              help="usb[:SERIAL], tcp:HOST[:PORT] or udp:HOST[:PORT].  [default: the only device on USB]")  # fmt: skip
 @click.pass_context
 def fastboot(ctx: click.Context, address: str) -> None:
-    """Talk to a device in fastboot mode."""
+    """Talk to a device in fastboot mode, with the command names of Google's fastboot tool."""
     ctx.obj = address
 
 
@@ -44,7 +44,7 @@ def _with(ctx: click.Context, use: Use) -> None:
 @fastboot.command()
 @json_option
 def devices(*, as_json: bool) -> None:
-    """List the devices in fastboot mode on USB, as -s takes them."""
+    """List the devices in fastboot mode on USB, as addresses for -s."""
     from erofs_edge.transport.fastboot.usb import names
 
     found = names()
@@ -60,7 +60,10 @@ def devices(*, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def getvar(ctx: click.Context, name: str, *, as_json: bool) -> None:
-    """Print the variable NAME, or all of them."""
+    """Print the device's variable NAME, or all of them.
+
+    NAME is all for every variable.
+    """
 
     def use(device: Fastboot) -> None:
         found = device.variables() if name == "all" else {name: device.variable(name)}
@@ -80,9 +83,10 @@ def getvar(ctx: click.Context, name: str, *, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def flash(ctx: click.Context, partition: str, image: Path, slot: str | None, *, as_json: bool) -> None:
-    """Write IMAGE to PARTITION; zeros are not sent, and large images go in pieces that the device can hold.
+    """Write IMAGE to PARTITION.
 
-    IMAGE may be an Android sparse image, whatever its size.
+    Zeros are not sent, and a large image is sent in pieces that fit the device's memory. IMAGE may be an Android sparse
+    image of any size.
     """
 
     def use(device: Fastboot) -> None:
@@ -115,7 +119,7 @@ def erase(ctx: click.Context, partition: str, slot: str | None) -> None:
 @click.argument("slot")
 @click.pass_context
 def set_active(ctx: click.Context, slot: str) -> None:
-    """Start from SLOT (a, b, …, or other) next time."""
+    """Make SLOT (a, b, …, or other) the next to start."""
     _with(ctx, lambda device: device.command(f"set_active:{device.slot(slot)}"))
 
 
@@ -123,14 +127,14 @@ def set_active(ctx: click.Context, slot: str) -> None:
 @click.argument("target", required=False, type=click.Choice(["bootloader", "fastboot", "recovery"]))
 @click.pass_context
 def reboot(ctx: click.Context, target: str | None) -> None:
-    """Restart the device, into TARGET if one is named."""
+    """Restart the device, optionally into another mode."""
     _with(ctx, lambda device: device.command(f"reboot-{target}" if target else "reboot"))
 
 
 @fastboot.command("continue")
 @click.pass_context
 def continue_(ctx: click.Context) -> None:
-    """Leave fastboot and go on with the boot."""
+    """Leave fastboot mode and continue booting."""
     _with(ctx, lambda device: device.command("continue"))
 
 
@@ -138,7 +142,7 @@ def continue_(ctx: click.Context) -> None:
 @click.argument("words", nargs=-1, required=True)
 @click.pass_context
 def oem(ctx: click.Context, words: tuple[str, ...]) -> None:
-    """A command of the device's maker."""
+    """Run a command specific to the device's vendor."""
     _with(ctx, lambda device: device.command(f"oem {' '.join(words)}"))
 
 
@@ -146,7 +150,10 @@ def oem(ctx: click.Context, words: tuple[str, ...]) -> None:
 @click.argument("what", type=click.Choice(["lock", "unlock", "lock_critical", "unlock_critical", "get_unlock_ability"]))
 @click.pass_context
 def flashing(ctx: click.Context, what: str) -> None:
-    """Lock or unlock the device, as far as its boot loader has that; unlocking erases its data."""
+    """Lock or unlock the device.
+
+    The device's boot loader must support that. Unlocking usually erases the data.
+    """
     _with(ctx, lambda device: device.command(f"flashing {what}"))
 
 
@@ -154,7 +161,7 @@ def flashing(ctx: click.Context, what: str) -> None:
 @click.argument("image", type=FILE)
 @click.pass_context
 def stage(ctx: click.Context, image: Path) -> None:
-    """Put IMAGE into the device's memory."""
+    """Load IMAGE into the device's memory."""
     _with(ctx, lambda device: device.stage(image))
 
 
@@ -162,7 +169,7 @@ def stage(ctx: click.Context, image: Path) -> None:
 @click.argument("image", type=FILE)
 @click.pass_context
 def boot(ctx: click.Context, image: Path) -> None:
-    """Put IMAGE into the device's memory and start it."""
+    """Load IMAGE into the device's memory and boot it."""
 
     def use(device: Fastboot) -> None:
         device.stage(image)
@@ -175,7 +182,7 @@ def boot(ctx: click.Context, image: Path) -> None:
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.pass_context
 def get_staged(ctx: click.Context, out: Path) -> None:
-    """Fetch what the device has staged into the file OUT."""
+    """Save the data that the device has staged to the file OUT."""
     _with(ctx, lambda device: _save(out, [device.fetch("upload")]))
 
 
@@ -185,7 +192,7 @@ def get_staged(ctx: click.Context, out: Path) -> None:
 @slot_option
 @click.pass_context
 def fetch(ctx: click.Context, partition: str, out: Path, slot: str | None) -> None:
-    """Read PARTITION into the file OUT, if the device allows it."""
+    """Save PARTITION to the file OUT, if the device allows it."""
 
     def use(device: Fastboot) -> None:
         names = device.named(partition, slot)

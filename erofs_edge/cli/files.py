@@ -18,12 +18,12 @@ def _named(_ctx: click.Context, _option: click.Parameter, out: Path | None) -> P
 
 
 _OUT = click.option("-o", "--out", type=click.Path(exists=True, path_type=Path, file_okay=False), callback=_named,
-                    metavar="OUT", help="The folder of a build or a release (required).")  # fmt: skip
+                    metavar="OUT", help="The folder of a build or release.  [required]")  # fmt: skip
 
 
 @click.group()
 def files() -> None:
-    """Which package, overlay or step a file of a system is from, and why."""
+    """Show which package, overlay or build step put a file into a system, and why."""
 
 
 @files.command()
@@ -31,7 +31,7 @@ def files() -> None:
 @_OUT
 @json_option
 def which(path: str, out: Path, as_json: bool) -> None:
-    """What put PATH (or a pattern like '*.so.3') into the system."""
+    """Show what put PATH, or files like '*.so.3', into the system."""
     from erofs_edge.build.contents import read_contents
     from erofs_edge.sbom.query import which as find
 
@@ -47,7 +47,10 @@ def which(path: str, out: Path, as_json: bool) -> None:
 @_OUT
 @json_option
 def why(path: str, out: Path, as_json: bool) -> None:
-    """Why PATH is in the system: the dependencies from what a manifest asks for down to the file."""
+    """Show why PATH is in the system.
+
+    That is the chain of dependencies from a package that the manifest or board names down to the file.
+    """
     from erofs_edge.build.contents import read_contents
     from erofs_edge.sbom.query import which as find
 

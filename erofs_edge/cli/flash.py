@@ -36,29 +36,39 @@ EXCLUDING = (
 
 @click.command()
 @click.argument("what", metavar="BOARD|OUTDIR|IMAGE", required=False, type=BoardOrPath(exists=True, path_type=Path))
-@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Write this one image.")
-@click.option("--to", "to", required=True, metavar="TARGET", help="Block device, file, or an address: docs/flash.md.")
-@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
-@click.option("--disk", type=click.Path(dir_okay=False, path_type=Path), help="For --to qemu:…: the board's disk.")
-@click.option("--plan", "plan_only", is_flag=True, help="Say what would be written where, and touch nothing.")
-@click.option("--verify-only", is_flag=True, help="Compare the target with the image, and touch nothing.")
-@click.option("--repair", is_flag=True, help="Write only blocks that are wrong, in each slot that holds this image.")
-@click.option("--slot", metavar="SLOT", help="Write this slot. Default: the one that would be missed least.")
-@click.option("--from", "old", metavar="OLD|URL", help="What another slot may hold: IMAGE or OUTDIR; or a channel.")
+@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write this disk image instead of a build's.")  # fmt: skip
+@click.option("--to", "to", required=True, metavar="TARGET", help="A block device, a file, or an address (see below).")
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="The folder in which BOARD was built.  [default: out/BOARD]")  # fmt: skip
+@click.option("--disk", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="With --to qemu:…, the emulated board's disk.")  # fmt: skip
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would be written where; change nothing.")
+@click.option("--verify-only", is_flag=True, help="Compare the target with the image; change nothing.")
+@click.option("--repair", is_flag=True, help="Rewrite only the wrong blocks of each slot that holds this image.")
+@click.option("--slot", metavar="SLOT", help="Write this slot.  [default: the one the device needs least]")
+@click.option(
+    "--from",
+    "old",
+    metavar="OLD|URL",
+    help="An older IMAGE or OUTDIR that another slot may hold; or the channel to install from.",
+)
 @click.option("--channel-root", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-              help="Of the channel, on the first visit: its first root.")  # fmt: skip
+              help="The channel's first root, needed on the first visit.")  # fmt: skip
 @click.option("--sigstore", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="POLICY",
-              help="Of the channel, remembered: whose Sigstore bundles count (`keys sigstore`).")  # fmt: skip
-@click.option("--whole", is_flag=True, help="Take the target for blank: partition table, all slots, empty data.")
-@click.option("--full", is_flag=True, help="Write all blocks, whatever the target holds.")
+              help="Require Sigstore bundles that POLICY accepts (`keys sigstore`), also on later visits.")  # fmt: skip
+@click.option(
+    "--whole", is_flag=True, help="Treat the target as blank: write the partition table and all slots, empty the data."
+)
+@click.option("--full", is_flag=True, help="Write every block, whatever the target holds.")
 @click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PUB",
-              help="Refuse an image that this public key, or certificate, does not vouch for.")  # fmt: skip
+              help="Refuse an image that is not signed by this public key or certificate.")  # fmt: skip
 @click.option("--allow-unsigned", is_flag=True,
-              help="Write what is not signed, or not by its build's key: on a development board.")  # fmt: skip
-@click.option("--serial", metavar="NUMBER", help="Refuse a device that has another serial number.")
+              help="On a development board, write an image that is not signed, or not by its build's key.")  # fmt: skip
+@click.option("--serial", metavar="NUMBER", help="Refuse a device with another serial number.")
 @click.option("--yes", is_flag=True, help="Do not ask before a device is overwritten.")
-@click.option("--resume", is_flag=True, help="On a whole disk too, read first and keep what is right.")
-@click.option("--no-verify", is_flag=True, help="Do not read back what was written.")
+@click.option("--resume", is_flag=True, help="On a whole disk too, read first and keep blocks that are already right.")
+@click.option("--no-verify", is_flag=True, help="Do not read back and compare what was written.")
 @json_option
 def flash(
     *,
@@ -84,12 +94,21 @@ def flash(
     no_verify: bool,
     as_json: bool,
 ) -> None:
-    """Make a target hold exactly the system of a built board, and prove it.
+    """Write a built board to a target and verify the result.
 
-    A disk that has the board's partitions keeps them: the slot that does not run gets the new system, only blocks that
-    differ are written, and the slot is started next once all is proved. Any other disk is written whole.
+    A disk that already has the board's partitions keeps them: only blocks that differ are written, to a slot that the
+    device does not need, and that slot becomes the next to start once it is verified. Any other disk is written whole.
 
-    Refuses disks that are mounted or in use. A new file gets its name only when all is well.
+    TARGET is a block device, a file, or an address: nbd://HOST/EXPORT, provision://HOST, fastboot://HOST,
+    fastboot+usb://, serial://…, or qemu:nbd for a board in QEMU (docs/flash.md has them all).
+
+    Disks that are mounted or in use are refused. A new file gets its name only when it is complete.
+
+    \b
+    Examples:
+      erofs-edge flash qemu-aarch64 --to /dev/sdX --plan
+      erofs-edge flash qemu-aarch64 --to /dev/sdX
+      erofs-edge flash --from https://updates.example/channel --to provision://HOST
     """
     if old is not None and "://" in old and image is None:
         image, old = from_channel(old, channel_root, sigstore, what, to), None

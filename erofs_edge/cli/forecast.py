@@ -15,10 +15,15 @@ _FOLDER = click.Path(exists=True, path_type=Path, file_okay=False)
 @click.command()
 @click.argument("new", type=_FOLDER)
 @click.option("--from", "earlier", type=_FOLDER, multiple=True, required=True, metavar="FOLDER",
-              help="A release (or build) that is in the field; may be repeated.")  # fmt: skip
+              help="A release (or build) that is in the field. May be repeated.")  # fmt: skip
 @json_option
 def forecast(new: Path, earlier: tuple[Path, ...], as_json: bool) -> None:
-    """Say what the update to the release in NEW costs: blocks to write, bytes to send, minutes by link."""
+    """Estimate what an update to the release in NEW costs: blocks to write, bytes to send, minutes on various links.
+
+    \b
+    Example:
+      erofs-edge forecast release/v2 --from release/v1
+    """
     from erofs_edge.release.forecast import LINKS, forecast_record
     from erofs_edge.release.forecast import forecast as of
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _LAZY = {  # name: module, command, help
     "build": ("erofs_edge.cli.fs_build", "build", "Write an EROFS image of a directory."),
-    "map": ("erofs_edge.cli.fs_map", "map_", "Show what lies where in an image, as a table or a picture."),
-    "rafs": ("erofs_edge.cli.fs_rafs", "rafs", "Write a RAFS v6 image (Nydus) of a directory."),
+    "map": ("erofs_edge.cli.fs_map", "map_", "Show where things are in an image, as a table or a picture."),
+    "rafs": ("erofs_edge.cli.fs_rafs", "rafs", "Write a RAFS v6 image (for Nydus) of a directory."),
     "blobs": ("erofs_edge.cli.fs_rafs", "blobs", "List the blobs of a RAFS v6 image."),
 }
 _FLUSH_LINES = 1000
@@ -59,18 +59,18 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 def fs() -> None:
-    """EROFS images: build, list, read, extract, check, dump, map."""
+    """Build, list, read, extract, check, dump and map EROFS images."""
 
 
 @fs.command("ls")
 @IMG
 @click.argument("path", default="/")
-@click.option("-R", "recursive", is_flag=True, help="Everything below, one path a line.")
-@click.option("-l", "long", is_flag=True, help="Mode, links, owner, size, time and target too.")
+@click.option("-R", "recursive", is_flag=True, help="List everything below, one path per line.")
+@click.option("-l", "long", is_flag=True, help="Show mode, links, owner, size, time and target too.")
 @image_options
 @json_option
 def list_(*, image: Source, path: str, recursive: bool, long: bool, as_json: bool) -> None:
-    """List a directory of IMG (default: its root), or one file."""
+    """List a directory or file of IMG.  [default: its root]"""
 
     with image.opened() as opened:
         found = _listed(opened, path, recursive)
@@ -154,7 +154,7 @@ def _time_text(mtime_ns: int) -> str:
 @click.argument("path")
 @image_options
 def cat(*, image: Source, path: str) -> None:
-    """Write a file of IMG to standard output."""
+    """Write the file PATH of IMG to standard output."""
     from erofs_edge.erofs.read import PIECE
 
     with image.opened() as opened:
@@ -180,7 +180,7 @@ def _print_zeros(length: int, piece: int) -> None:
 @image_options
 @json_option
 def stat_(*, image: Source, path: str, as_json: bool) -> None:
-    """Show the inode of a file of IMG; a symlink at its end is not followed."""
+    """Show the inode at PATH in IMG, without following a symlink."""
     from erofs_edge.erofs.dump import inode_fields
 
     with image.opened() as opened:
@@ -219,10 +219,17 @@ def _value_text(value: object) -> str:
 @fs.command()
 @IMG
 @click.argument("destination", metavar="DEST", type=FilePath())
-@click.option("--path", default="/", show_default=True, help="The directory of IMG to extract.")
-@click.option("--no-owners", is_flag=True, help="Leave owners alone, also as root.")
-@click.option("--max-bytes", type=click.IntRange(0), help="Most bytes to write (default: 256 times IMG and 1 GiB).")
-@click.option("--jobs", type=click.IntRange(1), help="Threads or processes (default: the CPUs, at most 4).")
+@click.option("--path", default="/", show_default=True, metavar="PATH", help="The directory of IMG to extract.")
+@click.option("--no-owners", is_flag=True, help="Do not set owners, even as root.")
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(0),
+    metavar="BYTES",
+    help="Stop if more would be written.  [default: 256 times the size of IMG, plus 1 GiB]",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Number of threads or processes.  [default: number of CPUs, at most 4]"
+)
 @image_options
 @json_option
 def extract(
@@ -235,10 +242,10 @@ def extract(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Write what IMG holds into the new or empty directory DEST.
+    """Extract IMG into the new or empty directory DEST.
 
-    Modes, times, attributes, hard links and holes are kept; owners and device nodes as root only. What could not be
-    kept is listed.
+    Modes, times, extended attributes, hard links and holes are kept; owners and device nodes only if run as root.
+    Whatever could not be kept is listed.
     """
     from erofs_edge.erofs.extract import extract as write_out
 
@@ -267,14 +274,20 @@ def extract(
 
 @fs.command()
 @IMG
-@click.option("--max-bytes", type=click.IntRange(0), help="Most bytes to decode (default: 256 times IMG and 1 GiB).")
-@click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs, at most 4).")
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(0),
+    metavar="BYTES",
+    help="Stop if more would be decoded.  [default: 256 times the size of IMG, plus 1 GiB]",
+)
+@click.option("--jobs", type=click.IntRange(1), help="Number of threads.  [default: number of CPUs, at most 4]")
 @image_options
 @json_option
 def check(*, image: Source, max_bytes: int | None, jobs: int | None, as_json: bool) -> int:
-    """Check all of IMG: structure, names, links, every byte of data. Exit code 1 where something is wrong.
+    """Check IMG: structure, names, links and every byte of data.
 
-    Of a RAFS v6 image also the tables, and its blobs (--device) against ids and digests.
+    Exits with 1 if something is wrong. For a RAFS v6 image, the tables are checked too, and its blobs (--device)
+    against their IDs and digests.
     """
     from dataclasses import asdict
 
@@ -324,10 +337,12 @@ def _check(source: Source, jobs: int | None, limit: int | None) -> Report:
 
 @fs.command()
 @IMG
-@click.option("--path", help="Show the inode at this path.")
-@click.option("--nid", type=click.IntRange(0), help="Show the inode of this number.")
-@click.option("-e", "--extents", is_flag=True, help="With an inode: its extents too.")
-@click.option("-S", "--statistics", "with_statistics", is_flag=True, help="Count files, layouts and bytes.")
+@click.option("--path", metavar="PATH", help="Show the inode at this path.")
+@click.option("--nid", type=click.IntRange(0), metavar="NUMBER", help="Show the inode with this number.")
+@click.option("-e", "--extents", is_flag=True, help="With --path or --nid, show the extents too.")
+@click.option(
+    "-S", "--statistics", "with_statistics", is_flag=True, help="Show statistics of files, layouts and sizes."
+)
 @image_options
 @json_option
 def dump(
@@ -339,7 +354,7 @@ def dump(
     with_statistics: bool,
     as_json: bool,
 ) -> None:
-    """Show the superblock of IMG, an inode and its extents, or statistics."""
+    """Show the superblock of IMG, an inode, or statistics."""
     from dataclasses import asdict
 
     from erofs_edge.erofs import dump as dumping

@@ -53,57 +53,76 @@ EXTENDED_OPTIONS: dict[str, dict[str, Any]] = {
 @click.option("-o", "output", metavar="IMG", required=True, type=click.Path(), help="The image to write.")
 @click.option(
     "-z", "compression", metavar="NAME[,LEVEL]", default="none", show_default=True,
-    help="lz4, lz4hc[,1-12[,exact]], zstd[,1-22], deflate[,1-12], lzma[,0-9]; also level=N, dictsize=SIZE; more after "
-    "':'. auto: what makes the smallest image. exact: the level also where a faster one needs no more blocks.",
+    help="lz4, lz4hc[,1-12[,exact]], zstd[,1-22], deflate[,1-12] or lzma[,0-9]; also level=N and dictsize=SIZE. "
+    "Separate several with ':' (see --compress-hints). auto chooses what makes the smallest image. exact uses the "
+    "level even where a faster one needs no more blocks.",
 )  # fmt: skip
 @click.option(
     "--time-budget", type=float, metavar="SECONDS",
-    help="What -z auto may take, on two usual cores, by a table of costs (default: 60).",
+    help="How long -z auto may take, as estimated for two typical cores.  [default: 60]",
 )  # fmt: skip
 @click.option(
     "--compress-hints", metavar="FILE", type=FilePath(),
-    help="How single files are compressed, by lines '<cluster bytes> [<number of a -z name>] <regex>'.",
+    help="Compress some files differently: lines '<cluster bytes> [<number of a -z algorithm>] <regex>'.",
 )  # fmt: skip
 @click.option(
-    "-C", "pcluster", metavar="SIZE", help="Bytes of a compressed cluster, as 65536 or 64K (default: a block)."
+    "-C",
+    "pcluster",
+    metavar="SIZE",
+    help="Size of a compressed cluster, for example 65536 or 64K.  [default: one block]",
 )
-@click.option("-b", "block_size", metavar="SIZE", help="Bytes of a block (default: 4096; 512 with --tar-index).")
-@click.option("-T", "epoch", type=click.IntRange(0), metavar="SECONDS", help="Set every time to this.")
-@click.option("--mkfs-time", is_flag=True, help="-T is the image's own time only; files keep theirs.")
-@click.option("--ignore-mtime", is_flag=True, help="All files have the image's own time (-T, SOURCE_DATE_EPOCH).")
-@click.option("-U", "uuid", metavar="UUID", help="'clear' for zeros (default: from the image's content).")
+@click.option("-b", "block_size", metavar="SIZE", help="Size of a block.  [default: 4096; 512 with --tar-index]")
+@click.option("-T", "epoch", type=click.IntRange(0), metavar="SECONDS", help="Set all timestamps to this.")
+@click.option("--mkfs-time", is_flag=True, help="Use -T only for the image itself; files keep their timestamps.")
+@click.option("--ignore-mtime", is_flag=True, help="Give all files the time of the image (-T or SOURCE_DATE_EPOCH).")
+@click.option(
+    "-U", "uuid", metavar="UUID", help="UUID of the image, or 'clear' for zeros.  [default: derived from the content]"
+)
 @click.option("-L", "volume_name", metavar="NAME", default="", help="Volume name, at most 15 bytes.")
-@click.option("-E", "extended", metavar="NAME,…", multiple=True, help=f"{', '.join(EXTENDED_OPTIONS)}.")
+@click.option(
+    "-E", "extended", metavar="NAME,…", multiple=True, help=f"Extended options: {', '.join(EXTENDED_OPTIONS)}."
+)
 @click.option(
     "-x", "xattr_tolerance", type=int, default=2, show_default=True, metavar="N",
-    help="Attributes of more files than this are shared; negative: none are stored.",
+    help="Share extended attributes that more than N files have; if negative, store none.",
 )  # fmt: skip
-@click.option("--chunksize", metavar="SIZE", help="Chunks of files that are not compressed; equal ones are shared.")
+@click.option(
+    "--chunksize", metavar="SIZE", help="Split uncompressed files into chunks of this size and share equal ones."
+)
 @layer_options
 @click.option(
     "--xattr-inode-digest", "fingerprints", is_flag=True,
-    help="Files carry their sha256, by which Linux 7.0 shares pages of equal ones (inode_share).",
+    help="Store each file's sha256, so that Linux 7.0 can share the pages of equal files (inode_share).",
 )  # fmt: skip
-@click.option("--xattr-prefix", multiple=True, metavar="PREFIX", help="A long prefix of attributes' names (6.4).")
+@click.option(
+    "--xattr-prefix",
+    multiple=True,
+    metavar="PREFIX",
+    help="Store this prefix of extended attributes' names once (Linux 6.4). May be repeated.",
+)
 @click.option(
     "--baseline", type=FilePath(exists=True, dir_okay=False), metavar="OLD",
-    help="Keep everything that has not changed where it is in this image.",
+    help="Keep unchanged content where it is in this earlier image.",
 )  # fmt: skip
-@click.option("--compact", is_flag=True, help="With --baseline: leave no free blocks.")
+@click.option("--compact", is_flag=True, help="With --baseline, leave no free blocks.")
 @click.option(
     "--profile", type=FilePath(exists=True, dir_okay=False), metavar="FILE",
-    help="Paths, or parts of files as lines 'PATH OFFSET LENGTH', in the order of first use: they come first.",
+    help="Put these paths, or parts of files ('PATH OFFSET LENGTH'), first, in this order: one per line.",
 )  # fmt: skip
 @tree_options
-@click.option("--kernel", metavar="VERSION", help="Refuse what this Linux cannot mount: 5.15, android13-5.15.")
-@click.option("--all-root", is_flag=True, help="Everything belongs to user and group 0.")
+@click.option(
+    "--kernel",
+    metavar="VERSION",
+    help="Refuse features that this kernel cannot mount, for example 5.15 or android13-5.15.",
+)
+@click.option("--all-root", is_flag=True, help="Make user and group 0 the owner of everything.")
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    help="Threads, or processes (default: the CPUs, and two more threads but for lz4; the output is the same).",
+    help="Number of threads or processes; the output is the same for any number.  [default: from the number of CPUs]",
 )
-@click.option("--no-cache", is_flag=True, help="Neither use nor keep compressed data of other builds.")
-@click.option("--stats", is_flag=True, help="Also print what the image consists of, and what the codecs took.")
+@click.option("--no-cache", is_flag=True, help="Neither use nor fill the compression cache.")
+@click.option("--stats", is_flag=True, help="Also print what the image consists of and how long the codecs took.")
 @json_option
 def build(
     *,
@@ -117,8 +136,14 @@ def build(
 ) -> None:
     """Write an EROFS image of the directory SRC.
 
-    Owners, modes, ns times, device nodes, hard links and extended attributes are SRC's. Without -T, no file is later
-    than SOURCE_DATE_EPOCH in the environment. The same SRC and options give the same bytes.
+    Owners, modes, timestamps (to the nanosecond), device nodes, hard links and extended attributes are kept. Without
+    -T, timestamps later than SOURCE_DATE_EPOCH (if that is set) are set to it. The same SRC and options give the same
+    bytes.
+
+    \b
+    Examples:
+      erofs-edge fs build rootfs -o rootfs.erofs -z lz4hc,12 -C 64K
+      erofs-edge fs build rootfs -o rootfs.erofs -z auto
     """
     from erofs_edge.erofs.ahead import HeadStart
     from erofs_edge.erofs.meter import Meter

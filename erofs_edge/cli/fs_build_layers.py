@@ -20,23 +20,49 @@ if TYPE_CHECKING:
 FILE = FilePath(exists=True, dir_okay=False)
 TAR_BLOCK = "512"  # bytes, to which the members of an archive are aligned
 _OPTIONS = [
-    click.option("--blobdev", type=FilePath(), metavar="FILE", help="Data goes here (5.16)."),
     click.option(
-        "--base", "bases", multiple=True, type=FILE, metavar="IMG",
-        help="What this image has is not stored again: it becomes a further device (5.16).",
-    ),
-    click.option("--base-device", "base_devices", multiple=True, type=FILE, metavar="FILE", help="A device of a base."),
-    click.option(
-        "--tar-index", "archives", multiple=True, type=FILE, metavar="TAR",
-        help="Instead of SRC: an image of metadata whose data is TAR; several are OCI layers, the lowest first.",
+        "--blobdev",
+        type=FilePath(),
+        metavar="FILE",
+        help="Write the data to this file instead of into IMG (Linux 5.16).",
     ),
     click.option(
-        "--oci-layout", type=FilePath(exists=True), metavar="PATH",
-        help="Instead of SRC: the same for the layers of a container image, which go to --layer-dir.",
+        "--base",
+        "bases",
+        multiple=True,
+        type=FILE,
+        metavar="IMG",
+        help="Do not store again what this image holds; it becomes a further device (Linux 5.16). May be repeated.",
     ),
-    click.option("--layer-dir", type=FilePath(), metavar="DIR", help="Unpacked layers, by sha256."),
-    click.option("--arch", metavar="ARCH", default="arm64", show_default=True, help="Which image of --oci-layout."),
-]  # fmt: skip
+    click.option(
+        "--base-device",
+        "base_devices",
+        multiple=True,
+        type=FILE,
+        metavar="FILE",
+        help="A device of a --base image. May be repeated.",
+    ),
+    click.option(
+        "--tar-index",
+        "archives",
+        multiple=True,
+        type=FILE,
+        metavar="TAR",
+        help="Instead of SRC, make a metadata image whose data is TAR. Several are OCI layers, the lowest first.",
+    ),
+    click.option(
+        "--oci-layout",
+        type=FilePath(exists=True),
+        metavar="PATH",
+        help="Instead of SRC, do the same for the layers of a container image, which are unpacked into --layer-dir.",
+    ),
+    click.option(
+        "--layer-dir", type=FilePath(), metavar="DIR", help="The folder for unpacked layers, named by sha256."
+    ),
+    click.option(
+        "--arch", metavar="ARCH", default="arm64", show_default=True, help="The architecture to take from --oci-layout."
+    ),
+]
 layer_options = together(*_OPTIONS)
 
 

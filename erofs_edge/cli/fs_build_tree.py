@@ -20,16 +20,29 @@ if TYPE_CHECKING:
 
 FILE = FilePath(exists=True, dir_okay=False)
 _OPTIONS = [
-    click.option("--file-contexts", type=FILE, metavar="FILE", help="SELinux labels by selabel's rules."),
-    click.option("--fs-config-file", type=FILE, metavar="FILE", help="Owners, modes, capabilities: AOSP's fs_config."),
-    click.option("--mount-point", default="/", metavar="DIR", help="Where the image will be, for these two files."),
-    click.option("--exclude-path", multiple=True, metavar="PATH", help="Leave this path out."),
-    click.option("--exclude-regex", multiple=True, metavar="REGEX", help="Leave out paths with a match in them."),
-    click.option("--force-uid", type=int, metavar="UID", help="The owner of everything."),
-    click.option("--force-gid", type=int, metavar="GID", help="The group of everything."),
-    click.option("--uid-offset", type=int, default=0, metavar="N", help="Added to every user."),
-    click.option("--gid-offset", type=int, default=0, metavar="N", help="Added to every group."),
-    click.option("--hard-dereference", is_flag=True, help="Every name of a file becomes a file of its own."),
+    click.option("--file-contexts", type=FILE, metavar="FILE", help="Set SELinux labels from a file_contexts file."),
+    click.option(
+        "--fs-config-file",
+        type=FILE,
+        metavar="FILE",
+        help="Set owners, modes and capabilities from an AOSP fs_config file.",
+    ),
+    click.option(
+        "--mount-point",
+        default="/",
+        metavar="DIR",
+        help="The mount point that those two files assume.",
+        show_default=True,
+    ),
+    click.option("--exclude-path", multiple=True, metavar="PATH", help="Leave out this path. May be repeated."),
+    click.option(
+        "--exclude-regex", multiple=True, metavar="REGEX", help="Leave out paths that match. May be repeated."
+    ),
+    click.option("--force-uid", type=int, metavar="UID", help="Make this user the owner of everything."),
+    click.option("--force-gid", type=int, metavar="GID", help="Make this the group of everything."),
+    click.option("--uid-offset", type=int, default=0, metavar="N", help="Add this to every user ID."),
+    click.option("--gid-offset", type=int, default=0, metavar="N", help="Add this to every group ID."),
+    click.option("--hard-dereference", is_flag=True, help="Store each hard link as a separate file."),
 ]
 TREE_NAMES = (
     "file_contexts", "fs_config_file", "mount_point", "exclude_path", "exclude_regex", "force_uid", "force_gid",

@@ -23,10 +23,11 @@ IMG = click.argument("image", metavar="IMG", type=FilePath(exists=True, dir_okay
 _OPTIONS = (
     click.option(
         "--device", "devices", multiple=True, type=FilePath(exists=True, dir_okay=False),
-        metavar="FILE", help="A further device of IMG; once for each, in order.",
+        metavar="FILE", help="A further device of IMG. May be repeated, in order.",
     ),
-    click.option("--partition", metavar="NAME", help="IMG is a disk, and this partition of it is meant."),
-    click.option("--offset", type=click.IntRange(0), default=0, help="Byte of IMG where the file system begins."),
+    click.option("--partition", metavar="NAME", help="Read this partition of the disk IMG."),
+    click.option("--offset", type=click.IntRange(0), default=0, metavar="BYTES",
+                 help="Where in IMG the file system begins."),
 )  # fmt: skip
 
 

@@ -15,12 +15,15 @@ from erofs_edge.errors import UsageError
 
 @click.command("map")
 @IMG
-@click.option("--svg", "as_svg", is_flag=True, help="A picture: rows of bytes, a colour a kind.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where the picture goes.")
+@click.option(
+    "--svg", "as_svg", is_flag=True, help="Draw an SVG picture: rows of bytes, one colour for each kind of content."
+)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="The file for the picture.  [default: standard output]")  # fmt: skip
 @image_options
 @json_option
 def map_(*, image: Source, as_svg: bool, output: Path | None, as_json: bool) -> None:
-    """Show what lies where in IMG: how many bytes are inodes, names, data, padding; as a picture with --svg."""
+    """Show how many bytes of IMG are inodes, names, data or padding; with --svg, show where they are in a picture."""
     from erofs_edge.erofs.picture import svg
     from erofs_edge.erofs.regions import map_image
 

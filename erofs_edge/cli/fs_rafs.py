@@ -14,18 +14,19 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command("rafs")
 @click.argument("source", metavar="SRC", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("-o", "output", metavar="BOOTSTRAP", required=True, type=click.Path(path_type=Path), help="The metadata.")
+@click.option("-o", "output", metavar="BOOTSTRAP", required=True, type=click.Path(path_type=Path),
+              help="The bootstrap (metadata) to write.")  # fmt: skip
 @click.option(
     "--blob-dir", metavar="DIR", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where the blob goes, under its sha256.",
+    help="The folder for the blob, which is named by its sha256.",
 )  # fmt: skip
 @click.option(
     "--base", "bases", multiple=True, type=FILE, metavar="BOOTSTRAP",
-    help="What the blobs of this image have is not stored again.",
+    help="Do not store again what the blobs of this image hold. May be repeated.",
 )  # fmt: skip
-@click.option("--chunksize", metavar="SIZE", default="1M", show_default=True, help="Bytes of a chunk, 4K to 16M.")
-@click.option("-T", "epoch", type=click.IntRange(0), metavar="SECONDS", help="Set every time to this.")
-@click.option("--all-root", is_flag=True, help="Everything belongs to user and group 0.")
+@click.option("--chunksize", metavar="SIZE", default="1M", show_default=True, help="Size of a chunk, 4K to 16M.")
+@click.option("-T", "epoch", type=click.IntRange(0), metavar="SECONDS", help="Set all timestamps to this.")
+@click.option("--all-root", is_flag=True, help="Make user and group 0 the owner of everything.")
 @json_option
 def rafs(
     *,
@@ -38,10 +39,11 @@ def rafs(
     all_root: bool,
     as_json: bool,
 ) -> None:
-    """Write a RAFS v6 image of SRC: a bootstrap as Nydus has it, and a blob of chunks.
+    """Write a RAFS v6 image of SRC: a bootstrap for Nydus, and a blob of chunks.
 
-    Chunks are stored as they are, so Linux (5.16) mounts the bootstrap with its blobs as devices. Without -T, no file
-    is later than SOURCE_DATE_EPOCH in the environment. The same SRC and options give the same bytes.
+    Chunks are stored uncompressed, so that Linux 5.16 or later can mount the bootstrap with its blobs as devices.
+    Without -T, timestamps later than SOURCE_DATE_EPOCH (if that is set) are set to it. The same SRC and options give
+    the same bytes.
     """
     from erofs_edge.cli.fs_build import parse_size, parse_times
     from erofs_edge.rafs.write import RafsOptions, write_rafs
@@ -59,8 +61,8 @@ def rafs(
     rows = [
         ("bootstrap", f"{info.path}, {size_text(info.size)}"),
         ("inodes", f"{info.inodes}, files of {size_text(info.uncompressed)}"),
-        ("chunks", f"{info.chunks}: {info.new} new ones, {info.reused} of other blobs"),
-        ("blob", f"{info.blob}, {size_text(info.blob_size)}" if info.blob else "none: nothing is new"),
+        ("chunks", f"{info.chunks}: {info.new} new, {info.reused} in other blobs"),
+        ("blob", f"{info.blob}, {size_text(info.blob_size)}" if info.blob else "none: there are no new chunks"),
     ]
     if info.blobs:
         rows.append(("mount", "-o " + ",".join(f"device={name}" for name in info.blobs)))
@@ -71,18 +73,18 @@ def rafs(
 @click.argument("image", metavar="BOOTSTRAP", type=FILE)
 @click.option(
     "--decode", "out", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Write them there as devices for Linux.",
+    help="Write decoded blobs to this folder, as devices that Linux can mount.",
 )  # fmt: skip
 @click.option(
     "--blob-dir", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where they are, each under its id.",
+    help="The folder of the blobs, each named by its ID.",
 )  # fmt: skip
 @json_option
 def blobs(*, image: Path, out: Path | None, blob_dir: Path | None, as_json: bool) -> None:
-    """List the blobs of a RAFS v6 image, in the order in which they are its devices.
+    """List the blobs of a RAFS v6 image, in the order of its devices.
 
-    Blobs of Nydus's own builder are compressed, so that no kernel can read them. With --decode each gets a file of the
-    same name that kernels mount the image with, and every command here reads it with (--device).
+    Blobs made by Nydus's own builder are compressed, and no kernel can read them. --decode writes a file of the same
+    name for each, with which kernels can mount the image and all commands here can read it (--device).
     """
     from erofs_edge.errors import UsageError
     from erofs_edge.rafs import ondisk

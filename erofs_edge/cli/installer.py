@@ -13,15 +13,19 @@ from erofs_edge.cli.output import emit_json, json_option, size_text, step, table
 
 @click.command()
 @click.argument("board", metavar="BOARD", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
-@click.option("--to", "path", type=click.Path(dir_okay=False, path_type=Path), help="Default: OUT/installer.img.")
-@click.option("--disk", metavar="NAME", default="", help="Install on this disk (nvme0n1), not on the only one there.")
-@click.option("--overwrite", is_flag=True, help="Install also on a disk that is not blank. What it holds is lost.")
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="The folder in which BOARD was built.  [default: out/BOARD]")  # fmt: skip
+@click.option("--to", "path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Output file.  [default: installer.img in the build's folder]")  # fmt: skip
+@click.option(
+    "--disk", metavar="NAME", default="", help="Install on this disk (e.g. nvme0n1).  [default: the only disk there]"
+)
+@click.option("--overwrite", is_flag=True, help="Install even if the disk is not blank; all data on it is lost.")
 @json_option
 def installer(board: Path, out: Path | None, path: Path | None, disk: str, overwrite: bool, as_json: bool) -> None:
-    """Make installer.img, a stick from which BOARD starts and installs what was built for it: both slots, verified.
+    """Make installer.img, the image of a USB stick that BOARD boots from and that installs its build to both slots.
 
-    For boards with UEFI firmware. The medium is signed by the board's key; what it writes is read back.
+    For boards with UEFI firmware. The medium is signed with the board's key, and what it writes is read back.
     """
     import re
 

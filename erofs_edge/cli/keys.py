@@ -15,36 +15,58 @@ KINDS = click.Choice(["rsa2048", "rsa3072", "rsa4096", "ecdsa-p256"])
 
 @click.group()
 def keys() -> None:
-    """Signing keys: make, list, show, rotate.
+    """Make, list, show and rotate signing keys, and write policies for Sigstore bundles.
 
-    Keys are named by URI: dev:NAME, file:PATH, pkcs11:…, command:…, offline:…; docs/signing.md has them all.
+    Other commands name keys by URI: dev:NAME, file:PATH, pkcs11:…, command:…, offline:… (docs/signing.md has them all).
     """
 
 
 @keys.command()
 @click.argument("name")
-@click.option("--type", "kind", type=KINDS, default="rsa2048", show_default=True, help="What the boot loader takes.")
-@click.option("--encrypt", is_flag=True, help="Encrypt it with a passphrase (asked, or EROFS_EDGE_PASSPHRASE[_FD]).")
-@click.option("--development", is_flag=True, help="Mark it as a development key, which releases refuse.")
+@click.option(
+    "--type",
+    "kind",
+    type=KINDS,
+    default="rsa2048",
+    show_default=True,
+    help="The kind of key; it must be one that the board's boot loader supports.",
+)
+@click.option(
+    "--encrypt",
+    is_flag=True,
+    help="Encrypt the key with a passphrase (prompted for, or from EROFS_EDGE_PASSPHRASE[_FD]).",
+)
+@click.option("--development", is_flag=True, help="Mark the key as a development key, which releases refuse.")
 @json_option
 def new(name: str, kind: str, encrypt: bool, development: bool, as_json: bool) -> None:
-    """Make a private key, which only you can read, and its public half beside it.
+    """Make a private key and, beside it, its public key.
 
-    NAME is a name in the folder of keys, or a path that ends with .pem.
+    Only you can read the private key. NAME is a name in the key folder, or a path that ends with .pem.
+
+    \b
+    Example:
+      erofs-edge keys new ./release.pem --type ecdsa-p256 --encrypt
     """
     from erofs_edge.trust.files import make_key
     from erofs_edge.trust.passphrase import passphrase
 
     path = _path(name)
     if path.exists():
-        raise ErofsEdgeError("a key is there already", where=str(path), hint="erofs-edge keys rotate")
+        raise ErofsEdgeError(
+            "the key already exists", where=str(path), hint=f"erofs-edge keys rotate {name}, or choose another name"
+        )
     secret = passphrase(None, path.name, confirm=True) if encrypt else None
     make_key(path, kind, secret=secret, development=development)
     _report(_written(path), as_json)
 
 
 @keys.command("list")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Default: the folder of keys.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="The folder to list.  [default: the key folder]",
+)
 @json_option
 def list_(folder: Path | None, as_json: bool) -> None:
     """List the private keys in a folder."""
@@ -73,11 +95,23 @@ def list_(folder: Path | None, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("uri")
-@click.option("--certificate", is_flag=True, help="Print its self-signed certificate, as builds embed it.")
-@click.option("--epoch", type=int, default=0, show_default=True, help="First second of the certificate, since 1970.")
+@click.option(
+    "--certificate", is_flag=True, help="Print the key's self-signed certificate instead, as builds embed it."
+)
+@click.option(
+    "--epoch",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="SECONDS",
+    help="When the certificate becomes valid, in seconds since 1970.",
+)
 @json_option
 def show(uri: str, certificate: bool, epoch: int, as_json: bool) -> None:
-    """Print the public half of a key, whichever way it is named. A plain NAME or PATH is a file's."""
+    """Print the public key of a key.
+
+    URI is any key URI, a name in the key folder, or a path that ends with .pem.
+    """
     from erofs_edge.trust.certificate import self_signed
     from erofs_edge.trust.key import algorithm, fingerprint, public_key_pem
     from erofs_edge.trust.signer import open_signer
@@ -99,21 +133,24 @@ def show(uri: str, certificate: bool, epoch: int, as_json: bool) -> None:
     click.echo(record["certificate" if certificate else "public_key"], nl=False)
     note(f"{record['name']}: {record['type']}, sha256 {record['sha256']}")
     if signer.development:
-        note("note: a development key: it protects nothing")
+        note("note: this is a development key: it protects nothing")
 
 
 @keys.command()
 @click.argument("name")
-@click.option("--type", "kind", type=KINDS, help="Of the new key (default: as before).")
+@click.option("--type", "kind", type=KINDS, help="The kind of the new key.  [default: as the old one]")
 @click.option(
-    "--encrypt/--no-encrypt", default=None, help="Encrypt the new key with a passphrase (default: as before)."
+    "--encrypt/--no-encrypt",
+    default=None,
+    help="Whether to encrypt the new key with a passphrase.  [default: as the old one]",
 )
 @json_option
 def rotate(name: str, kind: str | None, encrypt: bool | None, as_json: bool) -> None:
-    """Put a new key in the place of an old one, which keeps its file under a name with its fingerprint.
+    """Replace a key with a new one and keep the old one.
 
-    Devices trust the key that they were made with: build one release with the old key that brings the new public
-    half to them, and only then sign with the new one.
+    The old key's file is renamed to include its fingerprint. Devices trust the key that they were built with: first
+    ship a release that is signed with the old key and brings them the new public key, and only then sign with the new
+    key.
     """
     from erofs_edge.trust.files import is_encrypted, rotate_key
     from erofs_edge.trust.passphrase import passphrase
@@ -127,13 +164,25 @@ def rotate(name: str, kind: str | None, encrypt: bool | None, as_json: bool) -> 
 
 @keys.command()
 @click.option("--root", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True,
-              metavar="FILE", help="A trusted_root.json: the authorities and logs of a Sigstore.")  # fmt: skip
-@click.option("--identity", required=True, metavar="TEXT", help="In the certificate: a mail address, or a workflow.")
-@click.option("--issuer", required=True, metavar="URL", help="Who vouches for the identity.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="POLICY")
+              metavar="FILE", help="The trusted_root.json of a Sigstore instance (authorities, logs).")  # fmt: skip
+@click.option(
+    "--identity", required=True, metavar="TEXT", help="The identity in the certificate: a mail address, or a workflow."
+)
+@click.option("--issuer", required=True, metavar="URL", help="The issuer that vouches for the identity.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="POLICY",
+    help="The policy file to write.",
+)
 @json_option
 def sigstore(root: Path, identity: str, issuer: str, output: Path, as_json: bool) -> None:
-    """Write a policy: whose Sigstore bundles count, for `verify`, `flash --from` and `channel add`."""
+    """Write a policy that says whose Sigstore bundles to accept.
+
+    `verify`, `flash --from` and `channel add` use it (their option --sigstore).
+    """
     import json
 
     from erofs_edge.cli.to_file import write_file

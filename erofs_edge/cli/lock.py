@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 @click.argument("manifest", metavar="BOARD|MANIFEST", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", metavar="FILE|FOLDER",
-    help="Write there instead of NAME.lock beside the manifest; a folder gets one NAME.lock a manifest.",
+    help="Write here instead of to NAME.lock beside the manifest. A folder gets one NAME.lock for each manifest.",
 )  # fmt: skip
 @json_option
 def lock(manifest: Path, output: str | None, as_json: bool) -> None:
     """Pin every input of a board or a manifest in its lock file.
 
-    A board locks its own packages (kernel, initramfs, firmware) and each manifest on its disk. Packages are
-    resolved from the host's Debian mirror (EROFS_EDGE_MIRROR overrides) in an apt root of its own; the host's
-    packages are not touched. Ids of system users that an old lock pins are kept.
+    For a board, this locks its own packages (kernel, initramfs, firmware) and every manifest on its disk. Packages are
+    resolved from the host's Debian mirror (or EROFS_EDGE_MIRROR) in a private apt root; the host's packages are not
+    touched. IDs of system users that the old lock pins are kept.
     """
     from erofs_edge.cli.output import emit_json, step
     from erofs_edge.errors import UsageError

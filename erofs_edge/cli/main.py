@@ -38,44 +38,60 @@ WITHOUT_DATACLASSES = {"flash", "verity"}
 """verbs that mostly do without, or load them by themselves"""
 POSIX_ONLY = {"fcntl", "grp", "pty", "pwd", "resource", "termios"}
 """modules of Python that Windows has not"""
-VERBS: dict[str, tuple[str, str]] = {
-    "new": ("erofs_edge.cli.new", "Make a product of your own from a stock board."),
-    "build": ("erofs_edge.cli.build", "Build a board: every image, and the disk that holds them."),
-    "flash": ("erofs_edge.cli.flash", "Write a built board to a disk or a file, and prove it."),
-    "provision": ("erofs_edge.cli.provision", "Make the system that a board starts to be flashed over the network."),
-    "slots": ("erofs_edge.cli.slots", "Which slot of a disk or board starts next, and which are good."),
-    "fastboot": ("erofs_edge.cli.fastboot", "Talk to a device in fastboot mode."),
-    "boot": ("erofs_edge.cli.boot", "Boot a built board in QEMU; --smoke checks the whole chain."),
-    "serve": ("erofs_edge.cli.serve", "Export a built board's images over NBD, the network block device."),
-    "diskless": ("erofs_edge.cli.diskless", "Make what a board starts from that gets its system over the network."),
-    "installer": ("erofs_edge.cli.installer", "Make a medium that installs what was built for a board."),
-    "trace": ("erofs_edge.cli.trace", "What was read of an image, and in which order: tables, pictures, profiles."),
-    "push": ("erofs_edge.cli.push", "Store an image or a build in an OCI registry."),
-    "pull": ("erofs_edge.cli.pull", "Fetch an image or a build from an OCI registry."),
-    "lock": ("erofs_edge.cli.lock", "Pin every input of a board or a manifest in its lock file."),
-    "explain": ("erofs_edge.cli.explain", "Print a board or a manifest fully resolved, and where each value is from."),
-    "schema": ("erofs_edge.cli.schema", "Print the JSON Schema of boards, manifests or locks."),
-    "system": ("erofs_edge.cli.system", "A manifest's packages: run their own scripts, compare with what is declared."),
-    "fs": ("erofs_edge.cli.fs", "EROFS images: build, list, read, extract, check, dump."),
-    "verity": ("erofs_edge.cli.verity", "dm-verity hash trees and parity: format, verify, repair."),
-    "verify": ("erofs_edge.cli.verify", "Check all that a key vouches for, from partition table to last block."),
-    "diff": ("erofs_edge.cli.diff", "Explain how two builds, disks, images or files differ."),
-    "release": ("erofs_edge.cli.release", "Build a board with everything that others need to trust and remake it."),
-    "rebuild": ("erofs_edge.cli.rebuild", "Make a release again from its pinned inputs, and compare."),
-    "bundle": ("erofs_edge.cli.bundle", "A build as the update that RAUC or systemd-sysupdate installs."),
-    "channel": ("erofs_edge.cli.channel", "Releases behind TUF metadata, which flash --from URL follows."),
-    "report": ("erofs_edge.cli.report", "Write a page about a build: contents, layout, sizes, packages, use."),
-    "forecast": ("erofs_edge.cli.forecast", "What an update costs those who have an earlier release."),
-    "sbom": ("erofs_edge.cli.sbom", "Bills of materials, and known vulnerabilities of what is in a system."),
-    "files": ("erofs_edge.cli.files", "Which package, overlay or step a file of a system is from, and why."),
-    "avb": ("erofs_edge.cli.avb", "Android Verified Boot 2: vbmeta images and footers."),
-    "keys": ("erofs_edge.cli.keys", "Signing keys: make, list, show, rotate."),
-    "sign": ("erofs_edge.cli.sign", "Sign root hashes and release records, here or without a network."),
-    "tools": ("erofs_edge.cli.tools", "QEMU and the reference tools, in a private prefix."),
-    "completion": ("erofs_edge.cli.completion", "Print what a shell needs to complete verbs, options and files."),
-    "doctor": ("erofs_edge.cli.doctor", "Say what this machine has, what it lacks, and what mends it."),
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Build": {
+        "new": ("erofs_edge.cli.new", "Create a product of your own from a stock board."),
+        "lock": ("erofs_edge.cli.lock", "Pin every input of a board or manifest in its lock file."),
+        "build": ("erofs_edge.cli.build", "Build a board: its images and the disk image that holds them."),
+        "explain": ("erofs_edge.cli.explain", "Print a board or manifest with every value and its origin."),
+        "schema": ("erofs_edge.cli.schema", "Print the JSON Schema of boards, manifests or locks."),
+        "system": ("erofs_edge.cli.system", "Run or compare the maintainer scripts of a manifest's packages."),
+    },
+    "Boot and flash": {
+        "boot": ("erofs_edge.cli.boot", "Boot a built board in QEMU; --smoke tests the whole boot chain."),
+        "flash": ("erofs_edge.cli.flash", "Write a built board to a disk, file or device, and verify it."),
+        "slots": ("erofs_edge.cli.slots", "Show or change which slot of a disk or device starts next."),
+        "fastboot": ("erofs_edge.cli.fastboot", "Talk to a device in fastboot mode."),
+        "provision": ("erofs_edge.cli.provision", "Make the system that lets a board be flashed over the network."),
+        "installer": ("erofs_edge.cli.installer", "Make a USB stick that installs a build."),
+    },
+    "Network": {
+        "serve": ("erofs_edge.cli.serve", "Serve a build's images over NBD (network block device)."),
+        "diskless": ("erofs_edge.cli.diskless", "Make the boot image of a board whose system is on the network."),
+        "trace": ("erofs_edge.cli.trace", "Show what was read of an image; turn it into a build profile."),
+        "push": ("erofs_edge.cli.push", "Store an image or a build in an OCI registry."),
+        "pull": ("erofs_edge.cli.pull", "Fetch an image or a build from an OCI registry."),
+    },
+    "Release and update": {
+        "release": ("erofs_edge.cli.release", "Build a board with all that is needed to verify and rebuild it."),
+        "rebuild": ("erofs_edge.cli.rebuild", "Rebuild a release from its pinned inputs and compare every file."),
+        "bundle": ("erofs_edge.cli.bundle", "Package a build as an update for RAUC or systemd-sysupdate."),
+        "channel": ("erofs_edge.cli.channel", "Publish releases with TUF metadata, for flash --from URL."),
+        "forecast": ("erofs_edge.cli.forecast", "Estimate what an update costs devices with an older release."),
+    },
+    "Inspect": {
+        "diff": ("erofs_edge.cli.diff", "Explain how two builds, disks, images or files differ."),
+        "report": ("erofs_edge.cli.report", "Write an HTML page about a build: contents, layout, packages."),
+        "files": ("erofs_edge.cli.files", "Show what put a file into a system, and why it is there."),
+        "sbom": ("erofs_edge.cli.sbom", "Write bills of materials; list known vulnerabilities."),
+    },
+    "Images and signatures": {
+        "fs": ("erofs_edge.cli.fs", "Build, list, read, extract, check and dump EROFS images."),
+        "verity": ("erofs_edge.cli.verity", "Make, verify and repair dm-verity hash trees and parity."),
+        "verify": ("erofs_edge.cli.verify", "Verify a build, disk or image against a public key."),
+        "avb": ("erofs_edge.cli.avb", "Make and show Android Verified Boot 2 vbmeta and footers."),
+        "keys": ("erofs_edge.cli.keys", "Make, list, show and rotate signing keys."),
+        "sign": ("erofs_edge.cli.sign", "Sign root hashes and release records, online or offline."),
+    },
+    "This machine": {
+        "doctor": ("erofs_edge.cli.doctor", "Check what this machine has and lacks, and how to fix it."),
+        "tools": ("erofs_edge.cli.tools", "Install QEMU and the reference tools in a private prefix."),
+        "completion": ("erofs_edge.cli.completion", "Print the completion script for bash, zsh or fish."),
+    },
 }
-"""verb → (module, its one line in ``--help``), in the order in which ``--help`` lists them"""
+"""section of ``--help`` → verb → (module, its one line in ``--help``), in the order in which ``--help`` lists them"""
+VERBS: dict[str, tuple[str, str]] = {verb: entry for verbs in GROUPS.values() for verb, entry in verbs.items()}
+"""verb → (module, its one line in ``--help``), in the same order"""
 
 
 class Verbs(click.Group):
@@ -96,14 +112,16 @@ class Verbs(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
+        width = max(map(len, VERBS))
+        for title, verbs in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(verb.ljust(width), line) for verb, (_, line) in verbs.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in VERBS:
-            raise click.UsageError(f'no verb "{args[0]}"{_suggest(args[0])}', ctx)
+            raise click.UsageError(f"No such command '{args[0]}'{_suggest(args[0])}", ctx)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -154,9 +172,15 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="erofs-edge")
 def cli() -> None:
-    """From a board file to a verified, signed, reproducible EROFS system on an ARM board.
+    """Build verified, signed, reproducible EROFS systems for ARM boards, then boot, flash and update them.
 
-    A board file names everything; build turns it into bytes that depend on nothing else.
+    A board file names every input of a build, and the same inputs always give the same bytes.
+
+    \b
+    First steps:
+      erofs-edge doctor                       check this machine
+      erofs-edge build qemu-aarch64           build a stock board into out/qemu-aarch64
+      erofs-edge boot qemu-aarch64 --smoke    boot it in QEMU and test the whole chain
     """
 
 
@@ -236,12 +260,16 @@ def _next_step(known: ErofsEdgeError, error: BaseException) -> str | None:
     if not isinstance(cause, OSError):
         return None
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space and start again"
+        return "free some space, then run the command again"
     if cause.errno == errno.ENOENT and _is_nowhere():
-        return "go to one that is there" if known.where is None else "the folder that this was started in is gone"
+        return (
+            "cd to a folder that exists"
+            if known.where is None
+            else "the current folder no longer exists: cd to another"
+        )
     folder = os.path.dirname(known.where or "")
     if cause.errno == errno.ENOENT and "cannot write" in known.message and folder and not os.path.isdir(folder):
-        return f"there is no folder {folder}: make it first"
+        return f"the folder does not exist: mkdir -p {folder}"
     return None
 
 
@@ -259,14 +287,16 @@ def _unexpected(error: Exception) -> ErofsEdgeError:
         named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
         where, said = _meant(named), error.strerror or str(error)
         if where is None and error.errno == errno.ENOENT and _is_nowhere():
-            said = "the folder that this was started in is gone"
+            said = "the current folder no longer exists"
         return ErofsEdgeError(said if where == named else f"cannot write: {said}", where=where)
     if isinstance(error, ModuleNotFoundError) and error.name in POSIX_ONLY:
-        return ErofsEdgeError("this needs a POSIX system, such as Linux", hint="on Windows: in its subsystem for Linux")
+        return ErofsEdgeError(
+            "this needs a POSIX system, such as Linux", hint="on Windows, use the Windows Subsystem for Linux"
+        )
     text = " ".join(str(error).split())
     return ErofsEdgeError(
         f"internal error: {type(error).__name__}{': ' if text else ''}{text}",
-        hint="EROFS_EDGE_DEBUG=1 shows where; this is a bug worth a report",
+        hint="this is a bug: please report it with the output of the same command under EROFS_EDGE_DEBUG=1",
     )
 
 

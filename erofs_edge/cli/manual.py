@@ -15,35 +15,35 @@ from dataclasses import dataclass
 import click
 
 from erofs_edge import __version__
-from erofs_edge.cli.main import VERBS, cli
+from erofs_edge.cli.main import GROUPS, VERBS, cli
 
 NAME = "erofs-edge"
 ENVIRONMENT = (
     ("EROFS_EDGE_MIRROR", "The Debian mirror or archive to use instead of the host's."),
-    ("EROFS_EDGE_CACHE", "Where downloads and what is made of them are kept."),
-    ("EROFS_EDGE_PREFIX", "Where QEMU and the reference tools are unpacked."),
+    ("EROFS_EDGE_CACHE", "The folder for downloads and for what is made from them."),
+    ("EROFS_EDGE_PREFIX", "The folder where QEMU and the reference tools are installed."),
     ("EROFS_EDGE_QEMU", "The QEMU program to use."),
-    ("EROFS_EDGE_KEYS", "Where development keys are kept."),
-    ("EROFS_EDGE_CHANNELS", "Where what is known of update channels is kept."),
-    ("EROFS_EDGE_PASSPHRASE", "The passphrase of a signing key's file."),
+    ("EROFS_EDGE_KEYS", "The folder for development keys."),
+    ("EROFS_EDGE_CHANNELS", "The folder for what is known about update channels."),
+    ("EROFS_EDGE_PASSPHRASE", "The passphrase of an encrypted signing key."),
     ("EROFS_EDGE_PASSPHRASE_FD", "The file descriptor from which that passphrase is read."),
-    ("EROFS_EDGE_ALGORITHM", "Set for the program of a command: key: the algorithm of the key."),
-    ("EROFS_EDGE_SCRIPT_TIMEOUT", "Seconds that maintainer scripts may take in their machine."),
-    ("EROFS_EDGE_DEBUG", "With 1, errors show where in the program they come from."),
-    ("NO_COLOR", "Where set, no colours."),
+    ("EROFS_EDGE_ALGORITHM", "Set by erofs-edge for the program of a command: key: the algorithm of the key."),
+    ("EROFS_EDGE_SCRIPT_TIMEOUT", "How many seconds maintainer scripts may take in their QEMU machine."),
+    ("EROFS_EDGE_DEBUG", "If set to 1, errors show a traceback."),
+    ("NO_COLOR", "If set, output has no colours."),
 )
 EXIT_CODES = (
     ("0", "Done."),
     ("1", "Failed."),
-    ("2", "The command line makes no sense."),
-    ("3", "A board, a manifest or a lock is wrong."),
-    ("4", "A hash or a signature does not match."),
-    ("5", "What was compared differs."),
-    ("6", "A device is missing or was lost."),
-    ("7", "A device refuses, or is refused."),
-    ("8", "A write stopped in between; the same command resumes it."),
-    ("9", "A machine did not boot as it must."),
-    ("129", "The terminal is gone."),
+    ("2", "Usage error: the command line is wrong."),
+    ("3", "A board, manifest or lock file is wrong."),
+    ("4", "A hash or signature does not match."),
+    ("5", "The things compared differ."),
+    ("6", "A device is missing, or the connection to it was lost."),
+    ("7", "A device refused the operation, or was refused as unsafe to write."),
+    ("8", "A write was interrupted; run the same command again to resume it."),
+    ("9", "A machine did not boot as expected."),
+    ("129", "Hung up: the terminal was closed."),
     ("130", "Interrupted."),
     ("143", "Terminated."),
 )
@@ -93,12 +93,13 @@ def markdown() -> str:
     """The page docs/cli.md, from its first to its last character."""
     lines = [
         "# Commands\n",
-        "Made from the commands themselves by `docs/generate.py`; `erofs-edge VERB --help` says the same,",
-        "and so does the man page, `man/erofs-edge.1`, which wheels install.",
-        "Exit codes: [exit-codes.md](exit-codes.md).\n",
-        "| verb | what |", "|---|---|",
+        "Generated from the commands by `docs/generate.py`. `erofs-edge COMMAND --help` prints the same text,",
+        "and so does the man page `man/erofs-edge.1`, which wheels install.",
+        "Exit codes: [exit-codes.md](exit-codes.md).",
     ]  # fmt: skip
-    lines += [f"| [{verb}](#{NAME}-{verb}) | {line} |" for verb, (_, line) in VERBS.items()]
+    for title, verbs in GROUPS.items():
+        lines += ["", f"**{title}**", "", "| command | what it does |", "|---|---|"]
+        lines += [f"| [{verb}](#{NAME}-{verb}) | {line} |" for verb, (_, line) in verbs.items()]
     for entry in entries():
         depth = "#" * len(entry.words.split())
         lines += ["", f"{depth} {entry.words}", "", "```text", entry.usage, "```", ""]
@@ -125,14 +126,12 @@ def roff() -> str:
         '.\\" Made from the commands by docs/generate.py',
         f'.TH EROFS-EDGE 1 "" "erofs-edge {__version__}" "User Commands"',
         ".SH NAME", "erofs-edge \\- verified, reproducible EROFS systems on ARM boards",
-        ".SH SYNOPSIS", ".B erofs-edge", r"\fIVERB\fR [\fIOPTIONS\fR] [\fIARGUMENTS\fR]",
-        ".SH DESCRIPTION", *_roff_lines(inspect.cleandoc(cli.help or "")), ".SH COMMANDS",
+        ".SH SYNOPSIS", ".B erofs-edge", r"\fICOMMAND\fR [\fIOPTIONS\fR] [\fIARGUMENTS\fR]",
+        ".SH DESCRIPTION", *_roff_paragraphs(_paragraphs(cli))[1:], ".SH COMMANDS",
     ]  # fmt: skip
     for entry in entries():
         lines += [f".SS {_roff(entry.words)}", ".nf", *(_roff(line) for line in [entry.usage]), ".fi"]
-        for part in entry.paragraphs:
-            kept = part.endswith("\n")
-            lines += [".PP", ".nf", *map(_roff, part.splitlines()), ".fi"] if kept else [".PP", *_wrapped(part)]
+        lines += _roff_paragraphs(entry.paragraphs)
         for name, text in entry.options:
             lines += [".TP", rf"\fB{_roff(name)}\fR", *_wrapped(text)]
     for title, rows in (("EXIT STATUS", EXIT_CODES), ("ENVIRONMENT", ENVIRONMENT)):
@@ -142,11 +141,12 @@ def roff() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _roff_lines(text: str) -> list[str]:
+def _roff_paragraphs(parts: list[str]) -> list[str]:
     found: list[str] = []
-    for part in re.split(r"\n\s*\n", text):
-        found += [".PP", *_wrapped(" ".join(part.split()))]
-    return found[1:]
+    for part in parts:
+        kept = part.endswith("\n")
+        found += [".PP", ".nf", *map(_roff, part.splitlines()), ".fi"] if kept else [".PP", *_wrapped(part)]
+    return found
 
 
 def _wrapped(text: str) -> list[str]:

@@ -12,13 +12,18 @@ from erofs_edge.cli.output import emit_json, json_option
 
 @click.command()
 @click.argument("name", type=click.Path(path_type=Path))
-@click.option("--board", required=True, metavar="BOARD", help="The stock board that it builds on.")
-@click.option("--system", metavar="MANIFEST", help="The stock system that it builds on.  [default: the board's]")
+@click.option("--board", required=True, metavar="BOARD", help="The stock board to extend.")
+@click.option("--system", metavar="MANIFEST", help="The stock system to extend.  [default: the board's]")
 @json_option
 def new(name: Path, board: str, system: str | None, as_json: bool) -> None:
-    """Make a product in a new folder NAME: a board file that extends a stock one, a manifest, a folder of files, locks.
+    """Create a product in the new folder NAME: a board file that extends a stock board, a manifest, a folder for your
+    own files, and lock files.
 
-    It can be built at once; its README says how to go on.
+    The product can be built right away. Its README describes the next steps.
+
+    \b
+    Example:
+      erofs-edge new gateway --board qemu-aarch64
     """
     from erofs_edge.product import make_product
 
@@ -28,4 +33,4 @@ def new(name: Path, board: str, system: str | None, as_json: bool) -> None:
         emit_json(record)
         return
     click.echo("\n".join(str(made.folder / path) for path in made.files))
-    click.echo(f"go on      cd {made.folder} && erofs-edge build {made.board.stem}")
+    click.echo(f"build it   cd {made.folder} && erofs-edge build {made.board.stem}")

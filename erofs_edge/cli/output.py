@@ -121,7 +121,7 @@ def json_option(command: Command) -> Command:
         return value
 
     return click.option(
-        "--json", "as_json", is_flag=True, is_eager=True, callback=remember, help="Print a JSON record on stdout."
+        "--json", "as_json", is_flag=True, is_eager=True, callback=remember, help="Print the result as JSON on stdout."
     )(command)
 
 

@@ -14,17 +14,18 @@ from erofs_edge.errors import ErofsEdgeError
 
 @click.command()
 @click.argument("board", metavar="BOARD", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Default: out/BOARD/provision.")
-@click.option("--key", metavar="URI", help="Sign with this key instead of the board's.")
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Output folder.  [default: out/BOARD/provision]")  # fmt: skip
+@click.option("--key", metavar="URI", help="Sign with this key instead of the board's sign.key.")
 @click.option(
     "--tls", "folder_of_tls", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-    help="The board wants TLS and the certificate in FOLDER, which is made where there is none.",
+    help="Make the board require TLS with the certificates in FOLDER, which are created if needed.",
 )  # fmt: skip
 @json_option
 def provision(board: Path, out: Path | None, key: str | None, folder_of_tls: Path | None, as_json: bool) -> None:
-    """Make the provisioning system of BOARD: vmlinuz and initramfs, and both in a signed FIT.
+    """Make the provisioning system of BOARD: vmlinuz, initramfs, and both together as a signed FIT.
 
-    A board that runs it gives its disk to `erofs-edge flash --to provision://ADDRESS`.
+    A board that runs it can be flashed over the network with `erofs-edge flash --to provision://ADDRESS`.
     """
     from erofs_edge.manifest.load import load_board
     from erofs_edge.manifest.lockfile import load_lock, lock_path

@@ -12,16 +12,17 @@ from erofs_edge.cli.output import emit_json, json_option, note, size_text, step,
 
 @click.command()
 @click.argument("reference", metavar="REGISTRY/NAME[:TAG|@DIGEST]")
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="The folder to write to.")  # fmt: skip
 @click.option("--key", type=click.Path(path_type=Path, dir_okay=False), metavar="PUB",
-              help="Take only what this public key has signed (push --key).")  # fmt: skip
-@click.option("--arch", default="arm64", show_default=True, help="Which one, where there are several.")
-@click.option("--plain-http", is_flag=True, help="Speak HTTP without TLS to a registry on another machine.")
+              help="Accept only what this public key has signed (`push --key`).")  # fmt: skip
+@click.option("--arch", default="arm64", show_default=True, help="Which architecture to fetch if there are several.")
+@click.option("--plain-http", is_flag=True, help="Use HTTP without TLS for a registry on another machine.")
 @json_option
 def pull(reference: str, output: Path, key: Path | None, arch: str, plain_http: bool, as_json: bool) -> None:
-    """Fetch what `push` stored into DIR. Every blob has the hash that its manifest says, or nothing is kept.
+    """Fetch an image or a build that `push` stored. If any blob's hash does not match its manifest, nothing is kept.
 
-    Blobs go through the cache: of another version only those are fetched that are new.
+    Blobs are cached: of a newer version, only the new blobs are fetched.
     """
     from erofs_edge.registry.pull import fetch, find
     from erofs_edge.registry.remote import open_remote

@@ -20,19 +20,31 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("what", metavar="OUTDIR|IMAGE", type=click.Path(exists=True, path_type=Path))
 @click.argument("reference", metavar="REGISTRY/NAME[:TAG]")
-@click.option("--device", "devices", multiple=True, type=FILE, help="A data device of IMAGE, in the image's order.")
-@click.option("--arch", default="arm64", show_default=True, help="What a container image is for, in Debian's words.")
 @click.option(
-    "--piece", metavar="SIZE", help="Cut files into pieces of SIZE (default: 256K for a build, none for IMAGE)."
+    "--device",
+    "devices",
+    multiple=True,
+    type=FILE,
+    help="A data device of IMAGE, in the image's order. May be repeated.",
+)
+@click.option(
+    "--arch", default="arm64", show_default=True, help="The architecture of a container image, by its Debian name."
+)
+@click.option(
+    "--piece",
+    metavar="SIZE",
+    help="Split files into pieces of this size.  [default: 256K for a build; not split for IMAGE]",
 )
 @click.option(
     "--layer-type", type=click.Choice(["erofs", "oci"]), default="erofs", show_default=True,
-    help="What a container image's layer is called: vnd.erofs.layer.v1, or vnd.oci.image.layer.v1.erofs, by which"
-    " containerd 2.1 knows it.",
+    help="The media type of a container image's layer: vnd.erofs.layer.v1, or vnd.oci.image.layer.v1.erofs, which"
+    " containerd 2.1 expects.",
 )  # fmt: skip
-@click.option("--key", metavar="URI", help="Sign what is pushed: file:PATH, pkcs11:…, command:….")
-@click.option("--sbom", "bills", multiple=True, type=FILE, help="Attach a bill of materials, CycloneDX or SPDX.")
-@click.option("--plain-http", is_flag=True, help="Speak HTTP without TLS to a registry on another machine.")
+@click.option("--key", metavar="URI", help="Sign what is pushed with this key: file:PATH, pkcs11:…, command:…")
+@click.option(
+    "--sbom", "bills", multiple=True, type=FILE, help="Attach a bill of materials (CycloneDX or SPDX). May be repeated."
+)
+@click.option("--plain-http", is_flag=True, help="Use HTTP without TLS for a registry on another machine.")
 @json_option
 def push(
     what: Path,
@@ -46,10 +58,14 @@ def push(
     plain_http: bool,
     as_json: bool,
 ) -> None:
-    """Store an image, or a build with its papers, in an OCI registry. What is there already is not sent again.
+    """Store an image, or a build with its documents, in an OCI registry. Data that is already there is not sent again.
 
-    A whole EROFS image is a container image that containerd's EROFS snapshotter takes as it is. A build is cut into
-    pieces, so that the next version sends those that are new. The login is docker's or podman's.
+    A single EROFS image becomes a container image that containerd's EROFS snapshotter can use directly. A build is
+    split into pieces, so that the next version sends only new ones. Credentials are those of docker or podman login.
+
+    \b
+    Example:
+      erofs-edge push out/qemu-aarch64 registry.example/gateway:v1 --key file:release.pem
     """
     from erofs_edge.registry.artifact import LAYERS
     from erofs_edge.registry.gather import gather

@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("release", type=click.Path(exists=True, path_type=Path, file_okay=False))
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep what is built here.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the rebuilt files in this folder."
+)
 @click.option("--packages", type=click.Path(exists=True, path_type=Path, file_okay=False), metavar="FOLDER",
-              help="Take .deb files from here before the mirror is asked.")  # fmt: skip
-@click.option("--variations", is_flag=True, help="Build once more for each way in which a machine can be different.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Threads; never changes a byte.")
-@click.option("--attest", metavar="URI", help="Say that it is identical, signed with this key of your own.")
+              help="Look for .deb files here before asking the mirror.")  # fmt: skip
+@click.option(
+    "--variations", is_flag=True, help="Also rebuild under varied conditions (locale, umask, CPUs …), one at a time."
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Number of threads; the output is the same for any number.")
+@click.option("--attest", metavar="URI", help="Attest that the result is identical, signed with this key of yours.")
 @click.option("--attestation", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Where the attestation goes; one that is there gets a further signature.")  # fmt: skip
+              help="The attestation file to write; if it exists, your signature is added to it.")  # fmt: skip
 @json_option
 def rebuild(
     release: Path,
@@ -37,9 +41,9 @@ def rebuild(
     attestation: Path | None,
     as_json: bool,
 ) -> None:
-    """Make RELEASE again from the inputs that it pins, and compare every file. Exit code 5 where one differs.
+    """Rebuild RELEASE from the inputs that it pins and compare every file. Exits with 5 if one differs.
 
-    No private key is needed: signatures are taken from the release, where they fit what was built.
+    No private key is needed: signatures are taken from the release if they match what was built.
     """
     from erofs_edge.build.pipeline import BuildOptions
     from erofs_edge.release.rebuild import rebuild as again

@@ -32,20 +32,34 @@ class _Release(click.Command):
 
 @click.command(cls=_Release)
 @click.argument("board", type=click.Path(path_type=Path))
-@click.option("--key", metavar="URI", required=True, help="The signing key: file:PATH, pkcs11:…, command:…, offline:….")
-@click.option("--system", type=click.Path(path_type=Path), metavar="MANIFEST", help="Put this system in.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", required=True)
-@click.option("--jobs", type=click.IntRange(min=1), help="Threads; never changes a byte.")
-@click.option("--from", "earlier", type=click.Path(exists=True, path_type=Path, file_okay=False), multiple=True,
-              metavar="FOLDER", help="An earlier release: its update is forecast; may be repeated.")  # fmt: skip
-@click.option("--rauc", is_flag=True, help="Put in what RAUC installs: update.raucb.")
+@click.option("--key", metavar="URI", required=True, help="The signing key: file:PATH, pkcs11:…, command:…, offline:…")
+@click.option("--system", type=click.Path(path_type=Path), metavar="MANIFEST",
+              help="Build this system instead of the board's own.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", required=True,
+              help="Output folder.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1), help="Number of threads; the output is the same for any number.")
+@click.option(
+    "--from",
+    "earlier",
+    type=click.Path(exists=True, path_type=Path, file_okay=False),
+    multiple=True,
+    metavar="FOLDER",
+    help="An earlier release, to forecast the update from it. May be repeated.",
+)
+@click.option("--rauc", is_flag=True, help="Include an update for RAUC: update.raucb.")
 @click.option("--sysupdate", metavar="URL",
-              help="Put in what systemd-sysupdate installs on devices that find the newest release there.")  # fmt: skip
-@click.option("--sysupdate-form", "form", type=click.Choice(["image", "partitions"]), default="image",
-              show_default=True, help="One discoverable disk image, or its partitions each as a file.")  # fmt: skip
+              help="Include an update for systemd-sysupdate; devices find the newest release at URL.")  # fmt: skip
+@click.option(
+    "--sysupdate-form",
+    "form",
+    type=click.Choice(["image", "partitions"]),
+    default="image",
+    show_default=True,
+    help="One discoverable disk image, or one file for each of its partitions.",
+)
 @click.option("--check", is_flag=True, expose_value=False,
-              help="Try every promise of a release: release --check FOLDER; --check --help.")  # fmt: skip
-@click.option("--allow-dirty", is_flag=True, help="Take inputs that differ from what is committed in Git.")
+              help="Check an existing release instead: see release --check --help.")  # fmt: skip
+@click.option("--allow-dirty", is_flag=True, help="Allow inputs that differ from what is committed in Git.")
 @json_option
 def release(
     board: Path,
@@ -60,9 +74,14 @@ def release(
     allow_dirty: bool,
     as_json: bool,
 ) -> None:
-    """Build BOARD into FOLDER and write everything that others need to trust it and to make it again.
+    """Build BOARD into FOLDER, with everything that others need to verify and rebuild it.
 
-    Refused: development keys, inputs without a lock, inputs that differ from what is committed in Git.
+    Development keys, inputs without a lock, and inputs that differ from what is committed in Git are refused.
+
+    \b
+    Examples:
+      erofs-edge release gateway.yaml --key file:release.pem -o release/v1
+      erofs-edge release --check release/v1 --key release.pub
     """
     from erofs_edge.build.pipeline import BuildOptions
     from erofs_edge.release.bundles import Wish

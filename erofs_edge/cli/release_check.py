@@ -15,15 +15,21 @@ _FOLDER = click.Path(exists=True, path_type=Path, file_okay=False)
 
 @click.command("release --check")
 @click.argument("release", metavar="FOLDER", type=_FOLDER)
-@click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PUB",
-              help="The public key that must vouch. Default: the release's own, for no stranger.")  # fmt: skip
+@click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="PUB",
+    help="The public key that must have signed it.  [default: the release's own, which proves nothing to others]",
+)
 @click.option("--from", "earlier", type=_FOLDER, multiple=True, metavar="FOLDER",
-              help="A release in the field, whose update is held against the budget; may be repeated.")  # fmt: skip
-@click.option("--update-budget", metavar="SIZE", help="Bytes that an update may send, as in 20M.")
-@click.option("--packages", type=_FOLDER, metavar="FOLDER", help="For the rebuild: take .deb files from here first.")
-@click.option("--skip", multiple=True, metavar="NAME", help="Leave one out, or several: boot, tampering, fallback…")
+              help="A release in the field, to check the size of its update. May be repeated.")  # fmt: skip
+@click.option("--update-budget", metavar="SIZE", help="The most bytes that an update may transfer, for example 20M.")
+@click.option("--packages", type=_FOLDER, metavar="FOLDER", help="For the rebuild, look for .deb files here first.")
+@click.option(
+    "--skip", multiple=True, metavar="NAME", help="Skip this check: boot, tampering, fallback, … May be repeated."
+)
 @click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS",
-              help="For each machine that is started: 180, for all starts of the fallback 600.")  # fmt: skip
+              help="Time for each boot in QEMU.  [default: 180; 600 for all starts of the fallback check]")  # fmt: skip
 @json_option
 def release_check(
     release: Path,
@@ -35,8 +41,8 @@ def release_check(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Try every promise of the release in FOLDER: it is signed, others make the same, it boots, tampering is stopped,
-    a broken slot gives way, sizes and updates stay within their budgets. Exit code 4 where one is not kept."""
+    """Check every promise of the release in FOLDER: that it is signed, can be reproduced, boots, stops tampering, falls
+    back from a broken slot, and keeps sizes and updates within their budgets. Exits with 4 if one is broken."""
     from erofs_edge.build.record import RELEASE, read_release
     from erofs_edge.build.signing import PUBLIC_KEY
     from erofs_edge.manifest.model import size_bytes

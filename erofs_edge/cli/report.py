@@ -16,14 +16,18 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command()
 @click.argument("out", metavar="OUT", type=FOLDER)
-@click.option("--against", type=FOLDER, metavar="FOLDER", help="An earlier build: what has changed since.")
-@click.option("--boot", type=FILE, metavar="FILE", help="What `boot --smoke --json` printed: the boot's stages.")
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="Where the page goes.  [default: report.html]")
+@click.option(
+    "--against", type=FOLDER, metavar="FOLDER", help="An earlier build; the page also shows what has changed since."
+)
+@click.option(
+    "--boot", type=FILE, metavar="FILE", help="The output of `boot --smoke --json`, to show the stages of the boot."
+)
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="The page to write.  [default: report.html]")
 @json_option
 def report(out: Path, against: Path | None, boot: Path | None, output: Path | None, as_json: bool) -> None:
-    """Write a page about the build in OUT: contents, layout, compression, sizes, packages, how to use it.
+    """Write an HTML page about the build in OUT: contents, layout, compression, sizes, packages, how to use it.
 
-    The page is one file, loads nothing and needs no script. The same build gives the same page.
+    The page is a single file that loads nothing and needs no JavaScript. The same build gives the same page.
     """
     from erofs_edge.report.facts import collect
     from erofs_edge.report.page import write_page

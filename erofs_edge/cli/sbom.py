@@ -22,14 +22,15 @@ SHOWN = 60
 
 @click.group()
 def sbom() -> None:
-    """Bills of materials of a build, from dpkg's own data, and vulnerabilities that concern it."""
+    """Write bills of materials of a build, and list the known vulnerabilities of its packages."""
 
 
 @sbom.command()
 @click.argument("out", metavar="OUT", type=click.Path(exists=True, path_type=Path, file_okay=False))
 @click.option("--format", "kind", type=click.Choice(FORMATS), default="cyclonedx", show_default=True,
-              help="CycloneDX 1.6, SPDX 2.3 or SPDX 3.0.1, all in JSON.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE")
+              help="CycloneDX 1.6, SPDX 2.3 or SPDX 3.0.1, all as JSON.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE",
+              help="The file to write.")  # fmt: skip
 @json_option
 def write(out: Path, kind: str, output: Path, as_json: bool) -> None:
     """Write the bill of materials of the build in OUT."""
@@ -79,10 +80,13 @@ def _written(bill: Bill, kind: str) -> str:
 @sbom.command()
 @click.argument("out", metavar="OUT", type=click.Path(exists=True, path_type=Path, file_okay=False))
 @click.option("--database", required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH",
-              help="Debian security tracker's JSON, an OSV file, or a folder of OSV files.")  # fmt: skip
+              help="The JSON of Debian's security tracker, an OSV file, or a folder of OSV files.")  # fmt: skip
 @json_option
 def vulnerabilities(out: Path, database: Path, as_json: bool) -> None:
-    """Known vulnerabilities of the packages in OUT, by a database on this machine."""
+    """List known vulnerabilities of the packages in OUT.
+
+    They are looked up in a database on this machine.
+    """
     from erofs_edge.build.contents import read_contents
     from erofs_edge.sbom.vulnerabilities import find_vulnerabilities
 

@@ -35,23 +35,35 @@ def _without_port(ctx: click.Context, param: click.Parameter, value: str) -> str
 
 @click.command()
 @click.argument("what", metavar="BOARD|OUTDIR|IMAGE|oci:REFERENCE")
-@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Where BOARD was built.")
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="The folder in which BOARD was built.  [default: out/BOARD]")  # fmt: skip
 @click.option("--bind", default="127.0.0.1", show_default=True, metavar="ADDRESS", callback=_without_port,
-              help="Where clients may connect.")  # fmt: skip
-@click.option("--port", type=click.IntRange(0, 65535), default=10809, show_default=True, help="0: any free one.")
-@click.option("--socket", type=click.Path(path_type=Path), help="A socket file instead of TCP.")
-@click.option("--tls-certificate", "certificate", type=FILE, help="PEM; with it, only encrypted clients are served.")
-@click.option("--tls-key", "key", type=FILE, help="PEM of the certificate's private key.")
-@click.option("--writable", is_flag=True, help="Let clients write, into the files themselves.")
+              help="The address to listen on.")  # fmt: skip
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=10809,
+    show_default=True,
+    help="The TCP port to listen on; 0 picks a free one.",
+)
+@click.option(
+    "--socket", type=click.Path(path_type=Path), metavar="FILE", help="Listen on this Unix socket instead of TCP."
+)
+@click.option(
+    "--tls-certificate", "certificate", type=FILE, metavar="PEM", help="Require TLS, with this server certificate."
+)
+@click.option("--tls-key", "key", type=FILE, metavar="PEM", help="The private key of the certificate.")
+@click.option("--writable", is_flag=True, help="Let clients write to the files.")
 @click.option(
     "--devices", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-    help="A writable disk for each device that asks for data/NAME, kept in FOLDER.",
+    help="Give each device that asks for data/NAME a writable disk, kept in FOLDER.",
 )  # fmt: skip
 @click.option(
     "--device-disk", default="256M", show_default=True, metavar="SIZE|FILE",
-    help="Of --devices: an empty disk of this size, or changes over this file.",
+    help="With --devices, what each disk starts as: empty, of this size; or copy-on-write over this file.",
 )  # fmt: skip
-@click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), help="At the end, write what was first read.")
+@click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="On exit, write a trace of what was read, in order.")  # fmt: skip
 @json_option
 def serve(
     *,
@@ -68,10 +80,14 @@ def serve(
     trace: Path | None,
     as_json: bool,
 ) -> None:
-    """Export images over NBD (the network block device) until interrupted.
+    """Serve images over NBD (network block device) until interrupted, then show what was read.
 
-    A build is exported as "disk" and "system", a single IMAGE under the empty name. Read-only, unless --writable.
-    What lies in a registry (see `push`) is fetched as it is read. At the end it says what was read.
+    A build is exported as "disk" and "system", a single IMAGE under the empty name; read-only unless --writable. An
+    image in a registry (see `push`) is fetched as it is read.
+
+    \b
+    Example:
+      erofs-edge serve qemu-aarch64 --bind 0.0.0.0
     """
     from erofs_edge.serve.server import Server
 

@@ -28,22 +28,43 @@ class _How(NamedTuple):
 
 @click.command()
 @click.argument("targets", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--key", help="URI of the key; with --prepare and --attach FILE of the public key (PEM).")
 @click.option(
-    "--certificate", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Default: made from the key."
+    "--key",
+    metavar="URI|PUB",
+    help="The URI of the key; with --prepare and --attach, the file of the public key (PEM).",
+)
+@click.option(
+    "--certificate",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The certificate of the key.  [default: one made from the key]",
 )
 @click.option(
     "--epoch",
     type=int,
-    help="Seconds since 1970: first of the certificate made (default: 0), or when FILE must be valid (default: now).",
+    metavar="SECONDS",
+    help="Time in seconds since 1970: when the certificate that is made becomes valid (default: 0), or when the one of"
+    " --certificate must be valid (default: now).",
 )
-@click.option("--form", type=FORMS, default="pkcs7", show_default=True, help="verity-signature: JSON for systemd.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: IMAGE.p7s or .json.")
-@click.option("--root-hash", help="Sign this root hash, hexadecimal, instead of an image's.")
+@click.option(
+    "--form",
+    type=FORMS,
+    default="pkcs7",
+    show_default=True,
+    help="The kind of signature: detached PKCS#7, or the JSON that systemd reads.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The signature to write.  [default: IMAGE.p7s, or IMAGE.verity-sig.json]",
+)
+@click.option("--root-hash", metavar="HEX", help="Sign this root hash instead of an image's.")
 @click.option("--prepare", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
-              help="Only put the digest to sign into FOLDER.")  # fmt: skip
+              help="Sign nothing; put the digests to sign into FOLDER.")  # fmt: skip
 @click.option("--attach", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
-              help="Take TARGETS as signatures of the digests in FOLDER, or use those that are there.")  # fmt: skip
+              help="Store TARGETS as the signatures of the digests in FOLDER, or use the stored ones.")  # fmt: skip
 @json_option
 def sign(
     targets: tuple[Path, ...],
@@ -57,12 +78,24 @@ def sign(
     attach: Path | None,
     as_json: bool,
 ) -> None:
-    """Sign the root hash of a verity image (detached PKCS#7, as kernel and systemd take it), or a release.json.
+    """Sign the root hash of a verity image, or a release.json.
 
-    Two steps, for a key on a machine without a network: `sign IMAGE --key PUB --prepare FOLDER` puts digests into
-    FOLDER, one 32-byte file each; sign them (PKCS#1 v1.5 or ECDSA over the digest);
-    `sign --attach FOLDER --key PUB SIGNATURE…` checks and stores the signatures; the first command with
-    --attach in place of --prepare, or a build with --key offline:FOLDER?public-key=PUB, then uses them.
+    The signature is a detached PKCS#7 that the kernel and systemd accept.
+
+    \b
+    Example:
+      erofs-edge sign system.img --key file:release.pem
+
+    For a key on a machine without a network:
+
+    \b
+      1. erofs-edge sign IMAGE --key PUB --prepare FOLDER
+         puts the digests to sign into FOLDER, each in a file of 32 bytes.
+      2. On the other machine, sign each digest (PKCS#1 v1.5, or ECDSA over the digest).
+      3. erofs-edge sign --attach FOLDER --key PUB SIGNATURE…
+         checks the signatures and stores them in FOLDER.
+      4. erofs-edge sign IMAGE --key PUB --attach FOLDER
+         or a build with --key offline:FOLDER?public-key=PUB uses them.
     """
     if key is None:
         raise UsageError("--key is missing", hint="dev:NAME, file:PATH, pkcs11:…, or a public key for --prepare")

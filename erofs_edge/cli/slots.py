@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from erofs_edge.flash.target import Target
 
 IMAGE = click.option(
-    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Tells a fastboot device's layout."
+    "--image",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="For a fastboot device: a disk image that has the device's partition layout.",
 )
 
 
 @click.group()
 def slots() -> None:
-    """Slots of a disk image, a disk, or a board: show them, choose the next, say what is good."""
+    """Show the slots of a disk, disk image or device, choose the next to start, or mark them good or bad."""
 
 
 @slots.command()
@@ -31,7 +34,11 @@ def slots() -> None:
 @IMAGE
 @json_option
 def show(target: str, image: Path | None, as_json: bool) -> None:
-    """What is known of each slot of TARGET: a file, a block device, nbd://… or fastboot://…."""
+    """Show the state of each slot of TARGET.
+
+    TARGET is a disk image, a block device, nbd://HOST/EXPORT, fastboot://HOST, or another address that `flash --to`
+    accepts.
+    """
     with _opened(target, image) as (_, record):
         _show(record, as_json=as_json)
 
@@ -39,11 +46,11 @@ def show(target: str, image: Path | None, as_json: bool) -> None:
 @slots.command()
 @click.argument("target")
 @click.argument("slot")
-@click.option("--force", is_flag=True, help="Even if the slot was left half written.")
+@click.option("--force", is_flag=True, help="Activate the slot even if a write to it was interrupted.")
 @IMAGE
 @json_option
 def activate(target: str, slot: str, force: bool, image: Path | None, as_json: bool) -> None:
-    """Have SLOT of TARGET started next."""
+    """Make SLOT of TARGET the next to start."""
     from erofs_edge.flash.slot_disk import activate as change
 
     with _opened(target, image, claimed=True) as (there, record):
@@ -59,7 +66,7 @@ def activate(target: str, slot: str, force: bool, image: Path | None, as_json: b
 @IMAGE
 @json_option
 def mark(target: str, slot: str, standing: str, image: Path | None, as_json: bool) -> None:
-    """Say that SLOT of TARGET is good, bad, or on trial again."""
+    """Mark SLOT of TARGET as good, bad, or pending (on trial)."""
     from erofs_edge.flash.slot_disk import mark as change
 
     with _opened(target, image, claimed=True) as (there, record):

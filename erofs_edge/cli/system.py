@@ -17,24 +17,29 @@ if TYPE_CHECKING:
 STOCK_BOARD = "qemu-aarch64.yaml"
 board_option = click.option(
     "--board", type=click.Path(path_type=Path),
-    help="Whose kernel runs the scripts; default: qemu-aarch64 of the boards/ beside the manifest's folder.",
+    help="The board whose kernel runs the scripts.  [default: qemu-aarch64, from boards/ beside the manifest's folder]",
 )  # fmt: skip
 
 
 @click.group()
 def system() -> None:
-    """The packages of a manifest: configure them by their own scripts, compare that with the declarative way."""
+    """Run the maintainer scripts of a manifest's packages, or compare their result with the declarative one."""
 
 
 @system.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @board_option
 @click.option(
-    "--check-reproducible", is_flag=True, help="Run the scripts twice, and name what differs and whose it is."
+    "--check-reproducible",
+    is_flag=True,
+    help="Run the scripts twice and list what differs, with the package it belongs to.",
 )
 @json_option
 def configure(manifest: Path, board: Path | None, check_reproducible: bool, as_json: bool) -> None:
-    """Run the maintainer scripts of a manifest's packages in QEMU, unless the cache knows what they make."""
+    """Run the packages' maintainer scripts in QEMU.
+
+    A cached result is used if there is one.
+    """
     from erofs_edge.build.compare import check_reproducible as check
     from erofs_edge.build.compare import subject
     from erofs_edge.build.scripted import run_scripts
@@ -74,14 +79,17 @@ def configure(manifest: Path, board: Path | None, check_reproducible: bool, as_j
 @click.argument("manifest", type=click.Path(path_type=Path))
 @board_option
 @click.option(
-    "--explained", type=click.Path(path_type=Path), metavar="FILE", help="Explanations beside those that come with us."
+    "--explained",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file of explanations, in addition to the built-in ones.",
 )
-@click.option("--all", "show_all", is_flag=True, help="Also list the differences that are explained.")
+@click.option("--all", "show_all", is_flag=True, help="List explained differences too.")
 @json_option
 def compare(manifest: Path, board: Path | None, explained: Path | None, show_all: bool, as_json: bool) -> int:
-    """Compare the declarative tree of a manifest's packages with the one that their own scripts make.
+    """Compare the declarative result with that of the scripts.
 
-    Exits with 1 where a difference is not explained.
+    Exits with 1 if any difference is not explained.
     """
     from erofs_edge.build.compare import compare_ways, subject
     from erofs_edge.cli.output import emit_json, step

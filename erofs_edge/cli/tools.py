@@ -10,14 +10,24 @@ from erofs_edge.cli.output import emit_json, json_option
 
 @click.group()
 def tools() -> None:
-    """QEMU and reference tools in a private prefix (EROFS_EDGE_PREFIX); no root, the host stays as it is."""
+    """Install QEMU and the reference tools in a private prefix (EROFS_EDGE_PREFIX).
+
+    No root is needed and nothing else on the host is changed.
+    """
 
 
 @tools.command()
-@click.option("--oracles", is_flag=True, help="Also what the tests compare with (mkfs.erofs, veritysetup, mkimage …).")
+@click.option(
+    "--oracles",
+    is_flag=True,
+    help="Also fetch the tools that the tests compare with (mkfs.erofs, veritysetup, mkimage …).",
+)
 @json_option
 def fetch(oracles: bool, as_json: bool) -> None:
-    """Fetch what is missing from the host's Debian mirror. What is there already costs no network."""
+    """Fetch missing tools from the host's Debian mirror.
+
+    Tools that are already installed are not fetched again.
+    """
     from erofs_edge.sources.debian.mirror import host_mirror
     from erofs_edge.toolbox.fetch import ORACLE_SETS, fetch_sets
     from erofs_edge.toolbox.prefix import prefix
@@ -35,7 +45,7 @@ def fetch(oracles: bool, as_json: bool) -> None:
 @tools.command()
 @click.argument("name")
 def path(name: str) -> None:
-    """Print where the program NAME is."""
+    """Print the path of the program NAME."""
     from erofs_edge.toolbox.prefix import find
 
     click.echo(find(name))

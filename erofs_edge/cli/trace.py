@@ -21,16 +21,32 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 
 @click.group()
 def trace() -> None:
-    """What was read of an image, in which order: recorded by `serve --trace` and `boot --diskless --trace`."""
+    """Show or convert a trace: what was read of an image, in which order.
+
+    `serve --trace` and `boot --diskless --trace` record traces.
+    """
 
 
 @trace.command()
 @click.argument("file", type=FILE)
-@click.option("--image", type=FILE, help="The image itself: what kinds of things were read. Its root hash must fit.")
-@click.option("--svg", type=OUTPUT, help="Write a heat map: the image in rows, coloured by when it was first read.")
+@click.option(
+    "--image",
+    type=FILE,
+    metavar="FILE",
+    help="The traced image (its root hash must match); adds which kinds of data were read.",
+)
+@click.option(
+    "--svg",
+    type=OUTPUT,
+    metavar="FILE",
+    help="Write a heat map: the image in rows, coloured by when it was first read.",
+)
 @json_option
 def report(file: Path, image: Path | None, svg: Path | None, as_json: bool) -> None:
-    """Show what FILE tells: how much was read, in how many runs, and where nothing new was read for long."""
+    """Summarise the trace FILE.
+
+    It shows how much was read, in how many runs, and the long pauses between new reads.
+    """
     from erofs_edge.erofs.read import Image
     from erofs_edge.trace.files import image_root_hash
     from erofs_edge.trace.heat import heat_map
@@ -79,11 +95,13 @@ def _show(found: Trace, made: Report) -> None:
 
 @trace.command()
 @click.argument("file", type=FILE)
-@click.option("-o", "--output", type=OUTPUT, help="Default: standard output.")
+@click.option("-o", "--output", type=OUTPUT, metavar="FILE", help="Output file.  [default: standard output]")
 def profile(file: Path, output: Path | None) -> None:
-    """Turn FILE into a profile, lines of paths and ranges: to read, to edit, or for a system that is another one.
+    """Turn the trace FILE into a profile for `build`.
 
-    `build --profile` takes the trace itself as well.
+    A profile is lines of paths and ranges, which you can edit or use for another system.
+
+    `build --profile` also accepts the trace itself.
     """
     from erofs_edge.erofs.profile import profile_text
     from erofs_edge.trace.record import read_trace

@@ -19,21 +19,33 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("target", metavar="OUT|IMAGE|DEVICE|URI", type=PathOrAddress(exists=True, path_type=Path))
 @click.option("--key", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="PUB",
-              help="The public key, or a certificate of it, in PEM: from a place that you trust.")  # fmt: skip
-@click.option("--signature", type=click.Path(exists=True, path_type=Path, dir_okay=False), metavar="FILE",
-              help="Of an image's root hash (PKCS#7 or JSON) or a record (default: what lies beside it).")  # fmt: skip
-@click.option("--sigstore", type=click.Path(exists=True, path_type=Path, dir_okay=False), metavar="POLICY",
-              help="A Sigstore bundle over release.json is there that this takes (`keys sigstore`).")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs).")
+              help="The public key or its certificate, in PEM, from a source that you trust.")  # fmt: skip
+@click.option(
+    "--signature",
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The signature of an image's root hash (PKCS#7 or JSON) or of a record.  [default: the file beside it]",
+)
+@click.option(
+    "--sigstore",
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    metavar="POLICY",
+    help="Also require a Sigstore bundle over release.json that POLICY accepts (`keys sigstore`).",
+)
+@click.option("--jobs", type=click.IntRange(1), help="Number of threads.  [default: number of CPUs]")
 @json_option
 def verify(
     target: Path | str, key: Path, signature: Path | None, sigstore: Path | None, jobs: int | None, as_json: bool
 ) -> None:
-    """Check everything that a key vouches for: partition table, vbmeta or FIT, root hash, tree, file system.
+    """Verify everything that a key vouches for: partition table, vbmeta or FIT, root hash, hash tree, file system.
 
-    TARGET is the folder of a build, a disk or its image, a FIT, a vbmeta, a partition with AVB's footer, a system
-    image with its hash tree, or a release.json; or what another machine exports of these (nbd://HOST/EXPORT,
-    provision://HOST). Exit code 4 where anything does not match or is not signed.
+    The target is the folder of a build, a disk or disk image, a FIT, a vbmeta image, a partition with an AVB footer, a
+    system image with its hash tree, or a release.json; it may also be an export of another machine
+    (nbd://HOST/EXPORT, provision://HOST). Exits with 4 if anything does not match or is not signed.
+
+    \b
+    Example:
+      erofs-edge verify out/qemu-aarch64 --key out/qemu-aarch64/sign.pub.pem
     """
     from erofs_edge.trust.key import algorithm, fingerprint, read_public_key
     from erofs_edge.trust.sigstore import read_policy

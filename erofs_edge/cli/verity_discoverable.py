@@ -15,10 +15,11 @@ from erofs_edge.cli.output import emit_json, json_option
 @click.argument("target", metavar="IMAGE", type=click.Path(path_type=Path, dir_okay=False))
 @json_option
 def discoverable(out: Path, target: Path, as_json: bool) -> None:
-    """Write the system built in OUT as a disk image that says what its partitions are.
+    """Write the system built in OUT as a discoverable disk image.
 
-    IMAGE gets file system, hash tree and signed root hash as partitions of the Discoverable Partitions Specification:
-    systemd-dissect, systemd-nspawn and portable services open it, and check the signature where they have sign.crt.
+    IMAGE gets the file system, hash tree and signed root hash as partitions of the Discoverable Partitions
+    Specification. systemd-dissect, systemd-nspawn and portable services can open it, and check the signature if
+    sign.crt is installed.
     """
     from erofs_edge.build.discoverable import write_discoverable
 

@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import erofs_edge
-from erofs_edge.cli.main import VERBS, cli
+from erofs_edge.cli.main import GROUPS, VERBS, cli
 from erofs_edge.cli.output import emit_json, json_option
 from erofs_edge.errors import CapacityError, ErofsEdgeError, ManifestError, PartialWriteError
 from erofs_edge.writing import hidden_name
@@ -55,8 +56,10 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> object:
 def test_help_names_every_verb_in_the_order_of_work() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    lines = result.stdout.split("Commands:\n")[1].splitlines()
-    assert [line.split()[0] for line in lines if line[:3].strip()] == list(VERBS)
+    sections = result.stdout.partition("-h, --help")[2]
+    assert re.findall(r"^(\S.*):$", sections, re.M) == list(GROUPS)
+    assert re.findall(r"^  (\S+)  ", sections, re.M) == list(VERBS)
+    assert max(map(len, sections.splitlines())) < 80, "a verb has one line"
 
 
 @pytest.mark.parametrize("verb_name", VERBS)
@@ -120,14 +123,14 @@ def test_version() -> None:
 def test_no_arguments_show_the_help() -> None:
     result = run()
     assert result.exit_code == 2
-    assert "Commands:" in result.output
+    assert "Boot and flash:" in result.output
 
 
 @pytest.mark.parametrize(
     ("args", "message", "hint"),
     [
-        (["buidl"], 'no verb "buidl", did you mean "build"?', "erofs-edge --help"),
-        (["zzz"], 'no verb "zzz"', "erofs-edge --help"),
+        (["buidl"], "No such command 'buidl', did you mean \"build\"?", "erofs-edge --help"),
+        (["zzz"], "No such command 'zzz'", "erofs-edge --help"),
         (["--zzz"], "No such option", "erofs-edge --help"),
         (["fs", "bild"], "No such command 'bild', did you mean \"build\"?", "erofs-edge fs --help"),
         (["fs", "zzz"], "No such command 'zzz'", "erofs-edge fs --help"),
@@ -181,7 +184,7 @@ def test_an_error_of_the_system_is_one_line(verb) -> None:  # type: ignore[no-un
     result = run("verb")
     assert result.exit_code == 1
     assert result.stderr == (
-        "erofs-edge: error: out/disk.img: No space left on device\nhint: free some space and start again\n"
+        "erofs-edge: error: out/disk.img: No space left on device\nhint: free some space, then run the command again\n"
     )
 
 
@@ -198,7 +201,7 @@ def test_a_folder_that_is_not_there_is_named(verb, tmp_path: Path) -> None:  # t
     error = ErofsEdgeError("cannot write the image: No such file or directory", where=str(tmp_path / "none/out.img"))
     error.__cause__ = FileNotFoundError(errno.ENOENT, "No such file or directory")
     verb(failing(error))
-    assert f"hint: there is no folder {tmp_path / 'none'}: make it first\n" in run("verb").stderr
+    assert f"hint: the folder does not exist: mkdir -p {tmp_path / 'none'}\n" in run("verb").stderr
     (tmp_path / "none").mkdir()
     error.hint = None
     assert "hint" not in run("verb").stderr
@@ -210,7 +213,7 @@ def test_a_file_that_is_written_beside_its_name_is_called_by_it(verb, tmp_path: 
         verb(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", str(temporary))))
         assert run("verb").stderr == (
             f"erofs-edge: error: {tmp_path / 'none/page.html'}: cannot write: No such file or directory\n"
-            f"hint: there is no folder {tmp_path / 'none'}: make it first\n"
+            f"hint: the folder does not exist: mkdir -p {tmp_path / 'none'}\n"
         )
     verb(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "none/.page.html"))))
     assert run("verb").stderr == f"erofs-edge: error: {tmp_path / 'none/.page.html'}: No such file or directory\n"
@@ -221,7 +224,7 @@ def test_a_working_folder_that_is_gone_is_named(edge: str, tmp_path: Path) -> No
     (tmp_path / "gone").mkdir()
     script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
     for command, told in (
-        (["new", "mine", "--board", "rpi4"], "error: the folder that this was started in is gone\nhint: go to one"),
+        (["new", "mine", "--board", "rpi4"], "error: the current folder no longer exists\nhint: cd to a folder"),
         (["explain", str(tmp_path / "none/x.yaml")], "none/x.yaml"),
     ):
         (tmp_path / "gone").mkdir(exist_ok=True)
