@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.transport.nbd.connect import Address
@@ -47,6 +47,19 @@ def reached(place: Path | str, partition: str | None = None) -> Iterator[Place]:
             yield place
         else:
             yield _part(stack.enter_context(opened(place)), partition, str(place))
+
+
+def disk_advice(place: Place) -> str | None:
+    """The hint where an image is wanted and this is a disk that has some in its partitions; else None."""
+    from erofs_edge.verify.disk import find_table
+    from erofs_edge.verity.blocks import file_size
+    from erofs_edge.verity.source import opened
+
+    with suppress(FormatError, OSError), opened(place) as source:
+        table = find_table(source, file_size(source), "")
+        if table is not None and table.partitions:
+            return f"a disk: --partition NAME, of {', '.join(table.places())}"
+    return None
 
 
 def _address(text: str) -> Address:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import Progress, emit_json, json_option, table
-from erofs_edge.cli.remote import reached
+from erofs_edge.cli.remote import disk_advice, reached
 from erofs_edge.cli.verity_discoverable import discoverable
 from erofs_edge.cli.verity_format import format_
 from erofs_edge.cli.verity_options import (
     FAR,
+    FEC_OFFSET,
     IMAGE,
     ROOTS,
     blocks_text,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def verity() -> None:
-    """dm-verity hash trees and parity, as veritysetup and the kernel read them."""
+    """Make, verify and repair dm-verity hash trees and parity, in the format of veritysetup and the kernel."""
 
 
 verity.add_command(discoverable)
@@ -48,14 +49,22 @@ verity.add_command(format_)
 
 @verity.command()
 @click.argument("image", metavar="IMAGE|URI", type=FAR)
-@click.option("--root-hash", required=True, help="Hexadecimal, or @FILE that holds it.")
-@click.option("--partition", metavar="NAME", help="IMAGE is a disk, and this partition of it is meant.")
-@click.option("--hash-device", type=FAR, metavar="FILE|URI", help="Where the tree is (default: in IMAGE).")
-@click.option("--hash-offset", type=int, help="Byte where the superblock is (default: found).")
-@click.option("--fec-device", type=IMAGE, help="Check this parity too, or say whether it can repair the damage.")
-@click.option("--fec-roots", type=ROOTS, help="Of the parity (default: from its size).")
-@click.option("--fec-offset", type=int, default=0, show_default=True, help="Byte where the parity begins.")
-@click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs).")
+@click.option("--root-hash", required=True, metavar="HEX|@FILE", help="The root hash, or a file that holds it.")
+@click.option("--partition", metavar="NAME", help="Read this partition of the disk IMAGE.")
+@click.option("--hash-device", type=FAR, metavar="FILE|URI", help="Where the hash tree is.  [default: in IMAGE]")
+@click.option(
+    "--hash-offset", type=int, metavar="BYTES", help="Where the superblock is.  [default: found automatically]"
+)
+@click.option(
+    "--fec-device", type=IMAGE, metavar="FILE", help="Also check this parity, or say whether it can repair the damage."
+)
+@click.option(
+    "--fec-roots",
+    type=ROOTS,
+    help="Parity bytes in each codeword of 255 bytes.  [default: from the size of the parity]",
+)
+@FEC_OFFSET
+@click.option("--jobs", type=click.IntRange(1), help="Number of threads.  [default: number of CPUs]")
 @json_option
 @names_image
 def verify(
@@ -67,13 +76,18 @@ def verify(
     hash_offset: int | None,
     fec_device: Path | None,
     fec_roots: int | None,
-    fec_offset: int,
+    fec_offset: int | None,
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Check each block of IMAGE and of its tree; say which are bad, and exit with 4 if any is.
+    """Verify every block of IMAGE and of its hash tree.
 
-    IMAGE is a file, a block device, or an export of another machine (nbd://HOST/EXPORT), which is read once.
+    Bad blocks are listed, and the exit code is 4 if there are any. IMAGE is a file, a block device, or an export of
+    another machine (nbd://HOST/EXPORT), which is read once.
+
+    \b
+    Example:
+      erofs-edge verity verify system.img --root-hash @root.hash
     """
     from erofs_edge.verity import fec, repair, tree
 
@@ -108,7 +122,8 @@ def verify(
     elif found.ok and not wrong:
         click.echo(f"{where}: all {found.superblock.data_blocks} data blocks match root hash {expected.hex()}")
     if not found.ok:
-        raise VerificationError(_complaint(found, files), where=where, hint=_advice(found, repairable))
+        one_file = place if fec_device is None and hashes is None and isinstance(place, Path) else None
+        raise VerificationError(_complaint(found, files), where=where, hint=_advice(found, repairable, one_file))
     if wrong:
         raise VerificationError(
             f"{wrong} byte(s) of parity are wrong; the image is as it should be",
@@ -119,16 +134,22 @@ def verify(
 
 @verity.command("repair")
 @click.argument("image", type=IMAGE)
-@click.option("--root-hash", required=True, help="Hexadecimal, or @FILE that holds it.")
+@click.option("--root-hash", required=True, metavar="HEX|@FILE", help="The root hash, or a file that holds it.")
 @click.option("--from", "sources", type=click.Path(exists=True, path_type=Path), multiple=True,
-              metavar="FILE|FOLDER", help="What has blocks of IMAGE, anywhere in it.")  # fmt: skip
-@click.option("--fec-device", type=IMAGE, help="Where the parity is; it may be IMAGE.")
-@click.option("--fec-roots", type=ROOTS, help="Of the parity (default: from its size).")
-@click.option("--fec-offset", type=int, default=0, show_default=True, help="Byte where the parity begins.")
-@click.option("--hash-device", type=IMAGE, help="Where the tree is (default: in IMAGE).")
-@click.option("--hash-offset", type=int, help="Byte where the superblock is (default: found).")
-@click.option("--dry-run", is_flag=True, help="Say what could be repaired; write nothing.")
-@click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs).")
+              metavar="FILE|FOLDER", help="What may contain blocks of IMAGE, anywhere. May be repeated.")  # fmt: skip
+@click.option("--fec-device", type=IMAGE, metavar="FILE", help="Where the parity is; may be IMAGE itself.")
+@click.option(
+    "--fec-roots",
+    type=ROOTS,
+    help="Parity bytes in each codeword of 255 bytes.  [default: from the size of the parity]",
+)
+@FEC_OFFSET
+@click.option("--hash-device", type=IMAGE, metavar="FILE", help="Where the hash tree is.  [default: in IMAGE]")
+@click.option(
+    "--hash-offset", type=int, metavar="BYTES", help="Where the superblock is.  [default: found automatically]"
+)
+@click.option("--dry-run", is_flag=True, help="Show what could be repaired; change nothing.")
+@click.option("--jobs", type=click.IntRange(1), help="Number of threads.  [default: number of CPUs]")
 @json_option
 @names_image
 def repair_(
@@ -138,17 +159,18 @@ def repair_(
     sources: tuple[Path, ...],
     fec_device: Path | None,
     fec_roots: int | None,
-    fec_offset: int,
+    fec_offset: int | None,
     hash_device: Path | None,
     hash_offset: int | None,
     dry_run: bool,
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Correct the damaged blocks of IMAGE and of its tree in place; exit with 4 if some cannot be.
+    """Repair damaged blocks of IMAGE and its hash tree in place.
 
-    From --from files that have the blocks, all files of a folder, or from parity. Only blocks that match the root
-    hash afterwards are written. Damaged parity of a whole image is made anew.
+    The correct content comes from other files (--from, with all files of a folder) or from parity (--fec-device). Only
+    blocks that then match the root hash are written. If the image is intact but its parity is damaged, the parity is
+    rebuilt. Exits with 4 if some blocks cannot be repaired.
     """
     from erofs_edge.cli.verity_from import borrow, files_of
     from erofs_edge.verity.fec import Places
@@ -156,7 +178,10 @@ def repair_(
 
     expected = root_hash_of(root_hash)
     if (fec_device is None) == (not sources):
-        raise UsageError("from where? --from FILE or --fec-device FILE, one of them")
+        raise UsageError(
+            "from where? --from FILE or --fec-device FILE, one of them",
+            hint=f"parity that stands in the image itself, as in those of builds: --fec-device {image}",
+        )
     parity_needs_a_device(fec_device, fec_roots, fec_offset)
     if fec_device is None:
         files = files_of(sources, image)
@@ -194,12 +219,17 @@ def repair_(
 
 @verity.command()
 @click.argument("image", metavar="IMAGE|URI", type=FAR)
-@click.option("--partition", metavar="NAME", help="IMAGE is a disk, and this partition of it is meant.")
-@click.option("--hash-offset", type=int, help="Byte where the superblock is (default: found).")
+@click.option("--partition", metavar="NAME", help="Read this partition of the disk IMAGE.")
+@click.option(
+    "--hash-offset", type=int, metavar="BYTES", help="Where the superblock is.  [default: found automatically]"
+)
 @json_option
 @names_image
 def dump(*, image: Path | str, partition: str | None, hash_offset: int | None, as_json: bool) -> None:
-    """Show the superblock in IMAGE, or in a hash device, and the sizes of data and tree."""
+    """Show the verity superblock of IMAGE.
+
+    IMAGE may also be a hash device. The sizes of data and hash tree are shown too.
+    """
     from erofs_edge.verify.system import erofs_end
     from erofs_edge.verity import tree
 
@@ -212,9 +242,8 @@ def dump(*, image: Path | str, partition: str | None, hash_offset: int | None, a
             sb = tree.read_superblock(place, hash_offset)
         except FormatError as error:
             said = str(error) if given else f"no hash tree found: {error}"
-            raise FormatError(
-                said, where=str(image), hint="--hash-offset BYTES, or name the file that holds it"
-            ) from None
+            advice = (None if given else disk_advice(place)) or "--hash-offset BYTES, or name the file that holds it"
+            raise FormatError(said, where=str(image), hint=advice) from None
     start, end = sb.start_block(hash_offset), sb.end(hash_offset)
     record = described(sb) | {
         "data_size": sb.data_size,
@@ -261,11 +290,14 @@ def _files(image: Place, found: Verification) -> list[str]:
         return files_of(source, 0, found.superblock, found.bad_data)
 
 
-def _advice(found: Verification, repairable: Repair | None) -> str | None:
+def _advice(found: Verification, repairable: Repair | None, one_file: Path | None) -> str | None:
+    """`one_file`: holds image, tree, and behind them perhaps parity that nobody has asked for."""
     if found.unproven.total == found.superblock.data_blocks and (repairable is None or not repairable.ok):
         return "the top of the tree does not match: is this the root hash of this image?"
     if repairable is None:
-        return None
+        if one_file is None or one_file.stat().st_size <= found.superblock.end(found.hash_offset):
+            return None
+        return f"what follows the tree may be parity: --fec-device {one_file} says what it can repair"
     if repairable.ok:
         return "all of it can be repaired: erofs-edge verity repair"
     lost = _listed(repairable.lost_data, repairable.lost_hash, repairable.unproven)
@@ -283,7 +315,7 @@ def _hash_offset_of_any(images: Sequence[Path], hash_device: Path | None, hash_o
     problem: UsageError | None = None
     for image in images:
         try:
-            return _hash_offset(image, hash_device, hash_offset, None, 0, str(image))
+            return _hash_offset(image, hash_device, hash_offset, None, None, str(image))
         except UsageError as error:
             problem = problem or error
     raise problem or UsageError("no image")
@@ -294,7 +326,7 @@ def _hash_offset(
     hash_device: Place | None,
     hash_offset: int | None,
     fec_device: Path | None,
-    fec_offset: int,
+    fec_offset: int | None,
     where: str,
 ) -> int:
     """Where the superblock is: as given, at 0 of a hash device, found in the image."""
@@ -306,10 +338,11 @@ def _hash_offset(
     if hash_device is not None:
         return 0
     found = find_superblock(image)
-    if found is None and fec_device is not None and isinstance(image, Path) and os.path.samefile(image, fec_device):
+    if found is None and fec_offset and fec_device and isinstance(image, Path) and os.path.samefile(image, fec_device):
         found = find_superblock(image, fec_offset)
     if found is None:
         found = erofs_end(image)  # where a padded slot has its tree, also one whose superblock is damaged
     if found is None:
-        raise UsageError("no hash tree found", where=where, hint="--hash-offset BYTES or --hash-device FILE")
+        advice = disk_advice(image) or "--hash-offset BYTES or --hash-device FILE"
+        raise UsageError("no hash tree found", where=where, hint=advice)
     return found

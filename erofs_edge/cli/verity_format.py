@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from erofs_edge.cli.verity_options import (
     title,
     uuid_of,
 )
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.verity.tree import TreeOptions, VerityInfo
@@ -33,18 +34,53 @@ _FEC_ROOTS = 2  # as veritysetup and Android have it
 
 @click.command("format")
 @click.argument("image", type=IMAGE)
-@click.option("--hash-device", type=FILE, help="Write the tree there instead.")
-@click.option("--hash-offset", type=int, help="Byte where the superblock goes (default: after the data).")
-@click.option("--data-block-size", type=int, default=4096, show_default=True, help="Bytes, a power of two.")
-@click.option("--hash-block-size", type=int, help="Bytes (default: as the data block size).")
-@click.option("--hash", "algorithm", type=click.Choice(["sha256", "sha512"]), default="sha256", show_default=True)
-@click.option("--salt", help="Hexadecimal, or '-' for none (default: from the image).")
-@click.option("--uuid", help="Of the superblock (default: from the image).")
-@click.option("--root-hash-file", type=FILE, help="Write the root hash there, too, in hexadecimal, without a line end.")
-@click.option("--fec-device", type=FILE, help="Write parity there: it lets the kernel, and 'verity repair', correct.")
-@click.option("--fec-roots", type=ROOTS, help=f"Parity bytes for 255 minus as many bytes (default: {_FEC_ROOTS}).")
-@click.option("--fec-offset", type=int, help="Byte where parity goes (default: 0, or after the tree in its own file).")
-@click.option("--jobs", type=click.IntRange(1), help="Threads (default: the CPUs; the output is the same).")
+@click.option("--hash-device", type=FILE, metavar="FILE", help="Write the hash tree to this file instead.")
+@click.option("--hash-offset", type=int, metavar="BYTES", help="Where the superblock goes.  [default: after the data]")
+@click.option(
+    "--data-block-size",
+    type=int,
+    default=4096,
+    show_default=True,
+    metavar="BYTES",
+    help="Size of a data block, a power of two.",
+)
+@click.option(
+    "--hash-block-size", type=int, metavar="BYTES", help="Size of a hash block.  [default: the data block size]"
+)
+@click.option(
+    "--hash",
+    "algorithm",
+    type=click.Choice(["sha256", "sha512"]),
+    default="sha256",
+    show_default=True,
+    help="The hash algorithm.",
+)
+@click.option("--salt", metavar="HEX", help="The salt, or '-' for none.  [default: derived from the image]")
+@click.option("--uuid", metavar="UUID", help="The UUID of the superblock.  [default: derived from the image]")
+@click.option(
+    "--root-hash-file",
+    type=FILE,
+    metavar="FILE",
+    help="Also write the root hash to this file, in hexadecimal without a newline.",
+)
+@click.option(
+    "--fec-device",
+    type=FILE,
+    metavar="FILE",
+    help="Write parity to this file, from which the kernel and `verity repair` can correct damage.",
+)
+@click.option("--fec-roots", type=ROOTS, help=f"Parity bytes in each codeword of 255 bytes.  [default: {_FEC_ROOTS}]")
+@click.option(
+    "--fec-offset",
+    type=int,
+    metavar="BYTES",
+    help="Where parity goes.  [default: 0, or after the hash tree if it is in the same file]",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    help="Number of threads; the output is the same for any number.  [default: number of CPUs]",
+)
 @json_option
 @names_image
 def format_(
@@ -64,12 +100,21 @@ def format_(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Append superblock and hash tree to IMAGE, or write them to --hash-device, and print the root hash."""
+    """Append superblock and hash tree to IMAGE, and print the root hash.
+
+    With --hash-device they are written to that file instead.
+
+    \b
+    Example:
+      erofs-edge verity format system.img --root-hash-file root.hash
+    """
     from erofs_edge.verity.fec import Places, write_parity
 
     parity_needs_a_device(fec_device, fec_roots, fec_offset)
     if fec_device and (hash_block_size or data_block_size) != data_block_size:
         raise UsageError("--fec-device wants data and hash blocks of one size")
+    if hash_device is None and hash_offset is None:
+        _refuse_a_second_tree(image)
     size = image.stat().st_size
     options: TreeOptions = {
         "salt": hex_of("--salt", "" if salt == "-" else salt),
@@ -103,6 +148,22 @@ def format_(
         emit_json(record)
     else:
         table((title(key) + ":", str(value)) for key, value in record.items())
+
+
+def _refuse_a_second_tree(image: Path) -> None:
+    """Raises UsageError where parity follows the tree of an EROFS; a tree that ends the file is found by `append`."""
+    from erofs_edge.verify.system import erofs_end
+    from erofs_edge.verity.tree import read_superblock
+
+    if (found := erofs_end(image)) is None:
+        return
+    with suppress(FormatError):
+        read_superblock(image, found)
+        raise UsageError(
+            "this image carries a verity tree already",
+            where=f"{image}: offset {found:#x}",
+            hint=f"to take it off, and the parity behind it: truncate -s {found} {image}",
+        )
 
 
 def _tree(

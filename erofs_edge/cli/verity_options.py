@@ -23,6 +23,9 @@ IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FAR = PathOrAddress(exists=True, dir_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 ROOTS = click.IntRange(2, 24)
+FEC_OFFSET = click.option(
+    "--fec-offset", type=int, help="Byte where the parity begins (default: 0, or after the tree in its own file)."
+)
 
 
 def names_image(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +87,7 @@ def uuid_of(text: str | None) -> bytes | None:
 
 def parity_needs_a_device(fec_device: Path | None, fec_roots: int | None, fec_offset: int | None) -> None:
     """Raises UsageError where options say how parity is, and none says where: no option is passed over in silence."""
-    if fec_device is None and (fec_roots is not None or fec_offset):
+    if fec_device is None and (fec_roots is not None or fec_offset is not None):
         raise UsageError("--fec-roots and --fec-offset are about parity", hint="say where it is: --fec-device FILE")
 
 

@@ -45,7 +45,8 @@ class Places:
     parity       file or device; it may be the image or the hash device
     hash_device  holds the tree; None: the image does
     hash_offset  byte of the superblock; None: 0 of a hash device, in the image where it is found, or behind the data
-    fec_offset   byte where the parity begins; None: 0, or the end of the file with the tree where new parity goes there
+    fec_offset   byte where the parity begins; None: 0, or where it stands in what holds the tree, too, the end of the
+                 tree (of new parity: the end of that file)
     roots        None: as the size of the parity has it; of new parity ROOTS
     """
 
@@ -272,7 +273,7 @@ def opened(places: Places, *, writable: bool = False) -> Iterator[tuple[Superblo
     The superblock is looked for as `verify` does, and before the parity where all is in one file. `writable` opens all
     of them for writing. Raises FormatError and UsageError as `verify` and `find_layout`.
     """
-    hash_offset, fec_offset, inside = places.hash_offset, places.fec_offset or 0, places.inside
+    hash_offset, fec_offset, inside = places.hash_offset, places.fec_offset, places.inside
     if hash_offset is None:
         end = fec_offset if inside else None
         hash_offset = 0 if places.hash_device else find_superblock(places.image, end) or 0
@@ -286,6 +287,8 @@ def opened(places: Places, *, writable: bool = False) -> Iterator[tuple[Superblo
         sb = superblock.parse(pread(hash_fd, superblock.SIZE, hash_offset), hash_offset)
         sizes = file_size(data_fd), file_size(hash_fd)
         check_bounds(sb, hash_offset, *sizes, one_file=places.hash_device is None)
+        if fec_offset is None:
+            fec_offset = sb.end(hash_offset) if inside else 0
         layout = find_layout(
             sb, hash_offset, sizes[1], file_size(fec_fd), roots=places.roots, offset=fec_offset, inside=inside
         )  # fmt: skip

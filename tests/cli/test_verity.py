@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 from killed import kills_leave_nothing
 
 from erofs_edge.cli.main import cli
+from erofs_edge.disk import gpt
 from erofs_edge.erofs.ondisk import SUPER_OFFSET, SUPERBLOCK, Superblock
 
 UUID = "12345678-9abc-4def-8123-456789abcdef"
@@ -74,6 +76,18 @@ def test_format_twice_is_refused_with_a_way_out(image: Path) -> None:
     assert "already" in result.stderr
     assert f"hint: to take it off: truncate -s 1228800 {image}" in result.stderr
     assert image.stat().st_size == size
+
+
+def test_format_is_refused_where_parity_follows_the_tree(image: Path) -> None:
+    raw = bytearray(image.read_bytes())
+    raw[SUPER_OFFSET : SUPER_OFFSET + SUPERBLOCK.size] = SUPERBLOCK.pack(*Superblock(blocks_lo=300))
+    image.write_bytes(raw)
+    formatted(image, "--fec-device", image)
+    good = image.read_bytes()
+    result = run("format", image)
+    assert (result.exit_code, "already" in result.stderr) == (2, True)
+    assert f"truncate -s 1228800 {image}" in result.stderr
+    assert image.read_bytes() == good
 
 
 @pytest.mark.oracle
@@ -265,6 +279,34 @@ def test_everything_in_one_file(image: Path) -> None:
     assert run("repair", image, *options).exit_code == 0
     assert image.read_bytes() == good
     assert run("verify", image, *options).exit_code == 0
+
+
+def test_parity_behind_the_tree_needs_no_offset(image: Path) -> None:
+    """The offset's default is where `format` puts parity, and who does not know of it is told."""
+    raw = bytearray(image.read_bytes())
+    raw[SUPER_OFFSET : SUPER_OFFSET + SUPERBLOCK.size] = SUPERBLOCK.pack(*Superblock(blocks_lo=300))
+    image.write_bytes(raw)
+    root = formatted(image, "--fec-device", image)["root_hash"]
+    good = image.read_bytes()
+    spoil(image, 5)
+    result = run("verify", image, "--root-hash", root)
+    assert (result.exit_code, f"--fec-device {image} says what it can repair" in result.stderr) == (4, True)
+    result = run("verify", image, "--root-hash", root, "--fec-device", image)
+    assert (result.exit_code, "all of it can be repaired" in result.stderr) == (4, True)
+    result = run("repair", image, "--root-hash", root)
+    assert (result.exit_code, f"--fec-device {image}" in result.stderr) == (2, True)
+    assert run("repair", image, "--root-hash", root, "--fec-device", image).exit_code == 0
+    assert image.read_bytes() == good
+
+
+def test_a_disk_is_told_from_an_image(tmp_path: Path) -> None:
+    kind, *guids = (uuid.UUID(int=number) for number in range(1, 4))
+    head, tail = gpt.encode(gpt.Table(guids[0], 6000, [gpt.Partition("system_a", kind, guids[1], 2048, 4095)]))
+    disk = tmp_path / "disk"
+    disk.write_bytes(head + bytes(6000 * 512 - len(head) - len(tail)) + tail)
+    for words in (("verify", disk, "--root-hash", "00" * 32), ("dump", disk)):
+        result = run(*words)
+        assert "a disk: --partition NAME, of system_a" in result.stderr, result.stderr
 
 
 def test_a_failed_parity_leaves_the_image_as_it_was(image: Path, tmp_path: Path) -> None:
