@@ -164,7 +164,7 @@ def build(
             offer = ahead.offer if ahead else None
             content, idle = changed(source_tree(source, layers or options.archives, offer, layers=bool(layers)), **tree)
             own = without_outputs(content, source, output, given["blobdev"]) if source and not layers else []
-            options = options.replaced(ahead=ahead)
+            options = options.replaced(ahead=ahead, scanned=source is not None)
             from erofs_edge.erofs.write import write_image  # loaded, as pathlib, while processes are at work
 
             image = _path(output)

@@ -43,4 +43,4 @@ def build(source: FileTree | str | os.PathLike[str], out: str | os.PathLike[str]
         return write_image(source, path, chosen)
     folder = path_of("source", source, f"FileTree, {PATH}")
     with HeadStart(chosen) as ahead:
-        return write_image(scan(folder, ahead.offer), path, chosen.replaced(ahead=ahead))
+        return write_image(scan(folder, ahead.offer), path, chosen.replaced(ahead=ahead, scanned=True))

@@ -225,7 +225,9 @@ class _Search:
         if known is not None and known.bytes is not None:
             return known.bytes
         options = self.options(candidate)
-        trial = options.replaced(uuid=bytes(16), cache=None, progress=None, meter=None, blob=None, profile=())
+        trial = options.replaced(
+            uuid=bytes(16), cache=None, progress=None, meter=None, blob=None, profile=(), scanned=False
+        )
         size = int(write_image(self._sample, self._scratch, trial).size * self._scale)
         gc.collect()  # files refer to each other: what a trial had would stay, codecs' memory too
         codec, level, pcluster = candidate["compression"], candidate["level"], candidate["pcluster"]

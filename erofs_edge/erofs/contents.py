@@ -11,7 +11,7 @@ from erofs_edge.erofs import at_once
 from erofs_edge.errors import SourceError
 from erofs_edge.positions import READ
 from erofs_edge.reading import read_exactly
-from erofs_edge.tree import Content, FileContent
+from erofs_edge.tree import Content, FileContent, Inode
 
 PIECE = 16 << 20  # bytes: also the length of a segment, across which no extent reaches
 ZEROS = bytes(PIECE)  # what a piece that lies in a hole of its file is: this very object. No memory is used for it
@@ -63,6 +63,24 @@ def digest(content: Content, where: str) -> bytes:
     for piece in pieces(content, where):
         state.update(piece)
     return state.digest()
+
+
+def check_unchanged(inode: Inode, where: str) -> None:
+    """Raises SourceError, naming `where`, for a file of the host that has another time than its inode, which
+    `directory.scan` took from it: it was written meanwhile, and what was read may be half old and half new."""
+    content = inode.content
+    if type(content) is not FileContent:
+        return
+    try:
+        is_same = os.lstat(content.path).st_mtime_ns == inode.mtime_ns
+    except OSError:
+        is_same = False
+    if not is_same:
+        raise SourceError(
+            f"file {os.fsdecode(content.path)} changed while the image was being written",
+            where=where,
+            hint="build from what nobody writes to: a copy, or a snapshot of the file system",
+        )
 
 
 def _read_file(content: FileContent, offset: int, length: int, where: str) -> bytes:

@@ -102,6 +102,8 @@ class WriteOptions(Record):
     xattr_prefixes  long prefixes of attributes' names, kept in a table; needs Linux 6.4
     fingerprints  files carry the sha256 of what they hold, by which equal files of several images share their pages in
                   memory: Linux 7.0, which older ones mount, too
+    scanned       the tree is what `directory.scan` found: where a file of more than 128 KiB has another time in the end
+                  it was changed while it was being read, which is a SourceError
     kernel        refuse what this kernel cannot mount
     jobs          threads or processes that read and compress; None: what suits the processors; 1: one thread
     cache         compressed data of earlier builds
@@ -144,6 +146,7 @@ class WriteOptions(Record):
     xattr_filter: bool = True
     xattr_prefixes: tuple[bytes, ...] = ()
     fingerprints: bool = False
+    scanned: bool = False
     kernel: Kernel | None = None
     jobs: int | None = None
     cache: CompressionCache | None = None

@@ -53,6 +53,21 @@ def test_the_usual_line(source: Path) -> None:
     assert (again["cache_hits"], again["cache_misses"]) == (0, 0)
 
 
+def test_a_file_that_somebody_writes_to(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the tree was looked at: the size stays, the time does not."""
+    (source / "database").write_bytes(bytes(200_000))
+
+    def meanwhile(*_: object) -> list[str]:
+        (source / "database").write_bytes(b"x" * 200_000)
+        return []
+
+    monkeypatch.setattr("erofs_edge.cli.fs_build.without_outputs", meanwhile)
+    done = build(source, "-z", "lz4")
+    assert done.exit_code == 1
+    assert "database changed while the image was being written" in done.stderr
+    assert not (source.parent / "i").exists()
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("arguments", [[], ["-z", "lz4"], ["-z", "lz4hc,9", "-C", "16384"], ["-E", "noinline_data"]])
 def test_the_same_bytes_as_mkfs(oracle: Callable[[str], str], source: Path, arguments: list[str]) -> None:

@@ -19,7 +19,9 @@ from treediff import scan
 from writer_check import write
 from writer_trees import Repeated, file, noise, rich_tree
 
+from erofs_edge import erofs
 from erofs_edge.erofs.options import WriteOptions
+from erofs_edge.erofs.profile import Use
 from erofs_edge.errors import CapacityError, ErofsEdgeError, SourceError, UsageError
 from erofs_edge.tree import FileContent, FileTree, Inode
 
@@ -134,6 +136,36 @@ def test_a_file_that_changes_its_size(tmp_path: Path, change: int | None, compre
         write(tree, tmp_path / "i", compression=compression)
     assert caught.value.where == "/x"
     assert (tmp_path / "i").read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["new", "baseline", "profile"])
+@pytest.mark.parametrize("change", ["rewritten", "gone"])
+def test_a_file_that_changes_and_keeps_its_size(tmp_path: Path, how: str, change: str) -> None:
+    """What was read may be half old and half new: only its time tells."""
+    source, image = tmp_path / "source", tmp_path / "i"
+    source.mkdir()
+    for name in ("a", "busy"):
+        (source / name).write_bytes(noise(200_000))
+    options: dict[str, Any] = {"epoch": 0}
+    if how == "baseline":
+        erofs.build(source, image, **options)
+        options["baseline"] = image
+    elif how == "profile":
+        options["profile"] = (Use(b"busy", 0, 4096),)
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def meanwhile(_done: int, _total: int) -> None:
+        if change == "gone":
+            (source / "busy").unlink(missing_ok=True)
+        else:
+            (source / "busy").write_bytes(noise(200_000))
+
+    with pytest.raises(SourceError, match="busy changed while the image was being written") as caught:
+        erofs.build(source, image, progress=meanwhile, **options)
+    assert caught.value.where == "/busy"
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    (source / "busy").write_bytes(noise(200_000))
+    erofs.build(source, image, **options)
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4"])
