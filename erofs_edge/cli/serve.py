@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 IMAGES = {"disk": "disk.img", "system": "system.img"}
 OCI = "oci:"
+DEVICE_DISK = "256M"
+SECTOR = 512
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _without_port(ctx: click.Context, param: click.Parameter, value: str) -> str:
     host, _, port = value.rpartition(":")
     if host and ":" not in host and port.isdigit():
-        raise UsageError(f"--bind {value}: an address is wanted, without a port", hint=f"--port {port}")
+        raise UsageError(f"--bind {value}: give the address without a port", hint=f"--port {port}")
     return value
 
 
@@ -59,8 +61,9 @@ def _without_port(ctx: click.Context, param: click.Parameter, value: str) -> str
     help="Give each device that asks for data/NAME a writable disk, kept in FOLDER.",
 )  # fmt: skip
 @click.option(
-    "--device-disk", default="256M", show_default=True, metavar="SIZE|FILE",
-    help="With --devices, what each disk starts as: empty, of this size; or copy-on-write over this file.",
+    "--device-disk", metavar="SIZE|FILE",
+    help="With --devices, what each disk starts as: empty, of this size; or copy-on-write over this file.  "
+    "[default: 256M]",
 )  # fmt: skip
 @click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="On exit, write a trace of what was read, in order.")  # fmt: skip
@@ -76,7 +79,7 @@ def serve(
     key: Path | None,
     writable: bool,
     devices: Path | None,
-    device_disk: str,
+    device_disk: str | None,
     trace: Path | None,
     as_json: bool,
 ) -> None:
@@ -91,8 +94,7 @@ def serve(
     """
     from erofs_edge.serve.server import Server
 
-    if key and not certificate:
-        raise UsageError("--tls-key without --tls-certificate")
+    _refuse_alone(key=key, certificate=certificate, device_disk=device_disk, devices=devices)
     exports: dict[str, FileExport | RegistryExport] = {}
     if what.startswith(OCI):
         exports |= _from_registry(what.removeprefix(OCI), writable=writable)
@@ -101,17 +103,15 @@ def serve(
 
         exports |= {name: FileExport(path, writable=writable) for name, path in _files(Path(what), out).items()}
     traced = _traced(exports) if trace else None
-    given = _with_devices(exports, devices, device_disk) if devices else exports
+    given = _with_devices(exports, devices, device_disk or DEVICE_DISK) if devices else exports
     server = Server(given, tls=_tls(certificate, key) if certificate else None, say=note)
-    scheme = "nbds" if certificate else "nbd"
     if socket:
         server.listen_unix(socket)
     else:
         port = server.listen(bind, port)
     try:
         for name in exports:
-            place = f"{scheme}+unix:///{quote(name)}" if socket else f"{scheme}://{bind}:{port}/{quote(name)}"
-            note(f"{place}?socket={quote(str(socket))}" if socket else place)
+            note(_uri("nbds" if certificate else "nbd", name, bind, port, socket))
         signal.pause()
     except KeyboardInterrupt:
         pass
@@ -125,6 +125,21 @@ def serve(
         if trace and traced:
             _write_trace(trace, traced)
         _report(exports, as_json=as_json)
+
+
+def _refuse_alone(*, key: Path | None, certificate: Path | None, device_disk: str | None, devices: Path | None) -> None:
+    """Raises UsageError for an option that means nothing without another."""
+    if key and not certificate:
+        raise UsageError("--tls-key needs --tls-certificate")
+    if device_disk and not devices:
+        raise UsageError("--device-disk needs --devices", hint="--devices FOLDER: where the disks are kept")
+
+
+def _uri(scheme: str, name: str, host: str, port: int, socket: Path | None) -> str:
+    """What a client calls the export."""
+    if socket:
+        return f"{scheme}+unix:///{quote(name)}?socket={quote(str(socket))}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/{quote(name)}"
 
 
 def _traced(exports: Mapping[str, Export]) -> Export:
@@ -161,7 +176,9 @@ def _with_devices(exports: Mapping[str, Export], folder: Path, disk: str) -> Map
         try:
             base = size_bytes(disk)
         except (ValueError, KeyError):
-            raise UsageError(f"--device-disk {disk}: neither a size nor a file", hint="as in 256M") from None
+            raise UsageError(f"--device-disk {disk}: neither a size nor a file", hint="for example 256M") from None
+        if not base or base % SECTOR:
+            raise UsageError(f"--device-disk {disk}: a disk has whole sectors of {SECTOR} bytes, at least one")
     return Devices(exports, folder, base)
 
 
@@ -174,7 +191,7 @@ def _from_registry(reference: str, *, writable: bool) -> dict[str, RegistryExpor
     from erofs_edge.sources.oci.reference import parse_reference
 
     if writable:
-        raise UsageError("what is in a registry cannot be written to")
+        raise UsageError("--writable is not possible for an image in a registry")
     remote = open_remote(parse_reference(reference))
     return exports_of(find(remote, "arm64"), remote, Cache(), say=note)
 
@@ -196,7 +213,7 @@ def _files(what: Path, out: Path | None) -> dict[str, Path]:
         hint = f"erofs-edge build {said(what)}" + (f" -o {out}" if out else "")
     files = {name: folder / file for name, file in IMAGES.items() if (folder / file).is_file()}
     if not files:
-        raise SourceError("no build is there", where=str(folder), hint=hint or "erofs-edge build BOARD")
+        raise SourceError("no build here", where=str(folder), hint=hint or "erofs-edge build BOARD")
     return files
 
 
@@ -207,7 +224,8 @@ def _tls(certificate: Path, key: Path | None) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certificate, key)
     except (ssl.SSLError, OSError) as error:
-        raise SourceError("not a certificate with its private key", where=str(certificate)) from error
+        hint = None if key else "--tls-key PEM: the key, where it is in a file of its own"
+        raise SourceError("not a certificate with its private key", where=str(certificate), hint=hint) from error
     return context
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
-from erofs_edge.errors import CapacityError, SourceError
+from erofs_edge.errors import CapacityError, ErofsEdgeError, SourceError
 from erofs_edge.serve.export import BLOCK, EXTENTS_MAX, Export, FileExport
 from erofs_edge.transport.nbd import wire
 from erofs_edge.writing import sync_data
@@ -149,7 +149,7 @@ class Devices(Mapping[str, Export]):
     def __contains__(self, name: object) -> bool:
         try:
             return isinstance(name, str) and self[name] is not None
-        except (KeyError, SourceError):
+        except (KeyError, ErofsEdgeError):
             return False
 
     def __iter__(self) -> Iterator[str]:

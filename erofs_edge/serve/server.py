@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from erofs_edge.errors import DeviceError, ProtocolError
+from erofs_edge.errors import DeviceError, ErofsEdgeError, ProtocolError
 from erofs_edge.serve.export import Export
 from erofs_edge.serve.writers import Writers, host_of
 from erofs_edge.transport.nbd import wire
@@ -73,20 +73,25 @@ class Server:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
-            raise DeviceError(f"cannot listen: {error.strerror or error}", where=f"{host}:{port}") from error
+            hint = "choose another port with --port, or 0 for a free one" if error.errno == errno.EADDRINUSE else None
+            where = f"{host}:{port}"
+            raise DeviceError(f"cannot listen: {error.strerror or error}", where=where, hint=hint) from error
         self._accept_from(listener)
         chosen: int = listener.getsockname()[1]
         return chosen
 
     def listen_unix(self, path: Path) -> None:
-        """Take connections on a socket file. Raises DeviceError."""
+        """Take connections on a socket file; one that a killed server left makes way. Raises DeviceError."""
         listener = socket.socket(socket.AF_UNIX)
         try:
+            if _left_behind(path):
+                path.unlink()
             listener.bind(str(path))
             listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
-            raise DeviceError(f"cannot listen: {error.strerror or error}", where=str(path)) from error
+            hint = "another server listens there, or a file has this name" if error.errno == errno.EADDRINUSE else None
+            raise DeviceError(f"cannot listen: {error.strerror or error}", where=str(path), hint=hint) from error
         self._accept_from(listener)
 
     def stop(self) -> None:
@@ -133,7 +138,7 @@ class Server:
 
     def _serve(self, client: socket.socket) -> None:
         peer, host = _peer(client), _host(client)
-        offers = _Offers(self._exports, self.writers, host)
+        offers = _Offers(self._exports, self.writers, host, self._say)
         served = _Client(client, Session(offers, tls=Tls.REQUIRED if self._tls else Tls.OFF), self, host)
         try:
             served.run()
@@ -163,19 +168,21 @@ class Server:
 
 
 class _Offers(Mapping[str, Offer]):
-    """What one host can have of exports, some of which may only come to be when they are asked for."""
+    """What one host can have of exports, some of which may only come to be when they are asked for. One that cannot be
+    had is none to the client; the operator is told why."""
 
-    def __init__(self, exports: Mapping[str, Export], writers: Writers, host: str) -> None:
-        self._exports, self._writers, self._host = exports, writers, host
+    def __init__(self, exports: Mapping[str, Export], writers: Writers, host: str, say: Say) -> None:
+        self._exports, self._writers, self._host, self._say = exports, writers, host, say
 
     def __getitem__(self, name: str) -> Offer:
-        export = self._exports[name]
+        try:
+            export = self._exports[name]
+        except ErofsEdgeError as error:
+            self._say(f"export {name}: {error}" + (f" ({error.hint})" if error.hint else ""))
+            raise KeyError(name) from error
         offer = export.offer
         other = "" if offer.read_only else self._writers.other(export.path, self._host)
         return replace(offer, read_only=True, writer=other) if other else offer
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._exports
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._exports)
@@ -283,6 +290,18 @@ def _prepare(client: socket.socket) -> None:
         for name, value in KEEPALIVE.items():
             if hasattr(socket, name):  # not on every system
                 client.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _left_behind(path: Path) -> bool:
+    """Whether this is a socket file behind which nobody listens."""
+    if not path.is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX) as caller:
+        try:
+            caller.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+    return False
 
 
 def _host(client: socket.socket) -> str:
