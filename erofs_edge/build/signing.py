@@ -45,9 +45,9 @@ class Collector:
     def finish(self) -> None:
         """Raises SignaturesMissingError where any was."""
         if self.missing:
-            first = self.missing[0]
-            count = f"{len(self.missing)} digests wait for their signatures" if len(self.missing) > 1 else first.message
-            raise SignaturesMissingError(count, where=first.where, hint=first.hint)
+            first, count = self.missing[0], len({error.where for error in self.missing})  # one may be asked for twice
+            said = f"{count} digests wait for their signatures, this one among them" if count > 1 else first.message
+            raise SignaturesMissingError(said, where=first.where, hint=first.hint)
 
 
 def refuse_development(signer: Signer) -> None:

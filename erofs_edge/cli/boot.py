@@ -21,7 +21,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
-@click.argument("board", type=FILE)
+@click.argument("board", metavar="BOARD", type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "out",
@@ -103,17 +103,23 @@ def boot(
     refuse_without(of_diskless)
     smoke = smoke or tamper is not None or falls_back or scenario is not None or keep or u_boot
     if keep and (disk is None or slot or tamper or scenario):
-        raise UsageError("--keep is for a disk of your own, as it is", hint="--disk FILE")
+        raise UsageError(
+            "--keep needs --disk, and cannot be combined with --slot, --tamper or --scenario",
+            hint="give --keep and --disk FILE alone",
+        )
     if u_boot and (falls_back or scenario or tamper == "loader"):
-        raise UsageError("U-Boot counts no starts of UEFI images, and starts them without systemd-boot")
+        raise UsageError(
+            "--u-boot cannot be combined with --falls-back, --scenario or --tamper loader:"
+            " U-Boot does not count the starts of UEFI images, and starts them without systemd-boot"
+        )
     if (falls_back or scenario) and (slot or tamper):
         raise UsageError("--falls-back and --scenario choose the slot themselves")
     if not smoke and (timeout or log or as_json):
-        raise UsageError("--timeout, --log and --json belong to --smoke")
+        raise UsageError("--timeout, --log and --json need --smoke", hint="add --smoke")
     if smoke and forwards:
-        raise UsageError("--forward is for the terminal: --smoke gives the machine no network")
+        raise UsageError("--forward cannot be combined with --smoke: the machine then has no network")
     if disk is not None and disk.is_fifo():
-        raise UsageError("a pipe, not a disk", where=str(disk), hint="write what comes out of it into a file first")
+        raise UsageError("a pipe, not a disk", where=str(disk), hint="save its output to a file first")
     loaded, folder = built(board, out)
     value = loaded.value
     if not smoke:

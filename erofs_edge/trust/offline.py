@@ -72,19 +72,22 @@ def waiting(folder: Path) -> list[str]:
 def attach(folder: Path, key: VerificationKey, signatures: list[bytes]) -> list[str]:
     """Put signatures beside their digests, whichever those are; the digests signed, in hex.
 
-    Nothing is written unless each signature fits. Raises VerificationError for one that fits no waiting digest.
+    A build asks more than once, and all signatures of the folder may come each time: those that are there already are
+    passed over. Nothing is written unless each signature fits. Raises VerificationError for one that fits no digest.
     """
-    open_digests = [bytes.fromhex(text) for text in waiting(folder)]
+    digests = [bytes.fromhex(path.stem) for path in sorted(folder.glob(f"*{DIGEST}"))]
+    open_digests = {bytes.fromhex(text) for text in waiting(folder)}
     matched: dict[bytes, bytes] = {}
     for number, signature in enumerate(signatures, 1):
-        digest = next((d for d in open_digests if verifies(key.public_key, signature, d)), None)
+        digest = next((d for d in digests if verifies(key.public_key, signature, d)), None)
         if digest is None:
             raise VerificationError(
-                f"signature {number} of {len(signatures)} is of none of the {len(open_digests)} waiting digest(s)",
+                f"signature {number} of {len(signatures)} is of none of the {len(digests)} digest(s)",
                 where=str(folder),
                 hint=f"it must be made with the private key of '{key.name}' over a digest of this folder",
             )
-        matched[digest] = signature
+        if digest in open_digests:
+            matched[digest] = signature
     for digest, signature in matched.items():
         _write(folder / f"{digest.hex()}{SIGNATURE}", signature)
     return [digest.hex() for digest in matched]

@@ -130,6 +130,8 @@ def test_all_digests_of_a_build_wait_at_once(tmp_path: Path) -> None:
     offline = open_signer(f"offline:{folder}?public-key={public}")
     collect = Collector()
     assert sign_system(offline, ROOT, 5, work, collect) is None
+    with collect.one():
+        offline.sign_digest(hashlib.sha256(ROOT.hex().encode()).digest())  # asked for once more: no third digest
     with pytest.raises(SignaturesMissingError, match="2 digests wait"):
         collect.finish()
     digests = [bytes.fromhex(text) for text in waiting(folder)]

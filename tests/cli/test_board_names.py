@@ -35,6 +35,15 @@ def test_a_stock_board_is_named_wherever_a_board_is(verb: str) -> None:
     assert any(word in result.stderr for word in ("out/qemu-aarch64", "nowhere", "UEFI firmware")), result.stderr
 
 
+@pytest.mark.parametrize("verb", ["boot", "diskless", "installer"])
+def test_a_folder_of_the_boards_name_is_not_the_board(verb: str, folder: Path) -> None:
+    """`build qemu-aarch64 -o qemu-aarch64` makes one, and names the board in the commands that it prints."""
+    (folder / "qemu-aarch64").mkdir()
+    result = run(verb, "qemu-aarch64", *MORE.get(verb, ()))
+    assert "is a directory" not in result.stderr
+    assert any(word in result.stderr for word in ("out/qemu-aarch64", "UEFI firmware")), result.stderr
+
+
 @pytest.mark.parametrize("verb", [*BOARDS, "build", "explain", "lock", "provision"])
 def test_a_name_that_is_none_is_told_with_those_that_are(verb: str) -> None:
     result = run(verb, "qemu-arch64", *MORE.get(verb, ()))

@@ -149,6 +149,7 @@ def test_two_steps_without_a_network(public: Path, tmp_path: Path) -> None:
         attach(folder, key, [signature, b"garbage"])
     assert len(waiting(folder)) == 2, "one bad signature, and none is taken"
     assert attach(folder, key, [signature]) == [DIGEST.hex()]
+    assert attach(folder, key, [signature]) == [], "a second round brings all signatures of the folder again"
     assert sign(open_signer(uri), DATA) == signature
     assert waiting(folder) == [hashlib.sha256(b"more").hexdigest()]
     (folder / f"{DIGEST.hex()}.sig").write_bytes(b"swapped")
