@@ -81,7 +81,7 @@ def diskless(
     Example:
       erofs-edge diskless rpi4 --system nbd://192.0.2.1/system
     """
-    from erofs_edge.diskless.place import parse_boot_image, parse_place
+    from erofs_edge.diskless.place import check_reachable, parse_boot_image, parse_place
     from erofs_edge.diskless.start import Diskless, board_lock, build_diskless
     from erofs_edge.sources.cache import Cache
     from erofs_edge.trust.signer import open_signer
@@ -95,6 +95,9 @@ def diskless(
         _certificates(tls_ca, tls_certificate, tls_key),
         boot_image=parse_boot_image(boot_image) if boot_image is not None else None,
     )
+    for place in (wanted.system, wanted.data, wanted.boot_image):
+        if place is not None and not isinstance(place, str):
+            check_reachable(place)
     with step("diskless boot image"):
         signer = open_signer(key or loaded.value.sign.key)
         made = build_diskless(loaded.value, board_lock(loaded.path, folder), folder, wanted, signer, Cache())
@@ -124,14 +127,16 @@ def _data(text: str) -> Place | str:
 
     if text in ("memory", "disk"):
         return text
+    if "://" not in text:
+        raise UsageError(f"--data {text}: not a place for data", hint="memory, disk or nbd://ADDRESS/EXPORT")
     place = parse_place(text)
     if place.plugin != "nbd":
-        raise UsageError(f"--data {text}: a web server takes no writes", hint="nbd:// or nbds://")
+        raise UsageError(f"--data {text}: a web server does not accept writes", hint="use nbd:// or nbds://")
     return place
 
 
 def _certificates(ca: Path | None, certificate: Path | None, key: Path | None) -> dict[str, bytes]:
     if (certificate is None) != (key is None):
-        raise UsageError("--tls-certificate and --tls-key belong together")
+        raise UsageError("--tls-certificate and --tls-key must be given together")
     named = {"ca-cert.pem": ca, "client-cert.pem": certificate, "client-key.pem": key}
     return {name: path.read_bytes() for name, path in named.items() if path is not None}

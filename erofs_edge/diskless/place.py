@@ -54,10 +54,10 @@ def parse_place(uri: str) -> Place:
         split = urlsplit(uri)
         host, port = split.hostname or "", split.port
     except ValueError:  # a bracket alone, a port that is no number
-        raise UsageError(f"'{uri}' is no place to get a system from", hint=_HINT) from None
+        raise UsageError(f"'{uri}' is not the address of a server's export or file", hint=_HINT) from None
     export = unquote(split.path.removeprefix("/"))
     if split.scheme not in ("nbd", "nbds", "http", "https") or not host or port == 0:
-        raise UsageError(f"'{uri}' is no place to get a system from", hint=_HINT)
+        raise UsageError(f"'{uri}' is not the address of a server's export or file", hint=_HINT)
     if not _WORD.fullmatch(uri.replace("[", "").replace("]", "")) or not _WORD.fullmatch(export):
         raise UsageError(f"'{uri}' has characters that the init script cannot hold", hint="letters, digits and ._~:/+-")
     if split.scheme.startswith("nbd") and (split.query or split.fragment or split.username):
@@ -69,6 +69,18 @@ def parse_place(uri: str) -> Place:
             f"'{host}' is a name, not an address", hint="the board has no name service when it starts"
         ) from None
     return Place(split.scheme, host, port or PORT, export, uri)
+
+
+def check_reachable(place: Place) -> None:
+    """Raises UsageError for an address at which no board finds a server: its own, nobody's, everybody's, or one that
+    means something on a named link only."""
+    address = ipaddress.ip_address(place.host)
+    on_a_link = address.version == 6 and address.is_link_local
+    if address.is_loopback or address.is_unspecified or address.is_multicast or on_a_link:
+        raise UsageError(
+            f"'{place.uri}': the board cannot reach a server at {place.host}",
+            hint="the server's address in the board's network, where it listens: serve --bind ADDRESS",
+        )
 
 
 def parse_boot_image(uri: str) -> Place:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from erofs_edge.errors import SourceError
+from erofs_edge.tree import split
 
 _LINE = re.compile(rb"(/.*?)(?:[ \t]+(\d+)[ \t]+(\d+))?[ \t]*", re.DOTALL)
 _DIGITS_MAX = 38  # of offset and length together: what two numbers of 64 bits have
@@ -43,9 +44,20 @@ def read_profile(file: Path) -> tuple[Use, ...]:
                 " /usr/bin/x 0 65536",
             )
         path = _ESCAPE.sub(_unescape, match[1])
+        if not could_be(path):
+            raise SourceError(f"no file has the path {escape(path)}", where=f"{file}:{number}")
         start, length = int(match[2] or 0), int(match[3] or 0)
         uses.setdefault(Use(path, start, start + length if length else None))
     return tuple(uses)
+
+
+def could_be(path: bytes) -> bool:
+    """Whether a tree could have this path: it has no '..', no NUL and no name over 255 bytes."""
+    try:
+        split(path)
+    except SourceError:
+        return False
+    return True
 
 
 def profile_text(uses: Iterable[Use]) -> str:

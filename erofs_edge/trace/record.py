@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from erofs_edge.erofs.profile import Use, read_profile, unescape
+from erofs_edge.erofs.profile import Use, could_be, read_profile, unescape
 from erofs_edge.errors import ErofsEdgeError, FormatError, SourceError, VerificationError
 from erofs_edge.writing import beside
 
 KIND = "erofs-edge trace"
 FORMAT = 1
+SECTOR = 512  # bytes: no block is smaller
 SIZE_MAX = 256 << 20  # bytes of a file that can be a trace
 MERGE = 8  # blocks: a gap that costs less to read than a request of its own
 LONGEST = 256  # blocks of a run that is fetched ahead: others have to wait for it on a slow link
@@ -151,11 +152,14 @@ def decode(data: bytes, where: str) -> Trace:
         raise FormatError(f"not a trace: {error}", where=where) from error
     if trace.kind != KIND or trace.format != FORMAT:
         raise FormatError("not a trace of this version", where=where)
-    limit = -(-trace.image_bytes // trace.block_size) if trace.block_size > 0 else 0
+    if trace.block_size < SECTOR or trace.block_size & (trace.block_size - 1):
+        raise FormatError(f"the trace has blocks of {trace.block_size} bytes", where=where)
+    limit = -(-trace.image_bytes // trace.block_size)
     if any(r.gap < 0 or r.first < 0 or r.blocks < 1 or r.first + r.blocks > limit for r in trace.reads):
         raise FormatError("the trace has reads outside the image", where=where)
-    if any(not f.path.startswith("/") or f.start < 0 or f.length < 0 for f in trace.files):
-        raise FormatError("the trace has files that can be none", where=where)
+    for file in trace.files:
+        if not file.path.startswith("/") or file.start < 0 or file.length < 0 or not could_be(unescape(file.path)):
+            raise FormatError(f"the trace has a file that can be none: {file.path!r}", where=where)
     return trace
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import subprocess
 import xml.etree.ElementTree as ET
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erofs_edge.erofs.options import WriteOptions
-from erofs_edge.erofs.profile import Use, profile_text, read_profile
+from erofs_edge.erofs.profile import Use, could_be, profile_text, read_profile
 from erofs_edge.erofs.read import Image
 from erofs_edge.erofs.write import write_image
 from erofs_edge.errors import FormatError, SourceError, VerificationError
@@ -161,6 +162,29 @@ def test_hostile_traces(text: str) -> None:
         decode(text.encode("latin-1"), "there")
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"files": [["/etc/../../x", 0, 0]]}, "/etc/../../x"),
+        ({"files": [["/a\\000b", 0, 0]]}, "can be none"),
+        ({"block_size": 3}, "blocks of 3 bytes"),
+        ({"block_size": 0}, "blocks of 0 bytes"),
+    ],
+)
+def test_a_trace_that_could_not_be_of_an_image(changed: dict[str, object], words: str) -> None:
+    whole = json.loads(encode(_trace([(0, 0, 1)])))
+    with pytest.raises(FormatError, match=re.escape(words)) as refused:
+        decode(json.dumps(whole | changed).encode(), "a.trace")
+    assert refused.value.where == "a.trace"
+
+
+def test_a_path_that_no_tree_has_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "profile").write_text("/bin/x\n/etc/../x 0 5\n")
+    with pytest.raises(SourceError, match=r"no file has the path /etc/\.\./x") as refused:
+        read_profile(tmp_path / "profile")
+    assert refused.value.where == f"{tmp_path}/profile:2"
+
+
 def test_a_trace_of_another_image_is_refused(image: tuple[Path, str], tmp_path: Path, edge: str) -> None:
     path, root_hash = image
     assert image_root_hash(path) == root_hash
@@ -236,7 +260,10 @@ def test_the_profile_of_a_trace_is_the_trace(image: tuple[Path, str], tmp_path: 
         _trace([]).uses()
 
 
-@given(st.lists(st.tuples(st.binary(min_size=1, max_size=12), st.integers(0, 99), st.integers(0, 99)), max_size=5))
+PATHS = st.binary(min_size=1, max_size=12).filter(lambda name: could_be(b"/" + name))
+
+
+@given(st.lists(st.tuples(PATHS, st.integers(0, 99), st.integers(0, 99)), max_size=5))
 def test_any_path_survives_a_profile(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[bytes, int, int]]
 ) -> None:
