@@ -26,7 +26,7 @@ def refuse_unwritable(folder: Path) -> None:
     or it cannot be made: for what takes long before it writes. Nothing is made."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
-        raise UsageError("this is a file, and no folder", where=str(there), hint="name another folder")
+        raise UsageError("this is a file, not a folder", where=str(there), hint="name another folder")
     if not os.access(there, os.W_OK | os.X_OK):
         hint = "name a folder that is yours to write to"
         raise ErofsEdgeError("cannot write: no permission, or a read-only file system", where=str(there), hint=hint)
@@ -279,3 +279,13 @@ def folder_beside(out: Path) -> Iterator[Path]:
         rmtree(path, ignore_errors=True)
         if fd is not None:
             os.close(fd)
+
+
+@contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """A folder of this user among the temporary files, gone with what is in it when the block ends; those of the same
+    `purpose` that killed processes left are swept away. Raises OSError."""
+    from tempfile import gettempdir
+
+    with folder_beside(Path(gettempdir()) / purpose) as folder:
+        yield folder

@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path, monk
     file = tmp_path / "file"
     file.write_bytes(b"x")
     for place in (file, file / "below", file / "far" / "below"):
-        with pytest.raises(UsageError, match="no folder") as caught:
+        with pytest.raises(UsageError, match="not a folder") as caught:
             refuse_unwritable(place)
         assert caught.value.where == str(file)
     monkeypatch.chdir(tmp_path)

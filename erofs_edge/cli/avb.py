@@ -151,7 +151,7 @@ def make_vbmeta_image(
     for text in chain_partition:
         name, location, path = _split(text, 3, "--chain-partition NAME:LOCATION:PUB")
         if not location.isdecimal():
-            raise UsageError("--chain-partition: the location is a number")
+            raise UsageError("--chain-partition: the rollback index location must be a number")
         public = rsa_key(read_public_key(Path(path), name), "AVB")
         descriptors.append(Chain(name, int(location), encode_key(public, name)))
     descriptors += _properties(prop)

@@ -11,6 +11,7 @@ import click
 from erofs_edge.cli.built import built
 from erofs_edge.cli.options import together
 from erofs_edge.cli.output import emit_json, note, size_text
+from erofs_edge.cli.to_file import check_output
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def refuse_without(options: dict[str, Any]) -> None:
     """Raises UsageError where an option of a diskless boot stands without it."""
     for name in ("trace", "prefetch", "data", "http", "tls"):
         if options[name]:
-            raise UsageError(f"--{name} belongs to --diskless")
+            raise UsageError(f"--{name} needs --diskless")
 
 
 def boot_diskless(
@@ -65,8 +66,10 @@ def boot_diskless(
     from erofs_edge.trust.signer import open_signer
 
     if not smoke or others:
-        raise UsageError("--diskless goes with --smoke, and with no option for a disk or its slots")
+        raise UsageError("--diskless needs --smoke, and cannot be combined with options about a disk or its slots")
     loaded, folder = built(board, out)
+    if options["trace"] is not None:
+        check_output(options["trace"])
     record, trace = diskless_smoke(
         loaded,
         folder,

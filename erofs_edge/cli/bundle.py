@@ -132,7 +132,7 @@ def _certificate(out: Path, signer: Signer, given: Path | None) -> Certificate:
             raise UsageError(
                 "the build was signed with another key than this development key",
                 where=str(out),
-                hint="--certificate FILE if the devices know it",
+                hint="use the key of the build, or give --certificate FILE if the devices trust it",
             ) from error
         note(f"note: the build was signed with another key than '{signer.name}': devices need its certificate")
         return self_signed(signer, epoch)

@@ -213,7 +213,7 @@ def _needed() -> None:
     import importlib.util
 
     if importlib.util.find_spec("tuf") is None:
-        raise ToolError("channels need the package tuf", hint="pip install 'erofs-edge[channel]'")
+        raise ToolError("channels need the Python package tuf", hint="pip install 'erofs-edge[channel]'")
 
 
 def _open(uris: tuple[str, ...]) -> tuple[Signer, ...]:

@@ -197,7 +197,7 @@ def fetch(ctx: click.Context, partition: str, out: Path, slot: str | None) -> No
     def use(device: Fastboot) -> None:
         names = device.named(partition, slot)
         if len(names) > 1:
-            raise UsageError("one file takes one slot", hint="--slot a")
+            raise UsageError("one file can hold only one slot", hint="name it, for example --slot a")
         _save(out, device.fetch_partition(names[0]))
 
     _with(ctx, use)

@@ -13,7 +13,7 @@ from erofs_edge.errors import UsageError
 
 def _named(_ctx: click.Context, _option: click.Parameter, out: Path | None) -> Path:
     if out is None:
-        raise UsageError("of which build? -o OUT is missing", hint="-o out/BOARD, or the folder of a release")
+        raise UsageError("-o OUT is missing: of which build?", hint="add -o out/BOARD, or the folder of a release")
     return out
 
 

@@ -114,11 +114,17 @@ def flash(
         image, old = from_channel(old, channel_root, sigstore, what, to), None
         what = what if to.startswith(SCHEME) else None
     elif sigstore is not None:
-        raise UsageError("--sigstore is for channels", hint="erofs-edge verify OUT --sigstore POLICY for a folder")
+        raise UsageError(
+            "--sigstore needs --from URL",
+            hint="to check a folder: erofs-edge verify OUT --key PUB --sigstore POLICY",
+        )
     elif channel_root is not None:
-        raise UsageError("--channel-root is for channels", hint="--from URL")
+        raise UsageError("--channel-root needs --from URL", hint="add --from URL, the address of the channel")
     if (what is None) == (image is None) and not (what and to.startswith(SCHEME)):
-        raise UsageError("what is to be written: BOARD, OUTDIR, IMAGE or --image, one of them")
+        raise UsageError(
+            "what to write? Give exactly one of BOARD, OUTDIR, IMAGE and --image FILE",
+            hint=f"erofs-edge flash BOARD --to {to}",
+        )
     pairs = {"verify_only": verify_only, "repair": repair, "whole": whole, "full": full, "resume": resume}
     _refuse_pairs(**pairs, plan=plan_only, slot=bool(slot), no_verify=no_verify)
     check(to, what, disk)
@@ -132,7 +138,8 @@ def flash(
         from erofs_edge.flash.targets import find_target
 
         wish = Wish(slot, whole, full, resume, baseline)
-        candidate = stack.enter_context(find_target(stack.enter_context(reached(to, what, out, disk)), image))
+        address = stack.enter_context(reached(to, what, out, disk, image, looking=not look))
+        candidate = stack.enter_context(find_target(address, image))
         refuse_other(candidate.identity, serial, _products(what, image))
         if not look:
             _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
@@ -145,7 +152,7 @@ def _refuse_pairs(**chosen: bool) -> None:
     for one, other in EXCLUDING:
         if chosen[one] and chosen[other]:
             names = [f"--{name.replace('_', '-')}" for name in (one, other)]
-            raise UsageError(f"{names[0]} and {names[1]} exclude each other", hint="leave one of them out")
+            raise UsageError(f"{names[0]} and {names[1]} cannot be combined", hint="leave one of them out")
 
 
 def _refuse_unsigned(image: Path, key: Path) -> None:
@@ -194,7 +201,7 @@ def _look(candidate: Candidate, image: Path, wish: Wish, *, verify_only: bool, a
     identity = candidate.identity
     if not identity.size:
         if verify_only:
-            raise SourceError("there is nothing to compare", where=identity.path)
+            raise SourceError("nothing to compare: the target is empty or does not exist", where=identity.path)
         show_plan(Prepared(plan_flash(image, identity), None), identity, None, as_json=as_json)
         return
     target = candidate.open(identity.size)
@@ -219,9 +226,9 @@ def _refuse_cut(identity: Identity, image: Path) -> None:
     size = image.stat().st_size
     if identity.kind == "file" and identity.size < size:
         raise VerificationError(
-            f"the file ends at {identity.size} bytes, the image at {size}: its zeros there are missing",
+            f"the file has {identity.size} bytes, the image {size}: the zeros at its end are missing",
             where=identity.path,
-            hint="the same command without --verify-only adds them",
+            hint="run the same command without --verify-only to add them",
         )
 
 
@@ -241,7 +248,7 @@ def _write(
     from erofs_edge.flash.prepare import prepare, prepare_repair
 
     identity = candidate.identity
-    started = time.monotonic()
+    started, begun = time.monotonic(), False
     if identity.size < image.stat().st_size:
         signed()
         signed = _nothing
@@ -255,6 +262,7 @@ def _write(
             note(f"slot {unfinished.slot.lower()} was left half written: what of it is right is kept")
         if identity.kind != "file" and not yes and not all(prepared.nothing_to_do for prepared in todo):
             _confirm(identity, todo)
+        begun = identity.size > 0  # a new file has no name before its end
         results = [
             result
             for each in todo
@@ -262,7 +270,7 @@ def _write(
         ]
         on_wire = target.bytes_on_wire
     except (KeyboardInterrupt, SystemExit):  # the latter is a signal, see `_terminated`
-        if identity.size:
+        if begun:
             note("stopped in between: the target is not complete; the same command with --resume goes on")
         raise
     finally:
@@ -282,13 +290,13 @@ def _image(what: Path, out: Path | None) -> Path:
     else:
         return what
     if not image.exists():
-        raise SourceError("there is no disk image", where=str(image), hint=hint or "erofs-edge build BOARD")
+        raise SourceError("no disk image here", where=str(image), hint=hint or "erofs-edge build BOARD")
     return image
 
 
 def _no_pipe(image: Path) -> Path:
     if image.is_fifo():
-        raise UsageError("a pipe, not an image", where=str(image), hint="write what comes out of it into a file first")
+        raise UsageError("a pipe, not an image", where=str(image), hint="save its output to a file first")
     return image
 
 
@@ -310,7 +318,7 @@ def _products(what: Path | None, image: Path) -> list[str]:
 
 def _confirm(identity: Identity, todo: list[Prepared]) -> None:
     if not sys.stdin.isatty():
-        raise UsageError(f"{identity.path} would be overwritten", hint="--yes if that is meant")
+        raise UsageError(f"{identity.path} would be overwritten", hint="add --yes to overwrite it without being asked")
     updates = [prepared.plan.update for prepared in todo if prepared.plan.update is not None]
     lost = f"slot {updates[0].slot.lower()} will be overwritten" if updates else "everything on it will be lost"
     if not updates and all(prepared.state is not None for prepared in todo):

@@ -27,7 +27,11 @@ def from_channel(url: str, root: Path | None, sigstore: Path | None, what: Path 
     board = None
     if what is not None:
         if what.suffix not in {".yaml", ".yml"}:
-            raise UsageError("the image comes from the channel", where=str(what), hint="name a board file, or nothing")
+            raise UsageError(
+                "--from URL takes the image from the channel, not from here",
+                where=str(what),
+                hint="name a board file, or nothing",
+            )
         from erofs_edge.manifest.load import load_board
 
         board = load_board(what).value.board
@@ -37,7 +41,9 @@ def from_channel(url: str, root: Path | None, sigstore: Path | None, what: Path 
     with channel:
         boards = channel.boards()
         if board is None and len(boards) != 1:
-            raise UsageError("the channel has several boards", where=url, hint=f"name one: {', '.join(boards)}")
+            raise UsageError(
+                f"the channel has {len(boards)} boards", where=url, hint=f"name the file of one: {', '.join(boards)}"
+            )
         with step("Fetching what is not here") as progress:
             release = channel.release(board or boards[0], _seeds(to), progress)
     done = release.fetched
@@ -49,7 +55,11 @@ def older_image(old: str) -> Path:
     """The path of --from that is no URL. Raises SourceError where it does not exist."""
     path = Path(old)
     if not path.exists():
-        raise SourceError("no such file or folder", where=old, hint="an older image, OUTDIR, or the URL of a channel")
+        raise SourceError(
+            "no such file or folder",
+            where=old,
+            hint="--from takes an older image, the folder of a build, or the URL of a channel",
+        )
     return path
 
 

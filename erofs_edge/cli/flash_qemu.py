@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from erofs_edge.cli.output import note
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import DeviceRefusedError, ErofsEdgeError, ToolError, UsageError
 
 SCHEME = "qemu:"
 
@@ -18,7 +19,9 @@ def check(to: str, what: Path | None, disk: Path | None) -> None:
     It is known before anything is read."""
     if not to.startswith(SCHEME):
         if disk is not None:
-            raise UsageError("--disk is the disk of an emulated board", hint="--to qemu:nbd, or --to FILE")
+            raise UsageError(
+                "--disk is for a board in QEMU", hint="add --to qemu:nbd; or use --to FILE instead of --disk"
+            )
         return
     from erofs_edge.qemu.attach import TRANSPORTS
 
@@ -26,20 +29,60 @@ def check(to: str, what: Path | None, disk: Path | None) -> None:
         raise UsageError(f"no transport '{to}'", hint=f"known: {', '.join(SCHEME + name for name in TRANSPORTS)}")
     if what is None or what.suffix not in {".yaml", ".yml"} or disk is None:
         raise UsageError(f"{to} needs a BOARD and --disk FILE", hint=f"erofs-edge flash BOARD --to {to} --disk FILE")
+    if disk.exists() and not disk.is_file():
+        raise UsageError(
+            "the disk of an emulated board is a file, and this is none", where=str(disk), hint="a device: --to /dev/sdX"
+        )
 
 
 @contextmanager
-def reached(to: str, what: Path | None, out: Path | None, disk: Path | None) -> Iterator[str]:
+def reached(
+    to: str, what: Path | None, out: Path | None, disk: Path | None, image: Path, *, looking: bool
+) -> Iterator[str]:
     """The address that `to` means: `to` itself, or that of the emulated board while the block lasts. `check` has looked
-    at the arguments."""
+    at the arguments. `looking`: nothing is to be written, and a disk that is not there yet is not made.
+
+    Raises UsageError where the disk is the image, DeviceRefusedError where another program has it or it cannot be
+    written. Errors of the board name the disk: its address means nothing to anybody.
+    """
     if what is None or disk is None or not to.startswith(SCHEME):
         yield to
+        return
+    if looking and not disk.exists():
+        yield str(disk.absolute())
         return
     from erofs_edge.cli.built import built
     from erofs_edge.flash.local import refuse_used
     from erofs_edge.qemu.attach import attached
 
-    refuse_used(disk)
+    _refuse_unusable(disk, image)
     board, folder = built(what, out)
-    with attached(board, folder, to.removeprefix(SCHEME), disk, note) as address:
-        yield address
+    address = ""
+    try:
+        with attached(board, folder, to.removeprefix(SCHEME), disk, note) as address:
+            yield address
+    except ToolError:
+        refuse_used(disk)  # another one that was started at the same time, and was quicker
+        raise
+    except ErofsEdgeError as error:
+        place = address.partition("://")[2].partition("?")[0]
+        if place and error.where is not None and place in error.where:
+            error.where = f"{disk}{error.where.partition(place)[2]}"
+        raise
+
+
+def _refuse_unusable(disk: Path, image: Path) -> None:
+    """Before a machine is started in vain."""
+    from erofs_edge.flash.local import refuse_used
+
+    if not disk.exists():
+        return
+    if disk.samefile(image):
+        raise UsageError("the target is the image itself", where=str(disk))
+    if not os.access(disk, os.W_OK):
+        raise DeviceRefusedError(
+            "the emulated board's disk cannot be written: no permission, or a read-only file system",
+            where=str(disk),
+            hint="use a copy; --to FILE with --plan or --verify-only reads it where it is",
+        )
+    refuse_used(disk)

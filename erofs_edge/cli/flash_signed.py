@@ -39,7 +39,7 @@ def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Cal
                     raise UsageError(
                         f"{error.message}; --allow-unsigned is for boards whose sign.key is a development key",
                         where=str(image),
-                        hint="name the board file, or build again",
+                        hint="name the board file if this is such a board, or build again to get a signed image",
                     ) from error
                 note(f"warning: {error.message}")
 

@@ -151,7 +151,7 @@ def build(
     tree = {name: given.pop(name) for name in TREE_NAMES}
     automatic = given["compression"] == "auto"
     if time_budget is not None and not automatic:
-        raise UsageError("--time-budget is for -z auto")
+        raise UsageError("--time-budget needs -z auto")
     layers = take_layers(given)
     options = _options(**given)
     cache = None if no_cache or options.compression == "none" else _cache()
@@ -270,7 +270,7 @@ def _options(
     from erofs_edge.erofs.options import WriteOptions
 
     if compression == "auto" and compress_hints is not None:
-        raise UsageError("-z auto chooses for all files, hints for single ones", hint="use one of them")
+        raise UsageError("-z auto and --compress-hints cannot be combined", hint="use one of them")
     # lz4 until it is chosen
     algorithms = parse_algorithms("lz4" if compression == "auto" else compression)
     block = parse_size("-b", block_size or (TAR_BLOCK if further["archives"] else "4096"))

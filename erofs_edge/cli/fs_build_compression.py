@@ -34,7 +34,10 @@ def parse_algorithms(text: str) -> list[Algorithm]:
     """
     found = [_algorithm(one, text) for one in text.split(":")]
     if len(found) > 1 and any(one.name == "none" for one in found):
-        raise UsageError(f"-z {text}: 'none' stands alone", hint="a hint with cluster size 0 leaves files uncompressed")
+        raise UsageError(
+            f"-z {text}: 'none' cannot be combined with other algorithms",
+            hint="a hint with cluster size 0 leaves files uncompressed",
+        )
     return found
 
 
@@ -48,7 +51,7 @@ def _algorithm(text: str, whole: str) -> Algorithm:
         key = key if equals else "level"
         number = re.fullmatch(_DICTIONARY if key == "dictsize" else r"(\d+)()", value, re.ASCII | re.I)
         if key not in ("level", "dictsize"):
-            raise UsageError(f"-z {whole}: unknown option {key!r}", hint="level=N and dictsize=SIZE there are")
+            raise UsageError(f"-z {whole}: unknown option {key!r}", hint="known options: level=N and dictsize=SIZE")
         if not number:
             example = "zstd,3,dictsize=64K" if key == "dictsize" else "lz4hc,9"
             raise UsageError(f"-z {whole}: the {key} {value!r} is not a number", hint=f"for example -z {example}")
@@ -86,7 +89,9 @@ def read_hints(path: Path, algorithms: list[Algorithm], block_size: int) -> tupl
         elif len(words) == 2:
             size, index, pattern = words[0], "0", words[1]
         else:
-            raise UsageError("a hint has a cluster size and an expression", where=where, hint=r"as 65536 1 \.so$")
+            raise UsageError(
+                "a hint needs a cluster size and a regular expression", where=where, hint=r"for example: 65536 1 \.so$"
+            )
         if not re.fullmatch(r"\d+", size, re.ASCII) or not re.fullmatch(r"\d+", index, re.ASCII):
             raise UsageError(f"'{size} {index}' is not a cluster size in bytes and an algorithm's number", where=where)
         if int(index) >= len(algorithms):

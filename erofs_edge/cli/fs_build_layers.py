@@ -75,7 +75,9 @@ def take_layers(given: dict[str, Any]) -> tuple[Path, ...]:
     """
     oci_layout, layer_dir, arch = (given.pop(name) for name in ("oci_layout", "layer_dir", "arch"))
     if (oci_layout is None) != (layer_dir is None):
-        raise UsageError("--oci-layout needs a folder for its layers", hint="add --layer-dir, or leave both out")
+        raise UsageError(
+            "--oci-layout and --layer-dir must be given together", hint="add the missing one, or leave both out"
+        )
     if oci_layout is None or layer_dir is None:
         return ()
     from erofs_edge.manifest.supply import Oci
@@ -83,7 +85,7 @@ def take_layers(given: dict[str, Any]) -> tuple[Path, ...]:
     from erofs_edge.sources.tar_index import unpack_layers
 
     if given["archives"]:
-        raise UsageError("--tar-index and --oci-layout are both instead of SRC", hint="use one of them")
+        raise UsageError("--tar-index and --oci-layout cannot be combined", hint="use one of them")
     layers = tuple(unpack_layers(Oci(layout=str(oci_layout)), arch, layer_dir, Cache()))
     given["archives"] = tuple(dict.fromkeys(layers))
     return layers
@@ -101,7 +103,10 @@ def source_tree(
 
         return index_tars(archives, layers=layers)
     if archives or source is None:
-        raise UsageError("an image is of a directory or of archives", hint="give SRC, or --tar-index")
+        raise UsageError(
+            "what to build from? Give exactly one of SRC, --tar-index and --oci-layout",
+            hint="erofs-edge fs build SRC -o IMG",
+        )
     from erofs_edge.sources.directory import scan
 
     return scan(source, found)

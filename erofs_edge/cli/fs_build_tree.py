@@ -69,9 +69,13 @@ def without_outputs(tree: FileTree, source: str, image: str, blob: Path | None) 
         from erofs_edge.sources import rewrite
 
         if output is image and os.path.isfile(path) and not _is_image(path):
-            raise UsageError(f"a file of {source}, and no image", where=output, hint="another name for the image")
+            raise UsageError(
+                f"the output would replace a file of {source} that is no EROFS image",
+                where=output,
+                hint="give the image another name",
+            )
         if not rewrite.exclude(tree, [fsencode(path[len(top) :].replace(os.sep, "/"))], []):
-            found.append(f"{output} lies in {source}: the older one there is left out")
+            found.append(f"{output} is inside {source}: the older image there is left out")
     for text in found:
         note(f"warning: {text}")
     return found

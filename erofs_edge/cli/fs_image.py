@@ -55,7 +55,7 @@ class Source(NamedTuple):
             raise UsageError("no partition table", where=str(self.path))
         places = table.places()
         if self.partition not in places:
-            hint = f"there are {', '.join(places)}"
+            hint = f"the partitions are {', '.join(places)}"
             raise UsageError(f"no partition '{self.partition}'", where=str(self.path), hint=hint)
         return places[self.partition][0]
 
@@ -80,7 +80,7 @@ class Source(NamedTuple):
         with suppress(FormatError, OSError):
             table = _table(self.path)
             if table is not None and table.partitions:
-                return f"a disk: --partition NAME, of {', '.join(table.places())}"
+                return f"this is a disk: add --partition with one of {', '.join(table.places())}"
         return None
 
 

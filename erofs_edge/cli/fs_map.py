@@ -28,7 +28,7 @@ def map_(*, image: Source, as_svg: bool, output: Path | None, as_json: bool) -> 
     from erofs_edge.erofs.regions import map_image
 
     if output is not None and not as_svg:
-        raise UsageError("only a picture goes to a file", hint="add --svg")
+        raise UsageError("-o names the file for the picture of --svg", hint="add --svg")
     with image.opened() as opened:
         found = map_image(opened)
     if as_svg and output is not None:

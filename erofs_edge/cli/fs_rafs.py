@@ -94,7 +94,7 @@ def blobs(*, image: Path, out: Path | None, blob_dir: Path | None, as_json: bool
 
     rafs = read_rafs(image)
     if (out is None) is not (blob_dir is None):
-        raise UsageError("--decode DIR and --blob-dir DIR go together")
+        raise UsageError("--decode and --blob-dir must be given together")
     decoded: list[Path] = []
     if out is not None and blob_dir is not None:
         with Progress(f"decode the blobs of {image.name}") as progress:

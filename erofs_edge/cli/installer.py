@@ -36,7 +36,7 @@ def installer(board: Path, out: Path | None, path: Path | None, disk: str, overw
     from erofs_edge.trust.signer import open_signer
 
     if not re.fullmatch(r"[a-z0-9]*", disk):
-        raise UsageError(f"--disk {disk}: not a name that the kernel gives a disk", hint="--disk nvme0n1")
+        raise UsageError(f"--disk {disk}: not a kernel name of a disk", hint="for example --disk nvme0n1")
     loaded, folder = built(board, out)
     with step("installer medium"):
         made = make_medium(

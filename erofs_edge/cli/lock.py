@@ -44,7 +44,7 @@ def lock(manifest: Path, output: str | None, as_json: bool) -> None:
     if output is None and is_shipped(loaded.path):
         raise UsageError(
             f"{manifest} belongs to the installed package",
-            hint=f"erofs-edge new NAME --board {manifest}, and lock that; or -o FOLDER",
+            hint=f"make a product of your own (erofs-edge new NAME --board {manifest}), or write elsewhere: -o FOLDER",
         )
     with step(f"lock {manifest}") as progress:
         done = lock_all(loaded, mirror=host_mirror(), cache=Cache(), folder=folder, progress=progress)

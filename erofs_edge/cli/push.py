@@ -77,7 +77,7 @@ def push(
 
     target = parse_reference(reference)
     if target.digest:
-        raise UsageError("a digest cannot be pushed to", hint="give a tag, or none for latest")
+        raise UsageError("cannot push to a digest", hint="give a tag, or none for latest")
     signer = open_signer(key) if key else None
     papers = [bill(path) for path in bills] + (list(papers_of(what)) if what.is_dir() else [])
     _ask(target, plain_http=plain_http)
@@ -132,5 +132,5 @@ def piece_size(text: str | None) -> int | None:
     number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
     size = int(number) * unit if number.isascii() and number.isdigit() and len(number) < 12 else 0
     if not 0 < size <= 1 << 30 or size % BLOCK:
-        raise UsageError(f"not a size of pieces: {text}", hint="a multiple of 32K, at most 1G")
+        raise UsageError(f"--piece {text}: not a valid size", hint="a multiple of 32K, at most 1G")
     return size

@@ -50,7 +50,7 @@ def rebuild(
     from erofs_edge.release.variations import VARIATIONS, rebuild_varied
 
     if (attest is None) != (attestation is None):
-        raise UsageError("--attest and --attestation go together")
+        raise UsageError("--attest and --attestation must be given together")
     with TemporaryDirectory(prefix="erofs-edge-rebuild-") as folder:
         out = output or Path(folder) / "out"
         results = {"": again(release, out, packages=packages, options=BuildOptions(out=out, jobs=jobs), step=step)}
@@ -92,7 +92,7 @@ def _show(release: Path, results: dict[str, Rebuilt], *, as_json: bool) -> None:
         raise ReproducibilityError(
             f"{len(wrong)} file(s) differ: {', '.join(sorted(wrong)[:5])}" if wrong else "; ".join(unbuilt[:3]),
             where=str(release),
-            hint="erofs-edge diff RELEASE FOLDER/made says where and why (-o FOLDER keeps the build)",
+            hint="to see where and why: rebuild with -o FOLDER, then erofs-edge diff RELEASE FOLDER/made",
         )
 
 

@@ -50,13 +50,13 @@ def release_check(
     from erofs_edge.trust.key import read_public_key
 
     if unknown := [name for name in skip if name not in PROMISES]:
-        raise UsageError(f"there is nothing called {unknown[0]!r} to skip", hint=f"there is {', '.join(PROMISES)}")
+        raise UsageError(f"--skip: no check is called {unknown[0]!r}", hint=f"the checks are {', '.join(PROMISES)}")
     try:
         most = None if update_budget is None else size_bytes(update_budget)
     except ValueError as error:
-        raise UsageError(f"not a size: {update_budget!r}", hint="as in 20M") from error
+        raise UsageError(f"not a size: {update_budget!r}", hint="for example 20M") from error
     if most is not None and not earlier:
-        raise UsageError("--update-budget is about updates, and none was named", hint="--from FOLDER")
+        raise UsageError("--update-budget needs an earlier release", hint="add --from FOLDER")
     if not (release / RELEASE).exists():
         read_release(release)  # says so; a record that is damaged is a promise that is not kept
     path = key or release / PUBLIC_KEY

@@ -58,7 +58,7 @@ def disk_advice(place: Place) -> str | None:
     with suppress(FormatError, OSError), opened(place) as source:
         table = find_table(source, file_size(source), "")
         if table is not None and table.partitions:
-            return f"a disk: --partition NAME, of {', '.join(table.places())}"
+            return f"this is a disk: add --partition with one of {', '.join(table.places())}"
     return None
 
 

@@ -57,7 +57,7 @@ def write(out: Path, kind: str, output: Path, as_json: bool) -> None:
             ("files", f"{len(bill.files)}, {record['of_packages']} of them of packages"),
         ])  # fmt: skip
     if unexplained:
-        note(f"{len(unexplained)} files come from nowhere, {printable(unexplained[0])} for one")
+        note(f"note: {len(unexplained)} files have no known origin, for example {printable(unexplained[0])}")
 
 
 def _written(bill: Bill, kind: str) -> str:

@@ -13,6 +13,7 @@ import click
 
 from erofs_edge.cli.built import built, said
 from erofs_edge.cli.output import emit_json, json_option, note, size_text, table
+from erofs_edge.cli.to_file import check_output
 from erofs_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def serve(
         from erofs_edge.serve.export import FileExport
 
         exports |= {name: FileExport(path, writable=writable) for name, path in _files(Path(what), out).items()}
+    if trace:
+        check_output(trace)
     traced = _traced(exports) if trace else None
     given = _with_devices(exports, devices, device_disk or DEVICE_DISK) if devices else exports
     server = Server(given, tls=_tls(certificate, key) if certificate else None, say=note)

@@ -100,7 +100,7 @@ def sign(
     if key is None:
         raise UsageError("--key is missing", hint="dev:NAME, file:PATH, pkcs11:…, or a public key for --prepare")
     if prepare and attach:
-        raise UsageError("--prepare and --attach are two steps")
+        raise UsageError("--prepare and --attach are two steps: give one of them")
     if attach and targets and not _is_content(targets[0]):
         record = _store(attach, key, targets)
     else:
@@ -136,20 +136,20 @@ def _sign(
     from erofs_edge.trust.signer import open_signer
 
     if len(targets) + (root_hash is not None) != 1:
-        raise UsageError("one IMAGE, release.json or --root-hash is signed")
+        raise UsageError("what to sign? Give exactly one of IMAGE, release.json and --root-hash")
     if root_hash is not None:
         root_hash = _digest(root_hash)
     signer = open_signer(f"offline:{folder}?public-key={key}" if folder else key)
     target = targets[0] if targets else None
     if target is not None and target.is_dir():
-        hint = f"its image, or its record: {target / 'release.json'}"
-        raise UsageError("this is a folder: what of it is to be signed?", where=str(target), hint=hint)
+        hint = f"name its image, or its record: {target / 'release.json'}"
+        raise UsageError("this is a folder, not something to sign", where=str(target), hint=hint)
     if target is not None and target.suffix != ".json":
         root_hash = _root_hash_of(target)
     content = root_hash.encode() if root_hash else (target or Path()).read_bytes()
     if output is None:
         if target is None:
-            raise UsageError("--root-hash wants --output")
+            raise UsageError("--root-hash needs --output")
         output = target.with_name(target.name + (".p7s" if how.form == "pkcs7" else ".verity-sig.json"))
     try:
         data, fingerprint = _signed(signer, content, how, root_hash)
@@ -181,7 +181,7 @@ def _signed(signer: Signer, content: bytes, how: _How, root_hash: str | None) ->
     if how.form == "pkcs7":
         return sign_detached(content, signer, known), known.fingerprint
     if root_hash is None:
-        raise UsageError("a verity signature is of a root hash", hint="--form pkcs7")
+        raise UsageError("--form verity-signature signs root hashes only", hint="use --form pkcs7")
     return verity_signature_json(bytes.fromhex(root_hash), signer, known), known.fingerprint
 
 
@@ -194,7 +194,7 @@ def _root_hash_of(image: Path) -> str:
 
     at = find_tree(image)
     if at is None:
-        raise UsageError("no hash tree found", where=str(image), hint="erofs-edge verity format")
+        raise UsageError("no hash tree found", where=str(image), hint=f"erofs-edge verity format {image}")
     with image.open("rb") as file:
         fd = file.fileno()
         return root_hash(read_superblock(image, at), lambda offset, length: os.pread(fd, length, offset)).hex()
@@ -208,7 +208,7 @@ def _digest(text: str) -> str:
         size = 0
     if size not in (32, 64):
         raise UsageError(
-            f"--root-hash: {text[:136]!r} is no root hash", hint="64 hexadecimal digits for sha256, 128 for sha512"
+            f"--root-hash: {text[:136]!r} is not a root hash", hint="64 hexadecimal digits for sha256, 128 for sha512"
         )
     return text.lower()
 

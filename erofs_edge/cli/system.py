@@ -124,7 +124,7 @@ def _board(manifest: Path, board: Path | None) -> Path:
     stock = stock_file(STOCK_BOARD.removesuffix(".yaml"), ("boards",))
     if stock is not None:
         return stock
-    raise UsageError("no board to take a kernel from", hint="--board BOARD")
+    raise UsageError("no board found whose kernel could run the scripts", hint="name one: --board BOARD")
 
 
 def _text(one: Difference) -> str:

@@ -6,7 +6,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from erofs_edge.errors import ErofsEdgeError
-from erofs_edge.writing import beside
+from erofs_edge.writing import beside, refuse_unwritable, settled
+
+
+def check_output(path: Path) -> None:
+    """For what takes long before it writes: raises as `write_file` would, where that can be known now."""
+    folder = settled(path).absolute().parent
+    if not folder.exists():
+        hint = f"the folder does not exist: mkdir -p {folder}"
+        raise ErofsEdgeError("cannot write: No such file or directory", where=str(path), hint=hint)
+    refuse_unwritable(folder)
 
 
 def write_file(path: Path, data: bytes, what: str) -> None:

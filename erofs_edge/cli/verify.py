@@ -54,7 +54,7 @@ def verify(
     public = read_public_key(key, key.name.removesuffix(".pem").removesuffix(".pub"))
     policy = None if sigstore is None else read_policy(sigstore)
     if policy is not None and isinstance(target, str):
-        raise UsageError("a Sigstore bundle lies in the folder of a build", where=target)
+        raise UsageError("--sigstore needs the folder of a build, not an address", where=target)
     with reached(target) as place:
         name = _export_name(target) if isinstance(target, str) else None
         verdict = verify_path(place, public, name=name, signature=signature, jobs=jobs, policy=policy)

@@ -69,7 +69,7 @@ class Backing:
             if stat.S_ISDIR(mode):
                 raise ErofsEdgeError("this is a folder, not an image", where=str(path))
             if stat.S_ISFIFO(mode):
-                hint = "write what comes out of it into a file first"
+                hint = "save its output to a file first"
                 raise UsageError("a pipe, not an image", where=str(path), hint=hint)
             self.size = max(os.lseek(fd, 0, os.SEEK_END) - offset, 0)
             if not self.size:

@@ -55,7 +55,7 @@ class Fastboot:
             return
         most = min(most, PIECE_MAX)
         if not most:
-            raise DeviceRefusedError("the device gives nothing back: its max-fetch-size is 0", where=partition)
+            raise DeviceRefusedError("the device does not allow reading: its max-fetch-size is 0", where=partition)
         for at in range(0, size, most):
             length = min(most, size - at)
             data = self.fetch(f"fetch:{partition}:{at:#x}:{length:#x}")
@@ -79,7 +79,7 @@ class Fastboot:
         if slot == "all" and (slots := self._slots()):
             return [f"{partition}_{name}" for name in slots]
         if slot == "all":
-            raise UsageError("the device does not tell which slots there are", hint="--slot a")
+            raise UsageError("the device does not say which slots it has", hint="name one, for example --slot a")
         return [f"{partition}_{self.slot(slot)}"]
 
     def slot(self, name: str) -> str:
@@ -89,7 +89,7 @@ class Fastboot:
             return name.strip("_")
         current, slots = self._told("current-slot").strip("_"), self._slots()
         if current not in slots or len(slots) < 2:
-            raise UsageError("the device does not tell which slot 'other' is", hint="name one: a, b, …")
+            raise UsageError("the device does not say which slot 'other' is", hint="name one: a, b, …")
         return slots[(slots.index(current) + 1) % len(slots)]
 
     def _slots(self) -> list[str]:
@@ -99,7 +99,7 @@ class Fastboot:
         """Put a file into the device's memory."""
         size, limit = _size(image), self._limit()
         if size > limit:
-            raise CapacityError(f"the device holds {limit} bytes, the image has {size}", where=str(image))
+            raise CapacityError(f"the device takes at most {limit} bytes, the image has {size}", where=str(image))
         self._device.run(client.download(size, _parts(image, size, size), self._say))
 
     def flash(self, partition: str, image: Path, progress: Progress = lambda done, total: None) -> int:
@@ -169,7 +169,7 @@ def _size(image: Path) -> int:
     except OSError as error:
         raise SourceError(f"cannot read: {error.strerror}", where=str(image)) from error
     if not stat.S_ISREG(info.st_mode):
-        hint = "write what comes out of it into a file first"
+        hint = "save its output to a file first"
         raise UsageError("a pipe or a device, not an image", where=str(image), hint=hint)
     size = info.st_size
     if not size:

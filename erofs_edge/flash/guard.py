@@ -37,7 +37,7 @@ def identify(path: Path, devno: tuple[int, int], host: Host = HOST) -> Identity:
     device = folder / "device"
     size = int(_text(folder / "size") or 0) * 512
     if not size:
-        raise DeviceError("the device holds no medium", where=str(path), hint="put the card in")
+        raise DeviceError("there is no medium in the device", where=str(path), hint="insert the card")
     model = " ".join(filter(None, (_text(device / "vendor"), _text(device / "model") or _text(device / "name"))))
     return Identity(
         str(path),
@@ -57,7 +57,7 @@ def refuse_unsafe(path: Path, devno: tuple[int, int], host: Host = HOST) -> None
     folder = _folder(devno, host, path)
     if (folder / "partition").exists():
         raise DeviceRefusedError(
-            "this is a partition, an image of a whole disk belongs on a whole disk",
+            "this is a partition, but a disk image must be written to a whole disk",
             where=str(path),
             hint=f"--to /dev/{folder.parent.name}",
         )
@@ -69,7 +69,7 @@ def refuse_unsafe(path: Path, devno: tuple[int, int], host: Host = HOST) -> None
             raise DeviceRefusedError(f"this disk holds the running system: {name} is {mount}", where=str(path))
         raise DeviceRefusedError(f"{name} is mounted on {mount}", where=str(path), hint=f"umount {mount}")
     for name in _swaps(host, members):
-        raise DeviceRefusedError(f"{name} is swap of the running system", where=str(path))
+        raise DeviceRefusedError(f"{name} is swap space of the running system", where=str(path))
     for name, above in _holders(folder):
         raise DeviceRefusedError(f"{name} is in use by {above} (LVM, RAID or an encrypted volume)", where=str(path))
 
@@ -89,12 +89,12 @@ def refuse_other_board(identity: Identity, products: Sequence[str]) -> None:
     if not products or identity.kind not in ASKED or {identity.product, *identity.names} & set(products):
         return
     said = " and ".join(f"'{name}'" for name in (identity.product, *identity.names) if name)
-    found = f"it says {said}" if said else "it does not say which board it is"
     wanted = " or ".join(f"'{product}'" for product in products)
+    found = f"the device says {said}, not {wanted}" if said else f"the device does not say whether it is {wanted}"
     raise DeviceRefusedError(
-        f"another board than the image is for: {found}, not {wanted}",
+        f"this is another board than the image is for: {found}",
         where=identity.path,
-        hint="`product` of the board file lists the answers that are right",
+        hint="`product` in the board file lists the answers to accept",
     )
 
 
@@ -102,14 +102,16 @@ def refuse_locked(identity: Identity, unlocked: str) -> None:
     """Raises DeviceRefusedError for a device that says of itself that it is locked (fastboot's variable `unlocked`)."""
     if unlocked.lower() in ("no", "false", "0"):
         raise DeviceRefusedError(
-            "the device is locked: it takes no images", where=identity.path, hint="unlock it by its maker's way"
+            "the device is locked and accepts no images",
+            where=identity.path,
+            hint="unlock it as its vendor describes, often: erofs-edge fastboot flashing unlock",
         )
 
 
 def _folder(devno: tuple[int, int], host: Host, path: Path) -> Path:
     folder = (host.sys / "dev/block" / f"{devno[0]}:{devno[1]}").resolve()
     if not folder.is_dir():
-        raise DeviceError("the kernel knows no such block device", where=str(path))
+        raise DeviceError("the kernel has no such block device", where=str(path))
     return folder
 
 

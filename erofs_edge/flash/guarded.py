@@ -10,7 +10,7 @@ from erofs_edge.errors import CapacityError, DeviceError, PartialWriteError
 from erofs_edge.flash.target import Target
 from erofs_edge.writing import NO_SPACE
 
-RESUME_HINT = "the same command with --resume goes on: what is right already is kept"
+RESUME_HINT = "run the same command with --resume: it keeps what is already right"
 
 
 class Guarded:
@@ -32,7 +32,7 @@ class Guarded:
             raise CapacityError(f"{self.doing} '{self.region}': {reason}", where=where) from error
         if error.errno in (errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM):
             raise DeviceError(
-                f"{self.doing} '{self.region}': the device is gone", where=where, hint=RESUME_HINT
+                f"{self.doing} '{self.region}': the device has disappeared", where=where, hint=RESUME_HINT
             ) from error
         raise PartialWriteError(
             f"{self.doing} '{self.region}' failed: {reason}", where=where, hint=RESUME_HINT

@@ -83,9 +83,9 @@ class Image:
         table = read_table(read, self.size)
         if table is None and (whole := gpt.needed(read) or 0) > self.size:
             raise SourceError(
-                f"the image is cut off: its partitions take {whole} bytes, {self.size} are there",
+                f"the image is cut off: its partitions need {whole} bytes, the file has {self.size}",
                 where=str(self.path),
-                hint=f"get it again; where only zeros were left out: truncate -s {whole} {self.path}",
+                hint=f"get it again; if only zeros at its end are missing: truncate -s {whole} {self.path}",
             )
         if table is None:
             self._refuse_packed(read(0, 8))
@@ -95,7 +95,9 @@ class Image:
         for magic, (kind, command) in PACKED.items():
             if start.startswith(magic):
                 hint = f"unpack it first: {command.format(self.path)}"
-                raise SourceError(f"this is a {kind} file: no board starts from it", where=str(self.path), hint=hint)
+                raise SourceError(
+                    f"this is a {kind} file, from which no board can start", where=str(self.path), hint=hint
+                )
 
     def close(self) -> None:
         """Give the file up."""

@@ -190,7 +190,7 @@ class BlockTarget(PlainTarget):
     def claim(self) -> None:
         """It was opened exclusively."""
         if self._locked:
-            hint = f"look for the card's lock switch; {LOOKING}"
+            hint = f"check the card's write-protect switch; {LOOKING}"
             raise DeviceRefusedError("the device is read-only", where=self._identity.path, hint=hint)
         if self._identity.read_only:
             raise _forbidden(self._identity.path)

@@ -83,7 +83,9 @@ def plan_flash(image: Path, target: Identity) -> Plan:
             raise CapacityError(
                 f"the device has {target.size} bytes, the image needs {size - target.size} more",
                 where=target.path,
-                hint="a larger device, or a smaller disk.size in the board file" if table else "a larger device",
+                hint="use a larger device, or make disk.size in the board file smaller"
+                if table
+                else "use a larger device",
             )
         extents = source.extents()
     if table is None:
@@ -93,7 +95,7 @@ def plan_flash(image: Path, target: Identity) -> Plan:
         raise FormatError(
             f"the image is made for sectors of {table.sector_size} bytes, the device has {target.sector}",
             where=str(image),
-            hint=f"disk.sector: {target.sector} in the board file",
+            hint=f"set disk.sector: {target.sector} in the board file and build again",
         )
     contents, head, tail = _divide(table, size, extents)
     return Plan(image, size, (*contents, *_stale_table(size, target)), (tail, head))

@@ -76,7 +76,9 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
             if layout is not None:
                 refuse_misfit(layout, target)
             if wish.slot is not None:
-                raise UsageError("the image, or the target, has no slots of this layout", where=target.identity.path)
+                raise UsageError(
+                    "--slot: the image and the target do not have the same slots", where=target.identity.path
+                )
             if not (wish.whole or wish.full):
                 refuse_other_file(source, target)
             plan = _whole(image, target)
@@ -143,7 +145,7 @@ def prepare_repair(image: Path, target: Target, slot: str | None, step: Step) ->
     copies = [prepared for prepared in found if prepared is not None]
     if not copies:
         raise VerificationError(
-            "no slot holds this image: more than half of each is different",
+            "no slot holds this image: more than half of each slot differs",
             where=target.identity.path,
             hint="flash it without --repair",
         )
@@ -160,7 +162,7 @@ def refuse_differences(prepared: Prepared, target: Target) -> None:
     raise VerificationError(
         f"{bytes_wrong} bytes differ from the image, the first in {first}",
         where=target.identity.path,
-        hint="the same command without --verify-only writes them",
+        hint="run the same command without --verify-only to write them",
     )
 
 
@@ -187,7 +189,7 @@ def _repair_of_disk(plan: Plan, image: Image, target: Target, step: Step) -> Pre
     wrong = sum(f.write_bytes + f.zero_bytes for region, f in found.items() if region.from_image)
     if wrong > plan.data_bytes * REPAIRABLE:
         raise VerificationError(
-            "this disk does not hold the image: more than half of it is different",
+            "this disk does not hold the image: more than half of it differs",
             where=target.identity.path,
             hint="flash it without --repair",
         )

@@ -122,9 +122,9 @@ class ProvisionTarget(NbdTarget):
             return
         if holder := control.holder(said):
             raise DeviceRefusedError(
-                f"another host writes this board: {holder}",
+                f"another host is writing to this board: {holder}",
                 where=self.identity.path,
-                hint="wait for it, or end it there",
+                hint="wait for it to finish, or stop it there",
             )
 
     @property

@@ -64,7 +64,7 @@ def check(region: Region, image: Image, target: Target, expected: Expected, pool
         raise VerificationError(
             f"'{region.name}' reads back differently in {len(bad)} block(s) of {BLOCK} bytes, at byte {shown}",
             where=target.identity.path,
-            hint="the medium loses data (worn out, or smaller than it says): use another one",
+            hint="the medium loses data (it is worn out, or smaller than it claims): use another one",
         )
 
 

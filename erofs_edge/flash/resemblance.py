@@ -52,9 +52,9 @@ def refuse_other_file(image: Image, target: Target) -> None:
     alike = any(head[start:end] == ours[start:end] != bytes(end - start) for start, end in MARKS)
     if head.strip(b"\0") and not alike:
         raise DeviceRefusedError(
-            f"a file of {size} bytes that does not look like an image, and would grow to {image.size}",
+            f"this file of {size} bytes does not look like a disk image, and would grow to {image.size} bytes",
             where=target.identity.path,
-            hint="is it the right name? --whole overwrites it",
+            hint="check the name; add --whole to overwrite the file",
         )
 
 

@@ -43,7 +43,7 @@ def read_slots(target: Target) -> Record:
                 if record.damaged and not _suffixes(list(places)):
                     raise VerificationError("both copies of the slot state are damaged", where=target.identity.path)
                 return record
-    raise UsageError("no partition with a slot state", where=target.identity.path)
+    raise UsageError("no slot state here: not a disk with slots", where=target.identity.path)
 
 
 def listed(record: Record) -> list[Slot]:
@@ -68,7 +68,7 @@ def activate(target: Target, record: Record, slot: str, *, force: bool = False) 
         raise DeviceRefusedError(
             f"slot {slot.lower()} was left half written",
             where=target.identity.path,
-            hint="flash it again; --force starts it all the same, and what does not verify falls back",
+            hint="flash it again, or use --force to start it anyway: if it does not verify, the board falls back",
         )
     state = slots.activate(record.state, name)
     if slots.standing(record.state, name) == "good":

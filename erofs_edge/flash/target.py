@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, Protocol
 from erofs_edge.flash.image import read_table
 
 BLOCK = 4096  # bytes: what is written or left alone
-LOOKING = "--plan, --verify-only and `slots show` need no more than reading"
+LOOKING = "--plan, --verify-only and `slots show` work without writing"
 STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
 
 

@@ -49,11 +49,16 @@ def _fastboot(address: str, image: Path | None) -> Iterator[Candidate]:
     from erofs_edge.transport.fastboot.uboot import consents
 
     if image is None:
-        raise UsageError("a fastboot device does not say where its partitions are", hint="--image IMAGE")
+        raise UsageError(
+            "a fastboot device does not say where its partitions are",
+            hint="add --image with the disk image of its build",
+        )
     with Image(image) as source:
         table, size = source.table(), source.size
     if table is None:
-        raise UsageError("an image without partitions", where=str(image), hint="erofs-edge fastboot flash PARTITION")
+        raise UsageError(
+            "the image has no partitions", where=str(image), hint="erofs-edge fastboot flash PARTITION IMAGE"
+        )
     scheme, _, host = address.partition("://")
     kind = scheme.partition("+")[2] or "tcp"
     device = open_device(f"{kind}:{host.rstrip('/')}")
@@ -117,7 +122,7 @@ def find_target(to: str, image: Path | None) -> Iterator[Candidate]:
     elif scheme in SCHEMES:
         yield from SCHEMES[scheme](to, image)
     else:
-        raise UsageError(f'no transport "{scheme}"', hint=f"known: {', '.join(SCHEMES)}, or a path")
+        raise UsageError(f'unknown kind of address "{scheme}://"', hint=f"known: {', '.join(SCHEMES)}, or a path")
 
 
 def _local(to: str, image: Path | None) -> Candidate:
@@ -129,7 +134,7 @@ def _local(to: str, image: Path | None) -> Candidate:
             raise UsageError("no such device or folder", where=str(path), hint="lsblk lists devices") from None
         if re.match(_LIKE_AN_ADDRESS, to):  # as `erofs-edge fastboot -s` has them
             hint = f"addresses: {', '.join(f'{name}://' for name in SCHEMES)}; for a file ./{to}"
-            raise UsageError("neither an address nor a file that is there", where=to, hint=hint) from None
+            raise UsageError("neither an address nor an existing file", where=to, hint=hint) from None
         return Candidate(Identity(str(path), "file", 0), lambda size: FileTarget(path, size))
     if stat.S_ISBLK(info.st_mode):
         device = path.resolve()

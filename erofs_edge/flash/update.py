@@ -22,7 +22,7 @@ from erofs_edge.flash.slot_state import Record, SlotUpdate
 from erofs_edge.flash.target import Ability, Target
 
 IMAGE_HASHED = 64 << 20  # bytes of the first partition that tell images apart in the journal
-WHOLE_HINT = "--whole makes everything anew, and empties the data partition"
+WHOLE_HINT = "--whole writes everything anew, and empties the data partition"
 Place = tuple[int, int]
 """(start, end) in bytes"""
 
@@ -123,7 +123,7 @@ def refuse_misfit(layout: Layout, target: Target) -> None:
             )
     if places:
         raise DeviceRefusedError(
-            f"the slots lie elsewhere than in the image: '{next(iter(places))}'",
+            f"the slots are not at the same place as in the image: '{next(iter(places))}'",
             where=target.identity.path,
             hint=WHOLE_HINT,
         )
@@ -150,7 +150,9 @@ def plan_update(
     state = record.state
     if slot is None and Ability.READ not in abilities:
         raise DeviceRefusedError(
-            "the device cannot tell which of its slots runs", where=layout.misc, hint="--slot SLOT, or --whole"
+            "the device cannot say which of its slots is running",
+            where=layout.misc,
+            hint="name the slot to write with --slot SLOT, or write everything with --whole",
         )
     name = (slot or slots.spare(state)).upper()
     if name not in state.left:
@@ -158,9 +160,9 @@ def plan_update(
         raise DeviceRefusedError(f"the device has no slot {slot!r}", where=layout.misc, hint=f"slots: {known}")
     if len(state.left) > 1 and name == slots.mainstay(state) and Ability.READ in abilities:
         raise DeviceRefusedError(
-            f"slot {name.lower()} is the one that the device relies on: half written, nothing else could start",
+            f"the device relies on slot {name.lower()}: if the write were interrupted, nothing could start",
             where=layout.misc,
-            hint="--repair mends it in place; `slots activate` makes another one the next",
+            hint="repair it in place with --repair, or first make another slot the next: erofs-edge slots activate",
         )
     before = slots.retire(state, name)
     update = SlotUpdate(record, name, before, slots.activate(before, name), _identity(image, layout))

@@ -50,9 +50,9 @@ class Claim:
 def taken(where: str, who: str = "") -> DeviceRefusedError:
     """What is told about something that another has; `who`: as far as is known."""
     return DeviceRefusedError(
-        "another program has it already" + (f": {who}" if who else ""),
+        "another program is using it" + (f": {who}" if who else ""),
         where=where,
-        hint="one at a time: wait for it, or end it",
+        hint="wait for it to finish, or stop it",
     )
 
 

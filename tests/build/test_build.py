@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_fetched(
     far = {"EROFS_EDGE_MIRROR": "http://127.0.0.1:1/", "EROFS_EDGE_CACHE": str(tmp_path / "cache")}
     words = ("build", "boards/qemu-aarch64.yaml", "-o", str(tmp_path / "file"), "--force")
     done = run(edge, *words, cwd=repository, env={**os.environ, **far})
-    assert (done.returncode, "this is a file, and no folder" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "this is a file, not a folder" in done.stderr) == (2, True), done.stderr
 
 
 def test_release_record_describes_the_files(stock: Callable[[str], Path]) -> None:

@@ -89,8 +89,8 @@ def test_tamper(fake: FakeQemu) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--timeout", "5"], "belong to --smoke"),
-        (["--json"], "belong to --smoke"),
+        (["--timeout", "5"], "need --smoke"),
+        (["--json"], "need --smoke"),
         (["--smoke", "--forward", "1:2"], "no network"),
         (["--forward", "x:22"], "is not HOST:GUEST"),
         (["--forward", "0:22"], "is not HOST:GUEST"),

@@ -121,8 +121,8 @@ def test_a_board_that_was_not_built(built: Path) -> None:
         ("/dev/does-not-exist", "no such device or folder"),
         ("/dev/null", "neither a file nor a block device"),
         ("out/tiny/disk.img", "the target is the image itself"),
-        ("udp:192.0.2.1", "neither an address nor a file that is there"),
-        ("fastboot:usb", "neither an address nor a file that is there"),
+        ("udp:192.0.2.1", "neither an address nor an existing file"),
+        ("fastboot:usb", "neither an address nor an existing file"),
     ],
 )
 def test_targets_that_make_no_sense(target: str, message: str, built: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_file_that_is_something_else(
     now = (tmp_path / "passwd").read_bytes()
     if code:
         assert now == there
-        assert "does not look like an image, and would grow" in result.stderr
+        assert "does not look like a disk image, and would grow" in result.stderr
     else:
         assert now[: 4 * MIB] == (built / "disk.img").read_bytes()
 
@@ -228,7 +228,7 @@ def test_a_file_that_must_not_be_written_can_be_looked_at(
     assert result.exit_code == 7
     assert result.stderr.splitlines()[-2:] == [
         "erofs-edge: error: card.img: no permission to write to the file",
-        "hint: --plan, --verify-only and `slots show` need no more than reading",
+        "hint: --plan, --verify-only and `slots show` work without writing",
     ]
     assert b"CONTENT" in card.read_bytes()
 
@@ -236,15 +236,15 @@ def test_a_file_that_must_not_be_written_can_be_looked_at(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--plan", "--verify-only"), "--plan and --verify-only exclude each other"),
-        (("--repair", "--full"), "--repair and --full exclude each other"),
-        (("--whole", "--slot", "a"), "--whole and --slot exclude each other"),
-        (("--resume", "--whole"), "--resume and --whole exclude each other"),
-        (("--resume", "--full"), "--resume and --full exclude each other"),
-        (("--verify-only", "--whole"), "--verify-only and --whole exclude each other"),
-        (("--verify-only", "--no-verify"), "--verify-only and --no-verify exclude each other"),
-        (("--channel-root", "out/tiny/disk.img"), "--channel-root is for channels"),
-        (("--disk", "x.img"), "--disk is the disk of an emulated board"),
+        (("--plan", "--verify-only"), "--plan and --verify-only cannot be combined"),
+        (("--repair", "--full"), "--repair and --full cannot be combined"),
+        (("--whole", "--slot", "a"), "--whole and --slot cannot be combined"),
+        (("--resume", "--whole"), "--resume and --whole cannot be combined"),
+        (("--resume", "--full"), "--resume and --full cannot be combined"),
+        (("--verify-only", "--whole"), "--verify-only and --whole cannot be combined"),
+        (("--verify-only", "--no-verify"), "--verify-only and --no-verify cannot be combined"),
+        (("--channel-root", "out/tiny/disk.img"), "--channel-root needs --from URL"),
+        (("--disk", "x.img"), "--disk is for a board in QEMU"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(
@@ -301,7 +301,7 @@ def test_a_file_without_the_zeros_at_the_images_end_does_not_hold_it(tmp_path: P
     os.truncate(image, 1 << 20)
     os.truncate(card, 1 << 18)
     result = run(image, "--to", card, "--verify-only")
-    assert result.exit_code == 4 and "the file ends at 262144 bytes, the image at 1048576" in result.stderr
+    assert result.exit_code == 4 and "the file has 262144 bytes, the image 1048576" in result.stderr
     assert card.stat().st_size == 1 << 18
     assert run(image, "--to", card).exit_code == 0 and card.read_bytes() == image.read_bytes()
     result = run(image, "--to", card, "--verify-only")

@@ -60,8 +60,8 @@ def test_tar_index(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("build -o i", "an image is of a directory or of archives"),
-        ("build vendor --tar-index base.img -o i", "an image is of a directory or of archives"),
+        ("build -o i", "what to build from?"),
+        ("build vendor --tar-index base.img -o i", "what to build from?"),
         ("build vendor -o i --base missing", "does not exist"),
         ("build vendor -o i --base-device base.img", "devices of bases need a base"),
         ("build vendor -o i --base base.img -b 512", "the base has blocks of 4096 bytes"),

@@ -120,7 +120,7 @@ def test_an_image_holds_no_older_one_of_itself(source: Path, through: str) -> No
     first, second = (CliRunner().invoke(cli, arguments) for _ in range(2))
     assert first.exit_code == second.exit_code == 0, second.output
     assert not json.loads(first.stdout)["warnings"]
-    assert [text.split(" lies in ")[0] for text in json.loads(second.stdout)["warnings"]] == [
+    assert [text.split(" is inside ")[0] for text in json.loads(second.stdout)["warnings"]] == [
         str(image), str(source / "data"),
     ]  # fmt: skip
     assert json.loads(first.stdout)["uuid"] == json.loads(second.stdout)["uuid"]
@@ -133,5 +133,5 @@ def test_an_image_holds_no_older_one_of_itself(source: Path, through: str) -> No
 def test_a_file_of_the_tree_is_not_replaced(source: Path) -> None:
     done = CliRunner().invoke(cli, ["fs", "build", str(source), "-o", str(source / "bin/run")])
     assert done.exit_code == 2
-    assert "and no image" in done.output
+    assert "that is no EROFS image" in done.output
     assert (source / "bin/run").read_text() == "x"

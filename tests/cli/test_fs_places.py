@@ -92,9 +92,9 @@ def test_python_opens_it_too(disk: Path) -> None:
 
 def test_messages_name_the_image_and_what_to_do(disk: Path, tmp_path: Path) -> None:
     for arguments, code, words in (
-        ((), 1, (f"{disk}: offset 0x400: not an EROFS image", "a disk: --partition NAME, of system, data")),
+        ((), 1, (f"{disk}: offset 0x400: not an EROFS image", "--partition with one of system, data")),
         (("--partition", "data"), 1, (f"{disk}: data: offset 0x400: not an EROFS image",)),
-        (("--partition", "nix"), 2, ("no partition 'nix'", "there are system, data")),
+        (("--partition", "nix"), 2, ("no partition 'nix'", "the partitions are system, data")),
         (("--partition", "system", "--offset", str(START)), 2, ("use one of them",)),
         (("--offset", str(mmap.ALLOCATIONGRANULARITY + 1)), 2, (f"multiples of {mmap.ALLOCATIONGRANULARITY}",)),
         (("--offset", str(1 << 40)), 1, ("the file ends before the image",)),
@@ -108,5 +108,5 @@ def test_messages_name_the_image_and_what_to_do(disk: Path, tmp_path: Path) -> N
 
 def test_check_of_a_whole_disk_says_which_partitions_there_are(disk: Path) -> None:
     result = run("check", disk)
-    assert (result.exit_code, result.stderr) == (1, "hint: a disk: --partition NAME, of system, data\n")
+    assert (result.exit_code, result.stderr) == (1, "hint: this is a disk: add --partition with one of system, data\n")
     assert run("check", disk, "--partition", "data").stderr == ""

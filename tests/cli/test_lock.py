@@ -109,6 +109,7 @@ def test_locks_of_the_installed_package_are_not_written(archive: FakeArchive, mo
     Path("edge.yaml").rename(shipped / "manifests/edge.yaml")
     monkeypatch.setattr("erofs_edge.manifest.stock.SHIPPED", shipped.absolute())
     done = run("edge")
-    assert done.exit_code == 2 and "edge belongs to the installed package\nhint: erofs-edge new NAME" in done.stderr
+    assert done.exit_code == 2 and "edge belongs to the installed package\nhint: make a product" in done.stderr
+    assert "erofs-edge new NAME --board edge" in done.stderr
     assert not list(shipped.rglob("*.lock"))
     assert run("edge", "-o", "edge.lock").exit_code == 0 and load_lock("edge.lock").name == "edge"

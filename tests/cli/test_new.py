@@ -74,7 +74,7 @@ def test_its_files_fit_their_schemas(here: Path) -> None:
         (["X!", "--board", "rpi4"], "not a name for a product: 'X!'"),
         (["rpi4", "--board", "rpi4"], "rpi4 is the name of a stock board or system"),
         (["full", "--board", "rpi4"], "full: there is something already"),
-        (["full/file/x", "--board", "rpi4"], "full/file: this is a file, and no folder"),
+        (["full/file/x", "--board", "rpi4"], "full/file: this is a file, not a folder"),
         (["x"], "Missing option '--board'"),
     ],
 )

@@ -73,7 +73,7 @@ def test_what_cannot_be(card: Path, tmp_path: Path) -> None:
     assert run("show", tmp_path / "missing.img").exit_code == 2
     raw = tmp_path / "raw"
     raw.write_bytes(bytes(1 << 20))
-    assert "no partition with a slot state" in run("show", raw).stderr
+    assert "no slot state here: not a disk with slots" in run("show", raw).stderr
     assert not (tmp_path / "missing.img").exists()
 
 

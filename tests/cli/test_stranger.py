@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("release --check folder", 1, "nothing has been built here"),
         ("sign folder --key dev:dev", 2, "its record: folder/release.json"),
         ("build folder", 3, "folder: this is a folder, not a board file"),
-        ("new file/below/product --board rpi4", 2, "file: this is a file, and no folder"),
+        ("new file/below/product --board rpi4", 2, "file: this is a file, not a folder"),
         ("serve file --bind 127.0.0.1:99", 2, "hint: --port 99"),
         ("flash file --to serial:///none --allow-unsigned", 6, "hint: plug the adapter in"),
     ],

@@ -306,7 +306,7 @@ def test_a_disk_is_told_from_an_image(tmp_path: Path) -> None:
     disk.write_bytes(head + bytes(6000 * 512 - len(head) - len(tail)) + tail)
     for words in (("verify", disk, "--root-hash", "00" * 32), ("dump", disk)):
         result = run(*words)
-        assert "a disk: --partition NAME, of system_a" in result.stderr, result.stderr
+        assert "this is a disk: add --partition with one of system_a" in result.stderr, result.stderr
 
 
 def test_a_failed_parity_leaves_the_image_as_it_was(image: Path, tmp_path: Path) -> None:

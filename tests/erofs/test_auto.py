@@ -204,9 +204,9 @@ def test_command_with_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-z", "lz4", "--time-budget", "5"], "--time-budget is for -z auto"),
+        (["-z", "lz4", "--time-budget", "5"], "--time-budget needs -z auto"),
         (["-z", "auto", "--time-budget", "0"], "time budget"),
-        (["-z", "auto", "--compress-hints", __file__], "auto chooses for all"),
+        (["-z", "auto", "--compress-hints", __file__], "auto and --compress-hints cannot"),
     ],
 )
 def test_bad_commands(tmp_path: Path, arguments: list[str], message: str) -> None:

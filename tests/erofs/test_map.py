@@ -106,6 +106,6 @@ def test_the_table_and_its_errors(source: Path, tmp_path: Path, oracle: Oracle) 
     assert lines[0].split() == ["kind", "bytes", "size", "share"]
     assert any(line.startswith("lz4 data") for line in lines)
     assert '"totals"' in runner.invoke(fs, ["map", "--json", str(path)]).output
-    assert "only a picture" in str(runner.invoke(fs, ["map", str(path), "-o", "x"]).exception)
+    assert "for the picture of" in str(runner.invoke(fs, ["map", str(path), "-o", "x"]).exception)
     missing = tmp_path / "no/folder.svg"
     assert "cannot write" in str(runner.invoke(fs, ["map", "--svg", str(path), "-o", str(missing)]).exception)

@@ -97,7 +97,7 @@ def test_a_device_that_gives_nothing_back(v1: Path, v2: Path) -> None:
         there.read(0, 1)
     assert caught.value.errno == errno.EOPNOTSUPP
     before = bytes(disk.memory)
-    with pytest.raises(DeviceRefusedError, match="cannot tell which of its slots runs"):
+    with pytest.raises(DeviceRefusedError, match="cannot say which of its slots is running"):
         run(fake, v2)
     assert bytes(disk.memory) == before
     run(fake, v2, "b")

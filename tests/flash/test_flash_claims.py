@@ -107,7 +107,7 @@ def test_a_file_that_is_served_for_writing(images: list[Path], tmp_path: Path) -
         refused = run("flash", v2, "--to", disk)
         assert (refused.exit_code, f"process {server.pid} (" in refused.stderr) == (7, True)
         FileExport(disk).close()
-        with pytest.raises(DeviceRefusedError, match="another program has it already"):
+        with pytest.raises(DeviceRefusedError, match="another program is using it"):
             FileExport(disk, writable=True)
     assert disk.read_bytes() == v1.read_bytes()
     FileExport(disk, writable=True).close()
@@ -123,7 +123,7 @@ def test_two_programs_at_one_export(images: list[Path], tmp_path: Path, oracle: 
             for words in (("flash", v2, "--to", address, "--yes"), ("slots", "activate", address, "b")):
                 refused = run(*words)
                 assert (refused.exit_code, refused.stdout) == (7, "")
-                assert f"another program has it already: process {holder.pid} (" in refused.stderr
+                assert f"another program is using it: process {holder.pid} (" in refused.stderr
             assert run("flash", v1, "--to", address, "--verify-only").exit_code == 0
             assert run("slots", "show", address).exit_code == 0
             assert disk.read_bytes() == v1.read_bytes()
@@ -144,7 +144,7 @@ def test_two_programs_at_one_file(images: list[Path], tmp_path: Path, repository
         ):
             refused = run(*words)
             assert refused.exit_code == 7, refused.output
-            assert f"another program has it already: process {holder.pid} (" in refused.stderr
+            assert f"another program is using it: process {holder.pid} (" in refused.stderr
         assert disk.read_bytes() == v1.read_bytes()
     assert run("flash", v2, "--to", disk).exit_code == 0
 
@@ -152,7 +152,7 @@ def test_two_programs_at_one_file(images: list[Path], tmp_path: Path, repository
 def test_two_programs_at_one_fastboot_device() -> None:
     """Over UDP the second would end the first one's conversation."""
     with serve_udp(FastbootDevice({"boot": bytearray(4096)})) as address:
-        with open_device(address), pytest.raises(DeviceRefusedError, match="another program has it already"):
+        with open_device(address), pytest.raises(DeviceRefusedError, match="another program is using it"):
             open_device(address)
         open_device(address).link.close()
         with pytest.raises(DeviceRefusedError), open_device(address):
@@ -165,7 +165,7 @@ def test_names_are_told_apart() -> None:
     names = [f"{long}a", f"{long}b", f"a{long}", f"b{long}", "", "\udc80".encode("utf-8", "surrogateescape").hex()]
     claims = [Claim(f"test of names {name}", "here") for name in names]
     for name in names:
-        with pytest.raises(DeviceRefusedError, match=r"here: another program has it already: process \d+"):
+        with pytest.raises(DeviceRefusedError, match=r"here: another program is using it: process \d+"):
             Claim(f"test of names {name}", "here")
     for claim in claims:
         claim.release()

@@ -131,7 +131,7 @@ def test_a_read_only_disk_can_be_looked_at(loop: Loop, tmp_path: Path) -> None:
     code, output = run("slots", "show", device)
     assert (code, "next" in output) == (0, True), output
     for code, output in attempts(v1, device):
-        assert (code, "the device is read-only" in output, "lock switch" in output) == (7, True, True), output
+        assert (code, "the device is read-only" in output, "write-protect switch" in output) == (7, True, True), output
     assert content(device, v1.stat().st_size) == before
 
 

@@ -65,7 +65,7 @@ def test_too_small_and_by_how_much(image: Path) -> None:
 def test_sectors_must_agree(image: Path, image_4k: Path) -> None:
     with pytest.raises(FormatError, match=r"sectors of 512 bytes, the device has 4096") as caught:
         plan_flash(image, device(12 * MIB, 4096))
-    assert caught.value.hint == "disk.sector: 4096 in the board file"
+    assert caught.value.hint == "set disk.sector: 4096 in the board file and build again"
     with pytest.raises(FormatError):
         plan_flash(image_4k, device(12 * MIB))
     assert [r.name for r in plan_flash(image_4k, device(12 * MIB, 4096)).table] == ["gpt backup", "gpt"]
@@ -76,7 +76,7 @@ def test_an_image_without_a_table(tmp_path: Path) -> None:
     path.write_bytes(os.urandom(10_000))
     with pytest.raises(CapacityError) as caught:
         plan_flash(path, device(4096))
-    assert caught.value.hint == "a larger device"
+    assert caught.value.hint == "use a larger device"
     plan = plan_flash(path, device(MIB))
     assert [(r.name, r.start, r.end) for r in plan.contents] == [("image", 0, 10_000), ("old backup", 10_000, MIB)]
     assert plan.table == ()
@@ -90,7 +90,7 @@ def test_half_of_an_image_is_refused(size: int, image: Path) -> None:
     assert table is not None
     end = max(end for _, end in table.places().values())
     os.truncate(image, size)
-    with pytest.raises(SourceError, match=f"cut off: its partitions take {end} bytes, {size} are there") as caught:
+    with pytest.raises(SourceError, match=f"cut off: its partitions need {end} bytes, the file has {size}") as caught:
         plan_flash(image, device(12 * MIB))
     assert caught.value.hint is not None and caught.value.hint.endswith(f"truncate -s {end} {image}")
     os.truncate(image, end)

@@ -110,7 +110,7 @@ def test_of_two_slots_that_are_alike_one_is_sent(tmp_path: Path) -> None:
 
 def test_a_u_boot_that_tells_no_checksum_is_given_up(image: Path) -> None:
     to, _ = target(UBoot(bytearray(12 << 20), crc_name="adler32"))
-    with pytest.raises((PartialWriteError, DeviceError), match="tells no checksum"):
+    with pytest.raises((PartialWriteError, DeviceError), match="returns no checksum"):
         put(image, to)
 
 

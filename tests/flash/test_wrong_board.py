@@ -50,7 +50,7 @@ def test_another_board(built: Path, option: str) -> None:
     disk, device = board(built, product="kiosk")
     result = flash(built, device, option)
     assert result.exit_code == 7
-    assert "it says 'kiosk', not 'lab' or 'bench'" in result.stderr
+    assert "the device says 'kiosk', not 'lab' or 'bench'" in result.stderr
     assert not any(disk.memory)
     assert not [word for word in device.log if not word.startswith("getvar")]
 
@@ -78,10 +78,10 @@ def test_a_locked_device(built: Path, said: str) -> None:
 
 def test_what_counts() -> None:
     silent = Identity("usb:1", "fastboot", 100)
-    with pytest.raises(DeviceRefusedError, match="does not say which board it is"):
+    with pytest.raises(DeviceRefusedError, match="does not say whether it is"):
         refuse_other_board(silent, ["lab"])
     refuse_other_board(silent, [])
-    with pytest.raises(DeviceRefusedError, match="it says 'x', not 'lab'"):
+    with pytest.raises(DeviceRefusedError, match="the device says 'x', not 'lab'"):
         refuse_other_board(Identity("tty", "serial", 100, product="x"), ["lab"])
     refuse_other_board(Identity("tty", "serial", 100, product="lab"), ["lab"])
     refuse_other_board(Identity("card.img", "file", 100), ["lab"])  # nobody can ask a card
@@ -105,5 +105,5 @@ def test_a_u_boot_that_knows_the_model_is_asked_for_that() -> None:
         device = UBoot(bytearray(1 << 20), variables={"board": "rpi", "board_name": model})
         line = SerialLine(device, 115200)
         identity = SerialTarget(line, Address(Path("line"), 115200, 115200, None, False), 0.1).identity
-        with nullcontext() if right else pytest.raises(DeviceRefusedError, match="it says '3 Model B'"):
+        with nullcontext() if right else pytest.raises(DeviceRefusedError, match="the device says '3 Model B'"):
             refuse_other_board(identity, RASPBERRY_PI)

@@ -115,7 +115,7 @@ def test_the_wrong_board_is_refused(tmp_path: Path, oracle: Callable[[str], str]
     (out / "release.json").write_text(json.dumps({"format": 1, "product": ["lab", "edge,lab-2"]}))
     with board(oracle, tmp_path, image.stat().st_size) as address:
         silent = flash(out, address)
-        assert (silent.exit_code, "does not say which board it is" in silent.stderr) == (7, True), silent.stderr
+        assert (silent.exit_code, "does not say whether it is" in silent.stderr) == (7, True), silent.stderr
         is_a(tmp_path, "edge,kiosk", "edge,any", serial="4711")
         for option in ("--plan", "--verify-only", "--repair", "--resume", "--yes"):
             refused = flash(out, address, option)
@@ -148,7 +148,7 @@ def test_one_host_at_a_time_writes(tmp_path: Path, oracle: Callable[[str], str])
         for words in (("flash", new, "--to", address, "--yes"), ("slots", "activate", address, "b")):
             refused = CliRunner().invoke(cli, [str(word) for word in words])
             assert (refused.exit_code, refused.stdout) == (7, "")
-            assert "another host writes this board: somebody@elsewhere:7" in refused.stderr
+            assert "another host is writing to this board: somebody@elsewhere:7" in refused.stderr
         # while the other one's request waits, this one's questions and answers are its own
         other.write(0, control.request(["hash 0 512", "serial"]))
         assert flash(out, address, "--verify-only").exit_code == 0

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,3 +73,37 @@ def test_an_emulated_board_starts_without_what_it_has_no_use_for(
     words = said[said.index("-append") + 1].split()
     assert {"nokaslr", "mitigations=off", "cryptomgr.notests", "edge.disk=vda"} <= set(words)
     assert not {"mitigations=off", "cryptomgr.notests"} & set(loaded.value.boot.cmdline)
+
+
+def test_a_machine_of_a_killed_host_leaves_its_folder_to_the_next(
+    loaded: Loaded[Board], fake_qemu: FakeQemu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernel, initramfs and private keys of TLS lie there."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    fake_qemu.plan(30.0, serial="erofs-edge: provisioning ready: /dev/vda\r\n")
+    code = "import os, signal\nfrom erofs_edge.writing import scratch_folder\nwith scratch_folder('qemu') as folder:\n"
+    code += "    (folder / 'kernel').write_bytes(b'x')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    words = [sys.executable, "-c", code]
+    subprocess.run(words, env=os.environ | {"TMPDIR": str(temporary)}, check=False)
+    (dead,) = temporary.iterdir()
+    with attach.attached(loaded, tmp_path, "nbd", tmp_path / "disk.img"):
+        (alive,) = temporary.iterdir()
+        assert alive != dead
+        with attach.attached(loaded, tmp_path, "nbd", tmp_path / "other.img"):
+            assert alive.exists() and len(list(temporary.iterdir())) == 2
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_disk_without_content_gets_the_boards_size(
+    loaded: Loaded[Board], fake_qemu: FakeQemu, tmp_path: Path
+) -> None:
+    fake_qemu.plan(30.0, serial="erofs-edge: provisioning ready: /dev/vda\r\n")
+    made, touched, small = (tmp_path / name for name in ("made.img", "touched.img", "small.img"))
+    touched.touch()
+    small.write_bytes(b"mine")
+    for disk in (made, touched, small):
+        with attach.attached(loaded, tmp_path, "nbd", disk):
+            pass
+    assert [disk.stat().st_size for disk in (made, touched, small)] == [16 << 20, 16 << 20, 4]

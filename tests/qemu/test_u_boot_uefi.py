@@ -64,7 +64,7 @@ def test_what_u_boot_says_is_why_nothing_starts() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--falls-back"], "counts no starts"),
+        (["--falls-back"], "does not count the starts"),
         (["--tamper", "loader"], "without systemd-boot"),
         ([], "no UEFI images"),
     ],

@@ -155,8 +155,8 @@ def test_devices_must_be_the_images(registry: int, images: Path) -> None:
     for arguments, words in (
         ([images / "2.img", name], "data on 1 further devices, 0 are given"),
         ([images / "1.img", name, "--device", images / "3.blob"], "data on no further devices, 1 are given"),
-        ([images / "1.img", f"{name}@sha256:{'0' * 64}"], "a digest cannot be pushed to"),
-        ([images / "1.img", name, "--piece", "1000"], "not a size of pieces"),
+        ([images / "1.img", f"{name}@sha256:{'0' * 64}"], "cannot push to a digest"),
+        ([images / "1.img", name, "--piece", "1000"], "not a valid size"),
         ([images / "1.img", name, "--arch", "z80"], "no architecture 'z80'"),
         ([images / "1.img", "name"], "not a reference to an image"),
     ):

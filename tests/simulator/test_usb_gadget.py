@@ -132,6 +132,6 @@ def test_both_clients_over_a_real_usb(tmp_path: Path, oracle: Callable[[str], st
             assert (line["flash"], held) == (0, line["sha256"]), line
     assert told["fetched"], told
     assert [len(times) for times in told["seconds"].values()] == [3, 3], told["seconds"]
-    assert "another program has the device" in told["second"]
+    assert "another program is using the device" in told["second"]
     assert f"there are: usb:{usb_rig.SERIAL}" in told["other"]
     assert "the device was unplugged" in told["unplugged"]

@@ -62,7 +62,7 @@ def test_variables_of_real_devices() -> None:
     with pytest.raises(ProtocolError):
         client.parse_number("much")
     assert [client.parse_size(text) for text in ("0x10000000", " 10000000", "c0de")] == [1 << 28, 1 << 28, 0xC0DE]
-    with pytest.raises(ProtocolError, match="'-1' where a number belongs"):
+    with pytest.raises(ProtocolError, match="'-1' instead of a number"):
         client.parse_size("-1")
 
 
@@ -72,10 +72,10 @@ BAD: dict[str, tuple[Exchange, list[bytes], type[ErofsEdgeError], str]] = {
     "is no fastboot": (client.command("x"), [b"SSH-2.0"], ProtocolError, "begins with b'SSH-'"),
     "is short": (client.command("x"), [b"OK"], ProtocolError, "response of 2"),
     "is long": (client.command("x"), [b"OKAY" + b"x" * 300], ProtocolError, "response of 304"),
-    "talks without end": (client.command("x"), [b"INFO."] * 20_000, DeviceError, "without end"),
-    "wants data unasked": (client.command("x"), [b"DATA00000001"], ProtocolError, "wants data"),
+    "talks without end": (client.command("x"), [b"INFO."] * 20_000, DeviceError, "does not stop"),
+    "wants data unasked": (client.command("x"), [b"DATA00000001"], ProtocolError, "asks for data"),
     "takes less": (client.download(9, [b"x" * 9]), [b"DATA00000008"], DeviceRefusedError, "8 bytes where 9"),
-    "takes no data": (client.download(9, [b"x" * 9]), [b"OKAY"], ProtocolError, "wants no data"),
+    "takes no data": (client.download(9, [b"x" * 9]), [b"OKAY"], ProtocolError, "does not ask for data"),
     "announces nonsense": (client.download(9, [b"x" * 9]), [b"DATA+000000f"[:11]], ProtocolError, "announces"),
     "sends more than allowed": (client.upload("upload", 4), [b"DATAffffffff"], ProtocolError, "more than 4"),
     "sends more than announced": (

@@ -263,7 +263,7 @@ def test_who_works_does_not_answer_for_its_address(opened: Opened) -> None:
     device.run(client.command("flash:data"))
     assert asked > 3
     board.error, started = errno.EHOSTUNREACH, board.now
-    with pytest.raises(DeviceError, match="the device is gone"):
+    with pytest.raises(DeviceError, match="the device has disappeared"):
         device.run(client.command("getvar:y"))
     assert board.now - started < SILENCE / 4
     with pytest.raises(OSError, match="No route to host"):

@@ -49,7 +49,7 @@ def test_which_device(port: Port) -> None:
     bus = Bus(mouse, port, other)
     with pytest.raises(UsageError, match="several devices") as several:
         open_usb(None, bus)
-    assert several.value.hint == "one of usb:S1, usb:S2 only"
+    assert several.value.hint == "name one: usb:S1, usb:S2"
     assert open_usb("S2", bus).name == "usb:S2"
     with pytest.raises(DeviceError, match="no such device") as none:
         open_usb("S3", bus)
@@ -62,7 +62,7 @@ def test_which_device(port: Port) -> None:
 
 def test_two_hosts_on_one_port(port: Port) -> None:
     first = open_usb(None, Bus(port))
-    with pytest.raises(DeviceRefusedError, match="another program has the device"):
+    with pytest.raises(DeviceRefusedError, match="another program is using the device"):
         open_usb(None, Bus(port))
     first.close()
     open_usb(None, Bus(port)).close()

@@ -64,7 +64,7 @@ def is_exclusive(path: str) -> bool:
 def test_two_programs_do_not_share_a_port(terminal: tuple[int, str]) -> None:
     master, path = terminal
     port = SerialPort(path, 115200)
-    with pytest.raises(DeviceRefusedError, match="another program has it already"):
+    with pytest.raises(DeviceRefusedError, match="another program is using it"):
         SerialPort(path, 115200)
     assert is_exclusive(path), "those that ask for no lock are refused by the kernel, root's excepted"
     port.close()

@@ -52,7 +52,7 @@ def command(text: str, say: Say | None = None) -> Exchange:
     yield _encoded(text)
     status, rest = yield from _final(outcome, text, say)
     if status is Status.DATA:
-        raise ProtocolError(f"the device wants data for {text!r}")
+        raise ProtocolError(f"the device asks for data after {text!r}")
     outcome.value = rest
     return outcome
 
@@ -66,7 +66,7 @@ def download(size: int, parts: Iterable[bytes | memoryview], say: Say | None = N
     yield text.encode()
     status, rest = yield from _final(outcome, text, say)
     if status is not Status.DATA:
-        raise ProtocolError("the device wants no data after a download command")
+        raise ProtocolError("the device does not ask for data after a download command")
     if _length(rest) != size:
         raise DeviceRefusedError(f"the device takes {_length(rest)} bytes where {size} were offered")
     sent = 0
@@ -80,7 +80,7 @@ def download(size: int, parts: Iterable[bytes | memoryview], say: Say | None = N
         raise ValueError(f"{sent} bytes where {size} were announced")
     status, outcome.value = yield from _final(outcome, text, say)
     if status is not Status.OKAY:
-        raise ProtocolError("the device wants data after the data")
+        raise ProtocolError("the device asks for more data than it was offered")
     return outcome
 
 
@@ -160,7 +160,7 @@ def _number(text: str, bases: Iterable[int]) -> int:
             continue
         if 0 <= number < 1 << 64:
             return number
-    raise ProtocolError(f"the device says {text!r} where a number belongs")
+    raise ProtocolError(f"the device says {text!r} instead of a number")
 
 
 def _final(outcome: Outcome, text: str, say: Say | None) -> Generator[None, bytes, tuple[Status, str]]:
@@ -174,7 +174,7 @@ def _final(outcome: Outcome, text: str, say: Say | None) -> Generator[None, byte
         outcome.lines.append(rest)
         if say:
             say(rest)
-    raise DeviceError(f"the device talks without end after {text!r}")
+    raise DeviceError(f"the device does not stop talking after {text!r}")
 
 
 def _parse(message: bytes) -> tuple[Status, str]:

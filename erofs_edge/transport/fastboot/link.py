@@ -138,7 +138,7 @@ class TcpLink:
                 raise ProtocolError(f"a message of {size} bytes", where=self.name)
             return self._exactly(size, deadline)
         except TimeoutError:
-            raise DeviceError(f"the device has nothing to say for {patience:g} s", where=self.name) from None
+            raise DeviceError(f"the device has not answered for {patience:g} s", where=self.name) from None
 
     def close(self) -> None:
         self._socket.close()
@@ -208,7 +208,7 @@ class UdpLink:
             if len(message) > MESSAGE_MAX:
                 raise ProtocolError("a message without end", where=self.name)
             if more and time.monotonic() > deadline:
-                raise DeviceError(f"the device has nothing to say for {patience:g} s", where=self.name)
+                raise DeviceError(f"the device has not answered for {patience:g} s", where=self.name)
         return message
 
     def close(self) -> None:
@@ -288,7 +288,7 @@ class UdpLink:
         now = time.monotonic()
         self._refused = now if self._refused is None else self._refused
         if self._host.is_open and now - self._refused > GONE:
-            raise DeviceError("the device is gone", where=self.name)
+            raise DeviceError("the device has disappeared", where=self.name)
 
 
 LINKS: dict[str, Callable[[str, int], TcpLink | UdpLink]] = {"tcp": TcpLink, "udp": UdpLink}

@@ -139,7 +139,7 @@ def _number(text: str) -> int:
     except ValueError:
         number = -1
     if not 0 <= number < 1 << 64:
-        raise ProtocolError(f"the device says {text!r} where a number belongs")
+        raise ProtocolError(f"the device says {text!r} instead of a number")
     return number
 
 

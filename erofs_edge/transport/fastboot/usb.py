@@ -76,13 +76,13 @@ class UsbLink:
         code = getattr(error, "errno", None)
         if code == errno.EBUSY:
             return DeviceRefusedError(
-                "another program has the device", where=self.name, hint="one host at a time: end the other one"
+                "another program is using the device", where=self.name, hint="wait for it to finish, or stop it"
             )
         if code == errno.EACCES:
             return DeviceRefusedError(
                 "no permission to use the device",
                 where=self.name,
-                hint="run as root, or a udev rule that gives the device to your group",
+                hint="run as root, or add a udev rule that gives your group access to the device",
             )
         said = {
             errno.ENODEV: "the device was unplugged",
@@ -110,7 +110,7 @@ def open_usb(serial: str | None, backend: Any = None) -> UsbLink:
             hint=f"there are: {', '.join(named)}" if named else "is it plugged in, and in fastboot mode?",
         )
     if len(wanted) > 1:
-        raise UsageError("there are several devices in fastboot mode", hint=f"one of {', '.join(named) or 'them'} only")
+        raise UsageError("several devices are in fastboot mode", hint=f"name one: {', '.join(named) or 'usb:SERIAL'}")
     return UsbLink(*wanted[0])
 
 
@@ -166,7 +166,7 @@ def _libusb() -> Any:
             import libusb_package
         except ImportError:
             raise ToolError(
-                "libusb is not there", hint="apt-get install libusb-1.0-0, or pip install libusb-package"
+                "libusb is not installed", hint="apt-get install libusb-1.0-0, or pip install libusb-package"
             ) from None
         backend = libusb_package.get_libusb1_backend()
     if backend is None:

@@ -72,7 +72,7 @@ def parse_address(uri: str) -> Address:
     folder = Path(options["tls-certificates"][0]) if "tls-certificates" in options else None
     name = options.get("tls-hostname", [""])[0]
     if folder and not tls:
-        raise UsageError("certificates are for TLS", where=uri, hint="nbds://…")
+        raise UsageError("certificates need TLS", where=uri, hint="use nbds://…")
     if parts.scheme.endswith("+unix"):
         names = options.get("socket")
         if not names:

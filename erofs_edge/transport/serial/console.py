@@ -79,7 +79,7 @@ class Console:
                     return
         raise DeviceError(
             f"no U-Boot prompt after {patience:g} s; the line said {_tail(said) or 'nothing'}",
-            hint="reset the board; is the baud rate right, and is the console open (bootdelay)?",
+            hint="reset the board; check the baud rate, and that U-Boot lets its autoboot be stopped (bootdelay)",
         )
 
     def _learn(self) -> Exchange[bytes]:
@@ -116,7 +116,7 @@ class Console:
             except LostError as error:
                 lost = error
             yield from self.interrupt(attempt)
-        raise DeviceError(f"the console does not carry out '{_short(command)}': {lost}")
+        raise DeviceError(f"the console did not run '{_short(command)}': {lost}")
 
     def agreed(self, command: str) -> Exchange[str]:
         """What a command prints, as it came twice: noise does not say the same thing two times."""
@@ -125,7 +125,9 @@ class Console:
             said.append((yield from self.run(command)).output)
             if said[-1] in said[:-1]:
                 return said[-1]
-        raise DeviceError(f"'{_short(command)}' says something else each time", hint="is the line that bad?")
+        raise DeviceError(
+            f"'{_short(command)}' gives another answer each time", hint="the line loses characters: check the cable"
+        )
 
     def start(self, command: str, *, mark: bool = False) -> Exchange[bytes]:
         """Type a command, compare its echo, start it. `mark`: its exit code is printed behind it (see `finish`).
@@ -158,7 +160,7 @@ class Console:
         seen = re.compile(rb"=%d=(\d+)=(\d+)=\r*\n" % self._mark)
         while not (found := seen.search(text := _clean(heard))):
             if len(heard) > OUTPUT_MAX:
-                raise ProtocolError("the console talks without end", hint="is this U-Boot's console?")
+                raise ProtocolError("the console does not stop talking", hint="is this U-Boot's console?")
             if b"=$?=" in text.partition(b"\n")[2]:
                 raise ProtocolError("the console does not know '$?'", hint="a U-Boot with the hush shell is needed")
             more = yield Io(b"", wait + self.latency)

@@ -25,7 +25,7 @@ SEND_TIMEOUT = 60.0  # seconds until a port that takes nothing is given up
 PIECE = 64 << 10
 _NEXT = {
     errno.ENOENT: "plug the adapter in; ls /dev/serial/by-id lists those that are there",
-    errno.EACCES: "run as a member of the group that owns it (dialout)",
+    errno.EACCES: "add yourself to the group that owns it (dialout) and log in again",
 }
 
 
@@ -112,7 +112,7 @@ class SerialPort:
         try:
             self._port.write(data)
         except serial.SerialException as error:
-            raise DeviceError(f"the port takes nothing: {error}", where=self.name) from error
+            raise DeviceError(f"cannot write to the port: {error}", where=self.name) from error
 
     def read(self, wait: float) -> bytes:
         import serial
@@ -132,7 +132,7 @@ class SerialPort:
             self._port.flush()
             self._port.baudrate = baud
         except (serial.SerialException, ValueError) as error:
-            raise DeviceError(f"the port does not do {baud} baud: {error}", where=self.name) from error
+            raise DeviceError(f"the port does not support {baud} baud: {error}", where=self.name) from error
 
     def close(self) -> None:
         self._exclusive(termios.TIOCNXCL)  # else it lasts as long as anybody has the device open

@@ -89,7 +89,8 @@ def learn(console: Console) -> Exchange[Device]:
     commands = yield from _commands(console)
     if missing := [name for name in NEEDED if name not in commands]:
         raise DeviceRefusedError(
-            f"this U-Boot has no {' and no '.join(missing)}", hint="CONFIG_CMD_LOADB and CONFIG_CMD_CRC32 make them"
+            f"this U-Boot has no {' and no '.join(missing)}",
+            hint="build U-Boot with CONFIG_CMD_LOADB and CONFIG_CMD_CRC32",
         )
     version = (yield from console.run("version")).output.splitlines()
     said = yield from console.agreed(f"printenv {' '.join(VARIABLES)}")
@@ -119,7 +120,7 @@ def _staging(bdinfo: str, variables: dict[str, str]) -> tuple[int, int]:
     try:
         start = int(variables.get("loadaddr") or variables["kernel_addr_r"], 16)
     except (KeyError, ValueError):
-        raise DeviceRefusedError("U-Boot names no address to load to", hint="setenv loadaddr ADDRESS") from None
+        raise DeviceRefusedError("U-Boot has no loadaddr", hint="at its prompt: setenv loadaddr ADDRESS") from None
     end = start + 3 * WINDOW_MAX
     banks = re.findall(r"-> start\s*= 0x([0-9a-f]+)\s*-> size\s*= 0x([0-9a-f]+)", bdinfo)
     for begin, size in ((int(a, 16), int(b, 16)) for a, b in banks):
@@ -181,7 +182,7 @@ class Disk:
         self.sent = 0  # bytes of packets
         room = (device.staging[1] - device.staging[0]) // 3 // 4096 * 4096
         if room < WINDOW_MIN:
-            raise DeviceRefusedError("the device has no memory to take data", where=storage.name)
+            raise DeviceRefusedError("the device has no memory to load data into", where=storage.name)
         self.room = min(room, WINDOW_MAX)
         self._data = device.staging[0]
         self._packed = self._data + self.room
@@ -280,7 +281,7 @@ class Disk:
         raise self._unsaid(said)
 
     def _unsaid(self, output: str) -> DeviceError:
-        return DeviceError(f"the device tells no checksum: {_reason(output)}", where=self.storage.name)
+        return DeviceError(f"the device returns no checksum: {_reason(output)}", where=self.storage.name)
 
     def _store(self, source: int, offset: int, length: int, check: int) -> Exchange[None]:
         """From memory to the disk, and back for the proof."""
@@ -294,7 +295,7 @@ class Disk:
             if found and int(found[3], 16) == check:
                 return
         raise VerificationError(
-            f"the disk does not keep what was written at {offset:#x}", where=self.storage.name, hint="another card?"
+            f"the disk does not keep what was written at {offset:#x}", where=self.storage.name, hint="try another card"
         )
 
     def _bring(self, data: bytes, check: int) -> Exchange[None]:
@@ -332,7 +333,9 @@ class Disk:
                 return
             if done == len(data):
                 done, last = 0, "the checksum in memory differs"
-        raise DeviceError(f"the line brings no data across: {last}", where=self.storage.name, hint="a lower baud rate?")
+        raise DeviceError(
+            f"no data gets across the line: {last}", where=self.storage.name, hint="try a lower baud rate"
+        )
 
     def _transfer(self, data: bytes, target: int) -> Exchange[None]:
         yield from self.console.start(f"loady {target:x}", mark=True)
@@ -377,7 +380,7 @@ def set_baud(console: Console, baud: int) -> Exchange[bool]:
     said = yield from console.quiet(CTRL_C + ENTER)
     if console.prompt.strip() in said:
         return False
-    raise DeviceError(f"the line is dead after the change to {baud} baud", hint="reset the board")
+    raise DeviceError(f"no answer after the change to {baud} baud", hint="reset the board")
 
 
 def _ask_baud(console: Console, baud: int) -> Exchange[bytes]:
