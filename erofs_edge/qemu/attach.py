@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -38,6 +37,7 @@ from erofs_edge.qemu.machine import dump_tree, find_qemu, machine_arguments, qem
 from erofs_edge.sources.cache import Cache
 from erofs_edge.toolbox.emulator import Emulator, escaped, start
 from erofs_edge.u_boot.compile import FLASHING, compiled
+from erofs_edge.writing import scratch_folder
 
 TRANSPORTS = ("serial", "nbd", "nbds", "fastboot")
 READY, FAILED = b"erofs-edge: provisioning ready", b"erofs-edge: provisioning failed"
@@ -65,7 +65,7 @@ def attached(
     """Start the board in QEMU; the address for `find_target`. The machine is off when the block ends.
 
     out   where the board was built
-    disk  a file; where there is none yet it is made, empty and as large as the board's disk
+    disk  a file; where there is none yet, or nothing in it, it gets the size of the board's disk
 
     Raises UsageError for a board or a transport that cannot, ToolError without a usable QEMU or where it ends early,
     BootCheckError where the machine does not come up.
@@ -74,8 +74,7 @@ def attached(
         raise UsageError(f"no transport 'qemu:{transport}'", hint=f"known: {', '.join(TRANSPORTS)}")
     emulator = find_qemu()
     _make_disk(disk, size_bytes(board.value.disk.size))
-    with tempfile.TemporaryDirectory(prefix="erofs-edge-") as name:
-        folder = Path(name)
+    with scratch_folder("qemu") as folder:
         begin = {"serial": _serial, "nbd": _nbd, "nbds": _nbds, "fastboot": _fastboot}[transport]
         with begin(board, out, emulator, disk, folder) as address:
             say(f"QEMU {emulator.version_text} has {disk}; the board is at {address}")
@@ -248,10 +247,11 @@ def _udp_port() -> int:
 
 
 def _make_disk(disk: Path, size: int) -> None:
-    if disk.exists():
-        return
+    """A blank disk where there is none. A file without content has no size that was meant."""
     try:
-        with disk.open("xb") as file:
+        if disk.exists() and disk.stat().st_size:
+            return
+        with disk.open("ab") as file:
             file.truncate(size)
     except OSError as error:
         raise CapacityError(f"cannot make a disk of {size} bytes: {error.strerror}", where=str(disk)) from error

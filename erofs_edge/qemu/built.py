@@ -24,6 +24,7 @@ from erofs_edge.manifest.shaping import Smoke
 from erofs_edge.qemu.machine import Emulator, Wiring, boot_arguments, control_tree, dump_tree, qemu_of
 from erofs_edge.qemu.uefi import flash_images, uefi_arguments
 from erofs_edge.trust.signer import PublicKey, read_public_key
+from erofs_edge.writing import scratch_folder
 
 RUN_PREFIX = ".run-"
 
@@ -77,7 +78,7 @@ def run_folder(out: Path) -> Iterator[Path]:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=RUN_PREFIX, dir=out))
                 stack.enter_context(_locked(Path(folder)))
         except OSError:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="erofs-edge-"))
+            folder = str(stack.enter_context(scratch_folder("qemu")))
         yield Path(folder)
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import re
 import struct
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erofs_edge.boot.contents import LZ4_LEGACY_MAGIC
@@ -30,6 +28,7 @@ from erofs_edge.manifest.model import Board
 from erofs_edge.verity import superblock
 from erofs_edge.verity.fec import new_layout
 from erofs_edge.verity.superblock import Superblock
+from erofs_edge.writing import scratch_folder
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
@@ -294,8 +293,8 @@ def _no_parity(target: Target) -> list[Change]:
 def _place_of(target: Target, name: str) -> int:
     """The byte of the partition where the content of a file starts. Raises FormatError where it has none."""
     _, end = verity_area(target)
-    with tempfile.TemporaryDirectory(prefix="erofs-edge-") as folder:
-        path = Path(folder) / "system.img"
+    with scratch_folder("qemu") as folder:
+        path = folder / "system.img"
         path.write_bytes(target.read(0, end))
         with Image(path) as image:
             for extent in image.extents(image.lookup(name)):

@@ -9,7 +9,6 @@ environment on flash (U-Boot doc/develop/devicetree/control.rst, common/cli.c `c
 from __future__ import annotations
 
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from erofs_edge.errors import ManifestError, ToolError
 from erofs_edge.manifest.model import Board, Qemu, size_bytes
 from erofs_edge.toolbox.emulator import MENDS, Emulator, escaped, find_qemu, short_run
 from erofs_edge.trust.signer import VerificationKey
+from erofs_edge.writing import scratch_folder
 
 __all__ = [
     "MENDS",
@@ -112,8 +112,8 @@ def dump_tree(emulator: Emulator, qemu: Qemu, bios: Path) -> bytes:
 
     Raises ToolError where QEMU refuses the machine.
     """
-    with tempfile.TemporaryDirectory(prefix="erofs-edge-") as folder:
-        dump = Path(folder) / "machine.dtb"
+    with scratch_folder("qemu") as folder:
+        dump = folder / "machine.dtb"
         said = short_run([str(emulator.program), *machine_arguments(qemu, bios, dump=dump)])
         if not dump.exists():
             raise ToolError(f"QEMU wrote no device tree: {said[-200:]}", where=str(emulator.program))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from pathlib import Path
 
 from erofs_edge.boot.uefi import ImageName
@@ -18,7 +17,7 @@ from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.forge import Target
 from erofs_edge.qemu.tamper import Tamper, partitions
 from erofs_edge.qemu.uefi import Esp
-from erofs_edge.writing import NO_SPACE, write_exactly
+from erofs_edge.writing import NO_SPACE, scratch_folder, write_exactly
 
 PIECE = 4 << 20
 FAT_EPOCH = 315_532_800
@@ -132,8 +131,8 @@ class Scratch:
     def _write_esp(self, files: dict[str, bytes]) -> None:
         """A new EFI system partition with these files, in the place of the old one."""
         name = self._name_of("esp")
-        with tempfile.TemporaryDirectory(prefix="erofs-edge-") as folder:
-            image = Path(folder) / "esp.img"
+        with scratch_folder("qemu") as folder:
+            image = folder / "esp.img"
             build_fat(
                 files, image, size=self.place(name)[1], label="ESP", serial=0, epoch=FAT_EPOCH,
                 sector=self.board.disk.sector,
