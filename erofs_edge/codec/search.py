@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fixed output size for codecs that have none: find how much input fits, guided by what a fast codec makes of it.
 
-What this tries decides the bytes of images: raise compress.RULES with a change.
+What this tries decides the bytes of images: raise cut_rules.RULES with a change.
 """
 
 from __future__ import annotations

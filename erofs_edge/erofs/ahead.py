@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from erofs_edge.erofs.codings import choose_codings
-from erofs_edge.erofs.compress import TAILS, Tails
 from erofs_edge.erofs.crew import Crew, Ticket
-from erofs_edge.erofs.pipeline import Piece, Stored, Worker, pieces_of, store_piece
+from erofs_edge.erofs.cut_rules import TAILS, Tails
+from erofs_edge.erofs.piece import Piece, Stored, Worker, store_piece
+from erofs_edge.erofs.pipeline import pieces_of
 from erofs_edge.erofs.plan import Node, Plan
 from erofs_edge.errors import SourceError
 from erofs_edge.forks import may_fork

@@ -22,7 +22,7 @@ from erofs_edge.codec.registry import CODECS, open_compressor
 from erofs_edge.codec.search import SearchedOutput
 from erofs_edge.erofs import ondisk
 from erofs_edge.erofs.codings import choose_codings
-from erofs_edge.erofs.compress import CutRules
+from erofs_edge.erofs.cut_rules import CutRules
 from erofs_edge.erofs.extents import Extent, Kind
 from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.options import WriteOptions

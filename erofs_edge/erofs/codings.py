@@ -11,7 +11,7 @@ from erofs_edge.codec.lz4 import OPTIMAL
 from erofs_edge.codec.registry import Codec, dictionary_for, find_codec
 from erofs_edge.codec.zstd import SLOW
 from erofs_edge.erofs import ondisk
-from erofs_edge.erofs.compress import CutRules
+from erofs_edge.erofs.cut_rules import CutRules
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.plan import Node, Plan
 from erofs_edge.errors import SourceError

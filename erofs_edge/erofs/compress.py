@@ -3,31 +3,28 @@
 
 They are mkfs.erofs's (erofs-utils 1.9, several workers): segments of 16 MiB, pclusters filled to their fixed output
 size, runs without gain stored raw block by block, and a whole file stored flat when compression gains nothing.
-Changing any of them changes images: raise RULES then, since cached data is filed under it.
+Changing any of them changes images: raise cut_rules.RULES then, since cached data is filed under it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from erofs_edge.codec.lz4 import FixedOutput, address_of
-from erofs_edge.codec.registry import Codec, open_compressor
+from erofs_edge.codec.registry import open_compressor
 from erofs_edge.codec.search import SearchedOutput
-from erofs_edge.erofs.index import Extent, full_index_size
+from erofs_edge.erofs.cut_rules import CutRules, Tails
+from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.levels import DEVICE_TREE_LEVEL, first_try, found_nothing, packed_level, saves_no_block
 from erofs_edge.erofs.meter import Meter
 from erofs_edge.erofs.noise import Filler, Noise, glances_for
-from erofs_edge.erofs.ondisk import SLOT_SIZE
+from erofs_edge.erofs.segments import Segment, store_raw
 
 if TYPE_CHECKING:
     from erofs_edge.erofs.anchors import Anchors
 
-RULES = 7
-EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in an index saturates
-EXTENT_LCLUSTERS_MAX = 2000  # the same in lclusters, for small blocks
 CAP_LEAST = 32 << 10  # bytes of input that an LZ4HC call gets, where there are so many: fewer calls are made again
 CAP_SLACK = 64  # a call that stops this close to the end of its input may have been cut short by it
 
@@ -49,100 +46,6 @@ COMPRESSED_MAGIC = (
 FAST_RATIO_MAX = 4  # pclusters of input that the fast codec is tried with
 PROBE, PROBE_MAX = 4096, 65536  # bytes, the latter of archives
 PROBE_KEPT = 0.99  # of the probe's bytes: a smaller result means that there is something to gain
-
-
-class CutRules(NamedTuple):
-    """What cutting depends on besides the content; sizes in bytes. `by_kind`: the level was left to us; `exact`: it is
-    used also where it saves no block; `packed`: what is cut is the packed inode."""
-
-    codec: Codec
-    level: int | None
-    block_size: int
-    pcluster: int
-    dictionary: int = 0
-    by_kind: bool = False
-    exact: bool = False
-    packed: bool = False
-
-    @property
-    def extent_max(self) -> int:
-        return min(EXTENT_LENGTH_MAX, EXTENT_LCLUSTERS_MAX * self.block_size)
-
-    @property
-    def inline_max(self) -> int:
-        """Bytes of an inline tail: one that long finds a place wherever the index ends (a multiple of 8 bytes)."""
-        return self.block_size - SLOT_SIZE
-
-    @property
-    def identity(self) -> str:
-        """Names everything that the bytes depend on besides content."""
-        fixed = f"{RULES} {self.codec.name} {self.codec.version} {self.level} {self.block_size} {self.pcluster}"
-        more = f"{' exact' * self.exact}{' packed' * self.packed}"
-        return f"{fixed} {self.dictionary}{more}" if self.dictionary or more else fixed
-
-
-class Tails(Enum):
-    """What becomes of the end of a file: blocks like any, bytes behind the index, or a part of the packed inode.
-
-    ALL puts whole files there. The values tell cached data apart.
-    """
-
-    BLOCK = ""
-    INLINE = " inline"
-    FRAGMENT = " fragment"
-    ALL = " all"
-
-
-TAILS = {
-    ("none", False): Tails.BLOCK,
-    ("none", True): Tails.INLINE,
-    ("tails", False): Tails.FRAGMENT,
-    ("tails", True): Tails.FRAGMENT,  # then only the packed inode's own tail is inline
-    ("all", False): Tails.ALL,
-    ("all", True): Tails.ALL,
-}
-"""(WriteOptions.fragments, .ztailpacking) → what becomes of the ends of files"""
-
-
-class Segment(NamedTuple):
-    """A compressed piece of a file: its extents, and for each a chunk, whole blocks unless it is raw.
-
-    An inline tail has 0 blocks and its bytes as chunk; a fragment has 0 blocks and no chunk; an extent of another file
-    has an empty one.
-    """
-
-    extents: list[Extent]
-    chunks: list[bytes | memoryview]
-
-    @property
-    def blocks(self) -> int:
-        """Of its own."""
-        return sum([extent.blocks for extent in self.extents if extent.place < 0])
-
-    @property
-    def inline(self) -> int:
-        """Bytes of the inline tail."""
-        is_inline = bool(self.extents) and not self.extents[-1].blocks and len(self.chunks) == len(self.extents)
-        return len(self.chunks[-1]) if is_inline else 0
-
-    @property
-    def fragment(self) -> int:
-        """Bytes of content that go to the packed inode."""
-        return self.extents[-1].length if len(self.chunks) < len(self.extents) else 0
-
-
-class JoinedSegment(Segment):
-    """A segment of whole blocks that is all that is said of it, and one chunk for all of its extents."""
-
-    __slots__ = ()
-
-    @property
-    def inline(self) -> int:
-        return 0
-
-    @property
-    def fragment(self) -> int:
-        return 0
 
 
 class Cutter:
@@ -218,10 +121,10 @@ class Cutter:
             if left <= block_size:
                 inline = tails is Tails.INLINE and not aimed and left < block_size
                 if not inline or not self._store_inline(segment, view[at:], base + at):
-                    _store_raw(segment, view[at:], block_size)
+                    store_raw(segment, view[at:], block_size)
                 break
             if old.is_raw(at) and (target == size or _may_end_raw(at, target, block_size)):
-                _store_raw(segment, view[at:target], block_size)
+                store_raw(segment, view[at:target], block_size)
                 at, aimed = target, True
                 continue
             known = old.known_end(at) is not None
@@ -241,7 +144,7 @@ class Cutter:
                 run = max(1, min(consumed, pcluster) // block_size) * block_size
                 if at + run > target and _may_end_raw(at, target, block_size):
                     run = target - at
-                _store_raw(segment, view[at : at + run], block_size)
+                store_raw(segment, view[at : at + run], block_size)
                 at += run
             aimed = at == target
         return segment
@@ -286,7 +189,7 @@ class Cutter:
             if tails is not Tails.BLOCK and self._keep_tail(segment, view[at:], base + at, tails):
                 break
             if left <= block_size:
-                _store_raw(segment, view[at:], block_size)
+                store_raw(segment, view[at:], block_size)
                 break
             before = consumed
             consumed, produced = (look if noisy or not at else fill)(base + at, left, before)
@@ -311,12 +214,12 @@ class Cutter:
                 run -= block_size * self._is_crowded(phase, at + run, size)
                 if not run:
                     return None
-                _store_raw(segment, view[at : at + run], block_size)
+                store_raw(segment, view[at : at + run], block_size)
                 at += run
                 barren += run
                 if barren >= self._patience and phase < 0:
                     for _ in range(self._noise.runs(base + at, size - at, run)):
-                        _store_raw(segment, view[at : at + run], block_size)
+                        store_raw(segment, view[at : at + run], block_size)
                         at += run
                     barren = 0
         return segment
@@ -449,31 +352,3 @@ def _may_end_raw(start: int, end: int, block_size: int) -> bool:
     """Whether raw blocks of [start, end) leave the lcluster of `end` to the next extent."""
     rest = (end - start) % block_size
     return not rest or end % block_size < rest
-
-
-def gains(size: int, blocks: int, block_size: int, inline: int = 0) -> bool:
-    """Whether `blocks` blocks, an index and an inline tail are less than a file's own `size` bytes."""
-    return blocks * block_size + inline + full_index_size(size, block_size.bit_length() - 1) < size
-
-
-def _store_raw(segment: Segment, data: memoryview, block_size: int) -> None:
-    segment.extents.append(Extent(len(data), -(-len(data) // block_size), True))
-    segment.chunks.append(data)
-
-
-def raw_segment(data: bytes, block_size: int) -> Segment:
-    """A segment that is stored as it is."""
-    segment = Segment([], [])
-    _store_raw(segment, memoryview(data), block_size)
-    return segment
-
-
-def whole_fragment(size: int) -> Segment:
-    """A file of which everything lies in the packed inode."""
-    return Segment([Extent(size, 0, False)], [])
-
-
-def segment_gains(segment: Segment, size: int, block_size: int) -> bool:
-    """Whether a file that is one segment is better off compressed. A fragment counts for nothing, as in mkfs.erofs:
-    what it costs is known later, and is less than the block or the inline tail that it would need else."""
-    return segment.fragment == size or gains(size, segment.blocks, block_size, segment.inline)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from erofs_edge.erofs.chunks import ChunkStore
 from erofs_edge.erofs.codings import Codings
-from erofs_edge.erofs.compress import JoinedSegment, Segment, gains
 from erofs_edge.erofs.contents import pieces
 from erofs_edge.erofs.extent_table import build_table
 from erofs_edge.erofs.index import Extent, Site, build_index, build_index_of_one, layout_for
@@ -28,11 +27,12 @@ from erofs_edge.erofs.ondisk import (
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.packed import Packer, Part
-from erofs_edge.erofs.pipeline import Piece, Stored
+from erofs_edge.erofs.piece import Piece, Stored
 from erofs_edge.erofs.places import OldPacked
 from erofs_edge.erofs.plan import NO_BLOCK, Node, choose_flat_layout, reach
 from erofs_edge.erofs.ranged import joined, use_extents
 from erofs_edge.erofs.repeats import Key, Repeats
+from erofs_edge.erofs.segments import JoinedSegment, Segment, gains
 from erofs_edge.erofs.sharing import place_extent
 from erofs_edge.erofs.spool import Spool
 from erofs_edge.errors import CapacityError, SourceError

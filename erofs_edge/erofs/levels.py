@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where LZ4HC is used at a faster level than was asked for, because that costs no block, or next to nothing.
 
-What these say decides the bytes of images: raise compress.RULES with a change.
+What these say decides the bytes of images: raise cut_rules.RULES with a change.
 """
 
 from __future__ import annotations

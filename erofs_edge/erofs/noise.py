@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Noise: content that no codec makes smaller, told in less time than a slow one needs to find that out.
 
-What these say decides the bytes of images: raise compress.RULES with a change.
+What these say decides the bytes of images: raise cut_rules.RULES with a change.
 
 LZ4HC is not asked where LZ4's fast form finds no strings that were there before, at one place in six (`Glances`): that
 takes a tenth of the time, and of what saves a hundredth it misses next to nothing.

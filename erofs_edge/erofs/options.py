@@ -36,7 +36,7 @@ PACKED_FACTOR = 4  # of the pcluster size: what makes the packed inode smaller t
 
 class Ahead(Protocol):
     """What the writer uses of an ahead.HeadStart: its threads, its processes, a crew.Crew, if it has some, and what
-    became of a pipeline.Piece, if it has that."""
+    became of a piece.Piece, if it has that."""
 
     @property
     def pool(self) -> Threads: ...

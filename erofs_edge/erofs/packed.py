@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from erofs_edge.erofs.contents import PIECE, read_piece
-from erofs_edge.erofs.pipeline import Piece
+from erofs_edge.erofs.piece import Piece
 from erofs_edge.erofs.places import OldPacked, Ranges, Region, Wanted, place_as_before, place_in_order, regions
 from erofs_edge.erofs.plan import PACKED_PATH, UINT32, Node, Plan
 from erofs_edge.errors import SourceError

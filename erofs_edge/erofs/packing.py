@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from erofs_edge.erofs.codings import Codings
-from erofs_edge.erofs.compress import Tails
 from erofs_edge.erofs.contents import PIECE
+from erofs_edge.erofs.cut_rules import Tails
 from erofs_edge.erofs.files import FileStore
 from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.packed import add_packed_node, set_packed_content
-from erofs_edge.erofs.pipeline import Stored
+from erofs_edge.erofs.piece import Stored
 from erofs_edge.erofs.plan import PACKED_PATH, Plan
 from erofs_edge.erofs.processes import give_back_free_memory, give_back_large_memory
 

@@ -14,10 +14,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from erofs_edge.erofs.compress import Segment
 from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.repeats import Key, Repeat, Repeats
+from erofs_edge.erofs.segments import Segment
 
 NUMBER_SHIFT = 32  # until it is placed, an extent's `place` is its piece's number above, its block of that below
 WORTH = 4  # blocks of content that a file must repeat from one place

@@ -10,10 +10,10 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from erofs_edge.erofs.compress import JoinedSegment, Segment
 from erofs_edge.erofs.index import Extent
-from erofs_edge.erofs.pipeline import Piece, Stored
+from erofs_edge.erofs.piece import Piece, Stored
 from erofs_edge.erofs.plan import Node
+from erofs_edge.erofs.segments import JoinedSegment, Segment
 from erofs_edge.tree import FileContent, Inode
 
 RAW = 1 << 31

@@ -17,8 +17,10 @@ from writer_trees import file, noise, text
 from erofs_edge.codec.registry import CODECS
 from erofs_edge.erofs.anchors import Anchors, OldExtent, unchanged
 from erofs_edge.erofs.check import check
-from erofs_edge.erofs.compress import CutRules, Cutter, Segment, Tails
+from erofs_edge.erofs.compress import Cutter
+from erofs_edge.erofs.cut_rules import CutRules, Tails
 from erofs_edge.erofs.read import Image
+from erofs_edge.erofs.segments import Segment
 from erofs_edge.tree import FileTree
 
 

@@ -14,7 +14,7 @@ from erofs_edge.erofs import ahead, pipeline
 from erofs_edge.erofs.ahead import HeadStart
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.contents import PIECE
-from erofs_edge.erofs.pipeline import Piece
+from erofs_edge.erofs.piece import Piece
 from erofs_edge.erofs.plan import Node
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import WriteOptions, write_image

@@ -22,7 +22,7 @@ from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.contents import PIECE
 from erofs_edge.erofs.crew import Crew
 from erofs_edge.erofs.meter import Meter
-from erofs_edge.erofs.pipeline import Piece, Stored
+from erofs_edge.erofs.piece import Piece, Stored
 from erofs_edge.erofs.plan import Node
 from erofs_edge.erofs.rules import CompressionRule
 from erofs_edge.erofs.write import WriteOptions, write_image
@@ -298,7 +298,7 @@ ASLEEP = """
 import os, signal, sys, time
 from pathlib import Path
 from erofs_edge.erofs.crew import Crew
-from erofs_edge.erofs.pipeline import Piece
+from erofs_edge.erofs.piece import Piece
 from erofs_edge.erofs.plan import Node
 from erofs_edge.tree import FileContent, Inode
 

@@ -19,8 +19,10 @@ from erofs_edge.codec.lz4 import PIECE, FixedOutput, Repeats, address_of, litera
 from erofs_edge.codec.registry import CODECS, dictionary_for
 from erofs_edge.erofs import compress
 from erofs_edge.erofs import noise as judge
-from erofs_edge.erofs.compress import CutRules, Cutter, Segment, Tails
+from erofs_edge.erofs.compress import Cutter
+from erofs_edge.erofs.cut_rules import CutRules, Tails
 from erofs_edge.erofs.levels import found_nothing
+from erofs_edge.erofs.segments import Segment
 from erofs_edge.tree import FileTree
 
 PATIENCE = 128 << 10

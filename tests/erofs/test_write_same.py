@@ -14,7 +14,7 @@ import pytest
 from writer_check import write, written
 from writer_trees import file, mixed, rich_tree, text
 
-from erofs_edge.erofs import pipeline
+from erofs_edge.erofs import pipeline, twins
 from erofs_edge.erofs.cache import CompressionCache
 from erofs_edge.erofs.read import Image
 from erofs_edge.tree import FileTree, Inode
@@ -135,8 +135,8 @@ def test_small_equal_files_are_looked_for_where_compressing_takes_longer(
 ) -> None:
     """Of whatever codec, each is stored, as of mkfs.erofs: only time is to be won."""
     hashed: list[str] = []
-    digest = pipeline.digest
-    monkeypatch.setattr(pipeline, "digest", lambda content, where: hashed.append(where) or digest(content, where))
+    digest = twins.digest
+    monkeypatch.setattr(twins, "digest", lambda content, where: hashed.append(where) or digest(content, where))
     tree = FileTree()
     for name in ("a", "b"):
         tree.add(name, file(random.Random(1).randbytes(30_000) + text(30_000)))
