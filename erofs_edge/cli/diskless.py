@@ -11,7 +11,7 @@ import click
 from erofs_edge.cli.built import built
 from erofs_edge.cli.output import emit_json, json_option, size_text, step
 from erofs_edge.cli.to_file import write_file
-from erofs_edge.errors import UsageError
+from erofs_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.diskless.place import Place
@@ -138,5 +138,24 @@ def _data(text: str) -> Place | str:
 def _certificates(ca: Path | None, certificate: Path | None, key: Path | None) -> dict[str, bytes]:
     if (certificate is None) != (key is None):
         raise UsageError("--tls-certificate and --tls-key must be given together")
+    _check_pem(ca, certificate, key)
     named = {"ca-cert.pem": ca, "client-cert.pem": certificate, "client-key.pem": key}
     return {name: path.read_bytes() for name, path in named.items() if path is not None}
+
+
+def _check_pem(ca: Path | None, certificate: Path | None, key: Path | None) -> None:
+    """Raises SourceError for what the board could not load; nobody is there to ask it for a passphrase."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except OSError as error:  # also an SSLError
+            raise SourceError("no certificate in PEM", where=str(ca)) from error
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate, key, password="")
+        except OSError as error:
+            hint = "both in PEM, the key without a passphrase"
+            raise SourceError(f"not a certificate with the key {key}", where=str(certificate), hint=hint) from error

@@ -164,7 +164,7 @@ def netboot_script(board: Board, boot_image: Place | None = None) -> str:
     """
     if board.boot.chain != "u-boot-fit":
         raise ManifestError(
-            f"board '{board.board}' does not start by U-Boot's verified FIT", hint="boot: {chain: u-boot-fit}"
+            f"board '{board.board}' does not start from a verified FIT of U-Boot", hint="set boot: {chain: u-boot-fit}"
         )
     where = f"{board.boot.load_address:x}#{CONFIGURATION}"
     start = f"bootm {where} {where} ${{fdtcontroladdr}}" if board.boot.fdt == "control" else f"bootm {where}"
@@ -193,6 +193,20 @@ def _transfer(boot_image: Place | None, address: str) -> str:
     return f"setenv httpdstp {boot_image.port} && wget {address} {boot_image.host}:{boot_image.export}"
 
 
+def _check_tls(wanted: Diskless) -> None:
+    """Raises UsageError where certificates are missing, or are given to nobody."""
+    schemes = {place.scheme for place in (wanted.system, wanted.data) if isinstance(place, Place)}
+    if schemes & {"nbds", "https"}:
+        if "ca-cert.pem" not in wanted.certificates:
+            raise UsageError("TLS needs the certificate that the server is checked with", hint="add --tls-ca PEM")
+        if "client-cert.pem" in wanted.certificates and "nbds" not in schemes:
+            raise UsageError("--tls-certificate is for nbds://: a board shows a web server none")
+    elif wanted.certificates:
+        raise UsageError(
+            "certificates are for encrypted connections", hint="--system nbds://ADDRESS/EXPORT or https://ADDRESS/PATH"
+        )
+
+
 def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
     """The init script's values: those of the board's own boot image, but for where system and data are."""
     if board.boot.uefi is None:
@@ -201,14 +215,13 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
         values = firmware_values(out)
         if wanted.keep:
             raise UsageError(
-                "--keep is for boards with U-Boot: of others the kernel wants a signature for each mapping"
+                "--keep works on boards with U-Boot only: on others the kernel requires a signature for each mapping"
             )
         if wanted.boot_image is not None:
-            raise UsageError("--boot-image is for U-Boot: UEFI firmware is told by DHCP where its boot image is")
+            raise UsageError("--boot-image is for U-Boot only: UEFI firmware learns from DHCP where its boot image is")
     if not {"SYSTEM", "SLOTS"} <= values.keys() or not _ROOT_HASH.fullmatch(values.get("ROOT_HASH", "")):
-        raise FormatError("its boot image names no system", where=str(out), hint="build again")
-    if wanted.system.scheme in ("nbds", "https") and "ca-cert.pem" not in wanted.certificates:
-        raise UsageError("TLS needs the certificate by which the server is known", hint="--tls-ca PEM")
+        raise FormatError("the boot image of this build names no system", where=str(out), hint="build again")
+    _check_tls(wanted)
     label = next((name for name, one in board.disk.partitions.items() if one.filesystem is not None), "data")
     # the kernel's own cache has what was read of files: this one is for what nobody has asked for yet. Not nbdkit's
     # filter 'cache': it holds a lock while it waits for the network, so that nobody gets even what is there as long as
@@ -243,7 +256,7 @@ def _fit_values(out: Path) -> dict[str, str]:
         raise
     except OSError as error:
         raise ErofsEdgeError(
-            f"no boot image is there: {error.strerror}", where=str(path), hint="erofs-edge build BOARD -o OUT"
+            f"no boot image here: {error.strerror}", where=str(path), hint="erofs-edge build BOARD -o OUT"
         ) from error
 
 

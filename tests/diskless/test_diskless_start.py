@@ -21,6 +21,7 @@ from erofs_edge.diskless.place import Place, parse_boot_image, parse_place
 from erofs_edge.diskless.start import board_lock, netboot_script
 from erofs_edge.errors import ErofsEdgeError, ManifestError, UsageError
 from erofs_edge.manifest.load import load_board
+from erofs_edge.provision.credentials import make_credentials
 from erofs_edge.trace.record import make_trace, write_trace
 from erofs_edge.tree import BytesContent, FileTree, Inode
 from erofs_edge.trust.key import rsa_key
@@ -87,7 +88,8 @@ def test_a_complete_and_signed_start(run: Edge, out: Path, tmp_path: Path) -> No
         ),
         tmp_path / "trace",
     )
-    (tmp_path / "ca.pem").write_text("a certificate\n")
+    authority = make_credentials()["ca-cert.pem"]
+    (tmp_path / "ca.pem").write_bytes(authority)
     words = ("diskless", BOARD, "-o", out, "--system", "nbds://192.0.2.1/system", "--data", "nbd://192.0.2.1:99/data/")
     done = run(*words, "--tls-ca", tmp_path / "ca.pem", "--prefetch", tmp_path / "trace", "--json")
     assert done.returncode == 0, done.stderr
@@ -106,7 +108,7 @@ def test_a_complete_and_signed_start(run: Edge, out: Path, tmp_path: Path) -> No
     assert (values["DATA"], values["DATA_ID"]) == ("data", "mac")
     members = _members(fit)
     assert members["prefetch"] == b"2 8\n"
-    assert members["tls/ca-cert.pem"] == b"a certificate\n"
+    assert members["tls/ca-cert.pem"] == authority
     modules = " ".join(name for name in members if name.startswith("modules/"))
     assert "-virtio_net.ko" in modules and "-nbd.ko" in modules and "-dm_verity.ko" in modules
     assert "-virtio_blk.ko" not in modules
@@ -129,7 +131,9 @@ def test_a_boot_image_that_names_no_system(run: Edge, out: Path) -> None:
     for config in ("SLOTS='a b'\nSYSTEM='system'\n", f"ROOT_HASH='{HASH[:-1]}x'\nSLOTS='a b'\nSYSTEM='system'\n"):
         (out / "boot.fit").write_bytes(_fit(config))
         done = run("diskless", BOARD, "-o", out, "--system", "nbd://192.0.2.1/system")
-        assert done.returncode == 1 and f"{out}: its boot image names no system" in done.stderr, done.stderr
+        assert done.returncode == 1 and f"{out}: the boot image of this build names no system" in done.stderr, (
+            done.stderr
+        )
 
 
 def test_the_same_bytes_each_time_and_over_http(run: Edge, out: Path) -> None:
@@ -172,6 +176,8 @@ def test_the_same_bytes_each_time_and_over_http(run: Edge, out: Path) -> None:
         (("--system", "nbds://192.0.2.1/x"), "TLS needs the certificate"),
         (("--system", "nbd://192.0.2.1/x", "--data", "http://192.0.2.1/"), "does not accept writes"),
         (("--system", "nbd://192.0.2.1/x", "--tls-key", "README.md"), "must be given together"),
+        (("--system", "nbd://192.0.2.1/x", "--data", "nbds://192.0.2.1/d"), "TLS needs the certificate"),
+        (("--system", "nbds://192.0.2.1/x", "--tls-ca", "README.md"), "no certificate in PEM"),
         (("--system", "nbd://192.0.2.1/x", "--prefetch", "README.md"), "not a trace"),
         (("--system", "nbd://192.0.2.1/x", "--boot-image", "https://192.0.2.1/diskless.fit"), "over plain HTTP"),
         (("--system", "nbd://192.0.2.1/x", "--boot-image", "http://[2001:db8::1]/diskless.fit"), "IPv4 only"),
@@ -187,6 +193,23 @@ def test_what_is_refused(run: Edge, out: Path, words: tuple[str, ...], reason: s
     assert not (out / "diskless.fit").exists()
 
 
+def test_certificates_that_fit_nothing(run: Edge, out: Path, tmp_path: Path) -> None:
+    for name, data in make_credentials().items():
+        (tmp_path / name).write_bytes(data)
+    authority = ("--tls-ca", tmp_path / "ca-cert.pem")
+    own = ("--tls-certificate", tmp_path / "client-cert.pem", "--tls-key")
+    for words, reason in (
+        (("nbds://192.0.2.1/x", *authority, *own, tmp_path / "server-key.pem"), "not a certificate with the key"),
+        (("https://192.0.2.1/x", *authority, *own, tmp_path / "client-key.pem"), "--tls-certificate is for nbds://"),
+        (("nbd://192.0.2.1/x", *authority), "for encrypted connections"),
+    ):
+        done = run("diskless", BOARD, "-o", out, "--system", *words)
+        assert done.returncode != 0 and reason in done.stderr, done.stderr
+    done = run("diskless", BOARD, "-o", out, "--system", "nbds://192.0.2.1/x", *authority, *own,
+               tmp_path / "client-key.pem")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_trace_of_another_system_and_a_build_that_is_not_there(run: Edge, out: Path, tmp_path: Path) -> None:
     other = make_trace([], root_hash="00" * 32, image_bytes=1, block_size=4096, requests=0, bytes_read=0)
     write_trace(other, tmp_path / "trace")
@@ -194,7 +217,7 @@ def test_a_trace_of_another_system_and_a_build_that_is_not_there(run: Edge, out:
     done = run(*words, "-o", out, "--prefetch", tmp_path / "trace")
     assert done.returncode != 0 and f"this one has {HASH}" in done.stderr
     done = run(*words, "-o", tmp_path / "none")
-    assert done.returncode != 0 and "no boot image is there" in done.stderr
+    assert done.returncode != 0 and "no boot image here" in done.stderr
 
 
 def test_what_is_in_the_way_is_named(run: Edge, tmp_path: Path, repository: Path) -> None:
@@ -203,7 +226,7 @@ def test_what_is_in_the_way_is_named(run: Edge, tmp_path: Path, repository: Path
     done = run("diskless", BOARD, "--system", "nbd://192.0.2.1/x", "-o", tmp_path)
     assert f"{tmp_path / 'boot.fit'}: offset 0x0: not a device tree" in done.stderr
     done = run("diskless", repository / "boards/rpi4.yaml", "--system", "nbd://192.0.2.1/x", "-o", tmp_path)
-    assert "does not start by U-Boot's verified FIT" in done.stderr
+    assert "does not start from a verified FIT" in done.stderr
     assert "hint: boot: {chain: u-boot-fit}" in done.stderr
 
 

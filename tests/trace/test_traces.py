@@ -346,3 +346,10 @@ def test_serve_writes_a_trace(image: tuple[Path, str], tmp_path: Path, edge: str
     )  # fmt: skip
     assert refused.returncode != 0
     assert "Traceback" not in refused.stderr
+    # told before anything is served: what was recorded until then would be lost
+    refused = subprocess.run(
+        [edge, "serve", str(path), "--port", "0", "--trace", str(tmp_path / "none/t")], capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert "mkdir -p" in refused.stderr and "nbd://" not in refused.stderr
