@@ -22,6 +22,7 @@ from erofs_edge.writing import (
     folder_beside,
     hidden_name,
     refuse_unwritable,
+    scratch_folder,
     settled,
     sparse_beside,
 )
@@ -281,3 +282,19 @@ def test_hidden_names_are_made_in_one_place() -> None:
     own = re.compile(r"""f"\.\{|getpid\(\)\}|(mkdtemp|mkstemp|TemporaryDirectory|NamedTemporaryFile)\([^)]*dir=""")
     found = {str(path.relative_to(package)) for path in package.rglob("*.py") if own.search(path.read_text())}
     assert found - {"writing.py"} == set(NAMED_THEMSELVES)
+
+
+def test_folders_among_the_temporary_files_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command has one of its own, which would stay after a kill: none lets the system choose where it lies."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = hidden_name(tmp_path / "diff").with_name(".diff.erofs-edge-dead")
+    other = hidden_name(tmp_path / "rebuild").with_name(".rebuild.erofs-edge-dead")
+    for one in (dead, other):
+        one.mkdir()
+        (one / "file").write_bytes(b"x")
+    with scratch_folder("diff") as folder:
+        assert folder.parent == tmp_path and not dead.exists() and other.exists()
+    assert list(tmp_path.iterdir()) == [other]
+    package = Path(writing.__file__).parent
+    own = re.compile(r"(mkdtemp|TemporaryDirectory)\((?![^)]*dir=)")
+    assert [path for path in package.rglob("*.py") if own.search(path.read_text())] == []

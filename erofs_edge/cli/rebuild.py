@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -48,15 +47,16 @@ def rebuild(
     from erofs_edge.build.pipeline import BuildOptions
     from erofs_edge.release.rebuild import rebuild as again
     from erofs_edge.release.variations import VARIATIONS, rebuild_varied
+    from erofs_edge.writing import scratch_folder
 
     if (attest is None) != (attestation is None):
         raise UsageError("--attest and --attestation must be given together")
-    with TemporaryDirectory(prefix="erofs-edge-rebuild-") as folder:
-        out = output or Path(folder) / "out"
+    with scratch_folder("rebuild") as folder:
+        out = output or folder / "out"
         results = {"": again(release, out, packages=packages, options=BuildOptions(out=out, jobs=jobs), step=step)}
         for name in VARIATIONS if variations else ():
             with step(f"variation: {name}"):
-                results[name] = rebuild_varied(release, Path(folder) / name, name)
+                results[name] = rebuild_varied(release, folder / name, name)
         _show(release, results, as_json=as_json)
         if attest is not None and attestation is not None:
             _attest(release, results[""], attest, attestation)

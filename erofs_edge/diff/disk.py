@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from erofs_edge.diff.content import explain
 from erofs_edge.diff.report import Change, Report
@@ -15,6 +14,7 @@ from erofs_edge.disk import gpt
 from erofs_edge.disk.fat_read import Entry, Volume
 from erofs_edge.disk.sparse import data_extents
 from erofs_edge.positions import pread, pwrite
+from erofs_edge.writing import scratch_folder
 
 _SLICE = 4 << 20
 Compare = Callable[[Path, Path, Report], None]
@@ -72,8 +72,8 @@ def _equal(old: Path, new: Path, areas: tuple[Area, Area]) -> bool:
 def _cut(path: Path, area: Area) -> Iterator[Path]:
     """A partition as a sparse file of its own."""
     start, size = area
-    with TemporaryDirectory(prefix="erofs-edge-diff-") as folder, path.open("rb") as source:
-        out = Path(folder) / "partition"
+    with scratch_folder("diff") as folder, path.open("rb") as source:
+        out = folder / "partition"
         with out.open("wb") as target:
             for first, last in data_extents(source.fileno(), start + size, start):
                 for offset in range(first, last, _SLICE):

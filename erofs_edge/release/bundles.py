@@ -8,7 +8,6 @@ systemd-sysupdate takes its newest version from: SHA256SUMS is there.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +22,7 @@ from erofs_edge.errors import VerificationError
 from erofs_edge.report.facts import read_record
 from erofs_edge.trust.certificate import read_certificate
 from erofs_edge.trust.key import Signer, VerificationKey
+from erofs_edge.writing import scratch_folder
 
 BUNDLES = "bundles.json"
 RAUC = "update.raucb"
@@ -103,9 +103,9 @@ def check_bundles(release: Path, key: VerificationKey) -> list[str]:
 
 def _check_sysupdate(release: Path, url: str, form: Form, said: dict[str, Any]) -> list[str]:
     """Names of the files, which are those that the build gives. Raises VerificationError where they are not."""
-    with tempfile.TemporaryDirectory(prefix="erofs-edge-bundle-") as work:
-        made = write_transfers(release, Path(work), url=url, form=form)
-        definitions = sorted((Path(work) / DEFINITIONS).iterdir())
+    with scratch_folder("bundle") as work:
+        made = write_transfers(release, work, url=url, form=form)
+        definitions = sorted((work / DEFINITIONS).iterdir())
         told = {"files": [path.name for path in made], "definitions": [path.name for path in definitions]}
         if {name: said[name] for name in told} != told:
             raise VerificationError("it names other files than this build gives", where=str(release / BUNDLES))

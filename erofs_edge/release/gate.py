@@ -20,6 +20,7 @@ from erofs_edge.release.forecast import SYSTEM, forecast
 from erofs_edge.release.rebuild import rebuild
 from erofs_edge.trust.key import VerificationKey
 from erofs_edge.verify.path import verify_path
+from erofs_edge.writing import scratch_folder
 
 TAMPERS = ("kernel", "unsigned", "wrong-key", "downgrade", "system")
 """one for each link: what the firmware hashes, that it wants a signature, by whom, how old, and the system behind it"""
@@ -181,8 +182,8 @@ def check_release(folder: Path, key: VerificationKey, wanted: Wanted = Wanted(),
     Raises ErofsEdgeError only where there is no release.
     """
     read_release(folder)
-    with tempfile.TemporaryDirectory(prefix="erofs-edge-gate-") as work:
-        case = _Case(folder, key, wanted, Path(work), step)
+    with scratch_folder("gate") as work:
+        case = _Case(folder, key, wanted, work, step)
         return list(_tried(case))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -24,6 +23,7 @@ from erofs_edge.toolbox.family import run_family
 from erofs_edge.u_boot import seed
 from erofs_edge.u_boot.source import ARCHIVES, unpack
 from erofs_edge.u_boot.toolchain import libraries, lock_digest, pinned, toolchain
+from erofs_edge.writing import scratch_folder
 
 HERE = Path(__file__).parent
 RECIPE = 1
@@ -86,10 +86,10 @@ def compiled(kind: str, cache: Cache, *, lock: Lock | None = None, fresh: bool =
     known = None if fresh else cache.load_record(_RECORD, key, Compiled)
     if known is not None:
         return known
-    with tempfile.TemporaryDirectory(prefix="u-boot-") as folder:
+    with scratch_folder("u-boot") as folder:
         try:
             root = toolchain(lock, cache)
-            source = unpack(Path(folder), cache, root / "usr/bin/patch", patches(kind))
+            source = unpack(folder, cache, root / "usr/bin/patch", patches(kind))
             if kind == UEFI:
                 seed.put(source)
         except PackagesGoneError as error:

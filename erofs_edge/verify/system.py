@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from erofs_edge.verity.blocks import Source, file_size, read_exactly
 from erofs_edge.verity.check import BAD, Ranges, Walk, find_superblock, superblock_behind
 from erofs_edge.verity.source import Place, opened
 from erofs_edge.verity.superblock import Level, Superblock
+from erofs_edge.writing import scratch_folder
 
 FILES_MAX = 20
 COPY = 4 << 20  # bytes
@@ -98,8 +98,8 @@ def extracted(fd: Source, base: int, size: int) -> Iterator[Path]:
     if isinstance(fd, int) and base == 0 and whole.exists():
         yield whole
         return
-    with tempfile.TemporaryDirectory(prefix="erofs-edge-verify-") as folder:
-        path = Path(folder) / "image"
+    with scratch_folder("verify") as folder:
+        path = folder / "image"
         with path.open("wb") as target:
             for offset in range(0, size, COPY):
                 target.write(read_exactly(fd, min(COPY, size - offset), base + offset))

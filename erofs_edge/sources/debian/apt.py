@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from erofs_edge.manifest.model import LockedPackage
 from erofs_edge.sources.cache import file_digest
 from erofs_edge.sources.debian.mirror import Mirror
 from erofs_edge.sources.debian.supply import LOCAL, Supply
+from erofs_edge.writing import scratch_folder
 
 TIMEOUT = 900  # seconds for one apt call
 HELPER = "/usr/lib/apt/apt-helper"
@@ -190,8 +190,7 @@ def open_apt(
         with open_apt(mirror, suite, other, pockets=pockets, supply=remote, other=None) as apt:
             return {name: other for name in names if apt.has(name)}
 
-    with tempfile.TemporaryDirectory(prefix="erofs-edge-apt-") as name:
-        folder = Path(name)
+    with scratch_folder("apt") as folder:
         for sub in ("lists/partial", "archives/partial", "none", "log", "local"):
             (folder / sub).mkdir(parents=True)
         (folder / "status").touch()
