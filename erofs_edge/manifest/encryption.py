@@ -13,14 +13,15 @@ PcrNumber = Annotated[int, Meta(ge=0, le=23)]
 
 
 class Encrypt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """LUKS2 below the file system, made by the device at first boot with a volume key of its own."""
+    """LUKS2 below the file system, made by the device at first boot with its own volume key."""
 
     key: Literal["tpm2", "file"]
-    """what opens it: a random key that the device's TPM 2.0 keeps, or a file of at least 32 random bytes"""
+    """what opens it: 'tpm2', a random key kept by the device's TPM 2.0, or 'file', a file of at least 32 random
+    bytes"""
     partition: Name | None = None
-    """of 'file': the label of the partition, on any disk, whose file system has it; ext4, or what `boot.modules` can
-    mount"""
+    """for 'file': the label of the partition, on any disk, whose file system has the key file; ext4, or what
+    `boot.modules` can mount"""
     path: DevicePath = "/data.key"
-    """of 'file': its path there"""
+    """for 'file': the path of the key file in that partition"""
     pcrs: list[PcrNumber] = []
-    """of 'tpm2': measured values (SHA-256) that must be the same as when the partition was made"""
+    """for 'tpm2': PCRs (SHA-256) that must have the same values as when the partition was made"""

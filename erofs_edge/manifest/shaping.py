@@ -54,14 +54,14 @@ Droppable = Literal["doc", "info", "lintian", "locale", "man"]
 
 
 class OverlayRule(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Owner, mode and attributes of those files and directories of an overlay whose path matches."""
+    """Owner, mode and attributes of the files and directories of an overlay whose path matches."""
 
     match: Annotated[str, Meta(min_length=1)]
     """a glob below `to` of the overlay; '**' crosses directories"""
     owner: Owner | None = None
-    """not given: the overlay's"""
+    """default: the overlay's"""
     mode: Mode | None = None
-    """not given: the overlay's"""
+    """default: the overlay's"""
     xattrs: dict[str, str] = {}
     """extended attributes by full name (user.x, security.capability); text, 0x… or 0s… as getfattr writes them"""
 
@@ -70,38 +70,38 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One kind of network interface: which ones, and their addresses."""
 
     match: list[Line]
-    """names, or globs as in en*"""
+    """interface names, or globs such as en*"""
     dhcp: Literal["yes", "no", "ipv4", "ipv6"] = "yes"
-    """where addresses come from; 'no' is for `addresses`"""
+    """which addresses DHCP supplies; 'no' if `addresses` has them"""
     addresses: list[Address] = []
-    """fixed addresses, as in 192.0.2.7/24"""
+    """fixed addresses, such as 192.0.2.7/24"""
     gateway: Gateway | None = None
-    """the way to everything else, where DHCP does not tell it"""
+    """the default gateway, if DHCP does not supply it"""
     dns: list[Gateway] = []
-    """name servers beside those of DHCP"""
+    """name servers in addition to those from DHCP"""
 
 
 class Network(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Defaults of the network, written for the program that manages it, which is enabled."""
+    """Network settings, written for the program that manages the network, which is enabled."""
 
     manager: Literal["systemd-networkd", "NetworkManager"] = "systemd-networkd"
-    """its package must be among the system's"""
+    """the managing program; its package must be among the system's"""
     links: dict[LinkName, Link] = {}
-    """by a name of yours, which also orders them"""
+    """settings by a name that you choose, which also orders them"""
 
 
 class Smoke(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What `boot --smoke` must see of this system beside a verified boot. Checked in the running system."""
+    """What `boot --smoke` must see of this system in addition to a verified boot. Checked in the running system."""
 
     units: list[UnitName] = []
     """systemd units that must become active"""
     commands: dict[LinkName, Line] = {}
-    """shell commands by a name, each must end with exit code 0"""
+    """shell commands by name; each must end with exit code 0"""
     console: list[Annotated[str, Meta(min_length=1)]] = []
-    """regular expressions, each must match a line of the console"""
+    """regular expressions; each must match a line of the console"""
     seconds: Annotated[int, Meta(ge=1, le=3600)] = 120
-    """how long units and commands are waited for, after the system has started them"""
+    """how long to wait for units and commands, once the system has started them"""
     graphics: bool = False
-    """the emulated machine gets a graphics card"""
+    """give the emulated machine a graphics card"""
     watchdog: bool = False
-    """the emulated machine gets a watchdog"""
+    """give the emulated machine a watchdog"""

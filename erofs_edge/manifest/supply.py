@@ -40,36 +40,36 @@ class Oci(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A container image: exactly one of `image` (in a registry) or `layout` (on this machine)."""
 
     image: ImageReference | None = None
-    """registry/name:tag or registry/name@sha256:…; the lock pins what a tag means"""
+    """registry/name:tag or registry/name@sha256:…; the lock pins the digest of a tag"""
     layout: HostPath | None = None
     """an OCI image layout, relative to this file: a directory, or a tar of one"""
     name: Line | None = None
-    """which image of a layout that holds several: its org.opencontainers.image.ref.name"""
+    """which image to use from a layout that holds several: its org.opencontainers.image.ref.name"""
     plain_http: bool = False
-    """speak HTTP without TLS, which registries on this machine are spoken to anyway"""
+    """use HTTP without TLS; registries on this machine are always reached that way"""
 
 
 class Archive(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One more package archive beside the suite's own: another suite of Debian's, or somebody else's."""
+    """A package archive in addition to the suite's own: another suite of Debian's, or a third party's."""
 
     uri: ArchiveUri | None = None
-    """where it is; not given: the Debian mirror"""
+    """address of the archive; not given: the Debian mirror"""
     suite: SuiteName
-    """the suite, as in trixie-backports; './' for an archive without suites"""
+    """the suite, such as trixie-backports; './' for an archive without suites"""
     components: list[Name] = []
-    """of the suite; an archive without suites has none"""
+    """components of the suite; an archive without suites has none"""
     key: HostPath | None = None
     """the OpenPGP key that signs it, relative to this file, armored or not; needed with `uri`"""
 
 
 class LockedSource(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One source or base, pinned."""
+    """A pinned source or base."""
 
     kind: Literal["base", "directory", "oci", "tar"]
     """as in the manifest"""
     name: Line
-    """as in the manifest: a path relative to it, or the reference of an image"""
+    """as in the manifest: a path relative to it, or an image reference"""
     sha256: Sha256
-    """of the file; of an image its manifest's digest; of a directory over names, kinds and contents"""
+    """hash of the file; for an image, its manifest's digest; for a directory, over names, kinds and contents"""
     size: int = 0
-    """bytes of the file, of the layers as they are stored, or of all files"""
+    """bytes of the file, of the stored layers, or of all files"""

@@ -16,12 +16,12 @@ class Verity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     hash: Literal["sha256"] = "sha256"
     """the algorithm"""
     block_size: Size = 4096
-    """bytes of a data block and of a hash block"""
+    """size of a data block and of a hash block, in bytes"""
     on_corruption: Literal["eio", "restart", "panic"] = "eio"
-    """what the kernel does when a block does not match: a read error, a restart, a panic"""
+    """what the kernel does if a block does not match: return a read error, restart, or panic"""
     fec_roots: Annotated[int, Meta(ge=0, le=24)] = 0
-    """parity bytes for each 255 bytes of image and tree, with which the kernel repairs blocks as it reads them: 2 to
-    24; 0 for none"""
+    """parity bytes for each 255 bytes of image and tree, from which the kernel repairs blocks as it reads them: 2
+    to 24, or 0 for none"""
     repair_from: Annotated[
         str,
         Meta(
@@ -29,5 +29,5 @@ class Verity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             extra={"says": "http://ADDRESS[:PORT]/PATH, with an IPv4 address"},
         ),
     ] = ""
-    """http://ADDRESS[:PORT]/PATH of the system image (system.img), from which the initramfs repairs a slot that has
-    failed where no other slot can; `{root_hash}` stands for it; '' for nowhere"""
+    """http://ADDRESS[:PORT]/PATH of the system image (system.img), from which the initramfs repairs a failed slot
+    if no other slot can; `{root_hash}` is replaced by the root hash. Empty: none"""

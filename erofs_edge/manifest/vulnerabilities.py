@@ -20,7 +20,7 @@ VulnerabilityId = Annotated[
 
 
 class Vulnerability(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Whether a known vulnerability concerns the system, and why not."""
+    """Whether a known vulnerability affects the system, and if not, why."""
 
     status: Literal["not_affected", "affected", "fixed", "under_investigation"]
     """what it means for this system"""
