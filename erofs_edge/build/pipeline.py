@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a board file to its bytes, in order: inputs, packages, system image, boot image, disk, record.
+"""Build a board from its manifests, in order: inputs, packages, system image, boot image, disk, record.
 
-Everything is made in a folder of its own inside the output folder and moved out when all of it is there: a build
-that dies leaves the last good outputs as they were.
+Everything is made in a working folder inside the output folder and moved out once it is complete, so a build that
+dies leaves the last good outputs untouched.
 """
 
 from __future__ import annotations
@@ -66,19 +66,22 @@ Papers = Callable[[Path, Inputs, Signer], None]
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """out     output folder
-    jobs      threads (never changes a byte); None: one more than there are processors
-    cache     folder of packages and compressed data; None: the user's cache
+    """Options of a build.
+
+    out       output folder
+    jobs      number of threads (never changes a byte); None: one more than the number of processors
+    cache     folder for packages and compressed data; None: the user's cache
     compression_cache  False: compress everything anew
-    force     build even where nothing has changed
-    relock    where the mirror no longer has a locked package: lock again into out/locks and go on
+    force     build even if nothing has changed
+    relock    if the mirror no longer has a locked package, lock again into out/locks and continue
     key       URI of the signing key; None: the board's
-    release   refuse what is only good for development
-    system    a manifest that takes the place of the board's own
-    signer    takes the place of `key`
-    papers    writes further files into the folder, which has all others and a provisional record by then
-    baseline  an image, or the output folder of a build, that the system image takes the place of
-    profile   a file that says what of the system is used first
+    release   refuse anything that is only suitable for development
+    system    a manifest to use instead of the board's own
+    signer    a signer to use instead of `key`
+    papers    called to write further files into the working folder, which by then holds all other files and a
+              provisional record
+    baseline  an image, or the output folder of a build, that the new system image replaces
+    profile   a file that lists what is used first when the system starts
     """
 
     out: Path
@@ -96,7 +99,7 @@ class BuildOptions:
     profile: Path | None = None
 
     def gather(self, board: Path, locks: Path | None) -> Inputs:
-        """As inputs.gather, with what these options replace; a baseline is one of this board."""
+        """Call inputs.gather with the replacements in these options, and check that the baseline is of this board."""
         inputs = gather(board, locks, self.system, baseline=self.baseline, profile=self.profile)
         check_baseline(inputs)
         return inputs
@@ -104,7 +107,12 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """record: release.json as a value. fresh: False where everything was up to date. notes: for the user to read."""
+    """The outcome of a build.
+
+    record  release.json as a value
+    fresh   False if everything was up to date
+    notes   messages for the user
+    """
 
     out: Path
     record: dict[str, Any]
@@ -113,7 +121,10 @@ class BuildResult:
 
 
 def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> BuildResult:
-    """Build a board's disk image and everything in it into options.out. Raises ErofsEdgeErrors of every kind."""
+    """Build a board's disk image and everything in it into options.out.
+
+    Raises any kind of ErofsEdgeError.
+    """
     cache = Cache(options.cache)
     relocked = relock.valid(options.out / relock.FOLDER) if options.relock else None
     inputs = options.gather(board_path, relocked)
@@ -171,7 +182,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
 def _fetch(
     board_path: Path, inputs: Inputs, options: BuildOptions, cache: Cache, step: Step
 ) -> tuple[Inputs, Debs, list[str]]:
-    """The packages; with `relock`, those of a new lock where the mirror has dropped some."""
+    """Fetch the packages; with `relock`, those of a new lock if the mirror has dropped some."""
     try:
         return inputs, fetch_debs(inputs, cache, step), []
     except PackagesGoneError as gone:
@@ -185,8 +196,8 @@ def _fetch(
 
 
 def hand_over(work: Path, out: Path, names: list[str]) -> None:
-    """Outputs of a work folder get their places, the record after all of them: without it a mixture of old and new is
-    no build, and whoever reads it is told to build again."""
+    """Move the outputs from the working folder to their places, the record last: without a record, a mixture of old and
+    new files does not count as a build, and anyone who reads it is told to build again."""
     (out / RELEASE).unlink(missing_ok=True)
     for name in [*names, RELEASE]:
         (work / name).replace(out / name)
@@ -194,10 +205,10 @@ def hand_over(work: Path, out: Path, names: list[str]) -> None:
 
 @contextmanager
 def workshop(out: Path) -> Iterator[Path]:
-    """A folder inside `out`, one build at a time; those that dead builds left are swept away.
+    """Provide a working folder inside `out` for one build at a time; folders left by dead builds are removed.
 
-    Raises CapacityError where there is no space left in it. Errors name its files as they will be in `out`: nobody
-    finds the folder any more.
+    Raises CapacityError if the disk is full. Errors name files as they will be called in `out`, because the working
+    folder is gone by the time anyone reads the message.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as handle:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target holds, byte by byte: read, and compared with what an image has there.
+"""Read what a target holds and compare it with the image, byte by byte.
 
-A target of this machine is read by several threads at once, as far as that makes it faster; reading does not hold
-Python's lock. Each thread keeps its memory: what is new each time costs more than to read it. A large file is read by
-two processes instead (`two_processes.py`).
+A target on this machine is read by several threads at once, as far as that is faster; reading does not hold
+Python's lock. Each thread reuses its buffers, because allocating new memory each time costs more than reading into
+it. A large file is read by two processes instead (`two_processes.py`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from erofs_edge.flash.target import BLOCK, Target
 from erofs_edge.forks import may_fork
 from erofs_edge.threads import in_order, processors
 
-CHUNK = 4 << 20  # bytes that are compared at once
+CHUNK = 4 << 20  # bytes compared at once
 NEAR = {"file": 256 << 10, "block": 256 << 10}
-"""the same of what is read by this machine: larger pieces leave the processor's cache"""
+"""the same for a target on this machine: larger pieces do not stay in the processor's cache"""
 SHARES = {"file": 8 << 20, "block": 1 << 20}
-"""bytes that a thread is given at a time: few hand-overs; but of a device, what lies side by side"""
-WORTH = 32 << 20  # bytes of a file for which a process of its own pays
+"""bytes handed to a thread at a time, large so that hand-overs are few; on a device, threads read adjacent pieces"""
+WORTH = 32 << 20  # bytes of a file from which a second process pays off
 
 Range = tuple[int, int]
 Fill = Callable[[int, bytearray], None]
-"""fill(offset, buffer): put there what the target ought to hold from that offset on"""
+"""fill(offset, buffer): fill the buffer with what the target should hold from `offset` on"""
 
 
 def differences(
@@ -34,9 +34,10 @@ def differences(
     target: Target,
     told: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Range]:
-    """(start, end) of the blocks that differ, in order. told(bytes of all ranges that were compared).
+    """Yield (start, end) of the blocks that differ, in order. `told` is called with the bytes compared so far, over all
+    ranges.
 
-    Raises OSError where the target cannot be read, and what `fill` raises.
+    Raises OSError if the target cannot be read, and whatever `fill` raises.
     """
     reader, done = _Reader(fill, target), 0
     if target.at_once < 2:
@@ -54,7 +55,7 @@ def differences(
 
 
 def _shared(shares: list[Range], reader: _Reader, target: Target) -> Generator[tuple[Range, list[Range]], None, None]:
-    """Each share, and the blocks in it that differ."""
+    """Yield each share with its blocks that differ."""
     large = sum(end - start for start, end in shares) >= WORTH
     if large and target.file is not None and processors() > 1 and may_fork():
         from erofs_edge.flash.two_processes import compared
@@ -73,7 +74,7 @@ def pieces(ranges: Iterable[Range], size: int) -> Iterator[Range]:
 
 
 def differing(have: bytes, want: bytes | bytearray, offset: int) -> Iterator[Range]:
-    """(start, end) of the blocks that differ, `offset` added; bytes that are missing differ."""
+    """Yield (start, end) of the blocks that differ, plus `offset`; missing bytes count as different."""
     if have == want:
         return
     for at in range(0, len(want), BLOCK):
@@ -82,7 +83,7 @@ def differing(have: bytes, want: bytes | bytearray, offset: int) -> Iterator[Ran
 
 
 class _Reader:
-    """Compares, on any thread."""
+    """Compares pieces on any thread."""
 
     def __init__(self, fill: Fill, target: Target) -> None:
         self.piece = NEAR.get(target.identity.kind, CHUNK)
@@ -90,7 +91,7 @@ class _Reader:
         self._kept = threading.local()
 
     def compare(self, start: int, end: int) -> list[Range]:
-        """The blocks that differ."""
+        """Return the blocks that differ."""
         found: list[Range] = []
         for at, after in pieces([(start, end)], self.piece):
             want = self._buffer(after - at)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target has already, only elsewhere: in a slot that stays as it is.
+"""Find data that the target already has elsewhere, in a slot that is not being written.
 
-Two ways to know: digests of that slot's blocks, which a target that hashes gives for 32 or 64 bytes a block; or an
-image that is here, if the target is proved to hold it. Neither believes a hash tree that the target stores.
+There are two ways to know: digests of that slot's blocks, which a target that can hash supplies for 32 or 64 bytes per
+block; or an image on this machine that the target is proved to hold. Hash trees stored on the target are never trusted.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from erofs_edge.flash.survey import DIGEST_BYTES, WINDOW, Findings, Older, chunk
 from erofs_edge.flash.target import BLOCK, Ability, Target
 from erofs_edge.flash.update import Layout, plan_slot, read_layout
 
-WORTH = 4  # digests may cost a quarter of what there is to send
+WORTH = 4  # digests may cost a quarter of the bytes there are to send
 
 Blocks = dict[bytes, int]
-"""digest of a block → the byte of the target where one stands"""
+"""digest of a block → byte offset on the target where such a block stands"""
 
 
 def references(baseline: Path, layout: Layout, plan: Plan, target: Target) -> dict[Region, Reference]:
-    """For the regions of a slot, what another slot is proved to hold: the content of an older image of the same layout.
-    Empty where no slot holds that. Raises OSError, SourceError."""
+    """For each region of a slot, what another slot is proved to hold: the content of an older image with the same
+    layout. Empty if no slot holds that. Raises OSError, SourceError."""
     if plan.update is None:
         return {}
     with Image(baseline) as old:
@@ -43,7 +43,7 @@ def references(baseline: Path, layout: Layout, plan: Plan, target: Target) -> di
 
 @contextmanager
 def older(baseline: Path | None, layout: Layout, plan: Plan) -> Iterator[dict[Region, Older]]:
-    """What the slot that is written may hold still, by its regions: an older image. It is asked for, not believed."""
+    """Per region, an older image that the slot being written may still hold. The target is asked to confirm it."""
     if baseline is None or plan.update is None:
         yield {}
         return
@@ -64,10 +64,10 @@ def find_copies(
     target: Target,
     known: dict[Region, Reference],
 ) -> dict[Region, Findings]:
-    """The same with all that another slot has as copies instead of writes, where the target can copy."""
+    """Replace writes by copies for everything that another slot holds, if the target can copy."""
     if Ability.COPY not in target.abilities or plan.update is None:
         return found
-    # what a checksum says, chance may say
+    # a checksum may match by chance
     tells = Ability.HASH in target.abilities and target.hash_name in DIGEST_BYTES
     name = target.hash_name if tells else "sha256"
     result = {}
@@ -84,7 +84,7 @@ def find_copies(
 
 
 def _copied(region: Region, found: Findings, image: Image, blocks: Blocks, name: str) -> Findings:
-    """Divide what is to be written into what can be copied and the rest."""
+    """Split what has to be written into what can be copied and the rest."""
     write, copy = list[Range](), list[tuple[int, int, int]]()
     for start, length in chunks(found.write):
         data = memoryview(image.read(start - region.shift, length))
@@ -115,7 +115,7 @@ def _of_bytes(reference: Reference, name: str) -> Blocks:
 
 
 def _of_target(region: Region, layout: Layout, slot: str, target: Target) -> Blocks:
-    """Of the other slots, as far as this image has data: systems of one layout lie alike."""
+    """Digests of the other slots, up to where this image has data: systems with the same layout are placed alike."""
     base = region.name.removesuffix(f"_{slot}")
     blocks: Blocks = {}
     for other in layout.slots:
@@ -130,7 +130,7 @@ def _of_target(region: Region, layout: Layout, slot: str, target: Target) -> Blo
 
 
 def _content(region: Region, image: Image) -> Reference:
-    """All of a region up to its last data, holes as zeros."""
+    """All of a region up to the end of its data, with holes as zeros."""
     end = max((end for _, end in region.data), default=region.start)
     return Reference(region.start, b"".join(_pieces(region, image, end)))
 

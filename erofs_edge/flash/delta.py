@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes to a target that can unpack: windows of a region as zstd frames, against what another slot holds.
+"""Make deltas for a target that can unpack: windows of a region as zstd frames that refer to what another slot holds.
 
-The reference is a slot that the target is proved to hold, because its digests are those of an image that is here. A
-frame is what `zstd --patch-from` makes, window by window: the dictionary is the whole reference, so that blocks that
-have moved cost nothing, and a window is small enough to be unpacked on a small board and to be repeated after a cut.
-Where a window compresses worse than its blocks that differ, these are sent as they are.
+The reference is a slot that the target is proved to hold: its digests match an image on this machine. Each window
+becomes a frame like those of `zstd --patch-from`. The dictionary is the whole reference, so blocks that have moved cost
+nothing, and a window is small enough for a small board to unpack and to be repeated after a power cut. If a frame is
+not smaller than the blocks of its window that differ, those are sent as they are.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from erofs_edge.flash.plan import Region
 from erofs_edge.flash.survey import Findings, chunks
 
 WINDOW = 64 << 20  # bytes of a frame's content
-PACKED = 1 << 20  # bytes of a frame that has nothing to refer to
-TOGETHER = 16 << 20  # bytes of the content of such frames that follow each other and go as one: a request costs more
+PACKED = 1 << 20  # bytes of content in a frame without a reference
+TOGETHER = 16 << 20  # bytes of content in consecutive frames sent as one, because each request has a cost
 LEVEL = 3
-WINDOW_LOG_MIN, WINDOW_LOG_MAX = 20, 30  # 30 is what `zstd -d --long=30`, and a 32-bit device, can do
-LDM_HASH_LOG_MAX = 24  # matches are found anywhere in a reference of hundreds of megabytes
+WINDOW_LOG_MIN, WINDOW_LOG_MAX = 20, 30  # 30 is the limit of `zstd -d --long=30` and of 32-bit devices
+LDM_HASH_LOG_MAX = 24  # finds matches anywhere in a reference of hundreds of megabytes
 
 
 class Reference(NamedTuple):
-    """Bytes [start, start + length) of the target, proved to be `data`."""
+    """Bytes [start, start + length) of the target, proved to equal `data`."""
 
     start: int
     data: bytes
@@ -38,8 +38,9 @@ class Reference(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A delta that gives bytes [start, start + length) of the target; `reference` None stands for no dictionary, and
-    for several zstd frames, one behind the other. `wrong`: bytes of these that differ from what the target has."""
+    """A delta that produces bytes [start, start + length) of the target. `reference` is None for frames without a
+    dictionary, which may be several zstd frames, one after another. `wrong` is the number of these bytes that differ
+    from what the target holds."""
 
     start: int
     length: int
@@ -49,7 +50,7 @@ class Frame(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Bytes [start, end) of a region: from the first that differs to the last; `wrong`: the ranges that do."""
+    """Bytes [start, end) of a region, from the first that differs to the last; `wrong` lists the ranges that differ."""
 
     start: int
     end: int
@@ -57,14 +58,14 @@ class Window(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes that differ."""
+        """Number of bytes that differ."""
         return sum(end - start for start, end in self.wrong)
 
 
 def frames(region: Region, found: Findings, image: Image, reference: Reference | None) -> Iterator[Frame | Range]:
-    """For each window in which anything differs, a frame, or the ranges that differ where these are smaller.
+    """For each window with differences, yield a frame, or the ranges that differ if these are smaller.
 
-    The target may leave blocks alone that a frame gives and that are right already.
+    The target may skip blocks of a frame that it already holds correctly.
     """
     if reference is None:
         yield from packed(windows(region, found), image, region.shift)
@@ -73,7 +74,7 @@ def frames(region: Region, found: Findings, image: Image, reference: Reference |
 
 
 def windows(region: Region, found: Findings, size: int = PACKED) -> Iterator[Window]:
-    """What differs, in stretches of at most `size` bytes."""
+    """Group what differs into stretches of at most `size` bytes."""
     coming, wrong = iter(sorted(found.write)), list[Range]()
     for start, length in chunks(region.data, size):
         wrong = [one for one in wrong if one[1] > start]
@@ -88,7 +89,9 @@ def windows(region: Region, found: Findings, size: int = PACKED) -> Iterator[Win
 
 
 def packed(found: Iterable[Window], image: Image, shift: int) -> Iterator[Frame | Range]:
-    """Frames that refer to nothing, together as far as they follow each other; ranges that pack to no less."""
+    """Yield frames without a reference, joined where they are consecutive, and the ranges that do not shrink when
+    packed.
+    """
     held: list[Frame] = []
     for piece in _cut(found, image, shift, None):
         if held and not (isinstance(piece, Frame) and _follows(piece, held)):
@@ -103,7 +106,7 @@ def packed(found: Iterable[Window], image: Image, shift: int) -> Iterator[Frame 
 
 
 def _follows(piece: Frame, held: list[Frame]) -> bool:
-    """Whether it goes on where those end, and all of them are not too much for a small board's memory."""
+    """Whether a window continues the previous ones and their total still fits the memory of a small board."""
     first, last = held[0], held[-1]
     return piece.start == last.start + last.length <= first.start + TOGETHER - piece.length
 
@@ -130,13 +133,13 @@ def _cut(found: Iterable[Window], image: Image, shift: int, reference: Reference
 
 
 def patch_bytes(old: bytes, new: bytes) -> int:
-    """Bytes of the frames that make `new` of `old`, as `frames` cuts them where everything differs."""
+    """Size in bytes of the frames that turn `old` into `new`, cut as `frames` does when everything differs."""
     encoder = _Encoder(Reference(0, old))
     return sum(len(encoder.encode(new[at : at + WINDOW])) for at in range(0, len(new), WINDOW))
 
 
 class _Encoder:
-    """Compresses against one reference."""
+    """Compresses windows against one reference."""
 
     def __init__(self, reference: Reference | None) -> None:
         if sys.version_info >= (3, 14):

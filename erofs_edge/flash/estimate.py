@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a plan would take: what goes over the wire, at the rate that the link to this target is measured to have."""
+"""Estimate how long a plan takes, from the bytes it sends and the measured rate of the link to the target."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from erofs_edge.flash.prepare import Prepared
 from erofs_edge.flash.target import Ability, Target
 
-SAMPLE = 256 << 10  # bytes that are read to measure the link
-ENOUGH = 0.02  # seconds: a link that is this slow needs no larger sample
+SAMPLE = 256 << 10  # bytes read to measure the link
+ENOUGH = 0.02  # seconds; a link this slow needs no larger sample
 SAMPLES = 4
-HASH_OVERHEAD = 32 / (1 << 20)  # bytes of digests for each byte that is proved again
+HASH_OVERHEAD = 32 / (1 << 20)  # bytes of digests for each byte verified again
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes that are written and sent, and seconds; None where the link could not be measured. `at_most`: the target
-    can unpack, what is sent may be less."""
+    """Bytes written, bytes sent, and seconds (None if the link could not be measured). `at_most` is set if the target
+    can unpack, so that less may be sent."""
 
     written: int
     on_wire: int
@@ -27,7 +27,7 @@ class Estimate:
 
 
 def estimate(prepared: Prepared, target: Target) -> Estimate:
-    """What carrying out a plan would cost, the reading back included. Raises OSError where the target fails."""
+    """Estimate the cost of a plan, including reading back. Raises OSError if the target fails."""
     todo = prepared.todo
     sent = sum(found.write_bytes for found in todo.values())
     written = sent + sum(found.zero_bytes + found.copy_bytes for found in todo.values())
@@ -40,8 +40,8 @@ def estimate(prepared: Prepared, target: Target) -> Estimate:
 
 
 def link_rate(target: Target) -> float | None:
-    """Bytes a second, measured by reading; None where the target cannot be read. For a medium that writes slower than
-    it reads this is too hopeful."""
+    """Bytes per second, measured by reading; None if the target cannot be read. Too optimistic for media that write
+    more slowly than they read."""
     if hasattr(target, "rate"):  # a line has one, and a sample of it takes too long; a fastboot device measures it
         return None if target.rate is None else float(target.rate)
     size = target.identity.size

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carry out a plan on a target: compare, write what differs, read back, and only then let anybody start from it.
+"""Carry out a plan on a target: compare, write what differs, read back, and only then make it bootable.
 
-For a whole disk what comes last is the partition table; for a slot of a disk that has its table, it is the slot state.
-Each region's holes are made zeros, for a hash tree promises zeros there. The proof is a reading of the medium, or a
-digest that the target makes of it, compared with what was read from the image.
+The last thing written is the partition table of a whole disk, or the slot state if one slot is updated. Holes in a
+region are written as zeros, because a hash tree covers them as zeros. The proof is a reading of the medium, or a digest
+that the target makes of it, compared with what was read from the image.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from erofs_edge.flash.delta import Frame, Reference
     from erofs_edge.flash.pace import Pace
 
-LITTLE = 4 << 20  # bytes: what is worth no measuring of how it goes best
+LITTLE = 4 << 20  # bytes; less than this is not worth measuring which way is faster
 
 
 class RegionResult:
-    """What was done to one region, in bytes and seconds. `kept` was right already."""
+    """What was done to one region, in bytes and seconds. `kept` is what was already right."""
 
     def __init__(self, name: str, start: int, size: int) -> None:
         self.name, self.start, self.size = name, start, size
@@ -55,13 +55,15 @@ def flash(
 ) -> list[RegionResult]:
     """Make the target hold the image.
 
-    `found` is what was seen of the target before: what is right is kept, and where nothing differs, nothing at all is
-    written. `known` is what another slot holds: a target that can unpack is given deltas. `resume` looks at the target
-    here. With neither `found` nor `resume`, everything is written that is no hole. `clock`: seconds; on what takes
-    how long depends what a target that can unpack is given packed, and nothing else.
+    found   what was seen of the target before: correct data is kept, and if nothing differs nothing is written
+    known   what another slot holds, so that a target that can unpack is sent deltas
+    resume  look at the target here
+    clock   seconds; the timings decide only how much is sent packed to a target that can unpack
 
-    Raises PartialWriteError (or CapacityError, where the disk under a file is full) when a write fails, SourceError
-    when the image does, VerificationError when what is read back is not what was written.
+    With neither `found` nor `resume`, everything except holes is written.
+
+    Raises PartialWriteError (or CapacityError if the disk under a file is full) when a write fails, SourceError if the
+    image cannot be read, VerificationError if what is read back is not what was written.
     """
     results = {region: RegionResult(region.name, region.start, region.size) for region in plan.regions}
     with Image(plan.image) as image, Threads(2) as pool:
@@ -71,7 +73,7 @@ def flash(
         if resume and found is None:
             found = compare(plan.regions, image, target, step)
         for region, findings in (found or {}).items():
-            if findings.right:  # seen a moment ago: that is its proof
+            if findings.right:  # it was compared a moment ago: that is its proof
                 results[region].kept = results[region].verified = region.size
         if found is None or not all(findings.right for findings in found.values()):
             job.begin(plan)
@@ -89,7 +91,7 @@ def flash(
 
 
 class _Job:
-    """One image on its way to one target. `remembers`: digests of what is written, for who reads it back."""
+    """One image on its way to one target. `remembers`: keep digests of what is written, for the reading back."""
 
     def __init__(
         self, image: Image, target: Target, pool: Threads, step: Step, clock: Callable[[], float], *, remembers: bool
@@ -99,14 +101,14 @@ class _Job:
         self.pace: Pace | None = None
 
     def measure(self, size: int) -> None:
-        """So many bytes will go to a target that can unpack: find out how they do that best, if they are not few."""
+        """Announce the number of bytes to send to a target that can unpack: unless few, find out the fastest way."""
         if size > LITTLE:
             from erofs_edge.flash.pace import Pace
 
             self.pace = Pace(self.target.effort)
 
     def begin(self, plan: Plan) -> None:
-        """Before anything else changes, nobody may start from what is about to change: that is on the medium first."""
+        """Before anything else changes, record on the medium that nothing may boot from what is about to change."""
         if plan.update is not None:
             with self.step(f"Closing slot {plan.update.slot.lower()}"), Guarded(self.target, "slot state"):
                 slot_state.begin(self.target, plan.update)
@@ -121,7 +123,7 @@ class _Job:
                 self.target.flush()
 
     def confirm(self, plan: Plan) -> None:
-        """All is proved: the slot is the next to be started."""
+        """Everything is proved: make this slot the next to start."""
         if plan.update is None:
             return
         with Guarded(self.target, "slot state", "reading"):
@@ -133,8 +135,8 @@ class _Job:
     def write(
         self, region: Region, result: RegionResult, found: Findings | None, reference: Reference | None, *, last: bool
     ) -> None:  # fmt: skip
-        """Write what differs, or everything where that is not known. `last`: all contents are proved by now, and what
-        was read for that stays for whoever asks next."""
+        """Write what differs, or everything if that is not known. `last`: all contents are proved by now, and data read
+        for that may stay cached for the next reader."""
         if found is not None and found.right:
             return
         todo = found or everything(region)
@@ -183,7 +185,9 @@ class _Job:
         at: Guarded,
         told: Callable[[], None],
     ) -> Iterator[Range]:
-        """Give the target what is smaller packed; the rest, in between. What comes next is packed meanwhile."""
+        """Send the parts that are smaller when packed, and return the other ranges as they come. The next part is
+        packed meanwhile.
+        """
         from erofs_edge.flash.delta import Frame
 
         for piece in self._pieces(region, todo, reference):
@@ -235,7 +239,7 @@ class _Job:
             at.offset = offset
 
     def _zero(self, start: int, end: int, result: RegionResult, at: Guarded) -> None:
-        """Make a range zeros; pieces that are zeros already are only read."""
+        """Turn a range into zeros; pieces that are zeros already are only read."""
         zeroed = 0
         for offset, length in chunks(self.target.data(start, end - start)):
             at.offset = offset
