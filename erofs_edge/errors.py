@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception tree, and the exit code that each branch of it means.
+"""The exception hierarchy, and the exit code of each branch.
 
-A message says what failed; `where` says where (``boards/x.yaml:14:9`` for manifests, ``offset 0x4a0`` for
-formats); `hint` is the next step. The command line prints these three and nothing else: no traceback.
+A message says what failed; `where` says where (``boards/x.yaml:14:9`` for manifests, ``offset 0x4a0`` for formats);
+`hint` is the next step. The command line prints these three and nothing else: no traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ErofsEdgeError(Exception):
-    """Anything that the user can be told about and act on. Exit code 1 unless a subclass says otherwise."""
+    """Base class of all errors meant for the user. Exit code 1 unless a subclass sets another."""
 
     exit_code = 1
 
@@ -30,13 +30,13 @@ class ErofsEdgeError(Exception):
 
 
 class UsageError(ErofsEdgeError):
-    """The command line itself makes no sense."""
+    """The command line or the arguments are invalid."""
 
     exit_code = 2
 
 
 class ManifestError(ErofsEdgeError):
-    """A board, a manifest or a lock file is wrong; `where` is ``file:line:column``."""
+    """A board, manifest or lock file is invalid; `where` is ``file:line:column``."""
 
     exit_code = 3
 
@@ -50,7 +50,7 @@ class MirrorError(SourceError):
 
 
 class PackagesGoneError(MirrorError):
-    """The mirror no longer has these packages: `packages` names all of them, as 'name version'."""
+    """The mirror no longer has some packages of a lock; `packages` lists all of them as 'name version'."""
 
     def __init__(self, packages: Sequence[str], *, where: str | None = None, hint: str | None = None) -> None:
         plural = "s" if len(packages) > 1 else ""
@@ -63,11 +63,11 @@ class PackagesGoneError(MirrorError):
 
 
 class FormatError(ErofsEdgeError):
-    """Bytes of an on-disk format break its rules; `where` names the offset in bytes."""
+    """Data violates its on-disk format; `where` is the byte offset."""
 
 
 class ErofsFormatError(FormatError):
-    """An EROFS image breaks the format."""
+    """An EROFS image violates the format."""
 
 
 class CapacityError(ErofsEdgeError):
@@ -87,37 +87,37 @@ class ReproducibilityError(ErofsEdgeError):
 
 
 class DeviceError(ErofsEdgeError):
-    """A device is missing or was lost."""
+    """A device is missing or has disconnected."""
 
     exit_code = 6
 
 
 class ProtocolError(DeviceError):
-    """The other side of a connection breaks the rules of its protocol."""
+    """The other side of a connection violates the protocol."""
 
 
 class DeviceRefusedError(ErofsEdgeError):
-    """A device (or we, on its behalf: mounted, system disk) refuses the operation."""
+    """A device refuses the operation, or we refuse on its behalf (mounted, system disk)."""
 
     exit_code = 7
 
 
 class PartialWriteError(ErofsEdgeError):
-    """A write stopped in between and can be resumed."""
+    """A write stopped halfway and can be resumed."""
 
     exit_code = 8
 
 
 class BootCheckError(ErofsEdgeError):
-    """A machine did not reach the stage that was asked for."""
+    """A machine did not reach the requested stage."""
 
     exit_code = 9
 
 
 class ToolError(ErofsEdgeError):
-    """A program that is needed (QEMU, apt) is missing, too old or failed."""
+    """A required program (QEMU, apt) is missing, too old or has failed."""
 
 
 def place_within(error: ErofsEdgeError, file: Path | str) -> None:
-    """Say which file an error is about: its `where`, an offset, stands behind the name from now on."""
+    """Prefix the error's `where` (an offset) with the name of the file it is about."""
     error.where = f"{file}: {error.where}" if error.where else str(file)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FileTree: the one model of files. Sources fill it, the EROFS writer reads it.
+"""FileTree: the single model of a set of files. Sources fill it; the EROFS writer reads it.
 
-Names and targets are bytes, as on disk. Nothing here knows the host's file system; contents are read only
-when someone asks, in pieces, so that a tree of gigabytes costs a few hundred bytes a file.
-Hard links are one `Inode` object under several names.
+Names and symlink targets are bytes, as on disk. Nothing here depends on the host's file system. Contents are read on
+demand and in pieces, so a tree of gigabytes costs a few hundred bytes of memory per file. Hard links are one `Inode`
+object under several names.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ ROOT_MODE = stat.S_IFDIR | 0o755
 
 
 class Content(Protocol):
-    """Bytes of a regular file: `size` in bytes, `read(offset, length)` returning exactly what is there."""
+    """The bytes of a regular file: `size` in bytes, and `read(offset, length)`."""
 
     @property
     def size(self) -> int: ...
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes [offset, offset + length) clipped to the size. Safe to call from several threads."""
+        """Return bytes [offset, offset + length), clipped to the size. Safe to call from several threads."""
         ...
 
 
 class BytesContent(NamedTuple):
-    """Content held in memory (generated configuration)."""
+    """Content held in memory, such as generated configuration."""
 
     data: bytes
 
@@ -50,14 +50,14 @@ class BytesContent(NamedTuple):
 
 
 class FileContent(NamedTuple):
-    """`size` bytes at byte `start` of a file on the host (a whole file, or a member of an unpacked archive)."""
+    """`size` bytes from byte `start` of a host file: a whole file, or a member of an uncompressed archive."""
 
     path: str | bytes | Path
     size: int
     start: int = 0
 
     def read(self, offset: int, length: int) -> bytes:
-        """Raises SourceError where the file cannot be read or has become shorter than it was."""
+        """Raises SourceError if the file cannot be read or is shorter than expected."""
         length = max(0, min(length, self.size - offset))
         try:
             fd = os.open(self.path, READ)
@@ -73,16 +73,17 @@ class FileContent(NamedTuple):
 
 
 class SparseContent(NamedTuple):
-    """A file of `size` bytes whose `extents` (offset, length) are stored one behind the other; zeros between."""
+    """A file of `size` bytes whose `extents` (offset, length) are stored back to back in `stored`, with zeros in
+    between."""
 
     stored: FileContent
     size: int
     extents: tuple[tuple[int, int], ...]
     starts: tuple[int, ...]
-    """of each extent in what is stored, bytes"""
+    """byte offset of each extent within `stored`"""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Raises SourceError like FileContent.read."""
+        """Raises SourceError as FileContent.read does."""
         end = min(offset + max(0, length), self.size)
         pieces: list[bytes] = []
         at = offset
@@ -99,16 +100,16 @@ class SparseContent(NamedTuple):
 
 
 class Inode:
-    """One file of any kind. Identity is object identity: two names with one Inode are hard links.
+    """A file of any type. Identity is object identity: two names with the same Inode are hard links.
 
     mode      POSIX type and permission bits
     mtime_ns  nanoseconds since 1970, may be negative
     rdev      (major, minor) of device nodes
-    target    of symlinks
-    content   of regular files (None means empty)
-    children  of directories
+    target    symlink target
+    content   content of regular files (None means empty)
+    children  directory entries
     xattrs    full names (b"user.k") to values
-    origin    where it came from (a package, a manifest line): for messages only, never an output byte
+    origin    where the file came from (a package, a manifest line); used only in messages, never in output bytes
     """
 
     __slots__ = ("children", "content", "gid", "mode", "mtime_ns", "origin", "rdev", "target", "uid", "xattrs")
@@ -132,7 +133,7 @@ class Inode:
         self.children: dict[bytes, Inode] = {} if children is None else children
 
     def replaced(self, **changes: Any) -> Inode:
-        """Another inode, which differs in these and has all else of this one."""
+        """Return a copy of this inode with the given fields changed."""
         return Inode(**{name: getattr(self, name) for name in self.__slots__} | changes)
 
     @property
@@ -149,18 +150,18 @@ class Inode:
 
     @property
     def size(self) -> int:
-        """Bytes of a regular file or of a symlink's target; 0 for other kinds."""
+        """Size in bytes of a regular file or of a symlink's target; 0 for other types."""
         if self.is_symlink:
             return len(self.target)
         return self.content.size if self.content is not None else 0
 
     def read(self) -> bytes:
-        """The whole content of a regular file (for small ones)."""
+        """Return the whole content of a regular file. Meant for small files."""
         return self.content.read(0, self.content.size) if self.content is not None else b""
 
 
 def split(path: bytes | str) -> list[bytes]:
-    """Components of a path; raises SourceError on '..', NUL or a name over 255 bytes."""
+    """Split a path into its components. Raises SourceError on '..', NUL or a name longer than 255 bytes."""
     raw = fsencode(path)
     parts = [p for p in raw.split(b"/") if p not in (b"", b".")]
     for part in parts:
@@ -170,13 +171,13 @@ def split(path: bytes | str) -> list[bytes]:
 
 
 class FileTree:
-    """A directory tree under `root`. Paths given may start with '/' or not."""
+    """A directory tree under `root`. Paths may start with '/' or not."""
 
     def __init__(self, root: Inode | None = None) -> None:
         self.root = root if root is not None else Inode(ROOT_MODE)
 
     def get(self, path: bytes | str, *, follow: bool = False) -> Inode | None:
-        """The inode at a path, or None. With `follow`, symlinks are resolved inside the tree (40 at most)."""
+        """Return the inode at a path, or None. With `follow`, symlinks are resolved inside the tree (up to 40)."""
         todo = split(path)[::-1]
         trail = [self.root]
         budget = 40
@@ -200,10 +201,10 @@ class FileTree:
         return trail[-1]
 
     def add(self, path: bytes | str, inode: Inode) -> Inode:
-        """Put an inode at a path, replacing what is there; missing parents become 0755 root directories.
+        """Put an inode at a path, replacing what is there. Missing parents are created as directories (0755, root).
 
-        A parent that is a symlink to a directory is followed (``/bin/x`` lands in ``/usr/bin``). Raises
-        SourceError where a parent is a file, or where a non-directory would replace a directory.
+        A parent that is a symlink to a directory is followed (``/bin/x`` goes to ``/usr/bin``). Raises SourceError if a
+        parent is a file, or if a non-directory would replace a directory.
         """
         parts = split(path)
         if not parts:
@@ -226,7 +227,7 @@ class FileTree:
         return inode
 
     def directory(self, path: bytes | str, *, origin: str = "") -> Inode:
-        """The directory at a path, made with its parents where missing (0755, root, mtime 0)."""
+        """Return the directory at a path, creating it and any missing parents (0755, root, mtime 0)."""
         here = b""
         node = self.root
         for part in split(path):
@@ -245,13 +246,13 @@ class FileTree:
         return node
 
     def remove(self, path: bytes | str) -> bool:
-        """Take a name (and what is below it) away; False if it was not there. Symlinks are not followed."""
+        """Remove a name and everything below it. Return False if it does not exist. Symlinks are not followed."""
         parts = split(path)
         parent = self.get(b"/".join(parts[:-1]))
         return bool(parts) and parent is not None and parent.children.pop(parts[-1], None) is not None
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
-        """(path, inode) of everything, parents first, names in byte order; the root's path is b"/"."""
+        """Yield (path, inode) for everything, parents first, names in byte order. The root's path is b"/"."""
         stack: list[tuple[bytes, Inode]] = [(b"/", self.root)]
         while stack:
             path, node = stack.pop()
@@ -260,7 +261,8 @@ class FileTree:
             stack += [(prefix + name, node.children[name]) for name in sorted(node.children, reverse=True)]
 
     def merge(self, other: FileTree, *, at: bytes | str = b"/") -> None:
-        """Lay another tree over this one: later files win, directories join (the later one's metadata wins)."""
+        """Merge another tree over this one: its files replace existing ones; directories are joined and take its
+        metadata."""
         base = b"/" + b"/".join(split(at))
         for path, inode in other.walk():
             if path == b"/" and base == b"/":
@@ -272,7 +274,8 @@ class FileTree:
             self.add(base + b"/" + path, copy)
 
     def prune(self, drop: Callable[[bytes, Inode], bool]) -> int:
-        """Remove every name for which drop(path, inode) is true, whole directories at once; how many went."""
+        """Remove every name for which drop(path, inode) is true, directories with all their content. Return how many
+        were dropped."""
         gone = 0
         stack: list[tuple[bytes, Inode]] = [(b"", self.root)]
         while stack:

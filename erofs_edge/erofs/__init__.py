@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EROFS images: `open` one, or `build` one; see docs/python-api.md. Importing this package imports neither."""
+"""EROFS images: `open` or `build` one; see docs/python-api.md. Both are imported only on first use."""
 
 from __future__ import annotations
 

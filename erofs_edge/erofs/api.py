@@ -21,22 +21,25 @@ def open(  # noqa: A001  the name that users know
     devices: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = (),
     offset: int = 0,
 ) -> Image:
-    """An image to read from; use it as a context manager. `devices` are its further devices, in order, one may stand
-    for a list of one; it begins at byte `offset` of the file, as a partition does in the image of a disk.
+    """Open an image for reading; use it as a context manager.
 
-    Raises ErofsEdgeError where a file cannot be read, ErofsFormatError where it is no EROFS image, TypeError for an
+    `devices` lists its extra devices in order; a single path may stand for a list of one. `offset` is the byte of the
+    file where the image begins, for example that of a partition in a disk image.
+
+    Raises ErofsEdgeError if a file cannot be read, ErofsFormatError if it is not an EROFS image, TypeError for an
     argument of the wrong type.
     """
     return Image(path_of("path", path), devices=list(paths_of("devices", devices)), offset=integer("offset", offset))
 
 
 def build(source: FileTree | str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> ErofsInfo:
-    """Write an image of a tree, or of a directory on the host, to `out`; what was made.
+    """Write an image of a tree, or of a directory on the host, to `out`, and return information about it.
 
-    `options` are the fields of `WriteOptions`; paths may be text, and one may stand for a list of one; names that are
-    bytes may be text, too, and a kernel its version. The same source and options give the same bytes, on any machine.
-    Raises TypeError for an argument of the wrong type, UsageError for options that do not exist or do not fit together,
-    SourceError for what cannot be read or stored, CapacityError where there is no space.
+    `options` are the fields of `WriteOptions`. Paths and bytes may be given as str, a single path in place of a list of
+    one, and `kernel` as a version string. The same source and options give the same bytes on any machine.
+
+    Raises TypeError for an argument of the wrong type, UsageError for unknown or conflicting options, SourceError for
+    what cannot be read or stored, CapacityError if there is not enough space.
     """
     chosen, path = options_of(options), path_of("out", out)
     if isinstance(source, FileTree):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `erofs_edge.erofs.build` and `open` are given: of the right type, or a TypeError that names the argument."""
+"""Check and convert the arguments of `erofs_edge.erofs.build` and `open`. A TypeError names the wrong argument."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATH = "str or os.PathLike"
 
 
 def path_of(name: str, given: object, wanted: str = PATH) -> Path:
-    """A path, of text or something path-like. Raises TypeError, which says what is wanted."""
+    """Convert a str or path-like argument to a Path. Raises TypeError, which says what is `wanted`."""
     text = os.fspath(given) if isinstance(given, os.PathLike) else given
     if not isinstance(text, str):
         raise _wrong(name, wanted, text)
@@ -26,22 +26,22 @@ def path_of(name: str, given: object, wanted: str = PATH) -> Path:
 
 
 def paths_of(name: str, given: object) -> tuple[Path, ...]:
-    """Paths, of which one alone may stand for a list of one. Raises TypeError."""
+    """Convert several paths; a single path stands for a list of one. Raises TypeError."""
     return _several(
         path_of, f"{PATH}, or several of them", name, (given,) if isinstance(given, str | os.PathLike) else given
     )
 
 
 def integer(name: str, given: object) -> int:
-    """A number that is no bool. Raises TypeError."""
+    """Check for an int that is not a bool. Raises TypeError."""
     if not isinstance(given, int) or isinstance(given, bool):
         raise _wrong(name, "int", given)
     return given
 
 
 def options_of(given: dict[str, Any]) -> WriteOptions:
-    """The options of `build`, by name. Raises TypeError for a value of the wrong type, UsageError for other names and
-    for what does not fit together."""
+    """Convert the keyword options of `build`. Raises TypeError for a value of the wrong type, UsageError for unknown or
+    conflicting options."""
     known = WriteOptions.__annotations__
     unknown = sorted(given.keys() - known.keys())
     if unknown:
@@ -50,7 +50,7 @@ def options_of(given: dict[str, Any]) -> WriteOptions:
 
 
 def _value(name: str, kind: str, given: object) -> Any:
-    """`kind` is how WriteOptions annotates the field."""
+    """Convert one value; `kind` is the field's annotation in WriteOptions."""
     optional = kind.endswith(" | None")
     if optional and given is None:
         return None
@@ -80,7 +80,7 @@ def _word(words: list[str], name: str, given: object) -> object:
 
 
 def _raw(name: str, given: object) -> bytes:
-    """Bytes, or text as the system encodes file names."""
+    """Convert str as the system encodes file names; bytes stay as they are."""
     if not isinstance(given, str | bytes):
         raise _wrong(name, "bytes or str", given)
     return fsencode(given)
@@ -131,7 +131,7 @@ def _callable(name: str, given: object) -> object:
 
 
 def _as_it_is(name: str, given: object) -> object:
-    """Of what only the program itself makes."""
+    """For values that only this program itself creates."""
     return given
 
 
@@ -155,4 +155,4 @@ _TYPES: dict[str, Callable[[str, Any], Any]] = {
     "Ahead": _as_it_is,
     "Meter": _as_it_is,
 }
-"""annotation of a field of WriteOptions → what makes its value of what was given"""
+"""annotation of a field in WriteOptions → converter for its value"""

@@ -27,15 +27,16 @@ _COMPRESSED = (ondisk.LAYOUT_COMPRESSED_FULL, ondisk.LAYOUT_COMPRESSED_COMPACT)
 
 
 class DiskInode(NamedTuple):
-    """An inode as stored.
+    """An inode as stored on disk.
 
     offset      byte address in the image
-    xattr_size  bytes of the xattr area, 0 without one
-    size        bytes of content
+    xattr_size  size of the xattr area in bytes, 0 if there is none
+    size        size of the content in bytes
     mtime_ns    nanoseconds since 1970
     u           the i_u field: chunk format or device number
-    block       first block, or count of compressed blocks: i_u with its high 16 bits; NULL_BLOCK for no data at all
-    dot_omitted a directory without a "." entry
+    block       first block, or number of compressed blocks: i_u with its high 16 bits; NULL_BLOCK if there is no data
+                at all
+    dot_omitted  whether a directory has no "." entry
     """
 
     nid: int
@@ -73,21 +74,21 @@ class DiskInode(NamedTuple):
 
     @property
     def rdev(self) -> tuple[int, int]:
-        """(major, minor) of device nodes, else (0, 0)."""
+        """(major, minor) for device nodes, else (0, 0)."""
         if not (stat.S_ISCHR(self.mode) or stat.S_ISBLK(self.mode)):
             return 0, 0
         return self.u >> 8 & 0xFFF, self.u & 0xFF | self.u >> 12 & 0xFFF00
 
 
 def inode_offset(info: SuperInfo, nid: int) -> int:
-    """Byte address of an inode; nothing says that it lies inside the image."""
+    """Return the byte address of an inode. It may lie outside the image."""
     if nid >> 63:
         return METABOX + ((nid & (1 << 63) - 1) << ondisk.SLOT_BITS)
     return (info.raw.meta_blkaddr << info.raw.blkszbits) + (nid << ondisk.SLOT_BITS)
 
 
 def read_inode(backing: Backing, info: SuperInfo, nid: int) -> DiskInode:
-    """The inode `nid`, checked as far as that needs no other structure. Raises ErofsFormatError."""
+    """Read inode `nid` and check all that can be checked without other structures. Raises ErofsFormatError."""
     offset = inode_offset(info, nid)
     if nid >> 63 and not info.metabox_nid:
         raise broken(f"nid {nid:#x} is in a metabox, which this image does not have", offset - METABOX)
@@ -127,7 +128,7 @@ def read_inode(backing: Backing, info: SuperInfo, nid: int) -> DiskInode:
 
 
 def _parse_format(i_format: int, wide: bool, what: str, offset: int) -> tuple[int, bool, bool]:
-    """(data layout, extended, the bit for one link or no dot) of i_format."""
+    """Split i_format into (data layout, extended, the bit for one link or no dot)."""
     if i_format & ~(_KNOWN_FORMAT | ondisk.FORMAT_NLINK_1 if wide else _KNOWN_FORMAT):
         raise broken(f"{what}: unknown bits in i_format {i_format:#x}", offset)
     layout = i_format >> ondisk.LAYOUT_SHIFT & ondisk.LAYOUT_MASK

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the writer can be told."""
+"""Options of the writer."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.rules import CompressionRule
     from erofs_edge.threads import Threads
 
-PACKED_FACTOR = 4  # of the pcluster size: what makes the packed inode smaller than mkfs.erofs's by 0.4 %
+PACKED_FACTOR = 4  # times the pcluster size; makes the packed inode 0.4 % smaller than that of mkfs.erofs
 
 
 class Ahead(Protocol):
-    """What the writer uses of an ahead.HeadStart: its threads, its processes, a crew.Crew, if it has some, and what
-    became of a piece.Piece, if it has that."""
+    """The part of ahead.HeadStart that the writer uses: its thread pool, its worker processes (a crew.Crew), if any,
+    and the result for a piece.Piece, if it has one."""
 
     @property
     def pool(self) -> Threads: ...
 
     @property
     def least(self) -> int:
-        """Bytes of the smallest file that is started."""
+        """Size in bytes of the smallest file that is started early."""
         ...
 
     @property
@@ -55,61 +55,64 @@ class Ahead(Protocol):
 
 
 class WriteOptions(Record):
-    """How an image is written. `jobs`, `cache`, `ahead`, `meter` and `progress` never change a byte.
+    """How an image is written. `jobs`, `cache`, `ahead`, `meter` and `progress` never change the output.
 
-    block_size    bytes, a power of two from 512 to 64K; kernels read those up to their page size
-    compression   'none', 'lz4', 'lz4hc', 'zstd', 'deflate' or 'lzma'; needs Linux 6.10, 6.6 and 5.16 from zstd on
-    level         lz4hc: 1..12, None means 7 (8 for kernels, told by content); zstd 1..22, 3; deflate 1..12, 6;
-                  lzma 0..9 and 100..109, 6
-    exact_level   lz4hc from 7 on: the level is used also where a faster one needs no more blocks, and for device trees
-                  in the packed inode, which get 8 else; that takes longer
-    dictionary    bytes that matches may reach back, for zstd (at most 1 MiB) and lzma (at most 8 MiB); None: what
-                  suits the pcluster size, as mkfs.erofs has it
-    rules         how files are compressed that match a path; the first that matches wins
-    pcluster      bytes that a run of input is compressed into, a multiple of block_size, at most 1 MiB;
-                  None means one block
-    epoch         seconds since 1970 stored as the image's own time; None: the tree's most frequent mtime
-    times         'keep' the tree's mtimes, 'fixed': all become `epoch`, 'clamp': those after `epoch` do
+    block_size    bytes, a power of two from 512 to 64K; kernels mount block sizes up to their page size
+    compression   'none', 'lz4', 'lz4hc', 'zstd' (needs Linux 6.10), 'deflate' (6.6) or 'lzma' (5.16)
+    level         compression level: lz4hc 1..12, default 7 (8 for kernels, recognized by content); zstd 1..22, default
+                  3; deflate 1..12, default 6; lzma 0..9 and 100..109, default 6
+    exact_level   lz4hc from level 7: use the level also where a faster one needs no more blocks, and for device trees
+                  in the packed inode, which otherwise get 8; this takes longer
+    dictionary    how far back matches may reach, in bytes, for zstd (at most 1 MiB) and lzma (at most 8 MiB); None:
+                  what suits the pcluster size, as in mkfs.erofs
+    rules         compression of files by path; the first rule that matches a file applies
+    pcluster      bytes that a run of input is compressed into, a multiple of block_size, at most 1 MiB; None means one
+                  block
+    epoch         the image's own time in seconds since 1970; None: the tree's most frequent mtime
+    times         'keep' the tree's mtimes; 'fixed': set all to `epoch`; 'clamp': set those after `epoch` to it
     uuid          16 bytes; None: derived from the image's content
     volume_name   at most 15 bytes
-    all_root      owner and group of everything become 0
-    inline_tails  keep the rest of a file beside its inode where it fits
-    dedupe        equal files share their blocks, and files refer to compressed data of earlier ones where they have the
-                  same bytes, at any offset; where they are compressed that needs Linux 6.1
-    ztailpacking  the last compressed bytes of a file stand beside its inode where they are less than a block;
-                  needs Linux 5.17
-    fragments     'tails': what does not fill a pcluster is compressed together, in one packed inode; 'all': every file
-                  is. Equal files and equal tails share their bytes. Needs Linux 6.1
-    packed_pcluster  as `pcluster`, for the packed inode; None: PACKED_FACTOR times that, at most 1 MiB or 256 blocks
-    inode_form    'auto', or one form of inode for everything; 'compact' fails where it cannot hold a value
+    all_root      set owner and group of everything to 0
+    inline_tails  store the tail of a file next to its inode where it fits
+    dedupe        equal files share their blocks, and files refer to compressed data of earlier files that has the same
+                  bytes, at any offset; with compression this needs Linux 6.1
+    ztailpacking  store the last compressed bytes of a file next to its inode if they are less than a block; needs Linux
+                  5.17
+    fragments     'tails': compress what does not fill a pcluster together, in one packed inode; 'all': do so with whole
+                  files. Equal files and equal tails share their bytes. Needs Linux 6.1
+    packed_pcluster  pcluster size of the packed inode; None: PACKED_FACTOR times `pcluster`, at most 1 MiB or 256
+                  blocks
+    inode_form    'auto', or a single form for all inodes; 'compact' fails if a value does not fit
     checksum      store the superblock's checksum
-    wide          the forms that came with 48-bit addresses, in Linux 6.15, also where no address needs them: compact
-                  inodes keep the seconds of their times, and compressed files whatever index is the shortest
-    full_index    compressed files have full indexes: 8 bytes a block, readable without knowing the compact forms
-    chunk_size    bytes, a power of two from block_size to 16 MiB: files that are not compressed become chunk-based,
-                  equal chunks are stored once; needs Linux 5.15
-    chunk_indexes  the longer form of their tables
-    blob          data, or with chunks these, go to this file, which is to be mounted with the image; needs Linux 5.16
-    bases         images that are further devices: what they hold is not stored again; needs Linux 5.16
+    wide          use the forms introduced with 48-bit addresses in Linux 6.15 even if no address needs them: compact
+                  inodes keep the seconds of their times, and compressed files get the shortest of all indexes
+    full_index    use full indexes for compressed files: 8 bytes per block, readable without support for the compact
+                  forms
+    chunk_size    bytes, a power of two from block_size to 16 MiB: uncompressed files become chunk-based and equal
+                  chunks are stored once; needs Linux 5.15
+    chunk_indexes  use the longer form of chunk tables
+    blob          write the data (with chunk_size: the chunks) to this file, to be mounted together with the image;
+                  needs Linux 5.16
+    bases         images to use as extra devices: what they contain is not stored again; needs Linux 5.16
     base_devices  the bases' own devices, in any order
-    archives      tar files that are further devices: members are used where they lie, if the tree's contents are theirs
-    baseline      an image that this one takes the place of: what has not changed stays where it was
-    compact       with a baseline: leave no free blocks, whatever has to move for that
-    profile       paths from the root, or profile.Use, in the order of their first use: what they name and its metadata
-                  stand at the front
-    xattr_tolerance  attributes of more inodes than this are shared; negative: none are stored
-    xattr_filter  store which names an inode lacks
-    xattr_prefixes  long prefixes of attributes' names, kept in a table; needs Linux 6.4
-    fingerprints  files carry the sha256 of what they hold, by which equal files of several images share their pages in
-                  memory: Linux 7.0, which older ones mount, too
-    scanned       the tree is what `directory.scan` found: where a file of more than 128 KiB has another time in the end
-                  it was changed while it was being read, which is a SourceError
+    archives      tar files to use as extra devices: members are used in place if the tree's contents come from them
+    baseline      an image that this one replaces: unchanged content keeps its place
+    compact       with a baseline: leave no free blocks, whatever has to move
+    profile       paths from the root, or profile.Use, in the order of first use: what they name and its metadata go to
+                  the front
+    xattr_tolerance  share attributes that more inodes than this have; negative: store none
+    xattr_filter  store a filter of the attribute names that an inode does not have
+    xattr_prefixes  long prefixes of attribute names, stored in a table; needs Linux 6.4
+    fingerprints  store the sha256 of each file's content, so that Linux 7.0 shares the pages of equal files of several
+                  images in memory; older kernels mount such images, too
+    scanned       the tree comes from `directory.scan`: if the mtime of a file over 128 KiB differs at the end, the file
+                  changed while it was being read, which raises SourceError
     kernel        refuse what this kernel cannot mount
-    jobs          threads or processes that read and compress; None: what suits the processors; 1: one thread
+    jobs          threads or processes that read and compress; None: depends on the processors; 1: one thread
     cache         compressed data of earlier builds
-    ahead         files of the tree that are being compressed already, under the same options
-    meter         measures what the codecs take
-    progress      called with (done, total) bytes of content
+    ahead         files of the tree that are already being compressed, with the same options
+    meter         measures the time spent in codecs
+    progress      called with (done, total) in bytes of content
     """
 
     block_size: int = 4096
@@ -193,12 +196,12 @@ class WriteOptions(Record):
 
     @property
     def has_layers(self) -> bool:
-        """Whether there may be further devices."""
+        """Whether the image may have extra devices."""
         return self.blob is not None or bool(self.bases or self.archives)
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """The profile, whole files spelled out."""
+        """The profile, with plain paths converted to `Use` of the whole file."""
         from erofs_edge.erofs.profile import Use
 
         return tuple(Use(one) if isinstance(one, bytes) else one for one in self.profile)
@@ -209,12 +212,12 @@ class WriteOptions(Record):
 
     @property
     def pcluster_size(self) -> int:
-        """Bytes, the default filled in."""
+        """`pcluster` in bytes, or its default."""
         return self.pcluster if self.pcluster is not None else self.block_size
 
     @property
     def packed_pcluster_size(self) -> int:
-        """Bytes, the default filled in."""
+        """`packed_pcluster` in bytes, or its default."""
         if self.packed_pcluster is not None:
             return self.packed_pcluster
         most = min(PCLUSTER_MAX, LZ4_PCLUSTER_BLOCKS_MAX * self.block_size)
@@ -222,7 +225,7 @@ class WriteOptions(Record):
 
     @property
     def pcluster_largest(self) -> int:
-        """Bytes of the largest pcluster that the image may have."""
+        """Size in bytes of the largest pcluster that the image may have."""
         return max(self.pcluster_size, self.packed_pcluster_size if self.fragments != "none" else 0)
 
     @property
@@ -232,18 +235,18 @@ class WriteOptions(Record):
 
     @property
     def big_pclusters(self) -> bool:
-        """More than one block a pcluster: needs Linux 5.13 and an incompatible feature bit."""
+        """Whether pclusters may exceed one block, which needs Linux 5.13 and an incompatible feature bit."""
         return self.compression != "none" and self.pcluster_largest > self.block_size
 
     @property
     def attributes(self) -> AttributeRules:
-        """Raises UsageError for prefixes that the format cannot hold."""
+        """How extended attributes are stored. Raises UsageError for prefixes that the format cannot hold."""
         own = (FINGERPRINT,) if self.fingerprints else ()
         return AttributeRules(self.xattr_tolerance, self.xattr_filter, (*self.xattr_prefixes, *own))
 
     @property
     def features(self) -> list[str]:
-        """Names in gate.FEATURES of what the options ask for, whatever the tree."""
+        """Names (keys of gate.FEATURES) of the features that the options imply, for any tree."""
         names = ["erofs"]
         codecs = [self.compression, *(rule.compression for rule in self.rules)]
         names += sorted({ALGORITHM_NAMES[find_codec(name)[0].algorithm] for name in codecs if name != "none"})
@@ -269,8 +272,8 @@ class WriteOptions(Record):
 
     @property
     def workers(self) -> int:
-        """Threads: more than processors, so that one that waits for the interpreter's lock leaves none idle; where
-        compressing takes no longer than everything else does, more would only disturb each other."""
+        """Number of threads. Usually more than processors, so that none idles while a thread waits for the GIL; with
+        fast codecs, extra threads would only get in each other's way."""
         if self.jobs is not None:
             return self.jobs
         is_fast = self.compression in ("none", "lz4") and not self.rules
@@ -278,7 +281,8 @@ class WriteOptions(Record):
 
     @property
     def processes(self) -> int:
-        """What takes the place of threads where that can be: as many as there are processors. 1: nothing does."""
+        """Number of worker processes to use in place of threads, if possible: at most one per processor. 1 means
+        none."""
         return min(self.workers, os.cpu_count() or 1)
 
 
@@ -312,7 +316,7 @@ def _check_baseline(options: WriteOptions) -> None:
 
 
 def _check_lz4(options: WriteOptions) -> None:
-    """Kernels refuse an image that tells of larger ones, whatever the block size."""
+    """Kernels refuse an image whose superblock announces larger ones, whatever the block size."""
     sizes = [rule.pcluster or options.pcluster_size for rule in options.rules if rule.compression in ("lz4", "lz4hc")]
     if options.compression in ("lz4", "lz4hc"):
         sizes.append(options.pcluster_largest)

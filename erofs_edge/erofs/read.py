@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read an EROFS image: inodes, directories, contents, attributes, or all of it as a FileTree.
 
-Everything in the image is taken for hostile: each read is bounded, and what breaks the format raises
-ErofsFormatError with the byte offset. Reads are safe from several threads.
+All data in the image is untrusted: each read is bounded, and a violation of the format raises ErofsFormatError with the
+byte offset. Reading is safe from several threads.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from erofs_edge.names import fsdecode, fsencode
 from erofs_edge.tree import FileTree, Inode
 
 SYMLINK_MAX = 4095
-DEPTH_MAX = 2048  # directories; a path of PATH_MAX bytes reaches no deeper
+DEPTH_MAX = 2048  # directories; a path of PATH_MAX bytes cannot go deeper
 SYMLINKS_FOLLOWED_MAX = 40
 CACHE_BYTES = 32 << 20
-PIECE = 1 << 20  # bytes handed out at once while streaming
+PIECE = 1 << 20  # bytes yielded at a time when streaming
 _ZEROS = bytes(PIECE)
 _NAMESPACES = tuple(ondisk.XATTR_PREFIXES.values())
 _METABOX_PIECE = 64 << 10
@@ -44,20 +44,20 @@ _METABOX_PIECES_KEPT = 64
 class Image:
     """An open image. Use it as a context manager.
 
-    superblock  what the superblock says
-    root_nid    number of the root directory
+    superblock  the parsed superblock
+    root_nid    number of the root inode
     missing_devices  numbers (from 1) of the devices whose data cannot be read
-    metabox     the inode that holds metadata, where the image has one
+    metabox     the inode that holds metadata, if the image has one
     """
 
     def __init__(
         self, path: Path | str, *, devices: Sequence[Path | str] = (), offset: int = 0, verify_checksum: bool = True
     ) -> None:
-        """`devices` are the image's further devices, in order; data on those that are not given cannot be read. The
-        image begins at byte `offset` of the file, a multiple of mmap.ALLOCATIONGRANULARITY.
+        """Open the image at byte `offset` of a file, a multiple of mmap.ALLOCATIONGRANULARITY. `devices` are the
+        image's extra devices, in order; data on devices that are not given cannot be read.
 
-        Raises ErofsEdgeError where a file cannot be read, ErofsFormatError where it is no image that this reader
-        knows, UsageError for another count of devices.
+        Raises ErofsEdgeError if a file cannot be read, ErofsFormatError if it is not an image that this reader
+        supports, UsageError for the wrong number of devices.
         """
         self.path = Path(path)
         self.backing = Backing(self.path, offset)
@@ -79,7 +79,8 @@ class Image:
             raise
 
     def _open_metabox(self) -> None:
-        """Make the content of the metabox inode readable; it is read in pieces that are kept, a bounded number."""
+        """Make the content of the metabox inode readable. It is read in pieces, of which a bounded number are
+        cached."""
         inode = self.metabox = self.inode(self.superblock.metabox_nid)
         if not stat.S_ISREG(inode.mode):
             raise broken(f"the metabox inode has mode {inode.mode:#o}", inode.offset)
@@ -107,13 +108,13 @@ class Image:
             backing.close()
 
     def inode(self, nid: int) -> DiskInode:
-        """The inode of a number. Raises ErofsFormatError where no inode can be there."""
+        """Return the inode with a given number. Raises ErofsFormatError if no inode can be there."""
         return read_inode(self.backing, self.superblock, nid)
 
     # names
 
     def directory_blocks(self, inode: DiskInode) -> Iterator[bytes]:
-        """Each block of a directory, the last one cut at the directory's size."""
+        """Yield each block of a directory; the last one ends at the directory's size."""
         if not inode.is_dir:
             raise ErofsEdgeError("not a directory", where=f"inode {inode.nid}")
         block = self.superblock.block_size
@@ -123,7 +124,7 @@ class Image:
                 yield piece[at : at + block]
 
     def dirents(self, inode: DiskInode) -> Iterator[Dirent]:
-        """All entries of a directory, "." and ".." included, in the order of the bytes of their names."""
+        """Yield all entries of a directory, including "." and "..", in byte order of their names."""
         previous = b""
         for data in self.directory_blocks(inode):
             entries = parse_block(data, inode.offset)
@@ -133,13 +134,14 @@ class Image:
             yield from entries
 
     def listdir(self, inode: DiskInode) -> list[Dirent]:
-        """The entries of a directory without "." and ".."."""
+        """Return the entries of a directory without "." and ".."."""
         return [entry for entry in self.dirents(inode) if entry.name not in (b".", b"..")]
 
     def lookup(self, path: bytes | str, *, follow: bool = True) -> DiskInode:
-        """The inode at a path; symlinks on the way (and at its end with `follow`) are resolved inside the image.
+        """Return the inode at a path. Symlinks on the way (and, with `follow`, at the end) are resolved inside the
+        image.
 
-        Raises ErofsEdgeError where there is none.
+        Raises ErofsEdgeError if there is none.
         """
         shown = fsdecode(path)
         todo = [part for part in fsencode(path).split(b"/") if part not in (b"", b".")][::-1]
@@ -169,10 +171,11 @@ class Image:
         return trail[-1]
 
     def walk(self, top: DiskInode | None = None) -> Iterator[tuple[bytes, DiskInode]]:
-        """(path, inode) of everything below a directory, parents first, names in byte order; `top` itself is b"".
+        """Yield (path, inode) for everything below a directory, parents first, names in byte order. The path of `top`
+        is b"".
 
-        Raises ErofsFormatError on a directory that is reached twice, on a type in an entry that is not the inode's,
-        and where the directories together are larger than an image of this size can hold.
+        Raises ErofsFormatError if a directory is reached twice, if an entry's type differs from its inode's, or if the
+        directories together are larger than an image of this size can hold.
         """
         top = top if top is not None else self.inode(self.root_nid)
         seen = {top.nid}
@@ -200,7 +203,7 @@ class Image:
             stack += reversed(children)
 
     def child(self, entry: Dirent) -> DiskInode:
-        """The inode of a directory entry. Raises ErofsFormatError where its type is not the entry's."""
+        """Return the inode of a directory entry. Raises ErofsFormatError if their types differ."""
         inode = self.inode(entry.nid)
         if ondisk.FILE_TYPES[stat.S_IFMT(inode.mode)] != entry.file_type:
             raise broken(
@@ -212,7 +215,7 @@ class Image:
     # contents
 
     def zmap(self, inode: DiskInode) -> ZMap:
-        """The map header of a compressed inode that is not empty."""
+        """Return the map header of a compressed, non-empty inode."""
         zmap = read_zmap(self.backing, self.superblock, inode)
         if zmap.fragment >= 0:
             if inode.nid == self.superblock.raw.packed_nid:
@@ -222,9 +225,10 @@ class Image:
         return zmap
 
     def extents(self, inode: DiskInode, offset: int = 0, *, strict: bool = False) -> Iterator[Extent]:
-        """What the content is made of, in order, from the extent of byte `offset` on; nothing for an empty file.
+        """Yield the extents of the content in order, starting with the one that contains byte `offset`; none for an
+        empty file.
 
-        `strict` judges what only read-ahead uses, too. Raises ErofsFormatError where an extent leaves the image.
+        `strict` also checks what only read-ahead uses. Raises ErofsFormatError if an extent lies outside the image.
         """
         if offset >= inode.size:
             return iter(())
@@ -236,7 +240,7 @@ class Image:
         return iter([extent for extent in flat if extent.start + extent.length > offset])
 
     def read(self, inode: DiskInode, offset: int, length: int) -> bytes:
-        """Bytes [offset, offset + length) of a file, symlink or directory, clipped to its size.
+        """Return bytes [offset, offset + length) of a file, symlink or directory, clipped to its size.
 
         Decoded pclusters are kept in a bounded cache. Raises ErofsFormatError.
         """
@@ -254,7 +258,8 @@ class Image:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def stream(self, inode: DiskInode) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) of the content in order, decoded once, in pieces of at most EXTENT_MAX; holes are left out.
+        """Yield (offset, bytes) of the content in order, in pieces of at most EXTENT_MAX, each decoded once. Holes are
+        skipped.
 
         Raises ErofsFormatError.
         """
@@ -268,7 +273,7 @@ class Image:
                 yield extent.start + first, self._part(extent, first, min(first + PIECE, extent.length))
 
     def _part(self, extent: Extent, first: int, end: int) -> bytes:
-        """Bytes [first, end) of an extent."""
+        """Return bytes [first, end) of an extent."""
         if extent.kind is Kind.RAW:
             return self.backing.read(extent.address + first, end - first, "file data")
         if extent.kind is Kind.HOLE:
@@ -285,7 +290,7 @@ class Image:
 
     @cached_property
     def packed(self) -> DiskInode:
-        """The inode that holds fragments. Raises ErofsFormatError where there is none."""
+        """The inode that holds fragments. Raises ErofsFormatError if there is none."""
         nid = self.superblock.raw.packed_nid
         if not nid or not self.superblock.incompat(ondisk.INCOMPAT_FRAGMENTS):
             raise broken("the image uses fragments and has no packed inode", ondisk.SUPER_OFFSET + 96)
@@ -295,9 +300,9 @@ class Image:
         return inode
 
     def open(self, path: bytes | str) -> io.RawIOBase:
-        """A seekable, read-only binary file object for a regular file; symlinks are followed inside the image.
+        """Open a regular file as a seekable, read-only binary file object. Symlinks are followed inside the image.
 
-        Wrap it in io.BufferedReader for small reads. It lives as long as the image is open.
+        Wrap it in io.BufferedReader for small reads. It is usable as long as the image is open.
         """
         inode = self.lookup(path)
         if not stat.S_ISREG(inode.mode):
@@ -305,7 +310,7 @@ class Image:
         return ImageFile(self, inode)
 
     def readlink(self, inode: DiskInode) -> bytes:
-        """Target of a symlink. Raises ErofsFormatError where it is empty, too long or has a NUL byte."""
+        """Return the target of a symlink. Raises ErofsFormatError if it is empty, too long or contains a NUL byte."""
         if not 0 < inode.size <= SYMLINK_MAX:
             raise broken(f"inode {inode.nid}: symlink target of {inode.size} bytes", inode.offset)
         target = self.read(inode, 0, inode.size)
@@ -316,18 +321,20 @@ class Image:
     # attributes
 
     def xattr_area(self, inode: DiskInode) -> XattrArea:
-        """The extended attributes of an inode with what the image says around them. Raises ErofsFormatError."""
+        """Return the extended attributes of an inode together with how they are stored. Raises ErofsFormatError."""
         return read_xattrs(self.backing, self.superblock, inode, lambda: self.xattr_prefixes)
 
     def xattrs(self, inode: DiskInode) -> dict[bytes, bytes]:
-        """Full name → value, of names in a namespace: others the kernel shows to nobody. Raises ErofsFormatError."""
+        """Return full name → value, for names in a known namespace; the kernel hides all others. Raises
+        ErofsFormatError."""
         if not inode.xattr_size:
             return {}
         items = self.xattr_area(inode).items
         return {name: value for name, value in items.items() if name.startswith(_NAMESPACES)}
 
     def fingerprint(self, inode: DiskInode) -> bytes | None:
-        """What the image says of a file's content, for the kernel to share pages by. Raises ErofsFormatError."""
+        """Return the stored fingerprint of a file's content, by which the kernel shares pages. Raises
+        ErofsFormatError."""
         raw = self.superblock.raw
         if not raw.feature_compat & ondisk.COMPAT_ISHARE_XATTRS or not inode.xattr_size:
             return None
@@ -337,7 +344,7 @@ class Image:
 
     @cached_property
     def xattr_prefixes(self) -> list[bytes]:
-        """The long prefixes of the image, in order. Raises ErofsFormatError."""
+        """The image's long attribute prefixes, in order. Raises ErofsFormatError."""
         raw = self.superblock.raw
         if not self.superblock.incompat(ondisk.INCOMPAT_XATTR_PREFIXES):
             return []
@@ -349,9 +356,10 @@ class Image:
         return read_prefixes(self.superblock, lambda at, length, _: self.read(self.packed, at, length))
 
     def prefix_table(self) -> tuple[int, int]:
-        """(offset, bytes) of the table of long prefixes where it stands in the image itself; (0, 0) where it does not.
+        """Return (offset, size in bytes) of the table of long prefixes if it lies in the image itself, else (0, 0).
 
-        Raises ErofsFormatError."""
+        Raises ErofsFormatError.
+        """
         raw = self.superblock.raw
         elsewhere = raw.packed_nid or self.superblock.metabox_nid
         if not self.xattr_prefixes or (elsewhere and not raw.feature_compat & ondisk.COMPAT_PLAIN_XATTR_PFX):
@@ -361,9 +369,9 @@ class Image:
     # all of it
 
     def tree(self) -> FileTree:
-        """Everything as a FileTree: names with one inode share one object, contents are read when asked for.
+        """Return everything as a FileTree. Hard links share one object; contents are read on demand.
 
-        The contents need this image open. Raises ErofsFormatError.
+        The contents need this image to stay open. Raises ErofsFormatError.
         """
         known: dict[int, Inode] = {}
         by_path: dict[bytes, Inode] = {}
@@ -392,7 +400,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class ImageContent:
-    """Content of a FileTree inode that lies in an open image."""
+    """Content of a FileTree inode, stored in an open image."""
 
     image: Image
     inode: DiskInode
@@ -402,12 +410,12 @@ class ImageContent:
         return self.inode.size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes [offset, offset + length) clipped to the size. Raises ErofsFormatError."""
+        """Return bytes [offset, offset + length), clipped to the size. Raises ErofsFormatError."""
         return self.image.read(self.inode, offset, length)
 
 
 class ImageFile(io.RawIOBase):
-    """A regular file of an image as a seekable raw file object; it lives as long as the image is open."""
+    """A regular file of an image as a seekable raw file object, usable as long as the image is open."""
 
     def __init__(self, image: Image, inode: DiskInode) -> None:
         self._image, self._inode = image, inode

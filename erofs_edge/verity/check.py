@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which blocks of an image are not what its root hash promises.
+"""Find the blocks of an image that do not match its root hash.
 
-Top down, as the kernel does it: a hash block that is wrong proves nothing about what is below, so those data
-blocks are 'unproven' rather than bad. Everything else is exact.
+Checks go from the top down, as in the kernel: a wrong hash block proves nothing about the blocks below it, so those
+data blocks are 'unproven' rather than bad. Everything else is exact.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from erofs_edge.verity.superblock import Level, Superblock, VerityInfo
 
 RANGES_MAX = 10_000
 TREE_MAX = 4 << 30
-"""bytes of a tree that is not in a file, of an image of half a TiB: how long it is, the other side says"""
+"""limit in bytes for a tree that is not in a file, enough for an image of half a TiB: its size is only the other side's
+claim"""
 GOOD, BAD, UNPROVEN, SUSPECT = range(4)
 
 
@@ -40,7 +41,7 @@ class Ranges:
     total: int = 0
 
     def add(self, first: int, count: int = 1) -> None:
-        """Add blocks after all that were added before."""
+        """Add blocks; they must come after all those added before."""
         self.total += count
         if self.ranges and sum(self.ranges[-1]) == first:
             self.ranges[-1] = (self.ranges[-1][0], self.ranges[-1][1] + count)
@@ -51,7 +52,7 @@ class Ranges:
         return self.total > 0
 
     def __str__(self) -> str:
-        """'7, 12-15, …': at most eight ranges."""
+        """Format as '7, 12-15, …', with at most eight ranges."""
         shown = [str(first) if count == 1 else f"{first}-{first + count - 1}" for first, count in self.ranges[:8]]
         return ", ".join(shown + ["…"] * (len(self.ranges) > 8))
 
@@ -59,9 +60,7 @@ class Ranges:
 @dataclass(frozen=True, slots=True)
 class Mended:
     """What was repaired, or could be, and what is lost. Numbers are data blocks, or blocks of the hash device.
-
-    `unproven` data stands below a lost hash block: it may be right.
-    """
+    `unproven` data blocks are below a lost hash block: they may be right."""
 
     repaired_data: Ranges
     repaired_hash: Ranges
@@ -71,14 +70,14 @@ class Mended:
 
     @property
     def ok(self) -> bool:
-        """Every block is now what the root hash promises."""
+        """Whether every block now matches the root hash."""
         return not (self.lost_data or self.lost_hash or self.unproven)
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found. Numbers are data blocks in `bad_data` and `unproven`, hash blocks of the hash device (from
-    its byte 0) in `bad_hash`. `bad_superblock` is only known where the expected one is."""
+    """The result of a verification. `bad_data` and `unproven` number data blocks, `bad_hash` numbers hash blocks from
+    byte 0 of the hash device. `bad_superblock` can only be set if the expected superblock is known."""
 
     superblock: Superblock
     hash_offset: int
@@ -103,12 +102,12 @@ def verify(
 ) -> Verification:
     """Check each block of the data and of the tree against a root hash.
 
-    With a VerityInfo nothing on the disk is believed, the superblock included. With a bare root hash the superblock
-    is read at `hash_offset` (default: 0 on a separate device; in the image itself, where `find_superblock` finds it).
-    What is no file is read once, a few slices at a time; its tree goes into a temporary file.
+    With a VerityInfo, nothing on the disk is trusted, not even the superblock. With a bare root hash, the superblock is
+    read at `hash_offset` (default: 0 on a separate device; in the image itself, where `find_superblock` finds it). A
+    source that is not a file is read once, a few slices at a time; its tree is copied to a temporary file.
 
-    Raises FormatError where the superblock is malformed or says more than the files hold, UsageError where the root
-    hash has another length than the algorithm's.
+    Raises FormatError if the superblock is malformed or describes more than the files contain, UsageError if the length
+    of the root hash does not fit the algorithm.
     """
     with opened(path) as data_fd, opened(hash_device or path) as hash_fd:
         if isinstance(expected, VerityInfo):
@@ -134,10 +133,11 @@ def verify(
 
 
 def find_superblock(path: Place, size: int | None = None) -> int | None:
-    """Byte offset of a superblock whose tree ends exactly where the file ends, or at byte `size` of it; or None.
+    """Return the byte offset of a superblock whose tree ends exactly at the end of the file, or at byte `size`; or
+    None.
 
-    Finds trees with equal block sizes that follow their data at once. Their size follows from the count of data
-    blocks, so that the place follows from the file's size: a few dozen reads, whatever the size.
+    Finds trees that have equal block sizes and follow their data immediately. The size of such a tree follows from the
+    number of data blocks, so its position follows from the file's size: a few dozen reads for any size.
     """
     with opened(path) as source:
         size = file_size(source) if size is None else size
@@ -151,15 +151,16 @@ def find_superblock(path: Place, size: int | None = None) -> int | None:
 
 
 def superblock_behind(path: Place, end: int) -> int | None:
-    """`end`, where a superblock stands at that byte, behind what else the file holds; or None. What follows its tree
-    does not count: parity, or the rest of a partition."""
+    """Return `end` if there is a superblock at that byte, after whatever else the file contains; or None. Anything
+    after its tree is ignored: parity, or the rest of a partition."""
     with opened(path) as source:
         found = read_exactly(source, len(superblock.MAGIC), end) == superblock.MAGIC
     return end if found else None
 
 
 def offsets_by_size(size: int) -> Iterator[int]:
-    """Where the superblock of a file of `size` bytes can be, if data and tree of one block size fill it exactly."""
+    """Yield where the superblock of a file of `size` bytes can be if data and tree, with one block size, fill it
+    exactly."""
     for bits in range(superblock.BLOCK_MIN.bit_length() - 1, superblock.BLOCK_MAX.bit_length()):
         for algorithm in superblock.DIGEST_SIZES:
             at = _offset_by_size(size, 1 << bits, algorithm)
@@ -168,13 +169,13 @@ def offsets_by_size(size: int) -> Iterator[int]:
 
 
 def read_superblock(path: Place, hash_offset: int) -> Superblock:
-    """The superblock at a byte offset of a file or device. Raises FormatError with the offset."""
+    """Read the superblock at a byte offset of a file or device. Raises FormatError with the offset."""
     with opened(path) as source:
         return superblock.parse(read_exactly(source, superblock.SIZE, hash_offset), hash_offset)
 
 
 def _offset_by_size(size: int, block_size: int, algorithm: str) -> int | None:
-    """Where the superblock must stand if data and tree of one block size fill `size` bytes exactly."""
+    """Return where the superblock must be if data and tree of one block size fill `size` bytes exactly."""
     if size % block_size or size < 2 * block_size:
         return None
     low, high = 1, size // block_size
@@ -190,7 +191,7 @@ def _offset_by_size(size: int, block_size: int, algorithm: str) -> int | None:
 
 
 def check_bounds(sb: Superblock, at: int, data_size: int, hash_size: int, *, one_file: bool) -> None:
-    """Raises FormatError where a superblock at byte `at` says more than the files hold."""
+    """Raises FormatError if a superblock at byte `at` describes more than the files contain."""
     if sb.data_size > data_size:
         raise FormatError(
             f"the superblock covers {sb.data_size} bytes of data, there are {data_size}", where=f"offset {at + 72:#x}"
@@ -202,8 +203,8 @@ def check_bounds(sb: Superblock, at: int, data_size: int, hash_size: int, *, one
 
 
 class Walk:
-    """One verification: the tree from the top level down, then the data. `base` is the byte of both files where
-    block 0 is: that of a partition in a disk; `hash_base` that of the hash blocks, where they have another."""
+    """One verification: the tree from the top level down, then the data. `base` is the byte of both files where block 0
+    is, such as the start of a partition on a disk; `hash_base` is that of the hash blocks, if it differs."""
 
     def __init__(
         self,
@@ -219,11 +220,11 @@ class Walk:
         self.hash_base = base if hash_base is None else hash_base
 
     def findings(self, levels: list[Level], root: bytes) -> Iterator[tuple[Level | None, int, int]]:
-        """(level, number in it, verdict) of each block that is not GOOD; the level of data is None.
+        """Yield (level, number in it, verdict) for each block that is not GOOD. For data, the level is None.
 
-        Below a hash block that is not GOOD, a block that fits it is UNPROVEN and one that does not is SUSPECT.
-        Where the tree is not in a file and its top is BAD, nothing more is read: all data is UNPROVEN. Raises
-        FormatError where such a tree has more than TREE_MAX bytes.
+        Below a hash block that is not GOOD, a block that matches it is UNPROVEN and one that does not is SUSPECT. If
+        the tree is not in a file and its top block is BAD, nothing more is read: all data is UNPROVEN. Raises
+        FormatError if such a tree is larger than TREE_MAX bytes.
         """
         if isinstance(self.hash_fd, int) or not levels:
             yield from self._findings(levels, root)
@@ -237,13 +238,13 @@ class Walk:
             yield from ((None, block, UNPROVEN) for block in range(self.sb.data_blocks))
             return
         with copied(source, first, end) as fd:
-            # the topmost level comes first, and is there at byte 0
+            # the topmost level comes first, so it begins at byte 0 of the copy
             self.hash_fd, self.hash_base = fd, -top.start * size
             yield from self._findings(levels, root)
 
     def _findings(self, levels: list[Level], root: bytes) -> Iterator[tuple[Level | None, int, int]]:
         parent: Level | None = None
-        state = bytearray(1)  # of the parent's blocks, one byte each; the root hash itself is GOOD
+        state = bytearray(1)  # verdict on each of the parent's blocks; the root hash itself is GOOD
         size = self.sb.hash_block_size
         for level in reversed(levels):
             below = bytearray(level.count)
@@ -263,7 +264,7 @@ class Walk:
     def _judge(
         self, slices: Iterator[bytes], parent: Level | None, state: bytearray, root: bytes, block_size: int
     ) -> Iterator[tuple[int, int]]:
-        """(block, verdict) of one level's blocks that are not GOOD, in order."""
+        """Yield (block, verdict) for the blocks of one level that are not GOOD, in order."""
         slot, per_block = self.sb.slot_size, self.sb.per_block
         doubtful = any(state)
         for number, digests in enumerate(slices):

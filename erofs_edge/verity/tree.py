@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dm-verity hash trees: append one to an image, or write one to a file of its own.
+"""dm-verity hash trees: append one to an image, or write one to a separate file.
 
-Memory stays at a few slices whatever the image's size: each level is written where it belongs as it comes and
-read back for the level above. The superblock goes last, so that half a tree never looks like one. Until then a
-mark stands in its place that says how long the image was: an append that was killed is undone by the next one.
+Memory use is a few slices, whatever the image's size: each level is written to its place and read back for the level
+above. The superblock is written last, so that an incomplete tree never looks valid. Until then, a marker in its place
+records the image's original size, so that the next append can undo one that was killed.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ __all__ = [
 ]
 
 
-ENDS = 1 << 20  # bytes of either end of an image that salt and UUID derive from
-WHAT = "the verity tree"  # is named where there is no space left for it
-UNFINISHED = b"unverity"  # then the image's size in bytes, u64
+ENDS = 1 << 20  # bytes at each end of an image from which salt and UUID are derived
+WHAT = "the verity tree"  # named in the error if there is no space left for it
+UNFINISHED = b"unverity"  # followed by the image's size in bytes, u64
 
 
 class TreeOptions(TypedDict, total=False):
-    """What may be chosen of a tree.
+    """Options for a tree.
 
-    uuid, salt    derive from the image's size, first and last MiB where not given (16 bytes; at most 256 bytes)
-    block_size    bytes of a data block, 4096 by default
-    hash_block_size  bytes of a hash block, by default the same
-    algorithm     'sha256' (default) or 'sha512'
+    uuid, salt  16 bytes; at most 256 bytes; derived from the image's size and its first and last MiB if not given
+    block_size  size of a data block in bytes, default 4096
+    hash_block_size  size of a hash block in bytes, default as block_size
+    algorithm   'sha256' (default) or 'sha512'
     """
 
     uuid: bytes | None
@@ -79,16 +79,15 @@ def append(
     progress: Progress | None = None,
     **options: Unpack[TreeOptions],
 ) -> VerityInfo:
-    """Append superblock and tree to the image at `path`, which is changed in place.
+    """Append a superblock and a hash tree to the image at `path`, in place.
 
-    The image is padded with zeros to whole data blocks first, and the padding is covered. `hash_offset` (bytes)
-    may leave a gap after that. Any failure, Ctrl-C included, leaves the image as it was. What an append that was
-    killed has left is taken off first, if the tree was to follow the data and had its block size. `digests` are those
-    of all data blocks with the salt that is given, in slots, where they were made while the image was
-    written (meanwhile.py).
+    The image is first padded with zeros to whole data blocks; the padding is covered. `hash_offset` (bytes) may leave a
+    gap after that. Any failure, including Ctrl-C, leaves the image as it was. The remains of an append that was killed
+    are removed first, if that tree was to follow the data and had the same block size. `digests` are the slots of all
+    data blocks, made with the given salt while the image was written (meanwhile.py).
 
-    Raises UsageError where a tree is there already or an option makes no sense, CapacityError where the disk is
-    full, FormatError on an empty image.
+    Raises UsageError if there is a tree already or an option is invalid, CapacityError if the disk is full, FormatError
+    for an empty image.
     """
     if (found := find_superblock(path)) is not None:
         raise UsageError(
@@ -127,10 +126,10 @@ def format_tree(
     progress: Progress | None = None,
     **options: Unpack[TreeOptions],
 ) -> VerityInfo:
-    """Write superblock and tree for `data` into another file or device, at byte `hash_offset`.
+    """Write the superblock and hash tree for `data` to another file or device, at byte `hash_offset`.
 
-    What stands before `hash_offset` is kept. At offset 0 a file is made, and gets its name when it is complete.
-    Raises as `append` does, and UsageError where the data is not a whole number of blocks: its tail would stay
+    Everything before `hash_offset` is kept. At offset 0, a new file is created, which gets its name only once it is
+    complete. Raises as `append` does, and UsageError if the data is not a whole number of blocks: its tail would be
     unprotected.
     """
     _check_offset(hash_offset)
@@ -154,7 +153,7 @@ def format_tree(
 
 
 def root_hash(sb: Superblock, read: Callable[[int, int], bytes]) -> bytes:
-    """The root hash of data that `read(offset, length)` hands out, with the whole tree in memory."""
+    """Return the root hash of data supplied by `read(offset, length)`, with the whole tree in memory."""
     level = bytearray()
     step = max(SLICE, sb.data_block_size)
     for offset in range(0, sb.data_size, step):
@@ -175,7 +174,7 @@ def _write_tree(
     jobs: int | None,
     count: Count | None,
 ) -> bytes:
-    """Write all levels, then the superblock; returns the root hash."""
+    """Write all levels, then the superblock. Return the root hash."""
     root = write_levels(sb, data_fd, hash_fd, sb.levels(hash_offset), digests=digests, jobs=jobs, count=count)
     tree_start = sb.start_block(hash_offset) * sb.hash_block_size
     write_exactly(hash_fd, sb.pack().ljust(tree_start - hash_offset, b"\0"), hash_offset)
@@ -192,8 +191,8 @@ def write_levels(
     jobs: int | None = None,
     count: Count | None = None,
 ) -> bytes:
-    """Write the levels of a tree, those over the data first; returns the root hash. `digests`, where they are known:
-    the slots of all data blocks."""
+    """Write the levels of a tree, starting with the one over the data, and return the root hash. `digests`: the slots
+    of all data blocks, if known."""
     fd, start, end, block_size = data_fd, 0, sb.data_size, sb.data_block_size
     for level in levels:
         first = position = level.start * sb.hash_block_size
@@ -209,9 +208,9 @@ def write_levels(
 
 
 def _undo_unfinished(fd: int) -> int:
-    """Cut off what a killed append has left, if any; the image's size in bytes.
+    """Cut off what a killed append left behind, if anything, and return the image's size in bytes.
 
-    It was killed either when the mark was the file's end or when the file had its final size.
+    The append was killed when the file ended either with the marker or at its final size.
     """
     size = os.fstat(fd).st_size
     for at in (size - SIZE, *offsets_by_size(size)):
@@ -226,11 +225,11 @@ def _undo_unfinished(fd: int) -> int:
 def _describe(
     path: Path, fd: int, size: int, options: TreeOptions, progress: Progress | None
 ) -> tuple[Superblock, Count | None]:
-    """The superblock for the `size` bytes of a file, and what counts the bytes of the pass over it.
+    """Return the superblock for a file of `size` bytes, and the function that counts the bytes of the pass over it.
 
-    A salt keeps digests of one image from being of use against another, which takes no more than being another one;
-    the root hash still depends on every byte. The ends of an EROFS image of ours hold its UUID, which derives from
-    its whole content.
+    A salt prevents digests of one image from being useful against another; for that it only has to differ between
+    images. The root hash depends on every byte anyway. The ends of an EROFS image written by us contain its UUID, which
+    is derived from all its content.
     """
     block_size = options.get("block_size", 4096)
     if not is_block_size(block_size):
