@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.prepare import Prepared
 from erofs_edge.flash.target import Ability, Target
 
@@ -27,13 +28,14 @@ class Estimate:
 
 
 def estimate(prepared: Prepared, target: Target) -> Estimate:
-    """Estimate the cost of a plan, including reading back. Raises OSError if the target fails."""
+    """Estimate the cost of a plan, including reading back. Raises PartialWriteError or DeviceError if it fails."""
     todo = prepared.todo
     sent = sum(found.write_bytes for found in todo.values())
     written = sent + sum(found.zero_bytes + found.copy_bytes for found in todo.values())
     proved = sum(region.data_bytes for region, found in todo.items() if not found.right)
     read_back = int(proved * HASH_OVERHEAD) if Ability.HASH in target.abilities else proved
-    rate = link_rate(target)
+    with Guarded(target, "target", "reading"):
+        rate = link_rate(target)
     seconds = None if rate is None else (sent + read_back) / rate
     on_wire = sent if target.bytes_on_wire is None else sent + read_back
     return Estimate(written, on_wire, seconds, at_most=bool(sent) and Ability.PATCH in target.abilities)

@@ -10,14 +10,17 @@ from erofs_edge.errors import CapacityError, DeviceError, PartialWriteError
 from erofs_edge.flash.target import Target
 from erofs_edge.writing import NO_SPACE
 
-RESUME_HINT = "run the same command with --resume: it keeps what is already right"
+RESUME_HINT = "run the same command with --resume (instead of --whole or --full): it keeps what is already right"
+AGAIN_HINT = "run the same command again"
 
 
 class Guarded:
     """Turns an OSError of the target into what the user is told; `offset` is how far things went."""
 
-    def __init__(self, target: Target, region: str, doing: str = "writing") -> None:
+    def __init__(self, target: Target, region: str, doing: str = "writing", *, resumes: bool = True) -> None:
         self.target, self.region, self.doing = target, region, doing
+        # nothing was written by then, or the command has no --resume
+        self.hint = RESUME_HINT if resumes and doing != "reading" else AGAIN_HINT
         self.offset = 0
 
     def __enter__(self) -> Guarded:
@@ -32,8 +35,8 @@ class Guarded:
             raise CapacityError(f"{self.doing} '{self.region}': {reason}", where=where) from error
         if error.errno in (errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM):
             raise DeviceError(
-                f"{self.doing} '{self.region}': the device has disappeared", where=where, hint=RESUME_HINT
+                f"{self.doing} '{self.region}': the device has disappeared", where=where, hint=self.hint
             ) from error
         raise PartialWriteError(
-            f"{self.doing} '{self.region}' failed: {reason}", where=where, hint=RESUME_HINT
+            f"{self.doing} '{self.region}' failed: {reason}", where=where, hint=self.hint
         ) from error

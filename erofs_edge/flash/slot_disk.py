@@ -82,7 +82,7 @@ def mark(target: Target, record: Record, slot: str, standing: Standing) -> SlotS
 
 
 def _write(target: Target, record: Record, state: SlotState) -> SlotState:
-    with Guarded(target, "slot state"):
+    with Guarded(target, "slot state", resumes=False):
         slot_state.write(target, record, state)
         if record.under_way is not None and record.size >= journal.END and slots.active(state) == record.under_way.slot:
             slot_state.forget(target, record)

@@ -162,7 +162,7 @@ def plan_update(
         raise DeviceRefusedError(
             f"the device relies on slot {name.lower()}: if the write were interrupted, nothing could start",
             where=layout.misc,
-            hint="repair it in place with --repair, or first make another slot the next: erofs-edge slots activate",
+            hint=f"without --slot, slot {slots.spare(state).lower()} is written; --repair mends this one in place",
         )
     before = slots.retire(state, name)
     update = SlotUpdate(record, name, before, slots.activate(before, name), _identity(image, layout))

@@ -206,6 +206,20 @@ def test_who_stops_it_is_told_that_the_target_is_not_complete(
     assert "the target is not complete" in result.output
 
 
+@pytest.mark.parametrize("option", ["--verify-only", "--plan"])
+def test_a_disk_that_cannot_be_read(option: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was written: there is nothing to resume, and --verify-only would refuse it."""
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "card.img").write_bytes((built / "disk.img").read_bytes())
+    monkeypatch.setattr(FileTarget, "read", fail)
+    result = run(built, "--to", "card.img", option)
+    assert result.exit_code == 8, result.stderr
+    assert result.stderr.splitlines()[-1] == "hint: run the same command again"
+
+
 @pytest.mark.parametrize("reason", [errno.EACCES, errno.EROFS])
 def test_a_file_that_must_not_be_written_can_be_looked_at(
     reason: int, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

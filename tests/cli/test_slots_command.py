@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from erofs_edge.cli.main import cli
 from erofs_edge.disk import journal, slots
 from erofs_edge.disk.slots import SlotState
 from erofs_edge.flash.image import Image
+from erofs_edge.flash.local import FileTarget
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.fastboot import FastbootDevice, serve_tcp
 from erofs_edge.simulator.images import disk_image
@@ -65,6 +67,19 @@ def test_activate_and_mark(card: Path) -> None:
     assert shown("mark", card, "b", "bad") == {"b": ("bad", 0, False), "a": ("good", 4, True)}
     assert shown("mark", card, "B", "pending")["b"] == ("pending", 3, True)
     assert shown("activate", card, "a") == {"a": ("good", 4, True), "b": ("pending", 3, False)}
+
+
+@pytest.mark.parametrize(("call", "arguments"), [("read", ["show"]), ("write", ["mark", "a", "good"])])
+def test_a_disk_that_fails(card: Path, monkeypatch: pytest.MonkeyPatch, call: str, arguments: list[str]) -> None:
+    """There is no --resume here: what helps is the same again."""
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(FileTarget, call, fail)
+    result = run(arguments[0], card, *arguments[1:])
+    assert result.exit_code == 8
+    assert "'slot state' failed: Input/output error\nhint: run the same command again\n" in result.stderr
 
 
 def test_what_cannot_be(card: Path, tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ def test_the_slot_that_the_device_relies_on_is_refused(card: Path, v2: Path) -> 
     result = run(v2, card, "--slot", "a")
     assert (result.exit_code, "the device relies on slot" in result.stderr) == (7, True)
     assert f"error: {card}: the device relies on slot a:" in result.stderr
+    assert "hint: without --slot, slot b is written" in result.stderr
     assert run(v2, card, "--slot", "c").exit_code == 7
     assert card.read_bytes() == before
     assert flash(v2, card, "--slot", "b")["slot"] == "b"
