@@ -44,7 +44,7 @@ def estimate(prepared: Prepared, target: Target) -> Estimate:
 def link_rate(target: Target) -> float | None:
     """Bytes per second, measured by reading; None if the target cannot be read. Too optimistic for media that write
     more slowly than they read."""
-    if hasattr(target, "rate"):  # a line has one, and a sample of it takes too long; a fastboot device measures it
+    if hasattr(target, "rate"):  # a serial line knows its rate; a sample would take too long
         return None if target.rate is None else float(target.rate)
     size = target.identity.size
     if Ability.READ not in target.abilities or size < SAMPLE:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done with a fastboot device: ask it, and give it images in pieces that it can hold."""
+"""Talk to a fastboot device: query it, and send it images in pieces that it can hold."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from erofs_edge.transport.fastboot import client
 from erofs_edge.transport.fastboot.link import Device
 
 FETCH_MAX = 1 << 30  # bytes
-PIECE_MAX = 64 << 20  # bytes that are asked for at once, of a partition
+PIECE_MAX = 64 << 20  # bytes of a partition requested at once
 SLOTS_MAX = 26
-BUFFER_DEFAULT = 16 << 20  # bytes, of a device that does not say what it can hold
+BUFFER_DEFAULT = 16 << 20  # bytes, for a device that does not report its limit
 PART = 1 << 20
 
 Progress = Callable[[int, int], None]
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 
 class Fastboot:
-    """One device. Raises DeviceRefusedError with its reason where it says no, DeviceError where it is lost."""
+    """One device. Raises DeviceRefusedError with the device's reason if it refuses, DeviceError if it is lost."""
 
     def __init__(self, device: Device, say: Say = lambda _: None) -> None:
         self._device = device
@@ -36,18 +36,18 @@ class Fastboot:
         return self._device.run(client.variable(name)).value
 
     def variables(self) -> dict[str, str]:
-        """All that the device lists."""
+        """All variables that the device lists."""
         return client.parse_variables(self._device.run(client.command("getvar:all")).lines)
 
     def command(self, text: str) -> None:
         self._device.run(client.command(text, self._say))
 
     def fetch(self, text: str) -> bytes:
-        """What the device sends for a command (`upload`, `fetch:…`), at most FETCH_MAX."""
+        """What the device sends for a command (`upload`, `fetch:…`), at most FETCH_MAX bytes."""
         return self._device.run(client.upload(text, FETCH_MAX, self._say)).data
 
     def fetch_partition(self, partition: str) -> Iterator[bytes]:
-        """What a partition holds, in pieces that the device gives; all at once where it tells no size."""
+        """Read a partition in pieces of the size that the device offers; all at once if it reports no size."""
         most = self._number("max-fetch-size")
         size = self._capacity(partition)
         if most is None or size is None or size <= most:
@@ -64,10 +64,10 @@ class Fastboot:
             yield data
 
     def named(self, partition: str, slot: str | None = None) -> list[str]:
-        """The partitions of a device that a name means: of one with slots (`has-slot`) that of `slot`, which may be
-        'other' or 'all'; without one that of the slot that is in use.
+        """The partitions that a name stands for. If the partition has slots (`has-slot`), that of `slot`, which may be
+        'other' or 'all'; without `slot`, that of the current slot.
 
-        Raises UsageError for a slot of what has none, or one that the device does not have.
+        Raises UsageError if a slot is given for a partition without slots, or if the device does not have that slot.
         """
         if self._told(f"has-slot:{partition}") != "yes":
             if slot in (None, "all"):
@@ -83,8 +83,8 @@ class Fastboot:
         return [f"{partition}_{self.slot(slot)}"]
 
     def slot(self, name: str) -> str:
-        """The slot that a name means: 'other' is the one after that in use. Raises UsageError where the device does not
-        tell which that is."""
+        """The slot that a name stands for: 'other' is the one after the current slot. Raises UsageError if the device
+        does not report which slot is current."""
         if name != "other":
             return name.strip("_")
         current, slots = self._told("current-slot").strip("_"), self._slots()
@@ -103,9 +103,10 @@ class Fastboot:
         self._device.run(client.download(size, _parts(image, size, size), self._say))
 
     def flash(self, partition: str, image: Path, progress: Progress = lambda done, total: None) -> int:
-        """Make a partition hold an image; the bytes sent. Zeros are sent as such, not byte by byte.
+        """Write an image to a partition and return the number of bytes sent. Zeros are sent as sparse chunks, not as
+        data.
 
-        Raises CapacityError where the partition is too small, before anything is sent.
+        Raises CapacityError, before anything is sent, if the partition is too small.
         """
         size = _size(image)
         with image.open("rb") as file:
@@ -126,7 +127,8 @@ class Fastboot:
                 pieces, read = sparse.pieces(limit), sparse.read
             filled = size if sparse else -(-size // BLOCK) * BLOCK
             if filled <= limit and (sparse or all(run.has_data for piece in pieces for run in piece.runs)):
-                # sparse, or without a hole: as it is, which U-Boot writes from where it lies in memory, aligned
+                # sparse already, or without a hole: sent unchanged, since U-Boot writes it from an aligned place in
+                # memory
                 self._device.run(client.download(filled, _parts(image, size, filled), self._say))
                 self.command(f"flash:{partition}")
                 progress(filled, filled)
@@ -146,17 +148,17 @@ class Fastboot:
         return BUFFER_DEFAULT if found is None else min(found, client.DOWNLOAD_MAX)
 
     def _capacity(self, partition: str) -> int | None:
-        """Bytes of a partition, None where the device does not say."""
+        """Size of a partition in bytes; None if the device does not report it."""
         text = self._told(f"partition-size:{partition}")
         return client.parse_size(text) if text else None
 
     def _number(self, name: str) -> int | None:
-        """A variable that is a number, None where the device does not say."""
+        """A variable as a number; None if the device does not report it."""
         text = self._told(name)
         return client.parse_number(text) if text else None
 
     def _told(self, name: str) -> str:
-        """A variable, '' where the device does not say."""
+        """A variable; '' if the device does not report it."""
         try:
             return self.variable(name)
         except DeviceRefusedError:
@@ -178,7 +180,7 @@ def _size(image: Path) -> int:
 
 
 def _parts(image: Path, size: int, filled: int) -> Iterator[bytes]:
-    """The file, and zeros until there are `filled` bytes."""
+    """The file, followed by zeros up to `filled` bytes."""
     with image.open("rb") as file:
         for at in range(0, size, PART):
             data = file.read(min(PART, size - at))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fastboot device as a target: addresses are those of the image, the device is asked for partitions by name.
+"""A fastboot device as a target: addresses are those of the image, and the device is addressed by partition name.
 
-What is written gathers until a flush and goes to each partition as a sparse image that leaves everything else alone
-("don't care"), so that single blocks can be written. Devices with `fetch` can be read; others can only be written.
+Writes are gathered until a flush and sent to each partition as a sparse image that leaves everything else alone
+("don't care"), so single blocks can be written. Devices with `fetch` can be read; others can only be written.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from erofs_edge.flash.target import Ability, Identity, PlainTarget
 from erofs_edge.transport.fastboot import client
 from erofs_edge.transport.fastboot.link import Device
 
-BUFFER_MAX = 64 << 20  # bytes that gather here at most
-BUFFER_DEFAULT = 16 << 20  # bytes, of a device that does not say what it can hold
-ROOM = 64 << 10  # bytes of headers that a download has at most beside what was written at once
-TABLE_SECTORS = 34  # protective MBR, header and 128 entries: what devices take as a table
+BUFFER_MAX = 64 << 20  # bytes gathered at most
+BUFFER_DEFAULT = 16 << 20  # bytes, for a device that does not report its limit
+ROOM = 64 << 10  # bytes of headers that a download has at most, besides the data
+TABLE_SECTORS = 34  # protective MBR, header and 128 entries: what devices accept as a table
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """Bytes for [offset, offset + length) of a partition; None are zeros."""
+    """Bytes for [offset, offset + length) of a partition; None stands for zeros."""
 
     offset: int
     length: int
@@ -35,16 +35,16 @@ class _Waiting:
 
 
 class FastbootTarget(PlainTarget):
-    """places: name → (start, end) of the partitions of the image, in bytes. `size`: bytes of the image.
+    """A fastboot device. `places`: partition name → (start, end) in the image, in bytes. `size`: bytes of the image.
 
-    Methods raise OSError where an address is in no partition, DeviceError where the device is lost,
-    DeviceRefusedError with its reason where it says no.
+    Methods raise OSError for an address outside all partitions, DeviceError if the device is lost, DeviceRefusedError
+    with the device's reason if it refuses.
     """
 
     def __init__(
         self, device: Device, places: Mapping[str, tuple[int, int]], size: int, *, most: int = BUFFER_MAX
     ) -> None:
-        """`most`: bytes of a download, as far as the device takes so many."""
+        """`most`: bytes of a download, if the device accepts that many."""
         self._device, self._places = device, dict(places)
         product = self._variable("product")
         self._identity = Identity(
@@ -54,7 +54,8 @@ class FastbootTarget(PlainTarget):
         self._fetch = min(client.parse_number(fetch), BUFFER_MAX) if fetch else 0
         limit = self._variable("max-download-size") or self._variable("downloadsize")
         self._limit = min(client.parse_number(limit) if limit else BUFFER_DEFAULT, most)
-        # the next piece would not fit, and what is left of it, the size of some headers, be a download of its own
+        # send before the next piece: it would not fit, and the rest of it, no larger than some headers, would need its
+        # own download
         self._enough = self._limit - WRITTEN - ROOM if self._limit > 2 * WRITTEN else self._limit - 1
         self._waiting: dict[str, list[_Waiting]] = {}
         self._held = self._received = 0
@@ -77,19 +78,19 @@ class FastbootTarget(PlainTarget):
 
     @property
     def unlocked(self) -> str:
-        """What the device says of its lock: 'yes', 'no', '' where it does not say."""
+        """The device's answer about its lock: 'yes', 'no', or '' if it does not say."""
         return self._variable("unlocked")
 
     @property
     def rate(self) -> float | None:
-        """Bytes a second of the link, measured."""
+        """Measured rate of the link in bytes per second."""
         try:
             return self._device.rate()
         except DeviceRefusedError:
             return None  # it holds less than the sample
 
     def partitions(self) -> dict[str, tuple[int, int]]:
-        """Those of the image that the device has, with its sizes: where they lie is the device's business."""
+        """The image's partitions that the device has, with the device's sizes; where they lie is up to the device."""
         found = {}
         for name, (start, _) in self._places.items():
             size = self._variable(f"partition-size:{name}")
@@ -136,11 +137,11 @@ class FastbootTarget(PlainTarget):
         self._device.run(client.command("reboot"))
 
     def flush(self) -> None:
-        """A device that says OKAY has written; there is no command for more."""
+        """Nothing more to do: a device that answers OKAY has written the data, and there is no other command for it."""
         self._send()
 
     def finish(self) -> None:
-        """The table is the device's own."""
+        """Nothing to do: the device manages its own table."""
 
     def close(self) -> None:
         self._device.link.close()
@@ -152,7 +153,7 @@ class FastbootTarget(PlainTarget):
             return ""
 
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[str, int, int]]:
-        """(partition, offset in it, bytes) of a range."""
+        """Yield (partition, offset in it, bytes) for a range."""
         while length:
             found = [(n, start, end) for n, (start, end) in self._places.items() if start <= offset < end]
             if not found:
@@ -176,7 +177,7 @@ class FastbootTarget(PlainTarget):
             self._send()
 
     def _send(self) -> None:
-        """Give the device all that waits, in the order in which partitions were first written to."""
+        """Send everything that is waiting, partition by partition in the order of their first writes."""
         waiting, self._waiting, self._held = self._waiting, {}, 0
         for name, pieces in waiting.items():
             start, end = self._places[name]
@@ -188,13 +189,13 @@ class FastbootTarget(PlainTarget):
                 self._flash(name, b"".join(sparse.encode(_Reader(batch))))
 
     def _flash(self, name: str, raw: bytes) -> None:
-        """Give the device one sparse image."""
+        """Send one sparse image."""
         self._device.run(client.download(len(raw), [raw]))
         self._device.run(client.command(f"flash:{name}"))
 
 
 class _Reader:
-    """read(offset, length) over what waits, for the encoder."""
+    """Gives the encoder read(offset, length) over the waiting data."""
 
     def __init__(self, batch: list[_Waiting]) -> None:
         self._batch = batch
@@ -207,7 +208,7 @@ class _Reader:
 
 
 def _batches(pieces: list[_Waiting], limit: int) -> Iterator[list[_Waiting]]:
-    """What one download can hold, in turn."""
+    """Split the waiting data into parts that one download can hold."""
     room = limit - HEADER.size - 2 * CHUNK.size
     batch: list[_Waiting] = []
     used = 0

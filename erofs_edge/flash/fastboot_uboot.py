@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A U-Boot in fastboot mode that consents to be asked what its disk holds: digests are made there, and all is proved.
+"""A U-Boot in fastboot mode that allows queries about its disk: digests are computed there, so everything is proved.
 
-What of its own partitions differs from those of the image is its business as for every fastboot device: ranges are
-asked for by the place that it says a partition has.
+As with every fastboot device, its partitions may lie elsewhere than in the image: ranges are addressed by the place
+that the device reports for a partition.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from erofs_edge.transport.fastboot import client
 from erofs_edge.transport.fastboot.link import Device
 from erofs_edge.transport.fastboot.uboot import PIECE_MAX, SECTOR, Talk, UBoot
 
-READ_STEPS = (64 << 10, 4096, SECTOR)  # bytes, of what is asked whether it is zeros before it is read
+READ_STEPS = (64 << 10, 4096, SECTOR)  # bytes; pieces are checked for zeros in these steps before they are read
 AT_ONCE = 1 << 20
-"""bytes that the card is told to read or write by one command, for which U-Boot waits a second: an emulated card moved
-8 MiB slower than that on a busy host"""
+"""bytes that one command tells the card to read or write; U-Boot waits a second for that, and an emulated card on a
+busy host could not move 8 MiB in that time"""
 STEPS = (1 << 20, 64 << 10)
-"""bytes of the pieces that are asked for: an answer takes as long as writing some tens of KiB"""
+"""bytes of the pieces whose digests are requested: an answer takes as long as writing some tens of KiB"""
 
 
 class UBootTarget(FastbootTarget):
-    """As `FastbootTarget`, readable for a few KiB at a time, which is what the slot state needs."""
+    """Like `FastbootTarget`, and readable a few KiB at a time, which is enough for the slot state."""
 
     def __init__(self, device: Device, uboot: UBoot, places: Mapping[str, tuple[int, int]], size: int) -> None:
-        # it answers nothing while it writes: how far it is shows after each, and what fails is not much to do again
+        # it does not answer while it writes: small pieces show progress, and little has to be repeated after a failure
         super().__init__(device, places, size, most=PIECE_MAX + ROOM)
         self._uboot = uboot
         self._starts: dict[str, int] = {}
@@ -52,13 +52,13 @@ class UBootTarget(FastbootTarget):
         super().make_table(raw)
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Zeros are found by their digests: reading them takes less than writing, and wears nothing."""
+        """Zeros are found by their digests: reading them is quicker than writing, and causes no wear."""
         for at, size in chunks([(offset, offset + length)], AT_ONCE):
             if self.digests([(at, size)]) != [zero_digest(self.hash_name, size)]:
                 yield at, at + size
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        """In chunks of sparse images that it writes by a command each."""
+        """Write in chunks of sparse images, which U-Boot writes with one command each."""
         view = memoryview(data)
         for at in range(0, len(view), AT_ONCE):
             super().write(offset + at, view[at : at + AT_ONCE])
@@ -88,7 +88,7 @@ class UBootTarget(FastbootTarget):
         self._device.run(self._uboot.tried(whole))
 
     def _place(self, offset: int, length: int) -> int:
-        """Where on its disk the device has a range of the image. Raises OSError where that is no single place."""
+        """Where the device has a range of the image on its disk. Raises OSError if that is not a single place."""
         pieces = list(self._pieces(offset, length))
         if len(pieces) != 1:
             raise OSError(errno.EINVAL, f"bytes {offset:#x} to {offset + length:#x} are in several partitions")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a block device is, and whether it may be overwritten: never one that this machine is using.
+"""Identify a block device and decide whether it may be overwritten: never one that this machine is using.
 
 Sources: Linux Documentation/ABI/stable/sysfs-block (partition, holders, ro, removable, queue), proc(5)
 (/proc/self/mountinfo, /proc/swaps).
@@ -17,12 +17,12 @@ from erofs_edge.errors import DeviceError, DeviceRefusedError
 from erofs_edge.flash.target import Identity
 
 ASKED = ("fastboot", "provision", "serial")
-"""kinds of targets that a board answers for"""
+"""kinds of targets on which a board answers queries"""
 SYSTEM_MOUNTS = ("/", "/boot", "/boot/efi", "/boot/firmware", "/efi", "/usr", "/var", "/home")
 
 
 class Host(NamedTuple):
-    """Where the kernel tells about itself; tests put a stage here."""
+    """Paths at which the kernel reports about the system; tests replace them."""
 
     sys: Path = Path("/sys")
     proc: Path = Path("/proc")
@@ -32,7 +32,7 @@ HOST = Host()
 
 
 def identify(path: Path, devno: tuple[int, int], host: Host = HOST) -> Identity:
-    """What the kernel knows about a block device (major, minor). Raises DeviceError where there is none."""
+    """What the kernel knows about a block device (major, minor). Raises DeviceError if there is none."""
     folder = _folder(devno, host, path)
     device = folder / "device"
     size = int(_text(folder / "size") or 0) * 512
@@ -52,8 +52,8 @@ def identify(path: Path, devno: tuple[int, int], host: Host = HOST) -> Identity:
 
 
 def refuse_unsafe(path: Path, devno: tuple[int, int], host: Host = HOST) -> None:
-    """Raises DeviceRefusedError where the device is a partition, mounted, swap, or part of something. One that the
-    kernel writes for nobody may be in use: it can be looked at."""
+    """Raises DeviceRefusedError if the device is a partition, mounted, used as swap, or part of another device. A
+    read-only device may be in use, since it can only be looked at."""
     folder = _folder(devno, host, path)
     if (folder / "partition").exists():
         raise DeviceRefusedError(
@@ -75,8 +75,8 @@ def refuse_unsafe(path: Path, devno: tuple[int, int], host: Host = HOST) -> None
 
 
 def refuse_other(identity: Identity, serial: str | None, products: Sequence[str] = ()) -> None:
-    """Raises DeviceRefusedError where the target has another serial number than is wanted, or none, or is another board
-    than one of these `products`."""
+    """Raises DeviceRefusedError if the target's serial number is not the wanted one or is missing, or if the target is
+    a board that is none of `products`."""
     refuse_other_board(identity, products)
     if serial is not None and identity.serial != serial:
         found = f"the serial number {identity.serial}" if identity.serial else "no serial number"
@@ -84,8 +84,8 @@ def refuse_other(identity: Identity, serial: str | None, products: Sequence[str]
 
 
 def refuse_other_board(identity: Identity, products: Sequence[str]) -> None:
-    """Raises DeviceRefusedError where a board that can be asked which one it is answers none of these; with none given,
-    any answer will do."""
+    """Raises DeviceRefusedError if a board that can be asked for its identity is none of these; with none given, any
+    answer is accepted."""
     if not products or identity.kind not in ASKED or {identity.product, *identity.names} & set(products):
         return
     said = " and ".join(f"'{name}'" for name in (identity.product, *identity.names) if name)
@@ -99,7 +99,7 @@ def refuse_other_board(identity: Identity, products: Sequence[str]) -> None:
 
 
 def refuse_locked(identity: Identity, unlocked: str) -> None:
-    """Raises DeviceRefusedError for a device that says of itself that it is locked (fastboot's variable `unlocked`)."""
+    """Raises DeviceRefusedError if the device reports that it is locked (fastboot's variable `unlocked`)."""
     if unlocked.lower() in ("no", "false", "0"):
         raise DeviceRefusedError(
             "the device is locked and accepts no images",
@@ -116,7 +116,7 @@ def _folder(devno: tuple[int, int], host: Host, path: Path) -> Path:
 
 
 def _members(folder: Path) -> Iterator[tuple[str, str]]:
-    """(major:minor, name) of a disk, its partitions, and everything built upon them."""
+    """(major:minor, name) of a disk, its partitions, and everything built on top of them."""
     seen = set()
     todo = [folder, *_partitions(folder)]
     while todo:
@@ -143,9 +143,9 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _mounts(host: Host, members: dict[str, str]) -> list[tuple[str, str]]:
-    """(device name, mount point) of the mounts on any member, the system's first.
+    """(device name, mount point) of the mounts of any member, the system's own mounts first.
 
-    The number of the device is tried and then its name: btrfs mounts under a number of its own.
+    Matches the device number first and then the name, because btrfs mounts use a number of their own.
     """
     found = []
     for line in _text(host.proc / "self/mountinfo").splitlines():
@@ -176,7 +176,7 @@ def _devno(path: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    """/proc writes blanks as \\040."""
+    """Undo the escapes of /proc, which writes spaces as \\040."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 

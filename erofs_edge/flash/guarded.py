@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user is told when a target fails: how far things went, and how to go on."""
+"""Errors for the user when a target fails: how far the work got, and how to continue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AGAIN_HINT = "run the same command again"
 
 
 class Guarded:
-    """Turns an OSError of the target into what the user is told; `offset` is how far things went."""
+    """Turns an OSError of the target into an error for the user; `offset` is how far the work got."""
 
     def __init__(self, target: Target, region: str, doing: str = "writing", *, resumes: bool = True) -> None:
         self.target, self.region, self.doing = target, region, doing

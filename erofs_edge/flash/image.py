@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image that a target shall hold: a file, its holes, and its partition table."""
+"""The image to be written to a target: a file, its holes, and its partition table."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ PACKED = {
     b"PK\x03\x04": ("zip", "unzip {}"),
     b"\x3a\xff\x26\xed": ("Android sparse", "simg2img {} disk.img"),
 }
-"""first bytes of files that disk images are passed on in (RFC 1952, RFC 8878, the formats' papers): kind, command"""
+"""first bytes of compressed formats in which disk images are distributed (RFC 1952, RFC 8878, the formats' own
+specifications): format, command to unpack
+"""
 
 
 class Image:
-    """An image opened for reading. `size` in bytes. Raises SourceError where it cannot be read or is empty."""
+    """An image opened for reading. `size` in bytes. Raises SourceError if it cannot be read or is empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +41,7 @@ class Image:
             raise SourceError("the image is empty", where=str(path))
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly these bytes."""
+        """Return exactly these bytes."""
         try:
             data = read_exactly(self._fd, length, offset)
         except OSError as error:
@@ -49,7 +51,7 @@ class Image:
         return data
 
     def read_into(self, offset: int, buffer: bytearray) -> None:
-        """Fill a buffer from there on."""
+        """Fill a buffer with the bytes from an offset on."""
         try:
             done = os.preadv(self._fd, [buffer], offset)
         except OSError:
@@ -58,12 +60,12 @@ class Image:
             buffer[done:] = self.read(offset + done, len(buffer) - done)
 
     def fileno(self) -> int:
-        """Its descriptor, for who sends it without reading."""
+        """The file descriptor, for sending data without reading it here."""
         return self._fd
 
     def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
-        """(start, end) of what is not a hole. Of a file that has as many blocks as bytes nobody asks where its holes
-        are: in memory (tmpfs) the kernel looks at each page for that."""
+        """(start, end) of everything that is not a hole. If a file has as many blocks as bytes, the kernel is not asked
+        for holes: on tmpfs it would check every page."""
         info = os.fstat(self._fd)
         if stat.S_ISREG(info.st_mode) and info.st_blocks * 512 >= self.size:
             end = self.size if end is None else min(end, self.size)
@@ -71,10 +73,10 @@ class Image:
         return list(data_extents(self._fd, self.size if end is None else min(end, self.size), start))
 
     def table(self) -> gpt.Table | None:
-        """Its partition table, or None where it has none that can be believed: then it is plain bytes.
+        """The partition table, or None if there is no valid one: the image is plain bytes then.
 
-        Raises SourceError where a table is there whose partitions go on behind the end, half of a download mostly, and
-        where it is a disk image that has to be unpacked first.
+        Raises SourceError if the table has partitions beyond the end of the file, usually after an incomplete download,
+        and if the image is compressed and has to be unpacked first.
         """
 
         def read(offset: int, length: int) -> bytes:
@@ -100,7 +102,7 @@ class Image:
                 )
 
     def close(self) -> None:
-        """Give the file up."""
+        """Close the file."""
         os.close(self._fd)
 
     def __enter__(self) -> Image:
@@ -113,7 +115,7 @@ class Image:
 
 
 def read_table(read: gpt.Read, size: int) -> gpt.Table | None:
-    """The partition table of a disk of `size` bytes, of either sector size; None where there is none to believe."""
+    """The partition table of a disk of `size` bytes, for either sector size; None if there is no valid one."""
     for sector in (512, 4096):
         try:
             return gpt.decode(read, size, sector)

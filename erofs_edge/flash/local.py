@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets of this machine: a file, a block device."""
+"""Targets on this machine: a file or a block device."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from erofs_edge.reading import read_exactly
 from erofs_edge.writing import give_name, write_exactly
 
 ZEROS = bytes(1 << 20)
-DIRECT_ALIGN = 4096  # bytes: offset, length and memory of direct reads
+DIRECT_ALIGN = 4096  # bytes: alignment of offset, length and memory for direct reads
 LARGEST_FOLIO = mmap.PAGESIZE * mmap.PAGESIZE // 8
-"""bytes that the kernel keeps of a file in one piece, at most: what a table of pages with entries of eight bytes maps
-(Linux include/linux/pagemap.h, MAX_PAGECACHE_ORDER). Of a piece nothing is dropped, or all of it."""
+"""largest piece of a file, in bytes, that the kernel keeps in its page cache as one: what a table of pages with
+eight-byte entries maps (Linux include/linux/pagemap.h, MAX_PAGECACHE_ORDER). A piece is dropped whole or not at all."""
 
 # Linux include/uapi/linux/fs.h
 _BLKRRPART = 0x125F
@@ -32,11 +32,11 @@ _BLKZEROOUT = 0x127F
 
 
 class FileTarget(PlainTarget):
-    """A regular file. A new one gets its name at `finish`; an existing one is changed in place. It grows if needed, and
-    not before something is written. One that must not be written can be looked at."""
+    """A regular file. A new one gets its name at `finish`; an existing one is changed in place. It grows if needed, but
+    only once something is written. A file without write permission can still be looked at."""
 
     def __init__(self, path: Path, size: int) -> None:
-        """`size`: bytes that it must have at least."""
+        """`size`: minimum size in bytes."""
         self._path = path
         self._temporary: Path | None = None
         self._read_only = False
@@ -86,7 +86,7 @@ class FileTarget(PlainTarget):
         return self.read(offset, len(want)) == want
 
     def claim(self) -> None:
-        """Nobody else writes the file: neither another flash nor a machine in QEMU that has it as its disk."""
+        """Lock the file against other writers: another flash, or a QEMU machine that uses it as its disk."""
         if self._read_only:
             raise DeviceRefusedError("no permission to write to the file", where=str(self._path), hint=LOOKING)
         if not self._claimed:
@@ -124,11 +124,11 @@ class FileTarget(PlainTarget):
         _forget(self._fd, start, end - start)
 
     def finish(self) -> None:
-        if os.fstat(self._fd).st_size < self._size:  # nothing was written to it, and it lacks the holes at its end
+        if os.fstat(self._fd).st_size < self._size:  # nothing was written to it, and the hole at its end is missing
             self._begin()
         if self._temporary is not None:
             if not os.fstat(self._fd).st_nlink:
-                self._temporary.unlink(missing_ok=True)  # of a process with the same number that was killed
+                self._temporary.unlink(missing_ok=True)  # left by a killed process with the same number
                 give_name(self._fd, self._temporary)
             self._temporary.replace(self._path)
             self._temporary = None
@@ -144,24 +144,24 @@ class FileTarget(PlainTarget):
 
 
 def _unnamed(temporary: Path) -> int:
-    """A new file, which has no name where the file system can, so that not even a kill leaves anything behind."""
+    """Create a file, without a name if the file system supports that, so that even a kill leaves nothing behind."""
     with suppress(OSError, AttributeError):  # Linux has such files; what is another reason is told of the name, below
         return os.open(temporary.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
     return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
 
 class BlockTarget(PlainTarget):
-    """A whole block device, opened exclusively: the kernel refuses with EBUSY what it has in use itself, or another
-    program has opened so. One that must not be written can be looked at. Raises DeviceRefusedError.
+    """A whole block device, opened exclusively: the kernel refuses with EBUSY if it is in use by the system or opened
+    exclusively by another program. A read-only device can still be looked at. Raises DeviceRefusedError.
 
-    Reads are direct, so that they come from the medium and not from the page cache.
+    Reads are direct, so they come from the medium and not from the page cache.
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self._identity = identity
         self._locked = (
             identity.read_only
-        )  # by a switch or the kernel: for everybody, so that who reads it, too, is no harm
+        )  # read-only for everybody, by a switch or the kernel, so other readers do no harm
         how = os.O_RDONLY if self._locked else os.O_RDWR | os.O_EXCL
         try:
             self._fd = os.open(path, how | os.O_CLOEXEC)
@@ -175,7 +175,7 @@ class BlockTarget(PlainTarget):
             raise _refusal(path, error) from error
         self._direct = -1
         self._kept = threading.local()
-        with suppress(OSError):  # a device that cannot: buffered reads after the cache was dropped
+        with suppress(OSError):  # if direct reads are impossible: buffered reads after dropping the cache
             self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         self._zeroout = True
 
@@ -185,10 +185,10 @@ class BlockTarget(PlainTarget):
 
     @property
     def at_once(self) -> int:
-        return 4  # a device that is asked for one thing at a time waits in between
+        return 4  # with one request at a time the device would idle in between
 
     def claim(self) -> None:
-        """It was opened exclusively."""
+        """Nothing to do: it was opened exclusively."""
         if self._locked:
             hint = f"check the card's write-protect switch; {LOOKING}"
             raise DeviceRefusedError("the device is read-only", where=self._identity.path, hint=hint)
@@ -208,11 +208,11 @@ class BlockTarget(PlainTarget):
             return want == view
 
     def _directly(self, offset: int, length: int) -> memoryview:
-        """What is there, in memory of this thread until its next reading."""
+        """Read directly, into memory of this thread that is reused by its next read."""
         start = offset - offset % DIRECT_ALIGN
         span = -(-(offset + length - start) // DIRECT_ALIGN) * DIRECT_ALIGN
         kept: mmap.mmap | None = getattr(self._kept, "buffer", None)
-        if kept is None or len(kept) < span:  # kept: memory that is new each time costs as much as the reading
+        if kept is None or len(kept) < span:  # the buffer is kept: allocating a new one costs as much as reading
             kept = self._kept.buffer = mmap.mmap(-1, span)
         done = 0
         while done < span:
@@ -242,7 +242,7 @@ class BlockTarget(PlainTarget):
 
     def flush(self) -> None:
         os.fsync(self._fd)
-        with suppress(OSError):  # needs privileges that writing does not; direct reads do without
+        with suppress(OSError):  # needs privileges that writing does not; direct reads work without
             fcntl.ioctl(self._fd, _BLKFLSBUF)
 
     def finish(self) -> None:
@@ -257,7 +257,9 @@ class BlockTarget(PlainTarget):
 
 
 def _forget(fd: int, start: int, length: int) -> None:
-    """What is read of it then comes from the disk, where the system can be told so. 0 bytes: all that follows."""
+    """Drop cached pages of a range, if the system supports that, so that later reads come from the disk. 0 bytes: to
+    the end.
+    """
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
 
@@ -268,11 +270,11 @@ def _write_zeros(fd: int, start: int, end: int) -> None:
 
 
 def refuse_used(path: Path) -> None:
-    """Raises DeviceRefusedError for a file that another flash writes, or a machine in QEMU has as its disk."""
+    """Raises DeviceRefusedError for a file that another flash is writing or a QEMU machine uses as its disk."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return  # whoever opens it next says why
+        return  # the next one to open it gives the reason
     try:
         _lock(fd, path)
     finally:
@@ -280,7 +282,7 @@ def refuse_used(path: Path) -> None:
 
 
 def _lock(fd: int, path: Path) -> None:
-    from erofs_edge.transport.claim import lock  # late: to look at a file needs none
+    from erofs_edge.transport.claim import lock  # imported late: only looking at a file does not need it
 
     lock(fd, path)
 

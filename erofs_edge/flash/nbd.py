@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk behind an NBD server as a target: a board's provisioning system, or any server that exports one."""
+"""A disk behind an NBD server as a target: a board's provisioning system, or any server that exports a disk."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from erofs_edge.transport.claim import Claim
 from erofs_edge.transport.nbd.connect import Connection
 from erofs_edge.transport.nbd.wire import Transmission
 
-SMALL = 256 << 10  # bytes: what is smaller waits for others
+SMALL = 256 << 10  # bytes: smaller writes wait for others
 GATHERED = 4 << 20  # bytes that wait at most
 PIECES = 256
 LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
 
 
 class NbdTarget(PlainTarget):
-    """Writes go through the server; `flush` asks it to make them last."""
+    """Writes go through the server; `flush` makes them durable."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -34,7 +34,7 @@ class NbdTarget(PlainTarget):
         return Identity(self._connection.address.uri, "nbd", export.size, read_only=export.can(Transmission.READ_ONLY))
 
     def claim(self) -> None:
-        """The protocol has no word for it: among the programs of this machine; what a server refuses is in its
+        """The protocol cannot express this, so it holds among programs on this machine; a server's refusal shows in its
         answers."""
         export, address = self._connection.export, self._connection.address
         if export.can(Transmission.READ_ONLY):
@@ -58,7 +58,7 @@ class NbdTarget(PlainTarget):
             return self._connection.read(offset, min(length, self._connection.size - offset))
 
     def holds(self, offset: int, want: bytearray) -> bool:
-        """Compared as it comes, on each connection's thread."""
+        """Data is compared as it arrives, on each connection's thread."""
         wrong: list[int] = []
 
         def compare(at: int, data: memoryview) -> None:
@@ -96,8 +96,8 @@ class NbdTarget(PlainTarget):
         return True
 
     def settle(self) -> None:
-        """Send the small writes that have gathered: scattered blocks must not cost a round trip each. What is under way
-        arrives."""
+        """Send the gathered small writes together, so that scattered blocks do not cost a round trip each, and wait for
+        what is under way."""
         waiting, self._waiting, self._held = self._waiting, [], 0
         with as_os_error():
             self._connection.settle()
@@ -119,7 +119,7 @@ class NbdTarget(PlainTarget):
             self._connection.flush()
 
     def finish(self) -> None:
-        """Nothing is left to do: the export has had its name all along."""
+        """Nothing to do: an export already has its name."""
 
     def close(self) -> None:
         self._connection.close()
@@ -130,7 +130,7 @@ class NbdTarget(PlainTarget):
 
 @contextmanager
 def as_os_error() -> Iterator[None]:
-    """What a Target raises."""
+    """Turn errors into the OSError that a Target raises."""
     try:
         yield
     except CapacityError as error:

@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what a target could unpack goes to it packed or as it is: whatever makes more of its disk right in a second.
+"""Decide whether data for a target that can unpack is sent packed or plain: whichever gets more of the disk right per
+second.
 
-A slow wire speaks for packing, a slow board behind a quick wire against it. Both are measured, with what has to be sent
-anyway: first a little as it is, until that took long enough to be believed; then a little packed, unless what the
-target says of itself rules that out. That is believed until a trial would be little beside what has gone by: the target
-may have been busy when it measured itself. The quicker way goes on, and now and then the other has a turn, for the
-wire, the card and the content change.
+A slow link favours packing; a slow board behind a fast link favours plain data. Both are measured with data that has
+to be sent anyway. First some plain data, until it took long enough for a reliable figure. Then a little packed data,
+unless the target's own figure for its speed rules packing out. That figure is trusted only until a trial would be small
+compared with what has been sent: the target may have been busy when it measured itself. The faster way is used from
+then on, and the other is tried again now and then, since link, card and content change.
 
-There is no clock here: the caller says what took how long.
+There is no clock here: the caller supplies the durations.
 """
 
 from __future__ import annotations
 
 from erofs_edge.flash.target import Effort
 
-FIRST = 1 << 20  # bytes that go as they are before anything is known, and then MORE times that, again and again
-MORE = 4  # few, for until all of it has arrived nothing else is under way
-ENOUGH = 0.1  # seconds: of a wire, a shorter time says little
+FIRST = 1 << 20  # bytes sent plain before anything is known, then MORE times that, repeatedly
+MORE = 4  # small, because nothing else is under way until all of it has arrived
+ENOUGH = 0.1  # seconds: a shorter time says little about a link
 PLAIN = 64 << 20  # bytes of a turn without packing
-TRIAL = 4 << 20  # bytes of a turn of the way that is not the quicker one
-PACKED = 16 << 20  # bytes of a turn with packing: what one request is about
-OFTEN = 32  # the other way has a turn after so many times as much
-SELDOM = 8  # that many times more where it was not half as quick
-BELIEVED = 16  # what a target says of itself is tried after that many times as long as the trial would take then
+TRIAL = 4 << 20  # bytes of a turn of the slower way
+PACKED = 16 << 20  # bytes of a turn with packing: about the content of one request
+OFTEN = 32  # the slower way gets a turn after this many times its amount
+SELDOM = 8  # this many times less often if it was less than half as fast
+BELIEVED = 16  # a trial is made, whatever the target says, after this many times its expected duration
 
 
 class Pace:
@@ -32,9 +33,9 @@ class Pace:
         self._request, self._turn = effort.request, effort.request + effort.byte * PACKED
         self._trial = effort.request + effort.byte * TRIAL
         self._waited = 0.0  # seconds without packing
-        self._first = FIRST  # 0 when the wire is known
-        self._plain = self._packed = 0.0  # bytes of the disk in a second; 0: not known
-        self._since = 0  # bytes since the other way had a turn
+        self._first = FIRST  # 0 once the link is known
+        self._plain = self._packed = 0.0  # bytes of the disk per second; 0: not known
+        self._since = 0  # bytes since the other way last had a turn
         self._refused = False
 
     @property
@@ -43,17 +44,17 @@ class Pace:
         if self._first or self._refused:
             return False
         if not self._packed:
-            return self._said < PACKED / self._plain  # as if all of it packed to nothing
+            return self._said < PACKED / self._plain  # as if everything packed to nothing
         return self.prefers_packed != (self._since >= self._patience)
 
     @property
     def prefers_packed(self) -> bool:
-        """Whether packing was the quicker way."""
+        """Whether packing was the faster way."""
         return self._packed > self._plain
 
     @property
     def amount(self) -> int:
-        """Bytes that the next turn is about, at most."""
+        """Most bytes that the next turn handles."""
         if self._first:
             return self._first
         if self.packs != self.prefers_packed:
@@ -61,17 +62,19 @@ class Pace:
         return PACKED if self.prefers_packed else PLAIN
 
     def pays(self, size: int, packed: int) -> bool:
-        """Whether bytes that are as many packed might arrive sooner so. If not, the next turn is one without."""
+        """Whether data that packs to this many bytes may arrive sooner that way. If not, the next turn is without
+        packing.
+        """
         self._refused = self._said + packed / size * PACKED / self._plain >= PACKED / self._plain
         return not self._refused
 
     def took(self, size: int, seconds: float, *, packed: bool) -> None:
-        """What was sent in a turn has arrived, or been unpacked: bytes of the disk."""
+        """Record that what was sent in a turn has arrived or been unpacked; `size` in bytes of the disk."""
         before = self.prefers_packed
         self._since = self._since + size if packed == before and not self._refused else 0
         self._refused = False
         self._waited += 0.0 if packed else seconds
-        if size >= FIRST:  # not the end of something
+        if size >= FIRST:  # not a last, short piece
             self._measured(size, seconds, packed=packed)
         if self.prefers_packed != before:
             self._since = 0
@@ -79,7 +82,7 @@ class Pace:
     def _measured(self, size: int, seconds: float, *, packed: bool) -> None:
         rate = size / max(seconds, 1e-9)
         if packed:
-            more = max(1.0, PACKED / size)  # of a turn that is full, and has one request, too
+            more = max(1.0, PACKED / size)  # scaled to a full turn, which has one request, too
             self._packed = size * more / max(self._request + (seconds - self._request) * more, 1e-9)
         elif seconds >= ENOUGH or size >= PLAIN:
             self._plain, self._first = rate, 0
@@ -88,11 +91,11 @@ class Pace:
 
     @property
     def _said(self) -> float:
-        """Seconds that a turn with packing takes at the least, as far as the target is believed."""
+        """Least seconds of a turn with packing, as far as the target's own figure is trusted."""
         return 0.0 if self._waited >= BELIEVED * self._trial else self._turn
 
     @property
     def _patience(self) -> int:
-        """Bytes that go by before the other way has a turn."""
+        """Bytes to send before the other way gets a turn."""
         near = 2 * min(self._plain, self._packed) >= max(self._plain, self._packed)
         return TRIAL * OFTEN * (1 if near else SELDOM)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a disk image asks of a target: regions in the order of writing, each with its data and its zeros.
+"""What a disk image requires of a target: regions in the order of writing, each with its data and its zeros.
 
-The partition table comes last: a write that stopped in between leaves a disk that nobody takes for a good one.
+The partition table comes last, so an interrupted write leaves a disk that cannot be mistaken for a good one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from erofs_edge.flash.image import Image
 from erofs_edge.flash.slot_state import SlotUpdate
 from erofs_edge.flash.target import Identity
 
-STALE_TABLE = 1 << 20  # bytes at the end of a larger target, where an older table may stand
+STALE_TABLE = 1 << 20  # bytes at the end of a larger target, where an old table may be
 
 
 class Region(NamedTuple):
-    """A named stretch of the target. `data`: (start, end) ranges of bytes that the image has data for; the rest
-    must read as zeros. A region that is not `from_image` is zeros altogether. Byte X of the target is byte
-    X - `shift` of the image."""
+    """A named range of the target. `data`: (start, end) byte ranges that the image has data for; the rest must read as
+    zeros. If not `from_image`, all of it is zeros. Byte X of the target is byte X - `shift` of the image."""
 
     name: str
     start: int
@@ -52,8 +51,8 @@ class Region(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`contents` are written and proved first, then `table` (none where the image has no partition table).
-    With an `update` the target keeps its table, and one slot of it is written."""
+    """`contents` are written and proved first, then `table` (empty if the image has no partition table).
+    With an `update`, the target keeps its table and one of its slots is written."""
 
     image: Path
     size: int
@@ -71,10 +70,10 @@ class Plan(NamedTuple):
 
 
 def plan_flash(image: Path, target: Identity) -> Plan:
-    """What it takes to make the target hold the image.
+    """Plan how to make the target hold the image.
 
-    Raises SourceError where the image cannot be read, CapacityError where a device is too small for it, FormatError
-    where its partition table is for another sector size than the device's.
+    Raises SourceError if the image cannot be read, CapacityError if a device is too small, FormatError if the image's
+    partition table is for a different sector size.
     """
     with Image(image) as source:
         size = source.size
@@ -102,7 +101,7 @@ def plan_flash(image: Path, target: Identity) -> Plan:
 
 
 def _divide(table: gpt.Table, size: int, extents: list[tuple[int, int]]) -> tuple[list[Region], Region, Region]:
-    """The partitions and what lies between them; everything before the first; everything behind the last."""
+    """The partitions and the gaps between them; everything before the first; everything after the last."""
     sector = table.sector_size
     partitions = sorted(table.partitions, key=lambda p: p.first_lba)
     head_end = position = (partitions[0].first_lba if partitions else table.first_usable) * sector
@@ -122,7 +121,7 @@ def _region(name: str, start: int, end: int, extents: list[tuple[int, int]]) -> 
 
 
 def _stale_table(size: int, target: Identity) -> list[Region]:
-    """The end of a larger target: a table left there would one day be taken for the backup of ours."""
+    """The end of a larger target, where an old table could later be mistaken for the backup of ours."""
     if target.size <= size:
         return []
     return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what is wanted and what the target is to what will be done: a whole disk, one slot, a repair, or nothing."""
+"""Decide what to do with a target: write a whole disk, update one slot, repair, or nothing."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
     from erofs_edge.flash.delta import Reference
 
-REPAIRABLE = 0.5  # of a slot's data may be wrong for it to count as a damaged copy of the image
+REPAIRABLE = 0.5  # if more than this share of a slot's data is wrong, it does not count as a damaged copy of the image
 
 
 class Wish(NamedTuple):
     """What the user asks for.
 
-    slot    write this slot, and no other
-    whole   take the target for a blank disk: table, all slots, empty data
-    full    write all of it, whatever the target holds
-    resume  compare a whole disk first, even if it does not look as if it held any of the image
+    slot      write this slot and no other
+    whole     treat the target as a blank disk: table, all slots, empty data partition
+    full      write everything, whatever the target holds
+    resume    compare a whole disk first, even if it does not look as if it held any of the image
     baseline  an older image that another slot may hold: the target makes the new one from that, if it can
     """
 
@@ -44,9 +44,9 @@ class Wish(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What will be done. `found`: what the target lacks, by region; None where all of it is written unseen.
-    `state`: the target's slot state, None where it has none of the image's layout. `known`: what another slot is proved
-    to hold, by the region that can be made from it."""
+    """What will be done. `found`: what the target lacks, by region; None if everything is written without looking.
+    `state`: the target's slot state, None if it has none of the image's layout. `known`: what another slot is proved to
+    hold, by the region that can be made from it."""
 
     plan: Plan
     found: dict[Region, Findings] | None
@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
 
     @property
     def todo(self) -> dict[Region, Findings]:
-        """What is to be written and made zeros, by region."""
+        """What has to be written and zeroed, by region."""
         return {r: everything(r) if self.found is None else self.found[r] for r in self.plan.regions}
 
     @property
@@ -66,8 +66,8 @@ class Prepared(NamedTuple):
 def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
     """Look at the target and decide. Nothing is written.
 
-    Raises as `plan_flash` and `plan_update` do, PartialWriteError where the target cannot be read, UsageError where a
-    slot is asked of an image or a target without slots, DeviceRefusedError where its slots are not those of the image.
+    Raises as `plan_flash` and `plan_update` do; PartialWriteError if the target cannot be read; UsageError if a slot is
+    given for an image or target without slots; DeviceRefusedError if the target's slots are not those of the image.
     """
     with Image(image) as source, Guarded(target, "target", "reading"):
         layout = None if wish.whole else read_layout(source)
@@ -96,7 +96,7 @@ def prepare(image: Path, target: Target, wish: Wish, step: Step) -> Prepared:
         try:
             plan = plan_update(source, layout, record, wish.slot, target.abilities)
         except DeviceRefusedError as error:
-            error.where = target.identity.path  # which is what the user has named, and not the partition of the state
+            error.where = target.identity.path  # what the user named, not the partition that holds the state
             raise
         if wish.full or not can_read:
             return Prepared(plan, None, record)
@@ -128,10 +128,10 @@ def prepare_check(image: Path, target: Target, slot: str | None, step: Step) -> 
 
 
 def prepare_repair(image: Path, target: Target, slot: str | None, step: Step) -> list[Prepared]:
-    """What is wrong in each slot that holds this image, or in a disk without slots; a slot in use is mended in place.
+    """What is wrong in each slot that holds this image, or on a disk without slots. A slot in use is repaired in place.
 
-    Raises VerificationError where nothing on the target is a copy of the image, DeviceRefusedError where its slots are
-    not those of the image.
+    Raises VerificationError if nothing on the target is a copy of the image, DeviceRefusedError if its slots are not
+    those of the image.
     """
     with Image(image) as source, Guarded(target, "target", "reading"):
         layout = read_layout(source)
@@ -153,7 +153,7 @@ def prepare_repair(image: Path, target: Target, slot: str | None, step: Step) ->
 
 
 def refuse_differences(prepared: Prepared, target: Target) -> None:
-    """Raises VerificationError, with the first places, where the target differs from the image."""
+    """Raises VerificationError, listing the first differences, if the target differs from the image."""
     wrong = {region: found for region, found in prepared.todo.items() if not found.right}
     if not wrong:
         return
@@ -167,7 +167,7 @@ def refuse_differences(prepared: Prepared, target: Target) -> None:
 
 
 def _known(wish: Wish, layout: Layout, plan: Plan, target: Target, step: Step) -> dict[Region, Reference]:
-    """What another slot holds, where that is of use."""
+    """What another slot holds, if that is of use."""
     if wish.baseline is None or not (Ability.COPY | Ability.PATCH) & target.abilities:
         return {}
     from erofs_edge.flash.copies import references
@@ -177,7 +177,7 @@ def _known(wish: Wish, layout: Layout, plan: Plan, target: Target, step: Step) -
 
 
 def _whole(image: Path, target: Target) -> Plan:
-    """A whole disk; of a target that makes the table itself, all that lies in partitions."""
+    """A whole disk; if the target makes its own table, only what lies in partitions."""
     plan = plan_flash(image, target.identity)
     if Ability.TABLE not in target.abilities:
         return plan
@@ -205,7 +205,7 @@ def _repair_of(
     if sum(findings.write_bytes for findings in found.values()) > data * REPAIRABLE:
         return None
     if slots.standing(record.state, slot) == "bad" and not all(findings.right for findings in found.values()):
-        # what is whole again may show so; until then nothing changes for who is running
+        # what is intact again may show that it works; until then nothing changes for the running system
         update = SlotUpdate(record, slot.upper(), record.state, slots.mark(record.state, slot, "pending"), "0" * 64)
         plan = plan._replace(update=update)
     return Prepared(plan, found, record)

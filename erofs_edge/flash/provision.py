@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board that runs the provisioning system as a target: its disk is an NBD export, and it hashes, copies and patches
-by itself, so that the wire carries differences."""
+"""A board that runs the provisioning system as a target: its disk is an NBD export, and the board hashes, copies and
+patches by itself, so that only differences cross the network."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from erofs_edge.transport.nbd.parallel import Connections
 
 BLAKE2B = "blake2b"
 BOARD_NAME = "provisioning"
-"""in the certificate of every board: provision/credentials.py"""
-PIECE = 4 << 20  # bytes of a request to the control export: two processes each on the device
-WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for one
-ZEROS, ZEROS_OLDER = 128 << 20, 64 << 20  # bytes that a question after zeros is about, and where a system is older
-AT_ONCE = 8  # such questions of one request
-LITTLE = 16 << 20  # bytes that one process sees through as quickly as another one starts
+"""the name in every board's certificate: provision/credentials.py"""
+PIECE = 4 << 20  # bytes of a request to the control export, each of which costs two processes on the device
+WORK = 600.0  # seconds that a request may take: the device hashes, copies or unpacks tens of MiB for it
+ZEROS, ZEROS_OLDER = 128 << 20, 64 << 20  # bytes covered by one query for zeros, and the same for older systems
+AT_ONCE = 8  # number of such queries in one request
+LITTLE = 16 << 20  # bytes that one process checks as quickly as a second one starts
 SINGLE = control.ITEMS_MAX - 2  # of them; besides, one of `blocks` and one for the medium
 FEW = 4
-"""ranges that are asked for one by one: two processes each on the device, where `blocks` is three"""
+"""ranges that are queried one by one: each costs two processes on the device, `blocks` three"""
 STEPS = (512 << 10, 64 << 10, BLOCK)
-"""bytes of the pieces that are asked for: as large as `blocks` can be"""
+"""bytes of the pieces whose digests are requested: as large as `blocks` allows"""
 
 
 def open_provisioned(address: str) -> ProvisionTarget:
-    """provision://HOST[:PORT]: the disk at PORT, the control export behind it. With TLS, and what
-    `erofs-edge provision --tls FOLDER` has made: provisions://HOST[:PORT]?tls-certificates=FOLDER. In place of the
-    host a folder with the sockets `disk` and `control`: provision+unix:///FOLDER.
+    """Open provision://HOST[:PORT]: the disk at PORT, the control export behind it. With TLS and the credentials made
+    by `erofs-edge provision --tls FOLDER`: provisions://HOST[:PORT]?tls-certificates=FOLDER. For a folder with the
+    sockets `disk` and `control` instead of a host: provision+unix:///FOLDER.
 
     Raises UsageError, DeviceError.
     """
@@ -53,12 +53,12 @@ def open_provisioned(address: str) -> ProvisionTarget:
 
 
 def disk_address(address: str) -> Address:
-    """Of the disk alone, for who only reads. Raises UsageError."""
+    """The address of the disk alone, for reading. Raises UsageError."""
     return _addresses(address)[0]
 
 
 def _addresses(address: str) -> tuple[Address, Address]:
-    """Of both exports; what is told of either names the address that was given."""
+    """The addresses of both exports; errors about either name the address that was given."""
     scheme, _, rest = address.partition("://")
     disk_at, commands_at = f"{'nbds' if scheme == 'provisions' else 'nbd'}://{rest}", ""
     if scheme == "provision+unix":
@@ -75,7 +75,7 @@ def _addresses(address: str) -> tuple[Address, Address]:
 
 
 class ProvisionTarget(NbdTarget):
-    """Raises OSError as every target, DeviceError where the other side is no provisioning system."""
+    """Raises OSError like every target, and DeviceError if the other side is not a provisioning system."""
 
     def __init__(self, disk: Connection, commands: Connection) -> None:
         super().__init__(disk)
@@ -83,42 +83,42 @@ class ProvisionTarget(NbdTarget):
         if commands.size != control.SIZE:
             raise ProtocolError("the second export is no control export", where=commands.address.uri)
         self._stale = False
-        """whether what is read may come from the board's memory"""
+        """whether reads may come from the board's memory instead of the medium"""
         self._looks = True
-        """whether it can be asked for zeros"""
+        """whether the board can check ranges for zeros"""
         self._span = ZEROS_OLDER
-        """bytes that it can be asked for zeros of"""
+        """bytes that one check for zeros may cover"""
         self._least = WORK
-        """seconds of the quickest request so far"""
+        """seconds of the fastest request so far"""
         self._byte: float | None = None
-        """seconds that it takes to unpack one at the least; None where it has not been asked"""
+        """least seconds to unpack a byte; None until the board has been asked"""
         self._hash = "sha256"
         if said := control.described(disk.export.description):
             self._board, self._byte = (said.serial, said.names), said.effort
-            if BLAKE2B in said.digests:  # that takes half of sha256's time, or less, where no instruction is for it
+            if BLAKE2B in said.digests:  # half the time of sha256 or less on processors without instructions for that
                 self._hash, self._span = BLAKE2B, ZEROS
             return
         try:
             self._board = control.board(self._ask(control.WHO))
-        except OSError:  # an even older system: that is a board that does not say which it is
+        except OSError:  # an even older system: a board that does not identify itself
             self._board = "", ()
 
     @property
     def identity(self) -> Identity:
-        """With what the board says of itself."""
+        """The identity, with what the board says of itself."""
         serial, names = self._board
         plain = super().identity
         return plain._replace(kind="provision", serial=serial, product=names[0] if names else "", names=names[1:])
 
     def claim(self) -> None:
-        """The board remembers who writes, until the connection ends."""
+        """The board remembers who is writing until the connection ends."""
         super().claim()
         user = str(os.getuid())
         with suppress(KeyError, OSError):  # a number without a name
             user = getpass.getuser()
         try:
             (said,) = self._ask([f"hold {control.name_of_holder(user, platform.node(), os.getpid())}"])
-        except OSError:  # an older system does not know that
+        except OSError:  # an older system does not support this
             return
         if holder := control.holder(said):
             raise DeviceRefusedError(
@@ -141,7 +141,7 @@ class ProvisionTarget(NbdTarget):
 
     @property
     def effort(self) -> Effort:
-        """The board is asked, once: it tries, which takes an emulated one a second."""
+        """Asks the board once; it runs a trial, which takes about a second on an emulated board."""
         if self._byte is None:
             quickest, self._byte = self._least, 0.0
             with suppress(OSError):  # an older system
@@ -158,7 +158,7 @@ class ProvisionTarget(NbdTarget):
         single: list[tuple[int, int]] = []
         many: list[tuple[int, int, int]] = []
         width = control.DIGESTS[self._hash]
-        by = "" if self._hash == "sha256" else f" {self._hash}"  # an older system knows of no other
+        by = "" if self._hash == "sha256" else f" {self._hash}"  # an older system supports no other
         for run in runs(ranges):
             size, start, count = run
             if count < FEW:
@@ -166,7 +166,7 @@ class ProvisionTarget(NbdTarget):
             else:
                 many.append(run)
         while many or single:
-            asked = many[:1]  # of one request: all trees are at the same place
+            asked = many[:1]  # only one per request: all trees are stored at the same place
             part, single = single[:SINGLE], single[SINGLE:]
             items = [f"blocks {size} {start} {size * count}{by}" for size, start, count in asked]
             lines = self._fresh([*items, *(f"hash {offset} {length}{by}" for offset, length in part)])
@@ -180,7 +180,7 @@ class ProvisionTarget(NbdTarget):
         return [found[offset, length] for offset, length in ranges]
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """The device looks for itself, so that zeros cost the wire next to nothing."""
+        """The device looks for data itself, so zeros cost the network almost nothing."""
         for first in range(offset, offset + length, self._span * AT_ONCE):
             pieces = shares(first, min(self._span * AT_ONCE, offset + length - first), self._span)
             for (at, size), is_zero in zip(pieces, self._zeros(pieces), strict=True):
@@ -188,7 +188,7 @@ class ProvisionTarget(NbdTarget):
                     yield at, at + size
 
     def _zeros(self, pieces: Sequence[tuple[int, int]]) -> list[bool]:
-        """Whether these are zeros. An older system is asked for digests, which take it longer."""
+        """Whether these ranges are zeros. An older system is asked for digests, which takes it longer."""
         if self._looks:
             try:
                 return [line == "zeros" for line in self._fresh([f"zeros {at} {size}" for at, size in pieces])]
@@ -216,7 +216,7 @@ class ProvisionTarget(NbdTarget):
         return super().holds(offset, want)
 
     def flush(self) -> None:
-        """The board drops what it has in memory when the medium is asked for next: nobody may want to."""
+        """The board drops its cached data only when the medium is next queried, which may never happen."""
         super().flush()
         self._stale = True
 
@@ -229,7 +229,7 @@ class ProvisionTarget(NbdTarget):
         super().close()
 
     def _fresh(self, items: Sequence[str] = ()) -> list[str]:
-        """The answers to what is about the medium: what the board has in memory is dropped first."""
+        """Answers about the medium; the board's cached data is dropped first."""
         if not self._stale:
             return self._ask(items) if items else []
         answers = self._ask(["medium", *items])
@@ -248,7 +248,7 @@ class ProvisionTarget(NbdTarget):
 
 
 def runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(size, start, count) of ranges that follow each other and have one size that `blocks` takes; any other range is
+    """(size, start, count) of consecutive ranges with the same size, if `blocks` accepts that size; any other range is
     a run of one. No run is longer than a request may be."""
     found: list[tuple[int, int, int]] = []
     for offset, length in ranges:
@@ -262,15 +262,15 @@ def runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
 
 
 def shares(offset: int, length: int, most: int) -> list[tuple[int, int]]:
-    """(offset, length) of parts of a range, whole blocks of `most` bytes at most. An even number of equal ones, for a
-    board looks at as many at once as it has processors; one where that is little."""
+    """Split a range into (offset, length) parts of whole blocks, `most` bytes at most. The number of equal parts is
+    even, because a board checks as many at once as it has processors; a small range is one part."""
     count = 1 if length <= min(LITTLE, most) else 2 * -(-length // (2 * most))
     size = -(-length // count // BLOCK) * BLOCK
     return [(at, min(size, offset + length - at)) for at in range(offset, offset + length, size)]
 
 
 def _digest(line: str, width: int) -> bytes:
-    """What makes no sense proves nothing: it equals no digest."""
+    """Decode an answer. Anything malformed proves nothing: the result equals no digest."""
     try:
         raw = bytes.fromhex(line)
     except ValueError:

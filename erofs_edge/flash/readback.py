@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof after writing: all of a region once more, from the medium, against what was read from the image, or against
-the image once more where that went to the target without being read here.
+"""The proof after writing: read the whole region again from the medium and compare it with what was read from the
+image, or with the image itself if the data went to the target without passing through this program.
 
-All of it and not only what was written: a counterfeit card that folds high addresses onto low ones spoils what was
-right before.
+All of it is read, not only what was written: a counterfeit card that maps high addresses onto low ones destroys data
+that was right before.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 SMALL = 256 << 10  # bytes
 Told = Callable[[int, int], None]
-"""told(bytes looked at, byte of the target)"""
+"""told(bytes checked so far, position on the target)"""
 
 
 class Expected:
-    """Digests of what was written, by offset: made on other threads, while the target is busy."""
+    """Digests of what was written, by offset, computed on other threads while the target is busy."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[int, int], Future[bytes]] = {}
@@ -37,7 +37,7 @@ class Expected:
         self._busy: deque[Future[bytes]] = deque()
 
     def remember(self, pool: Threads, offset: int, data: bytes) -> None:
-        """What was read from the image for this place."""
+        """Record data that was read from the image for this offset."""
         if len(data) < SMALL:
             self._known[offset, len(data)] = digest("sha256", data)
             return
@@ -45,16 +45,16 @@ class Expected:
         self._found[offset, len(data)] = future
         self._busy.append(future)
         if len(self._busy) > 3:
-            self._busy.popleft().result()  # no more than a few pieces stay in memory
+            self._busy.popleft().result()  # only a few pieces stay in memory
 
     def get(self, offset: int, length: int) -> bytes | None:
-        """The digest of a piece that was written as such."""
+        """The digest of a piece, if it was written as one piece."""
         found = self._found.get((offset, length))
         return self._known.get((offset, length)) if found is None else found.result()
 
 
 def check(region: Region, image: Image, target: Target, expected: Expected, pool: Threads, told: Told) -> None:
-    """Raises VerificationError, with the blocks, where the target does not hold the region; OSError, SourceError."""
+    """Raises VerificationError, listing the blocks, if the target does not hold the region; OSError, SourceError."""
     if Ability.HASH in target.abilities:
         bad = [start for _, start, _ in differences(region, image, target, lambda done: told(done, region.start))]
     else:
@@ -86,7 +86,7 @@ def _read(region: Region, image: Image, target: Target, expected: Expected, pool
     for start, length in chunks(region.data):
         told(done, start)
         want = expected.get(start, length)
-        if want is None:  # it did not come through this program, or was there before
+        if want is None:  # the data did not pass through this program, or was there before
             if len(buffer) != length:
                 buffer = bytearray(length)
             image.read_into(start - region.shift, buffer)
@@ -107,7 +107,9 @@ def _read(region: Region, image: Image, target: Target, expected: Expected, pool
 
 
 def _has(pool: Threads, data: bytes, want: bytes) -> Callable[[], bool]:
-    """What tells whether data has this digest: of a small piece at once, for a thread costs more."""
+    """Return a function that tells whether data has this digest; a small piece is hashed at once, since a thread costs
+    more.
+    """
     if len(data) < SMALL:
         return (digest("sha256", data) == want).__bool__
     found = pool.submit(digest, "sha256", data)

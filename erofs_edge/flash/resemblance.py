@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a target looks as if it held an image, or some of it: a few blocks are enough to tell if comparing pays.
+"""Guess from a few blocks whether a target holds some of an image, to decide whether comparing is worthwhile.
 
-It decides what is looked at first and proves nothing: where it is wrong, time is lost and nothing else.
+The guess only decides what is done first and proves nothing: a wrong one costs time, nothing else.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from erofs_edge.flash.target import BLOCK, Ability, Target
 
 SAMPLES = 16
 MARKS = ((0, 4), (510, 512), (1024, 1028), (1080, 1082))
-"""bytes by which kinds of images are told: most formats, partition tables and FAT, EROFS, ext4"""
-HEAD = 2048  # bytes that have all of them
-ENOUGH = 4  # of so many samples one must be right: less of a disk is written as fast as it is compared
+"""byte patterns that identify kinds of images: common formats, partition tables and FAT, EROFS, ext4"""
+HEAD = 2048  # bytes at the start that contain all of them
+ENOUGH = 4  # one of this many samples must match: below that, writing is as fast as comparing
 
 
 def resembles(regions: Sequence[Region], image: Image, target: Target) -> bool:
-    """Whether of a few blocks, which lie all over the data of these regions, enough are right on the target. Blocks of
-    one byte are no sample: a blank disk has those. Raises OSError where the target fails, SourceError where the image
-    does."""
+    """Whether enough of a few sample blocks, spread over the data of these regions, match the target. Blocks of a
+    single byte value are not sampled, because a blank disk has those too. Raises OSError if the target fails,
+    SourceError if the image does."""
     samples = []
     for region, start, length in _spread(regions):
         data = image.read(start - region.shift, length)
@@ -43,8 +43,8 @@ def resembles(regions: Sequence[Region], image: Image, target: Target) -> bool:
 
 
 def refuse_other_file(image: Image, target: Target) -> None:
-    """Raises DeviceRefusedError where the target is a file that would have to grow, and holds something of another kind
-    than the image: its name is a slip, most likely. Empty ones and those that begin with zeros are there to be filled.
+    """Raises DeviceRefusedError if the target is a file that would have to grow and holds a different kind of data than
+    the image: most likely its name was mistyped. Empty files and those that begin with zeros may be filled.
     """
     if target.file is None or (size := os.fstat(target.file).st_size) >= image.size:
         return
@@ -59,7 +59,7 @@ def refuse_other_file(image: Image, target: Target) -> None:
 
 
 def _spread(regions: Sequence[Region]) -> Iterator[tuple[Region, int, int]]:
-    """(region, offset, length) of SAMPLES blocks at equal distances in the data of regions."""
+    """(region, offset, length) of SAMPLES blocks, evenly spaced over the data of regions."""
     total = sum(region.data_bytes for region in regions)
     wanted = [total * (2 * number + 1) // (2 * SAMPLES) for number in range(SAMPLES)] if total else []
     passed = number = 0

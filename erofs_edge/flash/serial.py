@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board's disk behind a U-Boot console as a target: hashed, copied and checked on the board, so that the line carries
-what differs and little else.
+"""A board's disk behind a U-Boot console as a target. Hashing, copying and checking are done on the board, so that
+little more than the differences crosses the serial line.
 
-`serial:///dev/ttyUSB0?disk=mmc1&baud=921600`: the disk is the first that the board has, the rate the one that its
-console has at first (`console=115200`) unless another is asked for.
+`serial:///dev/ttyUSB0?disk=mmc1&baud=921600`: the default disk is the first one of the board, the default rate that of
+its console (`console=115200`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from erofs_edge.transport.serial.line import BITS_PER_BYTE, Exchange, T
 from erofs_edge.transport.serial.port import Counted, Port, SerialPort, SocketPort, drive
 
 CONSOLE = 115200
-LATENCY = 0.25  # seconds, a port of this machine
-EMULATED = 2.0  # seconds, of an emulator that shares this machine with others
+LATENCY = 0.25  # seconds, for a port of this machine
+EMULATED = 2.0  # seconds, for an emulator that shares this machine with others
 LISTEN = 20.0
-"""seconds in which an emulated machine says something. Before that its UART is not set up: what is said to it then can
-leave a machine in which nothing else happens deaf (seen with QEMU 10.0 and U-Boot's prompt)"""
+"""seconds within which an emulated machine sends output. Its UART is not set up before that, and input sent earlier can
+leave an otherwise idle machine deaf (seen with QEMU 10.0 and U-Boot's prompt)"""
 _DISK = re.compile(r"([a-z]+)(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a console is. baud: the rate to raise it to; disk: ('mmc', 1), None for the first."""
+    """Where a console is. baud: the rate to switch to; disk: ('mmc', 1), None for the first."""
 
     path: Path
     console: int
@@ -49,7 +49,7 @@ def parse_address(text: str) -> Address:
     hint = "serial:///dev/ttyUSB0?baud=921600&disk=mmc1"
     try:
         parts = urlsplit(text)
-    except ValueError:  # a bracket alone
+    except ValueError:  # an unmatched bracket
         raise UsageError("not a serial address", where=text, hint=hint) from None
     asked = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     rates = [asked.get("console", str(CONSOLE)), asked.get("baud", asked.get("console", str(CONSOLE)))]
@@ -69,8 +69,8 @@ def parse_address(text: str) -> Address:
 
 
 def open_serial(text: str) -> SerialTarget:
-    """The target of an address: its autoboot stopped, its disk chosen. Raises UsageError, DeviceError,
-    DeviceRefusedError where the console is not one that we can use."""
+    """Open the target at an address: stop its autoboot and choose its disk. Raises UsageError, DeviceError, and
+    DeviceRefusedError if the console cannot be used."""
     address = parse_address(text)
     port: Port = SocketPort(address.path) if address.emulated else SerialPort(str(address.path), address.console)
     try:
@@ -81,7 +81,7 @@ def open_serial(text: str) -> SerialTarget:
 
 
 class SerialTarget(PlainTarget):
-    """One disk of a board. Methods raise OSError where the line or the disk fails."""
+    """One disk of a board. Methods raise OSError if the line or the disk fails."""
 
     def __init__(self, port: Port, address: Address, latency: float) -> None:
         self._port = Counted(port)
@@ -91,7 +91,7 @@ class SerialTarget(PlainTarget):
         found = self._find(board, address)
         self._disk = uboot.Disk(self._console, board, found)
         self._slow = address.console
-        self._given: dict[bytes, int] = {}  # sha256 of each window that the disk was given, and where: slots are alike
+        self._given: dict[bytes, int] = {}  # sha256 of each window written to the disk → where: slots are alike
         if address.baud != address.console:
             self._run(uboot.set_baud(self._console, address.baud))
         self._identity = Identity(
@@ -100,7 +100,7 @@ class SerialTarget(PlainTarget):
         )  # fmt: skip
 
     def _find(self, board: uboot.Device, address: Address) -> uboot.Storage:
-        """The disk that is asked for, or the first. Kinds that come later are not looked for: a bus takes seconds."""
+        """The requested disk, or the first. Further kinds are not searched for: scanning a bus takes seconds."""
         seen: list[uboot.Storage] = []
         wanted = address.disk[0] if address.disk else ""
         for kind in sorted(uboot.KINDS, key=lambda kind: kind != wanted):
@@ -134,7 +134,7 @@ class SerialTarget(PlainTarget):
 
     @property
     def rate(self) -> float:
-        """Bytes a second of the line."""
+        """Bytes per second of the line."""
         return self._console.baud / BITS_PER_BYTE
 
     def read(self, offset: int, length: int) -> bytes:
@@ -173,16 +173,16 @@ class SerialTarget(PlainTarget):
             self._run(self._console.start("reset"))
 
     def flush(self) -> None:
-        """Nothing is left to do: U-Boot writes through, and each write was read back."""
+        """Nothing to do: U-Boot writes through, and each write was read back."""
 
     def finish(self) -> None:
-        """Nothing is left to do: the disk has had its name all along."""
+        """Nothing to do: a disk already has its name."""
 
     def close(self) -> None:
         try:
             self._restore()
         except DeviceError:
-            pass  # the line is gone; a reset gives the board its rate back
+            pass  # the line is gone; a reset restores the board's rate
         finally:
             self._port.close()
 
@@ -196,7 +196,7 @@ class SerialTarget(PlainTarget):
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """What a Target raises."""
+    """Turn errors into the OSError that a Target raises."""
     try:
         yield
     except DeviceError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slots of a disk, image or device as they are: for looking, and for changing which one starts next."""
+"""Read the slots of a disk, image or device, and change which one starts next."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from erofs_edge.flash.target import Target
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One slot. `left`: starts that it has until it must have shown that it works; `next`: the one that starts next;
-    `incomplete`: what was being written into it has stopped in between."""
+    """One slot. `left`: start attempts left until it must have proved that it works; `next`: it starts next;
+    `incomplete`: writing into it was interrupted."""
 
     name: str
     standing: Standing
@@ -29,8 +29,8 @@ class Slot:
 def read_slots(target: Target) -> Record:
     """The slot state of a target with a partition table.
 
-    Raises UsageError where there is none with slots, VerificationError where both copies of the state are damaged and
-    the partitions do not tell the slots, PartialWriteError where the target cannot be read.
+    Raises UsageError if there is none with slots, VerificationError if both copies of the state are damaged and the
+    partition names do not reveal the slots, PartialWriteError if the target cannot be read.
     """
     with Guarded(target, "slot state", "reading"):
         places = target.partitions()
@@ -47,7 +47,7 @@ def read_slots(target: Target) -> Record:
 
 
 def listed(record: Record) -> list[Slot]:
-    """The slots in the order in which they are tried, those that are in no order behind."""
+    """The slots in the order in which they are tried, followed by those outside that order."""
     state = record.state
     names = [*state.order, *(name for name in state.left if name not in state.order)]
     chosen = slots.active(state)
@@ -59,9 +59,9 @@ def listed(record: Record) -> list[Slot]:
 
 
 def activate(target: Target, record: Record, slot: str, *, force: bool = False) -> SlotState:
-    """Have a slot started next, with all attempts of a trial if it has not shown that it works.
+    """Make a slot start next, with all attempts of a trial if it has not yet proved that it works.
 
-    Raises DeviceRefusedError where it was left half written, unless forced.
+    Raises DeviceRefusedError, unless forced, if the slot was left half written.
     """
     name = _known(record, slot, target)
     if record.under_way is not None and record.under_way.slot == name and not force:
@@ -77,7 +77,7 @@ def activate(target: Target, record: Record, slot: str, *, force: bool = False) 
 
 
 def mark(target: Target, record: Record, slot: str, standing: Standing) -> SlotState:
-    """Say that a slot is good, bad, or on trial again."""
+    """Mark a slot as good, bad, or on trial again."""
     return _write(target, record, slots.mark(record.state, _known(record, slot, target), standing))
 
 
@@ -98,7 +98,7 @@ def _known(record: Record, slot: str, target: Target) -> str:
 
 
 def _suffixes(names: list[str]) -> list[str]:
-    """Slots by the names of partitions: 'a' and 'b' of boot_a, boot_b, system_a, system_b."""
+    """Slots by partition names: 'a' and 'b' for boot_a, boot_b, system_a, system_b."""
     bases: dict[str, list[str]] = {}
     for name in names:
         base, found, suffix = name.rpartition("_")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slot state on a target: read it, and change it so that a power cut at any moment leaves the old or the new one.
+"""Read the slot state of a target, and change it so that a power cut at any moment leaves either the old or the new
+one.
 
-The two copies (disk/slots.py) are written one after the other, each flushed, the one that does not count first. The
-journal (disk/journal.py) is written between: after a slot is closed, before it is opened.
+The two copies (disk/slots.py) are written one after the other, each followed by a flush, the invalid or older one
+first. The journal (disk/journal.py) is written in between: after a slot is closed, before it is opened.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from erofs_edge.disk.slots import SlotState
 from erofs_edge.flash.target import Ability, Target
 
 MISC = "misc"
-"""the name that the partition has on the stock boards, and in fw_env.config"""
+"""the partition's name on the stock boards and in fw_env.config"""
 
 
 class Record(NamedTuple):
-    """The slot-state partition of a target, as read: `start` and `size` in bytes. `damaged`: neither copy is whole, the
-    boot loader starts from defaults and `state` is these. `under_way`: what was being written when it stopped."""
+    """The slot-state partition of a target, as read; `start` and `size` in bytes. `damaged`: neither copy is intact, so
+    the boot loader uses its defaults, which `state` holds then. `under_way`: what was being written when it was
+    interrupted."""
 
     start: int
     size: int
@@ -31,9 +33,9 @@ class Record(NamedTuple):
 
 
 class SlotUpdate(NamedTuple):
-    """A slot that is written while another one stays as it is.
+    """An update of one slot while another one stays as it is.
 
-    before   the state while it is half written
+    before   the state while the slot is half written
     after    the state once it is proved
     image    sha256 of the boot image, hexadecimal
     """
@@ -46,7 +48,7 @@ class SlotUpdate(NamedTuple):
 
 
 def read(target: Target, start: int, size: int, names: Iterable[str]) -> Record:
-    """The record in bytes [start, start + size) of a target. `names`: the slots that a damaged one falls back to."""
+    """The record in bytes [start, start + size) of a target. `names`: the slots that a damaged record falls back to."""
     found = slots.decode_state_or(copies(target, start))
     entry = _journal(target, start, size)
     state = found or slots.initial([name.lower() for name in names])
@@ -54,7 +56,7 @@ def read(target: Target, start: int, size: int, names: Iterable[str]) -> Record:
 
 
 def copies(target: Target, start: int) -> bytes:
-    """Both copies of the state as they lie, STATE_SIZE bytes; what is between them is not read."""
+    """Both copies of the state at their offsets, STATE_SIZE bytes in all; what lies between is not read."""
     raw = bytearray(slots.STATE_SIZE)
     for offset in slots.ENV_OFFSETS:
         piece = target.read(start + offset, slots.ENV_SIZE)
@@ -63,20 +65,20 @@ def copies(target: Target, start: int) -> bytes:
 
 
 def write(target: Target, record: Record, state: SlotState) -> None:
-    """Change the state. Raises OSError, with the old or the new one in effect."""
+    """Change the state. If it raises OSError, the old or the new state is in effect."""
     raw = copies(target, record.start) if Ability.READ in target.abilities else b""
     _write(target, record.start, slots.writes(raw, state))
 
 
 def begin(target: Target, update: SlotUpdate) -> None:
-    """Take the slot's attempts away and note what will be written there."""
+    """Take away the slot's start attempts and note in the journal what will be written there."""
     if _state(target, update) != update.before:
         write(target, update.record, update.before)
     _note(target, update, Journal(update.slot, update.image))
 
 
 def end(target: Target, update: SlotUpdate) -> None:
-    """Empty the journal, and have the slot started next."""
+    """Empty the journal and make the slot start next."""
     _note(target, update, None)
     write(target, update.record, update.after)
 
@@ -87,7 +89,7 @@ def forget(target: Target, record: Record) -> None:
 
 
 def is_due(target: Target, update: SlotUpdate) -> bool:
-    """Whether the state on the target is another than that after the update."""
+    """Whether the state on the target is not yet the one after the update."""
     record = update.record
     return _state(target, update) != update.after or _journal(target, record.start, record.size) is not None
 
