@@ -145,7 +145,7 @@ class FileTarget(PlainTarget):
 
 def _unnamed(temporary: Path) -> int:
     """Create a file, without a name if the file system supports that, so that even a kill leaves nothing behind."""
-    with suppress(OSError, AttributeError):  # Linux has such files; what is another reason is told of the name, below
+    with suppress(OSError, AttributeError):  # Linux has these; other failures are reported for the named file, below
         return os.open(temporary.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
     return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 

@@ -62,7 +62,7 @@ class NbdTarget(PlainTarget):
         wrong: list[int] = []
 
         def compare(at: int, data: memoryview) -> None:
-            if want[at - offset : at - offset + len(data)] != data:  # a copy: two views are compared byte by byte
+            if want[at - offset : at - offset + len(data)] != data:  # copied: memory views are compared byte by byte
                 wrong.append(at)
 
         if offset + len(want) > self._connection.size:

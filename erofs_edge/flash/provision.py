@@ -29,7 +29,7 @@ WORK = 600.0  # seconds that a request may take: the device hashes, copies or un
 ZEROS, ZEROS_OLDER = 128 << 20, 64 << 20  # bytes covered by one query for zeros, and the same for older systems
 AT_ONCE = 8  # number of such queries in one request
 LITTLE = 16 << 20  # bytes that one process checks as quickly as a second one starts
-SINGLE = control.ITEMS_MAX - 2  # of them; besides, one of `blocks` and one for the medium
+SINGLE = control.ITEMS_MAX - 2  # asked for singly; a request also has one `blocks` and one item for the medium
 FEW = 4
 """ranges that are queried one by one: each costs two processes on the device, `blocks` three"""
 STEPS = (512 << 10, 64 << 10, BLOCK)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target holds of a region already, proved: by reading it, or by digests that the target makes itself.
+"""Find out what a target already holds of a region, proved by reading it or by digests that the target computes.
 
-Nobody's memory of earlier writes counts, and no hash tree that the target stores: a tree says what ought to be there.
-Where the target hashes, the proof goes top down: a digest for each MiB, and only where that differs for smaller pieces,
-so that the wire carries about 32 bytes for each MiB that is right.
+Records of earlier writes do not count, and neither do hash trees stored on the target: a tree says what should be
+there. If the target can hash, the proof is top-down: a digest per MiB, and only where that differs, digests of smaller
+pieces. So each MiB that is right costs about 32 bytes on the wire.
 """
 
 from __future__ import annotations
@@ -25,23 +25,25 @@ from erofs_edge.flash.plan import Region
 from erofs_edge.flash.target import BLOCK, Ability, Target
 from erofs_edge.threads import Threads
 
-WINDOW = 64 << 20  # bytes that one exchange of digests is about
-RANGES = 4096  # places of them, at most
-SMALL = 1 << 20  # bytes of a hole that is hashed with others, without a look at what is there
+WINDOW = 64 << 20  # bytes covered by one exchange of digests
+RANGES = 4096  # places in it, at most
+SMALL = 1 << 20  # bytes of a hole that is hashed with others, without checking what is there
 NOWHERE = bytes(CHUNK)
 DIGEST_BYTES = {"sha256": 32, "sha256-232": 29, "blake2b": 64}
 
 Progress = Callable[[int, int], None]
 Step = Callable[[str], AbstractContextManager[Progress]]
-"""step("Writing 'boot_a'") around each piece of work; what it yields is told (done, total) in bytes"""
+"""step("Writing 'boot_a'") is the context of each piece of work; it yields a function called with (done, total) in
+bytes
+"""
 Known = Callable[[int, int, bytes], list[Range] | None]
 Told = Callable[[int], None]
-"""told(bytes looked at so far)"""
+"""told(bytes checked so far)"""
 
 
 class Findings(NamedTuple):
-    """Ranges (start, end) of the target in which it differs from the image: `write` data there, make `zero` zeros,
-    `copy` (start, end, source) from another place of the target. `kept`: bytes that are right."""
+    """Ranges (start, end) in which the target differs from the image: `write` data there, make `zero` zeros, `copy`
+    (start, end, source) from elsewhere on the target. `kept`: bytes that are right."""
 
     write: Sequence[Range] = ()
     zero: Sequence[Range] = ()
@@ -67,15 +69,15 @@ class Findings(NamedTuple):
 
 
 class Older(NamedTuple):
-    """An older image that a region may hold still: byte X of the target was byte X - `shift` of it, up to `end`. Where
-    a digest says so, what differs is known without more questions."""
+    """An older image that a region may still hold: byte X of the target was byte X - `shift` of it, up to `end`. If a
+    digest confirms it, the differences are known without further queries."""
 
     image: Image
     shift: int
     end: int
 
     def differing(self, offset: int, data: memoryview, answer: bytes, name: str) -> list[Range] | None:
-        """The blocks in which this image differs from `data` at an offset; None where the target does not hold it."""
+        """The blocks in which this image differs from `data` at an offset; None if the target does not hold it."""
         if offset + len(data) > self.end:
             return None
         old = memoryview(self.image.read(offset - self.shift, len(data)))
@@ -87,14 +89,14 @@ class Older(NamedTuple):
 
 
 def everything(region: Region) -> Findings:
-    """What there is to do where nothing is known: all of the data, and all of the holes."""
+    """The work if nothing is known: all of the data and all of the holes."""
     return Findings(region.data, tuple(region.zeros()))
 
 
 def survey(
     region: Region, image: Image, target: Target, told: Told = lambda done: None, older: Older | None = None
 ) -> Findings:
-    """Compare a region with the image. Raises OSError where the target fails, SourceError where the image does."""
+    """Compare a region with the image. Raises OSError if the target fails, SourceError if the image does."""
     write, zero = list[Range](), list[Range]()
     for is_data, start, end in differences(region, image, target, told, older):
         ranges = write if is_data else zero
@@ -113,7 +115,7 @@ def compare(
     step: Step,
     older: Mapping[Region, Older] = MappingProxyType({}),
 ) -> dict[Region, Findings]:
-    """What the target lacks of each region. Raises PartialWriteError or DeviceError where it fails."""
+    """What the target lacks of each region. Raises PartialWriteError or DeviceError if it fails."""
     found = {}
     for region in regions:
         with step(f"Comparing '{region.name}'") as progress, Guarded(target, region.name, "reading"):
@@ -126,8 +128,8 @@ def compare(
 
 
 def holds(region: Region, image: Image, target: Target) -> bool:
-    """Whether the target holds the whole region; ends at the first difference, and asks where it hashes for no pieces
-    smaller than it has to."""
+    """Whether the target holds the whole region. Stops at the first difference; if the target hashes, only digests of
+    the largest pieces are requested."""
     if Ability.HASH in target.abilities:
         return next(_hashed(region, image, target, lambda done: None, None, target.steps[:1]), None) is None
     return next(differences(region, image, target), None) is None
@@ -136,7 +138,9 @@ def holds(region: Region, image: Image, target: Target) -> bool:
 def differences(
     region: Region, image: Image, target: Target, told: Told = lambda done: None, older: Older | None = None
 ) -> Iterator[tuple[bool, int, int]]:
-    """(whether the image has data there, start, end) of all that differs: first in the data, then in the holes."""
+    """(whether the image has data there, start, end) of everything that differs: first in the data, then in the
+    holes.
+    """
     if Ability.HASH in target.abilities:
         yield from _hashed(region, image, target, told, older, target.steps)
     else:
@@ -162,7 +166,7 @@ def _hashed(
 
 
 def _windows(ranges: Iterable[Range]) -> Iterator[list[Range]]:
-    """The same ranges, so many together as one exchange is about."""
+    """Group ranges into what one exchange covers."""
     window: list[Range] = []
     size = 0
     for start, end in pieces(ranges, WINDOW):
@@ -176,7 +180,9 @@ def _windows(ranges: Iterable[Range]) -> Iterator[list[Range]]:
 
 
 def _holes(region: Region, target: Target, small: int = 0) -> Iterator[Range]:
-    """What may be anything but zeros where the image has a hole; `small`: bytes of holes of which nobody is asked."""
+    """What may be other than zeros where the image has a hole; `small`: holes of up to this many bytes are not
+    queried.
+    """
     for start, end in region.zeros():
         if end - start > small:
             yield from target.data(start, end - start)
@@ -194,11 +200,11 @@ def chunks(ranges: Iterable[Range], size: int = CHUNK) -> Iterator[tuple[int, in
 
 
 def digest(name: str, data: bytes | memoryview) -> bytes:
-    """As `Target.digests` makes them: 'sha256', 'sha256-232' the first 29 bytes of it, 'blake2b' all 64 bytes of it, or
-    'crc32' in four bytes, big endian."""
+    """A digest as `Target.digests` makes it: 'sha256'; 'sha256-232', its first 29 bytes; 'blake2b', all 64 bytes; or
+    'crc32', four bytes, big-endian."""
     if name == "crc32":
         return zlib.crc32(data).to_bytes(4, "big")
-    import hashlib  # OpenSSL takes milliseconds to load: not for a target that is compared by reading
+    import hashlib  # OpenSSL takes milliseconds to load, and comparing by reading does not need it
 
     made = hashlib.blake2b(data) if name == "blake2b" else hashlib.sha256(data)
     return made.digest()[: DIGEST_BYTES[name]]
@@ -211,18 +217,18 @@ def _by_digest(
     want: Callable[[int, int], bytes],
     known: Known = lambda at, size, answer: None,
 ) -> Iterator[Range]:
-    """Pieces in which the target differs: each of the steps is one question about what differs on the one above.
-    want(offset, length): the digest that a piece must have; known(offset, length, digest): what differs in one that has
-    this digest, None where that is to be asked."""
+    """Pieces in which the target differs. Each step is one query about the differences found by the step above.
+    want(offset, length): the digest that a piece must have; known(offset, length, digest): the differences in a piece
+    with this digest, None if they have to be queried."""
     wrong, found = ranges, list[Range]()
     for step in steps:
         asked = list(chunks(wrong, step))
-        with Threads(1) as meanwhile:  # what takes the target its time is made here, too
+        with Threads(1) as meanwhile:  # the expected digests are computed while the target computes its own
             making = meanwhile.submit(list, starmap(want, asked))
             answers = target.digests(asked)
             wanted = making.result()
         if len(answers) != len(asked):
-            answers = [b""] * len(asked)  # an answer that makes no sense proves nothing
+            answers = [b""] * len(asked)  # a malformed answer proves nothing
         wrong = []
         for (at, size), answer, right in zip(asked, answers, wanted, strict=True):
             if answer == right:
@@ -235,12 +241,12 @@ def _by_digest(
         if not wrong:
             break
         if len(wrong) == len(asked) > 1 and steps[-1] > BLOCK:
-            break  # blank, or another system: where answers cost that much, more of them would save little writing
+            break  # blank, or another system: at this cost of answers, asking further would save little writing
     yield from sorted(found + wrong) if found else wrong
 
 
 class _Digests:
-    """Of pieces of some bytes, each of which stands in one of some ranges: (start, bytes), in order."""
+    """Digests of pieces of a given size, each inside one of some ranges: (start, bytes), in order."""
 
     def __init__(self, name: str, held: list[tuple[int, bytes]]) -> None:
         self._name = name
@@ -267,5 +273,5 @@ class _Digests:
 
 @lru_cache(64)
 def zero_digest(name: str, length: int) -> bytes:
-    """Of a hole."""
+    """The digest of a hole."""
     return digest(name, bytes(length))

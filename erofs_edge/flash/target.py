@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a disk image is written to. Files and block devices of this machine are in `local.py`, what is behind a wire has
-files of its own.
+"""What a disk image is written to. Files and block devices of this machine are in `local.py`; remote targets have files
+of their own.
 
 A Target only moves bytes; what goes where, and whether it may, is decided elsewhere. Methods raise OSError.
 
-What every target can do is write, make zeros and flush. The rest it states in `abilities`, and the planner uses what
-there is: a target that hashes by itself is asked for digests instead of data, one that copies is given no block that
-another place of its disk has already.
+Every target can write, zero and flush. It states everything else in `abilities`, and the planner uses what is there: a
+target that can hash is asked for digests instead of data, and one that can copy is sent no block that its disk already
+has elsewhere.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Literal, NamedTuple, Protocol
 
 from erofs_edge.flash.image import read_table
 
-BLOCK = 4096  # bytes: what is written or left alone
+BLOCK = 4096  # bytes: the unit that is written or left alone
 LOOKING = "--plan, --verify-only and `slots show` work without writing"
-STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces that are asked for, from the top down
+STEPS = (1 << 20, 64 << 10, BLOCK)  # bytes of the pieces whose digests are requested, top-down
 
 
 class Identity(NamedTuple):
-    """What a target says it is. `size` in bytes; a file that does not exist yet has 0."""
+    """What a target says it is. `size` in bytes; 0 for a file that does not exist yet."""
 
     path: str
     kind: Literal["file", "block", "nbd", "provision", "fastboot", "serial"]
@@ -34,18 +34,18 @@ class Identity(NamedTuple):
     serial: str = ""
     removable: bool = False
     product: str = ""
-    """what a board answers when it is asked which one it is; '' where it cannot be asked, or does not say"""
+    """what a board reports as its name; '' if it cannot be asked or does not say"""
     names: tuple[str, ...] = ()
-    """what such a board answers besides, less exact: of a device tree's `compatible` all but the first"""
+    """further, less specific names of such a board: all but the first entry of a device tree's `compatible`"""
     read_only: bool = False
-    """it can be looked at, and no more"""
+    """whether it can only be looked at"""
 
 
 class Effort(NamedTuple):
-    """What a target is known to need at the least to make something of what is packed.
+    """Least known cost of unpacking on a target.
 
-    request  seconds of a request
-    byte     seconds for each byte that is unpacked, besides
+    request  seconds per request
+    byte     further seconds per unpacked byte
     """
 
     request: float = 0.0
@@ -55,14 +55,14 @@ class Effort(NamedTuple):
 class Ability(enum.Flag):
     """What a target can do besides writing.
 
-    READ    `read` gives what the medium holds
-    HASH    `digests` are made where the data is, and cost the wire a digest for each range
-    COPY    `copy` moves data inside the target
-    PATCH   `patch` makes data from a reference inside the target and a delta
-    ACTIVATE  `activate` chooses the slot, where the target keeps that state in its own way
-    REBOOT  `reboot` starts what was written
-    TABLE   partitions have names and the target makes the table itself, by `make_table`; what lies outside of all
-            partitions cannot be reached
+    READ      `read` returns what the medium holds
+    HASH      `digests` are computed where the data is; each costs the wire only the digest
+    COPY      `copy` moves data inside the target
+    PATCH     `patch` makes data from a delta and a reference inside the target
+    ACTIVATE  `activate` chooses the slot, if the target keeps that state in its own way
+    REBOOT    `reboot` starts what was written
+    TABLE     partitions have names, and the target makes the table itself, by `make_table`; nothing outside partitions
+              can be reached
     """
 
     NONE = 0
@@ -76,7 +76,7 @@ class Ability(enum.Flag):
 
 
 class Target(Protocol):
-    """Random access to what is written; offsets and lengths in bytes. A method without its ability raises
+    """Random access to what is written; offsets and lengths in bytes. A method whose ability is missing raises
     OSError(EOPNOTSUPP)."""
 
     @property
@@ -87,29 +87,29 @@ class Target(Protocol):
 
     @property
     def hash_name(self) -> str:
-        """What `digests` are: 'sha256', 'sha256-232' (its first 29 bytes) where answers are short, 'blake2b' (its 64
-        bytes), or 'crc32' (four bytes, big endian) where the device has nothing better."""
+        """Kind of `digests`: 'sha256'; 'sha256-232' (its first 29 bytes) if answers are short; 'blake2b' (its 64
+        bytes); or 'crc32' (four bytes, big-endian) if the device has nothing better."""
         ...
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Bytes of the pieces that digests are asked for, from the top down. Below the last one a block is written for
-        less than asked."""
+        """Bytes of the pieces whose digests are requested, top-down. Below the last step, writing a block costs less
+        than asking."""
         ...
 
     @property
     def cheap_zeros(self) -> bool:
-        """Whether making zeros costs less than reading what is there."""
+        """Whether writing zeros costs less than reading what is there."""
         ...
 
     @property
     def bytes_on_wire(self) -> int | None:
-        """Bytes that went to and from a remote target; None for one that is here."""
+        """Bytes sent to and received from a remote target; None for a local one."""
         ...
 
     def claim(self) -> None:
-        """Be the only one that writes, until `close`. Called before what is there is compared with what is to be.
-        Raises DeviceRefusedError where another host or program writes, saying who, or nobody may."""
+        """Become the only writer until `close`. Called before the target is compared with the image. Raises
+        DeviceRefusedError if another host or program is writing, naming it, or if nobody may write."""
         ...
 
     def read(self, offset: int, length: int) -> bytes:
@@ -118,7 +118,7 @@ class Target(Protocol):
 
     @property
     def at_once(self) -> int:
-        """Threads that may read at a time."""
+        """Number of threads that may read at the same time."""
         ...
 
     def holds(self, offset: int, want: bytearray) -> bool:
@@ -127,20 +127,22 @@ class Target(Protocol):
 
     @property
     def file(self) -> int | None:
-        """The descriptor of an open file of this machine that is the target, byte for byte; None for what is none."""
+        """The file descriptor of an open local file that is the target, byte for byte; None for any other target."""
         ...
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Write some of the data, at least one byte, and return how much."""
+        """Write at least one byte of the data and return how many were written."""
         ...
 
     def send(self, offset: int, file: int, at: int, length: int) -> bool:
-        """Write bytes [at, at + length) of an open file (its descriptor) that need not come through this program, or
-        nothing: False. What fails may be raised as late as `flush`."""
+        """Write bytes [at, at + length) of an open file (its descriptor) without passing them through this program;
+        return False, with nothing written, if that is impossible. Errors may be raised as late as `flush`."""
         ...
 
     def settle(self) -> None:
-        """What was sent has arrived, if not on the medium: what failed until now is raised."""
+        """Wait until everything sent has arrived, though not necessarily on the medium. Raises what has failed so
+        far.
+        """
         ...
 
     def zero(self, offset: int, length: int) -> None:
@@ -148,28 +150,28 @@ class Target(Protocol):
         ...
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """(start, end) of what may hold anything but zeros inside a range."""
+        """Yield (start, end) of the parts of a range that may hold anything but zeros."""
         ...
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """HASH: one digest for each (offset, length), in order, of what the medium holds. One call may have thousands
-        of ranges; the target divides them as its wire needs."""
+        """HASH: one digest of what the medium holds for each (offset, length), in order. A call may have thousands of
+        ranges; the target splits them as its wire requires."""
         ...
 
     def copy(self, source: int, offset: int, length: int) -> None:
-        """COPY: make bytes [offset, offset + length) what [source, source + length) is. The two do not overlap."""
+        """COPY: make bytes [offset, offset + length) equal to [source, source + length). The two must not overlap."""
         ...
 
     def patch(self, source: int, source_length: int, offset: int, length: int, delta: bytes) -> None:
-        """PATCH: unpack a zstd frame whose dictionary is the content of [source, source + source_length), which
-        gives `length` bytes (`zstd --patch-from`), and make bytes from `offset` on these. Blocks of 4096 bytes that are
-        right already are not written again. The two ranges do not overlap; a length of 0 stands for no dictionary, and
-        then there may be several frames, one behind the other."""
+        """PATCH: unpack a zstd frame whose dictionary is the content of [source, source + source_length) (`zstd
+        --patch-from`), and write the resulting `length` bytes at `offset`. Blocks of 4096 bytes that are already right
+        are not written again. The two ranges must not overlap. A `source_length` of 0 stands for no dictionary; there
+        may then be several frames, one after another."""
         ...
 
     @property
     def effort(self) -> Effort:
-        """PATCH: what unpacking is known to cost at the least."""
+        """PATCH: the least that unpacking is known to cost."""
         ...
 
     def activate(self, slot: str) -> None:
@@ -177,37 +179,37 @@ class Target(Protocol):
         ...
 
     def reboot(self) -> None:
-        """REBOOT: leave, and start what is there now. The target is of no use afterwards but for `close`."""
+        """REBOOT: leave and start what the target holds now. Only `close` may be called afterwards."""
         ...
 
     def partitions(self) -> dict[str, tuple[int, int]]:
-        """Name → (start, end) in bytes, as the target has them now; none where there is no table to believe."""
+        """Name → (start, end) in bytes, as the target has them now; empty without a valid table."""
         ...
 
     def make_table(self, raw: bytes) -> None:
-        """TABLE: have these partitions from now on: the start of a disk, a protective MBR and a GPT."""
+        """TABLE: use these partitions from now on; given the start of a disk: a protective MBR and a GPT."""
         ...
 
     def flush(self) -> None:
-        """Everything written is on the medium, and later reads come from there."""
+        """Make everything written durable on the medium; later reads come from the medium."""
         ...
 
     def flush_part(self, offset: int, length: int) -> None:
-        """Everything written is on the medium, and later reads of these bytes come from there; what was read of the
-        rest may be kept, for whoever asks next."""
+        """As `flush`, but only reads of these bytes have to come from the medium; cached data of the rest may be kept
+        for the next reader."""
         ...
 
     def finish(self) -> None:
-        """All went well: make the result visible under its name."""
+        """Complete successfully: make the result visible under its name."""
         ...
 
     def close(self) -> None:
-        """Give up what is held; without `finish` a new file vanishes."""
+        """Release everything held; without `finish` a new file vanishes."""
         ...
 
 
 class PlainTarget:
-    """What a target that can read and nothing else besides answers."""
+    """Default answers of a target that can read and has no other ability."""
 
     @property
     def identity(self) -> Identity:
@@ -222,7 +224,7 @@ class PlainTarget:
         return None
 
     def claim(self) -> None:
-        """Nobody else can reach it."""
+        """Nothing to do: nobody else can reach it."""
 
     def read(self, offset: int, length: int) -> bytes:
         raise _unable("be read")
@@ -254,7 +256,7 @@ class PlainTarget:
         return False
 
     def settle(self) -> None:
-        """Nothing is under way when a call returns."""
+        """Nothing to do: each call returns only when it is done."""
 
     @property
     def effort(self) -> Effort:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--to` means: a registry of address schemes; anything without one is a path of this machine."""
+"""Parse `--to`: a registry of address schemes; anything without a scheme is a local path."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from erofs_edge.flash.local import BlockTarget, FileTarget
 from erofs_edge.flash.target import Identity, Target
 
 _LIKE_AN_ADDRESS = r"[A-Za-z][A-Za-z0-9+]+:"
-"""of two letters at least: C: is a disk of Windows"""
+"""at least two letters before the colon: C: is a disk on Windows"""
 
 
 class Candidate(NamedTuple):
-    """A target that may be written, before anything of it was. `open(bytes needed)` gives it."""
+    """A target before anything is written to it. `open(bytes needed)` opens it."""
 
     identity: Identity
     open: Callable[[int], Target]
@@ -40,8 +40,8 @@ def _nbd(address: str, image: Path | None) -> Iterator[Candidate]:
 
 
 def _fastboot(address: str, image: Path | None) -> Iterator[Candidate]:
-    """fastboot://HOST[:PORT], fastboot+udp://HOST[:PORT], fastboot+usb://[SERIAL]: partitions by name, which the image
-    must have."""
+    """fastboot://HOST[:PORT], fastboot+udp://HOST[:PORT], fastboot+usb://[SERIAL]: partitions are
+    addressed by name, so an image with a partition table is required."""
     from erofs_edge.flash.fastboot_target import FastbootTarget
     from erofs_edge.flash.fastboot_uboot import UBootTarget
     from erofs_edge.flash.image import Image
@@ -111,10 +111,10 @@ SCHEMES: dict[str, Callable[[str, Path | None], Iterator[Candidate]]] = {
 
 @contextmanager
 def find_target(to: str, image: Path | None) -> Iterator[Candidate]:
-    """The target of an address or path, as long as the block lasts. `image`: what is to be written, if anything is.
+    """The target at an address or path, for the duration of the block. `image`: what is to be written, if anything.
 
-    Raises UsageError where there is none, DeviceRefusedError where it must not be written, DeviceError where it
-    cannot be reached.
+    Raises UsageError if there is none, DeviceRefusedError if it must not be written, DeviceError if it cannot be
+    reached.
     """
     scheme, found, _ = to.partition("://")
     if not found:
@@ -132,7 +132,7 @@ def _local(to: str, image: Path | None) -> Candidate:
     except FileNotFoundError:
         if not path.parent.is_dir() or str(path).startswith("/dev/"):
             raise UsageError("no such device or folder", where=str(path), hint="lsblk lists devices") from None
-        if re.match(_LIKE_AN_ADDRESS, to):  # as `erofs-edge fastboot -s` has them
+        if re.match(_LIKE_AN_ADDRESS, to):  # the form that `erofs-edge fastboot -s` accepts
             hint = f"addresses: {', '.join(f'{name}://' for name in SCHEMES)}; for a file ./{to}"
             raise UsageError("neither an address nor an existing file", where=to, hint=hint) from None
         return Candidate(Identity(str(path), "file", 0), lambda size: FileTarget(path, size))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes to a target that can unpack and holds nothing to refer to: packed or as it is, in turns, see `pace`."""
+"""Send data to a target that can unpack but holds nothing to refer to: packed or plain, in turns decided by `pace`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from erofs_edge.threads import Threads
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-LONG = 2.0  # seconds after which a turn without packing ends early: the wire may have become slow
+LONG = 2.0  # seconds after which a turn without packing ends early, since the link may have become slow
 
 Piece = Frame | Range
 Clock = Callable[[], float]
@@ -28,7 +28,7 @@ Clock = Callable[[], float]
 class Turns:
     """One region on its way.
 
-    settle  returns when all that was sent has arrived
+    settle  waits until everything sent has arrived
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Turns:
         self._pool, self._pace, self._settle, self._clock = pool, pace, settle, clock
 
     def __iter__(self) -> Iterator[Piece]:
-        """What is to be sent next, frames and ranges; whoever asks for more has sent, or posted, what there was. What
-        comes next is packed meanwhile."""
+        """Yield frames and ranges to be sent. By asking for the next one, the caller confirms that it has sent or
+        posted the previous ones. The next data is packed meanwhile."""
         coming: tuple[list[Window], Future[list[Piece]]] | None = None
         while group := self._take(self._pace.amount):
             pieces = None
@@ -66,7 +66,7 @@ class Turns:
             yield from self._timed(pieces)
 
     def _take(self, size: int) -> list[Window]:
-        """The next windows, of as many bytes at least, as long as there are any."""
+        """The next windows, with at least this many bytes in total while there are any."""
         group: list[Window] = []
         while size > 0:
             window = self._back.popleft() if self._back else next(self._windows, None)
@@ -80,8 +80,8 @@ class Turns:
         return list(_joined(packed(group, self._image, self._shift)))
 
     def _packed(self, group: list[Window]) -> list[Piece] | None:
-        """The group for a turn with packing. Where that was not the quicker way its start is packed first, to see
-        whether it could be: None if not."""
+        """The group for a turn with packing. If packing was not the faster way, its start is packed first to see
+        whether it could be; None if not."""
         if not self._pace.prefers_packed:
             sample = self._pack(group[:1])
             sent = sum(len(one.data) if isinstance(one, Frame) else one[1] - one[0] for one in sample)
@@ -90,7 +90,7 @@ class Turns:
         return self._pack(group)
 
     def _timed(self, pieces: list[Piece]) -> Iterator[Piece]:
-        """A turn with packing. What packs to no less is on its way meanwhile, and not timed."""
+        """A turn with packing. Ranges that do not shrink are sent meanwhile and not timed."""
         seconds, done = 0.0, 0
         for piece in pieces:
             if not isinstance(piece, Frame):
@@ -105,7 +105,7 @@ class Turns:
             self._pace.took(done, seconds, packed=True)
 
     def _plain(self, limit: int) -> Iterator[Piece]:
-        """A turn without packing, of about so many bytes."""
+        """A turn without packing, of about this many bytes."""
         self._settle()
         started, sent = self._clock(), 0
         while sent < limit and (not sent or self._clock() - started < LONG):
@@ -119,7 +119,7 @@ class Turns:
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Ranges that follow each other as one."""
+    """Join consecutive ranges."""
     held: Range | None = None
     for piece in pieces:
         if isinstance(piece, Frame):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shares of a file of this machine, compared by this process and one that is forked for it.
+"""Compare shares of a local file in this process and a forked one.
 
-Each has an interpreter of its own, where two threads would wait for each other between any two readings. Who is through
-with a share takes the next; what the other does not deliver, since it was killed or met an error, is done here.
+Each process has its own interpreter, whereas two threads would wait for each other between any two reads. A process
+that finishes a share takes the next one; what the other process fails to deliver, because it was killed or met an
+error, is done here.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ Range = tuple[int, int]
 Compare = Callable[[int, int], list[Range]]
 
 AT_ONCE = 1024
-"""shares for which tickets are given out: a pipe holds 4096 bytes everywhere"""
+"""number of shares with tickets in the pipe, which holds at least 4096 bytes everywhere"""
 _TICKET = Struct("<I")
 _HEAD = Struct("<II")
 _RANGE = Struct("<QQ")
 
 
 def compared(shares: Sequence[Range], compare: Compare) -> Generator[list[Range], None, None]:
-    """compare(start, end) of each share, in order. Raises what `compare` raises. The other process ends with the
+    """Yield compare(start, end) of each share, in order. Raises what `compare` raises. The other process ends with the
     iterator.
 
     Only for a process without other threads.
@@ -55,13 +56,13 @@ def _together(shares: Sequence[Range], compare: Compare) -> Iterator[list[Range]
 
 
 def _taken(tickets: int) -> int | None:
-    """The number of a share that nobody has taken; None where there is none any more."""
+    """Take the number of a free share; None if there are no more."""
     ticket = os.read(tickets, _TICKET.size)
     return _TICKET.unpack(ticket)[0] if ticket else None
 
 
 class _Other:
-    """The other process, as its parent sees it."""
+    """The other process, as seen by its parent."""
 
     def __init__(self, tickets: int, shares: Sequence[Range], compare: Compare) -> None:
         self._pipe, writing = os.pipe()
@@ -71,7 +72,9 @@ class _Other:
         os.close(writing)
 
     def tells(self, found: dict[int, list[Range]], *, wait: bool) -> bool:
-        """Put into `found` what it has found in a share. False where it says nothing: yet, or with `wait` any more."""
+        """Put into `found` what the other process found in a share. False if it has no result yet or, with `wait`,
+        never will.
+        """
         os.set_blocking(self._pipe, wait)
         try:
             head = os.read(self._pipe, _HEAD.size)
@@ -89,21 +92,21 @@ class _Other:
         return True
 
     def _rest(self, size: int) -> bytes:
-        """So many bytes; fewer where it has ended."""
+        """This many bytes, or fewer if the process has ended."""
         data = b""
         while len(data) < size and (more := os.read(self._pipe, size - len(data))):
             data += more
         return data
 
     def close(self) -> None:
-        """End it."""
-        os.kill(self._child, signal.SIGKILL)  # it may have ended by itself: it is waited for only now
+        """End the process."""
+        os.kill(self._child, signal.SIGKILL)  # it may have ended by itself, but is only now waited for
         os.waitpid(self._child, 0)
         os.close(self._pipe)
 
 
 def _work(tickets: int, shares: Sequence[Range], compare: Compare, reading: int, writing: int) -> None:
-    """In the other process, which ends here."""
+    """The other process's work; it exits here."""
     with ending_here():
         os.close(reading)  # the parent's end: without it we end, too, at the latest when there is something to tell
         while (number := _taken(tickets)) is not None:

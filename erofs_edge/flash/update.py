@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slot of a disk that has the image's layout already: which slot, and which regions of the image go where.
+"""Update one slot of a disk that already has the image's layout: which slot, and which regions of the image go where.
 
-The running system, the other slots, the data partition and the partition table stay as they are. Whether a disk has
-the layout is read from its own table: every partition with slots, and the one with the slot state, must have the same
-name and place as in the image. GUIDs may differ (they derive from the build), and so may the end of the data partition
-(a device makes it larger at its first start).
+The running system, the other slots, the data partition and the partition table are left alone. Whether a disk has the
+layout is read from its own table: every partition with slots, and the one with the slot state, must have the same name
+and place as in the image. GUIDs may differ (they derive from the build), and so may the end of the data partition (a
+device enlarges it at its first start).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from erofs_edge.flash.plan import Plan, Region
 from erofs_edge.flash.slot_state import Record, SlotUpdate
 from erofs_edge.flash.target import Ability, Target
 
-IMAGE_HASHED = 64 << 20  # bytes of the first partition that tell images apart in the journal
+IMAGE_HASHED = 64 << 20  # bytes of the first partition that identify an image in the journal
 WHOLE_HINT = "--whole writes everything anew, and empties the data partition"
 Place = tuple[int, int]
 """(start, end) in bytes"""
 
 
 class Layout(NamedTuple):
-    """An image with slots. `slots`: lower case, in the order of its slot state; `source`: the one whose content is
-    taken; `bases`: names without slot ('boot', 'system'); `places`: partition → where it is."""
+    """An image with slots. `slots`: lower case, in the order of its slot state; `source`: the slot whose content is
+    used; `bases`: names without the slot ('boot', 'system'); `places`: partition → where it is."""
 
     slots: tuple[str, ...]
     source: str
@@ -39,8 +39,8 @@ class Layout(NamedTuple):
 
 
 def read_layout(image: Image) -> Layout | None:
-    """The slots of an image; None for one without partitions with slots or without slot state, and where one EFI
-    system partition holds what starts all of them: no slot can be written alone then."""
+    """The slots of an image. None if it has no partitions with slots or no slot state, or if one EFI system partition
+    holds the boot files of all slots, so that no slot can be written alone."""
     table = image.table()
     if table is None or any(_starts_slots(partition, table, image) for partition in table.partitions):
         return None
@@ -60,7 +60,7 @@ def read_layout(image: Image) -> Layout | None:
 
 
 def _starts_slots(partition: gpt.Partition, table: gpt.Table, image: Image) -> bool:
-    """Whether a partition is an EFI system partition with kernel images that systemd-boot chooses from."""
+    """Whether a partition is an EFI system partition with kernel images for systemd-boot to choose from."""
     if partition.type_guid != gpt.TYPE_ESP:
         return False
     from erofs_edge.disk.fat_read import Volume
@@ -74,7 +74,7 @@ def _starts_slots(partition: gpt.Partition, table: gpt.Table, image: Image) -> b
 
 
 def find_state(table: gpt.Table, read: gpt.Read) -> tuple[str, SlotState] | None:
-    """The name of the partition that holds a slot state, and the state: 'misc' first, then any that does."""
+    """The name of the partition that holds a slot state, and the state: 'misc' is tried first, then the others."""
     for partition in sorted(table.partitions, key=lambda p: p.name != slot_state.MISC):
         start = partition.first_lba * table.sector_size
         end = (partition.last_lba + 1) * table.sector_size
@@ -86,9 +86,9 @@ def find_state(table: gpt.Table, read: gpt.Read) -> tuple[str, SlotState] | None
 
 
 def read_record(layout: Layout, target: Target) -> Record | None:
-    """The slot state of a target that has this layout; None for any other target.
+    """The slot state of a target with this layout; None for any other target.
 
-    Of a target that cannot be read the state is unknown: it counts as damaged.
+    If the target cannot be read, the state is unknown and counts as damaged.
     """
     there = target.partitions()
     needed = _needed(layout)
@@ -102,8 +102,8 @@ def read_record(layout: Layout, target: Target) -> Record | None:
 
 
 def refuse_misfit(layout: Layout, target: Target) -> None:
-    """Raises DeviceRefusedError where a target has all of the image's slots, but too small, or elsewhere: what it runs
-    and keeps would be lost to whoever takes it for blank."""
+    """Raises DeviceRefusedError if a target has all of the image's slots but too small or in other places: treating it
+    as blank would destroy its system and data."""
     there = target.partitions()
     needed = _needed(layout)
     if any(name not in there for name in needed):
@@ -130,22 +130,22 @@ def refuse_misfit(layout: Layout, target: Target) -> None:
 
 
 def _needed(layout: Layout) -> list[str]:
-    """The partitions that a target must have where the image has them."""
+    """The partitions that a target must have in the same place as the image."""
     return [layout.misc, *(f"{base}_{slot}" for base in layout.bases for slot in layout.slots)]
 
 
 def plan_slot(image: Image, layout: Layout, slot: str) -> Plan:
-    """The regions of one slot, without any change of the slot state."""
+    """The regions of one slot, without any change to the slot state."""
     return Plan(image.path, image.size, tuple(_regions(image, layout, slot)), ())
 
 
 def plan_update(
     image: Image, layout: Layout, record: Record, slot: str | None = None, abilities: Ability = Ability.READ
 ) -> Plan:
-    """What it takes to make a slot hold the image and be started next; without `slot` the one that is missed least.
+    """Plan to make a slot hold the image and start next; without `slot`, the most dispensable one is chosen.
 
-    Raises DeviceRefusedError for a slot that is not there, for the one that the device relies on if there is another,
-    and where the target has to be told which one to take.
+    Raises DeviceRefusedError if the slot does not exist, if the device depends on it while there is another, and if the
+    choice has to be made by the user.
     """
     state = record.state
     if slot is None and Ability.READ not in abilities:
@@ -181,7 +181,7 @@ def _regions(image: Image, layout: Layout, slot: str) -> Iterator[Region]:
 
 
 def _identity(image: Image, layout: Layout) -> str:
-    """sha256 of the first partition's data: the boot image, which names the system by its root hash."""
+    """sha256 of the first partition's data: the boot image, which identifies the system by its root hash."""
     import hashlib
 
     start, end = layout.places[f"{layout.bases[0]}_{layout.source}"]
