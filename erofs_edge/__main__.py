@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the program starts: the console script's entry, and ``python -m erofs_edge``.
+"""The program's entry point: the console script, and ``python -m erofs_edge``.
 
-Ctrl-C while modules are imported is a KeyboardInterrupt in the middle of somebody's import, which Python shows as a
-traceback. Nothing of ours has to be cleaned up by then: until the command line takes over, SIGINT simply ends the
-process, as it ends a program in C. Nothing is imported above, so that this holds from our first line on.
+Ctrl-C during imports would raise KeyboardInterrupt in the middle of some module, and Python would print a traceback.
+Nothing needs cleaning up by then, so until the command line takes over, SIGINT simply ends the process, as in a C
+program. Nothing is imported above, so this holds from our first line on.
 """
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line, which ends the process."""
+    """Run the command line. Does not return."""
     try:
         import signal
 
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # ignored (nohup, &) stays ignored
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # if ignored (nohup, &), leave it so
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         import gc
 
-        gc.set_threshold(1_000_000)  # what is loaded stays: looking for garbage among it took a twentieth of the start
+        gc.set_threshold(1_000_000)  # modules stay loaded; collecting them took a twentieth of the start-up
         from erofs_edge.cli.main import main as command_line
 
         command_line()
-    except KeyboardInterrupt:  # in the first lines above, or between the last lines of a verb and the end
+    except KeyboardInterrupt:  # in the first lines above, or after the last line of a command
         import os
 
         os._exit(130)

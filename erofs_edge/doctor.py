@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine has and lacks for each thing one can do with erofs-edge, and the one command that mends it.
+"""What this machine has and what it lacks for each use of erofs-edge, with the one command that fixes it.
 
-Nothing is fetched, made or changed, and the network is not touched.
+Nothing is downloaded, created or changed, and the network is not used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Purpose = Literal["build", "lock", "boot", "test"]
 
 PYTHON = (3, 11)
 FREE_BYTES = 2 << 30
-"""what a build of the stock board takes at most, packages, images and disk together"""
+"""the most that a build of the stock board takes: packages, images and disk together"""
 
 BOOTSTRAP = "tools/bootstrap .venv"
 MODULES = ("click", "cryptography", "lz4.block", "msgspec", "platformdirs", "ruamel.yaml", "zstandard")
@@ -29,7 +29,7 @@ MODULES = ("click", "cryptography", "lz4.block", "msgspec", "platformdirs", "rua
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at: what it is for, whether it is fine, what was seen, and what mends it."""
+    """One thing that was checked: what it is needed for, whether it is fine, what was seen, and how to fix it."""
 
     name: str
     purpose: Purpose
@@ -39,12 +39,13 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Everything that can be told about this machine, in the order in which one needs it."""
+    """Check everything about this machine, in the order in which it is needed."""
     return [finding for check in _CHECKS for finding in _told(check)]
 
 
 def _told(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What a check finds; what ends it is a finding, too: a user without a home has neither cache nor keys."""
+    """Yield what a check finds. An error that ends it is a finding, too: a user without a home has no cache and no
+    keys."""
     try:
         yield from check()
     except ErofsEdgeError as error:
@@ -52,7 +53,7 @@ def _told(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
 
 
 def ready(findings: list[Finding], purpose: Purpose) -> bool:
-    """Whether nothing that this purpose needs is missing."""
+    """Whether everything needed for this purpose is there."""
     return all(finding.ok for finding in findings if finding.purpose == purpose)
 
 
@@ -79,7 +80,7 @@ def _modules() -> Iterator[Finding]:
 
 
 def _codec() -> Iterator[Finding]:
-    """Open each codec: it checks itself with known answers. LZ4 is what a build needs, the others are a choice."""
+    """Open each codec, which tests itself with known answers. A build needs LZ4; the others are optional."""
     try:
         from erofs_edge.codec.registry import CODECS, dictionary_for, open_compressor
 
@@ -183,7 +184,7 @@ _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def _failed(name: str, purpose: Purpose, error: Exception, mend: str) -> Finding:
-    """What an error says, with its own hint as the mend where it has one."""
+    """Turn an error into a finding, with its hint as the fix if it has one."""
     hint = error.hint if isinstance(error, ErofsEdgeError) else None
     return Finding(name, purpose, False, str(error), hint or mend)
 
@@ -201,18 +202,18 @@ def _writable_folder(name: str, folder: Path, variable: str) -> Iterator[Finding
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """Return the folder, or its nearest existing parent."""
     return next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path("/"))
 
 
 def _usage(folder: Path) -> tuple[int, int]:
-    """Files below a folder, and their bytes."""
+    """Count the files below a folder and their bytes."""
     files = size = 0
     for here, _, names in os.walk(folder):
         for name in names:
             try:
                 size += os.lstat(os.path.join(here, name)).st_size
             except OSError:
-                continue  # another process took it away
+                continue  # another process removed it
             files += 1
     return files, size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forked processes: where they may be, and how they tell what they have made, and end."""
+"""Forked processes: when forking is safe, how a child returns its results, and how it ends."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from contextlib import contextmanager
 
 
 def may_fork() -> bool:
-    """Whether processes can be forked from here safely: on Linux, from the only thread."""
+    """Whether processes can be forked safely from here: only on Linux, and only from the sole thread."""
     return sys.platform == "linux" and threading.active_count() == 1
 
 
 @contextmanager
 def ending_here() -> Iterator[None]:
-    """In a forked process, which ends with the block, whatever happens in it: nothing of its parent's is put in order.
+    """For use in a forked process, which is killed at the end of the block whatever happens, so none of the parent's
+    cleanup runs in it.
 
-    What it has not told then, its parent does.
+    Anything it has not reported by then has to be done by the parent.
     """
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, too, and ends us
         yield
     finally:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def tell(pipe: int, data: bytes | bytearray | memoryview) -> None:
-    """All of it into a pipe. Raises BrokenPipeError where nobody reads it any more."""
+    """Write all of `data` to a pipe. Raises BrokenPipeError if nobody reads it any more."""
     view = memoryview(data)
     while view:
         view = view[os.write(pipe, view) :]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Globs of paths as regular expressions over bytes: '*' and '?' stay within one name, '**' crosses directories, [a-z]
-is a set, [!a-z] what is not in it."""
+"""Path globs as regular expressions over bytes: '*' and '?' match within one name, '**' crosses directories, [a-z] is a
+set and [!a-z] its complement."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ _WILD = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 def glob_regex(glob: str) -> bytes:
-    """The expression, for `re.DOTALL` and a full match. A bracket that is not closed stands for itself, as in shells.
+    """Convert a glob to an expression for `re.DOTALL` and a full match. An unclosed bracket stands for itself, as in
+    shells.
 
-    Raises ValueError, with what is wrong, for a range that ends before it begins.
+    Raises ValueError, which says what is wrong, for a range that ends before it begins.
     """
     regex = "".join(map(_regex, _TOKEN.findall(glob))).encode("utf-8", "surrogateescape")
     try:

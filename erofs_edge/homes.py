@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of the user's own: what is kept between runs where no variable names another place."""
+"""The user's own folders for what is kept between runs, unless an environment variable names another place."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from erofs_edge.errors import ErofsEdgeError
 
 
 def user_folder(kind: Literal["cache", "data", "state"], variable: str) -> Path:
-    """Our folder of that kind, absolute; it need not exist.
+    """Return our folder of that kind as an absolute path. It may not exist yet.
 
-    Raises ErofsEdgeError, which says that `variable` could name one, where the user has no home: a number without an
-    account, as containers run programs, and no HOME.
+    Raises ErofsEdgeError, which suggests setting `variable`, if the user has no home: a numeric user without an
+    account, as in containers, and HOME unset.
     """
     import platformdirs
 
@@ -26,7 +26,7 @@ def user_folder(kind: Literal["cache", "data", "state"], variable: str) -> Path:
         folder = folders[kind]("erofs-edge")
     except RuntimeError:
         folder = Path()
-    if not folder.is_absolute():  # where there is no home, an older platformdirs gives "~/.cache" as it is
+    if not folder.is_absolute():  # without a home, older versions of platformdirs return "~/.cache" unexpanded
         hint = f"set HOME, or name a folder in {variable}"
         raise ErofsEdgeError("this user has no home folder, and HOME is not set", hint=hint)
     return folder

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks on open files: one of all processes has it, until it closes the file or ends."""
+"""Locks on open files: one process holds the lock until it closes the file or ends."""
 
 from __future__ import annotations
 
 import time
 
-_FAR = 1 << 30  # a byte that is not in the file, where locks are on bytes and keep others from reading them
+_FAR = 1 << 30  # a byte beyond the file, for systems where locks cover bytes and keep others from reading them
 _PAUSE = 0.05  # seconds
 
 
 def keep_nobody_out() -> bool:
-    """Whether only those who ask for a lock know of it. Where not (Windows), a file that is open can be neither removed
-    nor replaced, which tells as well that somebody has it."""
+    """Whether locks are advisory: only those who ask for a lock notice it. If not (Windows), an open file can be
+    neither removed nor replaced, which also shows that it is in use."""
     try:
         import fcntl  # noqa: F401
     except ImportError:
@@ -20,9 +20,10 @@ def keep_nobody_out() -> bool:
 
 
 def lock(fd: int, *, wait: bool = True) -> None:
-    """Raises BlockingIOError where another one has it and `wait` is false, OSError where the file system has no locks.
+    """Lock a file. Raises BlockingIOError if another process holds the lock and `wait` is false, OSError if the file
+    system does not support locks.
 
-    The position of the file is anywhere afterwards.
+    The file position is undefined afterwards.
     """
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
@@ -33,7 +34,7 @@ def lock(fd: int, *, wait: bool = True) -> None:
 
 
 def _lock_byte(fd: int, wait: bool) -> None:
-    """As Windows has it."""
+    """Lock as on Windows."""
     import os
     from importlib import import_module
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of files as text and back: what is no UTF-8 comes through, also where names of the system cannot be so."""
+"""Convert file names to text and back. Names that are not valid UTF-8 survive the round trip, also on systems whose own
+file names cannot be like that."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def _encoded(name: Name) -> bytes:
         return raw
     try:
         return raw.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half a character, which Windows takes for a name
+    except UnicodeEncodeError:  # a lone surrogate, which Windows allows in a name
         return os.fsencode(raw)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files opened for bytes, read and written at a position, also where the system has no calls for that (Windows).
+"""Binary file access at a given position, also on systems without calls for that (Windows).
 
-There each call moves the file's own position and puts it back, one call of this process at a time.
+There, each call moves the file's own position and restores it; only one such call runs in the process at a time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ T = TypeVar("T")
 Chunk = bytes | bytearray | memoryview
 
 BINARY: int = getattr(os, "O_BINARY", 0)
-"""of `os.open`: without it Windows changes the ends of lines"""
+"""flag for `os.open`: without it, Windows converts line endings"""
 READ = os.O_RDONLY | BINARY
-"""flags of `os.open`; programs that are started do not inherit what Python opens"""
+"""flags for `os.open`; child programs do not inherit files that Python opens"""
 READ_WRITE = os.O_RDWR | BINARY
 
 _moving = Lock()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that exist only when there is something for them: what they need is not even loaded before.
+"""Threads that exist only while there is work for them; the modules they need are not even imported before.
 
-A build whose work is done by processes needs no pool of threads, nor does a flash to a file; loading Python's takes a
-tenth of all that a flash of what is there takes.
+A build whose work is done by processes needs no thread pool, nor does flashing to a file; importing Python's pool takes
+a tenth of the whole time of a flash that has nothing to write.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ U = TypeVar("U")
 
 
 class Threads:
-    """A pool of `count` threads, as ThreadPoolExecutor; used from one thread."""
+    """A pool of `count` threads like ThreadPoolExecutor. To be used from one thread."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -32,13 +32,14 @@ class Threads:
         return self._started().submit(call, *args, **named)
 
     def map(self, call: Callable[[U], T], items: Iterable[U]) -> Iterator[T]:
-        """See concurrent.futures.Executor. Threads that this needs end with it where there is no pool yet."""
+        """See concurrent.futures.Executor. If the pool has not been started, the threads exist only during this
+        call."""
         if self._pool is None:
             return (found for _, found in in_order(call, list(items), self._count))
         return self._pool.map(call, items)
 
     def shutdown(self) -> None:
-        """What has not begun is not done any more; waits for what has."""
+        """Cancel calls that have not begun and wait for the others."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -57,15 +58,15 @@ class Threads:
 
 
 def processors() -> int:
-    """How many this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def ahead(items: Iterator[T], pool: Threads) -> Iterator[T]:
-    """The same items: while one is used, a thread of the pool makes the next. What making it raises is raised in its
-    turn. Nobody else may take from the iterator."""
+    """Yield the same items; while one is in use, a thread of the pool makes the next. An exception is raised when its
+    item's turn comes. Nothing else may take items from the iterator."""
     end = object()
     coming = pool.submit(next, items, end)
     while (item := coming.result()) is not end:
@@ -74,7 +75,7 @@ def ahead(items: Iterator[T], pool: Threads) -> Iterator[T]:
 
 
 class Background:
-    """One thread, `name`, that does one thing at a time."""
+    """A single thread, `name`, that does one thing at a time."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -85,7 +86,7 @@ class Background:
         self._busy = False
 
     def start(self, call: Callable[[], Any]) -> None:
-        """Have this done; `wait` comes before the next."""
+        """Run `call` in the thread. `wait` must be called before the next `start`."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
@@ -93,7 +94,7 @@ class Background:
         self._given.release()
 
     def wait(self) -> None:
-        """Until it is done. Raises what it raised."""
+        """Wait until the call is done. Raises what it raised."""
         if self._busy:
             self._done.acquire()
             self._busy = False
@@ -119,16 +120,16 @@ class Background:
                 return
             try:
                 self._call()
-            except BaseException as error:  # whoever waits raises it
+            except BaseException as error:  # raised by `wait`
                 self._error = error
-            self._call = None  # what it holds may be gone now
+            self._call = None  # lets go of what it references
             self._done.release()
 
 
 def in_order(work: Callable[[U], T], items: Sequence[U], count: int) -> Iterator[tuple[U, T]]:
-    """(item, work(item)) in the order of the items, by `count` threads at most; none for a single item. What `work`
-    raises is raised in its turn. Threads end after what they are at where nobody wants more.
-    """
+    """Yield (item, work(item)) in the order of the items, using at most `count` threads; none for a single item. An
+    exception of `work` is raised when its item's turn comes. If iteration stops early, threads end after their current
+    item."""
     if len(items) < 2 or count < 2:
         for item in items:
             yield item, work(item)

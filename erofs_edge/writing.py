@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing to the last byte, files that have their name only when they are complete, what a full disk is to the user."""
+"""Complete writes, files that get their name only once they are complete, and how a full disk is reported."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from erofs_edge.errors import CapacityError, ErofsEdgeError, UsageError
 from erofs_edge.positions import READ_WRITE, pwrite
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""errno where the disk, a quota, or the limit of a file's size is reached"""
+"""errno if the disk is full, or a quota or the file size limit is reached"""
 HIDDEN = ".erofs-edge"
-"""what follows the name of an output, and a dot before it, in the hidden names beside it"""
-_NAME_MAX = 220  # bytes of it: with what follows, not more than the 255 that file systems take
+"""suffix of the hidden names beside an output; they start with a dot and the output's name"""
+_NAME_MAX = 220  # bytes used of the output's name; a hidden name must not exceed the 255 of file systems
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Raises UsageError where there is something else than a folder, ErofsEdgeError where nothing can be put into it,
-    or it cannot be made: for what takes long before it writes. Nothing is made."""
+    """Check that files can be written to `folder`, before lengthy work. Nothing is created. Raises UsageError if it is
+    not a folder, ErofsEdgeError if it cannot be created or written to."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise UsageError("this is a file, not a folder", where=str(there), hint="name another folder")
@@ -33,28 +33,29 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def settled(out: Path) -> Path:
-    """The file that is meant by `out`: where symlinks point, also to what is not there yet.
+    """Return the file that `out` refers to, following symlinks even to something that does not exist yet.
 
-    Raises UsageError where something is there that is no file: a device or a pipe (/dev/null, /dev/stdout) would lose
-    its name to the file that takes its place, which root is allowed to do.
+    Raises UsageError if it exists and is not a regular file: replacing a device or a pipe (/dev/null, /dev/stdout)
+    would take its name away, which root is allowed to do.
     """
     try:
         if not stat.S_ISREG(out.stat().st_mode):
             hint = "name a file: it gets its name when it is complete"
             raise UsageError("the output exists and is not a regular file", where=str(out), hint=hint)
-    except OSError:  # not there, or not to be looked at: whoever writes says so
+    except OSError:  # missing or inaccessible; the write itself reports that
         pass
     return Path(os.path.realpath(out)) if out.is_symlink() else out
 
 
 def give_name(fd: int, path: Path) -> None:
-    """A name, which nothing may have yet, for a file that was opened without one (O_TMPFILE). Raises OSError."""
-    # src_dir_fd is not used with an absolute path, but makes this linkat(…, AT_SYMLINK_FOLLOW)
+    """Give a new name to a file that was opened without one (O_TMPFILE). The name must not exist. Raises OSError."""
+    # src_dir_fd is ignored for an absolute path, but turns this into linkat(…, AT_SYMLINK_FOLLOW)
     os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
 
 
 def write_exactly(fd: int, data: bytes, offset: int) -> None:
-    """pwrite until all is written: on a full disk the first call may be short, the next one says why."""
+    """Call pwrite until everything is written: on a full disk the first call may be short; the next one fails with the
+    reason."""
     view = memoryview(data)
     while view:
         done = pwrite(fd, view, offset)
@@ -62,7 +63,7 @@ def write_exactly(fd: int, data: bytes, offset: int) -> None:
 
 
 def sync_data(fd: int) -> None:
-    """What was written is on the disk, with what it takes to read it."""
+    """Flush written data to the disk, with the metadata needed to read it."""
     if hasattr(os, "fdatasync"):
         os.fdatasync(fd)
     else:
@@ -70,13 +71,14 @@ def sync_data(fd: int) -> None:
 
 
 class NewFile:
-    """A file that becomes `out` when it is complete. Until then it has no name, so that not even a kill leaves any.
+    """A file that becomes `out` once it is complete. Until then it has no name, so nothing is left even if the process
+    is killed.
 
-    Where the file system has no such files, and for the moment in which it takes the place of another one, it has a
-    hidden name beside `out`, and is locked: what killed processes left there goes with the next one of the same `out`.
+    If the file system does not support unnamed files, and for the moment of replacing another file, it has a hidden
+    name beside `out` and is locked. Leftovers of killed processes are removed when the same `out` is next written.
 
-    fd    to read and write it
-    path  to open it once more, in this process and those that it forks
+    fd    descriptor for reading and writing
+    path  for opening it again, in this process or those that it forks
     """
 
     def __init__(self, out: Path) -> None:
@@ -88,9 +90,9 @@ class NewFile:
         self.path = self._hidden or Path(f"/proc/self/fd/{self.fd}")
 
     def place(self) -> None:
-        """It gets its name. Raises OSError."""
+        """Give the file its name. Raises OSError."""
         if self._hidden is None:
-            with suppress(FileExistsError):  # only renaming takes the place of a file
+            with suppress(FileExistsError):  # only a rename can replace a file
                 give_name(self.fd, self._out)
                 return
             self._lock()
@@ -103,7 +105,7 @@ class NewFile:
         self._hidden = None
 
     def close(self) -> None:
-        """Without `place` before, nothing is left."""
+        """Close the file. Without an earlier `place`, nothing is left of it."""
         if self.fd >= 0:
             os.close(self.fd)
         if self._hidden is not None:
@@ -111,7 +113,7 @@ class NewFile:
             self._hidden = None
 
     def _hide(self, make: Callable[[Path], int]) -> int:
-        """`make` with the first hidden name that no living process has."""
+        """Call `make` with the first hidden name that no living process holds."""
         number = 1
         while True:
             path = hidden_name(self._out, number)
@@ -126,7 +128,7 @@ class NewFile:
     def _create(self, path: Path) -> int:
         self.fd = os.open(path, READ_WRITE | os.O_CREAT | os.O_EXCL, 0o666)
         self._lock()
-        if not os.fstat(self.fd).st_nlink:  # swept away before it was locked
+        if not os.fstat(self.fd).st_nlink:  # removed by another process before it was locked
             os.close(self.fd)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         return self.fd
@@ -136,14 +138,14 @@ class NewFile:
         return self.fd
 
     def _lock(self) -> None:
-        """Nobody has it, but for an instant who looks whether it is to be swept away."""
+        """Cannot be contended, except briefly by a process that checks whether the file is a leftover."""
         if locks.keep_nobody_out():
             with suppress(OSError):  # a file system without locks: nothing is swept there either
                 locks.lock(self.fd)
 
 
 def hidden_name(out: Path, number: int = 1) -> Path:
-    """A name beside `out` that a file has for a while."""
+    """Return a temporary name beside `out`."""
     name = out.name
     while len(os.fsencode(name)) > _NAME_MAX:
         name = name[:-1]
@@ -151,8 +153,8 @@ def hidden_name(out: Path, number: int = 1) -> Path:
 
 
 def _unnamed(out: Path) -> int | None:
-    """A new file without a name; None where the file system, or this machine, has no such thing."""
-    if not hasattr(os, "O_TMPFILE"):  # Linux has it
+    """Open a new file without a name; None if the file system or the system does not support that."""
+    if not hasattr(os, "O_TMPFILE"):  # only on Linux
         return None
     try:
         fd = os.open(out.parent, READ_WRITE | os.O_TMPFILE, 0o666)
@@ -162,13 +164,13 @@ def _unnamed(out: Path) -> int | None:
         raise OSError(error.errno, error.strerror, str(hidden_name(out))) from error
     if os.access(f"/proc/self/fd/{fd}", os.F_OK):
         return fd
-    os.close(fd)  # without /proc, as in some chroots, no name could be given
+    os.close(fd)  # without /proc, as in some chroots, it could not be given a name
     return None
 
 
 def _sweep(path: Path) -> bool:
-    """Whether a hidden name is free now: what nobody holds a lock of is removed, a file or a whole folder."""
-    if not locks.keep_nobody_out():  # folders, of which that cannot be told, stay
+    """Remove a file or folder under a hidden name if nobody holds its lock. Return whether the name is free now."""
+    if not locks.keep_nobody_out():  # folders stay, since one cannot tell
         with suppress(OSError):
             path.unlink()
         return not path.exists()
@@ -180,7 +182,7 @@ def _sweep(path: Path) -> bool:
         return isinstance(error, FileNotFoundError)
     try:
         locks.lock(fd, wait=False)
-        if not _is_still(path, fd):  # of somebody who was quicker
+        if not _is_still(path, fd):  # another process was faster
             return True
         if folder:
             from shutil import rmtree
@@ -204,7 +206,7 @@ def _is_still(path: Path, fd: int) -> bool:
 
 @contextmanager
 def room_for(what: str, where: str, hint: str | None = None) -> Iterator[None]:
-    """Raises CapacityError where the block fails because there is no space left for `what`. Other errors stay."""
+    """Raise CapacityError if the block fails because there is no space left for `what`. Other errors pass unchanged."""
     try:
         yield
     except OSError as error:
@@ -215,10 +217,10 @@ def room_for(what: str, where: str, hint: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def new_file(out: Path, what: str) -> Iterator[NewFile]:
-    """A file that becomes `out` when the block ends well, and is gone when it does not, nor on Ctrl-C or a kill.
+    """Yield a file that becomes `out` if the block succeeds and otherwise disappears, even after Ctrl-C or a kill.
 
-    Where `out` is a symlink, what it points to is written. Raises CapacityError where there is no space left for
-    `what`, UsageError as `settled` does, OSError otherwise.
+    If `out` is a symlink, its target is written. Raises CapacityError if there is no space left for `what`, UsageError
+    as `settled` does, OSError otherwise.
     """
     out = settled(out)
     with room_for(what, str(out)):
@@ -232,14 +234,15 @@ def new_file(out: Path, what: str) -> Iterator[NewFile]:
 
 @contextmanager
 def beside(out: Path, what: str) -> Iterator[Path]:
-    """As `new_file`: a path to write the file by, in this process; it is not beside `out` where it has no name."""
+    """Like `new_file`, but yields a path for writing the file within this process. It is not beside `out` if the file
+    is unnamed."""
     with new_file(out, what) as new:
         yield new.path
 
 
 @contextmanager
 def sparse_beside(out: Path, size: int, what: str) -> Iterator[int]:
-    """As `new_file`: the descriptor of a sparse file of `size` bytes."""
+    """Like `new_file`, but yields the descriptor of a sparse file of `size` bytes."""
     with new_file(out, what) as new:
         os.ftruncate(new.fd, size)
         yield new.fd
@@ -247,9 +250,10 @@ def sparse_beside(out: Path, size: int, what: str) -> Iterator[int]:
 
 @contextmanager
 def folder_beside(out: Path) -> Iterator[Path]:
-    """A folder of this user beside `out`, gone with what is in it when the block ends; it may be renamed in it.
+    """Yield a private folder beside `out`, which is removed with its content after the block. It may be renamed inside
+    the block.
 
-    Those of the same `out` that killed processes left are swept away: nobody holds their lock any more. Raises OSError.
+    Leftovers of killed processes for the same `out`, whose locks nobody holds any more, are removed. Raises OSError.
     """
     from shutil import rmtree
     from tempfile import mkdtemp
@@ -266,13 +270,13 @@ def folder_beside(out: Path) -> Iterator[Path]:
             break
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # swept away before it was opened
+        except FileNotFoundError:  # removed by another process before it was opened
             continue
         with suppress(OSError):  # a file system without locks: nothing is swept there either
             locks.lock(fd)
         if _is_still(path, fd):
             break
-        os.close(fd)  # swept away before it was locked
+        os.close(fd)  # removed by another process before it was locked
     try:
         yield path
     finally:
@@ -283,8 +287,8 @@ def folder_beside(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
-    """A folder of this user among the temporary files, gone with what is in it when the block ends; those of the same
-    `purpose` that killed processes left are swept away. Raises OSError."""
+    """Yield a private folder for temporary files, removed with its content after the block. Leftovers of killed
+    processes with the same `purpose` are removed. Raises OSError."""
     from tempfile import gettempdir
 
     with folder_beside(Path(gettempdir()) / purpose) as folder:

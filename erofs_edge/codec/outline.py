@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in some content there is how much: what a fast codec makes of it, piece by piece.
+"""Where in some content how much is compressible: the output of a fast codec, piece by piece.
 
-A slower one's sizes follow these by one factor, as long as what shrinks is told from what does not: from one call of it
-the next is known where content changes from one into the other, which no line through two sizes is near.
+The sizes of a slower codec differ from these by a constant factor, as long as compressible and incompressible pieces
+are kept apart. So one call of it predicts the next one even where content changes from one kind to the other, which
+linear interpolation between two sizes would miss.
 """
 
 from __future__ import annotations
@@ -12,24 +13,26 @@ from collections.abc import Callable
 
 from erofs_edge.codec.search import memory
 
-STEP_SHIFT, STEP_MIN, STEP_MAX = 3, 1024, 8192  # bytes of a piece: output bytes >> this, from, to
+STEP_SHIFT, STEP_MIN, STEP_MAX = 3, 1024, 8192  # bytes of a piece: output bytes >> STEP_SHIFT, within these limits
 
 Measure = Callable[[memoryview], int]
-"""bytes of a fast codec's output for a piece, those before it known"""
+"""returns the size in bytes of the fast codec's output for a piece, given the pieces before it"""
 
 
 class Outline:
-    """Sizes for the `length` bytes at `address`; only what is asked for is looked at."""
+    """Compressed sizes for the `length` bytes at `address`. Pieces are measured only when needed."""
 
     def __init__(self, address: int, length: int, capacity: int, measure: Measure) -> None:
-        """`capacity`: bytes that the slower codec's output is to fill; `measure` is one stream, from its start on."""
+        """`capacity`: output bytes that the slower codec is to fill. `measure` handles one stream, from its start
+        on."""
         self._address, self._length, self._measure = address, length, measure
         self._step = min(max(capacity >> STEP_SHIFT, STEP_MIN), STEP_MAX)
-        # bytes up to the end of each piece: of the pieces that do not shrink, and of what becomes of the others
+        # running totals at the end of each piece: bytes of pieces that do not shrink, and compressed bytes of the
+        # others
         self._plain, self._packed = [0], [0]
 
     def before(self, end: int) -> tuple[float, float]:
-        """(bytes of pieces that do not shrink, bytes that the others take) of the first `end`."""
+        """For the first `end` bytes, return (bytes in pieces that do not shrink, compressed bytes of the others)."""
         number, rest = divmod(end, self._step)
         while len(self._plain) <= number + bool(rest):
             self._look()
@@ -43,8 +46,8 @@ class Outline:
         )
 
     def end_of(self, wanted: float, factor: float) -> int:
-        """How many bytes take `wanted`, where those that shrink take `factor` times what the fast codec makes of them;
-        all, where these take less."""
+        """Return how many bytes of input take `wanted` bytes of output if compressible pieces take `factor` times their
+        size under the fast codec; all, if that takes less."""
         while self._plain[-1] + factor * self._packed[-1] < wanted:
             if (len(self._plain) - 1) * self._step >= self._length:
                 return self._length

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fixed output size for codecs that have none: find how much input fits, guided by what a fast codec makes of it.
+"""Fixed-size output for codecs without support for it: search how much input fits, guided by a fast codec's output.
 
-What this tries decides the bytes of images: raise cut_rules.RULES with a change.
+The steps of this search determine the bytes of images: raise cut_rules.RULES with every change.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import ctypes
 from collections.abc import Callable
 from typing import Protocol
 
-FIRST_RATIO = 2.5  # of input to output, where nothing is known yet
+FIRST_RATIO = 2.5  # input to output, assumed while nothing is known
 STOP_SHIFT, STOP_MIN = 7, 32  # a fit that leaves less than capacity >> STOP_SHIFT bytes is good enough
-BRACKET_MIN = 16  # bytes of input between a fit and a misfit below which searching on is in vain
-GUIDE_MIN = 16 << 10  # output bytes below which a fast codec's answer comes too late
-GUIDED, LINES = 4, 8  # calls, guided or not, after which what is unknown is halved: this codec keeps no rule
-FACTOR_MIN, FACTOR_MAX = 0.25, 2.0  # of its sizes to that one's, of what shrinks
+BRACKET_MIN = 16  # bytes of input between fit and misfit below which further search is pointless
+GUIDE_MIN = 16 << 10  # output bytes below which asking a fast codec takes too long
+GUIDED, LINES = 4, 8  # calls, guided or not, after which the search bisects: this codec follows no rule
+FACTOR_MIN, FACTOR_MAX = 0.25, 2.0  # its size to the fast codec's, for compressible pieces
 
 _memory = ctypes.pythonapi.PyMemoryView_FromMemory
 _memory.restype, _memory.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
@@ -23,7 +23,7 @@ _READ = 0x100  # PyBUF_READ
 
 
 def memory(address: int, length: int) -> memoryview:
-    """A view of the `length` bytes at `address`, valid as long as they are."""
+    """Return a view of the `length` bytes at `address`, valid as long as they are."""
     view: memoryview = _memory(address, length, _READ)
     return view
 
@@ -37,13 +37,13 @@ class Guide(Protocol):
 
 
 class SearchedOutput:
-    """A compressor for one thread: as much input as fits `capacity` output bytes, as `lz4.FixedOutput`.
+    """A compressor for one thread: fits as much input as possible into `capacity` output bytes, like `lz4.FixedOutput`.
 
-    compress  (address, length) → the compressed bytes, whatever their number
-    capacity  output bytes of a call at most
-    padding   zero bytes that stand before the output, for `padded`
-    guide     (address, length, capacity) → what a fast codec makes of it; None: there is no faster one
-    factor    of this codec's sizes to the fast one's, of what shrinks
+    compress  (address, length) → the compressed bytes, of any size
+    capacity  maximum output bytes of a call
+    padding   zero bytes before the output, for `padded`
+    guide     (address, length, capacity) → the output sizes of a fast codec; None: there is no faster one
+    factor    this codec's size to the fast one's, for compressible pieces
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class SearchedOutput:
         self._output = b""
 
     def fill(self, address: int, length: int, capacity: int | None = None, *, guess: int = 0) -> tuple[int, int]:
-        """Compress from the `length` bytes at `address`: (bytes consumed, bytes produced).
+        """Compress the `length` bytes at `address` as far as they fit. Return (bytes consumed, bytes produced).
 
-        `guess` is what a call on data like this consumed; a good one saves time and may change the result a little.
-        It never stops without a fit where a prefix of more than a few bytes fits.
+        `guess` is what a call on similar data consumed; a good guess saves time and may change the result a little. The
+        search never ends without a fit if a prefix of more than a few bytes fits.
         """
         capacity = self._capacity if capacity is None else capacity
         near_enough = max(STOP_MIN, capacity >> STOP_SHIFT)
@@ -86,25 +86,26 @@ class SearchedOutput:
             tried = known.next()
 
     def padded(self, produced: int, size: int) -> bytes:
-        """The last call's `produced` bytes at the end of `size` bytes, zeros before them."""
+        """Return the last call's `produced` bytes, padded with leading zeros to `size` bytes."""
         if produced != len(self._output) or not produced <= size <= produced + self._padding:
             raise ValueError(f"cannot pad {produced} bytes to {size}")
         return bytes(size - produced) + self._output
 
 
 class _Known:
-    """What a search knows: the longest input that fits and the shortest that does not, with their outputs' bytes."""
+    """State of a search: the longest input that fits and the shortest that does not, with the sizes of their
+    outputs."""
 
     def __init__(self, length: int, target: int) -> None:
-        """`target`: bytes of output that are wanted."""
+        """`target`: the wanted number of output bytes."""
         self.fits = self.fits_size = self.over_size = self.calls = 0
-        self.over = length + 1  # while over_size is 0, nothing has been too much
+        self.over = length + 1  # while over_size is 0, no input has been too long
         self.guide: Guide | None = None
         self._length, self._target, self._factor = length, target, 1.0
         self._last = 0, 0
 
     def note(self, length: int, size: int, *, fits: bool) -> None:
-        """What one call gave."""
+        """Record the result of a call."""
         self.calls += 1
         self._last = length, size
         if fits:
@@ -113,22 +114,22 @@ class _Known:
             self.over, self.over_size = length, size
 
     def follow(self, guide: Guide, factor: float) -> int:
-        """The first length to try, by a guide."""
+        """Return the first length to try, according to a guide."""
         self.guide, self._factor = guide, factor
         return max(1, guide.end_of(self._target, factor))
 
     def next(self) -> int:
-        """The next length to try."""
+        """Return the next length to try."""
         if self.calls > (GUIDED if self.guide else LINES):
             return self._half()
         return self._guided(self.guide) if self.guide else self._on_a_line()
 
     def _half(self) -> int:
-        """The length in the middle, or twice what fits."""
+        """Return the length in the middle, or twice the one that fits."""
         return (self.fits + self.over) // 2 if self.over_size else min(self._length, 2 * self.fits)
 
     def _guided(self, guide: Guide) -> int:
-        """By what the guide says between those that are known, or beyond the last one."""
+        """Interpolate by the guide's sizes between the two known lengths, or extrapolate beyond the last one."""
         if self.fits and self.over_size:
             size, size_over = self._told(guide, self.fits), self._told(guide, self.over)
             share = (self._target - self.fits_size) / (self.over_size - self.fits_size)
@@ -140,7 +141,7 @@ class _Known:
         return min(most, max(self.fits + margin, guide.end_of(wanted, self._factor)))
 
     def _on_a_line(self) -> int:
-        """On the line through both, clear of the ends."""
+        """Interpolate linearly between the two known lengths, at some distance from both."""
         if not self.over_size:
             return min(self._length, max(self.fits + BRACKET_MIN, self._target * self.fits // self.fits_size))
         gap = self.over - self.fits
@@ -153,12 +154,12 @@ class _Known:
         return plain + self._factor * packed
 
     def _calibrate(self, guide: Guide) -> float:
-        """The guide's bytes to end at, by the last call alone, and from now on the factor that it had."""
+        """Return the guide's size to aim at, based on the last call alone, and keep the factor observed there."""
         length, size = self._last
         plain, packed = guide.before(length)
         factor = (size - plain) / packed if packed else 0.0
         if FACTOR_MIN <= factor <= FACTOR_MAX:
             self._factor = factor
             return self._target
-        self._factor = 1.0  # it shrinks what the fast one does not
+        self._factor = 1.0  # it compresses what the fast codec cannot
         return self._target * (plain + packed) / max(1, size)

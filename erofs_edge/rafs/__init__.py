@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RAFS v6: Nydus's images, which are EROFS images of metadata (the bootstrap) with blobs of chunks as devices."""
+"""RAFS v6, Nydus's image format: an EROFS image of metadata (the bootstrap) with blobs of chunks as devices."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLAKE3, the digest that Nydus's builder gives chunks unless told otherwise: many chunks of 1 KiB side by side.
+"""BLAKE3, the default chunk digest of Nydus's builder, computed for many chunks of 1 KiB side by side.
 
-Source: "BLAKE3: one function, fast everywhere", sections 2.1 to 2.5. Words are 32 bits, little-endian; the four columns
+Source: "BLAKE3: one function, fast everywhere", sections 2.1 to 2.5. Words are 32 bits, little-endian. The four columns
 of a state and all chunks of the input are lanes of one array.
 """
 
@@ -22,7 +22,7 @@ _PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
 
 
 def _schedule() -> list[tuple[list[int], ...]]:
-    """For each round, the message words that columns and then diagonals take: x and y of each."""
+    """For each round, the message words used by the columns and then by the diagonals: x and y of each."""
     order, found = list(range(16)), list[tuple[list[int], ...]]()
     for _ in range(ROUNDS):
         found.append((order[0:8:2], order[1:8:2], order[8:16:2], order[9:16:2]))
@@ -34,7 +34,7 @@ _SCHEDULE = _schedule()
 
 
 def blake3(data: bytes) -> bytes:
-    """The 32 bytes of the hash. Takes about eight times the memory of `data`."""
+    """Return the 32-byte hash. Uses about eight times the memory of `data`."""
     whole = max(0, len(data) - 1) // CHUNK
     rest = data[whole * CHUNK :]
     if not whole:
@@ -46,7 +46,7 @@ def blake3(data: bytes) -> bytes:
         ],
         axis=1,
     )
-    # neighbours become parents; one that is left over goes up as it is: the tree of section 2.1
+    # pairs of neighbours become parents; an odd one moves up unchanged: the tree of section 2.1
     while nodes.shape[1] > 1:
         even = nodes.shape[1] & ~1
         flags = PARENT | (ROOT if nodes.shape[1] == 2 else 0)
@@ -61,7 +61,7 @@ def _start(lanes: int) -> Words:
 
 
 def _chunks(data: bytes, counters: NDArray[np.uint64], flags: int) -> Words:
-    """The chaining values, (8, lanes), of chunks of the same length; `flags` go with the last block of each."""
+    """Return the chaining values, (8, lanes), of chunks of equal length. `flags` apply to the last block of each."""
     lanes = len(counters)
     length = len(data) // lanes
     blocks = max(1, -(-length // BLOCK))
@@ -77,7 +77,8 @@ def _chunks(data: bytes, counters: NDArray[np.uint64], flags: int) -> Words:
 
 
 def _compress(value: Words, message: Words, counters: NDArray[np.uint64], size: int, flags: int) -> Words:
-    """The first half of the compression function's output: value (8, lanes) and message (16, lanes) → (8, lanes)."""
+    """Return the first half of the compression function's output: value (8, lanes), message (16, lanes) → (8,
+    lanes)."""
     a, b, c = value[:4].copy(), value[4:].copy(), np.repeat(IV[:4, None], value.shape[1], axis=1)
     d = np.empty_like(a)
     d[0], d[1], d[2], d[3] = counters & np.uint64(0xFFFFFFFF), counters >> np.uint64(32), size, flags

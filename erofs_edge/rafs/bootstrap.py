@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of a bootstrap, once it is known in which blob each chunk is.
+"""Encode a bootstrap, once it is known which blob holds each chunk.
 
-Blocks in order: superblocks and device slots, the table of blobs, inodes and directories, the table of chunks. Nids
-count from byte 0, and the root is the first inode, because its nid has only 16 bits.
+Order of blocks: superblocks and device slots, blob table, inodes and directories, chunk table. Nids count from byte 0,
+and the root is the first inode, because its nid has only 16 bits.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from erofs_edge.errors import CapacityError
 from erofs_edge.rafs import ondisk
 from erofs_edge.rafs.ondisk import BLOCK, Blob, Chunk, Extended
 
-_RULES = AttributeRules(filter=False)  # which Nydus does not write
+_RULES = AttributeRules(filter=False)  # the filter, which Nydus does not write
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """blobs: in the order of the devices; chunks: those that files use, in the order of blob and number; files: the
+    """The final placement. blobs: in device order; chunks: those used by files, ordered by blob and number; files: the
     chunks of each file that has content, in order."""
 
     blobs: Sequence[Blob]
@@ -47,8 +47,8 @@ class Settled:
 
 
 def encode_bootstrap(plan: Plan, settled: Settled, chunk_size: int) -> tuple[bytes, int]:
-    """(the bootstrap, its blocks). Raises SourceError for attributes that no image can hold, CapacityError where the
-    image is too large."""
+    """Return (the bootstrap, its number of blocks). Raises SourceError for attributes that no image can hold,
+    CapacityError if the image is too large."""
     table_at = _round_up(ondisk.DEVICES_AT + len(settled.blobs) * DEVICE_SLOT.size, BLOCK)
     for node in plan.nodes:
         node.xattrs = inline_area(node.inode.xattrs, {}, node.where, _RULES)
@@ -87,15 +87,15 @@ def encode_bootstrap(plan: Plan, settled: Settled, chunk_size: int) -> tuple[byt
 
 
 def _refer(node: Node, chunks: Sequence[Chunk], chunk_size: int) -> None:
-    """Make a regular file chunk-based; Nydus has no others, empty ones included."""
+    """Make a regular file chunk-based; Nydus has no other kind, even for empty files."""
     node.layout, node.tail_size, node.index_align = LAYOUT_CHUNK_BASED, 0, ondisk.CHUNK_ADDRESS.size
     node.i_u = CHUNK_INDEXES | (chunk_size // BLOCK).bit_length() - 1
     node.index = b"".join(ondisk.chunk_address(c.blob, c.number, c.address // BLOCK) for c in chunks)
 
 
 def _place(nodes: Sequence[Node], start: int, targets: dict[int, bytes]) -> int:
-    """Every inode from byte `start` on, a multiple of the block; the block behind all. Symlinks' targets that do not
-    fit beside their inodes go to `targets`, by block."""
+    """Place all inodes from byte `start`, a block boundary; return the first block after them. Symlink targets that do
+    not fit next to their inodes are put into `targets`, by block."""
     root, *others = nodes
     root.nid = start >> SLOT_BITS
     room = -(start + root.head_size) % BLOCK or BLOCK
@@ -135,7 +135,7 @@ def _flags(nodes: Sequence[Node]) -> int:
 
 
 def _devices(blobs: Sequence[Blob], blocks: int) -> bytes:
-    """The device slots. Blobs have addresses behind the bootstrap, on borders of 512 KiB, as Nydus gives them."""
+    """Encode the device slots. Blobs get addresses after the bootstrap, aligned to 512 KiB, as Nydus assigns them."""
     slots = b""
     at = blocks * BLOCK
     for blob in blobs:
@@ -148,7 +148,7 @@ def _devices(blobs: Sequence[Blob], blocks: int) -> bytes:
 
 
 def _superblock(plan: Plan, settled: Settled, blocks: int, uuid: bytes) -> bytes:
-    """Without a checksum, which Nydus refuses. It also refuses a size where no blob is."""
+    """Encode without a checksum, which Nydus refuses. It also refuses a size if there are no blobs."""
     superblock = Superblock(
         feature_compat=ondisk.COMPAT | COMPAT_MTIME,
         rootnid_2b=plan.nodes[0].nid,

@@ -27,11 +27,11 @@ Table = dict[tuple[int, int, int], Chunk]
 
 
 def check_rafs(path: Path, blobs: Sequence[Path] = (), *, jobs: int | None = None) -> Report:
-    """Check a bootstrap; `blobs` are those of its table, in order, or none.
+    """Check a bootstrap; `blobs` are all blobs of its table, in order, or none.
 
-    Of what Linux cannot read as a device, compressed chunks are decoded, encrypted blobs and archives are checked as
-    far as the tables go; both with a warning. Raises ErofsEdgeError where a file cannot be read, UsageError for another
-    count of blobs or an image that is no bootstrap.
+    Of what Linux cannot read as a device, compressed chunks are decoded; encrypted blobs and archives are checked as
+    far as the tables go. Both give a warning. Raises ErofsEdgeError if a file cannot be read, UsageError for the wrong
+    number of blobs or an image that is not a bootstrap.
     """
     try:
         rafs = read_rafs(path)
@@ -62,7 +62,7 @@ def check_rafs(path: Path, blobs: Sequence[Path] = (), *, jobs: int | None = Non
 
 
 def is_device(blob: Blob) -> bool:
-    """Whether Linux can read the data of a blob where it lies: chunks as they are, on blocks or in an archive."""
+    """Whether Linux can use a blob's data in place: uncompressed chunks, aligned to blocks or in an archive."""
     return not blob.compression and not blob.cipher and blob.data <= blob.stored
 
 
@@ -72,7 +72,7 @@ def _both(one: Iterator[Finding], other: Iterator[Finding]) -> Iterator[Finding]
 
 
 def _wrong_files(path: Path, rafs: Rafs) -> Iterator[Finding]:
-    """Files whose chunks the chunk table does not have, or has with another length."""
+    """Find files whose chunks are missing from the chunk table or have a different length there."""
     if rafs.is_tarfs:
         return
     table: Table = {(chunk.blob, chunk.number, chunk.address // BLOCK): chunk for chunk in rafs.chunks}
@@ -96,7 +96,7 @@ def _wrong_file(image: Image, inode: DiskInode, chunk_size: int, table: Table) -
     at, entry, _, span = chunk_table(image.backing, image.superblock, inode)
     if inode.size and span % chunk_size:
         return f"chunks of {span} bytes in an image whose chunks have {chunk_size}"
-    # one entry for each chunk of the image, also where EROFS is told of larger ones and reads only the first
+    # one entry per chunk of the image, even if EROFS is told a larger chunk size and reads only the first ones
     for number in range(-(-inode.size // chunk_size)):
         raw = image.backing.read(at + number * entry, entry, "chunk table")
         low, high, block = ondisk.CHUNK_ADDRESS.unpack(raw)
@@ -110,7 +110,7 @@ def _wrong_file(image: Image, inode: DiskInode, chunk_size: int, table: Table) -
 
 
 def _wrong_blob(rafs: Rafs, number: int, path: Path) -> Iterator[Finding]:
-    """What of a blob is not what the tables say: its size and id, the digests of chunks, its own table of them."""
+    """Find where a blob differs from the tables: its size and id, the digests of its chunks, its own chunk table."""
     blob = rafs.blobs[number]
     chunks = [chunk for chunk in rafs.chunks if chunk.blob == number]
     try:
@@ -137,7 +137,7 @@ def _has_id(fd: int, blob: Blob) -> bool:
 
 
 def _wrong_context(fd: int, blob: Blob, chunks: Sequence[Chunk], path: Path) -> Iterator[Finding]:
-    """The table of chunks inside the blob, and its header."""
+    """Check the chunk table inside the blob, and its header."""
     table = pread(fd, blob.ci_size, blob.ci_offset)
     raw = pread(fd, ondisk.CONTEXT_HEADER_SIZE, blob.ci_offset + blob.ci_stored)
     if len(table) != blob.ci_size or len(raw) != ondisk.CONTEXT_HEADER_SIZE:

@@ -2,8 +2,8 @@
 """RAFS v6 on-disk structures: what Nydus adds to EROFS. Everything is little-endian.
 
 Sources, in Nydus's repository: ``rafs/src/metadata/layout/v6.rs`` (superblocks, device slots, blob table, chunk
-addresses), ``layout/v5.rs`` (chunk table), ``storage/src/device.rs`` (features of blobs) and ``storage/src/meta``
-(what stands behind the chunks of a blob). Offsets in comments are bytes.
+addresses), ``layout/v5.rs`` (chunk table), ``storage/src/device.rs`` (features of blobs) and ``storage/src/meta`` (what
+follows the chunks of a blob). Offsets in comments are in bytes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ DEVICES_AT = EXTENDED_AT + 256
 CHUNK_MIN, CHUNK_MAX = BLOCK, 16 << 20
 CHUNKS_MAX = 1 << 24  # of a blob
 BLOBS_MAX = 254
-DATA_MAX, STORED_MAX = 1 << 44, 1 << 40  # bytes of a blob: decoded, stored
-MAP_ALIGN = 512 << 10  # of the addresses that blobs have behind the bootstrap
+DATA_MAX, STORED_MAX = 1 << 44, 1 << 40  # maximum bytes of a blob: decoded, stored
+MAP_ALIGN = 512 << 10  # alignment of the addresses of blobs after the bootstrap
 
 # s_flags
 FLAG_COMPRESSION = {0x01: "none", 0x02: "lz4_block", 0x40: "gzip", 0x80: "zstd"}
@@ -56,7 +56,7 @@ BLOB_TARFS = 0x40
 BLOB_BATCH = 0x80
 BLOB_ENCRYPTED = 0x100
 BLOB_CHUNKDICT = 0x200
-BLOB_CAP_TAR_TOC = 0x4000_0000  # the id is that of the whole blob: Nydus 2.2 and later
+BLOB_CAP_TAR_TOC = 0x4000_0000  # the id is the digest of the whole blob: Nydus 2.2 and later
 BLOB_REFUSED = 0xF000 | 0x8000_0000
 
 # flags of a chunk
@@ -66,7 +66,7 @@ CHUNK_FLAGS_KNOWN = 0x1F
 
 
 class Extended(NamedTuple):
-    """struct RafsV6SuperBlockExt, 256 bytes behind the superblock; 200 of them are reserved."""
+    """struct RafsV6SuperBlockExt, 256 bytes after the superblock, of which 200 are reserved."""
 
     flags: int
     blob_table_offset: int
@@ -85,11 +85,11 @@ EXTENDED = Struct("<QQIIQQQII")
 class Blob(NamedTuple):
     """struct RafsV6Blob, 256 bytes.
 
-    id               64 characters; of a blob of its own the sha256 of all its bytes
+    id               64 characters; for a separate blob, the sha256 of all its bytes
     place            its index in the table
-    stored, data     bytes: of the blob, and of its chunks as they are decoded, whole blocks
-    ci_*             where the table of the chunks is in the blob, how compressed, and its sizes
-    toc_*, meta_*    of parts that a blob may have in addition
+    stored, data     bytes: of the blob as stored, and of its decoded chunks, in whole blocks
+    ci_*             location of the chunk table in the blob, its compression and its sizes
+    toc_*, meta_*    describe optional further parts of a blob
     """
 
     id: bytes
@@ -121,9 +121,10 @@ class Chunk(NamedTuple):
 
     digest           of its decoded bytes
     blob             index in the blob table
-    stored, size     bytes, as they are in the blob and decoded
-    offset           in the blob as it is stored; `address`: on the device, decoded, on a block
-    file_offset      in the first file that has it; nothing looks at it
+    stored, size     bytes, as stored in the blob and decoded
+    offset           in the stored blob
+    address          on the device, decoded, aligned to a block
+    file_offset      in the first file that has it; never used
     number           of the chunk in its blob, from 0
     """
 
@@ -142,7 +143,7 @@ class Chunk(NamedTuple):
 CHUNK = Struct("<32sIIIIQQQII")
 CHUNK_ADDRESS = Struct("<HHI")  # low 16 bits of the chunk's number; its high 8 bits and (blob index + 1); block
 
-# behind the chunks of a blob: a record for each chunk, then a header of a block
+# after the chunks of a blob: a record for each chunk, then a header of one block
 CONTEXT_V1 = Struct("<QQ")
 CONTEXT_V1_SIZE, CONTEXT_V2_SIZE = 16, 24
 CONTEXT_MAGIC = 0xB10BB10B
@@ -151,13 +152,13 @@ CONTEXT_HEADER_SIZE = 4096
 
 
 def context_record(offset: int, size: int) -> bytes:
-    """The record of a chunk that is stored as it is: sizes less one in 20 low and 4 high bits, and offsets."""
+    """Encode the record of an uncompressed chunk: sizes minus one, in 20 low and 4 high bits, and offsets."""
     low, high = size - 1 & 0xFFFFF, size - 1 >> 20
     return CONTEXT_V1.pack(low << 44 | offset | high << 8, low << 44 | high << 40 | offset)
 
 
 def chunk_address(blob: int, number: int, block: int) -> bytes:
-    """What a file says of a chunk. EROFS sees a device number, under a mask, and the block there."""
+    """Encode a file's reference to a chunk. EROFS sees a device number, under a mask, and the block there."""
     return CHUNK_ADDRESS.pack(number & 0xFFFF, number >> 16 << 8 | blob + 1, block)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read what a RAFS v6 bootstrap says beyond EROFS: its blobs and chunks. Every field is judged.
+"""Read what a RAFS v6 bootstrap contains beyond EROFS: its blobs and chunks. Every field is checked.
 
-Files and directories are read as those of any EROFS image of several devices (erofs/read.py), as far as the blobs are
-not compressed.
+Files and directories are read like those of any EROFS image with several devices (erofs/read.py), unless the blobs are
+compressed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from erofs_edge.errors import UsageError
 from erofs_edge.rafs import ondisk
 from erofs_edge.rafs.ondisk import BLOCK, Blob, Chunk, Extended
 
-_TAR_BLOCK_BITS = 9  # of images whose data is an untouched archive
+_TAR_BLOCK_BITS = 9  # for images whose data is an unmodified archive
 
 
 @dataclass(frozen=True, slots=True)
 class Rafs:
-    """A bootstrap. `flags` as in ondisk.py; `prefetch` are the nids of files to be read ahead."""
+    """A bootstrap. `flags` as in ondisk.py; `prefetch` are the nids of files to read ahead."""
 
     path: Path
     superblock: SuperInfo
@@ -34,17 +34,17 @@ class Rafs:
     prefetch: tuple[int, ...] = ()
     blob_table: int = 0
     chunk_table: int = 0
-    """both: byte of the bootstrap"""
+    """both: byte offsets in the bootstrap"""
 
     @property
     def is_tarfs(self) -> bool:
-        """Whether the blobs are archives, and chunks have neither number nor digest."""
+        """Whether the blobs are archives, whose chunks have neither number nor digest."""
         return bool(self.flags & ondisk.FLAG_TARFS)
 
 
 def read_rafs(path: Path) -> Rafs:
-    """Read a bootstrap. Raises ErofsEdgeError where the file cannot be read, UsageError for an EROFS image that is no
-    bootstrap, ErofsFormatError where it breaks the format."""
+    """Read a bootstrap. Raises ErofsEdgeError if the file cannot be read, UsageError for an EROFS image that is not a
+    bootstrap, ErofsFormatError if it violates the format."""
     backing = Backing(path)
     try:
         info = read_superblock(backing)
@@ -75,7 +75,7 @@ def read_rafs(path: Path) -> Rafs:
 
 
 def _check_superblock(info: SuperInfo, extended: Extended) -> None:
-    """What Nydus wants of the superblocks."""
+    """Check what Nydus requires of the superblocks."""
     raw, at = info.raw, SUPER_OFFSET
     tarfs = bool(extended.flags & ondisk.FLAG_TARFS)
     if raw.blkszbits != (_TAR_BLOCK_BITS if tarfs else BLOCK.bit_length() - 1):
@@ -109,13 +109,13 @@ def _check_superblock(info: SuperInfo, extended: Extended) -> None:
 
 
 def _check_places(info: SuperInfo, extended: Extended) -> None:
-    """The three tables lie inside the bootstrap, behind the device slots, and apart."""
+    """Check that the three tables are inside the bootstrap, after the device slots, and do not overlap."""
     slots_end = ondisk.DEVICES_AT + info.raw.extra_devices * DEVICE_SLOT.size
     taken: list[tuple[int, int, str]] = []
     for name, at, size, record, step, field in (
         ("blob table", extended.blob_table_offset, extended.blob_table_size, ondisk.BLOB.size, BLOCK, 8),
         ("chunk table", extended.chunk_table_offset, extended.chunk_table_size, ondisk.CHUNK.size, BLOCK, 24),
-        # old images have a size without a table
+        # old images state a size without having a table
         ("prefetch table", extended.prefetch_table_offset, extended.prefetch_table_size, 4, 4, 40),
     ):
         where = ondisk.EXTENDED_AT + field
@@ -143,7 +143,7 @@ def _blobs(backing: Backing, info: SuperInfo, extended: Extended) -> tuple[Blob,
         what = next(_faults_of_blob(blob, number, extended), None)
         if what is None and (slot.tag != blob.id or blob.id in seen):
             what = "has another name than its device, or that of another blob"
-        # an archive is counted in its own small blocks
+        # an archive's size is counted in its own small blocks
         if what is None and slot.blocks != blob.data // info.block_size:
             what = f"has {blob.data} bytes of data, its device {slot.blocks} blocks"
         if what is not None:
@@ -153,10 +153,10 @@ def _blobs(backing: Backing, info: SuperInfo, extended: Extended) -> tuple[Blob,
 
 
 def _faults_of_blob(blob: Blob, number: int, extended: Extended) -> Iterator[str]:
-    """What is wrong with an entry of the blob table."""
+    """Yield what is wrong with an entry of the blob table."""
     if blob.place != number:
         yield f"has the index {blob.place}"
-    if not (blob.id.isascii() and blob.id.isalnum()):  # it becomes a file's name
+    if not (blob.id.isascii() and blob.id.isalnum()):  # it becomes a file name
         yield "has an impossible id"
     if blob.chunk_size != extended.chunk_size or blob.chunks > ondisk.CHUNKS_MAX:
         yield f"has {blob.chunks} chunks of {blob.chunk_size} bytes"
@@ -176,7 +176,7 @@ def _faults_of_blob(blob: Blob, number: int, extended: Extended) -> Iterator[str
 
 
 def _faults_of_context(blob: Blob) -> Iterator[str]:
-    """What is wrong with the sizes of the table of chunks inside a blob."""
+    """Yield what is wrong with the sizes of the chunk table inside a blob."""
     if blob.ci_stored > blob.ci_size or blob.ci_offset + blob.ci_stored > ondisk.STORED_MAX:
         yield f"has a table of {blob.ci_stored} bytes for {blob.ci_size} at byte {blob.ci_offset}"
     more = blob.features & (ondisk.BLOB_BATCH | ondisk.BLOB_ZRAN | ondisk.BLOB_ENCRYPTED)
@@ -201,7 +201,7 @@ def _chunks(backing: Backing, extended: Extended, blobs: tuple[Blob, ...]) -> tu
 
 
 def _faults_of_chunk(chunk: Chunk, blobs: tuple[Blob, ...], extended: Extended) -> Iterator[str]:
-    """What is wrong with an entry of the chunk table."""
+    """Yield what is wrong with an entry of the chunk table."""
     if chunk.blob >= len(blobs):
         yield f"is in blob {chunk.blob}, which does not exist"
         return

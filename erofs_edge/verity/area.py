@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where trees and parity are written: files that are made for them, and parts of files and devices that are there."""
+"""Where trees and parity are written: to new files made for them, or to parts of existing files and devices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from erofs_edge.writing import new_file, room_for
 
 @contextmanager
 def area_of(path: Path, offset: int, what: str) -> Iterator[int]:
-    """A descriptor to write what begins at byte `offset` of a file or device.
+    """Yield a descriptor for writing data that begins at byte `offset` of a file or device.
 
-    A file with nothing before `offset` is made anew, and has its name when the block ends well. What stands before it
-    stays, and so does a device: those are written in place, and a file that grew is cut back after a failure.
-
-    Raises CapacityError where there is no space left for `what`, UsageError where a new file would be none, OSError.
+    A file with nothing before `offset` is written anew and gets its name only if the block succeeds. If there is data
+    before `offset`, or on a device, the write is in place; a file that grew is cut back after a failure. Raises
+    CapacityError if there is no space left for `what`, UsageError if a new file would not be a regular file, OSError.
     """
     if not path.exists() or (not offset and path.is_file()):
         with new_file(path, what) as new:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of many blocks: large slices in processes or on threads, in order, with a few slices in memory at a time.
+"""Digests of many blocks: large slices, hashed by processes or threads, in order, with a few slices in memory at a
+time.
 
-One task takes megabytes, since tasks of single blocks are slower than one thread; inside a task each block costs
-a copy() of the salted state and one update(), during which hashlib gives up the interpreter's lock. Two threads that
-do that all the time spend more on handing over the lock than they win: so large files are for forked processes
-(296 MB on two processors: 0.22 s, one thread 0.40 s, two threads 0.42 to 0.68 s).
+One task takes megabytes, since tasks of single blocks are slower than one thread. Inside a task, each block costs a
+copy() of the salted state and one update(), during which hashlib releases the GIL. Two threads doing that all the time
+lose more on handing over the GIL than they gain, so large files are hashed by forked processes (296 MB on two
+processors: 0.22 s; one thread 0.40 s, two threads 0.42 to 0.68 s).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from erofs_edge.threads import processors
 from erofs_edge.verity.superblock import Superblock
 
 SLICE = 4 << 20  # bytes; a multiple of every block size
-FORK_MIN = 32 << 20  # bytes from which processes are worth being made
+FORK_MIN = 32 << 20  # bytes from which forking processes pays off
 
 Progress = Callable[[int, int], None]
 """progress(done, total), both in bytes"""
@@ -32,8 +33,8 @@ Count = Callable[[int], None]
 
 
 class Reads(Protocol):
-    """What is no file of this machine, or a part of one: read(offset, length) gives that many of its `size` bytes, or
-    raises an ErofsEdgeError. From one thread at a time."""
+    """Something other than a local file, or a part of one: read(offset, length) returns exactly that many of its `size`
+    bytes or raises an ErofsEdgeError. Used by one thread at a time."""
 
     @property
     def size(self) -> int: ...
@@ -42,15 +43,15 @@ class Reads(Protocol):
 
 
 Source = int | Reads
-"""a file descriptor, or what takes its place"""
+"""a file descriptor, or something that can be read in its place"""
 
 
 def hash_blocks(data: bytes, block_size: int, sb: Superblock) -> bytes:
-    """The digest slots of whole blocks, joined: `sb.slot_size` bytes for each block."""
+    """Return the digest slots of whole blocks, joined: `sb.slot_size` bytes per block."""
     copy, digests = sb.salted().copy, []
     for start in range(0, len(data), block_size):
         state = copy()
-        # a slice of bytes is copied, which takes less time than making a view of it
+        # slicing copies the bytes, which is faster than creating a memoryview
         state.update(data[start : start + block_size])
         digests.append(state.digest())
     padding = bytes(sb.slot_size - sb.digest_size)
@@ -67,10 +68,10 @@ def hashed_slices(
     jobs: int | None = None,
     count: Count | None = None,
 ) -> Iterator[bytes]:
-    """Digest slots of the whole blocks in bytes [start, end) of a source, in order, a slice at a time.
+    """Yield the digest slots of the whole blocks in bytes [start, end) of a source, in order, one slice at a time.
 
-    What is no file is read here, one slice after the other, while threads hash those before. Raises FormatError where
-    the source ends early.
+    A source that is not a file is read here, slice by slice, while threads hash the previous slices. Raises FormatError
+    if the source ends early.
     """
 
     def fetch(offset: int, length: int) -> bytes:
@@ -116,9 +117,10 @@ def hashed_slices(
 def _forked(
     task: Callable[[int, int], bytes], offsets: range, end: int, workers: int, most: int, count: Count | None
 ) -> Iterator[bytes]:
-    """The results of task(offset, length) in order, of every `workers`th offset in one process. `most`: bytes of one.
+    """Yield the results of task(offset, length) in order, each process taking every `workers`th offset. `most`: bytes
+    of the largest result.
 
-    What a process does not deliver, since the file ends early or somebody has killed it, is done here.
+    What a process does not deliver, because the file ends early or the process was killed, is done here.
     """
     pipes, children = [], []
     try:
@@ -127,7 +129,7 @@ def _forked(
             pipes.append(open(reading, "rb"))  # noqa: SIM115  closed below
             if (child := os.fork()) == 0:
                 for pipe in pipes:
-                    os.close(pipe.fileno())  # else no write of ours would ever fail
+                    os.close(pipe.fileno())  # otherwise a write would never fail here
                 _deliver(task, offsets[worker::workers], end, writing)
             os.close(writing)
             children.append(child)
@@ -140,20 +142,20 @@ def _forked(
                 count(length)
     finally:
         for pipe in pipes:
-            pipe.close()  # a process that is not through yet fails at its next write
+            pipe.close()  # a process that has not finished fails at its next write
         for child in children:
             os.waitpid(child, 0)
 
 
 def _deliver(task: Callable[[int, int], bytes], offsets: range, end: int, pipe: int) -> None:
-    """In a forked process, which ends here: the results into the pipe, one after the other."""
+    """Write the results to the pipe one after the other. Runs in a forked process, which ends here."""
     with ending_here():
         for offset in offsets:
             tell(pipe, task(offset, min(SLICE, end - offset)))
 
 
 def counter(progress: Progress | None, total: int) -> Count | None:
-    """What adds up the bytes done and tells `progress`."""
+    """Return a function that adds up the bytes done and reports them to `progress`."""
     if progress is None:
         return None
     done = 0
@@ -167,7 +169,7 @@ def counter(progress: Progress | None, total: int) -> Count | None:
 
 
 def read_exactly(source: Source, length: int, offset: int) -> bytes:
-    """`length` bytes from `offset` on, or all up to the end of the source."""
+    """Read `length` bytes from `offset` on; fewer only at the end of the source."""
     if isinstance(source, int):
         return reading.read_exactly(source, length, offset)
     length = min(length, source.size - offset)
@@ -175,5 +177,5 @@ def read_exactly(source: Source, length: int, offset: int) -> bytes:
 
 
 def file_size(source: Source) -> int:
-    """Bytes of a file, a block device, or what takes its place."""
+    """Return the size in bytes of a file, a block device or another source."""
     return os.lseek(source, 0, os.SEEK_END) if isinstance(source, int) else source.size

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repair of an image in place from other files that have its blocks: the same image, an older one, a whole disk.
+"""Repair an image in place using other files that contain its blocks: the same image, an older one, a whole disk.
 
-From the root hash down: each hash block that is wrong is replaced by one that matches, so that what is below it can be
-judged. A block of a source counts for what it hashes to, not for where it is: first the one at the same place is tried,
-then any. Nothing but blocks that match is written.
+Works down from the root hash: each wrong hash block is replaced by one that matches, so that the blocks below it can be
+judged. A source block counts by its hash, not by its position: the one at the same offset is tried first, then any
+other. Only blocks that match are ever written.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from erofs_edge.writing import write_exactly
 
 @dataclass(frozen=True, slots=True)
 class Borrowed(Mended):
-    """`superblock`: it was damaged and is made anew."""
+    """`superblock`: whether it was damaged and has been rewritten."""
 
     superblock: bool
 
@@ -48,10 +48,10 @@ def repair_from(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Borrowed:
-    """Replace all blocks of an image and its tree that are wrong and that a source has.
+    """Replace all wrong blocks of an image and its tree for which a source has the right content.
 
-    A repair that is interrupted leaves each block as it was, or right. Raises FormatError where neither the image nor
-    a source has a superblock at `hash_offset`, UsageError where the root hash has another length than the algorithm's.
+    An interrupted repair leaves each block either as it was or correct. Raises FormatError if neither the image nor a
+    source has a superblock at `hash_offset`, UsageError if the length of the root hash does not fit the algorithm.
     """
     flags = READ if dry_run else READ_WRITE
     with ExitStack() as stack:
@@ -80,7 +80,7 @@ def repair_from(
 
 
 class _Borrowing:
-    """One repair: the level above, right as far as it can be, judges the one below."""
+    """One repair: each level, corrected as far as possible, is used to judge the level below."""
 
     def __init__(
         self, sb: Superblock, data_fd: int, hash_fd: int, sources: list[int], jobs: int | None, *, dry_run: bool
@@ -90,10 +90,13 @@ class _Borrowing:
         self.index: dict[int, dict[bytes, tuple[int, int]]] = {}
 
     def run(self, at: int, root: bytes, damaged: bool, progress: Progress | None) -> Borrowed:
-        """Level by level from the top, then the data."""
+        """Go through the tree level by level from the top, then through the data."""
         sb, size = self.sb, self.sb.hash_block_size
         found = Borrowed(Ranges(), Ranges(), Ranges(), Ranges(), Ranges(), damaged)
-        above, known = root.ljust(sb.slot_size, b"\0"), bytearray(b"\1")  # digests; which of their blocks are right
+        above, known = (
+            root.ljust(sb.slot_size, b"\0"),
+            bytearray(b"\1"),
+        )  # digests; which of their blocks are right
         for level in reversed(sb.levels(at)):
             content = bytearray(read_exactly(self.hash_fd, level.count * size, level.start * size))
             right = bytearray(b"\1") * level.count
@@ -121,7 +124,7 @@ class _Borrowing:
     def _wrong(
         self, fd: int, size: int, level: Level, above: bytes, known: bytearray, progress: Progress | None = None
     ) -> Iterator[tuple[int, bytes | None]]:
-        """(block, the digest that it must have; None where nothing is known of it) of all that is not proved right."""
+        """Yield (block, its expected digest or None if unknown) for all blocks that are not proved right."""
         sb = self.sb
         slot, per = sb.slot_size, sb.per_block
         count = counter(progress, level.count * size)
@@ -142,7 +145,7 @@ class _Borrowing:
             first += blocks
 
     def _fetch(self, fd: int, offset: int, size: int, right: bytes) -> bytes | None:
-        """The block with this digest from a source; it is written to its place."""
+        """Find the block with this digest in a source and write it to its place."""
         for source in self.sources:
             data = read_exactly(source, size, offset)
             if len(data) == size and hash_blocks(data, size, self.sb) == right:
@@ -153,13 +156,13 @@ class _Borrowing:
                 return None
             data = read_exactly(found[0], size, found[1])
             if hash_blocks(data, size, self.sb) != right:
-                return None  # it has changed since
+                return None  # it has changed in the meantime
         if not self.dry_run:
             write_exactly(fd, data, offset)
         return data
 
     def _indexed(self, size: int) -> dict[bytes, tuple[int, int]]:
-        """Digest → (source, byte) of all whole blocks of the sources; made when it is needed first."""
+        """Return digest → (source, byte offset) for all whole blocks of the sources. Built on first use."""
         if size not in self.index:
             index: dict[bytes, tuple[int, int]] = {}
             slot = self.sb.slot_size
@@ -174,7 +177,8 @@ class _Borrowing:
 
 
 def _superblock(hash_fd: int, sources: list[int], at: int) -> tuple[Superblock, bool]:
-    """The superblock, of a source where the image's own is damaged (a wrong one proves nothing right)."""
+    """Return the superblock and whether it comes from a source because the image's own is damaged. (A wrong superblock
+    cannot prove any block right.)"""
     problem: FormatError | None = None
     for number, fd in enumerate([hash_fd, *sources]):
         try:

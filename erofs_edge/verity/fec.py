@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward error correction for dm-verity: where the parity of which blocks lies, and how it is made.
+"""Forward error correction for dm-verity: where the parity of each block is, and how it is computed.
 
 Sources: Linux ``drivers/md/dm-verity-fec.c``; cryptsetup ``lib/verity/verity_fec.c``. The covered area is the data
-blocks, then the hash device from the first block of the tree on (the superblock is not covered). It is cut into
-255 - roots strips of `rounds` blocks, zeros after its end: byte j of all strips is one code word, whose parity is
-bytes [j * roots, (j + 1) * roots) of the parity area. So a run of lost blocks costs each word one symbol at most,
-as long as it is shorter than a strip, and one round is what repairing a block reads.
+blocks, followed by the hash device from the first block of the tree on (the superblock is not covered). It is divided
+into 255 - roots strips of `rounds` blocks, padded with zeros: byte j of all strips is one code word, whose parity is
+bytes [j * roots, (j + 1) * roots) of the parity area. So a run of lost blocks costs each word at most one symbol, as
+long as it is shorter than a strip, and repairing a block means reading one round.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ if TYPE_CHECKING:
     from erofs_edge.verity.rs import Bytes
 
 ROOTS_MIN, ROOTS_MAX, WORD = 2, 24, 255
-ROOTS = 2  # as veritysetup and Android have it
-COLUMNS = 32 << 10  # words that one task computes; megabytes of input
+ROOTS = 2  # as in veritysetup and Android
+COLUMNS = 32 << 10  # words per task; megabytes of input
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
     """Where an image, its tree and its parity are.
 
-    parity       file or device; it may be the image or the hash device
+    parity       file or device; may be the image or the hash device
     hash_device  holds the tree; None: the image does
-    hash_offset  byte of the superblock; None: 0 of a hash device, in the image where it is found, or behind the data
-    fec_offset   byte where the parity begins; None: 0, or where it stands in what holds the tree, too, the end of the
-                 tree (of new parity: the end of that file)
-    roots        None: as the size of the parity has it; of new parity ROOTS
+    hash_offset  byte of the superblock; None: 0 on a hash device; in the image, where it is found or right after the
+                 data
+    fec_offset   byte where the parity begins; None: 0, or, if it shares a file with the tree, the end of the tree (for
+                 new parity: the end of that file)
+    roots        None: derived from the size of the parity; for new parity, ROOTS
     """
 
     image: Path
@@ -60,24 +61,24 @@ class Places:
 
     @property
     def tree(self) -> Path:
-        """What holds the tree."""
+        """The file or device that holds the tree."""
         return self.hash_device or self.image
 
     @property
     def inside(self) -> bool:
-        """Whether the parity stands in what holds the tree, too."""
+        """Whether the parity is in the same file or device as the tree."""
         return self.parity.exists() and os.path.samefile(self.tree, self.parity)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is covered, and by how much. Blocks of the covered area are numbered: the data's, then the hash area's.
+    """What is covered, and by how much parity. Blocks of the covered area are numbered: first data, then the hash area.
 
     roots        parity bytes for each 255 - roots bytes
-    block_size   bytes, of data and hash blocks
+    block_size   size of data and hash blocks in bytes
     data_blocks  covered blocks of the data device, from its byte 0
     hash_start   first covered block of the hash device
-    hash_blocks  covered blocks from there on
+    hash_blocks  number of covered blocks from there on
     offset       byte of the parity area in its file
     """
 
@@ -89,7 +90,7 @@ class Layout:
     offset: int
 
     def __post_init__(self) -> None:
-        """Raises UsageError on values that the kernel does not take."""
+        """Raises UsageError for values that the kernel does not accept."""
         if not ROOTS_MIN <= self.roots <= ROOTS_MAX:
             raise UsageError(f"{self.roots} FEC roots, possible are {ROOTS_MIN} to {ROOTS_MAX}")
         if self.offset < 0 or self.offset % 512:
@@ -97,35 +98,35 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        """All that is covered: `fec_blocks` of a dm-verity table."""
+        """Number of covered blocks: `fec_blocks` of a dm-verity table."""
         return self.data_blocks + self.hash_blocks
 
     @property
     def strips(self) -> int:
-        """Data symbols of a code word."""
+        """Number of data symbols in a code word."""
         return WORD - self.roots
 
     @property
     def rounds(self) -> int:
-        """Blocks of a strip: blocks b, b + rounds, b + 2 rounds, … are coded together."""
+        """Number of blocks in a strip: blocks b, b + rounds, b + 2 rounds, … are coded together."""
         return -(-self.blocks // self.strips)
 
     @property
     def parity_size(self) -> int:
-        """Bytes of the parity area."""
+        """Size of the parity area in bytes."""
         return self.rounds * self.roots * self.block_size
 
     def place(self, block: int) -> tuple[bool, int]:
-        """Whether a covered block lies on the hash device, and the byte where."""
+        """Return whether a covered block is on the hash device, and its byte offset there."""
         if block < self.data_blocks:
             return False, block * self.block_size
         return True, (self.hash_start + block - self.data_blocks) * self.block_size
 
 
 def new_layout(sb: Superblock, hash_offset: int, hash_end: int, roots: int, offset: int) -> Layout:
-    """The layout of parity over data, tree, and what else stands up to byte `hash_end` of the hash device.
+    """Return the layout of parity over data, tree and anything else up to byte `hash_end` of the hash device.
 
-    Raises UsageError where data and hash blocks differ in size: the kernel has no code for those.
+    Raises UsageError if data and hash blocks differ in size, which the kernel does not support.
     """
     if sb.data_block_size != sb.hash_block_size:
         raise UsageError(
@@ -140,11 +141,11 @@ def new_layout(sb: Superblock, hash_offset: int, hash_end: int, roots: int, offs
 def find_layout(
     sb: Superblock, hash_offset: int, hash_size: int, fec_size: int, *, roots: int | None, offset: int, inside: bool
 ) -> Layout:
-    """The layout of a parity area that is there already: the one whose size fits.
+    """Return the layout of an existing parity area: the one whose size fits.
 
-    `inside` says that the parity stands in the hash device itself, `fec_size` is the size of its file. The hash area
-    ends where its device does, as veritysetup has it, or with the tree, where the image was copied to a larger
-    partition. Raises FormatError where no number of roots fits, UsageError where several do.
+    `inside` says that the parity is on the hash device itself; `fec_size` is the size of its file. The hash area ends
+    either with its device, as in veritysetup, or with the tree, if the image was copied to a larger partition. Raises
+    FormatError if no number of roots fits, UsageError if several do.
     """
     if inside and offset < sb.end(hash_offset):
         raise UsageError(f"FEC offset {offset} lies inside the tree, which ends at {sb.end(hash_offset)}")
@@ -172,7 +173,7 @@ def find_layout(
 
 
 class Covered:
-    """Reads of the covered area."""
+    """Reads from the covered area."""
 
     def __init__(self, layout: Layout, data_fd: int, hash_fd: int) -> None:
         self.layout, self.data_fd, self.hash_fd = layout, data_fd, hash_fd
@@ -180,7 +181,7 @@ class Covered:
     def fill(self, row: memoryview, offset: int) -> None:
         """Read len(row) bytes from byte `offset` of the covered area; zeros after its end.
 
-        Raises FormatError where a file is shorter than the layout says.
+        Raises FormatError if a file is shorter than the layout says.
         """
         layout = self.layout
         split, end = layout.data_blocks * layout.block_size, layout.blocks * layout.block_size
@@ -193,7 +194,8 @@ class Covered:
             row[beyond:] = bytes(len(row) - beyond)
 
     def columns(self, start: int, width: int) -> Bytes:
-        """(strips, width): the words of bytes [start, start + width) of the strips, those of zeros alone left out."""
+        """Return (strips, width): the words of bytes [start, start + width) of the strips, without trailing all-zero
+        strips."""
         import numpy as np
 
         stride = self.layout.rounds * self.layout.block_size
@@ -204,14 +206,14 @@ class Covered:
         return rows
 
     def parity(self, start: int, width: int) -> bytes:
-        """The parity of these words, in the order of the parity area."""
+        """Return the parity of these words, in the order of the parity area."""
         from erofs_edge.verity import rs
 
         return rs.parity(list(self.columns(start, width)), self.layout.roots).T.tobytes()
 
 
 def parities(covered: Covered, *, jobs: int | None = None, progress: Progress | None = None) -> Iterator[bytes]:
-    """The whole parity area in pieces, in order; a few pieces are in memory at a time."""
+    """Yield the whole parity area in pieces, in order, with a few pieces in memory at a time."""
     layout = covered.layout
     total = layout.rounds * layout.block_size
     count = counter(progress, layout.blocks * layout.block_size)
@@ -239,9 +241,9 @@ def write_parity(
 ) -> Layout:  # fmt: skip
     """Write the parity of an image and its tree, as `veritysetup format --fec-device` does.
 
-    A file gets its name when it is complete; devices, and files that hold something before `fec_offset`, are written in
-    place, and a file that grew is cut back after a failure. Raises UsageError where areas would overlap or the roots
-    are impossible, CapacityError where the disk is full.
+    A new file gets its name only once it is complete. Devices, and files with data before `fec_offset`, are written in
+    place; a file that grew is cut back after a failure. Raises UsageError if areas would overlap or the number of roots
+    is impossible, CapacityError if the disk is full.
     """
     hash_offset, fec_offset, parity = places.hash_offset, places.fec_offset, places.parity
     inside, exists, hash_size = places.inside, parity.exists(), _size(places.tree)
@@ -268,10 +270,11 @@ def write_parity(
 
 @contextmanager
 def opened(places: Places, *, writable: bool = False) -> Iterator[tuple[Superblock, int, Covered, int]]:
-    """The superblock of an image with parity, its byte offset, the covered area, and the parity's file descriptor.
+    """Open an image with parity: yield its superblock, the superblock's byte offset, the covered area and the parity's
+    descriptor.
 
-    The superblock is looked for as `verify` does, and before the parity where all is in one file. `writable` opens all
-    of them for writing. Raises FormatError and UsageError as `verify` and `find_layout`.
+    The superblock is searched for as in `verify`; if everything is in one file, before the parity. `writable` opens all
+    files for writing. Raises FormatError and UsageError as `verify` and `find_layout` do.
     """
     hash_offset, fec_offset, inside = places.hash_offset, places.fec_offset, places.inside
     if hash_offset is None:
@@ -298,7 +301,7 @@ def opened(places: Places, *, writable: bool = False) -> Iterator[tuple[Superblo
 def wrong_parity(
     covered: Covered, fec_fd: int, *, mend: bool = False, jobs: int | None = None, progress: Progress | None = None
 ) -> int:
-    """Bytes of the parity area that are not what the covered area asks for; with `mend` they are rewritten."""
+    """Count the bytes of the parity area that do not match the covered area; with `mend`, rewrite them."""
     import numpy as np
 
     position, differing = covered.layout.offset, 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The digests of an image's blocks, made while the image is being written, where the salt is known before.
+"""Compute the digests of an image's blocks while the image is being written, if the salt is known in advance.
 
-A forked process does it: a thread would take turns with those that write the image. It is told which bytes are in the
-file, reads them from there, out of the page cache, and keeps their digests, 0.8 % of the image. What is changed later,
-as the head of an EROFS image is, it reads once more when the image is whole.
+A forked process does this; a thread would compete with those that write the image. The process is told which bytes are
+in the file, reads them from the page cache and keeps their digests, 0.8 % of the image. What changes later, such as the
+head of an EROFS image, is read again once the image is complete.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from erofs_edge.verity.blocks import SLICE, hash_blocks, read_exactly
 from erofs_edge.verity.superblock import Superblock
 
 RANGE = Struct("<QQ")
-"""what the process is told: the first byte and the bytes of a run of whole blocks that it can read now"""
+"""message to the process: first and end byte of a run of whole blocks that can now be read"""
 MESSAGES = RANGE.size * 256
 
 
 class BlockDigests:
-    """The digest slots of blocks that come in any order, those that come again in place of what was there."""
+    """The digest slots of blocks that arrive in any order. A block that arrives again replaces its earlier digest."""
 
     def __init__(self, sb: Superblock) -> None:
         self._sb, self._slots = sb, bytearray()
 
     def take(self, offset: int, data: bytes) -> None:
-        """Bytes from a whole block on; where the last block is cut off, zeros follow."""
+        """Hash `data`, which starts at a block boundary. A partial last block is padded with zeros."""
         size, slot = self._sb.data_block_size, self._sb.slot_size
         new = hash_blocks(data + bytes(-len(data) % size), size, self._sb)
         start = offset // size * slot
@@ -37,23 +37,23 @@ class BlockDigests:
         self._slots[start : start + len(new)] = new
 
     def slots(self, blocks: int) -> bytes:
-        """Of the first `blocks` blocks."""
+        """Return the slots of the first `blocks` blocks."""
         return bytes(self._slots[: blocks * self._sb.slot_size])
 
 
 class Meanwhile:
-    """Follows an image that is being written (`erofs.output.Follower`); the process ends with the block.
+    """Follow an image that is being written (`erofs.output.Follower`). The process ends with the block.
 
-    Where no process can be forked safely, or somebody has killed it, there are no digests, and the tree is made from
-    the whole image.
+    If no process can be forked safely, or the process was killed, there are no digests, and the tree has to be made
+    from the finished image.
     """
 
     def __init__(self, salt: bytes, block_size: int = 4096, algorithm: str = "sha256") -> None:
-        """`block_size`: bytes of a data block."""
+        """`block_size`: size of a data block in bytes."""
         self._sb = Superblock(bytes(16), salt, 1, algorithm, block_size, block_size)
         self._child = 0
-        self._told = 0  # bytes: so many from the start on were said to be there
-        self._again: list[tuple[int, int]] = []  # (first, end) of bytes changed since
+        self._told = 0  # bytes from the start that have been reported as written
+        self._again: list[tuple[int, int]] = []  # (first, end) of byte ranges changed since then
 
     def __enter__(self) -> Meanwhile:
         return self
@@ -67,7 +67,7 @@ class Meanwhile:
             self._child = 0
 
     def begin(self, fd: int) -> None:
-        """The file, which is empty, begins to be written."""
+        """Start following: the file is empty and is about to be written."""
         if not may_fork() or self._child:
             return
         here, told = os.pipe()
@@ -80,20 +80,20 @@ class Meanwhile:
         self._tell, self._result = told, result
 
     def written(self, end: int) -> None:
-        """All bytes up to `end` are in the file."""
+        """All bytes up to `end` are now in the file."""
         end -= end % self._sb.data_block_size
         if end > self._told:
             self._say(self._told, end)
             self._told = end
 
     def changed(self, offset: int, length: int) -> None:
-        """These bytes are others now, or will be when the image is whole."""
+        """These bytes have changed, or will have by the time the image is complete."""
         if length and offset < self._told:
             self._again.append((offset, offset + length))
 
     def digests(self, size: int) -> bytes | None:
-        """The digest slots of the image, which is whole now and has `size` bytes, with zeros up to a whole block; None
-        where there are none. Once only."""
+        """Return the digest slots of the finished image of `size` bytes, zero-padded to a whole block, or None if there
+        are none. Can be called only once."""
         if not self._child:
             return None
         step = self._sb.data_block_size
@@ -122,8 +122,8 @@ class Meanwhile:
 
 
 def _follow(sb: Superblock, fd: int, told: int, result: int) -> None:
-    """In the forked process, which ends here: ranges are read and hashed until the one that says how many blocks there
-    are, (blocks, 0); then the digests go into the pipe."""
+    """Runs in the forked process, which ends here: read and hash ranges until the message (blocks, 0) states how many
+    blocks there are; then write the digests to the pipe."""
     with ending_here():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _keep_only(fd, told, result)
@@ -137,7 +137,7 @@ def _follow(sb: Superblock, fd: int, told: int, result: int) -> None:
 
 
 def _keep_only(*fds: int) -> None:
-    """Close all other files: where somebody waits for the end of a pipe, it must not be open here."""
+    """Close all other files: a pipe that stays open here would never reach its end for whoever reads it."""
     start = 3
     for fd in sorted(fds):
         os.closerange(start, fd)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repair of an image in place, from its parity: what the kernel does on each read, once and for good.
+"""Repair an image in place from its parity: what the kernel does on each read, done once and for all.
 
-The tree says which blocks are wrong, so that their symbols are erasures, of which parity corrects twice as many as
-of errors at unknown places. The tree also has the last word: only a block whose hash then matches is written. A
-hash block that was repaired brings the verdict on what is below it. What cannot be repaired is not touched.
+The tree says which blocks are wrong, so their symbols are erasures; parity corrects twice as many erasures as errors at
+unknown positions. The tree also has the last word: a block is written only if its hash then matches. A repaired hash
+block yields the verdict on the blocks below it. What cannot be repaired is not touched.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from erofs_edge.writing import write_exactly
 if TYPE_CHECKING:
     from erofs_edge.verity.rs import Bytes
 
-FOREIGN = 4  # covered by parity, not by the tree
-UNKNOWN = 5  # nothing that could speak for or against the block is left
-NEIGHBOURS = 64  # words that are likely to share their fate
+FOREIGN = 4  # covered by the parity but not by the tree
+UNKNOWN = 5  # nothing is left to prove the block right or wrong
+NEIGHBOURS = 64  # adjacent words, which are likely to be damaged alike
 
 
 @dataclass(frozen=True, slots=True)
 class Repair(Mended):
-    """`corrected` counts bytes. `parity` counts bytes of the parity that were made anew, which only a whole image
-    allows."""
+    """`corrected` counts bytes. `parity` counts bytes of parity that were rewritten, which happens only if the image is
+    whole."""
 
     superblock: Superblock
     hash_offset: int
@@ -50,13 +50,11 @@ def repair(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Repair:
-    """Correct all blocks of an image and its tree that can be corrected; a dry run keeps them in memory instead.
+    """Correct every block of an image and its tree that can be corrected. A dry run keeps the corrections in memory.
 
-    If that makes the image whole, parity that is wrong is made anew.
-
-    A repair that is interrupted leaves each block wrong or right as it was, or right. Memory is one code round (255
-    blocks, or COLUMNS words of them) and one byte for each block. Raises as `fec.opened` does, and UsageError where
-    the root hash has another length than the algorithm's.
+    If that makes the image whole, wrong parity is recomputed. An interrupted repair leaves each block either as it was
+    or correct. Memory use is one code round (255 blocks, or COLUMNS words of them) and one byte per block. Raises as
+    `fec.opened` does, and UsageError if the length of the root hash does not fit the algorithm.
     """
     with opened(places, writable=not dry_run) as (sb, at, covered, fec_fd):
         if len(root_hash) != sb.digest_size:
@@ -75,7 +73,7 @@ def repair(
 
 
 class _Repair:
-    """The verdict on each covered block, and the rounds that wait for correction."""
+    """The verdict on each covered block, and the queue of rounds to correct."""
 
     def __init__(
         self, sb: Superblock, at: int, root: bytes, covered: Covered, fec_fd: int, *, dry_run: bool
@@ -93,14 +91,14 @@ class _Repair:
         self.unwritten: dict[int, bytes] | None = {} if dry_run else None
 
     def judge(self, walk: Walk) -> None:
-        """Take over what a verification finds."""
+        """Record the findings of a verification."""
         for level, number, verdict in walk.findings(self.levels, self.root):
             block = self._block(-1 if level is None else self.levels.index(level), number)
             self._set(block, verdict)
         self._weigh()
 
     def run(self) -> None:
-        """Correct round by round, until no verdict changes any more."""
+        """Correct round by round until no verdict changes."""
         while self.waiting:
             number = self.waiting.popleft()
             self.queued.remove(number)
@@ -131,9 +129,10 @@ class _Repair:
         )
 
     def _weigh(self) -> None:
-        """Find out whom to suspect below a hash block that is not right: itself, if it fits nothing below it.
+        """Decide which blocks to suspect below a hash block that is not right: the hash block itself, if it fits
+        nothing below.
 
-        Chance makes no block fit a wrong digest, so that one which fits is right, although nothing proves it yet.
+        No block fits a wrong digest by chance, so one that fits is right, even though nothing proves it yet.
         """
         destroyed, unknown = [], []
         for level, extent in enumerate(self.levels):
@@ -150,7 +149,7 @@ class _Repair:
                 self.status[block] = SUSPECT
 
     def _mend(self, number: int) -> None:
-        """Correct what can be corrected in one round; each block that is right again helps the others."""
+        """Correct what can be corrected in one round. Each block that is fixed helps with the others."""
         from erofs_edge.verity import rs
 
         members = self._members(number)
@@ -168,7 +167,7 @@ class _Repair:
                     break
 
     def _attempts(self, found: Bytes, verdicts: list[int]) -> Iterator[dict[int, Bytes]]:
-        """Guesses at what is wrong with the words of a round, the likely first: symbol → what to add to it."""
+        """Yield guesses at what is wrong with the words of a round, likely ones first: symbol → what to add to it."""
         import numpy as np
 
         from erofs_edge.verity import rs
@@ -192,12 +191,13 @@ class _Repair:
         if len(bad) <= len(found):
             erased, _ = rs.decode(wrong, bad)
             yield spread(erased)
-        # word by word: errors at unknown places, but none in a block that is known to be right
+        # word by word: errors at unknown positions, but not in a block that is known to be right
         errors, sure = rs.decode(wrong, [])
         right = {s for s in range(self.layout.strips) if s >= len(verdicts) or verdicts[s] in (GOOD, UNPROVEN)}
         for symbol in right & errors.keys():
             sure &= errors[symbol] == 0
-        # two errors may look like one elsewhere, but seldom do: damage is wide, so words believe their neighbours
+        # two errors can look like a single one elsewhere, but rarely do; damage is contiguous, so trust the
+        # neighbouring words
         area = columns // NEIGHBOURS
         sure &= np.bincount(area, sure)[area] * 2 > np.bincount(area)[area]
         nothing = np.zeros(len(columns), np.uint8)
@@ -207,7 +207,7 @@ class _Repair:
                 yield spread(rs.decode(wrong, symbols)[0])
 
     def _accept(self, block: int, correction: Bytes) -> bool:
-        """Write the corrected block if its hash is right now, and judge what is below it."""
+        """Write the corrected block if its hash now matches, and judge the blocks below it."""
         import numpy as np
 
         data = (np.frombuffer(self._read(block), np.uint8) ^ correction).tobytes()
@@ -226,7 +226,7 @@ class _Repair:
         return True
 
     def _judge_below(self, level: int, number: int) -> None:
-        """The verdict on all blocks below a hash block that is right now."""
+        """Judge all blocks below a hash block that is now right."""
         right = [(level, number)] if level >= 0 else []
         while right:
             level, number = right.pop()
@@ -237,7 +237,7 @@ class _Repair:
                     right.append((level - 1, child))
 
     def _syndromes(self, number: int) -> Bytes:
-        """(roots, block size): of the words of a round, as they stand on the disk."""
+        """Return (roots, block size): the syndromes of the words of a round, as stored on disk."""
         import numpy as np
 
         from erofs_edge.verity import rs
@@ -257,7 +257,7 @@ class _Repair:
         return np.concatenate(pieces, axis=1)
 
     def _matches(self, data: bytes, level: int, number: int) -> bool:
-        """Whether this is block `number` of a level; the block above it must be right."""
+        """Whether this is block `number` of a level. The block above it must be right."""
         digest = hash_blocks(data, len(data), self.sb)[: self.sb.digest_size]
         if level + 1 == len(self.levels):
             return digest == self.root
@@ -273,7 +273,7 @@ class _Repair:
         return read_exactly(fd, self.layout.block_size, offset)
 
     def _set(self, block: int, verdict: int) -> None:
-        """Note a verdict; where it is news to a round, the round is tried (again)."""
+        """Record a verdict. If it is new information for a round, queue that round (again)."""
         if self.status[block] != verdict:
             self.status[block] = verdict
             number = block % self.layout.rounds
@@ -282,24 +282,24 @@ class _Repair:
                 self.waiting.append(number)
 
     def _members(self, number: int) -> range:
-        """The covered blocks of a round, in the order of their symbols."""
+        """Return the covered blocks of a round, in the order of their symbols."""
         return range(number, self.layout.blocks, self.layout.rounds)
 
     def _block(self, level: int, number: int) -> int:
-        """The covered block that is block `number` of a level; -1 is the data."""
+        """Return the covered block that is block `number` of a level; level -1 is the data."""
         if level < 0:
             return number
         return self.layout.data_blocks + self.levels[level].start + number - self.layout.hash_start
 
     def _below(self, level: int, number: int) -> range:
-        """The covered blocks whose digests are in block `number` of a level of the tree."""
+        """Return the covered blocks whose digests are in block `number` of a tree level."""
         count = self.levels[level - 1].count if level else self.sb.data_blocks
         first = number * self.sb.per_block
         start = self._block(level - 1, first)
         return range(start, start + min(self.sb.per_block, count - first))
 
     def _locate(self, block: int) -> tuple[int, int]:
-        """The level of a covered block, and its number there."""
+        """Return the level of a covered block, and its number in that level."""
         if block < self.layout.data_blocks:
             return -1, block
         at = block - self.layout.data_blocks + self.layout.hash_start
@@ -307,6 +307,6 @@ class _Repair:
 
 
 def _find(status: bytearray, verdicts: bytes, start: int, end: int) -> Iterator[int]:
-    """Blocks with one of these verdicts in [start, end)."""
+    """Yield the blocks in [start, end) that have one of these verdicts."""
     for match in re.compile(b"[" + re.escape(verdicts) + b"]").finditer(status, start, end):
         yield match.start()

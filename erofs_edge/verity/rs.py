@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reed-Solomon codes over GF(256), many code words at once: columns of numpy arrays.
+"""Reed-Solomon codes over GF(256), for many code words at once: they are columns of numpy arrays.
 
-The code of Linux' ``drivers/md/dm-verity-fec.c`` and of cryptsetup's ``lib/verity/verity_fec.c``: field polynomial
-0x11d, generator with the roots 2^0 … 2^(roots-1), 255 symbols a word, of which the last `roots` are parity, highest
+The code is that of Linux ``drivers/md/dm-verity-fec.c`` and cryptsetup ``lib/verity/verity_fec.c``: field polynomial
+0x11d, a generator with the roots 2^0 … 2^(roots-1), 255 symbols per word, of which the last `roots` are parity, highest
 power first. Symbol i of a word is the coefficient of x^(254 - i).
 
-Multiplication by a constant is a sum of doublings, each four operations that numpy runs on vectors; a table costs
-ten times as much, so that only decoding uses one.
+Multiplication by a constant is a sum of doublings, each of which is four vectorized numpy operations. A lookup table is
+ten times slower, so only decoding uses one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _POLYNOMIAL = 0x11D
 
 
 def _powers() -> tuple[list[int], list[int]]:
-    """2^n for n in [0, 510), and the logarithm of each value but 0."""
+    """2^n for n in [0, 510), and the logarithm of every value except 0."""
     exp, log, value = [0] * 510, [0] * 256, 1
     for n in range(255):
         exp[n] = exp[n + 255] = value
@@ -40,7 +40,7 @@ EXP, LOG = _powers()
 
 
 def multiply(a: int, b: int) -> int:
-    """Product of two field elements."""
+    """Return the product of two field elements."""
     return EXP[LOG[a] + LOG[b]] if a and b else 0
 
 
@@ -51,7 +51,7 @@ def inverse(a: int) -> int:
 
 @lru_cache
 def _products() -> Bytes:
-    """(256, 256): all products."""
+    """(256, 256): table of all products."""
     log = np.array(LOG)
     table: Bytes = np.array(EXP, np.uint8)[log[:, None] + log[None, :]]
     table[0, :] = table[:, 0] = 0
@@ -60,12 +60,12 @@ def _products() -> Bytes:
 
 @lru_cache
 def _inverses() -> Bytes:
-    """(256,): 1 / a, and 0 for 0."""
+    """(256,): 1 / a, with 0 for 0."""
     return np.array([0] + [inverse(v) for v in range(1, 256)], np.uint8)
 
 
 def generator(roots: int) -> list[int]:
-    """Coefficients of the generator polynomial, of x^0 first; that of x^roots is 1."""
+    """Return the coefficients of the generator polynomial from x^0 up; that of x^roots is 1."""
     g = [1]
     for n in range(roots):
         shifted, scaled = [0, *g], [multiply(EXP[n], c) for c in g]
@@ -74,14 +74,14 @@ def generator(roots: int) -> list[int]:
 
 
 def parity(rows: Sequence[Bytes], roots: int) -> Bytes:
-    """(roots, n): the parity of n code words whose symbol i is `rows[i]`, n bytes each.
+    """Return (roots, n): the parity of n code words whose symbol i is `rows[i]`, n bytes each.
 
-    Fewer rows than 255 - roots stand for a word that ends in zeros.
+    With fewer than 255 - roots rows, the missing symbols are zeros at the end of the word.
     """
     width = len(rows[0])
     terms = [[bit for bit in range(8) if c >> bit & 1] for c in generator(roots)[:roots]]
     depth = 1 + max(bit for bits in terms for bit in bits)
-    # the shift register is a ring: its head moves, its contents stay
+    # the shift register is a ring: its head moves, its contents stay in place
     state, doubled = np.zeros((roots, width), np.uint8), np.empty((depth, width), np.uint8)
     high, zeros = np.empty(width, np.uint8), np.zeros(width, np.uint8)
     for step in range(WORD - roots):
@@ -101,7 +101,7 @@ def parity(rows: Sequence[Bytes], roots: int) -> Bytes:
 
 
 def _double(a: Bytes, out: Bytes, high: Bytes) -> None:
-    """out = 2 a. The sign of a byte, spread by an arithmetic shift, selects the reduction."""
+    """out = 2 a. The sign bit of each byte, spread by an arithmetic shift, selects the reduction."""
     np.right_shift(a.view(np.int8), 7, out=high.view(np.int8))
     np.bitwise_and(high, _POLYNOMIAL & 0xFF, out=high)
     np.add(a, a, out=out)
@@ -109,7 +109,7 @@ def _double(a: Bytes, out: Bytes, high: Bytes) -> None:
 
 
 def syndromes(remainder: Bytes) -> Bytes:
-    """(roots, n) syndromes from (roots, n): computed parity XOR stored parity. Syndrome j is the word at 2^j."""
+    """(roots, n) syndromes from (roots, n) computed parity XOR stored parity. Syndrome j is the word's value at 2^j."""
     products, found = _products(), np.empty_like(remainder)
     for j in range(len(remainder)):
         value = remainder[0].copy()
@@ -120,7 +120,7 @@ def syndromes(remainder: Bytes) -> Bytes:
 
 
 def shifted(found: Bytes, position: int, correction: Bytes) -> Bytes:
-    """The syndromes after `correction` was added to symbol `position` of the words."""
+    """Return the syndromes after adding `correction` to symbol `position` of the words."""
     products = _products()
     powers = [EXP[(WORD - 1 - position) * j % 255] for j in range(len(found))]
     change: Bytes = np.stack([products[p][correction] for p in powers])
@@ -128,11 +128,11 @@ def shifted(found: Bytes, position: int, correction: Bytes) -> Bytes:
 
 
 def decode(found: Bytes, erasures: Sequence[int]) -> tuple[dict[int, Bytes], Flags]:
-    """What to add to which symbols of n words with these (roots, n) syndromes, and which words that makes valid.
+    """Return what to add to which symbols of n words with these (roots, n) syndromes, and which words that makes valid.
 
-    Erased symbols (at most `roots`) may have any value in all words; further errors, anywhere, are found in up to
-    half of what is left of the roots. Words that cannot be made valid get no correction. A word with more errors
-    than that may be made valid and yet be wrong: the caller has hashes.
+    Erased symbols (at most `roots`) may have any value in all words. Beyond those, errors at any position are found, up
+    to half of the remaining roots. Words that cannot be made valid get no correction. A word with more errors than that
+    may be made valid and still be wrong; the caller has hashes to tell.
     """
     count = len(erasures)
     corrections = dict(zip(erasures, _erased(found, erasures), strict=True))
@@ -152,7 +152,7 @@ def decode(found: Bytes, erasures: Sequence[int]) -> tuple[dict[int, Bytes], Fla
 
 
 def _erased(found: Bytes, erasures: Sequence[int]) -> list[Bytes]:
-    """The values of the erased symbols if nothing else is wrong: the solution of a Vandermonde system."""
+    """Return the values of the erased symbols if nothing else is wrong: the solution of a Vandermonde system."""
     products, count = _products(), len(erasures)
     matrix = [
         [EXP[(WORD - 1 - p) * j % 255] for p in erasures] + [int(j == k) for k in range(count)] for j in range(count)
@@ -175,7 +175,7 @@ def _erased(found: Bytes, erasures: Sequence[int]) -> list[Bytes]:
 
 
 def _errors(found: Bytes, erasures: Sequence[int]) -> tuple[dict[int, Bytes], Flags]:
-    """Errors and erasures: Berlekamp-Massey, Chien's search, Forney's values; each step for all words at once."""
+    """Correct errors and erasures (Berlekamp-Massey, Chien search, Forney), each step for all words at once."""
     products = _products()
     roots, width = found.shape
     locator = _locator(found, erasures)
@@ -193,7 +193,8 @@ def _errors(found: Bytes, erasures: Sequence[int]) -> tuple[dict[int, Bytes], Fl
         if not len(columns):
             continue
         top, bottom = _at(evaluator[:, columns], inverse(x)), _at(slope[:, columns], inverse(x))
-        # Forney's formula for roots that begin with 2^0 has a factor x: the slope, not divided by it, holds it already
+        # For roots starting at 2^0, Forney's formula has a factor x; the slope is not divided by x, so it already
+        # includes it
         values = products[top, _inverses()[bottom]]
         corrections[position] = np.zeros(width, np.uint8)
         corrections[position][columns] = values
@@ -205,7 +206,7 @@ def _errors(found: Bytes, erasures: Sequence[int]) -> tuple[dict[int, Bytes], Fl
 
 
 def _locator(found: Bytes, erasures: Sequence[int]) -> Bytes:
-    """(roots + 1, n): the polynomials, of x^0 first, whose roots are the inverse places of errors and erasures."""
+    """(roots + 1, n): polynomials, from x^0 up, whose roots are the inverse positions of errors and erasures."""
     products = _products()
     roots, width = found.shape
     start = [1]
@@ -230,7 +231,7 @@ def _locator(found: Bytes, erasures: Sequence[int]) -> Bytes:
 
 
 def _at(polynomial: Bytes, x: int) -> Bytes:
-    """Values of polynomials, coefficients of x^0 first, at x."""
+    """Evaluate polynomials, given from x^0 up, at x."""
     row = _products()[x]
     value: Bytes = polynomial[-1].copy()
     for coefficients in polynomial[-2::-1]:

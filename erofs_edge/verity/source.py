@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an image is read from: a file, an export of another machine, or a part of either, such as a partition.
 
-Over a link the data is streamed and forgotten. The tree is copied first, since it is read more than once: a server that
-gives another one the second time proves nothing.
+Over a link, data is streamed and discarded. The tree is copied first, since it is read more than once and a server that
+answers differently the second time would make the check worthless.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from erofs_edge.positions import READ
 from erofs_edge.verity.blocks import SLICE, Reads, Source, read_exactly
 from erofs_edge.writing import room_for, write_exactly
 
-PIECE = 1 << 20  # bytes that are kept, or not
-RUN = 8  # pieces that are asked for at once
+PIECE = 1 << 20  # bytes; the unit of what is kept
+RUN = 8  # pieces requested at once
 Place = Path | Reads
-"""what is opened by its path, or is open already"""
+"""a path to open, or a source that is already open"""
 
 
 class Section:
@@ -31,15 +31,15 @@ class Section:
         self._source, self._start, self.size = source, start, size
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset` on; fewer at the end."""
+        """Return `length` bytes from `offset` on; fewer at the end."""
         return read_exactly(self._source, max(min(length, self.size - offset), 0), self._start + offset)
 
 
 class Kept:
-    """A source that is asked for each byte once: what it gave is in a nameless file from then on, so that whatever is
-    checked later is what was checked before. Use it as a context manager.
+    """A source of which each byte is requested only once. What it returned is kept in an unnamed file, so later checks
+    see the same bytes as earlier ones. Use it as a context manager.
 
-    Raises CapacityError where there is no room for it.
+    Raises CapacityError if there is not enough space for it.
     """
 
     def __init__(self, source: Reads) -> None:
@@ -54,10 +54,10 @@ class Kept:
         self._file.close()
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset` on; fewer at the end."""
+        """Return `length` bytes from `offset` on; fewer at the end."""
         end = min(offset + length, self.size)
         start = None
-        # one past the last piece ends the last run
+        # one past the last piece, to end the last run
         for number in range(offset // PIECE, -(-end // PIECE) + 1):
             missing = number * PIECE < end and number not in self._here
             if missing and start is None:
@@ -78,7 +78,8 @@ class Kept:
 
 @contextmanager
 def opened(place: Place) -> Iterator[Source]:
-    """A file descriptor, as long as the block lasts; what is open stays open. Raises OSError."""
+    """Yield a file descriptor that is closed after the block; a source that is already open stays open. Raises
+    OSError."""
     if not isinstance(place, Path):
         yield place
         return
@@ -91,9 +92,9 @@ def opened(place: Place) -> Iterator[Source]:
 
 @contextmanager
 def copied(source: Source, start: int, end: int) -> Iterator[int]:
-    """The descriptor of a nameless file that holds bytes [start, end) of a source, as long as the block lasts.
+    """Copy bytes [start, end) of a source to an unnamed file and yield its descriptor, valid inside the block.
 
-    Raises CapacityError where there is no room for it, FormatError where the source ends early.
+    Raises CapacityError if there is not enough space, FormatError if the source ends early.
     """
     with tempfile.TemporaryFile(prefix="erofs-edge-") as file:
         for offset in range(start, end, SLICE):

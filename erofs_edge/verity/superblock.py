@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dm-verity superblock as veritysetup writes it, and where the levels of the tree lie.
+"""The dm-verity superblock as veritysetup writes it, and where the levels of the tree are.
 
 Sources: cryptsetup ``lib/verity/verity.c`` (struct verity_sb, little-endian, 512 bytes) and
-``lib/verity/verity_hash.c``; Linux ``drivers/md/dm-verity-target.c`` for the tree. Hash type 1 only: each digest
-is H(salt + block), digests stand in slots of a power of two bytes, the rest of each hash block is zeros.
+``lib/verity/verity_hash.c``; Linux ``drivers/md/dm-verity-target.c`` for the tree. Only hash type 1: each digest is
+H(salt + block), digests are stored in power-of-two slots, and the rest of each hash block is zeros.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """What the superblock says. Sizes are bytes, `data_blocks` counts data blocks."""
+    """The fields of a superblock. Sizes are in bytes; `data_blocks` counts data blocks."""
 
     uuid: bytes
     salt: bytes
@@ -42,10 +42,10 @@ class Superblock:
     data_block_size: int = 4096
     hash_block_size: int = 4096
     per_block: int = field(init=False)
-    """digests in one hash block, a power of two"""
+    """number of digests in a hash block, a power of two"""
 
     def __post_init__(self) -> None:
-        """Raises FormatError, without an offset, on values that no kernel takes."""
+        """Raises FormatError, without an offset, for values that no kernel accepts."""
         if self.algorithm not in DIGEST_SIZES:
             raise FormatError(f"unknown hash algorithm {self.algorithm!r}", hint=f"one of {', '.join(DIGEST_SIZES)}")
         for name, size in (("data", self.data_block_size), ("hash", self.hash_block_size)):
@@ -64,7 +64,7 @@ class Superblock:
 
     @property
     def slot_size(self) -> int:
-        """Bytes that one digest takes in a hash block."""
+        """Bytes that one digest takes up in a hash block."""
         return self.hash_block_size // self.per_block
 
     @property
@@ -72,15 +72,16 @@ class Superblock:
         return self.data_blocks * self.data_block_size
 
     def start_block(self, hash_offset: int) -> int:
-        """First hash block of the tree proper, where the superblock stands at byte `hash_offset`."""
+        """Return the first hash block of the tree itself if the superblock is at byte `hash_offset`."""
         return -(-(hash_offset + SIZE) // self.hash_block_size)
 
     def levels(self, hash_offset: int) -> list[Level]:
-        """Levels from 0 (over the data) up; none for one data block. On disk the topmost comes first."""
+        """Return the levels from 0 (over the data) upwards; none for a single data block. On disk, the topmost comes
+        first."""
         return self.levels_from(self.start_block(hash_offset))
 
     def levels_from(self, start: int) -> list[Level]:
-        """As `levels`, of a tree whose first hash block is `start`: AVB's has no superblock in front."""
+        """Like `levels`, for a tree whose first hash block is `start`: AVB's tree has no superblock before it."""
         counts = []
         count = self.data_blocks
         while count > 1:
@@ -93,17 +94,17 @@ class Superblock:
         return levels[::-1]
 
     def end(self, hash_offset: int) -> int:
-        """First byte after the tree."""
+        """Return the first byte after the tree."""
         levels = self.levels(hash_offset)
         blocks = levels[0].start + levels[0].count if levels else self.start_block(hash_offset)
         return blocks * self.hash_block_size
 
     def salted(self) -> hashlib._Hash:
-        """The hash state that has taken the salt; copy() it for each block."""
+        """Return a hash state that has consumed the salt; copy() it for each block."""
         return hashlib.new(self.algorithm, self.salt)
 
     def pack(self) -> bytes:
-        """The 512 bytes."""
+        """Encode as 512 bytes."""
         return _FIELDS.pack(
             MAGIC, 1, 1, self.uuid, self.algorithm.encode(), self.data_block_size, self.hash_block_size,
             self.data_blocks, len(self.salt), self.salt,
@@ -112,12 +113,12 @@ class Superblock:
 
 @dataclass(frozen=True, slots=True)
 class VerityInfo:
-    """A tree that was made.
+    """A hash tree that has been written.
 
-    hash_offset       byte where the superblock stands (in the image itself when the tree was appended)
-    hash_start_block  first hash block of the tree proper, as a dm-verity table wants it
-    block_size        bytes of a data block
-    size              bytes of the file that holds the tree
+    hash_offset       byte of the superblock (in the image itself if the tree was appended)
+    hash_start_block  first hash block of the tree itself, as in a dm-verity table
+    block_size        size of a data block in bytes
+    size              size in bytes of the file that holds the tree
     """
 
     root_hash: bytes
@@ -139,9 +140,9 @@ class VerityInfo:
 
 
 def parse(raw: bytes, offset: int) -> Superblock:
-    """The superblock in `raw`, read from byte `offset` (for messages). Raises FormatError.
+    """Parse the superblock in `raw`, which was read from byte `offset` (for messages). Raises FormatError.
 
-    Padding must be zeros, as every known writer leaves it: whatever the root hash does not cover is fixed here.
+    Padding must be zeros, as all known writers leave it: everything that the root hash does not cover is checked here.
     """
 
     def broken(message: str, at: int, hint: str | None = None) -> FormatError:
@@ -175,5 +176,5 @@ def parse(raw: bytes, offset: int) -> Superblock:
 
 
 def is_block_size(size: int) -> bool:
-    """True for powers of two that dm-verity takes as a block size."""
+    """Whether this is a power of two that dm-verity accepts as a block size."""
     return BLOCK_MIN <= size <= BLOCK_MAX and size & (size - 1) == 0
