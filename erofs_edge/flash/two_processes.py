@@ -108,7 +108,7 @@ class _Other:
 def _work(tickets: int, shares: Sequence[Range], compare: Compare, reading: int, writing: int) -> None:
     """The other process's work; it exits here."""
     with ending_here():
-        os.close(reading)  # the parent's end: without it we end, too, at the latest when there is something to tell
+        os.close(reading)  # the parent's end: without it, this process also ends with its parent
         while (number := _taken(tickets)) is not None:
             found = compare(*shares[number])
             tell(writing, _HEAD.pack(number, len(found)) + b"".join(_RANGE.pack(*one) for one in found))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One program of this machine at a time where the protocol has no word for it, and who has a file or device open."""
+"""Let one program of this machine use something at a time where the protocol has no word for that, and find out who has
+a file or device open.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,19 @@ if TYPE_CHECKING:
     import socket
 
 PROC = Path("/proc")
-TAIL = 80  # bytes of a name that are told apart beside its checksum: an address has 107 at most
+TAIL = 80  # bytes of a name kept beside its checksum: an address has 107 at most
 # include/uapi/asm-generic/fcntl.h: type and whence, start, length (0: all of it), pid, for 64 bits
 _WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 
 class Claim:
-    """A name that only one program of this machine has: an address in the kernel's abstract name space (unix(7)), which
-    ends with the program however it ends."""
+    """A name that only one program of this machine can hold: an address in the kernel's abstract name space (unix(7)),
+    which is released when the program ends, however it ends."""
 
     def __init__(self, name: str, where: str) -> None:
-        """Raises DeviceRefusedError, with the program that has it, for a name that is taken."""
-        import socket  # takes milliseconds to load: not for who locks a file
+        """Raises DeviceRefusedError, naming the program that holds it, if the name is taken."""
+        import socket  # imported late: it takes milliseconds to load, and locking a file does not need it
 
         raw = name.encode()
         place = b"\0erofs-edge %08x " % zlib.crc32(raw) + raw[-TAIL:]
@@ -43,12 +45,12 @@ class Claim:
             raise taken(where, _owner(place)) from error
 
     def release(self) -> None:
-        """Others may have it."""
+        """Let others have the name."""
         self._socket.close()
 
 
 def taken(where: str, who: str = "") -> DeviceRefusedError:
-    """What is told about something that another has; `who`: as far as is known."""
+    """The error for something that another program has; `who`: as far as it is known."""
     return DeviceRefusedError(
         "another program is using it" + (f": {who}" if who else ""),
         where=where,
@@ -57,8 +59,9 @@ def taken(where: str, who: str = "") -> DeviceRefusedError:
 
 
 def lock(fd: int, path: Path) -> None:
-    """Be the only one that writes an open file, until it is closed, among those that ask: we do, and QEMU. Raises
-    DeviceRefusedError with another program that has it; a file system without locks refuses nothing."""
+    """Become the only writer of an open file, until it is closed, among programs that use locks: this one and QEMU do.
+    Raises DeviceRefusedError, naming the program, if another has the lock; a file system without locks refuses nothing.
+    """
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE_FILE)
     except OSError as error:
@@ -67,8 +70,8 @@ def lock(fd: int, path: Path) -> None:
 
 
 def user_of(path: Path) -> str:
-    """A program that has a file or device open, as 'process 12 (name)'; '' where none is to be seen: those of other
-    users are not, and this one does not count."""
+    """A program that has a file or device open, as 'process 12 (name)'; '' if none can be seen. Processes of other
+    users cannot be seen, and this process does not count."""
     try:
         wanted = path.stat()
     except OSError:
@@ -76,7 +79,7 @@ def user_of(path: Path) -> str:
     for process in sorted((p for p in PROC.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name)):
         if int(process.name) == os.getpid():
             continue
-        with suppress(OSError):  # it has ended, or is somebody else's
+        with suppress(OSError):  # it has ended, or belongs to another user
             for name in os.listdir(process / "fd"):
                 with suppress(OSError):
                     found = (process / "fd" / name).stat()
@@ -96,7 +99,7 @@ def program(pid: int) -> str:
 
 
 def process_of(connection: socket.socket) -> int:
-    """The process at the other end of a connection over a Unix socket; 0 for one that cannot be named here."""
+    """The process at the other end of a Unix socket connection; 0 if it cannot be identified."""
     import socket
 
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -105,7 +108,7 @@ def process_of(connection: socket.socket) -> int:
 
 
 def _owner(place: bytes) -> str:
-    """Who listens there."""
+    """Who listens at the address."""
     import socket
 
     try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A protocol as a generator that asks for bytes: no socket, no clock, no copies.
 
-A machine yields a buffer; it goes on when the buffer has been filled to its end. Whoever owns the connection receives
-straight into `buffer` and reports with `filled`, so that large payloads are never moved. What the machine has to say
-goes elsewhere (to its owner's outbox): it never waits for sending.
+A machine yields a buffer and continues once it has been filled. The owner of the connection receives directly into
+`buffer` and reports with `filled`, so large payloads are never copied. The machine's output goes elsewhere (to its
+owner's outbox): it never waits for sending.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Bytes = Generator[memoryview, None, bytes]
 
 
 class Feed:
-    """Drives one machine. `done` when it has returned: no further byte is expected."""
+    """Drives one machine. `done` once it has returned: no further byte is expected."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -32,13 +32,15 @@ class Feed:
         return self._buffer[self._at :]
 
     def filled(self, count: int) -> None:
-        """`count` bytes have been put into `buffer`. Raises what the machine raises: ProtocolError at last."""
+        """Report that `count` bytes have been put into `buffer`. Raises what the machine raises, such as
+        ProtocolError.
+        """
         self._at += count
         if self._at == len(self._buffer):
             self._advance()
 
     def feed(self, data: bytes) -> None:
-        """All of these bytes have come. Raises ProtocolError if more came than the protocol has."""
+        """Process these bytes. Raises ProtocolError if there are more than the protocol expects."""
         rest = memoryview(data)
         while rest:
             if self.done:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host says to a fastboot device and hears from it, without a wire.
+"""The host's side of the fastboot protocol, without any I/O.
 
-Each command is a generator. It yields a message to send, or None where it waits for one, or the number of bytes that
-are still to come where it waits for data; what came is then sent into it. A link (`link.py`) drives it. Messages are
-packets of the device: nothing here waits or counts time.
+Each command is a generator. It yields a message to send, None to wait for a message, or the number of bytes still to
+come to wait for data; whatever arrives is sent into it. A link (`link.py`) drives it. Messages are the device's
+packets: nothing here waits or keeps time.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from enum import StrEnum
 
 from erofs_edge.errors import DeviceError, DeviceRefusedError, ProtocolError, UsageError
 
-COMMAND_MAX = 4096  # bytes; the first version had 64, as has the device that says no
+COMMAND_MAX = 4096  # bytes; 64 in the first version and in devices that report no limit
 RESPONSE_MAX = 256  # bytes
-LINES_MAX = 10_000  # INFO and TEXT messages of one command
+LINES_MAX = 10_000  # INFO and TEXT messages per command
 DOWNLOAD_MAX = 0xFFFFFFFF
 
 Step = bytes | memoryview | int | None
@@ -36,7 +36,7 @@ class Status(StrEnum):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a command came to: the device's last words, the lines before, and bytes that it sent."""
+    """The result of a command: the device's final message, the lines before it, and the bytes that it sent."""
 
     value: str = ""
     lines: list[str] = field(default_factory=list)
@@ -44,9 +44,9 @@ class Outcome:
 
 
 def command(text: str, say: Say | None = None) -> Exchange:
-    """Send a command and wait until the device is through.
+    """Send a command and wait until the device has finished.
 
-    Raises DeviceRefusedError with the device's reason when it says FAIL, ProtocolError when it breaks the rules.
+    Raises DeviceRefusedError with the device's reason if it answers FAIL, ProtocolError if it violates the protocol.
     """
     outcome = Outcome()
     yield _encoded(text)
@@ -85,17 +85,17 @@ def download(size: int, parts: Iterable[bytes | memoryview], say: Say | None = N
 
 
 def announced(message: bytes | memoryview) -> int:
-    """How many bytes a message says that there will be of a download; 0 for any other."""
+    """The number of bytes that a message announces for a download; 0 for any other message."""
     if len(message) != len("download:") + 8 or bytes(message[:9]) != b"download:":
         return 0
     try:
         return int(bytes(message[9:]), 16)
     except ValueError:
-        return 0  # data that begins so
+        return 0  # data that happens to begin like this
 
 
 def upload(text: str, limit: int, say: Say | None = None) -> Exchange:
-    """A command that makes the device send bytes (`upload`, `fetch:…`), at most `limit`."""
+    """A command that makes the device send at most `limit` bytes (`upload`, `fetch:…`)."""
     outcome = Outcome()
     yield _encoded(text)
     status, rest = yield from _final(outcome, text, say)
@@ -120,13 +120,13 @@ def upload(text: str, limit: int, say: Say | None = None) -> Exchange:
 
 
 def variable(name: str) -> Exchange:
-    """`getvar`: the value; raises DeviceRefusedError for what the device does not know."""
+    """`getvar`: the value. Raises DeviceRefusedError if the device does not know the variable."""
     return command(f"getvar:{name}")
 
 
 def parse_variables(lines: Iterable[str]) -> dict[str, str]:
-    """What `getvar all` lists, by name. Names may have colons (``partition-size:boot``), values begin at the last
-    ``: `` or, without one, at the last colon."""
+    """The variables listed by `getvar all`, by name. Names may contain colons (``partition-size:boot``); values begin
+    after the last ``: `` or, without one, after the last colon."""
     variables = {}
     for line in lines:
         name, found, value = line.rpartition(": ")
@@ -138,20 +138,20 @@ def parse_variables(lines: Iterable[str]) -> dict[str, str]:
 
 
 def parse_number(text: str) -> int:
-    """A number as devices write them: 0x… or decimal, or hexadecimal without a prefix. Raises ProtocolError."""
+    """A number as devices write them: 0x…, decimal, or hexadecimal without a prefix. Raises ProtocolError."""
     return _number(text, (0, 16))
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a partition: hexadecimal, by some devices without 0x. Raises ProtocolError.
+    """A partition size in bytes: hexadecimal, from some devices without 0x. Raises ProtocolError.
 
-    Source: Google's client, which takes `partition-size` so and the other numbers not.
+    Source: Google's client, which parses `partition-size` this way, but not the other numbers.
     """
     return _number(text, (16,))
 
 
 def _number(text: str, bases: Iterable[int]) -> int:
-    """In the first base in which it is one."""
+    """Parse with the first base that accepts the text."""
     text = text.strip()
     for base in bases:
         try:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wires to a fastboot device: tcp:HOST[:PORT] and udp:HOST[:PORT]. The only file of the client that knows sockets;
-USB is in `usb.py`.
+"""Links to a fastboot device: tcp:HOST[:PORT] and udp:HOST[:PORT]. The only file of the client with sockets; USB is in
+`usb.py`.
 
-A device that is silent is given up after a deadline, everywhere. One that only has to say that it has heard gets
-SILENCE. While a command is at work, which may write or hash for minutes and is often deaf meanwhile, the deadline is
-WORK and what was sent for it at a rate of LEAST. What counts is how long was listened: a program that was stopped has
-waited for nobody.
+Every wait for a silent device has a deadline. A device that only has to acknowledge something gets SILENCE. While a
+command is running, which may write or hash for minutes and often leaves the device deaf, the deadline is WORK plus the
+time to take what was sent at a rate of LEAST. Only time spent listening counts: a program that was stopped has not been
+waiting.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from erofs_edge.transport.fastboot.client import Step, announced, download
 from erofs_edge.transport.fastboot.udp import PORT, Answer, Host
 
 CONNECT = 10.0  # seconds
-WORK = 300.0  # seconds that a command may take between two messages
-LEAST = 256 << 10  # bytes a second: what a device writes at least of a download, beyond the time for any command
-REPEAT = 0.5  # seconds after which an unanswered packet is sent again, each time twice as many
+WORK = 300.0  # seconds that a running command may take between two messages
+LEAST = 256 << 10  # bytes per second: least rate at which a device writes a download, beyond the time for any command
+REPEAT = 0.5  # seconds until an unanswered packet is repeated, doubled each time
 REPEAT_MAX = 64.0
-"""seconds: longer than a device lets pass without a word, if it says any. The network card of a device at work holds
-few packets, and what comes back from an overflow is the driver's luck: U-Boot 2025.01 with virtio-net has 32 buffers
-and hears nothing any more after they were full, for it does not tell the emulator that there is room again (seen: 38
-repeats in 20 s of work)"""
-SILENCE = 120.0  # seconds of repeats after which a device is given up that has nothing to do
-GONE = 10.0  # seconds after which a device that was there counts as gone, where nobody listens at its port any more
+"""seconds: longer than a device stays silent, if it sends messages while it works. The network card of a busy device
+holds few packets, and recovery from an overflow depends on its driver: U-Boot 2025.01 with virtio-net has 32 buffers
+and receives nothing more once they have been full, because it does not tell the emulator that there is room again
+(seen: 38 repeats in 20 s of work)"""
+SILENCE = 120.0  # seconds of repeats after which an idle device is given up
+GONE = 10.0  # seconds after which a device seen before counts as gone, if its port is closed
 MESSAGE_MAX = 16 << 20  # bytes of one message from the device
 HANDSHAKE = b"FB01"
 SAMPLE = 64 << 10
-"""bytes by which a link is measured; devices hold more"""
+"""bytes sent to measure a link; devices hold more"""
 UNDER_WAY = 3
-"""packets of a message: the next one travels while the device has one at work. Few, as a device that stands still hears
-each again and again, and some network cards hold four"""
+"""packets of a message in flight: the next one travels while the device handles one. Few, because a stalled device
+receives each of them again and again, and some network cards hold four"""
 UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
-"""what the kernel says when nobody answers for an address; a device at work does not answer for its own"""
-TIMEVAL = struct.Struct("@ll")  # seconds and microseconds, as SO_RCVTIMEO has them
-PACKET = 2048  # bytes: more than any that a device sends
-LISTEN_MIN = 1000  # microseconds; none would be for ever
+"""the kernel's error when nobody answers for an address; a busy device does not answer for its own"""
+TIMEVAL = struct.Struct("@ll")  # seconds and microseconds, as in SO_RCVTIMEO
+PACKET = 2048  # bytes: more than any packet from a device
+LISTEN_MIN = 1000  # microseconds; zero would mean forever
 T = TypeVar("T")
 
 
@@ -58,20 +58,20 @@ class Link(Protocol):
     def send(self, message: bytes | memoryview) -> None: ...
 
     def receive(self, left: int | None = None, patience: float = WORK) -> bytes:
-        """The next message, or some of the `left` bytes of data that are still to come; given up after `patience`
-        seconds without one."""
+        """The next message, or some of the `left` bytes of data still to come. Gives up after `patience` seconds
+        without one."""
         ...
 
     def close(self) -> None: ...
 
 
 class Device(AbstractContextManager["Device"]):
-    """A device at the end of a link. Errors name it; all of them are DeviceErrors or what the exchange raises."""
+    """A device at the end of a link. Errors name it; all are DeviceErrors or errors of the protocol exchange."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self.sent = 0  # bytes of messages
-        self._held = 0  # bytes of the last download, which the next command may be about
+        self._held = 0  # bytes of the last download, which the next command may work on
 
     def run(self, exchange: Generator[Step, bytes, T]) -> T:
         """Carry out one command, or several."""
@@ -92,7 +92,7 @@ class Device(AbstractContextManager["Device"]):
             raise DeviceError(f"connection lost: {error.strerror or error}", where=self.link.name) from error
 
     def rate(self) -> float:
-        """Bytes a second, by putting some into the device's memory, which changes nothing else."""
+        """Bytes per second, measured by downloading some to the device's memory, which changes nothing else."""
         started = time.perf_counter()
         self.run(download(SAMPLE, [bytes(SAMPLE)]))
         return SAMPLE / max(time.perf_counter() - started, 1e-9)
@@ -105,7 +105,7 @@ class Device(AbstractContextManager["Device"]):
 
 
 class TcpLink:
-    """Messages of a length in eight bytes, after a handshake of four bytes each way."""
+    """Messages with a length of eight bytes in front, after a handshake of four bytes each way."""
 
     claim: Claim | None = None
 
@@ -146,14 +146,14 @@ class TcpLink:
             self.claim.release()
 
     def _exactly(self, count: int, deadline: float) -> bytes:
-        """Raises TimeoutError where they have not all come by then: bytes that trickle in are no sign of life. A
-        program that was stopped until later takes what came meanwhile."""
+        """Raises TimeoutError unless all bytes have come by the deadline: bytes that trickle in are no sign of life. A
+        program that was stopped past the deadline still takes what arrived meanwhile."""
         data = b""
         while len(data) < count:
             self._socket.settimeout(max(deadline - time.monotonic(), 0))
             try:
                 more = self._socket.recv(count - len(data))
-            except BlockingIOError:  # past the deadline nothing is waited for
+            except BlockingIOError:  # past the deadline, only what has already arrived is taken
                 raise TimeoutError from None
             if not more:
                 raise DeviceError("the device closed the connection", where=self.name)
@@ -162,8 +162,8 @@ class TcpLink:
 
 
 class UdpLink:
-    """Packets, repeated until they are answered. Of a message a few are under way at once, until one is lost: from
-    then on one at a time."""
+    """Packets, repeated until they are answered. Several packets of a message are in flight at once until one is lost;
+    from then on it is one at a time."""
 
     claim: Claim | None = None
 
@@ -173,9 +173,9 @@ class UdpLink:
         self._socket = socket.socket(family, kind, protocol)
         self._host = Host()
         self._most = UNDER_WAY
-        self._refused: float | None = None  # since when nobody listens
-        self._wait = REPEAT  # seconds until the packet is sent again
-        self._listens = 0.0  # seconds that a packet is waited for, as the kernel knows it
+        self._refused: float | None = None  # time since which the port has been closed
+        self._wait = REPEAT  # seconds until the packet is repeated
+        self._listens = 0.0  # the receive timeout set in the kernel, in seconds
         try:
             self._socket.connect(address)
             while not self._host.is_open:
@@ -197,7 +197,7 @@ class UdpLink:
             self._wait = REPEAT
 
     def receive(self, left: int | None = None, patience: float = WORK) -> bytes:
-        """An empty answer says that the device is still at work."""
+        """An empty answer means that the device is still working."""
         message, more = b"", True
         deadline = time.monotonic() + patience
         while more:
@@ -223,8 +223,8 @@ class UdpLink:
                 return answer
 
     def _heard(self, patience: float, *, at_work: bool = False) -> Answer | None:
-        """Listen until the device has heard a packet, and repeat what is under way: what it says; None for a step of
-        the opening."""
+        """Listen until the device has acknowledged a packet, repeating what is in flight. Returns its answer; None for
+        a step of the opening."""
         silent = 0.0
         while True:
             wait = min(self._wait, patience - silent)
@@ -241,14 +241,14 @@ class UdpLink:
                 self._post(packet, at_work=at_work)
 
     def _once(self, wait: float, *, at_work: bool) -> Answer | None:
-        """Listen for so many seconds. Raises TimeoutError."""
+        """Listen for this many seconds. Raises TimeoutError."""
         packet, was_open = self._host.packet, self._host.is_open
         again = time.monotonic() + wait
         self._listen(wait)
         while True:
             try:
                 heard = self._socket.recv(PACKET)
-            except (BlockingIOError, TimeoutError):  # the first is how the kernel's deadline ends
+            except (BlockingIOError, TimeoutError):  # the first is how the kernel reports its timeout
                 raise TimeoutError from None
             except OSError as error:
                 self._nobody(error, at_work=at_work)
@@ -270,16 +270,16 @@ class UdpLink:
             self._nobody(error, at_work=at_work)
 
     def _listen(self, seconds: float) -> None:
-        """How long a packet is waited for. The kernel keeps that: to hear one is a call, not two, of which the first
-        learns that there is one."""
+        """Set how long to wait for a packet. The kernel keeps the time, so that receiving takes one call instead of a
+        poll and a read."""
         if seconds != self._listens:
             self._listens = seconds
             whole, rest = divmod(max(round(seconds * 1_000_000), LISTEN_MIN), 1_000_000)
             self._socket.setsockopt(SOL_SOCKET, SO_RCVTIMEO, TIMEVAL.pack(whole, rest))
 
     def _nobody(self, error: OSError, *, at_work: bool) -> None:
-        """Raises DeviceError where a device that was there has not been for a while: unplugged, or out of fastboot.
-        OSError for what says something else."""
+        """Raises DeviceError if a device seen before has been away for a while: unplugged, or no longer in fastboot
+        mode. Raises OSError for any other error."""
         if error.errno in UNREACHABLE and self._host.is_open:
             if at_work:
                 return
@@ -295,11 +295,11 @@ LINKS: dict[str, Callable[[str, int], TcpLink | UdpLink]] = {"tcp": TcpLink, "ud
 
 
 def open_device(address: str) -> Device:
-    """tcp:HOST[:PORT] or udp:HOST[:PORT], as fastboot's own -s takes them, or usb[:SERIAL]. A device has one
-    conversation at a time: over UDP a second host would end the first one's, so that another program of this machine is
+    """Open tcp:HOST[:PORT] or udp:HOST[:PORT], as in fastboot's own -s option, or usb[:SERIAL]. A device has one
+    conversation at a time, and over UDP a second host would end the first one's, so another program on this machine is
     refused.
 
-    Raises UsageError, DeviceError, DeviceRefusedError, ToolError where USB lacks its library.
+    Raises UsageError, DeviceError, DeviceRefusedError, and ToolError if the library for USB is missing.
     """
     scheme, _, rest = address.partition(":")
     if scheme == "usb":

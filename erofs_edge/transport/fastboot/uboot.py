@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk behind a U-Boot in fastboot mode: hashed and read there, by `oem run`, without a wire.
+"""Hash and read the disk behind a U-Boot in fastboot mode by `oem run`, without any I/O here.
 
-The protocol has no command for what a partition holds (`fetch` is not in U-Boot). A U-Boot with CONFIG_FASTBOOT_OEM_RUN
-runs commands of ours, though without their output; a variable `fastboot.NAME` of its environment is what `getvar:NAME`
-answers (U-Boot 2025.01, drivers/fastboot/fb_command.c `run_ucmd`, fb_getvar.c `fastboot_getvar`). It consents by two of
-them: `edge-buffer`, the address of memory that may be overwritten, hexadecimal, and `edge-disk`, the number of the MMC
-device that it flashes.
+Fastboot has no command for reading a partition in U-Boot (`fetch` is not implemented). A U-Boot with
+CONFIG_FASTBOOT_OEM_RUN runs commands for the host, but does not return their output; `getvar:NAME` returns the variable
+`fastboot.NAME` of its environment (U-Boot 2025.01, drivers/fastboot/fb_command.c `run_ucmd`, fb_getvar.c
+`fastboot_getvar`). A board consents by setting two of them: `edge-buffer`, the hexadecimal address of memory that may
+be overwritten, and `edge-disk`, the number of the MMC device that it flashes.
 
-A command and an answer have 64 bytes at most (include/fastboot.h FASTBOOT_COMMAND_LEN, FASTBOOT_RESPONSE_LEN), so that
-what is done often is kept in variables first, and of a SHA-256 the first 232 bits arrive, which are as good as all of
-them. Nothing of it stays: the environment is never saved.
+Commands and answers have 64 bytes at most (include/fastboot.h FASTBOOT_COMMAND_LEN, FASTBOOT_RESPONSE_LEN), so frequent
+commands are first stored in variables, and only the first 232 bits of a SHA-256 are returned, which suffice. No traces
+remain: the environment is never saved.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from erofs_edge.transport.fastboot import client
 SECTOR = 512
 COMMAND_MAX = 64  # bytes
 PIECE_MAX = 8 << 20  # bytes that are read into memory at once
-WORD = 8  # bytes that one `setexpr.q` takes from memory
+WORD = 8  # bytes that one `setexpr.q` reads from memory
 WORDS = 3
-"""of one answer, which has 59 bytes: a blank and at most 16 digits for each"""
+"""per answer, which has 59 bytes: a blank and at most 16 digits for each"""
 TRIES = 4
-"""times that the disk is read or written before a failure is believed: U-Boot waits a second for a card to answer, and
-a card, or an emulator whose host is busy, is once in a while slower (drivers/mmc/sdhci.c SDHCI_READ_STATUS_TIMEOUT)"""
+"""attempts to read or write the disk before a failure counts: U-Boot waits a second for a card to answer, and now and
+then a card, or an emulator on a busy host, is slower (drivers/mmc/sdhci.c SDHCI_READ_STATUS_TIMEOUT)"""
 DIGEST = 29
-"""bytes of a SHA-256 that an answer has room for"""
+"""bytes of a SHA-256 that fit in an answer"""
 
 _STORED = {
     "er": "mmc read $eb $ea $en",
@@ -50,21 +50,21 @@ Talk = Generator[client.Step, bytes, T]
 
 
 class UBoot:
-    """What has been told to one device. Each method is a generator as in `client`; all raise DeviceRefusedError where a
-    command fails there, ProtocolError where its answer makes no sense."""
+    """What has been set up on one device. Each method is a generator as in `client`; all raise DeviceRefusedError if a
+    command fails on the device, ProtocolError if its answer is malformed."""
 
     def __init__(self, buffer: int, disk: int) -> None:
         self._buffer, self._disk = buffer, disk
         self._told = False
 
     def start_of(self, partition: str) -> Talk[int]:
-        """Bytes before a partition on the disk. Raises DeviceRefusedError where there is none of this name."""
+        """Byte offset of a partition on the disk. Raises DeviceRefusedError if there is none of this name."""
         yield from _run(f"part start mmc {self._disk} {partition} fastboot.ev")
         return _number((yield from _get("ev"))) * SECTOR
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> Talk[list[bytes]]:
-        """The first DIGEST bytes of the SHA-256 of each (offset, length) of the disk; multiples of SECTOR, PIECE_MAX at
-        most."""
+        """The first DIGEST bytes of the SHA-256 of each (offset, length) of the disk, in multiples of SECTOR, PIECE_MAX
+        at most."""
         yield from self._prepare()
         found = []
         for offset, length in ranges:
@@ -73,7 +73,9 @@ class UBoot:
         return found
 
     def read(self, offset: int, length: int) -> Talk[bytes]:
-        """What the disk holds, sectors, PIECE_MAX at most. Eight bytes at a time: for a few sectors, no more."""
+        """What the disk holds, in whole sectors, PIECE_MAX at most. Slow, eight bytes at a time: only for a few
+        sectors.
+        """
         yield from self._prepare()
         yield from self.tried(partial(self._load, offset, length, "er"))
         data = bytearray()
@@ -87,8 +89,8 @@ class UBoot:
         return bytes(data[:length])
 
     def tried(self, talk: Callable[[], Talk[T]]) -> Talk[T]:
-        """What can be said again is said again where the device refuses it, TRIES times in all. In between it begins
-        anew with its disk, of which it knows not even the partitions after a failure."""
+        """Run something repeatable, TRIES times in all if the device refuses it. Before each retry the disk is set up
+        anew, because after a failure the device does not even know its partitions."""
         for _ in range(TRIES - 1):
             try:
                 return (yield from talk())
@@ -105,7 +107,7 @@ class UBoot:
     def _prepare(self) -> Talk[None]:
         if self._told:
             return
-        # a device on a bus that was found late is not there for `mmc` before somebody looks for its partitions
+        # `mmc` does not see a device found late on its bus until something looks for its partitions
         yield from _run(f"part list mmc {self._disk};mmc dev {self._disk};setenv eb {self._buffer:x}")
         for name, value in _STORED.items():
             yield from _run(f"setenv {name} '{value}'")
@@ -113,7 +115,7 @@ class UBoot:
 
 
 def consents() -> Talk[UBoot | None]:
-    """The device, if it is a U-Boot that lets itself be asked; None for any other."""
+    """The device, if it is a U-Boot that allows these queries; None for any other."""
     try:
         buffer, disk = _number((yield from _get("edge-buffer"))), int((yield from _get("edge-disk")), 10)
     except (DeviceRefusedError, ProtocolError, ValueError):
@@ -144,7 +146,7 @@ def _number(text: str) -> int:
 
 
 def _digest(text: str) -> bytes:
-    """What makes no sense proves nothing: it equals no digest."""
+    """Decode an answer. Anything malformed proves nothing: the result equals no digest."""
     try:
         raw = bytes.fromhex(text[: 2 * DIGEST])
     except ValueError:

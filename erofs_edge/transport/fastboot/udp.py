@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fastboot's packets over UDP, the host's side: sequence numbers and repeats, without a socket or a clock.
+"""The host's side of fastboot over UDP: sequence numbers and repeats, without a socket or a clock.
 
-The owner sends what `say` returns, hears answers, and sends again what is `under_way` too long. A packet that comes
-late or twice has an old number and is dropped.
+The owner sends what `say` returns, passes in answers, and repeats what has been `under_way` too long. A packet that
+arrives late or twice has an old number and is dropped.
 
-A device takes the packets in their order: one with the number that it expects it obeys and answers, for the one before
-it says its answer again, any other it ignores. So what answers a packet has heard those before it too, whose answers
-were lost; and the next may be on its way before the answer is here, if one that is lost is repeated with those behind
-it. The specification has hosts that send one at a time "for simplicity of implementation".
+A device handles packets in order: it obeys and answers one with the expected number, repeats its answer for the one
+before, and ignores all others. So an answer to a packet shows that the earlier ones were received too, even if their
+answers were lost; and the next packet may be sent before the answer arrives, provided that a lost one is repeated along
+with those after it. The specification describes hosts that send one at a time "for simplicity of implementation".
 
-U-Boot speaks without being asked while it writes: INFO each 30 seconds, with the numbers of the answers to packets that
-it has not heard yet, and it says none of them again but the last (2025.01, net/fastboot_udp.c
-`fastboot_timed_send_info`). Where one was lost, the next is the answer: otherwise each side waited for the other for
-ever.
+U-Boot sends unrequested messages while it writes: INFO every 30 seconds, numbered as answers to packets that it has not
+yet received, and it repeats only the last (2025.01, net/fastboot_udp.c `fastboot_timed_send_info`). If one was lost,
+the next is taken as the answer; otherwise both sides would wait forever.
 
 Source: the fastboot specification, "UDP Protocol".
 """
@@ -27,16 +26,16 @@ from erofs_edge.errors import DeviceError, ProtocolError
 
 PORT = 5554
 VERSION = 1
-PACKET_MIN, PACKET_MAX = 512, 1472  # bytes: what every device takes; what an Ethernet frame holds
+PACKET_MIN, PACKET_MAX = 512, 1472  # bytes: what every device accepts; what fits in an Ethernet frame
 _HEADER = Struct(">BBH")  # id, flags, sequence number
 _PAIR = Struct(">HH")
 CONTINUES = 1
 AHEAD = 1000
-"""messages that a device may have said unheard: eight hours of writing"""
+"""messages that a device may have sent unreceived: eight hours of writing"""
 
 
 class Kind(IntEnum):
-    """What a packet is."""
+    """Kind of a packet."""
 
     ERROR = 0
     QUERY = 1
@@ -49,7 +48,7 @@ _FASTBOOT = int(Kind.FASTBOOT)
 
 @dataclass(slots=True, frozen=True)
 class Answer:
-    """The device's answer to a packet: a (part of a) message. `more`: it goes on in the next packet."""
+    """The device's answer to a packet: a message or part of one. `more`: it continues in the next packet."""
 
     data: bytes
     more: bool
@@ -62,27 +61,27 @@ class Host:
     """The state of one conversation.
 
     packet     the newest packet
-    under_way  packets of which it is not known that the device has heard them, the oldest first
-    is_open    whether there is more to say than what opens the conversation
+    under_way  packets not known to have been received by the device, the oldest first
+    is_open    whether the opening exchange is complete
     """
 
     def __init__(self) -> None:
-        self._sequence = 0  # of the first that is under way, or else of the next
+        self._sequence = 0  # number of the first packet under way, or else of the next one
         self._kind = Kind.QUERY
         self._size = PACKET_MIN
-        self._plain: list[bytes] = []  # for each that is under way: the packet that says that it was heard
+        self._plain: list[bytes] = []  # for each packet under way: the plain acknowledgement to expect
         self.is_open = False
         self.packet = _HEADER.pack(Kind.QUERY, 0, 0)
         self.under_way = [self.packet]
 
     @property
     def payload_max(self) -> int:
-        """Bytes of a message that one packet carries."""
+        """Bytes of a message in one packet."""
         return self._size - _HEADER.size
 
     def say(self, data: bytes | memoryview, *, more: bool, ahead: bool = False) -> bytes:
-        """The next packet: in place of what is under way, or, with `ahead`, behind it. An empty one asks for what the
-        device has to say."""
+        """The next packet. It replaces what is under way or, with `ahead`, follows it. An empty one asks for the
+        device's next message."""
         if len(data) > self.payload_max:
             raise ValueError(f"{len(data)} bytes in a packet of {self._size}")
         if not ahead:
@@ -96,9 +95,9 @@ class Host:
         return self.packet
 
     def hear(self, packet: bytes) -> Answer | None:
-        """What a packet means: the answer to one that was under way, and with it to those before it; or None where it
-        is none (an old one, or a step of the opening)."""
-        if packet in self._plain:  # of a download all but two: soon told
+        """Interpret a packet: return the answer to one under way, which also acknowledges those before it, or None if
+        it is not an answer (an old one, or a step of the opening)."""
+        if packet in self._plain:  # all but two packets of a download get this answer, so it is checked first
             return self._took(self._plain.index(packet) + 1, _HEARD)
         if len(packet) < _HEADER.size:
             return None
@@ -119,7 +118,7 @@ class Host:
 
     @property
     def _asks(self) -> bool:
-        """Whether all that is under way asks for what the device has to say."""
+        """Whether everything under way asks for the device's messages."""
         return len(self.under_way) == 1 and len(self.packet) == _HEADER.size
 
     def _took(self, count: int, answer: Answer) -> Answer:

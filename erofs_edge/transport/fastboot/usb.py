@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fastboot device on USB: usb[:SERIAL]. The only file that knows pyusb, which is imported when one is opened.
+"""A fastboot device on USB: usb[:SERIAL]. The only file that uses pyusb, which is imported when a device is opened.
 
-An interface of class ff, subclass 42, protocol 03, with one bulk endpoint each way (the fastboot specification,
-"Transport and Framing"). A message is a transfer; data may come in any number of them.
+The interface has class ff, subclass 42, protocol 03 and one bulk endpoint each way (the fastboot specification,
+"Transport and Framing"). A message is one transfer; data may take any number of them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from erofs_edge.errors import DeviceError, DeviceRefusedError, ToolError, UsageError
 
 CLASS, SUBCLASS, PROTOCOL = 0xFF, 0x42, 0x03
-TRANSFER = 1 << 20  # bytes of one transfer: the kernel divides it
-RESPONSE = 512  # bytes: a packet of a fast device, which no response is larger than
-SEND = 60.0  # seconds that a transfer to the device may take
-WORK = 300.0  # seconds that a command may take between two messages
+TRANSFER = 1 << 20  # bytes of one transfer, which the kernel splits
+RESPONSE = 512  # bytes: a packet of a fast device; no response is larger
+SEND = 60.0  # seconds for one transfer to the device
+WORK = 300.0  # seconds that a running command may take between two messages
 
 
 class UsbLink:
-    """Messages over two bulk endpoints. `device` and `interface` are pyusb's; all errors are DeviceErrors."""
+    """Messages over two bulk endpoints. `device` and `interface` are pyusb objects; all errors are DeviceErrors."""
 
     def __init__(self, device: Any, interface: Any) -> None:
         import usb.core
@@ -30,7 +30,7 @@ class UsbLink:
 
         self.name = name_of(device)
         self._device, self._number = device, interface.bInterfaceNumber
-        # the second is a backend's answer to what the host's libusb cannot do
+        # a backend raises the second for what the host's libusb does not support
         self._errors: tuple[type[Exception], ...] = (usb.core.USBError, NotImplementedError)
         try:
             usb.util.claim_interface(device, self._number)
@@ -45,7 +45,7 @@ class UsbLink:
     def send(self, message: bytes | memoryview) -> None:
         view = memoryview(message)
         for at in range(0, len(view), TRANSFER):
-            # pyusb takes a view byte by byte
+            # pyusb copies a memory view byte by byte
             part = array("B", bytes(view[at : at + TRANSFER]))
             try:
                 done = self._out.write(part, int(SEND * 1000))
@@ -55,7 +55,7 @@ class UsbLink:
                 raise DeviceError(f"the device took {done} of {len(part)} bytes", where=self.name)
 
     def receive(self, left: int | None = None, patience: float = WORK) -> bytes:
-        # no more is asked for than there is to come: what follows data would be taken for the end of it
+        # never ask for more than is still to come: what follows the data would be taken for its end
         size = RESPONSE if left is None else min(left, TRANSFER)
         try:
             return bytes(self._in.read(size, int(patience * 1000)))
@@ -95,10 +95,10 @@ class UsbLink:
 
 
 def open_usb(serial: str | None, backend: Any = None) -> UsbLink:
-    """The device with that serial number, or the only one. `backend`: pyusb's; None for libusb.
+    """Open the device with this serial number, or the only one. `backend`: pyusb's; None for libusb.
 
-    Raises DeviceError where there is none, UsageError where there are several, DeviceRefusedError where another
-    program has it, ToolError without libusb.
+    Raises DeviceError if there is none, UsageError if there are several, DeviceRefusedError if another program has it,
+    ToolError without libusb.
     """
     found = list(_devices(backend if backend is not None else _libusb()))
     named = [f"usb:{serial_of(device)}" for device, _ in found if serial_of(device)]
@@ -115,20 +115,20 @@ def open_usb(serial: str | None, backend: Any = None) -> UsbLink:
 
 
 def names(backend: Any = None) -> list[str]:
-    """The devices in fastboot mode, as usb:SERIAL, or usb:BUS-ADDRESS where one tells no serial number; sorted.
+    """The devices in fastboot mode, sorted, as usb:SERIAL, or usb:BUS-ADDRESS for those without a serial number.
 
-    Raises ToolError without libusb, DeviceError where it lists nothing.
+    Raises ToolError without libusb, DeviceError if devices cannot be listed.
     """
     return sorted(name_of(device) for device, _ in _devices(backend if backend is not None else _libusb()))
 
 
 def name_of(device: Any) -> str:
-    """How messages call it."""
+    """The device's name for messages."""
     return f"usb:{serial_of(device) or f'{device.bus}-{device.address}'}"
 
 
 def serial_of(device: Any) -> str:
-    """Its serial number, '' where it has none or does not tell."""
+    """The serial number, '' if it is missing or cannot be read."""
     try:
         return str(device.serial_number or "")
     except (ValueError, OSError, NotImplementedError):
@@ -157,7 +157,7 @@ def _is_bulk(end: Any) -> bool:
 
 
 def _libusb() -> Any:
-    """pyusb's backend with the host's libusb, or the one of the Python package libusb-package."""
+    """pyusb's backend with the host's libusb, or with that of the Python package libusb-package."""
     import usb.backend.libusb1
 
     backend = usb.backend.libusb1.get_backend()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads of any bytes of an export, also of one whose server takes whole blocks only."""
+"""Read any byte range of an export, even if its server only serves whole blocks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from erofs_edge.transport.nbd.connect import Connection
 
 
 class AlignedReads:
-    """Bytes of an export, from one thread at a time. Raises DeviceError and ProtocolError as the connection does."""
+    """Byte ranges of an export, for one thread at a time. Raises DeviceError and ProtocolError as the connection
+    does.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.size = connection.size  # bytes
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset` on; all must be there."""
+        """Read `length` bytes from `offset` on; all must exist."""
         unit = max(self._connection.export.block_min, 1)
         start = offset // unit * unit
         end = min(-(-(offset + length) // unit) * unit, self.size)

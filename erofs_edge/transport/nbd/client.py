@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client's side of one NBD connection, without a socket.
 
-What is to be sent gathers in `outbox`; what is received goes through `feed`. Requests may be submitted before earlier
-ones are answered; answers come in any order. Nothing that a server says makes this allocate more than was asked for.
+Data to send is gathered in `outbox`; received data goes through `feed`. Requests may be submitted before earlier ones
+are answered, and answers may come in any order. No message from a server can make this allocate more memory than was
+requested.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from erofs_edge.transport.nbd.wire import (
 )
 from erofs_edge.transport.stream import Bytes, Feed, Machine, take
 
-REPLIES_MAX = 64  # to one option
-DESCRIPTION_MAX = 1000  # bytes of it that are kept; a server may say 4096
+REPLIES_MAX = 64  # per option
+DESCRIPTION_MAX = 1000  # bytes that are kept; a server may send 4096
 WITH_TLS, WITHOUT_TLS = "nbds://, or provisions://, asks for TLS", "nbd://, or provision://, asks for no TLS"
 STATUS_MAX = 4 + 8 * 65536  # bytes of a block status chunk
 _DESCRIPTOR = Struct(">II")
 _OFFSET = Struct(">Q")
 _OFFSET_DATA = int(Chunk.OFFSET_DATA)
 _HOLE = Struct(">QI")
-_DATA = Struct(">IHHQIQ")  # magic, flags, type, cookie, length, offset: the head of a chunk with data, all of it
+_DATA = Struct(">IHHQIQ")  # magic, flags, type, cookie, length, offset: the complete head of a data chunk
 EARLY = _DATA.size  # bytes
-_LENGTH_OFFSET = Struct(">IQ")  # of a chunk with data, and where it is from
-_COMMON = Struct(">IHHQ")  # what simple and structured answers start with: magic, error or (flags, type), cookie
+_LENGTH_OFFSET = Struct(">IQ")  # of a data chunk: its length, and the offset of its data
+_COMMON = Struct(">IHHQ")  # the start of simple and structured replies: magic, error or (flags, type), cookie
 
 _REFUSALS: dict[int, str] = {
     OptionReply.ERR_UNKNOWN: "the server has no such export",
@@ -46,7 +47,7 @@ _REFUSALS: dict[int, str] = {
 
 
 class Stretch:
-    """Bytes of an open file that are sent as they are. `file`: its descriptor; `at` and `length` in bytes."""
+    """Bytes of an open file to be sent unchanged. `file`: its descriptor; `at` and `length` in bytes."""
 
     __slots__ = ("at", "file", "length")
 
@@ -58,16 +59,16 @@ class Stretch:
 
 
 Said = bytes | memoryview | Stretch
-"""what goes to the server"""
+"""data for the server"""
 
 
 Take = Callable[[int, memoryview], None]
-"""take(offset, data): bytes of the export that have come; `data` is good until it returns"""
+"""take(offset, data): receives bytes of the export; `data` is valid until it returns"""
 
 
 class Export:
     """What the server says of the export. Sizes in bytes; `status` is the id of base:allocation if it was granted.
-    `description`: a line of text, '' where the server gives none; some give it unasked."""
+    `description`: a line of text, '' if the server sends none; some send it without being asked."""
 
     __slots__ = ("block_min", "description", "flags", "payload_max", "preferred", "size", "status", "structured")
 
@@ -84,11 +85,11 @@ class Export:
 
 
 class Pending:
-    """A request under way, and its result in the end.
+    """A request in progress and, in the end, its result.
 
-    target   where what is read goes: memory of `length` bytes, or who takes it, part by part in any order
-    error    number of the specification, 0 for success; `message` is the server's
-    extents  (length in bytes, flags) of a block status request
+    target   where the data of a read goes: memory of `length` bytes, or a function that takes it in parts, in any order
+    error    the specification's error number, 0 for success; `message` is the server's
+    extents  (length in bytes, flags) from a block status request
     """
 
     __slots__ = ("_covered", "command", "cookie", "done", "error", "extents", "length", "message", "offset", "target")
@@ -102,7 +103,7 @@ class Pending:
         self._covered: list[tuple[int, int]] = []
 
     def check(self, where: str) -> None:
-        """Raises DeviceError, or CapacityError where space ran out, when the server reported a failure."""
+        """Raises DeviceError, or CapacityError if space ran out, if the server reported a failure."""
         if self.error:
             name = wire.ERROR_NAMES.get(self.error, f"error {self.error}")
             detail = f": {self.message}" if self.message else ""
@@ -114,7 +115,9 @@ class Pending:
             )
 
     def cover(self, start: int, length: int) -> None:
-        """These bytes of the export come. Raises ProtocolError where they were not asked for, or more than was."""
+        """Record that these bytes of the export arrive. Raises ProtocolError if they, or that many, were not
+        requested.
+        """
         if length <= 0 or start < self.offset or start + length > self.offset + self.length:
             raise ProtocolError(f"answer for {length} bytes at {start:#x}, which were not asked for")
         if self._covered and sum(end - begin for begin, end in self._covered) + length > self.length:
@@ -122,7 +125,7 @@ class Pending:
         self._covered.append((start, start + length))
 
     def is_complete(self) -> bool:
-        """Whether the parts that came are the whole, each byte once."""
+        """Whether the parts that arrived cover the request, each byte once."""
         at = self.offset
         for start, end in sorted(self._covered):
             if start != at:
@@ -134,7 +137,7 @@ class Pending:
 class Client:
     """One connection to one export.
 
-    `export` is None until the negotiation is over. `upgrade` is set when the connection must be wrapped in TLS before
+    `export` is None until negotiation is complete. `upgrade` is set when the connection must be switched to TLS before
     anything more is sent or received; the owner clears it.
 
     describe  ask for the description of the export
@@ -150,7 +153,7 @@ class Client:
         self._closing = False
         self._pending: dict[int, Pending] = {}
         self._cookie = 0
-        self._reads = 0  # under way
+        self._reads = 0  # number of reads in progress
         self._scratch = memoryview(b"")
         self._early = b""
         self.feed = Feed(self._converse())
@@ -160,15 +163,17 @@ class Client:
         return len(self._pending)
 
     def read(self, offset: int, target: memoryview) -> Pending:
-        """Ask for as many bytes as `target` has; they are put there."""
+        """Request as many bytes as `target` holds, to be put there."""
         return self._submit(Command.READ, offset, len(target), target=target)
 
     def read_to(self, offset: int, length: int, take: Take) -> Pending:
-        """Ask for bytes that `take` gets as they come, all in the same memory: it stays in the processor's cache."""
+        """Request bytes that `take` receives as they arrive, always in the same memory, which stays in the
+        processor's cache.
+        """
         return self._submit(Command.READ, offset, length, target=take)
 
     def write(self, offset: int, data: Said) -> Pending:
-        """`data` must not change before the answer."""
+        """Request a write. `data` must not change before the answer."""
         return self._submit(Command.WRITE, offset, len(data), payload=data)
 
     def write_zeroes(self, offset: int, length: int) -> Pending:
@@ -181,7 +186,7 @@ class Client:
         return self._submit(Command.BLOCK_STATUS, offset, length)
 
     def disconnect(self) -> None:
-        """The last request; it has no answer."""
+        """Send the last request; it has no answer."""
         self._closing = True
         self.outbox.append(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, Command.DISC, 0, 0, 0))
 
@@ -265,14 +270,14 @@ class Client:
         raise ProtocolError("the server offers metadata without end")
 
     def _export_name(self, export: Export) -> Machine:
-        """The way of servers that do not know GO: no refusal but a closed connection."""
+        """The fallback for servers that do not know GO: they refuse by closing the connection."""
         self.outbox.append(wire.option(Option.EXPORT_NAME, self._name.encode()))
         raw = yield from take(wire.EXPORT_NAME_REPLY.size + (124 if self._zeroes else 0))
         size, flags = wire.EXPORT_NAME_REPLY.unpack_from(raw)
         export.size, export.flags = size, Transmission(flags)
 
     def _answer(self, export: Export) -> Machine:
-        if len(self._early) == EARLY:  # nearly all of what is read
+        if len(self._early) == EARLY:  # true for nearly all read data
             magic, flags, kind, cookie, length, start = _DATA.unpack(self._early)
             if magic == wire.STRUCTURED_MAGIC and kind == _OFFSET_DATA and export.structured:
                 self._early = b""
@@ -309,7 +314,7 @@ class Client:
             self._finish(pending)
 
     def _part(self, pending: Pending, flags: int, length: int, start: int) -> Machine:
-        """A chunk with data from `start` on, of which the head has come."""
+        """Handle a data chunk from `start` on, after its head."""
         size, last = length - _OFFSET.size, flags & wire.CHUNK_DONE
         if size <= 0 or pending.target is None:
             raise ProtocolError(f"a chunk of type {_OFFSET_DATA:#x} and {length} bytes for a {pending.command.name}")
@@ -339,11 +344,11 @@ class Client:
             raise ProtocolError(f"a chunk of type {kind:#x} and {length} bytes for a {pending.command.name}")
 
     def _data(self, pending: Pending, start: int, length: int, *, last: int) -> Machine:
-        """Bytes of the export from `start` on come now: a part of what was asked for. None of them came early, which is
-        never more than the head of a chunk with data.
+        """Receive bytes of the export from `start` on, part of what was requested. None of them came early, because no
+        more than the head of a data chunk ever does.
 
-        Behind the last part the next head comes in the same buffer, where that much is sure to come: the answers to two
-        reads have `EARLY` bytes at least.
+        After the last part, the next head is received into the same buffer if that much is sure to come: the answers to
+        two reads have at least `EARLY` bytes.
         """
         target = pending.target
         if isinstance(target, memoryview):
@@ -357,7 +362,7 @@ class Client:
             target(start, self._scratch[:length])
 
     def _next(self, count: int) -> Bytes:
-        """As `take`, of what has come early first."""
+        """As `take`, but uses what came early first."""
         early = self._early[:count]
         self._early = self._early[count:]
         if len(early) < count:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An NBD export over a real connection: nbd://, nbds:// (TLS) and nbd+unix:// addresses.
 
-Large ranges go in pieces, several under way at a time. A peer that is silent for TIMEOUT seconds is given up while the
-export is agreed upon, and later if its machine has gone, too. One whose machine is there may be busy, or wait for a
-slow medium: it is given as long as that takes.
+Large ranges are split into pieces, several of which are in progress at a time. During negotiation, a peer that is
+silent for TIMEOUT seconds is given up; afterwards, only if its machine is gone as well. As long as the machine is there
+it may be busy, or waiting for a slow medium, and gets the time that this takes.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from erofs_edge.transport.nbd.wire import Command, Transmission
 if TYPE_CHECKING:
     import ssl
 
-TIMEOUT = 30.0  # seconds without a byte from, or to, the peer
+TIMEOUT = 30.0  # seconds without a byte from or to the peer
 FLUSH = 600.0
-"""seconds more that making writes last may take: boards have hundreds of MB in memory, worn cards take 1 MB a second. A
-write may have to wait for that, too, where the memory is full"""
+"""additional seconds for making writes durable: boards have hundreds of MB of memory, and worn cards write 1 MB a
+second. A write may have to wait for that, too, if the memory is full"""
 READS = 4
-"""times as long as TIMEOUT that a read may take: disks try for a minute or two, machines are starved for as long"""
-ZEROED = 1 << 20  # bytes a second that are made zeros at the least
+"""factor on TIMEOUT for a read: disks retry for a minute or two, and machines may be starved for as long"""
+ZEROED = 1 << 20  # bytes per second: the least rate of zeroing
 PIECE = 256 << 10  # bytes of a request: it stays in the cache of the processor that writes it to the medium
-STRETCH = 1 << 20  # the same of one that the kernel fills from a file: what it costs here is then the request alone
-WINDOW = 64  # requests under way
-STATUS_SPAN = 1 << 30  # bytes that one block status request asks for
+STRETCH = 1 << 20  # the same for requests that the kernel fills from a file: the only cost here is the request itself
+WINDOW = 64  # requests in progress
+STATUS_SPAN = 1 << 30  # bytes covered by one block status request
 ZERO_SPAN = 1 << 30
 
 SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
@@ -41,11 +41,11 @@ Trust = Callable[[], "ssl.SSLContext"]
 
 
 class Address(NamedTuple):
-    """Where an export is: `socket` a path, or `host` and `port`.
+    """Where an export is: `socket` is a path; otherwise `host` and `port`.
 
-    certificates  a folder with ca-cert.pem, and client-cert.pem and client-key.pem where the server wants them; None
-                  for what this machine trusts
-    name          that the server's certificate must have, the host's if empty
+    certificates  a folder with ca-cert.pem and, if the server requires them, client-cert.pem and client-key.pem; None
+                  to trust what this machine trusts
+    name          the name required in the server's certificate, the host's if empty
     """
 
     uri: str
@@ -59,7 +59,7 @@ class Address(NamedTuple):
 
 
 def parse_address(uri: str) -> Address:
-    """An address in the form of the NBD project's URI specification. Raises UsageError."""
+    """Parse an address in the form of the NBD project's URI specification. Raises UsageError."""
     try:
         parts = urlsplit(uri)
         port = parts.port or wire.PORT
@@ -86,8 +86,8 @@ def parse_address(uri: str) -> Address:
 
 
 class Connection:
-    """One export, opened. Methods raise DeviceError where the connection or the server fails, CapacityError where the
-    server ran out of space, ProtocolError where it breaks the rules."""
+    """An open export. Methods raise DeviceError if the connection or the server fails, CapacityError if the server ran
+    out of space, ProtocolError if it violates the protocol."""
 
     def __init__(
         self,
@@ -99,15 +99,15 @@ class Connection:
         piece: int = PIECE,
         describe: bool = False,
     ) -> None:
-        """`wire`: a connection to the server that stands already; `piece`: bytes of a request, at most; `describe`: ask
-        for the description of the export."""
+        """`wire`: an existing connection to the server; `piece`: maximum bytes of a request; `describe`: ask for the
+        description of the export."""
         self.address = address
         self._piece = piece
         self._sent = self._received = 0
         self._cut = False
         self._trust, self._timeout = trust, timeout
-        self._patience = timeout  # seconds of silence that are borne; the socket's are as many or fewer
-        self._running: deque[Pending] = deque()  # requests that were made and not waited for
+        self._patience = timeout  # tolerated seconds of silence; the socket's timeout is as long or shorter
+        self._running: deque[Pending] = deque()  # requests made but not waited for
         self._client = Client(address.export, tls=address.tls, describe=describe)
         try:
             self._wire = dial(address.socket or (address.host, address.port), timeout) if wire is None else wire
@@ -133,12 +133,12 @@ class Connection:
 
     @property
     def sent(self) -> int:
-        """Bytes that went to the server."""
+        """Bytes sent to the server."""
         return self._sent
 
     @property
     def received(self) -> int:
-        """Bytes that came from there."""
+        """Bytes received from the server."""
         return self._received
 
     def read(self, offset: int, length: int) -> bytes:
@@ -155,15 +155,15 @@ class Connection:
         )
 
     def deliver(self, offset: int, length: int, take: Take) -> None:
-        """Give `take` a range of the export, part by part as they come: it is called with (offset, data), in any order,
-        by one thread of each connection, and `data` is good until it returns. What it raises is raised here, after all
-        that is under way has come, and it is not called any more."""
+        """Pass a range of the export to `take`, in parts as they arrive: it is called with (offset, data), in any
+        order, by one thread of each connection, and `data` is valid until it returns. If it raises, it is not called
+        again, and the exception is raised here once everything in progress has arrived."""
         piece, end = self.piece, offset + length
         self.deliver_from(iter(range(offset, end, piece)), piece, end, take)
 
     def deliver_from(self, places: Iterator[int], piece: int, end: int, take: Take) -> None:
-        """As `deliver`, of pieces that start where `places` says, until that has no more: several connections may draw
-        from the same iterator of a range."""
+        """As `deliver`, for pieces that start at the offsets from `places`, until there are no more; several
+        connections may draw from the same iterator."""
         failures: list[BaseException] = []
 
         def taken(offset: int, data: memoryview) -> None:
@@ -184,25 +184,25 @@ class Connection:
             raise failures[0]
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Returns when the server has taken all of it; `flush` makes it last."""
+        """Returns once the server has taken everything; `flush` makes it durable."""
         self.write_all([(offset, data)])
 
     def write_file(self, offset: int, file: int, at: int, length: int) -> None:
-        """As `write`, of bytes of an open file (its descriptor) that need not come through this program. Raises
-        SourceError where it is shorter: of no use afterwards, for the server waits for the rest."""
+        """As `write`, for bytes of an open file (its descriptor) that need not pass through this program. Raises
+        SourceError if the file is too short; the connection is unusable then, because the server waits for the rest."""
         self._run(self._of_file(offset, file, at, length), FLUSH)
 
     def post_file(self, offset: int, file: int, at: int, length: int) -> None:
-        """As `write_file`; but it may return before the server has the bytes, and what fails is raised at a later call,
-        `settle` at last."""
+        """As `write_file`, but may return before the server has the bytes; errors are raised by a later call, at the
+        latest by `settle`."""
         self._run(self._of_file(offset, file, at, length), FLUSH, wait=False)
 
     def settle(self) -> None:
-        """All that was posted is with the server."""
+        """Wait until the server has everything that was posted."""
         self._run(iter(()), FLUSH)
 
     def write_all(self, places: Iterable[tuple[int, bytes | memoryview]]) -> None:
-        """As `write`, of many (offset, data): one does not wait for the other. They must not overlap."""
+        """As `write`, for many (offset, data) without waiting in between. They must not overlap."""
         piece = self.piece
         pieces = (
             self._client.write(offset + at, memoryview(data)[at : at + piece])
@@ -224,13 +224,13 @@ class Connection:
         self._run(spans, FLUSH + min(length, ZERO_SPAN) / ZEROED)
 
     def flush(self) -> None:
-        """What was written lasts (a server that cannot flush writes through)."""
-        self.settle()  # a flush makes last what was answered before it was sent
+        """Make everything written durable (a server without flush writes through)."""
+        self.settle()  # a flush only covers writes that were answered before it was sent
         if self.export.can(Transmission.SEND_FLUSH):
             self._run(iter([self._client.flush()]), FLUSH)
 
     def data(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """(start, end) of what may hold anything but zeros. Without the server's help that is the whole range."""
+        """(start, end) of what may be other than zeros; the whole range if the server cannot tell."""
         end = offset + length
         if self.export.status is None:
             yield offset, end
@@ -244,7 +244,7 @@ class Connection:
                 offset += size
 
     def close(self) -> None:
-        """Say good-bye, if that can be done."""
+        """Disconnect politely, if possible."""
         try:
             if not self._cut:
                 self._client.disconnect()
@@ -264,15 +264,15 @@ class Connection:
             yield self._client.write(offset + done, Stretch(file, at + done, min(piece, length - done)))
 
     def _run(self, requests: Iterator[Pending], longer: float, *, wait: bool = True) -> None:
-        """Have all requests answered, WINDOW at a time; without `wait` those that are under way at the end are left to
-        the next call. The first failure is raised when nothing is under way. `longer`: seconds that an answer may take
-        beside the usual ones, if the other machine is there."""
+        """Get all requests answered, WINDOW at a time; without `wait`, those in progress at the end are left to the
+        next call. The first failure is raised once nothing is in progress. `longer`: additional seconds for an answer
+        if the other machine is there."""
         running, finished = self._running, list[Pending]()
         self._patience = self._timeout + longer
         try:
             for pending in requests:
                 running.append(pending)
-                if len(running) >= WINDOW or pending.command is not Command.READ:  # many reads go in one call
+                if len(running) >= WINDOW or pending.command is not Command.READ:  # many reads are sent in one call
                     self._try(self._send)
                 if len(running) >= WINDOW:
                     while len(running) > WINDOW // 2:
@@ -280,7 +280,7 @@ class Connection:
             while running and (wait or finished):
                 self._wait(running.popleft(), finished)
         except BaseException:
-            running.clear()  # nothing more will come of it
+            running.clear()  # they will never be answered
             raise
         finally:
             self._patience = self._timeout
@@ -294,7 +294,7 @@ class Connection:
             failed.append(pending)
 
     def _step(self) -> None:
-        """Send what is to be sent, receive once."""
+        """Send what is waiting, receive once."""
         if self._client.outbox:
             self._try(self._send)
         self._try(self._receive)
@@ -320,7 +320,7 @@ class Connection:
         said: list[Said] = self._client.outbox[:]
         self._client.outbox.clear()
         if said:
-            self._cut = True  # until all of it has gone: after half a request no other makes sense
+            self._cut = True  # until everything has been sent: no request can follow half of one
             self._wire.send(said, self._patience)
             self._cut = False
             self._sent += sum(map(len, said))
@@ -333,7 +333,7 @@ class Connection:
         self._client.feed.filled(count)
 
     def _waited(self, buffer: memoryview) -> int:
-        """As the wire's `receive`, for as long as we are patient and the other machine is there."""
+        """As the wire's `receive`, as long as patience lasts and the other machine is there."""
         silent = 0.0
         while True:
             try:
@@ -356,7 +356,9 @@ class Connection:
 
 
 def _context(address: Address) -> ssl.SSLContext:
-    """What the server must show, and what we show it. Raises UsageError where a file is missing or is no such thing."""
+    """The TLS context: what the server must present, and what this client does. Raises UsageError if a file is missing
+    or invalid.
+    """
     import ssl
 
     folder = address.certificates
@@ -366,6 +368,6 @@ def _context(address: Address) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(folder / "ca-cert.pem"))
         if (folder / "client-cert.pem").exists():
             context.load_cert_chain(folder / "client-cert.pem", folder / "client-key.pem")
-    except OSError as error:  # an SSLError is one
+    except OSError as error:  # includes SSLError
         raise UsageError(f"cannot use the certificates: {error.strerror or error}", where=str(folder)) from error
     return context

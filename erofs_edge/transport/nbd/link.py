@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A socket as the client needs one: whole buffers in one call, files without a copy, and nobody is waited for too long.
+"""A socket for the client: whole buffers in one call, files without copying, and timeouts.
 
-The kernel keeps the time (socket(7), SO_RCVTIMEO and SO_SNDTIMEO), so that one call moves a whole buffer: a socket
-with Python's own time limit does not block, and moves what its buffer holds, some 200 KiB, with a poll before each.
+The kernel keeps the time (socket(7), SO_RCVTIMEO and SO_SNDTIMEO), so one call moves a whole buffer. A socket with
+Python's own timeout does not block: it moves only what the socket buffer holds, some 200 KiB, with a poll before each.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     import ssl
 
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""seconds, seconds and questions (tcp(7)): a machine that is gone is given up after half a minute, a busy one is not"""
+"""seconds, seconds and probes (tcp(7)): a machine that is gone is given up after half a minute, a busy one is not"""
 _PROBES, _UNACKED = 3, slice(24, 28)
-"""tcpi_probes and tcpi_unacked in Linux's struct tcp_info (include/uapi/linux/tcp.h): the fourth byte, and what is
-behind eight bytes and four numbers of 32 bits"""
+"""tcpi_probes and tcpi_unacked in Linux's struct tcp_info (include/uapi/linux/tcp.h): the fourth byte, and after eight
+bytes and four 32-bit numbers"""
 AT_ONCE = 512
-"""buffers of one sendmsg; Linux takes 1024"""
+"""buffers per sendmsg; Linux takes 1024"""
 UNDER_WAY = 1 << 20
-"""bytes that a server on this machine need not have taken before more is sent, as far as the kernel allows (socket(7),
-SO_SNDBUF): with its 208 KiB the two wait for each other in turn. TCP finds out by itself."""
+"""bytes that may be sent before a server on this machine has taken them, as far as the kernel allows (socket(7),
+SO_SNDBUF): with the default 208 KiB the two sides take turns waiting. TCP sizes its own buffers."""
 
 
 class SilenceError(TimeoutError):
-    """Nothing came or went for `seconds`."""
+    """Nothing was received or sent for `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(errno.ETIMEDOUT, f"silent for {seconds:g} s")
@@ -45,40 +45,40 @@ class SilenceError(TimeoutError):
 
 
 class Wire(Protocol):
-    """What a connection goes over. Methods raise OSError, TimeoutError after silence."""
+    """What a connection runs over. Methods raise OSError, TimeoutError after silence."""
 
     def send(self, chunks: Sequence[Said], patience: float = 0.0) -> None:
-        """All of these, in order. SourceError where a file has become shorter. `patience`: seconds for which the peer
-        may take nothing, if its machine is there; less than the wire has for any silence does not count."""
+        """Send all of these, in order. Raises SourceError if a file has become shorter. `patience`: seconds for which
+        the peer may take nothing, if its machine is there; it can only extend the wire's timeout."""
         ...
 
     def receive(self, buffer: memoryview) -> int:
-        """Put some bytes there, at least one; how many. 0: the peer has closed."""
+        """Receive at least one byte and return how many; 0 if the peer has closed."""
         ...
 
     def hears(self) -> bool:
-        """Whether the peer's machine is there, if the peer has not answered: it has acknowledged all that was sent, or
-        says that it takes no more."""
+        """Whether the machine of a silent peer is there: it has acknowledged everything sent, or reports that it cannot
+        take more."""
         ...
 
     def encrypt(self, context: ssl.SSLContext, name: str) -> None:
-        """TLS from now on; `name` is what the peer's certificate must have."""
+        """Switch to TLS; `name` is the name required in the peer's certificate."""
         ...
 
     def close(self) -> None:
-        """No more of either."""
+        """Close it for both directions."""
         ...
 
 
 class Link:
-    """A connected socket. `timeout`: seconds without a byte from, or to, the peer."""
+    """A connected socket. `timeout`: seconds without a byte from or to the peer."""
 
     def __init__(self, connected: socket.socket, timeout: float) -> None:
         self._socket, self._timeout = connected, timeout
         self._whole = 0
         self._patience = self._silent = 0.0  # of what is being sent
         limit = pack("@ll", int(timeout), int(timeout % 1 * 1e6))
-        with suppress(OSError):  # a system with another idea of the time: Python's way
+        with suppress(OSError):  # systems with another struct timeval: use Python's timeout
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             connected.settimeout(None)
@@ -103,15 +103,15 @@ class Link:
             raise TimeoutError from None
 
     def hears(self) -> bool:
-        """What the kernel says of the segments under way (tcp(7), TCP_INFO). A machine that vanishes later is found out
-        by keepalive."""
+        """What the kernel reports about segments in flight (tcp(7), TCP_INFO). Keepalive detects a machine that
+        vanishes later."""
         if self._socket.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
             return True
         try:
             told = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         except OSError:
             return False
-        return told[_PROBES] < 2 and not int.from_bytes(told[_UNACKED], sys.byteorder)  # a question may be under way
+        return told[_PROBES] < 2 and not int.from_bytes(told[_UNACKED], sys.byteorder)  # one probe may be in flight
 
     def encrypt(self, context: ssl.SSLContext, name: str) -> None:
         self._whole = 0
@@ -130,19 +130,19 @@ class Link:
         for at in range(0, len(chunks), AT_ONCE):
             part = chunks[at : at + AT_ONCE]
             done = self._taken(partial(self._socket.sendmsg, part, (), flags))
-            for chunk in part:  # a signal, or the time was over in the middle: the rest
+            for chunk in part:  # the rest, if a signal or the timeout interrupted it
                 if done < len(chunk):
                     self._all(memoryview(chunk)[done:], flags)
                 done = max(0, done - len(chunk))
 
     def _all(self, data: bytes | memoryview, flags: int = 0) -> None:
-        """As a socket's `sendall`, which cannot go on after a silence."""
+        """Like a socket's `sendall`, which cannot continue after a timeout."""
         view = memoryview(data)
         while view:
             view = view[self._taken(partial(self._socket.send, view, flags)) :]
 
     def _taken(self, send: Callable[[], int]) -> int:
-        """What `send` says; after a silence once more, as long as there is patience and the other machine is there."""
+        """Call `send`; after a timeout call it again, as long as patience lasts and the other machine is there."""
         while True:
             try:
                 done = send()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several connections to one export, where the server allows it (CAN_MULTI_CONN): large ranges go over all of them.
+"""Several connections to one export, if the server allows it (CAN_MULTI_CONN): large ranges use all of them.
 
-One connection is served by one processor at each end for most of the way; sending and receiving do not hold Python's
-lock, so a thread for each connection helps, as long as there are processors for them: more than that take the cache
-from each other. Files go over one connection, without a thread: the kernel moves them, and a second one costs the
-server more than it helps; but with TLS, that is work here. The specification promises that a flush on one covers what
-was answered on others. Nothing but what was posted is under way when another request is made.
+Each end mostly handles a connection on one processor. Sending and receiving do not hold Python's lock, so one thread
+per connection helps up to the number of processors; more would only compete for the cache. Files go over one connection
+without a thread, since the kernel moves them and a second connection costs the server more than it gains; with TLS,
+however, encryption is work here. The specification guarantees that a flush on one connection covers what was answered
+on others. When a new request is made, only posted writes are in progress.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from erofs_edge.transport.nbd.client import Take
 from erofs_edge.transport.nbd.connect import TIMEOUT, Address, Connection, Trust
 from erofs_edge.transport.nbd.wire import Transmission
 
-CONNECTIONS = 4  # at most, as nbdcopy
-SHARE_MIN = 512 << 10  # bytes that are worth another connection
+CONNECTIONS = 4  # at most, like nbdcopy
+SHARE_MIN = 512 << 10  # bytes that justify another connection
 ALIGN = 4096
 
 Job = Callable[[Connection], None]
 
 
 class Connections(Connection):
-    """As `Connection`; the first large range opens others, each with a thread, where the server takes more than one."""
+    """Like `Connection`; the first large range opens more connections, each with a thread, if the server allows
+    several.
+    """
 
     def __init__(
         self,
@@ -40,11 +42,11 @@ class Connections(Connection):
         count: int | None = None,
         describe: bool = False,
     ) -> None:
-        """`count`: of connections; by default one for each processor that this process may use."""
+        """`count`: number of connections; by default one per processor that this process may use."""
         super().__init__(address, trust=trust, timeout=timeout, describe=describe)
         count = count or min(CONNECTIONS, processors())
         self._count = count if self.export.can(Transmission.CAN_MULTI_CONN) else 1
-        self._posted = False  # without a thread
+        self._posted = False  # by the connection without a thread
         self._others: list[Connection] = []
         self._failures: list[BaseException] = []
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -53,7 +55,7 @@ class Connections(Connection):
 
     @property
     def count(self) -> int:
-        """Connections that are used for what is large: open, or about to be opened."""
+        """Connections used for large ranges: open, or about to be opened."""
         return self._count
 
     @property
@@ -129,14 +131,14 @@ class Connections(Connection):
         super().close()
 
     def _shares(self, length: int) -> Iterator[tuple[int, int]]:
-        """(start, end) of what each connection gets."""
+        """(start, end) for each connection."""
         shares = max(1, min(self.count, length // SHARE_MIN))
         step = -(-length // shares // ALIGN) * ALIGN
         for start in range(0, length, step or 1):
             yield start, min(start + step, length)
 
     def _spread(self, jobs: Sequence[Job]) -> None:
-        """Returns when all are done."""
+        """Carry out jobs on all connections; returns when all are done."""
         self.settle()
         if len(jobs) == 1:
             jobs[0](self)
@@ -146,7 +148,7 @@ class Connections(Connection):
         self.settle()
 
     def _post(self, job: Job) -> None:
-        """Have it done by a connection that has nothing to do. Raises what an earlier one met with."""
+        """Give a job to an idle connection. Raises the error of an earlier job."""
         while len(self._threads) < self._count:
             link = None if self._threads else self
             self._threads.append(Thread(target=self._work, args=(link,), name="nbd", daemon=True))
@@ -158,7 +160,7 @@ class Connections(Connection):
         self._jobs.put(job)
 
     def _ready(self, *, everyone: bool) -> int:
-        """Until a thread, or every one, has nothing to do; how many have not."""
+        """Wait until one thread, or every thread, is idle; return how many idle ones were counted."""
         idle = 0
         while idle < (self._count if everyone else 1):
             if self._idle.get():
@@ -168,8 +170,8 @@ class Connections(Connection):
         return idle
 
     def _work(self, link: Connection | None) -> None:
-        """A thread that carries out jobs, until None comes instead of one. Without a link it opens one; where that
-        fails, for a server may have a limit, there is one thread less, but never none: the first has a link."""
+        """A thread that carries out jobs until it gets None. Without a link it opens one; if that fails, for example
+        because of a server's limit, there is one thread less, but always at least one: the first already has a link."""
         if link is None:
             try:
                 link = Connection(self.address, trust=self._trust, timeout=self._timeout)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server's side of one NBD connection, without a socket.
 
-What is to be sent gathers in `outbox`; what is received goes through `feed`. The owner carries out each `request` and
-answers with `data_header` and the bytes, or with `done`. A client gets no more memory than one request needs.
+Data to send is gathered in `outbox`; received data goes through `feed`. The owner carries out each `request` and
+answers with `data_header` and the bytes, or with `done`. A client can make this allocate no more memory than one
+request needs.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from erofs_edge.transport.nbd.wire import (
 )
 from erofs_edge.transport.stream import Feed, Machine, take
 
-OPTIONS_MAX = 256  # of a negotiation: a client that asks more does not mean it
+OPTIONS_MAX = 256  # per negotiation: more than any sensible client sends
 STATUS_ID = 1
 _QUERIES = (wire.ALLOCATION, "base:", "")
-# made once: of each request they would cost as much as all the rest of it
+# created once: doing so for each request would double its cost
 _COMMANDS = {int(command): command for command in Command}
 _FLAGS = tuple(CommandFlag(number) for number in range(16))
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What can be had under a name. Sizes in bytes. `writer`: who writes it, where another one must not."""
+    """An export offered under a name. Sizes in bytes. `writer`: the current writer, if others must not write."""
 
     size: int
     read_only: bool = True
@@ -47,7 +48,7 @@ class Offer:
 
     @property
     def said(self) -> str:
-        """What a person is told."""
+        """The description for people."""
         return f"{self.writer} writes it" if self.writer else self.description
 
     @property
@@ -68,7 +69,7 @@ class Tls(Enum):
 
 @dataclass(slots=True)
 class Request:
-    """One request that is in order: in range, and allowed. `data` is what a write brings."""
+    """A valid request: in range, and allowed. `data` is the data of a write."""
 
     command: Command
     flags: CommandFlag
@@ -81,10 +82,9 @@ class Request:
 class Session:
     """One connection. `offers` are all exports by name.
 
-    `name` is the export that was chosen, None before that. `request` is to be answered, and set to None, before
-    anything more is received.
-    `upgrade` is set when the connection must be wrapped in TLS, after what is in the outbox was sent; the owner clears
-    it. When `feed` is done the connection is to be closed.
+    `name` is the chosen export, None before that. `request` must be answered and set to None before anything more is
+    received. `upgrade` is set when the connection must be switched to TLS, after the outbox has been sent; the owner
+    clears it. When `feed` is done, the connection must be closed.
     """
 
     def __init__(self, offers: Mapping[str, Offer], *, tls: Tls = Tls.OFF) -> None:
@@ -96,7 +96,7 @@ class Session:
         self._tls = tls
         self._encrypted = False
         self._structured = False
-        self._status: str | None = None  # the export for which base:allocation was agreed
+        self._status: str | None = None  # the export for which base:allocation was negotiated
         self.feed = Feed(self._converse())
 
     @property
@@ -106,7 +106,7 @@ class Session:
         return self._offers[self.name]
 
     def data_header(self, request: Request) -> bytes:
-        """What goes before the `request.length` bytes of a read."""
+        """The header before the `request.length` bytes of a read."""
         if not self._structured:
             return wire.SIMPLE.pack(wire.SIMPLE_MAGIC, 0, request.cookie)
         length = request.length + 8
@@ -114,7 +114,7 @@ class Session:
         return head + request.offset.to_bytes(8, "big")
 
     def done(self, request: Request, error: int = 0, message: str = "") -> bytes:
-        """The answer without data; `error` is a number of the specification."""
+        """The answer without data; `error` is one of the specification's numbers."""
         if not self._structured:
             return wire.SIMPLE.pack(wire.SIMPLE_MAGIC, error, request.cookie)
         payload, kind = b"", Chunk.NONE
@@ -152,7 +152,7 @@ class Session:
             pass
 
     def _option(self, *, zeroes: bool) -> Generator[memoryview, None, bool]:
-        """Take one option and answer it; whether the client leaves."""
+        """Receive and answer one option; return whether the client leaves."""
         magic, number, length = wire.OPTION.unpack((yield from take(wire.OPTION.size)))
         if magic != wire.OPTION_MAGIC:
             raise ProtocolError(f"an option starts with {magic:#018x}")
@@ -214,7 +214,7 @@ class Session:
             self._reply(number, OptionReply.ERR_POLICY)
         else:
             self._reply(number, OptionReply.ACK)
-            # what was agreed in the clear may be forged
+            # what was negotiated unencrypted may be forged
             self._structured, self._status = False, None
             self._encrypted = self.upgrade = True
 
@@ -265,7 +265,7 @@ class Session:
         self._reply(number, OptionReply.ACK)
 
     def _request(self) -> Generator[memoryview, None, bool]:
-        """Take one request; False when the client leaves."""
+        """Receive one request; False if the client leaves."""
         raw = yield from take(wire.REQUEST.size)
         magic, flags, number, cookie, offset, length = wire.REQUEST.unpack(raw)
         if magic != wire.REQUEST_MAGIC:
@@ -292,10 +292,10 @@ class Session:
         return True
 
     def _objection(self, request: Request) -> int:
-        """What is wrong with it, as an error number."""
+        """What is wrong with a request, as an error number."""
         offer, command = self.offer, request.command
         if command is Command.READ and 0 < request.length <= wire.PAYLOAD_MAX and offer.block_min == 1:
-            return wire.EINVAL if request.offset + request.length > offer.size else 0  # nearly all of them
+            return wire.EINVAL if request.offset + request.length > offer.size else 0  # true for nearly all requests
         if command is Command.FLUSH:
             return wire.EINVAL if request.offset or request.length else 0
         writes = command in (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)
@@ -313,7 +313,7 @@ class Session:
 
 
 def _parse_contexts(data: bytes) -> tuple[str, list[str] | None]:
-    """The export's name and the queries; None for the queries where the option is malformed."""
+    """The export's name and the queries; None for the queries if the option is malformed."""
 
     def counted(at: int) -> tuple[bytes, int]:
         size = int.from_bytes(data[at : at + 4], "big")

@@ -26,20 +26,20 @@ SIMPLE = Struct(">IIQ")  # magic, error, cookie
 STRUCTURED = Struct(">IHHQI")  # magic, flags, type, cookie, length
 EXPORT_NAME_REPLY = Struct(">QH")  # size, transmission flags
 NAME_MAX = 4096  # bytes of a string
-OPTION_MAX = 2 * NAME_MAX + 4096  # bytes of an option's data that we take
+OPTION_MAX = 2 * NAME_MAX + 4096  # bytes of an option's data that we accept
 BLOCK_MIN, BLOCK_PREFERRED, PAYLOAD_MAX = 1, 4096, 32 << 20
 ALLOCATION = "base:allocation"
 
 
 class Handshake(IntFlag):
-    """Of a server's greeting, and of the client's answer."""
+    """Flags of a server's greeting and of the client's answer."""
 
     FIXED_NEWSTYLE = 1
     NO_ZEROES = 2
 
 
 class Option(IntEnum):
-    """What a client asks for before it has an export."""
+    """What a client may request before it has an export."""
 
     EXPORT_NAME = 1
     ABORT = 2
@@ -53,7 +53,7 @@ class Option(IntEnum):
 
 
 class OptionReply(IntEnum):
-    """What a server answers to that."""
+    """A server's answers to options."""
 
     ACK = 1
     SERVER = 2
@@ -71,7 +71,7 @@ class OptionReply(IntEnum):
 
 
 class Info(IntEnum):
-    """Kinds of information on an export."""
+    """Kinds of information about an export."""
 
     EXPORT = 0
     NAME = 1
@@ -80,7 +80,7 @@ class Info(IntEnum):
 
 
 class Transmission(IntFlag):
-    """What an export can do."""
+    """Abilities of an export."""
 
     HAS_FLAGS = 1
     READ_ONLY = 2
@@ -94,7 +94,7 @@ class Transmission(IntFlag):
 
 
 class Command(IntEnum):
-    """What a client asks of its export."""
+    """Requests to an export."""
 
     READ = 0
     WRITE = 1
@@ -107,7 +107,7 @@ class Command(IntEnum):
 
 
 class CommandFlag(IntFlag):
-    """How a command is to be carried out."""
+    """How to carry out a command."""
 
     FUA = 1
     NO_HOLE = 2
@@ -126,7 +126,7 @@ class Chunk(IntEnum):
     ERROR_OFFSET = 0x8002
 
 
-CHUNK_DONE = 1  # flag of a structured reply: the last one of its request
+CHUNK_DONE = 1  # flag of a structured reply: the last one for its request
 IS_ERROR = 0x8000  # bit of a structured reply's type
 
 STATE_HOLE, STATE_ZERO = 1, 2  # flags of base:allocation
@@ -141,7 +141,7 @@ ERRORS = {
     errno.EOPNOTSUPP: 95,
     errno.ESHUTDOWN: 108,
 }
-"""errno → the specification's number; anything else is EIO"""
+"""errno → the specification's number; all others become EIO"""
 ERROR_NAMES = {number: errno.errorcode[code] for code, number in ERRORS.items()}
 EPERM, EIO, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = 1, 5, 22, 28, 75, 95, 108
 

@@ -1,3 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A U-Boot console on a serial line: `line.py` what an exchange asks of its port, `console.py` commands, `ymodem.py`
-the fast transfer, `uboot.py` storage, `port.py` the ports themselves."""
+"""A U-Boot console on a serial line: `line.py` defines what a conversation may ask of its port, `console.py` runs
+commands, `ymodem.py` transfers data fast, `uboot.py` uses storage, `port.py` has the ports themselves."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""U-Boot's command line as a conversation: find the prompt, run commands, believe nothing that noise may have made.
+"""U-Boot's command line as a conversation: find the prompt, run commands, and trust nothing that noise could have made.
 
-A command is typed without its end, and the echo is compared; only what the device has read as it was meant is started.
-Its exit code comes back twice in a line that nothing else can be. What fails on the way is done again, so every command
-that is given here must bear being run twice.
+A command is typed without its line end and its echo compared, so only a command that the device has read correctly is
+started. Its exit code comes back twice, in a line that nothing else can produce. Failures on the way are retried, so
+every command given here must be safe to run twice.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ CTRL_C = b"\x03"
 ENTER = b"\r"
 LINE_MAX = 480
 """bytes of a command line: CONFIG_SYS_CBSIZE is 512 on most boards, 256 on the smallest that run Linux"""
-OUTPUT_MAX = 1 << 20  # bytes of one command's output
+OUTPUT_MAX = 1 << 20  # bytes of output per command
 ATTEMPTS = 8
-SETTLE = 0.3  # seconds of silence after which a console has said what it had to say
-STOP_EVERY = 0.2  # seconds between keys that stop the autoboot
+SETTLE = 0.3  # seconds of silence after which a console has nothing more to say
+STOP_EVERY = 0.2  # seconds between the keys that stop the autoboot
 LONG_SILENCE = 2.4
-"""seconds, after which a receiver of a file that has given up is through with throwing away what comes"""
+"""seconds after which a file receiver that has given up has stopped discarding input"""
 PROMPT_MAX = 40  # characters
 WAIT = 10.0  # seconds for a command
 
@@ -31,12 +31,12 @@ _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[ -/]*[0-Z\\^-~])")
 
 
 class LostError(Exception):
-    """The line failed us in the middle of a command; it may be tried again."""
+    """The line failed in the middle of a command, which may be retried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a command came to."""
+    """The result of a command."""
 
     code: int
     output: str
@@ -47,20 +47,20 @@ class Result:
 
 
 class Console:
-    """One console. `prompt` is known after `open`; `baud` is the rate of the line, for how long things take."""
+    """One console. `prompt` is known after `open`; `baud` is the line's rate, for estimating durations."""
 
     def __init__(self, baud: int, latency: float = 0.25, listen: float = 0.0) -> None:
         self.baud = baud
         self.latency = latency
-        self.listen = listen  # seconds before anything is said to a console that has said nothing
+        self.listen = listen  # seconds to wait before writing to a console that has been silent
         self.prompt = b""
         self._mark = 0
         self._early = b""  # what came with the start of a command
 
     def open(self, patience: float = 60.0) -> Exchange[None]:
-        """Stop the autoboot, or find a prompt that is there already, and learn what it looks like.
+        """Stop the autoboot, or find an existing prompt, and learn what it looks like.
 
-        Raises DeviceError when nothing like a prompt comes within `patience` seconds of quiet and talk together.
+        Raises DeviceError if nothing like a prompt appears within `patience` seconds, including output and silence.
         """
         said = (yield Io(b"", self.listen)) if self.listen else b""
         spent, key, turn = 0.0, CTRL_C + b" ", 0
@@ -70,7 +70,7 @@ class Console:
             more = yield Io(key, wait)
             said = (said + more)[-4096:]
             spent += len(more) * BITS_PER_BYTE / self.baud if more else wait
-            # a key for each silence, and one that falls into the countdown
+            # one key per silence, so that one falls into the countdown
             key = b"" if more and b"autoboot" not in more else CTRL_C + b" "
             if not more and re.search(rb"[>#\$] *$", _clean(said)):
                 found = yield from self._learn()
@@ -93,7 +93,7 @@ class Console:
         return seen[0] if fine else b""
 
     def quiet(self, data: bytes = b"", settle: float = SETTLE, limit: int = 64 << 10) -> Exchange[bytes]:
-        """Send, then hear until `settle` seconds of silence, or more than `limit` bytes."""
+        """Send, then listen until `settle` seconds of silence, or for more than `limit` bytes."""
         said = yield Io(data, settle)
         while len(said) < limit:
             more = yield Io(b"", settle)
@@ -103,11 +103,11 @@ class Console:
         return said
 
     def run(self, command: str, *, wait: float = WAIT, attempts: int = ATTEMPTS) -> Exchange[Result]:
-        """Run a command line; what it printed and its exit code. It may be run more than once.
+        """Run a command line; return what it printed and its exit code. It may be run more than once.
 
         wait  seconds that it may be silent
 
-        Raises DeviceError where the line does not get it through, ProtocolError where the console has no `$?`.
+        Raises DeviceError if the line does not get it across, ProtocolError if the console has no `$?`.
         """
         for attempt in range(attempts):
             try:
@@ -119,7 +119,7 @@ class Console:
         raise DeviceError(f"the console did not run '{_short(command)}': {lost}")
 
     def agreed(self, command: str) -> Exchange[str]:
-        """What a command prints, as it came twice: noise does not say the same thing two times."""
+        """The output of a command, once it came the same twice: noise does not repeat itself."""
         said = [(yield from self.run(command)).output]
         while len(said) <= ATTEMPTS:
             said.append((yield from self.run(command)).output)
@@ -130,9 +130,10 @@ class Console:
         )
 
     def start(self, command: str, *, mark: bool = False) -> Exchange[bytes]:
-        """Type a command, compare its echo, start it. `mark`: its exit code is printed behind it (see `finish`).
+        """Type a command, compare its echo, start it. `mark`: the marker that is printed with its exit code (see
+        `finish`).
 
-        Returns what came with the start. Raises LostError where the echo differs.
+        Returns what came with the start. Raises LostError if the echo differs.
         """
         if mark:
             self._mark = (self._mark + 1) % 1000
@@ -155,8 +156,8 @@ class Console:
         return self._early
 
     def finish(self, wait: float = WAIT) -> Exchange[Result]:
-        """Wait for the exit code of the command that was started with its mark."""
-        heard, self._early = self._early, b""  # a host that was held up finds the answer there already
+        """Wait for the exit code of the command that was started with this mark."""
+        heard, self._early = self._early, b""  # if this host was delayed, the answer is already here
         seen = re.compile(rb"=%d=(\d+)=(\d+)=\r*\n" % self._mark)
         while not (found := seen.search(text := _clean(heard))):
             if len(heard) > OUTPUT_MAX:
@@ -177,7 +178,7 @@ class Console:
         return Result(int(found[1]), text[: found.start()].decode("latin-1").replace("\r", "").strip("\n"))
 
     def interrupt(self, attempt: int = 0) -> Exchange[None]:
-        """Whatever is half typed or under way is given up. Receivers of files need three of them."""
+        """Abandon whatever is half typed or running. Receivers of files need three interrupts."""
         yield from self.quiet(CTRL_C * 3 if attempt else CTRL_C, LONG_SILENCE if attempt else SETTLE)
 
     def _time(self, size: int) -> float:
@@ -186,7 +187,7 @@ class Console:
 
 
 def _clean(raw: bytes) -> bytes:
-    """Without escape sequences and with line ends of one kind."""
+    """Remove escape sequences and unify line ends."""
     return _ESCAPES.sub(b"", raw).replace(b"\r\n", b"\n").replace(b"\n\r", b"\n").replace(b"\0", b"")
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a conversation over a serial line asks of whoever owns the port: no port, no clock.
+"""The interface between a conversation over a serial line and the owner of the port: no port, no clock.
 
-A conversation is a generator. It yields an `Io`: bytes to send and how long to wait; it is sent what has come in the
-meantime, b"" when nothing did. A port drives it in real time, a simulated line in a time of its own.
+A conversation is a generator. It yields an `Io`: bytes to send and how long to wait. It is sent what has arrived in the
+meantime, b"" if nothing did. A port drives it in real time, a simulated line in simulated time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 BITS_PER_BYTE = 10
-"""start, eight of data, stop"""
+"""start bit, eight data bits, stop bit"""
 
 T = TypeVar("T")
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Io:
     """data  what to send first
-    wait  seconds to wait for the first byte after that; 0 takes only what has come already
-    baud  the port's new rate, before anything is sent; None leaves it
+    wait  seconds to wait for the first byte after that; 0 takes only what has already arrived
+    baud  the port's new rate, before anything is sent; None leaves it unchanged
     """
 
     data: bytes = b""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What U-Boot can unpack, for fewer bytes on the wire: LZMA (`lzmadec`), gzip (`unzip`) and LZ4 (`unlz4`)."""
+"""Compress data into what U-Boot can unpack, to send fewer bytes: LZMA (`lzmadec`), gzip (`unzip`) and LZ4
+(`unlz4`).
+"""
 
 from __future__ import annotations
 
@@ -8,23 +10,23 @@ import lzma
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-WORTH = 0.97  # of the plain size: what is packed less well is sent as it is
+WORTH = 0.97  # of the plain size: data that compresses less is sent unchanged
 LZMA_BAUD = 1_000_000
-"""the fastest line that LZMA pays on: a MB takes half a second or more to pack, and as long to unpack"""
+"""the fastest line on which LZMA pays off: it takes half a second or more per MB to pack, and as long to unpack"""
 _LZMA_SIZE = slice(5, 13)
-"""where the head of an .lzma file has the unpacked size, little-endian; Python writes 'unknown' there, and U-Boot's
-decoder wants to know (lib/lzma/LzmaTools.c)"""
+"""position of the unpacked size in an .lzma header, little-endian; Python writes 'unknown', but U-Boot's decoder needs
+it (lib/lzma/LzmaTools.c)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Bytes for the wire, and how they are unpacked. `command` is '' for plain bytes."""
+    """Bytes to send, and how to unpack them. `command` is '' for plain bytes."""
 
     data: bytes
     command: str
 
     def line(self, source: int, target: int, size: int) -> str:
-        """The command line that unpacks at `source` to `target`; sizes in bytes."""
+        """The command line that unpacks from `source` to `target`; sizes in bytes."""
         limit = f" {size:x}" if self.command != "unlz4" else f" {size + 4096:x}"
         return f"{self.command} {source:x} {target:x}{limit}"
 
@@ -50,11 +52,11 @@ _PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "unzip": lambda data: gzip.compress(data, 9, mtime=0),
     "unlz4": _lz4,
 }
-"""best first: on a slow wire, the device unpacks any of them in no time"""
+"""best first: compared with a slow line, the device unpacks any of them instantly"""
 
 
 def pack(data: bytes, commands: Collection[str], baud: int = 0) -> Packed:
-    """The shortest form that a device with these commands can unpack; on a line faster than LZMA_BAUD without LZMA."""
+    """The shortest form that a device with these commands can unpack; without LZMA on lines faster than LZMA_BAUD."""
     best = Packed(data, "")
     for command, packer in _PACKERS.items():
         if command in commands and not (command == "lzmadec" and baud > LZMA_BAUD):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serial ports, and an emulator's socket in place of one: the only file of this transport that knows a device or a
+"""Serial ports, and an emulator's socket in place of one: the only file of this transport that uses a device or a
 socket."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from erofs_edge.transport.serial.line import Exchange, T
 if TYPE_CHECKING:
     import serial
 
-SEND_TIMEOUT = 60.0  # seconds until a port that takes nothing is given up
+SEND_TIMEOUT = 60.0  # seconds after which a port that accepts no data is given up
 PIECE = 64 << 10
 _NEXT = {
     errno.ENOENT: "plug the adapter in; ls /dev/serial/by-id lists those that are there",
@@ -30,14 +30,14 @@ _NEXT = {
 
 
 class Port(Protocol):
-    """A line with bytes both ways. `name` is for messages. Methods raise DeviceError where it is lost."""
+    """A line that carries bytes both ways. `name` is for messages. Methods raise DeviceError if it is lost."""
 
     name: str
 
     def write(self, data: bytes) -> None: ...
 
     def read(self, wait: float) -> bytes:
-        """What has come, after at most `wait` seconds; b"" for nothing."""
+        """What has arrived, after at most `wait` seconds; b"" for nothing."""
         ...
 
     def set_baud(self, baud: int) -> None: ...
@@ -46,7 +46,7 @@ class Port(Protocol):
 
 
 def drive(exchange: Exchange[T], port: Port) -> T:
-    """Carry out a conversation on a port. Raises what the conversation raises, and DeviceError for a lost port."""
+    """Carry out a conversation on a port. Raises what the conversation raises, and DeviceError if the port is lost."""
     try:
         io = next(exchange)
         while True:
@@ -64,7 +64,7 @@ def drive(exchange: Exchange[T], port: Port) -> T:
 
 
 class Counted:
-    """A port that counts what goes over it, both ways: `moved`, bytes."""
+    """A port that counts the bytes in both directions: `moved`."""
 
     def __init__(self, port: Port) -> None:
         self.name = port.name
@@ -88,8 +88,8 @@ class Counted:
 
 
 class SerialPort:
-    """A serial device, eight bits without parity or flow control. Opened exclusively: a second program is refused, by a
-    lock where it asks for one as this does, and by the kernel where it does not and is not root's (TIOCEXCL)."""
+    """A serial device: eight bits, no parity, no flow control. Opened exclusively: a second program is refused by a
+    lock if it asks for one as this does, and otherwise by the kernel unless it runs as root (TIOCEXCL)."""
 
     def __init__(self, path: str, baud: int) -> None:
         import serial
@@ -135,16 +135,16 @@ class SerialPort:
             raise DeviceError(f"the port does not support {baud} baud: {error}", where=self.name) from error
 
     def close(self) -> None:
-        self._exclusive(termios.TIOCNXCL)  # else it lasts as long as anybody has the device open
+        self._exclusive(termios.TIOCNXCL)  # otherwise it stays in effect as long as any program has the device open
         self._port.close()
 
     def _exclusive(self, how: int) -> None:
-        with suppress(OSError):  # what is no terminal of Linux; what is gone
+        with suppress(OSError):  # not a terminal on Linux, or gone
             fcntl.ioctl(self._port.fileno(), how)
 
 
 class SocketPort:
-    """A serial line that an emulator offers as a Unix socket; rates mean nothing there."""
+    """A serial line that an emulator offers as a Unix socket; it has no real rate."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -176,7 +176,7 @@ class SocketPort:
         return data
 
     def set_baud(self, baud: int) -> None:
-        """There is none."""
+        """Nothing to do: there is no rate."""
 
     def close(self) -> None:
         self._selector.close()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stock U-Boot can do for us over its console: look at its disks, take data, write, read back, checksum.
+"""Use a stock U-Boot over its console: list its disks, send it data, write, read back, checksum.
 
-Everything that was written is read back from the disk on the device and its CRC-32 compared with ours. The commands
-may be repeated, so that a line that loses or spoils bytes costs time and nothing else.
+Everything written is read back from the disk on the device and its CRC-32 compared with ours. Commands can be repeated,
+so a line that loses or corrupts bytes only costs time.
 """
 
 from __future__ import annotations
@@ -20,34 +20,36 @@ from erofs_edge.transport.serial.pack import pack
 from erofs_edge.transport.serial.ymodem import TransferError
 
 SECTOR = 512
-WINDOW_SECONDS = 20  # of the line, that one window takes: what a start of the receiver costs is a fiftieth of it
+WINDOW_SECONDS = 20  # seconds on the line per window; starting the receiver costs a fiftieth of that
 WINDOW_MIN, WINDOW_MAX = 64 << 10, 4 << 20  # bytes
 SLOWEST_DISK = 256 << 10
-"""bytes a second, for deadlines; an emulator, whose latency is larger, has as much more time"""
-USUAL_LATENCY = 0.25  # seconds, of a port of this machine
+"""bytes per second, for deadlines; an emulator, whose latency is larger, gets proportionally more time"""
+USUAL_LATENCY = 0.25  # seconds, for a port of this machine
 BEYOND = 0xFFFFFF00
-"""a sector that no card has, of 2 TB"""
-TRANSFERS = 6  # attempts to bring one window across
-ANSWERS = 20  # in a row that make no sense
+"""a sector beyond the end of any card, at 2 TB"""
+TRANSFERS = 6  # attempts to transfer one window
+ANSWERS = 20  # malformed answers in a row
 RESERVE = 32 << 20
 """bytes below U-Boot itself that are left alone: stack, heap, video"""
 NEEDED = ("crc32", "loady")
 VARIABLES = ("board", "board_name", "serial#", "stdin", "stdout", "loadaddr", "kernel_addr_r")
 KINDS = ("virtio", "mmc", "scsi", "nvme", "usb")
 FINDS = {"virtio": "virtio scan", "scsi": "scsi scan", "nvme": "nvme scan", "usb": "usb start"}
-"""what has U-Boot look for disks of a kind, as far as it has not (cmd/virtio.c, scsi.c, nvme.c, usb.c)"""
+"""commands that make U-Boot scan for disks of a kind if it has not done so (cmd/virtio.c, scsi.c, nvme.c, usb.c)"""
 LISTS = {"usb": "usb storage"}
-"""what lists them, where that is not `KIND info`"""
+"""commands that list them, where that is not `KIND info`"""
 FIND_WAIT = 60.0  # seconds; buses are slow
 OF_INTEREST = {*NEEDED, *KINDS, "bdinfo", "blkcache", "lzmadec", "reset", "unlz4", "unzip"}
 _CAPACITY = re.compile(r"Device (\d+):.*?\((\d+) x (\d+)\)", re.DOTALL)
 _CRC = re.compile(r"crc32 for ([0-9a-f]+) \.\.\. ([0-9a-f]+) ==> ([0-9a-f]{8})", re.IGNORECASE)
-"""a build that has no other hash says CRC32 (common/hash.c, without CONFIG_HASH), as Debian's for the Raspberry Pi"""
+"""a build without any other hash prints CRC32 (common/hash.c, without CONFIG_HASH), like Debian's for the Raspberry
+Pi
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A disk of the device: U-Boot's command for it, its number, bytes. A size of 0 is unknown."""
+    """A disk of the device: U-Boot's command for it, its number, its size in bytes. A size of 0 is unknown."""
 
     kind: str
     number: int
@@ -64,7 +66,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a console told of its board.
+    """What is known of a board from its console.
 
     commands  names of U-Boot's commands
     staging   (start, end) of memory that may be used, bytes
@@ -85,7 +87,7 @@ class Device:
 
 
 def learn(console: Console) -> Exchange[Device]:
-    """Ask an opened console what it has. Raises DeviceRefusedError where a command that we need is missing."""
+    """Find out what an opened console offers. Raises DeviceRefusedError if a required command is missing."""
     commands = yield from _commands(console)
     if missing := [name for name in NEEDED if name not in commands]:
         raise DeviceRefusedError(
@@ -96,7 +98,7 @@ def learn(console: Console) -> Exchange[Device]:
     said = yield from console.agreed(f"printenv {' '.join(VARIABLES)}")
     variables = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
     bank = (yield from console.agreed("bdinfo")) if "bdinfo" in commands else ""
-    for name in ("stdin", "stdout"):  # to ask a keyboard too, or to draw on a screen, takes longer than a byte does
+    for name in ("stdin", "stdout"):  # also polling a keyboard, or drawing on a screen, takes longer than a byte does
         if "," in variables.get(name, ""):
             yield from console.run(f"setenv {name} serial")
     if "blkcache" in commands:
@@ -105,7 +107,9 @@ def learn(console: Console) -> Exchange[Device]:
 
 
 def _commands(console: Console) -> Exchange[frozenset[str]]:
-    """Those of interest that `help` lists. What noise spoils in one list is in another; it makes up none of these."""
+    """The relevant commands that `help` lists. Up to three lists are combined: noise may spoil a name but never
+    invents one.
+    """
     found: set[str] = set()
     for _ in range(3):
         said = (yield from console.run("help")).output
@@ -116,7 +120,7 @@ def _commands(console: Console) -> Exchange[frozenset[str]]:
 
 
 def _staging(bdinfo: str, variables: dict[str, str]) -> tuple[int, int]:
-    """Free memory: from where images are loaded to below U-Boot, which lies at the end of a bank."""
+    """Free memory: from the image load address to below U-Boot, which lies at the end of a bank."""
     try:
         start = int(variables.get("loadaddr") or variables["kernel_addr_r"], 16)
     except (KeyError, ValueError):
@@ -131,7 +135,7 @@ def _staging(bdinfo: str, variables: dict[str, str]) -> tuple[int, int]:
 
 
 def disks(console: Console, device: Device, kinds: Iterable[str] = KINDS) -> Exchange[list[Storage]]:
-    """The device's disks, those of the first kind first."""
+    """The device's disks, ordered by kind."""
     found = []
     for kind in kinds:
         if kind not in device.commands:
@@ -146,8 +150,8 @@ def disks(console: Console, device: Device, kinds: Iterable[str] = KINDS) -> Exc
 
 
 def _cards(console: Console, memory: int) -> Exchange[list[Storage]]:
-    """SD cards and eMMC: a number is there if it can be chosen; who asks for a sector beyond the last is told where
-    that is (drivers/mmc/mmc.c `mmc_bread`). A capacity is told in rounded words."""
+    """SD cards and eMMC. A number exists if it can be selected. Reading a sector beyond the end makes U-Boot report
+    where the end is (drivers/mmc/mmc.c `mmc_bread`); the capacity it prints otherwise is rounded."""
     found = []
     for number in re.findall(r": (\d+)", (yield from console.agreed("mmc list"))):
         if not (yield from console.run(f"mmc dev {number}")).ok:
@@ -160,13 +164,13 @@ def _cards(console: Console, memory: int) -> Exchange[list[Storage]]:
 
 
 def _capacity(said: str) -> int:
-    """The bytes of `mmc info`, which has them with one decimal; 0 where it does not say."""
+    """The size from `mmc info`, which has one decimal; 0 if it is missing."""
     size, unit = re.search(r"Capacity: ([\d.]+) ([KMG])iB", said), {"K": 10, "M": 20, "G": 30}
     return int(float(size[1]) * (1 << unit[size[2]])) if size else 0
 
 
 def window_size(baud: int) -> int:
-    """Bytes that are sent, written and proved at once."""
+    """Bytes that are sent, written and verified at once."""
     size = WINDOW_MIN
     while size < baud // BITS_PER_BYTE * WINDOW_SECONDS and size < WINDOW_MAX:
         size *= 2
@@ -179,7 +183,7 @@ class Disk:
     def __init__(self, console: Console, device: Device, storage: Storage) -> None:
         self.console, self.device, self.storage = console, device, storage
         self._window = 0
-        self.sent = 0  # bytes of packets
+        self.sent = 0  # bytes of packets sent
         room = (device.staging[1] - device.staging[0]) // 3 // 4096 * 4096
         if room < WINDOW_MIN:
             raise DeviceRefusedError("the device has no memory to load data into", where=storage.name)
@@ -212,7 +216,7 @@ class Disk:
         return sums
 
     def read(self, offset: int, length: int) -> Exchange[bytes]:
-        """Bytes of the disk, as text over the line: for tables and records. Sectors of zeros cost a checksum each."""
+        """Bytes of the disk, as text over the line: for tables and records. Sectors of zeros cost only a checksum."""
         sectors = [(at, SECTOR) for at in range(offset, offset + length, SECTOR)]
         sums = yield from self.checksums(sectors)
         pieces = []
@@ -224,7 +228,7 @@ class Disk:
         return b"".join(pieces)
 
     def _dump(self, offset: int, check: int) -> Exchange[bytes]:
-        """One sector by `md`; again, where it does not have the checksum that the device says."""
+        """Dump one sector by `md`; retry if it does not have the checksum that the device reports."""
         line = f"{self.storage.select} && {self._move('read', self._back, offset, SECTOR)} && md.b {self._back:x} 200"
         for _ in range(TRANSFERS):
             said = yield from self._must(line, self._deadline(SECTOR))
@@ -235,11 +239,11 @@ class Disk:
         raise DeviceError(f"the sector at {offset:#x} reads differently each time", where=self.storage.name)
 
     def write(self, offset: int, data: bytes, like: int | None = None) -> Exchange[int]:
-        """Make the disk hold `data` (at most `room` bytes) at `offset`; the bytes that were sent for it.
+        """Make the disk hold `data` (at most `room` bytes) at `offset`; return the number of bytes sent for it.
 
-        like  where the disk was given the same bytes before: if it has them still, they are copied
+        like  where the same bytes were written to the disk before: if they are still there, they are copied
 
-        What is there already is not sent. Raises VerificationError where the disk gives back something else.
+        Data that is already there is not sent. Raises VerificationError if the disk returns something else.
         """
         check = zlib.crc32(data)
         if (yield from self.checksums([(offset, len(data))])) == [check]:
@@ -251,7 +255,7 @@ class Disk:
         return self.sent - before
 
     def zero(self, offset: int, length: int) -> Exchange[None]:
-        """Make a range zeros; nothing but the command is sent."""
+        """Zero a range; only the command is sent."""
         while length:
             span = min(length, self.room)
             check = zlib.crc32(bytes(span))
@@ -263,7 +267,7 @@ class Disk:
             offset, length = offset + span, length - span
 
     def copy(self, source: int, offset: int, length: int) -> Exchange[None]:
-        """Make [offset, offset + length) what [source, source + length) is, on the device."""
+        """Make [offset, offset + length) equal to [source, source + length), on the device."""
         while length:
             span = min(length, self.room)
             check = yield from self._loaded(source, span)
@@ -271,7 +275,7 @@ class Disk:
             source, offset, length = source + span, offset + span, length - span
 
     def _loaded(self, source: int, length: int) -> Exchange[int]:
-        """Bring a range of the disk to memory at `_data`; its checksum there."""
+        """Load a range of the disk to memory at `_data`; return its checksum there."""
         load = self._move("read", self._data, source, length)
         line = f"{self.storage.select} && {load} && crc32 {self._data:x} {length:x}"
         for _ in range(ANSWERS):
@@ -284,7 +288,7 @@ class Disk:
         return DeviceError(f"the device returns no checksum: {_reason(output)}", where=self.storage.name)
 
     def _store(self, source: int, offset: int, length: int, check: int) -> Exchange[None]:
-        """From memory to the disk, and back for the proof."""
+        """Write from memory to the disk and read it back as proof."""
         line = (
             f"{self.storage.select} && {self._move('write', source, offset, length)}"
             f" && {self._move('read', self._back, offset, length)} && crc32 {self._back:x} {length:x}"
@@ -299,7 +303,7 @@ class Disk:
         )
 
     def _bring(self, data: bytes, check: int) -> Exchange[None]:
-        """Data to memory at `_data`, by as few bytes as the device can unpack."""
+        """Transfer data to memory at `_data`, in as few bytes as the device can unpack."""
         packed = pack(data, self.device.commands, self.console.baud)
         target = self._packed if packed.command else self._data
         if packed.command:
@@ -313,7 +317,7 @@ class Disk:
                 yield from self._receive(data, self._data, check)
 
     def _receive(self, data: bytes, target: int, check: int) -> Exchange[None]:
-        """Bring bytes across until their checksum is right; what arrived of a transfer that ended early is kept."""
+        """Transfer bytes until their checksum is right; what arrived of an interrupted transfer is kept."""
         done = 0
         for attempt in range(TRANSFERS):
             try:
@@ -345,7 +349,7 @@ class Disk:
         yield from self.console.finish()
 
     def _deadline(self, size: int) -> float:
-        """Seconds that the device may be silent over so many bytes of its disk."""
+        """Seconds that the device may be silent while it processes this many bytes of its disk."""
         return 10.0 + size / SLOWEST_DISK * max(1.0, self.console.latency / USUAL_LATENCY)
 
     def _move(self, verb: str, memory: int, offset: int, length: int) -> str:
@@ -361,9 +365,9 @@ class Disk:
 
 
 def set_baud(console: Console, baud: int) -> Exchange[bool]:
-    """Change the rate of both ends; False where the device does not know it. Nothing is saved on the device.
+    """Change the rate of both ends; False if the device does not support it. Nothing is saved on the device.
 
-    Raises DeviceError where the two do not find each other again.
+    Raises DeviceError if the two ends lose each other.
     """
     before = console.baud
     heard = yield from _ask_baud(console, baud)
@@ -375,7 +379,7 @@ def set_baud(console: Console, baud: int) -> Exchange[bool]:
         said = yield from console.quiet(ENTER)
         if console.prompt.strip() and console.prompt.strip() in said:
             return True
-    yield Io(baud=before)  # its end may have stayed as it was
+    yield Io(baud=before)  # the device may have kept its old rate
     console.baud = before
     said = yield from console.quiet(CTRL_C + ENTER)
     if console.prompt.strip() in said:

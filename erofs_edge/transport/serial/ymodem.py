@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sender's side of YMODEM-1K, made fast and hard to disturb, for U-Boot's `loady`.
+"""The sender's side of YMODEM-1K for U-Boot's `loady`, made fast and robust.
 
-The receiver (U-Boot common/xyzModem.c) polls the line, answers each block with ACK, or with 'C' where it wants the
-block that it expects once more, and takes a repeated block for what it is. So the sender need not wait for answers:
-a few blocks are under way, and the line never rests. Blocks are apart by a few bytes that no header begins with: a
-byte that got lost is taken from there, and the next block is found at once. Without them the receiver would take data
-for a header, and then wait for two seconds of silence.
+The receiver (U-Boot common/xyzModem.c) polls the line, answers each block with ACK, or with 'C' to request the expected
+block again, and recognizes repeated blocks. So the sender need not wait for each answer: a few blocks are in flight,
+and the line is never idle. Between blocks there are a few bytes with which no header begins. A lost byte is made up
+from these, and the next block is found at once; without them, the receiver would take data for a header and then wait
+for two seconds of silence.
 
-Answers carry no number. Those that are lost or made up by noise are found out by `_settle`: it sends single blocks
-until one is taken; whichever that is, the receiver is at the one behind it. What arrived is proved by a checksum of
-the whole at the end, elsewhere.
+Answers carry no number. Those lost or invented by noise are sorted out by `_settle`: it sends single blocks until one
+is accepted, and the receiver then expects the block after it. The data is verified elsewhere, by a checksum of the
+whole at the end.
 """
 
 from __future__ import annotations
@@ -25,23 +25,25 @@ from erofs_edge.transport.serial.line import BITS_PER_BYTE, Exchange, Io
 SOH, STX, EOT, ACK, NAK, CAN = 0x01, 0x02, 0x04, 0x06, 0x15, 0x18
 AGAIN = ord("C")
 ANSWERS = (ACK, NAK, CAN, AGAIN)
-BLOCK, SHORT = 1024, 128  # bytes of data of a block
+BLOCK, SHORT = 1024, 128  # bytes of data per block
 GAP = bytes(4)
 """between blocks; none of SOH, STX, EOT, CAN and Ctrl-C"""
 NUDGE = bytes(8)
 RETURN = 0.03
-"""seconds that an answer may take, with USB in between, without the line resting: so many blocks are under way"""
-TRIES = 12  # of one block; the receiver gives up after 20
-IDLE = 60  # turns without one block taken, whatever is heard
+"""seconds that an answer may take, including USB, without the line going idle: it determines how many blocks are in
+flight
+"""
+TRIES = 12  # per block; the receiver gives up after 20
+IDLE = 60  # rounds without an accepted block, whatever is received
 QUIET = 6.0
-"""seconds after which a receiver that waits has spoken: twice its two of silence, and its pauses"""
-CHATTER = 4096  # bytes of nonsense that are heard before a receiver counts as silent
-BEHIND = 3  # blocks before the first unanswered one that may have to be sent again
-LATENCY = 0.25  # seconds that an answer may take on its way besides the time of its bytes
+"""seconds after which a waiting receiver has sent something: twice its two seconds of silence, and its pauses"""
+CHATTER = 4096  # bytes of noise after which a receiver counts as silent
+BEHIND = 3  # blocks before the first unanswered one that may have to be repeated
+LATENCY = 0.25  # seconds for an answer to arrive, besides the time of its bytes
 
 
 class TransferError(DeviceError):
-    """A transfer ended early. `taken`: bytes from the start that the receiver has, as far as it is known."""
+    """A transfer ended early. `taken`: bytes from the start that the receiver is known to have."""
 
     def __init__(self, message: str, taken: int) -> None:
         super().__init__(message)
@@ -61,12 +63,12 @@ def header(size: int) -> bytes:
 
 
 def send(data: bytes, *, baud: int, window: int = 0, latency: float = LATENCY) -> Exchange[int]:
-    """Send `data` to a receiver that has just been started; the bytes of all packets.
+    """Send `data` to a receiver that has just been started; return the bytes of all packets.
 
-    window   blocks under way; 1 waits for each answer, 0 takes what suits the rate
-    latency  seconds after which an answer that did not come counts as lost
+    window   blocks in flight; 1 waits for each answer, 0 uses what suits the rate
+    latency  seconds after which a missing answer counts as lost
 
-    Raises TransferError where the receiver gives up or falls silent.
+    Raises TransferError if the receiver gives up or falls silent.
     """
     return (yield from _Sender(data, baud, window, latency).run())
 
@@ -81,7 +83,7 @@ class _Sender:
         self.window = window or 2 + math.ceil(RETURN / self.time)
         self.cancels = 0
         self.sent = 0
-        self.stray = False  # bytes were sent behind a block that the receiver may still have to pass over
+        self.stray = False  # bytes were sent after a block that the receiver may still have to skip
 
     def run(self) -> Exchange[int]:
         yield from self._open()
@@ -123,7 +125,7 @@ class _Sender:
         return Io(data, wait)
 
     def _ask(self, data: bytes, wait: float) -> Exchange[bytes]:
-        """Send, and hear until an answer, or `wait` seconds of silence; only what answers are made of is returned."""
+        """Send, and listen until an answer or `wait` seconds of silence; return only bytes that answers are made of."""
         heard, answers = 0, b""
         while not answers and heard < CHATTER:
             said = yield self._out(data, wait)
@@ -134,7 +136,7 @@ class _Sender:
         return answers
 
     def _patience(self) -> float:
-        """Seconds until the answer to all that is under way."""
+        """Seconds to wait for the answers to everything in flight."""
         return (len(self.pending) + 1) * self.time + self.latency
 
     def _take(self, answers: bytes) -> bool:
@@ -150,13 +152,15 @@ class _Sender:
         return True
 
     def _watch(self, answer: int) -> None:
-        """Two cancels in a row, and the receiver has left."""
+        """Detect two cancels in a row: the receiver has left."""
         self.cancels = self.cancels + 1 if answer == CAN else 0
         if self.cancels >= 2:
             raise TransferError("the receiver cancelled the transfer", self._taken())
 
     def _drain(self) -> Generator[Io, bytes, None]:
-        """Hear the answers to what is still under way: more of the same, or an ACK that makes the complaint noise."""
+        """Read the answers to what is still in flight: more complaints, or an ACK that reveals the complaint as
+        noise.
+        """
         while self.pending:
             answers = yield from self._ask(b"", self._patience())
             if not answers:
@@ -169,9 +173,9 @@ class _Sender:
         self.pending.clear()
 
     def _settle(self, first: list[int], *, silent: bool = False) -> Generator[Io, bytes, None]:
-        """Send single blocks until one is taken; `base` is behind it then.
+        """Send single blocks until one is accepted; `base` is the block after it then.
 
-        first   what to try at first; then everything around
+        first   what to try first; then everything around it
         silent  the receiver has not complained: if the first is not answered either, wait until it does
         """
         self.pending.clear()
@@ -192,11 +196,11 @@ class _Sender:
         raise TransferError("the receiver takes no block any more", self._taken())
 
     def _open(self) -> Generator[Io, bytes, None]:
-        """Wait for the receiver's 'C', give it the header until it takes that."""
+        """Wait for the receiver's 'C' and send the header until it is accepted."""
         if not ((yield from self._ask(b"", QUIET)) or (yield from self._ask(b"", QUIET))):
             raise TransferError("the receiver does not start", 0)
         for attempt in range(TRIES):
-            # after a bad head the receiver wants silence, and then says nothing
+            # after a bad header the receiver waits for silence, and then stays quiet itself
             pause = QUIET / 2 if attempt % 3 == 2 else self.time + self.latency
             answers = yield from self._ask(header(len(self.data)), pause)
             if ACK in answers:
@@ -206,9 +210,9 @@ class _Sender:
         raise TransferError("the receiver takes no header", 0)
 
     def _close(self) -> Generator[Io, bytes, None]:
-        """End the file, then the batch. Without answers: the receiver has all data, and goes on by itself.
+        """End the file, then the batch. Answers are not awaited: the receiver has all data and continues by itself.
 
-        It takes the end only where no other byte came since the last block.
+        It only accepts the end if no other byte came after the last block.
         """
         for _ in range(3):
             if self.stray:
