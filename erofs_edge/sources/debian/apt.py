@@ -27,6 +27,9 @@ from erofs_edge.writing import scratch_folder
 TIMEOUT = 900  # seconds for one apt call
 HELPER = "/usr/lib/apt/apt-helper"
 UNKNOWN = r"Unable to locate package (\S+)|Package '?([^'\s]+)'? has no installation candidate"
+LACKS = r"repository '(\S+) (\S+) \w+' doesn't have the component '(\S+)'"
+LATE = "non-free-firmware"
+"""the component that Debian 11 and older have not: it is asked for by default"""
 REASONS = 4  # that an error tells
 COMPONENTS = ("main", "non-free-firmware")
 """boards need the second for what their vendors give no source of (raspi-firmware); nothing else is in it"""
@@ -102,6 +105,9 @@ class Apt:
         return max(dates)
 
     def _run(self, program: str, *args: str) -> str:
+        return self._done(program, *args).stdout
+
+    def _done(self, program: str, *args: str) -> subprocess.CompletedProcess[str]:
         argv = [program, "-c", str(self._folder / "apt.conf"), "-q", *args]
         env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
         try:
@@ -116,7 +122,7 @@ class Apt:
             if unknown := re.findall(UNKNOWN, text):
                 raise self._no_such(sorted({name for pair in unknown for name in pair if name}))
             raise _failure(args[0], text)
-        return done.stdout
+        return done
 
     def _no_such(self, names: list[str]) -> SourceError:
         """What is known about packages that the index lacks: perhaps another architecture has them."""
@@ -127,7 +133,7 @@ class Apt:
                 return SourceError(f"no package for {self._arch} in {self._suite}: {words}", hint="leave it out")
         return SourceError(
             f"no such package: {' '.join(names)} (for {self._arch} in {self._suite})",
-            hint="check the name and the suite",
+            hint="check the name of the package and the suite",
         )
 
     def _strangers(self) -> dict[str, str]:
@@ -157,7 +163,13 @@ class Apt:
         )
 
     def _update(self) -> None:
-        self._run("apt-get", "update")
+        said = self._done("apt-get", "update").stderr
+        for archive, suite, component in re.findall(LACKS, said):
+            if component != LATE:
+                raise SourceError(
+                    f"{archive}, suite {suite}, has no component '{component}'",
+                    hint="check `components` of the manifest, and those of its `archives`",
+                )
         if not any((self._folder / "lists").glob("*_Packages*")):
             raise MirrorError("the mirror gave no package index", hint="check the suite's name and the network")
 
@@ -255,8 +267,9 @@ def _local_package(path: Path, fields: Mapping[str, str]) -> LockedPackage:
 def _failure(verb: str, text: str) -> SourceError:
     """apt's own words, shortened to what explains the failure."""
     if verb == "update":
-        lines = [line.strip() for line in text.split("\n") if re.match(r"\s*(E:|W: GPG|Err:)", line)]
-        reason = "; ".join(line.removeprefix("E: ") for line in lines[:4]) or text.strip()[-300:]
+        lines = [" ".join(line.split()) for line in text.split("\n") if re.match(r"\s*(E:|W: GPG|Err:)", line)]
+        lines = [line for line in lines if "index files failed to download" not in line]  # which, the others say
+        reason = "; ".join(line.removeprefix("E: ") for line in lines[:REASONS]) or text.strip()[-300:]
         return MirrorError(
             f"the package index cannot be fetched or verified: {reason}",
             hint="check the network, the host's apt sources, or set EROFS_EDGE_MIRROR",
@@ -275,7 +288,8 @@ def _failure(verb: str, text: str) -> SourceError:
 
 
 def _configuration(folder: Path, arch: str, *, check_dates: bool) -> str:
-    # read after the host's own files, so that proxies and credentials stay and hooks go
+    # read after the host's own files, so that proxies and credentials stay and hooks go; without the error mode, apt
+    # goes on without the index of an archive that it cannot reach, and would resolve to older packages
     return f"""
 Dir::Etc::sourcelist "{folder}/sources.list";
 Dir::Etc::sourceparts "{folder}/none";
@@ -300,5 +314,6 @@ Acquire::Check-Valid-Until "{"true" if check_dates else "false"}";
 #clear Acquire::IndexTargets::deb::DEP-11;
 #clear Acquire::IndexTargets::deb::Contents-deb;
 #clear APT::Update;
+APT::Update::Error-Mode "any";
 #clear DPkg;
 """

@@ -74,6 +74,13 @@ def host_mirror(environ: Mapping[str, str] = os.environ, root: Path = Path("/"))
 
 def _named(uris: list[str]) -> dict[str, str]:
     """One URI names both archives where its path has a component 'debian' (…/debian → …/debian-security)."""
+    for uri in uris:
+        if not re.match(r"(https?://|file:/)[^/\s]|file:///[^/\s]", uri):
+            raise MirrorError(
+                f"'{uri}' is no URI of a package archive",
+                where=VARIABLE,
+                hint="http://, https:// or file:/, as in file:/srv/mirror/debian",
+            )
     main = uris[0].rstrip("/")
     if len(uris) > 1:
         return {"debian": main, "debian-security": uris[1].rstrip("/")}
@@ -90,7 +97,7 @@ def _keyring(root: Path, signed_by: str | None) -> Path:
     raise MirrorError(
         "the Debian archive key is not on this host",
         where=str(candidates[0]),
-        hint="apt-get install debian-archive-keyring",
+        hint="install it: apt-get install debian-archive-keyring",
     )
 
 

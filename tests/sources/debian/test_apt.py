@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from erofs_edge.errors import MirrorError, SourceError
 from erofs_edge.sources.debian.apt import open_apt
 from erofs_edge.sources.debian.mirror import Mirror
+from erofs_edge.sources.debian.supply import Supply
 
 DATA = Path(__file__).parent / "data"
 
@@ -66,4 +68,20 @@ def test_changed_index_is_refused(archive: Mirror, tmp_path: Path) -> None:
 def test_mirror_that_is_not_there(archive: Mirror, tmp_path: Path) -> None:
     nowhere = Mirror({"debian": f"file:{tmp_path}/none"}, archive.keyring)
     with pytest.raises(MirrorError), open_apt(nowhere, "trixie", "arm64"):
+        pass
+
+
+def test_an_archive_that_cannot_be_reached_is_an_error(archive: Mirror) -> None:
+    """apt alone goes on with what it has, and would resolve to older packages: those without security updates."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        uri = f"http://127.0.0.1:{nobody.getsockname()[1]}/debian"
+        half = Mirror(archive.archives | {"debian-security": uri}, archive.keyring)
+        with pytest.raises(MirrorError, match="Could not connect"), open_apt(half, "trixie", "arm64"):
+            pass
+
+
+def test_a_component_that_is_not_there_is_named(archive: Mirror) -> None:
+    opened = open_apt(archive, "trixie", "arm64", supply=Supply(("main", "contribx")))
+    with pytest.raises(SourceError, match="has no component 'contribx'"), opened:
         pass

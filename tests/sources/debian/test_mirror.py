@@ -128,3 +128,10 @@ def test_missing_archive_key(tmp_path: Path) -> None:
     with pytest.raises(MirrorError) as caught:
         host_mirror({}, root)
     assert caught.value.hint == "apt-get install debian-archive-keyring"
+
+
+@pytest.mark.parametrize("value", ["nonsense", "/srv/debian", "ftp://host/debian", "http://", "http://host/debian x"])
+def test_a_variable_that_is_no_uri_is_named(tmp_path: Path, value: str) -> None:
+    with pytest.raises(MirrorError, match="is no URI of a package archive") as caught:
+        host_mirror({"EROFS_EDGE_MIRROR": value}, host(tmp_path, {}))
+    assert caught.value.where == "EROFS_EDGE_MIRROR"
