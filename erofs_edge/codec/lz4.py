@@ -245,6 +245,8 @@ def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
         buffer = _scratch.buffer = ctypes.create_string_buffer(size)
     address = ctypes.addressof(buffer)
     if partial:
+        # a match at distance 0 is corrupt, but this call copies what is there: that must not be what came before
+        ctypes.memset(address, 0, size)
         got = library.LZ4_decompress_safe_partial(address_of(data), address, len(data), size, size)
     else:
         got = library.LZ4_decompress_safe(address_of(data), address, len(data), size)

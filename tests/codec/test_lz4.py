@@ -189,6 +189,20 @@ def test_decompress_is_exact_unless_partial() -> None:
         lz4.decompress(block, 1 << 40)
 
 
+@pytest.mark.parametrize("partial", [True, False])
+@pytest.mark.parametrize("length", [1, 4, 16, 30, 200])
+def test_a_match_at_distance_zero_shows_nothing_of_earlier_blocks(length: int, partial: bool) -> None:
+    """Found by tools/fuzz-erofs-peer: the library copies what the memory held."""
+    block = b"\x0f\0\0" + bytes([length]) + b"\x50" + b"abcde"
+    size = length if partial else length + 24
+    found = []
+    for earlier in (b"a", b"b"):
+        data = earlier * 9000
+        lz4.decompress(block_of(data, None), len(data))
+        found.append(lz4.decompress(block, size, partial=partial))
+    assert found[0] == found[1]
+
+
 @given(st.binary(min_size=1, max_size=300), st.integers(1, 5000), st.booleans())
 def test_decompress_survives_anything(block: bytes, size: int, partial: bool) -> None:
     with suppress(FormatError):
