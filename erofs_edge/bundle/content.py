@@ -27,13 +27,18 @@ def slot_files(out: Path) -> dict[str, Path]:
     with Image(out / DISK) as disk:
         layout = read_layout(disk)
         if layout is None:
-            raise UsageError(
-                "this board has no slots that could be written one by one",
-                where=str(out),
-                hint="kernel images of all slots in one EFI system partition, or one slot: flash the whole disk",
-            )
+            raise no_slots(str(out))
         places = {base: layout.places[f"{base}_{layout.source}"] for base in layout.bases}
         return {base: _held(out, record, disk, *place) for base, place in places.items()}
+
+
+def no_slots(where: str) -> UsageError:
+    """What a board is told that can only be written as a whole."""
+    return UsageError(
+        "this board has no slots that can be updated one at a time",
+        where=where,
+        hint="it has one slot, or all kernel images are in one EFI system partition: flash the whole disk",
+    )
 
 
 def default_version(record: dict[str, Any]) -> str:

@@ -85,13 +85,20 @@ def _write_files(out: Path, folder: Path, name: str, version: str, form: Form) -
 
 def _names(out: Path, url: str, version: str | None) -> tuple[str, str]:
     """Name and version of the build in `out`. Raises UsageError for words that cannot stand in a definition."""
-    if not _is_address(url):
-        raise UsageError(f"not an address for a device to ask: {url!r}", hint="https://HOST/FOLDER")
+    check_address(url)
     record = read_release(out)
     name, version = str(record["system"]["name"]), version or default_version(record)
     if not _VERSION.fullmatch(version):
-        raise UsageError(f"not a version for systemd-sysupdate: {version!r}", hint="letters, digits and . ~ ^ + -")
+        raise UsageError(
+            f"not a valid version for systemd-sysupdate: {version!r}", hint="letters, digits and . ~ ^ + -"
+        )
     return name, version
+
+
+def check_address(url: str) -> None:
+    """Raises UsageError for what a device cannot be given to ask."""
+    if not _is_address(url):
+        raise UsageError(f"not an address that devices can use: {url!r}", hint="https://HOST/FOLDER")
 
 
 def _is_address(url: str) -> bool:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, step, table
-from erofs_edge.errors import ReproducibilityError, UsageError
+from erofs_edge.cli.to_file import check_output, write_file
+from erofs_edge.errors import FormatError, ReproducibilityError, UsageError, VerificationError, place_within
 
 if TYPE_CHECKING:
     from erofs_edge.release.rebuild import Rebuilt
+    from erofs_edge.trust.signer import Signer
 
 
 @click.command()
@@ -47,10 +49,14 @@ def rebuild(
     from erofs_edge.build.pipeline import BuildOptions
     from erofs_edge.release.rebuild import rebuild as again
     from erofs_edge.release.variations import VARIATIONS, rebuild_varied
+    from erofs_edge.trust.signer import open_signer
     from erofs_edge.writing import scratch_folder
 
     if (attest is None) != (attestation is None):
         raise UsageError("--attest and --attestation must be given together")
+    signer = open_signer(attest) if attest is not None else None
+    if attestation is not None:
+        check_output(attestation)
     with scratch_folder("rebuild") as folder:
         out = output or folder / "out"
         results = {"": again(release, out, packages=packages, options=BuildOptions(out=out, jobs=jobs), step=step)}
@@ -58,8 +64,8 @@ def rebuild(
             with step(f"variation: {name}"):
                 results[name] = rebuild_varied(release, folder / name, name)
         _show(release, results, as_json=as_json)
-        if attest is not None and attestation is not None:
-            _attest(release, results[""], attest, attestation)
+        if signer is not None and attestation is not None:
+            _attest(release, results[""], signer, attestation)
 
 
 def _show(release: Path, results: dict[str, Rebuilt], *, as_json: bool) -> None:
@@ -96,14 +102,19 @@ def _show(release: Path, results: dict[str, Rebuilt], *, as_json: bool) -> None:
         )
 
 
-def _attest(release: Path, result: Rebuilt, uri: str, path: Path) -> None:
+def _attest(release: Path, result: Rebuilt, signer: Signer, path: Path) -> None:
     from erofs_edge.build.record import read_release
-    from erofs_edge.cli.to_file import write_file
-    from erofs_edge.release.rebuild import attestation
+    from erofs_edge.release.attestation import attestation, same_claim
     from erofs_edge.trust.dsse import add_signature, seal
-    from erofs_edge.trust.signer import open_signer
 
-    signer, statement = open_signer(uri), attestation(result, read_release(release))
-    envelope = add_signature(path.read_bytes(), signer) if path.exists() else seal(statement, signer)
+    statement = attestation(result, read_release(release))
+    if path.exists():
+        try:
+            envelope = add_signature(path.read_bytes(), signer, lambda said: same_claim(said, statement))
+        except (FormatError, VerificationError) as error:
+            place_within(error, path)
+            raise
+    else:
+        envelope = seal(statement, signer)
     write_file(path, envelope, "the attestation")
     note(f"attested by '{signer.name}': {path}")

@@ -10,6 +10,7 @@ import click
 
 from erofs_edge.cli.output import emit_json, json_option, note, size_text, step, table
 from erofs_edge.cli.release_check import release_check
+from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from erofs_edge.bundle.sysupdate import Form
@@ -53,9 +54,7 @@ class _Release(click.Command):
     "--sysupdate-form",
     "form",
     type=click.Choice(["image", "partitions"]),
-    default="image",
-    show_default=True,
-    help="One discoverable disk image, or one file for each of its partitions.",
+    help="With --sysupdate, one discoverable disk image, or one file for each of its partitions.  [default: image]",
 )
 @click.option("--check", is_flag=True, expose_value=False,
               help="Check an existing release instead: see release --check --help.")  # fmt: skip
@@ -70,7 +69,7 @@ def release(
     earlier: tuple[Path, ...],
     rauc: bool,
     sysupdate: str | None,
-    form: Form,
+    form: Form | None,
     allow_dirty: bool,
     as_json: bool,
 ) -> None:
@@ -87,8 +86,10 @@ def release(
     from erofs_edge.release.bundles import Wish
     from erofs_edge.release.make import make_release
 
+    if form and sysupdate is None:
+        raise UsageError("--sysupdate-form needs --sysupdate", hint="--sysupdate URL: where devices find the release")
     options = BuildOptions(out=output, jobs=jobs, key=key, system=system)
-    wish = Wish(rauc, sysupdate, form)
+    wish = Wish(rauc, sysupdate, form or "image")
     result = make_release(board, options, step, allow_dirty=allow_dirty, earlier=earlier, bundles=wish)
     for text in result.notes:
         note(f"note: {text}")

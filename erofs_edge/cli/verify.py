@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,7 @@ from erofs_edge.cli.remote import PathOrAddress, reached
 from erofs_edge.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from erofs_edge.trust.key import PublicKey
     from erofs_edge.verify.checks import Verdict
 
 
@@ -32,10 +33,30 @@ if TYPE_CHECKING:
     metavar="POLICY",
     help="Also require a Sigstore bundle over release.json that POLICY accepts (`keys sigstore`).",
 )
+@click.option(
+    "--attestation",
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also require rebuilders' signatures in FILE (`rebuild --attest`), those of every --attested-by.",
+)
+@click.option(
+    "--attested-by",
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    multiple=True,
+    metavar="PUB",
+    help="With --attestation, the public key of a rebuilder; may be repeated.",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Number of threads.  [default: number of CPUs]")
 @json_option
 def verify(
-    target: Path | str, key: Path, signature: Path | None, sigstore: Path | None, jobs: int | None, as_json: bool
+    target: Path | str,
+    key: Path,
+    signature: Path | None,
+    sigstore: Path | None,
+    attestation: Path | None,
+    attested_by: tuple[Path, ...],
+    jobs: int | None,
+    as_json: bool,
 ) -> None:
     """Verify everything that a key vouches for: partition table, vbmeta or FIT, root hash, hash tree, file system.
 
@@ -47,36 +68,22 @@ def verify(
     Example:
       erofs-edge verify out/qemu-aarch64 --key out/qemu-aarch64/sign.pub.pem
     """
-    from erofs_edge.trust.key import algorithm, fingerprint, read_public_key
+    from erofs_edge.trust.key import read_public_key
     from erofs_edge.trust.sigstore import read_policy
     from erofs_edge.verify.path import verify_path
 
-    public = read_public_key(key, key.name.removesuffix(".pem").removesuffix(".pub"))
+    public = read_public_key(key, _key_name(key))
     policy = None if sigstore is None else read_policy(sigstore)
     if policy is not None and isinstance(target, str):
         raise UsageError("--sigstore needs the folder of a build, not an address", where=target)
+    rebuilders = _rebuilders(target, attestation, attested_by)
     with reached(target) as place:
         name = _export_name(target) if isinstance(target, str) else None
         verdict = verify_path(place, public, name=name, signature=signature, jobs=jobs, policy=policy)
+        if attestation is not None and isinstance(place, Path):
+            _check_rebuilders(place, attestation, rebuilders, verdict)
     if as_json:
-        emit_json(
-            {
-                "target": str(target),
-                "key": {"name": public.name, "type": algorithm(public.public_key), "sha256": fingerprint(public)},
-                "ok": verdict.ok,
-                "checks": [
-                    {
-                        "what": check.what,
-                        "against": check.against,
-                        "digest": check.digest,
-                        "ok": check.ok,
-                        "error": check.error,
-                        "hint": check.hint,
-                    }
-                    for check in verdict.checks
-                ],
-            }
-        )
+        emit_json(_record(str(target), public, verdict))
     else:
         _show(verdict)
     if not verdict.ok:
@@ -88,6 +95,42 @@ def verify(
             where=str(target),
             hint=first.hint if first else None,
         )
+
+
+def _key_name(path: Path) -> str:
+    return path.name.removesuffix(".pem").removesuffix(".pub")
+
+
+def _rebuilders(target: Path | str, attestation: Path | None, keys: tuple[Path, ...]) -> list[PublicKey]:
+    """The keys that must have signed the attestation. Raises UsageError where they or it are given alone."""
+    from erofs_edge.trust.key import read_public_key
+
+    if (attestation is None) != (not keys):
+        raise UsageError("--attestation and --attested-by must be given together")
+    if attestation is not None and not (isinstance(target, Path) and target.is_dir()):
+        raise UsageError("--attestation needs the folder of a release", where=str(target))
+    return [read_public_key(path, _key_name(path)) for path in keys]
+
+
+def _check_rebuilders(release: Path, attestation: Path, keys: list[PublicKey], verdict: Verdict) -> None:
+    from erofs_edge.release.attestation import check_attestation
+
+    for key in keys:
+        with verdict.check(f"{attestation.name}: identical rebuild", f"key '{key.name}'"):
+            check_attestation(release, attestation, key)
+
+
+def _record(target: str, public: PublicKey, verdict: Verdict) -> dict[str, Any]:
+    """As --json prints it."""
+    from erofs_edge.trust.key import algorithm, fingerprint
+
+    names = ("what", "against", "digest", "ok", "error", "hint")
+    return {
+        "target": target,
+        "key": {"name": public.name, "type": algorithm(public.public_key), "sha256": fingerprint(public)},
+        "ok": verdict.ok,
+        "checks": [{name: getattr(check, name) for name in names} for check in verdict.checks],
+    }
 
 
 def _export_name(address: str) -> str:

@@ -14,11 +14,12 @@ from typing import Any, get_args
 
 from erofs_edge.build.record import read_release, write_json
 from erofs_edge.build.signing import CERTIFICATE
-from erofs_edge.bundle.content import slot_files
+from erofs_edge.bundle.content import no_slots, slot_files
 from erofs_edge.bundle.rauc import BLOCK, read_bundle, write_bundle
-from erofs_edge.bundle.sysupdate import DEFINITIONS, Form, write_flat, write_transfers
+from erofs_edge.bundle.sysupdate import DEFINITIONS, Form, check_address, write_flat, write_transfers
 from erofs_edge.disk.sparse import sparse_sha256
 from erofs_edge.errors import VerificationError
+from erofs_edge.manifest.model import Board
 from erofs_edge.report.facts import read_record
 from erofs_edge.trust.certificate import read_certificate
 from erofs_edge.trust.key import Signer, VerificationKey
@@ -39,6 +40,15 @@ class Wish:
 
 
 NOTHING = Wish()
+
+
+def check_wish(wish: Wish, board: Board) -> None:
+    """Raises UsageError for what `write_bundles` could not make of any build of the board."""
+    if wish.sysupdate is not None:
+        check_address(wish.sysupdate)
+    slotted = any(partition.slots for partition in board.disk.partitions.values())
+    if wish.rauc and (board.boot.uefi is not None or not slotted):
+        raise no_slots(board.board)
 
 
 def write_bundles(work: Path, wish: Wish, signer: Signer) -> None:

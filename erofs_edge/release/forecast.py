@@ -48,14 +48,21 @@ class Forecast:
         }
 
 
+def read_earlier(old: Path, board: str) -> dict[str, Any]:
+    """The record of an earlier release (or build). Raises ErofsEdgeError where there is none, or another board's."""
+    record = read_release(old)
+    if record["board"] != board:
+        raise ErofsEdgeError(f"this is a release of board '{record['board']}', not of '{board}'", where=str(old))
+    return record
+
+
 def forecast(old: Path, new: Path) -> Forecast:
     """The update of the slot of a device that has the release (or build) in the folder `old`.
 
     Raises ErofsEdgeError where a folder has no release or another board's.
     """
-    before, after = read_release(old), read_release(new)
-    if before["board"] != after["board"]:
-        raise ErofsEdgeError(f"a release of the board '{before['board']}', not '{after['board']}'", where=str(old))
+    after = read_release(new)
+    before = read_earlier(old, after["board"])
     try:
         one, other = (old / SYSTEM).read_bytes(), (new / SYSTEM).read_bytes()
     except OSError as error:

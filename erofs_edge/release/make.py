@@ -14,8 +14,8 @@ from erofs_edge.build.record import read_release, write_json
 from erofs_edge.build.stages import Step, quiet
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.release.archive import input_files
-from erofs_edge.release.bundles import NOTHING, Wish, write_bundles
-from erofs_edge.release.forecast import FORECAST, forecast, forecast_record
+from erofs_edge.release.bundles import NOTHING, Wish, check_wish, write_bundles
+from erofs_edge.release.forecast import FORECAST, forecast, forecast_record, read_earlier
 from erofs_edge.release.papers import write_papers
 from erofs_edge.report.facts import collect
 from erofs_edge.report.since import SINCE
@@ -23,7 +23,7 @@ from erofs_edge.trust.signer import Signer
 
 SHOWN = 5
 _SECONDS = 60
-_UNSAID = "mend that, or --allow-dirty takes the inputs as they are"
+_UNSAID = "fix that, or use --allow-dirty to take the inputs as they are"
 
 
 def make_release(
@@ -41,11 +41,15 @@ def make_release(
              changed since the newest one
     bundles  what else devices of a fleet install
 
-    Raises ErofsEdgeError for a development key or inputs that are not committed, ManifestError for unlocked ones.
+    Raises ErofsEdgeError for a development key or inputs that are not committed, ManifestError for unlocked ones, and
+    what `read_earlier` and `check_wish` do: before anything is built.
     """
     inputs = gather(board, None, options.system)
     if not allow_dirty:
         refuse_dirty(input_files(inputs))
+    for old in earlier:
+        read_earlier(old, inputs.board.value.board)
+    check_wish(bundles, inputs.board.value)
 
     def papers(work: Path, inputs: Inputs, signer: Signer) -> None:
         if earlier:
@@ -80,7 +84,7 @@ def refuse_dirty(paths: list[Path]) -> None:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise ErofsEdgeError(
             f"inputs differ from what is committed: {', '.join(names[:SHOWN])}{more}",
-            hint="commit or remove them: others must be able to get what a release is made of",
+            hint="commit or remove them, so that others can get what the release is made of; or use --allow-dirty",
         )
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +22,8 @@ from erofs_edge.release.papers import write_papers
 from erofs_edge.release.replay import replay_signer
 from erofs_edge.report.since import SINCE
 from erofs_edge.sources.cache import Cache, file_digest
-from erofs_edge.trust.dsse import Statement
 from erofs_edge.trust.key import read_public_key
 from erofs_edge.trust.signer import Signer
-
-ATTESTATION = "urn:erofs-edge:rebuild:1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +65,13 @@ def rebuild(
     key = read_public_key(release / PUBLIC_KEY, "release").public_key
     if not (release / ARCHIVE).is_file():
         raise ErofsEdgeError(
-            f"no {ARCHIVE} here: a build, not a release", where=str(release), hint="erofs-edge release"
+            f"no {ARCHIVE} here: this is a build, not a release",
+            where=str(release),
+            hint="make one: erofs-edge release",
         )
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
-        raise ErofsEdgeError("the folder is not empty", where=str(out), hint="name a new one")
+        raise ErofsEdgeError("the folder is not empty", where=str(out), hint="name a new folder")
     given = options or BuildOptions(out=out)
     if packages is not None:
         add_packages(packages, Cache(given.cache))
@@ -126,24 +124,3 @@ def compare(release: Path, record: dict[str, Any], made: Path) -> list[Verdict]:
 
 def _digest(path: Path) -> str:
     return sparse_sha256(path) if path.exists() else ""
-
-
-def attestation(result: Rebuilt, record: dict[str, Any]) -> Statement:
-    """What a rebuilder says of it, to be signed with the rebuilder's key. Raises ErofsEdgeError where it differs."""
-    if not result.same:
-        raise ErofsEdgeError("the rebuild differs: there is nothing to attest", where=str(result.out))
-    return Statement(
-        ATTESTATION,
-        {one.name: one.released for one in result.verdicts},
-        {
-            "verdict": "identical",
-            "board": record["board"],
-            "root_hash": record["system"]["root_hash"],
-            "inputs": record["inputs"]["digest"],
-            "environment": {
-                "python": platform.python_version(),
-                "machine": platform.machine(),
-                "system": platform.system(),
-            },
-        },
-    )

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +51,12 @@ def seal(statement: Statement, signer: Signer) -> bytes:
     return _envelope(payload, [{"keyid": fingerprint(signer), "sig": base64.b64encode(signature).decode()}])
 
 
-def add_signature(envelope: bytes, signer: Signer) -> bytes:
-    """The same envelope with a further signature: others may agree. Raises FormatError."""
+def add_signature(envelope: bytes, signer: Signer, agrees: Callable[[Statement], bool]) -> bytes:
+    """The same envelope with a further signature: others may agree. Raises FormatError, VerificationError where
+    `agrees` does not hold for what the envelope says: nobody signs what somebody else has written unread."""
     payload, signatures = _parse(envelope)
+    if not agrees(_statement(payload)):
+        raise VerificationError("the envelope says something else", hint="name another file for a statement of its own")
     kept = [{"keyid": key, "sig": base64.b64encode(value).decode()} for key, value in signatures]
     kept = [one for one in kept if one["keyid"] != fingerprint(signer)]
     signature = sign(signer, pre_authentication(payload))

@@ -62,9 +62,15 @@ def test_we_read_those_of_the_reference(signer: KeySigner) -> None:
 
 def test_several_agree(signer: KeySigner) -> None:
     other = KeySigner("other", ec.generate_private_key(ec.SECP256R1()))
-    both = add_signature(add_signature(seal(STATEMENT, signer), other), other)
+
+    def same(said: Statement) -> bool:
+        return said == STATEMENT
+
+    both = add_signature(add_signature(seal(STATEMENT, signer), other, same), other, same)
     assert len(json.loads(both)["signatures"]) == 2
     assert unseal(both, other) == unseal(both, signer) == STATEMENT
+    with pytest.raises(VerificationError, match="says something else"):
+        add_signature(both, other, lambda said: said != STATEMENT)
 
 
 def test_wrong_key_and_changed_bytes(signer: KeySigner) -> None:
