@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a FIT of ours holds: the values that its initramfs boots with, for those who check from outside."""
+"""Read what our FITs contain: the values that the initramfs boots with, for checks from outside."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from erofs_edge.errors import FormatError
 LZ4_LEGACY_MAGIC = 0x184C2102
 LZ4_LEGACY_BLOCK = 8 << 20
 ARCHIVE_MAX = 512 << 20
-"""bytes that an initramfs may unpack to"""
+"""largest unpacked size of an initramfs, in bytes"""
 _ASSIGNMENT = re.compile(r"([A-Z_]+)='([^']*)'")
 
 
 def init_values(fit: bytes | Node) -> dict[str, str]:
-    """The shell assignments of /config in the initramfs (ROOT_HASH, SALT, …) of a FIT or its root. Raises FormatError.
+    """The shell assignments of /config (ROOT_HASH, SALT, …) in the initramfs of a FIT, or of its root. Raises
+    FormatError.
 
-    Verify the FIT first: nothing is checked here but the form.
+    Verify the FIT first: only the form is checked here.
     """
     node = (fit if isinstance(fit, Node) else parse(fit).root).at("/images/ramdisk")
     if node is None or "data" not in node.props:
@@ -47,7 +48,7 @@ def _values(text: str) -> dict[str, str]:
 
 
 def unpack_initramfs(packed: bytes) -> bytes:
-    """The archive in LZ4's legacy frame, as `initramfs.compress` makes it. Raises FormatError."""
+    """Unpack the archive from LZ4's legacy frame, as made by `initramfs.compress`. Raises FormatError."""
     import lz4.block
 
     if len(packed) < 4 or struct.unpack_from("<I", packed)[0] != LZ4_LEGACY_MAGIC:
@@ -56,7 +57,7 @@ def unpack_initramfs(packed: bytes) -> bytes:
     while position + 4 <= len(packed) and size <= ARCHIVE_MAX:
         (length,) = struct.unpack_from("<I", packed, position)
         if not length and not any(packed[position:]):
-            break  # zeros that fill up its place
+            break  # zero padding
         block = packed[position + 4 : position + 4 + length]
         try:
             pieces.append(lz4.block.decompress(block, uncompressed_size=LZ4_LEGACY_BLOCK))

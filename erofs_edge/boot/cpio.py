@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cpio archives of the "newc" kind, as the kernel unpacks them into its initramfs
+"""cpio archives in the "newc" format, which the kernel unpacks as its initramfs
 (Documentation/driver-api/early-userspace/buffer-format.rst; init/initramfs.c).
 """
 
@@ -30,7 +30,7 @@ class Member(NamedTuple):
 
 
 def read_cpio(archive: bytes) -> Iterator[Member]:
-    """The entries of an archive, up to its trailer; of several archives in a row, of all. Raises FormatError."""
+    """The entries of an archive, up to its trailer; of all archives if several are concatenated. Raises FormatError."""
     position = 0
     while position < len(archive):
         if not archive[position]:
@@ -55,10 +55,10 @@ def read_cpio(archive: bytes) -> Iterator[Member]:
 
 
 def write_cpio(tree: FileTree, *, epoch: int) -> bytes:
-    """The whole tree as one archive: names in byte order, parents first, inode numbers counted from 1.
+    """Write a whole tree as one archive: names in byte order, parents first, inode numbers from 1.
 
-    Times are `epoch`, owners those of the tree. Hard links are written as the kernel wants them: every name of the
-    group, the content with the last. Raises CapacityError for a file of 4 GiB or more.
+    Times are `epoch`, owners those of the tree. Hard links are written as the kernel requires: every name of the group,
+    with the content at the last. Raises CapacityError for a file of 4 GiB or more.
     """
     entries = [(path.lstrip(b"/"), inode) for path, inode in tree.walk() if path != b"/"]
     links: dict[int, list[bytes]] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encrypted data partition: what the initramfs is told of it, and what it needs for it."""
+"""The encrypted data partition: what the initramfs needs to open it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from erofs_edge.manifest.encryption import Encrypt
 
 PROGRAM = "usr/sbin/cryptsetup"
 MODULES = ("dm_crypt", "xts", "algif_skcipher", "aes_neon_bs", "aes_ce_blk")
-"""the last two are AES by vector and by AES instructions; a processor without the latter does with the former"""
+"""the last two are vector and AES-instruction implementations; processors without AES instructions use the former"""
 SCRIPTS = ("crypt", "tpm")
 
 
@@ -19,8 +19,8 @@ class Crypt:
     """How the data partition is opened.
 
     key        'tpm2' or 'file'
-    partition  label of the partition that has the key file, path: of the file there
-    pcrs       of the TPM, to whose values the key is bound
+    partition  label of the partition with the key file; path: of the file on it
+    pcrs       PCRs of the TPM to whose values the key is bound
     """
 
     key: str
@@ -30,19 +30,19 @@ class Crypt:
 
     @property
     def bitmap(self) -> str:
-        """The PCRs as three bytes in hex, as TPMS_PCR_SELECTION has them (TPM 2.0 Part 2, 10.6.2); '' for none."""
+        """The PCRs as three bytes in hex, as in TPMS_PCR_SELECTION (TPM 2.0 Part 2, 10.6.2); '' for none."""
         bits = sum(1 << number for number in set(self.pcrs))
         return bits.to_bytes(3, "little").hex() if bits else ""
 
     def values(self) -> dict[str, str]:
-        """Of the init script, by name."""
+        """Variables of the init script, by name."""
         return {
             "CRYPT_KEY": self.key, "KEY_PARTITION": self.partition, "KEY_PATH": self.path, "PCRS": self.bitmap
         }  # fmt: skip
 
 
 def crypt_of(encrypt: Encrypt | None) -> Crypt | None:
-    """What a board says, for the initramfs."""
+    """A board's encryption settings, for the initramfs."""
     if encrypt is None:
         return None
     return Crypt(encrypt.key, encrypt.partition or "", encrypt.path, tuple(encrypt.pcrs))

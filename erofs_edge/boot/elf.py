@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is needed of ELF files (64-bit, little-endian; System V gABI chapters 4 and 5): the libraries that a program
-loads, and the ``.modinfo`` of a kernel module. Input may be hostile: every offset is checked, work is bounded.
+"""Read from ELF files (64-bit, little-endian; System V gABI chapters 4 and 5) the libraries that a program loads and
+the ``.modinfo`` of a kernel module. Input may be hostile: every offset is checked and work is bounded.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MAX_ENTRIES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Dynamic:
-    """What a dynamic program asks of the loader: the loader's path ('' in a library) and the sonames it needs."""
+    """What a dynamic program requires: the loader's path ('' in a library) and the sonames of its libraries."""
 
     interpreter: str
     needed: list[str]
 
 
 def is_elf(data: bytes) -> bool:
-    """Whether a file starts as a 64-bit little-endian ELF file does."""
+    """Whether a file starts like a 64-bit little-endian ELF file."""
     return data[:6] == b"\x7fELF\x02\x01"
 
 
@@ -43,7 +43,7 @@ def modinfo(data: bytes) -> list[tuple[str, str]]:
 
 
 def dynamic(data: bytes) -> Dynamic:
-    """Interpreter and needed libraries; both empty for a static program. Raises FormatError."""
+    """Read interpreter and needed libraries; both are empty for a static program. Raises FormatError."""
     header = _header(data)
     loads: list[tuple[int, int, int]] = []
     interpreter, table = "", b""
@@ -71,7 +71,9 @@ def dynamic(data: bytes) -> Dynamic:
 
 
 def sections(data: bytes) -> list[tuple[str, bytes]]:
-    """(name, bytes) of every section, in order; one without bytes in the file (.bss) is empty. Raises FormatError."""
+    """(name, bytes) of every section, in order; sections without bytes in the file (.bss) are empty. Raises
+    FormatError.
+    """
     header = _header(data)
     table = _table(data, _SECTION, header[6], header[11], header[12])
     if not table:

@@ -29,7 +29,7 @@ _RESERVE = struct.Struct(">2Q")
 
 @dataclass(slots=True)
 class Node:
-    """A node: property values as they are stored, children in order."""
+    """A node: property values as stored, children in order."""
 
     props: dict[str, bytes] = field(default_factory=dict)
     children: dict[str, Node] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Node:
 
 @dataclass(slots=True)
 class DeviceTree:
-    """A whole tree: the root, the memory reservations as (address, bytes), and the boot CPU's physical id."""
+    """A whole tree: the root, the memory reservations as (address, bytes), and the physical id of the boot CPU."""
 
     root: Node = field(default_factory=Node)
     reservations: list[tuple[int, int]] = field(default_factory=list)
@@ -57,7 +57,7 @@ class DeviceTree:
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """One tag of the structure block. Offsets are bytes from the start of the blob; `path` is of the node it is in."""
+    """One tag of the structure block. Offsets are in bytes from the start of the blob; `path` is that of its node."""
 
     kind: int
     start: int
@@ -68,17 +68,17 @@ class Tag:
 
 
 def string(text: str) -> bytes:
-    """A string property's value."""
+    """Encode a string as a property value."""
     return text.encode() + b"\0"
 
 
 def cells(*values: int) -> bytes:
-    """A property of 32-bit cells."""
+    """Encode 32-bit cells as a property value."""
     return struct.pack(f">{len(values)}I", *values)
 
 
 def header(blob: bytes | memoryview) -> tuple[int, ...]:
-    """The ten header words (see HEADER), with every block inside the blob. Raises FormatError."""
+    """Read the ten header words (see HEADER) and check that every block is inside the blob. Raises FormatError."""
     if len(blob) < HEADER.size:
         raise FormatError("device tree is shorter than its header", where="offset 0x0")
     words = HEADER.unpack_from(blob)
@@ -155,8 +155,8 @@ def _text(raw: bytes, offset: int) -> str:
 
 
 def parse(blob: bytes | memoryview) -> DeviceTree:
-    """A blob as a tree; values are copied. Raises FormatError on malformed input, also where a node has two children or
-    properties of one name: libfdt takes the first, others the last."""
+    """Parse a blob into a tree; values are copied. Raises FormatError on malformed input and if a node has two children
+    or properties of the same name: libfdt uses the first, other parsers the last."""
     words = header(blob)
     tree = DeviceTree(boot_cpu=words[7])
     position = words[4]
@@ -187,7 +187,7 @@ def parse(blob: bytes | memoryview) -> DeviceTree:
 
 
 def write(tree: DeviceTree) -> bytes:
-    """A tree as a version 17 blob: header, reservations, structure, strings in order of first use."""
+    """Write a tree as a version 17 blob: header, reservations, structure, strings in order of first use."""
     names: dict[str, int] = {}
     pieces: list[bytes] = []
     strings_size = _emit(tree.root, "", names, pieces, 0)

@@ -18,9 +18,9 @@ OS_LINUX, ARCH_ARM64, TYPE_SCRIPT, COMPRESSION_NONE = 5, 22, 6, 0
 
 
 def script_image(script: str, *, name: str, epoch: int) -> bytes:
-    """A U-Boot script as the legacy image that ``source`` and the standard boot flow run (include/image.h).
+    """Pack a U-Boot script as the legacy image that ``source`` and the standard boot flow run (include/image.h).
 
-    A script image is a list of sizes ended by 0, then the texts; the header has a CRC-32 of itself (with the field
+    A script image is a list of sizes ended by 0, then the texts; the header has a CRC-32 of itself (with that field
     zero) and one of the data. At most 32 bytes of the name are kept.
     """
     text = script.encode("ascii")
@@ -32,7 +32,7 @@ def script_image(script: str, *, name: str, epoch: int) -> bytes:
 
 
 def package_file(packages: Mapping[str, FileTree], wanted: PackageFile) -> bytes:
-    """A file of a package. Raises SourceError where the package or the file is not there."""
+    """A file of a package. Raises SourceError if the package or the file is missing."""
     tree = packages.get(wanted.package)
     if tree is None:
         raise SourceError(
@@ -48,13 +48,13 @@ def package_file(packages: Mapping[str, FileTree], wanted: PackageFile) -> bytes
 def firmware_files(
     board: Board, packages: Mapping[str, FileTree], *, u_boot: bytes, script: str | None, dtb: bytes | None, epoch: int
 ) -> dict[str, bytes]:
-    """Name to bytes of what the board's firmware partition holds, sorted by name.
+    """Name → bytes of the files for the board's firmware partition, sorted by name.
 
     u_boot  the boot loader
-    script  the boot script, which becomes boot.scr; None where the loader has it inside
-    dtb     U-Boot's device tree with our key, put under the name that `boot.fdt` has; None where U-Boot has its own
+    script  the boot script, which becomes boot.scr; None if the loader contains it
+    dtb     U-Boot's device tree with our key, stored under the name in `boot.fdt`; None if U-Boot has its own
 
-    Raises ManifestError where two files would have one name (FAT knows no upper and lower case).
+    Raises ManifestError if two files would have the same name (FAT ignores case).
     """
     boot = board.boot
     loader = boot.u_boot.to or (boot.u_boot.path or "u-boot.bin").rpartition("/")[2]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the signed configuration of our FITs stands: for who only looks whether there is a signature, and needs nothing
-loaded that makes or checks one."""
+"""Paths of the signed configuration in our FITs, for code that only checks whether there is a signature and should not
+load what makes or verifies one."""
 
 from __future__ import annotations
 

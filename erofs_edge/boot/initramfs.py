@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initramfs: busybox, dmsetup, mke2fs, a dozen kernel modules, the init script and the values it needs.
+"""The initramfs: busybox, dmsetup, mke2fs, a dozen kernel modules, the init script and its values.
 
-It lies in the signed FIT and carries the root hash: whoever verified the FIT has verified the system.
+It is part of the signed FIT and contains the root hash, so verifying the FIT verifies the system.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ Pack = Callable[[bytes], bytes]
 class Fec:
     """Where the parity is, for the verity table (kernel Documentation/admin-guide/device-mapper/verity.rst).
 
-    roots   parity bytes of a code word
-    blocks  blocks that are covered: those of the data, then those of the tree
-    start   block where the parity starts
+    roots   parity bytes per code word
+    blocks  blocks covered: the data's, then the tree's
+    start   block at which the parity starts
     """
 
     roots: int
@@ -54,23 +54,23 @@ class Fec:
 
 @dataclass(frozen=True, slots=True)
 class InitConfig:
-    """What the init script is told.
+    """Values for the init script.
 
     root_hash, salt   hexadecimal; '-' stands for no salt
     data_blocks       of the file system, in units of block_size bytes
-    hash_start        block where the hash tree proper starts
-    on_corruption     what dm-verity does with a block that does not match
+    hash_start        block at which the hash tree proper starts
+    on_corruption     how dm-verity handles a block that does not match
     system, slots     the system partition's name and its slots ('' for none): labels are NAME_SLOT
     data              label of the writable partition; '' keeps /data in memory
     etc               paths of /etc that are kept on it; () is all of /etc, by a writable layer over it
-    cmdline           the kernel's arguments without the slot's; with others the start is refused
-    signature         PKCS#7 of the root hash, which the kernel checks then; b"" where it has no key to do so
+    cmdline           the kernel's arguments without the slot's; the boot is refused with any others
+    signature         PKCS#7 of the root hash for the kernel to check; b"" if the kernel has no key for that
     fec               None without error correction
     rollback_index    the version of this build
-    crypt             None where the data partition is not encrypted
-    repair_from       http://ADDRESS[:PORT]/PATH of the system image, for what no slot can mend; '' for nowhere
-    state             label of the partition that holds the minimum version; '' where there is none
-    vbmeta            what vbmeta partitions must be; None where the board has none
+    crypt             None if the data partition is not encrypted
+    repair_from       http://ADDRESS[:PORT]/PATH of the system image, used if no slot can repair; '' for none
+    state             label of the partition that holds the minimum version; '' for none
+    vbmeta            expected contents of vbmeta partitions; None if the board has none
     """
 
     root_hash: str
@@ -93,7 +93,7 @@ class InitConfig:
     vbmeta: Vbmeta | None = None
 
     def text(self) -> str:
-        """As shell assignments. Every value is of a kind that needs no quoting."""
+        """As shell assignments. No value needs quoting."""
         values = {
             "ROOT_HASH": self.root_hash,
             "SALT": self.salt or "-",
@@ -131,15 +131,15 @@ def build_initramfs(
     epoch: int,
     pack: Pack | None = None,
 ) -> bytes:
-    """The archive, compressed as the kernel unpacks it fastest. What is another in each build comes last, in an archive
-    of its own, so that everything before can be taken from a cache.
+    """Make the archive, compressed in the form that the kernel unpacks fastest. Whatever differs between builds comes
+    last, in an archive of its own, so that everything before it can come from a cache.
 
     programs  a tree with busybox-static, dmsetup, e2fsprogs and the libraries they need
-    modules   by stream, in the order in which they load: 'disk' and 'erofs', which load at the same time, then 'data';
-              'net' loads where the network is needed
-    pack      what compresses a block, see `compress`
+    modules   by stream, in load order: 'disk' and 'erofs', which load in parallel, then 'data'; 'net' loads if the
+              network is needed
+    pack      compresses a block, see `compress`
 
-    Raises SourceError where a program or a library is missing.
+    Raises SourceError if a program or a library is missing.
     """
     tree, late = base_tree(programs, modules), FileTree()
     late.add("config", _file(config.text().encode(), 0o644))
@@ -158,7 +158,9 @@ def build_initramfs(
 
 
 def base_tree(programs: FileTree, modules: Mapping[str, Iterable[Module]]) -> FileTree:
-    """What every board's initramfs has but the values; arguments as in `build_initramfs`. Raises SourceError."""
+    """The part of the initramfs that every board has, without the values; arguments as in `build_initramfs`. Raises
+    SourceError.
+    """
     tree = FileTree()
     for folder in ("dev", "proc", "sys", "newroot", "usr/lib", "bin"):
         tree.directory(folder)
@@ -179,7 +181,7 @@ def base_tree(programs: FileTree, modules: Mapping[str, Iterable[Module]]) -> Fi
 
 
 def _add_network_repair(tree: FileTree) -> None:
-    """What repairs over the network, behind what repairs from the other slots."""
+    """Add what repairs over the network, used after repair from the other slots."""
     scripts = [
         Path(__file__).with_name(name).read_bytes() for name in ("repair.sh", "repair_net.sh", "repair_lease.sh")
     ]
@@ -190,7 +192,7 @@ def _add_network_repair(tree: FileTree) -> None:
 
 
 def _add_vbmeta(tree: FileTree, late: FileTree, programs: FileTree, vbmeta: Vbmeta) -> None:
-    """What checks vbmeta partitions."""
+    """Add what checks vbmeta partitions."""
     for name in VBMETA_APPLETS:
         if tree.get(f"bin/{name}") is None:
             tree.add(f"bin/{name}", _symlink("busybox"))
@@ -201,7 +203,7 @@ def _add_vbmeta(tree: FileTree, late: FileTree, programs: FileTree, vbmeta: Vbme
 
 
 def pack_block(block: bytes) -> bytes:
-    """A block of at most LZ4_LEGACY_BLOCK bytes, without its length."""
+    """Compress a block of at most LZ4_LEGACY_BLOCK bytes; its length is not included."""
     import lz4.block
 
     packed: bytes = lz4.block.compress(block, mode="high_compression", compression=9, store_size=False)
@@ -209,11 +211,13 @@ def pack_block(block: bytes) -> bytes:
 
 
 def compress(*archives: bytes, pack: Pack | None = None) -> bytes:
-    """Archives in a row as LZ4 in the legacy frame, the only LZ4 that the kernel reads (lib/decompress_unlz4.c).
+    """Compress concatenated archives as LZ4 in the legacy frame, the only LZ4 that the kernel reads
+    (lib/decompress_unlz4.c).
 
-    Of what the kernel can undo, this is the fastest under emulation and on small boards, and the codec is pinned.
+    Of the formats that the kernel can unpack, this is the fastest under emulation and on small boards, and the codec is
+    pinned.
 
-    pack  does what `pack_block` does, perhaps from a cache
+    pack  replaces `pack_block`, for example to use a cache
     """
     pieces = [struct.pack("<I", LZ4_LEGACY_MAGIC)]
     for archive in archives:
@@ -224,14 +228,14 @@ def compress(*archives: bytes, pack: Pack | None = None) -> bytes:
 
 
 def add_program(tree: FileTree, source: FileTree, path: str, name: str = "") -> None:
-    """A program in /bin, by its own name or another, with its loader and all its libraries where the loader looks for
-    them."""
+    """Add a program to /bin, under its own name or another, with its loader and all its libraries where the loader
+    looks for them."""
     data = _content(source, path)
     tree.add(f"bin/{name or path.rpartition('/')[2]}", _file(data, 0o755))
     wanted = dynamic(data)
     done = set[str]()
     if wanted.interpreter:
-        # the loader is named by its path in the program, and by its bare name in libc
+        # programs name the loader by its path, libc by its bare name
         done.add(wanted.interpreter.rpartition("/")[2])
         loader = "usr" + wanted.interpreter if wanted.interpreter.startswith("/lib/") else wanted.interpreter
         tree.add(loader, _file(_content(source, loader), 0o755))
@@ -239,10 +243,10 @@ def add_program(tree: FileTree, source: FileTree, path: str, name: str = "") -> 
 
 
 def add_plugin(tree: FileTree, source: FileTree, path: str) -> None:
-    """A shared object that a program opens by its path, where it is, with all its libraries."""
+    """Add a shared object that a program opens by its path, in its place, with all its libraries."""
     data = _content(source, path)
     tree.add(path, _file(data, 0o755))
-    # the loader came with the program
+    # the loader was added with the program
     _add_libraries(tree, source, path, dynamic(data).needed, {LOADER})
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The indexes that kmod (modprobe, udev) reads beside the modules, in text and in its binary form.
+"""The indexes that kmod (modprobe, udev) reads beside the modules, as text and in its binary form.
 
-libkmod looks only at the binary indexes: with the text files alone ``modprobe`` of kmod 34 finds no module. Their
-format (kmod libkmod/libkmod-index.h, depmod's writer): magic, version, root reference, then nodes of a radix tree in
-pre-order. A reference is a file offset with flags in its top bits that say which parts the node has: a prefix, a
-dense table of children from the first to the last byte, values with priorities. Big-endian throughout.
+libkmod only reads the binary indexes: with the text files alone, ``modprobe`` of kmod 34 finds no module. The format
+(kmod libkmod/libkmod-index.h, depmod's writer): magic, version, root reference, then the nodes of a radix tree in
+pre-order. A reference is a file offset whose top bits say which parts the node has: a prefix, a dense table of children
+from the first to the last byte, values with priorities. Big-endian throughout.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Node:
 
 
 def binary_index(entries: Iterable[tuple[str, str, int]]) -> bytes:
-    """An index of (key, value, priority): lower priorities win, keys may repeat."""
+    """Make an index of (key, value, priority): lower priorities win, keys may repeat."""
     root = _Node()
     for key, value, priority in entries:
         _insert(root, key.encode(), value.encode(), priority)
@@ -81,7 +81,7 @@ def _insert(root: _Node, key: bytes, value: bytes, priority: int) -> None:
 
 
 def _write(node: _Node, offset: int, out: list[bytes]) -> int:
-    """Append a node at `offset`, then those below it; the offset behind them."""
+    """Append a node at `offset`, then its descendants; return the offset after them."""
     place = len(out)
     out.append(b"")
     behind = offset + node.size
@@ -102,7 +102,7 @@ def _write(node: _Node, offset: int, out: list[bytes]) -> int:
 
 
 def index_files(kernel: KernelModules, modules: list[Module]) -> dict[str, bytes]:
-    """Name to bytes of the files that depmod would write for exactly these modules (a closure, see `closure`)."""
+    """Name → bytes of the files that depmod would write for exactly these modules (a closure, see `closure`)."""
     ordered = sorted(modules, key=lambda m: (kernel.order.get(m.name, len(kernel.order)), m.name))
     priority = {module.name: index for index, module in enumerate(ordered)}
     dependencies = {module.name: _dependencies(module, {m.name: m for m in modules}) for module in modules}
@@ -125,7 +125,7 @@ def index_files(kernel: KernelModules, modules: list[Module]) -> dict[str, bytes
 
 
 def _dependencies(module: Module, known: dict[str, Module]) -> list[Module]:
-    """Everything it needs, dependents before dependencies: kmod loads the list from its end."""
+    """All dependencies of a module, dependents first: kmod loads the list from its end."""
     found: dict[str, Module] = {}
 
     def visit(current: Module) -> None:
@@ -139,7 +139,7 @@ def _dependencies(module: Module, known: dict[str, Module]) -> list[Module]:
 
 
 def _normal(alias: str) -> str:
-    """'-' and '_' are the same in a module's name, but not inside brackets of a pattern."""
+    """Treat '-' and '_' as the same, as in module names, except inside brackets of a pattern."""
     outside, bracket, inside = alias.partition("[")
     middle, close, rest = inside.partition("]")
     tail = _normal(rest) if rest else ""
@@ -155,7 +155,7 @@ def _builtin_aliases(kernel: KernelModules) -> Iterable[tuple[str, str, int]]:
 
 
 def _device_names(modules: list[Module]) -> list[str]:
-    """Device nodes to make before their module is there: 'fuse fuse c10:229'."""
+    """Device nodes that are created before their module is loaded: 'fuse fuse c10:229'."""
     lines = []
     for module in modules:
         name = device = ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compressed blocks of an initramfs, kept: programs and modules are the same in build after build."""
+"""A cache of compressed initramfs blocks: programs and modules are the same in build after build."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ KIND = "initramfs-block-1"
 
 
 class Block(msgspec.Struct, array_like=True):
-    """What a block becomes."""
+    """A compressed block, or what it replaces."""
 
     packed: bytes
 
 
 def cached_pack(cache: Cache) -> Pack:
-    """`pack_block`, from the cache where it knows the block, by its hash and the codec's version."""
+    """`pack_block` with a cache keyed by the block's hash and the codec's version."""
     import lz4
 
     version = lz4.library_version_string().encode()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UEFI variables as U-Boot keeps them: the file ubootefi.var, and what a U-Boot with keys has inside.
+"""UEFI variables in U-Boot's formats: the file ubootefi.var, and the preset variables of a U-Boot with keys.
 
 Source: U-Boot ``include/efi_variable.h`` (struct efi_var_file, struct efi_var_entry), ``lib/efi_loader/efi_var_file.c``
-for how it is read: the length in the head counts, entries start at multiples of 8 bytes, the checksum covers all
-behind the head. Its own ``tools/efivar.py`` writes the same.
+for how it is read: the length in the header counts, entries start at multiples of 8 bytes, the checksum covers
+everything after the header. U-Boot's own ``tools/efivar.py`` writes the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ALIGN = 8
 
 
 def encode(variables: Sequence[Variable], *, epoch: int) -> bytes:
-    """The file. `epoch`: seconds since 1970, the time at which authenticated variables were signed."""
+    """Make the file. `epoch`: seconds since 1970, the time at which authenticated variables were signed."""
     body = bytearray()
     for variable in variables:
         moment = epoch if variable.attributes & TIME_BASED else 0
@@ -37,7 +37,7 @@ def encode(variables: Sequence[Variable], *, epoch: int) -> bytes:
 
 
 def decode(data: bytes) -> list[Variable]:
-    """The variables of a file; what is behind its length does not count. Raises FormatError."""
+    """Read the variables of a file; anything after its stated length is ignored. Raises FormatError."""
     if len(data) < HEAD.size:
         raise FormatError("not a file of U-Boot's UEFI variables: too short")
     reserved, magic, length, checksum = HEAD.unpack_from(data)
@@ -60,16 +60,17 @@ def decode(data: bytes) -> list[Variable]:
 
 
 def preset(owner: uuid.UUID, platform: bytes, allowed: Sequence[bytes], *, epoch: int) -> bytes:
-    """The file with PK, KEK and db, so that U-Boot starts only what one of the `allowed` certificates (DER) has signed.
+    """Make the file with PK, KEK and db with which U-Boot starts only what one of the `allowed` certificates (DER)
+    signed.
 
-    platform  certificate of whoever is named as the owner of the keys; nobody can change them while U-Boot runs
+    platform  certificate of the nominal owner of the keys; nobody can change them while U-Boot runs
     """
     keys = [one for one in secure_boot(owner, platform, allowed) if one.vendor != SECURE_BOOT_ENABLE]
     return encode(keys, epoch=epoch)
 
 
 def _name(data: bytes, at: int, end: int) -> tuple[str, int]:
-    """The name that starts there, and where its content does."""
+    """The name that starts there, and the position of its content."""
     for stop in range(at, end - 1, 2):
         if data[stop : stop + 2] == b"\0\0":
             return data[at:stop].decode("utf-16-le", "replace"), stop + 2

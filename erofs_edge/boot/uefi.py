@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a board with UEFI firmware starts from: systemd-boot and one unified kernel image for each slot, all signed.
+"""The boot files of a board with UEFI firmware: systemd-boot and one unified kernel image per slot, all signed.
 
 Firmware starts only what a certificate in its `db` has signed: systemd-boot, the kernel image that it chooses, and the
-kernel in there. Each image holds the initramfs with the root hash and its PKCS#7 signature, which the kernel checks
-with the same certificate. Which slot starts is in the names: systemd-boot takes the highest number that has attempts
-left ('+3' in the name; systemd ``src/boot/boot.c``, the UAPI group's "Boot Loader Specification", boot counting).
+kernel inside. Each image contains the initramfs with the root hash and its PKCS#7 signature, which the kernel checks
+with the same certificate. The names decide which slot starts: systemd-boot takes the highest number with attempts left
+('+3' in the name; systemd ``src/boot/boot.c``, the UAPI group's "Boot Loader Specification", boot counting).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from erofs_edge.trust.key import Signer
 from erofs_edge.trust.offline import SignaturesMissingError
 
 LOADER_PATH = "EFI/BOOT/BOOTAA64.EFI"
-"""where firmware looks on a disk that it was told nothing about (UEFI 2.10 section 3.5.1.1)"""
+"""where firmware looks on a disk without further configuration (UEFI 2.10 section 3.5.1.1)"""
 IMAGES = "EFI/Linux"
 LOADER, CODE, VARIABLES = "systemd-boot.efi", "uefi-code.fd", "uefi-vars.fd"
 """names of a build's outputs, beside boot_SLOT.efi"""
@@ -40,10 +40,10 @@ _NAME = re.compile(r"erofs-edge-(?P<rank>\d{1,9})-(?P<slot>[a-z0-9]+)(?:\+(?P<le
 
 @dataclass(frozen=True, slots=True)
 class UefiOutputs:
-    """What a board starts from.
+    """What a board boots from.
 
-    firmware_files  path to bytes for the EFI system partition
-    code, variables  the emulated machine's firmware and its variables with our keys, without the zeros at their end
+    firmware_files  path → bytes for the EFI system partition
+    code, variables  the emulated machine's firmware and its variables with our keys, without trailing zeros
     kernel_version  as in /usr/lib/modules/VERSION
     """
 
@@ -53,7 +53,7 @@ class UefiOutputs:
     kernel_version: str
 
     def outputs(self) -> dict[str, bytes]:
-        """What a build leaves beside the disk: each signed file under a name of its own, and the machine's firmware."""
+        """What a build leaves beside the disk: each signed file under its own name, and the machine's firmware."""
         found = {CODE: self.code, VARIABLES: self.variables}
         for path, data in self.firmware_files.items():
             name = parse_name(path.rpartition("/")[2])
@@ -63,7 +63,9 @@ class UefiOutputs:
 
 @dataclass(frozen=True, slots=True)
 class ImageName:
-    """The name of a slot's kernel image. `rank`: the highest starts first. `left`: attempts, None for a good slot."""
+    """The name of a slot's kernel image. `rank`: the highest starts first. `left`: attempts left, None for a good
+    slot.
+    """
 
     slot: str
     rank: int
@@ -76,7 +78,7 @@ class ImageName:
 
 
 def parse_name(name: str) -> ImageName | None:
-    """The parts of a name that `ImageName` makes, FAT's upper case too; None for any other."""
+    """Parse a name made by `ImageName`, also in FAT's upper case; None for any other name."""
     found = _NAME.fullmatch(name.lower())
     if found is None:
         return None
@@ -85,14 +87,16 @@ def parse_name(name: str) -> ImageName | None:
 
 
 def choose(names: Sequence[ImageName]) -> ImageName:
-    """The image that systemd-boot starts. Raises FormatError where there is none."""
+    """The image that systemd-boot starts. Raises FormatError if there is none."""
     if not names:
         raise FormatError(f"no kernel image of ours in {IMAGES}")
     return max(names, key=lambda name: (name.left != 0, name.rank))
 
 
 def activated(names: Sequence[ImageName], slot: str) -> dict[ImageName, ImageName]:
-    """Old name → new one, so that a slot starts next and has all its attempts. Raises UsageError where it has none."""
+    """Old name → new name that makes a slot start next with all its attempts. Raises UsageError if the slot has no
+    image.
+    """
     found = next((name for name in names if name.slot == slot), None)
     if found is None:
         raise UsageError(f"no kernel image of slot '{slot}'", hint=f"slots: {', '.join(n.slot for n in names)}")
@@ -103,10 +107,10 @@ def activated(names: Sequence[ImageName], slot: str) -> dict[ImageName, ImageNam
 
 @dataclass(frozen=True, slots=True)
 class UefiParts:
-    """What the images are made of: programs of packages, and what was made for this build.
+    """What the images are made of: programs from packages, and files made for this build.
 
-    kernel     Debian's vmlinuz, a PE file itself
-    initramfs  the archive, which holds root hash and signature
+    kernel     Debian's vmlinuz, itself a PE file
+    initramfs  the archive, which contains the root hash and its signature
     """
 
     kernel: bytes
@@ -125,17 +129,17 @@ def build_uefi(
     certificate: Certificate,
     epoch: int,
 ) -> UefiOutputs:
-    """Everything in front of the system partition, signed.
+    """Make everything that runs before the system partition is opened, signed.
 
-    Raises ManifestError where the board has no `uefi` section, SourceError where a package lacks a file, FormatError
-    where one is no PE file or store, ErofsEdgeError where the signer fails.
+    Raises ManifestError if the board has no `uefi` section, SourceError if a package lacks a file, FormatError if one
+    is not a PE file or variable store, ErofsEdgeError if the signer fails.
     """
     uefi = board.boot.uefi
     if uefi is None:
         raise ManifestError(f"board '{board.board}' has no boot.uefi section", hint="chain uefi-uki needs one")
     stub = package_file(packages, uefi.stub)
     sign = functools.partial(_sign_all, signer=signer, certificate=certificate)
-    # firmware of U-Boot's kind asks for the inner kernel's signature too
+    # U-Boot as UEFI firmware requires a signature on the inner kernel, too
     kernel, loader = sign([parts.kernel, package_file(packages, uefi.loader)])
     images = {}
     for number, slot in enumerate(parts.slots):
@@ -167,13 +171,13 @@ def single_image(
     signer: Signer,
     certificate: Certificate,
 ) -> bytes:
-    """A kernel image that firmware starts itself, without systemd-boot, and that belongs to no slot: signed, and so is
-    the kernel in it.
+    """Make a kernel image that firmware starts directly, without systemd-boot, and that belongs to no slot. It is
+    signed, and so is the kernel in it.
 
     parts    'kernel' (Debian's vmlinuz) and 'initramfs'
     version  of the kernel
 
-    Raises FormatError where stub or kernel is no PE file, ErofsEdgeError where the signer fails.
+    Raises FormatError if the stub or kernel is not a PE file, ErofsEdgeError if the signer fails.
     """
     sections = {
         ".osrel": f'ID=erofs-edge\nPRETTY_NAME="{title}"\n'.encode(),
@@ -186,12 +190,14 @@ def single_image(
 
 
 def _ended(initramfs: bytes) -> bytes:
-    """LZ4's legacy frame has no end but a length of zero, and the stub puts more behind it."""
+    """Append a zero length: LZ4's legacy frame has no other end mark, and the stub appends more data."""
     return initramfs + bytes(4 + -len(initramfs) % 4)
 
 
 def _sign_all(images: Sequence[bytes], *, signer: Signer, certificate: Certificate) -> list[bytes]:
-    """Each PE file signed. Where a key is elsewhere, all digests go out before the first that is missing is told."""
+    """Sign each PE file. With an offline key, all digests are requested before the first missing signature is
+    reported.
+    """
     done, missing = [], list[SignaturesMissingError]()
     for image in images:
         try:
@@ -204,10 +210,10 @@ def _sign_all(images: Sequence[bytes], *, signer: Signer, certificate: Certifica
 
 
 def arguments(board: Board) -> list[str]:
-    """The kernel's arguments, one a word, without the slot's."""
+    """The kernel's arguments, separated by spaces, without the slot's."""
     return [word for argument in board.boot.cmdline for word in argument.split()]
 
 
 def _os_release(board: Board, parts: UefiParts, slot: str) -> bytes:
-    """What systemd-boot shows; without a version, as the names alone say which slot goes first."""
+    """What systemd-boot shows; without a version, so that only the names decide which slot goes first."""
     return (f'ID=erofs-edge\nIMAGE_ID=erofs-edge\nPRETTY_NAME="{board.board}, {parts.system}, slot {slot}"\n').encode()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The variables of UEFI firmware in an emulated machine's flash: a blank store of EDK2 filled with keys of ours.
+"""UEFI variables in an emulated machine's flash: a blank EDK2 store filled with our keys.
 
 Sources: EDK2 ``MdeModulePkg/Include/Guid/VariableFormat.h`` (the store and its records), UEFI 2.10 section 32.4.1
 (EFI_SIGNATURE_LIST), 8.2.2 (time-based authenticated variables), 3.3 (their names and identifiers).
@@ -19,7 +19,7 @@ from erofs_edge.trust.measure import GLOBAL, IMAGE_SECURITY
 SECURE_BOOT_ENABLE = uuid.UUID("f0a30bc7-af08-4556-99c4-001009c93a44")
 CERT_X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 STORE = uuid.UUID("aaf32c78-947b-439a-a180-2e144ec37792")
-"""of a store with authenticated variables"""
+"""GUID of a store with authenticated variables"""
 
 NON_VOLATILE, BOOT_SERVICE, RUNTIME, TIME_BASED = 0x01, 0x02, 0x04, 0x20
 KEYS = NON_VOLATILE | BOOT_SERVICE | RUNTIME | TIME_BASED
@@ -33,7 +33,7 @@ _ALIGNMENT = 4
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A variable: its name, whose name it is, attributes (UEFI 8.2.1) and content."""
+    """A variable: its name, vendor GUID, attributes (UEFI 8.2.1) and content."""
 
     name: str
     vendor: uuid.UUID
@@ -50,7 +50,7 @@ def signature_list(owner: uuid.UUID, certificate: bytes) -> bytes:
 def secure_boot(owner: uuid.UUID, platform: bytes, allowed: Sequence[bytes]) -> list[Variable]:
     """Variables that make firmware start only what one of the `allowed` certificates (DER) has signed.
 
-    platform  certificate of whoever may change the keys: PK, and KEK too
+    platform  certificate of the one who may change the keys: used as PK and KEK
     """
     pk = signature_list(owner, platform)
     db = b"".join(signature_list(owner, certificate) for certificate in allowed)
@@ -63,11 +63,11 @@ def secure_boot(owner: uuid.UUID, platform: bytes, allowed: Sequence[bytes]) -> 
 
 
 def fill_store(blank: bytes, variables: Sequence[Variable], *, epoch: int) -> bytes:
-    """A blank store (AAVMF_VARS.fd) with variables in it, of the size that the blank one has.
+    """Fill a blank store (AAVMF_VARS.fd) with variables; its size stays the same.
 
     epoch  seconds since 1970: the time at which authenticated variables were signed
 
-    Raises FormatError where it is no store or not blank, CapacityError where the variables do not fit.
+    Raises FormatError if it is not a store or not blank, CapacityError if the variables do not fit.
     """
     start, end = _store(blank)
     if blank[start:end].count(0xFF) != end - start:
@@ -82,7 +82,7 @@ def fill_store(blank: bytes, variables: Sequence[Variable], *, epoch: int) -> by
 
 
 def read_store(data: bytes) -> list[Variable]:
-    """The variables of a store that are in force. Raises FormatError."""
+    """The valid variables of a store. Raises FormatError."""
     at, end = _store(data)
     found = []
     while at + _RECORD.size <= end:

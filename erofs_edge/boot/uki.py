@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A unified kernel image: systemd's stub with kernel, initramfs and arguments as further sections of one PE file.
+"""Unified kernel images: systemd's stub with kernel, initramfs and arguments as further sections of one PE file.
 
-Whoever verified the file has verified all of them. Sources: the UAPI group's "Unified Kernel Image" for the sections;
-Microsoft's "PE Format" for the file; systemd ``src/boot/stub.c`` for what the stub does with them.
+Verifying the file verifies all of them. Sources: the UAPI group's "Unified Kernel Image" for the sections; Microsoft's
+"PE Format" for the file; systemd ``src/boot/stub.c`` for what the stub does with them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ _SIZE_OF_DATA = 8
 
 
 def build_uki(stub: bytes, sections: Mapping[str, bytes]) -> bytes:
-    """The stub with sections ('.linux', '.initrd', …) behind its own, in the order given; checksum zero, not signed.
+    """Append sections ('.linux', '.initrd', …) to the stub's own, in the order given; checksum zero, not signed.
 
-    Raises FormatError where the stub is no PE file of ours, has one of the sections, or no room for their headers.
+    Raises FormatError if the stub is not a suitable PE file, already has one of the sections, or has no room for their
+    headers.
     """
     image = pe.parse(stub)
     if image.machine != pe.ARM64:

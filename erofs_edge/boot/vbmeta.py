@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vbmeta partitions, as the initramfs checks them: what it is told of each, and the script that does it.
+"""vbmeta partitions, as the initramfs checks them: the expected values of each, and the script for the check.
 
-The initramfs lies in a signed FIT or kernel image, so what stands in it is as good as the key. It cannot hold the
-digest of a vbmeta that describes the boot image which it lies in itself, and so it checks the signature: the kernel
-does, with KEYCTL_PKEY_VERIFY (keyctl(2)), by a key that it takes as an X.509 certificate alone.
+The initramfs is part of a signed FIT or kernel image, so its contents are as trustworthy as the key. It cannot contain
+the digest of a vbmeta that describes the boot image it is part of, so it checks the signature instead: the kernel does,
+with KEYCTL_PKEY_VERIFY (keyctl(2)), by a key that it only accepts as an X.509 certificate.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Expected:
     """One partition.
 
     name            of the partition, without its slot
-    slotted         whether there is one for each slot
-    header          the 256 bytes that it starts with, all of them known before the boot image is
-    authentication, auxiliary, signature  bytes of both blocks and of the signature
+    slotted         whether there is one per slot
+    header          the first 256 bytes, all of which are known before the boot image is
+    authentication, auxiliary, signature  sizes in bytes of both blocks and of the signature
     described       the first descriptors, as far as they are known; b"" for none
     """
 
@@ -38,13 +38,13 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Vbmeta:
-    """All of a board's; `certificate`: the signer's, DER."""
+    """All vbmeta partitions of a board; `certificate`: the signer's, DER."""
 
     certificate: bytes
     partitions: tuple[Expected, ...]
 
     def files(self) -> dict[str, bytes]:
-        """Name in the initramfs → content. The init script reads 'vbmeta', which checks them all."""
+        """Name in the initramfs → content. The init script reads 'vbmeta', which checks all of them."""
         calls = "".join(f"{_call(one)}\n" for one in self.partitions)
         script = Path(__file__).with_name("vbmeta.sh").read_bytes()
         return {"vbmeta": script + calls.encode(), "vbmeta-key": self.certificate}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device tree of QEMU's machine `virt`, for a U-Boot that carries its own.
+"""The device tree of QEMU's machine `virt`, for a U-Boot that contains its own.
 
 Addresses and interrupts are those of QEMU's hw/arm/virt.c, which keeps them from version to version; a test compares
-the tree with the one that QEMU itself makes. Left out are the 32 empty virtio-mmio slots, since our disks are on PCI,
-and the seeds, which cannot be constants.
+the tree with the one that QEMU makes. It omits the 32 empty virtio-mmio slots, because our disks are on PCI, and the
+seeds, which cannot be constants.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CLOCK, GIC, MSI, FIRST_CPU = 0x8001, 0x8002, 0x8003, 0x8010
 UART = "/pl011@9000000"
 RAM = 0x4000_0000
 GIC_CPUS = 8
-"""a GIC version 2 has no more"""
+"""the maximum of a GIC version 2"""
 SPI, PPI = 0, 1
 EDGE, HIGH, LOW = 1, 4, 8
 
@@ -86,18 +86,18 @@ def virt_tree(*, cpu: str, memory: int, cpus: int) -> bytes:
 
 
 def _wide(*numbers: int) -> bytes:
-    """Addresses and sizes of two cells each."""
+    """Encode addresses and sizes of two cells each."""
     return struct.pack(f">{len(numbers)}Q", *numbers)
 
 
 def _private(cpus: int, *interrupts: int) -> bytes:
-    """Interrupts of a processor's own; the mask of processors is in bits 8 to 15 (GICv2)."""
+    """Per-processor interrupts; the processor mask is in bits 8 to 15 (GICv2)."""
     flags = ((1 << cpus) - 1) << 8 | HIGH
     return b"".join(cells(PPI, number, flags) for number in interrupts)
 
 
 def _psci() -> Node:
-    """Calls to start and stop processors. The older function numbers stand for the oldest version (0.1)."""
+    """Calls that start and stop processors. The old function numbers are for the oldest version (0.1)."""
     compatible = string("arm,psci-1.0") + string("arm,psci-0.2") + string("arm,psci")
     calls = {"migrate": 0xC4000005, "cpu_on": 0xC4000003, "cpu_off": 0x84000002, "cpu_suspend": 0xC4000001}
     return Node(
@@ -130,7 +130,7 @@ def _primecell(kind: str, address: int, interrupt: int, *clocks: str) -> Node:
 
 
 def _pcie() -> Node:
-    """An ECAM host bridge; the four interrupt pins of a device go to interrupts 3 to 6, turned by its number."""
+    """An ECAM host bridge; the four interrupt pins of a device go to interrupts 3 to 6, rotated by its number."""
     lines = b"".join(
         cells(device << 11, 0, 0, pin + 1, GIC, 0, 0, SPI, 3 + (device + pin) % 4, HIGH)
         for device in range(4)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a board file to its bytes: the inputs, the pipeline, the record of what was made."""
+"""Build a board from its file: the inputs, the pipeline, the record of the outputs."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AVB's layout of a partition: data, hash tree without superblock, parity, vbmeta, and the footer in the last block.
 
-Source: AOSP external/avb, README.md ("The VBMeta struct", "Footers") and ``libavb/avb_footer.h``. The vbmeta follows
-the parity at once and the footer takes the last 64 bytes of the partition, so that a boot loader finds it from there.
+Source: AOSP external/avb, README.md ("The VBMeta struct", "Footers") and ``libavb/avb_footer.h``. The vbmeta directly
+follows the parity, and the footer is the last 64 bytes of the partition, so that a boot loader can find it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from erofs_edge.verity.superblock import Superblock
 from erofs_edge.verity.tree import write_levels
 from erofs_edge.writing import room_for, write_exactly
 
-BLOCK = 4096  # bytes: of data, tree, and what vbmeta and footer are filled up to
+BLOCK = 4096  # bytes: of data and tree; vbmeta and footer are padded to it
 
 
 def add_hashtree_footer(
@@ -37,15 +37,16 @@ def add_hashtree_footer(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Hashtree:
-    """Put tree, parity, vbmeta and footer behind the data of an image, which grows to `partition_size` bytes, sparse.
+    """Append tree, parity, vbmeta and footer to the data of an image, which becomes `partition_size` bytes long,
+    sparse.
 
-    partition  what the boot loader calls it, without the slot
+    partition  the boot loader's name for it, without the slot
     meta       rollback index, further descriptors and so on of the vbmeta
     fec_roots  0 for no parity
-    salt       derives from the data's sha256 where not given
+    salt       derived from the data's sha256 unless given
 
-    What an earlier call has added is taken off first. Any failure leaves the image without it. Raises UsageError for
-    impossible sizes, CapacityError where the partition or the host's disk is too small, ErofsEdgeError for the key.
+    What an earlier call added is removed first. After any failure the image is without it. Raises UsageError for
+    impossible sizes, CapacityError if the partition or the host's disk is too small, ErofsEdgeError for the key.
     """
     if partition_size % BLOCK:
         raise UsageError(f"partition size {partition_size} is not a multiple of {BLOCK}")
@@ -83,7 +84,9 @@ def add_hashtree_footer(
 
 
 def hash_descriptor(image: Path, partition: str, salt: bytes | None = None, algorithm: str = "sha256") -> Hash:
-    """The descriptor of a partition that is read whole, as a boot image is. `salt` derives from the data by default."""
+    """The descriptor of a partition that is read whole, such as a boot image. `salt` derives from the data by
+    default.
+    """
     with image.open("rb") as file:
         fd = file.fileno()
         size = file_size(fd)
@@ -93,7 +96,7 @@ def hash_descriptor(image: Path, partition: str, salt: bytes | None = None, algo
 
 
 def original_size(fd: int) -> int:
-    """Bytes of an image without what AVB has put behind it."""
+    """Size in bytes of an image without what AVB has appended."""
     size = file_size(fd)
     footer = parse_footer(os.pread(fd, FOOTER_SIZE, max(size - FOOTER_SIZE, 0)), size)
     return footer.original_size if footer else size
@@ -124,7 +127,7 @@ def _write_parity(fd: int, tree: Hashtree, roots: int, jobs: int | None) -> Hash
 
 
 def _salt(fd: int, size: int, algorithm: str) -> bytes:
-    """As long as the digest, as AVB recommends; from the data, so that the same data has the same root digest."""
+    """As long as the digest, as AVB recommends; derived from the data, so that equal data has equal root digests."""
     seed = _digest(fd, size, hashlib.sha256())
     return hashlib.new(algorithm, b"erofs-edge avb salt\0" + seed).digest()
 

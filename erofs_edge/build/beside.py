@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that goes on beside what a build does next: in a forked process, which has an interpreter of its own.
+"""Run work beside the next steps of a build, in a forked process with an interpreter of its own.
 
-A thread that hashes gives up the interpreter's lock for a quarter of a millisecond at a time and then waits for it as
-long as the other thread likes, which is five: beside Python code it hardly gets on.
+A thread that hashes releases the interpreter's lock for a quarter of a millisecond at a time, and then waits up to five
+milliseconds to get it back from the other thread: beside Python code it makes almost no progress.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from erofs_edge.forks import ending_here, may_fork, tell
 
 Result = TypeVar("Result")
 NOTHING = b"."
-"""the message of work that has no result: no pickle, of which the module would be loaded on both sides"""
+"""the message of work without a result: not a pickle, so that the module need not be loaded on either side"""
 
 
 @contextmanager
 def beside(work: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
-    """Run `work` while the block goes on. The function yielded waits for its result, or raises what it has raised.
+    """Run `work` while the block runs. The function yielded waits for its result, or raises what it has raised.
 
-    Where no process can be forked safely, a thread does it. Work that changes files must be such that it can be done
-    again: what a process does not deliver, since somebody has killed it, is done here when the result is wanted.
-    When the block ends without having asked, the process is ended too.
+    If no process can be forked safely, a thread is used. Work that changes files must be repeatable: if the process is
+    killed before it delivers, the work is done here when the result is requested. If the block ends without requesting
+    it, the process is ended too.
     """
     if not may_fork():
         from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +54,7 @@ def _received(message: bytes, work: Callable[[], Result]) -> Result:
     import pickle
 
     try:
-        done, value = pickle.loads(message)  # a process of ours has written it
+        done, value = pickle.loads(message)  # written by a process of ours
     except (EOFError, pickle.UnpicklingError):
         return work()
     if not done:
@@ -64,7 +64,7 @@ def _received(message: bytes, work: Callable[[], Result]) -> Result:
 
 
 def _deliver(work: Callable[[], object], pipe: int) -> None:
-    """In the forked process, which ends here: (True, result) or (False, error) into the pipe."""
+    """In the forked process, which exits here: write (True, result) or (False, error) into the pipe."""
     with ending_here():
         tell(pipe, _message(work))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of a system: an image each, signed with the system's key, carried in the system's own image."""
+"""The layers of a system: one image per layer, signed with the system's key and stored in the system's own image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from erofs_edge.trust.certificate import self_signed
 
 
 def make_layers(inputs: Inputs, bench: Bench) -> tuple[list[Layer], Compose, list[str]]:
-    """NAME.raw in the bench's folder for each layer; what lays them into the system's tree; notes for the user, to
-    which that adds.
+    """Make NAME.raw in the bench's folder for each layer. Returns the layers, a function that puts them into the
+    system's tree, and notes for the user, to which that function adds.
 
-    What lays them also writes the manifest's `signer_certificate`. The packages of the system are left out of the
-    images. Raises ManifestError where two lay different files at one path, SignaturesMissingError where signatures are
+    The function also writes the manifest's `signer_certificate`. Packages of the system are left out of the images.
+    Raises ManifestError if two layers put different files at one path, and SignaturesMissingError if signatures are
     made elsewhere: once, for all of them.
     """
     layers: list[Layer] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system of a build as a discoverable disk image: what systemd-dissect, systemd-nspawn and portable services take.
+"""The system of a build as a discoverable disk image, for systemd-dissect, systemd-nspawn and portable services.
 
 The parts are those of the build, byte for byte: file system, hash tree with its superblock, the signed root hash.
 """
@@ -20,9 +20,9 @@ SYSTEM = "system.img"
 
 
 def write_discoverable(out: Path, target: Path) -> bytes:
-    """Write the image of the system that was built in the folder `out`; its root hash.
+    """Write the image of the system built in the folder `out`; return its root hash.
 
-    Raises ErofsEdgeError where there is no build or its record is damaged, SourceError where a file cannot be read.
+    Raises ErofsEdgeError if there is no build or its record is damaged, SourceError if a file cannot be read.
     """
     record = read_release(out)
     try:
@@ -45,7 +45,7 @@ def write_discoverable(out: Path, target: Path) -> bytes:
 
 
 def _piece(source: Path, target: Path, start: int, end: int) -> None:
-    """Bytes [start, end) of a file as a file of their own."""
+    """Bytes [start, end) of a file, as a file of their own."""
     try:
         with source.open("rb") as old, target.open("wb") as new:
             os.ftruncate(new.fileno(), end - start)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a release's device is writable, signed by nobody, and can still lead to code that runs as root."""
+"""Find what a release's device keeps writable and unsigned although it can lead to code running as root."""
 
 from __future__ import annotations
 
 from erofs_edge.manifest.model import Board, System
 
 STARTERS = ("/etc", "/etc/systemd", "/etc/init.d", "/etc/cron.d", "/etc/udev", "/etc/ld.so.preload", "/etc/pam.d")
-"""where files name programs that are started without anybody's doing; also what lies below"""
+"""paths, and everything below them, whose files name programs that are started automatically"""
 
 
 def exposed_notes(board: Board, system: System) -> list[str]:
-    """A note where whoever writes the medium can add what starts programs: a part of /etc on an open data partition.
+    """A note if someone who can write to the medium can make programs start: a part of /etc on an open data partition.
 
-    Nothing where no partition keeps data, or where that is encrypted with a key that the medium does not hold.
+    Nothing if no partition keeps data, or if it is encrypted with a key that is not on the medium.
     """
     name = next((name for name, one in board.disk.partitions.items() if one.filesystem is not None), None)
     if name is None or board.disk.partitions[name].encrypt is not None:
@@ -28,6 +28,6 @@ def exposed_notes(board: Board, system: System) -> list[str]:
 
 
 def starts_programs(path: str) -> bool:
-    """Whether a path of /etc is, holds or lies below one of STARTERS."""
+    """Whether a path of /etc is, contains or lies below one of STARTERS."""
     inside = any(path == one or path.startswith(f"{one}/") for one in STARTERS[1:])
     return inside or any(one == path or one.startswith(f"{path}/") for one in STARTERS)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a manifest of a kind that is no system to its image: a file system, its hash tree and its signature as one disk
-image that systemd takes, which ships and updates apart from every board.
+"""Build a manifest that is not a system into a disk image for systemd, with file system, hash tree and signature, which
+ships and updates independently of any board.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from erofs_edge.trust.key import public_key_pem
 from erofs_edge.trust.signer import open_signer
 
 KEY = "dev:dev"
-"""who signs where nobody says otherwise: there is no board that would"""
+"""the default signing key: there is no board to name one"""
 
 
 @dataclass(frozen=True, slots=True)
 class ExtensionInputs:
-    """own: the manifest with its lock. host: the system that it goes over, with its lock, if it names one."""
+    """own: the manifest with its lock. host: the system that it extends, with its lock, if it names one."""
 
     own: Locked
     host: Locked | None
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, over everything that can reach an output byte, but for the key."""
+        """SHA-256, in hex, over everything that can influence an output byte, except the key."""
         parts: list[object] = [FORMAT_VERSION, __version__, self.own.loaded.digest]
         parts += [hashlib.sha256(lock_bytes(one.lock)).hexdigest() for one in (self.own, self.host) if one is not None]
         parts += system_files(self.own.loaded.value)
@@ -45,12 +45,12 @@ class ExtensionInputs:
 
     @property
     def host_packages(self) -> list[str]:
-        """What the host has already."""
+        """The packages that the host already has."""
         return [package.name for package in self.host.lock.packages["system"]] if self.host is not None else []
 
 
 def gather_extension(manifest: Path) -> ExtensionInputs:
-    """Load a manifest, its host and their locks. Raises ManifestError where one is missing, wrong, or does not fit."""
+    """Load a manifest, its host and their locks. Raises ManifestError if one is missing, wrong, or does not fit."""
     loaded = load_system(manifest)
     if loaded.value.kind == "system":
         raise loaded.error(
@@ -68,7 +68,7 @@ def gather_extension(manifest: Path) -> ExtensionInputs:
 
 
 def build_extension(manifest: Path, options: BuildOptions, step: Step = quiet) -> BuildResult:
-    """Build NAME.raw into options.out. Raises ErofsEdgeErrors of every kind."""
+    """Build NAME.raw into options.out. Raises any kind of ErofsEdgeError."""
     cache = Cache(options.cache)
     inputs = gather_extension(manifest)
     signer = open_signer(options.key or KEY)
@@ -90,7 +90,7 @@ def build_extension(manifest: Path, options: BuildOptions, step: Step = quiet) -
 
 
 def make_extension(inputs: ExtensionInputs, bench: Bench) -> tuple[Path, dict[str, Any], list[str]]:
-    """NAME.raw in the bench's folder, what is to be recorded of it, and notes for the user."""
+    """Make NAME.raw in the bench's folder; return what to record of it, and notes for the user."""
     system, lock = inputs.own.loaded.value, inputs.own.lock
     made = write_extension(inputs.own, inputs.host_packages, lock.date, bench)
     record: dict[str, Any] = {

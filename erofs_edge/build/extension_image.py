@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NAME.raw of a manifest that is no system: file system, hash tree and signature in one disk image."""
+"""NAME.raw of a manifest that is not a system: file system, hash tree and signature in one disk image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from erofs_edge.verity.tree import format_tree
 
 @dataclass(frozen=True, slots=True)
 class ExtensionImage:
-    """An image that was made, and the tree that it holds."""
+    """A finished image and the tree that it contains."""
 
     path: Path
     tree: FileTree
@@ -35,9 +35,9 @@ class ExtensionImage:
 
 
 def write_extension(locked: Locked, host: Iterable[str], epoch: int, bench: Bench) -> ExtensionImage:
-    """NAME.raw in the bench's folder. `host` names the packages that it leaves out, `epoch` dates the certificate.
+    """Write NAME.raw into the bench's folder. `host` names the packages to leave out, `epoch` dates the certificate.
 
-    Raises ErofsEdgeErrors of every kind.
+    Raises any kind of ErofsEdgeError.
     """
     loaded, lock, name = locked.loaded, locked.lock, locked.loaded.value.system
     cache, work, step = bench.cache, bench.work, bench.step

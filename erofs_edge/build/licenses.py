@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Licences that a Debian package declares in its machine-readable copyright file, as SPDX names where they are known.
+"""Licences that a Debian package declares in its machine-readable copyright file, as SPDX names where known.
 
 Source: Debian's copyright-format 1.0 (``License:`` of the header and of Files paragraphs).
 """
@@ -32,9 +32,9 @@ _SPDX = {
 
 
 def declared_licenses(package: Package, others: Mapping[str, Package]) -> list[str]:
-    """Short names, SPDX's where they are known, sorted; [] where the package declares none that a machine can read.
+    """Short names, as SPDX identifiers where known, sorted; [] if the package declares none in machine-readable form.
 
-    `others`: packages by name; a package may show another one's copyright file through a symlink.
+    `others`: packages by name; a package may refer to another one's copyright file by a symlink.
     """
     text = _copyright(package, others)
     if not _FORMAT.match(text):
@@ -72,7 +72,7 @@ def _names(line: str) -> list[str]:
 
 
 def spdx_name(name: str) -> str:
-    """'GPL-2+' → 'GPL-2.0-or-later', 'Expat' → 'MIT'; a name that SPDX does not know stays."""
+    """'GPL-2+' → 'GPL-2.0-or-later', 'Expat' → 'MIT'; a name unknown to SPDX is returned unchanged."""
     versioned = _VERSIONED.fullmatch(name)
     if versioned:
         family, major, minor, later = versioned.groups()
@@ -81,12 +81,12 @@ def spdx_name(name: str) -> str:
 
 
 def is_spdx(name: str) -> bool:
-    """Whether `spdx_name` gave an identifier of SPDX's list."""
+    """Whether `spdx_name` returned an identifier of SPDX's list."""
     return name in _KNOWN or re.fullmatch(r"(AGPL|GPL|LGPL|GFDL)-\d\.\d-(only|or-later)", name) is not None
 
 
 def license_reference(name: str) -> str:
-    """How SPDX documents name it: SPDX's own identifier, or a reference to a licence that the document describes."""
+    """How SPDX documents refer to it: SPDX's own identifier, or a reference to a licence described in the document."""
     return name if is_spdx(name) else "LicenseRef-Debian-" + re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
 
 

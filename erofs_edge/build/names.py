@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of files in the folder of a build that are looked for before anything else of a build is loaded."""
+"""File names in a build's folder that are needed before other modules of the build are loaded."""
 
 RELEASE = "release.json"
 PUBLIC_KEY = "sign.pub.pem"

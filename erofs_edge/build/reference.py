@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference values of a build: what a verifier elsewhere compares a device's evidence with.
+"""Reference values of a build, with which a remote verifier compares a device's evidence.
 
-They are in release.json, and so under its signature.
+They are part of release.json, and so covered by its signature.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ UKI_SUFFIX = ".efi"
 
 
 def reference_values(work: Path, root_hash: bytes) -> dict[str, Any]:
-    """SHA-256, in hex, of what boots: the root hash as the kernel reports it, each image in the FIT; of each unified
-    kernel image in the folder PCR 4 (where the boot loader starts it, and where QEMU does) and, by phase, PCR 11; PCR 7
-    by the keys in the folder's firmware variables.
+    """SHA-256 values, in hex, of what boots: the root hash as the kernel reports it, and each image in the FIT; for
+    each unified kernel image in the folder, PCR 4 (when started by the boot loader, and by QEMU) and, by phase, PCR 11;
+    and PCR 7 for the keys in the folder's firmware variables.
 
-    Raises FormatError where one of them is malformed.
+    Raises FormatError if one of them is malformed.
     """
     found: dict[str, Any] = {"root_hash": root_hash.hex()}
     fit = work / "boot.fit"

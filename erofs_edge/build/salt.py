@@ -16,12 +16,12 @@ from erofs_edge.verity.check import read_superblock
 
 
 def salt_of(inputs: Inputs) -> bytes:
-    """The salt of the system's hash tree, 32 bytes, or a baseline's. It is known before the image is, so that the tree
-    can be made while the image is written.
+    """The salt of the system's hash tree, 32 bytes, or the baseline's. It is known before the image, so the tree can be
+    made while the image is written.
 
-    It derives from what the image is made of: manifests, and the hashes of all packages in their locks. Two images of
-    one salt differ in files of this machine alone, or in how they were laid out; the blocks that are the same in both
-    then have the same digests.
+    It derives from what the image is made of: manifests, and the hashes of all packages in their locks. Two images with
+    the same salt differ only in files of this machine or in layout; blocks that are equal in both then have equal
+    digests.
     """
     if (inherited := inherited_salt(inputs)) is not None:
         return inherited
@@ -32,11 +32,11 @@ def salt_of(inputs: Inputs) -> bytes:
 
 
 def inherited_salt(inputs: Inputs) -> bytes | None:
-    """The salt of the baseline's hash tree, None where there is no baseline or no tree behind it.
+    """The salt of the baseline's hash tree; None without a baseline, or without a tree in it.
 
-    With it blocks that stayed keep their digests, and hash blocks over nothing else stay as well: with a salt of its
-    own the whole tree of an update would differ. What a salt is for stays so: digests of one line of images are of no
-    use against another line. Within one they never change what a digest stands for.
+    With it, unchanged blocks keep their digests, and hash blocks over them stay unchanged too; with a new salt the
+    whole tree of an update would differ. The salt keeps its purpose: digests of one line of images are of no use
+    against another line, and within a line they never change their meaning.
     """
     baseline = inputs.system.loaded.value.erofs.baseline
     if baseline is None:
@@ -47,4 +47,4 @@ def inherited_salt(inputs: Inputs) -> bytes | None:
             end = image.superblock.size
         return read_superblock(path, end).salt
     except (ErofsEdgeError, OSError):
-        return None  # an image alone
+        return None  # a bare image

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packages of a manifest configured by their own scripts, from the cache where that has been done before."""
+"""Configure the packages of a manifest by their own scripts, or take the result from the cache."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BUSYBOX = "busybox-static"
 
 @dataclass(frozen=True, slots=True)
 class MachineDebs:
-    """.deb of what the machine that runs the scripts is made of: a board's kernel and busybox."""
+    """.deb files for the machine that runs the scripts: a board's kernel and busybox."""
 
     kernel: Path
     busybox: Path
 
 
 def machine_debs(kernel: Path, initramfs: Mapping[str, Path], where: str) -> MachineDebs:
-    """From the packages of a board. Raises ManifestError (at `where`) where its lock has no busybox-static."""
+    """Take them from the packages of a board. Raises ManifestError (at `where`) if its lock has no busybox-static."""
     if BUSYBOX not in initramfs:
         raise ManifestError(
             f"the board's lock has no {BUSYBOX}, which maintainer scripts are run with",
@@ -49,10 +49,10 @@ def run_scripts(
 ) -> Scripted:
     """The tree that the scripts of a manifest's packages make; `debs` are those of its lock, name → file.
 
-    fresh     run them even where the result is known
+    fresh     run them even if the result is cached
     progress  counts packages
 
-    Raises SourceError naming the package whose script fails or hangs, ToolError where QEMU is missing.
+    Raises SourceError naming the package whose script fails or hangs, ToolError if QEMU is missing.
     """
     from erofs_edge.vm.configure import Machine, configure_packages
 

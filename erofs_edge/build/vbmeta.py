@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vbmeta partitions of a board (`content: vbmeta`), for boot loaders that start by Android Verified Boot.
+"""vbmeta partitions of a board (`content: vbmeta`), for boot loaders with Android Verified Boot.
 
-`vbmeta` describes boot image and system. Where there is a `vbmeta_NAME` for a partition NAME, that is described there,
-and `vbmeta` names the key of `vbmeta_NAME` in a chain descriptor, with a rollback index location of its own (AOSP
+`vbmeta` describes boot image and system. If there is a `vbmeta_NAME` for a partition NAME, that partition is described
+there, and `vbmeta` names the key of `vbmeta_NAME` in a chain descriptor, with its own rollback index location (AOSP
 external/avb, README.md, "The VBMeta struct"). libavb reads partitions whose names start with `vbmeta` from their first
 byte (``libavb/avb_slot_verify.c``, load_and_verify_vbmeta), so these have no footer.
 """
@@ -36,17 +36,17 @@ CHAINED = f"{MAIN}_"
 
 
 def vbmeta_names(board: Board) -> list[str]:
-    """Names of the board's vbmeta partitions, without slots, in the order of the disk."""
+    """Names of the board's vbmeta partitions, without slots, in disk order."""
     return [name for name, partition in board.disk.partitions.items() if partition.content == "vbmeta"]
 
 
 def write_vbmeta_images(board: Board, system: str, verity: VerityInfo, signer: Signer, work: Path) -> list[Path]:
-    """NAME.img of each vbmeta partition, filled up to whole blocks. Nothing for a board that has none.
+    """Write NAME.img of each vbmeta partition, padded to whole blocks. Nothing for a board without any.
 
-    system  name of the partition that holds the system, `verity` its tree
-    work    has boot.fit, where the board has a FIT
+    system  name of the partition that holds the system; `verity`: its tree
+    work    contains boot.fit, if the board has a FIT
 
-    Raises ErofsEdgeError for a key that AVB does not take: RSA-2048 and RSA-4096 are.
+    Raises ErofsEdgeError for a key that AVB does not accept; it accepts RSA-2048 and RSA-4096.
     """
     found = _metas(board, system, verity, signer, lambda name: hash_descriptor(work / "boot.fit", name))
     return [_write(name, meta, signer, work) for name, meta in found.items()]
@@ -55,8 +55,8 @@ def write_vbmeta_images(board: Board, system: str, verity: VerityInfo, signer: S
 def expected_vbmeta(
     board: Board, system: str, verity: VerityInfo, signer: Signer, certificate: Certificate
 ) -> Vbmeta | None:
-    """What the initramfs checks of these partitions; None for a board that has none. No boot image is needed: its
-    digest alone is open, and the signature stands for that. Raises ErofsEdgeError as `write_vbmeta_images`."""
+    """What the initramfs checks of these partitions; None for a board without any. No boot image is needed: its digest
+    is the only unknown, and the signature covers that. Raises ErofsEdgeError as `write_vbmeta_images`."""
     found = _metas(board, system, verity, signer, lambda name: Hash(name, 0, bytes(32), bytes(32)))
     checked = []
     for name, meta in found.items():
@@ -74,7 +74,7 @@ def expected_vbmeta(
 def _metas(
     board: Board, system: str, verity: VerityInfo, signer: Signer, boot: Callable[[str], Hash]
 ) -> dict[str, VBMeta]:
-    """Partition → what its vbmeta says; `boot` gives the descriptor of a partition that holds the boot image."""
+    """Partition → its vbmeta content; `boot` returns the descriptor of a partition that holds the boot image."""
     names = vbmeta_names(board)
     if not names:
         return {}
@@ -92,7 +92,7 @@ def _metas(
 
 
 def _hashtree(name: str, verity: VerityInfo) -> Hashtree:
-    """Without parity: AVB's covers whatever lies before it, ours leaves out the superblock between data and tree."""
+    """Without parity: AVB's covers everything before it, ours leaves out the superblock between data and tree."""
     sb, size = verity.superblock, verity.block_size
     count = sum(level.count for level in sb.levels_from(verity.hash_start_block))
     return Hashtree(

@@ -76,7 +76,7 @@ class Link:
     def __init__(self, connected: socket.socket, timeout: float) -> None:
         self._socket, self._timeout = connected, timeout
         self._whole = 0
-        self._patience = self._silent = 0.0  # of what is being sent
+        self._patience = self._silent = 0.0  # seconds of silence tolerated, and so far, for what is being sent
         limit = pack("@ll", int(timeout), int(timeout % 1 * 1e6))
         with suppress(OSError):  # systems with another struct timeval: use Python's timeout
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
@@ -163,7 +163,7 @@ class Link:
             except SilenceError:
                 raise
             except OSError:
-                break  # such a file cannot be sent so, or the connection is broken, which the other way tells too
+                break  # such a file cannot be sent this way, or the connection is broken, which the fallback notices
             if not done:
                 raise _shorter()
             at, left = at + done, left - done
