@@ -44,7 +44,7 @@ def beside(work: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
         try:
             yield cache(lambda: _received(pipe.read(), work))
         finally:
-            os.kill(child, signal.SIGKILL)  # where it is through, it is dead and not yet waited for: nobody else is hit
+            os.kill(child, signal.SIGKILL)  # if it has exited it is still a zombie, so no other process is hit
             os.waitpid(child, 0)
 
 

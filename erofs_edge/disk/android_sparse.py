@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Android sparse images: how fastboot is sent an image without its zeros, in pieces that the device's memory holds.
+"""Android sparse images: images for fastboot without their zeros, in pieces that fit the device's memory.
 
-Source: system/core/libsparse/sparse_format.h of AOSP. A range without data becomes a fill with zeros and not a
-"don't care": a hash tree promises zeros there. "Don't care" is used only for what other pieces write.
+Source: system/core/libsparse/sparse_format.h of AOSP. A range without data becomes a fill with zeros and not a "don't
+care", because hash trees cover it as zeros. "Don't care" is only used for what other pieces write.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Read = Callable[[int, int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Blocks [first, first + count) of an image: data, or these four bytes again and again."""
+    """Blocks [first, first + count) of an image: data, or these four bytes repeated."""
 
     first: int
     count: int
@@ -37,7 +37,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A sparse image on its own that writes some runs of an image of `blocks` blocks, and leaves the rest."""
+    """A complete sparse image that writes some runs of an image of `blocks` blocks and leaves the rest alone."""
 
     runs: tuple[Run, ...]
     blocks: int
@@ -48,7 +48,7 @@ class Piece:
         return HEADER.size + sum(_cost(run) for run in self.runs) + CHUNK.size * len(self._gaps())
 
     def encode(self, read: Read) -> Iterator[bytes]:
-        """The piece in parts of at most a MiB; `read(offset, length)` gives the image's bytes, fewer at its end."""
+        """The piece in parts of at most a MiB; `read(offset, length)` returns the image's bytes, fewer at its end."""
         gaps = self._gaps()
         yield HEADER.pack(MAGIC, 1, 0, HEADER.size, CHUNK.size, BLOCK, self.blocks, len(self.runs) + len(gaps), 0)
         for run in sorted([*self.runs, *gaps], key=lambda one: one.first):
@@ -78,19 +78,19 @@ PART = 256  # blocks
 
 
 def plan_pieces(size: int, data: Extents, limit: int) -> list[Piece]:
-    """Cut an image of `size` bytes, with data in `data` and zeros elsewhere, into pieces of at most `limit` bytes.
+    """Split an image of `size` bytes, with data in `data` and zeros elsewhere, into pieces of at most `limit` bytes.
 
-    Raises CapacityError where the limit is too small for anything.
+    Raises CapacityError if the limit is too small for anything.
     """
     blocks = -(-size // BLOCK)
     return cut_runs(_runs(blocks, data), blocks, limit)
 
 
 def cut_runs(wanted: Iterable[Run], blocks: int, limit: int) -> list[Piece]:
-    """Runs in the order of an image of `blocks` blocks, divided over pieces of at most `limit` bytes; what lies between
+    """Split runs, in the order of an image of `blocks` blocks, into pieces of at most `limit` bytes; what lies between
     runs is left alone.
 
-    Raises CapacityError where the limit is too small for anything.
+    Raises CapacityError if the limit is too small for anything.
     """
     # the header, a gap on both sides, and one block with its own header
     if limit < HEADER.size + 3 * CHUNK.size + BLOCK:
@@ -135,14 +135,14 @@ def _cost(run: Run) -> int:
 
 
 def is_sparse(start: bytes) -> bool:
-    """Whether a file that begins so is a sparse image."""
+    """Whether a file with this beginning is a sparse image."""
     return start[:4] == MAGIC.to_bytes(4, "little")
 
 
 class SparseFile:
-    """A sparse image in a file, without its data in memory: `runs` of what it sets, `blocks` of the whole image.
+    """A sparse image in a file, without loading its data: `runs` that it sets, `blocks` of the whole image.
 
-    `read(offset, length)` gives bytes of the file. Raises FormatError naming the offset where it breaks the format.
+    `read(offset, length)` returns bytes of the file. Raises FormatError with the offset if it is malformed.
     """
 
     def __init__(self, read: Read, size: int) -> None:
@@ -170,22 +170,23 @@ class SparseFile:
         return self.blocks * self.block
 
     def pieces(self, limit: int) -> list[Piece]:
-        """Divided anew, `read` has their data. Raises CapacityError as `cut_runs` does, FormatError for blocks of
-        another size than 4096 bytes."""
+        """Split anew; `read` returns their data. Raises CapacityError as `cut_runs` does, FormatError for a block size
+        other than 4096 bytes."""
         if self.block != BLOCK:
             raise FormatError(f"a sparse image with blocks of {self.block} bytes, not {BLOCK}", where="offset 0x0")
         return cut_runs(self.runs, self.blocks, limit)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes of the image that lie in one run of data."""
+        """Bytes of the image inside one run of data."""
         number = bisect_right(self._first, offset // BLOCK) - 1
         return self._read(self._at[number] + offset - self._first[number] * BLOCK, length)
 
 
 def decode(data: memoryview, write: Callable[[int, bytes | memoryview], None], capacity: int) -> int:
-    """Carry out a sparse image: `write(offset, bytes)` for all that it sets; the bytes of the whole image.
+    """Unpack a sparse image: `write(offset, bytes)` is called for everything that it sets. Returns the size of the
+    image.
 
-    Raises FormatError naming the offset where it breaks the format or goes past `capacity` bytes.
+    Raises FormatError with the offset if it is malformed or exceeds `capacity` bytes.
     """
     header, chunk_header, block, blocks, chunks = _head(data)
     if blocks * block > capacity:
@@ -220,7 +221,9 @@ def _head(data: bytes | memoryview) -> tuple[int, int, int, int, int]:
 def _chunk(
     raw: bytes | memoryview, at: int, left: int, header: int, block: int, *, blocks: int
 ) -> tuple[int, int, int]:  # fmt: skip
-    """(type, blocks, bytes) of a chunk at `at`, of which the file has `left` bytes, in an image that lacks `blocks`."""
+    """(type, blocks, bytes) of a chunk at `at`; the file has `left` bytes from there, the image still lacks
+    `blocks`.
+    """
     if len(raw) < CHUNK.size:
         raise FormatError("a chunk is cut short", where=f"offset {at:#x}")
     kind, _, count, total = CHUNK.unpack_from(raw)

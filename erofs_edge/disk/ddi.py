@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file system with its hash tree and signature as a discoverable disk image, which systemd takes for extensions and
-portable services.
+"""A file system with its hash tree and signature as a discoverable disk image, for systemd's extensions and portable
+services.
 
-Discoverable Partitions Specification: the partitions' types say what they are, the identifiers of data and hash tree
-are the first and the last 16 bytes of the root hash. The signature partition holds JSON, filled up with zeros (systemd
+Discoverable Partitions Specification: the partitions' types say what they are; the identifiers of data and hash tree
+are the first and the last 16 bytes of the root hash. The signature partition contains JSON, padded with zeros (systemd
 ``src/shared/dissect-image.c``).
 """
 
@@ -19,7 +19,7 @@ from erofs_edge.errors import UsageError
 from erofs_edge.writing import sparse_beside, write_exactly
 
 UNIT = 4096
-"""bytes: partitions start and end on blocks of the file system, as systemd-repart lays them"""
+"""bytes: partitions start and end on file system blocks, as in systemd-repart's layout"""
 SECTOR = 512
 TYPE_VERITY = {"arm64": uuid.UUID("df3300ce-d69f-4c92-978c-9bfb0f38d820")}
 TYPE_SIGNATURE = {"arm64": uuid.UUID("6db69de6-29f4-4758-a7a5-962190f00ce3")}
@@ -28,7 +28,7 @@ TYPE_ROOT = {"arm64": gpt.TYPE_ROOT_ARM64}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a partition holds: a file, or bytes."""
+    """The content of a partition: a file, or bytes."""
 
     label: str
     type_guid: uuid.UUID
@@ -42,11 +42,11 @@ def write_ddi(
 ) -> None:
     """Write the image beside `out` and rename it.
 
-    data, tree  the file system, and the hash tree with its superblock, in files of their own
+    data, tree  the file system, and the hash tree with its superblock, in separate files
     signature   the content of the signature partition; None leaves it out
 
-    Raises UsageError for an `arch` whose types of partitions are not known, SourceError where a file cannot be read or
-    changes meanwhile, CapacityError where the disk is full, OSError where `out` cannot be written otherwise.
+    Raises UsageError for an `arch` whose partition types are not known, SourceError if a file cannot be read or changes
+    meanwhile, CapacityError if the disk is full, OSError if `out` cannot be written for another reason.
     """
     if arch not in TYPE_ROOT:
         raise UsageError(f"no types of partitions are known for the architecture {arch!r}", where=str(out))
@@ -72,7 +72,7 @@ def _part(label: str, type_guid: uuid.UUID, guid: bytes, content: Path | bytes) 
 
 
 def _table(parts: list[Part], seed: bytes) -> tuple[gpt.Table, list[int]]:
-    """The partition table, and where each part starts in bytes."""
+    """The partition table, and the byte offset of each part."""
     starts, entries = [], []
     at = gpt.ALIGNMENT
     for part in parts:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A FAT16 or FAT32 volume from a list of files: bytes depend on the files and the arguments alone.
+"""A FAT16 or FAT32 volume from a list of files; its bytes depend only on the files and the arguments.
 
-Source: Microsoft FAT specification (fatgen103) for the boot sector, FSInfo, FAT and directory entries, the rule
-that the count of clusters alone decides between FAT16 and FAT32, and the checksum of short names.
+Source: Microsoft FAT specification (fatgen103) for the boot sector, FSInfo, FAT and directory entries, the rule that
+the cluster count alone decides between FAT16 and FAT32, and the checksum of short names.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from erofs_edge.writing import sparse_beside, write_exactly
 
 FAT16_MIN, FAT32_MIN = 4085, 65525  # clusters
 FAT32_MAX = 0x0FFFFFF5
-MARGIN = 16  # clusters kept from the two limits, which drivers are known to get wrong by a few
+MARGIN = 16  # distance in clusters from the two limits, where drivers are known to be off by a few
 CLUSTER_MAX = 32 << 10
-CLUSTER_GOOD = 4096  # larger ones only where the volume needs them
-ROOT_ENTRIES = 512  # of FAT16
+CLUSTER_GOOD = 4096  # larger ones only if the volume needs them
+ROOT_ENTRIES = 512  # for FAT16
 FILE_MAX = (1 << 32) - 1
 DIRECTORY_MAX = 65536 * 32
 ENTRY = 32
@@ -41,7 +41,7 @@ _DIRENT = Struct("<11sBBBHHHHHHHI")
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where things are; sizes in bytes unless named otherwise."""
+    """Layout of a volume; sizes in bytes unless stated otherwise."""
 
     bits: int
     sector: int
@@ -75,7 +75,7 @@ class Geometry:
 
 @dataclass(slots=True)
 class _Node:
-    """A file or directory on its way to the volume. `first` is its first cluster, 0 for an empty file."""
+    """A file or directory to be stored. `first` is its first cluster, 0 for an empty file."""
 
     name: str
     content: Path | bytes | None = None
@@ -100,14 +100,14 @@ def build_fat(
 ) -> None:
     """Write a FAT volume of `size` bytes: sparse, beside `out` under a temporary name, then renamed.
 
-    files   'overlays/x.dtbo' → content; directories come from the names
+    files   'overlays/x.dtbo' → content; directories follow from the names
     label   at most 11 characters; stored in capitals
     serial  32-bit volume id
-    epoch   time of everything, seconds since 1970 (UTC; FAT knows 1980 to 2107)
+    epoch   time of everything, seconds since 1970 (UTC; FAT covers 1980 to 2107)
     sector  bytes, 512 or 4096: that of the disk
 
-    FAT32 where there are clusters enough for it, else FAT16. Raises CapacityError, FormatError on names that FAT cannot
-    hold, SourceError where a file cannot be read or changes meanwhile.
+    Makes FAT32 if there are enough clusters for it, else FAT16. Raises CapacityError, FormatError on names that FAT
+    cannot store, SourceError if a file cannot be read or changes meanwhile.
     """
     geometry = plan_geometry(size, sector)
     root = _tree(files)
@@ -123,7 +123,7 @@ def build_fat(
 
 
 def plan_geometry(size: int, sector: int = 512) -> Geometry:
-    """FAT type, cluster size and layout for a volume. Raises CapacityError where it is too small or too large."""
+    """FAT type, cluster size and layout for a volume. Raises CapacityError if it is too small or too large."""
     for bits, minimum, maximum in ((32, FAT32_MIN, FAT32_MAX), (16, FAT16_MIN, FAT32_MIN)):
         fitting = []
         cluster = sector
@@ -139,7 +139,7 @@ def plan_geometry(size: int, sector: int = 512) -> Geometry:
 
 
 def _lay_out(bits: int, sectors: int, sector: int, cluster: int) -> Geometry:
-    """Data begins on a whole cluster and a whole 4096 bytes; the reserved sectors take up the slack."""
+    """Data begins at a multiple of both a cluster and 4096 bytes; the reserved sectors fill the gap."""
     per_cluster = cluster // sector
     root_sectors = 0 if bits == 32 else ROOT_ENTRIES * ENTRY // sector
     reserved = 32 if bits == 32 else 1
@@ -178,9 +178,9 @@ def _content_size(content: Path | bytes, path: str) -> int:
 
 
 def _place(root: _Node, geometry: Geometry) -> int:
-    """Give each node its first cluster, in the order of the names, and return how many clusters are taken.
+    """Give each node its first cluster, in the order of the names, and return how many clusters are used.
 
-    Each takes consecutive clusters; a directory stands before what is in it.
+    Each gets consecutive clusters; a directory comes before its contents.
     """
     taken = 0
     stack = [root]
@@ -204,7 +204,7 @@ def _cluster_count(node: _Node, geometry: Geometry) -> int:
 
 
 def _directory_size(node: _Node, *, is_root: bool) -> int:
-    """Bytes of a directory's entries: the label in the root, '.' and '..' elsewhere, one or more for each name."""
+    """Bytes of a directory's entries: the label in the root, '.' and '..' elsewhere, one or more per name."""
     entries = 1 if is_root else 2
     short = aliases(node.children)
     return ENTRY * (entries + sum(1 + long_count(child.name, short[key]) for key, child in node.children.items()))
@@ -239,7 +239,7 @@ def _write_volume(
 
 
 def _walk(root: _Node) -> Iterator[tuple[_Node, _Node]]:
-    """(node, parent) in the order in which _place gave out clusters."""
+    """(node, parent) in the order in which _place assigned clusters."""
     stack = [(root, root)]
     while stack:
         node, parent = stack.pop()
@@ -267,7 +267,7 @@ def _boot_sector(geometry: Geometry, label: bytes, serial: int) -> bytes:
         geometry.sectors if small else 0,
         0xF8,
         0 if fat32 else geometry.fat_sectors,
-        32,  # sectors per track and heads: cylinders of 1 MiB, which mtools finds consistent
+        32,  # sectors per track and heads: cylinders of 1 MiB, which mtools considers consistent
         64,
         0,
         0 if small else geometry.sectors,
@@ -293,7 +293,7 @@ def _directory(node: _Node, parent: _Node, label: bytes, stamp: tuple[int, int])
     if node is parent:
         entries.append(_entry(label, _ATTR_LABEL, 0, 0, stamp))
     else:
-        up = parent.first if parent.name else 0  # the root is cluster 0 here, whatever it really is
+        up = parent.first if parent.name else 0  # the root counts as cluster 0 here, wherever it is
         entries.append(_entry(b".".ljust(11), _ATTR_DIRECTORY, node.first, 0, stamp))
         entries.append(_entry(b"..".ljust(11), _ATTR_DIRECTORY, up, 0, stamp))
     short = aliases(node.children)
@@ -320,7 +320,7 @@ def _write_content(fd: int, node: _Node, at: int) -> None:
 
 
 def _fat_time(epoch: int) -> tuple[int, int]:
-    """(date, time) words, UTC, clipped to what FAT can say; two-second steps."""
+    """(date, time) words, UTC, clipped to FAT's range; two-second steps."""
     moment = time.gmtime(min(max(epoch, 315532800), 4354819198))
     date = (moment.tm_year - 1980) << 9 | moment.tm_mon << 5 | moment.tm_mday
     return date, moment.tm_hour << 11 | moment.tm_min << 5 | moment.tm_sec // 2

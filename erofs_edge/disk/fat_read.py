@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a FAT16 or FAT32 volume: its files, whoever wrote it. Input may be hostile: every chain is bounded.
+"""Read a FAT16 or FAT32 volume from any source: its files. Input may be hostile: every chain is bounded.
 
 Source: Microsoft FAT specification (fatgen103).
 """
@@ -13,7 +13,7 @@ from struct import Struct
 from erofs_edge.errors import FormatError
 
 Read = Callable[[int, int], bytes]
-"""read(offset, length) of the volume; less at its end"""
+"""read(offset, length) of the volume; fewer bytes at its end"""
 
 ENTRY = 32
 ENTRIES_MAX = 1 << 16
@@ -37,10 +37,10 @@ class Entry:
 
 
 class Volume:
-    """A volume. `label` and `serial` are those of the boot sector, `bits` 16 or 32; sizes in bytes."""
+    """A volume. `label` and `serial` come from the boot sector, `bits` is 16 or 32; sizes in bytes."""
 
     def __init__(self, read: Read, size: int) -> None:
-        """Raises FormatError where there is no such volume in `size` bytes."""
+        """Raises FormatError if there is no such volume in `size` bytes."""
         self._read = read
         head = read(0, 512)
         if len(head) < 512 or head[510:512] != b"\x55\xaa":
@@ -102,7 +102,7 @@ class Volume:
     def content(self, chain: tuple[int, ...], size: int | None = None) -> bytes:
         """The bytes of a chain of clusters, at most `size`."""
         pieces, first = [], 0
-        for end in range(1, len(chain) + 1):  # neighbours are read at once
+        for end in range(1, len(chain) + 1):  # adjacent clusters are read together
             if end == len(chain) or chain[end] != chain[end - 1] + 1:
                 pieces.append(self._read(self.offset(chain[first]), (end - first) * self.cluster))
                 first = end
@@ -110,7 +110,7 @@ class Volume:
         return data if size is None else data[:size]
 
     def offset(self, number: int) -> int:
-        """Where in the volume a cluster starts."""
+        """Byte offset of a cluster in the volume."""
         return self._data + (number - 2) * self.cluster
 
     def _chain(self, first: int, what: str) -> tuple[int, ...]:

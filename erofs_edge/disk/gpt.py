@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GUID partition tables: bytes from a Table, a Table from bytes. No clock, no random.
+"""GUID partition tables: encode and decode. No clock, no random numbers.
 
-Source: UEFI specification 2.10, chapter 5 (protective MBR 5.2.3, header 5.3.2, entries 5.3.3). Type GUIDs are
-those of the Discoverable Partitions Specification (UAPI group) where it has one.
+Source: UEFI specification 2.10, chapter 5 (protective MBR 5.2.3, header 5.3.2, entries 5.3.3). Type GUIDs are those of
+the Discoverable Partitions Specification (UAPI group) where it has one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from erofs_edge.errors import FormatError
 
-ALIGNMENT = 1 << 20  # bytes; first and last byte of each partition keep to it
+ALIGNMENT = 1 << 20  # bytes; alignment of the start and end of each partition
 SECTOR_SIZES = (512, 4096)
 ENTRIES = 128
 ENTRY_SIZE = 128
-ENTRIES_MAX = 1024  # read: bounds the memory that a hostile header can ask for
+ENTRIES_MAX = 1024  # when reading: bounds the memory that a hostile header can demand
 NAME_UNITS = 36  # UTF-16 code units
 
 TYPE_ROOT_ARM64 = uuid.UUID("b921b045-1df0-41c3-af44-4c6f280d3fae")
@@ -45,7 +45,7 @@ Read = Callable[[int, int], bytes]
 
 
 class Partition(NamedTuple):
-    """One entry. LBAs count sectors, `last_lba` belongs to the partition."""
+    """One entry. LBAs count sectors; `last_lba` is inclusive."""
 
     name: str
     type_guid: uuid.UUID
@@ -56,8 +56,8 @@ class Partition(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A whole table; `sectors` is the size of the disk. `hybrid` is the index of the partition that the MBR lists
-    too. `backup_used`: read from the backup at the end, since the primary is damaged."""
+    """A whole table; `sectors` is the size of the disk. `hybrid` is the index of the partition that the MBR lists as
+    well. `backup_used`: it was read from the backup at the end because the primary is damaged."""
 
     disk_guid: uuid.UUID
     sectors: int
@@ -73,7 +73,7 @@ class Table(NamedTuple):
 
     @property
     def entry_sectors(self) -> int:
-        """Sectors of the array of entries."""
+        """Sectors of the entry array."""
         return ENTRIES * ENTRY_SIZE // self.sector_size
 
     @property
@@ -86,8 +86,8 @@ class Table(NamedTuple):
 
 
 def guid_from(seed: bytes, name: str) -> uuid.UUID:
-    """A GUID (RFC 9562 version 8) that depends on nothing but `seed` and `name`."""
-    from hashlib import sha256  # who only reads tables does without OpenSSL
+    """A GUID (RFC 9562 version 8) that depends only on `seed` and `name`."""
+    from hashlib import sha256  # reading tables does not need OpenSSL
 
     from erofs_edge.uuids import uuid8
 
@@ -97,7 +97,7 @@ def guid_from(seed: bytes, name: str) -> uuid.UUID:
 def encode(table: Table) -> tuple[bytes, bytes]:
     """(head, tail): MBR, header and entries for the first sectors; entries and backup header for the last ones.
 
-    Raises FormatError where the partitions break the table's rules.
+    Raises FormatError if the partitions violate the table's rules.
     """
     _check(table)
     if len(table.partitions) > ENTRIES:
@@ -110,9 +110,9 @@ def encode(table: Table) -> tuple[bytes, bytes]:
 
 
 def decode(read: Read, size: int, sector_size: int) -> Table:
-    """The table of a disk of `size` bytes, from the backup where the primary is damaged.
+    """The table of a disk of `size` bytes, from the backup if the primary is damaged.
 
-    Raises FormatError, with the offset, where neither can be used. Reads at most two headers and arrays of entries.
+    Raises FormatError, with the offset, if neither can be used. Reads at most two headers and entry arrays.
     """
     sectors = size // sector_size
     try:
@@ -125,20 +125,20 @@ def decode(read: Read, size: int, sector_size: int) -> Table:
 
 
 def sectors_told(read: Read, table: Table) -> int:
-    """Sectors of the disk that the table was made for, as its first header tells: fewer than `table.sectors` where an
-    image was written to a larger disk. No more than those, whatever is there."""
+    """Sectors of the disk that the table was made for, according to its first header: fewer than `table.sectors` if an
+    image was written to a larger disk. Never more than that."""
     raw = read(table.sector_size, _HEADER.size)
     return min(_HEADER.unpack(raw)[5] + 1, table.sectors) if len(raw) == _HEADER.size else table.sectors
 
 
 def at_end(read: Read, table: Table) -> bool:
-    """Whether the last sector of the disk looks like the header of a table."""
+    """Whether the last sector of the disk looks like a table header."""
     return read((table.sectors - 1) * table.sector_size, len(_SIGNATURE)) == _SIGNATURE
 
 
 def find(read: Read, size: int) -> Table | None:
-    """The table of a disk of `size` bytes, of either sector size; None where neither copy is there. Raises FormatError
-    for a damaged one."""
+    """The table of a disk of `size` bytes, of either sector size; None if neither copy exists. Raises FormatError for a
+    damaged one."""
     damaged: FormatError | None = None
     for sector in SECTOR_SIZES:
         try:
@@ -152,8 +152,8 @@ def find(read: Read, size: int) -> Table | None:
 
 
 def needed(read: Read) -> int | None:
-    """Bytes to the end of the last partition of a primary table, however large the disk is that it is read from; None
-    where there is none to believe."""
+    """Bytes up to the end of the last partition of a primary table, whatever the size of the disk; None without a
+    valid table."""
     for sector_size in SECTOR_SIZES:
         with suppress(FormatError):
             table = _decode_at(read, 1, _SECTORS_MAX, sector_size)
@@ -186,7 +186,7 @@ def _pack_header(table: Table, lba: int, other: int, entries_lba: int, entries_c
 
 
 def _pack_mbr(table: Table) -> bytes:
-    """Protective MBR: one entry over the whole disk. Hybrid: the named partition first, then the space before it."""
+    """Protective MBR: one entry for the whole disk. Hybrid: the named partition first, then the space before it."""
     covered = min(table.sectors - 1, 0xFFFFFFFF)
     entries = []
     if table.hybrid is not None:
@@ -252,7 +252,7 @@ def _decode_at(read: Read, lba: int, sectors: int, sector_size: int) -> Table:
 
 
 def _hybrid(mbr: bytes, partitions: list[Partition]) -> int | None:
-    """Index of the partition that the MBR lists beside the protective entry."""
+    """Index of the partition that the MBR lists besides the protective entry."""
     if mbr[510:512] != b"\x55\xaa":
         return None
     for at in range(446, 510, _MBR_ENTRY.size):

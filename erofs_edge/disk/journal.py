@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is being written into which slot: two records in the slot-state partition, behind those of the minimum version.
+"""Record what is being written into which slot: two records in the slot-state partition, after those of the minimum
+version.
 
 Each is a U-Boot environment block (see slots.py) with UPDATE_SLOT and UPDATE_IMAGE. They are written before the first
-byte of a slot changes and emptied when all of it was proved, the second copy first, each flushed. Nothing is believed
-because of them: what a slot holds is always proved anew. They are for people and for `slots activate`, which would
-otherwise take a slot that was left half written. Where neither copy is whole, nothing is known to be under way; the
-boot loader reads neither, so that no damage to them keeps a board from starting.
+byte of a slot changes and emptied once everything is proved, the second copy first, each followed by a flush. They are
+never taken as proof: what a slot holds is always proved anew. They inform people, and `slots activate`, which would
+otherwise accept a slot that was left half written. If neither copy is intact, nothing is known to be in progress. The
+boot loader reads neither, so damage to them never keeps a board from starting.
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ OFFSETS = (256 << 10, 320 << 10)
 """bytes, of the two records in the partition"""
 SIZE = 4 << 10
 END = OFFSETS[-1] + SIZE
-"""bytes that a partition must have to hold them"""
+"""bytes that a partition needs to hold them"""
 
 
 class Journal(NamedTuple):
-    """slot   the slot that is being written, 'B'
-    image  sha256 of the boot image that goes there, hexadecimal"""
+    """An update in progress.
+
+    slot   the slot that is being written, 'B'
+    image  sha256 of the boot image being written, hexadecimal"""
 
     slot: str
     image: str
 
 
 def encode(journal: Journal | None) -> bytes:
-    """One record; None says that nothing is under way."""
+    """One record; None says that nothing is in progress."""
     return slots.encode({} if journal is None else {"UPDATE_SLOT": journal.slot, "UPDATE_IMAGE": journal.image}, SIZE)
 
 
@@ -43,7 +46,9 @@ def writes(journal: Journal | None) -> list[tuple[int, bytes]]:
 
 
 def decode(read: Callable[[int, int], bytes]) -> Journal | None:
-    """What a partition says is under way, by `read(offset, length)`; None for nothing, and where no record is whole."""
+    """The update in progress according to a partition, read by `read(offset, length)`; None for nothing, and if no
+    record is intact.
+    """
     for offset in OFFSETS:
         try:
             found = slots.decode(read(offset, SIZE), offset)

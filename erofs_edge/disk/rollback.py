@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The minimum version in the `misc` partition: what is older does not start any more.
+"""The minimum version in the `misc` partition: older versions no longer start.
 
 Two records, each a U-Boot environment block of its own (see slots.py) with one variable, MIN_VERSION, in decimal. A
-record with a wrong checksum does not count; of those that count the higher one does, so that neither a power cut
-between the two writes nor a worn block takes a board back. Where none counts there is no minimum.
+record with a wrong checksum is ignored; of the valid ones the higher counts, so neither a power cut between the two
+writes nor a worn block takes a board back. Without a valid record there is no minimum.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OFFSETS = (128 << 10, 192 << 10)
 SIZE = 4 << 10
 NAME = "MIN_VERSION"
 VERSION_MAX = 999_999_999
-"""decimal digits that U-Boot's `test`, a shell and a 32-bit integer all understand"""
+"""the largest version that U-Boot's `test`, a shell and a 32-bit integer all handle"""
 
 
 def encode(minimum: int) -> bytes:
@@ -27,7 +27,7 @@ def encode(minimum: int) -> bytes:
 
 
 def with_minimum(state: bytes, minimum: int) -> bytes:
-    """A slot state (see `slots.encode_state`) with both records behind it: the start of the partition."""
+    """A slot state (see `slots.encode_state`) followed by both records: the start of the partition."""
     image = bytearray(state.ljust(OFFSETS[-1] + SIZE, b"\0"))
     for offset in OFFSETS:
         image[offset : offset + SIZE] = encode(minimum)
@@ -35,7 +35,7 @@ def with_minimum(state: bytes, minimum: int) -> bytes:
 
 
 def decode(raw: bytes) -> int | None:
-    """The minimum in the start of a partition; None where neither record is whole."""
+    """The minimum in the start of a partition; None if neither record is intact."""
     found = []
     for offset in OFFSETS:
         try:

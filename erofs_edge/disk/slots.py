@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The slot state in the `misc` partition: which slot starts next, and how many attempts each has left.
 
-Two copies, each a U-Boot environment block without redundancy flag: crc32 of the rest, little endian, then
-NAME=VALUE strings each ended by NUL, one more NUL, padding of NUL (U-Boot ``include/env_internal.h`` env_t; what
-``env import -c``, ``env export -c``, ``fw_printenv`` and ``mkenvimage -p 0`` read and write). The variables are
-those of RAUC's U-Boot integration: BOOT_ORDER="A B", BOOT_A_LEFT=3.
+Two copies, each a U-Boot environment block without redundancy flag: crc32 of the rest, little-endian, then NAME=VALUE
+strings each ended by NUL, one more NUL, padding of NUL (U-Boot ``include/env_internal.h`` env_t; what ``env import
+-c``, ``env export -c``, ``fw_printenv`` and ``mkenvimage -p 0`` read and write). The variables are those of RAUC's
+U-Boot integration: BOOT_ORDER="A B", BOOT_A_LEFT=3.
 
-The first copy with a right checksum counts. Whoever changes the state writes the other copy first and then the one
-that was read, so that a power cut leaves the old state or the new one.
+The first copy with a correct checksum counts. A change writes the other copy first and then the one that was read, so a
+power cut leaves either the old state or the new one.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ ENV_OFFSETS = (0, 64 << 10)
 STATE_SIZE = ENV_OFFSETS[-1] + ENV_SIZE
 
 ATTEMPTS = 3
-"""of a slot that has yet to show that it works"""
+"""of a slot that has not yet proved that it works"""
 GOOD_ATTEMPTS = 4
-"""of one that has: as the boot script takes one before each start, a slot that never confirms it is on trial again"""
+"""of one that has: the boot script takes one before each start, so a slot that never confirms is on trial again"""
 RECOVERY = "RECOVERY"
 """the slot that updates leave alone unless it is named"""
-LEFT_MAX = 9  # U-Boot's setexpr counts in hexadecimal, its test in decimal: one digit means the same to both
+LEFT_MAX = 9  # U-Boot's setexpr counts in hexadecimal, its test in decimal: they agree on single digits
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class SlotState(NamedTuple):
-    """`order`: slots ("A", "B"), the first is tried first. `left`: attempts by slot, 0 to 9."""
+    """`order`: slots ("A", "B"), the first is tried first. `left`: attempts left by slot, 0 to 9."""
 
     order: tuple[str, ...]
     left: Mapping[str, int]
@@ -49,7 +49,7 @@ def initial(slots: Sequence[str]) -> SlotState:
 
 
 def activate(state: SlotState, slot: str) -> SlotState:
-    """`slot` ('b' or 'B') first and with all attempts, the others behind it as they are."""
+    """The state with `slot` ('b' or 'B') first and with all attempts; the others follow unchanged."""
     name = _known(state, slot)
     order = (name, *(other for other in state.order if other != name))
     return state._replace(order=order, left={**state.left, name: ATTEMPTS})
@@ -59,9 +59,9 @@ Standing = Literal["good", "pending", "bad"]
 
 
 def standing(state: SlotState, slot: str) -> Standing:
-    """What is known of a slot: it has shown that it works, has attempts left to show it, or is not started any more.
+    """The status of a slot: it has proved that it works, has attempts left to do so, or is no longer started.
 
-    RAUC's two words follow from it: what is not 'bad' is good to RAUC.
+    RAUC's two words follow from it: whatever is not 'bad' is good to RAUC.
     """
     left = state.left.get(_known(state, slot), 0)
     if not left or slot.upper() not in state.order:
@@ -70,7 +70,7 @@ def standing(state: SlotState, slot: str) -> Standing:
 
 
 def mark(state: SlotState, slot: str, standing: Standing) -> SlotState:
-    """The state with a slot 'good', 'bad', or 'pending' with all attempts of a trial. The order stays."""
+    """The state with a slot 'good', 'bad', or 'pending' with all attempts of a trial. The order is kept."""
     name = _known(state, slot)
     order = state.order if name in state.order else (*state.order, name)
     left = {"good": GOOD_ATTEMPTS, "pending": ATTEMPTS, "bad": 0}[standing]
@@ -78,7 +78,7 @@ def mark(state: SlotState, slot: str, standing: Standing) -> SlotState:
 
 
 def retire(state: SlotState, slot: str) -> SlotState:
-    """The state before a slot is written: last, and without attempts, so that nothing starts it half written."""
+    """The state before a slot is written: it is last and has no attempts, so that nothing starts it half written."""
     name = _known(state, slot)
     order = (*(other for other in state.order if other != name), name)
     return state._replace(order=order, left={**state.left, name: 0})
@@ -90,14 +90,14 @@ def active(state: SlotState) -> str:
 
 
 def mainstay(state: SlotState) -> str:
-    """The slot that would be missed most: the first good one, else the one that starts next."""
+    """The most important slot: the first good one, else the one that starts next."""
     return next((name for name in state.order if standing(state, name) == "good"), active(state))
 
 
 def spare(state: SlotState) -> str:
     """The slot that an update may overwrite: never the mainstay, if there is another.
 
-    Of the others the last in the order is taken, the recovery slot only if there is no other.
+    Of the others it is the last in the order, and the recovery slot only if there is no other.
     """
     kept = mainstay(state)
     names = [*state.order, *(name for name in state.left if name not in state.order)]
@@ -106,9 +106,9 @@ def spare(state: SlotState) -> str:
 
 
 def choose(state: SlotState) -> tuple[str, SlotState]:
-    """The slot that the boot script starts, and the state it writes before that.
+    """The slot that the boot script starts, and the state that it writes before that.
 
-    Where no attempt is left on any slot, all get theirs back: a board that tries is better than a dead one.
+    If no slot has an attempt left, all get theirs back: a board that keeps trying is better than a dead one.
     """
     for name in state.order:
         if state.left.get(name, 0) > 0:
@@ -124,7 +124,7 @@ def encode_copy(state: SlotState) -> bytes:
 def writes(raw: bytes, state: SlotState) -> list[tuple[int, bytes]]:
     """How to change the state of a partition that starts with `raw`: (byte offset, copy), to be flushed one by one.
 
-    The copy that does not count goes first, so that one is whole at each moment.
+    The copy that is not in effect goes first, so that one copy is intact at every moment.
     """
     try:
         _, counts = decode_state(raw)
@@ -135,7 +135,7 @@ def writes(raw: bytes, state: SlotState) -> list[tuple[int, bytes]]:
 
 
 def encode_state(state: SlotState) -> bytes:
-    """Both copies and what is between them: STATE_SIZE bytes for the start of the partition."""
+    """Both copies and the space between them: STATE_SIZE bytes for the start of the partition."""
     block = encode_copy(state)
     image = bytearray(STATE_SIZE)
     for offset in ENV_OFFSETS:
@@ -144,7 +144,7 @@ def encode_state(state: SlotState) -> bytes:
 
 
 def decode_state(raw: bytes) -> tuple[SlotState, int]:
-    """The state and the byte offset of the copy it is from. Raises FormatError where neither copy is whole."""
+    """The state, and the byte offset of the copy that it comes from. Raises FormatError if neither copy is intact."""
     problem: FormatError | None = None
     for offset in ENV_OFFSETS:
         try:
@@ -155,7 +155,7 @@ def decode_state(raw: bytes) -> tuple[SlotState, int]:
 
 
 def decode_state_or(raw: bytes, default: SlotState | None = None) -> SlotState | None:
-    """As decode_state, and the default where neither copy is whole."""
+    """As decode_state, but the default state if neither copy is intact."""
     try:
         return decode_state(raw)[0]
     except FormatError:
@@ -165,7 +165,7 @@ def decode_state_or(raw: bytes, default: SlotState | None = None) -> SlotState |
 def encode(variables: Mapping[str, str], size: int = ENV_SIZE) -> bytes:
     """An environment block of `size` bytes, variables in the order given.
 
-    Raises FormatError on a name or value that U-Boot could not read back, CapacityError where they do not fit.
+    Raises FormatError on a name or value that U-Boot could not read back, CapacityError if they do not fit.
     """
     data = bytearray()
     for name, value in variables.items():
@@ -212,7 +212,7 @@ def _state(variables: Mapping[str, str], offset: int) -> SlotState:
 
 
 def _known(state: SlotState, slot: str) -> str:
-    """'B' for 'b' or 'B'. Raises FormatError for a slot that is not there."""
+    """'B' for 'b' or 'B'. Raises FormatError for a slot that does not exist."""
     name = slot.upper()
     if name not in state.left:
         raise FormatError(f"no slot {slot!r}", hint=f"slots: {', '.join(state.left)}")

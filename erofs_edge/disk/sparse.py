@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files with holes: where their data is, and copies that keep the holes."""
+"""Files with holes: find their data, and copy them with their holes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from erofs_edge.errors import SourceError
 
 CHUNK = 8 << 20
 PIECE = 256 << 10
-"""bytes that are hashed at a time: they stay in the processor's cache"""
+"""bytes hashed at a time: they stay in the processor's cache"""
 
 Progress = Callable[[int, int], None]
 """progress(done, total), both in bytes"""
@@ -23,7 +23,7 @@ Count = Callable[[int], None]
 
 
 def data_extents(fd: int, size: int, position: int = 0) -> Iterator[tuple[int, int]]:
-    """(start, end) of what is not a hole in bytes [position, size); one extent where the host cannot tell."""
+    """(start, end) of everything in bytes [position, size) that is not a hole; one extent if the host cannot tell."""
     while position < size:
         try:
             start = os.lseek(fd, position, os.SEEK_DATA)
@@ -41,8 +41,8 @@ def data_extents(fd: int, size: int, position: int = 0) -> Iterator[tuple[int, i
 
 
 def sparse_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex, of which the holes are not read. Raises OSError."""
-    import hashlib  # not for who only wants extents
+    """SHA-256 of a file, in hex, without reading its holes. Raises OSError."""
+    import hashlib  # callers that only want extents do not need it
 
     digest = hashlib.sha256()
     buffer, zeros = bytearray(PIECE), bytes(PIECE)
@@ -73,7 +73,7 @@ def sparse_sha256(path: Path) -> str:
 def copied_from(path: Path) -> Iterator[int]:
     """The descriptor of a file, for `copy_data`.
 
-    Raises SourceError where it cannot be read, or the block finds that it has become shorter.
+    Raises SourceError if it cannot be read, or if the block finds that it has become shorter.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -88,10 +88,11 @@ def copied_from(path: Path) -> Iterator[int]:
 
 
 def copy_data(source: int, target: int, size: int, at: int, count: Count | None = None) -> None:
-    """Copy the data of `size` bytes of one file to byte `at` of another; holes are left as the target has them.
+    """Copy the data of `size` bytes of one file to byte `at` of another; where it has holes, the target is left as it
+    is.
 
-    Uses copy_file_range (which shares blocks where the file system can), else read and write.
-    Raises OSError, and EOFError where the source is shorter than `size`.
+    Uses copy_file_range (which shares blocks if the file system can), else read and write.
+    Raises OSError, and EOFError if the source is shorter than `size`.
     """
     in_kernel = hasattr(os, "copy_file_range")
     for start, end in data_extents(source, size):
@@ -110,7 +111,7 @@ def copy_data(source: int, target: int, size: int, at: int, count: Count | None 
                 data = os.pread(source, length, position)
                 done = os.pwrite(target, data, at + position) if data else 0
             if not done:
-                break  # it became shorter: told below
+                break  # it became shorter: reported below
             position += done
             if count is not None:
                 count(done)

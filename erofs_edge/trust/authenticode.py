@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authenticode: the signature of a PE file that UEFI firmware checks before it starts one.
+"""Authenticode: the signature of a PE file, which UEFI firmware checks before it starts the file.
 
-A PKCS#7 SignedData (RFC 2315) whose content, SpcIndirectDataContent, holds the SHA-256 of the file without its
+It is a PKCS#7 SignedData (RFC 2315) whose content, SpcIndirectDataContent, contains the SHA-256 of the file without its
 checksum, the directory entry of the certificate table and the table itself. Sources: Microsoft's "Windows Authenticode
 Portable Executable Signature Format", UEFI 2.10 section 32.2 (WIN_CERTIFICATE) and 32.5 (what firmware checks).
 
-The bytes depend on file, key and certificate alone: no time is signed.
+The bytes depend only on file, key and certificate: no time is signed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ OID_MESSAGE_DIGEST = "1.2.840.113549.1.9.4"
 REVISION, PKCS_SIGNED_DATA = 0x0200, 0x0002
 OTHERWISE = "not an Authenticode signature of a PE image with SHA-256"
 UNIT = 8
-"""bytes: the certificate table and each entry of it start on a multiple"""
+"""bytes: alignment of the certificate table and of each entry in it"""
 _ENTRY = struct.Struct("<IHH")
 _OBSOLETE = "<<<Obsolete>>>".encode("utf-16-be")
 
 
 def digest(data: bytes) -> bytes:
-    """SHA-256 of a PE file as Authenticode has it; firmware measures the same into PCR 4. Raises FormatError."""
+    """Authenticode's SHA-256 of a PE file; firmware measures the same into PCR 4. Raises FormatError."""
     view, image = memoryview(data), pe.parse(data)
     state = hashlib.sha256(view[: image.checksum])
     state.update(view[image.checksum + 4 : image.directory])
@@ -48,7 +48,7 @@ def digest(data: bytes) -> bytes:
 
 
 def unsigned(data: bytes) -> bytes:
-    """A PE file without certificate table, filled up to whole units, checksum zero. Raises FormatError."""
+    """Remove a PE file's certificate table, pad to whole units, set the checksum to zero. Raises FormatError."""
     image = pe.parse(data)
     bare = bytearray(data[: image.certificates[0]] if image.certificates[1] else data)
     bare[image.checksum : image.checksum + 4] = bytes(4)
@@ -57,9 +57,9 @@ def unsigned(data: bytes) -> bytes:
 
 
 def sign_image(data: bytes, signer: Signer, certificate: Certificate) -> bytes:
-    """A PE file with one signature, in place of all that it has.
+    """Sign a PE file, replacing any signatures that it has.
 
-    Raises FormatError where it is none, ErofsEdgeError for a key that is not RSA or where the signer fails.
+    Raises FormatError if it is not a PE file, ErofsEdgeError for a key that is not RSA or if the signer fails.
     """
     rsa_key(signer, "UEFI firmware")
     bare = unsigned(data)
@@ -85,10 +85,10 @@ def signed_data(sha256: bytes, signer: Signer, certificate: Certificate) -> byte
 
 
 def verify_image(data: bytes, key: VerificationKey) -> bytes:
-    """The digest of a PE file that this key has signed.
+    """The digest of a PE file signed by this key.
 
-    Raises FormatError on a malformed file or signature, VerificationError where there is none, where it is another
-    key's, or where the file has changed since.
+    Raises FormatError on a malformed file or signature, VerificationError if there is no signature, if it is another
+    key's, or if the file has changed since.
     """
     rsa_key(key, "UEFI firmware")
     found, content_digest, content, signature = _parse(_certificate_entry(data))
@@ -102,7 +102,7 @@ def verify_image(data: bytes, key: VerificationKey) -> bytes:
 
 
 def _certificate_entry(data: bytes) -> bytes:
-    """The PKCS#7 of the only entry in the certificate table."""
+    """The PKCS#7 signature in the only entry of the certificate table."""
     start, size = pe.parse(data).certificates
     if not size:
         raise VerificationError("the file is not signed")
@@ -120,7 +120,7 @@ def _certificate_entry(data: bytes) -> bytes:
 
 
 def _parse(raw: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """(digest of the file, digest of the content, content, signature) of the form that `signed_data` makes."""
+    """(digest of the file, digest of the content, content, signature), for the form that `signed_data` makes."""
     body = pkcs7.read_signed_data(raw, OTHERWISE)
     body.take(der.SET)
     outer = body.enter(der.SEQUENCE)
@@ -152,7 +152,7 @@ def _file_digest(content: bytes) -> bytes:
 
 
 def _message_digest(attributes: der.Reader) -> bytes:
-    """The digest of the content, where the attributes are the two that `signed_data` writes."""
+    """The digest of the content; the attributes must be the two that `signed_data` writes."""
     inner = attributes.data[attributes.position : attributes.end]
     last = der.Reader(inner)
     last.take(der.SEQUENCE)
@@ -166,7 +166,7 @@ def _message_digest(attributes: der.Reader) -> bytes:
 
 
 def _attributes(content_digest: bytes) -> list[bytes]:
-    """What is signed; the digest is of the content without its tag and length (RFC 2315 section 9.3)."""
+    """The signed attributes; the digest is of the content without its tag and length (RFC 2315 section 9.3)."""
     return sorted(
         (
             _attribute(OID_CONTENT_TYPE, der.oid(OID_INDIRECT_DATA)),
@@ -176,12 +176,12 @@ def _attributes(content_digest: bytes) -> list[bytes]:
 
 
 def _set_of(attributes: list[bytes]) -> bytes:
-    """What is signed is the set as a set, not as the implicit element that holds it (RFC 2315 section 9.3)."""
+    """Attributes are signed as a SET, not as the implicit element that contains it (RFC 2315 section 9.3)."""
     return der.element(der.SET, *attributes)
 
 
 def _indirect_data(sha256: bytes) -> bytes:
-    """The content of SpcIndirectDataContent for a PE image, whose page hashes are not given."""
+    """The content of SpcIndirectDataContent for a PE image without page hashes."""
     link = der.element(der.CONTEXT | 2, der.element(0x80, _OBSOLETE))
     image = der.element(
         der.SEQUENCE, der.element(der.BIT_STRING, b"\0"), der.element(der.CONTEXT, link)

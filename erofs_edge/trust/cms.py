@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signed content in CMS: the text, who signed it, and the signature, in one piece.
+"""Signed content in CMS: content, signer and signature in one piece.
 
 The form is RFC 5652's SignedData with the content inside (``openssl cms -sign -nodetach -noattr``), one signer,
-SHA-256, without attributes: the same key and text give the same bytes. The certificate lies beside it for verifiers
-that look for it there; we believe none that comes with what it vouches for.
+SHA-256, without attributes: the same key and text give the same bytes. The certificate is included for verifiers that
+look for it; ours does not trust a certificate that comes with the signature.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIZE_MAX = 1 << 20  # bytes
 
 
 def sign_enclosed(content: bytes, signer: Signer, certificate: Certificate) -> bytes:
-    """The content with its signature, DER. Raises ErofsEdgeError where the signer fails."""
+    """The content with its signature, DER. Raises ErofsEdgeError if the signer fails."""
     inside = der.element(
         der.SEQUENCE, der.oid(OID_DATA), der.element(der.CONTEXT, der.element(der.OCTET_STRING, content))
     )
@@ -28,10 +28,10 @@ def sign_enclosed(content: bytes, signer: Signer, certificate: Certificate) -> b
 
 
 def enclosed(raw: bytes, key: VerificationKey | None = None) -> bytes:
-    """The content of what `sign_enclosed`, or openssl without attributes, made.
+    """The content signed by `sign_enclosed`, or by openssl without attributes.
 
-    Raises FormatError for any other form, VerificationError where the signature is not the key's; without a key nothing
-    vouches for it.
+    Raises FormatError for any other form, VerificationError if the signature is not the key's; without a key the
+    signature is not checked.
     """
     if len(raw) > SIZE_MAX:
         raise FormatError(f"signed data of more than {SIZE_MAX} bytes")
@@ -62,7 +62,7 @@ def _each(signers: der.Reader) -> list[der.Reader]:
 
 
 def _is_by(one: der.Reader, content: bytes, key: VerificationKey) -> bool:
-    """Whether a SignerInfo is the key's over the content itself: one with attributes is not."""
+    """Whether a SignerInfo is the key's, directly over the content; one with attributes is not."""
     one.number()
     one.take(der.SEQUENCE)
     digest = one.enter(der.SEQUENCE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few forms of DER (ITU-T X.690) that certificates and PKCS#7 signatures are made of, and a strict reader."""
+"""The few forms of DER (ITU-T X.690) used in certificates and PKCS#7 signatures, and a strict reader."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from erofs_edge.errors import FormatError
 BOOLEAN, INTEGER, BIT_STRING, OCTET_STRING, NULL, OID, UTF8 = 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0C
 UTC_TIME, GENERALIZED_TIME = 0x17, 0x18
 SEQUENCE, SET = 0x30, 0x31
-CONTEXT = 0xA0  # constructed, explicit; a primitive implicit one is 0x80
+CONTEXT = 0xA0  # constructed, explicit; for primitive, implicit elements it is 0x80
 UTC_FIRST_YEAR, UTC_LAST_YEAR = 1950, 2049  # RFC 5280 section 4.1.2.5
 
 
 def element(tag: int, *content: bytes) -> bytes:
-    """Tag, definite length, content."""
+    """Encode tag, definite length, content."""
     body = b"".join(content)
     size = len(body)
     if size < 0x80:
@@ -27,12 +27,12 @@ def element(tag: int, *content: bytes) -> bytes:
 
 
 def integer(value: int) -> bytes:
-    """A non-negative INTEGER."""
+    """Encode a non-negative INTEGER."""
     return element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
 def oid(dotted: str) -> bytes:
-    """An OBJECT IDENTIFIER from '1.2.840.113549'."""
+    """Encode an OBJECT IDENTIFIER from '1.2.840.113549'."""
     first, second, *rest = map(int, dotted.split("."))
     body = b""
     for arc in (40 * first + second, *rest):
@@ -44,7 +44,7 @@ def oid(dotted: str) -> bytes:
 
 
 def moment(epoch: int) -> bytes:
-    """Seconds since 1970 as UTCTime or, outside 1950-2049, GeneralizedTime (RFC 5280 section 4.1.2.5)."""
+    """Encode seconds since 1970 as UTCTime or, outside 1950-2049, GeneralizedTime (RFC 5280 section 4.1.2.5)."""
     parts = time.gmtime(epoch)
     if UTC_FIRST_YEAR <= parts.tm_year <= UTC_LAST_YEAR:
         return element(UTC_TIME, time.strftime("%y%m%d%H%M%SZ", parts).encode())
@@ -52,13 +52,13 @@ def moment(epoch: int) -> bytes:
 
 
 def epoch_of(text: str) -> int:
-    """Seconds since 1970 of '99991231235959Z'."""
+    """Seconds since 1970 for text such as '99991231235959Z'."""
     return calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ"))
 
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """A read element: `start` is its first byte, `body` the range of its content, both in the whole input."""
+    """An element that was read: `start` is its first byte, `body` the range of its content, both in the whole input."""
 
     tag: int
     start: int
@@ -66,7 +66,7 @@ class Element:
 
 
 class Reader:
-    """Takes elements off a range of bytes, in order. Everything that DER forbids raises FormatError."""
+    """Reads elements from a range of bytes, in order. Everything that DER forbids raises FormatError."""
 
     def __init__(self, data: bytes, start: int = 0, end: int | None = None) -> None:
         self.data, self.position, self.end = data, start, len(data) if end is None else end
@@ -107,20 +107,20 @@ class Reader:
         return self.data[found.start : found.body[1]]
 
     def number(self) -> int:
-        """The next element, a non-negative INTEGER."""
+        """The next element, which must be a non-negative INTEGER."""
         at, raw = self.position, self.content(INTEGER)
         if not raw or raw[0] & 0x80 or (len(raw) > 1 and raw[0] == 0 and not raw[1] & 0x80):
             raise _broken("an INTEGER that is negative or not minimal", at)
         return int.from_bytes(raw, "big")
 
     def expect(self, dotted: str, otherwise: str) -> None:
-        """Raises FormatError, with `otherwise`, where the next element is not this OBJECT IDENTIFIER."""
+        """Raises FormatError, with `otherwise`, if the next element is not this OBJECT IDENTIFIER."""
         at = self.position
         if self.whole(OID) != oid(dotted):
             raise _broken(otherwise, at)
 
     def finish(self) -> None:
-        """Raises FormatError where something is left."""
+        """Raises FormatError if anything is left."""
         if self.position != self.end:
             raise _broken("bytes after the end of a DER structure", self.position)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a TPM will hold after a unified kernel image has booted: reference values for attestation.
+"""What a TPM contains after a unified kernel image has booted: reference values for attestation.
 
-PCR 4: the programs that were started; PCR 7: the keys that firmware checks them with; PCR 11: what is in the image.
+PCR 4: the programs that were started; PCR 7: the keys with which firmware checks them; PCR 11: the parts of the image.
 
 Source: systemd ``src/boot/efi/stub.c`` and ``src/boot/measure.c``: PCR 11 is extended with the name (NUL included) and
 the content of each known section, in a fixed order, and later with a word for each phase of the boot.
@@ -27,9 +27,10 @@ PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready")
 
 
 def expected_pcr11(sections: Mapping[str, bytes]) -> dict[str, str]:
-    """Phase path ('enter-initrd:leave-initrd') → PCR 11 in hex, SHA-256 bank, as ``systemd-measure calculate`` has it.
+    """Phase path ('enter-initrd:leave-initrd') → PCR 11 in hex, SHA-256 bank, as ``systemd-measure calculate`` prints
+    it.
 
-    The key '' stands for the value that the stub itself leaves.
+    The key '' stands for the value after the stub itself.
     """
     value = bytes(32)
     for name in SECTIONS:
@@ -44,7 +45,8 @@ def expected_pcr11(sections: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def expected_pcr4(images: Sequence[bytes]) -> str:
-    """PCR 4 in hex, SHA-256 bank, after firmware's first boot option has started these programs, one the next.
+    """PCR 4 in hex, SHA-256 bank, after firmware's first boot option has started these programs, each one starting the
+    next.
 
     images  their Authenticode digests in that order: boot loader, kernel image
 
@@ -57,20 +59,20 @@ def expected_pcr4(images: Sequence[bytes]) -> str:
 
 
 def expected_pcr4_direct(image: bytes) -> str:
-    """PCR 4 in hex, SHA-256 bank, where QEMU hands firmware this one program as its kernel (`-kernel`).
+    """PCR 4 in hex, SHA-256 bank, if QEMU passes this one program to firmware as its kernel (`-kernel`).
 
     image  its Authenticode digest
 
-    Source: EDK2 ``TryRunningQemuKernel``: the image is loaded, and so measured, before firmware says that it is ready
-    to boot, at which the other two events are measured; seen with AAVMF 2025.02.
+    Source: EDK2 ``TryRunningQemuKernel``: the image is loaded, and so measured, before firmware announces that it is
+    ready to boot, when the other two events are measured; seen with AAVMF 2025.02.
     """
     return _extend(_extend(hashlib.sha256(bytes(32) + image).digest(), BOOT_OPTION), SEPARATOR).hex()
 
 
 def expected_pcr7(keys: Mapping[str, bytes]) -> str:
-    """PCR 7 in hex, SHA-256 bank, where secure boot is on and one certificate has vouched for all that was started.
+    """PCR 7 in hex, SHA-256 bank, if secure boot is on and one certificate has verified everything that was started.
 
-    keys  the contents of the variables PK, KEK and db; db holds one certificate, dbx is not there
+    keys  the contents of the variables PK, KEK and db; db has one certificate, dbx does not exist
 
     Source: TCG PC Client Platform Firmware Profile 1.06 section 3.3.4.8 (what is measured), 10.4.1 (in which form).
     """
@@ -78,7 +80,7 @@ def expected_pcr7(keys: Mapping[str, bytes]) -> str:
     for vendor, name in ((GLOBAL, "PK"), (GLOBAL, "KEK"), (IMAGE_SECURITY, "db"), (IMAGE_SECURITY, "dbx")):
         value = _extend(value, _variable(vendor, name, keys.get(name, b"")))
     value = _extend(value, SEPARATOR)
-    # whose certificate it was: the entry without the head of its list
+    # the certificate that was used: the entry without the header of its list
     return _extend(value, _variable(IMAGE_SECURITY, "db", keys["db"][LIST_HEADER:])).hex()
 
 
@@ -87,7 +89,7 @@ def _variable(vendor: uuid.UUID, name: str, data: bytes) -> bytes:
 
 
 def uki_sections(image: bytes) -> dict[str, bytes]:
-    """The sections of a unified kernel image that are measured. Raises FormatError on anything but a PE file."""
+    """The sections of a unified kernel image that are measured. Raises FormatError unless it is a PE file."""
     found: dict[str, bytes] = {}
     for section in pe.parse(image).sections:
         if section.name in SECTIONS and section.name not in found:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from erofs_edge.errors import FormatError
 
-SECTIONS_MAX = 96  # as the PE specification has it
+SECTIONS_MAX = 96  # the limit in the PE specification
 PE32_PLUS = 0x20B
 ARM64 = 0xAA64
 _COFF = 24  # signature and COFF header
@@ -38,12 +38,12 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """Where things are in a PE32+ file.
+    """Where the parts of a PE32+ file are.
 
     coff, optional     offsets of COFF header and optional header
     table              offset of the first section header
-    headers            bytes of all headers, as the file says
-    certificates       (offset, size) of the certificate table; (0, 0) where there is none
+    headers            bytes of all headers, as stated in the file
+    certificates       (offset, size) of the certificate table; (0, 0) if there is none
     """
 
     machine: int
@@ -63,7 +63,7 @@ class Image:
 
     @property
     def size_of_image(self) -> int:
-        """Offset of the size in memory, 4 bytes."""
+        """Offset of the 4-byte field with the size in memory."""
         return self.optional + _SIZE_OF_IMAGE
 
     @property
@@ -77,7 +77,7 @@ class Image:
 
 
 def parse(data: bytes | memoryview) -> Image:
-    """The layout of a PE32+ file. Raises FormatError on anything else, and where a part leaves the file."""
+    """The layout of a PE32+ file. Raises FormatError on anything else, and if a part lies outside the file."""
     coff = struct.unpack_from("<I", data, 0x3C)[0] if len(data) >= 0x40 and bytes(data[:2]) == b"MZ" else 0
     if not coff or bytes(data[coff : coff + 4]) != b"PE\0\0" or len(data) < coff + _COFF:
         raise FormatError("not a PE file", where="offset 0x0")
@@ -107,18 +107,19 @@ def parse(data: bytes | memoryview) -> Image:
 
 
 def section_content(data: bytes, section: Section) -> bytes:
-    """The bytes of a section as they are in memory. Raises FormatError for one that is mostly not in the file."""
+    """The bytes of a section as in memory. Raises FormatError for one that is mostly not in the file."""
     if section.size > section.stored + (1 << 20):
         raise FormatError(f"section {section.name} is mostly not there", where=f"offset {section.offset:#x}")
     return data[section.offset : section.offset + min(section.size, section.stored)].ljust(section.size, b"\0")
 
 
 def checksum(data: bytes, at: int) -> int:
-    """The checksum of a PE file whose checksum field is at byte `at`: 16-bit words added up with carry, plus the size.
+    """The checksum of a PE file whose checksum field is at byte `at`: 16-bit words added with end-around carry, plus
+    the size.
 
     The field itself counts as zero.
     """
-    # adding up with carry is counting modulo 0xffff, and one number of that many digits is quickly divided
+    # addition with end-around carry is arithmetic modulo 0xffff, and dividing one large number is fast
     total = int.from_bytes(data[:at] + bytes(4) + data[at + 4 :], "little")
     return (total % 0xFFFF or (0xFFFF if total else 0)) + len(data)
 

@@ -14,14 +14,14 @@ from erofs_edge.trust.key import Signer, sign
 OID_SIGNED_DATA = "1.2.840.113549.1.7.2"
 OID_DATA = "1.2.840.113549.1.7.1"
 SHA256 = der.element(der.SEQUENCE, der.oid(OID_SHA256), der.element(der.NULL))
-"""the algorithm"""
+"""AlgorithmIdentifier"""
 
 
 def signed_data(
     signed: bytes, signer: Signer, certificate: Certificate, middle: Sequence[bytes], attributes: Sequence[bytes] = ()
 ) -> bytes:
-    """The signature over `signed`. `middle` is what stands between the digest algorithms and the signers: the content's
-    information, then perhaps certificates. Raises ErofsEdgeError where the signer fails."""
+    """Sign `signed`. `middle` is what goes between the digest algorithms and the signers: the content's information,
+    then optional certificates. Raises ErofsEdgeError if the signer fails."""
     info = der.element(
         der.SEQUENCE,
         der.integer(1),
@@ -36,7 +36,7 @@ def signed_data(
 
 
 def read_signed_data(raw: bytes, otherwise: str) -> der.Reader:
-    """A SignedData behind its version. Raises FormatError, with `otherwise` for what is something else."""
+    """Read a SignedData up to and including its version. Raises FormatError, with `otherwise`, for anything else."""
     outer = der.Reader(raw)
     info = outer.enter(der.SEQUENCE)
     outer.finish()
@@ -51,7 +51,7 @@ def read_signed_data(raw: bytes, otherwise: str) -> der.Reader:
 
 
 def read_signer(data: der.Reader) -> der.Reader:
-    """What a SignedData says of its only signer, behind the version. Raises FormatError where there are others."""
+    """The entry of a SignedData's only signer, after the version. Raises FormatError if there are others."""
     signers = data.enter(der.SET)
     data.finish()
     one = signers.enter(der.SEQUENCE)

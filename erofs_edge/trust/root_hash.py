@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signed root hashes: what the kernel and systemd take, and a check of it that believes nothing.
+"""Signed root hashes in the forms that the kernel and systemd use, and a strict check.
 
 The signature is a detached PKCS#7 SignedData (RFC 2315, RFC 5652) in DER, without attributes and certificates; its
 content is the root hash as lower-case hexadecimal text without a newline (Linux ``drivers/md/dm-verity-verify-sig.c``,
 cryptsetup ``veritysetup --root-hash-signature``). A verity-signature partition of the Discoverable Partitions
-Specification holds it in JSON, filled up with zeros (systemd ``src/shared/dissect-image.c``, ``src/repart/repart.c``).
+Specification contains it in JSON, padded with zeros (systemd ``src/shared/dissect-image.c``, ``src/repart/repart.c``).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from erofs_edge.trust.pkcs7 import OID_DATA, read_signed_data, read_signer, sign
 PARTITION_SIZE = 16 << 10
 """bytes of a verity-signature partition, as systemd-repart makes it"""
 PARTITION_MAX = 4 << 20
-"""bytes: systemd reads no larger one"""
+"""bytes: systemd does not read larger ones"""
 
 
 def sign_root_hash(root_hash: bytes, signer: Signer, certificate: Certificate) -> bytes:
-    """The PKCS#7 signature of a root hash, as the kernel takes it. Raises ErofsEdgeError where the signer fails."""
+    """Make the PKCS#7 signature of a root hash for the kernel. Raises ErofsEdgeError if the signer fails."""
     return sign_detached(root_hash.hex().encode(), signer, certificate)
 
 
 def verity_signature_json(root_hash: bytes, signer: Signer, certificate: Certificate) -> bytes:
-    """The content of a verity-signature partition: PARTITION_SIZE bytes. Raises ErofsEdgeError where the signer fails.
+    """The content of a verity-signature partition: PARTITION_SIZE bytes. Raises ErofsEdgeError if the signer fails.
 
-    rootHash and signature are what systemd checks; certificateFingerprint says which certificate to look for.
+    systemd checks rootHash and signature; certificateFingerprint says which certificate to look for.
     """
     record = {
         "rootHash": root_hash.hex(),
@@ -45,16 +45,16 @@ def verity_signature_json(root_hash: bytes, signer: Signer, certificate: Certifi
 
 
 def sign_detached(content: bytes, signer: Signer, certificate: Certificate) -> bytes:
-    """A detached PKCS#7 signature in DER, SHA-256, without attributes and certificates.
+    """Make a detached PKCS#7 signature in DER, SHA-256, without attributes and certificates.
 
-    What ``openssl smime -sign -binary -noattr -nocerts -outform der`` makes of the same content.
+    Equal to the output of ``openssl smime -sign -binary -noattr -nocerts -outform der`` for the same content.
     """
     return signed_data(content, signer, certificate, [der.element(der.SEQUENCE, der.oid(OID_DATA))])
 
 
 @dataclass(frozen=True, slots=True)
 class Detached:
-    """A parsed signature: who made it, and its bytes."""
+    """A parsed signature: its signer and its bytes."""
 
     issuer: bytes
     serial: int
@@ -62,9 +62,10 @@ class Detached:
 
 
 def parse_detached(raw: bytes) -> Detached:
-    """A detached PKCS#7 signature of one signer. Raises FormatError for any other form than `sign_detached` makes.
+    """Parse a detached PKCS#7 signature of one signer. Raises FormatError for any form that `sign_detached` does not
+    make.
 
-    Certificates beside it are skipped; attributes are refused: the kernel's check of a root hash takes none.
+    Included certificates are skipped; attributes are refused, as by the kernel's check of a root hash.
     """
     data = read_signed_data(raw, "not a PKCS#7 SignedData")
     digests = data.enter(der.SET)
@@ -88,13 +89,13 @@ def parse_detached(raw: bytes) -> Detached:
 
 
 def verify_detached(raw: bytes, content: bytes, key: VerificationKey) -> None:
-    """Raises FormatError on a malformed signature, VerificationError where it is not this key's over the content."""
+    """Raises FormatError on a malformed signature, VerificationError unless it is this key's over the content."""
     if not verifies(key.public_key, parse_detached(raw).signature, hashlib.sha256(content).digest()):
         raise VerificationError(f"the signature does not match key '{key.name}'")
 
 
 def verify_root_hash(raw: bytes, root_hash: bytes, key: VerificationKey) -> None:
-    """As `verify_detached`, of a root hash."""
+    """`verify_detached` for a root hash."""
     verify_detached(raw, root_hash.hex().encode(), key)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who signs, by URI.
+"""Open signers by URI.
 
 dev:NAME            a development key, made on first use
 file:PATH           a PEM private key, plain or encrypted (``?passphrase=env:NAME``, ``fd:N``, ``prompt``)
@@ -7,7 +7,7 @@ pkcs11:…            a key in a token (RFC 7512)
 command:PROGRAM …   a program: digest in, signature out
 offline:FOLDER      a key elsewhere: digests go out, signatures come back
 
-A signing service is one more scheme in `SCHEMES`; callers only see `Signer`, and sign with `sign`.
+A signing service would be one more scheme in `SCHEMES`; callers only see `Signer`, and sign with `sign`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ __all__ = [
 
 
 def open_signer(uri: str, *, make: bool = True) -> Signer:
-    """The signer that a board's ``sign.key`` names. `make`: a development key that is not there is made.
+    """Open the signer that a board's ``sign.key`` names. `make`: create a missing development key.
 
-    Raises UsageError on a URI of no known scheme, ErofsEdgeError where the key cannot be used.
+    Raises UsageError for a URI of an unknown scheme, ErofsEdgeError if the key cannot be used.
     """
     scheme, colon, rest = uri.partition(":")
     opener = SCHEMES.get(scheme)
     if not colon or opener is None:
-        # the URI itself is not shown: it may hold a PIN
+        # the URI itself is not shown: it may contain a PIN
         known = ", ".join(f"{name}:" for name in SCHEMES)
         raise UsageError(
             f"unknown kind of key {scheme[:40]!r}",
@@ -64,7 +64,7 @@ def open_signer(uri: str, *, make: bool = True) -> Signer:
 
 
 def _meant(text: str) -> str | None:
-    """A hint, where a text without a scheme is the path of a key, or the name of one that `keys new` made."""
+    """A hint, if text without a scheme is the path of a key or the name of one made by `keys new`."""
     if ":" in text or not text:
         return None
     path = Path(text) if "/" in text or text.endswith(".pem") else keys_directory() / f"{text}.pem"

@@ -9,7 +9,7 @@ from erofs_edge.errors import UsageError
 
 
 def parameters(scheme: str, rest: str, known: set[str]) -> tuple[str, dict[str, str]]:
-    """(what stands before '?', the parameters). Raises UsageError for a parameter that is not known or has no value."""
+    """(text before '?', parameters). Raises UsageError for an unknown parameter or one without a value."""
     head, _, query = rest.partition("?")
     found: dict[str, str] = {}
     for item in query.split("&") if query else ():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row of the verdict for each thing that was checked against something; a row that fails does not end the walk."""
+"""One row of the verdict per check; a failed row does not end the verification."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from erofs_edge.errors import ErofsEdgeError
 
 @dataclass(slots=True)
 class Check:
-    """What was checked, against what, the digest that both have, and what was wrong with it (None: nothing)."""
+    """What was checked, against what, the digest common to both, and what was wrong (None: nothing)."""
 
     what: str
     against: str
@@ -27,7 +27,7 @@ class Check:
 
 @dataclass(slots=True)
 class Verdict:
-    """All checks, in the order in which they were made. A walk that checked nothing has proved nothing."""
+    """All checks, in the order in which they were made. A verdict without checks proves nothing."""
 
     checks: list[Check] = field(default_factory=list)
 
@@ -41,7 +41,7 @@ class Verdict:
 
     @contextmanager
     def check(self, what: str, against: str, digest: str | None = None) -> Iterator[Check]:
-        """A check; an ErofsEdgeError inside is its failure, and is told in its row."""
+        """The context of one check; an ErofsEdgeError inside is recorded as its failure."""
         row = Check(what, against, digest)
         self.checks.append(row)
         try:

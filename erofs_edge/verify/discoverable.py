@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A discoverable disk image: signature partition → root hash → hash tree and file system in partitions of their own.
+"""A discoverable disk image: signature partition → root hash → hash tree and file system in their own partitions.
 
-Which partitions belong together follows from the root hash: the identifier of the data is its first 16 bytes, that of
-the tree its last (Discoverable Partitions Specification).
+The root hash determines which partitions belong together: the identifier of the data is its first 16 bytes, that of the
+tree its last 16 (Discoverable Partitions Specification).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from erofs_edge.verity import superblock
 
 
 def verify_discoverable(walk: Walk, table: gpt.Table, parts: list[Part]) -> set[str]:
-    """Check each signature partition and what it vouches for; the names of the partitions that were looked at.
+    """Check each signature partition and what it covers; return the names of the partitions examined.
 
     parts  those of the table, in its order
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An EFI system partition: every file on it is a program that the key has signed, and kernel images name a system."""
+"""An EFI system partition: every file on it is a program signed by the key, and kernel images name their system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Read = Callable[[int, int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A kernel image that is what the key has signed: the slot that it starts, and the values that it boots with."""
+    """A kernel image signed by the key: the slot that it starts, and the values that it boots with."""
 
     what: str
     slot: str
@@ -29,7 +29,7 @@ class Started:
 
 
 def is_esp(read: Read, size: int) -> bool:
-    """Whether bytes [0, size) are a FAT volume with a directory EFI. Raises FormatError where it is damaged."""
+    """Whether bytes [0, size) are a FAT volume with a directory EFI. Raises FormatError if it is damaged."""
     if read(510, 2) != b"\x55\xaa":
         return False
     try:
@@ -40,7 +40,7 @@ def is_esp(read: Read, size: int) -> bool:
 
 
 def verify_esp(read: Read, size: int, name: str, key: VerificationKey, verdict: Verdict) -> list[Started]:
-    """Check every file of a volume against a key; what its good kernel images start."""
+    """Check every file of a volume with a key; return what its valid kernel images start."""
     volume = Volume(read, size)
     found = []
     for entry in sorted(volume.files(), key=lambda entry: entry.path):
@@ -56,7 +56,7 @@ def verify_esp(read: Read, size: int, name: str, key: VerificationKey, verdict: 
 
 
 def started(image: bytes, what: str) -> Started:
-    """What a kernel image of ours boots with. Raises FormatError for any other; verify it first."""
+    """The values that one of our kernel images boots with. Raises FormatError for any other; verify it first."""
     parsed = pe.parse(image)
     parts = {}
     for name in (".initrd", ".cmdline"):

@@ -12,7 +12,7 @@ from erofs_edge.trust.key import VerificationKey
 from erofs_edge.verify.checks import Verdict
 
 FILES_MAX = 256 << 20
-"""bytes in all"""
+"""total bytes"""
 
 
 def verify_firmware(
@@ -20,7 +20,7 @@ def verify_firmware(
 ) -> None:
     """Check the files of the partition `name`.
 
-    known  digest of a firmware partition's files → the FIT that names it, each already verified
+    known  digest of a firmware partition's files → the FIT with that digest, each already verified
     """
     files: dict[str, bytes] = {}
     with verdict.check(f"{name}: files", f"the FIT in {', '.join(sorted(set(known.values())))}") as row:

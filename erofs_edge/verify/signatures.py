@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The signatures in the image of a disk, and what they name, by the key of the build in whose folder it lies."""
+"""Check the signatures in a disk image, and what they cover, with the key of the build in whose folder it lies."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from erofs_edge.verity.blocks import hash_blocks
 
 
 def check_built(fd: int, table: gpt.Table, image: Path) -> None:
-    """A disk that lies in the folder of its build, opened. Raises VerificationError for what the build's key did not
-    sign, or what is not what was signed."""
+    """Check an opened disk in the folder of its build. Raises VerificationError for anything that the build's key did
+    not sign or that has changed since."""
     folder, verdict = image.parent, Verdict()
     record: dict[str, Any] = {}
     key = read_public_key(folder / PUBLIC_KEY, "sign")
@@ -36,7 +36,7 @@ def check_built(fd: int, table: gpt.Table, image: Path) -> None:
         verify_detached((folder / RELEASE_SIGNATURE).read_bytes(), (folder / RELEASE).read_bytes(), key)
     walk = Walk(fd, key, verdict)
     parts = _parts(table)
-    known: tuple[bytes, dict[str, str]] = b"", {}  # slots of a new image are the same
+    known: tuple[bytes, dict[str, str]] = b"", {}  # both slots of a new image are equal
     for part in parts:
         magic = walk.read(part, 0, 4)
         if magic == FDT_MAGIC.to_bytes(4, "big"):
@@ -54,8 +54,8 @@ def check_built(fd: int, table: gpt.Table, image: Path) -> None:
 
 
 def _check_esp(walk: Walk, part: Part) -> None:
-    """What starts with the signature of a FAT volume."""
-    from erofs_edge.verify.esp import is_esp, verify_esp  # few disks have one, and it takes its time to load
+    """Check what starts with the signature of a FAT volume."""
+    from erofs_edge.verify.esp import is_esp, verify_esp  # imported late: few disks have one, and it is slow to load
 
     read = functools.partial(walk.read, part)
     if is_esp(read, part.size):
@@ -64,7 +64,7 @@ def _check_esp(walk: Walk, part: Part) -> None:
 
 
 def _values(walk: Walk, part: Part, fit: bytes) -> dict[str, str]:
-    """What the initramfs of a FIT boots with, once the FIT was verified; nothing where it is wrong."""
+    """The values that a FIT's initramfs boots with, once the FIT is verified; none if it is wrong."""
     with walk.verdict.check(f"{part.name}: FIT", f"key '{walk.key.name}'"):
         return init_values(verify_fit(fit, rsa_key(walk.key, "a FIT")))
     return {}
@@ -73,7 +73,7 @@ def _values(walk: Walk, part: Part, fit: bytes) -> dict[str, str]:
 def _check_system(
     walk: Walk, part: Part, parts: list[Part], values: dict[str, str], record: dict[str, Any]
 ) -> None:  # fmt: skip
-    """The system beside a FIT is the one that it opens: by the top of its tree."""
+    """Check, by the top of its tree, that the system beside a FIT is the one that it opens."""
     with walk.verdict.check(f"{part.name}: root hash", "the release record and the top of the tree") as row:
         sb, first, root_hash = verity_of(values)
         row.digest = root_hash.hex()
@@ -85,7 +85,7 @@ def _check_system(
         if system is None:
             raise FormatError(f"the initramfs of {part.name} opens '{name}', which is not there")
         levels = sb.levels_from(first)
-        at = levels[-1].start if levels else 0  # of a single block there is no tree
+        at = levels[-1].start if levels else 0  # a single block has no tree
         block = walk.read(system, at * sb.hash_block_size, sb.hash_block_size)
         if hash_blocks(block, sb.hash_block_size, sb)[: sb.digest_size] != root_hash:
             raise VerificationError(f"{name} is another system than {part.name} opens")

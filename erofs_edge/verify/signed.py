@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what is about to be written to a board is signed at all: the signatures and what they name, not all the data.
+"""Quickly check whether an image about to be written to a board is signed: the signatures and what they cover, but not
+all the data.
 
-A build is checked with the key that lies beside it, which finds what was changed, exchanged or never signed; who may
-sign at all is for `verify --key` to say, which reads everything.
+A build is checked with the key that lies beside it, which detects what was changed, exchanged or never signed. Whose
+key is acceptable is decided by `verify --key`, which reads everything.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from erofs_edge.positions import READ, pread
 
 
 def refuse_unsigned(image: Path) -> None:
-    """Raises VerificationError, with what is wrong, where the image of a disk is not signed, or not by the key of the
-    build that it lies in; SourceError where it cannot be read.
+    """Raises VerificationError, saying what is wrong, if a disk image is not signed, or not by the key of the build
+    that it lies in; SourceError if it cannot be read.
 
-    An image without a partition table, and partitions of which nothing says that they are started, pass.
+    Images without a partition table pass, and so do partitions that nothing marks as bootable.
     """
     try:
         fd = os.open(image, READ)
@@ -30,7 +31,7 @@ def refuse_unsigned(image: Path) -> None:
         try:
             table = gpt.find(lambda offset, length: pread(fd, length, offset), os.fstat(fd).st_size)
         except FormatError:
-            return  # whatever it is, nothing starts from it: the plan says what is wrong with it
+            return  # nothing boots from it, whatever it is: the plan reports what is wrong
         if table is not None:
             _check(fd, table, image)
     finally:
@@ -38,7 +39,7 @@ def refuse_unsigned(image: Path) -> None:
 
 
 def is_plain(image: Path) -> bool:
-    """Whether it is no disk at all, so that `refuse_unsigned` has nothing to look at; False where it cannot be read."""
+    """Whether it is not a disk at all, so that `refuse_unsigned` has nothing to check; False if it cannot be read."""
     try:
         with image.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -48,7 +49,7 @@ def is_plain(image: Path) -> bool:
 
 
 def _check(fd: int, table: gpt.Table, image: Path) -> None:
-    """For a disk only, and of a build: what looks into signatures takes its time to load."""
+    """Only for disks, and partly only for builds: the code that checks signatures is slow to load."""
     if (image.parent / RELEASE).is_file() and (image.parent / PUBLIC_KEY).is_file():
         from erofs_edge.verify.signatures import check_built as check
     else:
@@ -57,8 +58,8 @@ def _check(fd: int, table: gpt.Table, image: Path) -> None:
 
 
 def is_development(image: Path) -> bool:
-    """Whether an image lies in a build that was signed with a development key. Raises ErofsEdgeError where there is a
-    build that cannot be read."""
+    """Whether an image lies in a build that was signed with a development key. Raises ErofsEdgeError if that build
+    cannot be read."""
     from erofs_edge.build.record import read_release
 
     if not (image.parent / RELEASE).is_file():

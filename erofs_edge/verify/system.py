@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A system image against its root hash, block by block, and the file system in it. Which files a bad block hits."""
+"""Check a system image against its root hash, block by block, and the file system in it; find the files of a bad
+block.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ COPY = 4 << 20  # bytes
 
 
 def find_tree(place: Place) -> int | None:
-    """Byte offset of the superblock of a hash tree in an image, or None: where data and tree are all that there is, or
-    where the EROFS in the image ends."""
+    """Byte offset of the superblock of a hash tree in an image, or None: the tree ends the file, or follows the end of
+    the EROFS image."""
     if (found := find_superblock(place)) is not None:
         return found
     end = erofs_end(place)
@@ -32,7 +34,7 @@ def find_tree(place: Place) -> int | None:
 
 
 def erofs_end(place: Place) -> int | None:
-    """The byte where an EROFS at the start of a file ends, if it holds one and has more bytes than that."""
+    """The byte offset at which an EROFS at the start of a file ends, if there is one and the file is longer."""
     with opened(place) as source:
         size, raw = file_size(source), read_exactly(source, SUPERBLOCK.size, SUPER_OFFSET)
     if len(raw) < SUPERBLOCK.size:
@@ -54,10 +56,10 @@ def check_tree(
     jobs: int | None = None,
     hash_base: int | None = None,
 ) -> None:
-    """Check data and tree, whose block 0 is byte `base` of a file, against a root hash. `hash_base`: of the tree, where
-    it has another.
+    """Check data and tree, whose block 0 is byte `base` of a file, against a root hash. `hash_base`: base of the tree,
+    if different.
 
-    Raises VerificationError that names blocks and files, FormatError where the file ends early.
+    Raises VerificationError naming blocks and files, FormatError if the file is too short.
     """
     bad, bad_hash, unproven = Ranges(), Ranges(), Ranges()
     for level, block, verdict in Walk(sb, fd, fd, jobs, None, base, hash_base).findings(levels, root_hash):
@@ -93,7 +95,7 @@ def check_file_system(
 
 @contextmanager
 def extracted(fd: Source, base: int, size: int) -> Iterator[Path]:
-    """A part of a file as a file of its own: the file itself where it starts with that part."""
+    """A part of a file as a file of its own: the file itself if it starts with that part."""
     whole = Path(f"/proc/self/fd/{fd}")
     if isinstance(fd, int) and base == 0 and whole.exists():
         yield whole
@@ -109,7 +111,7 @@ def extracted(fd: Source, base: int, size: int) -> Iterator[Path]:
 def files_of(fd: Source, base: int, sb: Superblock, blocks: Ranges) -> list[str]:
     """What the blocks belong to: paths, or 'superblock and tables' and so on; at most FILES_MAX, then '…'.
 
-    [] where the file system's own structures are too damaged to tell.
+    [] if the file system's own structures are too damaged to tell.
     """
     from erofs_edge.erofs.read import Image
     from erofs_edge.erofs.regions import map_image
