@@ -33,7 +33,7 @@ def check_out(top: Path, repository: Path, stock: Callable[[str], Path]) -> Path
         shutil.copytree(repository / name, top / name)
     for board in ("qemu-aarch64", "rpi4"):
         for lock in (stock(board) / "locks").glob("*.lock"):
-            shutil.copy(lock, next(top.rglob(lock.name)))
+            shutil.copy(lock, next(top.rglob(lock.name.replace(".board.lock", ".lock"))))
         shutil.copytree(stock(board), top / "out" / board, copy_function=os.link)
     (top / "DIR/sub").mkdir(parents=True)
     (top / "DIR/sub/file").write_text("text\n" * 1000)

@@ -19,7 +19,7 @@ from erofs_edge import __version__
 from erofs_edge.build.loader import loader_digest
 from erofs_edge.errors import ManifestError, SourceError
 from erofs_edge.manifest.load import Loaded, load_board, load_lock, load_system, lock_path
-from erofs_edge.manifest.lockfile import lock_bytes
+from erofs_edge.manifest.lockfile import lock_bytes, lock_in
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, Lock, System
 from erofs_edge.sources.base import image_of
 from erofs_edge.sources.cache import file_digest
@@ -73,7 +73,7 @@ def gather(
     named = [(name, p.content) for name, p in partitions.items() if p.content and p.content not in CONTENT_WORDS]
     if len(named) != 1:
         raise ManifestError(
-            f"{len(named)} partitions hold a system, one must",
+            f"exactly one partition must hold a system, {len(named)} do",
             where=board.position("disk.partitions"),
             hint="give one partition the path of a manifest as its `content`",
         )
@@ -128,8 +128,9 @@ def gather_layers(system: Loaded[System], locks: Path | None = None) -> tuple[Lo
 def lock_of(loaded: Loaded[Board] | Loaded[System], folder: Path | None = None) -> Lock:
     """The lock of a board or a manifest: in `folder`, else beside it. Raises ManifestError where it does not fit."""
     path = lock_path(loaded.path)
-    if folder is not None and (folder / path.name).exists():
-        path = folder / path.name
+    if folder is not None:
+        inside = lock_in(folder, loaded.path, board=isinstance(loaded.value, Board))
+        path = inside if inside.exists() else path
     lock = load_lock(path)
     check_lock(lock, loaded)
     return lock

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """When the mirror has moved on: locks of the output folder's own, beside the checked-in ones and never over them.
 
-OUT/locks/NAME.lock stands in for the lock beside its manifest as long as that one is still the file from which it
-was made (its hash is in OUT/locks/origins.json); a lock that was checked in anew wins again.
+OUT/locks/NAME.lock (of a board NAME.board.lock) stands in for the lock beside its manifest as long as that one is
+still the file from which it was made (its hash is in OUT/locks/origins.json); a lock that was checked in anew wins
+again.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def lock_again(board_path: Path, folder: Path, mirror: Mirror, cache: Cache, sys
     if system is not None:
         done += lock_all(load_system(system), mirror=mirror, cache=cache, folder=folder)
     for one in done:
-        path = folder / one.path.name
+        path = one.within(folder)
         save_lock(one.new, path)
         origins[str(one.path.absolute())] = _hash(one.path)
         notes.append(f"locked anew into {path}: {_summary(changes(one.old, one.new))}; {one.path} stays as it is")

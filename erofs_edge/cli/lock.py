@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @click.argument("manifest", metavar="BOARD|MANIFEST", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", metavar="FILE|FOLDER",
-    help="Write here instead of to NAME.lock beside the manifest. A folder gets one NAME.lock for each manifest.",
+    help="Write here instead of to NAME.lock beside the manifest. A folder gets NAME.lock for each manifest, and "
+    "NAME.board.lock for the board.",
 )  # fmt: skip
 @json_option
 def lock(manifest: Path, output: str | None, as_json: bool) -> None:
@@ -52,7 +53,7 @@ def lock(manifest: Path, output: str | None, as_json: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     records = []
     for one in done:
-        path = one.path if output is None else Path(output) if folder is None else folder / one.path.name
+        path = one.path if output is None else Path(output) if folder is None else one.within(folder)
         if one.new is not one.old or path != one.path:
             save_lock(one.new, path)
         records.append((_shown(path), one, changes(one.old, one.new)))

@@ -36,7 +36,7 @@ from erofs_edge.diskless.firmware import EFI, add_signature, firmware_image, fir
 from erofs_edge.diskless.place import Place
 from erofs_edge.errors import ErofsEdgeError, FormatError, ManifestError, UsageError, place_within
 from erofs_edge.manifest.load import load_system
-from erofs_edge.manifest.lockfile import load_lock, lock_path
+from erofs_edge.manifest.lockfile import load_lock, lock_in, lock_path
 from erofs_edge.manifest.model import Board, Lock
 from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import merged_tree, read_deb
@@ -106,9 +106,8 @@ class DisklessStart:
 
 def board_lock(board: Path, out: Path) -> Lock:
     """The lock by which a board's file was built into `out`: the one that the build made anew, if it had to."""
-    name = lock_path(board)
-    anew = out / RELOCKED / name.name
-    return load_lock(anew if anew.exists() else name)
+    anew = lock_in(out / RELOCKED, board, board=True)
+    return load_lock(anew if anew.exists() else lock_path(board))
 
 
 def build_diskless(

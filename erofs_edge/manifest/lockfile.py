@@ -27,6 +27,11 @@ def lock_path(manifest: Path | str) -> Path:
     return Path(manifest).with_suffix(".lock")
 
 
+def lock_in(folder: Path, path: Path, *, board: bool) -> Path:
+    """The same in a folder that has the locks of a board and of its manifests, whose files may have one name."""
+    return folder / f"{path.stem}{'.board' if board else ''}.lock"
+
+
 def load_lock(path: Path | str) -> Lock:
     """A lock file. Raises ManifestError with line and column where they can be told."""
     path = Path(path)

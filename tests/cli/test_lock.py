@@ -61,7 +61,7 @@ def test_a_folder_of_its_own(archive: FakeArchive) -> None:
     result = run("demo.yaml", "-o", "out/locks/")
     assert result.exit_code == 0, result.output
     assert "updated  libc6 1.0 → 2.0" in result.stdout
-    assert sorted(path.name for path in Path("out/locks").iterdir()) == ["demo.lock", "edge.lock"]
+    assert sorted(path.name for path in Path("out/locks").iterdir()) == ["demo.board.lock", "edge.lock"]
     assert Path("edge.lock").read_bytes() == before, "the lock beside the manifest stays as it is"
     assert load_lock("out/locks/edge.lock").users == load_lock("edge.lock").users
     assert "unchanged" in run("demo.yaml", "-o", "out/locks").stdout

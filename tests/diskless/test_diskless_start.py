@@ -227,7 +227,7 @@ def test_what_is_in_the_way_is_named(run: Edge, tmp_path: Path, repository: Path
     assert f"{tmp_path / 'boot.fit'}: offset 0x0: not a device tree" in done.stderr
     done = run("diskless", repository / "boards/rpi4.yaml", "--system", "nbd://192.0.2.1/x", "-o", tmp_path)
     assert "does not start from a verified FIT" in done.stderr
-    assert "hint: boot: {chain: u-boot-fit}" in done.stderr
+    assert "hint: set boot: {chain: u-boot-fit}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_the_lock_that_a_build_made_anew_wins(repository: Path, tmp_path: Path) 
     lock = board_lock(board, tmp_path)
     (tmp_path / "locks").mkdir()
     anew = (repository / "boards/qemu-aarch64.lock").read_text().replace(f'"date": {lock.date}', '"date": 7')
-    (tmp_path / "locks/qemu-aarch64.lock").write_text(anew)
+    (tmp_path / "locks/qemu-aarch64.board.lock").write_text(anew)
     assert (board_lock(board, tmp_path).date, lock.name) == (7, "qemu-aarch64")
 
 

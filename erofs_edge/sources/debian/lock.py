@@ -20,6 +20,7 @@ import msgspec
 
 from erofs_edge.errors import ManifestError, MirrorError, SourceError
 from erofs_edge.manifest.load import Loaded, load_lock, load_system, lock_path
+from erofs_edge.manifest.lockfile import lock_in
 from erofs_edge.manifest.model import CONTENT_WORDS, Board, Lock, LockedPackage, System
 from erofs_edge.manifest.stock import is_shipped, is_stock
 from erofs_edge.manifest.supply import Archive, LockedSource
@@ -65,11 +66,17 @@ class _Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Relocked:
-    """A new lock, and the one that it follows (None where there was none). `path` is beside the manifest."""
+    """A new lock, and the one that it follows (None where there was none). `path` is beside the manifest, or the
+    board's file (`board`)."""
 
     path: Path
     old: Lock | None
     new: Lock
+    board: bool = False
+
+    def within(self, folder: Path) -> Path:
+        """Where the lock is in a folder that has those of a board and its manifests."""
+        return lock_in(folder, self.path, board=self.board)
 
 
 def requested(value: Board | System) -> dict[str, list[str]]:
@@ -208,7 +215,9 @@ def lock_all(
     done = []
     with ExitStack() as stack:
         indexes: dict[tuple[str, str], Apt] = {}
-        olds = [old_lock(one.path, folder) for one in todo]
+        olds = [old_lock(one, folder) for one in todo]
+        if folder is not None:
+            _check_names(todo, folder)
         for one, old in zip(todo, olds, strict=True):
             key = (one.value.suite, one.value.arch)
             shared = None
@@ -218,7 +227,7 @@ def lock_all(
                 new = lock_board(one, mirror=mirror, old=old, apt=shared)
             else:
                 new = lock_system(one, mirror=mirror, cache=cache, old=old, apt=shared, progress=progress)
-            done.append(Relocked(lock_path(one.path), old, new))
+            done.append(Relocked(lock_path(one.path), old, new, isinstance(one.value, Board)))
     return done
 
 
@@ -229,13 +238,27 @@ def _may_lock(one: Loaded[System], named: Loaded[Board] | Loaded[System], folder
     return is_stock(named.path) and not is_shipped(one.path)
 
 
-def old_lock(manifest: Path, folder: Path | None = None) -> Lock | None:
+def _check_names(todo: list[Loaded[Board] | Loaded[System]], folder: Path) -> None:
+    """Raises ManifestError where two manifests would have one lock in the folder."""
+    seen: dict[Path, Path] = {}
+    for one in todo:
+        path = lock_in(folder, one.path, board=isinstance(one.value, Board))
+        if (other := seen.setdefault(path, one.path)) != one.path:
+            raise ManifestError(
+                f"its lock would be {path}, which is that of {other}, too",
+                where=str(one.path),
+                hint="rename one of the two files",
+            )
+
+
+def old_lock(loaded: Loaded[Board] | Loaded[System], folder: Path | None = None) -> Lock | None:
     """The lock that a new one follows: in `folder`, else beside the manifest; None where there is none.
 
     Raises ManifestError on a damaged one: its pinned ids would be lost.
     """
-    beside = lock_path(manifest)
-    for path in [beside] if folder is None else [folder / beside.name, beside]:
+    beside = lock_path(loaded.path)
+    inside = [] if folder is None else [lock_in(folder, loaded.path, board=isinstance(loaded.value, Board))]
+    for path in [*inside, beside]:
         if path.exists():
             try:
                 return load_lock(path)

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from sources.debian.locking import BOARD, MANIFEST, FakeArchive
 
+from erofs_edge.build.inputs import gather
 from erofs_edge.errors import ManifestError, MirrorError, SourceError
 from erofs_edge.manifest.load import Loaded, load_any, load_board, load_system, lock_path, save_lock
 from erofs_edge.manifest.model import Board, Lock, System
@@ -169,11 +170,29 @@ def test_the_old_lock_of_an_output_folder_wins(
 ) -> None:
     (one,) = lock_all(system, mirror=archive.mirror, cache=cache)
     save_lock(msgspec.structs.replace(one.new, users={"sshd": 700}), lock_path(system.path))
-    assert old_lock(system.path, tmp_path / "out").users == {"sshd": 700}
+    assert old_lock(system, tmp_path / "out").users == {"sshd": 700}
     (tmp_path / "out").mkdir()
     save_lock(msgspec.structs.replace(one.new, users={"sshd": 701}), tmp_path / "out/edge.lock")
     (again,) = lock_all(system, mirror=archive.mirror, cache=cache, folder=tmp_path / "out")
     assert again.new.users["sshd"] == 701
+
+
+def test_a_board_and_its_manifest_may_have_one_name(
+    archive: FakeArchive, board: Loaded[Board], tmp_path: Path, cache: Cache
+) -> None:
+    """boards/demo.yaml with manifests/demo.yaml: in one folder their locks do not take each other's place."""
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "edge.yaml").rename(tmp_path / "manifests/demo.yaml")
+    board.path.write_text(BOARD.replace("edge.yaml", "manifests/demo.yaml"))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    done = lock_all(load_any(board.path), mirror=archive.mirror, cache=cache, folder=folder)
+    for one in done:
+        save_lock(one.new, one.within(folder))
+    inputs = gather(board.path, folder)
+    assert (inputs.lock, inputs.system.lock) == (done[0].new, done[1].new)
+    again = lock_all(load_any(board.path), mirror=archive.mirror, cache=cache, folder=folder)
+    assert [one.new is one.old for one in again] == [True, True]
 
 
 def test_a_damaged_old_lock_is_not_passed_over(archive: FakeArchive, system: Loaded[System], cache: Cache) -> None:
@@ -197,7 +216,7 @@ def test_an_unknown_package_is_shown_where_it_stands(
     with pytest.raises(ManifestError, match=message) as caught:
         lock_system(load_system(system.path), mirror=archive.mirror, cache=cache)
     assert str(caught.value.where).endswith(where)
-    assert caught.value.hint == "check the name and the suite"
+    assert caught.value.hint == "check the name of the package and the suite"
 
 
 @pytest.mark.parametrize(
