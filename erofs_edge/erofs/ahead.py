@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A head start: large files are compressed while the rest of a tree is still being looked for.
+"""A head start: compress large files while the rest of the tree is still being scanned.
 
-Finding fourteen thousand files and planning their inodes keeps one processor busy for a few tenths of a second, and the
-others have nothing to do meanwhile. What a piece of a file becomes depends on its bytes and the options alone, so it
-may be made before anybody knows where it will stand. How far the head start gets changes no byte of the image.
+Finding fourteen thousand files and planning their inodes keeps one processor busy for a few tenths of a second while
+the others idle. The compressed form of a piece depends only on its bytes and the options, so it can be made before its
+place in the image is known. How far the head start gets does not change a byte of the image.
 
-Where the tree is worth it, processes are forked here for all that is to be read and compressed, see crew.py: the only
-moment at which there are no threads yet.
+If the tree is large enough, processes are forked here for all reading and compressing (see crew.py): this is the only
+moment before any threads exist.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
     from erofs_edge.erofs.options import WriteOptions
 
-LARGE = 256 << 10  # bytes: smaller files are not worth a task of their own
-# bytes that are started; a codec without levels gets through more, and so does a cache
+LARGE = 256 << 10  # bytes; smaller files are not worth a separate task
+# bytes to start on; a codec without levels manages more, and so does a cache
 SLOW_MOST, FAST_MOST = 32 << 20, 96 << 20
 WORTH_FORKING = 16 << 20  # bytes of files
 
 
 class HeadStart:
-    """Starts on the files that it is offered, with the threads that go on with everything else then.
+    """Starts on the files that it is offered, using the threads that later continue with everything else.
 
-    Only what is certain is started: with rules by path, or where everything goes to the packed inode, nothing is.
-    Raises UsageError as `choose_codings`.
+    Only what is certain is started: nothing with rules by path, or if everything goes into the packed inode. Raises
+    UsageError as `choose_codings` does.
     """
 
     def __init__(self, options: WriteOptions) -> None:
@@ -68,7 +68,7 @@ class HeadStart:
 
     @property
     def least(self) -> int:
-        """Bytes of the smallest file that is started."""
+        """Size in bytes of the smallest file that is started early."""
         return LARGE
 
     def __enter__(self) -> HeadStart:
@@ -82,7 +82,8 @@ class HeadStart:
             self.crew.kill()
 
     def offer(self, content: Content) -> None:
-        """A file of the host has this content. One that has the size of another is left: it may be equal to it."""
+        """Offer the content of a host file. A file with the same size as an earlier one is skipped: the two may be
+        equal."""
         size = content.size
         self._seen += size
         if self._may_fork and self._seen >= WORTH_FORKING:
@@ -106,16 +107,16 @@ class HeadStart:
             future = self.crew.submit([piece]) if self.crew is not None else self.pool.submit(self._store, piece)
             if future is not None:
                 started[piece.offset] = future
-        self._started[id(content)] = content, started  # the object is kept, so that no other gets its identity
+        self._started[id(content)] = content, started  # the object is kept, so that its id() is not reused
 
     def has(self, piece: Piece) -> bool:
-        """Whether `take` would have the piece."""
+        """Whether `take` would return the piece."""
         started = self._started.get(id(piece.node.inode.content))
         return started is not None and piece.offset in started[1]
 
     def take(self, piece: Piece) -> Stored | None:
-        """What became of a piece, if it was started; waits for it. None also where that failed: then it is to be tried
-        again, so that whoever asks meets the error."""
+        """Return the result for a piece if it was started, waiting for it if necessary. None also if that failed: the
+        caller then tries again and gets the error."""
         started = self._started.get(id(piece.node.inode.content))
         future = started[1].pop(piece.offset, None) if started is not None else None
         if future is None:
@@ -135,15 +136,16 @@ class HeadStart:
         return store_piece(piece, cutter, options.cache, options.block_size, self._tails, beside)
 
     def _fork(self) -> None:
-        """Processes instead of threads, if there can still be some. What waited for them is started."""
+        """Switch from threads to processes, if that is still possible, and start on the files that were waiting for
+        this."""
         self._may_fork = False
         options = self._options
         if may_fork():
-            # with a profile or a baseline each extent of a file may come to stand elsewhere
+            # with a profile or a baseline, each extent of a file may be placed separately
             joined = 0 if options.profile or options.baseline is not None else options.block_size
             small = options.block_size if self._tails is Tails.BLOCK else 0
             if self._rules is not None:
-                self._local.cutter(self._rules)  # codecs are opened, and checked, once for all processes
+                self._local.cutter(self._rules)  # open and check codecs once for all processes
             how = options.processes, options.cache, options.meter, joined, self._local.restart, small
             with suppress(OSError):
                 self.crew = Crew(self._store, *how)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the packed inode of an older image is cut, so that what has not changed can be cut there again.
+"""Where the packed inode of an older image is cut, so that unchanged content can be cut there again.
 
-A pcluster ends where its output is full, so after a change everything behind it would be cut in another way. Extents
-of the older image whose content is still there are points at which cutting falls into step again (compress.py).
+A pcluster ends where its output is full, so after a change everything that follows would be cut differently. Extents of
+the older image whose content is still there are points at which cutting gets back in step (compress.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 
 class OldExtent(NamedTuple):
-    """Bytes [start, start + length) of the packed inode, and their sha256; `raw` ones are stored as they are, an
-    `inline` one stands behind the index."""
+    """Bytes [start, start + length) of the packed inode, and their sha256. `raw` extents are stored uncompressed; an
+    `inline` one is stored after the index."""
 
     start: int
     length: int
@@ -29,16 +29,16 @@ class OldExtent(NamedTuple):
 
 
 class Anchors:
-    """The extents that are unchanged, by byte of a piece of `size` bytes: start → (end, whether it is raw).
+    """The unchanged extents, relative to a piece of `size` bytes: start → (end, whether it is raw).
 
-    An `end` of None: what follows was inline, and is not any more, so the end is one that the compressor chose.
-    `inline` is where one that stands behind the index starts that is unchanged, -1 if there is none.
+    An `end` of None means that the next extent was inline and no longer is, so the compressor chose this end. `inline`
+    is the start of an unchanged extent stored after the index, -1 if there is none.
     """
 
     def __init__(self, extents: Iterable[tuple[int, int | None, bool]], size: int, inline: int = -1) -> None:
         self.inline = inline
         self._extents = {start: (end, raw) for start, end, raw in extents}
-        # another extent that ended where the inline one starts would be taken for the whole blocks of a split end
+        # an extent that ends where the inline one starts would be mistaken for the whole blocks of a split tail
         ends = {end for end, _ in self._extents.values() if end is not None and end != inline}
         self._points = sorted(ends | self._extents.keys())
         self._size = size
@@ -47,7 +47,7 @@ class Anchors:
         return bool(self._extents)
 
     def known_end(self, at: int) -> int | None:
-        """The end of the old extent that starts there; None where none does, or its end says nothing."""
+        """Return the end of the old extent that starts at `at`; None if there is none or its end is not known."""
         return self._extents.get(at, (None, False))[0]
 
     def is_raw(self, at: int) -> bool:
@@ -55,8 +55,8 @@ class Anchors:
         return raw and end is not None
 
     def target(self, at: int, least: int) -> int:
-        """Where an extent from byte `at` on should end at the latest: at the end of the old one that starts there,
-        else at the first known point that is at least `least` bytes away, else at the end of the piece."""
+        """Return where an extent from byte `at` on should end at the latest: at the end of the old one that starts
+        there, else at the first known point at least `least` bytes away, else at the end of the piece."""
         end, _ = self._extents.get(at, (None, False))
         if at in self._extents:
             return self._size if end is None else end
@@ -65,7 +65,7 @@ class Anchors:
 
     @property
     def identity(self) -> str:
-        """Tells cached data apart."""
+        """Distinguishes cached data."""
         if not self:
             return ""
         text = " ".join(f"{start}-{end}{'r' * raw}" for start, (end, raw) in sorted(self._extents.items()))
@@ -73,7 +73,7 @@ class Anchors:
 
 
 def unchanged(old: Sequence[OldExtent], data: bytes, offset: int) -> Anchors:
-    """The anchors in a piece: what it holds from byte `offset` of the packed inode on is compared by sha256."""
+    """Return the anchors in a piece, whose content from byte `offset` of the packed inode on is compared by sha256."""
     view = memoryview(data)
     found: list[tuple[int, int | None, bool]] = []
     inline, follows = -1, None

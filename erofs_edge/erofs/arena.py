@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that a process shares with those it forks: a file without a name, in units that are given away in runs.
+"""Memory that a process shares with its forked children: an unnamed file, divided into units that are allocated in
+runs.
 
-What is written there is written and read as a file: mapped, each process would meet a fault at each of its pages. Only
-the owner maps it, for views of results that need no copy.
+It is written and read as a file: if it were mapped, each process would take a fault on each page. Only the owner maps
+it, for views of results that need no copy.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-UNIT = 128 << 10  # bytes that are given away together
+UNIT = 128 << 10  # bytes; the unit of allocation
 UNITS = 1280  # 160 MiB
-NOEXEC_SEAL = 8  # MFD_NOEXEC_SEAL, linux/memfd.h: systems may ask for it, since Linux 6.3
-BUFFERS_MAX = 1024  # IOV_MAX, linux/uio.h: of a call
+NOEXEC_SEAL = 8  # MFD_NOEXEC_SEAL, linux/memfd.h: systems may require it, since Linux 6.3
+BUFFERS_MAX = 1024  # IOV_MAX, linux/uio.h: limit per call
 
 
 class Arena:
-    """UNITS units, all free. Which are, only the process that made it knows. Raises OSError where there can be no such
-    file."""
+    """UNITS units, all free at first. Only the process that created it tracks which are free. Raises OSError if such a
+    file cannot be created."""
 
     def __init__(self) -> None:
         self._file = _file_in_memory(UNIT * UNITS)
@@ -34,7 +35,7 @@ class Arena:
         self._returned: deque[tuple[int, int]] = deque()
 
     def take(self, units: int) -> int | None:
-        """The first of so many free units that follow each other, the lowest there are; None where there are none."""
+        """Allocate a run of free units and return the first, the lowest possible; None if there is no such run."""
         self._collect()
         starts, done = self._free, 1
         while done < units and starts:
@@ -48,17 +49,17 @@ class Arena:
         return first
 
     def give_back(self, first: int, units: int) -> None:
-        """These are free again."""
+        """Free these units."""
         self._free |= (1 << units) - 1 << first
 
     def lend(self, first: int, units: int) -> memoryview:
-        """The bytes of taken units, which are free again when the last view of them is gone."""
+        """Return the bytes of allocated units. The units are freed when the last view of them is gone."""
         lease = _lease_type(units).from_buffer(self._map, first * UNIT)
         lease.returned, lease.place = self._returned, (first, units)
         return memoryview(lease).cast("B")
 
     def free_runs(self) -> Iterator[tuple[int, int]]:
-        """First unit and number of those that are free, as long runs as there are."""
+        """Yield (first unit, number of units) of each maximal free run."""
         self._collect()
         left, first = self._free, 0
         while left:
@@ -71,7 +72,7 @@ class Arena:
         return os.pread(self._file, size, first * UNIT)
 
     def write(self, first: int, buffers: Sequence[bytes | memoryview]) -> None:
-        """All of them, one behind the other. Raises OSError where there is no memory."""
+        """Write all buffers back to back. Raises OSError if there is not enough memory."""
         at = first * UNIT
         for number in range(0, len(buffers), BUFFERS_MAX):
             some = buffers[number : number + BUFFERS_MAX]
@@ -81,12 +82,12 @@ class Arena:
             at += size
 
     def drop(self, first: int, units: int) -> None:
-        """Memory of units that nobody needs goes back to the system: they read as zeros."""
-        with suppress(OSError):  # it is less memory, no more
+        """Return the memory of unused units to the system: they then read as zeros."""
+        with suppress(OSError):  # this only saves memory
             self._map.madvise(mmap.MADV_REMOVE, first * UNIT, units * UNIT)
 
     def close(self) -> None:
-        """Nothing is read or written any more; what has been lent stays."""
+        """End reading and writing. Lent views stay valid."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -105,7 +106,7 @@ def _lease_type(units: int) -> Any:
 
 
 def _file_in_memory(size: int) -> int:
-    """A descriptor. Raises OSError where there are no such files."""
+    """Return the descriptor of a new memory file. Raises OSError if the system does not have them."""
     if not hasattr(os, "memfd_create"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     try:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files that the kernel has in memory, read without giving up the interpreter's lock.
+"""Read small files that are in the page cache without releasing the GIL.
 
-Opening, reading and closing a file of a few kilobytes takes microseconds, and each of Python's own calls gives up the
-lock meanwhile; getting it back from a thread that computes takes a hundred times as long. So these calls keep it, as
-long as nothing has to be waited for: reads that would have to are refused by the kernel (RWF_NOWAIT, Linux 4.14) and
-are then made in the usual way. Where the C library has no such call, nothing is read here.
+Opening, reading and closing a file of a few kilobytes takes microseconds, but each of Python's own calls releases the
+GIL, and getting it back from a busy thread takes a hundred times as long. These calls keep it as long as nothing
+blocks: the kernel refuses reads that would block (RWF_NOWAIT, Linux 4.14), and those are repeated in the usual way. If
+the C library has no such call, nothing is read here.
 
-In a process without other threads nobody else wants the lock, and Python's own calls take two thirds of the time.
+In a process without other threads, nobody competes for the GIL, and Python's own calls take two thirds of the time.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from functools import cache
 from erofs_edge.codec.lz4 import address_of
 from erofs_edge.positions import READ
 
-SMALL = 128 << 10  # bytes: copying that many takes less than getting the lock back
+SMALL = 128 << 10  # bytes; copying that many takes less time than reacquiring the GIL
 _NOWAIT = 0x8  # RWF_NOWAIT, linux/fs.h
-# what is no regular file any more must not be waited for either
+# a path that is no longer a regular file must not block either
 _FLAGS = READ | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 Read = Callable[[bytes, int], bytes | None]
@@ -35,7 +35,7 @@ class _Vector(ctypes.Structure):
 
 
 class _Local(threading.local):
-    """A thread's two places to read to: what is expected, and one byte more, so that longer files are noticed."""
+    """A thread's two read buffers: one for the expected bytes, and one byte more to detect longer files."""
 
     def __init__(self) -> None:
         self.vectors = (_Vector * 2)()
@@ -49,19 +49,20 @@ _is_alone = False
 
 
 def be_alone() -> None:
-    """This process has one thread from now on, or others that rarely want the interpreter's lock."""
+    """Declare that this process has one thread from now on, or others that rarely need the GIL."""
     global _is_alone  # noqa: PLW0603 - it is a fact about the process
     _is_alone = True
 
 
 def reader() -> Read | None:
-    """(path, size of at most SMALL bytes) → the whole file, or None where it has another size or cannot be had at
-    once: then it is to be read in the usual way, which also tells what is wrong. None where there is no such call."""
+    """Return a function (path, size of at most SMALL bytes) → the whole file, or None if it has a different size or
+    cannot be read at once. Then it must be read in the usual way, which also reports what is wrong. Without such a
+    call, return None."""
     return read_alone if _is_alone else _reader()
 
 
 def read_alone(path: bytes, size: int) -> bytes | None:
-    """As what `reader` gives, by Python's own calls."""
+    """Like what `reader` returns, with Python's own calls."""
     try:
         fd = os.open(path, _FLAGS)
     except OSError:
@@ -96,7 +97,7 @@ def _reader() -> Read | None:
         if fd < 0:
             return None
         try:
-            data: bytes = new(None, size)  # nobody else has seen these bytes yet: they may be set
+            data: bytes = new(None, size)  # nobody else has seen this object yet, so it may be modified
             local.first.base, local.first.length = address_of(data), size
             got = read(fd, local.address, 2, 0, _NOWAIT)
         finally:

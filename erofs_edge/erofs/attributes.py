@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Extended attributes as the writer lays them out (kernel: ``struct erofs_xattr_ibody_header``, ``_entry``).
 
-An attribute that more than two inodes carry is stored once in the shared area and referred to by its offset; SELinux
-labels are what makes that pay. Everything else stands right after the inode. The name filter tells the kernel which
-names an inode certainly lacks. Long prefixes, where the image has a table of them, save the beginning of long names.
+An attribute of more than two inodes is stored once in the shared area and referred to by its offset; SELinux labels
+make that pay off. Everything else is stored right after the inode. The name filter tells the kernel which names an
+inode certainly does not have. Long prefixes, if the image has a table of them, save the beginning of long names.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from erofs_edge.erofs.ondisk import (
 )
 from erofs_edge.errors import SourceError, UsageError
 
-NAME_MAX = 255  # bytes of an attribute's whole name: XATTR_NAME_MAX of Linux
+NAME_MAX = 255  # bytes of an attribute's full name: XATTR_NAME_MAX of Linux
 SHARED_MAX = 255  # shared attributes of one inode: an 8-bit count
 ICOUNT_MAX = 0xFFFF
 PREFIXES_MAX = 128
 INFIX_MAX = 255
-GAP_MAX = 4096  # bytes that an entry may leave free before it to keep its old place
+GAP_MAX = 4096  # bytes that may be left free before an entry to keep its old place
 Attribute = tuple[bytes, bytes]  # full name, value
 
 
 class AttributeRules:
-    """tolerance: users of an attribute above which it is shared; filter: store which names an inode lacks;
-    prefixes: long prefixes, each with one of the short ones before it."""
+    """tolerance: an attribute with more users than this is shared; filter: store the name filter; prefixes: long
+    prefixes, each beginning with one of the short ones."""
 
     __slots__ = ("filter", "prefixes", "tolerance")
 
@@ -52,7 +52,8 @@ class AttributeRules:
                 )
 
     def split(self, name: bytes) -> tuple[int, bytes]:
-        """(name index, suffix), by the longest prefix. Raises SourceError for a name that no prefix fits."""
+        """Return (name index, suffix), using the longest prefix. Raises SourceError for a name without a matching
+        prefix."""
         if name == FINGERPRINT and name in self.prefixes:
             return XATTR_LONG_PREFIX | self.prefixes.index(name), b""
         short = split_name(name)
@@ -63,11 +64,12 @@ class AttributeRules:
         return XATTR_LONG_PREFIX | self.prefixes.index(longest), name[len(longest) :]
 
     def prefix_table(self) -> bytes:
-        """A record of each long prefix: 16 bits of length, index of the short one, the rest; padded to 4 bytes."""
+        """Encode a record for each long prefix: 16 bits of length, index of the short one, the rest; padded to 4
+        bytes."""
         table = b""
         for prefix in self.prefixes:
             base = _short_prefix(prefix)
-            assert base is not None  # noqa: S101 - checked when the rules were made
+            assert base is not None  # noqa: S101 - checked in __init__
             infix = prefix[len(_text(base)) :]
             record = (1 + len(infix)).to_bytes(2, "little") + bytes([base]) + infix
             table += record + bytes(-len(record) % 4)
@@ -78,7 +80,7 @@ DEFAULT_RULES = AttributeRules()
 
 
 def count_attributes(sets: Iterable[dict[bytes, bytes]]) -> Counter[Attribute]:
-    """How many inodes carry each attribute; of one with more than it can share, the first ones count."""
+    """Count the inodes that have each attribute. Of an inode with more than it can share, only the first ones count."""
     return Counter(
         attribute
         for xattrs in sets
@@ -92,10 +94,10 @@ def shared_area(
     rules: AttributeRules = DEFAULT_RULES,
     old: Mapping[Attribute, int] = MappingProxyType({}),
 ) -> tuple[bytes, dict[Attribute, int]]:
-    """The shared entries in the order of (name, value), and the id of each.
+    """Return the shared entries in the order of (name, value), and the id of each.
 
-    `offset` is where the area starts, in bytes from xattr_blkaddr, a multiple of 4; an id is such an offset / 4. The
-    entries that have an `old` offset keep it as far as they can; the others follow behind them.
+    `offset` is where the area starts, in bytes from xattr_blkaddr, a multiple of 4; an id is such an offset / 4.
+    Entries with an `old` offset keep it where possible; the others follow them.
     """
     area = bytearray()
     ids = {}
@@ -116,7 +118,7 @@ def shared_area(
 def inline_area(
     xattrs: dict[bytes, bytes], shared: dict[Attribute, int], where: str, rules: AttributeRules = DEFAULT_RULES
 ) -> bytes:
-    """What follows the inode: header, shared ids, entries; empty without attributes.
+    """Return what follows the inode: header, shared ids, entries. Empty without attributes.
 
     Raises SourceError, naming `where`, for attributes that the format cannot hold.
     """
@@ -140,12 +142,12 @@ def inline_area(
 
 
 def icount(area: bytes) -> int:
-    """i_xattr_icount for an area as `inline_area` makes it."""
+    """Return i_xattr_icount for an area made by `inline_area`."""
     return (len(area) - XATTR_HEADER.size) // 4 + 1 if area else 0
 
 
 def entry(name: bytes, value: bytes, rules: AttributeRules = DEFAULT_RULES) -> bytes:
-    """struct erofs_xattr_entry with name suffix and value, padded to 4 bytes."""
+    """Encode struct erofs_xattr_entry with name suffix and value, padded to 4 bytes."""
     index, suffix = rules.split(name)
     if len(value) > 0xFFFF:
         raise SourceError(f"attribute {_shown(name)} has {len(value)} bytes, more than 65535")
@@ -155,7 +157,7 @@ def entry(name: bytes, value: bytes, rules: AttributeRules = DEFAULT_RULES) -> b
 
 @cache
 def split_name(name: bytes) -> tuple[int, bytes]:
-    """(name index, suffix). Raises SourceError for a name that the format has no prefix for."""
+    """Return (name index, suffix). Raises SourceError for a name that no prefix of the format matches."""
     for index, prefix in XATTR_PREFIXES.items():
         exact = not prefix.endswith(b".")
         if (name == prefix) if exact else (name.startswith(prefix) and len(name) > len(prefix)):
@@ -170,7 +172,7 @@ def split_name(name: bytes) -> tuple[int, bytes]:
 
 @cache
 def filter_bit(index: int, suffix: bytes) -> int:
-    """The bit of h_name_filter that is cleared for a name: xxh32 of the suffix, seeded with its index."""
+    """Return the bit of h_name_filter that is cleared for a name: xxh32 of the suffix, seeded with its index."""
     return xxh32(suffix, XATTR_FILTER_SEED + index) & 31
 
 
@@ -207,14 +209,14 @@ def xxh32(data: bytes, seed: int) -> int:
 
 
 def _short_prefix(name: bytes) -> int | None:
-    """The index of the short prefix that a long one starts with; ACLs' are whole names and have none."""
+    """Return the index of the short prefix with which a long one begins. ACLs are whole names and have none."""
     if name == FINGERPRINT:
         return 0
     return next((i for i, p in XATTR_PREFIXES.items() if p.endswith(b".") and name.startswith(p)), None)
 
 
 def _text(index: int) -> bytes:
-    """The short prefix of an index; nothing has none."""
+    """Return the short prefix with this index; the empty prefix if there is none."""
     return XATTR_PREFIXES.get(index, b"")
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`-z auto` with a baseline: the options that keep what is there, found in the baseline itself.
+"""`-z auto` with a baseline: the options that keep most of it, derived from the baseline itself.
 
-Where a file has not changed, the same options give the same blocks, and any others give none of them. The image tells
-its codec, the sizes of its pclusters and how it was packed. The level shows only in what was made with it, so a few of
-the baseline's own pclusters are made again with every level, until one gives them all.
+For an unchanged file, the same options give the same blocks and any other options give none of them. The image states
+its codec, its pcluster sizes and how it was packed. The level shows only in the output, so a few of the baseline's own
+pclusters are compressed again at every level until one reproduces them all.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from erofs_edge.erofs.plan import Plan
 from erofs_edge.erofs.read import Image
 from erofs_edge.errors import UsageError
 
-PROBES = 24  # pclusters that are made again
-START = 1 << 20  # bytes of a file that are enough for its first pcluster, or it is no probe
+PROBES = 24  # pclusters to compress again
+START = 1 << 20  # bytes of a file that must suffice for its first pcluster; otherwise it is not used as a probe
 NAMES = {0: ("lz4", "lz4hc"), 2: ("deflate",), 3: ("zstd",)}
-"""algorithm → compressions that make it. lzma is not in here: as with -z auto alone."""
+"""algorithm → compressions that produce it. lzma is missing here, as in -z auto without a baseline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One compression that could be the baseline's: how many of the probes come out as they are there."""
+    """A compression that may be the baseline's: how many of the probes it reproduces."""
 
     compression: str
     level: int | None
@@ -48,7 +48,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """Bytes of a file, and the pcluster that was made of the first `length` of them."""
+    """Bytes of a file, and the pcluster made from the first `length` of them."""
 
     content: bytes
     length: int
@@ -56,13 +56,13 @@ class _Probe:
 
 
 def as_baseline(options: WriteOptions) -> tuple[WriteOptions, list[Found]]:
-    """The options with the baseline's own compression, pclusters and packing, and what was tried, the best first.
+    """Return the options with the baseline's own compression, pclusters and packing, and what was tried, best first.
 
-    The size of pclusters is kept where the options ask for one. Raises UsageError where the baseline is not compressed
-    in one way, or in none of ours, and for what the kernel that the options name cannot mount; ErofsFormatError where
-    it is no image.
+    The pcluster size is kept if the options specify one. Raises UsageError if the baseline is not compressed in one
+    way, or in none of ours, or if the options' kernel cannot mount the result; ErofsFormatError if the baseline is not
+    an image.
     """
-    assert options.baseline is not None  # noqa: S101 - the caller has looked
+    assert options.baseline is not None  # noqa: S101 - checked by the caller
     with Image(options.baseline) as image:
         files = [inode for _, inode in _distinct(image) if inode.size]
         inodes = [inode for inode in files if inode.is_compressed]
@@ -109,7 +109,7 @@ def _unknown(path: Path, why: str) -> UsageError:
 
 
 def _levels(name: str) -> Iterator[tuple[str, int | None]]:
-    """The level that is taken where none is given, then all others, from the fastest on."""
+    """Yield the default level, then all others, starting with the fastest."""
     codec = CODECS[name]
     yield name, None if codec.kinds else codec.default_level
     for level in range(codec.level_min, codec.level_max + 1) if codec.level_max else ():
@@ -118,7 +118,7 @@ def _levels(name: str) -> Iterator[tuple[str, int | None]]:
 
 
 def _distinct(image: Image) -> Iterator[tuple[bytes, DiskInode]]:
-    """Regular files, hard links once, in an order that says nothing of what is in them."""
+    """Yield regular files, hard links once, in an order unrelated to their content."""
     seen: dict[int, tuple[bytes, DiskInode]] = {}
     for path, inode in image.walk():
         if stat.S_ISREG(inode.mode):
@@ -129,11 +129,11 @@ def _distinct(image: Image) -> Iterator[tuple[bytes, DiskInode]]:
 def _form(
     image: Image, own: list[tuple[DiskInode, Extent]], packed: list[Extent], options: WriteOptions
 ) -> dict[str, Any]:
-    """pcluster, fragments, packed_pcluster, dedupe and ztailpacking, as fields of WriteOptions. `own` are the files
-    that begin with a pcluster of their own, `packed` the extents of the packed inode."""
+    """Return pcluster, fragments, packed_pcluster, dedupe and ztailpacking, as fields of WriteOptions. `own` are the
+    files that begin with their own pcluster, `packed` the extents of the packed inode."""
     info = image.superblock
     sizes = [extent.size for _, extent in own] or [extent.size for extent in packed]
-    # fragments and shared pclusters have the same bit; a file that refers to others' has a full index
+    # fragments and shared pclusters use the same bit; a file that refers to pclusters of others has a full index
     shared = any(inode.layout == ondisk.LAYOUT_COMPRESSED_FULL for inode, _ in own)
     return {
         "pcluster": options.pcluster or max(sizes),
@@ -145,18 +145,18 @@ def _form(
 
 
 def _shares(files: list[DiskInode]) -> bool:
-    """Whether files that are not compressed share their blocks, which no feature bit tells."""
+    """Whether uncompressed files share their blocks, which no feature bit shows."""
     blocks = [inode.block for inode in files if inode.layout == ondisk.LAYOUT_FLAT_PLAIN]
     return len(set(blocks)) < len(blocks)
 
 
 def _is_own(extent: Extent) -> bool:
-    """Whether it is a compressed one with blocks."""
+    """Whether this is a compressed extent with its own blocks."""
     return extent.kind is Kind.ENCODED and not extent.inline
 
 
 def _probes(image: Image, starts: list[tuple[DiskInode, Extent]], size: int) -> Iterator[_Probe]:
-    """Of pclusters that are full, and end before what is tried here does."""
+    """Yield probes from pclusters that are full and end before the bytes tried here do."""
     for inode, extent in starts:
         if extent.size == size and not extent.partial:
             start = image.read(inode, extent.start, min(START, inode.size - extent.start))
@@ -169,7 +169,7 @@ def _count_same(probes: list[_Probe], rules: CutRules) -> int:
     for probe in probes:
         level = rules.codec.level_for(probe.content) if rules.by_kind else rules.level
         one = open_compressor(rules.codec, level, rules.pcluster, rules.block_size, rules.dictionary)
-        if isinstance(one, SearchedOutput):  # what was found is what that much input gives, however it was found
+        if isinstance(one, SearchedOutput):  # this is what that much input gives, however it is found
             consumed, produced = one.fill(address_of(probe.content), probe.length, guess=probe.length)
         else:
             consumed, produced = one.fill(address_of(probe.content), len(probe.content))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of an image: mapped, and every read bounded.
+"""The bytes of an image, mapped into memory, with every read bounded.
 
-One address space holds all of them. The image itself lies at 0, extra device k at ``k << DEVICE_BITS``, and the
-content of the metabox inode at METABOX; on-disk addresses have 64 bits, so nothing in an image can forge the others.
+A single address space covers everything: the image itself at 0, extra device k at ``k << DEVICE_BITS``, and the content
+of the metabox inode at METABOX. On-disk addresses have 64 bits, so nothing in an image can forge the other ranges.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ METABOX = 1 << 96
 
 
 def place(offset: int) -> str:
-    """An address as messages name it: the offset, and in what where that is not the image file."""
+    """Format an address for messages: the offset, and what it is in if that is not the image file."""
     if offset >= METABOX:
         return f"offset {offset - METABOX:#x} of the metabox"
     if offset >> DEVICE_BITS:
@@ -33,12 +33,12 @@ def place(offset: int) -> str:
 
 
 def broken(message: str, offset: int) -> ErofsFormatError:
-    """The error for bytes at `offset` of the image that break the format."""
+    """Return the error for bytes at `offset` that violate the format."""
     return ErofsFormatError(message, where=place(offset))
 
 
 class Window(NamedTuple):
-    """Addresses [start, end) that `read(offset from start, length)` serves; `at` is their address of their own."""
+    """Addresses [start, end) served by `read(offset from start, length)`; `at` is their own address."""
 
     start: int
     end: int
@@ -47,21 +47,21 @@ class Window(NamedTuple):
 
 
 class Backing:
-    """Bytes [0, `end`) of a file or block device from byte `offset` of it on, mapped read-only, and the windows
-    attached to it.
+    """Bytes [0, `end`) of a file or block device, starting at its byte `offset`, mapped read-only, plus the attached
+    windows.
 
-    `end` starts as the file's size and is lowered to the size that the superblock tells, so that nothing inside the
-    image can point at what was appended to it (a hash tree). Reads are safe from several threads.
+    `end` starts as the file's size and is lowered to the size in the superblock, so that nothing inside the image can
+    point to data appended to it (such as a hash tree). Reads are safe from several threads.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        """Raises ErofsEdgeError where the file cannot be opened, ErofsFormatError where it is empty, UsageError for a
-        pipe, and an offset at which files cannot be mapped."""
+        """Raises ErofsEdgeError if the file cannot be opened, ErofsFormatError if it is empty, UsageError for a pipe or
+        an offset at which files cannot be mapped."""
         if offset % mmap.ALLOCATIONGRANULARITY:
             pages = f"here images begin at multiples of {mmap.ALLOCATIONGRANULARITY} bytes"
             raise UsageError(f"an image cannot be read from byte {offset} on", where=str(path), hint=pages)
         try:
-            fd = os.open(path, READ | getattr(os, "O_NONBLOCK", 0))  # a pipe is refused, not waited for
+            fd = os.open(path, READ | getattr(os, "O_NONBLOCK", 0))  # so that a pipe is refused instead of blocking
         except OSError as error:
             raise ErofsEdgeError(f"cannot open the image: {error.strerror}", where=str(path)) from error
         try:
@@ -84,7 +84,7 @@ class Backing:
         self._windows: list[Window] = []
 
     def attach(self, window: Window) -> None:
-        """Make a window readable; windows do not overlap. There may be 65535 devices, hence the order."""
+        """Make a window readable. Windows do not overlap; they are kept sorted, since there may be 65535 devices."""
         at = bisect_right(self._starts, window.start)
         self._starts.insert(at, window.start)
         self._windows.insert(at, window)
@@ -93,7 +93,7 @@ class Backing:
         self._map.close()
 
     def read(self, offset: int, length: int, what: str) -> bytes:
-        """Exactly `length` bytes at `offset`. Raises ErofsFormatError where they are not all inside the image."""
+        """Return exactly `length` bytes at `offset`. Raises ErofsFormatError if they are not all inside the image."""
         if offset >= 0 and length >= 0 and offset + length <= self.end:
             return self._map[offset : offset + length]
         window = self._window(offset)
@@ -105,28 +105,28 @@ class Backing:
         return data
 
     def unpack(self, struct: Struct, offset: int, what: str) -> tuple[Any, ...]:
-        """The fields of a structure at `offset`, bounded as in `read`."""
+        """Return the fields of a structure at `offset`, bounded as in `read`."""
         if offset >= 0 and offset + struct.size <= self.end:
             return struct.unpack_from(self._map, offset)
         return struct.unpack(self.read(offset, struct.size, what))
 
     def beyond(self, offset: int, length: int) -> bytes:
-        """Bytes of the file itself, also behind `end`: extra devices may be concatenated there."""
+        """Return bytes of the file itself, even after `end`: extra devices may be concatenated there."""
         return self._map[offset : offset + length]
 
     def holds(self, offset: int, length: int) -> bool:
-        """True where these bytes can be read."""
+        """Whether these bytes can be read."""
         return offset >= 0 and offset + length <= self.end_of(offset)
 
     def end_of(self, offset: int) -> int:
-        """Where the readable bytes that start before or at `offset` end; 0 where nothing is there."""
+        """Return where the readable bytes that start at or before `offset` end; 0 if there are none."""
         if offset < self.end:
             return self.end
         window = self._window(offset)
         return window.end if window is not None else 0
 
     def resolve(self, address: int) -> int:
-        """The address of data: an address on an extra device where that device is mapped there."""
+        """Resolve the address of data: if an extra device is mapped there, return the address on that device."""
         if address < self.end or not self._windows:
             return address
         window = self._window(address)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image that a new one takes the place of: where in it each path has its inode, its blocks and its data.
+"""The image that a new one replaces: where each path has its inode, its blocks and its data in it.
 
-It is read for its layout only. What is kept where it was is compared byte by byte with what is to be stored, so
-nothing of the old content can reach the new image.
+Only its layout is read. Whatever keeps its place is compared byte by byte with what is to be stored, so no old content
+can get into the new image.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _NOT_KEPT = {ondisk.INCOMPAT_48BIT: "48-bit addresses", ondisk.INCOMPAT_METABOX:
 @dataclass(frozen=True, slots=True)
 class OldInode:
     """nid        counted from byte 0 of the image
-    slots      what it takes with all that follows it
+    slots      slots it occupies, including everything that follows it
     number     its i_ino
-    block      of a directory: the first block of its entries, -1 if it has none
-    blocks     how many
+    block      for a directory: the first block of its entries, -1 if it has none
+    blocks     number of these blocks
     """
 
     nid: int
@@ -46,7 +46,7 @@ class OldInode:
 
 
 class Baseline:
-    """An open image; use `open_baseline`."""
+    """An open baseline; use `open_baseline`."""
 
     def __init__(self, image: Image, file: BinaryIO) -> None:
         self._file = file
@@ -78,7 +78,7 @@ class Baseline:
         return self._image.superblock.epoch, self.raw.fixed_nsec
 
     def inode_blocks(self) -> set[int]:
-        """Every block with a part of an inode in it."""
+        """Return all blocks that contain a part of an inode."""
         shift = self._bits - ondisk.SLOT_BITS
         return {
             block
@@ -87,7 +87,8 @@ class Baseline:
         }
 
     def data_block(self, path: bytes, offset: int) -> int:
-        """The block in which the bytes from `offset` on of the file at a path start; -1 where none does."""
+        """Return the block at which the bytes from `offset` of the file at a path start; -1 if they do not start at
+        one."""
         inode = self._files.get(path)
         if inode is None:
             return -1
@@ -103,7 +104,8 @@ class Baseline:
         return first >= 0 and first + blocks <= self.blocks
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes of the image, all of which must be there; not by the map, whose pages would count as our memory."""
+        """Return bytes of the image, all of which must exist. Not read through the map, whose pages would count as our
+        memory."""
         try:
             data = pread(self._file.fileno(), length, offset)
         except OSError as error:
@@ -113,7 +115,7 @@ class Baseline:
         return data
 
     def differing(self, offset: int, data: bytes) -> int:
-        """How many blocks of these bytes of a new image are not the same here."""
+        """Count the blocks in these bytes of a new image that differ here."""
         step = 1 << self._bits
         here = max(0, min(len(data), (self.blocks << self._bits) - offset))
         old = self.read(offset, here) if here else b""
@@ -122,7 +124,7 @@ class Baseline:
         return sum(old[at : at + step] != data[at : at + step] for at in range(0, len(data), step))
 
     def starts(self, chunk_size: int | None) -> dict[bytes, list[int]]:
-        """sha256 of the first block of each run of data → the blocks where such runs start, in order.
+        """Return sha256 of the first block of each run of data → the blocks at which such runs start, in order.
 
         `chunk_size` is that of chunk-based files, each of whose chunks is a run.
         """
@@ -141,7 +143,8 @@ class Baseline:
             raw = [extent for extent in self._image.extents(inode) if extent.kind is Kind.RAW]
             step = chunk_size or max(1, inode.size)
             return {(e.address + at) >> self._bits for e in raw for at in range(0, e.length, step)}
-        # only full indexes can name pclusters that do not follow each other; those of the packed inode stay one by one
+        # only full indexes can refer to pclusters that are not contiguous; those of the packed inode are kept
+        # individually
         single = inode.nid == self.raw.packed_nid
         whole = single or inode.layout == ondisk.LAYOUT_COMPRESSED_FULL
         found, end = set(), -1
@@ -177,14 +180,15 @@ class Baseline:
     def _note_shared(self, inode: DiskInode) -> None:
         area = self._image.xattr_area(inode)
         names = list(area.items.items())
-        # the shared ones come last, in the order of their places in the area
+        # the shared ones come last, in the order of their offsets in the area
         for attribute, (at, _) in zip(names[len(names) - len(area.shared) :], area.shared, strict=False):
             self.shared[attribute] = at
 
 
 @contextmanager
 def open_baseline(path: Path, block_size: int) -> Iterator[Baseline]:
-    """Raises ErofsFormatError where the image is none, or broken; UsageError where it cannot be a baseline."""
+    """Open a baseline. Raises ErofsFormatError if it is not a valid image, UsageError if it cannot serve as a
+    baseline."""
     with _naming(path):
         image = Image(path)
     with image, path.open("rb") as file:
@@ -215,7 +219,7 @@ def _check(image: Image, path: Path, block_size: int) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Say in which file an error is."""
+    """Add the file name to errors."""
     try:
         yield
     except ErofsFormatError as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Older images that a new one builds on: files and chunks that they hold are not stored again.
+"""Older images that a new one builds on: files and chunks that they contain are not stored again.
 
-What is the same is found by content (sha256), files by their size first. A base becomes a device of the new image with
-all its blocks, and so do its own devices; each is tagged with what identifies it: an image's UUID, which follows from
-its content, or the sha256 of a blob.
+Equal content is found by sha256, for files by size first. A base becomes a device of the new image with all its blocks,
+and so do its own devices. Each is tagged with what identifies it: an image's UUID, which is derived from its content,
+or the sha256 of a blob.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ADDRESS_MASK = (1 << DEVICE_BITS) - 1
 
 @dataclass(slots=True, eq=False)
 class Base:
-    """An open base; `numbers`: of its devices (0: itself) → their places in the loans' list, plus one."""
+    """An open base. `numbers` maps its devices (0: the base itself) to their places in the loans' list, plus one."""
 
     image: Image
     numbers: dict[int, int]
@@ -44,13 +44,13 @@ class Base:
 
 @dataclass(slots=True)
 class Bases:
-    """All bases, in order: of equal contents the first one's counts."""
+    """All bases, in order: for equal content, the first one is used."""
 
     bases: list[Base]
     block_size: int
 
     def codings(self, codings: Codings) -> Codings:
-        """With what the bases' compressed files need: an image tells of all codecs that may come up."""
+        """Add what the bases' compressed files need: an image lists all codecs that it may use."""
         algorithms, largest, big = dict(codings.algorithms), codings.largest, codings.big
         for base in self.bases:
             info = base.image.superblock
@@ -64,7 +64,7 @@ class Bases:
         return codings._replace(algorithms=algorithms, largest=largest, big=big)
 
     def lend(self, nodes: Iterable[Node], loans: Loans, pool: ThreadPoolExecutor) -> None:
-        """Let files refer to what the bases have of them, whole. Raises SourceError where one cannot be read."""
+        """Let files refer to content that a base has in full. Raises SourceError if a file cannot be read."""
         wanted = [node for node in nodes if node.inode.is_file and node.size and not node.lent]
         found = self._by_content({node.size for node in wanted}, pool)
         sizes = {size for size, _ in found}
@@ -77,7 +77,8 @@ class Bases:
                 _borrow(node, *source, loans, self.block_size)
 
     def chunks(self, chunk_size: int) -> dict[bytes, int]:
-        """sha256 → address of each chunk that the bases have as it is, where files start new ones."""
+        """Return sha256 → address of each uncompressed chunk of the bases, at multiples of `chunk_size` within
+        files."""
         known: dict[bytes, int] = {}
         for base in self.bases:
             seen: set[tuple[int, int]] = set()
@@ -90,7 +91,7 @@ class Bases:
                     for at in range(0, extent.length, chunk_size):
                         length = min(chunk_size, extent.length - at)
                         where = extent.address + at, length
-                        # what an extent ends with is a chunk only where the file ends, too
+                        # the end of an extent is a chunk only if the file ends there, too
                         if where in seen or (length < chunk_size and extent.start + at + length != inode.size):
                             continue
                         seen.add(where)
@@ -114,10 +115,10 @@ class Bases:
 def open_bases(
     paths: Sequence[Path], devices: Sequence[Path], block_size: int, first: int
 ) -> Iterator[tuple[Bases, list[Device]]]:
-    """The bases and the devices that they are, or have; the first of these is number `first` of the loans.
+    """Open bases: yield them and the devices that they are or have, the first of which is number `first` of the loans.
 
-    `devices` are files with the bases' data, in any order, found by what their tags say. Raises UsageError for one
-    that is missing or a base with other blocks, ErofsFormatError where a base is no image.
+    `devices` are files with the bases' data, in any order, matched by tags. Raises UsageError if one is missing or a
+    base has a different block size, ErofsFormatError if a base is not an image.
     """
     found: dict[tuple[bytes, int], int] = {}
     listed: list[Device] = []
@@ -146,7 +147,8 @@ def open_bases(
 
 
 def hashed(path: Path, size: int) -> str:
-    """sha256 of the first `size` bytes of a file, hex. Raises SourceError where it cannot be read or is shorter."""
+    """Return the sha256 of a file's first `size` bytes, in hex. Raises SourceError if it cannot be read or is
+    shorter."""
     state = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
@@ -182,7 +184,7 @@ def _naming(path: Path, error: ErofsFormatError) -> ErofsFormatError:
 
 
 def _tag(image: Image) -> bytes:
-    """What identifies an image: its UUID, or the sha256 of its blocks where it has none."""
+    """Return what identifies an image: its UUID, or the sha256 of its blocks if it has none."""
     info = image.superblock
     if any(info.raw.uuid):
         return str(uuid.UUID(bytes=info.raw.uuid)).encode()
@@ -190,7 +192,7 @@ def _tag(image: Image) -> bytes:
 
 
 def _find(slot: DeviceSlot, number: int, path: Path, files: Sequence[Path], block_size: int) -> Path:
-    """The file that a slot's tag means."""
+    """Find the file that a slot's tag refers to."""
     size = slot.blocks * block_size
     tag = slot.tag.decode("utf-8", "backslashreplace")
     for file in files:
@@ -219,7 +221,7 @@ def _device(path: Path, slot: DeviceSlot) -> Device:
 
 
 def _dictionary(algorithm: int, record: bytes | None) -> int:
-    """Bytes of the dictionary that a compression record tells of."""
+    """Return the dictionary size in bytes stated by a compression record."""
     if record is not None and algorithm == ondisk.ALGORITHM_LZMA:
         return int.from_bytes(record[:4], "little")
     if record is not None and algorithm == ondisk.ALGORITHM_ZSTD:
@@ -228,7 +230,7 @@ def _dictionary(algorithm: int, record: bytes | None) -> int:
 
 
 def _files(image: Image) -> Iterator[DiskInode]:
-    """Every regular file with content once, in the order of a walk."""
+    """Yield every regular file with content once, in the order of a walk."""
     seen: set[int] = set()
     for _, inode in image.walk():
         if inode.size and inode.nid not in seen and inode.mode & 0o170000 == 0o100000:
@@ -248,7 +250,7 @@ def _stored_digest(image: Image, inode: DiskInode) -> bytes:
 
 
 def _borrow(node: Node, base: Base, inode: DiskInode, loans: Loans, block_size: int) -> bool:
-    """Let a node refer to the data of a base's file; False where its own image must hold some of that."""
+    """Let a node refer to the data of a base's file. False if the new image itself must store part of it."""
     extents = list(base.image.extents(inode))
     if inode.is_compressed:
         return _borrow_compressed(node, base, extents, loans, block_size)
@@ -290,7 +292,7 @@ def _borrow_compressed(node: Node, base: Base, extents: Sequence[Extent], loans:
     for extent in extents:
         raw = extent.kind is Kind.RAW
         if not raw and extent.kind is not Kind.ENCODED:
-            return False  # fragments stand in another inode, and what is rotated in no other form of index
+            return False  # fragments are in another inode, and no other index form supports rotated data
         algorithms |= set() if raw else {extent.algorithm}
         if extent.inline:
             tail = base.image.backing.read(extent.address, extent.size, "inline tail")
@@ -307,7 +309,7 @@ def _borrow_compressed(node: Node, base: Base, extents: Sequence[Extent], loans:
 
 
 def _address(base: Base, address: int, block_size: int) -> int | None:
-    """The loans' address of a byte of a base that is the first of a block; None where it is not."""
+    """Return the loans' address of a byte of a base that begins a block; None if it does not."""
     block, rest = divmod(address & _ADDRESS_MASK, block_size)
     number = base.numbers.get(address >> DEVICE_BITS)
     return None if rest or number is None or block >> DEVICE_SHIFT else number << DEVICE_SHIFT | block

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compressed data of earlier builds, filed under the hash of content and cut rules.
+"""Compressed data of earlier builds, keyed by the hash of content and cut rules.
 
-A folder of numbered packs: NUMBER.pack holds payloads one after the other, NUMBER.index a 64-byte record for each:
-key (sha256, 32 bytes), offset u64, length u32, crc32 of the payload u32, 12 zero bytes, crc32 of the 60 bytes before.
-Packs only grow, under a lock; payloads are written before their records. So readers need no lock, a build that is
-killed leaves at most bytes that no record names, and whatever is damaged is a miss. Least recently used packs go
-when the folder grows over its limit. A cache that cannot be read or written slows a build down but never fails it.
+A folder of numbered packs: NUMBER.pack holds payloads one after the other, NUMBER.index a 64-byte record for each: key
+(sha256, 32 bytes), offset u64, length u32, crc32 of the payload u32, 12 zero bytes, crc32 of the 60 bytes before.
+
+Packs only grow, under a lock, and payloads are written before their records. So readers need no lock, a killed build
+leaves at most bytes without a record, and damaged data is a miss. The least recently used packs are removed when the
+folder exceeds its limit. A cache that cannot be read or written slows a build down but never fails it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RECORD = Struct("<32sQII12xI")
-PACK_MAX = 64 << 20  # bytes; a pack this large gets a successor
+PACK_MAX = 64 << 20  # bytes; after a pack this large, a new one is started
 PENDING_MAX = 8 << 20
 LIMIT = 4 << 30
 Chunk = bytes | memoryview
@@ -40,10 +41,10 @@ class _Place(NamedTuple):
 
 
 class CompressionCache:
-    """`folder` is made when something is stored. `limit` in bytes. Safe to use from threads and by many processes.
+    """`folder` is created when something is stored. `limit` in bytes. Safe for several threads and processes.
 
-    `hits`, `misses` and `damaged` (misses whose bytes are not what was stored; the next build stores them anew) count
-    since opening; `problem` is the last error of the operating system, if any.
+    `hits`, `misses` and `damaged` (misses because stored bytes are corrupt; the next build stores them anew) count
+    since opening; `problem` is the last error from the operating system, if any.
     """
 
     def __init__(self, folder: Path, *, limit: int = LIMIT) -> None:
@@ -65,7 +66,7 @@ class CompressionCache:
         self.close()
 
     def get(self, key: bytes) -> bytes | None:
-        """The payload stored under a key, or None."""
+        """Return the payload stored under a key, or None."""
         places = self._places
         place = (places if places is not None else self._known()).get(key)
         data = self._read(place) if place is not None else None
@@ -78,7 +79,7 @@ class CompressionCache:
         return data
 
     def put(self, key: bytes, chunks: Sequence[Chunk]) -> None:
-        """Store a payload; it is on disk after `close` at the latest."""
+        """Store a payload. It is on disk at the latest after `close`."""
         with self._lock:
             self._pending.append((key, list(chunks)))
             self._pending_size += sum(map(len, chunks))
@@ -86,7 +87,7 @@ class CompressionCache:
                 self._store()
 
     def close(self) -> None:
-        """Write what is pending, remember which packs were of use, drop the oldest over the limit."""
+        """Write what is pending, record which packs were used, remove the oldest beyond the limit."""
         with self._lock:
             self._store()
             for pack in self._used:
@@ -112,7 +113,7 @@ class CompressionCache:
                             places.update(_records(pack, self._path(pack, "index").read_bytes()))
                 except OSError as error:
                     self.problem = error
-                self._places = places  # whole from the start: others look without the lock
+                self._places = places  # set only when complete: others read it without the lock
             return self._places
 
     def _numbers(self) -> list[int]:
@@ -130,7 +131,7 @@ class CompressionCache:
         return data if len(data) == place.length and zlib.crc32(data) == place.crc else None
 
     def _open(self, pack: int) -> int | None:
-        """The descriptor of a pack, which is of use then. Where it cannot be opened, that is tried once."""
+        """Return the descriptor of a pack and mark it as used. Opening a pack is tried only once."""
         with self._lock:
             if pack not in self._packs:
                 fd = None
@@ -142,7 +143,7 @@ class CompressionCache:
             return self._packs[pack]
 
     def _store(self) -> None:
-        """Append all that is pending to the newest pack. The caller holds the lock."""
+        """Append everything pending to the newest pack. The caller holds the lock."""
         pending, self._pending, self._pending_size = self._pending, [], 0
         if not pending:
             return
@@ -158,7 +159,7 @@ class CompressionCache:
             self.problem = error
 
     def _pack_to_grow(self) -> int:
-        # a pack whose build was killed before its first record has no index yet
+        # a pack has no index if its build was killed before the first record
         numbers = [int(p.stem) for p in self.folder.glob("*.pack") if p.stem.isdecimal()]
         newest = max(numbers, default=0)
         full = newest in numbers and self._path(newest, "pack").stat().st_size >= PACK_MAX
@@ -177,13 +178,13 @@ class CompressionCache:
             if total <= self.limit:
                 break
             self._path(pack, "index").unlink(missing_ok=True)
-            with suppress(PermissionError):  # somebody reads it, and the system keeps it then: it goes next time
+            with suppress(PermissionError):  # in use, where that prevents removal; it goes next time
                 self._path(pack, "pack").unlink(missing_ok=True)
             total -= sizes[pack]
 
 
 def cache_key(content_digest: bytes, rules: str) -> bytes:
-    """The key of content, given as its sha256, cut by rules."""
+    """Return the key for content, given as its sha256, cut by these rules."""
     return hashlib.sha256(rules.encode() + b"\0" + content_digest).digest()
 
 

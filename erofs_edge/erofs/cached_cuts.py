@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments out of the compression cache where it has them, from the codec where it has not.
+"""Segments from the compression cache if it has them, otherwise from the codec.
 
-Filed under the sha256 of the content and all that a cut depends on besides.
+Keyed by the sha256 of the content and everything else that a cut depends on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # what few builds need is loaded when they do
 def cut_cached(
     data: bytes, cutter: Cutter, cache: CompressionCache | None, tails: Tails, old: Anchors | None = None
 ) -> Segment:
-    """As Cutter.cut, or as Cutter.recut with `old`. What the cache has is taken from there."""
+    """Like Cutter.cut, or Cutter.recut with `old`, but using the cache."""
     cut = partial(cutter.recut, old=old) if old else cutter.cut
     if data is ZEROS:
         return _cut_zeros(cutter, tails)
@@ -42,17 +42,17 @@ def cut_cached(
 
 
 def _cut_zeros(cutter: Cutter, tails: Tails) -> Segment:
-    """The segment of a piece that lies in a hole: made once, a file may have thousands."""
+    """Return the segment for a piece that lies in a hole. Made only once, since a file may have thousands."""
     segment = cutter.zeros.get(tails)
     if segment is None:
         extents, chunks = cutter.cut(ZEROS, tails)
-        # what a cutter gives out may not stay as it is, see Cutter.restart
+        # a cutter's output may be overwritten later, see Cutter.restart
         segment = cutter.zeros[tails] = Segment(extents, [bytes(chunk) for chunk in chunks])
     return segment
 
 
 def cut_before_cached(data: bytes, phase: int, cutter: Cutter, cache: CompressionCache | None) -> Segment | None:
-    """As Cutter.cut_before, likewise."""
+    """Like Cutter.cut_before, but using the cache."""
     if cache is None:
         return cutter.cut_before(data, phase)
     from erofs_edge.erofs.cache import cache_key
@@ -68,17 +68,18 @@ def cut_before_cached(data: bytes, phase: int, cutter: Cutter, cache: Compressio
 
 
 def _pack(segment: Segment) -> list[bytes | memoryview]:
-    """Number of extents, (length, blocks with the top bit for raw) of each, then the compressed pclusters."""
+    """Encode the number of extents, (length, blocks with the top bit for raw) of each, then the compressed
+    pclusters."""
     numbers = [len(segment.extents)]
     for extent in segment.extents:
         numbers += (extent.length, extent.blocks | extent.raw << 31)
-    # a fragment, the last extent, has no chunk
+    # a fragment (the last extent) has no chunk
     compressed = [c for e, c in zip(segment.extents, segment.chunks, strict=False) if not e.raw]
     return [struct.pack(f"<{len(numbers)}I", *numbers), *compressed]
 
 
 def _unpack(payload: bytes, data: bytes, block_size: int) -> Segment | None:
-    """The segment that `_pack` stored, raw runs taken from the content; None if it does not fit the content."""
+    """Decode what `_pack` stored, with raw runs taken from the content; None if it does not fit the content."""
     if len(payload) < 4:
         return None
     count = int.from_bytes(payload[:4], "little")
@@ -94,7 +95,7 @@ def _unpack(payload: bytes, data: bytes, block_size: int) -> Segment | None:
         segment.extents.append(Extent(length, blocks, raw))
         if raw:
             segment.chunks.append(source[start : start + length])
-        elif not blocks:  # the end of the file: an inline tail is the rest of the payload, a fragment nothing
+        elif not blocks:  # the end of the file: an inline tail is the rest of the payload, a fragment has none
             if at < len(payload):
                 segment.chunks.append(blob[at:])
             at = len(payload)

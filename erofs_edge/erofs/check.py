@@ -37,7 +37,7 @@ _BATCH_BYTES, _BATCH_EXTENTS = 8 << 20, 256
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong. `severity` is "error" (breaks the format) or "warning" (readers do not care)."""
+    """Something wrong. `severity` is "error" (violates the format) or "warning" (readers do not mind)."""
 
     severity: str
     message: str
@@ -51,7 +51,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What a check found and how much it looked at; `data_bytes` counts what was decoded, `in_place` compressed data
+    """What a check found and how much it covered. `data_bytes` counts decoded bytes; `in_place` counts compressed data
     by whether Linux can decompress it in place."""
 
     findings: list[Finding] = field(default_factory=list)
@@ -71,12 +71,13 @@ class Report:
 
 
 def output_limit(image_size: int) -> int:
-    """Bytes that an image of this size may decode to before it is taken for a bomb (LZ4 gives at most 255:1)."""
+    """Return how many bytes an image of this size may decode to before it counts as a bomb (LZ4 reaches at most
+    255:1)."""
     return 256 * image_size + (1 << 30)
 
 
 def output_limit_of(image: Image) -> int:
-    """The same for an image with those of its further devices that are there."""
+    """Return the same limit for an image including its available extra devices."""
     devices = enumerate(image.superblock.devices, 1)
     blocks = sum(device.blocks for number, device in devices if number not in image.missing_devices)
     return output_limit(image.superblock.size + (blocks << image.superblock.raw.blkszbits))
@@ -91,11 +92,11 @@ def check(
     further: Sequence[tuple[int, int, str]] = (),
     limit: int | None = None,
 ) -> Report:
-    """Check an image (from byte `offset` of the file on) and its further devices; at most FINDINGS_MAX findings.
-    `further` are structures that others have put into it: byte, size and name of each. `limit` is how many bytes may be
-    decoded, None: what an image of this size can honestly hold.
+    """Check an image (from byte `offset` of the file on) and its extra devices. Reports at most FINDINGS_MAX findings.
 
-    Raises ErofsEdgeError only where a file cannot be read.
+    `further` are structures that other tools put into it: byte, size and name of each. `limit` is how many bytes may be
+    decoded; None: as much as an image of this size can plausibly hold. Raises ErofsEdgeError only if a file cannot be
+    read.
     """
     report = Report()
     try:
@@ -113,7 +114,7 @@ def check(
 
 
 class _Check:
-    """The state of one check: what was seen, and which bytes belong to what."""
+    """The state of a check: what has been seen, and what each byte belongs to."""
 
     def __init__(self, image: Image, report: Report, jobs: int, left: int) -> None:
         self.image, self.report, self.jobs, self.left = image, report, jobs, left
@@ -124,11 +125,11 @@ class _Check:
             if number not in image.missing_devices
         }
         self.coverage = Coverage(self.info.size, self.info.block_size, present)
-        self.inodes: dict[int, tuple[DiskInode, bytes]] = {}  # with the first path
-        self.names: dict[int, int] = {}  # nid → entries that name it, without dots
+        self.inodes: dict[int, tuple[DiskInode, bytes]] = {}  # with the first path found
+        self.names: dict[int, int] = {}  # nid → number of entries for it, without dots
         self.subdirectories: dict[int, int] = {}
         self.nameless: set[int] = set()
-        self.decoded: dict[int, tuple[int, bool]] = {}  # address → length and partial flag verified last
+        self.decoded: dict[int, tuple[int, bool]] = {}  # address → length and partial flag last verified
 
     def error(self, message: str, where: int | str | None = None, path: bytes | None = None) -> None:
         self._find("error", message, where, path)
@@ -169,13 +170,13 @@ class _Check:
         overlaps = list(self.coverage.metadata_overlaps())
         for message, where in overlaps:
             self.error(message, where)
-        if not overlaps:  # a few bytes of index shared by many inodes would be endless work
+        if not overlaps:  # a few index bytes shared by many inodes would take forever
             self._all_data()
             if self.coverage.has_unaligned:
                 for message, where in self.coverage.metadata_overlaps():
                     self.error(message, where)
             self._fingerprints()
-        # where there was too much data, not all was looked at
+        # with too much data, not all of it was examined
         stray = list(self.coverage.stray_bytes(self.image.backing)) if self.left >= 0 else []
         if stray:
             self.warn(f"non-zero bytes that belong to nothing, in {len(stray)} places from here on", stray[0])
@@ -221,7 +222,7 @@ class _Check:
             stack += reversed(below)
 
     def _entries(self, inode: DiskInode, path: bytes, parent: int) -> Iterator[Dirent]:
-        """The entries of a directory without dots; what is wrong with them is reported."""
+        """Yield the entries of a directory without dots; report what is wrong with them."""
         dots = {b"..": parent} if inode.dot_omitted else {b".": inode.nid, b"..": parent}
         previous = b""
         try:
@@ -252,7 +253,7 @@ class _Check:
     # inodes
 
     def _inode(self, nid: int, path: bytes) -> DiskInode | None:
-        """The inode, its metadata checked when it is met first; None where there is none."""
+        """Return the inode, checking its metadata on first use; None if there is none."""
         if nid in self.inodes:
             return self.inodes[nid][0]
         try:
@@ -287,7 +288,7 @@ class _Check:
             self.coverage.shared_metadata(address, size, "shared xattr")
 
     def _map_metadata(self, inode: DiskInode) -> None:
-        """Take note of the chunk table, the cluster index or the inline tail behind an inode."""
+        """Record the chunk table, cluster index or inline tail after an inode."""
         if not inode.size:
             return
         what = f"inode {inode.nid}"
@@ -302,7 +303,7 @@ class _Check:
             self.coverage.metadata(inode.body, inode.size % self.info.block_size, f"inline tail of {what}")
 
     def _nameless(self) -> None:
-        """The packed inode and the metabox inode, which have no name."""
+        """Check the packed inode and the metabox inode, which have no name."""
         raw = self.info.raw
         packed = raw.packed_nid if self.info.incompat(ondisk.INCOMPAT_FRAGMENTS) else 0
         for nid, what, at in ((packed, "packed", 96), (self.info.metabox_nid, "metabox", 128)):
@@ -326,12 +327,12 @@ class _Check:
             if nid in self.nameless:
                 continue
             links = 2 + self.subdirectories.get(nid, 0) if inode.is_dir else self.names.get(nid, 0)
-            too_many = inode.is_dir and not inode.extended and links > 0xFFFF  # mkfs.erofs writes 1 then
+            too_many = inode.is_dir and not inode.extended and links > 0xFFFF  # mkfs.erofs then writes 1
             if inode.nlink != (1 if too_many else links):
                 self.error(f"link count is {inode.nlink}, there are {links}", inode.offset, path)
 
     def _fingerprints(self) -> None:
-        """Kernels let files of one fingerprint share pages: each must be that of its content."""
+        """Kernels let files with equal fingerprints share pages, so each fingerprint must match its content."""
         if not self.info.raw.feature_compat & ondisk.COMPAT_ISHARE_XATTRS:
             return
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -344,7 +345,7 @@ class _Check:
     # data
 
     def _all_data(self) -> None:
-        """Map every file and decode every extent once, on several threads."""
+        """Map every file and decode every extent once, using several threads."""
         if self.jobs == 1:
             for batch in self._batches():
                 self._report(self._decode_batch(batch))
@@ -384,7 +385,7 @@ class _Check:
         yield batch
 
     def _mapped(self, inode: DiskInode, path: bytes) -> Iterator[Extent]:
-        """Extents of an inode that have to be decoded, entered in the coverage."""
+        """Yield the extents of an inode that have to be decoded, after adding them to the coverage."""
         zmap = self.image.zmap(inode) if inode.is_compressed and inode.size else None
         may_share = not inode.is_compressed or self.info.incompat(ondisk.INCOMPAT_DEDUPE)
         position = blocks = 0
@@ -412,7 +413,7 @@ class _Check:
             self._block_count(inode, blocks, path)
 
     def _spend(self, extent: Extent) -> None:
-        """Account for an extent that will be decoded. Raises ErofsFormatError where it is too much."""
+        """Account for an extent that will be decoded. Raises ErofsFormatError if the limit is exceeded."""
         self.left -= extent.length
         if self.left < 0:
             raise ErofsFormatError("the image decodes to far more data than it should hold (--max-bytes allows more)")
@@ -421,13 +422,13 @@ class _Check:
             self.report.in_place.count(extent, obstacle(self.image.backing, self.info, extent))
 
     def _block_count(self, inode: DiskInode, blocks: int, path: bytes) -> None:
-        """mkfs.erofs counts too few where tails, fragments or shared pclusters come in."""
+        """mkfs.erofs counts too few blocks if tails, fragments or shared pclusters are involved."""
         loose = self.info.incompat(_UNCOUNTED)
         if inode.block > blocks or (inode.block < blocks and not loose):
             self.warn(f"the inode counts {inode.block} compressed blocks, there are {blocks}", inode.offset, path)
 
     def _is_new(self, extent: Extent) -> bool:
-        """False where the same pcluster was decoded before: to this length at least, and to its end where it must."""
+        """Whether this pcluster was not yet decoded to at least this length and, if required, to its end."""
         length, partial = self.decoded.get(extent.address, (0, True))
         if extent.length <= length if extent.partial else extent.length == length and not partial:
             return False
@@ -435,7 +436,7 @@ class _Check:
         return True
 
     def _decode_batch(self, batch: list[tuple[Extent, bytes]]) -> list[tuple[str, str | None, bytes]]:
-        """(message, where, path) of what does not decode or has bytes behind its data."""
+        """Return (message, where, path) for what does not decode or has stray bytes after its data."""
         wrong: list[tuple[str, str | None, bytes]] = []
         backing = self.image.backing
         for extent, path in batch:

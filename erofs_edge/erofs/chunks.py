@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunk-based files: equal chunks are stored once, chunks of zeros not at all, on this device or on another.
+"""Chunk-based files: equal chunks are stored once and chunks of zeros not at all, on this device or another.
 
-Source: ``fs/erofs/erofs_fs.h`` (struct erofs_inode_chunk_info, erofs_inode_chunk_index). A table behind the inode
-names the first block of each chunk. Where neighbours follow each other on the device, the file gets larger chunks and
-so a shorter table.
+Source: ``fs/erofs/erofs_fs.h`` (struct erofs_inode_chunk_info, erofs_inode_chunk_index). A table after the inode lists
+the first block of each chunk. If neighbouring chunks are contiguous on the device, the file gets larger chunks and so a
+shorter table.
 """
 
 from __future__ import annotations
@@ -28,19 +28,17 @@ from erofs_edge.erofs.output import Sink
 from erofs_edge.erofs.plan import Node
 from erofs_edge.erofs.spool import Spool
 
-CHUNK_BITS_MAX = 30  # of bytes: kernels of 32 bits shift a long by it
+CHUNK_BITS_MAX = 30  # log2 of bytes: 32-bit kernels shift a long by it
 HOLE = -1
-DEVICE_SHIFT = 48  # the address of a chunk: its device's number, then its block there
+DEVICE_SHIFT = 48  # a chunk's address: its device number, then its block there
 _BLOCK_MASK = (1 << DEVICE_SHIFT) - 1
 
 
 class ChunkStore:
-    """Takes files piece by piece. `device` is the number of the one that `sink` becomes, 0 for the image itself.
+    """Takes files piece by piece. `device` is the number of the device that `sink` becomes, 0 for the image itself.
+    `known` are addresses of existing chunks by their sha256. With `moves`, addresses become final only in `settle`.
 
-    `known` are addresses of chunks that are somewhere already, by their sha256; with `moves` addresses get their values
-    only by `settle`.
-
-    files     how many were stored; `equal` and `holes`: chunks that needed no blocks
+    files     number of files stored; `equal` and `holes`: chunks that needed no blocks
     features  incompatible bits that their tables need
     """
 
@@ -69,10 +67,10 @@ class ChunkStore:
         self.files = self.equal = self.holes = self.features = 0
 
     def take(self, node: Node, data: bytes | memoryview, offset: int) -> None:
-        """Bytes of a file from `offset` on, a multiple of the chunk size; the last ones complete the node."""
+        """Store bytes of a file from `offset`, a multiple of the chunk size. The last piece completes the node."""
         if not offset:
             self._table = []
-        if data is ZEROS:  # all chunk sizes divide it
+        if data is ZEROS:  # a multiple of every chunk size
             holes = len(ZEROS) // self._chunk_size
             self._table += [HOLE] * holes
             self.holes += holes
@@ -84,13 +82,13 @@ class ChunkStore:
             self._finish(node)
 
     def copy(self, node: Node, original: Node) -> None:
-        """A file that has the chunks of another one."""
+        """Give a file the chunks of another one."""
         node.layout, node.i_u = original.layout, original.i_u
         node.index, node.index_align = original.index, original.index_align
         self._copies.append((node, original))
 
     def settle(self, where: Callable[[int], int]) -> None:
-        """Give chunks the blocks of the image that theirs turned out to be; as often as that changes."""
+        """Give chunks their final blocks in the image. May be called again whenever these change."""
         for node, table in self._unsettled:
             self._set_table(node, [block if block == HOLE else where(block) for block in table])
         for node, original in self._copies:
@@ -98,11 +96,11 @@ class ChunkStore:
 
     @property
     def addresses(self) -> set[int]:
-        """Of all chunks, until they are settled."""
+        """Addresses of all chunks, until they are settled."""
         return {address for _, table in self._unsettled for address in table}
 
     def _store(self, chunk: memoryview, path: bytes, offset: int) -> int:
-        """The address of a chunk of that file, HOLE for zeros."""
+        """Store a chunk of that file and return its address, HOLE for zeros."""
         if chunk == self._zeros[: len(chunk)]:
             self.holes += 1
             return HOLE
@@ -132,9 +130,9 @@ class ChunkStore:
 
 
 def set_table(node: Node, table: Sequence[int], chunk_size: int, block_bits: int, *, indexes: bool = False) -> int:
-    """Make a node chunk-based; the incompatible bits that this needs.
+    """Make a node chunk-based. Return the incompatible bits that this needs.
 
-    `table` has an address (see DEVICE_SHIFT), or HOLE, for each chunk of `chunk_size` bytes. `indexes` asks for the
+    `table` has an address (see DEVICE_SHIFT), or HOLE, for each chunk of `chunk_size` bytes. `indexes` requests the
     longer form of entries, which devices and blocks beyond 32 bits need in any case.
     """
     chunk_bits = chunk_size.bit_length() - 1
@@ -159,7 +157,7 @@ def _entry(address: int) -> bytes:
 
 
 def finish_device(sink: Sink, block_size: int) -> tuple[bytes, int]:
-    """End the further device: (its tag, the sha256 in hexadecimal; its blocks)."""
+    """Complete an extra device. Return its tag (the sha256 in hex) and its number of blocks."""
     if not sink.position:
         sink.append([bytes(block_size)])  # an empty device cannot be mounted
     sink.finish(sink.position)
@@ -169,17 +167,17 @@ def finish_device(sink: Sink, block_size: int) -> tuple[bytes, int]:
 
 
 def device_slot(tag: bytes, blocks: int, first: int) -> bytes:
-    """The table's record of a device of `blocks` blocks (struct erofs_deviceslot).
+    """Encode the table's record of a device of `blocks` blocks (struct erofs_deviceslot).
 
-    They are numbered from `first` on, behind the image's, so that both in one file mount as they are.
+    Its blocks are numbered from `first` on, after the image's, so that both in one file mount as they are.
     """
     return DEVICE_SLOT.pack(tag, blocks & NULL_ADDR, first & NULL_ADDR, blocks >> 32, first >> 32)
 
 
 def merge(table: Sequence[int], blocks: int, most: int) -> tuple[Sequence[int], int]:
-    """(a table of chunks of 2**n times the size, n) for the largest n up to `most` that says the same.
+    """Return (a table with chunks of 2**n times the size, n) for the largest n up to `most` that is equivalent.
 
-    `blocks` are those of a chunk.
+    `blocks` is the number of blocks of a chunk.
     """
     doublings = 0
     while len(table) > 1 and doublings < most:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which file is compressed how, and what the image must tell about the codecs used."""
+"""How each file is compressed, and what the image must state about the codecs used."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from erofs_edge.errors import SourceError
 if TYPE_CHECKING:
     from erofs_edge.erofs.rules import CompressionRule
 
-TWIN = 128 << 10  # bytes, see least_twin: of 12 MB in 189 equal files 9 in 6 for a fifth of the time that all take
-FAST = {"lz4hc": OPTIMAL, "zstd": SLOW}  # codec: level below which a small file takes less than finding an equal one
+TWIN = 128 << 10  # bytes, see least_twin: of 12 MB in 189 equal files, this finds 9 MB in 6 for a fifth of the time
+FAST = {"lz4hc": OPTIMAL, "zstd": SLOW}  # codec: level below which a small file compresses faster than a twin is found
 LZ4_DISTANCE = 65535  # bytes a match may reach back
 
 
 class Codings(NamedTuple):
     """default      how files are compressed, None: not at all
-    special         those that a rule says otherwise of
-    algorithms      numbers of all that may be used, with the size of their dictionaries in bytes (0: no choice)
-    largest         bytes of the largest LZ4 pcluster
-    big             whether any pcluster has more than a block: then every index is of the form for that
+    special      files for which a rule says otherwise
+    algorithms   numbers of all algorithms that may be used, with their dictionary sizes in bytes (0: no choice)
+    largest      bytes of the largest LZ4 pcluster
+    big          whether any pcluster exceeds one block: then every index has the form for that
     """
 
     default: CutRules | None
@@ -43,8 +43,8 @@ class Codings(NamedTuple):
 
     @property
     def least_twin(self) -> int | None:
-        """Bytes of the smallest file of which equal ones are worth finding so that they are compressed once only; None
-        where compression takes less than reading files twice."""
+        """Size in bytes of the smallest file for which it pays to find equal ones and compress them only once; None if
+        compression takes less time than reading files twice."""
         used = [one for one in (self.default, *self.special.values()) if one is not None and one.level is not None]
         if not used:
             return None
@@ -52,11 +52,11 @@ class Codings(NamedTuple):
 
     @property
     def has_records(self) -> bool:
-        """Whether the image needs compression records: LZ4 with pclusters of a block alone does not."""
+        """Whether the image needs compression records: LZ4 alone with one-block pclusters does not."""
         return self.big or bool(self.algorithms.keys() - {ondisk.ALGORITHM_LZ4})
 
     def records(self, block_size: int) -> bytes:
-        """The records behind the superblock, each at a multiple of 4 bytes."""
+        """Encode the records after the superblock, each at a multiple of 4 bytes."""
         if not self.has_records:
             return b""
         out = bytearray()
@@ -73,7 +73,7 @@ class Codings(NamedTuple):
         return bytes(out)
 
     def features(self) -> tuple[int, int]:
-        """(feature_incompat, u1) of the superblock."""
+        """Return (feature_incompat, u1) of the superblock."""
         if not self.algorithms:
             return 0, 0
         if not self.has_records:
@@ -85,8 +85,8 @@ class Codings(NamedTuple):
 
 
 class _Choice(NamedTuple):
-    """A codec and a pcluster size in bytes, before the size of the dictionary is known. `by_kind`: no level is given,
-    and which one is best depends on the content. `exact` as in CutRules."""
+    """A codec and a pcluster size in bytes, before the dictionary size is known. `by_kind`: no level is given, and the
+    best one depends on the content. `exact` as in CutRules."""
 
     codec: Codec
     level: int | None
@@ -97,11 +97,11 @@ class _Choice(NamedTuple):
 
 
 def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
-    """Apply the options' rules to the files of a plan: the first that matches wins.
+    """Apply the options' rules to the files of a plan: the first match wins.
 
-    Only algorithms that can be used count: a kernel without one of those that an image lists does not mount it. All
-    users of an algorithm share the size of the dictionary, which the image tells once. Raises SourceError for a file
-    that is too large to be compressed.
+    Only algorithms that can be used are listed: a kernel does not mount an image that lists one it lacks. All users of
+    an algorithm share the dictionary size, which the image states once. Raises SourceError for a file that is too large
+    to be compressed.
     """
     default = None
     if options.compression != "none":
@@ -115,7 +115,7 @@ def choose_codings(plan: Plan, options: WriteOptions) -> Codings:
                 matched[node] = _choice(rule, options)
                 break
     used = {choice for choice in matched.values() if choice} | ({default} if default else set())
-    # the packed inode is compressed like most files, in pclusters of another size
+    # the packed inode is compressed like most files, but with a different pcluster size
     sizes = [(choice, choice.pcluster) for choice in used] + ([(default, options.pcluster_largest)] if default else [])
     largest = {number: max(s for c, s in sizes if c.codec.algorithm == number) for number in _algorithms(used)}
     algorithms = {

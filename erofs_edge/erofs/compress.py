@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How content is cut into pclusters: the rules that decide the bytes of a compressed file.
+"""How content is cut into pclusters: the rules that determine the bytes of a compressed file.
 
-They are mkfs.erofs's (erofs-utils 1.9, several workers): segments of 16 MiB, pclusters filled to their fixed output
-size, runs without gain stored raw block by block, and a whole file stored flat when compression gains nothing.
-Changing any of them changes images: raise cut_rules.RULES then, since cached data is filed under it.
+They are those of mkfs.erofs (erofs-utils 1.9, several workers): segments of 16 MiB, pclusters filled to their fixed
+output size, incompressible runs stored raw block by block, and a whole file stored flat if compression gains nothing.
+Changing any of them changes images: then raise cut_rules.RULES, which is part of the key of cached data.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from erofs_edge.erofs.segments import Segment, store_raw
 if TYPE_CHECKING:
     from erofs_edge.erofs.anchors import Anchors
 
-CAP_LEAST = 32 << 10  # bytes of input that an LZ4HC call gets, where there are so many: fewer calls are made again
-CAP_SLACK = 64  # a call that stops this close to the end of its input may have been cut short by it
+CAP_LEAST = 32 << 10  # minimum bytes of input for an LZ4HC call, if available: fewer calls have to be repeated
+CAP_SLACK = 64  # a call that stops this close to the end of its input may have been limited by it
 
-ARCHIVE_MAGIC = b"PK\x03\x04"  # of members, some of which may be as they are
-# first bytes of formats that are compressed already; only a hint, `is_incompressible` looks closer
+ARCHIVE_MAGIC = b"PK\x03\x04"  # its members may be uncompressed
+# first bytes of formats that are already compressed; only a hint, `is_incompressible` looks closer
 COMPRESSED_MAGIC = (
     b"\xfd7zXZ\0",
     b"\x1f\x8b\x08",
@@ -43,13 +43,13 @@ COMPRESSED_MAGIC = (
     b"OggS",
     b"wOF2",
 )
-FAST_RATIO_MAX = 4  # pclusters of input that the fast codec is tried with
-PROBE, PROBE_MAX = 4096, 65536  # bytes, the latter of archives
-PROBE_KEPT = 0.99  # of the probe's bytes: a smaller result means that there is something to gain
+FAST_RATIO_MAX = 4  # limit in pclusters of input for trying the fast codec
+PROBE, PROBE_MAX = 4096, 65536  # bytes; the latter for archives
+PROBE_KEPT = 0.99  # of the probe's bytes; a smaller result means that compression pays
 
 
 class Cutter:
-    """Cuts segments with one thread's compressors."""
+    """Cuts segments with the compressors of one thread."""
 
     def __init__(self, rules: CutRules, meter: Meter | None = None) -> None:
         self.rules = rules
@@ -73,39 +73,39 @@ class Cutter:
         self._first_most = 5 * rules.pcluster // 2 if self._first_level else 0
         self._kinds: dict[int | None, Cutter] = {rules.level: self}
         self._fillers: dict[Tails, Filler] = {}
-        self.zeros: dict[Tails, Segment] = {}  # what a piece of zeros becomes, where somebody has asked
+        self.zeros: dict[Tails, Segment] = {}  # the result for a piece of zeros, once requested
 
     def for_start(self, start: bytes) -> Cutter:
-        """The cutter for a file with these first bytes: of another level where the rules leave that open."""
+        """Return the cutter for a file with these first bytes: with another level, if the rules leave it open."""
         level = self.rules.codec.level_for(start) if self.rules.by_kind else self.rules.level
         if level not in self._kinds:
             self._kinds[level] = Cutter(self.rules._replace(level=level), self._meter)
         return self._kinds[level]
 
     def restart(self) -> None:
-        """Nobody needs the chunks of earlier segments any more: their memory may be used again."""
+        """Allow the memory of earlier segments' chunks, which are no longer needed, to be reused."""
         for cutter in self._kinds.values():
             if isinstance(cutter._compressor, FixedOutput):
                 cutter._compressor.restart()
 
     def cut(self, data: bytes, tails: Tails = Tails.BLOCK) -> Segment:
-        """The extents of one segment (at most 16 MiB); `tails` if it is the last one of its file."""
+        """Cut one segment (at most 16 MiB); `tails` if it is the last one of its file."""
         segment = self._cut(data, tails, -1)
-        assert segment is not None  # noqa: S101 - only what another extent follows can fail
+        assert segment is not None  # noqa: S101 - can fail only if another extent follows
         return segment
 
     def cut_before(self, data: bytes, phase: int) -> Segment | None:
-        """The extents of bytes that another extent follows, of which the first lies at `phase` in its lcluster.
+        """Cut bytes that are followed by another extent; the first extent starts at `phase` in its lcluster.
 
-        No two extents may start in one lcluster: None where the end cannot be cut so.
+        No two extents may start in the same lcluster: None if the end cannot be cut accordingly.
         """
         return self._cut(data, Tails.BLOCK, phase)
 
     def recut(self, data: bytes, tails: Tails, old: Anchors) -> Segment:
-        """As `cut`, for content that an older image holds in part: cut where that one is, as far as possible.
+        """Like `cut`, for content that an older image partly contains: cut where that image is cut, as far as possible.
 
-        From an old extent's start on the content decides alone where the next pcluster ends, so that the same comes
-        out; where an extent would reach beyond a known point it ends there. With all of it unchanged the extents are
+        From the start of an old extent, the content alone determines where the next pcluster ends, so the result is the
+        same. An extent that would reach beyond a known point ends there. If everything is unchanged, the extents are
         the old ones.
         """
         block_size, pcluster = self.rules.block_size, self.rules.pcluster
@@ -113,7 +113,7 @@ class Cutter:
         base, size = address_of(data), len(data)
         segment = Segment([], [])
         at = consumed = 0
-        aimed = False  # whether an extent was to end at `at`; what was not inline never starts inline at such a point
+        aimed = False  # whether an extent had to end at `at`; what was not inline never starts inline there
         while at < size:
             left, target = size - at, old.target(at, 2 * block_size)
             if at == old.inline and tails is Tails.INLINE and self._store_inline(segment, view[at:], base + at):
@@ -134,7 +134,7 @@ class Cutter:
             if consumed == left and tails is Tails.INLINE and not (aimed and produced < block_size):
                 if self._split_tail(segment, view[at:], base + at, produced):
                     break
-                call()  # once more, in the same way: its buffer was used for other calls
+                call()  # repeat the same call: its buffer was used for others
             blocks = -(-produced // block_size)
             if blocks * block_size < consumed:
                 segment.extents.append(Extent(consumed, blocks, False))
@@ -152,9 +152,9 @@ class Cutter:
     def _fill_to(
         self, address: int, left: int, last: int, wanted: int, tails: Tails, *, known: bool, split: bool
     ) -> tuple[int, int]:
-        """As `_filler`, for not more than `wanted` bytes where these gain, too. `known`: so many are what the call took
-        when the older image was made; `split`: they may be the whole blocks of an end that is split."""
-        # the result of a search depends on its first guess: this is the one that gives the same again
+        """Like `_filler`, but for at most `wanted` bytes if these gain, too. `known`: the call consumed that many when
+        the older image was made; `split`: they may be the whole blocks of a split tail."""
+        # the result of a search depends on its first guess; this one gives the same result again
         guess = {"guess": wanted} if isinstance(self._compressor, SearchedOutput) else {}
         if known and guess:
             done = self._run(address, wanted, **guess)
@@ -167,7 +167,7 @@ class Cutter:
         shorter = self._run(address, wanted, **guess) if guess else fill(address, wanted, last)
         if shorter[0] == wanted and self._gains(shorter):
             return shorter
-        return fill(address, left, last)  # once more: its buffer was used
+        return fill(address, left, last)  # repeated because its buffer was used
 
     def _gains(self, filled: tuple[int, int]) -> bool:
         block_size = self.rules.block_size
@@ -197,10 +197,10 @@ class Cutter:
                 if self._keep_last(segment, view[at:], base + at, produced, tails):
                     break
                 if tails is Tails.INLINE:
-                    # once more, in the same way: its buffer was used for other calls
+                    # repeat the same call: its buffer was used for others
                     fill(base + at, left, before)
             if phase >= 0 and self._is_crowded(phase, at + consumed, size):
-                # what is left would start in the lcluster of its end, where the next extent starts
+                # the rest would start in the lcluster in which it ends and the next extent starts
                 consumed, produced = self._run(base + at, left - block_size)
             blocks = -(-produced // block_size)
             if blocks * block_size < consumed:
@@ -225,7 +225,8 @@ class Cutter:
         return segment
 
     def _keep_tail(self, segment: Segment, data: memoryview, address: int, tails: Tails) -> bool:
-        """Whether what is left of a file is known, before it is compressed, to become its fragment or inline tail."""
+        """Whether the rest of a file is known, before compressing it, to become its fragment or inline tail. Stores it
+        if so."""
         left = len(data)
         if tails is Tails.FRAGMENT and self._leaves_room(address, left):
             segment.extents.append(Extent(left, 0, False))
@@ -233,18 +234,19 @@ class Cutter:
         return tails is Tails.INLINE and left < self.rules.block_size and self._store_inline(segment, data, address)
 
     def _keep_last(self, segment: Segment, data: memoryview, address: int, produced: int, tails: Tails) -> bool:
-        """The same when it turned out to fit one pcluster, in `produced` bytes."""
+        """The same if the rest turned out to fit into one pcluster, in `produced` bytes."""
         if tails is Tails.FRAGMENT and produced < self.rules.pcluster:
             segment.extents.append(Extent(len(data), 0, False))
             return True
         return tails is Tails.INLINE and self._split_tail(segment, data, address, produced)
 
     def _is_crowded(self, phase: int, at: int, size: int) -> bool:
-        """Whether an extent from byte `at` to `size`, which another one follows, would begin and end in an lcluster."""
+        """Whether an extent from byte `at` to `size`, followed by another, would begin and end in the same lcluster."""
         return phase >= 0 and at < size and (phase + at) % self.rules.block_size + size - at < self.rules.block_size
 
     def _leaves_room(self, address: int, left: int) -> bool:
-        """Whether the end of a file is known not to fill a pcluster. The fast codec tells in most cases, cheaply."""
+        """Whether the end of a file is known not to fill a pcluster. Usually the fast codec can tell, at little
+        cost."""
         pcluster = self.rules.pcluster
         if left <= pcluster:
             return True
@@ -253,7 +255,7 @@ class Cutter:
         return self._run_fast(address, left, pcluster - 1)[0] == left
 
     def _store_inline(self, segment: Segment, data: memoryview, address: int) -> bool:
-        """The end of a file behind its index, compressed or as it is, if it is short enough."""
+        """Store the end of a file after its index, compressed or raw, if it is short enough."""
         limit = self.rules.inline_max
         consumed, produced = self._run(address, len(data))
         if consumed == len(data) and produced < min(len(data), limit + 1):
@@ -267,10 +269,10 @@ class Cutter:
         return False
 
     def _split_tail(self, segment: Segment, data: memoryview, address: int, produced: int) -> bool:
-        """The last pcluster in whole blocks, what they do not hold inline; it would take one block more else.
+        """Store the last pcluster in whole blocks and the rest inline; otherwise it would take one block more.
 
-        `produced` bytes are what the compressor gave for all of `data` just now; when this is False it has been used
-        for other calls.
+        `produced` bytes are what the compressor has just produced for all of `data`. If the result is False, the
+        compressor has been used for other calls.
         """
         block_size = self.rules.block_size
         whole = produced // block_size * block_size
@@ -289,7 +291,7 @@ class Cutter:
         return False
 
     def _filler(self, tails: Tails) -> Filler:
-        """What makes one pcluster."""
+        """Return the function that makes one pcluster."""
         if self.rules.packed and self._first_most and (self.rules.level or 0) > DEVICE_TREE_LEVEL:
             return self._fill_packed
         if self._first_most and tails is Tails.BLOCK:
@@ -302,9 +304,8 @@ class Cutter:
         return lambda address, left, last: run(address, min(left, most))
 
     def _fill_whole_blocks(self, address: int, left: int, last: int) -> tuple[int, int]:
-        """As `_fill_capped`, but for what is left and may fit one pcluster: a faster level is tried first. Blocks are
-        what counts, and in most cases the slower one would save none: it takes several times as long for a few bytes.
-        """
+        """Like `_fill_capped`, but try a faster level first if the rest may fit into one pcluster. Only blocks count,
+        and in most cases the slower level would save none: it takes several times as long to save a few bytes."""
         if left <= self._first_most:
             consumed, produced = self._fill_capped(address, left, last, self._first_level)
             if consumed == left and saves_no_block(min(produced, left), self._first_gain, self.rules.block_size):
@@ -315,20 +316,19 @@ class Cutter:
         return self._fill_capped(address, left, last)
 
     def _fill_packed(self, address: int, left: int, last: int) -> tuple[int, int]:
-        """As `_fill_capped`, of the packed inode, in which device trees stand together."""
+        """Like `_fill_capped`, for the packed inode, in which device trees are adjacent."""
         return self._fill_capped(address, left, last, packed_level(address, left))
 
     def _fill_capped(self, address: int, left: int, last: int, level: int | None = None) -> tuple[int, int]:
-        """LZ4HC looks at its output limit only when it has found a match, so with few matches every call scans far
-        ahead, in vain. An input not much longer than what the call will consume saves that; when it was too short
-        the call is repeated with more.
-        """
+        """LZ4HC checks its output limit only when it has found a match, so with few matches every call scans far ahead
+        in vain. An input that is not much longer than what the call will consume avoids that; if it turns out too
+        short, the call is repeated with more."""
         limit = min(left, self._extent_max)
         cap = min(limit, max(self._cap_least, 2 * last))
         pcluster, barren = self.rules.pcluster, self._cap_barren
         some = min(cap, 5 * pcluster // 4)
         if 0 < last <= pcluster and barren < cap and self._run_fast(address, some)[0] <= pcluster:
-            cap = barren  # no gain before, nor here as it seems
+            cap = barren  # no gain before, and apparently none here
         done = self._run(address, cap, level=level)
         while cap < limit and done[0] > cap - CAP_SLACK:
             cap = min(limit, 4 * cap)
@@ -343,12 +343,12 @@ class Cutter:
         return consumed < len(middle) or produced >= PROBE_KEPT * len(middle)
 
     def probe_range(self, size: int, start: bytes) -> tuple[int, int]:
-        """(offset, length) of the probe in the middle of a file with these first bytes."""
+        """Return (offset, length) of the probe in the middle of a file with these first bytes."""
         length = min(size, self.rules.pcluster, PROBE_MAX if start.startswith(ARCHIVE_MAGIC) else PROBE)
         return (size - length) // 2, length
 
 
 def _may_end_raw(start: int, end: int, block_size: int) -> bool:
-    """Whether raw blocks of [start, end) leave the lcluster of `end` to the next extent."""
+    """Whether raw blocks for [start, end) leave the lcluster of `end` to the next extent."""
     rest = (end - start) % block_size
     return not rest or end % block_size < rest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading contents in large pieces, and telling when a file changes under our hands."""
+"""Read content in large pieces, and detect files that change meanwhile."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from erofs_edge.positions import READ
 from erofs_edge.reading import read_exactly
 from erofs_edge.tree import Content, FileContent, Inode
 
-PIECE = 16 << 20  # bytes: also the length of a segment, across which no extent reaches
-ZEROS = bytes(PIECE)  # what a piece that lies in a hole of its file is: this very object. No memory is used for it
+PIECE = 16 << 20  # bytes; also the length of a segment, which no extent crosses
+ZEROS = bytes(PIECE)  # this very object stands for a piece in a hole of its file; it takes up no memory
 
 
 def sha256(data: bytes | memoryview) -> bytes:
-    """The digest of bytes."""
+    """Return the digest of bytes."""
     import hashlib  # see `digest`
 
     return hashlib.sha256(data).digest()
 
 
 def read_piece(content: Content, offset: int, length: int, where: str) -> bytes:
-    """Exactly the bytes [offset, offset + length). Raises SourceError, naming `where`, if they are not there."""
+    """Return exactly the bytes [offset, offset + length). Raises SourceError, naming `where`, if they are not there."""
     if type(content) is FileContent:
         data = read_small(content, length)
         if data is None:
@@ -38,8 +38,8 @@ def read_piece(content: Content, offset: int, length: int, where: str) -> bytes:
 
 
 def read_small(content: Content, length: int) -> bytes | None:
-    """A whole small file at once. None for all else, and where that is not possible: `read_piece` does the same then,
-    or tells why not."""
+    """Read a whole small file at once. None for anything else, or if that is not possible: then `read_piece` reads it
+    or reports why not."""
     if type(content) is not FileContent:
         return None
     path, size, start = content
@@ -50,14 +50,14 @@ def read_small(content: Content, length: int) -> bytes | None:
 
 
 def pieces(content: Content, where: str) -> Iterator[bytes]:
-    """The whole content, PIECE by PIECE."""
+    """Yield the whole content, PIECE by PIECE."""
     for offset in range(0, content.size, PIECE):
         yield read_piece(content, offset, min(PIECE, content.size - offset), where)
 
 
 def digest(content: Content, where: str) -> bytes:
-    """sha256 of the whole content."""
-    import hashlib  # and OpenSSL with it: most builds need no digest
+    """Return the sha256 of the whole content."""
+    import hashlib  # imports OpenSSL; most builds need no digest
 
     state = hashlib.sha256()
     for piece in pieces(content, where):
@@ -66,8 +66,8 @@ def digest(content: Content, where: str) -> bytes:
 
 
 def check_unchanged(inode: Inode, where: str) -> None:
-    """Raises SourceError, naming `where`, for a file of the host that has another time than its inode, which
-    `directory.scan` took from it: it was written meanwhile, and what was read may be half old and half new."""
+    """Raises SourceError, naming `where`, for a host file whose mtime differs from its inode, as read by
+    `directory.scan`: it has been written since, and what was read may be half old and half new."""
     content = inode.content
     if type(content) is not FileContent:
         return
@@ -88,7 +88,7 @@ def _read_file(content: FileContent, offset: int, length: int, where: str) -> by
         fd = os.open(content.path, READ)
         try:
             size = os.fstat(fd).st_size
-            # content at byte 0 is the whole file; elsewhere it is a member of an archive
+            # content from byte 0 is the whole file; otherwise it is a member of an archive
             if size < content.start + content.size or (size != content.size and not content.start):
                 raise _changed(where, content)
             start = content.start + offset
@@ -101,11 +101,11 @@ def _read_file(content: FileContent, offset: int, length: int, where: str) -> by
 
 
 def _is_hole(fd: int, start: int) -> bool:
-    """Whether the file system knows that there is nothing in the PIECE bytes from there on."""
+    """Whether the file system reports a hole of PIECE bytes from there on."""
     try:
         return os.lseek(fd, start, os.SEEK_DATA) >= start + PIECE
     except OSError as error:
-        return error.errno == errno.ENXIO  # nothing up to the end
+        return error.errno == errno.ENXIO  # no data up to the end
     except AttributeError:  # no such call on this system
         return False
 

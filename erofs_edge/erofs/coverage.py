@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which bytes of an image belong to what: finds overlaps and bytes that belong to nothing.
+"""What each byte of an image belongs to: finds overlaps, and bytes that belong to nothing.
 
-Memory is a byte a block and a range an inode, whatever the image claims.
+Uses one byte of memory per block and one range per inode, whatever the image claims.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Coverage:
     """Bytes of metadata and blocks of data seen so far."""
 
     def __init__(self, size: int, block_size: int, devices: dict[int, int] | None = None) -> None:
-        """`devices`: number → blocks of the extra devices; data on others is not looked at."""
+        """`devices`: number → blocks of the extra devices. Data on other devices is ignored."""
         self._block = block_size
         self._size = size
         self._marks = bytearray(-(-size // block_size))
@@ -35,12 +35,12 @@ class Coverage:
         self._shared: set[tuple[int, int]] = set()
 
     def metadata(self, start: int, size: int, name: str) -> None:
-        """Bytes that belong to one structure."""
+        """Add bytes that belong to a single structure."""
         self._ranges.append((start, start + size, name))
         self._mark_metadata(start, start + size)
 
     def shared_metadata(self, start: int, size: int, name: str) -> None:
-        """Bytes of a structure that several others may name."""
+        """Add bytes of a structure to which several others may refer."""
         if (start, size) not in self._shared:
             self._shared.add((start, size))
             self.metadata(start, size, name)
@@ -50,7 +50,7 @@ class Coverage:
             self._marks[block] = _METADATA
 
     def metadata_overlaps(self) -> Iterator[tuple[str, int]]:
-        """(message, byte address) of structures that share bytes."""
+        """Yield (message, byte address) for structures that share bytes."""
         self._ranges.sort()
         end, name = 0, ""
         for start, stop, other in self._ranges:
@@ -60,11 +60,12 @@ class Coverage:
                 end, name = stop, other
 
     def data(self, extent: Extent, layout: int, may_share: bool) -> str | None:
-        """Enter the blocks of an extent of a file of some layout; what they overlap with against the rules, or None.
+        """Add the blocks of an extent of a file with this layout. Return what they overlap with in violation of the
+        rules, or None.
 
-        Pclusters that are not whole blocks are entered as metadata: `metadata_overlaps` tells of them. Chunks may be
-        shared freely, data of flat files and pclusters from their first block on, where `may_share`; each block of raw
-        bytes in compressed files is a pcluster. On further devices flat data is shared as chunks are.
+        Pclusters that are not whole blocks are added as metadata, for `metadata_overlaps` to report. Chunks may be
+        shared freely; data of flat files and pclusters, from their first block on, if `may_share`. Each block of raw
+        bytes in compressed files is a pcluster. On extra devices, flat data may be shared like chunks.
         """
         head, rest = _MARKS.get(layout, (_PCLUSTER, _PCLUSTER_REST))
         if head is _PCLUSTER and extent.kind is Kind.RAW:
@@ -91,7 +92,7 @@ class Coverage:
         return found
 
     def stray_bytes(self, backing: Backing) -> Iterator[int]:
-        """Byte addresses of non-zero bytes that belong to nothing, one for each gap."""
+        """Yield the address of the first non-zero byte in each gap that belongs to nothing."""
         position = SUPER_OFFSET
         inside = sorted(part for part in self._ranges if part[0] < self._size)
         for start, stop, _ in [*inside, (backing.end, backing.end, "")]:
@@ -102,7 +103,7 @@ class Coverage:
             position = max(position, stop)
 
     def _stray(self, backing: Backing, start: int, stop: int) -> int | None:
-        """Address of the first non-zero byte of [start, stop) outside data blocks."""
+        """Return the address of the first non-zero byte in [start, stop) outside data blocks."""
         block = self._block
         while start < stop:
             number = start // block

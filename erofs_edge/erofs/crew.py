@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pieces of files read and compressed in forked processes: threads would take turns at the Python of it.
+"""Read and compress pieces of files in forked processes: threads would take turns in the Python part of it.
 
-The processes are forked before the tree is looked for, so they know nothing of it: a task names its files. Tasks and
-results lie in an arena, see there; pipes carry only where. Compressed blocks are written from there to the
-image; their part of the arena is free again when nothing refers to them any more. What a process cannot do, the caller
-does in the old way and meets the error. A process ends when its task pipe does, however its parent came to its end.
+The processes are forked before the tree is scanned, so they know nothing of it: each task names its files. Tasks and
+results are in an arena (see arena.py); pipes carry only their positions. Compressed blocks are written from there to
+the image, and their part of the arena is freed once nothing refers to it. Whatever a process cannot do, the caller does
+in the usual way, where the error shows. A process ends when its task pipe does, however its parent ended.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.cache import CompressionCache
 
 TASK = struct.Struct("<IIII")
-"""what the task pipe carries: number, first unit, units, bytes of the task"""
+"""message in the task pipe: number, first unit, units, bytes of the task"""
 DONE = struct.Struct("<IIQIIQIIII")
-"""what a process sends: number, whether it went well, bytes of data and of the record behind them; since the last time:
-calls of codecs, their nanoseconds, hits, misses and damaged entries of the cache; the last error number of that"""
-LAST = 0xFFFFFFFF  # no task's number: a process says goodbye, or is told of memory that nobody needs any more
-MESSAGES = 64 << 10  # bytes: more than a pipe can hold is never read at once
+"""message from a process: number, success, bytes of data and of the record after it; since the last message: calls of
+codecs, their nanoseconds, hits, misses and damaged entries of the cache; the cache's last error number"""
+LAST = 0xFFFFFFFF  # not a task number: a process ends, or is told which memory is no longer needed
+MESSAGES = 64 << 10  # bytes; a single read never returns more than a pipe can hold
 Store = Callable[[Piece], Stored]
 
 
 class Ticket:
-    """A batch that was given to a process; `failed` there, or done: `done` then has where, and how much of what."""
+    """A batch that was given to a process. `failed` if it failed there; otherwise `done`, once set, says how many bytes
+    of data and record there are."""
 
     __slots__ = ("crew", "done", "failed", "first", "number", "pieces", "units")
 
@@ -52,18 +53,18 @@ class Ticket:
         self.failed = False
 
     def result(self) -> list[Stored]:
-        """Waits for it; once only. Raises what the same work raises here, and ErofsEdgeError where a process was
+        """Wait for the result; only once. Raises what the same work raises here, and ErofsEdgeError if a process was
         killed."""
         return self.crew.result(self)
 
 
 class Crew:
-    """`count` processes that `store` pieces, which they get as new objects. `cache` and `meter` are those that it uses:
-    what changes in the processes' copies is added up here. For one thread only. Raises OSError where there can be no
-    processes.
+    """`count` processes that `store` pieces, which they receive as new objects. `cache` and `meter` are those that
+    `store` uses: what changes in the processes' copies is added up here. For one thread only. Raises OSError if
+    processes cannot be created.
 
-    The last of them does nothing before the caller waits for a result or calls `begin_all`: as long as he has work of
-    his own, that needs a processor.
+    The last process does nothing until the caller waits for a result or calls `begin_all`: as long as the caller has
+    its own work to do, it needs that processor.
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class Crew:
         restart: Callable[[], None] = lambda: None,
         small: int = 0,
     ) -> None:
-        """`block_size`: segments of whole blocks may come as JoinedSegment; 0: none does. `restart` is called when
-        the results of a task have been copied, unless there is a cache, which keeps them for a while. Files of at
-        most `small` bytes are stored as they are."""
+        """`block_size`: segments of whole blocks may arrive as JoinedSegment; 0: none does. `restart` is called when
+        the results of a task have been copied, unless there is a cache, which keeps them for a while. Files of at most
+        `small` bytes are stored uncompressed."""
         self._store, self._cache, self._meter, self._block_size = store, cache, meter, block_size
         self._restart = restart
         self._small = small
@@ -101,17 +102,17 @@ class Crew:
             os.close(self._gate)
 
     def begin_all(self) -> None:
-        """The caller has no more to do than to give tasks and take results: all processes are wanted."""
+        """The caller only hands out tasks and takes results from now on, so all processes are wanted."""
         if self._barrier >= 0:
             os.close(self._barrier)
             self._barrier = -1
 
     def submit(self, pieces: list[Piece]) -> Ticket | None:
-        """Begin with a batch; None where the arena has no room for it now."""
+        """Start on a batch; None if the arena currently has no room for it."""
         sent = self._without_small(pieces)
         task = task_of(sent)
         size = sum([piece.length for piece in sent])
-        # what does not shrink takes a block more than it has bytes, and what is said about it a little
+        # incompressible data takes a block more than its size, and its description a little
         units = -(-(size + (size >> 6) + len(task) + 256 * len(sent) + (64 << 10)) // UNIT)
         self.receive()
         first = self._arena.take(units)
@@ -128,7 +129,7 @@ class Crew:
         return ticket
 
     def _without_small(self, pieces: list[Piece]) -> list[Piece]:
-        """What a process is to be told of: small files are read here, which takes less than that."""
+        """Return the pieces to send to a process. Small files are read here, which takes less time than that."""
         read, small = at_once.read_alone, self._small
         sent = []
         for piece in pieces:
@@ -154,7 +155,7 @@ class Crew:
         return results_of(ticket.pieces, self._arena.lend(ticket.first, ticket.units), *ticket.done)
 
     def receive(self, *, wait: bool = False) -> None:
-        """Take note of what has been done. Raises ErofsEdgeError where a process has ended."""
+        """Process messages about finished work. Raises ErofsEdgeError if a process has ended."""
         for pipe, _ in self._poll.poll(None if wait else 0):
             messages = os.read(pipe, MESSAGES)
             if not messages:
@@ -162,7 +163,8 @@ class Crew:
             self._note(messages)
 
     def finish(self) -> None:
-        """There are no more tasks: processes end by and by. `submit` is not possible any more."""
+        """Declare that there are no more tasks, so the processes end one by one. `submit` must not be called any
+        more."""
         self.begin_all()
         if self._feed >= 0:
             self._release()
@@ -170,7 +172,7 @@ class Crew:
             self._feed = -1
 
     def close(self) -> None:
-        """Wait until all processes have done what they were given, and have ended."""
+        """Wait until all processes have finished their work and ended."""
         self.finish()
         for pipe in self._pipes:
             while messages := os.read(pipe, MESSAGES):
@@ -178,10 +180,10 @@ class Crew:
         self._reap()
 
     def kill(self) -> None:
-        """End all processes now, whatever they do."""
+        """End all processes at once, whatever they are doing."""
         self.finish()
         for pid in self._pids:
-            os.kill(pid, signal.SIGKILL)  # nobody else has waited for them
+            os.kill(pid, signal.SIGKILL)  # still ours: nobody else has waited for them
         self._reap()
 
     def _reap(self) -> None:
@@ -204,7 +206,7 @@ class Crew:
                 end_with_parent(parent)
                 self._work(there, waits=waits)
             finally:
-                # the end without what others want to be done at the end
+                # end without running exit handlers
                 os.kill(os.getpid(), signal.SIGKILL)
         os.close(there)
         self._pids.append(pid)
@@ -212,17 +214,17 @@ class Crew:
         self._poll.register(here, select.POLLIN)
 
     def _work(self, done: int, *, waits: bool) -> None:
-        """A process: task after task, until there are no more."""
+        """Main loop of a process: one task after the other, until there are no more."""
         store, cache, meter = self._store, self._cache, self._meter
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, too, and ends us
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         gc.disable()
         at_once.be_alone()
         keep_memory()
         if waits:
-            os.read(self._gate, 1)  # nothing is ever written there: it ends with `begin_all`, or with the caller
+            os.read(self._gate, 1)  # nothing is ever written there; it is closed by `begin_all` or when the caller ends
         if meter:
-            meter.take()  # what was measured before the fork counts there
+            meter.take()  # what was measured before the fork counts in the parent
         before = (0, 0, 0)
 
         def tell(number: int, good: bool, data: int, record: int) -> None:
@@ -242,7 +244,7 @@ class Crew:
             try:
                 stored = [store(piece) for piece in pieces_of_task(self._arena.read(first, size))]
                 data, record = self._deliver(stored, first, units)
-            except Exception:  # the parent does the same, and finds what is wrong
+            except Exception:  # the parent repeats it and finds what is wrong
                 tell(number, False, 0, 0)
             else:
                 tell(number, True, data, record)
@@ -253,8 +255,8 @@ class Crew:
         tell(LAST, True, 0, 0)
 
     def _deliver(self, stored: Sequence[Stored], first: int, units: int) -> tuple[int, int]:
-        """Put results and their record to a part of the arena; bytes of both. Raises ValueError where there is no room,
-        OSError where there is no memory."""
+        """Put results and their record into a part of the arena; return the bytes of both. Raises ValueError if there
+        is no room, OSError if there is not enough memory."""
         buffers, record = record_of(stored, self._block_size)
         data = sum(map(len, buffers))
         buffers += (bytes(-data % 4), record)
@@ -283,8 +285,8 @@ class Crew:
             ticket.done, ticket.failed = ((data, record), False) if good else (None, True)
 
     def _release(self) -> None:
-        """Memory of free units goes back to the system, by a process that has nothing else to do: what comes after the
-        files may need as much."""
+        """Return the memory of free units to the system, through an idle process: the steps after the files may need as
+        much."""
         for first, units in self._arena.free_runs():
             with suppress(BrokenPipeError):
                 os.write(self._feed, TASK.pack(LAST, first, units, 0))

@@ -9,14 +9,14 @@ from typing import NamedTuple
 from erofs_edge.codec.registry import Codec
 from erofs_edge.erofs.ondisk import SLOT_SIZE
 
-RULES = 7  # of compress.py: raised when the same content comes to be cut in another way
-EXTENT_LENGTH_MAX = 8_192_000  # mkfs.erofs's window; below 8 MiB no distance in an index saturates
+RULES = 7  # version of compress.py: raised when the same content is cut differently
+EXTENT_LENGTH_MAX = 8_192_000  # the window of mkfs.erofs; below 8 MiB, no distance in an index saturates
 EXTENT_LCLUSTERS_MAX = 2000  # the same in lclusters, for small blocks
 
 
 class CutRules(NamedTuple):
-    """What cutting depends on besides the content; sizes in bytes. `by_kind`: the level was left to us; `exact`: it is
-    used also where it saves no block; `packed`: what is cut is the packed inode."""
+    """What cutting depends on besides the content; sizes in bytes. `by_kind`: the level was left open; `exact`: use it
+    even where it saves no block; `packed`: the content is the packed inode."""
 
     codec: Codec
     level: int | None
@@ -33,22 +33,20 @@ class CutRules(NamedTuple):
 
     @property
     def inline_max(self) -> int:
-        """Bytes of an inline tail: one that long finds a place wherever the index ends (a multiple of 8 bytes)."""
+        """Maximum bytes of an inline tail: one that long fits wherever the index ends (a multiple of 8 bytes)."""
         return self.block_size - SLOT_SIZE
 
     @property
     def identity(self) -> str:
-        """Names everything that the bytes depend on besides content."""
+        """Names everything except the content that the output depends on."""
         fixed = f"{RULES} {self.codec.name} {self.codec.version} {self.level} {self.block_size} {self.pcluster}"
         more = f"{' exact' * self.exact}{' packed' * self.packed}"
         return f"{fixed} {self.dictionary}{more}" if self.dictionary or more else fixed
 
 
 class Tails(Enum):
-    """What becomes of the end of a file: blocks like any, bytes behind the index, or a part of the packed inode.
-
-    ALL puts whole files there. The values tell cached data apart.
-    """
+    """What happens to the end of a file: ordinary blocks, bytes after the index, or a part of the packed inode. ALL
+    puts whole files there. The values distinguish cached data."""
 
     BLOCK = ""
     INLINE = " inline"
@@ -60,8 +58,8 @@ TAILS = {
     ("none", False): Tails.BLOCK,
     ("none", True): Tails.INLINE,
     ("tails", False): Tails.FRAGMENT,
-    ("tails", True): Tails.FRAGMENT,  # then only the packed inode's own tail is inline
+    ("tails", True): Tails.FRAGMENT,  # here, only the packed inode's own tail is inline
     ("all", False): Tails.ALL,
     ("all", True): Tails.ALL,
 }
-"""(WriteOptions.fragments, .ztailpacking) → what becomes of the ends of files"""
+"""(WriteOptions.fragments, .ztailpacking) → what happens to the ends of files"""

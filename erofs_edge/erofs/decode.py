@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn extents into bytes.
+"""Decode extents to bytes.
 
 Source: ``fs/erofs/decompressor.c`` (leading zeros of a pcluster, interlaced data, exact lengths).
 """
@@ -22,13 +22,14 @@ from erofs_edge.errors import FormatError
 
 @cache
 def _decompress(algorithm: int) -> Callable[..., bytes]:
-    """decompress(data, size, *, partial): exactly `size` bytes, or FormatError. Codecs are loaded when met."""
+    """Return decompress(data, size, *, partial): exactly `size` bytes, or FormatError. Codecs are imported on first
+    use."""
     module = importlib.import_module(f"erofs_edge.codec.{ondisk.ALGORITHM_NAMES[algorithm]}")
     return cast(Callable[..., bytes], module.decompress)
 
 
 def decode(backing: Backing, info: SuperInfo, extent: Extent) -> bytes:
-    """The bytes of a raw, rotated or encoded extent. Raises ErofsFormatError where they do not decode.
+    """Decode a raw, rotated or encoded extent. Raises ErofsFormatError if it does not decode.
 
     Never allocates more than the extent's length and its pcluster.
     """
@@ -53,7 +54,7 @@ def decode(backing: Backing, info: SuperInfo, extent: Extent) -> bytes:
 
 
 class ExtentCache:
-    """The decoded bytes of the extents used last, at most `limit` bytes of them. For several threads."""
+    """The decoded bytes of the most recently used extents, `limit` bytes at most. Safe for several threads."""
 
     def __init__(self, backing: Backing, info: SuperInfo, limit: int) -> None:
         self._backing, self._info, self._limit = backing, info, limit
@@ -62,7 +63,7 @@ class ExtentCache:
         self._lock = threading.Lock()
 
     def decode(self, extent: Extent) -> bytes:
-        """As `decode`, from memory where possible."""
+        """Like `decode`, but from memory where possible."""
         turn = extent.start % self._info.block_size if extent.kind is Kind.ROTATED else 0
         key = extent.address, turn, extent.length
         with self._lock:

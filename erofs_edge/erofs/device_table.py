@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read images whose data lies on further devices (``struct erofs_deviceslot``).
+"""Read images whose data is on extra devices (``struct erofs_deviceslot``).
 
 Sources: ``fs/erofs/super.c`` (erofs_init_device, erofs_scan_devices) and ``data.c`` (erofs_map_dev).
 """
@@ -23,7 +23,7 @@ _HASH = re.compile(rb"[0-9a-f]{64}")
 
 
 class DeviceSlot(NamedTuple):
-    """One extra device: its `blocks`, and `uniaddr`, where they stand in the flat address space (0 for nowhere)."""
+    """An extra device: its `blocks`, and `uniaddr`, its position in the flat address space (0 for none)."""
 
     tag: bytes
     blocks: int
@@ -31,7 +31,8 @@ class DeviceSlot(NamedTuple):
 
 
 def read_slots(backing: Backing, raw: Superblock, blocks: int) -> tuple[DeviceSlot, ...]:
-    """The device table of an image of `blocks` blocks. Raises ErofsFormatError where it or an address is impossible."""
+    """Read the device table of an image of `blocks` blocks. Raises ErofsFormatError if the table or an address is
+    impossible."""
     if not raw.extra_devices:
         return ()
     if not raw.feature_incompat & ondisk.INCOMPAT_DEVICE_TABLE:
@@ -55,17 +56,18 @@ def read_slots(backing: Backing, raw: Superblock, blocks: int) -> tuple[DeviceSl
 
 
 def is_uuid(tag: bytes) -> bool:
-    """Whether a tag is the UUID of an image that serves as device, as mkfs.erofs and we write it."""
+    """Whether a tag is the UUID of an image that serves as a device, as written by mkfs.erofs and by us."""
     return _UUID.fullmatch(tag) is not None
 
 
 def is_hash(tag: bytes) -> bool:
-    """Whether a tag is the sha256 of a device's blocks, as we write it."""
+    """Whether a tag is the sha256 of a device's blocks, as written by us."""
     return _HASH.fullmatch(tag) is not None
 
 
 def image_uuid(path: Path) -> str | None:
-    """The UUID of an image, as text; None of a file that is none. Raises ErofsEdgeError where it cannot be read."""
+    """Return the UUID of an image as text, None if the file is not an image. Raises ErofsEdgeError if it cannot be
+    read."""
     try:
         with path.open("rb") as file:
             file.seek(ondisk.SUPER_OFFSET)
@@ -81,10 +83,10 @@ def image_uuid(path: Path) -> str | None:
 def attach(
     backing: Backing, slots: Sequence[DeviceSlot], paths: Sequence[Path], blkszbits: int
 ) -> tuple[list[Backing], list[int]]:
-    """Make the bytes of the extra devices readable: (what was opened for it, numbers of the devices not found).
+    """Make the extra devices readable. Return (what was opened for that, numbers of the devices not found).
 
-    Without paths, devices are looked for behind the image itself, as kernels do. Raises UsageError for another count
-    of paths, ErofsEdgeError where a device cannot be read or is too short.
+    Without paths, devices are searched for after the image itself, as kernels do. Raises UsageError for the wrong
+    number of paths, ErofsEdgeError if a device cannot be read or is too short.
     """
     if paths and len(paths) != len(slots):
         raise UsageError(f"the image has {len(slots)} further devices, {len(paths)} are given")
@@ -122,7 +124,7 @@ def attach(
 
 
 def _check_tag(slot: DeviceSlot, number: int, path: Path) -> None:
-    """An image that serves as device is the one that the tag names. What a sha256 says `fs check` finds out."""
+    """Check that an image serving as a device is the one named by the tag. A sha256 is verified only by `fs check`."""
     if is_uuid(slot.tag) and (found := image_uuid(path)) != slot.tag.decode():
         raise ErofsFormatError(
             f"device {number} is another: the image says {slot.tag.decode()}, the file "

@@ -15,15 +15,15 @@ Names = list[bytes]
 
 
 class Numbered(Protocol):
-    """What an entry names."""
+    """What a directory entry refers to."""
 
     nid: int
 
 
 def split_blocks(names: Iterable[bytes], block_size: int) -> list[Names]:
-    """Names, with "." and "..", sorted and cut into blocks: a block ends where the next entry would not fit."""
+    """Sort names, with "." and "..", and split them into blocks. A block ends where the next entry would not fit."""
     every = sorted([*names, b".", b".."])
-    if block_bytes(every) <= block_size:  # as most have it
+    if block_bytes(every) <= block_size:  # the usual case
         return [every]
     blocks: list[Names] = [[]]
     used = 0
@@ -38,28 +38,28 @@ def split_blocks(names: Iterable[bytes], block_size: int) -> list[Names]:
 
 
 def block_bytes(names: Sequence[bytes]) -> int:
-    """Bytes used in a block by these names and their dirents."""
+    """Return the bytes used in a block by these names and their dirents."""
     return DIRENT_SIZE * len(names) + sum(map(len, names))
 
 
 class Entries:
-    """A directory block of which all is known but the numbers of what it names."""
+    """A directory block that is complete except for the inode numbers of its entries."""
 
     __slots__ = ("_block", "_targets")
 
     def __init__(self, names: Sequence[bytes], targets: Sequence[Numbered], types: bytes) -> None:
-        """`targets` and `types` (FT_ numbers) are of each name."""
+        """`targets` and `types` (FT_ numbers) are those of each name."""
         dirents = DIRENT_SIZE * len(names)
         self._targets = targets
         self._block = bytearray(dirents)
         offsets = list(accumulate(map(len, names), initial=dirents))
-        # ondisk.DIRENT: 8 bytes of nid, 2 of offset, the type, an unused one
+        # ondisk.DIRENT: 8 bytes of nid, 2 of offset, the type, an unused byte
         memoryview(self._block).cast("H")[4::6] = _little("H", offsets[:-1])
         self._block[10::DIRENT_SIZE] = types
         self._block += b"".join(names)
 
     def block(self) -> bytearray:
-        """The block, not padded. Targets have their nids now."""
+        """Return the block, unpadded. All targets must have their nids by now."""
         dirents = memoryview(self._block)[: DIRENT_SIZE * len(self._targets)].cast("I")
         nids = [target.nid for target in self._targets]
         try:
@@ -71,7 +71,7 @@ class Entries:
 
 
 def _little(kind: str, values: list[int]) -> array[int]:
-    """The values as they are on disk."""
+    """Convert the values to their on-disk byte order."""
     numbers = array(kind, values)
     if sys.byteorder == "big":
         numbers.byteswap()

@@ -10,7 +10,7 @@ from erofs_edge.erofs.ondisk import DIRENT, DIRENT_SIZE, NAME_MAX
 
 
 class Dirent(NamedTuple):
-    """One name: `file_type` as in ondisk.FILE_TYPES (0 = unknown)."""
+    """A directory entry; `file_type` as in ondisk.FILE_TYPES (0 = unknown)."""
 
     name: bytes
     nid: int
@@ -18,11 +18,12 @@ class Dirent(NamedTuple):
 
 
 def parse_block(data: bytes, position: int) -> list[Dirent]:
-    """The entries of one directory block.
+    """Parse the entries of a directory block.
 
-    data      the block, cut at the directory's size where it is the last one
+    data      the block, up to the directory's size if it is the last one
     position  byte address of the directory's inode, for messages
-    Raises ErofsFormatError where an offset, a name or the order of names breaks the rules.
+
+    Raises ErofsFormatError if an offset, a name or the order of names violates the rules.
     """
     if len(data) < DIRENT_SIZE:
         raise broken(f"directory block of {len(data)} bytes has no room for an entry", position)
@@ -49,6 +50,6 @@ def parse_block(data: bytes, position: int) -> list[Dirent]:
 
 
 def padding_is_zero(data: bytes, entries: list[Dirent]) -> bool:
-    """True where everything behind the last name of a block is zero."""
+    """Whether everything after the last name of a block is zero."""
     used = len(entries) * DIRENT_SIZE + sum(len(entry.name) for entry in entries)
     return data.count(0, used) == len(data) - used

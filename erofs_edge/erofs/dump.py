@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image consists of, as plain values: superblock, inodes, extents, statistics. Words as in dump.erofs."""
+"""The contents of an image as plain values: superblock, inodes, extents, statistics. Wording as in dump.erofs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TYPE_NAMES = {
 
 
 def superblock_fields(image: Image) -> dict[str, object]:
-    """The superblock by name. `checksum` is "none", "ok" or "wrong"; times are seconds since 1970."""
+    """Return the superblock's fields by name. `checksum` is "none", "ok" or "wrong"; times are seconds since 1970."""
     info = image.superblock
     raw = info.raw
     compat, incompat = feature_names(info)
@@ -68,7 +68,7 @@ def superblock_fields(image: Image) -> dict[str, object]:
 
 
 def inode_summary(image: Image, inode: DiskInode) -> dict[str, object]:
-    """One inode by name, as far as that costs no more than reading the inode; mtime is in nanoseconds."""
+    """Return an inode's fields by name, limited to what reading the inode itself gives; mtime is in nanoseconds."""
     fields: dict[str, object] = {
         "nid": inode.nid,
         "type": TYPE_NAMES[stat.S_IFMT(inode.mode)],
@@ -87,7 +87,7 @@ def inode_summary(image: Image, inode: DiskInode) -> dict[str, object]:
 
 
 def inode_fields(image: Image, inode: DiskInode) -> dict[str, object]:
-    """The same, and how the inode is stored. `stored` is the bytes of its content in the image."""
+    """Return the same plus how the inode is stored. `stored` is the size of its content in the image, in bytes."""
     return {
         **inode_summary(image, inode),
         "stored": sum(stored_size(extent) for extent in image.extents(inode)),
@@ -101,15 +101,16 @@ def inode_fields(image: Image, inode: DiskInode) -> dict[str, object]:
 
 
 def stored_size(extent: Extent) -> int:
-    """Bytes that an extent takes in the image itself; uncompressed data counts without padding, as in dump.erofs."""
+    """Return the bytes that an extent takes up in the image itself. Uncompressed data counts without padding, as in
+    dump.erofs."""
     if extent.kind in (Kind.HOLE, Kind.FRAGMENT):
         return 0
     return extent.size if extent.kind is Kind.ENCODED else extent.length
 
 
 def extent_fields(extent: Extent) -> dict[str, object]:
-    """One extent by name: `start` and `length` in the file, `address` and `size` in bytes of the image (of the
-    packed inode for fragments)."""
+    """Return an extent's fields by name: `start` and `length` in the file, `address` and `size` in bytes of the image
+    (for fragments: of the packed inode)."""
     fields: dict[str, object] = {
         "start": extent.start,
         "length": extent.length,
@@ -131,8 +132,8 @@ class Statistics:
     """Counts of files by type and of how regular files are stored; sizes in bytes.
 
     sizes, stored_sizes  regular files by size and by bytes in the image: bucket n holds [2**(n-1), 2**n) KiB, the first
-                         one everything below 1 KiB, the last one everything from 32 MiB on (as dump.erofs)
-    extensions           regular files by the end of their name, ".so" for "libc.so.6"; the most frequent ones
+                         one everything below 1 KiB, the last one everything from 32 MiB on (as in dump.erofs)
+    extensions           regular files by name suffix, ".so" for "libc.so.6"; only the most frequent ones
     """
 
     types: dict[str, int] = field(default_factory=dict)
@@ -149,12 +150,12 @@ class Statistics:
 
     @property
     def ratio(self) -> float:
-        """Bytes of regular files in the image, fragments included, over their sizes; 1 without any."""
+        """Bytes of regular files in the image, including fragments, divided by their sizes; 1 if there are none."""
         return (self.stored_size + self.packed_size) / self.original_size if self.original_size else 1.0
 
 
 def statistics(image: Image) -> Statistics:
-    """Walk the whole image once; a file of several names counts once. Raises ErofsFormatError."""
+    """Walk the whole image once. A file with several names counts once. Raises ErofsFormatError."""
     result = Statistics()
     seen: set[int] = set()
     extensions: Counter[str] = Counter()
@@ -190,7 +191,7 @@ def _bucket(size: int) -> int:
 
 
 def _extension(path: bytes) -> str:
-    """The end of a name from its last dot on, version numbers left out; "" without one."""
+    """Return the end of a name from its last dot, ignoring version numbers; "" if there is none."""
     name = path.rpartition(b"/")[2]
     parts = name.split(b".")[1:] if name[:1] != b"." else name[1:].split(b".")[1:]
     while len(parts) > 1 and parts[-1].isdigit():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of inodes with what follows them, and of directory blocks, once everything has its place."""
+"""Encode inodes with what follows them, and directory blocks, once everything has its place."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from erofs_edge.erofs.plan import NO_BLOCK, Node
 
 _FLAT = (LAYOUT_FLAT_PLAIN, LAYOUT_FLAT_INLINE)
 _TYPES = bytes([FILE_TYPES.get(kind << 12, 0) for kind in range(256)])
-"""the type of a dirent for the kind of file in the upper bits of a mode"""
+"""dirent type for the file type in the upper bits of a mode"""
 
 
 def encoded(nodes: Iterable[Node], block_size: int) -> Iterator[tuple[int, bytes | bytearray]]:
-    """(byte of the image, bytes) of every inode with what follows it, and of every directory block. What is encoded
-    already is taken from its node: of many small files that is all that they hold."""
+    """Yield (byte of the image, bytes) of every inode with what follows it, and of every directory block. What is
+    already encoded is taken from its node: many small files consist of nothing else."""
     for node in nodes:
         body = node.body
         if body:
@@ -47,15 +47,15 @@ def encoded(nodes: Iterable[Node], block_size: int) -> Iterator[tuple[int, bytes
 
 
 def encode(nodes: Sequence[Node]) -> None:
-    """Give each node its body, wherever it may stand; there is no tail then."""
+    """Encode each node's body, independent of its place. The tail becomes part of it."""
     if [True for n in nodes if n.extended or n.xattrs or n.ino or n.i_u >= NULL_ADDR]:
         bodies = [encode_node(node) for node in nodes]
-    else:  # as mostly all are: the same in fewer steps
+    else:  # the usual case: the same in fewer steps
         pack = COMPACT_INODE.pack
         bodies = [
             pack(
                 n.layout << LAYOUT_SHIFT, 0, n.inode.mode, n.links, n.size, n.since,
-                n.i_u & NULL_ADDR,  # which NO_BLOCK becomes
+                n.i_u & NULL_ADDR,  # NO_BLOCK becomes NULL_ADDR
                 n.number, n.uid, n.gid, 0,
             ) + n.index + n.tail
             for n in nodes
@@ -65,7 +65,7 @@ def encode(nodes: Sequence[Node]) -> None:
 
 
 def encode_node(node: Node) -> bytes:
-    """An inode with all that follows it, wherever it may stand."""
+    """Encode an inode with everything that follows it, independent of its place."""
     body = encode_inode(node) + node.xattrs
     if not node.index:
         return body + node.tail
@@ -73,10 +73,10 @@ def encode_node(node: Node) -> bytes:
 
 
 def encode_inode(node: Node) -> bytes:
-    """struct erofs_inode_compact or erofs_inode_extended.
+    """Encode struct erofs_inode_compact or erofs_inode_extended.
 
-    A compact one shows the image's own time, in 48-bit images seconds after it. The upper bits of a block number stand
-    in a field of extended inodes, and in place of the links of compact ones that have one.
+    A compact one shows the image's own time; in 48-bit images, seconds after it. The upper bits of a block number are
+    in a separate field of extended inodes; in compact inodes with one link, they replace the link count.
     """
     low, high, far = _address(node)
     form = node.layout << LAYOUT_SHIFT
@@ -112,7 +112,7 @@ def encode_inode(node: Node) -> bytes:
 
 
 def _address(node: Node) -> tuple[int, int, bool]:
-    """i_u, the field above it, and whether that counts: 32 ones are no block without it."""
+    """Return i_u, the field above it, and whether that counts: without it, 32 one bits mean no block."""
     if node.i_u == NO_BLOCK:
         return NULL_ADDR, 0, False
     inode = node.inode
@@ -121,9 +121,9 @@ def _address(node: Node) -> tuple[int, int, bool]:
 
 
 def entries_of(node: Node) -> list[Entries]:
-    """The blocks of a directory, which want nothing but nids."""
+    """Return the blocks of a directory, complete except for nids."""
     parent = node.parent
-    assert parent is not None  # noqa: S101 - only the root's could be missing, and it is its own
+    assert parent is not None  # noqa: S101 - only the root could lack one, and it is its own parent
     names = node.names[0] if len(node.names) == 1 else list(chain.from_iterable(node.names))
     targets = [node, parent, *node.children]
     if names[1] != b"..":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write indexes of the form that came with 48-bit addresses (Linux 6.15): a table of encoded extents.
+"""Write indexes in the form introduced with 48-bit addresses (Linux 6.15): a table of encoded extents.
 
-Sources: ``fs/erofs/erofs_fs.h`` (struct z_erofs_extent) and ``fs/erofs/zmap.c`` (z_erofs_map_blocks_ext). One record
-for each extent, whatever its length, with a byte address of 64 bits: shorter than an entry for each block of data
-where extents are long, and the only form whose addresses reach beyond block 2**32. The gap between map header and
-records is zero; mkfs.erofs 1.9.4 leaves there what its memory had.
+Sources: ``fs/erofs/erofs_fs.h`` (struct z_erofs_extent) and ``fs/erofs/zmap.c`` (z_erofs_map_blocks_ext). There is one
+record per extent, whatever its length, with a 64-bit byte address. With long extents this is shorter than an entry per
+block of data, and it is the only form whose addresses reach beyond block 2**32. The gap between map header and records
+is zeros; mkfs.erofs 1.9.4 leaves uninitialized memory there.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from erofs_edge.erofs.ondisk import ADVISE_EXTENTS, ADVISE_FRAGMENT_PCLUSTER, NU
 _HEADER = Struct("<IHH")  # extents_lo, h_advise, extents_hi
 _SHORT = Struct("<IIII")  # plen, pstart_lo, pstart_hi, lstart_lo
 _LONG = Struct("<IIIII12x")  # the same, lstart_hi
-_RECORD_SHIFT = 1  # of h_advise: two bits, log2 of the record's size, less 2
+_RECORD_SHIFT = 1  # in h_advise: two bits, log2 of the record size, minus 2
 _PLEN_PARTIAL = 1 << 27
 _PLEN_FORMAT = 28  # 0 for raw bytes, else the algorithm plus one
 
 
 def build_table(extents: Sequence[Extent], size: int, site: Site) -> bytes:
-    """Map header and table of a file of `size` bytes. An extent that is a fragment is not the only one."""
+    """Encode map header and table of a file of `size` bytes. A fragment must not be the only extent."""
     record, fragment = _SHORT if size <= NULL_ADDR else _LONG, site.fragment
     rows = list(_rows(extents, site.block_bits, site.first_block, site.algorithm))
     advise = ADVISE_EXTENTS | (record.size.bit_length() - 3) << _RECORD_SHIFT
@@ -42,7 +42,7 @@ def build_table(extents: Sequence[Extent], size: int, site: Site) -> bytes:
 def _rows(
     extents: Sequence[Extent], block_bits: int, first_block: int, algorithm: int
 ) -> Iterator[tuple[int, int, int]]:
-    """(plen, byte address, byte of the file) of each record; raw bytes are cut into what plen can tell."""
+    """Yield (plen, byte address, byte of the file) of each record; raw bytes are split to what plen can express."""
     start, block = 0, first_block
     for extent in extents:
         address = (block if extent.place < 0 else extent.place) << block_bits

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One view of every data layout: a file is a sequence of extents.
+"""A common view of all data layouts: a file is a sequence of extents.
 
 Sources: ``fs/erofs/data.c`` (erofs_map_blocks) for flat and chunk-based files; compressed ones are in zmap.py.
 """
@@ -23,7 +23,7 @@ _CHUNK_FORMAT_KNOWN = ondisk.CHUNK_BITS_MASK | ondisk.CHUNK_INDEXES
 
 
 class Kind(Enum):
-    """What stands behind an extent."""
+    """How an extent's data is stored."""
 
     HOLE = "hole"  # zeros
     RAW = "raw"  # `length` bytes at `address`
@@ -39,7 +39,7 @@ class Extent(NamedTuple):
     size       bytes stored there (whole blocks, except for inline tails)
     algorithm  codec of an encoded extent
     partial    the pcluster decodes to more than this extent
-    inline     the bytes follow the inode, not padded
+    inline     the bytes follow the inode, without padding
     """
 
     start: int
@@ -53,14 +53,14 @@ class Extent(NamedTuple):
 
 
 def stored_blocks(extent: Extent, block_size: int) -> int:
-    """Blocks that an extent takes as i_u of compressed inodes counts them: one for an inline tail."""
+    """Return the blocks that an extent takes up, counted as in i_u of compressed inodes: one for an inline tail."""
     return 0 if extent.kind in (Kind.HOLE, Kind.FRAGMENT) else -(-extent.size // block_size)
 
 
 def flat_extents(backing: Backing, info: SuperInfo, inode: DiskInode) -> list[Extent]:
-    """Extents of a flat file: at most a run of blocks and an inline tail.
+    """Return the extents of a flat file: at most a run of blocks and an inline tail.
 
-    Raises ErofsFormatError where they leave the image or the tail crosses a block.
+    Raises ErofsFormatError if they leave the image or the tail crosses a block boundary.
     """
     block = info.block_size
     size = inode.size
@@ -89,8 +89,8 @@ def flat_extents(backing: Backing, info: SuperInfo, inode: DiskInode) -> list[Ex
 
 
 def chunk_table(backing: Backing, info: SuperInfo, inode: DiskInode) -> tuple[int, int, int, int]:
-    """(byte address of the table, bytes an entry, entries, bytes a chunk). Raises ErofsFormatError."""
-    # mkfs.erofs --tar=i sets the bit for devices alone, and no kernel looks at this one here
+    """Return (byte address of the table, bytes per entry, entries, bytes per chunk). Raises ErofsFormatError."""
+    # mkfs.erofs --tar=i sets only the bit for devices, and no kernel checks this one here
     if not info.incompat(ondisk.INCOMPAT_CHUNKED_FILE | ondisk.INCOMPAT_DEVICE_TABLE):
         raise broken(f"inode {inode.nid}: chunk-based in an image without chunk-based files", inode.offset)
     wide = inode.u & ondisk.CHUNK_48BIT
@@ -107,7 +107,8 @@ def chunk_table(backing: Backing, info: SuperInfo, inode: DiskInode) -> tuple[in
 
 
 def chunk_extents(backing: Backing, info: SuperInfo, inode: DiskInode, offset: int) -> Iterator[Extent]:
-    """Extents of a chunk-based file from the chunk of byte `offset` on, neighbours joined. Raises ErofsFormatError."""
+    """Yield the extents of a chunk-based file from the chunk with byte `offset` on, joining neighbours. Raises
+    ErofsFormatError."""
     pending: Extent | None = None
     for extent in _chunks(backing, info, inode, offset):
         if pending is not None and pending.kind is extent.kind and pending.address + pending.size == extent.address:
@@ -142,11 +143,11 @@ def _chunks(backing: Backing, info: SuperInfo, inode: DiskInode, offset: int) ->
 
 
 def _chunk_address(info: SuperInfo, inode: DiskInode, fields: tuple[int, ...], where: int) -> int | None:
-    """The address that an entry of a chunk table names, None for a hole."""
+    """Return the address in an entry of a chunk table, None for a hole."""
     block, null, device = fields[-1], ondisk.NULL_ADDR, 0
     if inode.u & ondisk.CHUNK_INDEXES:
         high, device, _ = fields
-        if info.is_rafs:  # what no kernel looks at numbers the chunk; see rafs/ondisk.py
+        if info.is_rafs:  # the bits ignored by kernels number the chunk; see rafs/ondisk.py
             high, device = 0, device & RAFS_DEVICE_MASK
         if device > len(info.devices):
             raise broken(f"inode {inode.nid}: chunk on device {device}, which does not exist", where)
@@ -158,7 +159,7 @@ def _chunk_address(info: SuperInfo, inode: DiskInode, fields: tuple[int, ...], w
 
 
 def _checked(backing: Backing, what: str, inode: DiskInode, address: int, size: int, where: int) -> int:
-    """The address of data, on its device; it lies inside."""
+    """Resolve an address to its device after checking that the data is inside."""
     if not backing.holds(address, size):
         raise broken(f"{what} {inode.nid}: {size} bytes at {place(address)} lie outside the image", where)
     return backing.resolve(address)

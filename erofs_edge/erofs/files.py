@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File data on its way to the image: whole blocks are appended, what stays with the inode is kept in its node."""
+"""Store file data: whole blocks are appended to the image, and what stays with the inode is kept in its node."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ COPY = 4 << 20  # bytes
 
 
 class _Placed(NamedTuple):
-    """Where a file's blocks stand; its extents, inline tail and number in the packed inode if it is compressed.
-    `apart`: each extent has a place of its own."""
+    """Where a file's blocks are; if it is compressed, its extents, inline tail and number in the packed inode. `apart`:
+    each extent is placed separately."""
 
     block: int
     extents: list[Extent] | None
@@ -52,14 +52,14 @@ class _Placed(NamedTuple):
 
 
 class FileStore:
-    """Takes stored pieces in order. `originals` are the files that others will be copies of.
+    """Takes stored pieces in order. `originals` are the files of which others will be copies.
 
-    With a Spool or a further device as sink the blocks get their numbers in the image only by `settle`.
+    With a Spool or an extra device as sink, blocks get their final numbers only in `settle`.
 
-    size      bytes of all files, set by who stores them
-    features  incompatible bits that what was stored needs
-    repeats   extents that are parts of other files, of `repeated` bytes
-    excess    blocks that the packed inode would not need if it had no gaps
+    size      bytes of all files, set by the caller
+    features  incompatible bits required by what was stored
+    repeats   extents that refer to parts of other files, `repeated` bytes in total
+    excess    blocks that the packed inode would save if it had no gaps
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class FileStore:
         repeats: Repeats | None = None,
         apart: Container[bytes] = (),
     ) -> None:
-        """`apart`: paths of files whose extents need not stay together, with a Spool."""
+        """`apart`: paths of files whose extents need not stay together (only with a Spool)."""
         self._sink = sink
         self._spool = sink if isinstance(sink, Spool) else None
         self._moves = self._spool is not None or (options.blob is not None and chunks is None)
@@ -99,14 +99,14 @@ class FileStore:
         self._before_packed = (0, 0, 0)
 
     def take(self, stored: Stored) -> None:
-        """Pieces of one file come one after the other, as the pipeline yields them."""
+        """Store a piece. Pieces of a file come one after the other, as the pipeline yields them."""
         piece, segment, data, _, _ = stored
         node = piece.node
         if piece.twin:
             self._copy(node, piece.twin)
             return
         if self.is_direct and piece.length == node.size and piece.packed is None and node not in self._originals:
-            # most files are one piece that nothing else depends on
+            # most files are a single piece that nothing else depends on
             if segment is None and data is not None:
                 self._take_flat(node, data)
                 return
@@ -118,7 +118,7 @@ class FileStore:
             self._own = 0
             self._flat = segment is None
         elif self._flat != (segment is None):
-            # the pieces were judged by different contents
+            # the decision to compress was based on different contents
             raise SourceError("file changed while it was being read", where=node.where)
         if segment is None:
             if data is not None:
@@ -132,13 +132,13 @@ class FileStore:
             self._finish_compressed(node, stored)
 
     def _take_flat(self, node: Node, data: bytes | memoryview) -> None:
-        """A whole file as it is."""
+        """Store a whole file uncompressed."""
         block_size, sink = self._block_size, self._sink
         block = sink.position >> self._block_bits
         if block >= NULL_ADDR:
             reach(node, block, self._options)
         room = block_size - node.head_size if self._options.inline_tails else 0
-        if len(data) <= room:  # as `choose_flat_layout` has most
+        if len(data) <= room:  # the most common result of `choose_flat_layout`
             node.layout, node.i_u, node.tail_size, node.tail = LAYOUT_FLAT_INLINE, NO_BLOCK, len(data), bytes(data)
             return
         blocks = choose_flat_layout(node, block_size, room)
@@ -150,7 +150,8 @@ class FileStore:
             sink.append([memoryview(data)[: len(data) - tail], bytes(0 if tail else -len(data) % block_size)])
 
     def _take_alone(self, node: Node, segment: Segment) -> bool:
-        """A whole file that is one pcluster, where its index is of the usual form; whether that was so."""
+        """Store a whole file that is one pcluster, if its index has the usual form. Return whether that was the
+        case."""
         length, blocks, raw, _, _ = segment.extents[0]
         block = self._sink.position >> self._block_bits
         if length != node.size or raw or block + blocks >= NULL_ADDR:
@@ -166,13 +167,13 @@ class FileStore:
         return True
 
     def take_symlink(self, node: Node) -> None:
-        """A target: beside its inode where it fits."""
+        """Store a symlink's target, next to its inode if it fits."""
         self._begin(node)
         choose_flat_layout(node, self._block_size, self._block_size - node.head_size)
         self._append_data(node, node.inode.target, last=True)
 
     def settle(self, where: Callable[[int], int]) -> None:
-        """Give files the blocks of the image that theirs turned out to be; as often as that changes."""
+        """Give files their final blocks in the image. May be called again whenever these change."""
         for node, stored in self._unsettled.items():
             if stored.extents is None:
                 node.i_u = where(stored.block)
@@ -183,8 +184,8 @@ class FileStore:
             self._chunks.settle(where)
 
     def place_fragments(self, old: OldPacked | None = None) -> None:
-        """Every file is stored and the packed inode complete: make the indexes that name places in it. With `old`
-        what is there stays there."""
+        """All files are stored and the packed inode is complete: make the indexes that refer to it. With `old`, what is
+        in the old packed inode keeps its place."""
         self.packer.close(old)
         self._before_packed = self.features, self.compressed, self.stored
         for node, placed in self._unplaced:
@@ -194,16 +195,16 @@ class FileStore:
                 self._set_index(node, placed, self.packer.offsets[placed.part], self._until_settled)
 
     def is_loose(self) -> bool:
-        """Whether the packed inode, which was stored last, should be put together anew. Sets `excess`."""
+        """Whether the packed inode, which was stored last, should be reassembled. Sets `excess`."""
         size = self._options.packed_pcluster_size
         packed = weigh(self._extents, self._unused, self.packer.used, size, self._block_size)
         self.excess = packed.excess // self._block_size
         return packed.is_loose
 
     def drop_packed(self, node: Node) -> None:
-        """Forget the packed inode, which was stored last: it will be stored in another way, which may leave it without
-        blocks or a tail of its own."""
-        assert isinstance(self._sink, Spool)  # noqa: S101 - only then there is another way
+        """Discard the packed inode, which was stored last. It will be stored differently, perhaps without blocks or a
+        tail."""
+        assert isinstance(self._sink, Spool)  # noqa: S101 - otherwise there is no alternative
         self._sink.rewind(self._first_run)
         self.features, self.compressed, self.stored = self._before_packed
         self._unsettled.pop(node, None)
@@ -212,11 +213,11 @@ class FileStore:
 
     @property
     def fragments(self) -> int:
-        """Files that lie, or end, in the packed inode."""
+        """Number of files that are, or end, in the packed inode."""
         return len(self._unplaced)
 
     def _begin(self, node: Node) -> None:
-        """The blocks of a file follow."""
+        """Prepare for the blocks of a file."""
         if self._spool is not None:
             self._first_run = self._spool.start(node.path)
         self._first_block = self._sink.position // self._block_size
@@ -254,11 +255,11 @@ class FileStore:
         self._extents += [place_extent(e, self._bases) for e in segment.extents] if refers else segment.extents
 
     def _is_apart(self, piece: Piece) -> bool:
-        """Whether each extent is free to have a place of its own."""
+        """Whether each extent may be placed separately."""
         return self._spool is not None and (piece.packed is not None or piece.node.path in self._apart)
 
     def _append_apart(self, node: Node, segment: Segment, key: Key, spool: Spool) -> None:
-        """A piece of which each extent may come to stand elsewhere."""
+        """Append a piece whose extents may each be placed separately."""
         at = sum(extent.length for extent in self._extents)
         self._tail = b""
         number = self._repeats.numbers.get(key)
@@ -286,7 +287,7 @@ class FileStore:
     def _finish_compressed(self, node: Node, stored: Stored) -> None:
         assert stored.segment is not None  # noqa: S101 - it is compressed
         apart = self._is_apart(stored.piece)
-        if not stored.piece.is_whole or stored.piece.packed is not None:  # of whole files it is known
+        if not stored.piece.is_whole or stored.piece.packed is not None:  # already known for whole files
             blocks = self._own if apart else sum([extent.blocks for extent in self._extents if extent.place < 0])
             is_fragment = stored.segment.fragment == node.size or node in self._repeats.sources
             if not is_fragment and not gains(node.size, blocks, self._block_size, len(self._tail)):
@@ -318,7 +319,7 @@ class FileStore:
             self._set_index(node, placed, -1, self._until_settled)
 
     def _until_settled(self, block: int) -> int:
-        """The number of a block of the sink, as far as known: what is on a device is behind the image."""
+        """Return the block number as far as it is known: data on a device comes after the image."""
         return block + self._moves
 
     def _set_index(
@@ -334,7 +335,7 @@ class FileStore:
         if [True for e in extents if e.place >= 0]:
             extents = [e if e.place < 0 else e._replace(place=where(e.place)) for e in extents]
             own = sum([e.blocks for e in extents if e.place < 0])
-        first = where(placed.block) if own else 1  # which says nothing then
+        first = where(placed.block) if own else 1  # has no meaning then
         if placed.apart and (together := joined(extents)) is not None:
             first, extents = together
             own = blocks
@@ -342,9 +343,9 @@ class FileStore:
             ends = [e.place + e.blocks for e in extents if e.place >= 0]
             if not placed.apart:
                 self.features |= INCOMPAT_DEDUPE
-        full = options.full_index or bool(ends)  # compact indexes say where the first pcluster is only
+        full = options.full_index or bool(ends)  # compact indexes state only where the first pcluster is
         node.layout = layout_for(self._block_bits, fragment, whole=whole, full=full)
-        # what is inline counts as a block in st_blocks, as with mkfs.erofs
+        # inline data counts as a block in st_blocks, as in mkfs.erofs
         node.i_u = blocks + bool(node.tail_size)
         site = Site(self._block_bits, first, node.head_size + 7 & ~7, fragment, rules.codec.algorithm)
         far = max(first + own, *ends, 0) > NULL_ADDR
@@ -356,7 +357,7 @@ class FileStore:
             self._set_table(node, build_table(extents, node.size, site))
 
     def _set_table(self, node: Node, table: bytes) -> None:
-        """The index that came with 48-bit addresses, where it is the shorter or the only one."""
+        """Use the index introduced with 48-bit addresses if it is shorter or the only possible one."""
         if not node.index and node.tail_size:
             raise CapacityError(
                 "an inline tail cannot go with data behind block 2**32", where=node.where, hint="omit -E ztailpacking"
@@ -366,7 +367,7 @@ class FileStore:
             self.features |= INCOMPAT_48BIT
 
     def _restart_flat(self, node: Node) -> None:
-        """A file of several segments turned out not to gain: only now is that known."""
+        """Store a file flat after all: only after several segments did it turn out that compression gains nothing."""
         self._extents, self._unused = [], []
         assert node.inode.content is not None  # noqa: S101 - it was read before
         if isinstance(self._sink, Spool):
@@ -408,7 +409,7 @@ class FileStore:
         self._sink.append(chunks)
 
     def _copy(self, node: Node, original: Node) -> None:
-        """The bytes of an equal file, which came earlier, or its very blocks where options allow that."""
+        """Copy the bytes of an equal earlier file, or share its blocks if the options allow it."""
         placed = self._originals[original]
         assert placed is not None  # noqa: S101 - the original comes first
         self.reused += 1
@@ -424,7 +425,7 @@ class FileStore:
         self._begin(node)
         start = placed.block * self._block_size
         if placed.extents is None:
-            if original.size == original.tail_size:  # all of it stands beside its inode
+            if original.size == original.tail_size:  # all of it is next to its inode
                 self._append_flat(node, original.inline, 0)
                 return
             size = original.size - original.tail_size
@@ -435,7 +436,7 @@ class FileStore:
                 self._append_flat(node, data, offset)
             return
         size = sum(extent.blocks for extent in placed.extents) * self._block_size
-        if placed.apart:  # the extents are runs of their own
+        if placed.apart:  # each extent is a separate run
             for extent in (extent for extent in placed.extents if extent.blocks):
                 place, length = extent.place * self._block_size, extent.blocks * self._block_size
                 self._sink.append([self._sink.read(place, length)])
@@ -447,10 +448,10 @@ class FileStore:
         self._set_compressed(node, placed._replace(block=self._first_block))
 
     def _share(self, node: Node, original: Node, placed: _Placed) -> bool:
-        """Point a file at the blocks of an equal one; False where its tail has no room where the original's had.
+        """Let a file refer to the blocks of an equal one. False if its tail does not fit where the original's did.
 
-        Flat files need no feature bit for that: each names its first block, and nothing says that it is alone there.
-        Kernels before the bit did not foresee a pcluster of two files.
+        Flat files need no feature bit for this: each names its first block, and nothing says that the block is
+        exclusive. Kernels without the feature bit do not expect a pcluster to belong to two files.
         """
         if placed.extents is not None:
             self._set_compressed(node, placed)

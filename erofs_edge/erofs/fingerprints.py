@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What files hold, told to the kernel, so that equal files of several images share their pages: mount option
+"""Fingerprints of file contents, by which the kernel shares the pages of equal files of several images: mount option
 inode_share, Linux 7.0.
 
 The value is an attribute without a namespace, which no system call shows: "sha256:" and the 32 bytes of the hash. Its
-whole name stands in the table of long prefixes, where the superblock finds it (ishare_xattr_prefix_id).
+full name is in the table of long prefixes, where the superblock refers to it (ishare_xattr_prefix_id).
 
 Source: ``fs/erofs/xattr.c`` (erofs_xattr_fill_inode_fingerprint); images by mkfs.erofs 1.9.4 --xattr-inode-digest.
 """
@@ -18,9 +18,9 @@ PREFIX = b"sha256:"
 
 
 def with_fingerprints(tree: FileTree) -> FileTree:
-    """The same tree, in which every file that is not empty has its fingerprint. The tree given stays as it is.
+    """Return a copy of the tree in which every non-empty file has its fingerprint. The original is not changed.
 
-    Raises SourceError where a file cannot be read.
+    Raises SourceError if a file cannot be read.
     """
     copies: dict[int, Inode] = {}
     made = FileTree(_copy(tree.root, b"/"))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders below a root, to write files into: reached by descriptors, one name at a time and never through a symlink.
+"""Folders below a root, for writing files: opened through descriptors, one name at a time and never through a symlink.
 
-Where a system has no such descriptors (Windows), they are reached by their paths. There only we must make anything in
-them meanwhile, and not every name can be a file's.
+On systems without such descriptors (Windows), they are accessed by path. Only there, nobody else may create anything in
+them meanwhile, and not every name is valid.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from erofs_edge.positions import BINARY
 
 BY_PATHS = os.open not in os.supports_dir_fd
-"""whether this system is one without such descriptors: then it has neither modes nor owners"""
+"""whether this system lacks such descriptors; it then has neither modes nor owners"""
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _KEPT_OPEN = 128
@@ -29,7 +29,8 @@ _DEVICES |= {f"{port}{number}" for port in ("COM", "LPT") for number in (*range(
 
 
 def is_possible(name: bytes) -> bool:
-    """Whether this system can have a file of this name, and only there: no path, stream or device is meant by it."""
+    """Whether this system can have a file with this name in that folder, without it meaning a path, stream or
+    device."""
     if not BY_PATHS:
         return True
     try:
@@ -41,14 +42,14 @@ def is_possible(name: bytes) -> bool:
 
 
 class Folder(NamedTuple):
-    """Its files are ``prefix + name``, with ``dir_fd=fd``."""
+    """Its files are ``prefix + name``, used with ``dir_fd=fd``."""
 
     prefix: bytes
     fd: int | None
 
 
 class Folders:
-    """Opens folders below a root, which is open; keeps the last ones open. `root` is a path, or a descriptor."""
+    """Opens folders below an open root and keeps the most recent ones open. `root` is a path or a descriptor."""
 
     def __init__(self, root: int | bytes) -> None:
         self._root = root
@@ -57,7 +58,7 @@ class Folders:
 
     @contextmanager
     def open(self, path: bytes) -> Iterator[Folder]:
-        """The folder, for as long as the context lasts. Raises OSError."""
+        """Open a folder for the duration of the context. Raises OSError."""
         if not isinstance(self._root, int):
             yield Folder(b"/".join((self._root, path, b"") if path else (self._root, b"")), None)
             return
@@ -90,7 +91,7 @@ class Folders:
 
 @contextmanager
 def opened(root: Path) -> Iterator[int | bytes]:
-    """What `Folders` takes as its root. Raises OSError."""
+    """Open the root for `Folders`. Raises OSError."""
     if BY_PATHS:
         yield os.fsencode(root)
         return
@@ -102,7 +103,7 @@ def opened(root: Path) -> Iterator[int | bytes]:
 
 
 def empty(folder: Folder) -> None:
-    """Remove the files and the empty folders in it, as far as possible. Raises OSError where it cannot be listed."""
+    """Remove the files and empty folders in it, as far as possible. Raises OSError if it cannot be listed."""
     for name in os.listdir(folder.prefix if folder.fd is None else folder.fd):
         path = folder.prefix + os.fsencode(name)
         with suppress(OSError):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first blocks of an image: superblock, compression record, root inode, shared attributes.
+"""The first blocks of an image: superblock, compression records, root inode, shared attributes.
 
-The root stands right behind the superblock because its nid has only 16 bits.
+The root comes right after the superblock because its nid has only 16 bits.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from erofs_edge.erofs.plan import Plan, choose_flat_layout
 
 
 class Head(NamedTuple):
-    """blocks: its size; hole: (start, end) bytes left for other inodes, in its last block; shared: the shared
-    attributes with the tables of long prefixes and of devices behind; root_blocks: blocks the root directory needs
-    elsewhere."""
+    """blocks: its size; hole: (start, end) bytes left for other inodes in its last block; shared: the shared
+    attributes, followed by the tables of long prefixes and of devices; root_blocks: blocks that the root directory
+    needs elsewhere."""
 
     blocks: int
     hole: tuple[int, int]
@@ -52,12 +52,13 @@ class Head(NamedTuple):
 def plan_head(
     plan: Plan, codings: Codings, options: WriteOptions, old: Mapping[Attribute, int] = MappingProxyType({})
 ) -> Head:
-    """Give the root its place, and every node its attribute area. `old` says where shared attributes were, in bytes."""
+    """Place the root, and build every node's attribute area. `old` gives the former byte offsets of shared
+    attributes."""
     block_size = options.block_size
     record = codings.records(block_size)
     root = plan.nodes[0]
     root_at = _round_up(SUPER_OFFSET + SUPER_SIZE + len(record), SLOT_SIZE)
-    # sizes do not depend on where the shared area stands, so that can come after the root
+    # sizes do not depend on the place of the shared area, so it can be chosen after the root's
     rules = options.attributes
     _, ids = shared_area(plan.attributes, 0, rules)
     root.xattrs = inline_area(root.inode.xattrs if plan.attributes else {}, ids, root.where, rules)
@@ -81,7 +82,7 @@ def plan_head(
 
 
 def finish_head(raw: bytearray, plan: Plan, head: Head, options: WriteOptions, *, blocks: int, uuid: bytes) -> None:
-    """Put superblock and checksum into the first bytes of the image, everything else being there."""
+    """Write superblock and checksum into the first bytes of the image, once everything else is there."""
     incompat, u1 = head.codings.features()
     superblock = Superblock(
         feature_compat=COMPAT_MTIME

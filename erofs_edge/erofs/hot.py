@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a tree a profile names: the nodes that stand at the front, and which bytes of files do."""
+"""What a profile names in a tree: the nodes that go to the front, and the parts of files that do."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from erofs_edge.tree import FileTree
 
 class Hot(NamedTuple):
     """nodes    what the uses need, in order: directories on the way, symlinks, the file
-    missing  paths that do not exist
-    ranges   where a use is a part of a file: path of each file used → (start, end, place in the order); else empty
+    missing  number of paths that do not exist
+    ranges   if any use is only a part of a file: path of each file used → (start, end, position in the order); else
+             empty
     """
 
     nodes: list[Node]
@@ -22,12 +23,12 @@ class Hot(NamedTuple):
     ranges: dict[bytes, list[tuple[int, int, int]]]
 
     def rank(self, path: bytes, start: int, end: int) -> int | None:
-        """The first place in the order of what overlaps these bytes of a file, None where nothing does."""
+        """Return the first position in the order of what overlaps these bytes of a file, None if nothing does."""
         return min((rank for a, b, rank in self.ranges.get(path, ()) if a < end and start < b), default=None)
 
 
 def find_hot(tree: FileTree, nodes: Iterable[Node], uses: Sequence[Use]) -> Hot:
-    """Look the uses up in the tree."""
+    """Look up the uses in the tree."""
     by_inode = {id(node.inode): node for node in nodes} if uses else {}
     found: dict[Node, None] = {}
     ends: dict[bytes, Node | None] = {}
@@ -54,6 +55,6 @@ def find_hot(tree: FileTree, nodes: Iterable[Node], uses: Sequence[Use]) -> Hot:
 
 
 def missing_paths(tree: FileTree, uses: Sequence[Use]) -> list[bytes]:
-    """Those of the uses that do not exist in the tree, in their order."""
+    """Return the paths of the uses that do not exist in the tree, in order."""
     paths = dict.fromkeys(use.path for use in uses)
     return [path for path in paths if tree.get(path) is None and tree.get(path, follow=True) is None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The UUID that an image gets from its content: two images share it only if they are equal."""
+"""The UUID of an image, derived from its content: two images share it only if they are equal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PIECE = 4 << 20  # bytes
 
 
 def content_digest(sink: Sink, end: int, look: Callable[[int, bytes], None] | None = None, start: int = 0) -> bytes:
-    """sha256 of an image file as it is from byte 0 to `end`, what is before `start` taken for zeros.
+    """Return the sha256 of an image file from byte 0 to `end`, with everything before `start` taken as zeros.
 
-    `look` sees all pieces from there on, with their offsets.
+    `look` receives all pieces from there on, with their offsets.
     """
     state = hashlib.sha256(bytes(start))
     for at in range(start, end, PIECE):
@@ -27,8 +27,8 @@ def content_digest(sink: Sink, end: int, look: Callable[[int, bytes], None] | No
 
 
 def uuid_from(content: bytes, first: bytes | bytearray) -> bytes:
-    """The UUID of an image.
+    """Return the UUID of an image.
 
-    `content` is the sha256 of an image with zeros for its `first` blocks, which have no superblock yet.
+    `content` is the sha256 of an image with zeros in place of its `first` blocks, which have no superblock yet.
     """
     return uuid8(hashlib.sha256(content + first).digest())

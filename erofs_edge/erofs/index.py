@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Indexes of compressed files: which lcluster belongs to which pcluster (kernel: ``fs/erofs/zmap.c``).
 
-An index has one entry for each lcluster (here always one block of file data). Compact indexes store 2 or 4 bytes an
-entry and one block number for each pack of entries, so the pclusters of a file must follow one another; full
-indexes store 8 bytes an entry.
+An index has one entry for each lcluster (here always one block of file data). Compact indexes take 2 or 4 bytes per
+entry and one block number for each pack of entries, so the pclusters of a file must be contiguous. Full indexes take 8
+bytes per entry.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from erofs_edge.erofs.ondisk import (
     NULL_ADDR,
 )
 
-PACKS_MAX = 4096  # that are made at once
-COMPACT_BITS_MAX = 14  # larger lclusters have offsets that no compact entry holds
+PACKS_MAX = 4096  # packs encoded at a time
+COMPACT_BITS_MAX = 14  # offsets in larger lclusters do not fit a compact entry
 COMPACT_2B_BITS_MAX = 12
 WHOLE_FRAGMENT = 1 << 63
-ALONE_MAX = 64  # lclusters of a file with a single extent of which the index is known but for a few numbers
+ALONE_MAX = 64  # lclusters up to which the index of a single extent is precomputed except for a few numbers
 
 
 class Extent(NamedTuple):
-    """`length` bytes of a file held by `blocks` blocks: one pcluster, or (raw) one pcluster a block.
+    """`length` bytes of a file stored in `blocks` blocks: one pcluster, or (raw) one pcluster per block.
 
-    A last extent of 0 blocks lies elsewhere: behind the index, or in the packed inode. `place` is the first block of
-    one that other files have too, -1 for those that follow each other; `partial`: its pcluster decodes to more.
+    A last extent with 0 blocks is stored elsewhere: after the index, or in the packed inode. `place` is the first block
+    of an extent that other files share, -1 for contiguous ones; `partial`: its pcluster decodes to more.
     """
 
     length: int
@@ -58,17 +58,17 @@ class Extent(NamedTuple):
 
     @property
     def own(self) -> int:
-        """Blocks that only this file has."""
+        """Number of blocks that belong to this file alone."""
         return self.blocks if self.place < 0 else 0
 
 
 class Site(NamedTuple):
-    """Where a compressed file stands.
+    """Where a compressed file is stored.
 
-    block_bits   log2 of a block's bytes
+    block_bits   log2 of the block size in bytes
     first_block  where its own data starts
-    position     byte of the map header: a multiple of 8, of which only the remainder by 32 matters
-    fragment     byte of the packed inode where its last extent stands; -1 for none there
+    position     byte of the map header: a multiple of 8, of which only the remainder modulo 32 matters
+    fragment     byte of the packed inode where its last extent is; -1 if it is not there
     algorithm    of its pclusters
     """
 
@@ -80,7 +80,8 @@ class Site(NamedTuple):
 
 
 class Head(NamedTuple):
-    """An lcluster in which a pcluster's data starts, at byte `offset`; up to the next head nothing else starts."""
+    """An lcluster in which the data of a pcluster starts, at byte `offset`. Nothing else starts before the next
+    head."""
 
     lcluster: int
     offset: int
@@ -91,17 +92,19 @@ class Head(NamedTuple):
 
 
 def layout_for(block_bits: int, fragment: int = -1, *, whole: bool = False, full: bool = False) -> int:
-    """The data layout of compressed files for a block size; `fragment` is where the tail stands in the packed inode.
+    """Return the data layout of compressed files for a block size; `fragment` is the tail's position in the packed
+    inode.
 
-    Only full indexes have room for the upper bits of that, and a `whole` file there has no index at all. `full` asks
-    for the full form in any case.
+    Only full indexes have room for the upper bits of that position, and a file that is there as a `whole` has no index
+    at all. `full` requests the full form in any case.
     """
     compact = block_bits <= COMPACT_BITS_MAX and fragment < 1 << 32 and not whole and not full
     return LAYOUT_COMPRESSED_COMPACT if compact else LAYOUT_COMPRESSED_FULL
 
 
 def full_index_size(size: int, block_bits: int) -> int:
-    """Bytes of a full index with its map header: what compression must win at least, as mkfs.erofs has it."""
+    """Return the bytes of a full index with its map header: the minimum that compression must save, as in
+    mkfs.erofs."""
     return 16 + FULL_INDEX.size * _lclusters(size, block_bits)
 
 
@@ -114,13 +117,13 @@ def build_index(
     inline: int = 0,
     full: bool = False,
 ) -> bytes:
-    """Map header and index of a file of `size` bytes. The last extent may be `inline` bytes behind the index, where it
-    is no fragment."""
+    """Encode map header and index of a file of `size` bytes. If it is not a fragment, the last extent may be `inline`
+    bytes after the index."""
     block_bits, first_block, position, fragment, algorithm = site
     advise = ADVISE_BIG_PCLUSTER_1 | ADVISE_BIG_PCLUSTER_2 if big else 0
     low = 0
     if fragment >= 0:
-        if len(extents) == 1:  # the header alone tells all
+        if len(extents) == 1:  # the header alone says everything
             return (fragment | WHOLE_FRAGMENT).to_bytes(8, "little")
         advise |= ADVISE_FRAGMENT_PCLUSTER
         low = fragment & NULL_ADDR
@@ -130,7 +133,7 @@ def build_index(
     count = _lclusters(size, block_bits)
     if layout_for(block_bits, fragment, full=full) == LAYOUT_COMPRESSED_FULL:
         heads = _heads(extents, size, block_bits, first_block)
-        if fragment >= 0:  # the terminator, if there is one, is no HEAD1
+        if fragment >= 0:  # the terminator, if any, is not a HEAD1
             tail = -1 if heads[-1].kind == LCLUSTER_HEAD1 else -2
             heads[tail] = heads[tail]._replace(block=fragment >> 32)
         return MAP_HEADER.pack(low, advise, algorithm, 0) + _full(heads, count, big)
@@ -144,8 +147,8 @@ def build_index(
 
 
 def build_index_of_one(blocks: int, size: int, block_bits: int, block: int, head_size: int, algorithm: int) -> bytes:
-    """What `build_index` makes of a file of one pcluster in a compact form for big ones, behind an inode of `head_size`
-    bytes; nothing where that has no place here."""
+    """Like `build_index`, for a file of a single pcluster, in the compact form for big pclusters, after an inode of
+    `head_size` bytes; b"" if that is not possible."""
     if block_bits > COMPACT_BITS_MAX or _lclusters(size, block_bits) > ALONE_MAX:
         return b""
     return _header(algorithm, block_bits) + _alone(blocks, size, block_bits, block, (head_size + 7 & ~7) + 8)
@@ -162,10 +165,10 @@ def _lclusters(size: int, block_bits: int) -> int:
 
 
 def _heads(extents: Sequence[Extent], size: int, block_bits: int, first_block: int) -> list[Head]:
-    """The heads of all extents; raw ones have one in each block.
+    """Return the heads of all extents; raw ones have one in each block.
 
-    When the last extent ends inside an lcluster in which it does not start, that gets an empty one of block 0: it
-    bounds the real one.
+    If the last extent ends inside an lcluster other than the one in which it starts, that lcluster gets an empty head
+    with block 0, to bound the real one.
     """
     block_size = 1 << block_bits
     heads: list[Head] = []
@@ -187,7 +190,7 @@ def _heads(extents: Sequence[Extent], size: int, block_bits: int, first_block: i
 
 
 def _full(heads: Sequence[Head], count: int, big: bool) -> bytes:
-    """z_erofs_lcluster_index records behind 8 unused bytes."""
+    """Encode z_erofs_lcluster_index records after 8 unused bytes."""
     out = bytearray(8)
     for head, end in zip(heads, _ends(heads, count), strict=True):
         advise = head.kind | INDEX_PARTIAL_REF if head.partial else head.kind
@@ -199,11 +202,11 @@ def _full(heads: Sequence[Head], count: int, big: bool) -> bytes:
 
 
 class Starts(NamedTuple):
-    """Heads, as compact indexes need them, in lists of equal length: theirs may be a hundred thousand.
+    """Heads in the form that compact indexes need, in lists of equal length: there may be a hundred thousand.
 
     entries   offset and kind of each
-    blocks    the first block of each, in use only where pclusters have several
-    counts    how many blocks it has
+    blocks    the first block of each; used only if pclusters have several
+    counts    the number of blocks of each
     """
 
     lclusters: list[int]
@@ -213,7 +216,7 @@ class Starts(NamedTuple):
 
 
 def _starts(extents: Sequence[Extent], size: int, block_bits: int, first_block: int) -> Starts:
-    """The same as `_heads` of extents that follow each other."""
+    """Like `_heads`, for contiguous extents."""
     mask, kind_at = (1 << block_bits) - 1, max(block_bits, 12)
     head, plain = LCLUSTER_HEAD1 << kind_at, LCLUSTER_PLAIN << kind_at
     starts = Starts([], [], [], [])
@@ -242,7 +245,8 @@ def _starts(extents: Sequence[Extent], size: int, block_bits: int, first_block: 
 
 
 def _compact(starts: Starts, count: int, low_bits: int, advise: int, position: int) -> bytes:
-    """Packs: 4-byte entries up to a 32-byte border, then 2-byte ones in sixteens, then 4-byte ones again."""
+    """Encode packs: 4-byte entries up to a 32-byte boundary, then 2-byte ones in groups of sixteen, then 4-byte ones
+    again."""
     big = bool(advise & ADVISE_BIG_PCLUSTER_1)
     entries = _compact_entries(starts, count, low_bits, big)
     leading = min((32 - position % 32) // 4 % 8, count)
@@ -252,7 +256,7 @@ def _compact(starts: Starts, count: int, low_bits: int, advise: int, position: i
     for part in parts:
         ends = range(part.start + part.step - 1, min(part.stop, count), part.step)
         _look_ahead(entries, ends, starts.lclusters, low_bits)
-    before = array("I", (bisect_left(starts.lclusters, at) for at in chain(*parts)))  # heads that stand before the pack
+    before = array("I", (bisect_left(starts.lclusters, at) for at in chain(*parts)))  # number of heads before the pack
     if big:
         bases = array("I", map(_big_base, repeat(starts), before, chain(*parts)))
     else:
@@ -268,7 +272,7 @@ def _compact(starts: Starts, count: int, low_bits: int, advise: int, position: i
 
 
 def _alone(blocks: int, size: int, block_bits: int, first_block: int, position: int) -> bytes:
-    """What `_compact` makes of a single extent, as most files have one: a number that is linear in three others."""
+    """Like `_compact`, for a single extent, which most files have: a number that is linear in three others."""
     rest = size & (1 << block_bits) - 1
     fixed, by_first, by_blocks, by_rest, length = _linear(
         _lclusters(size, block_bits), rest > 0, block_bits, position % 32
@@ -278,8 +282,9 @@ def _alone(blocks: int, size: int, block_bits: int, first_block: int, position: 
 
 @cache
 def _linear(count: int, has_rest: bool, block_bits: int, position: int) -> tuple[int, int, int, int, int]:
-    """(the index for first block, blocks and bytes in the last lcluster all 0, what is to be added for each of them,
-    its bytes) of a single extent of `count` lclusters: those are in fields of their own, none of which runs over."""
+    """For a single extent of `count` lclusters, return the index with first block, blocks and bytes in the last
+    lcluster all 0, what to add for each of these, and the index's size in bytes. The three are in separate fields that
+    never overflow."""
     advise = ADVISE_BIG_PCLUSTER_1 | (ADVISE_COMPACTED_2B if block_bits <= COMPACT_2B_BITS_MAX else 0)
 
     def made(first_block: int, blocks: int, rest: int) -> bytes:
@@ -295,7 +300,7 @@ def _linear(count: int, has_rest: bool, block_bits: int, position: int) -> tuple
 
 
 def _pack_2(entries: array[int], bases: array[int]) -> bytes:
-    """Packs of two entries of 16 bits and the base; a missing last one is empty."""
+    """Encode packs of two 16-bit entries and the base. A missing last entry is empty."""
     if len(entries) % 2:
         entries.append(0)
     packs = array("I", bytes(8 * len(bases)))
@@ -305,8 +310,8 @@ def _pack_2(entries: array[int], bases: array[int]) -> bytes:
 
 
 def _pack_16(entries: array[int], bases: array[int]) -> bytes:
-    """Packs of sixteen entries of 14 bits and the base: neighbours move together until they are one number of 224 bits,
-    those of all packs at once."""
+    """Encode packs of sixteen 14-bit entries and the base: neighbours are joined step by step into one number of 224
+    bits, for all packs at once."""
     bits = int.from_bytes(_little(entries), "little")
     for gap, lower, upper in _lanes((len(bases) - 1).bit_length()):
         bits = bits & lower | (bits & upper) >> gap
@@ -319,7 +324,8 @@ def _pack_16(entries: array[int], bases: array[int]) -> bytes:
 
 @cache
 def _lanes(log: int) -> list[tuple[int, int, int]]:
-    """For 2 ** log packs, step by step: how far the upper one of two neighbours moves, masks of the lower and upper."""
+    """For 2 ** log packs, return for each step how far the upper of two neighbours moves, and the masks of lower and
+    upper."""
     steps = []
     for width in (16, 32, 64, 128):
         used = width * 14 // 16
@@ -336,12 +342,12 @@ def _little(values: array[int]) -> bytes:
 
 
 def _compact_entries(starts: Starts, count: int, low_bits: int, big: bool) -> array[int]:
-    """The entry of each lcluster, unless it stands in the last slot of a pack."""
+    """Return the entry of each lcluster, assuming that it is not in the last slot of a pack."""
     entries = array("H")
     append, back = entries.append, _distances(low_bits)
     counted = LCLUSTER_NONHEAD << low_bits | D0_CBLKCNT
     lclusters = starts.lclusters
-    if len(lclusters) == count:  # all of them heads
+    if len(lclusters) == count:  # all are heads
         return array("H", starts.entries)
     for at, end, entry, blocks in zip(lclusters, [*lclusters[1:], count], starts.entries, starts.counts, strict=True):
         append(entry)
@@ -357,7 +363,8 @@ def _compact_entries(starts: Starts, count: int, low_bits: int, big: bool) -> ar
 
 
 def _look_ahead(entries: array[int], slots: Sequence[int], lclusters: Sequence[int], low_bits: int) -> None:
-    """In the last slot of a pack a NONHEAD tells the distance ahead instead of back, unless it tells a count."""
+    """In the last slot of a pack, a NONHEAD entry states the distance ahead instead of back, unless it states a
+    count."""
     nonhead = LCLUSTER_NONHEAD << low_bits
     for slot in slots:
         entry = entries[slot]
@@ -375,10 +382,10 @@ def _distances(low_bits: int) -> array[int]:
 
 
 def _big_base(starts: Starts, before: int, at: int) -> int:
-    """The base block of a pack that starts at lcluster `at`, `before` heads standing before it.
+    """Return the base block of a pack that starts at lcluster `at`, with `before` heads before it.
 
-    A head is at base + the blocks of those pclusters before it whose count shows in the pack. A head in the last
-    slot before the pack shows its count in the pack's first entry, unless that is a head itself.
+    A head is at the base plus the blocks of those earlier pclusters whose count appears in the pack. A head in the last
+    slot before the pack has its count in the pack's first entry, unless that is a head itself.
     """
     lclusters = starts.lclusters
     if not before:
@@ -390,5 +397,5 @@ def _big_base(starts: Starts, before: int, at: int) -> int:
 
 
 def _ends(heads: Sequence[Head], count: int) -> list[int]:
-    """For each head the lcluster of the next one."""
+    """Return the lcluster of the next head for each head."""
     return [*(head.lcluster for head in heads[1:]), count]
