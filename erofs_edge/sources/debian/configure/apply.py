@@ -14,6 +14,7 @@ from erofs_edge.tree import BytesContent, FileTree, Inode
 
 NO_ID = 0xFFFFFFFF
 """the number that means "none" in chown(2)"""
+NOBODY = "add base-passwd to `packages`, which has Debian's accounts, or name it in `users` or `groups`"
 
 
 def owner_ids(accounts: Accounts, owner: str, where: str) -> tuple[int, int]:
@@ -26,12 +27,12 @@ def owner_ids(accounts: Accounts, owner: str, where: str) -> tuple[int, int]:
     gid = uid
     if uid is None:
         if user not in accounts.users:
-            raise SourceError(f"no user {user!r}", where=where)
+            raise SourceError(f"no user {user!r}", where=where, hint=NOBODY)
         uid, gid = accounts.users[user].uid, accounts.users[user].gid
     if group:
         gid = _number(group, where)
         if gid is None and group not in accounts.groups:
-            raise SourceError(f"no group {group!r}", where=where)
+            raise SourceError(f"no group {group!r}", where=where, hint=NOBODY)
         gid = accounts.groups[group].gid if gid is None else gid
     return uid, gid if gid is not None else uid
 

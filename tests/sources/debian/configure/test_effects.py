@@ -114,8 +114,9 @@ def test_permissions_of_what_is_there() -> None:
     apply(tree, do="permissions", path="usr/bin/absent", mode="2755", owner="root:web")
     node = tree.get("usr/bin/agent")
     assert (stat.S_IMODE(node.mode), node.uid, node.gid) == (0o2755, 0, 34)
-    with pytest.raises(SourceError, match="no group 'nobody-knows'"):
+    with pytest.raises(SourceError, match="no group 'nobody-knows'") as caught:
         apply(tree, do="permissions", path="usr/bin/agent", mode="2755", owner="root:nobody-knows")
+    assert "base-passwd" in (caught.value.hint or "")
 
 
 def test_nss_services_are_appended_once() -> None:
