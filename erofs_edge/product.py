@@ -41,7 +41,7 @@ def make_product(folder: Path, *, board: str, system: str | None = None) -> Prod
     """
     name = folder.absolute().name
     if not NAME.fullmatch(name):
-        raise UsageError(f"not a name for a product: {name!r}", hint="lower-case letters, digits and . _ + -")
+        raise UsageError(f"not a valid name for a product: {name!r}", hint="use lower-case letters, digits and . _ + -")
     if stock_file(name) is not None:
         raise UsageError(f"{name} is the name of a stock board or system", hint="choose another one")
     base = load_board(_stock(board, "boards"))
@@ -52,7 +52,7 @@ def make_product(folder: Path, *, board: str, system: str | None = None) -> Prod
     )
     below = load_system(_stock(system, "manifests") if system is not None else content)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError("there is something already", where=str(folder), hint="name a folder that is not there yet")
+        raise UsageError("this already exists", where=str(folder), hint="name a folder that does not exist yet")
     refuse_unwritable(folder.absolute().parent)
     with ExitStack() as stack:
         try:
@@ -78,7 +78,9 @@ def make_product(folder: Path, *, board: str, system: str | None = None) -> Prod
 def _stock(name: str, kind: str) -> Path:
     path = stock_file(name, (kind,))
     if path is None:
-        raise UsageError(f"no stock {kind.removesuffix('s')} {name!r}", hint=f"there is {', '.join(stock_names(kind))}")
+        raise UsageError(
+            f"no stock {kind.removesuffix('s')} {name!r}", hint=f"there are {', '.join(stock_names(kind))}"
+        )
     return path
 
 

@@ -199,7 +199,7 @@ def _loader(
         return join(program, tree), None, dtb
     named = board.boot.u_boot
     if named.package is None or named.path is None:
-        raise ManifestError(f"board '{board.board}' names no boot loader")
+        raise ManifestError(f"board '{board.board}' names no boot loader (boot.u_boot)")
     u_boot = package_file(firmware, PackageFile(package=named.package, path=named.path))
     return u_boot, boot_script(board), add_key(dtb, signer) if dtb is not None else None
 
@@ -270,7 +270,7 @@ def kernel_image(board: Board, tree: FileTree, version: str) -> Image:
         return Image("kernel_noload", data, title)
     if board.boot.chain == "u-boot-booti":
         raise ManifestError(
-            f"board '{board.board}': chain u-boot-booti starts the kernel where it lies, so it cannot be compressed",
+            f"board '{board.board}': chain u-boot-booti starts the kernel in place, so it must not be compressed",
             hint="set `kernel_compression: none`",
         )
     import lz4.frame

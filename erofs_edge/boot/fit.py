@@ -112,7 +112,7 @@ def _kernel_offset(fit: bytes) -> int:
     for tag in tags(fit):
         if tag.kind == PROP and tag.path == "/images/kernel" and tag.name == "data":
             return tag.start + PROP_HEAD_SIZE
-    raise ErofsEdgeError("a FIT without a kernel")
+    raise ErofsEdgeError("the FIT has no kernel")
 
 
 def signed_nodes(images: list[str]) -> list[str]:
@@ -172,7 +172,7 @@ def verify_fit(fit: bytes, key: RSAPublicKey) -> Node:
         if image is None or node is None:
             raise VerificationError("the FIT has no such image or hash", where=f"/images/{name}")
         if elsewhere := sorted(NOT_SIGNED & image.props.keys() - {"data"}):
-            raise VerificationError(f"an image may hold no '{elsewhere[0]}'", where=f"/images/{name}")
+            raise VerificationError(f"an image must not hold '{elsewhere[0]}'", where=f"/images/{name}")
         if hashlib.sha256(image.props.get("data", b"")).digest() != node.props.get("value"):
             raise VerificationError("the image does not match its hash", where=f"/images/{name}")
     strings_size = int.from_bytes(signature.props.get("hashed-strings", b"")[4:8], "big")
@@ -187,7 +187,7 @@ def verify_fit(fit: bytes, key: RSAPublicKey) -> Node:
 def _check_names(node: Node, path: str) -> None:
     for name, child in node.children.items():
         if "@" in name:
-            raise VerificationError("a FIT may hold no node with a unit address", where=f"{path}/{name}")
+            raise VerificationError("a FIT must not hold a node with a unit address", where=f"{path}/{name}")
         _check_names(child, f"{path}/{name}")
 
 

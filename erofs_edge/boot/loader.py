@@ -40,7 +40,7 @@ def machine_tree(board: Board, dtb: bytes | None) -> bytes:
     """
     if board.boot.u_boot.build == "qemu_arm64":
         if board.qemu is None:
-            raise ManifestError(f"board '{board.board}' has no qemu section, which says what QEMU's virt is to be")
+            raise ManifestError(f"board '{board.board}' has no qemu section, which describes QEMU's machine")
         return virt_tree(cpu=board.qemu.cpu, memory=size_bytes(board.qemu.memory), cpus=board.qemu.smp)
     if dtb is None:
         raise ManifestError(

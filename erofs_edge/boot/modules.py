@@ -61,7 +61,7 @@ class KernelModules:
         versions = sorted(top.children) if top is not None else []
         if top is None or len(versions) != 1:
             raise SourceError(
-                f"a kernel package holds one directory in /{DIRECTORY.decode()}, this one {len(versions)}",
+                f"a kernel package must hold exactly one directory in /{DIRECTORY.decode()}, this has {len(versions)}",
                 hint="name the package of one kernel (linux-image-VERSION or linux-image-ARCH)",
             )
         self.tree = tree
@@ -132,7 +132,7 @@ class KernelModules:
         return SourceError(
             f"kernel {self.version} has no module '{name}'",
             hint=(f"did you mean {' or '.join(near)}? " if near else "")
-            + "See the board's modules and system_modules.",
+            + "See `modules` and `system_modules` of the board.",
         )
 
     def closure(self, names: Iterable[str]) -> list[Module]:
@@ -144,7 +144,7 @@ class KernelModules:
             if name in done or name in self.builtin:
                 return
             if name in active:
-                raise SourceError(f"kernel modules depend on each other in a circle at '{name}'")
+                raise SourceError(f"kernel module '{name}' depends on itself, by way of others")
             active.add(name)
             module = self.open(name)
             soft = [ALIASES.get(other, other).replace("-", "_") for other in module.pre]

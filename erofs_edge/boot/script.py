@@ -205,6 +205,6 @@ def _quotable(board: Board, words: list[str]) -> str:
     for character in "'\"\\$\n":
         if character in text:
             raise ManifestError(
-                f"boot.cmdline of board '{board.board}' holds {character!r}, which U-Boot's shell would change"
+                f"boot.cmdline of board '{board.board}' holds {character!r}, which U-Boot's shell would interpret"
             )
     return text

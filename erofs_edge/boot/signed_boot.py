@@ -39,7 +39,7 @@ def boot_signature(image: bytes, signer: Signer, epoch: int) -> bytes:
     key = rsa_key(signer, SIGNATURE)
     if key.key_size != BITS or key.public_numbers().e != 65537:
         raise ErofsEdgeError(
-            f"the Raspberry Pi's signed boot takes RSA-{BITS} keys, this one has {key.key_size} bits",
+            f"the Raspberry Pi's signed boot needs an RSA-{BITS} key, this one has {key.key_size} bits",
             hint=f"sign this board with an RSA-{BITS} key, or leave boot.signed_image out",
         )
     digest = hashlib.sha256(image).hexdigest()

@@ -28,7 +28,9 @@ def uefi_script(board: Board, programs: Mapping[str, str]) -> str:
     boot = board.boot
     name, esp = next(((n, p) for n, p in board.disk.partitions.items() if p.content == "esp"), ("", None))
     if esp is None:
-        raise ManifestError(f"board '{board.board}' has no EFI system partition", hint="`content: esp`")
+        raise ManifestError(
+            f"board '{board.board}' has no EFI system partition", hint="give one partition `content: esp`"
+        )
     find = ["virtio scan"] if boot.storage == "virtio" else [f"mmc dev {boot.device:x}"]
     place, limit = f"{boot.storage} {boot.device:x}", size_bytes(esp.size)
     lines = [*find, f"part number {place} {name} ee_part"]

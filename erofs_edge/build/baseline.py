@@ -28,9 +28,9 @@ def check_baseline(inputs: Inputs) -> None:
     board = read_release(folder).get("board")
     if board != inputs.board.value.board:
         raise ManifestError(
-            f"the baseline {folder} was built for the board {board}, this build is for {inputs.board.value.board}",
+            f"the baseline {folder} was built for board '{board}', this build is for '{inputs.board.value.board}'",
             where=loaded.position("erofs.baseline"),
-            hint="name what that board runs now, or build without a baseline",
+            hint="name a build that the devices run now, or build without a baseline",
         )
 
 

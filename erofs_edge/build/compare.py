@@ -76,7 +76,7 @@ def check_reproducible(one: Subject, cache: Cache, progress: Progress | None = N
         lines += [f"    and {len(different) - NAMED} more"] if len(different) > NAMED else []
         packages = sorted({d.package for d in different})
         raise ReproducibilityError(
-            "maintainer scripts make other files each time they run:\n" + "\n".join(lines),
+            "maintainer scripts produce different files each time they run:\n" + "\n".join(lines),
             where=str(one.locked.loaded.path),
             hint=f"leave out {' and '.join(packages)}, or `exclude` these files",
         )

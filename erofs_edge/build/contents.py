@@ -123,7 +123,7 @@ def read_contents(out: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise VerificationError(f"damaged: {error}", where=str(path), hint="build again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ErofsEdgeError("a record of another version", where=str(path), hint="build again")
+        raise ErofsEdgeError("written by another version of erofs-edge", where=str(path), hint="build again")
     for key in ("packages", "paths"):
         if not isinstance(record.get(key), dict):
             raise VerificationError(f"damaged: it has no {key}", where=str(path), hint="build again")

@@ -32,8 +32,8 @@ def refuse_open_loader(board: Board) -> None:
     """Raises ErofsEdgeError for a boot loader that also starts what nobody has signed: no release is built with it."""
     if board.boot.u_boot.build is None and board.boot.uefi is None:
         raise ErofsEdgeError(
-            f"board '{board.board}' boots with {board.boot.u_boot.package}, which leaves ways round the signature open:"
-            " a release is not built with it",
+            f"board '{board.board}' boots with {board.boot.u_boot.package}, which leaves ways around the signature:"
+            " it cannot be used for a release",
             hint="boot: {chain: u-boot-fit, u_boot: {build: qemu_arm64 or rpi_arm64}}, see docs/boot-chain.md",
         )
 

@@ -69,13 +69,13 @@ def read_release(out: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ErofsEdgeError(f"not a release record: {error}", where=str(path), hint="build again") from error
     if not isinstance(record, dict) or record.get("format") != 1:
-        raise ErofsEdgeError("a release record of another version", where=str(path), hint="build again")
+        raise ErofsEdgeError("a release record of another version of erofs-edge", where=str(path), hint="build again")
     for name, kind in KINDS.items():
         group, _, key = name.rpartition(".")
         there = record.get(group, {}) if group else record
         if key in there and not isinstance(there[key], kind):
             raise VerificationError(
-                f"{RELEASE} is damaged: its '{name}' is of another kind", where=str(path), hint="build again"
+                f"{RELEASE} is damaged: its '{name}' has the wrong type", where=str(path), hint="build again"
             )
     return record
 

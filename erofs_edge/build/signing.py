@@ -54,8 +54,8 @@ def refuse_development(signer: Signer) -> None:
     """Raises ErofsEdgeError for a key that protects nothing: releases are not signed with those."""
     if signer.development:
         raise ErofsEdgeError(
-            f"'{signer.name}' is a development key: a release is not signed with it",
-            hint="erofs-edge keys new NAME, then sign.key or --key: file:PATH, pkcs11:… or command:…",
+            f"'{signer.name}' is a development key: a release cannot be signed with it",
+            hint="make a key (erofs-edge keys new NAME); name it in sign.key or --key: file:PATH, pkcs11:…, command:…",
         )
 
 

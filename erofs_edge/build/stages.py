@@ -335,7 +335,9 @@ def _vbmeta(inputs: Inputs, system: SystemImage, bench: Bench) -> Vbmeta | None:
     if not vbmeta_names(board):
         return None
     if not certificate.exists():
-        raise SignaturesMissingError("the boot image holds the certificate, which is not signed yet", where=CERTIFICATE)
+        raise SignaturesMissingError(
+            "the certificate, which goes into the boot image, is not signed yet", where=CERTIFICATE
+        )
     loaded = load_certificate(certificate.read_bytes(), bench.signer.name)
     return expected_vbmeta(board, inputs.partition, system.verity, bench.signer, loaded)
 
@@ -344,7 +346,7 @@ def _make_uefi(inputs: Inputs, debs: Debs, system: SystemImage, bench: Bench) ->
     board, signature = inputs.board.value, bench.work / ROOT_HASH_SIGNATURE
     if not signature.exists():
         raise SignaturesMissingError(
-            "the kernel images hold the signature of the root hash, which is missing", where=signature.name
+            "the signature of the root hash, which goes into the kernel images, is missing", where=signature.name
         )
     start = _make_start(inputs, debs, system, bench, signature.read_bytes())
     boot = build_uefi(

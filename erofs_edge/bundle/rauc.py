@@ -88,7 +88,7 @@ def write_bundle(
     } | ({"description": description} if description else {})
     for word, value in words.items():
         if not value or not value.isprintable() or value != value.strip():
-            raise UsageError(f"not a {word} for a bundle: {value!r}", hint="printable text on one line")
+            raise UsageError(f"not a valid {word} for a bundle: {value!r}", hint="printable text on one line")
     sizes = {base: -(-path.stat().st_size // BLOCK) * BLOCK for base, path in files.items()}
     blank = [BundleImage(base, size, "0" * 2 * _DIGEST) for base, size in sizes.items()]
     parts = [(MANIFEST, len(_manifest(words, blank)))]
@@ -114,7 +114,7 @@ def _copy(fd: int, payload: Payload, base: str, path: Path, size: int, record: d
             write_exactly(fd, data, place + at)
     if plain.hexdigest() != listed:
         raise VerificationError(
-            "not the file that the build's record lists", where=str(path), hint="erofs-edge verify OUT --key PUB"
+            "differs from what the build's record lists", where=str(path), hint="erofs-edge verify OUT --key PUB"
         )
     write_exactly(fd, b"".join(hashes), payload.places[f"{base}.img{INDEX}"])
     return BundleImage(base, size, told.hexdigest())
@@ -194,7 +194,7 @@ def _parse(manifest: bytes, size: int, end: int) -> tuple[Bundle, Superblock, in
     try:
         parser.read_string(manifest.decode())
         if parser["bundle"].get("format") != "verity":
-            raise FormatError("a bundle of another format than verity")
+            raise FormatError("the bundle's format is not verity")
         images = tuple(
             BundleImage(name.removeprefix("image."), int(parser[name]["size"]), parser[name]["sha256"])
             for name in parser.sections()

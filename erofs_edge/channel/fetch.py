@@ -60,7 +60,7 @@ def make_image(
                 for inside in range(0, len(data), BLOCK):
                     number, block = first + inside // BLOCK, data[inside : inside + BLOCK]
                     if hashlib.sha256(block).digest() != index.digest(number):
-                        raise VerificationError(f"block {number} is not the one of the index", where=public(url))
+                        raise VerificationError(f"block {number} does not match the index", where=public(url))
                     _put(fd, block, where[number])
                 done += len(data) // BLOCK
                 if progress is not None:
@@ -165,10 +165,10 @@ def _range(url: str, start: int, length: int, client: Client) -> bytes | Iterato
         try:
             data = response.read(length)
         except (OSError, HTTPException) as error:
-            raise MirrorError(f"{client.peer} broke off: {error}", where=public(url)) from error
+            raise MirrorError(f"the transfer from {client.peer} broke off: {error}", where=public(url)) from error
         said = response.headers.get("Content-Range", "")
         if len(data) != length or not said.startswith(f"bytes {start}-{start + length - 1}/"):
-            raise MirrorError(f"{client.peer} sent another range than was asked for", where=public(url))
+            raise MirrorError(f"{client.peer} sent a different range than was asked for", where=public(url))
         return data
     raise MirrorError(f"more than {_REDIRECTS} redirects", where=public(url))
 

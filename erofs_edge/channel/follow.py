@@ -79,9 +79,9 @@ class Channel:
         metadata = self.folder / "metadata"
         if root is None and not (metadata / "root.json").exists():
             raise UsageError(
-                "this channel was never seen: its root is needed once",
+                "first visit to this channel: its root is needed",
                 where=self.url,
-                hint="--channel-root FILE, which its owner gives by another way (metadata/1.root.json)",
+                hint="add --channel-root FILE: its metadata/1.root.json, from its owner in a way you trust",
             )
         first = None if root is None else _root(root)
         metadata.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ class Channel:
         except (ValueError, RecursionError) as error:
             raise FormatError(f"not a release record: {error}", where=self.url) from error
         if not isinstance(value, dict) or value.get("board") != board:
-            raise VerificationError(f"the record is not one of the board '{board}'", where=self.url)
+            raise VerificationError(f"the record is not of board '{board}'", where=self.url)
         check_record(raw, board, self._find, self._policies, self.url)
         return value
 
@@ -171,23 +171,23 @@ class _Told:
         if isinstance(error, tuf.ExpiredMetadataError):
             raise VerificationError(
                 f"the channel has expired: {text}", where=self._where,
-                hint="its owner has to publish again; is this machine's clock right?",
+                hint="its owner must run erofs-edge channel publish again; or this machine's clock is wrong",
             ) from error  # fmt: skip
         if isinstance(error, tuf.BadVersionNumberError):
             raise VerificationError(
-                f"the channel is older than what was seen of it: {text}", where=self._where,
-                hint="somebody shows old releases, or the owner restored a backup",
+                f"the channel is older than when it was last seen: {text}", where=self._where,
+                hint="someone may be replaying old releases, or its owner restored a backup",
             ) from error  # fmt: skip
         if isinstance(error, tuf.UnsignedMetadataError):
             raise VerificationError(
                 f"not signed by enough of the channel's keys: {text}", where=self._where
             ) from error  # fmt: skip
         if isinstance(error, tuf.RepositoryError | tuf.DownloadLengthMismatchError):
-            raise VerificationError(f"the channel does not fit together: {text}", where=self._where) from error
+            raise VerificationError(f"the channel is inconsistent: {text}", where=self._where) from error
         if isinstance(error, tuf.DownloadError):
             raise MirrorError(f"cannot follow the channel: {text}", where=self._where) from error
         if isinstance(error, OSError):
-            raise SourceError(f"cannot keep what is known of the channel: {error}", where=self._where) from error
+            raise SourceError(f"cannot save the state of the channel: {error}", where=self._where) from error
 
 
 def _root(path: Path) -> bytes:
@@ -201,6 +201,8 @@ def _root(path: Path) -> bytes:
         kind = "no metadata at all"
     if kind != "root":
         raise FormatError(
-            f"not the root of a channel: {kind}", where=str(path), hint="its owner gives it: metadata/1.root.json"
+            f"not the root of a channel: {kind}",
+            where=str(path),
+            hint="get metadata/1.root.json from the channel's owner",
         )
     return data

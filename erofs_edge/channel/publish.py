@@ -56,7 +56,7 @@ def init(folder: Path, keys: Mapping[str, Keys], *, now: datetime, days: Mapping
     Raises UsageError for a folder with a channel, or keys that cannot reach their threshold.
     """
     if (folder / METADATA).exists():
-        raise UsageError("there is a channel already", where=str(folder))
+        raise UsageError("there is already a channel here", where=str(folder))
     root = Root(version=1, expires=_expiry(now, days["root"]), consistent_snapshot=True)
     for role in ROLES:
         _assign(root, role, keys[role])

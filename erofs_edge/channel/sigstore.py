@@ -39,7 +39,7 @@ def read_bundle(path: Path, where: str) -> bytes:
             return handle.read(BUNDLE_MAX + 1)
     except OSError as error:
         raise VerificationError(
-            "a Sigstore bundle is demanded, and there is none", where=where,
+            "a Sigstore bundle is required, but there is none", where=where,
             hint=f"sign {RELEASE} with Sigstore: the bundle is {RELEASE}{BUNDLE}",
         ) from error  # fmt: skip
 
@@ -91,8 +91,8 @@ def check_record(raw: bytes, board: str, get: Get, policies: list[Policy], where
     bundle = get(bundle_target(board), BUNDLE_MAX)
     if bundle is None:
         raise VerificationError(
-            f"a Sigstore bundle is demanded, and the channel has none for '{board}'", where=where,
-            hint="ask its owner; who no longer wants one removes the policy from what is known of the channel",
+            f"a Sigstore bundle is required, but the channel has none for '{board}'", where=where,
+            hint="ask the channel's owner; or remove the policy from this machine's state of the channel",
         )  # fmt: skip
     for policy in policies:
         check_bundle(bundle, raw, policy, where)
@@ -104,4 +104,4 @@ def check_image(image: Path, record: Mapping[str, Any], where: str) -> None:
     entry = files.get("disk.img") if isinstance(files, Mapping) else None
     if not isinstance(entry, Mapping) or sparse_sha256(image) != entry.get("sha256"):
         image.unlink()
-        raise VerificationError("the image is not the one of the record that the Sigstore bundle is over", where=where)
+        raise VerificationError("the image is not the one in the record that the Sigstore bundle signs", where=where)

@@ -128,7 +128,7 @@ def _check(level: int) -> None:
     """Raises ToolError where the library gives other bytes than known: of what is not used nothing is asked."""
     data = known_input()
     if digest_of(_streams(level)(address_of(data), len(data))) != _KNOWN_ANSWERS[level]:
-        raise ToolError(f"the deflate package gives other bytes than known for deflate,{level}", hint=_HINT)
+        raise ToolError(f"the deflate package gives different bytes than it should for deflate,{level}", hint=_HINT)
 
 
 def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:

@@ -284,7 +284,7 @@ def _search() -> ctypes.CDLL | ToolError:
             problem = problem or ToolError(f"the lz4 package lacks what images need: {error}", hint=hint)
         except ToolError as error:
             problem = problem or error
-    return problem or ToolError("the lz4 package is not here", hint=_HINT)
+    return problem or ToolError("the lz4 package is not installed", hint=_HINT)
 
 
 def _candidates() -> Iterator[str]:
@@ -311,7 +311,7 @@ def _opened(path: str) -> ctypes.CDLL:
     library.__dict__["LZ4_compress_destSize_locked"] = locked.LZ4_compress_destSize
     major, minor, patch = (int(part) for part in VERSION.split("."))
     if library.LZ4_versionNumber() != major * 10000 + minor * 100 + patch:
-        raise ToolError(f"the lz4 package does not carry LZ4 {VERSION}: images would get other bytes", hint=_HINT)
+        raise ToolError(f"the lz4 package does not contain LZ4 {VERSION}: images would get different bytes", hint=_HINT)
     return library
 
 
@@ -334,4 +334,4 @@ def _check(group: int) -> None:
     for (level, capacity), answer in _KNOWN_ANSWERS.items():
         if _group(level) == group and _answer(library, level, capacity, data) != answer:
             name = "lz4" if level is None else f"lz4hc,{level}"
-            raise ToolError(f"the lz4 package gives other bytes than known for {name}", hint=_HINT)
+            raise ToolError(f"the lz4 package gives different bytes than it should for {name}", hint=_HINT)

@@ -14,7 +14,7 @@ def decode_all(data: bytes, size: int) -> bytes | None:
     try:
         from lz4 import block
     except ImportError as error:
-        raise ToolError(f"the lz4 package is not here: {error}", hint="pip install lz4") from error
+        raise ToolError(f"the lz4 package is not installed: {error}", hint="pip install lz4") from error
     try:
         found: bytes = block.decompress(data, uncompressed_size=size)
     except block.LZ4BlockError:

@@ -159,7 +159,7 @@ def _library(level: int) -> ctypes.CDLL:
             continue
         if _answer(library, level) == _KNOWN_ANSWERS[level]:
             return library
-        problem = f"{candidate} gives other bytes than known"
+        problem = f"{candidate} gives different bytes than it should"
     raise ToolError(f"this Python has no liblzma that can write MicroLZMA: {problem}", hint=_HINT)
 
 

@@ -103,13 +103,13 @@ def dictionary_for(codec: Codec, asked: int | None, pcluster: int) -> int:
     """
     if codec.dictionary is None:
         if asked is not None:
-            raise UsageError(f"{codec.name} has no dictionary size to choose")
+            raise UsageError(f"the dictionary size of {codec.name} cannot be chosen")
         return 0
     least, most = codec.dictionary
     if asked is not None and (not least <= asked <= most or (codec.name == "zstd" and asked & asked - 1)):
         kind = "powers of two from " if codec.name == "zstd" else ""
         there = f"{kind}{least} to {most}" if least < most else f"it is always {most}"
-        raise UsageError(f"{codec.name} has no dictionary of {asked} bytes", hint=there)
+        raise UsageError(f"{codec.name} cannot have a dictionary of {asked} bytes", hint=there)
     if least == most:
         return 0
     if asked is None:

@@ -111,11 +111,11 @@ def _check(level: int) -> None:
 
     if zstandard.__version__ != WHEEL or tuple(map(int, VERSION.split("."))) != zstandard.ZSTD_VERSION:
         raise ToolError(
-            f"the zstandard package does not carry zstd {VERSION}: images would get other bytes", hint=_HINT
+            f"the zstandard package does not contain zstd {VERSION}: images would get different bytes", hint=_HINT
         )
     data = known_input()
     if digest_of(_frames(level, KNOWN_WINDOW_LOG)(address_of(data), len(data))) != _KNOWN_ANSWERS[level]:
-        raise ToolError(f"the zstandard package gives other bytes than known for zstd,{level}", hint=_HINT)
+        raise ToolError(f"the zstandard package gives different bytes than it should for zstd,{level}", hint=_HINT)
 
 
 class _Decompressors(threading.local):

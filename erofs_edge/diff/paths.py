@@ -39,11 +39,9 @@ def compare_paths(old: Path, new: Path) -> Report:
         if not path.exists():
             raise ErofsEdgeError("no such file or folder", where=str(path))
         if not (path.is_file() or path.is_dir()):
-            raise UsageError(
-                "neither a file nor a folder", where=str(path), hint="copy it into a file, and compare that"
-            )
+            raise UsageError("neither a file nor a folder", where=str(path), hint="copy it to a file and compare that")
     if old.is_dir() != new.is_dir():
-        raise UsageError(f"{old} and {new}: a folder and a file", hint="two folders, or two files")
+        raise UsageError(f"cannot compare a folder with a file: {old} and {new}", hint="give two folders, or two files")
     report = Report(str(old), str(new))
     try:
         if old.is_dir():

@@ -21,14 +21,14 @@ def check_name(name: str, path: str) -> None:
     """Raises FormatError where FAT cannot store the name; `path` is for the message."""
     bad = any(character in FORBIDDEN or ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in name)
     if bad or not 0 < len(_utf16(name)) <= 255 * 2 or name[-1] in ". ":
-        raise FormatError(f"{name!r} is no name that FAT can hold", where=path)
+        raise FormatError(f"{name!r} is not a valid name on FAT", where=path)
 
 
 def check_label(label: str) -> bytes:
     """The 11 bytes of a volume label. Raises FormatError."""
     raw = _ascii(label.upper())
     if not 0 < len(raw) <= 11 or not set(raw) <= SHORT | {ord(" ")}:
-        raise FormatError(f"{label!r} is no FAT volume label", hint="1 to 11 of A-Z, 0-9, '-', '_'")
+        raise FormatError(f"{label!r} is not a valid FAT volume label", hint="1 to 11 of A-Z, 0-9, '-', '_'")
     return raw.ljust(11)
 
 

@@ -146,7 +146,7 @@ def _copy_content(placement: Placement, content: Path, target: int, count: Count
     with copied_from(content) as source:
         size = os.fstat(source).st_size
         if size > placement.size:
-            raise SourceError("content has grown since it was planned", where=str(content))
+            raise SourceError("the file has grown since its size was planned", where=str(content))
         copy_data(source, target, size, placement.start, count)
 
 
@@ -175,7 +175,7 @@ def _sizes(board: Board, disk_size: int, position: Callable[[str], str | None]) 
         sizes[rest] = disk_size - used
         if not sizes[rest]:
             raise CapacityError(
-                f"nothing is left for partition {rest!r}",
+                f"no space is left for partition {rest!r}",
                 where=position(f"disk.partitions.{rest}.size"),
                 hint="make disk.size larger or a partition smaller",
             )
@@ -188,7 +188,11 @@ def _size(value: str | int, key: str, position: Callable[[str], str | None]) -> 
     except ValueError:
         size = 0
     if size <= 0:
-        raise ManifestError(f"{value!r} is no size", where=position(key), hint="bytes, or with K, M or G: 64M")
+        raise ManifestError(
+            f"{value!r} is not a size",
+            where=position(key),
+            hint="a number of bytes, or with K, M or G, for example 64M",
+        )
     return size
 
 
@@ -203,7 +207,7 @@ def _check_fits(name: str, content: Path, size: int, where: str | None, largest:
     if largest is not None and (files := largest(name)):
         hint += "; its largest files: " + ", ".join(f"{path} ({_mib(length)})" for path, length in files)
     raise CapacityError(
-        f"partition {name!r} holds {_mib(size)}, its content is {_mib(needed)}: {needed - size} bytes too many",
+        f"partition {name!r} has {_mib(size)}, its content {_mib(needed)}: {needed - size} bytes too many",
         where=where,
         hint=hint,
     )

@@ -103,7 +103,7 @@ def choose(
     where nothing fits the kernel, and where the baseline does not show how it was compressed.
     """
     if not budget > 0:
-        raise UsageError(f"a time budget of {budget:g} seconds is none")
+        raise UsageError(f"the time budget must be more than 0 seconds, not {budget:g}")
     give_back_large_memory()
     if options.baseline is not None:
         return _as_baseline(tree, options if pcluster is None else options.replaced(pcluster=pcluster), budget)
@@ -213,7 +213,7 @@ class _Search:
     def best(self, candidates: list[dict[str, Any]]) -> dict[str, Any]:
         """The one with the smallest image, the first of equals."""
         if not candidates:
-            raise UsageError("no compression fits the kernel", hint="-z none needs the least")
+            raise UsageError("the kernel supports none of the compressions", hint="use -z none")
         return min(candidates, key=self._estimate)
 
     @staticmethod

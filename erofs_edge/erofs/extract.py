@@ -93,7 +93,9 @@ def extract(
     """
     top = image.lookup(path)
     if not top.is_dir:
-        raise ErofsEdgeError("not a directory inside the image", where=fsdecode(path), hint="use fs cat for a file")
+        raise ErofsEdgeError(
+            "not a directory inside the image", where=fsdecode(path), hint="for a file: erofs-edge fs cat"
+        )
     try:
         with _destination(destination) as root:
             if owners is None:
@@ -296,7 +298,7 @@ class _Extraction:
             raise ErofsFormatError(
                 "the image decodes to more data than the limit allows",
                 where=place(inode.offset),
-                hint="if it is to be trusted: --max-bytes",
+                hint="if you trust the image, raise the limit with --max-bytes",
             )
 
     def _write_other(self, folder: Folder, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:

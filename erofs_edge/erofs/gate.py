@@ -148,7 +148,7 @@ def parse_kernel(text: str) -> Kernel:
     """
     match = re.fullmatch(r"(?:\d+:)?(?:linux-)?(?:android\d+-)?(\d+)\.(\d+)(?:[.+~_-].*)?", text)
     if not match:
-        raise UsageError(f"{text!r} is not a version of Linux", hint="for example 5.15, or android13-5.15")
+        raise UsageError(f"{text!r} is not a Linux version", hint="for example 5.15, or android13-5.15")
     return Kernel((int(match[1]), int(match[2])), "android" in text)
 
 

@@ -43,7 +43,9 @@ class CompressionRule(NamedTuple):
                 raise UsageError(f"bad glob {self.match!r}: {error}") from error
         if self.compression == "none":
             if self.level is not None or self.pcluster is not None or self.dictionary is not None:
-                raise UsageError(f"files that match {self.text} are not compressed: there is nothing to set for them")
+                raise UsageError(
+                    f"files that match {self.text} are not compressed, so nothing else can be set for them"
+                )
             return
         codec, _ = find_codec(self.compression, self.level)
         if self.pcluster is not None and (self.pcluster % block_size or not 0 < self.pcluster <= PCLUSTER_MAX):

@@ -82,12 +82,12 @@ def make_medium(
     uefi = board.boot.uefi
     if uefi is None:
         raise ManifestError(
-            f"board '{board.board}' has no UEFI firmware to start a medium",
-            hint="erofs-edge provision BOARD makes what boards with U-Boot start to be flashed",
+            f"board '{board.board}' has no UEFI firmware that could start a medium",
+            hint="boards with U-Boot can be flashed over the network instead: erofs-edge provision BOARD",
         )
     image = out / "disk.img"
     if not image.is_file():
-        raise ErofsEdgeError("disk.img is not there", where=str(out), hint="erofs-edge build BOARD -o OUT")
+        raise ErofsEdgeError("no disk.img here", where=str(out), hint="erofs-edge build BOARD -o OUT")
     disk_size = image.stat().st_size
     with _folder_beside(path) as folder:
         payload, esp = folder / "payload", folder / "esp"

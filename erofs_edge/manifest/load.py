@@ -91,9 +91,9 @@ Check = Callable[[T, Callable[..., NoReturn]], None]
 def _load(path: Path, struct: type[T], check: Check[T]) -> Loaded[T]:
     root, files = read_extended(path)
     if struct is Board and "system" in root.entries and "board" not in root.entries:
-        raise ManifestError("a manifest, where a board file is expected", where=str(root.entries["system"].mark))
+        raise ManifestError("this is a manifest, but a board file is expected", where=str(root.entries["system"].mark))
     if struct is System and "board" in root.entries and "system" not in root.entries:
-        raise ManifestError("a board file, where a manifest is expected", where=str(root.entries["board"].mark))
+        raise ManifestError("this is a board file, but a manifest is expected", where=str(root.entries["board"].mark))
     return _resolve(path, root, files, struct, check)
 
 

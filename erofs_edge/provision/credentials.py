@@ -51,7 +51,9 @@ def board_credentials(folder: Path) -> dict[str, bytes]:
         return {name: (folder / name).read_bytes() for name in ON_BOARD}
     except OSError as error:
         raise SourceError(
-            f"cannot read the board's certificate: {error.strerror}", where=str(error.filename), hint="an empty folder?"
+            f"cannot read the board's certificate: {error.strerror}",
+            where=str(error.filename),
+            hint="name an empty or new folder to get new certificates",
         ) from error
 
 
@@ -60,7 +62,9 @@ def write_credentials(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in files:
         if (folder / name).exists():
-            raise UsageError("there is a certificate already", where=str(folder / name), hint="another folder")
+            raise UsageError(
+                "there is already a certificate here", where=str(folder / name), hint="name another folder"
+            )
     # the authority goes last: by it a folder is known to be complete
     for name, data in sorted(files.items(), key=lambda item: item[0] == AUTHORITY):
         path = folder / name

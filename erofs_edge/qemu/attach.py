@@ -105,7 +105,8 @@ def _serial(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, fo
         drive = card_arguments(disk, disk.stat().st_size)
     elif boot.uefi is not None or boot.u_boot.build is not None:
         raise UsageError(
-            f"board '{board.value.board}' has no U-Boot prompt", hint="qemu:nbd needs none; or a board without a lock"
+            f"board '{board.value.board}' has no U-Boot prompt",
+            hint="use --to qemu:nbd, which needs none, or a board that is not locked",
         )
     else:
         drive = _drive(disk)
@@ -217,10 +218,10 @@ def _wait(machine: subprocess.Popen[bytes], ready: Callable[[], bool], folder: P
     while not ready():
         if machine.poll() is not None:
             why = _last(folder / COMPLAINTS) or _last(folder / LOG) or "no message"
-            raise ToolError(f"QEMU ended with code {machine.returncode}: {why}")
+            raise ToolError(f"QEMU ended with exit code {machine.returncode}: {why}")
         if time.monotonic() > deadline:
             said = _last(folder / LOG) or "nothing"
-            raise BootCheckError(f"the machine is not there after {START:g} s; it said: {said}")
+            raise BootCheckError(f"the machine was not ready after {START:g} s; its last words: {said}")
         time.sleep(LOOK)
 
 
@@ -235,7 +236,7 @@ def _two_ports() -> int:
             except (OSError, OverflowError):
                 continue
             return port
-    raise ToolError("no two ports of this machine are free")
+    raise ToolError("this machine has no two free ports")
 
 
 def _udp_port() -> int:

@@ -201,7 +201,7 @@ def _command(
     network. UEFI firmware has the variables of the build, with the keys."""
     if board.boot.u_boot.build is not None:
         raise UsageError(
-            f"board '{board.board}' has a U-Boot with its own script", hint="a board without boot.u_boot.build"
+            f"board '{board.board}' has a U-Boot with its own script", hint="use a board without boot.u_boot.build"
         )
     qemu, disk = qemu_of(board), wish.disk
     tftp = "" if wish.http else f",tftp={escaped(folder)}"

@@ -130,8 +130,8 @@ def fall_back(
     """
     if board.boot.uefi is not None:
         raise UsageError(
-            f"board '{board.board}' counts its starts in UEFI's boot loader, which is not followed here",
-            hint="a board that U-Boot starts shows it; this one shows --tamper",
+            f"board '{board.board}' counts its starts in its UEFI boot loader, which this check does not follow",
+            hint="use a board that U-Boot starts; on this one --tamper works",
         )
     observer = observer or Observer(TIMEOUT)
     fault = fault_of(scenario, board) if scenario is not None else None

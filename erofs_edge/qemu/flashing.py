@@ -64,7 +64,9 @@ def card_arguments(disk: Path, size: int) -> list[str]:
     """
     if size & (size - 1):
         raise UsageError(
-            f"QEMU has no SD card of {size} bytes, only powers of two", where=str(disk), hint="--to qemu:nbd takes any"
+            f"QEMU's SD cards have a power of two of bytes, not {size}",
+            where=str(disk),
+            hint="--to qemu:nbd takes any size",
         )
     return [
         "-device", "sdhci-pci", "-drive", f"if=none,id=disk0,format=raw,file={escaped(disk)}",

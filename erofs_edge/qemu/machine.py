@@ -68,11 +68,11 @@ def qemu_of(board: Board) -> Qemu:
     if board.qemu is None:
         raise ManifestError(
             f"board '{board.board}' has no qemu section, so it cannot be emulated",
-            hint="boards/qemu-aarch64.yaml is one that can",
+            hint="boards/qemu-aarch64.yaml is one that can be",
         )
     if not re.fullmatch(r"virt(-\d+\.\d+)?", board.qemu.machine):
         raise ManifestError(
-            f"board '{board.board}' wants QEMU's machine '{board.qemu.machine}'", hint="only 'virt' can be driven"
+            f"board '{board.board}' needs QEMU's machine '{board.qemu.machine}'", hint="only 'virt' is supported"
         )
     return board.qemu
 

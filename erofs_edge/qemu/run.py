@@ -68,7 +68,7 @@ def run(
         complaints.seek(0)
         said = complaints.read(COMPLAINT).decode(errors="replace").strip()
     if not console.last_lines():
-        raise ToolError(f"QEMU ended without a word from the machine: {said or 'no message'}", where=command[0])
+        raise ToolError(f"QEMU ended before the machine printed anything: {said or 'no message'}", where=command[0])
     return watch.end(f"the machine ended{': ' + said if said else ''}")
 
 
@@ -78,7 +78,7 @@ def failure(what: str, verdict: Verdict, console: Console) -> BootCheckError:
     longer = "--timeout SECONDS gives it longer, " if verdict.late else ""
     return BootCheckError(
         f"{what}: {verdict.reason}\nlast lines of the console:\n{lines}",
-        hint=f"{longer}--log FILE keeps the whole console",
+        hint=f"{longer}--log FILE saves the whole console",
     )
 
 

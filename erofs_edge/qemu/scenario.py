@@ -76,7 +76,7 @@ def fault_of(name: str, board: Board) -> Fault:
     data = next((p for p in board.disk.partitions.values() if p.filesystem), None)
     if fault.harm and (data is None or data.encrypt is not None):
         raise UsageError(
-            f"board '{board.board}' has no data partition through which '{name}' could be shown",
+            f"board '{board.board}' has no data partition, which '{name}' needs",
             hint=f"without one, and with an encrypted one: {', '.join(n for n, f in FAULTS.items() if not f.harm)}",
         )
     if FAILING not in next((p.slots for p in board.disk.partitions.values() if p.slots), []):

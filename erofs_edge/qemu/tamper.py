@@ -140,8 +140,8 @@ def scenario(name: str, board: Board) -> Tamper:
         raise UsageError(f"unknown scenario '{name}'", hint=f"scenarios: {', '.join(known)}")
     if tamper.stop is None and not board.verity.fec_roots:
         raise UsageError(
-            f"board '{board.board}' has no error correction, so '{name}' has nothing to show",
-            hint="give its `verity` section fec_roots",
+            f"board '{board.board}' has no error correction, which '{name}' needs",
+            hint="set fec_roots in the `verity` section of the board",
         )
     if tamper.content and not partitions(tamper, board):
         hint = "boards/qemu-aarch64-avb.yaml has one" if tamper.content == "vbmeta" else None

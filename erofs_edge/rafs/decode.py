@@ -98,7 +98,7 @@ def decode_blobs(rafs: Rafs, folder: Path, out: Path, progress: Callable[[int, i
     """
     for path in (folder, out):
         if not path.is_dir():
-            raise UsageError("the folder of the blobs does not exist", where=str(path))
+            raise UsageError("the folder for the blobs does not exist", where=str(path))
     if folder.samefile(out):
         raise UsageError("the decoded blobs would take the place of the blobs", where=str(out))
     for blob in rafs.blobs:

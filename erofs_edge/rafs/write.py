@@ -129,7 +129,7 @@ def write_rafs(tree: FileTree, out: Path, blob_dir: Path, options: RafsOptions |
         for chunk in reversed(base.chunks)
     }
     if not blob_dir.is_dir():
-        raise UsageError("the folder of the blobs does not exist", where=str(blob_dir))
+        raise UsageError("the folder for the blobs does not exist", where=str(blob_dir))
     temporary = blob_dir / f".{out.name}.blob"
     with replacing(out) as bootstrap:  # first, so that no blob is left behind where it cannot be written
         with replacing(temporary, hashing=True) as sink:

@@ -41,7 +41,7 @@ def gather(
     """  # fmt: skip
     if what.is_dir():
         if devices:
-            raise UsageError("a build has no further devices")
+            raise UsageError("a build has no further devices: --device is for a single image")
         return _folder(what, piece, progress)
     erofs = is_erofs(what)
     if devices or erofs:

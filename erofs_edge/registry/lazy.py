@@ -134,7 +134,7 @@ class LazyFile:
             if hashlib.sha256(block).digest() != digest:
                 raise VerificationError(
                     f"block {number} is not what was pushed: its sha256 is not {digest.hex()}", where=self._where,
-                    hint="the registry or something on the way to it is at fault",
+                    hint="the registry, or something on the way to it, changed the data",
                 )  # fmt: skip
             # where there is no room for it, it is fetched again some day
             with contextlib.suppress(ErofsEdgeError), self._cache.writing(self._cache.blob_path(digest.hex())) as out:
@@ -178,7 +178,7 @@ class LazyFile:
         if not file.blocks:
             raise SourceError(
                 "it has no table of hashes, so parts of it cannot be checked", where=self._where,
-                hint="erofs-edge pull fetches all of it; erofs-edge push writes a table for files from 1 MiB on",
+                hint="erofs-edge pull fetches all of it; erofs-edge push writes a table for files of 1 MiB or more",
             )  # fmt: skip
         size = -(-file.size // BLOCK) * HASH
         kept = self._cache.blob(file.blocks)

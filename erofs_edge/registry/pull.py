@@ -89,7 +89,7 @@ def check_signature(remote: Remote, sha256: str, key: VerificationKey) -> None:
                     return
     raise VerificationError(
         f"none of its {seen} signatures is by '{key.name}'", where=where,
-        hint="the public key of whoever pushed it; `erofs-edge push --key` signs",
+        hint="give the public key of whoever pushed it; erofs-edge push --key signs",
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def fetch(found: Found, remote: Remote, out: Path, cache: Cache, progress: Progr
     there |= {sha256: path for sha256, path in fetched.items() if path is not None}
     for sha256, piece in pieces.items():
         if there[sha256].stat().st_size != piece.size:
-            raise VerificationError(f"sha256:{sha256} has not the size that the manifest says", where=where)
+            raise VerificationError(f"sha256:{sha256} does not have the size that the manifest says", where=where)
     files = _assemble(found.value, there, out)
     return Pulled(files, sum(one.size for one in pieces.values()), sum(one.size for one in missing))
 

@@ -146,7 +146,7 @@ def _send(blobs: Mapping[str, Blob], remote: Remote, done: Pushed, progress: Pro
             except MirrorError as error:
                 failures += 1
                 if failures >= transfer.ATTEMPTS or stop.wait(transfer.PAUSE * failures):
-                    hint = error.hint or "what was sent is kept: run the same command again"
+                    hint = error.hint or "run the same command again: what was sent is kept"
                     raise MirrorError(error.message, where=error.where, hint=hint) from error
         else:
             return

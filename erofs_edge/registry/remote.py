@@ -116,14 +116,18 @@ class Remote(Registry):
         uri = self.blob_uri(f"sha256:{sha256}")
         response = self.ask(uri, {"Range": f"bytes={start}-{start + length - 1}"})
         if response.status == 200 and (start or response.length != length):
-            raise SourceError("the registry does not read parts of blobs", where=public(uri), hint="erofs-edge pull")
+            raise SourceError(
+                "the registry cannot send parts of blobs", where=public(uri), hint="fetch all of it: erofs-edge pull"
+            )
         if response.status not in (200, 206):
             raise self.refused(uri, response)
         if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             raise MirrorError(f"{PEER} answered with other bytes than were asked for", where=public(uri))
         data = self._bounded(response, uri, length)
         if len(data) != length:
-            raise MirrorError(f"{PEER} broke off, {length - len(data)} bytes are missing", where=public(uri))
+            raise MirrorError(
+                f"the transfer from {PEER} broke off, {length - len(data)} bytes are missing", where=public(uri)
+            )
         return data
 
     def _has(self, uri: str, headers: dict[str, str]) -> bool:
@@ -142,7 +146,7 @@ class Remote(Registry):
                     raise SourceError(f"{PEER}'s answer has more than {limit} bytes", where=public(uri))
                 parts.append(piece)
         except (OSError, http.client.HTTPException) as error:
-            raise MirrorError(f"{PEER} broke off: {error}", where=public(uri)) from error
+            raise MirrorError(f"the transfer from {PEER} broke off: {error}", where=public(uri)) from error
         return b"".join(parts)
 
 

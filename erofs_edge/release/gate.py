@@ -77,7 +77,7 @@ class _Case:
         if self._inputs is None:
             archive = self.folder / ARCHIVE
             if not archive.is_file():
-                raise _UnshownError("a build, not a release: it does not say what it was made of")
+                raise _UnshownError("this is a build, not a release: it does not pin its inputs")
             # a folder of its own each time: where it fails, each promise that needs it is told the same
             self._inputs = unpack_archive(archive, Path(tempfile.mkdtemp(prefix="inputs-", dir=self.work)))
         return self._inputs
@@ -87,7 +87,7 @@ class _Case:
         """Raises _UnshownError where no machine of ours is like it."""
         board = load_board(self.inputs[0]).value
         if board.qemu is None:
-            raise _UnshownError("the board has no machine in QEMU")
+            raise _UnshownError("the board cannot be run in QEMU")
         return board
 
 
@@ -209,7 +209,7 @@ def refuse_broken(rows: Sequence[Row], where: str) -> None:
     broken = [row.name for row in rows if row.kept is False]
     if broken or not any(row.kept for row in rows):
         raise VerificationError(
-            f"not fit to go out: {', '.join(broken)}" if broken else "nothing was tried",
+            f"not fit for release: {', '.join(broken)}" if broken else "nothing was checked",
             where=where,
-            hint="nothing of it should be published" if broken else "fewer --skip",
+            hint="do not publish it" if broken else "use --skip for fewer checks",
         )

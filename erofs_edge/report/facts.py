@@ -95,7 +95,7 @@ class Facts:
         """What has changed since the build `old`. Raises ErofsEdgeError at `where` if that is of another board."""
         one, other = old.release["board"], self.release["board"]
         if one != other:
-            raise ErofsEdgeError(f"a build of the board '{one}', not '{other}'", where=where or None)
+            raise ErofsEdgeError(f"this is a build of board '{one}', not of '{other}'", where=where or None)
         before, now = ({file.path for file in facts.files} for facts in (old, self))
         added, removed = sorted(now - before), sorted(before - now)
         sizes = {name: file.get("size") for name, file in old.release["files"].items()}
@@ -128,7 +128,7 @@ def collect(out: Path, boot: Path | None = None) -> Facts:
         root_hash = release["system"]["root_hash"]
         wanted = [release["partitions"], *contents["packages"].values(), *release["files"].values()]
         if not all(isinstance(value, dict) for value in wanted):
-            raise TypeError("a value of another kind than belongs there")
+            raise TypeError("a value of the wrong type")
     except (KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"release.json or {CONTENTS} is damaged: {error}", where=str(out)) from error
     path = out / SYSTEM
@@ -140,7 +140,9 @@ def collect(out: Path, boot: Path | None = None) -> Facts:
     earlier = read_record(out / FORECAST, list) if (out / FORECAST).exists() else []
     record = read_record(boot, dict) if boot is not None else None
     if record is not None and record.get("root_hash") != root_hash:
-        raise ErofsEdgeError("the boot was one of another build", where=str(boot), hint="boot this build with --smoke")
+        raise ErofsEdgeError(
+            "this is the boot of another build", where=str(boot), hint="boot this build: erofs-edge boot --smoke --json"
+        )
     since = since_of(read_record(out / SINCE, dict), str(out)) if (out / SINCE).exists() else None
     return Facts(release, contents, files, _rest(drawn, files), drawn, earlier, record, since)
 
@@ -154,7 +156,7 @@ def read_record(path: Path, kind: type[Any]) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise VerificationError(f"cannot be read: {error}", where=str(path)) from error
     if not isinstance(value, kind):
-        raise VerificationError("it is no record of the kind that belongs here", where=str(path))
+        raise VerificationError("not the kind of record that belongs here", where=str(path))
     return value
 
 

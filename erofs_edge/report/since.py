@@ -54,7 +54,7 @@ def since_of(record: dict[str, Any], where: str) -> Since:
             good &= all(type(value) is kind for value in record[name].values())
         good &= all(isinstance(record[name], list) and all(type(one) is str for one in record[name]) for name in _LISTS)
         if not good:
-            raise TypeError("a value of another kind than belongs there")
+            raise TypeError("a value of the wrong type")
         return Since(**record)
     except (KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{SINCE} is damaged: {error}", where=where) from error

@@ -39,7 +39,7 @@ def which(contents: dict[str, Any], path: str) -> list[Answer]:
     ]
     if not found:
         near = next((one for paths in contents["paths"].values() for one in paths if one.endswith(wanted)), None)
-        raise ErofsEdgeError(f"{wanted} is not in the system", hint=f"there is {near}" if near else None)
+        raise ErofsEdgeError(f"{wanted} is not in the system", hint=f"did you mean {near}?" if near else None)
     return sorted(found, key=lambda answer: answer.path)
 
 

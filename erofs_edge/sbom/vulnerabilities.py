@@ -53,7 +53,7 @@ def find_vulnerabilities(contents: dict[str, Any], database: Path) -> list[Findi
     records = list(_load(database))
     if not any(_speaks_of(record, contents["suite"]) for record in records):
         raise SourceError(
-            f"the database says nothing of Debian's {contents['suite']}", where=str(database), hint="a newer export?"
+            f"the database has no data for Debian {contents['suite']}", where=str(database), hint="get a newer export"
         )
     found: list[Finding] = []
     for (source, version), names in sorted(sources.items()):
@@ -74,7 +74,7 @@ def _load(path: Path) -> Iterator[dict[str, Any]]:
     """Records: the tracker's whole table as one, or each OSV entry. A folder holds OSV files."""
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
-        raise SourceError("no *.json in the folder", where=str(path))
+        raise SourceError("no *.json files in the folder", where=str(path))
     for file in files:
         try:
             if file.stat().st_size > DATABASE_MAX:

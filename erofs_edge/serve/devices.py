@@ -39,8 +39,8 @@ class CopyOnWrite(FileExport):
             super().__init__(data, writable=True, description=description)
             if self.offer.size != self._base.offer.size:
                 raise SourceError(
-                    f"{self.offer.size} bytes over a base of {self._base.offer.size}", where=str(data),
-                    hint="the base was changed: give the devices a folder of their own for the new one",
+                    f"this disk has {self.offer.size} bytes, its base now has {self._base.offer.size}", where=str(data),
+                    hint="the base was changed: use a new --devices folder for it",
                 )  # fmt: skip
             blocks = -(-self.offer.size // BLOCK)
             marks = data.with_suffix(".map")

@@ -23,7 +23,7 @@ def image_of(path: Path) -> Path:
     if not path.is_dir():
         return path
     if not (path / BUILT).is_file():
-        raise SourceError(f"no {BUILT} in it", where=str(path), hint="name an EROFS file, or build it first")
+        raise SourceError(f"no {BUILT} in this folder", where=str(path), hint="name an EROFS image, or build it first")
     return path / BUILT
 
 
@@ -47,7 +47,7 @@ def load_base(path: Path, cache: Cache, pin: LockedSource | None = None) -> File
         raise VerificationError(
             f"the base is not what the lock pins: sha256 is {now.sha256}, the lock says {pin.sha256}",
             where=name,
-            hint="restore it, or accept it with `erofs-edge lock`",
+            hint="restore it, or accept the change: erofs-edge lock",
         )
     # it stays open as long as the contents of its files are wanted
     tree = Image(image_of(path)).tree()

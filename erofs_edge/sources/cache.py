@@ -29,7 +29,7 @@ from erofs_edge.errors import CapacityError, ErofsEdgeError, SourceError
 from erofs_edge.homes import user_folder
 
 VARIABLE = "EROFS_EDGE_CACHE"
-_ELSEWHERE = f"name a folder that can be read and written in {VARIABLE}"
+_ELSEWHERE = f"set {VARIABLE} to a folder that you can read and write"
 CHUNK = 1 << 20  # bytes per read where whole files are hashed or copied
 STALE = 3600  # seconds after which a temporary file has no owner any more
 
@@ -180,7 +180,7 @@ def file_digest(path: Path) -> str:
 
 def write_error(error: OSError, path: Path) -> ErofsEdgeError:
     """What to tell the user about a failed write below the cache."""
-    hint = f"name a folder with space in {VARIABLE}"
+    hint = f"free some space, or set {VARIABLE} to a folder that has more"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CapacityError("no space left for the cache", where=str(path), hint=hint)
     return SourceError(f"cannot write: {error.strerror or error}", where=str(path), hint=hint)

@@ -105,7 +105,7 @@ def read_directory(
                         raise SourceError(
                             "neither a file nor a directory nor a symlink",
                             where=entry.path,
-                            hint="make devices and fifos with `entries` of the manifest",
+                            hint="create devices and fifos with `entries` in the manifest",
                         )
                     parent.children[name] = inode
     except OSError as error:

@@ -43,7 +43,9 @@ def select_firmware(tree: FileTree, globs: list[str], position: Position = str) 
     top = tree.get(FIRMWARE)
     if top is None or not top.is_dir:
         if globs:
-            raise ManifestError("no package brings firmware", where=position("firmware"), hint="name one in `packages`")
+            raise ManifestError(
+                "none of the packages contains firmware", where=position("firmware"), hint="add one to `packages`"
+            )
         return
     names = _firmware_files(top)
     keep: set[bytes] = set()
@@ -51,7 +53,7 @@ def select_firmware(tree: FileTree, globs: list[str], position: Position = str) 
         matches = matcher([glob], lambda _, index=index: position(f"firmware.{index}"))  # type: ignore[misc]
         found = {path for path in names if matches(path)}
         if not found:
-            raise ManifestError(f"no firmware is called {glob!r}", where=position(f"firmware.{index}"))
+            raise ManifestError(f"no firmware matches {glob!r}", where=position(f"firmware.{index}"))
         keep |= found
     _keep_firmware(tree, top, names, keep)
 

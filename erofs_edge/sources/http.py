@@ -233,9 +233,9 @@ def _pieces(response: http.client.HTTPResponse, uri: str, peer: str) -> Iterator
             if left is not None:
                 left -= len(piece)
     except (OSError, http.client.HTTPException) as error:
-        raise MirrorError(f"{peer} broke off: {_reason(error)}", where=public(uri)) from error
+        raise MirrorError(f"the transfer from {peer} broke off: {_reason(error)}", where=public(uri)) from error
     if left:
-        raise MirrorError(f"{peer} broke off, {left} bytes are missing", where=public(uri))
+        raise MirrorError(f"the transfer from {peer} broke off, {left} bytes are missing", where=public(uri))
 
 
 def _local_pieces(uri: str, start: int) -> Iterator[bytes]:

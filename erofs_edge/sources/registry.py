@@ -69,7 +69,7 @@ def kind_of(source: Source) -> str:
     """The one key of `SOURCES` that a source names. Raises ManifestError where it is not one."""
     named = [kind for kind in SOURCES if getattr(source, kind) is not None]
     if len(named) != 1:
-        raise ManifestError(f"a source names exactly one of {', '.join(SOURCES)}")
+        raise ManifestError(f"a source must name exactly one of {', '.join(SOURCES)}")
     return named[0]
 
 
@@ -103,7 +103,7 @@ def load_source(source: Source, cache: Cache, *, pin: LockedSource | None = None
             raise VerificationError(
                 f"the {kind} is not what the lock pins: sha256 is {now.sha256}, the lock says {pin.sha256}",
                 where=name,
-                hint="restore it, or accept it with `erofs-edge lock`",
+                hint="restore it, or accept the change: erofs-edge lock",
             )
         pin = now
     tree = SOURCES[kind].load(source, pin.sha256, arch, cache)

@@ -140,7 +140,7 @@ class _Transfer:
             except MirrorError as error:
                 failures = 1 if file.seek(0, os.SEEK_END) > before else failures + 1
                 if failures >= ATTEMPTS or self.stop.wait(PAUSE * failures):
-                    hint = error.hint or "what has arrived is kept: run the same command again"
+                    hint = error.hint or "run the same command again: what has arrived is kept"
                     message = f"{item.label}: {error.message}"
                     raise MirrorError(message, where=error.where, hint=hint) from error
 
@@ -211,5 +211,5 @@ def _wrong(item: Item, message: str) -> VerificationError:
     return VerificationError(
         message,
         where=item.where,
-        hint=f"{item.peer} or something on the way to it is at fault, or {item.against} was edited",
+        hint=f"{item.peer}, or something on the way to it, changed the data; or {item.against} was edited",
     )

@@ -136,7 +136,7 @@ def _wrappers(tools: ToolSet) -> list[str]:
 def _install(root: Path, name: str, tools: ToolSet, mirror: Mirror) -> dict[str, str]:
     for needed in ("dpkg", "dpkg-deb"):
         if not shutil.which(needed):
-            raise ToolError(f"{needed} not found", hint="a Debian-like host is needed: Debian 12 or newer")
+            raise ToolError(f"{needed} not found", hint="this needs a Debian-like host: Debian 12 or newer")
     arch = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout.strip()
     with folder_beside(root / "roots") as work:
         with open_apt(mirror, tools.suite, arch) as apt:

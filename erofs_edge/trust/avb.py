@@ -281,7 +281,7 @@ def encode_key(key: RSAPublicKey, name: str) -> bytes:
     numbers, bits = key.public_numbers(), key.key_size
     if bits not in ALGORITHMS or numbers.e != 65537:
         raise ErofsEdgeError(
-            f"key '{name}': AVB takes no RSA key of {bits} bits with exponent {numbers.e}",
+            f"key '{name}': AVB does not support RSA keys of {bits} bits with exponent {numbers.e}",
             hint="use RSA-2048 or RSA-4096",
         )
     inverse = -pow(numbers.n, -1, 1 << 32) % (1 << 32)

@@ -102,7 +102,7 @@ def read_certificate(path: Path, key: VerificationKey, epoch: int) -> Certificat
     except ErofsEdgeError as error:
         raise ErofsEdgeError(error.message, where=str(path), hint=error.hint) from error
     if public_key_der(found.key) != public_key_der(key):
-        raise ErofsEdgeError(f"the certificate is not that of key '{key.name}'", where=str(path))
+        raise ErofsEdgeError(f"the certificate does not belong to key '{key.name}'", where=str(path))
     check_validity(found, epoch, str(path))
     return found
 

@@ -54,7 +54,9 @@ class CommandSigner:
                 hint=said[-1][:200] if said else None,
             )
         if not 0 < len(done.stdout) <= LONGEST:
-            raise ErofsEdgeError(f"the signer returned {len(done.stdout)} bytes, which is no signature", where=shown)
+            raise ErofsEdgeError(
+                f"the signer returned {len(done.stdout)} bytes, which are not a signature", where=shown
+            )
         return done.stdout
 
 
@@ -67,7 +69,7 @@ def open_command(rest: str) -> CommandSigner:
         raise UsageError(f"command: {error}") from None
     if not command or "public-key" not in query:
         raise UsageError(
-            "a command: key names a program and its public key",
+            "a command: key must name a program and its public key",
             hint="command:PROGRAM ARGUMENTS?public-key=PUB.pem",
         )
     path = Path(query["public-key"])

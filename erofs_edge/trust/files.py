@@ -69,7 +69,9 @@ def development_key(name: str, *, make: bool = True) -> KeySigner:
     path = keys_directory() / f"{check_name(name)}.pem"
     if not _is_there(path):
         if not make:
-            hint = f"what signs with dev:{name} makes it first, as does erofs-edge keys new {name} --development"
+            hint = (
+                f"make it: erofs-edge keys new {name} --development; a build that signs with dev:{name} also makes it"
+            )
             raise ErofsEdgeError("no such key", where=str(path), hint=hint)
         make_key(path, "rsa2048", development=True)
     return KeySigner(name, load_key(path)[0], development=True)
@@ -99,7 +101,7 @@ def load_key(path: Path, source: str | None = None) -> tuple[AnyPrivateKey, bool
     if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey):
         kind = type(key).__name__.removesuffix("PrivateKey").strip("_")
         raise ErofsEdgeError(
-            f"the signing key is {kind}, not RSA or ECDSA P-256",
+            f"the signing key is {kind}; supported are RSA and ECDSA P-256",
             where=str(path),
             hint="U-Boot checks RSA: use RSA-2048",
         )
@@ -169,7 +171,7 @@ def rotate_key(path: Path, *, kind: str | None = None, secret: str | None = None
     old = KeySigner(path.stem, key)
     kept = path.with_name(f"{path.stem}.{fingerprint(old)[:12]}{path.suffix}")
     if kept.exists() and not kept.samefile(path):  # the same where a run before was killed
-        raise ErofsEdgeError("the old key's place is taken", where=str(kept), hint="move that file")
+        raise ErofsEdgeError("a file already has the name for the old key", where=str(kept), hint="move that file away")
     if kept_now := not kept.exists():
         os.link(path, kept)
     try:
@@ -230,9 +232,9 @@ def _encrypted(pem: bytes) -> bool:
 
 def _unreadable(path: Path, had_passphrase: bool) -> ErofsEdgeError:
     if had_passphrase:
-        return ErofsEdgeError("the passphrase does not open the signing key", where=str(path), hint="try it again")
+        return ErofsEdgeError("the passphrase does not unlock the signing key", where=str(path), hint="try again")
     return ErofsEdgeError(
         "not a PEM private key",
         where=str(path),
-        hint="make one: erofs-edge keys new NAME, or openssl genpkey -algorithm RSA -out KEY.pem",
+        hint="make one: erofs-edge keys new NAME",
     )

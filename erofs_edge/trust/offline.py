@@ -48,9 +48,9 @@ class OfflineSigner:
         _write(self.folder / f"{digest.hex()}{DIGEST}", digest)
         self.missing.append(digest.hex())
         raise SignaturesMissingError(
-            f"a digest waits for its signature by '{self.name}' ({algorithm(self.public_key)})",
+            f"a digest still has to be signed by '{self.name}' ({algorithm(self.public_key)})",
             where=str(self.folder / f"{digest.hex()}{DIGEST}"),
-            hint=f"sign it, then: erofs-edge sign --attach {self.folder} SIGNATURE, and give the command again",
+            hint=f"sign it; erofs-edge sign --attach {self.folder} --key PUB SIGNATURE; then run this command again",
         )
 
 
@@ -58,7 +58,9 @@ def open_offline(rest: str) -> OfflineSigner:
     """The signer of `offline:FOLDER?public-key=FILE&name=NAME`. Raises UsageError, ErofsEdgeError."""
     folder, query = parameters("offline", rest, {"public-key", "name"})
     if not folder or "public-key" not in query:
-        raise UsageError("an offline: key names a folder and its public key", hint="offline:FOLDER?public-key=PUB.pem")
+        raise UsageError(
+            "an offline: key must name a folder and its public key", hint="offline:FOLDER?public-key=PUB.pem"
+        )
     path = Path(query["public-key"])
     name = query.get("name", path.name.removesuffix(".pem").removesuffix(".pub"))
     return OfflineSigner(name, read_public_key(path, name).public_key, Path(folder))

@@ -34,13 +34,13 @@ def passphrase(source: str | None, what: str, *, confirm: bool = False) -> str:
     kind, _, rest = source.partition(":")
     if kind == "env" and rest:
         if rest not in os.environ:
-            raise ErofsEdgeError(f"{what} wants a passphrase, and the variable {rest} is not set")
+            raise ErofsEdgeError(f"{what} needs a passphrase, and the variable {rest} is not set")
         return os.environ[rest]
     if kind == "fd" and rest.isascii() and rest.isdigit():
         return _read(int(rest), what)
     if source == "prompt":
         return _ask(what, confirm)
-    raise UsageError(f"passphrase source {source!r}", hint="env:NAME, fd:NUMBER or prompt")
+    raise UsageError(f"unknown source of a passphrase: {source!r}", hint="use env:NAME, fd:NUMBER or prompt")
 
 
 def _read(fd: int, what: str) -> str:
@@ -64,7 +64,7 @@ def _ask(what: str, confirm: bool) -> str:
 
     if not sys.stdin.isatty():
         raise ErofsEdgeError(
-            f"{what} wants a passphrase, and there is no terminal to ask",
+            f"{what} needs a passphrase, and there is no terminal to ask for it",
             hint=SOURCES,
         )
     answer = getpass.getpass(f"passphrase of {what}: ")

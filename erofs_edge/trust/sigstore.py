@@ -66,7 +66,7 @@ def parse_policy(data: bytes, where: str = "policy") -> Policy:
             raise ValueError("trusted_root is the value of a trusted_root.json")
     except (ValueError, RecursionError) as error:
         raise FormatError(
-            f"not a policy for Sigstore bundles: {error}", where=where, hint="erofs-edge keys sigstore makes one"
+            f"not a policy for Sigstore bundles: {error}", where=where, hint="make one: erofs-edge keys sigstore"
         ) from error
     return Policy(**value)
 
@@ -102,8 +102,8 @@ def check_bundle(bundle: bytes, data: bytes, policy: Policy, where: str = "bundl
             moment = datetime.fromtimestamp(int(entry["integratedTime"]), moment.tzinfo)
     except Error as error:
         raise VerificationError(
-            f"the Sigstore bundle does not hold: {_line(error)}", where=where,
-            hint=f"it has to be over these bytes, by {policy.identity}",
+            f"the Sigstore bundle does not verify: {_line(error)}", where=where,
+            hint=f"it must sign exactly this file, as {policy.identity}",
         ) from error  # fmt: skip
     except Exception as error:  # whatever the library stumbles over in a bundle that somebody made up
         raise VerificationError(f"not a Sigstore bundle: {_line(error)}", where=where) from error
@@ -122,7 +122,7 @@ def _verifier(policy: Policy, where: str) -> Any:
         from sigstore.verify import Verifier
     except ImportError:
         raise ToolError(
-            "Sigstore bundles need the package sigstore", hint="pip install 'erofs-edge[sigstore]'"
+            "Sigstore bundles need the Python package sigstore", hint="pip install 'erofs-edge[sigstore]'"
         ) from None
     with tempfile.NamedTemporaryFile("w", prefix="erofs-edge-root-") as file:
         json.dump(policy.trusted_root, file)

@@ -85,9 +85,9 @@ def _parse(rest: str) -> tuple[dict[str, str], dict[str, str]]:
         # an id is bytes: latin-1 keeps each as it is
         attributes[name] = urllib.parse.unquote(value, "latin-1" if name == "id" else "utf-8")
     if attributes.get("type", "private") != "private":
-        raise UsageError("pkcs11: only a private key signs", hint="type=private, or no type at all")
+        raise UsageError("pkcs11: only a private key can sign", hint="type=private, or no type at all")
     if not {"object", "id"} & set(attributes):
-        raise UsageError("pkcs11: which key?", hint="pkcs11:token=NAME;object=KEY?module-path=MODULE.so")
+        raise UsageError("pkcs11: the URI names no key", hint="pkcs11:token=NAME;object=KEY?module-path=MODULE.so")
     return attributes, query
 
 
@@ -96,7 +96,9 @@ def _session(attributes: dict[str, str], query: dict[str, str]) -> Iterator[tupl
     """A session on the token, logged in, and the token's name for messages."""
     module = query.get("module-path") or os.environ.get(MODULE_VARIABLE)
     if module is None:
-        raise UsageError("pkcs11: which module?", hint=f"?module-path=MODULE.so, or set {MODULE_VARIABLE}")
+        raise UsageError(
+            "pkcs11: the URI names no module", hint=f"add ?module-path=MODULE.so, or set {MODULE_VARIABLE}"
+        )
     try:
         import pkcs11
     except ImportError:
@@ -112,7 +114,9 @@ def _session(attributes: dict[str, str], query: dict[str, str]) -> Iterator[tupl
         with token.open(user_pin=_pin(query, where)) as session:
             yield session, where
     except (pkcs11.exceptions.PinIncorrect, pkcs11.exceptions.PinLenRange, pkcs11.exceptions.PinInvalid):
-        raise ErofsEdgeError("the PIN does not open the token", where=where, hint="tokens lock after a few") from None
+        raise ErofsEdgeError(
+            "wrong PIN for the token", where=where, hint="careful: tokens lock after a few wrong PINs"
+        ) from None
     except pkcs11.PKCS11Error as error:
         raise DeviceError(f"the token refused: {type(error).__name__}", where=module) from None
 
@@ -133,7 +137,7 @@ def _token(slots: list[Any], attributes: dict[str, str], module: str) -> Token:
     if len(found) != 1:
         names = ", ".join(slot.get_token().label.strip() or "(no label)" for slot in slots) or "none"
         raise DeviceError(
-            "more than one token fits" if found else "the token is not there", where=module, hint=f"tokens: {names}"
+            "more than one token matches" if found else "no such token", where=module, hint=f"tokens: {names}"
         )
     return found[0]
 
@@ -161,7 +165,11 @@ def _private_key(session: Session, attributes: dict[str, str], where: str) -> An
         wanted[Attribute.ID] = attributes["id"].encode("latin-1")
     keys = list(session.get_objects(wanted))
     if len(keys) != 1:
-        raise DeviceError("no such key" if not keys else "more than one key fits", where=where, hint="object= and id=")
+        raise DeviceError(
+            "no such key" if not keys else "more than one key matches",
+            where=where,
+            hint="choose it with object= and id=",
+        )
     return keys[0]
 
 
@@ -180,7 +188,7 @@ def _public_key(session: Session, key: Any, where: str) -> AnyPublicKey:
         raise ErofsEdgeError(f"a key of type {key.key_type.name}", where=where, hint="use RSA-2048 or ECDSA P-256")
     publics = list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: key.id}))
     if len(publics) != 1:
-        raise DeviceError("the public half of the key is not on the token", where=where)
+        raise DeviceError("the token does not have the public key", where=where)
     point = bytes(publics[0][Attribute.EC_POINT])
     try:
         # an OCTET STRING of an uncompressed point: 04 41 04 …

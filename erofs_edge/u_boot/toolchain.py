@@ -98,12 +98,12 @@ def _loader(root: Path) -> Path:
 
 def _check_host() -> None:
     if not shutil.which("dpkg-deb"):
-        raise ToolError("dpkg-deb not found", hint="a Debian-like host is needed: Debian 12 or newer")
+        raise ToolError("dpkg-deb not found", hint="this needs a Debian-like host: Debian 12 or newer")
     done = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=False)
     if done.stdout.strip() != ARCH:
         raise ToolError(
             f"U-Boot is compiled on {ARCH} only, this host is {done.stdout.strip() or 'unknown'}",
-            hint="build there once; the result is cached, and a cache can be copied",
+            hint="build there once and copy the cache: the result is kept in it",
         )
 
 

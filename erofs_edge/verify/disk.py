@@ -68,7 +68,7 @@ def verify_disk(fd: Source, table: gpt.Table, walk: Walk) -> None:
         _verify_firmware(walk, [part for part in parts if part.name not in signed])
     if table.hybrid is not None and (listed := parts[table.hybrid].name) not in walk.covered:
         with walk.verdict.check("MBR", "partitions that are signed"):
-            raise VerificationError(f"a boot ROM is told to start from '{listed}', which nothing signs")
+            raise VerificationError(f"a boot ROM is told to start from '{listed}', which is not signed")
     for part in parts:
         if part.name not in walk.covered:
             _uncovered(walk, part)
@@ -295,6 +295,6 @@ def _uncovered(walk: Walk, part: Part) -> None:
             slots.decode_state(start)
         except ErofsEdgeError:
             with walk.verdict.check(part.name, f"key '{walk.key.name}'"):
-                raise VerificationError("nothing signs this partition") from None
+                raise VerificationError("no signature covers this partition") from None
         else:
             walk.verdict.checks.append(Check(part.name, "slot state: chooses between signed slots, not signed"))

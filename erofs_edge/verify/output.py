@@ -53,7 +53,7 @@ def verify_output(out: Path, key: VerificationKey, verdict: Verdict, *, jobs: in
         certificate = load_certificate((out / CERTIFICATE).read_bytes(), key.name)
         for found in (read_public_key(out / PUBLIC_KEY, key.name), certificate.key):
             if public_key_der(found) != public_key_der(key):
-                raise VerificationError("another public key than the one given")
+                raise VerificationError("not the public key that was given")
     try:
         root_hash = bytes.fromhex(record["system"]["root_hash"])
         files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in record["files"].items()}
@@ -61,7 +61,7 @@ def verify_output(out: Path, key: VerificationKey, verdict: Verdict, *, jobs: in
         first = sb.start_block(int(record["system"]["hash_offset"]))
     except (KeyError, TypeError, ValueError, AttributeError, ErofsEdgeError) as error:
         with verdict.check(RELEASE, "what a release record holds"):
-            raise FormatError(f"the release record is no use: {error}") from None
+            raise FormatError(f"the release record is unusable: {error}") from None
         return
     _check_files(out, files, verdict, jobs)
     if PROVENANCE in files:
@@ -109,12 +109,12 @@ def _check_release(out: Path, files: dict[str, tuple[int, str]], verdict: Verdic
         row.against += f", {len(statement.subjects)} subjects"
         for name, sha256 in statement.subjects.items():
             if name not in files or files[name][1] != sha256:
-                raise VerificationError(f"it speaks of another {name} than {RELEASE} lists")
+                raise VerificationError(f"it names another {name} than {RELEASE} lists")
     known = {*files, RELEASE, RELEASE_SIGNATURE, RELEASE + BUNDLE}
     for path in sorted(out.iterdir()):
         if path.name not in known and not path.name.startswith("."):
             with verdict.check(path.name, RELEASE):
-                raise VerificationError("not part of the release", hint="keep a release's folder as it was made")
+                raise VerificationError("not part of the release", hint="remove it from the folder of the release")
 
 
 def _check_system(

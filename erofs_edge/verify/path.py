@@ -122,7 +122,7 @@ def _refuse(signature: Path | None, what: str) -> None:
     """Raises UsageError where a signature was named that nothing would look at."""
     if signature is not None:
         raise UsageError(
-            f"{what} has its signatures inside: none is taken from a file", where=str(signature),
+            f"{what} has its signatures inside: --signature does not apply", where=str(signature),
             hint="--signature is for a system image with its hash tree, or a release.json",
         )  # fmt: skip
 
@@ -165,7 +165,10 @@ def _verify_partition(walk: Walk, path: Path | None, whole: Part, signature: Pat
             )
         found = signature or (path and _beside_image(path))
         if found is None:
-            raise VerificationError("the root hash is not signed", hint="--signature FILE, or erofs-edge sign IMAGE")
+            raise VerificationError(
+                "the root hash is not signed",
+                hint="give its signature with --signature FILE, or sign it: erofs-edge sign IMAGE --key URI",
+            )
         sb = read_superblock(place, at)
         row.against += f", {found.name}"
         if (raw := _read(found))[:1] == b"{":

@@ -11,7 +11,7 @@ from erofs_edge.positions import pread
 
 FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 FIT_MAX = 1 << 30
-HINT = "--allow-unsigned, on a board whose sign.key is a development key"
+HINT = "on a board whose sign.key is a development key, --allow-unsigned writes it anyway"
 
 
 def check_alone(fd: int, table: gpt.Table, image: Path) -> None:
@@ -21,7 +21,7 @@ def check_alone(fd: int, table: gpt.Table, image: Path) -> None:
         if pread(fd, len(FDT_MAGIC), start) == FDT_MAGIC and not _is_signed(
             fd, start, (part.last_lba + 1) * table.sector_size - start
         ):
-            raise VerificationError(f"nobody signed {part.name}", where=str(image), hint=HINT)
+            raise VerificationError(f"partition {part.name} is not signed", where=str(image), hint=HINT)
 
 
 def _is_signed(fd: int, start: int, room: int) -> bool:

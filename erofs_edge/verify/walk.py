@@ -65,7 +65,7 @@ def verity_of(values: dict[str, str]) -> tuple[Superblock, int, bytes]:
         sb = Superblock(bytes(16), bytes.fromhex(salt), int(values["DATA_BLOCKS"]), "sha256", size, size)
         first, root_hash = int(values["HASH_START"]), bytes.fromhex(values["ROOT_HASH"])
     except (KeyError, ValueError) as error:
-        raise FormatError(f"the initramfs' values make no sense: {error}") from error
+        raise FormatError(f"the values in the initramfs are inconsistent: {error}") from error
     if len(root_hash) != sb.digest_size or first < sb.data_blocks:
-        raise FormatError("the initramfs' values make no sense")
+        raise FormatError("the values in the initramfs are inconsistent")
     return sb, first, root_hash

@@ -103,7 +103,7 @@ class Transcript:
         word = WORDS.get(self.stage, "script")
         return SourceError(
             f"the {word} of {package} {what}{self._said()}",
-            hint=f"leave {package} out, or take the declarative path: `configure: declarative`",
+            hint=f"leave {package} out, or set `configure: declarative`",
         )
 
     def _said(self) -> str:

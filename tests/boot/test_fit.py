@@ -183,7 +183,7 @@ def test_no_second_data_beside_what_is_hashed(name: str, signer: KeySigner) -> N
     evil = inserted(fit, ("/images/kernel", "description"), Node({name: b"evil"}), inner=True)
     words = header(evil)
     assert len(evil) == words[1]
-    with pytest.raises((VerificationError, FormatError), match=r"twice|may hold no"):
+    with pytest.raises((VerificationError, FormatError), match=r"twice|must not hold"):
         verify_fit(evil, signer.public_key)
 
 

@@ -119,7 +119,7 @@ def test_it_is_compiled_once_for_each_set_of_inputs(tmp_path: Path, monkeypatch:
 
 def test_pinned_packages_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(lock: object, cache: object) -> Path:
-        raise PackagesGoneError(["gcc-14 14.2.0-19"], hint="lock again")
+        raise PackagesGoneError(["gcc-14 14.2.0-19"], hint="update the lock: erofs-edge lock")
 
     monkeypatch.setattr(recipe, "toolchain", gone)
     with pytest.raises(PackagesGoneError, match="gcc-14") as caught:
@@ -149,7 +149,7 @@ def test_the_digest_covers_compiler_configuration_and_patches(tmp_path: Path, mo
 
 def test_releases_are_built_with_a_locked_loader_only(repository: Path) -> None:
     stock = load_board(repository / "boards/qemu-aarch64.yaml").value
-    with pytest.raises(ErofsEdgeError, match="u-boot-qemu, which leaves ways round the signature open") as caught:
+    with pytest.raises(ErofsEdgeError, match="u-boot-qemu, which leaves ways around the signature") as caught:
         refuse_open_loader(stock)
     assert "u_boot: {build:" in (caught.value.hint or "")
     locked = load_board(repository / "boards/qemu-aarch64-locked.yaml").value

@@ -68,7 +68,7 @@ def test_selection_by_name_and_glob() -> None:
     ("modules", "words"),
     [
         ({"kernel/a.ko": module_elf("depends=b")}, "no module 'b'"),
-        ({"kernel/a.ko": module_elf("depends=b"), "kernel/b.ko": module_elf("depends=a")}, "circle"),
+        ({"kernel/a.ko": module_elf("depends=b"), "kernel/b.ko": module_elf("depends=a")}, "depends on itself"),
         ({"kernel/a.ko": b"not ELF"}, "not a 64-bit"),
         ({"kernel/a.ko.xz": b"this is not xz at all"}, "not valid xz"),
         ({"kernel/a.ko.xz": lzma.compress(MODULES["kernel/net/a/two.ko"])[:-9]}, "cut short"),
@@ -86,7 +86,7 @@ def test_decompression_is_bounded() -> None:
 
 
 def test_not_a_kernel_package() -> None:
-    with pytest.raises(SourceError, match="holds one directory"):
+    with pytest.raises(SourceError, match="must hold exactly one directory"):
         KernelModules(FileTree())
 
 

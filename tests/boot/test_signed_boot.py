@@ -58,7 +58,7 @@ def test_what_does_not_fit_is_refused(signer: KeySigner) -> None:
 
 
 def test_the_rom_holds_rsa_2048_only() -> None:
-    with pytest.raises(ErofsEdgeError, match=r"takes RSA-2048 keys, this one has 3072 bits") as caught:
+    with pytest.raises(ErofsEdgeError, match=r"needs an RSA-2048 key, this one has 3072 bits") as caught:
         boot_signature(b"", KeySigner("k", rsa.generate_private_key(65537, 3072)), EPOCH)
     assert caught.value.hint
 

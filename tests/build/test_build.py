@@ -250,7 +250,7 @@ def test_two_systems_are_one_too_many(checkout: Path) -> None:
         "disk: {partitions: {extra: {size: 8M, content: ../manifests/edge-base.yaml}, data: {}}}\n"
     )
     shutil.copy(checkout / "boards/qemu-aarch64.lock", checkout / "boards/two.lock")
-    with pytest.raises(ManifestError, match="2 partitions hold a system"):
+    with pytest.raises(ManifestError, match="exactly one partition must hold a system, 2 do"):
         gather(board)
 
 

@@ -118,7 +118,7 @@ def test_a_release_refuses_a_boot_loader_with_ways_round_the_signature(
         [*command, "-o", str(tmp_path / "out")], cwd=repository, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "u-boot-qemu, which leaves ways round the signature open" in done.stderr
+    assert "u-boot-qemu, which leaves ways around the signature" in done.stderr
     assert "u_boot: {build:" in done.stderr and not (tmp_path / "out" / "release.json").exists()
 
 

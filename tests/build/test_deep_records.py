@@ -46,7 +46,7 @@ def test_a_record_is_damaged(tmp_path: Path, name: str, read: Callable[[Path], o
 def test_a_value_of_another_kind(tmp_path: Path, name: str, value: object) -> None:
     group, _, key = name.rpartition(".")
     record.write_json(tmp_path / record.RELEASE, {"format": 1, **({group: {key: value}} if group else {key: value})})
-    with pytest.raises(VerificationError, match=f"release.json is damaged: its '{name}' is of another kind") as caught:
+    with pytest.raises(VerificationError, match=f"release.json is damaged: its '{name}' has the wrong type") as caught:
         record.read_release(tmp_path)
     assert caught.value.where == str(tmp_path / record.RELEASE)
 

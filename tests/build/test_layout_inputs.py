@@ -67,12 +67,12 @@ def test_baselines_that_cannot_be(repository: Path, tmp_path: Path) -> None:
     board = repository / "boards/qemu-aarch64.yaml"
     folder = tmp_path / "out"
     folder.mkdir()
-    with pytest.raises(SourceError, match=r"no system\.img in it"):
+    with pytest.raises(SourceError, match=r"no system\.img in this folder"):
         erofs_options(gather(board, baseline=folder))
     (folder / "system.img").write_bytes(b"image")
     (folder / "release.json").write_text(json.dumps({"format": 1, "board": "rpi4"}))
     for given in (folder, folder / "system.img"):
-        with pytest.raises(ManifestError, match="built for the board rpi4, this build is for qemu-aarch64") as caught:
+        with pytest.raises(ManifestError, match="built for board 'rpi4', this build is for 'qemu-aarch64'") as caught:
             build_board(board, BuildOptions(tmp_path / "new", baseline=given))
         assert caught.value.hint
     with pytest.raises(SourceError, match="cannot read"):

@@ -34,7 +34,11 @@ def test_rules(repository: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
-    [("19", "23", "23 is none of zstd"), ("512K", "500K", "no dictionary"), ("256K", "5000", "multiple of 4096")],
+    [
+        ("19", "23", "23 is none of zstd"),
+        ("512K", "500K", "cannot have a dictionary"),
+        ("256K", "5000", "multiple of 4096"),
+    ],
 )
 def test_values_that_no_image_has(old: str, new: str, message: str, repository: Path, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=message):

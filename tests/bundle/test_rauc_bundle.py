@@ -159,12 +159,12 @@ def test_the_same_bytes_each_time(built: Made, tmp_path: Path) -> None:
 
 def test_what_is_refused(built: Made, tmp_path: Path) -> None:
     for word in ("a\nb", "", " a", "a\x7f"):
-        with pytest.raises(UsageError, match="not a description" if word else "not a version"):
+        with pytest.raises(UsageError, match="not a valid description" if word else "not a valid version"):
             write(built, tmp_path / "b", **({"description": word} if word else {"version": "\t"}))
     record = json.loads((built.out / "release.json").read_text())
     record["files"]["system.img"]["sha256"] = "0" * 64
     (built.out / "release.json").write_text(json.dumps(record))
-    with pytest.raises(VerificationError, match="not the file that the build's record lists"):
+    with pytest.raises(VerificationError, match="differs from what the build's record lists"):
         write(built, tmp_path / "b")
     built.flip("system.img", 4096)
     with pytest.raises(ErofsEdgeError, match="holds none of the build's files"):

@@ -131,7 +131,7 @@ def _type(kind: str) -> str:
 
 
 def test_what_is_refused(built: Made, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not a version"):
+    with pytest.raises(UsageError, match="not a valid version"):
         write_transfers(built.out, tmp_path / "w", url="https://u.example", version="a_b")
     with pytest.raises(UsageError, match="not an address"):
         write_transfers(built.out, tmp_path / "w", url="https://u.example/a\nPath=x")

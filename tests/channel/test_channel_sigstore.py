@@ -59,9 +59,9 @@ def test_the_channel_demands_one(web: Web, keys: Signers, fake: FakeSigstore, tm
     out = build(tmp_path, 1, fake)
     put(web, keys, out, fake.policy())
     assert follow(web, tmp_path / "state") == (out / "disk.img").read_bytes()
-    with pytest.raises(VerificationError, match="demanded, and there is none"):
+    with pytest.raises(VerificationError, match="required, but there is none"):
         add(web.folder, build(tmp_path / "bare", 2, None))
-    with pytest.raises(VerificationError, match="does not hold"):
+    with pytest.raises(VerificationError, match="does not verify"):
         add(web.folder, build(tmp_path / "else", 2, fake, "else@example.com"))
     out = build(tmp_path, 2, fake)
     put(web, keys, out)
@@ -77,7 +77,7 @@ def test_who_follows_demands_one(channel: Web, keys: Signers, fake: FakeSigstore
     put(channel, keys, build(tmp_path, 2, fake))
     follow(channel, state)
     put(channel, keys, build(tmp_path, 3, fake, "else@example.com"))
-    with pytest.raises(VerificationError, match="does not hold"):
+    with pytest.raises(VerificationError, match="does not verify"):
         follow(channel, state)
     release(channel, keys, tmp_path, 4)
     with pytest.raises(VerificationError, match="has none for 'simulated'"):
@@ -94,7 +94,7 @@ def test_the_image_is_the_one_of_the_record(channel: Web, keys: Signers, fake: F
     (out / "disk.img").write_bytes((build_folder(tmp_path / "thief", 9) / "disk.img").read_bytes())
     put(channel, keys, out)
     follow(channel, tmp_path / "careless")
-    with pytest.raises(VerificationError, match="not the one of the record"):
+    with pytest.raises(VerificationError, match="not the one in the record"):
         follow(channel, tmp_path / "state", fake.policy())
     assert not list((tmp_path / "state").rglob("*.img"))
 

@@ -90,7 +90,7 @@ def test_the_environment_gives_the_time(source: Path, monkeypatch: pytest.Monkey
         (["--exclude-regex", "("], "--exclude-regex ("),
         (["--xattr-prefix", "nothing."], "cannot be stored"),
         (["--xattr-prefix", "user.x", "--kernel", "6.1"], "--xattr-prefix needs 6.4"),
-        (["--kernel", "new"], "not a version"),
+        (["--kernel", "new"], "not a Linux version"),
         (["-C", "64K", "-z", "lz4", "--kernel", "5.10"], "-C above the block size needs 5.13"),
         (["--uid-offset", "-4000000"], "out of range"),
     ],

@@ -69,11 +69,11 @@ def test_its_files_fit_their_schemas(here: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["x", "--board", "rpi5"], "no stock board 'rpi5'\nhint: there is generic-uefi-arm64, "),
+        (["x", "--board", "rpi5"], "no stock board 'rpi5'\nhint: there are generic-uefi-arm64, "),
         (["x", "--board", "rpi4", "--system", "none"], "no stock manifest 'none'"),
-        (["X!", "--board", "rpi4"], "not a name for a product: 'X!'"),
+        (["X!", "--board", "rpi4"], "not a valid name for a product: 'X!'"),
         (["rpi4", "--board", "rpi4"], "rpi4 is the name of a stock board or system"),
-        (["full", "--board", "rpi4"], "full: there is something already"),
+        (["full", "--board", "rpi4"], "full: this already exists"),
         (["full/file/x", "--board", "rpi4"], "full/file: this is a file, not a folder"),
         (["x"], "Missing option '--board'"),
     ],

@@ -63,7 +63,7 @@ def test_a_root_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, why in (("text", "no metadata at all"), ("other", "timestamp"), ("none", "")):
         told = said("channel", "show", "http://127.0.0.1:1", "--channel-root", tmp_path / name, code=1 if why else 2)
         assert not why or f"{tmp_path / name}: not the root of a channel: {why}" in told
-    assert "never seen" in said("channel", "show", "http://127.0.0.1:1", code=2)
+    assert "first visit" in said("channel", "show", "http://127.0.0.1:1", code=2)
     assert not (tmp_path / "channels").exists()
 
 
@@ -72,7 +72,7 @@ def test_where_devices_find_updates(url: str, tmp_path: Path) -> None:
     """It would stand in the devices' definitions."""
     made = make_build(tmp_path / "out", KeySigner("key", rsa.generate_private_key(65537, 2048)))
     told = said("bundle", "sysupdate", made.out, "-o", tmp_path / "web", "--url", url, code=2)
-    assert "not an address for a device to ask" in told and not (tmp_path / "web").exists()
+    assert "not an address that devices can use" in told and not (tmp_path / "web").exists()
 
 
 def test_what_a_mirror_cannot_be() -> None:

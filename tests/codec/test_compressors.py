@@ -143,7 +143,7 @@ def test_other_bytes_of_a_level_fail_loudly(name: str, monkeypatch: pytest.Monke
     module = MODULES[name]
     _other_than_known(module, 1, monkeypatch)
     try:
-        with pytest.raises(ToolError, match="other bytes") as caught:
+        with pytest.raises(ToolError, match="different bytes") as caught:
             opened(name, 4096, 1)
         assert caught.value.hint == module._HINT
         assert opened(name, 4096, 2)

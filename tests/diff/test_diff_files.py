@@ -227,7 +227,7 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(ErofsEdgeError, match="no such file"):
         compare_paths(tmp_path / "file", tmp_path / "none")
-    with pytest.raises(UsageError, match="a folder and a file"):
+    with pytest.raises(UsageError, match="a folder with a file"):
         compare_paths(tmp_path, tmp_path / "file")
 
 

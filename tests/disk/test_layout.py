@@ -89,7 +89,7 @@ def test_content_too_large(tmp_path: Path) -> None:
     content = tmp_path / "system.img"
     content.write_bytes(b"")
     os.truncate(content, 18 * MIB + 1)
-    with pytest.raises(CapacityError, match=r"'system_b' holds 16\.0 MiB.* 2097153 bytes too many") as caught:
+    with pytest.raises(CapacityError, match=r"'system_b' has 16\.0 MiB.* 2097153 bytes too many") as caught:
         plan_disk(
             make_board(),
             {"system_b": content},
@@ -104,7 +104,7 @@ def test_content_too_large(tmp_path: Path) -> None:
 def test_disk_too_small() -> None:
     with pytest.raises(CapacityError, match=r"'system' ends 1\.0 MiB after"):
         plan_disk(make_board("69M"), {}, SEED)
-    with pytest.raises(CapacityError, match="nothing is left for partition 'data'"):
+    with pytest.raises(CapacityError, match="no space is left for partition 'data'"):
         plan_disk(make_board("71M"), {}, SEED)
     assert plan_disk(make_board("72M"), {}, SEED)["data"].size == MIB
 
@@ -114,9 +114,9 @@ def test_disk_too_small() -> None:
     [
         ("96M", {"a": Partition(size="rest"), "b": Partition(size="rest")}, "only one"),
         ("96M", {"a": Partition(size="rest", slots=["a", "b"])}, "only one"),
-        ("96M", {"a": Partition(size="5X")}, "no size"),
-        ("96M", {"a": Partition(size=0)}, "no size"),
-        ("96M", {"a": Partition(size=-5)}, "no size"),
+        ("96M", {"a": Partition(size="5X")}, "not a size"),
+        ("96M", {"a": Partition(size=0)}, "not a size"),
+        ("96M", {"a": Partition(size=-5)}, "not a size"),
         ("97000K", {"a": Partition(size="1M")}, "whole number of MiB"),
         ("96M", {"a_b": Partition(size="1M"), "a": Partition(size="1M", slots=["b"])}, "same name"),
     ],

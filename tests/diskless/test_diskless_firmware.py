@@ -72,7 +72,7 @@ def test_a_kernel_image_that_firmware_gets_for_itself(repository: Path, out: Pat
 
 @pytest.mark.parametrize(
     ("wishes", "reason"),
-    [({"keep": True}, "--keep is for boards with U-Boot"), ({"boot_image": HTTP}, "--boot-image is for U-Boot")],
+    [({"keep": True}, "--keep works on boards with U-Boot only"), ({"boot_image": HTTP}, "--boot-image is for U-Boot")],
 )
 def test_what_only_boards_with_u_boot_can(repository: Path, out: Path, wishes: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):

@@ -216,7 +216,7 @@ def test_blobs_of_another_kind_are_no_base(tmp_path: Path) -> None:
         write(small(), tmp_path, bases=(base.path,), chunk_size=4096)
     with pytest.raises(UsageError, match="chunks of 5000 bytes"):
         RafsOptions(chunk_size=5000)
-    with pytest.raises(UsageError, match="the folder of the blobs does not exist"):
+    with pytest.raises(UsageError, match="the folder for the blobs does not exist"):
         write_rafs(small(), tmp_path / "boot", tmp_path / "none")
     blobs = tmp_path / "blobs"
     blobs.mkdir()

@@ -153,7 +153,7 @@ def test_what_is_not_decoded(tmp_path: Path) -> None:
         decode_blobs(read_rafs(boot), blobs, out)
     with pytest.raises(UsageError, match="would take the place of the blobs"):
         decode_blobs(read_rafs(boot), blobs, blobs)
-    with pytest.raises(UsageError, match="the folder of the blobs does not exist"):
+    with pytest.raises(UsageError, match="the folder for the blobs does not exist"):
         decode_blobs(read_rafs(boot), blobs, tmp_path / "none")
     raw = bytearray(from_nydus())
     # batches, with the larger table of chunks that they have

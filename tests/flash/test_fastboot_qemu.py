@@ -46,7 +46,7 @@ def test_the_loader_for_it() -> None:
 
 def test_cards_have_sizes_of_their_own(tmp_path: Path) -> None:
     assert "if=none,id=disk0,format=raw,file=/a,,b" in card_arguments(Path("/a,b"), 1 << 31)
-    with pytest.raises(UsageError, match="only powers of two") as caught:
+    with pytest.raises(UsageError, match="a power of two") as caught:
         card_arguments(tmp_path / "disk", 3 << 30)
     assert "qemu:nbd" in (caught.value.hint or "")
     assert "socket,id=line,path=/a,,b,server=on,wait=on" in console_arguments(Path("/a,b"))

@@ -210,9 +210,9 @@ def test_the_digest_of_a_key_file_is_relative(variant: Write, folder: Path) -> N
 def test_kinds_are_told_apart(folder: Path) -> None:
     assert isinstance(load_any("demo.yaml").value, Board)
     assert isinstance(load_any("demo-system.yaml").value, System)
-    with pytest.raises(ManifestError, match=r"demo.yaml:1:1: a board file, where a manifest is expected"):
+    with pytest.raises(ManifestError, match=r"demo.yaml:1:1: this is a board file, but a manifest is expected"):
         load_system("demo.yaml")
-    with pytest.raises(ManifestError, match=r"demo-system.yaml:1:1: a manifest, where a board file is expected"):
+    with pytest.raises(ManifestError, match=r"demo-system.yaml:1:1: this is a manifest, but a board file is expected"):
         load_board("demo-system.yaml")
     Path("x.yaml").write_text("packages: []\n")
     with pytest.raises(ManifestError, match=r"x.yaml:1:1: neither a board nor a manifest"):

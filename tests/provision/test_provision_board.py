@@ -120,7 +120,7 @@ def test_the_wrong_board_is_refused(tmp_path: Path, oracle: Callable[[str], str]
         for option in ("--plan", "--verify-only", "--repair", "--resume", "--yes"):
             refused = flash(out, address, option)
             assert refused.exit_code == 7
-            assert "it says 'edge,kiosk' and 'edge,any', not 'lab' or 'edge,lab-2'" in refused.stderr
+            assert "the device says 'edge,kiosk' and 'edge,any', not 'lab' or 'edge,lab-2'" in refused.stderr
         is_a(tmp_path, "edge,lab-2-rev-b", "edge,lab-2", serial="4711")
         other = flash(out, address, "--serial", "4712")
         assert (other.exit_code, "serial number 4711, not 4712" in other.stderr) == (7, True), other.stderr

@@ -132,7 +132,7 @@ def test_openssl_agrees(folders: dict[str, Path], oracle: Callable[[str], str]) 
 def test_secrets_are_for_their_owner_and_never_overwritten(folders: dict[str, Path], tmp_path: Path) -> None:
     assert {oct(path.stat().st_mode & 0o777) for path in folders["host"].iterdir()} == {"0o600"}
     assert {path.name for path in folders["board"].iterdir()} == set(ON_BOARD), "the host's key is not the board's"
-    with pytest.raises(UsageError, match="certificate already"):
+    with pytest.raises(UsageError, match="already a certificate"):
         write_credentials(folders["host"], make_credentials())
     with pytest.raises(SourceError, match="board's certificate"):
         board_credentials(tmp_path)
@@ -142,11 +142,11 @@ def test_addresses(tmp_path: Path) -> None:
     disk, commands = _addresses(f"provisions://192.0.2.7?tls-certificates={tmp_path}")
     assert (disk.tls, disk.certificates, disk.name) == (True, tmp_path, BOARD_NAME) and BOARD_NAME == NAME
     assert (commands.certificates, commands.name, commands.port) == (tmp_path, NAME, disk.port + 1)
-    with pytest.raises(UsageError, match="for TLS"):
+    with pytest.raises(UsageError, match="need TLS"):
         parse_address(f"nbd://192.0.2.7?tls-certificates={tmp_path}")
-    with pytest.raises(UsageError, match="for TLS") as found:
+    with pytest.raises(UsageError, match="need TLS") as found:
         open_provisioned(f"provision://192.0.2.7?tls-certificates={tmp_path}")
-    assert (found.value.where or "").startswith("provision://192") and found.value.hint == "provisions://…"
+    assert (found.value.where or "").startswith("provision://192") and found.value.hint == "use provisions://…"
     (tmp_path / AUTHORITY).write_text("no certificate")
     with pytest.raises((UsageError, DeviceError)):
         Connection(disk)

@@ -59,7 +59,7 @@ def test_the_same_locks_give_the_same_complete_and_signed_system(
         ((BOARD, "--to", "qemu:carrier-pigeon", "--disk", "x.img"), "no transport"),
         ((BOARD, "--to", "qemu:nbd"), "--disk FILE"),
         (("README.md", "--to", "qemu:nbd", "--disk", "x.img"), "needs a BOARD"),
-        (("README.md", "--to", "x.img", "--disk", "x.img"), "emulated board"),
+        (("README.md", "--to", "x.img", "--disk", "x.img"), "a board in QEMU"),
         (("boards/qemu-aarch64-locked.yaml", "--to", "qemu:serial", "--disk", "x.img"), "no U-Boot prompt"),
     ],
 )

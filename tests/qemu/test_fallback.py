@@ -109,7 +109,7 @@ def test_what_is_no_fallback(
     fake_qemu.plan(console(recorded("good"), failing(recorded)))
     with pytest.raises(BootCheckError, match=message) as caught:
         fall_back(board, built)
-    assert caught.value.hint == "--log FILE keeps the whole console"
+    assert caught.value.hint == "--log FILE saves the whole console"
 
 
 def test_time_is_up(fake_qemu: FakeQemu, built: Path, board: Board, recorded: Recorded) -> None:
@@ -135,7 +135,7 @@ def test_what_cannot_fall_back_is_told(fake_qemu: FakeQemu, built: Path, board: 
     finally:
         board.disk.partitions["data"] = Partition(size="rest", filesystem="ext4")
     uefi = load_board(repository / "boards/generic-uefi-arm64.yaml").value
-    with pytest.raises(UsageError, match="UEFI's boot loader") as caught:
+    with pytest.raises(UsageError, match="its UEFI boot loader") as caught:
         fall_back(uefi, built)
     assert "--tamper" in (caught.value.hint or "")
     assert not fake_qemu.calls or fake_qemu.calls == [["--version"]] * len(fake_qemu.calls)

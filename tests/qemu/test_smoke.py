@@ -150,7 +150,7 @@ def test_a_machine_that_ends(fake_qemu: FakeQemu, built: Path, board: Board, rec
 
 def test_qemu_that_gives_up_at_once(fake_qemu: FakeQemu, built: Path, board: Board) -> None:
     fake_qemu.plan(complaint="qemu: cannot set up guest memory", code=1)
-    with pytest.raises(ToolError, match="without a word from the machine: qemu: cannot set up guest memory"):
+    with pytest.raises(ToolError, match="before the machine printed anything: qemu: cannot set up guest memory"):
         smoke(board, built)
 
 
@@ -166,7 +166,7 @@ def test_a_machine_that_hangs(
 
     with pytest.raises(BootCheckError, match="stage 'EROFS root': not reached within 200 s") as caught:
         smoke(board, built, observer=Observer(200, seen))
-    assert caught.value.hint == "--timeout SECONDS gives it longer, --log FILE keeps the whole console"
+    assert caught.value.hint == "--timeout SECONDS gives it longer, --log FILE saves the whole console"
     assert not fake_qemu.finished
 
 

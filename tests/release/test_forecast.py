@@ -57,7 +57,7 @@ def test_the_patch_is_what_zstd_makes(tmp_path: Path, oracle: Callable[[str], st
 
 def test_bad_input(tmp_path: Path) -> None:
     new = release(tmp_path / "new", [1])
-    with pytest.raises(ErofsEdgeError, match="a release of the board 'other'"):
+    with pytest.raises(ErofsEdgeError, match="a release of board 'other'"):
         forecast(release(tmp_path / "old", [1], board="other"), new)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ErofsEdgeError, match="nothing has been built here"):

@@ -170,7 +170,7 @@ def test_what_has_changed(make: Made, tmp_path: Path) -> None:
     assert page(collect(new)) == text.replace("Against the build", "Against the last release"), "what a release keeps"
     other = make("other", board="c")
     done = CliRunner().invoke(report, [str(new), "--against", str(other), "-o", str(tmp_path / "x.html")])
-    assert isinstance(done.exception, ErofsEdgeError) and "of the board 'c', not 'b'" in str(done.exception)
+    assert isinstance(done.exception, ErofsEdgeError) and "of board 'c', not of 'b'" in str(done.exception)
     assert not (tmp_path / "x.html").exists()
 
 
@@ -195,18 +195,18 @@ def test_the_command(make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("release.json", "{", ErofsEdgeError, "release"),
         ("release.json", '{"format": 1}', VerificationError, "damaged"),
         ("release.json", '{"format":1,"board":[],"system":{"root_hash":""},"files":{},"partitions":{}}',
-         VerificationError, "another kind"),
-        ("contents.json", '{"format": 1, "packages": {"a": 1}, "paths": {}}', VerificationError, "another kind"),
+         VerificationError, "wrong type"),
+        ("contents.json", '{"format": 1, "packages": {"a": 1}, "paths": {}}', VerificationError, "wrong type"),
         ("contents.json", '{"format": 1, "packages": {}, "paths": {"x": 1}}', VerificationError, "damaged"),
         ("contents.json", '{"format": 1, "packages": {}, "paths": {}}', VerificationError, "another build"),
         ("contents.json", None, ErofsEdgeError, "no contents.json"),
         ("system.img", None, ErofsEdgeError, "no system image"),
-        ("forecast.json", "{}", VerificationError, "no record of the kind"),
-        ("since.json", "[]", VerificationError, "no record of the kind"),
+        ("forecast.json", "{}", VerificationError, "not the kind of record"),
+        ("since.json", "[]", VerificationError, "not the kind of record"),
         ("since.json", "{}", VerificationError, r"since\.json is damaged"),
         ("since.json", '{"root_hash":"","files":{"a":"b"},"stored":{},"versions":{},"added":[],"removed":[],'
-         '"added_count":0,"removed_count":0}', VerificationError, "another kind"),
-        ("boot.json", "[]", VerificationError, "no record of the kind"),
+         '"added_count":0,"removed_count":0}', VerificationError, "wrong type"),
+        ("boot.json", "[]", VerificationError, "not the kind of record"),
         ("boot.json", "[", VerificationError, "cannot be read"),
         ("boot.json", '{"root_hash": "ab"}', ErofsEdgeError, "another build"),
     ],

@@ -164,9 +164,9 @@ def test_which_and_why(made: Path) -> None:
     assert chain_to(contents, "libc") == ["tool", "libtool", "libc"]
     with pytest.raises(ErofsEdgeError, match="is not in the system") as caught:
         which(contents, "/conf")
-    assert caught.value.hint == "there is /etc/conf"
+    assert caught.value.hint == "did you mean /etc/conf?"
     result = CliRunner().invoke(cli, ["files", "why", "/etc/conf"])
-    assert (result.exit_code, "of which build?" in result.stderr, "hint: -o" in result.stderr) == (2, True, True)
+    assert (result.exit_code, "of which build?" in result.stderr, "hint: add -o" in result.stderr) == (2, True, True)
     assert CliRunner().invoke(cli, ["files", "which", "/etc/conf", "-o", str(made)]).exit_code == 0
 
 

@@ -111,7 +111,7 @@ def test_a_database_that_says_nothing_of_the_suite(tmp_path: Path) -> None:
     old = {"openssl": {"CVE-2020-1": {"releases": {"buster": {"status": "open"}}}}}
     withdrawn = {"id": "DSA-2", "modified": "2026-01-01T00:00:00Z", "withdrawn": "2026-01-02T00:00:00Z"}
     for value in (old, osv([{"introduced": "0"}], "PyPI"), [withdrawn]):
-        with pytest.raises(SourceError, match="says nothing of Debian's trixie") as caught:
+        with pytest.raises(SourceError, match="has no data for Debian trixie") as caught:
             found(tmp_path, value)
         assert caught.value.where == str(tmp_path / "db.json")
     assert len(found(tmp_path, [withdrawn, osv([{"introduced": "0"}])])) == 1

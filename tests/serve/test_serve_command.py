@@ -103,5 +103,5 @@ def test_the_operator_is_told_of_a_disk_that_cannot_be_had(image: Path, tmp_path
         server.stop()
         devices.close()
     assert "export data/old" in said[0]
-    assert "folder of their own" in said[0]
+    assert "new --devices folder" in said[0]
     assert "odd.data" in "".join(said[1:])

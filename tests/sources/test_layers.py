@@ -247,7 +247,7 @@ def test_an_image_underneath_gives_way_to_all(tmp_path: Path, build: Build) -> N
 
 def test_bases_that_are_none(tmp_path: Path, build: Build) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ErofsEdgeError, match=r"empty: no system\.img in it"):
+    with pytest.raises(ErofsEdgeError, match=r"empty: no system\.img in this folder"):
         build("base: empty\n")
     (tmp_path / "x.img").write_bytes(b"x" * 8192)
     with pytest.raises(ErofsEdgeError, match="not an EROFS image"):

@@ -112,7 +112,7 @@ def test_firmware_by_name_with_what_its_links_lead_to(build: Build, over: Callab
         f"/usr/lib/firmware/{name}" for name in ("brcm", "brcm/again.bin", "brcm/link.bin", "cypress", "cypress/b.bin")
     }
     assert tree.get("usr/lib/firmware/other") is None
-    with pytest.raises(ManifestError, match="no firmware is called 'nvidia/"):
+    with pytest.raises(ManifestError, match="no firmware matches 'nvidia/"):
         build("overlay: [{from: over}]\nfirmware: ['nvidia/*']\n")
 
 

@@ -85,7 +85,7 @@ def test_any_other_file_or_key_is_refused() -> None:
         verify_image(SAMPLE, fixed_key())
     with pytest.raises(VerificationError, match="does not match key 'fixed'"):
         verify_image(SIGNED, OTHER)
-    with pytest.raises(ErofsEdgeError, match="not RSA"):
+    with pytest.raises(ErofsEdgeError, match="not an RSA key"):
         ecdsa = KeySigner("curve", ec.generate_private_key(ec.SECP256R1()))
         sign_image(SAMPLE, ecdsa, self_signed(ecdsa, EPOCH))
 

@@ -156,7 +156,7 @@ def test_certificates_of_other_keys_and_times_are_refused(tmp_path: Path) -> Non
     assert read_certificate(path, OTHER, EPOCH) == certificate
     with pytest.raises(ErofsEdgeError, match="not valid before 2023-11-14"):
         read_certificate(path, OTHER, EPOCH - 1)
-    with pytest.raises(ErofsEdgeError, match="not that of key 'product'"):
+    with pytest.raises(ErofsEdgeError, match="does not belong to key 'product'"):
         read_certificate(path, KEYS["rsa2048"], EPOCH)
     path.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     with pytest.raises(ErofsEdgeError, match=r"not an X\.509 certificate") as caught:

@@ -86,7 +86,7 @@ def test_bad_uri_is_a_usage_error(uri: str, keys: Path) -> None:
 
 def test_unusable_key_files_are_told_apart(tmp_path: Path) -> None:
     samples = {
-        "Ed25519, not RSA": pem_of(ed25519.Ed25519PrivateKey.generate()),
+        "Ed25519; supported are RSA": pem_of(ed25519.Ed25519PrivateKey.generate()),
         "on secp384r1": pem_of(ec.generate_private_key(ec.SECP384R1())),
         "RSA key of 1024 bits": pem_of(rsa.generate_private_key(65537, 1024)),
         "RSA key of 2048 bits with exponent 3": pem_of(rsa.generate_private_key(3, 2048)),

@@ -161,7 +161,7 @@ def test_an_unsigned_partition_fails(made: Made) -> None:
         disk.seek(at("boot_b"))
         disk.write(bytes(100))
     found = failed(verify_path(made.out / "disk.img", KEY))
-    assert found["boot_b"] == found["system_b"] == "nothing signs this partition"
+    assert found["boot_b"] == found["system_b"] == "no signature covers this partition"
 
 
 def test_what_is_older_than_the_minimum_fails(made: Made) -> None:

@@ -157,7 +157,7 @@ def test_a_board_without_data_has_no_nameless_one(card: Card, made: Made) -> Non
     card.write_table(card.table._replace(partitions=tuple(entries)))
     assert card.verify().ok
     card.write("data", b"whatever")
-    assert failed(card.verify()) == {"": "nothing signs this partition"}
+    assert failed(card.verify()) == {"": "no signature covers this partition"}
 
 
 def test_a_disk_that_holds_nothing_proves_nothing(card: Card) -> None:

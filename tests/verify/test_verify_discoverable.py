@@ -96,5 +96,5 @@ def test_identifiers_that_do_not_follow_from_the_root_hash_fail(made: Made, tmp_
         os.pwrite(file.fileno(), head, 0)
         os.pwrite(file.fileno(), tail, path.stat().st_size - len(tail))
     found = failed(verify_path(path, KEY))
-    assert "identifiers" in found["edge-verity-sig: tree"] and found["edge"] == "nothing signs this partition"
+    assert "identifiers" in found["edge-verity-sig: tree"] and found["edge"] == "no signature covers this partition"
     assert entries[0].first_lba * 512 == MIB

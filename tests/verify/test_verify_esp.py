@@ -70,7 +70,7 @@ def test_an_older_version_than_the_disk_has_seen(made: Made, tmp_path: Path) -> 
     ("values", "what", "message"),
     [({"ROOT_HASH": "00" * 32}, "system_a: tree", "does not match"),
      ({"SYSTEM": "nothing"}, "nothing_a", "not there"),
-     ({"DATA_BLOCKS": "0x"}, f"{A}: root hash", "make no sense")],
+     ({"DATA_BLOCKS": "0x"}, f"{A}: root hash", "are inconsistent")],
 )  # fmt: skip
 def test_what_an_image_opens_must_be_there(
     made: Made, tmp_path: Path, values: dict[str, str], what: str, message: str

@@ -59,7 +59,7 @@ def test_of_another_record_or_none(made: Made, fake: FakeSigstore) -> None:
     (made.out / "more.txt").write_text("x")
     made.seal()
     (made.out / BUNDLE).write_bytes(bundle)
-    assert "does not hold" in failed(verify_path(made.out, made.signer, policy=fake.policy()))[BUNDLE]
+    assert "does not verify" in failed(verify_path(made.out, made.signer, policy=fake.policy()))[BUNDLE]
     (made.out / BUNDLE).unlink()
     assert failed(verify_path(made.out, made.signer, policy=fake.policy())) == {BUNDLE: "no Sigstore bundle"}
     assert failed(verify_path(made.out, made.signer)) == {}

@@ -148,7 +148,7 @@ def test_what_no_chain_names_is_not_signed(disk: Disk, made: Made, repository: P
     """A vbmeta of the right key is worth nothing where no boot loader would come to it."""
     (alone,) = write_vbmeta_images(board(repository, tmp_path, "vbmeta"), "system", made.verity, KEY, tmp_path)
     disk.write("vbmeta_a", alone.read_bytes())
-    assert failed(verify_path(disk.path, KEY)) == {"vbmeta_system_a": "nothing signs this partition"}
+    assert failed(verify_path(disk.path, KEY)) == {"vbmeta_system_a": "no signature covers this partition"}
 
 
 @pytest.mark.parametrize(

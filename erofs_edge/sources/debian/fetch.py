@@ -47,7 +47,7 @@ def _cached(cache: Cache, package: LockedPackage) -> Path | None:
         raise VerificationError(
             f"{package.name} {package.version}: the lock says {package.size} bytes and a hash of"
             f" {path.stat().st_size} bytes",
-            hint="the lock file was edited: make it again with `erofs-edge lock`",
+            hint="the lock file was edited: make it again with erofs-edge lock",
         )
     return path
 
@@ -61,7 +61,7 @@ def _download(
     if gone:
         raise PackagesGoneError(
             gone,
-            hint=f"update the lock with `erofs-edge lock`, or name an archive that keeps old versions in {VARIABLE}",
+            hint=f"update the lock with erofs-edge lock, or set {VARIABLE} to an archive that keeps old versions",
         )
     return found
 

@@ -65,7 +65,7 @@ def fetch_locked(
             raise VerificationError(
                 f"{package.path} is not what the lock pins: sha256 is {sha256}, the lock says {package.sha256}",
                 where=loaded.position(f"debs.{index}"),
-                hint="restore it, or accept it with `erofs-edge lock`",
+                hint="restore it, or accept the change: erofs-edge lock",
             )
         found[package.name] = path
     rest = [package for package in packages if package.archive != LOCAL]

@@ -29,7 +29,7 @@ def unpack(packages: Iterable[Package]) -> FileTree:
     if len(by_name) != len(ordered):
         counts = Counter(package.name for package in ordered)
         twice = [name for name, count in counts.items() if count > 1]
-        raise SourceError(f"packages come twice: {', '.join(twice)}")
+        raise SourceError(f"these packages are listed twice: {', '.join(twice)}")
     tree = FileTree()
     for package in ordered:
         _lay(tree, package, by_name)
@@ -88,7 +88,7 @@ def _takes_over(
             return False
     owner = by_name.get(old.origin)
     if owner is package:
-        raise SourceError("comes twice in the package")
+        raise SourceError("is in the package twice")
     if owner is not None and _replaces(package, owner):
         return True
     if owner is not None and _replaces(owner, package):

@@ -114,11 +114,11 @@ def parse_document(data: bytes, where: str) -> Index | Manifest:
     """An index or a manifest. Raises SourceError where it is neither, or breaks the rules of its kind."""
     document = _decoded(data, _Document, where)
     if document.version == 1:
-        raise SourceError("an image manifest of schema 1, which is out of use", where=where)
+        raise SourceError("an image manifest of schema 1, which is obsolete", where=where)
     index, manifest = document.manifests is not None, document.layers is not None or document.config is not None
     wrong_type = (index and document.media_type in MANIFEST_TYPES) or (manifest and document.media_type in INDEX_TYPES)
     if document.version != 2 or index == manifest or wrong_type:
-        raise SourceError("neither an index nor a manifest of an image", where=where)
+        raise SourceError("neither an image index nor an image manifest", where=where)
     if document.manifests is not None:
         return Index([_checked(one, MAX_DOCUMENT, where) for one in document.manifests])
     if document.config is None or document.layers is None:
@@ -160,7 +160,7 @@ def choose(index: Index, arch: str, where: str) -> Descriptor:
     if len(index.manifests) == 1 and index.manifests[0].platform is None:
         return index.manifests[0]
     known = sorted({str(one.platform) for one in index.manifests if one.platform and one.platform.os != "unknown"})
-    raise SourceError(f"no image for linux/{wanted}; there is {', '.join(known) or 'none at all'}", where=where)
+    raise SourceError(f"no image for linux/{wanted}; available: {', '.join(known) or 'none at all'}", where=where)
 
 
 def descend(

@@ -92,7 +92,9 @@ def load_layers(oci: Oci, sha256: str, arch: str, cache: Cache, progress: Progre
     data = store.document(Descriptor(digest=f"sha256:{sha256}", size=0))
     manifest = parse_document(data, store.where)
     if isinstance(manifest, Index):
-        raise SourceError("the lock pins an index, not an image", where=store.where, hint="make the lock again")
+        raise SourceError(
+            "the lock pins an index, not an image", where=store.where, hint="make the lock again: erofs-edge lock"
+        )
     (config,) = store.blobs([manifest.config]).values()
     unpacked = diff_ids(config.read_bytes(), manifest, arch, store.where)
     paths = store.blobs(manifest.layers)
@@ -128,7 +130,11 @@ class _Remote:
             there |= transfer(list(self._items(registry, missing)), registry, self._cache, self._progress)
         gone = [one.digest for one in wanted if there[one.sha256] is None]
         if gone:
-            raise SourceError(f"the registry no longer has {', '.join(gone)}", where=self.where, hint="lock again")
+            raise SourceError(
+                f"the registry no longer has {', '.join(gone)}",
+                where=self.where,
+                hint="update the lock: erofs-edge lock",
+            )
         return {sha256: path for sha256, path in there.items() if path is not None}
 
     def _items(self, registry: Registry, missing: dict[str, Descriptor]) -> Iterator[Item]:

@@ -26,7 +26,7 @@ class Layout:
         self._cache = cache
         self._tree: FileTree | None = None if path.is_dir() else read_tar(path, cache)
         if b'"imageLayoutVersion"' not in self._small("oci-layout"):
-            raise SourceError("not an image layout: its oci-layout file is none", where=self.where)
+            raise SourceError("not an image layout: bad oci-layout file", where=self.where)
 
     def index(self) -> bytes:
         """index.json."""
@@ -90,12 +90,12 @@ def choose_named(data: bytes, name: str | None, where: str) -> Index:
     """
     document = parse_document(data, where)
     if not isinstance(document, Index):
-        raise SourceError("index.json is no index", where=where)
+        raise SourceError("index.json is not an index", where=where)
     names = {label for one in document.manifests for label in _names(one)}
     if name is None:
         if len({next(iter(_names(one)), "") for one in document.manifests}) > 1:
             raise SourceError(
-                f"holds several images: {', '.join(sorted(names))}", where=where, hint="say which one by its `name`"
+                f"holds several images: {', '.join(sorted(names))}", where=where, hint="choose one with `name`"
             )
         return document
     found = [one for one in document.manifests if name in _names(one)]

@@ -154,7 +154,7 @@ class Registry:
             if scheme.lower() == "basic" and login is not None and login.user:
                 return login.basic
         hint = "log in: docker login or podman login, or name another file in REGISTRY_AUTH_FILE"
-        raise MirrorError(f"{PEER} wants a login", where=public(uri), hint=hint)
+        raise MirrorError(f"{PEER} requires a login", where=public(uri), hint=hint)
 
     def _token(self, parameters: dict[str, str], login: Login | None) -> str:
         realm = parameters.get("realm", "")
@@ -194,7 +194,7 @@ class Registry:
             pass
         hint = None
         if response.status in (401, 403):
-            hint = "check the login in docker's configuration, and that it may do this in this repository"
+            hint = "check the login in docker's configuration, and that it has the right to do this in this repository"
         elif response.status == 429:
             hint = "the registry limits requests: wait, or log in"
         return MirrorError(f"{PEER} answered {response.status} {response.reason}{words}", where=public(uri), hint=hint)

@@ -71,7 +71,9 @@ class FakeArchive:
 
     def describe(self, names: Iterable[str]) -> list[LockedPackage]:
         if missing := [name for name in names if name not in self.packages]:
-            raise SourceError(f"no such package: {' '.join(missing)}", hint="check the name and the suite")
+            raise SourceError(
+                f"no such package: {' '.join(missing)}", hint="check the name of the package and the suite"
+            )
         return [self.packages[name] for name in sorted(names)]
 
     def closure(self, names: Iterable[str]) -> list[LockedPackage]:

@@ -127,7 +127,7 @@ def test_missing_archive_key(tmp_path: Path) -> None:
     root = host(tmp_path, {"sources.list": "deb http://mirror.test/debian trixie main\n"}, keyring=False)
     with pytest.raises(MirrorError) as caught:
         host_mirror({}, root)
-    assert caught.value.hint == "apt-get install debian-archive-keyring"
+    assert caught.value.hint == "install it: apt-get install debian-archive-keyring"
 
 
 @pytest.mark.parametrize("value", ["nonsense", "/srv/debian", "ftp://host/debian", "http://", "http://host/debian x"])

@@ -135,7 +135,7 @@ def test_replaces(make: Make, replaces_of_one: str, replaces_of_two: str, winner
         ([entry("./file/x", b"1")], r"/file/x: /file is no directory"),
         ([entry("./file", kind=DIR)], r"/file: is also in a"),
         ([entry("./loop/x", b"1")], r"/loop is no directory"),
-        ([entry("./own", b"1"), entry("./own", b"2")], r"/own: comes twice in the package"),
+        ([entry("./own", b"1"), entry("./own", b"2")], r"/own: is in the package twice"),
         ([entry("./", kind=LINK, linkname="x")], r"the root is no directory"),
     ],
 )
@@ -147,7 +147,7 @@ def test_what_cannot_be(make: Make, entries: list, message: str) -> None:
 
 
 def test_a_package_comes_once(make: Make) -> None:
-    with pytest.raises(SourceError, match="packages come twice: a"):
+    with pytest.raises(SourceError, match="these packages are listed twice: a"):
         unpack([make("a", []), make("b", []), make("a", [])])
 
 

@@ -167,7 +167,7 @@ def test_the_image_for_the_architecture(
 
 def test_no_image_for_the_architecture(tmp_path: Path, cache: Cache) -> None:
     folder = write_layout(tmp_path / "layout", image([], arch="amd64"), image([], arch="arm", variant="v7"))
-    with pytest.raises(SourceError, match=r"no image for linux/arm64; there is linux/amd64, linux/arm/v7"):
+    with pytest.raises(SourceError, match=r"no image for linux/arm64; available: linux/amd64, linux/arm/v7"):
         read(folder, cache)
     # an index may lie, or say nothing
     alone = image([], arch="amd64")
@@ -229,8 +229,11 @@ SMALL = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest
         (b"[" * 100_000, "not a document of an image"),
         (b'"' + b"x" * (5 << 20) + b'"', "at most 4194304 are read"),
         (manifest_of(schemaVersion=1), "schema 1"),
-        (manifest_of(manifests=[]), "neither an index nor a manifest"),
-        (manifest_of(mediaType="application/vnd.oci.image.index.v1+json"), "neither an index nor a manifest"),
+        (manifest_of(manifests=[]), "neither an image index nor an image manifest"),
+        (
+            manifest_of(mediaType="application/vnd.oci.image.index.v1+json"),
+            "neither an image index nor an image manifest",
+        ),
         (manifest_of(config=None), "without a configuration"),
         (manifest_of(layers=[SMALL] * 600), "an image of 600 layers"),
         (manifest_of(layers=[SMALL | {"digest": "sha512:00"}]), "not a digest that is known"),

@@ -80,7 +80,7 @@ def test_an_index_gives_the_architecture(registry: int, cache: Cache) -> None:
         oci = Oci(image=f"127.0.0.1:{registry}/{name}")
         assert content(oci, cache) == {"/which": b"arm64"}
         assert content(oci, cache, "amd64") == {"/which": b"amd64"}
-    with pytest.raises(SourceError, match="no image for linux/riscv64; there is linux/amd64, linux/arm64/v8"):
+    with pytest.raises(SourceError, match="no image for linux/riscv64; available: linux/amd64, linux/arm64/v8"):
         pin_image(oci, "riscv64", cache)
 
 
@@ -113,7 +113,7 @@ def test_a_registry_over_tls_with_a_password(
         with pytest.raises(MirrorError, match="certificate verify failed"):
             pin_image(oci, "arm64", cache)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        with pytest.raises(MirrorError, match="wants a login") as caught:
+        with pytest.raises(MirrorError, match="requires a login") as caught:
             pin_image(oci, "arm64", cache)
         assert "docker login" in (caught.value.hint or "")
         log_in(tmp_path, f"127.0.0.1:{port}", auth=base64.b64encode(b"user:wrong").decode())
@@ -216,7 +216,7 @@ def test_a_password_goes_to_no_other_host(tmp_path: Path, cache: Cache) -> None:
         ((429, {}, b'{"errors": [{"code": "TOOMANYREQUESTS"}]}'), "answered 429 Too Many Requests: TOOMANYREQUESTS"),
         ((500, {}, b"\0" * 2_000_000), "answered 500"),
         ((403, {}, b'{"errors": 7}'), "answered 403 Forbidden"),
-        ((401, {"WWW-Authenticate": "Negotiate"}, b""), "wants a login"),
+        ((401, {"WWW-Authenticate": "Negotiate"}, b""), "requires a login"),
         ((401, {"WWW-Authenticate": 'Bearer realm="file:///etc/passwd"'}, b""), "no usable token service"),
         ((401, {"WWW-Authenticate": "Bearer"}, b""), "no usable token service"),
         ((302, {"Location": "file:///etc/passwd"}, b""), "redirects to another scheme"),

@@ -68,7 +68,7 @@ class _Numbers:
         if not self.allocate:
             raise ManifestError(
                 f"{kind} {name!r} has no id in the lock",
-                hint="`erofs-edge lock` pins the ids of new system accounts",
+                hint="pin the ids of new system accounts: erofs-edge lock",
             )
         taken = {user.uid for user in self.accounts.users.values() if user.name != name}
         taken |= {number for other, number in self.users.items() if other != name}
@@ -103,7 +103,7 @@ class _Numbers:
         raise ManifestError(
             f"{kind} {name!r} and {kind} {owner!r} would both have id {number}",
             where=self.position(key) if key else None,
-            hint="give one of them another id; ids in the lock are kept for good",
+            hint="give one of them another id; ids in the lock never change",
         )
 
 
@@ -187,7 +187,7 @@ def _sysusers_user(numbers: _Numbers, request: Request, fixed: tuple[int, int] |
     if request.group:
         if request.group not in groups:
             raise ManifestError(
-                f"user {name!r} wants a primary group {request.group!r} that nobody makes", where=request.where
+                f"user {name!r} needs the primary group {request.group!r}, which nothing creates", where=request.where
             )
         uid = fixed[0] if fixed is not None else numbers.user(name, free, own_group=False)
         gid = groups[request.group].gid
@@ -210,7 +210,7 @@ def _member(numbers: _Numbers, request: Request) -> None:
     for kind, names in (("user", numbers.accounts.users), ("group", numbers.accounts.groups)):
         wanted = request.name if kind == "user" else request.group
         if wanted not in names:
-            raise ManifestError(f"no {kind} {wanted!r} to make a member of or with", where=request.where)
+            raise ManifestError(f"{kind} {wanted!r} does not exist: no membership can be set", where=request.where)
     numbers.accounts.join(request.name, request.group)
 
 
@@ -222,7 +222,7 @@ def _fixed_manifest(numbers: _Numbers, system: System) -> None:
         known = numbers.accounts.groups.get(name)
         if known is not None and known.gid != gid:
             raise ManifestError(
-                f"group {name!r} has id {known.gid} in Debian", where=numbers.position(f"groups.{name}")
+                f"group {name!r} always has id {known.gid} in Debian", where=numbers.position(f"groups.{name}")
             )
         numbers.groups.pop(name, None)
         numbers.add_group(name, gid, f"groups.{name}", "!")
@@ -233,7 +233,8 @@ def _fixed_manifest(numbers: _Numbers, system: System) -> None:
         if known_user is not None:
             if known_user.uid != user.uid:
                 raise ManifestError(
-                    f"user {name!r} has id {known_user.uid} in Debian", where=numbers.position(f"users.{name}.uid")
+                    f"user {name!r} always has id {known_user.uid} in Debian",
+                    where=numbers.position(f"users.{name}.uid"),
                 )
             continue
         numbers.users.pop(name, None)
@@ -256,7 +257,7 @@ def _manifest(numbers: _Numbers, system: System) -> None:
         for group in user.groups:
             if group not in accounts.groups:
                 raise ManifestError(
-                    f"user {name!r} shall be in group {group!r}, which does not exist",
+                    f"user {name!r} is to be in group {group!r}, which does not exist",
                     where=numbers.position(f"users.{name}.groups"),
                     hint="name it under `groups:`",
                 )

@@ -158,9 +158,9 @@ def test_users_of_the_manifest() -> None:
         (plain(users={"a": User(uid=65534)}), "'a' and user 'nobody' would both have id 65534", "users.a"),
         (plain(groups={"a": 8}), "'a' and group 'mail' would both have id 8", "groups.a"),
         (plain(users={"a": User(uid=993)}), "'a' and user 'messagebus' would both have id 993", "users.a"),
-        (plain(users={"root": User(uid=5)}), "'root' has id 0 in Debian", "users.root.uid"),
-        (plain(groups={"mail": 9}), "'mail' has id 8 in Debian", "groups.mail"),
-        (plain(users={"a": User(groups=["nope"])}), "shall be in group 'nope'", "users.a.groups"),
+        (plain(users={"root": User(uid=5)}), "'root' always has id 0 in Debian", "users.root.uid"),
+        (plain(groups={"mail": 9}), "'mail' always has id 8 in Debian", "groups.mail"),
+        (plain(users={"a": User(groups=["nope"])}), "is to be in group 'nope'", "users.a.groups"),
     ],
 )
 def test_collisions_have_the_position_of_the_manifest(system: System, message: str, key: str) -> None:
