@@ -63,12 +63,12 @@ def rebuild(
         for name in VARIATIONS if variations else ():
             with step(f"variation: {name}"):
                 results[name] = rebuild_varied(release, folder / name, name)
-        _show(release, results, as_json=as_json)
+        _show(release, results, output, as_json=as_json)
         if signer is not None and attestation is not None:
             _attest(release, results[""], signer, attestation)
 
 
-def _show(release: Path, results: dict[str, Rebuilt], *, as_json: bool) -> None:
+def _show(release: Path, results: dict[str, Rebuilt], output: Path | None, *, as_json: bool) -> None:
     same = all(result.same for result in results.values())
     if as_json:
         emit_json({
@@ -98,8 +98,14 @@ def _show(release: Path, results: dict[str, Rebuilt], *, as_json: bool) -> None:
         raise ReproducibilityError(
             f"{len(wrong)} file(s) differ: {', '.join(sorted(wrong)[:5])}" if wrong else "; ".join(unbuilt[:3]),
             where=str(release),
-            hint="to see where and why: rebuild with -o FOLDER, then erofs-edge diff RELEASE FOLDER/made",
+            hint=f"to see where and why: {_comparison(release, output)}",
         )
+
+
+def _comparison(release: Path, output: Path | None) -> str:
+    if output is None:
+        return "rebuild with -o FOLDER, then erofs-edge diff RELEASE FOLDER/made"
+    return f"erofs-edge diff {release} {output / 'made'} (signatures that the release does not have are blank there)"
 
 
 def _attest(release: Path, result: Rebuilt, signer: Signer, path: Path) -> None:

@@ -14,7 +14,7 @@ from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.build.signing import PUBLIC_KEY, RELEASE_SIGNATURE
 from erofs_edge.build.stages import Step, quiet
 from erofs_edge.disk.sparse import sparse_sha256
-from erofs_edge.errors import ErofsEdgeError, SourceError
+from erofs_edge.errors import ErofsEdgeError, SourceError, VerificationError
 from erofs_edge.release.archive import ARCHIVE, unpack_archive
 from erofs_edge.release.bundles import wish_of, write_bundles
 from erofs_edge.release.forecast import FORECAST
@@ -59,7 +59,8 @@ def rebuild(
 
     packages  a folder of .deb files that need not be fetched then
 
-    Content that differs is in the verdicts. Raises ErofsEdgeError where the release or an input is not there.
+    Content that differs is in the verdicts, with blank signatures in `out`/made over it. Raises ErofsEdgeError where the
+    release or an input is not there.
     """
     record = read_release(release)
     key = read_public_key(release / PUBLIC_KEY, "release").public_key
@@ -69,6 +70,8 @@ def rebuild(
             where=str(release),
             hint="make one: erofs-edge release",
         )
+    if not (release / RELEASE_SIGNATURE).is_file():
+        raise VerificationError("the release record is not signed", where=str(release / RELEASE_SIGNATURE))
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise ErofsEdgeError("the folder is not empty", where=str(out), hint="name a new folder")
@@ -86,21 +89,17 @@ def rebuild(
         write_bundles(work, wish, signer)
         write_papers(work, inputs, signer)
 
-    try:
-        build_board(
-            board,
-            BuildOptions(
-                out=made, jobs=given.jobs, cache=given.cache, compression_cache=given.compression_cache, force=True,
-                system=system, signer=signer, papers=papers,
-            ),
-            step,
-        )  # fmt: skip
-        error = ""
-    except ErofsEdgeError as failure:
-        if failure.exit_code != 4:
-            raise
-        error = str(failure)  # a signature that fits nothing: the content differs
-    return Rebuilt(out, compare(release, record, made), error)
+    build_board(
+        board,
+        BuildOptions(
+            out=made, jobs=given.jobs, cache=given.cache, compression_cache=given.compression_cache, force=True,
+            system=system, signer=signer, papers=papers,
+        ),
+        step,
+    )  # fmt: skip
+    verdicts = compare(release, record, made)
+    same = all(one.same for one in verdicts)
+    return Rebuilt(out, verdicts, "the release lacks a signature of what it holds" if same and signer.missing else "")
 
 
 def add_packages(folder: Path, cache: Cache) -> None:

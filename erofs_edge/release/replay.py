@@ -2,7 +2,7 @@
 """A signer without a key: it gives back the signatures that a release already has, where they fit.
 
 So everything that is signed can be made again, bit for bit, by those who only have the public key. A digest that the
-release never signed has no signature: the content differs.
+release never signed gets a blank one: the content differs.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import base64
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
 from erofs_edge.boot.fdt import PROP, tags
-from erofs_edge.errors import ErofsEdgeError, FormatError, VerificationError
-from erofs_edge.trust.key import verifies
+from erofs_edge.errors import ErofsEdgeError, FormatError
+from erofs_edge.trust.key import BlankSignature, verifies
 
 if TYPE_CHECKING:
     from erofs_edge.trust.key import AnyPublicKey
@@ -29,22 +29,30 @@ SCANNED_MAX = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class ReplaySigner:
-    """`name` and `development` as the release has them; `signatures` are candidates, each is tried."""
+    """`name` and `development` as the release has them; `signatures` are candidates, each is tried. `missing` is filled
+    with the digests (hex) that none of them is over: those get blank signatures, so that the rest can be compared."""
 
     name: str
     public_key: AnyPublicKey
     development: bool
     signatures: tuple[bytes, ...]
+    missing: list[str] = field(default_factory=list)
 
     def sign_digest(self, digest: bytes) -> bytes:
-        """Raises VerificationError where none of the signatures is over the digest."""
         for signature in self.signatures:
             if verifies(self.public_key, signature, digest):
                 return signature
-        raise VerificationError(
-            f"the release has no signature over {digest.hex()[:16]}…: what it signed differs",
-            hint="erofs-edge diff RELEASE OTHER shows where",
-        )
+        self.missing.append(digest.hex())
+        return _blank(self.public_key)
+
+
+def _blank(key: AnyPublicKey) -> BlankSignature:
+    """As long as a signature of the key, or as well formed."""
+    if hasattr(key, "curve"):
+        from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+        return BlankSignature(encode_dss_signature(1, 1))
+    return BlankSignature(-(-key.key_size // 8))
 
 
 def signatures_in(folder: Path, key: AnyPublicKey) -> Iterator[bytes]:

@@ -56,7 +56,7 @@ def add_signature(envelope: bytes, signer: Signer, agrees: Callable[[Statement],
     `agrees` does not hold for what the envelope says: nobody signs what somebody else has written unread."""
     payload, signatures = _parse(envelope)
     if not agrees(_statement(payload)):
-        raise VerificationError("the envelope says something else", hint="name another file for a statement of its own")
+        raise VerificationError("it holds another statement than the one to be signed", hint="name another file")
     kept = [{"keyid": key, "sig": base64.b64encode(value).decode()} for key, value in signatures]
     kept = [one for one in kept if one["keyid"] != fingerprint(signer)]
     signature = sign(signer, pre_authentication(payload))

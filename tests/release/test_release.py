@@ -36,7 +36,7 @@ from erofs_edge.report.facts import collect
 from erofs_edge.report.since import SINCE
 from erofs_edge.sources.cache import Cache
 from erofs_edge.trust.dsse import unseal
-from erofs_edge.trust.key import KeySigner
+from erofs_edge.trust.key import BlankSignature, KeySigner
 from erofs_edge.trust.signer import Signer
 from erofs_edge.verify.path import verify_path
 
@@ -225,9 +225,37 @@ def test_another_input_has_no_signature(released: Released) -> None:
     record = read_release(released.folder)
     signer = replay_signer(released.folder, record, released.signer.public_key)
     assert isinstance(signer, ReplaySigner) and len(signer.signatures) >= 4
-    with pytest.raises(VerificationError, match="no signature for"):
-        signer.sign_digest(bytes(32))
+    assert isinstance(signer.sign_digest(bytes(32)), BlankSignature)
+    assert signer.missing == ["00" * 32]
     assert signer.name == "owner" and not signer.development
+
+
+def test_another_input_gives_another_build_that_can_be_compared(mine: Released, tmp_path: Path) -> None:
+    """Not a build that ends at the first signature: what is the same is told as the same, and the rest is there."""
+    archive = mine.folder / ARCHIVE
+    board, system = unpack_archive(archive, tmp_path / "changed")
+    (system.parent / "extra/etc").mkdir(parents=True)
+    (system.parent / "extra/etc/more").write_text("more\n")
+    system.write_text(system.read_text() + "overlay: [{from: extra}]\n")
+    archive.unlink()
+    write_archive(gather(board, None, system), archive)
+    done = CliRunner().invoke(rebuild_command, [str(mine.folder), "-o", str(tmp_path / "out")])
+    assert isinstance(done.exception, ReproducibilityError), done.exception
+    assert f"diff {mine.folder} {tmp_path}/out/made" in str(done.exception.hint)
+    made = tmp_path / "out/made"
+    verdicts = {one.name: one.same for one in compare(mine.folder, read_release(mine.folder), made)}
+    assert (verdicts["slots.bin"], verdicts["sign.crt"], verdicts["u-boot.bin"]) == (True, True, True)
+    assert (verdicts["system.img"], verdicts["boot.fit"], verdicts["release.json.p7s"]) == (False, False, False)
+    assert read_release(made)["files"].keys() == read_release(mine.folder)["files"].keys()
+    refused = [check.what for check in verify_path(made, mine.signer).failed]
+    assert refused[0] == "release.json" and "system.root-hash.p7s" in refused, "a blank signature is none"
+
+
+def test_a_record_without_its_signature_is_told_before_anything_is_built(mine: Released, tmp_path: Path) -> None:
+    (mine.folder / "release.json.p7s").unlink()
+    with pytest.raises(VerificationError, match="not signed"):
+        rebuild(mine.folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_archive_of_inputs(product: Path, tmp_path: Path) -> None:

@@ -5,20 +5,21 @@ are."""
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from erofs_edge.cli.rebuild import rebuild as rebuild_command
 from erofs_edge.errors import ReproducibilityError
 from erofs_edge.release import variations
 from erofs_edge.release.rebuild import Rebuilt, Verdict
 from erofs_edge.release.replay import replay_signer
-from erofs_edge.trust.key import KeySigner
+from erofs_edge.trust.key import KeySigner, sign, verifies
 
 DEEP = b'{"a":' * 100_000
 DIGEST = bytes(range(32))
@@ -50,6 +51,16 @@ def test_a_damaged_file_hides_no_signature_of_another(owner: KeySigner, tmp_path
     )
     signer = replay_signer(tmp_path, {"sign": {"name": "owner"}}, owner.public_key)
     assert signer.sign_digest(DIGEST) == signature
+
+
+@pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
+def test_a_blank_signature_is_passed_on_and_never_accepted(owner: KeySigner, tmp_path: Path, kind: str) -> None:
+    key = owner if kind == "rsa" else KeySigner("owner", ec.generate_private_key(ec.SECP256R1()))
+    signer = replay_signer(tmp_path, {"sign": {"name": "owner"}}, key.public_key)
+    blank = sign(signer, b"other content")
+    assert type(blank) is bytes and (kind == "ecdsa" or len(blank) == 256)
+    assert signer.missing == [hashlib.sha256(b"other content").hexdigest()]
+    assert not verifies(key.public_key, blank, hashlib.sha256(b"other content").digest())
 
 
 @pytest.fixture
