@@ -59,8 +59,8 @@ def rebuild(
 
     packages  a folder of .deb files that need not be fetched then
 
-    Content that differs is in the verdicts, with blank signatures in `out`/made over it. Raises ErofsEdgeError where the
-    release or an input is not there.
+    Content that differs is in the verdicts, with blank signatures in `out`/made over it. Raises ErofsEdgeError where
+    the release or an input is not there.
     """
     record = read_release(release)
     key = read_public_key(release / PUBLIC_KEY, "release").public_key
