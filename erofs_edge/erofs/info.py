@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the writer tells when it is done."""
+"""What the writer reports when it is done."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from erofs_edge.erofs.records import Record
 class ErofsInfo(Record):
     """What was written.
 
-    size, uncompressed  bytes of the image, bytes of all regular files (hard links once)
-    blocks              of the whole image, of them data_blocks hold file data, metadata_blocks the rest
-    kinds               how many 'files', 'directories', 'symlinks', 'devices', 'fifos', 'sockets' there are
-    compressed          files stored compressed; `stored`: files that have blocks but gained nothing;
+    size, uncompressed  bytes of the image; bytes of all regular files (hard links once)
+    blocks              of the whole image: data_blocks hold file data, metadata_blocks the rest
+    kinds               number of 'files', 'directories', 'symlinks', 'devices', 'fifos', 'sockets'
+    compressed          files stored compressed; `stored`: files with blocks for which compression gained nothing;
                         `reused`: files whose bytes were taken from an equal one, `shared` of them without a copy
-    repeats             extents that are parts of earlier files' pclusters, of `repeated` bytes before compression
-    fragments           files that lie, or end, in the packed inode, of `packed` bytes before compression
+    repeats             extents that refer to parts of earlier files' pclusters: `repeated` bytes before compression
+    fragments           files that are, or end, in the packed inode: `packed` bytes before compression
     cache_hits, cache_misses  segments found in the cache, and those compressed anew
     chunked             chunk-based files; `equal_chunks`, `holes`: their chunks that needed no blocks
-    device_blocks       on the further device
-    free_blocks         of the image, that belong to nothing
-    kept_blocks         of data, that are where the baseline has them; `changed_blocks`: those of the image that differ
-                        from the baseline's at the same place; None without a baseline
-    hot_blocks          behind the first ones, with what the profile names; `unmatched`: its paths that do not exist
-    placed_anew         the block from which on everything was placed anew, to keep the image small; None: nothing was
-    lent                files that lie on further devices already, of `lent_bytes`; `devices`: all of these, in order
-    features            names in gate.FEATURES of what the image needs
+    device_blocks       blocks on the blob device
+    free_blocks         blocks of the image that belong to nothing
+    kept_blocks         data blocks that are where the baseline has them; `changed_blocks`: blocks of the image that
+                        differ from the baseline's at the same position; both None without a baseline
+    hot_blocks          blocks after the first ones that hold what the profile names; `unmatched`: its paths that do not
+                        exist
+    placed_anew         block from which everything was placed anew to keep the image small; None: nothing was
+    lent                files whose data already is on extra devices, `lent_bytes` in total; `devices`: all of these, in
+                        order
+    features            names (keys of gate.FEATURES) of what the image needs
     minimum_kernel      the first Linux that mounts it, as (6, 1)
     """
 

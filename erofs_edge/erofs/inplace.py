@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pclusters Linux can decompress in place: into the very pages that their compressed bytes were read to.
+"""Which pclusters Linux can decompress in place: into the same pages that their compressed bytes were read into.
 
-Everything else costs a copy of the compressed bytes, or pages of its own to read them to. Source:
+Everything else costs a copy of the compressed bytes, or separate pages to read them into. Source:
 ``fs/erofs/decompressor.c`` (z_erofs_lz4_handle_overlap), ``fs/erofs/zdata.c``; the margin is LZ4's own
 LZ4_DECOMPRESS_INPLACE_MARGIN.
 """
@@ -28,11 +28,11 @@ class InPlace:
 
     @property
     def share(self) -> float:
-        """0 to 1; 1 where nothing is compressed."""
+        """0 to 1; 1 if nothing is compressed."""
         return self.eligible_bytes / self.data_bytes if self.data_bytes else 1.0
 
     def count(self, extent: Extent, reason: str | None) -> None:
-        """Enter an extent with the verdict of `obstacle`."""
+        """Count an extent with the verdict of `obstacle`."""
         self.data_bytes += extent.length
         if reason is None:
             self.eligible_bytes += extent.length
@@ -41,15 +41,16 @@ class InPlace:
 
 
 def obstacle(backing: Backing, info: SuperInfo, extent: Extent) -> str | None:
-    """Why an encoded extent cannot be decompressed in place, on pages of 4 KiB; None where it can.
+    """Return why an encoded extent cannot be decompressed in place, with pages of 4 KiB; None if it can.
 
-    "no 0padding"  the stream does not stand at the end of its pcluster
+    "no 0padding"  the stream is not at the end of its pcluster
     "algorithm"    only LZ4 works in place
     "inline"       the bytes are on a page of metadata
     "partial"      the pcluster holds more than the extent
     "size"         the extent does not have as many pages as the pcluster
-    "margin"       the output ends too close to the end of its page: (compressed >> 8) + 32 bytes must be between
-    Raises ErofsFormatError where the pcluster cannot be read.
+    "margin"       the output ends too close to the end of its page: (compressed >> 8) + 32 bytes must be in between
+
+    Raises ErofsFormatError if the pcluster cannot be read.
     """
     if extent.algorithm != ondisk.ALGORITHM_LZ4:
         return "algorithm"

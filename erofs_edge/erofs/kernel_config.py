@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the configuration of a kernel leaves out of EROFS, whatever its version.
+"""What a kernel's configuration leaves out of EROFS, whatever its version.
 
-A kernel refuses an image that lists a codec it was built without, or whose blocks are larger than its pages; attributes
-that it was built without are not there, so that programs lose their capabilities and files their labels. Sources: the
+A kernel refuses an image that lists a codec it was built without, or whose blocks are larger than its pages. Attributes
+that it was built without are invisible, so programs lose their capabilities and files their labels. Sources: the
 kernel's ``fs/erofs/Kconfig``, ``fs/erofs/super.c`` (blkszbits against PAGE_SHIFT), ``arch/Kconfig`` (PAGE_SHIFT, since
 6.9) and ``arch/arm64/Kconfig``.
 """
@@ -23,7 +23,7 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     "deflate": (_ZIP, "CONFIG_EROFS_FS_ZIP_DEFLATE"),
     "zstd": (_ZIP, "CONFIG_EROFS_FS_ZIP_ZSTD"),
 }
-"""feature of gate.FEATURES → the symbols that must be y or m; other features are in every EROFS"""
+"""feature in gate.FEATURES → symbols that must be y or m; all other features are always built in"""
 _ATTRIBUTES = {
     b"system.posix_acl_": ("POSIX ACLs", "CONFIG_EROFS_FS_POSIX_ACL"),
     b"security.": ("labels and capabilities", "CONFIG_EROFS_FS_SECURITY"),
@@ -34,12 +34,12 @@ _LINE = re.compile(r"^(CONFIG_\w+)=(.*)$", re.MULTILINE | re.ASCII)
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """Symbol → value of a kernel's .config, as distributions install it as /boot/config-VERSION."""
+    """Parse a kernel's .config, as distributions install it as /boot/config-VERSION, into symbol → value."""
     return dict(_LINE.findall(text))
 
 
 def page_size(config: Mapping[str, str]) -> int:
-    """Bytes of a page of such a kernel."""
+    """Return the page size in bytes of such a kernel."""
     shift = config.get("CONFIG_PAGE_SHIFT", "")
     if shift.isdecimal():
         return 1 << int(shift)
@@ -49,11 +49,11 @@ def page_size(config: Mapping[str, str]) -> int:
 def check_config(
     features: Iterable[str], attributes: Iterable[bytes], config: Mapping[str, str], where: str, block_size: int = 4096
 ) -> None:
-    """Raises UsageError, naming each option and symbol, if a kernel of this configuration lacks what an image needs.
+    """Raises UsageError, naming each option and symbol, if a kernel with this configuration lacks what an image needs.
 
-    features    names in gate.FEATURES
+    features    names (keys of gate.FEATURES)
     attributes  names of the extended attributes of its files
-    where       what the configuration is of
+    where       what the configuration belongs to, for messages
     block_size  of the image, in bytes
     """
     page = page_size(config)

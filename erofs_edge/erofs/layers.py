@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of several layers: what is new on devices of its own, what is old on those of the layers below.
+"""Images in several layers: new data on devices of its own, old data on those of the layers below.
 
-Three kinds of device there are: a blob that is written with the image, older images (bases.py), and archives whose
-members are used where they lie. This file brings them together, one table of devices for all.
+There are three kinds of devices: a blob that is written with the image, older images (bases.py), and archives whose
+members are used in place. This module combines them, with one device table for all.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from erofs_edge.erofs.plan import Node, Plan
 from erofs_edge.errors import CapacityError, SourceError, UsageError
 from erofs_edge.tree import FileContent, SparseContent
 
-TABLE_MAX = 1 << 22  # entries of a sparse file's table: 32 MiB of metadata
+TABLE_MAX = 1 << 22  # entries in a sparse file's table: 32 MiB of metadata
 
 
 @dataclass(slots=True)
 class Layers:
-    """The devices of the image that is being written, and what they lend to it."""
+    """The devices of the image being written, and what they lend to it."""
 
     options: WriteOptions
     loans: Loans
@@ -40,20 +40,20 @@ class Layers:
 
     @property
     def own_blocks(self) -> int:
-        """Of the blob, once it is written."""
+        """Number of blocks of the blob, once it is written."""
         return self.loans.devices[0].blocks if self.loans.own else 0
 
     def codings(self, codings: Codings) -> Codings:
-        """With what compressed files of the bases need."""
+        """Add what compressed files of the bases need."""
         return self.bases.codings(codings) if self.bases is not None else codings
 
     def lend(self, plan: Plan) -> None:
-        """Files that lie on the devices need no data of their own. Their attributes are known already."""
+        """Let files refer to data on the devices instead of storing it. Their attributes must be known already."""
         if self.archives:
             first = len(self.loans.devices) - len(self.archives) + 1
             numbers = {os.fspath(path): first + i for i, path in enumerate(self.archives)}
             for number in numbers.values():
-                self.loans.use(number << DEVICE_SHIFT)  # also where nothing is in it: it will be given with the image
+                self.loans.use(number << DEVICE_SHIFT)  # even if nothing in it is used: it will be given when mounting
             for node in plan.files:
                 self._lend_member(node, numbers)
         if self.bases is not None:
@@ -61,14 +61,14 @@ class Layers:
                 self.bases.lend(list(plan.files), self.loans, pool)
 
     def known_chunks(self) -> dict[bytes, int]:
-        """sha256 → address of chunks that need not be stored."""
+        """Return sha256 → address of chunks that need not be stored."""
         size = self.options.chunk_size
         return self.bases.chunks(size) if self.bases is not None and size is not None else {}
 
     def finish(self, plan: Plan, files: FileStore, chunks: ChunkStore | None, blob: Sink | None, blocks: int) -> bytes:
-        """All data is written, and the image has so many blocks: its table of devices.
+        """Return the device table, once all data is written and the image's number of blocks is known.
 
-        Raises CapacityError where the blocks of the blob have numbers that files cannot tell.
+        Raises CapacityError if the blob's block numbers are too large for files.
         """
         if blob is not None:
             own = self.loans.devices[0]
@@ -104,9 +104,9 @@ class Layers:
 
 
 def sparse_table(content: SparseContent, block_size: int, where: str) -> tuple[list[int], int] | None:
-    """(byte in the archive, or HOLE, of each chunk of a sparse file; bytes of a chunk).
+    """Return (byte in the archive, or HOLE, for each chunk of a sparse file; bytes of a chunk).
 
-    None where its pieces do not start and end with blocks. Raises CapacityError where the table would be huge.
+    None if its extents do not start and end at block boundaries. Raises CapacityError if the table would be huge.
     """
     borders = content.stored.start | block_size << 20
     for (offset, length), start in zip(content.extents, content.starts, strict=True):
@@ -127,10 +127,10 @@ def sparse_table(content: SparseContent, block_size: int, where: str) -> tuple[l
 
 @contextmanager
 def open_layers(plan: Plan, options: WriteOptions) -> Iterator[Layers]:
-    """The layers that options ask for; they are open as long as the block lasts.
+    """Yield the layers requested by the options; they stay open inside the block.
 
-    Raises UsageError, ErofsFormatError and ErofsEdgeError for bases that cannot be used, SourceError for an archive
-    that cannot be read.
+    Raises UsageError, ErofsFormatError and ErofsEdgeError for unusable bases, SourceError for an archive that cannot be
+    read.
     """
     devices = [Device(options.blob, b"", 0)] if options.blob is not None else []
     bases = None

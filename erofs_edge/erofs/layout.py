@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each inode stands: best fit of inodes with what follows them into blocks, blocks in the order of a walk.
+"""Where each inode goes: inodes with what follows them are packed into blocks by best fit, and blocks follow the walk.
 
-An inline tail must not cross a block border, so packing in plain order would leave a hole in most blocks. Best fit,
-largest first, over a window of a few hundred inodes leaves almost none and keeps the inodes of a directory close to
-each other. What is packed together becomes a block, and only then do blocks get their places: in the order in which a
-walk over the tree, directory by directory, first needs them. Within a block inodes stand in order.
+An inline tail must not cross a block boundary, so packing in plain order would leave a hole in most blocks. Best fit,
+largest first, over a window of a few hundred inodes leaves almost none and keeps the inodes of a directory close
+together. What is packed together becomes a block, and only then are blocks placed: in the order in which a walk over
+the tree, directory by directory, first needs them. Within a block, inodes are in order.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from erofs_edge.erofs.ondisk import COMPACT_SIZE, EXTENDED_SIZE, SLOT_BITS, SLOT
 from erofs_edge.erofs.plan import Node, choose_flat_layout
 
 WINDOW = 512  # inodes
-NEAR = 2  # windows whose holes are filled first, so that an inode is rarely far from its neighbours
+NEAR = 2  # windows whose holes are filled first, so that inodes are rarely far from their neighbours
 
 
 class _Area:
-    """Blocks that lie together: one with inodes, or several with one long inode or with entries of `directory`."""
+    """Adjacent blocks: one with inodes, or several with one long inode or with the entries of `directory`."""
 
     __slots__ = ("blocks", "directory", "holes")
 
@@ -33,13 +33,13 @@ class _Area:
         self.holes: list[_Hole] = []
 
     def hole(self, offset: int, free: int, age: int) -> _Hole:
-        """A hole of this area; `offset` bytes from its start."""
+        """Add a hole to this area, `offset` bytes from its start."""
         self.holes.append(_Hole(offset, free, age))
         return self.holes[-1]
 
 
 class _Hole:
-    """A piece of a block: `free` slots are left; its nodes (number, slots, node) will stand from byte `start` on, in
+    """A part of a block with `free` slots left. Its nodes (number, slots, node) will be placed from byte `start` on, in
     order."""
 
     __slots__ = ("age", "free", "nodes", "start")
@@ -51,7 +51,7 @@ class _Hole:
         self.nodes: list[tuple[int, int, Node]] = []
 
     def number(self, block_start: int) -> tuple[int, int]:
-        """Give the nodes their nids, after `sort`; the bytes of the image that are left."""
+        """Assign nids to the nodes, after `sort`. Return the range of image bytes that is left."""
         nid = block_start + self.start >> SLOT_BITS
         for _, slots, node in self.nodes:
             node.nid = nid
@@ -63,11 +63,11 @@ class _Hole:
 
 
 class _Holes:
-    """Holes by how many slots they have left."""
+    """Holes, by the number of slots they have left."""
 
     def __init__(self, holes: Iterable[_Hole] = ()) -> None:
         self._by_free: dict[int, list[_Hole]] = {}
-        self._sizes = 0  # bit n: there is a hole with n slots
+        self._sizes = 0  # bit n: a hole with n slots exists
         for hole in holes:
             self.add(hole)
 
@@ -77,7 +77,7 @@ class _Holes:
             self._sizes |= 1 << hole.free
 
     def take(self, slots: int) -> _Hole | None:
-        """The hole with the fewest slots of those with enough, the oldest of equals. It is no longer in here."""
+        """Remove and return the hole with the fewest slots among those with enough, the oldest of equals."""
         fitting = self._sizes >> slots << slots
         if not fitting:
             return None
@@ -89,7 +89,7 @@ class _Holes:
         return hole
 
     def move(self, other: _Holes, before: int) -> None:
-        """Give the holes that are older to `other`."""
+        """Move holes older than `before` to `other`."""
         for free, holes in self._by_free.items():
             for hole in holes:
                 if hole.age < before:
@@ -100,7 +100,7 @@ class _Holes:
 
 
 def footprint(node: Node) -> int:
-    """Bytes of an inode with all that must follow it without a gap."""
+    """Return the bytes of an inode with everything that must follow it without a gap."""
     size = (EXTENDED_SIZE if node.extended else COMPACT_SIZE) + len(node.xattrs)
     if index := node.index:
         size += -size % node.index_align + len(index)
@@ -113,15 +113,16 @@ def slots_of(node: Node) -> int:
 
 
 def directory_blocks(nodes: Iterable[Node], block_size: int) -> dict[Node, int]:
-    """How many blocks of their own the entries of each directory need; those that need some. Sets their layout."""
+    """Return how many separate blocks the entries of each directory need, for those that need any. Sets their
+    layout."""
     needs = {n: choose_flat_layout(n, block_size, block_size - n.head_size) for n in nodes if n.names}
     return {node: blocks for node, blocks in needs.items() if blocks}
 
 
 def place(packing: Packing, directories: Mapping[Node, int], allocate: Callable[[int], int]) -> list[tuple[int, int]]:
-    """Give each node of the packing its nid, and each of the directories its number of blocks; the pieces that are
-    left, as Packing's `holes`. `allocate` gives the first of a number of free blocks. Nids count from byte 0 of the
-    image."""
+    """Assign a nid to each node of the packing, and a block number to each of the directories. Return the pieces that
+    are left, in the form of Packing's `holes`. `allocate` returns the first of a number of free blocks. Nids count from
+    byte 0 of the image."""
     areas, left = packing.finish()
     for area in areas:
         for hole in area.holes:
@@ -137,10 +138,10 @@ def place(packing: Packing, directories: Mapping[Node, int], allocate: Callable[
 
 
 class Packing:
-    """Which nodes come to stand together, window by window.
+    """Decides which nodes go together, window by window.
 
-    `nodes` are in order. `holes` are free pieces (start, end) in bytes, start on a slot, each within one block; `spare`
-    those that are used only where nothing else fits. `directories` is for who places them, see `place`.
+    `nodes` are in order. `holes` are free ranges (start, end) in bytes, each starting at a slot and within one block;
+    `spare` ones are used only if nothing else fits. `directories` is for the code that places them, see `place`.
     """
 
     def __init__(
@@ -157,11 +158,11 @@ class Packing:
         self._areas: list[_Area] = []
         self._packed = 0
         self.directories: Mapping[Node, int] = {}
-        self.due = 0  # `advance` does nothing before this number
+        self.due = 0  # `advance` does nothing below this number
 
     def advance(self, number: int) -> None:
-        """Every file before this number has all that will follow it, and it is known how long that of other nodes is:
-        pack them, as far as windows are full. What needs no numbers of others is encoded at once."""
+        """Every file before this number has everything that will follow it, and for other nodes the size of that is
+        known: pack them, as far as windows are full. What does not need the numbers of others is encoded at once."""
         end = self._packed + WINDOW
         while end <= len(self.nodes) and self.nodes[end - 1].number < number:
             files = []
@@ -176,7 +177,8 @@ class Packing:
         self.due = self.nodes[min(end, len(self.nodes)) - 1].number + 1 if self.nodes else 0
 
     def finish(self) -> tuple[list[_Area], list[tuple[int, int]]]:
-        """Pack the rest: areas that want places, and what is left of the holes. Nodes in these have their nids."""
+        """Pack the rest. Return the areas to be placed, and what is left of the holes, whose nodes have got their
+        nids."""
         while self._packed < len(self.nodes):
             self._pack()
         for hole in (*self._old, *self._last):
@@ -184,7 +186,7 @@ class Packing:
         return self._areas, [hole.number(0) for hole in (*self._old, *self._last)]
 
     def _pack(self) -> None:
-        """Every node of the next window into a hole, or a block of an area."""
+        """Put every node of the next window into a hole, or into a block of an area."""
         age, near, far, block_size = self._packed // WINDOW, self._near, self._far, self.block_size
         near.move(far, age - NEAR)
         window = self.nodes[self._packed : self._packed + WINDOW]
@@ -204,11 +206,11 @@ class Packing:
                     near.add(area.holes[-1])
                     continue
                 if found is None:
-                    # more than a block only where nothing follows that must not cross a border
+                    # more than a block only if nothing follows that must not cross a boundary
                     area = _Area(-(-slots * SLOT_SIZE // block_size))
                     self._areas.append(area)
                     found = area.hole(0, area.blocks * block_size // SLOT_SIZE, age)
-                # what is left of the best hole is the best one for the next node of the same length
+                # the rest of the best hole is the best one for the next node of the same size
                 count = found.free // slots
                 some = entries[done : done + count]
                 found.nodes += some
@@ -219,11 +221,11 @@ class Packing:
 
 
 def _across(node: Node, slots: int, age: int, block_size: int) -> _Area:
-    """A node longer than a block, with an inline tail: holes before it, of it, and behind it.
+    """Make an area for a node longer than a block with an inline tail: a hole before it, its own, and one after it.
 
-    It starts so that its tail neither crosses a border (tails leave room for the few bytes that slots round up) nor
-    starts at one: kernels whose pages are larger than the blocks take the second block of a page for empty then
-    (fs/erofs/decompressor.c, z_erofs_lz4_decompress_mem up to 6.18 at least).
+    The start is chosen so that its tail does not cross a boundary (tails leave room for the few bytes by which slots
+    round up) and does not start at one: kernels with pages larger than the blocks then take the second block of a page
+    for empty (fs/erofs/decompressor.c, z_erofs_lz4_decompress_mem up to 6.18 at least).
     """
     tail_at = (footprint(node) - node.tail_size) % block_size
     before = 0
@@ -240,8 +242,7 @@ def _across(node: Node, slots: int, age: int, block_size: int) -> _Area:
 
 
 def _first_children(nodes: Iterable[Node], directories: Iterable[Node]) -> dict[Node, int]:
-    """Directory → number of the first of its entries that are among the nodes: before that one a walk reads the
-    entries."""
+    """Map each directory to the number of its first entry among the nodes: a walk reads the entries before that one."""
     members = set(nodes)
     return {
         directory: next(
@@ -252,7 +253,7 @@ def _first_children(nodes: Iterable[Node], directories: Iterable[Node]) -> dict[
 
 
 def _first_need(area: _Area, firsts: Mapping[Node, int]) -> tuple[int, bool]:
-    """When a walk needs the area: before the inode with this number (False), or for it."""
+    """Return when a walk needs the area: before the inode with this number (False), or for it (True)."""
     if area.directory is not None:
         return firsts[area.directory], False
     return min([hole.nodes[0][0] for hole in area.holes if hole.nodes]), True

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode the cluster index of a compressed inode, full or compact, into one entry for each lcluster.
+"""Decode the cluster index of a compressed inode, full or compact, to one entry per lcluster.
 
 Source: ``fs/erofs/zmap.c`` (z_erofs_load_full_lcluster, z_erofs_load_compact_lcluster). The index is read in windows,
-so that memory does not grow with the file.
+so memory use does not grow with the file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _BIG_SHIFTS = range(0, 224, 14)
 
 
 class Entry(NamedTuple):
-    """One lcluster.
+    """An lcluster.
 
-    offset  clusterofs of a head; distance back to the head for NONHEAD
-    block   first block of a head's pcluster, -1 for a hole; for NONHEAD the pcluster's count of blocks, -1 where it
-            is not given
-    ahead   distance forward to the next head, -1 where it is not stored
+    offset  clusterofs of a head; for NONHEAD the distance back to the head
+    block   first block of a head's pcluster, -1 for a hole; for NONHEAD the pcluster's number of blocks, -1 if not
+            given
+    ahead   distance forward to the next head, -1 if not stored
     """
 
     kind: int
@@ -44,7 +44,7 @@ _NONHEAD = [Entry(ondisk.LCLUSTER_NONHEAD, distance, -1, False, -1) for distance
 
 
 class _Section(NamedTuple):
-    """A run of packs of one form: their first lcluster, how many lclusters, and where they are."""
+    """A run of packs of one form: the first lcluster, their number of lclusters, and the position."""
 
     first: int
     lclusters: int
@@ -64,13 +64,13 @@ def _sections(zmap: ZMap) -> list[_Section]:
 
 
 def entries(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[Entry]:
-    """The entries from lcluster `lcn` to the last one. Raises ErofsFormatError."""
+    """Yield the entries from lcluster `lcn` to the last one. Raises ErofsFormatError."""
     windows = _compact_windows if zmap.is_compact else _full_windows
     return chain.from_iterable(windows(backing, zmap, lcn))
 
 
 def wrong(zmap: ZMap, lcn: int, message: str) -> ErofsFormatError:
-    """The error for an entry that cannot be."""
+    """Return the error for an impossible entry."""
     where = zmap.position + lcn * ondisk.FULL_INDEX.size
     if zmap.is_compact:
         section = next(section for section in reversed(_sections(zmap)) if lcn >= section.first)
@@ -94,7 +94,7 @@ def _full_entry(zmap: ZMap, lcn: int, advise: int, offset: int, value: int) -> E
     if kind != ondisk.LCLUSTER_NONHEAD:
         if advise & ~(_TYPE_MASK | ondisk.INDEX_PARTIAL_REF | ondisk.INDEX_HOLE):
             raise wrong(zmap, lcn, f"has unknown bits in its advise {advise:#x}")
-        if advise & ondisk.INDEX_HOLE:  # kernels before 7 decode the zeros that its block holds
+        if advise & ondisk.INDEX_HOLE:  # kernels before 7 decode the zeros in its block
             value = -1
         return Entry(kind, offset, value, bool(advise & ondisk.INDEX_PARTIAL_REF), -1)
     back, ahead = value & 0xFFFF, value >> 16
@@ -119,7 +119,7 @@ def _compact_windows(backing: Backing, zmap: ZMap, lcn: int) -> Iterator[list[En
 
 
 def _pack_values(data: bytes, per_pack: int) -> Iterable[tuple[Iterable[int], int]]:
-    """(values, base block) of each pack."""
+    """Yield (values, base block) of each pack."""
     if per_pack == 2:
         for first, second, base in _SMALL_PACK.iter_unpack(data):
             yield (first, second), base
@@ -130,17 +130,17 @@ def _pack_values(data: bytes, per_pack: int) -> Iterable[tuple[Iterable[int], in
 
 
 def _decode_pack(zmap: ZMap, first: int, values: Iterable[int], block: int) -> list[Entry]:
-    """The entries of one pack, which starts at lcluster `first`; `block` is its base block number.
+    """Decode one pack, which starts at lcluster `first`; `block` is its base block number.
 
-    The block of a head is the base plus the blocks of the pclusters before it that show in this pack; without big
-    pclusters it is the base plus its rank among the heads.
+    The block of a head is the base plus the blocks of the earlier pclusters that appear in this pack; without big
+    pclusters, it is the base plus its rank among the heads.
     """
     lobits = zmap.lobits
     lo_mask = (1 << lobits) - 1
     big = zmap.advise & ondisk.ADVISE_BIG_PCLUSTER_1
     pack: list[Entry] = []
-    pending = 0 if big else 1  # blocks of the head before, where the pack has not told them yet
-    before = distance = 0  # back to the head, of the last two slots; 0 for a head
+    pending = 0 if big else 1  # blocks of the previous head, if the pack has not stated them yet
+    before = distance = 0  # distance back to the head, for the last two slots; 0 for a head
     for value in values:
         kind, lo = value >> lobits & _TYPE_MASK, value & lo_mask
         if kind != ondisk.LCLUSTER_NONHEAD:

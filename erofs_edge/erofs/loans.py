@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files whose data stands on further devices already: older images, blobs, archives. Nothing of it is copied.
+"""Files whose data already is on extra devices: older images, blobs, archives. Nothing of it is copied.
 
 Sources: ``fs/erofs/erofs_fs.h`` (struct erofs_deviceslot), ``fs/erofs/super.c`` (erofs_init_device) and ``data.c``
-(erofs_map_dev). Entries of chunk tables name a device and its block. Flat and compressed files name blocks of one
-address space, in which the devices follow the image; how large that is shows last, so `settle` gives these files their
-block numbers when everything has its place. Devices that nothing is on in the end are left out.
+(erofs_map_dev). Entries of chunk tables name a device and its block. Flat and compressed files name blocks of a single
+address space, in which the devices follow the image. The image's size is known last, so `settle` assigns block numbers
+to these files when everything is placed. Devices that end up unused are left out.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _BLOCK_MASK = (1 << DEVICE_SHIFT) - 1
 
 @dataclass(slots=True, eq=False)
 class Device:
-    """A further device of the image that is being written.
+    """An extra device of the image being written.
 
-    path    of what is to be given when it is mounted
-    tag     at most 64 bytes that tell which it is
-    blocks  that it has
-    first   the number of its first block in the common address space; -1 until that is known
-    number  in the table, from 1 on; 0 where it is not in it
+    path    what has to be given when mounting
+    tag     at most 64 bytes that identify it
+    blocks  number of its blocks
+    first   number of its first block in the common address space; -1 until known
+    number  in the table, from 1 on; 0 if it is not in it
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Device:
 
 
 class _Compressed(NamedTuple):
-    """A compressed file: the places of its extents are addresses; those of `run` follow each other."""
+    """A compressed file. The places of its extents are addresses; if `run`, they are contiguous."""
 
     extents: list[Extent]
     algorithm: int
@@ -61,11 +61,11 @@ class _Compressed(NamedTuple):
 
 @dataclass(slots=True)
 class Loans:
-    """What the devices lend. An address is a device's place in `devices`, plus one, above DEVICE_SHIFT, and a block.
+    """What the devices lend. An address is a device's place in `devices` plus one, above DEVICE_SHIFT, and a block.
 
-    own    the first device is being written itself
+    own    the first device is being written, too
     far    block numbers of the common address space may need more than 32 bits
-    files  that need no data of their own, of `size` bytes together; `features`: bits that they need
+    files  files that need no data of their own, `size` bytes in total; `features`: bits that they need
     """
 
     devices: list[Device]
@@ -83,12 +83,12 @@ class Loans:
     _pclusters: set[int] = field(default_factory=set)
 
     def use(self, address: int) -> None:
-        """Something is there: its device is one of the image's."""
+        """Mark the device of this address as used."""
         if address != HOLE:
             self._used.add(address >> DEVICE_SHIFT)
 
     def chunks(self, node: Node, table: list[int], chunk_size: int) -> None:
-        """A file of chunks, each at an address, or a HOLE."""
+        """Lend a file of chunks, each at an address or a HOLE."""
         for address in set(table):
             self.use(address)
         self._chunked.append((node, table, chunk_size))
@@ -96,10 +96,10 @@ class Loans:
         self._lend(node)
 
     def flat(self, node: Node, address: int, tail: bytes) -> bool:
-        """A file of blocks that follow each other, its `tail` beside the inode; False where that has no room.
+        """Lend a file of contiguous blocks, with its `tail` next to the inode; False if there is no room for that.
 
-        Without a tail it becomes one of chunks, as large as they can be: erofs-utils (up to 1.9.4 at least) look for
-        blocks of the common address space in the image itself, and read chunks from their device.
+        Without a tail it becomes one of chunks, as large as possible: erofs-utils (up to 1.9.4 at least) look for
+        blocks of the common address space in the image itself, but read chunks from their device.
         """
         bits = self.options.block_bits
         if not tail:
@@ -119,7 +119,7 @@ class Loans:
         return True
 
     def compressed(self, node: Node, extents: list[Extent], algorithm: int, tail: bytes) -> bool:
-        """A compressed file, the places of whose extents are addresses; False where no index here can tell them."""
+        """Lend a compressed file, whose extents are at addresses; False if no index here can express it."""
         bits = self.options.block_bits
         if self.far and tail:
             return False
@@ -132,9 +132,9 @@ class Loans:
             start += extent.length
         run = all(b.place == a.place + a.blocks for a, b in pairwise(places))
         partial = any(extent.partial for extent in extents)
-        long = any(extent.length >> bits >= 2000 for extent in extents)  # distances in compact indexes have 11 bits
+        long = any(extent.length >> bits >= 2000 for extent in extents)  # a compact index has 11 bits for distances
         if not self.far and any(b >> bits == a >> bits for a, b in pairwise(heads)):
-            return False  # two start in one block of the file: only tables of extents can say so
+            return False  # two start in one block of the file: only extent tables support that
         shared = {extent.place for extent in places}
         if not run or partial or not shared.isdisjoint(self._pclusters):
             self.features |= INCOMPAT_DEDUPE
@@ -155,7 +155,8 @@ class Loans:
         return True
 
     def settle(self, blocks: int) -> bytes:
-        """Everything else has its place, and the image so many blocks: number the devices; their table."""
+        """Number the devices, once everything else is placed and the image's number of blocks is known. Return their
+        table."""
         slots: list[bytes] = []
         first = blocks
         for place, device in enumerate(self.devices, 1):
@@ -176,17 +177,17 @@ class Loans:
 
     @property
     def used(self) -> list[Device]:
-        """The devices of the image, in order, when it is settled."""
+        """The devices of the image in order, once settled."""
         return [device for device in self.devices if device.number]
 
     def renumbered(self, address: int) -> int:
-        """An address with the device's number in the table, for entries of chunk tables."""
+        """Convert an address to the device number of the table, as entries of chunk tables need it."""
         if address == HOLE or not address >> DEVICE_SHIFT:
             return address
         return self.devices[(address >> DEVICE_SHIFT) - 1].number << DEVICE_SHIFT | address & _BLOCK_MASK
 
     def _block(self, address: int) -> int:
-        """The number of a block in the common address space; until that is known, one of its device."""
+        """Return a block's number in the common address space; until that is known, its number on the device."""
         first = self.devices[(address >> DEVICE_SHIFT) - 1].first
         return max(first, 1) + (address & _BLOCK_MASK)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much more room a packed inode takes whose parts kept their places than one that is put together anew."""
+"""How much more space a packed inode takes if its parts kept their places than if it is assembled anew."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import NamedTuple
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.places import Ranges
 
-SPARSE = 2  # times what is used: more bytes are not in it, though gaps take hardly any room once compressed
-COLD_START = 64  # a pcluster that starts with nothing to refer to is about 1/64 larger
-LOOSE = 50  # it may take 1/50 more than one without gaps, and a pcluster in any case
+SPARSE = 2  # maximum size in multiples of what is used, although gaps take hardly any space once compressed
+COLD_START = 64  # a pcluster that starts without history is about 1/64 larger
+LOOSE = 50  # it may take 1/50 more than one without gaps, and in any case one pcluster more
 
 
 class Weight(NamedTuple):
-    """About how many bytes of blocks are too much, and whether that is more than it may be."""
+    """Estimated excess in bytes of blocks, and whether that is more than allowed."""
 
     excess: int
     is_loose: bool
 
 
 def weigh(extents: Sequence[Extent], unused: Sequence[int], used: Ranges, pcluster: int, block_size: int) -> Weight:
-    """Weigh the extents of a packed inode, of which `unused` bytes of each are padding; `pcluster` in bytes.
+    """Weigh the extents of a packed inode, each with its number of `unused` padding bytes; `pcluster` in bytes.
 
-    What there is too much of: the room that pclusters leave empty, and what it costs that there are more of them than
-    full ones could hold, since each starts with nothing to refer to.
+    The excess is the space that pclusters leave empty, plus the cost of having more of them than if they were full,
+    since each starts without history.
     """
     empty = filled = count = stored = at = 0
-    for extent, padding in zip(extents, unused, strict=False):  # what is inline has none
+    for extent, padding in zip(extents, unused, strict=False):  # inline data has none
         if extent.raw:
             empty += extent.length - used.within(at, at + extent.length)
         else:

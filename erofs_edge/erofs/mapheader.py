@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The map header of a compressed inode: how its cluster index is stored, and what it may use.
+"""The map header of a compressed inode: how its cluster index is stored, and which features it may use.
 
 Source: ``fs/erofs/zmap.c`` (z_erofs_fill_inode_lazy).
 """
@@ -26,12 +26,12 @@ _KNOWN_ADVISE = (
 )
 _KNOWN_ADVISE_EXTENTS = (
     ondisk.ADVISE_EXTENTS
-    | 0x06  # log2 of the record size, less 2
-    | ondisk.ADVISE_INLINE_PCLUSTER  # means nothing: every extent has a byte address
+    | 0x06  # log2 of the record size, minus 2
+    | ondisk.ADVISE_INLINE_PCLUSTER  # without meaning: every extent has a byte address
     | ondisk.ADVISE_INTERLACED_PCLUSTER
     | ondisk.ADVISE_FRAGMENT_PCLUSTER
 )
-_EQUAL_LENGTHS = 8  # records up to this size stand for extents of one lcluster each
+_EQUAL_LENGTHS = 8  # records up to this size are for extents of one lcluster each
 _EXTENTS_HEADER = Struct("<IHBB")
 _START = Struct("<Q")
 
@@ -40,15 +40,15 @@ class ZMap(NamedTuple):
     """The map header of a compressed inode.
 
     position    byte address of the lcluster entries or extent records
-    index_size  bytes of them
-    lclusters   how many
+    index_size  their size in bytes
+    lclusters   their number
     four_byte   compact: entries in 4-byte packs before the 2-byte ones
     two_byte    compact: entries in 2-byte packs
     lobits      compact: bits of an entry below its type
-    fragment    byte offset in the packed inode (low 32 bits, or all of it for a whole-file fragment); -1 without
-    idata_size  bytes of the inline tail, 0 without
+    fragment    byte offset in the packed inode (low 32 bits, or all of it for a whole-file fragment); -1 if none
+    idata_size  bytes of the inline tail, 0 if none
     lcluster_bits  log2 of the bytes of an lcluster
-    record      bytes of a record of encoded extents; 0 where the index has lclusters
+    record      bytes of a record of encoded extents; 0 if the index has lclusters
     """
 
     inode: DiskInode
@@ -72,7 +72,7 @@ class ZMap(NamedTuple):
 
 
 def read_zmap(backing: Backing, info: SuperInfo, inode: DiskInode) -> ZMap:
-    """Parse and check the map header of a compressed inode of size > 0. Raises ErofsFormatError."""
+    """Parse and check the map header of a non-empty compressed inode. Raises ErofsFormatError."""
     what = f"inode {inode.nid}"
     if not (info.raw.feature_incompat & ondisk.INCOMPAT_COMPR_CFGS) and not (
         info.incompat(ondisk.INCOMPAT_LZ4_0PADDING) or info.raw.u1
@@ -120,7 +120,7 @@ def read_zmap(backing: Backing, info: SuperInfo, inode: DiskInode) -> ZMap:
 
 
 def _read_extents_header(backing: Backing, info: SuperInfo, inode: DiskInode, position: int) -> ZMap:
-    """The header of encoded extents (6.15): records of (encoded size, address and, in the larger forms, start)."""
+    """Read the header of encoded extents (6.15): records of (encoded size, address and, in the larger forms, start)."""
     what = f"inode {inode.nid}"
     low, advise, high, clusterbits = backing.unpack(_EXTENTS_HEADER, position, f"map header of {what}")
     _need(info, ondisk.INCOMPAT_48BIT, "encoded extents", what, position + 4)
@@ -170,7 +170,8 @@ def _need(info: SuperInfo, bit: int, name: str, what: str, where: int) -> None:
 
 
 def _index_range(header: int, count: int, compact: bool, advise: int) -> tuple[int, int, int, int]:
-    """(byte address, bytes, leading entries in 4-byte packs, entries in 2-byte packs) of an index of lclusters."""
+    """Return (byte address, bytes, leading entries in 4-byte packs, entries in 2-byte packs) of an index of
+    lclusters."""
     if not compact:
         return header + 16, count * ondisk.FULL_INDEX.size, 0, 0
     index = header + 8
@@ -180,7 +181,7 @@ def _index_range(header: int, count: int, compact: bool, advise: int) -> tuple[i
 
 
 def _compact_sizes(index: int, count: int, two_byte_allowed: bool) -> tuple[int, int]:
-    """(leading entries in 4-byte packs, entries in 2-byte packs)."""
+    """Return (leading entries in 4-byte packs, entries in 2-byte packs)."""
     leading = (32 - index % 32) // 4 % 8
     if not two_byte_allowed or leading >= count:
         return 0, 0

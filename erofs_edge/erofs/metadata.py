@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inodes, directories and the head of an image: written when everything has its place."""
+"""Inodes, directories and the head of an image, written once everything is placed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
     from erofs_edge.erofs.baseline import Baseline
 
 
-PIECE = 1 << 20  # bytes of metadata that are given away together
+PIECE = 1 << 20  # bytes of metadata handed to the sink at a time
 
 
 class HotBlocks:
-    """Where the metadata is that the profile names: blocks between its data and the rest; the free pieces of these
-    and of the first blocks."""
+    """Where the metadata named by the profile goes: blocks between its data and the rest. `holes` are the free ranges
+    in these and in the first blocks."""
 
     __slots__ = ("block", "blocks", "holes")
 
@@ -45,8 +45,8 @@ def write_metadata(
     blocks: int,
     table: bytes,
 ) -> bytes:
-    """Append inodes and directories, write the head; the image's UUID. All contents have been read. Raises SourceError
-    where some were changed meanwhile."""
+    """Append inodes and directories, write the head, and return the image's UUID. All contents must have been read.
+    Raises SourceError if some have changed meanwhile."""
     if options.scanned:
         _check_contents(plan)
     first = bytearray(head.blocks * options.block_size)
@@ -75,7 +75,7 @@ def write_metadata(
     sink.write_at(hot_at, front)
     uuid = options.uuid
     if uuid is None:
-        assert sink.hashing is not None  # noqa: S101 - asked for when there is no UUID
+        assert sink.hashing is not None  # noqa: S101 - requested if no UUID is given
         content = content_digest(sink, sink.position) if sink.was_rewound or front else sink.hashing.digest()
         uuid = uuid_from(content, first)
     finish_head(first, plan, head, options, blocks=blocks, uuid=uuid)
@@ -84,16 +84,16 @@ def write_metadata(
 
 
 def _check_contents(plan: Plan) -> None:
-    """Raises SourceError. Small files, which one call reads whole, are not looked at: asking for each of ten thousand
-    takes a fiftieth of a build."""
+    """Raises SourceError. Small files, which are read whole by a single call, are not checked: checking ten thousand of
+    them takes a fiftieth of a build."""
     for node in plan.files:
         if node.size > SMALL:
             check_unchanged(node.inode, node.where)
 
 
 def _pieces(parts: list[tuple[int, Chunk]], start: int, end: int) -> Iterator[list[Chunk]]:
-    """Bytes [start, end) of the image, some at a time: the parts at their offsets, and zeros between them. Takes the
-    parts away."""
+    """Yield bytes [start, end) of the image, some at a time: the parts at their offsets, with zeros in between. Empties
+    the list of parts."""
     parts.sort(key=itemgetter(0), reverse=True)
     pieces: list[Chunk] = []
     due = start + PIECE
@@ -113,8 +113,11 @@ def _pieces(parts: list[tuple[int, Chunk]], start: int, end: int) -> Iterator[li
 def patch_metadata(
     plan: Plan, head: Head, sink: Sink, options: WriteOptions, baseline: Baseline, blocks: int
 ) -> tuple[bytes, int]:
-    """Write inodes and directories to their places, and the head; the image's UUID, and the blocks that changed.
-    All contents have been read. Raises SourceError where some were changed meanwhile."""
+    """Write inodes and directories to their places, and the head. Return the image's UUID and the number of changed
+    blocks.
+
+    All contents must have been read. Raises SourceError if some have changed meanwhile.
+    """
     if options.scanned:
         _check_contents(plan)
     block_size = options.block_size

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise: content that no codec makes smaller, told in less time than a slow one needs to find that out.
+"""Noise: detect incompressible content in less time than a slow codec takes to find out.
 
-What these say decides the bytes of images: raise cut_rules.RULES with a change.
+This determines the bytes of images: raise cut_rules.RULES with every change.
 
-LZ4HC is not asked where LZ4's fast form finds no strings that were there before, at one place in six (`Glances`): that
-takes a tenth of the time, and of what saves a hundredth it misses next to nothing.
+LZ4HC is skipped where LZ4's fast form finds no repeated strings at one position in six (`Glances`): that takes a tenth
+of the time, and of what would save a hundredth it misses next to nothing.
 
-The other codecs need matches as long to gain by them, and code bytes by how often they are used: they are not asked
-where hardly any strings are there twice, and these frequencies are those of noise, each byte's behind bytes of the
-eight kinds that LZMA tells apart (``lc`` = 3).
+The other codecs need matches as long as that to gain from them, and encode bytes by their frequency: they are skipped
+where hardly any strings occur twice and these frequencies are those of noise, counting each byte after the eight kinds
+of bytes that LZMA distinguishes (``lc`` = 3).
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ if TYPE_CHECKING:
 
     from erofs_edge.erofs.meter import Meter
 
-GLANCE_PCLUSTER = 16 << 10  # bytes of the least pcluster with which LZ4HC takes much longer than a glance
-BEYOND_SHIFT, BEYOND_MIN = 4, 1024  # of a pcluster's bytes, and bytes, that are looked at behind it
-# what must be saved of a few bytes before they take a block less: bytes >> this, and bytes
+GLANCE_PCLUSTER = 16 << 10  # bytes of the smallest pcluster with which LZ4HC takes much longer than a glance
+BEYOND_SHIFT, BEYOND_MIN = 4, 1024  # how far to look beyond a pcluster: its bytes >> this, and at least this many bytes
+# what a few bytes must save to take a block less: bytes >> this, and at least this many bytes
 SPARE_SHIFT, SPARE_MIN = 4, 256
 
-WINDOW = 64 << 10  # bytes that are looked at together
+WINDOW = 64 << 10  # bytes examined at a time
 STRING = 4  # bytes of LZ4's shortest match
-STRINGS_SHIFT = 9  # strings in n bytes that may be there twice: n >> this
-CONTEXT_SHIFT, VALUES = 5, 256  # LZMA's lc = 3: the upper three bits of the byte before
+STRINGS_SHIFT = 9  # strings in n bytes that may occur twice: n >> this
+CONTEXT_SHIFT, VALUES = 5, 256  # LZMA's lc = 3: the upper three bits of the previous byte
 # chi-squared of 8 tables of 256 values: 2040 on average, with a standard deviation of 64
 SKEW_MAX = 2040 + 6 * 64
-# codec: (level from which on it is slower than looking, bytes without gain before that is done, so that loading numpy,
-# 70 ms, pays)
+# codec: (level from which it is slower than this check, bytes without gain before the check is made, so that importing
+# numpy, 70 ms, pays off)
 SLOW = {"deflate": (10, 512 << 10), "zstd": (13, 512 << 10), "lzma": (0, 128 << 10)}
 
 
 Filler = Callable[[int, int, int], tuple[int, int]]
-"""makes a pcluster: (address, bytes left, bytes that the call before consumed) → (bytes consumed, bytes produced)"""
+"""makes a pcluster: (address, bytes left, bytes consumed by the previous call) → (bytes consumed, bytes produced)"""
 
 
 def glances_for(codec: str, pcluster: int, block_size: int, meter: Meter | None) -> Glances | None:
-    """Where these are much faster than the codec."""
+    """Return Glances if they are much faster than the codec."""
     is_slow = codec == "lz4hc" and pcluster >= GLANCE_PCLUSTER
     return Glances(pcluster, block_size, meter) if is_slow else None
 
 
 class Glances:
-    """Tell where LZ4HC is not asked. For one thread."""
+    """Decide where to skip LZ4HC. For one thread."""
 
     def __init__(self, pcluster: int, block_size: int, meter: Meter | None = None) -> None:
         """`pcluster` and `block_size` in bytes; `meter` counts this as calls of the codec."""
@@ -63,18 +63,18 @@ class Glances:
         self._finds_nothing = finds_nothing if meter is None else meter.watch(finds_nothing)
 
     def before(self, fill: Filler, *, blocks: bool) -> Filler:
-        """The same as `fill`, which is not called where it would find next to nothing. `blocks`: the last bytes are to
-        lie in blocks of their own, and not elsewhere."""
+        """Wrap `fill`, which is then not called where it would find next to nothing. `blocks`: the last bytes are
+        stored in separate blocks, not elsewhere."""
 
         def look_and_fill(address: int, left: int, last: int) -> tuple[int, int]:
             found = self._literals(address, left, blocks=blocks)
-            # that there is something in it need not be found out again
+            # do not let it find out once more that this is compressible
             return (found, literals(found)) if found else fill(address, left, last * (last > self._pcluster))
 
         return look_and_fill
 
     def _literals(self, address: int, left: int, *, blocks: bool) -> int:
-        """How many bytes a pcluster takes of those in which nothing is found; 0: there may be something in them."""
+        """Return how many bytes a pcluster takes if nothing is found in them; 0 if there may be something."""
         if left <= self._most:
             spare = left - (left - 1) // self._block_size * self._block_size
             worth = blocks and spare >= max(SPARE_MIN, left >> SPARE_SHIFT)
@@ -83,8 +83,8 @@ class Glances:
 
 
 class Noise:
-    """Judges what follows content without gain, for other codecs than LZ4HC. `patience`: bytes of that after which it
-    is asked; None where the codec itself is as fast."""
+    """Judges what follows incompressible content, for codecs other than LZ4HC. `patience`: bytes of such content after
+    which it is asked; None if the codec itself is as fast."""
 
     def __init__(self, codec: str, level: int | None, pcluster: int) -> None:
         least, patience = SLOW.get(codec, (1 << 30, 0))
@@ -93,7 +93,7 @@ class Noise:
         self._window = max(pcluster, WINDOW)
 
     def runs(self, address: int, left: int, run: int) -> int:
-        """How many raw runs of `run` bytes, of the `left` ones at an address, the codec need not be asked about."""
+        """Return how many raw runs of `run` bytes, of the `left` ones at an address, can skip the codec."""
         done, at_once = 0, (self._window - self._pcluster) // run + 1
         while left - done * run > self._window and self._has_noise(address + done * run):
             done += at_once
@@ -104,7 +104,7 @@ class Noise:
 
 
 def is_noise(address: int, length: int, pcluster: int) -> bool:
-    """Whether no pcluster of what lies there can gain."""
+    """Whether no pcluster of this content can gain anything."""
     for start in range(0, length, WINDOW):
         end = min(length, start + WINDOW)
         near = min(length, end + WINDOW * (length > WINDOW))
@@ -116,7 +116,7 @@ def is_noise(address: int, length: int, pcluster: int) -> bool:
 
 
 def _strings_twice(address: int, length: int) -> int:
-    """Strings of 4 bytes, at whatever place, that were there before."""
+    """Count 4-byte strings, at any offset, that occurred before."""
     import numpy as np
 
     data = memory(address, length)
@@ -127,7 +127,7 @@ def _strings_twice(address: int, length: int) -> int:
 
 
 def _skew(address: int, length: int) -> float:
-    """Chi-squared of the bytes, against all values being as frequent."""
+    """Return chi-squared of the bytes, against all values being equally frequent."""
     import numpy as np
 
     values: NDArray[np.uint8] = np.frombuffer(memory(address, length), np.uint8)

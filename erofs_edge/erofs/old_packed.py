@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read what an older image has in its packed inode: who has which bytes there, and where it is cut."""
+"""Read the packed inode of an older image: which bytes belong to which file, and where it is cut."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.places import OldPacked
 from erofs_edge.erofs.read import PIECE, Image
 
-READ_MAX = 4  # times the size of the packed inode: more is not read for parts that overlap
+READ_MAX = 4  # times the size of the packed inode; overlapping parts are not read beyond that
 
 
 def read_old_packed(image: Image, files: Mapping[bytes, DiskInode]) -> OldPacked:
-    """Everything is decoded once, in order, and only hashes are kept. Raises ErofsFormatError."""
+    """Read the packed inode. It is decoded once, in order, and only hashes are kept. Raises ErofsFormatError."""
     packed = image.packed
     paths: dict[bytes, tuple[int, int]] = {}
     for path, inode in files.items():
@@ -30,7 +30,7 @@ def read_old_packed(image: Image, files: Mapping[bytes, DiskInode]) -> OldPacked
         digest = _hash(image, packed, extent.start, extent.length)
         raw = extent.kind in (Kind.RAW, Kind.ROTATED)
         extents.append(OldExtent(extent.start, extent.length, raw, extent.inline, digest))
-        # what ends in here was decoded just now, most likely
+        # what ends in here has most likely just been decoded
         while waiting and sum(waiting[-1]) <= extent.start + extent.length:
             at, length = waiting.pop()
             budget -= length
@@ -42,7 +42,7 @@ def read_old_packed(image: Image, files: Mapping[bytes, DiskInode]) -> OldPacked
 
 
 def _fragment(image: Image, inode: DiskInode) -> tuple[int, int] | None:
-    """(offset in the packed inode, length) of the end of a file, None where it has none there."""
+    """Return (offset in the packed inode, length) of the end of a file, None if it has none there."""
     if not inode.size or not inode.is_compressed:
         return None
     zmap = image.zmap(inode)
@@ -54,7 +54,7 @@ def _fragment(image: Image, inode: DiskInode) -> tuple[int, int] | None:
 
 
 def _extents(image: Image, packed: DiskInode) -> Iterator[Extent]:
-    """Those of the packed inode; long ones, which only flat files have, in pieces."""
+    """Yield the extents of the packed inode; long ones, which only flat files have, in pieces."""
     for extent in image.extents(packed):
         if extent.kind is Kind.RAW and extent.length > PIECE:
             for at in range(0, extent.length, PIECE):

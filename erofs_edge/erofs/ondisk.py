@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """EROFS on-disk structures: names, sizes and bits, as in the kernel's ``fs/erofs/erofs_fs.h``.
 
-Everything is little-endian. The structs carry the kernel's field names; offsets in comments are bytes.
-Writer and reader share this file and nothing else.
+Everything is little-endian. The structs have the kernel's field names; offsets in comments are in bytes. This module is
+all that writer and reader share.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ EXTSLOT_SIZE = 16
 SLOT_BITS = 5  # an inode's address is meta_blkaddr * block size + nid * 32
 SLOT_SIZE = 1 << SLOT_BITS
 NULL_ADDR = 0xFFFFFFFF
-LCLUSTERS_MAX = 0xFFFFFFFF  # of a file: kernels count them in 32 bits (totalidx in zmap.c)
+LCLUSTERS_MAX = 0xFFFFFFFF  # in a file: kernels count them in 32 bits (totalidx in zmap.c)
 NAME_MAX = 255
 BLKSZBITS_MIN, BLKSZBITS_MAX = 9, 16
 PCLUSTER_MAX = 1 << 20  # encoded bytes of one pcluster
 LZ4_PCLUSTER_BLOCKS_MAX = 256  # fs/erofs/decompressor.c, z_erofs_load_lz4_config
 EXTENT_MAX = 12 << 20  # decoded bytes of one extent; kernels refuse more
-BLOCKS_MAX = (1 << 48) - 1  # of an image; one less than with 32 bits, without 48BIT
+BLOCKS_MAX = (1 << 48) - 1  # in an image; without 48BIT one less than 32 bits allow
 
 # feature_compat
 COMPAT_SB_CHKSUM = 0x01
@@ -33,7 +33,7 @@ COMPAT_XATTR_FILTER = 0x04
 COMPAT_SHARED_EA_IN_METABOX = 0x08
 COMPAT_PLAIN_XATTR_PFX = 0x10
 COMPAT_ISHARE_XATTRS = 0x20
-COMPAT_RAFS_V6 = 0x40000000  # Nydus's: further structures in the image, see rafs/
+COMPAT_RAFS_V6 = 0x40000000  # Nydus: additional structures in the image, see rafs/
 
 # feature_incompat; three bits carry two features each
 INCOMPAT_LZ4_0PADDING = 0x001
@@ -85,7 +85,7 @@ class Superblock(NamedTuple):
 
 
 SUPERBLOCK = Struct("<IIIBBHQQIIII16s16sIHHHBBIQBBHIQQ")
-assert SUPERBLOCK.size == SUPER_SIZE  # noqa: S101 - a wrong struct must not import
+assert SUPERBLOCK.size == SUPER_SIZE  # noqa: S101 - a wrong struct must fail the import
 
 # i_format
 FORMAT_EXTENDED = 0x0001
@@ -95,7 +95,7 @@ LAYOUT_COMPRESSED_FULL = 1
 LAYOUT_FLAT_INLINE = 2
 LAYOUT_COMPRESSED_COMPACT = 3
 LAYOUT_CHUNK_BASED = 4
-FORMAT_NLINK_1 = 0x0010  # 6.15: nlink is 1 and its field holds address bits; directories: "." is left out
+FORMAT_NLINK_1 = 0x0010  # 6.15: nlink is 1 and its field holds address bits; in directories, "." is omitted
 
 # i_format, i_xattr_icount, i_mode, i_nlink, i_size, i_mtime, i_u, i_ino, i_uid, i_gid, reserved
 COMPACT_INODE = Struct("<HHHHIIIIHHI")
@@ -126,7 +126,7 @@ XATTR_PREFIXES = {
     6: b"security.",
 }
 FINGERPRINT = b"erofs.fingerprint.v1"
-"""of a file's content; an attribute in no namespace: index 0"""
+"""attribute with the fingerprint of a file's content, without a namespace: index 0"""
 XATTR_FILTER_SEED = 0x25BBE08F
 
 # chunk-based files
@@ -178,14 +178,14 @@ _TABLE = _crc32c_table()
 
 
 def crc32c(data: bytes, crc: int = 0xFFFFFFFF) -> int:
-    """CRC-32C without the final inversion, as the superblock checksum wants it."""
+    """Return the CRC-32C without the final inversion, as used for the superblock checksum."""
     for byte in data:
         crc = (crc >> 8) ^ _TABLE[(crc ^ byte) & 0xFF]
     return crc
 
 
 def super_checksum(first_blocks: bytes, blkszbits: int) -> int:
-    """Checksum of an image whose first bytes are given (at least up to the end of the block of byte 1024).
+    """Return the checksum of an image, given its first bytes (at least up to the end of the block with byte 1024).
 
     The checksum field itself counts as zero.
     """
@@ -197,5 +197,5 @@ def super_checksum(first_blocks: bytes, blkszbits: int) -> int:
 
 
 def epoch_parts(mtime_ns: int) -> tuple[int, int]:
-    """(seconds rounded down, nanoseconds 0..999999999) of a time in nanoseconds since 1970."""
+    """Split a time in nanoseconds since 1970 into (seconds rounded down, nanoseconds 0..999999999)."""
     return divmod(mtime_ns, 1_000_000_000)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packed inode: the ends of files, and whole ones, put together as one file that is compressed as such.
+"""The packed inode: the ends of files, and whole ones, assembled into one file that is compressed as a whole.
 
-What compresses comes first, in the order of the tree; what does not stands behind it as it is, so that it neither
-costs time nor interrupts the compression of its neighbours (places.py, also for images that take the place of older
-ones). Equal parts are there once. Content is not kept: parts are read again when the packed inode is compressed, like
-any file, piece by piece.
+Compressible content comes first, in the order of the tree. Incompressible content follows uncompressed, so that it
+neither costs time nor interrupts the compression of its neighbours (places.py, also for images that replace older
+ones). Equal parts are stored once. Content is not kept in memory: parts are read again when the packed inode is
+compressed, piece by piece like any file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from erofs_edge.errors import SourceError
 from erofs_edge.tree import Content, Inode
 
 MODE = stat.S_IFREG
-DENSE_PIECE = 64 << 10  # bytes of what does not compress that keep or lose their place together
+DENSE_PIECE = 64 << 10  # bytes of incompressible content that keep or lose their place together
 
 
 class Part(NamedTuple):
-    """Bytes [offset, offset + length) of a content; `digest` is their sha256, or empty if they were not read yet.
-    `path` is that of the file."""
+    """Bytes [offset, offset + length) of a content. `digest` is their sha256, or empty if they have not been read yet.
+    `path` is the file's."""
 
     content: Content
     offset: int
@@ -41,7 +41,7 @@ class Part(NamedTuple):
 
 
 class PackedContent:
-    """Parts at their places, in a content of `size` bytes; zeros where there is none."""
+    """Parts at their places, in a content of `size` bytes, with zeros in between."""
 
     def __init__(self, placed: Iterable[tuple[int, Part]] = (), size: int = 0) -> None:
         """`placed` are (offset, part). Parts may overlap where their bytes are equal."""
@@ -50,9 +50,9 @@ class PackedContent:
         self.size = size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Raises SourceError where a part is not what it was when it was chosen."""
+        """Raises SourceError if a part has changed since it was chosen."""
         end = min(offset + length, self.size)
-        found = BytesIO()  # a list of parts would be joined: twice the memory, in every thread
+        found = BytesIO()  # joining a list of parts would take twice the memory, in every thread
         for number in range(bisect_right(self._reach, offset), len(self._placed)):
             start, part = self._placed[number]
             if start >= end or offset >= end:
@@ -70,7 +70,7 @@ class PackedContent:
 
 
 class Packer:
-    """Collects parts. They are named by number until `close` has given each its place in `offsets`."""
+    """Collects parts. They are identified by number until `close` sets each one's place in `offsets`."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -84,7 +84,7 @@ class Packer:
         self.content = PackedContent()
 
     def add(self, part: Part, *, dense: bool) -> int:
-        """The number of a part, or of an equal one. `dense` ones do not compress."""
+        """Return the number of a part, or of an equal one. `dense` parts do not compress."""
         number = len(self._parts)
         if part.digest:
             number = self._known.setdefault((part.digest, part.length), number)
@@ -94,8 +94,8 @@ class Packer:
         return number
 
     def close(self, old: OldPacked | None = None) -> None:
-        """All parts are known: set `content`, `offsets` and `used`, the bytes that belong to parts. With `old`, what
-        is there keeps its place. May be called again."""
+        """All parts are known: set `content`, `offsets` and `used`, the bytes that belong to parts. With `old`, what is
+        there keeps its place. May be called again."""
         self._old = old
         if old is None:
             wanted = self._wanted(frozenset())
@@ -109,13 +109,13 @@ class Packer:
 
     @property
     def gaps(self) -> int:
-        """Bytes that belong to no part, but for those between what compresses and what does not."""
+        """Bytes that belong to no part, except those between compressible and incompressible content."""
         return sum(
             end - start for start, end in self.used.gaps() if end % self._block_size or end - start > self._block_size
         )
 
     def pieces(self, node: Node) -> Iterator[Piece]:
-        """The pieces of the packed inode, no extent of which reaches from what compresses into what does not."""
+        """Yield the pieces of the packed inode. No extent crosses from compressible to incompressible content."""
         old = self._old.extents if self._old is not None else ()
         for region in self._regions:
             step = DENSE_PIECE if self._old is not None and region.dense else PIECE
@@ -128,7 +128,8 @@ class Packer:
                 at = stop
 
     def _wanted(self, hashed: Container[int]) -> list[Wanted]:
-        """What decides about places; parts of these lengths are read where their sha256 is not known yet."""
+        """Return what determines the places. Parts of the `hashed` lengths are read if their sha256 is not known
+        yet."""
         return [
             Wanted(part.length, dense, part.digest or (_digest(part) if part.length in hashed else b""), part.path)
             for part, dense in zip(self._parts, self._dense, strict=True)
@@ -136,7 +137,7 @@ class Packer:
 
 
 def add_packed_node(plan: Plan, packer: Packer, ino: int = 0) -> Node:
-    """The packed inode, with the image's own time; it has no name. Its i_ino is `ino`, or the next number."""
+    """Add the packed inode, which has the image's own time and no name. Its i_ino is `ino`, or the next number."""
     inode = Inode(MODE, content=packer.content)
     node = Node(inode, PACKED_PATH, len(plan.nodes) + 1, None, seconds=plan.epoch, nanoseconds=plan.epoch_ns, ino=ino)
     plan.nodes.append(node)
@@ -146,7 +147,7 @@ def add_packed_node(plan: Plan, packer: Packer, ino: int = 0) -> Node:
 
 
 def set_packed_content(node: Node, packer: Packer) -> None:
-    """The packer was closed again: its content is the node's."""
+    """Update the node with the packer's content after the packer was closed again."""
     node.inode.content = packer.content
     node.size = packer.content.size
     node.extended = node.size > UINT32

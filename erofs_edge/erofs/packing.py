@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packed inode on its way to the image, once or, where a baseline's places cost too much, twice."""
+"""Store the packed inode: once, or twice if keeping a baseline's places costs too much."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def store_packed(
     run: Callable[..., Iterator[Stored]],
     baseline: Baseline | None,
 ) -> Iterator[Stored]:
-    """Store the packed inode, if there is something in it: as the baseline has it, unless that takes too much room.
+    """Store the packed inode, if it has any content: as in the baseline, unless that takes too much space.
 
-    `run` compresses pieces. Yields what was stored, for whoever counts it; what is dropped again counts twice.
+    `run` compresses pieces. Yields what was stored, for counting; what is discarded again counts twice.
     """
     old, ino = None, 0
     if baseline is not None:
@@ -41,7 +41,7 @@ def store_packed(
     if codings.default is None or not files.packer.content.size:
         return
     rules = codings.default._replace(pcluster=options.packed_pcluster_size, packed=True)
-    # threads will hold several pieces, which files have been no reason for yet; for lz4 new memory takes its time
+    # threads will hold several pieces, as no file has required so far; with lz4, new memory costs time
     if files.packer.content.size > PIECE and rules.level is not None:
         give_back_large_memory()
         give_back_free_memory()

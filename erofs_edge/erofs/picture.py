@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A map of an image as SVG: rows of equal length, a colour a kind, names when the pointer rests on something.
+"""A map of an image as SVG: rows of equal length, one colour per kind, names shown on hover.
 
-The same map gives the same bytes. At most ROWS * COLUMNS cells are drawn, whatever the image's size: a cell has the
-colour of the kind that most of its bytes are of.
+The same map gives the same bytes. At most ROWS * COLUMNS cells are drawn, whatever the image's size; a cell has the
+colour of the kind that takes up most of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COLOURS = dict(
 
 
 class _Run(NamedTuple):
-    """Cells [first, end) of one colour; `region` is the largest of their regions, `regions` how many there are."""
+    """Cells [first, end) of one colour. `region` is the largest of their regions, `regions` their number."""
 
     first: int
     end: int
@@ -41,9 +41,9 @@ class _Run(NamedTuple):
 
 
 def svg(drawn: Map, title: str) -> str:
-    """The picture as text, ending with a newline."""
+    """Return the picture as text, ending with a newline."""
     cell = max(1, -(-drawn.size // (ROWS * COLUMNS)))
-    if drawn.size <= COLUMNS * drawn.block_size:  # a small image: a row of its own for a few blocks
+    if drawn.size <= COLUMNS * drawn.block_size:  # a small image: one row for a few blocks
         cell = max(1, -(-drawn.size // (COLUMNS * max(1, min(ROWS, drawn.size // (4 * drawn.block_size))))))
     rows = -(-drawn.size // (cell * COLUMNS))
     totals = drawn.totals()
@@ -71,7 +71,7 @@ def svg(drawn: Map, title: str) -> str:
 
 
 def _runs(drawn: Map, cell: int) -> Iterator[_Run]:
-    """Neighbouring cells of one kind, joined; small regions may not win a cell."""
+    """Yield runs of neighbouring cells of the same kind. Small regions may not win a cell."""
     current: _Run | None = None
     for run in _cells(drawn.regions, cell):
         if current is not None and current.kind == run.kind and current.end == run.first:
@@ -86,8 +86,8 @@ def _runs(drawn: Map, cell: int) -> Iterator[_Run]:
 
 
 def _cells(regions: list[Region], cell: int) -> Iterator[_Run]:
-    """Cells with the largest region of the winning kind and how many of that kind start here; those that one region
-    fills come together."""
+    """Yield cells with the largest region of the winning kind and the number of regions of that kind that start here.
+    Cells filled by a single region come together."""
     sums: dict[str, int] = {}
     best: dict[str, tuple[int, Region]] = {}
     started: dict[str, int] = {}
@@ -151,13 +151,13 @@ def _legend(totals: dict[str, int], size: int, top: int) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Text for XML: what XML cannot hold (control characters, names that are not UTF-8) is escaped visibly."""
+    """Escape text for XML, visibly so for what XML cannot hold (control characters, names that are not UTF-8)."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return escape(shown.encode("utf-8", "backslashreplace").decode())
 
 
 def _size(size: int) -> str:
-    """Bytes with a binary unit."""
+    """Format a number of bytes with a binary unit."""
     if size < 1024:
         return f"{size} bytes"
     unit = min((size.bit_length() - 1) // 10, 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A piece of a file, and what becomes of it: read, judged and compressed by one thread."""
+"""A piece of a file and its result: read, judged and compressed by one thread."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:  # what few builds need is loaded when they do
     from erofs_edge.erofs.repeats import Key
     from erofs_edge.erofs.sharing import Shares
 
-BLOCK, INLINE, FRAGMENT, ALL = Tails  # looking up an enum's members takes as long as a call, before Python 3.12
-MAGIC = 16  # bytes at the start of a file that tell its kind
+BLOCK, INLINE, FRAGMENT, ALL = Tails  # before Python 3.12, looking up a member of an enum takes as long as a call
+MAGIC = 16  # bytes at the start of a file that show its kind
 
 
 class Piece:
-    """Bytes [offset, offset + length) of a file, or (twin) a file that has the content of an earlier one.
+    """Bytes [offset, offset + length) of a file, or (twin) a file with the content of an earlier one.
 
-    packed  None for files; of the packed inode, whether this is what compresses
-    old     of that: the extents that an older image has there
-    data    its bytes, where they have been read already and stay as they are
+    packed  None for files; for the packed inode, whether this part is compressible
+    old     for the packed inode: the extents that an older image has there
+    data    its bytes, if they have been read already and will not change
     """
 
     __slots__ = ("data", "length", "node", "offset", "old", "packed", "twin")
@@ -63,9 +63,9 @@ class Piece:
 
 
 class Stored(NamedTuple):
-    """What became of a piece: `segment` when it was compressed, else `data` as it is (None for twins).
+    """The result for a piece: `segment` if it was compressed, else the raw `data` (None for twins).
 
-    Of a fragment, `digest` is the sha256 (empty when it was not read), `dense` tells that it does not compress.
+    For a fragment, `digest` is the sha256 (empty if it was not read), and `dense` says that it does not compress.
     """
 
     piece: Piece
@@ -76,7 +76,8 @@ class Stored(NamedTuple):
 
 
 class Worker(threading.local):
-    """A thread's cutters, by the identity of their rules: comparing all values takes longer than small files do."""
+    """A thread's cutters, by the identity of their rules: comparing all values would take longer than small files
+    do."""
 
     def __init__(self, meter: Meter | None) -> None:
         self.meter = meter
@@ -89,13 +90,13 @@ class Worker(threading.local):
         return cutter
 
     def restart(self) -> None:
-        """As Cutter.restart, of all that this thread has."""
+        """Call Cutter.restart for all cutters of this thread."""
         for cutter in self.cutters.values():
             cutter.restart()
 
 
 def content_of(node: Node) -> Content:
-    """Of a file."""
+    """Return the content of a file."""
     assert node.inode.content is not None  # noqa: S101 - files without content have no pieces
     return node.inode.content
 
@@ -109,8 +110,8 @@ def store_piece(
     beside: int,
     shares: Shares | None = None,
 ) -> Stored:
-    """What becomes of one piece. `cutter` is None for what is not to be compressed; `shares` only of pieces that have
-    to do with others. Raises SourceError where it cannot be read."""
+    """Process one piece. `cutter` is None if it is not to be compressed; `shares` is given only for pieces related to
+    others. Raises SourceError if it cannot be read."""
     if piece.twin:
         return Stored(piece, None, None)
     if cutter is not None and tails in (FRAGMENT, ALL) and not is_tiny(piece.node, beside):
@@ -120,7 +121,7 @@ def store_piece(
     elif tails is not INLINE and piece.node.size <= block_size:
         cutter = None
     content = content_of(piece.node)
-    data = read_small(content, piece.length)  # names are made only where they are needed
+    data = read_small(content, piece.length)  # file names are formatted only when needed
     if data is None:
         data = read_piece(content, piece.offset, piece.length, piece.node.where)
     if piece.packed is False:
@@ -142,9 +143,10 @@ def store_piece(
 
 
 def _whole_fragment(piece: Piece, cutter: Cutter, tails: Tails) -> Stored | None:
-    """A file that goes to the packed inode whole, without being compressed before; None for one that has to be cut.
+    """Return the result for a file that goes to the packed inode whole, without compressing it first; None for one that
+    has to be cut.
 
-    It is read only where its sha256 is of use: with ALL, twins have found equal files already.
+    It is read only if its sha256 is useful: with ALL, twins have already found equal files.
     """
     node = piece.node
     if tails is ALL:
@@ -157,7 +159,7 @@ def _whole_fragment(piece: Piece, cutter: Cutter, tails: Tails) -> Stored | None
 
 
 def _is_incompressible(piece: Piece, data: bytes | None, cutter: Cutter) -> bool:
-    """The same answer for every piece of a file."""
+    """Give the same answer for every piece of a file."""
     start = data if data is not None and not piece.offset else _start(piece)
     if not start.startswith(COMPRESSED_MAGIC):
         return False

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and compressing in threads: pieces of files in, stored pieces out, always in the same order.
+"""Read and compress in threads: pieces of files in, stored pieces out, always in the same order.
 
-Threads pay because reading, hashing and compressing happen in C without the interpreter's lock. What is in flight is
-bounded in bytes, so memory does not grow with the tree.
+Threads pay off because reading, hashing and compressing happen in C without the GIL. The data in flight is bounded in
+bytes, so memory does not grow with the tree.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # what few builds need is loaded when they do
     from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.erofs.sharing import Shares
 
-BATCH = 1 << 20  # bytes of small files that make one task
-IN_FLIGHT = 64 << 20  # bytes of content being read, compressed, or waiting for their turn
+BATCH = 1 << 20  # bytes of small files per task
+IN_FLIGHT = 64 << 20  # bytes of content being read, compressed or waiting for their turn
 
 
 def store(
@@ -44,11 +44,11 @@ def store(
     ahead: Ahead | None = None,
     meter: Meter | None = None,
 ) -> Iterator[Stored]:
-    """Every piece, in order. Without rules nothing is compressed but the files that have `special` ones.
+    """Yield every piece in order, stored. Without rules, only files with `special` ones are compressed.
 
-    `beside` is what a block has for an inode and its data, 0 if they are kept apart. With `shares` pieces may wait for
-    earlier ones: they must be started in order. What `ahead` has started is taken from there. `meter` measures the
-    codecs.
+    `beside` is the space in a block for an inode and its data, 0 if they are stored separately. With `shares`, pieces
+    may wait for earlier ones, so they must be started in order. What `ahead` has started is taken from there. `meter`
+    measures the codecs.
     """
     local = Worker(meter)
 
@@ -57,7 +57,7 @@ def store(
 
     def store_one(piece: Piece) -> Stored:
         own = special.get(piece.node, rules)
-        # a file that is not to be compressed does not end in the packed inode either
+        # the end of an uncompressed file does not go to the packed inode either
         cutter = local.cutter(own) if own else None
         if shares is None or not shares.touches(piece.key):
             started: Stored | None = ahead.take(piece) if ahead is not None and piece.twin is None else None
@@ -93,15 +93,15 @@ def store(
 
 
 class Running(Protocol):
-    """A batch that somebody is at work on."""
+    """A batch in progress."""
 
     def result(self) -> list[Stored]:
-        """Waits for it, and raises what went wrong."""
+        """Wait for the result. Raises what went wrong."""
         ...
 
 
 class _Started(NamedTuple):
-    """A piece that got a head start: a batch of its own."""
+    """A piece that got a head start, as a batch of its own."""
 
     ahead: Ahead
     piece: Piece
@@ -120,8 +120,8 @@ def _begin(
     *,
     wait: bool,
 ) -> Running | None:
-    """Give a batch to the processes that `ahead` has, where it has some and they can do it, else to threads. None where
-    `wait` allows to wait until there is room in the processes' memory."""
+    """Give a batch to the processes of `ahead`, if it has some and they can do it, else to threads. Return None if
+    `wait` allows waiting for room in the processes' memory."""
     if ahead is None or ahead.crew is None:
         return threads(batch)
     if len(batch) == 1 and batch[0].twin is None and ahead.has(batch[0]):
@@ -134,7 +134,7 @@ def _begin(
 
 
 def pieces_of(files: Iterable[Node], twins: dict[Node, Node], *, tails: Tails = BLOCK) -> Iterator[Piece]:
-    """Each file's pieces, in order; those of twins, and with ALL of every file, are whole."""
+    """Yield each file's pieces, in order. Twins, and with ALL every file, are single pieces."""
     for node in files:
         if node.size <= PIECE or node in twins or tails is ALL:
             yield Piece(node, 0, node.size, twins.get(node))
@@ -144,7 +144,7 @@ def pieces_of(files: Iterable[Node], twins: dict[Node, Node], *, tails: Tails = 
 
 
 def may_be_sent(pieces: Iterable[Piece]) -> bool:
-    """Whether pieces depend on nothing but files of the host, which other processes can read."""
+    """Whether the pieces depend only on host files, which other processes can read."""
     for piece in pieces:
         if piece.packed is not None or piece.old or type(piece.node.inode.content) is not FileContent:
             return False
@@ -152,7 +152,7 @@ def may_be_sent(pieces: Iterable[Piece]) -> bool:
 
 
 def _batches(pieces: Iterable[Piece], ahead: Ahead | None) -> Iterator[tuple[int, list[Piece]]]:
-    """(bytes, pieces) of a task each; what processes have begun with is alone."""
+    """Yield (bytes, pieces) of each task. A piece that processes have already started is a task by itself."""
     batch: list[Piece] = []
     size = 0
     begun = ahead if ahead is not None and ahead.crew is not None else None

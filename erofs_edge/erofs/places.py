@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each part stands in the packed inode: in the order of the tree, or where an older image has it.
+"""Where each part goes in the packed inode: in the order of the tree, or where an older image has it.
 
-What compresses and what does not stand in blocks apart, so that the one is never cut together with the other.
+Compressible and incompressible parts are in separate blocks, so that they are never cut together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class OldPacked(NamedTuple):
 
     size     bytes
     extents  in order
-    parts    (sha256, length) of what files have there → offsets, in order: several where equal bytes stand twice
+    parts    (sha256, length) of what files have there → offsets, in order; several if equal bytes are there more than
+             once
     paths    path → (offset, length)
     """
 
@@ -31,7 +32,7 @@ class OldPacked(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """A part that needs a place: bytes, whether it does not compress, its sha256, and the path that it is of."""
+    """A part that needs a place: its bytes, whether it is incompressible, its sha256, and the path it belongs to."""
 
     length: int
     dense: bool
@@ -40,7 +41,7 @@ class Wanted(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Bytes [start, end) that compress, or (dense) do not; whole blocks but for the last one."""
+    """Bytes [start, end) that are compressible, or (dense) not; whole blocks except for the last one."""
 
     start: int
     end: int
@@ -48,11 +49,12 @@ class Region(NamedTuple):
 
 
 def place_in_order(parts: Sequence[Wanted], block_size: int, start: int = 0) -> tuple[list[int], int]:
-    """(the offset of each, the end): from byte `start` on what compresses, then, from a block on, what does not."""
+    """Return (the offset of each, the end): compressible parts from byte `start` on, then the others from a block
+    boundary on."""
     offsets, at = [0] * len(parts), start
     for dense in (False, True):
         if dense and any(part.dense for part in parts):
-            # no extent may start in the cluster in which the last one of the compressed area does
+            # no extent may start in the same cluster as the last one of the compressed area
             at += -at % block_size
         for number, part in enumerate(parts):
             if part.dense == dense:
@@ -62,8 +64,8 @@ def place_in_order(parts: Sequence[Wanted], block_size: int, start: int = 0) -> 
 
 
 def place_as_before(parts: Sequence[Wanted], old: OldPacked, block_size: int) -> tuple[list[int], int]:
-    """(the offset of each, the end): equal bytes stay, then parts of the same path that still fit; others fill the
-    gaps, largest first, each the smallest that will do, or come behind all."""
+    """Return (the offset of each, the end): equal bytes stay, then parts of the same path that still fit. The others
+    fill the gaps, largest first, each in the smallest that suffices, or follow at the end."""
     offsets = [_where_equal(part, old) for part in parts]
     taken = Ranges([(at, at + part.length) for at, part in zip(offsets, parts, strict=True) if at >= 0])
     for number, part in enumerate(parts):
@@ -85,14 +87,15 @@ def place_as_before(parts: Sequence[Wanted], old: OldPacked, block_size: int) ->
 
 
 def _where_equal(part: Wanted, old: OldPacked) -> int:
-    """Where the older image has the same bytes: for the same path if it can be, else the first ones; -1 if nowhere."""
+    """Return where the older image has the same bytes: for the same path if possible, else the first place; -1 if
+    nowhere."""
     equal = old.parts.get((part.digest, part.length), (-1,))
     own = old.paths.get(part.path)
     return own[0] if own is not None and own[0] in equal else equal[0]
 
 
 def _fill_gaps(parts: Sequence[Wanted], offsets: list[int], taken: Ranges, block_size: int) -> None:
-    """Give new parts the room that others left, soft ones only beside soft ones, dense ones beside dense ones."""
+    """Put new parts into gaps, soft ones only next to soft ones, dense ones only next to dense ones."""
     kinds = _kinds(parts, offsets, block_size)
     room: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
     for start, end in taken.gaps():
@@ -116,7 +119,8 @@ def _fill_gaps(parts: Sequence[Wanted], offsets: list[int], taken: Ranges, block
 
 
 def regions(parts: Sequence[Wanted], offsets: Sequence[int], size: int, block_size: int) -> list[Region]:
-    """What compresses and what does not; a block with some of both compresses, and so does one with nothing."""
+    """Return the compressible and incompressible regions. A block with some of both, or with nothing, counts as
+    compressible."""
     found: list[Region] = []
     for block, kind in enumerate(_kinds(parts, offsets, block_size)):
         start, end = block * block_size, min((block + 1) * block_size, size)
@@ -130,7 +134,7 @@ def regions(parts: Sequence[Wanted], offsets: Sequence[int], size: int, block_si
 
 
 def _kinds(parts: Sequence[Wanted], offsets: Sequence[int], block_size: int) -> bytearray:
-    """SOFT and DENSE for each block, as far as parts have a place; one block more than they touch."""
+    """Return SOFT and DENSE bits for each block, as far as parts are placed; one block more than they touch."""
     ends = [at + part.length for at, part in zip(offsets, parts, strict=True) if at >= 0]
     kinds = bytearray(max(ends, default=0) // block_size + 2)
     for at, part in zip(offsets, parts, strict=True):
@@ -146,10 +150,10 @@ def _kinds(parts: Sequence[Wanted], offsets: Sequence[int], block_size: int) -> 
 
 
 class Ranges:
-    """Bytes that are in use."""
+    """Byte ranges in use."""
 
     def __init__(self, ranges: Sequence[tuple[int, int]] = ()) -> None:
-        """Ranges (start, end) may overlap."""
+        """The ranges (start, end) may overlap."""
         self._starts: list[int] = []
         self._ends: list[int] = []
         for start, end in sorted(ranges):
@@ -161,11 +165,11 @@ class Ranges:
 
     @property
     def end(self) -> int:
-        """Behind the last one."""
+        """The end of the last range."""
         return self._ends[-1] if self._ends else 0
 
     def take(self, start: int, end: int) -> bool:
-        """Use these bytes; False, and nothing happens, if one of them is used already."""
+        """Mark these bytes as used. Return False, changing nothing, if one of them is used already."""
         number = bisect_right(self._starts, start)
         if number and self._ends[number - 1] > start:
             return False
@@ -176,13 +180,13 @@ class Ranges:
         return True
 
     def gaps(self) -> Iterator[tuple[int, int]]:
-        """(start, end) of what lies between, in order; nothing behind the last one."""
+        """Yield (start, end) of the gaps between ranges, in order; nothing after the last one."""
         for start, end in zip([0, *self._ends], self._starts, strict=False):
             if start < end:
                 yield start, end
 
     def within(self, start: int, end: int) -> int:
-        """How many bytes of [start, end) are used."""
+        """Count the used bytes in [start, end)."""
         number = max(0, bisect_right(self._starts, start) - 1)
         used = 0
         while number < len(self._starts) and self._starts[number] < end:

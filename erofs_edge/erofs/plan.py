@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a FileTree to a list of nodes: what each inode will be, before any content is read.
 
-Order is everything: nodes stand as they will be numbered and, as far as packing allows, placed: all entries of a
-directory together, sorted, then those of its subdirectories. It depends on names alone.
+The order is essential: nodes are in the order in which they will be numbered and, as far as packing allows, placed: all
+entries of a directory together, sorted, then those of its subdirectories. It depends only on names.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from erofs_edge.tree import FileTree, Inode
 
 NO_BLOCK = -1
 TARGET_MAX = 4095
-SIZE_END = 1 << 63  # kernels refuse larger ones: i_size is signed there
+SIZE_END = 1 << 63  # kernels refuse larger files: their i_size is signed
 UINT16, UINT32 = 0xFFFF, 0xFFFFFFFF
 _NO_NAMES = frozenset((b".", b".."))
-SLASH = 0x2F  # a number is found in bytes many times faster than other bytes
+SLASH = 0x2F  # searching bytes for a number is many times faster than for other bytes
 MAJOR_MAX, MINOR_MAX = 0xFFF, 0xFFFFF
-MTIME_MIN, MTIME_END = -(10**9 << 63), 10**9 << 63  # nanoseconds: seconds have 64 bits and a sign
+MTIME_MIN, MTIME_END = -(10**9 << 63), 10**9 << 63  # nanoseconds; seconds are signed 64-bit numbers
 KINDS = {
     stat.S_IFREG: "files",
     stat.S_IFDIR: "directories",
@@ -48,26 +48,26 @@ KINDS = {
     stat.S_IFIFO: "fifos",
     stat.S_IFSOCK: "sockets",
 }
-PACKED_PATH = b"(packed inode)"  # no path of a tree is like this: those start with '/'
+PACKED_PATH = b"(packed inode)"  # not a path in a tree: those start with '/'
 
 
 class Node:
-    """One inode of the image.
+    """An inode of the image.
 
     size         bytes: content, symlink target, or directory blocks in use
     xattrs       the area after the inode
     layout       data layout; files get theirs when their content has been stored
-    since        seconds after the image's own time, which compact inodes of 48-bit images have
-    i_u          first block (NO_BLOCK for none), device number or compressed blocks
-    tail_size    bytes that stand inline after the inode; `tail` holds them (directories' come at the end)
-    index        map header and index of a compressed file, or the table of a chunk-based one; it starts at a
-                 multiple of `index_align` bytes
-    body         inode, attributes, index and tail, where that is encoded already; then there is no `tail`
-    names        a directory's names, block by block; `entries`: the blocks, where they are made already; `children`:
-                 what is named, in order, but "." and ".."
-    nid          number = place; -1 until placed
-    ino          i_ino, which no kernel looks at; 0: the same as `number`
-    lent         its data stands on a further device already, see loans.py
+    since        seconds after the image's own time, for compact inodes of 48-bit images
+    i_u          first block (NO_BLOCK for none), device number or number of compressed blocks
+    tail_size    bytes stored inline after the inode; `tail` holds them (for directories, only at the end)
+    index        map header and index of a compressed file, or the table of a chunk-based one; it starts at a multiple
+                 of `index_align` bytes
+    body         inode, attributes, index and tail, if already encoded; then there is no `tail`
+    names        a directory's names, block by block; `entries`: the blocks, if already made; `children`: the entries'
+                 nodes in order, except "." and ".."
+    nid          number and place at once; -1 until placed
+    ino          i_ino, which kernels ignore; 0: the same as `number`
+    lent         its data already is on an extra device, see loans.py
     """
 
     __slots__ = (
@@ -109,25 +109,25 @@ class Node:
 
     @property
     def inline(self) -> bytes:
-        """What stands inline after the inode, of a file."""
+        """For a file, the bytes stored inline after the inode."""
         return self.tail or self.body[len(self.body) - self.tail_size :]
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """Path and origin, for messages."""
         origin = f" (from {self.inode.origin})" if self.inode.origin else ""
         return self.path.decode("utf-8", "backslashreplace") + origin
 
 
 class Plan:
-    """All nodes, root first; the image's own time (`built_after`: seconds from there to when it was made); how often
-    each attribute is used; incompatible feature bits that the contents turned out to need; the packed inode, the last
-    node if there is one; the byte of the image where the table of long attribute prefixes starts, and the table of
-    `devices` devices, with room for `slots`.
+    """All nodes, root first; the image's own time (`built_after`: seconds from then until it was made); how often each
+    attribute is used; incompatible feature bits that the contents turned out to need; the packed inode, the last node
+    if there is one; the byte of the image where the table of long attribute prefixes starts, and the table of `devices`
+    devices, with room for `slots`.
 
-    hot    nodes that are used first, by a profile
+    hot    nodes used first, according to a profile
     apart  paths of files of which a profile names parts
-    kinds  how many files, directories and so on there are, as ErofsInfo has it
+    kinds  number of files, directories and so on, as in ErofsInfo
     """
 
     def __init__(
@@ -161,8 +161,7 @@ class Plan:
 
 
 def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | None = None) -> Plan:
-    """`epoch` is the image's own time, seconds and nanoseconds, where options and tree are not to say it.
-
+    """Plan an image. `epoch` is its own time, in seconds and nanoseconds, if options and tree are not to determine it.
     Raises SourceError, naming the path, for what no EROFS image can hold."""
     nodes = _collect(tree, options.block_size)
     _describe(nodes, options)
@@ -173,7 +172,7 @@ def make_plan(tree: FileTree, options: WriteOptions, epoch: tuple[int, int] | No
     _choose_form(nodes, (seconds, nanoseconds), options)
     root, *others = nodes
     if root.names[1:] and sum(-(-n.size // options.block_size) + 1 for n in others) > NULL_ADDR:
-        root.extended = True  # its entries may come behind all data, and its place is given first
+        root.extended = True  # its entries may end up after all data, but it is placed first
     sets = [node.inode.xattrs for node in nodes if node.inode.xattrs] if options.xattr_tolerance >= 0 else []
     attributes = count_attributes(sets)
     return Plan(nodes, seconds, nanoseconds, attributes, built_after=made - seconds, kinds=_kinds(nodes))
@@ -188,7 +187,7 @@ def _kinds(nodes: list[Node]) -> dict[str, int]:
 
 
 def reach(node: Node, block: int, options: WriteOptions) -> None:
-    """Make an inode of a form that can name a block: beyond 32 bits, compact ones can where they have one link.
+    """Give an inode a form that can name a block: beyond 32 bits, compact ones can only if they have one link.
 
     Raises SourceError if that is not allowed.
     """
@@ -200,9 +199,9 @@ def reach(node: Node, block: int, options: WriteOptions) -> None:
 
 
 def is_tiny(node: Node, room: int) -> bool:
-    """Whether the content fits into slots that the inode would fill with the header of a fragment anyway.
+    """Whether the content fits into slots that the inode would need for the header of a fragment anyway.
 
-    `room` is what they may take together.
+    `room` is the space that inode and content may take together.
     """
     header = (node.head_size + 7 & ~7) + MAP_HEADER.size
     beside = node.head_size + node.size
@@ -210,9 +209,9 @@ def is_tiny(node: Node, room: int) -> bool:
 
 
 def choose_flat_layout(node: Node, block_size: int, room: int) -> int:
-    """Set layout and tail of an uncompressed node; the number of whole blocks that it takes elsewhere.
+    """Set layout and tail of an uncompressed node. Return the number of whole blocks that it takes elsewhere.
 
-    An inline tail must not cross a block border: `room` is what the block of the inode has left for it, in bytes.
+    An inline tail must not cross a block boundary: `room` is the space left for it in the inode's block, in bytes.
     """
     blocks, rest = divmod(node.size, block_size)
     node.i_u = NO_BLOCK
@@ -224,12 +223,12 @@ def choose_flat_layout(node: Node, block_size: int, room: int) -> int:
 
 
 def _collect(tree: FileTree, block_size: int) -> list[Node]:
-    """All nodes in order, links counted, directories with their names. Hard links are one node, at the first of their
-    names."""
+    """Return all nodes in order, with links counted and directories with their names. Hard links are one node, at the
+    first of their names."""
     root = Node(tree.root, b"/", 1, None, links=2)
     root.parent = root
     nodes, known, number = [root], {id(tree.root): root}, 1
-    stack, every = [root], [b"-"]  # one that is right, for there may be no others
+    stack, every = [root], [b"-"]  # a valid one, in case there are no others
     while stack:
         directory = stack.pop()
         if not directory.inode.is_dir:
@@ -267,8 +266,7 @@ def _collect(tree: FileTree, block_size: int) -> list[Node]:
 
 
 def _check_names(nodes: list[Node], names: list[bytes]) -> None:
-    """Raises SourceError where one of the names, which are all that the directories among the nodes have, cannot be a
-    file's."""
+    """Raises SourceError for an invalid file name. `names` are all names in the directories among the nodes."""
     together = b"".join(names)
     lengths = set(map(len, names))
     is_odd = 0 in together or SLASH in together or min(lengths) < 1 or max(lengths) > NAME_MAX
@@ -281,7 +279,7 @@ def _check_names(nodes: list[Node], names: list[bytes]) -> None:
 
 
 def _describe(nodes: list[Node], options: WriteOptions) -> None:
-    """Owner, time and size of each, as options want them. Raises SourceError for what an inode cannot hold."""
+    """Set owner, time and size of each node as requested. Raises SourceError for what an inode cannot hold."""
     keeps_owners, epoch = not options.all_root, options.epoch or 0
     is_fixed = options.epoch is not None and options.times == "fixed"
     latest = MTIME_END if options.epoch is None or options.times == "keep" else epoch * 10**9
@@ -298,7 +296,7 @@ def _describe(nodes: list[Node], options: WriteOptions) -> None:
             or not 0 <= mtime < MTIME_END
             or node.size >= SIZE_END
         ):
-            _check(node)  # most are of the kind of which it would find nothing wrong
+            _check(node)  # skipped for most, where it could not find anything wrong
             _describe_other(node)
         if keeps_owners:
             node.uid, node.gid = inode.uid, inode.gid
@@ -339,7 +337,7 @@ def _check(node: Node) -> None:
 
 
 def _epoch(nodes: list[Node], options: WriteOptions) -> tuple[int, int]:
-    """The time that compact inodes share: the one asked for, or the most frequent, the earliest of equals."""
+    """Return the time shared by compact inodes: the requested one, or the most frequent, the earliest of equals."""
     if options.epoch is not None:
         return options.epoch, 0
     times = Counter((n.seconds, n.nanoseconds) for n in nodes if n.seconds >= 0)
@@ -347,14 +345,14 @@ def _epoch(nodes: list[Node], options: WriteOptions) -> tuple[int, int]:
 
 
 def _earliest(nodes: list[Node], made: int, nanoseconds: int) -> int:
-    """The time in seconds from which compact inodes of 48-bit images count theirs: that of the earliest node, or the
-    image's own, if it is earlier, but not so early that this could not be told."""
+    """Return the time in seconds from which compact inodes of 48-bit images count: that of the earliest node, or the
+    image's own if earlier, but not so early that the image's own time could not be expressed."""
     first = max(0, made - UINT32)
     return min([made, *(n.seconds for n in nodes if n.nanoseconds == nanoseconds and n.seconds >= first)])
 
 
 def _choose_form(nodes: list[Node], epoch: tuple[int, int], options: WriteOptions) -> None:
-    """Which inodes are extended. Raises SourceError where one has to be that and must not."""
+    """Decide which inodes are extended. Raises SourceError if one has to be but must not."""
     seconds, nanoseconds = epoch
     form, wide = options.inode_form, options.wide
     for node in nodes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Profiles of access: which files, or parts of them, are used first, and in which order (docs/layout.md)."""
+"""Access profiles: which files, or parts of them, are used first, and in which order (docs/layout.md)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from erofs_edge.errors import SourceError
 from erofs_edge.tree import split
 
 _LINE = re.compile(rb"(/.*?)(?:[ \t]+(\d+)[ \t]+(\d+))?[ \t]*", re.DOTALL)
-_DIGITS_MAX = 38  # of offset and length together: what two numbers of 64 bits have
+_DIGITS_MAX = 38  # for offset and length together: as many as two 64-bit numbers have
 _ODD = re.compile(rb"[\x00-\x1f\x7f-\xff\\]|[ \t](?=[\d \t]*$)")
 _ESCAPE = re.compile(rb"\\([0-7]{3}|\\)")
 
 
 class Use(NamedTuple):
-    """Bytes [start, end) of the file at `path` are used; `end` None: all of it."""
+    """Use of bytes [start, end) of the file at `path`; `end` None: the whole file."""
 
     path: bytes
     start: int = 0
@@ -26,7 +26,7 @@ class Use(NamedTuple):
 
 
 def read_profile(file: Path) -> tuple[Use, ...]:
-    """Its lines in order, each once. Raises SourceError with file and line for what is none."""
+    """Read the uses in order, each once. Raises SourceError with file and line for an invalid line."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -52,7 +52,7 @@ def read_profile(file: Path) -> tuple[Use, ...]:
 
 
 def could_be(path: bytes) -> bool:
-    """Whether a tree could have this path: it has no '..', no NUL and no name over 255 bytes."""
+    """Whether a tree could have this path: no '..', no NUL, and no name longer than 255 bytes."""
     try:
         split(path)
     except SourceError:
@@ -61,7 +61,7 @@ def could_be(path: bytes) -> bool:
 
 
 def profile_text(uses: Iterable[Use]) -> str:
-    """Lines that `read_profile` takes, one a use."""
+    """Format uses as lines for `read_profile`."""
     return "".join(
         f"{escape(use.path)}\n" if use.end is None else f"{escape(use.path)} {use.start} {use.end - use.start}\n"
         for use in uses
@@ -69,12 +69,13 @@ def profile_text(uses: Iterable[Use]) -> str:
 
 
 def escape(path: bytes) -> str:
-    """As a line of a profile has it, in ASCII: without what would end the line, be an escape, or look like a range."""
+    """Format a path for a profile, in ASCII: without anything that would end the line, be an escape, or look like a
+    range."""
     return _ODD.sub(lambda match: b"\\%03o" % match[0][0], path).decode("ascii")
 
 
 def unescape(path: str) -> bytes:
-    """The path that `escape` was given."""
+    """Reverse `escape`."""
     return _ESCAPE.sub(_unescape, path.encode())
 
 

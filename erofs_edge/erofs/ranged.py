@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of data in the order in which a profile wants them: hot extents of all files, a gap for metadata, the rest."""
+"""Place runs of data in the order of a profile: hot extents of all files, a gap for metadata, the rest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from erofs_edge.erofs.spool import COLD, Spool
 
 
 class Order:
-    """The places of a spool's runs, from block `first` on; `behind_hot` is the block where the gap starts."""
+    """The places of a spool's runs, from block `first` on. `behind_hot` is the block where the gap starts."""
 
     def __init__(self, spool: Spool, first: int, block_size: int) -> None:
         self._spool = spool
@@ -27,7 +27,7 @@ class Order:
         self.behind_hot = first
 
     def leave(self, blocks: int) -> None:
-        """Place the rest, so many blocks behind what is hot."""
+        """Place the rest, that many blocks after the hot part."""
         self._gap = blocks
         at = self.behind_hot + blocks
         for run in self._cold:
@@ -35,12 +35,12 @@ class Order:
             at += run.blocks(self._block_size)
 
     def where(self, block: int) -> int:
-        """The block of the image for one of the spool."""
+        """Return the image's block for a block of the spool."""
         run = self._runs[bisect_right(self._runs, block, key=lambda run: run.start) - 1]
         return run.place + block - run.start
 
     def write(self, sink: Sink) -> None:
-        """Append everything, and zeros for the gap."""
+        """Append everything, with zeros for the gap."""
         for run in self._hot:
             sink.append([data for _, data in self._spool.pieces(run)])
         sink.append([bytes(self._gap * self._block_size)])
@@ -50,7 +50,8 @@ class Order:
 
 
 def use_extents(spool: Spool, path: bytes, first_block: int, extents: Sequence[Extent]) -> None:
-    """The file at a path has the extents of another one, which stand together from a block on or each by itself."""
+    """Record that the file at `path` uses the extents of another file, which are contiguous from `first_block` on or
+    have places of their own."""
     at = 0
     for extent in extents:
         if extent.blocks:
@@ -59,7 +60,7 @@ def use_extents(spool: Spool, path: bytes, first_block: int, extents: Sequence[E
 
 
 def joined(extents: Sequence[Extent]) -> tuple[int, list[Extent]] | None:
-    """(the first block, extents without places of their own) where these follow each other; else None."""
+    """Return (the first block, extents without places of their own) if they are contiguous, else None."""
     block = first = extents[0].place
     for extent in extents:
         if extent.blocks and extent.place != block:

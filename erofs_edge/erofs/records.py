@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of many fields that are given by name and stay as they are.
+"""Immutable records with many keyword fields.
 
-For type checkers they are frozen dataclasses; making the class takes a tenth of the time, since no code is made up for
-it and compiled. A program that ends within a second has a use for the difference.
+Type checkers see them as frozen dataclasses. Creating the class takes a tenth of the time, since no code is generated
+and compiled for it, which matters to a program that ends within a second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class _Fields:
-    """What `inspect.signature` and help() show of a record: its fields, and not that any name may be given."""
+    """Makes `inspect.signature` and help() show a record's fields instead of arbitrary keyword arguments."""
 
     def __get__(self, _: object, owner: type) -> Signature:
         from inspect import Parameter, Signature
@@ -27,12 +27,12 @@ class _Fields:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Record:
-    """Of a subclass, what is annotated is a field, and its value the default. `_check` is called in the end."""
+    """In a subclass, annotated names are fields, and their values are the defaults. `_check` is called last."""
 
     __signature__ = _Fields()
 
     def __init__(self, **given: Any) -> None:
-        """Raises TypeError for a name that is no field."""
+        """Raises TypeError for a name that is not a field."""
         unknown = given.keys() - type(self).__annotations__
         if unknown:
             raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
@@ -40,14 +40,14 @@ class Record:
         self._check()
 
     def _check(self) -> None:
-        """Raise what is wrong with the values."""
+        """Raise an error if the values are invalid."""
 
     def replaced(self, **changes: Any) -> Self:
-        """The same with other values of some fields."""
+        """Return a copy with some fields changed."""
         return type(self)(**self.__dict__ | changes)
 
     def fields(self) -> dict[str, Any]:
-        """The values by name, in the order of their definition."""
+        """Return the values by name, in the order of definition."""
         return dict(zip(type(self).__annotations__, self._values(), strict=True))
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies where in an image file: every byte belongs to one region of one kind."""
+"""What is where in an image file: every byte belongs to exactly one region of one kind."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ KINDS = (
     "inline data", "plain data", "lz4 data", "lzma data", "deflate data", "zstd data", "fragments", "metabox",
     "padding", "hash tree", "behind the image",
 )  # fmt: skip
-"""In the order in which pictures and tables show them."""
+"""in the order in which pictures and tables show them"""
 _REGIONS_MAX = 4_000_000
 _VERITY_MAGIC = b"verity\0\0"
 _VERITY_BLOCK = 4096
 
 
 class Region(NamedTuple):
-    """Bytes [start, end) of the file. `label` is a path, or "" where no file owns them."""
+    """Bytes [start, end) of the file. `label` is a path, or "" if no file owns them."""
 
     start: int
     end: int
@@ -37,7 +37,7 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """The regions of an image in order, without gaps; `size` is the file's, `image_size` the image's."""
+    """The regions of an image in order, without gaps. `size` is the file's, `image_size` the image's."""
 
     size: int
     image_size: int
@@ -45,7 +45,7 @@ class Map:
     regions: list[Region]
 
     def totals(self) -> dict[str, int]:
-        """Kind → bytes, in the order of KINDS; those that occur."""
+        """Return kind → bytes, in the order of KINDS, for kinds that occur."""
         sums = dict.fromkeys(KINDS, 0)
         for region in self.regions:
             sums[region.kind] += region.end - region.start
@@ -53,7 +53,7 @@ class Map:
 
 
 def map_image(image: Image) -> Map:
-    """Walk the whole image. Bytes of further devices are not in the map. Raises ErofsFormatError."""
+    """Walk the whole image. Bytes on extra devices are not in the map. Raises ErofsFormatError."""
     found: list[Region] = []
     for region in _all(image):
         if region.start < region.end <= image.backing.end:
@@ -68,7 +68,7 @@ def map_image(image: Image) -> Map:
 
 
 def _without_gaps(found: list[Region], size: int) -> Iterator[Region]:
-    """The regions in order, each byte once: what several own is the first one's, what nobody owns is padding."""
+    """Yield the regions in order, each byte once: shared bytes belong to the first owner, unowned ones are padding."""
     position = 0
     for region in found:
         if region.start > position:
@@ -118,7 +118,7 @@ def _region(start: int, size: int, kind: str, label: str = "") -> Region:
 def _inode(
     image: Image, inode: DiskInode, label: str, shared: set[tuple[int, int]], kind: str | None = None
 ) -> Iterator[Region]:
-    """The regions of one inode; `kind` is that of its data where that is not a file's own."""
+    """Yield the regions of one inode. `kind` overrides the kind of its data."""
     yield _region(inode.offset, inode.header_size, "inodes", label)
     yield _region(inode.offset + inode.header_size, inode.xattr_size, "attributes", label)
     for entry in image.xattr_area(inode).shared:
@@ -142,7 +142,7 @@ def _inode(
 
 
 def _data(image: Image, extent: Extent, kind: str | None, label: str) -> Iterator[Region]:
-    """The bytes of an extent without the zeros that fill up its blocks."""
+    """Yield the bytes of an extent without the zeros that pad its blocks."""
     start, end = extent.address, extent.address + extent.size
     if extent.kind is Kind.ENCODED:
         kind = kind or f"{ondisk.ALGORITHM_NAMES[extent.algorithm]} data"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The extents of compressed files that were met last: small reads, and fragments of the packed inode, need no search of
-an index then, which takes longer than most of what is read."""
+"""The most recently used extents of compressed files. With these, small reads and fragments of the packed inode need no
+search in an index, which takes longer than most of the reads themselves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 from erofs_edge.erofs.extents import Extent
 
-EXTENTS = 32768  # that are kept, of about 250 bytes each
+EXTENTS = 32768  # number kept, about 250 bytes each
 
 
 class RememberedExtents:
-    """Extents by inode number and offset, at most `limit` of them. For several threads."""
+    """Extents by inode number and offset, at most `limit` of them. Safe for several threads."""
 
     def __init__(self, limit: int = EXTENTS) -> None:
         self._limit = limit
@@ -25,12 +25,12 @@ class RememberedExtents:
 
     @property
     def count(self) -> int:
-        """How many are kept."""
+        """Number of extents kept."""
         return self._held
 
     def between(self, nid: int, offset: int, end: int, search: Callable[[int], Iterator[Extent]]) -> Iterator[Extent]:
-        """The extents of bytes [offset, end) of a file; `search(offset)` gives those from `offset` to the end of the
-        file, and is asked where one is not known."""
+        """Yield the extents of bytes [offset, end) of a file. `search(offset)` yields those from `offset` to the end of
+        the file, and is called if one is not known."""
         while (known := self._find(nid, offset)) is not None:
             yield known
             offset = known.start + known.length
@@ -62,6 +62,6 @@ class RememberedExtents:
             starts.insert(at, extent.start)
             extents.insert(at, extent)
             self._held += 1
-            while self._held > self._limit:  # whole files go, the one that was asked for last at the end
+            while self._held > self._limit:  # drop whole files, the least recently used first
                 _, (gone, _) = self._known.popitem(last=False)
                 self._held -= len(gone)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where files repeat bytes of earlier ones, at any offset.
+"""Find where files repeat bytes of earlier ones, at any offset.
 
-Every position whose next four bytes hash to a small value is an anchor, about one in RATE, wherever equal bytes lie.
-Anchors whose next WINDOW bytes are equal are compared with each other, forward and backward, byte by byte; the longest
-match wins. What is found is weighed: shared bytes save what they would take compressed, and cost partly filled blocks,
-an interrupted compression on both sides, and a longer index.
+Every position whose next four bytes hash to a small value is an anchor: about one in RATE positions, wherever equal
+bytes are. Anchors whose next WINDOW bytes are equal are compared byte by byte, forward and backward; the longest match
+wins. Matches are then weighed: shared bytes save their compressed size, but cost partly filled blocks, compression
+interrupted on both sides, and a longer index.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ RATE = 1024
 STRIDE = 3  # anchors
 WINDOW = 64  # bytes
 MULTIPLIER = 0x9E3779B1
-SCANNED = 1 << 18  # bytes hashed at once: what a processor's cache holds
-SHORTEST = 4  # blocks of content that are worth a look
-CANDIDATES = 8  # earlier places that an anchor is compared with
-BATCH = 4 << 20  # bytes of files that make one task
+SCANNED = 1 << 18  # bytes hashed at a time: what fits a processor's cache
+SHORTEST = 4  # minimum content in blocks
+CANDIDATES = 8  # number of earlier places with which an anchor is compared
+BATCH = 4 << 20  # bytes of files per task
 STEP = 1 << 10  # bytes compared first, then twice as many
-PAGE, PAGES = 1 << 18, 96  # bytes read at once to compare, and how many reads are kept
-WEIGHED = 1 << 18  # bytes that are compressed to weigh a match
-DENSER = 0.9  # what better codecs make of it
+PAGE, PAGES = 1 << 18, 96  # bytes read at a time for comparing, and number of reads kept
+WEIGHED = 1 << 18  # bytes compressed to weigh a match
+DENSER = 0.9  # size with better codecs, relative to the fast one
 
 Key = tuple[Node, int]
 """a piece: its file and first byte"""
 
 
 class Repeat(NamedTuple):
-    """Bytes [start, start + length) of a file are those of `source` from `source_start` on."""
+    """Bytes [start, start + length) of a file equal those of `source` from `source_start` on."""
 
     start: int
     length: int
@@ -56,7 +56,7 @@ class Repeat(NamedTuple):
 class Repeats:
     """found    what each piece repeats, in order, without overlaps; starts are bytes of the file
     cuts     bytes within a piece at which an extent should start because others repeat what follows
-    numbers  of the pieces that others repeat
+    numbers  numbers of the pieces that others repeat
     sources  their files
     """
 
@@ -72,7 +72,7 @@ class Repeats:
 def find_repeats(
     files: Iterable[Node], codings: Codings, pool: Threads, *, block_size: int, larger_than: int = 0
 ) -> Repeats:
-    """What files repeat, in their order, of earlier ones that the same algorithm compresses, and of themselves."""
+    """Find what files repeat, in order, of themselves and of earlier ones compressed with the same algorithm."""
     least = max(SHORTEST * block_size, larger_than + 1)
     searched = [node for node in files if node.size >= least and codings.of(node) is not None]
     scanned = [one for batch in pool.map(_scan_batch, _batches(searched)) for one in batch]
@@ -102,7 +102,7 @@ def _scan_batch(batch: list[Node]) -> list[Anchors]:
 
 
 def _scan(node: Node) -> Anchors:
-    """(positions, hashes of what stands there) of a file's anchors. Runs of one value have none."""
+    """Return (positions, hashes of what is there) of a file's anchors. Runs of a single value have none."""
     import numpy as np
 
     positions, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
@@ -147,9 +147,9 @@ def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _in_runs(
     positions: NDArray[np.int64], order: NDArray[np.int64], first: NDArray[np.int64], rank: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Which anchors were seen before, and so was the one STRIDE anchors on or back, as far away from there.
+    """Return which anchors were seen before, as was the one STRIDE anchors ahead or back, at the same distance.
 
-    A long match has many anchors; this leaves out most of the short ones without looking at their bytes.
+    A long match has many anchors; this excludes most of the short ones without looking at their bytes.
     """
     import numpy as np
 
@@ -168,7 +168,7 @@ def _in_runs(
 
 
 class _Search:
-    """Files stand one after the other in one range of addresses."""
+    """Places all files one after the other in a single range of addresses."""
 
     def __init__(self, files: Sequence[Node], codings: Codings, block_size: int) -> None:
         self.files = files
@@ -184,7 +184,7 @@ class _Search:
         self.found: dict[int, list[tuple[int, int, int, int]]] = {}
 
     def run(self, scanned: Sequence[Anchors]) -> Repeats:
-        """Match anchors in their order; take what each file gains by."""
+        """Match anchors in order, and keep the matches from which each file gains."""
         import numpy as np
 
         if not scanned:
@@ -219,7 +219,7 @@ class _Search:
             best = (0, 0, 0)
             for other in by_hash[begin : begin + min(count, CANDIDATES)].tolist():
                 if ends.get(address - other, 0) > address:
-                    continue  # a part of a match that was too short
+                    continue  # part of a match that was too short
                 length, start = self._match(other, address, covered)
                 ends[address - other] = start + length
                 best = max(best, (length, start, start + other - address), key=lambda match: match[0])
@@ -230,12 +230,13 @@ class _Search:
         return self._result()
 
     def _match(self, source: int, address: int, covered: int) -> tuple[int, int]:
-        """(length, first address) of the equal bytes around two addresses, in their files and behind `covered`."""
+        """Return (length, first address) of the equal bytes around two addresses, within their files and after
+        `covered`."""
         theirs = bisect_right(self.starts, source) - 1
         mine = bisect_right(self.starts, address) - 1
         ahead = min(self.starts[theirs + 1] - source, self.starts[mine + 1] - address)
         back = min(source - self.starts[theirs], address - covered)
-        if theirs == mine:  # what is repeated ends before it is
+        if theirs == mine:  # the original must end before its repetition
             ahead = min(ahead, address - source)
         forward = self._equal(source, address, ahead)
         if theirs == mine:
@@ -268,7 +269,7 @@ class _Search:
         return limit
 
     def _view(self, address: int, most: int) -> bytes:
-        """Some bytes from an address on, of one file."""
+        """Return some bytes from an address on, within one file."""
         number = bisect_right(self.starts, address) - 1
         start, node = self.starts[number], self.files[number]
         offset = address - start
@@ -290,13 +291,13 @@ class _Search:
         return out
 
     def _settle(self, number: int, taken: list[tuple[int, int, int]]) -> None:
-        """Take the matches (length, address, source) of one file if they save more than they cost."""
+        """Keep the matches (length, address, source) of one file if they save more than they cost."""
         if number < 0 or not taken:
             return
         rules = self.rules[number]
         assert rules is not None  # noqa: S101 - only files with rules are searched
         block_size, start = self.block_size, self.starts[number]
-        border = block_size // 4 + rules.pcluster // 64  # a pcluster that ends early, and one that starts with nothing
+        border = block_size // 4 + rules.pcluster // 64  # one pcluster ends early, one starts without history
         net = -(self.files[number].size // block_size) * (FULL_INDEX.size - 2)
         at = start
         kept: list[tuple[int, int, int]] = []
@@ -321,8 +322,8 @@ class _Search:
         self.found[number] = [(a, n, s, bisect_right(self.starts, s) - 1) for a, n, s in kept]
 
     def _shift(self, number: int, at: int, address: int, source: int, new: list[int]) -> tuple[int, bool]:
-        """How many bytes later a match has to start so that every extent around it is long enough for an index, and
-        whether its source must be cut for that."""
+        """Return how many bytes later a match must start so that every extent around it is long enough for an index,
+        and whether its source must be cut for that."""
         room = 2 * self.block_size
         theirs = bisect_right(self.starts, source) - 1
         shift = 0
@@ -346,13 +347,13 @@ class _Search:
         return shift, True
 
     def _weight(self, address: int, length: int) -> int:
-        """About how many bytes a match takes compressed."""
+        """Estimate the compressed size of a match in bytes."""
         sample = self._bytes(address, min(length, WEIGHED))
         consumed, produced = self.fast.fill(address_of(sample), len(sample))
         return int(produced * DENSER * length / max(1, consumed))
 
     def _result(self) -> Repeats:
-        """By pieces."""
+        """Split the matches by pieces."""
         repeats = self.repeats
         for number, found in self.found.items():
             node, start = self.files[number], self.starts[number]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A compressed piece of a file, and whether it was worth the codec's work."""
+"""A compressed piece of a file, and whether compressing it paid off."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from erofs_edge.erofs.index import Extent, full_index_size
 
 
 class Segment(NamedTuple):
-    """A compressed piece of a file: its extents, and for each a chunk, whole blocks unless it is raw.
+    """A compressed piece of a file: its extents, and a chunk for each, in whole blocks unless it is raw.
 
-    An inline tail has 0 blocks and its bytes as chunk; a fragment has 0 blocks and no chunk; an extent of another file
-    has an empty one.
+    An inline tail has 0 blocks and its bytes as the chunk; a fragment has 0 blocks and no chunk; an extent of another
+    file has an empty chunk.
     """
 
     extents: list[Extent]
@@ -20,7 +20,7 @@ class Segment(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Of its own."""
+        """Number of its own blocks."""
         return sum([extent.blocks for extent in self.extents if extent.place < 0])
 
     @property
@@ -36,7 +36,7 @@ class Segment(NamedTuple):
 
 
 class JoinedSegment(Segment):
-    """A segment of whole blocks that is all that is said of it, and one chunk for all of its extents."""
+    """A segment of whole blocks without an inline tail or fragment, with a single chunk for all of its extents."""
 
     __slots__ = ()
 
@@ -50,29 +50,29 @@ class JoinedSegment(Segment):
 
 
 def store_raw(segment: Segment, data: memoryview, block_size: int) -> None:
-    """Append content as it is, as one extent."""
+    """Append uncompressed content as one extent."""
     segment.extents.append(Extent(len(data), -(-len(data) // block_size), True))
     segment.chunks.append(data)
 
 
 def raw_segment(data: bytes, block_size: int) -> Segment:
-    """A segment that is stored as it is."""
+    """Return an uncompressed segment."""
     segment = Segment([], [])
     store_raw(segment, memoryview(data), block_size)
     return segment
 
 
 def whole_fragment(size: int) -> Segment:
-    """A file of which everything lies in the packed inode."""
+    """Return the segment of a file that is entirely in the packed inode."""
     return Segment([Extent(size, 0, False)], [])
 
 
 def segment_gains(segment: Segment, size: int, block_size: int) -> bool:
-    """Whether a file that is one segment is better off compressed. A fragment counts for nothing, as in mkfs.erofs:
-    what it costs is known later, and is less than the block or the inline tail that it would need else."""
+    """Whether a file that is one segment is better off compressed. A fragment counts as nothing, as in mkfs.erofs: its
+    cost is known only later, and is less than the block or the inline tail that it would otherwise need."""
     return segment.fragment == size or gains(size, segment.blocks, block_size, segment.inline)
 
 
 def gains(size: int, blocks: int, block_size: int, inline: int = 0) -> bool:
-    """Whether `blocks` blocks, an index and an inline tail are less than a file's own `size` bytes."""
+    """Whether `blocks` blocks, an index and an inline tail take less than a file's own `size` bytes."""
     return blocks * block_size + inline + full_index_size(size, block_size.bit_length() - 1) < size

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Extents that refer to pclusters of earlier files (kernel: 6.1, ``Z_EROFS_LI_PARTIAL_REF``).
 
-An extent may use any earlier pcluster from its first byte on, whole or in part. So where a file repeats bytes of an
-earlier one (repeats.py), it refers to the extents that start within them, and only what lies around is cut; the
-earlier file is cut where such bytes start. A file waits for those that it repeats: they come first in the order in
-which pieces are cut, so that this never goes in circles.
+An extent may use any earlier pcluster from its first byte on, entirely or in part. So where a file repeats bytes of an
+earlier one (repeats.py), it refers to the extents that start within them, and only the rest is cut; the earlier file is
+cut where such bytes start. A file waits for those that it repeats: they come first in the order in which pieces are
+cut, so there are no cycles.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.repeats import Key, Repeat, Repeats
 from erofs_edge.erofs.segments import Segment
 
-NUMBER_SHIFT = 32  # until it is placed, an extent's `place` is its piece's number above, its block of that below
-WORTH = 4  # blocks of content that a file must repeat from one place
+NUMBER_SHIFT = 32  # until an extent is placed, its `place` is its piece's number (upper bits) and block (lower bits)
+WORTH = 4  # minimum content in blocks that a file must repeat from one place
 
 Cut = Callable[[bytes, int], Segment | None]
 Finish = Callable[[bytes], Segment]
 
 
 class _Entry(NamedTuple):
-    """An extent of a piece that others may use; `start` is its byte in the file, `place` as in NUMBER_SHIFT."""
+    """An extent of a piece that others may use. `start` is its byte in the file; `place` as described at
+    NUMBER_SHIFT."""
 
     start: int
     extent: Extent
 
 
 class Shares:
-    """What the pieces consist of that others repeat. For all threads."""
+    """The extents of the pieces that others repeat. Used by all threads."""
 
     def __init__(self, repeats: Repeats, block_size: int) -> None:
         self._repeats = repeats
@@ -47,14 +48,14 @@ class Shares:
         return key in self._repeats.found or key in self._entries
 
     def finish(self, key: Key, *, compressed: bool) -> None:
-        """A piece is cut, or will not be: those that wait for it may go on. Only compressed ones can be shared."""
+        """A piece has been cut, or will not be: those waiting for it may go on. Only compressed ones can be shared."""
         if key in self._entries:
             if not compressed:
                 self._entries[key] = []
             self._done[key].set()
 
     def cut(self, key: Key, data: bytes, cut: Cut, finish: Finish) -> Segment:
-        """A piece: references, and what is left by `cut` (where an extent follows) and `finish` (the end)."""
+        """Cut a piece: references, and the rest by `cut` (if another extent follows) and `finish` (the end)."""
         offset = key[1]
         segment = Segment([], [])
         cuts = self._repeats.cuts.get(key, [])
@@ -82,7 +83,7 @@ class Shares:
     def _between(
         self, data: bytes, at: int, end: int, offset: int, cuts: list[int], cut: Cut
     ) -> list[tuple[Segment, int]] | None:
-        """Bytes before a reference, cut where others repeat them; None where that cannot be."""
+        """Cut the bytes before a reference at the points that others repeat; None if that is not possible."""
         room = 2 * self._block_size
         parts = []
         points = [point for point in cuts if at + room <= point <= end - room]
@@ -107,7 +108,7 @@ class Shares:
         segment.chunks.extend(part.chunks)
 
     def _candidates(self, key: Key, repeat: Repeat, at: int) -> Iterator[tuple[int, list[Extent]]]:
-        """(byte of the file, extents from there on) of what can be referred to behind byte `at` of the file."""
+        """Yield (byte of the file, extents from there on) of what can be referred to after byte `at` of the file."""
         shift = repeat.start - repeat.source_start
         entries = self._sources(key, repeat)
         for i, entry in enumerate(entries):
@@ -119,7 +120,7 @@ class Shares:
                 yield start, references
 
     def _references(self, entries: list[_Entry], shift: int, at: int, end: int) -> Iterator[Extent]:
-        """Extents one after the other up to byte `end`, the last one in part. None is shorter than an index can say."""
+        """Yield consecutive extents up to byte `end`, the last one in part. None is too short for an index."""
         block_size = self._block_size
         for entry in entries:
             extent = entry.extent
@@ -138,7 +139,7 @@ class Shares:
                 return
 
     def _sources(self, key: Key, repeat: Repeat) -> list[_Entry]:
-        """The extents that start within the bytes that are repeated."""
+        """Return the extents that start within the repeated bytes."""
         found: list[_Entry] = []
         end = repeat.source_start + repeat.length
         for offset in range(repeat.source_start // PIECE * PIECE, end, PIECE):
@@ -155,7 +156,7 @@ class Shares:
 
 
 def place_extent(extent: Extent, bases: dict[int, int]) -> Extent:
-    """An extent whose place is known, from the first block of each piece by its number."""
+    """Resolve an extent's place, given the first block of each piece by number."""
     if extent.place < 0:
         return extent
     number, block = extent.place >> NUMBER_SHIFT, extent.place & (1 << NUMBER_SHIFT) - 1

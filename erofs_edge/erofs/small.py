@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that fit beside their inodes, read on the way to the larger ones, which other processes compress meanwhile:
-telling these of such a file, and hearing of it, takes longer than to read it."""
+"""Read files that fit next to their inodes here, on the way to the larger ones that other processes compress meanwhile:
+handing over such a file takes longer than reading it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from erofs_edge.erofs.ondisk import COMPACT_SIZE, EXTENDED_SIZE, LAYOUT_FLAT_INL
 from erofs_edge.erofs.plan import Node
 from erofs_edge.tree import FileContent
 
-TOLD = 64 << 10  # bytes
+TOLD = 64 << 10  # bytes read between two calls of `told`
 
 
 def without_small(files: Iterable[Node], block_size: int, told: Callable[[int], object]) -> Iterator[Node]:
-    """The files that are still to be stored; of the others, which have nothing outside the block of their inode, all is
-    known then. Those that cannot be read so are left to whoever tells why. `told` gets bytes that were read."""
+    """Yield the files that are still to be stored; the others have no data outside the block of their inode and are
+    done. Files that cannot be read this way are left to the code that reports why. `told` receives the number of bytes
+    read."""
     done = 0
     for node in files:
         size, content = node.size, node.inode.content

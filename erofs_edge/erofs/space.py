@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 
 class Space:
-    """A byte for each block that was ever taken. Blocks behind the last used one are free without end."""
+    """A byte for each block that was ever used. Blocks after the last used one are free without limit."""
 
     def __init__(self) -> None:
         self._used = bytearray()
-        self._holes: list[tuple[int, int]] | None = None  # (blocks, first) sorted, once `allocate` was called
+        self._holes: list[tuple[int, int]] | None = None  # (blocks, first), sorted; set by the first `fill`
 
     @property
     def end(self) -> int:
@@ -21,14 +21,14 @@ class Space:
 
     @property
     def free(self) -> int:
-        """Blocks before `end` that are not used."""
+        """Number of unused blocks before `end`."""
         return self._used.count(0, 0, self.end)
 
     def is_free(self, first: int, blocks: int) -> bool:
         return first >= 0 and self._used.find(1, first, first + blocks) < 0
 
     def take(self, first: int, blocks: int) -> bool:
-        """Use these blocks; False, and nothing happens, if one of them is used already."""
+        """Mark these blocks as used. Return False, changing nothing, if one of them is used already."""
         if not self.is_free(first, blocks):
             return False
         if len(self._used) < first + blocks:
@@ -38,19 +38,20 @@ class Space:
         return True
 
     def release(self, first: int, blocks: int) -> None:
-        """Use these blocks no more."""
+        """Mark these blocks as free."""
         self._used[first : first + blocks] = bytes(blocks)
         self._holes = None
 
     def holes(self) -> Iterator[tuple[int, int]]:
-        """(first, blocks) of every run of free blocks before `end`, in order."""
+        """Yield (first, blocks) of every run of free blocks before `end`, in order."""
         at, end = 0, self.end
         while (first := self._used.find(0, at, end)) >= 0:
             at = self._used.find(1, first, end)
             yield first, at - first
 
     def fill(self, blocks: int) -> int | None:
-        """Use the first blocks of the smallest hole that has so many, the first of equals: its first block, or None."""
+        """Use the first blocks of the smallest hole that is large enough, the first of equals. Return its first block,
+        or None."""
         if self._holes is None:
             self._holes = sorted((count, first) for first, count in self.holes())
         at = bisect_left(self._holes, (blocks, 0))
@@ -63,13 +64,13 @@ class Space:
         return first
 
     def append(self, blocks: int) -> int:
-        """Use blocks behind the last used one."""
+        """Use blocks after the last used one."""
         first, holes = self.end, self._holes
         self.take(first, blocks)
         self._holes = holes
         return first
 
     def allocate(self, blocks: int) -> int:
-        """`fill`, or `append` where no hole is large enough."""
+        """`fill`, or `append` if no hole is large enough."""
         first = self.fill(blocks)
         return self.append(blocks) if first is None else first

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File data on its way to an image whose layout is not known yet, because a baseline has a say in it.
+"""File data of an image whose layout is not known yet, because a baseline or a profile influences it.
 
-Data comes as runs of blocks that must stay together, in a space of addresses of its own, as if the image had nothing
-else in it. What is byte for byte where the baseline has the file of that path is written to its old place at once; the
-rest waits in a temporary file. Memory holds a few words a run.
+Data arrives as runs of blocks that must stay together, in a separate address space, as if the image contained nothing
+else. What is byte for byte where the baseline has the file of that path is written to its old place at once; the rest
+waits in a temporary file. Memory use is a few words per run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.hot import Hot
 
 COPY = 4 << 20  # bytes
-END = 1 << 63  # of a whole file
+END = 1 << 63  # end of a whole file
 COLD = 1 << 62
 
 
@@ -30,12 +30,12 @@ class Run:
 
     start    the first block, in the spool's own addresses
     size     bytes
-    old      the block where the baseline has the data of this path, or, once `kept`, the same data; -1 for none
+    old      the block where the baseline has the data of this path or, once `kept`, the same data; -1 for none
     same     bytes from the start that are equal to what is there
     kept     all of it is equal, and nothing else claims the place
-    spooled  where it is in the temporary file; -1 if it is in the image already, at `old`
+    spooled  its position in the temporary file; -1 if it is in the image already, at `old`
     place    the first block in the image
-    rank     where a profile names parts of files: when it is used, COLD if never
+    rank     if a profile names parts of files: the position of its first use, COLD if none
     """
 
     __slots__ = ("kept", "old", "place", "rank", "same", "size", "spooled", "start")
@@ -51,7 +51,7 @@ class Run:
 
 
 class NoBaseline:
-    """What takes the place of a baseline where there is none: everything waits for its place."""
+    """Stands in for a missing baseline: all data has to wait for its place."""
 
     def data_block(self, path: bytes, offset: int) -> int:
         return -1
@@ -67,10 +67,10 @@ class NoBaseline:
 
 
 class Spool:
-    """Takes the place of a Sink for file data.
+    """Replaces a Sink for file data.
 
-    `claimed` are the blocks of the image that cannot be used for data, or are kept; runs that find their old place
-    join them.
+    `claimed` are the blocks of the image that cannot be used for data, or are kept; runs that find their old place are
+    added.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class Spool:
         self._hot = hot
         self._claimed = claimed
         self._block_size = block_size
-        self._dirty: list[tuple[int, int]] = []  # (first, blocks) written in the image and then given up
+        self._dirty: list[tuple[int, int]] = []  # (first, blocks) written to the image and then abandoned
 
     def start(self, path: bytes, offset: int = 0, end: int | None = None) -> int:
-        """A run begins: bytes [offset, end) of the file at a path. Its number."""
+        """Begin a run with bytes [offset, end) of the file at a path. Return its number."""
         self._end_run()
         old = self._baseline.data_block(path, offset)
         self.runs.append(Run(self.position // self._block_size, old))
@@ -103,12 +103,12 @@ class Spool:
         return len(self.runs) - 1
 
     def use(self, block: int, path: bytes, offset: int, end: int) -> None:
-        """The run with that block also holds bytes [offset, end) of the file at a path."""
+        """Record that the run with that block also holds bytes [offset, end) of the file at a path."""
         if self._hot is not None:
             self._rank(self._run_of(block), path, offset, end)
 
     def _rank(self, run: Run, path: bytes, offset: int, end: int) -> None:
-        assert self._hot is not None  # noqa: S101 - its callers have looked
+        assert self._hot is not None  # noqa: S101 - checked by its callers
         rank = self._hot.rank(path, offset, end)
         run.rank = min(run.rank, COLD if rank is None else rank)
 
@@ -132,13 +132,13 @@ class Spool:
         self.position += size
 
     def read(self, offset: int, length: int) -> bytes:
-        """What was appended, by its position; within one run."""
+        """Return what was appended, by its position; within one run."""
         block = offset // self._block_size
         run = self._run_of(block)
         return self._read(run, offset - run.start * self._block_size, length)
 
     def rewind(self, number: int) -> None:
-        """Forget a run and all behind it; it begins again."""
+        """Discard a run's data and all runs after it; the run begins again."""
         for run in self.runs[number:]:
             if run.kept:
                 self._claimed.release(run.old, run.blocks(self._block_size))
@@ -151,7 +151,7 @@ class Spool:
         run.spooled, run.kept = -1, False
 
     def finish(self, chunk_size: int | None) -> None:
-        """All runs are there. Those that are nowhere yet, but elsewhere in the baseline, get that place."""
+        """All runs have been appended. Runs not kept yet whose content is elsewhere in the baseline get that place."""
         self._end_run()
         waiting = [run for run in self.runs if run.size and not run.kept]
         starts = self._baseline.starts(chunk_size) if waiting else {}
@@ -164,7 +164,7 @@ class Spool:
                     break
 
     def write(self, end: int) -> None:
-        """Every run to its place; nothing of what was written elsewhere stays. `end` is the image's, in blocks."""
+        """Write every run to its place, and clear what was written elsewhere. `end` is the image's end, in blocks."""
         for run in self.runs:
             if run.spooled < 0 and run.place != run.old:
                 self._unkeep(run)
@@ -182,7 +182,7 @@ class Spool:
                     self._image.write_at(run.place * self._block_size + at, data)
 
     def _fits(self, run: Run, data: bytes) -> bool:
-        """Whether the baseline has these bytes, too, as the next ones of the run."""
+        """Whether the baseline has the same bytes at the run's next position."""
         at = run.old * self._block_size + run.size
         blocks = -(-(run.size + len(data)) // self._block_size)
         if not self._baseline.holds(run.old, blocks) or not self._claimed.is_free(run.old, blocks):
@@ -218,7 +218,7 @@ class Spool:
         )
 
     def pieces(self, run: Run) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) of a run, in order."""
+        """Yield (offset, bytes) of a run, in order."""
         for at in range(0, run.size, COPY):
             yield at, self._read(run, at, min(COPY, run.size - at))
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of an image that takes the place of an older one: what has not changed stays where it was.
+"""The layout of an image that replaces an older one: what has not changed keeps its place.
 
-Data that is the same keeps its blocks, an inode its number and place where what belongs to it still fits, a directory
-its blocks where they suffice. What is new fills the holes, best fit, largest first; what fits into none comes behind
-the end, in order. That can leave holes, so there is a limit: where an image would be larger than GROWTH allows, what
-lies at its end is placed anew, as if it were new, in steps from 1/64 of the image to all of it. With all of it the
-layout is that of an image without a baseline.
+Unchanged data keeps its blocks; an inode keeps its number, and its place if everything still fits there; a directory
+keeps its blocks if they suffice. New content fills the holes by best fit, largest first; what does not fit is appended
+in order. That can leave holes, so there is a limit: if the image would be larger than GROWTH allows, the part at its
+end is placed anew, as if it were new, in steps from 1/64 of the image to all of it. In the last case, the layout is
+that of an image without a baseline.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from erofs_edge.erofs.space import Space
 from erofs_edge.erofs.spool import Run, Spool
 from erofs_edge.errors import UsageError
 
-GROWTH = 40  # an image is at most 1/40 larger than one that is packed without gaps
-GROWTH_MIN = 4  # blocks that it may be larger in any case
-METADATA_GROWTH = 64  # what best fit of inodes needs beyond the sum of their sizes, at most
-CUTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # how many 64ths of the image, from its end, are placed anew
+GROWTH = 40  # an image is at most 1/40 larger than one packed without gaps
+GROWTH_MIN = 4  # blocks by which it may be larger in any case
+METADATA_GROWTH = 64  # best fit of inodes needs at most 1/64 more than the sum of their sizes
+CUTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # 64ths of the image, from its end, to place anew
 
 
 @dataclass(frozen=True, slots=True)
 class Stable:
-    """blocks: of the image; free: those that belong to nothing; data: those of files; kept: the data that did not
-    move, in blocks; anew: the block from which on everything was placed anew, None if nothing was."""
+    """blocks: of the image; free: blocks that belong to nothing; data: blocks of files; kept: data blocks that did not
+    move; anew: the block from which everything was placed anew, None if nothing was."""
 
     blocks: int
     free: int
@@ -52,7 +52,7 @@ class Stable:
 
 
 def check_options(baseline: Baseline, codings: Codings, block_size: int) -> None:
-    """Raises UsageError where the baseline was compressed in another way, as far as it tells."""
+    """Raises UsageError if the baseline was compressed differently, as far as it shows."""
     bits = INCOMPAT_LZ4_0PADDING | INCOMPAT_COMPR_CFGS
     incompat, u1 = codings.features()
     records = codings.records(block_size)
@@ -66,7 +66,7 @@ def check_options(baseline: Baseline, codings: Codings, block_size: int) -> None
 
 
 def claim(head: Head, baseline: Baseline) -> Space:
-    """The blocks that data cannot have: the first ones, and those with inodes."""
+    """Return the blocks that data cannot use: the first ones, and those with inodes."""
     space = Space()
     space.take(0, head.blocks)
     for block in baseline.inode_blocks():
@@ -75,7 +75,7 @@ def claim(head: Head, baseline: Baseline) -> Space:
 
 
 def keep_numbers(plan: Plan, baseline: Baseline) -> None:
-    """Give each node the i_ino of its path; new ones get the lowest that are left."""
+    """Give each node the i_ino of its path in the baseline; new ones get the lowest free numbers."""
     packed = baseline.inodes.get(PACKED_PATH)
     used: set[int] = {packed.number} if packed is not None else set()
     new = []
@@ -92,7 +92,7 @@ def keep_numbers(plan: Plan, baseline: Baseline) -> None:
 
 
 def number_for(path: bytes, plan: Plan, baseline: Baseline) -> int:
-    """The i_ino for a node that comes late: that of the baseline, or the lowest that is left."""
+    """Return the i_ino for a node that is added late: that of the baseline, or the lowest free number."""
     old = baseline.inodes.get(path)
     if old is not None:
         return old.number
@@ -103,7 +103,7 @@ def number_for(path: bytes, plan: Plan, baseline: Baseline) -> int:
 def arrange(
     plan: Plan, head: Head, files: FileStore, spool: Spool, baseline: Baseline, block_size: int, *, compact: bool
 ) -> Stable:
-    """Give everything its place; nothing is written yet. With `compact` no free block is left."""
+    """Place everything; nothing is written yet. With `compact`, no free block is left."""
     arrangement = _Arrangement(plan, head, files, spool.runs, baseline, block_size)
     for part in CUTS:
         made = arrangement.make(baseline.blocks * (64 - part) // 64 if part else None)
@@ -113,7 +113,7 @@ def arrange(
 
 
 class _Arrangement:
-    """One try after the other to place everything."""
+    """Successive attempts to place everything."""
 
     def __init__(
         self, plan: Plan, head: Head, files: FileStore, runs: Sequence[Run], baseline: Baseline, block_size: int
@@ -122,14 +122,14 @@ class _Arrangement:
         self._head = head
         self._files = files
         self._runs = [run for run in runs if run.size]
-        self._moving: dict[Node, int] = {}  # directories that get new blocks, and how many
+        self._moving: dict[Node, int] = {}  # directories that get new blocks → how many
         self._baseline = baseline
         self._block_size = block_size
         self._data = sum(run.blocks(block_size) for run in self._runs)
         self._space = Space()
 
     def make(self, cut: int | None) -> Stable:
-        """Place everything; nothing that lies behind block `cut` of the baseline counts as being there."""
+        """Place everything, ignoring what the baseline has from block `cut` on."""
         space = self._space = Space()
         space.take(0, self._head.blocks)
         limit = self._baseline.blocks if cut is None else cut
@@ -150,12 +150,13 @@ class _Arrangement:
         return made.blocks <= needed + max(needed // GROWTH, GROWTH_MIN)
 
     def _where(self, block: int) -> int:
-        """The block of the image for one of the spool."""
+        """Return the image's block for a block of the spool."""
         run = self._runs[bisect_right(self._runs, block, key=lambda run: run.start) - 1]
         return run.place + block - run.start
 
     def _place_runs(self, limit: int) -> int:
-        """Data that is there already, then what begins like what is there, then the rest; the blocks that stay."""
+        """Place unchanged data, then data that begins like what is there, then the rest. Return the number of blocks
+        that stay."""
         space, size = self._space, self._block_size
         self._moving = self._keep_directories(limit)
         rest, kept = [], 0
@@ -184,7 +185,8 @@ class _Arrangement:
         return kept
 
     def _keep_directories(self, limit: int) -> dict[Node, int]:
-        """Directories whose old blocks suffice keep them; the others, with how many blocks they need."""
+        """Let directories keep their old blocks if these suffice. Return the others, with the number of blocks they
+        need."""
         root = self._nodes[0]
         needs = directory_blocks(self._nodes[1:], self._block_size)
         if self._head.root_blocks:
@@ -231,7 +233,7 @@ class _Arrangement:
 
 
 class _Slots:
-    """Which slots of the blocks with inodes are used."""
+    """Which slots are used in the blocks that contain inodes."""
 
     def __init__(self, block_size: int, blocks: set[int], head: Head) -> None:
         self._block_size = block_size
@@ -243,7 +245,7 @@ class _Slots:
             self._used[block] = (1 << (start - block * block_size) // SLOT_SIZE) - 1
 
     def fits(self, node: Node, nid: int) -> bool:
-        """Whether a node can stand there: its slots are free, and its inline tail crosses no border of blocks."""
+        """Whether a node fits there: its slots are free, and its inline tail crosses no block boundary."""
         slots = slots_of(node)
         start = nid << SLOT_BITS
         end = start + footprint(node)
@@ -261,7 +263,7 @@ class _Slots:
         node.nid = nid
 
     def holes(self) -> Iterator[tuple[int, int]]:
-        """(start, end) in bytes of every run of free slots within a block."""
+        """Yield (start, end) in bytes of every run of free slots within a block."""
         for block, used in self._used.items():
             at = 0
             while at < self._per_block:
@@ -275,7 +277,7 @@ class _Slots:
                 at += free
 
     def _masks(self, nid: int, slots: int) -> Iterator[tuple[int, int]]:
-        """(block, bits of slots) of a range of slots."""
+        """Yield (block, bits of slots) for a range of slots."""
         while slots:
             block, at = divmod(nid, self._per_block)
             part = min(slots, self._per_block - at)

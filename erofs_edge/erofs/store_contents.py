@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contents of all files on their way through the pipeline to the image, and those of symlinks."""
+"""Send the contents of all files, and symlink targets, through the pipeline to the image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from erofs_edge.threads import Threads
 if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
     from erofs_edge.erofs.baseline import Baseline
 
-PROGRESS_STEPS = 2000  # a file is more often too small to be told of
+PROGRESS_STEPS = 2000  # a single file is usually too small to report
 
 
 def store_contents(
@@ -42,10 +42,10 @@ def store_contents(
     baseline: Baseline | None = None,
     packing: Packing | None = None,
 ) -> FileStore:
-    """All file data, through threads; then what symlink targets need beyond their inodes.
+    """Store all file data, using threads, and then what symlink targets need beyond their inodes.
 
-    `after_hot` is called when everything that the profile names is stored, and nothing else is. `packing` is told how
-    far files are complete.
+    `after_hot` is called when exactly what the profile names has been stored. `packing` is told how far files are
+    complete.
     """
     tails = TAILS[options.fragments, options.ztailpacking]
     beside = options.block_size if options.inline_tails else 0
@@ -86,14 +86,15 @@ def store_contents(
 
 
 class _Progress:
-    """Tells of `total` bytes that get stored, not more often than is of use."""
+    """Reports progress of `total` stored bytes, no more often than useful."""
 
     def __init__(self, call: Callable[[int, int], object] | None, total: int) -> None:
         self._call, self._total = call, total
         self._done, self._due = 0, total // PROGRESS_STEPS
 
     def add(self, size: int) -> None:
-        """So many more, or all that are left: equal parts are there once, and may be fewer."""
+        """Count more bytes. The total may never be reached, since equal parts are stored once; adding all of it ends
+        the count."""
         self._done = min(self._total, self._done + size)
         if self._call and (self._done > self._due or self._done == self._total):
             self._call(self._done, self._total)
@@ -103,10 +104,10 @@ class _Progress:
 def _find_equal(
     contents: list[Node], codings: Codings, pool: Threads, options: WriteOptions
 ) -> tuple[dict[Node, Node], Repeats]:
-    """Files that have the content of earlier ones, and what the others repeat of earlier ones, as far as the options
+    """Find files with the content of earlier ones, and what the others repeat of earlier ones, as far as the options
     make use of either."""
     tails = TAILS[options.fragments, options.ztailpacking]
-    # a file of less than a block can have one too, if it does not fit beside its inode
+    # a file smaller than a block can need one, too, if it does not fit next to its inode
     larger_than = 0 if tails is Tails.ALL else options.block_size // 2 if options.dedupe else options.block_size
     twins: dict[Node, Node] = {}
     if (least := 0 if options.shares else codings.least_twin) is not None:
@@ -121,7 +122,7 @@ def _find_equal(
 
 
 def _after(nodes: Iterable[Node], stream: Iterable[Stored], call: Callable[[], object]) -> Iterator[Stored]:
-    """The stream; `call` is called when the nodes, with which it begins, are through."""
+    """Yield the stream; call `call` after the nodes with which it begins."""
     left = set(nodes)
     for stored in stream:
         if left and stored.piece.node not in left:

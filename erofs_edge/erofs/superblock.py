@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read and judge the superblock and the compression records behind it.
+"""Read and check the superblock and the compression records after it.
 
 Sources: ``fs/erofs/super.c`` (erofs_read_superblock, z_erofs_parse_cfgs) and ``erofs_fs.h``.
 """
@@ -33,17 +33,17 @@ COMPAT_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class SuperInfo:
-    """What the superblock says, checked.
+    """The contents of the superblock, checked.
 
     raw             the on-disk fields
     block_size      bytes
     blocks          blocks of the image itself, without those of extra devices
-    size            bytes of them
+    size            the same in bytes
     devices         the extra devices
-    metabox_nid     number of the inode that holds metadata, 0 without one
+    metabox_nid     number of the inode that holds metadata, 0 if there is none
     algorithms      bitmap of the codecs that the image may use (1 << ondisk.ALGORITHM_*)
     max_pcluster    bytes of the largest LZ4 pcluster announced
-    checksum        the checksum that the bytes have; equal to raw.checksum where COMPAT_SB_CHKSUM is set and intact
+    checksum        computed checksum; equals raw.checksum if COMPAT_SB_CHKSUM is set and the bytes are intact
     """
 
     raw: Superblock
@@ -85,7 +85,7 @@ class SuperInfo:
 
     @property
     def is_rafs(self) -> bool:
-        """Whether it is the bootstrap of a RAFS image, as Nydus has them."""
+        """Whether this is the bootstrap of a RAFS image, as made by Nydus."""
         return bool(self.raw.feature_compat & ondisk.COMPAT_RAFS_V6)
 
     @property
@@ -97,13 +97,13 @@ class SuperInfo:
 
     @property
     def checksum_ok(self) -> bool:
-        """True where the image has no checksum or the right one."""
+        """Whether the image has no checksum or the right one."""
         return not self.raw.feature_compat & ondisk.COMPAT_SB_CHKSUM or self.raw.checksum == self.checksum
 
 
 def read_superblock(backing: Backing, *, verify_checksum: bool = True) -> SuperInfo:
-    """Parse the superblock. Raises ErofsFormatError for everything that a kernel refuses to mount, and for
-    features that this reader does not know; the message names the feature."""
+    """Parse the superblock. Raises ErofsFormatError for everything that a kernel refuses to mount, and for features
+    that this reader does not support; the message names the feature."""
     raw = Superblock(*backing.unpack(ondisk.SUPERBLOCK, ondisk.SUPER_OFFSET, "superblock"))
     at = ondisk.SUPER_OFFSET
     if raw.magic != ondisk.SUPER_MAGIC:
@@ -147,16 +147,17 @@ def read_superblock(backing: Backing, *, verify_checksum: bool = True) -> SuperI
 
 
 def _rafs_blocks(backing: Backing, raw: Superblock) -> int:
-    """Blocks of a RAFS bootstrap: all of the file, up to where the first device may follow.
+    """Return the blocks of a RAFS bootstrap: the whole file, up to where the first device may follow.
 
-    Nydus's own builder counts blocks of data in that field (``builder/src/core/v6.rs``), and none at all without any.
+    Nydus's own builder stores the number of data blocks in that field (``builder/src/core/v6.rs``), and 0 if there is
+    no data.
     """
     starts = [slot.uniaddr for slot in read_slots(backing, raw, 0) if slot.uniaddr]
     return min([backing.size >> raw.blkszbits, ondisk.NULL_ADDR, *starts])
 
 
 def _read_metabox(backing: Backing, raw: Superblock) -> int:
-    """The metabox inode of the first extension slot, 0 where the image has no metabox."""
+    """Return the metabox inode from the first extension slot, 0 if the image has no metabox."""
     if not raw.feature_incompat & ondisk.INCOMPAT_METABOX:
         return 0
     at = ondisk.SUPER_OFFSET + ondisk.SUPER_SIZE
@@ -176,7 +177,7 @@ def _refuse_unknown(raw: Superblock) -> None:
 
 
 def _read_records(backing: Backing, raw: Superblock) -> tuple[int, dict[int, bytes]]:
-    """(blocks of the largest LZ4 pcluster, algorithm → record bytes without the length)."""
+    """Return (blocks of the largest LZ4 pcluster, algorithm → record bytes without the length)."""
     if raw.u1 >> len(ondisk.ALGORITHM_NAMES):
         raise broken(f"unknown compression algorithms {raw.u1:#x}", ondisk.SUPER_OFFSET + 84)
     position = ondisk.SUPER_OFFSET + ondisk.SUPER_SIZE + raw.sb_extslots * ondisk.EXTSLOT_SIZE
@@ -208,7 +209,7 @@ def _read_records(backing: Backing, raw: Superblock) -> tuple[int, dict[int, byt
 
 def _check_record(algorithm: int, fields: list[int], blkszbits: int, position: int) -> None:
     if algorithm == ondisk.ALGORITHM_LZ4:
-        # fs/erofs/decompressor.c and zutil.c: 1 MiB, and a buffer of so many pages, whatever the block size
+        # fs/erofs/decompressor.c and zutil.c: 1 MiB, and a buffer of that many pages, whatever the block size
         most = min(ondisk.PCLUSTER_MAX >> blkszbits, ondisk.LZ4_PCLUSTER_BLOCKS_MAX)
         if fields[1] > most:
             raise broken(f"LZ4 pclusters of {fields[1]} blocks are over the {most} that kernels read", position)
@@ -221,9 +222,9 @@ def _check_record(algorithm: int, fields: list[int], blkszbits: int, position: i
 
 
 def feature_names(info: SuperInfo) -> tuple[list[str], list[str]]:
-    """(compatible, incompatible) feature names as dump.erofs prints them.
+    """Return (compatible, incompatible) feature names as dump.erofs prints them.
 
-    Bits that stand for two features are named by what the image shows of each; 0x20 gives both names.
+    Bits with two features get both names.
     """
     raw = info.raw
     compat = [name for bit, name in COMPAT_NAMES.items() if raw.feature_compat & bit]

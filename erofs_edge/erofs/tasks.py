@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes that compress are told, and what they tell: pieces of files and their results, as bytes."""
+"""Messages to and from the processes that compress: pieces of files and their results, as bytes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from erofs_edge.erofs.segments import JoinedSegment, Segment
 from erofs_edge.tree import FileContent, Inode
 
 RAW = 1 << 31
-END = 1 << 40  # instead of blocks: what has none is not joined
+END = 1 << 40  # in place of the number of blocks: extents without blocks are not joined
 IS_SEGMENT, IS_DENSE, HAS_DIGEST, IS_JOINED = 1, 2, 4, 8
-_new: Any = tuple.__new__  # a named tuple's own way takes twice the time
+_new: Any = tuple.__new__  # a named tuple's own constructor takes twice the time
 
 Told = tuple[bytes, int, int, int, bool, int, int, int]
-"""of a piece: the path, size and start of its content; the size of its file, whether the inode is extended, and bytes
-of its attributes; offset and length of the piece"""
+"""a piece: path, size and start of its content; size of its file, whether the inode is extended, and the bytes of its
+attributes; offset and length of the piece"""
 
 
 def task_of(pieces: Iterable[Piece]) -> bytes:
-    """What a process has to know of pieces, whose contents are files of the host."""
+    """Encode what a process has to know about pieces, whose contents are host files."""
     return marshal.dumps([_told(piece) for piece in pieces])
 
 
@@ -40,7 +40,7 @@ def _told(piece: Piece) -> Told:
 
 
 def pieces_of_task(task: bytes) -> Iterator[Piece]:
-    """The pieces that `task_of` told of: one object, which is each of them in its turn."""
+    """Yield the pieces encoded by `task_of`. The same object is reused for each of them."""
     inode = Inode(stat.S_IFREG)
     node = Node(inode, b"", 0, None)
     piece = Piece(node, 0, 0)
@@ -52,15 +52,15 @@ def pieces_of_task(task: bytes) -> Iterator[Piece]:
 
 
 def _chunks(stored: Stored) -> Sequence[bytes | memoryview]:
-    """The bytes of a result."""
+    """Return the bytes of a result."""
     if stored.data is not None:
         return [stored.data]
     return stored.segment.chunks if stored.segment is not None else []
 
 
 def record_of(stored: Sequence[Stored], block_size: int) -> tuple[list[bytes | memoryview], bytes]:
-    """The bytes of results, in order, and the record of what they are. Segments of whole blocks are joined, unless
-    `block_size` is 0."""
+    """Return the bytes of results, in order, and a record that describes them. Segments of whole blocks are joined,
+    unless `block_size` is 0."""
     words: list[int] = []
     buffers: list[bytes | memoryview] = []
     for one in stored:
@@ -86,8 +86,8 @@ def record_of(stored: Sequence[Stored], block_size: int) -> tuple[list[bytes | m
 
 
 def results_of(pieces: Iterable[Piece], view: memoryview, size: int, length: int) -> list[Stored]:
-    """What became of pieces: `view` has `size` bytes of them, then `length` of their record. What a twin has nobody is
-    told, and a piece that has its data keeps it: both have no part in the record."""
+    """Decode the results for pieces: `view` contains `size` bytes of data, then `length` bytes of the record. Twins and
+    pieces that already have their data are not in the record."""
     words = view[size : size + length].cast("I").tolist()
     word = at = 0
     results = []
@@ -100,7 +100,7 @@ def results_of(pieces: Iterable[Piece], view: memoryview, size: int, length: int
         digest = b""
         if kind:
             end = word + 1 + 2 * words[word]
-            if end == word + 3:  # as most files have it
+            if end == word + 3:  # the usual case
                 field = words[word + 2]
                 extents = [_new(Extent, (words[word + 1], field & ~RAW, field >= RAW, -1, False))]
             else:

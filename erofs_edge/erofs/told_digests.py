@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests that an image tells, against what is there: of its devices (tags, device_table.py) and of its files.
+"""Verify the digests stated in an image: of its devices (tags, device_table.py) and of its files.
 
-Kernels let files of one fingerprint share their pages, so that a wrong one shows the content of another file
+Kernels let files with equal fingerprints share pages, so a wrong one shows the content of another file
 (fingerprints.py; fsck.erofs --xattr-inode-digest).
 """
 
@@ -20,12 +20,13 @@ from erofs_edge.erofs.inode import DiskInode
 from erofs_edge.erofs.read import PIECE, Image
 from erofs_edge.errors import ErofsFormatError
 
-HASHED_MAX = 1 << 36  # bytes of a device that are hashed: 64 GiB take minutes
+HASHED_MAX = 1 << 36  # maximum bytes of a device to hash: 64 GiB take minutes
 _ZEROS = bytes(PIECE)
 
 
 class Wrong(NamedTuple):
-    """A digest that is not the content's, or (`unread`) was not looked at; of a file, its inode's byte and path too."""
+    """A digest that does not match the content, or (`unread`) was not verified; for a file, also its inode's byte and
+    path."""
 
     message: str
     offset: int | None = None
@@ -34,7 +35,7 @@ class Wrong(NamedTuple):
 
 
 def wrong_devices(image: Image) -> Iterator[Wrong]:
-    """Devices whose tag is a sha256, but not that of their blocks."""
+    """Yield devices whose tag is a sha256, but not that of their blocks."""
     info = image.superblock
     for number, slot in enumerate(info.devices, 1):
         size = slot.blocks << info.raw.blkszbits
@@ -54,8 +55,9 @@ def wrong_devices(image: Image) -> Iterator[Wrong]:
 def wrong_fingerprints(
     image: Image, files: Iterable[tuple[DiskInode, bytes]], pool: Executor, limit: int
 ) -> Iterator[Wrong]:
-    """Those among (inode, path) whose fingerprint does not fit. Files are hashed on `pool` until their sizes add up to
-    `limit` bytes, what is beyond is told as unread. What cannot be read is passed over: that is for others to tell."""
+    """Yield those of (inode, path) whose fingerprint does not match. Files are hashed in `pool` until their sizes
+    add up to `limit` bytes; the rest is reported as unread. Unreadable files are skipped, since other checks report
+    them."""
     waiting = []
     for inode, path in files:
         try:
@@ -88,7 +90,7 @@ def _sha256(image: Image, inode: DiskInode) -> bytes | None:
 
 
 def hash_file(image: Image, inode: DiskInode, *states: hashlib._Hash) -> None:
-    """Give the content of a file to each of these, its holes as zeros. Raises ErofsFormatError."""
+    """Feed the content of a file to each hash state, with holes as zeros. Raises ErofsFormatError."""
 
     def give(data: bytes) -> None:
         for state in states:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are equal: found by size, a sample of the middle, then all of their bytes."""
+"""Find equal files: by size, by a sample from the middle, then by all of their bytes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from erofs_edge.erofs.plan import Node
 from erofs_edge.threads import Threads
 
 HASH_BATCH = 64  # files
-SAMPLE, SAMPLED = 4096, 16 << 10  # bytes from the middle of files that have more than these
+SAMPLE, SAMPLED = 4096, 16 << 10  # bytes from the middle of files larger than SAMPLED
 
 
 def find_twins(files: Iterable[Node], codings: Codings, pool: Threads, *, larger_than: int) -> dict[Node, Node]:
-    """Files with content and compression of an earlier one → the first of them. Only files of equal size are read, and
-    large ones as a whole only where the same stands in their middle."""
+    """Return files with content and compression of an earlier one → the first such file. Only files of equal size are
+    read, and large ones in full only if their middles are equal."""
     candidates = [n for n in files if n.size > larger_than]
     sizes = Counter(n.size for n in candidates)
     candidates = [n for n in candidates if sizes[n.size] > 1]
@@ -38,7 +38,7 @@ def find_twins(files: Iterable[Node], codings: Codings, pool: Threads, *, larger
 
 
 def _of_each(nodes: Sequence[Node], call: Callable[[Node], bytes], pool: Threads) -> Iterator[bytes]:
-    """What `call` gives for each, in threads."""
+    """Yield call(node) for each node, computed in threads."""
     batches = [nodes[at : at + HASH_BATCH] for at in range(0, len(nodes), HASH_BATCH)]
     return (one for batch in pool.map(lambda batch: [call(node) for node in batch], batches) for one in batch)
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The EROFS writer: a FileTree becomes an image file.
+"""The EROFS writer: turns a FileTree into an image file.
 
-Order on disk: superblock, root inode and shared attributes in the head; file data in order of the plan; then all
-other inodes and directory blocks. So contents stream through once, and only the head is written out of turn. Small
-images need nothing beyond the head's own block for their inodes. With a baseline the order is that one's, see
-stable.py. Nids count from byte 0.
+Order on disk: superblock, root inode and shared attributes in the head; file data in the order of the plan; then all
+other inodes and directory blocks. So contents stream through once, and only the head is written out of order. In small
+images, all inodes fit into the head's own block. With a baseline, its order is kept, see stable.py. Nids count from
+byte 0.
 """
 
 from __future__ import annotations
@@ -51,16 +51,15 @@ if TYPE_CHECKING:  # what only a build with a baseline, or of layers, needs is l
 
 __all__ = ["ErofsInfo", "WriteOptions", "write_image"]
 
-EARLY_MAX = 1 << 40  # bytes of contents: their blocks have numbers that every inode can tell
+EARLY_MAX = 1 << 40  # bytes of contents up to which every inode can express their block numbers
 
 
 def write_image(tree: FileTree, out: Path, options: WriteOptions, follower: Follower | None = None) -> ErofsInfo:
-    """Write the image of a tree to `out`, which is replaced only when everything went well. `follower` reads it as it
-    grows.
+    """Write the image of a tree to `out`, which is replaced only on success. `follower` reads the file as it grows.
 
-    Raises SourceError (something in the tree cannot be stored or read), CapacityError (no space, or more blocks than
-    the format can number), UsageError (`out` is not a regular file, the baseline was built with other options),
-    ErofsFormatError (the baseline is no image).
+    Raises SourceError (something in the tree cannot be stored or read), CapacityError (not enough space, or more blocks
+    than the format can number), UsageError (`out` is not a regular file, the baseline was built with other options),
+    ErofsFormatError (the baseline is not an image).
     """
     with ExitStack() as stack:
         baseline = None
@@ -76,8 +75,8 @@ def write_image(tree: FileTree, out: Path, options: WriteOptions, follower: Foll
 
 
 class _Written(NamedTuple):
-    """blocks: of the image; data_blocks: of them, those of files; hot_blocks: from the head on, with what the profile
-    names; stable: with a baseline, what became of the layout; changed: the blocks that differ from it."""
+    """blocks: of the image; data_blocks: those of files; hot_blocks: blocks from the head on with what the profile
+    names; stable: with a baseline, the resulting layout; changed: blocks that differ from it."""
 
     files: FileStore
     chunks: ChunkStore | None
@@ -210,7 +209,7 @@ def _write_new(
 def _write_ranged(
     plan: Plan, codings: Codings, head: Head, sink: Sink, waiting: Sink, options: WriteOptions, hot: Hot
 ) -> _Written:
-    """The same where a profile names parts of files: data waits until it is known which extents have them."""
+    """Like `_write_new`, if a profile names parts of files: data waits until it is known which extents contain them."""
     block_size = options.block_size
     spool = Spool(sink, waiting, NoBaseline(), Space(), block_size, hot)
     chunks = _chunks(options, spool, None, None)
@@ -218,12 +217,12 @@ def _write_ranged(
     spool.finish(options.chunk_size)
     order = Order(spool, head.blocks, block_size)
     order.leave(1)
-    files.settle(order.where)  # now it is known how long each index is
+    files.settle(order.where)  # now the length of each index is known
     front = HotBlocks([head.hole], order.behind_hot)
     front.blocks = _place_nodes(plan.nodes[0], plan.hot, head, front, front.block, options) - front.block
     order.leave(front.blocks)
     files.settle(order.where)
-    plan.incompat |= files.features  # shared pclusters are known only now
+    plan.incompat |= files.features  # shared pclusters become known only now
     sink.append([bytes(head.blocks * block_size)])
     order.write(sink)
     data_end = sink.position // block_size
@@ -244,7 +243,7 @@ def _write_stable(
     hot: Hot,
     baseline: Baseline,
 ) -> _Written:
-    """The same where a baseline has a say in where things are."""
+    """Like `_write_new`, with a baseline, which influences the layout."""
     from erofs_edge.erofs.stable import arrange, check_options, claim, keep_numbers
 
     block_size = options.block_size
@@ -264,7 +263,8 @@ def _write_stable(
 
 
 def _features(sink: Sink, options: WriteOptions) -> list[str]:
-    """What the image turned out to need. Raises UsageError if the kernel asked for cannot mount it."""
+    """Return the features that the image turned out to need. Raises UsageError if the requested kernel cannot mount
+    it."""
     raw = Superblock(*SUPERBLOCK.unpack(sink.read(SUPER_OFFSET, SUPER_SIZE)))
     features = superblock_features(raw, options.features)
     check_kernel(features, options.kernel)
@@ -286,7 +286,7 @@ def _chunks(options: WriteOptions, sink: Sink | Spool, blob: Sink | None, layers
 
 
 def _place_hot(plan: Plan, head: Head, hot: HotBlocks, sink: Sink, options: WriteOptions) -> None:
-    """The inodes and directories that the profile names get their places; their blocks are left open in the image."""
+    """Place the inodes and directories that the profile names, and reserve their blocks in the image."""
     block_size = options.block_size
     hot.block = sink.position // block_size
     hot.blocks = _place_nodes(plan.nodes[0], plan.hot, head, hot, hot.block, options) - hot.block
@@ -294,8 +294,8 @@ def _place_hot(plan: Plan, head: Head, hot: HotBlocks, sink: Sink, options: Writ
 
 
 def _begin_packing(plan: Plan, head: Head, options: WriteOptions) -> Packing | None:
-    """What packs inodes while contents are being stored. None where it is not known before all is stored what follows
-    an inode, or where that is another order than theirs."""
+    """Return a Packing that packs inodes while contents are being stored. None if what follows an inode becomes known
+    only after everything is stored, or if the inodes are not stored in that order."""
     if options.fragments != "none" or plan.hot or sum([node.size for node in plan.nodes]) > EARLY_MAX:
         return None
     nodes = plan.nodes[1:]
@@ -311,7 +311,7 @@ def _begin_packing(plan: Plan, head: Head, options: WriteOptions) -> Packing | N
 def _place(
     plan: Plan, head: Head, hot: HotBlocks, data_end: int, options: WriteOptions, packing: Packing | None = None
 ) -> int:
-    """Everything else gets its place; the number of blocks of the image."""
+    """Place everything else. Return the number of blocks of the image."""
     others = [node for node in plan.nodes if node.nid < 0]
     blocks = _place_nodes(plan.nodes[0], others, head, hot, data_end, options, packing)
     _check_blocks(blocks, options.block_size, BLOCKS_MAX)
@@ -329,8 +329,8 @@ def _place_nodes(
     options: WriteOptions,
     packing: Packing | None = None,
 ) -> int:
-    """Nodes get places in the holes and in blocks from `block` on; the block behind them. `packing` may have begun with
-    that."""
+    """Place nodes in the holes and in blocks from `block` on. Return the block after them. `packing` may have begun
+    already."""
     block_size = options.block_size
     if head.root_blocks and root.i_u == NO_BLOCK:
         root.i_u = block
@@ -342,8 +342,8 @@ def _place_nodes(
         return block - count
 
     nodes = sorted([node for node in nodes if node is not root], key=attrgetter("number"))
-    if block > NULL_ADDR // 2:  # all this is in memory: it has less than as many blocks
-        # behind all data and, at worst, a block for each inode
+    if block > NULL_ADDR // 2:  # metadata is held in memory, so it has fewer blocks than that
+        # after all data and, at worst, one block per inode
         last = block + sum(-(-footprint(node) // block_size) + len(node.names) for node in nodes)
         for node in nodes:
             if last >= NULL_ADDR and node.inode.is_dir:

@@ -28,9 +28,9 @@ Read = Callable[[int, int, str], bytes]
 class XattrArea(NamedTuple):
     """The attributes of one inode.
 
-    items       name → value; where a name comes twice the first one wins, as in the kernel
+    items       name → value; if a name occurs twice, the first one wins, as in the kernel
     shared      byte addresses and sizes of the shared entries that the inode uses
-    duplicates  names that come more than once
+    duplicates  names that occur more than once
     filter      the name filter as stored
     """
 
@@ -41,7 +41,8 @@ class XattrArea(NamedTuple):
 
 
 def read_xattrs(backing: Backing, info: SuperInfo, inode: DiskInode, prefixes: Callable[[], list[bytes]]) -> XattrArea:
-    """All attributes of an inode; `prefixes` gives the long prefixes when one is needed. Raises ErofsFormatError."""
+    """Return all attributes of an inode. `prefixes` returns the long prefixes if any are needed. Raises
+    ErofsFormatError."""
     items: dict[bytes, bytes] = {}
     shared: list[tuple[int, int]] = []
     duplicates: list[bytes] = []
@@ -80,7 +81,7 @@ def read_xattrs(backing: Backing, info: SuperInfo, inode: DiskInode, prefixes: C
 def _entry(
     read: Read, position: int, end: int, prefixes: Callable[[], list[bytes]], where: int
 ) -> tuple[bytes, bytes, int]:
-    """(name, value, bytes with padding) of the entry at `position`, which must end before `end`."""
+    """Return (name, value, bytes with padding) of the entry at `position`, which must end before `end`."""
     if position + _ENTRY > end:
         raise broken("xattr entry does not fit in its area", where)
     name_length, index, value_size = ondisk.XATTR_ENTRY.unpack(read(position, _ENTRY, "xattr entry"))
@@ -105,7 +106,7 @@ def _entry(
 
 
 def read_prefixes(info: SuperInfo, read: Read) -> list[bytes]:
-    """The long prefixes of the table at `xattr_prefix_start`; `read` reads the image or the packed inode.
+    """Return the long prefixes in the table at `xattr_prefix_start`; `read` reads the image or the packed inode.
 
     Raises ErofsFormatError.
     """
@@ -128,7 +129,7 @@ def read_prefixes(info: SuperInfo, read: Read) -> list[bytes]:
 
 
 def prefix_table_size(table: list[bytes]) -> int:
-    """Bytes that a table of long prefixes takes."""
+    """Return the size in bytes of a table of long prefixes."""
     short = ondisk.XATTR_PREFIXES.values()
     sizes = (
         3 + len(prefix) - max((len(base) for base in short if prefix.startswith(base)), default=0) for prefix in table
@@ -137,6 +138,7 @@ def prefix_table_size(table: list[bytes]) -> int:
 
 
 def filter_bit_of(name: bytes) -> int:
-    """The bit of the name filter that is clear in inodes with this attribute; whole names, long prefixes resolved."""
+    """Return the bit of the name filter that is clear in inodes with this attribute. Takes full names, with long
+    prefixes resolved."""
     index, prefix = next((item for item in ondisk.XATTR_PREFIXES.items() if name.startswith(item[1])), (0, b""))
     return xxh32(name[len(prefix) :], ondisk.XATTR_FILTER_SEED + index) & 31

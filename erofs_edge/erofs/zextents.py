@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Map compressed files whose index is a table of encoded extents (6.15, with 48BIT).
 
-Source: ``fs/erofs/zmap.c`` (z_erofs_map_blocks_ext) and ``struct z_erofs_extent``. Addresses are bytes and need no
-alignment; the table is read in windows, so that memory does not grow with the file.
+Source: ``fs/erofs/zmap.c`` (z_erofs_map_blocks_ext) and ``struct z_erofs_extent``. Addresses are in bytes and need no
+alignment. The table is read in windows, so memory use does not grow with the file.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class _Record(NamedTuple):
 
 
 def encoded_extents(backing: Backing, info: SuperInfo, zmap: ZMap, offset: int) -> Iterator[Extent]:
-    """Extents from the one that holds byte `offset` on, in order, covering the rest of the file.
+    """Yield extents from the one with byte `offset` on, in order, covering the rest of the file.
 
-    Raises ErofsFormatError where the table contradicts itself or an extent leaves the image.
+    Raises ErofsFormatError if the table contradicts itself or an extent leaves the image.
     """
     size = zmap.inode.size
     previous: _Record | None = None
@@ -54,7 +54,7 @@ def encoded_extents(backing: Backing, info: SuperInfo, zmap: ZMap, offset: int) 
 
 
 def _from(backing: Backing, zmap: ZMap, offset: int) -> Iterator[_Record]:
-    """The records from the one of byte `offset` on; records of 4 bytes are summed up from the first one on."""
+    """Yield records from the one with byte `offset` on. Records of 4 bytes are summed up from the first one on."""
     bits = zmap.lcluster_bits
     if zmap.record == 4:
         (address,) = backing.unpack(_START, zmap.position, "extent table")
@@ -80,7 +80,7 @@ def _records(backing: Backing, zmap: ZMap, first: int, position: int = 0) -> Ite
 
 
 def _search(backing: Backing, zmap: ZMap, offset: int) -> int:
-    """Number of the last record that starts at or before `offset`, 0 where none does."""
+    """Return the number of the last record that starts at or before `offset`, 0 if there is none."""
     low, high = 0, zmap.lclusters
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Map compressed files: from entries of lclusters to extents.
+"""Map compressed files: from lcluster entries to extents.
 
 Source: ``fs/erofs/zmap.c`` (z_erofs_map_blocks_fo).
 """
@@ -21,9 +21,9 @@ from erofs_edge.erofs.zextents import encoded_extents
 def compressed_extents(
     backing: Backing, info: SuperInfo, zmap: ZMap, offset: int, *, strict: bool = False
 ) -> Iterator[Extent]:
-    """Extents from the one that holds byte `offset` on, in order, covering the rest of the file.
+    """Yield extents from the one with byte `offset` on, in order, covering the rest of the file.
 
-    `strict` judges the forward distances too, which only read-ahead uses. Raises ErofsFormatError where the index
+    `strict` also checks the forward distances, which only read-ahead uses. Raises ErofsFormatError if the index
     contradicts itself or an extent leaves the image.
     """
     inode = zmap.inode
@@ -42,7 +42,7 @@ def compressed_extents(
 
 
 class _Run(NamedTuple):
-    """A head and what its NONHEADs say: bytes [start, end) of the file in `blocks` blocks."""
+    """A head with its NONHEADs: bytes [start, end) of the file in `blocks` blocks."""
 
     lcn: int
     head: Entry
@@ -52,7 +52,7 @@ class _Run(NamedTuple):
 
 
 def _runs(zmap: ZMap, found: Iterator[Entry], lcn: int) -> Iterator[_Run]:
-    """The extents that entries from lcluster `lcn` on tell, a head first."""
+    """Yield the runs described by the entries from lcluster `lcn` on, which starts with a head."""
     bits = zmap.lcluster_bits
     head: Entry | None = None
     head_lcn, blocks, start = lcn, 1, 0
@@ -80,7 +80,7 @@ def _runs(zmap: ZMap, found: Iterator[Entry], lcn: int) -> Iterator[_Run]:
 
 
 def _announced(zmap: ZMap, found: Iterator[Entry]) -> Iterator[Entry]:
-    """The entries of a file as they are, their forward distances judged.
+    """Yield the entries of a file unchanged, checking their forward distances.
 
     A distance of 0 stands for 1: mkfs before 1.0 wrote it.
     """
@@ -90,7 +90,7 @@ def _announced(zmap: ZMap, found: Iterator[Entry]) -> Iterator[Entry]:
             if told not in (-1, lcn):
                 raise wrong(zmap, lcn, f"starts an extent where none was announced before cluster {told}")
             told = -1
-        elif entry.ahead >= 0 and entry.ahead != ondisk.DELTA_MAX:  # that one is saturated
+        elif entry.ahead >= 0 and entry.ahead != ondisk.DELTA_MAX:  # DELTA_MAX means saturated
             here = lcn + (entry.ahead or 1)
             if told not in (-1, here):
                 raise wrong(zmap, lcn, f"announces an extent at cluster {here}, another one at {told}")
@@ -101,7 +101,8 @@ def _announced(zmap: ZMap, found: Iterator[Entry]) -> Iterator[Entry]:
 
 
 def _blocks_of(zmap: ZMap, head: Entry, entry: Entry, lcn: int) -> int:
-    """Blocks of a pcluster whose first NONHEAD is `entry`; 0 for a hole, and for a tail that is a fragment."""
+    """Return the blocks of a pcluster whose first NONHEAD is `entry`; 0 for a hole, and for a tail that is a
+    fragment."""
     big = ondisk.ADVISE_BIG_PCLUSTER_1 if head.kind == ondisk.LCLUSTER_HEAD1 else ondisk.ADVISE_BIG_PCLUSTER_2
     if not zmap.advise & big:
         if entry.block >= 0:
@@ -113,7 +114,7 @@ def _blocks_of(zmap: ZMap, head: Entry, entry: Entry, lcn: int) -> int:
 
 
 def _head_of(backing: Backing, zmap: ZMap, offset: int) -> int:
-    """The lcluster in which the extent of byte `offset` starts."""
+    """Return the lcluster in which the extent with byte `offset` starts."""
     bits = zmap.lcluster_bits
     lcn = offset >> bits
     entry = next(entries(backing, zmap, lcn))
@@ -132,14 +133,14 @@ def _head_of(backing: Backing, zmap: ZMap, offset: int) -> int:
 
 
 def _extent(backing: Backing, info: SuperInfo, zmap: ZMap, run: _Run) -> Extent:
-    """The extent of a run, its place checked."""
+    """Return the extent of a run, after checking its place."""
     lcn, head, blocks, start, end = run
     inode = zmap.inode
     end = min(end, inode.size)
     length = end - start
     is_tail = end == inode.size
     if is_tail and zmap.fragment >= 0:
-        if head.block < 0 or head.kind == ondisk.LCLUSTER_PLAIN:  # plain: kernels look for its bytes in a pcluster
+        if head.block < 0 or head.kind == ondisk.LCLUSTER_PLAIN:  # kernels look for plain bytes in a pcluster
             raise wrong(zmap, lcn, f"is both {'a hole' if head.block < 0 else 'plain data'} and a fragment")
         high = 0 if zmap.is_compact else head.block << 32
         return Extent(start, length, Kind.FRAGMENT, zmap.fragment | high)
