@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import deque
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from erofs_edge.errors import ErofsEdgeError
+
+_MERGED = ("/bin/", "/sbin/", "/lib/")
+"""symlinks into /usr in every system of Debian's; a list of contents has the files behind them"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +34,27 @@ def which(contents: dict[str, Any], path: str) -> list[Answer]:
     Raises ErofsEdgeError where nothing matches.
     """
     wanted = path if path.startswith(("/", "*")) else "/" + path
+    found = _matching(contents, wanted)
+    if not found and wanted.startswith(_MERGED):
+        found = _matching(contents, "/usr" + wanted)
+    if not found:
+        everything = [one for paths in contents["paths"].values() for one in paths]
+        last = wanted.rstrip("/").rpartition("/")[2]
+        near = min((one for one in everything if one.endswith(wanted)), default=None)
+        near = near or min((one for one in everything if last and last in one.rpartition("/")[2]), default=None)
+        raise ErofsEdgeError(f"{wanted} is not in the system", hint=f"did you mean {near}?" if near else None)
+    return sorted(found, key=lambda answer: answer.path)
+
+
+def _matching(contents: dict[str, Any], wanted: str) -> list[Answer]:
     pattern = any(mark in wanted for mark in "*?[")
-    found = [
+    exact = posixpath.normpath(wanted)
+    return [
         _answer(contents, one, origin)
         for origin, paths in contents["paths"].items()
         for one in paths
-        if (fnmatchcase(one, wanted) if pattern else one == wanted)
+        if (fnmatchcase(one, wanted) if pattern else one == exact)
     ]
-    if not found:
-        near = next((one for paths in contents["paths"].values() for one in paths if one.endswith(wanted)), None)
-        raise ErofsEdgeError(f"{wanted} is not in the system", hint=f"did you mean {near}?" if near else None)
-    return sorted(found, key=lambda answer: answer.path)
 
 
 def _answer(contents: dict[str, Any], path: str, origin: str) -> Answer:

@@ -165,6 +165,12 @@ def test_which_and_why(made: Path) -> None:
     with pytest.raises(ErofsEdgeError, match="is not in the system") as caught:
         which(contents, "/conf")
     assert caught.value.hint == "did you mean /etc/conf?"
+    with pytest.raises(ErofsEdgeError) as caught:
+        which(contents, "libtool")
+    assert caught.value.hint == "did you mean /usr/lib/libtool.so?"
+    # as the device shows it: through Debian's symlinks, with what a shell completes or a script joins
+    for name in ("/lib/libtool.so.3", "/usr/lib/libtool.so.3/", "/usr/lib/../lib/libtool.so.3"):
+        assert which(contents, name)[0].path == "/usr/lib/libtool.so.3"
     result = CliRunner().invoke(cli, ["files", "why", "/etc/conf"])
     assert (result.exit_code, "of which build?" in result.stderr, "hint: add -o" in result.stderr) == (2, True, True)
     assert CliRunner().invoke(cli, ["files", "which", "/etc/conf", "-o", str(made)]).exit_code == 0
