@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another image as what everything else is laid over: its files, accounts and list of packages stay unless replaced."""
+"""Another image as a base: its files, accounts and list of packages stay unless replaced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATUS = "usr/lib/sysimage/dpkg/status"
 
 
 def image_of(path: Path) -> Path:
-    """The image that `base` means. Raises SourceError where an output folder holds none."""
+    """The image that `base` refers to. Raises SourceError if an output folder contains none."""
     if not path.is_dir():
         return path
     if not (path / BUILT).is_file():
@@ -28,16 +28,16 @@ def image_of(path: Path) -> Path:
 
 
 def pin_base(path: Path, name: str, cache: Cache) -> LockedSource:
-    """What the image is now. Raises SourceError."""
+    """A pin of the image as it is now. Raises SourceError."""
     image = image_of(path)
     return LockedSource(kind="base", name=name, sha256=cache.digest(image), size=image.stat().st_size)
 
 
 def load_base(path: Path, cache: Cache, pin: LockedSource | None = None) -> FileTree:
-    """The tree of an image, which must be the one that the lock pins. Its contents are read when asked for.
+    """The tree of an image, which must be the one that the lock pins. Its contents are read on demand.
 
-    Raises VerificationError where it is another one, SourceError where it cannot be read, ErofsFormatError where it
-    is no sound image.
+    Raises VerificationError if it is another one, SourceError if it cannot be read, ErofsFormatError if it is not a
+    valid image.
     """
     from erofs_edge.erofs.read import Image
 
@@ -49,7 +49,7 @@ def load_base(path: Path, cache: Cache, pin: LockedSource | None = None) -> File
             where=name,
             hint="restore it, or accept the change: erofs-edge lock",
         )
-    # it stays open as long as the contents of its files are wanted
+    # it stays open as long as the contents of its files are needed
     tree = Image(image_of(path)).tree()
     for _, inode in tree.walk():
         inode.origin = f"base {name}"
@@ -57,9 +57,9 @@ def load_base(path: Path, cache: Cache, pin: LockedSource | None = None) -> File
 
 
 def lay_over(base: FileTree, upper: FileTree) -> FileTree:
-    """The base with a tree of configured packages over it: files of the packages win, accounts of the base stay.
+    """Lay a tree of configured packages over the base: files of the packages win, accounts of the base stay.
 
-    Raises SourceError where a file would replace a directory or the other way round.
+    Raises SourceError if a file would replace a directory or the other way round.
     """
     if has_accounts(base):
         for path in ACCOUNTS:
@@ -69,12 +69,12 @@ def lay_over(base: FileTree, upper: FileTree) -> FileTree:
 
 
 def has_accounts(tree: FileTree) -> bool:
-    """Whether an image brings accounts of its own."""
+    """Whether an image has accounts of its own."""
     return tree.get("etc/passwd") is not None
 
 
 def accounts_of(tree: FileTree) -> Ids:
-    """The numbers that an image has, for a lock to pin. Malformed lines are left out."""
+    """The numbers of an image's accounts, for a lock to pin. Malformed lines are skipped."""
     found: list[dict[str, int]] = []
     for path in ("etc/passwd", "etc/group"):
         inode = tree.get(path, follow=True)
@@ -84,13 +84,13 @@ def accounts_of(tree: FileTree) -> Ids:
 
 
 def installed(tree: FileTree) -> str:
-    """dpkg's list of the packages of an image, "" where it has none."""
+    """dpkg's list of the packages in an image, "" if it has none."""
     inode = tree.get(STATUS)
     return inode.read().decode(errors="surrogateescape") if inode is not None and inode.is_file else ""
 
 
 def keep_installed(tree: FileTree, before: str) -> None:
-    """Add to dpkg's list in the tree what was in the base's and has not been replaced."""
+    """Add to dpkg's list in the tree the packages of the base that have not been replaced."""
     now = installed(tree)
     stanzas = {stanza.split("\n", 1)[0]: stanza for text in (before, now) for stanza in text.split("\n\n") if stanza}
     text = "".join(stanzas[key].rstrip("\n") + "\n\n" for key in sorted(stanzas))

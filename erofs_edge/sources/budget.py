@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`size_budget:` of a manifest: how large the image, and what lies below a path, may be."""
+"""`size_budget:` of a manifest: the maximum sizes of the image and of what is below a path."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LISTED = 10
 
 
 def check_paths(loaded: Loaded[System], tree: FileTree) -> None:
-    """Hold the tree against the budgets of paths, uncompressed, hard links once. Raises CapacityError for the first
-    one that is exceeded, with the ten largest files below it."""
+    """Check the tree against the budgets of paths, uncompressed, counting hard links once. Raises CapacityError for the
+    first one that is exceeded, with the ten largest files below it."""
     for path, size in loaded.value.size_budget.items():
         if path == PARTITION:
             continue
@@ -27,7 +27,7 @@ def check_paths(loaded: Loaded[System], tree: FileTree) -> None:
 
 
 def check_image(loaded: Loaded[System], tree: FileTree, size: int) -> None:
-    """Hold the image, hash tree included, against the budget of the partition. `size` in bytes. Raises CapacityError
+    """Check the image, hash tree included, against the budget of the partition. `size` in bytes. Raises CapacityError
     with the ten largest files of the tree."""
     budget = loaded.value.size_budget.get(PARTITION)
     if budget is not None and size > size_bytes(budget):
@@ -36,7 +36,7 @@ def check_image(loaded: Loaded[System], tree: FileTree, size: int) -> None:
 
 
 def _files(tree: FileTree, path: str) -> list[tuple[str, Inode]]:
-    """(path, inode) of the files at a path and below it, each inode by its first name."""
+    """(path, inode) of the files at and below a path, each inode under its first name."""
     top = tree.get(path, follow=True)
     if top is None:
         return []

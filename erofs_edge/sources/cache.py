@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The content-addressed cache: downloads and what is unpacked from them.
 
-ROOT/blobs/ab/SHA256        files as they were fetched, named by their own hash
-ROOT/partial/SHA256         downloads that are under way or were broken off
+ROOT/blobs/ab/SHA256        downloaded files, named by their own hash
+ROOT/partial/SHA256         downloads in progress or interrupted
 ROOT/derived/KIND/ab/KEY    what was made from a blob (KEY is the blob's hash); can be made again at any time
 ROOT/tmp/                   files being written
 
-A file appears under its final name by rename only, so that processes may share the cache and be killed at any
-point. What is read is checked: a blob against its name, a derived file against the hash that its maker kept.
+Files get their final name only by a rename, so processes may share the cache and may be killed at any point. What is
+read is checked: a blob against its name, a derived file against the hash recorded by its maker.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from erofs_edge.homes import user_folder
 
 VARIABLE = "EROFS_EDGE_CACHE"
 _ELSEWHERE = f"set {VARIABLE} to a folder that you can read and write"
-CHUNK = 1 << 20  # bytes per read where whole files are hashed or copied
-STALE = 3600  # seconds after which a temporary file has no owner any more
+CHUNK = 1 << 20  # bytes per read when whole files are hashed or copied
+STALE = 3600  # seconds after which a temporary file counts as abandoned
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -40,28 +40,28 @@ _describing = threading.Lock()
 
 
 def cache_root() -> Path:
-    """EROFS_EDGE_CACHE, or a folder in the user's cache. Raises ErofsEdgeError where the user has no home."""
+    """EROFS_EDGE_CACHE, or a folder in the user's cache. Raises ErofsEdgeError if the user has no home."""
     if named := os.environ.get(VARIABLE):
         return Path(named).absolute()
     return user_folder("cache", VARIABLE) / "sources"
 
 
 class Cache:
-    """The cache under one root folder (default: `cache_root()`), made on first use."""
+    """The cache under one root folder (default: `cache_root()`), created on first use."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else cache_root()
         self.kept: dict[tuple[str, object], Any] = {}
-        """(kind, key) → what a reader made of files with fixed hashes, for the life of this object; only read"""
+        """(kind, key) → what was parsed from files with fixed hashes, as long as this object lives; read-only"""
         self._proved: dict[Path, tuple[int, int, int]] = {}
         self._swept = False
 
     def blob_path(self, sha256: str) -> Path:
-        """Where the blob of that hash (64 hex digits) is or would be."""
+        """Where the blob with that hash (64 hex digits) is or would be."""
         return self.root / "blobs" / sha256[:2] / sha256
 
     def partial_path(self, sha256: str) -> Path:
-        """Where the unfinished download of that blob is or would be; its folder exists afterwards."""
+        """Where the unfinished download of that blob is or would be; its folder is created."""
         path = self.root / "partial" / sha256
         with self._writable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,13 +72,13 @@ class Cache:
         return self.root / "derived" / kind / key[:2] / key
 
     def blob(self, sha256: str) -> Path | None:
-        """The blob of that hash, or None. A blob that no longer has its hash is dropped."""
+        """The blob with that hash, or None. A blob that no longer matches its hash is removed."""
         return self.proved(self.blob_path(sha256), sha256)
 
     def proved(self, path: Path, sha256: str) -> Path | None:
-        """A file of the cache if it has that hash, else None; a file with another hash is dropped.
+        """A file of the cache if it has that hash, else None; a file with another hash is removed.
 
-        Each file is read once in the life of this object, unless it changes.
+        Each file is read once in the lifetime of this object, unless it changes.
         """
         try:
             info = path.stat()
@@ -97,7 +97,7 @@ class Cache:
         return path
 
     def digest(self, path: Path) -> str:
-        """The sha256 of any file, in hex; of a blob that this object has proved, at no cost."""
+        """The sha256 of any file, in hex; free for a blob that this object has checked."""
         if path in self._proved and path == self.blob_path(path.name):
             return path.name
         try:
@@ -106,13 +106,13 @@ class Cache:
             raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
 
     def drop(self, path: Path) -> None:
-        """Remove a file of the cache, if it is there."""
+        """Remove a file of the cache if it exists."""
         self._proved.pop(path, None)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
 
     def load_record(self, kind: str, key: str, shape: type[Record]) -> Record | None:
-        """What `store_record` kept, or None where it is missing, damaged or of another shape."""
+        """The value kept by `store_record`, or None if it is missing, damaged or of another type."""
         path = self.derived_path(kind, key)
         try:
             data = path.read_bytes()
@@ -134,9 +134,9 @@ class Cache:
 
     @contextlib.contextmanager
     def writing(self, final: Path) -> Iterator[BinaryIO]:
-        """A temporary file that becomes `final` when the block ends well, and goes when it does not.
+        """A temporary file that becomes `final` if the block ends without error, and is removed otherwise.
 
-        Raises CapacityError where there is no space, SourceError where the folder cannot be written.
+        Raises CapacityError if there is no space, SourceError if the folder cannot be written.
         """
         folder = self.root / "tmp"
         with self._writable(final):
@@ -145,7 +145,7 @@ class Cache:
             descriptor, name = tempfile.mkstemp(dir=folder)
             os.close(descriptor)
             try:
-                with Path(name).open("wb") as file:  # by name, so that the file knows its own
+                with Path(name).open("wb") as file:  # opened by name, so that the file object knows its name
                     yield file
                 final.parent.mkdir(parents=True, exist_ok=True)
                 Path(name).replace(final)
@@ -179,7 +179,7 @@ def file_digest(path: Path) -> str:
 
 
 def write_error(error: OSError, path: Path) -> ErofsEdgeError:
-    """What to tell the user about a failed write below the cache."""
+    """The error for a failed write below the cache."""
     hint = f"free some space, or set {VARIABLE} to a folder that has more"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CapacityError("no space left for the cache", where=str(path), hint=hint)
@@ -187,10 +187,10 @@ def write_error(error: OSError, path: Path) -> ErofsEdgeError:
 
 
 def _decoder(shape: type[Record]) -> msgspec.msgpack.Decoder[Record]:
-    """The decoder of a shape, made by one thread while others wait.
+    """The decoder of a type, made by one thread while others wait.
 
-    msgspec 0.22 hangs its description of a shape on the class before it is complete, and runs Python code meanwhile: a
-    thread that decodes the same shape then follows a null pointer (signal 11).
+    msgspec 0.22 attaches its description of a type to the class before it is complete, and runs Python code meanwhile:
+    another thread that decodes the same type then follows a null pointer (signal 11).
     """
     with _describing:
         decoder = _decoders.get(shape)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`layers:` of a manifest: finished images inside the system that merges them when it starts.
+"""`layers:` of a manifest: finished images inside the system, which merges them when it starts.
 
-They lie below /usr/lib/erofs-edge/layers, under the system's own hash tree. systemd looks for extensions elsewhere
-(systemd-sysext(8): /run/extensions, then /var/lib/extensions), so a program that runs before the merge links them into
-/run, unless the device has an image of that name in /var: an application is updated by a newer file there, and taking
-it away brings back the one that came with the system. Both must be signed with a certificate of /usr/lib/verity.d.
+They are stored below /usr/lib/erofs-edge/layers, covered by the system's own hash tree. systemd looks for extensions
+elsewhere (systemd-sysext(8): /run/extensions, then /var/lib/extensions), so a program that runs before the merge links
+them into /run, unless the device has an image of that name in /var: a newer file there updates an application, and
+removing it brings back the one that came with the system. Both must be signed with a certificate in /usr/lib/verity.d.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MERGED = {"sysext": "extensions", "confext": "confexts"}
 """kind → the folder in /run and /var/lib where systemd looks"""
 CERTIFICATE = "usr/lib/verity.d/erofs-edge.crt"
 LIBRARY = "libcryptsetup.so.12"
-"""what systemd opens a hash tree with; it loads it only then"""
+"""the library with which systemd opens a hash tree, loaded only then"""
 POLICY = "root=signed+absent:usr=signed+absent"
 PROGRAM = f"{FOLDER}/offer"
 PROGRAM_TEXT = """\
@@ -58,12 +58,14 @@ ExecReload=/{program} {kind} {place}
 ExecReload=systemd-{kind} --image-policy={policy} refresh
 """
 MUTABLE = "Environment=SYSTEMD_CONFEXT_MUTABLE_MODE=yes\n"
-"""what is written to /etc after the merge goes to /var/lib/extensions.mutable/etc: a merged /etc is read-only else"""
+"""what is written to /etc after the merge goes to /var/lib/extensions.mutable/etc: otherwise a merged /etc is
+read-only
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A finished image: name and kind as in its manifest, the tree that it holds."""
+    """A finished image: name and kind as in its manifest, and its tree."""
 
     name: str
     kind: str
@@ -73,8 +75,8 @@ class Layer:
 
 
 def refuse_clashes(loaded: Loaded[System], layers: Sequence[Layer]) -> None:
-    """Raises ManifestError where two layers that are merged have different files at one path: which of them a device
-    would show is a matter of their names."""
+    """Raises ManifestError if two merged layers have different files at one path: which one a device would show depends
+    on their names."""
     seen: dict[bytes, tuple[Layer, Inode]] = {}
     for index, layer in enumerate(layers):
         for path, inode in layer.tree.walk() if layer.kind in MERGED else ():
@@ -91,9 +93,9 @@ def refuse_clashes(loaded: Loaded[System], layers: Sequence[Layer]) -> None:
 
 
 def lay_certificate(loaded: Loaded[System], certificate: bytes, tree: FileTree) -> None:
-    """The certificate (PEM) of the build's signer at the manifest's `signer_certificate`.
+    """Put the certificate (PEM) of the build's signer at the manifest's `signer_certificate`.
 
-    Raises ManifestError where something else than a file stands there.
+    Raises ManifestError if there is anything other than a file.
     """
     for index, path in enumerate(loaded.value.signer_certificate):
         here = tree.get(path)
@@ -103,10 +105,10 @@ def lay_certificate(loaded: Loaded[System], certificate: bytes, tree: FileTree) 
 
 
 def lay_layers(loaded: Loaded[System], layers: Sequence[Layer], certificate: bytes, tree: FileTree) -> list[str]:
-    """Put the images into a system's tree, with what makes it merge them; notes for the user.
+    """Put the images into a system's tree, with what makes it merge them; return notes for the user.
 
-    `certificate` (PEM) is the one that the images are signed with. Raises ManifestError where the system lacks what
-    takes such images.
+    `certificate` (PEM) belongs to the key that signed the images. Raises ManifestError if the system lacks what is
+    needed to use such images.
     """
     _need_programs(loaded, layers, tree)
     if not any(LIBRARY.encode() in node.children for node in _library_folders(tree)):
@@ -164,7 +166,7 @@ def _is_masked(tree: FileTree, unit: str) -> bool:
 
 
 def _hidden(layer: Layer, tree: FileTree) -> list[str]:
-    """A note where files of the system are no longer seen once the layer is merged."""
+    """A note if files of the system become invisible once the layer is merged."""
     paths = [
         path.decode(errors="replace")
         for path, inode in layer.tree.walk()
@@ -177,7 +179,7 @@ def _hidden(layer: Layer, tree: FileTree) -> list[str]:
 
 
 def _equal(one: Inode, two: Inode) -> bool:
-    """Equal in kind, mode, owner and content."""
+    """Whether kind, mode, owner and content are equal."""
     same = (one.mode, one.uid, one.gid, one.target, one.size) == (two.mode, two.uid, two.gid, two.target, two.size)
     return same and (not one.is_file or one.read() == two.read())
 

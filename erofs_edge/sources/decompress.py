@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gzip, xz, zstd and bzip2 streams as pieces of bounded size, in bounded memory.
+"""Decompress gzip, xz, zstd and bzip2 streams in pieces of bounded size, in bounded memory.
 
-Concatenated streams are one stream, as in their own tools. The formats are told apart by their magic bytes
-(RFC 1952 §2.3.1; xz-file-format §2.1.1.1; RFC 8878 §3.1.1; bzip2 "BZh").
+Concatenated streams count as one, as in the formats' own tools. The formats are recognized by their magic bytes (RFC
+1952 §2.3.1; xz-file-format §2.1.1.1; RFC 8878 §3.1.1; bzip2 "BZh").
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from erofs_edge.errors import SourceError
 
 PIECE = 1 << 20  # bytes of output at a time, and of input
 XZ_MEMORY = 512 << 20  # bytes; `xz -9` needs 65 MB
-ZSTD_WINDOW = 128 << 20  # bytes; what the zstd program itself takes without --long
-HEAD = 262  # bytes that tell
+ZSTD_WINDOW = 128 << 20  # bytes; the limit of the zstd program without --long
+HEAD = 262  # bytes needed to recognize the format
 MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2"}
 
-# A small input that becomes a very large output is an attack or a mistake: no file system for a board
-# looks like that. Real packages and root file systems stay below 1:50.
+# A small input with a very large output is an attack or a mistake: no file system for a board looks like that. Real
+# packages and root file systems stay below 1:50.
 BOMB_FREE = 1 << 30  # bytes of output that any input may have
 BOMB_RATIO = 256
 
@@ -31,7 +31,7 @@ BOMB_RATIO = 256
 def codec_of(head: bytes) -> str:
     """'gz', 'xz', 'zst', 'bz2' or 'none' from the first HEAD bytes of a stream.
 
-    A tar archive begins with a name, which may look like anything: its own magic, where it has one, decides.
+    A tar archive begins with a name, which may look like anything, so tar's own magic is checked first.
     """
     if head[257:262] == b"ustar":
         return "none"
@@ -39,7 +39,7 @@ def codec_of(head: bytes) -> str:
 
 
 def codec_of_file(path: Path, where: str) -> str:
-    """As `codec_of`. Raises SourceError where the file cannot be read."""
+    """As `codec_of`. Raises SourceError if the file cannot be read."""
     try:
         with path.open("rb") as file:
             return codec_of(file.read(HEAD))
@@ -50,8 +50,8 @@ def codec_of_file(path: Path, where: str) -> str:
 def decompressed(read: Callable[[int], bytes], codec: str, where: str) -> Iterator[bytes]:
     """The output of a whole stream in pieces (of at most PIECE bytes; 128 MiB for a hostile zstd stream).
 
-    `read(n)` gives up to n bytes of input, b"" at its end. Raises SourceError where the input is damaged, ends
-    early, needs too much memory, or swells beyond BOMB_FREE + BOMB_RATIO times its own size.
+    `read(n)` returns up to n bytes of input, b"" at its end. Raises SourceError if the input is damaged, ends early,
+    needs too much memory, or expands beyond BOMB_FREE + BOMB_RATIO times its own size.
     """
     taken = made = 0
 
@@ -84,7 +84,7 @@ class _Decompressor(Protocol):
 
 
 class _Gzip:
-    """zlib's object in the shape of the other two."""
+    """zlib's object with the interface of the other two."""
 
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(wbits=31)
@@ -106,7 +106,7 @@ class _Gzip:
 
 
 class _Zstd:
-    """zstandard's object in the shape of the other two: small inputs bound the output, at 128 KiB for 4 bytes."""
+    """zstandard's object with the interface of the other two; small inputs bound the output, at 128 KiB per 4 bytes."""
 
     STEP = 4096
 
@@ -163,7 +163,7 @@ def _streams(read: Callable[[int], bytes], codec: str) -> Iterator[bytes]:
             if piece:
                 yield piece
         data = one.unused_data or read(PIECE)
-        # streams are padded with zeros to a block of a tape, or to four bytes (xz-file-format §2.2)
+        # streams are padded with zeros to a tape block, or to four bytes (xz-file-format §2.2)
         while data and not (data := data.lstrip(b"\0")):
             data = read(PIECE)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Directories of the host as a FileTree.
 
-`scan` takes everything as it is (for `fs build`, like mkfs.erofs). `read_directory` is for manifests: names,
-contents and symlink targets are the host's, owners and modes are what the manifest says, so that a checkout
-under another user or umask builds the same image.
+`scan` takes everything as it is (for `fs build`, like mkfs.erofs). `read_directory` is for manifests: names, contents
+and symlink targets come from the host, owners and modes from the manifest, so a checkout under another user or umask
+builds the same image.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NO_XATTRS = (95, 61)  # ENOTSUP, ENODATA
-_listxattr: Any = getattr(os, "listxattr", None)  # Python has it on Linux
-_has_modes = hasattr(os, "chown")  # and owners; Windows has not
-_new: Any = tuple.__new__  # a named tuple's own way takes twice the time
+_listxattr: Any = getattr(os, "listxattr", None)  # Python has it on Linux only
+_has_modes = hasattr(os, "chown")  # modes and owners, which Windows lacks
+_new: Any = tuple.__new__  # twice as fast as calling the named tuple
 
 
 def scan(path: Path | str, found: Callable[[Content], None] | None = None) -> FileTree:
-    """A directory with the host's metadata: mode, owner, ns mtime, device numbers, extended attributes (ACLs and
-    capabilities are such), hard links. Mount points are crossed. `found` is called with the content of each name
-    of a file, as soon as it is met.
+    """A directory with the host's metadata: mode, owner, ns mtime, device numbers, extended attributes (including ACLs
+    and capabilities), hard links. Mount points are crossed. `found` is called with the content of each name of a file
+    as soon as it is seen.
 
-    Where the host has no modes (Windows), all is 0755 and root's, as with images of containers that are built there.
-    Raises SourceError where something cannot be read or changes meanwhile.
+    If the host has no modes (Windows), everything is 0755 and owned by root, as in container images built there. Raises
+    SourceError if something cannot be read or changes meanwhile.
     """
     root = os.fsencode(path)
     try:
@@ -47,11 +47,11 @@ def scan(path: Path | str, found: Callable[[Content], None] | None = None) -> Fi
             with os.scandir(here) as entries:
                 for entry in entries:
                     info = entry.stat(follow_symlinks=False)
-                    if not info.st_nlink:  # Windows counts links only when it is asked about the file itself
+                    if not info.st_nlink:  # Windows counts links only if asked about the file itself
                         info = os.lstat(entry.path)
                     if info.st_nlink == 1 or stat.S_ISDIR(info.st_mode):
                         inode = _inode(entry.path, info)
-                    else:  # the same one for all names of a file
+                    else:  # shared by all names of a file
                         key = (info.st_dev, info.st_ino)
                         inode = links.get(key) or links.setdefault(key, _inode(entry.path, info))
                     children[entry.name] = inode
@@ -78,8 +78,8 @@ def read_directory(
     executable: Callable[[bytes], bool] = lambda _: False,
     origin: str = "",
 ) -> FileTree:
-    """A directory without the host's metadata. `executable(b"/usr/bin/x")` (path below the directory) says which
-    files get 0755; the host's own bit does not count. Raises SourceError, also on devices, sockets and fifos.
+    """A directory without the host's metadata. `executable(b"/usr/bin/x")` (path below the directory) decides which
+    files get 0755; the host's own bit is ignored. Raises SourceError, also for devices, sockets and fifos.
     """
     root = os.fspath(path)
     tree = FileTree(Inode(stat.S_IFDIR | dir_mode, uid, gid, mtime_ns, origin=origin))
@@ -114,9 +114,10 @@ def read_directory(
 
 
 def fingerprint(path: Path) -> tuple[str, int]:
-    """SHA-256 (hex) over the names, kinds, contents and symlink targets below a directory, and bytes of all files.
+    """SHA-256 (hex) over the names, kinds, contents and symlink targets below a directory, and the total bytes of its
+    files.
 
-    Owners, modes and times of the host do not count, as in `read_directory`. Raises SourceError.
+    Owners, modes and times of the host are ignored, as in `read_directory`. Raises SourceError.
     """
     import hashlib
 
@@ -130,7 +131,7 @@ def fingerprint(path: Path) -> tuple[str, int]:
 
 
 def entries(top: Path) -> Iterator[tuple[bytes, str, bytes, int]]:
-    """(path below top, kind, sha256 or target, bytes) of everything below a directory, in byte order of folders."""
+    """(path below top, kind, sha256 or target, bytes) of everything below a directory, folders in byte order."""
     import hashlib
 
     root = os.fsencode(top)
@@ -158,7 +159,7 @@ def _raise(error: OSError) -> None:
 
 
 def _mode_for(mode: int) -> int:
-    """Type and permissions where the host knows the type only."""
+    """Type and permissions, if the host only knows the type."""
     return stat.S_IFMT(mode) | (0o777 if stat.S_ISLNK(mode) else 0o755)
 
 

@@ -22,12 +22,12 @@ KINDS: dict[str, tuple[str, ...]] = {
     "man": ("/usr/share/man/**",),
 }
 KEPT: dict[str, tuple[str, ...]] = {"doc": ("/usr/share/doc/*/copyright",)}
-"""of a kind that is dropped: the licences ask for their texts"""
+"""files of a dropped kind that stay: licences require their texts"""
 FIRMWARE = "usr/lib/firmware"
 
 
 def drop_globs(system: System) -> tuple[list[str], list[str]]:
-    """(globs left out, globs kept) of `drop` and `locales`."""
+    """(globs left out, globs kept) for `drop` and `locales`."""
     out = [glob for kind in system.drop for glob in KINDS[kind]]
     kept = [glob for kind in system.drop for glob in KEPT.get(kind, ())]
     for language in system.locales:
@@ -36,9 +36,9 @@ def drop_globs(system: System) -> tuple[list[str], list[str]]:
 
 
 def select_firmware(tree: FileTree, globs: list[str], position: Position = str) -> None:
-    """Leave in /usr/lib/firmware what the globs name, and what links among that lead to.
+    """Keep in /usr/lib/firmware only what the globs match, and the targets of links among that.
 
-    Raises ManifestError, with its position, for a glob that names nothing.
+    Raises ManifestError, with its position, for a glob that matches nothing.
     """
     top = tree.get(FIRMWARE)
     if top is None or not top.is_dir:
@@ -59,8 +59,9 @@ def select_firmware(tree: FileTree, globs: list[str], position: Position = str) 
 
 
 def firmware_of_modules(tree: FileTree, wanted: Iterable[str], also: Iterable[str]) -> list[str]:
-    """Leave in /usr/lib/firmware what modules want, by their own names for it (modinfo -F firmware; some are globs),
-    what the globs of a manifest name, and what links among that lead to. The names that nothing has, sorted.
+    """Keep in /usr/lib/firmware only what modules request, by their own names for it (modinfo -F firmware; some are
+    globs), what the globs of a manifest match, and the targets of links among that. Returns the names without a file,
+    sorted.
 
     Firmware may be compressed, as in NAME.xz (drivers/base/firmware_loader of the kernel).
     """
@@ -88,7 +89,7 @@ def _firmware_files(top: Inode) -> list[bytes]:
 
 
 def _keep_firmware(tree: FileTree, top: Inode, names: list[bytes], keep: set[bytes]) -> None:
-    """Drop everything but `keep` and what its links lead to."""
+    """Drop everything but `keep` and the targets of its links."""
     todo = list(keep)
     while todo:
         path = todo.pop()

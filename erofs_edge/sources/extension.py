@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of what is not a whole system: extensions of one, and services with a root of their own.
+"""The files of images that are not whole systems: extensions of a system, and services with their own root.
 
-What systemd asks of each: systemd-sysext(8), portablectl(1), os-release(5). The packages of an extension are unpacked
-without those that its host has; nothing of what their scripts do is done, since that would be the host's.
+Requirements are systemd's: systemd-sysext(8), portablectl(1), os-release(5). The packages of an extension are unpacked
+without those that its host has; effects of their scripts are not applied, since they would belong to the host.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from erofs_edge.sources.system import give, leave_out, set_entry, system_tree
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
 HIERARCHIES = {"sysext": (b"usr", b"opt"), "confext": (b"etc",)}
-"""what systemd merges; an image with anything else beside would promise what it cannot hold"""
+"""what systemd merges; an image with anything else besides could not deliver it"""
 RELEASES = {"bookworm": "12", "trixie": "13", "forky": "14"}
 RELEASE_FILE = {"sysext": "usr/lib/extension-release.d", "confext": "etc/extension-release.d"}
 ROOT_DIRECTORIES = ("dev", "proc", "run", "sys", "tmp", "var/tmp")
 ROOT_FILES = ("etc/machine-id", "etc/resolv.conf")
-"""what the host's are mounted over"""
+"""files over which the host's are mounted"""
 
 
 @dataclass(frozen=True, slots=True)
 class ExtensionTree:
-    """The files, and what a package or the manifest had that such an image cannot hold."""
+    """The files, and what a package or the manifest had that such an image cannot contain."""
 
     tree: FileTree
     notes: list[str] = field(default_factory=list)
@@ -45,9 +45,9 @@ class ExtensionTree:
 def extension_tree(
     loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache: Cache, host: Iterable[str] = ()
 ) -> ExtensionTree:
-    """The content of an image of the manifest's kind. `host` names the packages of the system that it goes over.
+    """The content of an image of the manifest's kind. `host` names the packages of the system that it extends.
 
-    Raises ManifestError with a position for what the manifest says wrongly, SourceError for damaged inputs.
+    Raises ManifestError with a position for mistakes in the manifest, SourceError for damaged inputs.
     """
     if loaded.value.kind in HIERARCHIES:
         known = frozenset(host)
@@ -78,7 +78,7 @@ def _extension(loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache:
 
 
 def _release(system: System, packages: bool, tree: FileTree) -> str:
-    """Which systems the extension fits: any, or those of its packages' release and architecture."""
+    """The systems that the extension fits: any, or those of its packages' release and architecture."""
     lines = ["ID=debian", f"VERSION_ID={RELEASES.get(system.suite, system.suite)}"] if packages else ["ID=_any"]
     lines += [f"ARCHITECTURE={system.arch}"] if packages else []
     if any(tree.get(f"{top}/systemd/system") is not None for top in ("usr/lib", "etc")):
@@ -87,7 +87,7 @@ def _release(system: System, packages: bool, tree: FileTree) -> str:
 
 
 def _enable_units(loaded: Loaded[System], tree: FileTree) -> None:
-    """`units.enable`, by links where the extension's own hierarchy has them."""
+    """Apply `units.enable` by links, if they are in the extension's own hierarchy."""
     for index, unit in enumerate(loaded.value.units.enable):
         if find_unit(tree, unit) is None:
             raise loaded.error(f"units.enable.{index}", f"no unit {unit!r} in the extension")
@@ -101,7 +101,7 @@ def _enable_units(loaded: Loaded[System], tree: FileTree) -> None:
 
 
 def _keep_hierarchies(system: System, tree: FileTree) -> list[str]:
-    """Take away what systemd would not merge; one note of it."""
+    """Remove what systemd would not merge, with one note."""
     lost = [
         fsdecode(path)
         for path, inode in tree.walk()
@@ -121,7 +121,7 @@ def _names(system: System) -> str:
 
 
 def _complete_root(loaded: Loaded[System], tree: FileTree) -> None:
-    """What a service with a root of its own needs there."""
+    """Add what a service with its own root needs there."""
     system = loaded.value
     release = tree.get("usr/lib/os-release") or tree.get("etc/os-release")
     if release is None:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """SELinux labels from a file_contexts file, by the rules of selabel_file(5).
 
-A line is `REGEX [TYPE] CONTEXT`; the expression stands between ^ and $, as libselinux puts it there: an alternative
-outside of a group is bound at one side only. Of the lines that match, one without
-wildcards wins, else the last. TYPE (-b -c -d -p -l -s, `--` for regular files) restricts a line to a kind of file;
-the context `<<none>>` means no label.
+A line is `REGEX [TYPE] CONTEXT`. libselinux puts the expression between ^ and $, so an alternative outside of a group
+is anchored on one side only. Of the lines that match, one without wildcards wins, else the last. TYPE (-b -c -d -p -l
+-s, `--` for regular files) restricts a line to a kind of file; the context `<<none>>` means no label.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ KINDS = {
 }
 _QUOTED = re.compile(r"\\.|\[\^?\]?[^\]]*\]", re.S)
 _META = ".^$?*+|[({"
-_COUNTS = "?*{"  # after these the character before need not be there
+_COUNTS = "?*{"  # after these the preceding character is optional
 
 
 class _Rule(NamedTuple):
-    """`rank` orders rules that match: the highest wins. kind 0: any."""
+    """`rank` orders matching rules: the highest wins. kind 0: any."""
 
     rank: tuple[bool, int]
     kind: int
@@ -48,7 +47,7 @@ class FileContexts:
     """The rules of one file."""
 
     def __init__(self, text: str, where: str) -> None:
-        """`where` names the file in errors. Raises SourceError with file:line for a line that means nothing."""
+        """`where` names the file in errors. Raises SourceError with file:line for an invalid line."""
         self._rules: dict[bytes, list[_Rule]] = {}
         for number, line in enumerate(text.split("\n"), 1):
             words = line.split()
@@ -57,7 +56,7 @@ class FileContexts:
         self._lengths = sorted({len(prefix) for prefix in self._rules})
 
     def label(self, path: bytes, mode: int) -> bytes | None:
-        """The label of an absolute path of a kind of file, without a trailing NUL; None for none."""
+        """The label of an absolute path and kind of file, without a trailing NUL; None for none."""
         best: _Rule | None = None
         kind = stat.S_IFMT(mode)
         for length in self._lengths:
@@ -92,7 +91,7 @@ class FileContexts:
 
 
 def _literal_prefix(regex: str) -> tuple[str, bool]:
-    """(what every match starts with, whether that is all of it)."""
+    """(literal text that every match starts with, whether that is the whole expression)."""
     found: list[str] = []
     at = 0
     while at < len(regex):
@@ -115,7 +114,7 @@ def _literal_prefix(regex: str) -> tuple[str, bool]:
 
 
 def _has_alternatives(regex: str) -> bool:
-    """Whether a '|' stands outside of every group, so that a match need not begin as the expression does."""
+    """Whether a '|' is outside of every group, so that a match need not begin like the expression."""
     depth = 0
     for char in _QUOTED.sub("", regex):
         depth += (char == "(") - (char == ")")
@@ -125,7 +124,7 @@ def _has_alternatives(regex: str) -> bool:
 
 
 def read_file_contexts(path: Path) -> FileContexts:
-    """Raises SourceError where the file cannot be read, or with file:line."""
+    """Read a file. Raises SourceError if it cannot be read, or with file:line."""
     try:
         text = path.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
@@ -134,7 +133,9 @@ def read_file_contexts(path: Path) -> FileContexts:
 
 
 def apply_file_contexts(tree: FileTree, contexts: FileContexts, mount_point: str = "/") -> int:
-    """Give every inode its label, taking away what it had; hard links go by their first name. How many have one."""
+    """Label every inode, replacing any labels that it had; hard links use their first name. Returns how many have
+    one.
+    """
     prefix = mount_point.strip("/").encode("utf-8", "surrogateescape")
     labelled = 0
     for path, inode in first_names(tree):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owners, modes and capabilities from a canned fs_config file, as AOSP's build makes them.
+"""Owners, modes and capabilities from a canned fs_config file, as made by AOSP's build.
 
-A line is `PATH UID GID MODE [capabilities=MASK]`, the mode octal, the mask in C's notation. PATH has no leading slash
-and starts with the mount point; the root's is empty (the line starts with a space). Kinds of files stay.
+A line is `PATH UID GID MODE [capabilities=MASK]`, the mode octal, the mask in C notation. PATH has no leading slash and
+starts with the mount point; the root's is empty (the line starts with a space). File types do not change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MISSING_SHOWN = 5
 
 
 class Config(NamedTuple):
-    """What a line says; `capabilities` is a bit mask, 0 for none."""
+    """The values of a line; `capabilities` is a bit mask, 0 for none."""
 
     uid: int
     gid: int
@@ -35,12 +35,12 @@ class Config(NamedTuple):
 
 
 def capability_value(mask: int) -> bytes:
-    """security.capability of revision 2, effective: the permitted capabilities of a bit mask of 64."""
+    """security.capability of revision 2, effective: permitted capabilities from a 64-bit mask."""
     return _CAP_DATA.pack(_REVISION_2_EFFECTIVE, mask & 0xFFFFFFFF, 0, mask >> 32, 0)
 
 
 def parse_fs_config(text: str, where: str) -> dict[bytes, Config]:
-    """Path → what is said of it; of several lines the last. Raises SourceError with file:line."""
+    """Path → its values; if there are several lines, the last. Raises SourceError with file:line."""
     found = {}
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -50,7 +50,7 @@ def parse_fs_config(text: str, where: str) -> dict[bytes, Config]:
 
 
 def read_fs_config(path: Path) -> dict[bytes, Config]:
-    """Raises SourceError where the file cannot be read, or with file:line."""
+    """Read a file. Raises SourceError if it cannot be read, or with file:line."""
     try:
         text = path.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
@@ -59,8 +59,8 @@ def read_fs_config(path: Path) -> dict[bytes, Config]:
 
 
 def apply_fs_config(tree: FileTree, config: dict[bytes, Config], mount_point: str = "/", where: str = "") -> None:
-    """Set what the file says of every inode; hard links go by their first name. A capability mask replaces what the
-    source had, no mask leaves no capabilities. Raises SourceError if paths are missing."""
+    """Set the values of every inode; hard links use their first name. A capability mask replaces that of the source; no
+    mask means no capabilities. Raises SourceError if paths are missing."""
     prefix = mount_point.strip("/").encode("utf-8", "surrogateescape")
     missing = []
     for path, inode in first_names(tree):

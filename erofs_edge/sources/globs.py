@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Globs of absolute paths: which match, and what they leave of a tree."""
+"""Globs of absolute paths: which paths they match, and how they filter a tree."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Matcher = Callable[[bytes], bool]
 
 
 def matcher(patterns: Iterable[str], position: Callable[[int], str | None] = lambda _: None) -> Matcher:
-    """Whether an absolute path matches one of the patterns (a leading '/' may be missing in them).
+    """A function that tells whether an absolute path matches one of the patterns (whose leading '/' is optional).
 
-    Raises ManifestError at position(index) for a pattern that means nothing.
+    Raises ManifestError at position(index) for an invalid pattern.
     """
     parts = []
     for index, pattern in enumerate(patterns):
@@ -31,7 +31,7 @@ def matcher(patterns: Iterable[str], position: Callable[[int], str | None] = lam
 
 
 def idle(tree: FileTree, patterns: Sequence[str]) -> list[int]:
-    """Places of the patterns that match no path of the tree. Raises ManifestError for one that means nothing."""
+    """Places of the patterns that match no path of the tree. Raises ManifestError for an invalid one."""
     waiting = {index: matcher([pattern]) for index, pattern in enumerate(patterns)}
     for path, _ in tree.walk() if waiting else ():
         for index in [index for index, matches in waiting.items() if matches(path)]:
@@ -42,9 +42,10 @@ def idle(tree: FileTree, patterns: Sequence[str]) -> list[int]:
 
 
 def sift(tree: FileTree, exclude: Matcher, keep: Matcher) -> int:
-    """Remove what `exclude` matches, with all below it, but for what `keep` matches; how many names went.
+    """Remove what `exclude` matches, with everything below it, except what `keep` matches; return how many names were
+    removed.
 
-    A directory that matches stays where something below it is kept.
+    A matching directory stays if something below it is kept.
     """
     return _sift(tree.root, b"", exclude, keep, False)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP and file: reads of a mirror or a registry, over connections that are kept open.
+"""HTTP and file: read from a mirror or a registry, over connections that are kept open.
 
-Each thread has one connection to each host. Proxies come from the environment (http_proxy, https_proxy,
-no_proxy), as urllib reads them.
+Each thread has one connection to each host. Proxies come from the environment (http_proxy, https_proxy, no_proxy), as
+in urllib.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AGENT = "erofs-edge"
 
 
 Upload = bytes | Callable[[], Iterable[bytes]]
-"""what a request brings: bytes, or what gives them in pieces, anew for each attempt"""
+"""the body of a request: bytes, or a function that yields them in pieces, anew for each attempt"""
 
 
 class GoneError(Exception):
@@ -44,7 +44,7 @@ class Body(NamedTuple):
 
 
 def check_scheme(uri: str) -> None:
-    """Raises MirrorError where a URI cannot be read by `Client.read`."""
+    """Raises MirrorError if `Client.read` cannot read a URI."""
     try:
         scheme = urllib.parse.urlsplit(uri).scheme
     except ValueError as error:
@@ -54,9 +54,9 @@ def check_scheme(uri: str) -> None:
 
 
 class Client:
-    """The connections of a pool of threads. `abort()` wakes every thread that reads; `close()` is for the end.
+    """Connections for a pool of threads. `abort()` wakes every thread that is reading; `close()` is for the end.
 
-    `peer` is what errors call the other side.
+    `peer` is the name of the other side in errors.
     """
 
     def __init__(self, peer: str = "the mirror") -> None:
@@ -67,10 +67,10 @@ class Client:
         self._closed = False
 
     def read(self, uri: str, start: int) -> Body:
-        """The file at `uri`, from byte `start` on if the server can do that, else from its beginning.
+        """The file at `uri`, from byte `start` on if the server supports that, else from its beginning.
 
-        Raises GoneError where it is not there, MirrorError where the mirror cannot be reached or breaks off;
-        the pieces raise MirrorError, too. They must be read to their end, or the client closed.
+        Raises GoneError if it does not exist, MirrorError if the mirror cannot be reached or breaks off; the pieces
+        raise MirrorError, too. Either read them to their end or close the client.
         """
         try:
             if urllib.parse.urlsplit(uri).scheme in ("file", "copy"):
@@ -90,7 +90,7 @@ class Client:
         raise MirrorError(f"more than {REDIRECTS} redirects", where=public(uri))
 
     def abort(self) -> None:
-        """Let all reads under way fail, in whatever thread they are, and all later ones."""
+        """Make all reads in progress fail, in whatever thread, and all later ones."""
         with self._lock:
             self._closed = True
             for connection in self._open:
@@ -112,7 +112,7 @@ class Client:
             drain(response)
             raise GoneError(uri)
         if response.status == 416:
-            # what we have is longer than what is there: begin again
+            # what we have is longer than the file: start over
             drain(response)
             if start:
                 return self._follow(uri, 0)
@@ -124,11 +124,11 @@ class Client:
     def ask(
         self, uri: str, headers: Mapping[str, str], *, method: str | None = None, body: Upload | None = None
     ) -> http.client.HTTPResponse:
-        """The answer to a GET, or with `body` a POST, or what `method` says, whatever its status; redirects are not
+        """The answer to a GET, or with `body` a POST, or the given `method`, whatever its status; redirects are not
         followed. A body in pieces needs its Content-Length among the headers.
 
-        It must be read to its end (see `drain`), or its connection is closed by the next request. Raises
-        MirrorError where the peer cannot be reached, ValueError for an unusable URI.
+        Read it to its end (see `drain`), or the next request closes its connection. Raises MirrorError if the peer
+        cannot be reached, ValueError for an unusable URI.
         """
         parts = urllib.parse.urlsplit(uri)
         headers = {"User-Agent": AGENT, "Accept-Encoding": "identity", **headers}
@@ -155,7 +155,7 @@ class Client:
                 return response
             except (OSError, http.client.HTTPException) as error:
                 self._forget(key, connection)
-                # a server may close an idle connection at any time: that is no failure
+                # a server may close an idle connection at any time: that is not a failure
                 if not used or self._closed:
                     raise MirrorError(f"cannot reach {self.peer}: {_reason(error)}", where=public(uri)) from error
 
@@ -166,7 +166,7 @@ class Client:
         mine: dict[tuple[str, str], http.client.HTTPConnection] = self._local.__dict__.setdefault("open", {})
         last_key, last = self._local.__dict__.get("last", (None, None))
         if last is not None and not last.isclosed() and last_key in mine:
-            # an answer that was not read to its end still stands in the way
+            # an answer that was not read to its end blocks the connection
             self._forget(last_key, mine[last_key])
         if key in mine:
             return mine[key], True
@@ -202,7 +202,7 @@ def _connect(connection: http.client.HTTPConnection) -> None:
 
 
 def body_of(response: http.client.HTTPResponse, uri: str, start: int, peer: str) -> Body:
-    """The content of a good answer. Raises MirrorError where it is none."""
+    """The content of a successful answer. Raises MirrorError for any other."""
     if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
         return Body(start, _pieces(response, uri, peer))
     if response.status == 200:
@@ -212,7 +212,7 @@ def body_of(response: http.client.HTTPResponse, uri: str, start: int, peer: str)
 
 
 def redirected(uri: str, response: http.client.HTTPResponse, peer: str) -> str:
-    """Where an answer of 301, 302, 303, 307 or 308 sends to. Raises MirrorError where that is not HTTP."""
+    """The target of an answer with status 301, 302, 303, 307 or 308. Raises MirrorError unless that is HTTP."""
     target = urllib.parse.urljoin(uri, response.headers.get("Location", ""))
     if urllib.parse.urlsplit(target).scheme not in ("http", "https"):
         raise MirrorError(f"{peer} redirects to another scheme", where=public(target))
@@ -220,7 +220,7 @@ def redirected(uri: str, response: http.client.HTTPResponse, peer: str) -> str:
 
 
 def drain(response: http.client.HTTPResponse) -> None:
-    """Read a short answer that nobody wants, so that the connection can be used again."""
+    """Read a short answer to its end and discard it, so that the connection can be reused."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         response.read(CHUNK)
 
@@ -264,7 +264,7 @@ def _basic(parts: urllib.parse.SplitResult) -> str:
 
 
 def public(uri: str) -> str:
-    """The URI without a password; as it is, where it is none that anybody could ask."""
+    """The URI without user name and password, for messages."""
     try:
         parts = urllib.parse.urlsplit(uri)
     except ValueError:

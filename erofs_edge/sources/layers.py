@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sources of a manifest over one another and over the packages, and what happens where two have one path.
+"""Lay the sources of a manifest over one another and over the packages, and handle clashes of paths.
 
-Directories join, and the earlier one's owner and mode stay. Files that are equal in all but their time are no
-clash. Other files are: the manifest says by `clash` who wins, or the build stops and names both. What comes from a
-base gives way to everything.
+Directories are merged, and the earlier one's owner and mode stay. Files that differ only in their time do not clash.
+Other files do: either the manifest decides by `clash`, or the build stops and names both. Everything overrides the
+base.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ PIECE = 1 << 20  # bytes compared at a time
 def lay_sources(
     loaded: Loaded[System], pins: list[LockedSource], tree: FileTree, cache: Cache, base: frozenset[int] = frozenset()
 ) -> list[Owned]:
-    """Lay all sources of a manifest over the tree; who will own what their rules name.
+    """Lay all sources of a manifest over the tree; return the owners still to be set by their rules.
 
-    `pins` are the lock's, in the manifest's order, or none; `base` holds the id() of inodes that give way. Raises
+    `pins` are the lock's, in the manifest's order, or none; `base` has the id() of inodes that may be replaced. Raises
     ManifestError with its position for clashes and rules that match nothing, and what `load_source` raises.
     """
     owned: list[Owned] = []
@@ -43,7 +43,7 @@ def lay_sources(
 def _lay(
     loaded: Loaded[System], index: int, tree: FileTree, layer: FileTree, source: Source, base: frozenset[int]
 ) -> list[tuple[bytes, Inode]]:
-    """Put one layer over the tree; (path in the layer, inode) of everything that came to stand there."""
+    """Lay one layer over the tree; return (path in the layer, inode) of everything that was placed."""
     laid: list[tuple[bytes, Inode]] = []
     to = source.to.rstrip("/").encode()
     skipped: list[bytes] = []
@@ -74,7 +74,7 @@ def _lay(
 
 
 def _gives_way(loaded: Loaded[System], index: int, place: bytes, here: Inode, new: Inode, base: frozenset[int]) -> bool:
-    """Whether what stands at a place is replaced; False leaves it. Raises ManifestError where nobody says."""
+    """Whether an existing inode is replaced; False keeps it. Raises ManifestError if nothing decides."""
     rule = loaded.value.sources[index].clash
     if id(here) in base or rule == "replace":
         return True
@@ -91,7 +91,7 @@ def _gives_way(loaded: Loaded[System], index: int, place: bytes, here: Inode, ne
 
 
 def _blocked(loaded: Loaded[System], index: int, tree: FileTree, place: bytes, new: Inode) -> None:
-    """Raises ManifestError where a file of another origin stands where a folder above the place is needed."""
+    """Raises ManifestError if a file of another origin is where a parent folder is needed."""
     parts = place.split(b"/")
     for count in range(2, len(parts)):
         above = b"/".join(parts[:count])
@@ -118,7 +118,7 @@ def _equal(one: Inode, two: Inode) -> bool:
 
 
 def pin_sources(loaded: Loaded[System], cache: Cache) -> list[LockedSource]:
-    """What the base and the sources are now, in the manifest's order. Raises as `pin_source`."""
+    """Current pins of the base and the sources, in the manifest's order. Raises as `pin_source`."""
     system = loaded.value
     top = loaded.path.absolute().parent
     pins = [pin_base(Path(system.base), relative(system.base, loaded), cache)] if system.base is not None else []
@@ -126,7 +126,7 @@ def pin_sources(loaded: Loaded[System], cache: Cache) -> list[LockedSource]:
 
 
 def pins_of(loaded: Loaded[System], locked: list[LockedSource]) -> tuple[LockedSource | None, list[LockedSource]]:
-    """The lock's pin of the base and of each source. Raises ManifestError where the lock is for other ones."""
+    """The lock's pin of the base and of each source. Raises ManifestError if the lock is for other ones."""
     top = loaded.path.absolute().parent
     system = loaded.value
     names = [relative(system.base, loaded)] if system.base is not None else []
@@ -142,5 +142,5 @@ def pins_of(loaded: Loaded[System], locked: list[LockedSource]) -> tuple[LockedS
 
 
 def relative(path: str, loaded: Loaded[System]) -> str:
-    """A path of this machine as the lock names it."""
+    """A path of this machine as written in the lock."""
     return Path(os.path.relpath(path, loaded.path.absolute().parent)).as_posix()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network defaults of a manifest as files of the program that manages the network.
+"""Network defaults of a manifest, as files for the program that manages the network.
 
-They lie in /usr/lib, so that what a device keeps in /etc wins: systemd.network(5), nm-settings-keyfile(5).
+They are in /usr/lib, so files that a device keeps in /etc take precedence: systemd.network(5), nm-settings-keyfile(5).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGES = {"systemd-networkd": "systemd", "NetworkManager": "network-manager"}
 
 
 def apply_network(tree: FileTree, network: Network, position: Position = str) -> None:
-    """Write the manager's files and enable its unit. Raises ManifestError where it is not in the system."""
+    """Write the manager's files and enable its unit. Raises ManifestError if it is not in the system."""
     unit = UNITS[network.manager]
     if find_unit(tree, unit) is None:
         raise ManifestError(
@@ -48,7 +48,7 @@ def networkd_text(link: Link) -> str:
 
 
 def network_manager_text(name: str, link: Link) -> str:
-    """A connection profile for every wired interface that matches."""
+    """A connection profile for every matching wired interface."""
     lines = ["[connection]", f"id={name}", "type=ethernet", "multi-connect=3", "", "[match]"]
     lines += [f"interface-name={';'.join(link.match)};"]
     for family, version in (("ipv4", 4), ("ipv6", 6)):
@@ -65,7 +65,7 @@ def network_manager_text(name: str, link: Link) -> str:
 
 
 def _check(link: Link, position: Position) -> None:
-    """Raises ManifestError for what is no address."""
+    """Raises ManifestError for an invalid address."""
     try:
         for index, address in enumerate(link.addresses):
             key = f"addresses.{index}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a manifest's own laid over a tree: rules for single paths, templates filled in."""
+"""Lay a manifest's own files over a tree, with rules for single paths and with templates filled in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from erofs_edge.tree import BytesContent, FileTree, Inode
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """Inodes that wait for their owner: names have numbers only when all accounts are known."""
+    """Inodes whose owner is set later: names have numbers only once all accounts are known."""
 
     inodes: list[Inode]
     owner: str
@@ -31,10 +31,10 @@ class Owned:
 
 
 def lay_overlay(loaded: Loaded[System], index: int, tree: FileTree, overlay: Overlay) -> list[Owned]:
-    """Put an overlay over the tree; who will own what. Later rules win.
+    """Lay an overlay over the tree; return the owners still to be set. Later rules win.
 
-    Raises ManifestError with its position for globs that mean nothing, rules that match nothing, attributes that
-    cannot be read, and (with the file's) templates that name an unknown variable.
+    Raises ManifestError with its position for invalid globs, rules that match nothing and attributes that cannot be
+    parsed, and (with the file's position) for templates that name an unknown variable.
     """
     pointer = f"overlay.{index}"
     layer = read_directory(
@@ -56,9 +56,10 @@ def apply_rules(
     laid: list[tuple[bytes, Inode]],
     owner: str | None,
 ) -> list[Owned]:
-    """Modes and attributes that rules give to what was laid (path in the layer, inode); who will own what.
+    """Apply the modes and attributes of rules to what was laid (path in the layer, inode); return the owners still to
+    be set.
 
-    `owner` is for what no rule gives an owner; None leaves it as it is. Raises ManifestError.
+    `owner` is the default owner; None leaves it unchanged. Raises ManifestError.
     """
     owners = {id(inode): (owner, f"{pointer}.owner") for _, inode in laid}
     for i, rule in enumerate(rules):
@@ -84,7 +85,7 @@ def apply_rules(
 
 
 def xattr_value(loaded: Loaded[System], pointer: str, value: str) -> bytes:
-    """Text, or as getfattr writes it: 0x… hexadecimal, 0s… base64."""
+    """Text, or getfattr's notation: 0x… hexadecimal, 0s… base64."""
     try:
         if value.startswith("0x"):
             return bytes.fromhex(value[2:])
@@ -96,7 +97,7 @@ def xattr_value(loaded: Loaded[System], pointer: str, value: str) -> bytes:
 
 
 def _fill_in(loaded: Loaded[System], pointer: str, overlay: Overlay, layer: FileTree) -> None:
-    """The content of the layer's templates."""
+    """Expand the layer's templates."""
     if not overlay.templates:
         return
     values = variables(loaded.value)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access control lists from text to the attribute that Linux keeps them in.
+"""Access control lists, from text to the attribute in which Linux stores them.
 
-Text as in acl(5), "long text form" and "short text form", with numbers for names, or with star's fourth field
-(star(5), SCHILY.acl.access). Attribute: include/uapi/linux/posix_acl_xattr.h, version 2: le32 version, then entries
-of le16 tag, le16 permissions, le32 id, ordered by tag and id.
+Text as in acl(5), "long text form" and "short text form", with numbers for names, or with star's fourth field (star(5),
+SCHILY.acl.access). Attribute: include/uapi/linux/posix_acl_xattr.h, version 2: le32 version, then entries of le16 tag,
+le16 permissions, le32 id, ordered by tag and id.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_ENTRIES = 1000
 def acl_attribute(text: str, *, default: bool = False) -> bytes | None:
     """The attribute's value; None for a list that says no more than the mode does (a `default` one is always kept).
 
-    Raises ValueError where the text is no list, or names somebody without a number.
+    Raises ValueError if the text is not a list, or names someone without a number.
     """
     entries: dict[tuple[int, int], int] = {}
     lines = [line.partition("#")[0].strip() for line in re.split(r"[,\n]", text)]

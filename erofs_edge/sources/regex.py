@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regular expressions of foreign configuration files (POSIX extended, PCRE) as Python's, over bytes."""
+"""Convert regular expressions of other programs' configuration files (POSIX extended, PCRE) to Python's, over bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BRACKET = re.compile(r"\\.|\[\^?\]?(?:\[:[a-z]+:\]|[^\]\\]|\\.)*\]", re.S)
 
 
 def compile_regex(pattern: str) -> re.Pattern[bytes]:
-    """Raises ValueError, with what is wrong, for an expression that means nothing. '.' matches newlines too."""
+    """Raises ValueError, with the reason, for an invalid expression. '.' matches newlines too."""
     try:
         translated = _BRACKET.sub(lambda match: _bracket(match[0]), pattern)
         with warnings.catch_warnings():
@@ -36,7 +36,7 @@ def compile_regex(pattern: str) -> re.Pattern[bytes]:
 
 
 def _bracket(text: str) -> str:
-    """A bracket expression: named classes spelled out, '[' inside escaped; anything else stays."""
+    """A bracket expression with named classes spelled out and '[' inside escaped; the rest is unchanged."""
     if not text.startswith("["):
         return text
     parts = _CLASS.split(text[1:-1])

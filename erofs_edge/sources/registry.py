@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sources that a manifest can name, by their key there: what pins each of them, and how it becomes a tree."""
+"""The sources that a manifest can name, by key: how each is pinned, and how it becomes a tree."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from erofs_edge.tree import FileTree
 
 
 class Kind(NamedTuple):
-    """pin   (source, Debian architecture, cache) → sha256 in hex and bytes of what the source is now
+    """pin   (source, Debian architecture, cache) → sha256 in hex and size in bytes of the source as it is now
     load  (source, sha256 of the pin, architecture, cache) → its tree
-    moves whether what it is may change without the manifest's files: then only `lock` asks again
+    moves whether it may change without a change to the manifest's files: then only `lock` looks it up again
     """
 
     pin: Callable[[Source, str, Cache], tuple[str, int]]
@@ -66,7 +66,7 @@ SOURCES: dict[str, Kind] = {
 
 
 def kind_of(source: Source) -> str:
-    """The one key of `SOURCES` that a source names. Raises ManifestError where it is not one."""
+    """The one key of `SOURCES` that a source has. Raises ManifestError unless it is exactly one."""
     named = [kind for kind in SOURCES if getattr(source, kind) is not None]
     if len(named) != 1:
         raise ManifestError(f"a source must name exactly one of {', '.join(SOURCES)}")
@@ -74,7 +74,7 @@ def kind_of(source: Source) -> str:
 
 
 def name_of(source: Source, top: Path) -> str:
-    """How locks and errors call a source: the reference of its image, or its path from the folder `top`."""
+    """The name of a source in locks and errors: the reference of its image, or its path from the folder `top`."""
     if source.oci is not None and source.oci.image is not None:
         return source.oci.image
     path = source.directory or source.tar or (source.oci.layout if source.oci is not None else None) or ""
@@ -83,17 +83,17 @@ def name_of(source: Source, top: Path) -> str:
 
 
 def pin_source(source: Source, name: str, arch: str, cache: Cache) -> LockedSource:
-    """What a source is now. Raises SourceError, MirrorError or VerificationError."""
+    """A pin of the source as it is now. Raises SourceError, MirrorError or VerificationError."""
     kind = kind_of(source)
     sha256, size = SOURCES[kind].pin(source, arch, cache)
     return LockedSource(kind=kind, name=name, sha256=sha256, size=size)  # type: ignore[arg-type]
 
 
 def load_source(source: Source, cache: Cache, *, pin: LockedSource | None = None, arch: str = "arm64") -> FileTree:
-    """The tree of one source of a manifest, still to be laid at its `to`; every inode's `origin` names the source.
+    """The tree of one source of a manifest, before it is laid at its `to`; every inode's `origin` names the source.
 
-    `pin` is what the lock says that it is: anything else raises VerificationError. Raises SourceError where the
-    source cannot be read, ManifestError where not exactly one kind of source is named.
+    `pin` comes from the lock: any other content raises VerificationError. Raises SourceError if the source cannot be
+    read, ManifestError unless exactly one kind of source is named.
     """
     kind = kind_of(source)
     name = pin.name if pin is not None else name_of(source, Path())

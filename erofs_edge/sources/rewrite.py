@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scanned tree changed as mkfs.erofs's options change it: what is left out, owners, hard links."""
+"""Change a scanned tree like the options of mkfs.erofs: exclusions, owners, hard links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ID_MAX = 0xFFFFFFFE
 
 
 def first_names(tree: FileTree) -> Iterator[tuple[bytes, Inode]]:
-    """(path, inode) of each inode once, by its first name: the root, all names of a directory, then those below."""
+    """(path, inode) of each inode once, under its first name: the root, all names of a directory, then those below."""
     yield b"/", tree.root
     seen = {id(tree.root)}
     stack = [(b"", tree.root)]
@@ -34,10 +34,10 @@ def first_names(tree: FileTree) -> Iterator[tuple[bytes, Inode]]:
 
 
 def exclude(tree: FileTree, paths: Iterable[bytes] = (), regexes: Iterable[str] = ()) -> list[str]:
-    """Leave out paths, and what matches a POSIX extended expression somewhere in its path (which has no leading
-    slash); directories go with all below them.
+    """Leave out paths, and what matches a POSIX extended expression somewhere in its path (without a leading slash);
+    directories with everything below them.
 
-    What matches nothing, as options of mkfs.erofs. Raises UsageError for a bad expression.
+    Returns those that match nothing, as options of mkfs.erofs. Raises UsageError for a bad expression.
     """
     exact = {b"/" + b"/".join(split(path)): path for path in paths}
     patterns = {}
@@ -53,7 +53,7 @@ def exclude(tree: FileTree, paths: Iterable[bytes] = (), regexes: Iterable[str] 
 
 
 def _idle(tree: FileTree, patterns: dict[str, re.Pattern[bytes]]) -> list[str]:
-    """Those that match no path, also none below what others match."""
+    """Those that match no path, nor any path below what others match."""
     idle = dict(patterns)
     for path, _ in tree.walk() if idle else ():
         for found in [regex for regex, pattern in idle.items() if path != b"/" and pattern.search(path[1:])]:
@@ -66,7 +66,7 @@ def _idle(tree: FileTree, patterns: dict[str, re.Pattern[bytes]]) -> list[str]:
 def set_owners(
     tree: FileTree, *, uid: int | None = None, gid: int | None = None, uid_offset: int = 0, gid_offset: int = 0
 ) -> None:
-    """Owners of everything: first replaced, then shifted. Raises UsageError where one leaves 32 bits."""
+    """Set owners of everything: first replaced, then shifted. Raises UsageError if one exceeds 32 bits."""
     for path, inode in first_names(tree):
         inode.uid = (inode.uid if uid is None else uid) + uid_offset
         inode.gid = (inode.gid if gid is None else gid) + gid_offset
@@ -77,7 +77,7 @@ def set_owners(
 
 
 def split_hard_links(tree: FileTree) -> None:
-    """Every name of a file becomes a file of its own."""
+    """Make every name of a file a file of its own."""
     seen: set[int] = set()
     for _, directory in list(tree.walk()):
         for name in sorted(directory.children):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`smoke:` of a manifest: the system checks itself, where a test asks for that.
+"""`smoke:` of a manifest: the system checks itself when a test requests it.
 
-A test says so with an empty disk of a certain serial number: it needs no network, no login and no argument of the
-kernel, and works with every boot chain. Elsewhere the unit ends at once, and all that it could do is look.
+A test requests it with an empty disk that has a certain serial number: it needs no network, login or kernel argument,
+and works with every boot chain. Otherwise the unit ends at once, and its checks never change anything.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TAIL = "printf '\\nerofs-edge: smoke passed\\n' >/dev/console\n"
 
 
 def apply_smoke(tree: FileTree, smoke: Smoke) -> None:
-    """Write the checks and the unit that runs them; nothing where there is nothing to check."""
+    """Write the checks and the unit that runs them; nothing if there is nothing to check."""
     if not smoke.units and not smoke.commands:
         return
     lines = [f"limit={smoke.seconds}\n"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything in a system partition, from a manifest and its lock.
+"""The content of a system partition, from a manifest and its lock.
 
-Later layers win: packages, what their configuration makes, sources, overlays, entries; then the units; then what the
-manifest leaves out goes. Directories that are there already keep their owner and mode.
+Later layers win: packages, the results of their configuration, sources, overlays, entries. Then units are enabled, and
+what the manifest leaves out is removed. Existing directories keep their owner and mode.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class SystemTree:
-    """The files of a system partition, and what should be known of how they came about."""
+    """The files of a system partition, and notes on how they were made."""
 
     tree: FileTree
     report: Report
@@ -56,10 +56,10 @@ class SystemTree:
 def system_tree(
     loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache: Cache, scripted: Scripted | None = None
 ) -> SystemTree:
-    """The content of a system partition. `debs` are the lock's packages, name → file; `scripted` is what their own
-    scripts have made of them, where the manifest says `configure: scripts`.
+    """The content of a system partition. `debs` are the lock's packages, name → file; `scripted` is the result of their
+    own scripts, if the manifest says `configure: scripts`.
 
-    Raises ManifestError with a position for what the manifest says wrongly, SourceError for damaged inputs.
+    Raises ManifestError with a position for mistakes in the manifest, SourceError for damaged inputs.
     """
     system = loaded.value
     packages = read_debs(debs, cache)
@@ -73,7 +73,7 @@ def system_tree(
         lower, was_installed = frozenset(id(inode) for _, inode in base.walk()), installed(base)
         tree = lay_over(base, tree)
     owned = lay_sources(loaded, source_pins, tree, cache, lower)
-    # whose accounts are complete already, with the numbers that its files have
+    # its accounts are complete already, with the numbers in its files
     settled = scripted is not None or ((bool(lower) or not packages) and has_accounts(tree))
     owned += [item for i, overlay in enumerate(system.overlay) for item in lay_overlay(loaded, i, tree, overlay)]
     owned += [o for i, entry in enumerate(system.entries) for o in set_entry(loaded, f"entries.{i}", tree, entry)]
@@ -108,9 +108,10 @@ def system_tree(
 def configured(
     loaded: Loaded[System], lock: Lock, packages: list[Package], scripted: Scripted | None
 ) -> tuple[FileTree, Report]:
-    """The packages configured, by what is known of their scripts or by these themselves; nothing else of the manifest.
+    """The packages, configured from known effects of their scripts or by the scripts themselves; nothing else of the
+    manifest.
 
-    Raises ManifestError where a script's effects are not known and nobody says that they do not matter.
+    Raises ManifestError if a script's effects are not known and the manifest does not accept that.
     """
     system = loaded.value
     if scripted is not None:
@@ -132,8 +133,8 @@ def configured(
 
 
 def leave_out(loaded: Loaded[System], tree: FileTree) -> list[str]:
-    """`drop`, `exclude`, `keep` and `firmware` of the manifest. Globs of `exclude` and `keep` that match nothing, with
-    their places."""
+    """Apply `drop`, `exclude`, `keep` and `firmware` of the manifest. Returns globs of `exclude` and `keep` that match
+    nothing, with their places."""
     system = loaded.value
     dropped, kept = map(matcher, drop_globs(system))
     exclude = matcher(system.exclude, lambda i: loaded.position(f"exclude.{i}"))
@@ -187,7 +188,7 @@ def _new(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> 
 
 
 def give(loaded: Loaded[System], item: Owned, accounts: Accounts) -> None:
-    """Set the owner of what the manifest says has one. Raises ManifestError at its place for a name nobody has."""
+    """Set the owners given by the manifest. Raises ManifestError at the place of an unknown name."""
     try:
         uid, gid = owner_ids(accounts, item.owner, "")
     except SourceError as error:

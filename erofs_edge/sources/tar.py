@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tar archives (plain, gzip, xz, zstd, bzip2) as a FileTree, with contents that stay where they are.
+"""tar archives (plain, gzip, xz, zstd, bzip2) as a FileTree whose contents stay in the archive.
 
 A plain archive is referenced in place; a compressed one is unpacked into the cache once, under its own hash.
 """
@@ -24,17 +24,17 @@ DATA = "tar-data"
 
 
 class Unpacked(msgspec.Struct, array_like=True):
-    """What the cache keeps beside an unpacked archive: its hash and its members."""
+    """The cache's record of an unpacked archive: its hash and its members."""
 
     sha256: str
     members: list[Member]
 
 
 def read_tar(path: Path, cache: Cache, *, sha256: str | None = None) -> FileTree:
-    """The tree of an archive. Owners are the numeric ids of its headers, times have nanoseconds.
+    """The tree of an archive. Owners are the numeric ids of its headers; times have nanoseconds.
 
-    With `sha256` (hex) the archive must have that hash: else VerificationError. Raises SourceError naming file
-    and member where the archive is damaged or hostile.
+    With `sha256` (hex) the archive must have that hash, else VerificationError. Raises SourceError naming file and
+    member if the archive is damaged or hostile.
     """
     where = str(path)
     key = cache.digest(path) if sha256 is not None else ""
@@ -47,8 +47,7 @@ def read_tar(path: Path, cache: Cache, *, sha256: str | None = None) -> FileTree
 def open_archive(path: Path, cache: Cache, where: str, key: str = "") -> tuple[Path, Unpacked]:
     """The uncompressed form of an archive (in place, or in the cache) and its members.
 
-    `key` is the file's sha256 where it is known. The hash of an archive that is not compressed is left empty.
-    Raises SourceError.
+    `key` is the file's sha256 if known. The hash of an uncompressed archive is left empty. Raises SourceError.
     """
     codec = codec_of_file(path, where)
     if codec == "none":
@@ -63,14 +62,14 @@ def open_archive(path: Path, cache: Cache, where: str, key: str = "") -> tuple[P
 
 
 def tree_of(members: Iterable[Member], archive: Path, where: str, origin: str = "") -> FileTree:
-    """Members as a tree. A directory may come twice (the later one's metadata counts), nothing else may.
+    """Members as a tree. A directory may occur twice (the later metadata counts), nothing else may.
 
-    Raises SourceError on a member that comes twice, goes through a file or a link that leads nowhere, or is a
-    hard link to what is not there.
+    Raises SourceError for a member that occurs twice, has a path through a file or a dangling link, or is a hard link
+    to something that does not exist.
     """
     tree = FileTree()
     seen: dict[bytes, Inode] = {}
-    folder: bytes | None = None  # members of one directory come one after the other
+    folder: bytes | None = None  # members of one directory are usually adjacent
     parent = tree.root
     for member in members:
         try:
@@ -99,9 +98,9 @@ def tree_of(members: Iterable[Member], archive: Path, where: str, origin: str = 
 
 
 def directory_of(tree: FileTree, path: bytes, origin: str) -> Inode:
-    """The directory that the last name of `path` belongs in; missing ones are made.
+    """The parent directory of `path`; missing ones are created.
 
-    Symlinks on the way are followed inside the tree. Raises SourceError where one leads nowhere.
+    Symlinks in the path are followed inside the tree. Raises SourceError for a dangling one.
     """
     node = tree.root
     here = b""
@@ -120,7 +119,7 @@ def directory_of(tree: FileTree, path: bytes, origin: str) -> Inode:
 
 
 def inode_of(member: Member, archive: Path, origin: str) -> Inode:
-    """The inode of a member that is no hard link."""
+    """The inode of a member that is not a hard link."""
     content: Content | None = None
     if member.extents is not None:
         starts, total = [], 0
@@ -139,7 +138,7 @@ def inode_of(member: Member, archive: Path, origin: str) -> Inode:
         member.rdev,
         member.link,
         content,
-        dict(member.xattrs) if member.xattrs else {},  # labels are put into those of the inode
+        dict(member.xattrs) if member.xattrs else {},  # a copy: labels are added to the inode's own
         origin=origin,
     )
 

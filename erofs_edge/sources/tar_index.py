@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives whose contents are used where they lie: a tree for an image that is nothing but their index."""
+"""Archives whose contents are used in place: a tree for an image that only indexes them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from erofs_edge.writing import beside
 
 
 def index_tars(paths: Sequence[Path], *, layers: bool = False) -> FileTree:
-    """The tree of uncompressed archives, with contents that lie in them; several are OCI layers, the lowest first.
+    """The tree of uncompressed archives, with contents that stay in them; several are OCI layers, the lowest first.
 
-    With `layers` one is a layer, too: then it may be empty, and names of whiteouts are none of files.
+    With `layers` a single one is a layer, too: it may be empty, and whiteout names are not files.
 
-    Raises SourceError where one is compressed, damaged or hostile.
+    Raises SourceError if one is compressed, damaged or hostile.
     """
     tree = FileTree()
     for path in paths:
@@ -42,10 +42,10 @@ def index_tars(paths: Sequence[Path], *, layers: bool = False) -> FileTree:
 
 
 def unpack_layers(oci: Oci, arch: str, folder: Path, cache: Cache) -> list[Path]:
-    """The layers of a container image in an OCI layout, for a Debian architecture, as uncompressed archives.
+    """Unpack the layers of a container image in an OCI layout, for a Debian architecture, to uncompressed archives.
 
-    Each is a file of `folder` named by its sha256, which image configurations call its diff ID; those that are there
-    stay. A layer may come twice. Raises SourceError and VerificationError for an image that is none, or damaged.
+    Each becomes a file of `folder` named by its sha256, which image configurations call its diff ID; existing ones are
+    kept. A layer may occur twice. Raises SourceError and VerificationError for an invalid or damaged image.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = []

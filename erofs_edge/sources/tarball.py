@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tar format: headers of an uncompressed archive to `Member` values. Nothing is extracted.
+"""The tar format: parse the headers of an uncompressed archive into `Member` values. Nothing is extracted.
 
-ustar and pax: POSIX.1-2017 pax(1), "ustar Interchange Format" and "pax Extended Header"; long names, base-256
-numbers, sparse files and dumps of directories: GNU tar manual, "Basic Tar Format", "Storing Sparse Files" and
-"Dumpdir"; extended attributes: SCHILY.xattr.NAME and SCHILY.acl.KIND of star(5), LIBARCHIVE.xattr.NAME of
-libarchive-formats(5), RHT.security.selinux of GNU tar.
+ustar and pax: POSIX.1-2017 pax(1), "ustar Interchange Format" and "pax Extended Header"; long names, base-256 numbers,
+sparse files and dumps of directories: GNU tar manual, "Basic Tar Format", "Storing Sparse Files" and "Dumpdir";
+extended attributes: SCHILY.xattr.NAME and SCHILY.acl.KIND of star(5), LIBARCHIVE.xattr.NAME of libarchive-formats(5),
+RHT.security.selinux of GNU tar.
 
-Strict where a mistake could pass unseen: a name that is absolute or climbs out, an archive without its end
-marker, a sum that is off, a kind that is not known are errors.
+Strict where a mistake could go unnoticed: absolute names, names that climb out, a missing end marker, wrong checksums
+and unknown types are errors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BLOCK = 512
 MAX_HEADER = 1 << 20  # bytes of one extended header or long name
 MAX_PATH = 4096  # bytes, the kernel's PATH_MAX
 MAX_MEMBERS = 4_000_000
-MAX_TOTAL = 64 << 30  # bytes of all files together, holes counted
+MAX_TOTAL = 64 << 30  # total bytes of all files, including holes
 
 KINDS = {
     b"0": stat.S_IFREG, b"\0": stat.S_IFREG, b"7": stat.S_IFREG, b"S": stat.S_IFREG, b"2": stat.S_IFLNK,
@@ -47,7 +47,7 @@ _ACLS = {
     b"SCHILY.acl.access": b"system.posix_acl_access",
     b"SCHILY.acl.default": b"system.posix_acl_default",
 }
-"""lists as text (star(5), GNU tar --acls) → the attribute that Linux keeps them in"""
+"""lists as text (star(5), GNU tar --acls) → the attribute in which Linux stores them"""
 
 
 class Member(Struct, array_like=True):
@@ -55,9 +55,9 @@ class Member(Struct, array_like=True):
 
     path     b"usr/bin/x": no leading "/" or "./"; b"" is the root
     mode     type and permission bits; 0 for a hard link
-    link     target of a symlink as it is; of a hard link an earlier member's path
-    start    byte in the archive where the content is; size is the file's size in bytes
-    extents  of a sparse file: (offset in the file, length) of what is stored, one behind the other; else None
+    link     target of a symlink, unchanged; of a hard link, an earlier member's path
+    start    byte offset of the content in the archive; size is the file's size in bytes
+    extents  of a sparse file: (offset in the file, length) of what is stored, consecutively; else None
     """
 
     path: bytes
@@ -74,7 +74,7 @@ class Member(Struct, array_like=True):
 
 
 class _BadMemberError(Exception):
-    """What is wrong with the member at hand."""
+    """What is wrong with the current member."""
 
 
 def read_members(path: Path, where: str, *, start: int = 0, size: int | None = None) -> list[Member]:
@@ -94,7 +94,7 @@ def read_members(path: Path, where: str, *, start: int = 0, size: int | None = N
 
 
 def parse_members(pread: Callable[[int, int], bytes], start: int, end: int, where: str) -> list[Member]:
-    """The same for bytes [start, end) that `pread(offset, length)` gives."""
+    """The same for bytes [start, end) supplied by `pread(offset, length)`."""
     return _Reader(pread, start, end, where).run()
 
 
@@ -143,7 +143,7 @@ class _Reader:
         return header
 
     def _body(self, size: int) -> bytes:
-        """The content that follows, of a header's own kind."""
+        """The content that follows, for a header's own kind."""
         if size > MAX_HEADER:
             raise _BadMemberError(f"an extended header of {size} bytes")
         start = self._skip(size)
@@ -153,7 +153,7 @@ class _Reader:
         return data
 
     def _skip(self, size: int) -> int:
-        """Step over a content; where it starts."""
+        """Skip a content; return its start."""
         start = self.at
         if size < 0 or size > self.end - start:
             raise _BadMemberError(f"archive is truncated: {size} bytes are announced, {self.end - start} are left")
@@ -197,7 +197,7 @@ class _Reader:
             if not (0 <= member.rdev[0] < 1 << 12 and 0 <= member.rdev[1] < 1 << 20):
                 raise _BadMemberError(f"device number {member.rdev[0]}:{member.rdev[1]}")
         elif kind == b"D":
-            self._skip(size)  # the names that GNU tar --listed-incremental saw in a directory
+            self._skip(size)  # the names that GNU tar --listed-incremental found in a directory
         elif kind in b"0\x007S":
             self._content(member, kind, size, header, extra)
         if extra:
@@ -231,7 +231,7 @@ class _Reader:
         member.extents = _checked(extents, member.size, size)
 
     def _old_sparse(self, header: bytes) -> tuple[list[tuple[int, int]], int]:
-        """The map of GNU's first format: four entries in the header, 21 in each block that follows it."""
+        """The map of GNU's first format: four entries in the header, 21 in each block that follows."""
         fields = header[386:482]
         more = header[482]
         while more:
@@ -246,7 +246,7 @@ class _Reader:
         return _pairs(values), _number(header[483:495])
 
     def _sparse_map(self, start: int, end: int) -> tuple[list[tuple[int, int]], int]:
-        """The map of GNU's format 1.0: decimal lines at the head of the content, padded to a block."""
+        """The map of GNU's format 1.0: decimal lines before the content, padded to a block."""
         text = b""
         lines: list[bytes] = []
         while True:
@@ -265,7 +265,7 @@ class _Reader:
 
 
 def clean_path(name: bytes) -> bytes:
-    """A member's name without "./" and doubled slashes. Raises _BadMemberError where it is absolute or climbs out."""
+    """A member's name without "./" and doubled slashes. Raises _BadMemberError if it is absolute or climbs out."""
     if name.startswith(b"/"):
         raise _BadMemberError("its name is absolute" if name.strip(b"/") else "its name is '/'")
     if b"\0" in name:
@@ -296,7 +296,7 @@ def _name(header: bytes) -> bytes:
 
 
 def _number(field: bytes) -> int:
-    """Octal text, or base-256 where the first bit is set (the second one is the sign). Raises _BadMemberError."""
+    """Octal text, or base-256 if the first bit is set (the second is the sign). Raises _BadMemberError."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         bits = len(field) * 8
@@ -310,12 +310,12 @@ def _number(field: bytes) -> int:
 
 
 def _sum_is_right(header: bytes) -> bool:
-    """The sum of all bytes, its own field taken as spaces; some old writers added up signed characters."""
+    """Check the sum of all bytes, with its own field as spaces; some old writers added signed characters."""
     try:
         told = _number(header[148:156])
     except _BadMemberError:
         return False
-    # Adler's first sum is 1 + the bytes, modulo 65521 (RFC 1950 §9): exact for 256 bytes, and C
+    # Adler's first sum is 1 + the bytes, modulo 65521 (RFC 1950 §9): exact for 256 bytes, and runs in C
     plain = (zlib.adler32(header[:256]) & 0xFFFF) + (zlib.adler32(header[256:]) & 0xFFFF) - 2
     plain += 8 * 0x20 - sum(header[148:156])
     return told == plain or told == plain - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
@@ -345,7 +345,7 @@ def _nanoseconds(text: bytes) -> int:
 
 
 def _pax_records(data: bytes, into: dict[bytes, bytes]) -> None:
-    """Records "LENGTH KEY=VALUE\\n"; an empty value takes an earlier one back."""
+    """Records "LENGTH KEY=VALUE\\n"; an empty value removes an earlier one."""
     at = 0
     pairs: list[bytes] = []
     while at < len(data):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of an overlay in which @NAME@ stands for a variable of the manifest. Nothing else is replaced, nothing is
-evaluated, and a name that nobody defines is an error: a typing mistake never reaches a device."""
+"""Overlay files in which @NAME@ stands for a variable of the manifest. Nothing else is replaced, nothing is evaluated,
+and an undefined name is an error: a typing mistake never reaches a device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from erofs_edge.manifest.model import System
 
 REFERENCE = re.compile(rb"@([A-Z][A-Z0-9_]*)@")
 LARGEST = 1 << 20
-"""bytes; a larger file is no text that somebody wrote"""
+"""bytes; larger files are not hand-written text"""
 
 
 def variables(system: System) -> dict[str, str]:
-    """What templates may name: HOSTNAME, SYSTEM, SUITE, ARCH, and the manifest's `variables`, which win.
+    """What templates may name: HOSTNAME, SYSTEM, SUITE, ARCH, and the manifest's `variables`, which take precedence.
 
     A build for a board has added BOARD and COMPATIBLE to these.
     """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of known size and hash into the cache: a bounded pool of downloads, each checked, each resumed where it
-broke off, shared with other processes."""
+"""Download files of known size and hash into the cache: a bounded pool of downloads, each checked, each resumed after
+an interruption, shared with other processes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from erofs_edge.sources.cache import CHUNK, Cache, write_error
 from erofs_edge.sources.http import Body, GoneError
 
 CONNECTIONS = 4
-ATTEMPTS = 3  # that bring no byte, one after the other
+ATTEMPTS = 3  # in a row without receiving a byte
 PAUSE = 0.5  # seconds before the second attempt; twice that before the third
 
 Progress = Callable[[int, int], None]
-"""(bytes that are there, bytes in all) of what was not in the cache"""
+"""(bytes received, total bytes) of what was not in the cache"""
 
 
 class Item(NamedTuple):
-    """label: what errors call it. where: its place, for errors about its content. peer: who has it, in words.
-    against: what says size and hash, in words."""
+    """label: name for errors. where: its place, for errors about its content. peer: who supplies it, in words. against:
+    where size and hash come from, in words."""
 
     label: str
     uri: str
@@ -58,10 +58,10 @@ class Reader(Protocol):
 def transfer(
     items: list[Item], client: Reader, cache: Cache, progress: Progress | None = None, *, connections: int = CONNECTIONS
 ) -> dict[str, Path | None]:
-    """The blob of each item, by sha256; None where the peer does not have it. The client is closed afterwards.
+    """The blob of each item, by sha256; None if the peer does not have it. The client is closed afterwards.
 
-    Raises VerificationError where content has another hash or size, MirrorError where the peer fails (what has
-    arrived is kept and used by the next call).
+    Raises VerificationError if content has another hash or size, MirrorError if the peer fails (what has arrived is
+    kept and used by the next call).
     """
     return _Transfer(items, client, cache, progress).run(connections)
 
@@ -82,7 +82,7 @@ class _Transfer:
     def run(self, connections: int) -> dict[str, Path | None]:
         pool = ThreadPoolExecutor(connections)
         try:
-            # large ones first: none of them is left alone at the end
+            # large ones first, so that none runs alone at the end
             order = sorted(self.items, key=lambda item: (-item.size, item.label))
             jobs = {pool.submit(self.one, item): item for item in order}
             finished, _ = wait(jobs, return_when=FIRST_EXCEPTION)
@@ -96,7 +96,7 @@ class _Transfer:
         return {item.sha256: job.result() for job, item in jobs.items()}
 
     def one(self, item: Item) -> Path | None:
-        """Fetch one item; None where the peer does not have it."""
+        """Download one item; None if the peer does not have it."""
         part = self.cache.partial_path(item.sha256)
         try:
             with self._locked(part, item) as file:
@@ -104,7 +104,7 @@ class _Transfer:
                     self._count(item, item.size)
                     return self.cache.blob_path(item.sha256)
                 if file.seek(0, os.SEEK_END):
-                    # what an earlier run left may be damaged: then the whole file is fetched once more
+                    # an earlier run's partial file may be damaged: the whole file is then downloaded once more
                     with contextlib.suppress(VerificationError):
                         return self._complete(file, item)
                 return self._complete(file, item)
@@ -113,7 +113,7 @@ class _Transfer:
 
     @contextlib.contextmanager
     def _locked(self, part: Path, item: Item) -> Iterator[BinaryIO | None]:
-        """The part file, locked against other processes; None where another one finished it meanwhile."""
+        """The partial file, locked against other processes; None if another one completed it meanwhile."""
         while True:
             with part.open("a+b") as file:
                 while not _try_lock(file):
@@ -128,7 +128,7 @@ class _Transfer:
                     return
 
     def _complete(self, file: BinaryIO, item: Item) -> Path | None:
-        """Bring a part file to its end, over several attempts, and make it a blob."""
+        """Complete a partial file, in several attempts, and make it a blob."""
         failures = 0
         while True:
             before = file.seek(0, os.SEEK_END)
@@ -145,7 +145,7 @@ class _Transfer:
                     raise MirrorError(message, where=error.where, hint=hint) from error
 
     def _append(self, file: BinaryIO, item: Item) -> None:
-        """Download what is missing at the end of a part file."""
+        """Download what is missing at the end of a partial file."""
         have = file.seek(0, os.SEEK_END)
         if have >= item.size:
             return
@@ -196,7 +196,7 @@ def _try_lock(file: BinaryIO) -> bool:
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file still has that name: who held the lock before may have renamed it."""
+    """Whether an open file still has that name: the previous lock holder may have renamed it."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""apt as a resolver in a root of its own: private lists, cache and an empty dpkg status.
+"""apt as a resolver in a private root: its own lists, cache and an empty dpkg status.
 
-The host's package state is neither read nor changed; its apt configuration is read for proxies and
-credentials only. Package indexes are verified against Debian's archive key by apt itself.
+The host's package state is neither read nor changed; its apt configuration is read for proxies and credentials only.
+apt itself verifies package indexes with Debian's archive key.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ UNKNOWN = r"Unable to locate package (\S+)|Package '?([^'\s]+)'? has no installa
 LACKS = r"repository '(\S+) (\S+) \w+' doesn't have the component '(\S+)'"
 LATE = "non-free-firmware"
 """the component that Debian 11 and older have not: it is asked for by default"""
-REASONS = 4  # that an error tells
+REASONS = 4  # number shown in an error
 COMPONENTS = ("main", "non-free-firmware")
-"""boards need the second for what their vendors give no source of (raspi-firmware); nothing else is in it"""
+"""boards need the second for what vendors supply without source (raspi-firmware); nothing else is in it"""
 
 
 class Apt:
-    """An open, up-to-date package index of one suite and architecture. Use `open_apt` to get one."""
+    """An up-to-date package index of one suite and architecture. Use `open_apt` to get one."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class Apt:
         """packages that are files on this machine"""
 
     def closure(self, names: Iterable[str]) -> list[LockedPackage]:
-        """The packages asked for and all that they depend on (no recommends), sorted by name.
+        """The requested packages and all their dependencies (no recommends), sorted by name.
 
-        Raises SourceError with apt's reason, shortened, where a name is unknown or dependencies conflict.
+        Raises SourceError with apt's reason, shortened, if a name is unknown or dependencies conflict.
         """
         specs = [f"{name}={self._own[name].version}" if name in self._own else name for name in names]
         text = self._run("apt-get", "install", "-s", "-y", *specs)
@@ -66,7 +66,7 @@ class Apt:
         return self.describe(f"{name}={version}" for name, version in chosen)
 
     def describe(self, specs: Iterable[str]) -> list[LockedPackage]:
-        """`name` or `name=version` as the index has them, without dependencies, sorted by name."""
+        """`name` or `name=version` as listed in the index, without dependencies, sorted by name."""
         wanted = sorted(specs)
         if not wanted:
             return []
@@ -77,7 +77,7 @@ class Apt:
             if "Filename" in fields:
                 known = strangers.get(fields["SHA256"])
                 found.setdefault(fields["Package"], self._locked(fields, known))
-        # apt tells only one of two packages of equal name and version: the file counts
+        # apt reports only one of two packages with equal name and version: the file takes precedence
         found |= {name: own for name, own in self._own.items() if name in found and found[name].version == own.version}
         names = [spec.split("=")[0].split(":")[0] for spec in wanted]
         if missing := [name for name in names if name not in found]:
@@ -89,7 +89,7 @@ class Apt:
         return re.search(r"^  Candidate: [^(\s]", self._run("apt-cache", "policy", name), re.M) is not None
 
     def download(self, names: Iterable[str], folder: Path) -> list[Path]:
-        """Download `names` and all that they depend on into a folder; the .deb files, sorted by name."""
+        """Download `names` and all their dependencies into a folder; return the .deb files, sorted by name."""
         self._run("apt-get", "install", "-y", "--download-only", "-o", f"Dir::Cache::archives={folder}", *names)
         return sorted(folder.glob("*.deb"))
 
@@ -125,7 +125,7 @@ class Apt:
         return done
 
     def _no_such(self, names: list[str]) -> SourceError:
-        """What is known about packages that the index lacks: perhaps another architecture has them."""
+        """What is known about packages missing from the index: perhaps another architecture has them."""
         others = {name.split(":")[0].split("=")[0] for name in names} - set(self.local_names)
         with contextlib.suppress(ErofsEdgeError):
             if elsewhere := self._elsewhere(sorted(others)):
@@ -137,7 +137,7 @@ class Apt:
         )
 
     def _strangers(self) -> dict[str, str]:
-        """sha256 → archive of every package that is not the mirror's."""
+        """sha256 → archive of every package that does not come from the mirror."""
         found: dict[str, str] = {}
         uris = {one.uri.rstrip("/"): name for name, one in self._archives.items() if one.uri is not None}
         if uris:
@@ -150,7 +150,7 @@ class Apt:
         return found
 
     def _locked(self, fields: dict[str, str], archive: str | None) -> LockedPackage:
-        # Debian keeps security updates under their own pool, so the path tells the archive
+        # Debian keeps security updates under a pool of their own, so the path reveals the archive
         path = fields["Filename"].removeprefix("./")
         return LockedPackage(
             name=fields["Package"],
@@ -184,11 +184,11 @@ def open_apt(
     supply: Supply | None = None,
     other: str | None = "amd64",
 ) -> Iterator[Apt]:
-    """An `Apt` with fresh indexes of suite + pockets; its folder goes when the block ends.
+    """An `Apt` with fresh indexes of suite + pockets; its folder is removed when the block ends.
 
-    `arch` is a Debian architecture; `other` one whose index is read to tell why a package is not there. A pocket
-    whose archive the mirror lacks is left out; sid has none. `supply` adds archives and package files.
-    Raises ToolError where the host has no apt, MirrorError where nothing can be reached or verified.
+    `arch` is a Debian architecture; `other` one whose index is read to explain why a package is missing. A pocket whose
+    archive the mirror lacks is left out; sid has none. `supply` adds archives and package files.
+    Raises ToolError if the host has no apt, MirrorError if nothing can be reached or verified.
     """
     for tool in ("apt-get", "apt-cache"):
         if not shutil.which(tool):
@@ -223,20 +223,20 @@ def open_apt(
 
 
 def _further(folder: Path, mirror: Mirror, arch: str, supply: Supply) -> list[str]:
-    """Lines of sources.list for a supply; what they need is put into the folder."""
+    """Lines of sources.list for a supply; the files that they need are put into the folder."""
     lines = []
     preferences = []
     for name, one in supply.archives.items():
         key = mirror.keyring
         if one.key is not None:
             data = Path(one.key).read_bytes()
-            # apt tells the two forms apart by the file's name
+            # apt distinguishes the two formats by the file's name
             key = folder / f"{name}.{'asc' if data.lstrip().startswith(b'-----BEGIN') else 'gpg'}"
             key.write_bytes(data)
         uri = one.uri or mirror.uri("debian", "").rstrip("/")
         lines.append(f"deb [arch={arch} signed-by={key}] {uri} {' '.join((one.suite, *one.components))}\n")
         if one.uri is None:
-            # backports say of themselves that they are not taken unless somebody asks
+            # backports declare themselves as not to be installed unless requested
             preferences.append(f"Package: *\nPin: release n={one.suite}\nPin-Priority: 500\n")
     (folder / "preferences").write_text("\n".join(preferences))
     stanzas = []
@@ -265,7 +265,7 @@ def _local_package(path: Path, fields: Mapping[str, str]) -> LockedPackage:
 
 
 def _failure(verb: str, text: str) -> SourceError:
-    """apt's own words, shortened to what explains the failure."""
+    """apt's own message, shortened to what explains the failure."""
     if verb == "update":
         lines = [" ".join(line.split()) for line in text.split("\n") if re.match(r"\s*(E:|W: GPG|Err:)", line)]
         lines = [line for line in lines if "index files failed to download" not in line]  # which, the others say
@@ -274,7 +274,7 @@ def _failure(verb: str, text: str) -> SourceError:
             f"the package index cannot be fetched or verified: {reason}",
             hint="check the network, the host's apt sources, or set EROFS_EDGE_MIRROR",
         )
-    # apt up to 2.9: " app : Depends: lib (>= 4) but 3 is to be installed", more reasons on lines below it;
+    # apt up to 2.9: " app : Depends: lib (>= 4) but 3 is to be installed", with more reasons on the lines below;
     # apt 3: numbered steps that lead to a contradiction
     head = r"^ (\S+) : (.*(?:\n {3,}.*)*)$"
     reasons = [

@@ -22,7 +22,7 @@ class ArMember(NamedTuple):
 
 
 def ar_members(path: Path) -> list[ArMember]:
-    """The members of an ar file in order. Raises SourceError where it is none, or is damaged or truncated."""
+    """The members of an ar file in order. Raises SourceError if it is not one, damaged or truncated."""
     members: list[ArMember] = []
     try:
         with path.open("rb") as file:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian binary packages, format 2.0: deb(5), deb-control(5), deb-conffiles(5), deb-triggers(5).
 
-The data archive is unpacked into the cache once and referenced there, with an index of its members: reading a
-package again costs a hash over the unpacked archive and no parsing.
+The data archive is unpacked into the cache once and referenced there, with an index of its members: reading a package
+again only hashes the unpacked archive and parses nothing.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ DATA = "deb-data"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Package:
-    """A package as it is in its file.
+    """The contents of a package file.
 
     control     fields of the control file, as written; a folded value keeps its line ends
-    scripts     maintainer scripts that are there: preinst, postinst, prerm, postrm, config
+    scripts     the maintainer scripts that exist: preinst, postinst, prerm, postrm, config
     conffiles   absolute paths
-    triggers    the triggers file as it is, b"" where there is none
+    triggers    the triggers file unchanged, b"" without one
     info        every file of the control archive, by name (what dpkg keeps in info/)
     members     of the data archive, in order; their contents are in the file `archive`
     """
@@ -57,7 +57,7 @@ class Package:
 
     @property
     def md5sums(self) -> dict[str, str]:
-        """Path (without the leading '/') → md5 in hex, as the package says."""
+        """Path (without the leading '/') → md5 in hex, as listed in the package."""
         lines = os.fsdecode(self.info.get("md5sums", b"")).splitlines()
         return {path: digest for digest, _, path in (line.partition("  ") for line in lines) if path}
 
@@ -76,13 +76,13 @@ class _Index(msgspec.Struct, array_like=True):
     info: dict[str, bytes]
     members: list[Member]
     sha256: str
-    """of the unpacked data archive; empty where it is in the package as it is"""
+    """of the unpacked data archive; empty if the package stores it uncompressed"""
 
 
 def read_debs(debs: Mapping[str, Path], cache: Cache, *, jobs: int | None = None) -> list[Package]:
-    """Many packages at once (name → file), in parallel threads; sorted by name.
+    """Read many packages (name → file) in parallel threads; sorted by name.
 
-    Raises SourceError, as read_deb does, and where a file holds a package of another name.
+    Raises SourceError as read_deb does, and if a file contains a package of another name.
     """
     names = sorted(debs)
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
@@ -98,13 +98,13 @@ def read_debs(debs: Mapping[str, Path], cache: Cache, *, jobs: int | None = None
 
 
 def trees_of(debs: Mapping[str, Path], cache: Cache) -> dict[str, FileTree]:
-    """The files of each package (name → file), by its name. Raises SourceError, as read_deb does."""
+    """The files of each package (name → file), by its name. Raises SourceError as read_deb does."""
     return {name: read_deb(path, cache).data for name, path in debs.items()}
 
 
 def merged_tree(debs: Mapping[str, Path], cache: Cache) -> FileTree:
-    """The files of all packages (name → file) in one tree; of two that have the same path, the one counts whose name is
-    later in the alphabet. Raises SourceError, as read_deb does."""
+    """The files of all packages (name → file) in one tree; if two have the same path, the one whose name comes later in
+    the alphabet wins. Raises SourceError as read_deb does."""
     tree = FileTree()
     for _, one in sorted(trees_of(debs, cache).items()):
         tree.merge(one)
@@ -112,9 +112,9 @@ def merged_tree(debs: Mapping[str, Path], cache: Cache) -> FileTree:
 
 
 def read_ahead(debs: Iterable[Path], cache: Cache) -> None:
-    """Read packages in parallel threads, those first that take longest, so that `read_deb` has them at once.
+    """Read packages in parallel threads, the slowest first, so that `read_deb` has them at once.
 
-    Raises SourceError, as read_deb does.
+    Raises SourceError as read_deb does.
     """
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for _ in pool.map(lambda path: read_deb(path, cache), sorted(debs, key=lambda path: -path.stat().st_size)):
@@ -122,9 +122,9 @@ def read_ahead(debs: Iterable[Path], cache: Cache) -> None:
 
 
 def read_deb(path: Path, cache: Cache) -> Package:
-    """A package file; the same value for the life of the cache object, unless what it stands on changes.
+    """Read a package file; the same value for the lifetime of the cache object, unless the underlying files change.
 
-    Raises SourceError naming the file (and the member) where it is malformed.
+    Raises SourceError naming the file (and the member) if it is malformed.
     """
     key = cache.digest(path)
     sha256, package = cache.kept.get((INDEX, (key, path)), (None, None))
@@ -160,7 +160,7 @@ def read_deb(path: Path, cache: Cache) -> Package:
 
 
 def parse_control(text: str, where: str) -> dict[str, str]:
-    """Fields of one stanza (deb822(5)). Raises SourceError where one is malformed or a needed one is missing."""
+    """Fields of one stanza (deb822(5)). Raises SourceError if one is malformed or a required one is missing."""
     fields: dict[str, str] = {}
     key = ""
     for number, line in enumerate(text.strip("\n").split("\n"), 1):
@@ -200,7 +200,7 @@ def _read(path: Path, cache: Cache, key: str) -> tuple[_Index, Path]:
 
 
 def _parts(path: Path, members: list[ArMember]) -> tuple[ArMember, ArMember]:
-    """control.tar.* and data.tar.*; deb(5) fixes their order, members named _* may stand in between."""
+    """control.tar.* and data.tar.*; deb(5) fixes their order, and members named _* may come in between."""
     where = str(path)
     if not members or members[0].name != "debian-binary":
         raise SourceError("not a Debian package (its first member is not debian-binary)", where=where)

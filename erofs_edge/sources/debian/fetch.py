@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locked packages into the cache, from the mirror that has them."""
+"""Download locked packages into the cache, from the mirror that has them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def fetch(
     *,
     connections: int = CONNECTIONS,
 ) -> dict[str, Path]:
-    """The .deb of each package (name → file in the cache). What is cached costs no network.
+    """The .deb of each package (name → file in the cache). Cached ones need no network.
 
-    `mirror` may be a function, which is called only if something has to be fetched. Raises VerificationError
-    where a file has another hash than the lock says, MirrorError where the mirror fails (what has arrived is
-    kept and used by the next call), and PackagesGoneError naming all packages that the mirror no longer has.
+    `mirror` may be a function, called only if something has to be downloaded. Raises VerificationError if a file does
+    not have the hash in the lock, MirrorError if the mirror fails (what has arrived is kept and used by the next call),
+    and PackagesGoneError naming all packages that the mirror no longer has.
     """
     wanted = {package.sha256: package for package in packages}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks: which packages a manifest or a board means today, and whether a lock still fits.
+"""Locks: the exact packages for a manifest or a board, and whether a lock still fits.
 
-Packages come from the suite with its updates and security pockets, without recommends. Pinned ids of an old lock
-are kept for good. A new lock that would only differ in its date keeps the old date, so that locking again when
-nothing has changed changes no byte of the build.
+Packages come from the suite with its updates and security pockets, without recommends. Ids pinned in an old lock are
+kept for good. A new lock that would differ only in its date keeps the old date, so locking again when nothing has
+changed changes no byte of the build.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from erofs_edge.sources.debian.mirror import Mirror
 
 INITRAMFS = ("busybox-static", "dmsetup", "e2fsprogs")
-"""what our initramfs is made of, beside the kernel's modules"""
+"""what our initramfs is made of, besides the kernel's modules"""
 INITRAMFS_KEYS = ("keyutils",)
-"""hands the kernel a signature that it checks: by the keys of UEFI firmware, or that of a vbmeta partition"""
+"""passes the kernel a signature to check: with the keys of UEFI firmware, or that of a vbmeta partition"""
 INITRAMFS_CRYPT = ("cryptsetup-bin",)
-"""and where a partition is encrypted"""
+"""in addition, if a partition is encrypted"""
 GROUPS = ("system", "kernel", "initramfs", "firmware")
-"""what is asked for in packages; the rest says where they come from"""
+"""groups with requested packages; the other keys say where they come from"""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a new lock says otherwise than the old one; each item starts with the group.
+    """Differences of a new lock from the old one; each item starts with the group.
 
     added and removed: (group, name, version); updated: (group, name, old version, new version); ids: 'user x 998'.
     """
@@ -80,7 +80,7 @@ class Relocked:
 
 
 def requested(value: Board | System) -> dict[str, list[str]]:
-    """The packages that a manifest or a board asks for, by group of the lock, sorted."""
+    """The packages that a manifest or a board requests, by group of the lock, sorted."""
     if isinstance(value, System):
         asked = {"system": sorted(set(value.packages))}
         if value.debs:
@@ -102,7 +102,7 @@ def requested(value: Board | System) -> dict[str, list[str]]:
 
 
 def check_lock(lock: Lock, loaded: Loaded[Board] | Loaded[System]) -> None:
-    """Raises ManifestError where the lock was made for something else than the manifest now says."""
+    """Raises ManifestError if the lock was made for something other than the manifest's current content."""
     value = loaded.value
     pointer = "packages" if isinstance(value, System) else "boot"
     wanted = requested(value)
@@ -137,10 +137,10 @@ def lock_system(
     apt: Apt | None = None,
     progress: Progress | None = None,
 ) -> Lock:
-    """The lock of a manifest. The packages are fetched: system ids are pinned from what is in them.
+    """Make the lock of a manifest. The packages are downloaded, because system ids depend on their contents.
 
-    `apt` is an open index of the suite, if there is one already. Raises ManifestError (with its position) on a
-    package that does not exist, SourceError and MirrorError as Apt and fetch do.
+    `apt` is an open index of the suite, if there is one already. Raises ManifestError (with its position) for a package
+    that does not exist, SourceError and MirrorError as Apt and fetch do.
     """
     from erofs_edge.sources.debian.supply import fetch_locked
     from erofs_edge.sources.layers import pin_sources
@@ -173,9 +173,9 @@ def lock_system(
 
 
 def lock_board(loaded: Loaded[Board], *, mirror: Mirror, old: Lock | None = None, apt: Apt | None = None) -> Lock:
-    """The lock of a board's own packages: kernel, initramfs, firmware. Nothing is fetched but indexes.
+    """Make the lock of a board's own packages: kernel, initramfs, firmware. Only indexes are downloaded.
 
-    Raises like lock_system.
+    Raises as lock_system.
     """
     board = loaded.value
     wanted = requested(board)
@@ -201,9 +201,9 @@ def lock_all(
 ) -> list[Relocked]:
     """New locks for a manifest, or for a board and each manifest on its disk, and for their layers. Nothing is written.
 
-    Without `folder` the locks of stock manifests stay as they are, unless what is locked is itself a stock board or
-    manifest of a checkout: a product never writes outside of itself.
-    The old locks are those in `folder`, where they are there, else those beside the manifests.
+    Without `folder` the locks of stock manifests are kept, unless a stock board or manifest of a checkout is itself
+    being locked: a product never writes outside its own folder. The old locks are those in `folder` if they exist, else
+    those beside the manifests.
     """
     todo: list[Loaded[Board] | Loaded[System]] = [loaded]
     if isinstance(loaded.value, Board):
@@ -232,7 +232,7 @@ def lock_all(
 
 
 def _may_lock(one: Loaded[System], named: Loaded[Board] | Loaded[System], folder: Path | None) -> bool:
-    """Whether a manifest that another one names is locked with it."""
+    """Whether a manifest that another one names is locked together with it."""
     if folder is not None or not is_stock(one.path):
         return True
     return is_stock(named.path) and not is_shipped(one.path)
@@ -252,9 +252,9 @@ def _check_names(todo: list[Loaded[Board] | Loaded[System]], folder: Path) -> No
 
 
 def old_lock(loaded: Loaded[Board] | Loaded[System], folder: Path | None = None) -> Lock | None:
-    """The lock that a new one follows: in `folder`, else beside the manifest; None where there is none.
+    """The lock that a new one replaces: in `folder`, else beside the manifest; None if there is none.
 
-    Raises ManifestError on a damaged one: its pinned ids would be lost.
+    Raises ManifestError if it is damaged, because its pinned ids would be lost.
     """
     beside = lock_path(loaded.path)
     inside = [] if folder is None else [lock_in(folder, loaded.path, board=isinstance(loaded.value, Board))]
@@ -269,7 +269,7 @@ def old_lock(loaded: Loaded[Board] | Loaded[System], folder: Path | None = None)
 
 
 def changes(old: Lock | None, new: Lock) -> Changes:
-    """What `new` changes; everything is added where there is no old lock."""
+    """What `new` changes; without an old lock, everything counts as added."""
     before = _versions(old) if old is not None else {}
     after = _versions(new)
     ids = []
@@ -307,7 +307,7 @@ def _archive_line(name: str, one: Archive) -> str:
 
 
 def _is_plain(system: System) -> bool:
-    """Whether the index of a board will do for it. One without packages needs none at all."""
+    """Whether the index of a board can be used for it. A manifest without packages needs none."""
     return bool(system.packages) and not requested(system).keys() - {"system"}
 
 
@@ -324,7 +324,7 @@ def _open(stack: ExitStack, mirror: Mirror, loaded: Loaded[Board] | Loaded[Syste
 def _resolve(
     loaded: Loaded[Board] | Loaded[System], ask: Callable[[list[str]], list[LockedPackage]], names: list[str]
 ) -> list[LockedPackage]:
-    """Ask apt; where it names one of our packages as the culprit, say where that stands in the manifest."""
+    """Ask apt; if it blames one of our packages, say where the manifest names it."""
     try:
         return ask(names)
     except MirrorError:
@@ -338,7 +338,7 @@ def _resolve(
 
 
 def _written(value: Board | System) -> list[tuple[str, str]]:
-    """(pointer into the manifest, package) of every package that is named there."""
+    """(pointer into the manifest, package) of every package named there."""
     if isinstance(value, System):
         return [(f"packages.{i}", name) for i, name in enumerate(value.packages)]
     firmware = [(f"boot.firmware.{i}.package", file.package) for i, file in enumerate(value.boot.firmware)]
@@ -347,7 +347,7 @@ def _written(value: Board | System) -> list[tuple[str, str]]:
 
 
 def _uefi_packages(board: Board) -> list[tuple[str, str]]:
-    """(where it is written, package) of each file that UEFI firmware needs."""
+    """(place in the manifest, package) of each file that UEFI firmware needs."""
     uefi = board.boot.uefi
     if uefi is None:
         return []
@@ -356,7 +356,7 @@ def _uefi_packages(board: Board) -> list[tuple[str, str]]:
 
 
 def _kernel(loaded: Loaded[Board], apt: Apt) -> LockedPackage:
-    """The package with the kernel itself: the one that the metapackage depends on, or the named one."""
+    """The package with the kernel itself: the dependency of the metapackage, or the named one."""
     name = loaded.value.boot.kernel
     closure = _resolve(loaded, apt.closure, [name])
     images = [package for package in closure if package.name.startswith("linux-image-") and package.name != name]
@@ -372,7 +372,7 @@ def _kernel(loaded: Loaded[Board], apt: Apt) -> LockedPackage:
 def _ids(
     loaded: Loaded[System], debs: dict[str, Path], pins: list[LockedSource], cache: Cache, old: Lock | None
 ) -> Ids:
-    """Pinned ids: the old lock's, and new ones for what packages, sources, overlays and entries ask for."""
+    """Pinned ids: those of the old lock, and new ones requested by packages, sources, overlays and entries."""
     from erofs_edge.sources.base import accounts_of, load_base
     from erofs_edge.sources.debian.configure import Ids, assign_ids
     from erofs_edge.sources.debian.deb import read_debs
@@ -402,7 +402,7 @@ def _ids(
 
 
 def _lay(loaded: Loaded[System], pointer: str, tree: FileTree, layer: FileTree, to: str) -> None:
-    """Put the files of a layer where they will be: which accounts are asked for is read from files alone."""
+    """Put the files of a layer in their places: requests for accounts are read from files."""
     for path, inode in layer.walk():
         if not inode.is_dir:
             try:
@@ -412,7 +412,7 @@ def _lay(loaded: Loaded[System], pointer: str, tree: FileTree, layer: FileTree, 
 
 
 def _settled(new: Lock, old: Lock | None) -> Lock:
-    """The new lock, with the old date if nothing else is new."""
+    """The new lock, with the old date if nothing else has changed."""
     if old is not None and msgspec.structs.replace(new, date=old.date) == old:
         return old
     return new

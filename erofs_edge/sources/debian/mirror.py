@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where Debian packages come from: the mirror that the host itself is configured for, or EROFS_EDGE_MIRROR.
+"""Where Debian packages come from: the mirror in the host's own configuration, or EROFS_EDGE_MIRROR.
 
-No mirror has its name in this project. The host's configuration is read (deb822 ``*.sources`` and one-line
-``*.list`` files), never changed.
+This project names no mirror. The host's configuration is read (deb822 ``*.sources`` and one-line ``*.list`` files),
+never changed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ KEYRINGS = (
     "etc/apt/trusted.gpg.d/debian-archive-keyring.gpg",
 )
 RELEASES = "bookworm|trixie|forky|duke|sid|stable|testing|unstable|oldstable"
-# exact, since other repositories are called after these: bookworm-pgdg, bookworm with a component "stable"
+# compared exactly, since other repositories have similar names: bookworm-pgdg, bookworm with a component "stable"
 SUITE = re.compile(rf"(?:{RELEASES})(?:(?P<security>-security|/updates)|-updates|-backports|-proposed-updates)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """archives: 'debian' and, where there is one, 'debian-security' → base URI without a trailing slash.
+    """archives: 'debian' and, if there is one, 'debian-security' → base URI without a trailing slash.
 
-    keyring verifies both; pinned says that the user named the archive (it may be an old snapshot, so that an
-    expired release file is no fault).
+    keyring verifies both; pinned says that the user named the archive (it may be an old snapshot, so an expired release
+    file is accepted).
     """
 
     archives: Mapping[str, str]
@@ -39,7 +39,7 @@ class Mirror:
     pinned: bool = False
 
     def uri(self, archive: str, path: str) -> str:
-        """The URI of a file below an archive. Raises MirrorError where the mirror lacks that archive."""
+        """The URI of a file below an archive. Raises MirrorError if the mirror lacks that archive."""
         try:
             return f"{self.archives[archive]}/{path}"
         except KeyError:
@@ -50,7 +50,7 @@ class Mirror:
 
 
 def host_mirror(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Mirror:
-    """The mirror to use. Raises MirrorError where the host is not Debian-like and no variable names one."""
+    """The mirror to use. Raises MirrorError if the host is not Debian-like and no variable names one."""
     if named := environ.get(VARIABLE, "").replace(",", " ").split():
         return Mirror(_named(named), _keyring(root, None), pinned=True)
     archives: dict[str, str] = {}
@@ -73,7 +73,7 @@ def host_mirror(environ: Mapping[str, str] = os.environ, root: Path = Path("/"))
 
 
 def _named(uris: list[str]) -> dict[str, str]:
-    """One URI names both archives where its path has a component 'debian' (…/debian → …/debian-security)."""
+    """One URI names both archives if its path has a component 'debian' (…/debian → …/debian-security)."""
     for uri in uris:
         if not re.match(r"(https?://|file:/)[^/\s]|file:///[^/\s]", uri):
             raise MirrorError(
@@ -102,7 +102,7 @@ def _keyring(root: Path, signed_by: str | None) -> Path:
 
 
 def _plain(uri: str, root: Path) -> str:
-    """`mirror+file:LIST` (as cloud images have it) replaced by the first mirror of the list."""
+    """Replace `mirror+file:LIST` (used by cloud images) by the first mirror in the list."""
     if not uri.startswith("mirror+file:"):
         return uri
     path = root / uri.removeprefix("mirror+file:").lstrip("/")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where packages come from beyond the Debian mirror: archives of somebody else's, files on this machine."""
+"""Package sources besides the Debian mirror: third-party archives, and package files on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from erofs_edge.sources.debian.mirror import Mirror
 from erofs_edge.sources.transfer import Progress
 
 LOCAL = "local"
-"""the archive of package files on this machine, in a lock"""
+"""the archive name of package files on this machine, in a lock"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Supply:
 
 
 def supply_of(system: System, cache: Cache) -> Supply:
-    """Raises SourceError where a package file is malformed."""
+    """The supply of a manifest. Raises SourceError if a package file is malformed."""
     from erofs_edge.sources.debian.deb import read_deb
 
     debs = tuple((Path(path), read_deb(Path(path), cache).control) for path in system.debs)
@@ -46,9 +46,9 @@ def fetch_locked(
     cache: Cache,
     progress: Progress | None = None,
 ) -> dict[str, Path]:
-    """The .deb of each package of a system (name → file): of the mirror, of its archives, on this machine.
+    """The .deb of each package of a system (name → file): from the mirror, from its archives, or on this machine.
 
-    Raises as `fetch`; ManifestError and VerificationError where a package file is no longer what the lock pins.
+    Raises as `fetch`; ManifestError and VerificationError if a package file no longer matches the lock.
     """
     system = loaded.value
     packages = list(packages)

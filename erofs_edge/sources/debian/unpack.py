@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages laid over each other as dpkg does it when it installs them on an empty disk.
+"""Unpack packages over each other as dpkg does when it installs them on an empty disk.
 
-base-files comes first (its links /bin, /lib, /sbin → usr/… must stand before anything is put below them), the
-others follow by name, so that the order of the caller does not matter. A directory keeps the metadata of its
-first package. A file of two packages is an error unless one says that it replaces the other (deb-control(5),
-"Replaces"). Conffiles stand under their own names.
+base-files comes first (its links /bin, /lib, /sbin → usr/… must exist before anything is put below them), the others
+follow by name, so the caller's order does not matter. A directory keeps the metadata of its first package. A file in
+two packages is an error unless one says that it replaces the other (deb-control(5), "Replaces"). Conffiles have their
+own names.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from erofs_edge.tree import FileTree, Inode
 
 
 def unpack(packages: Iterable[Package]) -> FileTree:
-    """The tree of all packages; `origin` of each inode is a package name. Raises SourceError naming both sides
-    of a clash, and where a package comes twice."""
+    """The tree of all packages; `origin` of each inode is a package name. Raises SourceError naming both sides of a
+    clash, and if a package occurs twice."""
     ordered = sorted(packages, key=lambda package: (package.name != "base-files", package.name))
     by_name = {package.name: package for package in ordered}
     if len(by_name) != len(ordered):
@@ -69,7 +69,7 @@ def _inode(member: Member, package: Package, seen: dict[bytes, Inode]) -> Inode:
 
 def _root(tree: FileTree, inode: Inode) -> None:
     if tree.root.origin and inode.is_dir:
-        return  # the first package's counts
+        return  # the first package's metadata counts
     tree.add(b"", inode)
 
 
@@ -78,7 +78,7 @@ def _takes_over(
 ) -> bool:
     """Whether the new inode replaces the old one; False keeps the old one. Raises SourceError on a clash."""
     if old.is_dir:
-        # dpkg leaves a directory alone where a package has a directory or a symlink
+        # dpkg leaves a directory alone if a package has a directory or a symlink there
         if new.is_dir or new.is_symlink:
             return False
         raise SourceError(f"would replace a directory of {old.origin}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Order of Debian versions (deb-version(7), "Sorting algorithm") and the relations made of it."""
+"""Order of Debian versions (deb-version(7), "Sorting algorithm") and relations between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RELATIONS = {"<<": operator.lt, "<=": operator.le, "=": operator.eq, ">=": opera
 
 @cache
 def version_key(version: str) -> tuple[object, ...]:
-    """A value that compares as dpkg compares versions."""
+    """A value that sorts as dpkg compares versions."""
     epoch, colon, rest = version.partition(":")
     if not colon:
         epoch, rest = "0", version
@@ -24,7 +24,7 @@ def version_key(version: str) -> tuple[object, ...]:
 
 
 def satisfies(version: str, relation: str, bound: str) -> bool:
-    """Whether a version stands in a relation ('<<', '<=', '=', '>=', '>>') to another."""
+    """Whether a version is in a relation ('<<', '<=', '=', '>=', '>>') to another."""
     return bool(RELATIONS[relation](version_key(version), version_key(bound)))
 
 
@@ -50,7 +50,7 @@ def _part(text: str) -> tuple[object, ...]:
 
 
 def _number(digits: str) -> tuple[int, str]:
-    """Compares as the number does, however long it is: Python makes none of more than 4300 digits."""
+    """Sorts like the number, however long it is: Python limits conversion to 4300 digits."""
     significant = digits.lstrip("0")
     return len(significant), significant
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who we are at a registry: docker's config.json, with `auths` and with helpers.
+"""Credentials for a registry: docker's config.json, with `auths` and with helpers.
 
-Read in the order of podman and docker: REGISTRY_AUTH_FILE, DOCKER_CONFIG/config.json, ~/.docker/config.json. A
-helper is a program docker-credential-NAME that gets the registry on its standard input and answers in JSON
-(docker-credential-helpers, "get"); it wins over `auths`.
+Read in the order of podman and docker: REGISTRY_AUTH_FILE, DOCKER_CONFIG/config.json, ~/.docker/config.json. A helper
+is a program docker-credential-NAME that gets the registry on standard input and answers in JSON
+(docker-credential-helpers, "get"); it takes precedence over `auths`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from erofs_edge.errors import SourceError, ToolError
 HELPER_SECONDS = 60
 OLD_INDEX = "index"
 TOKEN_USER = "<token>"
-"""the user name by which a helper says that the secret is an identity token"""
+"""the user name by which a helper marks the secret as an identity token"""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A user with a password, or an identity token in its place."""
+    """A user with a password, or an identity token instead."""
 
     user: str = ""
     password: str = ""
@@ -62,9 +62,9 @@ class _Answer(msgspec.Struct, frozen=True, rename={"user": "Username", "secret":
 
 
 def find_login(registry: str, environ: Mapping[str, str] = os.environ) -> Login | None:
-    """The login for a registry (host, with its port), None where none is configured.
+    """The login for a registry (host, with its port), None if none is configured.
 
-    Raises SourceError where a configuration cannot be read, ToolError where a helper is missing or fails.
+    Raises SourceError if a configuration cannot be read, ToolError if a helper is missing or fails.
     """
     path = config_path(environ)
     if path is None:
@@ -77,7 +77,7 @@ def find_login(registry: str, environ: Mapping[str, str] = os.environ) -> Login 
         raise SourceError(f"cannot read: {error.strerror}", where=str(path)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise SourceError(f"not a configuration of docker: {error}", where=str(path)) from error
-    # docker keeps the login of registry-1.R, where the images of R are, under the address of R's old index
+    # docker stores the login for registry-1.R, which has R's images, under the address of R's old index
     site = registry.removeprefix("registry-1.")
     keys = [registry, f"https://{registry}", site, f"https://{OLD_INDEX}.{site}/v1/"]
     for key in keys:
@@ -92,7 +92,7 @@ def find_login(registry: str, environ: Mapping[str, str] = os.environ) -> Login 
 
 
 def config_path(environ: Mapping[str, str]) -> Path | None:
-    """The configuration that counts, whether it is there or not."""
+    """The configuration file in effect, whether it exists or not."""
     if named := environ.get("REGISTRY_AUTH_FILE"):
         return Path(named)
     if folder := environ.get("DOCKER_CONFIG"):

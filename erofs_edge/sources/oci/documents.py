@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Indexes, manifests and configurations of images: OCI image-spec 1.1 (image-index, manifest, config, descriptor)
-and Docker's image manifest version 2, schema 2, which differs in media types only.
+"""Indexes, manifests and configurations of images: OCI image-spec 1.1 (image-index, manifest, config, descriptor) and
+Docker's image manifest version 2, schema 2, which differs in media types only.
 
-What is read is untrusted: documents are bounded, digests are sha256, a document is an index or a manifest but
+The input is untrusted: documents are bounded, digests are sha256, and a document is either an index or a manifest,
 never both (distribution-spec, "mediaType" of ambiguous documents).
 """
 
@@ -17,9 +17,9 @@ import msgspec
 
 from erofs_edge.errors import SourceError, VerificationError
 
-MAX_DOCUMENT = 4 << 20  # bytes, what registries must accept of a manifest
+MAX_DOCUMENT = 4 << 20  # bytes: the size of manifest that registries must accept
 MAX_LAYERS = 512
-MAX_DEPTH = 4  # of indexes in indexes
+MAX_DEPTH = 4  # of nested indexes
 MAX_BLOB = 1 << 40  # bytes
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
@@ -37,7 +37,7 @@ LAYER_TYPE = re.compile(
     r"application/vnd\.(oci\.image\.layer(\.nondistributable)?\.v1\.tar([+](gzip|zstd))?"
     r"|docker\.image\.rootfs(\.foreign)?\.diff\.tar(\.(gzip|zstd))?)"
 )
-# Debian's architecture → image-spec's (Go's) and the variants that fit, the best first
+# Debian's architecture → image-spec's (Go's) and matching variants, the best first
 PLATFORMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "arm64": ("arm64", ("v8", "")),
     "armhf": ("arm", ("v7", "", "v6")),
@@ -52,7 +52,7 @@ PLATFORMS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 class Platform(msgspec.Struct, frozen=True):
-    """What an image runs on, in Go's words."""
+    """What an image runs on, in Go's terms."""
 
     architecture: str = ""
     os: str = ""
@@ -63,7 +63,7 @@ class Platform(msgspec.Struct, frozen=True):
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename={"media_type": "mediaType"}):
-    """Something by its digest ('sha256:…') and size in bytes."""
+    """A reference by digest ('sha256:…') and size in bytes."""
 
     digest: str
     size: int
@@ -111,7 +111,7 @@ class Manifest:
 
 
 def parse_document(data: bytes, where: str) -> Index | Manifest:
-    """An index or a manifest. Raises SourceError where it is neither, or breaks the rules of its kind."""
+    """Parse an index or a manifest. Raises SourceError if it is neither, or invalid."""
     document = _decoded(data, _Document, where)
     if document.version == 1:
         raise SourceError("an image manifest of schema 1, which is obsolete", where=where)
@@ -133,9 +133,9 @@ def parse_document(data: bytes, where: str) -> Index | Manifest:
 
 
 def diff_ids(data: bytes, manifest: Manifest, arch: str, where: str) -> list[str]:
-    """sha256 (hex) of each layer as it is unpacked, from the configuration of an image.
+    """sha256 (hex) of each layer when unpacked, from the configuration of an image.
 
-    Raises SourceError where the image is for another architecture or its parts do not belong together.
+    Raises SourceError if the image is for another architecture or its parts do not belong together.
     """
     config = _decoded(data, _Config, where)
     wanted = PLATFORMS[arch][0]
@@ -148,7 +148,7 @@ def diff_ids(data: bytes, manifest: Manifest, arch: str, where: str) -> list[str
 
 
 def choose(index: Index, arch: str, where: str) -> Descriptor:
-    """The image of an index for a Debian architecture. Raises SourceError naming what there is."""
+    """The image of an index for a Debian architecture. Raises SourceError listing what there is."""
     wanted, variants = PLATFORMS[arch]
     fitting = [
         (variants.index(one.platform.variant), number)
@@ -166,9 +166,9 @@ def choose(index: Index, arch: str, where: str) -> Descriptor:
 def descend(
     data: bytes, arch: str, where: str, fetch: Callable[[Descriptor], bytes], first: Descriptor | None = None
 ) -> tuple[bytes, Manifest]:
-    """From an index or manifest down to the manifest for an architecture: its bytes and its value.
+    """Follow indexes down to the manifest for an architecture: its bytes and its value.
 
-    `first` is the choice in the first index, where it has been made. Raises SourceError, and what `fetch` raises.
+    `first` is the choice in the first index, if already made. Raises SourceError, and what `fetch` raises.
     """
     for _ in range(MAX_DEPTH):
         document = parse_document(data, where)
@@ -180,7 +180,7 @@ def descend(
 
 
 def check_bytes(data: bytes, sha256: str, found: str, where: str) -> bytes:
-    """The data, if `found` is the digest that it should have. Raises VerificationError."""
+    """The data, if `found` is the expected digest. Raises VerificationError."""
     if found != sha256:
         raise VerificationError(f"sha256 is {found}, the digest says {sha256}", where=where)
     return data

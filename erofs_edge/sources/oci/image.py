@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A container image as a FileTree: found in a layout or a registry, pinned by its manifest's digest, its blobs in the
-cache. What is cached costs no network."""
+cache. Cached blobs need no network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer: the sha256 (hex) of its uncompressed archive, that file, its members, and what messages call it."""
+    """A layer: the sha256 (hex) of its uncompressed archive, that file, its members, and its name for messages."""
 
     diff_id: str
     archive: Path
@@ -54,10 +54,10 @@ class _Store(Protocol):
 
 
 def pin_image(oci: Oci, arch: str, cache: Cache) -> Pinned:
-    """What the image is now, for a Debian architecture. Its manifest is in the cache afterwards.
+    """A pin of the image as it is now, for a Debian architecture. Its manifest is put into the cache.
 
-    Raises SourceError where there is no such image, MirrorError where the registry fails, VerificationError where
-    content has another digest than it should.
+    Raises SourceError if there is no such image, MirrorError if the registry fails, VerificationError if content does
+    not have its expected digest.
     """
     if oci.layout is not None:
         layout = Layout(Path(oci.layout), cache)
@@ -75,7 +75,7 @@ def pin_image(oci: Oci, arch: str, cache: Cache) -> Pinned:
 
 
 def load_image(oci: Oci, sha256: str, arch: str, cache: Cache, progress: Progress | None = None) -> FileTree:
-    """The tree of a pinned image. Raises like pin_image, and SourceError for hostile layers."""
+    """The tree of a pinned image. Raises as pin_image, and SourceError for hostile layers."""
     tree = FileTree()
     for layer in load_layers(oci, sha256, arch, cache, progress):
         apply_layer(tree, layer.members, layer.archive, layer.where)
@@ -83,7 +83,7 @@ def load_image(oci: Oci, sha256: str, arch: str, cache: Cache, progress: Progres
 
 
 def load_layers(oci: Oci, sha256: str, arch: str, cache: Cache, progress: Progress | None = None) -> Iterator[Layer]:
-    """The layers of a pinned image, the lowest first, unpacked and checked. Raises like load_image."""
+    """The layers of a pinned image, the lowest first, unpacked and checked. Raises as load_image."""
     store: _Store
     if oci.layout is not None:
         store = Layout(Path(oci.layout), cache)
@@ -108,7 +108,7 @@ def load_layers(oci: Oci, sha256: str, arch: str, cache: Cache, progress: Progre
 
 
 class _Remote:
-    """An image in a registry, by way of the cache."""
+    """An image in a registry, through the cache."""
 
     def __init__(self, reference: Reference, oci: Oci, cache: Cache, progress: Progress | None) -> None:
         self.where = str(reference)

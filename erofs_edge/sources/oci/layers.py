@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of an image laid over each other: OCI image-spec, layer.md ("Applying Changesets", "Whiteouts").
+"""Lay image layers over each other: OCI image-spec, layer.md ("Applying Changesets", "Whiteouts").
 
-A layer's whiteouts take away what is below that layer only; a file replaces what it meets, whatever that is; a
-directory that meets a directory changes its metadata. Symlinks on the way are followed inside the image.
+A layer's whiteouts only remove what is in lower layers. A file replaces whatever is there; a directory that meets a
+directory changes its metadata. Symlinks in paths are followed inside the image.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from erofs_edge.tree import FileTree, Inode
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
 META = b".wh..wh."
-"""names that AUFS kept for itself; those but the opaque mark mean nothing"""
+"""names that AUFS reserved; those other than the opaque marker mean nothing"""
 
 
 def apply_layer(tree: FileTree, members: Iterable[Member], archive: Path, where: str) -> None:
     """Lay the members of one layer over the tree; their contents are in the file `archive`.
 
-    Raises SourceError naming the member that comes twice, is no possible whiteout, goes through a file, or is a
-    hard link to what is not there.
+    Raises SourceError naming a member that occurs twice, is an invalid whiteout, has a path through a file, or is a
+    hard link to something that does not exist.
     """
     files = []
     for member in members:
@@ -77,7 +77,7 @@ def _put(tree: FileTree, member: Member, archive: Path, where: str, made: set[by
 
 
 def _target(tree: FileTree, link: bytes) -> Inode:
-    """The file that a hard link means, of this layer or of one below. The last name may be a symlink itself."""
+    """The file that a hard link refers to, in this layer or a lower one. The last name may itself be a symlink."""
     folder, _, name = link.rpartition(b"/")
     parent = tree.get(folder, follow=True)
     found = parent.children.get(name) if parent is not None else None

@@ -14,11 +14,11 @@ from erofs_edge.sources.tar import read_tar
 from erofs_edge.tree import Content, FileContent, FileTree
 
 CONTAINERD_NAME = "io.containerd.image.name"
-"""under which docker keeps the whole reference"""
+"""annotation in which docker stores the whole reference"""
 
 
 class Layout:
-    """An open layout. Raises SourceError where it is none."""
+    """An open layout. Raises SourceError if it is not one."""
 
     def __init__(self, path: Path, cache: Cache) -> None:
         self.where = str(path)
@@ -38,7 +38,7 @@ class Layout:
         return check_bytes(data, one.sha256, hashlib.sha256(data).hexdigest(), f"{self.where}: {one.digest}")
 
     def blobs(self, wanted: Iterable[Descriptor]) -> dict[str, Path]:
-        """Files that hold the blobs, by sha256, each checked. Raises SourceError, VerificationError."""
+        """Files with the blobs, by sha256, each checked. Raises SourceError, VerificationError."""
         return {one.sha256: self._blob(one) for one in wanted}
 
     def _blob(self, one: Descriptor) -> Path:
@@ -84,9 +84,9 @@ class Layout:
 
 
 def choose_named(data: bytes, name: str | None, where: str) -> Index:
-    """The part of index.json that is meant: the images of that name, or of the only name that there is.
+    """The requested part of index.json: the images of that name, or of the only name.
 
-    Raises SourceError naming the names.
+    Raises SourceError listing the names.
     """
     document = parse_document(data, where)
     if not isinstance(document, Index):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References to images in registries: registry[:port]/name[:tag][@sha256:…], as docker and podman write them."""
+"""References to images in registries: registry[:port]/name[:tag][@sha256:…], as in docker and podman."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHAPE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """digest  sha256 in hex, None where only a tag is known; it wins over the tag."""
+    """digest  sha256 in hex, None if only a tag is known; it takes precedence over the tag."""
 
     registry: str
     name: str
@@ -34,10 +34,10 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Raises SourceError where the text is no reference, or names no registry."""
+    """Parse a reference. Raises SourceError if it is invalid or names no registry."""
     match = _SHAPE.fullmatch(text)
     registry = match["registry"] if match else ""
-    # as in docker: a first part without dot or port is no host
+    # as in docker: a first part without dot or port is not a host
     if not match or not ("." in registry or ":" in registry or registry == "localhost"):
         raise SourceError(
             f"not a reference to an image: {text}",

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry as a client sees it: OCI distribution-spec 1.1, "Pull"; tokens as in Docker's "Token Authentication".
-What is pushed goes the same way (registry/remote.py).
+"""Client of a registry: OCI distribution-spec 1.1, "Pull"; tokens as in Docker's "Token Authentication". Pushes use it
+too (registry/remote.py).
 
-Nothing that comes from here is believed: manifests and blobs are checked against digests by who asks for them.
-Credentials go to the registry and to the token service that it names, over TLS unless plain HTTP was chosen, and
-never along a redirect to another host.
+Nothing received is trusted: callers check manifests and blobs against digests. Credentials are sent to the registry and
+to the token service that it names, over TLS unless plain HTTP was chosen, and never along a redirect to another host.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class _Errors(msgspec.Struct, frozen=True):
 
 
 class Registry:
-    """One repository of a registry. `login` is called when the registry asks who we are."""
+    """One repository of a registry. `login` is called when the registry requests authentication."""
 
     def __init__(
         self, reference: Reference, *, plain_http: bool = False, login: Callable[[], Login | None] = lambda: None
@@ -52,10 +51,10 @@ class Registry:
         self._authorization = ""
 
     def manifest(self, name: str) -> bytes:
-        """The index or manifest of a tag, or of a digest ('sha256:…'), whose content is then checked.
+        """The index or manifest of a tag, or of a digest ('sha256:…'), against which the content is then checked.
 
-        Raises SourceError where there is none, MirrorError where the registry cannot be reached or refuses,
-        VerificationError for other content than the digest's.
+        Raises SourceError if there is none, MirrorError if the registry cannot be reached or refuses, VerificationError
+        if the content does not match the digest.
         """
         uri = f"{self.base}/manifests/{name}"
         try:
@@ -75,15 +74,15 @@ class Registry:
         return data
 
     def blob_uri(self, digest: str) -> str:
-        """Where a blob ('sha256:…') is, for `read`."""
+        """The URI of a blob ('sha256:…'), for `read`."""
         return f"{self.base}/blobs/{digest}"
 
     def read(self, uri: str, start: int) -> Body:
-        """A blob from byte `start` on, if the registry can do that, else from its beginning; see Client.read."""
+        """A blob from byte `start` on, if the registry supports that, else from its beginning; see Client.read."""
         return self._read(uri, start, {"Range": f"bytes={start}-"} if start else {})
 
     def abort(self) -> None:
-        """Let all reads under way fail, and all later ones."""
+        """Make all reads in progress fail, and all later ones."""
         self._client.abort()
 
     def close(self) -> None:
@@ -105,9 +104,9 @@ class Registry:
     def ask(
         self, uri: str, headers: dict[str, str], *, method: str = "GET", body: Upload | None = None
     ) -> http.client.HTTPResponse:
-        """The answer after authentication, and after redirects where something is read; see Client.ask.
+        """The answer after authentication and, for reads, after redirects; see Client.ask.
 
-        Raises MirrorError where the registry cannot be reached, wants a login that we do not have, or sends us in
+        Raises MirrorError if the registry cannot be reached, requires a login that is not configured, or redirects in
         circles.
         """
         try:
@@ -144,7 +143,7 @@ class Registry:
         return response
 
     def _authorize(self, challenges: list[str], uri: str) -> str:
-        """What to send as Authorization, from what the registry asks for. Raises MirrorError where we have nothing."""
+        """The Authorization header for the registry's challenge. Raises MirrorError if there are no credentials."""
         login = self._login()
         for challenge in challenges:
             scheme, _, rest = challenge.strip().partition(" ")
@@ -185,7 +184,7 @@ class Registry:
         return token
 
     def refused(self, uri: str, response: http.client.HTTPResponse) -> MirrorError:
-        """What the registry said, in its own words where it has some, as an error to raise."""
+        """The registry's refusal, in its own words if it gave any, as an error to raise."""
         words = ""
         try:
             for error in msgspec.json.decode(_short(response), type=_Errors).errors[:1]:

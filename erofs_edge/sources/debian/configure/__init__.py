@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Debian system configured without running anything: what the packages' scripts would do, done to a FileTree.
+"""Configure a Debian system without running anything: apply to a FileTree what the packages' scripts would do.
 
-`configure` is for the packages alone; `complete_accounts` and `finish` for what may also come from an overlay
-(sysusers.d, tmpfiles.d, units). docs/configuration.md tells what is applied, from where, and what is not.
+`configure` handles the packages alone; `complete_accounts` and `finish` handle what may also come from an overlay
+(sysusers.d, tmpfiles.d, units). docs/configuration.md describes what is applied, from where, and what is not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Ids", "Report", "ScriptNote", "adopt", "assign_ids", "complete_accou
 
 @dataclass(frozen=True, slots=True, order=True)
 class ScriptNote:
-    """One maintainer script that somebody should look at."""
+    """A maintainer script that someone should look at."""
 
     package: str
     version: str
@@ -37,13 +37,13 @@ class ScriptNote:
 
 @dataclass(slots=True)
 class Report:
-    """What was done on whose word, and what was not done.
+    """What was applied, on which basis, and what was not.
 
-    unknown   scripts that nobody has read: only their units and alternatives took effect
-    changed   scripts known by name whose text is new: what was recorded of the earlier text took effect
+    unknown   scripts that nobody has reviewed: only their units and alternatives took effect
+    changed   scripts known by name whose text is new: the effects recorded for the earlier text were applied
     enabled   units that the packages enable
-    at_boot   tmpfiles.d lines about the read-only part that only the running system can try
-    unpinned  accounts that scripts made and no lock pins, as 'user x': their numbers may shift with the packages
+    at_boot   tmpfiles.d lines about the read-only part that can only be applied by the running system
+    unpinned  accounts made by scripts and pinned by no lock, as 'user x': their numbers may change with the packages
     unmatched globs of the manifest's `exclude` and `keep` that match nothing, with their places
     """
 
@@ -63,10 +63,10 @@ def assign_ids(
     *,
     position: Position = str,
 ) -> Ids:
-    """What a new lock pins, from what the old one has `pinned` and what packages, tree and manifest ask for.
+    """The ids for a new lock to pin, from those already `pinned` and those that packages, tree and manifest need.
 
-    `tree` needs the packages' files, and the overlay's where that has sysusers.d lines. Deterministic.
-    Raises ManifestError where two names would share a number.
+    `tree` needs the packages' files, and the overlay's if it has sysusers.d lines. Deterministic.
+    Raises ManifestError if two names would share a number.
     """
     made = adduser_groups(packages)
     return ids.assign_ids(tree, system, pinned, adduser_groups=made, position=position)
@@ -81,7 +81,7 @@ def configure(
     epoch: int,
     position: Position = str,
 ) -> Report:
-    """Bring the unpacked packages to the state that their configuration leaves, in place.
+    """Bring the unpacked packages into their configured state, in place.
 
     `pinned` are the lock's ids, `epoch` its date in seconds since 1970.
     Raises ManifestError for accounts that the lock lacks or that clash, SourceError for malformed input.
@@ -116,7 +116,7 @@ def configure(
 
 
 def adopt(tree: FileTree, system: System) -> None:
-    """Make a system that its packages' own scripts have configured one machine's read-only root, in place."""
+    """Turn a system configured by its packages' own scripts into one machine's read-only root, in place."""
     host.name_host(tree, system.hostname)
     host.make_mount_points(tree)
 
@@ -131,8 +131,8 @@ def complete_accounts(
     configured: bool = False,
     position: Position = str,
 ) -> Accounts:
-    """Write passwd, group, shadow and gshadow with what the tree's sysusers.d and the manifest now ask for, beside what
-    they have where the system is `configured` already.
+    """Write passwd, group, shadow and gshadow with what the tree's sysusers.d and the manifest request; if the system
+    is `configured` already, in addition to their contents.
 
     Raises ManifestError for accounts that the lock lacks or that clash.
     """
@@ -143,7 +143,7 @@ def complete_accounts(
 
 
 def finish(tree: FileTree, system: System, accounts: Accounts, report: Report, *, position: Position = str) -> None:
-    """Apply what an overlay may have added to (tmpfiles.d, presets), then the manifest's users and units."""
+    """Apply what an overlay may have extended (tmpfiles.d, presets), then the manifest's users and units."""
     report.at_boot = tmpfiles.apply_tmpfiles(tree, accounts)
     host.furnish_users(tree, system, accounts)
     units.apply_presets(tree)

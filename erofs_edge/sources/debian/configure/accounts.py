@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users and groups as values, and the four files they become: passwd, group, shadow, gshadow.
+"""Users and groups as values, and the four files made from them: passwd, group, shadow, gshadow.
 
 Formats: passwd(5), group(5), shadow(5), gshadow(5). The day of the last password change is the build's epoch in days,
 the only date in these files.
@@ -25,14 +25,14 @@ AGEING = "0:99999:7:::"
 
 
 class Ids(NamedTuple):
-    """Numbers of accounts by name, as a lock pins them."""
+    """Account numbers by name, as a lock pins them."""
 
     users: dict[str, int]
     groups: dict[str, int]
 
     @classmethod
     def of(cls, lock: Lock) -> Ids:
-        """Those of a lock."""
+        """The ids pinned in a lock."""
         return cls(lock.users, lock.groups)
 
 
@@ -80,13 +80,13 @@ class Accounts:
             members.append(user)
 
     def update(self, name: str, **changes: str | int) -> None:
-        """Change fields of a user that is there."""
+        """Change fields of an existing user."""
         self.users[name] = replace(self.users[name], **changes)  # type: ignore[arg-type]
 
 
 def base_accounts(tree: FileTree, *, configured: bool = False) -> Accounts:
-    """Debian's fixed users and groups, from base-passwd's master files; without that package, or where the system is
-    `configured` already, what /etc has."""
+    """Debian's fixed users and groups, from base-passwd's master files. Without that package, or if the system is
+    `configured` already, those in /etc."""
     accounts = Accounts()
     master = tree.get("usr/share/base-passwd/passwd.master") is not None and not configured
     folder, suffix = ("usr/share/base-passwd", ".master") if master else ("etc", "")
@@ -104,7 +104,7 @@ def base_accounts(tree: FileTree, *, configured: bool = False) -> Accounts:
 
 
 def write_accounts(tree: FileTree, accounts: Accounts, epoch: int) -> None:
-    """Put the four files, and empty subuid and subgid, into /etc. `epoch` in seconds since 1970."""
+    """Write the four files, and empty subuid and subgid, to /etc. `epoch` in seconds since 1970."""
     day = epoch // SECONDS_A_DAY
     users, groups = accounts.users.values(), accounts.groups.values()
     passwd = [f"{u.name}:x:{u.uid}:{u.gid}:{u.gecos}:{u.home}:{u.shell}" for u in users]

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Alternatives: what `update-alternatives --install` lines in postinst texts come to, without running them.
+"""Alternatives: apply the `update-alternatives --install` lines in postinst texts without running them.
 
-In automatic mode the highest priority wins; of equal ones the first that was installed (packages count in the order
-of their names).
+In automatic mode the highest priority wins, and of equal ones the first installed (packages are ordered by name).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Choice:
 
 
 def parse_alternatives(text: str, package: str) -> list[Choice]:
-    """All choices that a script's text installs. Lines that use shell variables are not understood and left out."""
+    """All choices that a script's text installs. Lines with shell variables cannot be interpreted and are skipped."""
     found = []
     for line in re.sub(r"\\\n", " ", text).splitlines():
         start = line.find("update-alternatives ")
@@ -59,7 +58,7 @@ def _choice(words: list[str], package: str) -> Choice | None:
 
 
 def apply_alternatives(tree: FileTree, packages: Iterable[Package]) -> None:
-    """Make the generic links and those in /etc/alternatives; what the tree lacks is passed over."""
+    """Make the generic links and those in /etc/alternatives; choices missing from the tree are skipped."""
     best: dict[str, Choice] = {}
     for package in sorted(packages, key=lambda p: p.name):
         for choice in parse_alternatives(package.scripts.get("postinst", b"").decode("utf-8", "replace"), package.name):
@@ -77,7 +76,7 @@ def apply_alternatives(tree: FileTree, packages: Iterable[Package]) -> None:
 
 
 def drop_dangling(tree: FileTree) -> None:
-    """Take away alternatives of files that the manifest leaves out (manual pages), and their generic links."""
+    """Remove alternatives, with their generic links, for files that the manifest leaves out (manual pages)."""
     folder = tree.get("etc/alternatives")
     gone = [n for n, node in folder.children.items() if node.is_symlink and not _resolves(tree, node)] if folder else []
     if not gone or folder is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One known effect of a script, applied to the tree."""
+"""Apply one known effect of a script to the tree."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NOBODY = "add base-passwd to `packages`, which has Debian's accounts, or name it
 
 
 def owner_ids(accounts: Accounts, owner: str, where: str) -> tuple[int, int]:
-    """(uid, gid) of ``user:group``; both parts may be numbers, a missing group is the user's own.
+    """(uid, gid) of ``user:group``; both parts may be numbers, and a missing group is the user's own.
 
-    Raises SourceError on a name that nobody makes.
+    Raises SourceError for a name that does not exist.
     """
     user, _, group = owner.partition(":")
     uid = _number(user, where)
@@ -39,7 +39,7 @@ def owner_ids(accounts: Accounts, owner: str, where: str) -> tuple[int, int]:
 
 def _number(text: str, where: str) -> int | None:
     if text == "root":
-        return 0  # also where nothing has made accounts
+        return 0  # even if no accounts have been created
     if not re.fullmatch("[0-9]+", text):
         return None
     if int(text) >= NO_ID:
@@ -48,7 +48,7 @@ def _number(text: str, where: str) -> int | None:
 
 
 def apply_effect(tree: FileTree, effect: fx.Effect, accounts: Accounts, origin: str) -> None:
-    """Apply what concerns files. Accounts, units and generated registries are the business of their own modules."""
+    """Apply an effect on files. Accounts, units and generated registries are handled by their own modules."""
     handler = _HANDLERS.get(type(effect))
     if handler is not None:
         handler(tree, effect, accounts, origin)

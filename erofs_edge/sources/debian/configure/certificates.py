@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trust store that update-ca-certificates makes: one link a certificate, OpenSSL's hash links, one bundle.
+"""The trust store of update-ca-certificates: one link per certificate, OpenSSL's hash links, one bundle.
 
 A hash link is named by OpenSSL's X509_NAME_hash of the subject: the first four bytes, little-endian, of the SHA-1 of
 the name's canonical encoding (crypto/x509/x_name.c: sets without the outer sequence, strings as UTF-8, lower case in
-ASCII, spaces trimmed and joined).
+ASCII, spaces trimmed and collapsed).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPACES = " \t\n\v\f\r"
 
 
 def update_certificates(tree: FileTree) -> None:
-    """Fill /etc/ssl/certs from the packaged certificates (sorted) and then the local ones, and write their list."""
+    """Fill /etc/ssl/certs with the packaged certificates (sorted) and then the local ones, and write their list."""
     packaged = list(_certificates(tree, PACKAGED))
     local = list(_certificates(tree, LOCAL))
     if tree.get(LIST) is None:
@@ -62,7 +62,7 @@ def update_certificates(tree: FileTree) -> None:
 def subject_hash(pem: bytes, where: str) -> str:
     """OpenSSL's hash of the subject of the first certificate in a PEM file, eight hexadecimal digits.
 
-    Raises SourceError where the file holds no certificate.
+    Raises SourceError if the file contains no certificate.
     """
     match = re.search(rb"-----BEGIN (?:TRUSTED )?CERTIFICATE-----(.+?)-----END", pem, re.S)
     try:
@@ -100,7 +100,7 @@ def _add_link(tree: FileTree, path: str, target: str) -> None:
 
 
 def _items(der: bytes) -> list[tuple[int, bytes]]:
-    """(tag, body) of the DER values that stand one after the other. Raises ValueError where they do not fit."""
+    """(tag, body) of consecutive DER values. Raises ValueError if they do not fit."""
     found, at = [], 0
     while at < len(der):
         tag, length = der[at], der[at + 1]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories of drop-in lines: which files count, and how a line splits into fields.
+"""Directories of drop-in files: which files count, and how a line is split into fields.
 
-Rules of sysusers.d(5) and tmpfiles.d(5): files are taken in the order of their names whatever directory they are in;
-of two files with one name that in /etc wins; an empty one or a link to /dev/null takes the packaged one away.
+Rules of sysusers.d(5) and tmpfiles.d(5): files are read in the order of their names, whatever directory they are in. Of
+two files with the same name the one in /etc wins; if that is empty or a link to /dev/null, it removes the packaged one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line that is not blank or a comment; `where` is path:line inside the tree."""
+    """A line that is neither blank nor a comment; `where` is path:line inside the tree."""
 
     text: str
     where: str
@@ -51,9 +51,9 @@ def drop_in_lines(tree: FileTree, directory: str, suffix: str = ".conf") -> Iter
 
 
 def fields(line: Line, count: int) -> list[str]:
-    """`count` fields, missing ones as "" and "-" as "": quotes and C escapes are resolved.
+    """Split into `count` fields, with missing ones and "-" as "": quotes and C escapes are resolved.
 
-    The last field takes the rest of the line as it stands, with its escapes resolved.
+    The last field takes the rest of the line unsplit, with its escapes resolved.
     Raises SourceError on an unclosed quote.
     """
     rest = line.text
@@ -92,7 +92,7 @@ def _word(text: str, line: Line) -> tuple[str, str]:
 
 
 def _escape(text: str, at: int) -> tuple[str, int]:
-    """What the escape at `at` stands for, and where it ends."""
+    """The text that the escape at `at` stands for, and where the escape ends."""
     char = text[at + 1]
     if char == "x" and len(text) >= at + 4:
         try:

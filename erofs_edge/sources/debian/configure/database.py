@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dpkg's database of what is installed, below /usr/lib/sysimage/dpkg (read-only, with the system), linked from /var.
+"""dpkg's database of installed packages, below /usr/lib/sysimage/dpkg (read-only, with the system), linked from /var.
 
-Layout of dpkg's admindir: `status` holds one deb822 stanza a package, info/NAME.list and .md5sums (NAME:ARCH for
+Layout of dpkg's admindir: `status` has one deb822 stanza per package, info/NAME.list and .md5sums (NAME:ARCH for
 ``Multi-Arch: same``), info/format is 1. Files that the manifest leaves out are left out here too, so that `dpkg -V`
-speaks of what the image has.
+checks what is in the image.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ ORDER = (
     *("Package", "Essential", "Protected", "Status", "Priority", "Section", "Installed-Size", "Maintainer"),
     *("Architecture", "Multi-Arch", "Source", "Version"),
 )
-"""dpkg's own order of the first fields; the others follow as the package has them"""
+"""dpkg's own order of the first fields; the others follow in the package's order"""
 
 
 def write_database(tree: FileTree, packages: Iterable[Package], arch: str) -> None:
-    """Write the database of the packages as installed and configured, and the link to it."""
+    """Write the database, with the packages as installed and configured, and the link to it."""
     ordered = sorted(packages, key=lambda p: (p.name, p.arch))
     there = _Names(tree)
     stanzas = [stanza(package) for package in ordered]
@@ -56,8 +56,8 @@ def write_database(tree: FileTree, packages: Iterable[Package], arch: str) -> No
 def stanza(
     package: Package, status: str = "install ok installed", conffiles: list[tuple[str, str]] | None = None
 ) -> str:
-    """The package's paragraph of the status file, with a line end; `conffiles` with the hashes as shipped unless others
-    are given."""
+    """The package's paragraph in the status file, with a line end; `conffiles` have their hashes as shipped unless
+    others are given."""
     fields = dict(package.control)
     fields["Status"] = status
     if package.conffiles:
@@ -94,7 +94,9 @@ def _conffile_sums(package: Package) -> list[tuple[str, str]]:
 
 
 class _Names:
-    """Which names of packages the tree has; a folder is looked for once, however many of its files were left out."""
+    """Which of the packages' names exist in the tree; each folder is looked up once, however many of its files were
+    left out.
+    """
 
     def __init__(self, tree: FileTree) -> None:
         self.tree = tree
@@ -102,7 +104,7 @@ class _Names:
         self.folders: dict[bytes, Inode | None] = {}
 
     def has(self, path: bytes) -> bool:
-        """Whether the path leads to something, through links too; what is below /var comes when the system runs."""
+        """Whether the path exists, following links; anything below /var only appears in the running system."""
         if path in self.present or path.startswith(b"/var/"):
             return True
         folder, _, name = path.rpartition(b"/")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What maintainer scripts are known to do, as data: effects.yaml, and how a package's scripts compare with it.
+"""Known effects of maintainer scripts, as data: effects.yaml, and how it applies to a package's scripts.
 
-A script is known by its package's name, its own name and the sha256 of its text. Nothing is ever run.
+A script is identified by its package's name, its own name and the sha256 of its text. Nothing is ever run.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from erofs_edge.sources.cache import Cache
 from erofs_edge.sources.debian.deb import Package
 
 KIND = "effects-1"
-"""of the table in the cache"""
+"""of the table, in the cache"""
 
 ScriptName = Literal["preinst", "config", "postinst"]
 SCRIPTS: tuple[ScriptName, ...] = ("preinst", "config", "postinst")
 """the scripts that run when a package is installed for the first time, in that order"""
 
 ADDED = re.compile(r"^# Automatically added by (dh_\w+)[^\n]*\n.*?^# End automatically added section\n?", re.M | re.S)
-"""what debhelper's autoscript() puts into maintainer scripts"""
+"""parts that debhelper's autoscript() adds to maintainer scripts"""
 READ = {
     "dh_installalternatives", "dh_installdeb", "dh_installinit", "dh_installsystemd", "dh_installsystemduser",
     "dh_installsysusers", "dh_installtmpfiles", "dh_makeshlibs", "dh_python3", "dh_systemd_enable", "dh_systemd_start",
@@ -38,14 +38,14 @@ PLAIN = re.compile(
     r"|if \[ \"?\$1\"? = \"?configure\"? \]; ?then|then|fi|update-alternatives (?:--quiet )?--install [^$`;&|<>()]*"
     r"|ldconfig|activate-noawait \S+)?\s*"
 )
-"""lines of a script that have no effect, or one that is read"""
+"""lines of a script that have no effect, or one that is read from the text"""
 
 Path = Annotated[str, Meta(pattern=r"^[^/]")]
-"""below the root, without a slash in front"""
+"""below the root, without a leading slash"""
 
 
 class Copy(Struct, frozen=True, forbid_unknown_fields=True, tag="copy", tag_field="do"):
-    """A file of the package copied to a second place, unless something is there."""
+    """A file of the package, copied to another place unless something is there."""
 
     from_: Path = field(name="from")
     to: Path
@@ -70,7 +70,7 @@ class Directory(Struct, frozen=True, forbid_unknown_fields=True, tag="directory"
 
 
 class Link(Struct, frozen=True, forbid_unknown_fields=True, tag="link", tag_field="do"):
-    """A symlink; an empty directory in its place gives way."""
+    """A symlink; it replaces an empty directory."""
 
     path: Path
     target: str
@@ -104,7 +104,7 @@ class Nss(Struct, frozen=True, forbid_unknown_fields=True, tag="nss", tag_field=
 
 
 class Generate(Struct, frozen=True, forbid_unknown_fields=True, tag="generate", tag_field="do"):
-    """A registry made from what all packages together ship."""
+    """A registry generated from what all packages together ship."""
 
     what: Literal["accounts", "pam", "shells", "certificates"]
 
@@ -113,7 +113,7 @@ Effect = Copy | File | Directory | Link | Permissions | AddGroup | Enable | Nss 
 
 
 class Script(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of one script: the hashes of the texts that were read, what they do, why the rest is left out."""
+    """What is known of one script: the hashes of the reviewed texts, their effects, and why the rest is left out."""
 
     sha256: list[str]
     effects: list[Effect] = []
@@ -125,7 +125,7 @@ Table = dict[str, dict[ScriptName, Script]]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A script of a package and what the table says of it: `entry` None means nothing at all."""
+    """A script of a package and its entry in the table; `entry` None means that nothing is known."""
 
     package: str
     version: str
@@ -135,12 +135,12 @@ class Known:
 
     @property
     def changed(self) -> bool:
-        """Known by name, but its text is another one than those that were read."""
+        """Whether it is known by name but its text is not one of those reviewed."""
         return self.entry is not None and self.sha256 not in self.entry.sha256
 
 
 class Kept(msgspec.Struct, array_like=True):
-    """A table as the cache keeps it."""
+    """A table in the form kept in the cache."""
 
     table: Table
 
@@ -151,7 +151,7 @@ _KEPT: dict[str, Table] = {}
 
 @functools.cache
 def load_table() -> Table:
-    """The table that comes with the program."""
+    """The table shipped with the program."""
     text = _text()
     if (kept := _KEPT.get(_digest(text))) is not None:
         return kept
@@ -161,7 +161,9 @@ def load_table() -> Table:
 
 
 def recall_table(cache: Cache) -> None:
-    """Let `load_table` find the table read by an earlier run, which takes a hundredth of the time; keep it there."""
+    """Let `load_table` use the table parsed by an earlier run, from the cache, which takes a hundredth of the time;
+    store it there if it is missing.
+    """
     digest = _digest(_text())
     if digest in _KEPT:
         return
@@ -196,7 +198,7 @@ def known_scripts(packages: Iterable[Package], table: Table | None = None) -> It
 
 
 def is_plain(text: str) -> bool:
-    """Whether a shell script does nothing but what is read from packages anyway: parts that debhelper adds for units,
+    """Whether a shell script does nothing that is not read from packages anyway: parts that debhelper adds for units,
     sysusers.d, tmpfiles.d, libraries, conffiles and Python's bytecode, and alternatives with literal names."""
     if text.startswith("#!") and not re.match(r"#! ?/bin/(ba|da)?sh\b", text):
         return False
@@ -205,7 +207,7 @@ def is_plain(text: str) -> bool:
 
 
 def adduser_groups(packages: Iterable[Package], table: Table | None = None) -> list[str]:
-    """The system groups that known scripts make, in the packages' order."""
+    """The system groups that known scripts create, in the packages' order."""
     return [
         effect.name
         for known in known_scripts(packages, table)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes the tree one machine's read-only root: name, locale, mount points, homes and keys of its users.
+"""Turn the tree into one machine's read-only root: name, locale, mount points, homes and keys of its users.
 
 /etc/machine-id is shipped empty: PID 1 then writes a random one to the writable layer over /etc, once, and does not
-take the boot for the first one (machine-id(5)), which would apply presets to all units. /etc/.updated tells the
+treat the boot as the first one (machine-id(5)), which would apply presets to all units. /etc/.updated tells the
 ConditionNeedsUpdate= units (all mtimes of an image are equal) that their work was done at build time.
 """
 
@@ -31,22 +31,22 @@ HOMES = "usr/lib/tmpfiles.d/erofs-edge-homes.conf"
 
 
 def name_host(tree: FileTree, hostname: str) -> None:
-    """Host name, locale and the other files that a package set has none of; what is there already stays."""
+    """Set host name, locale and other files that no package brings; existing ones are kept."""
     for path, text in {"etc/hostname": f"{hostname}\n", **FILES}.items():
         if tree.get(path) is None:
             _add(tree, path, text)
 
 
 def make_mount_points(tree: FileTree) -> None:
-    """Directories that a read-only root must have before anything can be mounted on them."""
+    """Create directories that a read-only root needs as mount points."""
     for name in MOUNT_POINTS:
         tree.directory(name, origin="mount points")
 
 
 def furnish_users(tree: FileTree, system: System, accounts: Accounts) -> None:
-    """Homes (0700) and ssh keys of the manifest's users.
+    """Create homes (0700) and ssh keys of the manifest's users.
 
-    A home on the data partition (below /var) is made at boot by tmpfiles.d, one elsewhere is part of the image.
+    A home on the data partition (below /var) is created at boot by tmpfiles.d; any other is part of the image.
     """
     lines = []
     for name, user in system.users.items():

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which user and group has which id.
+"""Assign ids to users and groups.
 
-The numbers of the system accounts that packages ask for are not fixed by Debian: they depend on the order in which
-packages were configured. Here they come from the lock. `assign_ids` fills the lock: a name that was ever pinned keeps
-its number for good, so that what it owns on the data partition stays its own; a new name takes the next free one the
-way Debian does: from 999 downwards for sysusers.d, from 100 upwards for adduser's groups, from 1000 upwards for
-people (manifest users with a login shell).
+The numbers of system accounts requested by packages are not fixed by Debian: they depend on the order in which packages
+were configured. Here they come from the lock, which `assign_ids` fills. A name that was ever pinned keeps its number
+for good, so it still owns its files on the data partition. A new name gets the next free number in Debian's way: from
+999 downwards for sysusers.d, from 100 upwards for adduser's groups, from 1000 upwards for people (manifest users with a
+login shell).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ADDUSER_IDS = range(100, 1000)
 PERSON_IDS = range(1000, 60000)
 NO_LOGIN_SHELLS = ("/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/false")
 EXPIRED = "::::1:"
-"""shadow's fields of an account locked by 'u!': expired on day 1 of 1970"""
+"""shadow's fields for an account locked by 'u!': expired on day 1 of 1970"""
 
 Position = Callable[[str], str]
 """a dotted key of the manifest → file:line:column"""
@@ -41,7 +41,7 @@ Position = Callable[[str], str]
 
 @dataclass(slots=True)
 class _Numbers:
-    """The accounts so far, the pinned numbers, and whether new ones may be chosen."""
+    """The accounts so far, the pinned numbers, and whether new numbers may be chosen."""
 
     accounts: Accounts
     users: dict[str, int]
@@ -50,7 +50,7 @@ class _Numbers:
     position: Position
 
     def user(self, name: str, candidates: Iterable[int], *, own_group: bool) -> int:
-        """The uid of a name: pinned, else that of its own group, else the first candidate that is free."""
+        """The uid of a name: pinned, else that of its own group, else the first free candidate."""
         if name not in self.users:
             group = self.accounts.groups.get(name)
             preferred = [group.gid] if group is not None and own_group else []
@@ -64,7 +64,7 @@ class _Numbers:
         return self.groups[name]
 
     def _choose(self, kind: str, name: str, candidates: Iterable[int]) -> int:
-        """A number that no other name has, neither as user nor as group."""
+        """A number that no other user or group has."""
         if not self.allocate:
             raise ManifestError(
                 f"{kind} {name!r} has no id in the lock",
@@ -80,19 +80,19 @@ class _Numbers:
         return number
 
     def check_uid(self, name: str, uid: int, key: str = "") -> None:
-        """Raises ManifestError where another user has that number."""
+        """Raises ManifestError if another user has that number."""
         owner = self.accounts.uid_owner(uid)
         owner = owner or next((n for n, number in self.users.items() if number == uid and n != name), None)
         if owner is not None and owner != name:
             self._clash("user", name, uid, owner, key)
 
     def add_user(self, account: Account) -> None:
-        """Add a user. Raises ManifestError where another one has its number."""
+        """Add a user. Raises ManifestError if another one has its number."""
         self.check_uid(account.name, account.uid)
         self.accounts.users[account.name] = account
 
     def add_group(self, name: str, gid: int, key: str = "", password: str = LOCKED) -> None:
-        """Add a group. Raises ManifestError where another one has its number."""
+        """Add a group. Raises ManifestError if another one has its number."""
         owner = self.accounts.gid_owner(gid)
         owner = owner or next((n for n, number in self.groups.items() if number == gid and n != name), None)
         if owner is not None and owner != name:
@@ -110,10 +110,10 @@ class _Numbers:
 def assign_ids(
     tree: FileTree, system: System, pinned: Ids, *, adduser_groups: Sequence[str] = (), position: Position = str
 ) -> Ids:
-    """The pins of the next lock: those of the old one and one for each new account without a fixed number.
+    """The pins of the next lock: those of the old one, and one for each new account without a fixed number.
 
-    `tree` holds the packages' files (and the overlay's, if that brings sysusers.d lines); `adduser_groups` are the
-    groups that known package scripts make. Raises ManifestError where two names would share a number.
+    `tree` has the packages' files (and the overlay's, if it has sysusers.d lines); `adduser_groups` are the groups that
+    known package scripts create. Raises ManifestError if two names would share a number.
     """
     numbers = _Numbers(base_accounts(tree), dict(pinned.users), dict(pinned.groups), True, position)
     _build(numbers, tree, system, adduser_groups)
@@ -129,8 +129,8 @@ def build_accounts(
     configured: bool = False,
     position: Position = str,
 ) -> Accounts:
-    """All accounts of a system, with the numbers of the lock; of a `configured` one, those in its /etc and what is
-    missing there. Raises ManifestError on a name that the lock lacks."""
+    """All accounts of a system, with the numbers from the lock; of a `configured` one, those in its /etc and whatever
+    is missing there. Raises ManifestError for a name that the lock lacks."""
     before = base_accounts(tree, configured=configured)
     numbers = _Numbers(before, dict(pinned.users), dict(pinned.groups), False, position)
     _build(numbers, tree, system, adduser_groups)
@@ -138,7 +138,7 @@ def build_accounts(
 
 
 def _build(numbers: _Numbers, tree: FileTree, system: System, adduser_groups: Sequence[str]) -> None:
-    """Fixed numbers first, so that a chosen one never takes a number that somebody insists on."""
+    """Fixed numbers come first, so that a chosen number never takes one that is required elsewhere."""
     requests = read_sysusers(tree)
     ranges = [r.range for r in requests if r.kind == "r"]
     free = sorted({n for low, high in ranges for n in range(low, high + 1)}, reverse=True) if ranges else SYSTEM_IDS
@@ -215,7 +215,7 @@ def _member(numbers: _Numbers, request: Request) -> None:
 
 
 def _fixed_manifest(numbers: _Numbers, system: System) -> None:
-    """Manifest groups and users that give their numbers; users that base-passwd has are changed later."""
+    """Manifest groups and users with fixed numbers; users that base-passwd has are changed later."""
     for name, gid in system.groups.items():
         if gid is None:
             continue
@@ -242,7 +242,7 @@ def _fixed_manifest(numbers: _Numbers, system: System) -> None:
 
 
 def _manifest(numbers: _Numbers, system: System) -> None:
-    """The rest of what the manifest says about accounts: new ones without numbers, changes, memberships."""
+    """The rest of the manifest's accounts: new ones without numbers, changes, memberships."""
     accounts = numbers.accounts
     for name, gid in system.groups.items():
         if gid is None and name not in accounts.groups:
@@ -293,7 +293,7 @@ def _change_user(accounts: Accounts, name: str, user: User) -> None:
 
 
 def is_person(user: User) -> bool:
-    """Whether a manifest user is somebody who logs in: by its shell if that is given, else by its means to log in."""
+    """Whether a manifest user is someone who logs in: by its shell if given, else by whether it has a way to log in."""
     if user.shell is not None:
         return user.shell not in NO_LOGIN_SHELLS
     return user.password not in (None, "*", "!", LOCKED) or bool(user.ssh_keys)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PAM stacks that services include: what pam-auth-update makes of the profiles that packages ship.
+"""The PAM stacks that services include: what pam-auth-update generates from the profiles in packages.
 
-Rules of pam-auth-update(8): profiles with ``Default: yes`` by falling priority; the first module of a block uses the
+Rules of pam-auth-update(8): profiles with ``Default: yes`` by descending priority; the first module of a block uses the
 ``-Initial`` lines; ``end`` in a jump becomes the number of Primary lines up to the block's end.
 """
 
@@ -34,7 +34,7 @@ class Profile:
 
 
 def parse_profile(name: str, text: str) -> Profile:
-    """Fields ``Name: value``, further lines of a field indented."""
+    """Parse fields ``Name: value``; continuation lines are indented."""
     fields: dict[str, list[str]] = {}
     key = ""
     for line in text.splitlines():
@@ -50,9 +50,9 @@ def parse_profile(name: str, text: str) -> Profile:
 
 
 def render_stacks(tree: FileTree) -> None:
-    """Write /etc/pam.d/common-*. A file that is there already (an overlay's) is not touched.
+    """Write /etc/pam.d/common-*. Existing files (an overlay's) are kept.
 
-    Raises SourceError where a template lacks its place holders.
+    Raises SourceError if a template lacks its placeholders.
     """
     profiles = _default_profiles(tree)
     for stack in STACKS:
@@ -83,7 +83,7 @@ def _default_profiles(tree: FileTree) -> list[Profile]:
 
 
 def _priority(profile: Profile) -> int:
-    """As Perl reads it: the digits in front, else 0."""
+    """As Perl parses it: the leading digits, else 0."""
     match = re.match(r"-?\d+", profile.one("priority"))
     return int(match[0]) if match else 0
 
@@ -101,6 +101,6 @@ def _block(profiles: list[Profile], stack: str, block: str) -> list[str]:
         lines += initial or profile.fields.get(kind, [])
     if not lines and block == "primary":
         return [f"{kind}\t[default=1]\t\t\tpam_permit.so"]
-    # a jump in the last block of the stack must not leave the stack
+    # a jump in the last block must not leave the stack
     end = len(lines) if block == "primary" else len(lines) - 1
     return [f"{kind}\t{re.sub(END, str(end - at), text)}" for at, text in enumerate(lines)]

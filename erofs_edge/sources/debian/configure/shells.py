@@ -16,7 +16,7 @@ PATH = "etc/shells"
 
 
 def update_shells(tree: FileTree) -> None:
-    """The template with its comments, then each packaged shell and its real path that are not in it yet."""
+    """The template with its comments, followed by each packaged shell and its real path unless listed already."""
     template = tree.get(TEMPLATE, follow=True)
     if template is None or tree.get(PATH) is not None:
         return
@@ -43,6 +43,6 @@ def _packaged(tree: FileTree, template: list[str]) -> Iterator[str]:
 
 
 def _real(tree: FileTree, directory: str) -> str:
-    """A directory's path with a first symlink (/bin → usr/bin) resolved; more the usr-merge does not need."""
+    """A path with a leading directory symlink (/bin → usr/bin) resolved, which is enough for the usr-merge."""
     node = tree.get(directory)
     return posixpath.normpath(posixpath.join("/", os.fsdecode(node.target))) if node and node.is_symlink else directory

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sysusers.d(5): the users and groups that packages ask for, as requests without an order to run anything."""
+"""sysusers.d(5): the users and groups that packages request, as values."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MAX_RANGE = 0xFFFF
 """the largest id that is ever chosen"""
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?")
 FIELD = re.compile(r"[^:\n\x00-\x1f\ud800-\udfff]*")
-"""what may stand between the colons of passwd"""
+"""characters allowed between the colons of passwd"""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One line. `uid` and `gid` are numbers where the line fixes them; `group` names the primary group instead.
+    """One line. `uid` and `gid` are numbers if the line fixes them; `group` names the primary group instead.
 
     kind     u (user), g (group), m (membership of `name` in `group`), r (range of ids to choose from)
     range    of kind r: lowest and highest id
-    owner_of a path inside the tree whose owner gives the id
+    owner_of a path inside the tree whose owner determines the id
     """
 
     kind: Literal["u", "g", "m", "r"]
@@ -43,12 +43,12 @@ class Request:
 
 
 def read_sysusers(tree: FileTree) -> list[Request]:
-    """All requests of a tree, in the order systemd-sysusers reads them. Raises SourceError on a bad line."""
+    """All requests of a tree, in systemd-sysusers' order. Raises SourceError on a bad line."""
     return list(_requests(tree))
 
 
 def _number(text: str, line: Line) -> int | None:
-    """An id, None for a word that is none. Raises SourceError on one that no kernel has."""
+    """An id, None for a word that is not a number. Raises SourceError for one outside the kernel's range."""
     if not text.isascii() or not text.isdigit():
         return None
     if int(text) >= 1 << 32:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tmpfiles.d(5) at build time: lines about the read-only part of the system take effect in the tree.
+"""tmpfiles.d(5) at build time: lines about the read-only part of the system are applied to the tree.
 
-/dev, /proc, /run, /sys, /tmp and /var are made anew by the running system; lines about them are left to it. So are
+/dev, /proc, /run, /sys, /tmp and /var are created by the running system, and lines about them are left to it. So are
 lines with specifiers that only a running system knows (%m, %b, …), credentials ('^'), ACLs and file attributes.
 """
 
@@ -23,7 +23,7 @@ from erofs_edge.tree import BytesContent, FileTree, Inode
 AT_BOOT = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")
 DIRECTORIES = "dDvqQe"
 IGNORED = "xXrRhHaAtT"
-"""clean-up rules, removals (nothing is there yet), attributes, ACLs, xattrs"""
+"""clean-up rules, removals (there is nothing to remove yet), attributes, ACLs, xattrs"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Entry:
 
 
 def read_tmpfiles(tree: FileTree) -> Iterator[Entry]:
-    """All lines of a tree, in the order systemd-tmpfiles reads them."""
+    """All lines of a tree, in systemd-tmpfiles' order."""
     for line in drop_in_lines(tree, "tmpfiles.d"):
         kind, path, mode, user, group, _age, argument = fields(line, 7)
         if not kind or not path.startswith("/"):
@@ -52,7 +52,7 @@ def read_tmpfiles(tree: FileTree) -> Iterator[Entry]:
 
 
 def apply_tmpfiles(tree: FileTree, accounts: Accounts) -> list[str]:
-    """Apply what concerns the read-only part; returns the lines about it that are left to the running system."""
+    """Apply lines about the read-only part; return those among them that are left to the running system."""
     left = []
     entries = [e for e in read_tmpfiles(tree) if not _at_boot(e.path)]
     for entry in sorted(entries, key=lambda e: (e.kind in "zZm", e.path.count("/") if e.kind in DIRECTORIES else 99)):
@@ -130,7 +130,7 @@ def _file(tree: FileTree, entry: Entry, path: str, argument: str, accounts: Acco
 
 
 def _copy(tree: FileTree, source: Inode, path: str, origin: str) -> Inode:
-    """The source and all below it at another path, as new inodes."""
+    """Copy the source and everything below it to another path, as new inodes."""
     top = tree.add(path, _clone(source, origin))
     for below, node in list(FileTree(source).walk()) if source.is_dir else []:
         if below != b"/":
@@ -164,7 +164,7 @@ def _special(entry: Entry, argument: str) -> Inode:
 
 
 def _matching(tree: FileTree, pattern: str, *, recursive: bool) -> Iterator[Inode]:
-    """Nodes whose path matches a glob ('*' stays within a name), with all below them if `recursive`."""
+    """Nodes whose path matches a glob ('*' does not match '/'), with everything below them if `recursive`."""
     parts = [p.encode() for p in pattern.split("/") if p]
     found = [tree.root]
     for part in parts:
@@ -179,7 +179,7 @@ def _matching(tree: FileTree, pattern: str, *, recursive: bool) -> Iterator[Inod
 
 
 def _set_permissions(node: Inode, entry: Entry, accounts: Accounts) -> None:
-    """Mode, user and group as far as the line gives them; '~' masks the mode, ':' is for new files only."""
+    """Set mode, user and group if given in the line; '~' masks the mode, ':' applies to new files only."""
     if node.is_symlink:
         return
     user, group = entry.user.lstrip(":"), entry.group.lstrip(":")
@@ -198,7 +198,7 @@ def _set_permissions(node: Inode, entry: Entry, accounts: Accounts) -> None:
 
 
 def _masked(node: Inode, mode: int) -> int:
-    """tmpfiles.d(5): rights that nobody had before are not given, set-id bits only where directories carry them."""
+    """tmpfiles.d(5): rights that nobody had before are not granted, and set-id bits only to directories."""
     before = stat.S_IMODE(node.mode)
     for bits in (0o444, 0o222, 0o111):
         if not before & bits:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""systemd units: which are enabled, and the links that [Install] sections ask for.
+"""systemd units: which are enabled, and the links requested by [Install] sections.
 
-Debian packages enable their units in postinst by deb-systemd-helper; that can be read from the text. The presets
-shipped in /usr/lib are not applied, as Debian's packages do not apply them; those of an overlay in
-/etc/systemd/system-preset are. Links as `systemctl enable` makes them: systemd.unit(5), "[Install]".
+Debian packages enable their units in postinst through deb-systemd-helper, which can be read from the text. The presets
+shipped in /usr/lib are not applied, because Debian's packages do not apply them; those of an overlay in
+/etc/systemd/system-preset are. Links are those of `systemctl enable`: systemd.unit(5), "[Install]".
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Install:
 def enabled_by_script(text: str) -> list[tuple[Manager, str]]:
     """Units that a postinst enables on a fresh installation, in the order of the text.
 
-    ``was-enabled`` is true for a unit that was never seen, ``debian-installed`` is false: what stands under the
-    latter is for upgrades.
+    ``was-enabled`` is true for a unit not seen before, ``debian-installed`` is false: what depends on the latter is for
+    upgrades.
     """
     later = {unit for _, unit in re.findall(HELPER.format("debian-installed"), text)}
     asked = {unit for _, unit in re.findall(HELPER.format("was-enabled"), text)}
@@ -60,7 +60,7 @@ def enabled_by_script(text: str) -> list[tuple[Manager, str]]:
 
 
 def enable_packaged(tree: FileTree, packages: Iterable[Package]) -> list[str]:
-    """Enable what the packages' scripts enable; the names, sorted. Units that are not there are passed over, and those
+    """Enable what the packages' scripts enable; return the names, sorted. Missing units are skipped, and so are those
     that a preset disables: deb-systemd-helper enables by `systemctl preset --preset-mode=enable-only`."""
     done = []
     rules = {manager: _preset_rules(tree, manager) for manager in ("system", "user")}
@@ -73,7 +73,7 @@ def enable_packaged(tree: FileTree, packages: Iterable[Package]) -> list[str]:
 
 
 def _preset_rules(tree: FileTree, manager: Manager, below: str = "/") -> list[list[str]]:
-    """The lines of systemd.preset(5) files in a directory, split into words, in the order that counts."""
+    """The lines of systemd.preset(5) files in a directory, split into words, in order of precedence."""
     lines = drop_in_lines(tree, f"systemd/{manager}-preset", ".preset")
     return [line.text.split() for line in lines if line.where.startswith(below)]
 
@@ -98,7 +98,7 @@ def apply_presets(tree: FileTree) -> None:
 
 
 def apply_manifest(tree: FileTree, units: Units, position: Position = str) -> None:
-    """`units:` of a manifest. Raises ManifestError with its position for a unit that nothing brings."""
+    """Apply `units:` of a manifest. Raises ManifestError with its position for a unit that does not exist."""
     for key, names in (("disable", units.disable), ("enable", units.enable), ("mask", units.mask)):
         for index, unit in enumerate(names):
             if find_unit(tree, unit) is None:
@@ -137,7 +137,7 @@ def enable(tree: FileTree, unit: str, manager: Manager = "system", *, _seen: fro
 
 
 def disable(tree: FileTree, unit: str, manager: Manager = "system") -> None:
-    """Take away every link in /etc that stands for the unit: in .wants and the like, aliases, a mask."""
+    """Remove every link in /etc that stands for the unit: in .wants and the like, aliases, a mask."""
     top = tree.get(f"etc/systemd/{manager}")
     path = find_unit(tree, unit, manager)
     if top is None:
@@ -224,7 +224,7 @@ def _mask(tree: FileTree, unit: str, where: str) -> None:
 
 
 def _stands_for(link: str, unit: str) -> bool:
-    """Whether a link's name is the unit, or an instance of the template that the unit is."""
+    """Whether a link's name is the unit, or an instance of it if it is a template."""
     return link == unit or ("@." in unit and re.sub(r"@[^.]*(?=\.\w+$)", "@", link) == unit)
 
 

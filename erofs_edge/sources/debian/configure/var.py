@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/var of a system whose /var lives on the data partition: what the image would have there, as tmpfiles.d lines.
+"""/var of a system that keeps it on the data partition: its packaged contents as tmpfiles.d lines.
 
 At boot /var is a bind mount that starts empty. Each directory and link that packages, their known scripts or the
 manifest put below /var becomes a line of /usr/lib/tmpfiles.d/erofs-edge-var.conf; files with content move to
-/usr/share/factory, where 'C' lines take them from (tmpfiles.d(5)). Paths that a packaged line makes stay with it.
+/usr/share/factory, from where 'C' lines copy them (tmpfiles.d(5)). Paths that a packaged line creates are left to it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEAD = """\
 
 
 def move_var(tree: FileTree) -> None:
-    """Empty /var and write the lines that make its content at boot."""
+    """Empty /var and write the lines that create its contents at boot."""
     var = tree.get("var")
     if var is None or not var.is_dir:
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes back from the machine, as a tree: the archive's files with all their metadata, minus what varies."""
+"""Turn the machine's result into a tree: the archive's files with all their metadata, minus what varies."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from erofs_edge.sources.tarball import Member
 from erofs_edge.tree import FileTree
 
 SCRIPTS = "maintainer scripts"
-"""the origin of what no single package can be named for"""
+"""the origin of files that cannot be attributed to a single package"""
 
 
 @dataclass(frozen=True, slots=True)
 class Scripted:
-    """A configured system: its files, and the accounts that scripts made and no lock pins ('user x')."""
+    """A configured system: its files, and the accounts made by scripts and pinned by no lock ('user x')."""
 
     tree: FileTree
     unpinned: list[str]
@@ -40,8 +40,8 @@ def configured_tree(
     packages: Sequence[Package],
     pinned: Ids,
 ) -> Scripted:
-    """The tree of a captured archive: scrubbed, its accounts with the lock's numbers, each inode with the package that
-    it is of as its origin. `makers`: see `attribute`. Raises SourceError where the archive is damaged."""
+    """The tree of a captured archive: scrubbed, its accounts with the lock's numbers, and the package of each inode as
+    its origin. `makers`: see `attribute`. Raises SourceError if the archive is damaged."""
     tree = tree_of(members, archive, str(archive), origin=SCRIPTS)
     shipped = unpack(packages)
     scrub(tree, shipped)
@@ -53,10 +53,10 @@ def configured_tree(
 
 
 def attribute(archive: Path, moments: Sequence[tuple[float, str]]) -> dict[str, str]:
-    """Absolute path → the package during whose configuration the file was last changed, by the ctime in the archive.
+    """Absolute path → the package during whose configuration the file last changed, by the ctime in the archive.
 
-    `moments`: (seconds since 1970 on the machine's clock, package), in order: from then on that package's scripts ran.
-    Raises SourceError where the archive is none.
+    `moments`: (seconds since 1970 on the machine's clock, package), in order: that package's scripts ran from then on.
+    Raises SourceError if it is not an archive.
     """
     starts = [at for at, _ in moments]
     found = {}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two trees side by side: every difference, and which of them are explained by a list (explained.yaml).
+"""Compare two trees: every difference, and which of them a list (explained.yaml) explains.
 
-Times are not compared: an image has one for all files. What is below a directory that only one side has is not listed
-again.
+Times are not compared, because an image has one for all files. If only one side has a directory, what is below it is
+not listed separately.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ STOCK = "explained.yaml"
 SHOWN = 100
 """characters of a line that are shown"""
 TEXT = 1 << 20
-"""bytes of a file that is looked at for the first line that differs"""
+"""bytes of a file that are searched for the first differing line"""
 ENTRIES = "each entry: `path: GLOB`, `why: TEXT`, and `kinds: [KIND, …]` where it is not for all"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Difference:
-    """One difference. first, second: what stands on either side, '' for nothing. package: whose file, or whose script.
-    why: the explanation, '' where there is none."""
+    """One difference. first, second: what is on either side, '' for nothing. package: the one whose file or script it
+    is. why: the explanation, '' if there is none."""
 
     path: str
     kind: Kind
@@ -47,7 +47,7 @@ class Difference:
 
 
 class Explanation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """path: a glob. kinds: of differences, all where none is given."""
+    """path: a glob. kinds: of differences; all if none is given."""
 
     path: str
     why: str
@@ -72,8 +72,8 @@ def explain(found: Sequence[Difference], explanations: Sequence[Explanation]) ->
 
 
 def read_explanations(path: Path | None = None) -> list[Explanation]:
-    """A list of explanations; without a path the one for the two ways to configure. Raises ManifestError, also for a
-    glob that means nothing."""
+    """Read a list of explanations; without a path, the one for the two ways to configure. Raises ManifestError, also
+    for an invalid glob."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -161,7 +161,7 @@ def _digest(inode: Inode) -> bytes:
 
 
 def _first_line(one: Inode, two: Inode) -> tuple[str, str]:
-    """The first lines that differ, or sizes and hashes: of what is no text, or differs in how its lines end."""
+    """The first lines that differ, or sizes and hashes if it is not text or differs only in its line ends."""
     if max(one.size, two.size) <= TEXT:
         old, new = one.read(), two.read()
         if b"\0" not in old + new:

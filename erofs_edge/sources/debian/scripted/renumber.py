@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System accounts get the numbers that the lock pins.
+"""Give system accounts the numbers that the lock pins.
 
-Scripts take the next free number, so that one package more shifts those of all others; what the device keeps on its
-data partition would then belong to somebody else. Names stand in passwd and group, numbers everywhere else: owners of
+Scripts take the next free number, so one more package shifts the numbers of all others, and what the device keeps on
+its data partition would then belong to someone else. passwd and group contain names, everything else numbers: owners of
 files and entries of access control lists (include/uapi/linux/posix_acl_xattr.h) are translated.
 """
 
@@ -22,10 +22,10 @@ ACL_USER, ACL_GROUP = 0x02, 0x08
 
 
 def renumber(tree: FileTree, pinned: Ids) -> list[str]:
-    """Give accounts their pinned numbers, in place; the accounts of scripts alone that nothing pins ('user x').
+    """Give accounts their pinned numbers, in place; return the accounts made only by scripts and not pinned ('user x').
 
-    A number that is pinned for another name is taken from whoever has it: that one gets the next free number. Raises
-    SourceError where the files of accounts or a list are malformed.
+    A number pinned for another name is taken from its present holder, which gets the next free number. Raises
+    SourceError if account files or an access control list are malformed.
     """
     accounts = base_accounts(tree, configured=True)
     uids = _translation({u.name: u.uid for u in accounts.users.values()}, pinned.users)
@@ -49,7 +49,7 @@ def _loose(name: str, number: int, pinned: Mapping[str, int], fixed: Mapping[str
 
 
 def _translation(have: Mapping[str, int], pinned: Mapping[str, int]) -> dict[int, int]:
-    """Number as it is → number as it shall be, for those that change."""
+    """Present number → new number, for those that change."""
     wanted = {number: pinned[name] for name, number in have.items() if name in pinned}
     taken = {*wanted.values(), *(number for number in have.values() if number not in wanted), *pinned.values()}
     free = (number for number in SYSTEM_IDS if number not in taken)
@@ -67,7 +67,7 @@ def _next(free: Iterator[int]) -> int:
 
 
 def _rewrite(tree: FileTree, path: str, translations: tuple[dict[int, int], ...]) -> None:
-    """Translate the numbers of passwd(5) or group(5), which stand from the third field on."""
+    """Translate the numbers of passwd(5) or group(5), which begin at the third field."""
     node = tree.get(path)
     if node is None or not node.is_file:
         return

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a configured system holds of the machine and the moment in which it was configured, and of dpkg's work.
+"""Remove from a configured system what depends on the machine and the time of its configuration, and traces of dpkg's
+work.
 
 Measured: two runs of the same packages differ in the ssh host keys, the machine's id, the loader's auxiliary cache and
-the logs, and in times, which an image does not keep. The rest of the list is the same in each run, and of no use on a
+the logs, and in times, which an image does not keep. The rest of the list is the same in each run and useless on a
 read-only system: backups, caches, registries that only later package operations read.
 """
 
@@ -19,7 +20,7 @@ VARIES = (
     "/var/lib/systemd/credential.secret",
     "/var/lib/urandom/random-seed",
 )
-"""made anew by the device: keys, ids, seeds"""
+"""created anew by the device: keys, ids, seeds"""
 USELESS = (
     "/dev/**", "/proc/**", "/run/**", "/sys/**", "/tmp/**", "/var/tmp/**",
     "/etc/.pwd.lock", "/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/subuid-", "/etc/subgid-",
@@ -37,7 +38,7 @@ USELESS = (
 
 
 def scrub(tree: FileTree, shipped: FileTree) -> None:
-    """Take it out of the tree, in place. Directories that a package ships stay, empty."""
+    """Remove it from the tree, in place. Directories that a package ships stay, empty."""
     matches = matcher((*VARIES, *USELESS))
 
     def goes(path: bytes, inode: Inode) -> bool:

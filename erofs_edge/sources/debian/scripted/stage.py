@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine gets: the packages' files, and a dpkg database that says "unpacked, not configured yet".
+"""The input of the machine: the packages' files, and a dpkg database that says "unpacked, not configured yet".
 
-The state is the one that `dpkg --unpack` leaves on an empty disk (dpkg's lib/dpkg/dump.c and src/main/unpack.c):
-conffiles wait as NAME.dpkg-new, their hash in the status file is "newconffile", and who is interested in a trigger is
-listed below triggers/. The preinst scripts, which dpkg runs before it unpacks, are run first thing in the machine.
+The state is that of `dpkg --unpack` on an empty disk (dpkg's lib/dpkg/dump.c and src/main/unpack.c): conffiles wait as
+NAME.dpkg-new, with the hash "newconffile" in the status file, and packages interested in a trigger are listed below
+triggers/. The preinst scripts, which dpkg runs before it unpacks, are run first in the machine.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ NEW = b".dpkg-new"
 NEEDED = ("dpkg", "tar")
 """what configures the packages, and what packs the result"""
 FIRST = ("base-files", "base-passwd")
-"""their preinst scripts make the accounts that the others' may use"""
+"""their preinst scripts create accounts that those of others may use"""
 PIECE = 4 << 20
 
 
 def stage(packages: Sequence[Package]) -> FileTree:
     """The tree that the machine starts from.
 
-    Raises SourceError where packages clash, or where dpkg and tar are not among them.
+    Raises SourceError if packages clash, or if dpkg and tar are not among them.
     """
     names = {package.name for package in packages}
     if missing := [name for name in NEEDED if name not in names]:
@@ -71,7 +71,7 @@ def info_name(package: Package) -> str:
 
 
 def preinst_order(packages: Sequence[Package]) -> list[Package]:
-    """The packages with a preinst script, each after those that it depends on; by name where that leaves a choice."""
+    """The packages with a preinst script, each after its dependencies; by name if the order is free."""
     by_name = {package.name: package for package in packages}
     done: dict[str, Package] = {}
     active: set[str] = set()
@@ -88,7 +88,7 @@ def preinst_order(packages: Sequence[Package]) -> list[Package]:
         done[name] = package
 
     for name in [*FIRST, *sorted(by_name)]:
-        # the first ones come before what they depend on: they need none of it for their preinst
+        # the first ones come before their dependencies, which their preinst does not need
         if name in FIRST and name in by_name:
             done[name] = by_name[name]
         else:
@@ -97,7 +97,7 @@ def preinst_order(packages: Sequence[Package]) -> list[Package]:
 
 
 def write_tar(tree: FileTree, out: IO[bytes]) -> None:
-    """The tree as a GNU tar archive: parents first, names in byte order, whole seconds, no extended attributes
+    """Write the tree as a GNU tar archive: parents first, names in byte order, whole seconds, no extended attributes
     (dpkg takes none from a package)."""
     names: dict[int, bytes] = {}
     for path, inode in tree.walk():
@@ -132,7 +132,7 @@ def _describe(info: tarfile.TarInfo, inode: Inode) -> None:
 
 
 def _set_aside(tree: FileTree, path: bytes) -> None:
-    """Rename a conffile the way dpkg leaves it until the package is configured."""
+    """Rename a conffile to the name under which dpkg leaves it until the package is configured."""
     folder, _, name = path.rpartition(b"/")
     parent = tree.get(folder, follow=True)
     if parent is not None and name in parent.children:
@@ -140,8 +140,8 @@ def _set_aside(tree: FileTree, path: bytes) -> None:
 
 
 def _interests(packages: Sequence[Package]) -> dict[str, list[str]]:
-    """File below triggers/ → its lines (dpkg's lib/dpkg/trigdeferred.c, triglib.c): 'File' for paths, else one by name
-    of the trigger."""
+    """File below triggers/ → its lines (dpkg's lib/dpkg/trigdeferred.c, triglib.c): 'File' for paths, else one named
+    after the trigger."""
     found: dict[str, list[str]] = defaultdict(list)
     for package in packages:
         for line in package.triggers.decode("utf-8", "replace").splitlines():
