@@ -46,7 +46,7 @@ class SourceError(ErofsEdgeError):
 
 
 class MirrorError(SourceError):
-    """A package mirror cannot be reached or no longer has what a lock names."""
+    """A package mirror cannot be reached or no longer has a package named by a lock."""
 
 
 class PackagesGoneError(MirrorError):

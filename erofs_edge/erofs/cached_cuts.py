@@ -16,7 +16,7 @@ from erofs_edge.erofs.cut_rules import Tails
 from erofs_edge.erofs.index import Extent
 from erofs_edge.erofs.segments import Segment
 
-if TYPE_CHECKING:  # what few builds need is loaded when they do
+if TYPE_CHECKING:  # imported late, since few builds need it
     from erofs_edge.erofs.anchors import Anchors
     from erofs_edge.erofs.cache import CompressionCache
 

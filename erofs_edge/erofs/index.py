@@ -252,7 +252,7 @@ def _compact(starts: Starts, count: int, low_bits: int, advise: int, position: i
     leading = min((32 - position % 32) // 4 % 8, count)
     middle = (count - leading) // 16 * 16 if advise & ADVISE_COMPACTED_2B else 0
     rest = leading + middle
-    parts = range(0, leading, 2), range(leading, rest, 16), range(rest, count, 2)  # where packs start
+    parts = range(0, leading, 2), range(leading, rest, 16), range(rest, count, 2)  # lclusters at which packs start
     for part in parts:
         ends = range(part.start + part.step - 1, min(part.stop, count), part.step)
         _look_ahead(entries, ends, starts.lclusters, low_bits)

@@ -17,7 +17,7 @@ from erofs_edge.erofs.options import WriteOptions
 from erofs_edge.erofs.output import Chunk, Sink
 from erofs_edge.erofs.plan import Plan
 
-if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
+if TYPE_CHECKING:  # imported late, for builds with a baseline only
     from erofs_edge.erofs.baseline import Baseline
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image file while it is being made: written beside its final name, seen under it only when complete."""
+"""The image file while it is being written: it appears under its final name only when it is complete."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from erofs_edge.positions import pread, pwritev
 from erofs_edge.threads import Background
 from erofs_edge.writing import NO_SPACE, NewFile, settled
 
-GATHER = 4 << 20  # bytes collected before they are written
-VECTORS = 1000  # chunks a call takes (IOV_MAX is 1024)
+GATHER = 4 << 20  # bytes to collect before writing
+VECTORS = 1000  # chunks per call (IOV_MAX is 1024)
 Chunk = bytes | bytearray | memoryview
 
 
 class Hashing:
-    """sha256 of chunks in a thread of its own: only a single batch waits, so that memory stays bounded."""
+    """sha256 of chunks, computed in a separate thread. Only one batch waits at a time, so memory stays bounded."""
 
     def __init__(self) -> None:
         self._state = hashlib.sha256()
         self._thread = Background("erofs-hash")
 
     def update(self, chunks: Sequence[Chunk]) -> None:
-        """The chunks must not change."""
+        """Add chunks, which must not change."""
         self._thread.wait()
         self._thread.start(partial(self._update, chunks))
 
     def digest(self) -> bytes:
-        """Of all chunks so far."""
+        """Return the digest of all chunks so far."""
         self._thread.wait()
         return self._state.digest()
 
@@ -47,23 +47,23 @@ class Hashing:
 
 
 class Follower(Protocol):
-    """Who reads an image while it is being written."""
+    """Reads an image while it is being written."""
 
     def begin(self, fd: int) -> None:
-        """The file, which is empty."""
+        """The file, still empty, is about to be written."""
 
     def written(self, end: int) -> None:
         """All bytes up to `end` are in the file. Called from one thread at a time."""
 
     def changed(self, offset: int, length: int) -> None:
-        """Bytes that may have been there are others now, or will be when the image is whole."""
+        """These bytes may have been in the file already and have changed, or will have when the image is complete."""
 
 
 class Sink:
-    """Appends chunks to a file, which a thread of its own writes. `position` is where the next one goes, in bytes.
+    """Appends chunks to a file, which a separate thread writes. `position` is where the next one goes, in bytes.
 
-    `hashing`, where asked for, sees everything that is appended, also what is overwritten after `was_rewound`.
-    `follower` is told what is in the file.
+    `hashing`, if given, sees everything that is appended, even what is overwritten after `was_rewound`. `follower` is
+    told what is in the file.
     """
 
     def __init__(self, fd: int, name: Path, hashing: Hashing | None = None, follower: Follower | None = None) -> None:
@@ -78,7 +78,7 @@ class Sink:
         self.was_rewound = False
 
     def append(self, chunks: Sequence[Chunk]) -> None:
-        """Chunks are kept until written: they must not change."""
+        """Append chunks, which are kept until written and must not change."""
         self._chunks += chunks
         size = sum(map(len, chunks))
         self._pending += size
@@ -87,17 +87,17 @@ class Sink:
             self._start()
 
     def flush(self) -> None:
-        """Raises CapacityError when the file system is full."""
+        """Wait until everything is written. Raises CapacityError if the file system is full."""
         self._start()
         self._thread.wait()
 
     def close(self) -> None:
-        """Nothing is being written any more; errors of that do not matter now."""
+        """End writing. Errors of pending writes no longer matter."""
         self._thread.close()
 
     def _start(self) -> None:
-        """What was gathered goes to a thread that writes: only a single batch waits, so that memory stays bounded.
-        Raises the errors of the one before."""
+        """Hand what was collected to the writing thread. Only one batch waits at a time, so memory stays bounded.
+        Raises the errors of the previous batch."""
         chunks, self._chunks = self._chunks, []
         start = self.position - self._pending
         self._pending = 0
@@ -115,7 +115,7 @@ class Sink:
             self._follower.written(start)
 
     def write_at(self, offset: int, data: Chunk) -> None:
-        """Write at a place of its own; `position` stays, and `hashing` does not see it."""
+        """Write at a given offset. `position` does not change, and `hashing` does not see the data."""
         self._thread.wait()
         with _writing(self._name):
             _write_all(self._fd, [data], offset)
@@ -123,7 +123,7 @@ class Sink:
             self._follower.changed(offset, len(data))
 
     def read(self, offset: int, length: int) -> bytes:
-        """What was appended before."""
+        """Return what was appended earlier."""
         if offset + length > self.position - self._pending:
             self.flush()
         self._thread.wait()
@@ -142,7 +142,7 @@ class Sink:
         self.was_rewound = True
 
     def finish(self, size: int) -> None:
-        """Everything is written; the file has `size` bytes."""
+        """Complete the file, which then has `size` bytes."""
         self.flush()
         with _writing(self._name):
             os.ftruncate(self._fd, size)
@@ -152,10 +152,10 @@ class Sink:
 
 @contextmanager
 def replacing(path: Path, *, hashing: bool = False, follower: Follower | None = None) -> Iterator[Sink]:
-    """A sink whose file takes the place of `path` when the block ends well, and vanishes when it does not.
+    """Yield a sink whose file replaces `path` if the block succeeds, and otherwise disappears.
 
-    Where the file system can, the file has no name until then, so that not even a kill leaves anything behind.
-    A symlink stays, and what it points to is replaced. Raises UsageError where `path` is there and is no regular file.
+    If the file system supports it, the file has no name until then, so that even a kill leaves nothing behind. A
+    symlink is kept, and its target is replaced. Raises UsageError if `path` exists and is not a regular file.
     """
     path = settled(path)
     with _writing(path):
@@ -177,11 +177,11 @@ def replacing(path: Path, *, hashing: bool = False, follower: Follower | None = 
 
 @contextmanager
 def scratch(beside: Path) -> Iterator[Sink]:
-    """A sink whose file has no name and is gone when the block ends, on the file system of `beside`."""
+    """Yield a sink for an unnamed file on the file system of `beside`, which is gone after the block."""
     import tempfile
 
     with _writing(beside):
-        file = tempfile.TemporaryFile(dir=beside.parent)  # noqa: SIM115 - an error within the block is not one of this
+        file = tempfile.TemporaryFile(dir=beside.parent)  # noqa: SIM115 - errors in the block are not this call's
     with file:
         sink = Sink(file.fileno(), beside)
         try:
@@ -191,7 +191,7 @@ def scratch(beside: Path) -> Iterator[Sink]:
 
 
 def _write_all(fd: int, chunks: Sequence[Chunk], offset: int) -> int:
-    """pwritev until everything is written; the offset after it."""
+    """Call pwritev until everything is written. Return the offset after it."""
     left = sum(map(len, chunks))
     while left:
         written = pwritev(fd, chunks, offset)

@@ -16,7 +16,7 @@ from erofs_edge.erofs.piece import Stored
 from erofs_edge.erofs.plan import PACKED_PATH, Plan
 from erofs_edge.erofs.processes import give_back_free_memory, give_back_large_memory
 
-if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
+if TYPE_CHECKING:  # imported late, for builds with a baseline only
     from erofs_edge.erofs.baseline import Baseline
 
 

@@ -17,7 +17,7 @@ from erofs_edge.erofs.plan import Node, is_tiny
 from erofs_edge.erofs.segments import Segment, raw_segment, segment_gains, whole_fragment
 from erofs_edge.tree import Content
 
-if TYPE_CHECKING:  # what few builds need is loaded when they do
+if TYPE_CHECKING:  # imported late, since few builds need it
     from erofs_edge.erofs.anchors import Anchors, OldExtent
     from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.erofs.repeats import Key

@@ -22,7 +22,7 @@ from erofs_edge.erofs.plan import Node
 from erofs_edge.threads import Threads
 from erofs_edge.tree import FileContent
 
-if TYPE_CHECKING:  # what few builds need is loaded when they do
+if TYPE_CHECKING:  # imported late, since few builds need it
     from erofs_edge.erofs.cache import CompressionCache
     from erofs_edge.erofs.sharing import Shares
 

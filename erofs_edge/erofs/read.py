@@ -366,7 +366,7 @@ class Image:
             return 0, 0
         return 4 * raw.xattr_prefix_start, prefix_table_size(self.xattr_prefixes)
 
-    # all of it
+    # the whole image
 
     def tree(self) -> FileTree:
         """Return everything as a FileTree. Hard links share one object; contents are read on demand.

@@ -26,7 +26,7 @@ from erofs_edge.erofs.spool import Spool
 from erofs_edge.erofs.twins import find_twins
 from erofs_edge.threads import Threads
 
-if TYPE_CHECKING:  # what only a build with a baseline needs is loaded there
+if TYPE_CHECKING:  # imported late, for builds with a baseline only
     from erofs_edge.erofs.baseline import Baseline
 
 PROGRESS_STEPS = 2000  # a single file is usually too small to report

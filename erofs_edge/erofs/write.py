@@ -44,7 +44,7 @@ from erofs_edge.erofs.store_contents import store_contents
 from erofs_edge.errors import CapacityError, UsageError
 from erofs_edge.tree import FileTree
 
-if TYPE_CHECKING:  # what only a build with a baseline, or of layers, needs is loaded there
+if TYPE_CHECKING:  # imported late, for builds with a baseline or layers only
     from erofs_edge.erofs.baseline import Baseline
     from erofs_edge.erofs.layers import Layers
     from erofs_edge.erofs.stable import Stable

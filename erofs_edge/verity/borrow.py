@@ -93,10 +93,7 @@ class _Borrowing:
         """Go through the tree level by level from the top, then through the data."""
         sb, size = self.sb, self.sb.hash_block_size
         found = Borrowed(Ranges(), Ranges(), Ranges(), Ranges(), Ranges(), damaged)
-        above, known = (
-            root.ljust(sb.slot_size, b"\0"),
-            bytearray(b"\1"),
-        )  # digests; which of their blocks are right
+        above, known = root.ljust(sb.slot_size, b"\0"), bytearray(b"\1")  # digests; which of their blocks are right
         for level in reversed(sb.levels(at)):
             content = bytearray(read_exactly(self.hash_fd, level.count * size, level.start * size))
             right = bytearray(b"\1") * level.count
