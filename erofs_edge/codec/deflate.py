@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw deflate streams (RFC 1951): decoded by the interpreter's zlib, made by libdeflate.
+"""Raw deflate streams (RFC 1951): decoded by Python's zlib, written by libdeflate.
 
-Which zlib a Python was built with is the host's choice, and other builds emit other bytes. libdeflate comes with the
-pinned wheel `deflate`, is faster, and its bytes do not depend on the processor; it is reached by ctypes, since the
-package's own interface allocates a compressor a call. That one is used where the C library is not exported (Windows).
-Known answers guard both at first use.
+Which zlib Python was built with depends on the host, and different builds give different bytes. libdeflate comes with
+the pinned wheel `deflate`, is faster, and its output does not depend on the processor. It is called through ctypes,
+since the package's own interface allocates a compressor per call; that interface is used where the C library is not
+exported (Windows). Known answers check both on first use.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ WHEEL = "0.9.0"
 VERSION = f"libdeflate of deflate {WHEEL}"
 LEVEL_MIN, LEVEL_MAX, LEVEL_DEFAULT = 1, 12, 6
 WINDOW_BITS = 15
-OUTLINE_FACTOR = 0.89  # of its sizes to those of an outline
-# a stored block that is not the last starts with a byte 0, which readers of images take for padding before the
-# stream; its five upper bits mean nothing (RFC 1951, 3.2.4)
+OUTLINE_FACTOR = 0.89  # its sizes to those of an outline
+# a stored block that is not the last starts with a 0 byte, which image readers would take for padding before the
+# stream; its five upper bits have no meaning (RFC 1951, 3.2.4)
 _STORED = b"\x40"
 
 _HINT = f"pip install deflate=={WHEEL}"
@@ -60,13 +60,13 @@ _KNOWN_ANSWERS: dict[int, str] = {
 
 
 def compressor(level: int, capacity: int, padding: int) -> SearchedOutput:
-    """A compressor for one thread. Raises ToolError when the wheel is not the one we know."""
+    """Return a compressor for one thread. Raises ToolError if the wheel is not the known version."""
     _check(level)
     return SearchedOutput(_streams(level), capacity, padding, Outlines(), OUTLINE_FACTOR)
 
 
 class _Compress:
-    """(address, length) → the deflate stream, with a compressor and a buffer of its own."""
+    """(address, length) → deflate stream, with its own compressor and buffer."""
 
     def __init__(self, library: ctypes.CDLL, level: int) -> None:
         self._library = library
@@ -87,7 +87,8 @@ class _Compress:
 
 
 def _streams(level: int) -> Callable[[int, int], bytes]:
-    """(address, length) → the deflate stream. Raises ToolError with the pin to install where there is no package."""
+    """Return (address, length) → deflate stream. Raises ToolError with the version to install if the package is
+    missing."""
     library = _library()
     if library is not None:
         return _Compress(library, level)
@@ -104,7 +105,8 @@ def _streams(level: int) -> Callable[[int, int], bytes]:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The C library; None where the package's extension module does not export it. Raises ToolError without package."""
+    """Return the C library; None if the package's extension module does not export it. Raises ToolError without the
+    package."""
     try:
         library = ctypes.CDLL(_package()._deflate.__file__)
         for name, (result, arguments) in _SYMBOLS.items():
@@ -125,17 +127,17 @@ def _package() -> Any:
 
 @cache
 def _check(level: int) -> None:
-    """Raises ToolError where the library gives other bytes than known: of what is not used nothing is asked."""
+    """Raises ToolError if the library's output differs from the known answers. Only levels in use are checked."""
     data = known_input()
     if digest_of(_streams(level)(address_of(data), len(data))) != _KNOWN_ANSWERS[level]:
         raise ToolError(f"the deflate package gives different bytes than it should for deflate,{level}", hint=_HINT)
 
 
 def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
-    """`size` bytes out of one stream; what follows the stream is ignored, as kernels do.
+    """Decode `size` bytes from one stream; anything after the stream is ignored, as kernels do.
 
-    The stream must decode to exactly `size` bytes; with `partial` it may hold more, and decoding stops there.
-    Never holds more than about `size` bytes, whatever the stream says. Raises FormatError on anything else.
+    The stream must decode to exactly `size` bytes; with `partial` it may hold more, and decoding stops there. Never
+    uses more than about `size` bytes, whatever the stream says. Raises FormatError on anything else.
     """
     if size <= 0 or not data:
         raise FormatError(f"deflate stream of {len(data)} bytes cannot hold {size} bytes")

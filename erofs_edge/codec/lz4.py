@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LZ4 with a fixed output size, by ctypes into the shared object of the `lz4` wheel.
+"""LZ4 with a fixed output size, through ctypes and the shared object of the `lz4` wheel.
 
-The package's own Python interface has no fixed-output form, but its extension module exports the C library. Where it
-does not (Windows), a ``liblz4`` of the system is used instead, and blocks can be decoded without. Every call releases
-the interpreter's lock. Another LZ4 release may emit other bytes, so the version is pinned and checked with known
-answers at first use: other bytes never pass silently.
+The package's own Python interface has no fixed-output mode, but its extension module exports the C library. Where it
+does not (Windows), the system's ``liblz4`` is used instead; decoding also works without it. Long calls release the GIL.
+Another LZ4 release may give different bytes, so the version is pinned and checked with known answers on first use:
+different output never goes unnoticed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from erofs_edge.errors import FormatError, ToolError
 WHEEL, VERSION = "4.4.5", "1.9.4"
 LEVEL_MIN, LEVEL_MAX, OPTIMAL = 1, 12, 10
 INPUT_MAX = 0x7E000000  # LZ4_MAX_INPUT_SIZE
-# bytes of input for which the fast form takes less time than getting the interpreter's lock back does
+# bytes of input that the fast form compresses in less time than reacquiring the GIL takes
 SHORT = 32 << 10
-GROUND = 1 << 20  # bytes that hold the outputs of several calls
-PIECE, FIRST_PIECE = 4096, 256  # bytes that are looked at together; mostly the first ones tell
-CHANCE = 1  # bytes that strings save which come twice by chance, in noise
+GROUND = 1 << 20  # bytes of a buffer that holds the outputs of several calls
+PIECE, FIRST_PIECE = 4096, 256  # bytes examined at a time; the first ones usually decide
+CHANCE = 1  # bytes saved by strings that repeat by chance in noise
 
 _HINT = f"pip install lz4=={WHEEL}"
 _SYMBOLS: dict[str, tuple[type, list[type]]] = {
@@ -73,27 +73,27 @@ _KNOWN_ANSWERS: dict[tuple[int | None, int], tuple[int, str]] = {
 
 
 class FixedOutput:
-    """A compressor for one thread: as much input as fits `capacity` output bytes.
+    """A compressor for one thread: fits as much input as possible into `capacity` output bytes.
 
     level     1..12 for LZ4HC, None for LZ4's fast form
-    capacity  output bytes of a call at most
-    padding   zero bytes that stand before the output, for `padded`
-    library   the C library to use instead of the checked one (the check itself needs that)
+    capacity  maximum output bytes of a call
+    padding   zero bytes before the output, for `padded`
+    library   the C library to use instead of the checked one (needed by the check itself)
     """
 
     def __init__(
         self, level: int | None, capacity: int, padding: int = 0, *, library: ctypes.CDLL | None = None
     ) -> None:
         if library is None:
-            with _loading:  # one thread checks it, others wait
+            with _loading:  # one thread checks it while others wait
                 library = _library()
                 group = _group(level)
-                for one in range(min(1, group), group + 1):  # calls may ask for a faster level, see `fill`
+                for one in range(min(1, group), group + 1):  # calls may use a faster level, see `fill`
                     _check(one)
         self._capacity = capacity
         self._padding = padding
-        self._at = self._end = 0  # of the output in memory; its end is 0 until it is given out
-        self._full: list[bytearray] | None = None  # memory in use besides, once there was a `restart`
+        self._at = self._end = 0  # output position in the buffer; the end is 0 until `padded` hands it out
+        self._full: list[bytearray] | None = None  # other buffers in use, after the first `restart`
         self._spare: list[bytearray] = []
         self._start(bytearray(padding + capacity))
         self._consumed = ctypes.c_int()
@@ -112,9 +112,9 @@ class FixedOutput:
     def fill(
         self, address: int, length: int, capacity: int | None = None, *, level: int | None = None
     ) -> tuple[int, int]:
-        """Compress from the `length` bytes at `address`: (bytes consumed, bytes produced).
+        """Compress the `length` bytes at `address` as far as they fit. Return (bytes consumed, bytes produced).
 
-        `capacity` is a smaller limit of output bytes for this call, `level` another of LZ4HC's levels.
+        `capacity` is a smaller limit of output bytes for this call, `level` a different level of LZ4HC.
         """
         if self._end:
             self._move_on()
@@ -125,14 +125,14 @@ class FixedOutput:
                 address, self._output, self._consumed_at, capacity
             )
         else:
-            # a reset stream gives the bytes of LZ4_compress_HC_destSize without clearing 256 KiB a call
+            # a reset stream gives the same bytes as LZ4_compress_HC_destSize without clearing 256 KiB per call
             self._reset(self._state, level or self._level)
             produced = self._high(self._state, address, self._output, self._consumed_at, capacity)
         return self._consumed.value, produced
 
     def padded(self, produced: int, size: int) -> memoryview:
-        """The last call's `produced` bytes at the end of `size` bytes, zeros before them. They stay as they are: what
-        follows goes elsewhere."""
+        """Return the last call's `produced` bytes, padded with leading zeros to `size` bytes. They stay valid: later
+        output goes elsewhere."""
         if not produced <= size <= produced + self._padding:
             raise ValueError(f"cannot pad {produced} bytes to {size}")
         self._end = self._at + self._padding + produced
@@ -141,14 +141,14 @@ class FixedOutput:
         return self._view[start : self._end]
 
     def restart(self) -> None:
-        """Nobody needs any more what `padded` gave out: the next outputs go there."""
+        """Reuse the memory of all output handed out by `padded`, which is no longer needed."""
         self._spare += self._full or ()
         self._full = []
         self._at = self._end = 0
         self._output = self._base + self._padding
 
     def _move_on(self) -> None:
-        """The next output goes behind what was given out, or to new memory where there is no room for it."""
+        """Put the next output after what was handed out, or into a new buffer if there is no room."""
         need = self._padding + self._capacity
         if self._end + need > len(self._view):
             if self._full is not None and len(self._ground) >= GROUND:
@@ -159,24 +159,25 @@ class FixedOutput:
             self._output = self._base + self._at + self._padding
 
     def _start(self, ground: bytearray) -> None:
-        """Outputs go to other memory from now on; what was given out before keeps the old alive."""
+        """Switch to another buffer. Output already handed out keeps the old one alive."""
         self._ground = ground
-        self._view = memoryview(ground)  # which also keeps it from being moved
+        self._view = memoryview(ground)  # which also keeps it from being resized
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(ground))
         self._at = self._end = 0
         self._output = self._base + self._padding
 
 
 class Repeats:
-    """Looks for strings that were there before, as far as LZ4 reaches back. For one thread.
+    """Looks for strings that occurred before, as far back as LZ4 reaches. For one thread.
 
-    LZ4's fast form looks at every place first and at ever fewer the longer it finds nothing. Here that begins anew with
-    each piece of PIECE bytes, so that it looks at one place in six; but it soon forgets what it saw. So it goes through
-    all of it at once, too: then it remembers the most of the beginning, which the farthest repeats are of.
+    LZ4's fast form examines every position at first, and fewer and fewer the longer it finds nothing. Here, that
+    restarts with each piece of PIECE bytes, so one position in six is examined; but it soon forgets what it saw. So it
+    also goes through everything in one call, which remembers most of the beginning, where the most distant matches
+    point.
     """
 
     def __init__(self, longest: int) -> None:
-        """`longest`: bytes that are looked at together, at most."""
+        """`longest`: maximum number of bytes examined in a call."""
         library = _library()
         self._reset, self._compress = library.LZ4_resetStream_fast, library.LZ4_compress_fast_continue
         self._fast = FixedOutput(None, literals(longest)).fill
@@ -187,7 +188,7 @@ class Repeats:
         library.LZ4_initStream(self._state, size)
 
     def finds_nothing(self, address: int, length: int) -> bool:
-        """Whether it finds nothing in the `length` bytes at `address` that saves more than a byte."""
+        """Whether nothing is found in the `length` bytes at `address` that would save more than CHANCE bytes."""
         compress, state, output = self._compress, self._state, self._output
         self._reset(state)
         at, end, size, saved = address, address + length, FIRST_PIECE, 0
@@ -202,12 +203,12 @@ class Repeats:
 
 
 def literals(length: int) -> int:
-    """Bytes of LZ4's output for that many of which none were there before."""
+    """Return the size of LZ4's output for that many bytes without any match."""
     return length + 1 + (length + 240) // 255
 
 
 def literals_in(capacity: int) -> int:
-    """The most bytes of which that output fits `capacity`."""
+    """Return the largest number of such bytes whose output fits `capacity`."""
     return capacity - 1 - (capacity + 240) // 256
 
 
@@ -217,7 +218,7 @@ ctypes.pythonapi.PyBytes_AsString.restype = ctypes.c_void_p
 
 
 def address_of(data: bytes) -> int:
-    """Where the bytes lie in memory; valid while `data` is referenced."""
+    """Return the memory address of the bytes; valid while `data` is referenced."""
     return _address(data)
 
 
@@ -230,10 +231,10 @@ _loading = threading.Lock()
 
 
 def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
-    """`size` bytes out of one raw LZ4 block.
+    """Decode `size` bytes from one raw LZ4 block.
 
-    The block must decode to exactly `size` bytes; with `partial` it may hold more, and decoding stops there.
-    Allocates `size` bytes and no more, whatever the block says. Raises FormatError on anything else.
+    The block must decode to exactly `size` bytes; with `partial` it may hold more, and decoding stops there. Allocates
+    `size` bytes and no more, whatever the block says. Raises FormatError on anything else.
     """
     if size <= 0 or size > INPUT_MAX or not data:
         raise FormatError(f"LZ4 block of {len(data)} bytes cannot hold {size} bytes")
@@ -265,7 +266,7 @@ def _without_library(data: bytes, size: int, partial: bool) -> bytes:
 
 
 def _library() -> ctypes.CDLL:
-    """The C library, of the right version. Raises ToolError with the pin to install when it is not the one we know."""
+    """Return the C library in the known version. Raises ToolError, with the version to install, if there is none."""
     library = _search()
     if isinstance(library, ToolError):
         raise library
@@ -274,7 +275,7 @@ def _library() -> ctypes.CDLL:
 
 @cache
 def _search() -> ctypes.CDLL | ToolError:
-    """The first that has what images need, or what is wrong with the one of the package."""
+    """Return the first library with everything images need, or what is wrong with the package's."""
     problem = None
     for path in _candidates():
         try:
@@ -296,12 +297,12 @@ def _candidates() -> Iterator[str]:
 
 
 def _opened(path: str) -> ctypes.CDLL:
-    """Raises ToolError for another version, AttributeError where it does not export what is needed, OSError."""
+    """Raises ToolError for a different version, AttributeError if it does not export all functions needed, OSError."""
     library = ctypes.CDLL(path)
     for name, (result, arguments) in _SYMBOLS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    # a few stores, or a few kilobytes: not worth giving up the interpreter's lock, which is then to be got again
+    # a few stores, or a few kilobytes: not worth releasing and reacquiring the GIL
     locked = ctypes.PyDLL(path)
     for name in (*_LOCKED, "LZ4_compress_destSize"):
         function = getattr(locked, name)
@@ -323,13 +324,13 @@ def _answer(library: ctypes.CDLL, level: int | None, capacity: int, data: bytes)
 
 
 def _group(level: int | None) -> int:
-    """Levels that are one algorithm: the fast one, hash chains, the optimal parser."""
+    """Group levels by algorithm: the fast form, hash chains, the optimal parser."""
     return 0 if level is None else 1 if level < OPTIMAL else 2
 
 
 @cache
 def _check(group: int) -> None:
-    """Raises ToolError where the library gives other bytes than known: of what is not used nothing is asked."""
+    """Raises ToolError if the library's output differs from the known answers. Only levels in use are checked."""
     library, data = _library(), known_input()
     for (level, capacity), answer in _KNOWN_ANSWERS.items():
         if _group(level) == group and _answer(library, level, capacity, data) != answer:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LZ4 blocks decoded where the C library cannot be reached: extension modules of Windows export nothing of theirs."""
+"""Decode LZ4 blocks where the C library is not accessible: extension modules on Windows do not export theirs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ MATCH_MIN = 4
 
 
 def decode_all(data: bytes, size: int) -> bytes | None:
-    """The content of a block of at most `size` bytes; None where it is corrupt or larger. Raises ToolError where the
-    `lz4` package is not here."""
+    """Return the content of a block of at most `size` bytes; None if it is corrupt or larger. Raises ToolError if the
+    `lz4` package is not installed."""
     try:
         from lz4 import block
     except ImportError as error:
@@ -23,8 +23,8 @@ def decode_all(data: bytes, size: int) -> bytes | None:
 
 
 def decode_start(data: bytes, size: int) -> bytes | None:
-    """The first `size` bytes of a block that may hold more, which the package has no call for; None where it is corrupt
-    before that, or holds less."""
+    """Return the first `size` bytes of a block that may hold more, for which the package has no call; None if it is
+    corrupt before that, or holds less."""
     out, at = bytearray(), 0
     try:
         while True:
@@ -42,12 +42,12 @@ def decode_start(data: bytes, size: int) -> bytes | None:
             length = min(length + MATCH_MIN, size - len(out))
             again = bytes(out[-back:])
             out += (again * (length // back + 1))[:length]
-    except IndexError:  # it ends within something
+    except IndexError:  # the block is cut off
         return None
 
 
 def _length(data: bytes, at: int, length: int) -> tuple[int, int]:
-    """The length that begins in a token, and where it ends. Raises IndexError."""
+    """Return the length that begins in a token, and where it ends. Raises IndexError."""
     more = 255 if length == 15 else 0
     while more == 255:
         more = data[at]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """MicroLZMA: LZMA1 without header and end marker (``linux/xz.h``, ``lzma/container.h`` of liblzma).
 
-The first byte of an LZMA1 stream is always 0; MicroLZMA puts the properties there instead, their bits inverted.
-Python's module decodes it; only the C library makes it (since liblzma 5.4), so that is reached by ctypes: the one that
-the module is linked with, or else the host's. No wheel carries it, so another liblzma is refused by known answers.
+The first byte of an LZMA1 stream is always 0; MicroLZMA stores the inverted properties there instead. Python's module
+can decode it, but only the C library can write it (since liblzma 5.4), so that is called through ctypes: the library
+the module is linked with, or else the host's. No wheel contains it, so the known answers reject a different liblzma.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 VERSION = "liblzma 5.4"
 LEVEL_MIN, LEVEL_PLAIN_MAX, LEVEL_MAX, LEVEL_DEFAULT = 0, 9, 109, 6
-EXTREME = 100  # added to a level: the same, slower (xz -e), as mkfs.erofs has it
-DICTIONARY_MIN, DICTIONARY_MAX = 4096, 8 << 20  # bytes; kernels refuse others (fs/erofs/decompressor_lzma.c)
+EXTREME = 100  # added to a level: the same but slower (xz -e), as in mkfs.erofs
+DICTIONARY_MIN, DICTIONARY_MAX = 4096, 8 << 20  # bytes; kernels refuse other sizes (fs/erofs/decompressor_lzma.c)
 _SIZE_UNKNOWN = (1 << 64) - 1
-_MEMORY_MAX = 32 << 20  # of a decoder: the largest dictionary and its tables
+_MEMORY_MAX = 32 << 20  # memory limit of a decoder: the largest dictionary and its tables
 
 _FINISH, _OK, _STREAM_END = 3, 0, 1
 _PRESET_EXTREME = 1 << 31
@@ -84,9 +84,9 @@ _KNOWN_ANSWERS: dict[int, tuple[int, str]] = {
 
 
 class FixedOutput:
-    """A compressor for one thread, as `lz4.FixedOutput`. `dictionary` is how far matches reach back, in bytes.
+    """A compressor for one thread, like `lz4.FixedOutput`. `dictionary` is how far matches reach back, in bytes.
 
-    Raises ToolError where no known liblzma can be reached.
+    Raises ToolError if no known liblzma can be found.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class FixedOutput:
         self._padding = padding
         self._buffer = ctypes.create_string_buffer(padding + capacity)
         self._output = ctypes.addressof(self._buffer) + padding
-        # lzma_options_lzma: the size of the dictionary comes first
+        # lzma_options_lzma begins with the dictionary size
         self._options = ctypes.create_string_buffer(512)
         preset = level - EXTREME | _PRESET_EXTREME if level >= EXTREME else level
         if self._library.lzma_lzma_preset(self._options, preset):
@@ -108,7 +108,8 @@ class FixedOutput:
         weakref.finalize(self, self._library.lzma_end, ctypes.pointer(self._stream)).atexit = False
 
     def fill(self, address: int, length: int, capacity: int | None = None) -> tuple[int, int]:
-        """Compress from the `length` bytes at `address`: (bytes consumed, bytes produced). Needs no search."""
+        """Compress the `length` bytes at `address` as far as they fit. Return (bytes consumed, bytes produced). Needs
+        no search."""
         stream = self._stream
         status = self._library.lzma_microlzma_encoder(ctypes.byref(stream), self._options)
         if status != _OK:
@@ -121,14 +122,15 @@ class FixedOutput:
         return stream.total_in, stream.total_out
 
     def padded(self, produced: int, size: int) -> bytes:
-        """The last call's `produced` bytes at the end of `size` bytes, zeros before them."""
+        """Return the last call's `produced` bytes, padded with leading zeros to `size` bytes."""
         if not produced <= size <= produced + self._padding:
             raise ValueError(f"cannot pad {produced} bytes to {size}")
         return ctypes.string_at(self._output + produced - size, size)
 
 
 def dictionary_size(pcluster: int) -> int:
-    """What mkfs.erofs takes for the largest pcluster of an image: 4 times that, 32 KiB to 8 MiB."""
+    """Return the dictionary size that mkfs.erofs uses for an image's largest pcluster: 4 times that, 32 KiB to 8
+    MiB."""
     return min(max(4 * pcluster, 32768), DICTIONARY_MAX)
 
 
@@ -144,7 +146,7 @@ def _candidates() -> Iterator[str | None]:
 
 @cache
 def _library(level: int) -> ctypes.CDLL:
-    """The first that gives the known bytes for this level. Raises ToolError where there is none."""
+    """Return the first library that gives the known bytes for this level. Raises ToolError if there is none."""
     problem = "it is linked with none that can be reached"
     for candidate in _candidates():
         if candidate is None:
@@ -171,17 +173,17 @@ def _answer(library: ctypes.CDLL, level: int) -> tuple[int, str]:
 
 
 def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
-    """`size` bytes out of one stream.
+    """Decode `size` bytes from one stream.
 
-    The stream must decode to exactly `size` bytes and be all of `data`, as kernels want it (pedantic_microlzma in
-    ``lib/xz/xz_dec_lzma2.c``); with `partial` it may hold more, and decoding stops there.
-    Never holds more than about 2 * `size` bytes and 32 MiB, whatever the stream says. Raises FormatError on anything
-    else, ToolError where the interpreter was built without lzma.
+    The stream must decode to exactly `size` bytes and fill `data` exactly, as kernels require (pedantic_microlzma in
+    ``lib/xz/xz_dec_lzma2.c``). With `partial` it may hold more, and decoding stops after `size` bytes. Never uses more
+    than about 2 * `size` bytes plus 32 MiB, whatever the stream says. Raises FormatError on anything else, ToolError if
+    Python was built without lzma.
     """
     if size <= 0 or len(data) < 2:
         raise FormatError(f"LZMA stream of {len(data)} bytes cannot hold {size} bytes")
     lzma = _module()
-    # no distance reaches back further than to the first byte, so that much of a dictionary is enough
+    # no match reaches back beyond the first byte, so this dictionary is large enough
     dictionary = min(max(1 << (size - 1).bit_length(), DICTIONARY_MIN), DICTIONARY_MAX)
     told = _SIZE_UNKNOWN if partial else size
     header = bytes([data[0] ^ 0xFF]) + dictionary.to_bytes(4, "little") + told.to_bytes(8, "little") + b"\0"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compression by name: which levels there are, and what identifies the bytes they give."""
+"""Compression by name: the available levels, and what identifies the output."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from erofs_edge.errors import UsageError
 
 
 class Codec(NamedTuple):
-    """One compression as mkfs.erofs names it. `algorithm` is the number in the image; levels are inclusive.
+    """A compression as mkfs.erofs names it. `algorithm` is the number in the image; levels are inclusive.
 
-    dictionary  (least, most) bytes that matches may reach back, where that can be chosen
-    kinds       (first bytes of a file, level) where another level than the default one pays
+    dictionary  (minimum, maximum) bytes that matches may reach back, if that can be chosen
+    kinds       (first bytes of a file, level) for files that benefit from a level other than the default
     """
 
     name: str
@@ -26,7 +26,7 @@ class Codec(NamedTuple):
     kinds: tuple[tuple[bytes, int], ...] = ()
 
     def level_for(self, start: bytes) -> int | None:
-        """The level for a file with these first bytes, when none was asked for."""
+        """Return the level for a file with these first bytes, if none was requested."""
         for magic, level in self.kinds:
             if start.startswith(magic):
                 return level
@@ -37,7 +37,7 @@ KERNEL = b"MZ"  # arm64 kernels that EFI can start, and other PE images
 
 
 class Compressor(Protocol):
-    """As much input as fits a fixed output size; for one thread. See `lz4.FixedOutput`."""
+    """Fits as much input as possible into a fixed output size; for one thread. See `lz4.FixedOutput`."""
 
     def fill(self, address: int, length: int, capacity: int | None = None) -> tuple[int, int]: ...
 
@@ -46,8 +46,8 @@ class Compressor(Protocol):
 
 CODECS = {
     "lz4": Codec("lz4", 0, lz4.VERSION),
-    # 7 takes two thirds of the time of 9 for 0.1 % more bytes (docs/benchmarks.md); kernels, large and of one piece,
-    # are what 8 gains most on for its time
+    # 7 takes two thirds of the time of 9 for 0.1 % more bytes (docs/benchmarks.md); kernels, large single files, gain
+    # most from 8 for the time it takes
     "lz4hc": Codec("lz4hc", 0, lz4.VERSION, 7, lz4.LEVEL_MIN, lz4.LEVEL_MAX, kinds=((KERNEL, 8),)),
     "lzma": Codec(
         "lzma",
@@ -80,7 +80,8 @@ CODECS = {
 
 
 def find_codec(name: str, level: int | None = None) -> tuple[Codec, int | None]:
-    """The codec of a name and the level to use (its default for None). Raises UsageError for unknown ones."""
+    """Return the codec of a name and the level to use (its default for None). Raises UsageError if either is
+    unknown."""
     codec = CODECS.get(name)
     if codec is None:
         raise UsageError(f"unknown compression {name!r}", hint=f"one of none, {', '.join(CODECS)}")
@@ -97,9 +98,9 @@ def find_codec(name: str, level: int | None = None) -> tuple[Codec, int | None]:
 
 
 def dictionary_for(codec: Codec, asked: int | None, pcluster: int) -> int:
-    """Bytes that matches may reach back: what was asked for, or what suits the largest pcluster (also in bytes).
+    """Return how many bytes back matches may reach: as requested, or what suits the largest pcluster (also in bytes).
 
-    0 where a codec leaves no choice. Raises UsageError for sizes that kernels, or the codec's library, refuse.
+    0 for codecs without a choice. Raises UsageError for sizes that kernels, or the codec's library, refuse.
     """
     if codec.dictionary is None:
         if asked is not None:
@@ -118,9 +119,10 @@ def dictionary_for(codec: Codec, asked: int | None, pcluster: int) -> int:
 
 
 def open_compressor(codec: Codec, level: int | None, capacity: int, padding: int, dictionary: int = 0) -> Compressor:
-    """A compressor for one thread: `capacity` output bytes of a call at most, `padding` zeros before them.
+    """Return a compressor for one thread, with at most `capacity` output bytes per call and `padding` zeros before
+    them.
 
-    Raises ToolError where the codec is not here, or not as its known answers say.
+    Raises ToolError if the codec is missing or fails its known-answer test.
     """
     if codec.name in ("lz4", "lz4hc"):
         return lz4.FixedOutput(level if codec.name == "lz4hc" else None, capacity, padding)

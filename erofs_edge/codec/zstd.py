@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zstandard frames, by the `zstandard` wheel, which carries its own library and is loaded at first use.
+"""Zstandard frames, through the `zstandard` wheel, which contains its own library and is imported on first use.
 
-Another release may emit other bytes, so the version is pinned and checked with known answers then.
+Another release may give different bytes, so the version is pinned and checked with known answers then.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 WHEEL, VERSION = "0.25.0", "1.5.7"
 LEVEL_MIN, LEVEL_MAX, LEVEL_DEFAULT = 1, 22, 3
 WINDOW_LOG_MIN, WINDOW_LOG_MAX = 10, 20  # kernels refuse larger windows (fs/erofs/decompressor_zstd.c)
-MATCHED_SIZE = 1 << 18  # bytes of input that levels stand for
+MATCHED_SIZE = 1 << 18  # input size in bytes for which levels are tuned
 OUTLINE_WINDOW_LOG = 17
-SLOW, OUTLINE_FACTOR = 5, 0.87  # the level from which on outlines take much less time; of its sizes to theirs
+SLOW, OUTLINE_FACTOR = 5, 0.87  # level from which outlines take much less time than it does; its sizes to theirs
 
 _HINT = f"pip install zstandard=={WHEEL}"
 
@@ -58,15 +58,15 @@ _KNOWN_ANSWERS: dict[int, str] = {
 
 
 def compressor(level: int, capacity: int, padding: int, window_log: int) -> SearchedOutput:
-    """A compressor for one thread. Raises ToolError when the wheel is not the one we know."""
+    """Return a compressor for one thread. Raises ToolError if the wheel is not the known version."""
     _check(level)
     guide = Outlines() if level >= SLOW else None
     return SearchedOutput(_frames(level, window_log), capacity, padding, guide, OUTLINE_FACTOR)
 
 
 class Outlines:
-    """Makes outlines of content, by the fastest level. For one thread, one after the other. Loads the wheel at first
-    use, and raises ToolError then when it is not the one we know."""
+    """Makes outlines of content with the fastest level. For one thread, one outline at a time. Imports the wheel on
+    first use; then raises ToolError if it is not the known version."""
 
     def __init__(self) -> None:
         self._one: ZstdCompressor | None = None
@@ -83,12 +83,13 @@ class Outlines:
 
 
 def window_log(pcluster: int) -> int:
-    """What mkfs.erofs takes for the largest pcluster of an image: 8 times that, at most 1 MiB."""
+    """Return the log2 of the window that mkfs.erofs uses for an image's largest pcluster: 8 times that, at most 1
+    MiB."""
     return min((8 * pcluster - 1).bit_length(), WINDOW_LOG_MAX)
 
 
 def _frames(level: int, window_log: int) -> Callable[[int, int], bytes]:
-    """(address, length) → the frame."""
+    """Return (address, length) → frame."""
     compress = _compressor(level, window_log).compress
     return lambda address, length: compress(memory(address, length))
 
@@ -96,8 +97,8 @@ def _frames(level: int, window_log: int) -> Callable[[int, int], bytes]:
 def _compressor(level: int, window_log: int) -> ZstdCompressor:
     import zstandard
 
-    # libzstd tunes a level to the size of the input. The search tries many sizes: with one tuning for all, the output
-    # grows with the input, and the one for 256 KiB compresses best
+    # libzstd tunes a level to the input size. The search tries many sizes: with a single tuning, output grows with
+    # input, and the one for 256 KiB compresses best
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, source_size=MATCHED_SIZE, window_log=window_log, write_content_size=False
     )
@@ -106,7 +107,7 @@ def _compressor(level: int, window_log: int) -> ZstdCompressor:
 
 @cache
 def _check(level: int) -> None:
-    """Raises ToolError for another release, or other bytes of this level: of what is not used nothing is asked."""
+    """Raises ToolError for a different release, or different output at this level. Only levels in use are checked."""
     import zstandard
 
     if zstandard.__version__ != WHEEL or tuple(map(int, VERSION.split("."))) != zstandard.ZSTD_VERSION:
@@ -126,10 +127,10 @@ _local = _Decompressors()
 
 
 def decompress(data: bytes, size: int, *, partial: bool = False) -> bytes:
-    """`size` bytes out of one frame; what follows the frame is ignored, as kernels do.
+    """Decode `size` bytes from one frame; anything after the frame is ignored, as kernels do.
 
-    The frame must decode to exactly `size` bytes; with `partial` it may hold more, and decoding stops there.
-    Allocates `size` bytes and a window of at most 1 MiB, whatever the frame says. Raises FormatError on anything else.
+    The frame must decode to exactly `size` bytes; with `partial` it may hold more, and decoding stops there. Allocates
+    `size` bytes and a window of at most 1 MiB, whatever the frame says. Raises FormatError on anything else.
     """
     if size <= 0 or not data:
         raise FormatError(f"zstd frame of {len(data)} bytes cannot hold {size} bytes")

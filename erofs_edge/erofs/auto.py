@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`-z auto`: the smallest image that a kernel mounts and a time budget allows.
+"""`-z auto`: the smallest image that a kernel can mount and a time budget allows.
 
-No clock decides: what a codec takes is a table of measured costs, so that the same tree, budget and kernel give the
-same image on any machine. What it would save is found by writing images of a sample of the tree: files, and slices of
-large ones, chosen by the hash of their paths.
+No clock is involved: the time a codec takes comes from a table of measured costs, so the same tree, budget and kernel
+give the same image on any machine. The savings are estimated by writing images of a sample of the tree: files, and
+slices of large ones, chosen by the hash of their paths.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from erofs_edge.tree import Content, FileTree, Inode
 BUDGET = 60.0  # seconds
 SAMPLE = 8 << 20  # bytes
 SLICE = 512 << 10
-THREADS = 2  # of the machine whose seconds are counted
-WRITING = 2.0  # ns a byte for all that is not compression
+THREADS = 2  # of the machine on which the seconds were measured
+WRITING = 2.0  # ns per byte for everything except compression
 SMALL_PCLUSTER = 16384
 COSTS: dict[tuple[str, int | None], tuple[float, float]] = {
     ("lz4", None): (1.6, 1.4),
@@ -42,9 +42,9 @@ COSTS: dict[tuple[str, int | None], tuple[float, float]] = {
     ("zstd", 15): (223.0, 194.0),
     ("zstd", 19): (778.0, 475.0),
 }
-"""(codec, level) → ns of one thread a byte of input, with pclusters below SMALL_PCLUSTER and with larger ones; by codec
-from fast to small. Measured on two x86-64 cores with files of an arm64 root. lzma is not in here: its library is the
-host's, and what it gives is not the same everywhere."""
+"""(codec, level) → ns per byte of input on one thread, with pclusters below SMALL_PCLUSTER and with larger ones; the
+codecs are ordered from fast to small. Measured on two x86-64 cores with files of an arm64 root. lzma is missing here
+because its library is the host's, whose output is not the same everywhere."""
 PCLUSTERS = (65536, 262144, 1 << 20)
 PACKINGS: tuple[dict[str, Any], ...] = (
     {},
@@ -57,8 +57,8 @@ PACKINGS: tuple[dict[str, Any], ...] = (
 
 @dataclass(slots=True)
 class Candidate:
-    """One set of options. `seconds` by the cost table, `bytes` of the whole image as the sample suggests it (None: not
-    tried), and why it was or was not chosen."""
+    """One set of options. `seconds` according to the cost table, `bytes` of the whole image as estimated from the
+    sample (None: not tried), and why it was chosen or not."""
 
     compression: str
     level: int | None
@@ -71,7 +71,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen, from what; budget in seconds, sample in bytes of content."""
+    """What was chosen, and from which candidates; budget in seconds, sample in bytes of content."""
 
     options: WriteOptions
     chosen: Candidate
@@ -95,12 +95,12 @@ class _Slice:
 def choose(
     tree: FileTree, options: WriteOptions, scratch: Path, *, budget: float = BUDGET, pcluster: int | None = None
 ) -> Choice:
-    """The options that make the smallest image. `scratch` is written again and again; the caller removes it.
+    """Return the options that make the smallest image. `scratch` is overwritten repeatedly; the caller removes it.
 
-    `options` tell everything else, and what must be there in any case; with `pcluster` that size is kept. First the
-    codecs are compared, then sizes of pclusters, then ways of packing. With a baseline what keeps most of it is the
-    smallest, see auto_baseline.py, and the budget does not count. Raises UsageError for a budget that is not positive,
-    where nothing fits the kernel, and where the baseline does not show how it was compressed.
+    `options` hold everything else, and what is required in any case; `pcluster`, if given, is kept. Codecs are compared
+    first, then pcluster sizes, then ways of packing. With a baseline, the smallest is what keeps most of it (see
+    auto_baseline.py), and the budget does not count. Raises UsageError if the budget is not positive, if nothing suits
+    the kernel, or if the baseline does not reveal how it was compressed.
     """
     if not budget > 0:
         raise UsageError(f"the time budget must be more than 0 seconds, not {budget:g}")
@@ -150,7 +150,7 @@ def _packing(options: WriteOptions) -> str:
 
 
 def _seconds(total: int, codec: str, level: int | None, pcluster: int) -> float:
-    """By the table; a level that it does not have costs what the next slower one does that it has."""
+    """Look up the time in the table. A missing level costs as much as the next slower one listed."""
     if (codec, level) not in COSTS:
         known = [one for name, one in COSTS if name == codec and one is not None]
         level = min((one for one in known if one >= (level or 0)), default=max(known, default=None))
@@ -173,7 +173,7 @@ class _Search:
         self._budget = budget
 
     def options(self, candidate: dict[str, Any]) -> WriteOptions:
-        """Raises UsageError where the kernel, or what else was asked for, does not allow it."""
+        """Raises UsageError if the kernel, or another requested option, does not allow it."""
         fields = dict(candidate)
         for name in ("dedupe", "ztailpacking"):
             fields[name] = fields.get(name, False) or getattr(self._given, name)
@@ -192,7 +192,7 @@ class _Search:
         return _seconds(self._total, codec, level, pcluster)
 
     def best_level(self, codec: str, pcluster: int) -> tuple[int | None] | None:
-        """The slowest level within the budget; the fastest of all codecs is taken in any case."""
+        """Return the slowest level within the budget. The fastest of all codecs is always accepted."""
         found = None
         for name, level in COSTS:
             if name != codec:
@@ -211,7 +211,7 @@ class _Search:
         return found
 
     def best(self, candidates: list[dict[str, Any]]) -> dict[str, Any]:
-        """The one with the smallest image, the first of equals."""
+        """Return the candidate with the smallest image, the first of equals."""
         if not candidates:
             raise UsageError("the kernel supports none of the compressions", hint="use -z none")
         return min(candidates, key=self._estimate)
@@ -229,7 +229,7 @@ class _Search:
             uuid=bytes(16), cache=None, progress=None, meter=None, blob=None, profile=(), scanned=False
         )
         size = int(write_image(self._sample, self._scratch, trial).size * self._scale)
-        gc.collect()  # files refer to each other: what a trial had would stay, codecs' memory too
+        gc.collect()  # files refer to each other, so the memory of a trial would stay, including the codecs'
         codec, level, pcluster = candidate["compression"], candidate["level"], candidate["pcluster"]
         made = Candidate(
             codec, level, pcluster, _packing(options), self.seconds(codec, level, pcluster), size, "larger"
@@ -239,7 +239,7 @@ class _Search:
 
 
 def _sample(tree: FileTree) -> tuple[FileTree, int, int]:
-    """(the sample, its bytes, the tree's), hard links once."""
+    """Return (the sample, its bytes, the tree's bytes). Hard links count once."""
     files: dict[int, tuple[bytes, Inode]] = {}
     for path, inode in tree.walk():
         if inode.is_file and inode.size:

@@ -128,7 +128,7 @@ class Cutter:
                 at, aimed = target, True
                 continue
             known = old.known_end(at) is not None
-            split = known and target == old.inline  # may be
+            split = known and target == old.inline  # possibly
             call = partial(self._fill_to, base + at, left, consumed, target - at, tails, known=known, split=split)
             consumed, produced = call()
             if consumed == left and tails is Tails.INLINE and not (aimed and produced < block_size):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what an image holds into a directory, safely.
+"""Extract the content of an image into a directory, safely.
 
-Nothing in the image can reach outside the destination: every file is made through a file descriptor of its own
-directory, which is reached one name at a time without following symlinks, and must not exist before (`folders`).
+Nothing in the image can reach outside the destination: every file is created through the descriptor of its own
+directory, which is opened one name at a time without following symlinks, and must not exist before (`folders`).
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from erofs_edge.writing import NO_SPACE, folder_beside
 
 _BATCH_FILES, _BATCH_BYTES = 64, 4 << 20
 _FILE_WEIGHT, _WORTH_FORKING = 32 << 10, 64 << 20
-_STEPS = 16  # in which a process does its part: each one costs a message
+_STEPS = 16  # steps into which a process's share is divided; each costs a message
 _SKIPPED_MAX = 1000
-_NO_PRIVILEGE = 1314  # of Windows, ERROR_PRIVILEGE_NOT_HELD
+_NO_PRIVILEGE = 1314  # ERROR_PRIVILEGE_NOT_HELD on Windows
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
 class ExtractReport:
-    """What was written. `skipped` are (path, what could not be kept and why), at most 1000 of them."""
+    """What was written. `skipped` lists (path, what could not be kept and why), at most 1000 of them."""
 
     files: int = 0
     directories: int = 0
@@ -54,7 +54,7 @@ class ExtractReport:
     skipped_count: int = 0
 
     def add(self, other: ExtractReport) -> None:
-        """Count in what another thread wrote."""
+        """Add what another thread wrote."""
         self.files += other.files
         self.directories += other.directories
         self.symlinks += other.symlinks
@@ -81,15 +81,15 @@ def extract(
     processes: bool | None = None,
     progress: Progress | None = None,
 ) -> ExtractReport:
-    """Write the directory `path` of the image as `destination`, which must not exist or be an empty directory.
+    """Write the directory `path` of the image to `destination`, which must not exist or be an empty directory.
 
-    owners   keep uid and gid; None: when root
-    limit    bytes of content to write at most; None: what an image of this size can honestly hold
-    processes  False: threads only; None: forked processes where that is safe and pays (the result is the same)
-    A new destination appears when it is complete; on any failure nothing of it stays. Modes, ns times, xattrs, hard
-    links and holes are kept; what cannot be kept (device nodes without root) is in the report. Windows has neither
-    modes nor owners, of which nothing is said.
-    Raises ErofsFormatError, CapacityError, ErofsEdgeError.
+    owners   keep uid and gid; None: if root
+    limit    bytes of content to write at most; None: what an image of this size can plausibly hold
+    processes  False: threads only; None: forked processes where that is safe and pays off (the result is the same)
+
+    A new destination appears once it is complete; on any failure nothing of it remains. Modes, nanosecond times,
+    xattrs, hard links and holes are kept; what cannot be kept (device nodes without root) is reported. Windows has
+    neither modes nor owners, which is not reported. Raises ErofsFormatError, CapacityError, ErofsEdgeError.
     """
     top = image.lookup(path)
     if not top.is_dir:
@@ -121,7 +121,8 @@ def _writing(error: OSError, destination: Path) -> ErofsEdgeError:
 
 @contextmanager
 def _destination(destination: Path) -> Iterator[int | bytes]:
-    """The root of the directory to fill: the destination itself where it exists, else one beside it, renamed."""
+    """Open the directory to fill: the destination itself if it exists, else one beside it that is renamed at the
+    end."""
     there = destination.is_dir()
     if there and any(destination.iterdir()):
         raise ErofsEdgeError(
@@ -138,7 +139,7 @@ def _destination(destination: Path) -> Iterator[int | bytes]:
 
 @dataclass(slots=True)
 class _Batch:
-    """Files of one directory."""
+    """Some files of one directory."""
 
     directory: bytes
     files: list[tuple[bytes, DiskInode]] = field(default_factory=list)
@@ -146,12 +147,12 @@ class _Batch:
 
     @property
     def weight(self) -> int:
-        """Work, in bytes of content: a file by itself costs as much as these many."""
+        """The work in bytes of content; each file costs as much as _FILE_WEIGHT bytes in addition."""
         return self.size + _FILE_WEIGHT * len(self.files)
 
 
 def _shares(batches: Iterable[_Batch], jobs: int) -> list[list[list[_Batch]]]:
-    """The batches in `jobs` parts of about equal weight, each in _STEPS steps."""
+    """Divide the batches into `jobs` parts of about equal weight, each in _STEPS steps."""
     shares: list[list[_Batch]] = [[] for _ in range(jobs)]
     weights = [0] * jobs
     for batch in sorted(batches, key=lambda batch: batch.weight, reverse=True):
@@ -171,8 +172,8 @@ class _Extraction:
         self.lock = threading.Lock()
 
     def run(self, top: DiskInode, jobs: int, processes: bool | None, progress: Progress | None) -> None:
-        """Directories are made here as the walk meets them, files of a directory by any process or thread, then hard
-        links, then what belongs to the directories themselves, deepest first."""
+        """Create directories here as the walk reaches them, and their files in any process or thread; then hard links,
+        then the metadata of directories, deepest first."""
         links: list[tuple[bytes, bytes]] = []
         for report in self._written(self._batches(top, links), jobs, processes is not False):
             self.report.add(report)
@@ -185,7 +186,8 @@ class _Extraction:
                 self._metadata(folder.prefix if folder.fd is None else folder.fd, path, inode, self.report)
 
     def _written(self, batches: Iterable[_Batch], jobs: int, processes: bool) -> Iterable[ExtractReport]:
-        """Write all batches. Processes do not share the account of bytes: they work where no sum can exceed it."""
+        """Write all batches. Processes do not share the byte budget, so they are used only if the sum cannot exceed
+        it."""
         if jobs == 1:
             return map(self._write_batch, batches)
         if processes and may_fork():
@@ -210,7 +212,7 @@ class _Extraction:
                     future.cancel()
 
     def undo(self) -> None:
-        """Remove what was written, as far as possible. Directories are taken one by one: no depth is too deep."""
+        """Remove what was written, as far as possible, one directory after the other, so that no depth is too deep."""
         for path, _ in self.directories[1:]:
             with suppress(OSError), self.opener.open(path) as folder:
                 if folder.fd is not None:
@@ -220,7 +222,7 @@ class _Extraction:
                 folders.empty(folder)
 
     def _batches(self, top: DiskInode, links: list[tuple[bytes, bytes]]) -> Iterator[_Batch]:
-        """Make directories, sort out hard links, and hand out the files in batches of one directory each."""
+        """Create directories, set hard links aside, and yield the files in batches, each of one directory."""
         first_names: dict[int, bytes] = {}
         left_out: set[bytes] = set()
         batch = _Batch(b"")
@@ -287,7 +289,7 @@ class _Extraction:
                 self._metadata(fd, path, inode, report)
         finally:
             os.close(fd)
-        if folder.fd is None:  # a file that was written to gets another time when it is closed
+        if folder.fd is None:  # closing a file that was written to changes its time
             self._metadata(folder.prefix + name, path, inode, report)
         report.files += 1
 
@@ -302,7 +304,7 @@ class _Extraction:
             )
 
     def _write_other(self, folder: Folder, name: bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
-        """A symlink, device, fifo or socket."""
+        """Create a symlink, device, fifo or socket."""
         there = folder.prefix + name
         if stat.S_ISLNK(inode.mode):
             if not self._write_symlink(folder, there, path, inode, report):
@@ -334,7 +336,7 @@ class _Extraction:
     def _write_symlink(
         self, folder: Folder, there: bytes, path: bytes, inode: DiskInode, report: ExtractReport
     ) -> bool:
-        """Whether it could be made."""
+        """Create a symlink. Return whether that was possible."""
         try:
             target = self.image.readlink(inode).replace(b"/", fsencode(os.sep))
             os.symlink(target, there, dir_fd=folder.fd)
@@ -350,8 +352,8 @@ class _Extraction:
         return True
 
     def _metadata(self, target: int | bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
-        """Owner, mode, xattrs and time of a file or directory, in the order in which none undoes another. `target`: its
-        descriptor, or its path where that serves."""
+        """Set owner, mode, xattrs and time of a file or directory, in the order in which none undoes another. `target`:
+        its descriptor, or its path where that works."""
         if self.owners:
             _keep(report, path, "owner", lambda: os.chown(target, inode.uid, inode.gid))
         if isinstance(target, int):
@@ -360,7 +362,7 @@ class _Extraction:
         _keep(report, path, "time", lambda: os.utime(target, ns=(inode.mtime_ns, inode.mtime_ns)))
 
     def _xattrs(self, target: int | bytes, path: bytes, inode: DiskInode, report: ExtractReport) -> None:
-        setxattr: Any = getattr(os, "setxattr", None)  # Python has it on Linux
+        setxattr: Any = getattr(os, "setxattr", None)  # Linux only
         for name, value in self.image.xattrs(inode).items():
             what = f"xattr {fsdecode(name)}"
             if setxattr is None:
@@ -371,7 +373,7 @@ class _Extraction:
                 _keep(report, path, what, partial(setxattr, target, name, value, follow_symlinks=False))
 
     def _link(self, first: bytes, path: bytes) -> None:
-        """A further name of a file that was written as `first`."""
+        """Create another name for a file that was written as `first`."""
         from_directory, _, from_name = first.rpartition(b"/")
         to_directory, _, to_name = path.rpartition(b"/")
         try:
@@ -388,7 +390,7 @@ class _Extraction:
 
 
 def _keep(report: ExtractReport, path: bytes, what: str, keep: Callable[[], None]) -> None:
-    """Set something that the host may refuse; a refusal goes into the report."""
+    """Set something that the host may refuse; a refusal is reported."""
     try:
         keep()
     except (AttributeError, NotImplementedError):

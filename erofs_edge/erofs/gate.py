@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernel an image needs: features of the format by the first Linux that reads them.
+"""Which kernel an image needs: format features and the first Linux that reads them.
 
-Incompatible bits stop a mount, and so do codecs that the kernel lacks and blocks that its pages cannot hold.
-Compatible bits never do. Sources: the history of the kernel's ``fs/erofs/erofs_fs.h`` and ``super.c``; the column of
-Android is the common kernels' (android12-5.10 and later), which carry some features earlier and enable LZ4 alone.
+Incompatible bits prevent a mount, and so do codecs that the kernel lacks and blocks larger than its pages. Compatible
+bits never do. Sources: the history of the kernel's ``fs/erofs/erofs_fs.h`` and ``super.c``. The Android column is for
+the common kernels (android12-5.10 and later), which have some features earlier and enable only LZ4.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Version = tuple[int, int]
 
 
 class Feature(NamedTuple):
-    """One feature. `option` is how it is asked for, in mkfs.erofs's words; `linux` and `android` are the first
-    versions that mount it (None: no common kernel of Android does); `stops` is False where older kernels mount the
-    image all the same and only lack what the feature brings."""
+    """A feature. `option` is how it is requested, in mkfs.erofs's terms; `linux` and `android` are the first versions
+    that mount it (None: no Android common kernel does); `stops` is False if older kernels still mount the image and
+    merely lack the feature's benefit."""
 
     option: str
     linux: Version
@@ -64,8 +64,8 @@ FEATURES: dict[str, Feature] = {
     "plain_xattr_pfx": Feature("-E plain-xattr-prefixes", (6, 17), None),
     "ishare_xattrs": Feature("--xattr-inode-digest", (7, 0), None, stops=False),
 }
-"""name → feature, as old as they are listed. Long prefixes in the image itself (plain_xattr_pfx) are readable since
-6.4 where there is no packed inode: the bit matters only where there is one, so `superblock_features` says when."""
+"""name → feature, in order of age. Long prefixes in the image itself (plain_xattr_pfx) are readable since 6.4 if there
+is no packed inode: the bit matters only with one, as decided in `superblock_features`."""
 
 _INCOMPAT = {
     ondisk.INCOMPAT_LZ4_0PADDING: ("lz4",),
@@ -78,7 +78,7 @@ _INCOMPAT = {
     ondisk.INCOMPAT_48BIT: ("48bit",),
     ondisk.INCOMPAT_METABOX: ("metabox",),
 }
-_SMALL_BLOCKS = 12  # blkszbits below which a block is less than every kernel's page
+_SMALL_BLOCKS = 12  # blkszbits below which a block is smaller than any kernel's page
 
 
 class Need(NamedTuple):
@@ -92,8 +92,8 @@ class Need(NamedTuple):
 
 
 def superblock_features(raw: ondisk.Superblock, facts: Iterable[str] = ()) -> list[str]:
-    """Names of what an image has, in the order of FEATURES. Bits of two meanings count as their first one unless
-    `facts` (names, known from elsewhere) say more: both need the same kernel."""
+    """Return the names of an image's features, in the order of FEATURES. Bits with two meanings count as the first one
+    unless `facts` (names known from elsewhere) say otherwise; both need the same kernel."""
     names = {"erofs", *facts}
     for bit, both in _INCOMPAT.items():
         if raw.feature_incompat & bit and not names & set(both):
@@ -115,18 +115,18 @@ def superblock_features(raw: ondisk.Superblock, facts: Iterable[str] = ()) -> li
 
 
 def required_kernel(features: Iterable[str]) -> list[Need]:
-    """What each feature needs, the newest first. Raises KeyError for a name that is not in FEATURES."""
+    """Return what each feature needs, newest first. Raises KeyError for a name that is not in FEATURES."""
     needs = [Need(name, *FEATURES[name]) for name in features]
     return sorted(needs, key=lambda need: (not need.stops, tuple(-n for n in need.linux), need.feature))
 
 
 def minimum_kernel(features: Iterable[str]) -> Version:
-    """The first Linux that mounts an image with all of these features."""
+    """Return the first Linux that mounts an image with all of these features."""
     return max((FEATURES[name].linux for name in features if FEATURES[name].stops), default=FEATURES["erofs"].linux)
 
 
 def check_kernel(features: Iterable[str], kernel: Kernel | None) -> None:
-    """Raises UsageError, naming each option and the version that it needs, if `kernel` cannot mount them all."""
+    """Raises UsageError, naming each option and the version it needs, if `kernel` cannot mount all of them."""
     if kernel is None:
         return
     wrong = []
@@ -142,7 +142,7 @@ def check_kernel(features: Iterable[str], kernel: Kernel | None) -> None:
 
 
 def parse_kernel(text: str) -> Kernel:
-    """'6.1', '6.12.57-1', '1:6.12.57+deb13-arm64' (packages' versions), 'android13-5.15', '5.10.218-android12-9'.
+    """Parse '6.1', '6.12.57-1', '1:6.12.57+deb13-arm64' (package versions), 'android13-5.15', '5.10.218-android12-9'.
 
     Raises UsageError.
     """
@@ -153,7 +153,7 @@ def parse_kernel(text: str) -> Kernel:
 
 
 def needs_text(features: Iterable[str]) -> list[str]:
-    """'big_pcluster (5.13)' for each feature, the newest first; those that stop no mount are marked."""
+    """Return 'big_pcluster (5.13)' for each feature, newest first; those that do not prevent a mount are marked."""
     return [
         f"{need.feature} ({version_text(need.linux)}{'' if need.stops else ', optional'})"
         for need in required_kernel(features)
@@ -161,10 +161,10 @@ def needs_text(features: Iterable[str]) -> list[str]:
 
 
 def version_text(version: Version) -> str:
-    """'6.1' of (6, 1)."""
+    """Format (6, 1) as '6.1'."""
     return f"{version[0]}.{version[1]}"
 
 
 def pages_text(block_size: int) -> str:
-    """' with pages of 16384 bytes or more' where usual ones of 4 KiB are too small for the blocks, else nothing."""
+    """Return ' with pages of 16384 bytes or more' if the usual 4 KiB pages are too small for the blocks, else ''."""
     return f" with pages of {block_size} bytes or more" if block_size > 1 << _SMALL_BLOCKS else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules by path: how single files are compressed."""
+"""Rules by path: how individual files are compressed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class CompressionRule(NamedTuple):
-    """How files are compressed whose path matches; of several rules the first that matches wins.
+    """How files with a matching path are compressed. Of several rules, the first match wins.
 
-    match        a glob (`globs`), without '/' about the name, else about the whole path; or an expression that is
-                 found anywhere in the path (no leading '/')
-    compression  as in WriteOptions; 'none': the file stays as it is
+    match        a glob (`globs`), matching the name, or the whole path if it contains '/'; or a regular expression that
+                 may match anywhere in the path (without its leading '/')
+    compression  as in WriteOptions; 'none': store the file uncompressed
     level        None: the codec's default
     pcluster     bytes; None: the image's
-    dictionary   bytes that matches may reach back (zstd, lzma); None: what suits the pcluster size
+    dictionary   how far back matches may reach, in bytes (zstd, lzma); None: what suits the pcluster size
     """
 
     match: str | re.Pattern[bytes]
@@ -35,7 +35,7 @@ class CompressionRule(NamedTuple):
     dictionary: int | None = None
 
     def check(self, block_size: int) -> None:
-        """Raises UsageError for what no image can have, and a glob that means nothing."""
+        """Raises UsageError for values that no image can have, and for an invalid glob."""
         if isinstance(self.match, str):
             try:
                 _glob(self.match)
@@ -61,7 +61,7 @@ class CompressionRule(NamedTuple):
         return self.match if isinstance(self.match, str) else self.match.pattern.decode("utf-8", "backslashreplace")
 
     def matches(self, path: bytes) -> bool:
-        """Whether this is about the file at `path`, which starts with '/'."""
+        """Whether this rule matches the file at `path`, which starts with '/'."""
         if not isinstance(self.match, str):
             return self.match.search(path[1:]) is not None
         anchored, glob = _glob(self.match)
@@ -69,7 +69,7 @@ class CompressionRule(NamedTuple):
 
 
 def idle_rules(tree: FileTree, rules: Sequence[CompressionRule]) -> list[int]:
-    """Places of the rules that are about no file: none matches, or earlier ones match all that do."""
+    """Return the positions of rules that apply to no file: nothing matches, or earlier rules match all that does."""
     idle = set(range(len(rules)))
     for path, inode in tree.walk():
         if not idle:
@@ -81,5 +81,5 @@ def idle_rules(tree: FileTree, rules: Sequence[CompressionRule]) -> list[int]:
 
 @lru_cache(maxsize=256)
 def _glob(pattern: str) -> tuple[bool, re.Pattern[bytes]]:
-    """Whether it is about the whole path, and its expression. Raises ValueError for one that means nothing."""
+    """Return whether the glob is for the whole path, and its expression. Raises ValueError for an invalid one."""
     return "/" in pattern, re.compile(glob_regex(pattern.removeprefix("/")), re.S)

@@ -23,21 +23,21 @@ from erofs_edge.rafs.ondisk import Blob, Chunk
 from erofs_edge.rafs.read import Rafs
 
 _ELSEWHERE = ondisk.BLOB_ZRAN | ondisk.BLOB_BATCH | ondisk.BLOB_ENCRYPTED | ondisk.BLOB_TARFS
-"""features with which a chunk is not a stream of its own where the chunk table says"""
+"""features with which a chunk is not a separate stream at the place given by the chunk table"""
 _GZIP = 16 + zlib.MAX_WBITS
 _STORED_MAX = ondisk.CHUNK_MAX + (64 << 10)
 """bytes: no codec makes a chunk larger than that"""
 
 
 def can_decode(blob: Blob) -> bool:
-    """Whether each chunk of a blob is a stream of its own: not an untouched archive, no batches, nothing encrypted."""
+    """Whether each chunk of a blob is a separate stream: not an unmodified archive, no batches, nothing encrypted."""
     return not blob.features & _ELSEWHERE and not blob.cipher
 
 
 def decode_chunk(blob: Blob, chunk: Chunk, stored: bytes) -> bytes:
-    """The `chunk.size` bytes of a chunk, from the `chunk.stored` bytes that the blob has of it.
+    """Decode a chunk to `chunk.size` bytes from the `chunk.stored` bytes in the blob.
 
-    Allocates a few times that at most. Raises FormatError where they do not decode, or are not those of the digest.
+    Allocates at most a few times that. Raises FormatError if they do not decode or do not match the digest.
     """
     codec = ondisk.COMPRESSIONS[blob.compression] if chunk.flags & ondisk.CHUNK_COMPRESSED else "none"
     if chunk.flags & ~(ondisk.CHUNK_COMPRESSED | ondisk.CHUNK_HAS_CRC32):
@@ -72,14 +72,14 @@ def _gunzip(stored: bytes, size: int) -> bytes:
 
 
 def _read(fd: int, blob: Blob, chunk: Chunk) -> bytes:
-    """The decoded bytes of a chunk, of an open blob. Raises FormatError, and OSError where it cannot be read."""
+    """Return the decoded bytes of a chunk of an open blob. Raises FormatError, and OSError if it cannot be read."""
     if chunk.stored > _STORED_MAX:
         raise FormatError(f"has {chunk.stored} bytes for {chunk.size}")
     return decode_chunk(blob, chunk, pread(fd, chunk.stored, chunk.offset))
 
 
 def wrong_chunks(blob: Blob, chunks: Sequence[Chunk], fd: int) -> Iterator[str]:
-    """What is wrong with the chunks in an open blob, in words. Raises OSError where it cannot be read."""
+    """Describe what is wrong with the chunks of an open blob. Raises OSError if it cannot be read."""
     for chunk in chunks:
         try:
             _read(fd, blob, chunk)
@@ -88,13 +88,13 @@ def wrong_chunks(blob: Blob, chunks: Sequence[Chunk], fd: int) -> Iterator[str]:
 
 
 def decode_blobs(rafs: Rafs, folder: Path, out: Path, progress: Callable[[int, int], None] | None = None) -> list[Path]:
-    """The devices of an image, decoded: for each blob of `folder`, under its id, a file of that name in `out`, in the
-    order of the table. Holes are where no file has a chunk.
+    """Decode the blobs of an image into devices: for each blob in `folder`, named by its id, a file of the same name in
+    `out`. Return these in the order of the table. Where no file has a chunk, there are holes.
 
     progress  called with (done, total) bytes
 
-    Raises ErofsFormatError for a chunk that is not what the tables say, UsageError for blobs of another kind or where
-    both folders are the same, ErofsEdgeError where a file cannot be read, CapacityError where there is no space.
+    Raises ErofsFormatError for a chunk that does not match the tables, UsageError for unsupported blobs or identical
+    folders, ErofsEdgeError if a file cannot be read, CapacityError if there is not enough space.
     """
     for path in (folder, out):
         if not path.is_dir():
@@ -120,7 +120,7 @@ def decode_blobs(rafs: Rafs, folder: Path, out: Path, progress: Callable[[int, i
 
 
 def _decode_blob(blob: Blob, chunks: Sequence[Chunk], source: Path, out: Path) -> Iterator[int]:
-    """Decode one blob; the bytes of each chunk, when it is done."""
+    """Decode one blob. Yield the size of each chunk when it is done."""
     try:
         fd = os.open(source, READ)
     except OSError as error:

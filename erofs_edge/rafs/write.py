@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write RAFS v6: a bootstrap, and a blob of what no earlier image has.
+"""Write RAFS v6: a bootstrap, and a blob with what no earlier image has.
 
-The chunks of the blob are stored as they are, each on a block, so that the blob is a device as it lies there: Linux
-mounts bootstrap and blobs without anything of Nydus. Behind the chunks stands what Nydus reads of a blob. Chunks that
-an earlier image has are not stored again; its blobs become further ones of this image.
+The chunks of the blob are stored uncompressed, each aligned to a block, so the blob can be used as a device: Linux
+mounts bootstrap and blobs without any part of Nydus. After the chunks comes what Nydus reads from a blob. Chunks of an
+earlier image are not stored again; its blobs become extra devices of this image.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class RafsOptions:
 
     chunk_size  bytes, a power of two from 4 KiB to 16 MiB
     bases       bootstraps of earlier images: their chunks are not stored again
-    epoch       seconds since 1970 stored as the image's own time; None: the tree's most frequent mtime
-    times       'keep' the tree's mtimes, 'fixed': all become `epoch`, 'clamp': those after `epoch` do
-    all_root    owner and group of everything become 0
-    progress    called with (done, total) bytes of content
+    epoch       the image's own time in seconds since 1970; None: the tree's most frequent mtime
+    times       'keep' the tree's mtimes; 'fixed': set all to `epoch`; 'clamp': set those after `epoch` to it
+    all_root    set owner and group of everything to 0
+    progress    called with (done, total) in bytes of content
     """
 
     chunk_size: int = CHUNK_SIZE
@@ -47,7 +47,7 @@ class RafsOptions:
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a size that the format does not have."""
+        """Raises UsageError for a chunk size that the format does not support."""
         size = self.chunk_size
         if size & size - 1 or not ondisk.CHUNK_MIN <= size <= ondisk.CHUNK_MAX:
             raise UsageError(f"chunks of {size} bytes", hint="a power of two from 4096 to 16 MiB")
@@ -55,10 +55,10 @@ class RafsOptions:
 
 @dataclass(frozen=True, slots=True)
 class RafsInfo:
-    """What was written: ids of the blobs in the order of the devices; of them `blob` is new, None where nothing was.
+    """What was written. `blobs` are the ids in device order; `blob` is the path of the new one, None if there is none.
 
-    size, blob_size, uncompressed   bytes: of the bootstrap, of the new blob, of all files
-    chunks, new, reused             how many the files have; how many the new blob has; how many lie in other blobs
+    size, blob_size, uncompressed   bytes of the bootstrap, of the new blob, of all files
+    chunks, new, reused             number of chunks of all files, in the new blob, and in other blobs
     """
 
     path: Path
@@ -74,7 +74,7 @@ class RafsInfo:
 
 
 class _Known(NamedTuple):
-    """A chunk that is somewhere: `owner` has it, None for the new blob."""
+    """A chunk that exists already: in the blob `owner`, or in the new blob (None)."""
 
     owner: bytes | None
     chunk: Chunk
@@ -82,7 +82,7 @@ class _Known(NamedTuple):
 
 @dataclass(slots=True)
 class _Store:
-    """Takes files, chunk by chunk; what was stored of it, and where each file's chunks are."""
+    """Takes files chunk by chunk, and records which chunks were stored and where each file's chunks are."""
 
     sink: Sink
     chunk_size: int
@@ -91,7 +91,7 @@ class _Store:
     files: dict[Node, list[_Known]] = field(default_factory=dict)
 
     def take(self, node: Node) -> None:
-        """Raises SourceError where the content cannot be read, CapacityError where it is too much for a blob."""
+        """Raises SourceError if the content cannot be read, CapacityError if it is too much for a blob."""
         content = node.inode.content
         assert content is not None  # noqa: S101 - it has a size
         found = self.files[node] = []
@@ -113,10 +113,11 @@ class _Store:
 
 
 def write_rafs(tree: FileTree, out: Path, blob_dir: Path, options: RafsOptions | None = None) -> RafsInfo:
-    """Write a bootstrap to `out`, and its new blob to `blob_dir`, under its sha256; the same tree gives the same bytes.
+    """Write a bootstrap to `out`, and its new blob to `blob_dir`, named by its sha256. The same tree gives the same
+    bytes.
 
-    Raises SourceError for what cannot be read or stored, UsageError for bases that cannot serve, CapacityError where
-    there is no space or too many blobs.
+    Raises SourceError for what cannot be read or stored, UsageError for unusable bases, CapacityError if there is not
+    enough space or there are too many blobs.
     """
     options = options or RafsOptions()
     bases = [read_rafs(path) for path in options.bases]
@@ -131,7 +132,7 @@ def write_rafs(tree: FileTree, out: Path, blob_dir: Path, options: RafsOptions |
     if not blob_dir.is_dir():
         raise UsageError("the folder for the blobs does not exist", where=str(blob_dir))
     temporary = blob_dir / f".{out.name}.blob"
-    with replacing(out) as bootstrap:  # first, so that no blob is left behind where it cannot be written
+    with replacing(out) as bootstrap:  # first, so that no blob is left behind if it cannot be written
         with replacing(temporary, hashing=True) as sink:
             store = _Store(sink, options.chunk_size, known)
             _store_files(plan, store, options)
@@ -156,7 +157,7 @@ def write_rafs(tree: FileTree, out: Path, blob_dir: Path, options: RafsOptions |
 
 
 def _plain(options: RafsOptions) -> WriteOptions:
-    """What EROFS is told: inodes that keep their times, which Nydus does not show of others."""
+    """Options for EROFS: extended inodes, which keep their times; Nydus does not show those of others."""
     return WriteOptions(
         compression="none",
         inode_form="extended",
@@ -196,7 +197,7 @@ def _store_files(plan: Plan, store: _Store, options: RafsOptions) -> None:
 
 
 def _finish_blob(sink: Sink, chunks: Sequence[Chunk], chunk_size: int) -> Blob | None:
-    """The blob, complete, with its place in the table open; None where it has nothing."""
+    """Complete the blob and return its entry, whose place in the table is still open; None if it is empty."""
     data = sink.position
     table = b"".join(ondisk.context_record(chunk.offset, chunk.size) for chunk in chunks)
     features = ondisk.BLOB_ALIGNED | ondisk.BLOB_CAP_TAR_TOC
@@ -204,7 +205,7 @@ def _finish_blob(sink: Sink, chunks: Sequence[Chunk], chunk_size: int) -> Blob |
         ondisk.CONTEXT_MAGIC, features, 0, len(chunks), data, len(table), len(table), 0, 0, 0, ondisk.CONTEXT_MAGIC
     )
     sink.append([table, header])
-    sink.append([bytes(-sink.position % BLOCK)])  # loop devices have whole sectors
+    sink.append([bytes(-sink.position % BLOCK)])  # loop devices consist of whole sectors
     sink.finish(sink.position)
     if not chunks:
         return None
@@ -228,7 +229,7 @@ def _finish_blob(sink: Sink, chunks: Sequence[Chunk], chunk_size: int) -> Blob |
 
 
 def _named(temporary: Path, blob: Blob | None) -> Path | None:
-    """The blob under its name; nothing is left of one that has no chunks."""
+    """Rename the blob to its id. Without chunks, remove it."""
     try:
         if blob is None:
             temporary.unlink()
@@ -239,7 +240,7 @@ def _named(temporary: Path, blob: Blob | None) -> Path | None:
 
 
 def _settle(store: _Store, bases: Sequence[Rafs], new: Blob | None) -> Settled:
-    """Give blobs their places: those of the bases that are used, in order, then the new one. Raises CapacityError."""
+    """Assign places to blobs: those of the bases that are used, in order, then the new one. Raises CapacityError."""
     wanted = {known.owner for chunks in store.files.values() for known in chunks}
     blobs: dict[bytes, Blob] = {}
     for base in bases:
