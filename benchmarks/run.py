@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All benchmarks, one after the other; `make bench` runs this. Their tables go to docs/benchmarks.md by hand."""
+"""All benchmarks, one after the other; `make bench` runs this. Their tables go to docs/benchmarks.md by hand.
+
+repair_kernel.py is not among them: its emulated kernel corrects each bad block anew, which takes long.
+"""
 
 from __future__ import annotations
 
