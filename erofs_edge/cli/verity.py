@@ -98,7 +98,7 @@ def verify(
         place = stack.enter_context(reached(image, partition))
         hashes = None if hash_device is None else stack.enter_context(reached(hash_device))
         if fec_device and not (isinstance(place, Path) and isinstance(hashes, Path | None)):
-            raise UsageError("parity is checked where image and tree are files or devices of this machine")
+            raise UsageError("parity can be checked only if image and tree are files or devices of this machine")
         hash_offset = _hash_offset(place, hashes, hash_offset, fec_device, fec_offset, where)
         with Progress(f"verifying {where}") as progress:
             found = tree.verify(
@@ -126,9 +126,9 @@ def verify(
         raise VerificationError(_complaint(found, files), where=where, hint=_advice(found, repairable, one_file))
     if wrong:
         raise VerificationError(
-            f"{wrong} byte(s) of parity are wrong; the image is as it should be",
+            f"{wrong} byte(s) of parity are wrong; the image itself is intact",
             where=str(fec_device),
-            hint="to make the parity anew: erofs-edge verity repair",
+            hint="rebuild the parity with erofs-edge verity repair",
         )
 
 
@@ -179,8 +179,8 @@ def repair_(
     expected = root_hash_of(root_hash)
     if (fec_device is None) == (not sources):
         raise UsageError(
-            "from where? --from FILE or --fec-device FILE, one of them",
-            hint=f"parity that stands in the image itself, as in those of builds: --fec-device {image}",
+            "repair from what? Give exactly one of --from FILE and --fec-device FILE",
+            hint=f"images of builds hold their own parity: --fec-device {image}",
         )
     parity_needs_a_device(fec_device, fec_roots, fec_offset)
     if fec_device is None:
@@ -213,7 +213,7 @@ def repair_(
         raise VerificationError(
             f"beyond repair: {_listed(found.lost_data, found.lost_hash, found.unproven)}",
             where=str(image),
-            hint="write the image anew",
+            hint="write the image again from a good copy",
         )
 
 
@@ -293,11 +293,11 @@ def _files(image: Place, found: Verification) -> list[str]:
 def _advice(found: Verification, repairable: Repair | None, one_file: Path | None) -> str | None:
     """`one_file`: holds image, tree, and behind them perhaps parity that nobody has asked for."""
     if found.unproven.total == found.superblock.data_blocks and (repairable is None or not repairable.ok):
-        return "the top of the tree does not match: is this the root hash of this image?"
+        return "the top of the tree does not match: check that this is the root hash of this image"
     if repairable is None:
         if one_file is None or one_file.stat().st_size <= found.superblock.end(found.hash_offset):
             return None
-        return f"what follows the tree may be parity: --fec-device {one_file} says what it can repair"
+        return f"what follows the tree may be parity: add --fec-device {one_file} to see what it can repair"
     if repairable.ok:
         return "all of it can be repaired: erofs-edge verity repair"
     lost = _listed(repairable.lost_data, repairable.lost_hash, repairable.unproven)
@@ -307,7 +307,7 @@ def _advice(found: Verification, repairable: Repair | None, one_file: Path | Non
 def _repaired(found: Repair, dry_run: bool) -> str:
     if text := blocks_text({"data": found.repaired_data, "hash": found.repaired_hash}):
         return f"{'can repair' if dry_run else 'repaired'} {text} ({found.corrected} bytes)"
-    return f"made {found.parity} bytes of parity anew" if found.parity else "nothing repaired"
+    return f"rebuilt {found.parity} bytes of parity" if found.parity else "nothing repaired"
 
 
 def _hash_offset_of_any(images: Sequence[Path], hash_device: Path | None, hash_offset: int | None) -> int:

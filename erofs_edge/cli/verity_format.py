@@ -112,7 +112,7 @@ def format_(
 
     parity_needs_a_device(fec_device, fec_roots, fec_offset)
     if fec_device and (hash_block_size or data_block_size) != data_block_size:
-        raise UsageError("--fec-device wants data and hash blocks of one size")
+        raise UsageError("--fec-device needs data and hash blocks of the same size")
     if hash_device is None and hash_offset is None:
         _refuse_a_second_tree(image)
     size = image.stat().st_size
@@ -160,9 +160,9 @@ def _refuse_a_second_tree(image: Path) -> None:
     with suppress(FormatError):
         read_superblock(image, found)
         raise UsageError(
-            "this image carries a verity tree already",
+            "this image already has a hash tree",
             where=f"{image}: offset {found:#x}",
-            hint=f"to take it off, and the parity behind it: truncate -s {found} {image}",
+            hint=f"to remove it and the parity behind it: truncate -s {found} {image}",
         )
 
 

@@ -31,10 +31,10 @@ def files_of(sources: Sequence[Path], image: Path) -> list[Path]:
             if path.is_file() and not path.samefile(image) and path.stat().st_size >= BLOCK_MIN:
                 found.append(path)
     if not found:
-        raise UsageError("there are no files to take blocks from", where=str(sources[0]))
+        raise UsageError("no files to take blocks from", where=str(sources[0]))
     if len(found) > FILES_MAX:
         raise UsageError(
-            f"{len(found)} files, {FILES_MAX} are the most", where=str(sources[0]), hint="name some of them"
+            f"{len(found)} files: at most {FILES_MAX} can be used", where=str(sources[0]), hint="name fewer"
         )
     return found
 
@@ -81,5 +81,5 @@ def borrow(
         raise VerificationError(
             f"no source has {blocks_text(lost)}",
             where=str(image),
-            hint="another --from, which may be given more than once",
+            hint="add another --from",
         )

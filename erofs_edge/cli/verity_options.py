@@ -24,7 +24,10 @@ FAR = PathOrAddress(exists=True, dir_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 ROOTS = click.IntRange(2, 24)
 FEC_OFFSET = click.option(
-    "--fec-offset", type=int, help="Byte where the parity begins (default: 0, or after the tree in its own file)."
+    "--fec-offset",
+    type=int,
+    metavar="BYTES",
+    help="Where the parity begins.  [default: 0, or after the hash tree if it is in the same file]",
 )
 
 
@@ -35,9 +38,7 @@ def names_image(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(*, image: Path | str, **rest: Any) -> Any:
         if isinstance(image, Path) and image.is_fifo():
-            raise UsageError(
-                "a pipe, not a file", where=str(image), hint="write what comes out of it into a file first"
-            )
+            raise UsageError("a pipe, not a file", where=str(image), hint="save its output to a file first")
         try:
             return command(image=image, **rest)
         except FormatError as error:
@@ -69,7 +70,7 @@ def hex_of(option: str, text: str | None) -> bytes | None:
     try:
         return bytes.fromhex(text)
     except ValueError:
-        odd = f"; it has {len(text)} digits, two make a byte" if len(text) % 2 else ""
+        odd = f": it has {len(text)} digits, and two make a byte" if len(text) % 2 else ""
         raise UsageError(f"{option}: {text[:136]!r} is not hexadecimal{odd}") from None
 
 
@@ -81,14 +82,16 @@ def uuid_of(text: str | None) -> bytes | None:
         return uuids.UUID(text).bytes
     except ValueError:
         raise UsageError(
-            f"--uuid: {text[:80]!r} is no UUID", hint="as in 12345678-9abc-4def-8123-456789abcdef"
+            f"--uuid: {text[:80]!r} is not a UUID", hint="for example 12345678-9abc-4def-8123-456789abcdef"
         ) from None
 
 
 def parity_needs_a_device(fec_device: Path | None, fec_roots: int | None, fec_offset: int | None) -> None:
     """Raises UsageError where options say how parity is, and none says where: no option is passed over in silence."""
     if fec_device is None and (fec_roots is not None or fec_offset is not None):
-        raise UsageError("--fec-roots and --fec-offset are about parity", hint="say where it is: --fec-device FILE")
+        raise UsageError(
+            "--fec-roots and --fec-offset need --fec-device", hint="say where the parity is: --fec-device FILE"
+        )
 
 
 def described(sb: Superblock) -> dict[str, object]:

@@ -90,7 +90,10 @@ def forked(shares: Sequence[Sequence[Task]], work: Callable[[Task], Result]) -> 
                 try:
                     kind, value = pipe.recv()
                 except EOFError:
-                    raise ErofsEdgeError("a process of the extraction was killed") from None
+                    raise ErofsEdgeError(
+                        "a process of the extraction was killed",
+                        hint="there may be too little memory: --jobs 1 uses one process",
+                    ) from None
                 if kind == "failed":
                     raise value
                 if kind == "done":

@@ -92,7 +92,7 @@ class Layout:
     def __post_init__(self) -> None:
         """Raises UsageError for values that the kernel does not accept."""
         if not ROOTS_MIN <= self.roots <= ROOTS_MAX:
-            raise UsageError(f"{self.roots} FEC roots, possible are {ROOTS_MIN} to {ROOTS_MAX}")
+            raise UsageError(f"{self.roots} FEC roots: possible are {ROOTS_MIN} to {ROOTS_MAX}")
         if self.offset < 0 or self.offset % 512:
             raise UsageError(f"FEC offset {self.offset} is not a multiple of 512")
 
@@ -130,9 +130,9 @@ def new_layout(sb: Superblock, hash_offset: int, hash_end: int, roots: int, offs
     """
     if sb.data_block_size != sb.hash_block_size:
         raise UsageError(
-            f"error correction wants data and hash blocks of one size, not {sb.data_block_size} and "
+            f"error correction needs data and hash blocks of the same size, not {sb.data_block_size} and "
             f"{sb.hash_block_size}",
-            hint="--hash-block-size as --data-block-size",
+            hint="give --hash-block-size the value of --data-block-size",
         )
     start, size = sb.start_block(hash_offset), sb.hash_block_size
     return Layout(roots, size, sb.data_blocks, start, max(hash_end // size - start, 0), offset)
@@ -168,7 +168,7 @@ def find_layout(
     of_roots = "" if roots is None else f" of {roots} roots"
     raise FormatError(
         f"{max(available, 0)} bytes from FEC offset {offset} on are no parity{of_roots} of this image",
-        hint="--fec-offset and --fec-roots as they were when it was made",
+        hint="give --fec-offset and --fec-roots as when the parity was made",
     )
 
 

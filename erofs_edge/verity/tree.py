@@ -91,13 +91,13 @@ def append(
     """
     if (found := find_superblock(path)) is not None:
         raise UsageError(
-            "this image carries a verity tree already",
+            "this image already has a hash tree",
             where=f"{path}: offset {found:#x}",
-            hint=f"to take it off: truncate -s {found} {path}",
+            hint=f"to remove it: truncate -s {found} {path}",
         )
     with _opened(path, READ_WRITE) as fd:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise UsageError("only a file can grow by its tree", where=str(path), hint="--hash-device FILE")
+            raise UsageError("a hash tree can be appended to files only", where=str(path), hint="--hash-device FILE")
         size = _undo_unfinished(fd)
         sb, count = _describe(path, fd, size, options, progress)
         at = -(-sb.data_size // sb.hash_block_size) * sb.hash_block_size if hash_offset is None else hash_offset
@@ -138,12 +138,12 @@ def format_tree(
         sb, count = _describe(data, data_fd, size, options, progress)
         if size != sb.data_size:
             raise UsageError(
-                f"{size} bytes are no whole number of {sb.data_block_size}-byte blocks",
+                f"{size} bytes are not a whole number of {sb.data_block_size}-byte blocks",
                 where=str(data),
                 hint="pad it, or append the tree to the image itself, which pads",
             )
         if hash_device.exists() and os.path.samefile(data, hash_device):
-            raise UsageError("data and tree in one file: append it", where=str(data))
+            raise UsageError("data and tree are one file: append the tree instead", where=str(data))
         with area_of(hash_device, hash_offset, WHAT) as hash_fd:
             if stat.S_ISREG(os.fstat(hash_fd).st_mode):
                 os.ftruncate(hash_fd, max(sb.end(hash_offset), file_size(hash_fd)))

@@ -171,7 +171,7 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="inside what it protects"):
             fec.write_parity(fec.Places(image, image, fec_offset=offset), info.superblock)
     odd = Superblock(UUID, SALT, 300, "sha256", 4096, 1024)
-    with pytest.raises(UsageError, match="one size"):
+    with pytest.raises(UsageError, match="the same size"):
         fec.write_parity(fec.Places(image, parity), odd)
     assert not parity.exists()
     assert image.read_bytes() == before

@@ -287,7 +287,7 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="whole number"):
         format_tree(image, tmp_path / "tree")
     image.write_bytes(bytes(4096))
-    with pytest.raises(UsageError, match="append it"):
+    with pytest.raises(UsageError, match="append the tree"):
         format_tree(image, image)
     image.write_bytes(b"")
     with pytest.raises(FormatError):
