@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import os
 import stat
 from pathlib import Path
 
 from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
+from erofs_edge.diff.archive import ARCHIVE_MAX, MAGIC, MAGIC_AT, compare_archives
 from erofs_edge.diff.boot import compare_fits, compare_vbmetas
 from erofs_edge.diff.content import EXPLAINED_MAX, explain
 from erofs_edge.diff.disk import compare_disks, compare_volumes, find_table
@@ -161,7 +164,9 @@ def _partition(old: Path, new: Path, report: Report) -> None:
         elif kinds[0] == "FAT":
             compare_volumes(old, new, report)
         elif kinds[0] == "JSON":
-            compare_values("", json.loads(old.read_bytes()), json.loads(new.read_bytes()), report)
+            compare_values("", _value(old), _value(new), report)
+        elif kinds[0] == "tar":
+            compare_archives(old, new, report)
         else:
             _as_bytes(old, new, report)
     except FormatError as error:
@@ -169,7 +174,7 @@ def _partition(old: Path, new: Path, report: Report) -> None:
 
 
 def kind_of(path: Path) -> str:
-    """'EROFS', 'FIT', 'vbmeta', 'FAT', 'JSON' or 'bytes'."""
+    """'EROFS', 'FIT', 'vbmeta', 'FAT', 'JSON', 'tar' or 'bytes'."""
     head = _head(path, SUPER_OFFSET + 4)
     found = {
         "EROFS": head[SUPER_OFFSET:] == SUPER_MAGIC.to_bytes(4, "little"),
@@ -177,6 +182,7 @@ def kind_of(path: Path) -> str:
         "vbmeta": head[:4] == avb.MAGIC,
         "FAT": head[510:512] == b"\x55\xaa" and _is_fat(path),
         "JSON": head[:1] in (b"{", b"[") and path.stat().st_size <= JSON_MAX and _is_json(path),
+        "tar": head[MAGIC_AT : MAGIC_AT + len(MAGIC)] == MAGIC and path.stat().st_size <= ARCHIVE_MAX,
     }
     return next((kind for kind, is_it in found.items() if is_it), "bytes")
 
@@ -196,6 +202,15 @@ def _is_json(path: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _value(path: Path) -> object:
+    """What a JSON file holds; of a DSSE envelope the statement in it, not its base64."""
+    value = json.loads(path.read_bytes())
+    if isinstance(value, dict) and {"payload", "payloadType"} <= value.keys():
+        with contextlib.suppress(ValueError, TypeError, RecursionError):  # no statement: told as it stands
+            value["payload"] = json.loads(base64.b64decode(value["payload"], validate=True))
+    return value
 
 
 def compare_values(where: str, old: object, new: object, report: Report) -> None:

@@ -16,7 +16,7 @@ class Change:
     """One thing that differs.
 
     layer    'partition table', 'partition', 'FAT', 'FIT', 'initramfs', 'vbmeta', 'superblock', 'file', 'inode',
-             'content', 'placement', 'encoding', 'metadata', 'verity', 'JSON', 'damage'
+             'content', 'placement', 'encoding', 'metadata', 'verity', 'JSON', 'archive', 'damage'
     where    what it is in, outermost first, joined by ' > ': 'disk.img > system_a > /usr/bin/tool'
     what     the field, or 'added', 'removed', 'content'
     old, new its values as text; None on the side that lacks it
