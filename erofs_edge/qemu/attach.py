@@ -42,33 +42,33 @@ from erofs_edge.writing import scratch_folder
 TRANSPORTS = ("serial", "nbd", "nbds", "fastboot")
 READY, FAILED = b"erofs-edge: provisioning ready", b"erofs-edge: provisioning failed"
 PORT = 10809
-"""of the disk inside the machine, the control export is behind it: provision/init.sh"""
-START = 300.0  # seconds until a machine can be reached; a busy host takes many times as long as an idle one
-LOG = "console.txt"  # what the machine says, in its folder
-COMPLAINTS = "qemu.txt"  # what QEMU itself says, there
-SAID, TOLD = 200, 400  # bytes of them, for a hint and for a message
-LOOK = 0.05  # seconds between two looks at it
-END = 20.0  # seconds that QEMU has to end by itself
+"""of the disk inside the machine; the control export uses the next one: provision/init.sh"""
+START = 300.0  # seconds until a machine must be reachable; a busy host takes many times as long as an idle one
+LOG = "console.txt"  # the machine's output, in its folder
+COMPLAINTS = "qemu.txt"  # QEMU's own messages, there
+SAID, TOLD = 200, 400  # bytes of these in a hint, and in a message
+LOOK = 0.05  # seconds between two checks
+END = 20.0  # seconds for QEMU to exit by itself
 GUEST = "10.0.2.15/24"
 """the address that QEMU's user network gives the guest"""
 UNGUARDED = "nokaslr mitigations=off cryptomgr.notests"
-"""arguments of the kernel: an emulated processor runs nothing ahead that programs of this one start could watch, and
-page tables of the kernel's own, which KASLR brings, cost a fifth of the start (kernel-parameters.txt; arm64's
-cpufeature.c, `kaslr_requires_kpti`). The kernel's own ciphers and digests, whose tests cost a sixth of it, have nothing
-to do here: digests and TLS are those of programs"""
+"""kernel arguments: an emulated processor has no speculation that programs of this one start could exploit, and the
+separate page tables that KASLR implies cost a fifth of the boot (kernel-parameters.txt; arm64's cpufeature.c,
+`kaslr_requires_kpti`). The kernel's own ciphers and digests, whose self-tests cost a sixth of it, are not used here:
+digests and TLS are handled by programs"""
 
 
 @contextmanager
 def attached(
     board: Loaded[Board], out: Path, transport: str, disk: Path, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[str]:
-    """Start the board in QEMU; the address for `find_target`. The machine is off when the block ends.
+    """Start the board in QEMU; yields the address for `find_target`. The machine is off when the block ends.
 
     out   where the board was built
-    disk  a file; where there is none yet, or nothing in it, it gets the size of the board's disk
+    disk  a file; if it is missing or empty, it becomes a blank disk of the board's size
 
-    Raises UsageError for a board or a transport that cannot, ToolError without a usable QEMU or where it ends early,
-    BootCheckError where the machine does not come up.
+    Raises UsageError for a board or a transport that does not support this, ToolError without a usable QEMU or if it
+    ends early, BootCheckError if the machine does not come up.
     """
     if transport not in TRANSPORTS:
         raise UsageError(f"no transport 'qemu:{transport}'", hint=f"known: {', '.join(TRANSPORTS)}")
@@ -84,7 +84,9 @@ def attached(
 
 @contextmanager
 def telling(log: Path) -> Iterator[None]:
-    """A machine that fails, or is silent, while the block runs: what it said last is the hint, where there is none."""
+    """If the machine fails or falls silent while the block runs, add its last output as the hint, unless there is
+    one.
+    """
     try:
         yield
     except DeviceError as error:
@@ -94,7 +96,7 @@ def telling(log: Path) -> Iterator[None]:
 
 
 def _last(file: Path, size: int = TOLD) -> str:
-    """The end of what was said, on one line; '' for nothing."""
+    """The end of the output, on one line; '' for none."""
     return " ".join(clean(file.read_bytes()[-size:]).split()) if file.exists() else ""
 
 
@@ -119,7 +121,7 @@ def _serial(board: Loaded[Board], _out: Path, emulator: Emulator, disk: Path, fo
 
 
 def _loader(board: Board, emulator: Emulator, folder: Path, *, prompt: bool) -> list[str]:
-    """Arguments of a machine with the U-Boot for flashing (compiled when it is first needed, for about two minutes),
+    """Arguments for a machine with the U-Boot for flashing (compiled at first use, which takes about two minutes),
     without a disk. `prompt`: as in `flashing.script`."""
     qemu_of(board)
     bios, tree = folder / "u-boot.bin", folder / "control.dtb"
@@ -144,8 +146,8 @@ def _nbds(
 def _provisioning(
     board: Loaded[Board], emulator: Emulator, disk: Path, folder: Path, secrets: Path | None
 ) -> Iterator[str]:
-    """The kernel and the provisioning initramfs, loaded as a boot over the network would. `secrets`: certificates for
-    both sides, where TLS is wanted."""
+    """The kernel and the provisioning initramfs, loaded as in a network boot. `secrets`: certificates for both sides,
+    if TLS is wanted."""
     qemu = qemu_of(board.value)
     credentials = board_credentials(secrets) if secrets else None
     parts = build_provisioning(board.value, load_lock(lock_path(board.path)), Cache(), credentials, packed=False)
@@ -196,13 +198,13 @@ def _drive(disk: Path) -> list[str]:
 
 @contextmanager
 def _running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """QEMU while the block lasts. It dies with this process; what it says goes to a file."""
+    """Run QEMU for the duration of the block. It dies with this process; its output goes to a file."""
     with (folder / COMPLAINTS).open("w+b") as complaints:
         machine = start(command, complaints)
         try:
             yield machine
         finally:
-            machine.terminate()  # QEMU writes out what it holds
+            machine.terminate()  # QEMU flushes its buffers
             try:
                 machine.wait(END)
             except subprocess.TimeoutExpired:
@@ -213,7 +215,7 @@ def _running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[byte
 
 
 def _wait(machine: subprocess.Popen[bytes], ready: Callable[[], bool], folder: Path) -> None:
-    """Until the machine that was started in `folder` is `ready`."""
+    """Wait until the machine started in `folder` is `ready`."""
     deadline = time.monotonic() + START
     while not ready():
         if machine.poll() is not None:
@@ -226,7 +228,7 @@ def _wait(machine: subprocess.Popen[bytes], ready: Callable[[], bool], folder: P
 
 
 def _two_ports() -> int:
-    """A port of this machine that is free, as is the one behind it."""
+    """A free port of this machine whose successor is free as well."""
     for _ in range(100):
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -240,7 +242,7 @@ def _two_ports() -> int:
 
 
 def _udp_port() -> int:
-    """A port of this machine that is free."""
+    """A free UDP port of this machine."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
@@ -248,7 +250,7 @@ def _udp_port() -> int:
 
 
 def _make_disk(disk: Path, size: int) -> None:
-    """A blank disk where there is none. A file without content has no size that was meant."""
+    """Create a blank disk if there is none. An empty file counts as none."""
     try:
         if disk.exists() and disk.stat().st_size:
             return

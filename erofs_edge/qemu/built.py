@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a build left in its output folder, as far as a machine needs it, and the command that starts it."""
+"""What a machine needs from a build's output folder, and the command that starts it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Built:
 
     u_boot     the machine's firmware: U-Boot, or UEFI's code
     root_hash  hex, of its system
-    smoke      what a test boot must see of its system (manifest's `smoke`)
+    smoke      what a test boot must show of its system (manifest's `smoke`)
     """
 
     disk: Path
@@ -46,7 +46,7 @@ class Built:
 
 
 def load_built(out: Path) -> Built:
-    """What is in an output folder. Raises ErofsEdgeError where something is missing or damaged."""
+    """Load the build in an output folder. Raises ErofsEdgeError if something is missing or damaged."""
     release = read_release(out)
     try:
         key_name, root_hash = release["sign"]["name"], release["system"]["root_hash"]
@@ -67,11 +67,11 @@ def load_built(out: Path) -> Built:
 def run_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside the build, where there is room for a disk; elsewhere if that cannot be written.
 
-    Those that killed runs have left are swept away: nobody holds their lock any more.
+    Folders left by killed runs are removed: their locks are free.
     """
     with ExitStack() as stack:
         try:
-            with _locked(out):  # none is swept between being made and being locked
+            with _locked(out):  # so that none is removed between its creation and its locking
                 for left in out.glob(f"{RUN_PREFIX}*"):
                     with suppress(OSError), _locked(left, fcntl.LOCK_NB):
                         shutil.rmtree(left, ignore_errors=True)
@@ -84,7 +84,7 @@ def run_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path, how: int = 0) -> Iterator[None]:
-    """Hold a folder's lock. Raises OSError: with LOCK_NB also where somebody else holds it."""
+    """Hold a folder's lock. Raises OSError, and with LOCK_NB also if someone else holds it."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | how)
@@ -103,12 +103,12 @@ def machine_command(
     script: Callable[[str], str] | None = None,
     firmware: Path | None = None,
 ) -> list[str]:
-    """The command that starts a built board; what it needs is written into `folder`.
+    """The command that starts a built board; the files that it needs are written to `folder`.
 
-    Debian's U-Boot is handed a control tree with the key and the script; ours has them inside.
+    Debian's U-Boot is passed a control tree with the key and the script; ours contains them.
 
     script    changes the boot script, for tests
-    firmware  a whole boot loader (`u_boot_uefi.py`) in the place of the build's UEFI firmware
+    firmware  a whole boot loader (`u_boot_uefi.py`) instead of the build's UEFI firmware
     """
     qemu = qemu_of(board)
     if board.boot.uefi is not None and firmware is None:
@@ -121,7 +121,7 @@ def machine_command(
 def _u_boot(
     board: Board, built: Built, emulator: Emulator, folder: Path, script: Callable[[str], str] | None
 ) -> tuple[Path, Path | None]:
-    """(U-Boot, the control tree that it is handed; None for ours, which has it inside)."""
+    """(U-Boot, the control tree passed to it; None for ours, which contains it)."""
     text = script(boot_script(board)) if script else boot_script(board)
     if board.boot.u_boot.build is None:
         control = folder / "control.dtb"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of a serial console as events. Sans-I/O: the caller brings bytes and times.
+"""Turn the bytes of a serial console into events. Sans-I/O: the caller supplies bytes and times.
 
-Consoles are noisy: escape sequences (ECMA-48 section 5.4, 8.3), carriage returns, pieces cut anywhere, bytes that
-are no UTF-8. Memory is bounded whatever comes.
+Consoles are noisy: escape sequences (ECMA-48 section 5.4, 8.3), carriage returns, pieces cut anywhere, bytes that are
+not UTF-8. Memory is bounded whatever comes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from erofs_edge.qemu.stages import Match, match_line
 
 LINE_MAX = 1024
-"""bytes; a longer line is cut into pieces"""
+"""bytes; a longer line is split"""
 TAIL_LINES = 40
 TAIL_WIDTH = 400
 
@@ -25,7 +25,7 @@ _ENDS = re.compile(rb"[\r\n]")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A match and when its line was complete, in the caller's seconds."""
+    """A match, and the time when its line was complete, in the caller's seconds."""
 
     at: float
     match: Match
@@ -33,7 +33,7 @@ class Event:
 
 @dataclass(slots=True)
 class Console:
-    """Feed it what the console says; it keeps the last lines for error messages.
+    """Feed it the console's output; it keeps the last lines for error messages.
 
     wanted  regular expressions: each line that one matches is an event of the kind 'line', named by the expression
     """
@@ -44,7 +44,7 @@ class Console:
     _prompts: set[str] = field(default_factory=set)
 
     def feed(self, data: bytes, at: float) -> list[Event]:
-        """The events that these bytes complete. `at` is the time of arrival, seconds."""
+        """The events completed by these bytes. `at` is the time of arrival, seconds."""
         events: list[Event] = []
         *lines, self._pending = _ENDS.split(self._pending + data)
         for line in lines:
@@ -59,14 +59,14 @@ class Console:
         return events
 
     def close(self, at: float) -> list[Event]:
-        """The events of a last line that never ended."""
+        """The events of a last, unfinished line."""
         events: list[Event] = []
         line, self._pending = self._pending, b""
         self._line(line, at, events)
         return events
 
     def last_lines(self) -> list[str]:
-        """The last lines, oldest first, with what stands on the unfinished one."""
+        """The last lines, oldest first, including the unfinished one."""
         unfinished = clean(self._pending)[:TAIL_WIDTH]
         return [*self.tail, *([unfinished] if unfinished.strip() else [])]
 
@@ -82,5 +82,5 @@ class Console:
 
 
 def clean(raw: bytes) -> str:
-    """A line without escape sequences and control characters; bytes that are no UTF-8 become U+FFFD."""
+    """A line without escape sequences and control characters; bytes that are not UTF-8 become U+FFFD."""
     return _CONTROLS.sub(b"", _ESCAPES.sub(b"", raw).replace(b"\t", b" ")).decode(errors="replace").rstrip()

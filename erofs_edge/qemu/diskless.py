@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boot a built board in QEMU without a disk: our server gives the system, TFTP the boot image, and what was read is
+"""Boot a built board in QEMU without a disk: our server supplies the system, TFTP the boot image, and reads are
 counted.
 
-QEMU's user network has a DHCP and a TFTP server of its own, and this machine is its gateway. With HTTP, U-Boot gets the
-FIT from a web server of ours instead. UEFI firmware boots from the network by itself, as there is nothing else.
+QEMU's user network has its own DHCP and TFTP servers, and this machine is its gateway. With HTTP, U-Boot gets the FIT
+from a web server here instead. UEFI firmware boots from the network by itself, as there is nothing else.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ DATA_SIZE = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class DisklessRecord:
-    """A diskless boot that went as expected, and what was read from the server until the proof. Sizes in bytes.
+    """A diskless boot that went as expected, and what was read from the server until it was proved. Sizes in bytes.
 
     bytes_touched  of all blocks (4096 bytes) of which anything was read; each counts once
-    first_reads    runs of blocks that had not been read before, where that is recorded
-    seconds        after QEMU was started
+    first_reads    runs of blocks that had not been read before, if recorded
+    seconds        since QEMU was started
     """
 
     board: str
@@ -108,10 +108,10 @@ def diskless_smoke(
     """Boot the build in `out` diskless until the guest has reported and shows a login prompt.
 
     signer  signs the FIT; its key must be that of the build
-    serve   is given the export and its server before the machine starts
+    serve   called with the export and its server before the machine starts
 
-    Raises BootCheckError with the failed stage and the last console lines, ToolError without a usable QEMU, as
-    `build_diskless`.
+    Raises BootCheckError with the failed stage and the last console lines, ToolError without a usable QEMU, and as
+    `build_diskless` does.
     """
     built, emulator = load_built(out), find_qemu()
     export = FileExport(out / "system.img", description=f"{board.value.board} {built.root_hash}")
@@ -136,7 +136,7 @@ def diskless_smoke(
 
 
 def _secrets(folder: Path) -> tuple[dict[str, bytes], Context]:
-    """What the board gets, and what the server has: each wants the other's certificate. The files lie in `folder` until
+    """The certificates for the board and for the server, each requiring the other's. The files are in `folder` until
     the server has read its own."""
     made = make_credentials(GATEWAY)
     write_credentials(folder, made)
@@ -157,7 +157,7 @@ def _disk(path: Path) -> FileExport:
 
 
 def _trace(export: FileExport, record: DisklessRecord) -> Trace:
-    """What was read until the proof; what came after it is not part of a boot, and is in no count."""
+    """What was read until the boot was proved; later reads are not part of a boot and are not counted."""
     return trace_of(
         export.path,
         export.activity.touches[: record.first_reads],
@@ -176,7 +176,7 @@ def _start(
     web: int | None,
     certificates: Mapping[str, bytes],
 ) -> DisklessStart:
-    """`port` of the blocks, `web` of the boot image where that comes over HTTP."""
+    """`port` of the blocks, `web` of the boot image if that comes over HTTP."""
     scheme = "nbds" if wish.tls else "nbd"
 
     def place(export: str) -> Place:
@@ -197,8 +197,8 @@ def _start(
 def _command(
     board: Board, built: Built, emulator: Emulator, folder: Path, start: DisklessStart, wish: Wish
 ) -> list[str]:
-    """QEMU without a disk, or with one that U-Boot does not look at: it has the key and a script that boots from the
-    network. UEFI firmware has the variables of the build, with the keys."""
+    """QEMU without a disk, or with one that U-Boot ignores: it has the key and a script that boots from the network.
+    UEFI firmware has the variables of the build, with the keys."""
     if board.boot.u_boot.build is not None:
         raise UsageError(
             f"board '{board.board}' has a U-Boot with its own script", hint="use a board without boot.u_boot.build"
@@ -207,7 +207,7 @@ def _command(
     tftp = "" if wish.http else f",tftp={escaped(folder)}"
     if board.boot.uefi is not None:
         tftp += f",bootfile={start.name}"
-        # this firmware's network waits for a source of random numbers
+        # this firmware's network stack waits for a source of random numbers
         machine = [*firmware_arguments(qemu, *flash_images(built.u_boot, folder)), "-device", "virtio-rng-pci"]
     else:
         control = folder / "control.dtb"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board whose next slot does not work must fall back by itself: it may restart as often as it likes, and another
-slot must come up. The verdict on such a boot, and the boot itself."""
+"""A board whose next slot does not work must fall back by itself: it may restart as often as needed, but another slot
+must come up. The verdict on such a boot, and the boot itself."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from erofs_edge.qemu.verdict import Expected, Verdict, Watch
 __all__ = ["FAULTS", "TIMEOUT", "FallbackRecord", "FallbackWatch", "fall_back"]
 
 TIMEOUT = 600.0
-"""seconds; a slot that does not work is tried three times"""
+"""seconds; a failing slot is tried three times"""
 
 
 @dataclass(frozen=True, slots=True)
 class FallbackRecord:
-    """A board that fell back. `starts`: of the slot that did not work; `evidence`: what its console said of why;
-    `seconds`: from power-on to the other slot's last stage."""
+    """A board that fell back. `starts`: of the failing slot; `evidence`: the console line that says why; `seconds`:
+    from power-on to the other slot's last stage."""
 
     board: str
     slot: str
@@ -46,12 +46,12 @@ class FallbackRecord:
 
 @dataclass(slots=True)
 class FallbackWatch:
-    """Collects events until they decide.
+    """Collects events until the outcome is clear.
 
     expected  the slot that must come up in the end
     failing   the slot that is tried before
     wanted    the kind of trouble (a key of stages.TROUBLE) that the failing slot must show; None for any
-    good      the slot that comes up must be marked good, too
+    good      the slot that comes up must also be marked good
     """
 
     expected: Expected
@@ -78,18 +78,18 @@ class FallbackWatch:
         return None
 
     def end(self, reason: str) -> Verdict:
-        """The verdict when the machine has ended."""
+        """The verdict after the machine has ended."""
         return self.final.end(reason) if self.final else Verdict(False, "slot", f"no other slot was tried: {reason}")
 
     def timed_out(self, seconds: float) -> Verdict:
-        """The verdict when time is up."""
+        """The verdict after the time limit."""
         if self.final is not None:
             return self.final.timed_out(seconds)
         return Verdict(False, "slot", f"no other slot was tried within {seconds:g} s", late=True)
 
     @property
     def evidence(self) -> str | None:
-        """The last line that says why the slot did not work; None where it was not for the reason that is wanted."""
+        """The last line that says why the slot did not work; None if it was not for the wanted reason."""
         told = [match.text.strip() for match in self.troubles if self.wanted in (None, match.name)]
         return told[-1] if told else None
 
@@ -118,15 +118,15 @@ def fall_back(
     keep: bool = False,
     observer: Observer | None = None,
 ) -> FallbackRecord:
-    """Start a disk and let the machine restart until another slot than its next one is up, with the build in `out`.
+    """Start a disk and let the machine restart until a slot other than its next one is up, with the build in `out`.
 
-    disk      another image than out/disk.img
-    scenario  one of FAULTS: a copy of the disk has slot b on trial, and this is wrong with it
-    keep      the disk keeps what the machine writes, and the slot that comes up must be marked good, too
-    observer  its time is for all starts together (None: TIMEOUT), and it is told each stage of each
+    disk      an image other than out/disk.img
+    scenario  one of FAULTS: a copy of the disk has slot b on trial, with this fault
+    keep      keep what the machine writes to the disk, and require that the slot that comes up is marked good
+    observer  its time limit is for all starts together (None: TIMEOUT), and it is told each stage of each
 
-    Raises BootCheckError where the next slot works or no other one comes up, ToolError without a usable QEMU,
-    UsageError for a board or a disk that cannot fall back.
+    Raises BootCheckError if the next slot works or no other one comes up, ToolError without a usable QEMU, UsageError
+    for a board or a disk that cannot fall back.
     """
     if board.boot.uefi is not None:
         raise UsageError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated machine whose U-Boot has its disk written over the network, or over its console: its script, its device
-tree, its SD card.
+"""The emulated machine whose U-Boot has its disk written over the network or over its console: its script, device tree
+and SD card.
 
-The U-Boot is one of ours, compiled for this alone (`u_boot/flashing.config`): it is loaded by the emulator and holds no
-key, so that a board whose own boot loader is locked, or starts from elsewhere, is written the same way.
+The U-Boot is one of ours, compiled for this alone (`u_boot/flashing.config`). The emulator loads it, and it contains no
+key, so a board whose own boot loader is locked, or starts from elsewhere, can be written in the same way.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from erofs_edge.manifest.model import Qemu
 from erofs_edge.toolbox.emulator import escaped
 
 BUFFER = 0x4800_0000
-"""where downloads go, CONFIG_FASTBOOT_BUF_ADDR in u_boot/qemu_arm64.config"""
+"""address for downloads, CONFIG_FASTBOOT_BUF_ADDR in u_boot/qemu_arm64.config"""
 LISTENS = b"Listening for fastboot command"
-"""what U-Boot's console says when it can be reached (net/fastboot_udp.c)"""
+"""what U-Boot's console prints once it can be reached (net/fastboot_udp.c)"""
 PORT = 5554
 GUEST, MASK, GATEWAY = "10.0.2.15", "255.255.255.0", "10.0.2.2"
 """addresses of QEMU's user network"""
 CONSOLE = "hvc"
-"""what our U-Boot calls its virtio console: u_boot/flashing-qemu_arm64-virtio_console.patch"""
+"""our U-Boot's name of its virtio console: u_boot/flashing-qemu_arm64-virtio_console.patch"""
 RATE = 4_000_000
-"""baud, that this console counts as: it has no rate, and takes about so much. What is under way at once, and how it is
-packed, is as that suits"""
+"""assumed rate of this console in baud: it has none, but transfers about that much. It determines the data in flight
+and how it is packed"""
 MACHINE = Qemu(machine="virt", cpu="cortex-a72", memory="1G", smp=1)
-"""a loader's machine: what the board has besides is of no use to it"""
+"""the machine for the loader; further devices of the board would not help it"""
 
 
 def script(board: str, *, prompt: bool = False) -> str:
-    """What that U-Boot runs. It says which board it is (`getvar product`), and lets itself be asked for its disk
-    (`transport/fastboot/uboot.py`). `prompt`: nothing but that name, and then it waits for commands at the console of
+    """The script of that U-Boot. It identifies the board (`getvar product`) and allows queries about its disk
+    (`transport/fastboot/uboot.py`). `prompt`: set nothing but that name, then wait for commands at the console of
     `console_arguments`."""
     if prompt:
         return f"setenv board {board}; setenv stdout {CONSOLE}; setenv stdin {CONSOLE}"
@@ -50,7 +50,7 @@ def script(board: str, *, prompt: bool = False) -> str:
 
 
 def flashing_tree(machine: bytes, board: str, *, prompt: bool = False) -> bytes:
-    """QEMU's device tree with that script. Raises FormatError for what is no device tree."""
+    """QEMU's device tree with that script. Raises FormatError if it is not a device tree."""
     tree = parse(machine)
     config = tree.root.children.setdefault("config", Node())
     config.props |= {"bootcmd": string(script(board, prompt=prompt)), "bootdelay": cells(AUTOBOOT_WITHOUT_PROMPT)}
@@ -58,9 +58,9 @@ def flashing_tree(machine: bytes, board: str, *, prompt: bool = False) -> bytes:
 
 
 def card_arguments(disk: Path, size: int) -> list[str]:
-    """The disk as an SD card behind PCI, QEMU's arguments.
+    """QEMU's arguments for the disk as an SD card behind PCI.
 
-    Raises UsageError for a size, in bytes, that is no power of two: QEMU has no such card.
+    Raises UsageError if the size in bytes is not a power of two: QEMU has no such card.
     """
     if size & (size - 1):
         raise UsageError(
@@ -81,8 +81,8 @@ def network_arguments(port: int) -> list[str]:
 
 
 def console_arguments(path: Path) -> list[str]:
-    """A virtio console as a Unix socket; the machine starts when somebody is there. What it says is passed on by the
-    processor's own thread (no ioeventfd): on a busy host the other one comes late."""
+    """A virtio console as a Unix socket; the machine starts once something is connected. Its output is passed on by the
+    processor's own thread (no ioeventfd): on a busy host the other thread is late."""
     return [
         "-chardev", f"socket,id=line,path={escaped(path)},server=on,wait=on",
         "-device", "virtio-serial-pci,ioeventfd=off", "-device", "virtconsole,chardev=line",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bytes of damage and forgeries: what an attacker, a cut cable or worn flash writes to a disk.
 
-Each function gets a partition and returns what to write to it. Forgeries are as good as they can be without the
-private key: hashes and hash trees are made to fit again, only what a key has signed cannot be.
+Each function gets a partition and returns what to write to it. Forgeries are as good as possible without the private
+key: hashes and hash trees are recomputed, and only what a key has signed cannot be.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EXTRA = "systemd.mask=edge-report.service"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`data` is written at byte `offset` of the partition; `what` says it in a phrase."""
+    """`data` is written at byte `offset` of the partition; `what` describes it in a phrase."""
 
     offset: int
     data: bytes
@@ -51,7 +51,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A partition: read(offset, length) in bytes gives what is there, none from beyond its end."""
+    """A partition: read(offset, length) in bytes returns what is there, nothing from beyond its end."""
 
     board: Board
     read: Callable[[int, int], bytes]
@@ -64,7 +64,7 @@ def nothing(target: Target) -> list[Change]:
 
 
 def flipped(target: Target, place: int) -> list[Change]:
-    """One bit of the byte at `place`."""
+    """Flip one bit of the byte at `place`."""
     return [Change(place, bytes([target.read(place, 1)[0] ^ MASK]), f"byte {place:#x}")]
 
 
@@ -72,7 +72,7 @@ def flipped(target: Target, place: int) -> list[Change]:
 
 
 def in_image(name: str) -> Callable[[Target], list[Change]]:
-    """A bit in the middle of an image's data."""
+    """Flip a bit in the middle of an image's data."""
 
     def change(target: Target) -> list[Change]:
         return flipped(target, _middle(target, f"/images/{name}", "data"))
@@ -81,19 +81,19 @@ def in_image(name: str) -> Callable[[Target], list[Change]]:
 
 
 def in_signature(target: Target) -> list[Change]:
-    """A bit in the middle of the signature."""
+    """Flip a bit in the middle of the signature."""
     return flipped(target, _middle(target, SIGNATURE_PATH, "value"))
 
 
 def unsigned(target: Target) -> list[Change]:
-    """The signature node taken out."""
+    """Remove the signature node."""
     tree = parse(_fit(target))
     _node(tree, CONFIGURATION_PATH).children.pop("signature-1", None)
     return [Change(0, write(tree), "the signature")]
 
 
 def other_key(target: Target) -> list[Change]:
-    """Signed properly, by a key that calls itself as the right one does."""
+    """Sign properly, with a key of the same name as the right one."""
     from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
     size = len(_node(parse(_fit(target)), SIGNATURE_PATH).props["value"])
@@ -101,7 +101,7 @@ def other_key(target: Target) -> list[Change]:
 
 
 def resigned(target: Target, key: RSAPrivateKey) -> list[Change]:
-    """The FIT as it is with a signature by `key`, which must have the size of the right one."""
+    """The same FIT signed by `key`, which must have the size of the right one."""
     from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
     from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -114,7 +114,7 @@ def resigned(target: Target, key: RSAPrivateKey) -> list[Change]:
 
 
 def root_hash(target: Target) -> list[Change]:
-    """The initramfs accepts another system; its hash in the FIT is right again."""
+    """The initramfs accepts another system; its hash in the FIT is corrected."""
     tree = parse(_fit(target))
     archive = unpack_lz4(_node(tree, "/images/ramdisk").props["data"])
     found = re.search(rb"ROOT_HASH='([0-9a-f]{64})'", archive)
@@ -126,7 +126,7 @@ def root_hash(target: Target) -> list[Change]:
 
 
 def device_tree(target: Target) -> list[Change]:
-    """The device tree of the FIT changed; where there is none, one of the attacker's."""
+    """Change the device tree of the FIT; if there is none, add one of the attacker's."""
     tree = parse(_fit(target))
     images = _node(tree, "/images").children
     if "fdt" in images:
@@ -136,7 +136,7 @@ def device_tree(target: Target) -> list[Change]:
         return [Change(0, write(tree), "the device tree")]
     data = bytearray(write(DeviceTree(Node({"model": string("forged")}))))
     ramdisk = images["ramdisk"]
-    # in front of the kernel, which runs where it lies and is the last
+    # before the kernel, which runs in place and comes last
     kernel = images.pop("kernel")
     images["fdt"] = Node(
         {**ramdisk.props, "type": string("flat_dt"), "description": string("forged")},
@@ -149,13 +149,13 @@ def device_tree(target: Target) -> list[Change]:
 
 
 def truncated(target: Target) -> list[Change]:
-    """Zeros from the middle on, as on a disk that was blank before a write broke off."""
+    """Zeros from the middle on, as if a write to a blank disk had been interrupted."""
     size = len(_fit(target))
     return [Change(size // 2, bytes(size - size // 2), f"from byte {size // 2:#x} on")]
 
 
 def add_argument(script: str) -> str:
-    """The boot script with one more argument for the kernel."""
+    """The boot script with another argument for the kernel."""
     return script.replace('setenv bootargs "', f'setenv bootargs "{EXTRA} ')
 
 
@@ -164,7 +164,7 @@ def _fit(target: Target) -> bytes:
 
 
 def _middle(target: Target, path: str, name: str) -> int:
-    """The byte in the middle of a property's value. Raises FormatError where it is not there."""
+    """The byte in the middle of a property's value. Raises FormatError if it does not exist."""
     for tag in tags(_fit(target)):
         if tag.kind == PROP and tag.path == path and tag.name == name:
             return tag.start + PROP_HEAD_SIZE + len(tag.value) // 2
@@ -185,7 +185,7 @@ def _replace_image(tree: DeviceTree, name: str, data: bytes) -> None:
 
 
 def unpack_lz4(packed: bytes) -> bytes:
-    """What `boot.initramfs.compress` made. Raises FormatError on anything else."""
+    """Unpack what `boot.initramfs.compress` made. Raises FormatError on anything else."""
     import lz4.block
 
     if len(packed) < 4 or struct.unpack_from("<I", packed)[0] != LZ4_LEGACY_MAGIC:
@@ -205,14 +205,14 @@ def unpack_lz4(packed: bytes) -> bytes:
 
 
 def raise_minimum(target: Target) -> list[Change]:
-    """As if a newer version had been running and had been found good."""
+    """As if a newer version had been running and had been marked good."""
     minimum = target.board.sign.rollback_index + 1
     record = rollback.encode(minimum)
     return [Change(at, record, f"minimum version {minimum} at byte {at:#x}") for at in rollback.OFFSETS]
 
 
 def trust_any_version(script: str) -> str:
-    """The boot script without its comparison of versions."""
+    """The boot script without its version check."""
     return script.replace(f"then setenv ee_min ${{{rollback.NAME}}}; fi", "then true; fi")
 
 
@@ -220,29 +220,29 @@ def trust_any_version(script: str) -> str:
 
 
 def in_first_block(target: Target) -> list[Change]:
-    """Byte 0. The superblock at 1024 is in the same verity block, so every boot reads it; EROFS itself neither uses
-    nor checks the first 1024 bytes (kernel fs/erofs/super.c), so that only dm-verity can object."""
+    """Flip a bit of byte 0. The superblock at 1024 is in the same verity block, so every boot reads it; EROFS itself
+    neither uses nor checks the first 1024 bytes (kernel fs/erofs/super.c), so only dm-verity can detect it."""
     return [*flipped(target, 0), *_no_parity(target)]
 
 
 def in_superblock(target: Target) -> list[Change]:
-    """A bit of EROFS's magic number."""
+    """Flip a bit of EROFS's magic number."""
     return [*flipped(target, SUPER_OFFSET), *_no_parity(target)]
 
 
 def in_hash_tree(target: Target) -> list[Change]:
-    """A bit in the topmost block of the tree, which every read goes through."""
+    """Flip a bit in the topmost block of the tree, which every read depends on."""
     sb, at = verity_area(target)
     return [*flipped(target, sb.start_block(at) * sb.hash_block_size), *_no_parity(target)]
 
 
 def in_init(target: Target) -> list[Change]:
-    """A bit in the first block of /sbin/init."""
+    """Flip a bit in the first block of /sbin/init."""
     return in_file("/sbin/init")(target)
 
 
 def in_file(name: str) -> Callable[[Target], list[Change]]:
-    """A bit in the first block of a file of the system. Raises FormatError where it has no block of its own."""
+    """Flip a bit in the first block of a file of the system. Raises FormatError if it has no block of its own."""
 
     def change(target: Target) -> list[Change]:
         return [*flipped(target, _place_of(target, name)), *_no_parity(target)]
@@ -251,15 +251,16 @@ def in_file(name: str) -> Callable[[Target], list[Change]]:
 
 
 def repairable(target: Target) -> list[Change]:
-    """A bit in the first block, and the whole first block of /sbin/init: every boot reads both. Not the hash tree: to
-    mend a block of it the kernel needs the others checked, and meets the same block again (see docs/verity.md)."""
+    """Flip a bit in the first block, and destroy the whole first block of /sbin/init: every boot reads both. Not the
+    hash tree: to repair one of its blocks the kernel must verify others, and meets the same block again (see
+    docs/verity.md)."""
     sb, _ = verity_area(target)
     init, size = _place_of(target, "/sbin/init"), sb.data_block_size
     return [*flipped(target, 0), Change(init // size * size, bytes(size), f"the block at byte {init:#x}")]
 
 
 def other_system(target: Target) -> list[Change]:
-    """A system that is whole in itself, tree and all, but not the one that the FIT was built for."""
+    """A consistent system, tree included, but not the one that the FIT was built for."""
     sb, at = verity_area(target)
     block = bytearray(target.read(0, sb.data_block_size))
     block[0] ^= MASK
@@ -275,14 +276,14 @@ def other_system(target: Target) -> list[Change]:
 
 
 def verity_area(target: Target) -> tuple[Superblock, int]:
-    """The verity superblock behind the EROFS image, and its byte. Raises FormatError where there is none."""
+    """The verity superblock after the EROFS image, and its byte offset. Raises FormatError if there is none."""
     (blocks,) = struct.unpack("<I", target.read(BLOCKS_OFFSET, 4))
     end = blocks << target.read(BITS_OFFSET, 1)[0]
     return superblock.parse(target.read(end, superblock.SIZE), end), end
 
 
 def _no_parity(target: Target) -> list[Change]:
-    """Error correction would undo damage: an attacker wipes the parity too."""
+    """Error correction would undo damage, so an attacker wipes the parity as well."""
     if not (roots := target.board.verity.fec_roots):
         return []
     sb, at = verity_area(target)
@@ -291,7 +292,7 @@ def _no_parity(target: Target) -> list[Change]:
 
 
 def _place_of(target: Target, name: str) -> int:
-    """The byte of the partition where the content of a file starts. Raises FormatError where it has none."""
+    """The byte offset in the partition at which a file's content starts. Raises FormatError if it has none."""
     _, end = verity_area(target)
     with scratch_folder("qemu") as folder:
         path = folder / "system.img"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forgeries of vbmeta partitions: what somebody writes who has everything but the private key, see `forge.py`."""
+"""Forgeries of vbmeta partitions by someone who has everything but the private key, see `forge.py`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from erofs_edge.trust.key import KeySigner
 
 _SIZES = Struct(">2Q")  # of the blocks, at byte 12 of the header
 HEADER, SIZES_AT, FLAGS_AT, DIGEST = 256, 12, 120, 32
-"""bytes of the header, where it has sizes and flags (u32), bytes of the digest behind it (avb_vbmeta_image.h)"""
+"""size of the header; offsets of sizes and flags (u32) in it; size of the digest after it (avb_vbmeta_image.h)"""
 
 
 def descriptor(target: Target) -> list[Change]:
-    """Another digest in the first descriptor; the digest of the image is right again, the signature cannot be."""
+    """Another digest in the first descriptor; the digest of the image is corrected, the signature cannot be."""
     raw = bytearray(_image(target))
     meta = parse_vbmeta(bytes(raw))[0]
     first = next(one for one in meta.descriptors if isinstance(one, Hash | Hashtree))
@@ -37,21 +37,21 @@ def descriptor(target: Target) -> list[Change]:
 
 
 def switched_off(target: Target) -> list[Change]:
-    """The flag that tells boot loaders to verify nothing; the digest of the image is right again."""
+    """The flag that tells boot loaders to verify nothing; the digest of the image is corrected."""
     raw = bytearray(_image(target))
     raw[FLAGS_AT + 3] |= VERIFICATION_DISABLED
     return _hashed(raw, "the flags")
 
 
 def in_signature(target: Target) -> list[Change]:
-    """A bit of the signature."""
+    """Flip a bit of the signature."""
     raw = bytearray(_image(target))
     at = HEADER + DIGEST + len(parse_vbmeta(bytes(raw))[2]) // 2
     return [Change(at, bytes([raw[at] ^ MASK]), f"byte {at:#x}")]
 
 
 def other_key(target: Target) -> list[Change]:
-    """Signed properly by another key, whose public half is inside."""
+    """Sign properly with another key, whose public half is included."""
     from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
     meta, _, signature, _ = parse_vbmeta(_image(target))

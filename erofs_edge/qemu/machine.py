@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board as an emulated machine: which QEMU, its arguments, and the device tree that it hands to U-Boot.
+"""A board as an emulated machine: which QEMU, its arguments, and the device tree for U-Boot.
 
-U-Boot for QEMU takes its control tree from QEMU. We hand it QEMU's own tree plus what a product burns into its
-U-Boot: the public key that every FIT must be signed with, the boot script, and no way to a prompt or to an
-environment on flash (U-Boot doc/develop/devicetree/control.rst, common/cli.c `cli_process_fdt`).
+U-Boot for QEMU gets its control tree from QEMU. We pass QEMU's own tree plus what a product builds into its U-Boot: the
+public key that must have signed every FIT, the boot script, and no access to a prompt or to an environment on flash
+(U-Boot doc/develop/devicetree/control.rst, common/cli.c `cli_process_fdt`).
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ CHECKS_DRIVE = (
     "-blockdev", "driver=null-co,node-name=checks,size=512,read-zeroes=on",
     "-device", f"virtio-blk-pci,drive=checks,serial={CHECKS_SERIAL}",
 )  # fmt: skip
-"""an empty disk whose serial number asks the system to check itself: arguments of the kernel are the build's alone"""
+"""an empty disk whose serial number asks the system to check itself: kernel arguments are reserved for the build"""
 GRAPHICS = ("-device", "virtio-gpu-pci")
 WATCHDOG = ("-device", "i6300esb", "-action", "watchdog=none")
-"""it counts and must be fed, but what a test sees must not hang on how busy the host is: nothing happens at the end"""
+"""it counts and must be fed, but tests must not depend on how busy the host is: nothing happens when it expires"""
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """What a machine is wired to, the same whatever firmware starts it.
+    """How a machine is connected, whatever its firmware.
 
     disk      the board's
-    snapshot  the guest's writes go to a temporary file of QEMU's and are dropped
-    serial    QEMU's word for the console: 'stdio', 'mon:stdio' (Ctrl-A X quits), 'unix:PATH,server=on,wait=off'
-    forwards  (host port, guest port): gives the machine user networking, reachable from the host alone
-    reboot    False ends QEMU where the machine would reset
+    snapshot  the guest's writes go to a temporary file of QEMU's and are discarded
+    serial    QEMU's name for the console: 'stdio', 'mon:stdio' (Ctrl-A X quits), 'unix:PATH,server=on,wait=off'
+    forwards  (host port, guest port): gives the machine user networking, reachable only from the host
+    reboot    False ends QEMU when the machine would reset
     extra     further arguments (CHECKS_DRIVE, GRAPHICS, WATCHDOG)
     """
 
@@ -64,7 +64,7 @@ class Wiring:
 
 
 def qemu_of(board: Board) -> Qemu:
-    """The board's emulated machine. Raises ManifestError where it has none that we can drive."""
+    """The board's emulated machine. Raises ManifestError if it has none that we support."""
     if board.qemu is None:
         raise ManifestError(
             f"board '{board.board}' has no qemu section, so it cannot be emulated",
@@ -78,7 +78,7 @@ def qemu_of(board: Board) -> Qemu:
 
 
 def machine_arguments(qemu: Qemu, bios: Path, *, dump: Path | None = None) -> list[str]:
-    """What the device tree depends on; the same for the dump of the tree and for the boot with it."""
+    """The arguments that determine the device tree; the same for the dump of the tree and for the boot with it."""
     return [
         "-no-user-config", "-nodefaults", "-display", "none",
         "-machine", qemu.machine + (f",dumpdtb={escaped(dump)}" if dump else ""),
@@ -87,8 +87,7 @@ def machine_arguments(qemu: Qemu, bios: Path, *, dump: Path | None = None) -> li
 
 
 def boot_arguments(qemu: Qemu, bios: Path, control: Path | None, wiring: Wiring) -> list[str]:
-    """QEMU's arguments, without the program. `control`: the device tree that U-Boot is handed; None where it has its
-    own."""
+    """QEMU's arguments, without the program. `control`: the device tree for U-Boot; None if it has its own."""
     tree = ["-dtb", str(control)] if control else []
     return [*machine_arguments(qemu, bios), *tree, *wiring_arguments(wiring)]
 
@@ -108,9 +107,9 @@ def wiring_arguments(wiring: Wiring) -> list[str]:
 
 
 def dump_tree(emulator: Emulator, qemu: Qemu, bios: Path) -> bytes:
-    """The tree that QEMU makes for this machine. Takes about 0.1 s; the seeds in it are fresh each time.
+    """The tree that QEMU makes for this machine. Takes about 0.1 s; the seeds in it are new each time.
 
-    Raises ToolError where QEMU refuses the machine.
+    Raises ToolError if QEMU refuses the machine.
     """
     with scratch_folder("qemu") as folder:
         dump = folder / "machine.dtb"
@@ -121,10 +120,10 @@ def dump_tree(emulator: Emulator, qemu: Qemu, bios: Path) -> bytes:
 
 
 def control_tree(machine: bytes, key: VerificationKey, script: str) -> bytes:
-    """The machine's tree with the key that a FIT must be signed with and the script that U-Boot runs.
+    """The machine's tree with the key that must have signed a FIT and the script that U-Boot runs.
 
-    The seed of KASLR is left out: with it the kernel separates its page tables from user space's, which costs a tenth
-    of the emulator's time and protects nothing here. The seed of the random number generator stays.
+    The KASLR seed is left out: with it the kernel separates its page tables from user space's, which costs a tenth of
+    the emulator's time and protects nothing here. The seed of the random number generator stays.
     """
     tree = parse(loader.control_tree(machine, key, script))
     if chosen := tree.root.at("/chosen"):

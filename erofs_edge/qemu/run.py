@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of QEMU with its console on a pipe: read, hand on, and always end it."""
+"""Run QEMU once with its console on a pipe: read, pass on, and always end it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from erofs_edge.toolbox.emulator import start
 
 PIECE = 64 << 10
 COMPLAINT = 2000
-"""bytes of what QEMU itself says that are repeated in an error"""
+"""bytes of QEMU's own messages that are quoted in an error"""
 LAST_LINES = 20
-"""of the console that are repeated in an error"""
+"""console lines that are quoted in an error"""
 
 
 class Decides(Protocol):
-    """What collects events until they decide: verdict.Watch, fallback.FallbackWatch."""
+    """Collects events until the outcome is clear: verdict.Watch, fallback.FallbackWatch."""
 
     def see(self, event: Event) -> Verdict | None: ...
 
@@ -42,13 +42,14 @@ def run(
     seen: Callable[[Event], None],
     log: Path | None = None,
 ) -> Verdict:
-    """Start QEMU, feed its output to `console` and the events to `watch` until they decide or `timeout` s are over.
+    """Start QEMU, pass its output to `console` and the events to `watch` until it decides or `timeout` seconds are
+    over.
 
-    seen  called with each event, in the order of the console, before `watch` has it
+    seen  called with each event, in the order of the console, before `watch` gets it
     log   gets every byte of the console
 
-    QEMU is dead when this returns or raises, also on Ctrl-C, and dies with this process. Raises ToolError where it
-    cannot be started or ends without a word from the machine.
+    QEMU is dead when this returns or raises, also on Ctrl-C, and dies with this process. Raises ToolError if it cannot
+    be started or ends without any output from the machine.
     """
 
     def decide(data: bytes, at: float) -> Verdict | None:
@@ -73,7 +74,7 @@ def run(
 
 
 def failure(what: str, verdict: Verdict, console: Console) -> BootCheckError:
-    """The error about a run that did not end as it must: `what`, why, and the last lines of the console."""
+    """The error about a run that did not end as expected: `what`, why, and the last lines of the console."""
     lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
     longer = "--timeout SECONDS gives it longer, " if verdict.late else ""
     return BootCheckError(
@@ -85,7 +86,7 @@ def failure(what: str, verdict: Verdict, console: Console) -> BootCheckError:
 def _follow(
     command: list[str], complaints: IO[bytes], timeout: float, decide: Callable[[bytes, float], Verdict | None]
 ) -> Verdict | None:
-    """The verdict of `decide`; None where the output ended (it gets b"" then) without. Raises TimeoutError."""
+    """The verdict of `decide`; None if the output ended without one (`decide` then gets b""). Raises TimeoutError."""
     began = time.monotonic()
     machine = start(command, complaints)
     assert machine.stdout is not None  # noqa: S101  asked for with PIPE

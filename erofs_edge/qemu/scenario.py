@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a new system in the field: one fault each, in slot b of a disk's copy, which is on trial then.
+"""Faults of a new system in the field: each is put into slot b of a copy of a disk, and slot b is on trial.
 
-Faults of the running system come by the writable layer over /etc: a unit on the data partition that does its harm in
-slot b alone and leaves the other one alone. Faults of the medium are damage to slot b's partitions. A damaged block
-that the other slot still has is no fault, as the initramfs repairs it: both have it damaged, and only slot b reads it.
+Faults of the running system use the writable layer over /etc: a unit on the data partition that acts in slot b only.
+Faults of the medium are damage to slot b's partitions. A damaged block that is intact in the other slot is no fault, as
+the initramfs repairs it: so it is damaged in both, and only slot b reads it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from erofs_edge.toolbox.prefix import find
 
 FAILING = "b"
 MARKER_ROOM = 1 << 20
-"""bytes at the end of the data partition that its file system leaves out: boot/init.sh"""
+"""bytes at the end of the data partition that its file system leaves free: boot/init.sh"""
 UNIT = "edge-fault.service"
 DEADLINE = "edge-deadline.timer"
 PROGRAM = "/usr/bin/systemd-cgls"
-"""what every system with systemd has and nothing runs by itself"""
+"""a program that every system with systemd has and nothing runs by itself"""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A scenario.
 
-    evidence  the trouble (a key of stages.TROUBLE) that must be seen of slot b
-    harm      what the system of slot b does instead of getting well, in a shell; '' for nothing
+    evidence  the trouble (a key of stages.TROUBLE) that slot b must show
+    harm      shell commands that the system of slot b runs instead of becoming healthy; '' for nothing
     content   which of slot b's partitions `changes` damages: 'fit' or 'system'; '' for none
-    both      so that the other slot has nothing to repair it from, its partition is damaged, too
+    both      damage the other slot's partition as well, so that it cannot be used for a repair
     devices   further arguments of QEMU
     """
 
@@ -55,7 +55,7 @@ class Fault:
 FAULTS = {
     "panic": Fault("the kernel panics", "panic", "echo c >/proc/sysrq-trigger; sleep 60"),
     "unit": Fault("a unit that the system needs fails", "unwell", "exit 1"),
-    # systemd that has crashed does nothing more (systemd-system.conf(5), CrashAction), and nobody feeds the watchdog
+    # a crashed systemd does nothing more (systemd-system.conf(5), CrashAction), and nobody feeds the watchdog
     "watchdog": Fault(
         "process 1 hangs", "watchdog", "kill -SEGV 1; sleep 600", devices=("-device", "i6300esb", "-action",
         "watchdog=reset"),
@@ -69,7 +69,7 @@ FAULTS = {
 
 
 def fault_of(name: str, board: Board) -> Fault:
-    """The scenario of that name. Raises UsageError where there is none or the board cannot show it."""
+    """The scenario of that name. Raises UsageError if there is none or the board cannot show it."""
     fault = FAULTS.get(name)
     if fault is None:
         raise UsageError(f"unknown scenario '{name}'", hint=f"scenarios: {', '.join(FAULTS)}")
@@ -87,11 +87,11 @@ def fault_of(name: str, board: Board) -> Fault:
 
 
 def inject(fault: Fault, scratch: Scratch, folder: Path) -> list[str]:
-    """Put slot b on trial, all others are good, and do what the fault does; says what was damaged.
+    """Put slot b on trial, mark all others good, and apply the fault; return what was damaged.
 
-    folder  for files in between
+    folder  for intermediate files
 
-    Raises ToolError without mke2fs, FormatError where the disk is not what a build makes.
+    Raises ToolError without mke2fs, FormatError if the disk was not made by a build.
     """
     state = scratch.state()
     for name in state.left:
@@ -114,8 +114,8 @@ def inject(fault: Fault, scratch: Scratch, folder: Path) -> list[str]:
 
 
 def fault_files(fault: Fault) -> dict[str, str]:
-    """Path below /etc → text: a unit without which the system does not count as well, and a short deadline unless the
-    fault itself ends the machine, which it must be given the time for."""
+    """Path below /etc → text: a unit that must succeed for the system to count as good, and a short deadline unless the
+    fault itself ends the machine, for which it must be given time."""
     script = f"grep -qx slot={FAILING} /run/erofs-edge/boot || exit 0; {fault.harm}"
     unit = f"[Unit]\nBefore=boot-complete.target\n[Service]\nType=oneshot\nExecStart=/bin/sh -c '{script}'\n"
     soon = {f"systemd/system/{DEADLINE}.d/soon.conf": "[Timer]\nOnBootSec=\nOnBootSec=1\n"}

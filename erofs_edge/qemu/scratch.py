@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk image's sparse copy, and the changes that a scenario makes to it. The image itself is never written."""
+"""A sparse copy of a disk image, and the changes that a scenario makes to it. The image itself is never written."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from erofs_edge.writing import NO_SPACE, scratch_folder, write_exactly
 
 PIECE = 4 << 20
 FAT_EPOCH = 315_532_800
-"""the first moment that FAT knows, seconds since 1970"""
+"""the earliest time in FAT, seconds since 1970"""
 
 
 class Scratch:
     """An open disk image with its partition table; offsets are bytes of a partition."""
 
     def __init__(self, path: Path, board: Board, *, writable: bool = False) -> None:
-        """Raises ErofsEdgeError where it cannot be read, FormatError where it has no partition table."""
+        """Raises ErofsEdgeError if it cannot be read, FormatError if it has no partition table."""
         self.path = path
         self.board = board
         try:
@@ -68,11 +68,11 @@ class Scratch:
         return slots.choose(self.state())[0].lower()
 
     def images(self) -> list[ImageName]:
-        """The kernel images on the EFI system partition. Raises UsageError where there is no such partition."""
+        """The kernel images on the EFI system partition. Raises UsageError if there is no such partition."""
         return list(self._esp().images())
 
     def activate(self, slot: str) -> None:
-        """Let the boot loader start this slot next. Raises UsageError where the board has no such slot."""
+        """Make the boot loader start this slot next. Raises UsageError if the board has no such slot."""
         if slot not in self._slots():
             raise UsageError(
                 f"board '{self.board.board}' has no slot '{slot}'", hint=f"slots: {', '.join(self._slots())}"
@@ -83,9 +83,9 @@ class Scratch:
             self.put_state(slots.activate(self.state(), slot))
 
     def damage(self, tamper: Tamper) -> list[str]:
-        """Write the scenario's changes to every slot that is filled; says what and where, one phrase each.
+        """Write the scenario's changes to every slot with content; return what and where, one phrase each.
 
-        Raises FormatError where none is filled or what is there is not what a build makes.
+        Raises FormatError if no slot has content, or if it was not made by a build.
         """
         done = []
         for name in partitions(tamper, self.board):
@@ -99,26 +99,26 @@ class Scratch:
         return done
 
     def state(self) -> slots.SlotState:
-        """What the boot loader will go by."""
+        """The slot state that the boot loader will use."""
         raw = self.read(self._state_name(), 0, slots.STATE_SIZE)
         try:
             return slots.decode_state(raw)[0]
         except FormatError:
-            return slots.initial(self._slots())  # as the boot script does
+            return slots.initial(self._slots())  # like the boot script
 
     def put_state(self, state: slots.SlotState) -> None:
-        """Both copies of the slot state."""
+        """Write both copies of the slot state."""
         self.write(self._state_name(), 0, slots.encode_state(state))
 
     def clear(self, name: str) -> None:
-        """Zeros wherever a partition has data."""
+        """Write zeros wherever a partition has data."""
         start, size = self.place(name)
         for first, last in data_extents(self._fd, start + size, start):
             for at in range(first, last, PIECE):
                 write_exactly(self._fd, bytes(min(PIECE, last - at)), at)
 
     def copy_from(self, source: Path, name: str, size: int) -> None:
-        """The first `size` bytes of a file to the start of a partition; holes leave what is there."""
+        """Copy the first `size` bytes of a file to the start of a partition; holes leave what is there."""
         with source.open("rb") as file:
             copy_data(file.fileno(), self._fd, size, self.place(name)[0])
 
@@ -129,7 +129,7 @@ class Scratch:
         return Esp(functools.partial(self.read, self._name_of("esp")))
 
     def _write_esp(self, files: dict[str, bytes]) -> None:
-        """A new EFI system partition with these files, in the place of the old one."""
+        """Replace the EFI system partition by a new one with these files."""
         name = self._name_of("esp")
         with scratch_folder("qemu") as folder:
             image = folder / "esp.img"
@@ -144,7 +144,7 @@ class Scratch:
                         self.write(name, at, data)
 
     def _name_of(self, content: str) -> str:
-        """The partition with that content, one for all slots. Raises UsageError where there is none."""
+        """The partition with that content, one for all slots. Raises UsageError if there is none."""
         for name, partition in self.board.disk.partitions.items():
             if partition.content == content:
                 return partition_names(name, partition)[0]
@@ -166,7 +166,7 @@ class Scratch:
 
 
 def copy_sparse(source: Path, target: Path) -> Path:
-    """Copy a disk image, holes and all; the target. Raises CapacityError where there is no room for what it holds."""
+    """Copy a disk image with its holes; return the target. Raises CapacityError if there is no room for its data."""
     try:
         with source.open("rb") as old, target.open("wb") as new:
             size = os.fstat(old.fileno()).st_size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boot a built board unattended and believe only what it says on its console."""
+"""Boot a built board unattended, judging only by its console."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TIMEOUT = 180.0
 """seconds; a busy machine takes up to four times as long as an idle one (10 s)"""
 
 GOOD = r"(?:^|login: )erofs-edge: slot \S+ is good$"
-"""what a system says once its slot has been marked good"""
+"""what a system prints once its slot has been marked good"""
 
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
-    """A stage that was passed, seconds after QEMU was started."""
+    """A stage that was passed, in seconds since QEMU was started."""
 
     stage: str
     title: str
@@ -38,9 +38,9 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class Observer:
-    """Who looks on while a machine boots.
+    """Observes a boot.
 
-    timeout  seconds until the boot has failed
+    timeout  seconds until the boot counts as failed
     seen     called when a stage is first passed
     log      a file for the whole console
     """
@@ -64,8 +64,8 @@ class Observer:
 
 @dataclass(frozen=True, slots=True)
 class SmokeRecord:
-    """A boot that went as expected. `tamper`, `damage` and `evidence` belong to a damaged one, `stopped_at` to one that
-    was stopped."""
+    """A boot that went as expected. `tamper`, `damage` and `evidence` are set for a damaged one, `stopped_at` for one
+    that was stopped."""
 
     board: str
     slot: str
@@ -92,16 +92,16 @@ def smoke(
     observer: Observer = Observer(),
 ) -> SmokeRecord:
     """Boot the build in `out` until the guest has reported, shows a login prompt and has passed the checks of its
-    manifest; the disk image stays as it is.
+    manifest; the disk image is not changed.
 
-    disk    another image than out/disk.img
+    disk    an image other than out/disk.img
     slot    start this slot, whatever the slot state in the image says
     tamper  a scenario of TAMPERS: the boot must fail at its stage and for its reason, or show that it was repaired
-    keep    the disk keeps what the machine writes, and the slot must be marked good, too
-    u_boot  the U-Boot `u_boot.compile.UEFI`, which starts the kernel images in the place of firmware and boot loader
+    keep    keep what the machine writes to the disk, and require that the slot is marked good
+    u_boot  the U-Boot `u_boot.compile.UEFI`, which starts the kernel images instead of firmware and boot loader
 
     Raises BootCheckError with the failed stage and the last console lines, ToolError without a usable QEMU,
-    ErofsEdgeError where `out` holds no build, UsageError for a scenario that the board cannot show.
+    ErofsEdgeError if `out` contains no build, UsageError for a scenario that the board cannot show.
     """
     change = scenario(tamper, board) if tamper is not None else None
     built, emulator = load_built(out), find_qemu()
@@ -132,7 +132,7 @@ def smoke(
 
 
 def _seconds(passed: list[StageTime]) -> float:
-    """Until the system was up; its own checks are another matter."""
+    """Until the system was up, without its own checks."""
     return max((stage.seconds for stage in passed if stage.stage != "checks"), default=0.0)
 
 
@@ -144,24 +144,24 @@ def _firmware(board: Board, out: Path, built: Built, disk: Path, program: bytes,
 
 
 def _checks(wanted: Smoke) -> bool:
-    """Whether the system is to check itself."""
+    """Whether the system is asked to check itself."""
     return bool(wanted.units or wanted.commands)
 
 
 def _devices(wanted: Smoke) -> tuple[str, ...]:
-    """What the manifest wants the machine to have beside the board's own."""
+    """Devices that the manifest requires besides the board's own."""
     return (*(GRAPHICS if wanted.graphics else ()), *(WATCHDOG if wanted.watchdog else ()))
 
 
 def _watch(expected: Expected, change: Tamper | None, wanted: Smoke, titles: Mapping[str, str]) -> Watch:
-    """What a boot must show: where it is stopped, or what it has repaired, or what the manifest wants to see."""
+    """What a boot must show: where it is stopped, what it has repaired, or what the manifest requires."""
     repaired = change is not None and change.stop is None
     stop = change.stop if change else None
     return Watch(expected, stop, _checks(wanted), set(wanted.console), repaired, titles=titles)
 
 
 def _prepare(disk: Path, board: Board, slot: str | None, change: Tamper | None) -> tuple[list[str], str]:
-    """Change the copy of a disk as asked for. What was damaged, and the slot that U-Boot will choose."""
+    """Change the copy of a disk as requested. Returns what was damaged, and the slot that U-Boot will choose."""
     with Scratch(disk, board, writable=bool(slot or change)) as scratch:
         if slot:
             scratch.activate(slot)
@@ -172,7 +172,7 @@ def _prepare(disk: Path, board: Board, slot: str | None, change: Tamper | None) 
 
 
 def data_filesystem(board: Board) -> str:
-    """What /var stands on, as the guest reports it."""
+    """The file system of /var, as reported by the guest."""
     return next((p.filesystem for p in board.disk.partitions.values() if p.filesystem), "tmpfs")
 
 

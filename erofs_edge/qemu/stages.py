@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a console line means: the stages of a boot in their order, and the lines that end one.
+"""The meaning of console lines: the stages of a boot in their order, and the lines that end one.
 
-A table of patterns, nothing else. Lines come without line end, escape sequences and control characters
-(see console.py).
+A table of patterns, nothing else. Lines come without line end, escape sequences and control characters (see
+console.py).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 _PROMPT = r" *(?:(?!Last )[\w.-]+ )?login:"
-"""a login prompt. getty writes the host's name, a space and the word one after the other (login-utils/agetty.c): on a
-busy machine a line of somebody else comes in between, and the prompt's rest begins the next one"""
+"""a login prompt. getty writes the host's name, a space and the word separately (login-utils/agetty.c): on a busy
+machine another program's line comes in between, and the rest of the prompt begins the next one"""
 _PREFIX = rf"^(?:{_PROMPT} ?)?(?:\[ *\d+\.\d+\] )?(?:[\w.@-]+\[\d+\]: )?"
-"""what may stand before a line of ours: a prompt that nobody answered, a kernel time stamp, a journal identifier"""
+"""what may precede one of our lines: an unanswered prompt, a kernel time stamp, a journal identifier"""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A point that a good boot passes. `partial`: also matched in a line that has not ended (a prompt)."""
+    """A point that a good boot passes. `partial`: also matched in an unfinished line (a prompt)."""
 
     name: str
     title: str
@@ -30,7 +30,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A line that means something.
+    """A meaningful line.
 
     kind    'stage' (name is a stage's), 'trouble' (name is a key of TROUBLE) or 'report'
     fields  named groups of the pattern, or the report's keys
@@ -56,7 +56,7 @@ STAGES = (
             r"Verifying Hash Integrity \.\.\. sha256,rsa\d+:(?P<key>\S+)\+ OK|^EFI stub: UEFI Secure Boot is enabled\."
         ),
     ),
-    # said after the last image of the FIT has been checked (U-Boot boot/image-fdt.c)
+    # printed after the last image of the FIT has been checked (U-Boot boot/image-fdt.c)
     Stage("fit", "FIT verified", re.compile(r"^ *(?:Loading|Using) Device Tree (?:to|in place)")),
     Stage(
         "kernel", "kernel", re.compile(r"^Starting kernel \.\.\.|\] Booting Linux on physical CPU|^EFI stub: Booting")
@@ -96,17 +96,19 @@ TROUBLE = {
     "failed": _line(r"erofs-edge: FAILED (?P<stage>[\w-]+): (?P<reason>.*)$"),
     "panic": re.compile(r"Kernel panic - not syncing: (?P<reason>.*)$"),
 }
-"""'slot-refused' ends the boot of that slot, 'no-slot', 'failed' and 'panic' all of it; the others are evidence"""
+"""'slot-refused' ends the boot of that slot; 'no-slot', 'failed' and 'panic' end the whole boot; the others are
+evidence
+"""
 
 
 def next_stage(reached: Iterable[str]) -> str:
-    """The stage that follows the furthest one reached; none needs to follow the login prompt."""
+    """The stage after the furthest one reached; nothing has to follow the login prompt."""
     furthest = max((NAMES.index(name) for name in reached), default=-1)
     return NAMES[min(furthest + 1, NAMES.index("login"))]
 
 
 def match_line(line: str, *, partial: bool = False) -> Iterator[Match]:
-    """What a line means, usually nothing. Of a line that has not ended only prompts are looked for."""
+    """The meaning of a line, None for most. Unfinished lines are only searched for prompts."""
     for stage in STAGES:
         if partial and not stage.partial:
             continue

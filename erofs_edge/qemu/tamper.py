@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damage and forgeries that a board must not start, and damage that it must repair: one scenario each.
+"""Scenarios of damage and forgeries that a board must not boot, and of damage that it must repair.
 
-A scenario says which bytes of a disk's copy change (`forge.py` makes them), and where and for what reason the boot must
-stop then. Every slot is changed alike, so that starting another slot cannot hide that the change was found.
+A scenario says which bytes of a copy of the disk change (`forge.py` makes them), and where and why the boot must then
+stop. Every slot is changed alike, so that booting another slot cannot hide that the change was detected.
 """
 
 from __future__ import annotations
@@ -124,12 +124,12 @@ UEFI_TAMPERS = {
     ),
     "loader": Tamper("a flipped bit in systemd-boot", "esp", uefi_forge.loader, Stop("slot", "efi-stopped")),
 }
-"""of boards with UEFI firmware, which gives the kernel its device tree itself"""
+"""for boards with UEFI firmware, which passes the device tree to the kernel itself"""
 UEFI_TAMPERS["downgrade"] = replace(UEFI_TAMPERS["downgrade"], stop=Stop("verity", "too-old"))
 
 
 def scenario(name: str, board: Board) -> Tamper:
-    """The scenario of that name. Raises UsageError where there is none or the board has nothing to show it with."""
+    """The scenario of that name. Raises UsageError if there is none or the board has nothing to show it with."""
     known = TAMPERS if board.boot.uefi is None else UEFI_TAMPERS
     tamper = known.get(name)
     if tamper is None and name in (*TAMPERS, *UEFI_TAMPERS):
@@ -150,7 +150,7 @@ def scenario(name: str, board: Board) -> Tamper:
 
 
 def partitions(tamper: Tamper, board: Board) -> list[str]:
-    """Names of the partitions that a scenario changes: every slot ('system_a', 'system_b')."""
+    """Names of the partitions that a scenario changes, for every slot ('system_a', 'system_b')."""
     names = []
     for name, partition in board.disk.partitions.items():
         word = partition.content if partition.content in CONTENT_WORDS else "system" if partition.content else None

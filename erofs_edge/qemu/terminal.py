@@ -25,11 +25,11 @@ def terminal(
 ) -> None:
     """Connect the terminal to a board until it is powered off or Ctrl-A X.
 
-    disk      boot this image and keep what is written to it, the choice of `slot` too; None boots the build's own
-              image and drops all changes
+    disk      boot this image and keep what is written to it, including the choice of `slot`; None boots the build's own
+              image and discards all changes
     forwards  (host port, guest port) of TCP connections
 
-    Raises ErofsEdgeError where `out` holds no build, ToolError without a usable QEMU or where it fails.
+    Raises ErofsEdgeError if `out` contains no build, ToolError without a usable QEMU or if it fails.
     """
     built = load_built(out)
     emulator = find_qemu()

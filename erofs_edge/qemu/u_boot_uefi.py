@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our locked U-Boot in the place of a UEFI board's firmware: the build's certificate is its PK, KEK and db.
+"""Our locked U-Boot instead of a UEFI board's firmware: the build's certificate is its PK, KEK and db.
 
-It starts the slots' signed kernel images itself, in the order in which systemd-boot would, and the next one where it
-refuses one. Which images there are is read from the disk before the start: U-Boot 2025.01 cannot list them to a script,
-nor rename them.
+It starts the slots' signed kernel images itself, in systemd-boot's order, and tries the next if it refuses one. The
+list of images is read from the disk before the start, because in U-Boot 2025.01 a script can neither list nor rename
+them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ FIRMWARE = "u-boot-uefi.bin"
 
 
 def programs(images: list[ImageName]) -> dict[str, str]:
-    """Slot → path on the EFI system partition, what starts first first."""
+    """Slot → path on the EFI system partition, in the order of starting."""
     ordered = sorted(images, key=lambda image: (image.left != 0, image.rank), reverse=True)
     return {image.slot: f"{IMAGES}/{image}" for image in ordered}
 
 
 def firmware(board: Board, program: bytes, certificate: Certificate, key: VerificationKey, script: str) -> bytes:
-    """The whole boot loader: the compiled `program` with the certificate inside, the device tree and script behind it.
+    """The whole boot loader: the compiled `program` with the certificate inside, followed by device tree and script.
 
-    Raises ManifestError where the board has no machine that we can drive, FormatError for another program.
+    Raises ManifestError if the board has no machine that we support, FormatError for another program.
     """
     qemu = qemu_of(board)
     owner = uuid.UUID(bytes=bytes.fromhex(certificate.fingerprint)[:16])
@@ -49,8 +49,8 @@ def firmware(board: Board, program: bytes, certificate: Certificate, key: Verifi
 def put_firmware(
     board: Board, program: bytes, out: Path, key: VerificationKey, images: list[ImageName], folder: Path
 ) -> Path:
-    """The firmware for a build in `out`, written into `folder`. Raises ErofsEdgeError as `firmware` does, and where the
-    build has no certificate."""
+    """Write the firmware for a build in `out` to `folder`. Raises ErofsEdgeError as `firmware` does, and if the build
+    has no certificate."""
     try:
         certificate = load_certificate((out / CERTIFICATE).read_bytes(), "the build's")
     except OSError as error:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board with UEFI firmware as an emulated machine: firmware and variables in two flashes, and its slots.
+"""A board with UEFI firmware as an emulated machine: firmware and variables in two flash devices, and its slots.
 
-The variables hold our keys and are fresh in each run: what firmware writes to them is dropped with the run's folder.
+The variables contain our keys and are fresh in each run: what firmware writes to them is discarded with the run's
+folder.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from erofs_edge.toolbox.emulator import escaped
 
 Read = Callable[[int, int], bytes]
 WHOLE = 1 << 40
-"""bytes: more than any partition; `read` knows where it ends"""
+"""bytes: more than any partition; `read` stops at its end"""
 
 
 def flash_images(code: Path, folder: Path) -> tuple[Path, Path]:
-    """(firmware, variables) of a build at their full size, copied into `folder`. Raises ErofsEdgeError."""
+    """(firmware, variables) of a build, padded to their full size, in `folder`. Raises ErofsEdgeError."""
     found = []
     for source in (code, code.with_name(VARIABLES)):
         target = folder / source.name
@@ -45,7 +46,7 @@ def uefi_arguments(qemu: Qemu, code: Path, variables: Path, wiring: Wiring) -> l
 
 
 def firmware_arguments(qemu: Qemu, code: Path, variables: Path) -> list[str]:
-    """The machine and its two flashes, nothing else."""
+    """The machine and its two flash devices, nothing else."""
     flashes = []
     for path, more in ((code, ",readonly=on"), (variables, "")):
         flashes += ["-drive", f"if=pflash,format=raw,file={escaped(path)}{more}"]
@@ -56,10 +57,10 @@ def firmware_arguments(qemu: Qemu, code: Path, variables: Path) -> list[str]:
 
 
 class Esp:
-    """The EFI system partition of a disk; read(offset, length) gives its bytes, none from beyond its end."""
+    """The EFI system partition of a disk; read(offset, length) returns its bytes, none from beyond its end."""
 
     def __init__(self, read: Read) -> None:
-        """Raises FormatError where there is no FAT volume."""
+        """Raises FormatError if there is no FAT volume."""
         self._volume = Volume(read, WHOLE)
         self._read = read
         self.entries: dict[str, Entry] = {entry.path: entry for entry in self._volume.files()}
@@ -78,11 +79,12 @@ class Esp:
         return self._volume.content(entry.clusters, entry.size)
 
     def next_slot(self) -> str:
-        """The slot that systemd-boot starts. Raises FormatError where there is none."""
+        """The slot that systemd-boot starts. Raises FormatError if there is none."""
         return choose(list(self.images())).slot
 
     def replaced(self, entry: Entry, data: bytes) -> list[tuple[int, bytes]]:
-        """(byte of the partition, bytes) to write so that a file has other content of the same size, a cluster each.
+        """(byte offset in the partition, bytes) to write so that a file has other content of the same size, one item
+        per cluster.
 
         Raises FormatError for another size.
         """
@@ -96,7 +98,9 @@ class Esp:
         ]
 
     def with_slot(self, slot: str) -> dict[str, bytes]:
-        """All files, named so that `slot` starts next and has all its attempts. Raises UsageError for no such slot."""
+        """All files, named so that `slot` starts next and has all its attempts. Raises UsageError if there is no
+        such slot.
+        """
         names = {str(old): str(new) for old, new in activated(list(self.images()), slot).items()}
         files = {}
         for path, entry in self.entries.items():

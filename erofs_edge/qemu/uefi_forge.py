@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of forgeries for boards with UEFI firmware: what is changed on their EFI system partition.
+"""Forgeries for boards with UEFI firmware: the bytes to change on their EFI system partition.
 
-As good as they can be without the private key: the files keep their size and form, and what a digest alone would
-protect is made to fit again. Every kernel image changes alike.
+As good as possible without the private key: the files keep their size and form, and whatever only a digest protects is
+corrected. Every kernel image is changed alike.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from erofs_edge.trust.key import KeySigner
 
 Forge = Callable[[bytes], bytes]
 PIECE = 12
-"""digits of a root hash that are no other number's"""
+"""digits of a root hash that occur in no other number"""
 
 
 def images(forge: Forge, what: str) -> Callable[[Target], list[Change]]:
-    """Each kernel image replaced by what `forge` makes of it."""
+    """Replace each kernel image by the result of `forge`."""
 
     def change(target: Target) -> list[Change]:
         esp = Esp(target.read)
@@ -41,7 +41,7 @@ def images(forge: Forge, what: str) -> Callable[[Target], list[Change]]:
 
 
 def loader(target: Target) -> list[Change]:
-    """A flipped bit in the code of systemd-boot."""
+    """Flip a bit in the code of systemd-boot."""
     esp = Esp(target.read)
     entry = esp.entries.get(LOADER_PATH)
     if entry is None:
@@ -51,7 +51,7 @@ def loader(target: Target) -> list[Change]:
 
 
 def _joined(changes: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-    """Neighbours as one."""
+    """Join adjacent changes."""
     done: list[tuple[int, list[bytes]]] = []
     end = -1
     for offset, data in changes:
@@ -64,7 +64,7 @@ def _joined(changes: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
 
 
 def in_section(name: str) -> Forge:
-    """A bit in the middle of a section."""
+    """Flip a bit in the middle of a section."""
 
     def forge(image: bytes) -> bytes:
         section = _section(image, name)
@@ -76,7 +76,7 @@ def in_section(name: str) -> Forge:
 
 
 def in_signature(image: bytes) -> bytes:
-    """A bit near the end of the signature."""
+    """Flip a bit near the end of the signature."""
     start, size = pe.parse(image).certificates
     done = bytearray(image)
     done[start + size - 32] ^= MASK
@@ -84,7 +84,7 @@ def in_signature(image: bytes) -> bytes:
 
 
 def add_argument(image: bytes) -> bytes:
-    """One more argument for the kernel, in the room that the section has left."""
+    """Another argument for the kernel, in the spare room of the section."""
     parsed, section = pe.parse(image), _section(image, ".cmdline")
     text = image[section.offset : section.offset + section.size] + f" {EXTRA}".encode()
     if len(text) > section.stored:
@@ -97,8 +97,8 @@ def add_argument(image: bytes) -> bytes:
 
 
 def root_hash(image: bytes) -> bytes:
-    """The initramfs accepts another system. Most of the hash stands in LZ4's stream as it is; a few of its digits may
-    be those of another number by chance, and are a copy then."""
+    """The initramfs accepts another system. Most of the hash is literal in LZ4's stream; a few of its digits may happen
+    to equal those of another number, and are stored as a copy then."""
     initramfs = pe.section_content(image, _section(image, ".initrd"))
     old = init_values_of(initramfs)["ROOT_HASH"].encode()
     piece = standing(old, initramfs, image)
@@ -106,7 +106,9 @@ def root_hash(image: bytes) -> bytes:
 
 
 def standing(text: bytes, *streams: bytes) -> slice:
-    """The longest piece of a text that stands in each of these once. Raises FormatError for less than PIECE bytes."""
+    """The longest piece of a text that occurs in each of these exactly once. Raises FormatError for less than PIECE
+    bytes.
+    """
     for length in range(len(text), PIECE - 1, -1):
         for start in range(len(text) - length + 1):
             piece = slice(start, start + length)
@@ -116,12 +118,12 @@ def standing(text: bytes, *streams: bytes) -> slice:
 
 
 def without_signature(image: bytes) -> bytes:
-    """The signature taken off; zeros keep the size."""
+    """Remove the signature; zeros keep the size."""
     return unsigned(image).ljust(len(image), b"\0")
 
 
 def other_key(image: bytes) -> bytes:
-    """Signed properly, by a key that calls itself as the right one does."""
+    """Sign properly, with a key of the same name as the right one."""
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
     from cryptography.hazmat.primitives.serialization import pkcs7
@@ -136,12 +138,12 @@ def other_key(image: bytes) -> bytes:
 
 
 def resigned(image: bytes, signer: KeySigner, epoch: int) -> bytes:
-    """The image as it is with a signature by a key of the size and name of the right one."""
+    """The same image signed by a key of the right one's size and name."""
     return sign_image(image, signer, self_signed(signer, epoch))
 
 
 def cut_off(image: bytes) -> bytes:
-    """Zeros from the middle on, as on a disk that was blank before a write broke off."""
+    """Zeros from the middle on, as if a write to a blank disk had been interrupted."""
     return image[: len(image) // 2].ljust(len(image), b"\0")
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a boot counts as good, and when a damaged system counts as stopped. Sans-I/O: events in, a verdict out."""
+"""Decide when a boot counts as good, and when a damaged system counts as stopped. Sans-I/O: events in, a verdict
+out.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ class Expected:
     data: str = "ext4"
 
     def differences(self, report: dict[str, str]) -> list[str]:
-        """What a report lacks or says otherwise, one phrase each; empty for a right one."""
+        """What a report lacks or states differently, one phrase each; empty for a correct one."""
         wanted = {
             "root": "erofs",
             "dm": "verity",
@@ -48,8 +50,8 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`stage`: the stage that failed, or at which a damaged system was stopped; 'login' after a good boot. `late`: time
-    was up."""
+    """`stage`: the stage that failed, or at which a damaged system was stopped; 'login' after a good boot. `late`: the
+    time limit was reached."""
 
     ok: bool
     stage: str
@@ -59,11 +61,10 @@ class Verdict:
 
 @dataclass(slots=True)
 class Watch:
-    """Collects events until they decide. With `stop` the boot is good when it fails in just that way.
+    """Collects events until the outcome is clear. With `stop`, the boot is good if it fails in exactly that way.
 
-    `titles` are what the stages are called in messages.
-    `checks`: whether the system's own checks must pass; `lines`: expressions of which each must have matched a line;
-    `repaired`: whether the guest must have found errors that were corrected.
+    `titles`: names of the stages in messages. `checks`: whether the system's own checks must pass; `lines`: expressions
+    that must each have matched a line; `repaired`: whether the guest must have found errors that were corrected.
     """
 
     expected: Expected
@@ -96,11 +97,11 @@ class Watch:
         return self._passed(match.name)
 
     def end(self, reason: str) -> Verdict:
-        """The verdict when nothing more will come: the machine ended, or time is up."""
+        """The verdict when nothing more will come: the machine ended, or the time limit was reached."""
         return self._stopped(next_stage(self.reached), reason)
 
     def timed_out(self, seconds: float) -> Verdict:
-        """The verdict when time is up. A machine that hangs has not been stopped by anything, damaged or not."""
+        """The verdict after the time limit. A machine that hangs has not been stopped by anything, damaged or not."""
         stage = self._missing()
         return Verdict(False, stage, f"not reached within {seconds:g} s", late=True)
 
@@ -119,7 +120,7 @@ class Watch:
         return Verdict(corrected not in ("0", "none"), "login", f"the guest's kernel has corrected {corrected} blocks")
 
     def _pending(self) -> bool:
-        """Whether something of what the manifest wants to see is still to come."""
+        """Whether something that the manifest requires is still missing."""
         return (self.checks and "checks" not in self.reached) or bool(self.lines)
 
     def _trouble(self, match: Match) -> Verdict | None:
@@ -135,7 +136,7 @@ class Watch:
         return None
 
     def _refused(self, match: Match) -> Verdict | None:
-        """What firmware and boot loader say when they start nothing."""
+        """The messages of firmware and boot loader when they start nothing."""
         if match.name == "efi-stopped":
             refused = self._line_of("efi-refused")
             return self._stopped("fit" if refused else "slot", refused or match.text.strip())

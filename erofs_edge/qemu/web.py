@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Web servers of this machine for what runs in QEMU: of one file, for firmware that starts over HTTP; of any kind."""
+"""Web servers on this machine for what runs in QEMU: for one file, when firmware boots over HTTP; and for any
+requests.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,16 @@ if TYPE_CHECKING:
 
 PIECE = 64 << 10
 KIND = "application/octet-stream"
-PATIENCE = 60  # seconds for a client that does not ask, or does not take what it asked for
+PATIENCE = 60  # seconds for a client that sends no request, or does not take the answer
 
 
 @contextmanager
 def serve_file(path: Path) -> Iterator[int]:
-    """The port of 127.0.0.1 where `/NAME` of that file is had, and nothing else, until the end of the context. The file
-    may come into being later: until then it is not found."""
+    """The port of 127.0.0.1 on which `/NAME` of that file is served, and nothing else, for the duration of the block.
+    The file may be created later: until then the answer is 404."""
 
     class Handler(BaseHTTPRequestHandler):
-        """One request for each connection (HTTP/1.0), as U-Boot makes them."""
+        """One request per connection (HTTP/1.0), as from U-Boot."""
 
         timeout = PATIENCE
 
@@ -46,7 +48,7 @@ def serve_file(path: Path) -> Iterator[int]:
                     self.wfile.write(piece)
 
         def log_message(self, *_: object) -> None:
-            """Nobody reads it."""
+            """Discard log messages."""
 
     with served(Handler) as port:
         yield port
@@ -54,7 +56,9 @@ def serve_file(path: Path) -> Iterator[int]:
 
 @contextmanager
 def served(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """The port of 127.0.0.1 where these requests are served, over HTTPS with `tls`, until the end of the context."""
+    """The port of 127.0.0.1 on which these requests are served, over HTTPS with `tls`, for the duration of the
+    block.
+    """
     server = _Quiet(("127.0.0.1", 0), handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
@@ -69,9 +73,9 @@ def served(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = N
 
 
 class _Quiet(ThreadingHTTPServer):
-    """A machine that is ended in the middle of a transfer is nothing to tell."""
+    """A machine that is stopped in the middle of a transfer is not worth a message."""
 
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """The connection is closed, as after any other end."""
+        """Just close the connection, as after any other end."""

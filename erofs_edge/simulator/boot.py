@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a board would start from a disk: the boot script's decisions, then everything that the boot chain verifies.
 
-The boot script (boot/script.py) takes the first slot in the order that has an attempt left, counts the attempt, and
-goes on to the next where the boot image is refused; the initramfs restarts the board where the system is not the one
-that the boot image names, which counts as an attempt too; with no attempts left, all slots get theirs back. A board
-that has found nothing after that many starts has nothing to start.
+The boot script (boot/script.py) takes the first slot in the order with an attempt left, counts the attempt, and goes on
+to the next if the boot image is refused. The initramfs restarts the board if the system is not the one that the boot
+image names, which uses up an attempt as well. When no slot has attempts left, all get theirs back. A board that has
+found nothing after all these starts does not boot.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ Read = Callable[[int, int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What a boot image names: the root hash, and the byte of the system partition where the hash tree's superblock
-    stands."""
+    """What a boot image names: the root hash, and the byte offset of the hash tree's superblock in the system
+    partition."""
 
     root_hash: bytes
     hash_offset: int
 
 
 Open = Callable[[Read, int], System | None]
-"""open(read, size of the partition): what a boot image says, if its signature (or what a test has for it) holds"""
+"""open(read, size of the partition): the system that a boot image names, if its signature (or a test's replacement)
+is valid
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A system that runs. `attempts`: starts until it did. `state`: the slot state as the board has left it."""
+    """A running system. `attempts`: starts until it ran. `state`: the slot state as left by the board."""
 
     slot: str
     root_hash: bytes
@@ -46,7 +48,7 @@ class Started:
 
 
 def start(read: Read, size: int, opened: Open, *, boot: str = "boot", system: str = "system") -> Started | None:
-    """Start a disk of `size` bytes; None for one that does not start. Nothing is written."""
+    """Start a disk of `size` bytes; None if it does not boot. Nothing is written."""
     try:
         table = gpt.decode(read, size, 512)
     except FormatError:
@@ -69,7 +71,7 @@ def start(read: Read, size: int, opened: Open, *, boot: str = "boot", system: st
 
 
 def _verify(read: Read, places: dict[str, tuple[int, int]], boot: str, system: str, opened: Open) -> bytes | None:
-    """The root hash of a slot that starts and is whole."""
+    """The root hash of a slot that boots and is intact."""
     if boot not in places or system not in places:
         return None
     base, size = places[boot]
@@ -81,7 +83,7 @@ def _verify(read: Read, places: dict[str, tuple[int, int]], boot: str, system: s
 
 
 def whole(read: Read, size: int, system: System) -> bool:
-    """Whether every block of a system partition, data and tree, is what the root hash promises."""
+    """Whether every block of a system partition, data and tree, matches the root hash."""
     try:
         sb = superblock.parse(read(system.hash_offset, superblock.SIZE), system.hash_offset)
     except FormatError:
@@ -92,7 +94,7 @@ def whole(read: Read, size: int, system: System) -> bool:
 
 
 def _root(read: Read, sb: Superblock, at: int) -> bytes | None:
-    """The root hash that the data gives; None where a level of the tree on the disk is another than that."""
+    """The root hash computed from the data; None if a level of the tree on the disk differs from it."""
     digests = hash_blocks(read(0, sb.data_size), sb.data_block_size, sb)
     for level in sb.levels(at):
         size = level.count * sb.hash_block_size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output folder of a build that never was: a small disk with slots, its images, and the record that lists them."""
+"""The output folder of a simulated build: a small disk with slots, its images, and the record that lists them."""
 
 from __future__ import annotations
 

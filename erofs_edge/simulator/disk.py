@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk in memory that fails as disks do: rot, torn writes, stuck sectors, a cache that lies, power that goes.
+"""A disk in memory that fails as disks do: bit rot, torn writes, stuck sectors, a cache that lies, power loss.
 
-Nothing here is left to chance: whoever wants chance hands in a seeded `random.Random`.
+Nothing here is random by itself: pass in a seeded `random.Random` for randomness.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
 
-SECTOR = 512  # bytes that a disk writes at once
+SECTOR = 512  # bytes that a disk writes atomically
 
 Cache = Literal["write-through", "reordered", "torn"]
-"""What is on the medium when the power goes:
+"""What is on the medium after a power loss:
 
-write-through  all that was written, in order, and of the write in progress the first sectors
-reordered      all up to the last flush; of what came later any sectors, each old or new as a whole
+write-through  all that was written, in order, and the first sectors of the write in progress
+reordered      everything up to the last flush; of later writes any sectors, each completely old or new
 torn           as reordered, and one sector may be half old, half new, or garbage
 """
 CACHES: tuple[Cache, ...] = ("write-through", "reordered", "torn")
 
 
 class PowerLossError(OSError):
-    """The disk has lost its power in the middle of an operation: nothing more comes from it."""
+    """The disk lost power in the middle of an operation: it does nothing more."""
 
     def __init__(self) -> None:
         super().__init__(errno.ENODEV, "the power is gone")
@@ -33,7 +33,7 @@ class PowerLossError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write as the disk was given it; a flush is a Write without data."""
+    """One write as given to the disk; a flush is a Write without data."""
 
     offset: int
     data: bytes
@@ -48,13 +48,15 @@ FLUSH = Write(0, b"")
 
 @dataclass(slots=True)
 class SimulatedDisk:
-    """memory   what is on the disk; reads see it
-    stuck    sectors (numbers) that keep what they have, whatever is written
+    """A simulated disk.
+
+    memory   what is on the disk; reads see it
+    stuck    sectors (numbers) that keep their content, whatever is written
     unreadable  sectors that give an I/O error
-    wraps    bytes that a counterfeit disk really has: higher addresses land on lower ones
-    lies     flushes are acknowledged and do nothing: a cut takes back more
+    wraps    bytes that a counterfeit disk really has: higher addresses map to lower ones
+    lies     flushes are acknowledged and do nothing, so a power cut loses more
     log      what was written and flushed, for `cut`; None keeps none
-    power    operations (writes, zeros, flushes) until the power goes; None for ever
+    power    operations (writes, zeros, flushes) until the power fails; None for never
     """
 
     memory: bytearray
@@ -67,7 +69,7 @@ class SimulatedDisk:
 
     @classmethod
     def of_size(cls, size: int, fill: bytes = b"\0") -> SimulatedDisk:
-        """A disk of `size` bytes, full of one byte."""
+        """A disk of `size` bytes, filled with one byte."""
         return cls(bytearray(fill * size))
 
     @property
@@ -86,7 +88,7 @@ class SimulatedDisk:
             return bytes(view[at : at + length])
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Raises OSError(ENOSPC) past the end, PowerLossError when the power goes during it."""
+        """Raises OSError(ENOSPC) past the end, PowerLossError if the power fails during it."""
         if offset < 0 or offset + len(data) > self.size:
             raise OSError(errno.ENOSPC, "No space left on device")
         self._spend()
@@ -96,13 +98,13 @@ class SimulatedDisk:
         put(self.memory, self._place(offset), raw, self.stuck)
 
     def flush(self) -> None:
-        """What was written is on the medium, unless the disk lies."""
+        """Make everything written durable, unless the disk lies."""
         self._spend()
         if self.log is not None and not self.lies:
             self.log.append(FLUSH)
 
     def rot(self, random: Random, places: Iterable[int] | int = 1) -> list[int]:
-        """Flip a bit at each of these bytes, or at so many that chance picks; the bytes."""
+        """Flip a bit at each of these bytes, or at a number of random ones; return their offsets."""
         chosen = [random.randrange(self.size) for _ in range(places)] if isinstance(places, int) else list(places)
         for place in chosen:
             self.memory[place] ^= 1 << random.randrange(8)
@@ -119,7 +121,7 @@ class SimulatedDisk:
 
 
 def put(memory: bytearray, offset: int, data: bytes, stuck: set[int]) -> None:
-    """Write, but not over stuck sectors."""
+    """Write, except to stuck sectors."""
     if not stuck:
         memory[offset : offset + len(data)] = data
         return

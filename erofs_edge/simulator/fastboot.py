@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fastboot device in memory: the device's side of the protocol, and sockets for it (TCP and UDP).
 
-`FastbootDevice` is the device without a wire: a message in, messages out. `Tcp` and `Udp` put it on a socket of this
-machine, where Google's `fastboot -s tcp:…`, or our own client, finds it.
+`FastbootDevice` is the device without I/O: a message in, messages out. `serve_tcp` and `serve_udp` put it on a socket
+of this machine, for Google's `fastboot -s tcp:…` or our own client.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from erofs_edge.errors import FormatError
 from erofs_edge.simulator.partitions import DiskPartitions
 
 SLOTS = ("a", "b")
-FETCH_MAX = 1 << 20  # bytes that are given back at once
+FETCH_MAX = 1 << 20  # bytes returned at once
 PACKET = 64 << 10  # bytes of data sent at once
 _HEADER = Struct(">BBH")
 _QUERY, _INIT, _FASTBOOT, _ERROR = 1, 2, 3, 0
@@ -28,12 +28,14 @@ _QUERY, _INIT, _FASTBOOT, _ERROR = 1, 2, 3, 0
 
 @dataclass(slots=True)
 class FastbootDevice:
-    """partitions  contents by name; a flash changes them in place. Those of a simulated disk change with its table
+    """A simulated fastboot device.
+
+    partitions  contents by name; a flash changes them in place. Those of a simulated disk change with its table
     variables   what `getvar` answers besides what follows from the partitions
     memory      bytes of its download buffer
-    given       bytes that it gives back at once (max-fetch-size)
-    quirks      "no-slots": knows no slot variables, as U-Boot 2025.01; "no-fetch": gives nothing back, as that too
-    log         commands, as they came
+    given       bytes that it returns at once (max-fetch-size)
+    quirks      "no-slots": knows no slot variables, like U-Boot 2025.01; "no-fetch": returns no data, like that too
+    log         commands, as received
     """
 
     partitions: Mapping[str, bytearray] | DiskPartitions
@@ -48,7 +50,7 @@ class FastbootDevice:
 
     @property
     def missing(self) -> int:
-        """Bytes of a download that have not come yet; 0 where a command is awaited."""
+        """Bytes of a download still to come; 0 if a command is expected."""
         return self._expected - len(self._buffer) if self._expected else 0
 
     def hear(self, message: bytes) -> list[bytes]:
@@ -165,7 +167,7 @@ class FastbootDevice:
 
 @contextmanager
 def serve_tcp(device: FastbootDevice) -> Iterator[str]:
-    """The device on a free TCP port of this machine: its address for `-s`. Connections one after the other."""
+    """Serve the device on a free TCP port of this machine; yields its address for `-s`. One connection at a time."""
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=_accept, args=(listener, device), daemon=True)
     thread.start()
@@ -206,7 +208,7 @@ def _exactly(client: socket.socket, count: int) -> bytes:
 
 
 class UdpSide:
-    """The device's side of fastboot over UDP: a packet in, the packet that answers it."""
+    """The device's side of fastboot over UDP: a packet in, the answering packet out."""
 
     def __init__(self, device: FastbootDevice, *, packet_size: int = 1024) -> None:
         self._device = device
@@ -224,7 +226,7 @@ class UdpSide:
         if kind == _QUERY:
             return _HEADER.pack(_QUERY, 0, sequence) + self._sequence.to_bytes(2, "big")
         if sequence == self._sequence - 1 & 0xFFFF and self._last:
-            return self._last  # it was lost: say it again, do nothing twice
+            return self._last  # the answer was lost: repeat it, and do nothing twice
         if sequence != self._sequence:
             return None
         answer, more = b"", False
@@ -257,12 +259,14 @@ class UdpSide:
 
 
 Fault = Callable[[bytes], list[bytes]]
-"""What a link makes of a packet: nothing, the packet, or more of them."""
+"""what a link makes of a packet: nothing, the packet, or several"""
 
 
 @contextmanager
 def serve_udp(device: FastbootDevice, fault: Fault = lambda packet: [packet]) -> Iterator[str]:
-    """The device on a free UDP port of this machine: its address for `-s`. `fault` sits in both directions."""
+    """Serve the device on a free UDP port of this machine; yields its address for `-s`. `fault` applies to both
+    directions.
+    """
     side = UdpSide(device)
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 0))
@@ -291,7 +295,7 @@ def serve_udp(device: FastbootDevice, fault: Fault = lambda packet: [packet]) ->
 
 
 class MemoryLink:
-    """A link to a simulated device without a wire, for `transport.fastboot.link.Device`."""
+    """A link to a simulated device in memory, for `transport.fastboot.link.Device`."""
 
     def __init__(self, device: FastbootDevice) -> None:
         self.name = "simulated"
@@ -307,4 +311,4 @@ class MemoryLink:
         return self._answers.pop(0)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""

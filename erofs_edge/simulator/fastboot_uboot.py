@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A simulated U-Boot in fastboot mode that obeys `oem run`: the shell, as far as flashing uses it.
 
-As in U-Boot 2025.01: a command of more than 64 bytes is cut, and an answer too, `oem run` gives only OKAY or FAIL,
-`getvar` answers from the environment first, and there is no disk before somebody has looked for its partitions.
+As in U-Boot 2025.01, commands and answers longer than 64 bytes are cut, `oem run` returns only OKAY or FAIL, `getvar`
+answers from the environment first, and the disk does not exist until something has looked for its partitions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ _LOOP = re.compile(r"for (\w+) in (.*?);do (.*?);done(?:;|$)(.*)", re.DOTALL)
 
 @dataclass(slots=True)
 class UBootFastboot(FastbootDevice):
-    """environment  variables; `fastboot.edge-buffer` and `fastboot.edge-disk` are its consent
-    ram          what `mmc read` fills, at BASE
-    reads        sectors that were read
+    """A simulated U-Boot in fastboot mode.
+
+    environment  variables; `fastboot.edge-buffer` and `fastboot.edge-disk` are its consent
+    ram          memory filled by `mmc read`, at BASE
+    reads        number of sectors read
     """
 
     environment: dict[str, str] = field(
@@ -50,7 +52,7 @@ class UBootFastboot(FastbootDevice):
         return [b"OKAY"] if self._shell(text) else [b"FAIL"]
 
     def _shell(self, text: str) -> bool:
-        """Whether the last command went well."""
+        """Whether the last command succeeded."""
         loop = _LOOP.match(text)
         if loop:
             name, words, body, rest = loop.groups()
@@ -129,7 +131,7 @@ class UBootFastboot(FastbootDevice):
 
 
 def _divided(text: str, mark: str) -> list[str]:
-    """At a mark that is in no quotes."""
+    """Split at a mark outside of quotes."""
     parts, quoted = [""], False
     at = 0
     while at < len(text):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fastboot device on a USB device controller of this machine, through the kernel's FunctionFS.
 
-Whoever has root makes a gadget in configfs, mounts its function `ffs.NAME`, calls `serve_functionfs` with that folder,
-and binds the gadget to a controller; without such hardware, to the one of the module dummy_hcd, whose devices are
-plugged into the same machine. docs/simulator.md has the commands.
+As root, make a gadget in configfs, mount its function `ffs.NAME`, call `serve_functionfs` with that folder, and bind
+the gadget to a controller; without such hardware, to that of the module dummy_hcd, whose devices are plugged into the
+same machine. docs/simulator.md has the commands.
 
 Linux: Documentation/usb/functionfs.rst, include/uapi/linux/usb/functionfs.h, include/uapi/linux/usb/ch9.h.
 """
@@ -29,39 +29,39 @@ FULL_SPEED, HIGH_SPEED = 1, 2
 INTERFACE, ENDPOINT, BULK = 4, 5, 2
 """USB_DT_INTERFACE, USB_DT_ENDPOINT, USB_ENDPOINT_XFER_BULK"""
 IN, OUT = 0x81, 0x02
-"""addresses of the endpoints; the kernel chooses others where the controller wants them"""
+"""endpoint addresses; the kernel chooses others if the controller requires it"""
 PACKETS = {FULL_SPEED: 64, HIGH_SPEED: 512}
 """bytes of a bulk packet at each speed (USB 2.0, 5.8.3)"""
 PACKET = max(PACKETS.values())
-LARGEST = 1 << 16  # bytes of one read, and of one write
+LARGEST = 1 << 16  # bytes of one read or write
 ENGLISH = 0x409
 _HEAD, _STRINGS_HEAD = Struct("<IIIII"), Struct("<IIIIH")
 _INTERFACE, _ENDPOINT = Struct("<BBBBBBBBB"), Struct("<BBBBHB")
 
 
 def descriptors() -> bytes:
-    """What FunctionFS wants first: one interface with a bulk endpoint each way, at full and at high speed."""
+    """The first block for FunctionFS: one interface with a bulk endpoint each way, at full and at high speed."""
     body = b""
     for packet in PACKETS.values():
         body += _INTERFACE.pack(_INTERFACE.size, INTERFACE, 0, 0, 2, CLASS, SUBCLASS, PROTOCOL, 1)
         for address in (IN, OUT):
             body += _ENDPOINT.pack(_ENDPOINT.size, ENDPOINT, address, BULK, packet, 0)
-    count = 3  # descriptors of each speed
+    count = 3  # descriptors per speed
     return _HEAD.pack(DESCRIPTORS, _HEAD.size + len(body), FULL_SPEED | HIGH_SPEED, count, count) + body
 
 
 def strings() -> bytes:
-    """What it wants second: the interface's name."""
+    """The second block: the interface's name."""
     text = b"fastboot\0"
     return _STRINGS_HEAD.pack(STRINGS, _STRINGS_HEAD.size + len(text), 1, 1, ENGLISH) + text
 
 
 @contextmanager
 def serve_functionfs(device: FastbootDevice, folder: Path) -> Iterator[None]:
-    """The device behind the FunctionFS that is mounted at `folder`; its gadget can be bound from now on.
+    """Serve the device behind the FunctionFS mounted at `folder`; its gadget can be bound from now on.
 
-    Unbind the gadget before the block ends: its end waits for the transfer that is at work. Raises OSError where the
-    kernel refuses.
+    Unbind the gadget before the block ends: its end waits for the transfer in progress. Raises OSError if the kernel
+    refuses.
     """
     control = os.open(folder / "ep0", os.O_RDWR)
     try:
@@ -82,9 +82,9 @@ def serve_functionfs(device: FastbootDevice, folder: Path) -> Iterator[None]:
 
 
 def converse(device: FastbootDevice, read: Callable[[int], bytes], write: Callable[[bytes], object]) -> None:
-    """Messages in, answers out, until an endpoint fails: the gadget is unbound, or the host's side has gone.
+    """Messages in, answers out, until an endpoint fails: the gadget is unbound, or the host has gone.
 
-    read(size) is a transfer: it ends after a packet that is not full, or after `size` bytes.
+    read(size) is a transfer: it ends after a short packet, or after `size` bytes.
     """
     with suppress(OSError):
         while True:
@@ -95,6 +95,6 @@ def converse(device: FastbootDevice, read: Callable[[int], bytes], write: Callab
 
 
 def reading(missing: int) -> int:
-    """Bytes to read where `missing` are to come, or a command: whole packets, so that none is cut, and no more of them,
-    because only a packet that is not full, or the last one that was asked for, ends a read."""
+    """Bytes to read if `missing` are still to come, or a command: whole packets, so that none is cut, and no more than
+    needed, because a read only ends with a short packet or with the last one requested."""
     return min(max(-(-missing // PACKET), 1) * PACKET, LARGEST)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small disk images of a board with slots, for tests: nothing in them runs, but all that a flash or a boot chain checks
-is there. A boot image names its system by root hash, a system has a real hash tree, and versions differ in few blocks.
+"""Small disk images of a board with slots, for tests: nothing in them can run, but they have everything that a flash or
+a boot chain checks. A boot image names its system by root hash, a system has a real hash tree, and versions differ in
+few blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BOOT, SYSTEM, MISC, DATA = 12 * KIB, 48 * KIB, 384 * KIB, 8 * KIB
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of the partitions, multiples of 4096; `slots` in the order of the board."""
+    """Bytes of the partitions, multiples of 4096; `slots` in the board's order."""
 
     boot: int = BOOT
     system: int = SYSTEM
@@ -42,7 +43,7 @@ class Sizes:
 
 
 def system_image(path: Path, version: int, size: int, blocks: int, changed: int = 3) -> System:
-    """Data of `blocks` blocks, of which a few differ between versions, with a hash tree."""
+    """Data of `blocks` blocks, a few of which differ between versions, with a hash tree."""
     common, own = random.Random(1), random.Random(version)
     data = [common.randbytes(4096) for _ in range(blocks)]
     for index in own.sample(range(blocks), min(changed, blocks)) if version > 1 else ():
@@ -55,15 +56,15 @@ def system_image(path: Path, version: int, size: int, blocks: int, changed: int 
 
 
 def boot_image(system: System, version: int, size: int) -> bytes:
-    """The head of a flattened tree (magic and length), root hash, offset of its tree, filling, and the sha256 of all
-    that for a signature."""
+    """The header of a flattened tree (magic and length), root hash, offset of its tree, filler, and the sha256 of all
+    that as a signature."""
     body = MAGIC + size.to_bytes(4, "big") + system.root_hash + system.hash_offset.to_bytes(8, "little")
     body += random.Random(-version).randbytes(size - len(body) - 32)
     return body + hashlib.sha256(body).digest()
 
 
 def opened(read: Read, size: int) -> System | None:
-    """What a boot image says, if it is whole."""
+    """What a boot image names, if it is intact."""
     head = read(0, 48)
     length = int.from_bytes(head[4:8], "big")
     if head[:4] != MAGIC or not 80 <= length <= size:

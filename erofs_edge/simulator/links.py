@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links that lose, repeat, reorder, cut and corrupt what goes over them, the same way each time.
+"""Links that lose, repeat, reorder, cut and corrupt data, the same way each time.
 
-A link here takes what was sent and gives what arrives: packets for datagrams, bytes for lines. It counts time and does
-not wait.
+A link takes what was sent and returns what arrives: packets for datagrams, bytes for lines. It counts time but does not
+wait.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from random import Random
 
 @dataclass(slots=True)
 class BadPackets:
-    """Datagrams on a bad link; what `serve_udp` takes as its `fault`. Rates are chances from 0 to 1, for each packet.
+    """Datagrams on a bad link, usable as the `fault` of `serve_udp`. Rates are probabilities from 0 to 1 per packet.
 
-    A packet that is late arrives after the next one.
+    A late packet arrives after the next one.
     """
 
     random: Random
@@ -41,9 +41,9 @@ class BadPackets:
 
 @dataclass(slots=True)
 class BadLine:
-    """Bytes on a bad line: a byte is lost, doubled or has a bit flipped with these chances.
+    """Bytes on a bad line: each may be lost, doubled or have a bit flipped with these probabilities.
 
-    `seconds` is how long the line was busy, at `rate` bytes a second (0 takes no time); it is gone for good after
+    `seconds` is how long the line was busy, at `rate` bytes per second (0 takes no time); the line dies for good after
     `dies_after` bytes.
     """
 
@@ -80,7 +80,7 @@ class BadLine:
 
 
 def flipped(data: bytes, random: Random) -> bytes:
-    """The data with one bit another."""
+    """The data with one bit flipped."""
     changed = bytearray(data)
     changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
     return bytes(changed)

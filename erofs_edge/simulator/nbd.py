@@ -22,7 +22,7 @@ EXPORT = "disk"
 
 
 class NbdWire:
-    """A client's wire: what is sent is served at once, the answers wait to be received."""
+    """A client's wire: what is sent is served at once, and the answers wait to be received."""
 
     def __init__(self, disk: SimulatedDisk) -> None:
         self.disk = disk
@@ -47,7 +47,7 @@ class NbdWire:
         raise OSError(errno.EOPNOTSUPP, "the simulated server has no TLS")
 
     def close(self) -> None:
-        """The client has gone."""
+        """The client has disconnected."""
 
     def _serve(self, said: bytes) -> None:
         feed = self._session.feed
@@ -86,6 +86,6 @@ class NbdWire:
 
 
 def connect(disk: SimulatedDisk) -> Connection:
-    """A client of ours, connected to a server that exports the disk."""
+    """Our client, connected to a server that exports the disk."""
     address = Address("nbd://simulated/disk", EXPORT, "simulated")
     return Connection(address, wire=NbdWire(disk))

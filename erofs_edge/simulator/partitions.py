@@ -10,18 +10,18 @@ from erofs_edge.errors import FormatError
 from erofs_edge.simulator.disk import SimulatedDisk
 
 SECTOR = 512
-TABLE = 34 * SECTOR  # bytes at either end that hold all of a table
+TABLE = 34 * SECTOR  # bytes at either end that contain a whole table
 
 
 class Window:
-    """A stretch of a disk that is read and written like a bytearray, by slices."""
+    """A part of a disk, read and written like a bytearray, by slices."""
 
     def __init__(self, disk: SimulatedDisk, start: int, size: int) -> None:
         self._disk, self._start, self._size = disk, start, size
 
     @property
     def start(self) -> int:
-        """Of its first byte on the disk."""
+        """Offset of its first byte on the disk."""
         return self._start
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class Window:
 
 
 class DiskPartitions(Mapping[str, Window]):
-    """What the disk's table says at each moment."""
+    """The partitions in the disk's current table."""
 
     def __init__(self, disk: SimulatedDisk) -> None:
         self.disk = disk
@@ -56,9 +56,9 @@ class DiskPartitions(Mapping[str, Window]):
         return len(self._places())
 
     def write_table(self, raw: bytes) -> None:
-        """A protective MBR and a GPT as they stand at a disk's start; the backup is made from them.
+        """Write a protective MBR and a GPT, given as the start of a disk; the backup is made from them.
 
-        Raises FormatError where that is no table, or one for a larger disk.
+        Raises FormatError if it is not a table, or one for a larger disk.
         """
         size = self.disk.size
         table = gpt.decode(lambda offset, length: raw[offset : offset + length], size, SECTOR)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Power cuts: from what a disk was given, what may be on its medium when the power goes.
+"""Power cuts: derive from what a disk was given what may be on its medium after a power loss.
 
-An operation is run once on a disk that keeps a log; each cut is then made from the log, without running it again.
+An operation runs once on a disk that keeps a log; each cut is then computed from the log, without running it again.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from erofs_edge.simulator.disk import SECTOR, Cache, Write
 
 
 def cut(before: bytes | bytearray, log: Sequence[Write], count: int, cache: Cache, random: Random) -> bytearray:
-    """What is on a medium that held `before`, if the power goes while operation `count` of the log is under way.
+    """The content of a medium that held `before`, if the power fails while operation `count` of the log is in progress.
 
-    `count` from 0 to len(log); at len(log) all is done, but what was not flushed is still in the cache.
+    `count` from 0 to len(log); at len(log) everything is done, but what was not flushed is still in the cache.
     """
     medium = bytearray(before)
     done, current = log[:count], log[count : count + 1]
@@ -35,7 +35,7 @@ def cut(before: bytes | bytearray, log: Sequence[Write], count: int, cache: Cach
 def cuts(
     before: bytes | bytearray, log: Sequence[Write], cache: Cache, random: Random
 ) -> Iterator[tuple[int, bytearray]]:
-    """(operation, medium) after every write and every flush, and before the first: len(log) + 1 of them."""
+    """(operation, medium) before the first operation and after every write and flush: len(log) + 1 of them."""
     for count in range(len(log) + 1):
         yield count, cut(before, log, count, cache, random)
 
@@ -47,7 +47,7 @@ def _some_sectors(medium: bytearray, write: Write, count: int) -> None:
 
 
 def _any_sectors(medium: bytearray, pending: list[Write], cache: Cache, random: Random) -> None:
-    """Of what was in the cache, in any order: all, nothing or some sectors of each write; one may be torn."""
+    """What was in the cache, in any order: all, nothing or some sectors of each write; one may be torn."""
     pieces: list[tuple[int, bytes]] = []
     for write in random.sample(pending, len(pending)):
         kind = random.randrange(3)

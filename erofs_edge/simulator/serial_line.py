@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A serial line in a time of its own: bytes take their ten bits, and faults happen where they are wanted.
+"""A serial line in simulated time: each byte takes its ten bits, and faults happen where they are wanted.
 
-`SerialLine` is a port for the host's side (`transport.serial.port.Port`), so the same code that drives a real port
-drives this one; an hour on the line passes in seconds, and no test depends on the machine it runs on.
+`SerialLine` is a port for the host's side (`transport.serial.port.Port`), so the code that drives a real port drives
+this one as well. An hour on the line passes in seconds, and no test depends on the speed of the machine it runs on.
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ from collections.abc import Callable, Generator
 from typing import Protocol
 
 BITS = 10
-BUFFER = 4096  # bytes that a port takes before a write waits
-FIFO = 32  # bytes that a UART holds while nobody reads it
+BUFFER = 4096  # bytes that a port accepts before a write blocks
+FIFO = 32  # bytes that a UART holds while nothing reads it
 
 Fault = Callable[[str, int, int], bytes]
 """fault("to device" or "to host", number of the byte, the byte): what comes out at the other end"""
 Program = Generator[float | None, int | None, None]
-"""A device: it yields for how long it waits for a byte (None: forever) and is sent that byte, or None"""
+"""a device: it yields how long it waits for a byte (None: forever) and is sent that byte, or None"""
 
 
 class Device(Protocol):
-    """What is at the other end."""
+    """What is at the other end of a line."""
 
     baud: int
 
     def boot(self, line: Line) -> Program:
-        """The program; it says things with `line.emit` and spends time with `line.busy`."""
+        """The program; it sends with `line.emit` and spends time with `line.busy`."""
         ...
 
 
 class Line(Protocol):
-    """What a device has of its line."""
+    """The device's view of its line."""
 
     def emit(self, data: bytes) -> None:
-        """Say something."""
+        """Send data."""
         ...
 
     def busy(self, seconds: float) -> None:
-        """Do something else for a while."""
+        """Be occupied with something else for a while."""
         ...
 
 
 def no_fault(_way: str, _number: int, byte: int) -> bytes:
-    """A line that keeps every byte as it is."""
+    """A line that delivers every byte unchanged."""
     return bytes([byte])
 
 
 class SerialLine:
-    """The host's end. `now` is the host's time, seconds; `delivered` counts bytes that came out at the device."""
+    """The host's end. `now` is the host's time, seconds; `delivered` counts bytes that reached the device."""
 
     def __init__(self, device: Device, baud: int, *, fault: Fault = no_fault, latency: float = 0.0) -> None:
         self.name = "line"
@@ -71,7 +71,7 @@ class SerialLine:
     # the host's side
 
     def write(self, data: bytes) -> None:
-        """Takes as long as the line where more than BUFFER bytes are waiting already."""
+        """Takes as long as on the line if more than BUFFER bytes are waiting already."""
         step = BITS / self.baud
         if self._fault is no_fault and self.baud == self._device.baud:
             free = max(self._down_free, self.now)
@@ -89,7 +89,7 @@ class SerialLine:
         self.now = max(self.now, self._down_free - BUFFER * step)
 
     def read(self, wait: float) -> bytes:
-        """What has come; waits for the first byte of it for `wait` seconds."""
+        """What has arrived; waits up to `wait` seconds for its first byte."""
         deadline = self.now + wait
         while not self._up or self._up[0][0] > self.now:
             if self._up and self._up[0][0] <= deadline:
@@ -108,12 +108,12 @@ class SerialLine:
         self.baud = baud
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
     # the device's side
 
     def emit(self, data: bytes) -> None:
-        """The device says something; it waits where its FIFO is full."""
+        """The device sends data; it waits while its FIFO is full."""
         step = BITS / self._device.baud
         for byte in data:
             self._up_free = max(self._up_free, self._clock) + step
@@ -125,12 +125,12 @@ class SerialLine:
         self._clock = max(self._clock, self._up_free - FIFO * step)
 
     def busy(self, seconds: float) -> None:
-        """The device does something else; what its FIFO does not hold is lost."""
+        """The device is occupied with something else; what its FIFO cannot hold is lost."""
         self._clock += seconds
         self._was_busy = True
 
     def _step(self, until: float) -> bool:
-        """Let the device have its next byte, or run into its deadline. False where neither happens by `until`."""
+        """Give the device its next byte, or let its deadline expire. False if neither happens by `until`."""
         if self._was_busy:
             self._was_busy = False
             while len(self._down) > FIFO and self._down[FIFO][0] <= self._clock:
@@ -156,14 +156,14 @@ class SerialLine:
 
 
 class QuickLine:
-    """A line that takes no time and spoils nothing, for tests of what is said and not of when: a hundred times faster
-    than `SerialLine`. Who waits for a byte waits in vain only where the other end has waited that long, too."""
+    """A line that takes no time and corrupts nothing, for tests of what is sent and not of when: a hundred times faster
+    than `SerialLine`. A wait for a byte only times out once the other end has waited that long, too."""
 
     def __init__(self, device: Device) -> None:
         self.name = "line"
         self._in: deque[int] = deque()
         self._out = bytearray()
-        self._waited = 0.0  # seconds, by the device, for its next byte
+        self._waited = 0.0  # seconds that the device has waited for its next byte
         self._program = device.boot(self)
         self._wait = next(self._program)
 
@@ -173,7 +173,7 @@ class QuickLine:
         self._in.extend(data)
 
     def read(self, wait: float) -> bytes:
-        """What the device has said once it has heard all; where that is nothing, after `wait` seconds."""
+        """What the device has sent after receiving everything; if that is nothing, after `wait` seconds."""
         while self._in:
             self._resume(self._in.popleft())
         until = self._waited + wait
@@ -186,19 +186,19 @@ class QuickLine:
         return heard
 
     def set_baud(self, baud: int) -> None:
-        """There is none."""
+        """Nothing to do: there is no rate."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
     # the device's side
 
     def emit(self, data: bytes) -> None:
-        """The device says something."""
+        """The device sends data."""
         self._out += data
 
     def busy(self, seconds: float) -> None:
-        """It takes no time here."""
+        """Takes no time here."""
 
     def _resume(self, byte: int | None) -> None:
         self._waited = 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slow link: a proxy for TCP that lets bytes through at a rate, each after a delay. Connections share the rate."""
+"""A slow link: a TCP proxy that passes bytes at a given rate, each after a delay. Connections share the rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from typing import Self
 
 PIECE = 16 << 10
-AHEAD = 64  # pieces under way: 1 MiB, more than any link here holds
+AHEAD = 64  # pieces in flight: 1 MiB, more than any link here holds
 
 
 class _Direction:
@@ -27,9 +27,9 @@ class _Direction:
 
 
 class ShapedProxy:
-    """In front of a port of this machine. Use it as a context manager; `port` is where clients connect.
+    """A proxy for a port of this machine. Use it as a context manager; clients connect to `port`.
 
-    rate   bytes a second, each way
+    rate   bytes per second, each way
     delay  seconds one way: half a round trip
     """
 
@@ -71,7 +71,7 @@ class ShapedProxy:
         except OSError:
             writer.close()
             return
-        # asyncio's own callback of a server's tasks cannot deal with one that was cancelled
+        # asyncio's own callback for a server's tasks cannot handle a cancelled one
         ended = contextlib.suppress(asyncio.CancelledError)
         with contextlib.closing(writer), contextlib.closing(far_writer), ended:
             await asyncio.gather(
@@ -81,7 +81,7 @@ class ShapedProxy:
             )
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Direction) -> None:
-        """Bytes from one end to the other, in their order; an end that closes closes the other."""
+        """Pass bytes from one end to the other, in order; when one end closes, the other is closed."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(AHEAD)
         deliver = asyncio.ensure_future(self._deliver(queue, writer))
         try:
@@ -105,6 +105,6 @@ class ShapedProxy:
 
 
 async def _ended(tasks: set[asyncio.Task[None]]) -> None:
-    """Wait for what was cancelled: a loop that is closed before that leaves sockets open and complains."""
+    """Wait for what was cancelled: a loop closed before that leaves sockets open and complains."""
     await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.sleep(0)  # sockets are closed by the loop's next turn
+    await asyncio.sleep(0)  # sockets are closed in the loop's next iteration

@@ -15,10 +15,12 @@ BLOCK = 4096
 
 
 class SimulatedTarget(PlainTarget):
-    """abilities  what it can do; `hash_name` 'sha256' or 'crc32'
+    """A simulated disk as a target.
+
+    abilities  what it can do; `hash_name` 'sha256' or 'crc32'
     short      bytes that one write takes at most
-    sent       bytes of data and deltas that were handed over
-    answered   bytes of data and digests that were handed back
+    sent       bytes of data and deltas received by the target
+    answered   bytes of data and digests returned by it
     copied, patched  bytes that were made inside the target"""
 
     def __init__(
@@ -122,7 +124,7 @@ class SimulatedTarget(PlainTarget):
         self.finished = True
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
     def _need(self, ability: Ability) -> None:
         if ability not in self._abilities:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A U-Boot console that is not there: autoboot, the hush shell's line, the commands that flashing uses, `loady`.
+"""A simulated U-Boot console: autoboot, the hush shell's command line, the commands that flashing uses, `loady`.
 
-What it does wrong, and how long it takes for it, is as in U-Boot 2025.01 (common/xyzModem.c, common/cli_readline.c):
-a receiver of files waits for two seconds of silence after a bad head, answers a repeated block, and gives up after
-twenty tries.
+Its mistakes, and the time that they take, are those of U-Boot 2025.01 (common/xyzModem.c, common/cli_readline.c): a
+file receiver waits for two seconds of silence after a bad header, answers a repeated block, and gives up after twenty
+tries.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class UBoot:
 
     disk      its contents
     kind      what it is: virtio 0, usb 0 once it was looked for, or mmc 0 beside a slot without a card
-    crc_name  as it calls its checksum: crc32, or CRC32 where it has no other hash (common/hash.c)
-    variables of its environment, which say what board it is
-    lost      commands that this build does not have
-    bauds     rates that `setenv baudrate` takes
-    deaf      rates that it switches to and then hears nothing at
+    crc_name  its name for the checksum: crc32, or CRC32 if it has no other hash (common/hash.c)
+    variables of its environment, which identify the board
+    lost      commands that this build lacks
+    bauds     rates that `setenv baudrate` accepts
+    deaf      rates that it switches to but then receives nothing at
     on_write  called with (offset, data) before each write to the disk; what it returns is written. It may raise Reset
-    log       command lines, as they were run
+    log       command lines, as run
     """
 
     disk: bytearray
@@ -53,12 +53,12 @@ class UBoot:
     prompt: bytes = b"=> "
     memory: bytearray = field(default_factory=lambda: bytearray(64 << 20))
     log: list[str] = field(default_factory=list)
-    received: int = 0  # blocks that were taken
-    refused: int = 0  # blocks that were asked for again
+    received: int = 0  # number of accepted blocks
+    refused: int = 0  # number of blocks requested again
     code: int = 0
 
     def boot(self, line: Line) -> Program:
-        """From power on: the countdown, then the prompt."""
+        """From power-on: the countdown, then the prompt."""
         self._line = line
         line.emit(b"\r\nU-Boot 2025.01-sim\r\n\r\nDRAM:  256 MiB\r\n\x1b[?25hHit any key to stop autoboot:  2 ")
         if (yield 2.0) is None:
@@ -264,7 +264,7 @@ class _AbortedError(Exception):
 
 
 class _Receiver:
-    """The receiver of YMODEM, with its habits."""
+    """The receiver of YMODEM, with U-Boot's quirks."""
 
     def __init__(self, line: Line) -> None:
         self.line = line

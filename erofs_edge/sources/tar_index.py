@@ -33,7 +33,7 @@ def index_tars(paths: Sequence[Path], *, layers: bool = False) -> FileTree:
         if codec != "none":
             raise SourceError(f"the archive is compressed ({codec})", where=where, hint="unpack it first")
         members = read_members(path, where)
-        if not members and not layers:  # an archive begins with its end, and so does much that is none
+        if not members and not layers:  # an empty archive is only an end marker, as much else begins
             raise SourceError("not a tar archive, or an empty one", where=where)
         if len(paths) == 1 and not layers:
             return tree_of(members, path, where)

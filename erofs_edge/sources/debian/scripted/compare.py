@@ -82,7 +82,7 @@ def read_explanations(path: Path | None = None) -> list[Explanation]:
         found = msgspec.convert(YAML(typ="safe").load(text) or [], list[Explanation])
     except OSError as error:
         raise ManifestError(f"cannot read: {error.strerror}", where=str(path)) from error
-    except (YAMLError, msgspec.ValidationError, ValueError, RecursionError) as error:  # the parser's ways to give up
+    except (YAMLError, msgspec.ValidationError, ValueError, RecursionError) as error:  # what the parser may raise
         raise ManifestError(f"not a list of explanations: {error}", where=str(path), hint=ENTRIES) from error
     matcher([one.path for one in found], lambda _: str(path))
     return found
