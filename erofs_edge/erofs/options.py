@@ -85,7 +85,7 @@ class WriteOptions(Record):
     inode_form    'auto', or a single form for all inodes; 'compact' fails if a value does not fit
     checksum      store the superblock's checksum
     wide          use the forms introduced with 48-bit addresses in Linux 6.15 even if no address needs them: compact
-                  inodes keep the seconds of their times, and compressed files get the shortest of all indexes
+                  inodes keep the seconds of their times, and compressed files get whichever index is shortest
     full_index    use full indexes for compressed files: 8 bytes per block, readable without support for the compact
                   forms
     chunk_size    bytes, a power of two from block_size to 16 MiB: uncompressed files become chunk-based and equal

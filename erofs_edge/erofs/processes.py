@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work of many small Python steps on several processors: forked processes, which share nothing but what was read.
+"""Distribute work of many small Python steps to several processors: forked processes, which share nothing but what was
+read.
 
-Threads take turns at such work and lose time doing so.
+Threads would take turns at such work, and lose time doing so.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MALLOC_KEEPS = ((-3, 32 << 20), (-1, 128 << 20))
 """M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h, in bytes"""
 LARGE = 4 << 20  # bytes
-_NO_SUCH_CALL = (OSError, AttributeError, TypeError)  # in the C library; the last where there is none (Windows)
+_NO_SUCH_CALL = (OSError, AttributeError, TypeError)  # the last if there is no C library (Windows)
 
 
 def keep_memory() -> None:
-    """Have this process use freed memory again instead of giving it back, where its C library is glibc: every page that
-    it gets anew costs a fault. For processes that do the same over and over."""
+    """With glibc, let this process reuse freed memory instead of returning it: every newly obtained page costs a fault.
+    For processes that do the same thing over and over."""
     import ctypes
 
     with suppress(*_NO_SUCH_CALL):
@@ -38,8 +39,8 @@ def keep_memory() -> None:
 
 
 def give_back_large_memory() -> None:
-    """Have this process give back what is large as soon as it is freed, where its C library is glibc, which comes to
-    keep such memory between what its threads still use."""
+    """With glibc, let this process return large blocks of memory as soon as they are freed; otherwise glibc tends to
+    keep them between what its threads still use."""
     import ctypes
 
     with suppress(*_NO_SUCH_CALL):
@@ -47,8 +48,8 @@ def give_back_large_memory() -> None:
 
 
 def give_back_free_memory() -> None:
-    """Have this process give back what it freed, where its C library is glibc, which keeps that between what is in use:
-    for the end of a step that took much more memory than what follows needs."""
+    """With glibc, return freed memory to the system, which otherwise is kept between memory in use. For the end of a
+    step that took much more memory than the following ones need."""
     import ctypes
 
     with suppress(*_NO_SUCH_CALL):
@@ -56,19 +57,20 @@ def give_back_free_memory() -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent`, which forked it, ends, however that happens, where it can."""
+    """Have the kernel kill this process when `parent`, which forked it, ends for whatever reason, where supported."""
     import ctypes
 
     with suppress(*_NO_SUCH_CALL):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before we asked
+    if os.getppid() != parent:  # it ended before the call
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def forked(shares: Sequence[Sequence[Task]], work: Callable[[Task], Result]) -> Iterator[Result]:
-    """The results of `work` on every task, in any order, each share in a process of its own.
+    """Yield the results of `work` for every task, in any order, with one process per share.
 
-    Raises what `work` raised first, and ErofsEdgeError where a process was killed. Processes end with the iterator.
+    Raises the first exception of `work`, and ErofsEdgeError if a process was killed. The processes end with the
+    iterator.
     """
     from multiprocessing import get_context
     from multiprocessing.connection import Connection, wait
@@ -107,8 +109,8 @@ def forked(shares: Sequence[Sequence[Task]], work: Callable[[Task], Result]) -> 
 
 
 def _child(parent: int, pipe: Connection, share: Sequence[Task], work: Callable[[Task], Result]) -> None:
-    end_with_parent(parent)  # it may be killed: nobody wants what we write then
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends us
+    end_with_parent(parent)  # it may be killed; then nobody wants our results
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, too, and ends us
     with suppress(BrokenPipeError):
         try:
             for task in share:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Board files and manifests as checked values that remember where each of them was said."""
+"""Load board files and manifests as checked values that remember where each of them was written."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ T = TypeVar("T", Board, System)
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[T]):
-    """A board or a system, resolved.
+    """A resolved board or system.
 
-    value   `extends` is applied and None; paths of the host are absolute
-    path    the file that was asked for
-    files   every file that was read, `path` first, the base of the bases last
+    value   with `extends` applied and set to None; host paths are absolute
+    path    the file that was requested
+    files   every file that was read: `path` first, the innermost base last
     digest  SHA-256 (hex) of the resolved form with paths relative to `path`: the same in every checkout
     """
 
@@ -43,35 +43,35 @@ class Loaded(Generic[T]):
     root: Mapping
 
     def position(self, pointer: str) -> str:
-        """``file:line:column`` of a pointer such as ``disk.partitions.boot`` or ``packages.0``.
+        """Return ``file:line:column`` of a pointer such as ``disk.partitions.boot`` or ``packages.0``.
 
-        Where that is a default, of the nearest thing around it that is written.
+        For a default value, return the position of the nearest enclosing thing that is written.
         """
         mark, _ = _find(self.root, pointer.split(".") if pointer else [])
         return str(mark)
 
     def is_written(self, pointer: str) -> bool:
-        """Whether the pointer is said in one of the files (else it is a default)."""
+        """Whether the value is written in one of the files (otherwise it is a default)."""
         _, left = _find(self.root, pointer.split(".") if pointer else [])
         return not left
 
     def error(self, pointer: str, message: str, *, hint: str | None = None) -> ManifestError:
-        """An error at a pointer, to be raised."""
+        """Return an error at a pointer, to be raised."""
         return ManifestError(message, where=self.position(pointer), hint=hint)
 
 
 def load_board(path: Path | str) -> Loaded[Board]:
-    """A board file, or a stock board by its name. Raises ManifestError with the position of what is wrong."""
+    """Load a board file, or a stock board by name. Raises ManifestError with the position of what is wrong."""
     return _load(find(Path(path), ("boards",)), Board, check_board)
 
 
 def load_system(path: Path | str) -> Loaded[System]:
-    """A manifest, or a stock one by its name. Raises ManifestError with the position of what is wrong."""
+    """Load a manifest, or a stock one by name. Raises ManifestError with the position of what is wrong."""
     return _load(find(Path(path), ("manifests",)), System, check_system)
 
 
 def load_any(path: Path | str) -> Loaded[Board] | Loaded[System]:
-    """A board file or a manifest, whichever it is. Raises ManifestError."""
+    """Load a board file or a manifest, whichever it is. Raises ManifestError."""
     path = find(Path(path))
     root, files = read_extended(path)
     if "board" not in root.entries and "system" not in root.entries:
