@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare whatever two paths name: folders of builds or releases, disks, images, FITs, vbmeta, any files."""
+"""Compare what two paths name: folders of builds or releases, disks, images, FITs, vbmeta images, or any files."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _SLICE = 4 << 20
 
 
 def compare_paths(old: Path, new: Path) -> Report:
-    """Everything that differs between what two paths name.
+    """Report everything that differs between what two paths name.
 
-    Raises ErofsEdgeError where one cannot be read, UsageError for a folder against a file, and for a pipe or a device,
-    whose size says nothing. What is damaged is compared as bytes, and its damage told.
+    Raises ErofsEdgeError if either cannot be read, and UsageError for a folder compared with a file and for pipes and
+    devices, which have no meaningful file size. Damaged input is compared as bytes, and the damage is reported.
     """
     for path in (old, new):
         if not path.exists():
@@ -79,12 +79,14 @@ def _folders(old: Path, new: Path, report: Report, depth: int) -> None:
 
 
 def _partitions(folder: Path) -> set[str]:
-    """Names of disk images in a build's folder: what is in their partitions lies beside them as files."""
+    """Names of the disk images in a build's folder; the contents of their partitions lie beside them as files."""
     return {"disk.img"} if (folder / "release.json").is_file() and (folder / "disk.img").is_file() else set()
 
 
 def _disk_of_files(old: Path, new: Path, report: Report) -> None:
-    """A build's disk: its table and what stands in no other file; the rest is told where the file is compared."""
+    """Compare a build's disk: its table, and what is in no other file. The rest is reported where its file is
+    compared.
+    """
     report.compared.append(report.place())
     tables = find_table(old), find_table(new)
     if tables[0] is None or tables[1] is None:
@@ -104,7 +106,7 @@ def _disk_of_files(old: Path, new: Path, report: Report) -> None:
 
 
 def _file_of(partition: Path, folder: Path) -> str | None:
-    """The file of a folder that a partition starts with."""
+    """The file in the folder that a partition's content starts with."""
     with partition.open("rb") as handle:
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") or path.name == "disk.img" or not path.is_file():
@@ -122,7 +124,7 @@ def _file_of(partition: Path, folder: Path) -> str | None:
 
 
 def compare_files(old: Path, new: Path, report: Report) -> None:
-    """Two files by what they are; equal bytes end it."""
+    """Compare two files according to their formats, unless their bytes are equal."""
     report.compared.append(report.place() or old.name)
     if _same_bytes(old, new):
         return
@@ -148,7 +150,7 @@ def _by_table(old: Path, new: Path, report: Report) -> bool:
 
 
 def _partition(old: Path, new: Path, report: Report) -> None:
-    """Two files that are no disks."""
+    """Compare two files that are not disks."""
     kinds = kind_of(old), kind_of(new)
     if kinds[0] != kinds[1]:
         report.add(Change("file", "", "kind", kinds[0], kinds[1]))
@@ -214,7 +216,7 @@ def _value(path: Path) -> object:
 
 
 def compare_values(where: str, old: object, new: object, report: Report) -> None:
-    """Two JSON values, key by key."""
+    """Compare two JSON values, key by key."""
     if isinstance(old, dict) and isinstance(new, dict) and where.count("/") < DEPTH_MAX:
         for key in [*old, *(key for key in new if key not in old)]:
             if key not in old or key not in new:
@@ -243,7 +245,7 @@ def _same_bytes(old: Path, new: Path) -> bool:
 
 
 def _first(old: Path, new: Path) -> int:
-    """The slice in which two files differ first, or the size of the shorter one."""
+    """The slice at which two files first differ, or the size of the shorter one."""
     size = min(old.stat().st_size, new.stat().st_size)
     with old.open("rb") as one, new.open("rb") as other:
         for offset in range(0, size, _SLICE):

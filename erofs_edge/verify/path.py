@@ -46,14 +46,15 @@ def verify_path(
     jobs: int | None = None,
     policy: Policy | None = None,
 ) -> Verdict:
-    """Everything at a path, or in what an export reads, checked against a public key.
+    """Verify everything at a path, or in what an export reads, with a public key.
 
-    name       what messages call it (default: the path's last part)
-    signature  of a system image's root hash, PKCS#7 or JSON, or of a record; by default what lies beside it
-    policy     whose Sigstore bundle there is besides, over a build's record
+    name       what messages call it (default: the last part of the path)
+    signature  a signature file to use instead of the one found beside the path: of a system image's root hash (PKCS#7
+               or JSON), or of a record
+    policy     who must have signed the Sigstore bundle over a build's record, checked in addition to the key
 
-    Raises ErofsEdgeError only where the path cannot be read, UsageError for a signature of what has its own inside;
-    anything that is wrong is in the verdict.
+    Raises ErofsEdgeError only if the path cannot be read, and UsageError if `signature` is given for something that
+    contains its own. Anything that fails verification is reported in the verdict.
     """
     verdict = Verdict()
     if not isinstance(path, Path):
@@ -83,7 +84,9 @@ def _verify_file(
     signature: Path | None,
     jobs: int | None,
 ) -> None:
-    """`path`: None where it is no file of this machine, which has nothing beside it and is no record."""
+    """Verify one file. `path` is None if it is not a file of this machine: it then has nothing beside it and is no
+    record.
+    """
     walk = Walk(fd, key, verdict, jobs)
     whole = Part(name, 0, file_size(fd))
     magic = read_exactly(fd, 4, 0)
@@ -119,7 +122,7 @@ def _verify_file(
 
 
 def _refuse(signature: Path | None, what: str) -> None:
-    """Raises UsageError where a signature was named that nothing would look at."""
+    """Raises UsageError if a signature was named that nothing would check."""
     if signature is not None:
         raise UsageError(
             f"{what} has its signatures inside: --signature does not apply", where=str(signature),
@@ -128,7 +131,7 @@ def _refuse(signature: Path | None, what: str) -> None:
 
 
 def _check_sigstore(path: Path, policy: Policy, verdict: Verdict) -> None:
-    """The bundle beside the record in a folder, or beside a record."""
+    """Check the bundle beside the record in a folder, or beside a record."""
     record = path / RELEASE if path.is_dir() else path
     bundle = record.with_name(record.name + BUNDLE)
     with verdict.check(bundle.name, f"{policy.identity}, {policy.issuer}") as row:
@@ -142,7 +145,7 @@ def _check_sigstore(path: Path, policy: Policy, verdict: Verdict) -> None:
 
 
 def _verify_partition(walk: Walk, path: Path | None, whole: Part, signature: Path | None) -> None:
-    """A single image: with AVB's footer, or with a hash tree whose root hash is signed."""
+    """Verify a single image: with an AVB footer, or with a hash tree whose root hash is signed."""
     verdict, key = walk.verdict, walk.key
     at_end = whole.size - avb.FOOTER_SIZE
     if at_end >= 0 and walk.read(whole, at_end, 4) == avb.FOOTER_MAGIC:
@@ -174,7 +177,7 @@ def _verify_partition(walk: Walk, path: Path | None, whole: Part, signature: Pat
         if (raw := _read(found))[:1] == b"{":
             root, _, raw = parse_verity_signature(raw)
         else:
-            # PKCS#7 does not hold what it signs: the data does
+            # a PKCS#7 signature does not contain what it signs: the data is separate
             root = compute(sb, lambda offset, length: walk.read(whole, offset, length))
         row.digest = root.hex()
         verify_root_hash(raw, root, key)
@@ -190,7 +193,7 @@ def _described(raw: bytes) -> list[avb.Descriptor]:
     try:
         return avb.parse_vbmeta(raw)[0].descriptors
     except ErofsEdgeError:
-        return []  # verifying it will say so
+        return []  # verification will report it
 
 
 def _read(path: Path) -> bytes:
