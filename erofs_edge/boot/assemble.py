@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes a board start, from its packages: kernel, initramfs, signed FIT, U-Boot, firmware partition."""
+"""Make a board bootable from its packages: kernel, initramfs, signed FIT, U-Boot, firmware partition."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from erofs_edge.verity.fec import Layout
 from erofs_edge.verity.tree import VerityInfo
 
 STORAGE_MODULES = {"virtio": ("virtio_blk",), "mmc": ()}
-"""the drivers behind U-Boot's word for a disk; controllers of real boards are named in `boot.modules`"""
+"""drivers behind U-Boot's names for disks; controllers of real boards are named in `boot.modules`"""
 VERITY_MODULES = ("dm_verity",)
 EROFS_MODULES = ("erofs",)
 DATA_MODULES = ("ext4", "overlay")
 NETWORK_MODULES = ("virtio_net",)
-"""for repairs over the network, beside the drivers of the board's system"""
+"""for repairs over the network, in addition to the drivers of the board's system"""
 NETWORK_PATH = "kernel/drivers/net/"
 KERNEL = "kernel"
-"""of what is kept with a cache object: the modules of a kernel's package"""
+"""key of a cache object's memory: the modules of a kernel's package"""
 
 
 @dataclass(frozen=True, slots=True)
 class BootOutputs:
-    """What a board starts from.
+    """What a board boots from.
 
     fit             the signed FIT, the same for every slot
     u_boot          the boot loader
-    firmware_files  name to bytes for the firmware partition; None where the board has none
+    firmware_files  name → bytes for the firmware partition; None if the board has none
     kernel_version  as in /usr/lib/modules/VERSION
     """
 
@@ -59,11 +59,11 @@ class BootOutputs:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Kernel and initramfs, whatever they are packed into.
+    """Kernel and initramfs, however they are packed.
 
     tree       of the kernel's package
     version    as in /usr/lib/modules/VERSION
-    root_hash  of the system that the initramfs opens, and nothing else
+    root_hash  of the only system that the initramfs opens
     """
 
     tree: FileTree
@@ -73,9 +73,9 @@ class Start:
 
 
 def kernel_of(kernel_deb: Path, cache: Cache) -> KernelModules:
-    """The modules of a kernel's package with its tree, for the life of the cache object; they are only read.
+    """The modules of a kernel's package with its tree, kept as long as the cache object; read-only.
 
-    Raises SourceError for a package that is damaged or holds no kernel.
+    Raises SourceError for a package that is damaged or contains no kernel.
     """
     package = read_deb(kernel_deb, cache)
     kept: KernelModules | None = cache.kept.get((KERNEL, package))
@@ -85,8 +85,8 @@ def kernel_of(kernel_deb: Path, cache: Cache) -> KernelModules:
 
 
 def system_modules(names: Iterable[str], kernel_deb: Path, cache: Cache, *, epoch: int) -> FileTree:
-    """/usr/lib/modules/VERSION for the system partition: the modules that names and globs select with all that
-    they need, as the package has them, and the indexes that modprobe and udev read. An empty tree for none.
+    """/usr/lib/modules/VERSION for the system partition: the modules selected by names and globs, unchanged and with
+    their dependencies, and the indexes that modprobe and udev read. An empty tree for none.
 
     Raises SourceError for a module that the kernel does not have.
     """
@@ -109,7 +109,7 @@ def system_modules(names: Iterable[str], kernel_deb: Path, cache: Cache, *, epoc
 
 
 def wanted_firmware(names: Iterable[str], kernel_deb: Path, cache: Cache) -> list[str]:
-    """What the modules that names and globs select call the firmware that they load, with those that they need."""
+    """Names of the firmware files loaded by the modules that names and globs select, and by their dependencies."""
     kernel = kernel_of(kernel_deb, cache)
     modules = kernel.closure(kernel.select(names))
     return sorted({value for module in modules for key, value in modinfo(module.data) if key == "firmware"})
@@ -124,13 +124,13 @@ def build_start(
     epoch: int,
     cache: Cache,
 ) -> Start:
-    """Kernel and initramfs.
+    """Make kernel and initramfs.
 
-    config          as `init_config` makes it, with what else the init script is told
-    initramfs_debs  package name to file
-    epoch           seconds since 1970, the one time in the initramfs
+    config          from `init_config`, with any further values for the init script
+    initramfs_debs  package name → file
+    epoch           seconds since 1970, the only time in the initramfs
 
-    Raises SourceError where a package lacks what is needed.
+    Raises SourceError if a package lacks something that is needed.
     """
     kernel = kernel_of(kernel_deb, cache)
     programs = merged_tree(initramfs_debs, cache)
@@ -149,14 +149,14 @@ def build_boot(
     program: bytes | None = None,
     pack: Callable[[dict[str, bytes]], dict[str, bytes]] = dict,
 ) -> BootOutputs:
-    """Everything in front of the system partition.
+    """Make everything that runs before the system partition is opened.
 
     firmware  packages of boot loader and firmware by name
-    epoch     seconds since 1970, the one time in all outputs
-    program   the compiled U-Boot where the board has one built: it gets its device tree, key and script here
-    pack      what becomes of the firmware partition's files before they are put there
+    epoch     seconds since 1970, the only time in all outputs
+    program   the compiled U-Boot, if the board builds one: it gets its device tree, key and script here
+    pack      transforms the firmware partition's files before they are stored
 
-    Raises SourceError where a package lacks what is needed, ManifestError where the board does not fit together.
+    Raises SourceError if a package lacks something that is needed, ManifestError if the board is inconsistent.
     """
     images = fit_images(board, start, "initramfs")
     dtb = images["fdt"].data if "fdt" in images else None
@@ -177,8 +177,8 @@ def build_boot(
 
 
 def fit_images(board: Board, start: Start, kind: str) -> dict[str, Image]:
-    """What a FIT of the board holds, the device tree where U-Boot does not give its own. `kind` is of the initramfs, in
-    its description. Raises SourceError where the kernel's package lacks something."""
+    """The contents of a board's FIT, with the device tree unless U-Boot supplies its own. `kind` describes the
+    initramfs. Raises SourceError if the kernel's package lacks something."""
     images = {
         "kernel": kernel_image(board, start.tree, start.version),
         "ramdisk": Image("ramdisk", start.initramfs, f"{kind} for root hash {start.root_hash.hex()}"),
@@ -192,8 +192,8 @@ def fit_images(board: Board, start: Start, kind: str) -> dict[str, Image]:
 def _loader(
     board: Board, firmware: Mapping[str, FileTree], program: bytes | None, signer: Signer, dtb: bytes | None
 ) -> tuple[bytes, str | None, bytes | None]:
-    """U-Boot; the script and the device tree that go beside it. A package's U-Boot gets the key from that tree, ours
-    has key and script inside, and the tree beside it is only read for the size of the memory."""
+    """U-Boot, with the script and the device tree stored beside it. A packaged U-Boot gets the key from that tree. Ours
+    contains key and script, and the tree beside it is only read for the size of the memory."""
     if program is not None:
         tree = control_tree(machine_tree(board, dtb), signer, boot_script(board))
         return join(program, tree), None, dtb
@@ -216,9 +216,9 @@ def _module_streams(board: Board, kernel: KernelModules) -> dict[str, list[Modul
 
 
 def init_config(board: Board, verity: VerityInfo, fec: Layout | None) -> InitConfig:
-    """What the init script is told of a board and its system image, which may have parity.
+    """The values for the init script, from a board and its system image, which may have parity.
 
-    Raises ManifestError where the board does not fit together.
+    Raises ManifestError if the board is inconsistent.
     """
     name, system = _system_partition(board)
     data = [label for label, partition in board.disk.partitions.items() if partition.filesystem is not None]
@@ -256,7 +256,7 @@ def _system_partition(board: Board) -> tuple[str, Partition]:
 
 
 def vmlinuz(tree: FileTree, version: str) -> bytes:
-    """The kernel in its package; of arm64 it is the Image itself, not compressed. Raises SourceError without one."""
+    """The kernel in its package; for arm64 it is the uncompressed Image. Raises SourceError without one."""
     inode = tree.get(f"boot/vmlinuz-{version}", follow=True)
     if inode is None or not inode.is_file:
         raise SourceError(f"the kernel package has no boot/vmlinuz-{version}")
@@ -264,7 +264,9 @@ def vmlinuz(tree: FileTree, version: str) -> bytes:
 
 
 def kernel_image(board: Board, tree: FileTree, version: str) -> Image:
-    """The kernel for a FIT. Raises SourceError without one, ManifestError for a form that the chain cannot start."""
+    """The kernel for a FIT. Raises SourceError without one, ManifestError for a format that cannot be booted this
+    way.
+    """
     data, title = vmlinuz(tree, version), f"Linux {version}"
     if board.boot.kernel_compression == "none":
         return Image("kernel_noload", data, title)
@@ -275,7 +277,7 @@ def kernel_image(board: Board, tree: FileTree, version: str) -> Image:
         )
     import lz4.frame
 
-    # the form that U-Boot's decoder reads: independent blocks (lib/lz4_wrapper.c)
+    # the only form that U-Boot's decoder reads: independent blocks (lib/lz4_wrapper.c)
     packed = lz4.frame.compress(
         data,
         compression_level=9,

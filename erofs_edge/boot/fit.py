@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flattened Image Trees with a signed configuration, as U-Boot's ``bootm`` verifies them.
+"""Flattened Image Trees with a signed configuration, as verified by U-Boot's ``bootm``.
 
-Format: U-Boot doc/usage/fit/source_file_format.rst and signature.rst; the bytes that a signature covers follow
-tools/image-host.c (fit_config_get_regions) and boot/fdt_region.c. Images lie in the tree itself, so that the
-header's `totalsize` is the length of the whole FIT and a raw partition needs no other record of it.
+Format: U-Boot doc/usage/fit/source_file_format.rst and signature.rst; the bytes covered by a signature follow
+tools/image-host.c (fit_config_get_regions) and boot/fdt_region.c. Images are stored in the tree itself, so the header's
+`totalsize` is the length of the whole FIT and a raw partition needs no other record of it.
 
-A configuration signature covers the tags of the root, the configuration, its images and their hash nodes, without
-the images' data, which the hash nodes stand for; then all the strings.
+A configuration signature covers the tags of the root, the configuration, its images and their hash nodes, but not the
+images' data, for which the hash nodes stand; then all the strings.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
     from erofs_edge.trust.key import Signer, VerificationKey
 
 NOT_SIGNED = frozenset({"data", "data-size", "data-position", "data-offset"})
-"""properties of an image node that the signature leaves out: the hash nodes cover what they point at"""
+"""properties of an image node that the signature does not cover: the hash nodes cover what they refer to"""
 KERNEL_ALIGN = 2 << 20
 """arm64 kernels run at a multiple of 2 MiB (Documentation/arch/arm64/booting.rst)"""
 KEY_BITS = (2048, 3072, 4096)
 ROLLBACK_INDEX = "rollback-index"
-"""property of the root, in decimal"""
+"""property of the root: decimal number"""
 FIRMWARE_DIGEST = "firmware-sha256"
-"""property of the root, in hex: `signed_boot.files_digest` of the firmware partition that goes with this build"""
+"""property of the root, in hex: `signed_boot.files_digest` of the firmware partition that belongs to this build"""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """One image of a FIT.
 
-    kind         U-Boot's type: a `kernel_noload` runs where U-Boot finds room for it
-    compression  what U-Boot undoes; a ramdisk is always 'none' here, the kernel unpacks it itself
+    kind         U-Boot's type: a `kernel_noload` runs wherever U-Boot finds room for it
+    compression  the compression that U-Boot undoes; 'none' for a ramdisk, which the kernel unpacks itself
     """
 
     kind: Literal["kernel_noload", "ramdisk", "flat_dt"]
@@ -74,15 +74,15 @@ def build_fit(
     rollback_index: int = 0,
     firmware: str = "",
 ) -> bytes:
-    """A FIT with the images 'kernel', 'ramdisk' and, where given, 'fdt', in one configuration named 'conf'.
+    """Make a FIT with the images 'kernel', 'ramdisk' and, if given, 'fdt', in one configuration named 'conf'.
 
-    epoch         seconds since 1970, the time stamp of the tree and of the signature
-    signer        None leaves the configuration unsigned (only tests want that)
-    load_address  where the FIT will lie in memory: places an uncompressed kernel so that it starts at a multiple of
-                  KERNEL_ALIGN there and U-Boot runs it where it is. The kernel comes last, since it clears the memory
-                  behind itself.
-    rollback_index  the version that the boot script compares with the recorded minimum; signed with the rest
-    firmware      digest of the firmware partition's files; '' where there is none
+    epoch         seconds since 1970: the timestamp of the tree and of the signature
+    signer        None leaves the configuration unsigned (only for tests)
+    load_address  where the FIT will be in memory: an uncompressed kernel is placed so that it starts at a multiple of
+                  KERNEL_ALIGN there and U-Boot can run it in place. The kernel comes last because it clears the memory
+                  that follows it.
+    rollback_index  the version that the boot script compares with the recorded minimum; covered by the signature
+    firmware      digest of the firmware partition's files; '' if there is none
 
     Raises ErofsEdgeError for a key that U-Boot cannot check.
     """
@@ -108,7 +108,7 @@ def build_fit(
 
 
 def _kernel_offset(fit: bytes) -> int:
-    """Bytes from the start of a FIT to where its kernel's data is or would be."""
+    """Bytes from the start of a FIT to its kernel's data, or to where that would be."""
     for tag in tags(fit):
         if tag.kind == PROP and tag.path == "/images/kernel" and tag.name == "data":
             return tag.start + PROP_HEAD_SIZE
@@ -116,7 +116,7 @@ def _kernel_offset(fit: bytes) -> int:
 
 
 def signed_nodes(images: list[str]) -> list[str]:
-    """Paths of the nodes that a configuration signature covers, in the order in which mkimage lists them."""
+    """Paths of the nodes covered by a configuration signature, in mkimage's order."""
     nodes = ["/", CONFIGURATION_PATH]
     for name in images:
         nodes += [f"/images/{name}", f"/images/{name}/hash-1"]
@@ -124,11 +124,11 @@ def signed_nodes(images: list[str]) -> list[str]:
 
 
 def signed_bytes(fit: bytes | memoryview, nodes: list[str], strings_size: int | None = None) -> bytes:
-    """What the signature of a FIT is over: the tags of `nodes` without the images' data, and the strings, of which a
-    signer that adds properties afterwards covers the first `strings_size` bytes only.
+    """The bytes covered by a FIT's signature: the tags of `nodes` without the images' data, and the strings. A signer
+    that adds properties afterwards covers only the first `strings_size` bytes of the strings.
 
-    A child of a listed node that is not listed itself gives its begin and end tags only. The data of the images
-    changes nothing here, so a FIT may be signed before its data is in place. Raises FormatError.
+    Of an unlisted child of a listed node, only the begin and end tags are covered. The images' data has no influence,
+    so a FIT may be signed before its data is in place. Raises FormatError.
     """
     listed = frozenset(nodes)
     words = header(fit)
@@ -150,12 +150,12 @@ def signed_bytes(fit: bytes | memoryview, nodes: list[str], strings_size: int | 
 
 
 def verify_fit(fit: bytes, key: RSAPublicKey) -> Node:
-    """Check a FIT of ours as U-Boot does: each image's hash, then the configuration's signature. Returns its root.
+    """Check one of our FITs as U-Boot does: each image's hash, then the configuration's signature. Returns its root.
 
-    What the signature does not cover must not lead a reader elsewhere: libfdt takes `kernel@1` where it looks for
-    `kernel` (CVE-2021-27138; U-Boot's fdt_check_no_at), and data outside the tree goes before data in it.
+    Parts that the signature does not cover must not mislead a reader: libfdt takes `kernel@1` when it looks for
+    `kernel` (CVE-2021-27138; U-Boot's fdt_check_no_at), and data outside the tree takes precedence over data in it.
 
-    Raises FormatError on a malformed tree, VerificationError where a hash or the signature does not match.
+    Raises FormatError on a malformed tree, VerificationError if a hash or the signature does not match.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
@@ -192,9 +192,10 @@ def _check_names(node: Node, path: str) -> None:
 
 
 def public_key_node(signer: VerificationKey) -> Node:
-    """The key as U-Boot reads it from its control device tree (lib/rsa/rsa-verify.c), required for every FIT.
+    """The key in the form that U-Boot reads from its control device tree (lib/rsa/rsa-verify.c), required for every
+    FIT.
 
-    Beside modulus and exponent stand the constants of Montgomery multiplication, which U-Boot does not compute:
+    Besides modulus and exponent it has the constants of Montgomery multiplication, which U-Boot does not compute:
     R**2 mod n with R = 2**bits, and -1/n mod 2**32.
     """
     key = rsa_key(signer, "a FIT")
@@ -214,7 +215,7 @@ def public_key_node(signer: VerificationKey) -> Node:
 
 
 def add_key(dtb: bytes, signer: VerificationKey) -> bytes:
-    """A control device tree that makes U-Boot refuse a FIT not signed by `signer`. Raises FormatError."""
+    """Make a control device tree with which U-Boot refuses FITs not signed by `signer`. Raises FormatError."""
     tree = parse(dtb)
     signature = tree.root.children.setdefault("signature", Node())
     signature.children[f"key-{signer.name}"] = public_key_node(signer)
@@ -222,7 +223,7 @@ def add_key(dtb: bytes, signer: VerificationKey) -> bytes:
 
 
 def _skeleton(root: Node) -> bytes:
-    """The FIT with empty images: what is signed and where the first image starts do not depend on their data."""
+    """The FIT with empty images: neither the signed bytes nor the start of the first image depend on their data."""
 
     def bare(node: Node) -> Node:
         props = {name: b"" if name == "data" else value for name, value in node.props.items()}
@@ -244,7 +245,7 @@ def _image_node(image: Image) -> Node:
     if image.kind != "flat_dt":
         node.props["os"] = string("linux")
     if image.kind == "kernel_noload":
-        # bootm wants both; for this type they count from wherever the image happens to lie
+        # bootm requires both; for this type they are relative to wherever the image is
         node.props |= {"load": cells(0), "entry": cells(0)}
     node.children["hash-1"] = Node({"algo": string("sha256"), "value": hashlib.sha256(image.data).digest()})
     return node
@@ -267,7 +268,7 @@ def _signature_node(images: list[str], signer: Signer, epoch: int) -> Node:
 
 
 def algorithm(key: RSAPublicKey) -> str:
-    """U-Boot's name of the signature algorithm. Raises ErofsEdgeError for a key size that it does not know."""
+    """U-Boot's name of the signature algorithm. Raises ErofsEdgeError for a key size that it does not support."""
     if key.key_size not in KEY_BITS or key.public_numbers().e != 65537:
         raise ErofsEdgeError(
             f"U-Boot cannot check signatures of an RSA key of {key.key_size} bits"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A locked U-Boot made whole: the compiled program, and behind it the device tree with the key and the boot script.
+"""Assemble a locked U-Boot: the compiled program, followed by the device tree with the key and the boot script.
 
-U-Boot built with CONFIG_OF_SEPARATE takes the tree that follows its image, at the next multiple of 8 bytes
-(lib/fdtdec.c `fdt_find_separate`), and believes no other. /config/bootcmd is what it runs, and with a bootdelay of -2
-no key is looked at (common/autoboot.c, common/cli.c `cli_process_fdt`).
+U-Boot built with CONFIG_OF_SEPARATE uses the tree that follows its image, at the next multiple of 8 bytes
+(lib/fdtdec.c `fdt_find_separate`), and no other. It runs /config/bootcmd, and with a bootdelay of -2 it ignores all
+keys (common/autoboot.c, common/cli.c `cli_process_fdt`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from erofs_edge.trust.key import VerificationKey
 
 ALIGN = 8
 AUTOBOOT_WITHOUT_PROMPT = 0xFFFFFFFE
-"""-2: U-Boot runs the boot command at once and looks at no key (doc/usage/cmd/bootdelay)"""
+"""-2: U-Boot runs the boot command at once and ignores all keys (doc/usage/cmd/bootdelay)"""
 
 
 def control_tree(machine: bytes, key: VerificationKey, script: str) -> bytes:
-    """A machine's device tree with the key that a FIT must be signed with and the script that U-Boot runs.
+    """A machine's device tree, with the key that must have signed a FIT and the script that U-Boot runs.
 
-    Raises FormatError for what is no device tree.
+    Raises FormatError if it is not a device tree.
     """
     tree = parse(add_key(machine, key))
     config = tree.root.children.setdefault("config", Node())
@@ -34,9 +34,10 @@ def control_tree(machine: bytes, key: VerificationKey, script: str) -> bytes:
 
 
 def machine_tree(board: Board, dtb: bytes | None) -> bytes:
-    """The hardware's description for a U-Boot of ours: QEMU's machine, or the kernel's tree of the board (`dtb`).
+    """The hardware description for one of our U-Boots: of QEMU's machine, or the kernel's device tree of the board
+    (`dtb`).
 
-    Raises ManifestError where the board names neither.
+    Raises ManifestError if the board names neither.
     """
     if board.boot.u_boot.build == "qemu_arm64":
         if board.qemu is None:
@@ -50,12 +51,12 @@ def machine_tree(board: Board, dtb: bytes | None) -> bytes:
 
 
 def join(program: bytes, tree: bytes) -> bytes:
-    """The whole boot loader."""
+    """Join program and tree to the whole boot loader."""
     return program + bytes(-len(program) % ALIGN) + tree
 
 
 def split(loader: bytes) -> tuple[bytes, DeviceTree]:
-    """The program, padded, and its tree. Raises FormatError where no tree follows it to the end."""
+    """Split into the padded program and its tree. Raises FormatError unless a tree follows it and ends the file."""
     magic = MAGIC.to_bytes(4, "big")
     at = len(loader)
     while (at := loader.rfind(magic, 0, at)) >= 0:
@@ -69,7 +70,7 @@ def split(loader: bytes) -> tuple[bytes, DeviceTree]:
 
 
 def replace_script(loader: bytes, script: str) -> bytes:
-    """The loader with another boot script, for tests of what a changed one can do. Raises FormatError."""
+    """Replace the boot script of a loader, to test what a modified one can do. Raises FormatError."""
     program, tree = split(loader)
     config = tree.root.at("/config")
     if config is None:

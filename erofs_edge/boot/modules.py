@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's modules: what depends on what, in which order they load, and a module directory for kmod.
+"""The kernel's modules: their dependencies, their load order, and a module directory for kmod.
 
-Everything comes from the kernel package itself: ``.modinfo`` of each module that is asked for, ``modules.builtin``
-for what is in the kernel already. No depmod is run, no other module is opened.
+Everything comes from the kernel package itself: ``.modinfo`` of each module asked for, and ``modules.builtin`` for what
+is built into the kernel. depmod is not run, and no other module is opened.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from erofs_edge.tree import FileTree, Inode
 DIRECTORY = b"usr/lib/modules"
 MAX_MODULE = 64 << 20
 ALIASES = {"crc32c": "crc32c_generic", "crypto-crc32c": "crc32c_generic"}
-"""names that modules softly depend on and that are aliases. Finding them out would mean opening every module."""
+"""names in soft dependencies that are aliases; resolving them would mean opening every module"""
 UNRECORDED = {"erofs": ("crc32c_generic",), "libcrc32c": ("crc32c_generic",), "ext4": ("crc32c_generic",)}
-"""modules that ask for another one when they start, through the crypto API, and fail without it (up to Linux 6.12)"""
+"""modules that request another one through the crypto API when they start, and fail without it (up to Linux 6.12)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Module:
     """One module.
 
     path     below the module directory: kernel/fs/erofs/erofs.ko.xz
-    depends  names that must be loaded before
-    pre      names that had better be loaded before (softdep)
-    aliases  as the module gives them
-    softdep  its softdep lines, as they are
+    depends  names that must be loaded first
+    pre      names that should be loaded first (softdep)
+    aliases  as listed in the module
+    softdep  its softdep lines, unchanged
     data     the module itself, uncompressed
     """
 
@@ -49,7 +49,7 @@ class Module:
 
 
 def module_name(path: str) -> str:
-    """The name that the kernel knows a module by: 'kernel/drivers/md/dm-mod.ko.xz' is 'dm_mod'."""
+    """The kernel's name for a module: 'kernel/drivers/md/dm-mod.ko.xz' is 'dm_mod'."""
     return path.rpartition("/")[2].partition(".ko")[0].replace("-", "_")
 
 
@@ -71,7 +71,7 @@ class KernelModules:
 
     @cached_property
     def paths(self) -> dict[str, str]:
-        """Name to path of every module that is a file."""
+        """Name → path of every module that is a file."""
         return {
             module_name(name): name
             for name in (path.decode().lstrip("/") for path, inode in self.directory.walk() if inode.is_file)
@@ -80,28 +80,28 @@ class KernelModules:
 
     @cached_property
     def builtin(self) -> frozenset[str]:
-        """Names of what is in the kernel itself."""
+        """Names of the modules built into the kernel."""
         return frozenset(map(module_name, self.text("modules.builtin").split()))
 
     @cached_property
     def order(self) -> dict[str, int]:
-        """Name to place in modules.order, the order of linking, which decides between equal matches."""
+        """Name → position in modules.order, the link order, which decides between equal matches."""
         return {module_name(path): index for index, path in enumerate(self.text("modules.order").split())}
 
     def text(self, name: str) -> str:
-        """A text file of the module directory; empty where there is none."""
+        """A text file of the module directory; empty if there is none."""
         inode = self.directory.get(name)
         return inode.read().decode() if inode is not None else ""
 
     def file(self, path: str) -> Inode:
-        """A file of the module directory. Raises SourceError where there is none."""
+        """A file of the module directory. Raises SourceError if there is none."""
         inode = self.directory.get(path)
         if inode is None:
             raise SourceError("no such file in the kernel package", where=path)
         return inode
 
     def open(self, name: str) -> Module:
-        """A module by name. Raises SourceError where the kernel has none of it or the file is malformed."""
+        """A module by name. Raises SourceError if the kernel has no such module or the file is malformed."""
         if name not in self._opened:
             path = self.paths.get(name)
             if path is None:
@@ -110,7 +110,7 @@ class KernelModules:
         return self._opened[name]
 
     def select(self, patterns: Iterable[str]) -> list[str]:
-        """Names for names and globs (a pattern with '/' matches paths below kernel/), without the built-in ones.
+        """Resolve names and globs to names, without built-in modules (a pattern with '/' matches paths below kernel/).
 
         Raises SourceError for a name or glob that matches nothing.
         """
@@ -136,7 +136,7 @@ class KernelModules:
         )
 
     def closure(self, names: Iterable[str]) -> list[Module]:
-        """The modules named, in the order given, each after all that it needs: an order in which they load."""
+        """The named modules in the order given, each after all its dependencies: a valid load order."""
         done: dict[str, Module] = {}
         active: set[str] = set()
 

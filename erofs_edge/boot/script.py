@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Boot script of a board: choose a slot, count the attempt, load its FIT, start it.
 
-The algorithm and the variables are those of RAUC's U-Boot integration (BOOT_ORDER, BOOT_x_LEFT). They live in the
-slot-state partition as two U-Boot environment blocks of the kind that `env import -c` reads: crc32 of the rest,
-little endian, then NAME=VALUE strings, each ended by NUL, padded with NUL (U-Boot include/env_internal.h `env_t`
-without redundancy flag; cmd/nvedit.c).
+The algorithm and the variables are those of RAUC's U-Boot integration (BOOT_ORDER, BOOT_x_LEFT). They are stored in the
+slot-state partition as two U-Boot environment blocks that `env import -c` reads: crc32 of the rest, little-endian, then
+NAME=VALUE strings, each ended by NUL, padded with NUL (U-Boot include/env_internal.h `env_t` without redundancy flag;
+cmd/nvedit.c).
 
-What the script trusts: nothing on the disk. Variables are imported by a list of names, a FIT is read no further than
-its partition is long, and `bootm` verifies it before a byte of it runs. The chain u-boot-booti, for a U-Boot that is
-built without FIT, cannot verify: it only takes the images out. The words are those of U-Boot's hush shell; every
-command is in Debian's stock builds of U-Boot 2025.01.
+The script trusts nothing on the disk. Only variables on a list of names are imported, a FIT is never read past the end
+of its partition, and `bootm` verifies it before a byte of it runs. The chain u-boot-booti, for a U-Boot built without
+FIT support, cannot verify: it only extracts the images. The language is that of U-Boot's hush shell; every command is
+in Debian's stock builds of U-Boot 2025.01.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ ROLLBACK_INDEX = "rollback-index"
 
 
 def boot_script(board: Board) -> str:
-    """The script, one command a line, ASCII. For `/config/bootcmd` of the control tree or as boot.scr.
+    """The script, one command per line, ASCII. For `/config/bootcmd` of the control tree or as boot.scr.
 
-    Raises ManifestError where the board has no slotted 'fit' partition or its command line cannot be quoted.
+    Raises ManifestError if the board has no slotted 'fit' partition or its command line cannot be quoted.
     """
     fit_name, fit = _partition(board, "fit")
     state_name, _ = _partition(board, "slot-state")
@@ -73,9 +73,9 @@ def _partition(board: Board, content: str) -> tuple[str, Partition]:
 
 
 def _find_disk(board: Board) -> list[str]:
-    """Sets ee_dev, U-Boot's number of the disk.
+    """Set ee_dev, U-Boot's number of the disk.
 
-    U-Boot numbers mmc controllers as it finds them; a boot.scr is told ${devnum}, the one that it was found on
+    U-Boot numbers mmc controllers as it finds them; a boot.scr gets ${devnum}, the one it was found on
     (boot/bootmeth_script.c).
     """
     number = [f"setenv ee_dev {board.boot.device:x}"]
@@ -91,7 +91,7 @@ def _variables(names: list[str]) -> str:
 def _read_state(board: Board, partition: str, names: list[str]) -> list[str]:
     """Import the first copy whose crc is right; the copy that was *not* read is written first.
 
-    So at least one of the two is whole at every moment, whichever was damaged before.
+    So at least one of the two is intact at every moment, whichever was damaged before.
     """
     storage, sector = board.boot.storage, board.disk.sector
     first, second = (offset // sector for offset in ENV_OFFSETS)
@@ -120,7 +120,7 @@ def _read_state(board: Board, partition: str, names: list[str]) -> list[str]:
 
 
 def _read_minimum(board: Board, partition: str) -> list[str]:
-    """Sets ee_min, the version that a FIT must have at least: the higher of the two records, 0 without any."""
+    """Set ee_min, the least version that a FIT must have: the higher of the two records, 0 if there is none."""
     storage, sector, address = board.boot.storage, board.disk.sector, board.boot.load_address
     places = " ".join(f"{offset // sector:x}" for offset in rollback.OFFSETS)
     return [
@@ -137,11 +137,11 @@ def _read_minimum(board: Board, partition: str) -> list[str]:
 
 
 def _try_slot(board: Board, name: str, partition: Partition) -> str:
-    """Load and start the FIT of ${ee_slot}; comes back only if that failed.
+    """Load and start the FIT of ${ee_slot}; returns only if that failed.
 
-    The FIT holds its data inside itself, so its header says how much to read. A forged header or partition table
-    must not make U-Boot read over its own memory: the board's own partition size is the limit. A FIT without a
-    version counts as version 0; what `bootm` verifies afterwards is what was read here.
+    The FIT contains its data, so its header says how much to read. A forged header or partition table must not make
+    U-Boot overwrite its own memory, so the size of the board's partition is the limit. A FIT without a version counts
+    as version 0; `bootm` then verifies the same bytes that were read here.
     """
     storage, sector = board.boot.storage, board.disk.sector
     address, limit = board.boot.load_address, size_bytes(partition.size) // sector
@@ -168,8 +168,8 @@ def _bootm(board: Board) -> str:
 
 
 def _booti(board: Board) -> str:
-    """Start the images where they lie in the FIT, the current `fdt`. The device tree is moved away first: U-Boot
-    changes it in place and would let it grow over the image behind it."""
+    """Start the images in place in the FIT, which is the current `fdt`. The device tree is moved away first: U-Boot
+    changes it in place and could let it grow into the image that follows."""
     steps = [
         "fdt get addr ee_kernel /images/kernel data",
         "fdt get addr ee_ramdisk /images/ramdisk data",
@@ -187,7 +187,7 @@ def _booti(board: Board) -> str:
 
 
 def _try_all(board: Board, names: dict[str, str]) -> str:
-    """Each slot in BOOT_ORDER that has an attempt left: count it, then try it."""
+    """For each slot in BOOT_ORDER with an attempt left: count the attempt, then try the slot."""
     branches = []
     for name, slot in names.items():
         arguments = _quotable(board, [*board.boot.cmdline, f"erofs_edge.slot={slot}"])
@@ -200,7 +200,7 @@ def _try_all(board: Board, names: dict[str, str]) -> str:
 
 
 def _quotable(board: Board, words: list[str]) -> str:
-    """The words as they stand between double quotes inside single quotes."""
+    """The words in the form that they take between double quotes inside single quotes."""
     text = " ".join(words)
     for character in "'\"\\$\n":
         if character in text:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The script of a locked U-Boot that is UEFI firmware: load a signed program from the EFI system partition, start it.
+"""The script of a locked U-Boot that acts as UEFI firmware: load a signed program from the EFI system partition, start
+it.
 
-`bootefi` verifies what was loaded with the certificates in U-Boot's db and comes back where it refuses (U-Boot
-cmd/bootefi.c, lib/efi_loader/efi_image_loader.c), so that the next one gets its turn. Without a size it knows the file
-that was loaded last: what it starts finds the disk that it came from.
+`bootefi` verifies the loaded program with the certificates in U-Boot's db and returns if it refuses it (U-Boot
+cmd/bootefi.c, lib/efi_loader/efi_image_loader.c), so that the next one is tried. Called without a size it knows which
+file was loaded last, so the program finds the disk that it came from.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 def uefi_script(board: Board, programs: Mapping[str, str]) -> str:
-    """The script, one command a line, ASCII. For `/config/bootcmd` of the control tree.
+    """The script, one command per line, ASCII. For `/config/bootcmd` of the control tree.
 
-    programs  what the console calls each, and its path on the EFI system partition, in the order in which they are
-              tried: the slots' kernel images, or systemd-boot, which chooses between them
+    programs  console name and path on the EFI system partition of each program, in the order in which they are tried:
+              the slots' kernel images, or systemd-boot, which chooses between them
 
-    Raises ManifestError where the board has no such partition or a name cannot stand in U-Boot's shell as it is.
+    Raises ManifestError if the board has no such partition or a name would need quoting in U-Boot's shell.
     """
     boot = board.boot
     name, esp = next(((n, p) for n, p in board.disk.partitions.items() if p.content == "esp"), ("", None))

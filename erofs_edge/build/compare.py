@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ways to configure a manifest's packages beside each other, and the scripted way twice.
+"""Compare the two ways to configure a manifest's packages, or two runs of the scripted way.
 
-Compared is what the packages alone are, with nothing of the manifest but the accounts: before sources, overlays,
-entries and what is left out. The order of accounts in their files is not: scripts make them in another one.
+Only the packages themselves are compared, with nothing from the manifest except accounts: before sources, overlays,
+entries and exclusions. The order of accounts in their files is ignored, because scripts create them in another one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from erofs_edge.tree import BytesContent, FileTree
 
 ACCOUNTS = ("passwd", "group", "shadow", "gshadow")
 NAMED = 20
-"""files that an error about two different runs names"""
+"""number of files named in an error about two different runs"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Subject:
 
 
 def subject(manifest: Path, board: Path, cache: Cache, progress: Progress | None = None) -> Subject:
-    """A manifest, and the kernel and busybox of a board's lock, fetched where they are not cached."""
+    """A manifest, and the kernel and busybox from a board's lock, fetched unless they are cached."""
     system, hardware = load_system(manifest), load_board(board)
     locked, lock = Locked(system, lock_of(system)), lock_of(hardware)
     debs = fetch_locked(locked.lock.packages["system"], system, host_mirror, cache, progress)
@@ -57,9 +57,10 @@ def subject(manifest: Path, board: Path, cache: Cache, progress: Progress | None
 def compare_ways(
     one: Subject, explanations: Sequence[Explanation], cache: Cache, progress: Progress | None = None
 ) -> list[Difference]:
-    """Every difference between the declarative tree (first) and the scripted one (second), explained where it is.
+    """Every difference between the declarative tree (first) and the scripted one (second), with explanations where
+    known.
 
-    Scripts that are not known are no error here: what they do is a difference. Raises as `run_scripts` does.
+    Unknown scripts are no error here: their effects show as differences. Raises as `run_scripts` does.
     """
     scripted = run_scripts(one.locked, one.debs, one.machine, cache, packages=one.packages, progress=progress)
     trees = [_tree(one, None), _tree(one, scripted)]
@@ -67,8 +68,8 @@ def compare_ways(
 
 
 def check_reproducible(one: Subject, cache: Cache, progress: Progress | None = None) -> Scripted:
-    """Run the scripts once more and compare; the tree. Raises ReproducibilityError naming each file that differs and
-    the package whose script made it."""
+    """Run the scripts once more, compare, and return the tree. Raises ReproducibilityError naming each file that
+    differs and the package whose script made it."""
     first = run_scripts(one.locked, one.debs, one.machine, cache, packages=one.packages, progress=progress)
     again = run_scripts(one.locked, one.debs, one.machine, cache, packages=one.packages, fresh=True, progress=progress)
     if different := compare(first.tree, again.tree):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""contents.json: every path of the system with what put it there, and every package with what it says of itself.
+"""contents.json: every path of the system with its origin, and every package with its metadata.
 
-It is what bills of materials are made from, and what answers "why is this file here". A function of the inputs.
+Bills of materials are made from it, and it answers "why is this file here". It depends on the inputs only.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def describe_package(package: Package, others: Mapping[str, Package], locked: Lo
 
 
 def _depends(control: Mapping[str, str]) -> list[str]:
-    """Names in Pre-Depends and Depends, alternatives too, without versions."""
+    """Names in Pre-Depends and Depends, including alternatives, without versions."""
     text = ", ".join(control.get(name, "") for name in ("Pre-Depends", "Depends"))
     names = (_NAME.match(part.strip()) for part in re.split(r"[,|]", text))
     return sorted({found[0] for found in names if found})
@@ -104,13 +104,13 @@ def _origin(origin: str, packages: set[str]) -> str:
         return f"package {origin}"
     manifest = _MANIFEST.fullmatch(origin)
     if manifest:
-        # folders of the machine that builds are nobody's business
+        # folders of the build machine stay private
         return f"manifest {PurePosixPath(manifest['path']).name}:{manifest['line']}"
     return f"step {origin}" if origin else "unexplained"
 
 
 def read_contents(out: Path) -> dict[str, Any]:
-    """The record of an output folder or a release. Raises ErofsEdgeError where there is none or it is damaged."""
+    """Read the record of an output folder or a release. Raises ErofsEdgeError if it is missing or damaged."""
     path = out / CONTENTS
     try:
         if path.stat().st_size > SIZE_MAX:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The boot loader of a build: none of ours, or a locked U-Boot compiled from Debian's source."""
+"""The boot loader of a build: a packaged one, or a locked U-Boot compiled from Debian's source."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from erofs_edge.u_boot.toolchain import pinned
 
 
 def loader_digest(board: Board) -> str:
-    """What the compiled boot loader depends on, as SHA-256 in hex; '' for one that comes in a package."""
+    """SHA-256, in hex, of what the compiled boot loader depends on; '' for a packaged one."""
     kind = board.boot.u_boot.build
     return input_digest(kind, pinned()) if kind is not None else ""
 
 
 def compiled_loader(board: Board, cache: Cache) -> Compiled | None:
-    """The compiled boot loader, without key and script; None for one that comes in a package."""
+    """The compiled boot loader, without key and script; None for a packaged one."""
     kind = board.boot.u_boot.build
     return compiled(kind, cache) if kind is not None else None
 
 
 def refuse_open_loader(board: Board) -> None:
-    """Raises ErofsEdgeError for a boot loader that also starts what nobody has signed: no release is built with it."""
+    """Raises ErofsEdgeError for a boot loader that also starts unsigned code: it cannot be used for a release."""
     if board.boot.u_boot.build is None and board.boot.uefi is None:
         raise ErofsEdgeError(
             f"board '{board.board}' boots with {board.boot.u_boot.package}, which leaves ways around the signature:"
@@ -39,7 +39,7 @@ def refuse_open_loader(board: Board) -> None:
 
 
 def loader_record(board: Board) -> dict[str, str | None]:
-    """What release.json says of the boot loader."""
+    """The boot loader's entry in release.json."""
     u_boot = board.boot.u_boot
     if u_boot.build is None:
         return {"package": u_boot.package, "path": u_boot.path}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""release.json: what a build made, from what, and what the device must find. And the note that nothing changed.
+"""release.json: what a build made, from what, and what the device must find. Also the note that nothing has changed.
 
-release.json is an output like the others: it holds no time of day, host path or user. The private state file
-beside it remembers sizes and times of the outputs, so that an unchanged build ends without reading them.
+release.json is an output like the others: it contains no time of day, host path or user. The private state file beside
+it records sizes and times of the outputs, so that an unchanged build ends without reading them.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ KINDS = {
     "board": str, "arch": str, "epoch": int, "files": dict, "sign": dict, "sign.name": str, "sign.rollback_index": int,
     "system": dict, "system.name": str, "system.root_hash": str,
 }  # fmt: skip
-"""what the record's values are, of those that others than `verify` take from it; groups stand before their members"""
+"""types of the record's values that are used outside `verify`; groups come before their members"""
 
 
 def write_json(path: Path, value: object) -> None:
-    """Sorted and indented; the file has its name when it is complete. Raises as `new_file` does."""
+    """Write sorted, indented JSON; the file gets its name once it is complete. Raises as `new_file` does."""
     with new_file(path, path.name) as file:
         write_exactly(file.fd, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), 0)
 
 
 class _Read(dict[str, Any]):
-    """An object of a record that was read, perhaps cut or made by others: what it lacks is told, not crashed over."""
+    """An object of a record that may be truncated or come from elsewhere: missing values are reported as errors."""
 
     where = ""
 
@@ -57,8 +57,8 @@ class _Read(dict[str, Any]):
 
 
 def read_release(out: Path) -> dict[str, Any]:
-    """The record in an output folder. Raises ErofsEdgeError where there is none or it is damaged (KINDS), and when
-    something is taken from it that it lacks."""
+    """Read the record in an output folder. Raises ErofsEdgeError if it is missing or damaged (KINDS), and later if a
+    value is used that it lacks."""
     path = out / RELEASE
     try:
         record: dict[str, Any] = json.loads(path.read_text(), object_hook=partial(_object, str(path)))
@@ -89,7 +89,7 @@ def _object(where: str, value: dict[str, Any]) -> _Read:
 def describe(
     inputs: Inputs, inputs_digest: str, signer: Signer, made: Made, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The value of release.json. Everything in it is a function of the inputs."""
+    """The value of release.json, a function of the inputs."""
     from erofs_edge.build.inputs import FORMAT_VERSION
     from erofs_edge.build.loader import loader_record
     from erofs_edge.codec.lz4 import VERSION, WHEEL
@@ -148,7 +148,7 @@ Files = dict[str, dict[str, Any]]
 
 
 def outputs(out: Path, names: Iterable[str], known: Files | None = None) -> Files:
-    """Size and SHA-256 of each output; those that are `known` are not read."""
+    """Size and SHA-256 of each output; `known` ones are not read."""
     known = known or {}
     todo = sorted((name for name in names if name not in known), key=lambda name: -(out / name).stat().st_size)
     with ThreadPoolExecutor(2) as pool:
@@ -159,8 +159,8 @@ def outputs(out: Path, names: Iterable[str], known: Files | None = None) -> File
 
 @contextmanager
 def outputs_meanwhile(out: Path) -> Iterator[Files]:
-    """What is in the folder now, complete when the block ends: its largest file, the disk, is hashed meanwhile, and the
-    others while that goes on."""
+    """The outputs now in the folder, complete when the block ends: the largest file, the disk, is hashed while the
+    block and the hashing of the other files run."""
     paths = sorted((path for path in out.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
     *others, disk = (path.name for path in paths)
     found: Files = {}
@@ -177,7 +177,7 @@ def remember(out: Path, inputs_digest: str, names: list[str]) -> None:
 
 
 def unchanged(out: Path, inputs_digest: str) -> bool:
-    """True where every output is still the one that these inputs made."""
+    """Whether every output is still the one that these inputs made."""
     try:
         state = json.loads((out / STATE).read_text())
         return state["inputs"] == inputs_digest and all(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The signatures of a build beside the FIT's: of the root hash, for kernel and systemd, and of the release record.
+"""The signatures of a build besides the FIT's: of the root hash, for kernel and systemd, and of the release record.
 
-sign.pub.pem, sign.crt     the key, and the certificate that stands for it (PEM)
+sign.pub.pem, sign.crt     the key, and the certificate for it (PEM)
 system.root-hash.p7s       detached PKCS#7 of the root hash, as dm-verity's root_hash_sig_key_desc takes it
 system.verity-sig.json     the content of a verity-signature partition
-release.json.p7s           detached PKCS#7 of release.json, whole
+release.json.p7s           detached PKCS#7 of the whole release.json
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ RELEASE_SIGNATURE = "release.json.p7s"
 
 
 class Collector:
-    """Goes on where a signature is missing, so that all digests of a build wait in the offline folder at once."""
+    """Continues after a missing signature, so that all digests of a build are put into the offline folder together."""
 
     def __init__(self) -> None:
         self.missing: list[SignaturesMissingError] = []
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Sign inside; what is missing is remembered."""
+        """Sign inside the block; a missing signature is remembered."""
         try:
             yield
         except SignaturesMissingError as error:
             self.missing.append(error)
 
     def finish(self) -> None:
-        """Raises SignaturesMissingError where any was."""
+        """Raises SignaturesMissingError if any was missing."""
         if self.missing:
             first, count = self.missing[0], len({error.where for error in self.missing})  # one may be asked for twice
             said = f"{count} digests wait for their signatures, this one among them" if count > 1 else first.message
@@ -51,7 +51,7 @@ class Collector:
 
 
 def refuse_development(signer: Signer) -> None:
-    """Raises ErofsEdgeError for a key that protects nothing: releases are not signed with those."""
+    """Raises ErofsEdgeError for a key that protects nothing: releases cannot be signed with it."""
     if signer.development:
         raise ErofsEdgeError(
             f"'{signer.name}' is a development key: a release cannot be signed with it",
@@ -60,7 +60,7 @@ def refuse_development(signer: Signer) -> None:
 
 
 def sign_system(signer: Signer, root_hash: bytes, epoch: int, work: Path, collect: Collector) -> Certificate | None:
-    """The key's files and the root hash's signatures; the certificate, if it could be made."""
+    """Write the key's files and the root hash's signatures; return the certificate, if it could be made."""
     (work / PUBLIC_KEY).write_bytes(public_key_pem(signer))
     certificate: Certificate | None = None
     with collect.one():
@@ -76,7 +76,7 @@ def sign_system(signer: Signer, root_hash: bytes, epoch: int, work: Path, collec
 
 
 def signer_record(signer: Signer, certificate: Certificate) -> dict[str, Any]:
-    """What release.json says of the key, beside its name."""
+    """The key's entry in release.json, besides its name."""
     return {
         "algorithm": algorithm(signer.public_key),
         "public_key_sha256": fingerprint(signer),
@@ -85,5 +85,5 @@ def signer_record(signer: Signer, certificate: Certificate) -> dict[str, Any]:
 
 
 def sign_release(signer: Signer, certificate: Certificate, release: Path) -> None:
-    """The signature of a release record, beside it."""
+    """Write the signature of a release record beside it."""
     release.with_name(RELEASE_SIGNATURE).write_bytes(sign_detached(release.read_bytes(), signer, certificate))
