@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board in QEMU that is about to be flashed: started with a blank or used disk, reachable at an address, ended after.
+"""Start a board in QEMU to be flashed: with a blank or used disk, reachable at an address, stopped afterwards.
 
-serial    the same U-Boot as for `fastboot` at its prompt, its console on a Unix socket: a virtio console, which takes
-          a hundred times as much in a second as the emulated UART. The disk is what the board has: virtio, or a card
-nbd       the provisioning system, its two exports forwarded to two ports of this machine
-nbds      the same with TLS: certificates that are made for this one start
-fastboot  a U-Boot that is compiled for it, over UDP, the disk as an SD card
+serial    the same U-Boot as for `fastboot`, at its prompt, with its console on a Unix socket: a virtio console, a
+          hundred times as fast as the emulated UART. The disk is the board's: virtio, or a card
+nbd       the provisioning system, with its two exports forwarded to two ports of this machine
+nbds      the same with TLS: certificates are made for this one start
+fastboot  a U-Boot compiled for this purpose, over UDP, with the disk as an SD card
 """
 
 from __future__ import annotations

@@ -67,20 +67,20 @@ class DisklessRecord:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a diskless boot is to be like.
+    """Options of a diskless boot.
 
     prefetch   runs of blocks that the board fetches ahead, see `Diskless`
-    data       a file that the board has as its writable disk, over the network; made with DATA_SIZE bytes if it is not
-               there; None keeps /data in memory
+    data       a file that serves as the board's writable disk, over the network; created with DATA_SIZE bytes if
+               missing; None keeps /data in memory
     trace      record what is first read
-    disk       of the board: it keeps the system there. None for no disk
-    lines      regular expressions for lines of the console that must come, too
-    port       of this machine that the board is told; None for the server's own, else of something in between
+    disk       a local disk of the board, where it keeps the system. None for no disk
+    lines      regular expressions for further lines that the console must show
+    port       port of this machine that the board is told; None for the server's own, else that of something in between
     readahead  KiB
-    tls        the server and the board know each other by certificates that are made for this one start
-    system     where the board gets its system instead: then nothing of it is counted. None for our server
-    certificates  for that: ca-cert.pem, and client-cert.pem and client-key.pem where its server wants them
-    http       U-Boot gets the boot image from a web server of ours, not by TFTP
+    tls        server and board authenticate each other by certificates made for this one start
+    system     where else the board gets its system: nothing of that is counted. None for our server
+    certificates  for that: ca-cert.pem, and client-cert.pem and client-key.pem if its server requires them
+    http       U-Boot gets the boot image from a web server here instead of by TFTP
     """
 
     prefetch: tuple[tuple[int, int], ...] = ()

@@ -21,10 +21,10 @@ from erofs_edge.qemu.verdict import Stop
 class Tamper:
     """A scenario.
 
-    content   which partitions change: 'fit', 'slot-state', 'vbmeta', or 'system' for those that hold a manifest's
-              tree; '' for none
+    content   which partitions change: 'fit', 'slot-state', 'vbmeta', or 'system' for those with a manifest's tree; ''
+              for none
     changes   what is written to one of these partitions
-    stop      where that must stop the boot; None where error correction must repair it
+    stop      where this must stop the boot; None if error correction must repair it
     script    changes the boot script, as if U-Boot itself had been changed
     """
 
