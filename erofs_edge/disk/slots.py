@@ -155,7 +155,7 @@ def decode_state(raw: bytes) -> tuple[SlotState, int]:
 
 
 def decode_state_or(raw: bytes, default: SlotState | None = None) -> SlotState | None:
-    """As decode_state, but the default state if neither copy is intact."""
+    """The state as in decode_state, or `default` if neither copy is intact."""
     try:
         return decode_state(raw)[0]
     except FormatError:
