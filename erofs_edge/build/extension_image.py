@@ -45,7 +45,7 @@ def write_extension(locked: Locked, host: Iterable[str], epoch: int, bench: Benc
         debs = fetch_locked(lock.packages["system"], loaded, host_mirror, cache, progress)
     with step(f"files of {name}"):
         made = extension_tree(loaded, lock, debs, cache, host)
-    check_paths(loaded, made.tree)
+    made.notes.extend(f"{one} matches nothing" for one in check_paths(loaded, made.tree))
     data, tree, image = work / f"{name}.data", work / f"{name}.tree", work / f"{name}.raw"
     with step(f"image of {name}") as progress, CompressionCache(cache.root / "compressed") as compressed:
         used = compressed if bench.compression_cache else None

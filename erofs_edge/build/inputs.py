@@ -79,6 +79,12 @@ def gather(
         )
     partition, manifest = named[0]
     system = load_system(system_path if system_path is not None else Path(manifest))
+    if system.value.kind != "system":
+        raise system.error(
+            "kind",
+            f"{system.value.system} is of kind '{system.value.kind}': a partition of a board holds a whole system",
+            hint=f"erofs-edge build {system.path} makes an image of it; `layers` of a system bring it along",
+        )
     if system.value.arch != board.value.arch:
         raise system.error("arch", f"the system is for {system.value.arch}, the board for {board.value.arch}")
     laid_out = _for_board(_lay_out(system, baseline=baseline, profile=profile), board.value)

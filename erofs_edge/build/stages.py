@@ -189,7 +189,7 @@ def make_system(inputs: Inputs, debs: Debs, bench: Bench, compose: Compose = lam
             firmware_of_modules(made.tree, wanted, locked.loaded.value.firmware or ())
         if (selinux := locked.loaded.value.selinux) is not None:
             apply_file_contexts(made.tree, read_file_contexts(Path(selinux.file_contexts)))
-    check_paths(locked.loaded, made.tree)
+    made.report.unmatched += check_paths(locked.loaded, made.tree)
     check_kernel_config(inputs, options, made.tree, kernel_of(debs.kernel, cache).tree)
     path, salt = bench.work / "system.img", salt_of(inputs)
     block_size = size_bytes(inputs.board.value.verity.block_size)

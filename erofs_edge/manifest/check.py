@@ -7,6 +7,7 @@ Each check calls `fail(pointer, message, hint)`, which raises ManifestError at t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +22,7 @@ from erofs_edge.manifest.model import (
     Entry,
     Partition,
     System,
+    User,
     size_bytes,
 )
 
@@ -33,6 +35,12 @@ GPT_NAME = 36
 MAX_PCLUSTER = 1 << 20
 LEVELS = {"lz4hc": range(1, 13), "zstd": range(1, 23), "deflate": range(1, 13), "lzma": {*range(10), *range(100, 110)}}
 """bytes: Z_EROFS_PCLUSTER_MAX_SIZE of the kernel"""
+CRYPT = re.compile(r"!*(\*|\$[^:\s]+\$[^:\s]*|_[./0-9A-Za-z]{19}|[./0-9A-Za-z]{13})?")
+"""crypt(5): locked, none, `$id$…`, the two old forms"""
+SSH_KEY = re.compile(
+    r"(.*\s)?(sk-)?(ssh-(ed25519|rsa|dss)|ecdsa-sha2-nistp\d+)(-cert-v01)?(@openssh\.com)? AAAA[\w+/]*=*(\s.*)?"
+)
+"""a line of authorized_keys, options before it included"""
 BLOCK_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
@@ -66,6 +74,8 @@ def check_system(system: System, fail: Fail) -> None:
     check_layers(system, fail)
     for index, entry in enumerate(system.entries):
         _check_entry(f"entries.{index}", entry, fail)
+    for name, user in system.users.items():
+        _check_user(f"users.{name}", user, fail)
     for unit in system.units.mask:
         if unit in system.units.enable:
             fail(f"units.enable.{system.units.enable.index(unit)}", f'"{unit}" is masked too: it cannot be enabled')
@@ -212,6 +222,29 @@ def _check_vbmeta(by_content: dict[str, list[str]], fail: Fail) -> None:
                 pointer,
                 f'nothing names the key of "{name}"',
                 "add a partition as in: vbmeta: {size: 1M, content: vbmeta}",
+            )
+
+
+def _check_user(pointer: str, user: User, fail: Fail) -> None:
+    """What would lock the user out without a word: programs that read these pass over what they cannot read."""
+    if user.password is not None and not CRYPT.fullmatch(user.password):
+        fail(
+            f"{pointer}.password",
+            '"password" is no hash of a password',
+            "openssl passwd -6 makes one; '*' lets nobody in by password",
+        )
+    for index, key in enumerate(user.ssh_keys):
+        if "PRIVATE KEY" in key:
+            fail(
+                f"{pointer}.ssh_keys.{index}",
+                "this is a private key",
+                "the public one is in the file that ends with .pub",
+            )
+        if not SSH_KEY.fullmatch(key.strip()):
+            fail(
+                f"{pointer}.ssh_keys.{index}",
+                "not a public key of ssh",
+                "one line as in ~/.ssh/id_ed25519.pub: ssh-ed25519 AAAA…",
             )
 
 

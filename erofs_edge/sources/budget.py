@@ -13,17 +13,22 @@ PARTITION = "partition"
 LISTED = 10
 
 
-def check_paths(loaded: Loaded[System], tree: FileTree) -> None:
-    """Check the tree against the budgets of paths, uncompressed, counting hard links once. Raises CapacityError for the
-    first one that is exceeded, with the ten largest files below it."""
+def check_paths(loaded: Loaded[System], tree: FileTree) -> list[str]:
+    """Check the tree against the budgets of paths, uncompressed, counting hard links once; return the paths that are
+    not there, with their positions. Raises CapacityError for the first budget that is exceeded, with the ten largest
+    files below it."""
+    missing = []
     for path, size in loaded.value.size_budget.items():
         if path == PARTITION:
             continue
+        if tree.get(path, follow=True) is None:
+            missing.append(f"{loaded.position(f'size_budget.{path}')}: {path}")
         files = _files(tree, path)
         used = sum(inode.size for _, inode in files)
         if used > size_bytes(size):
             where = loaded.position(f"size_budget.{path}")
             raise _exceeded(f"{path} holds", used, size_bytes(size), where, files)
+    return missing
 
 
 def check_image(loaded: Loaded[System], tree: FileTree, size: int) -> None:

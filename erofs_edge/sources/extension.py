@@ -62,13 +62,17 @@ def _extension(loaded: Loaded[System], lock: Lock, debs: dict[str, Path], cache:
     system = loaded.value
     tree = unpack(read_debs(debs, cache))
     owned = lay_sources(loaded, pins_of(loaded, lock.sources)[1], tree, cache)
-    owned += [item for i, overlay in enumerate(system.overlay) for item in lay_overlay(loaded, i, tree, overlay)]
+    idle: list[str] = []
+    for i, overlay in enumerate(system.overlay):
+        laid, unmatched = lay_overlay(loaded, i, tree, overlay)
+        owned += laid
+        idle += unmatched
     owned += [o for i, entry in enumerate(system.entries) for o in set_entry(loaded, f"entries.{i}", tree, entry)]
     accounts = base_accounts(tree)
     for item in owned:
         give(loaded, item, accounts)
     _enable_units(loaded, tree)
-    notes = [f"{one} matches nothing" for one in leave_out(loaded, tree)]
+    notes = [f"{one} matches nothing" for one in idle + leave_out(loaded, tree)]
     notes += _keep_hierarchies(system, tree)
     if not any(node.children for node in tree.root.children.values()):
         raise loaded.error("kind", f"a {system.kind} with nothing below {_names(system)}")

@@ -16,7 +16,7 @@ from erofs_edge.manifest.model import Overlay, System, mode_bits
 from erofs_edge.manifest.shaping import OverlayRule
 from erofs_edge.names import fsdecode
 from erofs_edge.sources.directory import read_directory
-from erofs_edge.sources.globs import matcher
+from erofs_edge.sources.globs import idle, matcher
 from erofs_edge.sources.templates import expand, variables
 from erofs_edge.tree import BytesContent, FileTree, Inode
 
@@ -30,8 +30,9 @@ class Owned:
     pointer: str
 
 
-def lay_overlay(loaded: Loaded[System], index: int, tree: FileTree, overlay: Overlay) -> list[Owned]:
-    """Lay an overlay over the tree; return the owners still to be set. Later rules win.
+def lay_overlay(loaded: Loaded[System], index: int, tree: FileTree, overlay: Overlay) -> tuple[list[Owned], list[str]]:
+    """Lay an overlay over the tree; return the owners still to be set, and which globs of `executable` and `templates`
+    match none of its files, with their positions. Later rules win.
 
     Raises ManifestError with its position for invalid globs, rules that match nothing and attributes that cannot be
     parsed, and (with the file's position) for templates that name an unknown variable.
@@ -45,8 +46,13 @@ def lay_overlay(loaded: Loaded[System], index: int, tree: FileTree, overlay: Ove
         origin=loaded.position(pointer),
     )
     _fill_in(loaded, pointer, overlay, layer)
+    unmatched = [
+        f"{loaded.position(f'{pointer}.{key}.{i}')}: {globs[i]}"
+        for key, globs in (("executable", overlay.executable), ("templates", overlay.templates))
+        for i in idle(layer, globs)
+    ]
     laid = _lay(loaded, pointer, tree, layer, overlay.to)
-    return apply_rules(loaded, pointer, overlay.rules, laid, overlay.owner)
+    return apply_rules(loaded, pointer, overlay.rules, laid, overlay.owner), unmatched
 
 
 def apply_rules(

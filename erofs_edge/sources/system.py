@@ -23,6 +23,7 @@ from erofs_edge.sources.debian.configure.alternatives import drop_dangling
 from erofs_edge.sources.debian.configure.apply import owner_ids
 from erofs_edge.sources.debian.configure.database import write_database
 from erofs_edge.sources.debian.configure.effects import recall_table
+from erofs_edge.sources.debian.configure.ids import NO_LOGIN_SHELLS
 from erofs_edge.sources.debian.configure.var import move_var
 from erofs_edge.sources.debian.deb import Package, read_debs
 from erofs_edge.sources.debian.scripted.capture import Scripted
@@ -75,7 +76,10 @@ def system_tree(
     owned = lay_sources(loaded, source_pins, tree, cache, lower)
     # its accounts are complete already, with the numbers in its files
     settled = scripted is not None or ((bool(lower) or not packages) and has_accounts(tree))
-    owned += [item for i, overlay in enumerate(system.overlay) for item in lay_overlay(loaded, i, tree, overlay)]
+    for i, overlay in enumerate(system.overlay):
+        laid, unmatched = lay_overlay(loaded, i, tree, overlay)
+        owned += laid
+        report.unmatched += unmatched
     owned += [o for i, entry in enumerate(system.entries) for o in set_entry(loaded, f"entries.{i}", tree, entry)]
     accounts = base_accounts(tree, configured=settled)
     if packages or system.users or system.groups:
@@ -86,6 +90,7 @@ def system_tree(
     for item in owned:
         give(loaded, item, accounts)
     finish(tree, system, accounts, report, position=loaded.position)
+    _check_shells(loaded, tree)
     if system.network is not None:
         apply_network(tree, system.network, loaded.position)
     apply_smoke(tree, system.smoke)
@@ -146,6 +151,15 @@ def leave_out(loaded: Loaded[System], tree: FileTree) -> list[str]:
     if system.firmware is not None:
         select_firmware(tree, system.firmware, loaded.position)
     return unmatched
+
+
+def _check_shells(loaded: Loaded[System], tree: FileTree) -> None:
+    """Raises ManifestError where the manifest gives a user a login shell that is not there: nobody could log in."""
+    for name, user in loaded.value.users.items():
+        if user.shell and user.shell not in NO_LOGIN_SHELLS and tree.get(user.shell, follow=True) is None:
+            raise loaded.error(
+                f"users.{name}.shell", f"no {user.shell} in the system", hint="add its package to `packages`"
+            )
 
 
 def set_entry(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry) -> Iterator[Owned]:

@@ -208,7 +208,7 @@ def test_locking_again_gives_the_build_of_the_new_lock_and_leaves_the_old_file(
         build_board(board, BuildOptions(tmp_path / "out"))
     result = build_board(board, BuildOptions(tmp_path / "out", relock=True))
     name = f"{good.packages['system'][0].name} {good.packages['system'][0].version}"
-    assert name in result.notes[0] and "edge-base.lock stays as it is" in result.notes[1]
+    assert name in result.notes[0] and "edge-base.lock is unchanged" in result.notes[1]
     assert result.record["files"] == read_release(stock("qemu-aarch64"))["files"]
     assert path.read_bytes() == old
     assert load_lock(tmp_path / "out/locks/edge-base.lock") == good
@@ -225,6 +225,13 @@ def test_a_lock_for_other_packages_is_refused(checkout: Path) -> None:
     manifest = checkout / "manifests/edge-base.yaml"
     manifest.write_text(manifest.read_text().replace("  - less\n", "  - less\n  - nano\n"))
     with pytest.raises(ManifestError, match=r"other packages: \+nano"):
+        gather(checkout / "boards/qemu-aarch64.yaml")
+
+
+def test_an_extension_in_the_place_of_a_system_is_refused(checkout: Path) -> None:
+    manifest = checkout / "manifests/edge-base.yaml"
+    manifest.write_text(manifest.read_text() + "kind: sysext\n")
+    with pytest.raises(ManifestError, match="edge-base is of kind 'sysext'"):
         gather(checkout / "boards/qemu-aarch64.yaml")
 
 

@@ -31,7 +31,7 @@ SYSTEM = """\
 system: s
 packages: [systemd]
 overlay: [{from: files, file_mode: 0600}]
-users: {root: {password: "0123"}}
+users: {root: {gecos: "0123"}}
 groups: {i2c: , spi: 7}
 entries:
   - {path: /etc/motd, text: "two\\nlines: here\\t# x\\n", xattrs: {user.a: "1"}}
@@ -91,7 +91,7 @@ def test_the_record_holds_value_and_origins() -> None:
     assert record["origins"]["packages.0"] == "s.yaml:2:12"
     assert record["origins"]["overlay.0.from"] == "s.yaml:3:12"
     assert record["origins"]["erofs.pcluster"] == "default"
-    assert record["origins"]["users.root.password"] == "s.yaml:4:16"
+    assert record["origins"]["users.root.gecos"] == "s.yaml:4:16"
 
 
 def test_a_wrong_file_is_an_error_in_both_forms() -> None:

@@ -82,6 +82,9 @@ ERRORS: list[tuple[str, str, str, str, str | None]] = [
     ("demo-system.yaml", "  - directory: files\n", "  -\n", "demo-system.yaml:9:", None),
     ("demo-system.yaml", "to: /opt", "sha256: abc", 'demo-system.yaml:9:13: "sha256" must be a SHA-256', None),
     ("demo-system.yaml", "to: /opt", f"sha256: {'a' * 64}", 'demo-system.yaml:9:5: "sha256" pins a tar', None),
+    ("demo-system.yaml", "pi: {", "pi: {password: plain, ", 'demo-system.yaml:11:8: "password" is no hash', "openssl passwd -6"),
+    ("demo-system.yaml", "pi: {", "pi: {ssh_keys: [AAAA], ", "demo-system.yaml:11:19: not a public key of ssh", ".pub"),
+    ("demo-system.yaml", "pi: {", "pi: {ssh_keys: ['-----BEGIN OPENSSH PRIVATE KEY-----'], ", "demo-system.yaml:11:19: this is a private key", ".pub"),
     ("demo-system.yaml", "pi: {", "Pi: {", 'demo-system.yaml:11:3: a key of "users" must be a user', None),
     ("demo-system.yaml", "uid: 1000", "uid: 4294967295", 'demo-system.yaml:11:13: "uid" must be a number from 0 to', None),
     ("demo-system.yaml", "uid: 1000", 'uid: "1000"', 'demo-system.yaml:11:13: "uid" must be a number, not "1000"', None),
@@ -270,3 +273,24 @@ def test_a_changed_byte_never_crashes_the_loader(folder: Path, data: st.DataObje
         load_any("fuzz.yaml")
     except ManifestError as error:
         assert str(error).startswith("fuzz.yaml") or name in str(error)
+
+
+@pytest.mark.parametrize("hashed", ["''", "'*'", "'!'", "'!*'", "$6$salt$hash", "'!$y$j9T$salt$hash'", "ab01FAX.bQRSU"])
+def test_hashes_of_passwords(variant: Write, hashed: str) -> None:
+    path = variant("demo-system.yaml", "pi: {", f"pi: {{password: {hashed}, ")
+    assert load_system(path).value.users["pi"].password == hashed.strip("'")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@here",
+        "ssh-rsa AAAAB3NzaC1yc2E+/==",
+        "ecdsa-sha2-nistp256 AAAAE2VjZHNh with a comment",
+        "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5",
+        'command="echo ssh-rsa AAAA" ssh-ed25519-cert-v01@openssh.com AAAAIHNzaA',
+    ],
+)
+def test_public_keys_of_ssh(variant: Write, key: str) -> None:
+    path = variant("demo-system.yaml", "pi: {", f"pi: {{ssh_keys: ['{key}'], ")
+    assert load_system(path).value.users["pi"].ssh_keys == [key]

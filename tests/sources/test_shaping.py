@@ -175,6 +175,12 @@ def test_budgets_name_the_excess_and_the_ten_largest(build: Build, over: Callabl
     rows = (caught.value.hint or "").splitlines()[1:]
     assert len(rows) == 10 and "/usr/share/f11" in rows[0] and "m.yaml" in rows[0] and "f02" in rows[-1]
     assert caught.value.where is not None and "m.yaml:3:" in caught.value.where
+    node = tree.get("usr/share")
+    assert node is not None
+    del node.children[b"f00"]
+    assert check_paths(loaded, tree) == [f"{tmp_path / 'm.yaml'}:3:49: /usr/none"], (
+        "which has no bytes, but no files either"
+    )
     check_image(loaded, tree, 1 << 20)
     with pytest.raises(CapacityError, match=r"the image is 1.0 MiB.*1 bytes too many"):
         check_image(loaded, tree, (1 << 20) + 1)

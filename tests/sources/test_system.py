@@ -192,6 +192,22 @@ def test_what_the_manifest_says_wrongly_has_its_position(
     assert f"m.yaml:{where}" in (caught.value.where or "")
 
 
+def test_globs_of_an_overlay_that_match_nothing_are_told_with_their_place(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "over/usr/bin").mkdir(parents=True)
+    (tmp_path / "over/usr/bin/probe").write_text("x")
+    globs = "executable: [/usr/bin/*, /usr/bin/prob], templates: [/etc/issue]"
+    built = build(f"overlay: [{{from: over, {globs}}}]\n")
+    place = tmp_path / "m.yaml"
+    assert built.report.unmatched == [f"{place}:2:49: /usr/bin/prob", f"{place}:2:77: /etc/issue"]
+
+
+def test_a_login_shell_that_is_not_there_stops_the_build(build: Build) -> None:
+    build("users: {anna: {uid: 1234, shell: /usr/sbin/nologin}}\n")
+    with pytest.raises(ManifestError, match="no /bin/zsh in the system") as caught:
+        build("users: {anna: {uid: 1234, shell: /bin/zsh}}\n")
+    assert "m.yaml:2:27" in str(caught.value.where)
+
+
 def test_a_user_that_the_lock_lacks_stops_the_build(build: Build) -> None:
     with pytest.raises(ManifestError, match="user 'tool' has no id in the lock"):
         build("", users={}, groups={})

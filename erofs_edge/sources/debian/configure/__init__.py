@@ -44,7 +44,8 @@ class Report:
     enabled   units that the packages enable
     at_boot   tmpfiles.d lines about the read-only part that can only be applied by the running system
     unpinned  accounts made by scripts and pinned by no lock, as 'user x': their numbers may change with the packages
-    unmatched globs of the manifest's `exclude` and `keep` that match nothing, with their places
+    unmatched globs of the manifest's `exclude`, `keep`, `executable` and `templates`, and paths of `size_budget`, that
+              match nothing, with their positions
     """
 
     unknown: list[ScriptNote] = field(default_factory=list)
