@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names on FAT: what can be stored, the short aliases, the long-name entries.
 
-Source: Microsoft FAT specification (fatgen103), "Long directory entries". Names are compared by their upper case,
-here called keys.
+Source: Microsoft FAT specification (fatgen103), "Long directory entries". Names are compared by their upper case, here
+called keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNITS_EACH = 13  # UTF-16 code units in a long-name entry
 
 
 def check_name(name: str, path: str) -> None:
-    """Raises FormatError where FAT cannot store the name; `path` is for the message."""
+    """Raises FormatError if FAT cannot store the name; `path` is for the message."""
     bad = any(character in FORBIDDEN or ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in name)
     if bad or not 0 < len(_utf16(name)) <= 255 * 2 or name[-1] in ". ":
         raise FormatError(f"{name!r} is not a valid name on FAT", where=path)
@@ -33,7 +33,7 @@ def check_label(label: str) -> bytes:
 
 
 def aliases(keys: Iterable[str]) -> dict[str, bytes]:
-    """The 11 bytes of each short name of a directory: the key itself where it fits, else a numbered one."""
+    """The 11 bytes of each short name of a directory: the key itself if it fits, else a numbered one."""
     keys = sorted(keys)
     found: dict[str, bytes] = {}
     for key in keys:
@@ -60,7 +60,7 @@ def aliases(keys: Iterable[str]) -> dict[str, bytes]:
 
 
 def long_count(name: str, alias: bytes) -> int:
-    """How many long-name entries stand before the short one: none where the alias says it all."""
+    """Number of long-name entries before the short one: none if the alias is enough."""
     base, extension = alias[:8].rstrip().decode("ascii"), alias[8:].rstrip().decode("ascii")
     if name == (f"{base}.{extension}" if extension else base):
         return 0
@@ -68,7 +68,7 @@ def long_count(name: str, alias: bytes) -> int:
 
 
 def long_entries(name: str, alias: bytes) -> list[bytes]:
-    """The long-name entries in disk order, which is the last piece of the name first."""
+    """The long-name entries in disk order: the last part of the name first."""
     checksum = 0
     for byte in alias:
         checksum = ((checksum & 1) << 7 | checksum >> 1) + byte & 0xFF
@@ -91,7 +91,7 @@ def _divided(key: str) -> tuple[str, str]:
 
 
 def _squeeze(text: str) -> bytes:
-    """What a short name keeps of a long one."""
+    """The part of a long name that a short name keeps."""
     return bytes(byte if byte in SHORT else ord("_") for byte in _ascii(text) if byte not in b" .")
 
 

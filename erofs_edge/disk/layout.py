@@ -24,7 +24,7 @@ CONTENT_TYPES = {
     "vbmeta": (gpt.TYPE_LINUX, 0),
     None: (gpt.TYPE_LINUX, 0),
 }
-ROOT_TYPE = (gpt.TYPE_ROOT_ARM64, gpt.ATTRIBUTE_READ_ONLY)  # any other content is a system
+ROOT_TYPE = (gpt.TYPE_ROOT_ARM64, gpt.ATTRIBUTE_READ_ONLY)  # all other contents are systems
 
 Largest = Callable[[str], Sequence[tuple[str, int]]]
 """largest("system_a"): (path, bytes) of the largest files in that content"""
@@ -58,7 +58,7 @@ class DiskLayout:
 
 
 def partition_names(name: str, partition: Partition) -> list[str]:
-    """'boot' with slots a and b is boot_a and boot_b; without slots it is itself."""
+    """'boot' with slots a and b becomes boot_a and boot_b; without slots it stays as it is."""
     return [f"{name}_{slot}" for slot in partition.slots] or [name]
 
 
@@ -72,11 +72,11 @@ def plan_disk(
 ) -> DiskLayout:
     """Place a board's partitions, in the order of the board file, each on whole MiB.
 
-    contents  partition name (slots as 'boot_a') → file; partitions without one stay empty
+    contents  partition name (with slots, 'boot_a') → file; partitions without one stay empty
     seed      what the GUIDs derive from
-    position  where a key of the board file stands ("disk.partitions.boot"), for messages
+    position  returns where a key of the board file is ("disk.partitions.boot"), for messages
 
-    Raises CapacityError where a content or the disk is too small, ManifestError where the sizes make no sense.
+    Raises CapacityError if a content or the disk is too small, ManifestError if the sizes are inconsistent.
     """
     disk = board.disk
     disk_size = _size(disk.size, "disk.size", position)
@@ -111,8 +111,8 @@ def plan_disk(
 def write_disk(layout: DiskLayout, out: Path, progress: Progress | None = None) -> None:
     """Write the image: sparse, beside `out` under a temporary name, then renamed.
 
-    Raises CapacityError where the host's disk is full, SourceError where a content cannot be read or has grown or
-    shrunk since it was planned. Nothing is left behind then, nor on Ctrl-C.
+    Raises CapacityError if the host's disk is full, SourceError if a content cannot be read or its size has changed
+    since it was planned. Nothing is left behind then, nor after Ctrl-C.
     """
     head, tail = gpt.encode(layout.table)
     count = _counter(layout, progress)
@@ -151,7 +151,7 @@ def _copy_content(placement: Placement, content: Path, target: int, count: Count
 
 
 def _sizes(board: Board, disk_size: int, position: Callable[[str], str | None]) -> dict[str, int]:
-    """Bytes of one slot of each partition of the board file, rounded up to whole MiB, 'rest' worked out."""
+    """Bytes of one slot of each partition of the board file, rounded up to whole MiB, with 'rest' computed."""
     sizes: dict[str, int] = {}
     rest = None
     used = 2 * ALIGNMENT  # the two tables
@@ -214,7 +214,7 @@ def _check_fits(name: str, content: Path, size: int, where: str | None, largest:
 
 
 def _hybrid(board: Board, entries: list[gpt.Partition]) -> int | None:
-    """Index of the first FAT partition, where the board wants it in the MBR too."""
+    """Index of the first FAT partition, if the board wants it in the MBR as well."""
     if not board.disk.hybrid_mbr:
         return None
     return next((i for i, entry in enumerate(entries) if entry.type_guid == gpt.TYPE_ESP), None)

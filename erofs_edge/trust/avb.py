@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AVB 2 vbmeta images: written, parsed, verified.
+"""AVB 2 vbmeta images: write, parse, verify.
 
-Source: AOSP external/avb, ``libavb/avb_vbmeta_image.h`` (the header, big-endian, 256 bytes), the descriptors'
-headers beside it, ``avb_crypto.h`` (keys) and ``avb_footer.h``. An image is header, authentication block (hash,
-signature) and auxiliary block (descriptors, public key); hash and signature are over header and auxiliary block.
+Source: AOSP external/avb, ``libavb/avb_vbmeta_image.h`` (the header, big-endian, 256 bytes), the descriptors' headers
+beside it, ``avb_crypto.h`` (keys) and ``avb_footer.h``. An image is header, authentication block (hash, signature) and
+auxiliary block (descriptors, public key); hash and signature cover header and auxiliary block.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAGIC = b"AVB0"
 FOOTER_MAGIC = b"AVBf"
 MAIN = "vbmeta"
-"""name of the partition that the boot loader starts from; those whose names start so have their vbmeta at byte 0"""
+"""the partition that the boot loader starts from; partitions whose names begin like this have their vbmeta at byte 0"""
 VERSION_MAJOR, VERSION_MINOR = 1, 3
 ALIGN = 64  # of both blocks
 SIZE_MAX = 64 << 10
@@ -31,7 +31,7 @@ SIZE_MAX = 64 << 10
 ALGORITHMS = {2048: 1, 4096: 2}
 """bits of an RSA key → SHA256_RSA2048, SHA256_RSA4096"""
 HASHTREE_DISABLED, VERIFICATION_DISABLED = 1, 2
-"""flags of a vbmeta image that switch the checks off"""
+"""flags of a vbmeta image that turn the checks off"""
 
 # magic, version, sizes of both blocks, algorithm, hash, signature, public key, its metadata and descriptors (offset
 # and size each), rollback index, flags, rollback index location, release string
@@ -50,21 +50,21 @@ DIGESTS = {"sha1": 20, "sha256": 32, "sha512": 64}
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """A name and bytes that the boot loader can look up."""
+    """A name and bytes for the boot loader to look up."""
 
     TAG: ClassVar[int] = 0
     key: str
     value: bytes
 
     def pack(self) -> bytes:
-        """The body, not filled up."""
+        """The body, without padding."""
         key = self.key.encode()
         return _PROPERTY.pack(len(key), len(self.value)) + key + b"\0" + self.value + b"\0"
 
 
 @dataclass(frozen=True, slots=True)
 class Hashtree:
-    """A dm-verity tree. Sizes and offsets are bytes of the partition; the tree has no superblock and stands at
+    """A dm-verity tree. Sizes and offsets are bytes of the partition; the tree has no superblock and is at
     `tree_offset`, the parity (`fec_roots` > 0) at `fec_offset`."""
 
     TAG: ClassVar[int] = 1
@@ -83,7 +83,7 @@ class Hashtree:
     flags: int = 0
 
     def pack(self) -> bytes:
-        """The body, not filled up."""
+        """The body, without padding."""
         name = self.partition.encode()
         head = _HASHTREE.pack(
             1, self.image_size, self.tree_offset, self.tree_size, self.data_block_size, self.hash_block_size,
@@ -106,7 +106,7 @@ class Hash:
     flags: int = 0
 
     def pack(self) -> bytes:
-        """The body, not filled up."""
+        """The body, without padding."""
         name = self.partition.encode()
         head = _HASH.pack(
             self.image_size, self.algorithm.encode(), len(name), len(self.salt), len(self.digest), self.flags
@@ -123,14 +123,14 @@ class Cmdline:
     flags: int = 0
 
     def pack(self) -> bytes:
-        """The body, not filled up."""
+        """The body, without padding."""
         text = self.cmdline.encode()
         return _CMDLINE.pack(self.flags, len(text)) + text
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Another partition has a vbmeta of its own, by `public_key` (in AVB's form), with its own rollback index."""
+    """Another partition with its own vbmeta, signed by `public_key` (in AVB's form), and its own rollback index."""
 
     TAG: ClassVar[int] = 4
     partition: str
@@ -139,7 +139,7 @@ class Chain:
     flags: int = 0
 
     def pack(self) -> bytes:
-        """The body, not filled up."""
+        """The body, without padding."""
         name = self.partition.encode()
         head = _CHAIN.pack(self.rollback_index_location, len(name), len(self.public_key), self.flags)
         return head + name + self.public_key
@@ -150,7 +150,7 @@ Descriptor = Property | Hashtree | Hash | Cmdline | Chain
 
 @dataclass(frozen=True, slots=True)
 class VBMeta:
-    """What a vbmeta image says."""
+    """The content of a vbmeta image."""
 
     descriptors: list[Descriptor] = field(default_factory=list)
     rollback_index: int = 0
@@ -160,7 +160,7 @@ class VBMeta:
 
     @property
     def minor(self) -> int:
-        """Minor version of libavb that is needed to read it."""
+        """Minor version of libavb required to read it."""
         if any(isinstance(d, Chain) and d.flags for d in self.descriptors):
             return 3
         if self.rollback_index_location:
@@ -170,7 +170,7 @@ class VBMeta:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """The last 64 bytes of a partition that has its vbmeta inside. In bytes."""
+    """The last 64 bytes of a partition that contains its vbmeta. In bytes."""
 
     original_size: int
     vbmeta_offset: int
@@ -183,7 +183,7 @@ class Footer:
 
 @dataclass(frozen=True, slots=True)
 class Unsigned:
-    """A vbmeta image but for its authentication block: all that is signed. Sizes in bytes."""
+    """Everything in a vbmeta image that is signed: all but the authentication block. Sizes in bytes."""
 
     header: bytes
     auxiliary: bytes
@@ -192,9 +192,9 @@ class Unsigned:
 
 
 def lay_out(meta: VBMeta, key: VerificationKey) -> Unsigned:
-    """What a signer signs. The header depends on the sizes of the descriptors, not on what they say.
+    """What a signer signs. The header depends only on the sizes of the descriptors, not on their contents.
 
-    Raises ErofsEdgeError for a key that libavb does not take.
+    Raises ErofsEdgeError for a key that libavb does not accept.
     """
     _check_chains(meta)
     public = rsa_key(key, "AVB")
@@ -212,7 +212,7 @@ def lay_out(meta: VBMeta, key: VerificationKey) -> Unsigned:
 
 
 def write_vbmeta(meta: VBMeta, signer: Signer) -> bytes:
-    """A signed vbmeta image. Raises ErofsEdgeError for a key that libavb does not take, or where signing fails."""
+    """Make a signed vbmeta image. Raises ErofsEdgeError for a key that libavb does not accept, or if signing fails."""
     made = lay_out(meta, signer)
     digest = hashlib.sha256(made.header + made.auxiliary).digest()
     image = made.header + _fill(digest + sign(signer, made.header + made.auxiliary), ALIGN) + made.auxiliary
@@ -222,10 +222,10 @@ def write_vbmeta(meta: VBMeta, signer: Signer) -> bytes:
 
 
 def parse_vbmeta(raw: bytes) -> tuple[VBMeta, bytes, bytes, bytes]:
-    """(what it says, public key in AVB's form, signature, the signed digest computed anew) of a vbmeta image.
+    """Parse a vbmeta image: (content, public key in AVB's form, signature, recomputed digest that was signed).
 
-    `raw` may be longer than the image. Checks all that libavb checks but the signature. Raises FormatError, also for
-    an unsigned image, and VerificationError where the stored hash is wrong.
+    `raw` may be longer than the image. Checks everything that libavb checks except the signature. Raises FormatError,
+    also for an unsigned image, and VerificationError if the stored hash is wrong.
     """
     if len(raw) < _HEADER.size or raw[:4] != MAGIC:
         raise FormatError("no vbmeta image here", where="offset 0x0")
@@ -256,7 +256,7 @@ def parse_vbmeta(raw: bytes) -> tuple[VBMeta, bytes, bytes, bytes]:
 
 
 def verify_vbmeta(raw: bytes, key: VerificationKey, minimum: int = 0) -> VBMeta:
-    """What a vbmeta image says, if it is signed by this key, switches nothing off and is not too old.
+    """The content of a vbmeta image, if it is signed by this key, turns no check off and is not too old.
 
     Raises FormatError or VerificationError.
     """
@@ -274,9 +274,9 @@ def verify_vbmeta(raw: bytes, key: VerificationKey, minimum: int = 0) -> VBMeta:
 
 
 def encode_key(key: RSAPublicKey, name: str) -> bytes:
-    """A public key as AvbRSAPublicKeyHeader: bits, -1/n mod 2^32, then modulus and R^2 mod n with R = 2^bits.
+    """Encode a public key as AvbRSAPublicKeyHeader: bits, -1/n mod 2^32, then modulus and R^2 mod n with R = 2^bits.
 
-    Raises ErofsEdgeError for sizes and exponents that libavb does not take.
+    Raises ErofsEdgeError for sizes and exponents that libavb does not accept.
     """
     numbers, bits = key.public_numbers(), key.key_size
     if bits not in ALGORITHMS or numbers.e != 65537:
@@ -290,7 +290,7 @@ def encode_key(key: RSAPublicKey, name: str) -> bytes:
 
 
 def decode_key(raw: bytes, name: str) -> PublicKey:
-    """The key in AVB's form. Raises FormatError where its parts do not belong together."""
+    """Decode a key from AVB's form. Raises FormatError if its parts are inconsistent."""
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 
     bits = _KEY.unpack_from(raw)[0] if len(raw) >= _KEY.size else 0
@@ -306,9 +306,9 @@ def decode_key(raw: bytes, name: str) -> PublicKey:
 
 
 def parse_footer(raw: bytes, size: int) -> Footer | None:
-    """The footer in the last 64 bytes of a partition of `size` bytes; None where there is none.
+    """The footer in the last 64 bytes of a partition of `size` bytes; None if there is none.
 
-    Raises FormatError where it points outside.
+    Raises FormatError if it points outside the partition.
     """
     if len(raw) != FOOTER_SIZE or raw[:4] != FOOTER_MAGIC:
         return None
@@ -329,7 +329,7 @@ def _check_chains(meta: VBMeta) -> None:
 
 
 def pack_descriptor(descriptor: Descriptor) -> bytes:
-    """As it stands in the auxiliary block: kind and size in front, filled up to 8 bytes."""
+    """A descriptor as stored in the auxiliary block: type and size first, padded to 8 bytes."""
     body = _fill(descriptor.pack(), 8)
     return _DESCRIPTOR.pack(descriptor.TAG, len(body)) + body
 
@@ -352,7 +352,7 @@ def _text(raw: bytes) -> str:
 
 
 def _parse_all(raw: bytes) -> list[Descriptor]:
-    """All descriptors but those of unknown kinds, which libavb ignores too."""
+    """All descriptors except those of unknown types, which libavb ignores too."""
     found, position = [], 0
     while position < len(raw):
         if position + _DESCRIPTOR.size > len(raw):
@@ -368,7 +368,9 @@ def _parse_all(raw: bytes) -> list[Descriptor]:
 
 
 def _parts(body: bytes, head: int, *sizes: int) -> list[bytes]:
-    """Pieces of the given sizes that follow `head` bytes and fill the body but for the last 7 bytes."""
+    """Split off pieces of the given sizes that follow `head` bytes and fill the body, except up to 7 bytes at its
+    end.
+    """
     end = head + sum(sizes)
     if end > len(body) or len(body) - end > 7 or any(body[end:]):
         raise FormatError("an AVB descriptor's sizes do not add up")

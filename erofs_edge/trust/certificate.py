@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A self-signed certificate that stands for a key where verifiers want one (kernel keyrings, UEFI db, systemd).
+"""A self-signed certificate for a key, for verifiers that want one (kernel keyrings, UEFI db, systemd).
 
-All of it derives from key, name and one date, so that the same key has the same certificate wherever it is made:
-RSA's PKCS#1 v1.5 signature is deterministic too. Form: RFC 5280.
+It derives from key, name and one date, so the same key has the same certificate wherever it is made: RSA's PKCS#1 v1.5
+signature is deterministic too. Form: RFC 5280.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ OID_ECDSA_SHA256 = "1.2.840.10045.4.3.2"
 class Certificate:
     """A certificate as verifiers see it.
 
-    der        all of it
-    issuer     the Name, DER; with `serial` it is what a PKCS#7 signature names the certificate by
+    der        the whole certificate
+    issuer     the Name, DER; with `serial` it identifies the certificate in a PKCS#7 signature
     not_before, not_after  seconds since 1970
     """
 
@@ -48,7 +48,7 @@ class Certificate:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the DER form, in hex, as systemd's certificateFingerprint."""
+        """SHA-256 of the DER form, in hex, as in systemd's certificateFingerprint."""
         return hashlib.sha256(self.der).hexdigest()
 
     @property
@@ -62,9 +62,9 @@ class Certificate:
 
 
 def self_signed(signer: Signer, epoch: int) -> Certificate:
-    """The certificate of a signer, valid from `epoch` (seconds since 1970) on and without end, CN = the signer's name.
+    """Make the certificate of a signer: valid from `epoch` (seconds since 1970) without end, CN = the signer's name.
 
-    Raises ErofsEdgeError where the signer fails.
+    Raises ErofsEdgeError if the signer fails.
     """
     spki = public_key_der(signer)
     key_id = hashlib.sha256(spki).digest()[:20]  # any unique value will do (RFC 5280 section 4.2.1.2)
@@ -91,9 +91,10 @@ def self_signed(signer: Signer, epoch: int) -> Certificate:
 
 
 def read_certificate(path: Path, key: VerificationKey, epoch: int) -> Certificate:
-    """A certificate in a PEM or DER file, which must be that key's and valid at `epoch` (seconds since 1970).
+    """Read a certificate in a PEM or DER file, which must belong to the key and be valid at `epoch` (seconds since
+    1970).
 
-    Raises ErofsEdgeError where it is not, or where the file cannot be read.
+    Raises ErofsEdgeError if it does not or is not, or if the file cannot be read.
     """
     try:
         found = load_certificate(path.read_bytes(), key.name)
@@ -108,7 +109,7 @@ def read_certificate(path: Path, key: VerificationKey, epoch: int) -> Certificat
 
 
 def check_validity(certificate: Certificate, epoch: int, where: str | None = None) -> None:
-    """Raises ErofsEdgeError where a certificate is not valid at `epoch`, seconds since 1970."""
+    """Raises ErofsEdgeError if a certificate is not valid at `epoch`, seconds since 1970."""
     import time
 
     for late, word, limit in (
@@ -147,7 +148,7 @@ def load_certificate(data: bytes, name: str) -> Certificate:
 
 
 def signature_algorithm(key: AnyPublicKey, *, certificate: bool = False) -> bytes:
-    """AlgorithmIdentifier of a signature with SHA-256. In PKCS#7, RSA names the key's algorithm alone (RFC 5652)."""
+    """AlgorithmIdentifier of a signature with SHA-256. For RSA, PKCS#7 names only the key's algorithm (RFC 5652)."""
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
     if isinstance(key, RSAPublicKey):
@@ -157,7 +158,7 @@ def signature_algorithm(key: AnyPublicKey, *, certificate: bool = False) -> byte
 
 
 def _attribute(oid: str, text: str) -> bytes:
-    """A relative distinguished name of one attribute."""
+    """A relative distinguished name with one attribute."""
     return der.element(der.SET, der.element(der.SEQUENCE, der.oid(oid), der.element(der.UTF8, text.encode())))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signed statements in a DSSE envelope, as in-toto carries them.
+"""Signed statements in a DSSE envelope, as used by in-toto.
 
 Sources: the DSSE protocol and envelope, version 1 (pre-authentication encoding, base64 payload, several signatures);
 in-toto attestation framework, statement v1.
@@ -40,12 +40,12 @@ class Statement:
 
 
 def pre_authentication(payload: bytes, kind: str = PAYLOAD_TYPE) -> bytes:
-    """What the signatures of an envelope are over."""
+    """The bytes that the signatures of an envelope cover."""
     return b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
 
 
 def seal(statement: Statement, signer: Signer) -> bytes:
-    """An envelope with one signature, a line of JSON."""
+    """Make an envelope with one signature, a line of JSON."""
     payload = statement.encode()
     signature = sign(signer, pre_authentication(payload))
     return _envelope(payload, [{"keyid": fingerprint(signer), "sig": base64.b64encode(signature).decode()}])
@@ -64,7 +64,7 @@ def add_signature(envelope: bytes, signer: Signer, agrees: Callable[[Statement],
 
 
 def unseal(envelope: bytes, key: VerificationKey) -> Statement:
-    """The statement, where one of the signatures is the key's. Raises FormatError, VerificationError."""
+    """The statement, if one of the signatures is the key's. Raises FormatError, VerificationError."""
     payload, signatures = _parse(envelope)
     digest = hashlib.sha256(pre_authentication(payload)).digest()
     if not any(verifies(key.public_key, signature, digest) for _, signature in signatures):

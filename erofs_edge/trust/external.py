@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`command:`: any program that takes a digest on its standard input and gives a signature on its standard output.
+"""`command:`: any program that takes a digest on standard input and writes a signature to standard output.
 
 Input: the 32 bytes of a SHA-256 digest. Output: for RSA the PKCS#1 v1.5 signature, as long as the modulus; for ECDSA
-the DER form. EROFS_EDGE_ALGORITHM tells the program which ('rsa2048', …). What it returns is checked with the public
-key before it is used.
+the DER form. EROFS_EDGE_ALGORITHM tells the program which one ('rsa2048', …). The result is checked with the public key
+before it is used.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from erofs_edge.trust.uri import parameters
 if TYPE_CHECKING:
     from erofs_edge.trust.key import AnyPublicKey
 
-SECONDS = 300  # a person may have to touch a token
-LONGEST = 8192  # bytes of output that are looked at
+SECONDS = 300  # someone may have to touch a token
+LONGEST = 8192  # bytes of output that are read
 
 
 @dataclass(frozen=True, slots=True)
 class CommandSigner:
-    """A key that a program signs with."""
+    """A key used through a program that signs."""
 
     name: str
     public_key: AnyPublicKey
@@ -61,7 +61,7 @@ class CommandSigner:
 
 
 def open_command(rest: str) -> CommandSigner:
-    """The signer of `command:PROGRAM ARGUMENTS?public-key=FILE&name=NAME`. Raises UsageError, ErofsEdgeError."""
+    """Open the signer of `command:PROGRAM ARGUMENTS?public-key=FILE&name=NAME`. Raises UsageError, ErofsEdgeError."""
     text, query = parameters("command", rest, {"public-key", "name"})
     try:
         command = tuple(shlex.split(text))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Private keys in PEM files: made, read, listed, replaced. Readable by their owner only from the first byte on."""
+"""Private keys in PEM files: make, read, list, replace. They are never readable by anyone but their owner."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from erofs_edge.trust.key import AnyPrivateKey
 
 DEVELOPMENT_MARK = b"erofs-edge development key: it protects nothing\n"
-"""in front of the PEM of keys that were made on first use; readers of PEM skip it"""
+"""text before the PEM of keys made on first use; PEM readers skip it"""
 KINDS = ("rsa2048", "rsa3072", "rsa4096", "ecdsa-p256")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 HELD = re.compile(rb"-----BEGIN (RSA |EC |ENCRYPTED )?PRIVATE KEY-----")
@@ -30,7 +30,7 @@ _ELSEWHERE = "set EROFS_EDGE_KEYS to a directory you can write, or name a key wi
 
 @dataclass(frozen=True, slots=True)
 class KeyFile:
-    """A key file as it is listed. kind and fingerprint are None where it is encrypted."""
+    """A key file in a listing. kind and fingerprint are None if it is encrypted."""
 
     path: Path
     name: str
@@ -39,18 +39,20 @@ class KeyFile:
     kind: str | None
     fingerprint: str | None
     private: bool
-    """nobody but its owner can read it"""
+    """whether only its owner can read it"""
 
 
 def keys_directory() -> Path:
-    """Where development keys and those of `keys new` live: EROFS_EDGE_KEYS, else the user's data directory."""
+    """The folder of development keys and of those made by `keys new`: EROFS_EDGE_KEYS, else the user's data
+    directory.
+    """
     if override := os.environ.get("EROFS_EDGE_KEYS"):
         return Path(override)
     return user_folder("data", "EROFS_EDGE_KEYS") / "keys"
 
 
 def _is_there(path: Path) -> bool:
-    """Raises ErofsEdgeError where that cannot be told: a home of somebody else."""
+    """Raises ErofsEdgeError if that cannot be determined, as in another user's home."""
     try:
         return path.exists()
     except OSError as error:
@@ -58,7 +60,7 @@ def _is_there(path: Path) -> bool:
 
 
 def check_name(name: str) -> str:
-    """The name itself. Raises UsageError where it is none for a key."""
+    """Return the name. Raises UsageError if a key cannot be called that."""
     if not NAME.fullmatch(name):
         raise UsageError(f"bad key name {name!r}", hint="use lower-case letters, digits, '.', '_' and '-'")
     return name
@@ -78,7 +80,7 @@ def development_key(name: str, *, make: bool = True) -> KeySigner:
 
 
 def file_key(path: Path, source: str | None = None) -> KeySigner:
-    """The key in a PEM file; a passphrase comes from `source`, see `passphrase`. Raises ErofsEdgeError."""
+    """The key in a PEM file; `source` says where its passphrase comes from, see `passphrase`. Raises ErofsEdgeError."""
     key, development = load_key(path, source)
     return KeySigner(path.stem, key, development)
 
@@ -96,7 +98,7 @@ def load_key(path: Path, source: str | None = None) -> tuple[AnyPrivateKey, bool
     try:
         key = load_pem_private_key(pem, password=secret)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        # the cause is left out: a library's message may quote what it read
+        # without the cause, because a library's message may quote what it read
         raise _unreadable(path, secret is not None) from None
     if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey):
         kind = type(key).__name__.removesuffix("PrivateKey").strip("_")
@@ -112,12 +114,13 @@ def load_key(path: Path, source: str | None = None) -> tuple[AnyPrivateKey, bool
 def make_key(
     path: Path, kind: str, *, secret: str | None = None, development: bool = False, replace: bool = False
 ) -> None:
-    """Make a key at a path, readable by its owner only. Of several makers at once one wins, all go on with its key.
+    """Make a key at a path, readable by its owner only. If several processes do so at once, one wins and all use its
+    key.
 
-    secret   the passphrase that encrypts it; None leaves it open
-    replace  put it in place of what is there
+    secret   the passphrase to encrypt it with; None leaves it unencrypted
+    replace  replace an existing key
 
-    Raises ErofsEdgeError where the folder cannot be written, or for a passphrase of no characters.
+    Raises ErofsEdgeError if the folder cannot be written, or for an empty passphrase.
     """
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
     from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as generate_ec
@@ -150,7 +153,7 @@ def make_key(
             if replace:
                 temporary.replace(path)
             else:
-                # a link, unlike a rename, never replaces the key that another process has already signed with
+                # unlike a rename, a link never replaces a key with which another process has already signed
                 with suppress(FileExistsError):
                     os.link(temporary, path)
     except OSError as error:
@@ -162,15 +165,15 @@ def make_key(
 
 
 def rotate_key(path: Path, *, kind: str | None = None, secret: str | None = None, source: str | None = None) -> Path:
-    """Put a new key of the same kind in the place of the one at `path`; where the old one went.
+    """Replace the key at `path` by a new one of the same kind; return the path to which the old key was moved.
 
-    The old key keeps its file, under a name with its fingerprint: devices that know only it still need releases
-    signed by it. `secret` as for `make_key`. Raises ErofsEdgeError.
+    The old key's new file name contains its fingerprint: devices that only know the old key still need releases signed
+    with it. `secret` as for `make_key`. Raises ErofsEdgeError.
     """
     key, development = load_key(path, source)
     old = KeySigner(path.stem, key)
     kept = path.with_name(f"{path.stem}.{fingerprint(old)[:12]}{path.suffix}")
-    if kept.exists() and not kept.samefile(path):  # the same where a run before was killed
+    if kept.exists() and not kept.samefile(path):  # the same if an earlier run was killed
         raise ErofsEdgeError("a file already has the name for the old key", where=str(kept), hint="move that file away")
     if kept_now := not kept.exists():
         os.link(path, kept)
@@ -184,12 +187,12 @@ def rotate_key(path: Path, *, kind: str | None = None, secret: str | None = None
 
 
 def is_encrypted(path: Path) -> bool:
-    """Whether a passphrase opens the key in a file; False for what is none. Raises ErofsEdgeError."""
+    """Whether the key in a file needs a passphrase; False if it is not a key. Raises ErofsEdgeError."""
     return _encrypted(_pem(path))
 
 
 def list_keys(folder: Path) -> list[KeyFile]:
-    """The private keys in a folder, by name; what is no key is passed over."""
+    """The private keys in a folder, by name; other files are skipped."""
     found = []
     for path in sorted(folder.glob("*.pem")) if _is_there(folder) and folder.is_dir() else []:
         pem = path.read_bytes()
@@ -210,12 +213,12 @@ def list_keys(folder: Path) -> list[KeyFile]:
 
 
 def kind_of(key: AnyPrivateKey) -> str:
-    """'rsa2048', …: as in KINDS."""
+    """'rsa2048', …: a name in KINDS."""
     return "ecdsa-p256" if getattr(getattr(key, "curve", None), "name", "") == CURVE else f"rsa{key.key_size}"
 
 
 def _pem(path: Path) -> bytes:
-    """A key file as it is. Raises ErofsEdgeError."""
+    """The unchanged content of a key file. Raises ErofsEdgeError."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a key is to the rest of the project: a name, a public half, and a signature over a SHA-256 digest.
+"""The interface of a key: a name, a public half, and signatures over SHA-256 digests.
 
-RSA signs with PKCS#1 v1.5 (RFC 8017 section 8.2), whose bytes depend on key and data alone. ECDSA P-256 signatures
-are DER (RFC 3279 section 2.2.3); keys in memory make them deterministic (RFC 6979), tokens do not.
+RSA signs with PKCS#1 v1.5 (RFC 8017 section 8.2), whose bytes depend only on key and data. ECDSA P-256 signatures are
+DER (RFC 3279 section 2.2.3); keys in memory make them deterministic (RFC 6979), tokens do not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALGORITHMS = (*(f"rsa{bits}" for bits in RSA_BITS), "ecdsa-p256")
 
 
 class VerificationKey(Protocol):
-    """A public key and `name`, what verifiers know it as (U-Boot's key-name-hint)."""
+    """A public key, and `name`, by which verifiers know it (U-Boot's key-name-hint)."""
 
     @property
     def name(self) -> str: ...
@@ -37,7 +37,7 @@ class VerificationKey(Protocol):
 
 
 class Signer(VerificationKey, Protocol):
-    """A private key that may be anywhere. Callers sign with `sign`, which checks what a signer hands back.
+    """A private key, stored anywhere. Callers sign with `sign`, which checks what the signer returns.
 
     development  true for a key that was made for convenience and protects nothing
     """
@@ -52,7 +52,7 @@ class Signer(VerificationKey, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeySigner:
-    """A private key held in memory; its repr does not show it."""
+    """A private key held in memory; its repr does not reveal it."""
 
     name: str
     key: AnyPrivateKey
@@ -108,7 +108,7 @@ def sign(signer: Signer, data: bytes) -> bytes:
 
 
 def verifies(key: AnyPublicKey, signature: bytes, digest: bytes) -> bool:
-    """Whether a signature is this key's over a SHA-256 digest."""
+    """Whether a signature over a SHA-256 digest is this key's."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
     from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
@@ -128,7 +128,7 @@ def verifies(key: AnyPublicKey, signature: bytes, digest: bytes) -> bool:
 
 
 def algorithm(key: AnyPublicKey) -> str:
-    """'rsa2048', 'rsa3072', 'rsa4096' or 'ecdsa-p256'. Raises ErofsEdgeError for what verifiers do not take."""
+    """'rsa2048', 'rsa3072', 'rsa4096' or 'ecdsa-p256'. Raises ErofsEdgeError for keys that verifiers do not accept."""
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
     if isinstance(key, RSAPublicKey):
@@ -144,7 +144,7 @@ def algorithm(key: AnyPublicKey) -> str:
 
 
 def rsa_key(key: VerificationKey, purpose: str) -> RSAPublicKey:
-    """The public key where only RSA will do. Raises ErofsEdgeError."""
+    """The public key, which must be RSA. Raises ErofsEdgeError."""
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
     if not isinstance(key.public_key, RSAPublicKey):
@@ -153,7 +153,7 @@ def rsa_key(key: VerificationKey, purpose: str) -> RSAPublicKey:
 
 
 def supported(key: object, where: str) -> AnyPublicKey:
-    """A public key of a kind we know. Raises ErofsEdgeError that names the kind and `where` it came from."""
+    """A public key of a supported kind. Raises ErofsEdgeError naming the kind and `where` it came from."""
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
@@ -187,7 +187,7 @@ def fingerprint(key: VerificationKey) -> str:
 
 
 def read_public_key(path: Path, name: str) -> PublicKey:
-    """The public key in a SubjectPublicKeyInfo PEM file, or that of a PEM certificate. Raises ErofsEdgeError."""
+    """Read the public key in a SubjectPublicKeyInfo PEM file, or that of a PEM certificate. Raises ErofsEdgeError."""
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key

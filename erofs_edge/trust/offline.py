@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`offline:`: a key on a machine without a network. Digests go out in a folder, signatures come back in it.
+"""`offline:`: a key on a machine without a network. Digests are left in a folder, and signatures are put back into it.
 
-For each digest that is to be signed the folder has `DIGEST.digest` (32 bytes, SHA-256) and, once it is signed,
-`DIGEST.sig`. What is signed and its digest depend on the inputs alone: the same command, given again, finds its
-signatures and goes on.
+For each digest to be signed the folder has `DIGEST.digest` (32 bytes, SHA-256) and, once it is signed, `DIGEST.sig`.
+The digests depend only on the inputs, so the same command, run again, finds its signatures and continues.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ DIGEST, SIGNATURE = ".digest", ".sig"
 
 
 class SignaturesMissingError(ErofsEdgeError):
-    """Digests wait in a folder for their signatures."""
+    """Digests in a folder have not been signed yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class OfflineSigner:
-    """A key that signs elsewhere. `missing` gets the digests, in hex, that had no signature."""
+    """A key elsewhere. `missing` collects the digests, in hex, that had no signature."""
 
     name: str
     public_key: AnyPublicKey
@@ -38,7 +37,7 @@ class OfflineSigner:
     missing: list[str] = field(default_factory=list)
 
     def sign_digest(self, digest: bytes) -> bytes:
-        """Raises SignaturesMissingError, after the digest was left in the folder, where the signature is not there."""
+        """Raises SignaturesMissingError, after leaving the digest in the folder, if the signature is missing."""
         path = self.folder / f"{digest.hex()}{SIGNATURE}"
         try:
             return path.read_bytes()
@@ -55,7 +54,7 @@ class OfflineSigner:
 
 
 def open_offline(rest: str) -> OfflineSigner:
-    """The signer of `offline:FOLDER?public-key=FILE&name=NAME`. Raises UsageError, ErofsEdgeError."""
+    """Open the signer of `offline:FOLDER?public-key=FILE&name=NAME`. Raises UsageError, ErofsEdgeError."""
     folder, query = parameters("offline", rest, {"public-key", "name"})
     if not folder or "public-key" not in query:
         raise UsageError(
@@ -67,15 +66,16 @@ def open_offline(rest: str) -> OfflineSigner:
 
 
 def waiting(folder: Path) -> list[str]:
-    """The digests of a folder, in hex, that have no signature yet."""
+    """The digests in a folder, in hex, that have no signature yet."""
     return sorted(p.stem for p in folder.glob(f"*{DIGEST}") if not p.with_suffix(SIGNATURE).exists())
 
 
 def attach(folder: Path, key: VerificationKey, signatures: list[bytes]) -> list[str]:
-    """Put signatures beside their digests, whichever those are; the digests signed, in hex.
+    """Store each signature beside the digest that it matches; return the digests signed, in hex.
 
-    A build asks more than once, and all signatures of the folder may come each time: those that are there already are
-    passed over. Nothing is written unless each signature fits. Raises VerificationError for one that fits no digest.
+    A build asks for signatures more than once, and each time all signatures of the folder may be given: existing ones
+    are skipped. Nothing is written unless every signature matches. Raises VerificationError for one that matches no
+    digest.
     """
     digests = [bytes.fromhex(path.stem) for path in sorted(folder.glob(f"*{DIGEST}"))]
     open_digests = {bytes.fromhex(text) for text in waiting(folder)}

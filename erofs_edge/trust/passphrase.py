@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the passphrase of a key or the PIN of a token comes from; it is never an argument, nor in any output.
 
-`env:NAME`, `fd:N` (read to the end, one trailing newline dropped) and `prompt`. Where nothing is said:
+`env:NAME`, `fd:N` (read to the end, one trailing newline dropped) and `prompt`. By default:
 EROFS_EDGE_PASSPHRASE, EROFS_EDGE_PASSPHRASE_FD, and then the terminal if there is one.
 """
 
@@ -19,9 +19,9 @@ SOURCES = f"set {VARIABLE}, or {VARIABLE_FD} to a file descriptor that holds it"
 
 
 def passphrase(source: str | None, what: str, *, confirm: bool = False) -> str:
-    """The passphrase of `what` ('key.pem', 'token edge') from a source.
+    """Get the passphrase of `what` ('key.pem', 'token edge') from a source.
 
-    `confirm` asks a person twice. Raises UsageError for a source of no known kind, ErofsEdgeError where it gives
+    `confirm` asks the user twice. Raises UsageError for an unknown kind of source, ErofsEdgeError if it supplies
     nothing.
     """
     if source is None:
@@ -44,7 +44,7 @@ def passphrase(source: str | None, what: str, *, confirm: bool = False) -> str:
 
 
 def _read(fd: int, what: str) -> str:
-    """All that a file descriptor holds."""
+    """Everything that a file descriptor supplies."""
     try:
         return _all_of(fd)
     except (OSError, ValueError) as error:
@@ -54,7 +54,9 @@ def _read(fd: int, what: str) -> str:
 
 @functools.cache
 def _all_of(fd: int) -> str:
-    """A pipe can be read once, so it is remembered, for whichever key it is wanted next. Raises OSError, ValueError."""
+    """Remember what was read: a pipe can be read only once, but several keys may need it. Raises OSError,
+    ValueError.
+    """
     with os.fdopen(fd, "rb") as stream:
         return stream.read(LONGEST).decode().removesuffix("\n")
 

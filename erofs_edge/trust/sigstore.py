@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sigstore bundles over release records, checked without a network.
 
-A bundle says that somebody with an identity (a mail address, a workflow of a CI system), for whom an issuer vouches,
-has signed bytes, and that a public log has the signature since a moment when the certificate was valid. What is
-believed is in a policy: the identity, its issuer, and the trusted root, which names the certificate authorities and
-logs. Nobody is asked: a bundle holds its certificate and the log's proof.
+A bundle states that someone with an identity (a mail address, a workflow of a CI system), vouched for by an issuer,
+signed some bytes, and that a public log has recorded the signature at a time when the certificate was valid. A policy
+says what is trusted: the identity, its issuer, and the trusted root, which names the certificate authorities and logs.
+No network access is needed: a bundle contains its certificate and the log's proof.
 
-Everything about bundles is checked by the library of Sigstore's own makers. Sources: Sigstore's bundle format (0.1 to
-0.3) and trusted root (0.1).
+Bundles are checked entirely by the Sigstore project's own library. Sources: Sigstore's bundle format (0.1 to 0.3) and
+trusted root (0.1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from erofs_edge.errors import FormatError, SourceError, ToolError, VerificationError
 
 BUNDLE = ".sigstore.json"
-"""what a bundle's name has behind the name of the file that it signs"""
+"""what is appended to the name of the signed file for its bundle"""
 BUNDLE_MAX = 1 << 20  # bytes
 POLICY_MAX = 4 << 20  # bytes
 _WORDS = ("identity", "issuer", "trusted_root")
@@ -30,21 +30,21 @@ _WORDS = ("identity", "issuer", "trusted_root")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Whose bundles count. `trusted_root`: the value of a trusted_root.json."""
+    """Whose bundles are accepted. `trusted_root`: the value of a trusted_root.json."""
 
     identity: str
     issuer: str
     trusted_root: dict[str, Any]
 
     def encode(self) -> bytes:
-        """JSON with sorted keys, as `parse_policy` reads it."""
+        """JSON with sorted keys, for `parse_policy`."""
         value = {name: getattr(self, name) for name in _WORDS}
         return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A bundle that holds: who signed, and the place in the log (its number and the moment, in UTC)."""
+    """A valid bundle: who signed, and its place in the log (its number and the time, in UTC)."""
 
     identity: str
     issuer: str
@@ -53,7 +53,7 @@ class Seen:
 
 
 def parse_policy(data: bytes, where: str = "policy") -> Policy:
-    """A policy. Raises FormatError for anything else, and for one with a word that is not known."""
+    """Parse a policy. Raises FormatError for anything else, and for unknown keys."""
     try:
         if len(data) > POLICY_MAX:
             raise ValueError(f"more than {POLICY_MAX} bytes")
@@ -72,7 +72,7 @@ def parse_policy(data: bytes, where: str = "policy") -> Policy:
 
 
 def read_policy(path: Path) -> Policy:
-    """The policy in a file. Raises SourceError where it cannot be read, else as `parse_policy`."""
+    """Read the policy in a file. Raises SourceError if it cannot be read, else as `parse_policy`."""
     try:
         with path.open("rb") as handle:
             return parse_policy(handle.read(POLICY_MAX + 1), str(path))
@@ -81,10 +81,10 @@ def read_policy(path: Path) -> Policy:
 
 
 def check_bundle(bundle: bytes, data: bytes, policy: Policy, where: str = "bundle") -> Seen:
-    """Who signed `data`, by a bundle that the policy takes.
+    """Return who signed `data`, according to a bundle that the policy accepts.
 
-    Raises VerificationError for a bundle that is damaged, of something or somebody else, or not proved by the policy's
-    root; FormatError where that root is none; ToolError without the library.
+    Raises VerificationError for a bundle that is damaged, of other data or another signer, or not proved by the
+    policy's root; FormatError if that root is invalid; ToolError without the library.
     """
     if len(bundle) > BUNDLE_MAX:
         raise VerificationError(f"a bundle of more than {BUNDLE_MAX} bytes", where=where)
@@ -105,18 +105,18 @@ def check_bundle(bundle: bytes, data: bytes, policy: Policy, where: str = "bundl
             f"the Sigstore bundle does not verify: {_line(error)}", where=where,
             hint=f"it must sign exactly this file, as {policy.identity}",
         ) from error  # fmt: skip
-    except Exception as error:  # whatever the library stumbles over in a bundle that somebody made up
+    except Exception as error:  # anything the library may raise for a forged bundle
         raise VerificationError(f"not a Sigstore bundle: {_line(error)}", where=where) from error
     return Seen(policy.identity, policy.issuer, index, moment)
 
 
 def check_root(policy: Policy, where: str = "policy") -> None:
-    """Raises FormatError where the policy's root is none that bundles can be checked with, ToolError as above."""
+    """Raises FormatError if the policy's root cannot be used to check bundles, ToolError as above."""
     _verifier(policy, where)
 
 
 def _verifier(policy: Policy, where: str) -> Any:
-    """The library's verifier of this root: it asks nobody."""
+    """The library's verifier for this root; it uses no network."""
     try:
         from sigstore.models import TrustedRoot
         from sigstore.verify import Verifier
@@ -134,5 +134,5 @@ def _verifier(policy: Policy, where: str) -> Any:
 
 
 def _line(error: Exception) -> str:
-    """One line of what a library says, not all of a document."""
+    """The first line of a library's message, which may quote a whole document."""
     return " ".join(str(error).split()).partition(" For further information")[0][:200]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pkcs11:`: a key in a token, by its RFC 7512 URI. The private key never leaves the token.
 
-Path attributes that select: token, serial, manufacturer, model, slot-id; object, id, type (must be 'private'). Query:
+Path attributes for selection: token, serial, manufacturer, model, slot-id; object, id, type (must be 'private'). Query:
 module-path (or EROFS_EDGE_PKCS11_MODULE), pin-value, pin-source (``file:PATH``, ``env:NAME``, ``fd:N``); without
-either the PIN comes as a passphrase does.
+either, the PIN is obtained like a passphrase.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ MODULE_VARIABLE = "EROFS_EDGE_PKCS11_MODULE"
 PATH_ATTRIBUTES = {"token", "serial", "manufacturer", "model", "slot-id", "object", "id", "type"}
 QUERY_ATTRIBUTES = {"module-path", "pin-value", "pin-source"}
 SHA256_DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
-"""in front of the digest in a PKCS#1 v1.5 signature (RFC 8017 section 9.2, note 1)"""
+"""prefix of the digest in a PKCS#1 v1.5 signature (RFC 8017 section 9.2, note 1)"""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSigner:
-    """A key in a token; a session is opened for each signature, so that a token may be pulled in between."""
+    """A key in a token. A session is opened for each signature, so the token may be removed in between."""
 
     name: str
     public_key: AnyPublicKey
@@ -62,10 +62,10 @@ class TokenSigner:
 
 
 def open_token(rest: str) -> TokenSigner:
-    """The signer of a pkcs11: URI; its public half is read from the token.
+    """Open the signer of a pkcs11: URI; its public half is read from the token.
 
-    Raises UsageError for a URI that RFC 7512 does not know or that selects nothing, DeviceError where the token or
-    the key is not there, ToolError where the module cannot be used.
+    Raises UsageError for a URI with attributes outside RFC 7512 or that selects nothing, DeviceError if the token or
+    the key is missing, ToolError if the module cannot be used.
     """
     attributes, query = _parse(rest)
     with _session(attributes, query) as (session, where):
@@ -82,7 +82,7 @@ def _parse(rest: str) -> tuple[dict[str, str], dict[str, str]]:
         name, equals, value = item.partition("=")
         if name not in PATH_ATTRIBUTES or not equals or name in attributes:
             raise UsageError(f"pkcs11: cannot use {item!r}", hint=f"known are {', '.join(sorted(PATH_ATTRIBUTES))}")
-        # an id is bytes: latin-1 keeps each as it is
+        # an id is bytes; latin-1 preserves each of them
         attributes[name] = urllib.parse.unquote(value, "latin-1" if name == "id" else "utf-8")
     if attributes.get("type", "private") != "private":
         raise UsageError("pkcs11: only a private key can sign", hint="type=private, or no type at all")
@@ -93,7 +93,7 @@ def _parse(rest: str) -> tuple[dict[str, str], dict[str, str]]:
 
 @contextmanager
 def _session(attributes: dict[str, str], query: dict[str, str]) -> Iterator[tuple[Session, str]]:
-    """A session on the token, logged in, and the token's name for messages."""
+    """A logged-in session on the token, and the token's name for messages."""
     module = query.get("module-path") or os.environ.get(MODULE_VARIABLE)
     if module is None:
         raise UsageError(
@@ -108,7 +108,7 @@ def _session(attributes: dict[str, str], query: dict[str, str]) -> Iterator[tupl
     except (pkcs11.PKCS11Error, RuntimeError, OSError) as error:
         raise ToolError(f"cannot load the PKCS#11 module: {error or type(error).__name__}", where=module) from None
     try:
-        library.reinitialize()  # what was plugged in since the last look counts
+        library.reinitialize()  # so that newly inserted tokens are seen
         token = _token(list(library.get_slots(token_present=True)), attributes, module)
         where = f"token {token.label}"
         with token.open(user_pin=_pin(query, where)) as session:
@@ -174,7 +174,7 @@ def _private_key(session: Session, attributes: dict[str, str], where: str) -> An
 
 
 def _public_key(session: Session, key: Any, where: str) -> AnyPublicKey:
-    """The public half: of RSA it is in the private object, of EC in the public object with the same id."""
+    """The public half: for RSA it is in the private object, for EC in the public object with the same id."""
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
     from pkcs11 import Attribute, KeyType, ObjectClass
@@ -191,7 +191,7 @@ def _public_key(session: Session, key: Any, where: str) -> AnyPublicKey:
         raise DeviceError("the token does not have the public key", where=where)
     point = bytes(publics[0][Attribute.EC_POINT])
     try:
-        # an OCTET STRING of an uncompressed point: 04 41 04 …
+        # an OCTET STRING with an uncompressed point: 04 41 04 …
         return supported(EllipticCurvePublicKey.from_encoded_point(SECP256R1(), point[2:]), where)
     except ValueError as error:
         raise ErofsEdgeError("an elliptic-curve key on another curve", where=where, hint="use P-256") from error

@@ -26,12 +26,12 @@ from erofs_edge.verity.blocks import Source, read_exactly
 from erofs_edge.verity.superblock import Superblock
 
 BLANK = 1 << 20
-"""bytes at the start of a partition that are zero where nothing was ever written to it"""
+"""bytes at the start of a partition that are zero if nothing was ever written to it"""
 
 
 def find_table(fd: Source, size: int, name: str | None = None) -> gpt.Table | None:
-    """The GUID partition table of a disk; None where neither copy is there. Raises FormatError for a damaged one, which
-    names the disk where it has a `name`."""
+    """The GUID partition table of a disk; None if neither copy exists. Raises FormatError for a damaged one, naming the
+    disk if it has a `name`."""
     try:
         return gpt.find(lambda offset, length: read_exactly(fd, length, offset), size)
     except FormatError as error:
@@ -41,7 +41,7 @@ def find_table(fd: Source, size: int, name: str | None = None) -> gpt.Table | No
 
 
 def verify_disk(fd: Source, table: gpt.Table, walk: Walk) -> None:
-    """Check every partition of a disk; what no signature reaches fails, but for blank ones and state."""
+    """Check every partition of a disk. What no signature covers fails, except blank partitions and state."""
     _check_table(fd, table, walk)
     parts = [
         Part(p.name, p.first_lba * table.sector_size, (p.last_lba - p.first_lba + 1) * table.sector_size)
@@ -73,14 +73,15 @@ def verify_disk(fd: Source, table: gpt.Table, walk: Walk) -> None:
         if part.name not in walk.covered:
             _uncovered(walk, part)
     if not signed:
-        # blank partitions and state alone would pass, and nothing would have been proved
+        # with only blank partitions and state everything would pass and nothing would be proved
         with walk.verdict.check("disk", f"key '{walk.key.name}'"):
             raise VerificationError("nothing on this disk is signed: no FIT, EFI program, vbmeta or root hash")
 
 
 def _check_table(fd: Source, table: gpt.Table, walk: Walk) -> None:
-    """The table is the same at both ends of the disk that it was made for, and names each partition once. Behind that
-    end, where an image was written to a larger disk, there is none that would be taken if the first were damaged."""
+    """Check that the table is the same at both ends of the disk that it was made for, and names each partition once. If
+    the image was written to a larger disk, there must be no table after that end that would be used if the first were
+    damaged."""
     with walk.verdict.check("partition table", "its checksums, both copies"):
 
         def read(offset: int, length: int) -> bytes:
@@ -95,22 +96,20 @@ def _check_table(fd: Source, table: gpt.Table, walk: Walk) -> None:
             raise FormatError("the two copies of the partition table differ, or hold more than a table")
         names = [partition.name for partition in table.partitions]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            # partitions are found by name: which of two a device takes is anybody's guess
+            # partitions are found by name: which of two a device uses is unpredictable
             raise FormatError(f"two partitions have the name '{twice[0]}'")
 
 
 def verify_fit_slot(walk: Walk, part: Part, parts: list[Part]) -> None:
-    """A FIT, and the system partition that its initramfs opens."""
+    """Verify a FIT, and the system partition that its initramfs opens."""
     values = verify_fit_alone(walk, part)
     if values:
         _verify_started(walk, part.name, part.slot, values, parts)
 
 
 def _verify_started(walk: Walk, holder: str, slot: str, values: dict[str, str], parts: list[Part]) -> None:
-    """The version of what starts a slot, and the system partition that its initramfs opens."""
-    if values.get(
-        "DATA"
-    ):  # a board that keeps nothing has no partition that need not be signed, not even a nameless one
+    """Verify the version of what starts a slot, and the system partition that its initramfs opens."""
+    if values.get("DATA"):  # on a board that keeps no data, every partition must be signed, even a nameless one
         walk.data.add(values["DATA"])
     if walk.minimum is not None:
         with walk.verdict.check(f"{holder}: version", f"minimum {walk.minimum} of this disk"):
@@ -128,7 +127,7 @@ def _verify_started(walk: Walk, holder: str, slot: str, values: dict[str, str], 
 
 
 def verify_fit_alone(walk: Walk, part: Part) -> dict[str, str]:
-    """A FIT; the values that its initramfs boots with, none where something is wrong."""
+    """Verify a FIT; return the values that its initramfs boots with, none if something is wrong."""
     values, named = dict[str, str](), ""
     with walk.verdict.check(f"{part.name}: FIT", f"key '{walk.key.name}'") as row:
         fit = read_fit(walk, part)
@@ -146,14 +145,14 @@ def verify_fit_alone(walk: Walk, part: Part) -> dict[str, str]:
 
 
 def _root_hash_named(walk: Walk, holder: str, values: dict[str, str]) -> bool:
-    """Whether an initramfs says which tree it opens, in a row of its own."""
+    """Whether an initramfs says which tree it opens, as a row of its own."""
     with walk.verdict.check(f"{holder}: root hash", "its initramfs", values.get("ROOT_HASH")) as row:
         verity_of(values)
     return row.ok
 
 
 def read_fit(walk: Walk, part: Part) -> bytes:
-    """The whole FIT at the start of a partition. Raises FormatError where it is longer than that."""
+    """Read the whole FIT at the start of a partition. Raises FormatError if it is longer than the partition."""
     size = int.from_bytes(walk.read(part, 4, 4), "big")
     if not FDT_HEADER.size <= size <= min(part.size, FIT_MAX):
         raise FormatError(f"a FIT of {size} bytes in {part.size}", where=part.name)
@@ -161,7 +160,9 @@ def read_fit(walk: Walk, part: Part) -> bytes:
 
 
 def verify_vbmeta_slot(walk: Walk, part: Part, parts: list[Part], raw: bytes, *, chained: bool = False) -> None:
-    """A vbmeta image, and each partition that it describes. `chained`: it is named by another; chains do not nest."""
+    """Verify a vbmeta image and each partition that it describes. `chained`: another vbmeta refers to it; chains do
+    not nest.
+    """
     meta = avb.VBMeta()
     with walk.verdict.check(f"{part.name}: vbmeta", f"key '{walk.key.name}'", hashlib.sha256(raw).hexdigest()):
         meta = avb.verify_vbmeta(raw, walk.key, walk.minimum or 0)
@@ -187,15 +188,15 @@ def verify_vbmeta_slot(walk: Walk, part: Part, parts: list[Part], raw: bytes, *,
 
 
 def verify_chained(walk: Walk, part: Part, parts: list[Part], chain: avb.Chain) -> None:
-    """A partition with a vbmeta of its own, by the key that the chain names."""
+    """Verify a partition with its own vbmeta, by the key that the chain names."""
     key, raw = walk.key, b""
     with walk.verdict.check(f"{part.name}: chain", "the public key in vbmeta"):
         key = avb.decode_key(chain.public_key, part.name)
-        # as libavb: of a partition for vbmeta alone, from its first byte
+        # like libavb: in a partition for vbmeta only, it starts at the first byte
         at_start = chain.partition.startswith(avb.MAIN)
         raw = walk.read(part, 0, avb.SIZE_MAX) if at_start else footer_vbmeta(walk, part)
     if raw and isinstance(key, PublicKey):
-        # a chained partition counts its versions by itself, at a place of its own
+        # a chained partition has its own version counter, in its own location
         outer = walk.key, walk.minimum
         walk.key, walk.minimum = key, None
         verify_vbmeta_slot(walk, part, parts, raw, chained=True)
@@ -203,7 +204,7 @@ def verify_chained(walk: Walk, part: Part, parts: list[Part], chain: avb.Chain) 
 
 
 def footer_vbmeta(walk: Walk, part: Part) -> bytes:
-    """The vbmeta that a partition's footer points to. Raises FormatError where there is none."""
+    """The vbmeta that a partition's footer points to. Raises FormatError if there is none."""
     footer = avb.parse_footer(walk.read(part, part.size - avb.FOOTER_SIZE, avb.FOOTER_SIZE), part.size)
     if footer is None:
         raise FormatError("no AVB footer", where=part.name)
@@ -236,7 +237,7 @@ def _check_system(walk: Walk, part: Part, sb: Superblock, first: int, root_hash:
     walk.covered.add(part.name)
     with walk.verdict.check(f"{part.name}: tree", against, root_hash.hex()) as row:
         if part.name in walk.equal and walk.tree == (sb, first, root_hash):
-            return  # the same bytes, and the file system in them, have been checked
+            return  # the same bytes, with the file system in them, were checked before
         levels = sb.levels_from(first)
         if max([sb.data_size, *((level.start + level.count) * sb.hash_block_size for level in levels)]) > part.size:
             raise FormatError("data and tree do not fit into the partition")
@@ -252,9 +253,10 @@ def _check_fs_once(walk: Walk, part: Part, size: int, root_hash: bytes) -> None:
 
 
 def _verify_firmware(walk: Walk, parts: list[Part]) -> None:
-    """What starts like a volume that a boot ROM reads, against what the signed FITs say of the firmware's files.
+    """Check what begins like a volume that a boot ROM reads against the digests of the firmware's files in the signed
+    FITs.
 
-    There must be one, and none that is damaged or of a kind that is not read here: a ROM may be less particular.
+    There must be such a volume, and none that is damaged or of an unsupported kind: a ROM may be less strict.
     """
     found = False
     for part in parts:
@@ -266,7 +268,7 @@ def _verify_firmware(walk: Walk, parts: list[Part]) -> None:
         with walk.verdict.check(f"{part.name}: volume", "FAT's rules"):
             volume = Volume(partial(walk.read, part), part.size)
         if volume is not None:
-            walk.verdict.checks.pop()  # its files get a row of their own
+            walk.verdict.checks.pop()  # its files get their own row
             verify_firmware(part.name, volume, walk.firmware, walk.key, walk.verdict)
     if not found:
         with walk.verdict.check("firmware", f"the FIT in {', '.join(sorted(set(walk.firmware.values())))}"):
@@ -274,7 +276,7 @@ def _verify_firmware(walk: Walk, parts: list[Part]) -> None:
 
 
 def _minimum(walk: Walk, part: Part) -> int | None:
-    """The minimum version that the slot state in a partition records; None where there is no state or no record."""
+    """The minimum version recorded in the slot state of a partition; None without state or record."""
     raw = walk.read(part, 0, rollback.OFFSETS[-1] + rollback.SIZE)
     try:
         slots.decode_state(raw)
@@ -284,7 +286,7 @@ def _minimum(walk: Walk, part: Part) -> int | None:
 
 
 def _uncovered(walk: Walk, part: Part) -> None:
-    """What no signature reaches: state and blank partitions are told, anything else fails."""
+    """What no signature covers: state and blank partitions are reported, anything else fails."""
     start = walk.read(part, 0, BLANK)
     if not any(start):
         walk.verdict.checks.append(Check(part.name, "blank: nothing to check"))

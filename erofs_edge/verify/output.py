@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A build's output folder: the signed record, every file that it lists, and the disk image from what is in it."""
+"""A build's output folder: the signed record, every file in it, and the disk image composed of these files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from erofs_edge.verity.superblock import Superblock
 DISK = "disk.img"
 SYSTEM = "system.img"
 PROVENANCE = "provenance.intoto.jsonl"
-"""in releases, in-toto in a DSSE envelope"""
+"""of releases: in-toto in a DSSE envelope"""
 LISTED_MAX = 1000
-COMPARED = 256 << 10  # bytes at once: what stays in a processor's cache
+COMPARED = 256 << 10  # bytes at once, small enough for a processor's cache
 HEAD = 4096  # bytes by which the file in a partition is recognized
 
 
 def verify_output(out: Path, key: VerificationKey, verdict: Verdict, *, jobs: int | None = None) -> None:
-    """Check all of an output folder against a public key."""
+    """Check a whole output folder with a public key."""
     record: dict[str, Any] = {}
     with verdict.check(RELEASE, f"key '{key.name}'") as row:
         raw = (out / RELEASE).read_bytes()
@@ -82,7 +82,7 @@ def _superblock(system: dict[str, Any]) -> Superblock:
 
 
 def _check_files(out: Path, files: dict[str, tuple[int, str]], verdict: Verdict, jobs: int | None) -> None:
-    """Sizes and digests; those of the disk image follow from its parts, see `_check_disk`."""
+    """Check sizes and digests; those of the disk image follow from its parts, see `_check_disk`."""
 
     def digest(name: str) -> tuple[int, str] | OSError:
         try:
@@ -102,7 +102,7 @@ def _check_files(out: Path, files: dict[str, tuple[int, str]], verdict: Verdict,
 
 
 def _check_release(out: Path, files: dict[str, tuple[int, str]], verdict: Verdict, key: VerificationKey) -> None:
-    """A release's provenance speaks of the files that are there, and nothing was put beside them."""
+    """Check that a release's provenance describes exactly the files that are there."""
     with verdict.check(f"{PROVENANCE}: statement", f"key '{key.name}'") as row:
         with (out / PROVENANCE).open("rb") as handle:
             statement = unseal(handle.read(SIZE_MAX + 1), key)
@@ -123,7 +123,7 @@ def _check_system(
     try:
         fd = os.open(path, READ)
     except OSError:
-        return set()  # its row among the files says so
+        return set()  # the file's own row reports it
     try:
         with verdict.check(f"{SYSTEM}: tree", f"root hash of {RELEASE}", root_hash.hex()) as row:
             check_tree(fd, 0, sb, sb.levels_from(first), root_hash, jobs=jobs)
@@ -136,7 +136,7 @@ def _check_system(
 
 
 def _check_disk(out: Path, files: dict[str, tuple[int, str]], record: dict[str, Any], walk: Walk) -> None:
-    """The disk image: its table, what is in its partitions, and nothing else anywhere."""
+    """Check the disk image: its table, the contents of its partitions, and that there is nothing else."""
     if DISK not in files:
         return
     table: gpt.Table | None = None
@@ -148,7 +148,7 @@ def _check_disk(out: Path, files: dict[str, tuple[int, str]], record: dict[str, 
         if table is None:
             raise VerificationError(f"{size} bytes without a partition table, the record lists {files[DISK][0]}")
         held = _check_contents(out, walk, fd, table, files, record)
-        # what is neither FIT nor system is covered by the record's signature
+        # whatever is neither FIT nor system is covered by the record's signature
         walk.covered |= {name for name, file in held.items() if file not in (None, "boot.fit", SYSTEM)}
         walk.equal = {name for name, file in held.items() if file == SYSTEM}
     try:
@@ -162,9 +162,10 @@ def _check_disk(out: Path, files: dict[str, tuple[int, str]], record: dict[str, 
 def _check_contents(
     out: Path, walk: Walk, fd: int, table: gpt.Table, files: dict[str, tuple[int, str]], record: dict[str, Any]
 ) -> dict[str, str | None]:
-    """Each partition is where the record says, starts with one of the files or is blank, and the rest is zero.
+    """Check that each partition is where the record says, starts with one of the files or is blank, and is zero
+    otherwise.
 
-    Returns the file that each partition holds.
+    Returns the file in each partition.
     """
     head, tail = gpt.encode(table)
     heads = {name: _head(out / name) for name, (size, _) in files.items() if name != DISK and size >= HEAD}
@@ -185,9 +186,9 @@ def _check_contents(
 def _content(
     out: Path, walk: Walk, part: Part, files: dict[str, tuple[int, str]], heads: dict[str, bytes]
 ) -> str | None:
-    """The file that a partition starts with; None for a blank one. Raises VerificationError where it is neither.
+    """The file that a partition starts with; None for a blank one. Raises VerificationError if it is neither.
 
-    Bytes are compared with the file's, whose digest has a row of its own: a fifth of the time of another digest.
+    Bytes are compared with the file's, whose digest has its own row: that takes a fifth of the time of another digest.
     """
     start = walk.read(part, 0, HEAD)
     for name, head in heads.items():
@@ -196,7 +197,7 @@ def _content(
             return name
     if any(start):
         raise VerificationError(f"partition '{part.name}' holds none of the files")
-    return None  # the zeros of all of it are checked with what lies between the contents
+    return None  # that all of it is zero is checked with the gaps between the contents
 
 
 def _equal(walk: Walk, part: Part, path: Path, size: int) -> bool:
@@ -219,7 +220,7 @@ def _part(table: gpt.Table, p: gpt.Partition) -> Part:
 
 
 def _check_zero(fd: int, start: int, end: int) -> None:
-    """Raises VerificationError where bytes [start, end) are not all zero; holes cost nothing."""
+    """Raises VerificationError unless bytes [start, end) are all zero; holes take no time."""
     for first, last in data_extents(fd, end, start):
         for offset in range(first, last, SLICE):
             block = read_exactly(fd, min(SLICE, last - offset), offset)

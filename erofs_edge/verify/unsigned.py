@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image of a disk of which no key is known: what is a FIT must at least say that somebody signed it."""
+"""Check a disk image for which no key is known: each FIT in it must at least have a signature."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HINT = "on a board whose sign.key is a development key, --allow-unsigned writes 
 
 
 def check_alone(fd: int, table: gpt.Table, image: Path) -> None:
-    """Raises VerificationError where a FIT is not signed."""
+    """Raises VerificationError if a FIT is not signed."""
     for part in table.partitions:
         start = part.first_lba * table.sector_size
         if pread(fd, len(FDT_MAGIC), start) == FDT_MAGIC and not _is_signed(
@@ -25,7 +25,7 @@ def check_alone(fd: int, table: gpt.Table, image: Path) -> None:
 
 
 def _is_signed(fd: int, start: int, room: int) -> bool:
-    """Whether a FIT at `start`, with `room` bytes, has a signature; what is no FIT counts as if it had."""
+    """Whether a FIT at `start`, with `room` bytes, has a signature; True for anything that is not a FIT."""
     from erofs_edge.boot.fdt import HEADER, parse
     from erofs_edge.boot.fit_paths import SIGNATURE_PATH
 

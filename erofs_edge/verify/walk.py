@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a walk over a disk knows while it goes on."""
+"""The state of a walk over a disk that is being verified."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from erofs_edge.verity.blocks import Source, read_exactly
 from erofs_edge.verity.superblock import Superblock
 
 FIT_MAX = 1 << 30
-"""bytes of a FIT that is looked at"""
+"""largest FIT that is read, in bytes"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,15 @@ class Part:
 
 @dataclass(slots=True)
 class Walk:
-    """One walk over a disk. `covered`: names of partitions that a signature reaches; `proved`: root hashes whose file
-    system was checked already, since equal root hashes are equal bytes; `minimum`: the lowest version that starts;
-    `firmware`: digests of firmware partitions, each with the signed FIT that names it; `fits`: what FITs that are good
-    boot with and the firmware that they name, by their SHA-256;
-    `equal`: partitions that hold, byte for byte, an image that was checked already, with the tree, its first block and
-    root hash in `tree`."""
+    """The state of one walk over a disk.
+
+    covered   names of partitions that a signature covers
+    proved    root hashes whose file system was already checked, since equal root hashes mean equal bytes
+    minimum   the lowest version that starts
+    firmware  digests of firmware partitions, each with the signed FIT that contains it
+    fits      by the SHA-256 of valid FITs: what they boot with, and their firmware digest
+    equal     partitions that hold, byte for byte, an image that was already checked, with the tree, its first block and
+              root hash in `tree`"""
 
     fd: Source
     key: VerificationKey
@@ -53,7 +56,7 @@ class Walk:
     equal: set[str] = field(default_factory=set)
 
     def read(self, part: Part, offset: int, length: int) -> bytes:
-        """Bytes of a partition; less at its end."""
+        """Bytes of a partition; fewer at its end."""
         return read_exactly(self.fd, max(min(length, part.size - offset), 0), part.start + offset)
 
 
