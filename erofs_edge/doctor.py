@@ -44,7 +44,7 @@ def examine() -> list[Finding]:
 
 
 def _told(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yield what a check finds. An error that ends it is a finding, too: a user without a home has no cache and no
+    """Yield what a check finds. An error that ends it is a finding, too: without a home, there are no cache and
     keys."""
     try:
         yield from check()

@@ -12,8 +12,7 @@ _WILD = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 def glob_regex(glob: str) -> bytes:
-    """Convert a glob to an expression for `re.DOTALL` and a full match. An unclosed bracket stands for itself, as in
-    shells.
+    """Convert a glob to an expression for `re.DOTALL` and a full match. An unclosed bracket is literal, as in shells.
 
     Raises ValueError, which says what is wrong, for a range that ends before it begins.
     """

@@ -32,8 +32,7 @@ class Threads:
         return self._started().submit(call, *args, **named)
 
     def map(self, call: Callable[[U], T], items: Iterable[U]) -> Iterator[T]:
-        """See concurrent.futures.Executor. If the pool has not been started, the threads exist only during this
-        call."""
+        """See concurrent.futures.Executor. If the pool has not been started, its threads end with this iteration."""
         if self._pool is None:
             return (found for _, found in in_order(call, list(items), self._count))
         return self._pool.map(call, items)

@@ -73,8 +73,7 @@ class FileContent(NamedTuple):
 
 
 class SparseContent(NamedTuple):
-    """A file of `size` bytes whose `extents` (offset, length) are stored back to back in `stored`, with zeros in
-    between."""
+    """A file of `size` bytes whose `extents` (offset, length) are stored back to back in `stored`; zeros in between."""
 
     stored: FileContent
     size: int
@@ -261,8 +260,7 @@ class FileTree:
             stack += [(prefix + name, node.children[name]) for name in sorted(node.children, reverse=True)]
 
     def merge(self, other: FileTree, *, at: bytes | str = b"/") -> None:
-        """Merge another tree over this one: its files replace existing ones; directories are joined and take its
-        metadata."""
+        """Merge another tree over this one: its files replace existing ones; directories join and take its metadata."""
         base = b"/" + b"/".join(split(at))
         for path, inode in other.walk():
             if path == b"/" and base == b"/":
@@ -274,8 +272,7 @@ class FileTree:
             self.add(base + b"/" + path, copy)
 
     def prune(self, drop: Callable[[bytes, Inode], bool]) -> int:
-        """Remove every name for which drop(path, inode) is true, directories with all their content. Return how many
-        were dropped."""
+        """Remove all names for which drop(path, inode) is true, directories with their content. Return how many."""
         gone = 0
         stack: list[tuple[bytes, Inode]] = [(b"", self.root)]
         while stack:

@@ -54,8 +54,7 @@ def give_name(fd: int, path: Path) -> None:
 
 
 def write_exactly(fd: int, data: bytes, offset: int) -> None:
-    """Call pwrite until everything is written: on a full disk the first call may be short; the next one fails with the
-    reason."""
+    """Call pwrite until everything is written: on a full disk, a short call is followed by one that fails."""
     view = memoryview(data)
     while view:
         done = pwrite(fd, view, offset)
@@ -71,8 +70,7 @@ def sync_data(fd: int) -> None:
 
 
 class NewFile:
-    """A file that becomes `out` once it is complete. Until then it has no name, so nothing is left even if the process
-    is killed.
+    """A file that becomes `out` once it is complete. Until then it has no name, so even a kill leaves nothing behind.
 
     If the file system does not support unnamed files, and for the moment of replacing another file, it has a hidden
     name beside `out` and is locked. Leftovers of killed processes are removed when the same `out` is next written.
@@ -234,8 +232,7 @@ def new_file(out: Path, what: str) -> Iterator[NewFile]:
 
 @contextmanager
 def beside(out: Path, what: str) -> Iterator[Path]:
-    """Like `new_file`, but yields a path for writing the file within this process. It is not beside `out` if the file
-    is unnamed."""
+    """Like `new_file`, but yields a path for writing within this process, not beside `out` if the file is unnamed."""
     with new_file(out, what) as new:
         yield new.path
 
@@ -250,8 +247,7 @@ def sparse_beside(out: Path, size: int, what: str) -> Iterator[int]:
 
 @contextmanager
 def folder_beside(out: Path) -> Iterator[Path]:
-    """Yield a private folder beside `out`, which is removed with its content after the block. It may be renamed inside
-    the block.
+    """Yield a private folder beside `out`, removed with its content after the block. It may be renamed in the block.
 
     Leftovers of killed processes for the same `out`, whose locks nobody holds any more, are removed. Raises OSError.
     """

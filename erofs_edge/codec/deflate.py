@@ -87,8 +87,7 @@ class _Compress:
 
 
 def _streams(level: int) -> Callable[[int, int], bytes]:
-    """Return (address, length) → deflate stream. Raises ToolError with the version to install if the package is
-    missing."""
+    """Return (address, length) → deflate stream. Raises ToolError, with the version to install, without the package."""
     library = _library()
     if library is not None:
         return _Compress(library, level)
@@ -105,8 +104,7 @@ def _streams(level: int) -> Callable[[int, int], bytes]:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """Return the C library; None if the package's extension module does not export it. Raises ToolError without the
-    package."""
+    """Return the C library; None if the extension module does not export it. Raises ToolError without the package."""
     try:
         library = ctypes.CDLL(_package()._deflate.__file__)
         for name, (result, arguments) in _SYMBOLS.items():

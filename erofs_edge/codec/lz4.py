@@ -112,7 +112,7 @@ class FixedOutput:
     def fill(
         self, address: int, length: int, capacity: int | None = None, *, level: int | None = None
     ) -> tuple[int, int]:
-        """Compress the `length` bytes at `address` as far as they fit. Return (bytes consumed, bytes produced).
+        """Compress as many of the `length` bytes at `address` as fit. Return (bytes consumed, bytes produced).
 
         `capacity` is a smaller limit of output bytes for this call, `level` a different level of LZ4HC.
         """

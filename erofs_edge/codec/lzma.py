@@ -108,8 +108,7 @@ class FixedOutput:
         weakref.finalize(self, self._library.lzma_end, ctypes.pointer(self._stream)).atexit = False
 
     def fill(self, address: int, length: int, capacity: int | None = None) -> tuple[int, int]:
-        """Compress the `length` bytes at `address` as far as they fit. Return (bytes consumed, bytes produced). Needs
-        no search."""
+        """Compress as many of the `length` bytes at `address` as fit. Return (bytes consumed, bytes produced)."""
         stream = self._stream
         status = self._library.lzma_microlzma_encoder(ctypes.byref(stream), self._options)
         if status != _OK:
@@ -129,8 +128,7 @@ class FixedOutput:
 
 
 def dictionary_size(pcluster: int) -> int:
-    """Return the dictionary size that mkfs.erofs uses for an image's largest pcluster: 4 times that, 32 KiB to 8
-    MiB."""
+    """Return the dictionary size of mkfs.erofs for an image's largest pcluster: 4 times that, 32 KiB to 8 MiB."""
     return min(max(4 * pcluster, 32768), DICTIONARY_MAX)
 
 

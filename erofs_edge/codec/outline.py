@@ -23,8 +23,7 @@ class Outline:
     """Compressed sizes for the `length` bytes at `address`. Pieces are measured only when needed."""
 
     def __init__(self, address: int, length: int, capacity: int, measure: Measure) -> None:
-        """`capacity`: output bytes that the slower codec is to fill. `measure` handles one stream, from its start
-        on."""
+        """`capacity`: output bytes that the slower codec is to fill. `measure` handles one stream, from its start."""
         self._address, self._length, self._measure = address, length, measure
         self._step = min(max(capacity >> STEP_SHIFT, STEP_MIN), STEP_MAX)
         # running totals at the end of each piece: bytes of pieces that do not shrink, and compressed bytes of the

@@ -80,8 +80,7 @@ CODECS = {
 
 
 def find_codec(name: str, level: int | None = None) -> tuple[Codec, int | None]:
-    """Return the codec of a name and the level to use (its default for None). Raises UsageError if either is
-    unknown."""
+    """Return a codec by name, and the level to use (its default for None). Raises UsageError if either is unknown."""
     codec = CODECS.get(name)
     if codec is None:
         raise UsageError(f"unknown compression {name!r}", hint=f"one of none, {', '.join(CODECS)}")
@@ -119,8 +118,7 @@ def dictionary_for(codec: Codec, asked: int | None, pcluster: int) -> int:
 
 
 def open_compressor(codec: Codec, level: int | None, capacity: int, padding: int, dictionary: int = 0) -> Compressor:
-    """Return a compressor for one thread, with at most `capacity` output bytes per call and `padding` zeros before
-    them.
+    """Return a compressor for one thread: at most `capacity` output bytes per call, `padding` zeros before them.
 
     Raises ToolError if the codec is missing or fails its known-answer test.
     """

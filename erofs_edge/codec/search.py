@@ -60,7 +60,7 @@ class SearchedOutput:
         self._output = b""
 
     def fill(self, address: int, length: int, capacity: int | None = None, *, guess: int = 0) -> tuple[int, int]:
-        """Compress the `length` bytes at `address` as far as they fit. Return (bytes consumed, bytes produced).
+        """Compress as many of the `length` bytes at `address` as fit. Return (bytes consumed, bytes produced).
 
         `guess` is what a call on similar data consumed; a good guess saves time and may change the result a little. The
         search never ends without a fit if a prefix of more than a few bytes fits.
@@ -93,8 +93,7 @@ class SearchedOutput:
 
 
 class _Known:
-    """State of a search: the longest input that fits and the shortest that does not, with the sizes of their
-    outputs."""
+    """State of a search: the longest input that fits and the shortest that does not, with their output sizes."""
 
     def __init__(self, length: int, target: int) -> None:
         """`target`: the wanted number of output bytes."""

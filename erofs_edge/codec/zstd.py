@@ -83,8 +83,7 @@ class Outlines:
 
 
 def window_log(pcluster: int) -> int:
-    """Return the log2 of the window that mkfs.erofs uses for an image's largest pcluster: 8 times that, at most 1
-    MiB."""
+    """Return log2 of the window of mkfs.erofs for an image's largest pcluster: 8 times that, at most 1 MiB."""
     return min((8 * pcluster - 1).bit_length(), WINDOW_LOG_MAX)
 
 

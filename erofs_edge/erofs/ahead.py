@@ -82,7 +82,7 @@ class HeadStart:
             self.crew.kill()
 
     def offer(self, content: Content) -> None:
-        """Offer the content of a host file. A file with the same size as an earlier one is skipped: the two may be
+        """Offer the content of a host file. If an earlier file has the same size, it is skipped: the two may be
         equal."""
         size = content.size
         self._seen += size
@@ -136,8 +136,7 @@ class HeadStart:
         return store_piece(piece, cutter, options.cache, options.block_size, self._tails, beside)
 
     def _fork(self) -> None:
-        """Switch from threads to processes, if that is still possible, and start on the files that were waiting for
-        this."""
+        """Switch from threads to processes, if that is still possible, and start on the files waiting for this."""
         self._may_fork = False
         options = self._options
         if may_fork():

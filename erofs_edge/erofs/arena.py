@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that a process shares with its forked children: an unnamed file, divided into units that are allocated in
-runs.
+"""Memory that a process shares with its forked children: an unnamed file of units that are allocated in runs.
 
 It is written and read as a file: if it were mapped, each process would take a fault on each page. Only the owner maps
 it, for views of results that need no copy.
@@ -25,8 +24,8 @@ BUFFERS_MAX = 1024  # IOV_MAX, linux/uio.h: limit per call
 
 
 class Arena:
-    """UNITS units, all free at first. Only the process that created it tracks which are free. Raises OSError if such a
-    file cannot be created."""
+    """UNITS units, all free at first; only the creating process tracks them. Raises OSError if there are no such
+    files."""
 
     def __init__(self) -> None:
         self._file = _file_in_memory(UNIT * UNITS)

@@ -52,8 +52,7 @@ class AttributeRules:
                 )
 
     def split(self, name: bytes) -> tuple[int, bytes]:
-        """Return (name index, suffix), using the longest prefix. Raises SourceError for a name without a matching
-        prefix."""
+        """Return (name index, suffix), using the longest prefix. Raises SourceError for a name without a prefix."""
         if name == FINGERPRINT and name in self.prefixes:
             return XATTR_LONG_PREFIX | self.prefixes.index(name), b""
         short = split_name(name)
@@ -64,8 +63,7 @@ class AttributeRules:
         return XATTR_LONG_PREFIX | self.prefixes.index(longest), name[len(longest) :]
 
     def prefix_table(self) -> bytes:
-        """Encode a record for each long prefix: 16 bits of length, index of the short one, the rest; padded to 4
-        bytes."""
+        """Encode a record per long prefix: 16 bits of length, index of the short one, the rest; padded to 4 bytes."""
         table = b""
         for prefix in self.prefixes:
             base = _short_prefix(prefix)

@@ -47,8 +47,7 @@ class Window(NamedTuple):
 
 
 class Backing:
-    """Bytes [0, `end`) of a file or block device, starting at its byte `offset`, mapped read-only, plus the attached
-    windows.
+    """Bytes [0, `end`) of a file or block device from its byte `offset` on, mapped read-only, plus attached windows.
 
     `end` starts as the file's size and is lowered to the size in the superblock, so that nothing inside the image can
     point to data appended to it (such as a hash tree). Reads are safe from several threads.

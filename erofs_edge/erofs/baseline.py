@@ -87,8 +87,7 @@ class Baseline:
         }
 
     def data_block(self, path: bytes, offset: int) -> int:
-        """Return the block at which the bytes from `offset` of the file at a path start; -1 if they do not start at
-        one."""
+        """Return the block at which the bytes from `offset` of the file at a path start; -1 if there is none."""
         inode = self._files.get(path)
         if inode is None:
             return -1
@@ -104,7 +103,7 @@ class Baseline:
         return first >= 0 and first + blocks <= self.blocks
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes of the image, all of which must exist. Not read through the map, whose pages would count as our
+        """Return bytes of the image, all of which must exist. Not from the map, whose pages would count as our
         memory."""
         try:
             data = pread(self._file.fileno(), length, offset)
@@ -187,7 +186,7 @@ class Baseline:
 
 @contextmanager
 def open_baseline(path: Path, block_size: int) -> Iterator[Baseline]:
-    """Open a baseline. Raises ErofsFormatError if it is not a valid image, UsageError if it cannot serve as a
+    """Open a baseline. Raises ErofsFormatError if it is not a valid image, UsageError if it is not a usable
     baseline."""
     with _naming(path):
         image = Image(path)

@@ -77,8 +77,7 @@ class Bases:
                 _borrow(node, *source, loans, self.block_size)
 
     def chunks(self, chunk_size: int) -> dict[bytes, int]:
-        """Return sha256 → address of each uncompressed chunk of the bases, at multiples of `chunk_size` within
-        files."""
+        """Return sha256 → address of each uncompressed chunk of the bases at a multiple of `chunk_size` in its file."""
         known: dict[bytes, int] = {}
         for base in self.bases:
             seen: set[tuple[int, int]] = set()
@@ -147,8 +146,7 @@ def open_bases(
 
 
 def hashed(path: Path, size: int) -> str:
-    """Return the sha256 of a file's first `size` bytes, in hex. Raises SourceError if it cannot be read or is
-    shorter."""
+    """Return the sha256 of a file's first `size` bytes, in hex. Raises SourceError if it is unreadable or shorter."""
     state = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:

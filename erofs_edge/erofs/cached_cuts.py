@@ -68,8 +68,7 @@ def cut_before_cached(data: bytes, phase: int, cutter: Cutter, cache: Compressio
 
 
 def _pack(segment: Segment) -> list[bytes | memoryview]:
-    """Encode the number of extents, (length, blocks with the top bit for raw) of each, then the compressed
-    pclusters."""
+    """Encode the number of extents, each one's length and blocks (top bit: raw), then the compressed pclusters."""
     numbers = [len(segment.extents)]
     for extent in segment.extents:
         numbers += (extent.length, extent.blocks | extent.raw << 31)

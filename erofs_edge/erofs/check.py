@@ -71,8 +71,7 @@ class Report:
 
 
 def output_limit(image_size: int) -> int:
-    """Return how many bytes an image of this size may decode to before it counts as a bomb (LZ4 reaches at most
-    255:1)."""
+    """Return how many bytes an image of this size may decode to before it counts as a bomb (LZ4: at most 255:1)."""
     return 256 * image_size + (1 << 30)
 
 

@@ -225,8 +225,10 @@ class Cutter:
         return segment
 
     def _keep_tail(self, segment: Segment, data: memoryview, address: int, tails: Tails) -> bool:
-        """Whether the rest of a file is known, before compressing it, to become its fragment or inline tail. Stores it
-        if so."""
+        """Store the rest of a file as its fragment or inline tail if that can be decided before compressing it.
+
+        Return whether it was stored.
+        """
         left = len(data)
         if tails is Tails.FRAGMENT and self._leaves_room(address, left):
             segment.extents.append(Extent(left, 0, False))
@@ -245,8 +247,7 @@ class Cutter:
         return phase >= 0 and at < size and (phase + at) % self.rules.block_size + size - at < self.rules.block_size
 
     def _leaves_room(self, address: int, left: int) -> bool:
-        """Whether the end of a file is known not to fill a pcluster. Usually the fast codec can tell, at little
-        cost."""
+        """Whether the end of a file is known not to fill a pcluster. Usually the fast codec can tell cheaply."""
         pcluster = self.rules.pcluster
         if left <= pcluster:
             return True
@@ -336,7 +337,7 @@ class Cutter:
         return done
 
     def is_incompressible(self, middle: bytes) -> bool:
-        """Whether a file that starts with one of COMPRESSED_MAGIC, and has this probe in its middle, is not worth
+        """Whether a file starting with one of COMPRESSED_MAGIC, with this probe in its middle, is not worth
         compressing."""
         capacity = int(len(middle) * PROBE_KEPT) if len(middle) < PROBE_MAX else None
         consumed, produced = self._probe.fill(address_of(middle), len(middle), capacity)

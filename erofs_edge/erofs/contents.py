@@ -38,8 +38,8 @@ def read_piece(content: Content, offset: int, length: int, where: str) -> bytes:
 
 
 def read_small(content: Content, length: int) -> bytes | None:
-    """Read a whole small file at once. None for anything else, or if that is not possible: then `read_piece` reads it
-    or reports why not."""
+    """Read a whole small file at once. None for others, or if that fails: `read_piece` then reads it or reports why
+    not."""
     if type(content) is not FileContent:
         return None
     path, size, start = content

@@ -60,8 +60,7 @@ class Coverage:
                 end, name = stop, other
 
     def data(self, extent: Extent, layout: int, may_share: bool) -> str | None:
-        """Add the blocks of an extent of a file with this layout. Return what they overlap with in violation of the
-        rules, or None.
+        """Add the blocks of an extent of a file with this layout. Return what they overlap against the rules, or None.
 
         Pclusters that are not whole blocks are added as metadata, for `metadata_overlaps` to report. Chunks may be
         shared freely; data of flat files and pclusters, from their first block on, if `may_share`. Each block of raw

@@ -53,7 +53,7 @@ class Ticket:
         self.failed = False
 
     def result(self) -> list[Stored]:
-        """Wait for the result; only once. Raises what the same work raises here, and ErofsEdgeError if a process was
+        """Wait for the result, once only. Raises what the work itself raises, and ErofsEdgeError if a process was
         killed."""
         return self.crew.result(self)
 
@@ -163,8 +163,7 @@ class Crew:
             self._note(messages)
 
     def finish(self) -> None:
-        """Declare that there are no more tasks, so the processes end one by one. `submit` must not be called any
-        more."""
+        """Declare that there are no more tasks, so the processes end. `submit` must not be called any more."""
         self.begin_all()
         if self._feed >= 0:
             self._release()
@@ -285,8 +284,7 @@ class Crew:
             ticket.done, ticket.failed = ((data, record), False) if good else (None, True)
 
     def _release(self) -> None:
-        """Return the memory of free units to the system, through an idle process: the steps after the files may need as
-        much."""
+        """Let an idle process return the memory of free units to the system: later steps may need as much."""
         for first, units in self._arena.free_runs():
             with suppress(BrokenPipeError):
                 os.write(self._feed, TASK.pack(LAST, first, units, 0))

@@ -22,8 +22,7 @@ from erofs_edge.errors import FormatError
 
 @cache
 def _decompress(algorithm: int) -> Callable[..., bytes]:
-    """Return decompress(data, size, *, partial): exactly `size` bytes, or FormatError. Codecs are imported on first
-    use."""
+    """Return decompress(data, size, *, partial) → `size` bytes, or FormatError. Codecs are imported on first use."""
     module = importlib.import_module(f"erofs_edge.codec.{ondisk.ALGORITHM_NAMES[algorithm]}")
     return cast(Callable[..., bytes], module.decompress)
 

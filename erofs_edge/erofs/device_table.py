@@ -31,7 +31,7 @@ class DeviceSlot(NamedTuple):
 
 
 def read_slots(backing: Backing, raw: Superblock, blocks: int) -> tuple[DeviceSlot, ...]:
-    """Read the device table of an image of `blocks` blocks. Raises ErofsFormatError if the table or an address is
+    """Read the device table of an image of `blocks` blocks. Raises ErofsFormatError if it or an address is
     impossible."""
     if not raw.extra_devices:
         return ()
@@ -66,8 +66,7 @@ def is_hash(tag: bytes) -> bool:
 
 
 def image_uuid(path: Path) -> str | None:
-    """Return the UUID of an image as text, None if the file is not an image. Raises ErofsEdgeError if it cannot be
-    read."""
+    """Return the UUID of an image as text, None if it is not an image. Raises ErofsEdgeError if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(ondisk.SUPER_OFFSET)

@@ -101,8 +101,7 @@ def inode_fields(image: Image, inode: DiskInode) -> dict[str, object]:
 
 
 def stored_size(extent: Extent) -> int:
-    """Return the bytes that an extent takes up in the image itself. Uncompressed data counts without padding, as in
-    dump.erofs."""
+    """Return the bytes that an extent takes up in the image, uncompressed data without padding, as in dump.erofs."""
     if extent.kind in (Kind.HOLE, Kind.FRAGMENT):
         return 0
     return extent.size if extent.kind is Kind.ENCODED else extent.length

@@ -107,7 +107,7 @@ def chunk_table(backing: Backing, info: SuperInfo, inode: DiskInode) -> tuple[in
 
 
 def chunk_extents(backing: Backing, info: SuperInfo, inode: DiskInode, offset: int) -> Iterator[Extent]:
-    """Yield the extents of a chunk-based file from the chunk with byte `offset` on, joining neighbours. Raises
+    """Yield extents of a chunk-based file from the chunk with byte `offset` on, neighbours joined. Raises
     ErofsFormatError."""
     pending: Extent | None = None
     for extent in _chunks(backing, info, inode, offset):

@@ -121,8 +121,7 @@ def _writing(error: OSError, destination: Path) -> ErofsEdgeError:
 
 @contextmanager
 def _destination(destination: Path) -> Iterator[int | bytes]:
-    """Open the directory to fill: the destination itself if it exists, else one beside it that is renamed at the
-    end."""
+    """Open the directory to fill: the destination if it exists, else one beside it that is renamed at the end."""
     there = destination.is_dir()
     if there and any(destination.iterdir()):
         raise ErofsEdgeError(
@@ -186,8 +185,7 @@ class _Extraction:
                 self._metadata(folder.prefix if folder.fd is None else folder.fd, path, inode, self.report)
 
     def _written(self, batches: Iterable[_Batch], jobs: int, processes: bool) -> Iterable[ExtractReport]:
-        """Write all batches. Processes do not share the byte budget, so they are used only if the sum cannot exceed
-        it."""
+        """Write all batches. Processes do not share the byte budget: they are used only if the sum cannot exceed it."""
         if jobs == 1:
             return map(self._write_batch, batches)
         if processes and may_fork():

@@ -150,8 +150,7 @@ class FileStore:
             sink.append([memoryview(data)[: len(data) - tail], bytes(0 if tail else -len(data) % block_size)])
 
     def _take_alone(self, node: Node, segment: Segment) -> bool:
-        """Store a whole file that is one pcluster, if its index has the usual form. Return whether that was the
-        case."""
+        """Store a whole file that is one pcluster, if its index has the usual form. Return whether it had."""
         length, blocks, raw, _, _ = segment.extents[0]
         block = self._sink.position >> self._block_bits
         if length != node.size or raw or block + blocks >= NULL_ADDR:
@@ -202,7 +201,7 @@ class FileStore:
         return packed.is_loose
 
     def drop_packed(self, node: Node) -> None:
-        """Discard the packed inode, which was stored last. It will be stored differently, perhaps without blocks or a
+        """Discard the packed inode, which was stored last, to store it differently, perhaps without blocks or a
         tail."""
         assert isinstance(self._sink, Spool)  # noqa: S101 - otherwise there is no alternative
         self._sink.rewind(self._first_run)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fingerprints of file contents, by which the kernel shares the pages of equal files of several images: mount option
-inode_share, Linux 7.0.
+"""Fingerprints of file contents: with them, the kernel shares pages of equal files of several images.
 
-The value is an attribute without a namespace, which no system call shows: "sha256:" and the 32 bytes of the hash. Its
-full name is in the table of long prefixes, where the superblock refers to it (ishare_xattr_prefix_id).
+The mount option is inode_share, since Linux 7.0. The value is an attribute without a namespace, which no system call
+shows: "sha256:" and the 32 bytes of the hash. Its full name is in the table of long prefixes, where the superblock
+refers to it (ishare_xattr_prefix_id).
 
 Source: ``fs/erofs/xattr.c`` (erofs_xattr_fill_inode_fingerprint); images by mkfs.erofs 1.9.4 --xattr-inode-digest.
 """

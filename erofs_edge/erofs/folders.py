@@ -29,8 +29,7 @@ _DEVICES |= {f"{port}{number}" for port in ("COM", "LPT") for number in (*range(
 
 
 def is_possible(name: bytes) -> bool:
-    """Whether this system can have a file with this name in that folder, without it meaning a path, stream or
-    device."""
+    """Whether this system can have a file with this name, without it meaning another path, a stream or a device."""
     if not BY_PATHS:
         return True
     try:

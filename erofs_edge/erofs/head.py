@@ -52,8 +52,7 @@ class Head(NamedTuple):
 def plan_head(
     plan: Plan, codings: Codings, options: WriteOptions, old: Mapping[Attribute, int] = MappingProxyType({})
 ) -> Head:
-    """Place the root, and build every node's attribute area. `old` gives the former byte offsets of shared
-    attributes."""
+    """Place the root and build every node's attribute area. `old`: former byte offsets of shared attributes."""
     block_size = options.block_size
     record = codings.records(block_size)
     root = plan.nodes[0]

@@ -80,8 +80,7 @@ class Site(NamedTuple):
 
 
 class Head(NamedTuple):
-    """An lcluster in which the data of a pcluster starts, at byte `offset`. Nothing else starts before the next
-    head."""
+    """An lcluster in which a pcluster's data starts, at byte `offset`. Nothing else starts before the next head."""
 
     lcluster: int
     offset: int
@@ -92,19 +91,17 @@ class Head(NamedTuple):
 
 
 def layout_for(block_bits: int, fragment: int = -1, *, whole: bool = False, full: bool = False) -> int:
-    """Return the data layout of compressed files for a block size; `fragment` is the tail's position in the packed
-    inode.
+    """Return the data layout of compressed files for a block size; `fragment`: the tail's place in the packed inode.
 
-    Only full indexes have room for the upper bits of that position, and a file that is there as a `whole` has no index
-    at all. `full` requests the full form in any case.
+    Only full indexes have room for the upper bits of that place, and a file that is there as a `whole` has no index at
+    all. `full` requests the full form in any case.
     """
     compact = block_bits <= COMPACT_BITS_MAX and fragment < 1 << 32 and not whole and not full
     return LAYOUT_COMPRESSED_COMPACT if compact else LAYOUT_COMPRESSED_FULL
 
 
 def full_index_size(size: int, block_bits: int) -> int:
-    """Return the bytes of a full index with its map header: the minimum that compression must save, as in
-    mkfs.erofs."""
+    """Return the bytes of a full index with its map header: what compression must save at least, as in mkfs.erofs."""
     return 16 + FULL_INDEX.size * _lclusters(size, block_bits)
 
 
@@ -245,8 +242,7 @@ def _starts(extents: Sequence[Extent], size: int, block_bits: int, first_block: 
 
 
 def _compact(starts: Starts, count: int, low_bits: int, advise: int, position: int) -> bytes:
-    """Encode packs: 4-byte entries up to a 32-byte boundary, then 2-byte ones in groups of sixteen, then 4-byte ones
-    again."""
+    """Encode packs: 4-byte entries up to a 32-byte boundary, then 2-byte ones in sixteens, then 4-byte ones again."""
     big = bool(advise & ADVISE_BIG_PCLUSTER_1)
     entries = _compact_entries(starts, count, low_bits, big)
     leading = min((32 - position % 32) // 4 % 8, count)
@@ -324,8 +320,7 @@ def _pack_16(entries: array[int], bases: array[int]) -> bytes:
 
 @cache
 def _lanes(log: int) -> list[tuple[int, int, int]]:
-    """For 2 ** log packs, return for each step how far the upper of two neighbours moves, and the masks of lower and
-    upper."""
+    """For 2 ** log packs, return for each step how far the upper neighbour moves, and the masks of lower and upper."""
     steps = []
     for width in (16, 32, 64, 128):
         used = width * 14 // 16
@@ -363,8 +358,7 @@ def _compact_entries(starts: Starts, count: int, low_bits: int, big: bool) -> ar
 
 
 def _look_ahead(entries: array[int], slots: Sequence[int], lclusters: Sequence[int], low_bits: int) -> None:
-    """In the last slot of a pack, a NONHEAD entry states the distance ahead instead of back, unless it states a
-    count."""
+    """Let a NONHEAD in the last slot of a pack state the distance ahead instead of back, unless it states a count."""
     nonhead = LCLUSTER_NONHEAD << low_bits
     for slot in slots:
         entry = entries[slot]

@@ -39,7 +39,7 @@ class _Area:
 
 
 class _Hole:
-    """A part of a block with `free` slots left. Its nodes (number, slots, node) will be placed from byte `start` on, in
+    """A part of a block with `free` slots left. Its nodes (number, slots, node) go there from byte `start` on, in
     order."""
 
     __slots__ = ("age", "free", "nodes", "start")
@@ -113,8 +113,7 @@ def slots_of(node: Node) -> int:
 
 
 def directory_blocks(nodes: Iterable[Node], block_size: int) -> dict[Node, int]:
-    """Return how many separate blocks the entries of each directory need, for those that need any. Sets their
-    layout."""
+    """Return how many separate blocks directories need for their entries, if they need any. Sets their layout."""
     needs = {n: choose_flat_layout(n, block_size, block_size - n.head_size) for n in nodes if n.names}
     return {node: blocks for node, blocks in needs.items() if blocks}
 
@@ -177,7 +176,7 @@ class Packing:
         self.due = self.nodes[min(end, len(self.nodes)) - 1].number + 1 if self.nodes else 0
 
     def finish(self) -> tuple[list[_Area], list[tuple[int, int]]]:
-        """Pack the rest. Return the areas to be placed, and what is left of the holes, whose nodes have got their
+        """Pack the rest. Return the areas to be placed, and what is left of the holes; nodes in holes have their
         nids."""
         while self._packed < len(self.nodes):
             self._pack()

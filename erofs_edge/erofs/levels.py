@@ -17,8 +17,7 @@ DEVICE_TREE, DEVICE_TREE_LEVEL, NEAR = b"\xd0\x0d\xfe\xed", 8, 64 << 10
 
 
 def first_try(asked: int) -> tuple[int, int]:
-    """Return the level to try first, and the thousandths of its result that the requested one may save; (0, 0) for
-    none."""
+    """Return (the level to try first, thousandths of its result that the requested one may save); (0, 0) for none."""
     return next(((level, gain) for least, level, gain in TRIES if asked >= least), (0, 0))
 
 

@@ -155,8 +155,7 @@ class Loans:
         return True
 
     def settle(self, blocks: int) -> bytes:
-        """Number the devices, once everything else is placed and the image's number of blocks is known. Return their
-        table."""
+        """Number the devices, once all else is placed and the image's number of blocks is known. Return their table."""
         slots: list[bytes] = []
         first = blocks
         for place, device in enumerate(self.devices, 1):

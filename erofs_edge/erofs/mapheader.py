@@ -170,8 +170,7 @@ def _need(info: SuperInfo, bit: int, name: str, what: str, where: int) -> None:
 
 
 def _index_range(header: int, count: int, compact: bool, advise: int) -> tuple[int, int, int, int]:
-    """Return (byte address, bytes, leading entries in 4-byte packs, entries in 2-byte packs) of an index of
-    lclusters."""
+    """Return (byte address, bytes, leading entries in 4-byte packs, entries in 2-byte packs) of an lcluster index."""
     if not compact:
         return header + 16, count * ondisk.FULL_INDEX.size, 0, 0
     index = header + 8

@@ -113,8 +113,7 @@ def _pieces(parts: list[tuple[int, Chunk]], start: int, end: int) -> Iterator[li
 def patch_metadata(
     plan: Plan, head: Head, sink: Sink, options: WriteOptions, baseline: Baseline, blocks: int
 ) -> tuple[bytes, int]:
-    """Write inodes and directories to their places, and the head. Return the image's UUID and the number of changed
-    blocks.
+    """Write inodes, directories and the head in place. Return the image's UUID and the number of changed blocks.
 
     All contents must have been read. Raises SourceError if some have changed meanwhile.
     """

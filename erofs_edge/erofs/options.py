@@ -281,8 +281,7 @@ class WriteOptions(Record):
 
     @property
     def processes(self) -> int:
-        """Number of worker processes to use in place of threads, if possible: at most one per processor. 1 means
-        none."""
+        """Number of worker processes to use instead of threads if possible, at most one per processor; 1: none."""
         return min(self.workers, os.cpu_count() or 1)
 
 

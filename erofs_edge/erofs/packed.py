@@ -128,8 +128,7 @@ class Packer:
                 at = stop
 
     def _wanted(self, hashed: Container[int]) -> list[Wanted]:
-        """Return what determines the places. Parts of the `hashed` lengths are read if their sha256 is not known
-        yet."""
+        """Return what determines the places. Parts with `hashed` lengths are read if their sha256 is not known."""
         return [
             Wanted(part.length, dense, part.digest or (_digest(part) if part.length in hashed else b""), part.path)
             for part, dense in zip(self._parts, self._dense, strict=True)

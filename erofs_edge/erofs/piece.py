@@ -76,8 +76,7 @@ class Stored(NamedTuple):
 
 
 class Worker(threading.local):
-    """A thread's cutters, by the identity of their rules: comparing all values would take longer than small files
-    do."""
+    """A thread's cutters, by identity of their rules: comparing all values would take longer than small files do."""
 
     def __init__(self, meter: Meter | None) -> None:
         self.meter = meter
@@ -143,8 +142,7 @@ def store_piece(
 
 
 def _whole_fragment(piece: Piece, cutter: Cutter, tails: Tails) -> Stored | None:
-    """Return the result for a file that goes to the packed inode whole, without compressing it first; None for one that
-    has to be cut.
+    """Return the result for a file that goes to the packed inode whole and uncut; None for one that has to be cut.
 
     It is read only if its sha256 is useful: with ALL, twins have already found equal files.
     """

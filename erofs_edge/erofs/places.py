@@ -49,8 +49,7 @@ class Region(NamedTuple):
 
 
 def place_in_order(parts: Sequence[Wanted], block_size: int, start: int = 0) -> tuple[list[int], int]:
-    """Return (the offset of each, the end): compressible parts from byte `start` on, then the others from a block
-    boundary on."""
+    """Return (the offset of each, the end): compressible parts from byte `start` on, the others from a block on."""
     offsets, at = [0] * len(parts), start
     for dense in (False, True):
         if dense and any(part.dense for part in parts):
@@ -87,7 +86,7 @@ def place_as_before(parts: Sequence[Wanted], old: OldPacked, block_size: int) ->
 
 
 def _where_equal(part: Wanted, old: OldPacked) -> int:
-    """Return where the older image has the same bytes: for the same path if possible, else the first place; -1 if
+    """Return where the old image has the same bytes: for the same path if possible, else the first place; -1 if
     nowhere."""
     equal = old.parts.get((part.digest, part.length), (-1,))
     own = old.paths.get(part.path)
@@ -119,8 +118,7 @@ def _fill_gaps(parts: Sequence[Wanted], offsets: list[int], taken: Ranges, block
 
 
 def regions(parts: Sequence[Wanted], offsets: Sequence[int], size: int, block_size: int) -> list[Region]:
-    """Return the compressible and incompressible regions. A block with some of both, or with nothing, counts as
-    compressible."""
+    """Return compressible and incompressible regions. A block with some of both, or with nothing, is compressible."""
     found: list[Region] = []
     for block, kind in enumerate(_kinds(parts, offsets, block_size)):
         start, end = block * block_size, min((block + 1) * block_size, size)

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distribute work of many small Python steps to several processors: forked processes, which share nothing but what was
-read.
+"""Distribute work of many small Python steps to forked processes, which share nothing but what was read before.
 
 Threads would take turns at such work, and lose time doing so.
 """

@@ -69,8 +69,7 @@ def profile_text(uses: Iterable[Use]) -> str:
 
 
 def escape(path: bytes) -> str:
-    """Format a path for a profile, in ASCII: without anything that would end the line, be an escape, or look like a
-    range."""
+    """Format a path for a profile, in ASCII: nothing ends the line, is an escape by accident, or looks like a range."""
     return _ODD.sub(lambda match: b"\\%03o" % match[0][0], path).decode("ascii")
 
 

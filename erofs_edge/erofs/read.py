@@ -79,8 +79,7 @@ class Image:
             raise
 
     def _open_metabox(self) -> None:
-        """Make the content of the metabox inode readable. It is read in pieces, of which a bounded number are
-        cached."""
+        """Make the content of the metabox inode readable: in pieces, of which a bounded number are cached."""
         inode = self.metabox = self.inode(self.superblock.metabox_nid)
         if not stat.S_ISREG(inode.mode):
             raise broken(f"the metabox inode has mode {inode.mode:#o}", inode.offset)
@@ -138,8 +137,7 @@ class Image:
         return [entry for entry in self.dirents(inode) if entry.name not in (b".", b"..")]
 
     def lookup(self, path: bytes | str, *, follow: bool = True) -> DiskInode:
-        """Return the inode at a path. Symlinks on the way (and, with `follow`, at the end) are resolved inside the
-        image.
+        """Return the inode at a path. Symlinks on the way (with `follow`, at the end, too) are resolved in the image.
 
         Raises ErofsEdgeError if there is none.
         """
@@ -171,8 +169,7 @@ class Image:
         return trail[-1]
 
     def walk(self, top: DiskInode | None = None) -> Iterator[tuple[bytes, DiskInode]]:
-        """Yield (path, inode) for everything below a directory, parents first, names in byte order. The path of `top`
-        is b"".
+        """Yield (path, inode) for everything below a directory, parents first, names in byte order; `top` is b"".
 
         Raises ErofsFormatError if a directory is reached twice, if an entry's type differs from its inode's, or if the
         directories together are larger than an image of this size can hold.
@@ -225,8 +222,7 @@ class Image:
         return zmap
 
     def extents(self, inode: DiskInode, offset: int = 0, *, strict: bool = False) -> Iterator[Extent]:
-        """Yield the extents of the content in order, starting with the one that contains byte `offset`; none for an
-        empty file.
+        """Yield the extents of the content in order, from the one with byte `offset` on; none for an empty file.
 
         `strict` also checks what only read-ahead uses. Raises ErofsFormatError if an extent lies outside the image.
         """
@@ -258,8 +254,7 @@ class Image:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def stream(self, inode: DiskInode) -> Iterator[tuple[int, bytes]]:
-        """Yield (offset, bytes) of the content in order, in pieces of at most EXTENT_MAX, each decoded once. Holes are
-        skipped.
+        """Yield (offset, bytes) of the content in order, decoded once, in pieces of at most EXTENT_MAX, without holes.
 
         Raises ErofsFormatError.
         """
@@ -325,16 +320,14 @@ class Image:
         return read_xattrs(self.backing, self.superblock, inode, lambda: self.xattr_prefixes)
 
     def xattrs(self, inode: DiskInode) -> dict[bytes, bytes]:
-        """Return full name → value, for names in a known namespace; the kernel hides all others. Raises
-        ErofsFormatError."""
+        """Return name → value for names in known namespaces; the kernel hides all others. Raises ErofsFormatError."""
         if not inode.xattr_size:
             return {}
         items = self.xattr_area(inode).items
         return {name: value for name, value in items.items() if name.startswith(_NAMESPACES)}
 
     def fingerprint(self, inode: DiskInode) -> bytes | None:
-        """Return the stored fingerprint of a file's content, by which the kernel shares pages. Raises
-        ErofsFormatError."""
+        """Return the stored fingerprint of a file's content, used for page sharing. Raises ErofsFormatError."""
         raw = self.superblock.raw
         if not raw.feature_compat & ondisk.COMPAT_ISHARE_XATTRS or not inode.xattr_size:
             return None

@@ -230,7 +230,7 @@ class _Search:
         return self._result()
 
     def _match(self, source: int, address: int, covered: int) -> tuple[int, int]:
-        """Return (length, first address) of the equal bytes around two addresses, within their files and after
+        """Return (length, first address) of the equal bytes around two addresses, in their files and after
         `covered`."""
         theirs = bisect_right(self.starts, source) - 1
         mine = bisect_right(self.starts, address) - 1

@@ -27,8 +27,7 @@ Finish = Callable[[bytes], Segment]
 
 
 class _Entry(NamedTuple):
-    """An extent of a piece that others may use. `start` is its byte in the file; `place` as described at
-    NUMBER_SHIFT."""
+    """An extent of a piece that others may use. `start` is its byte in the file; `place`: see NUMBER_SHIFT."""
 
     start: int
     extent: Extent

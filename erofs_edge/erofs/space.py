@@ -50,8 +50,8 @@ class Space:
             yield first, at - first
 
     def fill(self, blocks: int) -> int | None:
-        """Use the first blocks of the smallest hole that is large enough, the first of equals. Return its first block,
-        or None."""
+        """Use the first blocks of the smallest sufficient hole, the first of equals. Return the first block, or
+        None."""
         if self._holes is None:
             self._holes = sorted((count, first) for first, count in self.holes())
         at = bisect_left(self._holes, (blocks, 0))

@@ -155,8 +155,8 @@ class _Arrangement:
         return run.place + block - run.start
 
     def _place_runs(self, limit: int) -> int:
-        """Place unchanged data, then data that begins like what is there, then the rest. Return the number of blocks
-        that stay."""
+        """Place unchanged data, then data that begins like what is there, then the rest. Return how many blocks
+        stay."""
         space, size = self._space, self._block_size
         self._moving = self._keep_directories(limit)
         rest, kept = [], 0
@@ -185,8 +185,7 @@ class _Arrangement:
         return kept
 
     def _keep_directories(self, limit: int) -> dict[Node, int]:
-        """Let directories keep their old blocks if these suffice. Return the others, with the number of blocks they
-        need."""
+        """Let directories keep their old blocks if these suffice. Return the others and how many blocks they need."""
         root = self._nodes[0]
         needs = directory_blocks(self._nodes[1:], self._block_size)
         if self._head.root_blocks:

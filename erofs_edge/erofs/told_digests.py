@@ -25,7 +25,7 @@ _ZEROS = bytes(PIECE)
 
 
 class Wrong(NamedTuple):
-    """A digest that does not match the content, or (`unread`) was not verified; for a file, also its inode's byte and
+    """A digest that does not match the content, or (`unread`) was not verified; for a file, with inode byte and
     path."""
 
     message: str

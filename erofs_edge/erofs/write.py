@@ -263,8 +263,7 @@ def _write_stable(
 
 
 def _features(sink: Sink, options: WriteOptions) -> list[str]:
-    """Return the features that the image turned out to need. Raises UsageError if the requested kernel cannot mount
-    it."""
+    """Return the features that the image turned out to need. Raises UsageError if the requested kernel lacks any."""
     raw = Superblock(*SUPERBLOCK.unpack(sink.read(SUPER_OFFSET, SUPER_SIZE)))
     features = superblock_features(raw, options.features)
     check_kernel(features, options.kernel)
@@ -329,8 +328,7 @@ def _place_nodes(
     options: WriteOptions,
     packing: Packing | None = None,
 ) -> int:
-    """Place nodes in the holes and in blocks from `block` on. Return the block after them. `packing` may have begun
-    already."""
+    """Place nodes in the holes and in blocks from `block` on; return the block after. `packing` may have begun."""
     block_size = options.block_size
     if head.root_blocks and root.i_u == NO_BLOCK:
         root.i_u = block

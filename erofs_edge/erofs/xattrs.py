@@ -41,8 +41,7 @@ class XattrArea(NamedTuple):
 
 
 def read_xattrs(backing: Backing, info: SuperInfo, inode: DiskInode, prefixes: Callable[[], list[bytes]]) -> XattrArea:
-    """Return all attributes of an inode. `prefixes` returns the long prefixes if any are needed. Raises
-    ErofsFormatError."""
+    """Return all attributes of an inode. `prefixes` is called if long prefixes are needed. Raises ErofsFormatError."""
     items: dict[bytes, bytes] = {}
     shared: list[tuple[int, int]] = []
     duplicates: list[bytes] = []
@@ -138,7 +137,6 @@ def prefix_table_size(table: list[bytes]) -> int:
 
 
 def filter_bit_of(name: bytes) -> int:
-    """Return the bit of the name filter that is clear in inodes with this attribute. Takes full names, with long
-    prefixes resolved."""
+    """Return the bit of the name filter that is clear in inodes with this attribute, given by its full name."""
     index, prefix = next((item for item in ondisk.XATTR_PREFIXES.items() if name.startswith(item[1])), (0, b""))
     return xxh32(name[len(prefix) :], ondisk.XATTR_FILTER_SEED + index) & 31

@@ -101,8 +101,7 @@ def _announced(zmap: ZMap, found: Iterator[Entry]) -> Iterator[Entry]:
 
 
 def _blocks_of(zmap: ZMap, head: Entry, entry: Entry, lcn: int) -> int:
-    """Return the blocks of a pcluster whose first NONHEAD is `entry`; 0 for a hole, and for a tail that is a
-    fragment."""
+    """Return the blocks of a pcluster whose first NONHEAD is `entry`; 0 for a hole, and for a fragment."""
     big = ondisk.ADVISE_BIG_PCLUSTER_1 if head.kind == ondisk.LCLUSTER_HEAD1 else ondisk.ADVISE_BIG_PCLUSTER_2
     if not zmap.advise & big:
         if entry.block >= 0:

@@ -113,8 +113,7 @@ class _Store:
 
 
 def write_rafs(tree: FileTree, out: Path, blob_dir: Path, options: RafsOptions | None = None) -> RafsInfo:
-    """Write a bootstrap to `out`, and its new blob to `blob_dir`, named by its sha256. The same tree gives the same
-    bytes.
+    """Write a bootstrap to `out`, and its new blob to `blob_dir`, named by sha256. The same tree gives the same bytes.
 
     Raises SourceError for what cannot be read or stored, UsageError for unusable bases, CapacityError if there is not
     enough space or there are too many blobs.

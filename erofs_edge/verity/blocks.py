@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of many blocks: large slices, hashed by processes or threads, in order, with a few slices in memory at a
-time.
+"""Digests of many blocks: large slices, hashed by processes or threads, in order, a few of them in memory at a time.
 
 One task takes megabytes, since tasks of single blocks are slower than one thread. Inside a task, each block costs a
 copy() of the salted state and one update(), during which hashlib releases the GIL. Two threads doing that all the time

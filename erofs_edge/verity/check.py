@@ -28,7 +28,7 @@ from erofs_edge.verity.superblock import Level, Superblock, VerityInfo
 
 RANGES_MAX = 10_000
 TREE_MAX = 4 << 30
-"""limit in bytes for a tree that is not in a file, enough for an image of half a TiB: its size is only the other side's
+"""limit in bytes for a tree that is not in a file (of an image of half a TiB): its size is only the other side's
 claim"""
 GOOD, BAD, UNPROVEN, SUSPECT = range(4)
 
@@ -133,8 +133,7 @@ def verify(
 
 
 def find_superblock(path: Place, size: int | None = None) -> int | None:
-    """Return the byte offset of a superblock whose tree ends exactly at the end of the file, or at byte `size`; or
-    None.
+    """Return the byte offset of a superblock whose tree ends exactly with the file, or at byte `size`; or None.
 
     Finds trees that have equal block sizes and follow their data immediately. The size of such a tree follows from the
     number of data blocks, so its position follows from the file's size: a few dozen reads for any size.
@@ -159,7 +158,7 @@ def superblock_behind(path: Place, end: int) -> int | None:
 
 
 def offsets_by_size(size: int) -> Iterator[int]:
-    """Yield where the superblock of a file of `size` bytes can be if data and tree, with one block size, fill it
+    """Yield where the superblock of a file of `size` bytes can be if data and tree, of one block size, fill it
     exactly."""
     for bits in range(superblock.BLOCK_MIN.bit_length() - 1, superblock.BLOCK_MAX.bit_length()):
         for algorithm in superblock.DIGEST_SIZES:

@@ -194,7 +194,7 @@ class Covered:
             row[beyond:] = bytes(len(row) - beyond)
 
     def columns(self, start: int, width: int) -> Bytes:
-        """Return (strips, width): the words of bytes [start, start + width) of the strips, without trailing all-zero
+        """Return (strips, width): words of bytes [start, start + width) of the strips, without trailing all-zero
         strips."""
         import numpy as np
 

@@ -32,8 +32,7 @@ NEIGHBOURS = 64  # adjacent words, which are likely to be damaged alike
 
 @dataclass(frozen=True, slots=True)
 class Repair(Mended):
-    """`corrected` counts bytes. `parity` counts bytes of parity that were rewritten, which happens only if the image is
-    whole."""
+    """`corrected` counts bytes; `parity` counts rewritten bytes of parity, which only happens for a whole image."""
 
     superblock: Superblock
     hash_offset: int
@@ -129,8 +128,7 @@ class _Repair:
         )
 
     def _weigh(self) -> None:
-        """Decide which blocks to suspect below a hash block that is not right: the hash block itself, if it fits
-        nothing below.
+        """Decide which blocks to suspect below a wrong hash block: the hash block itself, if it fits nothing below.
 
         No block fits a wrong digest by chance, so one that fits is right, even though nothing proves it yet.
         """

@@ -78,8 +78,7 @@ class Kept:
 
 @contextmanager
 def opened(place: Place) -> Iterator[Source]:
-    """Yield a file descriptor that is closed after the block; a source that is already open stays open. Raises
-    OSError."""
+    """Yield a file descriptor, closed after the block; a source that is already open stays open. Raises OSError."""
     if not isinstance(place, Path):
         yield place
         return

@@ -76,7 +76,7 @@ class Superblock:
         return -(-(hash_offset + SIZE) // self.hash_block_size)
 
     def levels(self, hash_offset: int) -> list[Level]:
-        """Return the levels from 0 (over the data) upwards; none for a single data block. On disk, the topmost comes
+        """Return the levels from 0 (over the data) upwards; none for one data block. On disk, the topmost comes
         first."""
         return self.levels_from(self.start_block(hash_offset))
 
