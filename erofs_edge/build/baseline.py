@@ -61,5 +61,5 @@ def layout_notes(inputs: Inputs, made: ErofsInfo, tree: FileTree) -> list[str]:
     loaded = inputs.system.loaded
     rules = loaded.value.erofs.rules
     for index in idle_rules(tree, [CompressionRule(rule.match, rule.compression) for rule in rules]) if rules else ():
-        notes.append(f"{loaded.position(f'erofs.rules.{index}')}: {rules[index].match} is about no file of this system")
+        notes.append(f"{loaded.position(f'erofs.rules.{index}')}: {rules[index].match} matches no file of this system")
     return notes

@@ -166,7 +166,7 @@ def build_board(board_path: Path, options: BuildOptions, step: Step = quiet) -> 
         record |= {"reference": reference} | ({"exposed": exposed} if exposed else {})
         write_json(work / RELEASE, record)
         if options.papers is not None:
-            with step("papers"):
+            with step("release documents"):
                 options.papers(work, inputs, signer)
             names = sorted(path.name for path in work.iterdir() if path.name != RELEASE)
             record["files"] = outputs(work, names, record["files"])
@@ -189,7 +189,7 @@ def _fetch(
         if not options.relock:
             raise
         folder = options.out / relock.FOLDER
-        with step("lock again"):
+        with step("new locks"):
             notes = [str(gone), *relock.lock_again(board_path, folder, host_mirror(), cache, options.system)]
         inputs = options.gather(board_path, folder)
         return inputs, fetch_debs(inputs, cache, step), notes

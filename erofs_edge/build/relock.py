@@ -48,7 +48,7 @@ def lock_again(board_path: Path, folder: Path, mirror: Mirror, cache: Cache, sys
         path = one.within(folder)
         save_lock(one.new, path)
         origins[str(one.path.absolute())] = _hash(one.path)
-        notes.append(f"locked anew into {path}: {_summary(changes(one.old, one.new))}; {one.path} stays as it is")
+        notes.append(f"locked again into {path}: {_summary(changes(one.old, one.new))}; {one.path} is unchanged")
     write_json(folder / ORIGINS, origins)
     return notes
 

@@ -71,7 +71,7 @@ def rauc(
             description=description, block_size=block_size,
         )  # fmt: skip
     if signer.development:
-        note(f"note: '{signer.name}' is a development key, it protects nothing")
+        note(f"note: '{signer.name}' is a development key: it protects nothing")
     _show(output, made, as_json=as_json)
 
 
@@ -104,7 +104,7 @@ def sysupdate(out: Path, output: Path, url: str, form: Form, version: str | None
     """Add the build in OUT to a folder for systemd-sysupdate."""
     from erofs_edge.bundle.sysupdate import DEFINITIONS, SUMS, write_transfers
 
-    with step("Files of systemd-sysupdate"):
+    with step("systemd-sysupdate files"):
         made = write_transfers(out, output, url=url, form=form, version=version)
     if as_json:
         emit_json({"folder": str(output), "files": [path.name for path in made]})

@@ -93,7 +93,7 @@ def add(folder: Path, out: Path, sigstore: Path | None, as_json: bool) -> None:
     from erofs_edge.trust.sigstore import read_policy
 
     policy = None if sigstore is None else read_policy(sigstore)
-    with step("Blocks of the image"):
+    with step("Indexing the image"):
         names = put(folder, out, policy)
     if as_json:
         emit_json({"folder": str(folder), "targets": names})
@@ -224,5 +224,5 @@ def _open(uris: tuple[str, ...]) -> tuple[Signer, ...]:
         raise UsageError("no key was named")
     for one in signers:
         if one.development:
-            note(f"note: '{one.name}' is a development key, it protects nothing")
+            note(f"note: '{one.name}' is a development key: it protects nothing")
     return signers

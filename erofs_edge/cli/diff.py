@@ -59,7 +59,7 @@ def diff(old: Path, new: Path, globs: tuple[str, ...], detail: bool, html: Path 
     else:
         _show(report, changes, detail=detail)
         if html is not None:
-            note(f"the whole comparison: {html}")
+            note(f"the full comparison: {html}")
     return 0 if report.equal else DIFFERENT
 
 
@@ -82,7 +82,7 @@ def _record(report: Report, changes: list[Change]) -> dict[str, object]:
 def _show(report: Report, changes: list[Change], *, detail: bool) -> None:
     if report.equal:
         names = one_line(", ".join(report.compared[:8]))
-        click.echo(f"no difference in {len(report.compared)} compared: {names}")
+        click.echo(f"no differences in {len(report.compared)} compared: {names}")
         return
     for sentence in report.summary:
         click.echo(printable(sentence))
@@ -90,7 +90,7 @@ def _show(report: Report, changes: list[Change], *, detail: bool) -> None:
         rows = [(p.text, p.files, p.blocks) for p in report.packages]
         table(rows if detail else rows[:SHOWN], header=("package", "files", "blocks"))
         if not detail and len(rows) > SHOWN:
-            note(f"{len(rows) - SHOWN} packages more with --detail")
+            note(f"{len(rows) - SHOWN} more packages with --detail")
     shown = changes if detail else _without_packages(report, changes)[:SHOWN]
     if detail:
         for change in shown:
@@ -100,9 +100,9 @@ def _show(report: Report, changes: list[Change], *, detail: bool) -> None:
     elif shown:
         table([_row(change) for change in shown])
     if len(shown) < len(changes):
-        note(f"{len(changes) - len(shown)} changes more with --detail")
+        note(f"{len(changes) - len(shown)} more changes with --detail")
     if report.dropped:
-        note(f"{report.dropped} changes more were found than are kept")
+        note(f"{report.dropped} further changes were found, but not kept")
 
 
 def _without_packages(report: Report, changes: list[Change]) -> list[Change]:

@@ -210,7 +210,7 @@ def _look(candidate: Candidate, image: Path, wish: Wish, *, verify_only: bool, a
             prepared = prepare_check(image, target, wish.slot, step)
             refuse_differences(prepared, target)
             _refuse_cut(identity, image)
-            note(f"{identity.path} holds {image}")
+            note(f"{identity.path} holds exactly {image}")
         else:
             prepared = prepare(image, target, wish, step)
         show_plan(prepared, identity, estimate(prepared, target), as_json=as_json)
@@ -259,7 +259,7 @@ def _write(
         signed()
         unfinished = todo[0].state.under_way if todo[0].state is not None else None
         if unfinished is not None:
-            note(f"slot {unfinished.slot.lower()} was left half written: what of it is right is kept")
+            note(f"slot {unfinished.slot.lower()} was left half written: blocks that are already right are kept")
         if identity.kind != "file" and not yes and not all(prepared.nothing_to_do for prepared in todo):
             _confirm(identity, todo)
         begun = identity.size > 0  # a new file has no name before its end
@@ -271,7 +271,7 @@ def _write(
         on_wire = target.bytes_on_wire
     except (KeyboardInterrupt, SystemExit):  # the latter is a signal, see `_terminated`
         if begun:
-            note("stopped in between: the target is not complete; the same command with --resume goes on")
+            note("interrupted: the target is incomplete; run the same command with --resume to continue")
         raise
     finally:
         target.close()
@@ -324,4 +324,4 @@ def _confirm(identity: Identity, todo: list[Prepared]) -> None:
     if not updates and all(prepared.state is not None for prepared in todo):
         lost = "blocks that are wrong will be overwritten"
     note(f"{device_text(identity)}: {lost}")
-    click.confirm("Go on?", abort=True, err=True)
+    click.confirm("Continue?", abort=True, err=True)

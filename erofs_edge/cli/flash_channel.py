@@ -44,10 +44,10 @@ def from_channel(url: str, root: Path | None, sigstore: Path | None, what: Path 
             raise UsageError(
                 f"the channel has {len(boards)} boards", where=url, hint=f"name the file of one: {', '.join(boards)}"
             )
-        with step("Fetching what is not here") as progress:
+        with step("Fetching missing blocks") as progress:
             release = channel.release(board or boards[0], _seeds(to), progress)
     done = release.fetched
-    note(f"{size_text(done.remote)} fetched in {done.requests} requests, {size_text(done.local)} were here")
+    note(f"{size_text(done.remote)} fetched in {done.requests} requests, {size_text(done.local)} already here")
     return release.image
 
 

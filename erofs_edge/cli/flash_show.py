@@ -47,17 +47,17 @@ def show_plan(prepared: Prepared, identity: Identity, cost: Estimate | None, *, 
             [(r.name, f"{r.start:#x}", size_text(r.size), size_text(r.data_bytes)) for r in plan.regions],
             header=("region", "at", "size", "data"),
         )
-        note(f"{size_text(plan.data_bytes)} would be written, the rest made zeros; nothing was touched")
+        note(f"{size_text(plan.data_bytes)} would be written, the rest filled with zeros; nothing was changed")
     else:
         rows = [
             (r.name, f"{r.start:#x}", size_text(r.size), size_text(f.write_bytes), size_text(f.zero_bytes))
             for r, f in todo.items()
         ]
-        table(rows, header=("region", "at", "size", "write", "make zero"))
-        note(f"{size_text(written)} would be written, the rest is right already; nothing was touched")
+        table(rows, header=("region", "at", "size", "write", "zero"))
+        note(f"{size_text(written)} would be written, the rest is already right; nothing was changed")
     if cost is not None and cost.seconds is not None and written:
         most = "up to " if cost.at_most else ""
-        note(f"{most}{size_text(cost.on_wire)} to be moved, about {cost.seconds:.1f} s at the rate of this link")
+        note(f"{most}{size_text(cost.on_wire)} to transfer, about {cost.seconds:.1f} s at the speed of this link")
 
 
 def show_results(
@@ -104,7 +104,7 @@ def show_results(
             )
             for r in results
         ],
-        header=("region", "at", "written", "zeroed", "right already", "rate", "verified"),
+        header=("region", "at", "written", "zeroed", "already right", "rate", "verified"),
     )
 
 

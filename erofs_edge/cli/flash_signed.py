@@ -28,7 +28,7 @@ def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Cal
 
         def settle() -> None:
             try:
-                with step("Looking at the image's signatures"):
+                with step("Checking the image's signatures"):
                     found()
             except VerificationError as error:
                 if not allowed:

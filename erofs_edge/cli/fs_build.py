@@ -218,7 +218,7 @@ def _say_of(cache: CompressionCache) -> None:
         place = os.fsdecode(cache.problem.filename or cache.folder)
         note(f"the compression cache could not be used: {place}: {cache.problem.strerror or cache.problem}")
     if cache.damaged:
-        note(f"{cache.damaged} damaged entries of the compression cache were dropped and made anew")
+        note(f"{cache.damaged} damaged entries of the compression cache were discarded and made again")
 
 
 def _time_spent(wall: float, meter: Meter, options: WriteOptions) -> dict[str, float | int | None]:
@@ -397,14 +397,14 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         rows += [
             (
                 "changed",
-                f"{_share(info.changed_blocks, info)} are not as in the baseline; all others are where they were",
+                f"{_share(info.changed_blocks, info)} differ from the baseline; all others are where they were",
             ),
-            ("free", f"{_share(info.free_blocks, info)}, for later images"),
+            ("free", f"{_share(info.free_blocks, info)}, left for later images"),
         ]
     if info.hot_blocks:
         rows.append(("profile", f"{_share(info.hot_blocks, info)} at the front"))
     if info.placed_anew is not None:
-        rows.append(("placed anew", f"everything from block {info.placed_anew} on, so that fewer blocks are free"))
+        rows.append(("placed anew", f"everything from block {info.placed_anew} on, to leave fewer free blocks"))
     rows += layer_rows(info)
     if not stats:
         return rows
@@ -414,7 +414,7 @@ def _rows(info: ErofsInfo, *, stats: bool) -> list[tuple[str, str]]:
         ("epoch", str(info.epoch)),
         ("kinds", ", ".join(f"{count} {kind}" for kind, count in info.kinds.items())),
         ("data", f"{info.data_blocks} blocks; {info.metadata_blocks} of metadata"),
-        ("compressed files", f"{info.compressed}; {info.stored} stored as they are"),
+        ("compressed files", f"{info.compressed}; {info.stored} stored uncompressed"),
         ("fragments", f"{info.fragments} files, {size_text(info.packed)} in the packed inode"),
         ("equal files", f"{info.reused}; {info.shared} of them share their blocks"),
         ("equal parts", f"{info.repeats} extents, {size_text(info.repeated)}, use other files' blocks"),

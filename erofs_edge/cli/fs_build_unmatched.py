@@ -24,7 +24,7 @@ def warn_of_unmatched(tree: FileTree, options: WriteOptions, excluding: list[str
         from erofs_edge.erofs.rules import idle_rules
 
         idle = idle_rules(tree, options.rules)
-        found += [f"--compress-hints: {options.rules[index].text} is about no file of {source}" for index in idle]
+        found += [f"--compress-hints: {options.rules[index].text} matches no file of {source}" for index in idle]
     if options.uses:
         from erofs_edge.erofs.hot import missing_paths
 

@@ -90,7 +90,7 @@ def list_(folder: Path | None, as_json: bool) -> None:
         table(rows, header=("name", "type", "sha256", "", ""))
     for key in found:
         if not key.private:
-            note(f"note: chmod 600 {key.path}")
+            note(f"note: others can read a private key: chmod 600 {key.path}")
 
 
 @keys.command()

@@ -62,5 +62,5 @@ def _credentials(folder: Path) -> dict[str, bytes]:
             write_credentials(folder, make_credentials())
         except OSError as error:
             raise ErofsEdgeError(f"cannot write: {error.strerror}", where=str(folder)) from error
-        note(f"{folder} is what this board can be flashed with: flash --to provisions://HOST?tls-certificates={folder}")
+        note(f"this board can be flashed with --to provisions://HOST?tls-certificates={folder}")
     return board_credentials(folder)

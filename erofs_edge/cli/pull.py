@@ -60,4 +60,4 @@ def pull(reference: str, output: Path, key: Path | None, arch: str, plain_http: 
         click.echo("mount    -o " + ",".join(f"device={output / name}" for name in devices))
     click.echo(f"digest   {name}")
     if public is None:
-        note("nobody's signature was asked for: --key PUB, or pull the digest")
+        note("note: no signature was checked: add --key PUB, or pull the digest")

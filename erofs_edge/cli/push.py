@@ -81,7 +81,7 @@ def push(
     signer = open_signer(key) if key else None
     papers = [bill(path) for path in bills] + (list(papers_of(what)) if what.is_dir() else [])
     _ask(target, plain_http=plain_http)
-    with step(f"hashes of {what.name}") as progress:
+    with step(f"hashing {what.name}") as progress:
         layer = LAYERS[layer_type]
         value, cuts = gather(what, devices=devices, arch=arch, piece=piece_size(piece), layer=layer, progress=progress)
     with step(f"push to {target}") as progress:
@@ -104,7 +104,7 @@ def push(
     table(
         [
             ("sent", f"{done.sent_blobs} blobs, {size_text(done.sent_bytes)}"),
-            ("there already", f"{done.blobs - done.sent_blobs} blobs, {size_text(done.bytes - done.sent_bytes)}"),
+            ("already there", f"{done.blobs - done.sent_blobs} blobs, {size_text(done.bytes - done.sent_bytes)}"),
             *(("attached", kind) for kind, _ in done.attached),
             ("digest", f"{name}@sha256:{done.sha256}"),
         ]

@@ -95,7 +95,7 @@ def vulnerabilities(out: Path, database: Path, as_json: bool) -> None:
         emit_json({"database": str(database), "findings": found})
         return
     if not found:
-        click.echo(f"none of the packages is concerned by {database}")
+        click.echo(f"no vulnerabilities of these packages in {database}")
         return
     rows = [(f.id, f.source, f.version, f.fixed or "no fix", f.urgency, f.note) for f in found]
     table(rows[:SHOWN], header=("id", "source", "version", "fixed in", "urgency", "note"))

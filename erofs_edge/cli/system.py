@@ -58,7 +58,7 @@ def configure(manifest: Path, board: Path | None, check_reproducible: bool, as_j
     seconds = time.monotonic() - start
     files = sum(1 for _ in made.tree.walk())
     for account in made.unpinned:
-        note(f"note: {account}: no lock pins its number; name it under `users:` or `groups:` and lock again")
+        note(f"note: {account}: no lock pins its id; name it under `users:` or `groups:` and run erofs-edge lock")
     if as_json:
         emit_json(
             {

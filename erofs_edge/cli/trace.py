@@ -87,7 +87,7 @@ def _show(found: Trace, made: Report) -> None:
     ]
     rows += [(kind, size_text(size)) for kind, size in made.kinds.items()]
     rows += [
-        (f"{gap.seconds:.2f} s of nothing", f"before block {gap.block}, read {gap.rank} of {len(found.reads)}")
+        (f"pause of {gap.seconds:.2f} s", f"before block {gap.block}, read {gap.rank} of {len(found.reads)}")
         for gap in made.gaps
     ]
     table(rows, ("what", "value"))

@@ -41,7 +41,7 @@ def test_rules_that_are_about_no_file_are_told_with_their_place(repository: Path
     tree.add("usr/a.gz", Inode(0o100644, content=BytesContent(b"x")))
     info = write_image(tree, tmp_path / "i", erofs_options(inputs).replaced(kernel=None))
     (note,) = layout_notes(inputs, info, tree)
-    assert note.startswith(str(tmp_path)) and note.endswith(": *.sow is about no file of this system")
+    assert note.startswith(str(tmp_path)) and note.endswith(": *.sow matches no file of this system")
 
 
 def test_options_win_and_contents_are_in_the_digest(repository: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_lines_have_fastboots_shape(built: Path) -> None:
     steps = [line for line in lines if "OKAY" in line]
     assert all(re.fullmatch(r".{50} OKAY \[ *\d+\.\d{3}s\]", line) for line in steps)
     assert [line[:50].rstrip() for line in steps] == [
-        "Looking at the image's signatures",
+        "Checking the image's signatures",
         "Erasing old table",
         "Writing 'boot_a' (8 KB)",
         "Verifying 'boot_a'",
@@ -90,7 +90,7 @@ def test_plan_touches_nothing(built: Path, tmp_path: Path) -> None:
         ("gpt", 0, MIB),
     ]
     assert all(r["data"] + r["zeros"] == r["size"] for r in record["regions"])
-    assert "nothing was touched" in run(built, "--to", "card.img", "--plan").stderr
+    assert "nothing was changed" in run(built, "--to", "card.img", "--plan").stderr
     assert not (tmp_path / "card.img").exists()
 
 
@@ -188,7 +188,7 @@ def test_ctrl_c_leaves_no_file(built: Path, tmp_path: Path, monkeypatch: pytest.
     assert sorted(os.listdir(tmp_path)) == ["boards", "out"]
     (tmp_path / "card.img").write_bytes(bytes(8192))
     result = run(built, "--to", "card.img")
-    assert result.exit_code == 130 and "the same command with --resume goes on" in result.stderr
+    assert result.exit_code == 130 and "run the same command with --resume to continue" in result.stderr
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
@@ -203,7 +203,7 @@ def test_who_stops_it_is_told_that_the_target_is_not_complete(
     monkeypatch.setattr(FileTarget, "write", stopped)
     result = run("out/tiny", "--to", "card.img")
     assert result.exit_code
-    assert "the target is not complete" in result.output
+    assert "the target is incomplete" in result.output
 
 
 @pytest.mark.parametrize("option", ["--verify-only", "--plan"])

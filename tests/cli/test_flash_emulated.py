@@ -152,5 +152,5 @@ def test_whoever_stops_a_comparison_has_left_the_target_as_it_was(
 
     monkeypatch.setattr(prepare, "holds", ctrl_c)
     stopped = CliRunner().invoke(cli, ["flash", str(image), "--to", str(card)])
-    assert stopped.exit_code == 130 and "not complete" not in stopped.stderr, stopped.output
+    assert stopped.exit_code == 130 and "is incomplete" not in stopped.stderr, stopped.output
     assert card.read_bytes() == image.read_bytes()

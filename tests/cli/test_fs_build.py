@@ -219,8 +219,8 @@ def test_what_matches_nothing_is_a_warning(source: Path) -> None:
     assert said == [
         f"--exclude-path d/none matches nothing in {source}",
         f"--exclude-regex ^none matches nothing in {source}",
-        f"--compress-hints: text is about no file of {source}",
-        f"--compress-hints: \\.so$ is about no file of {source}",
+        f"--compress-hints: text matches no file of {source}",
+        f"--compress-hints: \\.so$ matches no file of {source}",
         f"--profile: 4 of the profile's paths do not exist in {source}: /gone/0, /gone/1, /gone/2, …",
     ]
     assert done.stderr.splitlines() == [f"warning: {text}" for text in said]

@@ -202,7 +202,7 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("two\n<b>")
     run = CliRunner().invoke
     same = run(diff, [str(tmp_path / "a"), str(tmp_path / "a")])
-    assert (same.exit_code, same.stdout) == (0, "no difference in 1 compared: a\n")
+    assert (same.exit_code, same.stdout) == (0, "no differences in 1 compared: a\n")
     result = run(diff, [str(tmp_path / "a"), str(tmp_path / "b"), "--json"], standalone_mode=False)
     assert result.return_value == 5
     record = json.loads(result.stdout)

@@ -90,7 +90,7 @@ def test_damage_is_counted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     raw = bytearray(pack.read_bytes())
     raw[len(raw) // 2] ^= 1
     pack.write_bytes(raw)
-    assert "1 damaged entries of the compression cache were dropped" in CliRunner().invoke(build, arguments).output
+    assert "1 damaged entries of the compression cache were discarded" in CliRunner().invoke(build, arguments).output
     assert (tmp_path / "image").read_bytes() == image
     assert "damaged" not in CliRunner().invoke(build, arguments).output, "it was stored anew"
 

@@ -160,7 +160,7 @@ def test_the_plan_touches_nothing(card: Path, v2: Path) -> None:
     assert plan["slot"] == "b"
     text = run(v2, card, "--plan")
     assert "), slot b\n" in text.stderr
-    assert "the rest is right already; nothing was touched" in text.stderr
+    assert "the rest is already right; nothing was changed" in text.stderr
     assert (card.read_bytes(), card.stat().st_mtime_ns) == before
     assert plan["bytes_written"] == flash(v2, card)["bytes_written"]
 

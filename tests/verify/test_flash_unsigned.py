@@ -177,7 +177,7 @@ def test_an_image_that_is_no_disk_starts_no_process(tmp_path: Path) -> None:
 
 
 def test_a_look_for_a_signature_loads_nothing_that_makes_one(tmp_path: Path) -> None:
-    """It goes on beside the comparison of what is right already, which has both processors to itself otherwise."""
+    """It goes on beside the comparison of what is already right, which has both processors to itself otherwise."""
     (tmp_path / "disk").write_bytes(b"\xd0\x0d\xfe\xed" + (4096).to_bytes(4, "big") + bytes(4088))
     code = (
         "import os, sys\n"
