@@ -102,24 +102,12 @@ def boot(
         return
     refuse_without(of_diskless)
     smoke = smoke or tamper is not None or falls_back or scenario is not None or keep or u_boot
-    if keep and (disk is None or slot or tamper or scenario):
-        raise UsageError(
-            "--keep needs --disk, and cannot be combined with --slot, --tamper or --scenario",
-            hint="give --keep and --disk FILE alone",
-        )
-    if u_boot and (falls_back or scenario or tamper == "loader"):
-        raise UsageError(
-            "--u-boot cannot be combined with --falls-back, --scenario or --tamper loader:"
-            " U-Boot does not count the starts of UEFI images, and starts them without systemd-boot"
-        )
-    if (falls_back or scenario) and (slot or tamper):
-        raise UsageError("--falls-back and --scenario choose the slot themselves")
+    chosen = falls_back or scenario is not None
+    _check_together(disk, slot, tamper, keep=keep, u_boot=u_boot, chosen=chosen, scenario=scenario)
     if not smoke and (timeout or log or as_json):
         raise UsageError("--timeout, --log and --json need --smoke", hint="add --smoke")
     if smoke and forwards:
         raise UsageError("--forward cannot be combined with --smoke: the machine then has no network")
-    if disk is not None and disk.is_fifo():
-        raise UsageError("a pipe, not a disk", where=str(disk), hint="save its output to a file first")
     loaded, folder = built(board, out)
     value = loaded.value
     if not smoke:
@@ -128,10 +116,31 @@ def boot(
         terminal(value, folder, disk=disk, slot=slot, forwards=tuple(map(_ports, forwards)), say=note)
         return
 
-    if falls_back or scenario:
+    if chosen:
         _fall_back(value, folder, disk, scenario, keep=keep, timeout=timeout, log=log, as_json=as_json)
         return
     _smoke(value, folder, disk, slot, tamper, keep=keep, u_boot=u_boot, timeout=timeout, log=log, as_json=as_json)
+
+
+def _check_together(
+    disk: Path | None, slot: str | None, tamper: str | None, *, keep: bool, u_boot: bool, chosen: bool,
+    scenario: str | None,
+) -> None:  # fmt: skip
+    """Raises UsageError for options that cannot be combined. `chosen`: by --falls-back or --scenario."""
+    if keep and (disk is None or slot or tamper or scenario):
+        raise UsageError(
+            "--keep needs --disk, and cannot be combined with --slot, --tamper or --scenario",
+            hint="give --keep and --disk FILE alone",
+        )
+    if u_boot and (chosen or tamper == "loader"):
+        raise UsageError(
+            "--u-boot cannot be combined with --falls-back, --scenario or --tamper loader:"
+            " U-Boot does not count the starts of UEFI images, and starts them without systemd-boot"
+        )
+    if chosen and (slot or tamper):
+        raise UsageError("--falls-back and --scenario choose the slot themselves")
+    if disk is not None and disk.is_fifo():
+        raise UsageError("a pipe, not a disk", where=str(disk), hint="save its output to a file first")
 
 
 def _smoke(
