@@ -98,7 +98,7 @@ def system_modules(names: Iterable[str], kernel_deb: Path, cache: Cache, *, epoc
     top = f"{DIRECTORY.decode()}/{kernel.version}"
     for module in modules:
         file = kernel.file(module.path)
-        tree.add(f"{top}/{module.path}", file.replaced(xattrs=dict(file.xattrs)))  # the system's gets its labels
+        tree.add(f"{top}/{module.path}", file.replaced(xattrs=dict(file.xattrs)))  # the system has its own labels
     for name, data in index_files(kernel, modules).items():
         index = Inode(stat.S_IFREG | 0o644, mtime_ns=epoch * 10**9, content=BytesContent(data), origin="module indexes")
         tree.add(f"{top}/{name}", index)

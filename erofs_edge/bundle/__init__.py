@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Update files for fleets that exist: RAUC bundles, systemd-sysupdate transfers."""
+"""Update files for existing fleet updaters: RAUC bundles, systemd-sysupdate transfers."""

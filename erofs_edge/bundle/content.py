@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a build a slot holds: each partition that has slots, and the file that is its content."""
+"""The contents of a slot: each partition with slots, and the file of the build that it contains."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _COPY = 4 << 20
 
 
 def slot_files(out: Path) -> dict[str, Path]:
-    """Name of a partition without its slot ('boot', 'system') → the file of the build in `out` that it holds.
+    """Name of a partition without its slot ('boot', 'system') → its file in the build in `out`.
 
-    Raises UsageError for a board whose slots cannot be written one by one, ErofsEdgeError where the folder holds no
-    build or the disk holds something else than its files.
+    Raises UsageError for a board whose slots cannot be written separately, ErofsEdgeError if the folder contains no
+    build or the disk has something other than its files.
     """
     record = read_release(out)
     with Image(out / DISK) as disk:
@@ -43,7 +43,7 @@ def no_slots(where: str) -> UsageError:
 
 def default_version(record: dict[str, Any]) -> str:
     """A version of a build for updaters: the rollback index, and the date of the newest lock. Raises VerificationError
-    where the record has a number of seconds that is no time."""
+    if the date in the record is out of range."""
     import time
 
     try:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """RAUC bundles in the format `verity`: an image for each partition of a slot, all under one signature.
 
-Sources: rauc ``docs/reference.rst`` (manifest, bundle formats) and ``src/bundle.c``: a squashfs payload; the dm-verity
-hash tree of it, without a superblock; a CMS SignedData whose content is the manifest; its size in eight bytes, big
-endian. ``src/hash_index.c``: a `block-hash-index` is the SHA-256 of each 4096 bytes of an image, one behind the other.
-With that a device that streams the bundle reads only blocks that neither of its slots has.
+Sources: rauc ``docs/reference.rst`` (manifest, bundle formats) and ``src/bundle.c``: a squashfs payload; its dm-verity
+hash tree, without a superblock; a CMS SignedData whose content is the manifest; its size in eight bytes, big-endian.
+``src/hash_index.c``: a `block-hash-index` is the concatenated SHA-256 of each 4096 bytes of an image. With it, a device
+that streams the bundle only reads blocks that neither of its slots has.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from erofs_edge.writing import new_file, write_exactly
 
 BLOCK = 4096
 PAYLOAD_BLOCK = 16 << 10
-"""bytes: a device that streams reads whole ones; kernels mount none that are smaller than their memory pages, which
-have 4 KiB (Debian's for arm64) or 16 KiB, seldom 64 KiB"""
+"""bytes: a streaming device reads whole ones, and kernels cannot mount a payload with blocks smaller than their memory
+pages, which have 4 KiB (Debian's for arm64) or 16 KiB, rarely 64 KiB"""
 MANIFEST = "manifest.raucm"
 INDEX = ".block-hash-index"
 _COPY = 4 << 20  # bytes, whole blocks
@@ -50,7 +50,7 @@ class BundleImage:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What a bundle says it is. `root_hash` covers the payload; `size` of all of it in bytes."""
+    """What a bundle states about itself. `root_hash` covers the payload; `size` of the whole bundle in bytes."""
 
     compatible: str
     version: str
@@ -71,14 +71,14 @@ def write_bundle(
     description: str = "",
     block_size: int = PAYLOAD_BLOCK,
 ) -> Bundle:
-    """Write the bundle of the build in the folder `out`; the same build, key and words give the same bytes.
+    """Write the bundle of the build in the folder `out`; the same build, key and texts give the same bytes.
 
-    compatible  by default `inputs.compatible` of board and system, as the stock systems' system.conf has it
+    compatible  by default `inputs.compatible` of board and system, as in the stock systems' system.conf
     version     by default `default_version`
-    block_size  of the payload in bytes; a device with larger pages needs larger ones
+    block_size  of the payload in bytes; devices with larger pages need larger ones
 
-    Raises UsageError for a board without slots or words that no manifest can hold, VerificationError where a file is
-    not the one that the build's record lists, SourceError where one cannot be read.
+    Raises UsageError for a board without slots or text that a manifest cannot contain, VerificationError if a file does
+    not match the build's record, SourceError if one cannot be read.
     """
     record = read_release(out)
     files = slot_files(out)
@@ -101,7 +101,7 @@ def write_bundle(
 
 
 def _copy(fd: int, payload: Payload, base: str, path: Path, size: int, record: dict[str, object]) -> BundleImage:
-    """An image and its index into the payload."""
+    """Copy an image and its index into the payload."""
     listed = record["files"][path.name]["sha256"]  # type: ignore[index]
     place, told, plain, hashes = payload.places[f"{base}.img"], hashlib.sha256(), hashlib.sha256(), []
     with path.open("rb") as source:
@@ -128,7 +128,7 @@ def _finish(
     signer: Signer,
     certificate: Certificate,
 ) -> Bundle:
-    """The rest of the payload, the hash tree, the signature."""
+    """Append the rest of the payload, the hash tree, the signature."""
     inner = _manifest(words, images)
     for at, data in ((0, payload.head), (payload.places[MANIFEST], inner), (payload.tables, payload.tail)):
         write_exactly(fd, data, at)
@@ -161,10 +161,11 @@ def _manifest(
 
 
 def read_bundle(path: Path, key: VerificationKey | None = None) -> Bundle:
-    """What a bundle of the format `verity` says it is; with a key, only if that vouches for all of it.
+    """What a bundle of the format `verity` states about itself; with a key, only if the key's signature covers all of
+    it.
 
-    Raises SourceError where it cannot be read, FormatError for anything else, VerificationError for another key or a
-    payload that was changed.
+    Raises SourceError if it cannot be read, FormatError for anything else, VerificationError for another key or a
+    changed payload.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -188,7 +189,7 @@ def read_bundle(path: Path, key: VerificationKey | None = None) -> Bundle:
 
 
 def _parse(manifest: bytes, size: int, end: int) -> tuple[Bundle, Superblock, int]:
-    """The bundle, its hash tree and the bytes that this takes; payload and tree have `end` bytes."""
+    """The bundle, its hash tree and that tree's size in bytes; payload and tree have `end` bytes."""
     parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#",), strict=True)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:

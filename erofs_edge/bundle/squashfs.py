@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A squashfs image of one flat folder of files, nothing in it compressed: the payload of a RAUC bundle.
+"""A squashfs image of one flat folder of files, uncompressed: the payload of a RAUC bundle.
 
-RAUC mounts payloads as squashfs and as nothing else (rauc ``src/mount.c``). What it holds is compressed already, so the
-blocks stand as they are, each file from a multiple of 4096 bytes on: who reads one block of a file over the network
-reads those bytes and no others.
+RAUC only mounts payloads as squashfs (rauc ``src/mount.c``). Their content is compressed already, so blocks are stored
+unchanged, and each file starts at a multiple of 4096 bytes: reading one block of a file over the network reads those
+bytes and no others.
 
-Source: squashfs 4.0 as Linux ``fs/squashfs/squashfs_fs.h`` and ``super.c`` read it; everything is little endian.
+Source: squashfs 4.0 as Linux ``fs/squashfs/squashfs_fs.h`` and ``super.c`` read it; everything is little-endian.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from struct import pack
 from erofs_edge.errors import FormatError
 
 MAGIC = 0x73717368
-ALIGN = 4096  # bytes: where a file starts, and what the image is filled up to
+ALIGN = 4096  # bytes: alignment of files and of the image's end
 BLOCK_MIN, BLOCK_MAX = 4096, 1 << 20
 _METADATA = 8192  # bytes of a metadata block
-_UNCOMPRESSED = 1 << 15  # in the length of a metadata block
-_DATA_UNCOMPRESSED = 1 << 24  # in the length of a data block
+_UNCOMPRESSED = 1 << 15  # flag in the length of a metadata block
+_DATA_UNCOMPRESSED = 1 << 24  # flag in the length of a data block
 _NONE = 0xFFFF_FFFF
 _NOWHERE = 0xFFFF_FFFF_FFFF_FFFF
-_ZLIB = 1  # the decompressor that every kernel with squashfs has; it is given nothing
+_ZLIB = 1  # the decompressor of every kernel with squashfs; it is never used
 # uncompressed inodes, data, fragments and ids; no fragments; no xattrs
 _FLAGS = 0x0001 | 0x0002 | 0x0008 | 0x0010 | 0x0200 | 0x0800
 _FILE, _DIRECTORY, _LONG_FILE = 2, 1, 9
-_LISTED_MAX = 256  # entries behind one header of a directory
+_LISTED_MAX = 256  # entries per header in a directory
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """`head` are the first bytes; `places`: name → first byte of its content; `tail` stands from byte `tables` on, and
-    the image ends `size` bytes from its start. Bytes in between that belong to no file are zeros."""
+    """`head` are the first bytes; `places`: name → offset of its content; `tail` is at byte `tables`, and the image is
+    `size` bytes long. Bytes in between that belong to no file are zeros."""
 
     head: bytes
     places: dict[str, int]
@@ -44,11 +44,11 @@ class Payload:
 
 
 def squashfs(files: Sequence[tuple[str, int]], *, epoch: int, block_size: int = ALIGN) -> Payload:
-    """The layout of an image of these (name, size in bytes), all root's and readable, dated `epoch`.
+    """The layout of an image of these (name, size in bytes), owned by root, world-readable, dated `epoch`.
 
-    block_size  bytes, a power of two; a kernel with larger pages than that does not mount the image
+    block_size  bytes, a power of two; kernels with larger pages cannot mount the image
 
-    Raises FormatError for a block size that does not exist, names that no folder can hold, and no files at all.
+    Raises FormatError for an invalid block size, names that a folder cannot contain, and for no files at all.
     """
     if block_size & (block_size - 1) or not BLOCK_MIN <= block_size <= BLOCK_MAX:
         raise FormatError(f"a squashfs block of {block_size} bytes: 4096 to 1048576, a power of two")
@@ -85,7 +85,7 @@ def _is_name(name: str) -> bool:
 
 
 def _file(number: int, start: int, size: int, epoch: int, block_size: int) -> bytes:
-    """An inode of the long form, whose list has the size of each data block."""
+    """An inode of the long form, with a list of the sizes of its data blocks."""
     whole, rest = divmod(size, block_size)
     lengths = pack("<I", block_size | _DATA_UNCOMPRESSED) * whole
     if rest:
@@ -95,7 +95,7 @@ def _file(number: int, start: int, size: int, epoch: int, block_size: int) -> by
 
 
 def _reference(offset: int) -> int:
-    """Where a metadata byte is: its block's start among the stored ones, then the place inside it."""
+    """The address of a metadata byte: the start of its stored block, then the offset inside the block."""
     block, inside = divmod(offset, _METADATA)
     return block * (_METADATA + 2) << 16 | inside
 
@@ -117,6 +117,6 @@ def _listing(names: list[str], offsets: list[int]) -> bytes:
 
 
 def _stored(data: bytes) -> bytes:
-    """Metadata as it is stored: blocks of 8192 bytes, each behind its length."""
+    """Metadata as stored: blocks of 8192 bytes, each preceded by its length."""
     pieces = (data[at : at + _METADATA] for at in range(0, len(data), _METADATA))
     return b"".join(pack("<H", len(piece) | _UNCOMPRESSED) + piece for piece in pieces)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image made of what is here already, and of the blocks that are nowhere else, read in ranges from a web server.
+"""Assemble an image from blocks that are already here and from others, fetched in ranges from a web server.
 
-Whatever a block comes from, its SHA-256 is compared with the index before it counts: an older image, the device itself
-and the server are all only places to look.
+Wherever a block comes from (an older image, the device itself or the server), its SHA-256 is compared with the index
+before it is used.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from erofs_edge.errors import CapacityError, MirrorError, SourceError, Verificat
 from erofs_edge.sources.http import Client, body_of, drain, public, redirected
 from erofs_edge.writing import sparse_beside
 
-GAP = 2  # blocks that are fetched though they are here: less than what one more request costs
-REQUEST = 1024  # blocks of one request at most
+GAP = 2  # blocks fetched needlessly: fewer than one more request would cost
+REQUEST = 1024  # maximum blocks per request
 _READ = 4 << 20
 _REDIRECTS = 5
 
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Bytes of the image's blocks that came from here and from the server; requests that the latter took."""
+    """Bytes of the image's blocks that were found here and that came from the server; number of requests to it."""
 
     local: int
     remote: int
@@ -41,10 +41,10 @@ class Fetched:
 def make_image(
     index: Index, url: str, target: Path, seeds: Sequence[Path], client: Client, progress: Progress | None = None
 ) -> Fetched:
-    """Make the image of an index. `url`: the file of its blocks; `seeds`: images or devices to look into first.
+    """Make the image of an index. `url`: the file of its blocks; `seeds`: images or devices to search first.
 
-    The target is made beside and renamed. Raises MirrorError where the server cannot be reached or breaks off,
-    VerificationError where a block is not the one that the index lists, CapacityError where the disk is full.
+    The target is written beside its place and renamed. Raises MirrorError if the server cannot be reached or breaks
+    off, VerificationError if a block does not match the index, CapacityError if the disk is full.
     """
     wanted = {index.digest(number): number for number in range(index.distinct)}
     where = _users(index)
@@ -71,7 +71,7 @@ def make_image(
 
 
 def _users(index: Index) -> list[list[int]]:
-    """The offsets at which each distinct block stands."""
+    """The offsets at which each distinct block is used."""
     where: list[list[int]] = [[] for _ in range(index.distinct)]
     places = iter(index.places)
     for start, end in index.ranges:
@@ -86,7 +86,7 @@ def _put(fd: int, block: bytes, offsets: list[int]) -> None:
 
 
 def _take(fd: int, seed: Path, index: Index, wanted: dict[bytes, int], where: list[list[int]]) -> None:
-    """Copy what a seed has; what is found is no longer wanted. A seed that cannot be read has nothing."""
+    """Copy the blocks that a seed has and mark them as no longer needed. An unreadable seed has none."""
     try:
         source = os.open(seed, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -104,13 +104,13 @@ def _take(fd: int, seed: Path, index: Index, wanted: dict[bytes, int], where: li
                     if number is not None:
                         _put(fd, block, where[number])
     except OSError:
-        return  # what it has given is proved; the rest is fetched
+        return  # what it has supplied so far is verified; the rest is fetched
     finally:
         os.close(source)
 
 
 def _data(source: int, size: int, index: Index) -> Iterator[tuple[int, int]]:
-    """Where to look: the data of a file; of a device, which may be large, what lies where the image has data."""
+    """Where to search: the data of a file; on a device, which may be large, the places where the image has data."""
     import stat
 
     if stat.S_ISREG(os.fstat(source).st_mode):
@@ -135,7 +135,7 @@ def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _fetch(url: str, runs: list[tuple[int, int]], client: Client) -> Iterator[tuple[int, bytes]]:
-    """(number of the first block, whole blocks). A server without ranges sends all of it once."""
+    """(number of the first block, whole blocks). A server without ranges sends everything once."""
     for position, (first, count) in enumerate(runs):
         found = _range(url, first * BLOCK, count * BLOCK, client)
         if not isinstance(found, bytes):
@@ -145,7 +145,7 @@ def _fetch(url: str, runs: list[tuple[int, int]], client: Client) -> Iterator[tu
 
 
 def _range(url: str, start: int, length: int, client: Client) -> bytes | Iterator[bytes]:
-    """Bytes of a file of the server; all of the file in pieces where it does not know ranges."""
+    """A range of a file on the server; the whole file in pieces if the server does not support ranges."""
     if url.startswith("file:"):
         return _local(url, start, length)
     for _ in range(_REDIRECTS):
@@ -174,7 +174,7 @@ def _range(url: str, start: int, length: int, client: Client) -> bytes | Iterato
 
 
 def _local(url: str, start: int, length: int) -> bytes:
-    """Bytes of a file of this machine: a channel on a stick."""
+    """Bytes of a file of this machine: a channel on a USB stick."""
     path = Path(unquote(urlsplit(url).path))
     try:
         with path.open("rb") as file:
@@ -190,7 +190,7 @@ def _local(url: str, start: int, length: int) -> bytes:
 def _whole(
     pieces: Iterator[bytes], runs: list[tuple[int, int]], url: str, client: Client
 ) -> Iterator[tuple[int, bytes]]:
-    """What is wanted of a file that comes as a whole."""
+    """The needed parts of a file that is sent as a whole."""
     held, at = b"", 0
     for first, count in runs:
         start, end = first * BLOCK, (first + count) * BLOCK

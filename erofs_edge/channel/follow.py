@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A channel as those see it who follow it: TUF's client, with our connections, and nothing that it did not vouch for.
+"""A channel as seen by its followers: TUF's client over our connections; nothing that TUF has not verified is used.
 
-What is kept between two visits (root, versions that were seen) is what protects against being shown an older channel
-again: it lies with the user's state, not in a cache.
+The state kept between two visits (root, versions seen) prevents an attacker from presenting an older channel again, so
+it is stored with the user's state, not in a cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INDEX_MAX = 256 << 20  # bytes
 
 
 def state_directory() -> Path:
-    """Where what is known of channels is kept: EROFS_EDGE_CHANNELS, else the user's state directory."""
+    """Where the state of channels is kept: EROFS_EDGE_CHANNELS, else the user's state directory."""
     if override := os.environ.get("EROFS_EDGE_CHANNELS"):
         return Path(override)
     return user_folder("state", "EROFS_EDGE_CHANNELS") / "channels"
@@ -53,7 +53,7 @@ class _Connections(FetcherInterface):
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What a channel offers for a board: its signed record, and the image that it came to."""
+    """What a channel offers for a board: its signed record, and the finished image."""
 
     board: str
     record: dict[str, Any]
@@ -63,10 +63,10 @@ class Release:
 
 class Channel:
     """The channel at a URL, refreshed. `root`: the first root, needed on the first visit. `policy`: whose Sigstore
-    bundles count, remembered; the channel's own policy is asked for besides.
+    bundles are accepted, remembered; the channel's own policy must be fulfilled as well.
 
     Raises UsageError without a root, VerificationError for metadata that is expired, older than what was seen, not
-    signed by enough keys or does not fit together, MirrorError where the server cannot be reached.
+    signed by enough keys or inconsistent, MirrorError if the server cannot be reached.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class Channel:
         self.client.close()
 
     def boards(self) -> list[str]:
-        """What the channel has releases of."""
-        with _Told(self.url):  # what the client has proved, it keeps
+        """Boards for which the channel has releases."""
+        with _Told(self.url):  # the client stores what it has verified
             names = Metadata[Targets].from_file(str(self.folder / "metadata" / "targets.json")).signed.targets
         return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
     def record(self, board: str) -> dict[str, Any]:
-        """The release record of a board. Raises UsageError where there is none, VerificationError as the class does."""
+        """The release record of a board. Raises UsageError if there is none, VerificationError as the class does."""
         raw = self._target(f"{board}.json", INDEX_MAX)
         try:
             value = json.loads(raw)
@@ -123,7 +123,7 @@ class Channel:
         return value
 
     def release(self, board: str, seeds: Sequence[Path] = (), progress: Progress | None = None) -> Release:
-        """Fetch the image of a board, of which the last one that was fetched and the `seeds` are not asked for again.
+        """Fetch the image of a board; blocks in the last image fetched or in the `seeds` are not requested again.
 
         Raises as `record` and `make_image` do.
         """
@@ -144,7 +144,7 @@ class Channel:
         return found
 
     def _find(self, name: str, most: int) -> bytes | None:
-        """A target, None where the channel has none of that name."""
+        """A target, None if the channel has none of that name."""
         with _Told(self.url):
             info = self._updater.get_targetinfo(name)
             if info is None:
@@ -156,7 +156,7 @@ class Channel:
 
 
 class _Told:
-    """TUF's errors as ours."""
+    """Turns TUF's errors into ours."""
 
     def __init__(self, where: str) -> None:
         self._where = public(where)
@@ -191,7 +191,7 @@ class _Told:
 
 
 def _root(path: Path) -> bytes:
-    """The file of a channel's first root. Raises SourceError where it cannot be read, FormatError where it is none."""
+    """The file of a channel's first root. Raises SourceError if it cannot be read, FormatError if it is not one."""
     try:
         data = path.read_bytes()
         kind = Metadata.from_bytes(data).signed.type

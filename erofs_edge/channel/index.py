@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image is made of, block by block: so much of it as to fetch those that are nowhere else.
+"""The block index of an image, from which a client can tell which blocks it has to fetch.
 
-The index of an image, little endian: the magic; u64 bytes of the image, u32 ranges, u32 places, u32 distinct blocks,
-u32 bytes of what follows packed; packed with zlib: u64 start and end of each range that is not zeros, in bytes, and
-u32 for each block of these, the number of its content; then a SHA-256 for each distinct block of 4096 bytes, in the
-order of their first appearance. The blocks themselves stand in that order in a second file, each once, so that any web
-server that knows ranges is a store of them. Both slots of a disk hold the same: their blocks are there once.
+The format, little-endian: the magic; u64 bytes of the image, u32 ranges, u32 places, u32 distinct blocks, u32
+compressed bytes that follow; compressed with zlib: u64 start and end of each range that is not zeros, in bytes, and u32
+for each block of these, the number of its content; then a SHA-256 for each distinct block of 4096 bytes, in the order
+of their first appearance. The blocks themselves are in that order in a second file, each once, so any web server that
+supports ranges can serve them. Both slots of a disk have the same content, so their blocks are stored once.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _ZEROS = bytes(BLOCK)
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """`ranges`: (start, end) bytes of the image that are not zeros; `places`: the content's number of each block of
-    these, one after the other; `digests`: of each number, DIGEST bytes."""
+    """`ranges`: (start, end) bytes of the image that are not zeros; `places`: for each block of these, one after the
+    other, the number of its content; `digests`: DIGEST bytes per number."""
 
     size: int
     ranges: tuple[tuple[int, int], ...]
@@ -46,7 +46,7 @@ class Index:
 
     @property
     def distinct(self) -> int:
-        """Blocks in the second file."""
+        """Number of blocks in the second file."""
         return len(self.digests) // DIGEST
 
     def digest(self, number: int) -> bytes:
@@ -54,7 +54,7 @@ class Index:
         return self.digests[number * DIGEST : (number + 1) * DIGEST]
 
     def encode(self) -> bytes:
-        """The index as bytes. They depend on the image's content alone."""
+        """The index as bytes, which depend only on the image's content."""
         numbers = array("I", self.places)
         if sys.byteorder == "big":
             numbers.byteswap()
@@ -64,9 +64,9 @@ class Index:
 
 
 def write_index(image: Path, blocks: Path) -> Index:
-    """The index of an image; its distinct blocks go into the file `blocks`.
+    """Make the index of an image; its distinct blocks go into the file `blocks`.
 
-    Raises SourceError where the image cannot be read, FormatError where its size is no number of blocks.
+    Raises SourceError if the image cannot be read, FormatError if its size is not a whole number of blocks.
     """
     numbers: dict[bytes, int] = {}
     places, ranges = array("I"), list[tuple[int, int]]()

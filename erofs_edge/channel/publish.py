@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A channel's folder as its owner makes it: keys and thresholds, releases that are added, metadata that is signed.
+"""A channel's folder, for its owner: keys and thresholds, added releases, signed metadata.
 
-The metadata is TUF's (specification 1.0, consistent snapshots), written with python-tuf. On the web server lie
+The metadata is TUF's (specification 1.0, consistent snapshots), written with python-tuf. The web server has
 
     metadata/   N.root.json, N.targets.json, N.snapshot.json, timestamp.json
-    targets/    for each board its release record, the index of its disk image and perhaps a Sigstore bundle, behind
-                their SHA-256
-    blocks/     the blocks of the images, named after their index: read in ranges, each proved by the index
+    targets/    for each board its release record, the index of its disk image and optionally a Sigstore bundle, with
+                their SHA-256 in front of the name
+    blocks/     the blocks of the images, named after their index: read in ranges, each verified by the index
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from erofs_edge.writing import beside
 
 METADATA, TARGETS, BLOCKS = "metadata", "targets", "blocks"
 STAGED = "staged.json"
-"""beside these three, and not published: what the next `publish` takes up"""
+"""beside these three, not published: input of the next `publish`"""
 DISK = "disk.img"
-KEPT = 3  # files of blocks of a board: devices may be in the middle of one
+KEPT = 3  # files of blocks kept per board, since devices may be in the middle of reading one
 ROLES = ("root", "targets", "snapshot", "timestamp")
 DAYS = {"root": 365, "targets": 90, "snapshot": 30, "timestamp": 14}
-"""role → how long its metadata holds"""
+"""role → lifetime of its metadata"""
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Who signs a role, and how many of them must."""
+    """Who signs a role, and how many signatures it needs."""
 
     signers: tuple[Signer, ...]
     threshold: int = 1
 
 
 def init(folder: Path, keys: Mapping[str, Keys], *, now: datetime, days: Mapping[str, int] = DAYS) -> Path:
-    """Make an empty channel in a new folder; the path of the first root, which devices must be given.
+    """Make an empty channel in a new folder; return the path of the first root, which devices must be given.
 
     keys  for each of ROLES; of 'root', enough signers to reach its threshold
 
@@ -66,12 +66,13 @@ def init(folder: Path, keys: Mapping[str, Keys], *, now: datetime, days: Mapping
 
 
 def add(folder: Path, out: Path, policy: Policy | None = None) -> list[str]:
-    """Put the build or release in `out` into the channel's folder, to be signed by the next `publish`; its targets.
+    """Put the build or release in `out` into the channel's folder, to be signed by the next `publish`; return its
+    targets.
 
-    policy  whose Sigstore bundle every release of the channel has from now on
+    policy  whose Sigstore bundle every release of the channel needs from now on
 
-    Raises ErofsEdgeError where there is no build or no channel, VerificationError where the channel's policy does not
-    take the build's bundle.
+    Raises ErofsEdgeError if there is no build or no channel, VerificationError if the channel's policy does not accept
+    the build's bundle.
     """
     _latest_root(folder)
     record = read_release(out)
@@ -101,9 +102,10 @@ def add(folder: Path, out: Path, policy: Policy | None = None) -> list[str]:
 def publish(
     folder: Path, signers: Sequence[Signer], *, now: datetime, days: Mapping[str, int] = DAYS
 ) -> dict[str, int]:
-    """Sign what was added, and that it is current: role → version. With nothing added the old targets hold on.
+    """Sign what was added, and that it is current; return role → version. If nothing was added, the lifetime of the old
+    targets is extended.
 
-    Raises UsageError where the signers given do not reach a threshold that is needed.
+    Raises UsageError if the signers given do not reach a required threshold.
     """
     root = _latest_root(folder).signed
     staged = _staged(folder)
@@ -136,7 +138,7 @@ def publish(
     )  # fmt: skip
     last = _signed(Metadata(current), root, "timestamp", signers)
     _write(folder, f"{version}.snapshot", data)
-    _write(folder, "timestamp", last)  # from here on it counts
+    _write(folder, "timestamp", last)  # it takes effect now
     (folder / STAGED).unlink(missing_ok=True)
     return {"targets": targets.signed.version, "snapshot": version, "timestamp": stamp}
 
@@ -149,10 +151,10 @@ def renew_root(
     keys: Mapping[str, Keys] | None = None,
     days: Mapping[str, int] = DAYS,
 ) -> Path:
-    """The next root: a later expiry, and for the roles in `keys` other keys. It is signed by the old root's keys and,
-    where they change, by the new ones, so that devices follow.
+    """Make the next root: a later expiry, and other keys for the roles in `keys`. It is signed by the old root's keys
+    and, if they change, by the new ones, so that devices follow.
 
-    Raises UsageError where the signers do not reach both thresholds.
+    Raises UsageError if the signers do not reach both thresholds.
     """
     old = _latest_root(folder)
     before, root = Metadata[Root].from_bytes(old.to_bytes()).signed, old.signed
@@ -178,7 +180,7 @@ def _assign(root: Root, role: str, keys: Keys) -> None:
 def _signed(
     metadata: Metadata[Any], root: Root, role: str, signers: Sequence[Signer], *, append: bool = False
 ) -> bytes:  # fmt: skip
-    """Metadata as bytes, signed by those of the signers who may. Raises UsageError where these are too few."""
+    """Metadata as bytes, signed by those of the signers who may. Raises UsageError if these are too few."""
     if not append:
         metadata.signatures.clear()
     mine = [ChannelSigner(one) for one in signers]
@@ -221,7 +223,7 @@ def _staged(folder: Path) -> dict[str, Any]:
 
 
 def _policy(folder: Path) -> Policy | None:
-    """What the channel demands: as it was added, or is published."""
+    """The channel's policy: as added, or as published."""
     entry = _staged(folder).get(POLICY_TARGET)
     digest = entry["sha256"] if entry else None
     published = _latest(folder, "targets", Targets)

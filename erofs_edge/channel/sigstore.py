@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sigstore bundles in a channel: what the channel, or who follows it, demands beside TUF's signatures.
+"""Sigstore bundles in a channel: requirements of the channel, or of a follower, in addition to TUF's signatures.
 
-Two more targets: `sigstore.policy`, which says whose bundles count, and for each board `BOARD.sigstore`, the bundle
-over its release record. The record names the disk image by its digest, so that the bundle speaks of the image, too.
+Two more targets: `sigstore.policy`, which says whose bundles are accepted, and for each board `BOARD.sigstore`, the
+bundle over its release record. The record contains the digest of the disk image, so the bundle covers the image, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from erofs_edge.writing import beside
 
 POLICY_TARGET = "sigstore.policy"
 REMEMBERED = "sigstore.json"
-"""in the state of who follows: the policy that was given once"""
+"""in a follower's state: the policy that was given once"""
 
 
 def bundle_target(board: str) -> str:
@@ -28,12 +28,12 @@ def bundle_target(board: str) -> str:
 
 
 def bundle_beside(out: Path) -> Path:
-    """Where a build's folder has the bundle over its release record."""
+    """Path of the bundle over the release record in a build's folder."""
     return out / (RELEASE + BUNDLE)
 
 
 def read_bundle(path: Path, where: str) -> bytes:
-    """A bundle. Raises VerificationError where there is none."""
+    """Read a bundle. Raises VerificationError if there is none."""
     try:
         with path.open("rb") as handle:
             return handle.read(BUNDLE_MAX + 1)
@@ -45,10 +45,10 @@ def read_bundle(path: Path, where: str) -> bytes:
 
 
 def staged_targets(out: Path, board: str, policies: list[Policy], policy: Policy | None) -> dict[str, bytes | None]:
-    """Targets that an added build brings, by name; None for one that goes, as its bundle was of another build.
+    """Targets of an added build, by name; None for one to remove, because its bundle belonged to another build.
 
-    policies  what the channel demands: the build's bundle is checked before anybody sees it
-    policy    what it demands from now on
+    policies  the channel's current requirements: the build's bundle is checked before it is published
+    policy    its requirements from now on
 
     Raises as `check_bundle` does.
     """
@@ -64,7 +64,7 @@ def staged_targets(out: Path, board: str, policies: list[Policy], policy: Policy
 
 
 def remembered(folder: Path, given: Policy | None) -> Policy | None:
-    """The policy of who follows: what is given, kept in the folder of the channel's state; or what was given before."""
+    """The follower's policy: the one given, which is stored in the channel's state; or the one given before."""
     path = folder / REMEMBERED
     if given is None:
         return read_policy(path) if path.exists() else None
@@ -74,18 +74,18 @@ def remembered(folder: Path, given: Policy | None) -> Policy | None:
 
 
 Get = Callable[[str, int], bytes | None]
-"""(name, most bytes) → a target of the channel, None where it has none"""
+"""(name, maximum bytes) → a target of the channel, None if it has none"""
 
 
 def demanded(get: Get, mine: Policy | None, where: str) -> list[Policy]:
-    """What a bundle must fulfil: the channel's policy, and that of who follows."""
+    """What a bundle must fulfil: the channel's policy, and the follower's."""
     raw = get(POLICY_TARGET, POLICY_MAX)
     policies = [] if raw is None else [parse_policy(raw, where)]
     return policies if mine is None else [*policies, mine]
 
 
 def check_record(raw: bytes, board: str, get: Get, policies: list[Policy], where: str) -> None:
-    """Raises VerificationError where a policy does not take the bundle over a release record, or there is none."""
+    """Raises VerificationError if a policy does not accept the bundle over a release record, or there is none."""
     if not policies:
         return
     bundle = get(bundle_target(board), BUNDLE_MAX)
@@ -99,7 +99,7 @@ def check_record(raw: bytes, board: str, get: Get, policies: list[Policy], where
 
 
 def check_image(image: Path, record: Mapping[str, Any], where: str) -> None:
-    """Raises VerificationError where an image is not the one of the record that the bundle is over."""
+    """Raises VerificationError if an image is not that of the record that the bundle covers."""
     files = record.get("files")
     entry = files.get("disk.img") if isinstance(files, Mapping) else None
     if not isinstance(entry, Mapping) or sparse_sha256(image) != entry.get("sha256"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our signers as python-tuf takes them: any key that signs a build signs a channel, wherever it is."""
+"""Our signers for python-tuf: any key that signs a build can sign a channel, wherever it is."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class ChannelSigner(TufSigner):
         return self._key
 
     def sign(self, payload: bytes) -> Signature:
-        """Raises ErofsEdgeError where the signer fails."""
+        """Raises ErofsEdgeError if the signer fails."""
         return Signature(self._key.keyid, sign(self._signer, payload).hex())
 
     @classmethod
     def from_priv_key_uri(
         cls, priv_key_uri: str, public_key: Key, secrets_handler: SecretsHandler | None = None
     ) -> ChannelSigner:
-        """Keys are opened by `trust.signer.open_signer`, and by nothing else."""
+        """Not supported: keys are only opened by `trust.signer.open_signer`."""
         raise UsageError("keys of a channel are opened by open_signer")

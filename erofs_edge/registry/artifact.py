@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as an OCI artifact: which blobs they are stored in, and the manifest that says so.
+"""Files as an OCI artifact: the blobs that they are stored in, and the manifest that lists them.
 
 Sources: OCI image-spec 1.1 (manifest, descriptor, "Guidelines for Artifact Usage"); containerd's EROFS differ, which
-takes a layer of type application/vnd.erofs.layer.v1 (2.4) or one that ends in .erofs (2.1) as it is and knows it by the
-layer's own digest as diff ID; the draft of the EROFS image specification for org.erofs.role.
+uses a layer of type application/vnd.erofs.layer.v1 (2.4) or one that ends in .erofs (2.1) unchanged, with the layer's
+own digest as diff ID; the draft of the EROFS image specification for org.erofs.role.
 
-A file is one blob, or several pieces at offsets; what no piece covers is zeros. What is read in parts has a table
-of hashes, itself a blob, which the file's first descriptor names: 32 bytes for each BLOCK bytes, all zero for a hole.
+A file is one blob, or several pieces at offsets; what no piece covers is zeros. A file that can be read in parts has a
+table of hashes, itself a blob, named by the file's first descriptor: 32 bytes per BLOCK bytes, all zero for a hole.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import msgspec
 from erofs_edge.errors import SourceError
 from erofs_edge.sources.oci.documents import MANIFEST_TYPES, MAX_BLOB, MAX_DOCUMENT, PLATFORMS
 
-BLOCK = 1 << 15  # bytes that one hash of a table vouches for
+BLOCK = 1 << 15  # bytes covered by one hash of a table
 HASH = 32  # bytes
-PIECES_MAX = 8192  # of one artifact: its manifest stays below what registries take
+PIECES_MAX = 8192  # per artifact: its manifest stays below the registries' limit
 FILES_MAX = 512
 NAME_MAX = 255  # bytes
 
@@ -34,9 +34,9 @@ CONFIG = "application/vnd.oci.image.config.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 EMPTY_BYTES = b"{}"
 LAYER = "application/vnd.erofs.layer.v1"
-"""an EROFS image as containerd's differ and snapshotter take it, and erofs-utils"""
+"""an EROFS image for containerd's differ and snapshotter, and for erofs-utils"""
 LAYERS = {"erofs": LAYER, "oci": "application/vnd.oci.image.layer.v1.erofs"}
-"""what it can be called; by the second name containerd 2.1 knows it, which takes only layers of OCI's and Docker's"""
+"""its possible names; containerd 2.1, which only takes layers of OCI's and Docker's types, knows it by the second"""
 RAW = "application/octet-stream"
 PIECE_TYPE = "application/vnd.erofs-edge.piece.v1"
 BUILD = "application/vnd.erofs-edge.build.v1"
@@ -75,13 +75,13 @@ class Stored:
 
     @property
     def is_whole(self) -> bool:
-        """Whether one blob is the file."""
+        """Whether the file is one blob."""
         return len(self.pieces) == 1 and self.pieces[0].size == self.size
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """`kind` is the artifactType; '' for a container image, whose `config` then is an image configuration."""
+    """`kind` is the artifactType; '' for a container image, whose `config` is then an image configuration."""
 
     files: tuple[Stored, ...]
     config: bytes = EMPTY_BYTES
@@ -126,7 +126,7 @@ def image_config(files: tuple[Stored, ...], arch: str) -> bytes:
 
 
 def encode(artifact: Artifact) -> bytes:
-    """The manifest. It names no time and no machine: the same files give the same digest anywhere."""
+    """The manifest. It contains no time and no machine name: the same files give the same digest anywhere."""
     value: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -139,7 +139,7 @@ def encode(artifact: Artifact) -> bytes:
 
 
 def descriptor(media_type: str, data: bytes, **annotations: str) -> dict[str, Any]:
-    """What a manifest says of some bytes."""
+    """A manifest's description of some bytes."""
     value: dict[str, Any] = {
         "mediaType": media_type,
         "digest": f"sha256:{hashlib.sha256(data).hexdigest()}",
@@ -149,9 +149,9 @@ def descriptor(media_type: str, data: bytes, **annotations: str) -> dict[str, An
 
 
 def decode(data: bytes, where: str) -> Artifact:
-    """What a manifest holds; its configuration is not in there. Raises SourceError where it is not of files.
+    """The artifact in a manifest, without its configuration. Raises SourceError if it is not one of files.
 
-    Layers without a title, as other tools push EROFS images, are called after their place.
+    Layers without a title, such as EROFS images pushed by other tools, are named by their position.
     """
     if len(data) > MAX_DOCUMENT:
         raise SourceError(f"a manifest of more than {MAX_DOCUMENT} bytes", where=where)
@@ -176,7 +176,7 @@ def decode(data: bytes, where: str) -> Artifact:
 
 
 def check_name(name: str, where: str) -> str:
-    """A file's name, if it is one in any folder. Raises SourceError."""
+    """Return a file's name, if it can be used in any folder. Raises SourceError."""
     if len(name) > NAME_MAX or not _NAME.fullmatch(name):
         raise SourceError(f"not a name for a file: {name[:80]!r}", where=where)
     return name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a registry as what a server gives out, fetched as they are read."""
+"""Files of a registry as a server's exports, fetched as they are read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUFFIX = ".img"
 
 
 class RegistryExport:
-    """A lazy file, read-only. Its methods raise OSError, after `say` was told why."""
+    """A lazy file, read-only. Its methods raise OSError, after reporting the reason to `say`."""
 
     direct = False
 
@@ -33,7 +33,7 @@ class RegistryExport:
         self._say = say
 
     def send(self, to: socket.socket, header: bytes, offset: int, length: int) -> None:
-        """The header, then the bytes, where they can be had."""
+        """The header, then the bytes, if they can be fetched."""
         data = self.read(offset, length)
         to.sendall(header + data)
 
@@ -51,7 +51,7 @@ class RegistryExport:
         raise OSError(errno.EPERM, "what is in a registry is read-only")
 
     def flush(self) -> None:
-        """Nothing was written."""
+        """Nothing to do: nothing was written."""
 
     def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
         """(length, flags of base:allocation), from the table of hashes."""
@@ -68,14 +68,14 @@ class RegistryExport:
         return found
 
     def close(self) -> None:
-        """Let reads under way fail."""
+        """Make reads in progress fail."""
         self.file.close()
 
 
 def exports_of(found: Found, remote: Remote, cache: Cache, *, say: Say = lambda _: None) -> dict[str, RegistryExport]:
-    """The files of an artifact that can be read in parts: X.img as X; a file that is the only one, under ''.
+    """The files of an artifact that can be read in parts: X.img as X; an only file, under ''.
 
-    Raises SourceError where there is none, and what LazyFile raises.
+    Raises SourceError if there is none, and what LazyFile raises.
     """
     files = [file for file in found.value.files if file.blocks] or list(found.value.files[:1])
     made = {}

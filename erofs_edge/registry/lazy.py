@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file in a registry, read in parts: what is read is fetched, checked against the file's table of hashes, and kept.
+"""A file in a registry, read in parts: what is read is fetched, checked against the file's table of hashes, and cached.
 
-The manifest vouches for the table, the table for each block of 32 KiB. Blocks lie in the cache by their hashes, so that
-the next start, and the next version, find them. Several threads may read; what one fetches the others wait for.
+The manifest covers the table, and the table each block of 32 KiB. Blocks are cached under their hashes, so the next
+start, and the next version, find them. Several threads may read; they wait for what another one is fetching.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from erofs_edge.registry.artifact import BLOCK, HASH, Piece, Stored
 from erofs_edge.registry.remote import Remote
 from erofs_edge.sources.cache import Cache
 
-PATIENCE = 60.0  # seconds for which a registry may be away
+PATIENCE = 60.0  # seconds for which a registry may be unreachable
 PAUSE = 0.2  # seconds before the second attempt; longer before each further one
 PAUSE_MAX = 5.0
 CONNECTIONS = 4
 MEMORY = 512  # blocks
-RUN = 32  # blocks of one request at most: others wait for it
+RUN = 32  # maximum blocks per request: others wait for it
 _ZEROS = bytes(BLOCK)
 
 Say = Callable[[str], None]
 
 
 class LazyFile:
-    """One file of an artifact. `size` in bytes; `fetched_bytes`, `requests`: what came from the registry.
+    """One file of an artifact. `size` in bytes; `fetched_bytes`, `requests`: statistics of the registry's use.
 
-    Raises SourceError where the file has no table of hashes, VerificationError where that is not the manifest's,
-    MirrorError where the registry fails.
+    Raises SourceError if the file has no table of hashes, VerificationError if the table does not match the manifest,
+    MirrorError if the registry fails.
     """
 
     def __init__(self, file: Stored, remote: Remote, cache: Cache, *, say: Say = lambda _: None) -> None:
@@ -52,19 +52,19 @@ class LazyFile:
         self._pool = ThreadPoolExecutor(CONNECTIONS, "registry")
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes of the file. Raises VerificationError for other content than was pushed, MirrorError where the
-        registry is away for longer than PATIENCE, or `close` was called."""
+        """Bytes of the file. Raises VerificationError for content other than what was pushed, MirrorError if the
+        registry is unreachable for longer than PATIENCE, or if `close` was called."""
         first, last = offset // BLOCK, -(-(offset + length) // BLOCK)
         data = b"".join(self._blocks(first, last))
         start = offset - first * BLOCK
         return data[start : start + length]
 
     def is_hole(self, block: int) -> bool:
-        """Whether a block is zeros alone."""
+        """Whether a block is all zeros."""
         return not any(self._hash(block))
 
     def close(self) -> None:
-        """Let all reads under way fail."""
+        """Make all reads in progress fail."""
         self._closed.set()
         self._remote.abort()
         self._pool.shutdown(cancel_futures=True)
@@ -98,7 +98,7 @@ class LazyFile:
         return [found[number] for number in range(first, last)]
 
     def _settle(self, mine: dict[int, Future[bytes]]) -> None:
-        """These are no longer under way; what has come stays in memory for a while."""
+        """Mark these as no longer in progress; what has arrived stays in memory for a while."""
         with self._lock:
             for number, future in mine.items():
                 del self._busy[number]
@@ -108,7 +108,7 @@ class LazyFile:
                 self._recent.popitem(last=False)
 
     def _get(self, wanted: dict[int, Future[bytes]]) -> None:
-        """Fulfil these, neighbours in one request."""
+        """Fetch these, adjacent ones in one request."""
         runs: list[list[int]] = []
         for number in sorted(wanted):
             if (data := self._kept(number)) is not None:
@@ -119,7 +119,7 @@ class LazyFile:
                 run.append(number)
             else:
                 runs.append([number])
-        # by a few threads, whose connections stay, however many clients come and go
+        # by a few threads, whose connections stay open however many clients come and go
         for job in [self._pool.submit(self._fetch, run, wanted) for run in runs]:
             job.result()
 
@@ -136,13 +136,13 @@ class LazyFile:
                     f"block {number} is not what was pushed: its sha256 is not {digest.hex()}", where=self._where,
                     hint="the registry, or something on the way to it, changed the data",
                 )  # fmt: skip
-            # where there is no room for it, it is fetched again some day
+            # if there is no room for it, it is fetched again when needed
             with contextlib.suppress(ErofsEdgeError), self._cache.writing(self._cache.blob_path(digest.hex())) as out:
                 out.write(block)
             wanted[number].set_result(block)
 
     def _patiently(self, piece: Piece, start: int, length: int) -> bytes:
-        """A range of a blob; a registry that is away is waited for."""
+        """A range of a blob; waits for an unreachable registry."""
         deadline, pause, told = time.monotonic() + PATIENCE, PAUSE, False
         while True:
             try:
@@ -201,7 +201,7 @@ class LazyFile:
 
 
 def _by_block(file: Stored, where: str) -> dict[int, Piece]:
-    """The piece that has each block, whole. Raises SourceError where pieces cut blocks."""
+    """The piece that contains each block whole. Raises SourceError if pieces cut blocks."""
     found: dict[int, Piece] = {}
     for piece in file.pieces:
         end = piece.offset + piece.size

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cut a file into pieces, and hash it: what a push sends, and what lets it be read in parts later.
+"""Cut a file into pieces and hash it: what a push sends, and what allows reading it in parts later.
 
-Pieces have places of their own, as chunks of an image have: what stays where it was in the next version is stored
-once. Holes, and pieces of zeros alone, are not stored.
+Pieces have fixed places, like chunks of an image: what is in the same place in the next version is stored once. Holes,
+and pieces of zeros alone, are not stored.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A file of this machine as it is to be stored, and its table of hashes (b'' without one)."""
+    """A file of this machine to be stored, and its table of hashes (b'' without one)."""
 
     path: Path
     stored: Stored
     table: bytes
 
     def body(self, piece: Piece) -> Iterator[bytes]:
-        """The bytes of a piece. Raises SourceError where the file became shorter."""
+        """The bytes of a piece. Raises SourceError if the file has become shorter."""
         try:
             with self.path.open("rb", buffering=0) as file:
                 at, end = piece.offset, piece.offset + piece.size
@@ -59,9 +59,9 @@ def cut_file(
     device: bool = False,
     progress: Progress = lambda _done, _total: None,
 ) -> Cut:
-    """Hash a file, in pieces of `piece` bytes (a multiple of BLOCK), or whole where it is None.
+    """Hash a file in pieces of `piece` bytes (a multiple of BLOCK), or as a whole if it is None.
 
-    Pieces grow where a file would have too many. Raises SourceError where the file cannot be read.
+    Pieces become larger if a file would have too many. Raises SourceError if the file cannot be read.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -112,7 +112,7 @@ def _split(fd: int, size: int, length: int, progress: Progress) -> tuple[list[Pi
 
 
 def _numbers(extents: list[tuple[int, int]], length: int) -> list[int]:
-    """The pieces that have data."""
+    """Numbers of the pieces that have data."""
     found = {number for start, end in extents for number in range(start // length, -(-end // length))}
     return sorted(found)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetch an artifact's files: who signed it first, then blobs into the cache, each checked, then files of them.
+"""Fetch an artifact's files: check its signature first, then fetch blobs into the cache, each checked, then make files.
 
-Nothing appears under its name before all of it has the hashes that the manifest says.
+Nothing appears under its name until all of it matches the hashes in the manifest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from erofs_edge.trust.key import VerificationKey
 from erofs_edge.writing import NO_SPACE, folder_beside
 
 LAST = "release.json"
-"""vouches for the others: it gets its name after them"""
+"""this file covers the others: it gets its name after them"""
 SIGNATURES_MAX = 64
 
 
@@ -43,7 +43,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """The files that are there now; bytes of all blobs, and of those what was fetched."""
+    """The files now present; bytes of all blobs, and of those that were fetched."""
 
     files: list[Path]
     bytes: int
@@ -55,11 +55,10 @@ class _Layers(msgspec.Struct, frozen=True):
 
 
 def find(remote: Remote, arch: str, key: VerificationKey | None = None) -> Found:
-    """What the reference means, for a Debian architecture where there are several.
+    """What the reference stands for, for a Debian architecture if there are several.
 
-    With a key, one of the signatures that belong to it must be the key's: VerificationError otherwise. Raises
-    SourceError where it is not there or is no artifact of files, MirrorError where the registry fails, UsageError for
-    an architecture that nobody knows.
+    With a key, one of the attached signatures must be the key's, else VerificationError. Raises SourceError if it does
+    not exist or is not an artifact of files, MirrorError if the registry fails, UsageError for an unknown architecture.
     """
     if arch not in PLATFORMS:
         raise UsageError(f"no architecture {arch!r}", hint=f"one of {', '.join(PLATFORMS)}")
@@ -75,7 +74,7 @@ def find(remote: Remote, arch: str, key: VerificationKey | None = None) -> Found
 
 
 def check_signature(remote: Remote, sha256: str, key: VerificationKey) -> None:
-    """Raises VerificationError unless a statement of the key's about this manifest belongs to it."""
+    """Raises VerificationError unless a statement about this manifest, signed by the key, is attached to it."""
     where = f"{remote.reference.registry}/{remote.reference.name}@sha256:{sha256}"
     seen = 0
     for one in remote.referrers(sha256):
@@ -94,10 +93,10 @@ def check_signature(remote: Remote, sha256: str, key: VerificationKey) -> None:
 
 
 def fetch(found: Found, remote: Remote, out: Path, cache: Cache, progress: Progress | None = None) -> Pulled:
-    """Make the artifact's files in the folder `out`. The remote is closed afterwards.
+    """Write the artifact's files to the folder `out`. The remote is closed afterwards.
 
-    Raises VerificationError where a blob has another hash, SourceError where one is gone, MirrorError where the
-    registry fails (what has arrived is kept), CapacityError where there is no space.
+    Raises VerificationError if a blob has another hash, SourceError if one is gone, MirrorError if the registry fails
+    (what has arrived is kept), CapacityError if there is no space.
     """
     where = str(remote.reference)
     pieces = {piece.sha256: piece for file in found.value.files for piece in file.pieces}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Send files to a registry: what it has already is not sent again.
+"""Send files to a registry; what it already has is not sent again.
 
-Blobs first, then the manifest under its tag, then what belongs to it: a push that breaks off leaves nothing that looks
-whole, and the next one goes on where it ended.
+Blobs come first, then the manifest under its tag, then what is attached to it: an interrupted push leaves nothing that
+looks complete, and the next one continues where it ended.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from erofs_edge.sources.http import Upload
 
 CONNECTIONS = 4
 TABLES = "application/vnd.erofs-edge.blocks.v1"
-"""artifactType of the tables of hashes, which belong to the manifest that names them"""
+"""artifactType of the tables of hashes, which are attached to the manifest that names them"""
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Something to be stored: its size in bytes and what gives its bytes."""
+    """Something to be stored: its size in bytes, and a function that returns its bytes."""
 
     size: int
     body: Upload
@@ -40,8 +40,8 @@ class Blob:
 
 @dataclass(slots=True)
 class Pushed:
-    """sha256 (hex) of the manifest; blobs and bytes in all, and of those what was sent; (kind, sha256) of what was
-    attached."""
+    """sha256 (hex) of the manifest; number and bytes of all blobs, and of those that were sent; (kind, sha256) of what
+    was attached."""
 
     sha256: str
     blobs: int = 0
@@ -53,7 +53,7 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """Something that belongs to an artifact: its artifactType, the media type, name and bytes of its one file."""
+    """Something attached to an artifact: its artifactType, and media type, name and bytes of its one file."""
 
     kind: str
     media_type: str
@@ -69,10 +69,11 @@ def push(
     papers: Callable[[str], Iterable[Paper]] = lambda _: (),
     progress: Progress | None = None,
 ) -> Pushed:
-    """Store an artifact under its reference's tag, and what belongs to it: `papers`, asked with its manifest's sha256.
+    """Store an artifact under its reference's tag, and what is attached to it: `papers`, called with its manifest's
+    sha256.
 
-    `cuts` are the files of the artifact. The remote is closed afterwards. Raises MirrorError where the registry
-    fails, SourceError where a file changes meanwhile.
+    `cuts` are the files of the artifact. The remote is closed afterwards. Raises MirrorError if the registry fails,
+    SourceError if a file changes meanwhile.
     """  # fmt: skip
     cuts = list(cuts)
     manifest = artifact.encode(value)
@@ -104,7 +105,7 @@ def _attach(
     annotations: Mapping[str, str],
     done: Pushed,
 ) -> None:
-    """Store a manifest with a `subject`; where the registry keeps no list of such, the tag that stands in names it."""
+    """Store a manifest with a `subject`; if the registry keeps no list of referrers, the fallback tag names it."""
     layers = [artifact.descriptor(media, data, **{artifact.TITLE: name}) for media, name, data in files]
     value = {
         "schemaVersion": 2,
@@ -129,7 +130,7 @@ def _attach(
 
 
 def _send(blobs: Mapping[str, Blob], remote: Remote, done: Pushed, progress: Progress | None) -> None:
-    """Bring the registry to have these blobs, several at a time, each with several attempts."""
+    """Store these blobs in the registry, several at a time, each with several attempts."""
     lock, stop = threading.Lock(), threading.Event()
     total = sum(blob.size for blob in blobs.values())
     passed = 0

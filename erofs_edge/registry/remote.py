@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a registry takes and tells beyond pulling: OCI distribution-spec 1.1, "Push", "Listing Referrers" and its
-fallback for registries before 1.1, ranges of blobs.
+"""A registry's interface beyond pulling: OCI distribution-spec 1.1, "Push", "Listing Referrers" and its fallback for
+registries before 1.1, ranges of blobs.
 
-Uploads are a POST and one PUT, which every registry takes. Nothing is repeated here; whoever pushes tries again. An
-answer that is left unread costs its connection (Client.ask).
+Uploads are a POST and one PUT, which every registry accepts. Nothing is retried here; callers do that. An answer that
+is not read costs its connection (Client.ask).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INDEX = INDEX_TYPES[0]
 
 
 class Referrer(msgspec.Struct, frozen=True, rename={"media_type": "mediaType", "kind": "artifactType"}):
-    """A manifest that says that it belongs to another: `digest` ('sha256:…'), `kind` its artifactType."""
+    """A manifest that refers to another: `digest` ('sha256:…'), `kind` its artifactType."""
 
     digest: str
     size: int = 0
@@ -40,7 +40,7 @@ class _Index(msgspec.Struct, frozen=True):
 
 
 class Remote(Registry):
-    """One repository of a registry, to read and to write. Methods raise MirrorError where it fails or refuses."""
+    """One repository of a registry, for reading and writing. Methods raise MirrorError if it fails or refuses."""
 
     def has_blob(self, sha256: str) -> bool:
         """Whether the repository has a blob."""
@@ -68,7 +68,9 @@ class Remote(Registry):
         drain(response)
 
     def put_manifest(self, name: str, data: bytes, media_type: str) -> bool:
-        """Store a manifest under a tag or digest; whether the registry knows of subjects, and lists this one there."""
+        """Store a manifest under a tag or digest; return whether the registry supports subjects, and lists this one
+        there.
+        """
         uri = f"{self.base}/manifests/{name}"
         response = self.ask(uri, {"Content-Type": media_type}, method="PUT", body=data)
         if response.status not in (200, 201, 202):
@@ -77,7 +79,7 @@ class Remote(Registry):
         return "OCI-Subject" in response.headers
 
     def referrers(self, sha256: str) -> list[Referrer]:
-        """What belongs to a manifest, from the registry's list, or from the tag that stands for it."""
+        """The referrers of a manifest, from the registry's list or from the fallback tag."""
         uri = f"{self.base}/referrers/sha256:{sha256}"
         response = self.ask(uri, {"Accept": INDEX})
         if response.status == 200:
@@ -95,13 +97,13 @@ class Remote(Registry):
         return _listed(self.manifest(tag), f"{self.base}/manifests/{tag}")
 
     def list_by_tag(self, sha256: str, known: list[Referrer]) -> None:
-        """Let that tag list these."""
+        """Make that tag list these."""
         manifests = [msgspec.to_builtins(one) for one in known]
         value: dict[str, Any] = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
         self.put_manifest(f"sha256-{sha256}", msgspec.json.encode(value, order="sorted"), INDEX)
 
     def blob(self, sha256: str, limit: int) -> bytes:
-        """A small blob, not checked. Raises SourceError where it has more than `limit` bytes or is not there."""
+        """A small blob, unchecked. Raises SourceError if it has more than `limit` bytes or does not exist."""
         uri = self.blob_uri(f"sha256:{sha256}")
         response = self.ask(uri, {})
         if response.status != 200:
@@ -112,7 +114,7 @@ class Remote(Registry):
         return self._bounded(response, uri, limit)
 
     def range(self, sha256: str, start: int, length: int) -> bytes:
-        """Bytes of a blob, not checked. Raises SourceError where the registry cannot read parts."""
+        """Bytes of a blob, unchecked. Raises SourceError if the registry does not support ranges."""
         uri = self.blob_uri(f"sha256:{sha256}")
         response = self.ask(uri, {"Range": f"bytes={start}-{start + length - 1}"})
         if response.status == 200 and (start or response.length != length):
@@ -159,5 +161,5 @@ def _listed(data: bytes, uri: str) -> list[Referrer]:
 
 
 def open_remote(reference: Reference, *, plain_http: bool = False) -> Remote:
-    """The repository of a reference, with the login of docker's configuration."""
+    """The repository of a reference, with the login from docker's configuration."""
     return Remote(reference, plain_http=plain_http, login=lambda: find_login(reference.registry))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who vouches for an artifact, and its papers: what is attached to a manifest in a registry.
+"""Signatures and papers of an artifact: what is attached to a manifest in a registry.
 
 A signature is a DSSE envelope (trust/dsse.py) with an in-toto statement whose subject is the manifest's digest; it
 covers every blob, since the manifest names them by their hashes.
@@ -17,7 +17,7 @@ from erofs_edge.trust.dsse import Statement, seal
 from erofs_edge.trust.key import Signer
 
 SIGNED = "urn:erofs-edge:artifact:1"
-"""predicateType of the statement that somebody vouches for a manifest"""
+"""predicateType of the statement that approves a manifest"""
 ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 CYCLONEDX = "application/vnd.cyclonedx+json"
 SPDX = "application/spdx+json"
@@ -36,7 +36,7 @@ def signature(name: str, sha256: str, signer: Signer) -> Paper:
 
 
 def bill(path: Path) -> Paper:
-    """A bill of materials in CycloneDX or SPDX, in JSON. Raises SourceError where the file is neither."""
+    """Read a bill of materials in CycloneDX or SPDX, in JSON. Raises SourceError if the file is neither."""
     try:
         data = path.read_bytes()
         value = json.loads(data)
@@ -52,7 +52,7 @@ def bill(path: Path) -> Paper:
 
 
 def papers_of(folder: Path) -> Iterator[Paper]:
-    """What a build's or release's folder has: bills, provenance, the signed root hash."""
+    """The papers in a build's or release's folder: bills, provenance, the signed root hash."""
     for name in BILLS:
         if (folder / name).is_file():
             yield bill(folder / name)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Releases: a build with everything that others need to trust it and to make it again."""
+"""Releases: a build with everything that others need to verify it and to build it again."""

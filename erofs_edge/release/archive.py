@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inputs.tar: the board, its manifests, their locks, and everything else that they take from the machine.
+"""inputs.tar: the board, its manifests, their locks, and everything else that they use from this machine.
 
-Files that ship inside erofs-edge stay out: the version in the record names them.
+Files shipped with erofs-edge are left out: the record names its version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def input_files(inputs: Inputs) -> list[Path]:
-    """Files and folders of this machine that a build reads, absolute, sorted, without what ships with erofs-edge."""
+    """Files and folders of this machine that a build reads, absolute, sorted, without those shipped with erofs-edge."""
     systems = [inputs.system.loaded, *(layer.loaded for layer in inputs.layers)]
     named = [*inputs.board.files, lock_path(inputs.board.path)]
     named += [path for one in systems for path in (*one.files, lock_path(one.path), *host_paths(one.value))]
@@ -35,9 +35,9 @@ def input_files(inputs: Inputs) -> list[Path]:
 
 
 def write_archive(inputs: Inputs, out: Path) -> None:
-    """Write them as a tar whose bytes depend on their names, contents and permissions alone.
+    """Write them as a tar whose bytes depend only on their names, contents and permissions.
 
-    Raises SourceError where one cannot be read.
+    Raises SourceError if one cannot be read.
     """
     paths = input_files(inputs)
     if not paths:
@@ -65,7 +65,7 @@ def write_archive(inputs: Inputs, out: Path) -> None:
                 else:
                     info = tarfile.TarInfo(name)
                     status = path.stat()
-                    # like a checkout: what a umask does reaches neither an image nor the digest of its inputs
+                    # as in a checkout: the umask influences neither an image nor the digest of its inputs
                     info.size, info.mode = status.st_size, 0o755 if status.st_mode & 0o100 else 0o644
                     with path.open("rb") as handle:
                         tar.addfile(info, handle)
@@ -74,7 +74,7 @@ def write_archive(inputs: Inputs, out: Path) -> None:
 
 
 def _relative(path: Path, root: Path) -> str:
-    """Below the root, or the name of what ships with erofs-edge."""
+    """The path below the root, or the name of what is shipped with erofs-edge."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.stem
 
 
@@ -96,10 +96,10 @@ def _expanded(paths: Iterable[Path]) -> list[Path]:
 
 
 def _put(tar: tarfile.TarFile, member: tarfile.TarInfo, to: Path) -> None:
-    """One member below `to`: a folder, a file, or a symlink, which may lead anywhere, for an overlay's are the board's.
-    Nothing is written through one that leads out. Raises ValueError.
+    """Unpack one member below `to`: a folder, a file, or a symlink, which may point anywhere since an overlay's are the
+    board's. Nothing is written through one that leads outside. Raises ValueError.
 
-    Python's own filters came with 3.11.4 (Debian 12 has 3.11.2), and refuse symlinks that are absolute.
+    Python's own filters came with 3.11.4 (Debian 12 has 3.11.2), and refuse absolute symlinks.
     """
     place = to / member.name
     if not Path(os.path.realpath(place.parent)).is_relative_to(os.path.realpath(to)):
@@ -118,7 +118,9 @@ def _put(tar: tarfile.TarFile, member: tarfile.TarInfo, to: Path) -> None:
 
 
 def unpack_archive(archive: Path, to: Path) -> tuple[Path, Path]:
-    """Unpack into an empty folder; (board, system) to build from. Raises FormatError for a damaged or hostile one."""
+    """Unpack into an empty folder; return (board, system) to build from. Raises FormatError for a damaged or hostile
+    archive.
+    """
     try:
         with tarfile.open(archive) as tar:
             size = count = 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What RAUC and systemd-sysupdate install, as files of a release.
+"""Bundles for RAUC and systemd-sysupdate as files of a release.
 
-bundles.json says which, so that a rebuild makes them again. The folder of a release is at once one that
-systemd-sysupdate takes its newest version from: SHA256SUMS is there.
+bundles.json lists them, so that a rebuild makes them again. A release's folder is also a source from which
+systemd-sysupdate takes its newest version: SHA256SUMS is there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RAUC = "update.raucb"
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """rauc: a RAUC bundle. sysupdate: the address where devices find the newest release; None: nothing for it.
+    """rauc: a RAUC bundle. sysupdate: the address where devices find the newest release; None for no such files.
     form: what they install from there."""
 
     rauc: bool = False
@@ -52,9 +52,9 @@ def check_wish(wish: Wish, board: Board) -> None:
 
 
 def write_bundles(work: Path, wish: Wish, signer: Signer) -> None:
-    """Write them and bundles.json into a folder that has images and a record; nothing where nothing is wished.
+    """Write them and bundles.json into a folder that has images and a record; nothing if nothing is requested.
 
-    Raises UsageError for a board without slots or an address that is none, ErofsEdgeError where the signer fails.
+    Raises UsageError for a board without slots or an invalid address, ErofsEdgeError if the signer fails.
     """
     found: dict[str, Any] = {}
     if wish.rauc:
@@ -71,7 +71,7 @@ def write_bundles(work: Path, wish: Wish, signer: Signer) -> None:
 
 
 def wish_of(release: Path) -> Wish:
-    """What the bundles of a release were asked for. Raises VerificationError for a damaged bundles.json."""
+    """The request for which the bundles of a release were made. Raises VerificationError for a damaged bundles.json."""
     if not (release / BUNDLES).exists():
         return NOTHING
     found = read_record(release / BUNDLES, dict)
@@ -91,9 +91,9 @@ def _is_sysupdate(value: Any) -> bool:
 
 
 def check_bundles(release: Path, key: VerificationKey) -> list[str]:
-    """Names of the bundles of a release, each signed with the key down to its last block, and of this build.
+    """Names of the bundles of a release, each signed with the key down to its last block, and belonging to this build.
 
-    Raises VerificationError for one that is not, ErofsEdgeError where one cannot be read.
+    Raises VerificationError for one that is not, ErofsEdgeError if one cannot be read.
     """
     wish = wish_of(release)
     if wish == NOTHING:
@@ -112,7 +112,7 @@ def check_bundles(release: Path, key: VerificationKey) -> list[str]:
 
 
 def _check_sysupdate(release: Path, url: str, form: Form, said: dict[str, Any]) -> list[str]:
-    """Names of the files, which are those that the build gives. Raises VerificationError where they are not."""
+    """Names of the files, which must be those that the build gives. Raises VerificationError if they are not."""
     with scratch_folder("bundle") as work:
         made = write_transfers(release, work, url=url, form=form)
         definitions = sorted((work / DEFINITIONS).iterdir())
@@ -127,7 +127,7 @@ def _check_sysupdate(release: Path, url: str, form: Form, said: dict[str, Any]) 
 
 
 def _padded(release: Path) -> dict[str, str]:
-    """Slot class → SHA-256 of the build's file for it, filled up to whole blocks as it stands in a bundle."""
+    """Slot class → SHA-256 of the build's file for it, padded to whole blocks as in a bundle."""
     found = {}
     for base, path in slot_files(release).items():
         with path.open("rb") as handle:

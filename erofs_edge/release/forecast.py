@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an update will cost those who have an earlier release: blocks to write, bytes to send, minutes by link."""
+"""What an update will cost for those who have an earlier release: blocks to write, bytes to send, minutes by link."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ FORECAST = "forecast.json"
 SYSTEM = "system.img"
 BLOCK = 4096
 LINKS = {"serial 115200": 11_520, "1 Mbit/s": 125_000, "20 Mbit/s": 2_500_000, "USB 2": 35_000_000}
-"""link → bytes a second"""
+"""link → bytes per second"""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """One earlier release against the new one. Sizes in bytes of system.img with its hash tree and parity.
+    """One earlier release compared with the new one. Sizes in bytes of system.img with its hash tree and parity.
 
-    blocks   blocks of 4096 bytes of the new image
-    written  those that differ at their place
-    novel    those whose content is nowhere in the old image: sent where the device copies the others
-    patch    frames against the old image: sent where the device unpacks them
+    blocks   blocks of 4096 bytes in the new image
+    written  those that differ from the block in the same place
+    novel    those whose content is nowhere in the old image: sent if the device copies the others
+    patch    frames against the old image: sent if the device unpacks them
     """
 
     root_hash: str
@@ -39,7 +39,7 @@ class Forecast:
 
     @property
     def methods(self) -> dict[str, int]:
-        """Way of sending → bytes on the wire."""
+        """Transfer method → bytes on the wire."""
         return {
             "whole image": self.size,
             "blocks that differ": self.written * BLOCK,
@@ -57,9 +57,9 @@ def read_earlier(old: Path, board: str) -> dict[str, Any]:
 
 
 def forecast(old: Path, new: Path) -> Forecast:
-    """The update of the slot of a device that has the release (or build) in the folder `old`.
+    """Forecast the update of a slot on a device that has the release (or build) in the folder `old`.
 
-    Raises ErofsEdgeError where a folder has no release or another board's.
+    Raises ErofsEdgeError if a folder has no release or another board's.
     """
     after = read_release(new)
     before = read_earlier(old, after["board"])
@@ -81,7 +81,7 @@ def forecast(old: Path, new: Path) -> Forecast:
 
 
 def _blocks(data: bytes) -> list[bytes]:
-    """A digest of each block, the last one short or not."""
+    """A digest of each block; the last one may be short."""
     view = memoryview(data)
     return [hashlib.blake2b(view[at : at + BLOCK], digest_size=16).digest() for at in range(0, len(data), BLOCK)]
 

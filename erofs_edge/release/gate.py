@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate before a release goes out: each promise of a release, kept or not, in one list."""
+"""The gate before a release is published: each promise of a release, kept or not, in one list."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from erofs_edge.verify.path import verify_path
 from erofs_edge.writing import scratch_folder
 
 TAMPERS = ("kernel", "unsigned", "wrong-key", "downgrade", "system")
-"""one for each link: what the firmware hashes, that it wants a signature, by whom, how old, and the system behind it"""
+"""one per link of the chain: what the firmware hashes, that it requires a signature, by whom, how old, and the
+system behind
+"""
 FAULT = "panic"
-"""what is wrong with the slot that must give way"""
+"""the fault of the slot that must be abandoned"""
 WIRE = "blocks that are new"
-"""the method of `forecast` that a budget is about"""
+"""the method of `forecast` that a budget applies to"""
 
 
 class _UnshownError(Exception):
-    """A promise that cannot be tried here, and why."""
+    """A promise that cannot be tested here, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One promise. `kept` is None where it was not tried; `seconds` that it took."""
+    """One promise. `kept` is None if it was not tested; `seconds`: the duration."""
 
     name: str
     kept: bool | None
@@ -46,13 +48,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked of a release.
+    """Options of a release check.
 
-    earlier  releases in the field; each one's update is held against `update_max` bytes (None: no budget)
-    skip     names of PROMISES that are not tried
+    earlier  releases in the field; the update from each is checked against `update_max` bytes (None: no budget)
+    skip     names of PROMISES that are not tested
     packages  a folder of .deb files for the rebuild
-    timeout  seconds for a machine that is started, for all starts of the fallback; None: what `smoke` and `fall_back`
-             allow
+    timeout  seconds for one machine, and for all starts of the fallback; None: what `smoke` and `fall_back` allow
     """
 
     earlier: tuple[Path, ...] = ()
@@ -78,13 +79,13 @@ class _Case:
             archive = self.folder / ARCHIVE
             if not archive.is_file():
                 raise _UnshownError("this is a build, not a release: it does not pin its inputs")
-            # a folder of its own each time: where it fails, each promise that needs it is told the same
+            # a new folder each time, so that after a failure every promise that needs it fails in the same way
             self._inputs = unpack_archive(archive, Path(tempfile.mkdtemp(prefix="inputs-", dir=self.work)))
         return self._inputs
 
     @property
     def board(self) -> Board:
-        """Raises _UnshownError where no machine of ours is like it."""
+        """Raises _UnshownError if we cannot emulate the board."""
         board = load_board(self.inputs[0]).value
         if board.qemu is None:
             raise _UnshownError("the board cannot be run in QEMU")
@@ -173,13 +174,15 @@ PROMISES: dict[str, Callable[[_Case], str]] = {
     "size": _size,
     "updates": _updates,
 }
-"""name → what tries it: says what was seen; raises ErofsEdgeError if it is not kept, _UnshownError if it cannot be"""
+"""name → its test: returns what was seen; raises ErofsEdgeError if the promise is not kept, _UnshownError if it cannot
+be tested
+"""
 
 
 def check_release(folder: Path, key: VerificationKey, wanted: Wanted = Wanted(), step: Step = quiet) -> list[Row]:
-    """Try each promise of a release; one that is not kept does not keep the others from being tried.
+    """Test each promise of a release; all are tested even if some are not kept.
 
-    Raises ErofsEdgeError only where there is no release.
+    Raises ErofsEdgeError only if there is no release.
     """
     read_release(folder)
     with scratch_folder("gate") as work:
@@ -205,7 +208,7 @@ def _tried(case: _Case) -> Iterator[Row]:
 
 
 def refuse_broken(rows: Sequence[Row], where: str) -> None:
-    """Raises VerificationError where a promise is not kept, or none was tried."""
+    """Raises VerificationError if a promise is not kept, or none was tested."""
     broken = [row.name for row in rows if row.kept is False]
     if broken or not any(row.kept for row in rows):
         raise VerificationError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a release: only of committed inputs, only with a key that protects something."""
+"""Make a release: only from committed inputs, and only with a key that protects something."""
 
 from __future__ import annotations
 
@@ -63,18 +63,18 @@ def make_release(
 
 
 def newest(releases: Sequence[Path]) -> Path:
-    """The one whose locks are newest; of several, the one that is named last.
+    """The release whose locks are newest; of several, the one named last.
 
-    Raises ErofsEdgeError for a folder that is no release.
+    Raises ErofsEdgeError for a folder that is not a release.
     """
     return max(reversed(releases), key=lambda folder: int(read_release(folder)["epoch"]))
 
 
 def refuse_dirty(paths: list[Path]) -> None:
-    """Raises ErofsEdgeError where a file lies in a Git work tree and differs from what is committed there, is not
-    committed at all (also one that Git is told to ignore: images have it all the same), or Git cannot say.
+    """Raises ErofsEdgeError if a file in a Git work tree differs from what is committed there, is not committed (even
+    if Git ignores it: images contain it all the same), or if Git cannot tell.
 
-    Files in no work tree are nobody's to judge.
+    Files outside of work trees are not judged.
     """
     changed: list[str] = []
     for path in paths:
@@ -89,7 +89,7 @@ def refuse_dirty(paths: list[Path]) -> None:
 
 
 def _uncommitted(path: Path) -> list[str]:
-    """What `path` has that is not committed, as Git names it; empty outside a work tree."""
+    """Uncommitted files at `path`, as Git names them; empty outside a work tree."""
     folder = path if path.is_dir() else path.parent
     if not any((above / ".git").exists() for above in (folder.absolute(), *folder.absolute().parents)):
         return []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release has beside the images: bills of materials, provenance, checksums, inputs, a page, instructions.
+"""The files of a release beside the images: bills of materials, provenance, checksums, inputs, a page, instructions.
 
-Everything is written before the record is, which then lists and signs it, too.
+All are written before the record, which then lists and signs them, too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BUILDER = "urn:erofs-edge:builder:1"
 
 
 def write_papers(work: Path, inputs: Inputs, signer: Signer) -> None:
-    """Into a folder that has images, contents.json and a provisional release.json. Raises ErofsEdgeError."""
+    """Write them to a folder that has images, contents.json and a provisional release.json. Raises ErofsEdgeError."""
     write_archive(inputs, work / ARCHIVE)
     bill = read_bill(work)
     (work / CYCLONEDX).write_text(cyclonedx(bill), encoding="utf-8")
@@ -52,7 +52,7 @@ def write_papers(work: Path, inputs: Inputs, signer: Signer) -> None:
 
 
 def _predicate(work: Path, inputs: Inputs, record: dict[str, Any], sums: dict[str, str]) -> dict[str, Any]:
-    """SLSA provenance v1. It names no machine and no time: the same inputs give the same statement anywhere."""
+    """SLSA provenance v1. It contains no machine name and no time: the same inputs give the same statement anywhere."""
     contents = read_contents(work)
     packages = [
         {

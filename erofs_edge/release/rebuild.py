@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a release again from its pinned inputs, and compare file by file."""
+"""Build a release again from its pinned inputs, and compare file by file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from erofs_edge.trust.signer import Signer
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One file: SHA-256 of the release's and of the new one, '' where it is missing."""
+    """One file: SHA-256 in the release and in the new build, '' where it is missing."""
 
     name: str
     released: str
@@ -41,7 +41,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """A comparison. `out` holds what was built; `error` says why nothing or not all of it could be."""
+    """A comparison. `out` contains what was built; `error` says why nothing, or not everything, could be built."""
 
     out: Path
     verdicts: list[Verdict] = field(default_factory=list)
@@ -85,7 +85,7 @@ def rebuild(
     def papers(work: Path, inputs: Inputs, signer: Signer) -> None:
         for name in (FORECAST, SINCE):
             if name in record["files"]:
-                shutil.copyfile(release / name, work / name)  # about earlier releases, which a rebuild has not
+                shutil.copyfile(release / name, work / name)  # they are about earlier releases, which a rebuild lacks
         write_bundles(work, wish, signer)
         write_papers(work, inputs, signer)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from erofs_edge.trust.key import AnyPublicKey
 
 SCANNED_MAX = 64 << 20
-"""bytes of a file that may hold signatures in a container other than a FIT"""
+"""largest file, in bytes, that may contain signatures in a container other than a FIT"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ def _blank(key: AnyPublicKey) -> BlankSignature:
 
 
 def signatures_in(folder: Path, key: AnyPublicKey) -> Iterator[bytes]:
-    """Whatever may be a signature in the files of a release: the property `value` of FITs, the signature fields of
-    DSSE envelopes, and in small binary files and what ends a RAUC bundle each run of bytes as long as the key's
-    signatures behind a DER length."""
+    """Everything in a release's files that may be a signature: the property `value` of FITs, the signature fields of
+    DSSE envelopes, and, in small binary files and the end of a RAUC bundle, each run of bytes after a DER length that
+    is as long as the key's signatures."""
     for path in sorted(folder.iterdir()):
         if not path.is_file() or path.name.startswith("."):
             continue
@@ -97,7 +97,7 @@ def _of_envelope(data: bytes) -> Iterator[bytes]:
 
 
 def _at_end(path: Path) -> bytes:
-    """The signed manifest that ends a RAUC bundle, before its size in eight bytes."""
+    """The signed manifest at the end of a RAUC bundle, before its size in eight bytes."""
     with path.open("rb") as handle:
         size = handle.seek(0, os.SEEK_END)
         handle.seek(max(size - 8, 0))
@@ -107,7 +107,7 @@ def _at_end(path: Path) -> bytes:
 
 
 def _unwrapped(data: bytes) -> bytes:
-    """PEM and base64 in JSON as the bytes that they stand for, behind the text itself; damaged text stands for none."""
+    """The bytes encoded by PEM and by base64 in JSON, following the text itself; damaged text is skipped."""
     pieces = [data]
     try:
         if data.startswith(b"-----BEGIN"):
@@ -122,7 +122,7 @@ def _unwrapped(data: bytes) -> bytes:
 
 
 def _of_der(data: bytes, key: AnyPublicKey) -> Iterator[bytes]:
-    """OCTET STRING and BIT STRING values that are as long as a signature of the key; ECDSA's vary."""
+    """OCTET STRING and BIT STRING values as long as a signature of the key; ECDSA's lengths vary."""
     size = -(-key.key_size // 8)
     if hasattr(key, "curve"):
         for length in range(2 * size - 4, 2 * size + 9):
@@ -141,7 +141,7 @@ def _behind(data: bytes, lead: bytes, length: int) -> Iterator[bytes]:
 
 
 def replay_signer(folder: Path, record: dict[str, object], key: AnyPublicKey) -> ReplaySigner:
-    """The signer of a release that `record` describes. Raises ErofsEdgeError where the record names no key."""
+    """The signer of a release that `record` describes. Raises ErofsEdgeError if the record names no key."""
     said = record.get("sign")
     if not isinstance(said, dict) or not isinstance(said.get("name"), str):
         raise ErofsEdgeError("the record does not say who signed", where=str(folder))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rebuild in a machine that is different: clock, names, order of directories, processors, memory, language, masks.
+"""Rebuild in a different environment: clock, names, directory order, processors, memory, language, umask.
 
 Each variation is a new interpreter that changes what Python sees before the build starts.
 """
@@ -79,9 +79,9 @@ except ErofsEdgeError as error:
 
 
 def rebuild_varied(release: Path, out: Path, variation: str) -> Rebuilt:
-    """One rebuild under a variation (see VARIATIONS), nothing taken from the compression cache.
+    """One rebuild under a variation (see VARIATIONS), without the compression cache.
 
-    Raises ReproducibilityError where the interpreter failed or takes longer than an hour.
+    Raises ReproducibilityError if the interpreter fails or takes longer than an hour.
     """
     script = _PATCHES[variation] + _RUN
     environment = {**os.environ, **_ENVIRONMENT.get(variation, {})}

@@ -129,7 +129,7 @@ def _verifier(policy: Policy, where: str) -> Any:
         file.flush()
         try:
             return Verifier(trusted_root=TrustedRoot.from_file(file.name))
-        except Exception as error:  # the library's own, pydantic's, cryptography's: all say that it is no root
+        except Exception as error:  # the library's, pydantic's or cryptography's: it is not a trusted root
             raise FormatError(f"not a trusted root: {_line(error)}", where=where) from error
 
 
