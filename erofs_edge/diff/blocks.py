@@ -14,9 +14,10 @@ _WORD = 8  # bytes that are compared at once
 
 
 class Blocks:
-    """The blocks of two images, compared in place; what the new one has beyond the old one's end differs.
+    """The blocks of two images, compared in place; what the new one has beyond the end of the old one counts as
+    different.
 
-    count  blocks of the new image; total  those that differ
+    count  number of blocks in the new image; total  number of those that differ
     """
 
     def __init__(self, old: Path, new: Path, old_size: int, new_size: int, block_size: int) -> None:
@@ -25,7 +26,8 @@ class Blocks:
         self.count = new_size // block_size
         flags = np.ones(self.count, dtype=np.int64)
         both = min(old_size, new_size) // block_size * block_size
-        # read into the same two buffers, which fit a processor's cache: mapped files would cost a fault for each page
+        # both are read into the same two buffers, which fit a processor's cache: mapped files would cost a fault per
+        # page
         buffers = np.empty((2, _SLICE // _WORD), dtype=np.uint64)
         words = np.empty(_SLICE // _WORD, dtype=np.bool_)
         with old.open("rb", buffering=0) as one, new.open("rb", buffering=0) as other:
@@ -41,7 +43,7 @@ class Blocks:
         self.total = int(self._sums[-1])
 
     def differing(self, address: int, size: int) -> int:
-        """Blocks that differ among those that hold bytes [address, address + size); outside the image 0."""
+        """Number of differing blocks among those of bytes [address, address + size); 0 outside the image."""
         first, end = address // self.block_size, -(-(address + size) // self.block_size)
         if first >= self.count or size <= 0:
             return 0
@@ -49,7 +51,7 @@ class Blocks:
 
 
 def _fill(file: FileIO, buffer: memoryview) -> None:
-    """Read until the buffer is full; what a file that has become shorter lacks counts as zeros."""
+    """Read until the buffer is full; if a file has become shorter, the rest counts as zeros."""
     while buffer:
         count = file.readinto(buffer)
         if not count:
@@ -59,5 +61,5 @@ def _fill(file: FileIO, buffer: memoryview) -> None:
 
 
 def _lanes(block_size: int) -> type[np.unsignedinteger[Any]]:
-    """The widest type that the flags of a block's words can be read as: blocks have 512 bytes or more."""
+    """The widest type in which the flags of a block's words can be read: blocks have at least 512 bytes."""
     return np.uint64 if block_size % (8 * _WORD) == 0 else np.uint8

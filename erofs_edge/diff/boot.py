@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two FITs or two vbmeta images: every node, property and descriptor, and what is inside an initramfs."""
+"""Compare two FITs or two vbmeta images: every node, property and descriptor, and the contents of an initramfs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WHY = {"value": "signature over what changed", "timestamp": "timestamp", "paddi
 
 
 def compare_fits(old: bytes, new: bytes, report: Report) -> None:
-    """Two FITs, or any two device trees. Raises FormatError where one is damaged."""
+    """Compare two FITs, or any two device trees. Raises FormatError if one is damaged."""
     before = len(report.changes)
     one, other = fdt.parse(old), fdt.parse(new)
     report.field("FIT", "", "reservations", one.reservations, other.reservations)
@@ -56,7 +56,7 @@ def _why(path: str, name: str) -> str:
 
 
 def _property(value: bytes | None) -> str | None:
-    """A property as people write it: a string where it is one, else hex; long ones by their digest."""
+    """A property in readable form: a string if it is one, else hex; long ones by their digest."""
     if value is None:
         return None
     if len(value) > 128:
@@ -106,7 +106,7 @@ def _member(member: Member | None) -> str | None:
 
 
 def compare_vbmetas(old: bytes, new: bytes, report: Report) -> None:
-    """Two vbmeta images. Raises FormatError where one is damaged."""
+    """Compare two vbmeta images. Raises FormatError if one is damaged."""
     sides = [avb.parse_vbmeta(raw) for raw in (old, new)]
     one, other = sides[0][0], sides[1][0]
     before = len(report.changes)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EROFS for diffoscope: `python -m erofs_edge.diff.comparator OLD NEW` is diffoscope with one kind of file more.
+"""EROFS for diffoscope: `python -m erofs_edge.diff.comparator OLD NEW` is diffoscope with one more file type.
 
-diffoscope finds its comparators in a list of its own and loads no plug-ins, so this joins the list and hands over. It
-asks the program `erofs-edge`, as diffoscope's other comparators ask theirs: any Python that has diffoscope can run it.
+diffoscope has a fixed list of comparators and loads no plug-ins, so this adds to the list and then runs diffoscope. It
+runs the program `erofs-edge`, as diffoscope's other comparators run theirs: any Python that has diffoscope can be used.
 Seen with diffoscope 297 and 332.
 """
 # mypy: disable-error-code="import-not-found,import-untyped,misc,no-any-return,untyped-decorator"
@@ -27,9 +27,9 @@ from diffoscope.tools import tool_required
 
 PROGRAM = "erofs-edge"
 MAGIC = (1024, bytes.fromhex("e2e1f5e0"))
-"""where the superblock is and how it starts (fs/erofs/erofs_fs.h), whatever file(1) knows"""
+"""position and start of the superblock (fs/erofs/erofs_fs.h), independent of file(1)"""
 BEFORE = ("symlink.Symlink", "device.Device", "socket_or_fifo.SocketOrFIFO")
-"""of diffoscope's list: what is asked before us, so that we read regular files only"""
+"""entries of diffoscope's list that come before ours, so that only regular files are read"""
 
 
 class Superblock(Command):
@@ -48,7 +48,7 @@ class Listing(Command):
         return [PROGRAM, "fs", "ls", "-lR", self.path]
 
     def filter(self, line: bytes) -> bytes:
-        """Without the padding, which the longest line of either image decides; the path stays as it is."""
+        """Remove the padding, whose width depends on the longest line of either image; the path is unchanged."""
         return b"  ".join(line.split(None, 5))
 
 
@@ -65,7 +65,7 @@ class Member(ArchiveMember):
 
 
 class Contents(Archive):
-    """The regular files of an image, extracted at once; the listing has what else there is to say."""
+    """The regular files of an image, extracted together; the listing has everything else."""
 
     auto_diff_metadata = False
 
@@ -93,7 +93,7 @@ class Contents(Archive):
 
 
 class ErofsFile(File):
-    """An image; what `erofs-edge diff` says of two, with superblock, listing and files as diffoscope shows them."""
+    """An image: the output of `erofs-edge diff` for two, with superblock, listing and files as shown by diffoscope."""
 
     DESCRIPTION = "EROFS filesystems"
     CONTAINER_CLASSES = (Contents,)
@@ -114,7 +114,9 @@ class ErofsFile(File):
 
 @tool_required(PROGRAM)
 def explanation(old: str, new: str) -> Any:
-    """What `erofs-edge diff` prints, as a comment: packages, attributes, why bytes differ; None for a single image."""
+    """The output of `erofs-edge diff`, as a comment: packages, attributes, why bytes differ; None for a single
+    image.
+    """
     if os.devnull in (old, new):
         return None
     done = subprocess.run([PROGRAM, "diff", old, new], check=False, capture_output=True, text=True, errors="replace")
@@ -124,7 +126,7 @@ def explanation(old: str, new: str) -> Any:
 
 
 def join(comparators: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """diffoscope's list with ours in it, behind what is no regular file."""
+    """Add ours to diffoscope's list, after the types that are not regular files."""
     names = list(comparators)
     at = max(index for index, one in enumerate(names) if set(one) & set(BEFORE)) + 1
     return [*names[:at], ("erofs.ErofsFile",), *names[at:]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why two contents differ, in the words of what they are: text, ELF, JSON, gzip, or bytes."""
+"""Explain why two contents differ, in terms of their type: text, ELF, JSON, gzip, or bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from erofs_edge.boot.elf import is_elf, sections
 from erofs_edge.errors import FormatError
 
 EXPLAINED_MAX = 64 << 20
-"""bytes of a content that is looked into; larger ones are only told apart"""
+"""bytes of a content that is examined; larger ones are only compared"""
 TEXT_MAX = 512 << 10
 LINES_MAX = 5000
 DETAIL_MAX = 60
@@ -23,13 +23,15 @@ _GZIP = b"\x1f\x8b\x08"
 
 
 def explain(old: bytes, new: bytes) -> tuple[str, list[str]]:
-    """(why in one phrase, lines of detail) for two contents that differ. Any bytes; bounded time and memory."""
+    """(reason in a phrase, lines of detail) for two contents that differ. Accepts any bytes, in bounded time and
+    memory.
+    """
     if max(len(old), len(new)) <= EXPLAINED_MAX:
         if is_elf(old) and is_elf(new):
             try:
                 return _elf(old, new)
             except FormatError:
-                pass  # told as bytes, below
+                pass  # explained as bytes, below
         if old.startswith(_GZIP) and new.startswith(_GZIP):
             return _gzip(old, new)
         texts = _text(old), _text(new)
@@ -39,7 +41,7 @@ def explain(old: bytes, new: bytes) -> tuple[str, list[str]]:
 
 
 def _elf(old: bytes, new: bytes) -> tuple[str, list[str]]:
-    """ELF files by section: the same name twice is one section."""
+    """ELF files by section; sections of the same name count as one."""
     sides = []
     for data in (old, new):
         found: dict[str, tuple[int, bytes]] = {}
@@ -136,7 +138,7 @@ def _bytes(old: bytes, new: bytes) -> tuple[str, list[str]]:
 
 
 def first_difference(old: bytes, new: bytes) -> int:
-    """Index of the first byte that differs; the shorter length where one starts with the other."""
+    """Index of the first byte that differs; the shorter length if one starts with the other."""
     low, high = 0, min(len(old), len(new))
     if old[:high] == new[:high]:
         return high

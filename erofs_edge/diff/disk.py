@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two disks or their images: partition table, and what each partition holds."""
+"""Compare two disks or their images: partition tables, and the contents of each partition."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Area = tuple[int, int]
 
 
 def find_table(path: Path) -> gpt.Table | None:
-    """The partition table at a path, None where there is none. Raises FormatError for a damaged one."""
+    """The partition table at a path, None if there is none. Raises FormatError for a damaged one."""
     with path.open("rb") as handle:
         return gpt.find(lambda offset, length: pread(handle.fileno(), length, offset), path.stat().st_size)
 
 
 def compare_disks(old: Path, new: Path, tables: tuple[gpt.Table, gpt.Table], report: Report, deeper: Compare) -> None:
-    """Two disks with their tables; `deeper` compares the contents of two partitions, given as files."""
+    """Compare two disks with their tables; `deeper` compares the contents of two partitions, given as files."""
     one, other = tables
     for name in ("disk_guid", "sectors", "sector_size", "hybrid"):
         report.field("partition table", "", name, getattr(one, name), getattr(other, name))
@@ -84,7 +84,7 @@ def _cut(path: Path, area: Area) -> Iterator[Path]:
 
 
 def compare_volumes(old: Path, new: Path, report: Report) -> None:
-    """Two FAT volumes, file by file. Raises FormatError where one is damaged."""
+    """Compare two FAT volumes, file by file. Raises FormatError if one is damaged."""
     before = len(report.changes)
     with old.open("rb") as one, new.open("rb") as other:
         volumes = [

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files whose index in one image is their index in another, with every block number raised by the same number.
+"""Find files whose index in one image equals their index in another with every block number raised by the same amount.
 
-Most files of two builds whose data is laid out in another order are like that. Their extents need be decoded on one
-side only: the other side's are the same ones, further on.
+That holds for most files of two builds whose data is in a different order. Their extents need only be decoded on one
+side: on the other they are the same, shifted.
 
-Source: ``fs/erofs/zmap.c`` (z_erofs_load_compact_lcluster): a pack of 8 or 32 bytes ends with the number of a block, to
-which everything else in it is relative.
+Source: ``fs/erofs/zmap.c`` (z_erofs_load_compact_lcluster): a pack of 8 or 32 bytes ends with a block number, to which
+everything else in it is relative.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from erofs_edge.erofs.read import Image
 
 _NUMBER = 0xFFFFFFFF
 _SMALL, _BIG = 8, 32
-"""bytes of a pack; its last four are the block number"""
+"""bytes of a pack; the last four are the block number"""
 
 
 class Shift(NamedTuple):
@@ -32,7 +32,7 @@ class Shift(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Stored bytes [address, address + size) of the old image, together in both; `shift` leads to the new ones."""
+    """Stored bytes [address, address + size) of the old image, contiguous in both; `shift` leads to the new ones."""
 
     address: int
     size: int
@@ -40,7 +40,7 @@ class Run(NamedTuple):
 
 
 def comparable(old: Image, new: Image) -> bool:
-    """Whether the same index means the same in both images: one device, equal blocks, features and algorithms."""
+    """Whether equal indexes mean the same in both images: one device, equal block sizes, features and algorithms."""
     one, other = old.superblock, new.superblock
     features = one.raw.feature_incompat == other.raw.feature_incompat
     equal = features and one.algorithms == other.algorithms and one.block_size == other.block_size
@@ -48,9 +48,9 @@ def comparable(old: Image, new: Image) -> bool:
 
 
 def shift_of(old: Image, new: Image, before: DiskInode, after: DiskInode) -> Shift | None:
-    """How far the data of a file has moved as a whole; None where that cannot be told from its compact index alone.
+    """How far the data of a file has moved as a whole; None if its compact index alone does not tell.
 
-    Both files have equal sizes, above 0, the images are `comparable`. Raises ErofsFormatError.
+    Both files have equal sizes above 0, and the images are `comparable`. Raises ErofsFormatError.
     """
     if before.layout != after.layout or not before.is_compressed:
         return None
@@ -66,19 +66,19 @@ def shift_of(old: Image, new: Image, before: DiskInode, after: DiskInode) -> Shi
     if (x ^ y) | mask != mask:
         return None
     further = (y >> first & _NUMBER) - (x >> first & _NUMBER)
-    if (y & mask) - (x & mask) != further * ones:  # numbers are 64 bits apart and more: no carry hides a difference
+    if (y & mask) - (x & mask) != further * ones:  # numbers are at least 64 bits apart: no carry hides a difference
         return None
     return Shift(further * old.superblock.block_size, other.position - one.position)
 
 
 def _form(zmap: ZMap) -> tuple[object, ...]:
-    """All that a map header says besides whose it is and where."""
+    """Everything in a map header that does not identify the file or its place."""
     return zmap[1:3] + zmap[4:]
 
 
 @lru_cache(4096)
 def _numbers(four_byte: int, two_byte: int, size: int) -> tuple[int, int]:
-    """Where the block numbers of an index stand: the first one's bit, and a one at the lowest bit of each."""
+    """The block numbers' positions in an index: the first one's bit, and a one at the lowest bit of each."""
     middle, rest = four_byte * 4, four_byte * 4 + two_byte * 2
     ends = [*range(_SMALL, middle + 1, _SMALL), *range(middle + _BIG, rest + 1, _BIG)]
     ends += range(rest + _SMALL, size + 1, _SMALL)
@@ -87,7 +87,9 @@ def _numbers(four_byte: int, two_byte: int, size: int) -> tuple[int, int]:
 
 
 def runs(extents: list[Extent], shift: Shift, longest: int) -> Iterator[Run]:
-    """What is stored of the old file, neighbours joined up to `longest` bytes, whole blocks but for an inline tail."""
+    """The stored data of the old file, adjacent parts joined up to `longest` bytes; whole blocks except for an
+    inline tail.
+    """
     start = end = 0
     for extent in extents:
         if extent.kind is Kind.HOLE:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who owns what in an image: dpkg's own lists, wherever the image keeps them.
+"""Which package owns what in an image: dpkg's own lists, wherever the image keeps them.
 
-Source: dpkg's admindir (dpkg(1)): `status` in deb822 stanzas, `info/NAME[:ARCH].list`, one absolute path a line.
+Source: dpkg's admindir (dpkg(1)): `status` in deb822 stanzas, `info/NAME[:ARCH].list`, one absolute path per line.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _DOCS = b"usr/share/doc/"
 
 @dataclass(slots=True)
 class Installed:
-    """Packages of an image: name → version, and path (no leading '/') → name. Where the image has no dpkg database,
-    names are those of /usr/share/doc, without versions."""
+    """Packages of an image: name → version, and path (no leading '/') → name. If the image has no dpkg database, names
+    are those of /usr/share/doc, without versions."""
 
     versions: dict[str, str] = field(default_factory=dict)
     owners: dict[bytes, str] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Installed:
 
 
 def installed(image: Image, entries: dict[bytes, DiskInode]) -> Installed:
-    """What dpkg says of an image whose `entries` are all its paths. Raises ErofsFormatError."""
+    """The packages in an image according to dpkg; `entries` are all its paths. Raises ErofsFormatError."""
     for admin in ADMINS:
         status = entries.get(admin + b"/status")
         if status is not None and stat.S_ISREG(status.mode) and status.size <= STATUS_MAX:

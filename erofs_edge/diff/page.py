@@ -69,5 +69,5 @@ def _row(change: Change) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped; bytes of names that are no UTF-8 stay visible."""
+    """Escaped text; bytes of names that are not UTF-8 stay visible."""
     return escape(text.encode("utf-8", "backslashreplace").decode())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a comparison found: changes in order, and the sums that people read first."""
+"""The result of a comparison: changes in order, and the totals that people read first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 CHANGES_MAX = 200_000
-"""changes kept; more are only counted"""
+"""number of changes kept; more are only counted"""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Change:
 
 @dataclass(slots=True)
 class PackageChange:
-    """What one package accounts for in an image; `old` or `new` is None where it is on one side only."""
+    """One package's share of the changes in an image; `old` or `new` is None if it is on one side only."""
 
     image: str
     name: str
@@ -58,10 +58,10 @@ class PackageChange:
 
 @dataclass(slots=True)
 class Report:
-    """The outcome. `compared` names what was looked at, so that 'no change' is a statement about something.
+    """The outcome. `compared` names what was compared, so that 'no change' is a meaningful statement.
 
     summary   sentences, each about one image or file
-    dropped   changes that were found and not kept
+    dropped   number of changes found but not kept
     """
 
     old: str
@@ -79,7 +79,7 @@ class Report:
 
     @contextmanager
     def inside(self, name: str) -> Iterator[None]:
-        """What is added inside lies in `name`."""
+        """Changes added inside the block are in `name`."""
         self._trail.append(name)
         try:
             yield
@@ -87,11 +87,11 @@ class Report:
             self._trail.pop()
 
     def place(self, name: str = "") -> str:
-        """Where the comparison is."""
+        """The current place of the comparison."""
         return " > ".join([*self._trail, name] if name else self._trail)
 
     def add(self, change: Change) -> None:
-        """Keep a change; its `where` is relative to the place where the comparison is."""
+        """Add a change; its `where` is relative to the current place."""
         if len(self.changes) >= CHANGES_MAX:
             self.dropped += 1
             return
@@ -99,12 +99,12 @@ class Report:
         self.changes.append(change)
 
     def field(self, layer: str, where: str, what: str, old: object, new: object, why: str = "") -> None:
-        """Keep a change of one value, where it is one."""
+        """Add a change of one value, if the values differ."""
         if old != new:
             self.add(Change(layer, where, what, shown(old), shown(new), why))
 
     def say(self, sentence: str) -> None:
-        """A sentence of the summary, with the place in front."""
+        """Add a sentence to the summary, prefixed with the place."""
         place = self.place()
         self.summary.append(f"{place}: {sentence}" if place else sentence)
 

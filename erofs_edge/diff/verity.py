@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands behind the file system in two system images: hash tree and parity."""
+"""Compare what follows the file system in two system images: hash tree and parity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WHY = {"uuid": "derived from content", "salt": "derived from manifests and lock
 
 
 def compare_trees(old: Path, new: Path, end: tuple[int, int], report: Report) -> None:
-    """The bytes from `end` of each image on. Raises FormatError where a tree's superblock is damaged."""
+    """Compare the bytes from `end` of each image on. Raises FormatError if a tree's superblock is damaged."""
     trees = [_tree(path, start) for path, start in zip((old, new), end, strict=True)]
     if trees[0] is None or trees[1] is None:
         if trees[0] != trees[1]:
@@ -43,11 +43,11 @@ def compare_trees(old: Path, new: Path, end: tuple[int, int], report: Report) ->
 
 
 def _tree(path: Path, end: int) -> tuple[Superblock, int, bytes] | None:
-    """(superblock, its byte, digest of the topmost hash block: the root hash) of an image whose file system ends at
-    byte `end`; None without a tree."""
+    """(superblock, its byte offset, digest of the topmost hash block: the root hash) of an image whose file system ends
+    at byte `end`; None without a tree."""
     at = find_superblock(path)
     if at is None:
-        at = superblock_behind(path, end)  # with parity behind the tree
+        at = superblock_behind(path, end)  # with parity after the tree
     if at is None:
         return None
     sb = read_superblock(path, at)
@@ -70,7 +70,7 @@ def _tail(path: Path, start: int) -> tuple[int, bytes]:
 
 
 def _first_difference(old: Path, new: Path, at: int, size: int) -> int | None:
-    """The 4096 bytes in which two equally long areas differ first, as a byte offset."""
+    """Byte offset of the first 4096 bytes in which two equally long areas differ."""
     with old.open("rb") as one, new.open("rb") as other:
         for offset in range(at, at + size, _SLICE):
             length = min(_SLICE, at + size - offset)

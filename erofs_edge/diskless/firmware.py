@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The start of a diskless board with UEFI firmware: one signed kernel image, which its firmware gets over the network.
+"""Boot a diskless board with UEFI firmware: one signed kernel image, which its firmware loads over the network.
 
-The firmware's own network boot (DHCP, then TFTP or HTTP; UEFI 2.10 section 24.3) loads it, and starts it where a
+The firmware's own network boot (DHCP, then TFTP or HTTP; UEFI 2.10 section 24.3) loads it, and starts it if a
 certificate in `db` has signed it. The kernel checks the signature of the root hash with the same certificate.
 """
 
@@ -32,9 +32,9 @@ CERTIFICATE, SIGNATURE = "sign.crt", "system.root-hash.p7s"
 
 
 def firmware_values(out: Path) -> dict[str, str]:
-    """The init script's values in a kernel image of the build in `out`: but for the slot, all have the same.
+    """The init script's values in a kernel image of the build in `out`: except for the slot, all images have the same.
 
-    Raises ErofsEdgeError where there is none, FormatError for one that is damaged.
+    Raises ErofsEdgeError if there is none, FormatError for a damaged one.
     """
     first = next(iter(sorted(out.glob("boot_*.efi"))), out / "boot_a.efi")
     try:
@@ -45,12 +45,12 @@ def firmware_values(out: Path) -> dict[str, str]:
 
 
 def programs_of(lock: Lock, cache: Cache) -> FileTree:
-    """What the initramfs of the board's own images is made of."""
+    """The packages that the initramfs of the board's own images is made of."""
     return merged_tree(fetch(lock.packages["initramfs"], host_mirror, cache), cache)
 
 
 def add_signature(tree: FileTree, late: FileTree, programs: FileTree, out: Path) -> None:
-    """Into the initramfs: the signature of the root hash, and what hands it to the kernel."""
+    """Add to the initramfs the signature of the root hash, and what passes it to the kernel."""
     add_program(tree, programs, "usr/bin/keyctl")
     late.add("root-hash.p7s", Inode(stat.S_IFREG | 0o644, content=BytesContent(_read(out / SIGNATURE))))
 
@@ -60,7 +60,7 @@ def firmware_image(
 ) -> bytes:
     """The signed kernel image.
 
-    Raises ErofsEdgeError where the build has no certificate, SourceError where a package lacks the stub.
+    Raises ErofsEdgeError if the build has no certificate, SourceError if a package lacks the stub.
     """
     packages = trees_of(fetch(lock.packages["firmware"], host_mirror, cache), cache)
     return single_image(

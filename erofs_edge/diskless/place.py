@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a diskless board finds its system, its data or its boot image: an export of an NBD server, or a file of an HTTP
+"""Where a diskless board finds its system, data or boot image: an export of an NBD server, or a file of an HTTP
 server."""
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ PORT = 10809
 """registered for NBD"""
 HTTP_PORT = 80
 CERTIFICATES = "/run/tls"
-"""in the initramfs: what nbdkit opens again when it connects again"""
+"""in the initramfs: nbdkit opens them again whenever it reconnects"""
 _WORD = re.compile(r"[A-Za-z0-9._~:/%+-]*")
-"""what stands in the init script's variables as it is, and is one word of its shell"""
+"""text that can be used unquoted in the init script's variables, as one word"""
 _HINT = "nbd://HOST[:PORT]/EXPORT, nbds:// with TLS, http:// or https://"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """scheme: nbd, nbds, http or https. `export`: an NBD export's name. `uri`: as it was given."""
+    """scheme: nbd, nbds, http or https. `export`: an NBD export's name. `uri`: as given."""
 
     scheme: str
     host: str
@@ -38,22 +38,24 @@ class Place:
 
     @property
     def arguments(self) -> list[str]:
-        """nbdkit's plugin and what it is told (nbdkit-nbd-plugin(1), nbdkit-curl-plugin(1)); an export's name last."""
+        """nbdkit's plugin and its arguments (nbdkit-nbd-plugin(1), nbdkit-curl-plugin(1)); an export's name comes
+        last.
+        """
         if self.plugin == "curl":
             found = ["curl", f"url={self.uri}"]
             return [*found, f"cainfo={CERTIFICATES}/ca-cert.pem"] if self.scheme == "https" else found
-        # an empty name is the default anyway, and an empty word would be lost on the way
+        # an empty name is the default anyway, and an empty word would get lost
         found = ["nbd", f"hostname={self.host}", f"port={self.port}"]
         found += ["tls=require", f"tls-certificates={CERTIFICATES}"] if self.scheme == "nbds" else []
         return [*found, *([f"export={self.export}"] * bool(self.export))]
 
 
 def parse_place(uri: str) -> Place:
-    """Raises UsageError for what is no place that a board can reach before it has a name service."""
+    """Parse an address. Raises UsageError unless a board can reach it before it has name resolution."""
     try:
         split = urlsplit(uri)
         host, port = split.hostname or "", split.port
-    except ValueError:  # a bracket alone, a port that is no number
+    except ValueError:  # an unmatched bracket, a port that is not a number
         raise UsageError(f"'{uri}' is not the address of a server's export or file", hint=_HINT) from None
     export = unquote(split.path.removeprefix("/"))
     if split.scheme not in ("nbd", "nbds", "http", "https") or not host or port == 0:
@@ -72,8 +74,8 @@ def parse_place(uri: str) -> Place:
 
 
 def check_reachable(place: Place) -> None:
-    """Raises UsageError for an address at which no board finds a server: its own, nobody's, everybody's, or one that
-    means something on a named link only."""
+    """Raises UsageError for an address at which no board finds a server: loopback, unspecified, broadcast, or one that
+    is only valid on a named link."""
     address = ipaddress.ip_address(place.host)
     on_a_link = address.version == 6 and address.is_link_local
     if address.is_loopback or address.is_unspecified or address.is_multicast or on_a_link:
@@ -86,7 +88,7 @@ def check_reachable(place: Place) -> None:
 def parse_boot_image(uri: str) -> Place:
     """Where U-Boot gets the boot image with its own wget: HTTP at an IPv4 address; `export` is the path with its slash.
 
-    Raises UsageError for what that command cannot get (U-Boot 2025.01, net/wget.c, doc/usage/cmd/wget.rst).
+    Raises UsageError for what that command cannot load (U-Boot 2025.01, net/wget.c, doc/usage/cmd/wget.rst).
     """
     place = parse_place(uri)
     if place.scheme != "http":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The signed boot image that a diskless board starts from: the board's kernel, and an initramfs that knows the root
-hash and where to get the blocks.
+"""The signed boot image of a diskless board: the board's kernel, and an initramfs with the root hash and the address of
+the blocks.
 
-Nothing that comes over the network is believed: U-Boot verifies its FIT by its key, UEFI firmware a kernel image by its
-certificates, dm-verity each block by the root hash in it. The values are those of the board's own boot image, so that
-both start the same system.
+Nothing that comes over the network is trusted: U-Boot verifies its FIT by its key, UEFI firmware a kernel image by its
+certificates, dm-verity each block by the root hash in it. The values are those of the board's own boot image, so both
+start the same system.
 """
 
 from __future__ import annotations
@@ -55,31 +55,31 @@ NETWORK = ("virtio_net",)
 NETWORK_PATH = "kernel/drivers/net/"
 FIT = "diskless.fit"
 RELOCKED = "locks"
-"""as build/relock.py has it"""
-READAHEAD = 8  # KiB: a start reads 4 % less than with 64, in as many requests; with the kernel's 128 a tenth more
+"""as in build/relock.py"""
+READAHEAD = 8  # KiB: a boot reads 4 % less than with 64, in as many requests; with the kernel's 128 a tenth more
 HASHES_AHEAD = 65536
-"""bytes of the hash tree that dm-verity reads at once (its `prefetch_cluster`): those of 8 MiB, not of 32 MiB, the most
-of which would be for nothing where the image is laid out by a trace"""
+"""bytes of the hash tree that dm-verity reads at once (its `prefetch_cluster`): those for 8 MiB instead of 32 MiB, most
+of which would be useless if the image is laid out by a trace"""
 FOREVER = ("retries=1000000000", "retry-delay=1", "retry-exponential=no")
-"""nbdkit-retry-filter(1): a board without its server waits, once a second it asks"""
+"""nbdkit-retry-filter(1): a board without its server waits and retries once a second"""
 ADDRESS = "setenv autoload no; dhcp"
 _ROOT_HASH = re.compile("([0-9a-f]{2}){32,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Diskless:
-    """What is particular to a diskless start.
+    """Options of a diskless boot.
 
     system        where the system image is
-    data          where a writable disk for /data is: a place, 'disk' for the board's own partition, 'memory'. The name
-                  of an export that ends with '/' is completed with the board's hardware address
-    keep          install the system on the board's own system partition while it runs (the first slot's, what is there
-                  is lost), and start from there when it is complete
-    prefetch      runs of blocks (4096 bytes) of the system image, (first, count), that are fetched ahead, in order
-    certificates  files for TLS: ca-cert.pem, and client-cert.pem and client-key.pem where the server wants them
+    data          where a writable disk for /data is: a place, 'disk' for the board's own partition, 'memory'. An export
+                  name that ends with '/' is completed with the board's hardware address
+    keep          install the system on the board's own system partition while it runs (the first slot's; its content is
+                  lost), and start from there once it is complete
+    prefetch      runs of blocks (4096 bytes) of the system image, (first, count), to fetch ahead, in order
+    certificates  files for TLS: ca-cert.pem, and client-cert.pem and client-key.pem if the server requires them
     readahead     KiB that the kernel reads ahead in files
-    connections   to the server of the system, side by side
-    boot_image    of a web server, where U-Boot gets the FIT; None for TFTP
+    connections   number of parallel connections to the server of the system
+    boot_image    of a web server, from which U-Boot gets the FIT; None for TFTP
     """
 
     system: Place
@@ -94,8 +94,8 @@ class Diskless:
 
 @dataclass(frozen=True, slots=True)
 class DisklessStart:
-    """The boot image, what it is called, and the script by which U-Boot gets and starts it: '' for UEFI firmware, which
-    knows how. `root_hash` in hex; `keeps_data`: on a disk."""
+    """The boot image, its name, and the script by which U-Boot gets and starts it: '' for UEFI firmware, which needs
+    none. `root_hash` in hex; `keeps_data`: on a disk."""
 
     image: bytes
     name: str
@@ -105,7 +105,7 @@ class DisklessStart:
 
 
 def board_lock(board: Path, out: Path) -> Lock:
-    """The lock by which a board's file was built into `out`: the one that the build made anew, if it had to."""
+    """The lock with which a board's file was built into `out`: the one that the build made anew, if it had to."""
     anew = lock_in(out / RELOCKED, board, board=True)
     return load_lock(anew if anew.exists() else lock_path(board))
 
@@ -113,15 +113,15 @@ def board_lock(board: Path, out: Path) -> Lock:
 def build_diskless(
     board: Board, lock: Lock, out: Path, wanted: Diskless, signer: Signer, cache: Cache
 ) -> DisklessStart:
-    """For the board that was built in `out`, whose lock is `lock`: the same inputs give the same bytes.
+    """Make the boot image for the board built in `out`, whose lock is `lock`: the same inputs give the same bytes.
 
-    Raises ErofsEdgeError where there is no build that fits, as `fetch` does, SourceError where a package lacks
-    something, UsageError where TLS lacks its certificates, ManifestError as `netboot_script` does.
+    Raises ErofsEdgeError if there is no suitable build, as `fetch` does, SourceError if a package lacks something,
+    UsageError if TLS lacks its certificates, ManifestError as `netboot_script` does.
     """
     uefi = board.boot.uefi
     script = "" if uefi is not None else netboot_script(board, wanted.boot_image)
     values = _values(board, out, wanted)
-    load_system(MANIFEST)  # a lock without its manifest would be of nobody knows what
+    load_system(MANIFEST)  # a lock without its manifest cannot be checked
     of_programs = load_lock(lock_path(MANIFEST))
     programs = FileTree() if uefi is None else programs_of(lock, cache)
     programs.merge(merged_tree(fetch(of_programs.packages["system"], host_mirror, cache), cache))
@@ -156,10 +156,10 @@ def _fit(board: Board, start: Start, *, epoch: int, signer: Signer) -> bytes:
 
 
 def netboot_script(board: Board, boot_image: Place | None = None) -> str:
-    """U-Boot's commands: an address by DHCP, the boot image from a web server or else as FIT by TFTP, start it if its
-    signature fits; again if anything fails.
+    """U-Boot's commands: get an address by DHCP and the boot image from a web server, or else as FIT by TFTP, and start
+    it if its signature is valid; repeat if anything fails.
 
-    Raises ManifestError for a board whose chain verifies nothing: a network is no place to take code from then.
+    Raises ManifestError for a board whose boot chain verifies nothing: it must not run code from a network.
     """
     if board.boot.chain != "u-boot-fit":
         raise ManifestError(
@@ -193,7 +193,7 @@ def _transfer(boot_image: Place | None, address: str) -> str:
 
 
 def _check_tls(wanted: Diskless) -> None:
-    """Raises UsageError where certificates are missing, or are given to nobody."""
+    """Raises UsageError if certificates are missing or not used."""
     schemes = {place.scheme for place in (wanted.system, wanted.data) if isinstance(place, Place)}
     if schemes & {"nbds", "https"}:
         if "ca-cert.pem" not in wanted.certificates:
@@ -207,7 +207,7 @@ def _check_tls(wanted: Diskless) -> None:
 
 
 def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
-    """The init script's values: those of the board's own boot image, but for where system and data are."""
+    """The init script's values: those of the board's own boot image, except for where system and data are."""
     if board.boot.uefi is None:
         values = _fit_values(out)
     else:
@@ -222,8 +222,8 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
         raise FormatError("the boot image of this build names no system", where=str(out), hint="build again")
     _check_tls(wanted)
     label = next((name for name, one in board.disk.partitions.items() if one.filesystem is not None), "data")
-    # the kernel's own cache has what was read of files: this one is for what nobody has asked for yet. Not nbdkit's
-    # filter 'cache': it holds a lock while it waits for the network, so that nobody gets even what is there as long as
+    # the kernel's own cache holds what was read of files: this one is for blocks fetched in advance. nbdkit's filter
+    # 'cache' is not suitable: it holds a lock while it waits for the network, so even cached data is unavailable while
     # something is fetched ahead. 'cow' keeps what is read as long as the script lets that file be
     filters = ["--filter=cow"] if wanted.prefetch else []
     keep = ["cow-on-read=/run/ahead", "cow-block-size=4096"] if wanted.prefetch else []
@@ -233,12 +233,12 @@ def _values(board: Board, out: Path, wanted: Diskless) -> dict[str, str]:
         "STATE": "",
         "DATA": "" if wanted.data == "memory" else label,
         "DATA_FROM": " ".join(wanted.data.arguments) if isinstance(wanted.data, Place) else "",
-        # the last word of it is the export's name: see place.py
+        # its last word is the export's name: see place.py
         "DATA_ID": "mac" if isinstance(wanted.data, Place) and wanted.data.export.endswith("/") else "",
         "SYSTEM_FILTERS": " ".join([*filters, "--filter=retry"]),
         "SYSTEM_FROM": " ".join([*wanted.system.arguments, *FOREVER, *keep]),
         "KEEP": kept if wanted.keep else "",
-        # nbdkit's curl plugin does not promise that connections see each other's writes: the kernel takes one then
+        # nbdkit's curl plugin does not promise that connections see each other's writes, so the kernel uses one then
         "CONNECTIONS": str(wanted.connections if wanted.system.plugin == "nbd" else 1),
         "READAHEAD": str(wanted.readahead),
         "VERITY_MODULE": " ".join([values.get("VERITY_MODULE", ""), f"prefetch_cluster={HASHES_AHEAD}"]).strip(),
@@ -260,7 +260,7 @@ def _fit_values(out: Path) -> dict[str, str]:
 
 
 def _kept_label(values: Mapping[str, str]) -> str:
-    """Label of the partition that holds the system of a board that has one."""
+    """Label of the partition that stores the system, on a board that has one."""
     first = values["SLOTS"].split()[:1]
     return "_".join([values["SYSTEM"], *first])
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Installer media: a disk image that starts a board, writes the board's own disk and proves it."""
+"""Installer media: a disk image that boots on a board, writes the board's own disk and verifies it."""

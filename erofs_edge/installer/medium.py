@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An installer medium for a board with UEFI firmware: one signed image that firmware starts, and a verified payload.
 
-Firmware checks the image's signature by the key in its db; the image holds the root hash of the payload; dm-verity
-checks each block of that as it is read. So whoever can write the medium can make it fail, and nothing else.
+Firmware checks the image's signature by the key in its db; the image contains the root hash of the payload; dm-verity
+checks each block of the payload as it is read. So someone who can write the medium can make it fail, and nothing else.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from erofs_edge.writing import folder_beside
 
 LABEL = "erofs-edge-installer"
 USB_MODULES = ("xhci_pci", "usb_storage", "uas", "sd_mod")
-"""for the medium itself: a stick"""
+"""for the medium itself: a USB stick"""
 APPLETS = ("poweroff", "sha256sum")
 CERTIFICATE = "sign.crt"
-"""as build/signing.py has it"""
+"""as in build/signing.py"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Medium:
     """What was written.
 
     size       bytes of the medium
-    installed  bytes that it writes to a disk, and reads back
+    installed  bytes that it writes to a disk and reads back
     disk_size  bytes that the disk must have at least
     root_hash  of the payload, in hex
     """
@@ -64,8 +64,8 @@ class Medium:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """disk: the kernel's name of the one to install on ('nvme0n1'), '' for the only one that can be meant;
-    overwrite: also one that is not blank."""
+    """disk: the kernel's name of the disk to install on ('nvme0n1'), '' for the only candidate; overwrite: accept one
+    that is not blank."""
 
     disk: str = ""
     overwrite: bool = False
@@ -74,10 +74,10 @@ class Wanted:
 def make_medium(
     board: Board, lock: Lock, out: Path, path: Path, wanted: Wanted, signer: Signer, cache: Cache
 ) -> Medium:
-    """Write the medium that installs what `board` was built into `out`: the same inputs give the same bytes.
+    """Write the medium that installs the build of `board` in `out`: the same inputs give the same bytes.
 
-    Raises ManifestError for a board without UEFI firmware, ErofsEdgeError where there is no build, as `fetch` does,
-    SourceError where a package lacks something, CapacityError where there is no space.
+    Raises ManifestError for a board without UEFI firmware, ErofsEdgeError if there is no build, as `fetch` does,
+    SourceError if a package lacks something, CapacityError if there is no space.
     """
     uefi = board.boot.uefi
     if uefi is None:
@@ -109,7 +109,7 @@ def make_medium(
 
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
-    """For what goes into `path`. Raises ErofsEdgeError where nothing can be written there."""
+    """A folder for what goes into `path`. Raises ErofsEdgeError if nothing can be written there."""
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(folder_beside(path))
@@ -136,7 +136,7 @@ def _whole(size: int) -> int:
 
 
 def _values(board: Board, verity: VerityInfo, disk_size: int, wanted: Wanted) -> dict[str, object]:
-    """What the script is told; every value is of a kind that needs no quoting but the title's."""
+    """The script's values; none but the title needs quoting."""
     return {
         "TITLE": board.board,
         "ROOT_HASH": verity.root_hash.hex(),
@@ -155,7 +155,7 @@ def _values(board: Board, verity: VerityInfo, disk_size: int, wanted: Wanted) ->
 def _start_image(
     board: Board, uefi: Uefi, lock: Lock, values: Mapping[str, object], signer: Signer, out: Path, cache: Cache
 ) -> bytes:
-    """The signed kernel image: what firmware starts of the medium."""
+    """The signed kernel image that firmware starts from the medium."""
     (kernel_deb,) = fetch(lock.packages["kernel"], host_mirror, cache).values()
     kernel = kernel_of(kernel_deb, cache)
     programs = merged_tree(fetch(lock.packages["initramfs"], host_mirror, cache), cache)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an installer medium carries: a disk image in pieces, each under its sha256, in one verified EROFS.
+"""The payload of an installer medium: a disk image in pieces, each named by its sha256, in one verified EROFS.
 
 /list           a line for each piece: first MiB on the disk, MiB, sha256, partition
-/pieces/SHA256  its bytes; what two slots have in common is there once
+/pieces/SHA256  its bytes; what two slots have in common is stored once
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from erofs_edge.verity.tree import VerityInfo, append
 
 MIB = 1 << 20
 PIECE = 32
-"""MiB: what is found to be wrong is named to that"""
+"""MiB: errors are located to this precision"""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some MiB of a disk: the first, how many, their sha256 in hex, the partition they are of."""
+    """Some MiB of a disk: the first, how many, their sha256 in hex, their partition."""
 
     at: int
     count: int
@@ -38,11 +38,11 @@ class Piece:
 
 
 def pieces_of(disk: Path, sector: int = 512) -> list[Piece]:
-    """What makes an unused disk the one in this image: of each partition all up to its last byte of data, and both its
-    ends where it has none; the partition tables.
+    """The pieces that turn an unused disk into the one in this image: of each partition everything up to its last byte
+    of data, or both its ends if it has none; and the partition tables.
 
-    Holes inside a partition's content are part of it: hash trees promise zeros there. Behind it the disk may hold
-    whatever it does. Raises FormatError for an image without a table or whose partitions are not on whole MiB.
+    Holes inside a partition's content are included, because hash trees cover them as zeros. After the content, the disk
+    may have anything. Raises FormatError for an image without a table or whose partitions are not on whole MiB.
     """
     try:
         with disk.open("rb") as file:
@@ -87,7 +87,7 @@ def write_payload(disk: Path, out: Path, *, epoch: int, sector: int = 512) -> tu
     tree.directory("pieces")
     for piece in {piece.digest: piece for piece in pieces}.values():
         content: Content = FileContent(disk, piece.count * MIB, piece.at * MIB)
-        if piece.at == 0:  # a file's beginning would be taken for a file that has grown
+        if piece.at == 0:  # the start of a file would be taken for a file that has grown
             content = BytesContent(content.read(0, content.size))
         tree.add(f"pieces/{piece.digest}", Inode(stat.S_IFREG | 0o444, content=content))
     text = "".join(f"{piece.at} {piece.count} {piece.digest} {piece.name}\n" for piece in pieces)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may flash a board, and which board it is: a certificate for each side, from an authority of their own.
+"""Credentials that decide who may flash a board, and prove which board it is: a certificate per side, from a private
+authority.
 
-The board's is in its provisioning system, the host's stays in a folder; the authority signs the two and is forgotten,
-so that no third one will ever do. Files are named as GnuTLS's users (nbdkit, libnbd, QEMU) look for them.
+The board's is in its provisioning system, the host's stays in a folder; the authority signs both and is then discarded,
+so a third certificate can never exist. Files are named as programs with GnuTLS (nbdkit, libnbd, QEMU) expect.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ SERVER = ("server-cert.pem", "server-key.pem")
 CLIENT = ("client-cert.pem", "client-key.pem")
 ON_BOARD = (AUTHORITY, *SERVER)
 NAME = "provisioning"
-"""of every board, whatever its address: the authority is the board's own"""
-# a board without a clock is in 1970 (RFC 5280, 4.1.2.5: the last date stands for no end)
+"""of every board, whatever its address: the authority belongs to the board alone"""
+# a board without a clock is in 1970 (RFC 5280, 4.1.2.5: the last date means no end)
 BEGIN, END = datetime.datetime(1970, 1, 1), datetime.datetime(9999, 12, 31, 23, 59, 59)
 
 
 def make_credentials(address: str | None = None) -> dict[str, bytes]:
-    """File name → PEM, all new. `address`: an IP address that the server may be known by, too."""
+    """File name → PEM, all new. `address`: an IP address by which the server may also be known."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -46,7 +47,7 @@ def make_credentials(address: str | None = None) -> dict[str, bytes]:
 
 
 def board_credentials(folder: Path) -> dict[str, bytes]:
-    """What the board needs of a folder's files. Raises SourceError where one is missing."""
+    """The files of a folder that the board needs. Raises SourceError if one is missing."""
     try:
         return {name: (folder / name).read_bytes() for name in ON_BOARD}
     except OSError as error:
@@ -58,14 +59,14 @@ def board_credentials(folder: Path) -> dict[str, bytes]:
 
 
 def write_credentials(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Each file is for its owner alone. Raises UsageError where one is there already, OSError where none can be."""
+    """Write files that only their owner can read. Raises UsageError if one exists already, OSError if writing fails."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in files:
         if (folder / name).exists():
             raise UsageError(
                 "there is already a certificate here", where=str(folder / name), hint="name another folder"
             )
-    # the authority goes last: by it a folder is known to be complete
+    # the authority goes last: it marks a folder as complete
     for name, data in sorted(files.items(), key=lambda item: item[0] == AUTHORITY):
         path = folder / name
         path.touch(0o600, exist_ok=False)
@@ -80,7 +81,7 @@ def _certificate(
     server: bool = False,
     address: str | None = None,
 ) -> Certificate:
-    """For `key`, by `signer`; the authority's own without an issuer (RFC 5280)."""
+    """A certificate for `key`, signed by `signer`; the authority's own without an issuer (RFC 5280)."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The provisioning initramfs: busybox, nbdkit, zstd, modules for a board's storage and network, and what starts them.
 
-Its packages are pinned by a lock of its own beside this file; the kernel is the board's.
+Its packages are pinned by a separate lock beside this file; the kernel is the board's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "provisioning.yaml"
 PROGRAMS = ("usr/bin/b2sum", "usr/bin/busybox", "usr/bin/zstd", "usr/bin/nbdkit", "usr/sbin/veritysetup")
 SPARSE = ("usr/bin/dd", "gdd")
-"""GNU's dd, and its name beside busybox's, which starts in half the time but cannot leave out zeros"""
+"""GNU's dd, and its name beside busybox's, which starts in half the time but cannot skip zeros"""
 PLUGINS = ("file", "sh")
 FILTERS = ("exportname", "nozero", "noextents", "fua", "rotational", "multi-conn", "nocache")  # of nbdkit: init.sh
 APPLETS = (
@@ -46,7 +46,7 @@ NETWORK_PATH = "drivers/net/"
 
 @dataclass(frozen=True, slots=True)
 class Provisioning:
-    """A kernel (an arm64 Image) and its initramfs; the board's device tree, None where the firmware has it.
+    """A kernel (an arm64 Image) and its initramfs; the board's device tree, None if the firmware has it.
     `epoch`: seconds since 1970, the newest date of the locks."""
 
     version: str
@@ -56,9 +56,9 @@ class Provisioning:
     epoch: int
 
     def fit(self, signer: Signer, address: int) -> bytes:
-        """All of it in one FIT, signed as the board's own: `bootm` starts it where the key is known.
+        """All of it in one FIT, signed like the board's own: `bootm` starts it wherever the key is known.
 
-        address  where it will lie in memory
+        address  where it will be in memory
         """
         images = {
             "kernel": Image("kernel_noload", self.kernel, f"Linux {self.version}"),
@@ -87,7 +87,7 @@ def build_provisioning(
 
     Raises as `fetch` does, SourceError where a package lacks a program or a module.
     """
-    load_system(MANIFEST)  # a lock without its manifest would be of nobody knows what
+    load_system(MANIFEST)  # a lock without its manifest cannot be checked
     lock = load_lock(lock_path(MANIFEST))
     debs = fetch(lock.packages["system"], host_mirror, cache)
     (kernel_deb,) = fetch(board_lock.packages["kernel"], host_mirror, cache).values()
@@ -141,7 +141,7 @@ def _initramfs(
 
 
 def _modules(board: Board, kernel: KernelModules) -> list[str]:
-    """Storage, and every network driver that the board's system has."""
+    """Storage drivers, and every network driver that the board's system has."""
     of_system = kernel.select(board.boot.system_modules)
     network = [name for name in of_system if f"kernel/{NETWORK_PATH}" in kernel.paths[name]]
     return kernel.select([*STORAGE_MODULES[board.boot.storage], *board.boot.modules, *network, *NETWORK])

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One page about a build: what is in it, where it lies, how large it is, how to use it. Readable without JavaScript."""
+"""One page about a build: its contents, their places and sizes, and how to use it. Readable without JavaScript."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the page tells of a build, read from its folder: release.json, contents.json and the image itself."""
+"""Read what the page says about a build from its folder: release.json, contents.json and the image itself."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from erofs_edge.report.since import PATHS_MAX, SINCE, Since, since_of
 SYSTEM, FORECAST = "system.img", "forecast.json"
 PACKAGE = "package "
 RECORD_MAX = 16 << 20
-"""bytes of a boot record or a forecast that are read"""
+"""largest boot record or forecast that is read, in bytes"""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
     """One path with a leading '/'.
 
-    size    bytes of content, of a file with several names at the first of them
-    stored  bytes of the image that are its own: inode, attributes, names, indexes and data
+    size    bytes of content; for a file with several names, counted at the first
+    stored  bytes of the image that belong to it alone: inode, attributes, names, indexes and data
     """
 
     path: str
@@ -42,15 +42,15 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A build as the page shows it.
+    """A build as shown on the page.
 
     release, contents  the records
     files              every path in byte order of paths
-    rest               what lies in the image and is no file's → bytes
-    map                what lies where in the image
-    forecast           what updates from earlier releases cost, as `forecast.json` has it
+    rest               kind of data in the image that belongs to no file → bytes
+    map                the layout of the image
+    forecast           cost of updates from earlier releases, as in `forecast.json`
     boot               the record of an unattended boot, None without one
-    since              what has changed since the last release, as since.json has it; None without one
+    since              changes since the last release, as in since.json; None without one
     """
 
     release: dict[str, Any]
@@ -80,7 +80,7 @@ class Facts:
         return dict(sorted(found.items()))
 
     def stored(self) -> dict[str, int]:
-        """Package, or another origin → bytes of its files in the image."""
+        """Package or other origin → bytes of its files in the image."""
         sums: dict[str, int] = {}
         for one in self.files:
             name = one.origin.removeprefix(PACKAGE)
@@ -92,7 +92,7 @@ class Facts:
         return {name: str(one.get("version", "")) for name, one in self.contents["packages"].items()}
 
     def after(self, old: Facts, where: str = "") -> Since:
-        """What has changed since the build `old`. Raises ErofsEdgeError at `where` if that is of another board."""
+        """Changes since the build `old`. Raises ErofsEdgeError at `where` if that is for another board."""
         one, other = old.release["board"], self.release["board"]
         if one != other:
             raise ErofsEdgeError(f"this is a build of board '{one}', not of '{other}'", where=where or None)
@@ -111,16 +111,16 @@ class Facts:
         )
 
     def below(self, path: str) -> int:
-        """Bytes of content at a path and below it, as budgets count them."""
+        """Bytes of content at and below a path, as counted for budgets."""
         top = path.rstrip("/")
         return sum(one.size for one in self.files if one.path == top or one.path.startswith(top + "/"))
 
 
 def collect(out: Path, boot: Path | None = None) -> Facts:
-    """Read the folder of a build or a release; `boot` is what `boot --smoke --json` printed.
+    """Read the folder of a build or a release; `boot` is the output of `boot --smoke --json`.
 
-    Raises ErofsEdgeError where something is missing, VerificationError where record and image are not of one build
-    or a record is damaged.
+    Raises ErofsEdgeError if something is missing, VerificationError if image and record are not from the same build or
+    a record is damaged.
     """
     release, contents = read_release(out), read_contents(out)
     try:
@@ -148,7 +148,7 @@ def collect(out: Path, boot: Path | None = None) -> Facts:
 
 
 def read_record(path: Path, kind: type[Any]) -> Any:
-    """A JSON file whose value is of that kind. Raises VerificationError for another or a damaged one."""
+    """A JSON file whose value is of that kind. Raises VerificationError for another kind or a damaged file."""
     try:
         if path.stat().st_size > RECORD_MAX:
             raise ValueError("too large")
@@ -178,7 +178,7 @@ def _files(image: Image, drawn: Map, origins: dict[str, str], path: Path) -> Ite
 
 
 def _rest(drawn: Map, files: list[File]) -> dict[str, int]:
-    """Bytes by kind of region that belong to no path; fragments of many files are theirs together."""
+    """Bytes by kind of region that belong to no path; fragments of many files count as shared."""
     known = {one.path for one in files}
     sums: dict[str, int] = {}
     for region in drawn.regions:

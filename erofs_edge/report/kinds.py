@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file is for people, told by its path and mode alone: no content is read."""
+"""Classify files for people by path and mode alone: no content is read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ KINDS = (
     "programs", "libraries", "kernel modules", "firmware", "scripts and bytecode", "configuration", "documentation",
     "translations", "fonts and pictures", "archives", "package records", "other data", "no content", "of no file",
 )  # fmt: skip
-"""In the order of legends. 'no content': directories, links, devices, empty files; 'of no file': what the image itself
-needs, padding and the hash tree."""
+"""In the order of legends. 'no content': directories, links, devices, empty files; 'of no file': metadata of the image,
+padding and the hash tree."""
 
 _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(pattern))

@@ -35,7 +35,7 @@ nav a { margin-right: 1rem; white-space: nowrap; }
 
 
 def page(facts: Facts, against: Since | None = None) -> str:
-    """The page; everything that comes from the inputs is escaped. `against` takes the place of the last release."""
+    """The page; everything from the inputs is escaped. `against` replaces the last release in the comparison."""
     board, system = facts.release["board"], facts.release["system"].get("name", "")
     sections = [("summary", "Summary", _summary(facts)), ("size", "Size", tables.sizes(facts))]
     before, which = (against, "build") if against is not None else (facts.since, "last release")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of the page: what is in the system by package and by path, what lies where, what a boot took."""
+"""The pictures of the page: the system by package and by path, the layout of the image, the duration of a boot."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ COLOURS = dict(
         strict=True,
     )
 )  # fmt: skip
-"""Light ones: black letters stand on them."""
+"""Light ones: the text on them is black."""
 LAYOUT_MAX = 600_000
-"""characters of the picture of the layout"""
+"""maximum characters of the layout picture"""
 STAGES_MAX = 64
 _ROW, _LEFT, _WIDTH = 20, 190, 1080
 
@@ -36,7 +36,7 @@ def legend() -> list[str]:
 
 
 def by_package(facts: Facts) -> str:
-    """Bytes of the image by what put them there, then by file."""
+    """Bytes of the image by origin, then by file."""
     top = Node("system.img")
     for one in facts.files:
         if one.stored:
@@ -46,7 +46,7 @@ def by_package(facts: Facts) -> str:
 
 
 def by_path(facts: Facts) -> str:
-    """Bytes of the image by folder; a folder's own are its '.'."""
+    """Bytes of the image by folder; a folder's own bytes are shown as '.'."""
     top = Node("system.img")
     folders = {one.path.rpartition("/")[0] for one in facts.files}
     for one in facts.files:
@@ -63,8 +63,8 @@ def _rest(top: Node, facts: Facts) -> None:
 
 
 def layout(facts: Facts) -> str:
-    """The map of the image; where it would take more than LAYOUT_MAX characters, small regions go with the one before
-    them."""
+    """The map of the image; if it would take more than LAYOUT_MAX characters, small regions are merged with those
+    before them."""
     drawn, smallest = facts.map, facts.map.block_size
     while len(text := svg(drawn, "system.img")) > LAYOUT_MAX and smallest < drawn.size:
         drawn, smallest = _coarser(facts.map, smallest), smallest * 4
@@ -82,7 +82,7 @@ def _coarser(drawn: Map, smallest: int) -> Map:
 
 
 def boot(record: dict[str, Any]) -> str:
-    """The stages of a boot as bars along its time, '' where the record has none that can be drawn."""
+    """The stages of a boot as bars over time, '' if the record has none that can be drawn."""
     stages = record.get("stages")
     found = [
         (str(one.get("title", "")), float(one["seconds"]))
@@ -112,7 +112,7 @@ def boot(record: dict[str, Any]) -> str:
 
 
 def kinds(facts: Facts) -> list[str]:
-    """How well each kind of file is compressed, as a table with bars."""
+    """How well each kind of file compresses, as a table with bars."""
     head = "".join(f'<th class="n">{name}' for name in ("files", "content", "in the image", "ratio"))
     rows = [f"<table><tr><th>kind{head}<th></tr>"]
     found = list(facts.by_kind())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has changed since an earlier build, small enough to be kept.
+"""Changes since an earlier build, small enough to be stored.
 
-A release keeps it, for those who make its page again have no earlier release.
+A release stores them because those who make its page again do not have the earlier release.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from erofs_edge.errors import VerificationError
 
 SINCE = "since.json"
 PATHS_MAX = 200
-"""names of added and of removed paths that are kept; the numbers are of all"""
+"""names of added and of removed paths that are stored; the counts cover all"""
 
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """An earlier build beside a new one.
+    """An earlier build compared with a new one.
 
     root_hash         of the earlier one, in hex
     files             its files → bytes
-    stored, versions  packages and other origins of it → bytes in its image; packages of it → version
-    added, removed    the first paths that only the new, only the earlier build has, in byte order
-    added_count, removed_count  how many there are
+    stored, versions  its packages and other origins → bytes in its image; its packages → version
+    added, removed    the first paths that only the new, or only the earlier build has, in byte order
+    added_count, removed_count  their total numbers
     """
 
     root_hash: str
@@ -47,7 +47,7 @@ _COUNTS = ("added_count", "removed_count")
 
 
 def since_of(record: dict[str, Any], where: str) -> Since:
-    """The value of since.json as what it means. Raises VerificationError for one that `Since.record` did not make."""
+    """Parse the value of since.json. Raises VerificationError for one that `Since.record` did not make."""
     try:
         good = isinstance(record["root_hash"], str) and all(type(record[name]) is int for name in _COUNTS)
         for name, kind in _MAPS.items():

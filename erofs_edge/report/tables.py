@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of the page: sizes and budgets, what has changed, packages with their licences and files."""
+"""The tables of the page: sizes and budgets, changes, packages with their licences and files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from erofs_edge.report.text import change_text, shown, size_text
 LARGEST = 25
 CHANGES = 200
 PATHS_MAX = 1_000_000
-"""characters of all lists of files together; contents.json has the rest"""
+"""characters of all file lists together; contents.json has the rest"""
 
 
 def sizes(facts: Facts) -> list[str]:
-    """Files of the build, then how full partitions and budgets are."""
+    """The build's files, then the usage of partitions and budgets."""
     rows = ['<table><tr><th>file<th class="n">size<th>SHA-256</tr>']
     for name, one in facts.release["files"].items():
         digest = f"<code>{shown(one.get('sha256', ''))}</code>"
@@ -38,7 +38,7 @@ def sizes(facts: Facts) -> list[str]:
 
 
 def _limits(facts: Facts) -> Iterator[tuple[str, int, int]]:
-    """(what, bytes used, bytes there are)."""
+    """(what, bytes used, bytes available)."""
     system = facts.release["system"]
     partition, slots = system.get("partition"), system.get("slots")
     names = {partition, *(f"{partition}_{slot}" for slot in (slots if isinstance(slots, list) else []))}
@@ -66,7 +66,7 @@ def largest(facts: Facts) -> list[str]:
 
 
 def changes(old: Since, new: Facts) -> list[str]:
-    """Sizes, packages and files against an earlier build."""
+    """Changes of sizes, packages and files since an earlier build."""
     rows = ['<table><tr><th>file<th class="n">before<th class="n">now<th class="n">change</tr>']
     for name, file in new.release["files"].items():
         before, now = old.files.get(name), file.get("size")
@@ -110,7 +110,7 @@ def _paths(old: Since) -> list[str]:
 
 
 def packages(facts: Facts) -> list[str]:
-    """The bill of materials for people: packages, then what no package brought; each with its files, folded."""
+    """The bill of materials for people: packages, then what belongs to no package; each with its files, collapsed."""
     files = facts.by_origin()
     room = PATHS_MAX
     rows = [
@@ -134,7 +134,7 @@ def packages(facts: Facts) -> list[str]:
 
 
 def _listed(own: list[File], room: int) -> tuple[str, int]:
-    """The paths by folder, folded, while there is room for them; and the room that is left."""
+    """The paths by folder, collapsed, as long as there is room; and the room that is left."""
     if not own:
         return "", room
     lines: list[str] = []
@@ -167,7 +167,7 @@ def _vulnerabilities(facts: Facts) -> list[str]:
 
 
 def forecast(facts: Facts) -> list[str]:
-    """What an update costs those who have an earlier release."""
+    """The cost of an update for those who have an earlier release."""
     rows = ['<table><tr><th>installed<th class="n">blocks to write<th>bytes to send</tr>']
     for one in facts.forecast:
         if not isinstance(one, dict):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text for a page: escaped, with what no page can hold made visible; sizes in words."""
+"""Text for a page: escaped, with unprintable characters made visible; sizes in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 
 def shown(value: object) -> str:
-    """Safe inside of elements and of quoted attributes. Control characters, characters that change the direction of
+    """Escape for use inside elements and quoted attributes. Control characters, characters that change the direction of
     text, and bytes of names that are not UTF-8 are shown as escapes."""
     text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
     return escape(text.encode("utf-8", "backslashreplace").decode())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Treemaps: nested rectangles whose areas are sizes, as SVG that needs no script.
+"""Treemaps: nested rectangles whose areas are sizes, as SVG without scripts.
 
 The layout is the squarified one (Bruls, Huizing, van Wijk: Squarified Treemaps, 2000): siblings, largest first, are
-laid in rows along the shorter side, and a row ends when one more would make its rectangles longer than they are.
+placed in rows along the shorter side, and a row ends when another item would worsen the ratio of its rectangles' sides.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ _DEPTH_MAX = 64
 _HEADER = 14
 _FRAME = "#e4e4e0"
 _LETTER = 6.1
-"""width of a letter of 10 px, about"""
+"""approximate width of a letter of 10 px"""
 
 
 @dataclass(slots=True)
 class Node:
-    """A rectangle. `size` in bytes, of all that is inside; `kind` chooses the colour of one that holds nothing."""
+    """A rectangle. `size` in bytes, including everything inside; `kind` determines the colour of one with nothing
+    inside.
+    """
 
     name: str
     size: int = 0
@@ -31,7 +33,7 @@ class Node:
     children: dict[str, Node] = field(default_factory=dict)
 
     def add(self, names: list[str], size: int, kind: str) -> None:
-        """Put something of a size below this node, at the end of a way of names."""
+        """Add something of a size below this node, at the end of a path of names."""
         node = self
         node.size += size
         for name in names[:_DEPTH_MAX]:
@@ -53,7 +55,7 @@ class _Box:
 
 
 def treemap(top: Node, colours: Mapping[str, str], title: str) -> str:
-    """The picture; what is too small for a rectangle of its own is drawn with its siblings, so that at most
+    """The picture; items too small for a rectangle of their own are drawn together with their siblings, so that at most
     RECTANGLES_MAX are drawn."""
     smallest = WIDTH * HEIGHT / (8 * RECTANGLES_MAX)
     while len(parts := list(_laid(top, _Box(0, 0, WIDTH, HEIGHT), 0, "", smallest))) > RECTANGLES_MAX:
@@ -67,7 +69,7 @@ def treemap(top: Node, colours: Mapping[str, str], title: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A rectangle to draw: where, what colour and name it has, what it is."""
+    """A rectangle to draw: its place, colour, name and meaning."""
 
     box: _Box
     node: Node
@@ -76,7 +78,7 @@ class _Part:
 
 
 def _laid(node: Node, box: _Box, depth: int, path: str, smallest: float) -> Iterator[_Part]:
-    """A node and what is inside, outermost first."""
+    """A node and its descendants, outermost first."""
     if not node.children or depth > _DEPTH_MAX:
         yield _Part(box, node, node.name, path or node.name)
         return
@@ -129,7 +131,7 @@ def _longest(largest: float, least: float, total: float, side: float) -> float:
 
 
 def _row(areas: list[float], total: float, box: _Box) -> tuple[list[_Box], _Box]:
-    """Boxes along the shorter side, and what is left."""
+    """Boxes along the shorter side, and the remaining box."""
     placed: list[_Box] = []
     wide = box.width >= box.height
     side = box.height if wide else box.width

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A system as a list of packages and files, each file with its digest and what put it there."""
+"""A system as a list of packages and files, each file with its digest and origin."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class File:
 class Bill:
     """What `contents.json`, `release.json` and the image say together.
 
-    packages  name → what contents.json has of it
-    files     everything that is no directory, in byte order of paths
+    packages  name → its entry in contents.json
+    files     everything that is not a directory, in byte order of paths
     """
 
     board: str
@@ -61,14 +61,14 @@ class Bill:
 
     @property
     def others(self) -> list[File]:
-        """Files of no package: of overlays and of named steps."""
+        """Files that belong to no package: from overlays and named steps."""
         return [one for one in self.files if not one.origin.startswith(PACKAGE)]
 
 
 def read_bill(out: Path, *, jobs: int | None = None) -> Bill:
     """The bill of a build's output folder or a release.
 
-    Raises ErofsEdgeError where something is missing, VerificationError where image and record are not of one build.
+    Raises ErofsEdgeError if something is missing, VerificationError if image and record are not from the same build.
     """
     release, contents = read_release(out), read_contents(out)
     try:

@@ -80,7 +80,7 @@ def _occurrence(file: File) -> Occurrence:
     from cyclonedx.model.component_evidence import Occurrence
 
     about = f"sha256:{file.sha256}" if file.sha256 else f"symlink:{_text(file.target)}" if file.target else "special"
-    # without a reference of their own the library puts occurrences into an order that changes from run to run
+    # without an explicit reference the library orders occurrences differently from run to run
     return Occurrence(bom_ref=f"at:{_text(file.path)}", location=_text(file.path), additional_context=about)
 
 
@@ -102,5 +102,5 @@ def _properties(**values: str) -> list[Any]:
 
 
 def _text(path: str) -> str:
-    """A path as a document can hold it: bytes that are no UTF-8 are escaped."""
+    """A path in a form that a document can contain: bytes that are not UTF-8 are escaped."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

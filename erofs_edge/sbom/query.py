@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of a system a path is from, and why that part is there."""
+"""Find which part of a system a path comes from, and why that part is there."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MERGED = ("/bin/", "/sbin/", "/lib/")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """path  as the system has it; origin  'package NAME', 'manifest FILE:LINE', 'step WORDS'
+    """path  as in the system; origin  'package NAME', 'manifest FILE:LINE', 'step WORDS'
     version  of the package, '' for others
-    chain  package names from one that a manifest asks for down to the owner; [] for others
+    chain  package names from one that a manifest requests down to the owner; [] for others
     """
 
     path: str
@@ -29,9 +29,9 @@ class Answer:
 
 
 def which(contents: dict[str, Any], path: str) -> list[Answer]:
-    """What put a path there; `path` may be a pattern ('*.so.3') or lack its leading '/'.
+    """The origins of paths; `path` may be a pattern ('*.so.3') or lack its leading '/'.
 
-    Raises ErofsEdgeError where nothing matches.
+    Raises ErofsEdgeError if nothing matches.
     """
     wanted = path if path.startswith(("/", "*")) else "/" + path
     found = _matching(contents, wanted)
@@ -66,8 +66,8 @@ def _answer(contents: dict[str, Any], path: str, origin: str) -> Answer:
 
 
 def chain_to(contents: dict[str, Any], name: str) -> list[str]:
-    """The shortest way of dependencies from a package that is asked for to `name`; just `name` where it is asked for,
-    or where no dependency leads to it."""
+    """The shortest chain of dependencies from a requested package to `name`; just `name` if it is requested itself, or
+    if no dependency leads to it."""
     packages: dict[str, dict[str, Any]] = contents["packages"]
     starts = sorted(one for one, package in packages.items() if package["requested"])
     before: dict[str, str | None] = dict.fromkeys(starts)

@@ -155,7 +155,7 @@ def _file(file: File, spdx_id: str) -> Any:
 
 
 def _licenses(names: list[str]) -> Any:
-    """All of them, joined: what the parts of the package are under."""
+    """All licences joined: those of the package's parts."""
     from spdx_tools.common.spdx_licensing import spdx_licensing
     from spdx_tools.spdx.model import SpdxNoAssertion
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bill of materials in SPDX 3.0.1 (JSON-LD), written by the bindings that the SPDX project makes from its own model.
+"""A bill of materials in SPDX 3.0.1 (JSON-LD), written by the bindings that the SPDX project generates from its model.
 
 Profiles core, software and simpleLicensing: a package for the system and for each Debian package, a file for each
 regular file, `contains` and `dependsOn` between them, a licence expression for each declared licence.
@@ -33,7 +33,7 @@ def spdx3(bill: Bill) -> str:
 
 
 class _Writer:
-    """Makes the elements; all that is made is in `made`. `model` is the library's module of bindings."""
+    """Makes the elements and collects them in `made`. `model` is the library's module of bindings."""
 
     def __init__(self, bill: Bill, model: Any) -> None:
         self.bill, self.model = bill, model
@@ -51,13 +51,13 @@ class _Writer:
         self._suppliers: dict[str, Any] = {}
 
     def new(self, kind: str, name: str, /, **fields: Any) -> Any:
-        """An element with an identifier of its own."""
+        """An element with its own identifier."""
         made = getattr(self.model, kind)(_id=self.base + name, creationInfo=self.info, **fields)
         self.made.append(made)
         return made
 
     def write(self) -> None:
-        """Everything of the bill, one document around it."""
+        """Write the whole bill as one document."""
         model, bill = self.model, self.bill
         system = self.new(
             "software_Package", "system", name=bill.system, software_packageVersion=bill.root_hash,
@@ -130,7 +130,7 @@ class _Writer:
         yield self._licenses[expression]
 
     def _custom_licenses(self) -> None:
-        """What licences without a name of SPDX's own are: where their text is."""
+        """Entries for licences without an SPDX name: where their text is."""
         for reference, package in sorted(self._texts.items()):
             self.new(
                 "simplelicensing_SimpleLicensingText", reference, name=reference.removeprefix("LicenseRef-Debian-"),
@@ -152,5 +152,5 @@ class _Writer:
 
 
 def _word(name: str) -> str:
-    """A package's name as the end of an identifier."""
+    """A package's name in the form used at the end of an identifier."""
     return name.replace("+", ".plus")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Known vulnerabilities that concern the packages of a system, by a database that the user supplies.
+"""Find known vulnerabilities that affect the packages of a system, in a database supplied by the user.
 
 Sources: the Debian security tracker's JSON export (source package → CVE → releases), OSV schema 1.6 (`affected`,
 `ranges` of type ECOSYSTEM, ecosystems 'Debian' and 'Debian:N').
@@ -25,10 +25,10 @@ SUITES = {"bullseye": "11", "bookworm": "12", "trixie": "13", "forky": "14", "du
 class Finding:
     """One vulnerability of one source package.
 
-    packages  the binary packages of it in the system
-    fixed     version of the source package that mends it, '' where none is known
-    urgency   as the database has it
-    note      what the manifest says of it ('not_affected: …'), '' where it says nothing
+    packages  its binary packages in the system
+    fixed     version of the source package that fixes it, '' if none is known
+    urgency   as in the database
+    note      the manifest's assessment ('not_affected: …'), '' if there is none
     """
 
     id: str
@@ -42,10 +42,10 @@ class Finding:
 
 
 def find_vulnerabilities(contents: dict[str, Any], database: Path) -> list[Finding]:
-    """Findings in the order of packages and ids, each with what the manifest says of it.
+    """Findings in the order of packages and ids, each with the manifest's assessment.
 
-    Raises SourceError where the database cannot be read, is neither of the two kinds, or says nothing of the suite: no
-    finding would mean nothing then.
+    Raises SourceError if the database cannot be read, is of neither kind, or has no data on the suite: an empty result
+    would mean nothing then.
     """
     sources: dict[tuple[str, str], list[str]] = {}
     for name, package in contents["packages"].items():
@@ -71,7 +71,7 @@ def find_vulnerabilities(contents: dict[str, Any], database: Path) -> list[Findi
 
 
 def _load(path: Path) -> Iterator[dict[str, Any]]:
-    """Records: the tracker's whole table as one, or each OSV entry. A folder holds OSV files."""
+    """Records: the tracker's whole table as one, or each OSV entry. A folder contains OSV files."""
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise SourceError("no *.json files in the folder", where=str(path))
@@ -89,12 +89,12 @@ def _load(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_osv(record: dict[str, Any]) -> bool:
-    """Whether it is an entry of OSV: the schema wants `id` and `modified`; one that is withdrawn may affect nothing."""
+    """Whether it is an OSV entry: the schema requires `id` and `modified`; a withdrawn one need not affect anything."""
     return isinstance(record.get("id"), str) and ("affected" in record or "modified" in record)
 
 
 def _releases(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the tracker's table says of each vulnerability, by suite; nothing where it is another table."""
+    """The tracker's entries for each vulnerability, by suite; empty for any other table."""
     for entries in table.values():
         for entry in entries.values() if isinstance(entries, dict) else ():
             if isinstance(entry, dict) and isinstance(entry.get("releases"), dict) and entry["releases"]:
@@ -102,7 +102,7 @@ def _releases(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _speaks_of(record: dict[str, Any], suite: str) -> bool:
-    """Whether a record is about a suite. Of OSV each entry that is about Debian counts: there may be but one."""
+    """Whether a record is about a suite. With OSV, any entry about Debian counts, since there may be only one."""
     if not _is_osv(record):
         return any(suite in releases for releases in _releases(record))
     return any(name.partition(":")[0] == "Debian" for name in map(_ecosystem, _dicts(record.get("affected"))))
@@ -126,7 +126,7 @@ def _concerned(
         if not isinstance(release, dict):
             continue
         fixed = str(release.get("fixed_version", ""))
-        # the tracker writes version 0 where a release was never affected
+        # the tracker writes version 0 for a release that was never affected
         if fixed == "0" or (fixed and satisfies(version, ">=", fixed)):
             continue
         if release.get("status") in ("open", "resolved", "undetermined"):
@@ -153,7 +153,7 @@ def _osv(record: dict[str, Any], source: str, version: str, names: tuple[str, ..
 
 
 def _inside(events: Iterable[dict[str, Any]], version: str) -> tuple[bool, str]:
-    """Whether a version lies in a range of OSV events, and the version that ends the range."""
+    """Whether a version is in a range of OSV events, and the version that ends the range."""
     inside, end = False, ""
     for event in events:
         if "introduced" in event:

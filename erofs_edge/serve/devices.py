@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A writable disk for each device, made when it first asks: its own changes over a common base, or over nothing.
+"""A writable disk for each device, created when it first asks: its own changes over a common base, or over nothing.
 
-A device is who knows its name: exports are called data/NAME. On the server each has NAME.data, a sparse file as large
-as its disk, and over a base NAME.map, a bit for each block of 4096 bytes that is the device's own. The base is never
+A device is identified by its export's name: data/NAME. On the server each has NAME.data, a sparse file as large as its
+disk, and, over a base, NAME.map, a bit for each block of 4096 bytes that the device has written. The base is never
 written. A bit is set after its block was written, so a server that is killed loses no write that it had answered.
 """
 
@@ -22,13 +22,13 @@ from erofs_edge.writing import sync_data
 
 PREFIX = "data/"
 DEVICES_MAX = 10_000
-"""whoever reaches the server may make a disk: not without an end"""
+"""anyone who reaches the server may create disks, so their number is limited"""
 PIECE = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class CopyOnWrite(FileExport):
-    """The device's file over a base of the same size. Raises SourceError where a file cannot be had."""
+    """The device's file over a base of the same size. Raises SourceError if a file cannot be opened."""
 
     direct = False
 
@@ -69,7 +69,7 @@ class CopyOnWrite(FileExport):
         sync_data(self._marks)
 
     def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """Blocks of the device's own are data; the others are what the base says."""
+        """Blocks that the device has written are data; for the others the base decides."""
         end, found = offset + length, list[tuple[int, int]]()
         with self._lock:
             runs = list(self._runs(offset, length))
@@ -89,7 +89,7 @@ class CopyOnWrite(FileExport):
         self._base.close()
 
     def _runs(self, offset: int, length: int) -> Iterator[tuple[bool, int, int]]:
-        """(whether the device's own, first byte, end) in order."""
+        """(whether written by the device, first byte, end) in order."""
         end = offset + length
         blocks = range(offset // BLOCK, -(-end // BLOCK))
         for own, group in groupby(blocks, lambda block: bool(self._own[block >> 3] >> (block & 7) & 1)):
@@ -103,7 +103,7 @@ class CopyOnWrite(FileExport):
         )
 
     def _put(self, offset: int, data: bytes) -> None:
-        """Whole blocks are written: what the ends lack is from what is there."""
+        """Write whole blocks: partial ones at the ends are completed with the present content."""
         size, end = self.offer.size, offset + len(data)
         first, last = offset // BLOCK * BLOCK, min(-(-end // BLOCK) * BLOCK, size)
         whole = self._merged(first, offset - first) + data + self._merged(end, last - end)
@@ -117,7 +117,7 @@ class CopyOnWrite(FileExport):
 class Devices(Mapping[str, Export]):
     """The exports `fixed`, and one for each device that asks, in `folder`. Only the fixed ones are listed.
 
-    base  what a device's disk holds at first: a file, or a size in bytes for an empty one
+    base  the initial content of a device's disk: a file, or a size in bytes for an empty one
     """
 
     def __init__(self, fixed: Mapping[str, Export], folder: Path, base: Path | int) -> None:
@@ -132,7 +132,7 @@ class Devices(Mapping[str, Export]):
             raise SourceError(f"no folder for the devices' disks: {error.strerror}", where=str(folder)) from error
 
     def __getitem__(self, name: str) -> Export:
-        """The device's disk, made if need be. Raises KeyError for a name that can be none, or one too many."""
+        """The device's disk, created if needed. Raises KeyError for an invalid name, or if there are too many."""
         if name in self._fixed:
             return self._fixed[name]
         device = _device(name)
@@ -180,7 +180,7 @@ def _device(name: str) -> str | None:
 
 
 def _make(path: Path, size: int) -> None:
-    """A file of holes, if there is none. Raises CapacityError."""
+    """Create a file of holes, if there is none. Raises CapacityError."""
     if path.exists():
         return
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server gives out: a file under a name, or what else can be read, and what of it has been read."""
+"""What a server exports: a file under a name, or another readable object, and statistics of what was read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from erofs_edge.transport.nbd.server import Offer
 from erofs_edge.writing import sync_data
 
 BLOCK = 4096  # bytes: the unit in which reads are counted
-EXTENTS_MAX = 4096  # of one block status answer
+EXTENTS_MAX = 4096  # per block status answer
 ZEROS = bytes(1 << 20)
 
 
@@ -67,7 +67,9 @@ class Activity:
 
 
 class Export(Protocol):
-    """What can be served. Its methods raise OSError; `read` also before anything was sent, unless it is `direct`."""
+    """Something that can be served. Its methods raise OSError; `read` does so before anything is sent, unless it is
+    `direct`.
+    """
 
     direct: bool
     path: Path
@@ -86,7 +88,7 @@ class Export(Protocol):
 class FileExport:
     """A regular file or block device.
 
-    Raises SourceError where it cannot be opened, DeviceRefusedError where it is writable and another program writes it.
+    Raises SourceError if it cannot be opened, DeviceRefusedError if it is writable and another program is writing it.
     Its methods raise OSError.
     """
 
@@ -131,7 +133,7 @@ class FileExport:
             offset, rest = offset + count, rest[count:]
 
     def zero(self, offset: int, length: int) -> None:
-        """Zeros where there are none yet: holes of a sparse file stay holes."""
+        """Write zeros where there are none yet: holes of a sparse file stay holes."""
         for start, end in data_extents(self._fd, offset + length, offset):
             for at in range(start, end, len(ZEROS)):
                 self.write(at, ZEROS[: end - at])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An NBD server for many clients: a thread for each, so that one that is slow or silent holds up nobody.
+"""An NBD server for many clients, with a thread per client, so that a slow or silent one delays nobody else.
 
-A client costs a thread and one request's memory. Data goes from the page cache to the socket without being copied
-here, except under TLS. A client that does not take what it asked for is dropped after STALL seconds.
+A client costs a thread and one request's memory. Data goes from the page cache to the socket without being copied here,
+except under TLS. A client that does not take what it requested is dropped after STALL seconds.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from erofs_edge.transport.nbd.wire import Command, CommandFlag
 
 CLIENTS_MAX = 1000
 NEGOTIATION = 30  # seconds until an export must be chosen
-STALL = 120  # seconds for which a client may not take what it asked for
+STALL = 120  # seconds for which a client may not take what it requested
 BACKLOG = 128
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-"""seconds, seconds and questions (tcp(7)): a host that died without a word is forgotten after a minute"""
+"""seconds, seconds and probes (tcp(7)): a host that died silently is dropped after a minute"""
 CHANGES = (Command.WRITE, Command.WRITE_ZEROES, Command.TRIM)
 
 Say = Callable[[str], None]
@@ -38,7 +38,9 @@ Context = ssl.SSLContext
 
 
 def mutual_tls(certificate: Path, key: Path, authority: Path) -> Context:
-    """Of a server that shows a certificate and wants one by this authority (PEM files). Raises OSError."""
+    """The context of a server that presents a certificate and requires one from this authority (PEM files). Raises
+    OSError.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(authority)
@@ -47,11 +49,11 @@ def mutual_tls(certificate: Path, key: Path, authority: Path) -> Context:
 
 
 class Server:
-    """Serves `exports` on its sockets until it is stopped. One that may be written is written by one host at a time: to
-    any other it is read-only, and its description says who writes it.
+    """Serves `exports` on its sockets until it is stopped. A writable export is written by one host at a time: for any
+    other it is read-only, and its description says who writes it.
 
-    tls  the context with our certificate; with it, clients in the clear are turned away
-    say  is told one line for what an operator may want to know
+    tls  the context with our certificate; with it, unencrypted clients are refused
+    say  called with single lines of interest to an operator
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Server:
         self._stopping = False
 
     def listen(self, host: str, port: int) -> int:
-        """Take connections on TCP from now on; the port (chosen by the system for 0). Raises DeviceError."""
+        """Accept TCP connections from now on; return the port (chosen by the system for 0). Raises DeviceError."""
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -81,7 +83,7 @@ class Server:
         return chosen
 
     def listen_unix(self, path: Path) -> None:
-        """Take connections on a socket file; one that a killed server left makes way. Raises DeviceError."""
+        """Accept connections on a socket file; one left by a killed server is replaced. Raises DeviceError."""
         listener = socket.socket(socket.AF_UNIX)
         try:
             if _left_behind(path):
@@ -95,7 +97,7 @@ class Server:
         self._accept_from(listener)
 
     def stop(self) -> None:
-        """Close everything; returns when no client is left."""
+        """Close everything; returns once no client is left."""
         with self._lock:
             self._stopping = True
             sockets = [*self._listeners, *self._clients]
@@ -144,7 +146,7 @@ class Server:
             served.run()
         except ProtocolError as error:
             self._say(f"{peer}: {error.message}; disconnected")
-        except (TimeoutError, BlockingIOError):  # the latter is what SO_SNDTIMEO ends in
+        except (TimeoutError, BlockingIOError):  # SO_SNDTIMEO raises the latter
             self._say(f"{peer}: silent for too long; disconnected")
         except OSError as error:
             if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.EBADF, errno.ENOTCONN):
@@ -168,8 +170,8 @@ class Server:
 
 
 class _Offers(Mapping[str, Offer]):
-    """What one host can have of exports, some of which may only come to be when they are asked for. One that cannot be
-    had is none to the client; the operator is told why."""
+    """The exports offered to one host, some of which are only created on request. One that cannot be opened does not
+    exist for the client; the operator is told why."""
 
     def __init__(self, exports: Mapping[str, Export], writers: Writers, host: str, say: Say) -> None:
         self._exports, self._writers, self._host, self._say = exports, writers, host, say
@@ -222,7 +224,7 @@ class _Client:
                 return
             feed.filled(count)
             if export is None and session.name is not None:
-                # from here on idle clients are welcome; those that do not read are not: SO_SNDTIMEO
+                # idle clients are allowed from here on, but not those that stop reading: SO_SNDTIMEO
                 self.socket.settimeout(None)
                 export = self._server.export(session.name)
                 self._entered = export.path
@@ -232,7 +234,7 @@ class _Client:
                 self._answer(request, export)
 
     def leave(self) -> None:
-        """It has ended."""
+        """The connection has ended."""
         if self._entered is not None:
             self._server.writers.leave(self._entered, self._host)
 
@@ -293,7 +295,7 @@ def _prepare(client: socket.socket) -> None:
 
 
 def _left_behind(path: Path) -> bool:
-    """Whether this is a socket file behind which nobody listens."""
+    """Whether this is a socket file on which nobody listens."""
     if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX) as caller:
@@ -308,7 +310,7 @@ def _host(client: socket.socket) -> str:
     try:
         return host_of(client)
     except OSError:
-        return ""  # it is gone, and asks for nothing
+        return ""  # it is gone and requests nothing
 
 
 def _peer(client: socket.socket) -> str:

@@ -12,16 +12,16 @@ from erofs_edge.transport.claim import process_of
 
 
 class Writers:
-    """Safe from many threads. An export is told by its file, a host by its address, a program of this machine behind a
-    socket file by its process: the several connections that one has are one host's."""
+    """The writers of exports; safe for many threads. An export is identified by its file, a host by its address, and a
+    program of this machine behind a socket file by its process: several connections of one host count together."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._there: Counter[tuple[Path, str]] = Counter()  # connections, by export and host
+        self._there: Counter[tuple[Path, str]] = Counter()  # number of connections, by export and host
         self._holders: dict[Path, str] = {}  # export → the host that writes it
 
     def other(self, export: Path, host: str) -> str:
-        """The host that writes the export, '' where it is this one, or none."""
+        """The other host that writes the export, '' if it is this one, or none."""
         holder = self._holders.get(export, host)
         return "" if holder == host else holder
 
@@ -31,14 +31,14 @@ class Writers:
             self._there[export, host] += 1
 
     def writes(self, export: Path, host: str) -> str:
-        """The host writes, unless another one does: that."""
+        """The host wants to write; returns the other host that already does, if any."""
         if self._holders.get(export) != host:
             with self._lock:
                 self._holders.setdefault(export, host)
         return self.other(export, host)
 
     def leave(self, export: Path, host: str) -> None:
-        """A connection has ended; with its last one the host writes no more."""
+        """A connection has ended; after its last one the host no longer counts as the writer."""
         with self._lock:
             self._there[export, host] -= 1
             if self._there[export, host] <= 0:
@@ -48,7 +48,7 @@ class Writers:
 
 
 def host_of(client: socket.socket) -> str:
-    """How the other end of a connection is called. Raises OSError where it is gone."""
+    """The name of the other end of a connection. Raises OSError if it is gone."""
     if client.family == socket.AF_UNIX:
         return f"process {process_of(client)}"
     return str(client.getpeername()[0])

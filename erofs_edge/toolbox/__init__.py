@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that boot and check what we build (QEMU, reference tools), in a private prefix."""
+"""Programs that boot and check our builds (QEMU, reference tools), in a private prefix."""

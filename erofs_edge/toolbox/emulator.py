@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The QEMU that this machine has: which program, which version, and short runs of it."""
+"""QEMU on this machine: which program, which version, and short runs of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Emulator:
 
 
 def find_qemu() -> Emulator:
-    """EROFS_EDGE_QEMU, else the private prefix, else PATH. Raises ToolError where it is missing or too old."""
+    """EROFS_EDGE_QEMU, else the private prefix, else PATH. Raises ToolError if it is missing or too old."""
     named = os.environ.get(VARIABLE)
     program = Path(named) if named else find(PROGRAM)
     said = short_run([str(program), "--version"])
@@ -57,12 +57,12 @@ def _mend(named: str | None) -> str:
 
 
 def escaped(path: Path) -> str:
-    """A path inside a list of options, where QEMU wants commas doubled."""
+    """A path for use inside a list of options, where QEMU requires doubled commas."""
     return str(path).replace(",", ",,")
 
 
 def short_run(command: list[str]) -> str:
-    """What a short run of QEMU says. Raises ToolError where it cannot be started or fails."""
+    """The output of a short run of QEMU. Raises ToolError if it cannot be started or fails."""
     try:
         done = subprocess.run(
             command,
@@ -84,9 +84,9 @@ def short_run(command: list[str]) -> str:
 
 
 def start(command: list[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
-    """QEMU with its console on a pipe and its own messages in `complaints`; it dies with this process.
+    """Start QEMU with its console on a pipe and its own messages in `complaints`; it dies with this process.
 
-    Raises ToolError where it cannot be started.
+    Raises ToolError if it cannot be started.
     """
     prctl = ctypes.CDLL(None).prctl
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a program that starts others, such as make, so that none of them outlives us: not even where we are killed.
+"""Run a program that starts others, such as make, so that none of them outlives this process, even if it is killed.
 
-All of them are one process group. A shell beside them reads from a pipe that we hold and never write to: its end says
-that we are gone, however that came about, and the shell kills the group.
+All of them form one process group. A shell beside them reads from a pipe that this process holds and never writes to:
+end of file means that this process is gone, for whatever reason, and the shell kills the group.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-# the watcher is nobody's child, so that the program does not wait for it, and holds nothing of the output open
+# the watcher is orphaned, so that the program does not wait for it, and keeps none of the output open
 _WATCHED = 'exec 3<&0 </dev/null; ((read -r _ <&3; kill -KILL 0) >/dev/null 2>&1 &); exec 3<&-; exec "$@"'
 
 
 def run_family(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> tuple[int, str]:
-    """The exit code of a program, and what it and those it started said, errors too. It can read nothing.
+    """Run a program; return its exit code, and all output of it and of what it started, including errors. Its input is
+    empty.
 
-    The end is that of the output: whoever is left then is killed, and so is everybody where an exception (Ctrl-C) ends
-    the wait.
-    Raises OSError where it cannot be started; a program that is not there exits with 127.
+    The run ends with the output: processes left then are killed, and so are all if an exception (Ctrl-C) ends the wait.
+    Raises OSError if it cannot be started; a program that does not exist exits with 127.
     """
     pipe, held = os.pipe()
     try:
@@ -36,7 +36,7 @@ def run_family(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> 
             try:
                 said, _ = process.communicate()
             finally:
-                with suppress(ProcessLookupError):  # none of the group is left, not even the watcher
+                with suppress(ProcessLookupError):  # nothing is left of the group, not even the watcher
                     os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, said
     finally:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fills the private prefix from Debian packages, without root and without touching the host.
+"""Fill the private prefix from Debian packages, without root and without touching the host.
 
-Each program gets a wrapper that runs it under the loader and libraries of its own suite. Names without a
-suffix come from the newest release that we list for them; `mkfs.erofs-1.5`, `-1.8` and `-1.9` are the three
-generations that our reader is tested on ('1.9' is sid's: that or newer).
+Each program gets a wrapper that runs it under the loader and libraries of its own suite. Names without a suffix come
+from the newest release that we list for them; `mkfs.erofs-1.5`, `-1.8` and `-1.9` are the three generations with which
+our reader is tested ('1.9' is sid's: that or newer).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BIN_DIRS = ("usr/bin", "usr/sbin", "bin", "sbin", "usr/lib/systemd")
 
 @dataclass(frozen=True, slots=True)
 class ToolSet:
-    """Packages of one suite, and the programs of theirs that get a wrapper (program → names)."""
+    """Packages of one suite, and those of their programs that get a wrapper (program → names)."""
 
     suite: str
     packages: tuple[str, ...]
@@ -75,7 +75,7 @@ SETS = {
         ("nbdkit", "libnbd-bin", "nbd-server"),
         _same("nbdkit", "nbdcopy", "nbdinfo", "nbd-server"),
     ),
-    # its module runs in Debian's Python of the same release (tests/serve has how)
+    # its module runs in Debian's Python of the same release (tests/serve shows how)
     "oracles-nbdsh": ToolSet("trixie", ("python3-libnbd",), {"python3": ("nbd-python3",)}),
     "oracles-web": ToolSet("trixie", ("nginx",), _same("nginx")),
     "oracles-fastboot": ToolSet(
@@ -87,17 +87,17 @@ SETS = {
         _same("sbverify", "sbsign", "osslsigncode", "pesign", "swtpm", "systemd-measure"),
     ),
     "oracles-sid": ToolSet("sid", ("erofs-utils",), {name: (name, f"{name}-1.9") for name in EROFS_TOOLS}),
-    # the module is loaded into the host's own Python: of the oldest release, so that its libc is new enough
+    # the module is loaded into the host's own Python: from the oldest release, so that the host's libc is new enough
     "oracles-token": ToolSet("bookworm", ("softhsm2", "libsofthsm2"), _same("softhsm2-util")),
-    # no wrapper: it starts itself again, so the host's own loader must run it (tests/report has how)
+    # no wrapper: it restarts itself, so the host's own loader must run it (tests/report shows how)
     "oracles-browser": ToolSet("bookworm", ("chromium-headless-shell", "fonts-dejavu-core"), {}),
-    # no wrapper: a Perl script for the host's perl and apt, and an emulator that needs nothing; for one long test
+    # no wrapper: a Perl script for the host's perl and apt, and an emulator without dependencies; for one long test
     "mmdebstrap": ToolSet("bookworm", ("mmdebstrap", "qemu-user-static"), {}),
-    # a machine whose kernel has a USB bus that is not there (dummy_hcd); for one long test, on amd64
+    # a machine whose kernel has a virtual USB bus (dummy_hcd); for one long test, on amd64
     "usb-machine": ToolSet(
         "trixie", ("qemu-system-x86", "linux-image-amd64", "busybox-static"), _same("qemu-system-x86_64")
     ),
-    # no wrappers: Pythons that get environments of their own (tests/other_python.py); the second for a long test
+    # no wrappers: Pythons that get their own environments (tests/other_python.py); the second for a long test
     "oracles-diffoscope": ToolSet("trixie", ("diffoscope-minimal", "python3.13", "libstdc++6"), {}),
     "python-3.14": ToolSet("sid", ("python3.14", "libstdc++6"), {}),
     "oracles-manual": ToolSet("trixie", ("mandoc",), _same("mandoc")),
@@ -109,9 +109,10 @@ ORACLE_SETS = [name for name in SETS if name.startswith("oracles")]
 def fetch_sets(
     names: list[str], mirror_of: Callable[[], Mirror], say: Callable[[str], None]
 ) -> dict[str, dict[str, str]]:
-    """Make sure that the named sets are there; what is there already is not touched and costs no network.
+    """Make sure that the named sets are present; existing ones are not touched and need no network.
 
-    Returns package versions by set. Raises ToolError, MirrorError or SourceError; a set is there whole or not.
+    Returns package versions by set. Raises ToolError, MirrorError or SourceError; a set is present completely or not at
+    all.
     """
     root = prefix()
     root.mkdir(parents=True, exist_ok=True)
@@ -161,7 +162,7 @@ def _install(root: Path, name: str, tools: ToolSet, mirror: Mirror) -> dict[str,
 
 
 def _wrap(prefix_root: Path, root: Path, program: str, name: str) -> None:
-    """Write PREFIX/bin/NAME: the program under root's own loader, libraries, modules and data."""
+    """Write PREFIX/bin/NAME: run the program under root's own loader, libraries, modules and data."""
     real = next((path for d in BIN_DIRS if (path := root / d / program).exists() or path.is_symlink()), None)
     loader = next(
         (p for pattern in ("usr/lib/*/ld-linux*.so.*", "lib/*/ld-linux*.so.*") for p in sorted(root.glob(pattern))),

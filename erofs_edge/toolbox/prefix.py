@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the private prefix is and what is in it. The build itself needs none of this.
+"""The private prefix: where it is and what is in it. The build itself needs none of this.
 
-PREFIX/bin/NAME     wrappers: the program under its own loader and libraries, so that the host's do not matter
+PREFIX/bin/NAME     wrappers: the program under its own loader and libraries, independent of the host's
 PREFIX/roots/SUITE  unpacked packages
-PREFIX/tools.json   {set: {package: version}}, written last: a set that is named there is complete
+PREFIX/tools.json   {set: {package: version}}, written last: a set listed there is complete
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ STAMP = "tools.json"
 
 
 def prefix() -> Path:
-    """EROFS_EDGE_PREFIX, or a folder in the user's cache. Raises ErofsEdgeError where the user has no home."""
+    """EROFS_EDGE_PREFIX, or a folder in the user's cache. Raises ErofsEdgeError if the user has no home."""
     if named := os.environ.get(VARIABLE):
         return Path(named).absolute()
     return user_folder("cache", VARIABLE) / "tools"
 
 
 def installed(root: Path | None = None) -> dict[str, dict[str, str]]:
-    """Versions by set of what has been fetched; empty where nothing has."""
+    """Versions by set of what has been fetched; empty if nothing has."""
     try:
         found: dict[str, dict[str, str]] = json.loads(((root or prefix()) / STAMP).read_text())
     except (OSError, ValueError, RecursionError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of an image as parts of files, and the other way round; which image it is."""
+"""Map blocks of an image to parts of files and back; identify the image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from erofs_edge.verity.blocks import hash_blocks
 
 
 class _Part(NamedTuple):
-    """Bytes [start, end) of the image hold what `use` says."""
+    """Bytes [start, end) of the image contain what `use` says."""
 
     start: int
     end: int
@@ -29,7 +29,7 @@ class _Part(NamedTuple):
 
 
 def image_root_hash(path: Path) -> str:
-    """The root hash (hex) of the hash tree behind an image. Raises FormatError where there is none."""
+    """The root hash (hex) of the hash tree after an image. Raises FormatError if there is none."""
     with Image(path) as image:
         step = image.superblock.block_size
         at = -(-image.superblock.size // step) * step
@@ -37,7 +37,7 @@ def image_root_hash(path: Path) -> str:
         fd = file.fileno()
         sb = superblock.parse(os.pread(fd, superblock.SIZE, at), at)
         levels = sb.levels(at)
-        # the one block at the top; of a single data block that is the data
+        # the single block at the top; with a single data block, that is the data
         place, size = (levels[-1].start * sb.hash_block_size, sb.hash_block_size) if levels else (0, sb.data_block_size)
         top = os.pread(fd, size, place)
     if len(top) < size:
@@ -48,9 +48,9 @@ def image_root_hash(path: Path) -> str:
 def trace_of(
     path: Path, touches: Sequence[tuple[int, int, int]], *, block_size: int, requests: int, bytes_read: int
 ) -> Trace:
-    """What was read of the image at `path`, see `make_trace`, with the names of what was read.
+    """The trace of the image at `path`, see `make_trace`, with the names of what was read.
 
-    Raises FormatError for a file that is no EROFS image with a hash tree.
+    Raises FormatError for a file that is not an EROFS image with a hash tree.
     """
     root_hash = image_root_hash(path)
     with Image(path) as image:
@@ -67,13 +67,13 @@ def trace_of(
 
 
 def files_of(image: Image, reads: Iterable[tuple[int, int]], block_size: int) -> tuple[FileUse, ...]:
-    """What the runs of blocks (first, count) hold of directories, symlinks and files, each once, in their order.
+    """The directories, symlinks and files in the runs of blocks (first, count), each once, in their order.
 
-    A file whose data lies beside its inode is not named: every reader of a neighbour touches it.
+    A file whose data is beside its inode is not listed, because reading any neighbour touches it.
     """
     parts = sorted(_parts(image))
     starts = [part.start for part in parts]
-    # parts of one image do not overlap but for what files share: the longest decides how far to look back
+    # parts of an image only overlap where files share data: the longest determines how far to look back
     longest = max((part.end - part.start for part in parts), default=0)
     found: dict[FileUse, None] = {}
     for first, count in reads:
@@ -85,7 +85,7 @@ def files_of(image: Image, reads: Iterable[tuple[int, int]], block_size: int) ->
 
 
 def _joined(uses: Iterable[FileUse]) -> Iterator[FileUse]:
-    """Neighbours of one file that follow each other, as one."""
+    """Join consecutive parts of the same file."""
     current: FileUse | None = None
     for use in uses:
         if current and use.length and use.path == current.path and current.start + current.length == use.start:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trace as a picture (SVG): the image in rows, coloured by when it was first read. The same trace, the same bytes."""
+"""A trace as a picture (SVG): the image in rows, coloured by the time of the first read. Equal traces give equal
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from erofs_edge.trace.record import Trace
 
 ROWS, COLUMNS = 48, 1024
 STEPS = ("#3b0f70", "#641a80", "#8c2981", "#b73779", "#de4968", "#f7705c", "#fe9f6d", "#fecf92")
-"""from what was read first to what was read last"""
+"""colours from the first read to the last"""
 COLD = "#eeeeee"
 _ROW, _GAP, _LEFT, _TOP, _RIGHT = 14, 3, 110, 64, 24
 
 
 def heat_map(trace: Trace, title: str) -> str:
-    """The picture as text, ending with a newline. A cell has the colour of the earliest of its blocks."""
+    """The picture as text, ending with a newline. A cell has the colour of its earliest block."""
     blocks = max(-(-trace.image_bytes // trace.block_size), 1)
     cell = -(-blocks // (ROWS * COLUMNS))  # blocks of a cell
     columns = min(COLUMNS, blocks)
@@ -52,7 +54,7 @@ def heat_map(trace: Trace, title: str) -> str:
 
 
 def _cells(trace: Trace, cell: int) -> dict[int, str]:
-    """Number of a cell → its colour, of those that were read."""
+    """Number of a cell → its colour, for those that were read."""
     found: dict[int, str] = {}
     for rank, read in enumerate(trace.reads):
         colour = STEPS[rank * len(STEPS) // len(trace.reads)]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trace: the blocks of an image in the order in which they were first read, and how long nothing new was read before.
+"""A trace: the blocks of an image in the order of their first reads, and the time since the previous one.
 
-The form is ours: a JSON object with `format` 1, `kind`, `root_hash` (hex), `image_bytes`, `block_size`, `requests`,
-`bytes_read`, `reads` (rows of microseconds since the row before, first block, blocks) and `files` (rows of path, first
-byte, bytes, in the order of first use; a directory or a symlink has 0 bytes). A path is escaped as in a profile.
+The format is ours: a JSON object with `format` 1, `kind`, `root_hash` (hex), `image_bytes`, `block_size`, `requests`,
+`bytes_read`, `reads` (rows of microseconds since the previous row, first block, blocks) and `files` (rows of path,
+first byte, bytes, in the order of first use; a directory or a symlink has 0 bytes). A path is escaped as in a profile.
 
-A trace belongs to one image, known by its root hash: block numbers mean nothing in another one. The names in `files`
-do, so that the next version of a system can be laid out by the trace of the one before.
+A trace belongs to one image, identified by its root hash: block numbers mean nothing in another one. The names in
+`files` do, so the next version of a system can be laid out by the trace of the previous one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from erofs_edge.writing import beside
 KIND = "erofs-edge trace"
 FORMAT = 1
 SECTOR = 512  # bytes: no block is smaller
-SIZE_MAX = 256 << 20  # bytes of a file that can be a trace
-MERGE = 8  # blocks: a gap that costs less to read than a request of its own
-LONGEST = 256  # blocks of a run that is fetched ahead: others have to wait for it on a slow link
+SIZE_MAX = 256 << 20  # bytes; larger files are not traces
+MERGE = 8  # blocks: reading a gap up to this size costs less than another request
+LONGEST = 256  # maximum blocks of a run fetched ahead: on a slow link others have to wait for it
 
 
 class Read(NamedTuple):
-    """A run of `blocks` blocks that had not been read before. gap: microseconds since the row before."""
+    """A run of `blocks` blocks that had not been read before. gap: microseconds since the previous row."""
 
     gap: int
     first: int
@@ -38,7 +38,7 @@ class Read(NamedTuple):
 
 
 class FileUse(NamedTuple):
-    """Bytes [start, start + length) of a file that a touched block holds; of directories and symlinks, length 0."""
+    """Bytes [start, start + length) of a file that are in a touched block; length 0 for directories and symlinks."""
 
     path: str
     start: int
@@ -46,7 +46,7 @@ class FileUse(NamedTuple):
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """See the module. Sizes in bytes, but for `reads`."""
+    """See the module. Sizes in bytes, except in `reads`."""
 
     kind: str = KIND
     format: int = FORMAT
@@ -60,7 +60,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def blocks(self) -> int:
-        """Blocks that were touched."""
+        """Number of touched blocks."""
         return sum(read.blocks for read in self.reads)
 
     @property
@@ -69,16 +69,16 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return sum(read.gap for read in self.reads) / 1e6
 
     def uses(self) -> tuple[Use, ...]:
-        """As a profile. Raises FormatError for a trace of something that is no EROFS image."""
+        """As a profile. Raises FormatError for a trace of something other than an EROFS image."""
         if not self.files:
             raise FormatError("the trace names no files", hint="record it with 'serve --trace' of an EROFS image")
         return tuple(Use(unescape(f.path), f.start, f.start + f.length if f.length else None) for f in self.files)
 
     def runs(self, *, merge: int = MERGE, longest: int = LONGEST) -> tuple[tuple[int, int], ...]:
-        """Runs of blocks (first, count) that hold all that was touched, by first use: what to fetch ahead.
+        """Runs of blocks (first, count) that cover everything touched, by first use: what to fetch ahead.
 
-        merge    a gap of at most so many blocks is fetched, too, where that saves a request
-        longest  blocks of a run; a longer one is cut
+        merge    gaps of up to this many blocks are fetched as well, if that saves a request
+        longest  maximum blocks of a run; longer ones are split
         """
         ranks: dict[int, int] = {}
         for rank, read in enumerate(self.reads):
@@ -97,7 +97,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return tuple((first, count) for _, first, count in sorted(found))
 
     def belongs_to(self, root_hash: str) -> None:
-        """Raises VerificationError where the trace is of another image."""
+        """Raises VerificationError if the trace is of another image."""
         if root_hash != self.root_hash:
             raise VerificationError(
                 f"the trace is of the image with root hash {self.root_hash}, this one has {root_hash}",
@@ -115,7 +115,7 @@ def make_trace(
     bytes_read: int,
     files: Iterable[FileUse] = (),
 ) -> Trace:
-    """Of (nanoseconds of a clock that only grows, first block, blocks) in the order of the reads."""
+    """Make a trace from (nanoseconds of a monotonic clock, first block, blocks) in the order of the reads."""
     reads, before = [], touches[0][0] if touches else 0
     for at, first, count in touches:
         reads.append(Read(max(at - before, 0) // 1000, first, count))
@@ -132,7 +132,7 @@ def make_trace(
 
 
 def encode(trace: Trace) -> bytes:
-    """The file: a row a line, so that two traces can be compared."""
+    """The file: one row per line, so that traces can be compared."""
     fields = {name: getattr(trace, name) for name in trace.__struct_fields__}
     lines = []
     for name, value in fields.items():
@@ -145,7 +145,7 @@ def encode(trace: Trace) -> bytes:
 
 
 def decode(data: bytes, where: str) -> Trace:
-    """Raises FormatError for what is no trace, or none that could be true."""
+    """Parse a trace. Raises FormatError for anything else, and for inconsistent values."""
     try:
         trace = msgspec.json.decode(data, type=Trace)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -164,12 +164,12 @@ def decode(data: bytes, where: str) -> Trace:
 
 
 def is_trace(data: bytes) -> bool:
-    """Whether a file that could be a profile as well is a trace: a profile has no line with a brace."""
+    """Whether a file that could also be a profile is a trace: no line of a profile contains a brace."""
     return data.lstrip()[:1] == b"{"
 
 
 def read_uses(path: Path) -> tuple[Use, ...]:
-    """What a profile, or a trace in its place, says is used first. Raises SourceError, FormatError."""
+    """What is used first, according to a profile, or to a trace in its place. Raises SourceError, FormatError."""
     try:
         with path.open("rb") as handle:
             start = handle.read(64)
@@ -179,7 +179,7 @@ def read_uses(path: Path) -> tuple[Use, ...]:
 
 
 def read_trace(path: Path) -> Trace:
-    """Raises SourceError where it cannot be read, FormatError for what is no trace."""
+    """Read a trace. Raises SourceError if it cannot be read, FormatError if it is not one."""
     try:
         with path.open("rb") as handle:
             data = handle.read(SIZE_MAX + 1)
@@ -191,7 +191,7 @@ def read_trace(path: Path) -> Trace:
 
 
 def write_trace(trace: Trace, path: Path) -> None:
-    """Beside and renamed. Raises ErofsEdgeError where it cannot be written."""
+    """Write it beside its place and rename it. Raises ErofsEdgeError if it cannot be written."""
     try:
         with beside(path, "the trace") as temporary:
             temporary.write_bytes(encode(trace))

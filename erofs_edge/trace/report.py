@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trace tells: how much was read, in how many runs, of what, and where nothing new was read for long."""
+"""Evaluate a trace: how much was read, in how many runs, of what, and where the long gaps without new reads were."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from erofs_edge.erofs.regions import KINDS, map_image
 from erofs_edge.trace.record import Trace
 
 GAPS = 5
-"""of the longest that a report names"""
+"""number of the longest gaps in a report"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Sizes in bytes.
+    """The evaluation of a trace. Sizes in bytes.
 
-    runs          first reads that did not go on where the one before had ended
+    runs          first reads that did not continue where the previous one had ended
     runs_sorted   runs of the same blocks if they were read in the order of the image
-    order_broken  steps back over all steps from run to run, 0 for an image that lies as it is read
-    kinds         kind of region → bytes touched of it; {} without the image
+    order_broken  backward steps divided by all steps from run to run; 0 for an image laid out in reading order
+    kinds         kind of region → bytes touched; {} without the image
     """
 
     root_hash: str
@@ -49,17 +49,17 @@ class Report:
 
     @property
     def share(self) -> float:
-        """Of the image that was touched, 0 to 1."""
+        """Share of the image that was touched, 0 to 1."""
         return self.touched_bytes / self.image_bytes if self.image_bytes else 0.0
 
     @property
     def amplification(self) -> float:
-        """Bytes that were sent for each byte that was touched; 1 where nothing was sent twice."""
+        """Bytes sent per byte touched; 1 if nothing was sent twice."""
         return self.bytes_read / self.touched_bytes if self.touched_bytes else 1.0
 
 
 def report(trace: Trace, image: Image | None = None) -> Report:
-    """`image` is the one that the trace belongs to; check that first. Raises ErofsFormatError."""
+    """Evaluate a trace. `image` must be the one that it belongs to: check that first. Raises ErofsFormatError."""
     touched = [block for read in trace.reads for block in range(read.first, read.first + read.blocks)]
     starts = [b.first for a, b in pairwise(trace.reads) if a.first + a.blocks != b.first]
     runs = len(starts) + bool(trace.reads)

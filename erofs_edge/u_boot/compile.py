@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile a locked U-Boot, once for each set of inputs; what comes out holds no key and no boot script.
+"""Compile a locked U-Boot, once for each set of inputs; the result contains no key and no boot script.
 
-Those are in the device tree behind it (`boot/loader.py`), so that one compilation serves every key. The inputs are
-Debian's source and patches, our configuration and patches, the compiler's packages and how they are called: their
-hash is the name under which the result is cached. The same inputs give the same bytes in any folder.
+Those are in the device tree that follows it (`boot/loader.py`), so one compilation serves every key. The inputs are
+Debian's source and patches, our configuration and patches, the compiler's packages and how they are called; their hash
+is the name under which the result is cached. The same inputs give the same bytes in any folder.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from erofs_edge.writing import scratch_folder
 
 HERE = Path(__file__).parent
 RECIPE = 1
-"""of what this file does: raised where it would give other bytes"""
+"""version of the procedure in this file: raised when it gives other bytes"""
 EPOCH = 1_700_000_000
-"""seconds since 1970, the time that U-Boot says it was compiled at"""
+"""seconds since 1970, the compilation time that U-Boot reports"""
 KINDS = ("qemu_arm64", "rpi_arm64")
 """U-Boot's own names of the boards: configs/NAME_defconfig"""
 COMMON = "locked.config"
 FLASHING = "flashing-qemu_arm64"
-"""a U-Boot that has its disk written over the network: it is loaded into memory, and never a part of a build"""
+"""a U-Boot whose disk is written over the network: it is loaded into memory, and never part of a build"""
 UEFI = "uefi-qemu_arm64"
-"""a locked U-Boot that is UEFI firmware, for QEMU's machine: `seed.fill` puts its keys in"""
+"""a locked U-Boot that acts as UEFI firmware, for QEMU's machine: `seed.fill` puts its keys in"""
 _RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {kind: (kind, (COMMON, f"{kind}.config")) for kind in KINDS}
 _RECIPES[FLASHING] = ("qemu_arm64", ("flashing.config", "qemu_arm64.config"))
 _RECIPES[UEFI] = ("qemu_arm64", (COMMON, "qemu_arm64.config", "uefi.config"))
@@ -53,7 +53,9 @@ class Compiled(msgspec.Struct, array_like=True):
 
 
 def fragments(kind: str) -> tuple[Path, ...]:
-    """Configuration laid over U-Boot's own for that kind of board. Raises ManifestError for an unknown one."""
+    """Configuration fragments for that kind of board, applied over U-Boot's own. Raises ManifestError for an unknown
+    one.
+    """
     if kind not in _RECIPES:
         raise ManifestError(f"U-Boot cannot be built for '{kind}'", hint=f"there are: {', '.join(KINDS)}")
     return tuple(HERE / name for name in _RECIPES[kind][1])
@@ -77,9 +79,9 @@ def compiled(kind: str, cache: Cache, *, lock: Lock | None = None, fresh: bool =
     """The locked U-Boot of a kind of board, from the cache or compiled now (about two minutes on two processors).
 
     lock   of the compiler's packages; None: the pinned one
-    fresh  compile even where the result is known, and leave the cache as it is
+    fresh  compile even if the result is cached, and leave the cache unchanged
 
-    Raises ToolError where it does not compile, MirrorError where something cannot be fetched.
+    Raises ToolError if it does not compile, MirrorError if something cannot be downloaded.
     """
     lock = lock if lock is not None else pinned()
     key = input_digest(kind, lock)
@@ -93,7 +95,7 @@ def compiled(kind: str, cache: Cache, *, lock: Lock | None = None, fresh: bool =
             if kind == UEFI:
                 seed.put(source)
         except PackagesGoneError as error:
-            # no lock of the user's says which they are, so that locking again would not help
+            # they are not in any lock of the user's, so locking again would not help
             error.hint = f"U-Boot is compiled from pinned packages: name an archive that keeps them in {VARIABLE}"
             raise
         objects = build(source, root, f"{_RECIPES[kind][0]}_defconfig", fragments(kind))
@@ -105,7 +107,7 @@ def compiled(kind: str, cache: Cache, *, lock: Lock | None = None, fresh: bool =
 
 
 def build(source: Path, root: Path, defconfig: str, laid_over: tuple[Path, ...]) -> Path:
-    """Configure and compile; the folder of the objects. Raises ToolError with what was said last."""
+    """Configure and compile; return the folder of the objects. Raises ToolError with the last output."""
     where = libraries(root)
     loader = next(iter(where.glob("ld-linux*.so.*")))
     host = f"gcc --sysroot={root} -Wl,--dynamic-linker={loader} -Wl,-rpath={where}"
@@ -133,7 +135,7 @@ def build(source: Path, root: Path, defconfig: str, laid_over: tuple[Path, ...])
 
 
 def not_taken(config: str, laid_over: list[str]) -> list[str]:
-    """Lines of fragments that a .config does not hold: Kconfig drops silently what it does not like. Of two lines for
+    """Lines of fragments that are missing from a .config: Kconfig silently drops what does not fit. Of two lines for
     one option the last counts."""
     wanted: dict[str, str] = {}
     for text in laid_over:

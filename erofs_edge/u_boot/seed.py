@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The place for UEFI variables in a compiled U-Boot, so that one compilation serves every key.
+"""The place for UEFI variables in a compiled U-Boot, which lets one compilation serve every key.
 
-U-Boot takes variables in at build time alone (CONFIG_EFI_VARIABLES_PRESEED, lib/efi_loader/efi_var_seed.S): a file
-that its linker puts between its constants. Ours is as long as the room for it, and whole: one variable, a PK that no
-certificate is in. So a U-Boot whose place nobody has filled has secure boot on and starts nothing.
+U-Boot only accepts variables at build time (CONFIG_EFI_VARIABLES_PRESEED, lib/efi_loader/efi_var_seed.S): a file that
+its linker puts between its constants. Ours is as long as the available room, and valid: it has one variable, a PK
+without a certificate. So a U-Boot whose place has not been filled has secure boot on and starts nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from erofs_edge.errors import CapacityError, FormatError
 NAME = "erofs-edge.var"
 """CONFIG_EFI_VAR_SEED_FILE in uefi.config, below the source"""
 SIZE = 16 << 10
-"""bytes of room, of which four certificates of RSA-4096 take about half"""
+"""bytes of room, about half of which four RSA-4096 certificates take"""
 _MAGIC = 0x0161566966456255
 _PLATFORM = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
-"""EFI_GLOBAL_VARIABLE, whose PK is"""
+"""EFI_GLOBAL_VARIABLE, the vendor of PK"""
 _ATTRIBUTES = 0x27
 _TEXT = b"no certificate of erofs-edge's is in here yet. "
 
@@ -34,7 +34,7 @@ def blank() -> bytes:
 
 
 def put(source: Path) -> None:
-    """The file at both places below U-Boot's source where it is looked for: by make, and by the assembler."""
+    """Put the file in both places below U-Boot's source where it is looked for: by make, and by the assembler."""
     for folder in (source, source / "include"):
         (folder / NAME).write_bytes(blank())
 
@@ -42,7 +42,7 @@ def put(source: Path) -> None:
 def fill(program: bytes, variables: bytes) -> bytes:
     """The program with a file of variables (`boot/u_boot_vars.py`) in their place.
 
-    Raises FormatError where the program has no place that is blank, CapacityError where the variables do not fit.
+    Raises FormatError if the program has no blank place, CapacityError if the variables do not fit.
     """
     room = blank()
     if program.count(room) != 1:

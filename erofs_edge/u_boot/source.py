@@ -30,12 +30,12 @@ ARCHIVES = tuple(
 
 
 def unpack(folder: Path, cache: Cache, patch: Path, ours: Sequence[Path] = ()) -> Path:
-    """The patched source in `folder`; its top directory.
+    """Unpack the patched source in `folder`; return its top directory.
 
     patch  the program that applies patches
-    ours   patches laid over Debian's
+    ours   patches applied after Debian's
 
-    Raises MirrorError where an archive cannot be had, SourceError where a patch does not apply.
+    Raises MirrorError if an archive cannot be downloaded, SourceError if a patch does not apply.
     """
     for path in fetch(ARCHIVES, host_mirror, cache).values():
         with tarfile.open(path) as archive:

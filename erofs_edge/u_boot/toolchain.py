@@ -2,7 +2,7 @@
 """The compiler: Debian packages, pinned by toolchain.lock, unpacked into the private prefix.
 
 PREFIX/roots/cross-ID is a file system of its own whose programs start under their own loader and libraries; ID is the
-lock's hash. Nothing is installed, and the host lends a shell, sed, awk and Python.
+lock's hash. Nothing is installed; the host supplies a shell, sed, awk and Python.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ PACKAGES = (
     "uuid-dev",
 )  # fmt: skip
 FOLDERS = ("bin", "lib/gcc", "lib/gcc-cross", "libexec/gcc", "libexec/gcc-cross", "aarch64-linux-gnu/bin")
-"""below usr, where programs are"""
+"""folders of programs, below usr"""
 
 
 def pinned() -> Lock:
-    """The lock that came with this package."""
+    """The lock shipped with this package."""
     return load_lock(LOCK)
 
 
 def resolved() -> Lock:
-    """A lock of what the mirror has today."""
+    """A lock of the mirror's current packages."""
     with open_apt(host_mirror(), SUITE, ARCH) as apt:
         packages, date = apt.closure(PACKAGES), apt.release_date()
     asked = {GROUP: sorted(PACKAGES)}
@@ -47,7 +47,7 @@ def resolved() -> Lock:
 
 
 def lock_digest(lock: Lock) -> str:
-    """SHA-256, in hex, of the packages in a lock, whatever their date."""
+    """SHA-256, in hex, of the packages in a lock, regardless of its date."""
     rows = sorted(f"{package.name} {package.version} {package.sha256}" for package in lock.packages[GROUP])
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
@@ -55,7 +55,7 @@ def lock_digest(lock: Lock) -> str:
 def toolchain(lock: Lock, cache: Cache) -> Path:
     """The root folder with the compiler of a lock, unpacked on first use.
 
-    Raises ToolError on a host that cannot run it, PackagesGoneError where the mirror has dropped a package.
+    Raises ToolError on a host that cannot run it, PackagesGoneError if the mirror has dropped a package.
     """
     root = prefix() / "roots" / f"cross-{lock_digest(lock)[:16]}"
     if root.is_dir():
@@ -79,7 +79,7 @@ def toolchain(lock: Lock, cache: Cache) -> Path:
         try:
             unpacked.rename(root)
         except OSError:
-            if not root.is_dir():  # else another process was first
+            if not root.is_dir():  # otherwise another process was first
                 raise
     return root
 
@@ -115,7 +115,7 @@ def _wrap_all(unpacked: Path, final: Path) -> None:
 
 
 def _wrap(paths: Iterable[Path], loader: str, there: Path, unpacked: Path, final: Path) -> None:
-    """In the place of each dynamic program a script that starts it under its own loader and libraries."""
+    """Replace each dynamic program by a script that starts it under its own loader and libraries."""
     for path in paths:
         if path.is_symlink() or not path.is_file() or path.name.startswith(".") or ".so" in path.name:
             continue

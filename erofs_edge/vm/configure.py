@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A set of packages configured by its own scripts, once: what came of it is cached under the packages' hashes.
+"""Configure a set of packages by its own scripts, once: the result is cached under the packages' hashes.
 
-The key covers every package, the machine's kernel, busybox and first process, and the time that its clock shows. What
-the host is, how fast, and whether it emulates, does not reach the files.
+The key covers every package, the machine's kernel, busybox and first process, and the time on its clock. The host, its
+speed, and whether it emulates, do not influence the files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INDEX, DATA = "configured-index-1", "configured-data"
 VARIABLE = "EROFS_EDGE_SCRIPT_TIMEOUT"
 PATIENCE = 600.0
 TOTAL = 2700.0
-"""seconds for all packages together, less than what the cache takes for the age of a forgotten file"""
+"""seconds for all packages together, below the age at which the cache treats a file as abandoned"""
 ROOM = 2 << 30
 """bytes that scripts may add"""
 PIECE = 64 << 10
@@ -45,8 +45,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the machine is made of: .deb of the kernel and of busybox-static, the architecture, the clock (seconds since
-    1970)."""
+    """What the machine is made of: .deb files of the kernel and of busybox-static, the architecture, the clock (seconds
+    since 1970)."""
 
     arch: str
     kernel: Path
@@ -55,7 +55,7 @@ class Machine:
 
 
 class Configured(msgspec.Struct, array_like=True):
-    """What the machine made. `makers`: absolute path → the package whose scripts changed it last."""
+    """The machine's result. `makers`: absolute path → the package whose scripts changed it last."""
 
     sha256: str
     members: list[Member]
@@ -91,13 +91,14 @@ def configure_packages(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Configured, Path]:
-    """What the packages' scripts make of them, and the archive that holds the files. `packages` are those in `debs`.
+    """Run the packages' scripts and return the result, with the archive that contains the files. `packages` are those
+    in `debs`.
 
-    fresh     run the machine even where the result is known, and keep the old one
-    progress  is called with (packages configured so far, all packages)
+    fresh     run the machine even if the result is cached, and keep the old one
+    progress  called with (packages configured so far, all packages)
 
-    Raises SourceError naming the package whose script fails or hangs, with what it said; ToolError where QEMU is
-    missing or the machine fails.
+    Raises SourceError naming the package whose script fails or hangs, with its output; ToolError if QEMU is missing or
+    the machine fails.
     """
     key = cache_key(debs, machine, cache)
     archive = cache.derived_path(DATA, key if not fresh else f"{key}-again")
@@ -119,7 +120,7 @@ def _taken(archive: Path, transcript: Transcript) -> Configured:
         stored = max((m.start + -(-_stored(m) // 512) * 512 for m in members if _stored(m)), default=0)
         if not stored:
             raise SourceError("the machine for maintainer scripts sent back no files")
-        # headers may follow the last content: keep what is there up to the marker of the end
+        # headers may follow the last content: keep everything up to the end marker
         end = stored
         file.seek(end)
         while (block := file.read(512)) and any(block):
@@ -176,7 +177,9 @@ def _temporary(folder: Path) -> IO[bytes]:
 def _follow(
     command: list[str], complaints: IO[bytes], transcript: Transcript, limit: float, progress: Progress, total: int
 ) -> None:
-    """Run QEMU until it ends. Raises what `hung` makes where a package takes longer than `limit` s, or all TOTAL s."""
+    """Run QEMU until it ends. Raises the error from `hung` if a package takes longer than `limit` seconds, or all of
+    them TOTAL seconds.
+    """
     qemu = start(command, complaints)
     assert qemu.stdout is not None  # noqa: S101  asked for with PIPE
     last = began = time.monotonic()

@@ -22,12 +22,12 @@ from erofs_edge.tree import BytesContent, FileTree, Inode
 
 MODULES = ("virtio_blk",)
 GUEST = Path(__file__).with_name("guest.sh")
-"""the first process of the machine: what it does is part of what the result depends on"""
+"""the first process of the machine: the result depends on its text"""
 KVM = Path("/dev/kvm")
 KERNEL_WORDS = "panic=-1 loglevel=0 mitigations=off nokaslr"
-"""on the kernel's command line. An address space of random layout (KASLR) makes arm64 keep page tables of its own for
-programs, each system call then changes both: half of what a script costs under emulation, and more than half of the
-machine's start. What runs in there is torn down with it and has nothing to hide from anybody in there."""
+"""on the kernel's command line. Address space randomization (KASLR) makes arm64 keep separate page tables for user
+space, and each system call then switches both: half of a script's cost under emulation, and more than half of the boot
+time. Everything that runs there is discarded with the machine and has nothing to hide from the rest"""
 BASE_MEMORY = 768 << 20
 """bytes for kernel, initramfs, programs and caches"""
 
@@ -37,7 +37,7 @@ class Kind:
     """A machine that runs an architecture's programs.
 
     hosts      platform.machine() of hosts whose processors run them too
-    emulated   QEMU's -cpu where they do not: the cheapest to emulate that runs Debian
+    emulated   QEMU's -cpu on other hosts: the cheapest to emulate that runs Debian
     """
 
     program: str
@@ -48,11 +48,11 @@ class Kind:
 
 
 KINDS = {"arm64": Kind("qemu-system-aarch64", "virt", "cortex-a72", "ttyAMA0", ("aarch64", "arm64"))}
-"""by Debian's word for the architecture"""
+"""by Debian's name of the architecture"""
 
 
 def kind_of(arch: str) -> Kind:
-    """Raises SourceError where there is no machine for an architecture."""
+    """The kind of machine for an architecture. Raises SourceError if there is none."""
     if arch not in KINDS:
         raise SourceError(
             f"maintainer scripts of {arch} cannot be run", hint=f"there are machines for {', '.join(KINDS)}"
@@ -70,9 +70,9 @@ def arguments(
 ) -> list[str]:
     """QEMU's arguments, without the program.
 
-    disks   by serial number; the one called 'input' is read only
+    disks   by serial number; the one called 'input' is read-only
     memory  bytes
-    epoch   seconds since 1970: what the machine's clock says when it starts; it stands still while the machine does
+    epoch   seconds since 1970: the time on the machine's clock when it starts; the clock stops while the machine does
     """
     cpu = ["-accel", "kvm", "-accel", "tcg", "-cpu", "max"]
     if not accelerated(kind):
@@ -92,13 +92,13 @@ def arguments(
 
 
 def memory_for(tree: FileTree) -> int:
-    """Bytes of memory in which a tree can be configured: it lives there, and scripts add to it."""
+    """Bytes of memory for configuring a tree: it is kept in memory, and scripts add to it."""
     pages = sum(-(-inode.size // 4096) * 4096 + 1024 for _, inode in tree.walk())
     return BASE_MEMORY + pages * 3 // 2
 
 
 def initramfs(kernel: KernelModules, busybox: FileTree, preinsts: Sequence[Package], *, epoch: int) -> bytes:
-    """busybox, the modules for the disks, guest.sh and its plan. Raises SourceError where one is missing."""
+    """busybox, the modules for the disks, guest.sh and its plan. Raises SourceError if one is missing."""
     program = busybox.get("usr/bin/busybox", follow=True)
     if program is None or not program.is_file:
         raise SourceError("the package busybox-static holds no usr/bin/busybox")

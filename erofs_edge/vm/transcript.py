@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine says, line by line: which package is being configured, since when, and how it ended.
+"""Interpret the machine's output line by line: which package is being configured, since when, and how it ended.
 
-dpkg's own words come from its --status-fd (dpkg(1)): "processing: configure: NAME" before a package's scripts run.
+dpkg's own messages come from its --status-fd (dpkg(1)): "processing: configure: NAME" before a package's scripts run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from erofs_edge.errors import SourceError, ToolError
 
 KEPT = 12
-"""lines of a script that are repeated in an error"""
+"""lines of a script that are quoted in an error"""
 LONGEST = 400
 """characters of a line that are kept"""
 SAID = re.compile(r"(\d+\.\d+) (.*)")
@@ -30,9 +30,9 @@ WORDS = {"preinst": "preinst script", "configure": "postinst script", "trigproc"
 class Transcript:
     """The state of a run.
 
-    moments   (seconds since 1970 on the machine's clock, package) for each time that a package's scripts began to run
+    moments   (seconds since 1970 on the machine's clock, package) for each time that a package's scripts started
     seen      packages that dpkg has begun to configure
-    result    what the machine said at last; "" so far
+    result    the machine's final message; "" so far
     """
 
     moments: list[tuple[float, str]] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Transcript:
     _lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     def see(self, line: str) -> bool:
-        """Take a line of the console; whether it says that the work went on."""
+        """Process a line of the console; return whether it shows progress."""
         if clock := CLOCK.match(line):
             self._offset = float(clock[1]) - float(clock[2])
             return True
@@ -63,7 +63,7 @@ class Transcript:
                 self.seen.add(self.package)
             self._lines.clear()
             return True
-        if self._failed:  # what dpkg goes on to do is no word of the script
+        if self._failed:  # dpkg's later output is not the script's
             self._code = self._code or ((code := EXIT.match(text)) is not None and code[1]) or ""
             return False
         if status := STATUS.match(text):
@@ -75,11 +75,11 @@ class Transcript:
 
     @property
     def last_lines(self) -> list[str]:
-        """What was said since the last package's turn, the newest lines of it."""
+        """The newest lines of the output since the last package's turn."""
         return list(self._lines)
 
     def check(self) -> None:
-        """Raises SourceError naming the package where its script failed, ToolError where the machine did."""
+        """Raises SourceError naming the package if its script failed, ToolError if the machine did."""
         word, _, rest = self.result.partition(" ")
         if word == "ok":
             return
@@ -93,7 +93,7 @@ class Transcript:
         raise ToolError(f"the machine for maintainer scripts {rest if rest else 'ended too early'}{self._said()}")
 
     def hung(self, seconds: float) -> SourceError | ToolError:
-        """The error for a machine that has said nothing new for too long."""
+        """The error for a machine without new output for too long."""
         if not self.package:
             return ToolError(f"the machine for maintainer scripts did not start within {seconds:.0f} s{self._said()}")
         return self.failure(self.package, f"has not ended after {seconds:.0f} s")
