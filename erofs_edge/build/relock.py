@@ -23,7 +23,7 @@ ORIGINS = "origins.json"
 
 
 def valid(folder: Path) -> Path | None:
-    """The folder, if locks are in it and each still stands in for the file that it was made from."""
+    """The folder, if it contains locks and each still replaces the file that it was made from."""
     try:
         origins = json.loads((folder / ORIGINS).read_text())
         if origins and all(_hash(Path(path)) == digest for path, digest in origins.items()):
@@ -34,9 +34,9 @@ def valid(folder: Path) -> Path | None:
 
 
 def lock_again(board_path: Path, folder: Path, mirror: Mirror, cache: Cache, system: Path | None = None) -> list[str]:
-    """Lock the board and its manifests into the folder; what changed, a line a lock, for the user to read.
+    """Lock the board and its manifests into the folder; return the changes for the user, one line per lock.
 
-    `system` is a manifest that takes the place of the board's own.
+    `system` is a manifest to use instead of the board's own.
     """
     notes = []
     origins = {}
