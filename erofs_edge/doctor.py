@@ -76,7 +76,7 @@ def _modules() -> Iterator[Finding]:
     if missing:
         yield Finding("Python packages", "build", False, f"missing: {', '.join(missing)}", BOOTSTRAP)
     else:
-        yield Finding("Python packages", "build", True, f"all {len(MODULES)} there")
+        yield Finding("Python packages", "build", True, f"all {len(MODULES)} installed")
 
 
 def _codec() -> Iterator[Finding]:
@@ -96,7 +96,7 @@ def _codec() -> Iterator[Finding]:
     except (ErofsEdgeError, ImportError, OSError) as error:
         yield _failed("codec", "build", error, BOOTSTRAP)
         return
-    yield Finding("codec", "build", True, f"{', '.join(good)} give the known answers{''.join(bad)}")
+    yield Finding("codec", "build", True, f"{', '.join(good)} pass their self-tests{''.join(bad)}")
 
 
 def _mirror() -> Iterator[Finding]:
@@ -198,7 +198,7 @@ def _writable_folder(name: str, folder: Path, variable: str) -> Iterator[Finding
     if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
         yield Finding(name, "build", True, str(folder))
     else:
-        yield Finding(name, "build", False, f"{there} cannot be written", f"export {variable}=a-folder-of-yours")
+        yield Finding(name, "build", False, f"{there} is not writable", f"export {variable}=a-folder-of-yours")
 
 
 def _existing(folder: Path) -> Path:

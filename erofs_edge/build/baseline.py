@@ -53,8 +53,8 @@ def layout_notes(inputs: Inputs, made: ErofsInfo, tree: FileTree) -> list[str]:
     notes = []
     if made.changed_blocks is not None:
         notes.append(
-            f"{made.changed_blocks} of the {made.blocks} blocks of the file system are not as in the baseline,"
-            f" {made.free_blocks} are free for later images"
+            f"{made.changed_blocks} of the {made.blocks} blocks of the file system differ from the baseline,"
+            f" {made.free_blocks} are left free for later images"
         )
     if made.unmatched:
         notes.append(f"{made.unmatched} of the profile's paths do not exist in this system")

@@ -83,7 +83,7 @@ def gather(
         raise system.error(
             "kind",
             f"{system.value.system} is of kind '{system.value.kind}': a partition of a board holds a whole system",
-            hint=f"erofs-edge build {system.path} makes an image of it; `layers` of a system bring it along",
+            hint=f"erofs-edge build {system.path} makes an image of it; `layers` of a system includes it",
         )
     if system.value.arch != board.value.arch:
         raise system.error("arch", f"the system is for {system.value.arch}, the board for {board.value.arch}")
@@ -122,7 +122,7 @@ def gather_layers(system: Loaded[System], locks: Path | None = None) -> tuple[Lo
         layer, pointer = load_system(path), f"layers.{index}"
         value = layer.value
         if value.kind == "system":
-            raise system.error(pointer, f"{value.system} is a whole system", hint="say its `kind`: sysext, app, …")
+            raise system.error(pointer, f"{value.system} is a whole system", hint="set its `kind`: sysext, app, …")
         if (value.suite, value.arch) != (system.value.suite, system.value.arch):
             raise system.error(pointer, f"{value.system} is {value.suite} for {value.arch}")
         if value.system in found:

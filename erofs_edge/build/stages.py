@@ -138,16 +138,17 @@ class Made:
         numbers may shift."""
         report = self.system.report
         notes = [
-            f"{note.package}: {note.script} has not been reviewed; its effects are missing" for note in report.unknown
+            f"{note.package}: {note.script} has not been reviewed, so its effects are missing"
+            for note in report.unknown
         ]
         notes += [
-            f"{note.package}: {note.script} has changed since it was reviewed; what was known of it took effect"
+            f"{note.package}: {note.script} has changed since it was reviewed; its known effects were applied"
             for note in report.changed
         ]
         notes += [f"{one} matches nothing in this system" for one in report.unmatched]
         return notes + [
-            f"{account}: a maintainer script made it, and its number may be another one in a later image; name it under"
-            " `users:` or `groups:` and lock again to pin it"
+            f"{account}: a maintainer script made it, and its id may change in a later image; to pin it, name it under"
+            " `users:` or `groups:` and run erofs-edge lock"
             for account in report.unpinned
         ]
 

@@ -329,15 +329,15 @@ class Comparison:
             say(f"{len(self._files[''])} of the paths belong to no package, {self._blocks.get('', 0)} blocks")
         stamps = [change for change in self.report.changes[self._before :] if change.what == "mtime"]
         if stamps:
-            say(f"{len(stamps)} paths have another time")
+            say(f"{len(stamps)} paths have a different time")
         if tally.moved:
             say(
-                f"{len(tally.moved)} files with the same content lie elsewhere: {tally.moved_blocks} blocks differ by"
+                f"{len(tally.moved)} files with the same content have moved: {tally.moved_blocks} blocks differ by"
                 " placement alone"
             )
         if tally.recoded:
             say(
-                f"{len(tally.recoded)} files with the same content are stored otherwise (codec, level, pcluster,"
+                f"{len(tally.recoded)} files with the same content are stored differently (codec, level, pcluster,"
                 f" fragment): {tally.recoded_blocks} blocks"
             )
 

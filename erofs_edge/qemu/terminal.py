@@ -43,7 +43,7 @@ def terminal(
             chosen = scratch.next_slot()
         wiring = Wiring(image, snapshot=disk is None, serial="mon:stdio", forwards=forwards, reboot=True)
         command = machine_command(board, built, emulator, folder, wiring)
-        kept = f"changes are kept in {disk}" if disk else "changes to the disk are dropped at the end"
+        kept = f"changes are kept in {disk}" if disk else "changes to the disk are discarded at the end"
         say(f"QEMU {emulator.version_text}, slot {chosen}. Ctrl-A X quits; {kept}.")
         try:
             code = subprocess.run(command, check=False).returncode

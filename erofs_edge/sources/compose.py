@@ -100,7 +100,7 @@ def lay_certificate(loaded: Loaded[System], certificate: bytes, tree: FileTree) 
     for index, path in enumerate(loaded.value.signer_certificate):
         here = tree.get(path)
         if here is not None and not here.is_file:
-            raise loaded.error(f"signer_certificate.{index}", f"{path} is no file that could be replaced")
+            raise loaded.error(f"signer_certificate.{index}", f"{path} is not a file that could be replaced")
         _add(tree, path, BytesContent(certificate))
 
 
@@ -175,7 +175,7 @@ def _hidden(layer: Layer, tree: FileTree) -> list[str]:
     if not paths:
         return []
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return [f"layer {layer.name} hides of the system: {', '.join(paths[:3])}{more}"]
+    return [f"layer {layer.name} hides these files of the system: {', '.join(paths[:3])}{more}"]
 
 
 def _equal(one: Inode, two: Inode) -> bool:

@@ -74,7 +74,7 @@ def apply_rules(
         chosen = [inode for path, inode in laid if matches(path)]
         if not chosen:
             kind = pointer.partition(".")[0].removesuffix("s")
-            raise loaded.error(f"{here}.match", f"no path of the {kind} is like {rule.match!r}")
+            raise loaded.error(f"{here}.match", f"no path of the {kind} matches {rule.match!r}")
         for inode in chosen:
             if rule.owner is not None:
                 owners[id(inode)] = (rule.owner, f"{here}.owner")

@@ -130,9 +130,9 @@ def configured(
     if unknown:
         raise loaded.error(
             "packages",
-            f"it is not known what these maintainer scripts do: {', '.join(map(str, unknown))}",
-            hint="`configure: scripts` runs them in a machine of their own; `harmless_scripts` names packages whose"
-            " scripts may be left out",
+            f"the effects of these maintainer scripts are unknown: {', '.join(map(str, unknown))}",
+            hint="run them in QEMU with `configure: scripts`, or list packages whose scripts can be ignored in"
+            " `harmless_scripts`",
         )
     return tree, report
 
@@ -175,7 +175,7 @@ def set_entry(loaded: Loaded[System], pointer: str, tree: FileTree, entry: Entry
         )
     same = old is not None and stat.S_IFMT(old.mode) == kind and entry.type in ("file", "directory")
     if changes_only and not same:
-        raise loaded.error(f"{pointer}.path", f"{entry.path} is not a regular file", hint="say its `type`")
+        raise loaded.error(f"{pointer}.path", f"{entry.path} is not a regular file", hint="give its `type`")
     node = old if same and old is not None else _new(loaded, pointer, tree, entry)
     if entry.text is not None:
         node.content = BytesContent(entry.text.encode())

@@ -92,7 +92,7 @@ def test_images_lie_where_the_device_looks_for_them(
 ) -> None:
     tree = system_tree()
     notes = compose(gather(TOOL, CONF, APP), tmp_path, tree)
-    assert notes == ["layer tool hides of the system: /usr/bin/tool"]
+    assert notes == ["layer tool hides these files of the system: /usr/bin/tool"]
     top = "usr/lib/erofs-edge/layers"
     for path, name in (
         (f"{top}/sysext/tool.raw", "tool"),

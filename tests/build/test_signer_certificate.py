@@ -70,5 +70,5 @@ def test_rauc_takes_a_bundle_of_who_signs_the_system_and_no_other(tmp_path: Path
 def test_a_directory_is_not_replaced(tmp_path: Path) -> None:
     tree = FileTree()
     tree.directory("etc/rauc")
-    with pytest.raises(ManifestError, match="/etc/rauc is no file that could be replaced"):
+    with pytest.raises(ManifestError, match="/etc/rauc is not a file that could be replaced"):
         lay_certificate(manifest(tmp_path, "/etc/rauc"), b"", tree)

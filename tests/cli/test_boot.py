@@ -117,7 +117,7 @@ def test_the_terminal(fake: FakeQemu, capfd: pytest.CaptureFixture[str]) -> None
     result = boot("--slot", "b", "--forward", "2222:22")
     assert result.exit_code == 0, result.output
     assert "hello from the machine" in capfd.readouterr().out
-    assert "slot b. Ctrl-A X quits; changes to the disk are dropped" in result.stderr
+    assert "slot b. Ctrl-A X quits; changes to the disk are discarded" in result.stderr
     command = " ".join(fake.calls[-1])
     assert "-serial mon:stdio" in command
     assert "hostfwd=tcp:127.0.0.1:2222-:22" in command

@@ -150,7 +150,7 @@ def test_rules_give_owners_modes_and_attributes(tmp_path: Path, build: Build) ->
     assert found[b"/opt/bin/lib"] == (0o755, 0, 0, {})
     assert found[b"/opt/bin/link"] == (0o777, 0, 0, {})
     assert found[b"/opt/etc/conf"] == (0o644, 0, 9, {})
-    with pytest.raises(ManifestError, match="no path of the source is like '/nowhere'") as caught:
+    with pytest.raises(ManifestError, match="no path of the source matches '/nowhere'") as caught:
         build("sources:\n  - directory: a\n    rules: [{match: /nowhere, mode: '0600'}]\n")
     assert caught.value.where == f"{tmp_path}/m.yaml:4:14"
 

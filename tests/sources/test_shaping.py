@@ -77,7 +77,7 @@ overlay:
 
 
 def test_a_rule_that_matches_nothing(build: Build) -> None:
-    with pytest.raises(ManifestError, match=r"m\.yaml:2:\d+: no path of the overlay is like '/etc/nothing'"):
+    with pytest.raises(ManifestError, match=r"m\.yaml:2:\d+: no path of the overlay matches '/etc/nothing'"):
         build("overlay: [{from: over, rules: [{match: /etc/nothing, mode: '0600'}]}]\n")
 
 
