@@ -125,11 +125,15 @@ def verify(
         one_file = place if fec_device is None and hashes is None and isinstance(place, Path) else None
         raise VerificationError(_complaint(found, files), where=where, hint=_advice(found, repairable, one_file))
     if wrong:
-        raise VerificationError(
-            f"{wrong} byte(s) of parity are wrong; the image itself is intact",
-            where=str(fec_device),
-            hint="rebuild the parity with erofs-edge verity repair",
-        )
+        raise _wrong_parity(wrong, fec_device)
+
+
+def _wrong_parity(count: int, device: Path | None) -> VerificationError:
+    return VerificationError(
+        f"{count} byte(s) of parity are wrong; the image itself is intact",
+        where=str(device),
+        hint="rebuild the parity with erofs-edge verity repair",
+    )
 
 
 @verity.command("repair")
