@@ -57,14 +57,14 @@ class Made:
         sign_release(self.signer, certificate, self.out / "release.json")
 
 
-def make_build(out: Path, signer: KeySigner) -> Made:
-    """Two slots, a system of three files, a signed FIT."""
+def make_build(out: Path, signer: KeySigner, more: bytes = b"1") -> Made:
+    """Two slots, a system of three files, one of which holds `more`, a signed FIT."""
     out.mkdir()
     source = FileTree()
     for name, data in {
         "etc/os-release": b"ID=edge\n",
         "usr/bin/tool": os.urandom(0) + bytes(range(256)) * 900,
-        "v": b"1",
+        "v": more,
     }.items():
         source.add(name, Inode(stat.S_IFREG | 0o644, content=BytesContent(data)))
     system = out / "system.img"

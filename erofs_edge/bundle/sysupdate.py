@@ -17,13 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from erofs_edge.build.discoverable import write_discoverable
 from erofs_edge.build.record import read_release
 from erofs_edge.bundle.content import default_version
 from erofs_edge.disk import gpt
 from erofs_edge.disk.sparse import sparse_sha256
-from erofs_edge.errors import SourceError, UsageError
+from erofs_edge.errors import FormatError, SourceError, UsageError
 from erofs_edge.writing import beside, new_file, write_exactly
 
 SUMS = "SHA256SUMS"
@@ -43,12 +44,13 @@ def write_transfers(
     version  ordered as systemd does (0.20 after 0.9); by default `default_version`
     keep     versions that a device keeps
 
-    Raises UsageError for a version or address that cannot stand in a definition, SourceError for a folder whose sums
-    cannot be read, ErofsEdgeError where `out` holds no build.
+    Raises UsageError for a version or address that cannot stand in a definition, and for a version that the folder has
+    of another system; SourceError for a folder whose sums cannot be read, ErofsEdgeError where `out` holds no build.
     """
     name, version = _names(out, url, version)
     folder.mkdir(parents=True, exist_ok=True)
     sums = _sums(folder / SUMS)
+    _refuse_other(out, folder, name, version)
     made = _write_files(out, folder, name, version, form)
     definitions = folder / DEFINITIONS
     definitions.mkdir(exist_ok=True)
@@ -70,6 +72,31 @@ def write_flat(
     name, version = _names(out, url, version)
     made = _write_files(out, out, name, version, form)
     return made, _write_definitions(out, name, url, form, keep)
+
+
+def _refuse_other(out: Path, folder: Path, name: str, version: str) -> None:
+    """Devices never take a version a second time: those that have one would stay with it."""
+    own, image = str(UUID(str(read_release(out)["system"]["root_hash"])[:32])), folder / f"{name}_{version}.raw"
+    there = {path: path.name.split("_")[-1].partition(".")[0] for path in folder.glob(f"{name}_{version}_*.root.raw")}
+    if image.exists():
+        there[image] = _root_guid(image) or own
+    for path, guid in there.items():
+        if guid != own:
+            raise UsageError(
+                f"version {version} of another system is there already: devices that have it would not take this one",
+                where=str(path),
+                hint="--version NEWER, or lock the packages again",
+            )
+
+
+def _root_guid(image: Path) -> str | None:
+    """That of a discoverable image's first partition, which follows from the root hash; None for a damaged image."""
+    try:
+        with image.open("rb") as source:
+            table = gpt.decode(lambda at, length: os.pread(source.fileno(), length, at), image.stat().st_size, 512)
+        return str(table.partitions[0].guid)
+    except (FormatError, IndexError, OSError):
+        return None
 
 
 def _write_files(out: Path, folder: Path, name: str, version: str, form: Form) -> list[Path]:

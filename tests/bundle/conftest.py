@@ -23,7 +23,18 @@ def owner() -> KeySigner:
 @pytest.fixture
 def built(tmp_path: Path, owner: KeySigner) -> Made:
     """A build of its own for each test."""
-    made = make_build(tmp_path / "build", owner)
+    return build_into(tmp_path / "build", owner)
+
+
+@pytest.fixture
+def another(tmp_path: Path, owner: KeySigner) -> Made:
+    """Of the same name and locks, with another system."""
+    return build_into(tmp_path / "another", owner, b"of another system")
+
+
+def build_into(folder: Path, owner: KeySigner, more: bytes = b"1") -> Made:
+    """A small build, signed again with these words in its record."""
+    made = make_build(folder, owner, more)
     record = json.loads((made.out / "release.json").read_text())
     record["board"], record["arch"] = "made", "arm64"
     record["system"]["name"], record["sign"]["rollback_index"] = "made-system", 7

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from killed import kills_leave_nothing
 from made_build import Made
 
-from erofs_edge.bundle.sysupdate import write_flat, write_transfers
+from erofs_edge.bundle.sysupdate import Form, write_flat, write_transfers
 from erofs_edge.cli.bundle import bundle as command
 from erofs_edge.disk import gpt
 from erofs_edge.disk.ddi import TYPE_ROOT, TYPE_SIGNATURE, TYPE_VERITY
@@ -139,6 +139,18 @@ def test_what_is_refused(built: Made, tmp_path: Path) -> None:
     (tmp_path / "w/SHA256SUMS").write_text("x  ../y\n")
     with pytest.raises(SourceError, match="not a line of sha256sum"):
         write_transfers(built.out, tmp_path / "w", url="https://u.example")
+
+
+@pytest.mark.parametrize("form", ["image", "partitions"])
+def test_a_version_is_that_of_one_system(form: Form, built: Made, another: Made, tmp_path: Path) -> None:
+    web, url = tmp_path / "web", "https://u.example"
+    write_transfers(built.out, web, url=url, form=form, version="1")
+    write_transfers(built.out, web, url=url, form=form, version="1")
+    before = {path.name: path.read_bytes() for path in web.iterdir() if path.is_file()}
+    with pytest.raises(UsageError, match="version 1 of another system is there"):
+        write_transfers(another.out, web, url=url, form=form, version="1")
+    assert {path.name: path.read_bytes() for path in web.iterdir() if path.is_file()} == before
+    write_transfers(another.out, web, url=url, form=form, version="2")
 
 
 def test_the_command(built: Made, tmp_path: Path) -> None:
