@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from erofs_edge.boot.fdt import MAGIC as FDT_MAGIC
-from erofs_edge.build.record import RELEASE
+from erofs_edge.build.record import RELEASE, read_release
 from erofs_edge.build.signing import ROOT_HASH_SIGNATURE, VERITY_SIGNATURE
 from erofs_edge.errors import ErofsEdgeError, UsageError, VerificationError
 from erofs_edge.positions import READ
@@ -65,14 +66,27 @@ def verify_path(
         _check_sigstore(path, policy, verdict)
     if path.is_dir():
         _refuse(signature, "the folder of a build")
-        verify_output(path, key, verdict, jobs=jobs)
-        return verdict
+        if (image := _image_of_extension(path)) is None:
+            verify_output(path, key, verdict, jobs=jobs)
+            return verdict
+        path = image
     fd = os.open(path, READ)
     try:
         _verify_file(fd, name or path.name, path, key, verdict, signature, jobs)
     finally:
         os.close(fd)
     return verdict
+
+
+def _image_of_extension(out: Path) -> Path | None:
+    """The image in the output folder of a sysext, confext, portable service or app: it carries its signature itself,
+    and the record beside it adds nothing. None where this is no such folder."""
+    with suppress(ErofsEdgeError):
+        record = read_release(out)
+        if "kind" in record and "board" not in record:
+            image = out / f"{Path(str(record.get('name'))).name}.raw"
+            return image if image.is_file() else None
+    return None
 
 
 def _verify_file(

@@ -16,6 +16,8 @@ from erofs_edge.erofs.read import Image
 from erofs_edge.errors import CapacityError, ManifestError
 from erofs_edge.manifest.load import load_system, lock_path, save_lock
 from erofs_edge.manifest.model import Lock, LockedPackage
+from erofs_edge.trust.signer import open_signer
+from erofs_edge.verify.path import verify_path
 
 Build = Callable[..., BuildResult]
 UNIT = "[Service]\nExecStart=/usr/bin/hello\n[Install]\nWantedBy=multi-user.target\n"
@@ -71,6 +73,19 @@ def test_systemd_takes_each_kind(
     assert not use or f"✓ {use}" in said
     assert "signed" in said and "root-verity-sig" in said
     assert result.record["kind"] == kind and result.record["files"]["hello.raw"]["size"] == image.stat().st_size
+
+
+def test_verify_of_the_folder_checks_the_image_in_it(build: Build, tmp_path: Path) -> None:
+    build(f"kind: sysext\n{OVER}")
+    key = open_signer("dev:dev")
+    verdict = verify_path(tmp_path / "out", key)
+    assert verdict.ok, verdict.failed
+    assert "hello: file system" in [check.what for check in verdict.checks]
+    image = tmp_path / "out/hello.raw"
+    raw = bytearray(image.read_bytes())
+    raw[(1 << 20) + 5000] ^= 1
+    image.write_bytes(raw)
+    assert not verify_path(tmp_path / "out", key).ok
 
 
 def tree_of(image: Path, tmp_path: Path) -> dict[str, str]:
