@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds whose system image is laid out by an older one, or by what is used first: what fits, and what came of it."""
+"""Builds whose system image follows the layout of an older one or an order of first use: checks and results."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from erofs_edge.tree import FileTree
 
 
 def check_baseline(inputs: Inputs) -> None:
-    """Raises ManifestError where the baseline lies in the output folder of a build for another board."""
+    """Raises ManifestError if the baseline lies in the output folder of a build for another board."""
     loaded = inputs.system.loaded
     if loaded.value.erofs.baseline is None:
         return
     folder = image_of(Path(loaded.value.erofs.baseline)).parent
     if not (folder / RELEASE).is_file():
-        return  # an image alone, which the writer looks at
+        return  # a bare image, which the writer checks
     board = read_release(folder).get("board")
     if board != inputs.board.value.board:
         raise ManifestError(
@@ -35,7 +35,7 @@ def check_baseline(inputs: Inputs) -> None:
 
 
 def layout_record(inputs: Inputs, made: ErofsInfo) -> dict[str, Any]:
-    """For release.json: SHA-256 of baseline and profile, as far as there are any, and what came of them in blocks."""
+    """For release.json: SHA-256 of baseline and profile, if given, and the resulting figures in blocks."""
     asked = inputs.system.loaded.value.erofs
     record: dict[str, Any] = {}
     if asked.baseline is not None:
@@ -49,7 +49,7 @@ def layout_record(inputs: Inputs, made: ErofsInfo) -> dict[str, Any]:
 
 
 def layout_notes(inputs: Inputs, made: ErofsInfo, tree: FileTree) -> list[str]:
-    """What a user who asked for a layout, or for rules of compression, wants to know of it."""
+    """Notes for a user who asked for a layout or for compression rules."""
     notes = []
     if made.changed_blocks is not None:
         notes.append(

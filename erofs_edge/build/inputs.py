@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that a build's bytes depend on, gathered and given one digest.
+"""Gather everything that a build's bytes depend on, and compute one digest of it.
 
-The digest covers the resolved manifests, their locks, the files of overlays and sources, the public key and the
-version of our own formats. Equal digests mean equal outputs, so that an unchanged build has nothing to do.
+The digest covers the resolved manifests, their locks, the files of overlays and sources, the public key and the version
+of our own formats. Equal digests mean equal outputs, so a build with an unchanged digest has nothing to do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from erofs_edge.sources.debian.lock import check_lock
 from erofs_edge.sources.directory import entries
 
 FORMAT_VERSION = 17
-"""of the bytes that a build makes: any change to them in this project raises it (codec pins included)"""
+"""version of the output bytes: raised by every change to them in this project (codec pins included)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """lock: the board's own. system: what is in the partition `partition`, with the `layers` that come with it. epoch:
-    seconds since 1970, the one time of the build: the newest date of the locks."""
+    """lock: the board's own. system: what goes into the partition `partition`, with the `layers` that come with it.
+    epoch: seconds since 1970, the only time in the build: the newest date of the locks."""
 
     board: Loaded[Board]
     lock: Lock
@@ -62,11 +62,12 @@ def gather(
     baseline: Path | None = None,
     profile: Path | None = None,
 ) -> Inputs:
-    """Load a board, its manifests and their locks; a lock in the folder `locks` wins over the one beside its file.
+    """Load a board, its manifests and their locks; a lock in the folder `locks` takes precedence over the one beside
+    its file.
 
-    `system_path` is a manifest that takes the place of the board's own; `baseline` and `profile` take that of the
-    system's `erofs.baseline` and `erofs.profile`.
-    Raises ManifestError where one is missing, wrong, or made for another list of packages.
+    `system_path` is a manifest to use instead of the board's own; `baseline` and `profile` replace the system's
+    `erofs.baseline` and `erofs.profile`.
+    Raises ManifestError if one is missing, wrong, or was made for another list of packages.
     """
     board = load_board(board_path)
     partitions = board.value.disk.partitions
@@ -94,29 +95,29 @@ def gather(
 
 
 def compatible(board: str, system: str) -> str:
-    """What a device and an update for it both say that they are, by the names of a board and a system.
+    """The compatibility string of a device and of its updates, from the names of a board and a system.
 
-    A bundle for other hardware, or of a system that the device is not, says something else and is refused.
+    A bundle for other hardware or another system has a different one and is refused.
     """
     return f"{board}-{system}"
 
 
 def _for_board(loaded: Loaded[System], board: Board) -> Loaded[System]:
-    """A manifest with the variables that follow from the board that it is built for; its own of these names win."""
+    """A manifest with the variables that follow from its board; variables set in the manifest take precedence."""
     system = loaded.value
     known = {"BOARD": board.board, "COMPATIBLE": compatible(board.board, system.system)}
     return replace(loaded, value=msgspec.structs.replace(system, variables=known | system.variables))
 
 
 def _lay_out(system: Loaded[System], **paths: Path | None) -> Loaded[System]:
-    """The system with other files that its layout follows. Only their content, not their name, is in the digest."""
+    """The system with other layout files. Only their content is in the digest, not their names."""
     given = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
     erofs = msgspec.structs.replace(system.value.erofs, **given)
     return replace(system, value=msgspec.structs.replace(system.value, erofs=erofs))
 
 
 def gather_layers(system: Loaded[System], locks: Path | None = None) -> tuple[Locked, ...]:
-    """The manifests of a system's `layers` with their locks. Raises ManifestError where one does not fit the system."""
+    """The manifests of a system's `layers` with their locks. Raises ManifestError if one does not fit the system."""
     found: dict[str, Locked] = {}
     for index, path in enumerate(system.value.layers):
         layer, pointer = load_system(path), f"layers.{index}"
@@ -132,7 +133,7 @@ def gather_layers(system: Loaded[System], locks: Path | None = None) -> tuple[Lo
 
 
 def lock_of(loaded: Loaded[Board] | Loaded[System], folder: Path | None = None) -> Lock:
-    """The lock of a board or a manifest: in `folder`, else beside it. Raises ManifestError where it does not fit."""
+    """The lock of a board or a manifest: in `folder`, else beside it. Raises ManifestError if it does not fit."""
     path = lock_path(loaded.path)
     if folder is not None:
         inside = lock_in(folder, loaded.path, board=isinstance(loaded.value, Board))
@@ -143,7 +144,7 @@ def lock_of(loaded: Loaded[Board] | Loaded[System], folder: Path | None = None) 
 
 
 def digest(inputs: Inputs, public_key: bytes) -> str:
-    """SHA-256, in hex, over everything that can reach an output byte."""
+    """SHA-256, in hex, over everything that can influence an output byte."""
     parts: list[object] = [FORMAT_VERSION, __version__, hashlib.sha256(public_key).hexdigest()]
     parts += [inputs.board.digest, inputs.system.loaded.digest, loader_digest(inputs.board.value)]
     parts += [hashlib.sha256(lock_bytes(lock)).hexdigest() for lock in (inputs.lock, inputs.system.lock)]
@@ -175,7 +176,7 @@ def host_paths(system: System) -> list[Path]:
 
 
 def _files(top: Path) -> Iterator[tuple[str, str, str]]:
-    """(path below top in hex, kind, digest or target) of what a source on the host holds, in byte order."""
+    """(path below top in hex, kind, digest or target) for everything in a source on the host, in byte order."""
     if top.is_dir():
         yield from ((path.hex(), kind, value.hex()) for path, kind, value, _ in entries(top))
         return

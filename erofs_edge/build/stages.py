@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a build, one function each: plain values in, files in a work folder and plain values out."""
+"""The stages of a build, one function each: they take plain values and leave files in a work folder and plain
+values.
+"""
 
 from __future__ import annotations
 
@@ -72,19 +74,19 @@ Step = Callable[[str], AbstractContextManager[Progress]]
 
 
 def quiet(_label: str) -> AbstractContextManager[Progress]:
-    """Stages that nobody watches."""
+    """A Step that reports nothing."""
     return nullcontext(lambda done, total: None)
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all stages of one build are made with.
+    """What all stages of one build share.
 
-    work    the folder that outputs are made in
-    cache   packages, and what was made of them
+    work    the folder in which outputs are made
+    cache   packages, and what was made from them
     signer  of everything that is signed
-    step    is told of each stage
-    jobs    threads (never changes a byte); None: one more than there are processors
+    step    announces each stage
+    jobs    number of threads (never changes a byte); None: one more than the number of processors
     compression_cache  False: compress everything anew
     """
 
@@ -98,7 +100,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Debs:
-    """The .deb of the kernel; package name → .deb of the others, by what they are for."""
+    """The .deb of the kernel; and package name → .deb for the others, by purpose."""
 
     system: dict[str, Path]
     kernel: Path
@@ -134,8 +136,8 @@ class Made:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should read: package scripts of unknown effect, globs that match nothing, accounts whose
-        numbers may shift."""
+        """Notes for the user: package scripts of unknown effect, globs that match nothing, accounts whose numbers
+        may change."""
         report = self.system.report
         notes = [
             f"{note.package}: {note.script} has not been reviewed, so its effects are missing"
@@ -154,7 +156,7 @@ class Made:
 
 
 def fetch_debs(inputs: Inputs, cache: Cache, step: Step) -> Debs:
-    """Every package that the locks name, fetched where it is not cached, all hashes checked."""
+    """Every package that the locks name, fetched unless cached, with all hashes checked."""
     system, loaded = inputs.system.lock.packages["system"], inputs.system.loaded
     wanted: dict[str, LockedPackage] = {p.sha256: p for group in inputs.lock.packages.values() for p in group}
     wanted |= {p.sha256: p for p in system}
@@ -168,7 +170,7 @@ def fetch_debs(inputs: Inputs, cache: Cache, step: Step) -> Debs:
 
 
 def make_system(inputs: Inputs, debs: Debs, bench: Bench, compose: Compose = lambda tree: None) -> SystemImage:
-    """system.img: the manifest's tree and the board's kernel modules as EROFS, dm-verity and parity appended.
+    """Make system.img: the manifest's tree and the board's kernel modules as EROFS, with dm-verity and parity appended.
 
     compose  puts the images of the manifest's layers into the tree
     """
@@ -210,7 +212,9 @@ def make_system(inputs: Inputs, debs: Debs, bench: Bench, compose: Compose = lam
 
 @contextmanager
 def parity_meanwhile(system: SystemImage, bench: Bench) -> Iterator[None]:
-    """Append the parity of a system image while the block goes on; it is there when the block has ended well."""
+    """Append the parity of a system image while the block runs; it is complete when the block has ended without
+    error.
+    """
     if (fec := system.fec) is None:
         yield
         return
@@ -234,18 +238,18 @@ def _rule(rule: ManifestRule) -> CompressionRule:
 
 
 def erofs_options(inputs: Inputs) -> WriteOptions:
-    """What the manifest says of the file system, for the board's kernel (by its package's version).
+    """The manifest's file system options, for the board's kernel (by its package's version).
 
-    Raises ManifestError where that kernel cannot mount it, or for values that make no sense together.
+    Raises ManifestError if that kernel cannot mount it, or for contradictory values.
     """
     (kernel,) = inputs.lock.packages["kernel"]
     return write_options(inputs.system.loaded, inputs.epoch, kernel.version)
 
 
 def check_kernel_config(inputs: Inputs, options: WriteOptions, tree: FileTree, kernel: FileTree) -> None:
-    """Raises ManifestError where the configuration that lies in the kernel's package leaves out what the image needs.
+    """Raises ManifestError if the configuration in the kernel's package leaves out what the image needs.
 
-    Nothing is known of kernels whose packages have no /boot/config-VERSION.
+    Not checked for kernels whose packages have no /boot/config-VERSION.
     """
     boot = kernel.get("boot")
     texts = [node.content for name, node in (boot.children.items() if boot else ()) if name.startswith(b"config-")]
@@ -285,8 +289,8 @@ def write_options(loaded: Loaded[System], epoch: int, kernel: str | None) -> Wri
 
 
 def make_boot(inputs: Inputs, debs: Debs, system: SystemImage, bench: Bench) -> BootOutputs | UefiOutputs:
-    """boot.fit with the root hash inside and signed; u-boot.bin; the files of the firmware partition. Or, with UEFI
-    firmware, systemd-boot and a kernel image for each slot, and the emulated machine's firmware."""
+    """Make boot.fit with the root hash inside, signed; u-boot.bin; the files of the firmware partition. Or, with UEFI
+    firmware, systemd-boot and a kernel image per slot, and the emulated machine's firmware."""
     if inputs.board.value.boot.uefi is not None:
         with bench.step("boot images"):
             return _make_uefi(inputs, debs, system, bench)
@@ -330,8 +334,8 @@ def _make_start(inputs: Inputs, debs: Debs, system: SystemImage, bench: Bench, s
 
 
 def _vbmeta(inputs: Inputs, system: SystemImage, bench: Bench) -> Vbmeta | None:
-    """What the initramfs checks of the board's vbmeta partitions. Raises SignaturesMissingError before the certificate
-    that carries the key into the kernel has been signed."""
+    """What the initramfs checks of the board's vbmeta partitions. Raises SignaturesMissingError as long as the
+    certificate that carries the key into the kernel has not been signed."""
     board, certificate = inputs.board.value, bench.work / CERTIFICATE
     if not vbmeta_names(board):
         return None
@@ -370,7 +374,7 @@ def _make_uefi(inputs: Inputs, debs: Debs, system: SystemImage, bench: Bench) ->
 
 
 def make_disk(inputs: Inputs, system: SystemImage, boot: BootOutputs | UefiOutputs, bench: Bench) -> DiskLayout:
-    """disk.img: every partition in its place, the same content in both slots, slot state fresh."""
+    """Make disk.img: every partition in its place, the same content in all slots, slot state fresh."""
     board, work = inputs.board.value, bench.work
     seed = hashlib.sha256(b"erofs-edge disk" + board.board.encode() + system.verity.root_hash).digest()
     contents: dict[str, Path] = {}
@@ -405,7 +409,7 @@ def make_disk(inputs: Inputs, system: SystemImage, boot: BootOutputs | UefiOutpu
 
 
 def _largest(name: str, inputs: Inputs, system: SystemImage) -> list[tuple[str, int]]:
-    """The largest files of a system partition, for the message that says it is too full."""
+    """The largest files of a system partition, for the message that it is too full."""
     if name.rpartition("_")[0] != inputs.partition and name != inputs.partition:
         return []
     sizes = [(path.decode(errors="replace"), inode.size) for path, inode in system.tree.walk() if inode.is_file]
