@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that systemd-sysupdate takes versions from: files, SHA256SUMS, and the definitions of the transfers.
+"""A folder from which systemd-sysupdate takes versions: files, SHA256SUMS, and the transfer definitions.
 
-Two forms. `image`: one discoverable disk image, which becomes a file of the device (systemd-nspawn, portable services,
-extensions); its root hash is signed inside. `partitions`: file system, hash tree and signed root hash, each into an
-empty partition of its type, on disks whose partitions are named after versions. Boards of ours name partitions after
-slots, and what starts them looks for those names: they are updated by `flash` or RAUC, not by this.
+Two forms. `image`: one discoverable disk image, which becomes a file on the device (systemd-nspawn, portable services,
+extensions); its root hash is signed inside. `partitions`: file system, hash tree and signed root hash, each written to
+an empty partition of its type, on disks whose partitions are named after versions. Our boards name partitions after
+slots, and their boot chain looks for those names: they are updated by `flash` or RAUC, not by this.
 
 Source: sysupdate.d(5) of systemd 257; @v stands for the version, @u for a partition's UUID.
 """
@@ -30,7 +30,7 @@ from erofs_edge.writing import beside, new_file, write_exactly
 SUMS = "SHA256SUMS"
 DEFINITIONS = "sysupdate.d"
 Form = Literal["image", "partitions"]
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.~^+-]{0,63}")  # no '_', which ends it in our names
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.~^+-]{0,63}")  # without '_', which ends the version in our file names
 _KINDS = ("root", "root-verity", "root-verity-sig")
 _COPY = 4 << 20  # bytes
 
@@ -65,9 +65,9 @@ def write_transfers(
 def write_flat(
     out: Path, *, url: str, form: Form = "image", version: str | None = None, keep: int = 3
 ) -> tuple[list[Path], list[Path]]:
-    """Into the folder of the build itself, which has sums of its own: a release. Its files and the definitions.
+    """Write files and definitions into the folder of the build itself, which has its own sums: a release.
 
-    As `write_transfers`, which says what is raised; `url` is where devices find the newest release.
+    Raises as `write_transfers`; `url` is where devices find the newest release.
     """
     name, version = _names(out, url, version)
     made = _write_files(out, out, name, version, form)
@@ -100,7 +100,7 @@ def _root_guid(image: Path) -> str | None:
 
 
 def _write_files(out: Path, folder: Path, name: str, version: str, form: Form) -> list[Path]:
-    """What devices install of the build in `out`, into a folder."""
+    """Write what devices install of the build in `out` into a folder."""
     image = folder / f"{name}_{version}.raw"
     write_discoverable(out, image)
     if form == "image":
@@ -111,7 +111,7 @@ def _write_files(out: Path, folder: Path, name: str, version: str, form: Form) -
 
 
 def _names(out: Path, url: str, version: str | None) -> tuple[str, str]:
-    """Name and version of the build in `out`. Raises UsageError for words that cannot stand in a definition."""
+    """Name and version of the build in `out`. Raises UsageError for text that a definition cannot contain."""
     check_address(url)
     record = read_release(out)
     name, version = str(record["system"]["name"]), version or default_version(record)
@@ -129,17 +129,17 @@ def check_address(url: str) -> None:
 
 
 def _is_address(url: str) -> bool:
-    """Whether a device can be given this to ask: a host that can be one, or a folder of its own."""
+    """Whether a device can use this address: a possible host, or a folder of its own."""
     try:
         parts = urlsplit(url)
         host = parts.hostname if parts.port != 0 else None
-    except ValueError:  # a bracket alone, a port that is no number
+    except ValueError:  # an unmatched bracket, a port that is not a number
         return False
     return re.fullmatch(r"(https?|file)://[!-~]+", url) is not None and bool(host or parts.scheme == "file")
 
 
 def _sums(path: Path) -> dict[str, str]:
-    """The sums that are there. Raises SourceError for a line that is none."""
+    """The existing sums. Raises SourceError for a malformed line."""
     found = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         match = re.fullmatch(r"([0-9a-f]{64})  ([^/]+)", line)
@@ -150,7 +150,7 @@ def _sums(path: Path) -> dict[str, str]:
 
 
 def _partitions(image: Path, place: Callable[[str, str], Path]) -> list[Path]:
-    """The partitions of a discoverable image as files, what starts the system last."""
+    """The partitions of a discoverable image as files, the one that makes the system bootable last."""
     made = []
     with image.open("rb") as source:
         table = gpt.decode(lambda at, length: os.pread(source.fileno(), length, at), image.stat().st_size, 512)
@@ -165,7 +165,7 @@ def _partitions(image: Path, place: Callable[[str, str], Path]) -> list[Path]:
 
 
 def _write_definitions(folder: Path, name: str, url: str, form: Form, keep: int) -> list[Path]:
-    """The definitions as files of a folder, each whole at every moment: devices may be asking for them."""
+    """Write the definitions to a folder, each replaced atomically: devices may be reading them."""
     texts = _definitions(name, url, form, keep)
     for file, text in texts.items():
         with beside(folder / file, "a definition") as path:
@@ -174,8 +174,8 @@ def _write_definitions(folder: Path, name: str, url: str, form: Form, keep: int)
 
 
 def _definitions(name: str, url: str, form: Form, keep: int) -> dict[str, str]:
-    """File name → definition. Files are checked by SHA256SUMS; its OpenPGP signature, which is not ours to make, is not
-    asked for: the signed root hash inside vouches for the content."""
+    """File name → definition. Files are checked by SHA256SUMS. Its OpenPGP signature, which we cannot make, is not
+    required: the signed root hash inside covers the content."""
     head = "# SPDX-License-Identifier: Apache-2.0\n[Transfer]\nVerify=no\n\n[Source]\nType=url-file\n"
     if form == "image":
         target = f"[Target]\nType=regular-file\nPath=/var/lib/machines\nMatchPattern={name}_@v.raw\n"

@@ -91,9 +91,9 @@ class BlankSignature(bytes):
 
 
 def sign(signer: Signer, data: bytes) -> bytes:
-    """The signature over data's SHA-256, checked with the public key before anybody sees it; a blank one is passed on.
+    """Sign data's SHA-256 and check the signature with the public key before returning it.
 
-    Raises VerificationError where the signer made something else, ErofsEdgeError where it failed.
+    Raises VerificationError if the signer returned something else, ErofsEdgeError if it failed.
     """
     digest = hashlib.sha256(data).digest()
     signature = signer.sign_digest(digest)
