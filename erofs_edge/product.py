@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Your own product: a folder with a board that extends a stock one, its system, its files and locks.
+"""A product of your own: a folder with a board that extends a stock one, its system, its files and locks.
 
-It builds as it is, since the locks of the stock board and manifest pin everything it needs so far.
+It builds as it is, because the locks of the stock board and manifest pin everything that it needs so far.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """`files` are paths relative to the folder, sorted."""
+    """files are paths below the folder, sorted."""
 
     folder: Path
     board: Path
@@ -34,10 +34,10 @@ class Product:
 
 
 def make_product(folder: Path, *, board: str, system: str | None = None) -> Product:
-    """Create a product in a new folder, whose name becomes the product's. `board` and `system` name stock ones.
+    """Make a product in a folder of its own, whose name it takes. `board` and `system` name stock ones.
 
-    Nothing is left behind on failure. Raises UsageError for an invalid name, an unknown board or system, or a folder
-    that is not empty.
+    Nothing is left behind after a failure. Raises UsageError for an invalid name, an unknown board or system, or a
+    folder that is not empty.
     """
     name = folder.absolute().name
     if not NAME.fullmatch(name):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two EROFS images: superblock, every inode, every content, and where the data lies."""
+"""Compare two EROFS images: superblocks, every inode, every content, and where the data is."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from erofs_edge.names import fsdecode
 
 PATHS_SHOWN = 20
 WINDOW = 4 << 20
-"""bytes of a content that are decoded and compared at once"""
+"""bytes of a content decoded and compared at once"""
 _FORM = itemgetter(*(Extent._fields.index(name) for name in Extent._fields if name not in ("address", "inline")))
-"""what must be equal of two extents besides the bytes themselves, wherever these lie"""
+"""what must be equal in two extents besides the bytes themselves, wherever they are"""
 _SAID = itemgetter(*(DiskInode._fields.index(name) for name in ("mode", "uid", "gid", "mtime_ns", "nlink")))
 _DEVICES = stat.S_IFCHR, stat.S_IFBLK
 _DECODED = (Kind.FRAGMENT, Kind.ROTATED)  # only their decoded contents can be compared
@@ -46,7 +46,7 @@ _FOLLOWS = {
 
 @dataclass(slots=True)
 class Side:
-    """One of the two images, read once: path → inode, and the extents of an inode when asked for."""
+    """One of the two images, read once: path → inode, and the extents of an inode on demand."""
 
     image: Image
     entries: dict[bytes, DiskInode]
@@ -62,14 +62,14 @@ class Side:
         return found
 
     def first_name(self, path: bytes, inode: DiskInode) -> bytes:
-        """The first path of the same inode: hard links are equal where these are."""
+        """The first path of the same inode: if these are equal, so are the hard links."""
         return self.first_names.get(inode.nid, path)
 
 
 @dataclass(slots=True)
 class Tally:
-    """Files whose content is equal and whose bytes in the image are elsewhere (`moved`) or others (`recoded`); blocks
-    are those of the new image that differ in place for it."""
+    """Files whose content is equal but whose bytes in the image are elsewhere (`moved`) or different (`recoded`);
+    blocks are those of the new image that differ in place because of them."""
 
     moved: list[bytes] = field(default_factory=list)
     moved_blocks: int = 0
@@ -78,7 +78,7 @@ class Tally:
 
 
 def compare_images(old: Path, new: Path, report: Report) -> None:
-    """Add what differs between two EROFS images. Raises ErofsFormatError where one breaks the format."""
+    """Add the differences of two EROFS images. Raises ErofsFormatError if one is malformed."""
     with Image(old, verify_checksum=False) as one, Image(new, verify_checksum=False) as other:
         sides = _side(one), _side(other)
         blocks = Blocks(old, new, one.superblock.size, other.superblock.size, other.superblock.block_size)
@@ -99,7 +99,7 @@ def _side(image: Image) -> Side:
 
 
 class Comparison:
-    """One walk over two images. Contents that are damaged are told as changes; damaged metadata ends it."""
+    """One walk over two images. Damaged contents are reported as changes; damaged metadata ends it."""
 
     def __init__(self, old: Side, new: Side, blocks: Blocks, report: Report) -> None:
         self.old, self.new, self.blocks, self.report = old, new, blocks, report
@@ -111,7 +111,7 @@ class Comparison:
         self._blocks: dict[str, int] = {}
 
     def run(self) -> None:
-        """Compare everything, then say it in sentences."""
+        """Compare everything, then summarize it in sentences."""
         one, other = self.old.entries, self.new.entries
         for path in sorted(one.keys() | other.keys()):
             before, after = one.get(path), other.get(path)
@@ -202,7 +202,7 @@ class Comparison:
         self._add(path, after, change)
 
     def _same(self, path: bytes, before: DiskInode, after: DiskInode) -> bool:
-        """Equal contents of equal size; what the bytes in the image say is taken where it decides."""
+        """Whether contents of equal size are equal; the bytes in the image are used if they decide it."""
         if self._comparable and before.size and self._same_moved(path, before, after):
             return True
         one, other = self.old.extents(before), self.new.extents(after)
@@ -221,7 +221,7 @@ class Comparison:
         return True
 
     def _same_plain(self, path: bytes, one: Extent, other: Extent) -> bool:
-        """As `_same`, of a content that stands in one piece as it is."""
+        """As `_same`, for content stored uncompressed in one piece."""
         same = self._same_bytes(one.address, other.address, one.length)
         if same and one.address != other.address:
             self.tally.moved.append(path)
@@ -229,7 +229,7 @@ class Comparison:
         return same
 
     def _same_moved(self, path: bytes, before: DiskInode, after: DiskInode) -> bool:
-        """Whether the file is one whose data has moved as a whole, byte for byte; the tally is kept then."""
+        """Whether the file's data has moved as a whole, byte for byte; if so, it is tallied."""
         shift = shift_of(self.old.image, self.new.image, before, after)
         if shift is None:
             return False
@@ -246,7 +246,7 @@ class Comparison:
         return True
 
     def _same_stored(self, one: list[Extent], other: list[Extent]) -> bool:
-        """Whether the stored bytes of a file prove its two contents equal; neighbours are compared at once."""
+        """Whether the stored bytes of a file prove its two contents equal; adjacent ones are compared together."""
         if list(map(_FORM, one)) != list(map(_FORM, other)):
             return False
         before = after = length = 0
@@ -269,7 +269,7 @@ class Comparison:
         return not length or one.read(before, length, "file data") == other.read(after, length, "file data")
 
     def _differing(self, inode: DiskInode) -> int:
-        """Blocks of the new image that hold data of the inode and differ in place."""
+        """Blocks of the new image that contain data of the inode and differ in place."""
         return sum(
             self.blocks.differing(extent.address, extent.size)
             for extent in self.new.extents(inode)
@@ -277,7 +277,7 @@ class Comparison:
         )
 
     def _packages(self) -> None:
-        """Packages whose version changed or whose files did, those with the most blocks first."""
+        """Packages whose version or files changed, those with the most blocks first."""
         one, other = self.old.installed, self.new.installed
         names = {name for name in self._files if name}
         names |= {
@@ -293,7 +293,7 @@ class Comparison:
         self.report.packages += sorted(found, key=lambda p: (-p.blocks, -p.files, p.name))
 
     def _placement(self) -> None:
-        """What differs although contents do not: one change for each reason."""
+        """What differs although contents do not: one change per reason."""
         tally, found = self.tally, self.report.changes
         for what, why, paths, count in (
             ("placement", "the same bytes lie elsewhere", tally.moved, tally.moved_blocks),
@@ -311,7 +311,7 @@ class Comparison:
             )  # fmt: skip
 
     def _regions(self) -> list[str]:
-        """What the first blocks that differ belong to."""
+        """What the first differing blocks belong to."""
         lines: dict[str, None] = {}
         size = self.blocks.block_size
         for region in map_image(self.new.image).regions:
