@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the mirror has moved on: locks of the output folder's own, beside the checked-in ones and never over them.
+"""Locks of the output folder's own, for when the mirror has moved on; they never overwrite the checked-in ones.
 
-OUT/locks/NAME.lock (of a board NAME.board.lock) stands in for the lock beside its manifest as long as that one is
-still the file from which it was made (its hash is in OUT/locks/origins.json); a lock that was checked in anew wins
-again.
+OUT/locks/NAME.lock (of a board NAME.board.lock) replaces the lock beside its manifest as long as that one is still the
+file from which it was made (its hash is in OUT/locks/origins.json); a newly checked-in lock takes precedence again.
 """
 
 from __future__ import annotations

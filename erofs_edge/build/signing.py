@@ -45,7 +45,7 @@ class Collector:
     def finish(self) -> None:
         """Raises SignaturesMissingError if any was missing."""
         if self.missing:
-            first, count = self.missing[0], len({error.where for error in self.missing})  # one may be asked for twice
+            first, count = self.missing[0], len({error.where for error in self.missing})  # may be missing twice
             said = f"{count} digests wait for their signatures, this one among them" if count > 1 else first.message
             raise SignaturesMissingError(said, where=first.where, hint=first.hint)
 

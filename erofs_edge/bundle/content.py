@@ -33,7 +33,7 @@ def slot_files(out: Path) -> dict[str, Path]:
 
 
 def no_slots(where: str) -> UsageError:
-    """What a board is told that can only be written as a whole."""
+    """The error for a board that can only be written as a whole."""
     return UsageError(
         "this board has no slots that can be updated one at a time",
         where=where,

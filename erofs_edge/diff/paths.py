@@ -207,7 +207,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _value(path: Path) -> object:
-    """What a JSON file holds; of a DSSE envelope the statement in it, not its base64."""
+    """The value of a JSON file; for a DSSE envelope, the statement in it instead of its base64."""
     value = json.loads(path.read_bytes())
     if isinstance(value, dict) and {"payload", "payloadType"} <= value.keys():
         with contextlib.suppress(ValueError, TypeError, RecursionError):  # no statement: told as it stands

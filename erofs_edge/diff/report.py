@@ -13,17 +13,17 @@ CHANGES_MAX = 200_000
 
 @dataclass(slots=True)
 class Change:
-    """One thing that differs.
+    """One difference.
 
     layer    'partition table', 'partition', 'FAT', 'FIT', 'initramfs', 'vbmeta', 'superblock', 'file', 'inode',
              'content', 'placement', 'encoding', 'metadata', 'verity', 'JSON', 'archive', 'damage'
     where    what it is in, outermost first, joined by ' > ': 'disk.img > system_a > /usr/bin/tool'
     what     the field, or 'added', 'removed', 'content'
     old, new its values as text; None on the side that lacks it
-    why      what brought it about, '' where the value itself says all
+    why      the cause, '' if the value itself says everything
     package  the package that owns the path, '' for none
-    blocks   blocks of the new image that hold it and differ in place; None where that is not known
-    detail   lines for those who look closer
+    blocks   number of blocks of the new image that contain it and differ in place; None if not known
+    detail   further lines
     """
 
     layer: str

@@ -79,13 +79,13 @@ def build_provisioning(
     *,
     packed: bool = True,
 ) -> Provisioning:
-    """For one board: the same lock files, and the same credentials, give the same bytes.
+    """Make it for one board: the same lock files, and the same credentials, give the same bytes.
 
-    credentials  name → PEM, see credentials.py: with them the board wants TLS, and the host's certificate; without, it
-                 takes whoever reaches it
-    packed       whether the initramfs is compressed, for a wire that it comes by: the longest part of making it
+    credentials  name → PEM, see credentials.py: with them the board requires TLS and the host's certificate; without,
+                 it accepts anyone who reaches it
+    packed       whether to compress the initramfs, to send it over a network: the slowest part of making it
 
-    Raises as `fetch` does, SourceError where a package lacks a program or a module.
+    Raises as `fetch` does, SourceError if a package lacks a program or a module.
     """
     load_system(MANIFEST)  # a lock without its manifest cannot be checked
     lock = load_lock(lock_path(MANIFEST))

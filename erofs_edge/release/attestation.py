@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rebuilder says of a release: that it is identical, file by file, signed with a key of the rebuilder's own."""
+"""A rebuilder's statement about a release: that it is identical, file by file; signed with the rebuilder's own key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTESTATION = "urn:erofs-edge:rebuild:1"
 
 
 def attestation(result: Rebuilt, record: dict[str, Any]) -> Statement:
-    """What a rebuilder says of it, to be signed with the rebuilder's key. Raises ErofsEdgeError where it differs."""
+    """The statement, to be signed with the rebuilder's key. Raises ErofsEdgeError if the builds differ."""
     if not result.same:
         raise ErofsEdgeError("the rebuild differs: there is nothing to attest", where=str(result.out))
     return Statement(
@@ -40,7 +40,7 @@ def attestation(result: Rebuilt, record: dict[str, Any]) -> Statement:
 
 
 def same_claim(one: Statement, other: Statement) -> bool:
-    """Whether two rebuilders say the same of the same release; where they did it may differ."""
+    """Whether two rebuilders state the same about the same release; where they built it may differ."""
     return (one.kind, one.subjects, _claim(one)) == (other.kind, other.subjects, _claim(other))
 
 
@@ -49,9 +49,10 @@ def _claim(statement: Statement) -> dict[str, Any]:
 
 
 def check_attestation(release: Path, file: Path, key: VerificationKey) -> None:
-    """Whether somebody's key says in `file` that the release in the folder was rebuilt identically, every file of it.
+    """Check that a statement in `file`, signed by the key, says that every file of the release in the folder was
+    rebuilt identically.
 
-    What the record says of its files must have been verified. Raises VerificationError, FormatError, OSError.
+    The files listed in the record must already be verified. Raises VerificationError, FormatError, OSError.
     """
     with file.open("rb") as handle:
         statement = unseal(handle.read(SIZE_MAX + 1), key)

@@ -55,12 +55,12 @@ class Rebuilt:
 def rebuild(
     release: Path, out: Path, *, packages: Path | None = None, options: BuildOptions | None = None, step: Step = quiet
 ) -> Rebuilt:
-    """Make a release again into `out`, an empty or new folder.
+    """Build a release again into `out`, an empty or new folder.
 
-    packages  a folder of .deb files that need not be fetched then
+    packages  a folder of .deb files that need not be downloaded then
 
-    Content that differs is in the verdicts, with blank signatures in `out`/made over it. Raises ErofsEdgeError where
-    the release or an input is not there.
+    Differences in content are in the verdicts, with blank signatures in `out`/made over it. Raises ErofsEdgeError if
+    the release or an input is missing.
     """
     record = read_release(release)
     key = read_public_key(release / PUBLIC_KEY, "release").public_key

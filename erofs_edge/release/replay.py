@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A signer without a key: it gives back the signatures that a release already has, where they fit.
+"""A signer without a key: it returns the signatures that a release already has, if they match.
 
-So everything that is signed can be made again, bit for bit, by those who only have the public key. A digest that the
-release never signed gets a blank one: the content differs.
+So anyone who has only the public key can rebuild everything that is signed, bit for bit. A digest that the release
+never signed gets a blank signature: the content differs then.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ SCANNED_MAX = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class ReplaySigner:
-    """`name` and `development` as the release has them; `signatures` are candidates, each is tried. `missing` is filled
-    with the digests (hex) that none of them is over: those get blank signatures, so that the rest can be compared."""
+    """`name` and `development` as in the release; `signatures` are candidates, each of which is tried. `missing`
+    collects the digests (hex) that none of them matches: those get blank signatures, so that the rest can be compared.
+    """
 
     name: str
     public_key: AnyPublicKey

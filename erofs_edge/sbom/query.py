@@ -12,7 +12,7 @@ from typing import Any
 from erofs_edge.errors import ErofsEdgeError
 
 _MERGED = ("/bin/", "/sbin/", "/lib/")
-"""symlinks into /usr in every system of Debian's; a list of contents has the files behind them"""
+"""symlinks into /usr in every Debian system; contents.json lists the files below their targets"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class CopyOnWrite(FileExport):
                 continue
             told = self._base.extents(start, stop - start)
             found += told
-            if sum(size for size, _ in told) < stop - start or len(found) >= EXTENTS_MAX:  # told of a part only
+            if sum(size for size, _ in told) < stop - start or len(found) >= EXTENTS_MAX:  # covers only a part
                 return found
         return found or [(end - offset, wire.STATE_HOLE | wire.STATE_ZERO)]
 

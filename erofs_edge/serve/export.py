@@ -25,10 +25,10 @@ ZEROS = bytes(1 << 20)
 
 
 class Activity:
-    """Who read what: requests, bytes sent, and which blocks were touched at all. Safe to use from several threads.
+    """Statistics of reads: requests, bytes sent, and which blocks were touched. Safe to use from several threads.
 
-    record  keep the order as well, in `touches`: (nanoseconds of a clock that only grows, first block, blocks) of what
-            had not been read before. It has at most as many rows as there are blocks.
+    record  keep the order as well, in `touches`: (nanoseconds of a monotonic clock, first block, blocks) of what had
+            not been read before. It has at most as many rows as there are blocks.
     """
 
     def __init__(self, size: int, *, record: bool = False) -> None:

@@ -52,8 +52,8 @@ def seal(statement: Statement, signer: Signer) -> bytes:
 
 
 def add_signature(envelope: bytes, signer: Signer, agrees: Callable[[Statement], bool]) -> bytes:
-    """The same envelope with a further signature: others may agree. Raises FormatError, VerificationError where
-    `agrees` does not hold for what the envelope says: nobody signs what somebody else has written unread."""
+    """The same envelope with another signature added, so that several parties can sign. Raises FormatError, and
+    VerificationError if `agrees` is false for the statement in it: nobody should sign a statement by others unread."""
     payload, signatures = _parse(envelope)
     if not agrees(_statement(payload)):
         raise VerificationError("it holds another statement than the one to be signed", hint="name another file")

@@ -79,8 +79,8 @@ def verify_path(
 
 
 def _image_of_extension(out: Path) -> Path | None:
-    """The image in the output folder of a sysext, confext, portable service or app: it carries its signature itself,
-    and the record beside it adds nothing. None where this is no such folder."""
+    """The image in the output folder of a sysext, confext, portable service or app: it contains its own signature, and
+    the record beside it adds nothing. None if the folder is not one of these."""
     with suppress(ErofsEdgeError):
         record = read_release(out)
         if "kind" in record and "board" not in record:

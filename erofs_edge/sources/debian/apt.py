@@ -29,7 +29,7 @@ HELPER = "/usr/lib/apt/apt-helper"
 UNKNOWN = r"Unable to locate package (\S+)|Package '?([^'\s]+)'? has no installation candidate"
 LACKS = r"repository '(\S+) (\S+) \w+' doesn't have the component '(\S+)'"
 LATE = "non-free-firmware"
-"""the component that Debian 11 and older have not: it is asked for by default"""
+"""a component that Debian 11 and older do not have: it is requested by default"""
 REASONS = 4  # number shown in an error
 COMPONENTS = ("main", "non-free-firmware")
 """boards need the second for what vendors supply without source (raspi-firmware); nothing else is in it"""
@@ -268,7 +268,7 @@ def _failure(verb: str, text: str) -> SourceError:
     """apt's own message, shortened to what explains the failure."""
     if verb == "update":
         lines = [" ".join(line.split()) for line in text.split("\n") if re.match(r"\s*(E:|W: GPG|Err:)", line)]
-        lines = [line for line in lines if "index files failed to download" not in line]  # which, the others say
+        lines = [line for line in lines if "index files failed to download" not in line]  # the others list them
         reason = "; ".join(line.removeprefix("E: ") for line in lines[:REASONS]) or text.strip()[-300:]
         return MirrorError(
             f"the package index cannot be fetched or verified: {reason}",
@@ -288,8 +288,8 @@ def _failure(verb: str, text: str) -> SourceError:
 
 
 def _configuration(folder: Path, arch: str, *, check_dates: bool) -> str:
-    # read after the host's own files, so that proxies and credentials stay and hooks go; without the error mode, apt
-    # goes on without the index of an archive that it cannot reach, and would resolve to older packages
+    # read after the host's own files, so that proxies and credentials are kept and hooks removed. Without the error
+    # mode, apt continues without the index of an archive that it cannot reach, and would resolve to older packages
     return f"""
 Dir::Etc::sourcelist "{folder}/sources.list";
 Dir::Etc::sourceparts "{folder}/none";

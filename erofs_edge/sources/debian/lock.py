@@ -66,8 +66,8 @@ class _Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Relocked:
-    """A new lock, and the one that it follows (None where there was none). `path` is beside the manifest, or the
-    board's file (`board`)."""
+    """A new lock and the one that it replaces (None if there was none). `path` is beside the manifest or the board's
+    file (`board`)."""
 
     path: Path
     old: Lock | None
@@ -75,7 +75,7 @@ class Relocked:
     board: bool = False
 
     def within(self, folder: Path) -> Path:
-        """Where the lock is in a folder that has those of a board and its manifests."""
+        """The lock's path in a folder with those of a board and its manifests."""
         return lock_in(folder, self.path, board=self.board)
 
 
