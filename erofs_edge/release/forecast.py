@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from erofs_edge.build.record import read_release
-from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.errors import ErofsEdgeError, VerificationError
 from erofs_edge.flash.delta import patch_bytes
 
 FORECAST = "forecast.json"
@@ -67,6 +67,9 @@ def forecast(old: Path, new: Path) -> Forecast:
         one, other = (old / SYSTEM).read_bytes(), (new / SYSTEM).read_bytes()
     except OSError as error:
         raise ErofsEdgeError(f"cannot read: {error.strerror}", where=str(error.filename)) from error
+    for folder, record, data in ((old, before, one), (new, after, other)):
+        if hashlib.sha256(data).hexdigest() != record["files"][SYSTEM]["sha256"]:
+            raise VerificationError("differs from what release.json lists", where=str(folder / SYSTEM))
     had, has = _blocks(one), _blocks(other)
     known = set(had)
     return Forecast(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from erofs_edge.build.record import write_json
+from erofs_edge.build.record import outputs, write_json
 from erofs_edge.cli.forecast import forecast as command
-from erofs_edge.errors import ErofsEdgeError
+from erofs_edge.errors import ErofsEdgeError, VerificationError
 from erofs_edge.release.forecast import BLOCK, LINKS, forecast, forecast_record
 from erofs_edge.release.make import newest
 
@@ -25,6 +25,7 @@ def release(folder: Path, order: list[int], *, board: str = "b", extra: bytes = 
     folder.mkdir()
     (folder / "system.img").write_bytes(b"".join(BLOCKS[number] for number in order) + extra)
     record = {"format": 1, "board": board, "system": {"root_hash": "ab" * 32}, "sign": {"rollback_index": 3}}
+    record["files"] = outputs(folder, ["system.img"])
     write_json(folder / "release.json", record)
     return folder
 
@@ -62,6 +63,10 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ErofsEdgeError, match="nothing has been built here"):
         forecast(tmp_path / "empty", new)
+    with (new / "system.img").open("ab") as image:
+        image.write(b"more")
+    with pytest.raises(VerificationError, match=r"new/system\.img: differs from what release\.json lists"):
+        forecast(release(tmp_path / "second", [1]), new)
     (new / "system.img").unlink()
     with pytest.raises(ErofsEdgeError, match="cannot read"):
         forecast(release(tmp_path / "third", [1]), new)
