@@ -38,14 +38,14 @@ _COPY = 4 << 20  # bytes
 def write_transfers(
     out: Path, folder: Path, *, url: str, form: Form = "image", version: str | None = None, keep: int = 3
 ) -> list[Path]:
-    """Add the build in `out` to a folder, which may hold earlier versions; the files that were written.
+    """Add the build in `out` to a folder, which may contain earlier versions; return the files written.
 
     url      where the folder's files will be
     version  ordered as systemd does (0.20 after 0.9); by default `default_version`
     keep     versions that a device keeps
 
-    Raises UsageError for a version or address that cannot stand in a definition, and for a version that the folder has
-    of another system; SourceError for a folder whose sums cannot be read, ErofsEdgeError where `out` holds no build.
+    Raises UsageError for a version or address that a definition cannot contain, and for a version that the folder has
+    of another system; SourceError for a folder whose sums cannot be read, ErofsEdgeError if `out` contains no build.
     """
     name, version = _names(out, url, version)
     folder.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ class Contents(Archive):
         folder = get_temporary_directory(suffix="erofs")
         command = [PROGRAM, "fs", "extract", "--no-owners", "--json", self.source.path, folder.name]
         subprocess.run(command, check=True, capture_output=True)
-        subprocess.run(["chmod", "-R", "u+rwX", folder.name], check=True)  # root reads files that forbid it; others too
+        subprocess.run(["chmod", "-R", "u+rwX", folder.name], check=True)  # root could read them anyway
         return folder
 
     def close_archive(self) -> None:

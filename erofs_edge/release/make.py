@@ -37,12 +37,12 @@ def make_release(
 ) -> BuildResult:
     """Build a board into options.out with all papers of a release; everything is made anew.
 
-    earlier  folders of releases that are in the field: the update from each is forecast, and the page says what has
-             changed since the newest one
+    earlier  folders of releases in the field: the update from each is forecast, and the page says what has changed
+             since the newest one
     bundles  what else devices of a fleet install
 
-    Raises ErofsEdgeError for a development key or inputs that are not committed, ManifestError for unlocked ones, and
-    what `read_earlier` and `check_wish` do: before anything is built.
+    Raises ErofsEdgeError for a development key or uncommitted inputs, ManifestError for unlocked ones, and as
+    `read_earlier` and `check_wish` do: before anything is built.
     """
     inputs = gather(board, None, options.system)
     if not allow_dirty:

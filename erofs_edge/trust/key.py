@@ -91,7 +91,7 @@ class BlankSignature(bytes):
 
 
 def sign(signer: Signer, data: bytes) -> bytes:
-    """Sign data's SHA-256 and check the signature with the public key before returning it.
+    """Sign data's SHA-256 and check the signature with the public key before returning it; a blank one is passed on.
 
     Raises VerificationError if the signer returned something else, ErofsEdgeError if it failed.
     """
