@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a board or a manifest must also obey, beyond the types and patterns of model.py.
+"""Rules for boards and manifests beyond the types and patterns of model.py.
 
 Each check calls `fail(pointer, message, hint)`, which raises ManifestError at the pointer's position.
 """
@@ -29,23 +29,23 @@ from erofs_edge.manifest.model import (
 Fail = Callable[..., NoReturn]
 
 PARTITION_UNIT = 4096
-"""bytes: sizes of partitions are multiples of this, the larger of the two sector sizes"""
+"""bytes: partition sizes are multiples of this, the larger of the two sector sizes"""
 GPT_NAME = 36
-"""UTF-16 units of a partition's name (UEFI 2.10, table 5-6)"""
+"""maximum length of a partition name, in UTF-16 code units (UEFI 2.10, table 5-6)"""
 MAX_PCLUSTER = 1 << 20
-LEVELS = {"lz4hc": range(1, 13), "zstd": range(1, 23), "deflate": range(1, 13), "lzma": {*range(10), *range(100, 110)}}
 """bytes: Z_EROFS_PCLUSTER_MAX_SIZE of the kernel"""
+LEVELS = {"lz4hc": range(1, 13), "zstd": range(1, 23), "deflate": range(1, 13), "lzma": {*range(10), *range(100, 110)}}
 CRYPT = re.compile(r"!*(\*|\$[^:\s]+\$[^:\s]*|_[./0-9A-Za-z]{19}|[./0-9A-Za-z]{13})?")
-"""crypt(5): locked, none, `$id$…`, the two old forms"""
+"""crypt(5): locked, empty, `$id$…`, and the two old forms"""
 SSH_KEY = re.compile(
     r"(.*\s)?(sk-)?(ssh-(ed25519|rsa|dss)|ecdsa-sha2-nistp\d+)(-cert-v01)?(@openssh\.com)? AAAA[\w+/]*=*(\s.*)?"
 )
-"""a line of authorized_keys, options before it included"""
+"""a line of authorized_keys, with any options before the key"""
 BLOCK_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
 def check_board(board: Board, fail: Fail) -> None:
-    """The partitions, and what they say about each other."""
+    """Check the partitions and the boot chain, each alone and against the others."""
     _check_names(board, fail)
     _check_sizes(board, fail)
     for name, partition in board.disk.partitions.items():
@@ -66,7 +66,7 @@ def check_board(board: Board, fail: Fail) -> None:
 
 
 def check_system(system: System, fail: Fail) -> None:
-    """Files that must be there, and values that depend on one another."""
+    """Check that named files exist, and values that depend on one another."""
     for index, overlay in enumerate(system.overlay):
         if not os.path.isdir(overlay.from_):
             fail(f"overlay.{index}.from", f"no such directory: {overlay.from_}")
@@ -83,7 +83,7 @@ def check_system(system: System, fail: Fail) -> None:
 
 
 def _check_u_boot(boot: Boot, fail: Fail) -> None:
-    """A file of a package or a build of ours; ours verifies FITs and does nothing else."""
+    """Check the boot loader: a file of a package, or a U-Boot built here, which only starts verified FITs."""
     u_boot = boot.u_boot
     if boot.chain == "uefi-uki":
         if boot.uefi is None:
@@ -106,7 +106,8 @@ def _check_u_boot(boot: Boot, fail: Fail) -> None:
 
 
 def _check_names(board: Board, fail: Fail) -> None:
-    """Names on disk are unique and fit the table; all slotted partitions have the same two slots."""
+    """Check that names on disk are unique and fit the table, and that all slotted partitions have the same two
+    slots."""
     taken: dict[str, str] = {}
     slots: list[str] = []
     if not board.disk.partitions:
@@ -127,7 +128,7 @@ def _check_names(board: Board, fail: Fail) -> None:
 
 
 def _check_sizes(board: Board, fail: Fail) -> None:
-    """Sizes are whole blocks and fit the disk; only the last partition takes the rest."""
+    """Check that sizes are whole blocks and fit the disk, and that only the last partition takes the rest."""
     total = 0
     last = list(board.disk.partitions)[-1]
     for name, partition in board.disk.partitions.items():
@@ -176,7 +177,7 @@ def _check_content(pointer: str, partition: Partition, fail: Fail) -> None:
 
 
 def _check_roles(board: Board, fail: Fail) -> None:
-    """The boot chain finds exactly what it needs."""
+    """Check that the boot chain has each partition that it needs, once."""
     partitions = board.disk.partitions
     by_content: dict[str, list[str]] = {word: [] for word in (*CONTENT_WORDS, "manifest")}
     for name, partition in partitions.items():
@@ -208,7 +209,7 @@ def _check_roles(board: Board, fail: Fail) -> None:
 
 
 def _check_vbmeta(by_content: dict[str, list[str]], fail: Fail) -> None:
-    """`vbmeta`, and `vbmeta_NAME` for what a partition NAME holds: a boot loader finds them by these names."""
+    """Allow `vbmeta`, and `vbmeta_NAME` for the content of partition NAME: boot loaders look for these names."""
     described = [f"vbmeta_{name}" for name in (*by_content["fit"], *by_content["manifest"])]
     names = by_content["vbmeta"]
     for name in names:
@@ -226,7 +227,7 @@ def _check_vbmeta(by_content: dict[str, list[str]], fail: Fail) -> None:
 
 
 def _check_user(pointer: str, user: User, fail: Fail) -> None:
-    """What would lock the user out without a word: programs that read these pass over what they cannot read."""
+    """Refuse what would silently lock the user out: programs skip passwords and keys that they cannot parse."""
     if user.password is not None and not CRYPT.fullmatch(user.password):
         fail(
             f"{pointer}.password",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a manifest must obey where it says where its content comes from."""
+"""Rules for where a manifest's content comes from."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Fail = Callable[..., NoReturn]
 
 SOURCE_KINDS = ("directory", "tar", "oci")
 RESERVED = ("debian", "debian-security", "local")
-"""names of archives that a lock gives a meaning of its own"""
+"""names of archives that have a special meaning in a lock"""
 
 
 def check_supply(system: System, fail: Fail) -> None:
-    """Base, sources, package files and archives: what is there, what belongs together."""
+    """Check base, sources, package files and archives: that they exist and go together."""
     if system.base is not None and not os.path.exists(system.base):
         fail("base", f"no such image: {system.base}", "name an EROFS file, or the output folder of a build")
     for index, source in enumerate(system.sources):
@@ -48,7 +48,8 @@ def check_supply(system: System, fail: Fail) -> None:
 
 
 def check_layers(system: System, fail: Fail) -> None:
-    """Images that come with a system: their manifests are there, each once, and the one over them is a system."""
+    """Check the images included in a system: each manifest exists and is listed once, and the including one is a
+    system."""
     for index, path in enumerate(system.layers):
         pointer = f"layers.{index}"
         if system.kind != "system":

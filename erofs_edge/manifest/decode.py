@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes as the typed values of model.py, every error with its position and the way out.
+"""Turn YAML nodes into the typed values of model.py; every error has a position and, where possible, a hint.
 
-Walks msgspec's description of a type, so that model.py stays the one place where the vocabulary is written.
+Walks msgspec's description of a type, so that the vocabulary is written in one place only: model.py.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from erofs_edge.manifest.nodes import Mapping, Mark, Node, Scalar, Sequence, sho
 from erofs_edge.manifest.stock import stock_file
 
 HostPath = Callable[[str, Path], str]
-"""what a path becomes, from its text and the file that says it"""
+"""resolves a path, given its text and the file that contains it"""
 
 
 def decode(node: Node, struct: type, host_path: HostPath) -> Any:
-    """A `struct` of model.py from a node; paths of the host go through `host_path`. Raises ManifestError."""
+    """Decode a node as a `struct` of model.py; host paths go through `host_path`. Raises ManifestError."""
     return _Decoder(host_path).value(node, describe(struct), "the file")
 
 
 @functools.cache
 def describe(struct: type) -> inspect.StructType:
-    """msgspec's description of a struct."""
+    """Return msgspec's description of a struct."""
     found = inspect.type_info(struct)
-    assert isinstance(found, inspect.StructType)  # noqa: S101  callers name structs
+    assert isinstance(found, inspect.StructType)  # noqa: S101  callers pass structs only
     return found
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """A hint that names the known word nearest to this one, if one is near."""
+    """Return a hint that names the closest known word, if one is close."""
     words = list(known)
     close = difflib.get_close_matches(word, words, n=1) or [k for k in words if len(word) > 2 and k.startswith(word)]
     return f'did you mean "{close[0]}"?' if close else None
@@ -49,7 +49,7 @@ class _Decoder:
         self._host_path = host_path
 
     def value(self, node: Node, kind: inspect.Type, name: str, extra: dict[str, Any] | None = None) -> Any:
-        """The value of a node; `name` is how errors call it, `extra` the annotations that stand outside `kind`."""
+        """Decode a node. `name` is its name in errors, `extra` holds the annotations outside `kind`."""
         if isinstance(kind, inspect.Metadata):
             return self.value(node, kind.type, name, {**(extra or {}), **(kind.extra or {})})
         if isinstance(kind, inspect.UnionType) and any(isinstance(t, inspect.NoneType) for t in kind.types):
@@ -172,7 +172,7 @@ def _expected(kind: inspect.Type, extra: dict[str, Any]) -> str:
 
 
 def _size(node: Scalar, name: str, words: Iterable[str]) -> str | int:
-    """A size keeps the form it was written in."""
+    """Check a size, and return it in the form in which it was written."""
     if node.text in words:
         return node.text
     value = node.value
@@ -183,12 +183,12 @@ def _size(node: Scalar, name: str, words: Iterable[str]) -> str | int:
     if size is None or not 0 < size < 1 << 63:
         known = ", ".join(["4096", "64K", "512M", "2G", *words])
         _mismatch(node, name, f"a size ({known})")
-    assert isinstance(value, str | int)  # noqa: S101  said by size
+    assert isinstance(value, str | int)  # noqa: S101  follows from size
     return value
 
 
 def _mode(node: Scalar, name: str) -> str:
-    """Modes are octal as in chmod, quoted or not: YAML would read a plain 0755 as 755."""
+    """Decode a mode: octal as in chmod, quoted or not (YAML would read a plain 0755 as 755)."""
     if not re.fullmatch("(0o)?[0-7]{1,4}", node.text):
         _mismatch(node, name, "permission bits in octal (0755)")
     return f"{int(node.text, 8):04o}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board or a manifest fully resolved: YAML with every default, and where each value was said."""
+"""A board or manifest in resolved form: YAML with all defaults, and the origin of each value."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ Origin = Callable[[str], str]
 
 
 def origins(loaded: Loaded[Board] | Loaded[System]) -> dict[str, str]:
-    """By pointer (``disk.partitions.boot.size``): ``file:line:column``, or ``default``."""
+    """Map each pointer (``disk.partitions.boot.size``) to its origin: ``file:line:column``, or ``default``."""
     return {pointer: _origin(loaded)(pointer) for pointer in _pointers(loaded.value, "")}
 
 
 def explain_yaml(loaded: Loaded[Board] | Loaded[System]) -> str:
-    """The resolved form as YAML 1.2, a comment after each value naming its origin. It loads as the same value."""
+    """Return the resolved form as YAML 1.2, each value followed by a comment with its origin. It loads as the same
+    value."""
     head = [f"# {loaded.path}, digest {loaded.digest}"]
     head += [f"# extends {file}" for file in loaded.files[1:]]
     rows = _struct_rows(loaded.value, "", 0, _origin(loaded))
@@ -43,7 +44,7 @@ def _with_comment(text: str, comment: str) -> str:
 
 
 def _keys(value: Struct | dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys as a file writes them, with their values; `extends` has been applied."""
+    """Yield keys as they are spelled in files, with their values; `extends` has been applied."""
     if isinstance(value, dict):
         yield from value.items()
         return
@@ -53,7 +54,7 @@ def _keys(value: Struct | dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _pointers(value: object, pointer: str) -> Iterator[str]:
-    """The pointers of all leaves; an empty list or map is a leaf."""
+    """Yield the pointers of all leaves; an empty list or map is a leaf."""
     if isinstance(value, Struct | dict) and (not isinstance(value, dict) or value):
         for key, item in _keys(value):
             yield from _pointers(item, f"{pointer}.{key}" if pointer else key)
@@ -73,7 +74,7 @@ def _struct_rows(value: Struct | dict[str, Any], pointer: str, indent: int, orig
 
 
 def _rows(lead: str, value: object, pointer: str, indent: int, origin: Origin) -> list[tuple[str, str]]:
-    """`lead` (a key with its colon) and the value after or below it."""
+    """Yield lines with `lead` (a key with its colon) and the value, after or below it."""
     if isinstance(value, Struct) or (isinstance(value, dict) and value):
         return [(lead, origin(pointer)), *_struct_rows(value, pointer, indent + 2, origin)]
     if not isinstance(value, list) or not value:
@@ -91,7 +92,8 @@ def _rows(lead: str, value: object, pointer: str, indent: int, origin: Origin) -
 
 
 def _text(value: object) -> str:
-    """A scalar, quoted where YAML would read it as something else. JSON's quoted strings are YAML's."""
+    """Return a scalar as text, quoted where YAML would read it as something else. YAML accepts JSON's quoted
+    strings."""
     if isinstance(value, str) and _PLAIN.fullmatch(value) and isinstance(core_value(value), str):
         return value
     quoted = json.dumps(value, ensure_ascii=False)

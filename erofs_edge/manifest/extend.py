@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`extends:`: a file that builds on another.
 
-What the file says joins what its base says: maps join key by key, everything else is replaced.
-``key+: [...]`` appends to the base's list. A written ``null`` takes the base's key away.
+A file is merged with its base: maps are merged key by key, everything else is replaced.
+``key+: [...]`` appends to the base's list. An explicit ``null`` removes the base's key.
 New keys come after the base's, or before the next key of the base that the file names (so that a partition
 can be put before ``data: {}``). Each node keeps the position it has in its own file.
 """
@@ -20,9 +20,9 @@ MAX_CHAIN = 16
 
 
 def read_extended(path: Path) -> tuple[Mapping, list[Path]]:
-    """A file with all that it extends laid under it, and the files read, the base last.
+    """Read a file and merge it with everything it extends. Return the result and the files read, the base last.
 
-    Raises ManifestError: unreadable files, cycles, chains of more than `MAX_CHAIN` files.
+    Raises ManifestError for unreadable files, cycles, and chains of more than `MAX_CHAIN` files.
     """
     chain: list[Mapping] = []
     files: list[Path] = []
@@ -69,7 +69,7 @@ def _base_path(node: Node, file: Path, root: Mapping) -> Path | None:
 
 
 def merge(base: Mapping, over: Mapping) -> Mapping:
-    """`over` laid over `base`, as the head of this file says."""
+    """Merge `over` into `base`, by the rules at the top of this file."""
     entries = dict(base.entries)
     order = list(base.entries)
     fresh: list[str] = []

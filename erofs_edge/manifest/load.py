@@ -116,13 +116,14 @@ def _absolute(text: str, file: Path) -> str:
 
 
 def _portable(text: str, file: Path, top: str) -> str:
-    """The path relative to the folder of the file that was asked for, whatever the checkout is called."""
+    """Return the path relative to the folder of the requested file, so that the name of the checkout does not
+    matter."""
     path = _absolute(text, file)
     return portable(path, top) or Path(os.path.relpath(path, top)).as_posix()
 
 
 def _find(root: Node, parts: list[str]) -> tuple[Mark, list[str]]:
-    """The mark of the deepest node that `parts` reach, and the parts that are left over."""
+    """Return the mark of the deepest node that `parts` lead to, and the remaining parts."""
     node, mark = root, root.mark
     while parts:
         if isinstance(node, Sequence) and parts[0].isdecimal() and int(parts[0]) < len(node.items):
@@ -130,7 +131,7 @@ def _find(root: Node, parts: list[str]) -> tuple[Mark, list[str]]:
             mark, parts = node.mark, parts[1:]
             continue
         entries: dict[str, Any] = node.entries if isinstance(node, Mapping) else {}
-        # a key may hold dots itself: the longest that fits wins
+        # a key may itself contain dots: the longest match wins
         length = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in entries), 0)
         if not length:
             break

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NAME.lock: JSON, sorted, one package a line, so that a diff shows what moved."""
+"""NAME.lock: sorted JSON with one package per line, so that a diff shows what changed."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from erofs_edge.writing import new_file, write_exactly
 
 MAX_BYTES = 16 << 20
 MAX_EXPLAINED = 1 << 20
-"""bytes of a lock whose errors are looked for with positions, which is slow"""
+"""size limit in bytes for locks whose errors get positions, as finding these is slow"""
 
 FORMAT = 1
 
 
 def lock_path(manifest: Path | str) -> Path:
-    """The lock that belongs to a board file or manifest: NAME.lock beside NAME.yaml."""
+    """Return the lock of a board file or manifest: NAME.lock beside NAME.yaml."""
     return Path(manifest).with_suffix(".lock")
 
 
 def lock_in(folder: Path, path: Path, *, board: bool) -> Path:
-    """The same in a folder that has the locks of a board and of its manifests, whose files may have one name."""
+    """Return the lock's path in a folder with the locks of a board and of its manifests, which may have equal file
+    names."""
     return folder / f"{path.stem}{'.board' if board else ''}.lock"
 
 
 def load_lock(path: Path | str) -> Lock:
-    """A lock file. Raises ManifestError with line and column where they can be told."""
+    """Read a lock file. Raises ManifestError, with line and column where possible."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -51,7 +52,7 @@ def load_lock(path: Path | str) -> Lock:
 
 
 def save_lock(lock: Lock, path: Path | str) -> None:
-    """Write a lock: the same value gives the same bytes. The old file stays until the new one is complete."""
+    """Write a lock. Equal values give equal bytes. The old file stays until the new one is complete."""
     path = Path(path)
     try:
         with new_file(path, "the lock") as new:
@@ -62,7 +63,7 @@ def save_lock(lock: Lock, path: Path | str) -> None:
 
 
 def lock_bytes(lock: Lock) -> bytes:
-    """The text of a lock file: keys in a fixed order, groups, packages and ids sorted."""
+    """Return the text of a lock file: keys in a fixed order; groups, packages and ids sorted."""
     ids = {kind: dict(sorted(getattr(lock, kind).items())) for kind in ("users", "groups")}
     requested = {group: sorted(names) for group, names in sorted(lock.requested.items())}
     lines = ["{"]
@@ -91,14 +92,14 @@ def _json(value: object) -> str:
 
 
 def _block(values: dict[str, object] | dict[str, list[str]]) -> str:
-    """An object with one key a line, inside the lock."""
+    """Format an object inside the lock, one key per line."""
     if not values:
         return "{}"
     return "{\n" + ",\n".join(f"    {_json(k)}: {_json(v)}" for k, v in values.items()) + "\n  }"
 
 
 def _explained(data: bytes, path: Path, error: Exception) -> ManifestError:
-    """What is wrong with a lock that did not decode, with a position: JSON is YAML, whose reader knows positions."""
+    """Explain, with a position, why a lock did not decode: JSON is YAML, and the YAML reader knows positions."""
     unexplained = ManifestError(f"not a lock: {error}", where=str(path), hint=_relock(path))
     if len(data) > MAX_EXPLAINED:
         return unexplained

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML 1.2 text as nodes that know where they stand in their file.
+"""Parse YAML 1.2 into nodes that know their position in the file.
 
-Only what a configuration needs: mappings with text keys, sequences, scalars, anchors and aliases. Refused, each
+Supports what a configuration needs: mappings with text keys, sequences, scalars, anchors and aliases. Refused, each
 with its position: tags, more than one document, duplicate keys, other YAML versions. Time and memory are bounded:
 a file has at most `MAX_BYTES`, nesting at most `MAX_DEPTH`, and with aliases expanded at most `MAX_NODES` nodes,
 which are counted without expanding them.
@@ -22,7 +22,7 @@ MAX_BYTES = 256 << 10
 MAX_DEPTH = 50
 MAX_NODES = 20_000
 
-Event = Any  # of ruamel.yaml, whose classes declare their attributes to no one
+Event = Any  # an event of ruamel.yaml, whose classes do not declare their attributes
 
 # YAML 1.2, 10.3.2: the core schema's plain scalars
 _NULL = re.compile(r"~|null|Null|NULL|")
@@ -39,7 +39,7 @@ _NOT_TEXT = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place in a file: `line` and `column` count from 1."""
+    """A position in a file: `line` and `column` count from 1."""
 
     file: Path
     line: int
@@ -51,7 +51,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scalar:
-    """Text; `plain` when it stands without quotes, so that it may also mean a number, a truth value or nothing."""
+    """Text. If it is not quoted (`plain`), it may also mean a number, a boolean or null."""
 
     mark: Mark
     text: str
@@ -61,7 +61,7 @@ class Scalar:
 
     @property
     def value(self) -> str | int | float | bool | None:
-        """What YAML 1.2's core schema makes of it."""
+        """The value by YAML 1.2's core schema."""
         return core_value(self.text) if self.plain else self.text
 
 
@@ -97,7 +97,7 @@ Node = Scalar | Sequence | Mapping
 
 
 def read_yaml(path: Path) -> Node:
-    """The one document of a file. Raises ManifestError, with position, on everything that is wrong with it."""
+    """Read the single document of a file. Raises ManifestError, with a position, for anything wrong with it."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -111,7 +111,7 @@ def read_yaml(path: Path) -> Node:
         raise ManifestError("this is a folder, not a board file or a manifest", where=str(path), hint=hint) from None
     except OSError as error:
         raise ManifestError(f"cannot read: {error.strerror}", where=str(path)) from None
-    except ValueError:  # a path with a NUL
+    except ValueError:  # a path with a NUL character
         raise ManifestError("not a path", where=repr(str(path))) from None
     if len(data) > MAX_BYTES:
         raise ManifestError(f"larger than {MAX_BYTES >> 10} KiB: not a manifest", where=str(path))
@@ -127,7 +127,7 @@ def read_yaml(path: Path) -> Node:
 
 
 def parse_yaml(text: str, path: Path) -> Node:
-    """The one document in `text`; `path` is what positions name. Raises ManifestError."""
+    """Parse the single document in `text`; positions name `path` as their file. Raises ManifestError."""
     if bad := _NOT_TEXT.search(text):
         line = text.count("\n", 0, bad.start()) + 1
         column = bad.start() - text.rfind("\n", 0, bad.start())
@@ -136,12 +136,12 @@ def parse_yaml(text: str, path: Path) -> Node:
 
 
 def shorten(text: str, length: int = 60) -> str:
-    """The text, cut where it is too long for a message."""
+    """Return the text, truncated if it is too long for a message."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def core_value(text: str) -> str | int | float | bool | None:
-    """What YAML 1.2's core schema makes of a plain scalar."""
+    """Return the value of a plain scalar by YAML 1.2's core schema."""
     value: str | int | float | bool | None = text
     if _DECIMAL.fullmatch(text):
         value = int(text)
@@ -157,7 +157,7 @@ def core_value(text: str) -> str | int | float | bool | None:
 
 
 def _events(text: str, path: Path) -> Iterator[Event]:
-    """The parser's events; its own errors become ours."""
+    """Yield the parser's events; its errors become ManifestErrors."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -174,14 +174,14 @@ def _events(text: str, path: Path) -> Iterator[Event]:
             hint = "quote a value that holds ': ', and check the indentation"
         raise ManifestError(f"not YAML: {problem}", where=where, hint=hint) from None
     except (YAMLError, ValueError, AssertionError, IndexError, AttributeError, TypeError, RecursionError) as error:
-        # the parser's ways to give up on nonsense
+        # all exceptions that the parser raises for malformed input
         problem = shorten(" ".join(str(error).split()), 200) or type(error).__name__
         raise ManifestError(f"not YAML: {problem}", where=str(path)) from None
 
 
 @dataclass(slots=True)
 class _Open:
-    """A mapping or sequence whose end has not been seen."""
+    """A mapping or sequence whose end has not been reached."""
 
     mark: Mark
     anchor: str | None
@@ -191,7 +191,7 @@ class _Open:
 
 
 class _Composer:
-    """Nodes from events, without recursion."""
+    """Builds nodes from events, without recursion."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -200,7 +200,7 @@ class _Composer:
         self._count = 0
 
     def document(self, events: Iterator[Event]) -> Node:
-        """The root of the only document."""
+        """Return the root of the only document."""
         root: Node | None = None
         for event in events:
             kind = type(event).__name__
@@ -229,7 +229,7 @@ class _Composer:
         return root
 
     def _node(self, kind: str, event: Event) -> Node | None:
-        """The node that an event completes, if it completes one."""
+        """Return the node that an event completes, if any."""
         if kind == "AliasEvent":
             if event.anchor not in self._anchors:
                 self._fail(event, f'no anchor "&{shorten(event.anchor)}" before this alias')
@@ -261,13 +261,13 @@ class _Composer:
         return Mapping(opened.mark, opened.entries, height, weight)
 
     def _put(self, node: Node, event: Event) -> None:
-        """Hand a finished node to the collection it stands in."""
+        """Add a finished node to the collection that contains it."""
         parent = self._open[-1]
         if parent.items is not None:
             parent.items.append(node)
         elif parent.key is not None:
             if isinstance(node, Scalar) and node.plain and not node.text:
-                node = Scalar(parent.key.mark, "", plain=True)  # nothing stands nowhere: it is the key that lacks it
+                node = Scalar(parent.key.mark, "", plain=True)  # an empty value has no useful position: use the key's
             parent.entries[parent.key.text] = Entry(parent.key.mark, node)
             parent.key = None
         elif not isinstance(node, Scalar) or not node.text:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON Schemas of boards, manifests and locks, for editors and checkers.
+"""JSON Schemas of boards, manifests and locks, for editors and validators.
 
-They are draft-07, which editors follow; msgspec writes 2020-12, of which nothing is used here that draft-07 lacks
-except siblings of ``$ref``. A file that says ``extends`` is a part of one: it may leave out every key, append to
-lists (``packages+``) and take keys away (null). Each struct therefore has a second definition for that case.
-The loader checks more than a schema can say; what a schema refuses, the loader refuses too.
+They are draft-07, which editors support; msgspec writes 2020-12, but of what that added only siblings of ``$ref`` are
+used here. A file with ``extends`` is incomplete: it may leave out any key, append to lists (``packages+``) and remove
+keys (null). Each struct therefore has a second definition for that case.
+The loader checks more than a schema can express; whatever a schema refuses, the loader refuses too.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from erofs_edge.manifest import model
 from erofs_edge.manifest.vocabulary import descriptions, key_descriptions, struct_named
 
 KINDS: dict[str, type] = {"board": model.Board, "manifest": model.System, "lock": model.Lock}
-"""what `schema` knows, and the struct that each is"""
+"""the kinds that `schema` knows, and the struct of each"""
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 PART = "Part"
-"""suffix of the definitions for files that extend another"""
+"""suffix of the definitions for files that extend another one"""
 
 RULES: dict[str, dict[str, Any]] = {
     "Source": {"oneOf": [{"required": ["directory"]}, {"required": ["tar"]}, {"required": ["oci"]}]},
     "Oci": {"oneOf": [{"required": ["image"]}, {"required": ["layout"]}]},
 }
-"""what a struct also demands, in schema words"""
+"""further requirements of a struct, in JSON Schema's keywords"""
 
 
 def schema(kind: str) -> dict[str, Any]:
-    """The JSON Schema (draft-07) of a kind of `KINDS`."""
+    """Return the JSON Schema (draft-07) of one of `KINDS`."""
     struct = KINDS[kind]
     _, components = msgspec.json.schema_components([struct], ref_template="#/definitions/{name}")
     whole = {name: _definition(name, part, partial=False) for name, part in components.items()}
@@ -53,7 +53,7 @@ def schema(kind: str) -> dict[str, Any]:
 
 
 def schema_text(kind: str) -> str:
-    """The schema as the text of a file."""
+    """Return the schema as the text of a file."""
     return json.dumps(schema(kind), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -78,14 +78,14 @@ def _definition(name: str, component: dict[str, Any], *, partial: bool) -> dict[
 
 
 def _property(value: dict[str, Any], text: str, *, partial: bool) -> dict[str, Any]:
-    """One key: its type with a description, and under `extends` also null."""
+    """Return the schema of one key: its type with a description and, under `extends`, null as an alternative."""
     typed: dict[str, Any] = _renamed(value, partial=partial)
     default = {"default": typed.pop("default")} if "default" in typed else {}
     said = typed.pop("description", None)
     if said and said not in text and text not in said:
         text = f"{text} ({said})"
     if partial:
-        if "additionalProperties" in typed:  # a map: its members can be taken away one by one
+        if "additionalProperties" in typed:  # a map: its members can be removed one by one
             typed["additionalProperties"] = {"anyOf": [typed["additionalProperties"], {"type": "null"}]}
         typed = {"anyOf": [typed, {"type": "null"}]}
     elif "$ref" in typed:
@@ -94,7 +94,7 @@ def _property(value: dict[str, Any], text: str, *, partial: bool) -> dict[str, A
 
 
 def _renamed(value: Any, *, partial: bool) -> Any:
-    """A copy whose references point to the definitions for the case at hand."""
+    """Return a copy whose references point to the definitions for this case."""
     if isinstance(value, dict):
         return {
             key: item + PART if partial and key == "$ref" else _renamed(item, partial=partial)

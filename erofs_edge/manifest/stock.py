@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The boards and manifests that come with this package, by name: `extends: rpi4`, `build rpi4`.
 
-An installed package has them in a folder of its own, a checkout at its top. A name is taken as a file first, then as
-boards/NAME.yaml or manifests/NAME.yaml below the working directory, then as a stock one.
+An installed package has them in a folder of its own, a checkout at its top level. A name is looked up as a file first,
+then as boards/NAME.yaml or manifests/NAME.yaml below the working directory, then as a stock name.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ PACKAGE = Path(__file__).parent.parent
 SHIPPED = PACKAGE / "stock"
 FOLDERS = ("boards", "manifests")
 PREFIX = "stock:"
-"""what stands for the stock folder where a digest must not depend on the place of the installation"""
+"""stands for the stock folder in digests, which must not depend on where the package is installed"""
 
 
 def stock_folder() -> Path:
-    """The folder that holds `boards` and `manifests`."""
+    """Return the folder that contains `boards` and `manifests`."""
     return SHIPPED if SHIPPED.is_dir() else PACKAGE.parent
 
 
@@ -31,12 +31,12 @@ def is_name(text: str) -> bool:
 
 
 def stock_names(kind: str) -> list[str]:
-    """Of the boards or manifests (a word of `FOLDERS`) that there are."""
+    """Return the names of the stock boards or manifests (`FOLDERS` has these two words)."""
     return sorted(path.stem for path in (stock_folder() / kind).glob("*.yaml"))
 
 
 def stock_file(text: str, kinds: tuple[str, ...] = FOLDERS) -> Path | None:
-    """The stock file of that name, or None."""
+    """Return the stock file of that name, or None."""
     if not is_name(text):
         return None
     paths = [stock_folder() / kind / f"{text}.yaml" for kind in kinds]
@@ -44,7 +44,7 @@ def stock_file(text: str, kinds: tuple[str, ...] = FOLDERS) -> Path | None:
 
 
 def locate(path: Path, kinds: tuple[str, ...] = FOLDERS) -> Path:
-    """The file that a path or a name on the command line means; the path itself where there is none."""
+    """Return the file meant by a path or a name on the command line; the path itself if there is no such file."""
     text = str(path)
     if path.is_file() or not is_name(text):
         return path
@@ -53,7 +53,7 @@ def locate(path: Path, kinds: tuple[str, ...] = FOLDERS) -> Path:
 
 
 def find(path: Path, kinds: tuple[str, ...] = FOLDERS) -> Path:
-    """As `locate`. Raises ManifestError where a name is that of nothing, and says which there are."""
+    """Like `locate`, but raises ManifestError, with the known names, if nothing has the given name."""
     found = locate(path, kinds)
     if found is not path or path.exists() or not is_name(str(path)):
         return found
@@ -67,7 +67,7 @@ def find(path: Path, kinds: tuple[str, ...] = FOLDERS) -> Path:
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether a file belongs to the installed package: nobody but its installer writes there."""
+    """Whether a file belongs to the installed package, where only its installer writes."""
     return path.absolute().is_relative_to(SHIPPED)
 
 
@@ -77,7 +77,7 @@ def is_stock(path: Path) -> bool:
 
 
 def portable(path: str, top: str) -> str | None:
-    """How a stock file is named in digests of files outside of the stock folders; None for any other file."""
+    """Return the name of a stock file in digests of files outside the stock folders; None for any other file."""
     folder = str(stock_folder())
     stock = [os.path.join(folder, kind) for kind in FOLDERS]
     if any(_is_below(top, one) for one in stock) or not any(_is_below(path, one) for one in stock):

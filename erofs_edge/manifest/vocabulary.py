@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What model.py and its parts say about their own words: the docstrings of structs and of their keys."""
+"""The docstrings of structs and of their keys in model.py and its parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODULES = (model, encryption, filesystem, shaping, supply, verified, vulnerabili
 
 @functools.cache
 def descriptions() -> dict[str, dict[str, str]]:
-    """Docstrings by struct and attribute; the struct's own is under ''. Line breaks become spaces."""
+    """Return docstrings by struct and attribute; the struct's own is under ''. Line breaks become spaces."""
     sources = [Path(inspect.getfile(module)).read_text(encoding="utf-8") for module in MODULES]
     found: dict[str, dict[str, str]] = {}
     for item in [item for source in sources for item in ast.parse(source).body]:
@@ -35,13 +35,13 @@ def descriptions() -> dict[str, dict[str, str]]:
 
 
 def key_descriptions(struct: type) -> dict[str, str]:
-    """Docstrings of a struct's keys, by the name that a file uses, in the order of model.py."""
+    """Return the docstrings of a struct's keys, by their names in files, in the order of model.py."""
     texts = descriptions()[struct.__name__]
     return {field.encode_name: texts.get(field.name, "") for field in describe(struct).fields}
 
 
 def struct_named(name: str) -> type:
-    """The struct of that name in one of `MODULES`."""
+    """Return the struct of that name in one of `MODULES`."""
     (found,) = {getattr(module, name) for module in MODULES if hasattr(module, name)}
-    assert isinstance(found, type)  # noqa: S101  callers name structs
+    assert isinstance(found, type)  # noqa: S101  callers pass names of structs only
     return found

@@ -40,6 +40,6 @@ class Vulnerability(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def text(self) -> str:
-        """'not_affected: vulnerable_code_not_present, built without it'."""
+        """Return a line such as 'not_affected: vulnerable_code_not_present, built without it'."""
         reasons = ", ".join(part for part in (self.justification, self.note) if part)
         return f"{self.status}: {reasons}" if reasons else self.status

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types of values that model.py uses: patterns that schema and loader share.
+"""The value types that model.py uses, with patterns shared by schema and loader.
 
-A type's `extra` tells the loader what the text means (``form``) and how to say it in an error (``says``).
+A type's `extra` tells the loader what the text means (``form``) and how to describe it in an error (``says``).
 """
 
 from __future__ import annotations
