@@ -100,9 +100,8 @@ def flash(
     device does not need, and that slot becomes the next to start once it is verified. Any other disk is written whole.
 
     TARGET is a block device, a file, or an address: nbd://HOST/EXPORT, provision://HOST, fastboot://HOST,
-    fastboot+usb://, serial://…, or qemu:nbd for a board in QEMU (docs/flash.md has them all).
-
-    Disks that are mounted or in use are refused. A new file gets its name only when it is complete.
+    fastboot+usb://, serial://…, or qemu:nbd for a board in QEMU (docs/flash.md has them all). Disks that are mounted
+    or in use are refused. A new file gets its name only when it is complete.
 
     \b
     Examples:
@@ -110,27 +109,12 @@ def flash(
       erofs-edge flash qemu-aarch64 --to /dev/sdX
       erofs-edge flash --from https://updates.example/channel --to provision://HOST
     """
-    if old is not None and "://" in old and image is None:
-        image, old = from_channel(old, channel_root, sigstore, what, to), None
-        what = what if to.startswith(SCHEME) else None
-    elif sigstore is not None:
-        raise UsageError(
-            "--sigstore needs --from URL",
-            hint="to check a folder: erofs-edge verify OUT --key PUB --sigstore POLICY",
-        )
-    elif channel_root is not None:
-        raise UsageError("--channel-root needs --from URL", hint="add --from URL, the address of the channel")
-    if (what is None) == (image is None) and not (what and to.startswith(SCHEME)):
-        raise UsageError(
-            "what to write? Give exactly one of BOARD, OUTDIR, IMAGE and --image FILE",
-            hint=f"erofs-edge flash BOARD --to {to}",
-        )
+    what, image, old = _to_write(what, image, old, to, channel_root, sigstore)
     pairs = {"verify_only": verify_only, "repair": repair, "whole": whole, "full": full, "resume": resume}
     _refuse_pairs(**pairs, plan=plan_only, slot=bool(slot), no_verify=no_verify)
     check(to, what, disk)
     image = _no_pipe(image or _image(what or Path(), out))
-    look = not (plan_only or verify_only)
-    baseline = None if old is None else _image(older_image(old), None)
+    look, baseline = not (plan_only or verify_only), _image(older_image(old), None) if old else None
     far = to.startswith(SCHEME) or ("://" in to and not to.startswith("nbd"))  # an export waits without a loss
     with _signed(what, image, key, far=far, look=look, allowed=allow_unsigned) as signed, ExitStack() as stack:
         from erofs_edge.flash.guard import refuse_other  # while another process looks at the signatures
@@ -143,9 +127,32 @@ def flash(
         refuse_other(candidate.identity, serial, _products(what, image))
         if not look:
             _look(candidate, image, wish, verify_only=verify_only, as_json=as_json)
-        else:
-            yes = yes or disk is not None
-            _write(candidate, image, wish, signed, repair=repair, yes=yes, verify=not no_verify, as_json=as_json)
+            return
+        yes = yes or disk is not None
+        _write(candidate, image, wish, signed, repair=repair, yes=yes, verify=not no_verify, as_json=as_json)
+
+
+def _to_write(
+    what: Path | None, image: Path | None, old: str | None, to: str, root: Path | None, sigstore: Path | None
+) -> tuple[Path | None, Path | None, str | None]:
+    """Board or build, image, and what --from names if it is no channel. Raises UsageError unless there is one thing to
+    write."""
+    if old is not None and "://" in old and image is None:
+        image, old = from_channel(old, root, sigstore, what, to), None
+        what = what if to.startswith(SCHEME) else None
+    elif sigstore is not None:
+        raise UsageError(
+            "--sigstore needs --from URL",
+            hint="to check a folder: erofs-edge verify OUT --key PUB --sigstore POLICY",
+        )
+    elif root is not None:
+        raise UsageError("--channel-root needs --from URL", hint="add --from URL, the address of the channel")
+    if (what is None) == (image is None) and not (what and to.startswith(SCHEME)):
+        raise UsageError(
+            "what to write? Give exactly one of BOARD, OUTDIR, IMAGE and --image FILE",
+            hint=f"erofs-edge flash BOARD --to {to}",
+        )
+    return what, image, old
 
 
 def _refuse_pairs(**chosen: bool) -> None:

@@ -152,8 +152,7 @@ def build(
     automatic = given["compression"] == "auto"
     if time_budget is not None and not automatic:
         raise UsageError("--time-budget needs -z auto")
-    layers = take_layers(given)
-    options = _options(**given)
+    layers, options = take_layers(given), _options(**given)
     cache = None if no_cache or options.compression == "none" else _cache()
     meter = Meter(time.thread_time) if stats else None
     start = time.perf_counter()
@@ -167,9 +166,7 @@ def build(
             options = options.replaced(ahead=ahead, scanned=source is not None)
             from erofs_edge.erofs.write import write_image  # loaded, as pathlib, while processes are at work
 
-            image = _path(output)
-
-            choice = None
+            image, choice = _path(output), None
             if automatic:
                 choice = choose_automatically(content, options, image, time_budget, pcluster=given["pcluster"])
                 options = choice.options.replaced(cache=cache, meter=meter, progress=progress)
@@ -178,18 +175,15 @@ def build(
             if cache is not None:
                 cache.close()
     warnings = own + _warn(content, options, idle, source or "the archives")
-    if cache is not None:
-        _say_of(cache)
+    _say_of(cache)
     spent = _time_spent(time.perf_counter() - start, meter, options) if meter is not None else None
     if as_json:
         more: dict[str, Any] = {"warnings": warnings} | ({} if spent is None else {"time": spent})
-        if choice is not None:
-            more["auto"] = choice_record(choice)
-        emit_json(_record(info) | more)
-    else:
-        if choice is not None:
-            table(*choice_rows(choice))
-        table([*_rows(info, stats=stats), *([("time", _time_text(spent))] if spent else [])])
+        emit_json(_record(info) | more | ({} if choice is None else {"auto": choice_record(choice)}))
+        return
+    if choice is not None:
+        table(*choice_rows(choice))
+    table([*_rows(info, stats=stats), *([("time", _time_text(spent))] if spent else [])])
 
 
 def _warn(tree: FileTree, options: WriteOptions, idle: list[str], source: str) -> list[str]:
@@ -213,7 +207,9 @@ def _cache() -> CompressionCache:
     return CompressionCache(cache_root() / "compressed")
 
 
-def _say_of(cache: CompressionCache) -> None:
+def _say_of(cache: CompressionCache | None) -> None:
+    if cache is None:
+        return
     if cache.problem is not None:
         place = os.fsdecode(cache.problem.filename or cache.folder)
         note(f"the compression cache could not be used: {place}: {cache.problem.strerror or cache.problem}")

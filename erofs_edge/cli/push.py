@@ -12,6 +12,7 @@ from erofs_edge.cli.output import emit_json, json_option, size_text, step, table
 from erofs_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from erofs_edge.registry.push import Pushed
     from erofs_edge.sources.oci.reference import Reference
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -88,6 +89,10 @@ def push(
         remote, name = open_remote(target, plain_http=plain_http), f"{target.registry}/{target.name}"
         signed = (lambda sha256: [signature(name, sha256, signer), *papers]) if signer else (lambda _: papers)
         done = send(value, cuts, remote, signed, progress)
+    _show(done, target, as_json=as_json)
+
+
+def _show(done: Pushed, target: Reference, *, as_json: bool) -> None:
     if as_json:
         emit_json(
             {
@@ -106,7 +111,7 @@ def push(
             ("sent", f"{done.sent_blobs} blobs, {size_text(done.sent_bytes)}"),
             ("already there", f"{done.blobs - done.sent_blobs} blobs, {size_text(done.bytes - done.sent_bytes)}"),
             *(("attached", kind) for kind, _ in done.attached),
-            ("digest", f"{name}@sha256:{done.sha256}"),
+            ("digest", f"{target.registry}/{target.name}@sha256:{done.sha256}"),
         ]
     )
 

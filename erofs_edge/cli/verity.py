@@ -199,18 +199,7 @@ def repair_(
     with Progress(f"verifying {image.name}") as progress:
         found = correct(places, expected, dry_run=dry_run, jobs=jobs, progress=progress)
     if as_json:
-        emit_json(parity_described(found.layout) | {
-            "root_hash": expected.hex(),
-            "ok": found.ok,
-            "dry_run": dry_run,
-            "repaired_data_blocks": found.repaired_data,
-            "repaired_hash_blocks": found.repaired_hash,
-            "corrected_bytes": found.corrected,
-            "lost_data_blocks": found.lost_data,
-            "lost_hash_blocks": found.lost_hash,
-            "unproven_data_blocks": found.unproven,
-            "parity_bytes": found.parity,
-        })  # fmt: skip
+        emit_json({**parity_described(found.layout), "root_hash": expected.hex(), "dry_run": dry_run, **_counts(found)})
     else:
         click.echo(f"{image}: {_repaired(found, dry_run)}")
     if not found.ok:
@@ -219,6 +208,19 @@ def repair_(
             where=str(image),
             hint="write the image again from a good copy",
         )
+
+
+def _counts(found: Repair) -> dict[str, object]:
+    return {
+        "ok": found.ok,
+        "repaired_data_blocks": found.repaired_data,
+        "repaired_hash_blocks": found.repaired_hash,
+        "corrected_bytes": found.corrected,
+        "lost_data_blocks": found.lost_data,
+        "lost_hash_blocks": found.lost_hash,
+        "unproven_data_blocks": found.unproven,
+        "parity_bytes": found.parity,
+    }
 
 
 @verity.command()

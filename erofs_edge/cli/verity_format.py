@@ -116,19 +116,12 @@ def format_(
     if hash_device is None and hash_offset is None:
         _refuse_a_second_tree(image)
     size = image.stat().st_size
-    options: TreeOptions = {
-        "salt": hex_of("--salt", "" if salt == "-" else salt),
-        "uuid": uuid_of(uuid),
-        "block_size": data_block_size,
-        "hash_block_size": hash_block_size,
-        "algorithm": algorithm,
-    }
+    salted = hex_of("--salt", "" if salt == "-" else salt)
+    sizes: TreeOptions = {"block_size": data_block_size, "hash_block_size": hash_block_size}
+    options: TreeOptions = {**sizes, "salt": salted, "uuid": uuid_of(uuid), "algorithm": algorithm}
     info = _tree(image, hash_device, hash_offset, jobs, options)
-    record = described(info.superblock) | {
-        "hash_offset": info.hash_offset,
-        "hash_start_block": info.hash_start_block,
-        "root_hash": info.root_hash.hex(),
-    }
+    at = {"hash_offset": info.hash_offset, "hash_start_block": info.hash_start_block}
+    record = {**described(info.superblock), **at, "root_hash": info.root_hash.hex()}
     try:
         if fec_device is not None:
             places = Places(
