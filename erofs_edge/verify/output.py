@@ -211,8 +211,12 @@ def _equal(walk: Walk, part: Part, path: Path, size: int) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as handle:
-        return handle.read(HEAD)
+    """Its first bytes; none of a file that cannot be read, whose own row says so."""
+    try:
+        with path.open("rb") as handle:
+            return handle.read(HEAD)
+    except OSError:
+        return b""
 
 
 def _part(table: gpt.Table, p: gpt.Partition) -> Part:

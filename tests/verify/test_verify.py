@@ -145,6 +145,14 @@ def test_what_is_missing_fails(name: str, made: Made) -> None:
     assert not verify_path(made.out, KEY).ok
 
 
+def test_a_missing_file_is_told_once(made: Made) -> None:
+    """Not as if the disk image could not be read, whose partitions are looked for among all files."""
+    (made.out / "bom.json").write_bytes(b"x" * 5000)
+    made.seal()
+    (made.out / "bom.json").unlink()
+    assert list(failed(verify_path(made.out, KEY))) == ["bom.json"]
+
+
 def test_an_unsigned_fit_fails(made: Made) -> None:
     unsigned = make_fit({**init_values((made.out / "boot.fit").read_bytes())}, None)
     with (made.out / "disk.img").open("r+b") as disk:
