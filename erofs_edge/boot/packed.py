@@ -14,7 +14,7 @@ KIND = "initramfs-block-1"
 
 
 class Block(msgspec.Struct, array_like=True):
-    """A compressed block, or what it replaces."""
+    """A compressed block."""
 
     packed: bytes
 

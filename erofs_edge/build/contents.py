@@ -63,7 +63,7 @@ def write_contents(
 
 
 def describe_package(package: Package, others: Mapping[str, Package], locked: LockedPackage | None) -> dict[str, Any]:
-    """What a package says of itself, and what the lock pins of it."""
+    """A package's own metadata, and what the lock pins of it."""
     control = package.control
     source, _, version = control.get("Source", package.name).partition(" ")
     return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two tar archives, member by member: the inputs of releases are one."""
+"""Compare two tar archives, member by member; the inputs of releases are such archives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _KINDS = {
 
 
 def compare_archives(old: Path, new: Path, report: Report) -> None:
-    """Members by name: kind, mode, owner, time, target and content. Raises FormatError for what is no archive."""
+    """Compare members by name: kind, mode, owner, time, target and content. Raises FormatError unless both are
+    archives.
+    """
     try:
         with tarfile.open(old, "r:") as one, tarfile.open(new, "r:") as other:
             sides = _members(one), _members(other)

@@ -55,7 +55,7 @@ class Image:
         try:
             done = os.preadv(self._fd, [buffer], offset)
         except OSError:
-            done = 0  # told by the other way
+            done = 0  # reported by the fallback
         if done < len(buffer):
             buffer[done:] = self.read(offset + done, len(buffer) - done)
 

@@ -52,7 +52,7 @@ class Findings(NamedTuple):
 
     @property
     def right(self) -> bool:
-        """The target holds the whole region."""
+        """Whether the target holds the whole region."""
         return not (self.write or self.zero or self.copy)
 
     @property

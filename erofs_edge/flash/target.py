@@ -113,7 +113,7 @@ class Target(Protocol):
         ...
 
     def read(self, offset: int, length: int) -> bytes:
-        """What the medium holds; shorter only at its end. Sees everything that was flushed."""
+        """Read what the medium holds; shorter only at its end. Sees everything that was flushed."""
         ...
 
     @property

@@ -72,7 +72,7 @@ def decompressed(read: Callable[[int], bytes], codec: str, where: str) -> Iterat
 
 
 class _Decompressor(Protocol):
-    """What lzma and bz2 have in common."""
+    """The common interface of lzma and bz2."""
 
     @property
     def eof(self) -> bool: ...
@@ -169,7 +169,7 @@ def _streams(read: Callable[[int], bytes], codec: str) -> Iterator[bytes]:
 
 
 def reader(file: BinaryIO, size: int) -> Callable[[int], bytes]:
-    """`read` over the next `size` bytes of an open file."""
+    """A `read` function over the next `size` bytes of an open file."""
     left = size
 
     def read(length: int) -> bytes:

@@ -154,7 +154,9 @@ def leave_out(loaded: Loaded[System], tree: FileTree) -> list[str]:
 
 
 def _check_shells(loaded: Loaded[System], tree: FileTree) -> None:
-    """Raises ManifestError where the manifest gives a user a login shell that is not there: nobody could log in."""
+    """Raises ManifestError if the manifest gives a user a login shell that does not exist: the user could not log
+    in.
+    """
     for name, user in loaded.value.users.items():
         if user.shell and user.shell not in NO_LOGIN_SHELLS and tree.get(user.shell, follow=True) is None:
             raise loaded.error(

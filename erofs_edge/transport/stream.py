@@ -28,7 +28,7 @@ class Feed:
 
     @property
     def buffer(self) -> memoryview:
-        """Where the next bytes go; never empty before `done`."""
+        """Where to receive the next bytes; never empty before `done`."""
         return self._buffer[self._at :]
 
     def filled(self, count: int) -> None:

@@ -295,7 +295,7 @@ def _flat(groups: dict[str, list[str]]) -> Iterable[tuple[str, str]]:
 
 
 def _versions(lock: Lock) -> dict[tuple[str, str], _Item]:
-    """(group, name) → version and the rest."""
+    """(group, name) → version and the other fields."""
     items: dict[tuple[str, str], _Item] = {}
     for group, packages in lock.packages.items():
         items |= {(group, package.name): _Item(package.version, package) for package in packages}
