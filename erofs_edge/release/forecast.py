@@ -49,7 +49,7 @@ class Forecast:
 
 
 def read_earlier(old: Path, board: str) -> dict[str, Any]:
-    """The record of an earlier release (or build). Raises ErofsEdgeError where there is none, or another board's."""
+    """The record of an earlier release (or build). Raises ErofsEdgeError if there is none, or for another board's."""
     record = read_release(old)
     if record["board"] != board:
         raise ErofsEdgeError(f"this is a release of board '{record['board']}', not of '{board}'", where=str(old))
