@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``erofs-edge boot``: a built board in QEMU, at the terminal or unattended."""
+"""``erofs-edge boot``: boot a built board in QEMU, interactively or unattended."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _smoke(
 
 
 def _program(board: Board) -> bytes:
-    """The locked U-Boot that is UEFI firmware, compiled on first use."""
+    """Return the locked U-Boot that acts as UEFI firmware, compiled on first use."""
     from erofs_edge.sources.cache import Cache
     from erofs_edge.u_boot.compile import UEFI, compiled
 

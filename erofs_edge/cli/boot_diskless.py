@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``erofs-edge boot --diskless``: the system over the network, from a server of ours."""
+"""``erofs-edge boot --diskless``: boot with the system coming over the network, from a server started here."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ diskless_options = together(
     ),
     click.option("--tls", is_flag=True, help="With --diskless, encrypt, with certificates made for this boot."),
 )
-"""of a diskless boot; the command gets them as further arguments"""
+"""the options of a diskless boot, passed to the command as additional arguments"""
 
 
 def refuse_without(options: dict[str, Any]) -> None:
-    """Raises UsageError where an option of a diskless boot stands without it."""
+    """Raises UsageError if an option of a diskless boot is given without --diskless."""
     for name in ("trace", "prefetch", "data", "http", "tls"):
         if options[name]:
             raise UsageError(f"--{name} needs --diskless")
@@ -59,7 +59,7 @@ def boot_diskless(
     log: Path | None,
     as_json: bool,
 ) -> None:
-    """Boot and prove; `others` says that there were options that a machine without a disk cannot have."""
+    """Boot and check the result; `others` tells that options were given that a machine without a disk cannot have."""
     from erofs_edge.qemu.diskless import diskless_smoke
     from erofs_edge.qemu.smoke import TIMEOUT, Observer
     from erofs_edge.trace.record import write_trace

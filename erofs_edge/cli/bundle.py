@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge bundle`: a build as the update that an existing fleet takes."""
+"""`erofs-edge bundle`: package a build as an update for an existing fleet."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def sysupdate(out: Path, output: Path, url: str, form: Form, version: str | None
 
 
 def _certificate(out: Path, signer: Signer, given: Path | None) -> Certificate:
-    """The certificate that is given, the build's if it is the key's, or a new one."""
+    """Return the given certificate, else the build's if it belongs to the key, else a new one."""
     from erofs_edge.build.record import read_release
     from erofs_edge.build.signing import CERTIFICATE
     from erofs_edge.errors import ErofsEdgeError

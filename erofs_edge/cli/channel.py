@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge channel`: releases behind TUF metadata, in a folder for any web server."""
+"""`erofs-edge channel`: releases with TUF metadata, in a folder for any web server."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def _now() -> datetime:
 
 
 def _needed() -> None:
-    """Raises ToolError where python-tuf is not installed."""
+    """Raises ToolError if python-tuf is not installed."""
     import importlib.util
 
     if importlib.util.find_spec("tuf") is None:

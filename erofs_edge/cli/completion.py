@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge completion`: what a shell needs to complete verbs, options and files."""
+"""`erofs-edge completion`: the script with which a shell completes verbs, options and files."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def completion(shell: str) -> None:
     from erofs_edge.cli.main import cli
 
     found = get_completion_class(shell)
-    assert found is not None  # noqa: S101  click has all of SHELLS
+    assert found is not None  # noqa: S101  click supports all of SHELLS
     click.echo(found(cli, {}, "erofs-edge", VARIABLE).source())

@@ -106,7 +106,7 @@ def _show(report: Report, changes: list[Change], *, detail: bool) -> None:
 
 
 def _without_packages(report: Report, changes: list[Change]) -> list[Change]:
-    """What the table of packages and the summary do not already say."""
+    """Return the differences that neither the table of packages nor the summary already shows."""
     named = {package.name for package in report.packages}
     return [change for change in changes if change.package not in named and change.what != "mtime"]
 

@@ -112,8 +112,9 @@ def diskless(
 
 
 def runs_of(trace: Path, folder: Path) -> tuple[tuple[int, int], ...]:
-    """What to fetch ahead: all that a trace of the system in `folder` touched. Raises VerificationError for a trace of
-    another one."""
+    """Return what to prefetch: everything that a trace of the system in `folder` touched. Raises VerificationError for
+    a
+    trace of another system."""
     from erofs_edge.build.record import read_release
     from erofs_edge.trace.record import read_trace
 
@@ -144,14 +145,14 @@ def _certificates(ca: Path | None, certificate: Path | None, key: Path | None) -
 
 
 def _check_pem(ca: Path | None, certificate: Path | None, key: Path | None) -> None:
-    """Raises SourceError for what the board could not load; nobody is there to ask it for a passphrase."""
+    """Raises SourceError for a PEM file that the board could not load; nobody is there to enter a passphrase."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ca is not None:
         try:
             context.load_verify_locations(ca)
-        except OSError as error:  # also an SSLError
+        except OSError as error:  # includes SSLError
             raise SourceError("no certificate in PEM", where=str(ca)) from error
     if certificate is not None:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge doctor`: what is there, what is missing, and the one command that mends it."""
+"""`erofs-edge doctor`: what the machine has and lacks, and the one command that fixes it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge explain`: what a board or a manifest comes to, and who said so."""
+"""`erofs-edge explain`: the resolved form of a board or a manifest, and the origin of each value."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge files`: which part of a system a path is from, and why that part is there."""
+"""`erofs-edge files`: which part of a system a path comes from, and why that part is there."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flash --from URL`: the image of a board from a channel, of which only what nobody here has is fetched."""
+"""`flash --from URL`: get a board's image from a channel, and download only the blocks that are not available
+locally."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from erofs_edge.errors import SourceError, UsageError
 
 
 def from_channel(url: str, root: Path | None, sigstore: Path | None, what: Path | None, to: str) -> Path:
-    """The image that the channel at a URL offers for the board of `what` (a board file), or for its only board.
+    """Return the image that the channel at a URL offers for the board of `what` (a board file), or for its only board.
 
-    root      the channel's first root, on the first visit
-    sigstore  a policy for its Sigstore bundles, remembered
+    root      the channel's first root, for the first visit
+    sigstore  a policy for its Sigstore bundles, which is remembered
 
-    Raises as `Channel` does, UsageError where it is not clear which board.
+    Raises what `Channel` raises, and UsageError if it is unclear which board is meant.
     """
     from erofs_edge.cli.channel import _needed
 
@@ -52,7 +53,7 @@ def from_channel(url: str, root: Path | None, sigstore: Path | None, what: Path 
 
 
 def older_image(old: str) -> Path:
-    """The path of --from that is no URL. Raises SourceError where it does not exist."""
+    """Return --from as a path, if it is not a URL. Raises SourceError if the path does not exist."""
     path = Path(old)
     if not path.exists():
         raise SourceError(
@@ -64,7 +65,7 @@ def older_image(old: str) -> Path:
 
 
 def _seeds(to: str) -> list[Path]:
-    """The target itself, where it can be read like a file."""
+    """Return the target itself, if it can be read like a file."""
     path = Path(to)
     try:
         mode = path.stat().st_mode if "://" not in to else 0

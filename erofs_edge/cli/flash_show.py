@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `flash` prints: the plan before, and what was done after."""
+"""The output of `flash`: the plan before, the result after."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def device_text(identity: Identity) -> str:
-    """A target for people: path, model, serial number, size."""
+    """Describe a target for people: path, model, serial number, size."""
     facts = [identity.model, identity.serial, size_text(identity.size), "removable" if identity.removable else "fixed"]
     if identity.kind == "file":
         facts = [f"file, {size_text(identity.size)}" if identity.size else "new file"]
@@ -23,7 +23,7 @@ def device_text(identity: Identity) -> str:
 
 
 def show_plan(prepared: Prepared, identity: Identity, cost: Estimate | None, *, as_json: bool) -> None:
-    """What would be written where."""
+    """Print what would be written where."""
     plan, todo = prepared.plan, prepared.todo
     written = sum(found.write_bytes + found.zero_bytes for found in todo.values())
     slot = plan.update.slot.lower() if plan.update is not None else None
@@ -69,7 +69,7 @@ def show_results(
     *,
     as_json: bool,
 ) -> None:
-    """What was done, by region."""
+    """Print what was done, by region."""
     plan = todo[0].plan
     if as_json:
         keys = (

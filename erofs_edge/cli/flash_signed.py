@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flash`: nothing that nobody signed is written, unless that is asked for on a board that is for development."""
+"""`flash` refuses unsigned images, unless they are explicitly allowed and the board is for development."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from erofs_edge.errors import UsageError, VerificationError
 
 @contextmanager
 def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Callable[[], None]]:
-    """Look at an image's signatures while the block goes on, in a process of its own where that can be (and where there
-    is anything to look at). What is yielded waits for the end, and is to be called before anything is written.
+    """Check an image's signatures while the block runs, in a separate process where possible (and if there is anything
+    to
+    check). Yields a function that waits for the result; call it before anything is written.
 
-    That raises VerificationError where the image is not signed, UsageError where that is allowed on a board that is not
-    for development.
+    That function raises VerificationError if the image is not signed, UsageError if unsigned images are allowed but the
+    board is not for development.
     """
     from erofs_edge.verify.signed import is_plain
 
@@ -49,16 +50,16 @@ def signatures(what: Path | None, image: Path, *, allowed: bool) -> Iterator[Cal
 def _look(image: Path) -> None:
     from erofs_edge.verify.signed import refuse_unsigned
 
-    load_dataclasses()  # device trees are such: on the way to the first all that they need is loaded
+    load_dataclasses()  # device trees are dataclasses: load all that they need before the first one
     refuse_unsigned(image)
 
 
 def _nothing() -> None:
-    """Of an image that is no disk nothing is started."""
+    """Do nothing: an image that is not a disk needs no process."""
 
 
 def _is_development(what: Path | None, image: Path) -> bool:
-    """By the board file where one is named, else by the build's record."""
+    """Whether the board is for development: by the board file if one is given, else by the build's record."""
     if what is not None and what.suffix in {".yaml", ".yml"}:
         from erofs_edge.manifest.load import load_board
 

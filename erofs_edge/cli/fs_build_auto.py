@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fs build -z auto`: choose how to compress, and tell why."""
+"""`fs build -z auto`: choose the compression, and explain the choice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def choose_automatically(
     tree: FileTree, options: WriteOptions, output: Path, budget: float | None, *, pcluster: str | None
 ) -> Choice:
-    """The smallest within the budget; samples are written beside the output."""
+    """Choose the smallest result within the time budget; samples are written beside the output."""
     from erofs_edge.erofs.auto import BUDGET, choose
     from erofs_edge.writing import folder_beside
 
@@ -31,7 +31,7 @@ def choose_automatically(
 
 
 def choice_record(choice: Choice) -> dict[str, Any]:
-    """For --json: seconds and bytes are estimates."""
+    """Return the record for --json: seconds and bytes are estimates."""
     from dataclasses import asdict
 
     return {
@@ -43,7 +43,7 @@ def choice_record(choice: Choice) -> dict[str, Any]:
 
 
 def choice_rows(choice: Choice) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
-    """(rows, header) of a table."""
+    """Return (rows, header) of a table."""
     rows: list[tuple[str, ...]] = [
         (
             _name(candidate),

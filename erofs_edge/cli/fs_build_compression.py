@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fs build -z` and `--compress-hints`: mkfs.erofs's spellings of how files are compressed."""
+"""`fs build -z` and `--compress-hints`: compression in mkfs.erofs's notation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from erofs_edge.erofs.rules import CompressionRule
 
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20}
-_DICTIONARY = r"(0x[0-9a-f]+|\d+)([KM]?)"  # as mkfs.erofs takes it
+_DICTIONARY = r"(0x[0-9a-f]+|\d+)([KM]?)"  # as mkfs.erofs accepts it
 
 
 class Algorithm(NamedTuple):
-    """One of the algorithms of -z; `dictionary` in bytes, None where not given; `exact`: every file gets the level."""
+    """An algorithm of -z. `dictionary` is in bytes, None if not given; if `exact`, every file gets the level."""
 
     name: str
     level: int | None = None
@@ -27,8 +27,9 @@ class Algorithm(NamedTuple):
 
 
 def parse_algorithms(text: str) -> list[Algorithm]:
-    """'zstd,3', 'lzma,level=6,dictsize=65536', 'lz4hc,9,exact', 'lz4hc,9:zstd': the first is for all files that no hint
-    is about.
+    """Parse 'zstd,3', 'lzma,level=6,dictsize=65536', 'lz4hc,9,exact' or 'lz4hc,9:zstd'. The first algorithm applies to
+    all
+    files without a hint.
 
     Raises UsageError.
     """
@@ -62,14 +63,14 @@ def _algorithm(text: str, whole: str) -> Algorithm:
         raise UsageError("-z none has no levels")
     return Algorithm(
         name, values.get("level"), values.get("dictsize") or None, exact
-    )  # 0: what suits, as in mkfs.erofs
+    )  # 0: chosen automatically, as in mkfs.erofs
 
 
 def read_hints(path: Path, algorithms: list[Algorithm], block_size: int) -> tuple[CompressionRule, ...]:
-    """The rules of a hints file: lines '<cluster bytes> [<algorithm number of -z>] <regex>', '#' for comments.
+    """Read the rules of a hints file: lines '<cluster bytes> [<algorithm number of -z>] <regex>', '#' for comments.
 
-    A cluster of 0 bytes leaves files uncompressed. The expressions are found anywhere in a path without its leading
-    '/'; of several lines that match the first one counts. Raises UsageError, with the line.
+    A cluster of 0 bytes leaves files uncompressed. An expression may match anywhere in a path without its leading
+    '/'; if several lines match, the first one wins. Raises UsageError, with the line.
     """
     from erofs_edge.erofs.rules import CompressionRule
     from erofs_edge.sources.regex import compile_regex

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `fs build` that change the tree before it is written: labels, owners, what is left out."""
+"""The options of `fs build` that change the tree before it is written: labels, owners, exclusions."""
 
 from __future__ import annotations
 
@@ -52,13 +52,15 @@ TREE_NAMES = (
 
 
 tree_options = together(*_OPTIONS)
-"""the decorator; their values are the keywords of `changed`"""
+"""the decorator; its options are the keyword arguments of `changed`"""
 
 
 def without_outputs(tree: FileTree, source: str, image: str, blob: Path | None) -> list[str]:
-    """Leave out what the build will replace, an older image in its own folder; warnings, after they were printed.
+    """Leave out files that the build will replace, such as an older image in the source folder. Prints warnings and
+    returns
+    them.
 
-    Raises UsageError where that is something else than an image.
+    Raises UsageError if such a file is not an image.
     """
     top = os.path.join(os.path.realpath(source), "")
     found = []
@@ -106,8 +108,8 @@ def changed(
     gid_offset: int,
     hard_dereference: bool,
 ) -> tuple[FileTree, list[str]]:
-    """The tree as the options say, changed in place: left out first, labelled last; those of the options that leave
-    out what is not there."""
+    """Apply the options to the tree in place: exclusions first, labels last. Return it, and the exclusions that matched
+    nothing."""
     from erofs_edge.sources import rewrite
 
     idle: list[str] = []

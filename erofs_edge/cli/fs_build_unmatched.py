@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `fs build` was told of paths that are not there: a name that was mistyped, or of another version of the tree."""
+"""Warn about paths given to `fs build` that do not exist: misspelt, or of another version of the tree."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from erofs_edge.tree import FileTree
 
 SHOWN = 3
-"""paths of a profile that are named; others are counted"""
+"""number of a profile's paths to list; the rest is counted"""
 
 
 def warn_of_unmatched(tree: FileTree, options: WriteOptions, excluding: list[str], source: str) -> list[str]:
-    """Warnings, after they were printed: of options that leave out what is not there, as in '--exclude-path a/b', of
-    hints that are about no file, of paths of a profile. `source` is what the tree is of."""
+    """Print warnings and return them: exclusions that match nothing, such as '--exclude-path a/b', hints that match no
+    file, and a profile's paths that do not exist. `source` is the origin of the tree."""
     found = [f"{one} matches nothing in {source}" for one in excluding]
     if options.rules:
         from erofs_edge.erofs.rules import idle_rules

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge fs map`: what lies where in an image, as a table or a picture."""
+"""`erofs-edge fs map`: show what is where in an image, as a table or a picture."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge fs rafs` and `fs blobs`: images as Nydus has them, written and looked into."""
+"""`erofs-edge fs rafs` and `fs blobs`: write and inspect images in Nydus's format."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``erofs-edge installer``: a medium that installs a build."""
+"""``erofs-edge installer``: make a medium that installs a build."""
 
 from __future__ import annotations
 

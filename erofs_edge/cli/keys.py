@@ -116,7 +116,7 @@ def show(uri: str, certificate: bool, epoch: int, as_json: bool) -> None:
     from erofs_edge.trust.key import algorithm, fingerprint, public_key_pem
     from erofs_edge.trust.signer import open_signer
 
-    # whoever looks at a key does not want one made of a name with a slip in it
+    # showing a key must not create one because of a misspelt name
     signer = open_signer(uri if ":" in uri else f"file:{_path(uri)}", make=False)
     record = {
         "name": signer.name,
@@ -201,14 +201,14 @@ def sigstore(root: Path, identity: str, issuer: str, output: Path, as_json: bool
 
 
 def _path(name: str) -> Path:
-    """The file of a key: a path that ends with .pem, or a name in the folder of keys."""
+    """Return the file of a key: a path that ends with .pem, or a name in the key folder."""
     from erofs_edge.trust.files import check_name, keys_directory
 
     return Path(name) if name.endswith(".pem") else keys_directory() / f"{check_name(name)}.pem"
 
 
 def _written(path: Path) -> dict[str, object]:
-    """What is told of a new key, after its public half was written beside it; encrypted ones keep it to themselves."""
+    """Write the public key beside a new key, as an encrypted key hides it, and return what to print."""
     from erofs_edge.cli.to_file import write_file
     from erofs_edge.trust.files import file_key
     from erofs_edge.trust.key import algorithm, fingerprint, public_key_pem

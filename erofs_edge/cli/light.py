@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""click, pathlib and dataclasses without what they hardly use: a third of the time that they take to load.
+"""Load click, pathlib and dataclasses without modules they hardly use, which saves much of their load time.
 
-While they are loaded, stand-ins take the place of some modules of Python's library. Each has the few functions that are
-asked for at once; whatever else is asked of it comes from the module itself, which is loaded then. Nobody else ever
-sees a stand-in: when the three are loaded, an `import inspect` gives inspect.
+While they load, stand-ins replace some modules of the standard library. Each has the few functions that are needed
+at once; any other attribute is taken from the real module, which is loaded at that point. No other code ever sees a
+stand-in: once the three are loaded, `import inspect` gives inspect.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 
 
 class Later(ModuleType):
-    """Stands for the module of that name, with these functions of its own."""
+    """Stands in for the module of that name, with some functions of its own."""
 
     def __init__(self, name: str, own: Mapping[str, Callable[..., Any]]) -> None:
         super().__init__(name)
         self.__dict__.update(own)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # Python's own questions about modules
+        if name.startswith("__"):  # Python's own queries about modules
             raise AttributeError(name)
         return _real(self.__name__, name)
 
 
 def _real(module: str, name: str) -> Any:
-    """What a module has under a name, even where a stand-in has its place."""
+    """Return an attribute of the real module, even while a stand-in is in its place."""
     if isinstance(sys.modules.get(module), Later):
         del sys.modules[module]
     return getattr(importlib.import_module(module), name)
@@ -44,8 +44,9 @@ def _cleandoc(text: str) -> str:
 
 
 def _gettext(text: str) -> str:
-    """gettext.gettext where no translation is installed, and of click there is none: without a look for it each time,
-    in folders that follow from the locale."""
+    """gettext.gettext without translations: click has none, so searching for them in locale-dependent folders each time
+    is
+    avoided."""
     return text
 
 
@@ -55,28 +56,28 @@ def _ngettext(one: str, many: str, number: int) -> str:
 
 
 def _system() -> str:
-    """platform.system, which uuid asks for on systems other than Windows."""
+    """platform.system, which uuid calls on systems other than Windows."""
     import os
 
     return os.uname().sysname
 
 
 def _quote_from_bytes(*given: Any, **named: Any) -> str:
-    """urllib.parse.quote_from_bytes, of which pathlib makes URIs."""
+    """urllib.parse.quote_from_bytes, with which pathlib makes URIs."""
     quoted: str = _real("urllib.parse", "quote_from_bytes")(*given, **named)
     return quoted
 
 
 def _datetime() -> dict[str, Callable[..., Any]]:
-    """datetime.datetime: until Python 3.12 the module first makes it a second time, in Python, to throw that away."""
+    """datetime.datetime: before Python 3.12 the module first defines it again in Python, only to discard that."""
     if sys.version_info >= (3, 12) or sys.implementation.name != "cpython":
         return {}
     return {"datetime": importlib.import_module("_datetime").datetime}
 
 
 def _get_annotations(of: type) -> dict[str, Any]:
-    """inspect.get_annotations, which dataclasses asks about each of its classes from Python 3.12 to 3.13."""
-    return dict(of.__dict__.get("__annotations__", {}))  # noqa: RUF063  that is what this stands for
+    """inspect.get_annotations, which dataclasses calls for each class in Python 3.12 and 3.13."""
+    return dict(of.__dict__.get("__annotations__", {}))  # noqa: RUF063  this is a replacement for it
 
 
 OF_CLICK: dict[str, dict[str, Callable[..., Any]]] = {
@@ -89,12 +90,12 @@ OF_PATHLIB = {"urllib.parse": {"quote_from_bytes": _quote_from_bytes}}
 OF_DATACLASSES: dict[str, dict[str, Callable[..., Any]]] = {
     "inspect": {"get_annotations": _get_annotations} if sys.version_info < (3, 14) else {}
 }
-"""module → what it is asked for when it is loaded, or each time"""
+"""module → the functions needed when it is loaded, or for each class"""
 
 
 @contextmanager
 def without(modules: Mapping[str, Mapping[str, Callable[..., Any]]]) -> Iterator[None]:
-    """Stand-ins for these modules, as far as they are not loaded, while the block lasts."""
+    """Replace these modules with stand-ins until the block ends, except those already loaded."""
     absent = [name for name in modules if name not in sys.modules]
     sys.modules.update({name: Later(name, modules[name]) for name in absent})
     try:
@@ -106,18 +107,18 @@ def without(modules: Mapping[str, Mapping[str, Callable[..., Any]]]) -> Iterator
 
 
 def load_click() -> None:
-    """Load click, if nobody has."""
+    """Load click, unless it is loaded."""
     with without(OF_CLICK):
         import click  # noqa: F401
 
 
 def load_pathlib() -> None:
-    """Load pathlib, if nobody has."""
+    """Load pathlib, unless it is loaded."""
     with without(OF_PATHLIB):
         import pathlib  # noqa: F401
 
 
 def load_dataclasses() -> None:
-    """Load dataclasses, if nobody has."""
+    """Load dataclasses, unless it is loaded."""
     with without(OF_DATACLASSES):
         import dataclasses  # noqa: F401

@@ -65,7 +65,7 @@ def lock(manifest: Path, output: str | None, as_json: bool) -> None:
 
 
 def _shown(path: Path) -> Path:
-    """Relative to the working directory where it is below that."""
+    """Return the path relative to the working directory, if it is below that."""
     absolute = path.absolute()
     return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
 

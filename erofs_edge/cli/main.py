@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: a registry of verbs, loaded when used, and the one place where errors become text and exit codes.
+"""The command line: a registry of verbs, loaded on use, and the one place that turns errors into text and exit codes.
 
-A verb is one click command or group in its own module, named like the verb. A command that returns an int
-sets the exit code with it; everything that fails raises an `ErofsEdgeError`. Only click is imported here, so
-that ``--help`` stays fast.
+A verb is a click command or group in its own module of the same name. A command sets the exit code by returning an
+int; every failure is raised as an `ErofsEdgeError`. Only click is imported here, so that ``--help`` stays fast.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from erofs_edge.cli.light import load_dataclasses, load_pathlib
 from erofs_edge.cli.output import emit_error
 from erofs_edge.errors import ErofsEdgeError, UsageError
 
-# trees of files are many objects that live to the end: looking for garbage among them costs more than it frees
+# file trees are many long-lived objects: searching them for garbage costs more than it frees
 GC_THRESHOLD = (1_000_000, 20, 100)
-# how long a thread that is back from C waits for one that computes; with Python's 5 ms codecs get a fifth less done
+# how long a thread returning from C waits for one that computes; with Python's 5 ms, codec throughput is a fifth lower
 SWITCH_SECONDS = 0.0005
 
 WITHOUT_DATACLASSES = {"flash", "verity"}
-"""verbs that mostly do without, or load them by themselves"""
+"""verbs that mostly do without dataclasses, or load them themselves"""
 POSIX_ONLY = {"fcntl", "grp", "pty", "pwd", "resource", "termios"}
-"""modules of Python that Windows has not"""
+"""modules of Python that Windows lacks"""
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Build": {
         "new": ("erofs_edge.cli.new", "Create a product of your own from a stock board."),
@@ -89,13 +88,13 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "completion": ("erofs_edge.cli.completion", "Print the completion script for bash, zsh or fish."),
     },
 }
-"""section of ``--help`` → verb → (module, its one line in ``--help``), in the order in which ``--help`` lists them"""
+"""section of ``--help`` → verb → (module, its line in ``--help``), in the order of ``--help``"""
 VERBS: dict[str, tuple[str, str]] = {verb: entry for verbs in GROUPS.values() for verb, entry in verbs.items()}
-"""verb → (module, its one line in ``--help``), in the same order"""
+"""verb → (module, its line in ``--help``), in the same order"""
 
 
 class Verbs(click.Group):
-    """The root command: knows the verbs without importing them, and ends every failure in one clear message."""
+    """The root command: knows the verbs without importing them, and reports every failure as one clear message."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -103,11 +102,11 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        load_pathlib()  # nearly all verbs take paths, and have dataclasses
+        load_pathlib()  # nearly all verbs take paths and use dataclasses
         if cmd_name not in WITHOUT_DATACLASSES:
             load_dataclasses()
         command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
-        assert isinstance(command, click.Command)  # noqa: S101  the contract of VERBS
+        assert isinstance(command, click.Command)  # noqa: S101  each module in VERBS defines a command
         _unwind_on_ctrl_c()
         return command
 
@@ -161,7 +160,7 @@ class Verbs(click.Group):
             sys.exit(130)
         except click.ClickException as error:
             result = _usage(error)
-        except OSError as error:  # what a verb meets is told by now: this is output that could not be written
+        except OSError as error:  # verbs have handled their own errors: this is output that could not be written
             if os.environ.get("EROFS_EDGE_DEBUG") == "1":
                 raise
             result = _unwritten(error)
@@ -185,42 +184,43 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry of the console script; ends the process."""
+    """Entry point of the console script; ends the process."""
     _open_streams()
     signal.signal(signal.SIGTERM, _terminated)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup stays nohup
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, _terminated)
     gc.set_threshold(*GC_THRESHOLD)
     sys.setswitchinterval(SWITCH_SECONDS)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="surrogateescape")  # file names are bytes and leave as they came
+            reconfigure(errors="surrogateescape")  # file names are bytes: print them unchanged
     try:
         cli.main(prog_name="erofs-edge")
     except SystemExit as end:
         _leave(end.code)
         raise
     finally:
-        gc.freeze()  # the process ends and all goes with it: no search for garbage in hundreds of thousands of objects
+        gc.freeze()  # the process is about to end: skip searching hundreds of thousands of objects for garbage
 
 
 def _open_streams() -> None:
-    """Put something where a caller left the standard streams closed, so that no file of ours gets their numbers. Output
-    to a closed stdout is an error then, as of the usual tools; a closed stderr is one that nobody reads."""
+    """Open the null device in place of standard streams that the caller closed, so that no file of ours gets their
+    numbers. Output to a closed stdout is then an error, as with the usual tools; what goes to a closed stderr is
+    lost."""
     for name, flags, mode in (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w")):
         if getattr(sys, name) is None:
-            number = os.open(os.devnull, flags)  # the lowest one that is free
+            number = os.open(os.devnull, flags)  # gets the lowest free number
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _leave(code: object) -> None:
-    """End here, without taking hundreds of thousands of objects apart one by one, where nobody is left who would miss
-    that: no other thread, and no message to print."""
+    """End the process without destroying hundreds of thousands of objects one by one, if that has no visible effect: no
+    other thread is running, and there is no message to print."""
     if not isinstance(code, int) or threading.active_count() > 1:
         return
     atexit._run_exitfuncs()
-    with suppress(OSError, ValueError):  # whoever read it has gone, or it was closed
+    with suppress(OSError, ValueError):  # the reader has gone, or the stream was closed
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code & 0xFF)
@@ -234,28 +234,28 @@ def _suggest(word: str, known: Iterable[str] = VERBS) -> str:
 
 
 def _usage(error: click.ClickException) -> int:
-    """Show a misuse of the command line the way errors are shown, naming the help that mends it."""
+    """Report incorrect usage like other errors, and point to the relevant help."""
     hint, close = None, ""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"{error.ctx.command_path} --help"
         group = error.ctx.command
-        known = getattr(error, "possibilities", None)  # click knows no commands that are loaded when used
+        known = getattr(error, "possibilities", None)  # click does not know commands that are loaded on use
         if isinstance(group, click.Group) and error.message.startswith("No such command '") and not known:
             close = _suggest(error.message.split("'")[1], group.list_commands(error.ctx))
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code
-    message = " ".join(error.format_message().split())  # click puts choices one a line
+    message = " ".join(error.format_message().split())  # click lists choices one per line
     kind = UsageError if error.exit_code == UsageError.exit_code else ErofsEdgeError
     known = kind(message.replace(" ,", ",").rstrip(".") + close, hint=hint)
     context = error.ctx if isinstance(error, click.UsageError) else None
-    with nullcontext() if context is None else context.scope(cleanup=False):  # it knows of --json
+    with nullcontext() if context is None else context.scope(cleanup=False):  # the context knows about --json
         emit_error(known)
     return error.exit_code
 
 
 def _next_step(known: ErofsEdgeError, error: BaseException) -> str | None:
-    """What mends an error of the system, whoever tells of it."""
+    """Return the hint for an error of the operating system."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if not isinstance(cause, OSError):
         return None
@@ -274,7 +274,7 @@ def _next_step(known: ErofsEdgeError, error: BaseException) -> str | None:
 
 
 def _is_printing(error: BaseException) -> bool:
-    """Whether it is what verbs print with that failed, and not a file of theirs."""
+    """Whether writing the verb's printed output failed, rather than writing a file."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -282,7 +282,7 @@ def _is_printing(error: BaseException) -> bool:
 
 
 def _unexpected(error: Exception) -> ErofsEdgeError:
-    """What the user is told about an error that nobody foresaw: one line, and how to see the rest."""
+    """Report an unforeseen error in one line, and say how to see the rest."""
     if isinstance(error, OSError):
         named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
         where, said = _meant(named), error.strerror or str(error)
@@ -301,7 +301,7 @@ def _unexpected(error: Exception) -> ErofsEdgeError:
 
 
 def _is_nowhere() -> bool:
-    """Whether the working folder has been deleted: relative paths lead nowhere then."""
+    """Whether the working directory has been deleted, so that relative paths lead nowhere."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -310,13 +310,14 @@ def _is_nowhere() -> bool:
 
 
 def _unwind_on_ctrl_c() -> None:
-    """From now on a verb may have files and children that must go; `erofs_edge.__main__` let Ctrl-C end the process."""
+    """From now on Ctrl-C must clean up files and child processes; until here `erofs_edge.__main__` let it end the
+    process."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _meant(path: str | None) -> str | None:
-    """The file that is written beside its name, by that name."""
+    """Return the final name of a file that is written under a temporary one."""
     from erofs_edge.writing import HIDDEN
 
     folder, name = os.path.split(path or "")
@@ -327,12 +328,12 @@ def _meant(path: str | None) -> str | None:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    """SIGTERM and SIGHUP unwind like Ctrl-C, so that half-written files and child processes go."""
+    """Make SIGTERM and SIGHUP unwind like Ctrl-C, so that incomplete files and child processes are removed."""
     sys.exit(128 + number)
 
 
 def _close_stdout() -> None:
-    """Flush now, so that a reader who left early (``| head``) is met with silence instead of a traceback."""
+    """Flush now, so that a reader who left early (``| head``) causes no traceback."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -340,7 +341,7 @@ def _close_stdout() -> None:
 
 
 def _unwritten(error: OSError) -> int:
-    """The exit code where the standard output takes no more: of a reader who has gone nothing is said."""
+    """Return the exit code for standard output that cannot be written. A reader that has gone is not reported."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno == errno.EPIPE:
         return 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manual of all verbs, made from the commands themselves: a Markdown page and a man page.
+"""The manual of all verbs, generated from the commands themselves: a Markdown page and a man page.
 
 The man page uses the man(7) macros of groff and mandoc: TH, SH, SS, TP, PP, nf, fi.
 """
@@ -51,7 +51,7 @@ EXIT_CODES = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One command: its words, how it is used, what it does, and (option, meaning) for each option."""
+    """One command: its words, usage and description, and (option, meaning) for each option."""
 
     words: str
     usage: str
@@ -60,11 +60,11 @@ class Entry:
 
 
 def entries() -> Iterator[Entry]:
-    """Every command and every group, in the order of ``--help``."""
+    """Return every command and group, in the order of ``--help``."""
     top = click.Context(cli, info_name=NAME, max_content_width=1000, terminal_width=1000)
     for verb in VERBS:
         command = cli.get_command(top, verb)
-        assert command is not None  # noqa: S101  VERBS names what there is
+        assert command is not None  # noqa: S101  VERBS names existing commands only
         yield from _entries(command, click.Context(command, info_name=verb, parent=top))
 
 
@@ -83,14 +83,14 @@ def _entries(command: click.Command, ctx: click.Context) -> Iterator[Entry]:
 
 
 def _paragraphs(command: click.Command) -> list[str]:
-    """The help as paragraphs; one that begins with click's mark for "do not wrap" keeps its lines."""
+    """Split a help text into paragraphs; one that begins with click's "do not wrap" mark keeps its lines."""
     text = inspect.cleandoc(command.help or "").partition("\f")[0]
     found = [part.strip("\n") for part in re.split(r"\n\s*\n", text) if part.strip()]
     return [part[2:].strip("\n") + "\n" if part.startswith("\b\n") else " ".join(part.split()) for part in found]
 
 
 def markdown() -> str:
-    """The page docs/cli.md, from its first to its last character."""
+    """Return the whole page docs/cli.md."""
     lines = [
         "# Commands\n",
         "Generated from the commands by `docs/generate.py`. `erofs-edge COMMAND --help` prints the same text,",
@@ -112,7 +112,7 @@ def markdown() -> str:
 
 
 def _literal(text: str) -> str:
-    """Text of a help, in which nothing is markup but its back quotes."""
+    """Escape help text for Markdown: nothing in it is markup except its backquotes."""
     return re.sub(r"([\\<*_\[\]])", r"\\\1", text)
 
 
@@ -121,7 +121,7 @@ def _cell(text: str) -> str:
 
 
 def roff() -> str:
-    """The page erofs-edge(1)."""
+    """Return the page erofs-edge(1)."""
     lines = [
         '.\\" Made from the commands by docs/generate.py',
         f'.TH EROFS-EDGE 1 "" "erofs-edge {__version__}" "User Commands"',
@@ -150,12 +150,12 @@ def _roff_paragraphs(parts: list[str]) -> list[str]:
 
 
 def _wrapped(text: str) -> list[str]:
-    """Lines of a source that people may read, too."""
+    """Wrap text, to keep the source readable."""
     return [_roff(line) for line in textwrap.wrap(text, 72, break_long_words=False, break_on_hyphens=False)]
 
 
 def _roff(text: str) -> str:
-    """A line of text: nothing in it is a request or an escape (groff(7), Escapes)."""
+    """Escape a line of text so that nothing in it is a request or an escape (groff(7), Escapes)."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     text = "".join(char if ord(char) < 128 else f"\\[u{ord(char):04X}]" for char in text)
     return f"\\&{text}" if text[:1] in (".", "'") else text

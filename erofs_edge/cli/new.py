@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge new`: a product of one's own, outside of this repository."""
+"""`erofs-edge new`: create your own product, outside this repository."""
 
 from __future__ import annotations
 

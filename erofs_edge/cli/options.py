@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands have, or that are told in a file of their own; and a path, as they have it."""
+"""Options that several commands share or that have a file of their own; and the type of path arguments."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Command = Callable[..., Any]
 
 
 class FilePath(click.Path):
-    """As click.Path with pathlib's Path for path_type, which is loaded for the first value only."""
+    """Like click.Path with pathlib's Path as path_type, but imports pathlib only for the first value."""
 
     def coerce_path_result(self, value: str | bytes | os.PathLike[str]) -> Path:
-        """The value that the command gets."""
+        """Return the value that the command gets."""
         from pathlib import Path
 
         return Path(os.fsdecode(value))
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """One decorator for many options, in the order in which --help lists them."""
+    """Combine several options into one decorator, in the order in which --help lists them."""
 
     def add(command: Command) -> Command:
         for option in reversed(options):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands print with: progress on a terminal, status lines, tables, JSON, errors.
+"""How commands print: progress on a terminal, status lines, tables, JSON, errors.
 
 Results go to stdout; progress, status lines and errors go to stderr. Progress appears on a terminal only.
 Colour is used on a terminal unless NO_COLOR is set. Library code never prints: it calls ``progress(done,
-total)``, which `Progress` is.
+total)``; a `Progress` can be passed for that.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _STATUS_COLUMN = 50
 
 
 class Progress:
-    """One line on a terminal: label, bytes, rate, time left. Call it with (done, total) in bytes; total 0 is unknown.
+    """One line on a terminal: label, bytes, rate, time left. Call it with (done, total) in bytes; total 0 means
+    unknown.
 
-    `unit` is "B" for bytes or the plural of what is counted ("packages").
+    `unit` is "B" for bytes or a plural noun for other things ("packages").
     """
 
     def __init__(self, label: str, *, unit: str = "B", stream: IO[str] | None = None) -> None:
@@ -54,7 +55,7 @@ class Progress:
         self._stream.flush()
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._drawn:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
@@ -69,7 +70,7 @@ class Progress:
 
 @contextmanager
 def step(label: str, *, unit: str = "B") -> Iterator[Progress]:
-    """Run one stage under a `Progress` and end it with a status line: OKAY or FAILED, and the seconds it took."""
+    """Run one stage under a `Progress` and finish with a status line: OKAY or FAILED, and the seconds it took."""
     start = time.monotonic()
     progress = Progress(label, unit=unit)
     try:
@@ -83,23 +84,23 @@ def step(label: str, *, unit: str = "B") -> Iterator[Progress]:
 
 
 def status(label: str, *, ok: bool, seconds: float) -> None:
-    """``label ……  OKAY [  0.123s]`` on stderr."""
+    """Print ``label ……  OKAY [  0.123s]`` on stderr."""
     word = _styled("OKAY", "green") if ok else _styled("FAILED", "red")
     click.echo(f"{printable(label):<{_STATUS_COLUMN}} {word} [{seconds:7.3f}s]", err=True)
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal, on stderr."""
+    """Print a line for the user on stderr."""
     click.echo(printable(text), err=True)
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str] | None = None) -> None:
-    """Print rows in aligned columns on stdout; columns of numbers stand to the right."""
+    """Print rows in aligned columns on stdout; columns of numbers are right-aligned."""
     click.echo("\n".join(table_lines(rows, header)))
 
 
 def table_lines(rows: Iterable[Sequence[object]], header: Sequence[str] | None = None) -> list[str]:
-    """The lines that `table` prints. None is an empty cell."""
+    """Return the lines that `table` prints. None is an empty cell."""
     body = list(rows)
     cells = [["" if cell is None else one_line(str(cell)) for cell in row] for row in body]
     if header is not None:
@@ -131,13 +132,13 @@ def emit_json(value: object) -> None:
 
     ctx = click.get_current_context(silent=True)
     if ctx is not None:
-        ctx.meta[_JSON] = False  # one record a run: an error after it is told on stderr alone
+        ctx.meta[_JSON] = False  # one record per run: a later error is reported on stderr only
     # ASCII, so that names that are not UTF-8 stay JSON (as \udcXX)
     click.echo(json.dumps(value, indent=2, default=_plain))
 
 
 def emit_error(error: ErofsEdgeError) -> None:
-    """Show an error on stderr, with its hint; under ``--json`` also as a record on stdout."""
+    """Print an error on stderr, with its hint; with ``--json`` also as a record on stdout."""
     ctx = click.get_current_context(silent=True)
     if ctx is not None and ctx.meta.get(_JSON):
         record = {
@@ -154,7 +155,7 @@ def emit_error(error: ErofsEdgeError) -> None:
 
 
 def size_text(size: int) -> str:
-    """Bytes for people, in the powers of 1024 that manifests use: ``512 B``, ``64.0 KiB``, ``1.21 GiB``."""
+    """Format bytes for people, with powers of 1024 as in manifests: ``512 B``, ``64.0 KiB``, ``1.21 GiB``."""
     if abs(size) < 1024:
         return f"{size} B"
     value = float(size)
@@ -167,7 +168,7 @@ def size_text(size: int) -> str:
 
 
 def progress_text(done: int, total: int, seconds: float, unit: str = "B") -> str:
-    """``12.0 MiB of 64.0 MiB (19 %), 6.00 MiB/s, 0:09 left``."""
+    """Format ``12.0 MiB of 64.0 MiB (19 %), 6.00 MiB/s, 0:09 left``."""
     count: Callable[[int], str] = size_text if unit == "B" else str
     name = "" if unit == "B" else f" {unit}"
     text = f"{count(done)} of {count(total)}{name} ({100 * done // total} %)" if total else f"{count(done)}{name}"
@@ -182,12 +183,12 @@ def progress_text(done: int, total: int, seconds: float, unit: str = "B") -> str
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, so that no file name can steer a terminal."""
+    """Escape control characters, so that no file name can control a terminal."""
     return "".join(f"\\x{ord(char):02x}" if char != "\n" and _is_control(char) else char for char in text)
 
 
 def one_line(text: str) -> str:
-    """The same, and ends of lines escaped too: for names that stand in a line with others."""
+    """Escape control characters and line ends: for names that share a line with other text."""
     return printable(text).replace("\n", "\\n")
 
 
@@ -210,7 +211,7 @@ def _columns() -> int:
 
 
 def _plain(value: object) -> object:
-    """What json cannot write by itself."""
+    """Convert what json cannot write by itself."""
     from pathlib import PurePath
 
     if isinstance(value, bytes | bytearray):
@@ -219,7 +220,7 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, set | frozenset):
         return sorted(value)
-    import dataclasses  # takes a millisecond to load: not for a path
+    import dataclasses  # takes a millisecond to load: not needed for a path
 
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``erofs-edge provision``: the system that a board starts to be flashed."""
+"""``erofs-edge provision``: make the system that a board starts in order to be flashed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def provision(board: Path, out: Path | None, key: str | None, folder_of_tls: Pat
 
 
 def _credentials(folder: Path) -> dict[str, bytes]:
-    """The board's, of a folder that has none yet or those of an earlier time."""
+    """Return the board's credentials: new ones for a new folder, otherwise the existing ones."""
     from erofs_edge.provision.credentials import AUTHORITY, board_credentials, make_credentials, write_credentials
 
     if not (folder / AUTHORITY).exists():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``erofs-edge pull``: images and builds from a registry."""
+"""``erofs-edge pull``: fetch images and builds from a registry."""
 
 from __future__ import annotations
 

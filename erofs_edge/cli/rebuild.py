@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge rebuild`: make a release again and compare."""
+"""`erofs-edge rebuild`: build a release again and compare."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Release(click.Command):
-    """`release BOARD` makes one; with --check among its words it is another command, about a folder."""
+    """The command `release BOARD`; with --check, a different command that takes a folder."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge release --check`: every promise of a release tried, one table, one exit code."""
+"""`erofs-edge release --check`: test every promise of a release; one table, one exit code."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def release_check(
     if most is not None and not earlier:
         raise UsageError("--update-budget needs an earlier release", hint="add --from FOLDER")
     if not (release / RELEASE).exists():
-        read_release(release)  # says so; a record that is damaged is a promise that is not kept
+        read_release(release)  # fails if this is not a release; a damaged record counts as a broken promise
     path = key or release / PUBLIC_KEY
     wanted = Wanted(earlier, most, frozenset(skip), packages, timeout)
     rows = check_release(release, read_public_key(path, path.stem), wanted, step)

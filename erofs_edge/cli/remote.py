@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments that are a path of this machine or an export of another one, and partitions of either, for reading."""
+"""Arguments that name a path on this machine or an export of another one, and partitions of either, for reading."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class PathOrAddress(click.Path):
-    """A path, as click.Path has it; or an address, which stays a string."""
+    """A path, as with click.Path; or an address, which stays a string."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As click does with every argument."""
+        """Convert an argument; click calls this."""
         return value if isinstance(value, str) and "://" in value else super().convert(value, param, ctx)
 
 
 @contextmanager
 def reached(place: Path | str, partition: str | None = None) -> Iterator[Place]:
-    """What a path or an address names, or the partition of that name in it, as long as the block lasts.
+    """Yield what a path or an address names, or its partition of the given name, until the block ends.
 
-    Raises UsageError where there is no such transport or partition, DeviceError where the export cannot be reached.
+    Raises UsageError if there is no such transport or partition, DeviceError if the export cannot be reached.
     """
     from erofs_edge.verity.source import opened
 
@@ -50,7 +50,7 @@ def reached(place: Path | str, partition: str | None = None) -> Iterator[Place]:
 
 
 def disk_advice(place: Place) -> str | None:
-    """The hint where an image is wanted and this is a disk that has some in its partitions; else None."""
+    """Return the hint for a disk with images in its partitions where an image is expected; else None."""
     from erofs_edge.verify.disk import find_table
     from erofs_edge.verity.blocks import file_size
     from erofs_edge.verity.source import opened
@@ -63,7 +63,8 @@ def disk_advice(place: Place) -> str | None:
 
 
 def _address(text: str) -> Address:
-    """Of what exports bytes: an NBD server, or the disk of a board that runs the provisioning system."""
+    """Return the address of something that exports bytes: an NBD server, or a board that runs the provisioning
+    system."""
     from erofs_edge.flash.provision import disk_address
     from erofs_edge.transport.nbd.connect import SCHEMES, parse_address
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge sign`: sign what a build or another tool made, here or in two steps without a network."""
+"""`erofs-edge sign`: sign the output of a build or another tool, directly or in two steps for an offline key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMS = click.Choice(["pkcs7", "verity-signature"])
 
 
 class _How(NamedTuple):
-    """What a signature is like; the options have the same names."""
+    """The properties of a signature; the options have the same names."""
 
     certificate: Path | None
     epoch: int | None
@@ -176,7 +176,7 @@ def _signed(signer: Signer, content: bytes, how: _How, root_hash: str | None) ->
         else:
             known = self_signed(signer, how.epoch or 0)
     except SignaturesMissingError:
-        sign_data(signer, content)  # so that both digests wait in one round
+        sign_data(signer, content)  # prepare this digest too, so that both are signed in one round
         raise
     if how.form == "pkcs7":
         return sign_detached(content, signer, known), known.fingerprint
@@ -186,7 +186,7 @@ def _signed(signer: Signer, content: bytes, how: _How, root_hash: str | None) ->
 
 
 def _root_hash_of(image: Path) -> str:
-    """The root hash of an image with its tree behind it, computed from the data: a tree may be lying."""
+    """Return the root hash of an image followed by its tree, computed from the data: the tree itself is not trusted."""
     import os
 
     from erofs_edge.verify.system import find_tree
@@ -201,7 +201,7 @@ def _root_hash_of(image: Path) -> str:
 
 
 def _digest(text: str) -> str:
-    """The root hash that was given, in the small letters in which it is signed. Raises UsageError where it is none."""
+    """Return the given root hash in lower case, as it is signed. Raises UsageError if it is not one."""
     try:
         size = len(bytes.fromhex(text))
     except ValueError:
@@ -214,5 +214,5 @@ def _digest(text: str) -> str:
 
 
 def _is_content(path: Path) -> bool:
-    """Whether a target is something to sign; a signature is short and no JSON."""
+    """Whether a target is something to sign; signatures are short and not JSON."""
     return path.suffix == ".json" or path.stat().st_size > 16384

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge slots`: which slot of a disk, image or device starts next, and what is known of each."""
+"""`erofs-edge slots`: show which slot of a disk, image or device starts next, and the state of each."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge system`: how the packages of a manifest are configured, and whether both ways agree."""
+"""`erofs-edge system`: how a manifest's packages are configured, and whether both ways give the same result."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands write to a file that the user named."""
+"""Write a command's output to a file that the user named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from erofs_edge.writing import beside, refuse_unwritable, settled
 
 
 def check_output(path: Path) -> None:
-    """For what takes long before it writes: raises as `write_file` would, where that can be known now."""
+    """Check the output path before long work: raises what `write_file` would, as far as that is known in advance."""
     folder = settled(path).absolute().parent
     if not folder.exists():
         hint = f"the folder does not exist: mkdir -p {folder}"
@@ -19,7 +19,7 @@ def check_output(path: Path) -> None:
 
 
 def write_file(path: Path, data: bytes, what: str) -> None:
-    """Make the file, in a folder that is there. Raises as `writing.new_file`, of which an OSError is told as an
+    """Write the file into an existing folder. Raises what `writing.new_file` raises, but turns an OSError into an
     ErofsEdgeError that names the file."""
     try:
         with beside(path, what) as temporary:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``erofs-edge trace``: what a server has recorded of reads, shown and turned into a profile."""
+"""``erofs-edge trace``: show recorded reads, and convert them to a profile."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge verify`: from a public key to the last block, one table."""
+"""`erofs-edge verify`: verify everything from a public key to the last block, and print one table."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ def _key_name(path: Path) -> str:
 
 
 def _rebuilders(target: Path | str, attestation: Path | None, keys: tuple[Path, ...]) -> list[PublicKey]:
-    """The keys that must have signed the attestation. Raises UsageError where they or it are given alone."""
+    """Return the keys that must have signed the attestation. Raises UsageError if keys or attestation are given
+    alone."""
     from erofs_edge.trust.key import read_public_key
 
     if (attestation is None) != (not keys):
@@ -121,7 +122,7 @@ def _check_rebuilders(release: Path, attestation: Path, keys: list[PublicKey], v
 
 
 def _record(target: str, public: PublicKey, verdict: Verdict) -> dict[str, Any]:
-    """As --json prints it."""
+    """Return the record that --json prints."""
     from erofs_edge.trust.key import algorithm, fingerprint
 
     names = ("what", "against", "digest", "ok", "error", "hint")
@@ -134,7 +135,7 @@ def _record(target: str, public: PublicKey, verdict: Verdict) -> dict[str, Any]:
 
 
 def _export_name(address: str) -> str:
-    """What rows of the table begin with, where the target is no disk."""
+    """Return the name with which the table's rows begin, if the target is not a disk."""
     from urllib.parse import unquote, urlsplit
 
     return unquote(urlsplit(address).path.strip("/")) or "export"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge verity discoverable`: a built system as an image that systemd's tools open."""
+"""`erofs-edge verity discoverable`: turn a built system into an image that systemd's tools open."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge verity repair --from`: blocks of other files for those that are damaged."""
+"""`erofs-edge verity repair --from`: replace damaged blocks with those of other files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from erofs_edge.cli.output import Progress, emit_json
 from erofs_edge.cli.verity_options import blocks_text
 from erofs_edge.errors import UsageError, VerificationError
 
-FILES_MAX = 500  # that are open at a time
-BLOCK_MIN = 512  # bytes: what is smaller has no block
+FILES_MAX = 500  # open at the same time
+BLOCK_MIN = 512  # bytes: anything smaller has no block
 
 
 def files_of(sources: Sequence[Path], image: Path) -> list[Path]:
-    """The files that `--from` names, those of folders in the order of their names, without the image itself.
+    """Return the files that `--from` names, those of folders sorted by name, without the image itself.
 
-    Raises UsageError where there are none, or too many."""
+    Raises UsageError if there are none, or too many.
+    """
     found: list[Path] = []
     for source in sources:
         if source.is_fifo() or source.is_char_device():
@@ -50,7 +51,7 @@ def borrow(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Repair, say what was done, and raise VerificationError where that was not enough."""
+    """Repair, report the result, and raise VerificationError if some blocks are still bad."""
     from erofs_edge.verity.borrow import repair_from
 
     with Progress(f"verifying {image.name}") as progress:

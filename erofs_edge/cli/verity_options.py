@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands of `erofs-edge verity` share: kinds of arguments, what their text means, how results are told."""
+"""What the commands of `erofs-edge verity` share: argument types, parsing of their text, output of results."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ FEC_OFFSET = click.option(
 
 
 def names_image(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors that tell an offset only get the name of the `image`, if no other file can be meant. A pipe is refused:
-    it has no end that could be looked for, and one that nobody writes to would be waited for."""
+    """Add the name of the `image` to errors that only have an offset, if no other file can be meant. Pipes are refused:
+    they
+    have no end to look for, and one without a writer would block."""
 
     @functools.wraps(command)
     def run(*, image: Path | str, **rest: Any) -> Any:
@@ -51,7 +52,7 @@ def names_image(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def root_hash_of(text: str) -> bytes:
-    """Of ``--root-hash``: hexadecimal, or @FILE. Raises UsageError where it is neither."""
+    """Parse ``--root-hash``: hexadecimal, or @FILE. Raises UsageError for anything else."""
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text("ascii", "replace").strip()
@@ -64,7 +65,7 @@ def root_hash_of(text: str) -> bytes:
 
 
 def hex_of(option: str, text: str | None) -> bytes | None:
-    """The bytes that an option's hexadecimal text means. Raises UsageError."""
+    """Parse an option's hexadecimal text. Raises UsageError."""
     if text is None:
         return None
     try:
@@ -75,7 +76,7 @@ def hex_of(option: str, text: str | None) -> bytes | None:
 
 
 def uuid_of(text: str | None) -> bytes | None:
-    """The 16 bytes of ``--uuid``. Raises UsageError."""
+    """Parse ``--uuid`` into 16 bytes. Raises UsageError."""
     if text is None:
         return None
     try:
@@ -87,7 +88,7 @@ def uuid_of(text: str | None) -> bytes | None:
 
 
 def parity_needs_a_device(fec_device: Path | None, fec_roots: int | None, fec_offset: int | None) -> None:
-    """Raises UsageError where options say how parity is, and none says where: no option is passed over in silence."""
+    """Raises UsageError for parity options without a parity device: no option is silently ignored."""
     if fec_device is None and (fec_roots is not None or fec_offset is not None):
         raise UsageError(
             "--fec-roots and --fec-offset need --fec-device", hint="say where the parity is: --fec-device FILE"
@@ -95,7 +96,7 @@ def parity_needs_a_device(fec_device: Path | None, fec_roots: int | None, fec_of
 
 
 def described(sb: Superblock) -> dict[str, object]:
-    """The record of a superblock, in the order in which veritysetup prints it."""
+    """Return the record of a superblock, in the order in which veritysetup prints it."""
     return {
         "uuid": str(uuids.UUID(bytes=sb.uuid)),
         "data_blocks": sb.data_blocks,
@@ -107,7 +108,7 @@ def described(sb: Superblock) -> dict[str, object]:
 
 
 def parity_described(layout: Layout) -> dict[str, object]:
-    """The record of where parity is."""
+    """Return the record of where the parity is."""
     return {
         "fec_roots": layout.roots,
         "fec_offset": layout.offset,
@@ -117,10 +118,10 @@ def parity_described(layout: Layout) -> dict[str, object]:
 
 
 def title(key: str) -> str:
-    """How people read the key of a record."""
+    """Return the key of a record as a title for people."""
     return "UUID" if key == "uuid" else key.replace("_", " ").capitalize().replace("Fec", "FEC")
 
 
 def blocks_text(kinds: dict[str, Ranges]) -> str:
-    """'2 data block(s): 7, 9; 1 hash block(s): 301', without kinds of which there are none."""
+    """Format '2 data block(s): 7, 9; 1 hash block(s): 301', leaving out kinds without blocks."""
     return "; ".join(f"{blocks.total} {kind} block(s): {blocks}" for kind, blocks in kinds.items() if blocks)
