@@ -318,7 +318,9 @@ def _open(stack: ExitStack, mirror: Mirror, loaded: Loaded[Board] | Loaded[Syste
     value = loaded.value
     if isinstance(value, Board) or cache is None or _is_plain(value):
         return stack.enter_context(open_apt(mirror, value.suite, value.arch))
-    return stack.enter_context(open_apt(mirror, value.suite, value.arch, supply=supply_of(value, cache)))
+    return stack.enter_context(
+        open_apt(mirror, value.suite, value.arch, supply=supply_of(cast("Loaded[System]", loaded), cache))
+    )
 
 
 def _resolve(

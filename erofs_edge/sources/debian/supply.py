@@ -31,11 +31,16 @@ class Supply:
     debs: tuple[tuple[Path, Mapping[str, str]], ...] = ()
 
 
-def supply_of(system: System, cache: Cache) -> Supply:
-    """The supply of a manifest. Raises SourceError if a package file is malformed."""
+def supply_of(loaded: Loaded[System], cache: Cache) -> Supply:
+    """The supply of a manifest. Raises SourceError if a package file is malformed, ManifestError if it is for another
+    architecture."""
     from erofs_edge.sources.debian.deb import read_deb
 
+    system = loaded.value
     debs = tuple((Path(path), read_deb(Path(path), cache).control) for path in system.debs)
+    for index, (path, control) in enumerate(debs):
+        if (arch := control["Architecture"]) not in ("all", system.arch):
+            raise loaded.error(f"debs.{index}", f"{path.name} is for {arch}, the system for {system.arch}")
     return Supply(tuple(system.components), system.archives, debs)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from erofs_edge.errors import MirrorError, SourceError
-from erofs_edge.sources.debian.apt import open_apt
+from erofs_edge.sources.debian.apt import _failure, open_apt
 from erofs_edge.sources.debian.mirror import Mirror
 from erofs_edge.sources.debian.supply import Supply
 
@@ -79,6 +79,12 @@ def test_an_archive_that_cannot_be_reached_is_an_error(archive: Mirror) -> None:
         half = Mirror(archive.archives | {"debian-security": uri}, archive.keyring)
         with pytest.raises(MirrorError, match="Could not connect"), open_apt(half, "trixie", "arm64"):
             pass
+
+
+def test_a_full_disk_is_not_told_as_a_missing_signature() -> None:
+    said = "W: GPG error: http://m.test/debian trixie InRelease: Splitting up /tmp/InRelease into data and signature failed"
+    assert "TMPDIR" in (_failure("update", f"{said}\nE: The repository is not signed.\n").hint or "")
+    assert "network" in (_failure("update", "E: The repository is not signed.\n").hint or "")
 
 
 def test_a_component_that_is_not_there_is_named(archive: Mirror) -> None:

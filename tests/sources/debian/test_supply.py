@@ -216,6 +216,16 @@ def test_a_package_file_may_need_the_archive(
     assert [(p.name, p.archive) for p in lock.packages["system"]] == [("base", "debian"), ("mine", "local")]
 
 
+def test_a_package_file_for_another_architecture_is_named(
+    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = "Package: mine\nVersion: 1\nArchitecture: amd64\nMaintainer: x <x@x>\nDescription: x\n"
+    (tmp_path / "mine.deb").write_bytes(deb_bytes(control=control))
+    with pytest.raises(ManifestError, match="mine.deb is for amd64, the system for arm64") as caught:
+        locked(loaded(tmp_path, "system: m\ndebs: [mine.deb]\n"), Mirror({}, tmp_path), cache, monkeypatch)
+    assert "m.yaml:2:8" in str(caught.value.where)
+
+
 def test_why_packages_do_not_go_together(
     tmp_path: Path, keys: Keys, mirror: Mirror, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
