@@ -82,7 +82,7 @@ def test_an_archive_that_cannot_be_reached_is_an_error(archive: Mirror) -> None:
 
 
 def test_a_full_disk_is_not_told_as_a_missing_signature() -> None:
-    said = "W: GPG error: http://m.test/debian trixie InRelease: Splitting up /tmp/InRelease into data and signature failed"
+    said = "W: GPG error: http://m.test trixie InRelease: Splitting up /tmp/InRelease into data and signature failed"
     assert "TMPDIR" in (_failure("update", f"{said}\nE: The repository is not signed.\n").hint or "")
     assert "network" in (_failure("update", "E: The repository is not signed.\n").hint or "")
 

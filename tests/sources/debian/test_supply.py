@@ -221,7 +221,7 @@ def test_a_package_file_for_another_architecture_is_named(
 ) -> None:
     control = "Package: mine\nVersion: 1\nArchitecture: amd64\nMaintainer: x <x@x>\nDescription: x\n"
     (tmp_path / "mine.deb").write_bytes(deb_bytes(control=control))
-    with pytest.raises(ManifestError, match="mine.deb is for amd64, the system for arm64") as caught:
+    with pytest.raises(ManifestError, match=r"mine\.deb is for amd64, the system for arm64") as caught:
         locked(loaded(tmp_path, "system: m\ndebs: [mine.deb]\n"), Mirror({}, tmp_path), cache, monkeypatch)
     assert "m.yaml:2:8" in str(caught.value.where)
 
