@@ -32,7 +32,7 @@ _OPTIONS = [
         multiple=True,
         type=FILE,
         metavar="IMG",
-        help="Do not store again what this image holds; it becomes a further device (Linux 5.16). May be repeated.",
+        help="Do not store again what this image holds; it becomes an extra device (Linux 5.16). May be repeated.",
     ),
     click.option(
         "--base-device",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image that commands of `erofs-edge fs` read: a file or device, or a part of one, with its further devices."""
+"""The image that commands of `erofs-edge fs` read: a file or device, or a part of one, with its extra devices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMG = click.argument("image", metavar="IMG", type=FilePath(exists=True, dir_okay
 _OPTIONS = (
     click.option(
         "--device", "devices", multiple=True, type=FilePath(exists=True, dir_okay=False),
-        metavar="FILE", help="A further device of IMG. May be repeated, in order.",
+        metavar="FILE", help="An extra device of IMG. May be repeated, in order.",
     ),
     click.option("--partition", metavar="NAME", help="Read this partition of the disk IMG."),
     click.option("--offset", type=click.IntRange(0), default=0, metavar="BYTES",

@@ -201,7 +201,7 @@ def _check(image: Image, path: Path, block_size: int) -> None:
     info = image.superblock
     found = [name for bit, name in _NOT_KEPT.items() if info.incompat(bit)]
     if info.devices:
-        found.append("further devices")
+        found.append("extra devices")
     if found:
         raise UsageError(
             f"the baseline has {found[0]}, which cannot keep their places",

@@ -88,7 +88,7 @@ def attach(
     number of paths, ErofsEdgeError if a device cannot be read or is too short.
     """
     if paths and len(paths) != len(slots):
-        raise UsageError(f"the image has {len(slots)} further devices, {len(paths)} are given")
+        raise UsageError(f"the image has {len(slots)} extra devices, {len(paths)} are given")
     opened: list[Backing] = []
     missing: list[int] = []
     try:

@@ -310,7 +310,7 @@ def _check_baseline(options: WriteOptions) -> None:
         return
     if options.has_layers:
         raise UsageError(
-            "data on a further device cannot keep its place", hint="leave out one of --baseline and the further devices"
+            "data on an extra device cannot keep its place", hint="leave out one of --baseline and the extra devices"
         )
 
 

@@ -98,7 +98,7 @@ def _write(
     cache_before = (options.cache.hits, options.cache.misses) if options.cache else (0, 0)
     for device in (options.blob, *options.bases, *options.base_devices, *options.archives):
         if device is not None and device.absolute() == out.absolute():
-            raise UsageError("the image and its further device are the same file", where=str(out))
+            raise UsageError("the image and its extra device are the same file", where=str(out))
     with ExitStack() as stack:
         layers = None
         if options.has_layers:

@@ -41,7 +41,7 @@ def gather(
     """  # fmt: skip
     if what.is_dir():
         if devices:
-            raise UsageError("a build has no further devices: --device is for a single image")
+            raise UsageError("a build has no extra devices: --device is for a single image")
         return _folder(what, piece, progress)
     erofs = is_erofs(what)
     if devices or erofs:
@@ -79,7 +79,7 @@ def _check_devices(image: Path, devices: Sequence[Path]) -> None:
         wanted = len(opened.superblock.devices)
     if wanted != len(devices):
         raise UsageError(
-            f"the image has data on {wanted or 'no'} further devices, {len(devices)} are given",
+            f"the image has data on {wanted or 'no'} extra devices, {len(devices)} are given",
             where=str(image), hint="--device FILE for each, in the order of `fs dump`" if wanted else None,
         )  # fmt: skip
     with Image(image, devices=devices):

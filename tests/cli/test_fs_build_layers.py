@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge fs build` with further devices: --base, --blobdev, --tar-index."""
+"""`erofs-edge fs build` with extra devices: --base, --blobdev, --tar-index."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Patch(NamedTuple):
 
 
 class Base(NamedTuple):
-    """A sound image, its fields and inode numbers, and its further device, if any."""
+    """A sound image, its fields and inode numbers, and its extra device, if any."""
 
     kind: str
     data: bytes
@@ -186,7 +186,7 @@ def judge(path: Path, device: Path | None, *, write: bool) -> bool:
     try:
         report = check(path, devices=devices, jobs=1)
     except UsageError as error:  # the image says how many devices it has
-        assert "further devices" in error.message, error
+        assert "extra devices" in error.message, error
         return False
     _read(lambda: _walk(path, devices), report.ok)
     if write:

@@ -261,7 +261,7 @@ def test_a_bomb_of_shared_data_is_stopped(tmp_path: Path, oracle: Oracle) -> Non
     assert image_path.stat().st_size < ondisk.PCLUSTER_MAX
 
 
-def test_data_on_further_devices_counts_as_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_on_extra_devices_counts_as_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image of metadata alone is small, whatever its devices hold."""
     made = FileTree()
     made.add("file", Inode(0o100644, content=BytesContent(random.Random(1).randbytes(300_000))))

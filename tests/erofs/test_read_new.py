@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came after the first releases: 48-bit addresses, encoded extents, metabox, further devices, large clusters."""
+"""What came after the first releases: 48-bit addresses, encoded extents, metabox, extra devices, large clusters."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_data_on_another_device(
             image.read(image.lookup("long"), 0, 10)
         assert caught.value.hint == "name the devices in order: --device FILE"
     assert any("device 1 is not given" in finding.message for finding in check(path).findings)
-    with pytest.raises(UsageError, match="1 further devices, 2 are given"):
+    with pytest.raises(UsageError, match="1 extra devices, 2 are given"):
         Image(path, devices=[blob, blob])
     os.truncate(blob, blob.stat().st_size - 1)
     with pytest.raises(ErofsEdgeError, match="device 1 is truncated"):

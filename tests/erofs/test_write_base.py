@@ -236,7 +236,7 @@ def test_a_blob_of_another_build_is_found_by_check(tmp_path: Path) -> None:
     ("how", "message"),
     [
         ({"base_devices": (Path("x"),)}, "devices of bases need a base"),
-        ({"bases": (Path("base"),), "baseline": Path("base")}, "further device cannot keep"),
+        ({"bases": (Path("base"),), "baseline": Path("base")}, "extra device cannot keep"),
         ({"bases": (Path("base"),), "kernel": parse_kernel("5.15")}, "--blobdev needs 5.16"),
         ({"bases": (Path("base"),), "block_size": 512}, "the base has blocks of 4096 bytes"),
         ({"bases": (Path("i"),)}, "are the same file"),

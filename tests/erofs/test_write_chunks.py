@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunk-based files: equal chunks once, holes not at all, tables as short as can be, a further device."""
+"""Chunk-based files: equal chunks once, holes not at all, tables as short as can be, an extra device."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_through_fsck(oracle: Callable[[str], str], tmp_path: Path, options: dic
 
 
 @pytest.mark.root
-def test_a_further_device_through_the_kernel(needs_root: None, tmp_path: Path) -> None:
+def test_an_extra_device_through_the_kernel(needs_root: None, tmp_path: Path) -> None:
     image, blob = tmp_path / "i", tmp_path / "blob"
     info = write(tree(), image, compression="lz4", chunk_size=4096, blob=blob)
     assert info.device_blocks * BLOCK == blob.stat().st_size > 40 * BLOCK
@@ -108,7 +108,7 @@ def test_a_further_device_through_the_kernel(needs_root: None, tmp_path: Path) -
 
 
 @pytest.mark.oracle
-def test_a_further_device_through_fsck_and_our_reader(oracle: Callable[[str], str], tmp_path: Path) -> None:
+def test_an_extra_device_through_fsck_and_our_reader(oracle: Callable[[str], str], tmp_path: Path) -> None:
     image, blob = tmp_path / "i", tmp_path / "blob"
     write(made := without_zeros(), image, compression="none", chunk_size=8192, blob=blob)
     argv = [oracle("fsck.erofs-1.9"), "--no-xattrs", f"--device={blob}", f"--extract={tmp_path / 'x'}", str(image)]

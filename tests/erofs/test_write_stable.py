@@ -281,7 +281,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"compression": "zstd"}, "another compression"),
     ({"pcluster": 8192}, "another compression, size of clusters"),
     ({"fragments": "tails"}, "another compression, size of clusters"),
-    ({"compression": "none", "chunk_size": 4096, "blob": Path("blob")}, "further device"),
+    ({"compression": "none", "chunk_size": 4096, "blob": Path("blob")}, "extra device"),
 ]
 
 
@@ -303,7 +303,7 @@ def test_compact_needs_a_baseline() -> None:
 def test_baselines_with_devices_are_refused(tmp_path: Path) -> None:
     tree = tree_of(first_files(13, 60))
     write(tree, tmp_path / "main", compression="none", chunk_size=4096, blob=tmp_path / "blob")
-    with pytest.raises(UsageError, match="the baseline has further devices"):
+    with pytest.raises(UsageError, match="the baseline has extra devices"):
         write(tree, tmp_path / "new", baseline=tmp_path / "main", **LZ4)
 
 

@@ -153,8 +153,8 @@ def test_a_second_version_sends_what_is_new(registry: int, images: Path, tmp_pat
 def test_devices_must_be_the_images(registry: int, images: Path) -> None:
     name = f"localhost:{registry}/app/wrong"
     for arguments, words in (
-        ([images / "2.img", name], "data on 1 further devices, 0 are given"),
-        ([images / "1.img", name, "--device", images / "3.blob"], "data on no further devices, 1 are given"),
+        ([images / "2.img", name], "data on 1 extra devices, 0 are given"),
+        ([images / "1.img", name, "--device", images / "3.blob"], "data on no extra devices, 1 are given"),
         ([images / "1.img", f"{name}@sha256:{'0' * 64}"], "cannot push to a digest"),
         ([images / "1.img", name, "--piece", "1000"], "not a valid size"),
         ([images / "1.img", name, "--arch", "z80"], "no architecture 'z80'"),
