@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start-up in QEMU: the verified system against the least that the same chain can do.
+"""Start-up time in QEMU: the verified system against the minimum that the same boot chain allows.
 
 usage: python benchmarks/boot.py [--runs N] [--out FOLDER]
 
@@ -41,7 +41,7 @@ LIMIT = 300.0
 
 
 def bare_disk(out: Path, folder: Path) -> Path:
-    """A copy of the disk whose boot partitions hold the same kernel with a bare initramfs, signed by the same key."""
+    """Copy the disk, with a bare initramfs for the same kernel in its boot partitions, signed with the same key."""
     board = load_board(BOARD).value
     lock = load_lock(lock_path(BOARD))
     if (relocked := out / "locks" / lock_path(BOARD).name).exists():
@@ -81,7 +81,7 @@ def bare_disk(out: Path, folder: Path) -> Path:
 
 
 def seconds_until(command: list[str], marks: list[str]) -> dict[str, float]:
-    """Seconds from QEMU's start until each mark is on the console; QEMU is ended at the last one."""
+    """Return the seconds from QEMU's start until each mark is on the console; QEMU is stopped at the last one."""
     start = time.monotonic()
     found: dict[str, float] = {}
     console = b""

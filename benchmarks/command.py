@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line's own times: start-up, and a build with nothing to do.
+"""The command line itself: its start-up time, and a build with nothing to do.
 
 usage: python benchmarks/command.py [--runs N] [--out FOLDER]
 """
@@ -17,7 +17,7 @@ EDGE = str(Path(sys.executable).with_name("erofs-edge"))
 
 
 def seconds(command: list[str], runs: int) -> float:
-    """Median wall time of a command, after one run that is not counted."""
+    """Return the median wall time of a command, after an uncounted first run."""
     taken = []
     for _ in range(runs + 1):
         start = time.monotonic()

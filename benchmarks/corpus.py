@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree that the file system benchmarks work on: a real arm64 root, about 600 MB, from Debian packages.
+"""The tree for the file system benchmarks: a real arm64 root, about 600 MB, from Debian packages.
 
 usage: python benchmarks/corpus.py [FOLDER]     default: the private prefix's corpus/root
 
-The same package versions give the same tree. `FOLDER.manifest` lists them; compare figures only between
-equal manifests. Needs no root (then all files belong to the caller: benchmarks use --all-root).
+The same package versions give the same tree. `FOLDER.manifest` lists them; compare figures only between equal
+manifests. Needs no root (all files then belong to the caller: benchmarks use --all-root).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def default_folder() -> Path:
 
 
 def corpus(folder: Path | None = None) -> Path:
-    """The tree, built at first use (about 170 MB of downloads)."""
+    """Return the tree, built on first use (about 170 MB of downloads)."""
     folder = folder or default_folder()
     manifest = folder.with_name(f"{folder.name}.manifest")
     if manifest.exists():
@@ -49,7 +49,7 @@ def corpus(folder: Path | None = None) -> Path:
         tree = work / "tree"
         tree.mkdir()
         lines = []
-        # base-files first: it makes /bin, /lib, … the links that all the others count on
+        # base-files first: it creates the links /bin, /lib, … that all other packages rely on
         for deb in sorted(debs, key=lambda path: (not path.name.startswith("base-files_"), path.name)):
             feed = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE)
             subprocess.run(

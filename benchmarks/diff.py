@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`diff` of two images with the same files, whose data lies in another order.
+"""`diff` of two images that have the same files, but their data in different order.
 
 usage: python benchmarks/diff.py [--tree DIR] [--runs N] [--scratch DIR]
 
-The second image has the largest files first (`--profile`). `diff` must find no path that differs, and every block.
+The second image has the largest files first (`--profile`). `diff` must find no differing path, but every moved block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLUSTERS = ("4096", "65536")
 
 
 def pair(tree: Path, scratch: Path, cluster: str) -> tuple[Path, Path]:
-    """Two images of a tree, in different orders."""
+    """Build two images of a tree, in different orders."""
     files = [Path(folder) / name for folder, _, names in os.walk(tree) for name in names]
     files = sorted(
         (one for one in files if one.is_file() and not one.is_symlink()), key=lambda one: -one.stat().st_size
@@ -39,7 +39,7 @@ def pair(tree: Path, scratch: Path, cluster: str) -> tuple[Path, Path]:
 
 
 def run(old: Path, new: Path) -> tuple[float, float]:
-    """(wall, user and system) seconds of one run."""
+    """Return the (wall, user and system) seconds of one run."""
     start, before = time.monotonic(), os.times()
     done = subprocess.run([*EDGE, "diff", str(old), str(new), "--json"], capture_output=True, text=True, check=False)
     wall, after = time.monotonic() - start, os.times()

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diskless starts in QEMU: what they read, and what a profile with prefetch saves on a slow link.
+"""Diskless starts in QEMU: how much they read, and what prefetching by a profile saves on a slow link.
 
 usage: python benchmarks/diskless.py [--out FOLDER] [--work FOLDER] [--rate MBIT] [--round-trip MS] [--pairs N]
 
-The system is built twice, the second time by a trace of the first one's start; the second start fetches ahead what a
-trace of its own names. Both then start over a link of ours that is slow: 20 Mbit/s, 20 ms. The boot image comes by TFTP
-from QEMU itself and is not slowed, so seconds count from the kernel on.
+The system is built twice, the second time with a trace of the first one's start as its profile; the second system
+prefetches what a trace of its own start lists. Both then start over a simulated slow link: 20 Mbit/s, 20 ms. The boot
+image comes from QEMU itself by TFTP, at full speed, so seconds count from the kernel on.
 
-With --pairs: that many starts from a local disk and as many diskless ones without a limit, in turn, and nothing else:
-seconds from the kernel to the login prompt, of the clock and of processors that QEMU took.
-The local machine has the same network card and is ended at the same point: nothing of the system's own checks is in it.
-Both make a new file system for /data at each start, on the disk or over the network; a third kind keeps it in memory.
-With --boots: the seconds until the kernel starts, with the boot image by TFTP and over HTTP, in turn.
+With --pairs: only that many starts from a local disk and as many diskless ones over an unlimited link, alternating:
+from the kernel to the login prompt, in seconds of wall time and of QEMU's CPU time.
+The local machine has the same network card and is stopped at the same point, so none of the system's own checks is
+included. Both create a new file system for /data at each start, on the disk or over the network; a third kind keeps it
+in memory.
+With --boots: the seconds until the kernel starts, with the boot image by TFTP and over HTTP, alternating.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ CARD = ("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfil
 
 
 def build(out: Path, *words: str) -> None:
-    """The board, where it is not up to date."""
+    """Build the board, unless it is up to date."""
     command = [EDGE, "build", str(BOARD), "-o", str(out), "--relock-if-gone", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -56,13 +57,13 @@ def build(out: Path, *words: str) -> None:
 def start(
     out: Path, wish: Wish, seen: Callable[[StageTime], None] = lambda stage: None
 ) -> tuple[DisklessRecord, Trace | None]:
-    """A start over a link without limits, and its trace if that is wished for."""
+    """Start over an unlimited link. Return the trace, if wanted."""
     board, observer = load_board(BOARD), Observer(TIMEOUT, seen)
     return diskless_smoke(board, out, open_signer(board.value.sign.key), wish=wish, observer=observer)
 
 
 def local_start(out: Path) -> tuple[float, float]:
-    """Seconds from the kernel to the login prompt, from the disk of the build: of the clock, of processors."""
+    """Start from the build's disk. Return the seconds from the kernel to the login prompt: (wall time, CPU time)."""
     board, built, emulator = load_board(BOARD).value, load_built(out), find_qemu()
     watch = Watch(Expected(built.root_hash, "a", data_filesystem(board)))
     clock = Processors()
@@ -74,7 +75,8 @@ def local_start(out: Path) -> tuple[float, float]:
 
 
 def slow_start(out: Path, prefetch: Runs, *, rate: float, delay: float) -> tuple[DisklessRecord, int, int]:
-    """A start over a slow link; requests and bytes that the server saw until the proof."""
+    """Start over a slow link. Also return the requests and bytes that the server counted until the system was
+    verified."""
     export = FileExport(out / "system.img")
     server = Server({SYSTEM: export})
     board = load_board(BOARD)
@@ -90,7 +92,7 @@ def slow_start(out: Path, prefetch: Runs, *, rate: float, delay: float) -> tuple
 
 
 def since_kernel(stages: list[tuple[str, float]]) -> float:
-    """Seconds from the kernel's start to the last stage."""
+    """Return the seconds from the kernel's start to the last stage."""
     times = dict(stages)
     return max(times.values()) - times["kernel"]
 
@@ -100,7 +102,7 @@ def times(record: DisklessRecord) -> float:
 
 
 class Processors:
-    """Seconds of processors that QEMU takes from the kernel's start to its own end."""
+    """CPU seconds of QEMU from the kernel's start to its own end."""
 
     def __init__(self) -> None:
         self._before = 0.0
@@ -114,13 +116,14 @@ class Processors:
 
 
 def _ended() -> float:
-    """Of all children that have ended."""
+    """Return the CPU seconds of all children that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def _running(children: Path) -> float:
-    """Of those that a thread has started and that still run: utime and stime of proc_pid_stat(5)."""
+    """Return the CPU seconds of running children, whichever thread started them: utime and stime of
+    proc_pid_stat(5)."""
     ticks = 0
     for child in children.read_text().split():
         ticks += sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
@@ -128,7 +131,7 @@ def _running(children: Path) -> float:
 
 
 def diskless_start(out: Path, *, on_disk: bool) -> tuple[float, float]:
-    """The same of a diskless start; `on_disk`: with a new disk over the network."""
+    """Like `local_start`, but diskless; `on_disk`: with a new disk over the network."""
     with tempfile.TemporaryDirectory() as folder:
         wish, clock = Wish(data=Path(folder) / "data.img" if on_disk else None), Processors()
         record, _ = start(out, wish, lambda stage: clock.see(stage.stage))
@@ -136,7 +139,7 @@ def diskless_start(out: Path, *, on_disk: bool) -> tuple[float, float]:
 
 
 def pairs(out: Path, count: int) -> None:
-    """Local and diskless in turn; a table of the medians."""
+    """Print a table of medians of local and diskless starts, alternating."""
     kinds: dict[str, Callable[[], tuple[float, float]]] = {
         "local disk": lambda: local_start(out),
         "diskless, /data over the network": lambda: diskless_start(out, on_disk=True),
@@ -157,7 +160,7 @@ def pairs(out: Path, count: int) -> None:
 
 
 def boots(out: Path, count: int) -> None:
-    """Seconds that the boot image takes, by TFTP and over HTTP in turn."""
+    """Print the seconds that the boot image takes by TFTP and over HTTP, alternating."""
     found: dict[bool, list[float]] = {False: [], True: []}
     size = 0
     for _ in range(count):

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our fastboot client against Google's, to a real U-Boot in QEMU over UDP: the same file, in turn, to the same device.
+"""Our fastboot client against Google's: the same file to the same real U-Boot in QEMU over UDP, alternating.
 
 usage: python benchmarks/fastboot.py [--size MiB] [--runs N] [--scratch DIR] [--only download] [--simulated]
 
-`--simulated`: to the simulator's device over TCP and UDP instead, both clients as processes, with what they take of the
-processors: a number that a busy machine changes little.
+`--simulated`: to the simulator's device over TCP and UDP instead, both clients as processes, with their CPU time: a
+figure that hardly depends on other load.
 
-`download` puts the file into the device's memory; `flash` writes it to a partition of the emulated SD card too, whose
-content is compared with the file each time; `flash, sparse` does that with an Android sparse file of the same size,
-every other MiB of it zeros that are not sent. Prints a markdown table: medians in MiB/s of content, and the ratios.
-Ours is there twice: in this process, as a program would use it, and as the command, which Python starts for; with the
-seconds of processors that the commands took.
+`download` puts the file into the device's memory; `flash` also writes it to a partition of the emulated SD card, whose
+content is compared with the file each time; `flash, sparse` does that with an Android sparse file of the same size, in
+which every other MiB is zeros that are not sent. Prints a markdown table: medians in MiB/s of content, and the ratios.
+Ours is listed twice, with the CPU seconds of the commands: within this process, as a program would use it, and as the
+command, which includes Python's start.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ START = 2 * MIB  # of the partition on the card
 
 
 def table(size: int, room: int) -> bytes:
-    """A disk of `size` bytes with one partition of `room` bytes at START: its first sectors."""
+    """Return a disk of `size` bytes with one partition of `room` bytes at START: its first sectors."""
     part = gpt.Partition("bench", gpt.TYPE_LINUX, gpt.guid_from(b"b", "bench"), START // 512, (START + room) // 512 - 1)
     return gpt.encode(gpt.Table(gpt.guid_from(b"b", ""), size // 512, (part,)))[0][: 34 * 512]
 
@@ -72,7 +72,7 @@ def command(address: str, image: Path, verb: str) -> None:
 
 
 def installed(scratch: Path) -> dict[str, str]:
-    """An environment in which Python keeps its byte code, as an installed package has it."""
+    """Return an environment in which Python caches its byte code, as for an installed package."""
     return {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(scratch / "cache")}
 
 
@@ -82,7 +82,7 @@ def google(address: str, image: Path, verb: str) -> None:
 
 
 def sparse(content: bytes, path: Path) -> bytes:
-    """Write an Android sparse file; what it stands for: every other MiB of the content."""
+    """Write an Android sparse file. Return what it stands for: every other MiB of the content."""
     kept = [(at, at + MIB) for at in range(0, len(content), 2 * MIB)]
     (piece,) = android_sparse.plan_pieces(len(content), kept, len(content) + MIB)
     path.write_bytes(b"".join(piece.encode(lambda offset, length: content[offset : offset + length])))
@@ -90,7 +90,7 @@ def sparse(content: bytes, path: Path) -> bytes:
 
 
 def simulated(size: int, runs: int, image: Path) -> None:
-    """Both clients flash the same file to a device in memory, in turn; prints a row for each wire."""
+    """Flash the same file to a device in memory with both clients, alternating; prints a row for each transport."""
     environment = installed(image.parent)
     programs = {"ours": OURS, "google": [str(find("fastboot", host=False))]}
     print(f"| {runs} runs | ours: s, CPU s | Google's: s, CPU s | CPU, ours/Google's |\n|---|---|---|---|")
@@ -114,7 +114,7 @@ def simulated(size: int, runs: int, image: Path) -> None:
 
 
 def processors() -> float:
-    """Seconds of processors that ended children took."""
+    """Return the CPU seconds of children that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -153,7 +153,7 @@ def main() -> None:
 
 
 def compare(address: str, verb: str, image: Path, want: bytes, disk: Path, runs: int) -> None:
-    """Each client does it in turn, to a card that holds something else; prints a row."""
+    """Run both clients in turn, to a card that holds something else each time; prints a row."""
     found: dict[str, list[tuple[float, float]]] = {"ours": [], "command": [], "google": []}
     for _ in range(runs):
         for who, action in (("ours", ours), ("command", command), ("google", google)):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity of an image against veritysetup. `repair.py` is about what parity is good for.
+"""Parity of an image, against veritysetup. `repair.py` measures how much parity can repair.
 
 usage: python benchmarks/fec.py [--image FILE] [--roots N …] [--runs N] [--scratch DIR]
 
 Prints markdown tables for docs/benchmarks.md. Encoding: both make tree and parity of a copy of the same image, in turn;
-the row 'tree' is what both take without parity. The parities must be equal.
+the row 'tree' is the time of both without parity. The parities must be equal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ UUID = "--uuid=12345678-9abc-4def-8123-456789abcdef"
 
 
 class Run(NamedTuple):
-    """Seconds, seconds, bytes, and what the command printed."""
+    """Wall seconds, CPU seconds, bytes, and the command's output."""
 
     wall: float
     cpu: float
@@ -53,7 +53,7 @@ def measure(command: list[str], *, codes: tuple[int, ...] = (0,)) -> Run:
 
 
 def encode(image: Path, roots: int | None, runs: int, folder: Path) -> str:
-    """The table's row for a number of roots; None is the tree alone."""
+    """Return the table's row for a number of roots; None is the tree alone."""
     pairs = []
     for _ in range(runs):
         measured = []
@@ -82,7 +82,7 @@ def encode(image: Path, roots: int | None, runs: int, folder: Path) -> str:
 
 
 def noise(image: Path) -> None:
-    """296 MB, the same ones each time."""
+    """Return 296 MB of noise, the same each time."""
     with image.open("wb") as file:
         for seed in range(296):
             file.write(random.Random(seed).randbytes(1_000_448 // 4096 * 4096))

@@ -6,11 +6,10 @@ usage: python benchmarks/fs_build.py [--tree DIR] [--mkfs PATH] [--runs N] [--mo
        python benchmarks/fs_build.py --overhead [--mode NAME …]   builds against their codec calls alone
 
 Prints a markdown table for docs/benchmarks.md: medians, and our median as a ratio of the peer's. mkfs.erofs runs with
-its fastest number of workers on two processors, 4. Both images are read back and compared file by file. The tree is
-read once before, so that all runs find it in memory; write the figures down only from an idle machine. Ours runs with
-compiled modules, as installed packages do, whatever the environment says, by the Python that runs this script, which
-is named: one that was compiled without --enable-optimizations, as pyenv does unless told otherwise, takes a tenth more
-time with lz4 than a distribution's.
+the number of workers that is fastest on two processors, 4. Both images are read back and compared file by file. The
+tree is read once beforehand, so that all runs find it in memory; publish figures of an idle machine only. Ours always
+runs with compiled modules, as installed packages do, and in the Python that runs this script, whose version is printed:
+one compiled without --enable-optimizations (pyenv's default) takes a tenth more time with lz4 than a distribution's.
 """
 
 from __future__ import annotations
@@ -39,7 +38,8 @@ PIECE = 4 << 20
 
 
 class Mode(NamedTuple):
-    """A row: arguments for both, and whether we may use our cache (filled by a run before); ours, where they differ."""
+    """A row: arguments for both programs, whether ours may use its cache (filled by an earlier run), and our arguments
+    if they differ."""
 
     name: str
     arguments: list[str]
@@ -92,7 +92,7 @@ def measure(argv: Sequence[str], image: Path, env: dict[str, str]) -> Run:
 
 
 def contents(path: Path) -> Iterator[tuple[object, ...]]:
-    """What an image holds, file by file, in order."""
+    """Return an image's content, file by file, in order."""
     with Image(path) as image:
         digests: dict[int, str] = {}
         for name, node in image.tree().walk():
@@ -107,14 +107,14 @@ def contents(path: Path) -> Iterator[tuple[object, ...]]:
 
 
 def compare(ours: Path, theirs: Path) -> None:
-    """Stop unless both images hold the same."""
+    """Stop unless both images have the same content."""
     for a, b in zip(contents(ours), contents(theirs), strict=True):
         if a != b:
             raise SystemExit(f"the images differ: {a} against {b}")
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """For our runs: a cache of their own, and compiled modules, which a first build leaves there."""
+    """Return the environment for our runs: a separate cache, and compiled modules, which a first build leaves there."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     env |= {"EROFS_EDGE_CACHE": str(scratch / "cache"), "PYTHONPYCACHEPREFIX": str(scratch / "compiled")}
     if not (scratch / "compiled").exists():
@@ -125,8 +125,8 @@ def environment(scratch: Path) -> dict[str, str]:
 
 
 def run_cached(tree: Path, update: Path, runs: int, scratch: Path) -> list[str]:
-    """Rows: without a cache; with one that has the tree; the newer tree with it. Each image is compared with one that
-    was built without a cache."""
+    """Print rows: without a cache; with one that has the tree; the newer tree with that cache. Each image is compared
+    with one built without a cache."""
     env, cache, kept = environment(scratch), scratch / "cache", scratch / "kept"
     ours, plain = scratch / "ours.erofs", scratch / "plain.erofs"
 
@@ -153,7 +153,7 @@ def run_cached(tree: Path, update: Path, runs: int, scratch: Path) -> list[str]:
 
 
 def run_overhead(mode: Mode, tree: Path, runs: int, scratch: Path) -> str:
-    """The row of a mode: what --stats says, the run with the median ratio."""
+    """Return the row of a mode: the output of --stats for the run with the median ratio."""
     env, out = environment(scratch), scratch / "ours.erofs"
     argv = [
         *OURS,
@@ -177,18 +177,18 @@ def run_overhead(mode: Mode, tree: Path, runs: int, scratch: Path) -> str:
 
 
 def run_mode(mode: Mode, tree: Path, mkfs: str, runs: int, scratch: Path) -> str:
-    """The table's row of a mode."""
+    """Return the table's row of a mode."""
     ours, theirs = scratch / "ours.erofs", scratch / "theirs.erofs"
     env = environment(scratch)
     our_argv = [*OURS, str(tree), "-o", str(ours), *(mode.ours or mode.arguments), *COMMON]
     our_argv += [] if mode.warm else ["--no-cache"]
-    # "-z NAME" as one word, the way mkfs.erofs wants optional arguments
+    # "-z NAME" as one word: mkfs.erofs wants optional arguments this way
     joined = [a + b for a, b in zip(mode.arguments[::2], mode.arguments[1::2], strict=True)]
     their_argv = [mkfs, *joined, *COMMON, "--workers=4", "--quiet", str(theirs), str(tree)]
     if mode.warm:
         measure(our_argv, ours, env)
     pairs = [(measure(their_argv, theirs, env), measure(our_argv, ours, env)) for _ in range(runs)]
-    # in a process of its own: what this one has in memory would count in its children's peaks
+    # in a separate process: the memory of this one would count in its children's peaks
     subprocess.run([sys.executable, __file__, "--compare", str(ours), str(theirs)], check=True)
     peer = Run(*(median(values) for values in zip(*(p for p, _ in pairs), strict=True)))  # type: ignore[arg-type]
     we = Run(*(median(values) for values in zip(*(w for _, w in pairs), strict=True)))  # type: ignore[arg-type]

@@ -3,13 +3,13 @@
 
 usage: python benchmarks/kernel_readers.py [--tree FOLDER] [--runs N] [--seq MIB] [--random N] [--erofsfuse PROGRAM]
 
-Without erofsfuse, which comes from Debian's package of that name, its row is missing.
+Without erofsfuse (Debian's package of that name), its row is missing.
 
-Prints a markdown table for docs/benchmarks.md. Each measurement has a mount of its own, so that nothing of the file
-system is cached; the image lies in the page cache, so no disk is measured. Names are read by a walk with lstat, then
-the largest files one after the other, then single blocks of 4 KiB anywhere. Rounds ask the readers in turn; the table
-has the fastest of each. Every reader's bytes have the same sha256, or there is no table. Memory is that of the daemon.
-Both images are of lz4hc, EROFS in 64 KiB, squashfs in its usual 128 KiB.
+Prints a markdown table for docs/benchmarks.md. Each measurement has a new mount, so that nothing of the file system is
+cached; the image is in the page cache, so no disk is measured. Names are read by a walk with lstat, then the largest
+files one after the other, then single blocks of 4 KiB in random places. Each round runs all readers in turn; the table
+has the fastest run of each. If the sha256 of what they read differs, there is no table. Memory is that of the daemon.
+Both images are compressed with lz4hc, EROFS in 64 KiB, squashfs in its usual 128 KiB.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ Places = list[tuple[str, int]]
 
 
 def files_of(tree: Path, mib: int, count: int) -> tuple[list[str], Places]:
-    """(the largest files, some `mib` together; (file, byte) of `count` blocks anywhere in files of a block or more)."""
+    """Return (the largest files, `mib` in total; (file, byte) of `count` random blocks in files of at least a
+    block)."""
     found: dict[int, tuple[int, str]] = {}
     for path in sorted(tree.rglob("*")):
         info = path.lstat()
@@ -58,7 +59,7 @@ def files_of(tree: Path, mib: int, count: int) -> tuple[list[str], Places]:
 
 
 def arguments_of(doc: str | None, *, rounds: int, mib: int, blocks: int) -> argparse.ArgumentParser:
-    """What both benchmarks of readers are told, with the defaults of one."""
+    """Parse the arguments of both benchmarks of readers, with the defaults of one."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, help="default: the corpus")
     parser.add_argument("--runs", type=int, default=rounds, help="rounds")
@@ -69,7 +70,7 @@ def arguments_of(doc: str | None, *, rounds: int, mib: int, blocks: int) -> argp
 
 
 def images_of(tree: Path, folder: Path) -> dict[str, Path]:
-    """The tree as EROFS and as squashfs, both of lz4hc, in `folder`."""
+    """Build the tree as EROFS and as squashfs, both with lz4hc, in `folder`."""
     images = {"erofs": folder / "erofs.img", "squashfs": folder / "squashfs.img"}
     write_image(scan(tree), images["erofs"], WriteOptions(compression="lz4hc", pcluster=65536, all_root=True))
     squash = [str(find("mksquashfs")), str(tree), str(images["squashfs"]), "-comp", "lz4", "-Xhc"]
@@ -79,7 +80,7 @@ def images_of(tree: Path, folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def mounted(reader: str, image: Path, where: Path, program: str | None) -> Iterator[None]:
-    """A mount of its own; `program` is erofsfuse."""
+    """Mount the image for one measurement; `program` is erofsfuse."""
     if reader == "erofsfuse":
         command = [str(program), str(image), str(where)]
     else:
@@ -92,7 +93,7 @@ def mounted(reader: str, image: Path, where: Path, program: str | None) -> Itera
 
 
 def walk(where: Path) -> str:
-    """Names, kinds and sizes of all."""
+    """Read the names, kinds and sizes of all files."""
     lines = []
     for folder, folders, files in os.walk(where):
         for name in [*folders, *files]:
@@ -103,7 +104,7 @@ def walk(where: Path) -> str:
 
 
 def sequential(where: Path, names: list[str]) -> str:
-    """All of these files."""
+    """Read all of these files."""
     state = hashlib.sha256()
     for name in names:
         with (where / name).open("rb", buffering=0) as file:
@@ -113,7 +114,7 @@ def sequential(where: Path, names: list[str]) -> str:
 
 
 def scattered(where: Path, places: Places) -> str:
-    """One block of each."""
+    """Read one block of each file."""
     state = hashlib.sha256()
     for name, at in places:
         fd = os.open(where / name, os.O_RDONLY)
@@ -124,7 +125,7 @@ def scattered(where: Path, places: Places) -> str:
 
 
 def daemon_memory(image: Path) -> int:
-    """KiB that the daemon of an image has of its own."""
+    """Return the KiB of private memory of an image's daemon."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if os.fsencode(image) in (process / "cmdline").read_bytes().split(b"\0"):

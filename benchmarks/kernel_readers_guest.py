@@ -3,12 +3,12 @@
 
 usage: python benchmarks/kernel_readers_guest.py [--tree FOLDER] [--runs N] [--seq MIB] [--random N] [--scratch DIR]
 
-Prints a markdown table for docs/benchmarks.md. Debian's arm64 kernel, Debian's arm64 erofsfuse, QEMU without KVM: read
-ratios. The machine reads, with nothing cached: names (find), the largest files of the tree one after the other, and
-single blocks of 4 KiB; each round asks all readers, in turn. Blocks are read by a dd each; what that takes of a file
-in memory is taken off. Memory is what MemAvailable fell by from before the mount to after find and the large files.
-Every reader's bytes have the same sha256, or there is no table. Both images are of lz4hc, EROFS in 64 KiB, squashfs in
-its usual 128 KiB.
+Prints a markdown table for docs/benchmarks.md. Debian's arm64 kernel, Debian's arm64 erofsfuse, QEMU without KVM: only
+the ratios are meaningful. With nothing cached, the machine reads names (find), the largest files of the tree one after
+the other, and single blocks of 4 KiB; each round runs all readers in turn. Each block is read by a dd, whose time for a
+file in memory is subtracted. Memory is the decrease of MemAvailable from before the mount to after find and the large
+files. If the sha256 of what the readers read differs, there is no table. Both images are compressed with lz4hc, EROFS
+in 64 KiB, squashfs in its usual 128 KiB.
 """
 
 from __future__ import annotations
@@ -89,14 +89,15 @@ reboot -f
 
 
 def plain_files(tree: Path, mib: int, count: int) -> tuple[list[str], list[tuple[str, int]]]:
-    """(the largest files, some `mib` together; (file, block) of `count` blocks anywhere), by plain paths."""
+    """Return (the largest files, `mib` in total; (file, block) of `count` random blocks), with paths of plain
+    characters only."""
     plain = re.compile(r"[\w./+-]+").fullmatch
     large, places = files_of(tree, mib, count)
     return [name for name in large if plain(name)], [(name, at // 4096) for name, at in places if plain(name)]
 
 
 def programs_of_fuse(cache: Cache, folder: Path) -> FileTree:
-    """Debian's erofsfuse for arm64, with what it needs."""
+    """Return Debian's erofsfuse for arm64, with its dependencies."""
     found = FileTree()
     with open_apt(host_mirror(), "trixie", "arm64") as apt:
         debs = apt.download(PACKAGES, folder)
@@ -106,7 +107,7 @@ def programs_of_fuse(cache: Cache, folder: Path) -> FileTree:
 
 
 def machine(images: dict[str, Path], extra: FileTree, folder: Path) -> list[str]:
-    """QEMU's command: the board's kernel, and an initramfs with busybox, erofsfuse and `extra`."""
+    """Return QEMU's command: the board's kernel, and an initramfs with busybox, erofsfuse and `extra`."""
     cache, inputs = Cache(None), gather(BOARD)
     debs = fetch_debs(inputs, cache, quiet)
     package = read_deb(debs.kernel, cache).data
@@ -128,8 +129,8 @@ def machine(images: dict[str, Path], extra: FileTree, folder: Path) -> list[str]
 
 
 def run(command: list[str], timeout: float) -> tuple[dict[tuple[str, str], list[float]], dict[str, set[str]]]:
-    """((reader, what) → seconds or KiB of each round, reader → what it read). Raises SystemExit for a machine that
-    does not come to its end."""
+    """Return ((reader, what) → seconds or KiB of each round, reader → what it read). Raises SystemExit if the machine
+    does not finish."""
     figures: dict[tuple[str, str], list[float]] = {}
     told: dict[str, set[str]] = {}
     process = subprocess.Popen(

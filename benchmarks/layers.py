@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a second version costs on top of the first: `fs build --base` with chunks and with compressed files. Bytes only.
+"""What a second version adds to the first: `fs build --base` with chunks and with compressed files. Bytes only.
 
 usage: python benchmarks/layers.py [--tree DIR] [--update DIR] [--scratch DIR]
 
-The tree (default: benchmarks/corpus.py's) and its newer version (default: `update` beside it). 'both' are all bytes
-that a store holds for the two versions, images and blobs; 'changed' those of files of the newer version that the older
-one does not have as they are. The newer version is read back from its devices and compared with its source.
+The tree (default: benchmarks/corpus.py's) and its newer version (default: `update` beside it). 'both' is the number of
+bytes stored for the two versions, images and blobs; 'changed' counts the files of the newer version that the older one
+does not have unchanged. The newer version is read back from its devices and compared with its source.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WAYS: dict[str, WriteOptions] = {
 
 
 def row(name: str, options: WriteOptions, older: Path, newer: Path, folder: Path) -> str:
-    """One line of the table. Raises SystemExit where the newer version is not what it should be."""
+    """Return one line of the table. Raises SystemExit if the newer version is not as expected."""
     sizes, changed = [], 0
     devices: tuple[Path, ...] = ()
     for number, source in enumerate((older, newer)):
@@ -47,7 +47,7 @@ def row(name: str, options: WriteOptions, older: Path, newer: Path, folder: Path
 
 
 def compare(image: Path, devices: tuple[Path, ...], source: Path) -> None:
-    """Read every file of an image and of its source."""
+    """Compare every file of an image with its source."""
     with Image(image, devices=devices) as opened:
         tree = opened.tree()
         for path, inode in scan(source).walk():

@@ -5,14 +5,14 @@ usage: python benchmarks/nbd.py [--size MiB] [--runs N] [--scratch DIR]
        python benchmarks/nbd.py --board [--tls] [--image FILE] [--size MiB] [--runs N] [--scratch DIR]
 
 The server rows use one client for both (nbdcopy for sequential reads, qemu-img bench for random ones), the client rows
-one server (nbdkit). Python keeps its byte code, as it does for what is installed: every program runs once before what
-counts. `flash --full --no-verify` is the whole command, which does what nbdcopy does, and looks whether
-the image is signed. What was copied is compared with the image. Prints a markdown table: medians and ratios.
+one server (nbdkit). Python caches its byte code, as for installed packages: every program first runs once without being
+counted. `flash --full --no-verify` is the whole command, which does the same as nbdcopy, and also looks whether the
+image is signed. Copies are compared with the image. Prints a markdown table: medians and ratios.
 
-`--board`: to the provisioning system of an emulated board instead, which is started once, through the network of the
-emulator: an image (random bytes, or FILE) to the start of its disk, by nbdcopy, by our client, and by `flash`, which
-sends it packed where that is quicker, and may have the board prove it. CPU seconds are those of the emulator and the
-client.
+`--board`: to the provisioning system of an emulated board instead, which is started once, through the emulator's
+network: an image (random bytes, or FILE) to the start of its disk, by nbdcopy, by our client, and by `flash`, which
+sends it compressed where that is faster, and can have the board prove the result. CPU seconds are those of the emulator
+and the client.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ connection.close()
 
 @contextlib.contextmanager
 def nbdkit(image: Path, path: Path) -> Iterator[str]:
-    """nbdkit's file plugin on a socket: its address."""
+    """Start nbdkit's file plugin on a socket. Yields its address."""
     root = find("nbdkit", host=False).parent.parent / "roots/oracles-nbd"
     (plugin,) = root.glob("usr/lib/*/nbdkit/plugins/nbdkit-file-plugin.so")
     command = [str(find("nbdkit", host=False)), "-f", "-U", str(path), str(plugin), f"file={image}"]
@@ -74,7 +74,7 @@ def nbdkit(image: Path, path: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def ours(image: Path, path: Path) -> Iterator[str]:
-    """Our server, in a process of its own."""
+    """Start our server, in a separate process."""
     yield from _running([sys.executable, "-c", SERVE, "serve", str(image), "--socket", str(path)], path)
 
 
@@ -93,12 +93,12 @@ def _running(command: list[str], path: Path) -> Iterator[str]:
 
 
 def sequential(address: str, out: Path) -> None:
-    """nbdcopy of the whole image."""
+    """Read the whole image with nbdcopy."""
     subprocess.run([str(find("nbdcopy", host=False)), address, str(out)], check=True)
 
 
 def scattered(address: str, out: Path) -> None:
-    """Reads of 4 KiB, 16 under way, all over the image."""
+    """Read 4 KiB at random places of the image, with 16 requests in flight."""
     out.unlink(missing_ok=True)
     step = 1_048_573 * 4096
     command = [str(find("qemu-img", host=False)), "bench", "-f", "raw", "-U", "-c", str(RANDOM_READS), "-d", "16"]
@@ -107,33 +107,33 @@ def scattered(address: str, out: Path) -> None:
 
 
 def our_copy(address: str, out: Path) -> None:
-    """Our client, into a file."""
+    """Copy to a file with our client."""
     subprocess.run([sys.executable, "-c", COPY_OUT, address, str(out)], check=True)
 
 
 def their_write(address: str, image: Path) -> None:
-    """nbdcopy of a file to the server."""
+    """Copy a file to the server with nbdcopy."""
     subprocess.run([str(find("nbdcopy", host=False)), "--flush", str(image), address], check=True)
 
 
 def our_write(address: str, image: Path) -> None:
-    """Our client, from a file."""
+    """Copy a file to the server with our client."""
     subprocess.run([sys.executable, "-c", COPY_IN, address, str(image)], check=True)
 
 
 def our_flash(address: str, image: Path, *options: str) -> None:
-    """The command, as a user has it."""
+    """Run the command, as a user does."""
     words = ["flash", "--image", str(image), "--to", address, "--full", "--yes", *(options or ("--no-verify",))]
     subprocess.run([str(Path(sys.executable).with_name("erofs-edge")), *words], check=True, capture_output=True)
 
 
 def proved(address: str, image: Path) -> None:
-    """The command with its proof."""
+    """Run the command, with its proof."""
     our_flash(address, image, "--whole")
 
 
 def there_and_back(address: str, image: Path) -> None:
-    """What proves a copy without help of the other side: nbdcopy reads all of it back."""
+    """Verify a copy without help from the other side: nbdcopy reads all of it back."""
     their_write(address, image)
     with tempfile.NamedTemporaryFile(dir=image.parent) as back:
         subprocess.run([str(find("nbdcopy", host=False)), address, back.name], check=True)
@@ -147,7 +147,7 @@ def timed(work: Callable[[str, Path], None], address: str, out: Path) -> float:
 
 
 def on_board(image: Path, disk: Path, runs: int, *, tls: bool) -> None:
-    """The rows of `--board`; the first, nbdcopy's, is what the others are compared with."""
+    """Print the rows of `--board`; the first, nbdcopy's, is what the others are compared with."""
     with disk.open("xb") as file:
         file.truncate(image.stat().st_size)
     with attached(load_board(BOARD), disk.parent, "nbds" if tls else "nbd", disk) as board:
@@ -238,13 +238,13 @@ def main() -> None:
 
 
 def taken(pid: int) -> float:
-    """Seconds of processors that a running process took (proc(5), stat: utime and stime)."""
+    """Return the CPU seconds of a running process (proc(5), stat: utime and stime)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def processors() -> float:
-    """Seconds of processors that ended children took: of the server too."""
+    """Return the CPU seconds of children that have ended, including the server."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fs build` against mkfs.erofs 1.9 where nothing can be compressed, and no first bytes say so.
+"""`fs build` against mkfs.erofs 1.9 for data that cannot be compressed and does not show that in its first bytes.
 
 usage: python benchmarks/noise.py [--mkfs PATH] [--runs N] [--mode NAME …] [--scratch DIR]
 
-30 MB of noise: in one file, in files of 16 KiB, in turn with as much text (stretches of 100 KB, so 60 MB). Prints a
-markdown table for docs/benchmarks.md: processor time (user and system), time by the clock, the least of N runs in turn,
-and bytes. Both images are read back and compared.
+30 MB of noise: in one file, in files of 16 KiB, and alternating with as much text (stretches of 100 KB, so 60 MB).
+Prints a markdown table for docs/benchmarks.md: CPU time (user and system) and wall time, each the minimum of N runs in
+turn, and bytes. Both images are read back and compared.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ MODES = {
 
 
 def words(rng: random.Random, size: int) -> bytes:
-    """Text that compresses to about a half."""
+    """Return text that compresses to about half its size."""
     known = [b"%x" % rng.getrandbits(rng.choice([8, 16, 32])) for _ in range(2000)]
     return b" ".join(rng.choices(known, k=size // 3))[:size]
 
 
 def make(folder: Path) -> list[Path]:
-    """The trees."""
+    """Make the trees."""
     rng = random.Random(1)
     large, small, mixed = trees = [folder / name for name in ("one file", "files of 16 KiB", "in turn with text")]
     for tree in trees:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a registry is sent and asked for: the second version of an image, and the start of a board. Bytes only.
+"""Traffic with a registry, for the second version of an image and for the start of a board. Bytes only.
 
 usage: python benchmarks/registry.py [--tree DIR] [--update DIR] [--out FOLDER] [--scratch DIR] [versions] [boot]
 
 'versions': the tree (default: benchmarks/corpus.py's) and its newer version (default: `update` beside it) are pushed to
-Debian's docker-registry, the newer one read back by `pull` and compared. 'boot': the stock board (built in FOLDER) is
-pushed, its system exported by `serve oci:` and booted diskless in QEMU; what the registry was asked for counts.
+Debian's docker-registry, and the newer one is read back by `pull` and compared. 'boot': the stock board (built in
+FOLDER) is pushed, its system exported by `serve oci:` and booted diskless in QEMU; what is requested from the registry
+is counted.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ LZ4HC = WriteOptions(compression="lz4hc", pcluster=65536)
 
 @contextmanager
 def registry(folder: Path) -> Iterator[int]:
-    """Debian's docker-registry; its port."""
+    """Run Debian's docker-registry. Yields its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -76,13 +77,13 @@ def remote(port: int, name: str) -> Remote:
 
 
 def sent(port: int, name: str, image: Path, devices: Sequence[Path], piece: int | None) -> int:
-    """Push; bytes of blobs that the registry did not have."""
+    """Push. Return the bytes of blobs that the registry did not have."""
     value, cuts = gather(image, devices=devices, piece=piece)
     return push(value, cuts, remote(port, name)).sent_bytes
 
 
 def versions(older: Path, newer: Path, folder: Path) -> None:
-    """The table of second versions."""
+    """Print the table of second versions."""
     print("| stored as | first version | second sends | of the second | both to the first |")
     print("| --- | --- | --- | --- | --- |")
     base, blob = folder / "a.img", folder / "a.blob"
@@ -111,7 +112,7 @@ class Version(NamedTuple):
 
 
 def row(name: str, port: int, first: Version, second: Version, piece: int | None, folder: Path) -> None:
-    """Push both into a repository of their own, compare what comes back, print a line."""
+    """Push both to a new repository, compare what comes back, and print a line."""
     place = "bench/" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
     before = sent(port, f"{place}:1", *first, piece)
     added = sent(port, f"{place}:2", *second, piece)
@@ -122,7 +123,7 @@ def row(name: str, port: int, first: Version, second: Version, piece: int | None
 
 
 def check(port: int, name: str, files: Sequence[Path], folder: Path) -> None:
-    """What comes back is what was pushed."""
+    """Check that what comes back is what was pushed."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         out, opened = Path(place), remote(port, name)
         fetch(find(opened, "arm64"), opened, out / "out", Cache(out / "cache"))
@@ -132,7 +133,7 @@ def check(port: int, name: str, files: Sequence[Path], folder: Path) -> None:
 
 
 def boot(out: Path, folder: Path) -> None:
-    """The table of a board that starts from a registry."""
+    """Print the table of a board that starts from a registry."""
     edge = str(Path(sys.executable).with_name("erofs-edge"))
     subprocess.run([edge, "build", str(BOARD), "-o", str(out), "--relock-if-gone"], check=True)
     board = load_board(BOARD)

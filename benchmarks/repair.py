@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a damaged image comes back: by `verity repair`, and by the kernel as it reads.
+"""How much of a damaged image can be repaired: by `verity repair`, and by the kernel while reading.
 
 usage: python benchmarks/repair.py [--image FILE] [--roots N …] [--sectors N …] [--scratch DIR]
 
 Prints a markdown table for docs/benchmarks.md. Sectors of 512 bytes, scattered or in one burst, are overwritten with
-noise; the shares are of bad blocks. Parity itself stays whole. The kernel's share is computed from what
+noise; the shares are of bad blocks. The parity itself is not damaged. The kernel's share is computed from what
 ``drivers/md/dm-verity-fec.c`` does for each block that it reads: correct errors at unknown places (half as many as
 roots in each word), then erasures, which are the blocks of the round whose hash is wrong (as many as roots).
 """
@@ -27,7 +27,7 @@ SECTORS = (1, 10, 100, 1000, 10_000)
 
 
 def damage(image: Path, sectors: int, burst: bool, size: int) -> list[int]:
-    """Overwrite sectors of the first `size` bytes: one run of them, or each somewhere else. Their numbers."""
+    """Overwrite sectors of the first `size` bytes: one run of them, or each at a random place. Return their numbers."""
     chance = random.Random(sectors)
     count = size // SECTOR
     first = chance.randrange(max(count - sectors, 1))
@@ -40,7 +40,7 @@ def damage(image: Path, sectors: int, burst: bool, size: int) -> list[int]:
 
 
 def by_the_kernel(places: list[int], roots: int, blocks: int, hash_start: int, data_blocks: int) -> tuple[int, int]:
-    """(blocks that the kernel corrects when it reads them, blocks that are bad), of what parity covers."""
+    """Return (blocks that the kernel corrects when it reads them, bad blocks), among those covered by parity."""
     rounds = -(-blocks // (WORD - roots))
     damaged: dict[int, set[int]] = {}  # covered block → its damaged sectors
     for place in places:
@@ -60,7 +60,7 @@ def by_the_kernel(places: list[int], roots: int, blocks: int, hash_start: int, d
 
 
 def table(image: Path, roots: int, counts: list[int], folder: Path) -> None:
-    """Print the rows of one number of roots."""
+    """Print the rows for one number of roots."""
     good, broken, parity = folder / "good", folder / "broken", folder / "parity"
     shutil.copyfile(image, good)
     fec = [f"--fec-device={parity}", f"--fec-roots={roots}"]

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a damaged image comes back: by `verity repair`, and by a real kernel with FEC as it reads, in QEMU.
+"""How much of a damaged image can be repaired: by `verity repair`, and by a real kernel's FEC while reading, in QEMU.
 
 usage: python benchmarks/repair_kernel.py [--mib N] [--roots N] [--sectors N …] [--kind spread|burst] [--timeout S]
        [--native LINUX] [--scratch DIR]
 
-Prints a markdown table for docs/benchmarks.md. Each image is damaged as in repair.py, in its data alone, and read once
-from end to end in blocks, past the page cache, which would ask for a bad one twice; the blocks that could not be read
-are counted. Beside them stand what `repair.by_the_kernel` computes for the same damage (equal columns mean that the
-computed table of repair.py holds) and what `verity repair` does to the same file afterwards. The kernel and the
-programs are those of the stock board, the machine is QEMU's without KVM. Of 10,000 scattered sectors hardly anything
-comes back; that takes the longest, since each bad block is looked for in 253 others. dm-bufio gets enough memory to
-keep all of them, else each is read anew.
+Prints a markdown table for docs/benchmarks.md. Each image is damaged as in repair.py, in its data only, and read once
+from end to end in blocks, bypassing the page cache, which would request a bad block twice; the unreadable blocks are
+counted. Beside them are the result of `repair.by_the_kernel` for the same damage (equal columns confirm the computed
+table of repair.py) and what `verity repair` then does to the same file. The kernel and the programs are those of the
+stock board, the machine is QEMU's without KVM. Of 10,000 scattered sectors hardly any can be repaired; that takes
+longest, since for each bad block 253 others are read. dm-bufio gets enough memory to keep all of them, otherwise each
+would be read again.
 
---native takes the kernel as a program of this machine (Linux' `make ARCH=um tinyconfig linux` with the options of
-NATIVE): the same source, nothing is emulated. Its root is this machine's, read only, so sh, dd and dmsetup are too; the
-scratch folder must not be below /dev. Linux 6.12 cannot put back the registers of processors with AMX: there
+--native runs the kernel as a program on this machine (Linux' `make ARCH=um tinyconfig linux` with the options of
+NATIVE): the same source, without emulation. Its root is this machine's, read-only, and so are sh, dd and dmsetup; the
+scratch folder must not be below /dev. Linux 6.12 cannot restore the registers of processors with AMX: there
 `have_xstate_support` in arch/x86/um/os-Linux/registers.c must stay 0.
 """
 
@@ -97,7 +97,7 @@ sleep 60
 
 
 class Job:
-    """An image, what was done to it, and how a kernel opens it."""
+    """An image, its damage, and how a kernel opens it."""
 
     def __init__(self, image: Path, serial: str, mib: int, roots: int) -> None:
         with image.open("wb") as file:
@@ -109,17 +109,17 @@ class Job:
         self.places: list[int] = []
 
     def table(self) -> str:
-        """A line of /jobs: the mapping without its parity."""
+        """Return a line of /jobs: the mapping without its parity."""
         v = self.verity
         words = f"4096 4096 {v.data_blocks} {v.hash_start_block} sha256 {v.root_hash.hex()} {v.salt.hex()} 8"
         return f"{self.serial} {v.data_blocks * 8} {words}\n"
 
     def fec(self) -> str:
-        """The rest of the mapping."""
+        """Return the rest of the mapping."""
         return f"fec_roots {self.roots} fec_blocks {self.layout.blocks} fec_start {self.layout.offset // 4096}\n"
 
     def ours(self) -> int:
-        """Blocks that `verity repair` mends."""
+        """Return the number of blocks that `verity repair` repairs."""
         where = [f"--hash-offset={self.verity.hash_offset}", f"--fec-offset={self.layout.offset}"]
         fec = [f"--fec-device={self.image}", f"--fec-roots={self.roots}"]
         command = [*EDGE, "repair", str(self.image), f"--root-hash={self.verity.root_hash.hex()}", *where, *fec]
@@ -132,7 +132,7 @@ Found = dict[str, tuple[int, int]]
 
 
 def native(linux: Path, jobs: list[Job], folder: Path) -> list[str]:
-    """The command of the kernel that is a program."""
+    """Return the command of the kernel that runs as a program."""
     init = folder / "init"
     init.write_text(NATIVE_INIT.replace("HERE", str(folder)))
     init.chmod(0o755)
@@ -145,7 +145,7 @@ def native(linux: Path, jobs: list[Job], folder: Path) -> list[str]:
 
 
 def emulated(jobs: list[Job], folder: Path) -> list[str]:
-    """The command of QEMU's machine with the kernel of the stock board."""
+    """Return the command of QEMU's machine with the stock board's kernel."""
     cache, inputs = Cache(None), gather(BOARD)
     debs = fetch_debs(inputs, cache, quiet)
     kernel = KernelModules(read_deb(debs.kernel, cache).data)
@@ -173,7 +173,7 @@ def emulated(jobs: list[Job], folder: Path) -> list[str]:
 
 
 def read_through(command: list[str], timeout: float) -> Found:
-    """What the machine says until it has read everything, or is stopped."""
+    """Return the machine's output until it has read everything, or is stopped."""
     found: Found = {}
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All benchmarks, one after the other; `make bench` runs this. Their tables go to docs/benchmarks.md by hand.
+"""Run all benchmarks, one after the other (`make bench`). Copy their tables into docs/benchmarks.md by hand.
 
-repair_kernel.py is not among them: its emulated kernel corrects each bad block anew, which takes long.
+repair_kernel.py is left out: its emulated kernel corrects each bad block again, which takes long.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a serial line's rate is payload, and what damage costs, in the line's own time: a simulated U-Boot, whose
-receiver has the habits of the real one, on a line that is paced at the rate.
+"""Which part of a serial line's rate is payload, and what errors cost, in simulated time: to a simulated U-Boot, whose
+receiver behaves like the real one, on a line limited to its rate.
 
 usage: python benchmarks/serial.py [--windows N] [--seeds N]
 
-Written are N windows of data that does not pack, each with all that belongs to it: asking what is there, starting the
-receiver, the checksum in memory, writing, reading back. The disk is compared with the data each time. Damage hits every
-hundredth block once: a byte is changed, lost, doubled, or joined by another one, on the way there and on the way back.
-Prints a markdown table; a machine that is busy changes none of its numbers.
+Writes N windows of incompressible data, with all steps of each: querying what is there, starting the receiver, the
+checksum in memory, writing, reading back. The disk is compared with the data each time. Errors hit every hundredth
+block once: a byte is changed, lost, doubled, or followed by an extra one, in either direction. Prints a markdown table;
+other load on the machine does not change its numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLOCK_BYTES = 1033  # on the line, of a block and the gap behind it
 
 
 def damage(seed: int) -> Fault:
-    """One byte of 100 blocks."""
+    """Damage one byte of every hundredth block."""
     chance = random.Random(seed)
 
     def fault(_way: str, _number: int, byte: int) -> bytes:
@@ -39,7 +39,7 @@ def damage(seed: int) -> Fault:
 
 
 def seconds(baud: int, data: bytes, fault: Fault) -> float:
-    """Time on the line to write the data."""
+    """Return the seconds on the line that writing the data takes."""
     device = UBoot(bytearray(len(data) + (1 << 20)), baud=baud)
     line, console = SerialLine(device, baud, fault=fault), Console(baud, 0.1)
     drive(console.open(), line)

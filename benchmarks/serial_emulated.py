@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes over a console of a real U-Boot in QEMU: the emulated UART with Debian's U-Boot, and the virtio console of
-the U-Boot for flashing, which `--to qemu:serial` has.
+"""Throughput of a real U-Boot's console in QEMU: the emulated UART with Debian's U-Boot, and the virtio console of the
+U-Boot for flashing, which `--to qemu:serial` uses.
 
 usage: python benchmarks/serial_emulated.py [--kib N] [--runs N] [--out FOLDER]
 
-The same bytes, which do not pack, go by YMODEM to the memory of both machines in turn; U-Boot's crc32 is compared with
-ours. The machine whose turn it is not is stopped. The rate is that of a host as busy as it was; the processor time that
-QEMU takes for a byte says what it costs. Prints a markdown table, medians of the runs.
+The same incompressible bytes go to the memory of both machines in turn, by YMODEM; U-Boot's crc32 is compared with
+ours. The other machine is stopped meanwhile. The rate depends on the host's load; QEMU's CPU time per byte is the
+actual cost. Prints a markdown table, medians of the runs.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from erofs_edge.u_boot.compile import FLASHING, compiled
 
 BOARD = Path("boards/qemu-aarch64.yaml")
 LATENCY, LISTEN = 2.0, 20.0
-"""seconds, as flash/serial.py has for emulated machines"""
+"""seconds, as in flash/serial.py for emulated machines"""
 
 
 @dataclass
 class Machine:
-    """One U-Boot at its prompt. `baud` decides how many blocks are under way."""
+    """One U-Boot at its prompt. `baud` determines how many blocks are in flight."""
 
     process: subprocess.Popen[bytes]
     port: SocketPort
@@ -53,7 +53,7 @@ class Machine:
     costs: list[float]
 
     def take(self, data: bytes) -> None:
-        """Send it to the machine's memory; note bytes a second and processor time a byte."""
+        """Send the bytes to the machine's memory; record bytes per second and CPU time per byte."""
         began, used = time.monotonic(), self._processor()
         drive(self._send(data), self.port)
         self.rates.append(len(data) / (time.monotonic() - began))
@@ -67,14 +67,14 @@ class Machine:
         yield from self.console.finish()
 
     def _processor(self) -> float:
-        """Seconds of all its threads."""
+        """Return the CPU seconds of all its threads."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def running(words: list[str], socket: Path, baud: int) -> Iterator[Machine]:
-    """A machine whose console is at that socket."""
+    """Yield a machine whose console is at that socket."""
     program = str(find_qemu().program)
     with subprocess.Popen([program, *words, "-monitor", "none"], stderr=subprocess.DEVNULL) as process:
         try:

@@ -3,10 +3,11 @@
 
 usage: python benchmarks/stable_layout.py [--tree DIR] [--update DIR] [--updates N] [--scratch DIR]
 
-First the tree (default: benchmarks/corpus.py's) to its newer version, where there is one (default: `update` beside it),
-then N (20) generated updates in a row, each of which changes, grows, removes and adds some hundredths of the files.
-'in place' are the blocks that differ from the old image's at the same place, 'floor' those of a fresh image of the new
-tree whose content the old image has nowhere: what would have to be sent if blocks could be anywhere.
+First the tree (default: benchmarks/corpus.py's) is updated to its newer version, if there is one (default: `update`
+beside it), then come N (20) generated updates in a row, each of which changes, grows, removes and adds some percent of
+the files. 'in place' counts the blocks that differ from the old image's at the same place; 'floor' counts those of a
+fresh image of the new tree whose content is nowhere in the old image: what would have to be sent if blocks could be
+anywhere.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LARGEST = 4 << 20  # bytes of a file that generated updates touch
 
 
 def blocks(image: Path, size: int = 4096) -> list[bytes]:
-    """A digest of each block."""
+    """Return a digest of each block."""
     found = []
     with image.open("rb") as file:
         while data := file.read(size):
@@ -57,7 +58,7 @@ def row(name: str, old: Path, new: Path, fresh: Path, info: ErofsInfo, seconds: 
 
 
 def updated(tree: FileTree, seed: int) -> FileTree:
-    """The tree with some files changed in place, grown, gone, or new; directories stay."""
+    """Return the tree with some files changed in place, grown, removed, or added; directories stay."""
     rng = random.Random(seed)
     found = [(path, node) for path, node in tree.walk() if node.is_file and 0 < node.size <= LARGEST]
     few = len(found) // SHARE

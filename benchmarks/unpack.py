@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unpacking packages: all .deb of a lock, two at a time, against `dpkg-deb -x`.
+"""Unpacking packages: all .deb files of a lock, two at a time, against `dpkg-deb -x`.
 
 usage: python benchmarks/unpack.py [--runs N] [--lock FILE]
 
-Ours goes from .deb to a tree whose contents are readable (decompressed into an empty cache, hashed, parsed);
-dpkg-deb's to files in a folder of its own for each package. Both write to the same file system.
+Ours turns .deb files into a tree with readable contents (decompressed into an empty cache, hashed, parsed); dpkg-deb
+unpacks each package into a folder of its own. Both write to the same file system.
 """
 
 from __future__ import annotations

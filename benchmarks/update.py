@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An update of a slot: bytes written and sent, against the block floor and `zstd --patch-from`; what a plan costs.
+"""An update of a slot: bytes written and sent, against the block floor and `zstd --patch-from`; the cost of a plan.
 
 usage: python benchmarks/update.py [--tree DIR] [--update DIR] [--scratch DIR]
 
-The tree (default: benchmarks/corpus.py's) is a board's system in both slots, its newer version (default: `update`
-beside it), built with `--baseline` and without, is flashed to slot b of a simulated target, by what that can do. The
-boot images are a block each, so that all numbers are of the system and its hash tree. 'floor' are the blocks of the
-system that exist nowhere in the old one. Each flash is proved by what the board would start. Last, what it costs to
-prove that a target is right already, against a full flash of the same: bytes on the wire of targets behind one, seconds
-of a file and (as root) of a block device on the disk, whose reads and writes are direct. Prints markdown tables.
+A board has the tree (default: benchmarks/corpus.py's) as its system in both slots. Its newer version (default: `update`
+beside it), built with and without `--baseline`, is flashed to slot b of simulated targets with different abilities. The
+boot images are one block each, so that all numbers are of the system and its hash tree. 'floor' counts the blocks of
+the system that are nowhere in the old one. Each flash is checked by what the board would start. Last, the cost of
+proving that a target is already up to date, against a full flash of the same image: bytes on the wire for remote
+targets, seconds for a file and (as root) for a block device on the disk, with direct reads and writes. Prints markdown
+tables.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def quiet(_label: str) -> nullcontext[object]:
 
 
 def disk(system: Path, out: Path, room: int, version: int) -> Path:
-    """A board's disk with this system in both slots, its hash tree behind it."""
+    """Return a board's disk with this system in both slots, followed by its hash tree."""
     with_tree = out.with_suffix(".tree")
     shutil.copyfile(system, with_tree)
     info = append(with_tree)
@@ -83,7 +84,7 @@ def patch_size(old: Path, new: Path, out: Path) -> int:
 
 
 def flashed(old: Path, new: Path, kind: str, memory: bytes) -> list[str]:
-    """One row: what a target with these abilities is sent."""
+    """Return one row: what is sent to a target with these abilities."""
     there = SimulatedTarget(SimulatedDisk(bytearray(memory)), KINDS[kind])
     wish = Wish(baseline=old if "--from" in kind else None)
     begun = time.process_time()
@@ -98,7 +99,7 @@ def flashed(old: Path, new: Path, kind: str, memory: bytes) -> list[str]:
 
 
 def command(*words: object) -> tuple[float, float, dict[str, object]]:
-    """Seconds of the clock and of processors that a flash takes, and its record."""
+    """Return the wall and CPU seconds of a flash, and its record."""
     begun, before = time.monotonic(), _children()
     done = subprocess.run(
         [sys.executable, "-m", "erofs_edge", "flash", *map(str, words), "--json"],
@@ -115,7 +116,7 @@ def _children() -> float:
 
 
 def proof(image: Path, kind: str, memory: bytes) -> str:
-    """One row: what crosses the wire to a target that can only read, or that hashes."""
+    """Return one row: the bytes on the wire for a target that can only read, or that can hash."""
     crossed = []
     for wish in (Wish(full=True), Wish()):
         there = SimulatedTarget(SimulatedDisk(bytearray(memory)), KINDS[kind])
@@ -127,8 +128,8 @@ def proof(image: Path, kind: str, memory: bytes) -> str:
 
 
 def right_already(image: Path, target: Path, runs: int = 5) -> str:
-    """One row: seconds of the clock of flashes in turn, the least and the median; and of processors, the least. A file
-    is looked at twice after each full flash: first it is partly on the disk, then in memory."""
+    """Return one row: wall seconds of alternating flashes, minimum and median, and the minimum of CPU seconds. A file
+    is checked twice after each full flash: first it is partly on the disk, then in memory."""
     full, first, again = (list[tuple[float, float]]() for _ in range(3))
     for _ in range(runs):
         for taken, words in ((full, ["--full"]), (first, []), (again, [])):
@@ -145,7 +146,7 @@ def right_already(image: Path, target: Path, runs: int = 5) -> str:
 
 @contextmanager
 def loop(file: Path) -> Iterator[Path | None]:
-    """A block device of a file; None for who may not have one."""
+    """Yield a block device for a file; None without permission for one."""
     words = ["losetup", "--find", "--show", "--direct-io=on", str(file)]
     done = subprocess.run(words, capture_output=True, text=True, check=False) if os.geteuid() == 0 else None
     if done is None or done.returncode:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What checking costs: `verity verify` against a plain sha256, the tree against the build, `verify` of a whole build.
+"""The cost of verification: `verity verify` against a plain sha256, the tree against the build, `verify` of a build.
 
 usage: python benchmarks/verity.py [--image FILE] [--tree FOLDER] [--out FOLDER] [--runs N] [--scratch DIR]
 
-Prints a markdown table for docs/benchmarks.md, medians of N runs in turn. CPU is what does not depend on who else is
-busy. `--tree` is a folder that `fs build` makes an image of (default: the corpus, see corpus.py, where it is there);
-`--out` a build's output folder, made with a development key, for the row of `verify`.
+Prints a markdown table for docs/benchmarks.md, medians of N runs in turn. CPU time is the figure that does not depend
+on other load. `--tree` is a folder of which `fs build` makes an image (default: the corpus, see corpus.py, if it
+exists); `--out` a build's output folder, made with a development key, for the row of `verify`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ EROFS_EDGE = EDGE[:-1]
 
 
 def sha256(*paths: str) -> list[str]:
-    """The plain digest, by the library that Python's hashlib uses too."""
+    """Return the command for a plain digest by the library that Python's hashlib also uses."""
     return [str(find("openssl")), "dgst", "-sha256", *paths]
 
 
 def pairs(runs: int, ours: Callable[[], Run], peer: Callable[[], Run]) -> tuple[Run, Run]:
-    """Medians of both, run in turn."""
+    """Return the medians of both, run in turn."""
     done = [(ours(), peer()) for _ in range(runs)]
     first, second = (
         Run(*(median(values) for values in zip(*(one[side][:3] for one in done), strict=True)), "")  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def pairs(runs: int, ours: Callable[[], Run], peer: Callable[[], Run]) -> tuple[
 
 
 def row(what: str, ours: Run, peer: Run) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     wall, cpu = ours.wall / peer.wall, ours.cpu / peer.cpu
     return (
         f"| {what} | {ours.wall:.2f} / {peer.wall:.2f} ({wall:.2f}x) | {ours.cpu:.2f} / {peer.cpu:.2f} ({cpu:.2f}x) |"
@@ -50,7 +50,7 @@ def row(what: str, ours: Run, peer: Run) -> str:
 
 
 def verify_row(image: Path, runs: int) -> str:
-    """`verity verify` against the plain digest of the same file."""
+    """Compare `verity verify` with the plain digest of the same file."""
     said = measure([*EDGE, "format", str(image)]).said
     root = next(line.split()[-1] for line in said.splitlines() if line.startswith("Root hash"))
     verify = [*EDGE, "verify", str(image), "--root-hash", root]
@@ -61,7 +61,7 @@ def verify_row(image: Path, runs: int) -> str:
 
 
 def build_row(tree: Path, folder: Path, runs: int) -> str:
-    """The tree of an image against the making of that image, compressed data not cached."""
+    """Compare making the tree with building the image, compressed data not cached."""
     image = folder / "built.img"
 
     def build() -> Run:
@@ -77,7 +77,7 @@ def build_row(tree: Path, folder: Path, runs: int) -> str:
 
 
 def out_row(out: Path, runs: int) -> str:
-    """`verify OUT` against the plain digest of its files."""
+    """Compare `verify OUT` with the plain digest of its files."""
     files = [str(path) for path in sorted(out.iterdir()) if path.is_file()]
     verify = [*EROFS_EDGE, "verify", str(out), "--key", str(out / "sign.pub.pem")]
     return row(

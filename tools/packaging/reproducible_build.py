@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build backend: setuptools, and then archives of which every byte follows from the sources.
+"""The build backend: setuptools, followed by a rewrite of its archives so that every byte depends on the sources only.
 
-What setuptools writes depends on the clock, the umask, the user and the order of folders. Both archives are written
-again: members by name, one time (SOURCE_DATE_EPOCH, else 1980-01-01, the first that a ZIP file can hold), modes 0644
-and 0755, no owner. The wheel's RECORD lists contents alone and stays as it is. pyproject.toml pins setuptools: its
+What setuptools writes depends on the clock, the umask, the user and the order of folders. Both archives are rewritten:
+members sorted by name, one time (SOURCE_DATE_EPOCH, else 1980-01-01, the first that a ZIP file can hold), modes 0644
+and 0755, no owner. The wheel's RECORD lists only contents and stays unchanged. pyproject.toml pins setuptools, as its
 version is in the wheel.
 """
 
@@ -37,22 +37,22 @@ FIRST = 315_532_800
 
 
 def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
-    """Build the wheel into a folder; its name."""
+    """Build the wheel into a folder. Return its name."""
     name: str = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
     _rewrite(Path(wheel_directory, name), _zip)
     return name
 
 
 def build_sdist(sdist_directory: str, config_settings: Any = None) -> str:
-    """Build the source archive into a folder; its name."""
+    """Build the source archive into a folder. Return its name."""
     name: str = build_meta.build_sdist(sdist_directory, config_settings)
     _rewrite(Path(sdist_directory, name), _tar)
     return name
 
 
 def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
-    """Build the wheel that points here; its name. By a line that names the folder: a finder, which setuptools has
-    else, is loaded by each Python that starts."""
+    """Build an editable wheel. Return its name. It has a .pth line with the folder: setuptools' default, a finder,
+    would be loaded by each Python that starts."""
     settings = {"editable_mode": "compat", **(config_settings or {})}
     name: str = build_meta.build_editable(wheel_directory, settings, metadata_directory)
     return name
@@ -82,7 +82,7 @@ def _zip(data: bytes) -> bytes:
             made = zipfile.ZipInfo(entry.filename, time.gmtime(_epoch())[:6])
             made.external_attr = (0o100000 | _mode(entry.external_attr >> 16)) << 16
             made.create_system = 3
-            # stored: deflate's bytes depend on the zlib of the Python that runs
+            # stored: deflate's bytes depend on the zlib of the running Python
             new.writestr(made, old.read(entry), zipfile.ZIP_STORED)
     return out.getvalue()
 
@@ -94,7 +94,7 @@ def _tar(data: bytes) -> bytes:
         tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as new,
     ):
         for entry in sorted(old.getmembers(), key=lambda one: one.name):
-            # made by setuptools for itself; an archive that is made from this one would list them, too
+            # made by setuptools for itself; archives made from this one would list them, too
             if ".egg-info" in entry.name or entry.name.endswith("/setup.cfg"):
                 continue
             made = tarfile.TarInfo(entry.name)
@@ -105,7 +105,8 @@ def _tar(data: bytes) -> bytes:
 
 
 def _gzip(data: bytes) -> bytes:
-    """Stored, not compressed, for the same reason (RFC 1952; stored blocks: RFC 1951, 3.2.4)."""
+    """Return a gzip file with stored, not compressed, data, for the same reason (RFC 1952; stored blocks: RFC 1951,
+    3.2.4)."""
     out = [b"\x1f\x8b\x08\x00", struct.pack("<I", _epoch()), b"\x00\xff"]
     for at in range(0, len(data), 0xFFFF):
         piece = data[at : at + 0xFFFF]
