@@ -187,9 +187,7 @@ def _signed(
     chosen = [one for one in mine if one.public_key.keyid in root.roles[role].keyids]
     missing = root.roles[role].threshold - len({one.public_key.keyid for one in chosen})
     if missing > 0:
-        raise UsageError(
-            f"{role}: {missing} more key(s) must sign", hint="--key for each of them; `channel show` lists the keys"
-        )
+        raise UsageError(f"{role}: {missing} more key(s) must sign", hint="add --key URI for each of them")
     for one in chosen:
         if one.public_key.keyid not in metadata.signatures:
             metadata.sign(one, append=True)

@@ -237,7 +237,7 @@ def _properties(prop: tuple[str, ...]) -> list[Descriptor]:
 def _split(text: str, count: int, form: str) -> list[str]:
     parts = text.split(":", count - 1)
     if len(parts) != count or not all(parts):
-        raise UsageError(f"{text[:80]!r} is not {form}")
+        raise UsageError(f"{text[:80]!r} is not of the form {form}")
     return parts
 
 

@@ -52,6 +52,6 @@ def built(board: Path, out: Path | None) -> tuple[Loaded[Board], Path]:
         raise UsageError(
             f"this is the build of board '{other}', not of '{name}'",
             where=str(folder),
-            hint=f"erofs-edge build {said(board)} -o FOLDER, and name that folder",
+            hint=f"erofs-edge build {said(board)} -o FOLDER, then give -o FOLDER here too",
         )
     return loaded, folder

@@ -26,7 +26,7 @@ def check(to: str, what: Path | None, disk: Path | None) -> None:
     from erofs_edge.qemu.attach import TRANSPORTS
 
     if to.removeprefix(SCHEME) not in TRANSPORTS:
-        raise UsageError(f"no transport '{to}'", hint=f"known: {', '.join(SCHEME + name for name in TRANSPORTS)}")
+        raise UsageError(f"unknown address '{to}'", hint=f"known: {', '.join(SCHEME + name for name in TRANSPORTS)}")
     if what is None or what.suffix not in {".yaml", ".yml"} or disk is None:
         raise UsageError(f"{to} needs a BOARD and --disk FILE", hint=f"erofs-edge flash BOARD --to {to} --disk FILE")
     if disk.exists() and not disk.is_file():

@@ -32,7 +32,7 @@ def forecast(new: Path, earlier: tuple[Path, ...], as_json: bool) -> None:
         emit_json(forecast_record(found))
         return
     for old, one in zip(earlier, found, strict=True):
-        click.echo(f"from {old} ({one.root_hash[:16]}): {one.written} of {one.blocks} blocks are written")
+        click.echo(f"from {old} ({one.root_hash[:16]}): {one.written} of {one.blocks} blocks must be written")
         table(
             [
                 (way, size_text(size), *(f"{size / rate / 60:.1f} min" for rate in LINKS.values()))

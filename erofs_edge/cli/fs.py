@@ -298,7 +298,7 @@ def check(*, image: Source, max_bytes: int | None, jobs: int | None, as_json: bo
     if report.in_place.data_bytes:
         why = ", ".join(f"{reason} {size_text(size)}" for reason, size in sorted(report.in_place.reasons.items()))
         click.echo(
-            f"decompressed in place: {report.in_place.share:.1%} of the data" + (f" (not: {why})" if why else "")
+            f"decompressed in place: {report.in_place.share:.1%} of the data" + (f" (the rest: {why})" if why else "")
         )
     return 0 if report.ok else 1
 

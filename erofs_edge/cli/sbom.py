@@ -54,7 +54,7 @@ def write(out: Path, kind: str, output: Path, as_json: bool) -> None:
     else:
         table([
             ("file", output), ("size", size_text(output.stat().st_size)), ("packages", len(bill.packages)),
-            ("files", f"{len(bill.files)}, {record['of_packages']} of them of packages"),
+            ("files", f"{len(bill.files)}, {record['of_packages']} of them from packages"),
         ])  # fmt: skip
     if unexplained:
         note(f"note: {len(unexplained)} files have no known origin, for example {printable(unexplained[0])}")

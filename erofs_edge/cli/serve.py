@@ -206,8 +206,8 @@ def _files(what: Path, out: Path | None) -> dict[str, Path]:
 
         what = locate(what, ("boards",))
         if not what.exists():
-            known = f"the folder of a build, an image, oci:REFERENCE, or a board: {', '.join(stock_names('boards'))}"
-            raise UsageError(f"there is no {what}", hint=known)
+            known = f"a build's folder, an image, oci:REFERENCE, or a stock board: {', '.join(stock_names('boards'))}"
+            raise UsageError(f"no such file, folder or board: {what}", hint=known)
     if what.is_file() and what.suffix not in {".yaml", ".yml"}:
         return {"": what}
     folder, hint = what, None

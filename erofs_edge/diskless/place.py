@@ -68,7 +68,8 @@ def parse_place(uri: str) -> Place:
         ipaddress.ip_address(host)
     except ValueError:
         raise UsageError(
-            f"'{host}' is a name, not an address", hint="the board has no name service when it starts"
+            f"'{host}' is a name, not an address",
+            hint="use an IP address: the board cannot look up names when it starts",
         ) from None
     return Place(split.scheme, host, port or PORT, export, uri)
 

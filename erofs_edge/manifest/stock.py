@@ -62,7 +62,7 @@ def find(path: Path, kinds: tuple[str, ...] = FOLDERS) -> Path:
 
     near = difflib.get_close_matches(str(path), names, n=1)
     kind = " or ".join(kind.removesuffix("s") for kind in kinds)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}, and files"
+    hint = f"did you mean {near[0]}?" if near else f"give the path of a file, or one of {', '.join(names)}"
     raise ManifestError(f"no such file, and no stock {kind} of that name", where=str(path), hint=hint)
 
 

@@ -186,7 +186,7 @@ def read_trace(path: Path) -> Trace:
     except OSError as error:
         raise SourceError(f"cannot read the trace: {error.strerror}", where=str(path)) from error
     if len(data) > SIZE_MAX:
-        raise FormatError(f"more than {SIZE_MAX} bytes, no trace is so large", where=str(path))
+        raise FormatError(f"not a trace: larger than {SIZE_MAX} bytes", where=str(path))
     return decode(data, str(path))
 
 

@@ -120,7 +120,9 @@ def _verify_file(
             row.digest = hashlib.sha256(raw).hexdigest()
             found = signature or _beside(path, path.name + ".p7s")
             if found is None:
-                raise VerificationError("no signature beside it", hint=f"{path.name}.p7s")
+                raise VerificationError(
+                    "no signature beside it", hint=f"name it with --signature FILE; expected is {path.name}.p7s"
+                )
             verify_detached(_read(found), raw, key)
     else:
         with verdict.check(name, "a partition table") as row:

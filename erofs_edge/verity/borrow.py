@@ -66,7 +66,7 @@ def repair_from(
         fds = [opened(path, READ) for path in sources]
         sb, damaged = _superblock(hash_fd, fds, hash_offset)
         if len(root_hash) != sb.digest_size:
-            raise UsageError(f"a root hash of {len(root_hash)} bytes, {sb.algorithm} has {sb.digest_size}")
+            raise UsageError(f"the root hash has {len(root_hash)} bytes, but {sb.algorithm} has {sb.digest_size}")
         check_bounds(sb, hash_offset, file_size(data_fd), file_size(hash_fd), one_file=hash_device is None)
         work = _Borrowing(sb, data_fd, hash_fd, fds, jobs, dry_run=dry_run)
         found = work.run(hash_offset, root_hash, damaged, progress)

@@ -120,7 +120,7 @@ def verify(
             at, root, bad_superblock = hash_offset, expected, False
             sb = superblock.parse(read_exactly(hash_fd, superblock.SIZE, at), at)
         if len(root) != sb.digest_size:
-            raise UsageError(f"a root hash of {len(root)} bytes, {sb.algorithm} has {sb.digest_size}")
+            raise UsageError(f"the root hash has {len(root)} bytes, but {sb.algorithm} has {sb.digest_size}")
         check_bounds(sb, at, file_size(data_fd), file_size(hash_fd), one_file=hash_device is None)
         bad_data, bad_hash, unproven = Ranges(), Ranges(), Ranges()
         walk = Walk(sb, data_fd, hash_fd, jobs, counter(progress, sb.data_size))

@@ -57,7 +57,7 @@ def repair(
     """
     with opened(places, writable=not dry_run) as (sb, at, covered, fec_fd):
         if len(root_hash) != sb.digest_size:
-            raise UsageError(f"a root hash of {len(root_hash)} bytes, {sb.algorithm} has {sb.digest_size}")
+            raise UsageError(f"the root hash has {len(root_hash)} bytes, but {sb.algorithm} has {sb.digest_size}")
         work = _Repair(sb, at, root_hash, covered, fec_fd, dry_run=dry_run)
         work.judge(Walk(sb, covered.data_fd, covered.hash_fd, jobs, counter(progress, sb.data_size)))
         work.run()

@@ -247,7 +247,7 @@ def test_serve_refuses(registry: int, pushed: str) -> None:
     for arguments, words in (
         ([f"oci:localhost:{registry}/{pushed}", "--writable"], "--writable is not possible"),
         ([f"oci:localhost:{registry}/none"], "the registry has no none"),
-        (["nowhere.img"], "there is no nowhere.img"),
+        (["nowhere.img"], "no such file, folder or board: nowhere.img"),
     ):
         result = CliRunner().invoke(cli, ["serve", *arguments])
         assert result.exit_code

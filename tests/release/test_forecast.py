@@ -83,7 +83,7 @@ def test_the_newest_release(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     old, new = release(tmp_path / "old", list(range(30))), release(tmp_path / "new", list(range(5, 35)))
     result = CliRunner().invoke(command, [str(new), "--from", str(old)])
-    assert "30 of 30 blocks are written" in result.stdout and "blocks that are new  20.0 KiB" in result.stdout
+    assert "30 of 30 blocks must be written" in result.stdout and "blocks that are new  20.0 KiB" in result.stdout
     record = json.loads(CliRunner().invoke(command, [str(new), "--from", str(old), "--json"]).stdout)
     assert record[0]["bytes_on_wire"]["blocks that are new"] == 5 * BLOCK
 

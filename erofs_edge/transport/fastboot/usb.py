@@ -107,7 +107,7 @@ def open_usb(serial: str | None, backend: Any = None) -> UsbLink:
         raise DeviceError(
             "there is no such device in fastboot mode on USB" if serial else "no device in fastboot mode on USB",
             where=f"usb:{serial}" if serial else "usb",
-            hint=f"there are: {', '.join(named)}" if named else "is it plugged in, and in fastboot mode?",
+            hint=f"there are: {', '.join(named)}" if named else "check that it is plugged in, and in fastboot mode",
         )
     if len(wanted) > 1:
         raise UsageError("several devices are in fastboot mode", hint=f"name one: {', '.join(named) or 'usb:SERIAL'}")
