@@ -39,10 +39,14 @@ def parse_reference(text: str) -> Reference:
     registry = match["registry"] if match else ""
     # as in docker: a first part without dot or port is not a host
     if not match or not ("." in registry or ":" in registry or registry == "localhost"):
-        raise SourceError(
-            f"not a reference to an image: {text}",
-            hint="a digest is sha256: and 64 hexadecimal digits"
-            if "@" in text
-            else "name the registry too, as in registry.example/library/debian:13",
-        )
+        raise SourceError(f"not a reference to an image: {text}", hint=_hint(text))
     return Reference(registry, match["name"], match["tag"] or "latest", match["digest"])
+
+
+def _hint(text: str) -> str:
+    name = text.partition("/")[2].partition("@")[0].rpartition("/")[2].partition(":")[0]
+    if "@" in text:
+        return "a digest is sha256: and 64 hexadecimal digits"
+    if name != name.lower() and _SHAPE.fullmatch(text.replace(name, name.lower())):
+        return "names of images are in lower case"
+    return "name the registry too, as in registry.example/library/debian:13"

@@ -115,3 +115,4 @@ def test_what_is_no_reference(text: str) -> None:
     with pytest.raises(SourceError, match="not a reference to an image") as caught:
         parse_reference(text)
     assert ("64 hexadecimal digits" in str(caught.value.hint)) == ("@" in text)
+    assert ("lower case" in str(caught.value.hint)) == (text == "r.test/A")
