@@ -19,15 +19,15 @@ from mounts import own_mounts
 from erofs_edge.errors import ToolError
 from erofs_edge.toolbox.prefix import find
 
-# how long an example takes says how busy the machine is, and nothing about the code; the examples are the same in every
-# run, in CI or not: what chance finds is for the campaigns (make fuzz), not for whoever runs the tests next
+# an example's duration depends on other load, not on the code; the examples are the same in every run, in CI or not:
+# random ones are for the campaigns (make fuzz)
 settings.register_profile("any-machine", deadline=None, derandomize=True, database=None)
 settings.load_profile("any-machine")
-# a process of ours that dies by a signal names the line, also one that a test starts
+# a process of ours that dies by a signal prints the line, also one that a test starts
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
-# whoever runs the tests in the background has this signal ignored, and what the tests start would inherit that
+# this signal is ignored if the tests run in the background, and the programs that tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# a test that is killed leaves no mount behind, nor the loop device under it; who may not mount needs none of this
+# a killed test leaves no mount behind, nor a loop device; without permission to mount, none of this is needed
 if os.geteuid() == 0:
     own_mounts()
 
@@ -47,7 +47,7 @@ def oracle() -> Callable[[str], str]:
 
 @pytest.fixture
 def needs_root() -> None:
-    """For checks with the kernel's own mount: they run as root, and CI is root."""
+    """For checks with the kernel's own mount: they run as root, which CI is."""
     if os.geteuid() != 0 and "CI" not in os.environ:
         pytest.skip("the kernel's own mount needs root")
 
@@ -68,7 +68,7 @@ def edge() -> str:
 def stock(tmp_path_factory: pytest.TempPathFactory, repository: Path, edge: str) -> Callable[[str], Path]:
     """`stock("qemu-aarch64")`: the output folder of a stock board, built once for all workers; read only.
 
-    Where the mirror has moved on, the build locks again in its own folder and goes on.
+    If the mirror has moved on, the build locks again in its own folder and continues.
     """
     shared = tmp_path_factory.getbasetemp().parent / "stock"
     shared.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def first_boot(
 
 @pytest.fixture
 def replayed(first_boot: FirstBoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever machine is started says what the first one said."""
+    """Every machine that is started prints what the first one printed."""
     program = tmp_path / "qemu-system-aarch64"
     replay(first_boot, program)
     monkeypatch.setenv("EROFS_EDGE_QEMU", str(program))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small ELF files for the tests: kernel modules and programs with nothing in them but what is looked at."""
+"""Small ELF files for the tests: kernel modules and programs that contain only what is looked at."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ HEADER = "<16sHHIQQQIHHHHHH"
 
 
 def module_elf(*modinfo: str, export: str = "x") -> bytes:
-    """A relocatable AArch64 file: .modinfo, a symbol table that needs what `depends=` says, one exported symbol.
+    """Return a relocatable AArch64 file: .modinfo, a symbol table that imports what `depends=` names, one exported
+    symbol.
 
-    depmod goes by symbols: a module NAME is given the symbol use_NAME to export.
+    depmod goes by symbols: a module NAME exports the symbol use_NAME.
     """
     needs = [name for entry in modinfo if entry.startswith("depends=") for name in entry[8:].split(",") if name]
     strings = b"\0" + b"".join(f"use_{name.replace('-', '_')}\0".encode() for name in needs)
@@ -43,7 +44,8 @@ def module_elf(*modinfo: str, export: str = "x") -> bytes:
 
 
 def program_elf(needed: list[str], interpreter: str = "") -> bytes:
-    """A dynamic AArch64 file: one PT_LOAD over all of it at address 0x10000, PT_INTERP where given, PT_DYNAMIC."""
+    """Return a dynamic AArch64 file: one PT_LOAD of the whole file at address 0x10000, PT_INTERP if given,
+    PT_DYNAMIC."""
     strings = b"\0" + b"".join(name.encode() + b"\0" for name in needed)
     interp = interpreter.encode() + b"\0"
     start = 64 + 3 * 56
@@ -92,7 +94,7 @@ BUILTIN_MODINFO = b"virtio_pci.alias=pci:v00001AF4d*\0virtio_pci.license=GPL\0co
 
 
 def kernel_tree(modules: dict[str, bytes] | None = None) -> FileTree:
-    """A kernel package: modules, what is built in, the image and two device trees."""
+    """Return a kernel package: modules, the list of built-in ones, the image and two device trees."""
     tree = FileTree()
     top = f"usr/lib/modules/{VERSION}"
     chosen = MODULES if modules is None else modules

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As much of U-Boot's hush shell and commands as the boot script uses, around a disk in memory.
+"""A model of U-Boot's hush shell and commands, as far as the boot script uses them, with a disk in memory.
 
-Words, quoting, expansion, if/for/while, `&&` and `||` behave as in U-Boot 2025.01 (common/cli_hush.c): the result of
-an expansion is split at blanks outside double quotes and never parsed again. Numbers are hexadecimal. There are no
-other commands than those that Debian's stock builds for qemu_arm64 and rpi_arm64 have.
+Words, quoting, expansion, if/for/while, `&&` and `||` behave as in U-Boot 2025.01 (common/cli_hush.c): the result of an
+expansion is split at blanks outside double quotes and never parsed again. Numbers are hexadecimal. Only commands that
+Debian's stock builds for qemu_arm64 and rpi_arm64 have exist.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SECTOR = 512
 
 
 class Stop(Exception):
-    """The machine does not come back from here: started, hung, or out of power."""
+    """The machine has started something, hangs, or lost power: the script does not continue."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Machine:
     # ---- the shell
 
     def expand(self, raw: str) -> list[str]:
-        """A raw word as the words it becomes."""
+        """Return the words that a raw word expands to."""
         fields: list[str] = [""]
         quoted = False
         for piece in re.findall(r"'[^']*'|\"[^\"]*\"|\$\{\w+\}|\$\w+|.", raw, re.S):
@@ -68,7 +68,7 @@ class Machine:
     def _value(self, match: re.Match[str]) -> str:
         return self.env.get(match[1], "")
 
-    # ---- the commands: True is success
+    # ---- the commands: True means success
 
     def command(self, words: list[str]) -> bool:
         name, *arguments = words
@@ -213,7 +213,7 @@ def _hexadecimal(text: str) -> int:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    """Raw words and the operators ; && || (a line end is a ;)."""
+    """Yield raw words and the operators ; && || (a line end is a ;)."""
     for token in re.findall(r"(?:'[^']*'|\"[^\"]*\"|[^\s;'\"&|])+|&&|\|\||;|\n", text):
         yield ";" if token == "\n" else token
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stage for the repair of a slot by the initramfs's script under the host's shell. A mapping is a stand-in here, of
-which nothing can be read that does not match a real hash tree."""
+"""A test bed for the initramfs's script that repairs a slot, run by the host's shell. A stand-in replaces the dm-verity
+mapping: reading anything that does not match a real hash tree fails."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ exec {dd} "$@"
 
 @dataclass
 class Board:
-    """Two slots, files in place of partitions: `a` and `b` are what they hold, `whole` is what they must hold."""
+    """Two slots, with files as partitions: `a` and `b` are their contents, `whole` is the correct content."""
 
     root: Path
     info: VerityInfo
@@ -77,7 +77,8 @@ class Board:
     b: bytearray
 
     def mend(self, slots: str = "a b", options: str = "", repair_from: str = "", **more: str) -> list[str]:
-        """Look through slot b; the lines of the console. `a` and `b` are what was left. `more`: for the environment."""
+        """Check slot b; return the console's lines. Afterwards, `a` and `b` are the slots' contents. `more`: for the
+        environment."""
         for name in "ab":
             (self.root / f"dev/vda_{name}").write_bytes(getattr(self, name))
         (self.root / "config").write_text(config(self.info, tuple(slots.split()), repair_from).text())
@@ -106,7 +107,7 @@ def config(info: VerityInfo, names: tuple[str, ...], repair_from: str = "") -> I
 
 
 def set_stage(tmp_path: Path, *, network: bool = False) -> Board:
-    """A board with two whole slots; `network`: with the script of a board that repairs over a network."""
+    """Make a board with two intact slots; `network`: with the script of a board that repairs over a network."""
     image = tmp_path / "image"
     image.write_bytes(random.Random(9).randbytes(BLOCKS * BLOCK))
     info = append(image)

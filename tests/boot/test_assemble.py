@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build_boot from made-up packages: the two stock boards, and what may be wrong with a board."""
+"""build_boot with fake packages: the two stock boards, and errors in a board."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ KEY = KeySigner("dev", rsa.generate_private_key(65537, 2048))
 
 @dataclass(frozen=True, eq=False)
 class MadeUp:
-    """A package as far as it is looked at: its tree."""
+    """A package, reduced to what is looked at: its tree."""
 
     data: FileTree
 
 
 @pytest.fixture
 def trees(monkeypatch: pytest.MonkeyPatch) -> dict[str, FileTree]:
-    """Package name to tree; read_deb takes a 'file' of the package's name."""
+    """Return package name → tree; read_deb then takes a 'file' with the package's name."""
     kernel = kernel_tree()
     top = f"usr/lib/modules/{VERSION}/kernel"
     for name in ("sdhci-iproc", "fixed", "gpio-regulator", "sha256-arm64"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""newc archives: golden bytes, GNU cpio as the other reader."""
+"""newc archives: golden bytes, and GNU cpio as the second reader."""
 
 from __future__ import annotations
 

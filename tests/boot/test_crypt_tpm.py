@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initramfs's TPM commands against a software TPM: what is sealed comes back, and only where it should."""
+"""The initramfs's TPM commands against a software TPM: sealed data can be unsealed, but only in the same state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ kept=$answer said=$tpm_said
 for handle in $parent $object $session; do tpm 8001 00000165 "$handle"; done
 answer=$kept tpm_said=$said
 """
-"""what the kernel's resource manager does when its device is closed; a software TPM by itself has none"""
+"""what the kernel's resource manager does when its device is closed; a software TPM alone has no such manager"""
 Tpm = Callable[..., subprocess.CompletedProcess[str]]
 
 pytestmark = pytest.mark.oracle
@@ -77,11 +77,11 @@ def test_it_comes_back_only_while_the_pcrs_are_the_same(tpm: Tpm) -> None:
     assert bitmap == "800001"
     blobs = sealed(tpm, bitmap)
     assert unseal(tpm, *blobs, bitmap) == SECRET.hex()
-    # PCR 16 is for trials: extended, it has another value (Part 3, 22.2)
+    # PCR 16 is for debugging: extending it changes its value (Part 3, 22.2)
     extend = tpm(f"extend() {{ tpm 8002 00000182 00000010${{PASSWORD}}00000001000b{'5a' * 32}; }}; with_tpm extend")
     assert extend.returncode == 0, extend.stderr
     assert unseal(tpm, *blobs, bitmap).startswith("no: code 0000099d for command 0000015e")
-    # nor without the policy, by the empty password
+    # nor with the empty password instead of the policy
     assert unseal(tpm, *blobs).startswith("no: code")
 
 

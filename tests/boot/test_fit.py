@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signed FITs against mkimage, which computes the same signature, and against every kind of change."""
+"""Signed FITs: compared with those of mkimage, which computes the same signature, and after every kind of change."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def test_same_input_same_bytes(fit: bytes, signer: KeySigner) -> None:
 
 
 def test_every_bit_counts(signer: KeySigner) -> None:
-    """One flipped bit anywhere is found, but for what U-Boot does not sign either: memory reservations, filler behind
-    values, and the signature node beside its value."""
+    """Any flipped bit is found, except in what U-Boot does not sign either: memory reservations, padding after values,
+    and the signature node around its value."""
     fit = build_fit(IMAGES, description="board", epoch=EPOCH, signer=signer)
     verify_fit(fit, signer.public_key)
     unsigned = set(range(56))
@@ -157,8 +157,8 @@ def test_other_key_and_no_signature_are_refused(fit: bytes) -> None:
 
 
 def inserted(fit: bytes, before: tuple[str, str], tree: Node, *, inner: bool = False) -> bytes:
-    """A FIT with the tags of `tree` put in before a property of a node: the whole node, or with `inner` what is in it.
-    Names that the strings do not have yet go behind them."""
+    """Return a FIT with tokens of `tree` inserted before a property of a node: the whole node or, with `inner`, its
+    content. Missing names are appended to the strings."""
     words, at = list(header(fit)), next(t.start for t in tags(fit) if (t.path, t.name) == before)
     donor = write(DeviceTree(Node(children={"new": tree})))
     strings = fit[words[3] : words[3] + words[8]]
@@ -178,7 +178,7 @@ def inserted(fit: bytes, before: tuple[str, str], tree: Node, *, inner: bool = F
 
 @pytest.mark.parametrize("name", ["data", "data-position", "data-offset", "data-size"])
 def test_no_second_data_beside_what_is_hashed(name: str, signer: KeySigner) -> None:
-    """The signature does not cover data, so it may be put in twice; whoever reads it takes the first."""
+    """The signature does not cover the data property, so it could be added twice; a reader takes the first."""
     fit = build_fit(IMAGES, description="board", epoch=EPOCH, signer=signer)
     evil = inserted(fit, ("/images/kernel", "description"), Node({name: b"evil"}), inner=True)
     words = header(evil)
@@ -188,7 +188,8 @@ def test_no_second_data_beside_what_is_hashed(name: str, signer: KeySigner) -> N
 
 
 def test_no_node_that_answers_to_the_name_of_another(signer: KeySigner) -> None:
-    """libfdt finds /images/kernel@1 where it looks for /images/kernel (CVE-2021-27138), and no signature covers it."""
+    """libfdt finds /images/kernel@1 when asked for /images/kernel (CVE-2021-27138), and no signature covers the
+    former."""
     fit = build_fit(IMAGES, description="board", epoch=EPOCH, signer=signer)
     evil = inserted(fit, ("/images/ramdisk", "ramdisk"), Node({"data": b"evil"})).replace(
         b"\0\0\0\1new\0", b"\0\0\0\1k@1\0"

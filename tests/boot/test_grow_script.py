@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The partition table laid out for a larger disk, by the host's shell on disk images: judged by our reader and sgdisk,
-and stopped after each of its writes."""
+"""The script that extends the partition table to a larger disk, run by the host's shell on disk images: checked by our
+reader and sgdisk, and interrupted after each of its writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ sync() { :; }
 
 
 class Disk:
-    """An image with a system and a data partition, as /dev/vda and /sys/block/vda of a made-up root."""
+    """An image with a system and a data partition, as /dev/vda and /sys/block/vda of a fake root."""
 
     def __init__(self, root: Path, sector: int, hybrid: int | None = None) -> None:
         self.root, self.sector, self.image = root, sector, root / "dev/vda"
@@ -64,7 +64,7 @@ class Disk:
         (folder / "queue/logical_block_size").write_text(f"{self.sector}\n")
 
     def grow(self, index: int = 2, writes: int = 99) -> bool:
-        """Run grow_disk for a partition; the machine stops after so many writes to the disk."""
+        """Run grow_disk for a partition; the machine stops after the given number of writes to the disk."""
         script = (
             SCRIPT.read_text().replace("/dev/${1##*/}", "$ROOT/dev/${1##*/}").replace(" /entries", " $ROOT/entries")
         )
@@ -112,7 +112,7 @@ def test_the_last_partition_gets_what_the_disk_has_more(
     if sector == 512:
         said = subprocess.run([oracle("sgdisk"), "-v", str(made.image)], capture_output=True, text=True, check=True)
         assert "No problems found" in said.stdout, said.stdout
-    # the bytes are those that the disk would have had from the start
+    # the bytes are those of a disk that was this large from the start
     head, tail = gpt.encode(made.table._replace(sectors=size // sector, partitions=(system, data)))
     raw = made.image.read_bytes()
     assert raw[: len(head)] == head and raw[-len(tail) :] == tail

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The init script, run by the host's shell in a made-up root: /sys, /proc, /dev are files, programs that need a kernel
-write down how they were called."""
+"""The init script, run by the host's shell in a fake root: /sys, /proc, /dev are files; programs that need a kernel
+record how they were called."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MARKER = b"erofs-edge: formatting\n"
 HASH = "12" * 32
 SIZE = 2 << 20
 MARKED = SIZE - (1 << 20)
-"""where the marker stands: a MiB before the end"""
+"""where the marker is: one MiB before the end"""
 STUBS = {
     "mount": 'case "$*" in *"$FAIL_MOUNT"*) echo "mount: bad"; exit 32;; esac',
     "insmod": 'case "$*" in *broken*) exit 1;; esac',
@@ -46,7 +46,7 @@ class Machine:
     calls: list[str] = field(default_factory=list)
 
     def run(self) -> list[str]:
-        """The console's lines; `calls` has what the programs were asked to do, in order."""
+        """Return the console's lines; `calls` has what the programs were asked to do, in order."""
         (self.root / "log").write_text("")
         environment = {"ROOT": str(self.root), "FAIL_MOUNT": self.fail_mount, "PATH": "/nowhere"}
         done = subprocess.run(
@@ -84,7 +84,7 @@ def machine(tmp_path: Path) -> Machine:
         (folder / "size").write_text("4096\n")
         (folder / "uevent").write_text(f"MAJOR=254\nDEVTYPE=partition\nPARTNAME={label}\n")
         (root / "dev" / name).write_bytes(bytes(SIZE))
-    # a table that ends where the disk ends
+    # a table that ends at the end of the disk
     (root / "sys/block/vda/queue").mkdir()
     (root / "sys/block/vda/queue/logical_block_size").write_text("512\n")
     (root / "sys/block/vda/size").write_text("65536\n")
@@ -138,7 +138,7 @@ def test_stages_in_order(machine: Machine) -> None:
 
 
 def test_an_older_build_than_the_minimum_does_not_start(machine: Machine) -> None:
-    """Whatever the boot script has let through; equal and newer ones do start."""
+    """Whatever the boot script let through; equal and newer builds do start."""
     (machine.root / "sys/block/vda/vda1/uevent").write_text("PARTNAME=misc\n")
     (machine.root / "dev/vda4").write_bytes(b"\0" * 1080 + b"\x53\xef" + b"x" * 4096)
     for version, starts in ((3, False), (4, True), (5, True)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the initramfs, and that the kernel's compression is undone to it."""
+"""The content of the initramfs, and its recovery by the kernel's decompression."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONFIG = InitConfig(
 
 
 def packages() -> FileTree:
-    """Programs as Debian has them: busybox static, the others dynamic, libraries behind symlinks."""
+    """Programs as in Debian: busybox static, the others dynamic, libraries behind symlinks."""
     tree = FileTree()
     tree.add("usr/bin/busybox", file(program_elf([]), 0o100755))
     tree.add("usr/sbin/dmsetup", file(program_elf(["libdm.so.1", "libc.so.6"], LOADER), 0o100755))
@@ -53,7 +53,7 @@ def packages() -> FileTree:
 
 
 def blocks(image: bytes) -> list[bytes]:
-    """The blocks of a legacy LZ4 frame, undone as lib/decompress_unlz4.c does it."""
+    """Yield the blocks of a legacy LZ4 frame, decompressed as lib/decompress_unlz4.c does."""
     assert image[:4] == struct.pack("<I", 0x184C2102)
     position, out = 4, []
     while position < len(image):
@@ -77,7 +77,7 @@ def build(tree: FileTree) -> bytes:
 def test_contents(tmp_path: Path, oracle: Callable[[str], str]) -> None:
     image = build(packages())
     assert image == build(packages())
-    # the tool reads one archive of several in a row; the kernel reads all
+    # the tool reads only one of several archives in a row; the kernel reads all
     *early, late = blocks(image)
     run = {"input": b"".join(early), "cwd": tmp_path, "capture_output": True}
     config = subprocess.run([oracle("cpio"), "-it", "--quiet"], input=late, check=True, capture_output=True).stdout
@@ -134,7 +134,7 @@ def test_missing_pieces_are_named(missing: str, words: str) -> None:
 
 
 def test_only_the_last_block_is_another_for_another_system(tmp_path: Path) -> None:
-    """So that a build finds the others in its cache, which gives the same bytes."""
+    """So a build finds the other blocks in its cache, and gets the same bytes."""
     cache = Cache(tmp_path)
     kernel = KernelModules(kernel_tree())
     streams = dict(zip(("disk", "erofs"), kernel.streams(["virtio_blk"], ["erofs"]), strict=True)) | {"data": []}

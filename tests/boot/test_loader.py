@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A locked U-Boot made whole, and its compilation with a compiler that is not there."""
+"""How a locked U-Boot is assembled, and its compilation without a compiler."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TREE = write(DeviceTree(Node({"model": string("a machine")})))
 
 @given(st.binary(max_size=40), st.booleans())
 def test_split_undoes_join(program: bytes, magic: bool) -> None:
-    """Also where the program has the magic number of a device tree in it."""
+    """Also if the program contains the magic number of a device tree."""
     program += b"\xd0\x0d\xfe\xed" * 9 if magic else b""
     loader = join(program, TREE)
     head, tree = split(loader)
@@ -67,7 +67,7 @@ def test_dropped_options_are_found() -> None:
     assert recipe.not_taken(config, ["# CONFIG_NEVER_HEARD_OF is not set"]) == []
 
 
-# What starts something that nobody has signed, or changes what is started: each must be off in every build of ours.
+# What starts something unsigned, or changes what is started: each must be off in every build of ours.
 # The long test compiles them and tries (tests/qemu/test_locked_u_boot.py).
 BYPASSES = (
     "CMD_BOOTI", "CMD_BOOTZ", "CMD_BOOTEFI", "EFI_LOADER", "CMD_GO", "CMD_ELF", "CMD_SOURCE", "LEGACY_IMAGE_FORMAT",
@@ -111,7 +111,7 @@ def test_it_is_compiled_once_for_each_set_of_inputs(tmp_path: Path, monkeypatch:
     assert recipe.compiled("qemu_arm64", cache, fresh=True).image == b"program 2"
     assert recipe.compiled("qemu_arm64", cache) == first, "a fresh one leaves the cache as it is"
     assert recipe.compiled("rpi_arm64", cache).key != first.key
-    # a damaged entry is dropped and made again
+    # a damaged entry is dropped and rebuilt
     path = cache.derived_path("u-boot-1", first.key)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert recipe.compiled("qemu_arm64", cache).image == b"program 4"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel modules: what is read from them, load orders, and the indexes against depmod and modprobe."""
+"""Kernel modules: reading them, load orders, and the indexes compared with those of depmod and modprobe."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_indexes_are_those_of_depmod(tmp_path: Path, oracle: Callable[[str], str
             assert ours[name] == theirs, name
         else:
             lines = [line for line in theirs.splitlines() if not line.startswith(b"#")]
-            # the order of what does not depend on each other is depmod's own
+            # modules that do not depend on each other come in depmod's own order
             assert [set(line.split()) for line in ours[name].splitlines()] == [set(line.split()) for line in lines], (
                 name
             )
@@ -133,7 +133,7 @@ def test_modprobe_works_with_our_files_alone(tmp_path: Path, oracle: Callable[[s
 
 
 def lookup(index: bytes, key: bytes) -> list[tuple[int, bytes]]:
-    """A second reader of the format, as plain as can be."""
+    """A second reader of the format, as simple as possible."""
     reference, position = int.from_bytes(index[8:12], "big"), 0
     while True:
         at = reference & 0x0FFFFFFF

@@ -16,7 +16,7 @@ from erofs_edge.manifest.load import load_board
 
 @dataclass
 class Netboot(Machine):
-    """dhcp, tftp: what each attempt gives, the last one for good. A run ends where the script would wait."""
+    """dhcp, tftp: the results of successive attempts; the last one repeats. A run ends where the script would wait."""
 
     dhcp: list[bool] = field(default_factory=lambda: [True])
     tftp: list[bool] = field(default_factory=lambda: [True])

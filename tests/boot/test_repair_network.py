@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The repair of a slot over the network, by the initramfs's script under the host's shell: see repair_stage.py. The
-programs for the network are stand-ins; what answers them is a web server in a few lines, good or bad."""
+"""Repair of a slot over the network, by the initramfs's script under the host's shell: see repair_stage.py. The network
+programs are stand-ins; a small web server, good or bad, answers them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ else:
 
 @pytest.fixture
 def board(tmp_path: Path) -> Board:
-    """With one network interface, and a server that has what the board lacks."""
+    """A board with one network interface, and a server that has what the board lacks."""
     board = set_stage(tmp_path, network=True)
     (tmp_path / "sys/class/net/eth0").mkdir(parents=True)
     (tmp_path / "sys/class/net/lo").mkdir()

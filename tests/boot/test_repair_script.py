@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The repair of a slot from the other one, by the initramfs's script under the host's shell: see repair_stage.py."""
+"""Repair of a slot from the other one, by the initramfs's script under the host's shell: see repair_stage.py."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_both_have_lost_is_lost_and_the_rest_is_repaired(board: Board) -> N
 
 @pytest.mark.parametrize("block", range(4))
 def test_a_damaged_tree_comes_from_the_other_slot(board: Board, block: int) -> None:
-    """Its root, and each block below it; data under it is damaged as well."""
+    """Its root block, and each block below it; data under it is damaged as well."""
     spoil(board.b, board.info.hash_start_block + block)
     spoil(board.b, 3)
     lines = board.mend()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initramfs' own reading of the minimum version, against what writes the records and against U-Boot's reading."""
+"""The initramfs's reader of the minimum version, compared with the writer of the records and with U-Boot's reader."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The boot script, run by a model of U-Boot's shell; that the real one agrees is for the machine tests to show."""
+"""The boot script, run by a model of U-Boot's shell; the machine tests show that the real shell agrees."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fit(word: bytes, size: int = 1000) -> bytes:
 
 
 def machine(state: bytes, *, a: bytes | None = None, b: bytes | None = None, **more: object) -> Machine:
-    """A disk with this slot state and these FITs; only FITs that say GOOD and are whole pass bootm."""
+    """A disk with this slot state and these FITs; bootm accepts only FITs that say GOOD and are complete."""
     disk = bytearray(1024 * SECTOR)
     disk[MISC * SECTOR : MISC * SECTOR + len(state)] = state
     for start, data in ((BOOT_A, fit(b"GOOD a") if a is None else a), (BOOT_B, fit(b"GOOD b") if b is None else b)):
@@ -101,7 +101,7 @@ def test_on_mmc_the_card_is_where_the_script_was_found() -> None:
 
 
 def images(word: bytes) -> bytes:
-    """A FIT as we build it, its kernel starting with a word."""
+    """Return a FIT as we build it, its kernel starting with a given word."""
     parts = {
         "fdt": Image("flat_dt", b"tree", "tree"),
         "ramdisk": Image("ramdisk", b"ramdisk!", "ramdisk"),
@@ -177,7 +177,7 @@ def versioned(version: int) -> bytes:
 
 
 def start(a: int, b: int, state: bytes) -> Machine:
-    """A machine that starts every FIT, with these versions in its slots, after it has run."""
+    """Run the script on a machine that starts every FIT, with these versions in its slots. Return the machine."""
     run = machine(state, a=versioned(a), b=versioned(b))
     run.starts = lambda loaded: True
     run.run(script.boot_script(board()))
@@ -246,7 +246,7 @@ def test_the_script_chooses_as_slots_choose_does(state: slots.SlotState) -> None
 
 @given(STATES, st.integers(0, 1), st.integers(0, 4))
 def test_a_power_cut_at_any_write_leaves_a_state(state: slots.SlotState, damaged: int, power: int) -> None:
-    """Whichever copy was damaged before, whichever write is cut in half: the old state or a new one is there."""
+    """Whichever copy was damaged before, whichever write is cut short: the old state or a new one is there."""
     raw = bytearray(slots.encode_state(state))
     raw[slots.ENV_OFFSETS[damaged]] ^= 0xFF
     run = machine(bytes(raw), power=power, a=fit(b"EVIL"), b=fit(b"EVIL"))

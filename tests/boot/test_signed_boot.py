@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""boot.sig of the Raspberry Pi against openssl, and the firmware partition that goes with it against damage."""
+"""boot.sig of the Raspberry Pi, checked by openssl, and damage to the firmware partition that it covers."""
 
 from __future__ import annotations
 

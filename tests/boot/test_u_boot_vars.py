@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UEFI variables inside a U-Boot: the file's bytes, hostile files, and the place that is filled."""
+"""UEFI variables inside a U-Boot: the file's bytes, hostile files, and the placeholder that is filled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VARIABLES = st.lists(
 
 
 def test_a_file_byte_for_byte() -> None:
-    """The second entry starts at a multiple of 8; only what is authenticated has a time."""
+    """The second entry starts at a multiple of 8; only authenticated variables have a time."""
     data = encode([Variable("PK", GLOBAL, 0x27, b"\x01\x02\x03"), Variable("x", OWNER, 7, b"")], epoch=EPOCH)
     body = (
         struct.pack("<IIQ", 3, 0x27, EPOCH) + GLOBAL.bytes_le + b"P\0K\0\0\0" + b"\x01\x02\x03" + bytes(7)
@@ -42,7 +42,7 @@ def test_what_is_written_is_read_back(variables: list[Variable]) -> None:
 
 @given(st.data())
 def test_hostile_files(data: st.DataObject) -> None:
-    """With a right checksum, so that the entries are looked at."""
+    """With a correct checksum, so that the entries are read."""
     raw = bytearray(encode(decode(preset(OWNER, b"c" * 90, [b"d" * 70], epoch=EPOCH)), epoch=EPOCH))
     for _ in range(data.draw(st.integers(1, 6))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
@@ -71,7 +71,7 @@ def test_the_keys_of_a_machine() -> None:
 
 
 def test_a_place_that_nobody_has_filled_starts_nothing() -> None:
-    """There is a PK, so that U-Boot asks for signatures, and no db."""
+    """There is a PK, so U-Boot asks for signatures, but no db."""
     (variable,) = decode(blank())
     assert (variable.name, variable.vendor, variable.attributes) == ("PK", GLOBAL, KEYS)
     assert len(blank()) == SIZE and b"no certificate" in variable.data

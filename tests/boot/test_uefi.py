@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What UEFI firmware starts: signed throughout, the slot in name and arguments, the keys in the variables."""
+"""What UEFI firmware starts: everything is signed, the slot is in name and arguments, the keys are in the variables."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_everything_is_signed_and_says_its_slot() -> None:
         image = made.firmware_files[path]
         assert section(image, ".cmdline") == f"console=ttyAMA0 panic=-1 erofs_edge.slot={slot}".encode()
         assert b"lab-uefi, edge, slot " + slot.encode() in section(image, ".osrel")
-        # the inner kernel too: U-Boot's EFI asks for it
+        # the inner kernel too: U-Boot's EFI checks it
         verify_image(section(image, ".linux"), KEY)
         assert section(image, ".initrd").startswith(initramfs())
         assert init_values_of(section(image, ".initrd"))["ROLLBACK_INDEX"] == "7"
@@ -71,7 +71,7 @@ def test_the_same_inputs_give_the_same_bytes() -> None:
 
 
 def test_the_archive_has_an_end() -> None:
-    """The kernel reads on behind LZ4's legacy frame, where the stub puts what it has to say: a length of 0 stops it."""
+    """The kernel reads on after LZ4's legacy frame, where the stub appends its data: a length of 0 stops it."""
     for archive in (initramfs(), initramfs(SYSTEM="rootfs"), initramfs(SYSTEM="systems")):
         data = section(outputs(KEY, archive).firmware_files[f"{IMAGES}/erofs-edge-1-b+3.efi"], ".initrd")
         filler = data[len(archive) :]
@@ -93,7 +93,7 @@ def test_a_key_elsewhere_gets_its_digests_a_layer_at_a_time(tmp_path: Path) -> N
     public.write_bytes(public_key_pem(KEY))
     offline = open_signer(f"offline:{folder}?public-key={public}")
     certificate = self_signed(KEY, EPOCH)
-    # kernel and boot loader, then the images that hold the signed kernel
+    # kernel and boot loader, then the images that contain the signed kernel
     for _ in range(2):
         with pytest.raises(SignaturesMissingError):
             outputs(offline, certificate=certificate)
@@ -119,7 +119,7 @@ def test_which_slot_starts() -> None:
     assert choose([a, b]) == choose([b, a]) == a
     assert choose([replace(a, left=0, done=3), b]) == b
     assert choose([replace(a, left=None), b]).slot == "a"
-    # none has attempts left: the board tries all the same
+    # none has attempts left: the board tries nevertheless
     assert choose([replace(a, left=0), replace(b, left=0)]).slot == "a"
     with pytest.raises(FormatError, match="no kernel image"):
         choose([])

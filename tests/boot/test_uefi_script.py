@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The script of a U-Boot that is UEFI firmware, run by a model of its shell."""
+"""The script of a U-Boot that acts as UEFI firmware, run by a model of its shell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ A, B = ImageName("a", 2, 3), ImageName("b", 1, 3)
 
 
 class Firmware(Machine):
-    """A machine whose EFI system partition holds files; those that begin with GOOD pass `bootefi`."""
+    """A machine with files on its EFI system partition; `bootefi` accepts those that begin with GOOD."""
 
     files: dict[str, bytes]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores of UEFI variables: ours are read back, EDK2's own is read, broken ones are refused."""
+"""Stores of UEFI variables: ours can be read back, EDK2's own can be read, broken ones are refused."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unified kernel images: what is put in comes out, in a file that others can read; systemd-measure agrees."""
+"""Unified kernel images: their parts come out unchanged, other programs can read the file, systemd-measure agrees."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the initramfs checks of vbmeta partitions, run by the host's shell; OpenSSL stands in for the kernel's keys.
+"""The initramfs's checks of vbmeta partitions, run by the host's shell; OpenSSL stands in for the kernel's keyring.
 
-tests/qemu/test_avb_board.py has the kernel itself.
+tests/qemu/test_avb_board.py uses the kernel itself.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ esac
 
 @dataclass
 class Slot:
-    """Both partitions of slot b, and what runs the script."""
+    """Both partitions of slot b, and what the script needs to run."""
 
     root: Path
     board: Board
     openssl: str
 
     def check(self, expected: Vbmeta) -> str:
-        """The console; '' where all is well."""
+        """Run the check. Return the console's output, '' if everything is correct."""
         files = expected.files()
         (self.root / "vbmeta-key").write_bytes(files["vbmeta-key"])
         script = HEAD + files["vbmeta"].decode()
@@ -87,7 +87,7 @@ class Slot:
 
 
 def made(root: Path, board: Board, verity: VerityInfo, signer: KeySigner = KEY) -> Vbmeta:
-    """Write the images of a build; what its initramfs expects."""
+    """Write the images of a build. Return what its initramfs expects."""
     (root / "boot.fit").write_bytes(b"a boot image")
     for path in write_vbmeta_images(board, "system", verity, signer, root):
         (root / f"dev/{path.stem}_b").write_bytes(path.read_bytes().ljust(MIB, b"\0"))
@@ -177,7 +177,7 @@ def test_a_blank_or_cut_partition(slot: Slot) -> None:
 
 
 def test_the_forgeries_are_as_good_as_they_can_be(slot: Slot) -> None:
-    """All but the signature of the right key fits, as another reader sees it."""
+    """All but the signature of the right key is consistent, as another reader confirms."""
     made(slot.root, slot.board, VERITY)
     raw = slot.image("vbmeta").read_bytes()
     for forgery, why in (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our device tree of QEMU's virt against the one that QEMU makes."""
+"""Our device tree for QEMU's virt machine, compared with the one that QEMU makes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from erofs_edge.boot.virt import virt_tree
 from erofs_edge.errors import ManifestError
 
 OURS_ALONE = re.compile(r"/virtio_mmio@.*|/chosen/(rng|kaslr)-seed")
-"""what QEMU's tree has and ours leaves out"""
+"""what QEMU's tree has and ours omits"""
 REFERENCES = ("interrupt-parent", "clocks", "msi-map", "interrupt-map", "cpu", "phandle")
-"""properties that hold phandles, which are numbers of no meaning"""
+"""properties with phandles, whose numeric values are arbitrary"""
 
 
 def flat(node: Node, path: str = "") -> dict[str, bytes]:
-    """Path of each property → value; an empty node counts as one too."""
+    """Return path of each property → value; an empty node counts as a property."""
     found = {f"{path}/{name}": value for name, value in node.props.items()} or {f"{path}/": b""}
     for name, child in node.children.items():
         found |= flat(child, f"{path}/{name}")
@@ -29,7 +29,7 @@ def flat(node: Node, path: str = "") -> dict[str, bytes]:
 
 
 def without_phandles(root: Node) -> dict[str, bytes]:
-    """The properties, with each phandle told by the path of the node that it names."""
+    """Return the properties, with each phandle replaced by the path of its node."""
     props = flat(root)
     names = {value: path.removesuffix("/phandle") for path, value in props.items() if path.endswith("/phandle")}
     for path, value in props.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work beside a build: results, errors, killed processes, work that nobody asks for; threads where forks are unsafe."""
+"""Background work of a build: results, errors, killed processes, unused results; threads where forking is unsafe."""
 
 from __future__ import annotations
 

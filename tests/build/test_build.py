@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`build`: what it refuses, what survives a kill, and what it says when the mirror has moved on."""
+"""`build`: what it refuses, what survives a kill, and what it reports if the mirror has moved on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(edge: str, *arguments: str, **options: object) -> subprocess.CompletedPr
 
 @pytest.fixture
 def checkout(repository: Path, stock: Callable[[str], Path], tmp_path: Path) -> Path:
-    """Boards and manifests of one's own, with the locks that the stock build used."""
+    """A user's own boards and manifests, with the locks that the stock build used."""
     top = tmp_path / "checkout"
     for name in ("boards", "manifests"):
         shutil.copytree(repository / name, top / name)
@@ -192,7 +192,7 @@ def test_packages_that_the_mirror_dropped_are_all_named(edge: str, checkout: Pat
 def test_locking_again_gives_the_build_of_the_new_lock_and_leaves_the_old_file(
     checkout: Path, stock: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mirror has dropped a package; what `lock` would then say (here: the stock lock) is what gets built."""
+    """The mirror has dropped a package; the result of a new `lock` (here: the stock lock) is what gets built."""
     path, board = checkout / "manifests/edge-base.lock", checkout / "boards/qemu-aarch64.yaml"
     good = load_lock(path)
     path.write_text(path.read_text().replace(good.packages["system"][0].sha256, "0" * 64))

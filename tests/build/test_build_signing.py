@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a build signs, what a release refuses, and what a key on another machine waits for."""
+"""What a build signs, what a release refuses, and how a build waits for a key on another machine."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_development_key_shows_in_every_artifact(stock: Callable[[str], Path])
 
 
 def test_no_private_byte_is_in_an_output(stock: Callable[[str], Path]) -> None:
-    """Of the key itself: d, p, q and the PEM body."""
+    """No byte of the key itself: d, p, q and the PEM body."""
     out = stock("qemu-aarch64")
     signer = open_signer("dev:dev")
     assert isinstance(signer, KeySigner) and isinstance(signer.key, rsa.RSAPrivateKey)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged records of a build or a channel are told: JSON that nests without end, values of another kind."""
+"""Damaged records of a build or a channel give clear errors: endlessly nested JSON, values of the wrong type."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A built system as a discoverable disk image: systemd-dissect takes it, and its parts are those of the build."""
+"""A built system as a discoverable disk image: systemd-dissect accepts it, and its parts are those of the build."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A release says where somebody with the medium in hand could add programs that start."""
+"""A release lists where somebody with physical access to the medium could add programs that start."""
 
 from __future__ import annotations
 

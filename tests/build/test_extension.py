@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extensions, portable services and apps as images, judged by systemd-dissect."""
+"""Extensions, portable services and apps as images, checked by systemd-dissect."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
 
 
 def dissect(oracle: Callable[[str], str], *arguments: str) -> str:
-    """What systemd-dissect says; it must be content."""
+    """Return systemd-dissect's output; it must accept the image."""
     done = subprocess.run([oracle("systemd-dissect"), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -89,7 +89,7 @@ def test_verify_of_the_folder_checks_the_image_in_it(build: Build, tmp_path: Pat
 
 
 def tree_of(image: Path, tmp_path: Path) -> dict[str, str]:
-    """Path to content or target of everything but directories, from the image's first partition."""
+    """Return path → content or target of everything but directories, from the image's first partition."""
     raw = image.read_bytes()
     table = gpt.decode(lambda at, length: raw[at : at + length], len(raw), 512)
     first = table.partitions[0]

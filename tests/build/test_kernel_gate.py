@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A manifest whose file system the board's kernel cannot mount stops the build, with its position."""
+"""A manifest whose file system the board's kernel cannot mount stops the build; the error has its position."""
 
 from __future__ import annotations
 

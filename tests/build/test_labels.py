@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`selinux.file_contexts` of a manifest: labels in the image, and in the digest of the build."""
+"""`selinux.file_contexts` of a manifest: labels in the image, and their effect on the digest of the build."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`layers:` of a system: its images are built with it, laid where the device looks, and checked against each other."""
+"""`layers:` of a system: its images are built with it, placed where the device looks, and checked for consistency."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def lock_it(path: Path) -> None:
 
 @pytest.fixture
 def gather(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Inputs]:
-    """gather(TOOL, CONF): a system with these layers on the stock board, as a build sees it."""
+    """gather(TOOL, CONF): the inputs of a build of the stock board with these layers."""
     monkeypatch.setenv("EROFS_EDGE_KEYS", str(tmp_path / "keys"))
 
     def gather(*texts: str) -> Inputs:
@@ -64,7 +64,7 @@ def gather(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def system_tree(*, without: str = "") -> FileTree:
-    """What a system needs to take layers."""
+    """What a system needs to accept layers."""
     tree = FileTree()
     files = {
         "usr/bin/systemd-sysext": b"", "usr/bin/systemd-confext": b"", "usr/bin/systemctl": b"",
@@ -114,7 +114,7 @@ def test_images_lie_where_the_device_looks_for_them(
 
 
 def test_an_image_of_the_device_goes_first_and_its_end_brings_the_systems_back(tmp_path: Path) -> None:
-    """The program that offers the images, run by a shell here with its absolute paths below a folder."""
+    """The program that offers the images, run here by a shell with its absolute paths moved below a folder."""
     images = tmp_path / "usr/lib/erofs-edge/layers/sysext"
     own = tmp_path / "var/lib/extensions"
     for folder in (images, own):

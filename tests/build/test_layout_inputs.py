@@ -109,7 +109,7 @@ def test_another_compression_is_refused(stock: Callable[[str], Path], repository
 
 
 def test_an_update_keeps_the_salt_of_its_line(repository: Path, tmp_path: Path) -> None:
-    """So that hash blocks over what stayed are the same: of 300 blocks one changes, and with it its own hash block."""
+    """So hash blocks over unchanged data stay the same: of 300 blocks one changes, and with it its own hash block."""
     import stat
 
     from erofs_edge.erofs import build
@@ -140,7 +140,7 @@ def test_an_update_keeps_the_salt_of_its_line(repository: Path, tmp_path: Path) 
 
 
 def test_a_salt_that_is_known_before_the_image(repository: Path, tmp_path: Path) -> None:
-    """It follows from manifest and locks; a baseline's own wins, a profile has no say."""
+    """It follows from manifest and locks; a baseline's own takes precedence, a profile has no influence."""
     board = repository / "boards/qemu-aarch64.yaml"
     inputs = gather(board)
     salt = salt_of(inputs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a manifest says of compression reaches the writer."""
+"""The compression settings of a manifest reach the writer."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same board built twice under everything that must not matter: every output byte is the same."""
+"""The same board built twice, with everything changed that must not matter: every output byte is the same."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def files(out: Path) -> dict[str, str]:
 
 
 def copy_backwards(source: Path, target: Path) -> None:
-    """The same files, made in the opposite order, with other times and modes."""
+    """Copy the same files in the opposite order, with other times and modes."""
     for path in sorted(source.rglob("*"), reverse=True):
         place = target / path.relative_to(source)
         if path.is_symlink():
@@ -59,7 +59,7 @@ def test_two_builds_give_the_same_bytes(
     cache = tmp_path / "cache"
     shutil.copytree(cache_root() / "blobs", cache / "blobs", copy_function=os.link)  # packages only: all else is cold
     out = tmp_path / "out"
-    # an unmapped user namespace gives the process another uid; a child of a C locale, odd umask and time zone
+    # an unmapped user namespace gives the process another uid; the child has the C locale, an odd umask and time zone
     command = ["unshare", "--user", sys.executable, "-c", "import os; assert os.getuid() == 65534"]
     other_user = subprocess.run(command, check=False, capture_output=True).returncode == 0
     assert other_user or "CI" not in os.environ, "user namespaces are needed for the comparison with another user"

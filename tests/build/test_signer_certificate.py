@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`signer_certificate`: the device gets the certificate of who signs its system, and RAUC takes bundles by it."""
+"""`signer_certificate`: the device gets the certificate of its system's signer, with which RAUC accepts bundles."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small build with slots, with the words of its record that updates speak of."""
+"""A small build with slots, whose record has the entries that updates mention."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from erofs_edge.trust.key import KeySigner
 
 @pytest.fixture(scope="session")
 def owner() -> KeySigner:
-    """Who signs builds and bundles of these tests."""
+    """The signer of builds and bundles in these tests."""
     return KeySigner("owner", rsa.generate_private_key(65537, 2048))
 
 
 @pytest.fixture
 def built(tmp_path: Path, owner: KeySigner) -> Made:
-    """A build of its own for each test."""
+    """A separate build for each test."""
     return build_into(tmp_path / "build", owner)
 
 
 @pytest.fixture
 def another(tmp_path: Path, owner: KeySigner) -> Made:
-    """Of the same name and locks, with another system."""
+    """A build with the same name and locks, and another system."""
     return build_into(tmp_path / "another", owner, b"of another system")
 
 
 def build_into(folder: Path, owner: KeySigner, more: bytes = b"1") -> Made:
-    """A small build, signed again with these words in its record."""
+    """Make a small build, signed again with these entries in its record."""
     made = make_build(folder, owner, more)
     record = json.loads((made.out / "release.json").read_text())
     record["board"], record["arch"] = "made", "arm64"

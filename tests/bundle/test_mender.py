@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mender: the commands of docs/bundles.md, run with Debian's mender-artifact; what it wrote is what was built."""
+"""Mender: the commands of docs/bundles.md, run with Debian's mender-artifact; the artifact contains what was built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.oracle
 
 
 def commands(repository: Path) -> str:
-    """The block of the chapter, for a board and a version."""
+    """Return the commands in that chapter, for a board and a version."""
     (block,) = re.findall(
         r"^## Mender$.*?```text\n(.*?)^```$", (repository / "docs/bundles.md").read_text(), re.M | re.S
     )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RAUC bundles: Debian's rauc takes ours, finds in them what it would have put there, and refuses what was changed."""
+"""RAUC bundles: Debian's rauc accepts ours, finds the content it would have written itself, and refuses changed
+ones."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ def test_the_index_is_what_rauc_makes(built: Made, tmp_path: Path, rauc: Rauc, o
     (content / MANIFEST).write_text(text)
     key = tmp_path / "key.pem"
     key.write_bytes(built.signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    # rauc wants a payload of more than one block, and these images compress to less
+    # rauc wants payloads of more than one block, and these images compress to less
     plain = "--mksquashfs-args=-no-compression"
     done = rauc("bundle", plain, "--cert", built.out / "sign.crt", "--key", key, content, tmp_path / "theirs.raucb")
     assert done.returncode == 0, done.stderr
@@ -103,7 +104,8 @@ def test_the_index_is_what_rauc_makes(built: Made, tmp_path: Path, rauc: Rauc, o
 
 @pytest.mark.oracle
 def test_another_key_and_another_byte(built: Made, tmp_path: Path, rauc: Rauc) -> None:
-    """rauc and we refuse the same: a foreign key, a byte of the payload, of its tree, of the manifest."""
+    """rauc and our check refuse the same: a foreign key, a changed byte of the payload, of its tree, of the
+    manifest."""
     path, crt = tmp_path / "b.raucb", built.out / "sign.crt"
     made = write(built, path)
     other = KeySigner("other", rsa.generate_private_key(65537, 2048))
@@ -123,7 +125,7 @@ def test_another_key_and_another_byte(built: Made, tmp_path: Path, rauc: Rauc) -
 
 
 def system_conf(repository: Path, board: str, **variables: str) -> configparser.ConfigParser:
-    """The /etc/rauc/system.conf that a stock board's own system gets."""
+    """Return the /etc/rauc/system.conf of a stock board's own system."""
     loaded = gather(repository / f"boards/{board}.yaml").system.loaded
     loaded = replace(loaded, value=msgspec.structs.replace(loaded.value, variables=loaded.value.variables | variables))
     tree = FileTree()
@@ -137,7 +139,7 @@ def system_conf(repository: Path, board: str, **variables: str) -> configparser.
 
 @pytest.mark.parametrize("board", ["qemu-aarch64", "rpi4"])
 def test_devices_want_what_bundles_say(repository: Path, built: Made, tmp_path: Path, board: str) -> None:
-    """A bundle of one board is none for another, though the system has the same name."""
+    """A bundle for one board is not accepted by another, though the system has the same name."""
     wanted = system_conf(repository, board)["system"]["compatible"]
     assert wanted == f"{board}-edge-base"
     record = json.loads((built.out / "release.json").read_text())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Payloads: read by unsquashfs and the kernel, at every block size; what stands where."""
+"""Payloads: read by unsquashfs and the kernel, at every block size; and their layout."""
 
 from __future__ import annotations
 

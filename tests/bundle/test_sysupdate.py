@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transfers: Debian's systemd-sysupdate lists versions and installs the newest, from a web server, into a disk."""
+"""Transfers: Debian's systemd-sysupdate lists versions and installs the newest one from a web server to a disk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The folder behind a web server of this machine."""
+    """A folder behind a web server on this machine."""
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -81,7 +81,7 @@ def test_versions_are_listed_and_an_image_is_installed(
 
 @pytest.mark.oracle
 def test_partitions_are_filled(built: Made, tmp_path: Path, sysupdate: Callable[..., str]) -> None:
-    """A disk whose six partitions are empty; UUIDs are the halves of the root hash afterwards."""
+    """A disk whose six partitions are empty; afterwards their UUIDs are the halves of the root hash."""
     kinds = (TYPE_ROOT, TYPE_VERITY, TYPE_SIGNATURE)
     parts = [
         gpt.Partition("_empty", kind["arm64"], gpt.guid_from(b"d", str(at)), (1 + at) * 2048, (2 + at) * 2048 - 1)
@@ -111,7 +111,7 @@ def test_partitions_are_filled(built: Made, tmp_path: Path, sysupdate: Callable[
 
 @pytest.mark.oracle
 def test_the_folder_of_a_release_is_what_it_takes(built: Made, tmp_path: Path, sysupdate: Callable[..., str]) -> None:
-    """Its SHA256SUMS names many files that are none of systemd-sysupdate's."""
+    """Its SHA256SUMS names many files that systemd-sysupdate does not need."""
     target = tmp_path / "machines"
     target.mkdir()
     with served(built.out) as url:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A web server that knows ranges and counts what it sent, and how a channel behind it is filled."""
+"""A web server that supports ranges and counts what it sent, and functions that fill a channel behind it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Change = Callable[[str, bytes], bytes | None]
 
 @dataclass
 class Web:
-    """`folder` at `url`. `change(path, content)` may answer with something else, or None for 404; `sent`: bytes by path
-    of its first folder; `ranges`: whether they are known."""
+    """Serves `folder` at `url`. `change(path, content)` may answer with something else, or None for 404; `sent`: bytes
+    by path of its first folder; `ranges`: whether ranges are supported."""
 
     folder: Path
     url: str = ""
@@ -70,7 +70,7 @@ def roles(keys: dict[str, KeySigner]) -> dict[str, Keys]:
 
 
 def release(web: Web, keys: dict[str, KeySigner], tmp_path: Path, version: int) -> Path:
-    """Publish a version; the folder of its build."""
+    """Publish a version. Return the folder of its build."""
     out = build_folder(tmp_path / f"v{version}", version)
     add(web.folder, out)
     publish(web.folder, [keys[name] for name in ("t1", "t2", "online")], now=datetime.now(UTC))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of tests with a web server and a channel behind it."""
+"""Fixtures for tests with a web server and a channel behind it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def web(tmp_path: Path) -> Iterator[Web]:
 
 @pytest.fixture(scope="session")
 def keys() -> dict[str, KeySigner]:
-    """Root keys of two kinds, two keys for releases, one that is on line, and a thief's."""
+    """Root keys of two types, two release keys, an online key, and a thief's key."""
     made = {name: KeySigner(name, rsa.generate_private_key(65537, 2048)) for name in ("r1", "t1", "t2", "thief")}
     return made | {name: KeySigner(name, ec.generate_private_key(ec.SECP256R1())) for name in ("r2", "r3", "online")}
 
 
 @pytest.fixture
 def channel(web: Web, keys: dict[str, KeySigner], tmp_path: Path) -> Web:
-    """Version 1 is published: two root keys and two for releases must sign."""
+    """A channel with version 1: two root keys and two release keys must sign."""
     init(web.folder, roles(keys), now=datetime.now(UTC))
     release(web, keys, tmp_path, 1)
     return web

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Channels: followed from release to release, and every way of showing something else refused and told."""
+"""Channels: following them from release to release; every attempt to present something else is refused and reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Signers = dict[str, KeySigner]
 
 
 def follow(web: Web, state: Path, root: Path | None = None) -> bytes:
-    """The image of the board, as somebody gets it who has the root or was here before."""
+    """Get the board's image, with the root metadata or the state of an earlier visit."""
     with Channel(web.url, root, state) as channel:
         assert channel.boards() == [BOARD]
         return channel.release(BOARD).image.read_bytes()
@@ -54,7 +54,7 @@ def test_from_release_to_release(channel: Web, keys: Signers, tmp_path: Path) ->
 
 
 def test_a_device_is_a_place_to_look(channel: Web, keys: Signers, tmp_path: Path) -> None:
-    """Somebody new, with a card that has version 1."""
+    """A new client, with a card that has version 1."""
     out = release(channel, keys, tmp_path, 2)
     with Channel(channel.url, root_of(channel), tmp_path / "state") as one:
         got = one.release(BOARD, [tmp_path / "v1/disk.img"])
@@ -63,7 +63,7 @@ def test_a_device_is_a_place_to_look(channel: Web, keys: Signers, tmp_path: Path
 
 
 def test_expired(web: Web, keys: Signers, tmp_path: Path) -> None:
-    """Somebody keeps the owner's newer metadata from us: what we get has an end."""
+    """An attacker withholds the owner's newer metadata: what we get expires."""
     init(web.folder, roles(keys), now=datetime.now(UTC))
     add(web.folder, build_folder(tmp_path / "v1"))
     signers = [keys[name] for name in ("t1", "t2", "online")]
@@ -88,7 +88,7 @@ def test_rolled_back(channel: Web, keys: Signers, tmp_path: Path) -> None:
 
 
 def test_mix_and_match(channel: Web, keys: Signers, tmp_path: Path) -> None:
-    """Valid pieces of different moments."""
+    """Valid metadata files of different moments."""
     old = tmp_path / "old"
     shutil.copytree(channel.folder, old)
     release(channel, keys, tmp_path, 2)
@@ -124,7 +124,7 @@ def test_too_few_keys(channel: Web, keys: Signers, tmp_path: Path) -> None:
 
 
 def _forge(channel: Web, online: KeySigner, targets: bytes) -> None:
-    """The online key in a thief's hands: it can sign snapshot and timestamp, not what is released."""
+    """An attacker has the online key: it can sign snapshot and timestamp, but not releases."""
     from tuf.api.metadata import MetaFile, Snapshot
 
     folder = channel.folder / "metadata"

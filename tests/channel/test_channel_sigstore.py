@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sigstore bundles beside a channel's own signatures: demanded by the channel or by who follows, checked for both."""
+"""Sigstore bundles in addition to a channel's own signatures: required by the channel or by the client, checked for
+both."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def fake() -> FakeSigstore:
 
 
 def build(folder: Path, version: int, fake: FakeSigstore | None, identity: str = "releases@example.com") -> Path:
-    """A build, with a bundle over its record."""
+    """A build, with a bundle for its record."""
     out = build_folder(folder / f"v{version}", version)
     if fake is not None:
         bundle = fake.sign((out / "release.json").read_bytes(), identity)
@@ -50,7 +51,8 @@ def follow(web: Web, state: Path, policy: Policy | None = None) -> bytes:
 
 
 def test_the_channel_demands_one(web: Web, keys: Signers, fake: FakeSigstore, tmp_path: Path) -> None:
-    """What has none, or another's, is not added; and a thief of the channel's keys who adds it is found out."""
+    """A release without a bundle, or with someone else's, is not added; if a thief of the channel's keys adds one, that
+    is detected."""
     init(web.folder, roles(keys), now=datetime.now(UTC))
     for wrong in (None, FakeSigstore()):
         out = build(tmp_path / "wrong", 1, wrong)
@@ -69,7 +71,8 @@ def test_the_channel_demands_one(web: Web, keys: Signers, fake: FakeSigstore, tm
 
 
 def test_who_follows_demands_one(channel: Web, keys: Signers, fake: FakeSigstore, tmp_path: Path) -> None:
-    """Once given it stays: a channel that has none, or another's, is refused from then on, whatever its keys sign."""
+    """Once given, the policy stays: a channel without a bundle, or with someone else's, is refused from then on,
+    whatever its keys sign."""
     state = tmp_path / "state"
     follow(channel, tmp_path / "other")
     with pytest.raises(VerificationError, match="has none for 'simulated'"):
@@ -89,7 +92,7 @@ def test_who_follows_demands_one(channel: Web, keys: Signers, fake: FakeSigstore
 
 
 def test_the_image_is_the_one_of_the_record(channel: Web, keys: Signers, fake: FakeSigstore, tmp_path: Path) -> None:
-    """The channel's keys in a thief's hands: a good record with its bundle, and the blocks of another image."""
+    """A thief has the channel's keys: a good record with its bundle, and the blocks of another image."""
     out = build(tmp_path, 2, fake)
     (out / "disk.img").write_bytes((build_folder(tmp_path / "thief", 9) / "disk.img").read_bytes())
     put(channel, keys, out)

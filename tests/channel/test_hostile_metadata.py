@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A channel's metadata, damaged at random from fixed seeds: refused with an error of ours, or it says what it said."""
+"""A channel's metadata, damaged at random from fixed seeds: refused with an ErofsEdgeError, or read as before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES = 40
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
-    """Bytes changed, cut out or put in; or a value of the JSON exchanged for one of another kind."""
+    """Change, remove or insert bytes; or replace a value in the JSON by one of another type."""
     if rng.random() < 0.5:
         raw = bytearray(data)
         at = rng.randrange(len(raw))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Indexes: golden bytes, round trips on any image, damage; images from seeds and servers of every kind."""
+"""Indexes: golden bytes, round trips with any image, damage; images assembled from seeds and servers of every kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTENTS = [bytes(BLOCK), *(random.Random(number).randbytes(BLOCK) for number in
 
 
 def image(path: Path, numbers: list[int]) -> Path:
-    """Block 0 stands for zeros."""
+    """Make an image; block number 0 is zeros."""
     path.write_bytes(b"".join(CONTENTS[number] for number in numbers))
     return path
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds what would give a private key away: in files of any size, in EROFS images, in packed initramfs.
+"""Searches for anything that would reveal a private key: in files of any size, in EROFS images, in packed initramfs.
 
-A build's outputs and its cache are more than a gigabyte, and an RSA key leaves some 250 traces to look for: to go
-through all of it for each takes a quarter of an hour. No trace is shorter than `PIECE` bytes; so, wherever one stands,
-one of its words of 8 bytes lies at a multiple of `STRIDE`. All those words are in one set, and of what is searched only
-every other word is looked up in it. Where one is found, and only there, the traces themselves are looked for.
+A build's outputs and its cache are more than a gigabyte, and an RSA key leaves some 250 traces to look for: searching
+everything for each trace takes a quarter of an hour. No trace is shorter than `PIECE` bytes; so, wherever it is, one of
+its 8-byte words starts at a multiple of `STRIDE`. All these words are in one set, and only every other word of the data
+is looked up in it. Only where one is found are the traces themselves searched for.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from erofs_edge.erofs.read import Image
 from erofs_edge.errors import ErofsFormatError
 
 PIECE = 24
-"""bytes: a shorter piece may be there by chance"""
+"""bytes: a shorter piece may occur by chance"""
 WORD = 8
 STRIDE = 16
-"""bytes, PIECE - WORD: a trace at the worst place begins one byte behind a multiple of it"""
+"""bytes, PIECE - WORD: in the worst case a trace begins one byte after a multiple of it"""
 CHUNK = 4 << 20
-"""bytes that are searched at a time"""
+"""bytes that are searched at once"""
 WRAPPED_MAX = 1 << 20
-"""bytes of files that may be text, whose line breaks a trace may cross"""
+"""size limit for files that may be text, where a trace may be broken across lines"""
 LZ4_LEGACY = 0x184C2102.to_bytes(4, "little")
 LZ4_LEGACY_BLOCK = 8 << 20
 
 
 def numbers_of(key: object) -> list[int]:
-    """The secret numbers of a key."""
+    """Return the secret numbers of a key."""
     if isinstance(key, RSAPrivateKey):
         n = key.private_numbers()
         return [n.p, n.q, n.d, n.dmp1, n.dmq1, n.iqmp]
@@ -48,20 +48,20 @@ def numbers_of(key: object) -> list[int]:
 
 
 def traces(key: object) -> Iterator[bytes]:
-    """Pieces of each secret number in either byte order, in hex, in decimal, in base64."""
+    """Return pieces of each secret number in either byte order, in hex, in decimal, in base64."""
     for number in numbers_of(key):
         raw = number.to_bytes((number.bit_length() + 7) // 8, "big")
         for at in range(0, len(raw) - PIECE + 1, PIECE):
             piece = raw[at : at + PIECE]
             yield from (piece, piece[::-1], piece.hex().encode(), piece.hex().upper().encode())
-            # base64 at each of the three places that a piece may have in it, without the edges
+            # base64 at each of the three possible offsets of a piece, without the edges
             for shift in range(3):
                 yield base64.b64encode(bytes(shift) + piece)[4:-4]
         yield str(number).encode()[:40]
 
 
 class Search:
-    """The search for one key; `unpacked` are the files in which something packed was looked into."""
+    """The search for one key; `unpacked` lists the files whose packed content was searched."""
 
     def __init__(self, key: object) -> None:
         self.patterns = list(traces(key))
@@ -76,7 +76,7 @@ class Search:
         """Whether a trace stands anywhere in `data`."""
         whole = len(data) // STRIDE * STRIDE
         every = memoryview(data)[:whole].cast("Q")[:: STRIDE // WORD]
-        # the last stride may be short and have a word nevertheless
+        # the last stride may be short, but still contain a word
         last = int.from_bytes(data[whole:][:WORD], "little")
         if last not in self.words and self.words.isdisjoint(every):
             return False
@@ -85,7 +85,7 @@ class Search:
         return any(pattern in piece for piece in near for pattern in self.patterns)
 
     def holds(self, path: Path) -> bool:
-        """Whether a file has a trace: in its name, in what it holds, in what is packed in it."""
+        """Whether a file has a trace: in its name, in its content, in what is packed in it."""
         if any(pattern in os.fsencode(path.name) for pattern in self.patterns):
             return True
         return any(map(self.found, self._overlapping(chunks(path)))) or self._found_packed(path)
@@ -98,20 +98,21 @@ class Search:
         return False
 
     def _overlapping(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """Each piece behind the end of the one before, for traces that go on in the next."""
+        """Join each piece with the end of the previous one, for traces that cross the border."""
         before = b""
         for piece in pieces:
             yield before + piece
             before = (before + piece)[-self.overlap :]
 
     def holders(self, folder: Path) -> list[Path]:
-        """The files below a folder that have a trace."""
+        """Return the files below a folder that have a trace."""
         files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
         return [path for path in files if self.holds(path)]
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """What a file holds, without its holes (a disk has gigabytes of them); small ones without line breaks, too."""
+    """Yield a file's content without its holes (a disk has gigabytes of them); that of small files also without line
+    breaks."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < WRAPPED_MAX:
@@ -127,7 +128,7 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 
 def next_data(fd: int, at: int) -> int:
-    """Where the next byte is that is in no hole, or the file's end."""
+    """Return the position of the next byte outside holes, or the file's end."""
     try:
         return os.lseek(fd, at, os.SEEK_DATA)
     except OSError as error:
@@ -137,9 +138,9 @@ def next_data(fd: int, at: int) -> int:
 
 
 def packed_parts(path: Path) -> Iterator[Iterator[bytes]]:
-    """The files of an EROFS image; the archives in a boot image, in LZ4's legacy frame; each in pieces.
+    """Yield, in pieces, the files of an EROFS image; the archives in a boot image, in LZ4's legacy frame.
 
-    Disks and the partitions in them hold those same images and are not unpacked again.
+    Disks and their partitions contain those same images and are not unpacked again.
     """
     if path.suffix == ".img":
         try:
@@ -157,7 +158,7 @@ def packed_parts(path: Path) -> Iterator[Iterator[bytes]]:
 
 
 def legacy_blocks(data: bytes, at: int) -> Iterator[bytes]:
-    """What is in the blocks of a legacy frame, up to what is none; nothing where the magic stands by chance."""
+    """Yield the decompressed blocks of a legacy frame until one is invalid; nothing if the magic occurs by chance."""
     with suppress(struct.error, lz4.block.LZ4BlockError):
         while True:
             (length,) = struct.unpack_from("<I", data, at)

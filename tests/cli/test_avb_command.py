@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`avb` from the outside: make, show, verify."""
+"""The `avb` command: make, show, verify."""
 
 from __future__ import annotations
 

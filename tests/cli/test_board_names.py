@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BOARD on the command line: a file, or a stock board by its name, for every command; and the folder of its build."""
+"""BOARD on the command line: a file, or the name of a stock board, for every command; and the folder of its build."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("verb", BOARDS)
 def test_a_stock_board_is_named_wherever_a_board_is(verb: str) -> None:
-    """`build` says how to boot and flash what it made by the name that it was given: that must lead somewhere."""
+    """`build` names the board as it was given when it prints how to boot and flash it: those commands must work."""
     result = run(verb, "qemu-aarch64", *MORE.get(verb, ()))
     assert result.exit_code in (1, 3), result.output  # nothing is built, or the board has no such firmware
     assert "does not exist" not in result.stderr and "no such" not in result.stderr
@@ -37,7 +37,7 @@ def test_a_stock_board_is_named_wherever_a_board_is(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", ["boot", "diskless", "installer"])
 def test_a_folder_of_the_boards_name_is_not_the_board(verb: str, folder: Path) -> None:
-    """`build qemu-aarch64 -o qemu-aarch64` makes one, and names the board in the commands that it prints."""
+    """`build qemu-aarch64 -o qemu-aarch64` makes such a folder, and names the board in the commands that it prints."""
     (folder / "qemu-aarch64").mkdir()
     result = run(verb, "qemu-aarch64", *MORE.get(verb, ()))
     assert "is a directory" not in result.stderr

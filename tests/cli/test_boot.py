@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``erofs-edge boot``, with a program that pretends to be QEMU."""
+"""``erofs-edge boot``, with a fake QEMU."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`doctor`: sees what is missing, names the one command for it, and changes nothing."""
+"""`doctor`: finds what is missing, names the one command that fixes it, and changes nothing."""
 
 from __future__ import annotations
 

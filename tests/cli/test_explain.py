@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`explain` and `schema`: the resolved form is complete, true, and loads as what it explains."""
+"""`explain` and `schema`: the resolved form is complete, correct, and loads as the same value."""
 
 from __future__ import annotations
 

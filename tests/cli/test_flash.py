@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge flash` from the outside, on files. Block devices are in tests/flash."""
+"""The `flash` command on files. Block devices are in tests/flash."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ PASSWD = b"root:x:0:0:root:/root:/bin/bash\n" * 100
 def test_a_file_that_is_something_else(
     there: bytes, more: tuple[str, ...], code: int, built: Path, tmp_path: Path
 ) -> None:
-    """An existing file that would have to grow: a name that was mistaken, most likely."""
+    """An existing file that would have to grow: most likely a mistyped name."""
     (tmp_path / "passwd").write_bytes(there)
     result = run(built, "--to", "passwd", "--yes", *more)
     assert result.exit_code == code, result.output
@@ -271,7 +271,7 @@ def test_options_that_do_not_go_together_are_named(
 
 @pytest.mark.parametrize("can", [True, False])
 def test_a_new_file_has_no_name_before_the_end(can: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a kill leaves nothing behind, where the file system can make such files."""
+    """So a kill leaves nothing behind, if the file system supports unnamed files."""
     opened = os.open
 
     def plain(path: object, flags: int, *args: object, **words: object) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge flash BOARD --to qemu:… --disk FILE`: what is refused before a machine is started, and what is told."""
+"""`erofs-edge flash BOARD --to qemu:… --disk FILE`: what is refused before a machine is started, and the messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ boot:
 
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An image for the board in tiny.yaml of the working folder. No QEMU can be started."""
+    """An image for the board in tiny.yaml of the working folder. QEMU cannot be started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EROFS_EDGE_QEMU", str(tmp_path / "no-qemu"))
     (tmp_path / "tiny.yaml").write_text(BOARD)
@@ -48,7 +48,7 @@ def flash(image: Path, disk: Path, *more: str, to: str = "qemu:nbd") -> Result:
 
 
 def test_what_is_no_file_is_no_disk(image: Path, tmp_path: Path) -> None:
-    """A device behind QEMU would be written without a question, mounted or not."""
+    """A device behind QEMU would be written without any check, mounted or not."""
     os.mkfifo(tmp_path / "pipe")
     for disk in (tmp_path / "pipe", Path("/dev/null")):
         refused = flash(image, disk)
@@ -88,7 +88,7 @@ def test_a_look_at_a_disk_that_is_not_there_makes_none(image: Path, tmp_path: Pa
 
 
 def attached_fails(monkeypatch: pytest.MonkeyPatch, error: ErofsEdgeError, disk: Path, *, held: bool) -> None:
-    """The machine's start ends so; `held`: another flash has the disk by then, until the test ends."""
+    """The machine's start fails this way; `held`: another flash has the disk by then, until the test ends."""
 
     @contextmanager
     def fails(*_: object) -> Iterator[str]:
@@ -101,7 +101,7 @@ def attached_fails(monkeypatch: pytest.MonkeyPatch, error: ErofsEdgeError, disk:
 
 
 def test_two_that_were_started_at_once(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """QEMU's own lock is the last word, and no failure of QEMU."""
+    """QEMU's own lock decides, and that is not reported as a failure of QEMU."""
     disk = tmp_path / "disk.img"
     disk.write_bytes(image.read_bytes())
     error = ToolError('QEMU ended with exit code 1: Failed to get "write" lock')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge fs` from the outside: what it prints, what it exits with."""
+"""The `fs` commands: their output and exit codes."""
 
 from __future__ import annotations
 

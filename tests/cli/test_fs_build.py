@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge fs build`: mkfs.erofs's letters, clear errors, the same bytes as mkfs.erofs where nothing differs."""
+"""`erofs-edge fs build`: mkfs.erofs's option letters, clear errors, the same bytes as mkfs.erofs where nothing
+differs."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def test_the_usual_line(source: Path) -> None:
 
 
 def test_a_file_that_somebody_writes_to(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the tree was looked at: the size stays, the time does not."""
+    """The file changes after the tree was read: its size stays, its time does not."""
     (source / "database").write_bytes(bytes(200_000))
 
     def meanwhile(*_: object) -> list[str]:
@@ -71,7 +72,7 @@ def test_a_file_that_somebody_writes_to(source: Path, monkeypatch: pytest.Monkey
 @pytest.mark.oracle
 @pytest.mark.parametrize("arguments", [[], ["-z", "lz4"], ["-z", "lz4hc,9", "-C", "16384"], ["-E", "noinline_data"]])
 def test_the_same_bytes_as_mkfs(oracle: Callable[[str], str], source: Path, arguments: list[str]) -> None:
-    """A tree so small that all inodes fit the first block: nothing is left to taste."""
+    """A tree so small that all inodes fit the first block: there is only one way to lay it out."""
     common = ["-T", "77", "-U", UUID, "--all-root", "-b4096"]
     assert build(source, *arguments, *common).exit_code == 0
     theirs = source.parent / "theirs"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge fs` on images that do not begin where the file does: partitions of a disk, and any other byte."""
+"""`erofs-edge fs` on images that do not begin at the start of the file: partitions of a disk, and other offsets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(*arguments: str | Path) -> Result:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """A disk with two partitions: "system" holds an image, "data" zeros."""
+    """A disk with two partitions: "system" contains an image, "data" zeros."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_bytes(b"what it says " * 4000)
     (tmp_path / "tree" / "link").symlink_to("file")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--json` prints is said in the same way by all verbs (docs/exit-codes.md)."""
+"""All verbs follow the same rules for the output of `--json` (docs/exit-codes.md)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The search for traces of a key finds what it looks for: in every form, at every place, packed or not."""
+"""The search for traces of a key finds them in every form, at every place, packed or not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def form_of(key: object, form: str) -> bytes:
 
 
 def almost(piece: bytes) -> bytes:
-    """Another last byte."""
+    """Return the same bytes with another last byte."""
     return piece[:-1] + bytes([piece[-1] ^ 1])
 
 
@@ -72,7 +72,7 @@ def test_every_distance_from_a_stride(search: Search) -> None:
 
 
 def test_a_large_file_with_holes(tmp_path: Path, search: Search) -> None:
-    """A piece across two chunks, at both ends, behind a hole of a gigabyte; none is said to be there before it is."""
+    """A piece across two chunks, at both ends, after a hole of a gigabyte; none is found before it is there."""
     piece, size = search.patterns[0], (1 << 30) + 4096
     disk = tmp_path / "disk"
     for at in (0, WRAPPED_MAX + 5, CHUNK - 1, CHUNK - PIECE + 1, 2 * CHUNK - 7, size - PIECE):
@@ -86,11 +86,11 @@ def test_a_large_file_with_holes(tmp_path: Path, search: Search) -> None:
 
 
 def test_what_is_packed(tmp_path: Path, key: object, search: Search) -> None:
-    """A key as text in a file of an EROFS image and in an initramfs, where no piece of it is to be seen."""
+    """A key as text in a file of an EROFS image and in an initramfs, where no piece of it is visible."""
     source, image, boot = tmp_path / "source", tmp_path / "system.img", tmp_path / "boot.efi"
     source.mkdir()
     secret = form_of(key, "one piece").hex().encode()
-    # LZ4 puts it together from what was there before, Zstandard packs letters in bits
+    # LZ4 assembles it from earlier data, Zstandard packs letters into bits
     text = b"".join(secret[at : at + 8] + b"|" for at in range(0, len(secret), 8)) + b"some words " * 2000
     text += secret * 2
     (source / "file").write_bytes(text)

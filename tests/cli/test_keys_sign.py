@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`keys` and `sign` from the outside, and what never leaves them: private keys, passphrases, PINs."""
+"""The `keys` and `sign` commands, and what they must never reveal: private keys, passphrases, PINs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_keys_are_made_listed_shown_and_rotated(keys: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["dev:typo", "typo"])
 def test_looking_at_a_key_makes_none(uri: str, keys: Path) -> None:
-    """Of a name with a slip in it, too; what is there is shown by its URI, and signing still makes one."""
+    """Not even for a misspelt name; an existing key is shown by its URI, and signing still creates one."""
     record("keys", "new", "product", "--development")
     before = sorted(keys.iterdir())
     result = run("keys", "show", uri, code=1)
@@ -97,7 +97,7 @@ def test_an_encrypted_key(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_empty_passphrase_makes_no_open_key(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a new key nor one in the place of another."""
+    """Neither a new key nor one that replaces another."""
     record("keys", "new", "product")
     before = {path.name: path.read_bytes() for path in keys.iterdir()}
     monkeypatch.setenv("EROFS_EDGE_PASSPHRASE", "")
@@ -225,7 +225,7 @@ def test_no_private_byte_leaves(keys: Path, image: tuple[Path, bytes], tmp_path:
 
 
 def secrets_of(signer: KeySigner) -> list[bytes]:
-    """d, p and q as big-endian bytes and as text."""
+    """Return d, p and q as big-endian bytes and as text."""
     numbers = signer.key.private_numbers()
     values = [numbers.d, numbers.p, numbers.q]  # type: ignore[union-attr]
     raw = [v.to_bytes((v.bit_length() + 7) // 8, "big") for v in values]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""click, pathlib and dataclasses are loaded without what they hardly use, and work as if loaded with it."""
+"""click, pathlib and dataclasses are loaded without modules they hardly use, and work as if loaded with them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELP = "import sys\n{first}\nfrom erofs_edge.cli.main import main\nsys.argv[0] =
 
 
 def python(code: str, *words: str) -> str:
-    """What a new interpreter prints, in which nothing has been loaded."""
+    """Return the output of a new interpreter in which nothing has been loaded."""
     command = [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}", *words]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
@@ -55,7 +55,7 @@ def test_what_is_loaded_already_stays() -> None:
 
 
 def test_dataclasses_that_ask_for_what_was_left_out_get_it() -> None:
-    """One without a text of its own has its signature for that."""
+    """For example, a dataclass without a docstring, which gets its signature as one."""
     code = "from erofs_edge.cli.light import load_dataclasses\nload_dataclasses()\n"
     code += "from dataclasses import dataclass, field\n"
     code += "@dataclass(frozen=True, slots=True)\nclass Told:\n    'Text.'\n    x: int = 1\n"
@@ -67,7 +67,7 @@ def test_dataclasses_that_ask_for_what_was_left_out_get_it() -> None:
 
 
 def test_a_module_that_is_missed_after_all_comes_while_others_load() -> None:
-    """As a click that wants more of it at once would have it."""
+    """As if a newer click needed more of it at import."""
     code = "from erofs_edge.cli.light import without\n"
     code += "with without({'colorsys': {'own': abs}}):\n"
     code += "    import colorsys as stand_in\n"
@@ -79,7 +79,7 @@ def test_a_module_that_is_missed_after_all_comes_while_others_load() -> None:
 
 @pytest.mark.parametrize("words", ["fs ls IMG", "fs stat IMG /file", "fs cat IMG /file", "fs dump IMG", "verify IMG"])
 def test_commands_start_without_it(words: str, tmp_path: Path, edge: str) -> None:
-    """Also those that have dataclasses, with or without texts of their own."""
+    """Also commands that have dataclasses, with or without docstrings."""
     image = tmp_path / "image"
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/file").write_text("text")

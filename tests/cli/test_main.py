@@ -93,7 +93,7 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["--help"], ["fs", "--help"], ["schema", "board"]], ids=" ".join)
 def test_output_that_finds_no_room(words: list[str], unbuffered: str) -> None:
-    """Whether it is noticed when it is written, or at the end."""
+    """Whether that is noticed when it is written, or at the end."""
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
         command = [*PROGRAM, *words]
@@ -106,7 +106,7 @@ def test_output_that_finds_no_room(words: list[str], unbuffered: str) -> None:
     ("closed", "code", "told"), [(">&-", 1, "cannot write the output"), ("2>&-", 0, ""), ("<&- >&- 2>&-", 1, "")]
 )
 def test_streams_that_a_caller_closed(closed: str, code: int, told: str, tmp_path: Path) -> None:
-    """Files of ours do not get their numbers, and what cannot be printed is an error."""
+    """No file of ours gets their numbers, and output that cannot be printed is an error."""
     (tmp_path / "file").write_bytes(b"x")
     command = f'"$0" -c "$1" fs build . -o "$2" {closed}'
     words = ["/bin/sh", "-c", command, sys.executable, PROGRAM[-1], str(tmp_path / "out.img")]
@@ -220,7 +220,7 @@ def test_a_file_that_is_written_beside_its_name_is_called_by_it(verb, tmp_path: 
 
 
 def test_a_working_folder_that_is_gone_is_named(edge: str, tmp_path: Path) -> None:
-    """What is relative leads nowhere then, and the system's own error names nothing."""
+    """Relative paths lead nowhere then, and the system's own error names nothing."""
     (tmp_path / "gone").mkdir()
     script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
     for command, told in (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products outside of this repository, stock boards and manifests by name; from a wheel: tests/packaging."""
+"""Products outside this repository, stock boards and manifests by name; from a wheel: tests/packaging."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_names_in_commands(here: Path) -> None:
     assert load_any("rpi4").value == load_board("rpi4").value
     assert load_any("edge-base").value == load_system("edge-base").value
     assert run("explain", "rpi4").exit_code == 0
-    # a board of the working directory wins over a stock one
+    # a board in the working directory takes precedence over a stock one
     (here / "boards").mkdir()
     (here / "boards/rpi4.yaml").write_text("extends: qemu-aarch64\nboard: mine\n")
     assert load_board("rpi4").value.board == "mine"

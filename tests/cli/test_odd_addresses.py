@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses that are none are told as what they are, and files that are not what a command reads by their name."""
+"""Malformed addresses are reported as such, and files that a command cannot read are reported by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from erofs_edge.sources.http import Client, check_scheme, public
 from erofs_edge.trust.key import KeySigner, public_key_pem
 
 BRACKET = "//[::1"
-"""one that is not closed, with which Python's own parser gives up"""
+"""an unclosed bracket, on which Python's own parser fails"""
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_channel(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_root_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is told, not the channel; and what was mistyped leaves nothing behind."""
+    """The error names the file, not the channel; and the failed attempt leaves nothing behind."""
     monkeypatch.setenv("EROFS_EDGE_CHANNELS", str(tmp_path / "channels"))
     monkeypatch.setenv("EROFS_EDGE_KEYS", str(tmp_path / "keys"))
     channel = tmp_path / "channel"
@@ -69,7 +69,7 @@ def test_a_root_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("url", [f"https:{BRACKET}", "https://host:x/", "https:///folder", "https://host:99999/"])
 def test_where_devices_find_updates(url: str, tmp_path: Path) -> None:
-    """It would stand in the devices' definitions."""
+    """It would end up in the devices' definitions."""
     made = make_build(tmp_path / "out", KeySigner("key", rsa.generate_private_key(65537, 2048)))
     told = said("bundle", "sysupdate", made.out, "-o", tmp_path / "web", "--url", url, code=2)
     assert "not an address that devices can use" in told and not (tmp_path / "web").exists()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands print with: sizes, tables, JSON, progress on a terminal and silence elsewhere."""
+"""What commands print with: sizes, tables, JSON, progress on a terminal and nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """`clock[0]` is what time.monotonic says."""
+    """`clock[0]` is what time.monotonic returns."""
     now = [100.0]
     monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
     monkeypatch.setenv("TERM", "xterm")

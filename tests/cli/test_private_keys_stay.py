@@ -16,7 +16,7 @@ SECRET = "correct horse battery staple"
 
 
 class Lab:
-    """A folder in which commands run with a home, a cache and a folder of keys of their own."""
+    """A folder in which commands run with a separate home, cache and key folder."""
 
     def __init__(self, folder: Path, edge: str) -> None:
         self.folder, self.edge = folder, edge
@@ -57,7 +57,7 @@ def test_all_that_signs_keeps_the_key(tmp_path: Path, lab: Lab, kind: str) -> No
     lab.run("sign", "system.img", "--key", uri, "--form", "verity-signature")
     if kind != "ecdsa-p256":
         lab.run("avb", "make-vbmeta-image", "--key", uri, "--output", "vbmeta.img")
-    # failures show what they can: a traceback with EROFS_EDGE_DEBUG
+    # failures show as much as they can: a traceback with EROFS_EDGE_DEBUG
     lab.run("sign", "nothing.img", "--key", uri, code=1)
     lab.run("sign", "system.img", "--key", uri + "?passphrase=env:WRONG", "-o", "/proc/nowhere", code=1)
     (tmp_path / "said").write_bytes(lab.said)

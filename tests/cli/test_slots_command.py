@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge slots` on images and devices: what it shows is what the boot script and RAUC would do."""
+"""`erofs-edge slots` on images and devices: it shows what the boot script and RAUC would do."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_activate_and_mark(card: Path) -> None:
 
 @pytest.mark.parametrize(("call", "arguments"), [("read", ["show"]), ("write", ["mark", "a", "good"])])
 def test_a_disk_that_fails(card: Path, monkeypatch: pytest.MonkeyPatch, call: str, arguments: list[str]) -> None:
-    """There is no --resume here: what helps is the same again."""
+    """There is no --resume here: the hint is to run the same command again."""
 
     def fail(*_: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
@@ -126,7 +126,8 @@ def test_on_a_board(card: Path) -> None:
 
 
 def rauc(state: SlotState) -> tuple[str | None, dict[str, str]]:
-    """What RAUC's U-Boot backend makes of the variables: the primary slot, and 'good' or 'bad' of each."""
+    """Return RAUC's view of the variables, by its U-Boot backend: the primary slot, and 'good' or 'bad' for each
+    slot."""
     tried = [name for name in state.order if state.left.get(name, 0) > 0]
     good = {name: "good" if name in state.order and state.left[name] > 0 else "bad" for name in state.left}
     return (tried[0] if tried else None), good
@@ -145,7 +146,7 @@ def test_rauc_would_say_the_same(order: tuple[str, ...], left: dict[str, int]) -
 
 @pytest.mark.oracle
 def test_u_boots_tools_see_and_change_the_same(card: Path, tmp_path: Path, oracle: Callable[[str], str]) -> None:
-    """fw_printenv and fw_setenv, through which RAUC works, with the configuration of the stock systems."""
+    """fw_printenv and fw_setenv, which RAUC uses, with the configuration of the stock systems."""
     config = tmp_path / "fw_env.config"
     config.write_text(f"{card} {misc(card):#x} 0x4000\n")
 

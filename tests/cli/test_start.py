@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program's first moments: Ctrl-C there is no traceback, and where nobody wants to be interrupted nobody is."""
+"""The program's first moments: Ctrl-C gives no traceback, and is ignored where the caller ignores it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import erofs_edge
 
-# Ctrl-C at the n-th module that somebody asks for, whatever the machine's speed; at the end, how many there were
+# Ctrl-C at the n-th import, whatever the machine's speed; without Ctrl-C, the number of imports
 INTERRUPTED = """
 import atexit, os, signal, sys
 wanted = int(sys.argv.pop(1))
@@ -71,7 +71,7 @@ def test_the_module_and_the_console_script_start_the_same_way() -> None:
 
 
 def test_the_first_lines_import_nothing() -> None:
-    """Without what Python's own start may have loaded."""
+    """Except for what Python's own start may have loaded."""
     code = (
         "import sys; before = set(sys.modules); import erofs_edge.__main__; print(*sorted(set(sys.modules) - before))"
     )

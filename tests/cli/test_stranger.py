@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one meets who does not know the program yet: each mistake is named, with the step that mends it."""
+"""Mistakes of a new user: each is named, with the step that fixes it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_board_file_in_a_folder_is_named(folder: Path) -> None:
 def test_a_stock_board_is_named_as_it_is_called(
     repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of an installed package, whose files have long paths."""
+    """Even with an installed package, whose files have long paths."""
     for kind in stock.FOLDERS:
         shutil.copytree(repository / kind, folder / "installed" / kind)
     monkeypatch.setattr(stock, "SHIPPED", folder / "installed")

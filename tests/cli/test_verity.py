@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge verity` from the outside: what it prints, what it exits with."""
+"""The `verity` commands: their output and exit codes."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_verify_asks_whether_the_root_hash_is_right(image: Path) -> None:
 
 
 def test_a_tree_of_another_salt_proves_nothing(image: Path, tmp_path: Path) -> None:
-    """The same data, the same sizes, and a tree that is whole in itself."""
+    """The same data, the same sizes, and a tree that is consistent in itself."""
     trees = {salt: tmp_path / salt for salt in ("aa", "bb")}
     roots = {
         salt: re.findall(r"Root hash: *(\w+)", run("format", image, "--hash-device", tree, "--salt", salt).stdout)[0]
@@ -147,7 +147,7 @@ def test_a_tree_of_another_salt_proves_nothing(image: Path, tmp_path: Path) -> N
 
 
 def test_verify_finds_the_tree_in_a_padded_slot(image: Path) -> None:
-    """A partition is larger than the image in it: the EROFS superblock says where the tree begins."""
+    """A partition is larger than the image in it: the EROFS superblock tells where the tree begins."""
     raw = bytearray(image.read_bytes())
     raw[SUPER_OFFSET : SUPER_OFFSET + SUPERBLOCK.size] = SUPERBLOCK.pack(*Superblock(blocks_lo=300))
     image.write_bytes(raw)
@@ -224,7 +224,7 @@ def test_parity_from_format_to_repair(image: Path, tmp_path: Path) -> None:
 
 
 def test_repair_from_a_disk_and_from_a_folder(image: Path, tmp_path: Path) -> None:
-    """Where the blocks lie is another place each time; the damaged superblock is made anew, too."""
+    """The blocks are at a different place each time; the damaged superblock is rebuilt, too."""
     root = formatted(image)["root_hash"]
     good, disk, store = image.read_bytes(), tmp_path / "disk", tmp_path / "store"
     disk.write_bytes(bytes(3 * 4096) + good + bytes(4096))
@@ -282,7 +282,7 @@ def test_everything_in_one_file(image: Path) -> None:
 
 
 def test_parity_behind_the_tree_needs_no_offset(image: Path) -> None:
-    """The offset's default is where `format` puts parity, and who does not know of it is told."""
+    """The offset's default is where `format` puts parity, and the user is told about it."""
     raw = bytearray(image.read_bytes())
     raw[SUPER_OFFSET : SUPER_OFFSET + SUPERBLOCK.size] = SUPERBLOCK.pack(*Superblock(blocks_lo=300))
     image.write_bytes(raw)
@@ -341,7 +341,7 @@ def test_dump(image: Path, tmp_path: Path) -> None:
 
 
 def test_the_root_hash_as_a_file(image: Path, tmp_path: Path) -> None:
-    """As a signature is over it; and the image is as it was where the file cannot be written."""
+    """In the form that is signed; and the image is unchanged if the file cannot be written."""
     made = formatted(image, "--root-hash-file", tmp_path / "hash")
     assert (tmp_path / "hash").read_text() == made["root_hash"]
     assert run("verify", image, "--root-hash", f"@{tmp_path / 'hash'}").exit_code == 0
@@ -357,7 +357,7 @@ def test_dump_of_a_hash_device(image: Path, tmp_path: Path) -> None:
 
 
 def test_files_that_are_hit_are_named(tmp_path: Path) -> None:
-    """Block → path, where the image is an EROFS; a damaged superblock names what it can."""
+    """Block → path, if the image is an EROFS; with a damaged superblock, as far as possible."""
     from erofs_edge.erofs import build
     from erofs_edge.verity.tree import append
 

@@ -162,7 +162,7 @@ def test_each_level_has_its_known_answer(name: str) -> None:
 
 @names
 def test_known_answers_tell_levels_apart(name: str) -> None:
-    """As they would a library that searches a little more or less. Some levels differ by nothing that is used here."""
+    """The known answers detect a library that searches slightly more or less. Some levels make no difference here."""
     answers = MODULES[name]._KNOWN_ANSWERS
     assert len(set(answers.values())) >= {"zstd": 17, "deflate": 11, "lzma": 9}[name]
     assert len({answers[level] for level in (1, 3, 6)}) == 3

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decompressors of zstd, deflate and MicroLZMA: exact, partial, bounded whatever the data says."""
+"""Decompressors of zstd, deflate and MicroLZMA: exact, partial, and bounded for any data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def raw_deflate(data: bytes) -> bytes:
 
 
 def microlzma(data: bytes) -> bytes:
-    """From a FORMAT_ALONE stream: behind its header of 13 bytes stands a 0, where the properties go."""
+    """Convert a FORMAT_ALONE stream: after its header of 13 bytes comes a 0, which the properties replace."""
     alone = xz.compress(data, xz.FORMAT_ALONE, preset=6)
     return bytes([alone[0] ^ 0xFF]) + alone[14:]
 
@@ -107,7 +107,7 @@ def test_zstd_windows_are_bounded() -> None:
     assert zstd.decompress(frame(data, window_log=20), len(data)) == data
     with pytest.raises(FormatError, match="corrupt"):
         zstd.decompress(frame(data, window_log=22), len(data))
-    # 0x1234 as descriptor of the window: 4 GiB and more
+    # 0x1234 as the window descriptor: 4 GiB and more
     with pytest.raises(FormatError):
         zstd.decompress(b"\x28\xb5\x2f\xfd\x00\xf8\x01\0\0", 1)
 

@@ -69,7 +69,7 @@ def test_padding_has_its_bounds() -> None:
 
 @pytest.mark.parametrize("level", [None, 9])
 def test_outputs_stay_as_they_are(level: int | None) -> None:
-    """Beyond the memory that several share, and whatever calls, of which nothing is taken, come between them."""
+    """Also outside the memory that several outputs share, and with calls in between whose results are discarded."""
     compressor = lz4.FixedOutput(level, 4096, 512)
     kept = []
     for seed in range(3 * lz4.GROUND // 4096):
@@ -192,7 +192,7 @@ def test_decompress_is_exact_unless_partial() -> None:
 @pytest.mark.parametrize("partial", [True, False])
 @pytest.mark.parametrize("length", [1, 4, 16, 30, 200])
 def test_a_match_at_distance_zero_shows_nothing_of_earlier_blocks(length: int, partial: bool) -> None:
-    """Found by tools/fuzz-erofs-peer: the library copies what the memory held."""
+    """Found by tools/fuzz-erofs-peer: the library copies whatever the memory contained."""
     block = b"\x0f\0\0" + bytes([length]) + b"\x50" + b"abcde"
     size = length if partial else length + 24
     found = []

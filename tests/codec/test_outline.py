@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Searches that a fast codec guides: what it tells of content, and how few calls of a slow one are left."""
+"""Searches guided by a fast codec: what it tells about content, and how few calls of a slow codec remain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAPACITY = 65536
 
 
 def mixed(stretches: int, seed: int = 1) -> bytes:
-    """Noise and text in turn, 100,000 bytes of each."""
+    """100,000 bytes each of noise and text, alternating."""
     rng = random.Random(seed)
     known = [b"%x" % rng.getrandbits(rng.choice([8, 16, 32])) for _ in range(2000)]
     return b"".join(
@@ -116,7 +116,7 @@ def test_a_slow_level_of_zstd_is_guided_and_a_fast_one_is_not(monkeypatch: pytes
 
 
 def test_the_same_whatever_was_guessed() -> None:
-    """Where a guide is asked first, cutting depends on what is there alone."""
+    """If a guide is asked first, cuts depend only on the content."""
     data = mixed(4)
     one = deflate.compressor(6, CAPACITY, 0)
     results = {one.fill(address_of(data), len(data), guess=guess) for guess in (0, 1, 70_000, 200_000)}

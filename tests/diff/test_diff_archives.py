@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What releases hold beside images: the archive of inputs member by member, and what a signed statement says."""
+"""What releases contain besides images: the archive of inputs, member by member, and the content of signed
+statements."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from erofs_edge.trust.key import KeySigner
 
 
 def _tar(path: Path, members: dict[str, bytes | str], **headers: int) -> Path:
-    """Bytes are files, text is what a symlink points to."""
+    """Make a tar: bytes are files, text is the target of a symlink."""
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)

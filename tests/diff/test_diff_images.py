@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two EROFS images: every kind of difference is found, named and explained, and nothing else is."""
+"""Two EROFS images: every kind of difference is found, named and explained, and nothing else is reported."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(report: Report) -> list[tuple[str, str, str | None, str | None]]:
-    """Changes of files, without what only follows."""
+    """Return the reported changes of files, without mere consequences of others."""
     return [(c.where, c.what, c.old, c.new) for c in report.changes if c.layer in ("file", "inode", "content")]
 
 
@@ -140,7 +140,7 @@ def test_packages_are_named_with_versions_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_placement_alone_is_told_once(tmp_path: Path) -> None:
-    """Nothing but the place of data differs: a baseline with holes."""
+    """Only the placement of data differs: a baseline with holes."""
     other = tree()
     for i, folder in enumerate(("bin", "etc", "usr/bin", "zz")):
         other.add(f"{folder}/0{i}", plain(random.Random(i).randbytes(90_000 << i)))

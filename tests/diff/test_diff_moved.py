@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that have moved as a whole: what is told from the index alone is what decoding both indexes tells."""
+"""Files that have moved as a whole: reading the index alone gives the same result as decoding both indexes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tree() -> FileTree:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
-    """Two images of the same files in another order; keywords are options of both."""
+    """Make two images of the same files in another order; keywords are options of both."""
 
     def made(**options: object) -> tuple[Path, Path]:
         common: dict[str, Any] = {"compression": "lz4hc", "epoch": 5, "jobs": 1} | options
@@ -106,7 +106,7 @@ def test_moved_extents_are_those_that_decoding_tells(pair: Callable[..., tuple[P
 
 
 def test_no_bit_of_an_index_is_overlooked(pair: Callable[..., tuple[Path, Path]]) -> None:
-    """Each bit of the new index flipped: the file is no longer taken for one that has moved."""
+    """Each bit of the new index is flipped: the file no longer counts as moved."""
     old, new = pair(pcluster=65536)
     with Image(new) as image:
         zmap = image.zmap(image.lookup("d/mixed"))
@@ -125,7 +125,7 @@ def test_no_bit_of_an_index_is_overlooked(pair: Callable[..., tuple[Path, Path]]
 
 
 def test_damage_that_both_have_is_still_told(pair: Callable[..., tuple[Path, Path]]) -> None:
-    """The same impossible index in both images, moved."""
+    """The same invalid index in both images, moved."""
     paths = pair(pcluster=65536)
     for path in paths:
         with Image(path) as image:
@@ -140,7 +140,7 @@ def test_damage_that_both_have_is_still_told(pair: Callable[..., tuple[Path, Pat
 
 
 def test_only_the_inline_tail_has_moved() -> None:
-    """A tail is where its inode is, whatever happens to the blocks."""
+    """A tail is where its inode is, wherever the blocks are."""
     extents = [
         Extent(0, 9000, Kind.ENCODED, 4096, 4096, 0),
         Extent(9000, 4096, Kind.HOLE),

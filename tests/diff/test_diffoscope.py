@@ -20,7 +20,7 @@ pytestmark = pytest.mark.oracle
 
 
 def diffoscope(old: Path, new: Path, folder: Path, edge: str) -> tuple[int, dict[str, Any]]:
-    """Exit code, and what was found as nested records: 'source1', 'comments', 'unified_diff', 'details'."""
+    """Return the exit code and the differences as nested records: 'source1', 'comments', 'unified_diff', 'details'."""
     root = prefix() / "roots/oracles-diffoscope"
     if not root.exists():
         pytest.fail("diffoscope is missing: run 'erofs-edge tools fetch --oracles' (make test does)")
@@ -40,13 +40,13 @@ def diffoscope(old: Path, new: Path, folder: Path, edge: str) -> tuple[int, dict
 
 
 def found_in(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is told of one image, by what tells it."""
+    """Return what is reported about one image, by the tool that reported it."""
     return {one["source1"]: one for one in report["details"]}
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> tuple[Path, Path]:
-    """Two folders that differ in one way for each file in them."""
+    """Make two folders that differ in one way for each of their files."""
     folders = tmp_path / "old", tmp_path / "new"
     for folder, port in zip(folders, (80, 8080), strict=True):
         folder.mkdir()

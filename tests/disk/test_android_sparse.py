@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Android sparse images: golden bytes, pieces, the real tools both ways, hostile ones."""
+"""Android sparse images: golden bytes, pieces, the real tools in both directions, hostile images."""
 
 from __future__ import annotations
 

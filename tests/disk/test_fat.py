@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FAT volumes: fsck.fat is content, mtools reads everything back, and two builds are equal."""
+"""FAT volumes: fsck.fat finds no fault, mtools reads everything back, and two builds are equal."""
 
 from __future__ import annotations
 

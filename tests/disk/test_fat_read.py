@@ -86,7 +86,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_hostile_volumes(small: bytes, data: st.DataObject) -> None:
-    """Damage to the boot sector, the FAT and the directories ends in FormatError or in files, never in a hang."""
+    """Damage to the boot sector, the FAT and the directories gives a FormatError or files, never a hang."""
     raw = bytearray(small)
     used = 64 * 1024
     for _ in range(data.draw(st.integers(1, 8))):

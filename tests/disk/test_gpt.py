@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Partition tables: sgdisk and sfdisk have nothing to say about ours, and hostile ones are refused."""
+"""Partition tables: sgdisk and sfdisk find no fault with ours, and hostile ones are refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_round_trip(sector: int, hybrid: int | None) -> None:
 @pytest.mark.parametrize("sector", [512, 4096])
 @pytest.mark.parametrize("size", [16 * MIB, 64 << 10])
 def test_what_its_partitions_need(size: int, sector: int) -> None:
-    """Told by the primary alone, also where the disk ends before."""
+    """Computed from the primary table alone, even if the disk ends too early."""
     raw = bytes(disk_bytes(make_table(sector))[:size])
     assert gpt.needed(lambda offset, length: raw[offset : offset + length]) == 15 * MIB
     assert gpt.needed(lambda offset, length: bytes(length)) is None
@@ -160,7 +160,7 @@ def test_refuses_what_no_disk_can_hold() -> None:
 
 
 def forged(**changes: tuple[int, bytes]) -> bytearray:
-    """A disk whose primary header was changed and given a right checksum; no backup."""
+    """Return a disk whose primary header was changed and given a correct checksum; no backup."""
     raw = disk_bytes(make_table())
     raw[-512:] = bytes(512)
     for at, value in changes.values():

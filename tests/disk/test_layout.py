@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board's disk: places, complaints that say by how much, and an image that is sparse and whole or not there."""
+"""A board's disk: positions, complaints that say by how much, and an image that is sparse and either complete or
+absent."""
 
 from __future__ import annotations
 
@@ -221,7 +222,7 @@ def test_holes_are_kept(pieces: list[tuple[int, int]], tmp_path: Path) -> None:
         sparse.copy_data(a.fileno(), b.fileno(), size, 0)
         extents = list(sparse.data_extents(a.fileno(), size))
     assert target.read_bytes() == source.read_bytes()
-    # a file system may need a block or two of its own more for one of two equal files
+    # a file system may need a block or two more for one of two equal files
     assert target.stat().st_blocks <= source.stat().st_blocks + 64
     assert all(start < end <= size for start, end in extents)
     assert sum(end - start for start, end in extents) >= len(source.read_bytes().replace(b"\0", b""))

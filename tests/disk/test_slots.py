@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slot state: bytes that U-Boot's own tools make and read, one whole copy whatever happens."""
+"""Slot state: bytes that U-Boot's own tools make and read, and one intact copy whatever happens."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hash of a sparse file is that of all its bytes, holes included; the record of outputs reads nothing twice."""
+"""The hash of a sparse file covers all its bytes, including holes; the record of outputs reads nothing twice."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a diskless board with UEFI firmware starts from, as a file: a signed kernel image."""
+"""The file from which a diskless board with UEFI firmware starts: a signed kernel image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HTTP = Place("http", "192.0.2.1", 80, "/x.efi", "http://192.0.2.1/x.efi")
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """As much of a build as a diskless start is made from."""
+    """The part of a build that a diskless start needs."""
     config = InitConfig(HASH, "aa", 4096, 100, 101, "system", ("a", "b"), "data", state="misc", signature=b"p7s")
     tree = FileTree()
     tree.add("config", Inode(stat.S_IFREG | 0o644, content=BytesContent(config.text().encode())))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The init script of a diskless board, run by the host's bash in a made-up root: programs that need a kernel or a
-network write down how they were called."""
+"""The init script of a diskless board, run by the host's bash in a fake root: programs that need a kernel or a network
+record how they were called."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Machine:
         (self.root / "config").write_text(text)
 
     def run(self, **environment: str) -> list[str]:
-        """The console's lines; `calls` has what the programs were asked to do, in order."""
+        """Return the console's lines; `calls` has what the programs were asked to do, in order."""
         (self.root / "log").write_text("")
         done = subprocess.run(
             ["/bin/bash", str(self.root / "init")],
@@ -126,7 +126,7 @@ def test_the_data_comes_over_the_network_too_and_is_formatted_when_blank(machine
 
 
 def _with_disk(machine: Machine, state: bytes) -> Path:
-    """A disk whose system partition has this state in its last 4 KiB."""
+    """Add a disk whose system partition has this state in its last 4 KiB."""
     machine.config(KEEP="system_a")
     folder = machine.root / "sys/block/vda/vda3"
     folder.mkdir(parents=True)
@@ -175,7 +175,7 @@ def test_a_whole_copy_starts_without_the_network_and_each_attempt_is_counted(mac
 
 @pytest.mark.parametrize("fault", ["", "verity", "cut"])
 def test_a_copy_is_made_and_proved_before_it_counts(tmp_path: Path, fault: str) -> None:
-    """The script in the running system, with files for devices and a dmsetup that says yes or no."""
+    """The script in the running system, with files as devices and a fake dmsetup that succeeds or fails."""
     source, target = tmp_path / "nbd0", tmp_path / "vda3"
     content = random.Random(4).randbytes((3 << 20) + 8192)
     source.write_bytes(content)
@@ -220,11 +220,11 @@ def test_a_copy_is_made_and_proved_before_it_counts(tmp_path: Path, fault: str) 
 
 
 def test_what_is_fetched_ahead_is_read_in_its_order(machine: Machine) -> None:
-    """By a program, and from two devices of their own, that are there after the change of the root as well."""
+    """By a program, and from two separate devices, which still exist after the change of the root."""
     (machine.root / "prefetch").write_text("5 64\n90 1\n7 2\n400 3\n")
     (machine.root / "dev/null").symlink_to("/dev/null")
     busybox = machine.root / "bin/busybox"
-    # the root changes under the first read: programs and devices go
+    # the root changes during the first read: programs and devices disappear
     gone = 'case $* in if=*) rm -f "$ROOT"/bin/busybox "$ROOT"/dev/n* "$ROOT"/prefetch; exec /bin/dd "$@";; esac'
     busybox.write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >>"$ROOT/log"\n{gone}\n')
     busybox.chmod(0o755)

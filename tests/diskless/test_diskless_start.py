@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a diskless board starts from, as files: complete, signed, the same each time; and what is refused."""
+"""The files from which a diskless board starts: complete, signed, the same each time; and what is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Edge = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """As much of a build as a diskless start is made from."""
+    """The part of a build that a diskless start needs."""
     folder = tmp_path / "out"
     folder.mkdir()
     config = InitConfig(
@@ -116,7 +116,7 @@ def test_a_complete_and_signed_start(run: Edge, out: Path, tmp_path: Path) -> No
 
 
 def _check_linked(members: dict[str, bytes]) -> None:
-    """Whatever is an ELF file for the guest finds its libraries."""
+    """Check that every ELF file for the guest finds its libraries."""
     objects = {n: d for n, d in members.items() if d[:4] == b"\x7fELF" and not n.startswith("modules/")}
     present = {name.rpartition("/")[2] for name in objects}
     plugins = [name for name in objects if "nbdkit-" in name]
@@ -221,7 +221,7 @@ def test_a_trace_of_another_system_and_a_build_that_is_not_there(run: Edge, out:
 
 
 def test_what_is_in_the_way_is_named(run: Edge, tmp_path: Path, repository: Path) -> None:
-    """A boot image that is none; a board that has none, however often it is built."""
+    """A boot image that is not one; a board that will never have one, however often it is built."""
     (tmp_path / "boot.fit").write_bytes(b"no device tree" * 10)
     done = run("diskless", BOARD, "--system", "nbd://192.0.2.1/x", "-o", tmp_path)
     assert f"{tmp_path / 'boot.fit'}: offset 0x0: not a device tree" in done.stderr
