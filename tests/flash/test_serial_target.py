@@ -129,6 +129,23 @@ def test_a_pulled_cable_costs_at_most_a_window(image: Path, cut: int) -> None:
     assert device.disk == image.read_bytes()
 
 
+@pytest.mark.parametrize(("rate", "sectors"), [(0.001, 8), (0.002, 8), (0.002, 30)])
+def test_tables_are_read_over_a_noisy_line(rate: float, sectors: int) -> None:
+    """As text, five times as many bytes: each dump of a sector is spoilt somewhere, and so is each long command."""
+    chance = random.Random(7)
+
+    def noise(_way: str, _number: int, byte: int) -> bytes:
+        if chance.random() >= rate:
+            return bytes([byte])
+        other = chance.randrange(256)
+        return chance.choice([b"", bytes([other]), bytes([byte, byte]), bytes([byte, other])])
+
+    device = UBoot(bytearray(random.Random(1).randbytes(1 << 20)))
+    line = SerialLine(device, 115200, fault=noise)
+    to = SerialTarget(line, Address(Path("line"), 115200, 115200, None, False), 0.1)
+    assert to.read(4096, sectors * 512) == device.disk[4096 : 4096 + sectors * 512]
+
+
 def test_addresses() -> None:
     assert parse_address("serial:///dev/ttyUSB0") == Address(Path("/dev/ttyUSB0"), 115200, 115200, None, False)
     found = parse_address("serial:///dev/ttyACM1?baud=921600&console=9600&disk=mmc1")

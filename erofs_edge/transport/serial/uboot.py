@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from erofs_edge.errors import DeviceError, DeviceRefusedError, VerificationError
 from erofs_edge.transport.serial import ymodem
-from erofs_edge.transport.serial.console import CTRL_C, ENTER, LINE_MAX, Console, LostError
+from erofs_edge.transport.serial.console import ATTEMPTS, CTRL_C, ENTER, LINE_MAX, Console, LostError
 from erofs_edge.transport.serial.line import BITS_PER_BYTE, Exchange, Io
 from erofs_edge.transport.serial.pack import pack
 from erofs_edge.transport.serial.ymodem import TransferError
 
 SECTOR = 512
+ROW = 16  # bytes that `md.b` prints per line
 WINDOW_SECONDS = 20  # seconds on the line per window; starting the receiver costs a fiftieth of that
 WINDOW_MIN, WINDOW_MAX = 64 << 10, 4 << 20  # bytes
 SLOWEST_DISK = 256 << 10
@@ -45,6 +47,7 @@ _CRC = re.compile(r"crc32 for ([0-9a-f]+) \.\.\. ([0-9a-f]+) ==> ([0-9a-f]{8})",
 """a build without any other hash prints CRC32 (common/hash.c, without CONFIG_HASH), like Debian's for the Raspberry
 Pi
 """
+_ROW = re.compile(r"^([0-9a-f]{8,16}): ((?:[0-9a-f]{2} ){16})", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,16 +199,24 @@ class Disk:
     def checksums(self, ranges: list[tuple[int, int]]) -> Exchange[list[int]]:
         """CRC-32 of each (offset, length) of the disk, at most `room` bytes each."""
         sums: list[int] = []
-        lost = 0
+        lost, line_max = 0, LINE_MAX - 30
         while len(sums) < len(ranges):
             steps, taken, total = [self.storage.select], 0, 0
             for offset, length in ranges[len(sums) :]:
                 step = f"{self._move('read', self._back, offset, length)} && crc32 {self._back:x} {length:x}"
-                if taken and (len(" && ".join([*steps, step])) > LINE_MAX - 30 or total + length > WINDOW_MAX):
+                if taken and (len(" && ".join([*steps, step])) > line_max or total + length > WINDOW_MAX):
                     break
                 steps.append(step)
                 taken, total = taken + 1, total + length
-            result = yield from self.console.run(" && ".join(steps), wait=self._deadline(2 * total))
+            try:
+                attempts = ATTEMPTS if taken == 1 else ATTEMPTS // 2
+                wait = self._deadline(2 * total)
+                result = yield from self.console.run(" && ".join(steps), wait=wait, attempts=attempts)
+            except DeviceError:
+                if taken == 1:
+                    raise
+                line_max = 0  # noise spoils a long line each time, a short one now and then
+                continue
             if not result.ok:
                 raise DeviceError(f"cannot read the disk: {_reason(result.output)}", where=self.storage.name)
             found = [int(value, 16) for _, _, value in _CRC.findall(result.output)]
@@ -228,14 +239,21 @@ class Disk:
         return b"".join(pieces)
 
     def _dump(self, offset: int, check: int) -> Exchange[bytes]:
-        """Dump one sector by `md`; retry if it does not have the checksum that the device reports."""
+        """Dump one sector by `md`. What the line spoils differs from one dump to the next: of each row the value seen
+        most often counts, until all have a checksum that the device reports, which is asked for again, too."""
         line = f"{self.storage.select} && {self._move('read', self._back, offset, SECTOR)} && md.b {self._back:x} 200"
+        seen: dict[int, Counter[str]] = {row: Counter() for row in range(self._back, self._back + SECTOR, ROW)}
+        checks = {check}
         for _ in range(TRANSFERS):
             said = yield from self._must(line, self._deadline(SECTOR))
-            rows = re.findall(r"^[0-9a-f]{8,16}: ((?:[0-9a-f]{2} ){16})", said, re.MULTILINE)
-            data = bytes.fromhex("".join(rows))
-            if zlib.crc32(data) == check:
-                return data
+            for address, values in _ROW.findall(said):
+                if (row := int(address, 16)) in seen:
+                    seen[row][values] += 1
+            if all(seen.values()):
+                data = bytes.fromhex("".join(values.most_common(1)[0][0] for values in seen.values()))
+                if zlib.crc32(data) in checks:
+                    return data
+            checks.update((yield from self.checksums([(offset, SECTOR)])))
         raise DeviceError(f"the sector at {offset:#x} reads differently each time", where=self.storage.name)
 
     def write(self, offset: int, data: bytes, like: int | None = None) -> Exchange[int]:
