@@ -23,7 +23,13 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group()
 def bundle() -> None:
-    """Package a build as an update for RAUC or systemd-sysupdate, and check RAUC bundles."""
+    """Package a build as an update for RAUC or systemd-sysupdate, and check RAUC bundles.
+
+    \b
+    Example:
+      erofs-edge bundle rauc out/rpi4 --key file:release.pem -o update.raucb
+      erofs-edge bundle check update.raucb --key release.pub
+    """
 
 
 @bundle.command()

@@ -24,6 +24,12 @@ def channel() -> None:
     """Publish releases in a channel that `flash --from URL` follows.
 
     TUF metadata proves that a release is signed, has not expired, and is not older than what was seen before.
+
+    \b
+    Example:
+      erofs-edge channel init web/channel --root-key file:root.pem --key file:release.pem
+      erofs-edge channel add web/channel release/v1
+      erofs-edge channel publish web/channel --key file:release.pem
     """
 
 

@@ -59,7 +59,14 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 def fs() -> None:
-    """Build, list, read, extract, check, dump and map EROFS images."""
+    """Build, list, read, extract, check, dump and map EROFS images.
+
+    \b
+    Examples:
+      erofs-edge fs build rootfs -o rootfs.erofs -z lz4hc
+      erofs-edge fs ls -l rootfs.erofs /etc
+      erofs-edge fs ls out/rpi4/disk.img --partition system_a
+    """
 
 
 @fs.command("ls")

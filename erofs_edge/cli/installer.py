@@ -26,6 +26,11 @@ def installer(board: Path, out: Path | None, path: Path | None, disk: str, overw
     """Make installer.img, the image of a USB stick that BOARD boots from and that installs its build to both slots.
 
     For boards with UEFI firmware. The medium is signed with the board's key, and what it writes is read back.
+
+    \b
+    Example:
+      erofs-edge installer generic-uefi-arm64
+      erofs-edge flash --image out/generic-uefi-arm64/installer.img --to /dev/sdX
     """
     import re
 

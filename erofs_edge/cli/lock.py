@@ -28,6 +28,10 @@ def lock(manifest: Path, output: str | None, as_json: bool) -> None:
     For a board, this locks its own packages (kernel, initramfs, firmware) and every manifest on its disk. Packages are
     resolved from the host's Debian mirror (or EROFS_EDGE_MIRROR) in a private apt root; the host's packages are not
     touched. IDs of system users that the old lock pins are kept.
+
+    \b
+    Example:
+      erofs-edge lock boards/gateway.yaml
     """
     from erofs_edge.cli.output import emit_json, step
     from erofs_edge.errors import UsageError

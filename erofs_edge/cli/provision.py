@@ -25,7 +25,13 @@ from erofs_edge.errors import ErofsEdgeError
 def provision(board: Path, out: Path | None, key: str | None, folder_of_tls: Path | None, as_json: bool) -> None:
     """Make the provisioning system of BOARD: vmlinuz, initramfs, and both together as a signed FIT.
 
-    A board that runs it can be flashed over the network with `erofs-edge flash --to provision://ADDRESS`.
+    A board that runs it can be flashed over the network.
+
+    \b
+    Example:
+      erofs-edge provision rpi4
+      (boot the board from out/rpi4/provision, by TFTP or from a card)
+      erofs-edge flash rpi4 --to provision://192.0.2.7
     """
     from erofs_edge.manifest.load import load_board
     from erofs_edge.manifest.lockfile import load_lock, lock_path

@@ -23,6 +23,10 @@ def pull(reference: str, output: Path, key: Path | None, arch: str, plain_http: 
     """Fetch an image or a build that `push` stored. If any blob's hash does not match its manifest, nothing is kept.
 
     Blobs are cached: of a newer version, only the new blobs are fetched.
+
+    \b
+    Example:
+      erofs-edge pull registry.example/gateway:v1 -o gateway-v1 --key release.pub
     """
     from erofs_edge.registry.pull import fetch, find
     from erofs_edge.registry.remote import open_remote

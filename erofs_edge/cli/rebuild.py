@@ -45,6 +45,10 @@ def rebuild(
     """Rebuild RELEASE from the inputs that it pins and compare every file. Exits with 5 if one differs.
 
     No private key is needed: signatures are taken from the release if they match what was built.
+
+    \b
+    Example:
+      erofs-edge rebuild release/v1
     """
     from erofs_edge.build.pipeline import BuildOptions
     from erofs_edge.release.rebuild import rebuild as again

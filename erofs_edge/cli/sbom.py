@@ -14,15 +14,24 @@ from erofs_edge.errors import ToolError
 
 if TYPE_CHECKING:
     from erofs_edge.sbom.bill import Bill
+    from erofs_edge.sbom.vulnerabilities import Finding
 
 HINT = "pip install 'erofs-edge[sbom]'"
 FORMATS = ("cyclonedx", "spdx", "spdx3")
 SHOWN = 60
+ALIASES = 3
+"""of a finding in the table"""
 
 
 @click.group()
 def sbom() -> None:
-    """Write bills of materials of a build, and list the known vulnerabilities of its packages."""
+    """Write bills of materials of a build, and list the known vulnerabilities of its packages.
+
+    \b
+    Examples:
+      erofs-edge sbom write out/rpi4 --format spdx -o rpi4.spdx.json
+      erofs-edge sbom vulnerabilities out/rpi4 --database debian-tracker.json
+    """
 
 
 @sbom.command()
@@ -97,7 +106,13 @@ def vulnerabilities(out: Path, database: Path, as_json: bool) -> None:
     if not found:
         click.echo(f"no vulnerabilities of these packages in {database}")
         return
-    rows = [(f.id, f.source, f.version, f.fixed or "no fix", f.urgency, f.note) for f in found]
+    rows = [(_names(f), f.source, f.version, f.fixed or "no fix", f.urgency, f.note) for f in found]
     table(rows[:SHOWN], header=("id", "source", "version", "fixed in", "urgency", "note"))
     if len(rows) > SHOWN:
         note(f"{len(rows) - SHOWN} more with --json")
+
+
+def _names(finding: Finding) -> str:
+    """An id, and what it is an advisory about."""
+    shown = ", ".join(finding.aliases[:ALIASES]) + (" …" if len(finding.aliases) > ALIASES else "")
+    return f"{finding.id} ({shown})" if shown else finding.id

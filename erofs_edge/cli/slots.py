@@ -26,7 +26,13 @@ IMAGE = click.option(
 
 @click.group()
 def slots() -> None:
-    """Show the slots of a disk, disk image or device, choose the next to start, or mark them good or bad."""
+    """Show the slots of a disk, disk image or device, choose the next to start, or mark them good or bad.
+
+    \b
+    Examples:
+      erofs-edge slots show /dev/sdX
+      erofs-edge slots activate nbd://192.0.2.7/disk b
+    """
 
 
 @slots.command()

@@ -24,6 +24,12 @@ def trace() -> None:
     """Show or convert a trace: what was read of an image, in which order.
 
     `serve --trace` and `boot --diskless --trace` record traces.
+
+    \b
+    Example:
+      erofs-edge boot qemu-aarch64 --diskless --smoke --trace boot.trace
+      erofs-edge trace report boot.trace --svg boot.svg
+      erofs-edge build qemu-aarch64 --profile boot.trace
     """
 
 

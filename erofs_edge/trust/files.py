@@ -225,7 +225,7 @@ def _pem(path: Path) -> bytes:
         raise ErofsEdgeError(
             f"cannot read the signing key: {error.strerror}",
             where=str(path),
-            hint="name an existing PEM private key, or dev:dev for a development key",
+            hint="name a PEM private key, make one (erofs-edge keys new NAME), or use dev:dev for development",
         ) from error
 
 

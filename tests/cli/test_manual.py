@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -82,6 +83,27 @@ def test_exit_codes_and_variables_are_all_there(repository: Path) -> None:
     for path in (repository / "erofs_edge").rglob("*.py"):
         used |= set(re.findall(r"\"(EROFS_EDGE_[A-Z_]+)\"", path.read_text()))
     assert used <= {name for name, _ in ENVIRONMENT}
+
+
+def examples() -> list[str]:
+    """The commands that helps give as examples, without what is said of them."""
+    kept = [part for entry in entries() for part in entry.paragraphs if part.endswith("\n")]
+    lines = [line.strip() for part in [*kept, *manual._paragraphs(cli)] for line in part.splitlines()]
+    return [re.split(r" {3,}", line)[0] for line in lines if line.startswith("erofs-edge ")]
+
+
+@pytest.mark.parametrize("line", examples())
+def test_examples_of_helps_are_commands(line: str) -> None:
+    """Each of their words is a command, an option or an argument there is."""
+    words = shlex.split(line)[1:]
+    command: click.Command = cli
+    ctx = click.Context(cli, info_name="erofs-edge")
+    while isinstance(command, click.Group):
+        found = command.get_command(ctx, words[0])
+        assert found is not None, words[0]
+        command, ctx = found, click.Context(found, info_name=words.pop(0), parent=ctx)
+    _, rest, _ = command.make_parser(ctx).parse_args(words)
+    assert not rest, "more arguments than it takes"
 
 
 def complete(edge: str, folder: Path, *words: str) -> list[str]:
