@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Finding:
     fixed     version of the source package that fixes it, '' if none is known
     urgency   as in the database
     note      the manifest's assessment ('not_affected: …'), '' if there is none
+    aliases   other names of it, or what an advisory is about: an OSV entry of Debian's is of a CVE
     """
 
     id: str
@@ -39,6 +40,7 @@ class Finding:
     urgency: str = ""
     description: str = ""
     note: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 def find_vulnerabilities(contents: dict[str, Any], database: Path) -> list[Finding]:
@@ -62,12 +64,16 @@ def find_vulnerabilities(contents: dict[str, Any], database: Path) -> list[Findi
     unique = {(one.source, one.version, one.id): one for one in found}
     said = contents.get("vulnerabilities")
     said = said if isinstance(said, dict) else {}
-    return [
-        Finding(
-            one.id, one.source, one.version, one.packages, one.fixed, one.urgency, one.description, said.get(one.id, "")
-        )
-        for _, one in sorted(unique.items())
-    ]
+    return [replace(one, note=_note(one, said)) for _, one in sorted(unique.items())]
+
+
+def _note(finding: Finding, said: dict[str, str]) -> str:
+    """What the manifest says about a finding, or about everything that it stands for: an advisory about two CVEs is
+    not settled by a word about one of them."""
+    if finding.id in said or not finding.aliases:
+        return said.get(finding.id, "")
+    notes = [said.get(name, "") for name in finding.aliases]
+    return "; ".join(dict.fromkeys(notes)) if all(notes) else ""
 
 
 def _load(path: Path) -> Iterator[dict[str, Any]]:
@@ -149,7 +155,9 @@ def _osv(record: dict[str, Any], source: str, version: str, names: tuple[str, ..
             severity = affected.get("ecosystem_specific")
             urgency = str(severity.get("urgency", "")) if isinstance(severity, dict) else ""
             about = str(record.get("summary") or record.get("details") or "")
-            yield Finding(str(record["id"]), source, version, names, fixed, urgency, about)
+            names_of_it = [*_words(record.get("aliases")), *_words(record.get("upstream"))]
+            aliases = tuple(name for name in dict.fromkeys(names_of_it) if name != record["id"])
+            yield Finding(str(record["id"]), source, version, names, fixed, urgency, about, aliases=aliases)
 
 
 def _inside(events: Iterable[dict[str, Any]], version: str) -> tuple[bool, str]:
@@ -168,3 +176,7 @@ def _inside(events: Iterable[dict[str, Any]], version: str) -> tuple[bool, str]:
 
 def _dicts(value: object) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _words(value: object) -> list[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []

@@ -51,6 +51,20 @@ def found(folder: Path, value: object, notes: dict[str, str] | None = None) -> l
     return find_vulnerabilities(CONTENTS | ({"vulnerabilities": notes} if notes else {}), folder / "db.json")
 
 
+def test_an_advisory_is_known_by_what_it_is_about(tmp_path: Path) -> None:
+    """Debian's OSV entries have names of their own; notes of a manifest are about CVEs."""
+    entry = osv([{"introduced": "0"}]) | {"aliases": ["CVE-2026-1"], "upstream": ["CVE-2026-2", "CVE-2026-1", 5]}
+    one, two = "not_affected: not compiled in", "in_triage: looking"
+    (plain,) = found(tmp_path, entry)
+    assert (plain.aliases, plain.note) == (("CVE-2026-1", "CVE-2026-2"), "")
+    assert found(tmp_path, entry, {"CVE-2026-1": one})[0].note == "", "the other one is open"
+    assert found(tmp_path, entry, {"CVE-2026-1": one, "CVE-2026-2": two})[0].note == f"{one}; {two}"
+    assert found(tmp_path, entry, {"DSA-1": two, "CVE-2026-1": one})[0].note == two
+    write_json(tmp_path / "contents.json", CONTENTS)
+    done = CliRunner().invoke(sbom, ["vulnerabilities", str(tmp_path), "--database", str(tmp_path / "db.json")])
+    assert "DSA-1 (CVE-2026-1, CVE-2026-2)" in done.output
+
+
 @pytest.mark.parametrize(
     ("release", "fixed"),
     [
