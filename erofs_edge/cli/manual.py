@@ -61,7 +61,8 @@ class Entry:
 
 def entries() -> Iterator[Entry]:
     """Return every command and group, in the order of ``--help``."""
-    top = click.Context(cli, info_name=NAME, max_content_width=1000, terminal_width=1000)
+    settings = {**cli.context_settings, "max_content_width": 1000}  # a command remembers from here that it has -h
+    top = click.Context(cli, info_name=NAME, terminal_width=1000, **settings)
     for verb in VERBS:
         command = cli.get_command(top, verb)
         assert command is not None  # noqa: S101  VERBS names existing commands only

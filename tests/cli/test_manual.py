@@ -92,18 +92,20 @@ def examples() -> list[str]:
     return [re.split(r" {3,}", line)[0] for line in lines if line.startswith("erofs-edge ")]
 
 
-@pytest.mark.parametrize("line", examples())
-def test_examples_of_helps_are_commands(line: str) -> None:
+def test_examples_of_helps_are_commands() -> None:
     """Each of their words is a command, an option or an argument there is."""
-    words = shlex.split(line)[1:]
-    command: click.Command = cli
-    ctx = click.Context(cli, info_name="erofs-edge")
-    while isinstance(command, click.Group):
-        found = command.get_command(ctx, words[0])
-        assert found is not None, words[0]
-        command, ctx = found, click.Context(found, info_name=words.pop(0), parent=ctx)
-    _, rest, _ = command.make_parser(ctx).parse_args(words)
-    assert not rest, "more arguments than it takes"
+    lines = examples()
+    assert len(lines) > 30
+    for line in lines:
+        words = shlex.split(line)[1:]
+        command: click.Command = cli
+        ctx = click.Context(cli, info_name="erofs-edge", **cli.context_settings)
+        while isinstance(command, click.Group):
+            found = command.get_command(ctx, words[0])
+            assert found is not None, line
+            command, ctx = found, click.Context(found, info_name=words.pop(0), parent=ctx)
+        _, rest, _ = command.make_parser(ctx).parse_args(words)
+        assert not rest, f"{line}: more arguments than it takes"
 
 
 def complete(edge: str, folder: Path, *words: str) -> list[str]:
