@@ -102,8 +102,8 @@ def add(folder: Path, out: Path, policy: Policy | None = None) -> list[str]:
 def publish(
     folder: Path, signers: Sequence[Signer], *, now: datetime, days: Mapping[str, int] = DAYS
 ) -> dict[str, int]:
-    """Sign what was added, and that it is current; return role → version. If nothing was added, the lifetime of the old
-    targets is extended.
+    """Sign what was added, and that it is current; return role → version. If nothing was added, the old targets stay in
+    force, and their lifetime is extended if the signers may sign them.
 
     Raises UsageError if the signers given do not reach a required threshold.
     """
