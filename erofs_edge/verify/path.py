@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verify whatever a path names: an output folder, a disk, a FIT, an EFI program, a vbmeta, a system image, a record."""
+"""Verify what a path names: an output folder, a disk, a FIT, an EFI program, a vbmeta, a system image, or a record."""
 
 from __future__ import annotations
 
