@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is pushed: a build's folder, an EROFS image with its data devices, or any file, as an artifact."""
+"""Collect what is pushed: a build's folder, an EROFS image with its data devices, or any file, as an artifact."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from erofs_edge.registry.pieces import PIECE, Cut, Progress, cut_file
 from erofs_edge.sources.oci.documents import PLATFORMS
 
 IMAGE = "application/vnd.erofs-edge.image.v1"
-"""artifactType of files that are no container image: an image with devices or in pieces, a disk image"""
+"""artifactType of files that are not a container image: an image with devices or in pieces, a disk image"""
 
 
 def gather(
@@ -32,12 +32,12 @@ def gather(
 
     what    the folder of a build, whose files are cut into pieces; or a file
     piece   bytes; files are cut into such pieces. None: an image stays whole, a folder gets PIECE
-    arch    Debian's name of what a container image is for
+    arch    Debian's name for the architecture of a container image
     layer   media type of EROFS images that stay whole
 
-    An EROFS image without devices, whole, is a container image of one layer. Raises SourceError where something
-    cannot be read or has a name that cannot be used, UsageError for devices that are not the image's,
-    ErofsFormatError for a damaged image.
+    A whole EROFS image without devices becomes a container image of one layer. Raises SourceError if something cannot
+    be read or has an unusable name, UsageError for devices that are not the image's, ErofsFormatError for a damaged
+    image.
     """  # fmt: skip
     if what.is_dir():
         if devices:
@@ -65,7 +65,7 @@ def gather(
 
 
 def is_erofs(path: Path) -> bool:
-    """Whether a file begins as an EROFS image. Raises SourceError where it cannot be read."""
+    """Whether a file begins like an EROFS image. Raises SourceError if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(ondisk.SUPER_OFFSET)
