@@ -75,7 +75,9 @@ def write_flat(
 
 
 def _refuse_other(out: Path, folder: Path, name: str, version: str) -> None:
-    """Devices never take a version a second time: those that have one would stay with it."""
+    """Raises UsageError if the folder has this version with other content: devices that have it would never replace
+    it.
+    """
     own, image = str(UUID(str(read_release(out)["system"]["root_hash"])[:32])), folder / f"{name}_{version}.raw"
     there = {path: path.name.split("_")[-1].partition(".")[0] for path in folder.glob(f"{name}_{version}_*.root.raw")}
     if image.exists():
@@ -90,7 +92,9 @@ def _refuse_other(out: Path, folder: Path, name: str, version: str) -> None:
 
 
 def _root_guid(image: Path) -> str | None:
-    """That of a discoverable image's first partition, which follows from the root hash; None for a damaged image."""
+    """The GUID of a discoverable image's first partition, which follows from the root hash; None for a damaged
+    image.
+    """
     try:
         with image.open("rb") as source:
             table = gpt.decode(lambda at, length: os.pread(source.fileno(), length, at), image.stat().st_size, 512)
@@ -123,7 +127,7 @@ def _names(out: Path, url: str, version: str | None) -> tuple[str, str]:
 
 
 def check_address(url: str) -> None:
-    """Raises UsageError for what a device cannot be given to ask."""
+    """Raises UsageError for an address that a device cannot use."""
     if not _is_address(url):
         raise UsageError(f"not an address that devices can use: {url!r}", hint="https://HOST/FOLDER")
 

@@ -44,7 +44,7 @@ def compare_archives(old: Path, new: Path, report: Report) -> None:
 def _members(tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
     found: dict[str, tarfile.TarInfo] = {}
     for member in tar:
-        if member.size > ARCHIVE_MAX:  # a sparse one, in an archive that is smaller
+        if member.size > ARCHIVE_MAX:  # a sparse member can be larger than its archive
             raise FormatError(f"{member.name}: a member of {member.size} bytes")
         found[member.name] = member
         if len(found) > MEMBERS_MAX:

@@ -210,7 +210,7 @@ def _value(path: Path) -> object:
     """The value of a JSON file; for a DSSE envelope, the statement in it instead of its base64."""
     value = json.loads(path.read_bytes())
     if isinstance(value, dict) and {"payload", "payloadType"} <= value.keys():
-        with contextlib.suppress(ValueError, TypeError, RecursionError):  # no statement: told as it stands
+        with contextlib.suppress(ValueError, TypeError, RecursionError):  # not a statement: compared as it is
             value["payload"] = json.loads(base64.b64decode(value["payload"], validate=True))
     return value
 

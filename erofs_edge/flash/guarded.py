@@ -19,7 +19,7 @@ class Guarded:
 
     def __init__(self, target: Target, region: str, doing: str = "writing", *, resumes: bool = True) -> None:
         self.target, self.region, self.doing = target, region, doing
-        # nothing was written by then, or the command has no --resume
+        # nothing was written yet, or the command has no --resume
         self.hint = RESUME_HINT if resumes and doing != "reading" else AGAIN_HINT
         self.offset = 0
 

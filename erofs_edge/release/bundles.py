@@ -43,7 +43,7 @@ NOTHING = Wish()
 
 
 def check_wish(wish: Wish, board: Board) -> None:
-    """Raises UsageError for what `write_bundles` could not make of any build of the board."""
+    """Raises UsageError for bundles that `write_bundles` could not make from any build of the board."""
     if wish.sysupdate is not None:
         check_address(wish.sysupdate)
     slotted = any(partition.slots for partition in board.disk.partitions.values())

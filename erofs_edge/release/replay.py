@@ -48,7 +48,7 @@ class ReplaySigner:
 
 
 def _blank(key: AnyPublicKey) -> BlankSignature:
-    """As long as a signature of the key, or as well formed."""
+    """A blank signature as long as one of the key's, or as well-formed."""
     if hasattr(key, "curve"):
         from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 

@@ -29,7 +29,7 @@ class Finding:
     fixed     version of the source package that fixes it, '' if none is known
     urgency   as in the database
     note      the manifest's assessment ('not_affected: …'), '' if there is none
-    aliases   other names of it, or what an advisory is about: an OSV entry of Debian's is of a CVE
+    aliases   other names of it, or what an advisory is about: Debian's OSV entries are about CVEs
     """
 
     id: str
@@ -68,8 +68,8 @@ def find_vulnerabilities(contents: dict[str, Any], database: Path) -> list[Findi
 
 
 def _note(finding: Finding, said: dict[str, str]) -> str:
-    """What the manifest says about a finding, or about everything that it stands for: an advisory about two CVEs is
-    not settled by a word about one of them."""
+    """The manifest's assessment of a finding, or of everything that it covers: an advisory about two CVEs is not
+    settled by an assessment of one of them."""
     if finding.id in said or not finding.aliases:
         return said.get(finding.id, "")
     notes = [said.get(name, "") for name in finding.aliases]

@@ -87,7 +87,7 @@ class PublicKey:
 
 
 class BlankSignature(bytes):
-    """What a signer without a key gives instead of a signature: nothing accepts it. Only our own code makes one."""
+    """What a signer without a key returns instead of a signature: nothing accepts it. Only our own code makes one."""
 
 
 def sign(signer: Signer, data: bytes) -> bytes:

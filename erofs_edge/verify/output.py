@@ -211,7 +211,7 @@ def _equal(walk: Walk, part: Part, path: Path, size: int) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    """Its first bytes; none of a file that cannot be read, whose own row says so."""
+    """The first bytes of a file; none if it cannot be read, which its own row reports."""
     try:
         with path.open("rb") as handle:
             return handle.read(HEAD)

@@ -271,7 +271,7 @@ def _failure(verb: str, text: str) -> SourceError:
         lines = [line for line in lines if "index files failed to download" not in line]  # the others list them
         reason = "; ".join(line.removeprefix("E: ") for line in lines[:REASONS]) or text.strip()[-300:]
         hint = "check the network, the host's apt sources, or set EROFS_EDGE_MIRROR"
-        if re.search(r"Splitting up .* failed|No space left", text):  # apt then calls the index unsigned
+        if re.search(r"Splitting up .* failed|No space left", text):  # apt then reports the index as unsigned
             hint = "is there space for temporary files (TMPDIR)? Free some, then run the command again"
         return MirrorError(f"the package index cannot be fetched or verified: {reason}", hint=hint)
     # apt up to 2.9: " app : Depends: lib (>= 4) but 3 is to be installed", with more reasons on the lines below;

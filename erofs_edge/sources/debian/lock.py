@@ -239,7 +239,7 @@ def _may_lock(one: Loaded[System], named: Loaded[Board] | Loaded[System], folder
 
 
 def _check_names(todo: list[Loaded[Board] | Loaded[System]], folder: Path) -> None:
-    """Raises ManifestError where two manifests would have one lock in the folder."""
+    """Raises ManifestError if two manifests would have the same lock in the folder."""
     seen: dict[Path, Path] = {}
     for one in todo:
         path = lock_in(folder, one.path, board=isinstance(one.value, Board))

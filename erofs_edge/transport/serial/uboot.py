@@ -215,7 +215,7 @@ class Disk:
             except DeviceError:
                 if taken == 1:
                     raise
-                line_max = 0  # noise spoils a long line each time, a short one now and then
+                line_max = 0  # noise corrupts a long line every time, a short one now and then
                 continue
             if not result.ok:
                 raise DeviceError(f"cannot read the disk: {_reason(result.output)}", where=self.storage.name)
@@ -239,8 +239,8 @@ class Disk:
         return b"".join(pieces)
 
     def _dump(self, offset: int, check: int) -> Exchange[bytes]:
-        """Dump one sector by `md`. What the line spoils differs from one dump to the next: of each row the value seen
-        most often counts, until all have a checksum that the device reports, which is asked for again, too."""
+        """Dump one sector by `md`. Noise differs from one dump to the next, so the value seen most often counts for
+        each row, until all rows have a checksum that the device reports; that is read again, too."""
         line = f"{self.storage.select} && {self._move('read', self._back, offset, SECTOR)} && md.b {self._back:x} 200"
         seen: dict[int, Counter[str]] = {row: Counter() for row in range(self._back, self._back + SECTOR, ROW)}
         checks = {check}
