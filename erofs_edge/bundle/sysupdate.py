@@ -75,7 +75,7 @@ def write_flat(
 
 
 def _refuse_other(out: Path, folder: Path, name: str, version: str) -> None:
-    """Raises UsageError if the folder has this version with other content: devices that have it would never replace
+    """Raises UsageError if the folder has this version of another system: devices that have that would never replace
     it.
     """
     own, image = str(UUID(str(read_release(out)["system"]["root_hash"])[:32])), folder / f"{name}_{version}.raw"
