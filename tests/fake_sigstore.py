@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Sigstore of the tests' own: a certificate authority, a log of certificates, a log of signatures, and who signs."""
+"""A Sigstore for the tests: a certificate authority, a certificate log, a signature log, and a signer."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def canonical(value: object) -> bytes:
 
 
 def node(left: bytes, right: bytes) -> bytes:
-    """RFC 6962: an inner node."""
+    """Hash an inner node (RFC 6962)."""
     return hashlib.sha256(b"\1" + left + right).digest()
 
 
 @dataclass
 class FakeSigstore:
-    """`sign` gives bundles, `policy` what they are checked with."""
+    """`sign` makes bundles, `policy` is what they are checked with."""
 
     authority: Key = field(default_factory=new_key)
     certificates: Key = field(default_factory=new_key)
@@ -81,7 +81,7 @@ class FakeSigstore:
         )
 
     def policy(self, identity: str = IDENTITY, issuer: str = ISSUER) -> Policy:
-        """Whose bundles count, and this Sigstore."""
+        """Return a policy: whose bundles count, in this Sigstore."""
         span = {"start": "2020-01-01T00:00:00Z"}
 
         def log(key: Key, name: str) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class FakeSigstore:
         return Policy(identity, issuer, root)
 
     def certificate(self, key: Key, identity: str, issuer: str, start: datetime) -> x509.Certificate:
-        """Valid for ten minutes, with the certificates' log's word that it has it."""
+        """Return a certificate valid for ten minutes, with the certificate log's statement that it is included."""
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
@@ -137,7 +137,7 @@ class FakeSigstore:
         at: datetime = NOW + timedelta(seconds=20),
         others: Sequence[bytes] = (b"first", b"second"),
     ) -> dict[str, Any]:
-        """A bundle (0.3). `at`: when the log had the signature; `others`: entries before it."""
+        """Return a bundle (0.3). `at`: when the log received the signature; `others`: entries before it."""
         key, digest = new_key(), hashlib.sha256(data)
         certificate = self.certificate(key, identity, issuer, NOW)
         signature = signed(key, data)
@@ -163,7 +163,7 @@ class FakeSigstore:
         }
 
     def entry(self, body: bytes, at: int, others: Sequence[bytes]) -> dict[str, Any]:
-        """The log's promise and proof that it has a body behind two others."""
+        """Return the log's promise and its proof that a body is included after two others."""
         leaves = [hashlib.sha256(b"\0" + one).digest() for one in (*others, body)]
         path = [node(leaves[0], leaves[1])]
         root, size = node(path[0], leaves[2]), len(leaves)

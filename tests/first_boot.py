@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One start of the stock board in real QEMU for all tests that want to see a good one, and its console once more."""
+"""One start of the stock board in real QEMU for all tests that need a good one, and its console for replaying."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE = "800"
 
 @dataclass(frozen=True)
 class FirstBoot:
-    """What `boot --smoke --json` printed, the file with the console, the output folder that it started from."""
+    """The output of `boot --smoke --json`, the file with the console, and the output folder that was started."""
 
     record: dict[str, Any]
     console: Path
@@ -25,7 +25,7 @@ class FirstBoot:
 
 
 def boot(edge: str, repository: Path, out: Path, log: Path) -> FirstBoot:
-    """Boot the build in `out`; the image must stay as it is."""
+    """Boot the build in `out`; the image must not change."""
     before = (out / "disk.img").stat()
     command = [edge, "boot", "boards/qemu-aarch64.yaml", "-o", str(out), "--smoke", "--json", "--timeout", PATIENCE]
     command += ["--log", str(log)]
@@ -38,7 +38,7 @@ def boot(edge: str, repository: Path, out: Path, log: Path) -> FirstBoot:
 
 
 def replay(first: FirstBoot, program: Path) -> None:
-    """Write a program that is QEMU, but whose machine is the one of the first boot again: its console, in no time."""
+    """Write a fake QEMU that prints the first boot's console at once."""
     asked = f'case "$*" in --version | *dumpdtb=*) exec {find_qemu().program} "$@" ;; esac'
     program.write_text(f"#!/bin/sh\n{asked}\nexec cat {first.console}\n")
     program.chmod(0o755)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strict comparison of a directory (mounted by the kernel, or extracted) with the FileTree it must show."""
+"""Strict comparison of a directory (mounted by the kernel, or extracted) with the FileTree it must match."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def differences(
     xattrs: bool = True,
     limit: int = 20,
 ) -> list[str]:
-    """What differs, one line each, at most `limit`: names, type, mode, owner, rdev, size, ns mtime, symlink
+    """Return the differences, one line each, at most `limit`: names, type, mode, owner, rdev, size, ns mtime, symlink
     target, nlink, hard-link groups, xattrs, content.
 
     all_root   owners were set to 0 when the image was made

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairwise covering arrays: few rows in which every pair of values of two factors stands together."""
+"""Pairwise covering arrays: few rows in which every pair of values of two factors occurs together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pairs_of(row: Mapping[str, str]) -> set[Pair]:
 def covering(
     factors: Mapping[str, Sequence[str]], allowed: Callable[[Row], bool], *, tries: int = 40
 ) -> tuple[list[Row], set[Pair]]:
-    """(rows, the pairs that no allowed row was found for); the same for the same factors."""
+    """Return (rows, the pairs for which no allowed row was found); the same factors give the same result."""
     rng = random.Random(1)
     names = list(factors)
     wanted = {frozenset([(a, x), (b, y)]) for a, b in combinations(names, 2) for x in factors[a] for y in factors[b]}
@@ -48,7 +48,7 @@ def covering(
 def _repaired(
     row: Row, fixed: Row, factors: Mapping[str, Sequence[str]], allowed: Callable[[Row], bool], rng: random.Random
 ) -> Row:
-    """Take back single choices, to each factor's first value, until the row is allowed or nothing is left."""
+    """Reset single choices to each factor's first value until the row is allowed or nothing is left."""
     free = [name for name in factors if name not in fixed]
     rng.shuffle(free)
     for name in free:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel and fsck.erofs say about an image of several devices."""
+"""The verdicts of the kernel and fsck.erofs on an image with several devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from erofs_edge.tree import FileTree
 
 
 def mounted_differences(image: Path, devices: Sequence[Path], tree: FileTree, **how: Any) -> list[str]:
-    """Mount with the kernel, the devices as loop devices, and compare."""
+    """Mount with the kernel, with loop devices for the devices, and compare."""
     with ExitStack() as stack, tempfile.TemporaryDirectory(dir=image.parent) as target:
         loops = [stack.enter_context(loop(device, "--read-only")) for device in devices]
         options = ",".join(["loop", "ro", *(f"device={name}" for name in loops)])
@@ -38,7 +38,7 @@ def mounted_differences(image: Path, devices: Sequence[Path], tree: FileTree, **
 def extracted_differences(
     oracle: Callable[[str], str], image: Path, devices: Sequence[Path], tree: FileTree
 ) -> list[str]:
-    """Extract with fsck.erofs and compare, attributes left out."""
+    """Extract with fsck.erofs and compare, without attributes."""
     with tempfile.TemporaryDirectory(dir=image.parent) as folder:
         target = Path(folder) / "x"
         given = [f"--device={device}" for device in devices]
@@ -50,7 +50,7 @@ def extracted_differences(
 
 
 def own_differences(image: Path, devices: Sequence[Path], tree: FileTree) -> list[str]:
-    """What our own reader and `check` find."""
+    """Return what our own reader and `check` find."""
     with Image(image, devices=devices) as opened:
         found = diff(opened.tree(), tree)
     return found + [str(finding) for finding in check(image, devices=devices).findings]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees, options and changes drawn by a seed: combinations of more than two things, which nobody thinks of."""
+"""Random trees, options and changes from a seed: combinations of several features that nobody would think of."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RULES = (
 
 
 def random_tree(rng: random.Random) -> tuple[FileTree, list[str]]:
-    """(a tree, the paths of its files): equal files, parts of others, every kind of inode."""
+    """Return (a tree, the paths of its files): equal files, parts of others, every kind of inode."""
     tree, paths = FileTree(Inode(stat.S_IFDIR | 0o755, mtime_ns=1_600_000_000 * NS)), []
     common = mixed(rng.choice([5000, 50_000, 90_000]), rng.randrange(99))
     for number in range(rng.choice([3, 8, 14])):
@@ -88,7 +88,7 @@ def _content(rng: random.Random, number: int, common: bytes) -> bytes:
 
 
 def random_options(rng: random.Random, paths: list[str]) -> dict[str, Any]:
-    """Keywords of WriteOptions; what excludes each other is left to it."""
+    """Return keyword arguments of WriteOptions, which itself rejects invalid combinations."""
     block = rng.choice([512, 1024, 4096, 4096, 4096, 8192, 16_384, 65_536])
     codec = rng.choice(list(LEVELS))
     options: dict[str, Any] = {"block_size": block, "compression": codec, "level": rng.choice(LEVELS[codec])}
@@ -118,7 +118,7 @@ def random_options(rng: random.Random, paths: list[str]) -> dict[str, Any]:
 
 
 def change(rng: random.Random, tree: FileTree, paths: list[str]) -> None:
-    """What an update may bring: files that go, change in the middle, or have another name."""
+    """Apply a typical update: files are removed, changed in the middle, or renamed."""
     for path in rng.sample(paths, min(len(paths), 4)):
         folder = tree.root
         *parents, name = os.fsencode(path).split(b"/")
@@ -137,8 +137,9 @@ def change(rng: random.Random, tree: FileTree, paths: list[str]) -> None:
 
 
 def wrong(seed: int, folder: Path) -> list[str]:
-    """What is wrong with the images of this seed: a first one and, where that can be, an update of it. They hold what
-    they should, are clean, and are the same bytes from several threads and on top of themselves."""
+    """Return what is wrong with the images of this seed: a first one and, where possible, an update of it. They must
+    have the expected content, be clean, and have the same bytes when made by several threads or with themselves as
+    baseline."""
     rng = random.Random(seed)
     tree, paths = random_tree(rng)
     options = random_options(rng, paths)
@@ -163,7 +164,7 @@ def wrong(seed: int, folder: Path) -> list[str]:
 
 
 def peers_see(seed: int, folder: Path) -> list[str]:
-    """What fsck.erofs 1.9 and the kernel see otherwise in the first image of this seed; needs root."""
+    """Return what fsck.erofs 1.9 and the kernel read differently in the first image of this seed; needs root."""
     rng = random.Random(seed)
     tree, paths = random_tree(rng)
     options = random_options(rng, paths)
@@ -174,7 +175,7 @@ def peers_see(seed: int, folder: Path) -> list[str]:
     except UsageError:
         return []
     found = fsck_differences(lambda name: str(find(name, host=False)), folder / "first", tree)
-    # the tool leaves out a hole at the end of a file that consists of chunks, also in images by mkfs.erofs
+    # the tool omits a hole at the end of a chunk-based file, also in images by mkfs.erofs
     found = [f"fsck.erofs: {line}" for line in found if ": size is" not in line]
     return found + [f"kernel: {line}" for line in kernel_differences(folder / "first", tree)]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one hostile case is, and what it must not do; for the suite and for tools/fuzz-erofs."""
+"""A hostile case, and what it must not do; for the test suite and for tools/fuzz-erofs."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ KINDS = [
     "-zzstd -C65536 -E48bit",
     "-zlz4 -b1024 -C8192 -Eztailpacking,dedupe",
 ]
-"""Options of mkfs.erofs, and what it never writes: HEAD2: all heads are of the second type; HOLE: the first extents
-of files are holes."""
+"""options of mkfs.erofs, and two forms that it never writes: HEAD2: all heads are of the second type; HOLE: the first
+extents of files are holes"""
 EXTRACT_BYTES = 50 << 20
 _CHECKSUM, _BLKSZBITS = ondisk.SUPER_OFFSET + 4, ondisk.SUPER_OFFSET + 12
 _crc32c = ondisk.crc32c
@@ -62,7 +62,7 @@ class Patch(NamedTuple):
 
 
 class Base(NamedTuple):
-    """A sound image, its fields and inode numbers, and its extra device, if any."""
+    """An intact image, its fields and inode numbers, and its extra device, if any."""
 
     kind: str
     data: bytes
@@ -95,7 +95,7 @@ def make_source(source: Path) -> Path:
 
 
 def make_base(kind: str, tool: str, source: Path, folder: Path) -> Base:
-    """The image that mkfs.erofs makes with the options `kind`."""
+    """Make the image with mkfs.erofs and the options `kind`."""
     number = KINDS.index(kind)
     device = folder / f"blob{number}" if "BLOB" in kind else None
     if device:
@@ -114,7 +114,7 @@ def make_base(kind: str, tool: str, source: Path, folder: Path) -> Base:
 
 
 def change_heads(path: Path, how: str) -> None:
-    """HEAD2, HOLE as in KINDS, in an image of full indexes."""
+    """Apply HEAD2 or HOLE, as in KINDS, to an image with full indexes."""
     data = bytearray(path.read_bytes())
     data[ondisk.SUPER_OFFSET + 80] |= ondisk.INCOMPAT_COMPR_HEAD2 if how == "HEAD2" else 0
     with Image(path) as image:
@@ -131,7 +131,7 @@ def change_heads(path: Path, how: str) -> None:
 
 
 def patches(base: Base, seed: int) -> list[Patch]:
-    """What a case changes: mostly one to three fields, sometimes bytes anywhere or a copy of what is elsewhere."""
+    """Return a case's changes: mostly one to three fields, sometimes random bytes or a copy from elsewhere."""
     rng = random.Random(f"{base.kind} {seed}")
     found = []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
@@ -154,7 +154,7 @@ def patches(base: Base, seed: int) -> list[Patch]:
 
 
 def patched(base: Base, found: Sequence[Patch]) -> bytes:
-    """The image of a case, its checksum right."""
+    """Return the image of a case, with a correct checksum."""
     out = bytearray(base.data)
     changed: list[int] = []
     for patch in found:
@@ -168,7 +168,8 @@ def patched(base: Base, found: Sequence[Patch]) -> bytes:
 
 
 def remember_checksum(image: bytes) -> None:
-    """Spare the reader to compute the checksum of this image, which would be a third of a case; others it computes."""
+    """Let the reader skip the checksum of this image, which would take a third of a case's time; others are
+    computed."""
     size = 1 << (image[_BLKSZBITS] & 31)
     end = max(size, ondisk.SUPER_OFFSET + min(size, ondisk.SUPER_OFFSET))
     known = image[ondisk.SUPER_OFFSET : _CHECKSUM] + bytes(4) + image[_CHECKSUM + 4 : end]
@@ -177,10 +178,10 @@ def remember_checksum(image: bytes) -> None:
 
 
 def judge(path: Path, device: Path | None, *, write: bool) -> bool:
-    """Use an image in every way; whether the check accepts it.
+    """Use an image in every way. Return whether the check accepts it.
 
-    Raises AssertionError, or whatever it was, where anything but a result or the format's error comes of it, where an
-    image that the check accepts cannot be read, and where a file appears outside the destination.
+    Raises AssertionError, or the original exception, if anything but a result or a format error comes of it, if an
+    image that the check accepts cannot be read, or if a file appears outside the destination.
     """
     devices = [device] if device else []
     try:

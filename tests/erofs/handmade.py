@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images put together by hand, for what no mkfs.erofs writes."""
+"""Images assembled by hand, for what no mkfs.erofs writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SLOT = 128  # bytes from one inode to the next
 
 
 class Made(NamedTuple):
-    """An inode: inline content, or `size` bytes from a data block on (counted from the first one)."""
+    """An inode: inline content, or `size` bytes from a data block on (counted from the first data block)."""
 
     mode: int
     nlink: int
@@ -23,12 +23,12 @@ class Made(NamedTuple):
 
 
 def nid(number: int) -> int:
-    """Number of the inode at a place in the list."""
+    """Return the number of the inode at a position in the list."""
     return number * SLOT // 32
 
 
 def directory(entries: list[tuple[bytes, int, int]]) -> bytes:
-    """A directory block of (name, place of the inode, file type), which must be sorted."""
+    """Return a directory block of (name, position of the inode, file type), which must be sorted."""
     offset = len(entries) * ondisk.DIRENT_SIZE
     head = b""
     for name, number, kind in entries:
@@ -38,7 +38,7 @@ def directory(entries: list[tuple[bytes, int, int]]) -> bytes:
 
 
 def build(path: Path, inodes: list[Made], blocks: list[bytes]) -> Path:
-    """Superblock in block 0, data blocks, then inodes; the first one is the root. No checksum."""
+    """Build an image: superblock in block 0, data blocks, then inodes, of which the first is the root. No checksum."""
     meta = 1 + len(blocks)
     area = bytearray(-(-len(inodes) * SLOT // BLOCK) * BLOCK)
     for number, made in enumerate(inodes):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structure-aware mutation: every field of every structure of a small image gets values that hurt."""
+"""Structure-aware mutation: every field of every structure of a small image gets values that may do harm."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Field(NamedTuple):
 
 
 def fields(image: Image) -> list[Field]:
-    """Every field of the superblock, and of each inode, dirent, xattr area, map header, index and chunk table."""
+    """Return every field of the superblock and of each inode, dirent, xattr area, map header, index and chunk table."""
     found = [Field(f"super.{name}", ondisk.SUPER_OFFSET + at, size) for name, (at, size) in _SUPER.items()]
     inodes = [inode for _, inode in image.walk()]
     info = image.superblock
@@ -81,7 +81,7 @@ def fields(image: Image) -> list[Field]:
 
 
 def _in_file(image: Image, field: Field) -> Field | None:
-    """The field at its offset in the file; None where it is inside compressed metadata."""
+    """Return the field at its offset in the file; None if it is inside compressed metadata."""
     if field.offset < METABOX:
         return field if field.offset + field.size <= image.backing.end else None
     at = field.offset - METABOX
@@ -109,7 +109,7 @@ def _dirents(image: Image, nid: int) -> Iterator[Field]:
 
 
 def value(rng: random.Random, old: int, size: int, nids: list[int]) -> int:
-    """A value for a field of `size` bytes that is different from the old one."""
+    """Return a value for a field of `size` bytes that differs from the old one."""
     top = (1 << 8 * size) - 1
     choices = [
         0, 1, 2, top, top - 1, top >> 1, (top >> 1) + 1, old + 1, old - 1, old ^ (1 << rng.randrange(8 * size)),
@@ -122,7 +122,7 @@ def value(rng: random.Random, old: int, size: int, nids: list[int]) -> int:
 
 
 def seal(data: bytes | bytearray) -> bytes:
-    """The image with a right superblock checksum, whatever its block size says."""
+    """Return the image with a correct superblock checksum, whatever its block size field says."""
     out = bytearray(data)
     bits = out[ondisk.SUPER_OFFSET + 12]
     if bits < 20:

@@ -15,12 +15,12 @@ from erofs_edge.tree import FileTree
 
 
 def ours_agree(path: Path, tree: FileTree) -> list[str]:
-    """What our reader reads otherwise, and what our check finds."""
+    """Return what our reader reads differently, and what our check finds."""
     with Image(path) as image:
         found = list(diff(image.tree(), tree))
     return found + [str(finding) for finding in check(path).findings]
 
 
 def everyone_agrees(oracle: Callable[[str], str], path: Path, tree: FileTree) -> list[str]:
-    """Differences that any reader sees; needs root for the kernel."""
+    """Return the differences that any reader sees; needs root for the kernel."""
     return ours_agree(path, tree) + kernel_differences(path, tree) + fsck_differences(oracle, path, tree)

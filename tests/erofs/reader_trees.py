@@ -24,7 +24,7 @@ def noise(size: int, seed: int = 1) -> bytes:
 
 
 def contents() -> dict[str, bytes]:
-    """File contents around every border that matters: blocks, pclusters, compressible or not."""
+    """Return file contents around every relevant boundary: blocks, pclusters, compressible or not."""
     files = {f"size-{size}": text(size // 28 + 1)[:size] for size in (0, 1, 100, 4095, 4096, 4097, 8192, 12289, 65536)}
     files |= {f"noise-{size}": noise(size, size) for size in (10, 4000, 4096, 5000, 20480, 70001)}
     files["long"] = text(40_000)
@@ -36,7 +36,7 @@ def contents() -> dict[str, bytes]:
 
 
 def make_tree(root: Path, *, special: bool = True) -> Path:
-    """A directory with every kind of file that the user may make, times with nanoseconds, xattrs, hard links."""
+    """Make a directory with every kind of file that the user may create, times with nanoseconds, xattrs, hard links."""
     root.mkdir()
     for name, data in contents().items():
         (root / name).write_bytes(data)
@@ -89,7 +89,7 @@ def make_tree(root: Path, *, special: bool = True) -> Path:
 
 
 def mkfs(tool: str, image: Path, source: Path, options: Sequence[str]) -> Path:
-    """Run a mkfs.erofs; its output is in the failure."""
+    """Run a mkfs.erofs; if it fails, the error has its output."""
     image.touch()  # mkfs.erofs 1.5 does not create it
     command = [tool, f"-U{UUID}", *options, str(image), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The superblock checksum of an image in which a few bytes change, without reading the rest again.
+"""The superblock checksum of an image after a few bytes changed, without reading the rest again.
 
-A CRC is linear: what a changed byte adds to it depends on the byte and its place alone.
+A CRC is linear: the effect of a changed byte depends only on the byte and its position.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _FIELD = range(ondisk.SUPER_OFFSET + 4, ondisk.SUPER_OFFSET + 8)  # counts as ze
 
 
 class Checksum:
-    """The checksum of `data`, an image with blocks of 2**`blkszbits` bytes, and of what becomes of it."""
+    """The checksum of `data`, an image with blocks of 2**`blkszbits` bytes, and of changed versions of it."""
 
     def __init__(self, data: bytes, blkszbits: int) -> None:
         size = 1 << blkszbits
@@ -28,7 +28,7 @@ class Checksum:
             self._parts.append(parts)
 
     def after(self, image: bytes | bytearray, changed: Iterable[int]) -> int:
-        """The checksum of `image`, which differs from the data at these offsets at most."""
+        """Return the checksum of `image`, which differs from the data at most at these offsets."""
         crc = self._crc
         for at in set(changed):
             difference = image[at] ^ self._data[at]

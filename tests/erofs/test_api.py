@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documented interface: cheap to import, directories and trees in, files out that behave like files."""
+"""The documented interface: cheap to import; takes directories and trees, gives files that behave like files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files that are read without giving up the interpreter's lock: only whole ones that are as they were."""
+"""Small files read without releasing the interpreter's lock: only complete ones that have not changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_whole_files(tmp_path: Path, size: int, read: Callable[[bytes, int], byt
     path.write_bytes(data)
     descriptors = len(os.listdir("/proc/self/fd"))
     got = read(os.fsencode(path), size)
-    # memory pressure may drop the pages between the two: then nothing is read, and the usual way does it
+    # memory pressure may drop the pages in between: then nothing is read here, and the usual way is taken
     assert got in (data, None)
     assert read_piece(FileContent(path, size), 0, size, "here") == data
     for other in (size - 1, size + 1):

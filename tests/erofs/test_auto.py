@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`-z auto`: the smallest image that the kernel mounts and the budget allows, the same everywhere."""
+"""`-z auto`: the smallest image that the kernel can mount and the budget allows, the same on every machine."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_smallest_is_taken_and_everything_told(tree: FileTree, tmp_path: Pat
     assert [c for c in choice.candidates if c.why.startswith("chosen")] == [choice.chosen]
     assert all(c.why for c in choice.candidates)
     assert choice.options.compression in ("zstd", "deflate")
-    # the tree is small, so that the sample is all of it
+    # the tree is small, so the sample is all of it
     assert write_image(tree, tmp_path / "i", choice.options.replaced(uuid=bytes(16))).size == choice.chosen.bytes
     assert ours_agree(tmp_path / "i", tree) == []
 
@@ -73,7 +73,7 @@ def test_kernels_bound_it(tree: FileTree, tmp_path: Path, kernel: str, codec: st
 
 
 def test_budgets_bound_it(tree: FileTree, tmp_path: Path) -> None:
-    """By the table, and with no time at all the fastest codec is left."""
+    """By the table; with no time at all, only the fastest codec remains."""
     size = sum(inode.size for _, inode in tree.walk() if inode.is_file)
     taken = {}
     for ns in (0.1, 10, 20, 45):
@@ -95,7 +95,7 @@ def test_a_pcluster_size_is_kept(tree: FileTree, tmp_path: Path) -> None:
 
 
 def test_samples_of_large_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more than asked for, the same each time, and near enough to compare by."""
+    """No more than requested, the same each time, and representative enough for comparison."""
     monkeypatch.setattr(auto, "SAMPLE", 2 << 20)
     tree = FileTree()
     for i in range(300):
@@ -112,7 +112,7 @@ def test_samples_of_large_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_nothing_of_a_trial_is_held_in_the_next(
     tree: FileTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each had up to 17 MB of a real tree's sample, and there are ten of them."""
+    """Each trial used up to 17 MB for a real tree's sample, and there are ten of them."""
     held: list[int] = []
 
     def counted(*arguments: Any) -> ErofsInfo:
@@ -157,7 +157,7 @@ print(mallinfo().hblks - before)
 
 
 def test_large_memory_goes_back_when_it_is_freed(tmp_path: Path) -> None:
-    """Else a third of what a build held was free memory between blocks that its threads used."""
+    """Otherwise a third of a build's memory was free, but scattered between blocks that its threads used."""
     argv = [sys.executable, "-c", KEPT, str(Path(__file__).parent), str(tmp_path)]
     assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "1\n"
 
@@ -238,7 +238,7 @@ def test_a_baselines_options_are_found_in_it(way: dict[str, Any], tmp_path: Path
     assert (found.pcluster_size, found.fragments) == (wanted.pcluster_size, wanted.fragments)
     assert choice.chosen.why.startswith("chosen: gives ") and choice.chosen is choice.candidates[0]
     assert not (tmp_path / "sample").exists()
-    # which is to say: an unchanged tree gives the baseline again
+    # in other words: an unchanged tree gives the baseline again
     write_image(old, tmp_path / "new", found)
     assert (tmp_path / "new").read_bytes() == (tmp_path / "old").read_bytes()
 

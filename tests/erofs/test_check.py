@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the check finds: one defect at a time in a clean image, each named with its place."""
+"""The check's findings: one defect at a time in a clean image, each named with its place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Patch = Callable[["Patient"], None]
 
 
 class Patient:
-    """An image to be harmed."""
+    """An image to damage."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class Patient:
         self.put(offset, (old + value) % (1 << 8 * size), size)
 
     def dirent(self, directory: str, name: str) -> int:
-        """Byte address of an entry."""
+        """Return the byte address of an entry."""
         index = [entry.name.decode() for entry in self.dirents[directory]].index(name)
         return self.addresses[directory] + index * ondisk.DIRENT_SIZE
 
@@ -92,7 +92,7 @@ def test_a_wrong_checksum_is_an_error(patient: Patient) -> None:
 
 
 def swap_entries(p: Patient) -> None:
-    """Exchange the nids and types of "." and "..", which in d differ."""
+    """Exchange the nids and types of "." and "..", which differ in d."""
     one, two = p.dirent("d", "."), p.dirent("d", "..")
     p.data[one : one + 8], p.data[two : two + 8] = p.data[two : two + 8], p.data[one : one + 8]
 
@@ -242,7 +242,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_agrees_with_fsck_on_what_both_check(patient: Patient, oracle: Oracle) -> None:
-    """Where fsck.erofs rejects one of the defects above, so do we: its verdict is asked for each."""
+    """Whichever of the defects above fsck.erofs rejects, we reject too: it is run for each."""
     fsck = oracle("fsck.erofs-1.9")
     clean = bytes(patient.data)
     rejected = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the check adds to fsck.erofs: name filters, block counts, and the share of data that decompresses in place."""
+"""Checks beyond those of fsck.erofs: name filters, block counts, and the share of data that decompresses in place."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_each_obstacle(source: Path, tmp_path: Path, oracle: Oracle) -> None:
         backing, info = image.backing, image.superblock
         stream = len(backing.read(first.address, first.size, "").lstrip(b"\0"))
         margin = (stream >> 8) + 32
-        # where the extent ends decides: exactly the margin before the end of a page is enough
+        # the extent's end decides: exactly the margin before the end of a page is enough
         end = -(-(first.start + first.length) // 4096) * 4096 - margin
         assert obstacle(backing, info, first._replace(length=end - first.start)) is None
         assert obstacle(backing, info, first._replace(length=end + 1 - first.start)) == "margin"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extraction: everything is kept, nothing leaves the destination, a failure leaves nothing."""
+"""Extraction: everything is kept, nothing leaves the destination, a failure leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_owners_are_left_alone_on_request(path: Path, tmp_path: Path) -> None:
 
 
 def hostile(tmp_path: Path, oracle: Oracle, patch: Callable[[bytearray], None]) -> Path:
-    """An image of a symlink "aa" to the directory beside the destination, and of aa2/victim; patched."""
+    """An image with a symlink "aa" to the directory beside the destination, and with aa2/victim; patched."""
     source = tmp_path / "source"
     (source / "aa2").mkdir(parents=True)
     (source / "aa2/victim").write_bytes(b"written through a symlink")
@@ -190,7 +190,7 @@ def test_names_cannot_lead_out(old: bytes, new: bytes, tmp_path: Path, oracle: O
 def test_a_symlink_put_in_the_way_is_not_followed(
     tmp_path: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody replaces a directory by a symlink between its making and its filling."""
+    """A directory is replaced by a symlink between its creation and its filling."""
     image_path = hostile(tmp_path, oracle, lambda data: None)
     mkdir = os.mkdir
 
@@ -208,7 +208,7 @@ def test_a_symlink_put_in_the_way_is_not_followed(
 
 
 def test_a_file_put_in_the_way_is_not_written(tmp_path: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody links a file of another place to the name of a file that is about to be written."""
+    """A file from elsewhere is linked to the name of a file that is about to be written."""
     image_path = hostile(tmp_path, oracle, lambda data: None)
     (tmp_path / "precious").write_bytes(b"precious")
     mkdir = os.mkdir
@@ -233,7 +233,7 @@ def test_symlinks_out_of_the_tree_stay_symlinks(tmp_path: Path, oracle: Oracle) 
 
 
 def test_a_bomb_of_shared_data_is_stopped(tmp_path: Path, oracle: Oracle) -> None:
-    """Two hundred files of 40 MB each out of one packed file of zeros."""
+    """Two hundred files of 40 MB each from one packed file of zeros."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "zeros").write_bytes(bytes(40 << 20))
@@ -262,7 +262,7 @@ def test_a_bomb_of_shared_data_is_stopped(tmp_path: Path, oracle: Oracle) -> Non
 
 
 def test_data_on_extra_devices_counts_as_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image of metadata alone is small, whatever its devices hold."""
+    """An image of metadata alone is small, whatever is on its devices."""
     made = FileTree()
     made.add("file", Inode(0o100644, content=BytesContent(random.Random(1).randbytes(300_000))))
     blob = tmp_path / "blob"

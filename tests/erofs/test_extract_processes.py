@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extraction in forked processes: the same result as from threads, and the same end when something fails."""
+"""Extraction in forked processes: the same result as with threads, and the same end if something fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Oracle = Callable[[str], str]
 
 @pytest.fixture(autouse=True)
 def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Small images are worth a fork here, whatever threads the test runner has; how many shares were forked."""
+    """Forks even for small images, whatever threads the test runner has; yields how many shares were forked."""
     shares: list[int] = []
 
     def counted(parts: list[list[object]], work: Callable[[object], object]) -> object:
@@ -104,7 +104,7 @@ def test_processes_end_with_one_that_is_killed() -> None:
 
 
 def test_a_process_that_is_late_ends_too() -> None:
-    """Its parent was killed before it could ask to be told of that."""
+    """Its parent was killed before the child could ask to be notified of that."""
     script = (
         "import os, signal, time\n"
         "from erofs_edge.erofs import processes\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/fuzz-erofs: it runs what it is told, and keeps the smallest form of what fails or dies."""
+"""tools/fuzz-erofs: it runs what it is told to, and keeps the smallest form of what fails or dies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_campaign_without_findings(tmp_path: Path) -> None:
 
 
 def test_a_campaign_against_fsck(oracle: Callable[[str], str]) -> None:
-    """What `fs check` accepts, fsck.erofs does; a case that has to be told is told."""
+    """fsck.erofs accepts what `fs check` accepts; a case that must be reported is."""
     assert oracle("fsck.erofs-1.9")
     command = [sys.executable, str(TOOL) + "-peer", "--cases", "2", "--seed", "500000"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -53,7 +53,7 @@ def tool() -> dict[str, Any]:
 
 
 def broken_judge(tool: dict[str, Any], what: str) -> None:
-    """A reader that does not like the third inode number of a directory."""
+    """A reader that rejects the third inode number of a directory."""
     real = tool["judge"]
 
     def judge(path: Path, device: Path | None, *, write: bool) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel gate: which options need which kernel, said once and before any work is done."""
+"""The kernel gate: which options need which kernel, reported once and before any work is done."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_no_version(wrong: str) -> None:
 
 
 def test_every_known_incompatible_bit_has_its_version() -> None:
-    """The masks that kernels accept, from their headers (5.4, 5.15, 6.1, 6.12, 6.18)."""
+    """Against the masks that kernels accept, from their headers (5.4, 5.15, 6.1, 6.12, 6.18)."""
     masks = {(5, 4): 0x001, (5, 10): 0x001, (5, 15): 0x007, (6, 1): 0x03F, (6, 12): 0x07F, (6, 18): 0x1FF}
     for version, mask in masks.items():
         for bit in (1 << n for n in range(9)):

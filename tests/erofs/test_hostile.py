@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile images: whatever the bytes say, a result or ErofsFormatError, in bounded time and memory."""
+"""Hostile images: whatever the bytes are, a result or ErofsFormatError, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def bases(tmp_path_factory: pytest.TempPathFactory, oracle: Oracle) -> Callable[
 
 
 def forget_peak() -> int:
-    """Start to measure the peak of this process's memory anew (proc(5), clear_refs); what it has now, in KiB."""
+    """Restart the measurement of this process's peak memory (proc(5), clear_refs). Return its current memory in KiB."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak()
 
 
 def peak() -> int:
-    """The most memory since then, in KiB: other tests of the same process do not count."""
+    """Return the peak since then, in KiB: other tests in the same process do not count."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def survives(path: Path, device: Path | None = None, *, write: bool = True) -> bool:
-    """Use an image in every way; whether the check accepts it."""
+    """Use an image in every way. Return whether the check accepts it."""
     before = forget_peak()
     start = time.process_time()
     accepted = judge(path, device, write=write)
@@ -87,7 +87,7 @@ def test_fields_that_lie(
 
 
 def test_a_case_has_the_right_checksum(bases: Callable[[str], Base]) -> None:
-    """The shortcut that the cases take gives what the whole computation gives."""
+    """The shortcut that cases use gives the result of the full computation."""
     for kind in KINDS[::7]:
         base = bases(kind)
         for seed in range(40):
@@ -96,7 +96,7 @@ def test_a_case_has_the_right_checksum(bases: Callable[[str], Base]) -> None:
 
 
 def fsck_rejects(tool: str, path: Path) -> bool:
-    """The verdict of fsck.erofs --extract; it runs for ever on some sizes, which is no verdict."""
+    """Return the verdict of fsck.erofs --extract; on some sizes it runs for ever, which is no verdict."""
     try:
         return bool(subprocess.run([tool, "--extract", path], capture_output=True, timeout=2, check=False).returncode)
     except subprocess.TimeoutExpired:
@@ -104,7 +104,7 @@ def fsck_rejects(tool: str, path: Path) -> bool:
 
 
 def test_a_pcluster_must_end_where_one_extent_says_so(bases: Callable[[str], Base], tmp_path: Path) -> None:
-    """Of two extents of one pcluster and one length, only the first may leave out its end (found by the campaign)."""
+    """Of two extents of one pcluster with equal lengths, only the first may omit its end (found by the campaign)."""
     base = bases("-zlz4 -b1024 -C8192 -Eztailpacking,dedupe")
     entries = [field.offset for field in base.fields if ".index+" in field.name]
     partial = [at for at in entries if base.data[at : at + 2] == b"\x01\x80"]
@@ -118,7 +118,8 @@ def test_a_pcluster_must_end_where_one_extent_says_so(bases: Callable[[str], Bas
 
 @pytest.mark.parametrize("distance", [ondisk.DELTA_MAX, 0x2008, 0x8002])
 def test_a_distance_that_only_looks_saturated(distance: int, bases: Callable[[str], Base], tmp_path: Path) -> None:
-    """Back to before the file, in a cluster that reading from the start does not need (found by the campaign)."""
+    """It goes back to before the file, in a cluster that reading from the start does not need (found by the
+    campaign)."""
     base = bases("-zlz4 -Elegacy-compress -C16384")
     path = tmp_path / "image"
     entries = [field.offset for field in base.fields if ".index+" in field.name]
@@ -153,7 +154,7 @@ def test_cut_images(data: st.DataObject, bases: Callable[[str], Base], tmp_path:
 
 
 def test_every_superblock_bit(bases: Callable[[str], Base], tmp_path: Path) -> None:
-    """Each bit of the superblock flipped alone, the checksum made right."""
+    """Each bit of the superblock flipped on its own, with a correct checksum."""
     path = tmp_path / "image"
     clean = bases("-zlz4 -C16384 -T1").data
     for bit in range(8 * ondisk.SUPER_SIZE):
@@ -168,7 +169,7 @@ def test_every_superblock_bit(bases: Callable[[str], Base], tmp_path: Path) -> N
 
 
 def test_directories_nested_too_deep_end(tmp_path: Path) -> None:
-    """A chain of directories that each hold the next one, 2100 deep."""
+    """A chain of 2100 directories, each containing the next one."""
     depth = 2100
     inodes = []
     for number in range(depth):
@@ -205,7 +206,7 @@ def test_a_bomb_of_shared_directory_blocks_ends(tmp_path: Path) -> None:
 
 
 def test_a_small_handmade_image_is_clean(tmp_path: Path) -> None:
-    """So that the two above fail for the reason they name."""
+    """So that the two tests above fail for the intended reason."""
     root = directory([(b".", 0, 2), (b"..", 0, 2), (b"d", 1, 2), (b"f", 2, 1)])
     below = directory([(b".", 1, 2), (b"..", 0, 2)])
     inodes = [Made(0o40755, 3, root), Made(0o40755, 2, below), Made(0o100644, 1, block=0, size=5)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels that are new enough, and built without a part of EROFS."""
+"""Kernels that are new enough, but built without a part of EROFS."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The map of an image: every byte once, and a picture of it that is XML whatever the names are."""
+"""The map of an image: every byte once, and a picture of it that is valid XML whatever the names are."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def test_the_picture(source: Path, tmp_path: Path, oracle: Oracle) -> None:
     legend = [text.text or "" for text in root.iter(f"{SVG}text")]
     with Image(path) as image:
         assert all(any(text.startswith(f"{kind}: ") for text in legend) for kind in map_image(image).totals())
-    # no two rectangles share a place, and all of the file is drawn
+    # no two rectangles overlap, and the whole file is drawn
     cells = [(int(r.attrib["y"]), int(r.attrib["x"]), int(r.attrib["width"])) for r in rectangles]
     assert all(a[0] < b[0] or a[1] + a[2] == b[1] for a, b in pairwise(cells))
 
 
 def test_names_and_sizes_of_any_kind() -> None:
-    """Names that XML cannot hold; 100 GiB of regions too small for a cell."""
+    """Names that XML cannot represent; 100 GiB of regions that are too small for a cell."""
     size = 100 << 30
     regions = [Region(0, 1, "inodes", "/a\0<&\udcff\n"), Region(1, size - 5, "plain data", "/b"),
                Region(size - 5, size, "padding", "")]  # fmt: skip

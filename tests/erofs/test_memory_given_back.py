@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that was freed between what is in use goes back to the system when a step says so."""
+"""Freed memory between blocks in use is returned to the system when a step asks for it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RAFS v6: what we write is what Nydus reads, and Linux mounts it with the blobs as devices."""
+"""RAFS v6: Nydus reads what we write, and Linux mounts it with the blobs as devices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tree() -> FileTree:
 
 
 def write(made: FileTree, folder: Path, name: str = "boot", **options: Any) -> tuple[RafsInfo, list[Path]]:
-    """What was written, and the blobs in the order of the devices."""
+    """Write an image. Return the result, and the blobs in the order of the devices."""
     info = write_rafs(made, folder / name, folder, RafsOptions(**options))
     return info, [folder / blob for blob in info.blobs]
 
@@ -72,7 +72,7 @@ def test_our_reader_reads_it(tmp_path: Path, chunk: int) -> None:
 
 @pytest.mark.root
 def test_linux_mounts_it(needs_root: None, tmp_path: Path) -> None:
-    """With the blobs as devices; behind the bootstrap, at their addresses; and as files, without loop devices."""
+    """With the blobs as devices; appended to the bootstrap, at their addresses; and as files, without loop devices."""
     base = small()
     write(base, tmp_path, "base", chunk_size=65536)
     made = tree()
@@ -106,7 +106,7 @@ def test_fsck_erofs_agrees(oracle: Callable[[str], str], tmp_path: Path) -> None
 
 
 def test_the_same_tree_gives_the_same_bytes(tmp_path: Path) -> None:
-    """The bytes are these, which Nydus's rules were held against."""
+    """These are the bytes, which were checked against Nydus's rules."""
     found = []
     for name in ("one", "two"):
         (folder := tmp_path / name).mkdir()
@@ -116,7 +116,7 @@ def test_the_same_tree_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_what_nydus_asks_of_it(tmp_path: Path) -> None:
-    """Its own rules (v6.rs, validate), written down once more and read from the bytes without our structures."""
+    """Nydus's own rules (v6.rs, validate), written again, and applied to the bytes without our structures."""
     write(small(), tmp_path, "base", chunk_size=4096)
     made = small()
     made.add("c", file(noise(20_000, 3)))
@@ -194,7 +194,7 @@ def test_what_a_base_has_is_not_stored_again(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_files_without_content(needs_root: None, tmp_path: Path) -> None:
-    """No blob then, and no count of blocks, which Nydus would refuse."""
+    """Then there is no blob, and no block count, which Nydus would refuse."""
     made = FileTree()
     made.add("empty", file(b""))
     info, blobs = write(made, tmp_path)

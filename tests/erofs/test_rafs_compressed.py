@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with compressed chunks, as Nydus's own builder writes them: decoded into devices, and hostile ones."""
+"""Images with compressed chunks, as Nydus's own builder writes them: decoded into devices; and hostile ones."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ CODECS: dict[str, Codec] = {
 
 
 def compressed(made: FileTree, folder: Path, codec: str, chunk_size: int = 65536) -> Path:
-    """A bootstrap in `folder`, its blob in `folder`/blobs: what we write, its chunks compressed where that pays, packed
-    without gaps; ids, sizes and flags as Nydus has them then."""
+    """Return a bootstrap in `folder`, with its blob in `folder`/blobs: our output, with chunks compressed where that
+    saves space, packed without gaps; ids, sizes and flags are then those of Nydus."""
     (blobs := folder / "blobs").mkdir()
     info, (plain,) = write(made, folder, chunk_size=chunk_size)
     rafs, content = read_rafs(info.path), plain.read_bytes()
@@ -55,7 +55,7 @@ def compressed(made: FileTree, folder: Path, codec: str, chunk_size: int = 65536
         out.write(stored)
     name = hashlib.sha256(out.getvalue()).hexdigest()
     (blob,) = rafs.blobs
-    # a blob whose own table of chunks is elsewhere
+    # a blob whose own chunk table is elsewhere
     features = blob.features | ondisk.BLOB_CHUNK_INFO_V2
     new_blob = blob._replace(
         id=name.encode(), compression=ondisk.COMPRESSIONS.index(codec), stored=out.tell(), features=features,
@@ -103,7 +103,7 @@ def test_chunks_as_large_as_the_format_has(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_blob_that_is_another(codec: str, tmp_path: Path) -> None:
-    """Whatever byte is changed, nothing is written; the same chunk is named by `fs check`."""
+    """Whichever byte is changed, nothing is written; `fs check` names the same chunk."""
     boot = compressed(small(), tmp_path, codec)
     (blob,) = (tmp_path / "blobs").iterdir()
     rafs, good = read_rafs(boot), blob.read_bytes()
@@ -123,7 +123,7 @@ def test_a_blob_that_is_another(codec: str, tmp_path: Path) -> None:
 
 
 def test_sizes_that_lie(tmp_path: Path) -> None:
-    """A stream of more bytes than the table says, and a size that no chunk has: bounded, refused."""
+    """A stream of more bytes than the table says, and a size that no chunk has: bounded and refused."""
     boot = compressed(small(), tmp_path, "gzip")
     rafs = read_rafs(boot)
     number, chunk = next((n, c) for n, c in enumerate(rafs.chunks) if c.flags)
@@ -156,7 +156,7 @@ def test_what_is_not_decoded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the folder for the blobs does not exist"):
         decode_blobs(read_rafs(boot), blobs, tmp_path / "none")
     raw = bytearray(from_nydus())
-    # batches, with the larger table of chunks that they have
+    # batches, with the larger chunk table that they need
     struct.pack_into("<I", raw, 4096 + 84, 0x7000_0021 | ondisk.BLOB_BATCH | ondisk.BLOB_CHUNK_INFO_V2)
     struct.pack_into("<QQ", raw, 4096 + 120, 48, 48)
     boot.write_bytes(raw)
@@ -166,7 +166,7 @@ def test_what_is_not_decoded(tmp_path: Path) -> None:
 
 
 def test_the_digests_of_nydus(tmp_path: Path) -> None:
-    """Its builder has BLAKE3 unless told otherwise."""
+    """Its builder uses BLAKE3 by default."""
     raw, parts = bytearray(from_nydus()), (b"a" * 4096, b"b" * 904)
     packed = [CODECS["zstd"](data) for data in parts]
     for number, (data, stored) in enumerate(zip(parts, packed, strict=True)):
@@ -204,5 +204,5 @@ def test_the_digests_of_nydus(tmp_path: Path) -> None:
     ],
 )
 def test_the_published_values_of_blake3(size: int, digest: str) -> None:
-    """Of the bytes 0 to 250, again and again: BLAKE3's own test vectors."""
+    """Of the bytes 0 to 250, repeated: BLAKE3's own test vectors."""
     assert blake3((bytes(range(251)) * (size // 251 + 1))[:size]).hex() == digest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bootstraps that others made: as Nydus's builder writes them, and hostile ones."""
+"""Foreign bootstraps: as Nydus's builder writes them, and hostile ones."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ SECONDS = 20.0  # of CPU, for one case: most take some milliseconds, on a host w
 
 
 def from_nydus(*, compression: int = 3) -> bytes:
-    """A bootstrap as nydus-image 2.2 lays one out (read from one of its own): the blob table in block 1, inodes from
-    block 3 on with the metadata's address a block before, the superblock's size that of the data, a file of two
-    chunks whose EROFS chunk is larger than the image's, a chunk table in block 4, and a device address at 2 MiB."""
+    """A bootstrap with the layout of nydus-image 2.2 (taken from one that it made): the blob table in block 1, inodes
+    from
+    block 3 on with the metadata's address one block earlier, the data's size in the superblock, a file of two chunks
+    whose EROFS chunk is larger than the image's, a chunk table in block 4, and a device address at 2 MiB."""
     data = bytearray(5 * BLOCK)
 
     def put(at: int, form: str, *values: object) -> None:
@@ -116,7 +117,7 @@ WRONG = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
-    """(a bootstrap of ours, its blob)"""
+    """Return (a bootstrap of ours, its blob)."""
     folder = tmp_path_factory.mktemp("rafs")
     info, (blob,) = write(small(), folder, chunk_size=4096)
     return info.path.read_bytes(), blob
@@ -193,7 +194,8 @@ def test_what_a_blob_says_of_itself(made: tuple[bytes, Path], tmp_path: Path) ->
 
 
 def test_whatever_the_bytes_say(made: tuple[bytes, Path], tmp_path: Path) -> None:
-    """Every 32-bit word of the superblocks, slots and tables with values that hurt: a report or an error, soon."""
+    """Every 32-bit word of the superblocks, slots and tables gets harmful values: the result is a report or an error,
+    soon."""
     boot = tmp_path / "boot"
     table = len(made[0]) - BLOCK
     places = [*range(1024, 1540, 4), *range(BLOCK, BLOCK + 256, 4), *range(2 * BLOCK, 2 * BLOCK + 640, 4)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our reader on images of three generations of mkfs.erofs, compared strictly with the source tree."""
+"""Our reader on images by three generations of mkfs.erofs, compared strictly with the source tree."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that mkfs.erofs makes with the codecs besides LZ4."""
+"""Images that mkfs.erofs makes with codecs other than LZ4."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_statistics(path: Path, dumped: Callable[..., str]) -> None:
 
 
 def test_size_distributions_are_those_of_dump_erofs(path: Path, dumped: Callable[..., str]) -> None:
-    """It counts "long" and its two further names as three files, and the packed inode by what it stores."""
+    """dump.erofs counts "long" and its two other names as three files, and the packed inode by its stored size."""
     theirs = dumped("-S").split("distribution:\n")
     with Image(path) as image:
         ours = statistics(image)

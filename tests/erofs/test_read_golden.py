@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden bytes: a whole image of 8 KiB, and cluster indexes, with what they mean worked out by hand."""
+"""Golden bytes: a whole image of 8 KiB, and cluster indexes, with their meaning worked out by hand."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_tiny_image(tmp_path: Path) -> None:
 
 
 def test_data_without_zero_padding(tmp_path: Path) -> None:
-    """Before Linux 5.4 the stream stood at the start of its block, and the superblock held the distance only."""
+    """Before Linux 5.4 the stream was at the start of its block, and the superblock had only the distance."""
     data = bytearray(tiny())
     data[0x450:0x454] = bytes(4)
     stream = bytes(data[4096:]).lstrip(b"\0")
@@ -107,11 +107,11 @@ INDEX_2B = (
 )
 """compact index of a file of 491520 bytes at byte 0x528: 300000 compressible, 30000 not, the rest again"""
 EXTENTS_2B = [(0, 1, 4), (25469, 5, 4), (51823, 9, 4), (78208, 13, 4), (104535, 17, 4), (130740, 21, 4)]
-"""(first byte, first block, blocks) of the first ones, as dump.erofs prints them"""
+"""(first byte, first block, blocks) of the first extents, as dump.erofs prints them"""
 
 
 def mapped(tmp_path: Path, index: bytes, inode: DiskInode, advise: int = 7) -> tuple[Backing, SuperInfo, DiskInode]:
-    """An image of 1 MiB in which `index` follows the map header at byte 0x520."""
+    """Return an image of 1 MiB in which `index` follows the map header at byte 0x520."""
     data = bytearray(1 << 20)
     data[0x520:0x528] = ondisk.MAP_HEADER.pack(0, advise, 0, 0)
     data[0x528 : 0x528 + len(index)] = index
@@ -207,7 +207,7 @@ def test_a_second_head_type_and_partial_extents(tmp_path: Path) -> None:
 
 
 def test_holes_of_either_form(tmp_path: Path) -> None:
-    """The bit in the head (Linux 7), whatever block and count follow it, and a pcluster of no blocks."""
+    """The bit in the head (Linux 7), whatever block and count follow it, and a pcluster of zero blocks."""
     layout = ondisk.LAYOUT_COMPRESSED_FULL
     long = 4000  # clusters: more than an extent of data may have
     first = [(HEAD | 0x4000, 0, 0xFFFFFFFF), (NONHEAD, 0, 0x801)]

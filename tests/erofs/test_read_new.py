@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came after the first releases: 48-bit addresses, encoded extents, metabox, extra devices, large clusters."""
+"""Features added after the first releases: 48-bit addresses, encoded extents, metabox, extra devices, large
+clusters."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def expected(source: Path) -> FileTree:
 
 @pytest.mark.parametrize("options", NEWEST)
 def test_reads_the_newest_forms(options: str, source: Path, expected: FileTree, tmp_path: Path, oracle: Oracle) -> None:
-    """Compact inodes of 48-bit images keep the seconds of a time only, and mkfs.erofs wraps those before 1970."""
+    """Compact inodes of 48-bit images keep only the seconds of a time, and mkfs.erofs wraps those before 1970."""
     path = mkfs(oracle("mkfs.erofs-1.9"), tmp_path / "image", source, options.split())
     with Image(path) as image:
         tree = image.tree()
@@ -103,7 +104,7 @@ def test_data_on_another_device(
 
 
 def test_devices_behind_the_image_itself(source: Path, expected: FileTree, tmp_path: Path, oracle: Oracle) -> None:
-    """As kernels read an image that is given without its devices: all of it is one device."""
+    """As kernels read an image that is given without its devices: everything is one device."""
     blob = tmp_path / "blob"
     blob.touch()
     path = mkfs(oracle("mkfs.erofs-1.9"), tmp_path / "image", source, ["--chunksize=4096", f"--blobdev={blob}"])
@@ -130,7 +131,7 @@ def test_devices_that_overlap_are_refused(source: Path, tmp_path: Path, oracle: 
 
 
 def tabled(tmp_path: Path, record: int, table: bytes, size: int, *, advise: int = 0, bits: int = 0) -> list[Extent]:
-    """The extents of a file whose table follows the map header at byte 0x520; each from any byte of it."""
+    """Return the extents of a file whose table follows the map header at byte 0x520, checked from any byte of each."""
     data = bytearray(1 << 20)
     count = len(table) // record
     form = {4: 0, 8: 2, 16: 4, 32: 6}[record]
@@ -154,7 +155,7 @@ LZ4 = 1 << 28
 
 
 def test_extent_records_of_four_bytes(tmp_path: Path) -> None:
-    """One start, then encoded sizes: the pclusters lie one after the other."""
+    """One start, then encoded sizes: the pclusters are contiguous."""
     table = (0x3001).to_bytes(8, "little") + b"".join((LZ4 | n).to_bytes(4, "little") for n in (700, 4096, 33))
     assert [tuple(extent)[:5] for extent in tabled(tmp_path, 4, table, 20_000, bits=1)] == [
         (0, 8192, Kind.ENCODED, 0x3001, 700),
@@ -164,7 +165,7 @@ def test_extent_records_of_four_bytes(tmp_path: Path) -> None:
 
 
 def test_extent_records_of_eight_bytes(tmp_path: Path) -> None:
-    """Each with an address; a size of 0 is a hole, an address of raw bytes needs no alignment."""
+    """Each with an address; a size of 0 is a hole, and raw data needs no alignment."""
     records = [(LZ4 | 1 << 27 | 700, 0x9000), (0, 0), (4096, 0x777)]
     table = b"".join(a.to_bytes(4, "little") + b.to_bytes(4, "little") for a, b in records)
     first, hole, last = tabled(tmp_path, 8, table, 10_000, advise=ondisk.ADVISE_INTERLACED_PCLUSTER)
@@ -283,7 +284,7 @@ def test_sizes_of_48_bits(tmp_path: Path) -> None:
 
 
 def test_very_many_devices_are_found_fast(tmp_path: Path) -> None:
-    """65535 devices that are not there: a read must not look at each of them."""
+    """65535 devices that do not exist: a read must not look at each of them."""
     count = 65535
     slot = [(ondisk.DEVICE_SLOT.pack(b"", 1, 1000 + 2 * number, 0, 0)) for number in range(count)]
     table = b"".join(slot)

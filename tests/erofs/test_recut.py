@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cutting what is not changed as an older image has it gives that cut again, however that one came about."""
+"""Recutting unchanged data like an older image gives the same cuts again, however the old ones came about."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from erofs_edge.tree import FileTree
 
 
 class Found(NamedTuple):
-    """An extent as an image has it: raw ones have one block each."""
+    """An extent as it is in an image: raw ones have one block each."""
 
     old: OldExtent
     stored: bytes
 
 
 def as_found(segment: Segment, data: bytes, block_size: int) -> list[Found]:
-    """What the reader says of a segment."""
+    """Return what the reader says about a segment."""
     found, at = [], 0
     for extent, chunk in zip(segment.extents, segment.chunks, strict=True):
         step = block_size if extent.raw and extent.blocks else extent.length
@@ -46,7 +46,7 @@ def as_found(segment: Segment, data: bytes, block_size: int) -> list[Found]:
 
 
 def cut_after(cutter: Cutter, data: bytes, old: list[Found], tails: Tails) -> list[Found]:
-    """`data` cut as far as possible as `old` is."""
+    """Cut `data` like `old`, as far as possible."""
     anchors = unchanged([one.old for one in old], data, 0)
     segment = cutter.recut(data, tails, anchors) if anchors else cutter.cut(data, tails)
     return as_found(segment, data, cutter.rules.block_size)
@@ -56,7 +56,7 @@ TEXTS = [text(5000, number) for number in range(20)]
 
 
 def stretches(rng: random.Random, size: int) -> bytes:
-    """Text, noise, zeros and repetitions."""
+    """Return text, noise, zeros and repetitions."""
     out = bytearray()
     while len(out) < size:
         length, at = rng.choice([50, 300, 1000, 3000, 5000]), rng.randrange(len(out) + 1)
@@ -65,7 +65,7 @@ def stretches(rng: random.Random, size: int) -> bytes:
 
 
 def changed(rng: random.Random, data: bytes) -> bytes:
-    """Other bytes somewhere, fewer or more of them at the end."""
+    """Replace bytes somewhere, or add or remove some at the end."""
     at, length = rng.randrange(len(data)), rng.choice([1, 100, 1000, 4000])
     new = rng.choice([rng.randbytes(length), bytes(length), stretches(rng, length)])
     kind = rng.randrange(3)
@@ -108,7 +108,7 @@ def test_blocks_that_do_not_compress_before_an_inline_end(name: str, hard: int, 
 
 
 def test_nothing_else_ends_where_an_inline_end_starts() -> None:
-    """What did would be taken for the whole blocks of an end that was split when it is cut again."""
+    """Otherwise recutting would take it for the whole blocks of a split end."""
     old = Anchors([(0, 100, False), (300, 700, False)], 900, inline=700)
     assert [old.target(at, 128) for at in (0, 200, 299, 300)] == [100, 900, 900, 700]
     assert old.known_end(300) == 700
@@ -118,7 +118,7 @@ def test_nothing_else_ends_where_an_inline_end_starts() -> None:
 @pytest.mark.parametrize("ztailpacking", [True, False])
 @pytest.mark.parametrize("size", [100, 3000, 4096, 8192])
 def test_a_packed_inode_made_anew_keeps_nothing(size: int, ztailpacking: bool, tmp_path: Path) -> None:
-    """With the gap that the first file leaves it is compressed, without it flat; the tails that they have differ."""
+    """With the gap that the first file leaves it is compressed, without it flat; their tails differ."""
     tree = FileTree()
     tree.add("a", file(text(5000)))
     tree.add("b", file(noise(size)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extents that were met: no index is searched twice for them, and memory stays bounded."""
+"""Remembered extents: no index is searched twice for them, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = 1000
 
 
 def file_of(random: Random) -> list[Extent]:
-    """The extents of a file of SIZE bytes."""
+    """Return the extents of a file of SIZE bytes."""
     cuts = [0, *sorted(random.sample(range(1, SIZE), 20)), SIZE]
     return [Extent(start, end - start, Kind.RAW, start) for start, end in pairwise(cuts)]
 
@@ -43,7 +43,7 @@ def test_any_order_of_reads_meets_the_same_extents(limit: int) -> None:
 
 
 def test_small_reads_search_the_index_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a file that is read byte by byte, and of the packed inode by many small files."""
+    """For a file that is read byte by byte, and for the packed inode read by many small files."""
     root = Inode(0o040755)
     words = [f"{number}: {number * number}\n".encode() for number in range(400)]
     for number, word in enumerate(words):

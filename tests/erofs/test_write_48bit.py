@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""48-bit addresses: the forms of Linux 6.15 where asked for, and by themselves where a block number needs them."""
+"""48-bit addresses: the forms of Linux 6.15 if requested, and automatically if a block number needs them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def times_tree() -> FileTree:
 
 @pytest.mark.root
 def test_compact_inodes_keep_their_times(needs_root: None, tmp_path: Path) -> None:
-    """Seconds from the earliest time on, as far as 32 bits reach, with the image's own fraction."""
+    """Seconds from the earliest time on, within 32 bits, with the image's own fraction."""
     tree = times_tree()
     write(tree, image := tmp_path / "i", wide=True)
     with Image(image) as opened:
@@ -98,7 +98,7 @@ def test_the_image_s_own_time_may_be_the_earliest(tmp_path: Path) -> None:
 
 
 def test_it_is_smaller_where_times_differ_and_clusters_are_large(tmp_path: Path) -> None:
-    """Compact inodes, and 16 bytes an extent instead of 2 a block."""
+    """Compact inodes, and 16 bytes per extent instead of 2 per block."""
     tree = FileTree()
     for i in range(200):
         tree.add(f"{i}", file(text(400_000 if i < 5 else 10, i), mtime_ns=i * NS))
@@ -107,7 +107,7 @@ def test_it_is_smaller_where_times_differ_and_clusters_are_large(tmp_path: Path)
 
 
 def test_golden_bytes(tmp_path: Path) -> None:
-    """The table of a file of two pclusters and a raw tail, byte for byte as struct z_erofs_extent has it."""
+    """The table of a file with two pclusters and a raw tail, byte for byte as struct z_erofs_extent defines it."""
     extents = [Extent(70_000, 16, False), Extent(9_000, 1, False, place=77, partial=True), Extent(1_000, 1, True)]
     table = build_table(extents, 80_000, Site(12, FAR + 5, position=40, algorithm=ondisk.ALGORITHM_ZSTD))
     assert table.hex(" ", 4) == (
@@ -141,7 +141,7 @@ def extent_lists(draw: st.DrawFn) -> list[Extent]:
 def test_tables_say_what_they_were_made_of(
     extents: list[Extent], first: int, position: int, algorithm: int, fragment: bool
 ) -> None:
-    """Read by hand: each record's bytes follow the one before, and stand where the extents do."""
+    """Read by hand: each record's bytes follow the previous one, and the extents are where it says."""
     offset = 1 << 40 | 12345 if fragment else -1
     size = sum(extent.length for extent in extents)
     table = build_table(extents, size, Site(12, first, position, fragment=offset, algorithm=algorithm))
@@ -168,7 +168,7 @@ def test_tables_say_what_they_were_made_of(
 
 
 class Gap(Sink):
-    """Behind the first blocks it leaves out so many bytes that everything else is far away; they are a hole."""
+    """Skips so many bytes after the first blocks that everything else is far away; they are a hole."""
 
     skipped = False
 
@@ -194,7 +194,7 @@ def far_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def far_tree() -> FileTree:
-    """Data in front of block 2**32, across it, and behind; directories and links behind."""
+    """Data before block 2**32, across it, and after it; directories and links after it."""
     tree = FileTree()
     tree.add("near", file(noise(9 * BLOCK, 1)))
     for i in range(6):
@@ -276,7 +276,7 @@ def test_what_cannot_name_a_far_block_says_so(tmp_path: Path, monkeypatch: pytes
 
 
 def test_block_of_all_ones_is_no_hole() -> None:
-    """Number 2**32 - 1 would be one in 32 bits: told with the upper bits, which are zero."""
+    """Number 2**32 - 1 would be a hole in 32 bits: the upper bits, which are zero, tell the difference."""
     node = Node(file(bytes(4096)), b"/f", 2, None, size=4096)
     node.i_u = ondisk.NULL_ADDR
     form, _, _, high, *_ = ondisk.COMPACT_INODE.unpack(encode_inode(node))
@@ -293,7 +293,7 @@ def test_block_of_all_ones_is_no_hole() -> None:
     st.lists(st.one_of(st.just(HOLE), st.integers(0, (1 << 48) - 1)), min_size=1, max_size=30), st.integers(0, 65535)
 )
 def test_chunk_tables_of_any_address(blocks: list[int], device: int) -> None:
-    """The short form, indexes, or indexes of 48 bits: whichever it is, it says the same."""
+    """The short form, indexes, or 48-bit indexes: all give the same result."""
     node = Node(file(bytes(len(blocks) * 4096)), b"/f", 2, None)
     features = set_table(node, [b if b == HOLE else device << DEVICE_SHIFT | b for b in blocks], 4096, 12)
     wide = bool(node.i_u & ondisk.CHUNK_48BIT)
@@ -315,7 +315,7 @@ def test_chunk_tables_of_any_address(blocks: list[int], device: int) -> None:
 
 
 def test_hostile_fields(tmp_path: Path) -> None:
-    """Each upper half, set where it should not be or to what is not there."""
+    """Each upper half, set where it should not be or to something that does not exist."""
     tree = FileTree()
     tree.add("f", file(noise(9_000, 1)))
     write(tree, tmp_path / "i", wide=True, compression="none")

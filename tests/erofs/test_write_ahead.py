@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compressed before the tree is known changes nothing but the time when it is done."""
+"""Compressing files before the tree is complete changes only when the work is done."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = 20_000  # bytes that count as large here
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files of all kinds, around the size from which on they are started, one of more than a piece among them."""
+    """Files of all kinds, around the size from which on they are started early, and one larger than a piece."""
     monkeypatch.setattr(ahead, "LARGE", SMALL)
     monkeypatch.setattr(pipeline, "BATCH", 100_000)
     top = tmp_path / "tree"
@@ -120,7 +120,7 @@ def piece_of(content: FileContent, offset: int = 0) -> Piece:
 
 
 def test_what_is_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large files of the host, one of each size, until there is enough; each piece is given away once."""
+    """Large files of the host, one of each size, until there is enough; each piece is handed out once."""
     monkeypatch.setattr(ahead, "may_fork", lambda: False)
     one = FileContent(str(folder / "a/f0"), 300_001)
     large = FileContent(str(folder / "z/large"), PIECE + 123_457)

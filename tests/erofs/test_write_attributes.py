@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes: shared or not, long prefixes, the name filter; ACLs and capabilities pass through."""
+"""Attributes: shared or not, long prefixes, the name filter; ACLs and capabilities are preserved."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_filter_and_the_prefixes_are_announced(tmp_path: Path) -> None:
 
 
 def test_long_prefixes_beside_a_packed_inode_need_a_newer_kernel(tmp_path: Path) -> None:
-    """Before 6.17 kernels look for the table in the packed inode where there is one."""
+    """Before 6.17, kernels look for the table in the packed inode if there is one."""
     options: dict[str, Any] = {"xattr_prefixes": PREFIXES, "fragments": "all", "pcluster": 65536}
     assert write(tree(), tmp_path / "i", **options).minimum_kernel == (6, 17)
     assert write(tree(), tmp_path / "i", xattr_prefixes=PREFIXES).minimum_kernel == (6, 4)
@@ -118,7 +118,7 @@ def test_no_attributes_at_all(tmp_path: Path) -> None:
 
 
 def test_more_attributes_than_one_inode_can_share(tmp_path: Path) -> None:
-    """What nobody refers to is not stored as shared."""
+    """What no inode refers to is not stored as shared."""
     made = FileTree()
     many = {b"user.%03d" % number: b"v" for number in range(300)}
     made.add("a", file(b"", xattrs=many))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images on bases: what those hold is not stored again, and everyone sees the whole tree."""
+"""Images on bases: what is in those is not stored again, and all readers see the whole tree."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def test_only_what_is_new_is_stored(needs_root: None, tmp_path: Path, way: dict[
 def test_fsck_agrees_where_each_chunk_names_its_device(
     oracle: Callable[[str], str], needs_root: None, tmp_path: Path, blob: bool
 ) -> None:
-    """fsck.erofs 1.9.4 looks for flat and compressed data of the common address space in the image itself, and cuts
-    files that end in a hole."""
+    """fsck.erofs 1.9.4 looks for flat and compressed data of the common address space in the image itself, and
+    truncates files that end in a hole."""
     tree, more = FileTree(), FileTree()
     for i in range(20):
         tree.add(f"{i}", file(noise(5_000 * i + 1, i)))
@@ -103,7 +103,7 @@ def test_fsck_agrees_where_each_chunk_names_its_device(
 
 @pytest.mark.root
 def test_three_layers(needs_root: None, tmp_path: Path) -> None:
-    """base + vendor + app; each is mounted with what it needs, and with nothing else."""
+    """base + vendor + app; each is mounted with the devices it needs, and no others."""
     trees = [FileTree(), FileTree(), FileTree()]
     for i in range(30):
         for tree in trees[i // 10 :]:
@@ -125,7 +125,7 @@ def test_three_layers(needs_root: None, tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_versions_as_chunks_store_what_changed(needs_root: None, tmp_path: Path) -> None:
-    """A file of which a block changed shares all others, also with two versions before."""
+    """A file in which one block changed shares all others, also with the version before the last."""
     data = bytearray(noise(100 * BLOCK, 5))
     made: list[Path] = []
     for version in range(3):
@@ -142,13 +142,14 @@ def test_versions_as_chunks_store_what_changed(needs_root: None, tmp_path: Path)
         assert own_differences(image, info.devices, tree) == []
         assert mounted_differences(image, info.devices, tree) == []
         made += [image, blob]
-    # images of metadata alone are no device of those that come after
+    # images of metadata alone are not used as devices of later ones
     assert [path.name for path in info.devices] == ["2.blob", "1.blob", "0.blob"]
 
 
 @pytest.mark.root
 def test_a_file_is_device_enough_for_newer_kernels(needs_root: None, tmp_path: Path) -> None:
-    """Mounted by the system call; mount(8) would make a loop device of the image, which wants others beside it."""
+    """Mounted by the system call; mount(8) would make a loop device of the image, which requires block devices for the
+    others."""
     base, image = tmp_path / "base", tmp_path / "i"
     write(old_tree(), base, compression="lz4")
     write(new_tree(), image, compression="lz4", bases=(base,))
@@ -174,7 +175,7 @@ def test_the_same_whatever_the_jobs(tmp_path: Path) -> None:
 
 
 def test_golden_device_table(tmp_path: Path) -> None:
-    """The base's UUID as text, its blocks, and the image's blocks as where they are numbered from."""
+    """The base's UUID as text, its blocks, and the image's blocks as the start of its numbers."""
     tree = FileTree()
     tree.add("f", file(noise(10 * BLOCK, 1)))
     base = write(tree, tmp_path / "base", compression="none", uuid=bytes(range(16)))
@@ -256,7 +257,7 @@ def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: di
 
 @pytest.mark.root
 def test_devices_beyond_32_bits(needs_root: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A base of more than 2**32 blocks, nearly all of it a hole: its files are named by 48 bits, in every form."""
+    """A base of more than 2**32 blocks, nearly all of it a hole: its files need 48-bit addresses, in every form."""
     tree, more = FileTree(), FileTree()
     for i in range(4):
         for made in (tree, more):
@@ -316,7 +317,8 @@ def test_any_two_trees_through_the_kernel(
 
 
 def test_hostile_bases_end_in_errors_of_ours(tmp_path: Path) -> None:
-    """Every field of inodes and tables of a base set to nonsense: an error, or an image that reads as it should."""
+    """Every field of a base's inodes and tables set to nonsense: an ErofsEdgeError, or an image that reads
+    correctly."""
     import random
 
     from mutate import fields, seal, value
@@ -357,7 +359,7 @@ def test_hostile_bases_end_in_errors_of_ours(tmp_path: Path) -> None:
 
 
 def test_addresses_until_they_are_settled() -> None:
-    """A device that nothing is on gets no number, and those behind it move up."""
+    """An unused device gets no number, and later ones move up."""
     devices = [Device(Path(name), name.encode(), 100) for name in "abc"]
     loans = Loans(devices, WriteOptions())
     node = Node(file(bytes(8192)), b"/f", 2, None, size=8192)

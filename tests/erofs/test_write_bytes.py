@@ -36,7 +36,7 @@ def tiny_tree() -> FileTree:
 
 
 def test_tiny_image_is_the_one_of_mkfs(tmp_path: Path) -> None:
-    """mkfs.erofs 1.9.4 -zlz4 -C4096 -T1000000 -U 00112233-… --all-root on the same tree."""
+    """Made by mkfs.erofs 1.9.4 -zlz4 -C4096 -T1000000 -U 00112233-… --all-root from the same tree."""
     image = written(
         tiny_tree(), tmp_path, compression="lz4", epoch=1_000_000, times="fixed", uuid=UUID.bytes, all_root=True
     )
@@ -75,7 +75,7 @@ GOLDEN_PACKS = [(8, 8), (16, 8), (24, 8), *[(32 + 32 * i, 32) for i in range(7)]
 
 
 def _golden_extents() -> list[Extent]:
-    """Decoded from the packs: (lcluster, offset, blocks) of each head; zero blocks for raw ones."""
+    """Decode the packs: (lcluster, offset, blocks) of each head; zero blocks for raw ones."""
     heads = [(0, 0, 4), (6, 893, 4), (12, 2671, 4), (19, 384, 4), (25, 2135, 4), (31, 3764, 4), (38, 1393, 4),
              (44, 3122, 4), (51, 806, 4), (57, 2430, 4), (63, 4056, 4), (70, 2599, 4), (75, 2674, 0), (76, 2674, 0),
              (77, 2674, 0), (78, 2674, 4), (86, 3068, 4), (98, 3146, 4), (110, 3086, 4)]  # fmt: skip
@@ -102,7 +102,7 @@ def test_one_pack_without_big_pclusters() -> None:
 def test_the_index_of_a_single_extent(
     bits: int, lclusters: int, rest: int, blocks: int, first_block: int, eighths: int
 ) -> None:
-    """It comes from a known one with other numbers, and is what is made for any extents."""
+    """It is derived from a known one by changing numbers, and equals what is made for any extents."""
     size = (lclusters << bits) - rest % (1 << bits)
     extents = [Extent(size, blocks, False)]
     known = build_index(extents, size, Site(bits, first_block, 8 * eighths), big=True, inline=7)
@@ -195,7 +195,7 @@ def test_names_without_a_prefix_are_refused() -> None:
 @pytest.mark.oracle
 @pytest.mark.parametrize("arguments", ["-zlz4 -C4096", "-zlz4hc,9 -C65536", "-zlz4hc,12 -C16384", "-zlz4 -C65536"])
 def test_cut_as_mkfs_cuts(oracle: Callable[[str], str], tmp_path: Path, arguments: str) -> None:
-    """The same extents, stored alike, for every file; data that looks compressed is left out, we skip it sooner."""
+    """The same extents, stored alike, for every file except data that looks compressed, which we skip sooner."""
     source = tmp_path / "src"
     source.mkdir()
     tree = FileTree()

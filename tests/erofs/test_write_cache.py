@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compression cache: what is damaged is a miss, what is shared stays whole, what is old goes."""
+"""The compression cache: damaged entries are misses, shared ones stay complete, old ones are removed."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_torn_index_is_mended(tmp_path: Path) -> None:
 
 
 def test_bytes_without_a_record_do_no_harm(tmp_path: Path) -> None:
-    """What a kill between payload and record leaves, in a new pack and in an old one."""
+    """Such bytes remain after a kill between payload and record, in a new pack and in an old one."""
     (tmp_path / "00000007.pack").write_bytes(b"x" * 100)
     fill(tmp_path, range(5))
     assert found(tmp_path, range(5)) == list(range(5))
@@ -163,7 +163,7 @@ def test_an_unusable_cache_fails_no_build(tmp_path: Path) -> None:
 
 
 def test_a_payload_of_other_content_is_not_used(tmp_path: Path) -> None:
-    """Even a well-formed entry under the right key must fit the content."""
+    """Even a well-formed entry with the right key must match the content."""
     tree = rich_tree()
     write(tree, tmp_path / "plain")
     cache = CompressionCache(tmp_path / "c")

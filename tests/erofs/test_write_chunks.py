@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunk-based files: equal chunks once, holes not at all, tables as short as can be, an extra device."""
+"""Chunk-based files: equal chunks are stored once, holes not at all; tables are as short as possible; an extra
+device."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def tree() -> FileTree:
 
 
 def without_zeros() -> FileTree:
-    """fsck.erofs 1.9 extracts a file that is one hole with no bytes where its table has the longer form, also one by
+    """fsck.erofs 1.9 extracts a file that is one hole as empty if its table has the longer form, also one by
     mkfs.erofs."""
     made = tree()
     made.remove("d0/zeros")
@@ -128,7 +129,7 @@ def test_a_device_with_nothing_on_it_can_be_mounted(tmp_path: Path) -> None:
 
 
 def test_the_uuid_follows_the_other_device(tmp_path: Path) -> None:
-    """Two trees whose difference lies there alone."""
+    """Two trees that differ only there."""
     uuids = set()
     for seed in (1, 2):
         made = FileTree()

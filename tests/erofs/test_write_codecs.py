@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with zstd, deflate and MicroLZMA, and with several codecs by rules of paths."""
+"""Images with zstd, deflate and MicroLZMA, and with several codecs by path rules."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random combinations of trees, options and updates (drawn.py); `tools/fuzz-writer` tries as many as asked for."""
+"""Random combinations of trees, options and updates (drawn.py); `tools/fuzz-writer` tries any number of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from drawn import wrong
 
 STEP = 10  # seeds of one test
 FOUND = (30, 92, 119, 211, 278, 308, 386, 635, 686, 1007)
-"""seeds that were findings once: fs build lost data or wrote images that nobody could read"""
+"""seeds that once were findings: fs build lost data or wrote unreadable images"""
 
 
 @pytest.mark.parametrize("first", range(1010, 1050, STEP))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files compressed in forked processes: the same bytes as from threads, and a clean end when something fails."""
+"""Files compressed in forked processes: the same bytes as with threads, and a clean end if something fails."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ LZ4 = WriteOptions(compression="lz4", pcluster=16384, jobs=2)
 
 @pytest.fixture(autouse=True)
 def crews(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Crew]]:
-    """Small trees are worth processes here, whatever threads the test runner has; those that were there. None of them
-    may be left in the end."""
+    """Forks even for small trees, whatever threads the test runner has; yields the processes. None may be left in the
+    end."""
     made: list[Crew] = []
     pids: list[int] = []
 
@@ -60,7 +60,7 @@ def crews(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Crew]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of all kinds, equal ones, and more than a task of small ones."""
+    """Files of all kinds, equal ones, and more small ones than a task takes."""
     top = tmp_path_factory.mktemp("source") / "tree"
     (top / "small").mkdir(parents=True)
     files = [text(300_001, 1), mixed(200_003, 2), noise(190_000, 3), b"\x1f\x8b\x08" + noise(70_001, 4), bytes(50_000)]
@@ -153,7 +153,7 @@ def test_results_that_do_not_fit(folder: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_memory_that_ends(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process could not put there as a whole is done here."""
+    """What a process could not store completely is done in this one."""
     whole = os.pwritev
 
     def half(file: int, buffers: list[bytes], at: int) -> int:
@@ -214,7 +214,7 @@ def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
 
 
 def in_processes(monkeypatch: pytest.MonkeyPatch, what: Any) -> None:
-    """Let the processes, not this one, do something when they get their first piece."""
+    """Make the processes, not this one, do something when they get their first piece."""
     store = HeadStart._store
 
     def broken(self: HeadStart, piece: Piece) -> Stored:
@@ -317,7 +317,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_process_at_work_ends_with_its_parent(tmp_path: Path) -> None:
-    """It need not have done what it was given: that would keep the pipe that is read here for an hour."""
+    """Even with its task unfinished, which would otherwise keep the pipe open for an hour."""
     (tmp_path / "file").write_bytes(b"x")
     argv = [sys.executable, "-c", ASLEEP, str(tmp_path / "file")]
     done = subprocess.run(argv, stdout=subprocess.PIPE, timeout=120, check=False)
@@ -331,7 +331,7 @@ def as_it_is(piece: Piece) -> Stored:
 
 
 def test_the_last_process_waits_for_the_caller(tmp_path: Path) -> None:
-    """With one process that is the only one: nothing is done until the caller has nothing else to do."""
+    """If that is the only process, nothing is done until the caller has nothing else to do."""
     path = tmp_path / "file"
     path.write_bytes(noise(UNIT, 1))
     node = Node(Inode(0o100644, content=FileContent(path, UNIT)), b"/file", 0, None, size=UNIT)
@@ -348,7 +348,7 @@ def test_the_last_process_waits_for_the_caller(tmp_path: Path) -> None:
 
 
 def test_memory_goes_back_when_there_are_no_more_tasks(tmp_path: Path) -> None:
-    """All but that of results which somebody still has."""
+    """Except that of results still in use."""
     path = tmp_path / "file"
     path.write_bytes(noise(UNIT, 1))
     node = Node(Inode(0o100644, content=FileContent(path, UNIT)), b"/file", 1, None, size=UNIT)

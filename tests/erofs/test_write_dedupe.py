@@ -29,7 +29,7 @@ def blocks_of(image: Image, path: str) -> list[tuple[int, int]]:
 def test_equal_files_have_one_set_of_blocks(tmp_path: Path, compression: dict[str, Any]) -> None:
     tree = FileTree()
     for i in range(5):
-        # other times and attributes: inodes of other sizes, so indexes of another alignment
+        # different times and attributes give inodes of different sizes, and so indexes of different alignment
         tree.add(f"{i}", file(mixed(300_000), mtime_ns=i // 2, xattrs={b"user.x": b"v" * (i * 7)} if i else {}))
     plain = write(tree, tmp_path / "plain", **compression)
     info = write(tree, tmp_path / "i", dedupe=True, **compression)
@@ -45,7 +45,7 @@ def test_equal_files_have_one_set_of_blocks(tmp_path: Path, compression: dict[st
     ("options", "bit"), [({"compression": "none"}, 0), ({"compression": "lz4"}, INCOMPAT_DEDUPE)], ids=str
 )
 def test_only_shared_pclusters_need_the_bit(tmp_path: Path, options: dict[str, Any], bit: int) -> None:
-    """Nor does the option alone."""
+    """The option alone does not need it."""
     tree = FileTree()
     tree.add("a", file(text(90_000)))
     tree.add("raw-a", file(noise(90_000)))
@@ -64,7 +64,7 @@ def test_only_shared_pclusters_need_the_bit(tmp_path: Path, options: dict[str, A
 @pytest.mark.oracle
 @pytest.mark.parametrize("first", [0, 3500])
 def test_tails_of_flat_files_find_their_place(needs_root: None, oracle: Oracle, tmp_path: Path, first: int) -> None:
-    """A tail may be inline in one file and have no room in the other: then there is a copy, or a part of a block."""
+    """A tail may be inline in one file and have no room in the other: then it is copied, or becomes part of a block."""
     tree = FileTree()
     for size in (2500, 4000, 4095, 4096, 9000, 10_240, 12_287, 12_288):
         for i, attribute in enumerate([first, 3500 - first, first]):
@@ -91,7 +91,7 @@ def test_everything_at_once(needs_root: None, oracle: Oracle, tmp_path: Path, op
 
 @pytest.mark.parametrize("compression", ["none", "lz4"])
 def test_an_equal_file_that_has_no_room_beside_its_inode(tmp_path: Path, compression: str) -> None:
-    """The first one has no blocks at all, so there are none to share: the second gets its own, with the content."""
+    """The first one has no blocks to share at all: the second gets its own, with the content."""
     made = FileTree()
     data = noise(4050, 7)
     made.add("a", file(data))

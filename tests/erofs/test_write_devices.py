@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of metadata alone: all data, of every layout, is on a blob; and what a table of devices may say."""
+"""Images of metadata alone: all data, in every layout, is on a blob; and what a device table may say."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_all_data_is_on_the_blob(needs_root: None, tmp_path: Path, way: dict[str
 
 
 def test_the_blob_does_not_depend_on_names_or_times(tmp_path: Path) -> None:
-    """So that a store of blobs by their hashes keeps one for both."""
+    """So a store of blobs by hash keeps a single one for both."""
     blobs = []
     for name in ("a", "b"):
         made = FileTree()
@@ -86,7 +86,7 @@ def slot_of(image: Path) -> tuple[bytearray, int]:
 
 
 def test_hostile_tables(tmp_path: Path) -> None:
-    """Addresses that overlap, wrap or lead nowhere, counts that do not fit: each ends in an error with its place."""
+    """Addresses that overlap, wrap or lead nowhere, wrong counts: each gives an error with its place."""
     image, blob, bad = tmp_path / "i", tmp_path / "blob", tmp_path / "bad"
     made = FileTree()
     made.add("f", file(noise(50_000, 1)))

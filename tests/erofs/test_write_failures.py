@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad trees, changing files, full disks, signals: one clear error, and the old image is still there."""
+"""Bad trees, changing files, full disks, signals: one clear error, and the old image is kept."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_file_that_changes_its_size(tmp_path: Path, change: int | None, compre
 @pytest.mark.parametrize("how", ["new", "baseline", "profile"])
 @pytest.mark.parametrize("change", ["rewritten", "gone"])
 def test_a_file_that_changes_and_keeps_its_size(tmp_path: Path, how: str, change: str) -> None:
-    """What was read may be half old and half new: only its time tells."""
+    """What was read may be half old and half new: only its time reveals that."""
     source, image = tmp_path / "source", tmp_path / "i"
     source.mkdir()
     for name in ("a", "busy"):
@@ -229,7 +229,7 @@ def test_outputs_that_are_no_files(tmp_path: Path) -> None:
 
 
 def test_no_space_left(tmp_path: Path) -> None:
-    """A limit on file sizes stands for a full disk: the same path in the writer."""
+    """A limit on file sizes acts like a full disk: the same code path in the writer."""
     (tmp_path / "i").write_bytes(b"old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -280,7 +280,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
 
 
 def test_where_files_need_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """File systems without O_TMPFILE: a temporary name beside, gone when it fails, mode as the umask says."""
+    """File systems without O_TMPFILE: a temporary name beside the file, removed on failure, with the umask's mode."""
     real = os.open
 
     def refuse(path: object, flags: int, mode: int = 0o777) -> int:

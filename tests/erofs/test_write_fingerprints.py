@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fingerprints of contents, against mkfs.erofs --xattr-inode-digest (1.9): the same values, in each other's images."""
+"""Fingerprints of contents, against mkfs.erofs --xattr-inode-digest (1.9): equal values, in each other's images."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_mkfs_says_the_same(source: Path, tmp_path: Path, oracle: Callable[[str]
 
 
 def test_check_knows_a_fingerprint_of_other_content(source: Path, tmp_path: Path, oracle: Callable[[str], str]) -> None:
-    """As fsck.erofs --xattr-inode-digest does, also of holes and of what is compressed."""
+    """As fsck.erofs --xattr-inode-digest does, also for holes and compressed files."""
     (source / "hole").write_bytes(bytes(3 << 20) + b"end")
     image = tmp_path / "image"
     options = WriteOptions(compression="lz4", pcluster=65536, fragments="tails", fingerprints=True, checksum=False)
@@ -136,7 +136,7 @@ def test_without_them_nothing_changes(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_large_hole_costs_no_memory(tmp_path: Path) -> None:
-    """Holes count as zeros, in pieces: the size of one is whatever an image says."""
+    """Holes are hashed as zeros, in pieces: an image may claim any size."""
 
     class State:
         def __init__(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Full indexes where compact ones would do (-E legacy-compress)."""
+"""Full indexes where compact ones would be possible (-E legacy-compress)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of more than 4 KiB, which only kernels with as large pages mount: Debian's arm64 kernel with pages of 16 KiB.
+"""Blocks of more than 4 KiB, which only kernels with equally large pages mount: Debian's arm64 kernel with 16 KiB
+pages.
 
-One emulated machine mounts an image after the other; every pair of the writer's features is in one of them. It tells
-names, modes, owners, sizes, times and contents of everything as one hash.
+One emulated machine mounts the images one after the other; every pair of the writer's features is in one of them. It
+reports names, modes, owners, sizes, times and contents of everything as one hash.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from erofs_edge.vm.machine import arguments, kind_of
 
 KERNEL = "linux-image-arm64-16k"
 PROCESSOR = "cortex-a76"
-"""QEMU's -cpu: the first of Arm's that knows pages of 16 KiB"""
+"""QEMU's -cpu: the first of Arm's that supports 16 KiB pages"""
 ALIGN = 64 << 10  # bytes
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "block": {
@@ -146,7 +147,7 @@ def sample() -> FileTree:
 
 
 def expected(tree: FileTree) -> str:
-    """What the machine says of a tree that it sees."""
+    """Return what the machine reports for this tree."""
     found = {b"." + (path if path != b"/" else b""): inode for path, inode in tree.walk()}
     lines = []
     for name, inode in found.items():
@@ -158,7 +159,7 @@ def expected(tree: FileTree) -> str:
 
 
 def machine(images: list[Path], folder: Path) -> list[str]:
-    """QEMU's command: a kernel with large pages, busybox and modules in an initramfs, all images on one disk."""
+    """Return QEMU's command: a kernel with large pages, busybox and modules in an initramfs, all images on one disk."""
     cache = Cache(None)
     (folder / "debs").mkdir()
     with open_apt(host_mirror(), "trixie", "arm64") as apt:

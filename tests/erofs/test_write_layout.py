@@ -34,7 +34,7 @@ def node(number: int, size: int, *, extended: bool = False, xattrs: int = 0, ind
 
 
 def placed(nodes: list[Node], block_size: int = 4096) -> int:
-    """Place nodes into HOLE and into blocks from 10 on; the block after the last one."""
+    """Place nodes into HOLE and into blocks from 10 on. Return the block after the last one."""
     block = 10
 
     def allocate(count: int) -> int:
@@ -147,7 +147,7 @@ def test_directory_blocks(names: set[bytes], block_size: int, factor: int) -> No
 
 
 def first_reads(path: Path) -> list[int]:
-    """The blocks of metadata in the order in which a walk first needs them: a directory, then all inodes in it."""
+    """Return the metadata blocks in the order in which a walk first needs them: a directory, then all inodes in it."""
     with Image(path) as image:
         size = image.superblock.block_size
         stack = [image.inode(image.root_nid)]

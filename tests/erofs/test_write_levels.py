@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Levels and pcluster sizes that nobody asked for: chosen by what a file is, whatever it is called."""
+"""Default levels and pcluster sizes: chosen by the kind of file, whatever its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HC: dict[str, Any] = {"compression": "lz4hc", "pcluster": 16384}
 
 
 def records(seed: int) -> bytes:
-    """Bytes that levels 6 to 9 compress differently: many matches of many lengths at many distances."""
+    """Return bytes that levels 6 to 9 compress differently: many matches of many lengths at many distances."""
     words = [noise(3 + i % 13, seed * 1000 + i) for i in range(97)]
     return b"".join(words[i * i % 97] + words[(i * 7 + i // 50) % 89] for i in range(20_000))
 
@@ -78,7 +78,7 @@ def test_jobs_and_cache_change_nothing(tree: FileTree, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("pcluster", "packed"), [(4096, 16384), (65536, 262144), (1 << 20, 1 << 20)])
 def test_packed_pclusters_are_larger(tmp_path: Path, pcluster: int, packed: int) -> None:
-    """Four times, as far as kernels read them."""
+    """Four times as large, within the limit of kernels."""
     tree = FileTree()
     for i in range(40):
         tree.add(f"{i}", file(noise(60_000, i) + bytes(100_000)))
@@ -90,7 +90,7 @@ def test_packed_pclusters_are_larger(tmp_path: Path, pcluster: int, packed: int)
 
 @pytest.mark.parametrize("level", [None, 7, 9, 12])
 def test_slow_levels_are_for_whole_blocks(level: int | None, tmp_path: Path) -> None:
-    """What fits one pcluster is compressed at a faster level where the slower one saves no block."""
+    """Data that fits one pcluster is compressed at a faster level if the slower one saves no block."""
     tree = FileTree()
     for i in range(40):
         tree.add(f"{i}", file(records(i)[: 9_000 + 700 * i]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--stats`: what the codecs take of a build."""
+"""`--stats`: the codecs' share of a build's time."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What gains nothing is told without the slow codecs, and images are no larger than if these had been asked."""
+"""Incompressible data is recognised without the slow codecs, and images are no larger than if these were used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rules(name: str, level: int | None, pcluster: int) -> CutRules:
 
 
 def again(low: int, high: int, near: int, far: int) -> Part:
-    """Bytes that were there before: how many, and how far away."""
+    """Repeat earlier bytes: how many, and at which distance."""
 
     def part(out: bytearray, rng: random.Random) -> bytes:
         length = rng.randrange(low, high)
@@ -51,7 +51,7 @@ def png_in_tar(_: bytearray, rng: random.Random) -> bytes:
 
 
 def code(_: bytearray, rng: random.Random) -> bytes:
-    """Like a processor's: few operations, registers and near addresses, far ones that seldom come twice."""
+    """Return bytes like machine code: few operations, registers and near addresses, far ones that rarely repeat."""
     one = [b"\x48\x8b%c\x24%c", b"\xe8%c\x0f\0\0%c", b"\x0f\xb6%c%c", b"\x41\x89%c%c", b"\xf3\x0f\x10%c%c"]
     return b"".join(
         rng.choice(one) % (rng.randrange(256), rng.randrange(0, 64, 8)) + rng.randbytes(rng.choice([0, 0, 1, 4]))
@@ -59,7 +59,7 @@ def code(_: bytearray, rng: random.Random) -> bytes:
     )
 
 
-# name: (what stands between stretches of noise, least and most bytes of these)
+# name: (what is between stretches of noise, least and most bytes of it)
 HOSTILE: dict[str, tuple[Part, int, int]] = {
     "text": (lambda _, rng: text(rng.randrange(200, 20_000), rng.randrange(99)), 1000, 90_000),
     "little text": (lambda _, rng: text(rng.randrange(100, 900), rng.randrange(99)), 2000, 70_000),
@@ -83,7 +83,7 @@ HOSTILE: dict[str, tuple[Part, int, int]] = {
 
 
 def hostile(kind: str, seed: int, size: int) -> bytes:
-    """Noise for longer than the judge waits, then that and other things in turn, to the end."""
+    """Noise for longer than the judge waits, then alternating with other data, to the end."""
     part, low, high = HOSTILE[kind]
     rng = random.Random(f"{kind} {seed}")
     out = bytearray(rng.randbytes(PATIENCE + 30_000))
@@ -96,7 +96,7 @@ def hostile(kind: str, seed: int, size: int) -> bytes:
 
 
 def cut(cutter: Cutter, data: bytes, tails: Tails = Tails.BLOCK) -> tuple[Segment, int, int]:
-    """A segment, how many times the codec was asked, and with how many bytes in all."""
+    """Cut a segment. Return it, how many times the codec was called, and with how many bytes in total."""
     lengths: list[int] = []
     run = cutter._run
 
@@ -155,7 +155,7 @@ def test_codecs_that_code_entropy_too(name: str, level: int, kind: str) -> None:
     ],
 )
 def test_the_codec_is_not_asked_about_noise(name: str, level: int, pcluster: int, most: int) -> None:
-    """But for the first bytes, unless it is LZ4HC, and the last that are fewer than what is looked at."""
+    """Except for the first bytes, unless it is LZ4HC, and the last ones that are too few to be examined."""
     data = noise(2_000_000, 3)
     segment, calls, _ = cut(Cutter(rules(name, level, pcluster)), data)
     assert all(extent.raw for extent in segment.extents)
@@ -173,7 +173,7 @@ def test_where_the_codec_is_as_fast_it_is_asked() -> None:
 
 @pytest.mark.parametrize("pcluster", [4096, 16_384, 65_536, 131_072])
 def test_behind_noise_calls_get_little_more_than_they_take(pcluster: int) -> None:
-    """LZ4HC scans all that it gets; 16 of 4096 bytes it took in vain from 32 KiB."""
+    """LZ4HC scans everything that it gets; 16 times it scanned 4096 bytes of 32 KiB in vain."""
     data = noise(1_000_000, 5)
     segment, _, scanned = cut(without_glances("lz4hc", 9, pcluster), data)
     assert all(extent.raw for extent in segment.extents)
@@ -187,7 +187,7 @@ def test_behind_noise_calls_get_little_more_than_they_take(pcluster: int) -> Non
     [(4300, 1, 1), (5000, 0, 1), (16_384, 0, 1), (16_500, 2, 2), (65_536, 1, 1), (100_000, 1, 2), (102_000, 0, 2)],
 )
 def test_small_noise_is_looked_at_or_tried_at_one_level(size: int, calls: int, otherwise: int) -> None:
-    """Where a block turns on few bytes the codec is asked."""
+    """If a few bytes decide about a block, the codec is called."""
     data = noise(size, 6)
     segment, asked, _ = cut(Cutter(rules("lz4hc", 9, 65_536)), data)
     as_before, always_asked, _ = cut(without_glances("lz4hc", 9, 65_536), data)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packed inode: what it holds, in which order, how often, and that bytes depend on content alone."""
+"""The packed inode: its content, its order, no repetition, and bytes that depend on content alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PACKINGS: list[dict[str, Any]] = [
 
 
 def fragment_of(image: Image, path: str) -> tuple[int, int]:
-    """(offset in the packed inode, length) of a file's last extent."""
+    """Return (offset in the packed inode, length) of a file's last extent."""
     *_, last = image.extents(image.lookup(path))
     assert last.kind is Kind.FRAGMENT
     return last.address, last.length
@@ -62,7 +62,7 @@ def test_threads_order_and_cache_change_nothing(
 
 
 def test_cached_tails_do_not_mix(tmp_path: Path) -> None:
-    """The same content is cut in another way when its tail goes elsewhere."""
+    """The same content is cut differently if its tail goes elsewhere."""
     tree = rich_tree()
     tree.remove("large")
     cold = [written(tree, tmp_path, **HC, **packing) for packing in PACKINGS]
@@ -85,7 +85,7 @@ def test_equal_tails_and_files_are_there_once(tmp_path: Path) -> None:
 
 
 def test_what_does_not_compress_stands_behind(tmp_path: Path) -> None:
-    """In whole blocks of its own, as it is: reading it decodes nothing."""
+    """In separate whole blocks, uncompressed: reading it decodes nothing."""
     tree = FileTree()
     for i in range(6):
         tree.add(f"{i}-soft", file(text(9001, i)))
@@ -112,7 +112,7 @@ def test_packed_inode_that_gains_nothing_is_flat(tmp_path: Path) -> None:
 
 
 def test_tiny_files_stay_beside_their_inodes(tmp_path: Path) -> None:
-    """They would not be smaller as fragments; without anything packed there is neither an inode nor the bit."""
+    """They would not be smaller as fragments; if nothing is packed, there is neither the inode nor the bit."""
     tree = FileTree()
     tree.add("tiny", file(b"x" * 32))
     for fragments in ("tails", "all"):
@@ -141,7 +141,7 @@ def test_no_tail_is_inline_where_it_is_also_a_fragment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tail", [5000, 100])
 def test_offsets_of_more_than_32_bits_need_a_full_index(tail: int) -> None:
-    """The bits above stand where the block of the tail's head would; a tail may end in the cluster where it starts."""
+    """The upper bits are where the block of the tail's head would be; a tail may end in the cluster where it starts."""
     extents = [Extent(20_000 - tail, 2, False), Extent(tail, 0, False)]
     offset = (5 << 32) + 77
     assert layout_for(12, offset) == LAYOUT_COMPRESSED_FULL
@@ -180,7 +180,7 @@ def test_packed_content_reads_any_range() -> None:
 
 
 def test_packed_content_is_there_once_while_it_is_read() -> None:
-    """Every thread reads 16 MiB of it at a time."""
+    """Each thread reads 16 MiB of it at a time."""
     part, count = 1 << 16, 128
     source = BytesContent(noise(part + 1))
     content = PackedContent(((at * part, Part(source, 1, part, "")) for at in range(count)), count * part)
@@ -223,7 +223,7 @@ def test_options_that_do_not_go_together(options: dict[str, Any], message: str) 
 @pytest.mark.oracle
 @pytest.mark.parametrize("extended", ["fragments", "all-fragments"])
 def test_as_small_as_mkfs(oracle: Callable[[str], str], tmp_path: Path, extended: str) -> None:
-    """The same rule for what is packed: never more than a few blocks of difference."""
+    """The same rule for what is packed: a difference of only a few blocks."""
     source = tmp_path / "src"
     source.mkdir()
     tree = FileTree()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inline tails, fragments and shared blocks, each with each, as every reader sees them."""
+"""Inline tails, fragments and shared blocks in all combinations, as every reader sees them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "deflate": {"compression": "deflate", "level": 1, "pcluster": 16384},
     "full": {"compression": "lz4", "full_index": True},
 }
-# each packing and each codec at least once, the usual codec with all
+# each packing and each codec at least once, and all packings with the default codec
 PAIRS = [(p, "hc16") for p in PACKINGS] + [
     ("ztailpacking", "fast4"),
     ("fragments", "fast4"),
@@ -90,7 +90,7 @@ def test_everything_at_once(
 @pytest.mark.parametrize("packing", ["ztailpacking", "ztailpacking,fragments", "all-fragments"])
 @pytest.mark.parametrize("block_size", [8192, 65536])
 def test_blocks_larger_than_a_page(rich: FileTree, tmp_path: Path, block_size: int, packing: str) -> None:
-    """Indexes of such blocks take other forms; ours is the only reader here."""
+    """Indexes of such blocks have other forms; only our reader reads them here."""
     write(rich, image := tmp_path / "i", compression="lz4", block_size=block_size, **PACKINGS[packing])
     assert ours_agree(image, rich) == []
 
@@ -133,7 +133,7 @@ def border_sizes() -> st.SearchStrategy[int]:
 def test_sizes_around_borders(
     needs_root: None, sizes: list[tuple[int, Callable[..., bytes], int]], options: dict[str, Any]
 ) -> None:
-    """Attributes shift the header and index, and with them the place of what stands behind."""
+    """Attributes shift the header and the index, and so the position of what follows."""
     tree = FileTree()
     for i, (size, kind, attribute) in enumerate(sizes):
         tree.add(f"{i}", file(kind(size, i % 5), xattrs={b"user.v": bytes(10 * attribute)} if attribute else {}))
@@ -153,7 +153,7 @@ def test_sizes_go_down(without_large: FileTree, tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.oracle
 def test_long_indexes_and_inline_tails(needs_root: None, oracle: Oracle, tmp_path: Path) -> None:
-    """Index and tail together are longer than a block: the inode must start where the tail crosses no border."""
+    """Index and tail together are longer than a block: the inode must start where the tail crosses no boundary."""
     tree = FileTree()
     for i in range(12):
         unit = text(40_000, i)
@@ -167,7 +167,7 @@ def test_long_indexes_and_inline_tails(needs_root: None, oracle: Oracle, tmp_pat
 
 
 def test_a_tail_that_stays_in_its_block_is_the_one_that_was_found(tmp_path: Path) -> None:
-    """How much a searching codec takes depends on what it guesses first, which depends on the extent before."""
+    """How much a searching codec takes depends on its first guess, which depends on the previous extent."""
     wrong = []
     for front in range(452, 484, 4):
         for back in (444, 448, 456):
@@ -179,7 +179,7 @@ def test_a_tail_that_stays_in_its_block_is_the_one_that_was_found(tmp_path: Path
 
 
 def test_device_trees_at_the_end_of_the_packed_inode(tmp_path: Path) -> None:
-    """They have a level of their own, also where the end of the packed inode was tried as an inline tail."""
+    """They have a level of their own, also where the packed inode's end was tried as an inline tail."""
     options = {"compression": "lz4hc", "level": 12, "fragments": "all", "ztailpacking": True}
     wrong = []
     for seed in (3, 4, 13, 20):

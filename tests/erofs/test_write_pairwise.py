@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every pair of the writer's features in one image: our reader, fsck.erofs and the kernel see the input; older kernels
-than it needs are refused."""
+"""Every pair of the writer's features in one image: our reader, fsck.erofs and the kernel read the input back; kernels
+older than required are refused."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ ROWS, IMPOSSIBLE = covering({name: list(values) for name, values in FACTORS.item
 
 
 def is_excluded(pair: dict[str, str]) -> bool:
-    """What WriteOptions refuses, in two words each."""
+    """Whether WriteOptions refuses the combination."""
     tail = pair.get("tail", "blocks")
     packed = tail not in ("blocks", "ztailpacking")
     chunked = pair.get("chunks", "no") != "no"
@@ -169,7 +169,7 @@ def fsck_differences(program: str, image: Path, blob: Path | None, tree: FileTre
 
 
 def gate_holds(tree: FileTree, out: Path, least: tuple[int, int], options: dict[str, Any], blob: Path | None) -> None:
-    """The kernel that it needs is accepted, the one before is not, and nothing is written then."""
+    """Check that the required kernel is accepted and the one before refused, in which case nothing is written."""
     if blob:
         options = {**options, "blob": out.with_name("other")}
     write(tree, out, kernel=Kernel(least), **options)

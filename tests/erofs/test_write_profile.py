@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Profiles: what is used first stands at the front, with its metadata."""
+"""Profiles: what is used first is at the front, with its metadata."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LZ4: dict[str, Any] = {"compression": "lz4", "pcluster": 16384, "epoch": 0, "tim
 
 
 def spans(path: Path, names: list[str]) -> tuple[list[int], list[int]]:
-    """Blocks of the inodes and entries that a lookup of each name reads, and of the data, in order."""
+    """Return the blocks of inodes and entries that a lookup of each name reads, and of the data, in order."""
     metadata, data = [], []
     with Image(path) as image:
         for name in names:
@@ -154,7 +154,7 @@ def ranged_tree() -> tuple[FileTree, tuple[Use, ...]]:
 
 
 def hot_span(path: Path, uses: tuple[Use, ...], block_size: int) -> list[int]:
-    """The first block of what each use reads, in order; what is inline is left out."""
+    """Return the first block that each use reads, in order, without inline data."""
     found = []
     with Image(path) as image:
         for use in uses:
@@ -181,7 +181,7 @@ def test_parts_of_files_come_first(way: dict[str, Any], oracle: Oracle, tmp_path
     assert max(blocks) <= info.hot_blocks
     assert info.unmatched == 1
     if "ztailpacking" not in way and way != {"compression": "none"}:
-        # parts that come later in the order may lie in an extent that is there already
+        # later parts in the order may be in an extent that is already placed
         first = hot_span(tmp_path / "hot", uses[:4], way.get("block_size", 4096))
         assert first == sorted(first)
     if way != {"compression": "none"}:  # flat files stay in one piece
@@ -239,7 +239,7 @@ def test_hot_directories_have_their_blocks_there(tmp_path: Path) -> None:
 
 
 def test_what_shares_pclusters_with_a_file_of_parts_says_so(tmp_path: Path) -> None:
-    """Kernels before the feature did not foresee that: the superblock must stop them."""
+    """Older kernels do not expect that: the superblock must stop them."""
     tree = FileTree()
     data = mixed(300_000, 3)
     tree.add("a", file(data))

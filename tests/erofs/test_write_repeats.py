@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that refer to the compressed data of others where they have the same bytes, at any offset."""
+"""Files that refer to the compressed data of others for equal bytes, at any offset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HC: dict[str, Any] = {"compression": "lz4hc", "level": 3, "pcluster": 16384}
 
 
 def prose(size: int, seed: int) -> bytes:
-    """Bytes that shrink to about half and never repeat themselves for long."""
+    """Return bytes that compress to about half and have no long repetitions."""
     rng = random.Random(seed)
     words = [rng.randbytes(rng.randrange(4, 12)) for _ in range(700)]
     return b"".join(rng.choice(words) + b"%d" % rng.randrange(9) for _ in range(size // 6))[:size]
@@ -71,7 +71,7 @@ def test_found_at_any_offset(
 @pytest.mark.oracle
 @pytest.mark.parametrize("cut", [30_000, 200_000, 380_001])
 def test_a_part_of_a_pcluster(needs_root: None, oracle: Oracle, tmp_path: Path, cut: int) -> None:
-    """The last extent that is referred to decodes to more than is wanted."""
+    """The last referenced extent decodes to more than is needed."""
     tree = tree_of(COMMON, COMMON[:cut] + noise(20_000, 1), COMMON[:cut])
     info = write(tree, image := tmp_path / "i", dedupe=True, **HC)
     assert info.repeats > 1
@@ -135,7 +135,7 @@ def test_the_same_for_any_jobs_and_cache(tmp_path: Path) -> None:
 
 
 def test_what_gains_nothing_is_left_alone(tmp_path: Path) -> None:
-    """Runs of one value, short repeats, bytes that are nothing compressed, other algorithms."""
+    """Runs of one value, short repeats, bytes that compress to nothing, other algorithms."""
     from erofs_edge.erofs.rules import CompressionRule
 
     zeros = tree_of(prose(30_000, 1) + bytes(900_000), prose(30_000, 2) + bytes(900_000))

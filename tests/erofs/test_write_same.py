@@ -23,7 +23,7 @@ BIG: dict[str, Any] = {"compression": "lz4hc", "level": 3, "pcluster": 16384}
 
 
 def shuffled(node: Inode, seed: int) -> Inode:
-    """The same tree, its names inserted in another order."""
+    """Return the same tree, with its names inserted in another order."""
     names = list(node.children)
     random.Random(seed).shuffle(names)
     node.children = {name: shuffled(node.children[name], seed + 1) for name in names}
@@ -52,7 +52,7 @@ def test_cache_cold_warm_and_foreign(tmp_path: Path) -> None:
 
 
 def test_files_that_are_equal_in_the_middle(tmp_path: Path) -> None:
-    """Of large ones only that is compared first: they are equal when all of them is."""
+    """For large files, only the middle is compared first: they are equal only if everything is."""
     data = text(150_000)
     changed = [bytes([data[at] ^ 1]).join((data[:at], data[at + 1 :])) for at in (0, 70_000, 80_000, 149_999)]
     tree = FileTree()
@@ -133,7 +133,7 @@ def test_compression_pays_and_small_gain_does_not(tmp_path: Path) -> None:
 def test_small_equal_files_are_looked_for_where_compressing_takes_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, level: int | None, reads: int
 ) -> None:
-    """Of whatever codec, each is stored, as of mkfs.erofs: only time is to be won."""
+    """For any codec, each file is stored, as by mkfs.erofs: looking for equal ones only saves time."""
     hashed: list[str] = []
     digest = twins.digest
     monkeypatch.setattr(twins, "digest", lambda content, where: hashed.append(where) or digest(content, where))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files beside their inodes, read on the way: which these are, and what is left to others."""
+"""Files stored beside their inodes and read on the way: which ones these are, and which are left to others."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files with holes: the same image as of the same bytes without, and holes are not read."""
+"""Files with holes give the same image as the same bytes without holes, and holes are not read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOLES = [0, 2 * PIECE, 5 * PIECE]
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(a folder with a file that has holes, one with the same bytes and none)"""
+    """Yield (a folder with a file that has holes, one with the same bytes and no holes)."""
     sparse, dense = (tmp_path_factory.mktemp(name) for name in ("sparse", "dense"))
     whole = bytearray(SIZE)
     with (sparse / "file").open("wb") as file:

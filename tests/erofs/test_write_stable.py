@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that take the place of older ones: what has not changed stays where it was."""
+"""Images that replace older ones: what has not changed stays where it was."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_changed_tree_is_what_it_should_be(way: dict[str, Any], tmp_path: Path
         tree = tree_of(files)
         info = write(tree, tmp_path / str(number), baseline=tmp_path / str(number - 1), **way)
         assert not problems(tmp_path / str(number), tree)
-        # a file touches a whole pcluster of the packed inode, and a tree as small as this has few of them
+        # a file touches a whole pcluster of the packed inode, and such a small tree has few of them
         most = info.blocks if "fragments" in way else info.blocks // 2
         assert info.changed_blocks is not None and 0 < info.changed_blocks < most
     again = write(tree, tmp_path / "again", baseline=tmp_path / "2", **way)
@@ -111,7 +111,7 @@ TWENTY: list[tuple[dict[str, Any], int]] = [
 @pytest.mark.root
 @pytest.mark.parametrize(("way", "count"), TWENTY, ids=str)
 def test_twenty_updates(way: dict[str, Any], count: int, oracle: Oracle, needs_root: None, tmp_path: Path) -> None:
-    """Each image is read by the kernel and by us; none grows, and none changes more than it has to."""
+    """Each image is read by the kernel and by us; none grows, and none changes more than necessary."""
     files = first_files(3, count)
     write(tree_of(files), tmp_path / "0", **way)
     changed = wanted = 0
@@ -121,7 +121,7 @@ def test_twenty_updates(way: dict[str, Any], count: int, oracle: Oracle, needs_r
         image = tmp_path / str(number)
         info = write(tree, image, baseline=tmp_path / str(number - 1), **way)
         fresh = write(tree, tmp_path / "fresh", **way)
-        # in trees as small as these GROWTH_MIN counts, and so does one pcluster of the packed inode
+        # in such small trees GROWTH_MIN matters, and so does one pcluster of the packed inode
         bound = 1.04 if "fragments" in way and number < 20 else 1.03
         assert info.blocks <= max(bound * fresh.blocks, fresh.blocks + 8)
         assert not kernel_differences(image, tree, mtime_ns=0)
@@ -190,7 +190,7 @@ def test_nothing_of_what_went_stays_in_the_image(left: int, tmp_path: Path) -> N
         made = FileTree()
         for number in numbers:
             made.add(f"{number}", file(b"content %03d;" % number * (100 * number)))
-        # a file of several pieces that is given up only after its first one was found where it was
+        # a file of several pieces that is given up only after its first piece was found in place
         made.add("long", file(Repeated((16 << 20) + 5000 + len(numbers), b"x" * 4095 + b"y")))
         return made
 
@@ -330,7 +330,7 @@ def test_a_broken_baseline_is_one_error(fragments: str, tmp_path: Path) -> None:
             assert error.where and error.where.startswith("offset 0x")
             refused += 1
             continue
-        # not seen, or nothing that matters here: what is written is right in any case
+        # not seen, or irrelevant here: what is written is correct in any case
         assert not problems(tmp_path / "new", tree)
     assert refused > 10
 

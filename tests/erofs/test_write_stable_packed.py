@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with fragments that take the place of older ones: the packed inode is cut where it was."""
+"""Images with fragments that replace older ones: the packed inode is cut as before."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HARD = b"\xfd7zXZ\0"
 
 
 def packed_of(path: Path) -> tuple[bytes, list[Extent], dict[bytes, tuple[int, int]]]:
-    """Content and extents of the packed inode; path → (offset, length) of what files have in it."""
+    """Return content and extents of the packed inode; path → (offset, length) of the files' parts in it."""
     with Image(path) as image:
         places = {}
         for name, inode in image.walk():
@@ -119,7 +119,7 @@ def test_a_moved_file_keeps_its_bytes(tmp_path: Path) -> None:
 
 
 def test_equal_files_under_other_rules_stay_apart(tmp_path: Path) -> None:
-    """What is compressed in two ways is not shared, and then stands in the packed inode twice."""
+    """Data compressed in two ways is not shared, and is then in the packed inode twice."""
     tree = many(20)
     for name in ("b.ko", "a", "z.ko"):
         tree.add(name, file(mixed(50_000, 5)))
@@ -178,7 +178,7 @@ def test_threads_and_cache_change_nothing(more: dict[str, Any], tmp_path: Path) 
 @pytest.mark.oracle
 @pytest.mark.parametrize("extended", ["fragments=16384", "all-fragments=16384", "all-fragments=16384,dedupe"])
 def test_an_image_by_mkfs_as_baseline(extended: str, oracle: Oracle, tmp_path: Path) -> None:
-    """Its packed inode has another order, parts that overlap, and extents across our borders."""
+    """Its packed inode has another order, overlapping parts, and extents across our boundaries."""
     source = tmp_path / "source"
     source.mkdir()
     for number in range(150):
@@ -215,7 +215,7 @@ wanted = st.builds(
 
 @given(st.lists(wanted, max_size=25), st.lists(wanted, max_size=25), st.sampled_from([512, 1024]))
 def test_places(first: list[Wanted], second: list[Wanted], block_size: int) -> None:
-    """Equal parts stay, none overlap, and what compresses has no block with what does not."""
+    """Equal parts stay, none overlap, and compressible data shares no block with incompressible data."""
     named = {(part.digest, part.length): part for part in first}
     offsets, size = place_in_order(list(named.values()), block_size)
     old = OldPacked(size, (), {part: [at] for part, at in zip(named, offsets, strict=True)}, {})

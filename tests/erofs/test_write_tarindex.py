@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of metadata whose data is an archive that nobody touched."""
+"""Images of metadata whose data is an unchanged archive."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_sparse_table_is_bounded() -> None:
 
 
 def test_layers_with_whiteouts(tmp_path: Path) -> None:
-    """Several archives are layers as of OCI images: later ones hide and replace."""
+    """Several archives are layers, as in OCI images: later ones hide and replace."""
     one = archive(tmp_path / "1.tar", {"a/x": noise(3_000, 1), "a/y": b"y" * 600, "b/z": b"z" * 600})
     two = tmp_path / "2.tar"
     with tarfile.open(two, "w") as tar:

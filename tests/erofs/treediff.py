@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strict comparison of two FileTrees, and a FileTree of a directory on the host to compare with."""
+"""Strict comparison of two FileTrees, and the FileTree of a host directory to compare with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PIECE = 1 << 20
 
 
 def scan(root: Path) -> FileTree:
-    """A directory as it is on the host: names, types, modes, owners, ns times, targets, hard links, xattrs."""
+    """Read a directory of the host: names, types, modes, owners, ns times, targets, hard links, xattrs."""
     known: dict[tuple[int, int], Inode] = {}
 
     def node(path: bytes) -> Inode:
@@ -38,8 +38,8 @@ def scan(root: Path) -> FileTree:
 
 
 def diff(have: FileTree, must: FileTree, *, owners: bool = True, times: bool = True, limit: int = 20) -> list[str]:
-    """What differs, one line each, at most `limit`: names, mode, owners, ns mtime, rdev, target, hard-link groups,
-    xattrs, size, content. `owners` and `times` False leave those out."""
+    """Return the differences, one line each, at most `limit`: names, mode, owners, ns mtime, rdev, target, hard-link
+    groups, xattrs, size, content. `owners` and `times` False leave those out."""
     found: list[str] = []
     pairs: dict[int, int] = {}
     back: dict[int, int] = {}

@@ -18,7 +18,7 @@ KINDS = {"text": text, "mixed": mixed, "noise": noise}
 
 @dataclass(frozen=True)
 class File:
-    """Content is made of the seed; `patch` changes a byte in the middle."""
+    """Content is generated from the seed; `patch` changes a byte in the middle."""
 
     kind: str
     size: int
@@ -43,7 +43,7 @@ def first_files(seed: int, count: int) -> Files:
 
 
 def update(files: Files, seed: int) -> Files:
-    """About a tenth of the files."""
+    """Update about a tenth of the files."""
     rng = random.Random(seed)
     files = dict(files)
     names = sorted(files)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the reference tools and the kernel say about an image that we wrote."""
+"""The verdicts of the reference tools and the kernel on an image that we wrote."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def write(tree: FileTree, out: Path, **options: Any) -> ErofsInfo:
 
 
 def written(tree: FileTree, folder: Path, **options: Any) -> bytes:
-    """The bytes of an image."""
+    """Return the bytes of an image."""
     out = folder / "written.img"
     write(tree, out, **options)
     return out.read_bytes()
 
 
 def fsck_differences(oracle: Oracle, image: Path, tree: FileTree) -> list[str]:
-    """Extract with fsck.erofs and compare. Without root only what a user can extract is compared: that it decodes.
+    """Extract with fsck.erofs and compare. Without root, only what a user can extract is compared: that it decodes.
 
-    Attributes are the kernel's to check: the tool takes an empty value for an error and loses capabilities, and ext4
-    holds 4 KiB of them a file.
+    Attributes are left to the kernel: the tool takes an empty value for an error and loses capabilities, and ext4
+    stores at most 4 KiB of them per file.
     """
     with tempfile.TemporaryDirectory(dir=image.parent) as folder:
         target = Path(folder) / "x"

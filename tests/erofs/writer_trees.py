@@ -24,7 +24,7 @@ CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Repeated:
-    """`size` bytes made of `unit` repeated, with `noise` bytes of randomness at the front: large files for free."""
+    """`size` bytes of repeated `unit`, with `noise` random bytes at the front: large files at no cost."""
 
     size: int
     unit: bytes = b"\0"
@@ -66,7 +66,7 @@ def file(data: bytes | Content, mode: int = 0o644, **fields: object) -> Inode:
 
 
 def rich_tree() -> FileTree:
-    """Every kind of inode and every feature of the writer at once, a few megabytes."""
+    """Return a tree with every kind of inode and every feature of the writer, a few megabytes."""
     tree = FileTree(Inode(stat.S_IFDIR | 0o755, 7, 8, 1_600_000_000 * NS + 5))
     label = {b"security.selinux": b"system_u:object_r:bin_t:s0\0"}
     for i, size in enumerate(BORDERS):
@@ -149,7 +149,7 @@ def inodes(draw: st.DrawFn) -> Inode:
 
 @st.composite
 def trees(draw: st.DrawFn) -> FileTree:
-    """Some directories, some inodes in them, some of those under several names."""
+    """Draw some directories, some inodes in them, some of those under several names."""
     tree = FileTree(Inode(stat.S_IFDIR | 0o755, draw(IDS), draw(IDS), draw(TIMES), xattrs=draw(XATTRS)))
     directories = [tree.root]
     for _ in range(draw(st.integers(0, 5))):

@@ -12,11 +12,11 @@ from erofs_edge.flash.target import Identity, PlainTarget
 class FaultyTarget(PlainTarget):
     """A disk full of 0xA5.
 
-    short    writes take at most so many bytes
-    cut      writing stops for good after so many bytes (the power fails, the card is pulled): OSError(code)
+    short    writes take at most this many bytes
+    cut      writing stops for good after this many bytes (the power fails, the card is pulled): OSError(code)
     lies     bytes at these offsets read back flipped
     bad      reading this offset fails with EIO
-    wraps    a counterfeit card: it has only so many bytes, higher addresses land on lower ones
+    wraps    a counterfeit card: it has only this many bytes, higher addresses wrap around
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The power-cut sweep: an update of a simulated board over a transport, and all that a cut may leave of it.
+"""The power-cut sweep: an update of a simulated board over a transport, and every state that a cut may leave.
 
-Each scenario is run once with a log of what the disk was given. Then, for each operation of the log and each model of
-the disk's cache, the power goes: what is left on the medium must start the old system or the new one, whole (or, where
-the board was blank, at least be mended), and the same command again must complete, over the same transport.
+Each scenario is run once with a log of the operations that reach the disk. Then, for each operation of the log and each
+model of the disk's cache, the power fails: the medium must start the old system or the new one, complete (or, if the
+board was blank, must at least be repairable), and the same command must then complete, over the same transport.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TRANSPORTS = ("block", "provisioning", "nbd", "fastboot", "u-boot", "serial")
 SLOWER = {"u-boot": 30, "serial": 40}
 """how much longer a command takes than on a block device: it is repeated less often"""
 ROUNDS = {"u-boot": 10, "serial": 10}
-"""times that the cuts of one run are made, each time with other chances: they cost less than another run"""
+"""how often the cuts of one run are made, with different random numbers: they cost less than another run"""
 SCENARIOS = [
     (kind, transport) for kind in KINDS for transport in TRANSPORTS if (kind, transport) != ("repair", "u-boot")
 ]
@@ -92,7 +92,7 @@ class Board:
         return FastbootTarget(Device(MemoryLink(device)), self.places, self.size)
 
     def before(self, kind: str, random: Random) -> bytearray:
-        """What is on the disk to begin with."""
+        """Return the initial content of the disk."""
         if kind == "blank":
             return bytearray(self.size)
         disk = bytearray(self.images[1].read_bytes())
@@ -109,7 +109,7 @@ class Board:
         return disk
 
     def run(self, kind: str, disk: SimulatedDisk, transport: str) -> None:
-        """What the user would call."""
+        """Run what the user would call."""
         target = self.target(disk, transport)
         if kind == "repair":
             for found in prepare_repair(self.images[1], target, None, quiet):
@@ -132,7 +132,7 @@ class Board:
 
 
 def _serial(disk: SimulatedDisk) -> SerialTarget:
-    """A U-Boot at its console, which writes through."""
+    """A U-Boot at its console, with write-through."""
 
     def write(offset: int, data: bytes) -> bytes:
         if disk.log is not None:
@@ -153,7 +153,7 @@ def started(memory: bytearray) -> Started | None:
 
 @dataclass
 class Outcome:
-    """What a sweep has seen. `bricked` and `unfinished` must stay empty; `old`, `new`, `nothing` are counts."""
+    """The results of a sweep. `bricked` and `unfinished` must stay empty; `old`, `new`, `nothing` are counts."""
 
     cuts: int = 0
     old: int = 0
@@ -164,8 +164,8 @@ class Outcome:
 
 
 def sweep(board: Board, kind: str, transport: str, cache: Cache, seed: int, outcome: Outcome, every: int = 1) -> None:
-    """All cuts of one scenario. The command is repeated after every `every`th, after
-    fewer over a slow transport."""
+    """Run all cuts of one scenario. The command is repeated after every `every`th one, less often over a slow
+    transport."""
     random = Random(f"{kind} {transport} {cache} {seed}")
     before = board.before(kind, random)
     disk = SimulatedDisk(bytearray(before), log=[])

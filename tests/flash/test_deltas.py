@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a clever target spares the wire: digests instead of data, copies from another slot, deltas against it."""
+"""How a capable target saves traffic: digests instead of data, copies from another slot, deltas against it."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_the_first_question_is_for_whole_mebibytes(images: dict[int, Path]) -> N
 def test_digests_are_made_where_they_are_compared(
     abilities: Ability, verify: bool, made: bool, images: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a target reads back is compared with digests of what was written; what it hashes itself, or nobody reads, is
-    not hashed here."""
+    """What a target reads back is compared with digests of what was written; data that the target hashes itself, or
+    that nobody reads back, is not hashed here."""
     remembered: list[int] = []
     plain = Expected.remember
 
@@ -124,7 +124,7 @@ def test_digests_are_made_where_they_are_compared(
 
 
 class Blake2b(SimulatedTarget):
-    """Hashes as the provisioning system does."""
+    """Hashes like the provisioning system."""
 
     @property
     def hash_name(self) -> str:
@@ -150,7 +150,8 @@ def test_blocks_of_another_slot_are_copied(
 
 
 def test_a_target_with_checksums_alone_copies_what_an_image_here_proves(images: dict[int, Path]) -> None:
-    """As a U-Boot console: crc32 tells no two blocks apart for sure, but that a slot holds an image."""
+    """Such as a U-Boot console: crc32 cannot tell single blocks apart reliably, but can show that a slot has an
+    image."""
     abilities = Ability.READ | Ability.HASH | Ability.COPY
     assert run(holed(images), images[2], abilities, hash_name="crc32")[0].copied == 0
     there, _, _ = run(holed(images), images[2], abilities, hash_name="crc32", baseline=images[1])
@@ -160,7 +161,7 @@ def test_a_target_with_checksums_alone_copies_what_an_image_here_proves(images: 
 
 
 def test_copies_are_found_wherever_they_are(images: dict[int, Path], tmp_path: Path) -> None:
-    """An image whose blocks have all moved by one."""
+    """An image in which all blocks have moved by one."""
     disk = holed(images)
     moved = tmp_path / "moved.img"
     raw = bytearray(images[1].read_bytes())
@@ -193,7 +194,7 @@ def test_a_delta_writes_only_blocks_that_differ(images: dict[int, Path]) -> None
 
 
 class Asked(SimulatedTarget):
-    """Keeps what it was asked for."""
+    """Records the requests."""
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         self.asked = [*getattr(self, "asked", []), *ranges]
@@ -204,7 +205,8 @@ class Asked(SimulatedTarget):
 def test_a_slot_that_holds_the_older_image_is_asked_for_whole_mebibytes(
     rotten: bool, smaller: int, images: dict[int, Path]
 ) -> None:
-    """What differs follows from the two images here; smaller pieces are asked for where the slot has something else."""
+    """The differences follow from the two local images; smaller pieces are requested where the slot has something
+    else."""
     found = []
     with Image(images[1]) as image:
         table = image.table()
@@ -234,7 +236,7 @@ def test_a_baseline_that_no_slot_holds(images: dict[int, Path]) -> None:
 
 
 def test_without_a_baseline_what_is_sent_is_packed(tmp_path: Path) -> None:
-    """A target that unpacks is spared what compresses."""
+    """A target that can decompress gets compressed data."""
     images = [disk_image(tmp_path / f"v{n}.img", n, LARGE, BLOCKS) for n in (1, 2)]
     with Image(images[1]) as image:
         table = image.table()
@@ -249,7 +251,7 @@ def test_without_a_baseline_what_is_sent_is_packed(tmp_path: Path) -> None:
 
 
 def test_what_a_lying_target_makes_is_found_out(images: dict[int, Path]) -> None:
-    """A copy or delta that goes wrong on the device is seen in the digests, and the slot stays closed."""
+    """The digests show a copy or delta that went wrong on the device, and the slot stays closed."""
 
     class Sloppy(SimulatedTarget):
         def copy(self, source: int, offset: int, length: int) -> None:
@@ -285,7 +287,7 @@ def test_a_target_that_answers_nonsense_keeps_nothing(images: dict[int, Path]) -
 
 
 def test_what_packs_and_what_does_not_take_turns(tmp_path: Path) -> None:
-    """Sent in the order of the image, and all of it arrives; so little that nobody measures what is quicker."""
+    """Sent in the order of the image, and all of it arrives; too little for any measurement of which way is faster."""
     random, sent = Random(8), list[tuple[str, int]]()
     parts = [random.randbytes(PACKED) if number % 3 == 1 else bytes([number + 1]) * PACKED for number in range(4)]
     (tmp_path / "image").write_bytes(b"".join(parts))
@@ -317,7 +319,7 @@ def test_a_delta_that_does_not_unpack() -> None:
 
 @pytest.mark.oracle
 def test_a_frame_is_what_zstd_makes(tmp_path: Path, oracle: Callable[[str], str]) -> None:
-    """`zstd -d --patch-from` of Debian unpacks it: what a device needs is in every distribution."""
+    """Debian's `zstd -d --patch-from` decompresses it: what a device needs is in every distribution."""
     random = Random(4)
     old = random.randbytes(3 << 20)
     new = old[1_000_001:] + random.randbytes(5000) + old[:1_000_001]
@@ -337,7 +339,7 @@ def test_a_frame_is_what_zstd_makes(tmp_path: Path, oracle: Callable[[str], str]
 
 @pytest.mark.oracle
 def test_frames_that_follow_each_other_go_as_one(tmp_path: Path, oracle: Callable[[str], str]) -> None:
-    """Where nothing is there to refer to: not across what is sent as it is, and no more than a board's memory takes."""
+    """If there is nothing to refer to: not across data sent uncompressed, and no more than a board's memory takes."""
     random, window = Random(5), PACKED
     text = b"".join(random.choice((b"one ", b"two ")) * 1024 for _ in range(window // 4096))
     count = TOGETHER // window + 2

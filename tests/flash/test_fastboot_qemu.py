@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flash --to qemu:fastboot` with real U-Boot: empty to bootable, with the machine killed once in between, and then to
-another system. What it does to the disk is tried on the simulator in test_fastboot_uboot.py."""
+"""`flash --to qemu:fastboot` with real U-Boot: from empty to bootable, with the machine killed once, and then to
+another system. Its effect on the disk is tested with the simulator in test_fastboot_uboot.py."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOARD = "boards/qemu-aarch64.yaml"
 
 
 def test_the_loader_for_it() -> None:
-    """It obeys whoever reaches it: no build may hold it, and it starts nothing."""
+    """It obeys anyone who reaches it: no build may contain it, and it starts nothing."""
     text = "\n".join(path.read_text() for path in fragments(FLASHING))
     assert "CONFIG_FASTBOOT_OEM_RUN=y" in text and "CONFIG_ENV_IS_NOWHERE=y" in text
     said = script("lab")
@@ -87,7 +87,7 @@ smoke:
 
 @pytest.fixture
 def board(tmp_path: Path, repository: Path) -> Path:
-    """The stock board with less on a smaller disk: U-Boot reads an emulated card at a few MB a second."""
+    """The stock board with less on a smaller disk: U-Boot reads an emulated card at a few MB per second."""
     path = tmp_path / "board.yaml"
     path.write_text(
         f"board: qemu-aarch64\nextends: {repository / BOARD}\n"
@@ -108,7 +108,7 @@ def run(words: list[str], repository: Path) -> dict[str, object]:
 
 
 def kill_qemu_of(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for the machine that this command started."""
+    """Send SIGKILL to the machine that this command started."""
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         if "qemu" in Path(f"/proc/{child}/cmdline").read_bytes().decode():
             os.kill(int(child), signal.SIGKILL)
@@ -148,7 +148,7 @@ def test_empty_to_bootable_and_on_to_the_next_system(edge: str, tmp_path: Path, 
     record = run(flash(second), repository)
     assert record["slot"] != slot
     assert started_slot(second) == record["slot"]
-    # the boot has changed the slot state and the data, and nothing else
+    # the boot has changed only the slot state and the data
     assert run(flash(second), repository)["bytes_written"] == 0
 
 
@@ -157,8 +157,8 @@ def test_empty_to_bootable_and_on_to_the_next_system(edge: str, tmp_path: Path, 
 @pytest.mark.timeout(1200)
 @pytest.mark.xdist_group("qemu")
 def test_real_u_boot_takes_small_images(tmp_path: Path, repository: Path) -> None:
-    """Empty, an update, the same again, a byte that rots, an image without its table: what is on the card is what was
-    to be there, and what was right is left alone."""
+    """Empty, an update, the same again, a corrupted byte, an image without its table: the card gets the expected
+    content, and correct parts are not written."""
     v1, v2 = (disk_image(tmp_path / f"v{number}.img", number) for number in (1, 2))
     disk = tmp_path / "card.img"
     disk.write_bytes(bytes(64 << 20))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fastboot device as a target: partitions by name, single blocks by sparse images, what it cannot do is said."""
+"""A fastboot device as a target: partitions by name, single blocks by sparse images; what it cannot do is reported."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_only_blocks_that_differ_go_over_the_wire(v1: Path, v2: Path) -> None:
 
 
 def test_a_device_that_gives_nothing_back(v1: Path, v2: Path) -> None:
-    """As U-Boot's: what it holds is unknown, so it must be told which slot, or that all of it goes."""
+    """Like U-Boot's: its content is unknown, so the user must name the slot, or agree to overwrite everything."""
     disk = SimulatedDisk.of_size(v1.stat().st_size)
     fake = device(disk, quirks=frozenset({"no-fetch"}))
     run(fake, v1)  # it had no partitions: nothing is lost
@@ -174,7 +174,7 @@ def test_an_image_larger_than_the_slots_is_refused(quirks: frozenset[str], v1: P
 
 
 def test_over_a_bad_link(v1: Path) -> None:
-    """Packets that are lost, doubled, late: it takes longer, and is right."""
+    """Packets are lost, doubled, late: it takes longer, but the result is correct."""
     disk = SimulatedDisk(bytearray(v1.read_bytes()))
     disk.rot(Random(1), [45056 + 100])
     fault = BadPackets(Random(2), lost=0.002, repeated=0.05, late=0.002)
@@ -192,7 +192,7 @@ def test_an_image_without_partitions(tmp_path: Path) -> None:
 
 
 class LyingDevice(FastbootDevice):
-    """Answers anything at all."""
+    """Answers with anything."""
 
     def __init__(self, disk: SimulatedDisk, random: Random) -> None:
         super().__init__(DiskPartitions(disk))
@@ -218,7 +218,8 @@ class LyingDevice(FastbootDevice):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_hostile_device_only_makes_it_fail(seed: int, v1: Path, v2: Path) -> None:
-    """Whatever it says, the host ends, with an error of ours or with all proved; it never sends outside of the plan."""
+    """Whatever it answers, the host ends, with an ErofsEdgeError or with everything proved; it never sends anything
+    outside the plan."""
     for number in range(40):
         random = Random(f"{seed} {number}")
         disk = SimulatedDisk(bytearray(v1.read_bytes()), log=[])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who writes a target is alone there, and what can only be looked at can be looked at."""
+"""Only one program can write a target at a time; for reading it stays available."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(*words: object) -> Result:
 
 @contextmanager
 def other(code: str, what: object) -> Iterator[subprocess.Popen[str]]:
-    """Another program that has something; ended without a word in the end."""
+    """Another program that uses something; killed in the end."""
     command = [sys.executable, "-c", f"import sys\nfrom pathlib import Path\n{code}\nprint(1, flush=True)\ninput()"]
     pipe = subprocess.PIPE
     with subprocess.Popen([*command, str(what)], stdin=pipe, stdout=pipe, text=True) as process:
@@ -62,7 +62,7 @@ def other(code: str, what: object) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def nbdkit(oracle: Oracle, image: Path, *options: str) -> Iterator[str]:
-    """A server of one file; its address."""
+    """A server of one file; yields its address."""
     socket = image.with_suffix(".socket")
     program = oracle("nbdkit")
     (plugin,) = Path(program).parent.parent.glob("roots/oracles-nbd/usr/lib/*/nbdkit/plugins/nbdkit-file-plugin.so")
@@ -127,7 +127,7 @@ def test_two_programs_at_one_export(images: list[Path], tmp_path: Path, oracle: 
             assert run("flash", v1, "--to", address, "--verify-only").exit_code == 0
             assert run("slots", "show", address).exit_code == 0
             assert disk.read_bytes() == v1.read_bytes()
-        # killed, it has nothing any more
+        # once killed, it no longer holds anything
         assert run("flash", v2, "--to", address, "--yes").exit_code == 0
 
 
@@ -150,7 +150,7 @@ def test_two_programs_at_one_file(images: list[Path], tmp_path: Path, repository
 
 
 def test_two_programs_at_one_fastboot_device() -> None:
-    """Over UDP the second would end the first one's conversation."""
+    """Over UDP, the second would end the first one's session."""
     with serve_udp(FastbootDevice({"boot": bytearray(4096)})) as address:
         with open_device(address), pytest.raises(DeviceRefusedError, match="another program is using it"):
             open_device(address)

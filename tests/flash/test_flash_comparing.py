@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between an image and a target of this machine, read by several threads at once."""
+"""The differences between an image and a local target, read by several threads at once."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_an_image_that_has_become_shorter(pair: tuple[Path, FileTarget]) -> None
 
 
 def test_work_of_several_threads_comes_in_order() -> None:
-    """However long each takes; a failure comes in its turn."""
+    """However long each takes; a failure is raised in its place."""
     ended = [threading.Event() for _ in range(100)]
 
     def work(number: int) -> int:

@@ -113,7 +113,7 @@ def run(*words: object) -> tuple[int, str]:
 
 
 def attempts(image: Path, device: Path) -> Iterator[tuple[int, str]]:
-    """All that would write to it."""
+    """Yield everything that would write to it."""
     yield flash(image, device, "--yes")
     yield flash(image, device, "--repair", "--yes")
     yield run("slots", "activate", device, "b")
@@ -136,7 +136,7 @@ def test_a_read_only_disk_can_be_looked_at(loop: Loop, tmp_path: Path) -> None:
 
 
 def test_a_disk_of_others_can_be_looked_at(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one who may read it, but not write."""
+    """By a user who may read it, but not write."""
     image = disk_image(tmp_path / "image.img", 1)
     device = loop(image.stat().st_size, content=image.read_bytes())
     real = os.open

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing and reading back, on a disk that misbehaves in every way we know of."""
+"""Writing and reading back, on a disk that misbehaves in every known way."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 
 class Steps:
-    """Records the steps and how far each said it got."""
+    """Records the steps and how far each one reported to be."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -115,7 +115,7 @@ def test_resume_writes_only_what_is_wrong(image: Path) -> None:
 
 @pytest.mark.parametrize("place", [MIB + 5, 4 * MIB + 1_200_000, 7 * MIB + 500_001, 9 * MIB, 3 * MIB + 7, 11 * MIB, 10])
 def test_a_lying_disk_is_found_out(place: int, image: Path) -> None:
-    """In data, in a hole inside a partition, in an empty one, in a gap, in both tables."""
+    """In data, in a hole inside a partition, in an empty partition, in a gap, in both tables."""
     target = FaultyTarget(12 * MIB, lies=(place,))
     with pytest.raises(VerificationError, match=f"in 1 block.* at byte {place // 4096 * 4096:#x}$") as caught:
         run(image, target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disks that are in use are refused, whatever they are in use for. The stage is a made-up /sys and /proc."""
+"""Disks in use are refused, whatever uses them. The tests have a fake /sys and /proc."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_partition(stage: Stage) -> None:
 
 
 def test_read_only(stage: Stage) -> None:
-    """It can be looked at, also while it is mounted; whoever would write it is refused when it is opened."""
+    """It can be read, even while mounted; opening it for writing is refused."""
     assert not identify(CARD, (8, 16), stage.host).read_only
     stage.put(stage.block / "ro", "1")
     stage.mount("8:17", "/media/card", "/dev/sdx1")

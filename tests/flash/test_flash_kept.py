@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel may keep of a file that was written: all that was proved stays for who asks next, and yet nothing is
-proved from memory."""
+"""The page cache of a written file: everything that was proved stays cached for the next reader, but nothing is proved
+from the cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVERYTHING = (0, 0)
 
 
 class Dropped:
-    """By step, what the kernel was told to drop of a file: (offset, length)."""
+    """Records, by step, what the kernel was told to drop of a file: (offset, length)."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.by_step: dict[str, list[tuple[int, int]]] = {}
@@ -41,7 +41,7 @@ class Dropped:
         yield lambda done, total: None
 
     def under(self, word: str) -> list[tuple[int, int]]:
-        """In steps whose label begins so."""
+        """Return those of steps whose label begins this way."""
         return [drop for label, drops in self.by_step.items() if label.startswith(word) for drop in drops]
 
 

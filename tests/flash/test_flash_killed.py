@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flash` is killed (SIGKILL) at one of its writes: the board starts, and the same command completes."""
+"""`flash` is killed (SIGKILL) at one of its writes: the board still starts, and the same command completes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan says, before anything is touched."""
+"""The plan, before anything is touched."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_image_without_a_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [40_000, 10 * MIB])
 def test_half_of_an_image_is_refused(size: int, image: Path) -> None:
-    """With zeros in the place of what was left out, and no backup of the table, it is an image."""
+    """With zeros in place of the missing part, and no backup table, it is a valid image."""
     with Image(image) as source:
         table = source.table()
     assert table is not None
@@ -113,7 +113,7 @@ def test_a_packed_image_is_refused(kind: str, image: Path) -> None:
 
 
 def test_a_table_that_cannot_be_believed_is_plain_bytes(image: Path) -> None:
-    """Its header is gone, and the backup of it is not where the image ends."""
+    """Its header is gone, and the backup is not at the image's end."""
     os.truncate(image, 10 * MIB)
     with image.open("r+b") as file:
         file.write(bytes(1024))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two files that this process and a forked one compare: what both find, and what becomes of what the other does not."""
+"""Two files compared by this process and a forked one: what both find, and what happens to the other's unfinished
+part."""
 
 from __future__ import annotations
 

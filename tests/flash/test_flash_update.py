@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One slot of a disk that has the layout already: which one, only what differs, and the state before and after."""
+"""Updating one slot of a disk that has the layout already: which slot, only the differences, and the state before and
+after."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ def v2(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def card(v1: Path, tmp_path: Path) -> Path:
-    """A card with v1 whose slot a runs well, and something on the data partition."""
+    """A card with v1 whose slot a works well, and something on the data partition."""
     card = tmp_path / "card.img"
     flash(v1, card)
     set_state(card, slots.mark(state(card), "a", "good"))
@@ -177,7 +178,7 @@ def test_the_slot_that_the_device_relies_on_is_refused(card: Path, v2: Path) -> 
 
 
 def test_a_file_that_another_program_uses(card: Path, v1: Path, v2: Path) -> None:
-    """Another flash, or a machine in QEMU: both hold a lock. It may be looked at."""
+    """Another flash, or a machine in QEMU: both hold a lock. Reading is allowed."""
     before = card.read_bytes()
     other = FileTarget(card, 0)
     start, _ = layout_of(card).places["data"]
@@ -211,7 +212,7 @@ def test_a_slot_of_a_disk_without_slots(v2: Path, tmp_path: Path) -> None:
     ],
 )
 def test_an_image_larger_than_the_slots_is_refused(sizes: Sizes, said: str, card: Path, tmp_path: Path) -> None:
-    """What runs there, and what it keeps, is not lost without being asked for."""
+    """The running system and its data are not lost without explicit consent."""
     before = card.read_bytes()
     other = disk_image(tmp_path / "other.img", 3, sizes)
     for options in ((), ("--full",), ("--plan",), ("--slot", "b"), ("--repair",)):
@@ -228,7 +229,7 @@ def test_another_layout_is_written_whole(card: Path, tmp_path: Path) -> None:
 
 
 def test_a_larger_data_partition_is_the_same_layout(card: Path, v2: Path) -> None:
-    """A device gives its data partition the rest of the disk at the first start."""
+    """At the first start, a device extends its data partition to the end of the disk."""
 
     from erofs_edge.disk import gpt
 
@@ -334,7 +335,8 @@ def test_repair_of_a_disk_without_slots(tmp_path: Path) -> None:
 
 
 def test_a_whole_disk_that_is_right_is_not_written(v1: Path, tmp_path: Path) -> None:
-    """Nor is what of it is right: a few blocks tell that comparing pays. `--full` and `--whole` write it all."""
+    """Nor are its correct parts: a few blocks show that comparing is worthwhile. `--full` and `--whole` write
+    everything."""
     image, card = tmp_path / "image", tmp_path / "card"
     image.write_bytes(bytes(64 << 10) + random.Random(1).randbytes(64 << 10) + bytes(64 << 10))
     assert flash(image, card)["bytes_written"] == 192 << 10
@@ -363,7 +365,7 @@ def test_repair_needs_the_image_of_a_slot(card: Path, tmp_path: Path) -> None:
 def test_the_slot_is_closed_before_its_first_byte_changes(
     card: Path, v2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a device would see at the first write to a slot: a alone, and a journal that names b and the image."""
+    """What a device would see at the first write to a slot: only a, and a journal that names b and the image."""
     seen: list[tuple[SlotState, str]] = []
     start, end = layout_of(card).places["boot_b"]
     real = FileTarget.write

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An NBD server that lies or breaks off while a board is flashed: an error of ours, nothing outside of the plan."""
+"""An NBD server that lies or disconnects while a board is flashed: an ErofsEdgeError, and nothing outside the plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from erofs_edge.transport.nbd.server import Request
 
 
 class BadWire(NbdWire):
-    """Changes, cuts or repeats what the server says, once it has been chosen."""
+    """Changes, cuts or repeats what the server sends, once selected."""
 
     def __init__(self, disk: SimulatedDisk, random: Random, after: int) -> None:
         self.random, self.left = random, after
@@ -56,7 +56,7 @@ def run(board: Board, disk: SimulatedDisk, wire: NbdWire) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_it_fails_and_the_board_starts(seed: int, board: Board) -> None:
-    """Wherever the answers go wrong: an error that says so or a flash that is right, and a board that starts."""
+    """Wherever the answers go wrong: a clear error or a correct flash, and a board that starts."""
     failed = 0
     for number in range(60):
         random = Random(f"{seed} {number}")
@@ -71,7 +71,7 @@ def test_it_fails_and_the_board_starts(seed: int, board: Board) -> None:
 
 
 def test_what_is_kept_is_untouched(board: Board, tmp_path: Path) -> None:
-    """Data and the slot that the board relies on, whatever a server says of them."""
+    """Data and the slot that the board relies on, whatever a server says about them."""
     for number in range(80):
         random = Random(number)
         before = board.before("update", random)
@@ -87,7 +87,7 @@ def test_what_is_kept_is_untouched(board: Board, tmp_path: Path) -> None:
 
 
 def _whole_disk(disk: SimulatedDisk) -> bool:
-    """A table that reads as nothing makes it a blank disk; its first write is the erased table then."""
+    """An unreadable table makes it a blank disk; the first write then is the erased table."""
     first = next(write for write in disk.log or [] if not write.is_flush)
     return first.offset == 0
 
@@ -98,7 +98,7 @@ def connected(disk: SimulatedDisk) -> NbdTarget:
 
 
 def test_scattered_blocks_gather_and_arrive() -> None:
-    """Small writes wait for others until something depends on them; in the end the disk holds them all."""
+    """Small writes are collected until something depends on them; in the end the disk has them all."""
     disk = SimulatedDisk.of_size(4 << 20)
     target, random, wanted = connected(disk), Random(1), bytearray(disk.memory)
     for number in range(500):
@@ -114,7 +114,7 @@ def test_scattered_blocks_gather_and_arrive() -> None:
 
 @pytest.mark.parametrize("piece", [None, 1 << 20])
 def test_a_request_is_as_large_as_was_asked_for(piece: int | None) -> None:
-    """Of an export where each request costs much, as a board's control export, one is for more bytes."""
+    """For an export where each request is expensive, such as a board's control export, a request is for more bytes."""
     disk, sizes = SimulatedDisk.of_size(4 << 20), list[int]()
 
     class Counted(NbdWire):
@@ -132,7 +132,7 @@ def test_a_request_is_as_large_as_was_asked_for(piece: int | None) -> None:
 
 
 def test_what_is_posted_is_not_waited_for(tmp_path: Path) -> None:
-    """Its answers are left to who comes next; so is what went wrong, which is told once."""
+    """The next caller receives the answers, including an error, which is raised once."""
     disk = SimulatedDisk.of_size(4 << 20)
     address = Address("nbd://simulated/disk", EXPORT, "simulated")
     connection = Connection(address, wire=NbdWire(disk))

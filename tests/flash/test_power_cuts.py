@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The power goes at every write and every flush; the board starts the old system or the new one, and can go on.
+"""The power fails at every write and every flush; the board starts the old system or the new one, and can continue.
 
-`make power-cuts` runs a million of them; here are some ten thousand, the same ones each time.
+`make power-cuts` runs a million cuts; here are some ten thousand, the same ones each time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_no_cut_leaves_a_board_that_does_not_start(kind: str, transport: str, bo
 
 
 def test_an_update_in_place_is_what_the_sweep_finds(tmp_path: Path) -> None:
-    """A board with one slot has nothing to fall back to: the sweep sees that, and that the board can be mended."""
+    """A board with one slot has nothing to fall back to: the sweep detects that, and that the board can be repaired."""
     one = Sizes(slots=("a",))
     images = [disk_image(tmp_path / f"v{n}.img", n, one) for n in (1, 2)]
     before = images[0].read_bytes()
@@ -67,7 +67,8 @@ def test_an_update_in_place_is_what_the_sweep_finds(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_lies(board: Board) -> None:
-    """Flushes do nothing, any write may be lost at a cut: the old system starts all the same, a repeat completes."""
+    """Flushes do nothing, any write may be lost at a cut: the old system still starts, and repeating the command
+    completes."""
     random = Random(7)
     before = board.before("update", random)
     for _ in range(10):
@@ -83,7 +84,7 @@ def test_a_cache_that_lies(board: Board) -> None:
 
 
 def test_two_cuts_in_a_row(board: Board) -> None:
-    """The repeated command is cut, too, again and again."""
+    """The repeated command is interrupted, too, again and again."""
     random = Random(3)
     for cache in CACHES:
         medium = board.before("update", random)
@@ -99,7 +100,7 @@ def test_two_cuts_in_a_row(board: Board) -> None:
 
 
 def _script(board: Board) -> str:
-    """The boot script for the layout of the samples."""
+    """Return the boot script for the layout of the samples."""
     partitions = {
         "boot": Partition(size=Sizes().boot, slots=["a", "b"], content="fit"),
         "misc": Partition(size=Sizes().misc, content="slot-state"),
@@ -109,7 +110,7 @@ def _script(board: Board) -> str:
 
 
 def _start_with_the_script(board: Board, text: str, medium: bytearray) -> tuple[str, bytes] | None:
-    """U-Boot's script on this medium, then the initramfs's check; a system that is not the right one restarts it."""
+    """Run U-Boot's script on this medium, then the initramfs's check; a wrong system restarts it."""
     sectors = {name: (start // 512, (end - start) // 512) for name, (start, end) in board.places.items()}
 
     def named(loaded: bytes) -> System | None:
@@ -166,7 +167,7 @@ def test_what_each_model_of_a_cache_may_leave() -> None:
 
 
 def test_the_image_is_not_the_boards_own(board: Board) -> None:
-    """The samples are what they claim to be: two builds of one layout that differ in few blocks."""
+    """The samples are what they claim to be: two builds with one layout that differ in few blocks."""
     with Image(board.images[1]) as first, Image(board.images[2]) as second:
         assert first.table() != second.table()
         start, end = board.places["system_a"]

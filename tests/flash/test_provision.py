@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provisioning target against a control export in memory; the scripts of the provisioning system on this host."""
+"""The provisioning target against a control export in memory; the provisioning system's scripts on this host."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Asked = Callable[..., str]
 
 @pytest.fixture
 def work(tmp_path: Path, oracle: Callable[[str], str]) -> Asked:
-    """work(items…): work.sh carries out a request here, on a file in place of the disk; its answers, and 'tree'."""
+    """work(items…): work.sh carries out a request here, with a file as the disk; returns its answers, and 'tree'."""
     script = (FOLDER / "work.sh").read_text()
     (tmp_path / "bin").mkdir()
     for name in ("dd", "sha256sum", "b2sum", "stat", "rm", "cat", "sync", "zstd", "sh", "tr"):
@@ -37,7 +37,7 @@ def work(tmp_path: Path, oracle: Callable[[str], str]) -> Asked:
         (tmp_path / "bin" / name).symlink_to(found.stdout.strip())
     (tmp_path / "bin/gdd").symlink_to((tmp_path / "bin/dd").readlink())
     (tmp_path / "bin/veritysetup").symlink_to(oracle("veritysetup"))
-    # only places change
+    # only paths change
     script = script.replace("PATH=/bin", f"PATH={tmp_path}/bin").replace("/run/", f"{tmp_path}/")
     script = script.replace("/sys/firmware", f"{tmp_path}/firmware").replace("/sys/class", f"{tmp_path}/class")
     (tmp_path / "work.sh").write_text(script)
@@ -70,7 +70,7 @@ def test_the_device_hashes_ranges(work: Asked, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cpus", [1, 3])
 def test_answers_are_in_order(work: Asked, tmp_path: Path, cpus: int) -> None:
-    """What is hashed is hashed by several processes at a time."""
+    """Several processes hash at the same time."""
     data = (tmp_path / "image").read_bytes()
     (tmp_path / "cpus").write_text(f"{cpus}\n")
     pieces = [(at, 1000 + at // 64) for at in range(0, 1 << 20, 150_000)]
@@ -101,7 +101,7 @@ def test_the_device_hashes_many_blocks_at_once(
 
 @pytest.mark.parametrize("cpus", [1, 3])
 def test_the_device_looks_for_zeros(work: Asked, tmp_path: Path, cpus: int) -> None:
-    """Of any length, and whatever else is there: one byte, or what packs as well as zeros do."""
+    """Of any length, whatever else is there: one byte, or what compresses as well as zeros do."""
     (tmp_path / "cpus").write_text(f"{cpus}\n")
     with (tmp_path / "image").open("r+b") as file:
         for place, data in ((0, bytes(300_000)), (400_000, b"\1" * 70_000), (500_000, bytes(70_000) + b"\1")):
@@ -124,7 +124,7 @@ def test_the_device_looks_for_zeros(work: Asked, tmp_path: Path, cpus: int) -> N
 
 
 def test_what_cannot_be_read_is_not_taken_for_zeros(work: Asked, tmp_path: Path) -> None:
-    """A disk that ends before its size, and one that is gone."""
+    """A disk that is shorter than its size, and one that is gone."""
     with (tmp_path / "image").open("r+b") as file:
         file.truncate(0)
         file.truncate(12 << 20)
@@ -138,7 +138,7 @@ def test_what_cannot_be_read_is_not_taken_for_zeros(work: Asked, tmp_path: Path)
 
 
 def test_parts_of_a_large_tree_are_where_the_whole_one_has_them(work: Asked, tmp_path: Path) -> None:
-    """16,500 blocks: three levels above the leaves of the whole, two above those of a part."""
+    """16,500 blocks: three levels above the leaves of the whole tree, two above those of a part."""
     with (tmp_path / "image").open("r+b") as file:
         file.truncate(16500 * 512)
     (tmp_path / "size").write_text(f"{16500 * 512}\n")
@@ -222,12 +222,12 @@ def test_answers_that_do_not_fit_are_a_breach() -> None:
 
 
 class Board:
-    """Both exports of a board in memory: what was asked, and answers as work.sh gives them."""
+    """Both exports of a board in memory: what was requested, and answers as work.sh gives them."""
 
     size, address, sent, received = control.SIZE, parse_address("nbd://board"), 0, 0
 
     def __init__(self, disk: bytes, *, looks: bool = True, says: str = "") -> None:
-        """`looks`: it knows what zeros are; an older one does not. `says`: its description."""
+        """`looks`: it detects zeros; an older one does not. `says`: its description."""
         self.description = says
         self.disk, self.asked, self.flushed, self.looks = disk, list[str](), 0, looks
         self.export = self
@@ -237,7 +237,7 @@ class Board:
         return False
 
     def settle(self) -> None:
-        """Nothing is under way."""
+        """Wait for requests in flight; there are none."""
 
     def write(self, offset: int, data: bytes) -> None:
         self._memory[offset] = data
@@ -272,7 +272,7 @@ class Board:
 
 
 class Zeros(Board):
-    """The disk alone, which nobody asks."""
+    """Only the disk's export, without questions."""
 
     def read(self, offset: int, length: int) -> bytes:
         return bytes(length)
@@ -281,13 +281,13 @@ class Zeros(Board):
         take(offset, memoryview(bytes(length)))
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Nothing is pending."""
 
 
 @pytest.mark.parametrize("name", ["sha256", "blake2b"])
 def test_what_is_asked_of_a_board(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A question for each run of blocks, with all single ranges in the first; zeros by ZEROS bytes. What it does not
-    say that it has it is not asked for."""
+    """One question for each run of blocks, with all single ranges in the first; zeros by ZEROS bytes. It is not asked
+    for anything it does not claim to support."""
     says, by = ("erofs-edge board|is 1|.||sha3|blake2b", " blake2b") if name == "blake2b" else ("", "")
     monkeypatch.setattr(f"erofs_edge.flash.provision.{'ZEROS' if says else 'ZEROS_OLDER'}", 16 << 20)
     disk = bytearray(40 << 20)
@@ -315,7 +315,7 @@ def test_what_is_asked_of_a_board(monkeypatch: pytest.MonkeyPatch, name: str) ->
 
 
 def test_an_older_board_hashes_zeros() -> None:
-    """It is not asked for anything else twice."""
+    """No question is asked twice."""
     size, half = ZEROS_OLDER + (4 << 20) + 1, (ZEROS_OLDER >> 1) + (2 << 20) + 4096
     board = Board(bytes(size - 1) + b"\1", looks=False)
     target = ProvisionTarget(cast("Connection", board), cast("Connection", board))
@@ -328,7 +328,7 @@ def test_an_older_board_hashes_zeros() -> None:
 @pytest.mark.parametrize("length", [1, 4097, 16 << 20, (16 << 20) + 1, 23015424, 472461312, 8 * ZEROS])
 @pytest.mark.parametrize("most", [4 << 20, ZEROS_OLDER, ZEROS])
 def test_as_much_zeros_for_each_processor(length: int, most: int) -> None:
-    """Two or four of them are done at the same time; none is asked about more than it may."""
+    """Two or four are done at the same time; none gets more than its limit."""
     parts = shares(8192, length, most)
     sizes = [size for _, size in parts]
     assert parts[0][0] == 8192 and sum(sizes) == length and max(sizes) <= most
@@ -340,7 +340,7 @@ def test_as_much_zeros_for_each_processor(length: int, most: int) -> None:
 
 
 def test_digests_are_made_on_both_sides_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the board takes its time for is not waited for here."""
+    """This side does not wait while the board computes."""
     content, made = random.Random(3).randbytes(1 << 20), threading.Event()
     (tmp_path / "image").write_bytes(content)
 
@@ -361,7 +361,7 @@ def test_digests_are_made_on_both_sides_at_a_time(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_medium_is_read_anew_when_somebody_wants_to_know() -> None:
-    """Behind a flush, once, and in one request with what is asked of it; a flush by itself asks for nothing."""
+    """After a flush, once, and in one request with the questions; a flush alone requests nothing."""
     disk, board = Zeros(b""), Board(bytes(1 << 20))
     target = ProvisionTarget(cast("Connection", disk), cast("Connection", board))
     board.asked.clear()
@@ -405,7 +405,7 @@ def test_what_a_board_says_of_itself(text: str, serial: str, names: tuple[str, .
 def test_a_board_is_asked_once_how_long_it_unpacks(
     monkeypatch: pytest.MonkeyPatch, answer: str, seconds: float
 ) -> None:
-    """When somebody wants to know; an older one has no answer. What that takes is not what a question takes."""
+    """When somebody needs it; an older board has no answer. Its time does not count as that of a question."""
     board = Board(bytes(1 << 20), says="erofs-edge board|is 1|.")
     real = board._answer
     monkeypatch.setattr(board, "_answer", lambda name, *rest: answer if name == "unpacks" else real(name, *rest))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`flash --to qemu:serial` with real U-Boot: a whole system on a virtio disk, which starts; small images on an SD card.
-The machine is killed once in between, then comes an update. A line that is worse is tried in test_serial_line.py."""
+The machine is killed once, then comes an update. Worse lines are tested in test_serial_line.py."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def board(tmp_path: Path, repository: Path) -> Path:
 
 
 def kill_qemu_of(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for the machine that this command started."""
+    """Send SIGKILL to the machine that this command started."""
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         if "qemu" in Path(f"/proc/{child}/cmdline").read_bytes().decode():
             os.kill(int(child), signal.SIGKILL)
@@ -122,7 +122,8 @@ def whole(tmp_path: Path, repository: Path) -> Path:
 
 @pytest.mark.timeout(7200)
 def test_a_whole_system_over_the_console(edge: str, tmp_path: Path, repository: Path, whole: Path) -> None:
-    """Empty to bootable, the machine killed while it writes the system, and then to the other slot with the next."""
+    """From empty to bootable, with the machine killed while it writes the system, and then to the other slot with the
+    next."""
     first, second, disk = tmp_path / "first", tmp_path / "second", tmp_path / "disk.img"
 
     def run(*words: str) -> dict[str, object]:
@@ -161,12 +162,12 @@ def test_a_whole_system_over_the_console(edge: str, tmp_path: Path, repository: 
     update = run(*words(second))
     assert update["slot"] != slot
     assert started_slot(second) == update["slot"]
-    # the boot has changed the slot state and the data, and nothing else
+    # the boot has changed only the slot state and the data
     assert run(*words(second))["bytes_written"] == 0
 
 
 def place_of(image: Path, name: str) -> int:
-    """Where a partition begins, in bytes."""
+    """Return the position of a partition, in bytes."""
     with Image(image) as source:
         table = source.table()
     assert table is not None
@@ -174,7 +175,7 @@ def place_of(image: Path, name: str) -> int:
 
 
 def holds_at(disk: Path, offset: int, data: bytes) -> bool:
-    """Whether a file, if it is there yet, has these bytes at this place."""
+    """Whether a file, if it exists yet, has these bytes at this place."""
     if not disk.exists():
         return False
     with disk.open("rb") as file:
@@ -185,8 +186,8 @@ def holds_at(disk: Path, offset: int, data: bytes) -> bool:
 def test_debians_u_boot_for_the_raspberry_pi(
     edge: str, tmp_path: Path, repository: Path, stock: Callable[[str], Path]
 ) -> None:
-    """In QEMU's raspi4b, on the mini UART that the real one has: it says CRC32, `4 Model B`, and has an empty slot
-    beside its card's."""
+    """In QEMU's raspi4b, on the mini UART like the real one: it prints CRC32, `4 Model B`, and has an empty slot beside
+    its card's."""
     image, disk, console = disk_image(tmp_path / "v1.img", 1), tmp_path / "card.img", tmp_path / "console"
     disk.touch()
     os.truncate(disk, CARD)
@@ -216,7 +217,7 @@ def test_debians_u_boot_for_the_raspberry_pi(
 
 
 def tree_without_screen(fit: Path, folder: Path) -> Path:
-    """The board's device tree without HDMI: QEMU takes most of its time for the pixels."""
+    """The board's device tree without HDMI: QEMU spends most of its time on the pixels."""
     data = parse(fit.read_bytes()).root.at("/images/fdt")
     assert data is not None
     tree = parse(data.props["data"])

@@ -28,15 +28,15 @@ from erofs_edge.simulator.uboot import UBoot
 
 BOARD = "boards/qemu-aarch64.yaml"
 DENSE = (8 << 10) + (44 << 10)
-"""bytes of a slot of the simulator's images that do not pack"""
+"""incompressible bytes in a slot of the simulator's images"""
 
 
 class PulledError(DeviceError):
-    """The cable is out."""
+    """The cable is unplugged."""
 
 
 class Cable(SerialLine):
-    """A line that is pulled after so many bytes."""
+    """A line that is unplugged after this many bytes."""
 
     left = 1 << 40
 
@@ -53,7 +53,7 @@ def target(device: UBoot, baud: int = 115200) -> tuple[SerialTarget, Cable]:
 
 
 def put(image: Path, to: SerialTarget, *, resume: bool = False) -> int:
-    """Flash as the command does; bytes written."""
+    """Flash like the command. Return the bytes written."""
     results = flash(plan_flash(image, to.identity), to, lambda label: nullcontext(lambda a, b: None), resume=resume)
     return sum(result.written + result.zeroed for result in results)
 
@@ -73,7 +73,8 @@ def test_an_image_gets_onto_the_disk_and_is_proved_there(image: Path) -> None:
 
 
 def test_a_card_behind_a_u_boot_with_no_other_hash(image: Path) -> None:
-    """As Debian's for the Raspberry Pi: `mmc`, a slot without a card, a size in rounded words, CRC32 in capitals."""
+    """Such as Debian's for the Raspberry Pi: `mmc`, a slot without a card, a size in rounded words, CRC32 in
+    capitals."""
     size = (12 << 20) + 512
     device = UBoot(bytearray(random.Random(1).randbytes(size)), kind="mmc", crc_name="CRC32")
     to, _ = target(device)
@@ -191,7 +192,7 @@ def test_debians_u_boot_takes_an_image_over_its_console(
 @contextmanager
 def debians_u_boot(out: Path, disk: Path, console: Path) -> Iterator[str]:
     """The address of Debian's own U-Boot, at the prompt, on QEMU's emulated UART; with QEMU's own device tree, so that
-    nothing keeps the prompt shut."""
+    nothing disables the prompt."""
     emulator, machine = find_qemu(), qemu_of(load_board(Path(BOARD)).value)
     words = [
         str(emulator.program), *machine_arguments(machine, out / "u-boot.bin"),
@@ -210,7 +211,7 @@ def debians_u_boot(out: Path, disk: Path, console: Path) -> Iterator[str]:
 
 
 def kill_qemu_of(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for the machine that this command started."""
+    """Send SIGKILL to the machine that this command started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children:
         if "qemu" in Path(f"/proc/{child}/cmdline").read_bytes().decode():

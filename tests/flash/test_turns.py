@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target that unpacks is given packed: whatever is quicker, by simulated clocks of wires and boards."""
+"""When a decompressing target is sent compressed data: whichever is faster, with simulated clocks of wires and
+boards."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ REQUEST = 0.1  # seconds
 
 
 class Board(SimulatedTarget):
-    """Has a clock, which its wire and its processor take: bytes a second of both. `sent_as`: (packed, bytes of the
-    disk) of what came."""
+    """Has a clock, which its wire and its processor advance: bytes per second of both. `sent_as`: (compressed, bytes of
+    the disk) of what arrived."""
 
     def __init__(self, wire: float, unpacks: float, effort: Effort | None = None, size: int = SIZE) -> None:
         super().__init__(SimulatedDisk.of_size(size), CLEVER)
@@ -50,13 +51,13 @@ class Board(SimulatedTarget):
         super().patch(source, source_length, offset, length, delta)
 
     def had(self, *, packed: bool) -> int:
-        """Bytes of the disk that came so."""
+        """Return the bytes of the disk that arrived this way."""
         return sum(size for one, size in self.sent_as if one == packed)
 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image that packs to a half, everywhere."""
+    """An image that compresses to half its size, everywhere."""
     path, random = tmp_path_factory.mktemp("turns") / "half", Random(3)
     with path.open("wb") as file:
         for _ in range(SIZE // MIB):
@@ -66,7 +67,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(image: Path, board: Board) -> None:
-    """All of it, and it arrives."""
+    """Write everything, and check that it arrives."""
     prepared = prepare(image, board, Wish(full=True), quiet)
     (done,) = flash(prepared.plan, board, quiet, verify=False, found=prepared.found, clock=lambda: board.now)
     assert bytes(board.disk.memory) == image.read_bytes()
@@ -83,7 +84,7 @@ def test_a_slow_wire_gets_it_packed(half: Path) -> None:
 
 
 def test_a_slow_board_gets_it_plain(half: Path) -> None:
-    """After a trial, for it does not say that it is slow."""
+    """After a trial, since it does not say that it is slow."""
     board = Board(QUICK, SLOW)
     write(half, board)
     assert board.had(packed=True) == TRIAL
@@ -98,7 +99,7 @@ def test_a_board_that_says_it_is_slow_gets_nothing_packed(half: Path, effort: Ef
 
 
 def test_a_board_that_says_too_little_of_itself_is_measured(half: Path) -> None:
-    """What it says is the least that it needs."""
+    """What it reports is the least that it needs."""
     board = Board(QUICK, SLOW, Effort(REQUEST / 2, 1 / QUICK))
     write(half, board)
     assert board.had(packed=True) <= TRIAL
@@ -113,7 +114,7 @@ def test_it_takes_the_same_turns_again(half: Path) -> None:
 
 @pytest.mark.parametrize("slower", ["wire", "board"])
 def test_what_becomes_slow_in_between(half: Path, slower: str) -> None:
-    """The wire: packed from then on. The board: plain from then on."""
+    """The wire: compressed from then on. The board: uncompressed from then on."""
 
     class Changing(Board):
         def settle(self) -> None:
@@ -127,7 +128,7 @@ def test_what_becomes_slow_in_between(half: Path, slower: str) -> None:
 
 
 def test_noise_is_not_packed_for_a_trial(tmp_path: Path) -> None:
-    """Nor does it keep what packs from being packed behind it."""
+    """Nor does noise prevent the compression of later data."""
     path, board = tmp_path / "noise", Board(SLOW, QUICK, size=32 * MIB)
     path.write_bytes(Random(4).randbytes(8 * MIB) + bytes([7]) * (24 * MIB))
     write(path, board)
@@ -137,7 +138,7 @@ def test_noise_is_not_packed_for_a_trial(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("abilities", [CLEVER, Ability.READ | Ability.HASH])
 def test_a_plan_says_up_to_how_much_is_sent(half: Path, abilities: Ability) -> None:
-    """Where a target unpacks it may be less, and is, not counting what its proof takes."""
+    """If a target decompresses it may be less, and is, not counting the traffic of its proof."""
     there = SimulatedTarget(SimulatedDisk.of_size(SIZE), abilities)
     prepared = prepare(half, there, Wish(full=True), quiet)
     cost = estimate(prepared, there)
@@ -161,7 +162,7 @@ def test_what_fails_on_its_way_is_told_before_it_ends(half: Path) -> None:
 
 
 def settled(plain: float, packed: float) -> Pace:
-    """Both ways are known: bytes a second."""
+    """The speed of both ways is known: bytes per second."""
     pace = Pace(Effort())
     pace.took(FIRST, FIRST / SLOW, packed=False)
     assert (pace.packs, pace.amount, pace.pays(MIB, 1)) == (True, TRIAL, True)
@@ -182,7 +183,7 @@ def test_a_quick_wire_is_measured_until_the_time_says_something() -> None:
     ("plain", "packed", "rounds"), [(3e6, 2e6, 1), (3e6, 1e6, SELDOM), (2e6, 3e6, 1), (1e6, 3e6, SELDOM)]
 )
 def test_now_and_then_the_other_way_has_a_turn(plain: float, packed: float, rounds: int) -> None:
-    """For as much as a trial, the more rarely the less likely it is to be the quicker one."""
+    """For as much as a trial, and the more rarely the less likely it is to be faster."""
     pace, since, quicker = settled(plain, packed), 0, packed > plain
     while pace.packs == quicker:
         assert pace.amount == (PACKED if quicker else PLAIN)
@@ -205,11 +206,11 @@ def test_what_does_not_pay_has_had_its_turn() -> None:
 
 
 SAID = Effort(0.1, 1 / SLOW)
-"""of a board behind a wire of 10 MB/s, so that packing is ruled out"""
+"""of a board behind a wire of 10 MB/s, so that compression is ruled out"""
 
 
 def doubted() -> tuple[Pace, float]:
-    """As much has gone plain as it takes until the board is not believed, in some seconds."""
+    """As much has been sent uncompressed as it takes, in some seconds, until the board is no longer believed."""
     pace, gone = Pace(SAID), 0.0
     while not pace.packs:
         gone += pace.amount / 10e6
@@ -219,7 +220,7 @@ def doubted() -> tuple[Pace, float]:
 
 @pytest.mark.parametrize("unpacks", [QUICK, SLOW])
 def test_a_board_that_was_busy_when_it_measured_itself_is_tried(unpacks: float) -> None:
-    """Once a trial would be little beside what went by, whatever it says; what comes of that decides."""
+    """Once a trial costs little compared with what was sent, whatever the board says; its result decides."""
     pace, gone = doubted()
     trial = SAID.request + TRIAL * SAID.byte
     assert BELIEVED * trial <= gone <= BELIEVED * trial + PLAIN / 10e6

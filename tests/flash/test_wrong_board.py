@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another board than the image is for, or a locked one: refused before anything is sent, and what was found is said."""
+"""A board that the image is not for, or a locked one: refused before anything is sent, with what was found."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_stock_boards_say_who_they_are(repository: Path) -> None:
 
 
 def test_a_u_boot_that_knows_the_model_is_asked_for_that() -> None:
-    """Any Raspberry Pi has `board=rpi` in U-Boot's environment (board/raspberrypi/rpi/rpi.c)."""
+    """Every Raspberry Pi has `board=rpi` in U-Boot's environment (board/raspberrypi/rpi/rpi.c)."""
     for model, right in (("4 Model B", True), ("3 Model B", False)):
         device = UBoot(bytearray(1 << 20), variables={"board": "rpi", "board_name": model})
         line = SerialLine(device, 115200)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `test_flash_two_processes.py` has done by a process without other threads, as who forks must be: CASE FOLDER."""
+"""The cases of `test_flash_two_processes.py`, run in a process without other threads, as forking requires: CASE
+FOLDER."""
 
 from __future__ import annotations
 
@@ -29,14 +30,14 @@ fork = os.fork
 
 
 def remembered() -> int:
-    """As os.fork, and the child is known."""
+    """Like os.fork, but records the child."""
     if child := fork():
         children.append(child)
     return child
 
 
 def is_child() -> bool:
-    """Whether this is the forked process: each knows those before it only."""
+    """Whether this is the forked process: each knows only those before it."""
     return os.getpid() != PARENT
 
 
@@ -54,7 +55,7 @@ def pair(folder: Path) -> tuple[Path, Path]:
 
 
 def found(image: Path, target: Path) -> list[Range]:
-    """By who asks for what differs, however it is found."""
+    """Return what the caller finds, whichever way it is found."""
     there, told = FileTarget(target, SIZE), list[int]()
     with Image(image) as source:
         blocks = list(differences([(0, SIZE)], source.read_into, there, told.append))
@@ -64,7 +65,7 @@ def found(image: Path, target: Path) -> list[Range]:
 
 
 def alone() -> None:
-    """Nobody is left, and nobody has to be waited for."""
+    """No child is left, and none has to be waited for."""
     try:
         os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
@@ -73,7 +74,7 @@ def alone() -> None:
 
 
 def by_both(folder: Path) -> None:
-    """Each share once, by one of the two, and the results are in order."""
+    """Each share is done once, by one of the two, and the results are in order."""
     done = os.open(folder / "done", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
 
     def compare(start: int, end: int) -> list[Range]:
@@ -97,7 +98,7 @@ def many_at_a_time(folder: Path) -> None:
 
 
 def much_to_tell(folder: Path) -> None:
-    """More than a pipe takes at once, in each share."""
+    """More results in each share than a pipe takes at once."""
     ranges = [(start, start + 1) for start in range(0, 40_000, 2)]
     shares = [(number, number + 1) for number in range(8)]
     assert list(compared(shares, lambda start, end: [*ranges, (start, end)])) == [[*ranges, share] for share in shares]
@@ -108,7 +109,7 @@ def asked(folder: Path) -> None:
 
 
 def elsewhere(folder: Path) -> None:
-    """The target lies by any number of bytes before or behind."""
+    """The target is at an offset of any number of bytes before or behind."""
     for shift in (512, 4096, -1024):
         data = bytearray(random.Random(2).randbytes(64 << 10))
         at = max(-shift, 0)
@@ -154,7 +155,7 @@ def small(folder: Path) -> None:
 
 
 def the_other(does: Callable[[], None]) -> None:
-    """Have the forked process do this at its second share, and it gets that far: we wait for it with our first."""
+    """Make the forked process do this at its second share, and let it get there: we wait for it with our first."""
     reading, writing = os.pipe()
     real, seen = comparing._Reader.compare, list[int]()
 
@@ -171,13 +172,13 @@ def the_other(does: Callable[[], None]) -> None:
 
 
 def killed(folder: Path) -> None:
-    """After it has told something; we do what it had begun."""
+    """After it has reported something; we do what it had begun."""
     the_other(lambda: os.kill(os.getpid(), signal.SIGKILL))
     assert found(*pair(folder)) == BLOCKS and len(children) == 1
 
 
 def fails(folder: Path) -> None:
-    """Whatever it meets, we find out for ourselves."""
+    """Whatever error it meets, we find it ourselves."""
 
     def fail() -> None:
         raise OSError("cannot be read")
@@ -187,7 +188,7 @@ def fails(folder: Path) -> None:
 
 
 def ends_with_its_parent(folder: Path) -> None:
-    """When that was killed, too, which puts nothing in order."""
+    """Even if that was killed, and so cleans up nothing."""
     reading, writing = os.pipe()
 
     def compare(start: int, end: int) -> list[Range]:
