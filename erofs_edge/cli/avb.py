@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge avb`: Android Verified Boot 2, in avbtool's words."""
+"""`erofs-edge avb`: Android Verified Boot 2, with avbtool's terms."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def info_image(image: Path, as_json: bool) -> None:
 
 
 def _read(image: Path) -> tuple[VBMeta, bytes]:
-    """(what it says, the public key in it) of a vbmeta image or of a partition with a footer. Raises FormatError."""
+    """Read a vbmeta image, or a partition with a footer. Return (content, public key in it). Raises FormatError."""
     from erofs_edge.errors import FormatError, place_within
     from erofs_edge.trust.avb import FOOTER_SIZE, SIZE_MAX, parse_footer, parse_vbmeta
 

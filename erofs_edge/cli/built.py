@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board on the command line, and the folder in which it was built."""
+"""A board on the command line, and the folder of its build."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class BoardOrPath(click.Path):
-    """A path that exists; or else the name of a stock board, which becomes the path of its file."""
+    """An existing path, or the name of a stock board, which is converted to the path of its file."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As click does with every argument."""
+        """Convert an argument; click calls this."""
         from erofs_edge.manifest.stock import find, is_name
 
         path = Path(value)
@@ -29,17 +29,17 @@ class BoardOrPath(click.Path):
 
 
 def said(board: Path) -> str:
-    """A board as it is named on the command line: a stock one of the installed package by its name."""
+    """Return a board as it is named on the command line: by name if it is a stock one of the installed package."""
     from erofs_edge.manifest.stock import is_shipped
 
     return board.stem if is_shipped(board) else str(board)
 
 
 def built(board: Path, out: Path | None) -> tuple[Loaded[Board], Path]:
-    """A board file (or a stock board by its name), and the folder of its build: `out`, or out/BOARD.
+    """Return a board file (or the file of a stock board) and the folder of its build: `out`, or out/BOARD.
 
-    Raises ManifestError where there is no such board, UsageError where the folder holds the build of another one. A
-    folder without a build passes: who reads it says what is missing.
+    Raises ManifestError if there is no such board, UsageError if the folder contains the build of another one. A
+    folder without a build is accepted: whatever reads it reports what is missing.
     """
     from erofs_edge.build.record import RELEASE, read_release
     from erofs_edge.manifest.load import load_board

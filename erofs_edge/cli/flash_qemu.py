@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flash --to qemu:TRANSPORT`: a board in QEMU is started for it."""
+"""`flash --to qemu:TRANSPORT`: start a board in QEMU and flash it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SCHEME = "qemu:"
 
 
 def check(to: str, what: Path | None, disk: Path | None) -> None:
-    """Raises UsageError where an emulated board lacks its board file or its disk, or there is none that is reached so.
-    It is known before anything is read."""
+    """Raises UsageError if an emulated board lacks its board file or its disk, or does not support the transport. Needs
+    only the arguments, so it is called before anything is read."""
     if not to.startswith(SCHEME):
         if disk is not None:
             raise UsageError(
@@ -39,11 +39,11 @@ def check(to: str, what: Path | None, disk: Path | None) -> None:
 def reached(
     to: str, what: Path | None, out: Path | None, disk: Path | None, image: Path, *, looking: bool
 ) -> Iterator[str]:
-    """The address that `to` means: `to` itself, or that of the emulated board while the block lasts. `check` has looked
-    at the arguments. `looking`: nothing is to be written, and a disk that is not there yet is not made.
+    """Yield the address that `to` means: `to` itself, or that of an emulated board, which runs until the block ends.
+    `check` must have accepted the arguments. If `looking`, nothing will be written, and a missing disk is not created.
 
-    Raises UsageError where the disk is the image, DeviceRefusedError where another program has it or it cannot be
-    written. Errors of the board name the disk: its address means nothing to anybody.
+    Raises UsageError if the disk is the image, DeviceRefusedError if another program uses it or it cannot be written.
+    Errors of the board name the disk, as its address means nothing to the user.
     """
     if what is None or disk is None or not to.startswith(SCHEME):
         yield to
@@ -62,7 +62,7 @@ def reached(
         with attached(board, folder, to.removeprefix(SCHEME), disk, note) as address:
             yield address
     except ToolError:
-        refuse_used(disk)  # another one that was started at the same time, and was quicker
+        refuse_used(disk)  # another run, started at the same time, may have been faster
         raise
     except ErofsEdgeError as error:
         place = address.partition("://")[2].partition("?")[0]
@@ -72,7 +72,7 @@ def reached(
 
 
 def _refuse_unusable(disk: Path, image: Path) -> None:
-    """Before a machine is started in vain."""
+    """Refuse an unusable disk before a machine is started."""
     from erofs_edge.flash.local import refuse_used
 
     if not disk.exists():

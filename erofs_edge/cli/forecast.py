@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge forecast`: what an update costs those who have an earlier release."""
+"""`erofs-edge forecast`: what an update costs devices that have an earlier release."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`erofs-edge fs`: look into EROFS images, take them apart, check them, and build them (fs_build.py)."""
+"""`erofs-edge fs`: list, read, extract and check EROFS images, and build them (fs_build.py)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BAR = 40
 
 
 class _Commands(click.Group):
-    """The commands of this module, and those that are loaded when used."""
+    """The commands of this module, and those that are loaded on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*_LAZY, *super().list_commands(ctx)]
@@ -47,7 +47,7 @@ class _Commands(click.Group):
             return super().get_command(ctx, cmd_name)
         module, name, _ = _LAZY[cmd_name]
         command = getattr(importlib.import_module(module), name)
-        assert isinstance(command, click.Command)  # noqa: S101  the contract of that module
+        assert isinstance(command, click.Command)  # noqa: S101  each module in _LAZY defines a command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -127,7 +127,7 @@ def _long(image: Image, name: bytes, inode: DiskInode) -> Iterator[object]:
 
 
 def _time_text(mtime_ns: int) -> str:
-    """A time in UTC, as ISO 8601 where the calendar reaches, else in seconds."""
+    """Return a time in UTC: as ISO 8601 if the calendar covers it, else in seconds."""
     from datetime import UTC, datetime, timedelta
 
     seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
@@ -194,7 +194,7 @@ def _print_fields(fields: dict[str, object], as_json: bool) -> None:
 
 
 def _value_text(value: object) -> str:
-    """Text where it is printable, else hexadecimal."""
+    """Return text if it is printable, else hexadecimal."""
     if not isinstance(value, bytes):
         return str(value)
     text = value.decode("ascii", "replace")

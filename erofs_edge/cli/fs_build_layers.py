@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `fs build` for images of several devices, and the trees of archives that are indexed."""
+"""The options of `fs build` for images with several devices, and the trees of indexed archives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from erofs_edge.tree import Content, FileTree
 
 FILE = FilePath(exists=True, dir_okay=False)
-TAR_BLOCK = "512"  # bytes, to which the members of an archive are aligned
+TAR_BLOCK = "512"  # bytes: alignment of an archive's members
 _OPTIONS = [
     click.option(
         "--blobdev",
@@ -67,11 +67,12 @@ layer_options = together(*_OPTIONS)
 
 
 def take_layers(given: dict[str, Any]) -> tuple[Path, ...]:
-    """The archives of a container image's layers, none without an image. Its options are taken from `given`, whose
-    archives become these, each once.
+    """Return the archives of a container image's layers; empty without an image. Removes the image's options from
+    `given`
+    and sets its archives to these, each once.
 
-    Raises UsageError without a folder for them, or with other archives; SourceError and VerificationError where the
-    image cannot be read.
+    Raises UsageError if there is no folder for them or other archives are given; SourceError and VerificationError if
+    the image cannot be read.
     """
     oci_layout, layer_dir, arch = (given.pop(name) for name in ("oci_layout", "layer_dir", "arch"))
     if (oci_layout is None) != (layer_dir is None):
@@ -94,9 +95,10 @@ def take_layers(given: dict[str, Any]) -> tuple[Path, ...]:
 def source_tree(
     source: str | None, archives: tuple[Path, ...], found: Callable[[Content], None] | None, *, layers: bool
 ) -> FileTree:
-    """The tree of the directory, or of the archives. `found` is called with the content of each file of a directory.
+    """Return the tree of the directory or of the archives. `found` is called with the content of each file of a
+    directory.
 
-    Raises UsageError unless it is one of them, SourceError for what cannot be read.
+    Raises UsageError unless exactly one of them is given, SourceError for what cannot be read.
     """
     if archives and source is None:
         from erofs_edge.sources.tar_index import index_tars
@@ -113,7 +115,7 @@ def source_tree(
 
 
 def layer_rows(info: ErofsInfo) -> list[tuple[str, str]]:
-    """What the table of `fs build` says about devices."""
+    """Return the rows about devices for the table of `fs build`."""
     from erofs_edge.cli.output import size_text
 
     rows = []

@@ -32,7 +32,7 @@ _OPTIONS = (
 
 
 class Source(NamedTuple):
-    """What the arguments say. `offset` is in bytes; it counts where there is no `partition`."""
+    """The parsed arguments. `offset` is in bytes; it is used if there is no `partition`."""
 
     path: Path
     devices: tuple[Path, ...] = ()
@@ -41,11 +41,11 @@ class Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The name used in messages."""
         return f"{self.path}: {self.partition}" if self.partition else str(self.path)
 
     def start(self) -> int:
-        """The byte of the file where the image begins. Raises UsageError where there is no such partition."""
+        """Return the byte of the file at which the image begins. Raises UsageError if there is no such partition."""
         if self.partition is None:
             return self.offset
         if self.offset:
@@ -61,7 +61,7 @@ class Source(NamedTuple):
 
     @contextmanager
     def opened(self, *, verify_checksum: bool = True) -> Iterator[Image]:
-        """The image, open as long as the block lasts. What is wrong with it is told with its name."""
+        """Yield the image, open until the block ends. Errors in it are reported with its name."""
         from erofs_edge.erofs.read import Image
 
         start = self.start()
@@ -74,7 +74,7 @@ class Source(NamedTuple):
             raise ErofsFormatError(error.message, where=where, hint=hint) from error
 
     def advice(self) -> str | None:
-        """What to do where this is no image, but a disk that has some."""
+        """Return a hint for a file that is not an image, but a disk that contains some."""
         if self.partition is not None or self.offset:
             return None
         with suppress(FormatError, OSError):
@@ -85,7 +85,7 @@ class Source(NamedTuple):
 
 
 def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --device, --partition and --offset; the command's `image` is then a `Source`. Use it with `IMG`."""
+    """Add --device, --partition and --offset; the command's `image` becomes a `Source`. Use it with `IMG`."""
 
     @functools.wraps(command)
     def run(*, image: Path, devices: tuple[Path, ...], partition: str | None, offset: int, **rest: Any) -> Any:

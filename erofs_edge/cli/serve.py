@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``erofs-edge serve``: a built board's images, or any files, over NBD."""
+"""``erofs-edge serve``: serve a built board's images, or any files, over NBD."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def serve(
     finally:
         for export in exports.values():
             if not export.direct:
-                export.close()  # a read that waits for a registry would hold up the end
+                export.close()  # a read that waits for a registry would delay the end
         server.stop()
         if socket:
             socket.unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def serve(
 
 
 def _refuse_alone(*, key: Path | None, certificate: Path | None, device_disk: str | None, devices: Path | None) -> None:
-    """Raises UsageError for an option that means nothing without another."""
+    """Raises UsageError for an option that has no effect without another one."""
     if key and not certificate:
         raise UsageError("--tls-key needs --tls-certificate")
     if device_disk and not devices:
@@ -139,14 +139,15 @@ def _refuse_alone(*, key: Path | None, certificate: Path | None, device_disk: st
 
 
 def _uri(scheme: str, name: str, host: str, port: int, socket: Path | None) -> str:
-    """What a client calls the export."""
+    """Return the address by which a client reaches the export."""
     if socket:
         return f"{scheme}+unix:///{quote(name)}?socket={quote(str(socket))}"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/{quote(name)}"
 
 
 def _traced(exports: Mapping[str, Export]) -> Export:
-    """The export whose first reads are kept: the system, or the single image. Raises where it is none of ours."""
+    """Return the export whose first reads are recorded: the system, or the single image. Raises UsageError if there is
+    none."""
     from erofs_edge.trace.files import image_root_hash
 
     export = exports.get("system") or exports.get("")
@@ -186,7 +187,7 @@ def _with_devices(exports: Mapping[str, Export], folder: Path, disk: str) -> Map
 
 
 def _from_registry(reference: str, *, writable: bool) -> dict[str, RegistryExport]:
-    """Export name → what is in the registry."""
+    """Return export name → what is in the registry."""
     from erofs_edge.registry.export import exports_of
     from erofs_edge.registry.pull import find
     from erofs_edge.registry.remote import open_remote
@@ -200,7 +201,7 @@ def _from_registry(reference: str, *, writable: bool) -> dict[str, RegistryExpor
 
 
 def _files(what: Path, out: Path | None) -> dict[str, Path]:
-    """Export name → file. `what` may also be the name of a stock board."""
+    """Return export name → file. `what` may also be the name of a stock board."""
     if not what.exists():
         from erofs_edge.manifest.stock import locate, stock_names
 
@@ -265,6 +266,6 @@ def _report(exports: Mapping[str, Export], *, as_json: bool) -> None:
 
 
 def _fetched(export: Export) -> dict[str, int]:
-    """What came from a registry."""
+    """Describe what came from a registry."""
     file = getattr(export, "file", None)
     return {} if file is None else {"bytes_fetched": file.fetched_bytes}
