@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manual that is made from the commands, and what shells complete."""
+"""The manual that is generated from the commands, and shell completion."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_examples_of_helps_are_commands() -> None:
 
 
 def complete(edge: str, folder: Path, *words: str) -> list[str]:
-    """What bash offers for the last word."""
+    """Return what bash offers for the last word."""
     quoted = " ".join(f"'{word}'" for word in ("erofs-edge", *words))
     script = (
         f'PATH="{Path(edge).parent}:$PATH"; eval "$(erofs-edge completion bash)"; complete -p erofs-edge >&2\n'
