@@ -19,6 +19,9 @@ from erofs_edge.errors import ErofsEdgeError
 
 Purpose = Literal["build", "lock", "boot", "test"]
 
+ALSO: dict[Purpose, tuple[Purpose, ...]] = {"lock": ("build",), "test": ("build", "lock", "boot")}
+"""what else must be possible: a lock needs a mirror as a build does"""
+
 PYTHON = (3, 11)
 FREE_BYTES = 2 << 30
 """the most that a build of the stock board takes: packages, images and disk together"""
@@ -54,7 +57,7 @@ def _told(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
 
 def ready(findings: list[Finding], purpose: Purpose) -> bool:
     """Whether everything needed for this purpose is there."""
-    return all(finding.ok for finding in findings if finding.purpose == purpose)
+    return all(finding.ok for finding in findings if finding.purpose in (purpose, *ALSO.get(purpose, ())))
 
 
 def _python() -> Iterator[Finding]:

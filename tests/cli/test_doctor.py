@@ -80,6 +80,8 @@ def test_no_mirror_stops_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run()
     assert result.exit_code == 1
     assert "build boards: not yet\n  set EROFS_EDGE_MIRROR\n" in result.stdout
+    ready = json.loads(run("--json").stdout)["ready"]
+    assert ready == {"build": False, "lock": False, "boot": True, "test": False}, "what was built can still be booted"
 
 
 def test_a_codec_with_other_bytes_stops_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
