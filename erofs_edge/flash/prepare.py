@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from erofs_edge.disk import slots
 from erofs_edge.errors import DeviceRefusedError, UsageError, VerificationError
+from erofs_edge.flash.builds import is_other_build
 from erofs_edge.flash.guarded import Guarded
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.plan import Plan, Region, plan_flash
@@ -145,7 +146,7 @@ def prepare_repair(image: Path, target: Target, slot: str | None, step: Step) ->
     copies = [prepared for prepared in found if prepared is not None]
     if not copies:
         raise VerificationError(
-            "no slot holds this image: more than half of each slot differs",
+            "no slot holds this image: each holds another build, or more than half of it differs",
             where=target.identity.path,
             hint="flash it without --repair",
         )
@@ -203,6 +204,8 @@ def _repair_of(
     found = compare(plan.regions, image, target, step)
     data = sum(region.data_bytes for region in plan.contents)
     if sum(findings.write_bytes for findings in found.values()) > data * REPAIRABLE:
+        return None
+    if any(findings.write and is_other_build(region, image, target) for region, findings in found.items()):
         return None
     if slots.standing(record.state, slot) == "bad" and not all(findings.right for findings in found.values()):
         # what is intact again may show that it works; until then nothing changes for the running system

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,16 @@ from click.testing import CliRunner, Result
 from erofs_edge.cli.main import cli
 from erofs_edge.disk import journal, slots
 from erofs_edge.disk.slots import SlotState
+from erofs_edge.errors import VerificationError
 from erofs_edge.flash import slot_state
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.local import FileTarget
+from erofs_edge.flash.prepare import prepare_repair
+from erofs_edge.flash.target import Ability
 from erofs_edge.flash.update import Layout, read_layout
+from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.images import Sizes, disk_image
+from erofs_edge.simulator.target import SimulatedTarget
 
 
 def run(image: Path, card: Path, *arguments: str) -> Result:
@@ -310,6 +316,45 @@ def test_repair_writes_what_is_wrong_and_nothing_else(card: Path, v1: Path, v2: 
     assert card.read_bytes() == whole
     assert state(card) == before
     assert flash(v2, card, "--repair")["bytes_written"] == 0
+
+
+LARGE = Sizes(system=640 << 10)
+"""bytes of a slot whose versions differ in few blocks, as those that are built on a baseline"""
+
+
+def test_repair_leaves_other_builds_alone(tmp_path: Path) -> None:
+    """Also if they are nearly the same: it took an older system for a damaged newer one, and wrote over both slots."""
+    old, new = (disk_image(tmp_path / f"v{version}.img", version, LARGE, 100) for version in (1, 2))
+    card = tmp_path / "card"
+    card.write_bytes(old.read_bytes())
+    poke(card, "system_a", 5000, b"rot")
+    before = card.read_bytes()
+    result = run(new, card, "--repair")
+    assert (result.exit_code, "no slot holds this image: each holds another build" in result.stderr) == (4, True)
+    assert run(new, card, "--repair", "--slot", "b").exit_code == 4
+    assert card.read_bytes() == before
+    assert flash(new, card)["slot"] == "b"
+    whole = card.read_bytes()
+    poke(card, "system_b", 5000, b"rot")
+    poke(card, "boot_b", 0, b"rot")
+    assert flash(new, card, "--repair")["bytes_written"] == 8192
+    assert card.read_bytes() == whole
+    poke(card, "boot_b", 0, bytes(12 << 10))  # erased, and no other build
+    assert flash(new, card, "--repair")["bytes_written"] == 8192
+    assert card.read_bytes() == whole
+    assert flash(old, card, "--repair")["bytes_written"] == 4096
+    assert part(card, "system_a") == part(old, "system_a")
+
+
+@pytest.mark.parametrize("name", ["sha256", "crc32"])
+def test_repair_of_a_device_that_hashes(tmp_path: Path, name: str) -> None:
+    old, new = (disk_image(tmp_path / f"v{version}.img", version, LARGE, 100) for version in (1, 2))
+    disk = SimulatedDisk(bytearray(old.read_bytes()))
+    target = SimulatedTarget(disk, Ability.READ | Ability.HASH, hash_name=name)
+    with pytest.raises(VerificationError, match="no slot holds this image"):
+        prepare_repair(new, target, None, lambda _: nullcontext(lambda done, total: None))
+    found = prepare_repair(old, target, None, lambda _: nullcontext(lambda done, total: None))
+    assert [prepared.nothing_to_do for prepared in found] == [True, True]
 
 
 def test_repair_of_a_slot_that_was_given_up(card: Path, v1: Path) -> None:
