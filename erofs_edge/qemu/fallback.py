@@ -158,7 +158,7 @@ def fall_back(
 
         verdict = run(command, watch, console, timeout=observer.timeout, seen=note, log=observer.log)
     if not verdict.ok:
-        what = f"'{scenario}' did not end as it must" if scenario else f"slot {failing} did not give way to another"
+        what = f"'{scenario}' did not end as expected" if scenario else f"no other slot took over from slot {failing}"
         raise failure(what, verdict, console)
     return FallbackRecord(
         board.board, other, failing, watch.starts, watch.evidence or "", built.root_hash, emulator.version_text, last,

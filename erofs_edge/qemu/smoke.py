@@ -179,5 +179,5 @@ def data_filesystem(board: Board) -> str:
 def _failure(
     verdict: Verdict, expected: Expected, tamper: str | None, console: Console, titles: Mapping[str, str]
 ) -> BootCheckError:
-    what = f"'{tamper}' did not end as it must" if tamper else f"slot {expected.slot} did not boot"
+    what = f"'{tamper}' did not end as expected" if tamper else f"slot {expected.slot} did not boot"
     return failure(f"{what}: stage '{titles[verdict.stage]}'", verdict, console)

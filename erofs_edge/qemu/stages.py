@@ -65,10 +65,10 @@ STAGES = (
     Stage("verity", "dm-verity active", _line(r"erofs-edge: stage verity(?: .*)?$")),
     Stage("root", "EROFS root", _line(r"erofs-edge: stage root(?: .*)?$")),
     Stage("data", "data", _line(r"erofs-edge: stage data(?: .*)?$")),
-    Stage("switch-root", "switch to the root", _line(r"erofs-edge: stage switch-root(?: .*)?$")),
-    Stage("report", "report of the guest", _line(r"erofs-edge: report (?P<report>(?:[a-z]+=\S+ ?)+)$")),
+    Stage("switch-root", "switch to the root file system", _line(r"erofs-edge: stage switch-root(?: .*)?$")),
+    Stage("report", "guest report", _line(r"erofs-edge: report (?P<report>(?:[a-z]+=\S+ ?)+)$")),
     Stage("login", "login prompt", re.compile(rf"^(?:\[ *\d+\.\d+\] )?{_PROMPT}(?: |$)"), partial=True),
-    Stage("checks", "checks of the system", _line("erofs-edge: smoke passed$")),
+    Stage("checks", "system checks", _line("erofs-edge: smoke passed$")),
 )
 NAMES = tuple(stage.name for stage in STAGES)
 TITLES = {stage.name: stage.title for stage in STAGES}

@@ -40,15 +40,15 @@ def page(facts: Facts, against: Since | None = None) -> str:
     sections = [("summary", "Summary", _summary(facts)), ("size", "Size", tables.sizes(facts))]
     before, which = (against, "build") if against is not None else (facts.since, "last release")
     if before is not None:
-        title = f"Against the {which} {shown(before.root_hash[:16])}…"
+        title = f"Changes since the {which} {shown(before.root_hash[:16])}…"
         sections.append(("against", title, tables.changes(before, facts)))
     if facts.forecast:
         sections.append(("forecast", "Updates", tables.forecast(facts)))
     sections += [
-        ("packages", "What is in it, by package", [*pictures.legend(), pictures.by_package(facts)]),
-        ("paths", "What is in it, by path", [pictures.by_path(facts), *tables.largest(facts)]),
+        ("packages", "Contents by package", [*pictures.legend(), pictures.by_package(facts)]),
+        ("paths", "Contents by path", [pictures.by_path(facts), *tables.largest(facts)]),
         ("compression", "Compression by kind of file", pictures.kinds(facts)),
-        ("layout", "What lies where", [pictures.layout(facts)]),
+        ("layout", "Layout of the image", [pictures.layout(facts)]),
     ]
     drawn = pictures.boot(facts.boot) if facts.boot is not None else ""
     if drawn:
@@ -111,16 +111,17 @@ def _use(facts: Facts) -> list[str]:
     board = shown(facts.release["board"])
     keyed = "sign.pub.pem" in facts.release["files"]
     commands = [
-        ("Check all that the key vouches for, with the public key from a place that you trust",
+        ("Verify everything that the key vouches for; take the public key from a source that you trust",
          "erofs-edge verify FOLDER --key PUBLIC-KEY"),
-        ("Write a card or a disk; a used one gets what differs, into the spare slot",
+        ("Write a card or a disk; on one that has the board's slots, only blocks that differ, to the spare slot",
          "erofs-edge flash FOLDER --to /dev/sdX --plan\nerofs-edge flash FOLDER --to /dev/sdX"),
-        ("See it boot in an emulator, unattended", f"erofs-edge boot {board} -o FOLDER --smoke"),
-        ("Make it again, where this is a release", "erofs-edge rebuild FOLDER"),
+        ("Test that it boots, in an emulator", f"erofs-edge boot {board} -o FOLDER --smoke"),
+        ("Rebuild it, if this is a release", "erofs-edge rebuild FOLDER"),
     ]  # fmt: skip
     lines = [f"<p>{text}:</p><pre>{command}</pre>" for text, command in commands]
     if keyed:
         lines.append(
-            "<p>The folder has the public key as <code>sign.pub.pem</code>; one from there proves no origin.</p>"
+            "<p>The folder has the public key as <code>sign.pub.pem</code>,"
+            " but a key from there does not prove who signed.</p>"
         )
     return lines

@@ -126,7 +126,7 @@ def packages(facts: Facts) -> list[str]:
             f"<td>{shown(_words(one.get('in')))}{_sums(own)}</tr>"
         )
     rows.append("</table>")
-    rows.append('<table><tr><th>of no package<th class="n">files<th class="n">content<th class="n">in the image</tr>')
+    rows.append('<table><tr><th>from no package<th class="n">files<th class="n">content<th class="n">in the image</tr>')
     for origin, own in files.items():
         listed, room = _listed(own, room)
         rows.append(f'<tr><td class="w">{shown(origin)}{listed}{_sums(own)}</tr>')
@@ -163,7 +163,7 @@ def _vulnerabilities(facts: Facts) -> list[str]:
     if not isinstance(notes, dict) or not notes:
         return []
     rows = [f"<tr><td>{shown(name)}<td>{shown(text)}</tr>" for name, text in notes.items()]
-    return ["<h3>What is said of vulnerabilities</h3><table>", *rows, "</table>"]
+    return ["<h3>Statements about vulnerabilities</h3><table>", *rows, "</table>"]
 
 
 def forecast(facts: Facts) -> list[str]:

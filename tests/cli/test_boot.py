@@ -47,7 +47,7 @@ def test_smoke(fake: FakeQemu) -> None:
     timeline = [line.split(" s  ")[1] for line in result.stderr.splitlines()]
     assert timeline == [
         "U-Boot", "slot chosen", "FIT signed", "FIT verified", "kernel", "initramfs", "dm-verity active", "EROFS root",
-        "data", "switch to the root", "report of the guest", "login prompt",
+        "data", "switch to the root file system", "guest report", "login prompt",
     ]  # fmt: skip
     assert "slot a is up" in result.stdout
     assert "data=/dev/vda6" in result.stdout
@@ -72,7 +72,7 @@ def test_a_boot_that_fails(fake: FakeQemu) -> None:
     fake.plan(GOOD.replace("slot=a var", "slot=b var"))
     result = boot("--smoke")
     assert result.exit_code == 9
-    assert "stage 'report of the guest': slot=b where slot=a was expected" in result.stderr
+    assert "stage 'guest report': slot=b where slot=a was expected" in result.stderr
     assert "  | erofs-edge: report" in result.stderr
     assert json.loads(boot("--smoke", "--json").stdout)["error"]["exit_code"] == 9
 

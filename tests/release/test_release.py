@@ -123,7 +123,7 @@ def test_a_release_holds_what_it_lists(released: Released) -> None:
     dependencies = statement.predicate["buildDefinition"]["resolvedDependencies"]
     assert {one["name"] for one in dependencies} >= {*PACKAGES, ARCHIVE} and len(dependencies) > len(PACKAGES) + 1
     assert all(len(one["digest"]["sha256"]) == 64 for one in dependencies)
-    assert "Against the last release" in (released.folder / "report.html").read_text()
+    assert "Changes since the last release" in (released.folder / "report.html").read_text()
     text = json.dumps(statement.predicate)
     assert str(released.folder.parent) not in text and "/root" not in text, "no folder of the machine that builds"
 

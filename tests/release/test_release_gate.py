@@ -67,7 +67,7 @@ class Machine:
         self.started.append(tamper or "boot")
         self.patience.append(observer.timeout)
         if (tamper or "boot") in self.wrong:
-            raise BootCheckError(f"'{tamper}' did not end as it must: it booted\nlast lines of the console:\n  | x")
+            raise BootCheckError(f"'{tamper}' did not end as expected: it booted\nlast lines of the console:\n  | x")
         return SimpleNamespace(slot="a", seconds=11.4)
 
     def fall_back(self, board: Any, out: Path, *, scenario: str, observer: Observer) -> SimpleNamespace:
@@ -135,7 +135,7 @@ def test_each_broken_promise_is_named_and_the_others_are_tried(
     rows = tried(release, earlier=(tmp_path / "old",), update_max=4096)
     assert {name for name, row in rows.items() if row.kept is False} == set(PROMISES)
     assert "system.img" in rows["signatures"].detail and "disk.img" in rows["rebuild"].detail
-    assert rows["tampering"].detail == "'wrong-key' did not end as it must: it booted"
+    assert rows["tampering"].detail == "'wrong-key' did not end as expected: it booted"
     assert "the budget is 65536" in rows["size"].detail and "the budget is 4096" in rows["updates"].detail
     assert rows["fallback"].detail == "slot a never came up"
 

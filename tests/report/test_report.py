@@ -167,7 +167,9 @@ def test_what_has_changed(make: Made, tmp_path: Path) -> None:
     assert "paths removed" in words and "/usr/lib/libx.so.1" in words
     assert re.search(r"tool 1\.0 1\.1 \+[\d.]+ KiB", words), "the version and the bytes of a package"
     write_json(new / SINCE, collect(new).after(collect(old)).record())
-    assert page(collect(new)) == text.replace("Against the build", "Against the last release"), "what a release keeps"
+    assert page(collect(new)) == text.replace("Changes since the build", "Changes since the last release"), (
+        "what a release keeps"
+    )
     other = make("other", board="c")
     done = CliRunner().invoke(report, [str(new), "--against", str(other), "-o", str(tmp_path / "x.html")])
     assert isinstance(done.exception, ErofsEdgeError) and "of board 'c', not of 'b'" in str(done.exception)
