@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carry out a plan on a target: compare, write what differs, read back, and only then make it bootable.
 
-The last thing written is the partition table of a whole disk, or the slot state if one slot is updated. Holes in a
-region are written as zeros, because a hash tree covers them as zeros. The proof is a reading of the medium, or a digest
-that the target makes of it, compared with what was read from the image.
+The last thing written is the partition table of a whole disk; it is the slot state if one slot is updated, and if the
+target makes the table itself, which it then does first. Holes in a region are written as zeros, because a hash tree
+covers them as zeros. The proof is a reading of the medium, or a digest that the target makes of it, compared with what
+was read from the image.
 """
 
 from __future__ import annotations
@@ -76,10 +77,11 @@ def flash(
             if findings.right:  # it was compared a moment ago: that is its proof
                 results[region].kept = results[region].verified = region.size
         if found is None or not all(findings.right for findings in found.values()):
-            job.begin(plan)
+            state = _state(plan, image) if by_name else ()
+            job.begin(plan, state)
             if Ability.PATCH in target.abilities:
                 job.measure(sum((found[r] if found else everything(r)).write_bytes for r in plan.contents))
-            for stage in (plan.contents, () if by_name else plan.table):
+            for stage in (tuple(r for r in plan.contents if r not in state), state if by_name else plan.table):
                 for region in stage:
                     seen = None if found is None or stage is plan.table else found[region]
                     job.write(region, results[region], seen, (known or {}).get(region), last=stage is plan.table)
@@ -88,6 +90,15 @@ def flash(
         job.confirm(plan)
     target.finish()
     return list(results.values())
+
+
+def _state(plan: Plan, image: Image) -> tuple[Region, ...]:
+    """The region of the slot state, if the plan writes one."""
+    from erofs_edge.flash.update import find_state
+
+    table = image.table()
+    found = find_state(table, image.read) if table is not None else None
+    return tuple(region for region in plan.contents if found is not None and region.name == found[0])
 
 
 class _Job:
@@ -107,14 +118,17 @@ class _Job:
 
             self.pace = Pace(self.target.effort)
 
-    def begin(self, plan: Plan) -> None:
-        """Before anything else changes, record on the medium that nothing may boot from what is about to change."""
+    def begin(self, plan: Plan, state: tuple[Region, ...]) -> None:
+        """Before anything else changes, record on the medium that nothing may boot from what is about to change.
+        `state`: the slot state of a disk whose table the target makes."""
         if plan.update is not None:
             with self.step(f"Closing slot {plan.update.slot.lower()}"), Guarded(self.target, "slot state"):
                 slot_state.begin(self.target, plan.update)
         elif plan.table and Ability.TABLE in self.target.abilities:
-            with self.step("Making the table"), Guarded(self.target, "gpt"):
+            with self.step("Writing the partition table"), Guarded(self.target, "gpt"):
                 self.target.make_table(self.image.read(0, plan.table[-1].size))
+                for region in state:
+                    slot_state.begin_whole(self.target, region.start, region.size)
         elif plan.table:
             head = plan.table[-1]
             with self.step("Erasing old table"), Guarded(self.target, head.name) as at:

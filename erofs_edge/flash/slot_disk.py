@@ -53,7 +53,13 @@ def listed(record: Record) -> list[Slot]:
     chosen = slots.active(state)
     unfinished = record.under_way.slot if record.under_way is not None else None
     return [
-        Slot(name.lower(), slots.standing(state, name), state.left[name], name == chosen, name == unfinished)
+        Slot(
+            name.lower(),
+            slots.standing(state, name),
+            state.left[name],
+            name == chosen,
+            unfinished in (name, slot_state.WHOLE),
+        )
         for name in names
     ]
 
@@ -61,10 +67,10 @@ def listed(record: Record) -> list[Slot]:
 def activate(target: Target, record: Record, slot: str, *, force: bool = False) -> SlotState:
     """Make a slot start next, with all attempts of a trial if it has not yet proved that it works.
 
-    Raises DeviceRefusedError, unless forced, if the slot was left half written.
+    Raises DeviceRefusedError, unless forced, if the slot, or the whole disk, was left half written.
     """
     name = _known(record, slot, target)
-    if record.under_way is not None and record.under_way.slot == name and not force:
+    if record.under_way is not None and record.under_way.slot in (name, slot_state.WHOLE) and not force:
         raise DeviceRefusedError(
             f"slot {slot.lower()} was left half written",
             where=target.identity.path,

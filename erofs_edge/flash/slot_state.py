@@ -19,6 +19,9 @@ from erofs_edge.flash.target import Ability, Target
 MISC = "misc"
 """the partition's name on the stock boards and in fw_env.config"""
 
+WHOLE = "WHOLE"
+"""in the place of a slot in the journal: the whole disk is being written"""
+
 
 class Record(NamedTuple):
     """The slot-state partition of a target, as read; `start` and `size` in bytes. `damaged`: neither copy is intact, so
@@ -75,6 +78,13 @@ def begin(target: Target, update: SlotUpdate) -> None:
     if _state(target, update) != update.before:
         write(target, update.record, update.before)
     _note(target, update, Journal(update.slot, update.image))
+
+
+def begin_whole(target: Target, start: int, size: int) -> None:
+    """Note in the journal, in bytes [start, start + size), that a disk that has its table already is being written as a
+    whole. What the image has there, nothing, is written last."""
+    if size >= journal.END:
+        _write(target, start, journal.writes(Journal(WHOLE, "0" * 64)))
 
 
 def end(target: Target, update: SlotUpdate) -> None:

@@ -86,7 +86,8 @@ def find_state(table: gpt.Table, read: gpt.Read) -> tuple[str, SlotState] | None
 
 
 def read_record(layout: Layout, target: Target) -> Record | None:
-    """The slot state of a target with this layout; None for any other target.
+    """The slot state of a target with this layout; None for any other target, and for one that was being written as a
+    whole when that was interrupted.
 
     If the target cannot be read, the state is unknown and counts as damaged.
     """
@@ -98,6 +99,8 @@ def read_record(layout: Layout, target: Target) -> Record | None:
     if Ability.READ not in target.abilities:
         return Record(start, end - start, slots.initial(layout.slots), damaged=True)
     record = slot_state.read(target, start, end - start, layout.slots)
+    if record.under_way is not None and record.under_way.slot == slot_state.WHOLE:
+        return None
     return record if {name.lower() for name in record.state.left} == set(layout.slots) else None
 
 

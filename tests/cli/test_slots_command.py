@@ -17,6 +17,7 @@ from erofs_edge.disk import journal, slots
 from erofs_edge.disk.slots import SlotState
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.local import FileTarget
+from erofs_edge.flash.slot_state import WHOLE
 from erofs_edge.simulator.disk import SimulatedDisk
 from erofs_edge.simulator.fastboot import FastbootDevice, serve_tcp
 from erofs_edge.simulator.images import disk_image
@@ -101,6 +102,17 @@ def test_a_slot_that_was_left_half_written(card: Path) -> None:
     assert shown("show", card)["a"][2]
     assert shown("activate", card, "b", "--force")["b"][2]
     assert "half written" not in run("show", card).stdout
+
+
+def test_a_disk_that_was_left_half_written(card: Path) -> None:
+    for offset, record in journal.writes(journal.Journal(WHOLE, "0" * 64)):
+        poke(card, offset, record)
+    for slot in "ab":
+        result = run("activate", card, slot)
+        assert (result.exit_code, f"slot {slot} was left half written" in result.stderr) == (7, True)
+    assert run("show", card).stdout.count("half written") == 2
+    assert shown("activate", card, "b", "--force")["b"][2]
+    assert run("show", card).stdout.count("half written") == 2, "no slot is proved by that"
 
 
 def test_damage(card: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
@@ -15,17 +16,19 @@ from click.testing import CliRunner
 from sweep import quiet, started
 
 from erofs_edge.cli.main import cli
+from erofs_edge.disk import journal
 from erofs_edge.errors import DeviceRefusedError, ErofsEdgeError, ProtocolError, VerificationError
 from erofs_edge.flash.execute import flash
 from erofs_edge.flash.fastboot_uboot import UBootTarget
 from erofs_edge.flash.image import Image
 from erofs_edge.flash.prepare import Wish, prepare, prepare_check
 from erofs_edge.flash.target import Ability
-from erofs_edge.simulator.disk import SimulatedDisk
+from erofs_edge.simulator.disk import Cache, SimulatedDisk
 from erofs_edge.simulator.fastboot import FastbootDevice, MemoryLink, serve_udp
 from erofs_edge.simulator.fastboot_uboot import UBootFastboot
 from erofs_edge.simulator.images import disk_image
 from erofs_edge.simulator.partitions import DiskPartitions
+from erofs_edge.simulator.power import cut
 from erofs_edge.transport.fastboot.link import Device
 from erofs_edge.transport.fastboot.uboot import PIECE_MAX, consents
 
@@ -225,3 +228,38 @@ def test_the_command(v1: Path, v2: Path) -> None:
     assert 0 < wire[2][1] < 20_000
     assert checked.exit_code == 0, checked.output
     assert json.loads(planned.stdout)["slot"] == "a"
+
+
+@pytest.mark.parametrize("cache", ["write-through", "reordered"])
+def test_a_whole_disk_that_was_cut_is_written_whole_by_the_same_command(v1: Path, v2: Path, cache: Cache) -> None:
+    """The device makes its table first. From then on its journal says that all of it is being written, until the slot
+    state comes last: no slot that was not reached, nor old data, is taken for a part of a disk that is complete."""
+    image = v1.read_bytes()
+    with Image(v1) as source:
+        table = source.table()
+    assert table is not None
+    places = table.places()
+
+    def content(disk: bytes | bytearray) -> list[str]:
+        return [sha256(disk[start:end]).hexdigest()[:8] for name, (start, end) in places.items() if name != "misc"]
+
+    start, end = places["misc"]
+    junk = bytearray(b"\xee" * len(image))
+    junk[start:end] = bytes(end - start)  # such a device reads a few bytes at a time
+    for before in (junk, v2.read_bytes()):
+        disk = SimulatedDisk(bytearray(before), log=[])
+        there = target(device(disk), v1)
+        flash(prepare(v1, there, Wish(whole=True), quiet).plan, there, quiet)
+        log, begun = disk.log or [], 0
+        for count in range(0, len(log) + 1, 3):
+            medium = cut(before, log, count, cache, Random(count))
+            under_way = journal.decode(lambda offset, length, medium=medium: medium[start + offset :][:length])
+            if under_way is None:
+                assert content(medium) in (content(before), content(image)), f"cut {count} of {len(log)}"
+            else:
+                begun += 1
+                again = SimulatedDisk(medium)
+                run(device(again), v1)
+                assert content(again.memory) == content(image), f"cut {count} of {len(log)}"
+                assert sha256(again.memory[start:end]).digest() == sha256(image[start:end]).digest()
+        assert begun > len(log) / 6
