@@ -99,13 +99,13 @@ def _texts(name: str, base: Loaded[Board], below: Loaded[System], partition: str
 
 def _emulated(board: Board, name: str) -> str:
     if board.qemu is not None:
-        return f"$ erofs-edge boot {name} --smoke    # in QEMU, unattended: proves the whole chain\n"
+        return f"$ erofs-edge boot {name} --smoke    # test the whole boot chain in QEMU\n"
     return ""
 
 
 BOARD = """\
 # yaml-language-server: $schema=../schema/board.schema.json
-# What differs from the stock board {board}; `erofs-edge explain {name}` shows the whole.
+# What differs from the stock board {board}; `erofs-edge explain {name}` prints the complete board.
 board: {name}
 extends: {board}
 
@@ -118,7 +118,7 @@ sign: {{key: "dev:{name}"}}
 
 SYSTEM = """\
 # yaml-language-server: $schema=../schema/manifest.schema.json
-# What differs from the stock system {system}. After a change of packages or sources: erofs-edge lock {name}
+# What differs from the stock system {system}. After changing packages or sources, run: erofs-edge lock {name}
 system: {name}-system
 extends: {system}
 
@@ -127,29 +127,30 @@ hostname: {name}
 # packages+: [tcpdump]
 
 overlay+:
-  # everything below this folder is put on the device, as root's
+  # everything below this folder goes onto the device, owned by root
   - from: files/{name}
 """
 
 README = """\
 # {name}
 
-A system for the board `{board}`, from the stock system `{system}`, built by erofs-edge.
+A product for the board `{board}`, based on the stock system `{system}`; erofs-edge builds it.
 
-| file | what it says |
+| file | content |
 |---|---|
-| `boards/{name}.yaml` | the hardware: what differs from the stock board `{board}` |
-| `manifests/{name}-system.yaml` | what is on it: what differs from the stock system `{system}` |
-| `manifests/files/{name}/` | files that are put on the device as they are here |
-| `*.lock` | every package by its hash; checked in with the rest |
-| `schema/` | for editors; `erofs-edge schema board`, `erofs-edge schema manifest` renew them |
+| `boards/{name}.yaml` | the device: what differs from the stock board `{board}` |
+| `manifests/{name}-system.yaml` | the system: what differs from the stock system `{system}` |
+| `manifests/files/{name}/` | files that are copied to the device |
+| `*.lock` | every package, pinned by its hash; commit these files too |
+| `schema/` | JSON Schemas for editors, written by `erofs-edge schema board` and `erofs-edge schema manifest` |
 
 ```console
-$ erofs-edge explain {name}         # the whole, and where each value comes from
-$ erofs-edge lock {name}            # pin what the archives have today; build uses nothing else
+$ erofs-edge explain {name}         # every value, and where it comes from
+$ erofs-edge lock {name}            # pin today's packages; build uses no others
 $ erofs-edge build {name}           # out/{name}/disk.img
 {emulated}$ erofs-edge flash boards/{name}.yaml -o out/{name} --to /dev/sdX --plan
 ```
 
-`sign.key` of the board is a development key, made on this machine when it is first used: it protects nothing.
+`sign.key` in the board file names a development key, which is made on this machine at first use. It protects nothing:
+change it before you ship anything.
 """

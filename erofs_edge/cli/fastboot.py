@@ -85,8 +85,8 @@ def getvar(ctx: click.Context, name: str, *, as_json: bool) -> None:
 def flash(ctx: click.Context, partition: str, image: Path, slot: str | None, *, as_json: bool) -> None:
     """Write IMAGE to PARTITION.
 
-    Zeros are not sent, and a large image is sent in pieces that fit the device's memory. IMAGE may be an Android sparse
-    image of any size.
+    Zeros are sent as fill commands, and a large image is sent in pieces that fit the device's memory. IMAGE may be an
+    Android sparse image of any size.
     """
 
     def use(device: Fastboot) -> None:

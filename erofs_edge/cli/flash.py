@@ -38,7 +38,7 @@ EXCLUDING = (
 @click.argument("what", metavar="BOARD|OUTDIR|IMAGE", required=False, type=BoardOrPath(exists=True, path_type=Path))
 @click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
               help="Write this disk image instead of a build's.")  # fmt: skip
-@click.option("--to", "to", required=True, metavar="TARGET", help="A block device, a file, or an address (see below).")
+@click.option("--to", "to", required=True, metavar="TARGET", help="A block device, a file, or an address (see above).")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
               help="The folder in which BOARD was built.  [default: out/BOARD]")  # fmt: skip
 @click.option("--disk", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",

@@ -120,7 +120,7 @@ def layer_rows(info: ErofsInfo) -> list[tuple[str, str]]:
 
     rows = []
     if info.lent:
-        rows.append(("lent", f"{info.lent} files, {size_text(info.lent_bytes)}, are already on other devices"))
+        rows.append(("shared", f"{info.lent} files, {size_text(info.lent_bytes)}, are already on other devices"))
     if info.devices:
         rows.append(("devices", " ".join(map(str, info.devices))))
         rows.append(("mount", "-o " + ",".join(f"device={path}" for path in info.devices)))

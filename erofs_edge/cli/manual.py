@@ -27,9 +27,11 @@ ENVIRONMENT = (
     ("EROFS_EDGE_CHANNELS", "The folder for what is known about update channels."),
     ("EROFS_EDGE_PASSPHRASE", "The passphrase of an encrypted signing key."),
     ("EROFS_EDGE_PASSPHRASE_FD", "The file descriptor from which that passphrase is read."),
-    ("EROFS_EDGE_ALGORITHM", "Set by erofs-edge for the program of a command: key: the algorithm of the key."),
+    ("EROFS_EDGE_PKCS11_MODULE", "The module (.so) for pkcs11: keys whose URI names none."),
+    ("EROFS_EDGE_ALGORITHM", "The key's algorithm, which erofs-edge passes to the program of a command: key."),
     ("EROFS_EDGE_SCRIPT_TIMEOUT", "How many seconds maintainer scripts may take in their QEMU machine."),
     ("EROFS_EDGE_DEBUG", "If set to 1, errors show a traceback."),
+    ("SOURCE_DATE_EPOCH", "The latest time, in seconds since 1970, that fs build and fs rafs give to files."),
     ("NO_COLOR", "If set, output has no colours."),
 )
 EXIT_CODES = (
@@ -96,7 +98,7 @@ def markdown() -> str:
         "# Commands\n",
         "Generated from the commands by `docs/generate.py`. `erofs-edge COMMAND --help` prints the same text,",
         "and so does the man page `man/erofs-edge.1`, which wheels install.",
-        "Exit codes: [exit-codes.md](exit-codes.md).",
+        "See also the [exit codes](exit-codes.md) and the [environment variables](#environment-variables).",
     ]  # fmt: skip
     for title, verbs in GROUPS.items():
         lines += ["", f"**{title}**", "", "| command | what it does |", "|---|---|"]
@@ -109,6 +111,8 @@ def markdown() -> str:
         if entry.options:
             lines += ["| option | meaning |", "|---|---|"]
             lines += [f"| `{_cell(name)}` | {_cell(_literal(text))} |" for name, text in entry.options]
+    lines += ["", "## Environment variables", "", "| variable | meaning |", "|---|---|"]
+    lines += [f"| `{name}` | {_literal(text)} |" for name, text in ENVIRONMENT]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 

@@ -45,7 +45,7 @@ def test_base_and_blob(folder: Path) -> None:
     wrong = run("ls", "vendor.img", "--device", "base.img", "--device", "b")
     assert "device 2 is another" in wrong.output
     text = run("build", "vendor", "-o", "vendor.img", "--base", "base.img").stdout
-    assert "lent     1 files" in text and "mount    -o device=base.img" in text
+    assert "shared   1 files" in text and "mount    -o device=base.img" in text
 
 
 def test_tar_index(folder: Path) -> None:
