@@ -18,7 +18,7 @@ from erofs_edge.build import names
 from erofs_edge.errors import ErofsEdgeError
 from erofs_edge.trust.certificate import Certificate, self_signed
 from erofs_edge.trust.key import Signer, algorithm, fingerprint, public_key_pem, sign
-from erofs_edge.trust.offline import SignaturesMissingError
+from erofs_edge.trust.offline import SignaturesMissingError, waiting
 from erofs_edge.trust.root_hash import sign_detached, verity_signature_json
 
 PUBLIC_KEY = names.PUBLIC_KEY
@@ -32,7 +32,7 @@ class Collector:
     """Continues after a missing signature, so that all digests of a build are put into the offline folder together."""
 
     def __init__(self) -> None:
-        self.missing: list[SignaturesMissingError] = []
+        self.first: SignaturesMissingError | None = None
 
     @contextmanager
     def one(self) -> Iterator[None]:
@@ -40,14 +40,16 @@ class Collector:
         try:
             yield
         except SignaturesMissingError as error:
-            self.missing.append(error)
+            self.first = self.first or error
 
     def finish(self) -> None:
         """Raises SignaturesMissingError if any was missing."""
-        if self.missing:
-            first, count = self.missing[0], len({error.where for error in self.missing})  # may be missing twice
-            said = f"{count} digests wait for their signatures, this one among them" if count > 1 else first.message
-            raise SignaturesMissingError(said, where=first.where, hint=first.hint)
+        if self.first is None:
+            return
+        # not every error is about a digest of its own, and one error may stand for several
+        count = len(waiting(Path(self.first.where or "").parent))
+        said = f"{count} digests wait for their signatures, this one among them" if count > 1 else self.first.message
+        raise SignaturesMissingError(said, where=self.first.where, hint=self.first.hint)
 
 
 def refuse_development(signer: Signer) -> None:

@@ -7,6 +7,7 @@ The digests depend only on the inputs, so the same command, run again, finds its
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,32 +68,42 @@ def open_offline(rest: str) -> OfflineSigner:
 
 def waiting(folder: Path) -> list[str]:
     """The digests in a folder, in hex, that have no signature yet."""
-    return sorted(p.stem for p in folder.glob(f"*{DIGEST}") if not p.with_suffix(SIGNATURE).exists())
+    return [text for text in _digests(folder) if not (folder / f"{text}{SIGNATURE}").exists()]
 
 
 def attach(folder: Path, key: VerificationKey, signatures: list[bytes]) -> list[str]:
     """Store each signature beside the digest that it matches; return the digests signed, in hex.
 
-    A build asks for signatures more than once, and each time all signatures of the folder may be given: existing ones
-    are skipped. Nothing is written unless every signature matches. Raises VerificationError for one that matches no
-    digest.
+    A build asks for signatures more than once, and each time all signatures of the folder may be given: those that are
+    there are skipped, but what is damaged is replaced. Nothing is written unless every signature matches. Raises
+    VerificationError for one that matches no digest.
     """
-    digests = [bytes.fromhex(path.stem) for path in sorted(folder.glob(f"*{DIGEST}"))]
-    open_digests = {bytes.fromhex(text) for text in waiting(folder)}
-    matched: dict[bytes, bytes] = {}
+    digests = _digests(folder)
+    matched: dict[str, bytes] = {}
     for number, signature in enumerate(signatures, 1):
-        digest = next((d for d in digests if verifies(key.public_key, signature, d)), None)
+        digest = next((d for d in digests if verifies(key.public_key, signature, bytes.fromhex(d))), None)
         if digest is None:
             raise VerificationError(
                 f"signature {number} of {len(signatures)} is of none of the {len(digests)} digest(s)",
                 where=str(folder),
                 hint=f"it must be made with the private key of '{key.name}' over a digest of this folder",
             )
-        if digest in open_digests:
+        if not _is_signed(folder, digest, key):
             matched[digest] = signature
     for digest, signature in matched.items():
-        _write(folder / f"{digest.hex()}{SIGNATURE}", signature)
-    return [digest.hex() for digest in matched]
+        _write(folder / f"{digest}{SIGNATURE}", signature)
+    return list(matched)
+
+
+def _digests(folder: Path) -> list[str]:
+    """All digests in a folder, in hex, sorted. Files with other names are not ours."""
+    names = (path.stem for path in folder.glob(f"*{DIGEST}"))
+    return sorted(name for name in names if re.fullmatch("[0-9a-f]{64}", name))
+
+
+def _is_signed(folder: Path, digest: str, key: VerificationKey) -> bool:
+    path = folder / f"{digest}{SIGNATURE}"
+    return path.exists() and verifies(key.public_key, path.read_bytes(), bytes.fromhex(digest))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,19 @@ def test_a_release_refuses_a_boot_loader_with_ways_round_the_signature(
     assert "u_boot: {build:" in done.stderr and not (tmp_path / "out" / "release.json").exists()
 
 
+def test_an_error_that_stands_for_two_digests(tmp_path: Path) -> None:
+    """As for the kernel images of both slots, whose digests are asked for together."""
+    (tmp_path / "product.pem").write_bytes(public_key_pem(KeySigner("product", rsa.generate_private_key(65537, 2048))))
+    offline = open_signer(f"offline:{tmp_path / 'requests'}?public-key={tmp_path / 'product.pem'}")
+    collect = Collector()
+    with suppress(SignaturesMissingError):
+        offline.sign_digest(bytes(32))
+    with collect.one():
+        offline.sign_digest(b"\1" * 32)
+    with pytest.raises(SignaturesMissingError, match="2 digests wait"):
+        collect.finish()
+
+
 def test_all_digests_of_a_build_wait_at_once(tmp_path: Path) -> None:
     signer = KeySigner("product", rsa.generate_private_key(65537, 2048))
     public, folder, work = tmp_path / "product.pem", tmp_path / "requests", tmp_path / "work"
@@ -132,6 +146,8 @@ def test_all_digests_of_a_build_wait_at_once(tmp_path: Path) -> None:
     assert sign_system(offline, ROOT, 5, work, collect) is None
     with collect.one():
         offline.sign_digest(hashlib.sha256(ROOT.hex().encode()).digest())  # asked for once more: no third digest
+    with collect.one():  # as for what contains a signature that is missing
+        raise SignaturesMissingError("the certificate is not signed yet", where=CERTIFICATE)
     with pytest.raises(SignaturesMissingError, match="2 digests wait"):
         collect.finish()
     digests = [bytes.fromhex(text) for text in waiting(folder)]

@@ -155,6 +155,19 @@ def test_two_steps_without_a_network(public: Path, tmp_path: Path) -> None:
     (folder / f"{DIGEST.hex()}.sig").write_bytes(b"swapped")
     with pytest.raises(VerificationError):
         sign(open_signer(uri), DATA)
+    assert attach(folder, key, [signature]) == [DIGEST.hex()]
+    assert sign(open_signer(uri), DATA) == signature
+
+
+def test_other_files_among_the_digests(public: Path, tmp_path: Path) -> None:
+    key = read_public_key(public, "product")
+    with pytest.raises(SignaturesMissingError):
+        sign(open_signer(f"offline:{tmp_path}?public-key={public}"), DATA)
+    (tmp_path / "notes.digest").write_bytes(b"to be signed on Monday")
+    (tmp_path / f"{DIGEST.hex()}0.digest").write_bytes(b"")
+    assert waiting(tmp_path) == [DIGEST.hex()]
+    assert attach(tmp_path, key, [sign(KeySigner("product", RSA), DATA)]) == [DIGEST.hex()]
+    assert waiting(tmp_path) == []
 
 
 def test_a_token_signs(soft_token: SoftToken, tmp_path: Path) -> None:
