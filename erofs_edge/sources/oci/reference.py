@@ -35,18 +35,23 @@ class Reference:
 
 def parse_reference(text: str) -> Reference:
     """Parse a reference. Raises SourceError if it is invalid or names no registry."""
-    match = _SHAPE.fullmatch(text)
-    registry = match["registry"] if match else ""
-    # as in docker: a first part without dot or port is not a host
-    if not match or not ("." in registry or ":" in registry or registry == "localhost"):
+    match = _match(text)
+    if match is None:
         raise SourceError(f"not a reference to an image: {text}", hint=_hint(text))
-    return Reference(registry, match["name"], match["tag"] or "latest", match["digest"])
+    return Reference(match["registry"], match["name"], match["tag"] or "latest", match["digest"])
+
+
+def _match(text: str) -> re.Match[str] | None:
+    """Match a reference. As in docker, a first part without dot or port is not a host, unless it is localhost."""
+    match = _SHAPE.fullmatch(text)
+    return match if match and re.search(r"[.:]|^localhost$", match["registry"]) else None
 
 
 def _hint(text: str) -> str:
-    name = text.partition("/")[2].partition("@")[0].rpartition("/")[2].partition(":")[0]
+    registry, _, rest = text.partition("/")
+    name = re.split("[:@]", rest, maxsplit=1)[0]
+    if name != name.lower() and _match(f"{registry}/{name.lower()}{rest.removeprefix(name)}"):
+        return "names of images are in lower case"
     if "@" in text:
         return "a digest is sha256: and 64 hexadecimal digits"
-    if name != name.lower() and _SHAPE.fullmatch(text.replace(name, name.lower())):
-        return "names of images are in lower case"
     return "name the registry too, as in registry.example/library/debian:13"
