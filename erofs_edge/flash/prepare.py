@@ -119,7 +119,7 @@ def prepare_check(image: Path, target: Target, slot: str | None, step: Step) -> 
         layout = read_layout(source)
         record = None if layout is None else read_record(layout, target)
         if layout is None or record is None:
-            plan = plan_flash(image, target.identity)
+            plan = _readable(image, target)
         else:
             name = (slot or slots.active(record.state)).lower()
             if name not in layout.slots:
@@ -140,7 +140,7 @@ def prepare_repair(image: Path, target: Target, slot: str | None, step: Step) ->
         if layout is None or record is None:
             if layout is not None:
                 refuse_misfit(layout, target)
-            return [_repair_of_disk(plan_flash(image, target.identity), source, target, step)]
+            return [_repair_of_disk(_readable(image, target), source, target, step)]
         wanted = layout.slots if slot is None else (slot.lower(),)
         found = [_repair_of(source, layout, record, name, target, step) for name in wanted if name in layout.slots]
     copies = [prepared for prepared in found if prepared is not None]
@@ -183,6 +183,25 @@ def _whole(image: Path, target: Target) -> Plan:
     if Ability.TABLE not in target.abilities:
         return plan
     return plan._replace(contents=tuple(region for region in plan.contents if region.in_partition))
+
+
+def _readable(image: Path, target: Target) -> Plan:
+    """What can be compared of a whole disk: everything, or the partitions if the target makes its own table.
+
+    Raises VerificationError if such a target lacks one of them.
+    """
+    plan = _whole(image, target)
+    if Ability.TABLE not in target.abilities:
+        return plan
+    there = target.partitions()
+    for region in plan.contents:
+        if region.name not in there or there[region.name][1] < region.end:
+            raise VerificationError(
+                f"the device has no partition '{region.name}' of {region.size} bytes, as the image does",
+                where=target.identity.path,
+                hint="flash it without --verify-only and --repair",
+            )
+    return plan._replace(table=())
 
 
 def _repair_of_disk(plan: Plan, image: Image, target: Target, step: Step) -> Prepared:

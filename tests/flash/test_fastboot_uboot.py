@@ -18,10 +18,11 @@ from sweep import quiet, started
 from erofs_edge.cli.main import cli
 from erofs_edge.disk import journal
 from erofs_edge.errors import DeviceRefusedError, ErofsEdgeError, ProtocolError, VerificationError
+from erofs_edge.flash import slot_state
 from erofs_edge.flash.execute import flash
 from erofs_edge.flash.fastboot_uboot import UBootTarget
 from erofs_edge.flash.image import Image
-from erofs_edge.flash.prepare import Wish, prepare, prepare_check
+from erofs_edge.flash.prepare import Wish, prepare, prepare_check, prepare_repair
 from erofs_edge.flash.target import Ability
 from erofs_edge.simulator.disk import Cache, SimulatedDisk
 from erofs_edge.simulator.fastboot import FastbootDevice, MemoryLink, serve_udp
@@ -263,3 +264,24 @@ def test_a_whole_disk_that_was_cut_is_written_whole_by_the_same_command(v1: Path
                 assert content(again.memory) == content(image), f"cut {count} of {len(log)}"
                 assert sha256(again.memory[start:end]).digest() == sha256(image[start:end]).digest()
         assert begun > len(log) / 6
+
+
+def test_a_whole_disk_that_was_cut_can_be_compared_and_repaired(v1: Path) -> None:
+    disk = SimulatedDisk(bytearray(v1.read_bytes()))
+    there = target(device(disk), v1)
+    start, end = there.partitions()["misc"]
+    slot_state.begin_whole(there, start, end - start)
+    there.flush()
+    disk.memory[there.partitions()["boot_a"][0]] ^= 1
+    wrong = {region.name for region, found in prepare_check(v1, there, None, quiet).todo.items() if not found.right}
+    assert wrong == {"boot_a", "misc"}
+    (repair,) = prepare_repair(v1, there, None, quiet)
+    flash(repair.plan, there, quiet, found=repair.found)
+    assert bytes(disk.memory) == v1.read_bytes()
+
+
+def test_a_blank_disk_has_no_partitions_to_compare(v1: Path) -> None:
+    there = target(device(SimulatedDisk.of_size(v1.stat().st_size)), v1)
+    for look in (prepare_check, prepare_repair):
+        with pytest.raises(VerificationError, match="no partition 'boot_a'"):
+            look(v1, there, None, quiet)
