@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from erofs_edge.cli.boot_diskless import boot_diskless, diskless_options, refuse_without
+from erofs_edge.cli.boot_files import check_disk, check_log
 from erofs_edge.cli.built import built
+from erofs_edge.cli.options import Seconds
 from erofs_edge.cli.output import emit_json, json_option, note
 from erofs_edge.errors import UsageError
 
@@ -51,7 +54,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
+    type=Seconds(),
     metavar="SECONDS",
     help="Give up after this long.  [default: 180; with --falls-back or --scenario 600 for all starts]",
 )
@@ -108,12 +111,16 @@ def boot(
         raise UsageError("--timeout, --log and --json need --smoke", hint="add --smoke")
     if smoke and forwards:
         raise UsageError("--forward cannot be combined with --smoke: the machine then has no network")
+    pairs = _port_pairs(forwards)
     loaded, folder = built(board, out)
     value = loaded.value
+    check_log(log, folder, disk)
+    if disk is not None:
+        check_disk(disk, folder, kept=keep or not smoke)
     if not smoke:
         from erofs_edge.qemu.terminal import terminal
 
-        terminal(value, folder, disk=disk, slot=slot, forwards=tuple(map(_ports, forwards)), say=note)
+        terminal(value, folder, disk=disk, slot=slot, forwards=pairs, say=note)
         return
 
     if chosen:
@@ -139,8 +146,6 @@ def _check_together(
         )
     if chosen and (slot or tamper):
         raise UsageError("--falls-back and --scenario choose the slot themselves")
-    if disk is not None and disk.is_fifo():
-        raise UsageError("a pipe, not a disk", where=str(disk), hint="save its output to a file first")
 
 
 def _smoke(
@@ -148,6 +153,7 @@ def _smoke(
     u_boot: bool, timeout: float | None, log: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     from erofs_edge.qemu.smoke import TIMEOUT, Observer, smoke
+    from erofs_edge.qemu.stages import TITLES, UEFI_TITLES
 
     record = smoke(
         board, out, disk=disk, slot=slot, tamper=tamper, keep=keep, u_boot=_program(board) if u_boot else None,
@@ -156,7 +162,7 @@ def _smoke(
     if as_json:
         emit_json(record)
     else:
-        click.echo(_summary(record))
+        click.echo(_summary(record, TITLES if board.boot.uefi is None else UEFI_TITLES))
 
 
 def _program(board: Board) -> bytes:
@@ -191,12 +197,21 @@ def _fall_back(
     )
 
 
-def _summary(record: SmokeRecord) -> str:
+def _summary(record: SmokeRecord, titles: Mapping[str, str]) -> str:
     if record.tamper:
-        ended = f"stopped at stage '{record.stopped_at}'" if record.stopped_at else "repaired"
+        ended = f"stopped at stage '{titles[record.stopped_at]}'" if record.stopped_at else "repaired"
         return f"{record.tamper}: changed {', '.join(record.damage)}; {ended}: {record.evidence}"
     told = " ".join(f"{key}={value}" for key, value in (record.report or {}).items())
     return f"{record.board}: slot {record.slot} is up after {record.seconds:.2f} s and reports {told}"
+
+
+def _port_pairs(forwards: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    pairs = tuple(map(_ports, forwards))
+    hosts = [host for host, _ in pairs]
+    for host in hosts:
+        if hosts.count(host) > 1:
+            raise UsageError(f"--forward uses port {host} of this machine twice")
+    return pairs
 
 
 def _ports(text: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from erofs_edge.cli.boot_files import check_log
 from erofs_edge.cli.built import built
 from erofs_edge.cli.options import together
 from erofs_edge.cli.output import emit_json, note, size_text
@@ -68,6 +69,7 @@ def boot_diskless(
     if not smoke or others:
         raise UsageError("--diskless needs --smoke, and cannot be combined with options about a disk or its slots")
     loaded, folder = built(board, out)
+    check_log(log, folder, options["trace"], options["prefetch"], options["data"])
     if options["trace"] is not None:
         check_output(options["trace"])
     record, trace = diskless_smoke(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,20 @@ class FilePath(click.Path):
         from pathlib import Path
 
         return Path(os.fsdecode(value))
+
+
+class Seconds(click.FloatRange):
+    """A time limit: at least a second, at most a week."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1, max=7 * 24 * 3600)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the value that the command gets."""
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):  # passes every comparison above
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return float(seconds)
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from erofs_edge.cli.options import Seconds
 from erofs_edge.cli.output import emit_json, json_option, step, table
 from erofs_edge.errors import UsageError
 
@@ -28,7 +29,7 @@ _FOLDER = click.Path(exists=True, path_type=Path, file_okay=False)
 @click.option(
     "--skip", multiple=True, metavar="NAME", help="Skip this check: boot, tampering, fallback, … May be repeated."
 )
-@click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS",
+@click.option("--timeout", type=Seconds(), metavar="SECONDS",
               help="Time for each boot in QEMU.  [default: 180; 600 for all starts of the fallback check]")  # fmt: skip
 @json_option
 def release_check(

@@ -237,7 +237,9 @@ def _watched(
     watch, console = Watch(expected, lines=set(lines), titles=titles), Console(lines)
     verdict, passed = observer.follow(command, watch, console)
     if not verdict.ok:
-        raise failure(f"the board did not boot diskless: stage '{titles[verdict.stage]}'", verdict, console)
+        raise failure(
+            f"the board did not boot diskless: stage '{titles[verdict.stage]}'", verdict, console, observer.log
+        )
     activity = export.activity
     return DisklessRecord(
         board=board.board,

@@ -29,7 +29,7 @@ TIMEOUT = 600.0
 @dataclass(frozen=True, slots=True)
 class FallbackRecord:
     """A board that fell back. `starts`: of the failing slot; `evidence`: the console line that says why; `seconds`:
-    from power-on to the other slot's last stage."""
+    from power-on to the other slot's last stage; `stages`: of all starts, in their order."""
 
     board: str
     slot: str
@@ -42,6 +42,7 @@ class FallbackRecord:
     report: dict[str, str] | None
     scenario: str | None = None
     damage: list[str] = field(default_factory=list)
+    stages: list[StageTime] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -146,23 +147,22 @@ def fall_back(
         command = machine_command(board, built, emulator, folder, wiring)
         expected = Expected(built.root_hash, other, data_filesystem(board))
         watch = FallbackWatch(expected, failing, fault.evidence if fault else None, good=keep)
-        console, last = Console((GOOD,)), 0.0
+        console, passed = Console((GOOD,)), list[StageTime]()
 
         def note(event: Event) -> None:
-            nonlocal last
             if event.match.kind in ("stage", "report"):
-                last = round(event.at, 2)
                 name = event.match.name
                 title = f"slot {event.match.fields['slot']} chosen" if name == "slot" else TITLES[name]
-                observer.seen(StageTime(name, title, last))
+                passed.append(StageTime(name, title, round(event.at, 2)))
+                observer.seen(passed[-1])
 
         verdict = run(command, watch, console, timeout=observer.timeout, seen=note, log=observer.log)
     if not verdict.ok:
         what = f"'{scenario}' did not end as expected" if scenario else f"no other slot took over from slot {failing}"
-        raise failure(what, verdict, console)
+        raise failure(what, verdict, console, observer.log)
     return FallbackRecord(
-        board.board, other, failing, watch.starts, watch.evidence or "", built.root_hash, emulator.version_text, last,
-        watch.final.report if watch.final else None, scenario, damage,
+        board.board, other, failing, watch.starts, watch.evidence or "", built.root_hash, emulator.version_text,
+        passed[-1].seconds, watch.final.report if watch.final else None, scenario, damage, passed,
     )  # fmt: skip
 
 

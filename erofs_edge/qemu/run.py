@@ -73,13 +73,14 @@ def run(
     return watch.end(f"the machine ended{': ' + said if said else ''}")
 
 
-def failure(what: str, verdict: Verdict, console: Console) -> BootCheckError:
-    """The error about a run that did not end as expected: `what`, why, and the last lines of the console."""
+def failure(what: str, verdict: Verdict, console: Console, log: Path | None) -> BootCheckError:
+    """The error about a run that did not end as expected: `what`, why, and the last lines of the console, all of which
+    is in `log`."""
     lines = "\n".join(f"  | {line}" for line in console.last_lines()[-LAST_LINES:])
     longer = "--timeout SECONDS gives it longer, " if verdict.late else ""
     return BootCheckError(
         f"{what}: {verdict.reason}\nlast lines of the console:\n{lines}",
-        hint=f"{longer}--log FILE saves the whole console",
+        hint=longer + (f"the whole console is in {log}" if log else "--log FILE saves the whole console"),
     )
 
 

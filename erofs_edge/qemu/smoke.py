@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from erofs_edge.errors import BootCheckError
 from erofs_edge.manifest.model import Board
 from erofs_edge.manifest.shaping import Smoke
 from erofs_edge.qemu.built import Built, load_built, machine_command, run_folder
@@ -107,7 +106,7 @@ def smoke(
     built, emulator = load_built(out), find_qemu()
     with run_folder(out) as folder:
         disk = disk or built.disk
-        if slot or tamper:
+        if slot is not None or tamper is not None:
             disk = copy_sparse(disk, folder / "disk.img")
         damage, chosen = _prepare(disk, board, slot, change)
         wanted = built.smoke if change is None else Smoke()
@@ -121,7 +120,8 @@ def smoke(
         console = Console(tuple(watch.lines))
         verdict, passed = observer.follow(command, watch, console)
     if not verdict.ok:
-        raise _failure(verdict, expected, tamper, console, watch.titles)
+        what = f"'{tamper}' did not end as expected" if tamper else f"slot {expected.slot} did not boot"
+        raise failure(f"{what}: stage '{watch.titles[verdict.stage]}'", verdict, console, observer.log)
     record = SmokeRecord(
         board.board, expected.slot, expected.root_hash, emulator.version_text, _seconds(passed), passed, watch.report
     )
@@ -162,8 +162,8 @@ def _watch(expected: Expected, change: Tamper | None, wanted: Smoke, titles: Map
 
 def _prepare(disk: Path, board: Board, slot: str | None, change: Tamper | None) -> tuple[list[str], str]:
     """Change the copy of a disk as requested. Returns what was damaged, and the slot that U-Boot will choose."""
-    with Scratch(disk, board, writable=bool(slot or change)) as scratch:
-        if slot:
+    with Scratch(disk, board, writable=slot is not None or change is not None) as scratch:
+        if slot is not None:
             scratch.activate(slot)
         damage = scratch.damage(change) if change else []
         if change and change.script:
@@ -174,10 +174,3 @@ def _prepare(disk: Path, board: Board, slot: str | None, change: Tamper | None) 
 def data_filesystem(board: Board) -> str:
     """The file system of /var, as reported by the guest."""
     return next((p.filesystem for p in board.disk.partitions.values() if p.filesystem), "tmpfs")
-
-
-def _failure(
-    verdict: Verdict, expected: Expected, tamper: str | None, console: Console, titles: Mapping[str, str]
-) -> BootCheckError:
-    what = f"'{tamper}' did not end as expected" if tamper else f"slot {expected.slot} did not boot"
-    return failure(f"{what}: stage '{titles[verdict.stage]}'", verdict, console)

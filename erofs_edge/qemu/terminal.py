@@ -12,6 +12,9 @@ from erofs_edge.manifest.model import Board
 from erofs_edge.qemu.built import load_built, machine_command, run_folder
 from erofs_edge.qemu.machine import MENDS, Wiring, find_qemu
 from erofs_edge.qemu.scratch import Scratch, copy_sparse
+from erofs_edge.toolbox.emulator import death_with_parent
+
+END = 20.0  # seconds for QEMU to exit by itself
 
 
 def terminal(
@@ -35,19 +38,34 @@ def terminal(
     emulator = find_qemu()
     with run_folder(out) as folder:
         image = disk or built.disk
-        if slot:
+        if slot is not None:
             image = image if disk else copy_sparse(image, folder / "disk.img")
-        with Scratch(image, board, writable=bool(slot)) as scratch:
-            if slot:
+        with Scratch(image, board, writable=slot is not None) as scratch:
+            if slot is not None:
                 scratch.activate(slot)
             chosen = scratch.next_slot()
         wiring = Wiring(image, snapshot=disk is None, serial="mon:stdio", forwards=forwards, reboot=True)
         command = machine_command(board, built, emulator, folder, wiring)
         kept = f"changes are kept in {disk}" if disk else "changes to the disk are discarded at the end"
         say(f"QEMU {emulator.version_text}, slot {chosen}. Ctrl-A X quits; {kept}.")
-        try:
-            code = subprocess.run(command, check=False).returncode
-        except OSError as error:
-            raise ToolError(f"QEMU cannot be started: {error.strerror}", where=command[0], hint=MENDS) from error
+        code = _run(command)
     if code:
         raise ToolError(f"QEMU ended with exit code {code}", where=command[0])
+
+
+def _run(command: list[str]) -> int:
+    """Run QEMU at our terminal; the exit code. It dies with this process. If an exception ends the wait, QEMU has time
+    to flush and to give the terminal back its settings."""
+    try:
+        machine = subprocess.Popen(command, preexec_fn=death_with_parent())  # noqa: PLW1509  see there
+    except OSError as error:
+        raise ToolError(f"QEMU cannot be started: {error.strerror}", where=command[0], hint=MENDS) from error
+    try:
+        return machine.wait()
+    finally:
+        machine.terminate()
+        try:
+            machine.wait(END)
+        except subprocess.TimeoutExpired:
+            machine.kill()
+            machine.wait()

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -83,16 +84,18 @@ def short_run(command: list[str]) -> str:
     return done.stdout
 
 
+def death_with_parent() -> Callable[[], object]:
+    """A function for Popen's preexec_fn: the child is killed when the thread that starts it ends. It is one call into
+    libc, made ready before the fork."""
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def start(command: list[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start QEMU with its console on a pipe and its own messages in `complaints`; it dies with this process.
 
     Raises ToolError if it cannot be started.
     """
-    prctl = ctypes.CDLL(None).prctl
-
-    def die_with_parent() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
     try:
         return subprocess.Popen(
             command,
@@ -100,7 +103,7 @@ def start(command: list[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=complaints,
             bufsize=0,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  one call into libc, made ready before the fork
+            preexec_fn=death_with_parent(),  # noqa: PLW1509  see there
         )
     except OSError as error:
         raise ToolError(f"QEMU cannot be started: {error.strerror}", where=command[0], hint=MENDS) from error

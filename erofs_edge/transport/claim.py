@@ -23,6 +23,8 @@ PROC = Path("/proc")
 TAIL = 80  # bytes of a name kept beside its checksum: an address has 107 at most
 # include/uapi/asm-generic/fcntl.h: type and whence, start, length (0: all of it), pid, for 64 bits
 _WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_WRITTEN = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 101, 1, 0)
+"""the byte that QEMU locks while it may write to a disk: block/file-posix.c, RAW_LOCK_PERM_BASE and BLK_PERM_WRITE"""
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 
@@ -67,6 +69,23 @@ def lock(fd: int, path: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise taken(str(path), user_of(path)) from error
+
+
+def refuse_written(path: Path) -> None:
+    """Raises DeviceRefusedError, naming the program, for a file that a QEMU machine or another run of this program may
+    be writing. Any number of programs may read it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # the next one to open it gives the reason
+    try:
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _WRITTEN)
+    except OSError:
+        return  # a file system without locks
+    finally:
+        os.close(fd)
+    if struct.unpack_from("h", found)[0] != fcntl.F_UNLCK:
+        raise taken(str(path), user_of(path))
 
 
 def user_of(path: Path) -> str:

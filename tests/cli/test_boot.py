@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,7 @@ from erofs_edge.cli.main import cli
 QEMU_TESTS = Path(__file__).parents[1] / "qemu"
 sys.path.insert(0, str(QEMU_TESTS))
 from fake_machine import BOARD_YAML, FakeQemu, make_build  # noqa: E402
+from waiting import eventually  # noqa: E402
 
 GOOD = (QEMU_TESTS / "data/good.txt").read_bytes().decode()
 STOPPED = (QEMU_TESTS / "data/tampered-system.txt").read_bytes().decode()
@@ -75,13 +81,16 @@ def test_a_boot_that_fails(fake: FakeQemu) -> None:
     assert "stage 'guest report': slot=b where slot=a was expected" in result.stderr
     assert "  | erofs-edge: report" in result.stderr
     assert json.loads(boot("--smoke", "--json").stdout)["error"]["exit_code"] == 9
+    assert "hint: --log FILE saves the whole console" in result.stderr
+    assert "hint: the whole console is in kept.txt" in boot("--smoke", "--log", "kept.txt").stderr
+    assert Path("kept.txt").read_text().endswith("login: ")
 
 
 def test_tamper(fake: FakeQemu) -> None:
     fake.plan(STOPPED)
     result = boot("--smoke", "--tamper", "system")
     assert result.exit_code == 0, result.output
-    assert "stopped at stage 'verity'" in result.stdout
+    assert "stopped at stage 'dm-verity active'" in result.stdout
     fake.plan(GOOD)
     assert boot("--tamper", "system").exit_code == 9
 
@@ -96,12 +105,79 @@ def test_tamper(fake: FakeQemu) -> None:
         (["--forward", "0:22"], "is not HOST:GUEST"),
         (["--smoke", "--tamper", "nothing"], "unknown scenario 'nothing'"),
         (["--smoke", "--slot", "c"], "no slot 'c'"),
+        (["--smoke", "--slot", ""], "no slot ''"),
+        (["--slot", ""], "no slot ''"),
+        (["--forward", "22:22", "--forward", "22:80"], "port 22 of this machine twice"),
+        (["--smoke", "--timeout", "nan"], "'nan' is not a number of seconds"),
+        (["--smoke", "--timeout", "inf"], "is not in the range"),
+        (["--smoke", "--timeout", "1e300"], "is not in the range"),
+        (["--smoke", "--disk", ""], "a folder, not a disk"),
+        (["--disk", "out/lab/disk.img"], "must stay as it was built"),
+        (["--keep", "--disk", "out/lab/disk.img"], "must stay as it was built"),
+        (["--smoke", "--log", "out/lab/disk.img"], "--log would overwrite a file that this boot uses"),
+        (["--smoke", "--disk", "own", "--log", "own"], "--log would overwrite a file that this boot uses"),
+        (
+            ["--smoke", "--diskless", "--data", "new", "--log", "new"],
+            "--log would overwrite a file that this boot uses",
+        ),
     ],
 )
 def test_usage(fake: FakeQemu, arguments: list[str], message: str) -> None:
     result = boot(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert not any("file=" in word for call in fake.calls for word in call), "a machine was started"
+
+
+def test_a_missing_disk(fake: FakeQemu) -> None:
+    for words in ((), ("--smoke",), ("--keep",), ("--falls-back",)):
+        result = boot("--disk", "gone.img", *words)
+        assert (result.exit_code, "gone.img: there is no such disk" in result.stderr) == (1, True), result.stderr
+        assert "hint: erofs-edge flash BOARD --to FILE" in result.stderr
+
+
+def test_only_a_file_keeps_what_is_written(fake: FakeQemu) -> None:
+    """A device would be written without any of the checks of `flash`: mounted, the system's own."""
+    for words in ((), ("--keep",)):
+        result = boot("--disk", "/dev/null", *words)
+        assert (result.exit_code, "/dev/null: only a file can keep" in result.stderr) == (7, True), result.stderr
+
+
+@contextmanager
+def machine_with(disk: Path, *, reads: bool) -> Iterator[None]:
+    """The locks that QEMU has on a disk (block/file-posix.c): shared ones, on bytes that stand for permissions."""
+    code = "import fcntl, struct, sys; file = open(sys.argv[1], 'rb')\n"
+    code += "for byte in map(int, sys.argv[2:]):\n"
+    code += "    fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack('hhqqi4x', fcntl.F_RDLCK, 0, byte, 1, 0))\n"
+    code += "print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(disk), "100", *([] if reads else ["101"]), "201", "203"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        yield
+        process.communicate(b"\n")
+
+
+def test_a_disk_in_use(fake: FakeQemu) -> None:
+    """QEMU would only say so once it has started; with --slot, the disk would have been changed by then."""
+    fake.plan(GOOD)
+    disk = Path("own.img")
+    shutil.copy("out/lab/disk.img", disk)
+    before = disk.read_bytes()
+    with machine_with(disk, reads=False):
+        for words in (
+            (),
+            ("--slot", "b"),
+            ("--smoke",),
+            ("--smoke", "--slot", "b"),
+            ("--keep",),
+            ("--scenario", "unit"),
+        ):
+            result = boot("--disk", str(disk), *words)
+            assert (result.exit_code, "own.img: another program is using it: process" in result.stderr) == (7, True)
+    with machine_with(disk, reads=True):
+        assert boot("--disk", str(disk), "--keep").exit_code == 7
+        assert boot("--disk", str(disk), "--smoke").exit_code == 0
+    assert disk.read_bytes() == before
 
 
 def test_a_pipe_is_no_disk(fake: FakeQemu) -> None:
@@ -144,6 +220,29 @@ def test_the_terminal_with_a_disk_of_its_own(fake: FakeQemu) -> None:
     assert "snapshot" not in command
     assert fake.disk_seen == disk.read_bytes()
     assert b"BOOT_ORDER=B A" in disk.read_bytes()[5 << 20 : 6 << 20]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_the_machine_at_the_terminal_ends_with_us(fake: FakeQemu, number: signal.Signals) -> None:
+    fake.plan(60)
+    command = [sys.executable, "-m", "erofs_edge", "boot", "board.yaml", "--slot", "b"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
+        assert eventually((fake.folder / "disk-seen").exists)
+        children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        child.send_signal(number)
+        code = child.wait(60)
+    assert len(children) == 1 and eventually(lambda: not running(children[0]))
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:
+        assert (code, fake.terminated, list(Path("out/lab").glob(".run-*"))) == (128 + number, True, [])
+
+
+def running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_no_qemu(fake: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:

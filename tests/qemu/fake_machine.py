@@ -57,7 +57,7 @@ qemu: {}
 """
 
 FAKE = """#!{python} -SE
-import json, os, re, sys, time
+import json, os, re, signal, sys, time
 here = {here!r}
 plan = json.load(open(here + "/plan.json"))
 arguments = sys.argv[1:]
@@ -71,6 +71,10 @@ if dump:
     if plan.get("dump", True):
         open(dump[1], "wb").write(open(here + "/machine.dtb", "rb").read())
     sys.exit(plan.get("dump_code", 0))
+def end(*_):
+    open(here + "/terminated", "w").close()
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
 disk = re.search(r"file=([^,\\n]+)", "\\n".join(arguments))[1]
 open(here + "/disk-seen", "wb").write(open(disk, "rb").read())
 sys.stderr.write(plan.get("complaint", ""))
@@ -115,6 +119,11 @@ class FakeQemu:
     @property
     def finished(self) -> bool:
         return (self.folder / "finished").exists()
+
+    @property
+    def terminated(self) -> bool:
+        """Whether a machine was asked to end, as opposed to killed: QEMU then flushes, and restores the terminal."""
+        return (self.folder / "terminated").exists()
 
     @property
     def disk_seen(self) -> bytes:
