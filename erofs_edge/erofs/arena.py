@@ -28,8 +28,13 @@ class Arena:
     files."""
 
     def __init__(self) -> None:
-        self._file = _file_in_memory(UNIT * UNITS)
-        self._map = mmap.mmap(self._file, UNIT * UNITS)
+        self._file = _file_in_memory()
+        try:
+            os.ftruncate(self._file, UNIT * UNITS)
+            self._map = mmap.mmap(self._file, UNIT * UNITS)
+        except OSError:
+            self.close()
+            raise
         self._free = (1 << UNITS) - 1  # a bit for each unit
         self._returned: deque[tuple[int, int]] = deque()
 
@@ -104,15 +109,13 @@ def _lease_type(units: int) -> Any:
     return type("Lease", (ctypes.c_ubyte * (units * UNIT),), {"__del__": give_back})
 
 
-def _file_in_memory(size: int) -> int:
-    """Return the descriptor of a new memory file. Raises OSError if the system does not have them."""
+def _file_in_memory() -> int:
+    """Return the descriptor of a new, empty memory file. Raises OSError if the system does not have them."""
     if not hasattr(os, "memfd_create"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     try:
-        file = os.memfd_create("erofs-edge", os.MFD_CLOEXEC | NOEXEC_SEAL)
+        return os.memfd_create("erofs-edge", os.MFD_CLOEXEC | NOEXEC_SEAL)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        file = os.memfd_create("erofs-edge")
-    os.ftruncate(file, size)
-    return file
+        return os.memfd_create("erofs-edge")

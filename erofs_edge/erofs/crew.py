@@ -108,7 +108,7 @@ class Crew:
             self._barrier = -1
 
     def submit(self, pieces: list[Piece]) -> Ticket | None:
-        """Start on a batch; None if the arena currently has no room for it."""
+        """Start on a batch; None if there is currently no room for it."""
         sent = self._without_small(pieces)
         task = task_of(sent)
         size = sum([piece.length for piece in sent])
@@ -118,11 +118,15 @@ class Crew:
         first = self._arena.take(units)
         if first is None:
             return None
+        try:
+            self._arena.write(first, [task])
+        except OSError:  # not enough memory
+            self._arena.give_back(first, units)
+            return None
         self._number += 1
         ticket = Ticket(self, self._number, pieces, first, units)
         self._tickets[ticket.number] = ticket
         try:
-            self._arena.write(first, [task])
             os.write(self._feed, TASK.pack(ticket.number, first, units, len(task)))
         except BrokenPipeError:
             raise _killed() from None
@@ -197,7 +201,12 @@ class Crew:
     def _start(self, *, waits: bool) -> None:
         here, there = os.pipe()
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(here)
+            os.close(there)
+            raise
         if not pid:
             try:
                 os.close(self._feed)

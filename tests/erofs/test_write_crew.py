@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import subprocess
@@ -131,7 +132,21 @@ def test_where_no_process_can_be_forked(folder: Path, tmp_path: Path, monkeypatc
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(os, "fork", refused)
+    before = set(os.listdir("/proc/self/fd"))
     assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_where_no_shared_memory_can_be_mapped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crews: list[Crew]
+) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    before = set(os.listdir("/proc/self/fd"))
+    assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+    assert set(os.listdir("/proc/self/fd")) <= before and not crews
 
 
 @pytest.mark.parametrize("units", [12, 40])
@@ -161,6 +176,20 @@ def test_memory_that_ends(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "pwritev", half)
     assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+
+
+def test_memory_that_ends_before_anything_is_sent(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crews: list[Crew]
+) -> None:
+    """A task that cannot be stored completely is not sent."""
+    whole = os.pwritev
+
+    def half(file: int, buffers: list[bytes], at: int) -> int:
+        return whole(file, [buffers[0][: len(buffers[0]) // 2]] if os.getpid() == PARENT else buffers, at)
+
+    monkeypatch.setattr(os, "pwritev", half)
+    assert built(folder, tmp_path / "out", LZ4) == by_threads(folder, tmp_path / "threads", LZ4)
+    assert len(crews) == 1 and not crews[0]._number
 
 
 def test_more_results_than_a_call_can_write(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
