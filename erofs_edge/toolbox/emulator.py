@@ -58,8 +58,10 @@ def _mend(named: str | None) -> str:
 
 
 def escaped(path: Path) -> str:
-    """A path for use inside a list of options, where QEMU requires doubled commas."""
-    return str(path).replace(",", ",,")
+    """A path for use inside a list of options: QEMU requires doubled commas, and takes what precedes a colon in the
+    first part of a relative path for a protocol."""
+    text = str(path).replace(",", ",,")
+    return f"./{text}" if ":" in text.partition("/")[0] else text
 
 
 def short_run(command: list[str]) -> str:

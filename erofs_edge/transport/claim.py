@@ -109,11 +109,15 @@ def user_of(path: Path) -> str:
 
 
 def program(pid: int) -> str:
-    """'process 12 (name)'."""
+    """'process 12 (name)'. A program started by the dynamic loader, such as QEMU in our private prefix, has the
+    loader's name; its own one is in its arguments."""
     try:
         name = (PROC / str(pid) / "comm").read_text("utf-8", "replace").strip()
+        words = (PROC / str(pid) / "cmdline").read_text("utf-8", "replace").split("\0")
     except OSError:
-        name = ""
+        name, words = "", []
+    if name.startswith("ld-") and "--argv0" in words[:-1]:
+        name = words[words.index("--argv0") + 1]
     return f"process {pid} ({name})" if name else f"process {pid}"
 
 

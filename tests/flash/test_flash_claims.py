@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -147,6 +148,19 @@ def test_two_programs_at_one_file(images: list[Path], tmp_path: Path, repository
             assert f"another program is using it: process {holder.pid} (" in refused.stderr
         assert disk.read_bytes() == v1.read_bytes()
     assert run("flash", v2, "--to", disk).exit_code == 0
+
+
+def test_a_program_started_by_the_loader_is_called_by_its_own_name(tmp_path: Path) -> None:
+    """As QEMU is from our private prefix, whose libraries the system's loader would not find."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"open\n")
+    loader = next(word for word in Path("/proc/self/maps").read_text().split() if Path(word).name.startswith("ld-"))
+    command = [loader, "--argv0", "qemu-system-aarch64", shutil.which("tail") or "", "-f", str(disk)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said, who = process.stdout.readline(), user_of(disk)
+        process.kill()
+    assert (said, who) == (b"open\n", f"process {process.pid} (qemu-system-aarch64)")
 
 
 def test_two_programs_at_one_fastboot_device() -> None:

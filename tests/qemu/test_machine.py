@@ -43,6 +43,12 @@ def test_arguments_of_a_smoke_boot() -> None:
     ]  # fmt: skip
 
 
+def test_a_colon_in_a_name_is_no_protocol() -> None:
+    for name, wanted in (("at-01:20.img", "./at-01:20.img"), ("a/01:20", "a/01:20"), ("/o/a:b,c", "/o/a:b,,c")):
+        drive = next(word for word in arguments(Wiring(Path(name))) if word.startswith("if=none"))
+        assert f"file={wanted},snapshot" in drive
+
+
 def test_arguments_at_the_terminal() -> None:
     disk, forwards = Path("/o/my,disk.img"), ((2222, 22), (8080, 80))
     assert arguments(Wiring(disk, snapshot=False, serial="mon:stdio", reboot=True, forwards=forwards)) == [
