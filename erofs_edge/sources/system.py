@@ -23,7 +23,7 @@ from erofs_edge.sources.debian.configure.alternatives import drop_dangling
 from erofs_edge.sources.debian.configure.apply import owner_ids
 from erofs_edge.sources.debian.configure.database import write_database
 from erofs_edge.sources.debian.configure.effects import recall_table
-from erofs_edge.sources.debian.configure.ids import NO_LOGIN_SHELLS
+from erofs_edge.sources.debian.configure.ids import NO_LOGIN_SHELLS, is_person
 from erofs_edge.sources.debian.configure.var import move_var
 from erofs_edge.sources.debian.deb import Package, read_debs
 from erofs_edge.sources.debian.scripted.capture import Scripted
@@ -90,11 +90,11 @@ def system_tree(
     for item in owned:
         give(loaded, item, accounts)
     finish(tree, system, accounts, report, position=loaded.position)
-    _check_shells(loaded, tree)
     if system.network is not None:
         apply_network(tree, system.network, loaded.position)
     apply_smoke(tree, system.smoke)
     report.unmatched += leave_out(loaded, tree)
+    _check_shells(loaded, accounts, tree)
     if packages:
         drop_dangling(tree)
         write_database(tree, packages, system.arch)
@@ -153,14 +153,15 @@ def leave_out(loaded: Loaded[System], tree: FileTree) -> list[str]:
     return unmatched
 
 
-def _check_shells(loaded: Loaded[System], tree: FileTree) -> None:
-    """Raises ManifestError if the manifest gives a user a login shell that does not exist: the user could not log
-    in.
-    """
+def _check_shells(loaded: Loaded[System], accounts: Accounts, tree: FileTree) -> None:
+    """Raises ManifestError if a user of the manifest who may log in has a shell that does not exist."""
     for name, user in loaded.value.users.items():
-        if user.shell and user.shell not in NO_LOGIN_SHELLS and tree.get(user.shell, follow=True) is None:
+        shell = accounts.users[name].shell
+        if is_person(user) and shell not in NO_LOGIN_SHELLS and tree.get(shell, follow=True) is None:
             raise loaded.error(
-                f"users.{name}.shell", f"no {user.shell} in the system", hint="add its package to `packages`"
+                f"users.{name}.shell",
+                f"no {shell} in the system, the login shell of {name!r}",
+                hint="add its package to `packages`, or name another `shell`",
             )
 
 

@@ -201,11 +201,19 @@ def test_globs_of_an_overlay_that_match_nothing_are_told_with_their_place(build:
     assert built.report.unmatched == [f"{place}:2:49: /usr/bin/prob", f"{place}:2:77: /etc/issue"]
 
 
-def test_a_login_shell_that_is_not_there_stops_the_build(build: Build) -> None:
+def test_a_login_shell_that_is_not_there_stops_the_build(build: Build, tmp_path: Path) -> None:
     build("users: {anna: {uid: 1234, shell: /usr/sbin/nologin}}\n")
     with pytest.raises(ManifestError, match="no /bin/zsh in the system") as caught:
         build("users: {anna: {uid: 1234, shell: /bin/zsh}}\n")
     assert "m.yaml:2:27" in str(caught.value.where)
+    by_default = "users: {root: {password: ''}}\n"
+    with pytest.raises(ManifestError, match="no /bin/bash in the system"):
+        build(by_default)
+    (tmp_path / "over/bin").mkdir(parents=True)
+    (tmp_path / "over/bin/bash").write_text("#!")
+    build(f"overlay: [{{from: over}}]\n{by_default}")
+    with pytest.raises(ManifestError, match="no /bin/bash in the system"):
+        build(f"overlay: [{{from: over}}]\nexclude: [/usr/bin/bash]\n{by_default}")
 
 
 def test_a_user_that_the_lock_lacks_stops_the_build(build: Build) -> None:
@@ -228,7 +236,7 @@ def test_a_system_of_sources_alone_is_taken_as_it_is(build: Build, tmp_path: Pat
 
 
 def test_two_builds_are_equal(build: Build) -> None:
-    text = "users: {anna: {uid: 1234, password: '$6$a$b'}}\n"
+    text = "users: {anna: {uid: 1234, password: '$6$a$b', shell: /usr/sbin/nologin}}\n"
     assert rows(build(text).tree) == rows(build(text).tree)
 
 
